@@ -1,0 +1,43 @@
+# Each target sets up .venv by itself on a machine that has only Python >= 3.11; a second call is quick.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+OUT ?= out/audit
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: audit test lint soak benchmarks clean
+
+audit: .venv/.installed
+	$(BIN)/kernelmem audit --out $(OUT) $(ARGS)
+
+test: .venv/.tested
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak" $(ARGS)
+
+soak: .venv/.tested
+	$(BIN)/python -m pytest -q -m soak $(ARGS)
+
+lint: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/python -m tests.house
+
+benchmarks: .venv/.tested
+	$(BIN)/python -m experiments.benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv out
+
+# --group needs pip >= 25.1, which older Pythons do not bundle.
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "kernelmem needs Python 3.11 or newer, this is " + sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q "torch==$(TORCH)"
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/python -m pip install -q --group dev
+	@touch $@

@@ -1,0 +1,35 @@
+"""Audit a small convolutional network: any module whose output is (n, C) works, here through the dense Jacobian.
+
+Run: python examples/audit_convolutional_network.py
+"""
+
+import torch
+from torch import nn
+
+import kernelmem as km
+from kernelmem.runs.data import digits
+from kernelmem.runs.trainer import train_classifier
+
+data = digits(n_train=300, seed=1)
+pictures, test_pictures = data.x_train.reshape(-1, 1, 8, 8), data.x_test.reshape(-1, 1, 8, 8)[:300]
+noisy = km.corrupt_labels(data.y_train, 0.1, "confusable", seed=1, x=data.x_train)
+
+torch.manual_seed(1)
+model = nn.Sequential(
+    nn.Conv2d(1, 8, 3, padding=1),
+    nn.ReLU(),
+    nn.Conv2d(8, 16, 3, stride=2),
+    nn.ReLU(),
+    nn.Flatten(),
+    nn.Linear(144, 10),
+)
+train_classifier(model, pictures, noisy.y, epochs=80, batch_size=32, learning_rate=3e-3, seed=1)
+
+audit = km.audit(
+    model,
+    (pictures, noisy.y),
+    (test_pictures, data.y_test[:300]),
+    flipped=noisy.flipped,
+    out="out/convolutional",
+)
+print(audit)

@@ -1,0 +1,31 @@
+"""kernelmem accounts for what a trained network remembers.
+
+::
+
+    model + data ─► runs ─► tangents ─► kernels ─► machines ─► memorization ─► audit
+                    (how it   (df/dθ,     (NTK)      (ridge,      (label noise,    (one report)
+                    trained)  factored)              exact        detection)
+                                                     leave-one-out)
+
+Data moves from left to right, and a package imports only what stands to its left. Below them all: ``ground`` (errors,
+checks, the one door to torch.func) and ``store`` (whole files, weights without code). ``testing`` is for users' own
+tests; nothing imports it. The names below are the public interface.
+"""
+
+from kernelmem.audit import Audit as Audit
+from kernelmem.audit import audit as audit
+from kernelmem.ground.errors import FileCorruptError as FileCorruptError
+from kernelmem.ground.errors import InputError as InputError
+from kernelmem.ground.errors import KernelmemError as KernelmemError
+from kernelmem.ground.errors import NumericalError as NumericalError
+from kernelmem.ground.errors import UnsupportedModelError as UnsupportedModelError
+from kernelmem.ground.errors import VerificationError as VerificationError
+from kernelmem.kernels.ntk import ntk as ntk
+from kernelmem.machines.fidelity import fidelity as fidelity
+from kernelmem.machines.leave_one_out import LeaveOneOut as LeaveOneOut
+from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
+from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
+from kernelmem.memorization.detection import detect as detect
+from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
+
+__version__ = "0.1.0"

@@ -1,0 +1,7 @@
+"""``python -m kernelmem`` is ``kernelmem``."""
+
+import sys
+
+from kernelmem.cli import main
+
+sys.exit(main())

@@ -1,0 +1,33 @@
+"""Entry point: read the command, run it, turn refusals into exit code 2."""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from kernelmem.cli.audit import AuditCommand
+from kernelmem.ground.errors import KernelmemError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the return value is the exit code.
+
+    >>> main(["audit", "--noise", "2"])
+    2
+    """
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"audit": AuditCommand},
+        prog="kernelmem",
+        description="Kernel and memorization analysis for PyTorch networks.",
+        args=arguments,
+    )
+    try:
+        command.run()
+    except KernelmemError as error:
+        print(f"kernelmem: {type(error).__name__}", file=sys.stderr)
+        for label, text in (("given", error.given), ("expected", error.expected), ("do", error.do)):
+            print(f"  {label + ':':<10}{text}", file=sys.stderr)
+        return 2
+    return 0

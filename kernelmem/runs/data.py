@@ -1,0 +1,180 @@
+"""Labeled data for training and audits: the embedded digits, and .npz files that are checked array by array."""
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelmem.ground.checks import as_labels, as_tensor, seed_sequence
+from kernelmem.ground.errors import FileCorruptError, InputError
+
+__all__ = ["LabeledData", "digits", "read_npz"]
+
+REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class LabeledData:
+    """Training and test rows with integer labels; ``flipped`` marks training labels known to be wrong."""
+
+    name: str
+    x_train: Tensor  # (n, ...)
+    y_train: Tensor  # (n,) int64
+    x_test: Tensor  # (m, ...)
+    y_test: Tensor  # (m,) int64
+    image_shape: tuple[int, ...] | None = None  # (H, W) or (H, W, 3), where rows are pictures
+    flipped: Tensor | None = None  # (n,) bool
+
+    @property
+    def n_classes(self) -> int:
+        """One more than the largest label."""
+        return int(max(self.y_train.max(), self.y_test.max())) + 1
+
+    def with_labels(self, y_train: Tensor, flipped: Tensor) -> "LabeledData":
+        """The same rows with other training labels."""
+        return replace(self, y_train=y_train, flipped=flipped)
+
+
+def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
+    """Load scikit-learn's 1,797 digits (8x8 pictures, values 0..1), split at random into training and test rows.
+
+    Raises:
+        InputError: ``n_train`` outside 1..1796.
+
+    >>> data = digits()
+    >>> tuple(data.x_train.shape), tuple(data.x_test.shape), data.n_classes
+    ((1000, 64), (797, 64), 10)
+    """
+    from sklearn.datasets import (
+        load_digits,
+    )  # imported here: it costs half a second and only the default needs it
+
+    pictures, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(np.asarray(pictures).astype(np.float32) / 16.0)
+    y = torch.from_numpy(np.asarray(labels).astype(np.int64))
+    if not 1 <= n_train < len(x):
+        raise InputError(f"n_train={n_train}", expected=f"1..{len(x) - 1} of {len(x)} digits", do="pass n_train=1000")
+    order = torch.from_numpy(np.random.default_rng(seed_sequence(seed, ["split"])["split"]).permutation(len(x)))
+    train, test = order[:n_train], order[n_train:]
+    return LabeledData("scikit-learn digits", x[train], y[train], x[test], y[test], image_shape=(8, 8))
+
+
+def read_npz(path: str | Path) -> LabeledData:
+    """Read x_train, y_train, x_test, y_test from a .npz file (arrays only: pickled objects are refused).
+
+    Optional arrays: ``flipped`` (n_train,) bool, training labels known to be wrong; ``image_shape`` (2 or 3 numbers).
+
+    Raises:
+        InputError: a missing array, no rows, NaN, lengths or row shapes that do not match, bad labels: the message
+            names the array and its shape.
+        FileCorruptError: not an .npz file, truncated, or holding pickled objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"data file {path}", expected="an existing .npz file", do="check the path")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        TypeError,
+    ) as error:  # TypeError: a single .npy array
+        raise FileCorruptError(
+            f"data file {path} ({error})",
+            expected="an .npz archive of plain arrays",
+            do="write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
+        ) from error
+    missing = [name for name in REQUIRED if name not in arrays]
+    if missing:
+        held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
+        raise InputError(
+            f"data file {path} without {', '.join(missing)} (it holds {held})",
+            expected=f"arrays {', '.join(REQUIRED)}",
+            do="write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
+        )
+    return labeled_data(
+        *(arrays[name] for name in REQUIRED),
+        name=path.name,
+        image_shape=arrays.get("image_shape"),
+        flipped=arrays.get("flipped"),
+    )
+
+
+def labeled_data(
+    x_train, y_train, x_test, y_test, *, name: str = "data", image_shape=None, flipped=None
+) -> LabeledData:
+    """Check arrays or tensors and pair them: see :func:`read_npz` for what is refused."""
+    rows = {}
+    for key, value in (("x_train", x_train), ("x_test", x_test)):
+        tensor = as_tensor(value, key)
+        if tensor.ndim < 2 or tensor.numel() == 0:
+            raise InputError(
+                f"{key} of shape {tuple(tensor.shape)}",
+                expected="at least one row: shape (n, features) or (n, ...)",
+                do="give the examples along the first axis" if tensor.ndim else f"fill {key}",
+            )
+        rows[key] = tensor.to(torch.float32) if tensor.dtype in (torch.uint8, torch.float16) else tensor
+    if rows["x_train"].shape[1:] != rows["x_test"].shape[1:]:
+        raise InputError(
+            f"x_train of shape {tuple(rows['x_train'].shape)} and x_test of shape {tuple(rows['x_test'].shape)}",
+            expected="rows of the same shape",
+            do="preprocess both in the same way",
+        )
+    labels = {
+        key: as_labels(value, key, n=len(rows[x]))
+        for key, value, x in (("y_train", y_train, "x_train"), ("y_test", y_test, "x_test"))
+    }
+    present = labels["y_train"].unique()
+    if len(present) < 2:
+        raise InputError(
+            f"y_train of shape {tuple(labels['y_train'].shape)} with one class only ({int(present[0])})",
+            expected="at least two classes",
+            do="check that the labels were read from the right column",
+        )
+    mask = None
+    if flipped is not None:
+        mask = as_tensor(flipped, "flipped")
+        if mask.shape != labels["y_train"].shape or not bool(((mask == 0) | (mask == 1)).all()):
+            raise InputError(
+                f"flipped of shape {tuple(mask.shape)} and dtype {mask.dtype}",
+                expected=f"{len(labels['y_train'])} booleans, one for each training row",
+                do="leave it out where the wrong labels are unknown",
+            )
+        mask = mask.bool()
+    shape = _image_shape(rows["x_train"], image_shape)
+    return LabeledData(
+        name,
+        rows["x_train"],
+        labels["y_train"],
+        rows["x_test"],
+        labels["y_test"],
+        image_shape=shape,
+        flipped=mask,
+    )
+
+
+def _image_shape(x: Tensor, given) -> tuple[int, ...] | None:
+    """The picture shape of a row: as given, or read off rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
+    row = tuple(x.shape[1:])
+    if given is not None:
+        shape = tuple(int(size) for size in np.asarray(given).ravel())
+        if len(shape) not in (2, 3) or int(np.prod(shape)) != int(np.prod(row)) or (len(shape) == 3 and shape[2] != 3):
+            raise InputError(
+                f"image_shape {shape} for rows of shape {row}",
+                expected="(H, W) or (H, W, 3) with as many values as a row",
+                do="leave it out where rows are no pictures",
+            )
+        return shape
+    if len(row) == 2 and min(row) >= 4:
+        return row
+    if len(row) == 3 and row[0] in (1, 3) and min(row[1:]) >= 4:
+        return (row[1], row[2]) if row[0] == 1 else (row[1], row[2], 3)
+    if len(row) == 3 and row[2] == 3 and min(row[:2]) >= 4:
+        return row
+    return None

@@ -1,0 +1,47 @@
+"""The small default network."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Standardize", "mlp"]
+
+
+class Standardize(nn.Module):
+    """Flatten rows and bring features to mean 0 and a common spread 1 (constants from the training rows, as buffers).
+
+    One scale serves all features of a picture-like table, so that empty corners are not blown up to noise.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, x: Tensor, *, per_feature: bool = False) -> None:
+        super().__init__()
+        flat = x.reshape(len(x), -1).to(torch.float32)
+        spread = flat.std(0, correction=0) if per_feature else flat.std(0, correction=0).square().mean().sqrt()
+        self.register_buffer("mean", flat.mean(0))
+        self.register_buffer("scale", torch.where(spread > 0, spread, torch.ones_like(spread)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, ...) to (n, d)."""
+        return (x.reshape(len(x), -1) - self.mean) / self.scale
+
+
+def mlp(x: Tensor, n_classes: int, *, widths: tuple[int, ...] = (256, 256), seed: int, pictures: bool) -> nn.Sequential:
+    """Build a relu network for rows like ``x``, He-initialized from ``seed`` alone (the global state is not touched).
+
+    >>> mlp(torch.zeros(5, 64), 10, seed=0, pictures=True)(torch.zeros(2, 64)).shape
+    torch.Size([2, 10])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [int(x[0].numel()), *widths]
+    layers: list[nn.Module] = [Standardize(x, per_feature=not pictures)]
+    for fan_in, fan_out in zip(sizes, [*sizes[1:], n_classes], strict=True):
+        layer = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
+        with torch.no_grad():
+            layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
+            layer.bias.zero_()
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,1 @@
+"""Bytes that survive: whole files or none, and weights without code in them."""

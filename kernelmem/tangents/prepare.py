@@ -1,0 +1,156 @@
+"""The user's model made ready: a private copy, in one dtype, in a state where an example's output is its own."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.ground.batches import Rows
+from kernelmem.ground.errors import InputError, UnsupportedModelError
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A private copy of a model, with the parameters whose tangents are wanted requiring gradients."""
+
+    module: nn.Module
+    forward: Callable[[nn.Module, Any], Tensor]
+    parameters: dict[str, nn.Parameter]  # name (first one, where tied) -> parameter of the copy
+    dtype: torch.dtype
+    device: torch.device
+    n_outputs: int = field(default=0)
+
+    def outputs(self, batch: Any, n: int) -> Tensor:
+        """Run the model on a batch of n rows; the result is checked to be (n, C)."""
+        result = self.forward(self.module, batch)
+        if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != n or result.shape[1] == 0:
+            what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise UnsupportedModelError(
+                f"a model whose output on {n} rows is {what}",
+                expected=f"a tensor of shape ({n}, C): one row of C outputs for each example",
+                do="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
+            )
+        return result
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of scalar parameters whose tangents are taken."""
+        return sum(p.numel() for p in self.parameters.values())
+
+
+def prepare(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    parameters: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    evaluation: bool = False,
+) -> Prepared:
+    """Copy ``model`` and select the parameters; the user's module is never changed.
+
+    dtype and device default to those of the model's first floating-point parameter. With ``evaluation`` the copy is put
+    into eval mode; without, a model in training mode is refused where that matters.
+
+    Raises:
+        UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C) or not deterministic.
+        InputError: unknown parameter names, no parameters, a dtype other than float32 and float64.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", do="wrap it in one")
+    if not evaluation:
+        _refuse_training_mode(model)
+    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if reference is None:
+        raise InputError("a model without parameters", expected="parameters", do="pass a model that can be trained")
+    dtype = dtype or reference.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", do="pass dtype=torch.float32")
+    device = torch.device(device) if device is not None else reference.device
+    try:
+        module = copy.deepcopy(model).to(device=device, dtype=dtype)
+    except RuntimeError as error:  # deepcopy of a module that holds non-leaf tensors
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} that cannot be copied ({error})",
+            expected="a module that copy.deepcopy takes",
+            do="replace torch.nn.utils.weight_norm by torch.nn.utils.parametrizations.weight_norm",
+        ) from error
+    if evaluation:
+        module.eval()
+    named = dict(module.named_parameters())
+    wanted = [name for name, p in named.items() if p.requires_grad] if parameters is None else list(parameters)
+    unknown = [name for name in wanted if name not in named]
+    if unknown or not wanted:
+        raise InputError(
+            f"parameters {unknown or wanted}",
+            expected=f"names among {', '.join(list(named)[:8])}{', ...' if len(named) > 8 else ''}",
+            do="take them from model.named_parameters(); with parameters=None at least one must require grad",
+        )
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in wanted)
+    selected = {name: parameter for name, parameter in named.items() if name in set(wanted)}
+    prepared = Prepared(module, forward or (lambda m, batch: m(batch)), selected, dtype, device)
+    return _probed(prepared, rows)
+
+
+def _probed(prepared: Prepared, rows: Rows) -> Prepared:
+    """Learn C, and see that two runs on the same rows agree."""
+    indices = [0, min(1, rows.n - 1)]
+    batch = rows.to(dtype=prepared.dtype, device=prepared.device).take(indices)
+    try:
+        with torch.no_grad():
+            first = prepared.outputs(batch, 2)
+            second = prepared.outputs(batch, 2)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, UnsupportedModelError):
+            raise
+        shapes = [tuple(leaf.shape) for leaf in _tensors(batch)]
+        raise InputError(
+            f"rows of shape {shapes} that the model does not take ({error})",
+            expected="inputs that model(x) accepts",
+            do="check the shape and dtype of the inputs, or pass forward=",
+        ) from error
+    if not torch.equal(first, second) and not bool((first.isnan() & second.isnan()).any()):
+        raise UnsupportedModelError(
+            "a model whose two runs on the same rows differ",
+            expected="a deterministic model",
+            do="call model.eval(), and remove functional dropout or sampling from its forward pass",
+        )
+    return Prepared(
+        prepared.module,
+        prepared.forward,
+        prepared.parameters,
+        prepared.dtype,
+        prepared.device,
+        first.shape[1],
+    )
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    values = batch.values() if isinstance(batch, dict) else batch
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _refuse_training_mode(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        recurrent = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
+        attention = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+        normalization = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if dropout or recurrent or attention or normalization:
+            what = "mixes the rows of a batch" if normalization else "drops units at random"
+            raise UnsupportedModelError(
+                f"module {name or '(root)'!r} ({type(module).__name__}) in training mode, which {what}",
+                expected="a model in which an example's output depends on that example alone",
+                do="call model.eval() first (and model.train() after it, if training goes on)",
+            )

@@ -1,0 +1,152 @@
+"""``kernelmem audit`` as a person types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from kernelmem.cli import main
+
+FACTORY = """
+from torch import nn
+def make(n_classes=3):
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, n_classes))
+def seven():
+    return nn.Linear(6, 7)
+def broken():
+    raise ValueError("no such architecture")
+def text():
+    return "net"
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(3, 6)) * 2
+    y = rng.integers(0, 3, 160)
+    x = (centers[y] + rng.normal(size=(160, 6))).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:])
+    (tmp_path / "my_nets.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_nets", None)
+
+
+def test_own_data_default_network(place, capsys):
+    assert main(["audit", "--data", "data.npz", "--out", "o", "--epochs", "30"]) == 0
+    content = json.loads((place / "o/audit.json").read_text())
+    assert content["data"]["n_train"] == 80
+    assert content["flips"] == {**content["flips"], "auroc": None, "n": None}
+    assert sorted(p.name for p in (place / "o").iterdir()) == [
+        "audit.html",
+        "audit.json",
+        "weights.safetensors",
+    ]
+    assert "report" in capsys.readouterr().out
+
+
+def test_noise_and_json(place, capsys):
+    assert (
+        main(
+            [
+                "audit",
+                "--data",
+                "data.npz",
+                "--noise",
+                "0.2",
+                "--noise-kind",
+                "pair",
+                "--json",
+                "--epochs",
+                "5",
+            ]
+        )
+        == 0
+    )
+    content = json.loads(capsys.readouterr().out)
+    assert content["flips"]["n"] == 16
+    assert "--noise-kind pair" in content["reproduce"]
+    labels = np.load(place / "out/audit/labels.npz")
+    assert int(labels["flipped"].sum()) == 16
+
+
+def test_own_network_and_weights(place, capsys):
+    assert main(["audit", "--data", "data.npz", "--model", "my_nets:make", "--out", "a", "--epochs", "20"]) == 0
+    first = json.loads((place / "a/audit.json").read_text())
+    again = [
+        "audit",
+        "--data",
+        "data.npz",
+        "--model",
+        "my_nets:make",
+        "--weights",
+        "a/weights.safetensors",
+        "--out",
+        "b",
+    ]
+    assert main(again) == 0
+    second = json.loads((place / "b/audit.json").read_text())
+    assert first["model"]["sha256"] == second["model"]["sha256"]
+    assert first["memorization"] == second["memorization"]
+    assert not (place / "b/weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "absent.npz"], "absent.npz"),
+        (["--data", "my_nets.py"], "npz"),
+        (["--noise", "1.5"], "share"),
+        (["--model", "my_nets"], "package.module:factory"),
+        (["--model", "my_nets:absent"], "absent"),
+        (["--model", "nowhere:make"], "nowhere"),
+        (["--model", "my_nets:broken"], "no such architecture"),
+        (["--model", "my_nets:text"], "torch.nn.Module"),
+        (["--model", "my_nets:seven"], "7 outputs"),
+        (["--model", "my_nets:make", "--weights", "absent.pt"], "absent.pt"),
+        (["--model", "my_nets:make", "--weights", "wrong.safetensors"], "2 missing"),
+        (["--model", "my_nets:make", "--weights", "wrong.safetensors", "--noise", "0.1"], "--noise"),
+        (["--device", "nonsense"], "device"),
+        (["--epochs", "0"], "epochs"),
+        (["--seed", "-3"], "seed"),
+        (["--out", "data.npz"], "directory"),
+    ],
+)
+def test_bad_input_exits_2_and_writes_nothing(place, capsys, options, words):
+    safetensors.torch.save_file(
+        {"0.weight": torch.zeros(16, 6), "0.bias": torch.zeros(16)}, place / "wrong.safetensors"
+    )
+    if "--data" not in options:
+        options = ["--data", "data.npz", *options]
+    if "--out" not in options:
+        options += ["--out", "o"]
+    before = sorted(p.name for p in place.iterdir() if p.name != "__pycache__")
+    assert main(["audit", "--epochs", "1", *options]) == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in ("given:", "expected:", "do:", words))
+    assert sorted(p.name for p in place.iterdir() if p.name != "__pycache__") == before
+
+
+def test_as_a_process(place):
+    command = [sys.executable, "-m", "kernelmem", "audit"]
+    done = subprocess.run([*command, "--data", "absent.npz"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "absent.npz" in done.stderr
+    assert "Traceback" not in done.stderr
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    for option in ("--data", "--model", "--weights", "--noise", "--seed", "--out", "--device", "--json"):
+        assert option in shown.stdout
+
+
+def test_module_is_a_module(place):
+    from kernelmem.cli.factories import build_model
+
+    assert isinstance(build_model("my_nets:make", n_classes=4, input_shape=(6,)), nn.Module)

@@ -1,0 +1,12 @@
+"""Settings of all tests: two hypothesis profiles, one thread a worker."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(int(os.environ.get("KERNELMEM_TEST_THREADS", "1")))
+common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", max_examples=40, **common)
+settings.register_profile("soak", max_examples=1000, **common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -1,0 +1,57 @@
+"""kernelmem.runs.trainer and the default network."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kernelmem.ground.errors import NumericalError
+from kernelmem.runs.models import Standardize, mlp
+from kernelmem.runs.trainer import train_classifier
+from kernelmem.store.weights import weights_sha256
+
+
+def data(n=60):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 5, generator=generator), torch.randint(3, (n,), generator=generator)
+
+
+def test_fits_every_label_and_repeats_to_the_bit():
+    x, y = data()
+    hashes = []
+    for noise in (1, 2):  # the global random state plays no part
+        torch.manual_seed(noise)
+        model = mlp(x, 3, seed=7, pictures=False)
+        result = train_classifier(model, x, y, epochs=60, batch_size=16, seed=8)
+        hashes.append(weights_sha256(model))
+    assert result.train_accuracy == 1.0
+    assert not model.training
+    assert hashes[0] == hashes[1]
+    other = mlp(x, 3, seed=7, pictures=False)
+    train_classifier(other, x, y, epochs=60, batch_size=16, seed=9)
+    assert weights_sha256(other) != hashes[0]
+
+
+def test_one_full_batch_step_is_torch_adam():
+    x, y = data()
+    model, twin = (mlp(x, 3, seed=1, pictures=False) for _ in range(2))
+    train_classifier(model, x, y, epochs=1, batch_size=60, learning_rate=0.01, seed=0)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(twin.parameters(), lr=0.01)
+    F.cross_entropy(twin(x[order]), y[order]).backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_divergence_is_refused():
+    x, y = data()
+    with pytest.raises(NumericalError, match="learning rate"):
+        train_classifier(nn.Linear(5, 3), x * 1e38, y, epochs=3, learning_rate=1e30, seed=0)
+
+
+def test_standardize():
+    x = torch.tensor([[0.0, 5.0, 1.0], [0.0, 7.0, 3.0]])
+    per_feature = Standardize(x, per_feature=True)(x)
+    assert per_feature.tolist() == [[0.0, -1.0, -1.0], [0.0, 1.0, 1.0]]
+    common = Standardize(x)(x)
+    assert float(common.square().mean()) == pytest.approx(1.0)
