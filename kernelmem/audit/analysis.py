@@ -106,6 +106,7 @@ def _memorization(machine: LeaveOneOut, network: Tensor, null: Tensor, unseen: T
         memorized=tuple(memorized),
         expected_by_chance=float(law.mean()),
         p_value=float(min(1.0, law.sf(len(memorized) - 1))) if memorized else 1.0,
+        n_null=m,
         null_mean=float(values.mean()),
         null_se=spread / m**0.5,
         null_sd=spread,

@@ -78,6 +78,7 @@ class Memorization:
     memorized: tuple[int, ...]  # training rows above it, most memorized first
     expected_by_chance: float  # rows above it if train and test rows were exchangeable
     p_value: float  # of the count, exact under exchangeability (beta-binomial)
+    n_null: int  # test rows that are no training rows: those that make the threshold, mean and spread
     null_mean: float
     null_se: float
     null_sd: float

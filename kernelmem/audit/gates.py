@@ -52,6 +52,11 @@ def _limits(found: Memorization, data: DataIdentity) -> tuple[str, ...]:
         " the threshold is a lead, not a proof.",
         "Rows with near-duplicates in the training set support each other and count as less memorized than they are.",
     ]
+    if abs(found.null_mean) > 3 * found.null_se:
+        limits.append(
+            f"On rows it never saw the statistic averages {found.null_mean:+.3f} ± {found.null_se:.3f}, not 0: the network machine is"
+            " off by that much. The percentile is taken from these same rows, so the count allows for it."
+        )
     if data.n_test < 300:
         limits.append(
             f"The null rests on {data.n_test} test rows: its 99th percentile is its {'maximum' if data.n_test < 100 else 'edge'}"

@@ -27,7 +27,7 @@ class Detection:
         average_precision: sum over distinct scores of (gain in recall) x precision, rows of one score
             together.
         n_flipped: number m of flips.
-        ranks: int64 (k,), increasing: 1, 2, 5, 10, 20, 50, ... below n, and m, and n.
+        ranks: int64 (k,), increasing, at most 102: dense from 1 to 2m, sparse to n; m and n among them.
         precision: float64 (k,), share of flips among the ``ranks`` most suspicious rows.
         recall: float64 (k,), share of all flips that stand among them.
         permuted_auroc: mean AUROC over permutations of the flags, the null control: 0.5 within its error.
@@ -67,7 +67,7 @@ def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> D
 
     >>> found = detect([0.9, 0.8, 0.1, 0.2], [True, False, False, False], seed=0)
     >>> found.auroc, found.ranks.tolist(), found.recall.tolist()
-    (1.0, [1, 2, 4], [1.0, 1.0, 1.0])
+    (1.0, [1, 2, 3, 4], [1.0, 1.0, 1.0, 1.0])
     >>> detect([7.0, 7.0, 7.0], [True, False, False], seed=0).auroc
     0.5
     """
@@ -139,8 +139,10 @@ def _delong(values: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: 
 
 
 def _ranks(n: int, m: int) -> np.ndarray:
-    steps = {step * 10**power for power in range(len(str(n))) for step in (1, 2, 5)}
-    return np.array(sorted({k for k in steps if k < n} | {m, n}), dtype=np.int64)
+    """About 100 ranks: dense up to twice the number of flips, where the curves turn, and sparse from there to n."""
+    dense = np.linspace(1, min(n, 2 * m), 80)
+    sparse = np.linspace(min(n, 2 * m), n, 20)
+    return np.unique(np.concatenate([dense, sparse, [m, n]]).round().astype(np.int64))
 
 
 def _expected_hits(values: np.ndarray, flags: np.ndarray, ranks: np.ndarray) -> np.ndarray:

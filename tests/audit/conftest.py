@@ -137,6 +137,7 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
             memorized=tuples(memorized),
             expected_by_chance=n * 5 / (m + 1),
             p_value=1e-12,
+            n_null=len(null),
             null_mean=float(null.mean()),
             null_se=float(null.std(ddof=1) / m**0.5),
             null_sd=float(null.std(ddof=1)),
