@@ -3,9 +3,10 @@
 ::
 
     model + data ─► runs ─► tangents ─► kernels ─► machines ─► memorization ─► audit
-                    (how it   (df/dθ,     (NTK)      (ridge,      (label noise,    (one report)
-                    trained)  factored)              exact        detection)
-                                                     leave-one-out)
+                    (how it   (df/dθ,     (NTK,      (ridge,      (label noise,    (one report)
+                    trained)  factored,   infinite   exact        detection)
+                              planned)    width,     leave-one-out)
+                                          spectrum)
 
 Data moves from left to right, and a package imports only what stands to its left. Below them all: ``ground`` (errors,
 checks, the one door to torch.func) and ``store`` (whole files, weights without code). ``testing`` is for users' own
@@ -20,12 +21,24 @@ from kernelmem.ground.errors import KernelmemError as KernelmemError
 from kernelmem.ground.errors import NumericalError as NumericalError
 from kernelmem.ground.errors import UnsupportedModelError as UnsupportedModelError
 from kernelmem.ground.errors import VerificationError as VerificationError
+from kernelmem.kernels.alignment import alignment as alignment
+from kernelmem.kernels.alignment import centered_alignment as centered_alignment
+from kernelmem.kernels.alignment import kernel_distance as kernel_distance
+from kernelmem.kernels.alignment import target_alignment as target_alignment
+from kernelmem.kernels.infinite import infinite_nngp as infinite_nngp
+from kernelmem.kernels.infinite import infinite_ntk as infinite_ntk
 from kernelmem.kernels.ntk import ntk as ntk
+from kernelmem.kernels.ntk import ntk_plan as ntk_plan
+from kernelmem.kernels.operator import NTKOperator as NTKOperator
+from kernelmem.kernels.operator import ntk_operator as ntk_operator
+from kernelmem.kernels.spectrum import Spectrum as Spectrum
+from kernelmem.kernels.spectrum import spectrum as spectrum
 from kernelmem.machines.fidelity import fidelity as fidelity
 from kernelmem.machines.leave_one_out import LeaveOneOut as LeaveOneOut
 from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
 from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
 from kernelmem.memorization.detection import detect as detect
 from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
+from kernelmem.tangents.sketch import tangent_features as tangent_features
 
 __version__ = "0.1.0"

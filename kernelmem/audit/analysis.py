@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from kernelmem.audit.document import ClassRow, Example, KernelFidelity, Memorization, Pusher
@@ -87,6 +86,8 @@ def _memorization(machine: LeaveOneOut, network: Tensor, null: Tensor, unseen: T
     training and test rows were exchangeable, the number of training rows above the k-th smallest of m null values would
     be beta-binomial(n, m − k + 1, k): the p-value of the count is exact, whatever the distribution.
     """
+    from scipy import stats  # here, because it costs `import kernelmem` half a second
+
     values = np.sort(null[unseen].cpu().numpy())
     m, n = len(values), len(network)
     rank = int(np.ceil(NULL_LEVEL * (m - 1))) + 1  # 1-based; as numpy.quantile(..., method="higher")

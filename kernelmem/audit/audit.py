@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kernelmem.audit import report
 from kernelmem.audit.analysis import analyze, memorized_examples, per_class
 from kernelmem.audit.document import SCHEMA_VERSION, AuditDocument, Flips
 from kernelmem.audit.gates import verdict
 from kernelmem.audit.identity import data_identity, model_identity, seen_rows
-from kernelmem.audit.pictures import png_data_uri
 from kernelmem.audit.reading import read_document
 from kernelmem.ground.batches import as_rows
 from kernelmem.ground.checks import finite, seed_sequence
@@ -26,7 +24,7 @@ from kernelmem.ground.errors import InputError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.memorization.detection import detect
 from kernelmem.runs.data import LabeledData, labeled_data
-from kernelmem.store.files import write_files
+from kernelmem.store.files import check_directory, write_files
 from kernelmem.tangents.prepare import prepare
 
 if TYPE_CHECKING:
@@ -55,6 +53,8 @@ class Audit:
 
     def to_html(self) -> str:
         """The report: one static page without scripts that opens offline."""
+        from kernelmem.audit import report  # here, because matplotlib and jinja2 cost `import kernelmem` half a second
+
         return report.render(self.document)
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -70,6 +70,8 @@ class Audit:
 
     def plot(self) -> "Figure":
         """The distribution of memorization with its null."""
+        from kernelmem.audit import report
+
         return report.plot(self.document)
 
     def files(self) -> dict[str, str]:
@@ -179,8 +181,17 @@ def audit(
         *_pair(train, "train"), *_pair(test, "test"), name=name, image_shape=image_shape, flipped=flipped
     )
     seeds = seed_sequence(seed, ["permutations"])
+    if out is not None:
+        check_directory(out)
     started = time.perf_counter()
     tick = progress or (lambda stage, done, total: None)
+    seen, duplicates, conflicting = seen_rows(data)
+    if bool(seen.all()):
+        raise InputError(
+            f"x_test of shape {tuple(data.x_test.shape)}, every row of which is also a training row",
+            expected="rows that the network never saw",
+            do="hold out rows before training; without them there is no null control",
+        )
 
     subject, train_outputs, test_outputs = _outputs(model, data, forward, n_classes, device)
     tick("tangent kernel", 0, 2)
@@ -190,13 +201,6 @@ def audit(
     test_kernel = ntk(subject, data.x_test, data.x_train, **options).cpu()
     tick("tangent kernel", 2, 2)
 
-    seen, duplicates, conflicting = seen_rows(data)
-    if bool(seen.all()):
-        raise InputError(
-            f"x_test of shape {tuple(data.x_test.shape)}, every row of which is also a training row",
-            expected="rows that the network never saw",
-            do="hold out rows before training; without them there is no null control",
-        )
     analysis = analyze(kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen)
     tick("leave-one-out", 1, 1)
     found = analysis.memorization
@@ -269,6 +273,8 @@ def _shown(data: LabeledData, shown: list[int]) -> tuple[dict[str, str], dict[st
     if data.image_shape is None:
         flat = data.x_train.reshape(len(data.x_train), -1)[:, :FEATURES_SHOWN]
         return {}, {str(i): tuple(float(v) for v in flat[i]) for i in shown}
+    from kernelmem.audit.pictures import png_data_uri
+
     low, high = float(data.x_train.min()), float(data.x_train.max())
     pictures = {
         str(i): png_data_uri(data.x_train[i].cpu().numpy(), data.image_shape, low=low, high=high) for i in shown

@@ -18,11 +18,12 @@ from kernelmem.audit import audit
 from kernelmem.cli.factories import build_model
 from kernelmem.ground.batches import as_rows
 from kernelmem.ground.checks import seed_sequence
-from kernelmem.ground.errors import InputError
+from kernelmem.ground.errors import InputError, KernelmemError
 from kernelmem.memorization.labels import corrupt_labels
 from kernelmem.runs.data import LabeledData, digits, read_npz
 from kernelmem.runs.models import mlp
 from kernelmem.runs.trainer import train_classifier
+from kernelmem.store.files import check_directory
 from kernelmem.store.weights import fit_weights, load_weights, weights_bytes
 from kernelmem.tangents.prepare import prepare
 
@@ -62,15 +63,18 @@ class AuditCommand:
     def run(self) -> None:
         """Carry it out."""
         device = self._device()
+        check_directory(self.out)  # before minutes of training, not after
         seeds = seed_sequence(self.seed, ["split", "flips", "weights", "batches"])
         data = read_npz(self.data) if self.data else digits(seed=self.seed)
         rate = self._rate()
-        clean = data.y_train
+        self._check_labels(data, rate)
+        clean, flips = data.y_train, ""
         if rate:
             corrupted = corrupt_labels(
                 clean, rate, self.noise_kind, seed=seeds["flips"], x=data.x_train.reshape(len(clean), -1)
             )
             data = data.with_labels(corrupted.y, corrupted.flipped)
+            flips = f"; {int(corrupted.flipped.sum()):,} labels flipped before ({self.noise_kind})"
         model, training = self._network(data, seeds, device)
         bars = _Bars()
         extra = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
@@ -86,7 +90,7 @@ class AuditCommand:
                 image_shape=data.image_shape,
                 name=data.name,
                 model_name=self.model or "the default MLP",
-                training=training + (f"; {rate:.3g} of the labels flipped before ({self.noise_kind})" if rate else ""),
+                training=training + flips,
                 reproduce=self._command(),
                 seed=self.seed,
                 device=device,
@@ -115,7 +119,7 @@ class AuditCommand:
     def _device(self) -> torch.device:
         try:
             device = torch.device(self.device)
-            torch.zeros(1, device=device)
+            torch.zeros(1, device=device).item()  # meta tensors have no values
         except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"--device {self.device} ({str(error).splitlines()[0]})",
@@ -134,12 +138,12 @@ class AuditCommand:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeds["weights"])
                 model = build_model(self.model, input_shape=tuple(data.x_train.shape[1:]), n_classes=data.n_classes)
+        self._check_model(model, data)
         if self.weights is not None:
             fit_weights(model, load_weights(self.weights), f"weights file {self.weights}")
             return model.to(device), f"trained elsewhere, weights from {self.weights.name}"
         if self.epochs < 1:
             raise InputError(f"--epochs {self.epochs}", expected="at least 1", do="pass --epochs 80")
-        self._check_outputs(model, data)
         started = time.perf_counter()
         with tqdm(total=self.epochs, desc="training", unit="epoch", file=sys.stderr, disable=None) as bar:
 
@@ -164,9 +168,35 @@ class AuditCommand:
         )
         return model, training.recipe
 
-    def _check_outputs(self, model: nn.Module, data: LabeledData) -> None:
-        """Refuse a model of the wrong shape before time is spent on training it."""
-        outputs = prepare(model, as_rows(data.x_train, "x_train"), evaluation=True).n_outputs
+    def _check_labels(self, data: LabeledData, rate: float) -> None:
+        """Refuse classes without rows where they would get outputs of the default network, or labels by a flip."""
+        present = torch.cat([data.y_train, data.y_test]).unique()
+        if len(present) < data.n_classes and (self.model is None or rate):
+            absent = next(k for k, label in enumerate([*present.tolist(), -1]) if k != label)
+            raise InputError(
+                f"y_train and y_test with {len(present)} classes up to {data.n_classes - 1}, but none labeled {absent}",
+                expected=f"classes 0..{len(present) - 1}, without gaps",
+                do="renumber both: numpy.unique(numpy.concatenate([y_train, y_test]), return_inverse=True)[1]",
+            )
+        if rate and data.flipped is not None:
+            raise InputError(
+                f"--noise {rate:g} for data with an array `flipped`",
+                expected="flips that are known, or flips made here",
+                do="leave --noise out, or `flipped` out of the .npz",
+            )
+
+    def _check_model(self, model: nn.Module, data: LabeledData) -> None:
+        """Refuse a model that does not run or has another number of outputs, before time is spent on training it."""
+        try:
+            outputs = prepare(model, as_rows(data.x_train, "x_train"), dtype=torch.float64, evaluation=True).n_outputs
+        except KernelmemError:
+            raise
+        except Exception as error:  # the user's forward may raise anything
+            raise InputError(
+                f"--model {self.model}, whose forward raised {type(error).__name__}: {error}",
+                expected=f"a model that takes rows of shape {tuple(data.x_train.shape[1:])}",
+                do="try model(x) on two rows of x_train",
+            ) from error
         if outputs != data.n_classes:
             raise InputError(
                 f"a model with {outputs} outputs for labels 0..{data.n_classes - 1}",

@@ -19,7 +19,8 @@ def build_model(name: str, **offered: Any) -> nn.Module:
     The factory is called with those of the ``offered`` keyword arguments that its signature names (none needed).
 
     Raises:
-        InputError: the name has no such form, the module or attribute is not there, the factory fails or gives no module.
+        InputError: the name has no such form, the module or attribute is not there or fails, so does the factory, or it
+            gives no module.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -28,16 +29,16 @@ def build_model(name: str, **offered: Any) -> nn.Module:
         sys.path.insert(0, str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, SyntaxError among them
         raise InputError(
-            f"--model {name} ({error})",
+            f"--model {name} ({type(error).__name__}: {error})",
             expected="an importable module with that attribute",
             do="run from the directory that holds the module, or install it",
         ) from error
     try:
         named = inspect.signature(factory).parameters
         model = factory(**{key: value for key, value in offered.items() if key in named})
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"--model {name}, which raised {type(error).__name__}: {error}",
             expected=f"a factory that can be called with no arguments or with {', '.join(offered)}",

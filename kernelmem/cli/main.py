@@ -30,4 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for label, text in (("given", error.given), ("expected", error.expected), ("do", error.do)):
             print(f"  {label + ':':<10}{text}", file=sys.stderr)
         return 2
+    except OSError as error:  # disk full, no permission: the file is named, a traceback would not help
+        print(f"kernelmem: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nkernelmem: interrupted, nothing was written", file=sys.stderr)
+        return 130
     return 0

@@ -112,7 +112,7 @@ def as_square_kernel(value: Any, name: str = "kernel", *, tolerance: float = 1e-
 
 
 def _asymmetry(kernel: Tensor, block: int = 512) -> float:
-    """max |K − Kᵀ|, in blocks that stay in cache: a whole transposed read costs as much as a factorization."""
+    """Max |K − Kᵀ|, in blocks that stay in cache: a whole transposed read costs as much as a factorization."""
     gap = 0.0
     for i in range(0, len(kernel), block):
         for j in range(0, i + 1, block):

@@ -1,18 +1,25 @@
 """The empirical neural tangent kernel of a network, exactly, by the cheapest contraction of its tangents."""
 
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows, as_rows
+from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError, VerificationError
-from kernelmem.kernels.oracle import jacobian_of, kernel_of
-from kernelmem.tangents.blocks import Engine, Outputs
+from kernelmem.kernels.oracle import jacobian_of
+from kernelmem.tangents.directions import KINDS, Directions, named_target
+from kernelmem.tangents.engine import Engine, Side
+from kernelmem.tangents.plan import Plan
 from kernelmem.tangents.prepare import Prepared, prepare
 
-__all__ = ["ntk"]
+__all__ = ["as_bytes", "ntk", "ntk_plan"]
+
+Outputs = Literal["trace", "diagonal", "full", "pseudo"]
+_verified: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
 def ntk(
@@ -21,14 +28,17 @@ def ntk(
     y: Any = None,
     *,
     outputs: Outputs = "trace",
+    target: Any = None,
+    labels: Any = None,
     parameters: Iterable[str] | None = None,
+    by: Literal["layer"] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     memory: int | str = "4GiB",
     progress: Callable[[int, int], None] | None = None,
     verify: bool = True,
-) -> Tensor:
+) -> Any:
     r"""Compute the empirical neural tangent kernel K(x, y) = J(x) J(y)ᵀ with J = ∂f/∂θ.
 
     ========== ============================== ============
@@ -40,22 +50,29 @@ def ntk(
     "pseudo"   kernel of Σ_c f_c / √C         (n, m)
     ========== ============================== ============
 
-    Linear layers are contracted layer by layer, K = Σ_layers (A Aᵀ + 1) ∘ (G Gᵀ), with input activations A (n, in) and
-    output gradients G (n, C·out); parameters that no rule covers go through their dense Jacobian. Both are exact.
+    One forward pass meets every use of every parameter; C backward sweeps give output gradients; each layer is then
+    contracted in factored form, e.g. K = (A Aᵀ + 1) ∘ (G Gᵀ) for a Linear layer. The Jacobian is formed only where
+    that is cheaper, or for parameters used in a way that no rule knows. All ways are exact. ``print(ntk_plan(...))``
+    shows which way each parameter goes.
 
     Args:
         model: any module whose ``model(x)`` is (n, C); never changed (a copy is analyzed). It must be in eval mode where
             that matters.
         x: n rows: tensor, array, dict or tuple of them, Dataset or DataLoader.
-        y: m rows, likewise; None means y = x.
+        y: m rows, likewise; None means y = x (symmetric, half the work).
         outputs: which of the kernels above.
+        target: a scalar of outputs and labels in place of ``outputs``: "margin" (f_y − max_{k≠y} f_k), "loss"
+            (cross-entropy), ("logit", c), or a callable (outputs (n, C), labels) -> (n,). One backward sweep, however
+            many outputs; the kernel is (n, m).
+        labels: (n,) integers for ``target``, or a pair for (x, y).
         parameters: names of the parameters to differentiate by; None: those with requires_grad.
+        by: "layer" returns {module name: kernel}, summands of the whole.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs or outputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
         device: where to compute; None: where the model is.
         memory: bytes that the call may allocate above what is resident when it starts, as a number or "4GiB".
         progress: called with (tiles done, tiles in all).
-        verify: compare a few rows with the dense definition first.
+        verify: compare a few rows with the dense definition, once for each model and kind of kernel.
 
     Returns:
         The kernel, in ``dtype`` on ``device``. With y=None it is symmetric to the bit.
@@ -66,7 +83,7 @@ def ntk(
         VerificationError: the contraction differs from the definition (a model that mixes the rows of its batch).
 
     Cost: nC backward passes + n²(in + C·out) operations a Linear layer for the trace, n²C²·out for the full kernel;
-    nC·P memory for dense parameters.
+    with S positions a row nC·S·in·out + n²C·in·out; half of the n² terms with y=None.
 
     Source: Jacot, Gabriel, Hongler 2018; layerwise contraction: Novak, Sohl-Dickstein, Schoenholz 2022.
 
@@ -75,43 +92,151 @@ def ntk(
     tensor([[ 6.,  3.],
             [ 3., 15.]])
     """
-    if outputs not in ("trace", "diagonal", "full", "pseudo"):
-        raise InputError(
-            f"outputs={outputs!r}",
-            expected='"trace", "diagonal", "full" or "pseudo"',
-            do='use "trace" for one kernel value a pair of rows',
-        )
-    left = as_rows(x, "x")
-    right = None if y is None else as_rows(y, "y")
-    prepared = prepare(model, left, forward=forward, parameters=parameters, dtype=dtype, device=device)
-    left = left.to(dtype=prepared.dtype, device=prepared.device)
-    right = None if right is None else right.to(dtype=prepared.dtype, device=prepared.device)
-    engine = Engine.plan(prepared, left, outputs, as_bytes(memory), n=left.n, m=(right or left).n)
+    if by not in (None, "layer"):
+        raise InputError(f"by={by!r}", expected='None or "layer"', do='pass by="layer" for one kernel a layer')
+    names = None if parameters is None else list(parameters)
+    task = _Task(model, x, y, outputs, target, labels, names, forward, dtype, device)
+    plan = task.plan(memory)
     if verify:
-        _verify(engine, prepared, left, right, outputs)
-    return engine.kernel(left, right, progress)
+        task.verify(plan)
+    found = task.engine.kernel(task.left, task.right, plan, by_layer=by is not None, progress=progress)
+    return found if by is not None else found[""]
 
 
-def _verify(engine: Engine, prepared: Prepared, left: Rows, right: Rows | None, outputs: Outputs) -> None:
-    """Compare the engine with the definition on the first and last rows of both sides, in one batch."""
-    picks = sorted({0, left.n // 2, left.n - 1})
-    probe = Rows(left.take(picks), len(picks))
-    other = probe if right is None else Rows(right.take([0, right.n - 1]), 2)
-    found = engine.kernel(probe, None if right is None else other, None)
-    exact_left = jacobian_of(prepared, probe)
-    exact_right = exact_left if right is None else jacobian_of(prepared, other)
-    expected = kernel_of(exact_left, exact_right, outputs)
-    # Entries are inner products of tangents: their scale is the product of the norms, not their own size.
-    scale = exact_left.flatten(1).norm(dim=1).max() * exact_right.flatten(1).norm(dim=1).max()
-    gap = float((found - expected).abs().max() / scale.clamp_min(torch.finfo(scale.dtype).tiny))
-    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
-    if not gap <= tolerance:
-        raise VerificationError(
-            f"a model whose kernel on {probe.n} rows in one batch differs from the row-by-row definition by {gap:.2g}"
-            " (relative)",
-            expected=f"a difference of at most {tolerance:g}",
-            do="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
-        )
+def ntk_plan(
+    model: nn.Module,
+    x: Any,
+    y: Any = None,
+    *,
+    outputs: Outputs = "trace",
+    target: Any = None,
+    labels: Any = None,
+    parameters: Iterable[str] | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    memory: int | str = "4GiB",
+) -> Plan:
+    """Say what :func:`ntk` would do with the same arguments: a frozen plan that prints as a table.
+
+    Only probes of two and three rows are run. The plan counts, for each group of parameters, the operations of the way
+    that was chosen and of the other one, and gives the tile sizes that fit ``memory``.
+
+    >>> print(ntk_plan(nn.Linear(2, 3), torch.zeros(100, 2)))  # doctest: +ELLIPSIS
+    kernel (trace) of 100 x 100 rows, symmetric, 3 outputs, 9 parameters, float32
+    parameters    way                   GFLOP   kept a row  otherwise
+    weight, bias  readout                0.00            3
+    contraction 0.00 GFLOP; tiles of 100 rows, ...
+    """
+    names = None if parameters is None else list(parameters)
+    return _Task(model, x, y, outputs, target, labels, names, forward, dtype, device).plan(memory)
+
+
+class _Task:
+    """The arguments of a call, read and checked."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Any,
+        y: Any,
+        outputs: str,
+        target: Any,
+        labels: Any,
+        parameters: list[str] | None,
+        forward: Any,
+        dtype: torch.dtype | None,
+        device: Any,
+    ) -> None:
+        if outputs not in KINDS:
+            raise InputError(
+                f"outputs={outputs!r}",
+                expected='"trace", "diagonal", "full" or "pseudo"',
+                do='use "trace" for one kernel value a pair of rows',
+            )
+        left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
+        self.model = model
+        self.prepared = prepare(model, left, forward=forward, parameters=parameters, dtype=dtype, device=device)
+        mine, theirs = _labels(labels, left, right, self.prepared)
+        self.left = Side(left.to(dtype=self.prepared.dtype, device=self.prepared.device), mine)
+        self.right = None
+        if right is not None:
+            self.right = Side(right.to(dtype=self.prepared.dtype, device=self.prepared.device), theirs)
+        C = self.prepared.n_outputs
+        directions = Directions(outputs, C) if target is None else Directions("target", C, named_target(target))
+        self.engine = Engine.build(self.prepared, self.left.rows, directions)
+        self.key = (outputs, str(target), self.prepared.dtype, tuple(self.prepared.parameters), id(forward))
+
+    def plan(self, memory: int | str) -> Plan:
+        m = (self.right or self.left).rows.n
+        return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
+
+    def verify(self, plan: Plan) -> None:
+        """Compare with the definition on the first, middle and last rows, in one batch."""
+        done = _verified.setdefault(self.model, set())
+        if (self.key, plan.groups) in done:
+            return
+        left = _few(self.left)
+        right = None if self.right is None else _few(self.right)
+        n, m = left.rows.n, (right or left).rows.n
+        small = self.engine.plan(n, m, symmetric=right is None, memory=max(plan.memory, 2**30))
+        small = type(plan)(**{**vars(small), "groups": plan.groups})  # the ways that the long run will go
+        found = self.engine.kernel(left, right, small)[""]
+        exact = [jacobian_of(self.prepared, side.rows, self._directions(side)) for side in (left, right or left)]
+        expected = self.engine.directions.of_jacobian(*exact)
+        # Entries are inner products of tangents: their scale is the product of the norms, not their own size.
+        scale = exact[0].flatten(1).norm(dim=1).max() * exact[1].flatten(1).norm(dim=1).max()
+        gap = float((found - expected).abs().max() / scale.clamp_min(torch.finfo(scale.dtype).tiny))
+        tolerance = 1e-3 if self.prepared.dtype == torch.float32 else 1e-9
+        if not gap <= tolerance:
+            raise VerificationError(
+                f"a model whose kernel on {n} rows in one batch differs from the row-by-row definition by {gap:.2g}"
+                f" (relative); {self._worst(left, right, small, exact)}",
+                expected=f"a difference of at most {tolerance:g}",
+                do="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows);"
+                " leave the parameter out with parameters= to go on without it",
+            )
+        done.add((self.key, plan.groups))
+
+    def _directions(self, side: Side) -> Tensor:
+        with torch.no_grad():
+            outputs = self.prepared.outputs(side.rows.slice(0, side.rows.n), side.rows.n)
+        return self.engine.directions.cotangents(outputs, range(self.engine.directions.k), side.labels)
+
+    def _worst(self, left: Side, right: Side | None, plan: Plan, exact: list[Tensor]) -> str:
+        """Name the layer whose summand differs most."""
+        found = self.engine.kernel(left, right, plan, by_layer=True)
+        sizes = [parameter.numel() for parameter in self.prepared.parameters.values()]
+        owners = {name: group.layer for group in plan.groups for name in group.names}
+        expected: dict[str, Tensor] = {}
+        parts = zip(self.prepared.parameters, exact[0].split(sizes, 2), exact[1].split(sizes, 2), strict=True)
+        for name, a, b in parts:
+            layer = owners.get(name, name.rpartition(".")[0] or name)
+            part = self.engine.directions.of_jacobian(a, b)
+            expected[layer] = expected[layer] + part if layer in expected else part
+        gaps = {layer: float((found[layer] - part).abs().max()) for layer, part in expected.items() if layer in found}
+        return f"most of it in {max(gaps, key=lambda layer: gaps[layer])!r}" if gaps else "in no layer alone"
+
+
+def _labels(labels: Any, left: Rows, right: Rows | None, prepared: Prepared) -> tuple[Tensor | None, Tensor | None]:
+    if labels is None:
+        return None, None
+    pair = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
+    if right is not None and pair[1] is None:
+        raise InputError("labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)")
+    found = []
+    for name, value, rows in zip(("labels of x", "labels of y"), pair, (left, right), strict=True):
+        if value is None or rows is None:
+            found.append(None)
+            continue
+        found.append(as_labels(value, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device))
+    return found[0], found[1]
+
+
+def _few(side: Side) -> Side:
+    picks = sorted({0, side.rows.n // 2, side.rows.n - 1})
+    rows = Rows(side.rows.take(picks), len(picks))
+    return Side(rows, None if side.labels is None else side.labels[picks])
 
 
 def as_bytes(memory: int | str) -> int:
@@ -120,16 +245,7 @@ def as_bytes(memory: int | str) -> int:
     >>> as_bytes("1.5KiB")
     1536
     """
-    units = {
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-        "TIB": 2**40,
-    }
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
     if isinstance(memory, str):
         text = memory.strip().upper()
         digits = text.rstrip("KMGTIB ")

@@ -29,10 +29,11 @@ def jacobian(
     return jacobian_of(prepare(model, rows, parameters=parameters, forward=forward, dtype=dtype), rows)
 
 
-def jacobian_of(prepared: Prepared, rows: Rows) -> Tensor:
-    """The same for a model that is prepared already."""
+def jacobian_of(prepared: Prepared, rows: Rows, directions: Tensor | None = None) -> Tensor:
+    """The same for a model that is prepared already, along ``directions`` (n, k, C) of its outputs: (n, k, P)."""
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
-    return rowwise_jacobian(prepared, [rows.slice(i, i + 1) for i in range(rows.n)], list(prepared.parameters))
+    single = [rows.slice(i, i + 1) for i in range(rows.n)]
+    return rowwise_jacobian(prepared, single, list(prepared.parameters), directions)
 
 
 def kernel_of(left: Tensor, right: Tensor, outputs: str = "trace") -> Tensor:

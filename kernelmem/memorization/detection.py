@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from kernelmem.ground.checks import as_tensor, seed_sequence
@@ -71,6 +69,9 @@ def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> D
     >>> detect([7.0, 7.0, 7.0], [True, False, False], seed=0).auroc
     0.5
     """
+    from scipy.stats import rankdata  # both here, because they cost `import kernelmem` a second
+    from sklearn.metrics import average_precision_score
+
     values, flags = _checked(score, flipped)
     if isinstance(permutations, bool) or not isinstance(permutations, int | np.integer) or permutations < 2:
         raise InputError(
@@ -132,6 +133,8 @@ def _delong(values: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: 
     m, clean = int(flags.sum()), int((~flags).sum())
     if min(m, clean) < 2:
         return math.sqrt(auroc * (1 - auroc))
+    from scipy.stats import rankdata
+
     # placements: the share of the other group that a row beats, from ranks among all less ranks among its own
     of_flips = (midranks[flags] - rankdata(values[flags])) / clean
     of_clean = 1 - (midranks[~flags] - rankdata(values[~flags])) / m

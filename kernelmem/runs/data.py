@@ -1,6 +1,7 @@
 """Labeled data for training and audits: the embedded digits, and .npz files that are checked array by array."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from kernelmem.ground.errors import FileCorruptError, InputError
 __all__ = ["LabeledData", "digits", "read_npz"]
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+HOW_TO_WRITE = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
+KEPT = (torch.float32, torch.float64, torch.int32, torch.int64)  # integers may be tokens; narrower ones are pictures
 
 
 @dataclass(frozen=True)
@@ -75,28 +78,14 @@ def read_npz(path: str | Path) -> LabeledData:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"data file {path}", expected="an existing .npz file", do="check the path")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        TypeError,
-    ) as error:  # TypeError: a single .npy array
-        raise FileCorruptError(
-            f"data file {path} ({error})",
-            expected="an .npz archive of plain arrays",
-            do="write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
-        ) from error
+    arrays = _arrays(path)
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
         held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
         raise InputError(
             f"data file {path} without {', '.join(missing)} (it holds {held})",
             expected=f"arrays {', '.join(REQUIRED)}",
-            do="write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)",
+            do=HOW_TO_WRITE,
         )
     return labeled_data(
         *(arrays[name] for name in REQUIRED),
@@ -106,20 +95,40 @@ def read_npz(path: str | Path) -> LabeledData:
     )
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        # asked first, because NumPy takes other files for pickles and then names the option that would run them
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("no zip archive")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if strange:
+            raise ValueError(f"{strange[0]} is no array")
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise FileCorruptError(
+            f"data file {path} ({error})", expected="an .npz archive of plain arrays", do=HOW_TO_WRITE
+        ) from error
+    return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+
+
 def labeled_data(
     x_train, y_train, x_test, y_test, *, name: str = "data", image_shape=None, flipped=None
 ) -> LabeledData:
     """Check arrays or tensors and pair them: see :func:`read_npz` for what is refused."""
     rows = {}
     for key, value in (("x_train", x_train), ("x_test", x_test)):
-        tensor = as_tensor(value, key)
+        tensor = _numbers(value, key)
         if tensor.ndim < 2 or tensor.numel() == 0:
             raise InputError(
                 f"{key} of shape {tuple(tensor.shape)}",
                 expected="at least one row: shape (n, features) or (n, ...)",
                 do="give the examples along the first axis" if tensor.ndim else f"fill {key}",
             )
-        rows[key] = tensor.to(torch.float32) if tensor.dtype in (torch.uint8, torch.float16) else tensor
+        wide = torch.float64 if tensor.dtype.itemsize >= 4 else torch.float32
+        rows[key] = tensor if tensor.dtype in KEPT else tensor.to(wide)
     if rows["x_train"].shape[1:] != rows["x_test"].shape[1:]:
         raise InputError(
             f"x_train of shape {tuple(rows['x_train'].shape)} and x_test of shape {tuple(rows['x_test'].shape)}",
@@ -127,7 +136,7 @@ def labeled_data(
             do="preprocess both in the same way",
         )
     labels = {
-        key: as_labels(value, key, n=len(rows[x]))
+        key: as_labels(_numbers(value, key), key, n=len(rows[x]))
         for key, value, x in (("y_train", y_train, "x_train"), ("y_test", y_test, "x_test"))
     }
     present = labels["y_train"].unique()
@@ -139,7 +148,7 @@ def labeled_data(
         )
     mask = None
     if flipped is not None:
-        mask = as_tensor(flipped, "flipped")
+        mask = _numbers(flipped, "flipped")
         if mask.shape != labels["y_train"].shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError(
                 f"flipped of shape {tuple(mask.shape)} and dtype {mask.dtype}",
@@ -159,14 +168,29 @@ def labeled_data(
     )
 
 
+def _numbers(value, name: str) -> Tensor:
+    """As a tensor; text, dates, records and complex numbers are refused by name, shape and dtype."""
+    array = value if isinstance(value, Tensor) else np.asarray(value)
+    if array.is_complex() if isinstance(array, Tensor) else array.dtype.kind not in "biuf":
+        do = f"number the classes: numpy.unique({name}, return_inverse=True)[1]" if name.startswith("y_") else None
+        raise InputError(
+            f"{name} of shape {tuple(array.shape)} and dtype {array.dtype}",
+            expected="real numbers",
+            do=do or f"encode {name} as numbers",
+        )
+    return as_tensor(array, name)
+
+
 def _image_shape(x: Tensor, given) -> tuple[int, ...] | None:
     """The picture shape of a row: as given, or read off rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
     row = tuple(x.shape[1:])
     if given is not None:
-        shape = tuple(int(size) for size in np.asarray(given).ravel())
-        if len(shape) not in (2, 3) or int(np.prod(shape)) != int(np.prod(row)) or (len(shape) == 3 and shape[2] != 3):
+        sizes = np.asarray(given).ravel()
+        shape = tuple(int(size) for size in sizes) if sizes.dtype.kind in "iu" else ()
+        fits = len(shape) in (2, 3) and min(shape) >= 1 and int(np.prod(shape)) == int(np.prod(row))
+        if not fits or (len(shape) == 3 and shape[2] != 3):
             raise InputError(
-                f"image_shape {shape} for rows of shape {row}",
+                f"image_shape {tuple(sizes.tolist())} for rows of shape {row}",
                 expected="(H, W) or (H, W, 3) with as many values as a row",
                 do="leave it out where rows are no pictures",
             )

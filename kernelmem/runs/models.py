@@ -11,7 +11,9 @@ __all__ = ["Standardize", "mlp"]
 class Standardize(nn.Module):
     """Flatten rows and bring features to mean 0 and a common spread 1 (constants from the training rows, as buffers).
 
-    One scale serves all features of a picture-like table, so that empty corners are not blown up to noise.
+    One scale serves all features of a picture-like table, so that empty corners are not blown up to noise. A feature
+    whose spread is below a millionth of its size is taken for constant: float32 hardly resolves it, and dividing by it
+    would turn rounding into signal.
     """
 
     mean: Tensor
@@ -19,10 +21,13 @@ class Standardize(nn.Module):
 
     def __init__(self, x: Tensor, *, per_feature: bool = False) -> None:
         super().__init__()
-        flat = x.reshape(len(x), -1).to(torch.float32)
-        spread = flat.std(0, correction=0) if per_feature else flat.std(0, correction=0).square().mean().sqrt()
-        self.register_buffer("mean", flat.mean(0))
-        self.register_buffer("scale", torch.where(spread > 0, spread, torch.ones_like(spread)))
+        flat = x.reshape(len(x), -1).to(torch.float64)  # squares of large or tiny values leave the range of float32
+        spread, size = flat.std(0, correction=0), flat.abs().amax(0)
+        if not per_feature:
+            spread, size = spread.square().mean().sqrt(), size.amax()
+        constant = spread <= 1e-6 * size
+        self.register_buffer("mean", flat.mean(0).to(torch.float32))
+        self.register_buffer("scale", spread.masked_fill(constant, 1.0).to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, ...) to (n, d)."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelmem.ground.errors import NumericalError
+from kernelmem.ground.errors import InputError, NumericalError
 
 __all__ = ["Training", "train_classifier"]
 
@@ -41,26 +41,37 @@ def train_classifier(
 
     Args:
         model: maps (b, ...) to (b, C); trained in place.
-        x: (n, ...) rows.
+        x: (n, ...) rows; floating-point rows are brought to the dtype of the model.
         y: (n,) int64 labels.
         epochs: passes over the data.
-        batch_size: rows a step; the last batch may be smaller.
+        batch_size: rows a step; the last batch may be smaller, but a single row (of which BatchNorm has no variance)
+            goes with the batch before it.
         learning_rate: of the first step.
         seed: of the batch order.
         progress: called with (epochs done, epochs in all, message).
 
     Raises:
-        NumericalError: the loss is no longer finite.
+        NumericalError: the loss is no longer finite. InputError: rows beyond the range of the model's dtype.
     """
     generator = torch.Generator().manual_seed(seed)
-    steps = epochs * -(-len(x) // batch_size)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    if x.is_floating_point() and x.dtype != dtype:
+        largest, x = float(x.abs().max()), x.to(dtype)
+        if not bool(x.isfinite().all()):
+            raise InputError(
+                f"x with values up to {largest:.3g}",
+                expected=f"values in the range of the model's dtype, {str(dtype).removeprefix('torch.')}",
+                do="scale the features, or call model.double()",
+            )
+    sizes = _batch_sizes(len(x), batch_size)
+    steps = epochs * len(sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     model.train()
     loss = 0.0
     for epoch in range(epochs):
         total = torch.zeros(())
-        for index in torch.randperm(len(x), generator=generator).split(batch_size):
+        for index in torch.randperm(len(x), generator=generator).split(sizes):
             index = index.to(x.device)
             optimizer.zero_grad(set_to_none=True)
             batch_loss = F.cross_entropy(model(x[index]), y[index])
@@ -82,3 +93,10 @@ def train_classifier(
         accuracy = float((model(x).argmax(1) == y).double().mean())
     recipe = f"Adam, learning rate {learning_rate:g} to 0 (cosine), batches of {batch_size}, {epochs} epochs"
     return Training(epochs, steps, loss, accuracy, recipe)
+
+
+def _batch_sizes(n: int, batch_size: int) -> list[int]:
+    sizes = [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes

@@ -10,7 +10,27 @@ import numpy as np
 
 from kernelmem.ground.errors import InputError
 
-__all__ = ["array_sha256", "write_file", "write_files"]
+__all__ = ["array_sha256", "check_directory", "write_file", "write_files"]
+
+
+def check_directory(directory: str | Path) -> Path:
+    """Return ``directory`` if files can be written there, or if it can be made; nothing is made here.
+
+    To be asked before long work whose result is to go there.
+
+    Raises:
+        InputError: it or one of its parents is a file, or no permission to write.
+    """
+    directory = Path(directory)
+    existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "no directory" if not existing.is_dir() else "not writable"
+        raise InputError(
+            f"output directory {directory}" + (f" ({existing} is {what})" if existing != directory else f", {what}"),
+            expected="a directory that can be written to, or made",
+            do="name another place",
+        )
+    return directory
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
@@ -33,18 +53,13 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
     failure before the first rename (disk full, wrong path) leaves the directory as it was.
 
     Raises:
-        InputError: ``directory`` or one of its parents is a file, or a name is taken by a directory.
+        InputError: as in :func:`check_directory`, or a name is taken by a directory.
     """
-    directory = Path(directory)
+    directory = check_directory(directory)
     made = [p for p in (directory, *directory.parents) if not p.exists()]
     staged: list[tuple[Path, Path]] = []
     try:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"output directory {directory}", expected="a directory", do="name one that is no file"
-            ) from error
+        directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             target = directory / name
             if target.is_dir():

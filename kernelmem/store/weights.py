@@ -1,11 +1,11 @@
 """Weights from and to files: safetensors, and .pt archives through weights_only loading. No file runs code here."""
 
 import pickle
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -28,22 +28,21 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"weights file {path}", expected="an existing file", do="check the path")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise InputError(
+            f"weights file {path}",
+            expected="a .safetensors file, or .pt/.pth",
+            do="save with safetensors.torch.save_file(model.state_dict(), path)",
+        )
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        if path.suffix in (".pt", ".pth"):
-            with warnings.catch_warnings():  # old pickle protocols only warn there; here they load or are refused
-                warnings.simplefilter("ignore", UserWarning)
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise InputError(
-                f"weights file {path}",
-                expected="a .safetensors file, or .pt/.pth",
-                do="save with safetensors.torch.save_file(model.state_dict(), path)",
-            )
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        with warnings.catch_warnings():  # old pickle protocols only warn there; here they load or are refused
+            warnings.simplefilter("ignore", UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # altered bytes can end in any exception of the unpickler
         raise FileCorruptError(
-            f"weights file {path} ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            f"weights file {path} ({_reason(error)})",
             expected="a whole file that holds tensors only",
             do="save again with safetensors.torch.save_file(model.state_dict(), path)",
         ) from error
@@ -56,11 +55,20 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def _reason(error: Exception) -> str:
+    """Say why in one line. Not in torch's words, which tell how to run the code in the file all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it calls {needed[1]}" if needed else "no pickle of tensors"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Put ``state`` into ``model``; every name and shape must fit.
+    """Put ``state`` into ``model``; every name, shape and kind of number must fit.
 
     Raises:
-        InputError: names missing or left over, or shapes that differ; the first of each is named.
+        InputError: names missing or left over, shapes that differ, integers (a quantized network), complex or sparse
+            values for real numbers; the first of each is named.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in state]
@@ -70,9 +78,21 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    strange = [
+        f"{name} {state[name].layout} {state[name].dtype} for {own[name].layout} {own[name].dtype}".replace(
+            "torch.", ""
+        )
+        for name in own
+        if name in state and _kind(state[name]) != _kind(own[name])
+    ]
     problems = [
         f"{len(names)} {what} (e.g. {names[0]})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", wrong),
+            ("of another kind", strange),
+        )
         if names
     ]
     if problems:
@@ -87,9 +107,16 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
     model.load_state_dict(state)
 
 
+def _kind(value: Tensor) -> tuple[bool, bool, torch.layout]:
+    return value.is_floating_point(), value.is_complex(), value.layout
+
+
 def weights_bytes(model: nn.Module) -> bytes:
     """Serialize the state dict as safetensors (tied tensors are written once for each name)."""
-    return safetensors.torch.save({name: value.detach().cpu().clone() for name, value in model.state_dict().items()})
+    state = model.state_dict().items()  # contiguous: safetensors has no other layout, e.g. channels_last
+    return safetensors.torch.save(
+        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state}
+    )
 
 
 def weights_sha256(model: nn.Module) -> str:

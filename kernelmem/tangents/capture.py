@@ -3,10 +3,15 @@
 A ``TorchFunctionMode`` sees each torch call of the forward pass. Where a rule knows the operation, the parameters enter
 it detached, the rule keeps what it needs (the input activations), and the autograd edge of the output is kept, so that
 later sweeps give output gradients and never form a weight gradient. A parameter that still hangs on the graph after the
-pass was used in a way that no rule knows: it is reported as uncovered, and the dense fallback takes it. So functional
-use of weights, modules called twice and unknown layers are covered or reported, never lost.
+pass was used in a way that no rule knows: it is reported, and the dense fallback takes it. So functional use of weights,
+modules called twice and unknown layers are covered or reported, never lost.
+
+A weight that is computed from parameters (weight norm, a slice, 1 + gain) is met in the same way: the operation's tangent
+with respect to the computed weight is pulled back to the parameters afterwards (``Use.derived``). For that the recorder
+tells tensors that come from the data from tensors that come from parameters alone.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,31 +22,63 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from kernelmem.ground.errors import UnsupportedModelError
-from kernelmem.tangents.features import Feature
+from kernelmem.tangents.layout import Layout
 from kernelmem.tangents.prepare import Prepared
 
-__all__ = ["Capture", "Rule", "Use", "capture"]
+__all__ = ["Call", "Capture", "Outer", "Rule", "Use", "capture"]
+
+
+@dataclass
+class Call:
+    """How a rule reads one call: which tensors are parameters, and how to run it with others in their place."""
+
+    weights: dict[str, Tensor | None]  # slot -> tensor that may be a parameter (or computed from parameters)
+    inputs: dict[str, Tensor]  # name -> activation that the rule needs later
+    run: Callable[[dict[str, Tensor | None]], Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Tangents of a weight as sums of outer products: Σ_s g_s ⊗ a_s for each row, in G independent groups."""
+
+    positions: int  # S
+    fan_in: int
+    fan_out: int
+    groups: int = 1
 
 
 class Rule(Protocol):
-    """What is known about one kind of operation: see ``linear.py`` for the shortest one."""
+    """What is known about one kind of operation: ``linear.py`` is the shortest one."""
 
     functions: tuple[Callable[..., Any], ...]
 
-    def parameters(self, args: tuple, kwargs: dict) -> dict[str, Any]:
-        """Map the operation's arguments to slots: {"input": ..., "weight": ..., "bias": ...}."""
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+        """Read a call; None where it is of a form that the rule does not know."""
         ...
 
-    def call(self, function: Callable[..., Any], args: tuple, kwargs: dict, slots: dict[str, Any]) -> Tensor:
-        """Run the operation with the (detached) slots."""
+    def outer(self, use: "Use", n: int) -> Outer | None:
+        """The sizes of the outer products that make up the weight's tangents; None: they have no such form."""
         ...
 
-    def covers(self, use: "Use", n: int) -> bool:
-        """Whether this use, met in a batch of n rows, has a form that the rule can contract."""
+    def is_direct(self, use: "Use") -> bool:
+        """Whether the tangents are found in full, entry by entry."""
         ...
 
-    def feature(self, use: "Use", gradients: Tensor) -> Feature:
-        """Factored tangents from output gradients (n, k, ...)."""
+    def direction_axis(self, use: "Use") -> int:
+        """Where the axis of k directions goes in the output's rows view, so that later products need no copies."""
+        ...
+
+    def activations(self, use: "Use", n: int, *, ones: bool) -> Tensor:
+        """A as (n, G, S, fan_in), with a last column of ones for the bias where asked; outer rules only."""
+        ...
+
+    def gradients(self, use: "Use", stacked: Tensor) -> Tensor:
+        """G as a view (n, G, S, k, fan_out); outer rules only."""
+        ...
+
+    def direct(self, use: "Use", stacked: Tensor, n: int) -> dict[str, Tensor]:
+        """Tangents in full, slot -> (n, k, ...); direct rules only."""
         ...
 
 
@@ -49,24 +86,39 @@ class Rule(Protocol):
 class Use:
     """One use of parameters by one operation."""
 
+    key: int  # ordinal among the calls that rules read: the same in every pass of the same model
     rule: Rule
-    names: dict[str, str]  # slot -> parameter name, the selected parameters only
-    slots: dict[str, Any]  # what entered the operation
-    edge: GradientEdge  # of its output
+    names: dict[str, str]  # slot -> parameter name
+    derived: dict[str, Tensor]  # slot -> tensor computed from parameters, with its graph
+    weights: dict[str, Tensor | None]  # all slots, as they entered the operation (detached)
+    inputs: dict[str, Tensor]
+    settings: dict[str, Any]
+    edge: GradientEdge  # of the output
+    input_edge: GradientEdge | None  # of the activation named "input", where it hangs on the graph
     output_shape: torch.Size
+    layout: Layout = field(default_factory=lambda: Layout(0))
     versions: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # derived slot -> the parameters behind it
 
     @property
-    def input(self) -> Tensor:
-        """The operation's input activations; refused if something wrote over them after the operation."""
-        tensor = self.slots["input"]
-        if tensor._version != self.versions["input"]:
+    def slots(self) -> set[str]:
+        """Slots whose tangents are wanted."""
+        return {*self.names, *self.derived}
+
+    def activation(self, name: str = "input") -> Tensor:
+        """An input of the operation; refused if something wrote over it after the operation."""
+        tensor = self.inputs[name]
+        if tensor._version != self.versions[name]:
             raise UnsupportedModelError(
                 f"a model that writes in place over the input of the layer with {', '.join(self.names.values())}",
                 expected="activations that stay as they were when a layer read them",
                 do="replace the in-place operation after that layer's input (inplace=True, +=, relu_) by a plain one",
             )
         return tensor
+
+    def rows_shape(self, n: int) -> torch.Size:
+        """Shape of the output's rows view: (n, ...)."""
+        return self.layout.rows(torch.empty(self.output_shape, device="meta"), n).shape
 
 
 @dataclass(frozen=True)
@@ -75,95 +127,149 @@ class Capture:
 
     outputs: Tensor  # (n, C)
     uses: tuple[Use, ...]
-    uncovered: tuple[str, ...]
-
-    def sweep(self, cotangents: Sequence[Tensor], *, last: bool = True) -> list[Tensor | None]:
-        """Output gradients of every use, (n, k, ...), for k cotangents of shape (n, C): k backward sweeps."""
-        edges = [use.edge for use in self.uses]
-        if not edges:
-            return []
-        stacked: list[Tensor | None] = [None] * len(edges)
-        for k, cotangent in enumerate(cotangents):
-            gradients = torch.autograd.grad(
-                self.outputs,
-                edges,
-                cotangent,
-                retain_graph=not (last and k == len(cotangents) - 1),
-                allow_unused=True,
-            )
-            for position, gradient in enumerate(gradients):
-                if gradient is None:
-                    continue
-                target = stacked[position]
-                if target is None:
-                    shape = (gradient.shape[0], len(cotangents), *gradient.shape[1:])
-                    stacked[position] = target = gradient.new_zeros(shape)
-                target[:, k] = gradient
-        return stacked
+    uncovered: frozenset[str]
+    n: int
 
 
-def capture(prepared: Prepared, batch: Any, n: int, rules: Sequence[Rule], declined: Iterable[str] = ()) -> Capture:
+def capture(
+    prepared: Prepared,
+    batch: Any,
+    n: int,
+    rules: Sequence[Rule],
+    *,
+    skip: frozenset[int] = frozenset(),
+    dense: Iterable[str] = (),
+    layouts: dict[int, Layout] | None = None,
+) -> Capture:
     """Run the prepared model on a batch of n rows and record every use of its parameters.
 
-    Parameters in ``declined``, and those with a use that no rule covers, are left on the graph and reported as
-    uncovered. Cost: one forward pass, and one more for each round in which a rule declines.
+    Calls whose ordinal is in ``skip`` run as they are; parameters in ``dense`` are treated as constants (the dense
+    fallback differentiates by them). Cost: one forward pass.
     """
-    declined = set(declined)
-    while True:
-        recorder = _Recorder(prepared.parameters, rules, declined)
+    constants = [prepared.parameters[name] for name in dense]
+    try:
+        for parameter in constants:
+            parameter.requires_grad_(False)
+        recorder = Recorder({k: p for k, p in prepared.parameters.items() if p.requires_grad}, rules, skip)
+        recorder.mark(batch)
         with torch.enable_grad(), recorder:
             outputs = prepared.outputs(batch, n)
-        refused = {name for use in recorder.uses if not use.rule.covers(use, n) for name in use.names.values()}
-        reached = _parameters_on_graph(outputs, prepared.parameters)
-        # One unexplained use makes the parameter's other uses unusable on their own: take them off and run again.
-        mixed = {name for use in recorder.uses for name in use.names.values()} & (
-            refused | reached | _repeated(recorder)
-        )
-        if not mixed - declined:
-            return Capture(outputs, tuple(recorder.uses), tuple(n for n in prepared.parameters if n in reached))
-        declined |= mixed
+    finally:
+        for parameter in constants:
+            parameter.requires_grad_(True)
+    for use in recorder.uses:
+        use.layout = (layouts or {}).get(use.key, use.layout)
+        for slot, tensor in use.derived.items():
+            behind = parameters_on_graph([tensor], prepared.parameters)
+            use.sources[slot] = {name: prepared.parameters[name] for name in sorted(behind)}
+    reached = parameters_on_graph([outputs], prepared.parameters)
+    return Capture(outputs, tuple(recorder.uses), frozenset(reached), n)
 
 
-def _repeated(recorder: "_Recorder") -> set[str]:
-    """Parameters with more than one use: their tangents must be summed before they are contracted."""
-    names = [name for use in recorder.uses for name in use.names.values()]
-    return {name for name in names if names.count(name) > 1}
+class Recorder(TorchFunctionMode):
+    """Sees every torch call of a forward pass; keeps a ``Use`` for each one that a rule reads."""
 
-
-class _Recorder(TorchFunctionMode):
-    def __init__(self, parameters: dict[str, nn.Parameter], rules: Sequence[Rule], declined: set[str]) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter], rules: Sequence[Rule], skip: frozenset[int]) -> None:
         super().__init__()
-        self.names = {id(parameter): name for name, parameter in parameters.items() if name not in declined}
+        self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.rules = {function: rule for rule in rules for function in rule.functions}
+        self.skip = skip
         self.uses: list[Use] = []
+        self.calls = 0
+        self.data: dict[int, weakref.ref] = {}
+
+    def mark(self, tree: Any) -> None:
+        """Remember that these tensors come from the data."""
+        for tensor in tensors_in(tree):
+            key = id(tensor)
+            self.data[key] = weakref.ref(tensor, lambda _, key=key: self.data.pop(key, None))
+
+    def from_data(self, tree: Any) -> bool:
+        """Whether any tensor of ``tree`` comes from the data."""
+        return any(id(tensor) in self.data for tensor in tensors_in(tree))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         rule = self.rules.get(func)
-        if rule is None or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        slots = rule.parameters(args, kwargs)
-        names = {slot: self.names[id(value)] for slot, value in slots.items() if id(value) in self.names}
-        if not names:
-            return func(*args, **kwargs)
-        slots.update({slot: slots[slot].detach() for slot in names})
-        output = rule.call(func, args, kwargs, slots)
+        if rule is not None and torch.is_grad_enabled():
+            output = self._meet(rule, func, args, kwargs)
+            if output is not None:
+                self.mark(output)
+                return output
+        expand = getattr(rule, "expand", None)
+        if expand is not None and torch.is_grad_enabled():
+            with self:  # written out in operations that the recorder meets one by one
+                output = expand(func, args, kwargs)
+            if output is not NotImplemented:
+                return output
+        output = func(*args, **kwargs)
+        if self.from_data((args, kwargs)):
+            self.mark(output)
+        return output
+
+    def _meet(self, rule: Rule, func: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor | None:
+        call = rule.read(func, args, kwargs)
+        if call is None:
+            return None
+        names, derived = {}, {}
+        for slot, value in call.weights.items():
+            if value is None or not value.requires_grad:
+                continue
+            if id(value) in self.names:
+                names[slot] = self.names[id(value)]
+            elif not self.from_data(value):
+                derived[slot] = value
+            else:
+                return None  # a weight that depends on the data: every row has its own
+        if not names and not derived:
+            return None
+        self.calls += 1
+        if self.calls in self.skip:
+            return None
+        found = call.inputs.get("input")
+        input_edge = get_gradient_edge(found) if found is not None and found.requires_grad else None
+        weights = {slot: None if value is None else value.detach() for slot, value in call.weights.items()}
+        output = call.run(weights)
         if not output.requires_grad:  # nothing before it was tracked: the graph starts here
             output = output.detach().requires_grad_().clone()
-        kept = {slot: value.detach() if isinstance(value, Tensor) else value for slot, value in slots.items()}
-        versions = {slot: value._version for slot, value in kept.items() if isinstance(value, Tensor)}
-        self.uses.append(Use(rule, names, kept, get_gradient_edge(output), output.shape, versions))
+        inputs = {name: tensor.detach() for name, tensor in call.inputs.items()}
+        versions = {name: tensor._version for name, tensor in inputs.items()}
+        edge = get_gradient_edge(output)
+        self.uses.append(
+            Use(
+                self.calls,
+                rule,
+                names,
+                derived,
+                weights,
+                inputs,
+                call.settings,
+                edge,
+                input_edge,
+                output.shape,
+                versions=versions,
+            )
+        )
         return output
 
 
-def _parameters_on_graph(outputs: Tensor, parameters: dict[str, nn.Parameter]) -> set[str]:
-    """Names of the parameters that the autograd graph of ``outputs`` reaches."""
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, tuple | list):
+        return []
+    return [tensor for item in tree for tensor in tensors_in(item)]
+
+
+def parameters_on_graph(tensors: Sequence[Tensor], parameters: dict[str, nn.Parameter]) -> set[str]:
+    """Names of the parameters that the autograd graphs of ``tensors`` reach."""
     names = {id(parameter): name for name, parameter in parameters.items()}
-    if id(outputs) in names:
-        return {names[id(outputs)]}
-    reached: set[str] = set()
+    reached = {names[id(tensor)] for tensor in tensors if id(tensor) in names}
     seen: set[Any] = set()
-    stack = [outputs.grad_fn] if outputs.grad_fn is not None else []
+    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     while stack:
         node = stack.pop()
         if node in seen:

@@ -1,9 +1,10 @@
 """The dense definition: the Jacobian of chosen parameters, row by row. Slow, right for every module."""
 
+import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows
 from kernelmem.ground.transforms import functional_call, jacrev, vmap
@@ -12,55 +13,56 @@ from kernelmem.tangents.prepare import Prepared
 __all__ = ["rowwise_jacobian", "vectorized_jacobian"]
 
 
-def rowwise_jacobian(prepared: Prepared, rows: list[Any], names: list[str]) -> Tensor:
-    """∂f_c(x_n)/∂θ by one backward pass for each row and output: (n, C, P).
+def rowwise_jacobian(prepared: Prepared, rows: list[Any], names: list[str], directions: Tensor | None = None) -> Tensor:
+    """Σ_c v_nkc ∂f_c(x_n)/∂θ by one backward pass for each row and direction: (n, k, P).
 
-    ``rows`` are batches of one row each. Cost: n·C backward passes of one row; memory n·C·P.
+    ``rows`` are batches of one row each; ``directions`` v (n, k, C), None: every output by itself. Cost: nk backward
+    passes of one row; memory nkP.
     """
     parameters = [prepared.parameters[name] for name in names]
+    if directions is None:
+        every = torch.eye(prepared.n_outputs, dtype=prepared.dtype, device=prepared.device)
+        directions = every.expand(len(rows), *every.shape)
     jacobian = []
-    for row in rows:
+    for row, own in zip(rows, directions, strict=True):
         with torch.enable_grad():
             outputs = prepared.outputs(row, 1)[0]
-            per_output = []
-            for c in range(len(outputs)):
+            per_direction = []
+            for direction in own:
                 if not outputs.requires_grad:
-                    per_output.append(torch.cat([torch.zeros_like(p).flatten() for p in parameters]))
+                    per_direction.append(torch.cat([torch.zeros_like(p).flatten() for p in parameters]))
                     continue
                 gradients = torch.autograd.grad(
-                    outputs[c],
-                    parameters,
-                    retain_graph=c < len(outputs) - 1,
-                    allow_unused=True,
-                    materialize_grads=True,
+                    outputs, parameters, direction, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-                per_output.append(torch.cat([gradient.flatten() for gradient in gradients]))
-        jacobian.append(torch.stack(per_output))
+                per_direction.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        jacobian.append(torch.stack(per_direction))
     return torch.stack(jacobian)
 
 
-def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str]) -> Tensor:
-    """The same, by torch.func over all rows of a batch at once: (n, C, P). Raises where vmap cannot follow the model."""
-    module = prepared.module
-    fixed = {name: p.detach() for name, p in module.named_parameters() if name not in names}
-    fixed |= {name: b.detach() for name, b in module.named_buffers()}
+class _Bound(nn.Module):
+    """The model together with forward=, which may reach into it: functional_call swaps tensors on this one object."""
 
-    class _Bound(torch.nn.Module):
-        # functional_call swaps tensors on a module; forward= may reach into it, so it must be the same object.
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
+    def __init__(self, prepared: Prepared) -> None:
+        super().__init__()
+        self.module = prepared.module
+        self.run = prepared.forward
 
-        def forward(self, row: Any) -> Tensor:
-            return prepared.forward(self.module, row)
+    def forward(self, row: Any) -> Tensor:
+        return self.run(self.module, row)
 
-    bound = _Bound()
 
-    def outputs(selected: dict[str, Tensor], row: Any) -> Tensor:
+def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], directions: Tensor) -> Tensor:
+    """The same, by torch.func over all rows of a batch at once. Raises where vmap cannot follow the model."""
+    bound = _Bound(prepared)
+    fixed = {name: p.detach() for name, p in bound.named_parameters()} | dict(bound.named_buffers())
+    selected = {f"module.{name}": prepared.parameters[name].detach() for name in names}
+
+    def outputs(values: dict[str, Tensor], row: Any, own: Tensor) -> Tensor:
         one = Rows(row, 1).map(lambda leaf: leaf.unsqueeze(0))
-        values = {f"module.{name}": value for name, value in (fixed | selected).items()}
-        return functional_call(bound, values, (one,))[0]
+        return own @ functional_call(bound, fixed | values, (one,))[0]
 
-    selected = {name: prepared.parameters[name].detach() for name in names}
-    jacobian = vmap(jacrev(outputs), in_dims=(None, 0))(selected, batch)
-    return torch.cat([jacobian[name].flatten(2) for name in names], dim=2)
+    with warnings.catch_warnings():  # some operations are looped over inside: slower, not wrong
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        jacobian = vmap(jacrev(outputs), in_dims=(None, 0, 0))(selected, batch, directions)
+    return torch.cat([jacobian[name].flatten(2) for name in selected], dim=2)

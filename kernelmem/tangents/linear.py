@@ -1,35 +1,61 @@
-"""Linear layers on vectors: K = (A Aᵀ + 1) ∘ (G Gᵀ), never a Jacobian."""
+"""Linear maps: F.linear, and matrix products with a weight, on (n, d), (n, S, d) or any other leading axes."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Use
-from kernelmem.tangents.features import VectorFeature
+from kernelmem.tangents.capture import Call, Outer, Use
 
 __all__ = ["LinearRule"]
 
 
 class LinearRule:
-    """F.linear on (n, in), by a module or in functional form."""
+    """Tangent of the weight: Σ_s g_s ⊗ a_s over the positions s of a row; of the bias: Σ_s g_s."""
 
-    functions = (F.linear,)
+    functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
-    def parameters(self, args: tuple, kwargs: dict) -> dict[str, Any]:
-        """Read input, weight and bias."""
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-        return {"input": given["input"], "weight": given["weight"], "bias": given.get("bias")}
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+        """F.linear(input, weight, bias), or input @ weight with a matrix weight (kept transposed)."""
+        if function is F.linear:
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            x = given["input"]
+            weights = {"weight": given["weight"], "bias": given.get("bias")}
+            return Call(weights, {"input": x}, lambda w: F.linear(x, w["weight"], w["bias"]))
+        x, weight = (*args, *kwargs.values())[:2]
+        if weight.ndim != 2 or x.ndim < 2 or not weight.requires_grad:
+            return None
+        return Call(
+            {"weight": weight}, {"input": x}, lambda w: torch.matmul(x, w["weight"]), settings={"transposed": True}
+        )
 
-    def call(self, function: Callable[..., Any], args: tuple, kwargs: dict, slots: dict[str, Any]) -> Tensor:
-        """Run F.linear on the slots."""
-        return function(slots["input"], slots["weight"], slots["bias"])
+    def outer(self, use: Use, n: int) -> Outer | None:
+        """All leading axes but the rows are positions."""
+        shape = use.rows_shape(n)
+        if use.layout.axis == len(use.output_shape) - 1:
+            return None  # rows along the features: no per-row product of this form
+        return Outer(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
 
-    def covers(self, use: Use, n: int) -> bool:
-        """One position for each row."""
-        return use.slots["input"].ndim == 2 and use.slots["input"].shape[0] == n
+    def is_direct(self, use: Use) -> bool:
+        """Outer products only."""
+        return False
 
-    def feature(self, use: Use, gradients: Tensor) -> VectorFeature:
-        """Activations (n, in) beside output gradients (n, k, out)."""
-        return VectorFeature(use.input if "weight" in use.names else None, gradients, "bias" in use.names)
+    def direction_axis(self, use: Use) -> int:
+        """Just before the features."""
+        return -2
+
+    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
+        """(n, 1, S, fan_in [+ 1])."""
+        x = use.layout.rows(use.activation(), n)
+        x = x.reshape(n, 1, -1, x.shape[-1])
+        return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if ones else x
+
+    def gradients(self, use: Use, stacked: Tensor) -> Tensor:
+        """(n, ..., k, out) -> (n, 1, S, k, out)."""
+        return stacked.reshape(len(stacked), 1, -1, *stacked.shape[-2:])
+
+    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
+        """Not asked: the tangents are outer products."""
+        raise AssertionError("linear layers are outer products")

@@ -1,1 +1,5 @@
-"""Shipped to users for their own tests: hypothesis strategies of networks and rows (needs ``pip install hypothesis``)."""
+"""Shipped to users for their own tests: networks of every supported layer, and the rows they take.
+
+``cases`` holds a network with its rows; ``modules`` the small networks that use parameters in unusual ways; ``zoo`` one
+named case for each feature; ``layers`` and ``strategies`` draw random compositions (these two need ``hypothesis``).
+"""

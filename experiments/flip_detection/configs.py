@@ -1,0 +1,46 @@
+"""What is measured: kinds and rates of label noise, seeds, where to write."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernelmem.cli.audit import AuditCommand
+
+__all__ = ["CELLS", "Cell", "Options"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of noise at one rate."""
+
+    kind: str
+    rate: float
+    claim: float | None = None  # AUROC that every seed is claimed to reach
+
+    @property
+    def name(self) -> str:
+        """As tables and options call it."""
+        return f"{self.kind}-{self.rate:.2f}" if self.rate else "clean"
+
+
+CELLS = (
+    Cell("symmetric", 0.0),  # control: no row is wrong, what is memorized all the same
+    Cell("symmetric", 0.15, claim=0.99),
+    Cell("symmetric", 0.20),
+    Cell("instance", 0.20, claim=0.99),
+    Cell("pair", 0.20),
+    Cell("pair", 0.40),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flip training labels of the digits, train the default network on them, audit it, and count what is found."""
+
+    seeds: int = 10
+    """Seeds 0, 1, ... of split, flips, initial weights and batches."""
+    cells: tuple[str, ...] = tuple(cell.name for cell in CELLS)
+    """Which cells to run."""
+    epochs: int = AuditCommand.epochs
+    """Passes over the data; the default is that of `kernelmem audit`."""
+    out: Path = Path("out/flip_detection")
+    """Directory for results.json, runs.csv and figure.{svg,png}."""

@@ -1,0 +1,306 @@
+"""Kernels of fully connected networks of infinite width, in closed form, to rounding for duplicate and opposite rows."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kernelmem.ground.batches import as_rows
+from kernelmem.ground.errors import InputError
+
+__all__ = ["infinite_nngp", "infinite_ntk"]
+
+Activation = Literal["relu", "erf"]
+
+BLOCK = 2**20  # entries of the kernel computed at once; about twelve float64 temporaries of this size live beside it
+CLOSE = 2**-6  # pairs with |cosine| > 1 - CLOSE: a GEMM leaves eps / sin(angle) in the angle, here over 6 eps
+LARGEST = 1e75  # of a row's norm: its fourth power must be finite
+
+
+def infinite_ntk(
+    x: Any,
+    y: Any = None,
+    *,
+    depth: int,
+    activation: Activation = "relu",
+    weight_var: float = 2.0,
+    bias_var: float = 0.0,
+) -> Tensor:
+    r"""Compute the neural tangent kernel of a fully connected network of infinite width, Θ(x, y).
+
+    The network has ``depth`` hidden layers in NTK parametrization: every layer is √(w/fan_in) W a + √b β with W, β
+    ~ N(0, 1), w = ``weight_var``, b = ``bias_var``; all W and β are trained. With φ the activation::
+
+        Σ⁰ = w x·y/d + b                                          Θ⁰ = Σ⁰
+        Σˡ⁺¹ = w E[φ(u) φ(v)] + b                                 Θˡ⁺¹ = Σˡ⁺¹ + Θˡ w E[φ'(u) φ'(v)]
+        (u, v) ~ N(0, [[Σˡ(x, x), Σˡ(x, y)], [Σˡ(x, y), Σˡ(y, y)]])
+
+    It is K^{cc} of one output; outputs are independent, so ``km.ntk(..., outputs="trace")`` converges to C times this.
+    For relu the recursion runs on angles between rows, not on correlations, and stays exact to rounding
+    where arccos loses half the digits: the diagonal, duplicate, nearly equal and opposite rows.
+
+    Args:
+        x: n rows (n, d): tensor, array, Dataset or DataLoader; further axes are flattened.
+        y: m rows likewise; None means y = x.
+        depth: number of hidden layers; 0 is the linear model, w x·y/d + b.
+        activation: "relu" or "erf".
+        weight_var: w > 0; 2 keeps the scale of relu networks.
+        bias_var: b >= 0.
+
+    Returns:
+        (n, m), float32 if x and y are float32 or narrower, else float64 (integers too); on x's device. Computed in
+        float64. With y=None it is symmetric to the bit, and the entry of two equal rows is that of the diagonal to the
+        bit. A zero row with b = 0 has relu kernel 0 with every row.
+
+    Raises:
+        InputError: NaN, complex or no rows, d that differs, row norms above 1e75, an unknown activation, a depth or
+            variance out of range, a kernel too large for its dtype.
+
+    Cost: 2nmd + O(nm depth) operations (half with y=None), plus 3d for each pair within 0.18 of angle 0 or π; memory
+    is the result, two float64 copies of the rows and about 100 MB.
+
+    Source: Jacot, Gabriel, Hongler 2018; relu: Cho and Saul 2009; erf: Williams 1997.
+
+    >>> rows = torch.tensor([[3.0, 4.0], [-3.0, -4.0]])
+    >>> infinite_ntk(rows, depth=0)  # 2 x·y / d
+    tensor([[ 25., -25.],
+            [-25.,  25.]])
+    >>> infinite_ntk(rows, depth=1)  # opposite rows share no active unit
+    tensor([[50.,  0.],
+            [ 0., 50.]])
+    """
+    return _kernel(x, y, _Network(depth, activation, weight_var, bias_var), tangent=True)
+
+
+def infinite_nngp(
+    x: Any,
+    y: Any = None,
+    *,
+    depth: int,
+    activation: Activation = "relu",
+    weight_var: float = 2.0,
+    bias_var: float = 0.0,
+) -> Tensor:
+    r"""Compute the covariance of the outputs of an infinitely wide random network, Σ(x, y): its Gaussian process.
+
+    The network, arguments, result, errors and cost are those of :func:`infinite_ntk`::
+
+        Σ⁰ = w x·y/d + b            Σˡ⁺¹ = w E[φ(u) φ(v)] + b,  (u, v) ~ N(0, Σˡ on {x, y})
+
+    and the value is Σ at l = ``depth``. It is also the tangent kernel of the last layer alone (its weights and bias).
+
+    Source: Neal 1996; Lee et al. 2018; relu: Cho and Saul 2009; erf: Williams 1997.
+
+    >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> infinite_nngp(rows, depth=1) * math.pi  # orthogonal: κ₁ = 1/π
+    tensor([[3.1416, 1.0000],
+            [1.0000, 3.1416]], dtype=torch.float64)
+    """
+    return _kernel(x, y, _Network(depth, activation, weight_var, bias_var), tangent=False)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What the recursion needs to know; checked on construction."""
+
+    depth: int
+    activation: str
+    weight_var: float
+    bias_var: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.depth, bool) or not isinstance(self.depth, Integral) or self.depth < 0:
+            raise InputError(
+                f"depth={self.depth!r}",
+                expected="a whole number >= 0 of hidden layers",
+                do="pass depth=1 for one hidden layer, depth=0 for the linear model",
+            )
+        if self.activation not in LAYERS:
+            raise InputError(
+                f"activation={self.activation!r}",
+                expected=" or ".join(f'"{name}"' for name in LAYERS),
+                do="choose one of these; for another, average km.ntk over wide random networks",
+            )
+        for name, value, least in (("weight_var", self.weight_var, ">"), ("bias_var", self.bias_var, ">=")):
+            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and least == ">"):
+                raise InputError(
+                    f"{name}={value!r}",
+                    expected=f"a finite number {least} 0, a variance (not a standard deviation)",
+                    do=f"pass {name}=2.0" if least == ">" else f"pass {name}=0.0 for a network without biases",
+                )
+            # A NumPy float32 would drag the whole recursion to its precision; the class is frozen for all others.
+            object.__setattr__(self, name, float(value))
+
+
+@dataclass(frozen=True)
+class _Rays:
+    """First-layer preactivations of rows, (√(w/d) x, √b), as unit vectors and lengths: Σ⁰ is their inner product."""
+
+    directions: Tensor  # (n, d + 1), unit rows; zero where the length is zero
+    lengths: Tensor  # (n,)
+
+    def __getitem__(self, rows: slice) -> "_Rays":
+        return _Rays(self.directions[rows], self.lengths[rows])
+
+
+@dataclass(frozen=True)
+class _Angles:
+    """Angles θ between left and right rays, by sin²(θ/2) and cos²(θ/2): one of them keeps its digits near 0 and π."""
+
+    haversine: Tensor  # (k, m) sin²(θ/2)
+    cohaversine: Tensor  # (k, m) cos²(θ/2)
+    left: Tensor  # (k, 1) lengths
+    right: Tensor  # (1, m) lengths
+
+
+def _kernel(x: Any, y: Any, network: _Network, *, tangent: bool) -> Tensor:
+    given = _as_matrix(x, "x")
+    other = given if y is None else _as_matrix(y, "y").to(given.device)
+    if given.shape[1] != other.shape[1]:
+        raise InputError(
+            f"x with {given.shape[1]} and y with {other.shape[1]} features a row",
+            expected="the same number of features",
+            do="give both sides the same columns",
+        )
+    left = _as_rays(given, "x", network)
+    right = left if y is None else _as_rays(other, "y", network)
+    dtype = _result_dtype(given.dtype, other.dtype)
+    n, m = len(left.lengths), len(right.lengths)
+    kernel = given.new_empty((n, m), dtype=dtype)
+    step = max(1, BLOCK // m)
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        columns = slice(start if y is None else 0, m)
+        kernel[rows, columns] = _block(left[rows], right[columns], network, tangent)
+        if not bool(torch.isfinite(kernel[rows, columns]).all()):
+            raise InputError(
+                f"depth={network.depth}, weight_var={network.weight_var} and rows of norm up to"
+                f" {float(torch.maximum(left.lengths.max(), right.lengths.max())):.3g}, whose kernel overflows",
+                expected=f"entries within {dtype}".replace("torch.", ""),
+                do="pass weight_var=2.0, which keeps the scale of relu networks, or float64 rows",
+            )
+        if y is None:
+            # Mirrored, not recomputed: half the work, and a GEMM need not give ij and ji the same bits.
+            square = kernel[rows, rows]
+            square.copy_(square.triu() + square.triu(1).T)
+            kernel[rows.stop :, rows] = kernel[rows, rows.stop :].T
+    return kernel
+
+
+def _block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tensor:
+    angles = _angles(left, right)
+    covariance = angles.left * angles.right * (angles.cohaversine - angles.haversine)
+    total = covariance
+    # range comes first: zip stops on it before the generator prepares a layer that nobody reads
+    for _, (covariance, slope) in zip(range(network.depth), LAYERS[network.activation](angles, network), strict=False):
+        total = total.mul(slope).add_(covariance) if tangent else covariance
+    return total
+
+
+def _angles(left: _Rays, right: _Rays) -> _Angles:
+    cosine = left.directions @ right.directions.T
+    haversine, cohaversine = (1 - cosine) / 2, (1 + cosine) / 2
+    pairs = (cosine.abs() > 1 - CLOSE).nonzero()
+    # Near 0 and π the cosine has lost the angle; the length of the difference (sum) of the two unit vectors has not.
+    for i, j in (part.T for part in pairs.split(max(1, BLOCK // left.directions.shape[1]))):
+        same = cosine[i, j] > 0
+        sign = torch.where(same, 1.0, -1.0).to(cosine.dtype)[:, None]
+        small = (left.directions[i] - sign * right.directions[j]).square().sum(1) / 4
+        haversine[i, j] = torch.where(same, small, 1 - small)
+        cohaversine[i, j] = torch.where(same, 1 - small, small)
+    return _Angles(haversine, cohaversine, left.lengths[:, None], right.lengths[None])
+
+
+def _relu(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
+    """Σˡ⁺¹ = a r r' κ₁ + b and the slope a κ₀, a = w/2: κ₀ = (π − θ)/π, κ₁ = (sin θ + (π − θ) cos θ)/π.
+
+    The next angle comes from the haversine formula. The next preactivation is (√a r h, √b) with a unit vector h, at
+    latitude α = atan(√b / (√a r)), and the h of two rows have the cosine κ₁::
+
+        sin²(θ⁺/2) = sin²((α − α')/2) + cos α cos α' (1 − κ₁)/2,    (1 − κ₁)/2 = sin²(θ/2) − (sin θ − θ cos θ)/2π
+
+    Both terms are >= 0 and have their full relative accuracy in θ⁺, so no digit is lost as θ goes to 0.
+    """
+    root, bias = math.sqrt(network.weight_var / 2), math.sqrt(network.bias_var)
+    left, right = angles.left, angles.right
+    hav, cohav = angles.haversine, angles.cohaversine
+    theta = 2 * torch.atan2(hav.sqrt(), cohav.sqrt())
+    supplement = 2 * torch.atan2(cohav.sqrt(), hav.sqrt())  # π − θ, exact at opposite rows
+    while True:
+        left, right = root * left, root * right
+        sine, cosine = 2 * (hav * cohav).sqrt(), cohav - hav
+        kappa = (sine + supplement * cosine) / math.pi
+        yield left * right * kappa + network.bias_var, supplement * (network.weight_var / 2 / math.pi)
+        hav = (hav - (sine - theta * cosine) / (2 * math.pi)).clamp_min_(0)  # theta of 1e-16 may round below 0
+        if bias:
+            latitude, latitude_right = (torch.atan2(torch.full_like(r, bias), r) for r in (left, right))
+            hav *= latitude.cos() * latitude_right.cos()
+            hav += ((latitude - latitude_right) / 2).sin().square()
+            left, right = (torch.hypot(r, torch.full_like(r, bias)) for r in (left, right))
+        # From the first layer on κ₁ >= 0, so θ <= π/2, where asin and 1 − hav are well conditioned.
+        cohav = 1 - hav
+        theta = 2 * hav.sqrt().asin_()
+        supplement = math.pi - theta
+
+
+def _erf(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
+    """Σˡ⁺¹ = w (2/π) asin(2Σ/√D) + b and the slope w (4/π)/√(D − 4Σ²), D = (1 + 2Σ(x, x))(1 + 2Σ(x', x')).
+
+    asin(2Σ/√D) = atan2(2Σ, √(D − 4Σ²)) and D − 4Σ² = 1 + 2q + 2q' + 4(q q' − Σ²): neither cancels when q is large,
+    and at the first layer q q' − Σ² = q q' sin²θ.
+    """
+    scale, bias = 2 * network.weight_var / math.pi, network.bias_var
+    left, right = angles.left.square(), angles.right.square()
+    covariance = angles.left * angles.right * (angles.cohaversine - angles.haversine)
+    gap = 4 * left * right * angles.haversine * angles.cohaversine
+    while True:
+        root = (1 + 2 * left + 2 * right + 4 * gap).sqrt_()
+        covariance = scale * torch.atan2(2 * covariance, root) + bias
+        yield covariance, 2 * scale / root
+        # 1 + 2q + 2q in this order, so that duplicates keep q q' − Σ² = 0 to the bit
+        left, right = (scale * torch.atan2(2 * q, (1 + 2 * q + 2 * q).sqrt()) + bias for q in (left, right))
+        gap = (left * right - covariance.square()).clamp_min_(0)
+
+
+LAYERS: dict[str, Callable[[_Angles, _Network], Iterator[tuple[Tensor, Tensor]]]] = {"relu": _relu, "erf": _erf}
+
+
+def _as_matrix(rows: Any, name: str) -> Tensor:
+    tree = as_rows(rows, name).tree
+    if not isinstance(tree, Tensor) or tree.ndim < 2 or tree[0].numel() == 0 or tree.is_complex():
+        shape = f" of shape {tuple(tree.shape)} and dtype {tree.dtype}" if isinstance(tree, Tensor) else ""
+        raise InputError(
+            f"{name}, a {type(tree).__name__}{shape}".replace("torch.", ""),
+            expected="real rows (n, d), d >= 1",
+            do=f"pass {name}[:, None] if every row is one number, {name}[None] if it is one row",
+        )
+    return tree.flatten(1)
+
+
+def _as_rays(rows: Tensor, name: str, network: _Network) -> _Rays:
+    vectors = rows.new_full((len(rows), rows.shape[1] + 1), math.sqrt(network.bias_var), dtype=torch.float64)
+    vectors[:, :-1] = rows
+    vectors[:, :-1] *= math.sqrt(network.weight_var / rows.shape[1])
+    # The largest entry first, so that squares neither overflow nor vanish; then |vector| >= 1, or the row is zero.
+    scale = vectors.abs().amax(1, keepdim=True)
+    vectors /= scale.clamp_min(torch.finfo(torch.float64).tiny)
+    norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    vectors /= norms.clamp_min(1.0)
+    lengths = (scale * norms)[:, 0]
+    if float(lengths.max()) > LARGEST:
+        raise InputError(
+            f"{name} with a row of norm {float(lengths.max()):.3g} after the first layer's scaling",
+            expected=f"at most {LARGEST:g}",
+            do="rescale the rows",
+        )
+    return _Rays(vectors, lengths)
+
+
+def _result_dtype(x: torch.dtype, y: torch.dtype) -> torch.dtype:
+    both = torch.promote_types(x, y)
+    return torch.float32 if both.is_floating_point and both != torch.float64 else torch.float64

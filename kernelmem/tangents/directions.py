@@ -1,0 +1,112 @@
+"""Which combinations of outputs are differentiated, and how their tangents enter the kernel."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelmem.ground.errors import InputError
+from kernelmem.tangents.groups import Combine
+
+__all__ = ["KINDS", "Directions", "Target", "named_target"]
+
+KINDS = ("trace", "diagonal", "full", "pseudo")
+Target = Callable[[Tensor, Tensor | None], Tensor]  # outputs (n, C), labels (n,) or None -> (n,)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """k directions in output space for every row: cotangents (n, C), the same for all rows unless there is a target."""
+
+    outputs: str  # one of KINDS; with a target, "target"
+    n_outputs: int
+    target: Target | None = None
+
+    @property
+    def k(self) -> int:
+        """How many backward sweeps they take."""
+        return 1 if self.outputs in ("pseudo", "target") else self.n_outputs
+
+    @property
+    def combine(self) -> Combine:
+        """How tangents of several directions enter the kernel."""
+        return self.outputs if self.outputs in ("diagonal", "full") else "sum"  # type: ignore[return-value]
+
+    def cotangents(self, outputs: Tensor, block: range, labels: Tensor | None) -> Tensor:
+        """Cotangents (n, k, C) of the directions in ``block``."""
+        n, C = outputs.shape
+        if self.outputs == "pseudo":
+            return torch.full((n, 1, C), C**-0.5, dtype=outputs.dtype, device=outputs.device)
+        if self.target is not None:
+            return self._of_target(outputs, labels)[:, None]
+        one_hot = torch.eye(C, dtype=outputs.dtype, device=outputs.device)[block.start : block.stop]
+        return one_hot.expand(n, len(block), C)
+
+    def _of_target(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
+        assert self.target is not None
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            values = self.target(leaf, labels)
+            if not isinstance(values, Tensor) or values.shape != (len(outputs),):
+                shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise InputError(
+                    f"a target that gives {shape} for {len(outputs)} rows",
+                    expected=f"one number for each row, shape ({len(outputs)},)",
+                    do="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
+                )
+            if not values.requires_grad:
+                return torch.zeros_like(outputs)
+            return torch.autograd.grad(values.sum(), leaf)[0]
+
+    def result_shape(self, n: int, m: int) -> tuple[int, ...]:
+        """Shape in which the result is accumulated: (n, m), (C, n, m) or (n, C, m, C)."""
+        C = self.n_outputs
+        return {"sum": (n, m), "diagonal": (C, n, m), "full": (n, C, m, C)}[self.combine]
+
+    def public(self, result: Tensor) -> Tensor:
+        """The result as users see it: (n, m), (n, m, C) or (n, m, C, C); a view."""
+        if self.combine == "diagonal":
+            return result.movedim(0, 2)
+        return result.transpose(1, 2) if self.combine == "full" else result
+
+    def of_jacobian(self, left: Tensor, right: Tensor) -> Tensor:
+        """Kernel of two Jacobians along these directions (n, k, P), (m, k, P), as users see it: the definition."""
+        full = torch.einsum("nkp,mlp->nmkl", left, right)
+        if self.combine == "full":
+            return full
+        diagonal = torch.diagonal(full, dim1=2, dim2=3)
+        return diagonal if self.combine == "diagonal" else diagonal.sum(-1)
+
+
+def named_target(target: Any) -> Target:
+    """Read ``target=``: "margin", "loss", ("logit", c) or a callable.
+
+    margin: f_y − max_{k≠y} f_k; loss: cross-entropy.
+    """
+    if callable(target):
+        return target
+    if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
+        return lambda outputs, labels: outputs[:, target[1]]
+    if target == "loss":
+        return lambda outputs, labels: torch.nn.functional.cross_entropy(outputs, _needed(labels), reduction="none")
+    if target == "margin":
+        return _margin
+    raise InputError(
+        f"target={target!r}",
+        expected='"margin", "loss", ("logit", c) or a callable (outputs, labels) -> (n,)',
+        do='e.g. target="loss", labels=y',
+    )
+
+
+def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    column = _needed(labels)[:, None]
+    others = outputs.scatter(1, column, float("-inf"))
+    return outputs.gather(1, column)[:, 0] - others.max(1).values
+
+
+def _needed(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise InputError("a target that needs labels, without them", expected="labels=", do="pass labels=y")
+    return labels

@@ -1,0 +1,70 @@
+"""Embedding tables: the tangent of row v is Σ g_s over the positions s that look it up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelmem.tangents.capture import Call, Outer, Use
+
+__all__ = ["EmbeddingRule"]
+
+NAMES = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+
+
+class EmbeddingRule:
+    """F.embedding with integer inputs."""
+
+    functions = (F.embedding, torch.embedding)
+
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+        """Read a lookup; max_norm (which rewrites the table) and frequency scaling are left to the fallback."""
+        names = NAMES if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        indices, weight, padding = given["input"], given["weight"], given.get("padding_idx")
+        if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
+            return None
+        if padding is not None and padding < 0:
+            padding = padding + len(weight) if function is F.embedding else None
+        return Call(
+            {"weight": weight},
+            {"input": indices},
+            lambda w: F.embedding(indices, _given(w["weight"])),
+            {"padding": padding, "rows": len(weight)},
+        )
+
+    def outer(self, use: Use, n: int) -> Outer | None:
+        """Direct: a lookup is added, not multiplied."""
+        return None
+
+    def is_direct(self, use: Use) -> bool:
+        """Rows anywhere among the indices."""
+        return use.layout.axis < len(use.output_shape) - 1
+
+    def direction_axis(self, use: Use) -> int:
+        """First after the rows."""
+        return 1
+
+    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
+        """Not asked: lookups are direct."""
+        raise AssertionError("lookups are direct")
+
+    gradients = activations  # type: ignore[assignment]  # never asked either
+
+    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
+        """Scatter (n, k, S, d) into (n, k, V, d)."""
+        indices = use.layout.rows(use.activation(), n).reshape(n, -1)
+        k, width = stacked.shape[1], stacked.shape[-1]
+        g = stacked.reshape(n, k, -1, width)
+        if use.settings["padding"] is not None:
+            g = g * (indices != use.settings["padding"])[:, None, :, None]
+        table = g.new_zeros(n, k, use.settings["rows"], width)
+        table.scatter_add_(2, indices[:, None, :, None].expand_as(g), g)
+        return {"weight": table}
+
+
+def _given(weight: Tensor | None) -> Tensor:
+    assert weight is not None
+    return weight

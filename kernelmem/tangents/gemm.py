@@ -1,0 +1,38 @@
+"""The one door to large matrix products: out += A Bᵀ, and its symmetric form with half the work."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_gram", "row_blocks"]
+
+SMALLEST_BLOCK = 64  # rows below which a product no longer runs at full speed
+
+
+def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
+    """Row blocks (start, stop, first column): all columns, or with ``symmetric`` those from the diagonal block on.
+
+    >>> row_blocks(100, symmetric=False)
+    [(0, 100, 0)]
+    >>> row_blocks(256, symmetric=True)
+    [(0, 64, 0), (64, 128, 64), (128, 192, 128), (192, 256, 192)]
+    """
+    if not symmetric:
+        return [(0, n, 0)]
+    count = max(1, min(8, n // SMALLEST_BLOCK))
+    edges = [n * i // count for i in range(count + 1)]
+    return [(start, stop, start) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:
+    """Add left @ right.T to out, (n, p), (m, p) -> (n, m); with ``symmetric`` only on and above the diagonal blocks."""
+    for start, stop, first in row_blocks(len(left), symmetric=symmetric):
+        out[start:stop, first:].addmm_(left[start:stop], right[first:].T)
+
+
+def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:
+    """Add scale ∘ (left @ right.T) to out, block by block so that the product stays in cache."""
+    blocks = row_blocks(len(left), symmetric=symmetric)
+    if len(blocks) == 1 and len(left) > 512:
+        blocks = [(i, min(i + 256, len(left)), 0) for i in range(0, len(left), 256)]
+    for start, stop, first in blocks:
+        out[start:stop, first:].addcmul_(torch.mm(left[start:stop], right[first:].T), scale[start:stop, first:])

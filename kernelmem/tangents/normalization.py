@@ -1,0 +1,93 @@
+"""Gains and biases of normalization layers: dγ = Σ g ∘ x̂, dβ = Σ g, with x̂ the input normalized without them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelmem.tangents.capture import Call, Outer, Use
+
+__all__ = ["NormalizationRule"]
+
+NAMES = {
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    F.instance_norm: (
+        *("input", "running_mean", "running_var", "weight", "bias"),
+        *("use_input_stats", "momentum", "eps"),
+    ),
+}
+
+
+class NormalizationRule:
+    """LayerNorm and RMSNorm (features last), GroupNorm, BatchNorm in eval mode, InstanceNorm (channels second)."""
+
+    functions = tuple(NAMES)
+
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+        """Read one normalization; batch statistics are refused."""
+        given = dict(zip(NAMES[function], args, strict=False)) | kwargs
+        last = function in (F.layer_norm, F.rms_norm)
+        if function is F.batch_norm and given.get("training"):
+            return None
+        weights = {"weight": given.pop("weight", None), "bias": given.pop("bias", None)}
+
+        def run(w: dict[str, Tensor | None]) -> Tensor:
+            return function(**given, **{slot: value for slot, value in w.items() if value is not None})
+
+        axes = len(given["normalized_shape"]) if last else 1
+        return Call(weights, {"input": given["input"]}, run, {"last": last, "axes": axes, "normalize": run})
+
+    def outer(self, use: Use, n: int) -> Outer | None:
+        """Gains are direct: one number a feature."""
+        return None
+
+    def is_direct(self, use: Use) -> bool:
+        """Features last: rows before them; channels second: rows first."""
+        if use.settings["last"]:
+            return use.layout.axis < len(use.output_shape) - use.settings["axes"]
+        return use.layout.axis == 0
+
+    def direction_axis(self, use: Use) -> int:
+        """Features last: just before them; channels second: just after them."""
+        return -1 - use.settings["axes"] if use.settings["last"] else _channel_axis(use) + 1
+
+    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
+        """Not asked: gains are direct."""
+        raise AssertionError("gains are direct")
+
+    gradients = activations  # type: ignore[assignment]  # never asked either
+
+    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
+        """Sum over positions; both sums of a channel in one product where channels come second."""
+        use.activation()  # refuse an overwritten input
+        with torch.no_grad():
+            normalized = use.layout.rows(use.settings["normalize"]({}), n) if "weight" in use.slots else None
+        if use.settings["last"]:
+            axes = use.settings["axes"]
+            features = stacked.shape[-axes:].numel()
+            g = stacked.reshape(n, -1, stacked.shape[-1 - axes], features)  # (n, S, k, d)
+            found = {"bias": g.sum(1)} if "bias" in use.slots else {}
+            if normalized is not None:
+                found["weight"] = torch.einsum("nskd,nsd->nkd", g, normalized.reshape(n, -1, features))
+            return found
+        channel = _channel_axis(use)
+        k, channels = stacked.shape[channel + 1], stacked.shape[channel]
+        g = stacked if channel == 1 else stacked.movedim((channel, channel + 1), (1, 2))
+        g = g.reshape(n * channels, k, -1)  # (n·c, k, S)
+        ones = torch.ones_like(g[:, 0])
+        columns = [ones] if normalized is None else [normalized.movedim(channel, 1).reshape(n * channels, -1), ones]
+        sums = torch.bmm(g, torch.stack(columns, 2)).reshape(n, channels, k, -1).movedim(1, 2)  # (n, k, c, 1 or 2)
+        found = {"bias": sums[..., -1]} if "bias" in use.slots else {}
+        if normalized is not None:
+            found["weight"] = sums[..., 0]
+        return found
+
+
+def _channel_axis(use: Use) -> int:
+    """The channel axis in the rows view."""
+    return 1 if use.layout.multiplicity == 1 else 2

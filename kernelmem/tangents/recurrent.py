@@ -1,0 +1,106 @@
+"""nn.RNN, nn.LSTM, nn.GRU and their cells, unrolled in linear maps, so that the linear rule meets their own weights.
+
+torch's fused kernels give no per-example derivatives, and ``vmap(jacrev)`` refuses them. Unrolled, each weight is used
+once a step, and its uses are positions of one outer-product tangent.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelmem.tangents.capture import Call
+
+__all__ = ["RecurrentRule"]
+
+LAYERS = {torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu", torch.lstm: "lstm", torch.gru: "gru"}
+CELLS = {
+    torch.rnn_tanh_cell: "rnn_tanh",
+    torch.rnn_relu_cell: "rnn_relu",
+    torch.lstm_cell: "lstm",
+    torch.gru_cell: "gru",
+}
+
+
+class RecurrentRule:
+    """Elman networks, LSTM (Hochreiter and Schmidhuber 1997; with projections), GRU (Cho et al. 2014)."""
+
+    functions = (*LAYERS, *CELLS)
+
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+        """Never read as one operation: see ``expand``."""
+        return None
+
+    def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """The same outputs as torch's fused function, to rounding (NotImplemented: not taken)."""
+        if function in CELLS:
+            return self._cell(CELLS[function], *args, **kwargs)
+        if len(args) != 9 or kwargs or not isinstance(args[3], bool):  # packed sequences: data, batch_sizes, ...
+            return NotImplemented
+        kind = LAYERS[function]
+        x, state, weights, biased, layers, dropout, training, both, batch_first = args
+        hidden, cells = state if kind == "lstm" else (state, None)
+        if batch_first:
+            x = x.transpose(0, 1)
+        sides = 2 if both else 1
+        each = len(weights) // (layers * sides)
+        last_hidden, last_cells = [], []
+        for layer in range(layers):
+            outputs = []
+            for side in range(sides):
+                index = layer * sides + side
+                own = list(weights[index * each : (index + 1) * each])
+                w_in, w_hidden = own[0], own[1]
+                b_in, b_hidden = (own[2], own[3]) if biased else (None, None)
+                projection = own[-1] if each == (5 if biased else 3) else None
+                h = hidden[index]
+                c = None if cells is None else cells[index]
+                steps = range(len(x) - 1, -1, -1) if side else range(len(x))
+                from_input = F.linear(x, w_in, b_in)  # all steps at once: the input does not wait for the state
+                found: list[Tensor] = [h] * len(x)
+                for t in steps:
+                    h, c = _step(kind, from_input[t], h, c, w_hidden, b_hidden, projection)
+                    found[t] = h
+                outputs.append(torch.stack(found))
+                last_hidden.append(h)
+                last_cells.append(c)
+            x = torch.cat(outputs, -1) if both else outputs[0]
+        out = x.transpose(0, 1) if batch_first else x
+        if kind == "lstm":
+            return out, torch.stack(last_hidden), torch.stack(last_cells)
+        return out, torch.stack(last_hidden)
+
+    @staticmethod
+    def _cell(kind: str, x: Tensor, state: Any, w_in: Tensor, w_hidden: Tensor, b_in=None, b_hidden=None) -> Any:
+        h, c = state if kind == "lstm" else (state, None)
+        h, c = _step(kind, F.linear(x, w_in, b_in), h, c, w_hidden, b_hidden, None)
+        return (h, c) if kind == "lstm" else h
+
+
+def _step(
+    kind: str,
+    from_input: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_hidden: Tensor,
+    b_hidden: Tensor | None,
+    projection: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One step of one layer: the new hidden state, and the new cell state of an LSTM."""
+    from_state = F.linear(h, w_hidden, b_hidden)
+    if kind == "lstm":
+        assert c is not None
+        gate_in, gate_forget, candidate, gate_out = (from_input + from_state).chunk(4, -1)
+        c = torch.sigmoid(gate_forget) * c + torch.sigmoid(gate_in) * torch.tanh(candidate)
+        h = torch.sigmoid(gate_out) * torch.tanh(c)
+        return (h if projection is None else F.linear(h, projection)), c
+    if kind == "gru":
+        reset_in, update_in, new_in = from_input.chunk(3, -1)
+        reset_state, update_state, new_state = from_state.chunk(3, -1)
+        update = torch.sigmoid(update_in + update_state)
+        new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_state) * new_state)
+        return (1 - update) * new + update * h, None
+    pre = from_input + from_state
+    return (torch.tanh(pre) if kind == "rnn_tanh" else torch.relu(pre)), None

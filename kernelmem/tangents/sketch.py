@@ -1,0 +1,142 @@
+"""Random projections of tangents, from their factors: features whose inner products estimate the tangent kernel.
+
+For a weight with tangent Σ_s g_s ⊗ a_s, coordinate j of the sketch is Σ_s (u_j · g_s)(v_j · a_s) with random signs u_j,
+v_j: a product of two small projections, so neither the tangent nor a P x dim matrix is ever formed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.ground.batches import as_rows
+from kernelmem.ground.checks import seed_sequence
+from kernelmem.ground.errors import InputError
+from kernelmem.tangents.capture import Capture, Use
+from kernelmem.tangents.directions import Directions
+from kernelmem.tangents.engine import Engine
+from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup
+from kernelmem.tangents.prepare import prepare
+
+__all__ = ["tangent_features"]
+
+CHUNK_BYTES = 64 * 2**20
+BLOCK = 2**22  # random signs made at a time, where a parameter is projected as it is
+
+
+def tangent_features(
+    model: nn.Module,
+    x: Any,
+    dim: int,
+    *,
+    seed: int,
+    outputs: Literal["pseudo", "trace"] = "pseudo",
+    parameters: Iterable[str] | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Sketch the tangents of n rows into Φ (n, dim) with E[Φ(x) Φ(y)ᵀ] = K(x, y), unbiased over seeds.
+
+    Every coordinate is a decoupled chaos of degree at most two in random signs, so E z⁴ <= 9 (E z²)² (hypercontractivity):
+
+        sd of Φ(x)·Φ(x) <= √(8/dim) K(x, x),     sd of Φ(x)·Φ(y) <= 3 √(K(x, x) K(y, y) / dim).
+
+    Args:
+        model: as for :func:`kernelmem.ntk`, likewise ``parameters``, ``forward``, ``dtype`` and ``device``.
+        x: n rows.
+        dim: number of features; an error of a share ε of the norms takes dim ≈ 9/ε².
+        seed: of the projection. The same seed gives the same features for the same row, whatever rows come with it, so
+            features of training and test rows may be computed in separate calls.
+        outputs: "pseudo" (kernel of Σ_c f_c / √C, one backward sweep) or "trace" (C sweeps).
+
+    Returns:
+        (n, dim) in ``dtype`` on ``device``.
+
+    Raises:
+        InputError: dim < 1, another kind of outputs, rows the model does not take. UnsupportedModelError: as for ntk.
+
+    Cost: one forward pass, one (or C) backward sweeps, n·S·(in + k·out)·dim operations a layer; memory (in + k·out)·dim.
+    Where dim is larger than about n, :func:`kernelmem.ntk` gives the exact kernel for less.
+
+    Source: Johnson and Lindenstrauss 1984; products of projections: Kar and Karnick 2012.
+
+    >>> model = nn.Linear(3, 1)
+    >>> tangent_features(model, torch.ones(2, 3), 16, seed=0).shape
+    torch.Size([2, 16])
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise InputError(f"dim={dim!r}", expected="a whole number >= 1", do="pass e.g. dim=1024")
+    if outputs not in ("pseudo", "trace"):
+        raise InputError(
+            f"outputs={outputs!r}", expected='"pseudo" or "trace"', do='use outputs="trace" for Σ_c K^{cc}'
+        )
+    rows = as_rows(x, "x")
+    names = None if parameters is None else list(parameters)
+    prepared = prepare(model, rows, forward=forward, parameters=names, dtype=dtype, device=device)
+    rows = rows.to(dtype=prepared.dtype, device=prepared.device)
+    engine = Engine.build(prepared, rows, Directions(outputs, prepared.n_outputs))
+    seeds = seed_sequence(seed, [group.names[0] for group in engine.found.groups] + list(engine.found.dense))
+    k, itemsize = engine.directions.k, torch.finfo(prepared.dtype).bits // 8
+    swept = sum(output for _, output in engine.found.elements.values())
+    chunk = max(1, min(1024, CHUNK_BYTES // max(1, itemsize * (2 * engine.found.saved + 3 * k * swept))))
+    result = torch.empty(rows.n, dim, dtype=prepared.dtype, device=prepared.device)
+    for start in range(0, rows.n, chunk):
+        stop = min(start + chunk, rows.n)
+        result[start:stop] = _project(engine, rows.slice(start, stop), stop - start, dim, seeds)
+    return result.mul_(dim**-0.5)
+
+
+def _project(engine: Engine, batch: Any, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
+    captured, k = engine.capture(batch, n), engine.directions.k
+    uses = {use.key: use for use in captured.uses}
+    stacks = engine.stacks(captured, uses, engine.found.groups, range(k), None, once=True)
+    total = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
+    for group in engine.found.groups:
+        own = [uses[key] for key in group.keys]
+        total += _of_group(group, own, [stacks.get(key) for key in group.keys], n, k, dim, seeds[group.names[0]])
+    if engine.found.dense:
+        jacobian = engine.dense(batch, n, _cotangents(engine, captured))
+        sizes = [engine.prepared.parameters[name].numel() for name in engine.found.dense]
+        for name, part in zip(engine.found.dense, jacobian.split(sizes, dim=2), strict=True):
+            total += _plain(part.flatten(1), dim, seeds[name])
+    return total
+
+
+def _cotangents(engine: Engine, captured: Capture) -> Tensor:
+    return engine.directions.cotangents(captured.outputs.detach(), range(engine.directions.k), None)
+
+
+def _of_group(
+    group: Group, uses: list[Use], stacks: list[Tensor | None], n: int, k: int, dim: int, seed: int
+) -> Tensor:
+    if isinstance(group, MixedGroup):
+        return _plain(group.write(uses, stacks, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
+    assert isinstance(group, OuterGroup)
+    a, g = group.factors(uses, stacks, n, k)  # (n, G, S, in), (n, G, S, k, out)
+    generator = torch.Generator().manual_seed(seed)
+    total = a.new_zeros(n, dim)
+    for index in range(a.shape[1]):
+        # The columns for the weight are drawn before the one for the bias, which is the last of a.
+        v = _signs((a.shape[3], dim), generator).to(a)
+        u = _signs((k * g.shape[4], dim), generator).to(a)
+        total += ((a[:, index] @ v) * (g[:, index].flatten(2) @ u)).sum(1)
+    return total
+
+
+def _plain(tangents: Tensor, dim: int, seed: int) -> Tensor:
+    """Project (n, p) by a p x dim matrix of random signs, made block by block."""
+    generator = torch.Generator().manual_seed(seed)
+    total = tangents.new_zeros(len(tangents), dim)
+    for part in _blocks(tangents, max(1, BLOCK // dim)):
+        total += part @ _signs((part.shape[1], dim), generator).to(part)
+    return total
+
+
+def _blocks(tangents: Tensor, size: int) -> Iterator[Tensor]:
+    yield from tangents.split(size, dim=1)
+
+
+def _signs(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1

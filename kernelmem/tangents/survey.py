@@ -1,0 +1,187 @@
+"""What a model does with its parameters, learned from probes of two and three rows before anything large is run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelmem.ground.batches import Rows
+from kernelmem.tangents.capture import Capture, Outer, Rule, Use, capture
+from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup, VectorGroup
+from kernelmem.tangents.layout import Layout, find_layout, resolve_order
+from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.readout import Readout, find_readout
+
+__all__ = ["Survey", "survey"]
+
+SIZES = (2, 3)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Which uses are met, how rows lie in them, which parameters are left to the dense fallback."""
+
+    groups: tuple[Group, ...]
+    dense: tuple[str, ...]
+    skip: frozenset[int]
+    layouts: dict[int, Layout]
+    elements: dict[int, tuple[int, int]]  # use -> numbers a row in its input and in its output
+    saved: int  # numbers a row that the graph of a forward pass keeps
+    readout: Readout | None
+
+
+def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule]) -> Survey:
+    """Probe the model until every use that is kept is one that can be contracted row by row.
+
+    A call whose output has no single axis that follows the batch size runs as it is (what it computes from parameters
+    alone is met again where it enters the data); a parameter that then still hangs on the graph is left to the dense
+    fallback, whole. Cost: a few forward passes of two and three rows.
+    """
+    skip: set[int] = set()
+    dense: set[str] = set()
+    while True:
+        probes, saved = [], []
+        for size in SIZES:
+            counted = _Counter()
+            with torch.autograd.graph.saved_tensors_hooks(counted.pack, lambda tensor: tensor):
+                batch = rows.take([i % rows.n for i in range(size)])
+                probes.append(capture(prepared, batch, size, rules, skip=frozenset(skip), dense=dense))
+            saved.append(counted.elements)
+        layouts, lost = _layouts(probes)
+        if lost:  # what such a call computes may enter a later one: only then is it known what is left over
+            skip |= lost
+            continue
+        uncovered = set().union(*(probe.uncovered for probe in probes)) - dense
+        if uncovered:
+            dense |= uncovered
+            continue
+        shared = _closure(dense, probes[1].uses)
+        if shared - dense:
+            dense |= shared
+            continue
+        break
+    last = probes[1]
+    for use in last.uses:
+        use.layout = layouts[use.key]
+    elements = {
+        use.key: (sum(t.numel() for t in use.inputs.values()) // SIZES[1], use.output_shape.numel() // SIZES[1])
+        for use in last.uses
+    }
+    groups = _groups(prepared, last)
+    names = tuple(name for name in prepared.parameters if name in dense)
+    growth = max(saved[1] - saved[0], 0)
+    return Survey(groups, names, frozenset(skip), layouts, elements, growth, find_readout(last))
+
+
+class _Counter:
+    """Counts the elements that autograd saves, each storage once."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.elements = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.elements += storage.nbytes() // tensor.element_size()
+        return tensor
+
+
+def _layouts(probes: list[Capture]) -> tuple[dict[int, Layout], set[int]]:
+    """Where rows lie in each use's output; and the uses where that cannot be told, or no rule fits."""
+    small, large = ({use.key: use for use in probe.uses} for probe in probes)
+    layouts, lost = {}, set(small) ^ set(large)
+    for key in set(small) & set(large):
+        layout = find_layout([small[key].output_shape, large[key].output_shape], SIZES)
+        if layout is not None and layout.multiplicity > 1:
+            layout = resolve_order(layout, _first_row_gradient(probes[1], large[key]), SIZES[1])
+        large[key].layout = layout or large[key].layout
+        if layout is None or not _fits(large[key], SIZES[1]):
+            lost.add(key)
+        else:
+            layouts[key] = layout
+    return layouts, lost
+
+
+def _fits(use: Use, n: int) -> bool:
+    """Whether the rule has a form for this layout."""
+    return use.rule.outer(use, n) is not None or use.rule.is_direct(use)
+
+
+def _first_row_gradient(probe: Capture, use: Use) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    weights = torch.randn(probe.outputs.shape[1], generator=generator, dtype=torch.float64)
+    cotangent = torch.zeros_like(probe.outputs)
+    cotangent[0] = weights.to(cotangent)
+    found = torch.autograd.grad(probe.outputs, [use.edge], cotangent, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros(use.output_shape) if found is None else found
+
+
+def _closure(dense: set[str], uses: Sequence[Use]) -> set[str]:
+    """Parameters that stand behind a computed weight together with a dense one are dense too."""
+    found = set(dense)
+    for use in uses:
+        for names in use.sources.values():
+            if found & set(names):
+                found |= set(names)
+    return found
+
+
+def _groups(prepared: Prepared, probe: Capture) -> tuple[Group, ...]:
+    """Join uses that share parameters, and choose the form of each set."""
+    owner: dict[str, int] = {}
+    sets: list[tuple[list[Use], set[str]]] = []
+    for use in probe.uses:
+        names = set(use.names.values()).union(*use.sources.values())
+        joined = sorted({owner[name] for name in names if name in owner})
+        if joined:
+            target = joined[0]
+            for other in joined[1:]:
+                sets[target][0].extend(sets[other][0])
+                sets[target][1].update(sets[other][1])
+                sets[other] = ([], set())
+        else:
+            target = len(sets)
+            sets.append(([], set()))
+        sets[target][0].append(use)
+        sets[target][1].update(names)
+        for name in sets[target][1]:
+            owner[name] = target
+    order = {name: i for i, name in enumerate(prepared.parameters)}
+    found = [_group(prepared, uses, sorted(names, key=order.__getitem__), probe.n) for uses, names in sets if uses]
+    return tuple(sorted(found, key=lambda group: order[group.names[0]]))
+
+
+def _group(prepared: Prepared, uses: list[Use], names: list[str], n: int) -> Group:
+    uses = sorted(uses, key=lambda use: use.key)
+    keys = tuple(use.key for use in uses)
+    layer = names[0].rpartition(".")[0] or names[0]
+    outers = [use.rule.outer(use, n) for use in uses]
+    if _one_outer(uses, outers):
+        first = outers[0]
+        assert first is not None
+        positions = sum(outer.positions for outer in outers if outer is not None)
+        sizes = Outer(positions, first.fan_in, first.fan_out, first.groups)
+        weight, ones = "weight" in uses[0].names, "bias" in uses[0].names
+        kind = VectorGroup if positions == 1 and first.groups == 1 and len(uses) == 1 else OuterGroup
+        return kind(tuple(names), keys, layer, sizes, weight, ones)
+    shapes = tuple(prepared.parameters[name].shape for name in names)
+    return MixedGroup(tuple(names), keys, layer, shapes, tuple(outers))
+
+
+def _one_outer(uses: list[Use], outers: list[Outer | None]) -> bool:
+    """Whether all uses are outer products of the same weight and bias, so that their positions can be joined."""
+    first = outers[0]
+    if first is None or any(use.derived for use in uses):
+        return False
+    form: tuple[Any, ...] = (uses[0].names, first.fan_in, first.fan_out, first.groups, type(uses[0].rule))
+    form += (uses[0].settings.get("transposed"),)
+    return all(
+        outer is not None
+        and form
+        == (use.names, outer.fan_in, outer.fan_out, outer.groups, type(use.rule), use.settings.get("transposed"))
+        for use, outer in zip(uses, outers, strict=True)
+    )

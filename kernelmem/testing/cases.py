@@ -1,0 +1,104 @@
+"""A network together with rows that it takes, with every weight and row from one seed."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+__all__ = ["Case", "Inputs", "make_case", "randomize", "randomized"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with two sets of rows."""
+
+    model: nn.Module
+    x: Tensor  # (n, ...)
+    y: Tensor  # (m, ...)
+    name: str
+
+    def __repr__(self) -> str:
+        return f"Case({self.name}, x {tuple(self.x.shape)}, y {tuple(self.y.shape)})"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one row looks like: real numbers of a size, or integers below ``vocabulary`` where that is positive."""
+
+    size: tuple[int, ...]
+    vocabulary: int = 0
+
+    def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Draw n rows: standard normal, or uniform integers."""
+        if self.vocabulary:
+            return torch.randint(self.vocabulary, (n, *self.size), generator=generator)
+        return torch.randn(n, *self.size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw every parameter and running statistic anew, in place, so that nothing depends on the global seed.
+
+    Matrices and kernels have variance 1/fan-in; gains are near 1 and other vectors near 0, none of them trivial.
+    """
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.ndim > 1:
+            noise /= math.sqrt(max(parameter.numel() // parameter.shape[0], 1))
+        else:
+            noise = 0.5 * noise + (1.0 if name.rpartition(".")[2].endswith(("weight", "gain")) else 0.0)
+        parameter.copy_(noise)
+    for name, buffer in model.named_buffers():
+        kind = name.rpartition(".")[2]
+        if kind == "running_mean":
+            buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
+        elif kind == "running_var":
+            buffer.copy_(0.5 + 2.0 * torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+    for module in model.modules():
+        for chain in getattr(module, "parametrizations", {}).values() if hasattr(module, "parametrizations") else ():
+            for step in chain:
+                if isinstance(step, _SpectralNorm):
+                    _power_iterate(step, chain.original, generator)
+
+
+def _power_iterate(step: nn.Module, weight: Tensor, generator: torch.Generator) -> None:
+    """Fit the singular vectors to the new weight: with stale ones the norm it divides by may be close to 0."""
+    for name in ("_u", "_v"):
+        buffer = getattr(step, name)
+        buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
+        buffer /= buffer.norm()
+    training = step.training
+    step.train()
+    for _ in range(8):
+        step(weight)
+    step.train(training)
+
+
+def randomized(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The model itself, in eval mode, with weights and statistics drawn in float64 from ``seed`` and rounded."""
+    model = model.double().eval()
+    randomize(model, torch.Generator().manual_seed(seed))
+    return model.to(dtype)
+
+
+def make_case(
+    name: str,
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    seed: int = 0,
+    n: int = 4,
+    m: int = 3,
+    dtype: torch.dtype = torch.float64,
+) -> Case:
+    """Put the network into eval mode and draw its weights, n rows and m rows from ``seed``.
+
+    The values are drawn in float64 and rounded, so that the float32 case is the float64 one up to rounding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    randomize(model, generator)
+    x, y = inputs.draw(n, generator, dtype), inputs.draw(m, generator, dtype)
+    return Case(model.to(dtype), x, y, name)

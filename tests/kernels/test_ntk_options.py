@@ -1,0 +1,164 @@
+"""km.ntk beyond the kinds of outputs: targets, summands by layer, the plan, verification."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kernelmem as km
+from kernelmem.kernels import ntk as module
+from kernelmem.kernels import oracle
+from kernelmem.tangents.groups import ReadoutGroup, VectorGroup
+
+N, C = 6, 4
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, C)
+    ).double()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def labels():
+    return torch.tensor([0, 1, 2, 3, 1, 1])
+
+
+def relative(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def by_definition(model, x, scalar):
+    """Kernel of a scalar of each row, by plain autograd."""
+    rows = []
+    for i in range(len(x)):
+        value = scalar(model(x[i : i + 1]), i)
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))]))
+    J = torch.stack(rows)
+    return J @ J.T
+
+
+def hard_margin(f, y):
+    others = torch.cat([f[:y], f[y + 1 :]])
+    return f[y] - others.max()
+
+
+def test_targets_have_their_definition(model, x, labels):
+    cases = {
+        "loss": lambda f, i: F.cross_entropy(f, labels[i : i + 1]),
+        "margin": lambda f, i: hard_margin(f[0], int(labels[i])),
+        ("logit", 2): lambda f, i: f[0, 2],
+    }
+    for target, scalar in cases.items():
+        found = km.ntk(model, x, target=target, labels=labels)
+        assert found.shape == (N, N)
+        assert relative(found, by_definition(model, x, scalar)) < 1e-12, target
+    found = km.ntk(model, x, target=lambda outputs, y: outputs.square().sum(1))
+    assert relative(found, by_definition(model, x, lambda f, i: f.square().sum())) < 1e-12
+
+
+def test_target_between_two_sets_with_two_sets_of_labels(model, x, labels):
+    whole = km.ntk(model, x, target="loss", labels=labels)
+    part = km.ntk(model, x[:4], x[4:], target="loss", labels=(labels[:4], labels[4:]))
+    assert relative(part, whole[:4, 4:]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "loss"}, "needs labels"),
+        ({"target": "entropy"}, "target"),
+        ({"target": lambda outputs, labels: outputs}, "one number for each row"),
+        ({"target": "loss", "labels": [0, 1, 2, 3, 1, C]}, "outside"),
+        ({"target": "loss", "labels": [0, 1]}, "6 labels"),
+        ({"by": "class"}, "by="),
+    ],
+)
+def test_bad_options(model, x, options, words):
+    with pytest.raises(km.InputError, match=words):
+        km.ntk(model, x, **options)
+
+
+def test_a_wide_output_takes_one_sweep_through_a_target():
+    """A vocabulary of 5,000: a kernel over all outputs would take 5,000 sweeps, the target takes one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5000)).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    labels = torch.tensor([7, 4999, 0])
+    plan = km.ntk_plan(model, x, target="loss", labels=labels)
+    assert plan.sweeps == 1
+    found = km.ntk(model, x, target="loss", labels=labels)
+    expected = by_definition(model, x, lambda f, i: F.cross_entropy(f, labels[i : i + 1]))
+    assert relative(found, expected) < 1e-11
+
+
+def test_layers_are_summands(model, x):
+    for outputs in ("trace", "diagonal", "full", "pseudo"):
+        parts = km.ntk(model, x, outputs=outputs, by="layer")
+        assert list(parts) == ["0", "3", "5"]
+        assert relative(sum(parts.values()), km.ntk(model, x, outputs=outputs)) < 1e-13
+        own = oracle.ntk(model, x, outputs=outputs, parameters=["3.weight", "3.bias"])
+        assert relative(parts["3"], own) < 1e-12
+
+
+def test_head_compression_takes_as_many_sweeps_as_hidden_units():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 40)).double()
+    x = torch.randn(5, 5, dtype=torch.float64)
+    assert km.ntk_plan(model, x).sweeps == 7
+    assert km.ntk_plan(model, x, outputs="diagonal").sweeps == 40
+    assert relative(km.ntk(model, x), oracle.ntk(model, x)) < 1e-12
+
+
+def test_the_plan_is_a_value_that_prints_and_runs_nothing_large(model, x):
+    plan = km.ntk_plan(model, x.repeat(10_000, 1, 1, 1), memory="60GiB")
+    assert plan.n == plan.m == 60_000
+    text = str(plan)
+    assert all(word in text for word in ("60,000 x 60,000", "symmetric", "0.weight", "explicit", "readout", "GFLOP"))
+    assert max(len(line) for line in text.splitlines()[:-1]) < 140
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.tile = 3
+    kinds = [type(group) for group in plan.groups]
+    assert kinds[-1] is ReadoutGroup
+    assert kinds[1] is VectorGroup
+    assert plan.groups[1].classfree
+
+
+def test_a_smaller_memory_makes_smaller_tiles(model, x):
+    rows = x.repeat(100, 1, 1, 1)
+    plans = [km.ntk_plan(model, rows, outputs="full", memory=m) for m in ("1GiB", 49_000_000)]
+    assert plans[0].tile > plans[1].tile
+    assert plans[1].expected_bytes < 49_000_000
+    found = [km.ntk(model, rows[:60], memory=memory) for memory in ("1GiB", "1MiB")]
+    assert relative(found[1], found[0]) < 1e-13
+
+
+def test_verification_is_done_once_for_each_model_and_kind(model, x, monkeypatch):
+    calls = []
+    true = module.jacobian_of
+    monkeypatch.setattr(module, "jacobian_of", lambda *a: calls.append(1) or true(*a))
+    km.ntk(model, x)
+    first = len(calls)
+    km.ntk(model, x[:4])
+    assert first > 0
+    assert len(calls) == first
+    km.ntk(model, x, outputs="full")
+    assert len(calls) > first
+
+
+def test_a_wrong_rule_is_caught_and_its_layer_is_named(model, x, monkeypatch):
+    from kernelmem.tangents.convolution import ConvolutionRule
+
+    true = ConvolutionRule.gradients
+    monkeypatch.setattr(ConvolutionRule, "gradients", lambda self, use, stacked: 1.01 * true(self, use, stacked))
+    with pytest.raises(km.VerificationError, match="'0'"):
+        km.ntk(model, x)
