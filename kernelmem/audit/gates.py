@@ -54,8 +54,8 @@ def _limits(found: Memorization, data: DataIdentity) -> tuple[str, ...]:
     ]
     if abs(found.null_mean) > 3 * found.null_se:
         limits.append(
-            f"On rows it never saw the statistic averages {found.null_mean:+.3f} ± {found.null_se:.3f}, not 0: the network machine is"
-            " off by that much. The percentile is taken from these same rows, so the count allows for it."
+            f"On rows it never saw the statistic averages {found.null_mean:+.3f} ± {found.null_se:.3f}, not 0: the network"
+            " machine is off by that much. The percentile is taken from these same rows, so the count allows for it."
         )
     if data.n_test < 300:
         limits.append(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from kernelmem.cli.audit import AuditCommand
+from kernelmem.cli.ntk import NtkCommand
 from kernelmem.ground.errors import KernelmemError
 
 __all__ = ["main"]
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2
     """
     command = tyro.extras.subcommand_cli_from_dict(
-        {"audit": AuditCommand},
+        {"audit": AuditCommand, "ntk": NtkCommand},
         prog="kernelmem",
         description="Kernel and memorization analysis for PyTorch networks.",
         args=arguments,

@@ -18,6 +18,8 @@ Activation = Literal["relu", "erf"]
 
 BLOCK = 2**20  # entries of the kernel computed at once; about twelve float64 temporaries of this size live beside it
 CLOSE = 2**-6  # pairs with |cosine| > 1 - CLOSE: a GEMM leaves eps / sin(angle) in the angle, here over 6 eps
+MANY = 30  # gathering a pair costs as much as this many pairs of a whole block of differences
+DIRECT = "donot_use_mm_for_euclid_dist"
 LARGEST = 1e75  # of a row's norm: its fourth power must be finite
 
 
@@ -205,14 +207,17 @@ def _block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tenso
 def _angles(left: _Rays, right: _Rays) -> _Angles:
     cosine = left.directions @ right.directions.T
     haversine, cohaversine = (1 - cosine) / 2, (1 + cosine) / 2
-    pairs = (cosine.abs() > 1 - CLOSE).nonzero()
     # Near 0 and π the cosine has lost the angle; the length of the difference (sum) of the two unit vectors has not.
-    for i, j in (part.T for part in pairs.split(max(1, BLOCK // left.directions.shape[1]))):
-        same = cosine[i, j] > 0
-        sign = torch.where(same, 1.0, -1.0).to(cosine.dtype)[:, None]
-        small = (left.directions[i] - sign * right.directions[j]).square().sum(1) / 4
-        haversine[i, j] = torch.where(same, small, 1 - small)
-        cohaversine[i, j] = torch.where(same, 1 - small, small)
+    for sign, small, large in ((1, haversine, cohaversine), (-1, cohaversine, haversine)):
+        close = sign * cosine > 1 - CLOSE
+        count = int(close.sum())
+        if count > close.numel() // MANY:
+            chord = torch.cdist(left.directions, sign * right.directions, compute_mode=DIRECT)
+            torch.where(close, chord.square_().div_(4), small, out=small)
+        elif count:
+            for i, j in (part.T for part in close.nonzero().split(max(1, BLOCK // left.directions.shape[1]))):
+                small[i, j] = (left.directions[i] - sign * right.directions[j]).square().sum(1) / 4
+        torch.where(close, 1 - small, large, out=large)
     return _Angles(haversine, cohaversine, left.lengths[:, None], right.lengths[None])
 
 

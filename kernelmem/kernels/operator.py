@@ -309,16 +309,22 @@ def _squared_norms(prepared: Prepared, rows: Rows, memory: int) -> Tensor:
     if chunk and _vectorizes(prepared, rows, names):
         parts = []
         for start in range(0, rows.n, chunk):
-            jacobian = vectorized_jacobian(prepared, rows.slice(start, min(start + chunk, rows.n)), names)
+            stop = min(start + chunk, rows.n)
+            jacobian = vectorized_jacobian(prepared, rows.slice(start, stop), names, _one_hot(prepared, stop - start))
             parts.append(torch.einsum("ncp,ncp->nc", jacobian, jacobian))
         return torch.cat(parts)
     return torch.stack([_row_norms(prepared, rows.slice(i, i + 1)) for i in range(rows.n)])
 
 
+def _one_hot(prepared: Prepared, n: int) -> Tensor:
+    C = prepared.n_outputs
+    return torch.eye(C, dtype=prepared.dtype, device=prepared.device).expand(n, C, C)
+
+
 def _vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
     """Whether torch.func follows this model, and agrees with plain autograd on one row."""
     try:
-        found = vectorized_jacobian(prepared, rows.slice(0, 1), names)[0].norm(dim=1) ** 2
+        found = vectorized_jacobian(prepared, rows.slice(0, 1), names, _one_hot(prepared, 1))[0].norm(dim=1) ** 2
     except Exception:  # vmap and jacrev raise many types, from inside the user's module
         return False
     expected = _row_norms(prepared, rows.slice(0, 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from kernelmem.ground.checks import as_labels, as_tensor, seed_sequence
 from kernelmem.ground.errors import FileCorruptError, InputError
 
-__all__ = ["LabeledData", "digits", "read_npz"]
+__all__ = ["LabeledData", "digits", "labeled_data", "read_arrays", "read_npz"]
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 HOW_TO_WRITE = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
@@ -76,9 +76,7 @@ def read_npz(path: str | Path) -> LabeledData:
         FileCorruptError: not an .npz file, truncated, or holding pickled objects.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"data file {path}", expected="an existing .npz file", do="check the path")
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
         held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
@@ -95,7 +93,14 @@ def read_npz(path: str | Path) -> LabeledData:
     )
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a .npz file, in the machine's byte order.
+
+    Raises:
+        InputError: no such file. FileCorruptError: not an .npz file, truncated, or holding pickled objects.
+    """
+    if not path.is_file():
+        raise InputError(f"data file {path}", expected="an existing .npz file", do="check the path")
     try:
         # asked first, because NumPy takes other files for pickles and then names the option that would run them
         with path.open("rb") as stream:

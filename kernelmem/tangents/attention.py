@@ -8,21 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call
+from kernelmem.tangents.capture import Rewriting
 
 __all__ = ["AttentionRule"]
 
 SIGNATURE = signature(F.multi_head_attention_forward)
 
 
-class AttentionRule:
+class AttentionRule(Rewriting):
     """F.multi_head_attention_forward (Vaswani et al. 2017), evaluation only."""
 
     functions = (F.multi_head_attention_forward,)
-
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
-        """Never read as one operation: see ``expand``."""
-        return None
 
     def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Project, attend, project: the same outputs as torch's own function, to rounding (NotImplemented: not taken)."""

@@ -14,7 +14,7 @@ tells tensors that come from the data from tensors that come from parameters alo
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from kernelmem.ground.errors import UnsupportedModelError
 from kernelmem.tangents.layout import Layout
 from kernelmem.tangents.prepare import Prepared
 
-__all__ = ["Call", "Capture", "Outer", "Rule", "Use", "capture"]
+__all__ = ["Call", "Capture", "Outer", "Rewriting", "Rule", "Use", "capture"]
 
 
 @dataclass
@@ -48,38 +48,48 @@ class Outer:
     groups: int = 1
 
 
-class Rule(Protocol):
+class Rule:
     """What is known about one kind of operation: ``linear.py`` is the shortest one."""
 
     functions: tuple[Callable[..., Any], ...]
 
     def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
         """Read a call; None where it is of a form that the rule does not know."""
-        ...
+        raise AssertionError("every rule reads calls")
 
     def outer(self, use: "Use", n: int) -> Outer | None:
         """The sizes of the outer products that make up the weight's tangents; None: they have no such form."""
-        ...
+        return None
 
     def is_direct(self, use: "Use") -> bool:
         """Whether the tangents are found in full, entry by entry."""
-        ...
+        return False
 
     def direction_axis(self, use: "Use") -> int:
         """Where the axis of k directions goes in the output's rows view, so that later products need no copies."""
-        ...
+        return 1
 
     def activations(self, use: "Use", n: int, *, ones: bool) -> Tensor:
         """A as (n, G, S, fan_in), with a last column of ones for the bias where asked; outer rules only."""
-        ...
+        raise AssertionError("outer rules have activations")
 
     def gradients(self, use: "Use", stacked: Tensor) -> Tensor:
         """G as a view (n, G, S, k, fan_out); outer rules only."""
-        ...
+        raise AssertionError("outer rules have gradients")
 
     def direct(self, use: "Use", stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Tangents in full, slot -> (n, k, ...); direct rules only."""
-        ...
+        raise AssertionError("direct rules have tangents in full")
+
+
+class Rewriting:
+    """An operation that is run as a composition of others, which the rules then meet one by one."""
+
+    functions: tuple[Callable[..., Any], ...]
+
+    def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """The same outputs, to rounding; NotImplemented where the call is of another form."""
+        raise AssertionError("every rewriting expands calls")
 
 
 @dataclass
@@ -135,7 +145,7 @@ def capture(
     prepared: Prepared,
     batch: Any,
     n: int,
-    rules: Sequence[Rule],
+    rules: Sequence[Rule | Rewriting],
     *,
     skip: frozenset[int] = frozenset(),
     dense: Iterable[str] = (),
@@ -169,7 +179,9 @@ def capture(
 class Recorder(TorchFunctionMode):
     """Sees every torch call of a forward pass; keeps a ``Use`` for each one that a rule reads."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], rules: Sequence[Rule], skip: frozenset[int]) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], rules: Sequence[Rule | Rewriting], skip: frozenset[int]
+    ) -> None:
         super().__init__()
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.rules = {function: rule for rule in rules for function in rule.functions}
@@ -190,16 +202,15 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        rule = self.rules.get(func)
-        if rule is not None and torch.is_grad_enabled():
+        rule = self.rules.get(func) if torch.is_grad_enabled() else None
+        if isinstance(rule, Rule):
             output = self._meet(rule, func, args, kwargs)
             if output is not None:
                 self.mark(output)
                 return output
-        expand = getattr(rule, "expand", None)
-        if expand is not None and torch.is_grad_enabled():
-            with self:  # written out in operations that the recorder meets one by one
-                output = expand(func, args, kwargs)
+        elif rule is not None:
+            with self:
+                output = rule.expand(func, args, kwargs)
             if output is not NotImplemented:
                 return output
         output = func(*args, **kwargs)
@@ -251,6 +262,12 @@ class Recorder(TorchFunctionMode):
             )
         )
         return output
+
+
+def given_tensor(value: Tensor | None) -> Tensor:
+    """A slot that the operation cannot do without."""
+    assert value is not None
+    return value
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Use
+from kernelmem.tangents.capture import Call, Outer, Rule, Use
 
 __all__ = ["ConvolutionRule"]
 
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-class ConvolutionRule:
+class ConvolutionRule(Rule):
     """Tangent of the kernel: Σ_s g_s ⊗ patch_s over output positions s, group by group; of the bias: Σ_s g_s."""
 
     functions = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -57,10 +57,6 @@ class ConvolutionRule:
         positions = use.output_shape[2:].numel() * use.layout.multiplicity
         return Outer(positions, patch, use.output_shape[1] // groups, groups)
 
-    def is_direct(self, use: Use) -> bool:
-        """Outer products only."""
-        return False
-
     def direction_axis(self, use: Use) -> int:
         """Just after the channels: gradients of a channel lie together over directions and positions."""
         return 2 if use.layout.multiplicity == 1 else 3
@@ -102,10 +98,6 @@ class ConvolutionRule:
         g = stacked.reshape(n, -1 if many else 1, groups, channels // groups, k, stacked.shape[axis + 2 :].numel())
         g = g.permute(0, 2, 1, 5, 4, 3)  # (n, G, m, S, k, out)
         return g.flatten(2, 3) if many else g.squeeze(2)
-
-    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
-        """Not asked: the tangents are outer products."""
-        raise AssertionError("convolutions are outer products")
 
 
 def _spread(value: Any, dims: int) -> tuple[int, ...]:

@@ -52,17 +52,19 @@ class _Bound(nn.Module):
         return self.run(self.module, row)
 
 
-def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], directions: Tensor) -> Tensor:
+def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], directions: Tensor | None = None) -> Tensor:
     """The same, by torch.func over all rows of a batch at once. Raises where vmap cannot follow the model."""
     bound = _Bound(prepared)
     fixed = {name: p.detach() for name, p in bound.named_parameters()} | dict(bound.named_buffers())
     selected = {f"module.{name}": prepared.parameters[name].detach() for name in names}
 
-    def outputs(values: dict[str, Tensor], row: Any, own: Tensor) -> Tensor:
+    def outputs(values: dict[str, Tensor], row: Any, own: Tensor | None = None) -> Tensor:
         one = Rows(row, 1).map(lambda leaf: leaf.unsqueeze(0))
-        return own @ functional_call(bound, fixed | values, (one,))[0]
+        found = functional_call(bound, fixed | values, (one,))[0]
+        return found if own is None else own @ found
 
     with warnings.catch_warnings():  # some operations are looped over inside: slower, not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        jacobian = vmap(jacrev(outputs), in_dims=(None, 0, 0))(selected, batch, directions)
+        own = () if directions is None else (directions,)
+        jacobian = vmap(jacrev(outputs), in_dims=(None, 0, *(0 for _ in own)))(selected, batch, *own)
     return torch.cat([jacobian[name].flatten(2) for name in selected], dim=2)

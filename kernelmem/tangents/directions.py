@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def named_target(target: Any) -> Target:
     margin: f_y − max_{k≠y} f_k; loss: cross-entropy.
     """
     if callable(target):
-        return target
+        return cast(Target, target)
     if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
         return lambda outputs, labels: outputs[:, target[1]]
     if target == "loss":

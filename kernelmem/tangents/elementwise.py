@@ -1,12 +1,12 @@
 """Free parameters that are added, multiplied or expanded: positions, gains, class tokens, biases."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Use
+from kernelmem.tangents.capture import Call, Rewriting, Rule, Use, given_tensor
 
 __all__ = ["ElementwiseRule", "PReLURule"]
 
@@ -16,7 +16,7 @@ MULTIPLY = (torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul
 EXPAND = (Tensor.expand, Tensor.repeat)
 
 
-class ElementwiseRule:
+class ElementwiseRule(Rule):
     """x + p, x − p, p − x, x · p, p.expand(n, ...): the tangent is the output's gradient, summed over broadcast axes."""
 
     functions = ADD + SUBTRACT + MULTIPLY + EXPAND
@@ -24,7 +24,7 @@ class ElementwiseRule:
     def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
         """Read one operation with exactly one operand that requires gradients on account of parameters."""
         if function in EXPAND:
-            return _expansion(function, args[0], args[1:] if len(args) > 2 else tuple(kwargs.values()) or args[1])
+            return _expansion(function, args[0], [*args[1:], *kwargs.values()])
         if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return None
         candidates = [i for i, a in enumerate(args) if a.requires_grad]
@@ -37,29 +37,15 @@ class ElementwiseRule:
         inputs = {"input": other} if function in MULTIPLY else {}
 
         def run(w: dict[str, Tensor | None]) -> Tensor:
-            value = _given(w["weight"])
+            value = given_tensor(w["weight"])
             return function(value, other) if index == 0 else function(other, value)
 
         return Call({"weight": weight}, inputs, run, {"shape": weight.shape, "sign": sign})
-
-    def outer(self, use: Use, n: int) -> Outer | None:
-        """Direct: entry by entry."""
-        return None
 
     def is_direct(self, use: Use) -> bool:
         """The parameter is the same for all rows: it has no axis where the rows lie, or one of length 1."""
         axis = use.layout.axis - (len(use.output_shape) - len(use.settings["shape"]))
         return axis < 0 or use.settings["shape"][axis] == 1
-
-    def direction_axis(self, use: Use) -> int:
-        """First after the rows."""
-        return 1
-
-    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
-        """Not asked: entries are direct."""
-        raise AssertionError("entries are direct")
-
-    gradients = activations  # type: ignore[assignment]  # never asked either
 
     def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Reduce (n, k, output axes...) to (n, k, *shape of the parameter)."""
@@ -84,14 +70,10 @@ class ElementwiseRule:
         return {"weight": reduced.reshape(n, stacked.shape[1], *shape)}
 
 
-class PReLURule:
+class PReLURule(Rewriting):
     """torch.prelu, written out with a product that the elementwise rule meets (its vmap rule in torch is wrong)."""
 
     functions = (torch.prelu,)
-
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
-        """Never read as one operation: see ``expand``."""
-        return None
 
     def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor:
         """X where x > 0, else x times the slope of its channel."""
@@ -101,9 +83,9 @@ class PReLURule:
         return torch.where(x > 0, x, x * slope)
 
 
-def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Any) -> Call | None:
+def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Sequence[Any]) -> Call | None:
     """Read p.expand(sizes), or p.repeat(counts) where every repeated axis has length 1."""
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
     if not weight.requires_grad:
         return None
     if function is Tensor.repeat:
@@ -112,11 +94,6 @@ def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Any) -> Call
             return None
         sizes = tuple(count * size for count, size in zip(sizes, shape, strict=True))
         return Call(
-            {"weight": weight}, {}, lambda w: _given(w["weight"]).expand(sizes).clone(), {"shape": weight.shape}
+            {"weight": weight}, {}, lambda w: given_tensor(w["weight"]).expand(sizes).clone(), {"shape": weight.shape}
         )
-    return Call({"weight": weight}, {}, lambda w: _given(w["weight"]).expand(sizes), {"shape": weight.shape})
-
-
-def _given(weight: Tensor | None) -> Tensor:
-    assert weight is not None
-    return weight
+    return Call({"weight": weight}, {}, lambda w: given_tensor(w["weight"]).expand(sizes), {"shape": weight.shape})

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Use
+from kernelmem.tangents.capture import Call, Rule, Use, given_tensor
 
 __all__ = ["EmbeddingRule"]
 
 NAMES = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
 
-class EmbeddingRule:
+class EmbeddingRule(Rule):
     """F.embedding with integer inputs."""
 
     functions = (F.embedding, torch.embedding)
@@ -31,27 +31,13 @@ class EmbeddingRule:
         return Call(
             {"weight": weight},
             {"input": indices},
-            lambda w: F.embedding(indices, _given(w["weight"])),
+            lambda w: F.embedding(indices, given_tensor(w["weight"])),
             {"padding": padding, "rows": len(weight)},
         )
-
-    def outer(self, use: Use, n: int) -> Outer | None:
-        """Direct: a lookup is added, not multiplied."""
-        return None
 
     def is_direct(self, use: Use) -> bool:
         """Rows anywhere among the indices."""
         return use.layout.axis < len(use.output_shape) - 1
-
-    def direction_axis(self, use: Use) -> int:
-        """First after the rows."""
-        return 1
-
-    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
-        """Not asked: lookups are direct."""
-        raise AssertionError("lookups are direct")
-
-    gradients = activations  # type: ignore[assignment]  # never asked either
 
     def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Scatter (n, k, S, d) into (n, k, V, d)."""
@@ -63,8 +49,3 @@ class EmbeddingRule:
         table = g.new_zeros(n, k, use.settings["rows"], width)
         table.scatter_add_(2, indices[:, None, :, None].expand_as(g), g)
         return {"weight": table}
-
-
-def _given(weight: Tensor | None) -> Tensor:
-    assert weight is not None
-    return weight

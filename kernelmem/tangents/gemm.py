@@ -1,5 +1,7 @@
 """The one door to large matrix products: out += A Bᵀ, and its symmetric form with half the work."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
         return [(0, n, 0)]
     count = max(1, min(8, n // SMALLEST_BLOCK))
     edges = [n * i // count for i in range(count + 1)]
-    return [(start, stop, start) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [(start, stop, start) for start, stop in pairwise(edges)]
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:

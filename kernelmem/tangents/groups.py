@@ -44,11 +44,7 @@ class Group:
     names: tuple[str, ...]
     keys: tuple[int, ...]
     layer: str
-
-    @property
-    def classfree(self) -> bool:
-        """Whether gradients are one direction, whatever the number of outputs."""
-        return False
+    classfree: bool = field(default=False, kw_only=True)  # gradients are one direction, whatever the number of outputs
 
     @property
     def once(self) -> bool:
@@ -71,7 +67,6 @@ class OuterGroup(Group):
     sizes: Outer
     weight: bool  # False: only the bias is wanted
     ones: bool
-    classfree: bool = field(default=False, kw_only=True)
 
     def factors(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int) -> tuple[Tensor, Tensor]:
         """A (n, G, S, fan_in) and g (n, G, S, k, fan_out)."""

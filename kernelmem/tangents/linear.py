@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Use
+from kernelmem.tangents.capture import Call, Outer, Rule, Use, given_tensor
 
 __all__ = ["LinearRule"]
 
 
-class LinearRule:
+class LinearRule(Rule):
     """Tangent of the weight: Σ_s g_s ⊗ a_s over the positions s of a row; of the bias: Σ_s g_s."""
 
     functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
@@ -23,12 +23,15 @@ class LinearRule:
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
             x = given["input"]
             weights = {"weight": given["weight"], "bias": given.get("bias")}
-            return Call(weights, {"input": x}, lambda w: F.linear(x, w["weight"], w["bias"]))
+            return Call(weights, {"input": x}, lambda w: F.linear(x, given_tensor(w["weight"]), w["bias"]))
         x, weight = (*args, *kwargs.values())[:2]
         if weight.ndim != 2 or x.ndim < 2 or not weight.requires_grad:
             return None
         return Call(
-            {"weight": weight}, {"input": x}, lambda w: torch.matmul(x, w["weight"]), settings={"transposed": True}
+            {"weight": weight},
+            {"input": x},
+            lambda w: torch.matmul(x, given_tensor(w["weight"])),
+            settings={"transposed": True},
         )
 
     def outer(self, use: Use, n: int) -> Outer | None:
@@ -37,10 +40,6 @@ class LinearRule:
         if use.layout.axis == len(use.output_shape) - 1:
             return None  # rows along the features: no per-row product of this form
         return Outer(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
-
-    def is_direct(self, use: Use) -> bool:
-        """Outer products only."""
-        return False
 
     def direction_axis(self, use: Use) -> int:
         """Just before the features."""
@@ -55,7 +54,3 @@ class LinearRule:
     def gradients(self, use: Use, stacked: Tensor) -> Tensor:
         """(n, ..., k, out) -> (n, 1, S, k, out)."""
         return stacked.reshape(len(stacked), 1, -1, *stacked.shape[-2:])
-
-    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
-        """Not asked: the tangents are outer products."""
-        raise AssertionError("linear layers are outer products")

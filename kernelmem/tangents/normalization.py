@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Use
+from kernelmem.tangents.capture import Call, Rule, Use
 
 __all__ = ["NormalizationRule"]
 
@@ -23,7 +23,7 @@ NAMES = {
 }
 
 
-class NormalizationRule:
+class NormalizationRule(Rule):
     """LayerNorm and RMSNorm (features last), GroupNorm, BatchNorm in eval mode, InstanceNorm (channels second)."""
 
     functions = tuple(NAMES)
@@ -42,10 +42,6 @@ class NormalizationRule:
         axes = len(given["normalized_shape"]) if last else 1
         return Call(weights, {"input": given["input"]}, run, {"last": last, "axes": axes, "normalize": run})
 
-    def outer(self, use: Use, n: int) -> Outer | None:
-        """Gains are direct: one number a feature."""
-        return None
-
     def is_direct(self, use: Use) -> bool:
         """Features last: rows before them; channels second: rows first."""
         if use.settings["last"]:
@@ -55,12 +51,6 @@ class NormalizationRule:
     def direction_axis(self, use: Use) -> int:
         """Features last: just before them; channels second: just after them."""
         return -1 - use.settings["axes"] if use.settings["last"] else _channel_axis(use) + 1
-
-    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
-        """Not asked: gains are direct."""
-        raise AssertionError("gains are direct")
-
-    gradients = activations  # type: ignore[assignment]  # never asked either
 
     def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Sum over positions; both sums of a channel in one product where channels come second."""

@@ -139,8 +139,8 @@ def make_plan(
     if best is None:
         least = sum(_row_numbers(group, 1) for group in groups) * itemsize
         raise InputError(
-            f"memory of {memory / 2**20:.3g} MiB for a kernel of {result / 2**20:.3g} MiB with {least / 2**20:.2g} MiB of tangents"
-            " a row",
+            f"memory of {memory / 2**20:.3g} MiB for a kernel of {result / 2**20:.3g} MiB with {least / 2**20:.2g} MiB"
+            " of tangents a row",
             expected="room for the kernel and for the tangents of one row on each side",
             do='raise memory=, choose fewer parameters=, or take outputs="trace"; ntk_operator never forms the kernel',
         )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call
+from kernelmem.tangents.capture import Rewriting
 
 __all__ = ["RecurrentRule"]
 
@@ -24,14 +24,10 @@ CELLS = {
 }
 
 
-class RecurrentRule:
+class RecurrentRule(Rewriting):
     """Elman networks, LSTM (Hochreiter and Schmidhuber 1997; with projections), GRU (Cho et al. 2014)."""
 
     functions = (*LAYERS, *CELLS)
-
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
-        """Never read as one operation: see ``expand``."""
-        return None
 
     def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """The same outputs as torch's fused function, to rounding (NotImplemented: not taken)."""
@@ -40,7 +36,7 @@ class RecurrentRule:
         if len(args) != 9 or kwargs or not isinstance(args[3], bool):  # packed sequences: data, batch_sizes, ...
             return NotImplemented
         kind = LAYERS[function]
-        x, state, weights, biased, layers, dropout, training, both, batch_first = args
+        x, state, weights, biased, layers, _dropout, _training, both, batch_first = args
         hidden, cells = state if kind == "lstm" else (state, None)
         if batch_first:
             x = x.transpose(0, 1)

@@ -44,12 +44,16 @@ def tangent_features(
         sd of Φ(x)·Φ(x) <= √(8/dim) K(x, x),     sd of Φ(x)·Φ(y) <= 3 √(K(x, x) K(y, y) / dim).
 
     Args:
-        model: as for :func:`kernelmem.ntk`, likewise ``parameters``, ``forward``, ``dtype`` and ``device``.
+        model: any module whose ``model(x)`` is (n, C); never changed.
         x: n rows.
         dim: number of features; an error of a share ε of the norms takes dim ≈ 9/ε².
         seed: of the projection. The same seed gives the same features for the same row, whatever rows come with it, so
             features of training and test rows may be computed in separate calls.
         outputs: "pseudo" (kernel of Σ_c f_c / √C, one backward sweep) or "trace" (C sweeps).
+        parameters: names of the parameters to differentiate by; None: those with requires_grad.
+        forward: maps (model, batch) to (n, C) outputs.
+        dtype: torch.float32 or torch.float64; None: the model's own.
+        device: where to compute; None: where the model is.
 
     Returns:
         (n, dim) in ``dtype`` on ``device``.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
-from kernelmem.tangents.capture import Capture, Outer, Rule, Use, capture
+from kernelmem.tangents.capture import Capture, Outer, Rewriting, Rule, Use, capture
 from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup, VectorGroup
 from kernelmem.tangents.layout import Layout, find_layout, resolve_order
 from kernelmem.tangents.prepare import Prepared
@@ -32,7 +32,7 @@ class Survey:
     readout: Readout | None
 
 
-def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule]) -> Survey:
+def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule | Rewriting]) -> Survey:
     """Probe the model until every use that is kept is one that can be contracted row by row.
 
     A call whose output has no single axis that follows the batch size runs as it is (what it computes from parameters

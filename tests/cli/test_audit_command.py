@@ -1,6 +1,7 @@
 """``kernelmem audit`` as a person types it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,13 @@ def broken():
     raise ValueError("no such architecture")
 def text():
     return "net"
+def exits():
+    raise SystemExit(7)
+class Broken(nn.Linear):
+    def forward(self, x):
+        return self.nowhere(x)
+def broken_forward():
+    return Broken(6, 3)
 """
 
 
@@ -32,7 +40,10 @@ def place(tmp_path, monkeypatch):
     y = rng.integers(0, 3, 160)
     x = (centers[y] + rng.normal(size=(160, 6))).astype(np.float32)
     np.savez(tmp_path / "data.npz", x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:])
+    np.savez(tmp_path / "from_one.npz", x_train=x[:80], y_train=y[:80] + 1, x_test=x[80:], y_test=y[80:] + 1)
+    np.savez(tmp_path / "known.npz", x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:], flipped=y[:80] < 0)
     (tmp_path / "my_nets.py").write_text(FACTORY)
+    (tmp_path / "no_python.py").write_text("def make(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
@@ -109,11 +120,18 @@ def test_own_network_and_weights(place, capsys):
         (["--model", "nowhere:make"], "nowhere"),
         (["--model", "my_nets:broken"], "no such architecture"),
         (["--model", "my_nets:text"], "torch.nn.Module"),
+        (["--model", "my_nets:exits"], "SystemExit"),
+        (["--model", "my_nets:broken_forward"], "nowhere"),
+        (["--model", "no_python:make"], "SyntaxError"),
         (["--model", "my_nets:seven"], "7 outputs"),
         (["--model", "my_nets:make", "--weights", "absent.pt"], "absent.pt"),
         (["--model", "my_nets:make", "--weights", "wrong.safetensors"], "2 missing"),
         (["--model", "my_nets:make", "--weights", "wrong.safetensors", "--noise", "0.1"], "--noise"),
         (["--device", "nonsense"], "device"),
+        (["--device", "meta"], "device"),
+        (["--data", "from_one.npz"], "none labeled 0"),
+        (["--data", "from_one.npz", "--model", "my_nets:make", "--noise", "0.1"], "none labeled 0"),
+        (["--data", "known.npz", "--noise", "0.1"], "flipped"),
         (["--epochs", "0"], "epochs"),
         (["--seed", "-3"], "seed"),
         (["--out", "data.npz"], "directory"),
@@ -130,8 +148,63 @@ def test_bad_input_exits_2_and_writes_nothing(place, capsys, options, words):
     before = sorted(p.name for p in place.iterdir() if p.name != "__pycache__")
     assert main(["audit", "--epochs", "1", *options]) == 2
     message = capsys.readouterr().err
+    assert "trained" not in message
     assert all(part in message for part in ("given:", "expected:", "do:", words))
     assert sorted(p.name for p in place.iterdir() if p.name != "__pycache__") == before
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int64, np.uint8])
+def test_number_types(place, kind):
+    arrays = dict(np.load("data.npz"))
+    for name in ("x_train", "x_test"):
+        arrays[name] = (10 * (arrays[name] - arrays[name].min())).astype(kind)
+    np.savez("typed.npz", **arrays)
+    assert main(["audit", "--data", "typed.npz", "--epochs", "2", "--out", "o"]) == 0
+
+
+def test_labels_from_one_with_a_model_of_its_own_size(place):
+    assert main(["audit", "--data", "from_one.npz", "--model", "my_nets:make", "--epochs", "1", "--out", "o"]) == 0
+    assert json.loads((place / "o/audit.json").read_text())["data"]["n_classes"] == 4
+
+
+def test_other_files_in_the_directory_are_left_alone(place):
+    (place / "o").mkdir()
+    (place / "o/mine.txt").write_text("mine")
+    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == 0
+    assert (place / "o/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(28, "No space left"), 1), (KeyboardInterrupt(), 130)])
+def test_what_stops_it_leaves_nothing(place, capsys, monkeypatch, error, code):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr("kernelmem.store.files.os.fsync", stop)
+    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == code
+    assert not (place / "o").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_two_processes_give_the_same_bytes(place):
+    options = ["--data", "data.npz", "--noise", "0.2", "--epochs", "3", "--seed", "4"]
+    for name in "ab":
+        subprocess.run(
+            [sys.executable, "-m", "kernelmem", "audit", *options, "--out", name], capture_output=True, check=True
+        )
+    first, second = ((place / name / "audit.json").read_bytes() for name in "ab")
+    seconds = re.compile(rb'"seconds": [0-9.]+')
+    assert len(seconds.findall(first)) == 1
+    assert seconds.sub(b"", first) == seconds.sub(b"", second)
+    for name in ("labels.npz", "weights.safetensors"):
+        assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes()
+
+
+def test_importing_kernelmem_leaves_the_slow_packages_alone():
+    code = (
+        "import sys, kernelmem; print({'matplotlib', 'pandas', 'sklearn', 'scipy.stats', 'jinja2'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_as_a_process(place):

@@ -149,6 +149,57 @@ def test_the_rows_are_not_written_over():
     assert torch.equal(x, before)
 
 
+def by_autograd(model, x):
+    """The trace kernel from the caller's own module: no copy, nothing of this package."""
+    tangents = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(f, list(model.parameters()), retain_graph=True)])
+        for row in x
+        for f in model(row[None])[0]
+    ]
+    J = torch.stack(tangents).reshape(len(x), -1)
+    return J @ J.T
+
+
+TOKENS = {
+    "channels": lambda h: h.square().flatten(1),  # the control, which torch has right
+    "tokens": lambda h: h.flatten(2).transpose(1, 2).square().flatten(1),
+    "one token": lambda h: h.flatten(2).transpose(1, 2)[:, 0],
+}
+
+
+def by_arithmetic(norm):
+    """The same normalization from elementary operations."""
+
+    def batch_norm(h):
+        scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+        return (h - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias.detach()[:, None, None]
+
+    def instance_norm(h):
+        centered = h - h.mean((2, 3), keepdim=True)
+        return centered / (centered.square().mean((2, 3), keepdim=True) + norm.eps).sqrt()
+
+    return Apply(batch_norm if isinstance(norm, nn.BatchNorm2d) else instance_norm)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("way", TOKENS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_normalized_images_that_are_read_as_tokens(norm, way, n):
+    """Torch's CPU backward of batch_norm is wrong for a batch of one whose output gradient is strided as channels-last.
+
+    A batch of one is what a row-by-row definition runs, and what instance_norm makes of every batch.
+    """
+    conv = nn.Conv2d(2, 3, 2)
+    model = randomized(nn.Sequential(conv, norm, Apply(TOKENS[way])))
+    same = randomized(nn.Sequential(conv, by_arithmetic(norm), Apply(TOKENS[way])))
+    randomized(model)  # both share the layers: the same draw again
+    x, names = rows(n, 2, 4, 4), ["0.weight", "0.bias"]
+    expected = by_autograd(same, x)
+    scale = float(expected.diagonal().max())
+    assert_close(oracle.ntk(model, x, parameters=names), expected, 1e-10, scale, "the oracle")
+    assert_close(ntk(model, x, parameters=names), expected, 1e-10, scale)
+
+
 class Recomputed(nn.Module):
     """Activation checkpointing: the layer runs again in the backward pass, out of sight of a capture."""
 
@@ -200,17 +251,6 @@ def test_hooks_of_the_module():
     model[0].register_forward_hook(lambda module, args, output: output * module.bias)
     model[2].register_forward_pre_hook(lambda module, args: (torch.sin(args[0]),))
     assert_exact(model, rows(3, 4))
-
-
-def by_autograd(model, x):
-    """The trace kernel from the caller's own module: no copy, nothing of this package."""
-    tangents = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(f, list(model.parameters()), retain_graph=True)])
-        for row in x
-        for f in model(row[None])[0]
-    ]
-    J = torch.stack(tangents).reshape(len(x), -1)
-    return J @ J.T
 
 
 def test_a_function_that_holds_on_to_the_caller_s_weight():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernelmem.ground.errors import NumericalError
+from kernelmem.ground.errors import InputError, NumericalError
 from kernelmem.runs.models import Standardize, mlp
 from kernelmem.runs.trainer import train_classifier
 from kernelmem.store.weights import weights_sha256
@@ -43,6 +43,24 @@ def test_one_full_batch_step_is_torch_adam():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def test_rows_take_the_dtype_of_the_model():
+    x, y = data()
+    models = [mlp(x, 3, seed=1, pictures=False) for _ in range(2)]
+    for model, rows in zip(models, (x, x.double()), strict=True):
+        train_classifier(model, rows, y, epochs=2, seed=0)
+    assert weights_sha256(models[0]) == weights_sha256(models[1])
+    with pytest.raises(InputError, match="range of the model's dtype, float32"):
+        train_classifier(models[0], x.double() * 1e300, y, epochs=2, seed=0)
+
+
+def test_a_single_last_row_joins_the_batch_before_it():
+    x, y = data(33)  # BatchNorm has no variance of one row
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    assert train_classifier(model, x, y, epochs=2, batch_size=16, seed=0).steps == 4
+    x, y = data(34)
+    assert train_classifier(nn.Linear(5, 3), x, y, epochs=2, batch_size=16, seed=0).steps == 6
+
+
 def test_divergence_is_refused():
     x, y = data()
     with pytest.raises(NumericalError, match="learning rate"):
@@ -55,3 +73,18 @@ def test_standardize():
     assert per_feature.tolist() == [[0.0, -1.0, -1.0], [0.0, 1.0, 1.0]]
     common = Standardize(x)(x)
     assert float(common.square().mean()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e6, 1e20])
+@pytest.mark.parametrize("per_feature", [True, False])
+def test_standardize_does_not_depend_on_the_unit(unit, per_feature):
+    x, _ = data()
+    expected = Standardize(x, per_feature=per_feature)(x)
+    scaled = x.double() * unit
+    assert torch.allclose(Standardize(scaled, per_feature=per_feature)(scaled.float()), expected, atol=1e-5)
+
+
+def test_standardize_makes_no_signal_of_rounding():
+    x = torch.cat([data()[0].double(), torch.full((60, 1), 0.1, dtype=torch.float64)], 1)
+    seen = Standardize(x, per_feature=True)
+    assert seen.double()(x)[:, 5].abs().max() < 1e-6  # an audit looks in float64 at constants that were kept in float32

@@ -7,7 +7,7 @@ import pytest
 
 from kernelmem.ground.errors import InputError
 from kernelmem.store import files
-from kernelmem.store.files import array_sha256, write_file, write_files
+from kernelmem.store.files import array_sha256, check_directory, write_file, write_files
 
 
 def test_writes_text_and_bytes_and_makes_directories(tmp_path):
@@ -52,9 +52,29 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     write_file(tmp_path / "file", "x")
     with pytest.raises(InputError, match="directory"):
         write_files(tmp_path / "file", {"a": "x"})
+    with pytest.raises(InputError, match="file is no directory"):
+        write_files(tmp_path / "file" / "deep" / "deeper", {"a": "x"})
     (tmp_path / "sub").mkdir()
     with pytest.raises(InputError, match="directory"):
         write_file(tmp_path / "sub", "x")
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "access", lambda *_: False)  # root may write anywhere
+    for directory in (tmp_path, tmp_path / "new" / "deep"):
+        with pytest.raises(InputError, match="not writable"):
+            check_directory(directory)
+
+
+def test_a_dangling_link_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(InputError, match="no directory"):
+        check_directory(tmp_path / "link")
+
+
+def test_a_directory_that_can_be_made_is_not_made(tmp_path):
+    assert check_directory(tmp_path / "new" / "deep") == tmp_path / "new" / "deep"
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_hash_sees_names_types_shapes_and_bytes():

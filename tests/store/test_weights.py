@@ -2,12 +2,13 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from kernelmem.ground.errors import FileCorruptError, InputError
+from kernelmem.ground.errors import FileCorruptError, InputError, KernelmemError
 from kernelmem.store.weights import fit_weights, load_weights, weights_bytes, weights_sha256
 
 
@@ -38,12 +39,35 @@ class Bomb:
 def test_code_in_a_file_never_runs(tmp_path, capsys):
     path = tmp_path / "w.pt"
     torch.save({"weight": Bomb()}, path)
-    with pytest.raises(FileCorruptError, match="tensors only"):
+    with pytest.raises(FileCorruptError, match=r"it calls print.*tensors only"):
         load_weights(path)
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(FileCorruptError, match="tensors only"):
+    with pytest.raises(FileCorruptError, match="tensors only") as refused:
         load_weights(path)
+    assert "weights_only" not in str(refused.value)  # torch's hint to run it all the same
     assert "never run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_altered_bytes_are_refused_or_are_weights(model, tmp_path, suffix):
+    path, whole = tmp_path / f"w{suffix}", tmp_path / f"whole{suffix}"
+    torch.save(model.state_dict(), whole) if suffix == ".pt" else whole.write_bytes(weights_bytes(model))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(0, whole.stat().st_size, 150):
+        altered = bytearray(whole.read_bytes())
+        altered[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(altered)
+        try:
+            fit_weights(model, load_weights(path), "w")
+        except KernelmemError:
+            refused += 1
+    assert refused > 10
+
+
+def test_any_memory_layout_is_written():
+    model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    assert torch.equal(safetensors.torch.load(weights_bytes(model))["weight"], model.weight)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -76,6 +100,9 @@ def test_unknown_files(tmp_path):
         (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected .*extra"),
         (lambda s: s.update({"0.weight": torch.zeros(4, 5)}), r"0.weight \(4, 5\) for \(4, 3\)"),
         (lambda s: s.update({"0.bias": torch.full((4,), torch.nan)}), "NaN"),
+        (lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.int8)}), "1 of another kind .*0.bias strided int8"),
+        (lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.complex64)}), "complex64 for strided float32"),
+        (lambda s: s.update({"0.weight": s["0.weight"].to_sparse()}), "sparse_coo float32"),
     ],
 )
 def test_weights_that_do_not_fit(model, change, words):
