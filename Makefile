@@ -34,7 +34,7 @@ clean:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "kernelmem needs Python 3.11 or newer, this is " + sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install -q "torch==$(TORCH)"
+	$(BIN)/python -m pip install "torch==$(TORCH)"  # not -q: gigabytes with CUDA, and their progress is shown
 	$(BIN)/python -m pip install -q -e .
 	@touch $@
 

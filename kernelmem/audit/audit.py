@@ -115,6 +115,7 @@ class Audit:
         return "\n".join(lines)
 
 
+@torch.inference_mode(mode=False)
 def audit(
     model: nn.Module,
     train: tuple[Any, Any],

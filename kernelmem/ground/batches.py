@@ -23,7 +23,7 @@ class Rows:
 
     def slice(self, start: int, stop: int) -> Any:
         """Return rows start..stop as the model's batch."""
-        return _map(self.tree, lambda leaf: leaf[start:stop])
+        return _map(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write over its input
 
     def take(self, indices: list[int]) -> Any:
         """Return the rows at ``indices`` as the model's batch (repeats allowed)."""

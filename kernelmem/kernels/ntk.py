@@ -22,6 +22,7 @@ Outputs = Literal["trace", "diagonal", "full", "pseudo"]
 _verified: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
+@torch.inference_mode(mode=False)  # callers may sit inside inference mode, where nothing can be differentiated
 def ntk(
     model: nn.Module,
     x: Any,
@@ -103,6 +104,7 @@ def ntk(
     return found if by is not None else found[""]
 
 
+@torch.inference_mode(mode=False)
 def ntk_plan(
     model: nn.Module,
     x: Any,

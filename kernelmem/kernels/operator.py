@@ -24,6 +24,9 @@ __all__ = ["NTKOperator", "ntk_operator"]
 # from there on the C library maps and unmaps fresh pages for every tensor.
 GRAPH = 2**27
 
+# What is resident over what is live, at most: the C library's heap keeps the holes between tensors of many sizes.
+HOLES = 2
+
 MatrixOutputs = Literal["trace", "pseudo", "full"]
 
 
@@ -74,7 +77,7 @@ def ntk_operator(
         VerificationError: products that differ from the definition (a model that mixes the rows of its batch).
         NumericalError: derivatives that are NaN or infinite.
 
-    Cost: a sweep is 2 to 3 forward passes over the n rows. A trace product costs about 4C of them, so that forming K
+    Cost: a sweep is 2 to 3 forward passes over the n rows. A trace product costs 4C to 6C of them, so that forming K
     with km.ntk is cheaper whenever K fits in memory and more than a few products are wanted of a network whose layers it
     factors; the operator is for n or P beyond that. Memory: 5 P and the graph of one chunk of rows; never n x P.
 
@@ -274,8 +277,8 @@ class _Plan:
         most = GRAPH if prepared.device.type == "cpu" else spare
         if rows.n * a_row <= spare:
             return cls(way, min(rows.n, max(1, int(most // a_row))), True, 1, memory - copied)
-        group = max(1, int(spare / 2 // direction))
-        rest = spare - (group - 1) * direction
+        group = max(1, int(spare / 2 // (HOLES * direction)))
+        rest = spare - (group - 1) * HOLES * direction
         return cls(way, max(1, int(min(most, rest) // a_row)), False, group, memory - copied)
 
 
@@ -298,7 +301,7 @@ def _graph_bytes(prepared: Prepared, rows: Rows, way: Way) -> tuple[float, float
 
     few, more = kept(2), kept(6)
     a_row = max((more - few) / 4, prepared.n_outputs * torch.finfo(prepared.dtype).bits / 8)
-    return 2 * a_row, max(0.0, few - 2 * a_row)
+    return 2 * HOLES * a_row, max(0.0, few - 2 * a_row)
 
 
 def _squared_norms(prepared: Prepared, rows: Rows, memory: int) -> Tensor:

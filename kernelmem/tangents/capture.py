@@ -167,13 +167,14 @@ def capture(
     finally:
         for parameter in constants:
             parameter.requires_grad_(True)
+    known = {id(parameter): name for name, parameter in prepared.parameters.items()}
+    known |= {id(leaf): "" for leaf in recorder.leaves}
     for use in recorder.uses:
         use.layout = (layouts or {}).get(use.key, use.layout)
         for slot, tensor in use.derived.items():
-            behind = parameters_on_graph([tensor], prepared.parameters)
+            behind = _leaves_behind(tensor, known)
             use.sources[slot] = {name: prepared.parameters[name] for name in sorted(behind)}
-    reached = parameters_on_graph([outputs], prepared.parameters)
-    return Capture(outputs, tuple(recorder.uses), frozenset(reached), n)
+    return Capture(outputs, tuple(recorder.uses), frozenset(_leaves_behind(outputs, known)), n)
 
 
 class Recorder(TorchFunctionMode):
@@ -189,6 +190,7 @@ class Recorder(TorchFunctionMode):
         self.uses: list[Use] = []
         self.calls = 0
         self.data: dict[int, weakref.ref] = {}
+        self.leaves: list[Tensor] = []
 
     def mark(self, tree: Any) -> None:
         """Remember that these tensors come from the data."""
@@ -242,7 +244,11 @@ class Recorder(TorchFunctionMode):
         weights = {slot: None if value is None else value.detach() for slot, value in call.weights.items()}
         output = call.run(weights)
         if not output.requires_grad:  # nothing before it was tracked: the graph starts here
-            output = output.detach().requires_grad_().clone()
+            leaf = output.detach().requires_grad_()
+            self.leaves.append(leaf)
+            output = leaf.clone()
+        elif output._is_view():  # an in-place operation on a view would rewrite the history that the edge points to
+            output = output.clone()
         inputs = {name: tensor.detach() for name, tensor in call.inputs.items()}
         versions = {name: tensor._version for name, tensor in inputs.items()}
         edge = get_gradient_edge(output)
@@ -281,19 +287,25 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [tensor for item in tree for tensor in tensors_in(item)]
 
 
-def parameters_on_graph(tensors: Sequence[Tensor], parameters: dict[str, nn.Parameter]) -> set[str]:
-    """Names of the parameters that the autograd graphs of ``tensors`` reach."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    reached = {names[id(tensor)] for tensor in tensors if id(tensor) in names}
+def _leaves_behind(tensor: Tensor, known: dict[int, str]) -> set[str]:
+    """Names of the parameters that the graph of ``tensor`` reaches; a leaf that is not the model's own is refused."""
+    found: list[Tensor] = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
     seen: set[Any] = set()
-    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in names:
-            reached.add(names[id(variable)])
+        if variable is not None:
+            found.append(variable)
         stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return reached
+    foreign = [tuple(leaf.shape) for leaf in found if id(leaf) not in known]
+    if foreign:
+        raise UnsupportedModelError(
+            f"a forward pass that uses a tensor of shape {foreign[0]} which requires gradients and is no parameter of the model",
+            expected="parameters reached through the module that forward= is given (a copy of yours is analyzed)",
+            do="write forward=lambda model, batch: ... with that model, and register free tensors as nn.Parameter",
+        )
+    return {known[id(leaf)] for leaf in found} - {""}

@@ -35,7 +35,7 @@ def rowwise_jacobian(prepared: Prepared, rows: list[Any], names: list[str], dire
                 gradients = torch.autograd.grad(
                     outputs, parameters, direction, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-                per_direction.append(torch.cat([gradient.flatten() for gradient in gradients]))
+                per_direction.append(torch.cat([gradient.to_dense().flatten() for gradient in gradients]))
         jacobian.append(torch.stack(per_direction))
     return torch.stack(jacobian)
 

@@ -168,7 +168,7 @@ class Engine:
         captured = self.capture(batch, n)
         uses = {use.key: use for use in captured.uses}
         once = block.start == 0 or self.directions.combine != "sum"  # what is no sum over directions is added once
-        stacks = self.stacks(captured, uses, plan.groups, block, labels, once=once)
+        stacks = self.stacks(captured, uses, plan.groups, block, labels, once=once, sweeps=plan.sweeps)
         features: list[Buffers] = []
         for group in plan.groups:
             if group.once and not once:
@@ -192,6 +192,7 @@ class Engine:
         labels: Tensor | None,
         *,
         once: bool,
+        sweeps: int,
     ) -> dict[int, Tensor]:
         """Output gradients of the uses, in all directions of the block, or free of classes where the readout factors."""
         readout, n = self.found.readout, captured.n
@@ -199,12 +200,13 @@ class Engine:
         silent = {key for group in groups if isinstance(group, ReadoutGroup) for key in group.keys}
         swept = [use for use in captured.uses if use.key not in single | silent]
         edges = [use.edge for use in swept]
-        if silent and readout is not None and uses[readout.key].input_edge is None:
-            edges = []  # nothing that hangs on the outputs lies below the readout
+        below_nothing = silent and readout is not None and uses[readout.key].input_edge is None
+        if below_nothing or not captured.outputs.requires_grad:
+            edges = []  # no use lies on the graph of the outputs
         stacks: dict[int, Tensor] = {}
         if edges and silent and readout is not None:
             # The outputs are the readout's, so a sweep may as well start at its input, with rows of W or of R.
-            rows = readout.compressed if self.directions.outputs == "trace" else readout.weight
+            rows = readout.compressed if sweeps == len(readout.compressed) else readout.weight
             cotangents = rows[block.start : block.stop, None].expand(-1, n, -1)
             start: Any = uses[readout.key].input_edge
         else:
@@ -245,6 +247,8 @@ def _put(stacks: dict[int, Tensor], use: Use, gradient: Tensor, n: int, c: int, 
 
 def _vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
     """Whether torch.func follows this model, and agrees with plain autograd on a few rows (some of its rules do not)."""
+    if len(list(prepared.module.named_modules())) != len(list(prepared.module.named_modules(remove_duplicate=False))):
+        return False  # functional_call does not put a module back that is registered in two places
     few = [rows.take([i % rows.n]) for i in range(3)]
     every = torch.eye(prepared.n_outputs, dtype=prepared.dtype, device=prepared.device)
     every = every.expand(3, *every.shape)

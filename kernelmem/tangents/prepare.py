@@ -6,12 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kernelmem.ground.batches import Rows
 from kernelmem.ground.errors import InputError, UnsupportedModelError
+from kernelmem.ground.transforms import is_transformed
 
 __all__ = ["Prepared", "prepare"]
+
+
+class _ContiguousGradients(TorchFunctionMode):
+    """Hands normalization layers contiguous gradients: torch 2.13 is wrong on the CPU for some other strides."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func in (F.batch_norm, F.instance_norm) and output.requires_grad and not is_transformed(output):
+            output.register_hook(lambda gradient: gradient.contiguous())
+        return output
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,8 @@ class Prepared:
 
     def outputs(self, batch: Any, n: int) -> Tensor:
         """Run the model on a batch of n rows; the result is checked to be (n, C)."""
-        result = self.forward(self.module, batch)
+        with _ContiguousGradients():
+            result = self.forward(self.module, batch)
         if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != n or result.shape[1] == 0:
             what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise UnsupportedModelError(
@@ -141,7 +155,8 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 def _refuse_training_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if not module.training:
+        batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if not module.training and not batch_statistics:
             continue
         dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         recurrent = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
@@ -150,7 +165,8 @@ def _refuse_training_mode(model: nn.Module) -> None:
         if dropout or recurrent or attention or normalization:
             what = "mixes the rows of a batch" if normalization else "drops units at random"
             raise UnsupportedModelError(
-                f"module {name or '(root)'!r} ({type(module).__name__}) in training mode, which {what}",
+                f"module {name or '(root)'!r} ({type(module).__name__})"
+                f" {'in training mode' if module.training else 'without running statistics'}, which {what}",
                 expected="a model in which an example's output depends on that example alone",
                 do="call model.eval() first (and model.train() after it, if training goes on)",
             )

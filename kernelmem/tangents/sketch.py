@@ -25,6 +25,7 @@ CHUNK_BYTES = 64 * 2**20
 BLOCK = 2**22  # random signs made at a time, where a parameter is projected as it is
 
 
+@torch.inference_mode(mode=False)
 def tangent_features(
     model: nn.Module,
     x: Any,
@@ -95,7 +96,7 @@ def tangent_features(
 def _project(engine: Engine, batch: Any, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
     captured, k = engine.capture(batch, n), engine.directions.k
     uses = {use.key: use for use in captured.uses}
-    stacks = engine.stacks(captured, uses, engine.found.groups, range(k), None, once=True)
+    stacks = engine.stacks(captured, uses, engine.found.groups, range(k), None, once=True, sweeps=k)
     total = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
     for group in engine.found.groups:
         own = [uses[key] for key in group.keys]

@@ -116,6 +116,8 @@ def _first_row_gradient(probe: Capture, use: Use) -> Tensor:
     weights = torch.randn(probe.outputs.shape[1], generator=generator, dtype=torch.float64)
     cotangent = torch.zeros_like(probe.outputs)
     cotangent[0] = weights.to(cotangent)
+    if not probe.outputs.requires_grad:
+        return torch.zeros(use.output_shape)
     found = torch.autograd.grad(probe.outputs, [use.edge], cotangent, retain_graph=True, allow_unused=True)[0]
     return torch.zeros(use.output_shape) if found is None else found
 

@@ -52,6 +52,11 @@ def _convolution(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return make(channels, width, kernel, **options), (width, *after)
 
 
+def _convolution_in_place(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+    layer, after = _convolution(pick, size)
+    return nn.Sequential(layer, pick.in_place()), after
+
+
 def _transposed(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     channels, *lengths = size
     groups, width = _grouped(pick, channels)
@@ -113,7 +118,7 @@ def _broadcast(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
 GRID_BLOCKS: tuple[Block, ...] = (
     _convolution,
     _convolution,
-    _convolution,
+    _convolution_in_place,
     _transposed,
     _normalization,
     _pool,

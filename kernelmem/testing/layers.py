@@ -71,6 +71,12 @@ class Chooser:
         kinked = (nn.ReLU, lambda: nn.ReLU(inplace=True), nn.PReLU, lambda: nn.LeakyReLU(0.2, inplace=True))
         return self.among(smooth if self.smooth else smooth + kinked)()
 
+    def in_place(self) -> nn.Module:
+        """An activation that writes over its input: over a view, where a layer returns one."""
+        smooth = (lambda: nn.SiLU(inplace=True), lambda: nn.Mish(inplace=True))
+        kinked = (lambda: nn.ReLU(inplace=True), lambda: nn.ELU(inplace=True))
+        return self.among(smooth if self.smooth else smooth + kinked)()
+
 
 Block = Callable[[Chooser, Size], tuple[nn.Module, Size]]
 
@@ -82,6 +88,11 @@ def _features(size: Size, width: int) -> Size:
 def _linear(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     width = pick.width()
     return nn.Linear(size[-1], width, bias=pick.flag()), _features(size, width)
+
+
+def _linear_in_place(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+    layer, after = _linear(pick, size)
+    return nn.Sequential(layer, pick.in_place()), after
 
 
 def _reparametrized(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
@@ -158,7 +169,7 @@ def _group_norm(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
 
 COMMON: tuple[Block, ...] = (
     _linear,
-    _linear,
+    _linear_in_place,
     _reparametrized,
     _activation,
     _activation,

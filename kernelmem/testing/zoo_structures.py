@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from kernelmem.testing.cases import Inputs
 from kernelmem.testing.modules import (
@@ -11,6 +12,7 @@ from kernelmem.testing.modules import (
     Borrowed,
     Gain,
     Parallel,
+    Recurrent,
     Residual,
     SelfBilinear,
     Shift,
@@ -113,6 +115,27 @@ def structures() -> Group:
         "same module at two places": (
             lambda: (lambda inner: nn.Sequential(inner, nn.Tanh(), inner, nn.Tanh(), nn.Linear(5, 3)))(nn.Linear(5, 5)),
             VECTOR),
+        "same module at two places, over bags": (
+            lambda: (lambda inner: nn.Sequential(nn.EmbeddingBag(6, 3), inner, nn.Tanh(), inner, nn.Linear(3, 2)))(
+                nn.Linear(3, 3)), Inputs((4,), vocabulary=6)),
+        "same module at two places, over a bilinear layer": (
+            lambda: (lambda inner: nn.Sequential(SelfBilinear(5, 3), inner, nn.Tanh(), inner))(nn.Linear(3, 3)),
+            VECTOR),
+        "in place over a sequence": (
+            lambda: nn.Sequential(Shift(4, 5), nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 2)),
+            SEQUENCE),
+        "in place over two layers of a sequence": (
+            lambda: nn.Sequential(nn.Linear(5, 3), nn.SiLU(inplace=True), nn.Linear(3, 4), nn.SiLU(inplace=True),
+                                  Apply(lambda h: h.mean(1)), nn.Linear(4, 2)), SEQUENCE),
+        "in place over signals": (
+            lambda: nn.Sequential(nn.Conv1d(3, 3, 2), nn.SiLU(inplace=True), nn.Conv1d(3, 4, 2), nn.ReLU(inplace=True),
+                                  nn.Flatten(), nn.Linear(12, 2)), Inputs((3, 5))),
+        "in place over images": (
+            lambda: nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.SiLU(inplace=True), nn.Conv2d(3, 3, 2),
+                                  nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(12, 2)), Inputs((2, 4, 4))),
+        "in place over norms of a sequence": (
+            lambda: nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3), nn.SiLU(inplace=True), nn.Linear(3, 2),
+                                  nn.RMSNorm(2), nn.SiLU(inplace=True), nn.Flatten(), nn.Linear(8, 2)), SEQUENCE),
         "residual blocks": (lambda: nn.Sequential(_block(5), _block(5), nn.Linear(5, 3)), VECTOR),
         "residual convolutions": (
             lambda: nn.Sequential(
@@ -124,6 +147,19 @@ def structures() -> Group:
                                   nn.Sequential(nn.Sequential(nn.Linear(4, 3)))), VECTOR),
         "readout narrower than hidden": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)), VECTOR),
         "readout wider than hidden": (lambda: nn.Sequential(nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 7)), VECTOR),
+        "wide readout over a bilinear layer": (
+            lambda: nn.Sequential(SelfBilinear(5, 2), nn.Linear(2, 6, bias=False)), VECTOR),
+        "wide readout over bags and a spectral norm": (
+            lambda: nn.Sequential(nn.EmbeddingBag(6, 3), parametrizations.spectral_norm(nn.Linear(3, 2)),
+                                  nn.Linear(2, 6, bias=False)), Inputs((4,), vocabulary=6)),
+        "wide readout over a recurrent layer": (
+            lambda: nn.Sequential(Recurrent(nn.LSTM(5, 2, batch_first=True)), Apply(lambda h: h[:, -1]),
+                                  nn.Linear(2, 6)), SEQUENCE),
+        "wide readout over free parameters and a borrowed weight": (
+            lambda: nn.Sequential(Shift(5), Borrowed(5, 2), Gain(2), nn.Linear(2, 6)), VECTOR),
+        "wide readout over blocks with prelu": (
+            lambda: nn.Sequential(SelfBilinear(5, 2), nn.Linear(2, 2), nn.PReLU(), nn.Linear(2, 2), nn.GELU(),
+                                  nn.Linear(2, 2), nn.Linear(2, 6, bias=False)), VECTOR),
         "readout as wide as hidden, no bias": (
             lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4, bias=False)), VECTOR),
         "one output": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)), VECTOR),

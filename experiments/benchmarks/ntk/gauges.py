@@ -59,9 +59,10 @@ def pin(threads: int) -> None:
 
 
 def errors(kernel: np.ndarray, reference: dict[str, np.ndarray]) -> dict[str, float]:
-    """Relative errors: the worst row (on the anchor columns), and all entries together (products with signs).
+    """Relative errors: the worst row (on the anchor columns), and all entries together, both in Frobenius norm.
 
-    A kernel of another shape, or with NaN, has infinite error.
+    The latter is estimated: |(K − K₀) s|² has the mean |K − K₀|² over random signs s, and |K₀|² is read off the anchor
+    columns. A kernel of another shape, or with NaN, has infinite error.
     """
     rows, products = reference["anchors"], reference["products"]
     full = reference["columns"].ndim == 4
@@ -75,5 +76,6 @@ def errors(kernel: np.ndarray, reference: dict[str, np.ndarray]) -> dict[str, fl
         part = kernel[start : start + 500].astype(np.float64)
         rule = "nmab,mpb->npa" if full else "nm,mp->np"
         found[start : start + 500] = np.einsum(rule, part, reference["signs"], optimize=True)
-    overall = np.linalg.norm(found - products) / np.linalg.norm(products)
+    norm = np.linalg.norm(reference["columns"]) * np.sqrt(n / len(rows) * products.shape[1])
+    overall = np.linalg.norm(found - products) / norm
     return {"error_rows": float(worst.max()), "error_all": float(overall)}

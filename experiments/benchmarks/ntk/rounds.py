@@ -86,7 +86,7 @@ def _extrapolated(row: Row, engine: str, options: Options) -> dict | None:
 def _default_allocator(row: Row, options: Options, found: dict[str, dict]) -> None:
     """One process more as a user would start it: its time, and its peak memory, which is the one reported."""
     for name, result in found.items():
-        if result["status"] == "ok":
+        if result["status"] == "ok" and result["median"] < SLOW:
             again = measure(row, name, options, tuned=False)
             if again["status"] == "ok":
                 result["tuned_peak_bytes"] = result["peak_bytes"]

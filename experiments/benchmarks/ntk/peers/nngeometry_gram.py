@@ -2,6 +2,7 @@
 
 import torch
 from nngeometry import GramMatrix
+from nngeometry.layercollection import LayerCollection
 from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.benchmarks.ntk.gauges import available
@@ -17,14 +18,15 @@ def prepare(problem: Problem) -> Engine:
     model, x = assemble(problem)
     if not x.is_floating_point():
         raise Unsupported("integer inputs: it asks for gradients of the inputs")
+    try:
+        LayerCollection.from_model(model)
+    except Exception as error:  # it raises plain Exception
+        raise Unsupported(str(error)) from error
     fits(2 * 4 * (problem.n * problem.n_outputs) ** 2, available())
 
     def kernel(rows):
         loader = DataLoader(TensorDataset(rows.clone()), batch_size=len(rows))
-        try:
-            gram = GramMatrix(model, loader).to_torch().detach()  # (C, n, C, n)
-        except (NotImplementedError, KeyError, AttributeError) as error:
-            raise Unsupported(f"{type(error).__name__}: {error}") from error
+        gram = GramMatrix(model, loader).to_torch().detach()  # (C, n, C, n)
         if problem.outputs == "trace":
             return torch.einsum("anam->nm", gram).numpy()
         return gram.permute(1, 3, 0, 2).contiguous().numpy()

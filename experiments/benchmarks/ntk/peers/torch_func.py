@@ -17,7 +17,7 @@ from experiments.benchmarks.ntk.peers.torch_problem import assemble, full_layout
 __all__ = ["prepare_classes", "prepare_improved", "prepare_one", "prepare_recipe"]
 
 AddGram = Callable[[Tensor, Tensor], None]  # (K, A): K += A Aᵀ
-CHUNK = 32  # examples whose Jacobian is in work at once
+CHUNKS = {"W2": 128, "W3": 8, "W4": 128}  # examples whose Jacobian is in work at once: the fastest of 8, 16, ... 128
 
 
 def _functional(problem: Problem):
@@ -63,6 +63,7 @@ def prepare_improved(problem: Problem) -> Engine:
 def _one_jacobian(problem: Problem, choose: Callable[[tuple[int, int]], AddGram]) -> Engine:
     fits(int(1.3 * problem.jacobian_bytes), available())
     output, parameters, x = _functional(problem)
+    chunk = CHUNKS.get(problem.workload, 32)
     trace = problem.outputs == "trace"
     order = problem.n if trace else problem.n * problem.n_outputs
     add_gram = choose((order, max(p.numel() for p in parameters.values()) * (problem.n_outputs if trace else 1)))
@@ -73,7 +74,7 @@ def _one_jacobian(problem: Problem, choose: Callable[[tuple[int, int]], AddGram]
     def kernel(rows: Tensor):
         n = len(rows)
         with sdpa_kernel(SDPBackend.MATH):
-            for start, stop in pairwise([*range(0, n, CHUNK), n]):
+            for start, stop in pairwise([*range(0, n, chunk), n]):
                 part = vmap(jacrev(output), (None, 0))(parameters, rows[start:stop])
                 for name, jacobian in jacobians.items():
                     jacobian[start:stop] = part[name].flatten(2)
@@ -91,7 +92,6 @@ def prepare_classes(problem: Problem) -> Engine:
         raise Unsupported("one output at a time gives K^{cc} only")
     fits(2 * problem.jacobian_bytes // problem.n_outputs, available())
     output, parameters, x = _functional(problem)
-    # One function an output: a Tensor as class index would make vmap gather.
     gradients = [vmap(grad(lambda p, e, c=c: output(p, e)[c]), (None, 0)) for c in range(problem.n_outputs)]
 
     def kernel(rows: Tensor):
