@@ -29,12 +29,12 @@ benchmarks: .venv/.tested
 clean:
 	rm -rf .venv out
 
-# --group needs pip >= 25.1, which older Pythons do not bundle.
+# --group needs pip >= 25.1, which older Pythons do not bundle. torch without -q: with CUDA it is gigabytes, so show progress.
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "kernelmem needs Python 3.11 or newer, this is " + sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install "torch==$(TORCH)"  # not -q: gigabytes with CUDA, and their progress is shown
+	$(BIN)/python -m pip install "torch==$(TORCH)"
 	$(BIN)/python -m pip install -q -e .
 	@touch $@
 

@@ -8,5 +8,7 @@ found = sorted(path.parent.name for path in Path(__file__).parent.glob("*/__main
 names = sys.argv[1:] or found
 if unknown := [name for name in names if name not in found]:
     sys.exit(f"no benchmark {', '.join(unknown)}; there are {', '.join(found)}")
-codes = [subprocess.run([sys.executable, "-m", f"experiments.benchmarks.{name}"], check=False).returncode for name in names]
+codes = [
+    subprocess.run([sys.executable, "-m", f"experiments.benchmarks.{name}"], check=False).returncode for name in names
+]
 sys.exit(max(codes))

@@ -30,8 +30,8 @@ def draw(frame: pd.DataFrame, cells: list[Cell]) -> dict[str, bytes]:
     left.set_title("One dot a seed; bar: what is claimed of every seed", fontsize=9, loc="left", color=GRAY)
     right.set(xlabel="rows above the null's 99th percentile, %", xlim=(-3, 103))
     right.set_title("Memorized by the network", fontsize=9, loc="left", color=GRAY)
-    for color, text, x in ((BLUE, "clean rows", 0.62), (RED, "flipped rows", 0.80)):
-        right.text(x, 1.02, text, color=color, fontsize=9, transform=right.transAxes)
+    for color, text, x in ((BLUE, "clean rows", 0.74), (RED, "flipped rows", 1.0)):
+        right.text(x, 1.02, text, color=color, fontsize=9, ha="right", transform=right.transAxes)
     for axes in (left, right):
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(left=False)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
     noisy = km.corrupt_labels(data.y_train, cell.rate, cell.kind, seed=seeds["flips"], x=data.x_train)
     model = mlp(data.x_train, 10, seed=seeds["weights"], pictures=True)
     training = train_classifier(model, data.x_train, noisy.y, epochs=epochs, seed=seeds["batches"])
-    started = time.perf_counter()
     document = km.audit(
         model, (data.x_train, noisy.y), (data.x_test, data.y_test), flipped=noisy.flipped, seed=seed
     ).document
@@ -83,7 +81,6 @@ def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
         "memorized_clean": float(above[~noisy.flipped].double().mean()),
         "auroc_score": _or_nan(flips.auroc_score),
         "auroc_network": _or_nan(flips.auroc_network),
-        "seconds": time.perf_counter() - started,
     }
 
 

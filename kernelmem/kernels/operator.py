@@ -199,7 +199,8 @@ class NTKOperator:
             return (self @ torch.tensor(given, dtype=self.dtype)).cpu().numpy()
 
         kind = np.float32 if self.dtype == torch.float32 else np.float64
-        return LinearOperator(self.shape, matvec=apply, rmatvec=apply, matmat=apply, rmatmat=apply, dtype=kind)  # type: ignore[call-arg]  # scipy's stub knows no keywords
+        products = {"matvec": apply, "rmatvec": apply, "matmat": apply, "rmatmat": apply}
+        return LinearOperator(self.shape, dtype=kind, **products)  # type: ignore[call-arg]  # the stub knows no keywords
 
     def _product(self, v: Tensor) -> Tensor:
         """K v for v (n, C or 1, k), in the same shape: first all of Jᵀ v, chunk by chunk, then J of it."""

@@ -215,16 +215,15 @@ class Engine:
         for c, cotangent in enumerate(cotangents if edges else ()):
             gradients = torch.autograd.grad(start, edges, cotangent, retain_graph=True, allow_unused=True)
             for use, gradient in zip(swept, gradients, strict=True):
-                if gradient is not None:
-                    _put(stacks, use, gradient, n, c, len(cotangents))
+                _put(stacks, use, gradient, n, c, len(cotangents))
         if single and once and readout is not None:
             below = [use for use in captured.uses if use.key in single]
             ones = torch.ones(1, n, readout.weight.shape[1], dtype=readout.weight.dtype, device=readout.weight.device)
             (gradients,) = hidden_gradients(uses[readout.key], ones, [use.edge for use in below])
             for use, gradient in zip(below, gradients, strict=True):
-                if gradient is not None:
-                    trace = self.directions.outputs == "trace"
-                    _put(stacks, use, scaled(use, gradient, readout.scale) if trace else gradient, n, 0, 1)
+                if gradient is not None and self.directions.outputs == "trace":
+                    gradient = scaled(use, gradient, readout.scale)
+                _put(stacks, use, gradient, n, 0, 1)
         return stacks
 
     def dense(self, batch: Any, n: int, cotangents: Tensor) -> Tensor:
@@ -236,12 +235,17 @@ class Engine:
         return rowwise_jacobian(self.prepared, [chunk.slice(i, i + 1) for i in range(n)], names, cotangents)
 
 
-def _put(stacks: dict[int, Tensor], use: Use, gradient: Tensor, n: int, c: int, k: int) -> None:
-    """Copy one direction's gradient to where the rule of its use wants the axis of directions."""
+def _put(stacks: dict[int, Tensor], use: Use, gradient: Tensor | None, n: int, c: int, k: int) -> None:
+    """Copy one direction's gradient to where the rule of its use wants the axis of directions; None counts as zero."""
+    if gradient is None:
+        if use.key in stacks:
+            stacks[use.key].select(use.rule.direction_axis(use) % stacks[use.key].ndim, c).zero_()
+        return
     rows = use.layout.rows(gradient, n)
     axis = use.rule.direction_axis(use) % (rows.ndim + 1)
     if use.key not in stacks:
-        stacks[use.key] = rows.new_zeros(*rows.shape[:axis], k, *rows.shape[axis:])
+        shape = (*rows.shape[:axis], k, *rows.shape[axis:])
+        stacks[use.key] = rows.new_empty(shape) if c == 0 else rows.new_zeros(shape)
     stacks[use.key].select(axis, c).copy_(rows)
 
 

@@ -72,6 +72,9 @@ def _scaling(studies: dict[str, dict]) -> Figure:
         below.set(xscale="log", yscale="log", xlabel=study["label"], ylabel="peak MB")
         below.axhline(2**20 * _mebibytes(study["memory"]) / 1e6, color=GRAY, lw=1, ls="--")
         below.set_title(f"dashed: memory={study['memory']!r}", fontsize=9, loc="left", color=GRAY)
+        for axes in (above, below):
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
+            axes.xaxis.minorticks_off()
         _clean(above, below)
     return figure
 
