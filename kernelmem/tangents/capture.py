@@ -65,8 +65,12 @@ class Rule:
         """Whether the tangents are found in full, entry by entry."""
         return False
 
+    def arrange(self, use: "Use", rows: Tensor) -> Tensor:
+        """The output's rows view with its axes in the order in which ``gradients`` wants them."""
+        return rows
+
     def direction_axis(self, use: "Use") -> int:
-        """Where the axis of k directions goes in the output's rows view, so that later products need no copies."""
+        """Where the axis of k directions goes in the arranged rows, so that later products need no copies."""
         return 1
 
     def activations(self, use: "Use", n: int, *, ones: bool) -> Tensor:
@@ -76,6 +80,10 @@ class Rule:
     def gradients(self, use: "Use", stacked: Tensor) -> Tensor:
         """G as a view (n, G, S, k, fan_out); outer rules only."""
         raise AssertionError("outer rules have gradients")
+
+    def in_shape(self, use: "Use", tangent: Tensor) -> Tensor:
+        """A tangent (n, k, G, out, fan_in) in the shape of the weight; outer rules only."""
+        return tangent
 
     def direct(self, use: "Use", stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Tangents in full, slot -> (n, k, ...); direct rules only."""
@@ -215,6 +223,8 @@ class Recorder(TorchFunctionMode):
                 output = rule.expand(func, args, kwargs)
             if output is not NotImplemented:
                 return output
+        if func is Tensor.view and args[0].ndim == 4 and not args[0].is_contiguous():
+            args = (args[0].contiguous(), *args[1:])  # the convolution rule may have changed the layout
         output = func(*args, **kwargs)
         if self.from_data((args, kwargs)):
             self.mark(output)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Rule, Use
+from kernelmem.tangents.capture import Call, Outer, Rule, Use, given_tensor
 
 __all__ = ["ConvolutionRule"]
 
@@ -44,7 +44,7 @@ class ConvolutionRule(Rule):
         return Call(
             {"weight": given["weight"], "bias": given["bias"]},
             {"input": x},
-            lambda w: function(x, w["weight"], w["bias"], *rest),
+            lambda w: function(_channels_last(x), given_tensor(w["weight"]), w["bias"], *rest),
             settings,
         )
 
@@ -57,47 +57,59 @@ class ConvolutionRule(Rule):
         positions = use.output_shape[2:].numel() * use.layout.multiplicity
         return Outer(positions, patch, use.output_shape[1] // groups, groups)
 
+    def arrange(self, use: Use, rows: Tensor) -> Tensor:
+        """Channels last: (n, [m,] positions..., channels)."""
+        return rows.movedim(1 if use.layout.multiplicity == 1 else 2, -1)
+
     def direction_axis(self, use: Use) -> int:
-        """Just after the channels: gradients of a channel lie together over directions and positions."""
-        return 2 if use.layout.multiplicity == 1 else 3
+        """Just before the channels."""
+        return -2
 
     def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
-        """Patches as (n, G, S, fan_in [+ 1]), by a strided view of the padded input and one copy."""
-        x = use.activation()
-        groups, size = use.settings["groups"], use.settings["size"]
-        padding = use.settings["padding"]
+        """Patches as (n, G, S, fan_in [+ 1]), fan_in in the order (kernel positions, channels): one strided copy."""
+        x = use.activation().movedim(1, -1)  # (n·m, lengths..., channels)
+        groups, size, padding = use.settings["groups"], use.settings["size"], use.settings["padding"]
         if any(low or high for low, high in padding):
-            x = F.pad(x, [side for pair in reversed(padding) for side in pair])
-        x = x.contiguous()
-        out, strides = use.output_shape[2:], x.stride()[2:]
+            x = F.pad(x, [0, 0, *(side for pair in reversed(padding) for side in pair)])
+        x, each, out = x.contiguous(), x.shape[-1] // groups, use.output_shape[2:]
+        strides = x.stride()[1:-1]
         view = x.as_strided(
-            (x.shape[0], groups, x.shape[1] // groups, *size, *out),
+            (x.shape[0], groups, *out, *size, each),
             (
                 x.stride(0),
-                x.stride(1) * (x.shape[1] // groups),
-                x.stride(1),
-                *(s * d for s, d in zip(strides, use.settings["dilation"], strict=True)),
+                each,
                 *(s * t for s, t in zip(strides, use.settings["stride"], strict=True)),
+                *(s * d for s, d in zip(strides, use.settings["dilation"], strict=True)),
+                1,
             ),
         )
-        fan_in = view.shape[2 : -len(out)].numel()
-        patches = x.new_empty(x.shape[0], groups, fan_in + ones, out.numel())  # (n·m, G, fan_in, S)
-        patches[:, :, :fan_in].view(view.shape).copy_(view)
+        fan_in = torch.Size(size).numel() * each
+        patches = x.new_empty(x.shape[0], groups, *out, fan_in + ones)
+        patches[..., :fan_in].unflatten(-1, (*size, each)).copy_(view)
         if ones:
-            patches[:, :, fan_in] = 1.0
+            patches[..., fan_in] = 1.0
+        patches = patches.flatten(2, -2)  # (n·m, G, S, fan_in)
         if use.layout.multiplicity == 1:
-            return patches.transpose(2, 3)
-        rows = use.layout.rows(patches, n)  # (n, m, G, fan_in, S)
-        return rows.permute(0, 2, 1, 4, 3).reshape(n, groups, -1, fan_in + ones)
+            return patches
+        return use.layout.rows(patches, n).transpose(1, 2).flatten(2, 3)  # (n, m, G, S, fan_in) -> (n, G, m·S, fan_in)
 
     def gradients(self, use: Use, stacked: Tensor) -> Tensor:
-        """(n, [m,] channels, k, positions...) -> (n, G, S, k, out)."""
-        groups, many = use.settings["groups"], use.layout.multiplicity > 1
-        n, axis = len(stacked), 2 if many else 1
-        channels, k = stacked.shape[axis : axis + 2]
-        g = stacked.reshape(n, -1 if many else 1, groups, channels // groups, k, stacked.shape[axis + 2 :].numel())
-        g = g.permute(0, 2, 1, 5, 4, 3)  # (n, G, m, S, k, out)
-        return g.flatten(2, 3) if many else g.squeeze(2)
+        """(n, [m,] positions..., k, channels) -> (n, G, S, k, out)."""
+        k, channels = stacked.shape[-2:]
+        groups = use.settings["groups"]
+        g = stacked.reshape(len(stacked), -1, k, groups, channels // groups)
+        return g.permute(0, 3, 1, 2, 4)
+
+    def in_shape(self, use: Use, tangent: Tensor) -> Tensor:
+        """(n, k, G, out, positions of the kernel · channels) -> (n, k, channels out, channels in, *size)."""
+        size = use.settings["size"]
+        tangent = tangent.flatten(2, 3).unflatten(-1, (*size, tangent.shape[-1] // torch.Size(size).numel()))
+        return tangent.movedim(-1, 3)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The same tensor in the layout in which torch's convolutions, and copies of their gradients, are fastest."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _spread(value: Any, dims: int) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kernelmem.ground.batches import Rows
 from kernelmem.ground.transforms import functional_call, jacrev, vmap
+from kernelmem.tangents.elementwise import PReLURule
 from kernelmem.tangents.prepare import Prepared
 
 __all__ = ["rowwise_jacobian", "vectorized_jacobian"]
@@ -49,7 +51,17 @@ class _Bound(nn.Module):
         self.run = prepared.forward
 
     def forward(self, row: Any) -> Tensor:
-        return self.run(self.module, row)
+        with _SafeUnderVmap():
+            return self.run(self.module, row)
+
+
+class _SafeUnderVmap(TorchFunctionMode):
+    """Replaces operations whose vmap rules in torch give wrong numbers."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.prelu:
+            return PReLURule().expand(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], directions: Tensor | None = None) -> Tensor:

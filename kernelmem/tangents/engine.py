@@ -15,7 +15,7 @@ from kernelmem.tangents.dense import rowwise_jacobian, vectorized_jacobian
 from kernelmem.tangents.directions import Directions
 from kernelmem.tangents.elementwise import ElementwiseRule, PReLURule
 from kernelmem.tangents.embedding import EmbeddingRule
-from kernelmem.tangents.groups import Buffers, ChannelGroup, Group, ReadoutGroup, add_explicit
+from kernelmem.tangents.groups import Buffers, ChannelGroup, Group, ReadoutGroup, Stack, add_explicit
 from kernelmem.tangents.linear import LinearRule
 from kernelmem.tangents.normalization import NormalizationRule
 from kernelmem.tangents.plan import Plan, make_plan
@@ -193,7 +193,7 @@ class Engine:
         *,
         once: bool,
         sweeps: int,
-    ) -> dict[int, Tensor]:
+    ) -> dict[int, Stack]:
         """Output gradients of the uses, in all directions of the block, or free of classes where the readout factors."""
         readout, n = self.found.readout, captured.n
         single = {key for group in groups if isinstance(group, ChannelGroup) or group.classfree for key in group.keys}
@@ -203,7 +203,7 @@ class Engine:
         below_nothing = silent and readout is not None and uses[readout.key].input_edge is None
         if below_nothing or not captured.outputs.requires_grad:
             edges = []  # no use lies on the graph of the outputs
-        stacks: dict[int, Tensor] = {}
+        stacks: dict[int, Stack] = {}
         if edges and silent and readout is not None:
             # The outputs are the readout's, so a sweep may as well start at its input, with rows of W or of R.
             rows = readout.compressed if sweeps == len(readout.compressed) else readout.weight
@@ -235,14 +235,27 @@ class Engine:
         return rowwise_jacobian(self.prepared, [chunk.slice(i, i + 1) for i in range(n)], names, cotangents)
 
 
-def _put(stacks: dict[int, Tensor], use: Use, gradient: Tensor | None, n: int, c: int, k: int) -> None:
-    """Copy one direction's gradient to where the rule of its use wants the axis of directions; None counts as zero."""
+def _put(stacks: dict[int, Any], use: Use, gradient: Tensor | None, n: int, c: int, k: int) -> None:
+    """Keep one direction's gradient (None counts as zero).
+
+    Outer uses: copied to where the rule wants the axis of directions. Direct uses: summed to tangents at once, while the
+    gradient is in cache, so that it is never stacked.
+    """
+    direct = use.rule.outer(use, n) is None
     if gradient is None:
         if use.key in stacks:
-            stacks[use.key].select(use.rule.direction_axis(use) % stacks[use.key].ndim, c).zero_()
+            for part in stacks[use.key].values() if direct else (stacks[use.key],):
+                part.select(1 if direct else use.rule.direction_axis(use) % part.ndim, c).zero_()
         return
-    rows = use.layout.rows(gradient, n)
+    rows = use.rule.arrange(use, use.layout.rows(gradient, n))
     axis = use.rule.direction_axis(use) % (rows.ndim + 1)
+    if direct:
+        for slot, tangent in use.rule.direct(use, rows.unsqueeze(axis), n).items():
+            parts = stacks.setdefault(use.key, {})
+            if slot not in parts:
+                parts[slot] = tangent.new_zeros(n, k, *tangent.shape[2:])
+            parts[slot][:, c] = tangent[:, 0]
+        return
     if use.key not in stacks:
         shape = (*rows.shape[:axis], k, *rows.shape[axis:])
         stacks[use.key] = rows.new_empty(shape) if c == 0 else rows.new_zeros(shape)
@@ -253,16 +266,19 @@ def _vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
     """Whether torch.func follows this model, and agrees with plain autograd on a few rows (some of its rules do not)."""
     if len(list(prepared.module.named_modules())) != len(list(prepared.module.named_modules(remove_duplicate=False))):
         return False  # functional_call does not put a module back that is registered in two places
-    few = [rows.take([i % rows.n]) for i in range(3)]
     every = torch.eye(prepared.n_outputs, dtype=prepared.dtype, device=prepared.device)
-    every = every.expand(3, *every.shape)
-    try:
-        found = vectorized_jacobian(prepared, rows.take([i % rows.n for i in range(3)]), names, every)
-    except Exception:  # vmap and jacrev raise many types, from inside the user's module
-        return False
-    expected = rowwise_jacobian(prepared, few, names, every)
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
-    return bool((found - expected).norm() <= tolerance * expected.norm())
+    for size in (2, 3):  # sizes that happen to be equal hide some of torch's faults
+        few = [rows.take([i % rows.n]) for i in range(size)]
+        directions = every.expand(size, *every.shape)
+        try:
+            found = vectorized_jacobian(prepared, rows.take([i % rows.n for i in range(size)]), names, directions)
+        except Exception:  # vmap and jacrev raise many types, from inside the user's module
+            return False
+        expected = rowwise_jacobian(prepared, few, names, directions)
+        if not bool((found - expected).norm() <= tolerance * expected.norm()):
+            return False
+    return True
 
 
 def _mirror(result: Tensor, combine: str) -> None:

@@ -35,6 +35,7 @@ __all__ = [
 
 Combine = Literal["sum", "diagonal", "full"]
 Buffers = dict[str, Tensor]  # each (rows, ...)
+Stack = Tensor | dict[str, Tensor] | None  # output gradients of an outer use; tangents of a direct one; None: zero
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Group:
         """Whether a sum over directions holds this group's part once, not once a direction."""
         return self.classfree
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """Tangents of n rows in k directions."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
@@ -68,11 +69,11 @@ class OuterGroup(Group):
     weight: bool  # False: only the bias is wanted
     ones: bool
 
-    def factors(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int) -> tuple[Tensor, Tensor]:
+    def factors(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int) -> tuple[Tensor, Tensor]:
         """A (n, G, S, fan_in) and g (n, G, S, k, fan_out)."""
         left, right = [], []
         for use, stacked in zip(uses, stacks, strict=True):
-            if stacked is None:  # the outputs do not depend on this use
+            if not isinstance(stacked, Tensor):  # the outputs do not depend on this use
                 continue
             right.append(use.rule.gradients(use, stacked))
             if self.weight:
@@ -91,13 +92,13 @@ class OuterGroup(Group):
 class VectorGroup(OuterGroup):
     """One position a row."""
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """Activations (n, fan_in) beside output gradients (n, k, fan_out)."""
         del combine
         (use,), (stacked,) = uses, stacks
         gradients = (
             torch.zeros(n, k, self.sizes.fan_out, dtype=use.inputs["input"].dtype, device=use.inputs["input"].device)
-            if stacked is None
+            if not isinstance(stacked, Tensor)
             else use.rule.gradients(use, stacked).reshape(n, k, self.sizes.fan_out)
         )
         found = {"gradients": gradients}
@@ -132,7 +133,7 @@ class VectorGroup(OuterGroup):
 class TokenGroup(OuterGroup):
     """Several positions a row, contracted position against position; "sum" only, one group of channels."""
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """A (n, S, fan_in) beside g (n, S, k·fan_out)."""
         a, g = self.factors(uses, stacks, n, k)
         return {"activations": a[:, 0], "gradients": g[:, 0].flatten(2)}
@@ -152,7 +153,7 @@ class TokenGroup(OuterGroup):
 class ExplicitGroup(OuterGroup):
     """Several positions a row, summed to the tangent itself."""
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """T as (n, k, p), or in the order that the product gives where the order plays no part ("sum")."""
         a, g = self.factors(uses, stacks, n, k)
         product = outer_product(a, g)
@@ -172,7 +173,7 @@ class ReadoutGroup(OuterGroup):
         """C is a factor here."""
         return True
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """The hidden features alone."""
         return (
             {"activations": uses[0].rule.activations(uses[0], n, ones=False).reshape(n, -1)}
@@ -205,7 +206,7 @@ class ChannelGroup(OuterGroup):
         """All outputs at a time."""
         return True
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """M (n, out, in): the tangent without its class weight."""
         a, g = self.factors(uses, stacks, n, 1)
         return {"tangents": split_directions(outer_product(a, g), g)[:, 0, 0]}
@@ -229,20 +230,16 @@ class ChannelGroup(OuterGroup):
 
 
 def outer_product(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_s g_s ⊗ a_s: (n, G, S, in), (n, G, S, k, out) -> (n, G, X, in), X = (k, out) in the order of g's memory."""
+    """Σ_s g_s ⊗ a_s: (n, G, S, in), (n, G, S, k, out) -> (n, G, k·out, in)."""
     n, groups, S = a.shape[:3]
-    swapped = g.stride(4) > g.stride(3)
-    merged = (g.transpose(3, 4) if swapped else g).reshape(n * groups, S, -1)
-    return torch.bmm(merged.transpose(1, 2), a.reshape(n * groups, S, -1)).view(n, groups, -1, a.shape[3])
+    left = g.reshape(n * groups, S, -1)
+    return torch.bmm(left.transpose(1, 2), a.reshape(n * groups, S, -1)).view(n, groups, -1, a.shape[3])
 
 
 def split_directions(product: Tensor, g: Tensor) -> Tensor:
     """The same as (n, k, G, out, in)."""
     n, groups, _, fan_in = product.shape
-    k, out = g.shape[3:]
-    if g.stride(4) > g.stride(3):
-        return product.view(n, groups, out, k, fan_in).permute(0, 3, 1, 2, 4)
-    return product.view(n, groups, k, out, fan_in).transpose(1, 2)
+    return product.view(n, groups, *g.shape[3:], fan_in).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -250,9 +247,8 @@ class MixedGroup(Group):
     """Tangents of parameters that are met in several ways, each summed over its uses before it is contracted."""
 
     shapes: tuple[torch.Size, ...]
-    outers: tuple[Outer | None, ...]  # of each use
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Tensor | None], n: int, k: int, combine: Combine) -> Buffers:
+    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
         """T as (n, k, p), the parameters one after the other."""
         totals: dict[str, Tensor] = {}
 
@@ -260,10 +256,10 @@ class MixedGroup(Group):
             tangent = tangent.reshape(n, k, -1)
             totals[name] = totals[name] + tangent if name in totals else tangent
 
-        for use, stacked, outer in zip(uses, stacks, self.outers, strict=True):
+        for use, stacked in zip(uses, stacks, strict=True):
             if stacked is None:
                 continue
-            found = use.rule.direct(use, stacked, n) if outer is None else _explicit(use, stacked, n)
+            found = stacked if isinstance(stacked, dict) else _explicit(use, stacked, n)
             for slot, tangent in found.items():
                 if slot in use.names:
                     collect(use.names[slot], tangent)
@@ -286,7 +282,7 @@ def _explicit(use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
     found = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
     if "weight" in use.slots:
         tangent = split_directions(outer_product(use.rule.activations(use, n, ones=False), g), g)
-        found["weight"] = tangent.mT if use.settings.get("transposed") else tangent
+        found["weight"] = use.rule.in_shape(use, tangent)
     return found
 
 

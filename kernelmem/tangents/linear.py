@@ -45,6 +45,10 @@ class LinearRule(Rule):
         """Just before the features."""
         return -2
 
+    def in_shape(self, use: Use, tangent: Tensor) -> Tensor:
+        """Transposed where the weight stands on the right of a matrix product."""
+        return tangent.mT if use.settings.get("transposed") else tangent
+
     def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
         """(n, 1, S, fan_in [+ 1])."""
         x = use.layout.rows(use.activation(), n)

@@ -22,7 +22,7 @@ from kernelmem.tangents.survey import Survey
 
 __all__ = ["Line", "Plan", "make_plan"]
 
-CHUNK_BYTES = 64 * 2**20  # of graph and output gradients at a time: small enough to be reused, large enough for GEMM
+CHUNK_BYTES = 128 * 2**20  # of graph and output gradients at a time: small enough to be reused, large enough for GEMM
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from kernelmem.ground.errors import InputError
 from kernelmem.tangents.capture import Capture, Use
 from kernelmem.tangents.directions import Directions
 from kernelmem.tangents.engine import Engine
-from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup
+from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup, Stack
 from kernelmem.tangents.prepare import prepare
 
 __all__ = ["tangent_features"]
@@ -113,9 +113,7 @@ def _cotangents(engine: Engine, captured: Capture) -> Tensor:
     return engine.directions.cotangents(captured.outputs.detach(), range(engine.directions.k), None)
 
 
-def _of_group(
-    group: Group, uses: list[Use], stacks: list[Tensor | None], n: int, k: int, dim: int, seed: int
-) -> Tensor:
+def _of_group(group: Group, uses: list[Use], stacks: list[Stack], n: int, k: int, dim: int, seed: int) -> Tensor:
     if isinstance(group, MixedGroup):
         return _plain(group.write(uses, stacks, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
     assert isinstance(group, OuterGroup)

@@ -27,7 +27,7 @@ class Survey:
     dense: tuple[str, ...]
     skip: frozenset[int]
     layouts: dict[int, Layout]
-    elements: dict[int, tuple[int, int]]  # use -> numbers a row in its input and in its output
+    elements: dict[int, tuple[int, int]]  # use -> numbers a row in its input, and in its output where that is stacked
     saved: int  # numbers a row that the graph of a forward pass keeps
     readout: Readout | None
 
@@ -66,7 +66,10 @@ def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule | Rewriting]) ->
     for use in last.uses:
         use.layout = layouts[use.key]
     elements = {
-        use.key: (sum(t.numel() for t in use.inputs.values()) // SIZES[1], use.output_shape.numel() // SIZES[1])
+        use.key: (
+            sum(t.numel() for t in use.inputs.values()) // SIZES[1],
+            use.output_shape.numel() // SIZES[1] if use.rule.outer(use, SIZES[1]) is not None else 0,
+        )
         for use in last.uses
     }
     groups = _groups(prepared, last)
@@ -171,7 +174,7 @@ def _group(prepared: Prepared, uses: list[Use], names: list[str], n: int) -> Gro
         kind = VectorGroup if positions == 1 and first.groups == 1 and len(uses) == 1 else OuterGroup
         return kind(tuple(names), keys, layer, sizes, weight, ones)
     shapes = tuple(prepared.parameters[name].shape for name in names)
-    return MixedGroup(tuple(names), keys, layer, shapes, tuple(outers))
+    return MixedGroup(tuple(names), keys, layer, shapes)
 
 
 def _one_outer(uses: list[Use], outers: list[Outer | None]) -> bool:

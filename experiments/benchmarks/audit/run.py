@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,11 +19,18 @@ from kernelmem.store.files import write_file
 
 __all__ = ["run"]
 
+COLUMNS = {  # name: title, decimal places
+    "command_s": ("command, s", 1),
+    "cpu_s": ("its processor time, s", 1),  # less than the command where others use the machine, too
+    "audit_s": ("audit proper, s", 2),
+    "peak_mb": ("peak memory, MB", 0),
+}
+
 
 def run(options: Options) -> None:
     """Measure every size and print it."""
     results: dict = {"machine": machine.describe(), "runs": options.runs, "rows": {}}
-    print(f"{'rows':>6}  {'command, s':>22}  {'audit proper, s':>22}  {'peak memory, MB':>22}")
+    print(f"{'rows':>6}" + "".join(f"  {title:>22}" for title, _ in COLUMNS.values()))
     with tempfile.TemporaryDirectory() as folder:
         for n in options.rows:
             arguments = [] if n == DEFAULT_ROWS else ["--data", str(_data(n, Path(folder))), "--noise", "0.15"]
@@ -31,22 +39,25 @@ def run(options: Options) -> None:
             results["rows"][str(n)] = row
             columns = [
                 f"{row[name]['median']:.{places}f} ({row[name]['min']:.{places}f} .. {row[name]['max']:.{places}f})"
-                for name, places in (("command_s", 1), ("audit_s", 2), ("peak_mb", 0))
+                for name, (_, places) in COLUMNS.items()
             ]
-            print(f"{n:>6}  {columns[0]:>22}  {columns[1]:>22}  {columns[2]:>22}", flush=True)
-    write_file(options.out / "results.json", json.dumps(results, indent=1) + "\n")
+            print(f"{n:>6}" + "".join(f"  {column:>22}" for column in columns), flush=True)
+            write_file(options.out / "results.json", json.dumps(results, indent=1) + "\n")
 
 
 def measure(arguments: list[str], out: Path) -> dict[str, float]:
-    """One run: seconds of the whole process, of km.audit in it, peak memory, and the load that it started under."""
-    load = os.getloadavg()[0]
+    """One run: seconds of the whole process, of km.audit in it, peak memory, the load of the machine before it."""
+    load, before = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "experiments.benchmarks.audit.child", *arguments, "--out", str(out)]
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     document = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     peak = int(done.stdout.splitlines()[-1]) / 1e6
-    return {"command_s": seconds, "audit_s": document["seconds"], "peak_mb": peak, "load_before": load}
+    audit = document["seconds"]
+    return {"command_s": seconds, "cpu_s": cpu, "audit_s": audit, "peak_mb": peak, "load_before": load}
 
 
 def _summary(values: list[float]) -> dict[str, float]:
