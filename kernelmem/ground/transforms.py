@@ -1,7 +1,7 @@
 """The one door to torch.func: nothing else in kernelmem imports it, so a change there is mended here."""
 
-import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 __all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "vjp", "vmap"]
@@ -9,4 +9,4 @@ __all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "vjp", "vmap"]
 
 def is_transformed(tensor: Tensor) -> bool:
     """Whether ``tensor`` lives inside vmap, grad or jvp."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return _functorch.is_functorch_wrapped_tensor(tensor)

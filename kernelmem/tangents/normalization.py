@@ -36,11 +36,12 @@ class NormalizationRule(Rule):
             return None
         weights = {"weight": given.pop("weight", None), "bias": given.pop("bias", None)}
 
-        def run(w: dict[str, Tensor | None]) -> Tensor:
+        def as_it_is(w: dict[str, Tensor | None]) -> Tensor:
             return function(**given, **{slot: value for slot, value in w.items() if value is not None})
 
-        if function is F.batch_norm and given.get("running_var") is not None:
-            run = _affine(given)  # its backward is one product; torch's own is several times slower
+        # The backward of an affine map is one product; that of torch's batch_norm is several times slower.
+        running = function is F.batch_norm and given.get("running_var") is not None
+        run = _affine(given) if running else as_it_is
         axes = len(given["normalized_shape"]) if last else 1
         return Call(weights, {"input": given["input"]}, run, {"last": last, "axes": axes, "normalize": run})
 
