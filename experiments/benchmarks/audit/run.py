@@ -29,14 +29,14 @@ COLUMNS = {  # name: title, decimal places
 
 def run(options: Options) -> None:
     """Measure every size and print it."""
-    results: dict = {"machine": machine.describe(), "runs": options.runs, "rows": {}}
+    results: dict = {"machine": machine.describe(), "rows": {}}
     print(f"{'rows':>6}" + "".join(f"  {title:>22}" for title, _ in COLUMNS.values()))
     with tempfile.TemporaryDirectory() as folder:
         for n in options.rows:
             arguments = [] if n == DEFAULT_ROWS else ["--data", str(_data(n, Path(folder))), "--noise", "0.15"]
             measured = [measure(arguments, Path(folder) / "report") for _ in range(options.runs)]
             row = {name: _summary([m[name] for m in measured]) for name in measured[0]}
-            results["rows"][str(n)] = row
+            results["rows"][str(n)] = {"runs": options.runs, **row}
             columns = [
                 f"{row[name]['median']:.{places}f} ({row[name]['min']:.{places}f} .. {row[name]['max']:.{places}f})"
                 for name, (_, places) in COLUMNS.items()
