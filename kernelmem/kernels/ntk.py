@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
-from kernelmem.ground.errors import InputError, VerificationError
-from kernelmem.kernels.oracle import jacobian_of
+from kernelmem.ground.errors import InputError
+from kernelmem.kernels import verification
 from kernelmem.tangents.directions import KINDS, Directions, named_target
 from kernelmem.tangents.engine import Engine, Side
 from kernelmem.tangents.plan import Plan
@@ -19,7 +19,8 @@ from kernelmem.tangents.prepare import Prepared, prepare
 __all__ = ["as_bytes", "ntk", "ntk_plan"]
 
 Outputs = Literal["trace", "diagonal", "full", "pseudo"]
-_verified: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+# For each model what was verified; the callables among it are held, so that their ids stay their own.
+_verified: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 @torch.inference_mode(mode=False)  # callers may sit inside inference mode, where nothing can be differentiated
@@ -167,57 +168,20 @@ class _Task:
         C = self.prepared.n_outputs
         directions = Directions(outputs, C) if target is None else Directions("target", C, named_target(target))
         self.engine = Engine.build(self.prepared, self.left.rows, directions)
-        self.key = (outputs, str(target), self.prepared.dtype, tuple(self.prepared.parameters), id(forward))
+        self.callables = target, forward
+        named = (outputs, self.prepared.dtype, tuple(self.prepared.parameters))
+        self.key = (*named, id(target) if callable(target) else target, id(forward))
 
     def plan(self, memory: int | str) -> Plan:
         m = (self.right or self.left).rows.n
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
 
     def verify(self, plan: Plan) -> None:
-        """Compare with the definition on the first, middle and last rows, in one batch."""
-        done = _verified.setdefault(self.model, set())
-        if (self.key, plan.groups) in done:
-            return
-        left = _few(self.left)
-        right = None if self.right is None else _few(self.right)
-        n, m = left.rows.n, (right or left).rows.n
-        small = self.engine.plan(n, m, symmetric=right is None, memory=max(plan.memory, 2**30))
-        small = type(plan)(**{**vars(small), "groups": plan.groups})  # the ways that the long run will go
-        found = self.engine.kernel(left, right, small)[""]
-        exact = [jacobian_of(self.prepared, side.rows, self._directions(side)) for side in (left, right or left)]
-        expected = self.engine.directions.of_jacobian(*exact)
-        # Entries are inner products of tangents: their scale is the product of the norms, not their own size.
-        scale = exact[0].flatten(1).norm(dim=1).max() * exact[1].flatten(1).norm(dim=1).max()
-        gap = float((found - expected).abs().max() / scale.clamp_min(torch.finfo(scale.dtype).tiny))
-        tolerance = 1e-3 if self.prepared.dtype == torch.float32 else 1e-9
-        if not gap <= tolerance:
-            raise VerificationError(
-                f"a model whose kernel on {n} rows in one batch differs from the row-by-row definition by {gap:.2g}"
-                f" (relative); {self._worst(left, right, small, exact)}",
-                expected=f"a difference of at most {tolerance:g}",
-                do="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows);"
-                " leave the parameter out with parameters= to go on without it",
-            )
-        done.add((self.key, plan.groups))
-
-    def _directions(self, side: Side) -> Tensor:
-        with torch.no_grad():
-            outputs = self.prepared.outputs(side.rows.slice(0, side.rows.n), side.rows.n)
-        return self.engine.directions.cotangents(outputs, range(self.engine.directions.k), side.labels)
-
-    def _worst(self, left: Side, right: Side | None, plan: Plan, exact: list[Tensor]) -> str:
-        """Name the layer whose summand differs most."""
-        found = self.engine.kernel(left, right, plan, by_layer=True)
-        sizes = [parameter.numel() for parameter in self.prepared.parameters.values()]
-        owners = {name: group.layer for group in plan.groups for name in group.names}
-        expected: dict[str, Tensor] = {}
-        parts = zip(self.prepared.parameters, exact[0].split(sizes, 2), exact[1].split(sizes, 2), strict=True)
-        for name, a, b in parts:
-            layer = owners.get(name, name.rpartition(".")[0] or name)
-            part = self.engine.directions.of_jacobian(a, b)
-            expected[layer] = expected[layer] + part if layer in expected else part
-        gaps = {layer: float((found[layer] - part).abs().max()) for layer, part in expected.items() if layer in found}
-        return f"most of it in {max(gaps, key=lambda layer: gaps[layer])!r}" if gaps else "in no layer alone"
+        """Hold a few rows against the definition, once for each model and kind of kernel."""
+        done, key = _verified.setdefault(self.model, {}), (self.key, plan.groups, plan.streamed)
+        if key not in done:
+            verification.verify(self.engine, self.left, self.right, plan)
+            done[key] = self.callables
 
 
 def _labels(labels: Any, left: Rows, right: Rows | None, prepared: Prepared) -> tuple[Tensor | None, Tensor | None]:
@@ -233,12 +197,6 @@ def _labels(labels: Any, left: Rows, right: Rows | None, prepared: Prepared) -> 
             continue
         found.append(as_labels(value, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device))
     return found[0], found[1]
-
-
-def _few(side: Side) -> Side:
-    picks = sorted({0, side.rows.n // 2, side.rows.n - 1})
-    rows = Rows(side.rows.take(picks), len(picks))
-    return Side(rows, None if side.labels is None else side.labels[picks])
 
 
 def as_bytes(memory: int | str) -> int:

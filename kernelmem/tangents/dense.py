@@ -12,7 +12,7 @@ from kernelmem.ground.transforms import functional_call, jacrev, vmap
 from kernelmem.tangents.elementwise import PReLURule
 from kernelmem.tangents.prepare import Prepared
 
-__all__ = ["rowwise_jacobian", "vectorized_jacobian"]
+__all__ = ["rowwise_jacobian", "vectorized_jacobian", "vectorizes"]
 
 
 def rowwise_jacobian(prepared: Prepared, rows: list[Any], names: list[str], directions: Tensor | None = None) -> Tensor:
@@ -80,3 +80,24 @@ def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], direct
         own = () if directions is None else (directions,)
         jacobian = vmap(jacrev(outputs), in_dims=(None, 0, *(0 for _ in own)))(selected, batch, *own)
     return torch.cat([jacobian[name].flatten(2) for name in selected], dim=2)
+
+
+def vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
+    """Whether torch.func follows this model and agrees with plain autograd: on a few rows, in a few directions."""
+    if len(list(prepared.module.named_modules())) != len(list(prepared.module.named_modules(remove_duplicate=False))):
+        return False  # functional_call does not put a module back that is registered in two places
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(min(4, prepared.n_outputs), prepared.n_outputs, generator=generator, dtype=torch.float64)
+    few = few.to(dtype=prepared.dtype, device=prepared.device)
+    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
+    for size in (2, 3):  # sizes that happen to be equal hide some of torch's faults
+        single = [rows.take([i % rows.n]) for i in range(size)]
+        directions = few.expand(size, *few.shape)
+        try:
+            found = vectorized_jacobian(prepared, rows.take([i % rows.n for i in range(size)]), names, directions)
+        except Exception:  # vmap and jacrev raise many types, from inside the user's module
+            return False
+        expected = rowwise_jacobian(prepared, single, names, directions)
+        if not bool((found - expected).norm() <= tolerance * expected.norm()):
+            return False
+    return True

@@ -1,6 +1,6 @@
 """Which combinations of outputs are differentiated, and how their tangents enter the kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,14 +34,15 @@ class Directions:
         """How tangents of several directions enter the kernel."""
         return self.outputs if self.outputs in ("diagonal", "full") else "sum"  # type: ignore[return-value]
 
-    def cotangents(self, outputs: Tensor, block: range, labels: Tensor | None) -> Tensor:
+    def cotangents(self, outputs: Tensor, block: Sequence[int], labels: Tensor | None) -> Tensor:
         """Cotangents (n, k, C) of the directions in ``block``."""
         n, C = outputs.shape
         if self.outputs == "pseudo":
             return torch.full((n, 1, C), C**-0.5, dtype=outputs.dtype, device=outputs.device)
         if self.target is not None:
             return self._of_target(outputs, labels)[:, None]
-        one_hot = torch.eye(C, dtype=outputs.dtype, device=outputs.device)[block.start : block.stop]
+        one_hot = outputs.new_zeros(len(block), C)
+        one_hot[range(len(block)), list(block)] = 1.0
         return one_hot.expand(n, len(block), C)
 
     def _of_target(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
@@ -70,14 +71,6 @@ class Directions:
         if self.combine == "diagonal":
             return result.movedim(0, 2)
         return result.transpose(1, 2) if self.combine == "full" else result
-
-    def of_jacobian(self, left: Tensor, right: Tensor) -> Tensor:
-        """Kernel of two Jacobians along these directions (n, k, P), (m, k, P), as users see it: the definition."""
-        full = torch.einsum("nkp,mlp->nmkl", left, right)
-        if self.combine == "full":
-            return full
-        diagonal = torch.diagonal(full, dim1=2, dim2=3)
-        return diagonal if self.combine == "diagonal" else diagonal.sum(-1)
 
 
 def named_target(target: Any) -> Target:

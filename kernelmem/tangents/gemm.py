@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["add_gram", "row_blocks"]
 
-SMALLEST_BLOCK = 128  # rows below which a product no longer runs at full speed
+SMALLEST_BLOCK = 64  # rows below which a product no longer runs at full speed
 
 
 def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
@@ -15,8 +15,8 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
 
     >>> row_blocks(100, symmetric=False)
     [(0, 100, 0)]
-    >>> row_blocks(300, symmetric=True)
-    [(0, 150, 0), (150, 300, 150)]
+    >>> row_blocks(150, symmetric=True)
+    [(0, 75, 0), (75, 150, 75)]
     """
     if not symmetric:
         return [(0, n, 0)]

@@ -36,6 +36,7 @@ __all__ = [
 Combine = Literal["sum", "diagonal", "full"]
 Buffers = dict[str, Tensor]  # each (rows, ...)
 Stack = Tensor | dict[str, Tensor] | None  # output gradients of an outer use; tangents of a direct one; None: zero
+Kept = dict[int, Tensor] | None  # activations of uses, kept from one direction to the next
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,36 @@ class Group:
     keys: tuple[int, ...]
     layer: str
     classfree: bool = field(default=False, kw_only=True)  # gradients are one direction, whatever the number of outputs
+    streams: bool = field(
+        default=False, kw_only=True
+    )  # contracted one direction at a time, where all rows fit in memory
 
     @property
     def once(self) -> bool:
         """Whether a sum over directions holds this group's part once, not once a direction."""
         return self.classfree
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
-        """Tangents of n rows in k directions."""
+    def write(
+        self,
+        uses: Sequence[Use],
+        stacks: Sequence[Stack],
+        n: int,
+        k: int,
+        combine: Combine,
+        *,
+        kept: Kept = None,
+        out: Tensor | None = None,
+    ) -> Buffers:
+        """Tangents of n rows in k directions; activations found in ``kept`` or put there, the rest in ``out`` if it fits."""
         raise TypeError(f"{type(self).__name__} is abstract")
+
+    def row_numbers(self, k: int) -> int:
+        """Numbers kept for one row with k directions."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def space(self, n: int, k: int) -> tuple[int, int] | None:
+        """Shape of ``out`` for n rows with k directions; None: it is not used."""
+        return None
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
         """Add this group's kernel block to ``out``."""
@@ -69,22 +91,33 @@ class OuterGroup(Group):
     weight: bool  # False: only the bias is wanted
     ones: bool
 
-    def factors(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int) -> tuple[Tensor, Tensor]:
+    @property
+    def fan_in(self) -> int:
+        """Columns of A: those of the weight where it is wanted, and one for the bias."""
+        return (self.sizes.fan_in if self.weight else 0) + self.ones
+
+    def factors(
+        self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, kept: Kept = None
+    ) -> tuple[Tensor, Tensor]:
         """A (n, G, S, fan_in) and g (n, G, S, k, fan_out)."""
         left, right = [], []
         for use, stacked in zip(uses, stacks, strict=True):
             if not isinstance(stacked, Tensor):  # the outputs do not depend on this use
                 continue
             right.append(use.rule.gradients(use, stacked))
-            if self.weight:
+            if not self.weight:
+                left.append(right[-1].new_ones(*right[-1].shape[:3], 1))
+            elif kept is None:
                 left.append(use.rule.activations(use, n, ones=self.ones))
             else:
-                left.append(right[-1].new_ones(*right[-1].shape[:3], 1))
+                if use.key not in kept:
+                    kept[use.key] = use.rule.activations(use, n, ones=self.ones)
+                left.append(kept[use.key])
         if not right:
             zeros = uses[0].weights["weight" if self.weight else "bias"]
             assert zeros is not None
-            groups, fan_in = self.sizes.groups, (self.sizes.fan_in if self.weight else 0) + self.ones
-            return zeros.new_zeros(n, groups, 1, fan_in), zeros.new_zeros(n, groups, 1, k, self.sizes.fan_out)
+            groups = self.sizes.groups
+            return zeros.new_zeros(n, groups, 1, self.fan_in), zeros.new_zeros(n, groups, 1, k, self.sizes.fan_out)
         return (left[0], right[0]) if len(left) == 1 else (torch.cat(left, 2), torch.cat(right, 2))
 
 
@@ -92,9 +125,12 @@ class OuterGroup(Group):
 class VectorGroup(OuterGroup):
     """One position a row."""
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
+    def row_numbers(self, k: int) -> int:
+        """A row's activations and its gradients."""
+        return self.fan_in + (1 if self.classfree else k) * self.sizes.fan_out
+
+    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """Activations (n, fan_in) beside output gradients (n, k, fan_out)."""
-        del combine
         (use,), (stacked,) = uses, stacks
         gradients = (
             torch.zeros(n, k, self.sizes.fan_out, dtype=use.inputs["input"].dtype, device=use.inputs["input"].device)
@@ -133,7 +169,11 @@ class VectorGroup(OuterGroup):
 class TokenGroup(OuterGroup):
     """Several positions a row, contracted position against position; "sum" only, one group of channels."""
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
+    def row_numbers(self, k: int) -> int:
+        """The same at every position."""
+        return self.sizes.positions * (self.fan_in + (1 if self.classfree else k) * self.sizes.fan_out)
+
+    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """A (n, S, fan_in) beside g (n, S, k·fan_out)."""
         a, g = self.factors(uses, stacks, n, k)
         return {"activations": a[:, 0], "gradients": g[:, 0].flatten(2)}
@@ -153,10 +193,21 @@ class TokenGroup(OuterGroup):
 class ExplicitGroup(OuterGroup):
     """Several positions a row, summed to the tangent itself."""
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
+    def row_numbers(self, k: int) -> int:
+        """A tangent for every direction."""
+        return (1 if self.classfree else k) * self.sizes.groups * self.fan_in * self.sizes.fan_out
+
+    def space(self, n: int, k: int) -> tuple[int, int]:
+        """The tangents."""
+        return n, self.row_numbers(k)
+
+    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """T as (n, k, p), or in the order that the product gives where the order plays no part ("sum")."""
-        a, g = self.factors(uses, stacks, n, k)
-        product = outer_product(a, g)
+        a, g = self.factors(uses, stacks, n, k, kept)
+        one_order = k == 1 or self.sizes.groups == 1  # directions come before all else in the product too
+        product = outer_product(a, g, out if one_order or combine == "sum" else None)
+        if one_order:
+            return {"tangents": product.view(n, k, -1)}
         if combine == "sum":
             return {"tangents": product.view(n, 1, -1)}
         return {"tangents": split_directions(product, g).flatten(2)}
@@ -173,7 +224,11 @@ class ReadoutGroup(OuterGroup):
         """C is a factor here."""
         return True
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
+    def row_numbers(self, k: int) -> int:
+        """The hidden features alone."""
+        return self.fan_in
+
+    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """The hidden features alone."""
         return (
             {"activations": uses[0].rule.activations(uses[0], n, ones=False).reshape(n, -1)}
@@ -206,34 +261,37 @@ class ChannelGroup(OuterGroup):
         """All outputs at a time."""
         return True
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
+    def row_numbers(self, k: int) -> int:
+        """One tangent."""
+        return self.sizes.groups * self.fan_in * self.sizes.fan_out
+
+    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """M (n, out, in): the tangent without its class weight."""
         a, g = self.factors(uses, stacks, n, 1)
         return {"tangents": split_directions(outer_product(a, g), g)[:, 0, 0]}
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """One Gram a channel, in blocks of rows, then one product with the class weights."""
+        """One Gram a channel, in blocks of rows, then one product with the class weights; "full" only."""
         W = self.readout
         C, H = W.shape
-        pairs = W.square() if combine == "diagonal" else (W[:, None] * W[None]).reshape(C * C, H)
+        pairs = (W[:, None] * W[None]).reshape(C * C, H)
         left, right = x["tangents"].transpose(0, 1), y["tangents"].permute(1, 2, 0)  # (H, n, in), (H, in, m)
         n, m = left.shape[1], right.shape[2]
         step = max(1, 2**23 // (m * (H + len(pairs))))
         for i in range(0, n, step):
             first = i if symmetric else 0
             per_channel = torch.bmm(left[:, i : i + step], right[:, :, first:]).flatten(1)
-            block = pairs @ per_channel  # (C or C·C, rows·m)
-            if combine == "diagonal":
-                out[:, i : i + step, first:] += block.view(C, -1, m - first)
-            else:
-                out[i : i + step, :, first:] += block.view(C, C, -1, m - first).permute(2, 0, 3, 1)
+            block = pairs @ per_channel  # (C·C, rows·m)
+            out[i : i + step, :, first:] += block.view(C, C, -1, m - first).permute(2, 0, 3, 1)
 
 
-def outer_product(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_s g_s ⊗ a_s: (n, G, S, in), (n, G, S, k, out) -> (n, G, k·out, in)."""
-    n, groups, S = a.shape[:3]
+def outer_product(a: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:
+    """Σ_s g_s ⊗ a_s: (n, G, S, in), (n, G, S, k, out) -> (n, G, k·out, in), in the contiguous ``out`` if given."""
+    n, groups, S, fan_in = a.shape
     left = g.reshape(n * groups, S, -1)
-    return torch.bmm(left.transpose(1, 2), a.reshape(n * groups, S, -1)).view(n, groups, -1, a.shape[3])
+    if out is not None:
+        out = out.view(n * groups, left.shape[2], fan_in)
+    return torch.bmm(left.mT, a.reshape(n * groups, S, fan_in), out=out).view(n, groups, -1, fan_in)
 
 
 def split_directions(product: Tensor, g: Tensor) -> Tensor:
@@ -248,7 +306,11 @@ class MixedGroup(Group):
 
     shapes: tuple[torch.Size, ...]
 
-    def write(self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, combine: Combine) -> Buffers:
+    def row_numbers(self, k: int) -> int:
+        """A tangent for every direction."""
+        return k * sum(shape.numel() for shape in self.shapes)
+
+    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """T as (n, k, p), the parameters one after the other."""
         totals: dict[str, Tensor] = {}
 
@@ -313,3 +375,16 @@ def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, 
             add_gram(flat, left.flatten(0, 1), right.flatten(0, 1), symmetric=symmetric)
         else:
             out += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(n, k, m, k)
+
+
+def joined(parts: Sequence[Buffers], space: Tensor | None) -> Buffers:
+    """The rows of some passes, one after the other; those that were written into ``space`` lie there already."""
+    if len(parts) == 1:
+        return parts[0]
+    found = {}
+    for name, first in parts[0].items():
+        if space is not None and first.untyped_storage().data_ptr() == space.untyped_storage().data_ptr():
+            found[name] = space.view(len(space), *first.shape[1:])
+        else:
+            found[name] = torch.cat([part[name] for part in parts])
+    return found

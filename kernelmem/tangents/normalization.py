@@ -21,6 +21,7 @@ NAMES = {
         *("use_input_stats", "momentum", "eps"),
     ),
 }
+PIECE = 2**24  # numbers in work at a time
 
 
 class NormalizationRule(Rule):
@@ -56,34 +57,26 @@ class NormalizationRule(Rule):
         return -1 - use.settings["axes"] if use.settings["last"] else _channel_axis(use) + 1
 
     def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
-        """Sum over positions; both sums of a channel in one product where channels come second."""
+        """Sum over positions, in one direction."""
         use.activation()  # refuse an overwritten input
         with torch.no_grad():
             if "weight" in use.slots and "normalized" not in use.settings:  # kept for the other directions
                 use.settings["normalized"] = use.layout.rows(use.settings["normalize"]({}), n)
             normalized = use.settings.get("normalized")
-        if use.settings["last"]:
-            axes = use.settings["axes"]
-            features = stacked.shape[-axes:].numel()
-            g = stacked.reshape(n, -1, stacked.shape[-1 - axes], features)  # (n, S, k, d)
-            found = {"bias": g.sum(1)} if "bias" in use.slots else {}
-            if normalized is not None:
-                found["weight"] = torch.einsum("nskd,nsd->nkd", g, normalized.reshape(n, -1, features))
-            return found
-        channel = _channel_axis(use)
-        g = stacked.flatten(
-            channel, channel + 1
-        )  # (n, [m,] k·c, ...): k is 1 where the sweep sums each gradient at once
-        k, channels = stacked.shape[channel + 1], stacked.shape[channel]
-        axes = [axis for axis in range(1, g.ndim) if axis != channel]
-
-        def summed(tensor: Tensor) -> Tensor:
-            return (tensor.sum(axes) if axes else tensor).reshape(n, channels, k).transpose(1, 2)
-
-        found = {"bias": summed(g)} if "bias" in use.slots else {}
+        g = stacked.squeeze(self.direction_axis(use) % stacked.ndim)
+        features = range(g.ndim - use.settings["axes"], g.ndim) if use.settings["last"] else (_channel_axis(use),)
+        positions = [axis for axis in range(1, g.ndim) if axis not in features]
+        found = {"bias": g.sum(positions, keepdim=True) if positions else g} if "bias" in use.slots else {}
         if normalized is not None:
-            found["weight"] = summed(g * (normalized if k == 1 else normalized.repeat_interleave(k, channel)))
-        return found
+            found["weight"] = _summed_product(g, normalized, positions)
+        return {slot: tangent.reshape(n, 1, -1) for slot, tangent in found.items()}
+
+
+def _summed_product(g: Tensor, normalized: Tensor, axes: list[int]) -> Tensor:
+    """Σ g ∘ x̂ over the axes, a few rows at a time, so that the product stays in the processor's cache."""
+    step = max(1, PIECE // max(1, g[0].numel()))
+    parts = zip(g.split(step), normalized.split(step), strict=True)
+    return torch.cat([(a * b).sum(axes, keepdim=True) if axes else a * b for a, b in parts])
 
 
 def _affine(given: dict[str, Any]) -> Callable[[dict[str, Tensor | None]], Tensor]:

@@ -1,10 +1,12 @@
 """What a kernel computation will do, counted before it runs: a way for each group, tile sizes, operations, bytes."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from kernelmem.ground.errors import InputError
+from kernelmem.tangents.capture import Outer
 from kernelmem.tangents.directions import KINDS, Directions
 from kernelmem.tangents.groups import (
     ChannelGroup,
@@ -17,12 +19,13 @@ from kernelmem.tangents.groups import (
     VectorGroup,
 )
 from kernelmem.tangents.prepare import Prepared
-from kernelmem.tangents.readout import Readout
 from kernelmem.tangents.survey import Survey
 
 __all__ = ["Line", "Plan", "make_plan"]
 
 CHUNK_BYTES = 128 * 2**20  # of graph and output gradients at a time: small enough to be reused, large enough for GEMM
+STREAM_BYTES = 256 * 2**20  # the same where rows stay: convolutions run faster on more rows
+CACHE_NUMBERS = 2**24  # numbers that are read again before they leave the processor's last cache
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Plan:
     memory: int
     expected_bytes: int  # peak above what is resident, result included
     sweeps: int  # backward sweeps: outputs, or hidden directions where the readout has fewer
+    streamed: bool  # all rows at once, tangents contracted direction by direction
 
     def __str__(self) -> str:
         wide = max([len("parameters"), *(len(_short(line.parameters)) for line in self.lines)])
@@ -95,7 +99,7 @@ def make_plan(
     pairs = n * m * (0.5 if symmetric else 1.0)
     lines, groups = [], []
     for group in found.groups:
-        line, chosen = _choose(group, directions, found.readout, n, m, pairs)
+        line, chosen = _choose(group, directions, found, n, m, pairs)
         lines.append(line)
         groups.append(chosen)
     if found.dense:
@@ -107,37 +111,11 @@ def make_plan(
         k = len(found.readout.compressed)
     itemsize = torch.finfo(prepared.dtype).bits // 8
     result = int(torch.Size(directions.result_shape(n, m)).numel()) * itemsize
-    graph = 2 * found.saved + sum(sum(pair) for pair in found.elements.values())
-    swept = sum(output for _, output in found.elements.values())
-    spare = (memory - result) / itemsize  # numbers
-    pair = 1 + (
-        directions.k**2 if directions.combine == "full" else 0
-    )  # blocks of one pair of tiles, beside the result
-    best: _Tiling | None = None
-    for block in _blocks(k, directions.combine):
-        kept = sum(_row_numbers(group, block) for group in groups)
-        kept += sum(prepared.parameters[name].numel() for name in found.dense) * block
-        row = graph + 2 * block * swept + kept  # while a chunk is swept: graph, stacks, and what a product needs beside
-        chunk = int(min(1024, CHUNK_BYTES / itemsize // max(1, graph + block * swept), spare / 3 // max(1, row)))
-        room = spare - max(1, chunk) * row
-        if room <= 0:
-            continue
-        whole = symmetric and n * kept + n * n * pair <= room
-        tile = max(n, m) if whole else _largest_tile(room, 2 * kept, pair)
-        if tile < 1:
-            continue
-        tile = min(tile, max(n, m))
-        tiles = -(-n // tile), -(-m // tile)
-        swept_rows = tiles[0] * (tiles[1] + 1) / 2 * min(tile, n) if symmetric else n + m * tiles[0]
-        sides = 1 if symmetric and tile >= n else 2
-        used = result + itemsize * (max(1, chunk) * row + sides * tile * kept + tile * tile * pair)
-        found_tiling = _Tiling(
-            swept_rows * (k + k / block), tile, block, max(1, min(chunk, tile)), swept_rows / n * k / block, int(used)
-        )
-        if best is None or found_tiling.cost < best.cost:
-            best = found_tiling
+    sizes = _Sizes(n, m, symmetric, k, memory, result, itemsize)
+    best = None if found.dense else _streamed(groups, found, directions, sizes)
+    best = best or _tiled(groups, found, directions, prepared, sizes)
     if best is None:
-        least = sum(_row_numbers(group, 1) for group in groups) * itemsize
+        least = sum(group.row_numbers(1) for group in groups) * itemsize
         raise InputError(
             f"memory of {memory / 2**20:.3g} MiB for a kernel of {result / 2**20:.3g} MiB with {least / 2**20:.2g} MiB"
             " of tangents a row",
@@ -162,7 +140,26 @@ def make_plan(
         memory,
         best.used,
         k,
+        best.streamed,
     )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How much there is to do, and the room for it."""
+
+    n: int
+    m: int
+    symmetric: bool
+    sweeps: int
+    memory: int
+    result: int  # bytes
+    itemsize: int
+
+    @property
+    def spare(self) -> float:
+        """Numbers that fit beside the result."""
+        return (self.memory - self.result) / self.itemsize
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,78 @@ class _Tiling:
     chunk: int
     passes: float
     used: int
+    streamed: bool = False
+
+
+def _graph(found: Survey) -> tuple[int, int]:
+    """Numbers a row: in the graph of a forward pass, and in the output gradients of one sweep."""
+    graph = 2 * found.saved + sum(sum(pair) for pair in found.elements.values())
+    return graph, sum(output for _, output in found.elements.values())
+
+
+def _streamed(groups: Sequence[Group], found: Survey, directions: Directions, sizes: _Sizes) -> _Tiling | None:
+    """All rows in memory with their graph, tangents of one direction at a time: nothing is swept twice."""
+    if directions.combine == "full" or not any(group.streams for group in groups):
+        return None
+    graph, swept = _graph(found)
+    row = graph + 2 * swept  # output gradients of a sweep, and as much again inside it
+    most = 0  # of a group's own space, one after the other
+    for group in groups:
+        if group.once:
+            row += group.row_numbers(1) if isinstance(group, ReadoutGroup) else 0
+            most = max(most, group.row_numbers(1) + _patches(group))
+        elif group.streams:
+            row += _patches(group)  # kept from one direction to the next
+            most = max(most, group.row_numbers(1))
+        else:
+            row += sizes.sweeps * sum(found.elements[key][1] for key in group.keys)
+            most = max(most, group.row_numbers(sizes.sweeps) + _patches(group))
+    n = sizes.n if sizes.symmetric else sizes.n + sizes.m
+    used = sizes.result + sizes.itemsize * n * (row + 2 * most)
+    if used > sizes.memory:
+        return None
+    chunk = min(max(sizes.n, sizes.m), max(1, STREAM_BYTES // (sizes.itemsize * max(1, graph + swept))))
+    return _Tiling(n * (sizes.sweeps + 1), max(sizes.n, sizes.m), 1, chunk, 1.0, used, streamed=True)
+
+
+def _patches(group: Group) -> int:
+    """Numbers a row in the activations of outer products, where they are formed."""
+    if not isinstance(group, OuterGroup) or isinstance(group, ReadoutGroup):
+        return 0
+    return group.sizes.groups * group.sizes.positions * group.fan_in
+
+
+def _tiled(
+    groups: Sequence[Group], found: Survey, directions: Directions, prepared: Prepared, sizes: _Sizes
+) -> _Tiling | None:
+    """Tiles of rows and blocks of directions that fit, with the least to sweep."""
+    n, m, k, symmetric, spare, itemsize = sizes.n, sizes.m, sizes.sweeps, sizes.symmetric, sizes.spare, sizes.itemsize
+    graph, swept = _graph(found)
+    # Blocks of one pair of tiles, beside the result.
+    pair = 1 + (directions.k**2 if directions.combine == "full" else 0)
+    best: _Tiling | None = None
+    for block in _blocks(k, directions.combine):
+        kept = sum(group.row_numbers(1 if group.once else block) for group in groups)
+        kept += sum(prepared.parameters[name].numel() for name in found.dense) * block
+        row = graph + 2 * block * swept + kept  # while a chunk is swept: graph, stacks, and what a product needs beside
+        chunk = int(min(1024, CHUNK_BYTES / itemsize // max(1, graph + block * swept), spare / 3 // max(1, row)))
+        room = spare - max(1, chunk) * row
+        if room <= 0:
+            continue
+        whole = symmetric and n * kept + n * n * pair <= room
+        tile = max(n, m) if whole else _largest_tile(room, 2 * kept, pair)
+        if tile < 1:
+            continue
+        tile = min(tile, max(n, m))
+        tiles = -(-n // tile), -(-m // tile)
+        swept_rows = tiles[0] * (tiles[1] + 1) / 2 * min(tile, n) if symmetric else n + m * tiles[0]
+        sides = 1 if symmetric and tile >= n else 2
+        used = sizes.result + itemsize * (max(1, chunk) * row + sides * tile * kept + tile * tile * pair)
+        passes = swept_rows / n * k / block
+        tiling = _Tiling(swept_rows * (k + k / block), tile, block, max(1, min(chunk, tile)), passes, int(used))
+        if best is None or tiling.cost < best.cost:
+            best = tiling
+    return best
 
 
 def _largest_tile(room: float, a_row: float, a_pair: float) -> int:
@@ -193,17 +262,16 @@ def _combinations(directions: Directions) -> int:
     return directions.k**2 if directions.combine == "full" else directions.k
 
 
-def _choose(
-    group: Group, directions: Directions, readout: Readout | None, n: int, m: int, pairs: float
-) -> tuple[Line, Group]:
+def _choose(group: Group, directions: Directions, found: Survey, n: int, m: int, pairs: float) -> tuple[Line, Group]:
     """The cheaper way for one group."""
-    k, times = directions.k, _combinations(directions)
+    k, times, readout = directions.k, _combinations(directions), found.readout
     if isinstance(group, MixedGroup):
         p = sum(shape.numel() for shape in group.shapes)
-        return Line(group.names, "summed", 2 * pairs * p * times, p), group
+        direct = not any(found.elements[key][1] for key in group.keys)
+        return Line(group.names, "summed", 2 * pairs * p * times, p), replace(group, streams=direct)
     assert isinstance(group, OuterGroup)
     o = group.sizes
-    fan_in = (o.fan_in if group.weight else 0) + group.ones
+    fan_in = group.fan_in
     values = {field.name: getattr(group, field.name) for field in fields(OuterGroup)}
     factored = False
     if readout is not None and directions.outputs in KINDS[:3]:
@@ -230,22 +298,20 @@ def _choose(
     if directions.combine == "sum" and o.groups == 1 and token < explicit:
         line = Line(group.names, "token", token, o.positions * (fan_in + o.fan_out), f"explicit {explicit / 1e9:.2f}")
         return line, TokenGroup(**values)
+    values["streams"] = not values["classfree"] and _streams(o, fan_in, rows, k)
     return Line(group.names, "explicit" + note, explicit, p, f"token {token / 1e9:.2f}"), ExplicitGroup(**values)
 
 
-def _row_numbers(group: Group, block: int) -> int:
-    """Numbers kept for one row, with ``block`` directions."""
-    if isinstance(group, MixedGroup):
-        return block * sum(shape.numel() for shape in group.shapes)
-    assert isinstance(group, OuterGroup)
-    o = group.sizes
-    fan_in = (o.fan_in if group.weight else 0) + group.ones
-    if isinstance(group, ReadoutGroup):
-        return fan_in
-    if group.classfree or isinstance(group, ChannelGroup):
-        block = 1
-    if isinstance(group, VectorGroup):
-        return fan_in + block * o.fan_out
-    if isinstance(group, TokenGroup):
-        return o.positions * (fan_in + block * o.fan_out)
-    return block * o.groups * fan_in * o.fan_out
+def _streams(o: Outer, fan_in: int, rows: int, k: int) -> bool:
+    """Whether one direction after another moves fewer numbers than all of them side by side.
+
+    One by one, the activations are read again for each direction; side by side, gradients are copied beside one
+    another. Tangents are written and read again where they outgrow the cache.
+    """
+    activations, gradients, tangents = o.positions * fan_in, o.positions * o.fan_out, fan_in * o.fan_out
+
+    def spilled(numbers: int) -> int:
+        return 2 * numbers if rows * o.groups * numbers > CACHE_NUMBERS else 0
+
+    one_by_one = k * (activations + gradients + spilled(tangents))
+    return one_by_one <= activations + 3 * k * gradients + spilled(k * tangents)

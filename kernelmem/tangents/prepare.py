@@ -23,7 +23,9 @@ class _ContiguousGradients(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         if func in (F.batch_norm, F.instance_norm) and output.requires_grad and not is_transformed(output):
-            output.register_hook(lambda gradient: gradient.contiguous())
+            node = output.grad_fn
+            if func is F.instance_norm or (node is not None and "BatchNorm" in node.name()):  # not rewritten by a rule
+                output.register_hook(lambda gradient: gradient.contiguous())
         return output
 
 

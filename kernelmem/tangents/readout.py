@@ -13,6 +13,7 @@ and the channels are read off the autograd graph, and then tested on the probe r
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,39 +25,16 @@ from kernelmem.tangents.linear import LinearRule
 __all__ = ["Readout", "find_readout", "hidden_gradients"]
 
 # Operations whose Jacobian keeps channels apart (those that move or mix them fail the numerical test).
+# fmt: off
 CHANNELWISE = (
-    *(
-        "Relu",
-        "Gelu",
-        "Tanh",
-        "Sigmoid",
-        "Silu",
-        "Elu",
-        "Celu",
-        "Softplus",
-        "Hardtanh",
-        "Threshold",
-        "LeakyRelu",
-        "Mish",
-    ),
-    *(
-        "Hardswish",
-        "Hardsigmoid",
-        "LogSigmoid",
-        "PreluKernel",
-        "Where",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Pow",
-        "Exp",
-    ),
-    *("Mean", "Sum", "Amax", "AdaptiveAvgPool", "AvgPool", "MaxPool", "AdaptiveMaxPool", "NativeBatchNorm", "Dropout"),
-    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Clone", "Alias", "Select", "Slice", "Permute"),
-    *("Transpose", "Expand", "CudnnBatchNorm", "Clamp", "Abs", "Sqrt", "Square", "MkldnnAdaptiveAvgPool"),
+    "Abs", "AdaptiveAvgPool", "AdaptiveMaxPool", "Add", "Alias", "Amax", "AsStrided", "AvgPool", "Celu", "Clamp",
+    "Clone", "CudnnBatchNorm", "Div", "Dropout", "Elu", "Exp", "Expand", "Gelu", "Hardsigmoid", "Hardswish",
+    "Hardtanh", "LeakyRelu", "LogSigmoid", "MaxPool", "Mean", "Mish", "MkldnnAdaptiveAvgPool", "Mul",
+    "NativeBatchNorm", "Neg", "Permute", "Pow", "PreluKernel", "Relu", "ReshapeAlias", "Select", "Sigmoid", "Silu",
+    "Slice", "Softplus", "Sqrt", "Square", "Squeeze", "Sub", "Sum", "Tanh", "Threshold", "Transpose", "UnsafeView",
+    "Unsqueeze", "View", "Where",
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -67,7 +45,7 @@ class Readout:
     weight: Tensor = field(compare=False)  # W (C, H)
     factored: frozenset[int]
 
-    @property
+    @cached_property
     def compressed(self) -> Tensor:
         """R (r, H) with RᵀR = WᵀW and r = min(C, H); W itself where that has no more rows."""
         C, H = self.weight.shape
@@ -76,7 +54,7 @@ class Readout:
         values, vectors = torch.linalg.eigh(self.weight.double().T @ self.weight.double())
         return (values.clamp_min(0).sqrt()[:, None] * vectors.T).to(self.weight)
 
-    @property
+    @cached_property
     def scale(self) -> Tensor:
         """√(Σ_c W_ck²), (H,): the class weight of channel k in the trace."""
         return self.weight.double().square().sum(0).sqrt().to(self.weight)

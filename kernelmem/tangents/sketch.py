@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from kernelmem.ground.batches import as_rows
 from kernelmem.ground.checks import seed_sequence
 from kernelmem.ground.errors import InputError
-from kernelmem.tangents.capture import Capture, Use
+from kernelmem.tangents.capture import Use
 from kernelmem.tangents.directions import Directions
 from kernelmem.tangents.engine import Engine
 from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup, Stack
 from kernelmem.tangents.prepare import prepare
+from kernelmem.tangents.sweeps import Pass
 
 __all__ = ["tangent_features"]
 
@@ -95,22 +96,19 @@ def tangent_features(
 
 def _project(engine: Engine, batch: Any, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
     captured, k = engine.capture(batch, n), engine.directions.k
-    uses = {use.key: use for use in captured.uses}
-    stacks = engine.stacks(captured, uses, engine.found.groups, range(k), None, once=True, sweeps=k)
+    own = Pass(captured, engine.found.groups, engine.directions, engine.found.readout, k)
+    stacks = own.stacks(range(k), once=True)
     total = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
     for group in engine.found.groups:
-        own = [uses[key] for key in group.keys]
-        total += _of_group(group, own, [stacks.get(key) for key in group.keys], n, k, dim, seeds[group.names[0]])
+        total += _of_group(
+            group, own.of(group), [stacks.get(key) for key in group.keys], n, k, dim, seeds[group.names[0]]
+        )
     if engine.found.dense:
-        jacobian = engine.dense(batch, n, _cotangents(engine, captured))
+        jacobian = engine.dense(batch, n, own.cotangents(range(k)))
         sizes = [engine.prepared.parameters[name].numel() for name in engine.found.dense]
         for name, part in zip(engine.found.dense, jacobian.split(sizes, dim=2), strict=True):
             total += _plain(part.flatten(1), dim, seeds[name])
     return total
-
-
-def _cotangents(engine: Engine, captured: Capture) -> Tensor:
-    return engine.directions.cotangents(captured.outputs.detach(), range(engine.directions.k), None)
 
 
 def _of_group(group: Group, uses: list[Use], stacks: list[Stack], n: int, k: int, dim: int, seed: int) -> Tensor:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernelmem as km
-from kernelmem.kernels import ntk as module
-from kernelmem.kernels import oracle
+from kernelmem.kernels import oracle, verification
 from kernelmem.tangents.groups import ReadoutGroup, VectorGroup
 
 N, C = 6, 4
@@ -144,8 +143,8 @@ def test_a_smaller_memory_makes_smaller_tiles(model, x):
 
 def test_verification_is_done_once_for_each_model_and_kind(model, x, monkeypatch):
     calls = []
-    true = module.jacobian_of
-    monkeypatch.setattr(module, "jacobian_of", lambda *a: calls.append(1) or true(*a))
+    true = verification.jacobian_of
+    monkeypatch.setattr(verification, "jacobian_of", lambda *a: calls.append(1) or true(*a))
     km.ntk(model, x)
     first = len(calls)
     km.ntk(model, x[:4])
@@ -162,3 +161,44 @@ def test_a_wrong_rule_is_caught_and_its_layer_is_named(model, x, monkeypatch):
     monkeypatch.setattr(ConvolutionRule, "gradients", lambda self, use, stacked: 1.01 * true(self, use, stacked))
     with pytest.raises(km.VerificationError, match="'0'"):
         km.ntk(model, x)
+
+
+def test_verification_of_many_outputs_holds_few_tangents_at_a_time(monkeypatch):
+    """With 300 outputs: blocks of outputs for the trace, a choice of them for the full kernel."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 300).double()
+    x = torch.randn(4, 64, dtype=torch.float64)
+    numbers, true = [], verification.jacobian_of
+    monkeypatch.setattr(verification, "jacobian_of", lambda *a: numbers.append((t := true(*a)).numel()) or t)
+    monkeypatch.setattr(verification, "BYTES", 2**23)
+    assert relative(km.ntk(model, x), 300 * (x @ x.T + 1)) < 1e-13
+    assert max(numbers) * 8 <= 2**23
+    assert sum(numbers) == 3 * 300 * model.weight.shape[0] * 65  # 3 rows, every output
+    numbers.clear()
+    km.ntk(model, x, outputs="full")
+    assert sum(numbers) == 3 * verification.PAIRS * model.weight.shape[0] * 65
+
+
+@pytest.mark.parametrize("outputs", ["trace", "diagonal", "full", "pseudo"])
+def test_a_wrong_readout_is_caught_among_many_outputs(outputs, monkeypatch):
+    from kernelmem.tangents.linear import LinearRule
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 40))
+    true = LinearRule.activations
+    monkeypatch.setattr(LinearRule, "activations", lambda self, use, n, ones: 1.01 * true(self, use, n, ones=ones))
+    with pytest.raises(km.VerificationError):
+        km.ntk(model, torch.randn(5, 3), outputs=outputs)
+
+
+@pytest.mark.parametrize("outputs", ["trace", "diagonal", "full"])
+def test_some_outputs_stand_for_very_many(outputs, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 50)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    monkeypatch.setattr(verification, "NUMBERS", 3 * 266 * 7)
+    assert relative(km.ntk(model, x, outputs=outputs), oracle.ntk(model, x, outputs=outputs)) < 1e-12
+    mixing = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 50)).double()
+    mixed = lambda module, batch: module(batch - batch.mean(0))  # noqa: E731
+    with pytest.raises(km.VerificationError, match="differs from the row-by-row definition"):
+        km.ntk(mixing, x, outputs=outputs, forward=mixed)

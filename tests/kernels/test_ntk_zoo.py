@@ -8,6 +8,7 @@ import torch
 from kernelmem.ground.errors import InputError
 from kernelmem.kernels import oracle
 from kernelmem.kernels.ntk import ntk
+from kernelmem.tangents import plan
 from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.zoo import zoo
 
@@ -86,6 +87,20 @@ def test_the_memory_limit_changes_nothing(name, outputs):
     else:
         raise AssertionError("refused with 1 GiB")
     assert_close(tiled, whole, 16 * torch.finfo(whole.dtype).eps, float(whole.abs().max()), f"2**{exponent} bytes")
+
+
+@every
+@pytest.mark.parametrize("streams", [True, False])
+def test_one_direction_after_another_equals_the_oracle(name, streams, monkeypatch):
+    """All rows held in passes of one row each, tangents streamed or their gradients collected."""
+    case, left, right = known(name)
+    monkeypatch.setattr(plan, "STREAM_BYTES", 1)
+    monkeypatch.setattr(plan, "_streams", lambda *_: streams)
+    for outputs in ("trace", "diagonal"):
+        found = ntk(case.model, case.x, outputs=outputs, verify=False)
+        assert_close(found, oracle.kernel_of(left, left, outputs), 1e-10, scale_of(left), f"{outputs}, y=None")
+        found = ntk(case.model, case.x, case.y, outputs=outputs, verify=False)
+        assert_close(found, oracle.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), outputs)
 
 
 @every

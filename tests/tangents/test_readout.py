@@ -6,7 +6,7 @@ from torch import nn
 
 from kernelmem.ground.batches import as_rows
 from kernelmem.kernels import oracle
-from kernelmem.kernels.ntk import ntk
+from kernelmem.kernels.ntk import ntk, ntk_plan
 from kernelmem.tangents.directions import Directions
 from kernelmem.tangents.engine import Engine
 from kernelmem.tangents.prepare import prepare
@@ -112,3 +112,23 @@ def test_compressed_weight_has_the_same_gram():
     R = Readout(1, W, frozenset()).compressed
     assert R.shape == (4, 4)
     assert float((R.T @ R - W.T @ W).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(4), nn.AdaptiveMaxPool2d(1)])
+def test_the_last_convolution_factors_under_every_pooling(pool):
+    """Torch pools channels-last pictures by other operations than contiguous ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(5, 6, 3, padding=1),
+        nn.ReLU(),
+        pool,
+        nn.Flatten(),
+        nn.Linear(6, 4),
+    ).double()
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    plan = ntk_plan(model, x)
+    assert [group.classfree for group in plan.groups] == [False, True, False]
+    found, expected = ntk(model, x, verify=False), oracle.ntk(model, x)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-12
