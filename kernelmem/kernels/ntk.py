@@ -73,7 +73,7 @@ def ntk(
         dtype: torch.float32 or torch.float64; None: the model's own.
         device: where to compute; None: where the model is.
         memory: bytes that the call may allocate above what is resident when it starts, as a number or "4GiB".
-        progress: called with (tiles done, tiles in all).
+        progress: called with (parts done, parts in all): tiles, or directions where all rows fit in memory.
         verify: compare a few rows with the dense definition, once for each model and kind of kernel.
 
     Returns:

@@ -175,6 +175,7 @@ def capture(
     finally:
         for parameter in constants:
             parameter.requires_grad_(True)
+    recorder.data.clear()  # its callbacks hold the recorder, and with it the graph
     known = {id(parameter): name for name, parameter in prepared.parameters.items()}
     known |= {id(leaf): "" for leaf in recorder.leaves}
     for use in recorder.uses:

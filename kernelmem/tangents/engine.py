@@ -143,18 +143,21 @@ class Engine:
         starts = [range(0, side.rows.n, plan.tile) for side in (left, right)]
         blocks = [range(c, min(c + plan.block, plan.sweeps)) for c in range(0, plan.sweeps, plan.block)]
         tiles = [(b, i, j) for b in blocks for i in starts[0] for j in starts[1] if not results.symmetric or j >= i]
-        held: tuple[Any, list[Buffers]] | None = None
+        mine: list[Buffers] = []
+        theirs: list[Buffers] = []
+        held = None
         for done, (block, i, j) in enumerate(tiles, 1):
-            if held is None or held[0] != (block, i):
-                held = None  # let go of the old tile before the new one is made
-                held = ((block, i), self._features(left, i, plan, block))
-            mine, same = held[1], results.symmetric and i == j
+            theirs = []  # let go of old tiles before new ones are made
+            if held != (block, i):
+                mine, held = [], (block, i)
+                mine = self._features(left, i, plan, block)
+            same = results.symmetric and i == j
             theirs = mine if same else self._features(right, j, plan, block)
             part = slice(i, i + plan.tile), slice(j, j + plan.tile)
-            for index, (x, y) in enumerate(zip(mine, theirs, strict=True)):
-                if x and y:
+            for index in range(len(mine)):
+                if mine[index] and theirs[index]:
                     add = plan.groups[index].add if index < len(plan.groups) else add_dense
-                    results.add(index, add, x, y, block, part, symmetric=same)
+                    results.add(index, add, mine[index], theirs[index], block, part, symmetric=same)
             if progress is not None:
                 progress(done, len(tiles))
 
@@ -162,29 +165,35 @@ class Engine:
         """Tangents of one tile, written pass by pass into whole buffers."""
         stop = min(start + plan.tile, side.rows.n)
         combine = self.directions.combine
-        once = block.start == 0 or combine != "sum"  # what is no sum over directions is added once
-        parts: list[list[Buffers]] = []
         spaces: dict[int, Tensor] = {}
-        for rows in _chunks(start, stop, plan.chunk):
-            own = self._pass(side, rows, plan)
-            stacks = own.stacks(block, once=once)
-            parts.append([])
-            for index, group in enumerate(plan.groups):
-                if group.once and not once:
-                    parts[-1].append({})
-                    continue
-                uses, k = own.of(group), 1 if group.once else len(block)
-                space = group.space(stop - start, k)
-                if space is not None and index not in spaces:
-                    spaces[index] = torch.empty(space, dtype=self.prepared.dtype, device=self.prepared.device)
-                out = spaces[index][rows.start - start : rows.stop - start] if index in spaces else None
-                parts[-1].append(group.write(uses, [stacks.get(key) for key in group.keys], own.n, k, combine, out=out))
-            if self.found.dense:
-                batch = side.rows.slice(rows.start, rows.stop)
-                jacobian = self.dense(batch, own.n, own.cotangents(block))
-                sizes = [self.prepared.parameters[name].numel() for name in self.found.dense]
-                parts[-1] += [{"tangents": part} for part in jacobian.split(sizes, dim=2)]
-        return [joined(list(of_one), spaces.get(index)) for index, of_one in enumerate(zip(*parts, strict=True))]
+        parts = [
+            self._part(side, rows, range(start, stop), plan, block, spaces, once=block.start == 0 or combine != "sum")
+            for rows in _chunks(start, stop, plan.chunk)
+        ]
+        return [joined(of_one, spaces.get(index)) for index, of_one in enumerate(zip(*parts, strict=True))]
+
+    def _part(
+        self, side: Side, rows: range, tile: range, plan: Plan, block: range, spaces: dict[int, Tensor], *, once: bool
+    ) -> list[Buffers]:
+        """Tangents of the rows of one pass; with ``once`` also of groups that a sum over directions holds once."""
+        own, combine = self._pass(side, rows, plan), self.directions.combine
+        stacks = own.stacks(block, once=once)
+        part: list[Buffers] = []
+        for index, group in enumerate(plan.groups):
+            if group.once and not once:
+                part.append({})
+                continue
+            uses, k = own.of(group), 1 if group.once else len(block)
+            space = group.space(len(tile), k)
+            if space is not None and index not in spaces:
+                spaces[index] = torch.empty(space, dtype=self.prepared.dtype, device=self.prepared.device)
+            out = spaces[index][rows.start - tile.start : rows.stop - tile.start] if index in spaces else None
+            part.append(group.write(uses, [stacks.get(key) for key in group.keys], own.n, k, combine, out=out))
+        if self.found.dense:
+            jacobian = self.dense(side.rows.slice(rows.start, rows.stop), own.n, own.cotangents(block))
+            sizes = [self.prepared.parameters[name].numel() for name in self.found.dense]
+            part += [{"tangents": tangents} for tangents in jacobian.split(sizes, dim=2)]
+        return part
 
     def dense(self, batch: Any, n: int, cotangents: Tensor) -> Tensor:
         """Tangents of the parameters that no rule covers: (n, k, P)."""

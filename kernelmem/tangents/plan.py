@@ -75,9 +75,14 @@ class Plan:
                 f"{_short(line.parameters):<{wide}}  {line.way:<18}{line.operations / 1e9:>9.2f}"
                 f"  {line.row_numbers:>11,}  {line.rejected}".rstrip()
             )
+        how = (
+            f"all rows held, one direction after another, forward passes of {self.chunk:,} rows"
+            if self.streamed
+            else f"tiles of {self.tile:,} rows, {self.block} directions at a time, forward passes of {self.chunk:,} rows;"
+            f" every row is swept {self.passes:.1f} times"
+        )
         tail = (
-            f"contraction {total / 1e9:.2f} GFLOP; tiles of {self.tile:,} rows, {self.block} directions at a time, forward"
-            f" passes of {self.chunk:,} rows; every row is swept {self.passes:.1f} times;"
+            f"contraction {total / 1e9:.2f} GFLOP; {how};"
             f" about {self.expected_bytes / 2**20:.0f} of {self.memory / 2**20:.0f} MiB"
         )
         return "\n".join([head, *rows, tail])
@@ -158,8 +163,8 @@ class _Sizes:
 
     @property
     def spare(self) -> float:
-        """Numbers that fit beside the result."""
-        return (self.memory - self.result) / self.itemsize
+        """Numbers that fit beside the result; a fifth is left for holes between tensors of many sizes."""
+        return 0.8 * (self.memory - self.result) / self.itemsize
 
 
 @dataclass(frozen=True)
@@ -219,13 +224,15 @@ def _tiled(
     """Tiles of rows and blocks of directions that fit, with the least to sweep."""
     n, m, k, symmetric, spare, itemsize = sizes.n, sizes.m, sizes.sweeps, sizes.symmetric, sizes.spare, sizes.itemsize
     graph, swept = _graph(found)
+    patches = max((_patches(group) for group in groups), default=0)
     # Blocks of one pair of tiles, beside the result.
     pair = 1 + (directions.k**2 if directions.combine == "full" else 0)
     best: _Tiling | None = None
     for block in _blocks(k, directions.combine):
         kept = sum(group.row_numbers(1 if group.once else block) for group in groups)
         kept += sum(prepared.parameters[name].numel() for name in found.dense) * block
-        row = graph + 2 * block * swept + kept  # while a chunk is swept: graph, stacks, and what a product needs beside
+        # While a chunk is swept: graph, stacks, and what a product needs beside.
+        row = graph + 2 * block * swept + kept + patches
         chunk = int(min(1024, CHUNK_BYTES / itemsize // max(1, graph + block * swept), spare / 3 // max(1, row)))
         room = spare - max(1, chunk) * row
         if room <= 0:

@@ -120,9 +120,9 @@ def _first_row_gradient(probe: Capture, use: Use) -> Tensor:
     cotangent = torch.zeros_like(probe.outputs)
     cotangent[0] = weights.to(cotangent)
     if not probe.outputs.requires_grad:
-        return torch.zeros(use.output_shape)
+        return probe.outputs.new_zeros(use.output_shape)
     found = torch.autograd.grad(probe.outputs, [use.edge], cotangent, retain_graph=True, allow_unused=True)[0]
-    return torch.zeros(use.output_shape) if found is None else found
+    return probe.outputs.new_zeros(use.output_shape) if found is None else found
 
 
 def _closure(dense: set[str], uses: Sequence[Use]) -> set[str]:

@@ -245,7 +245,7 @@ def test_bad_arguments(model, x, change):
 
 def test_progress_counts_tiles(model, x):
     seen = []
-    ntk(model, x, memory=2_500, progress=lambda done, total: seen.append((done, total)))
+    ntk(model, x, memory=4_000, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][0] == seen[-1][1] > 1
 
