@@ -39,6 +39,7 @@ from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
 from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
 from kernelmem.memorization.detection import detect as detect
 from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
+from kernelmem.runs.adapters import logits as logits
 from kernelmem.tangents.sketch import tangent_features as tangent_features
 
 __version__ = "0.1.0"

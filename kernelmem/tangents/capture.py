@@ -158,6 +158,7 @@ def capture(
     skip: frozenset[int] = frozenset(),
     dense: Iterable[str] = (),
     layouts: dict[int, Layout] | None = None,
+    recorder: "Callable[..., Recorder] | None" = None,
 ) -> Capture:
     """Run the prepared model on a batch of n rows and record every use of its parameters.
 
@@ -168,22 +169,23 @@ def capture(
     try:
         for parameter in constants:
             parameter.requires_grad_(False)
-        recorder = Recorder({k: p for k, p in prepared.parameters.items() if p.requires_grad}, rules, skip)
-        recorder.mark(batch)
-        with torch.enable_grad(), recorder:
+        tracked = {name: p for name, p in prepared.parameters.items() if p.requires_grad}
+        seen = (recorder or Recorder)(tracked, rules, skip)
+        seen.mark(batch)
+        with torch.enable_grad(), seen:
             outputs = prepared.outputs(batch, n)
     finally:
         for parameter in constants:
             parameter.requires_grad_(True)
-    recorder.data.clear()  # its callbacks hold the recorder, and with it the graph
+    seen.data.clear()  # its callbacks hold the recorder, and with it the graph
     known = {id(parameter): name for name, parameter in prepared.parameters.items()}
-    known |= {id(leaf): "" for leaf in recorder.leaves}
-    for use in recorder.uses:
+    known |= {id(leaf): "" for leaf in seen.leaves}
+    for use in seen.uses:
         use.layout = (layouts or {}).get(use.key, use.layout)
         for slot, tensor in use.derived.items():
             behind = _leaves_behind(tensor, known)
             use.sources[slot] = {name: prepared.parameters[name] for name in sorted(behind)}
-    return Capture(outputs, tuple(recorder.uses), frozenset(_leaves_behind(outputs, known)), n)
+    return Capture(outputs, tuple(seen.uses), frozenset(_leaves_behind(outputs, known)), n)
 
 
 class Recorder(TorchFunctionMode):
@@ -231,6 +233,12 @@ class Recorder(TorchFunctionMode):
             self.mark(output)
         return output
 
+    def run(
+        self, call: Call, names: dict[str, str], derived: dict[str, Tensor], weights: dict[str, Tensor | None]
+    ) -> Tensor:
+        """Run one operation with detached weights; a subclass may put others in their place."""
+        return call.run(weights)
+
     def _meet(self, rule: Rule, func: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor | None:
         call = rule.read(func, args, kwargs)
         if call is None:
@@ -253,7 +261,7 @@ class Recorder(TorchFunctionMode):
         found = call.inputs.get("input")
         input_edge = get_gradient_edge(found) if found is not None and found.requires_grad else None
         weights = {slot: None if value is None else value.detach() for slot, value in call.weights.items()}
-        output = call.run(weights)
+        output = self.run(call, names, derived, weights)
         if not output.requires_grad:  # nothing before it was tracked: the graph starts here
             leaf = output.detach().requires_grad_()
             self.leaves.append(leaf)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelmem.tangents.groups import Buffers, Combine, add_explicit
 
-__all__ = ["Results", "add_dense", "mirror"]
+__all__ = ["Joined", "Results", "add_dense", "mirror"]
 
 EVERYTHING = slice(None), slice(None)
 
@@ -46,6 +46,33 @@ class Results:
 def add_dense(out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
     """Add the kernel block of parameters whose tangents are there in full."""
     add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
+
+
+class Joined:
+    """One group's tangents of n rows, put together pass by pass; what was written into ``space`` lies there already."""
+
+    def __init__(self, n: int, space: Tensor | None = None) -> None:
+        self.n, self.space, self.start = n, space, 0
+        self.found: Buffers = {}
+
+    def add(self, part: Buffers) -> None:
+        """The next rows."""
+        rows = 0
+        for name, tensor in part.items():
+            rows = len(tensor)
+            if rows == self.n:
+                self.found[name] = tensor
+            elif self.space is not None and _same_storage(tensor, self.space):
+                self.found[name] = self.space.view(self.n, *tensor.shape[1:])
+            else:
+                if name not in self.found:
+                    self.found[name] = tensor.new_empty(self.n, *tensor.shape[1:])
+                self.found[name][self.start : self.start + rows] = tensor
+        self.start += rows
+
+
+def _same_storage(first: Tensor, second: Tensor) -> bool:
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def mirror(result: Tensor, combine: str) -> None:

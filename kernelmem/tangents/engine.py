@@ -10,13 +10,13 @@ from torch import Tensor
 from kernelmem.ground.batches import Rows
 from kernelmem.tangents.attention import AttentionRule
 from kernelmem.tangents.capture import Capture, capture
-from kernelmem.tangents.contraction import Results, add_dense, mirror
+from kernelmem.tangents.contraction import Joined, Results, add_dense, mirror
 from kernelmem.tangents.convolution import ConvolutionRule
 from kernelmem.tangents.dense import rowwise_jacobian, vectorized_jacobian, vectorizes
 from kernelmem.tangents.directions import Directions
 from kernelmem.tangents.elementwise import ElementwiseRule, PReLURule
 from kernelmem.tangents.embedding import EmbeddingRule
-from kernelmem.tangents.groups import Buffers, Stack, joined
+from kernelmem.tangents.groups import Buffers, Stack
 from kernelmem.tangents.linear import LinearRule
 from kernelmem.tangents.normalization import NormalizationRule
 from kernelmem.tangents.plan import Plan, make_plan
@@ -166,11 +166,15 @@ class Engine:
         stop = min(start + plan.tile, side.rows.n)
         combine = self.directions.combine
         spaces: dict[int, Tensor] = {}
-        parts = [
-            self._part(side, rows, range(start, stop), plan, block, spaces, once=block.start == 0 or combine != "sum")
-            for rows in _chunks(start, stop, plan.chunk)
-        ]
-        return [joined(of_one, spaces.get(index)) for index, of_one in enumerate(zip(*parts, strict=True))]
+        whole: list[Joined] = []
+        for rows in _chunks(start, stop, plan.chunk):
+            once = block.start == 0 or combine != "sum"
+            part = self._part(side, rows, range(start, stop), plan, block, spaces, once=once)
+            whole = whole or [Joined(stop - start, spaces.get(index)) for index in range(len(part))]
+            for joined, of_group in zip(whole, part, strict=True):
+                joined.add(of_group)
+            del part  # before the next pass makes its own
+        return [joined.found for joined in whole]
 
     def _part(
         self, side: Side, rows: range, tile: range, plan: Plan, block: range, spaces: dict[int, Tensor], *, once: bool

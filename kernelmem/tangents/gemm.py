@@ -20,7 +20,7 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
     """
     if not symmetric:
         return [(0, n, 0)]
-    count = max(1, min(8, n // SMALLEST_BLOCK))
+    count = max(1, min(16, n // SMALLEST_BLOCK))
     edges = [n * i // count for i in range(count + 1)]
     return [(start, stop, start) for start, stop in pairwise(edges)]
 

@@ -157,12 +157,14 @@ class VectorGroup(OuterGroup):
             for c in range(k):
                 add_scaled_gram(out[c], left[:, c], right[:, c], scale, symmetric=symmetric)
         else:
-            step = max(1, 512 // k)
+            flat, scale = out.view(n, k, m * k), scale.repeat_interleave(k, 1)  # long inner loops
+            step, wide = max(1, 512 // k), max(1, 2048 // k)  # products that stay in cache
             for i in range(0, n, step):
-                first = i if symmetric else 0
                 rows = left[i : i + step].flatten(0, 1)
-                block = torch.mm(rows, right[first:].flatten(0, 1).T).view(-1, k, m - first, k)
-                out[i : i + step, :, first:].addcmul_(block, scale[i : i + step, None, first:, None])
+                for j in range(i if symmetric else 0, m, wide):
+                    columns = slice(j * k, (j + wide) * k)
+                    block = torch.mm(rows, right[j : j + wide].flatten(0, 1).T).view(-1, k, min(wide, m - j) * k)
+                    flat[i : i + step, :, columns].addcmul_(block, scale[i : i + step, None, columns])
 
 
 @dataclass(frozen=True)
@@ -375,16 +377,3 @@ def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, 
             add_gram(flat, left.flatten(0, 1), right.flatten(0, 1), symmetric=symmetric)
         else:
             out += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(n, k, m, k)
-
-
-def joined(parts: Sequence[Buffers], space: Tensor | None) -> Buffers:
-    """The rows of some passes, one after the other; those that were written into ``space`` lie there already."""
-    if len(parts) == 1:
-        return parts[0]
-    found = {}
-    for name, first in parts[0].items():
-        if space is not None and first.untyped_storage().data_ptr() == space.untyped_storage().data_ptr():
-            found[name] = space.view(len(space), *first.shape[1:])
-        else:
-            found[name] = torch.cat([part[name] for part in parts])
-    return found

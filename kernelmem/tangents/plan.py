@@ -207,7 +207,9 @@ def _streamed(groups: Sequence[Group], found: Survey, directions: Directions, si
     used = sizes.result + sizes.itemsize * n * (row + 2 * most)
     if used > sizes.memory:
         return None
-    chunk = min(max(sizes.n, sizes.m), max(1, STREAM_BYTES // (sizes.itemsize * max(1, graph + swept))))
+    longest = max(sizes.n, sizes.m)
+    passes = max(1, round(longest * sizes.itemsize * (graph + swept) / STREAM_BYTES))  # of equal length
+    chunk = -(-longest // passes)
     return _Tiling(n * (sizes.sweeps + 1), max(sizes.n, sizes.m), 1, chunk, 1.0, used, streamed=True)
 
 

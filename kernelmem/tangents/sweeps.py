@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from kernelmem.tangents.capture import Capture, Use
+from kernelmem.tangents.contraction import Joined
 from kernelmem.tangents.directions import Directions
-from kernelmem.tangents.groups import Buffers, ChannelGroup, Combine, Group, ReadoutGroup, Stack, joined
+from kernelmem.tangents.groups import Buffers, ChannelGroup, Combine, Group, ReadoutGroup, Stack
 from kernelmem.tangents.readout import Readout, hidden_gradients, scaled
 
-__all__ = ["HeldRows", "Pass"]
+__all__ = ["HeldRows", "Pass", "one_direction"]
 
 
 class Pass:
@@ -55,7 +56,7 @@ class Pass:
         for c, cotangent in enumerate(cotangents):
             if edges and start is not None and self.outputs.requires_grad:
                 found = torch.autograd.grad(start, edges, cotangent, retain_graph=True, allow_unused=True)
-                yield c, [(use, _one(use, g, self.n)) for use, g in zip(self.swept, found, strict=True)]
+                yield c, [(use, one_direction(use, g, self.n)) for use, g in zip(self.swept, found, strict=True)]
             else:  # no use lies on the graph of the outputs
                 yield c, []
 
@@ -74,7 +75,7 @@ class Pass:
             for use, gradient in zip(self.factored, found, strict=True):
                 if gradient is not None and self.directions.outputs == "trace":
                     gradient = scaled(use, gradient, self.readout.scale)
-                stacks[use.key] = _one(use, gradient, self.n)
+                stacks[use.key] = one_direction(use, gradient, self.n)
         return stacks
 
     def stacks(self, block: range, *, once: bool) -> dict[int, Stack]:
@@ -119,14 +120,13 @@ class HeldRows:
         shape, space = group.space(self.n, k), None
         if shape is not None:
             space = self.work[: shape[0] * shape[1]].view(shape) if group.streams else self.work.new_empty(shape)
-        parts, start = [], 0
+        whole = Joined(self.n, space)
         for own, found in zip(self.passes, stacks, strict=True):
-            out = None if space is None else space[start : start + own.n]
+            out = None if space is None else space[whole.start : whole.start + own.n]
             kept = own.kept if group.streams else None
             own_stacks = [found.get(key) for key in group.keys]
-            parts.append(group.write(own.of(group), own_stacks, own.n, k, combine, kept=kept, out=out))
-            start += own.n
-        return joined(parts, space)
+            whole.add(group.write(own.of(group), own_stacks, own.n, k, combine, kept=kept, out=out))
+        return whole.found
 
     def drop(self, group: Group) -> None:
         """Let go of what was collected for a group."""
@@ -158,7 +158,7 @@ def collect(stacks: dict[int, Stack], use: Use, part: Stack, c: int, k: int) -> 
         held[slot][:, c] = tangent[:, 0]
 
 
-def _one(use: Use, gradient: Tensor | None, n: int) -> Stack:
+def one_direction(use: Use, gradient: Tensor | None, n: int) -> Stack:
     """One direction: an outer use's gradient as its rule wants it; a direct use's tangents, summed while it is in cache."""
     if gradient is None:
         return None

@@ -85,7 +85,7 @@ class Options:
     engines: tuple[str, ...] = tuple(ENGINES)
     """Engines to run."""
     rounds: int = 5
-    """Rounds, A B C A B C; an engine that takes over 20 s a call gets one."""
+    """Rounds, A B C A B C; an engine that takes over 5 s a call gets one."""
     calls: int = 3
     """Timed calls a process after its warm-up."""
     threads: int = 2

@@ -10,7 +10,7 @@ from experiments.benchmarks.ntk.processes import measure, write_materials
 
 __all__ = ["CORRECT", "best_peer", "compare", "measure_row"]
 
-SLOW = 20.0  # seconds a call, from where one round is enough
+SLOW = 5.0  # seconds a call, from where one round is enough
 CORRECT = 1e-3  # largest relative error of a float32 kernel that counts as right
 OWN = ("ours", "ours-1GiB", "torch_func_improved")  # no peer as published
 
