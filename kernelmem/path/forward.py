@@ -1,0 +1,97 @@
+"""Along the run from its first step to its last: what the optimizer's formula says, and what the record says beside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from kernelmem.ground.batches import Rows
+from kernelmem.path.network import Network
+from kernelmem.path.optimizers import Moved, filter_of
+from kernelmem.runs.run import Run
+
+__all__ = ["Batch", "Trace", "loss_directions", "trace"]
+
+PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The examples of one step, and what the loss of each weighs in its gradient."""
+
+    rows: Rows
+    targets: Tensor
+    examples: Tensor  # (B,) ordinals in the data
+    weights: Tensor  # (B,): loss weight · clip factor / batch size
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the sweep back needs of every step."""
+
+    moved: list[dict[str, Moved]]
+    rounding: list[Tensor]  # recorded step less the formula's, (P,)
+    loss: PerExample
+
+    @property
+    def largest_rounding(self) -> float:
+        """Largest difference of any weight in any step."""
+        return max((float(r.abs().max()) for r in self.rounding if r.numel()), default=0.0)
+
+
+def batch_of(run: Run, t: int) -> Batch:
+    """The examples of step t."""
+    step = run.steps[t]
+    x, y = run.batch(t)
+    scale = step.scale / len(step.examples) if run.reduction == "mean" else step.scale
+    rows = Rows(x, len(step.examples)).to(dtype=torch.float64, device=torch.device("cpu"))
+    targets = y.double() if y.is_floating_point() else y
+    return Batch(rows, targets, step.examples, step.weights.double() * scale)
+
+
+def loss_directions(loss: PerExample, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Outputs (B, C) -> the weighted derivative of each example's own loss by its own outputs, (B, 1, C)."""
+
+    def directions(outputs: Tensor, _: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            total = (batch.weights * loss(leaf, batch.targets)).sum()
+            return torch.autograd.grad(total, leaf)[0][:, None]
+
+    return directions
+
+
+def trace(
+    run: Run,
+    states: Sequence[dict[str, Tensor]],
+    network: Network,
+    loss: PerExample,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """Evaluate the optimizer's formula in float64 at the recorded weights, step by step.
+
+    Cost: one forward and backward pass of every batch.
+    """
+    kind = filter_of(run.optimizer)
+    filters = {name: kind() for name in network.selected}
+    moved: list[dict[str, Moved]] = []
+    rounding: list[Tensor] = []
+    for t, (now, after) in enumerate(pairwise(states)):
+        step = run.steps[t]
+        network.set_modes(step.evaluating)
+        options = {name: group for group in step.groups for name in group["parameters"]}
+        gradients = network.gradient(batch_of(run, t), loss, now, step.random)
+        formula, of_step = torch.zeros(network.n_parameters, dtype=torch.float64), {}
+        for name, gradient in gradients.items():
+            if name in step.skipped or name not in options:
+                continue
+            of_step[name] = filters[name].forward(gradient, now[name].double(), options[name])
+            formula[network.slices[name]] = of_step[name].step.flatten()
+        rounding.append(network.flat(after) - network.flat(now) - formula)
+        moved.append(of_step)
+        if progress is not None:
+            progress(t + 1, len(run))
+    return Trace(moved, rounding, loss)

@@ -1,0 +1,194 @@
+r"""The exact ledger of a training run: f_T(x) − f_0(x) as a sum over training examples.
+
+For weights w_0, ..., w_T with steps d_t = w_{t+1} − w_t, the fundamental theorem of calculus gives, with no assumption on the
+learning rate,
+
+    f_T(x) − f_0(x) = Σ_t J̄_t(x) d_t,    J̄_t(x) = ∫₀¹ J(x; w_t + s d_t) ds.
+
+The optimizer makes d_t a linear map of the gradients of all examples met so far, given its realized statistics
+(:mod:`kernelmem.path.optimizers`), so that a sweep from the last step to the first splits the change exactly:
+
+    f_T(x) − f_0(x) = Σ_i c_i(x) + decay(x) + rounding(x) + buffers(x) + residual(x),
+    c_i(x) = Σ_{s: i in batch s} (weight · clip factor / batch size) A_s(x) J(x_i; w_s)ᵀ ∂ℓ_i/∂f.
+
+``rounding`` is what the recorded steps differ from the optimizer's formula evaluated in float64; ``buffers`` what running
+statistics changed; ``residual`` what quadrature left, known for every x, output and step.
+
+This accounts for the training that took place. What the network would have been without an example is another question.
+
+Source: Domingos 2020 (the path kernel in the limit of small steps); Bell et al. 2023 (finite steps); the recursion through
+momentum and adaptive optimizers, rounding and buffers: derived here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.ground.batches import Rows, as_rows
+from kernelmem.ground.checks import as_labels
+from kernelmem.ground.errors import InputError
+from kernelmem.path.backward import sweep_back
+from kernelmem.path.forward import batch_of, trace
+from kernelmem.path.network import Network
+from kernelmem.path.targets import Explained, explained
+from kernelmem.runs.losses import per_example_loss
+from kernelmem.runs.replay import replay
+from kernelmem.runs.run import Run
+
+__all__ = ["Ledger", "ledger"]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The change of a network's outputs on m rows in its training, line by line: float64, (m, k) but where it says."""
+
+    contributions: Tensor  # (m, n, k): of each training example
+    initial: Tensor  # before training
+    final: Tensor
+    decay: Tensor  # of weight decay
+    rounding: Tensor  # recorded steps less the optimizer's formula
+    buffers: Tensor  # of running statistics
+    residual: Tensor  # what all lines together leave
+    residuals: Tensor  # (T, m, k): of the quadrature of every step
+    evaluations: Tensor  # (T,): tangents of a row that the quadrature took
+    names: tuple[str, ...]  # of the k
+
+    @property
+    def largest_residual(self) -> float:
+        """The certificate: max over rows and outputs of |residual|."""
+        return float(self.residual.abs().max())
+
+    @property
+    def mass(self) -> Tensor:
+        """Σ_i |c_i|, (m, k)."""
+        return self.contributions.abs().sum(1)
+
+    @property
+    def cancellation(self) -> Tensor:
+        """Σ_i |c_i| / |Σ_i c_i|, (m, k): 1 where all examples pull one way."""
+        return self.mass / self.contributions.sum(1).abs()
+
+    def top(self, row: int, n: int = 10, *, output: int = 0) -> list[tuple[int, float]]:
+        """The n examples with the largest contributions to one row's output: (example, contribution), largest first."""
+        own = self.contributions[row, :, output]
+        order = own.abs().argsort(descending=True)[:n]
+        return [(int(i), float(own[i])) for i in order]
+
+    def __str__(self) -> str:
+        m, n, k = self.contributions.shape
+        change = self.final - self.initial
+        rows = [
+            f"ledger of {m} rows, {k} output{'s' * (k != 1)}, {n:,} training examples, {len(self.residuals):,} steps",
+            f"{'line':<14}{'largest |value|':>18}",
+        ]
+        for name, value in (
+            ("change", change),
+            ("examples", self.contributions.sum(1)),
+            ("decay", self.decay),
+            ("rounding", self.rounding),
+            ("buffers", self.buffers),
+            ("residual", self.residual),
+        ):
+            rows.append(f"{name:<14}{float(value.abs().max()):>18.3g}")
+        rows.append(f"mass / |sum| of the examples: {float(self.cancellation.median()):.1f} (median)")
+        rows.append("an account of the training that took place; what another training would give is another question")
+        return "\n".join(rows)
+
+
+def ledger(
+    run: Run,
+    model: nn.Module,
+    *,
+    x: Any,
+    labels: Any = None,
+    target: Any = None,
+    data: tuple[Any, Any] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    tolerance: float = 1e-12,
+    order: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ledger:
+    """Compute the ledger of a recorded run on the rows of x.
+
+    Args:
+        run: what :class:`Recorder` wrote.
+        model: the module that was trained, in any state; never changed.
+        x: m rows.
+        labels: (m,) integers, where ``target`` needs them.
+        target: what is explained: None (every output), "margin", "loss", "log_probability", ("logit", c), or a
+            callable (outputs, labels) -> (m,). k is 1 but for None.
+        data: (x, y) of all training examples, for their number; None: the examples that the run met.
+        loss: the per-example loss, where the run was recorded with a callable.
+        forward: maps (model, batch) to (n, C) outputs.
+        tolerance: on the residual of the whole run; the quadrature is refined until every step has its share of it.
+        order: nodes on a panel; None: chosen step by step.
+        progress: called with (steps done, steps in all), 2 T of them.
+
+    Returns:
+        Ledger: contributions (m, n, k) in float64, and the other lines.
+
+    Raises:
+        InputError: an optimizer without a filter, rows the model does not take, a run without its inputs.
+
+    Cost: for each step, nodes (1 to 3 for most) tangents of m rows and one of every example in the batch, and m·k·P·B
+    operations; memory m·k·P numbers.
+
+    Source: Domingos 2020; Bell et al. 2023.
+    """
+    rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
+    if len(run) == 0:
+        raise InputError("a run of no step", expected="at least one", do="record a step")
+    batch = batch_of(run, 0)
+    states = [state for _, state in replay(run, model, loss=loss)]
+    moved = {name for step in (run.steps[0], run.steps[-1]) for group in step.groups for name in group["parameters"]}
+    parameters = [name for name in run.parameters if name in moved]
+    tested = Network(model, rows, parameters=parameters, forward=forward)
+    trained = Network(model, batch.rows, parameters=parameters, forward=forward, evaluating=run.steps[0].evaluating)
+    what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
+    n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in run.steps)
+    total = 2 * len(run)
+    report = None if progress is None else (lambda done, _: progress(done, total))
+    later = None if progress is None else (lambda done, _: progress(len(run) + done, total))
+    along = trace(run, states, trained, per_example_loss(loss or run.loss), progress=report)
+    lines = sweep_back(
+        run, states, trained, tested, rows, what, along, n_examples=n, tolerance=tolerance, order=order, progress=later
+    )
+    every = torch.arange(rows.n)
+    initial, final = (_values(tested, states[t], rows, what, every) for t in (0, -1))
+    buffers = _buffers(run, states, tested, rows, what, every)
+    explained_lines = lines.contributions.sum(1) + lines.decay + lines.rounding + buffers
+    return Ledger(
+        lines.contributions,
+        initial,
+        final,
+        lines.decay,
+        lines.rounding,
+        buffers,
+        final - initial - explained_lines,
+        lines.residuals,
+        lines.evaluations,
+        what.names,
+    )
+
+
+def _values(network: Network, state: dict[str, Tensor], rows: Rows, what: Explained, every: Tensor) -> Tensor:
+    network.set_state(state)
+    return what.values(network.outputs(rows), every)
+
+
+def _buffers(
+    run: Run, states: list[dict[str, Tensor]], network: Network, rows: Rows, what: Explained, every: Tensor
+) -> Tensor:
+    """Σ_t of what the change of buffers did, at the weights after the step."""
+    total = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
+    names = set(network.selected)
+    for t in range(len(run)):
+        if run.steps[t].buffers_changed:
+            before, after = states[t], states[t + 1]
+            mixed = {name: (after if name in names else before)[name] for name in after}
+            total += _values(network, after, rows, what, every) - _values(network, mixed, rows, what, every)
+    return total

@@ -1,0 +1,249 @@
+"""The network under analysis: float64, its weights set step by step, tangents of rows anywhere between two of them.
+
+Every row may stand at a place of its own on the line from w to w + d: a layer's output is affine in its weights, so at
+place s it is (1 − s) · (the layer with w) + s · (the layer with w + d), and no row needs weights of its own. All nodes of
+all rows then go through the network in one pass. Weights that are computed from parameters (weight norm) are no affine
+function of them, nor are operations that no rule knows: such networks take one pass a node.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.ground.batches import Rows
+from kernelmem.runs.replay import set_modes
+from kernelmem.tangents.capture import Call, Capture, Recorder, Use, capture
+from kernelmem.tangents.dense import rowwise_jacobian
+from kernelmem.tangents.engine import RULES
+from kernelmem.tangents.groups import MixedGroup
+from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.survey import survey
+from kernelmem.tangents.sweeps import one_direction
+
+__all__ = ["Line", "Network", "seeded"]
+
+REPLICATE = 2**18  # parameters up to which k copies of a row are cheaper than k sweeps
+
+
+@dataclass(frozen=True)
+class Line:
+    """The way from one state of the weights to the next, and where on it (0 to 1) each row stands."""
+
+    start: Mapping[str, Tensor]
+    stop: Mapping[str, Tensor]
+    places: Tensor  # (n,) float64
+
+    def at(self, place: float) -> dict[str, Tensor]:
+        """The state there."""
+        return {name: torch.lerp(self.start[name].double(), self.stop[name].double(), place) for name in self.start}
+
+    def rows(self, index: Tensor) -> "Line":
+        """The same with other rows."""
+        return Line(self.start, self.stop, self.places[index])
+
+
+class Network:
+    """A private float64 copy of a model whose weights are set from recorded states."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        *,
+        parameters: Sequence[str],
+        forward: Callable[[nn.Module, Any], Tensor] | None = None,
+        evaluating: frozenset[str] | None = None,
+    ) -> None:
+        """Copy the model; None: all of it in eval mode, otherwise the modules of these names, the others in train mode."""
+        module = copy.deepcopy(model).double().eval()
+        if evaluating is not None:
+            set_modes(module, evaluating)
+        named = dict(module.named_parameters())
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in set(parameters))
+        self.selected = {name: named[name] for name in parameters}
+        run = forward or (lambda m, batch: m(batch))
+        self.rows_like = rows
+        few = rows.to(dtype=torch.float64, device=torch.device("cpu"))
+        with torch.no_grad(), seeded(None):
+            outputs = run(module, few.take([0, min(1, rows.n - 1)]))
+        self.prepared = Prepared(module, run, self.selected, torch.float64, torch.device("cpu"), outputs.shape[1])
+        with seeded(None):
+            self.found = survey(self.prepared, few, RULES)
+        self.sizes = {name: parameter.numel() for name, parameter in self.selected.items()}
+        starts = [0]
+        for size in self.sizes.values():
+            starts.append(starts[-1] + size)
+        self.slices = {name: slice(a, b) for name, a, b in zip(self.sizes, starts[:-1], starts[1:], strict=True)}
+        self.n_parameters, self.n_outputs = starts[-1], self.prepared.n_outputs
+        # Derived weights are no affine function of the parameters; what no rule covers is not met at all.
+        two = Rows(few.slice(0, min(2, few.n)), min(2, few.n))
+        with seeded(None):
+            derived = any(use.derived for use in self._capture(two, None).uses)
+        self.affine = not self.found.dense and not derived
+        shapes = {name: parameter.shape for name, parameter in self.selected.items()}
+        self.groups = [
+            MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
+            for group in self.found.groups
+        ]
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put recorded parameters and buffers in place."""
+        with torch.no_grad():
+            for name, tensor in [*self.prepared.module.named_parameters(), *self.prepared.module.named_buffers()]:
+                if name in state:
+                    tensor.copy_(state[name])
+
+    def set_modes(self, evaluating: frozenset[str]) -> None:
+        """Put every module in train mode, but these."""
+        set_modes(self.prepared.module, evaluating)
+
+    def flat(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The selected parameters of a state as one vector (P,)."""
+        return torch.cat([state[name].detach().double().flatten() for name in self.selected])
+
+    def outputs(self, rows: Rows) -> Tensor:
+        """F at the weights that are set: (n, C)."""
+        with torch.no_grad():
+            return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
+
+    def gradient(
+        self, batch: Any, loss: Callable[[Tensor, Tensor], Tensor], state: Mapping[str, Tensor], random: bytes | None
+    ) -> dict[str, Tensor]:
+        """The gradient of Σ_i weight_i · loss_i of a batch at a state, with the random numbers that it had."""
+        self.set_state(state)
+        with seeded(random), torch.enable_grad():
+            outputs = self.prepared.outputs(batch.rows.slice(0, batch.rows.n), batch.rows.n)
+            total = (batch.weights * loss(outputs, batch.targets)).sum()
+            found = torch.autograd.grad(total, list(self.selected.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(self.selected, found, strict=True))
+
+    def tangents(
+        self, rows: Rows, directions: Callable[[Tensor, Tensor], Tensor], line: Line | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Σ_c v_nkc ∂f_c(x_n)/∂θ as (n, k, P), and the outputs (n, C).
+
+        The directions v (n, k, C) are made of the outputs and the ordinals of the rows.
+        With ``line`` every row at its own place on it, otherwise at the weights that are set.
+        """
+        if line is not None and not self.affine:
+            return self._place_by_place(rows, directions, line)
+        captured = self._capture(rows, line)
+        cotangents = directions(captured.outputs.detach(), torch.arange(rows.n))
+        k = cotangents.shape[1]
+        if k > 1 and self.n_parameters <= REPLICATE and not self.found.dense:
+            index = torch.arange(rows.n).repeat_interleave(k)
+            many = Rows(rows.map(lambda leaf: leaf[index]), rows.n * k)
+            place = None if line is None else line.rows(index)
+            copies = self._sweep(self._capture(many, place), cotangents.reshape(rows.n * k, 1, -1), many)
+            return copies.view(rows.n, k, -1), captured.outputs.detach()
+        return self._sweep(captured, cotangents, rows), captured.outputs.detach()
+
+    def outputs_along(self, rows: Rows, line: Line) -> Tensor:
+        """F of every row at its own place on the line: (n, C)."""
+        if self.affine:
+            return self._capture(rows, line).outputs.detach()
+        return self._place_by_place(rows, lambda f, _: f.new_zeros(len(f), 0, f.shape[1]), line)[1]
+
+    def _place_by_place(
+        self, rows: Rows, directions: Callable[[Tensor, Tensor], Tensor], line: Line
+    ) -> tuple[Tensor, Tensor]:
+        """One pass for all rows at the same place."""
+        tangents, outputs = [], []
+        places, inverse = torch.unique(line.places, return_inverse=True)
+        order = []
+        for i, place in enumerate(places):
+            index = (inverse == i).nonzero()[:, 0]
+            self.set_state(line.at(float(place)))
+            own = Rows(rows.map(lambda leaf, index=index: leaf[index]), len(index))
+            found, values = self.tangents(own, lambda f, own, index=index: directions(f, index[own]))
+            tangents.append(found)
+            outputs.append(values)
+            order.append(index)
+        back = torch.cat(order).argsort()
+        return torch.cat(tangents)[back], torch.cat(outputs)[back]
+
+    def _capture(self, rows: Rows, line: Line | None) -> Capture:
+        def recorder(*arguments: Any) -> Recorder:
+            return Recorder(*arguments) if line is None else _LineRecorder(line, self.found.layouts, *arguments)
+
+        found = self.found
+        batch = rows.slice(0, rows.n)
+        return capture(
+            self.prepared,
+            batch,
+            rows.n,
+            RULES,
+            skip=found.skip,
+            dense=found.dense,
+            layouts=found.layouts,
+            recorder=recorder,
+        )
+
+    def _sweep(self, captured: Capture, cotangents: Tensor, rows: Rows) -> Tensor:
+        n, k = cotangents.shape[:2]
+        uses = {use.key: use for use in captured.uses}
+        tangents = cotangents.new_zeros(n, k, self.n_parameters)
+        edges = [use.edge for use in captured.uses]
+        for c in range(k if edges and captured.outputs.requires_grad else 0):
+            gradients = torch.autograd.grad(
+                captured.outputs, edges, cotangents[:, c], retain_graph=c + 1 < k, allow_unused=True
+            )
+            stacks = {
+                use.key: one_direction(use, gradient, n) for use, gradient in zip(captured.uses, gradients, strict=True)
+            }
+            for group in self.groups:
+                own: list[Use] = [uses[key] for key in group.keys]
+                found = group.write(own, [stacks[key] for key in group.keys], n, 1, "diagonal")["tangents"][:, 0]
+                for name, part in zip(
+                    group.names, found.split([self.sizes[name] for name in group.names], 1), strict=True
+                ):
+                    tangents[:, c, self.slices[name]] = part
+        if self.found.dense:
+            single = [rows.slice(i, i + 1) for i in range(n)]
+            dense = rowwise_jacobian(self.prepared, single, list(self.found.dense), cotangents)
+            start = 0
+            for name in self.found.dense:
+                tangents[:, :, self.slices[name]] = dense[:, :, start : start + self.sizes[name]]
+                start += self.sizes[name]
+        return tangents
+
+
+@contextmanager
+def seeded(random: bytes | None) -> Iterator[None]:
+    """Draw from the recorded state of torch's generator inside, and leave that outside as it was."""
+    with torch.random.fork_rng(devices=[]):
+        if random is not None:
+            torch.set_rng_state(torch.frombuffer(bytearray(random), dtype=torch.uint8))
+        yield
+
+
+class _LineRecorder(Recorder):
+    """Runs every operation at both ends of the line, and puts each row between them at its own place."""
+
+    def __init__(self, line: Line, layouts: Mapping[int, Any], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.line, self.layouts = line, layouts
+
+    def run(
+        self, call: Call, names: dict[str, str], derived: dict[str, Tensor], weights: dict[str, Tensor | None]
+    ) -> Tensor:
+        """(1 − s) · (the operation with w) + s · (the operation with w + d), s of each row."""
+        assert not derived, "such a network takes one pass a place"
+        ends = [
+            call.run({slot: end[names[slot]] if slot in names else weight for slot, weight in weights.items()})
+            for end in (self.line.start, self.line.stop)
+        ]
+        layout = self.layouts[self.calls]
+        places = self.line.places
+        if layout.multiplicity > 1:
+            m = layout.multiplicity
+            places = places.repeat_interleave(m) if layout.major else places.repeat(m)
+        shape = [1] * ends[0].ndim
+        shape[layout.axis] = -1
+        return torch.lerp(ends[0], ends[1], places.view(shape))

@@ -1,0 +1,235 @@
+r"""Optimizers of torch.optim as linear filters of gradients, given the statistics that were realized.
+
+Every one of them moves the weights by d_t = Σ_{s<=t} (a linear map of the gradient g_s) + decay. Read backward, with a
+cotangent J̄_t of every step, that is one recursion: the change Σ_t J̄_t d_t equals Σ_s A_s g_s + decay, where A_s holds
+what the gradient of step s did in all later steps.
+
+=============  ===========================================  ========================================================
+optimizer      d_t                                          recursion, from the last step down
+=============  ===========================================  ========================================================
+SGD            −h g                                         A = −h J̄
+momentum       −h b_t, b_t = μ b_{t−1} + (1 − τ) g_t         q = −h J̄ + μ⁺ q⁺; A = (1 − τ) q
+Nesterov       −h (g + μ b_t)                               q = −h μ J̄ + μ⁺ q⁺; A = (1 − τ) q − h J̄
+Adam, AdamW    −h/(1 − β₁ᵏ) m_t/s_t, s_t = √v̂_t + ε          q = −h/(1 − β₁ᵏ) J̄/s + β₁⁺ q⁺; A = (1 − β₁) q
+RMSprop        −h b_t, b_t = μ b_{t−1} + g_t/s_t            q = −h J̄ + μ⁺ q⁺; A = q/s
+Adagrad        −h/(1 + (k−1) η) g/s_t, s_t = √Σg² + ε       A = −h/(1 + (k−1) η) J̄/s
+=============  ===========================================  ========================================================
+
+With m_t = β₁ m_{t−1} + (1 − β₁) g_t, and b_0 = g_0 where momentum begins.
+A plus marks the next step in which the parameter moved. The denominators are computed from the gradients (they are the
+realized statistics); coupled decay adds λ w_t to g_t, decoupled decay −h λ w_t to d_t.
+
+Source: the filters are those of torch.optim (Kingma and Ba 2015; Loshchilov and Hutter 2019; Duchi et al. 2011; Sutskever
+et al. 2013); written as sums over past gradients: Bell et al. 2023 for gradient descent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelmem.ground.errors import InputError
+
+__all__ = ["FILTERS", "Moved", "ParameterFilter", "filter_of"]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one step did to one parameter, and what the recursion needs to know of it."""
+
+    step: Tensor  # d_t by the formula, in the dtype of the analysis
+    options: Mapping[str, Any]
+    count: int  # how often this parameter was moved, this step included
+    fresh: bool = False  # whether its momentum began in this step
+    denominator: Tensor | None = None  # √v̂ + ε and its like
+    weights: Tensor | None = None  # w_t, where decay needs it
+
+
+@dataclass
+class ParameterFilter:
+    """The filter of one parameter: ``forward`` along the run, then ``backward`` from its last step to its first."""
+
+    count: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    carried: Tensor | None = None  # q of the next step in which the parameter moved
+    factor: float = 0.0  # by which that step multiplied what it carried over
+
+    def forward(self, gradient: Tensor, weights: Tensor, options: Mapping[str, Any]) -> Moved:
+        """Move by the gradient of the loss, decay included."""
+        self.count += 1
+        gradient = -gradient if options.get("maximize") else gradient
+        decay = options.get("weight_decay", 0.0)
+        coupled = bool(decay) and not self.decoupled(options)
+        if coupled:
+            gradient = gradient + decay * weights
+        began = "buffer" not in self.state
+        step, denominator = self.move(gradient, options)
+        if decay and not coupled:
+            step = step - options["lr"] * decay * weights
+        return Moved(step, options, self.count, began, denominator, weights if decay else None)
+
+    def backward(self, cotangent: Tensor, moved: Moved) -> tuple[Tensor, Tensor | None]:
+        """A_t for the gradient as autograd gives it, and the decay's line; ``cotangent`` J̄_t is (..., shape)."""
+        found = self.transposed(cotangent, moved)
+        decay, options = None, moved.options
+        if moved.weights is not None:
+            strength = options["weight_decay"]
+            axes = tuple(range(cotangent.ndim - moved.weights.ndim, cotangent.ndim))
+            if self.decoupled(options):
+                decay = -options["lr"] * strength * _inner(cotangent, moved.weights, axes)
+            else:
+                decay = strength * _inner(found, moved.weights, axes)
+        return (-found if options.get("maximize") else found), decay
+
+    def decoupled(self, options: Mapping[str, Any]) -> bool:
+        """Whether decay acts on the weights beside the filter (AdamW), not through the gradient."""
+        return bool(options.get("decoupled_weight_decay"))
+
+    def move(self, gradient: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The step, and the denominator if there is one."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+        """A_t for the gradient that ``move`` was given."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def carry(self, own: Tensor, factor: float) -> Tensor:
+        """q_t = own part + what the next step carried over; ``factor`` is this step's, for the one before."""
+        q = own if self.carried is None else own + self.factor * self.carried
+        self.carried, self.factor = q, factor
+        return q
+
+
+class StochasticGradientDescent(ParameterFilter):
+    """torch.optim.SGD: plain, momentum with dampening, Nesterov."""
+
+    def move(self, gradient: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """−h g, −h b or −h (g + μ b)."""
+        momentum = options.get("momentum", 0.0)
+        if not momentum:
+            return -options["lr"] * gradient, None
+        if "buffer" in self.state:
+            self.state["buffer"] = momentum * self.state["buffer"] + (1 - options.get("dampening", 0.0)) * gradient
+        else:
+            self.state["buffer"] = gradient
+        step = gradient + momentum * self.state["buffer"] if options.get("nesterov") else self.state["buffer"]
+        return -options["lr"] * step, None
+
+    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+        """As in the table."""
+        options, rate = moved.options, moved.options["lr"]
+        momentum = options.get("momentum", 0.0)
+        if not momentum:
+            return -rate * cotangent
+        nesterov = options.get("nesterov")
+        q = self.carry(-rate * (momentum if nesterov else 1.0) * cotangent, momentum)
+        found = q if moved.fresh else (1 - options.get("dampening", 0.0)) * q
+        return found - rate * cotangent if nesterov else found
+
+
+class AdaptiveMoments(ParameterFilter):
+    """torch.optim.Adam and AdamW, amsgrad too."""
+
+    def move(self, gradient: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """−h m̂ / (√v̂ + ε)."""
+        first, second = options["betas"]
+        state = self.state
+        state["mean"] = first * state.get("mean", torch.zeros_like(gradient)) + (1 - first) * gradient
+        state["square"] = second * state.get("square", torch.zeros_like(gradient)) + (1 - second) * gradient.square()
+        square: Tensor = state["square"]
+        if options.get("amsgrad"):
+            square = torch.maximum(state["largest"], square) if "largest" in state else square
+            state["largest"] = square
+        denominator = (square / (1 - second**self.count)).sqrt() + options["eps"]
+        return -options["lr"] / (1 - first**self.count) * state["mean"] / denominator, denominator
+
+    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+        """As in the table."""
+        first = moved.options["betas"][0]
+        scale = -moved.options["lr"] / (1 - first**moved.count)
+        assert moved.denominator is not None
+        return (1 - first) * self.carry(scale * cotangent / moved.denominator, first)
+
+
+class AdaptiveMomentsDecoupled(AdaptiveMoments):
+    """torch.optim.AdamW."""
+
+    def decoupled(self, options: Mapping[str, Any]) -> bool:
+        """Always."""
+        return True
+
+
+class RootMeanSquare(ParameterFilter):
+    """torch.optim.RMSprop, centered too."""
+
+    def move(self, gradient: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """−h g / (√v + ε), or its momentum."""
+        alpha, momentum, state = options["alpha"], options.get("momentum", 0.0), self.state
+        state["square"] = alpha * state.get("square", torch.zeros_like(gradient)) + (1 - alpha) * gradient.square()
+        square = state["square"]
+        if options.get("centered"):
+            state["mean"] = alpha * state.get("mean", torch.zeros_like(gradient)) + (1 - alpha) * gradient
+            square = square - state["mean"].square()
+        denominator = square.sqrt() + options["eps"]
+        scaled = gradient / denominator
+        if momentum:
+            scaled = state["buffer"] = momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled
+        return -options["lr"] * scaled, denominator
+
+    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+        """As in the table."""
+        assert moved.denominator is not None
+        own = -moved.options["lr"] * cotangent
+        momentum = moved.options.get("momentum", 0.0)
+        return (self.carry(own, momentum) if momentum else own) / moved.denominator
+
+
+class AdaptiveGradient(ParameterFilter):
+    """torch.optim.Adagrad."""
+
+    def move(self, gradient: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """−h/(1 + (k−1) η) g / (√Σg² + ε)."""
+        start = torch.full_like(gradient, options.get("initial_accumulator_value", 0.0))
+        self.state["sum"] = self.state.get("sum", start) + gradient.square()
+        denominator = self.state["sum"].sqrt() + options["eps"]
+        return -self._rate(options, self.count) * gradient / denominator, denominator
+
+    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+        """As in the table."""
+        assert moved.denominator is not None
+        return -self._rate(moved.options, moved.count) * cotangent / moved.denominator
+
+    @staticmethod
+    def _rate(options: Mapping[str, Any], count: int) -> float:
+        return options["lr"] / (1 + (count - 1) * options.get("lr_decay", 0.0))
+
+
+FILTERS: dict[str, type[ParameterFilter]] = {
+    "SGD": StochasticGradientDescent,
+    "Adam": AdaptiveMoments,
+    "AdamW": AdaptiveMomentsDecoupled,
+    "RMSprop": RootMeanSquare,
+    "Adagrad": AdaptiveGradient,
+}
+
+
+def filter_of(optimizer: str) -> type[ParameterFilter]:
+    """The filter of an optimizer by the name of its class.
+
+    Raises:
+        InputError: no such filter.
+    """
+    if optimizer not in FILTERS:
+        raise InputError(
+            f"a run of the optimizer {optimizer}",
+            expected=f"one of torch.optim's {', '.join(FILTERS)}",
+            do="train with one of these",
+        )
+    return FILTERS[optimizer]
+
+
+def _inner(cotangent: Tensor, weights: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """⟨cotangent, w⟩ over the parameter's own axes."""
+    return (cotangent * weights).sum(axes) if axes else cotangent * weights

@@ -1,0 +1,83 @@
+"""kernelmem.path.kinks: every change of piece on a line is found, and the tangent is a polynomial between two of them."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from kernelmem.ground.batches import as_rows
+from kernelmem.path.integral import mean_tangents
+from kernelmem.path.kinks import kinks
+from kernelmem.path.network import Line, Network
+from kernelmem.path.targets import explained
+
+
+def case(model, x, size=0.3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for name, _ in model.named_parameters()]
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    stop = {
+        name: v + size * torch.randn(v.shape, generator=generator, dtype=v.dtype) * v.std() for name, v in start.items()
+    }
+    return Network(model, as_rows(x), parameters=names), as_rows(x), Line(start, stop, torch.empty(0))
+
+
+def relu_network(depth=2, width=8, activation=nn.ReLU, seed=0):
+    torch.manual_seed(seed)
+    sizes = [5] + [width] * depth
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
+    return nn.Sequential(*layers, nn.Linear(width, 3)).double()
+
+
+def signs(network, rows, line, places):
+    """Pieces of one row at many places, by brute force."""
+    many = as_rows(rows.slice(0, 1).expand(len(places), -1))
+    from kernelmem.path.kinks import _distances
+
+    return _distances(network, many, Line(line.start, line.stop, places)) > 0
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh])
+@pytest.mark.parametrize("seed", range(3))
+def test_all_kinks_of_a_fine_grid_are_found(activation, seed):
+    model = relu_network(activation=activation, seed=seed)
+    torch.manual_seed(seed)
+    network, rows, line = case(model, torch.randn(4, 5, dtype=torch.float64), seed=seed)
+    found = kinks(network, rows, line)
+    grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    for i in range(rows.n):
+        one = as_rows(rows.slice(i, i + 1))
+        pieces = signs(network, one, line, grid)
+        crossings = (pieces[1:] != pieces[:-1]).any(1).nonzero()[:, 0]
+        # Cells of the grid in which a piece changes, and those of the kinks; pairs within a cell are not seen by the grid.
+        cells = {int(place * 20_000) for place in found[i]}
+        assert set(crossings.tolist()) <= cells
+        assert found[i] == sorted(found[i])
+
+
+def test_smooth_networks_have_none():
+    network, rows, line = case(relu_network(activation=nn.Tanh), torch.randn(4, 5, dtype=torch.float64))
+    assert kinks(network, rows, line) == [[], [], [], []]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_few_nodes_between_kinks_are_exact(depth):
+    """Depth weight layers + readout: the tangent of a step has degree depth in the place."""
+    torch.manual_seed(0)
+    network, rows, line = case(relu_network(depth=depth), torch.randn(6, 5, dtype=torch.float64))
+    step = network.flat(line.stop) - network.flat(line.start)
+    what = explained(None, None, 3)
+    found = mean_tangents(network, rows, line, step, what, order=(depth + 2) // 2, tolerance=1e-11)
+    assert float(found.residual.abs().max()) < 1e-11
+    panels = sum(len(own) + 1 for own in kinks(network, rows, line)) / rows.n
+    assert found.evaluations <= 1.5 * panels * ((depth + 2) // 2)  # hardly any panel had to be halved
+
+
+def test_max_pooling_is_met_by_halving():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 2)).double()
+    network, rows, line = case(model, torch.randn(5, 1, 8, dtype=torch.float64))
+    step = network.flat(line.stop) - network.flat(line.start)
+    found = mean_tangents(network, rows, line, step, explained(None, None, 2), order=2, tolerance=1e-10)
+    assert float(found.residual.abs().max()) < 1e-9

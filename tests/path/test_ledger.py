@@ -1,0 +1,126 @@
+"""kernelmem.path.ledger: complete to rounding, for every optimizer; the laws that an account must obey."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernelmem.path.ledger import ledger
+from tests.path.recorded import OPTIMIZERS, digits, mlp, record
+
+
+def run_of(path, optimizer, *, activation=nn.Tanh, dtype=torch.float64, **options):
+    x, y = digits(dtype=dtype)
+    model = mlp(activation, dtype)
+    batch = len(x) if optimizer == "gd" else 16
+    run = record(path, model, OPTIMIZERS[optimizer](model.parameters()), x, y, batch=batch, **options)
+    return run, model, x, y
+
+
+def complete(own, tolerance):
+    """The lines add up to the change."""
+    lines = own.contributions.sum(1) + own.decay + own.rounding + own.buffers
+    assert float((own.initial + lines + own.residual - own.final).abs().max()) < 1e-13
+    assert own.largest_residual <= tolerance, own
+    assert float((own.final - own.initial).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_smooth_networks_are_accounted_for_to_rounding(tmp_path, optimizer, loss):
+    run, model, x, _ = run_of(tmp_path / "run", optimizer, loss=loss)
+    own = ledger(run, model, x=x[:6])
+    complete(own, 1e-12)
+    assert float(own.rounding.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
+def test_relu_networks_are_accounted_for(tmp_path, optimizer):
+    run, model, x, _ = run_of(tmp_path / "run", optimizer, activation=nn.ReLU)
+    complete(ledger(run, model, x=x[:6]), 1e-10)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_training_in_float32_has_its_rounding_on_a_line_of_its_own(tmp_path, optimizer):
+    run, model, x, _ = run_of(tmp_path / "run", optimizer, dtype=torch.float32)
+    own = ledger(run, model, x=x[:6])
+    complete(own, 1e-10)
+    assert 1e-9 < float(own.rounding.abs().max()) < 1e-2
+
+
+def test_clipping_and_a_schedule(tmp_path):
+    x, y = digits()
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    run = record(tmp_path / "run", model, optimizer, x, y, clip=0.5, schedule=schedule)
+    assert any(step.scale < 0.999 for step in run.steps)
+    complete(ledger(run, model, x=x[:6]), 1e-12)
+
+
+def test_a_linear_model_has_the_closed_form(tmp_path):
+    """Gradient descent on a linear model: c_i = −h Σ_t (x·x_i + 1) (f_t(x_i) − y_i) / n."""
+    x, y = digits(20)
+    model = nn.Linear(64, 10).double()
+    run = record(
+        tmp_path / "run",
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        x,
+        y,
+        loss="mse",
+        batch=20,
+        steps=7,
+        seed=0,
+    )
+    own = ledger(run, model, x=x[:5])
+    one_hot = nn.functional.one_hot(y, 10).double()
+    expected = torch.zeros(5, 20, 10, dtype=torch.float64)
+    for t in range(7):
+        state = run.weights(t)
+        slope = x @ state["weight"].T + state["bias"] - one_hot
+        expected -= 0.05 / 20 * (x[:5] @ x.T + 1)[:, :, None] * slope
+    assert float((own.contributions - expected).abs().max()) < 1e-14
+
+
+def test_targets_are_explained_like_outputs(tmp_path):
+    run, model, x, y = run_of(tmp_path / "run", "adam")
+    whole = ledger(run, model, x=x[:4])
+    one = ledger(run, model, x=x[:4], target=("logit", 3))
+    assert float((one.contributions[..., 0] - whole.contributions[..., 3]).abs().max()) < 1e-12
+    for target in ("margin", "loss", "log_probability"):
+        own = ledger(run, model, x=x[:4], labels=y[:4], target=target)
+        complete(own, 1e-11)
+    assert own.names == ("log_probability",)
+
+
+def test_examples_that_were_never_met_contribute_nothing(tmp_path):
+    x, y = digits(40)
+    model = mlp()
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, batch=8, steps=2)
+    own = ledger(run, model, x=x[:3], data=(x, y))
+    met = torch.cat([step.examples for step in run.steps])
+    assert own.contributions.shape == (3, 40, 10)
+    never = [i for i in range(40) if i not in set(met.tolist())]
+    assert float(own.contributions[:, never].abs().max()) == 0.0
+
+
+def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_line(tmp_path):
+    import dataclasses
+
+    run, model, x, _ = run_of(tmp_path / "run", "sgd")
+    true = ledger(run, model, x=x[:3])
+
+    class Altered:
+        def __init__(self, run):
+            self.run, self.steps = run, list(run.steps)
+            group = dict(self.steps[3].groups[0], lr=0.2)
+            self.steps[3] = dataclasses.replace(self.steps[3], groups=(group,))
+
+        def __len__(self):
+            return len(self.steps)
+
+        def __getattr__(self, name):
+            return getattr(self.run, name)
+
+    altered = ledger(Altered(run), model, x=x[:3])
+    assert float(altered.rounding.abs().max()) > 1e6 * float(true.rounding.abs().max())
