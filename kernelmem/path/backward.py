@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
-from kernelmem.path.forward import Trace, batch_of, loss_directions
+from kernelmem.path.forward import Trace, loss_directions
 from kernelmem.path.integral import mean_tangents
 from kernelmem.path.network import Line, Network, seeded
 from kernelmem.path.optimizers import filter_of
-from kernelmem.path.quadrature import ORDERS
 from kernelmem.path.targets import Explained
 from kernelmem.runs.run import Run
 
@@ -50,7 +49,7 @@ def sweep_back(
     Cost: for every step the integral of m rows, one tangent of every example in the batch, m·k·P·B operations; memory
     m·k·P + B·P + m·n·k numbers.
     """
-    T, m, k = len(run), rows.n, len(what.names)
+    T, m, k = len(along.steps), rows.n, len(what.names)
     kind = filter_of(run.optimizer)
     filters = {name: kind() for name in tested.selected}
     contributions = torch.zeros(m, n_examples, k, dtype=torch.float64)
@@ -60,12 +59,12 @@ def sweep_back(
     for t in reversed(range(T)):
         now, after = states[t], states[t + 1]
         tested.set_state(now)
-        step = tested.flat(after) - tested.flat(now)
         line = Line(_doubled(now, tested), _doubled(after, tested), torch.empty(0))
-        found = mean_tangents(tested, rows, line, step, what, order=nodes, tolerance=tolerance / max(1, T))
+        found = mean_tangents(tested, rows, line, what, order=nodes, tolerance=tolerance / max(1, T))
         residuals[t], evaluations[t] = found.residual, found.evaluations
         if order is None:
-            nodes = _next_order(nodes, found.evaluations, t)
+            # Fewer are tried now and then: late steps are short, and a failed try costs little.
+            nodes = max(1, found.order - 1) if t % 8 == 0 else found.order
         rounding += found.tangents @ along.rounding[t]
         carried = torch.zeros_like(found.tangents)
         for name, moved in along.moved[t].items():
@@ -74,10 +73,10 @@ def sweep_back(
             carried[..., tested.slices[name]] = share.flatten(2)
             if part is not None:
                 decay += part
-        batch = batch_of(run, t)
+        batch, step = along.batches[t], along.steps[t]
         trained.set_state(now)
-        trained.set_modes(run.steps[t].evaluating)
-        with seeded(run.steps[t].random):
+        trained.set_modes(step.evaluating)
+        with seeded(step.random):
             gradients, _ = trained.tangents(batch.rows, loss_directions(along.loss, batch))
         shares = carried.flatten(0, 1) @ gradients[:, 0].T  # (m·k, B)
         contributions.index_add_(1, batch.examples, shares.unflatten(0, (m, k)).transpose(1, 2))
@@ -88,11 +87,3 @@ def sweep_back(
 
 def _doubled(state: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
     return {name: state[name].double() for name in network.selected}
-
-
-def _next_order(nodes: int, evaluations: float, t: int) -> int:
-    """More nodes where many panels had to be halved; now and then fewer are tried, for late steps need less."""
-    place = ORDERS.index(nodes) if nodes in ORDERS else 2
-    if evaluations > 1.5 * nodes and place < len(ORDERS) - 1:
-        return ORDERS[place + 1]
-    return ORDERS[place - 1] if place and t % 16 == 0 else nodes

@@ -11,6 +11,7 @@ from kernelmem.ground.batches import Rows
 from kernelmem.path.network import Network
 from kernelmem.path.optimizers import Moved, filter_of
 from kernelmem.runs.run import Run
+from kernelmem.runs.step import Step
 
 __all__ = ["Batch", "Trace", "loss_directions", "trace"]
 
@@ -31,6 +32,8 @@ class Batch:
 class Trace:
     """What the sweep back needs of every step."""
 
+    steps: list[Step]
+    batches: list[Batch]
     moved: list[dict[str, Moved]]
     rounding: list[Tensor]  # recorded step less the formula's, (P,)
     loss: PerExample
@@ -44,7 +47,7 @@ class Trace:
 def batch_of(run: Run, t: int) -> Batch:
     """The examples of step t."""
     step = run.steps[t]
-    x, y = run.batch(t)
+    x, y = run.tape.inputs(step)
     scale = step.scale / len(step.examples) if run.reduction == "mean" else step.scale
     rows = Rows(x, len(step.examples)).to(dtype=torch.float64, device=torch.device("cpu"))
     targets = y.double() if y.is_floating_point() else y
@@ -77,13 +80,14 @@ def trace(
     """
     kind = filter_of(run.optimizer)
     filters = {name: kind() for name in network.selected}
+    steps, batches = list(run.steps), [batch_of(run, t) for t in range(len(run))]
     moved: list[dict[str, Moved]] = []
     rounding: list[Tensor] = []
     for t, (now, after) in enumerate(pairwise(states)):
-        step = run.steps[t]
+        step = steps[t]
         network.set_modes(step.evaluating)
         options = {name: group for group in step.groups for name in group["parameters"]}
-        gradients = network.gradient(batch_of(run, t), loss, now, step.random)
+        gradients = network.gradient(batches[t], loss, now, step.random)
         formula, of_step = torch.zeros(network.n_parameters, dtype=torch.float64), {}
         for name, gradient in gradients.items():
             if name in step.skipped or name not in options:
@@ -93,5 +97,5 @@ def trace(
         rounding.append(network.flat(after) - network.flat(now) - formula)
         moved.append(of_step)
         if progress is not None:
-            progress(t + 1, len(run))
-    return Trace(moved, rounding, loss)
+            progress(t + 1, len(steps))
+    return Trace(steps, batches, moved, rounding, loss)

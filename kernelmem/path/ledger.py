@@ -31,7 +31,7 @@ from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
 from kernelmem.path.backward import sweep_back
-from kernelmem.path.forward import batch_of, trace
+from kernelmem.path.forward import Trace, batch_of, trace
 from kernelmem.path.network import Network
 from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.losses import per_example_loss
@@ -159,7 +159,7 @@ def ledger(
     )
     every = torch.arange(rows.n)
     initial, final = (_values(tested, states[t], rows, what, every) for t in (0, -1))
-    buffers = _buffers(run, states, tested, rows, what, every)
+    buffers = _buffers(along, states, tested, rows, what, every)
     explained_lines = lines.contributions.sum(1) + lines.decay + lines.rounding + buffers
     return Ledger(
         lines.contributions,
@@ -181,13 +181,13 @@ def _values(network: Network, state: dict[str, Tensor], rows: Rows, what: Explai
 
 
 def _buffers(
-    run: Run, states: list[dict[str, Tensor]], network: Network, rows: Rows, what: Explained, every: Tensor
+    along: Trace, states: list[dict[str, Tensor]], network: Network, rows: Rows, what: Explained, every: Tensor
 ) -> Tensor:
     """Σ_t of what the change of buffers did, at the weights after the step."""
     total = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
     names = set(network.selected)
-    for t in range(len(run)):
-        if run.steps[t].buffers_changed:
+    for t in range(len(along.steps)):
+        if along.steps[t].buffers_changed:
             before, after = states[t], states[t + 1]
             mixed = {name: (after if name in names else before)[name] for name in after}
             total += _values(network, after, rows, what, every) - _values(network, mixed, rows, what, every)

@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from kernelmem.ground.batches import Rows
 from kernelmem.runs.replay import set_modes
-from kernelmem.tangents.capture import Call, Capture, Recorder, Use, capture
+from kernelmem.tangents.capture import Call, Capture, Recorder, Rule, Use, capture
 from kernelmem.tangents.dense import rowwise_jacobian
 from kernelmem.tangents.engine import RULES
 from kernelmem.tangents.groups import MixedGroup
 from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.products import differentiable_kernels, load_dual_rules
 from kernelmem.tangents.survey import survey
 from kernelmem.tangents.sweeps import one_direction
 
-__all__ = ["Line", "Network", "seeded"]
+__all__ = ["Line", "Network", "every_output", "seeded", "take"]
 
 REPLICATE = 2**18  # parameters up to which k copies of a row are cheaper than k sweeps
 
@@ -84,8 +86,10 @@ class Network:
         # Derived weights are no affine function of the parameters; what no rule covers is not met at all.
         two = Rows(few.slice(0, min(2, few.n)), min(2, few.n))
         with seeded(None):
-            derived = any(use.derived for use in self._capture(two, None).uses)
+            derived = any(use.derived for use in self.capture(two, None).uses)
         self.affine = not self.found.dense and not derived
+        # About what a pass keeps of a row.
+        self.row_numbers = 2 * self.found.saved + sum(sum(pair) for pair in self.found.elements.values()) + 1
         shapes = {name: parameter.shape for name, parameter in self.selected.items()}
         self.groups = [
             MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
@@ -133,22 +137,39 @@ class Network:
         """
         if line is not None and not self.affine:
             return self._place_by_place(rows, directions, line)
-        captured = self._capture(rows, line)
+        captured = self.capture(rows, line)
         cotangents = directions(captured.outputs.detach(), torch.arange(rows.n))
         k = cotangents.shape[1]
         if k > 1 and self.n_parameters <= REPLICATE and not self.found.dense:
             index = torch.arange(rows.n).repeat_interleave(k)
             many = Rows(rows.map(lambda leaf: leaf[index]), rows.n * k)
             place = None if line is None else line.rows(index)
-            copies = self._sweep(self._capture(many, place), cotangents.reshape(rows.n * k, 1, -1), many)
+            copies = self._sweep(self.capture(many, place), cotangents.reshape(rows.n * k, 1, -1), many)
             return copies.view(rows.n, k, -1), captured.outputs.detach()
         return self._sweep(captured, cotangents, rows), captured.outputs.detach()
+
+    def slopes(self, rows: Rows, line: Line) -> tuple[Tensor, Tensor]:
+        """F (n, C) of every row at its own place on the line, and its derivative by the place."""
+        if not self.affine:
+            step = self.flat(line.stop) - self.flat(line.start)
+            tangents, outputs = self._place_by_place(rows, every_output, line)
+            return outputs, tangents @ step
+        load_dual_rules()
+        with differentiable_kernels(torch.device("cpu")), forward_ad.dual_level():
+            dual = forward_ad.make_dual(line.places, torch.ones_like(line.places))
+            found = self._along(rows, Line(line.start, line.stop, dual))
+            outputs, slopes = forward_ad.unpack_dual(found)
+            return outputs, torch.zeros_like(outputs) if slopes is None else slopes
 
     def outputs_along(self, rows: Rows, line: Line) -> Tensor:
         """F of every row at its own place on the line: (n, C)."""
         if self.affine:
-            return self._capture(rows, line).outputs.detach()
+            return self._along(rows, line)
         return self._place_by_place(rows, lambda f, _: f.new_zeros(len(f), 0, f.shape[1]), line)[1]
+
+    def _along(self, rows: Rows, line: Line) -> Tensor:
+        with torch.no_grad(), _LineForward(line, self.found.layouts, self.selected, RULES, self.found.skip):
+            return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
 
     def _place_by_place(
         self, rows: Rows, directions: Callable[[Tensor, Tensor], Tensor], line: Line
@@ -168,7 +189,9 @@ class Network:
         back = torch.cat(order).argsort()
         return torch.cat(tangents)[back], torch.cat(outputs)[back]
 
-    def _capture(self, rows: Rows, line: Line | None) -> Capture:
+    def capture(self, rows: Rows, line: Line | None) -> Capture:
+        """One forward pass that meets every use of the parameters, each row at its own place if there is a line."""
+
         def recorder(*arguments: Any) -> Recorder:
             return Recorder(*arguments) if line is None else _LineRecorder(line, self.found.layouts, *arguments)
 
@@ -214,6 +237,17 @@ class Network:
         return tangents
 
 
+def every_output(outputs: Tensor, _: Tensor) -> Tensor:
+    """Each output by itself as a direction: (n, C, C)."""
+    n, C = outputs.shape
+    return torch.eye(C, dtype=outputs.dtype).expand(n, C, C)
+
+
+def take(rows: Rows, index: Tensor) -> Rows:
+    """The rows at ``index``, repeats allowed."""
+    return Rows(rows.map(lambda leaf: leaf[index]), len(index))
+
+
 @contextmanager
 def seeded(random: bytes | None) -> Iterator[None]:
     """Draw from the recorded state of torch's generator inside, and leave that outside as it was."""
@@ -247,3 +281,25 @@ class _LineRecorder(Recorder):
         shape = [1] * ends[0].ndim
         shape[layout.axis] = -1
         return torch.lerp(ends[0], ends[1], places.view(shape))
+
+
+class _LineForward(_LineRecorder):
+    """The same, without keeping what sweeps need: for values and slopes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = self.rules.get(func)
+        if isinstance(rule, Rule):
+            call = rule.read(func, args, kwargs)
+            weights = {} if call is None else call.weights
+            names = {slot: self.names[id(value)] for slot, value in weights.items() if id(value) in self.names}
+            if call is not None and names:
+                self.calls += 1
+                if self.calls not in self.skip:
+                    return self.run(call, names, {}, weights)
+        elif rule is not None:
+            with self:
+                output = rule.expand(func, args, kwargs)
+            if output is not NotImplemented:
+                return output
+        return func(*args, **kwargs)

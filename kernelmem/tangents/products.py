@@ -29,7 +29,7 @@ from kernelmem.ground.transforms import functional_call
 from kernelmem.ground.transforms import jvp as dual_jvp
 from kernelmem.tangents.prepare import Prepared
 
-__all__ = ["Linearized", "Tangents", "Way", "choose_way", "jvp", "vjp"]
+__all__ = ["Linearized", "Tangents", "Way", "choose_way", "differentiable_kernels", "jvp", "load_dual_rules", "vjp"]
 
 Tangents = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
 Way = Literal["reverse", "forward"]
@@ -62,14 +62,14 @@ class Linearized:
 
     def vjp(self, cotangents: Tensor) -> Tangents:
         """Compute Jᵀ w, one tensor for each selected parameter; ``cotangents`` w: (n, C)."""
-        with _differentiable_kernels(self.prepared.device):
+        with differentiable_kernels(self.prepared.device):
             if self.twice and self.way == "reverse" and self._transposed is None:
                 return {name: g.detach() for name, g in self._transpose(cotangents).items()}
             return self._gradients(cotangents, create_graph=False)
 
     def jvp(self, tangents: Tangents) -> Tensor:
         """Compute J u, (n, C); ``tangents`` u: one tensor for each selected parameter."""
-        with _differentiable_kernels(self.prepared.device):
+        with differentiable_kernels(self.prepared.device):
             return self._dual(tangents) if self.way == "forward" else self._double_backward(tangents)
 
     def _forward(self) -> Tensor:
@@ -116,7 +116,7 @@ class Linearized:
         return result
 
     def _dual(self, tangents: Tangents) -> Tensor:
-        _load_dual_rules()
+        load_dual_rules()
         bound = _Bound(self.prepared)
         primals = {f"module.{name}": p.detach() for name, p in self.prepared.parameters.items()}
         duals = {f"module.{name}": u for name, u in tangents.items()}
@@ -140,7 +140,7 @@ class _Bound(nn.Module):
 
 
 @cache
-def _load_dual_rules() -> None:
+def load_dual_rules() -> None:
     """Make one dual number: the first in a process compiles rules by torch.jit, which warns that it is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
@@ -149,7 +149,7 @@ def _load_dual_rules() -> None:
 
 
 @contextmanager
-def _differentiable_kernels(device: torch.device) -> Iterator[None]:
+def differentiable_kernels(device: torch.device) -> Iterator[None]:
     """Run with operations that can be differentiated twice and by dual numbers; the global flags are put back.
 
     Fused attention has a first derivative only, and the fused TransformerEncoder layer none. Autocast would give
