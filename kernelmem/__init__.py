@@ -7,6 +7,7 @@
                     trained)  factored,   infinite   exact        detection)
                               planned)    width,     leave-one-out)
                                           spectrum)
+                              path = runs × tangents: the exact ledger of a recorded run
 
 Data moves from left to right, and a package imports only what stands to its left. Below them all: ``ground`` (errors,
 checks, the one door to torch.func) and ``store`` (whole files, weights without code). ``testing`` is for users' own
@@ -39,7 +40,11 @@ from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
 from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
 from kernelmem.memorization.detection import detect as detect
 from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
+from kernelmem.path.ledger import Ledger as Ledger
+from kernelmem.path.ledger import ledger as ledger
 from kernelmem.runs.adapters import logits as logits
+from kernelmem.runs.recorder import Recorder as Recorder
+from kernelmem.runs.run import Run as Run
 from kernelmem.tangents.sketch import tangent_features as tangent_features
 
 __version__ = "0.1.0"

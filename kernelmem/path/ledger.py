@@ -20,16 +20,20 @@ Source: Domingos 2020 (the path kernel in the limit of small steps); Bell et al.
 momentum and adaptive optimizers, rounding and buffers: derived here.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
-from kernelmem.ground.errors import InputError
+from kernelmem.ground.errors import FileCorruptError, InputError
 from kernelmem.path.backward import sweep_back
 from kernelmem.path.forward import Trace, batch_of, trace
 from kernelmem.path.network import Network
@@ -37,8 +41,16 @@ from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.losses import per_example_loss
 from kernelmem.runs.replay import replay
 from kernelmem.runs.run import Run
+from kernelmem.store.files import write_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Ledger", "ledger"]
+
+TENSORS = (
+    *("contributions", "initial", "final", "decay", "rounding", "buffers", "residual", "residuals", "evaluations"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Ledger:
     residuals: Tensor  # (T, m, k): of the quadrature of every step
     evaluations: Tensor  # (T,): tangents of a row that the quadrature took
     names: tuple[str, ...]  # of the k
+    tape: str = ""  # the hash that the recorded run ends with
 
     @property
     def largest_residual(self) -> float:
@@ -76,6 +89,77 @@ class Ledger:
         own = self.contributions[row, :, output]
         order = own.abs().argsort(descending=True)[:n]
         return [(int(i), float(own[i])) for i in order]
+
+    def by_group(self, groups: Any) -> Tensor:
+        """Contributions summed over groups of examples: (m, G, k) for groups (n,) of integers 0..G-1.
+
+        Raises:
+            InputError: not one group for each example.
+        """
+        groups = as_labels(groups, "groups", n=self.contributions.shape[1])
+        m, _, k = self.contributions.shape
+        total = torch.zeros(m, int(groups.max()) + 1, k, dtype=torch.float64)
+        return total.index_add_(1, groups, self.contributions)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One line a row, output and kind: examples, decay, rounding, buffers, residual, and the change they make up."""
+        import pandas as pd  # slow to import
+
+        lines = {
+            "change": self.final - self.initial,
+            "examples": self.contributions.sum(1),
+            "decay": self.decay,
+            "rounding": self.rounding,
+            "buffers": self.buffers,
+            "residual": self.residual,
+            "mass": self.mass,
+        }
+        m, k = self.initial.shape
+        frame = pd.DataFrame({name: value.flatten().numpy() for name, value in lines.items()})
+        frame.insert(0, "output", list(self.names) * m)
+        frame.insert(0, "row", [row for row in range(m) for _ in range(k)])
+        return frame
+
+    def save(self, path: str | Path) -> Path:
+        """Write all lines to a .safetensors file, with the hash of the run that they account for."""
+        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
+        metadata = {"names": json.dumps(self.names), "tape": self.tape, "format": "kernelmem ledger 1"}
+        return write_file(path, safetensors.torch.save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Ledger":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileCorruptError: truncated, altered beyond reading, or no ledger.
+        """
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+            return cls(**tensors, names=tuple(json.loads(metadata["names"])), tape=metadata["tape"])
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+            raise FileCorruptError(
+                f"ledger file {path} ({error})", expected="what Ledger.save wrote", do="compute and save it again"
+            ) from error
+
+    def recomputed_residual(self) -> float:
+        """The largest residual, from the lines alone: what a reader of the file can check.
+
+        Raises:
+            FileCorruptError: it is not the residual that the ledger states.
+        """
+        lines = self.contributions.sum(1) + self.decay + self.rounding + self.buffers
+        found = self.final - self.initial - lines
+        size = float(self.mass.max() + self.final.abs().max() + self.initial.abs().max())
+        gap = float((found - self.residual).abs().max())
+        if not gap <= 1e-12 * max(size, 1.0):
+            raise FileCorruptError(
+                f"a ledger whose lines leave another residual than it states, by {gap:.2g}",
+                expected="lines that add up to the change",
+                do="compute the ledger again",
+            )
+        return float(found.abs().max())
 
     def __str__(self) -> str:
         m, n, k = self.contributions.shape
@@ -172,6 +256,7 @@ def ledger(
         lines.residuals,
         lines.evaluations,
         what.names,
+        run.tape.head,
     )
 
 

@@ -99,6 +99,11 @@ class Tape:
             connection.close()
         return cls(directory, write=True)
 
+    @property
+    def head(self) -> str:
+        """The hash of the last row, and so of all before it."""
+        return self._chain
+
     def __len__(self) -> int:
         """The number of steps when the tape was opened, and of those appended since."""
         return self._length

@@ -30,18 +30,20 @@ class NormalizationRule(Rule):
     functions = tuple(NAMES)
 
     def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
-        """Read one normalization; batch statistics are refused."""
+        """Read one normalization.
+
+        With batch statistics a row's tangent is what its own positions give (its path); that these statistics depend on
+        the other rows is for the caller to allow.
+        """
         given = dict(zip(NAMES[function], args, strict=False)) | kwargs
         last = function in (F.layer_norm, F.rms_norm)
-        if function is F.batch_norm and given.get("training"):
-            return None
         weights = {"weight": given.pop("weight", None), "bias": given.pop("bias", None)}
 
         def as_it_is(w: dict[str, Tensor | None]) -> Tensor:
             return function(**given, **{slot: value for slot, value in w.items() if value is not None})
 
         # The backward of an affine map is one product; that of torch's batch_norm is several times slower.
-        running = function is F.batch_norm and given.get("running_var") is not None
+        running = function is F.batch_norm and not given.get("training") and given.get("running_var") is not None
         run = _affine(given) if running else as_it_is
         axes = len(given["normalized_shape"]) if last else 1
         return Call(weights, {"input": given["input"]}, run, {"last": last, "axes": axes, "normalize": run})

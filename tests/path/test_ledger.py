@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from kernelmem.path.ledger import ledger
+from kernelmem.path.ledger import Ledger, ledger
+from kernelmem.runs.recorder import Recorder
+from kernelmem.runs.run import Run
 from tests.path.recorded import OPTIMIZERS, digits, mlp, record
 
 
@@ -124,3 +126,84 @@ def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_line(tmp_path):
 
     altered = ledger(Altered(run), model, x=x[:3])
     assert float(altered.rounding.abs().max()) > 1e6 * float(true.rounding.abs().max())
+
+
+def test_batch_norm_has_its_buffers_on_a_line_of_their_own(tmp_path):
+    """Contributions are those of the activation rows; running statistics move what is tested in eval mode."""
+    x, y = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10)).double()
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
+    own = ledger(run, model, x=x[:6])
+    complete(own, 1e-10)
+    assert float(own.buffers.abs().max()) > 1e-2
+
+
+def test_dropout_is_replayed_with_its_masks(tmp_path):
+    x, y = digits(64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 10)).double()
+    run = record(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr=3e-3), x, y)
+    own = ledger(run, model, x=x[:6])
+    complete(own, 1e-10)
+    assert float(own.rounding.abs().max()) < 1e-11
+
+
+def test_small_convolutional_networks_with_relu_are_accounted_for(tmp_path):
+    x, y = digits(96)
+    torch.manual_seed(0)
+    layers = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10)).double()
+    run = record(tmp_path / "run", model, torch.optim.AdamW(model.parameters(), lr=3e-3), x, y, steps=15)
+    complete(ledger(run, model, x=x[:4]), 1e-10)
+
+
+def test_parameter_groups_and_frozen_parameters(tmp_path):
+    x, y = digits(64)
+    model = mlp()
+    model[0].bias.requires_grad_(False)
+    groups = [{"params": model[0].weight, "lr": 0.02}, {"params": list(model[2:].parameters()), "weight_decay": 0.01}]
+    run = record(tmp_path / "run", model, torch.optim.SGD(groups, lr=0.1, momentum=0.8, dampening=0.2), x, y)
+    complete(ledger(run, model, x=x[:4]), 1e-12)
+
+
+def test_groups_are_sums_of_examples(tmp_path):
+    run, model, x, y = run_of(tmp_path / "run", "adam", steps=4)
+    own = ledger(run, model, x=x[:3])
+    found = own.by_group(y[: own.contributions.shape[1]])
+    for digit in range(10):
+        expected = own.contributions[:, y[: own.contributions.shape[1]] == digit].sum(1)
+        assert float((found[:, digit] - expected).abs().max()) < 1e-14
+
+
+def test_a_ledger_is_saved_and_checked_from_its_file(tmp_path, capsys):
+    from kernelmem.cli import main
+
+    run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=4)
+    own = ledger(run, model, x=x[:3])
+    path = own.save(run.path / "ledger.safetensors")
+    again = Ledger.load(path)
+    assert torch.equal(again.contributions, own.contributions)
+    assert main(["ledger", "verify", str(run.path)]) == 0
+    assert "largest residual" in capsys.readouterr().out
+    altered = Ledger(**{**vars(own), "contributions": own.contributions + 1e-6})
+    altered.save(path)
+    assert main(["ledger", "verify", str(run.path)]) == 2
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(["ledger", "verify", str(run.path)]) == 2
+
+
+def test_the_order_of_a_batch_plays_no_part(tmp_path):
+    x, y = digits(32)
+    found = []
+    for name, order in (("a", slice(None)), ("b", torch.arange(31, -1, -1))):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+        with Recorder(model, optimizer, tmp_path / name, loss="cross_entropy") as recorder:
+            index = torch.arange(32)[order]
+            for _ in range(5):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+                recorder.step(index, x[index], y[index])
+        found.append(ledger(Run.open(tmp_path / name), model, x=x[:3]).contributions)
+    assert float((found[0] - found[1]).abs().max()) < 1e-13

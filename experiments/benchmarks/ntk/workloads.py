@@ -40,20 +40,23 @@ def build(name: str, n: int) -> tuple[nn.Module, Tensor]:
         elif name in PICTURES:
             x = torch.randn(n, 3, 32, 32)
         else:
-            x = _off_kinks(model, torch.randn(n + n // 8 + 8, sizes[0]))[:n]
+            x = _off_kinks(model, n, sizes[0])
     return model.eval(), x
 
 
-def _off_kinks(model: nn.Module, x: Tensor) -> Tensor:
-    """The rows with no pre-activation near 0: float32 and float64 would take another piece of relu there, by rounding.
+def _off_kinks(model: nn.Module, n: int, width: int) -> Tensor:
+    """Rows with no pre-activation near 0: float32 and float64 would take another piece of relu there, by rounding.
 
     Of 8,000 rows through 1,024 units one is close enough to be off by 3e-3, in any float32 implementation.
     """
-    exact, near = copy.deepcopy(model).double(), torch.zeros(len(x), dtype=torch.bool)
-    with torch.no_grad():
-        z = x.double()
-        for layer in exact:  # type: ignore[attr-defined]  # a Sequential
-            if isinstance(layer, nn.ReLU):
-                near |= (z.abs() < 1e-5).any(1)
-            z = layer(z)
-    return x[~near]
+    exact, kept = copy.deepcopy(model).double(), []
+    while sum(map(len, kept)) < n:
+        x = torch.randn(n + n // 8 + 8, width)
+        z, near = x.double(), torch.zeros(len(x), dtype=torch.bool)
+        with torch.no_grad():
+            for layer in exact:  # type: ignore[attr-defined]  # a Sequential
+                if isinstance(layer, nn.ReLU):
+                    near |= (z.abs() < 1e-5).any(1)
+                z = layer(z)
+        kept.append(x[~near])
+    return torch.cat(kept)[:n]
