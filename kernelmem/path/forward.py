@@ -44,9 +44,8 @@ class Trace:
         return max((float(r.abs().max()) for r in self.rounding if r.numel()), default=0.0)
 
 
-def batch_of(run: Run, t: int) -> Batch:
-    """The examples of step t."""
-    step = run.steps[t]
+def batch_of(run: Run, step: Step) -> Batch:
+    """The examples of one step."""
     x, y = run.tape.inputs(step)
     scale = step.scale / len(step.examples) if run.reduction == "mean" else step.scale
     rows = Rows(x, len(step.examples)).to(dtype=torch.float64, device=torch.device("cpu"))
@@ -80,7 +79,8 @@ def trace(
     """
     kind = filter_of(run.optimizer)
     filters = {name: kind() for name in network.selected}
-    steps, batches = list(run.steps), [batch_of(run, t) for t in range(len(run))]
+    steps = list(run.steps)
+    batches = [batch_of(run, step) for step in steps]
     moved: list[dict[str, Moved]] = []
     rounding: list[Tensor] = []
     for t, (now, after) in enumerate(pairwise(states)):

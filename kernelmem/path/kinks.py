@@ -60,8 +60,11 @@ def kinks(network: Network, rows: Rows, line: Line) -> list[list[float]]:
     n = rows.n
     found: list[list[float]] = [[] for _ in range(n)]
     low, high = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    if network.piecewise is False:
+        return found
     here = _distances(network, rows, Line(line.start, line.stop, low))
-    if here.shape[1] == 0:
+    network.piecewise = here.shape[1] > 0
+    if not network.piecewise:
         return found
     end = _distances(network, rows, Line(line.start, line.stop, high))
     piece, last = here > 0, end > 0

@@ -226,18 +226,18 @@ def ledger(
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     if len(run) == 0:
         raise InputError("a run of no step", expected="at least one", do="record a step")
-    batch = batch_of(run, 0)
+    batch = batch_of(run, run.steps[0])
     states = [state for _, state in replay(run, model, loss=loss)]
     moved = {name for step in (run.steps[0], run.steps[-1]) for group in step.groups for name in group["parameters"]}
     parameters = [name for name in run.parameters if name in moved]
     tested = Network(model, rows, parameters=parameters, forward=forward)
     trained = Network(model, batch.rows, parameters=parameters, forward=forward, evaluating=run.steps[0].evaluating)
     what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
-    n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in run.steps)
     total = 2 * len(run)
     report = None if progress is None else (lambda done, _: progress(done, total))
     later = None if progress is None else (lambda done, _: progress(len(run) + done, total))
     along = trace(run, states, trained, per_example_loss(loss or run.loss), progress=report)
+    n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in along.steps)
     lines = sweep_back(
         run, states, trained, tested, rows, what, along, n_examples=n, tolerance=tolerance, order=order, progress=later
     )

@@ -88,6 +88,7 @@ class Network:
         with seeded(None):
             derived = any(use.derived for use in self.capture(two, None).uses)
         self.affine = not self.found.dense and not derived
+        self.piecewise: bool | None = None  # whether it has operations with kinks; None: not seen yet
         # About what a pass keeps of a row.
         self.row_numbers = 2 * self.found.saved + sum(sum(pair) for pair in self.found.elements.values()) + 1
         shapes = {name: parameter.shape for name, parameter in self.selected.items()}
