@@ -23,7 +23,7 @@ __all__ = ["Integral", "mean_tangents"]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
 RAISED = 4  # orders that are tried before a panel is halved
-NOISE = 64  # machine epsilons of the outputs: what rounding leaves of a panel
+NOISE = 16  # machine epsilons of the outputs: what rounding leaves of a panel
 Panel = tuple[int, float, float]  # row, from, to
 
 
