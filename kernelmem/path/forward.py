@@ -38,11 +38,6 @@ class Trace:
     rounding: list[Tensor]  # recorded step less the formula's, (P,)
     loss: PerExample
 
-    @property
-    def largest_rounding(self) -> float:
-        """Largest difference of any weight in any step."""
-        return max((float(r.abs().max()) for r in self.rounding if r.numel()), default=0.0)
-
 
 def batch_of(run: Run, step: Step) -> Batch:
     """The examples of one step."""

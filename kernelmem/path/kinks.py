@@ -21,7 +21,7 @@ __all__ = ["kinks"]
 # Functions with kinks, and where these lie.
 PIECEWISE = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.leaky_relu, torch.prelu), (0.0,)),
-    **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, F.threshold), (0.0,)),
+    **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__), (0.0,)),
     F.relu6: (0.0, 6.0),
     F.hardtanh: (-1.0, 1.0),
 }

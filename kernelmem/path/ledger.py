@@ -48,9 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger", "ledger"]
 
-TENSORS = (
-    *("contributions", "initial", "final", "decay", "rounding", "buffers", "residual", "residuals", "evaluations"),
-)
+TENSORS = ("contributions", "initial", "final", "decay", "rounding", "buffers", "residual", "residuals", "evaluations")
 
 
 @dataclass(frozen=True)

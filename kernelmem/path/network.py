@@ -6,7 +6,6 @@ all rows then go through the network in one pass. Weights that are computed from
 function of them, nor are operations that no rule knows: such networks take one pass a node.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from kernelmem.tangents.capture import Call, Capture, Recorder, Rule, Use, captu
 from kernelmem.tangents.dense import rowwise_jacobian
 from kernelmem.tangents.engine import RULES
 from kernelmem.tangents.groups import MixedGroup
-from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.prepare import prepare
 from kernelmem.tangents.products import differentiable_kernels, load_dual_rules
 from kernelmem.tangents.survey import survey
 from kernelmem.tangents.sweeps import one_direction
@@ -62,19 +61,13 @@ class Network:
         evaluating: frozenset[str] | None = None,
     ) -> None:
         """Copy the model; None: all of it in eval mode, otherwise the modules of these names, the others in train mode."""
-        module = copy.deepcopy(model).double().eval()
-        if evaluating is not None:
-            set_modes(module, evaluating)
-        named = dict(module.named_parameters())
-        for name, parameter in named.items():
-            parameter.requires_grad_(name in set(parameters))
-        self.selected = {name: named[name] for name in parameters}
-        run = forward or (lambda m, batch: m(batch))
-        self.rows_like = rows
+        self.prepared = prepare(
+            model, rows, forward=forward, parameters=parameters, dtype=torch.float64, device="cpu", evaluation=True
+        )
+        self.selected = self.prepared.parameters
         few = rows.to(dtype=torch.float64, device=torch.device("cpu"))
-        with torch.no_grad(), seeded(None):
-            outputs = run(module, few.take([0, min(1, rows.n - 1)]))
-        self.prepared = Prepared(module, run, self.selected, torch.float64, torch.device("cpu"), outputs.shape[1])
+        if evaluating is not None:
+            self.set_modes(evaluating)
         with seeded(None):
             self.found = survey(self.prepared, few, RULES)
         self.sizes = {name: parameter.numel() for name, parameter in self.selected.items()}
@@ -143,7 +136,7 @@ class Network:
         k = cotangents.shape[1]
         if k > 1 and self.n_parameters <= REPLICATE and not self.found.dense:
             index = torch.arange(rows.n).repeat_interleave(k)
-            many = Rows(rows.map(lambda leaf: leaf[index]), rows.n * k)
+            many = take(rows, index)
             place = None if line is None else line.rows(index)
             copies = self._sweep(self.capture(many, place), cotangents.reshape(rows.n * k, 1, -1), many)
             return copies.view(rows.n, k, -1), captured.outputs.detach()
@@ -182,8 +175,7 @@ class Network:
         for i, place in enumerate(places):
             index = (inverse == i).nonzero()[:, 0]
             self.set_state(line.at(float(place)))
-            own = Rows(rows.map(lambda leaf, index=index: leaf[index]), len(index))
-            found, values = self.tangents(own, lambda f, own, index=index: directions(f, index[own]))
+            found, values = self.tangents(take(rows, index), lambda f, own, index=index: directions(f, index[own]))
             tangents.append(found)
             outputs.append(values)
             order.append(index)

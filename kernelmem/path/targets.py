@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.errors import InputError
+from kernelmem.path.network import every_output
 from kernelmem.tangents.directions import named_target
 
 __all__ = ["Explained", "explained"]
@@ -31,7 +32,7 @@ def explained(target: Any, labels: Tensor | None, n_outputs: int) -> Explained:
     if target is None:
         return Explained(
             lambda outputs, rows: outputs,
-            lambda outputs, rows: torch.eye(n_outputs, dtype=outputs.dtype).expand(len(outputs), -1, -1),
+            every_output,
             tuple(str(c) for c in range(n_outputs)),
         )
     if target == "log_probability":
@@ -39,11 +40,7 @@ def explained(target: Any, labels: Tensor | None, n_outputs: int) -> Explained:
         name, function = "log_probability", lambda outputs, labels: -loss(outputs, labels)
     else:
         function = named_target(target)
-        name = (
-            target
-            if isinstance(target, str)
-            else getattr(target, "__name__", "_".join(map(str, target)) if isinstance(target, tuple) else "target")
-        )
+        name = "_".join(map(str, target)) if isinstance(target, tuple) else getattr(target, "__name__", str(target))
     if target in ("margin", "loss", "log_probability") and labels is None:
         raise InputError(f"target={target!r} without labels", expected="labels of x", do="pass labels=y")
 

@@ -21,7 +21,6 @@ NAMES = {
         *("use_input_stats", "momentum", "eps"),
     ),
 }
-PIECE = 2**24  # numbers in work at a time
 
 
 class NormalizationRule(Rule):
@@ -70,15 +69,9 @@ class NormalizationRule(Rule):
         positions = [axis for axis in range(1, g.ndim) if axis not in features]
         found = {"bias": g.sum(positions, keepdim=True) if positions else g} if "bias" in use.slots else {}
         if normalized is not None:
-            found["weight"] = _summed_product(g, normalized, positions)
+            product = g * normalized
+            found["weight"] = product.sum(positions, keepdim=True) if positions else product
         return {slot: tangent.reshape(n, 1, -1) for slot, tangent in found.items()}
-
-
-def _summed_product(g: Tensor, normalized: Tensor, axes: list[int]) -> Tensor:
-    """Σ g ∘ x̂ over the axes, a few rows at a time, so that the product stays in the processor's cache."""
-    step = max(1, PIECE // max(1, g[0].numel()))
-    parts = zip(g.split(step), normalized.split(step), strict=True)
-    return torch.cat([(a * b).sum(axes, keepdim=True) if axes else a * b for a, b in parts])
 
 
 def _affine(given: dict[str, Any]) -> Callable[[dict[str, Tensor | None]], Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kernelmem.ground.errors import InputError
 from kernelmem.path.ledger import Ledger, ledger
 from kernelmem.runs.recorder import Recorder
 from kernelmem.runs.run import Run
@@ -207,3 +208,22 @@ def test_the_order_of_a_batch_plays_no_part(tmp_path):
                 recorder.step(index, x[index], y[index])
         found.append(ledger(Run.open(tmp_path / name), model, x=x[:3]).contributions)
     assert float((found[0] - found[1]).abs().max()) < 1e-13
+
+
+def test_masks_of_training_in_float32_are_those_of_the_analysis(tmp_path):
+    """Other masks would show as a large rounding line, with the residual as small as ever."""
+    x, y = digits(64, dtype=torch.float32)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 10))
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y)
+    own = ledger(run, model, x=x[:6])
+    complete(own, 1e-10)
+    assert float(own.rounding.abs().max()) < 1e-4
+
+
+def test_rows_that_the_model_does_not_take_are_refused(tmp_path):
+    run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=2)
+    with pytest.raises(InputError, match="rows of shape"):
+        ledger(run, model, x=x[:3, :10])
+    with pytest.raises(InputError, match="without labels"):
+        ledger(run, model, x=x[:3], target="margin")
