@@ -16,6 +16,7 @@ __all__ = ["verify"]
 
 BYTES = 2**24  # of row-by-row tangents held at a time
 PAIRS = 16  # of a full kernel no more outputs than this are compared, each with each
+FAINT = 1e-6  # of the kernel along another direction
 NUMBERS = 2**28  # in row-by-row tangents altogether, about a second's work; beyond, some outputs stand for all
 
 
@@ -93,7 +94,7 @@ class _Definition:
                 parts.append(each if combine == "diagonal" else each.sum(2, keepdim=True))
         whole, one, other = torch.cat(parts, 2), *(torch.cat(found, 1) for found in norms)
         if combine == "sum":
-            return whole.sum(2), _nonzero(one.norm(dim=1).max() * other.norm(dim=1).max())
+            return whole.sum(2), _nonzero(one.norm(dim=1).max() * other.norm(dim=1).max()).clamp_min(self._rounding())
         return whole, _nonzero(one.max() * other.max())
 
     def _tangents(self, side: Side, block: list[int]) -> Tensor:
@@ -101,6 +102,15 @@ class _Definition:
         with torch.no_grad():
             outputs = prepared.outputs(rows.slice(0, rows.n), rows.n)
         return jacobian_of(prepared, rows, self.engine.directions.cotangents(outputs, block, side.labels))
+
+    def _rounding(self) -> float:
+        """Below this scale a kernel is rounding: outputs that sum to a constant have a pseudo kernel of zero."""
+        if self.engine.directions.k == self.engine.prepared.n_outputs:
+            return 0.0
+        prepared = self.engine.prepared
+        signs = 1.0 - 2.0 * (torch.arange(prepared.n_outputs, device=prepared.device) % 2).to(prepared.dtype)
+        alternating = (signs * prepared.n_outputs**-0.5).expand(self.left.rows.n, 1, -1)
+        return FAINT * float(jacobian_of(prepared, self.left.rows, alternating).norm(dim=2).max()) ** 2
 
     def worst(self, by_layer: dict[str, Tensor], plan: Plan) -> str:
         """Name the layer whose summand differs most."""

@@ -202,3 +202,11 @@ def test_some_outputs_stand_for_very_many(outputs, monkeypatch):
     mixed = lambda module, batch: module(batch - batch.mean(0))  # noqa: E731
     with pytest.raises(km.VerificationError, match="differs from the row-by-row definition"):
         km.ntk(mixing, x, outputs=outputs, forward=mixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_that_sum_to_one_have_a_pseudo_kernel_of_zero(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Softmax(1)).to(dtype)
+    x = torch.randn(3, 3, dtype=dtype)
+    assert float(km.ntk(model, x, outputs="pseudo").abs().max()) < 1e-12
