@@ -1,7 +1,8 @@
 """Replay: the weights after every step of a run, read where they were kept and recomputed to the bit between."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,25 @@ from kernelmem.runs.tape import Step
 
 __all__ = ["replay", "set_modes"]
 
+Forward = Callable[[nn.Module, Any], Tensor]
+
 
 def replay(
-    run: Run, model: nn.Module, *, loss: Loss | None = None, reanchor: bool = False
+    run: Run,
+    model: nn.Module,
+    *,
+    loss: Loss | None = None,
+    reanchor: bool = False,
+    start: int = 0,
+    stop: int | None = None,
+    forward: Forward | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Give (t, weights and buffers after t steps) for t = 0, 1, ..., T.
+    """Give (t, weights and buffers after t steps) for t = start, ..., stop: by default 0, 1, ..., T.
 
     Kept states are read; between them the step is taken again from the kept one before: the recorded batch, random
     state, train or eval mode and gradient scale, and a real torch.optim optimizer. Every state is compared with the
-    SHA-256 on the tape. Neither ``model`` nor torch's random state is changed.
+    SHA-256 on the tape, those too that are recomputed only to reach ``start``. Neither ``model`` nor torch's random
+    state is changed.
 
     Args:
         run: an open run.
@@ -38,43 +49,52 @@ def replay(
         loss: the callable of a run that was recorded with one.
         reanchor: let recomputed states differ from the recorded ones (another thread count or torch version,
             accumulated gradients); each kept state is exact again.
+        start: the first t. Nothing before the largest kept t <= start is read.
+        stop: the last t, included; None: T.
+        forward: maps (model, batch) to (B, C) outputs, as in the recording; None: ``model(x)``.
 
     Returns:
-        An iterator over T + 1 states, each a dict of tensors that belong to the caller. One forward and one backward
-        pass for each step that was not kept, none where all were.
+        An iterator over stop - start + 1 states, each a dict of tensors that belong to the caller. One forward and one
+        backward pass for each step that was not kept, none where all were.
 
     Raises:
-        InputError: another model, or no callable where the run has one. While iterating: VerificationError, a state
-            differs from the recorded one, names the step; FileCorruptError, the files are not what was written.
+        InputError: another model, no callable where the run has one, steps that the run has not. While iterating:
+            VerificationError, a state differs from the recorded one, names the step; FileCorruptError, the files are
+            not what was written.
     """
     loss = _recorded_loss(run, loss)
+    stop = len(run) if stop is None else stop
+    _check_range(run, start, stop)
+    anchor = max(t for t in run.kept if t <= start)
     copied = copy.deepcopy(model)
-    load_model_state(copied, run.weights(0))  # refuses another architecture here, not at the first step
-    return _states(run, copied, loss, reanchor)
+    load_model_state(copied, run.weights(anchor))  # refuses another architecture here, not at the first step
+    every = _states(run, copied, loss, reanchor, forward or _call, anchor, stop)
+    return ((t, {name: value.clone() for name, value in state.items()}) for t, state in every if t >= start)
 
 
-def _states(run: Run, model: nn.Module, loss: Loss, reanchor: bool) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def _states(
+    run: Run, model: nn.Module, loss: Loss, reanchor: bool, forward: Forward, anchor: int, stop: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
     kept = frozenset(run.kept)
-    start: Checkpoint | None = None  # the kept state that the model is at, unless it has moved on
+    begin: Checkpoint | None = None  # the kept state that the model is at, unless it has moved on
     optimizer: torch.optim.Optimizer | None = None
-    anchor = 0
-    for t in range(len(run) + 1):
+    for t in range(anchor, stop + 1):
         expected = run.steps[t - 1].after if t else run.meta.get("initial")
         if t in kept:
-            start, anchor = run.checkpoint(t), t
-            state = start.model
+            begin, anchor = run.checkpoint(t), t
+            state = begin.model
             # a kept state is never recomputed, so it must be exact even where others need not be
             _compare(run, t, t, state, expected)
         else:
-            if start is not None:
-                optimizer = _begin(run, model, start, t - 1)
-                start = None
+            if begin is not None:
+                optimizer = _begin(run, model, begin, t - 1)
+                begin = None
             assert optimizer is not None
-            _advance(run, run.steps[t - 1], model, optimizer, loss)
+            _advance(run, run.steps[t - 1], model, optimizer, loss, forward)
             state = model_state(model)
             if not reanchor:
                 _compare(run, t, anchor, state, expected)
-        yield t, {name: value.clone() for name, value in state.items()}
+        yield t, state
 
 
 def _begin(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.optim.Optimizer:
@@ -86,7 +106,9 @@ def _begin(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.
     return optimizer
 
 
-def _advance(run: Run, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+def _advance(
+    run: Run, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, forward: Forward
+) -> None:
     """Take one recorded step."""
     parameters = dict(model.named_parameters())
     set_groups(optimizer, step.groups, parameters)
@@ -100,7 +122,7 @@ def _advance(run: Run, step: Step, model: nn.Module, optimizer: torch.optim.Opti
     drawn = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
     with random_state(drawn):
         gradients = batch_gradient(
-            model,
+            lambda batch: forward(model, batch),
             {name: parameters[name] for name in parameters if name in members},
             x,
             y,
@@ -129,6 +151,20 @@ def _compare(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], expecte
             f" torch {torch.__version__}, {torch.get_num_threads()} threads), or pass reanchor=True to go on from the"
             " next kept weights",
         )
+
+
+def _check_range(run: Run, start: int, stop: int) -> None:
+    for name, value, first in (("start", start, 0), ("stop", stop, start)):
+        if isinstance(value, bool) or not isinstance(value, int) or not first <= value <= len(run):
+            raise InputError(
+                f"{name}={value!r} in a run of {len(run)} steps",
+                expected=f"a whole number {first}..{len(run)}",
+                do="count the steps that were taken: 0 is before the first; stop is included",
+            )
+
+
+def _call(model: nn.Module, batch: Any) -> Tensor:
+    return model(batch)
 
 
 def _recorded_loss(run: Run, loss: Loss | None) -> Loss:

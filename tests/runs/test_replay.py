@@ -235,3 +235,41 @@ def test_a_run_that_is_still_going_on_and_one_of_no_steps(lab):
         assert [t for t, _ in replay(Run.open(lab.directory / "run"), model)] == [0]
         states = lab.loop().run(model, optimizer, recorder, steps=6)
         check(Run.open(lab.directory / "run"), lab.network(), states)
+
+
+@pytest.mark.parametrize("keep", ["all", "sqrt", 5, 100])
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5, "norm": True}])
+def test_every_part_of_a_replay_is_that_part_of_the_whole(lab, keep, options):
+    directory, model, states = lab.record(OPTIMIZERS["adam"], model=lab.network(**options), keep=keep, steps=9)
+    run = Run.open(directory)
+    states = [run.weights(0), *states]
+    for start in range(10):
+        for stop in [*range(start, 10), None]:
+            seen = list(replay(run, model, start=start, stop=stop))
+            last = 9 if stop is None else stop
+            assert [t for t, _ in seen] == list(range(start, last + 1))
+            for t, weights in seen:
+                assert all(torch.equal(weights[name], states[t][name]) for name in states[t])
+
+
+def test_a_part_reads_nothing_before_its_anchor_and_nothing_after_its_end(lab):
+    directory, model, states = lab.record(keep=3, steps=9)
+    (directory / "weights" / "00000000.safetensors").unlink()
+    (directory / "weights" / "00000003.safetensors").unlink()
+    (directory / "weights" / "00000009.safetensors").unlink()
+    run = Run.open(directory)
+    check = [weights["0.weight"] for _, weights in replay(run, model, start=7, stop=8)]
+    assert torch.equal(check[0], states[6]["0.weight"])
+    assert torch.equal(check[1], states[7]["0.weight"])
+
+
+def test_forward_stands_for_the_call_of_the_model(lab):
+    directory, model, states = lab.record(keep=100)
+    called = []
+
+    def forward(module, batch):
+        called.append(len(batch))
+        return module(batch)
+
+    check(Run.open(directory), model, states, forward=forward)
+    assert called == [6, 6, 6, 3, 6, 6]  # the last state is read

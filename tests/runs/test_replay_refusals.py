@@ -110,3 +110,30 @@ def test_a_damaged_checkpoint_stops_the_replay_there(lab):
     assert len(list(islice(steps, 6))) == 6
     with pytest.raises(FileCorruptError, match="step 6"):
         next(steps)
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ({"start": 8}, r"start=8 in a run of 7 steps.*0\.\.7"),
+        ({"start": -1}, "start=-1"),
+        ({"start": 1.0}, r"start=1\.0"),
+        ({"start": True}, "start=True"),
+        ({"start": 4, "stop": 3}, r"stop=3.*4\.\.7"),
+        ({"stop": 8}, "stop=8"),
+    ],
+)
+def test_steps_that_the_run_has_not_are_refused_at_once(lab, part, named):
+    run = Run.open(lab.record()[0])
+    with pytest.raises(InputError, match=named):
+        replay(run, lab.network(), **part)
+
+
+def test_a_part_compares_the_steps_that_lead_to_it(lab, accumulated):
+    run, states = accumulated
+    with pytest.raises(VerificationError, match=r"after 4 steps.*recomputed from step 3"):
+        next(replay(run, lab.network(), start=5))
+    (t, weights), *rest = replay(run, lab.network(), start=5, stop=6, reanchor=True)
+    assert t == 5
+    assert not torch.equal(weights["0.weight"], states[4]["0.weight"])
+    assert torch.equal(rest[0][1]["0.weight"], states[5]["0.weight"])
