@@ -1,4 +1,9 @@
-"""From the last step to the first: every gradient's share in the change of what is explained."""
+"""From the last step to the first: every gradient's share in the change of what is explained.
+
+Two ways to A_t(x) · g_i. Where a step hands nothing on to later ones (plain gradient descent) and a layer has one position
+a row, both are outer products, and so is their inner product: Σ_q (a_q · a_i)(g_q · g_i), no tangent is formed. Otherwise
+A_t is carried from step to step, a number for every row, output and parameter, and met slice by slice.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,83 +12,243 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
-from kernelmem.path.forward import Trace, loss_directions
-from kernelmem.path.integral import mean_tangents
-from kernelmem.path.network import Line, Network, seeded
-from kernelmem.path.optimizers import filter_of
+from kernelmem.path.blocks import Blocks, Segments
+from kernelmem.path.factors import Tangents, Vector
+from kernelmem.path.forward import PerExample, Stretch, joined, loss_directions
+from kernelmem.path.integral import integrate, mean_tangents
+from kernelmem.path.network import Network, seeded
+from kernelmem.path.optimizers import Carried, Moved, filter_of
 from kernelmem.path.targets import Explained
 from kernelmem.runs.run import Run
 
-__all__ = ["Lines", "sweep_back"]
+__all__ = ["Lines", "Sweep"]
 
 START = 3  # nodes of the last step
+TOGETHER = 2**21  # about as many numbers of mean tangents are formed at a time: many steps of a small network
+MOST_STEPS = 32
+SLICE = 2**19  # numbers of a slice of tangents that is worked on in cache
 
 
 @dataclass(frozen=True)
 class Lines:
     """The ledger's lines, float64."""
 
-    contributions: Tensor  # (m, n, k)
+    contributions: Tensor  # (m, n, k): of examples, or of steps
     decay: Tensor  # (m, k)
     rounding: Tensor  # (m, k)
     residuals: Tensor  # (T, m, k): of every step
     evaluations: Tensor  # (T,): tangents of a row
 
 
-def sweep_back(
-    run: Run,
-    states: Sequence[dict[str, Tensor]],
-    trained: Network,
-    tested: Network,
-    rows: Rows,
-    what: Explained,
-    along: Trace,
-    *,
-    n_examples: int,
-    tolerance: float,
-    order: int | None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Lines:
-    """Carry A_t(x) from step to step and contract it with the gradients of that step's examples.
+class Sweep:
+    """Carries A_t(x) from stretch to stretch, the last one first.
 
-    Cost: for every step the integral of m rows, one tangent of every example in the batch, m·k·P·B operations; memory
-    m·k·P + B·P + m·n·k numbers.
+    Cost: for every step the integral of m rows and one tangent of every example in the batch. Where nothing is carried,
+    products of factors; otherwise m·k·P·B operations and memory for m·k·P numbers.
     """
-    T, m, k = len(along.steps), rows.n, len(what.names)
-    kind = filter_of(run.optimizer)
-    filters = {name: kind() for name in tested.selected}
-    contributions = torch.zeros(m, n_examples, k, dtype=torch.float64)
-    decay, rounding = torch.zeros(m, k, dtype=torch.float64), torch.zeros(m, k, dtype=torch.float64)
-    residuals, evaluations = torch.zeros(T, m, k, dtype=torch.float64), torch.zeros(T, dtype=torch.float64)
-    nodes = order or START
-    for t in reversed(range(T)):
-        now, after = states[t], states[t + 1]
-        tested.set_state(now)
-        line = Line(_doubled(now, tested), _doubled(after, tested), torch.empty(0))
-        found = mean_tangents(tested, rows, line, what, order=nodes, tolerance=tolerance / max(1, T))
-        residuals[t], evaluations[t] = found.residual, found.evaluations
-        if order is None:
+
+    def __init__(
+        self,
+        run: Run,
+        trained: Network,
+        tested: Network,
+        rows: Rows,
+        what: Explained,
+        loss: PerExample,
+        *,
+        sources: int,
+        by_step: bool,
+        tolerance: float,
+        order: int | None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """``sources``: examples, or steps with ``by_step``."""
+        self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
+        self.by_step, self.tolerance, self.progress = by_step, tolerance / len(run), progress
+        self.chosen, self.order = order, order or START
+        m, k = rows.n, len(what.names)
+        self.lines = Lines(
+            *(torch.zeros(size, dtype=torch.float64) for size in ((m, sources, k), (m, k), (m, k), (len(run), m, k))),
+            torch.zeros(len(run), dtype=torch.float64),
+        )
+        self.filter = filter_of(run.optimizer)()
+        self.carried: dict[str, Tensor] = {}  # q (m, k, size) of the parameters that have one
+        self.factors: dict[str, float] = {}
+
+    def back(self, stretch: Stretch) -> None:
+        """Take the steps of one stretch."""
+        stop = len(stretch.steps)
+        while stop:
+            start = self._first(stretch, stop)
+            self._piece(stretch, start, stop)
+            if self.progress is not None:
+                self.progress(stop - start)
+            stop = start
+
+    def _first(self, stretch: Stretch, stop: int) -> int:
+        """The first of the steps that are taken together with step ``stop`` − 1."""
+        numbers = self.rows.n * len(self.what.names) * self.tested.n_parameters
+        most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if self.tested.in_blocks and self.trained.in_blocks else 1
+        last, start = stretch.steps[stop - 1], stop - 1
+
+        def joins(t: int) -> bool:
+            step = stretch.steps[t]
+            return not step.buffers_changed and step.random is None and step.evaluating == last.evaluating
+
+        while joins(start) and start > 0 and stop - start < most and joins(start - 1):
+            start -= 1
+        return start
+
+    def _piece(self, stretch: Stretch, start: int, stop: int) -> None:
+        """Steps start..stop−1 of the stretch together: their mean tangents, their gradients, then one after the other."""
+        states = stretch.states[start : stop + 1]
+        self.tested.set_state(states[0])
+        segments = Segments.of(states, list(self.tested.selected))
+        first = stretch.start + start
+        found = integrate(
+            self.tested, self.rows, segments, self.what, order=self.order, tolerance=self.tolerance
+        )
+        self.lines.residuals[first : first + len(segments)] = found.residual
+        self.lines.evaluations[first : first + len(segments)] = found.evaluations
+        if self.chosen is None:
             # Fewer are tried now and then: late steps are short, and a failed try costs little.
-            nodes = max(1, found.order - 1) if t % 8 == 0 else found.order
-        rounding += found.tangents @ along.rounding[t]
-        carried = torch.zeros_like(found.tangents)
-        for name, moved in along.moved[t].items():
-            own = found.tangents[..., tested.slices[name]].unflatten(-1, tested.selected[name].shape)
-            share, part = filters[name].backward(own, moved)
-            carried[..., tested.slices[name]] = share.flatten(2)
-            if part is not None:
-                decay += part
-        batch, step = along.batches[t], along.steps[t]
-        trained.set_state(now)
-        trained.set_modes(step.evaluating)
+            fewer = first // 8 != (first + len(segments)) // 8
+            self.order = max(1, found.order - 1) if fewer else found.order
+        gradients = self._gradients(stretch, start, stop, segments)
+        batches = stretch.batches[start:stop]
+        sizes = [batch.rows.n for batch in batches]
+        k = len(self.what.names)
+        shares = [torch.zeros(self.rows.n, k, B, dtype=torch.float64) for B in sizes]
+        moved, rounding = stretch.moved[start:stop], torch.stack(stretch.rounding[start:stop])
+        factors = dict(self.factors)
+        for index, tangents in mean_tangents(self.tested, self.rows, segments, self.what, found):
+            crossed: dict[int, list[tuple[str, Vector, Vector]]] = {}
+            for name in self.tested.selected:
+                own = [step.get(name) for step in moved]
+                pair = None if self._carries(name, own) else (tangents.vector(name), gradients.vector(name))
+                if pair is not None and pair[0] is not None and pair[1] is not None:
+                    crossed.setdefault(pair[0].key, []).append((name, pair[0], pair[1]))
+                else:
+                    factors[name] = self._formed(name, index, tangents, gradients, own, rounding, shares, sizes)
+            for members in crossed.values():
+                self._crossed(members, index, moved, rounding, shares, sizes)
+        self.factors = factors
+        for i, (batch, share) in enumerate(zip(batches, shares, strict=True)):
+            if self.by_step:
+                self.lines.contributions[:, first + i] += share.sum(2)
+            else:
+                self.lines.contributions.index_add_(1, batch.examples, share.transpose(1, 2))
+
+    def _gradients(self, stretch: Stretch, start: int, stop: int, segments: Segments) -> Tangents:
+        """The gradients of all examples of these steps: rows (1, B in all), one direction."""
+        step = stretch.steps[start]
+        batch = joined(stretch.batches[start:stop])
+        self.trained.set_state(stretch.states[start])
+        self.trained.set_modes(step.evaluating)
+        blocks = None
+        if stop - start > 1:
+            counts = tuple(own.rows.n for own in stretch.batches[start:stop])
+            blocks = Blocks(counts, {name: list(w) for name, w in segments.start.items()})
         with seeded(step.random):
-            gradients, _ = trained.tangents(batch.rows, loss_directions(along.loss, batch))
-        shares = carried.flatten(0, 1) @ gradients[:, 0].T  # (m·k, B)
-        contributions.index_add_(1, batch.examples, shares.unflatten(0, (m, k)).transpose(1, 2))
-        if progress is not None:
-            progress(T - t, T)
-    return Lines(contributions, decay, rounding, residuals, evaluations)
+            return self.trained.factors(batch.rows, loss_directions(self.loss, batch), blocks)[0]
+
+    def _carries(self, name: str, moved: Sequence[Moved | None]) -> bool:
+        """Whether A_t of a parameter is more than a multiple of the mean tangent."""
+        return name in self.carried or any(
+            own is not None and (own.denominator is not None or self.filter.carries(own.options)) for own in moved
+        )
+
+    def _formed(
+        self,
+        name: str,
+        index: Tensor,
+        tangents: Tangents,
+        gradients: Tangents,
+        moved: Sequence[Moved | None],
+        rounding: Tensor,
+        shares: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> float:
+        """Carry one parameter's slices through the steps; returns the factor of the first one."""
+        S, r, k = tangents.shape
+        keeps = name in self.carried or any(own is not None and self.filter.carries(own.options) for own in moved)
+        if keeps and name not in self.carried:
+            self.carried[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
+        contiguous = len(index) == self.rows.n
+        offset, factor = self.tested.slices[name].start, self.factors.get(name, 0.0)
+        for part in tangents.parts(name, max(1, SLICE // (S * k))):
+            width = part.stop - part.start
+            own_gradients = gradients.form(name, part, slice(None))[0, :, 0].split(sizes)
+            rho = rounding[:, offset + part.start : offset + part.stop, None]
+            step = max(1, SLICE // (S * k * width))
+            for i in range(0, r, step):
+                piece = slice(i, min(i + step, r))
+                who = piece if contiguous else index[piece]
+                own = tangents.form(name, part, piece)
+                self._add(self.lines.rounding, who, (own.flatten(1, 2) @ rho).sum(0).view(-1, k))
+                carried = Carried(self.carried[name][who, :, part] if keeps else None, self.factors.get(name, 0.0))
+                for s in reversed(range(S)):
+                    one = moved[s]
+                    if one is None:
+                        continue
+                    cotangent, decay = self.filter.backward(own[s], one.part(part), carried)
+                    found = cotangent.reshape(-1, width) @ own_gradients[s].T
+                    self._add(shares[s], who, found.view(-1, k, sizes[s]))
+                    if decay is not None:
+                        self._add(self.lines.decay, who, decay)
+                if keeps and not contiguous:
+                    assert carried.q is not None
+                    self.carried[name][who, :, part] = carried.q
+                factor = carried.factor
+        return factor
+
+    def _crossed(
+        self,
+        members: Sequence[tuple[str, Vector, Vector]],
+        index: Tensor,
+        moved: Sequence[dict[str, Moved]],
+        rounding: Tensor,
+        shares: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> None:
+        """A weight and its bias, by products of their factors."""
+        starts = [sum(sizes[:s]) for s in range(len(sizes))]
+        for s, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            own = slice(start, start + size)
+            g = members[0][1].gradients[s]  # (q, r, k, out)
+            q, r, k = g.shape[:3]
+            scale = torch.zeros(q, r, size, dtype=torch.float64)
+            for name, left, right in members:
+                rho = rounding[s, self.tested.slices[name]]
+                self.lines.rounding.index_add_(0, index, _along(left, s, rho))
+                one = moved[s].get(name)
+                if one is None:
+                    continue
+                rate = one.options["lr"] * (-1.0 if one.options.get("maximize") else 1.0)
+                if left.activations is None or right.activations is None:
+                    scale -= rate
+                else:
+                    inner = left.activations[s].flatten(0, 1) @ right.activations[0, 0, own].T
+                    scale.sub_(inner.view(q, r, size), alpha=rate)
+                if one.weights is not None:
+                    strength = one.options["lr"] * one.options["weight_decay"]
+                    self.lines.decay.index_add_(0, index, -strength * _along(left, s, one.weights))
+            product = (g.flatten(0, 2) @ members[0][2].gradients[0, 0, own, 0].T).view(q, r, k, size)
+            shares[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))
+
+    @staticmethod
+    def _add(total: Tensor, who: slice | Tensor, found: Tensor) -> None:
+        if isinstance(who, slice):
+            total[who] += found
+        else:
+            total.index_add_(0, who, found)
 
 
-def _doubled(state: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
-    return {name: state[name].double() for name in network.selected}
+def _along(vector: Vector, s: int, direction: Tensor) -> Tensor:
+    """⟨J̄, direction⟩ from the factors: (r, k)."""
+    g = vector.gradients[s]  # (q, r, k, out)
+    if vector.activations is None:
+        return (g @ direction).sum(0)
+    moved = vector.activations[s] @ direction.view(g.shape[3], -1).T  # (q, r, out)
+    return (g @ moved[..., None])[..., 0].sum(0)
+

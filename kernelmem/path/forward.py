@@ -1,21 +1,25 @@
 """Along the run from its first step to its last: what the optimizer's formula says, and what the record says beside it."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows
-from kernelmem.path.network import Network
-from kernelmem.path.optimizers import Moved, filter_of
+from kernelmem.path.network import Directions, Network
+from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
+from kernelmem.runs.losses import Loss
+from kernelmem.runs.replay import replay
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
 
-__all__ = ["Batch", "Trace", "loss_directions", "trace"]
+__all__ = ["Batch", "PerExample", "Stretch", "batch_of", "loss_directions", "stretches"]
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
+HELD = 2**30  # bytes of states, denominators and rounding held at a time; a longer run is traced once more, stretch by stretch
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What the sweep back needs of every step."""
+class Stretch:
+    """What the sweep back needs of steps start..stop−1."""
 
+    start: int
     steps: list[Step]
     batches: list[Batch]
-    moved: list[dict[str, Moved]]
+    states: list[dict[str, Tensor]]  # one more than steps
+    moved: list[dict[str, Moved]]  # of every parameter that moved, as vectors
     rounding: list[Tensor]  # recorded step less the formula's, (P,)
-    loss: PerExample
 
 
 def batch_of(run: Run, step: Step) -> Batch:
@@ -48,49 +53,94 @@ def batch_of(run: Run, step: Step) -> Batch:
     return Batch(rows, targets, step.examples, step.weights.double() * scale)
 
 
-def loss_directions(loss: PerExample, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+def loss_directions(loss: PerExample, batch: Batch) -> Directions:
     """Outputs (B, C) -> the weighted derivative of each example's own loss by its own outputs, (B, 1, C)."""
 
-    def directions(outputs: Tensor, _: Tensor) -> Tensor:
+    def directions(outputs: Tensor, rows: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            total = (batch.weights * loss(leaf, batch.targets)).sum()
+            total = (batch.weights[rows] * loss(leaf, batch.targets[rows])).sum()
             return torch.autograd.grad(total, leaf)[0][:, None]
 
     return directions
 
 
-def trace(
+def stretches(
     run: Run,
-    states: Sequence[dict[str, Tensor]],
+    model: nn.Module,
     network: Network,
-    loss: PerExample,
+    loss: Loss | None,
+    per_example: PerExample,
     *,
-    progress: Callable[[int, int], None] | None = None,
-) -> Trace:
-    """Evaluate the optimizer's formula in float64 at the recorded weights, step by step.
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Stretch]:
+    """Evaluate the optimizer's formula in float64 at the recorded weights; give the run in stretches, the last one first.
 
-    Cost: one forward and backward pass of every batch.
+    Cost: one forward and backward pass of every batch; two where the run does not fit into memory as a whole. ``progress``
+    is called with 1 for every step that is traced for the first time.
     """
     kind = filter_of(run.optimizer)
     filters = {name: kind() for name in network.selected}
-    steps = list(run.steps)
+    length = max(1, HELD // (8 * 4 * network.n_parameters))
+    starts = list(range(0, len(run), length))
+    snapshots, last = [], None
+    for start in starts:
+        snapshots.append(copy.deepcopy(filters))
+        stop = min(start + length, len(run))
+        last = _traced(run, model, network, loss, per_example, filters, start, stop, progress)
+    assert last is not None
+    yield last
+    del last
+    for start, snapshot in list(zip(starts, snapshots, strict=True))[-2::-1]:
+        yield _traced(run, model, network, loss, per_example, snapshot, start, start + length, None)
+
+
+def _traced(
+    run: Run,
+    model: nn.Module,
+    network: Network,
+    loss: Loss | None,
+    per_example: PerExample,
+    filters: dict[str, ParameterFilter],
+    start: int,
+    stop: int,
+    progress: Callable[[int], None] | None,
+) -> Stretch:
+    steps = run.steps[start:stop]
     batches = [batch_of(run, step) for step in steps]
+    states = [state for _, state in replay(run, model, loss=loss, start=start, stop=stop)]
     moved: list[dict[str, Moved]] = []
     rounding: list[Tensor] = []
-    for t, (now, after) in enumerate(pairwise(states)):
-        step = steps[t]
+    for step, batch, (now, after) in zip(steps, batches, pairwise(states), strict=True):
         network.set_modes(step.evaluating)
         options = {name: group for group in step.groups for name in group["parameters"]}
-        gradients = network.gradient(batches[t], loss, now, step.random)
-        formula, of_step = torch.zeros(network.n_parameters, dtype=torch.float64), {}
+        gradients = network.gradient(batch, per_example, now, step.random)
+        difference, of_step = network.flat(after) - network.flat(now), {}
         for name, gradient in gradients.items():
             if name in step.skipped or name not in options:
                 continue
-            of_step[name] = filters[name].forward(gradient, now[name].double(), options[name])
-            formula[network.slices[name]] = of_step[name].step.flatten()
-        rounding.append(network.flat(after) - network.flat(now) - formula)
+            own = filters[name].forward(gradient.flatten(), now[name].double().flatten(), options[name])
+            difference[network.slices[name]] -= own.step
+            of_step[name] = own
+        rounding.append(difference)
         moved.append(of_step)
         if progress is not None:
-            progress(t + 1, len(steps))
-    return Trace(steps, batches, moved, rounding, loss)
+            progress(1)
+    return Stretch(start, list(steps), batches, states, moved, rounding)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches, one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    flat: list[list[Tensor]] = []
+    for batch in batches:
+        leaves: list[Tensor] = []
+        batch.rows.map(lambda leaf, found=leaves: found.append(leaf) or leaf)
+        flat.append(leaves)
+    columns = iter([torch.cat(column) for column in zip(*flat, strict=True)])
+    rows = Rows(batches[0].rows.map(lambda _: next(columns)), sum(batch.rows.n for batch in batches))
+    targets, examples, weights = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("targets", "examples", "weights")
+    )
+    return Batch(rows, targets, examples, weights)

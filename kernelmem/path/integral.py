@@ -3,9 +3,11 @@
 The change of the outputs between any two places of the line is known exactly from two evaluations, and the slope dφ/ds
 at a node from one pass of forward differentiation, whatever the number of outputs. So the residual of every panel,
 φ(b) − φ(a) − ∫_a^b (dφ/ds) ds, is known before any tangent is formed. Panels that a rule does not integrate to the
-tolerance get more nodes, then are halved; where a network is piecewise linear, they were split at its kinks to begin with.
+tolerance get more nodes, then are halved. All rows of a step share its panels, so that a node is a set of weights; where a
+network is piecewise linear, every row has panels of its own, split at its kinks to begin with.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,115 +15,228 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
+from kernelmem.path.blocks import Segments
+from kernelmem.path.factors import Formed, Tangents, join
 from kernelmem.path.kinks import kinks
-from kernelmem.path.network import Line, Network, take
+from kernelmem.path.network import Network, take
 from kernelmem.path.quadrature import ORDERS, gauss_legendre
-from kernelmem.path.sums import NUMBERS, summed_tangents
 from kernelmem.path.targets import Explained
 
-__all__ = ["Integral", "mean_tangents"]
+__all__ = ["Integral", "integrate", "mean_tangents"]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
 RAISED = 4  # orders that are tried before a panel is halved
 NOISE = 16  # machine epsilons of the outputs: what rounding leaves of a panel
-Panel = tuple[int, float, float]  # row, from, to
+NUMBERS = 2**25  # about as many activations and gradients at a time
+Panel = tuple[int, int, float, float]  # segment, row (-1: all), from, to
+Places = tuple[list[float], list[float]]  # and their weights
 
 
 @dataclass(frozen=True)
 class Integral:
-    """J̄ (m, k, P) of one step, its residual (m, k), and what it took."""
+    """The nodes of S steps, and what they leave."""
 
-    tangents: Tensor
-    residual: Tensor
-    evaluations: float  # nodes a row, on average
+    nodes: dict[tuple[int, int], Places]  # of each segment and row, row -1 for all
+    residual: Tensor  # (S, m, k)
+    evaluations: Tensor  # (S,): nodes a row, on average
     order: int  # nodes that were enough for nine panels of ten
 
 
-def mean_tangents(
-    network: Network, rows: Rows, line: Line, what: Explained, *, order: int, tolerance: float
+def integrate(
+    network: Network, rows: Rows, segments: Segments, what: Explained, *, order: int, tolerance: float
 ) -> Integral:
-    """Integrate the tangents of all rows along one step.
+    """Find nodes that integrate the tangents of all rows along S steps.
 
     Args:
-        network: buffers are those of the step.
+        network: buffers are those of the steps.
         rows: m rows.
-        line: from w to w + d; its places are not used.
+        segments: S steps.
         what: functions of the outputs, and their derivatives.
         order: nodes on a panel to begin with.
         tolerance: largest residual of a panel.
 
-    Cost: (nodes · panels) slopes and tangents of m rows, and an evaluation at each edge.
+    Cost: a slope of m rows at each node, and an evaluation at each edge of a panel.
     """
-    m = rows.n
-    edges = [[0.0, *inner, 1.0] for inner in kinks(network, rows, line)]
-    pending = [(row, a, b) for row in range(m) for a, b in pairwise(edges[row])]
-    residual = torch.zeros(m, len(what.names), dtype=torch.float64)
+    S, m = len(segments), rows.n
+    inner = kinks(network, rows, segments)
+    if network.piecewise:
+        pending = [
+            (s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *inner[s][row], 1.0])
+        ]
+    else:
+        pending = [(s, -1, 0.0, 1.0) for s in range(S)]
+    residual = torch.zeros(S, m, len(what.names), dtype=torch.float64)
     accepted: list[tuple[Panel, int]] = []  # with their orders
     orders = [n for n in ORDERS if n >= order][:RAISED] or [order]
     for depth in range(DEEPEST + 1):
         for n in orders:  # more nodes first: a smooth panel needs no more
             if not pending:
                 break
-            own = _residuals(network, rows, line, what, pending, n)
+            own, noise = _residuals(network, rows, segments, what, pending, n)  # (panels, rows of each, k), (panels,)
             last = depth == DEEPEST and n == orders[-1]
-            limit = torch.full((len(pending),), torch.inf) if last else own.noise.clamp_min(tolerance)
-            good = (own.residual.abs() <= limit[:, None]).all(1)
-            residual.index_add_(0, own.rows[good], own.residual[good])
-            accepted += [(panel, n) for panel, fine in zip(pending, good.tolist(), strict=True) if fine]
-            pending = [panel for panel, fine in zip(pending, good.tolist(), strict=True) if not fine]
-        pending = [half for row, a, b in pending for half in ((row, a, 0.5 * (a + b)), (row, 0.5 * (a + b), b))]
-    tangents = _integrate(network, rows, line, what, accepted)
+            limit = torch.full((len(pending),), torch.inf) if last else noise.clamp_min(tolerance)
+            fine = (own.abs().amax((1, 2)) <= limit).tolist()
+            for i, (s, row, _, _) in enumerate(pending):
+                if fine[i]:
+                    residual[s, slice(None) if row < 0 else slice(row, row + 1)] += own[i]
+                    accepted.append((pending[i], n))
+            pending = [panel for panel, good in zip(pending, fine, strict=True) if not good]
+        pending = [half for s, row, a, b in pending for half in ((s, row, a, 0.5 * (a + b)), (s, row, 0.5 * (a + b), b))]
     used = sorted(n for _, n in accepted)
-    return Integral(tangents, residual, sum(used) / m, used[(9 * len(used)) // 10])
-
-
-def _integrate(network: Network, rows: Rows, line: Line, what: Explained, accepted: list[tuple[Panel, int]]) -> Tensor:
-    """The weighted sum of the tangents at all nodes: (m, k, P)."""
-    tangents = torch.zeros(rows.n, len(what.names), network.n_parameters, dtype=torch.float64)
-    of_row: dict[int, tuple[list[float], list[float]]] = {}
-    for (row, a, b), n in accepted:
+    evaluations = torch.zeros(S, dtype=torch.float64)
+    nodes: dict[tuple[int, int], Places] = {}
+    for (s, row, a, b), n in accepted:
         rule = gauss_legendre(n)
-        places, weights = of_row.setdefault(row, ([], []))
+        places, weights = nodes.setdefault((s, row), ([], []))
         places += [a + (b - a) * node for node in rule.nodes]
         weights += [(b - a) * weight for weight in rule.weights]
-    buckets: dict[int, list[int]] = {}  # rows by how many nodes they have
-    for row, (places, _) in of_row.items():
-        buckets.setdefault(len(places), []).append(row)
-    for count, members in buckets.items():
-        size = max(1, NUMBERS // (network.row_numbers * count * len(what.names)))
-        for i in range(0, len(members), size):
-            part = members[i : i + size]
-            places, weights = (
-                torch.tensor([of_row[row][which] for row in part], dtype=torch.float64) for which in (0, 1)
-            )
-            index = torch.tensor(part)
-            tangents[index] = summed_tangents(network, rows, line, index, places, weights, what)
-    return tangents
-
-
-@dataclass(frozen=True)
-class _Residuals:
-    rows: Tensor  # (panels,)
-    residual: Tensor  # (panels, k)
-    noise: Tensor  # (panels,): what rounding leaves
+        evaluations[s] += n if row < 0 else n / m
+    return Integral(nodes, residual, evaluations, used[(9 * len(used)) // 10])
 
 
 def _residuals(
-    network: Network, rows: Rows, line: Line, what: Explained, panels: list[Panel], order: int
-) -> _Residuals:
-    """What the rule leaves of the change over each panel."""
+    network: Network, rows: Rows, segments: Segments, what: Explained, panels: list[Panel], order: int
+) -> tuple[Tensor, Tensor]:
+    """What the rule leaves of the change over each panel, and what rounding leaves of it."""
     rule = gauss_legendre(order)
-    index = torch.tensor([row for row, _, _ in panels])
-    ends = torch.tensor([panel[1:] for panel in panels], dtype=torch.float64)
     nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in (rule.nodes, rule.weights))
+    segment = torch.tensor([panel[0] for panel in panels])
+    ends = torch.tensor([panel[2:] for panel in panels], dtype=torch.float64)
     length = ends[:, 1] - ends[:, 0]
-    places = torch.cat([(ends[:, :1] + length[:, None] * nodes).flatten(), ends[:, 0], ends[:, 1]])
-    many = torch.cat([index.repeat_interleave(order), index, index])
-    outputs, slopes = network.slopes(take(rows, many), Line(line.start, line.stop, places))
-    inner = len(index) * order
-    directions = what.directions(outputs[:inner], many[:inner])
-    rates = (directions * slopes[:inner, None]).sum(2).unflatten(0, (len(index), order))
-    before, after = what.values(outputs[inner:], many[inner:]).chunk(2)
-    residual = (after - before) - length[:, None] * (rates * weights[:, None]).sum(1)
-    size = torch.cat([before.abs(), after.abs()], 1).max(1).values.clamp_min(1.0)
-    return _Residuals(index, residual, NOISE * torch.finfo(torch.float64).eps * size)
+    places = torch.cat([ends[:, :1] + length[:, None] * nodes, ends], 1)  # (panels, order + 2)
+    single = panels[0][1] >= 0
+    count = 1 if single else rows.n
+    size = max(1, NUMBERS // (network.row_numbers * (order + 2) * count))
+    found, noise = [], []
+    for i in range(0, len(panels), size):
+        part = slice(i, i + size)
+        b = len(segment[part])
+        if single:
+            index = torch.tensor([panel[1] for panel in panels[part]])
+            inner = _along(network, rows, segments, segment[part], index, places[part, :order])
+            edges = network.outputs(
+                take(rows, index.repeat_interleave(2)),
+                segments.lines(segment[part].repeat_interleave(2), places[part, order:].flatten()),
+            )
+            index = index[:, None]
+        else:
+            inner = _everywhere(network, rows, segments, segment[part], places[part, :order])
+            edges = _ends(network, rows, segments, segment[part], places[part, order:])
+            index = torch.arange(rows.n).expand(b, rows.n)
+        outputs, slopes = inner  # (b · order · count, C), panel by panel, node by node
+        every = index[:, None].expand(b, order, count).flatten()
+        directions = what.directions(outputs, every)
+        rates = (directions * slopes[:, None]).sum(2).unflatten(0, (b, order, count))
+        both = index[:, None].expand(b, 2, count).flatten()
+        before, after = what.values(edges, both).unflatten(0, (b, 2, count)).unbind(1)
+        found.append((after - before) - length[part, None, None] * (rates * weights[:, None, None]).sum(1))
+        largest = torch.maximum(before.abs(), after.abs()).amax((1, 2)).clamp_min(1.0)
+        noise.append(NOISE * torch.finfo(torch.float64).eps * largest)
+    return torch.cat(found), torch.cat(noise)
+
+
+def _along(
+    network: Network, rows: Rows, segments: Segments, segment: Tensor, index: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    order = places.shape[1]
+    blocks = segments.lines(segment.repeat_interleave(order), places.flatten())
+    return network.slopes(take(rows, index.repeat_interleave(order)), blocks)
+
+
+def _everywhere(
+    network: Network, rows: Rows, segments: Segments, segment: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All rows at every place: outputs and slopes."""
+    b, order = places.shape
+    own = segment.repeat_interleave(order)
+    blocks = segments.points(own, places.flatten(), rows.n)
+    return network.slopes(take(rows, torch.arange(rows.n).repeat(b * order)), blocks, segments.steps(own))
+
+
+def _ends(network: Network, rows: Rows, segments: Segments, segment: Tensor, places: Tensor) -> Tensor:
+    """All rows at both ends of every panel; where panels follow each other, that end is met once."""
+    keys = [(int(s), float(place)) for s, pair in zip(segment, places, strict=True) for place in pair]
+    # the end of a segment is the start of the next one
+    keys = [(s + 1, 0.0) if place == 1.0 and s + 1 < len(segments) else (s, place) for s, place in keys]
+    known = sorted(set(keys))
+    where = {key: i for i, key in enumerate(known)}
+    at = torch.tensor([s for s, _ in known]), torch.tensor([place for _, place in known], dtype=torch.float64)
+    many = take(rows, torch.arange(rows.n).repeat(len(known)))
+    outputs = network.outputs(many, segments.points(*at, rows.n)).unflatten(0, (len(known), rows.n))
+    return outputs[[where[key] for key in keys]].flatten(0, 1)
+
+
+def mean_tangents(
+    network: Network, rows: Rows, segments: Segments, what: Explained, found: Integral
+) -> Iterator[tuple[Tensor, Tangents]]:
+    """The weighted sums of the tangents at all nodes: ordinals of some rows, and their J̄ on all S segments."""
+    S, m, k = len(segments), rows.n, len(what.names)
+    if not network.piecewise:
+        count = max(len(places) for places, _ in found.nodes.values())
+        places, weights = _padded([found.nodes[s, -1] for s in range(S)], count)
+        size = max(1, NUMBERS // (network.row_numbers * S * count * k))
+        for i in range(0, m, size):
+            index = torch.arange(i, min(i + size, m))
+            yield index, _at_points(network, rows, segments, index, places, weights, what)
+        return
+    buckets: dict[int, list[tuple[int, int]]] = {}  # pairs by how many nodes they have
+    for pair, (places, _) in found.nodes.items():
+        buckets.setdefault(len(places), []).append(pair)
+    whole = torch.empty(S, m, k, network.n_parameters, dtype=torch.float64) if S > 1 else None
+    for count, members in buckets.items():
+        size = max(1, NUMBERS // (network.row_numbers * count * k))
+        for i in range(0, len(members), size):
+            part = sorted(members[i : i + size])
+            places, weights = _padded([found.nodes[pair] for pair in part], count)
+            segment, row = torch.tensor(part).unbind(1)
+            own = _at_places(network, rows, segments, segment, row, places, weights, what)
+            if whole is None:
+                yield row, own
+            else:
+                whole[segment, row] = join(own, list(network.sizes)).flatten(0, 1)
+    if whole is not None:
+        yield torch.arange(m), Formed(whole, network.slices)
+
+
+def _padded(nodes: list[Places], count: int) -> tuple[Tensor, Tensor]:
+    """Places and weights (b, count), filled up with nodes of no weight."""
+    places = [p + [0.5] * (count - len(p)) for p, _ in nodes]
+    weights = [w + [0.0] * (count - len(w)) for _, w in nodes]
+    return torch.tensor(places, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
+
+
+def _at_points(
+    network: Network, rows: Rows, segments: Segments, index: Tensor, places: Tensor, weights: Tensor, what: Explained
+) -> Tangents:
+    (S, q), r = places.shape, len(index)
+    blocks = segments.points(torch.arange(S).repeat_interleave(q), places.flatten(), r)
+    many, share = index.repeat(S * q), weights.flatten().repeat_interleave(r)
+    return network.factors(
+        take(rows, many), lambda f, own: what.directions(f, many[own]) * share[own, None, None], blocks, lying=(S, q, r)
+    )[0]
+
+
+def _at_places(
+    network: Network,
+    rows: Rows,
+    segments: Segments,
+    segment: Tensor,
+    row: Tensor,
+    places: Tensor,
+    weights: Tensor,
+    what: Explained,
+) -> Tangents:
+    """Pairs (b,) with nodes of their own: lying as one row on b segments, or as b rows on the only one."""
+    b, q = places.shape
+    if len(segments) > 1:
+        lying, many, at, share = (b, q, 1), row.repeat_interleave(q), places.flatten(), weights.flatten()
+        own_segment = segment.repeat_interleave(q)
+    else:
+        lying, many, at, share = (1, q, b), row.repeat(q), places.T.flatten(), weights.T.flatten()
+        own_segment = torch.zeros(b * q, dtype=torch.int64)
+    return network.factors(
+        take(rows, many),
+        lambda f, own: what.directions(f, many[own]) * share[own, None, None],
+        segments.lines(own_segment, at),
+        lying=lying,
+    )[0]

@@ -6,6 +6,7 @@ the network is a polynomial of the place, of its number of weight layers, which 
 Kinks of other operations (max-pooling) are not located; the bisection of panels meets them.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kernelmem.ground.batches import Rows
-from kernelmem.path.network import Line, Network
+from kernelmem.path.blocks import Segments
+from kernelmem.path.network import Network, take
 
 __all__ = ["kinks"]
 
@@ -45,47 +47,66 @@ class _Signs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _distances(network: Network, rows: Rows, line: Line) -> Tensor:
-    with _Signs(rows.n) as signs:
-        network.outputs_along(rows, line)
-    return torch.cat(signs.distances, 1) if signs.distances else torch.empty(rows.n, 0, dtype=torch.float64)
+@dataclass(frozen=True)
+class Pairs:
+    """Rows on segments: the network, and which row of which segment each of n pairs is, segments ascending."""
+
+    network: Network
+    rows: Rows
+    segments: Segments
+    segment: Tensor  # (n,)
+    row: Tensor  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def select(self, index: Tensor) -> "Pairs":
+        """Some of them, in their order."""
+        return Pairs(self.network, self.rows, self.segments, self.segment[index], self.row[index])
+
+    def distances(self, places: Tensor) -> Tensor:
+        """All pre-activations less where they have a kink, every pair at its place: (n, units)."""
+        with _Signs(len(self)) as signs:
+            self.network.outputs(take(self.rows, self.row), self.segments.lines(self.segment, places))
+        return torch.cat(signs.distances, 1) if signs.distances else torch.empty(len(self), 0, dtype=torch.float64)
 
 
-def kinks(network: Network, rows: Rows, line: Line) -> list[list[float]]:
-    """For every row the places in (0, 1) at which it changes its piece, ascending.
+def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[float]]]:
+    """For every segment and row the places in (0, 1) at which it changes its piece, ascending.
 
     A pair of crossings of the same unit within a step, or kinks of operations that are not known here, are not found.
     Cost: two evaluations of the network if there is none; a few more for each kink of the row that has most.
     """
-    n = rows.n
-    found: list[list[float]] = [[] for _ in range(n)]
-    low, high = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    S, m = len(segments), rows.n
+    found: list[list[list[float]]] = [[[] for _ in range(m)] for _ in range(S)]
     if network.piecewise is False:
         return found
-    here = _distances(network, rows, Line(line.start, line.stop, low))
+    pairs = Pairs(
+        network, rows, segments, torch.arange(S).repeat_interleave(m), torch.arange(m).repeat(S)
+    )
+    low, high = (torch.full((S * m,), end, dtype=torch.float64) for end in (0.0, 1.0))
+    here = pairs.distances(low)
     network.piecewise = here.shape[1] > 0
     if not network.piecewise:
         return found
-    end = _distances(network, rows, Line(line.start, line.stop, high))
+    end = pairs.distances(high)
     piece, last = here > 0, end > 0
     active = (piece != last).any(1).nonzero()[:, 0]
-    low = low[active]
-    here, piece, end, last = here[active], piece[active], end[active], last[active]
-    while len(active):
-        own = Rows(rows.map(lambda leaf, index=active: leaf[index]), len(active))
-        place, after, beyond = _first(network, own, line, low, here, piece, end)
-        for row, at in zip(active.tolist(), place.tolist(), strict=True):
-            found[row].append(at)
+    pairs = pairs.select(active)
+    low, here, piece, end, last = (t[active] for t in (low, here, piece, end, last))
+    while len(pairs):
+        place, after, beyond = _first(pairs, low, here, piece, end)
+        for segment, row, at in zip(pairs.segment.tolist(), pairs.row.tolist(), place.tolist(), strict=True):
+            found[segment][row].append(at)
         piece = beyond > 0
-        going = (piece != last).any(1) & (after < 1.0)
-        active, low, here, piece, end, last = (t[going] for t in (active, after, beyond, piece, end, last))
+        going = ((piece != last).any(1) & (after < 1.0)).nonzero()[:, 0]
+        pairs = pairs.select(going)
+        low, here, piece, end, last = (t[going] for t in (after, beyond, piece, end, last))
     return found
 
 
-def _first(
-    network: Network, rows: Rows, line: Line, low: Tensor, here: Tensor, piece: Tensor, end: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The first kink of every row after ``low``, a place just beyond it, and the distances there."""
+def _first(pairs: Pairs, low: Tensor, here: Tensor, piece: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first kink of every pair after ``low``, a place just beyond it, and the distances there."""
     high, there = torch.ones_like(low), end
     low, here = low.clone(), here.clone()
     for turn in range(MOST):
@@ -98,7 +119,7 @@ def _first(
         place = guess + nudge if turn % 3 < 2 else 0.5 * (low + high)
         place = torch.minimum(torch.maximum(place, low + 1e-3 * CLOSE), high - 1e-3 * CLOSE)
         place = torch.where(width <= CLOSE, high, place)
-        values = _distances(network, rows, Line(line.start, line.stop, place))
+        values = pairs.distances(place)
         same = ((values > 0) == piece).all(1) & (width > CLOSE)
         low, here = torch.where(same, place, low), torch.where(same[:, None], values, here)
         moved = ~same & (width > CLOSE)

@@ -23,8 +23,9 @@ momentum and adaptive optimizers, rounding and buffers: derived here.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -34,12 +35,11 @@ from torch import Tensor, nn
 from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import FileCorruptError, InputError
-from kernelmem.path.backward import sweep_back
-from kernelmem.path.forward import Trace, batch_of, trace
+from kernelmem.path.backward import Sweep
+from kernelmem.path.forward import Stretch, batch_of, stretches
 from kernelmem.path.network import Network
 from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.losses import per_example_loss
-from kernelmem.runs.replay import replay
 from kernelmem.runs.run import Run
 from kernelmem.store.files import write_file
 
@@ -185,9 +185,10 @@ def ledger(
     model: nn.Module,
     *,
     x: Any,
+    data: tuple[Any, Any] | None = None,
+    by: Literal["example", "step"] = "example",
     labels: Any = None,
     target: Any = None,
-    data: tuple[Any, Any] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     tolerance: float = 1e-12,
@@ -200,10 +201,11 @@ def ledger(
         run: what :class:`Recorder` wrote.
         model: the module that was trained, in any state; never changed.
         x: m rows.
+        data: (x, y) of all training examples, for their number; None: the examples that the run met.
+        by: "example": n contributions, of each example in all steps; "step": T of them, of all examples in each step.
         labels: (m,) integers, where ``target`` needs them.
         target: what is explained: None (every output), "margin", "loss", "log_probability", ("logit", c), or a
             callable (outputs, labels) -> (m,). k is 1 but for None.
-        data: (x, y) of all training examples, for their number; None: the examples that the run met.
         loss: the per-example loss, where the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
         tolerance: on the residual of the whole run; the quadrature is refined until every step has its share of it.
@@ -216,32 +218,51 @@ def ledger(
     Raises:
         InputError: an optimizer without a filter, rows the model does not take, a run without its inputs.
 
-    Cost: for each step, nodes (1 to 3 for most) tangents of m rows and one of every example in the batch, and m·k·P·B
-    operations; memory m·k·P numbers.
+    Cost: for each step, nodes (1 to 3 for most) tangents of m rows and one of every example in the batch. Plain gradient
+    descent: products of factors, m·k·B·(units) operations. Otherwise m·k·P·B operations, memory for m·k·P numbers; 1 GiB
+    of weights and denominators are held, a longer run is traced a second time.
 
     Source: Domingos 2020; Bell et al. 2023.
     """
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
+    if by not in ("example", "step"):
+        raise InputError(f"by={by!r}", expected='"example" or "step"', do="use one of these")
     if len(run) == 0:
         raise InputError("a run of no step", expected="at least one", do="record a step")
-    batch = batch_of(run, run.steps[0])
-    states = [state for _, state in replay(run, model, loss=loss)]
-    moved = {name for step in (run.steps[0], run.steps[-1]) for group in step.groups for name in group["parameters"]}
+    first, last = run.steps[0], run.steps[-1]
+    batch = batch_of(run, first)
+    moved = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
     parameters = [name for name in run.parameters if name in moved]
     tested = Network(model, rows, parameters=parameters, forward=forward)
-    trained = Network(model, batch.rows, parameters=parameters, forward=forward, evaluating=run.steps[0].evaluating)
+    trained = Network(model, batch.rows, parameters=parameters, forward=forward, evaluating=first.evaluating)
     what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
-    total = 2 * len(run)
-    report = None if progress is None else (lambda done, _: progress(done, total))
-    later = None if progress is None else (lambda done, _: progress(len(run) + done, total))
-    along = trace(run, states, trained, per_example_loss(loss or run.loss), progress=report)
-    n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in along.steps)
-    lines = sweep_back(
-        run, states, trained, tested, rows, what, along, n_examples=n, tolerance=tolerance, order=order, progress=later
+    per_example = per_example_loss(loss or run.loss)
+    n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in run.steps)
+    advance = _counter(progress, 2 * len(run))
+    sweep = Sweep(
+        run,
+        trained,
+        tested,
+        rows,
+        what,
+        per_example,
+        sources=n if by == "example" else len(run),
+        by_step=by == "step",
+        tolerance=tolerance,
+        order=order,
+        progress=advance,
     )
     every = torch.arange(rows.n)
-    initial, final = (_values(tested, states[t], rows, what, every) for t in (0, -1))
-    buffers = _buffers(along, states, tested, rows, what, every)
+    final, initial = None, torch.empty(0)
+    buffers = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
+    for stretch in stretches(run, model, trained, loss, per_example, progress=advance):
+        sweep.back(stretch)
+        buffers += _buffers(stretch, tested, rows, what, every)
+        initial = _values(tested, stretch.states[0], rows, what, every)
+        if final is None:
+            final = _values(tested, stretch.states[-1], rows, what, every)
+    assert final is not None
+    lines = sweep.lines
     explained_lines = lines.contributions.sum(1) + lines.decay + lines.rounding + buffers
     return Ledger(
         lines.contributions,
@@ -258,20 +279,29 @@ def ledger(
     )
 
 
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if progress is not None:
+            progress(done, total)
+
+    return advance
+
+
 def _values(network: Network, state: dict[str, Tensor], rows: Rows, what: Explained, every: Tensor) -> Tensor:
     network.set_state(state)
     return what.values(network.outputs(rows), every)
 
 
-def _buffers(
-    along: Trace, states: list[dict[str, Tensor]], network: Network, rows: Rows, what: Explained, every: Tensor
-) -> Tensor:
+def _buffers(stretch: Stretch, network: Network, rows: Rows, what: Explained, every: Tensor) -> Tensor:
     """Σ_t of what the change of buffers did, at the weights after the step."""
     total = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
     names = set(network.selected)
-    for t in range(len(along.steps)):
-        if along.steps[t].buffers_changed:
-            before, after = states[t], states[t + 1]
+    for step, (before, after) in zip(stretch.steps, pairwise(stretch.states), strict=True):
+        if step.buffers_changed:
             mixed = {name: (after if name in names else before)[name] for name in after}
             total += _values(network, after, rows, what, every) - _values(network, mixed, rows, what, every)
     return total

@@ -1,14 +1,12 @@
-"""The network under analysis: float64, its weights set step by step, tangents of rows anywhere between two of them.
+"""The network under analysis: float64, its weights set from recorded states, or given block by block of the rows.
 
-Every row may stand at a place of its own on the line from w to w + d: a layer's output is affine in its weights, so at
-place s it is (1 − s) · (the layer with w) + s · (the layer with w + d), and no row needs weights of its own. All nodes of
-all rows then go through the network in one pass. Weights that are computed from parameters (weight norm) are no affine
-function of them, nor are operations that no rule knows: such networks take one pass a node.
+Weights that are computed from parameters (weight norm) are no affine function of them, and operations that no rule knows
+take no weights of ours: such networks take one pass for each block and place. So do networks in which the rows of a batch
+see each other, or whose operations cannot be run on some of the rows (found out once, on three rows).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,36 +14,20 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from kernelmem.ground.batches import Rows
+from kernelmem.path.blocks import BlockForward, BlockRecorder, Blocks, dual_blocks, each
+from kernelmem.path.factors import Factors, Formed, Tangents, join, sweeps
 from kernelmem.runs.replay import set_modes
-from kernelmem.tangents.capture import Call, Capture, Recorder, Rule, Use, capture
+from kernelmem.tangents.capture import Capture, Recorder, capture
 from kernelmem.tangents.dense import rowwise_jacobian
 from kernelmem.tangents.engine import RULES
 from kernelmem.tangents.groups import MixedGroup
 from kernelmem.tangents.prepare import prepare
-from kernelmem.tangents.products import differentiable_kernels, load_dual_rules
+from kernelmem.tangents.products import Linearized, differentiable_kernels, load_dual_rules
 from kernelmem.tangents.survey import survey
-from kernelmem.tangents.sweeps import one_direction
 
-__all__ = ["Line", "Network", "every_output", "seeded", "take"]
+__all__ = ["Directions", "Network", "every_output", "seeded", "take"]
 
-REPLICATE = 2**18  # parameters up to which k copies of a row are cheaper than k sweeps
-
-
-@dataclass(frozen=True)
-class Line:
-    """The way from one state of the weights to the next, and where on it (0 to 1) each row stands."""
-
-    start: Mapping[str, Tensor]
-    stop: Mapping[str, Tensor]
-    places: Tensor  # (n,) float64
-
-    def at(self, place: float) -> dict[str, Tensor]:
-        """The state there."""
-        return {name: torch.lerp(self.start[name].double(), self.stop[name].double(), place) for name in self.start}
-
-    def rows(self, index: Tensor) -> "Line":
-        """The same with other rows."""
-        return Line(self.start, self.stop, self.places[index])
+Directions = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), ordinals (n,) -> (n, k, C)
 
 
 class Network:
@@ -76,19 +58,17 @@ class Network:
             starts.append(starts[-1] + size)
         self.slices = {name: slice(a, b) for name, a, b in zip(self.sizes, starts[:-1], starts[1:], strict=True)}
         self.n_parameters, self.n_outputs = starts[-1], self.prepared.n_outputs
+        module = self.prepared.module
+        self.fixed = frozenset(id(tensor) for tensor in [*module.parameters(), *module.buffers()])
         # Derived weights are no affine function of the parameters; what no rule covers is not met at all.
-        two = Rows(few.slice(0, min(2, few.n)), min(2, few.n))
+        two = take(few, torch.arange(2) % few.n)
         with seeded(None):
-            derived = any(use.derived for use in self.capture(two, None).uses)
-        self.affine = not self.found.dense and not derived
+            derived = any(use.derived for use in self.capture(two).uses)
+            self.affine = not self.found.dense and not derived
+            self.in_blocks = self.affine and self._rows_are_their_own(few)
         self.piecewise: bool | None = None  # whether it has operations with kinks; None: not seen yet
         # About what a pass keeps of a row.
         self.row_numbers = 2 * self.found.saved + sum(sum(pair) for pair in self.found.elements.values()) + 1
-        shapes = {name: parameter.shape for name, parameter in self.selected.items()}
-        self.groups = [
-            MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
-            for group in self.found.groups
-        ]
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Put recorded parameters and buffers in place."""
@@ -105,10 +85,62 @@ class Network:
         """The selected parameters of a state as one vector (P,)."""
         return torch.cat([state[name].detach().double().flatten() for name in self.selected])
 
-    def outputs(self, rows: Rows) -> Tensor:
-        """F at the weights that are set: (n, C)."""
+    def outputs(self, rows: Rows, blocks: Blocks | None = None) -> Tensor:
+        """F at the weights that are set, or at those of the blocks: (n, C)."""
         with torch.no_grad():
-            return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
+            if blocks is None:
+                return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
+            if self._in_one_pass(blocks):
+                arguments = (self.found.layouts, self.fixed, self.selected, RULES, self.found.skip)
+                with BlockForward(blocks, *arguments):
+                    return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
+            found = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
+            for index, _ in self._apart(blocks):
+                found[index] = self.outputs(take(rows, index))
+            return found
+
+    def slopes(
+        self, rows: Rows, blocks: Blocks, directions: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """F (n, C), and its derivative: along ``directions`` (S, *shape), or by each row's place on its line."""
+        if not self._in_one_pass(blocks):
+            return self._slopes_apart(rows, blocks, directions)
+        load_dual_rules()
+        with differentiable_kernels(torch.device("cpu")), forward_ad.dual_level():
+            if directions is not None:
+                blocks = dual_blocks(blocks, directions)
+            else:
+                assert blocks.places is not None
+                dual = forward_ad.make_dual(blocks.places, torch.ones_like(blocks.places))
+                blocks = Blocks(blocks.counts, blocks.start, blocks.stop, dual)
+            outputs, slopes = forward_ad.unpack_dual(self.outputs(rows, blocks))
+            return outputs, torch.zeros_like(outputs) if slopes is None else slopes
+
+    def factors(
+        self,
+        rows: Rows,
+        directions: Directions,
+        blocks: Blocks | None = None,
+        *,
+        lying: tuple[int, int, int] | None = None,
+    ) -> tuple[Tangents, Tensor]:
+        """Σ_q Σ_c v_kc ∂f_c/∂θ of rows that lie as (S, q, r), and their outputs (n, C).
+
+        The directions v (n, k, C) are made of the outputs and the ordinals of the rows. ``lying`` None: (1, 1, n).
+        """
+        lying = lying or (1, 1, rows.n)
+        if not self.affine or (blocks is not None and not self._in_one_pass(blocks)):
+            return self._formed_apart(rows, directions, blocks, lying)
+        captured = self.capture(rows, blocks)
+        outputs = captured.outputs.detach()
+        cotangents = directions(outputs, torch.arange(rows.n))
+        stacks = sweeps(captured, cotangents)
+        return Factors(captured, stacks, self.sizes, lying, cotangents.shape[1]), outputs
+
+    def tangents(self, rows: Rows, directions: Directions, blocks: Blocks | None = None) -> tuple[Tensor, Tensor]:
+        """Σ_c v_nkc ∂f_c(x_n)/∂θ as (n, k, P), and the outputs (n, C)."""
+        found, outputs = self.factors(rows, directions, blocks)
+        return join(found, list(self.sizes))[0], outputs
 
     def gradient(
         self, batch: Any, loss: Callable[[Tensor, Tensor], Tensor], state: Mapping[str, Tensor], random: bytes | None
@@ -121,78 +153,18 @@ class Network:
             found = torch.autograd.grad(total, list(self.selected.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(self.selected, found, strict=True))
 
-    def tangents(
-        self, rows: Rows, directions: Callable[[Tensor, Tensor], Tensor], line: Line | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Σ_c v_nkc ∂f_c(x_n)/∂θ as (n, k, P), and the outputs (n, C).
-
-        The directions v (n, k, C) are made of the outputs and the ordinals of the rows.
-        With ``line`` every row at its own place on it, otherwise at the weights that are set.
-        """
-        if line is not None and not self.affine:
-            return self._place_by_place(rows, directions, line)
-        captured = self.capture(rows, line)
-        cotangents = directions(captured.outputs.detach(), torch.arange(rows.n))
-        k = cotangents.shape[1]
-        if k > 1 and self.n_parameters <= REPLICATE and not self.found.dense:
-            index = torch.arange(rows.n).repeat_interleave(k)
-            many = take(rows, index)
-            place = None if line is None else line.rows(index)
-            copies = self._sweep(self.capture(many, place), cotangents.reshape(rows.n * k, 1, -1), many)
-            return copies.view(rows.n, k, -1), captured.outputs.detach()
-        return self._sweep(captured, cotangents, rows), captured.outputs.detach()
-
-    def slopes(self, rows: Rows, line: Line) -> tuple[Tensor, Tensor]:
-        """F (n, C) of every row at its own place on the line, and its derivative by the place."""
-        if not self.affine:
-            step = self.flat(line.stop) - self.flat(line.start)
-            tangents, outputs = self._place_by_place(rows, every_output, line)
-            return outputs, tangents @ step
-        load_dual_rules()
-        with differentiable_kernels(torch.device("cpu")), forward_ad.dual_level():
-            dual = forward_ad.make_dual(line.places, torch.ones_like(line.places))
-            found = self._along(rows, Line(line.start, line.stop, dual))
-            outputs, slopes = forward_ad.unpack_dual(found)
-            return outputs, torch.zeros_like(outputs) if slopes is None else slopes
-
-    def outputs_along(self, rows: Rows, line: Line) -> Tensor:
-        """F of every row at its own place on the line: (n, C)."""
-        if self.affine:
-            return self._along(rows, line)
-        return self._place_by_place(rows, lambda f, _: f.new_zeros(len(f), 0, f.shape[1]), line)[1]
-
-    def _along(self, rows: Rows, line: Line) -> Tensor:
-        with torch.no_grad(), _LineForward(line, self.found.layouts, self.selected, RULES, self.found.skip):
-            return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
-
-    def _place_by_place(
-        self, rows: Rows, directions: Callable[[Tensor, Tensor], Tensor], line: Line
-    ) -> tuple[Tensor, Tensor]:
-        """One pass for all rows at the same place."""
-        tangents, outputs = [], []
-        places, inverse = torch.unique(line.places, return_inverse=True)
-        order = []
-        for i, place in enumerate(places):
-            index = (inverse == i).nonzero()[:, 0]
-            self.set_state(line.at(float(place)))
-            found, values = self.tangents(take(rows, index), lambda f, own, index=index: directions(f, index[own]))
-            tangents.append(found)
-            outputs.append(values)
-            order.append(index)
-        back = torch.cat(order).argsort()
-        return torch.cat(tangents)[back], torch.cat(outputs)[back]
-
-    def capture(self, rows: Rows, line: Line | None) -> Capture:
-        """One forward pass that meets every use of the parameters, each row at its own place if there is a line."""
+    def capture(self, rows: Rows, blocks: Blocks | None = None) -> Capture:
+        """One forward pass that meets every use of the parameters."""
 
         def recorder(*arguments: Any) -> Recorder:
-            return Recorder(*arguments) if line is None else _LineRecorder(line, self.found.layouts, *arguments)
+            if blocks is None:
+                return Recorder(*arguments)
+            return BlockRecorder(blocks, self.found.layouts, self.fixed, *arguments)
 
         found = self.found
-        batch = rows.slice(0, rows.n)
         return capture(
             self.prepared,
-            batch,
+            rows.slice(0, rows.n),
             rows.n,
             RULES,
             skip=found.skip,
@@ -201,33 +173,94 @@ class Network:
             recorder=recorder,
         )
 
-    def _sweep(self, captured: Capture, cotangents: Tensor, rows: Rows) -> Tensor:
+    def _in_one_pass(self, blocks: Blocks) -> bool:
+        return self.in_blocks or (self.affine and len(blocks.counts) == 1)
+
+    def _apart(self, blocks: Blocks) -> Iterator[tuple[Tensor, int]]:
+        """Set the weights of every block and place in turn; give the rows there, and the block."""
+        for block, own in each(blocks):
+            places = torch.zeros(own.stop - own.start) if blocks.places is None else blocks.places[own]
+            for place in torch.unique(places):
+                self.set_state(blocks.state(block, float(place)))
+                yield own.start + (places == place).nonzero()[:, 0], block
+
+    def _slopes_apart(
+        self, rows: Rows, blocks: Blocks, directions: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        outputs, slopes = (torch.empty(rows.n, self.n_outputs, dtype=torch.float64) for _ in range(2))
+        for index, block in self._apart(blocks):
+            if directions is not None:
+                along = {name: u[block] for name, u in directions.items()}
+            else:
+                assert blocks.stop is not None
+                along = {name: blocks.stop[name][block] - w[block] for name, w in blocks.start.items()}
+            linear = Linearized(self.prepared, rows.map(lambda leaf, i=index: leaf[i]), len(index), way="reverse")
+            slopes[index] = linear.jvp(along)
+            outputs[index] = self.outputs(take(rows, index))
+        return outputs, slopes
+
+    def _formed_apart(
+        self, rows: Rows, directions: Directions, blocks: Blocks | None, lying: tuple[int, int, int]
+    ) -> tuple[Tangents, Tensor]:
+        """One pass for all rows with the same weights, tangents in full."""
+        S, q, r = lying
+        outputs = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
+        total: Tensor | None = None
+        groups = [(torch.arange(rows.n), 0)] if blocks is None else self._apart(blocks)
+        for index, _ in groups:
+            own = take(rows, index)
+            captured = self.capture(own)
+            outputs[index] = captured.outputs.detach()
+            cotangents = directions(captured.outputs.detach(), index)
+            found = self._whole(own, captured, cotangents)
+            if total is None:
+                total = torch.zeros(S, r, cotangents.shape[1], self.n_parameters, dtype=torch.float64)
+            segment, row = index // (q * r), index % r
+            total.index_put_((segment, row), found, accumulate=True)
+        assert total is not None
+        return Formed(total, self.slices), outputs
+
+    def _whole(self, rows: Rows, captured: Capture, cotangents: Tensor) -> Tensor:
+        """Tangents of every kind of parameter: (n, k, P)."""
         n, k = cotangents.shape[:2]
         uses = {use.key: use for use in captured.uses}
+        stacks = sweeps(captured, cotangents)
         tangents = cotangents.new_zeros(n, k, self.n_parameters)
-        edges = [use.edge for use in captured.uses]
-        for c in range(k if edges and captured.outputs.requires_grad else 0):
-            gradients = torch.autograd.grad(
-                captured.outputs, edges, cotangents[:, c], retain_graph=c + 1 < k, allow_unused=True
-            )
-            stacks = {
-                use.key: one_direction(use, gradient, n) for use, gradient in zip(captured.uses, gradients, strict=True)
-            }
-            for group in self.groups:
-                own: list[Use] = [uses[key] for key in group.keys]
-                found = group.write(own, [stacks[key] for key in group.keys], n, 1, "diagonal")["tangents"][:, 0]
-                for name, part in zip(
-                    group.names, found.split([self.sizes[name] for name in group.names], 1), strict=True
-                ):
-                    tangents[:, c, self.slices[name]] = part
+        shapes = {name: parameter.shape for name, parameter in self.selected.items()}
+        for group in self.found.groups:
+            mixed = MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
+            own = [stacks.get(key) for key in group.keys]
+            found = mixed.write([uses[key] for key in group.keys], own, n, k, "full")["tangents"]
+            sizes = [self.sizes[name] for name in group.names]
+            for name, part in zip(group.names, found.split(sizes, 2), strict=True):
+                tangents[:, :, self.slices[name]] = part
         if self.found.dense:
             single = [rows.slice(i, i + 1) for i in range(n)]
             dense = rowwise_jacobian(self.prepared, single, list(self.found.dense), cotangents)
-            start = 0
-            for name in self.found.dense:
-                tangents[:, :, self.slices[name]] = dense[:, :, start : start + self.sizes[name]]
-                start += self.sizes[name]
+            sizes = [self.sizes[name] for name in self.found.dense]
+            for name, part in zip(self.found.dense, dense.split(sizes, 2), strict=True):
+                tangents[:, :, self.slices[name]] = part
         return tangents
+
+    def _rows_are_their_own(self, rows: Rows) -> bool:
+        """Whether rows in blocks with weights of their own give what each block gives by itself."""
+        three = take(rows, torch.arange(3) % rows.n)
+        shifted = {name: torch.stack([p.detach(), 0.9 * p.detach() - 0.01]) for name, p in self.selected.items()}
+        same = {name: torch.stack([p.detach(), p.detach()]) for name, p in self.selected.items()}
+        self.in_blocks = True
+        for weights in (shifted, same):
+            try:
+                together = self.outputs(three, Blocks((1, 2), {name: list(w) for name, w in weights.items()}))
+            except Exception:  # raised from inside the user's module, of many types
+                return False
+            for block, index in enumerate((torch.arange(1), torch.arange(1, 3))):
+                one = Blocks((len(index),), {name: [w[block]] for name, w in weights.items()})
+                alone = self.outputs(take(three, index), one)
+                if weights is same:
+                    alone = self.outputs(three)[index]
+                if not torch.allclose(together[index], alone, rtol=1e-9, atol=1e-12):
+                    return False
+        return True
 
 
 def every_output(outputs: Tensor, _: Tensor) -> Tensor:
@@ -244,55 +277,10 @@ def take(rows: Rows, index: Tensor) -> Rows:
 @contextmanager
 def seeded(random: bytes | None) -> Iterator[None]:
     """Draw from the recorded state of torch's generator inside, and leave that outside as it was."""
-    with torch.random.fork_rng(devices=[]):
-        if random is not None:
-            torch.set_rng_state(torch.frombuffer(bytearray(random), dtype=torch.uint8))
+    before = torch.get_rng_state()
+    if random is not None:
+        torch.set_rng_state(torch.frombuffer(bytearray(random), dtype=torch.uint8))
+    try:
         yield
-
-
-class _LineRecorder(Recorder):
-    """Runs every operation at both ends of the line, and puts each row between them at its own place."""
-
-    def __init__(self, line: Line, layouts: Mapping[int, Any], *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.line, self.layouts = line, layouts
-
-    def run(
-        self, call: Call, names: dict[str, str], derived: dict[str, Tensor], weights: dict[str, Tensor | None]
-    ) -> Tensor:
-        """(1 − s) · (the operation with w) + s · (the operation with w + d), s of each row."""
-        assert not derived, "such a network takes one pass a place"
-        ends = [
-            call.run({slot: end[names[slot]] if slot in names else weight for slot, weight in weights.items()})
-            for end in (self.line.start, self.line.stop)
-        ]
-        layout = self.layouts[self.calls]
-        places = self.line.places
-        if layout.multiplicity > 1:
-            m = layout.multiplicity
-            places = places.repeat_interleave(m) if layout.major else places.repeat(m)
-        shape = [1] * ends[0].ndim
-        shape[layout.axis] = -1
-        return torch.lerp(ends[0], ends[1], places.view(shape))
-
-
-class _LineForward(_LineRecorder):
-    """The same, without keeping what sweeps need: for values and slopes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        rule = self.rules.get(func)
-        if isinstance(rule, Rule):
-            call = rule.read(func, args, kwargs)
-            weights = {} if call is None else call.weights
-            names = {slot: self.names[id(value)] for slot, value in weights.items() if id(value) in self.names}
-            if call is not None and names:
-                self.calls += 1
-                if self.calls not in self.skip:
-                    return self.run(call, names, {}, weights)
-        elif rule is not None:
-            with self:
-                output = rule.expand(func, args, kwargs)
-            if output is not NotImplemented:
-                return output
-        return func(*args, **kwargs)
+    finally:
+        torch.set_rng_state(before)

@@ -24,7 +24,7 @@ et al. 2013); written as sums over past gradients: Bell et al. 2023 for gradient
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from kernelmem.ground.errors import InputError
 
-__all__ = ["FILTERS", "Moved", "ParameterFilter", "filter_of"]
+__all__ = ["FILTERS", "Carried", "Moved", "ParameterFilter", "filter_of"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,28 @@ class Moved:
     denominator: Tensor | None = None  # √v̂ + ε and its like
     weights: Tensor | None = None  # w_t, where decay needs it
 
+    def part(self, part: slice) -> "Moved":
+        """Of some entries of a parameter that was given as a vector."""
+        step, denominator, weights = (
+            None if t is None else t[part] for t in (self.step, self.denominator, self.weights)
+        )
+        assert step is not None
+        return replace(self, step=step, denominator=denominator, weights=weights)
+
+
+@dataclass
+class Carried:
+    """What the recursion hands from the next step in which a parameter moved to this one."""
+
+    q: Tensor | None = None  # written over
+    factor: float = 0.0  # by which that step multiplied what it carried over
+
+    def add(self, own: Tensor, factor: float) -> Tensor:
+        """q = own part + what was carried over; ``factor`` is this step's, for the one before."""
+        self.q = own if self.q is None else self.q.mul_(self.factor).add_(own)
+        self.factor = factor
+        return self.q
+
 
 @dataclass
 class ParameterFilter:
@@ -53,8 +75,7 @@ class ParameterFilter:
 
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
-    carried: Tensor | None = None  # q of the next step in which the parameter moved
-    factor: float = 0.0  # by which that step multiplied what it carried over
+    carried: Carried = field(default_factory=Carried)
 
     def forward(self, gradient: Tensor, weights: Tensor, options: Mapping[str, Any]) -> Moved:
         """Move by the gradient of the loss, decay included."""
@@ -70,9 +91,14 @@ class ParameterFilter:
             step = step - options["lr"] * decay * weights
         return Moved(step, options, self.count, began, denominator, weights if decay else None)
 
-    def backward(self, cotangent: Tensor, moved: Moved) -> tuple[Tensor, Tensor | None]:
-        """A_t for the gradient as autograd gives it, and the decay's line; ``cotangent`` J̄_t is (..., shape)."""
-        found = self.transposed(cotangent, moved)
+    def backward(
+        self, cotangent: Tensor, moved: Moved, carried: Carried | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A_t for the gradient as autograd gives it, and the decay's line; ``cotangent`` J̄_t is (..., shape).
+
+        ``carried`` None: the filter's own, for a parameter that is met as a whole. A_t lives until the next call.
+        """
+        found = self.transposed(cotangent, moved, self.carried if carried is None else carried)
         decay, options = None, moved.options
         if moved.weights is not None:
             strength = options["weight_decay"]
@@ -91,15 +117,13 @@ class ParameterFilter:
         """The step, and the denominator if there is one."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """A_t for the gradient that ``move`` was given."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def carry(self, own: Tensor, factor: float) -> Tensor:
-        """q_t = own part + what the next step carried over; ``factor`` is this step's, for the one before."""
-        q = own if self.carried is None else own + self.factor * self.carried
-        self.carried, self.factor = q, factor
-        return q
+    def carries(self, options: Mapping[str, Any]) -> bool:
+        """Whether a step hands anything on to later ones."""
+        return bool(options.get("momentum", 0.0))
 
 
 class StochasticGradientDescent(ParameterFilter):
@@ -117,15 +141,16 @@ class StochasticGradientDescent(ParameterFilter):
         step = gradient + momentum * self.state["buffer"] if options.get("nesterov") else self.state["buffer"]
         return -options["lr"] * step, None
 
-    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         options, rate = moved.options, moved.options["lr"]
         momentum = options.get("momentum", 0.0)
         if not momentum:
             return -rate * cotangent
         nesterov = options.get("nesterov")
-        q = self.carry(-rate * (momentum if nesterov else 1.0) * cotangent, momentum)
-        found = q if moved.fresh else (1 - options.get("dampening", 0.0)) * q
+        q = carried.add(-rate * (momentum if nesterov else 1.0) * cotangent, momentum)
+        dampening = 0.0 if moved.fresh else options.get("dampening", 0.0)
+        found = (1 - dampening) * q if dampening else q
         return found - rate * cotangent if nesterov else found
 
 
@@ -145,12 +170,17 @@ class AdaptiveMoments(ParameterFilter):
         denominator = (square / (1 - second**self.count)).sqrt() + options["eps"]
         return -options["lr"] / (1 - first**self.count) * state["mean"] / denominator, denominator
 
-    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         first = moved.options["betas"][0]
         scale = -moved.options["lr"] / (1 - first**moved.count)
         assert moved.denominator is not None
-        return (1 - first) * self.carry(scale * cotangent / moved.denominator, first)
+        return (1 - first) * carried.add(scale * cotangent / moved.denominator, first)
+
+
+    def carries(self, options: Mapping[str, Any]) -> bool:
+        """The first moment is carried."""
+        return True
 
 
 class AdaptiveMomentsDecoupled(AdaptiveMoments):
@@ -178,12 +208,12 @@ class RootMeanSquare(ParameterFilter):
             scaled = state["buffer"] = momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled
         return -options["lr"] * scaled, denominator
 
-    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         assert moved.denominator is not None
         own = -moved.options["lr"] * cotangent
         momentum = moved.options.get("momentum", 0.0)
-        return (self.carry(own, momentum) if momentum else own) / moved.denominator
+        return (carried.add(own, momentum) if momentum else own) / moved.denominator
 
 
 class AdaptiveGradient(ParameterFilter):
@@ -196,7 +226,7 @@ class AdaptiveGradient(ParameterFilter):
         denominator = self.state["sum"].sqrt() + options["eps"]
         return -self._rate(options, self.count) * gradient / denominator, denominator
 
-    def transposed(self, cotangent: Tensor, moved: Moved) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         assert moved.denominator is not None
         return -self._rate(moved.options, moved.count) * cotangent / moved.denominator

@@ -25,7 +25,7 @@ from kernelmem.ground.errors import UnsupportedModelError
 from kernelmem.tangents.layout import Layout
 from kernelmem.tangents.prepare import Prepared
 
-__all__ = ["Call", "Capture", "Outer", "Rewriting", "Rule", "Use", "capture"]
+__all__ = ["Again", "Call", "Capture", "Outer", "Rewriting", "Rule", "Use", "capture"]
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Call:
     inputs: dict[str, Tensor]  # name -> activation that the rule needs later
     run: Callable[[dict[str, Tensor | None]], Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+# Reads the same call once more, its arguments (a tuple, then a dict) changed by a function.
+Again = Callable[[Callable[[Any], Any]], "Call | None"]
 
 
 @dataclass(frozen=True)
@@ -233,10 +237,8 @@ class Recorder(TorchFunctionMode):
             self.mark(output)
         return output
 
-    def run(
-        self, call: Call, names: dict[str, str], derived: dict[str, Tensor], weights: dict[str, Tensor | None]
-    ) -> Tensor:
-        """Run one operation with detached weights; a subclass may put others in their place."""
+    def run(self, call: Call, names: dict[str, str], weights: dict[str, Tensor | None], again: Again) -> Tensor:
+        """Run one operation with detached weights; a subclass may put others in their place, or run it on fewer rows."""
         return call.run(weights)
 
     def _meet(self, rule: Rule, func: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor | None:
@@ -261,7 +263,7 @@ class Recorder(TorchFunctionMode):
         found = call.inputs.get("input")
         input_edge = get_gradient_edge(found) if found is not None and found.requires_grad else None
         weights = {slot: None if value is None else value.detach() for slot, value in call.weights.items()}
-        output = self.run(call, names, derived, weights)
+        output = self.run(call, names, weights, lambda change: rule.read(func, change(args), change(kwargs)))
         if not output.requires_grad:  # nothing before it was tracked: the graph starts here
             leaf = output.detach().requires_grad_()
             self.leaves.append(leaf)

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from kernelmem.ground.batches import as_rows
-from kernelmem.path.integral import mean_tangents
-from kernelmem.path.kinks import kinks
-from kernelmem.path.network import Line, Network
+from kernelmem.path.blocks import Segments
+from kernelmem.path.factors import join
+from kernelmem.path.integral import integrate, mean_tangents
+from kernelmem.path.kinks import Pairs, kinks
+from kernelmem.path.network import Network
 from kernelmem.path.targets import explained
 
 
@@ -20,7 +22,7 @@ def case(model, x, size=0.3, seed=0):
     stop = {
         name: v + size * torch.randn(v.shape, generator=generator, dtype=v.dtype) * v.std() for name, v in start.items()
     }
-    return Network(model, as_rows(x), parameters=names), as_rows(x), Line(start, stop, torch.empty(0))
+    return Network(model, as_rows(x), parameters=names), as_rows(x), Segments.of([start, stop], names)
 
 
 def relu_network(depth=2, width=8, activation=nn.ReLU, seed=0):
@@ -31,11 +33,9 @@ def relu_network(depth=2, width=8, activation=nn.ReLU, seed=0):
 
 
 def signs(network, rows, line, places):
-    """Pieces of one row at many places, by brute force."""
-    many = as_rows(rows.slice(0, 1).expand(len(places), -1))
-    from kernelmem.path.kinks import _distances
-
-    return _distances(network, many, Line(line.start, line.stop, places)) > 0
+    """Pieces of the first row at many places, by brute force."""
+    zeros = torch.zeros(len(places), dtype=torch.int64)
+    return Pairs(network, rows, line, zeros, zeros).distances(places) > 0
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh])
@@ -44,7 +44,7 @@ def test_all_kinks_of_a_fine_grid_are_found(activation, seed):
     model = relu_network(activation=activation, seed=seed)
     torch.manual_seed(seed)
     network, rows, line = case(model, torch.randn(4, 5, dtype=torch.float64), seed=seed)
-    found = kinks(network, rows, line)
+    (found,) = kinks(network, rows, line)
     grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     for i in range(rows.n):
         one = as_rows(rows.slice(i, i + 1))
@@ -58,7 +58,7 @@ def test_all_kinks_of_a_fine_grid_are_found(activation, seed):
 
 def test_smooth_networks_have_none():
     network, rows, line = case(relu_network(activation=nn.Tanh), torch.randn(4, 5, dtype=torch.float64))
-    assert kinks(network, rows, line) == [[], [], [], []]
+    assert kinks(network, rows, line) == [[[], [], [], []]]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -67,20 +67,25 @@ def test_few_nodes_between_kinks_are_exact(depth):
     torch.manual_seed(0)
     network, rows, line = case(relu_network(depth=depth), torch.randn(6, 5, dtype=torch.float64))
     what = explained(None, None, 3)
-    found = mean_tangents(network, rows, line, what, order=(depth + 2) // 2, tolerance=1e-11)
+    found = integrate(network, rows, line, what, order=(depth + 2) // 2, tolerance=1e-11)
     assert float(found.residual.abs().max()) < 1e-11
-    panels = sum(len(own) + 1 for own in kinks(network, rows, line)) / rows.n
+    panels = sum(len(own) + 1 for own in kinks(network, rows, line)[0]) / rows.n
     assert found.order == (depth + 2) // 2  # no panel had to be refined
-    assert found.evaluations <= 1.1 * panels * ((depth + 2) // 2)
-    step = network.flat(line.stop) - network.flat(line.start)
-    change = network.outputs_along(rows, Line(line.start, line.stop, torch.ones(6).double()))
-    change -= network.outputs_along(rows, Line(line.start, line.stop, torch.zeros(6).double()))
-    assert float((found.tangents @ step - change).abs().max()) < 1e-10
+    assert float(found.evaluations) <= 1.1 * panels * ((depth + 2) // 2)
+    start, stop = ({name: w[0] for name, w in end.items()} for end in (line.start, line.stop))
+    step = network.flat(stop) - network.flat(start)
+    network.set_state(stop)
+    change = network.outputs(rows)
+    network.set_state(start)
+    change -= network.outputs(rows)
+    for index, tangents in mean_tangents(network, rows, line, what, found):
+        explained_change = join(tangents, list(network.sizes))[0] @ step
+        assert float((explained_change - change[index]).abs().max()) < 1e-10
 
 
 def test_max_pooling_is_met_by_halving():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 2)).double()
     network, rows, line = case(model, torch.randn(5, 1, 8, dtype=torch.float64))
-    found = mean_tangents(network, rows, line, explained(None, None, 2), order=2, tolerance=1e-10)
+    found = integrate(network, rows, line, explained(None, None, 2), order=2, tolerance=1e-10)
     assert float(found.residual.abs().max()) < 1e-9

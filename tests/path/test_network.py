@@ -6,7 +6,8 @@ from torch import nn
 
 from kernelmem.ground.batches import as_rows
 from kernelmem.kernels import oracle
-from kernelmem.path.network import Line, Network
+from kernelmem.path.blocks import Segments
+from kernelmem.path.network import Network
 from kernelmem.testing.zoo import zoo
 
 # What these tests ask is that every feature enters; functions of rows that need integers or dicts come as they are.
@@ -50,9 +51,10 @@ def test_rows_at_places_of_their_own_equal_passes_place_by_place(name):
     start = {n: p.detach().clone() for n, p in case.model.named_parameters() if n in names}
     stop = {n: p + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in start.items()}
     places = torch.linspace(0, 1, rows.n, dtype=torch.float64)
-    found, outputs = own.tangents(rows, every_output, Line(start, stop, places))
+    lines = Segments.of([start, stop], names).lines(torch.zeros(rows.n, dtype=torch.int64), places)
+    found, outputs = own.tangents(rows, every_output, lines)
     for i, place in enumerate(places):
-        own.set_state(Line(start, stop, places).at(float(place)))
+        own.set_state(lines.state(0, float(place)))
         one = as_rows(rows.slice(i, i + 1))
         expected, value = own.tangents(one, every_output)
         scale = max(1e-30, float(expected.abs().max()))
