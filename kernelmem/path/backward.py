@@ -14,7 +14,7 @@ from torch import Tensor
 from kernelmem.ground.batches import Rows
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.factors import Tangents, Vector
-from kernelmem.path.forward import PerExample, Stretch, joined, loss_directions
+from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
 from kernelmem.path.integral import integrate, mean_tangents
 from kernelmem.path.network import Network, seeded
 from kernelmem.path.optimizers import Carried, Moved, filter_of
@@ -24,8 +24,6 @@ from kernelmem.runs.run import Run
 __all__ = ["Lines", "Sweep"]
 
 START = 3  # nodes of the last step
-TOGETHER = 2**21  # about as many numbers of mean tangents are formed at a time: many steps of a small network
-MOST_STEPS = 32
 SLICE = 2**19  # numbers of a slice of tangents that is worked on in cache
 
 
@@ -89,13 +87,8 @@ class Sweep:
         """The first of the steps that are taken together with step ``stop`` − 1."""
         numbers = self.rows.n * len(self.what.names) * self.tested.n_parameters
         most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if self.tested.in_blocks and self.trained.in_blocks else 1
-        last, start = stretch.steps[stop - 1], stop - 1
-
-        def joins(t: int) -> bool:
-            step = stretch.steps[t]
-            return not step.buffers_changed and step.random is None and step.evaluating == last.evaluating
-
-        while joins(start) and start > 0 and stop - start < most and joins(start - 1):
+        start = stop - 1
+        while start > max(0, stop - most) and share(stretch.steps[stop - 1], stretch.steps[start - 1]):
             start -= 1
         return start
 
@@ -148,7 +141,7 @@ class Sweep:
         blocks = None
         if stop - start > 1:
             counts = tuple(own.rows.n for own in stretch.batches[start:stop])
-            blocks = Blocks(counts, {name: list(w) for name, w in segments.start.items()})
+            blocks = Blocks(counts, segments.start)
         with seeded(step.random):
             return self.trained.factors(batch.rows, loss_directions(self.loss, batch), blocks)[0]
 

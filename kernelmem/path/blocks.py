@@ -6,8 +6,9 @@ w + d), and no row needs weights of its own. Only the operations that use parame
 and the sweeps back, see one batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,14 +28,27 @@ class Blocks:
     """What every row of a pass sees: S blocks of ``counts`` rows."""
 
     counts: tuple[int, ...]
-    start: Mapping[str, Sequence[Tensor]]  # of every parameter, S of its shape
-    stop: Mapping[str, Sequence[Tensor]] | None = None  # the other ends of the lines
+    start: Mapping[str, Tensor]  # of every parameter, (S, *shape)
+    stop: Mapping[str, Tensor] | None = None  # the other ends of the lines
     places: Tensor | None = None  # (n,) of each row on its line, 0 to 1
 
     @property
     def n(self) -> int:
         """Rows in all."""
         return sum(self.counts)
+
+    @cached_property
+    def evened(self) -> tuple[Tensor | None, Tensor | None]:
+        """Which row stands where once all blocks are as long as the longest, and where each row is then; None: they are."""
+        longest = max(self.counts)
+        if min(self.counts) == longest:
+            return None, None
+        counts = torch.tensor(self.counts)
+        starts = counts.cumsum(0) - counts
+        rank = torch.arange(longest)
+        even = starts[:, None] + torch.minimum(rank, counts[:, None] - 1)  # filled up with each block's last row
+        back = torch.repeat_interleave(torch.arange(len(counts)) * longest - starts, counts) + torch.arange(self.n)
+        return even.flatten(), back
 
     def state(self, block: int, place: float) -> dict[str, Tensor]:
         """The weights at one place of one block's line."""
@@ -67,8 +81,10 @@ class Segments:
     def lines(self, segments: Tensor, places: Tensor) -> Blocks:
         """Rows on their lines; ``segments`` (n,) ascending, ``places`` (n,)."""
         own, counts = torch.unique_consecutive(segments, return_counts=True)
-        index = own.tolist()
-        start, stop = ({name: [w[i] for i in index] for name, w in end.items()} for end in (self.start, self.stop))
+        start, stop = (
+            end if len(own) == len(self) else {name: w[own] for name, w in end.items()}
+            for end in (self.start, self.stop)
+        )
         return Blocks(tuple(counts.tolist()), start, stop, places)
 
     def points(self, segments: Tensor, places: Tensor, count: int) -> Blocks:
@@ -76,7 +92,7 @@ class Segments:
         found = {}
         for name, start in self.start.items():
             share = places.view(-1, *[1] * (start.ndim - 1))
-            found[name] = list(torch.lerp(start[segments], self.stop[name][segments], share))
+            found[name] = torch.lerp(start[segments], self.stop[name][segments], share)
         return Blocks((count,) * len(segments), found)
 
     def steps(self, segments: Tensor) -> dict[str, Tensor]:
@@ -84,16 +100,22 @@ class Segments:
         return {name: self.stop[name][segments] - start[segments] for name, start in self.start.items()}
 
 
-def narrowed(tree: Any, fixed: frozenset[int], axis: int, length: int, start: int, count: int) -> Any:
-    """Arguments of a call with those of its tensors that hold all rows cut to some of them."""
+def _mapped(tree: Any, fixed: frozenset[int], axis: int, length: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """Arguments of a call with those of its tensors that hold all rows changed."""
     if isinstance(tree, Tensor):
-        cut = id(tree) not in fixed and tree.ndim > axis and tree.shape[axis] == length
-        return tree.narrow(axis, start, count) if cut else tree
+        return change(tree) if id(tree) not in fixed and tree.ndim > axis and tree.shape[axis] == length else tree
     if isinstance(tree, dict):
-        return {key: narrowed(item, fixed, axis, length, start, count) for key, item in tree.items()}
+        return {key: _mapped(item, fixed, axis, length, change) for key, item in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(narrowed(item, fixed, axis, length, start, count) for item in tree)
+        return type(tree)(_mapped(item, fixed, axis, length, change) for item in tree)
     return tree
+
+
+def _gathered(tensor: Tensor, index: Tensor, m: int) -> Tensor:
+    """Rows, of m entries of the first axis each, in another order."""
+    if m == 1:
+        return tensor.index_select(0, index)
+    return tensor.unflatten(0, (-1, m)).index_select(0, index).flatten(0, 1)
 
 
 def run_blocks(
@@ -106,25 +128,32 @@ def run_blocks(
     again: Again,
 ) -> Tensor:
     """Run one operation, the rows of each block with that block's weights."""
-
-    def with_weights(own: Call, end: Mapping[str, Sequence[Tensor]], block: int) -> Tensor:
-        return own.run({slot: end[names[slot]][block] if slot in names else w for slot, w in weights.items()})
-
-    calls, m, start = [call], layout.multiplicity, 0
-    if len(blocks.counts) > 1:
-        calls = []
+    m, S = layout.multiplicity, len(blocks.counts)
+    ends = [blocks.start] if blocks.stop is None else [blocks.start, blocks.stop]
+    leading = layout.axis == 0 and (m == 1 or layout.major)
+    if S == 1:
+        whole = [call.run(_swapped(weights, names, end, 0)) for end in ends]
+    elif call.run_blocks is not None and leading:
+        even, back = blocks.evened
+        padded: Call | None = call
+        if even is not None:
+            padded = again(lambda tree: _mapped(tree, fixed, 0, blocks.n * m, lambda t: _gathered(t, even, m)))
+        assert padded is not None and padded.run_blocks is not None
+        whole = [padded.run_blocks(_swapped(weights, names, end, None)) for end in ends]
+        if back is not None:
+            whole = [_gathered(part, back, m) for part in whole]
+    else:
+        calls, start = [], 0
         for count in blocks.counts:
-            piece = again(
-                lambda tree, i=start, c=count: narrowed(tree, fixed, layout.axis, blocks.n * m, i * m, c * m)
-            )
+            cut = partial(torch.narrow, dim=layout.axis, start=start * m, length=count * m)
+            piece = again(lambda tree, cut=cut: _mapped(tree, fixed, layout.axis, blocks.n * m, cut))
             assert piece is not None
             calls.append(piece)
             start += count
-    ends = [blocks.start] if blocks.stop is None else [blocks.start, blocks.stop]
-    whole = []
-    for end in ends:
-        parts = [with_weights(own, end, block) for block, own in enumerate(calls)]
-        whole.append(parts[0] if len(parts) == 1 else torch.cat(parts, layout.axis))
+        whole = [
+            torch.cat([own.run(_swapped(weights, names, end, b)) for b, own in enumerate(calls)], layout.axis)
+            for end in ends
+        ]
     if blocks.places is None:
         return whole[0]
     places = blocks.places
@@ -133,6 +162,21 @@ def run_blocks(
     shape = [1] * whole[0].ndim
     shape[layout.axis] = -1
     return torch.lerp(whole[0], whole[1], places.view(shape))
+
+
+def _swapped(
+    weights: Mapping[str, Tensor | None], names: Mapping[str, str], end: Mapping[str, Tensor], block: int | None
+) -> dict[str, Tensor | None]:
+    """The weights of one block, or of all blocks, in the slots of the parameters."""
+    found: dict[str, Tensor | None] = {}
+    for slot, weight in weights.items():
+        if slot in names:
+            found[slot] = end[names[slot]] if block is None else end[names[slot]][block]
+        elif block is None and weight is not None:
+            found[slot] = weight.expand(len(next(iter(end.values()))), *weight.shape)
+        else:
+            found[slot] = weight
+    return found
 
 
 class BlockRecorder(Recorder):
@@ -171,16 +215,27 @@ class BlockForward(BlockRecorder):
         return func(*args, **kwargs)
 
 
-def dual_blocks(blocks: Blocks, directions: Mapping[str, Sequence[Tensor]]) -> Blocks:
+def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
     """The same weights as dual numbers, with a direction (S, *shape) for each block."""
 
-    def dual(end: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        return {
-            name: [forward_ad.make_dual(w, u) for w, u in zip(parts, directions[name], strict=True)]
-            for name, parts in end.items()
-        }
+    def dual(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: forward_ad.make_dual(w, directions[name]) for name, w in end.items()}
 
     return Blocks(blocks.counts, dual(blocks.start), None if blocks.stop is None else dual(blocks.stop), blocks.places)
+
+
+def dual_places(blocks: Blocks) -> Blocks:
+    """The same with places as dual numbers: the derivative along each row's line."""
+    assert blocks.places is not None and blocks.stop is not None
+
+    def still(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # torch adds a bias that is no dual number to one that is several times slower than two dual numbers
+        return {
+            name: forward_ad.make_dual(w, torch.zeros_like(w)) if w.ndim <= 2 else w for name, w in end.items()
+        }
+
+    places = forward_ad.make_dual(blocks.places, torch.ones_like(blocks.places))
+    return Blocks(blocks.counts, still(blocks.start), still(blocks.stop), places)
 
 
 def each(blocks: Blocks) -> Iterator[tuple[int, slice]]:
@@ -189,5 +244,3 @@ def each(blocks: Blocks) -> Iterator[tuple[int, slice]]:
     for block, count in enumerate(blocks.counts):
         yield block, slice(start, start + count)
         start += count
-
-

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows
+from kernelmem.path.blocks import Blocks, Segments
+from kernelmem.path.factors import join
 from kernelmem.path.network import Directions, Network
 from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
 from kernelmem.runs.losses import Loss
@@ -16,9 +18,22 @@ from kernelmem.runs.replay import replay
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
 
-__all__ = ["Batch", "PerExample", "Stretch", "batch_of", "loss_directions", "stretches"]
+__all__ = [
+    "MOST_STEPS",
+    "TOGETHER",
+    "Batch",
+    "PerExample",
+    "Stretch",
+    "batch_of",
+    "joined",
+    "loss_directions",
+    "share",
+    "stretches",
+]
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
+TOGETHER = 2**21  # about as many numbers of tangents are formed at a time: many steps of a small network
+MOST_STEPS = 32
 HELD = 2**30  # bytes of states, denominators and rounding held at a time; a longer run is traced once more, stretch by stretch
 
 
@@ -111,15 +126,14 @@ def _traced(
     states = [state for _, state in replay(run, model, loss=loss, start=start, stop=stop)]
     moved: list[dict[str, Moved]] = []
     rounding: list[Tensor] = []
-    for step, batch, (now, after) in zip(steps, batches, pairwise(states), strict=True):
-        network.set_modes(step.evaluating)
+    found = _gradients(network, steps, batches, states, per_example)
+    for step, gradients, (now, after) in zip(steps, found, pairwise(states), strict=True):
         options = {name: group for group in step.groups for name in group["parameters"]}
-        gradients = network.gradient(batch, per_example, now, step.random)
         difference, of_step = network.flat(after) - network.flat(now), {}
         for name, gradient in gradients.items():
             if name in step.skipped or name not in options:
                 continue
-            own = filters[name].forward(gradient.flatten(), now[name].double().flatten(), options[name])
+            own = filters[name].forward(gradient, now[name].double().flatten(), options[name])
             difference[network.slices[name]] -= own.step
             of_step[name] = own
         rounding.append(difference)
@@ -127,6 +141,40 @@ def _traced(
         if progress is not None:
             progress(1)
     return Stretch(start, list(steps), batches, states, moved, rounding)
+
+
+def _gradients(
+    network: Network, steps: list[Step], batches: list[Batch], states: list[dict[str, Tensor]], loss: PerExample
+) -> Iterator[dict[str, Tensor]]:
+    """The gradient of every step's batch, as vectors: those of many steps in one pass where they can share it."""
+    most = max(1, min(MOST_STEPS, TOGETHER // network.n_parameters)) if network.in_blocks else 1
+    start = 0
+    while start < len(steps):
+        stop = start + 1
+        while stop < min(start + most, len(steps)) and share(steps[start], steps[stop]):
+            if batches[stop].rows.n != batches[start].rows.n:
+                break
+            stop += 1
+        network.set_modes(steps[start].evaluating)
+        if stop - start == 1:
+            gradients = network.gradient(batches[start], loss, states[start], steps[start].random)
+            yield {name: gradient.flatten() for name, gradient in gradients.items()}
+        else:
+            network.set_state(states[start])
+            whole, S, B = joined(batches[start:stop]), stop - start, batches[start].rows.n
+            segments = Segments.of(states[start : stop + 1], list(network.selected))
+            blocks = Blocks((B,) * S, segments.start)
+            summed, _ = network.factors(whole.rows, loss_directions(loss, whole), blocks, lying=(S, B, 1))
+            vectors = join(summed, list(network.sizes))[:, 0, 0]
+            for vector in vectors:
+                yield {name: vector[part] for name, part in network.slices.items()}
+        start = stop
+
+
+def share(one: Step, other: Step) -> bool:
+    """Whether two steps can be taken in one pass: they draw nothing, change no buffers, and have the same modes."""
+    quiet = all(step.random is None and not step.buffers_changed for step in (one, other))
+    return quiet and one.evaluating == other.evaluating
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from kernelmem.ground.batches import Rows
-from kernelmem.path.blocks import BlockForward, BlockRecorder, Blocks, dual_blocks, each
+from kernelmem.path.blocks import BlockForward, BlockRecorder, Blocks, dual_blocks, dual_places, each
 from kernelmem.path.factors import Factors, Formed, Tangents, join, sweeps
 from kernelmem.runs.replay import set_modes
 from kernelmem.tangents.capture import Capture, Recorder, capture
@@ -107,13 +107,8 @@ class Network:
             return self._slopes_apart(rows, blocks, directions)
         load_dual_rules()
         with differentiable_kernels(torch.device("cpu")), forward_ad.dual_level():
-            if directions is not None:
-                blocks = dual_blocks(blocks, directions)
-            else:
-                assert blocks.places is not None
-                dual = forward_ad.make_dual(blocks.places, torch.ones_like(blocks.places))
-                blocks = Blocks(blocks.counts, blocks.start, blocks.stop, dual)
-            outputs, slopes = forward_ad.unpack_dual(self.outputs(rows, blocks))
+            dual = dual_places(blocks) if directions is None else dual_blocks(blocks, directions)
+            outputs, slopes = forward_ad.unpack_dual(self.outputs(rows, dual))
             return outputs, torch.zeros_like(outputs) if slopes is None else slopes
 
     def factors(
@@ -244,21 +239,21 @@ class Network:
 
     def _rows_are_their_own(self, rows: Rows) -> bool:
         """Whether rows in blocks with weights of their own give what each block gives by itself."""
-        three = take(rows, torch.arange(3) % rows.n)
+        few = take(rows, torch.arange(4) % rows.n)
         shifted = {name: torch.stack([p.detach(), 0.9 * p.detach() - 0.01]) for name, p in self.selected.items()}
         same = {name: torch.stack([p.detach(), p.detach()]) for name, p in self.selected.items()}
         self.in_blocks = True
-        for weights in (shifted, same):
+        for weights, counts in ((shifted, (1, 3)), (shifted, (2, 2)), (same, (2, 2))):
             try:
-                together = self.outputs(three, Blocks((1, 2), {name: list(w) for name, w in weights.items()}))
+                together = self.outputs(few, Blocks(counts, weights))
+                whole = self.outputs(few)
             except Exception:  # raised from inside the user's module, of many types
                 return False
-            for block, index in enumerate((torch.arange(1), torch.arange(1, 3))):
-                one = Blocks((len(index),), {name: [w[block]] for name, w in weights.items()})
-                alone = self.outputs(take(three, index), one)
-                if weights is same:
-                    alone = self.outputs(three)[index]
-                if not torch.allclose(together[index], alone, rtol=1e-9, atol=1e-12):
+            for block, own in each(Blocks(counts, weights)):
+                index = torch.arange(own.start, own.stop)
+                one = Blocks((len(index),), {name: w[block : block + 1] for name, w in weights.items()})
+                alone = whole[own] if weights is same else self.outputs(take(few, index), one)
+                if not torch.allclose(together[own], alone, rtol=1e-9, atol=1e-12):
                     return False
         return True
 

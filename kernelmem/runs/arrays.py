@@ -1,7 +1,10 @@
 """Arrays as .npy bytes: a format without pickle, written and read a whole batch at a time."""
 
 import io
+import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +24,23 @@ def array_from_bytes(data: bytes) -> np.ndarray:
     Raises:
         ValueError: not the bytes of a plain array.
     """
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    if data[:8] != b"\x93NUMPY\x01\x00":
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, dtype, order = _header(data[8:start])
+    count = math.prod(shape)
+    if len(data) != start + count * dtype.itemsize:
+        raise ValueError(f"{len(data) - start} bytes of data for an array of shape {shape}, {dtype}")
+    return np.frombuffer(data, dtype, count, start).reshape(shape, order=order).copy(order)
+
+
+@lru_cache(256)
+def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
+    """Shape, dtype and order of a header: few differ, and reading one takes longer than reading a small array."""
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(data))
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    return shape, dtype, "F" if fortran else "C"
 
 
 def row_bytes(array: np.ndarray) -> list[bytes]:

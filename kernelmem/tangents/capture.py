@@ -36,6 +36,8 @@ class Call:
     inputs: dict[str, Tensor]  # name -> activation that the rule needs later
     run: Callable[[dict[str, Tensor | None]], Tensor]
     settings: dict[str, Any] = field(default_factory=dict)
+    # With S weights (S, ...) in each slot, on S equal blocks of rows that lead all axes; None: no faster way is known.
+    run_blocks: Callable[[dict[str, Tensor | None]], Tensor] | None = None
 
 
 # Reads the same call once more, its arguments (a tuple, then a dict) changed by a function.

@@ -23,7 +23,12 @@ class LinearRule(Rule):
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
             x = given["input"]
             weights = {"weight": given["weight"], "bias": given.get("bias")}
-            return Call(weights, {"input": x}, lambda w: F.linear(x, given_tensor(w["weight"]), w["bias"]))
+            return Call(
+                weights,
+                {"input": x},
+                lambda w: F.linear(x, given_tensor(w["weight"]), w["bias"]),
+                run_blocks=lambda w: _in_blocks(x, given_tensor(w["weight"]).mT, w["bias"]),
+            )
         x, weight = (*args, *kwargs.values())[:2]
         if weight.ndim != 2 or x.ndim < 2 or not weight.requires_grad:
             return None
@@ -32,6 +37,7 @@ class LinearRule(Rule):
             {"input": x},
             lambda w: torch.matmul(x, given_tensor(w["weight"])),
             settings={"transposed": True},
+            run_blocks=lambda w: _in_blocks(x, given_tensor(w["weight"]), None),
         )
 
     def outer(self, use: Use, n: int) -> Outer | None:
@@ -58,3 +64,10 @@ class LinearRule(Rule):
     def gradients(self, use: Use, stacked: Tensor) -> Tensor:
         """(n, ..., k, out) -> (n, 1, S, k, out)."""
         return stacked.reshape(len(stacked), 1, -1, *stacked.shape[-2:])
+
+
+def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (S·b, ..., in) times S weights (S, in, out), and S biases."""
+    blocks = x.reshape(len(weight), -1, x.shape[-1])
+    found = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias[:, None], blocks, weight)
+    return found.view(*x.shape[:-1], -1)
