@@ -5,7 +5,7 @@ a row, both are outer products, and so is their inner product: Σ_q (a_q · a_i)
 A_t is carried from step to step, a number for every row, output and parameter, and met slice by slice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from kernelmem.ground.batches import Rows
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.factors import Tangents, Vector
 from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
-from kernelmem.path.integral import integrate, mean_tangents
+from kernelmem.path.integral import NUMBERS, Change, Nodes, change, edges, mean_tangents, nodes_on, numbers, refine
 from kernelmem.path.network import Network, seeded
 from kernelmem.path.optimizers import Carried, Moved, filter_of
 from kernelmem.path.targets import Explained
@@ -24,7 +24,10 @@ from kernelmem.runs.run import Run
 __all__ = ["Lines", "Sweep"]
 
 START = 3  # nodes of the last step
-SLICE = 2**19  # numbers of a slice of tangents that is worked on in cache
+FEWER = 32  # steps after which one node less is tried
+WIDTH = 2048  # about as many parameters are worked on at a time,
+SLICE = 2**18  # and about as many numbers of their tangents, which then stay in cache,
+ROWS = 128  # but no fewer rows of a product than this
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,12 @@ class Sweep:
         self.tested.set_state(states[0])
         segments = Segments.of(states, list(self.tested.selected))
         first = stretch.start + start
-        found = integrate(
-            self.tested, self.rows, segments, self.what, order=self.order, tolerance=self.tolerance
-        )
-        self.lines.residuals[first : first + len(segments)] = found.residual
-        self.lines.evaluations[first : first + len(segments)] = found.evaluations
+        every = slice(first, first + len(segments))
+        nodes, found = self._mean_tangents(segments, every)
         if self.chosen is None:
             # Fewer are tried now and then: late steps are short, and a failed try costs little.
-            fewer = first // 8 != (first + len(segments)) // 8
-            self.order = max(1, found.order - 1) if fewer else found.order
+            fewer = first // FEWER != (first + len(segments)) // FEWER
+            self.order = max(1, nodes.order - 1) if fewer else nodes.order
         gradients = self._gradients(stretch, start, stop, segments)
         batches = stretch.batches[start:stop]
         sizes = [batch.rows.n for batch in batches]
@@ -114,7 +114,7 @@ class Sweep:
         shares = [torch.zeros(self.rows.n, k, B, dtype=torch.float64) for B in sizes]
         moved, rounding = stretch.moved[start:stop], torch.stack(stretch.rounding[start:stop])
         factors = dict(self.factors)
-        for index, tangents in mean_tangents(self.tested, self.rows, segments, self.what, found):
+        for index, tangents in found:
             crossed: dict[int, list[tuple[str, Vector, Vector]]] = {}
             for name in self.tested.selected:
                 own = [step.get(name) for step in moved]
@@ -131,6 +131,58 @@ class Sweep:
                 self.lines.contributions[:, first + i] += share.sum(2)
             else:
                 self.lines.contributions.index_add_(1, batch.examples, share.transpose(1, 2))
+
+    def _mean_tangents(self, segments: Segments, every: slice) -> tuple[Nodes, Iterable[tuple[Tensor, Tangents]]]:
+        """J̄ of all rows on all segments, with a residual within the tolerance, or within rounding.
+
+        The order that was enough for the step after is taken first, and its residual found from the factors; where they do
+        not tell it, or it is too large, slopes are evaluated before tangents are.
+        """
+        tested, rows, what = self.tested, self.rows, self.what
+        panels = edges(tested, rows, segments)
+        must = change(tested, rows, segments, what)
+        nodes = nodes_on([(panel, self.order) for panel in panels], len(segments), rows.n)
+        rules = -(-len(panels) // len(segments)) if tested.piecewise else 1  # rounding of each adds up
+        limit = (must.noise * rules).clamp_min(self.tolerance)
+        explained = torch.zeros_like(must.values)
+        if numbers(tested, rows, nodes, what) <= NUMBERS:
+            tried = list(mean_tangents(tested, rows, segments, what, nodes))
+            along = [own.along(segments.steps()) for _, own in tried]
+            for (index, _), part in zip(tried, along, strict=True):
+                if part is not None:
+                    explained[:, index] = part
+            residual = must.values - explained
+            if all(part is not None for part in along) and bool((residual.abs().amax((1, 2)) <= limit).all()):
+                self.lines.residuals[every], self.lines.evaluations[every] = residual, nodes.evaluations
+                return nodes, tried
+        nodes = refine(
+            tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules
+        )
+        self.lines.evaluations[every] = nodes.evaluations
+        return nodes, self._measured(segments, must, nodes, every)
+
+    def _measured(
+        self, segments: Segments, must: Change, nodes: Nodes, every: slice
+    ) -> Iterator[tuple[Tensor, Tangents]]:
+        """The tangents at these nodes; what they leave is written down on the way."""
+        self.lines.residuals[every] = must.values
+        steps = segments.steps()
+        for index, tangents in mean_tangents(self.tested, self.rows, segments, self.what, nodes):
+            found = tangents.along(steps)
+            if found is None:
+                found = self._along(tangents, steps)
+            residual = self.lines.residuals[every]
+            residual[:, index] -= found
+            yield index, tangents
+
+    def _along(self, tangents: Tangents, steps: dict[str, Tensor]) -> Tensor:
+        """⟨J̄, step⟩ by forming J̄ a slice at a time: (S, r, k)."""
+        total = torch.zeros(tangents.shape, dtype=torch.float64)
+        for name, step in steps.items():
+            for part in tangents.parts(name, WIDTH):
+                own = tangents.form(name, part, slice(None))
+                total += (own.flatten(1, 2) @ step.flatten(1)[:, part, None]).view(tangents.shape)
+        return total
 
     def _gradients(self, stretch: Stretch, start: int, stop: int, segments: Segments) -> Tangents:
         """The gradients of all examples of these steps: rows (1, B in all), one direction."""
@@ -169,11 +221,11 @@ class Sweep:
             self.carried[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
         contiguous = len(index) == self.rows.n
         offset, factor = self.tested.slices[name].start, self.factors.get(name, 0.0)
-        for part in tangents.parts(name, max(1, SLICE // (S * k))):
+        for part in tangents.parts(name, WIDTH):
             width = part.stop - part.start
             own_gradients = gradients.form(name, part, slice(None))[0, :, 0].split(sizes)
             rho = rounding[:, offset + part.start : offset + part.stop, None]
-            step = max(1, SLICE // (S * k * width))
+            step = max(-(-ROWS // k), SLICE // (S * k * width))
             for i in range(0, r, step):
                 piece = slice(i, min(i + step, r))
                 who = piece if contiguous else index[piece]
@@ -213,7 +265,7 @@ class Sweep:
             scale = torch.zeros(q, r, size, dtype=torch.float64)
             for name, left, right in members:
                 rho = rounding[s, self.tested.slices[name]]
-                self.lines.rounding.index_add_(0, index, _along(left, s, rho))
+                self.lines.rounding.index_add_(0, index, left.segment(s).along(rho[None])[0])
                 one = moved[s].get(name)
                 if one is None:
                     continue
@@ -225,7 +277,7 @@ class Sweep:
                     scale.sub_(inner.view(q, r, size), alpha=rate)
                 if one.weights is not None:
                     strength = one.options["lr"] * one.options["weight_decay"]
-                    self.lines.decay.index_add_(0, index, -strength * _along(left, s, one.weights))
+                    self.lines.decay.index_add_(0, index, -strength * left.segment(s).along(one.weights[None])[0])
             product = (g.flatten(0, 2) @ members[0][2].gradients[0, 0, own, 0].T).view(q, r, k, size)
             shares[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))
 
@@ -235,13 +287,4 @@ class Sweep:
             total[who] += found
         else:
             total.index_add_(0, who, found)
-
-
-def _along(vector: Vector, s: int, direction: Tensor) -> Tensor:
-    """⟨J̄, direction⟩ from the factors: (r, k)."""
-    g = vector.gradients[s]  # (q, r, k, out)
-    if vector.activations is None:
-        return (g @ direction).sum(0)
-    moved = vector.activations[s] @ direction.view(g.shape[3], -1).T  # (q, r, out)
-    return (g @ moved[..., None])[..., 0].sum(0)
 

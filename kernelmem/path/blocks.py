@@ -89,15 +89,16 @@ class Segments:
 
     def points(self, segments: Tensor, places: Tensor, count: int) -> Blocks:
         """One block of ``count`` rows at each point; ``segments`` and ``places`` (b,)."""
-        found = {}
+        found, one = {}, len(self) == 1
         for name, start in self.start.items():
             share = places.view(-1, *[1] * (start.ndim - 1))
-            found[name] = torch.lerp(start[segments], self.stop[name][segments], share)
+            ends = (start, self.stop[name]) if one else (start[segments], self.stop[name][segments])
+            found[name] = torch.lerp(*ends, share)
         return Blocks((count,) * len(segments), found)
 
-    def steps(self, segments: Tensor) -> dict[str, Tensor]:
-        """w_{t+1} − w_t of the named segments, (b, *shape)."""
-        return {name: self.stop[name][segments] - start[segments] for name, start in self.start.items()}
+    def steps(self) -> dict[str, Tensor]:
+        """w_{t+1} − w_t, (S, *shape)."""
+        return {name: self.stop[name] - start for name, start in self.start.items()}
 
 
 def _mapped(tree: Any, fixed: frozenset[int], axis: int, length: int, change: Callable[[Tensor], Tensor]) -> Any:

@@ -28,6 +28,19 @@ class Vector:
     activations: Tensor | None  # (S, q, r, in); None: of a bias, one
     gradients: Tensor  # (S, q, r, k, out)
 
+    def segment(self, s: int) -> "Vector":
+        """Those of one segment."""
+        a = self.activations
+        return Vector(self.key, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
+
+    def along(self, direction: Tensor) -> Tensor:
+        """⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
+        S, q, r, k, out = self.gradients.shape
+        if self.activations is None:
+            return (self.gradients @ direction[:, None, None, :, None])[..., 0].sum(1)
+        moved = torch.bmm(self.activations.flatten(1, 2), direction.view(S, out, -1).mT).view(S, q, r, out, 1)
+        return (self.gradients @ moved)[..., 0].sum(1)
+
 
 class Tangents(Protocol):
     """Tangents of S · r rows in k directions."""
@@ -44,6 +57,10 @@ class Tangents(Protocol):
 
     def vector(self, name: str) -> Vector | None:
         """The factors, where tangents of this parameter need not be formed at all."""
+        ...
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """⟨tangents, direction of each segment⟩, (S, r, k), for directions (S, *shape); None: not without forming them."""
         ...
 
 
@@ -73,6 +90,11 @@ class Formed:
     def vector(self, name: str) -> None:
         """They are formed."""
         return None
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """A product."""
+        flat = torch.cat([directions[name].flatten(1) for name in self.slices], 1)
+        return (self.values.flatten(1, 2) @ flat[:, :, None]).view(self.shape)
 
 
 class Factors:
@@ -133,6 +155,16 @@ class Factors:
             return Vector(use.key, None, g)
         a = use.rule.activations(use, self.n, ones=False)[:, 0, 0]
         return Vector(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """From the factors of linear layers."""
+        vectors = {name: self.vector(name) for name in self.sizes if self.uses[name]}
+        total = self.like.new_zeros(self.shape)
+        for name, vector in vectors.items():
+            if vector is None:
+                return None
+            total += vector.along(directions[name])
+        return total
 
     def _sliced(self, name: str) -> int | None:
         """The fan-in of a weight that can be formed unit by unit."""

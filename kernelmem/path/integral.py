@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
-from kernelmem.path.blocks import Segments
+from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.factors import Formed, Tangents, join
 from kernelmem.path.kinks import kinks
 from kernelmem.path.network import Network, take
 from kernelmem.path.quadrature import ORDERS, gauss_legendre
 from kernelmem.path.targets import Explained
 
-__all__ = ["Integral", "integrate", "mean_tangents"]
+__all__ = ["Change", "Nodes", "change", "edges", "mean_tangents", "nodes_on", "numbers", "refine"]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
 RAISED = 4  # orders that are tried before a panel is halved
@@ -33,18 +33,68 @@ Places = tuple[list[float], list[float]]  # and their weights
 
 
 @dataclass(frozen=True)
-class Integral:
-    """The nodes of S steps, and what they leave."""
+class Nodes:
+    """Where the tangents of S steps are taken, and with which weights."""
 
-    nodes: dict[tuple[int, int], Places]  # of each segment and row, row -1 for all
-    residual: Tensor  # (S, m, k)
+    of: dict[tuple[int, int], Places]  # of each segment and row, row -1 for all
     evaluations: Tensor  # (S,): nodes a row, on average
-    order: int  # nodes that were enough for nine panels of ten
+    order: int  # on a panel, enough for nine of ten
 
 
-def integrate(
-    network: Network, rows: Rows, segments: Segments, what: Explained, *, order: int, tolerance: float
-) -> Integral:
+@dataclass(frozen=True)
+class Change:
+    """What the tangents of S steps must explain."""
+
+    values: Tensor  # (S, m, k): φ after the step less φ before
+    noise: Tensor  # (S,): what rounding leaves of it
+
+
+def edges(network: Network, rows: Rows, segments: Segments) -> list[Panel]:
+    """The panels that a step is cut into to begin with: at its kinks, row by row, or not at all."""
+    S, m = len(segments), rows.n
+    inner = kinks(network, rows, segments)
+    if not network.piecewise:
+        return [(s, -1, 0.0, 1.0) for s in range(S)]
+    return [(s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *inner[s][row], 1.0])]
+
+
+def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> Nodes:
+    """The nodes of Gauss-Legendre rules, each panel with an order of its own."""
+    evaluations = torch.zeros(S, dtype=torch.float64)
+    nodes: dict[tuple[int, int], Places] = {}
+    for (s, row, a, b), n in panels:
+        rule = gauss_legendre(n)
+        places, weights = nodes.setdefault((s, row), ([], []))
+        places += [a + (b - a) * node for node in rule.nodes]
+        weights += [(b - a) * weight for weight in rule.weights]
+        evaluations[s] += n if row < 0 else n / m
+    orders = sorted(n for _, n in panels)
+    return Nodes(nodes, evaluations, orders[(9 * len(orders)) // 10])
+
+
+def change(network: Network, rows: Rows, segments: Segments, what: Explained) -> Change:
+    """Evaluate φ at both ends of every step."""
+    S, m = len(segments), rows.n
+    ends = {name: torch.cat([w, segments.stop[name][-1:]]) if S > 1 else w for name, w in segments.start.items()}
+    if S > 1:
+        outputs = network.outputs(take(rows, torch.arange(m).repeat(S + 1)), Blocks((m,) * (S + 1), ends))
+    else:
+        outputs = torch.cat([network.outputs(rows, Blocks((m,), end)) for end in (ends, segments.stop)])
+    values = what.values(outputs, torch.arange(m).repeat(S + 1)).unflatten(0, (S + 1, m))
+    size = values.abs().amax((1, 2)).clamp_min(1.0)
+    return Change(values.diff(dim=0), NOISE * torch.finfo(torch.float64).eps * torch.maximum(size[1:], size[:-1]))
+
+
+def refine(
+    network: Network,
+    rows: Rows,
+    segments: Segments,
+    what: Explained,
+    panels: list[Panel],
+    *,
+    order: int,
+    tolerance: float,
+) -> Nodes:
     """Find nodes that integrate the tangents of all rows along S steps.
 
     Args:
@@ -52,22 +102,15 @@ def integrate(
         rows: m rows.
         segments: S steps.
         what: functions of the outputs, and their derivatives.
+        panels: to begin with.
         order: nodes on a panel to begin with.
         tolerance: largest residual of a panel.
 
     Cost: a slope of m rows at each node, and an evaluation at each edge of a panel.
     """
-    S, m = len(segments), rows.n
-    inner = kinks(network, rows, segments)
-    if network.piecewise:
-        pending = [
-            (s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *inner[s][row], 1.0])
-        ]
-    else:
-        pending = [(s, -1, 0.0, 1.0) for s in range(S)]
-    residual = torch.zeros(S, m, len(what.names), dtype=torch.float64)
     accepted: list[tuple[Panel, int]] = []  # with their orders
     orders = [n for n in ORDERS if n >= order][:RAISED] or [order]
+    pending = panels
     for depth in range(DEEPEST + 1):
         for n in orders:  # more nodes first: a smooth panel needs no more
             if not pending:
@@ -76,22 +119,10 @@ def integrate(
             last = depth == DEEPEST and n == orders[-1]
             limit = torch.full((len(pending),), torch.inf) if last else noise.clamp_min(tolerance)
             fine = (own.abs().amax((1, 2)) <= limit).tolist()
-            for i, (s, row, _, _) in enumerate(pending):
-                if fine[i]:
-                    residual[s, slice(None) if row < 0 else slice(row, row + 1)] += own[i]
-                    accepted.append((pending[i], n))
+            accepted += [(panel, n) for panel, good in zip(pending, fine, strict=True) if good]
             pending = [panel for panel, good in zip(pending, fine, strict=True) if not good]
         pending = [half for s, row, a, b in pending for half in ((s, row, a, 0.5 * (a + b)), (s, row, 0.5 * (a + b), b))]
-    used = sorted(n for _, n in accepted)
-    evaluations = torch.zeros(S, dtype=torch.float64)
-    nodes: dict[tuple[int, int], Places] = {}
-    for (s, row, a, b), n in accepted:
-        rule = gauss_legendre(n)
-        places, weights = nodes.setdefault((s, row), ([], []))
-        places += [a + (b - a) * node for node in rule.nodes]
-        weights += [(b - a) * weight for weight in rule.weights]
-        evaluations[s] += n if row < 0 else n / m
-    return Integral(nodes, residual, evaluations, used[(9 * len(used)) // 10])
+    return nodes_on(accepted, len(segments), rows.n)
 
 
 def _residuals(
@@ -114,21 +145,21 @@ def _residuals(
         if single:
             index = torch.tensor([panel[1] for panel in panels[part]])
             inner = _along(network, rows, segments, segment[part], index, places[part, :order])
-            edges = network.outputs(
+            both_ends = network.outputs(
                 take(rows, index.repeat_interleave(2)),
                 segments.lines(segment[part].repeat_interleave(2), places[part, order:].flatten()),
             )
             index = index[:, None]
         else:
             inner = _everywhere(network, rows, segments, segment[part], places[part, :order])
-            edges = _ends(network, rows, segments, segment[part], places[part, order:])
+            both_ends = _ends(network, rows, segments, segment[part], places[part, order:])
             index = torch.arange(rows.n).expand(b, rows.n)
         outputs, slopes = inner  # (b · order · count, C), panel by panel, node by node
         every = index[:, None].expand(b, order, count).flatten()
         directions = what.directions(outputs, every)
         rates = (directions * slopes[:, None]).sum(2).unflatten(0, (b, order, count))
         both = index[:, None].expand(b, 2, count).flatten()
-        before, after = what.values(edges, both).unflatten(0, (b, 2, count)).unbind(1)
+        before, after = what.values(both_ends, both).unflatten(0, (b, 2, count)).unbind(1)
         found.append((after - before) - length[part, None, None] * (rates * weights[:, None, None]).sum(1))
         largest = torch.maximum(before.abs(), after.abs()).amax((1, 2)).clamp_min(1.0)
         noise.append(NOISE * torch.finfo(torch.float64).eps * largest)
@@ -150,7 +181,11 @@ def _everywhere(
     b, order = places.shape
     own = segment.repeat_interleave(order)
     blocks = segments.points(own, places.flatten(), rows.n)
-    return network.slopes(take(rows, torch.arange(rows.n).repeat(b * order)), blocks, segments.steps(own))
+    steps = {
+        name: step.expand(b * order, *step.shape[1:]) if len(step) == 1 else step[own]
+        for name, step in segments.steps().items()
+    }
+    return network.slopes(take(rows, torch.arange(rows.n).repeat(b * order)), blocks, steps)
 
 
 def _ends(network: Network, rows: Rows, segments: Segments, segment: Tensor, places: Tensor) -> Tensor:
@@ -166,28 +201,33 @@ def _ends(network: Network, rows: Rows, segments: Segments, segment: Tensor, pla
     return outputs[[where[key] for key in keys]].flatten(0, 1)
 
 
+def numbers(network: Network, rows: Rows, nodes: Nodes, what: Explained) -> float:
+    """About how many activations and gradients the factors at these nodes take."""
+    return network.row_numbers * rows.n * len(what.names) * float(nodes.evaluations.sum())
+
+
 def mean_tangents(
-    network: Network, rows: Rows, segments: Segments, what: Explained, found: Integral
+    network: Network, rows: Rows, segments: Segments, what: Explained, found: Nodes
 ) -> Iterator[tuple[Tensor, Tangents]]:
     """The weighted sums of the tangents at all nodes: ordinals of some rows, and their J̄ on all S segments."""
     S, m, k = len(segments), rows.n, len(what.names)
     if not network.piecewise:
-        count = max(len(places) for places, _ in found.nodes.values())
-        places, weights = _padded([found.nodes[s, -1] for s in range(S)], count)
+        count = max(len(places) for places, _ in found.of.values())
+        places, weights = _padded([found.of[s, -1] for s in range(S)], count)
         size = max(1, NUMBERS // (network.row_numbers * S * count * k))
         for i in range(0, m, size):
             index = torch.arange(i, min(i + size, m))
             yield index, _at_points(network, rows, segments, index, places, weights, what)
         return
     buckets: dict[int, list[tuple[int, int]]] = {}  # pairs by how many nodes they have
-    for pair, (places, _) in found.nodes.items():
+    for pair, (places, _) in found.of.items():
         buckets.setdefault(len(places), []).append(pair)
     whole = torch.empty(S, m, k, network.n_parameters, dtype=torch.float64) if S > 1 else None
     for count, members in buckets.items():
         size = max(1, NUMBERS // (network.row_numbers * count * k))
         for i in range(0, len(members), size):
             part = sorted(members[i : i + size])
-            places, weights = _padded([found.nodes[pair] for pair in part], count)
+            places, weights = _padded([found.of[pair] for pair in part], count)
             segment, row = torch.tensor(part).unbind(1)
             own = _at_places(network, rows, segments, segment, row, places, weights, what)
             if whole is None:

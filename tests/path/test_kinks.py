@@ -9,7 +9,7 @@ from torch import nn
 from kernelmem.ground.batches import as_rows
 from kernelmem.path.blocks import Segments
 from kernelmem.path.factors import join
-from kernelmem.path.integral import integrate, mean_tangents
+from kernelmem.path.integral import change, edges, mean_tangents, refine
 from kernelmem.path.kinks import Pairs, kinks
 from kernelmem.path.network import Network
 from kernelmem.path.targets import explained
@@ -67,8 +67,7 @@ def test_few_nodes_between_kinks_are_exact(depth):
     torch.manual_seed(0)
     network, rows, line = case(relu_network(depth=depth), torch.randn(6, 5, dtype=torch.float64))
     what = explained(None, None, 3)
-    found = integrate(network, rows, line, what, order=(depth + 2) // 2, tolerance=1e-11)
-    assert float(found.residual.abs().max()) < 1e-11
+    found = refine(network, rows, line, what, edges(network, rows, line), order=(depth + 2) // 2, tolerance=1e-11)
     panels = sum(len(own) + 1 for own in kinks(network, rows, line)[0]) / rows.n
     assert found.order == (depth + 2) // 2  # no panel had to be refined
     assert float(found.evaluations) <= 1.1 * panels * ((depth + 2) // 2)
@@ -87,5 +86,9 @@ def test_max_pooling_is_met_by_halving():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 2)).double()
     network, rows, line = case(model, torch.randn(5, 1, 8, dtype=torch.float64))
-    found = integrate(network, rows, line, explained(None, None, 2), order=2, tolerance=1e-10)
-    assert float(found.residual.abs().max()) < 1e-9
+    what = explained(None, None, 2)
+    found = refine(network, rows, line, what, edges(network, rows, line), order=2, tolerance=1e-10)
+    steps = torch.cat([step.flatten() for step in line.steps().values()])
+    must = change(network, rows, line, what).values[0]
+    for index, tangents in mean_tangents(network, rows, line, what, found):
+        assert float((join(tangents, list(network.sizes))[0] @ steps - must[index]).abs().max()) < 1e-9
