@@ -114,7 +114,12 @@ class Sweep:
         shares = [torch.zeros(self.rows.n, k, B, dtype=torch.float64) for B in sizes]
         moved, rounding = stretch.moved[start:stop], torch.stack(stretch.rounding[start:stop])
         factors = dict(self.factors)
+        rounding_of = {
+            name: rounding[:, part].view(-1, *self.tested.selected[name].shape)
+            for name, part in self.tested.slices.items()
+        }
         for index, tangents in found:
+            self.lines.rounding.index_add_(0, index, self._along(tangents, rounding_of).sum(0))
             crossed: dict[int, list[tuple[str, Vector, Vector]]] = {}
             for name in self.tested.selected:
                 own = [step.get(name) for step in moved]
@@ -122,9 +127,9 @@ class Sweep:
                 if pair is not None and pair[0] is not None and pair[1] is not None:
                     crossed.setdefault(pair[0].key, []).append((name, pair[0], pair[1]))
                 else:
-                    factors[name] = self._formed(name, index, tangents, gradients, own, rounding, shares, sizes)
+                    factors[name] = self._formed(name, index, tangents, gradients, own, shares, sizes)
             for members in crossed.values():
-                self._crossed(members, index, moved, rounding, shares, sizes)
+                self._crossed(members, index, moved, shares, sizes)
         self.factors = factors
         for i, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             if self.by_step:
@@ -168,15 +173,15 @@ class Sweep:
         self.lines.residuals[every] = must.values
         steps = segments.steps()
         for index, tangents in mean_tangents(self.tested, self.rows, segments, self.what, nodes):
-            found = tangents.along(steps)
-            if found is None:
-                found = self._along(tangents, steps)
             residual = self.lines.residuals[every]
-            residual[:, index] -= found
+            residual[:, index] -= self._along(tangents, steps)
             yield index, tangents
 
     def _along(self, tangents: Tangents, steps: dict[str, Tensor]) -> Tensor:
-        """⟨J̄, step⟩ by forming J̄ a slice at a time: (S, r, k)."""
+        """⟨J̄, step⟩, (S, r, k): from factors, or by forming J̄ a slice at a time."""
+        found = tangents.along(steps)
+        if found is not None:
+            return found
         total = torch.zeros(tangents.shape, dtype=torch.float64)
         for name, step in steps.items():
             for part in tangents.parts(name, WIDTH):
@@ -210,7 +215,6 @@ class Sweep:
         tangents: Tangents,
         gradients: Tangents,
         moved: Sequence[Moved | None],
-        rounding: Tensor,
         shares: Sequence[Tensor],
         sizes: Sequence[int],
     ) -> float:
@@ -220,27 +224,30 @@ class Sweep:
         if keeps and name not in self.carried:
             self.carried[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
         contiguous = len(index) == self.rows.n
-        offset, factor = self.tested.slices[name].start, self.factors.get(name, 0.0)
-        for part in tangents.parts(name, WIDTH):
+        factor = self.factors.get(name, 0.0)
+        for part in tangents.parts(name, max(WIDTH, SLICE // (S * r * k))):
             width = part.stop - part.start
             own_gradients = gradients.form(name, part, slice(None))[0, :, 0].split(sizes)
-            rho = rounding[:, offset + part.start : offset + part.stop, None]
             step = max(-(-ROWS // k), SLICE // (S * k * width))
             for i in range(0, r, step):
                 piece = slice(i, min(i + step, r))
                 who = piece if contiguous else index[piece]
                 own = tangents.form(name, part, piece)
-                self._add(self.lines.rounding, who, (own.flatten(1, 2) @ rho).sum(0).view(-1, k))
                 carried = Carried(self.carried[name][who, :, part] if keeps else None, self.factors.get(name, 0.0))
                 for s in reversed(range(S)):
                     one = moved[s]
                     if one is None:
                         continue
                     cotangent, decay = self.filter.backward(own[s], one.part(part), carried)
-                    found = cotangent.reshape(-1, width) @ own_gradients[s].T
-                    self._add(shares[s], who, found.view(-1, k, sizes[s]))
-                    if decay is not None:
-                        self._add(self.lines.decay, who, decay)
+                    flat = cotangent.reshape(-1, width)
+                    if isinstance(who, slice):
+                        shares[s][who].view(-1, sizes[s]).addmm_(flat, own_gradients[s].T)
+                    else:
+                        shares[s].index_add_(0, who, (flat @ own_gradients[s].T).view(-1, k, sizes[s]))
+                    if decay is not None and isinstance(who, slice):
+                        self.lines.decay[who] += decay
+                    elif decay is not None:
+                        self.lines.decay.index_add_(0, who, decay)
                 if keeps and not contiguous:
                     assert carried.q is not None
                     self.carried[name][who, :, part] = carried.q
@@ -252,7 +259,6 @@ class Sweep:
         members: Sequence[tuple[str, Vector, Vector]],
         index: Tensor,
         moved: Sequence[dict[str, Moved]],
-        rounding: Tensor,
         shares: Sequence[Tensor],
         sizes: Sequence[int],
     ) -> None:
@@ -264,8 +270,6 @@ class Sweep:
             q, r, k = g.shape[:3]
             scale = torch.zeros(q, r, size, dtype=torch.float64)
             for name, left, right in members:
-                rho = rounding[s, self.tested.slices[name]]
-                self.lines.rounding.index_add_(0, index, left.segment(s).along(rho[None])[0])
                 one = moved[s].get(name)
                 if one is None:
                     continue
@@ -280,11 +284,3 @@ class Sweep:
                     self.lines.decay.index_add_(0, index, -strength * left.segment(s).along(one.weights[None])[0])
             product = (g.flatten(0, 2) @ members[0][2].gradients[0, 0, own, 0].T).view(q, r, k, size)
             shares[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))
-
-    @staticmethod
-    def _add(total: Tensor, who: slice | Tensor, found: Tensor) -> None:
-        if isinstance(who, slice):
-            total[who] += found
-        else:
-            total.index_add_(0, who, found)
-

@@ -62,9 +62,14 @@ class Carried:
     q: Tensor | None = None  # written over
     factor: float = 0.0  # by which that step multiplied what it carried over
 
-    def add(self, own: Tensor, factor: float) -> Tensor:
-        """q = own part + what was carried over; ``factor`` is this step's, for the one before."""
-        self.q = own if self.q is None else self.q.mul_(self.factor).add_(own)
+    def add(self, own: Tensor, scale: float, factor: float, divisor: Tensor | None = None) -> Tensor:
+        """q = scale · own (/ divisor) + what was carried over; ``factor`` is this step's, for the one before."""
+        if self.q is None:
+            self.q = scale * own if divisor is None else scale * own / divisor
+        elif divisor is None:
+            self.q.mul_(self.factor).add_(own, alpha=scale)
+        else:
+            self.q.mul_(self.factor).addcdiv_(own, divisor, value=scale)
         self.factor = factor
         return self.q
 
@@ -148,7 +153,7 @@ class StochasticGradientDescent(ParameterFilter):
         if not momentum:
             return -rate * cotangent
         nesterov = options.get("nesterov")
-        q = carried.add(-rate * (momentum if nesterov else 1.0) * cotangent, momentum)
+        q = carried.add(cotangent, -rate * (momentum if nesterov else 1.0), momentum)
         dampening = 0.0 if moved.fresh else options.get("dampening", 0.0)
         found = (1 - dampening) * q if dampening else q
         return found - rate * cotangent if nesterov else found
@@ -175,7 +180,9 @@ class AdaptiveMoments(ParameterFilter):
         first = moved.options["betas"][0]
         scale = -moved.options["lr"] / (1 - first**moved.count)
         assert moved.denominator is not None
-        return (1 - first) * carried.add(scale * cotangent / moved.denominator, first)
+        # What is carried is A = (1 − β₁) q itself: one pass over memory less.
+        carried.factor *= 1 - first
+        return carried.add(cotangent, (1 - first) * scale, first / (1 - first), moved.denominator)
 
 
     def carries(self, options: Mapping[str, Any]) -> bool:
@@ -211,9 +218,9 @@ class RootMeanSquare(ParameterFilter):
     def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         assert moved.denominator is not None
-        own = -moved.options["lr"] * cotangent
-        momentum = moved.options.get("momentum", 0.0)
-        return (carried.add(own, momentum) if momentum else own) / moved.denominator
+        momentum, rate = moved.options.get("momentum", 0.0), moved.options["lr"]
+        own = carried.add(cotangent, -rate, momentum) if momentum else -rate * cotangent
+        return own / moved.denominator
 
 
 class AdaptiveGradient(ParameterFilter):
