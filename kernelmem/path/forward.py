@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ __all__ = [
     "Batch",
     "PerExample",
     "Stretch",
+    "Tracing",
     "batch_of",
     "joined",
     "loss_directions",
     "share",
-    "stretches",
 ]
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
@@ -80,67 +81,72 @@ def loss_directions(loss: PerExample, batch: Batch) -> Directions:
     return directions
 
 
-def stretches(
-    run: Run,
-    model: nn.Module,
-    network: Network,
-    loss: Loss | None,
-    per_example: PerExample,
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[Stretch]:
-    """Evaluate the optimizer's formula in float64 at the recorded weights; give the run in stretches, the last one first.
+@dataclass(frozen=True)
+class Tracing:
+    """What it takes to evaluate the optimizer's formula in float64 at the recorded weights."""
 
-    Cost: one forward and backward pass of every batch; two where the run does not fit into memory as a whole. ``progress``
-    is called with 1 for every step that is traced for the first time.
-    """
-    kind = filter_of(run.optimizer)
-    filters = {name: kind() for name in network.selected}
-    length = max(1, HELD // (8 * 4 * network.n_parameters))
-    starts = list(range(0, len(run), length))
-    snapshots, last = [], None
-    for start in starts:
-        snapshots.append(copy.deepcopy(filters))
-        stop = min(start + length, len(run))
-        last = _traced(run, model, network, loss, per_example, filters, start, stop, progress)
-    assert last is not None
-    yield last
-    del last
-    for start, snapshot in list(zip(starts, snapshots, strict=True))[-2::-1]:
-        yield _traced(run, model, network, loss, per_example, snapshot, start, start + length, None)
+    run: Run
+    model: nn.Module
+    network: Network
+    loss: PerExample
+    given: Loss | None = None  # the callable of a run that was recorded with one
+    forward: Callable[[nn.Module, Any], Tensor] | None = None
+    progress: Callable[[int], None] | None = None  # called with 1 for every step that is traced for the first time
 
+    def starts(self) -> range:
+        """Where stretches begin that fit into memory."""
+        return range(0, len(self.run), max(1, HELD // (8 * 4 * self.network.n_parameters)))
 
-def _traced(
-    run: Run,
-    model: nn.Module,
-    network: Network,
-    loss: Loss | None,
-    per_example: PerExample,
-    filters: dict[str, ParameterFilter],
-    start: int,
-    stop: int,
-    progress: Callable[[int], None] | None,
-) -> Stretch:
-    steps = run.steps[start:stop]
-    batches = [batch_of(run, step) for step in steps]
-    states = [state for _, state in replay(run, model, loss=loss, start=start, stop=stop)]
-    moved: list[dict[str, Moved]] = []
-    rounding: list[Tensor] = []
-    found = _gradients(network, steps, batches, states, per_example)
-    for step, gradients, (now, after) in zip(steps, found, pairwise(states), strict=True):
-        options = {name: group for group in step.groups for name in group["parameters"]}
-        difference, of_step = network.flat(after) - network.flat(now), {}
-        for name, gradient in gradients.items():
-            if name in step.skipped or name not in options:
-                continue
-            own = filters[name].forward(gradient, now[name].double().flatten(), options[name])
-            difference[network.slices[name]] -= own.step
-            of_step[name] = own
-        rounding.append(difference)
-        moved.append(of_step)
-        if progress is not None:
-            progress(1)
-    return Stretch(start, list(steps), batches, states, moved, rounding)
+    def in_order(self) -> Iterator[Stretch]:
+        """Give the run in stretches. Cost: one forward and backward pass of every batch."""
+        filters = self._filters()
+        starts = self.starts()
+        for start in starts:
+            yield self.traced(filters, start, min(start + starts.step, len(self.run)))
+
+    def backward(self) -> Iterator[Stretch]:
+        """Give the run in stretches, the last one first. Cost: twice that, where the run does not fit as a whole."""
+        filters, snapshots, last = self._filters(), [], None
+        starts = self.starts()
+        for start in starts:
+            snapshots.append((start, copy.deepcopy(filters)))
+            last = None  # let go of one before the next is made
+            last = self.traced(filters, start, min(start + starts.step, len(self.run)))
+        assert last is not None
+        yield last
+        del last
+        quiet = replace(self, progress=None)
+        for start, snapshot in snapshots[-2::-1]:
+            yield quiet.traced(snapshot, start, start + starts.step)
+
+    def _filters(self) -> dict[str, ParameterFilter]:
+        kind = filter_of(self.run.optimizer)
+        return {name: kind() for name in self.network.selected}
+
+    def traced(self, filters: dict[str, ParameterFilter], start: int, stop: int) -> Stretch:
+        """Steps start..stop−1, from filters that have seen those before."""
+        run, network = self.run, self.network
+        steps = run.steps[start:stop]
+        batches = [batch_of(run, step) for step in steps]
+        replayed = replay(run, self.model, loss=self.given, start=start, stop=stop, forward=self.forward)
+        states = [state for _, state in replayed]
+        moved: list[dict[str, Moved]] = []
+        rounding: list[Tensor] = []
+        found = _gradients(network, steps, batches, states, self.loss)
+        for step, gradients, (now, after) in zip(steps, found, pairwise(states), strict=True):
+            options = {name: group for group in step.groups for name in group["parameters"]}
+            difference, of_step = network.flat(after) - network.flat(now), {}
+            for name, gradient in gradients.items():
+                if name in step.skipped or name not in options:
+                    continue
+                own = filters[name].forward(gradient, now[name].double().flatten(), options[name])
+                difference[network.slices[name]] -= own.step
+                of_step[name] = own
+            rounding.append(difference)
+            moved.append(of_step)
+            if self.progress is not None:
+                self.progress(1)
+        return Stretch(start, list(steps), batches, states, moved, rounding)
 
 
 def _gradients(

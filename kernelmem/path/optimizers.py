@@ -96,6 +96,13 @@ class ParameterFilter:
             step = step - options["lr"] * decay * weights
         return Moved(step, options, self.count, began, denominator, weights if decay else None)
 
+    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+        """What ``move`` makes of other gradients (G, p) given the statistics that it realized: the filter itself.
+
+        ``state`` holds what the G rows carry, and is written over.
+        """
+        raise TypeError(f"{type(self).__name__} is abstract")
+
     def backward(
         self, cotangent: Tensor, moved: Moved, carried: Carried | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -146,6 +153,19 @@ class StochasticGradientDescent(ParameterFilter):
         step = gradient + momentum * self.state["buffer"] if options.get("nesterov") else self.state["buffer"]
         return -options["lr"] * step, None
 
+    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+        """−h g, −h b or −h (g + μ b)."""
+        options = moved.options
+        momentum = options.get("momentum", 0.0)
+        if not momentum:
+            return -options["lr"] * gradients
+        if moved.fresh or "buffer" not in state:
+            state["buffer"] = gradients.clone()
+        else:
+            state["buffer"] = momentum * state["buffer"] + (1 - options.get("dampening", 0.0)) * gradients
+        step = gradients + momentum * state["buffer"] if options.get("nesterov") else state["buffer"]
+        return -options["lr"] * step
+
     def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         options, rate = moved.options, moved.options["lr"]
@@ -174,6 +194,14 @@ class AdaptiveMoments(ParameterFilter):
             state["largest"] = square
         denominator = (square / (1 - second**self.count)).sqrt() + options["eps"]
         return -options["lr"] / (1 - first**self.count) * state["mean"] / denominator, denominator
+
+    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+        """−h m̂ / s."""
+        first = moved.options["betas"][0]
+        assert moved.denominator is not None
+        mean = (1 - first) * gradients
+        state["mean"] = mean if "mean" not in state else first * state["mean"] + mean
+        return -moved.options["lr"] / (1 - first**moved.count) * state["mean"] / moved.denominator
 
     def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
@@ -215,6 +243,14 @@ class RootMeanSquare(ParameterFilter):
             scaled = state["buffer"] = momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled
         return -options["lr"] * scaled, denominator
 
+    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+        """−h g / s, or its momentum."""
+        assert moved.denominator is not None
+        momentum, scaled = moved.options.get("momentum", 0.0), gradients / moved.denominator
+        if momentum:
+            scaled = state["buffer"] = momentum * state["buffer"] + scaled if "buffer" in state else scaled
+        return -moved.options["lr"] * scaled
+
     def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""
         assert moved.denominator is not None
@@ -232,6 +268,11 @@ class AdaptiveGradient(ParameterFilter):
         self.state["sum"] = self.state.get("sum", start) + gradient.square()
         denominator = self.state["sum"].sqrt() + options["eps"]
         return -self._rate(options, self.count) * gradient / denominator, denominator
+
+    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+        """−h/(1 + (k−1) η) g / s."""
+        assert moved.denominator is not None
+        return -self._rate(moved.options, moved.count) * gradients / moved.denominator
 
     def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
         """As in the table."""

@@ -1,5 +1,7 @@
 """kernelmem.path.optimizers: every filter equals torch.optim's, and its recursion backward is its adjoint."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -110,6 +112,32 @@ def test_backward_is_the_adjoint_of_forward(case, seed, idle):
             0.0 if decay is None else float(decay.abs().max())
         )
     assert float((left - right).abs().max()) <= 1e-13 * max(1.0, size)
+
+
+@given(case=CASES, seed=st.integers(0, 2**16), idle=st.sets(st.integers(0, 6), max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_parts_of_the_gradient_make_parts_of_the_step(case, seed, idle):
+    """The filter is linear given its statistics: parts that add up to the gradient, decay among them, make up the step."""
+    name, options = case
+    gradients, weights, moved = run(name, options, steps=7, seed=seed, idle=idle)
+    generator, own, state = torch.Generator().manual_seed(seed + 2), FILTERS[name](), {}
+    for t in range(7):
+        if moved[t] is None:
+            continue
+        sign = -1.0 if options.get("maximize") else 1.0
+        split = torch.randn(3, 12, dtype=torch.float64, generator=generator)
+        split[-1] = sign * gradients[t].flatten() - split[:-1].sum(0)
+        decay = options.get("weight_decay", 0.0) * weights[t].flatten()
+        decoupled = own.decoupled(options)
+        flat = dataclasses.replace(
+            moved[t],
+            step=moved[t].step.flatten(),
+            denominator=None if moved[t].denominator is None else moved[t].denominator.flatten(),
+        )
+        rows = split if decoupled else torch.cat([split, decay[None]])
+        found = own.linear(rows, flat, state).sum(0) - (options["lr"] * decay if decoupled else 0.0)
+        size = 1.0 + float(own.linear(rows, flat, dict(state)).abs().max())
+        assert float((found - flat.step).abs().max()) <= 1e-12 * size
 
 
 def test_hyper_parameters_may_change_from_step_to_step():

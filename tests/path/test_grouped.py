@@ -1,0 +1,152 @@
+"""Ledgers by group, by layer and by step: the same account, summed in other ways."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernelmem.ground.errors import InputError
+from kernelmem.path.ledger import Ledger, ledger
+from tests.path.recorded import OPTIMIZERS, digits, mlp, record
+
+
+def run_of(path, optimizer, *, activation=nn.Tanh, steps=12, **options):
+    x, y = digits(64)
+    model = mlp(activation)
+    run = record(path, model, OPTIMIZERS[optimizer](model.parameters()), x, y, steps=steps, **options)
+    return run, model, x, y
+
+
+def lines_agree(one, other, tolerance):
+    for name in ("initial", "final", "decay", "rounding", "buffers"):
+        assert float((getattr(one, name) - getattr(other, name)).abs().max()) <= tolerance, name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_groups_are_the_sums_of_their_examples(tmp_path, optimizer):
+    run, model, x, y = run_of(tmp_path / "run", optimizer)
+    whole = ledger(run, model, x=x[:4])
+    own = ledger(run, model, x=x[:4], by="group", groups=y)
+    assert own.contributions.shape == (4, 10, 10)
+    assert own.by == "group"
+    assert own.sources == tuple("0123456789")
+    assert float((own.contributions - whole.by_group(y)).abs().max()) <= 1e-12
+    lines_agree(own, whole, 1e-12)
+    assert own.largest_residual <= 1e-12
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_groups_of_networks_with_kinks(tmp_path, optimizer):
+    run, model, x, y = run_of(tmp_path / "run", optimizer, activation=nn.ReLU)
+    whole = ledger(run, model, x=x[:4])
+    own = ledger(run, model, x=x[:4], by="group", groups=y)
+    assert float((own.contributions - whole.by_group(y)).abs().max()) <= 1e-11
+    lines_agree(own, whole, 1e-11)
+    assert own.largest_residual <= 1e-10
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "adagrad"])
+def test_steps_and_layers_add_up_to_the_examples(tmp_path, optimizer):
+    run, model, x, _ = run_of(tmp_path / "run", optimizer)
+    whole = ledger(run, model, x=x[:4])
+    steps = ledger(run, model, x=x[:4], by="step")
+    layers = ledger(run, model, x=x[:4], by="group", groups="layer")
+    assert steps.contributions.shape == (4, 12, 10)
+    assert layers.sources == ("0", "2", "4")
+    for own in (steps, layers):
+        assert float((own.contributions.sum(1) - whole.contributions.sum(1)).abs().max()) <= 1e-12
+        lines_agree(own, whole, 1e-12)
+        assert own.largest_residual <= 1e-12
+
+
+def test_a_layer_that_was_frozen_did_nothing(tmp_path):
+    x, y = digits(64)
+    model = mlp()
+    model[2].requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    run = record(tmp_path / "run", model, optimizer, x, y, steps=5)
+    own = ledger(run, model, x=x[:3], by="group", groups="layer")
+    assert own.sources == ("0", "4")
+    assert own.largest_residual <= 1e-12
+
+
+def test_the_first_of_two_steps_keeps_acting_under_momentum(tmp_path):
+    """By hand: with momentum μ the first gradient makes −h g of the first step and −h μ g of the second."""
+    x, y = digits(16)
+    model = nn.Linear(64, 10).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    run = record(tmp_path / "run", model, optimizer, x, y, steps=2, batch=16, loss="mse")
+    own = ledger(run, model, x=x[:3], by="step")
+    state, one_hot = run.weights(0), nn.functional.one_hot(y, 10).double()
+    slope = (x @ state["weight"].T + state["bias"] - one_hot) / 16
+    # The batches of one epoch hold the same rows in another order.
+    expected = -0.1 * (1 + 0.5) * ((x[:3] @ x.T + 1) @ slope)
+    assert float((own.contributions[:, 0] - expected).abs().max()) < 1e-14
+
+
+def test_groups_with_names_targets_and_buffers(tmp_path):
+    x, y = digits(64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10)).double()
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y, steps=8)
+    names = ["even" if int(label) % 2 == 0 else "odd" for label in y]
+    own = ledger(run, model, x=x[:4], labels=y[:4], target="margin", by="group", groups=names)
+    whole = ledger(run, model, x=x[:4], labels=y[:4], target="margin")
+    assert set(own.sources) == {"even", "odd"}
+    index = torch.tensor([own.sources.index(name) for name in names])
+    assert float((own.contributions - whole.by_group(index)).abs().max()) <= 1e-11
+    lines_agree(own, whole, 1e-11)
+    assert float(own.buffers.abs().max()) > 1e-3
+
+
+def test_networks_that_take_a_pass_for_each_place(tmp_path):
+    """Weight norm: weights are no affine function of the parameters."""
+    x, y = digits(32)
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(64, 8))
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 10)).double()
+    run = record(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr=3e-3), x, y, steps=4)
+    whole = ledger(run, model, x=x[:3])
+    own = ledger(run, model, x=x[:3], by="group", groups=y)
+    assert whole.largest_residual <= 1e-12
+    assert float((own.contributions - whole.by_group(y)).abs().max()) <= 1e-12
+
+
+def test_ledgers_by_group_are_saved_with_their_names(tmp_path):
+    run, model, x, y = run_of(tmp_path / "run", "sgd", steps=3)
+    own = ledger(run, model, x=x[:2], by="group", groups=y)
+    again = Ledger.load(own.save(tmp_path / "ledger.safetensors"))
+    assert (again.by, again.sources) == (own.by, own.sources)
+    assert torch.equal(again.contributions, own.contributions)
+    assert "by group (10)" in str(again)
+    with pytest.raises(InputError, match="by group"):
+        own.by_group(y)
+
+
+def test_wrong_groups_are_refused(tmp_path):
+    run, model, x, y = run_of(tmp_path / "run", "sgd", steps=4)
+    with pytest.raises(InputError, match="by='group'"):
+        ledger(run, model, x=x[:2], by="group")
+    with pytest.raises(InputError, match="by='example'"):
+        ledger(run, model, x=x[:2], groups=y)
+    with pytest.raises(InputError, match="groups"):
+        ledger(run, model, x=x[:2], by="group", groups=y[:10])
+    with pytest.raises(InputError, match="groups='class'"):
+        ledger(run, model, x=x[:2], by="group", groups="class")
+    with pytest.raises(InputError, match="by='row'"):
+        ledger(run, model, x=x[:2], by="row")
+
+
+def test_long_runs_are_traced_in_stretches(tmp_path, monkeypatch):
+    """Where a run does not fit into memory as a whole, its stretches give the same lines."""
+    import kernelmem.path.forward as forward
+
+    run, model, x, y = run_of(tmp_path / "run", "adam", steps=11, keep="sqrt")
+    whole = ledger(run, model, x=x[:3])
+    monkeypatch.setattr(forward, "HELD", 8 * 4 * 3466 * 4)  # four steps
+    calls = []
+    parts = ledger(run, model, x=x[:3], progress=lambda done, total: calls.append((done, total)))
+    assert float((parts.contributions - whole.contributions).abs().max()) <= 1e-13
+    assert calls[-1] == (22, 22)
+    lines_agree(parts, whole, 1e-13)
+    groups = ledger(run, model, x=x[:3], by="group", groups=y)
+    assert float((groups.contributions - whole.by_group(y)).abs().max()) <= 1e-12
