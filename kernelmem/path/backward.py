@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kernelmem.ground.batches import Rows
 from kernelmem.path.blocks import Blocks, Segments
-from kernelmem.path.factors import Tangents, Vector
+from kernelmem.path.factors import Tangents, Vector, Zero
 from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
-from kernelmem.path.integral import NUMBERS, Change, Nodes, change, edges, mean_tangents, nodes_on, numbers, refine
+from kernelmem.path.integral import NUMBERS, START, Change, Nodes, change, edges, mean_tangents, nodes_on, numbers, refine
 from kernelmem.path.network import Network, seeded
 from kernelmem.path.optimizers import Carried, Moved, filter_of
 from kernelmem.path.targets import Explained
@@ -23,11 +23,34 @@ from kernelmem.runs.run import Run
 
 __all__ = ["Lines", "Sweep"]
 
-START = 3  # nodes of the last step
-FEWER = 32  # steps after which one node less is tried
 WIDTH = 2048  # about as many parameters are worked on at a time,
 SLICE = 2**18  # and about as many numbers of their tangents, which then stay in cache,
 ROWS = 128  # but no fewer rows of a product than this
+
+
+MANY = 5  # nodes: where a step has so many, a try with fewer gains more than it risks
+
+
+@dataclass
+class Pace:
+    """How many nodes are tried next: fewer after every success, more rarely where that has failed."""
+
+    wait: int = 1  # successes before fewer are tried
+    met: int = 0
+    lowered: bool = False  # whether this try was one with fewer
+
+    def next(self, tried: int, enough: int) -> int:
+        """The order to try, given the one that was tried and the one that was enough."""
+        if enough > tried:
+            self.wait, self.met = (min(64, 2 * self.wait) if self.lowered else self.wait), 0
+            self.lowered = False
+            return enough
+        self.wait, self.met = (1 if self.lowered else self.wait), self.met + 1
+        self.lowered = self.met >= self.wait or enough >= MANY
+        if not self.lowered:
+            return enough
+        self.met = 0
+        return max(1, enough - max(1, enough // 4))
 
 
 @dataclass(frozen=True)
@@ -61,12 +84,14 @@ class Sweep:
         by_step: bool,
         tolerance: float,
         order: int | None,
+        between: tuple[int, int],
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """``sources``: examples, or steps with ``by_step``."""
+        """``sources``: examples, or steps with ``by_step``; what is explained is the change in steps ``between``."""
         self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
         self.by_step, self.tolerance, self.progress = by_step, tolerance / len(run), progress
-        self.chosen, self.order = order, order or START
+        self.between = range(*between)
+        self.chosen, self.order, self.pace = order, order or START, Pace()
         m, k = rows.n, len(what.names)
         self.lines = Lines(
             *(torch.zeros(size, dtype=torch.float64) for size in ((m, sources, k), (m, k), (m, k), (len(run), m, k))),
@@ -78,7 +103,9 @@ class Sweep:
 
     def back(self, stretch: Stretch) -> None:
         """Take the steps of one stretch."""
-        stop = len(stretch.steps)
+        stop = max(0, min(len(stretch.steps), self.between.stop - stretch.start))
+        if self.progress is not None:
+            self.progress(len(stretch.steps) - stop)
         while stop:
             start = self._first(stretch, stop)
             self._piece(stretch, start, stop)
@@ -90,8 +117,10 @@ class Sweep:
         """The first of the steps that are taken together with step ``stop`` − 1."""
         numbers = self.rows.n * len(self.what.names) * self.tested.n_parameters
         most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if self.tested.in_blocks and self.trained.in_blocks else 1
-        start = stop - 1
-        while start > max(0, stop - most) and share(stretch.steps[stop - 1], stretch.steps[start - 1]):
+        start, lowest = stop - 1, max(0, stop - most)
+        if stretch.start + stop > self.between.start:
+            lowest = max(lowest, self.between.start - stretch.start)
+        while start > lowest and share(stretch.steps[stop - 1], stretch.steps[start - 1]):
             start -= 1
         return start
 
@@ -102,11 +131,14 @@ class Sweep:
         segments = Segments.of(states, list(self.tested.selected))
         first = stretch.start + start
         every = slice(first, first + len(segments))
-        nodes, found = self._mean_tangents(segments, every)
-        if self.chosen is None:
-            # Fewer are tried now and then: late steps are short, and a failed try costs little.
-            fewer = first // FEWER != (first + len(segments)) // FEWER
-            self.order = max(1, nodes.order - 1) if fewer else nodes.order
+        found: Iterable[tuple[Tensor, Tangents]]
+        if first in self.between:
+            nodes, found = self._mean_tangents(segments, every)
+            if self.chosen is None:
+                self.order = self.pace.next(self.order, nodes.order)
+        else:  # gradients of steps before act on through what is carried
+            shape = (len(segments), self.rows.n, len(self.what.names))
+            found = [(torch.arange(self.rows.n), Zero(shape, self.tested.sizes))]
         gradients = self._gradients(stretch, start, stop, segments)
         batches = stretch.batches[start:stop]
         sizes = [batch.rows.n for batch in batches]

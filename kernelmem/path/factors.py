@@ -17,7 +17,7 @@ from kernelmem.tangents.groups import Stack, outer_product, split_directions
 from kernelmem.tangents.linear import LinearRule
 from kernelmem.tangents.sweeps import collect, one_direction
 
-__all__ = ["Factors", "Formed", "Tangents", "Vector", "join", "sweeps"]
+__all__ = ["Factors", "Formed", "Tangents", "Vector", "Zero", "join", "sweeps"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,31 @@ class Formed:
         """A product."""
         flat = torch.cat([directions[name].flatten(1) for name in self.slices], 1)
         return (self.values.flatten(1, 2) @ flat[:, :, None]).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """No tangents, in the place of some."""
+
+    shape: tuple[int, int, int]
+    sizes: Mapping[str, int]
+
+    def parts(self, name: str, width: int) -> list[slice]:
+        """Any cut will do."""
+        return [slice(i, min(i + width, self.sizes[name])) for i in range(0, self.sizes[name], width)]
+
+    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+        """Zeros."""
+        S, r, k = self.shape
+        return torch.zeros(S, len(range(*rows.indices(r))), k, part.stop - part.start, dtype=torch.float64)
+
+    def vector(self, name: str) -> None:
+        """There are no factors."""
+        return None
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """Zeros."""
+        return torch.zeros(self.shape, dtype=torch.float64)
 
 
 class Factors:

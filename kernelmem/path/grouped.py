@@ -15,10 +15,10 @@ from torch import Tensor
 from kernelmem.ground.batches import Rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
-from kernelmem.path.backward import START, Lines
+from kernelmem.path.backward import Lines, Pace
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.forward import PerExample, Stretch, loss_directions
-from kernelmem.path.integral import NUMBERS, Nodes, change, edges, nodes_on, refine
+from kernelmem.path.integral import NUMBERS, START, Nodes, change, edges, nodes_on, refine
 from kernelmem.path.network import Network, seeded, take
 from kernelmem.path.optimizers import filter_of
 from kernelmem.path.targets import Explained
@@ -81,12 +81,14 @@ class GroupSweep:
         *,
         tolerance: float,
         order: int | None,
+        between: tuple[int, int],
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """``groups`` are of the examples, or of the layers."""
+        """``groups`` are of the examples, or of the layers; what is explained is the change in steps ``between``."""
         self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
         self.groups, self.tolerance, self.progress = groups, tolerance / len(run), progress
-        self.chosen, self.order = order, order or START
+        self.between = range(*between)
+        self.chosen, self.order, self.pace = order, order or START, Pace()
         m, k, G = rows.n, len(what.names), len(groups.names)
         self.lines = Lines(
             *(torch.zeros(size, dtype=torch.float64) for size in ((m, G, k), (m, k), (m, k), (len(run), m, k))),
@@ -106,7 +108,11 @@ class GroupSweep:
         tested, rows, what, t = self.tested, self.rows, self.what, stretch.start + i
         tested.set_state(stretch.states[i])
         segments = Segments.of(stretch.states[i : i + 2], list(tested.selected))
-        parts = self._parts(stretch, i)
+        if t >= self.between.stop:
+            return
+        parts = self._parts(stretch, i)  # what is carried on from steps before is part of those that are explained
+        if t < self.between.start:
+            return
         panels = edges(tested, rows, segments)
         must = change(tested, rows, segments, what)
         nodes = nodes_on([(panel, self.order) for panel in panels], 1, rows.n)
@@ -120,7 +126,7 @@ class GroupSweep:
             found = self._derivatives(segments, nodes, parts)
             residual = must.values[0] - found.sum(1)
         if self.chosen is None:
-            self.order = nodes.order
+            self.order = self.pace.next(self.order, nodes.order)
         self.lines.contributions.add_(found[:, :-2])
         self.lines.decay.add_(found[:, -2])
         self.lines.rounding.add_(found[:, -1])

@@ -22,10 +22,11 @@ from kernelmem.path.network import Network, take
 from kernelmem.path.quadrature import ORDERS, gauss_legendre
 from kernelmem.path.targets import Explained
 
-__all__ = ["Change", "Nodes", "change", "edges", "mean_tangents", "nodes_on", "numbers", "refine"]
+__all__ = ["START", "Change", "Nodes", "change", "edges", "mean_tangents", "nodes_on", "numbers", "refine"]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
 RAISED = 4  # orders that are tried before a panel is halved
+START = 3  # nodes of the first step that is met
 NOISE = 16  # machine epsilons of the outputs: what rounding leaves of a panel
 NUMBERS = 2**25  # about as many activations and gradients at a time
 Panel = tuple[int, int, float, float]  # segment, row (-1: all), from, to
@@ -38,7 +39,7 @@ class Nodes:
 
     of: dict[tuple[int, int], Places]  # of each segment and row, row -1 for all
     evaluations: Tensor  # (S,): nodes a row, on average
-    order: int  # on a panel, enough for nine of ten
+    order: int  # on a panel, enough for nine of ten of the first step
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> Nodes:
         places += [a + (b - a) * node for node in rule.nodes]
         weights += [(b - a) * weight for weight in rule.weights]
         evaluations[s] += n if row < 0 else n / m
-    orders = sorted(n for _, n in panels)
+    orders = sorted(n for (s, *_), n in panels if s == 0)
     return Nodes(nodes, evaluations, orders[(9 * len(orders)) // 10])
 
 

@@ -50,6 +50,7 @@ def ledger(
     data: tuple[Any, Any] | None = None,
     by: Literal["example", "group", "step"] = "example",
     groups: Any = None,
+    between: tuple[int, int] | None = None,
     labels: Any = None,
     target: Any = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -69,6 +70,8 @@ def ledger(
             "group": G of them, in one pass forward that keeps nothing but the groups.
         groups: for by="group": (n,) integers 0..G−1 or names, one for each training example; or "layer", to split what
             all examples did by the module whose parameters they moved.
+        between: explain f_b − f_a, the change from after a steps to after b, in place of that of the whole run; gradients
+            of steps before a have a part in it through momentum.
         labels: (m,) integers, where ``target`` needs them.
         target: what is explained: None (every output), "margin", "loss", "log_probability", ("logit", c), or a
             callable (outputs, labels) -> (m,). k is 1 but for None.
@@ -100,6 +103,9 @@ def ledger(
         )
     if len(run) == 0:
         raise InputError("a run of no step", expected="at least one", do="record a step")
+    start, stop = between = (0, len(run)) if between is None else between
+    if not 0 <= start <= stop <= len(run):
+        raise InputError(f"between={between}", expected=f"0 <= a <= b <= {len(run)} steps", do="count steps from 0")
     first, last = run.steps[0], run.steps[-1]
     batch = batch_of(run, first)
     moved = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
@@ -118,14 +124,14 @@ def ledger(
     ends: dict[int, Tensor] = {}
 
     def note(stretch: Stretch) -> None:
-        buffers.add_(_buffers(stretch, tested, rows, what, every))
-        for t, state in ((stretch.start, stretch.states[0]), (stretch.start + len(stretch.steps), stretch.states[-1])):
-            if t in (0, len(run)):
+        buffers.add_(_buffers(stretch, range(start, stop), tested, rows, what, every))
+        for t, state in enumerate(stretch.states, stretch.start):
+            if t in between:
                 ends[t] = _values(tested, state, rows, what, every)
 
     if by == "group":
         split = groups_of(groups, parameters, n)
-        forth = GroupSweep(*common, split, tolerance=tolerance, order=order, progress=advance)
+        forth = GroupSweep(*common, split, tolerance=tolerance, order=order, between=between, progress=advance)
         for stretch in tracing.in_order():
             forth.along(stretch)
             note(stretch)
@@ -133,13 +139,13 @@ def ledger(
     else:
         size = n if by == "example" else len(run)
         back = Sweep(
-            *common, sources=size, by_step=by == "step", tolerance=tolerance, order=order, progress=advance
+            *common, sources=size, by_step=by == "step", tolerance=tolerance, order=order, between=between, progress=advance
         )
         for stretch in tracing.backward():
             back.back(stretch)
             note(stretch)
         lines = back.lines
-    initial, final = ends[0], ends[len(run)]
+    initial, final = ends[start], ends[stop]
     explained_lines = lines.contributions.sum(1) + lines.decay + lines.rounding + buffers
     return Ledger(
         lines.contributions,
@@ -175,12 +181,16 @@ def _values(network: Network, state: dict[str, Tensor], rows: Rows, what: Explai
     return what.values(network.outputs(rows), every)
 
 
-def _buffers(stretch: Stretch, network: Network, rows: Rows, what: Explained, every: Tensor) -> Tensor:
+def _buffers(
+    stretch: Stretch, between: range, network: Network, rows: Rows, what: Explained, every: Tensor
+) -> Tensor:
     """Σ_t of what the change of buffers did, at the weights after the step."""
     total = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
     names = set(network.selected)
-    for step, (before, after) in zip(stretch.steps, pairwise(stretch.states), strict=True):
-        if step.buffers_changed:
+    for t, (step, (before, after)) in enumerate(
+        zip(stretch.steps, pairwise(stretch.states), strict=True), stretch.start
+    ):
+        if step.buffers_changed and t in between:
             mixed = {name: (after if name in names else before)[name] for name in after}
             total += _values(network, after, rows, what, every) - _values(network, mixed, rows, what, every)
     return total

@@ -150,3 +150,30 @@ def test_long_runs_are_traced_in_stretches(tmp_path, monkeypatch):
     lines_agree(parts, whole, 1e-13)
     groups = ledger(run, model, x=x[:3], by="group", groups=y)
     assert float((groups.contributions - whole.by_group(y)).abs().max()) <= 1e-12
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "rmsprop"])
+def test_ledgers_of_parts_of_the_run_add_up(tmp_path, optimizer):
+    run, model, x, y = run_of(tmp_path / "run", optimizer)
+    whole = ledger(run, model, x=x[:3])
+    for by, options in (("example", {}), ("group", {"groups": y})):
+        parts = [ledger(run, model, x=x[:3], by=by, between=pair, **options) for pair in ((0, 5), (5, 6), (6, 12))]
+        together = sum(own.contributions for own in parts)
+        expected = whole.contributions if by == "example" else whole.by_group(y)
+        assert float((together - expected).abs().max()) <= 1e-12
+        for name in ("decay", "rounding"):
+            total = sum(getattr(own, name) for own in parts)
+            assert float((total - getattr(whole, name)).abs().max()) <= 1e-12, name
+        assert all(own.largest_residual <= 1e-12 for own in parts)
+        assert torch.equal(parts[0].final, parts[1].initial)
+
+
+def test_a_part_of_no_step_has_nothing_in_it(tmp_path):
+    run, model, x, y = run_of(tmp_path / "run", "momentum", steps=4)
+    for by, options in (("example", {}), ("step", {}), ("group", {"groups": y})):
+        own = ledger(run, model, x=x[:3], by=by, between=(2, 2), **options)
+        assert float(own.contributions.abs().max()) == 0.0
+        assert torch.equal(own.initial, own.final)
+        assert own.largest_residual == 0.0
+    with pytest.raises(InputError, match=r"between=\(3, 2\)"):
+        ledger(run, model, x=x[:3], between=(3, 2))
