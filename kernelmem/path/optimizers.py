@@ -192,7 +192,7 @@ class AdaptiveMoments(ParameterFilter):
         if options.get("amsgrad"):
             square = torch.maximum(state["largest"], square) if "largest" in state else square
             state["largest"] = square
-        denominator = (square / (1 - second**self.count)).sqrt() + options["eps"]
+        denominator = _root(square / (1 - second**self.count)) + options["eps"]
         return -options["lr"] / (1 - first**self.count) * state["mean"] / denominator, denominator
 
     def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
@@ -237,7 +237,7 @@ class RootMeanSquare(ParameterFilter):
         if options.get("centered"):
             state["mean"] = alpha * state.get("mean", torch.zeros_like(gradient)) + (1 - alpha) * gradient
             square = square - state["mean"].square()
-        denominator = square.sqrt() + options["eps"]
+        denominator = _root(square) + options["eps"]
         scaled = gradient / denominator
         if momentum:
             scaled = state["buffer"] = momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled
@@ -266,7 +266,7 @@ class AdaptiveGradient(ParameterFilter):
         """−h/(1 + (k−1) η) g / (√Σg² + ε)."""
         start = torch.full_like(gradient, options.get("initial_accumulator_value", 0.0))
         self.state["sum"] = self.state.get("sum", start) + gradient.square()
-        denominator = self.state["sum"].sqrt() + options["eps"]
+        denominator = _root(self.state["sum"]) + options["eps"]
         return -self._rate(options, self.count) * gradient / denominator, denominator
 
     def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
@@ -306,6 +306,12 @@ def filter_of(optimizer: str) -> type[ParameterFilter]:
             do="train with one of these",
         )
     return FILTERS[optimizer]
+
+
+def _root(square: Tensor) -> Tensor:
+    """√, with derivative 0 at 0: where no gradient has been yet, a first one of size δ moves the step by δ/ε + O(δ²)."""
+    some = square != 0
+    return torch.where(some, torch.where(some, square, 1.0).sqrt(), 0.0)
 
 
 def _inner(cotangent: Tensor, weights: Tensor, axes: tuple[int, ...]) -> Tensor:

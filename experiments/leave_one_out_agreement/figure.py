@@ -1,0 +1,59 @@
+"""The figure: training again against every score, one dot an example (above) or a pair of example and test row (below)."""
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.leave_one_out_agreement.configs import SCORES
+from experiments.leave_one_out_agreement.training import Problem
+
+__all__ = ["draw"]
+
+BLUE, RED, GRAY = "#2b6cb0", "#c2410c", "#6b7280"
+
+
+def draw(
+    problem: Problem, truth: tuple[Tensor, Tensor], scores: dict[str, tuple[Tensor, Tensor]], figures: dict[str, Any]
+) -> dict[str, bytes]:
+    """Draw seed 0 with the correlations of all seeds, as figure.svg and figure.png."""
+    figure = Figure(figsize=(11.0, 6.0), layout="constrained")
+    axes = figure.subplots(2, len(SCORES), sharey="row")
+    colors = [RED if flag else BLUE for flag in problem.flipped.tolist()]
+    for column, (name, title) in enumerate(SCORES.items()):
+        for row, kind in enumerate(("self", "test")):
+            own: Axes = axes[row, column]
+            score, effect = scores[name][row], truth[row]
+            if row == 0:
+                own.scatter(score, effect, c=colors, s=14, alpha=0.7, lw=0)
+            else:
+                pairs = [part.flatten() for part in (score, effect)]
+                own.scatter(*pairs, c=[*colors] * len(score), s=3, alpha=0.25, lw=0, rasterized=True)
+            if name == "unrolled":
+                low, high = float(score.min()), float(score.max())
+                own.axline((0, 0), slope=1, color=GRAY, lw=0.8, zorder=1)
+                own.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+            summary = figures[f"{name}_{kind}"]
+            error = f" ± {summary['se']:.3f}" if summary["se"] == summary["se"] else ""
+            own.set_title(f"Spearman {summary['mean']:.3f}{error}", fontsize=9, color=GRAY, loc="left")
+            own.spines[["top", "right"]].set_visible(False)
+            own.tick_params(labelsize=8, color="#d1d5db")
+            own.locator_params(axis="x", nbins=4)
+            own.grid(color="#eef0f3", lw=0.8)
+            own.set_axisbelow(True)
+        axes[1, column].set_xlabel(title, fontsize=9)
+    axes[0, 0].set_ylabel("on the example itself\nchange when trained without it", fontsize=9)
+    axes[1, 0].set_ylabel("on test rows\nchange when trained without it", fontsize=9)
+    figure.supxlabel("change of the own-label logit without the example, as each score has it (line: equal)", fontsize=9)
+    for y, color, text in ((0.17, BLUE, "right label"), (0.06, RED, "wrong label")):
+        axes[0, 0].text(0.97, y, text, color=color, fontsize=9, ha="right", transform=axes[0, 0].transAxes)
+    files = {}
+    with mpl.rc_context({"svg.hashsalt": "leave_one_out_agreement", "svg.fonttype": "path"}):
+        for kind, options in (("svg", {"metadata": {"Date": None}, "dpi": 200}), ("png", {"dpi": 160})):
+            stream = io.BytesIO()
+            figure.savefig(stream, format=kind, facecolor="white", **options)
+            files[f"figure.{kind}"] = stream.getvalue()
+    return files

@@ -1,0 +1,159 @@
+r"""The derivative of a recorded training run by the weight of every example's loss, swept from the last step to the first.
+
+Carried are the adjoints λ of the weights and μ of the optimizer's state, one pair for each direction that is asked for. With
+the update (w, s, g) -> (w', s') and the gradient g = Σ_i v_i ∇ℓ_i(w) of step t,
+
+    α = λ ∂w'/∂g + μ ∂s'/∂g,
+    the derivative by the weight of example i  +=  v_i ⟨α, ∇ℓ_i(w)⟩,
+    λ  <-  λ ∂w'/∂w + μ ∂s'/∂w + H α,
+    μ  <-  λ ∂w'/∂s + μ ∂s'/∂s,
+
+H the Hessian of the batch's loss. A gradient that was clipped at norm M is g = M G/(|G| + 10⁻⁶); with u = G/|G|, the α of
+what was clipped is α − u ⟨u, α⟩ |G|/(|G| + 10⁻⁶), in all three lines. Running statistics of batch normalization are carried
+like state that moves with the weights.
+
+Source: Hara, Nitanda and Maehara 2019 for stochastic gradient descent; Maclaurin, Duvenaud and Adams 2015 for momentum; state of
+adaptive optimizers, running statistics and clipping: derived here.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernelmem.ground.errors import InputError
+from kernelmem.path.program import WEIGHTS, Program, Tensors, update_derivatives
+
+__all__ = ["CLIPS", "Unrolled", "trace_states", "unroll"]
+
+CLIPS = (None, "norm", "fixed")
+TORCH_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm plus this
+SAME = 1e-4  # relative: norms of gradients clipped in float32 agree to less
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """What the sweep back needs beside the program: the optimizer's state before every step."""
+
+    counts: Sequence[dict[str, int]]
+    states: Sequence[dict[str, Tensors]]
+    clipped: Sequence[bool]  # whether the factor of a step moves with its gradient
+
+
+def trace_states(program: Program, *, clip: str | None = None, progress: Callable[[int], None] | None = None) -> Unrolled:
+    """Follow the optimizer's state along the run, in float64 at the recorded weights.
+
+    Raises:
+        InputError: factors of which the tape does not say what they are (see ``clip`` of :func:`influence`).
+
+    Cost: a gradient of every batch; memory T times the optimizer's state.
+    """
+    filters = {name: program.kind() for name in program.prepared.parameters}
+    counts, states, norms = [], [], []
+    for t in range(len(program)):
+        gradient = program.gradient(t).gradient
+        moving = program.moving(t)
+        counts.append({name: filters[name].count for name in moving})
+        states.append({name: dict(filters[name].state) for name in moving})
+        norms.append(_norm(gradient[name] for name in moving))
+        for name, options in moving.items():
+            filters[name].forward(gradient[name], program.states[t][name].double(), options)
+        if progress is not None:
+            progress(1)
+    scales = [step.scale for step in program.steps]
+    return Unrolled(counts, states, _clipped(scales, norms, clip))
+
+
+def unroll(
+    program: Program,
+    along: Unrolled,
+    seeds: Tensors,  # ∂φ/∂w after the last step, (D, shape) for each parameter
+    statistics: Tensors,  # ∂φ by running statistics, (D, shape)
+    *,
+    n_examples: int,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The derivative of φ by every example's weight: (D, n).
+
+    Cost: for each step a gradient of the batch with its graph, D Hessian-vector products of it, D·P operations of the
+    update; memory D·P numbers for the weights and as many for every tensor of the optimizer's state.
+    """
+    result = torch.zeros(len(next(iter(seeds.values()))), n_examples, dtype=torch.float64)
+    adjoint = {name: {WEIGHTS: own} for name, own in seeds.items()}
+    for t in reversed(range(len(program))):
+        found = program.gradient(t)
+        alpha = {name: torch.zeros_like(own[WEIGHTS]) for name, own in adjoint.items()}
+        for name, options in program.moving(t).items():
+            derivatives = update_derivatives(
+                program.kind,
+                along.counts[t][name],
+                along.states[t][name],
+                found.gradient[name],
+                program.states[t][name].double(),
+                options,
+            )
+            pulled = _pulled(adjoint[name], derivatives)
+            alpha[name] = pulled.pop("gradient", alpha[name])
+            adjoint[name] = pulled
+        if along.clipped[t]:
+            _through_clipping(alpha, {name: found.gradient[name] for name in program.moving(t)}, program.steps[t].scale)
+        shares, hessian, statistics = found.transported(alpha, statistics)
+        result.index_add_(1, program.batches[t].examples, shares)
+        for name, own in hessian.items():
+            adjoint[name][WEIGHTS] = adjoint[name][WEIGHTS] + own
+        if progress is not None:
+            progress(1)
+    return result
+
+
+def _pulled(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
+    """The adjoints of an update's inputs from those of its outputs."""
+    pulled: Tensors = {}
+    for output, row in derivatives.items():
+        if output not in adjoint:  # a state that no later step has used
+            continue
+        for key, derivative in row.items():
+            if key in pulled:
+                pulled[key].addcmul_(adjoint[output], derivative)
+            else:
+                pulled[key] = adjoint[output] * derivative
+    return pulled
+
+
+def _through_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
+    """Take from α its part along the gradient, which clipping holds at one norm."""
+    norm = _norm(gradient.values())
+    if norm == 0:
+        return
+    unclipped = norm / scale
+    along = sum((alpha[name].flatten(1) @ own.flatten() for name, own in gradient.items()), torch.zeros(()))
+    kept = unclipped / (unclipped + TORCH_EPSILON) / norm**2
+    for name, own in gradient.items():
+        alpha[name] -= (kept * along).view(-1, *[1] * own.ndim) * own
+
+
+def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) -> list[bool]:
+    """Which factors are those of clipping."""
+    below = [t for t, scale in enumerate(scales) if scale < 1]
+    if clip == "fixed" or not below:
+        return [False] * len(scales)
+    if clip is None:
+        used = [norms[t] for t in below]
+        factors = [scales[t] for t in below]
+        if max(used) - min(used) > SAME * max(used):
+            if max(factors) - min(factors) <= SAME * max(factors):
+                return [False] * len(scales)
+            raise InputError(
+                f"{len(below)} steps whose gradients were multiplied by {min(factors):.3g} to {max(factors):.3g} and then had"
+                f" norms from {min(used):.3g} to {max(used):.3g}",
+                expected="one norm (clipping), or one factor (scaling)",
+                do='pass clip="norm" if clip_grad_norm_ was called with a norm that changed, clip="fixed" if the factors do'
+                " not depend on the gradients",
+            )
+    return [scale < 1 for scale in scales]
+
+
+def _norm(tensors) -> float:
+    return math.sqrt(sum(float(own.square().sum()) for own in tensors))
