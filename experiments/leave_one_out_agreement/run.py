@@ -26,7 +26,9 @@ __all__ = ["run"]
 EXPECTED = Path(__file__).with_name("expected.json")
 TOLERANCE = 1e-8  # of the ledger: far below what ranks can show
 SHUFFLES = 100
-Effects = dict[str, tuple[Tensor, Tensor]]  # name -> effect of leaving out on the example itself (n,), on test rows (m, n)
+Effects = dict[
+    str, tuple[Tensor, Tensor]
+]  # name -> effect of leaving out on the example itself (n,), on test rows (m, n)
 
 
 def run(options: Options) -> None:
@@ -166,8 +168,9 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "",
         "Spearman correlation with training again without the example, mean ± standard error over seeds",
-        f"{'':<20}{'self':>16}{'test rows':>16}{'halved: self':>16}{'test rows':>16}{'permuted: self':>17}{'test rows':>16}{'AUROC flips':>16}"
-        f"   committed self, test",
+        f"{'':<20}{'':>32}{'halved, not left out':>32}{'examples permuted':>33}{'AUROC of':>16}",
+        f"{'':<20}{'self':>16}{'test rows':>16}{'self':>16}{'test rows':>16}{'self':>17}{'test rows':>16}{'the flips':>16}"
+        "   committed",
     ]
     for name, title in SCORES.items():
         columns = [found[f"{name}_{key}"] for key in ("self", "test", "self_halved", "test_halved")]
@@ -179,7 +182,9 @@ def table(results: dict[str, Any]) -> str:
     lines.append(f"{'training again':<20}{_pm(found['left_out_auroc']):>113}")
     for kind, claim in CLAIMS.items():
         mean = found[f"unrolled_{kind}"]["mean"]
-        lines.append(f"claim: unrolled influence, {kind}, mean at least {claim}: {'holds' if mean >= claim else 'FAILS'}")
+        lines.append(
+            f"claim: unrolled influence, {kind}, mean at least {claim}: {'holds' if mean >= claim else 'FAILS'}"
+        )
     return "\n".join(lines)
 
 

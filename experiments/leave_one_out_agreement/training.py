@@ -61,9 +61,7 @@ def make(options: Options, seed: int) -> Problem:
 
 
 def _optimizer(parameters, options: Options) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
-    )
+    return torch.optim.SGD(parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
 
 
 def record(problem: Problem, directory: Path) -> km.Run:

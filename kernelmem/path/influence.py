@@ -79,7 +79,7 @@ class Influence:
         """One line for each row, output and example."""
         import pandas as pd  # slow to import
 
-        m, n, k = self.influence.shape
+        m, n, _ = self.influence.shape
         index = pd.MultiIndex.from_product([range(m), range(n), self.names], names=["row", "example", "output"])
         return pd.DataFrame({"influence": self.influence.flatten().numpy()}, index=index).reset_index()
 
@@ -176,7 +176,9 @@ def influence(
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     _check(method, clip, chunk)
     program = load_program(run, model, rows, loss=loss, forward=forward)
-    what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), program.prepared.n_outputs)
+    what = explained(
+        target, None if labels is None else as_labels(labels, "labels", n=rows.n), program.prepared.n_outputs
+    )
     n = _number_of_examples(program, data)
     found = torch.empty(rows.n, n, len(what.names), dtype=torch.float64)
     for index, own in _swept(program, rows, what, n, method, clip, chunk, progress):
@@ -199,12 +201,9 @@ def self_influence(
 ) -> Tensor:
     """Influence of every training example on itself, (n, k) in float64: the diagonal of :func:`influence` at x = data.
 
-    Args:
-        data: (x, y) of all training examples in the order of the indices that were recorded; y are the labels of ``target``
-            where they are whole numbers.
-        chunk: rows that are carried back together.
-
-    The others are those of :func:`influence`, which see for errors and source.
+    ``data`` is (x, y) of all training examples in the order of the recorded indices; y are the labels of ``target`` where they
+    are whole numbers. ``chunk`` rows are carried back together. The other arguments, the errors and the source are those of
+    :func:`influence`.
 
     Cost: that of n rows, T · n · k Hessian-vector products, in n / chunk sweeps; memory chunk · k · P numbers.
     """

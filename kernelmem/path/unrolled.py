@@ -17,16 +17,21 @@ adaptive optimizers, running statistics and clipping: derived here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernelmem.ground.errors import InputError
-from kernelmem.path.program import WEIGHTS, Program, Tensors, update_derivatives
+from kernelmem.path.batch_gradient import Tensors
+from kernelmem.path.optimizers import ParameterFilter
+from kernelmem.path.program import Program, check_second_derivative
 
 __all__ = ["CLIPS", "Unrolled", "trace_states", "unroll"]
+
+WEIGHTS = "weights"  # beside the names of the optimizer's own state
 
 CLIPS = (None, "norm", "fixed")
 TORCH_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm plus this
@@ -42,14 +47,18 @@ class Unrolled:
     clipped: Sequence[bool]  # whether the factor of a step moves with its gradient
 
 
-def trace_states(program: Program, *, clip: str | None = None, progress: Callable[[int], None] | None = None) -> Unrolled:
+def trace_states(
+    program: Program, *, clip: str | None = None, progress: Callable[[int], None] | None = None
+) -> Unrolled:
     """Follow the optimizer's state along the run, in float64 at the recorded weights.
 
     Raises:
         InputError: factors of which the tape does not say what they are (see ``clip`` of :func:`influence`).
+        VerificationError: a model that cannot be differentiated twice.
 
     Cost: a gradient of every batch; memory T times the optimizer's state.
     """
+    check_second_derivative(program)
     filters = {name: program.kind() for name in program.prepared.parameters}
     counts, states, norms = [], [], []
     for t in range(len(program)):
@@ -86,7 +95,7 @@ def unroll(
         found = program.gradient(t)
         alpha = {name: torch.zeros_like(own[WEIGHTS]) for name, own in adjoint.items()}
         for name, options in program.moving(t).items():
-            derivatives = update_derivatives(
+            derivatives = _derivatives(
                 program.kind,
                 along.counts[t][name],
                 along.states[t][name],
@@ -106,6 +115,35 @@ def unroll(
         if progress is not None:
             progress(1)
     return result
+
+
+def _derivatives(
+    kind: type[ParameterFilter],
+    count: int,
+    state: Tensors,
+    gradient: Tensor,
+    weights: Tensor,
+    options: Mapping[str, Any],
+) -> dict[str, Tensors]:
+    """∂(w', s')/∂(w, s, g), entry by entry: result[output][input], absent where it is zero throughout.
+
+    Outputs are "weights" and the names of the state after the step; inputs "weights", "gradient" and the names before it.
+    """
+    with torch.enable_grad():
+        before = {key: own.detach().clone().requires_grad_() for key, own in state.items()}
+        leaves = {
+            WEIGHTS: weights.detach().clone().requires_grad_(),
+            "gradient": gradient.detach().clone().requires_grad_(),
+        }
+        update = kind(count=count, state=dict(before))
+        step = update.forward(leaves["gradient"], leaves[WEIGHTS], options).step
+        after = {WEIGHTS: leaves[WEIGHTS] + step, **update.state}
+        inputs = leaves | before
+        derivatives: dict[str, Tensors] = {}
+        for output, value in after.items():
+            found = torch.autograd.grad(value.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
+            derivatives[output] = {key: own for key, own in zip(inputs, found, strict=True) if own is not None}
+    return derivatives
 
 
 def _pulled(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:

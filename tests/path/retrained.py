@@ -6,6 +6,39 @@ from torch import nn
 from kernelmem.runs.hyperparameters import build_optimizer, set_groups
 from kernelmem.runs.losses import per_example_loss
 from kernelmem.runs.replay import set_modes
+from tests.path.recorded import digits, record
+
+N = 23
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+RMSPROP, ADAGRAD = torch.optim.RMSprop, torch.optim.Adagrad
+UPDATES = {
+    "plain": (SGD, {"lr": 0.3}),
+    "decay": (SGD, {"lr": 0.3, "weight_decay": 0.02}),
+    "momentum": (SGD, {"lr": 0.1, "momentum": 0.8}),
+    "dampening": (SGD, {"lr": 0.2, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.02}),
+    "nesterov": (SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02}),
+    "maximize": (SGD, {"lr": 0.02, "momentum": 0.5, "maximize": True, "weight_decay": 0.01}),
+    "adam": (ADAM, {"lr": 0.02, "eps": 1e-3, "betas": (0.8, 0.95)}),
+    "adam_coupled": (ADAM, {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.02}),
+    "amsgrad": (ADAM, {"lr": 0.02, "eps": 1e-3, "betas": (0.8, 0.6), "amsgrad": True}),
+    "adamw": (ADAMW, {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.5}),
+    "rmsprop": (RMSPROP, {"lr": 0.01, "eps": 1e-3}),
+    "rmsprop_centered": (RMSPROP, {"lr": 0.01, "eps": 1e-2, "momentum": 0.6, "centered": True, "weight_decay": 0.02}),
+    "adagrad": (ADAGRAD, {"lr": 0.05, "eps": 1e-3, "lr_decay": 0.1, "weight_decay": 0.02}),
+}
+
+
+def small(seed=0, activation=nn.Tanh):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 6), activation(), nn.Linear(6, 10)).double()
+
+
+def run_of(path, kind, options, *, model=None, steps=9, batch=5, **recorded):
+    """Batches of five of 23 examples: the fifth of an epoch is ragged."""
+    x, y = digits(40)
+    model = model or small()
+    own = record(path, model, kind(model.parameters(), **options), x[:N], y[:N], steps=steps, batch=batch, **recorded)
+    return own, model, x, y
 
 
 def retrained(run, model, weights, *, clip=None, factor=1.0):

@@ -1,50 +1,17 @@
-"""kernelmem.path.influence: equal to training again with another weight; closed forms; the laws of a derivative."""
+"""kernelmem.path.influence: equal to training again with another weight of an example, for every optimizer and layer."""
 
 import pytest
 import torch
 from torch import nn
 
-from kernelmem.ground.errors import FileCorruptError, InputError, VerificationError
-from kernelmem.path.influence import Influence, influence, self_influence
+from kernelmem.path.influence import influence
 from kernelmem.runs.recorder import Recorder
 from kernelmem.runs.run import Run
 from tests.path.recorded import digits, record
-from tests.path.retrained import finite_difference, retrained
-
-N = 23
-SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
-RMSPROP, ADAGRAD = torch.optim.RMSprop, torch.optim.Adagrad
-UPDATES = {
-    "plain": (SGD, {"lr": 0.3}),
-    "decay": (SGD, {"lr": 0.3, "weight_decay": 0.02}),
-    "momentum": (SGD, {"lr": 0.1, "momentum": 0.8}),
-    "dampening": (SGD, {"lr": 0.2, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.02}),
-    "nesterov": (SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.02}),
-    "maximize": (SGD, {"lr": 0.02, "momentum": 0.5, "maximize": True, "weight_decay": 0.01}),
-    "adam": (ADAM, {"lr": 0.02, "eps": 1e-3, "betas": (0.8, 0.95)}),
-    "adam_coupled": (ADAM, {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.02}),
-    "amsgrad": (ADAM, {"lr": 0.02, "eps": 1e-3, "betas": (0.8, 0.6), "amsgrad": True}),
-    "adamw": (ADAMW, {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.5}),
-    "rmsprop": (RMSPROP, {"lr": 0.01, "eps": 1e-3}),
-    "rmsprop_centered": (RMSPROP, {"lr": 0.01, "eps": 1e-2, "momentum": 0.6, "centered": True, "weight_decay": 0.02}),
-    "adagrad": (ADAGRAD, {"lr": 0.05, "eps": 1e-3, "lr_decay": 0.1, "weight_decay": 0.02}),
-}
+from tests.path.retrained import ADAM, SGD, UPDATES, N, finite_difference, run_of, small
 
 
-def small(seed=0, activation=nn.Tanh):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(64, 6), activation(), nn.Linear(6, 10)).double()
-
-
-def run_of(path, kind, options, *, model=None, steps=9, batch=5, **recorded):
-    """Batches of five of 23 examples: the fifth of an epoch is ragged."""
-    x, y = digits(40)
-    model = model or small()
-    own = record(path, model, kind(model.parameters(), **options), x[:N], y[:N], steps=steps, batch=batch, **recorded)
-    return own, model, x, y
-
-
-def agrees(run, model, x, found, *, h=2e-3, tolerance=1e-6, examples=(0, 7, 22), **options):
+def agrees(run, model, x, found, *, h=2e-3, tolerance=1e-6, examples=(0, 22), **options):
     """Influence on all outputs of some rows against finite differences of training again."""
 
     def outputs(trained):
@@ -91,7 +58,13 @@ def test_batch_norm_moves_with_its_statistics(tmp_path, mode):
     """The rows of a batch are coupled, and the running statistics that act at the end are those of the other training."""
     x, y = digits(40)
     torch.manual_seed(0)
-    layers = [nn.Linear(64, 6), nn.BatchNorm1d(6, momentum=0.3), nn.Tanh(), nn.Linear(6, 10), nn.BatchNorm1d(10, affine=False)]
+    layers = [
+        nn.Linear(64, 6),
+        nn.BatchNorm1d(6, momentum=0.3),
+        nn.Tanh(),
+        nn.Linear(6, 10),
+        nn.BatchNorm1d(10, affine=False),
+    ]
     model = nn.Sequential(*layers).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, eps=1e-3)
     with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
@@ -114,3 +87,95 @@ def test_dropout_keeps_its_masks(tmp_path, dtype):
     run = record(tmp_path / "run", model, ADAM(model.parameters(), lr=0.02, eps=1e-3), x[:N], y[:N], steps=7, batch=5)
     found = influence(run, model, x=x[30:33])
     agrees(run, model, x, found, h=2e-4, tolerance=1e-7 if dtype == torch.float64 else 1e-4)
+
+
+def test_two_groups_a_schedule_and_frozen_parameters(tmp_path):
+    x, y = digits(40)
+    model = small()
+    model[0].bias.requires_grad_(False)
+    groups = [{"params": [model[0].weight], "lr": 0.05, "momentum": 0.5}, {"params": list(model[2].parameters())}]
+    optimizer = SGD(groups, lr=0.2, momentum=0.9, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    run = record(tmp_path / "run", model, optimizer, x[:N], y[:N], steps=9, batch=5, schedule=schedule)
+    agrees(run, model, x, influence(run, model, x=x[30:33]), tolerance=1e-7)
+
+
+def test_loss_weights_sums_and_an_example_twice_in_a_batch(tmp_path):
+    x, y = digits(40)
+    model = small()
+    optimizer = ADAM(model.parameters(), lr=0.02, eps=1e-2)
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy", reduction="sum") as recorder:
+        for t in range(6):
+            index = torch.tensor([0, 7, 7, 22, t, t + 8])
+            weight = torch.tensor([1.0, 0.5, 0.2, 2.0, 1.0, 0.1], dtype=torch.float64)
+            optimizer.zero_grad()
+            (weight * nn.functional.cross_entropy(model(x[index]), y[index], reduction="none")).sum().backward()
+            recorder.step(index, x[index], y[index], weight)
+    run = Run.open(tmp_path / "run")
+    agrees(run, model, x, influence(run, model, x=x[30:33], data=(x[:N], y[:N])), h=2e-4)
+
+
+def test_a_parameter_without_a_gradient_stays_where_it_is(tmp_path):
+    """Its momentum and its decay do not act in such a step."""
+    x, y = digits(40)
+    model = small()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.8, weight_decay=0.05)
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
+        for t in range(7):
+            index = torch.arange(N)[t % 2 :: 2]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            if t in (2, 5):
+                model[0].weight.grad = None
+            recorder.step(index, x[index], y[index])
+    run = Run.open(tmp_path / "run")
+    agrees(run, model, x, influence(run, model, x=x[30:33]), tolerance=1e-7)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 3, 3, stride=2), nn.Softplus(), nn.Flatten(), nn.Linear(27, 10)],
+        [nn.Unflatten(1, (8, 8)), nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True), nn.Flatten(), nn.Linear(64, 10)],
+        [nn.Linear(64, 6), nn.PReLU(), nn.Linear(6, 10)],
+        [nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10)],
+    ],
+    ids=["convolution", "attention", "prelu", "relu"],
+)  # fmt: skip
+def test_other_layers(tmp_path, layers):
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers).double()
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.05, "momentum": 0.8}, model=model, steps=5)
+    agrees(run, model, x, influence(run, model, x=x[30:33]), h=1e-5, tolerance=1e-5)
+
+
+def test_recurrent_networks(tmp_path):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(8, 5, batch_first=True), nn.Linear(5, 10)
+
+        def forward(self, x):
+            return self.out(self.lstm(x.view(-1, 8, 8))[0][:, -1])
+
+    torch.manual_seed(0)
+    run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.5, "momentum": 0.8}, model=Reader().double(), steps=5)
+    agrees(run, model, x, influence(run, model, x=x[30:33]), h=1e-3)
+
+
+def test_a_constant_factor_is_no_clipping(tmp_path):
+    """Half the loss in every step (accumulation): held fixed, as finite differences have it."""
+    x, y = digits(40)
+    model = small()
+    optimizer = SGD(model.parameters(), lr=0.2, momentum=0.8)
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
+        for t in range(6):
+            index = torch.arange(N)[t % 3 :: 3]
+            optimizer.zero_grad()
+            (0.5 * nn.functional.cross_entropy(model(x[index]), y[index])).backward()
+            recorder.step(index, x[index], y[index])
+    run = Run.open(tmp_path / "run")
+    agrees(run, model, x, influence(run, model, x=x[30:33]), factor=0.5)
