@@ -47,8 +47,11 @@ def draw(
         axes[1, column].set_xlabel(title, fontsize=9)
     axes[0, 0].set_ylabel("on the example itself\nchange when trained without it", fontsize=9)
     axes[1, 0].set_ylabel("on test rows\nchange when trained without it", fontsize=9)
+    seeds = problem.options.seeds
     figure.supxlabel(
-        "change of the own-label logit without the example, as each score has it (line: equal)", fontsize=9
+        "change of the own-label logit without the example, by each score (line: equal). Dots: seed 0;"
+        f" Spearman: mean ± standard error over {seeds} seeds",
+        fontsize=9,
     )
     for y, color, text in ((0.17, BLUE, "right label"), (0.06, RED, "wrong label")):
         axes[0, 0].text(0.97, y, text, color=color, fontsize=9, ha="right", transform=axes[0, 0].transAxes)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kernelmem.ground.errors import VerificationError
+from kernelmem.ground.errors import UnsupportedModelError, VerificationError
 
 __all__ = ["BatchGradient", "Tensors"]
 
@@ -39,8 +39,12 @@ class BatchGradient:
         self.graph = {name: own for name, own in (gradient | after).items() if own.requires_grad}
 
     def shares(self, alpha: Tensors) -> Tensor:
-        """v_i ⟨α_d, ∇ℓ_i⟩: (D, B) for α a tensor (D, shape) for each parameter."""
-        return self._differentiated(alpha, [self.weights])[0] * self.weights.detach()
+        """v_i ⟨α_d, ∇ℓ_i⟩: (D, B) for α a tensor (D, shape) for each parameter.
+
+        Raises:
+            VerificationError: an operation whose derivative cannot be differentiated dropped out of the graph.
+        """
+        return self._checked(self._differentiated(alpha, [self.weights])[0], alpha)
 
     def transported(self, alpha: Tensors, statistics: Tensors) -> tuple[Tensor, Tensors, Tensors]:
         """The shares (D, B); H α_d for each parameter, H the Hessian of Σ_i v_i ℓ_i; adjoints of the statistics before.
@@ -48,40 +52,53 @@ class BatchGradient:
         What the weights do to running statistics is added to H α for ``statistics``, the adjoints of those after the step.
 
         Raises:
-            VerificationError: an operation whose derivative cannot be differentiated drops out of the graph.
+            VerificationError: as in :meth:`shares`.
         """
         inputs = [self.weights, *self.parameters.values(), *self.before.values()]
-        shares, *moved = self._differentiated(alpha | statistics, inputs)
-        shares = shares * self.weights.detach()
-        terms = [own.flatten(1) * self.gradient[name].flatten() for name, own in alpha.items()]
-        whole, size = (
-            sum((f(term).sum(1) for term in terms), torch.zeros(())) for f in (torch.Tensor.clone, torch.abs)
-        )
-        if not bool(((shares.sum(1) - whole).abs() <= 1e-8 * (size + shares.abs().sum(1))).all()):
-            raise VerificationError(
-                "a model whose gradient, differentiated by the weights of the losses, does not give their gradients back",
-                expected="operations with a second derivative",
-                do="replace custom functions whose backward pass is not itself made of torch operations",
-            )
+        raw, *moved = self._differentiated(alpha | statistics, inputs)
         hessian = dict(zip(self.parameters, moved, strict=False))
         carried = dict(zip(self.before, moved[len(self.parameters) :], strict=True))
         for name, own in statistics.items():
             if name not in self.after:  # it stays as it was
                 carried[name] = own + carried[name] if name in carried else own
-        return shares, hessian, carried
+        return self._checked(raw, alpha), hessian, carried
+
+    def _checked(self, raw: Tensor, alpha: Tensors) -> Tensor:
+        """The shares of ⟨α_d, ∇ℓ_i⟩, which add up to ⟨α_d, g⟩."""
+        shares = raw * self.weights.detach()
+        terms = torch.cat([own.flatten(1) * self.gradient[name].flatten() for name, own in alpha.items()], 1)
+        gap = (shares.sum(1) - terms.sum(1)).abs()
+        if not bool((gap <= 1e-8 * (terms.abs().sum(1) + shares.abs().sum(1))).all()):
+            raise VerificationError(
+                "a model whose gradient, differentiated by the weights of the losses, does not give their gradients back",
+                expected="operations with a second derivative",
+                do="replace custom functions whose backward pass is not itself made of torch operations",
+            )
+        return shares
 
     def batches(self) -> bool:
-        """Whether torch differentiates many directions at once, and rightly: held against one by one on three."""
+        """Whether torch differentiates many directions at once, and rightly: held against one by one on three.
+
+        Raises:
+            UnsupportedModelError: not even one by one.
+        """
         if not self.graph:
             return True
         inputs = [self.weights, *self.parameters.values(), *self.before.values()]
         generator = torch.Generator().manual_seed(0)
         few = [torch.randn(3, *own.shape, generator=generator, dtype=own.dtype) for own in self.graph.values()]
         try:
+            expected = self._singly(few, inputs)
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"a model whose gradient cannot be differentiated ({str(error).splitlines()[0]})",
+                expected="operations with a second derivative",
+                do="replace the operation that is named here",
+            ) from error
+        try:
             found = self._together(few, inputs)
         except RuntimeError:  # an operation without a rule for batches
             return False
-        expected = self._singly(few, inputs)
         return all(bool(((a - b).norm() <= 1e-9 * b.norm()).item()) for a, b in zip(found, expected, strict=True))
 
     def _differentiated(self, alpha: Tensors, inputs: list[Tensor]) -> list[Tensor]:
@@ -117,5 +134,5 @@ class BatchGradient:
             found = torch.autograd.grad(
                 list(self.graph.values()), inputs, own, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            rows.append([part if part.layout == torch.strided else part.to_dense() for part in found])
+            rows.append(found)
         return [torch.stack(own) for own in zip(*rows, strict=True)]

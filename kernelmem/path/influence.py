@@ -16,7 +16,7 @@ Source: Hara, Nitanda and Maehara 2019.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,10 @@ class Influence:
 
     @property
     def leave_one_out(self) -> Tensor:
-        """The change of φ without the example, to first order: −influence, (m, n, k)."""
+        """The change of φ without the example, to first order: −influence, (m, n, k).
+
+        Leaving an example out is a large step: ranks survive it better than sizes.
+        """
         return -self.influence
 
     @property
@@ -165,7 +168,8 @@ def influence(
     Raises:
         InputError: an optimizer whose update is not known, rows that the model does not take, examples beyond ``data``,
             a factor that ``clip=None`` cannot tell.
-        VerificationError: an operation of the model that cannot be differentiated twice.
+        UnsupportedModelError, VerificationError: an operation that cannot be differentiated twice; rows that are mixed in
+            eval mode.
 
     Cost: with D = m·k directions, T · D Hessian-vector products of a batch (each about two gradients of it), and for each
     chunk of rows a gradient of every batch; memory D·P numbers of a chunk for the weights and for each tensor of the
@@ -229,7 +233,7 @@ def _swept(
     clip: str | None,
     chunk: int | None,
     progress: Callable[[int, int], None] | None,
-):
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunk by chunk: the ordinals of some rows, and their influence (rows, n, k)."""
     pieces = torch.arange(rows.n).split(chunk or rows.n)
     sweeps = {"unrolled": 1 + len(pieces), "tracin": len(pieces), "last": 0}[method]

@@ -85,8 +85,7 @@ class Program:
             found = torch.autograd.grad(
                 total, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
             )
-        dense = (own if own.layout == torch.strided else own.to_dense() for own in found)
-        gradient = dict(zip(parameters, dense, strict=True))
+        gradient = dict(zip(parameters, found, strict=True))
         return BatchGradient(weights, parameters, gradient, running.before, running.after, self.batched)
 
     def tangents(self, t: int, rows: Rows, what: Explained, index: Tensor) -> tuple[Tensors, Tensors]:
@@ -113,9 +112,8 @@ class Program:
                         outputs[0], list(leaves.values()), direction, retain_graph=True, allow_unused=True
                     )
                     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-                        part = torch.zeros_like(leaf) if gradient is None else gradient.to_dense()
-                        found.setdefault(name, []).append(part.detach())
-        stacked = {name: torch.stack(parts) for name, parts in found.items()}
+                        found.setdefault(name, []).append(torch.zeros_like(leaf) if gradient is None else gradient)
+        stacked = {name: torch.stack(parts).detach() for name, parts in found.items()}
         return {name: stacked.pop(name) for name in parameters}, stacked
 
 
@@ -131,6 +129,7 @@ def load_program(
 
     Raises:
         InputError: a run of no step, an optimizer whose update is not known, rows that the model does not take.
+        UnsupportedModelError: an operation without a second derivative.
     """
     if len(run) == 0:
         raise InputError("a run of no step", expected="at least one", do="record a step")

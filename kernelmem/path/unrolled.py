@@ -17,7 +17,7 @@ adaptive optimizers, running statistics and clipping: derived here.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,7 @@ def unroll(
         result.index_add_(1, program.batches[t].examples, shares)
         for name, own in hessian.items():
             adjoint[name][WEIGHTS] = adjoint[name][WEIGHTS] + own
+        del found  # its graph, before that of the next step is made
         if progress is not None:
             progress(1)
     return result
@@ -193,5 +194,5 @@ def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) 
     return [scale < 1 for scale in scales]
 
 
-def _norm(tensors) -> float:
+def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(float(own.square().sum()) for own in tensors))

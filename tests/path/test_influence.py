@@ -53,6 +53,12 @@ def test_a_clipping_factor_moves_with_the_gradient(tmp_path, update):
     assert float((fixed - found.influence).abs().max()) > 1e-2 * float(found.influence.abs().max())
 
 
+def test_clipping_far_below_the_gradient(tmp_path):
+    """There it matters whose norm torch adds 1e-6 to: that before clipping."""
+    run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 1e4}, clip=1e-5, steps=6)
+    agrees(run, model, x, influence(run, model, x=x[30:33]), h=2e-4, clip=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["train", "frozen_later"])
 def test_batch_norm_moves_with_its_statistics(tmp_path, mode):
     """The rows of a batch are coupled, and the running statistics that act at the end are those of the other training."""

@@ -83,7 +83,22 @@ class OnceOnly(torch.autograd.Function):
         return torch.from_numpy(2 * x.detach().numpy() * gradient.detach().numpy())
 
 
-@pytest.mark.parametrize("function", [OnceOnly, Surrogate])
+class Marked(torch.autograd.Function):
+    """x², marked as a function that is differentiated once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+@pytest.mark.parametrize("function", [OnceOnly, Surrogate, Marked])
 def test_an_operation_without_a_second_derivative_is_refused(tmp_path, function):
     class Custom(nn.Module):
         def __init__(self):
@@ -95,7 +110,7 @@ def test_an_operation_without_a_second_derivative_is_refused(tmp_path, function)
 
     torch.manual_seed(0)
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.05}, model=Custom().double(), steps=3)
-    with pytest.raises(VerificationError, match="second derivative"):
+    with pytest.raises((VerificationError, UnsupportedModelError), match="second derivative"):
         influence(run, model, x=x[30:33])
 
 
