@@ -187,3 +187,44 @@ def test_a_constant_factor_is_no_clipping(tmp_path):
             recorder.step(index, x[index], y[index])
     run = Run.open(tmp_path / "run")
     agrees(run, model, x, influence(run, model, x=x[30:33]), factor=0.5)
+
+
+def test_batch_norm_that_is_used_twice_in_a_pass(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(64, 6), nn.BatchNorm1d(6, momentum=None), nn.Linear(6, 10)
+
+        def forward(self, x):
+            return self.b(self.norm(torch.tanh(self.norm(self.a(x)))))
+
+    torch.manual_seed(0)
+    run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.1, "momentum": 0.5}, model=Twice().double(), steps=4)
+    agrees(run, model, x, influence(run, model, x=x[30:33]), h=2e-4)
+
+
+def test_inputs_that_change_and_parameters_that_join_later(tmp_path):
+    """Augmented examples are those of their steps; a group that is added begins to move then."""
+    x, y = digits(40)
+    model = small()
+    optimizer = SGD(model[2].parameters(), lr=0.2, momentum=0.8)
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
+        for t in range(6):
+            if t == 3:
+                optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.05})
+            index = torch.arange(N)[t % 2 :: 2]
+            rows = x[index] * (1 + 0.2 * t)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(rows), y[index]).backward()
+            recorder.step(index, rows, y[index])
+    run = Run.open(tmp_path / "run")
+    agrees(run, model, x, influence(run, model, x=x[30:33]))
+    model.load_state_dict(run.weights(6))
+    found = influence(run, model, x=x[30:33], target=("logit", 2), method="last").influence[:, :, 0]
+    parameters = list(model.parameters())
+    for example, factor in ((4, 1.8), (5, 2.0)):  # as it was last met
+        left = torch.autograd.grad(model(x[31:32])[0, 2], parameters)
+        loss = nn.functional.cross_entropy(model(factor * x[example : example + 1]), y[example : example + 1])
+        right = torch.autograd.grad(loss, parameters)
+        expected = -sum(float((a * b).sum()) for a, b in zip(left, right, strict=True))
+        assert abs(float(found[1, example]) - expected) < 1e-12

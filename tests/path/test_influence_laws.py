@@ -56,11 +56,12 @@ def test_one_step_of_gradient_descent_is_a_product_of_tangents(tmp_path, method)
     assert float((found - expected).abs().max()) < 1e-14 * float(expected.abs().max()) * 100
 
 
-def test_tracin_is_the_sum_over_steps_with_the_rates_and_factors_of_each(tmp_path):
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_tracin_is_the_sum_over_steps_with_the_rates_and_factors_of_each(tmp_path, sign):
     x, y = digits(40)
     model = small()
     groups = [{"params": list(model[0].parameters()), "lr": 0.05}, {"params": list(model[2].parameters())}]
-    optimizer = SGD(groups, lr=0.3, momentum=0.5, weight_decay=0.1)
+    optimizer = SGD(groups, lr=0.3, momentum=0.5, weight_decay=0.1, maximize=sign > 0)
     run = record(tmp_path / "run", model, optimizer, x[:N], y[:N], steps=6, batch=5, clip=1.0)
     found = influence(run, model, x=x[30:32], target=("logit", 2), method="tracin").influence[:, :, 0]
     expected = torch.zeros(2, N, dtype=torch.float64)
@@ -76,7 +77,7 @@ def test_tracin_is_the_sum_over_steps_with_the_rates_and_factors_of_each(tmp_pat
         left = torch.stack([flat(model(x[i : i + 1])[0, 2]) for i in (30, 31)])
         for i in step.examples.tolist():
             own = flat(nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]))
-            expected[:, i] -= step.scale / len(step.examples) * left @ (rates * own)
+            expected[:, i] += sign * step.scale / len(step.examples) * left @ (rates * own)
     assert float((found - expected).abs().max()) < 1e-13
 
 
