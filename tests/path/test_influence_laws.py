@@ -199,3 +199,12 @@ def test_training_in_float32_gives_what_training_in_float64_gives(tmp_path):
         found.append(influence(run, model, x=x[30:33]).influence)
         assert found[-1].dtype == torch.float64
     assert 0 < float((found[0] - found[1]).abs().max()) < 1e-4 * float(found[0].abs().max())
+
+
+def test_how_many_states_were_kept_and_how_the_model_is_called_play_no_part(tmp_path):
+    found = []
+    for name, keep in (("a", "all"), ("b", 4)):
+        run, model, x, _ = run_of(tmp_path / name, *UPDATES["adamw"], keep=keep)
+        forward = None if name == "a" else (lambda module, rows: module(2 * rows - rows))
+        found.append(influence(run, model, x=x[30:33], forward=forward).influence)
+    assert float((found[0] - found[1]).abs().max()) < 1e-13
