@@ -98,8 +98,11 @@ class Marked(torch.autograd.Function):
         return 2 * x * gradient
 
 
-@pytest.mark.parametrize("function", [OnceOnly, Surrogate, Marked])
-def test_an_operation_without_a_second_derivative_is_refused(tmp_path, function):
+@pytest.mark.parametrize(
+    ("function", "method"),
+    [(OnceOnly, "unrolled"), (Surrogate, "unrolled"), (Marked, "unrolled"), (OnceOnly, "tracin"), (OnceOnly, "last")],
+)
+def test_an_operation_without_a_second_derivative_is_refused(tmp_path, function, method):
     class Custom(nn.Module):
         def __init__(self):
             super().__init__()
@@ -111,7 +114,7 @@ def test_an_operation_without_a_second_derivative_is_refused(tmp_path, function)
     torch.manual_seed(0)
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.05}, model=Custom().double(), steps=3)
     with pytest.raises((VerificationError, UnsupportedModelError), match="second derivative"):
-        influence(run, model, x=x[30:33])
+        influence(run, model, x=x[30:33], method=method)
 
 
 def test_a_model_that_mixes_rows_is_refused(tmp_path):
