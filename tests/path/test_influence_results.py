@@ -47,7 +47,7 @@ def test_wrong_arguments_are_refused(tmp_path):
         ({"method": "tracincp"}, "one of unrolled"),
         ({"clip": "value"}, '"norm"'),
         ({"chunk": 0}, "chunk=0"),
-        ({"data": (x[:5], y[:5])}, "data of 5 examples"),
+        ({"data": (x[: N - 1], y[: N - 1])}, "data of 22 examples"),
         ({"target": "margin"}, "without labels"),
     ):
         with pytest.raises(InputError, match=match):
