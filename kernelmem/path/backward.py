@@ -15,7 +15,18 @@ from kernelmem.ground.batches import Rows
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.factors import Tangents, Vector, Zero
 from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
-from kernelmem.path.integral import NUMBERS, START, Change, Nodes, change, edges, mean_tangents, nodes_on, numbers, refine
+from kernelmem.path.integral import (
+    NUMBERS,
+    START,
+    Change,
+    Nodes,
+    change,
+    edges,
+    mean_tangents,
+    nodes_on,
+    numbers,
+    refine,
+)
 from kernelmem.path.network import Network, seeded
 from kernelmem.path.optimizers import Carried, Moved, filter_of
 from kernelmem.path.targets import Explained
@@ -63,6 +74,13 @@ class Lines:
     residuals: Tensor  # (T, m, k): of every step
     evaluations: Tensor  # (T,): tangents of a row
 
+    @classmethod
+    def zeros(cls, m: int, sources: int, k: int, T: int) -> "Lines":
+        """Nothing accounted for yet."""
+        sizes = ((m, sources, k), (m, k), (m, k), (T, m, k), (T,))
+        contributions, decay, rounding, residuals, evaluations = (torch.zeros(s, dtype=torch.float64) for s in sizes)
+        return cls(contributions, decay, rounding, residuals, evaluations)
+
 
 class Sweep:
     """Carries A_t(x) from stretch to stretch, the last one first.
@@ -93,10 +111,7 @@ class Sweep:
         self.between = range(*between)
         self.chosen, self.order, self.pace = order, order or START, Pace()
         m, k = rows.n, len(what.names)
-        self.lines = Lines(
-            *(torch.zeros(size, dtype=torch.float64) for size in ((m, sources, k), (m, k), (m, k), (len(run), m, k))),
-            torch.zeros(len(run), dtype=torch.float64),
-        )
+        self.lines = Lines.zeros(m, sources, k, len(run))
         self.filter = filter_of(run.optimizer)()
         self.carried: dict[str, Tensor] = {}  # q (m, k, size) of the parameters that have one
         self.factors: dict[str, float] = {}
@@ -163,11 +178,11 @@ class Sweep:
             for members in crossed.values():
                 self._crossed(members, index, moved, shares, sizes)
         self.factors = factors
-        for i, (batch, share) in enumerate(zip(batches, shares, strict=True)):
+        for i, (batch, own) in enumerate(zip(batches, shares, strict=True)):
             if self.by_step:
-                self.lines.contributions[:, first + i] += share.sum(2)
+                self.lines.contributions[:, first + i] += own.sum(2)
             else:
-                self.lines.contributions.index_add_(1, batch.examples, share.transpose(1, 2))
+                self.lines.contributions.index_add_(1, batch.examples, own.transpose(1, 2))
 
     def _mean_tangents(self, segments: Segments, every: slice) -> tuple[Nodes, Iterable[tuple[Tensor, Tangents]]]:
         """J̄ of all rows on all segments, with a residual within the tolerance, or within rounding.
@@ -192,9 +207,7 @@ class Sweep:
             if all(part is not None for part in along) and bool((residual.abs().amax((1, 2)) <= limit).all()):
                 self.lines.residuals[every], self.lines.evaluations[every] = residual, nodes.evaluations
                 return nodes, tried
-        nodes = refine(
-            tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules
-        )
+        nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules)
         self.lines.evaluations[every] = nodes.evaluations
         return nodes, self._measured(segments, must, nodes, every)
 

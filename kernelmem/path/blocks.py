@@ -139,7 +139,8 @@ def run_blocks(
         padded: Call | None = call
         if even is not None:
             padded = again(lambda tree: _mapped(tree, fixed, 0, blocks.n * m, lambda t: _gathered(t, even, m)))
-        assert padded is not None and padded.run_blocks is not None
+        assert padded is not None
+        assert padded.run_blocks is not None
         whole = [padded.run_blocks(_swapped(weights, names, end, None)) for end in ends]
         if back is not None:
             whole = [_gathered(part, back, m) for part in whole]
@@ -205,9 +206,7 @@ class BlockForward(BlockRecorder):
             if call is not None and names:
                 self.calls += 1
                 if self.calls not in self.skip:
-                    return self.run(
-                        call, names, weights, lambda change: rule.read(func, change(args), change(kwargs))
-                    )
+                    return self.run(call, names, weights, lambda change: rule.read(func, change(args), change(kwargs)))
         elif rule is not None:
             with self:
                 output = rule.expand(func, args, kwargs)
@@ -227,13 +226,12 @@ def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
 
 def dual_places(blocks: Blocks) -> Blocks:
     """The same with places as dual numbers: the derivative along each row's line."""
-    assert blocks.places is not None and blocks.stop is not None
+    assert blocks.places is not None
+    assert blocks.stop is not None
 
     def still(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # torch adds a bias that is no dual number to one that is several times slower than two dual numbers
-        return {
-            name: forward_ad.make_dual(w, torch.zeros_like(w)) if w.ndim <= 2 else w for name, w in end.items()
-        }
+        return {name: forward_ad.make_dual(w, torch.zeros_like(w)) if w.ndim <= 2 else w for name, w in end.items()}
 
     places = forward_ad.make_dual(blocks.places, torch.ones_like(blocks.places))
     return Blocks(blocks.counts, still(blocks.start), still(blocks.stop), places)

@@ -35,7 +35,7 @@ class Vector:
 
     def along(self, direction: Tensor) -> Tensor:
         """⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
-        S, q, r, k, out = self.gradients.shape
+        S, q, r, _, out = self.gradients.shape
         if self.activations is None:
             return (self.gradients @ direction[:, None, None, :, None])[..., 0].sum(1)
         moved = torch.bmm(self.activations.flatten(1, 2), direction.view(S, out, -1).mT).view(S, q, r, out, 1)
@@ -45,7 +45,10 @@ class Vector:
 class Tangents(Protocol):
     """Tangents of S · r rows in k directions."""
 
-    shape: tuple[int, int, int]  # S, r, k
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """S, r, k."""
+        ...
 
     def parts(self, name: str, width: int) -> list[slice]:
         """How the parameter is cut where a slice should have about ``width`` numbers."""

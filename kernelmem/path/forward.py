@@ -35,7 +35,9 @@ __all__ = [
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
 TOGETHER = 2**21  # about as many numbers of tangents are formed at a time: many steps of a small network
 MOST_STEPS = 32
-HELD = 2**30  # bytes of states, denominators and rounding held at a time; a longer run is traced once more, stretch by stretch
+HELD = (
+    2**30
+)  # bytes of states, denominators and rounding held at a time; a longer run is traced once more, stretch by stretch
 
 
 @dataclass(frozen=True)

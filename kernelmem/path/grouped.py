@@ -90,10 +90,7 @@ class GroupSweep:
         self.between = range(*between)
         self.chosen, self.order, self.pace = order, order or START, Pace()
         m, k, G = rows.n, len(what.names), len(groups.names)
-        self.lines = Lines(
-            *(torch.zeros(size, dtype=torch.float64) for size in ((m, G, k), (m, k), (m, k), (len(run), m, k))),
-            torch.zeros(len(run), dtype=torch.float64),
-        )
+        self.lines = Lines.zeros(m, G, k, len(run))
         self.filter = filter_of(run.optimizer)()
         self.carried: dict[str, dict[str, Tensor]] = {name: {} for name in tested.selected}
 
@@ -120,9 +117,7 @@ class GroupSweep:
         found = self._derivatives(segments, nodes, parts)
         residual = must.values[0] - found.sum(1)
         if float(residual.abs().max()) > max(self.tolerance, float(must.noise.max()) * rules):
-            nodes = refine(
-                tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules
-            )
+            nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules)
             found = self._derivatives(segments, nodes, parts)
             residual = must.values[0] - found.sum(1)
         if self.chosen is None:

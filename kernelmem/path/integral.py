@@ -122,7 +122,9 @@ def refine(
             fine = (own.abs().amax((1, 2)) <= limit).tolist()
             accepted += [(panel, n) for panel, good in zip(pending, fine, strict=True) if good]
             pending = [panel for panel, good in zip(pending, fine, strict=True) if not good]
-        pending = [half for s, row, a, b in pending for half in ((s, row, a, 0.5 * (a + b)), (s, row, 0.5 * (a + b), b))]
+        pending = [
+            half for s, row, a, b in pending for half in ((s, row, a, 0.5 * (a + b)), (s, row, 0.5 * (a + b), b))
+        ]
     return nodes_on(accepted, len(segments), rows.n)
 
 

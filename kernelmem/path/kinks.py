@@ -81,9 +81,7 @@ def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[fl
     found: list[list[list[float]]] = [[[] for _ in range(m)] for _ in range(S)]
     if network.piecewise is False:
         return found
-    pairs = Pairs(
-        network, rows, segments, torch.arange(S).repeat_interleave(m), torch.arange(m).repeat(S)
-    )
+    pairs = Pairs(network, rows, segments, torch.arange(S).repeat_interleave(m), torch.arange(m).repeat(S))
     low, high = (torch.full((S * m,), end, dtype=torch.float64) for end in (0.0, 1.0))
     here = pairs.distances(low)
     network.piecewise = here.shape[1] > 0

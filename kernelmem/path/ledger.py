@@ -139,7 +139,13 @@ def ledger(
     else:
         size = n if by == "example" else len(run)
         back = Sweep(
-            *common, sources=size, by_step=by == "step", tolerance=tolerance, order=order, between=between, progress=advance
+            *common,
+            sources=size,
+            by_step=by == "step",
+            tolerance=tolerance,
+            order=order,
+            between=between,
+            progress=advance,
         )
         for stretch in tracing.backward():
             back.back(stretch)
@@ -181,9 +187,7 @@ def _values(network: Network, state: dict[str, Tensor], rows: Rows, what: Explai
     return what.values(network.outputs(rows), every)
 
 
-def _buffers(
-    stretch: Stretch, between: range, network: Network, rows: Rows, what: Explained, every: Tensor
-) -> Tensor:
+def _buffers(stretch: Stretch, between: range, network: Network, rows: Rows, what: Explained, every: Tensor) -> Tensor:
     """Σ_t of what the change of buffers did, at the weights after the step."""
     total = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
     names = set(network.selected)

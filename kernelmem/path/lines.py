@@ -69,7 +69,9 @@ class Ledger:
         """
         if self.by != "example":
             raise InputError(
-                f"a ledger by {self.by}", expected="one by example", do='compute it with by="example", or with these groups'
+                f"a ledger by {self.by}",
+                expected="one by example",
+                do='compute it with by="example", or with these groups',
             )
         groups = as_labels(groups, "groups", n=self.contributions.shape[1])
         m, _, k = self.contributions.shape

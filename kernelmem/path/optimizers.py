@@ -63,7 +63,7 @@ class Carried:
     factor: float = 0.0  # by which that step multiplied what it carried over
 
     def add(self, own: Tensor, scale: float, factor: float, divisor: Tensor | None = None) -> Tensor:
-        """q = scale · own (/ divisor) + what was carried over; ``factor`` is this step's, for the one before."""
+        """Give scale · own (/ divisor) + what was carried over; ``factor`` is this step's, for the one before."""
         if self.q is None:
             self.q = scale * own if divisor is None else scale * own / divisor
         elif divisor is None:
@@ -103,9 +103,7 @@ class ParameterFilter:
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def backward(
-        self, cotangent: Tensor, moved: Moved, carried: Carried | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def backward(self, cotangent: Tensor, moved: Moved, carried: Carried | None = None) -> tuple[Tensor, Tensor | None]:
         """A_t for the gradient as autograd gives it, and the decay's line; ``cotangent`` J̄_t is (..., shape).
 
         ``carried`` None: the filter's own, for a parameter that is met as a whole. A_t lives until the next call.
@@ -211,7 +209,6 @@ class AdaptiveMoments(ParameterFilter):
         # What is carried is A = (1 − β₁) q itself: one pass over memory less.
         carried.factor *= 1 - first
         return carried.add(cotangent, (1 - first) * scale, first / (1 - first), moved.denominator)
-
 
     def carries(self, options: Mapping[str, Any]) -> bool:
         """The first moment is carried."""

@@ -67,7 +67,7 @@ class LinearRule(Rule):
 
 
 def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (S·b, ..., in) times S weights (S, in, out), and S biases."""
+    """Multiply x (S·b, ..., in) with S weights (S, in, out), and S biases."""
     blocks = x.reshape(len(weight), -1, x.shape[-1])
     found = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias[:, None], blocks, weight)
     return found.view(*x.shape[:-1], -1)
