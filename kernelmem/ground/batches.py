@@ -11,31 +11,31 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from kernelmem.ground.checks import as_tensor
 from kernelmem.ground.errors import InputError
 
-__all__ = ["Rows", "as_rows"]
+__all__ = ["Rows", "as_rows", "map_tree", "named_leaves"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of n examples: a tree of tensors (tensor, dict or tuple of tensors) with a common first axis."""
+    """A batch of n examples: a tree of tensors (tensor; dict, tuple or list of such) with a common first axis."""
 
     tree: Any
     n: int
 
     def slice(self, start: int, stop: int) -> Any:
         """Return rows start..stop as the model's batch."""
-        return _map(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write over its input
+        return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write over its input
 
     def take(self, indices: list[int]) -> Any:
         """Return the rows at ``indices`` as the model's batch (repeats allowed)."""
-        return _map(self.tree, lambda leaf: leaf[indices])
+        return map_tree(self.tree, lambda leaf: leaf[indices])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Any:
         """Apply ``function`` to every leaf and return the tree."""
-        return _map(self.tree, function)
+        return map_tree(self.tree, function)
 
     def to(self, *, dtype: torch.dtype, device: torch.device) -> "Rows":
         """Move to ``device``; floating-point leaves to ``dtype``, integer leaves as they are."""
-        return Rows(_map(self.tree, lambda leaf: _cast(leaf, dtype, device)), self.n)
+        return Rows(map_tree(self.tree, lambda leaf: _cast(leaf, dtype, device)), self.n)
 
 
 def as_rows(x: Any, name: str = "x") -> Rows:
@@ -51,8 +51,8 @@ def as_rows(x: Any, name: str = "x") -> Rows:
     elif isinstance(x, Dataset):
         length = len(x)  # type: ignore[arg-type]  # map-style only: an iterable one has no length and raises
         x = _inputs(default_collate([x[i] for i in range(length)])) if length else torch.empty(0)
-    tree = _map(x, lambda leaf: as_tensor(leaf, name))
-    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in _leaves(tree)}
+    tree = map_tree(x, lambda leaf: as_tensor(leaf, name))
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for _, leaf in named_leaves(tree, name)}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(
             f"{name} with leading lengths {sorted(lengths)}",
@@ -77,18 +77,33 @@ def _concatenate(batches: list[Any], name: str) -> Any:
     return torch.cat(batches)
 
 
-def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+def map_tree(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """The tree with ``function`` applied to its leaves.
+
+    A list is a branch if it begins with a tensor or with another branch; lists of numbers are arrays.
+    """
     if isinstance(tree, Mapping):
-        return {key: _map(leaf, function) for key, leaf in tree.items()}
+        return {key: map_tree(leaf, function) for key, leaf in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(_map(leaf, function) for leaf in tree)
+        return tuple(map_tree(leaf, function) for leaf in tree)
+    if isinstance(tree, list) and _branches(tree):
+        return [map_tree(leaf, function) for leaf in tree]
     return function(tree)
 
 
-def _leaves(tree: Any) -> list[Tensor]:
-    leaves: list[Tensor] = []
-    _map(tree, leaves.append)
-    return leaves
+def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+    """The leaves in order, each with the way to it: ``x``, ``x.input_ids``, ``x[0]``."""
+    if isinstance(tree, Mapping):
+        return [pair for key, leaf in tree.items() for pair in named_leaves(leaf, f"{name}.{key}")]
+    if isinstance(tree, tuple) or (isinstance(tree, list) and _branches(tree)):
+        return [pair for i, leaf in enumerate(tree) for pair in named_leaves(leaf, f"{name}[{i}]")]
+    return [(name, tree)]
+
+
+def _branches(part: Any) -> bool:
+    if isinstance(part, list | tuple):
+        return bool(part) and _branches(part[0])
+    return isinstance(part, Tensor | Mapping)
 
 
 def _cast(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

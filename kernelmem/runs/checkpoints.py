@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ from kernelmem.store.files import array_sha256, write_file
 
 __all__ = [
     "Checkpoint",
+    "averaged_path",
     "is_kept",
     "load_model_state",
     "model_state",
     "optimizer_state",
+    "read_averaged",
     "read_checkpoint",
     "set_optimizer_state",
     "state_sha256",
+    "write_averaged",
     "write_checkpoint",
 ]
+
+PARTS = ("model.", "averaged.")  # how the names of a checkpoint's tensors begin, beside "optimizer."
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +40,10 @@ class Checkpoint:
     model: dict[str, Tensor]  # parameters, then buffers
     optimizer: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
     random: Tensor  # the state of torch's CPU generator, uint8
+    averaged: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # parameters, buffers of the averaged model, if there is one
+    updates: int = 0  # of the averaged model
 
 
 def is_kept(step: int, keep: str | int) -> bool:
@@ -129,6 +138,9 @@ def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
     tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
     for name, state in checkpoint.optimizer.items():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+    if checkpoint.updates:
+        tensors |= {f"averaged.{name}": value for name, value in checkpoint.averaged.items()}
+        tensors["updates"] = torch.tensor(checkpoint.updates)
     content = safetensors.torch.save({**tensors, "random": checkpoint.random})
     write_file(_path(directory, step), content)
     return hashlib.sha256(content).hexdigest()
@@ -142,23 +154,64 @@ def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
     """
     path = _path(directory, step)
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("its sha256 is not the one on the tape")
-        tensors = safetensors.torch.load(content)
-        model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        tensors = _read(path, sha256)
+        model, averaged = ({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in PARTS)
         optimizer: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 parameter, key = name.removeprefix("optimizer.").rsplit(".", 1)
                 optimizer.setdefault(parameter, {})[key] = value
-        return Checkpoint(model, optimizer, tensors["random"])
+        updates = int(tensors["updates"]) if averaged else 0
+        return Checkpoint(model, optimizer, tensors["random"], averaged, updates)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise FileCorruptError(
             f"checkpoint {path} of step {step} ({error})",
             expected="the file that the recorder wrote",
             do="put the file back from a copy; the steps before it can still be replayed",
         ) from error
+
+
+def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
+    """Write the averaged model's parameters and buffers beside the weights; return the SHA-256 of the file.
+
+    The file is named by its content: the one that the tape knows of is never written over.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    content = safetensors.torch.save(dict(state))
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_file(averaged_path(directory, sha256), content)
+    return sha256
+
+
+def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
+    """Read what :func:`write_averaged` wrote.
+
+    Raises:
+        FileCorruptError: missing, unreadable or altered.
+    """
+    path = averaged_path(directory, sha256)
+    try:
+        return _read(path, sha256)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise FileCorruptError(
+            f"averaged weights {path} ({error})",
+            expected="the file that the recorder wrote",
+            do="put the file back from a copy; the run itself can still be read",
+        ) from error
+
+
+def averaged_path(directory: Path, sha256: str) -> Path:
+    """Where the averaged weights with this SHA-256 are."""
+    return directory / "weights" / f"averaged-{sha256[:16]}.safetensors"
+
+
+def _read(path: Path, sha256: str) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("its sha256 is not the one on the tape")
+    return safetensors.torch.load(content)
 
 
 def _path(directory: Path, step: int) -> Path:

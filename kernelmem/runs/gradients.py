@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kernelmem.ground.batches import map_tree
 from kernelmem.ground.errors import InputError
 from kernelmem.runs.losses import Loss, batch_loss
 
@@ -29,9 +31,9 @@ def random_state(state: Tensor | None) -> Iterator[None]:
 
 
 def batch_gradient(
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[[Any], Tensor],
     parameters: Mapping[str, nn.Parameter],
-    x: Tensor,
+    x: Any,
     y: Tensor,
     weights: Tensor | None,
     *,
@@ -48,7 +50,8 @@ def batch_gradient(
     wanted = [parameter for parameter in parameters.values() if parameter.requires_grad]
     gradients: dict[nn.Parameter, Tensor | None] = {}
     with torch.enable_grad():
-        value = batch_loss(loss, forward(x.clone()), y, weights, reduction=reduction)  # a model may write over x
+        own = map_tree(x, Tensor.clone)  # a model may write over x
+        value = batch_loss(loss, forward(own), y, weights, reduction=reduction)
         if wanted and value.requires_grad:
             gradients = dict(zip(wanted, torch.autograd.grad(value, wanted, allow_unused=True), strict=True))
     return {

@@ -1,6 +1,6 @@
 """The header of a run: what is being trained and how it is recorded, checked before the first step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kernelmem.runs.losses import REDUCTIONS, Loss, loss_name
 
 __all__ = ["check_model", "check_options", "check_same_run", "run_header"]
 
-SAME_ON_RESUME = ("optimizer", "loss", "reduction", "parameters", "buffers", "keep")
+SAME_ON_RESUME = ("optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
 
 
 def run_header(
@@ -23,6 +23,7 @@ def run_header(
     state: Mapping[str, Tensor],
     *,
     loss: Loss,
+    forward: Callable[..., Tensor] | None,
     reduction: str,
     keep: str | int,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def run_header(
         "optimizer": type(optimizer).__name__,
         "defaults": plain_defaults(optimizer),
         "loss": loss_name(loss),
+        "forward": None if forward is None else loss_name(forward),
         "reduction": reduction,
         "parameters": [row for row in described if row[0] in parameters],
         "buffers": [row for row in described if row[0] not in parameters],
@@ -51,7 +53,7 @@ def check_same_run(own: Mapping[str, Any], recorded: Mapping[str, Any], director
         InputError: names the first entry that differs.
     """
     for key in SAME_ON_RESUME:
-        if own[key] != recorded.get(key):
+        if own[key] != recorded.get(key):  # an older header has no forward
             raise InputError(
                 f"{key} {own[key]} for the run in {directory}",
                 expected=f"{key} {recorded.get(key)}, as recorded",

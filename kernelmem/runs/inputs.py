@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kernelmem.ground.batches import map_tree, named_leaves
 from kernelmem.ground.checks import as_tensor
 from kernelmem.ground.errors import InputError
-from kernelmem.runs.arrays import row_bytes
+from kernelmem.runs.trees import tree_row_bytes
 
 __all__ = ["Batch", "Inputs", "StoredInput", "read_batch", "stored_sha256"]
 
@@ -21,14 +21,14 @@ class Batch:
     """One batch as the training loop saw it."""
 
     examples: Tensor  # (B,) int64
-    x: Tensor  # (B, ...)
+    x: Any  # (B, ...), or a tree of such tensors
     y: Tensor  # (B, ...)
     weights: Tensor | None  # (B,) float64; None where all are 1
 
 
 @dataclass(frozen=True)
 class StoredInput:
-    """One input of an example as .npy bytes; the version counts the different inputs that the example had."""
+    """One input of an example as bytes; the version counts the different inputs that the example had."""
 
     example: int
     version: int
@@ -38,31 +38,37 @@ class StoredInput:
 
 
 def read_batch(index: Any, x: Any, y: Any, weight: Any) -> Batch:
-    """Check what was handed to ``Recorder.step``.
+    """Check what was handed to ``Recorder.step``; dicts, tuples and lists of tensors become plain ones.
 
     Raises:
         InputError: lengths that differ, no rows, NaN, indices that are no whole numbers >= 0, inputs that are no
             tensors on the CPU.
     """
-    tensors = {"x": as_tensor(x, "x"), "y": as_tensor(y, "y"), "index": as_tensor(index, "index")}
+    leaves = [(name, as_tensor(leaf, name)) for name, leaf in named_leaves(x, "x")]
+    parts = iter([leaf for _, leaf in leaves])
+    tree = map_tree(x, lambda _: next(parts))
+    targets, positions = as_tensor(y, "y"), as_tensor(index, "index")
+    named = [*leaves, ("y", targets), ("index", positions)]
     weights = None
     if weight is not None:
-        tensors["weight"] = weights = as_tensor(weight, "weight", dtype=torch.float64)
-    lengths = {name: len(value) if value.ndim else 0 for name, value in tensors.items()}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        weights = as_tensor(weight, "weight", dtype=torch.float64)
+        named.append(("weight", weights))
+    lengths = [len(value) if value.ndim else 0 for _, value in named]
+    if not leaves or len(set(lengths)) != 1 or 0 in lengths:
+        counts = ", ".join(f"{length} rows of {name}" for length, (name, _) in zip(lengths, named, strict=True))
         raise InputError(
-            "a batch with " + ", ".join(f"{length} rows of {name}" for name, length in lengths.items()),
+            f"a batch with {counts}" if leaves else "x without a tensor in it",
             expected="the same number of rows, at least one",
             do="hand in the examples of this step, all micro-batches of it concatenated",
         )
-    for name, value in tensors.items():
+    for name, value in named:
         if value.device.type != "cpu" or value.dtype == torch.bfloat16:
             raise InputError(
                 f"{name} of dtype {value.dtype} on {value.device}".replace("torch.", ""),
                 expected="numbers on the CPU that NumPy knows",
                 do="hand in float32 and convert inside the model",
             )
-    examples = tensors["index"]
+    examples = positions
     whole = examples.ndim == 1 and not examples.is_floating_point() and examples.dtype != torch.bool
     if not whole or int(examples.min()) < 0:
         raise InputError(
@@ -74,11 +80,11 @@ def read_batch(index: Any, x: Any, y: Any, weight: Any) -> Batch:
         raise InputError(f"weight of shape {tuple(weights.shape)}", expected="(B,)", do="give one number for each row")
     if weights is not None and bool((weights == 1).all()):
         weights = None
-    return Batch(examples.to(torch.int64).clone(), tensors["x"], tensors["y"], weights)
+    return Batch(examples.to(torch.int64).clone(), tree, targets, weights)
 
 
 def stored_sha256(x: bytes, y: bytes) -> str:
-    """SHA-256 of one stored input: both arrays, with their shapes and dtypes."""
+    """SHA-256 of one stored input: all arrays of it, with their names, shapes and dtypes."""
     return hashlib.sha256(len(x).to_bytes(8, "little") + x + y).hexdigest()
 
 
@@ -96,12 +102,12 @@ class Inputs:
         """The version of each row (B,) int64, and the inputs that are new, each once. Nothing is remembered yet.
 
         Raises:
-            InputError: an array that NumPy cannot hold.
+            InputError: an array that NumPy cannot hold, a dict with keys that are no strings.
         """
         versions: list[int] = []
         new: dict[tuple[int, bytes], StoredInput] = {}
         counts: dict[int, int] = {}  # of the new ones
-        rows = zip(batch.examples.tolist(), row_bytes(_numpy(batch.x)), row_bytes(_numpy(batch.y)), strict=True)
+        rows = zip(batch.examples.tolist(), tree_row_bytes(batch.x), tree_row_bytes(batch.y), strict=True)
         for example, x, y in rows:
             sha256 = stored_sha256(x, y)
             key = (example, bytes.fromhex(sha256))
@@ -123,7 +129,3 @@ class Inputs:
     def _add(self, example: int, version: int, sha256: str) -> None:
         self._versions[example, bytes.fromhex(sha256)] = version
         self._counts[example] = max(self._counts.get(example, 0), version + 1)
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()

@@ -1,19 +1,21 @@
 """The recorder: stands in the place of ``optimizer.step()`` and writes down what each step was made of."""
 
+from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from kernelmem.ground.errors import InputError
-from kernelmem.ground.transforms import functional_call
 from kernelmem.runs import checkpoints, losses
-from kernelmem.runs.gradients import batch_gradient, fit_scale, random_state
+from kernelmem.runs.averages import Averaging
+from kernelmem.runs.check import Forward, GradientCheck, Passes, call
 from kernelmem.runs.header import check_model, check_options, check_same_run, run_header
 from kernelmem.runs.hyperparameters import read_groups
-from kernelmem.runs.inputs import Batch, Inputs, read_batch
+from kernelmem.runs.inputs import Inputs, read_batch
 from kernelmem.runs.tape import Step, Tape, refuse_existing
 from kernelmem.store.files import check_directory
 
@@ -39,7 +41,30 @@ class Recorder:
 
     The weights are kept as ``keep`` says (:func:`~kernelmem.runs.checkpoints.is_kept`), the initial ones and, on leaving
     the ``with`` block, the last ones always. A killed process leaves a run that holds every acknowledged step;
-    ``resume=True`` and :meth:`restore` go on from its last kept checkpoint.
+    ``resume=True`` and :meth:`restore` go on from its last kept checkpoint::
+
+        with km.Recorder(model, optimizer, "runs/a", loss="cross_entropy", resume=True) as recorder:
+            for t in range(recorder.restore(), steps): ...
+
+    A model whose batch is a dict, tuple or list of tensors, or whose output has to be taken apart, is called by
+    ``forward``. For one of Hugging Face that is ``km.logits``, and x is ``dict(tokenizer(...))``. An example that is
+    padded to another length in another batch is stored again: pad all to one length::
+
+        with km.Recorder(model, optimizer, "runs/b", loss="cross_entropy", forward=km.logits) as recorder:
+            ...
+            recorder.step(index, batch, y)  # batch: {"input_ids": (B, S), "attention_mask": (B, S)}
+
+    Averaged weights (EMA, SWA) are recorded by :meth:`average`, in place of ``update_parameters``; ``run.averages`` has the
+    coefficients, ``run.averaged()`` the weights. ``update_bn`` belongs inside the block: what the averaged model's
+    buffers are on leaving it is what is kept::
+
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        with km.Recorder(model, optimizer, "runs/c", loss="cross_entropy", averaged=averaged) as recorder:
+            for index, x, y in batches:
+                ...
+                recorder.step(index, x, y)
+                recorder.average(averaged)
+            update_bn(loader, averaged)
 
     Cost: one more forward and backward pass a step, a copy and a hash of the weights, the inputs that are new, one fsync.
     """
@@ -55,11 +80,13 @@ class Recorder:
         keep: str | int = "all",
         resume: bool = False,
         tolerance: float | None = None,
+        forward: Forward | None = None,
+        averaged: AveragedModel | None = None,
     ) -> None:
         """Check everything that can be checked before training; nothing is written before ``with``.
 
         Args:
-            model: maps x (B, ...) to outputs (B, C); on the CPU. The recorder never changes it but by the optimizer.
+            model: maps x to outputs (B, C); on the CPU. The recorder never changes it but by the optimizer.
             optimizer: torch.optim.SGD, Adam, AdamW, RMSprop or Adagrad.
             directory: of the run: ``tape.sqlite`` and ``weights/``.
             loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), or a callable
@@ -68,6 +95,9 @@ class Recorder:
             keep: "all", "sqrt", or k for every k-th step.
             resume: go on with the run in ``directory``.
             tolerance: of the check, relative to the gradient's norm; None: 1e-4 in float32, 1e-10 in float64.
+            forward: maps (model, x) to outputs (B, C); it has to call the model itself. None: ``model(x)``.
+            averaged: the AveragedModel that :meth:`average` will update: its state is then part of every checkpoint, which
+                is written before the step that follows it.
 
         Raises:
             InputError: an unknown option, an optimizer that is not listed, a directory that holds a run (or, to resume,
@@ -77,27 +107,34 @@ class Recorder:
         losses.check_loss(loss)
         check_options(reduction, keep, tolerance)
         check_model(model)
-        self._model, self._optimizer, self._loss, self._reduction = model, optimizer, loss, reduction
+        self._model, self._optimizer, self._forward = model, optimizer, forward
         self._directory, self._keep, self._resume = Path(directory), keep, resume
         self._parameters = dict(model.named_parameters())
         self._names = {parameter: name for name, parameter in self._parameters.items()}
         read_groups(optimizer, self._names)
         coarsest = max((TOLERANCES.get(p.dtype, COARSE) for p in self._parameters.values()), default=COARSE)
-        self._tolerance = coarsest if tolerance is None else float(tolerance)
+        tolerance = coarsest if tolerance is None else float(tolerance)
+        self._check = GradientCheck(model, self._parameters, forward or call, loss, reduction, tolerance)
+        self._averaging = None if averaged is None else Averaging(averaged, model)
         if not resume:
             refuse_existing(check_directory(directory))
         self._tape: Tape | None = None
         self._inputs = Inputs()
         self._state: dict[str, Tensor] | None = None  # after the last step on the tape; None: the model is elsewhere
-        self._random: Tensor | None = None  # before the last forward pass since the last step
         self._random_after = torch.get_rng_state()
-        self._recomputing = False
+        self._due = False  # a checkpoint of the last step that waits for the averages after it
 
     def __enter__(self) -> "Recorder":
         if self._resume:
             own = checkpoints.model_state(self._model)
             check_same_run(self._header(own), Tape(self._directory).meta, self._directory)
             self._tape = Tape(self._directory, write=True)
+            if self._tape.averages() and self._averaging is None:
+                raise InputError(
+                    f"the run in {self._directory}, which has averaged weights, to go on without",
+                    expected="averaged=, an AveragedModel of the model",
+                    do="pass the averaged model: restore() puts it in its recorded state",
+                )
             self._inputs = Inputs(self._tape.known_inputs())
             self._state = self._resumed_state(self._tape, own)
         else:
@@ -106,7 +143,7 @@ class Recorder:
             self._random_after = torch.get_rng_state()
             header = self._header(self._state)
             self._tape = Tape.create(self._directory, header, initial=self._write_checkpoint(0, self._state))
-        self._hook = self._model.register_forward_pre_hook(self._note_random_state())
+        self._passes = Passes(self._model)
         return self
 
     def __exit__(
@@ -115,10 +152,13 @@ class Recorder:
         tape, self._tape = self._tape, None
         if tape is None:
             return
-        self._hook.remove()
+        self._passes.remove()
         try:
             if self._state is not None and len(tape) not in tape.checkpoints():
                 tape.keep(self._write_checkpoint(len(tape), self._state))
+            if self._averaging is not None and self._averaging.count:
+                for old in tape.keep_averaged(checkpoints.write_averaged(self._directory, self._averaging.final())):
+                    checkpoints.averaged_path(self._directory, old).unlink(missing_ok=True)
         except Exception:
             if kind is None:  # otherwise the error of the loop is the one to tell; the run stays readable without it
                 raise
@@ -130,7 +170,8 @@ class Recorder:
 
         Args:
             index: (B,) the position of each row in the training data.
-            x: (B, ...) what the model was called with; in accumulation, all micro-batches of the step concatenated.
+            x: (B, ...) what the model was called with, or a dict, tuple or list of such tensors; in accumulation, all
+                micro-batches of the step concatenated.
             y: (B,) or (B, C) targets as the loss takes them.
             weight: (B,) loss weights; None: ones.
 
@@ -143,7 +184,11 @@ class Recorder:
         versions, new = self._inputs.place(batch)
         before = self._agreed_state(tape)
         groups = read_groups(self._optimizer, self._names)
-        scale, skipped, random = self._check_gradients(len(tape), batch, groups, before)
+        held = [name for group in groups for name in group["parameters"]]
+        scale, skipped, random = self._check.run(len(tape), batch, held, before, self._passes)
+        if self._due:
+            tape.keep(self._write_checkpoint(len(tape), before))
+            self._due = False
         evaluating = frozenset(name for name, module in self._model.named_modules() if not module.training)
         self._state = None  # if anything fails from here on, the model is no longer what the tape says
         self._optimizer.step()
@@ -164,15 +209,38 @@ class Recorder:
             evaluating=evaluating,
         )
         self._random_after = torch.get_rng_state()
-        kept = checkpoints.is_kept(len(tape) + 1, self._keep)
+        due = checkpoints.is_kept(len(tape) + 1, self._keep)
+        kept = due and self._averaging is None
         # the file first: a checkpoint that the tape does not know is no harm, one that it knows must be there
         checkpoint = self._write_checkpoint(len(tape) + 1, state) if kept else None
         tape.append(step, new, checkpoint=checkpoint)
         self._inputs.accept(new)
-        self._state, self._random = state, None
+        self._state, self._passes.random = state, None
+        self._due = due and not kept
+
+    def average(self, averaged: AveragedModel | None = None) -> None:
+        """Update the averaged weights, in place of ``averaged.update_parameters(model)``, and write the update down.
+
+        Args:
+            averaged: the one that the recorder was made with; a recorder that was made without takes it from here.
+
+        Raises:
+            InputError: another averaged model, one that was updated elsewhere, or an update that is not
+                w_avg <- w_avg + kappa (w - w_avg) with one number kappa for all parameters. The update is not taken.
+        """
+        tape = self._started()
+        if self._averaging is None and averaged is not None:
+            self._averaging = Averaging(averaged, self._model)
+        if self._averaging is None or (averaged is not None and averaged is not self._averaging.model):
+            raise InputError(
+                "no averaged model" if averaged is None else "another averaged model than before",
+                expected="one AveragedModel for each run",
+                do="pass it to the recorder: Recorder(..., averaged=averaged)",
+            )
+        self._averaging.update(self._model, self._agreed_state(tape), tape.append_average)
 
     def restore(self) -> int:
-        """Put back weights, buffers, optimizer state and random state of the last kept checkpoint, and drop later steps.
+        """Put back weights, buffers, optimizer, averages and random state of the last kept checkpoint; drop later steps.
 
         Hyper-parameters, schedules and the data order are the caller's: set them to the step that is returned.
 
@@ -183,16 +251,28 @@ class Recorder:
             InputError: the model is another one. FileCorruptError: the checkpoint is missing or altered.
         """
         tape = self._started()
-        kept = tape.checkpoints()
-        last = max(kept)
-        checkpoint = checkpoints.read_checkpoint(self._directory, last, kept[last])
+        averages = tape.averages()
+        last, checkpoint = self._last_whole_checkpoint(tape)
         checkpoints.load_model_state(self._model, checkpoint.model)
         checkpoints.set_optimizer_state(self._optimizer, checkpoint.optimizer, self._parameters)
         torch.set_rng_state(checkpoint.random)
-        tape.truncate(last)
+        if self._averaging is not None:
+            self._averaging.place(checkpoint.averaged, averages[: checkpoint.updates])
+        tape.truncate(last, averages=checkpoint.updates)
         self._inputs = Inputs(tape.known_inputs())
-        self._state, self._random, self._random_after = checkpoint.model, None, checkpoint.random
+        self._state, self._passes.random, self._random_after = checkpoint.model, None, checkpoint.random
+        self._due = False
         return last
+
+    def _last_whole_checkpoint(self, tape: Tape) -> tuple[int, checkpoints.Checkpoint]:
+        """The last one that holds the averages up to it: it may have been written before the average that followed."""
+        after = [average.after_steps for average in tape.averages()]
+        kept = tape.checkpoints()
+        for step in sorted(kept, reverse=True):
+            checkpoint = checkpoints.read_checkpoint(self._directory, step, kept[step])
+            if checkpoint.updates == bisect_right(after, step):
+                return step, checkpoint
+        return 0, checkpoints.read_checkpoint(self._directory, 0, kept[0])
 
     def _started(self) -> Tape:
         if self._tape is None:
@@ -202,15 +282,6 @@ class Recorder:
                 do="write `with Recorder(...) as recorder:` around the training loop",
             )
         return self._tape
-
-    def _note_random_state(self):
-        # a closure, not a bound method: deepcopy of the model (an average of weights, say) must not copy the recorder
-        def note(module: nn.Module, _: Any) -> None:
-            # the last pass with gradients before the step is its own; earlier ones were skipped, or evaluations
-            if module is self._model and not self._recomputing and torch.is_grad_enabled():
-                self._random = torch.get_rng_state()
-
-        return note
 
     def _agreed_state(self, tape: Tape) -> dict[str, Tensor]:
         """The model's state after the last step on the tape, if the model still has these weights."""
@@ -238,53 +309,29 @@ class Recorder:
         moments = checkpoints.optimizer_state(self._optimizer, self._names)
         names = {**moments, **last.optimizer}
         same = all(_equal(moments.get(name, {}), last.optimizer.get(name, {})) for name in names)
+        if self._averaging is not None:
+            averages = tape.averages()
+            if not self._averaging.matches(averages):
+                return None
+            self._averaging.agree(averages)
         return own if same and _equal(own, last.model) else None
-
-    def _check_gradients(
-        self, index: int, batch: Batch, groups: tuple[dict[str, Any], ...], before: dict[str, Tensor]
-    ) -> tuple[float, frozenset[str], bytes | None]:
-        """Recompute the gradient from the state before the step; return scale, skipped parameters, random state."""
-        names = [name for group in groups for name in group["parameters"]]
-        given = {name: grad for name in names if (grad := self._parameters[name].grad) is not None}
-        for name, gradient in given.items():
-            if gradient.layout != torch.strided:
-                raise InputError(f"a sparse gradient of {name}", expected="dense gradients", do="pass sparse=False")
-        # copies: the pass may write into buffers (BatchNorm), and the model's own have been written in the first pass
-        buffers = {name: value.clone() for name, value in before.items() if name not in self._parameters}
-        self._recomputing = True
-        try:
-            with random_state(self._random):
-                start = torch.get_rng_state()
-                recomputed = batch_gradient(
-                    lambda rows: functional_call(self._model, buffers, (rows,)) if buffers else self._model(rows),
-                    {name: self._parameters[name] for name in given},
-                    batch.x,
-                    batch.y,
-                    batch.weights,
-                    loss=self._loss,
-                    reduction=self._reduction,
-                )
-                drew = not torch.equal(start, torch.get_rng_state())
-        finally:
-            self._recomputing = False
-        if drew and self._random is None:
-            raise InputError(
-                f"step {index}, whose forward pass draws random numbers but was not seen",
-                expected="a call of the model itself before each step, with gradients",
-                do="call model(x), not model.forward(x) or a part of the model",
-            )
-        described = f"the {self._reduction} of {losses.loss_name(self._loss)} on the batch of step {index}"
-        scale = fit_scale(given, recomputed, tolerance=self._tolerance, described=described)
-        return scale, frozenset(names) - given.keys(), start.numpy().tobytes() if drew else None
 
     def _write_checkpoint(self, step: int, state: dict[str, Tensor]) -> str:
         optimizer = checkpoints.optimizer_state(self._optimizer, self._names)
-        checkpoint = checkpoints.Checkpoint(state, optimizer, self._random_after)
+        average = self._averaging
+        averaged, updates = ({}, 0) if average is None else (average.state or {}, average.count)
+        checkpoint = checkpoints.Checkpoint(state, optimizer, self._random_after, averaged, updates)
         return checkpoints.write_checkpoint(self._directory, step, checkpoint)
 
     def _header(self, state: dict[str, Tensor]) -> dict[str, Any]:
         return run_header(
-            self._model, self._optimizer, state, loss=self._loss, reduction=self._reduction, keep=self._keep
+            self._model,
+            self._optimizer,
+            state,
+            loss=self._check.loss,
+            forward=self._forward,
+            reduction=self._check.reduction,
+            keep=self._keep,
         )
 
 

@@ -1,13 +1,13 @@
 """Replay: the weights after every step of a run, read where they were kept and recomputed to the bit between."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.ground.errors import InputError, VerificationError
+from kernelmem.runs.check import Forward, call
 from kernelmem.runs.checkpoints import (
     Checkpoint,
     load_model_state,
@@ -22,8 +22,6 @@ from kernelmem.runs.run import Run
 from kernelmem.runs.tape import Step
 
 __all__ = ["replay", "set_modes"]
-
-Forward = Callable[[nn.Module, Any], Tensor]
 
 
 def replay(
@@ -58,17 +56,17 @@ def replay(
         backward pass for each step that was not kept, none where all were.
 
     Raises:
-        InputError: another model, no callable where the run has one, steps that the run has not. While iterating:
+        InputError: another model, no loss or forward where the run has a callable, steps that the run has not. While iterating:
             VerificationError, a state differs from the recorded one, names the step; FileCorruptError, the files are
             not what was written.
     """
-    loss = _recorded_loss(run, loss)
+    loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)
     stop = len(run) if stop is None else stop
     _check_range(run, start, stop)
     anchor = max(t for t in run.kept if t <= start)
     copied = copy.deepcopy(model)
     load_model_state(copied, run.weights(anchor))  # refuses another architecture here, not at the first step
-    every = _states(run, copied, loss, reanchor, forward or _call, anchor, stop)
+    every = _states(run, copied, loss, reanchor, forward, anchor, stop)
     return ((t, {name: value.clone() for name, value in state.items()}) for t, state in every if t >= start)
 
 
@@ -163,8 +161,15 @@ def _check_range(run: Run, start: int, stop: int) -> None:
             )
 
 
-def _call(model: nn.Module, batch: Any) -> Tensor:
-    return model(batch)
+def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
+    recorded = run.meta.get("forward")
+    if recorded is not None and forward is None:
+        raise InputError(
+            f"a run recorded with forward {recorded.removeprefix('callable:')}",
+            expected="that function: code is not stored",
+            do="pass forward=...",
+        )
+    return forward or call
 
 
 def _recorded_loss(run: Run, loss: Loss | None) -> Loss:

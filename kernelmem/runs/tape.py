@@ -8,19 +8,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kernelmem.ground.errors import FileCorruptError, InputError
-from kernelmem.runs.arrays import rows_from_bytes
+from kernelmem.runs.average_rows import Average, AverageRows
 from kernelmem.runs.inputs import StoredInput, stored_sha256
 from kernelmem.runs.step import Step, decode_step, digest, encode_step, link, seal
+from kernelmem.runs.trees import tree_from_row_bytes
 from kernelmem.store.files import write_file
 
 __all__ = ["FILE", "Step", "Tape"]
 
 FILE = "tape.sqlite"
-FORMAT = 1
+FORMAT = 2  # 1: inputs were single tensors, no averages
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE steps (step INTEGER PRIMARY KEY, facts TEXT NOT NULL, examples BLOB NOT NULL, versions BLOB NOT NULL,
@@ -75,6 +75,8 @@ class Tape:
             if write:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=FULL")
+                self._connection.executescript(AverageRows.SCHEMA)  # a tape of format 1 has none
+            self._averages = AverageRows(self._connection, self._genesis)
             self._length = self._count_steps()
         self._chain = self._chain_after(self._length)
 
@@ -91,7 +93,7 @@ class Tape:
         genesis = digest(*(part.encode() for row in sorted(content.items()) for part in row))
         connection = sqlite3.connect(":memory:", isolation_level=None)
         try:
-            connection.executescript(SCHEMA)
+            connection.executescript(SCHEMA + AverageRows.SCHEMA)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", content.items())
             connection.execute("INSERT INTO checkpoints VALUES (0, ?, ?)", (initial, seal(genesis, 0, initial)))
             write_file(file, connection.serialize())  # whole or absent
@@ -135,9 +137,30 @@ class Tape:
         with self._transaction():
             self._insert_checkpoint(self._chain, self._length, checkpoint)
 
-    def truncate(self, length: int) -> None:
-        """Drop the steps from ``length`` on, with the inputs and checkpoints that came with them."""
+    def append_average(self, coefficient: float, sha256: str) -> None:
+        """Commit an update of the averaged weights after the last step."""
         with self._transaction():
+            self._averages.insert(Average(self._length, coefficient, sha256), rows=self._chain)
+
+    def averages(self) -> tuple[Average, ...]:
+        """The updates of the averaged weights, in order."""
+        with self._reading("its averages"):
+            return self._averages.read(self._length)
+
+    def keep_averaged(self, sha256: str) -> list[str]:
+        """Commit the SHA-256 of the file of the averaged model after the last update; the SHA-256 of those it replaces."""
+        with self._transaction():
+            return self._averages.keep(sha256)
+
+    def averaged_file(self) -> str | None:
+        """The SHA-256 of the file of the averaged model after the last update, if it was written."""
+        with self._reading("its averages"):
+            return self._averages.file()
+
+    def truncate(self, length: int, *, averages: int = 0) -> None:
+        """Drop the steps from ``length`` on, with the inputs and checkpoints that came with them, and later averages."""
+        with self._transaction():
+            self._averages.truncate(averages)
             self._connection.execute("DELETE FROM steps WHERE step >= ?", (length,))
             self._connection.execute("DELETE FROM examples WHERE step >= ?", (length,))
             self._connection.execute("DELETE FROM checkpoints WHERE step > ?", (length,))
@@ -153,8 +176,8 @@ class Tape:
         with self._reading(f"step {index}"):
             return decode_step(index, self._one(f"SELECT {ROW} FROM steps WHERE step = ?", index))
 
-    def inputs(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The inputs x (B, ...) and targets y (B, ...) of a step.
+    def inputs(self, step: Step) -> tuple[Any, Tensor]:
+        """The inputs x (B, ...), or the dict, tuple or list of such, and the targets y (B, ...) of a step.
 
         Raises:
             FileCorruptError: an input is missing or cannot be read.
@@ -163,7 +186,7 @@ class Tape:
         with self._reading(f"the inputs of step {step.index}"):
             keys = zip(step.examples.tolist(), step.versions.tolist(), strict=True)
             x, y = zip(*(self._one(query, *key) for key in keys), strict=True)
-            return torch.from_numpy(rows_from_bytes(x)), torch.from_numpy(rows_from_bytes(y))
+            return tree_from_row_bytes(x), tree_from_row_bytes(y)
 
     def known_inputs(self) -> list[tuple[int, int, str]]:
         """The (example, version, sha256) of all stored inputs."""
@@ -204,6 +227,8 @@ class Tape:
             with self._reading(f"the checkpoint of step {step}"):
                 if step <= self._length and sealed != seal(chains[step], step, sha256):
                     raise ValueError("it does not belong to the steps before it")
+        with self._reading("its averages"):
+            self._averages.verify(chains)
 
     def close(self) -> None:
         """Close the file; a tape opened to write becomes one file again, without a write-ahead log beside it."""

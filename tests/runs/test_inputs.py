@@ -67,7 +67,17 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
         ([0, 1], torch.full((2, 3), float("nan")), torch.zeros(2), None, "NaN"),
         ([0, 1], torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2), None, "x of dtype bfloat16"),
         ([0, 1], torch.zeros(2, 3), torch.zeros(2), torch.ones(2, 1), r"weight of shape \(2, 1\)"),
-        ([0, 1], {"ids": 3}, torch.zeros(2), None, "x of type dict"),
+        ([0, 1], {"ids": 3}, torch.zeros(2), None, "0 rows of x.ids, 2 rows of y"),
+        ([0, 1], {"ids": {1: torch.zeros(2)}, "ids.1": "two"}, torch.zeros(2), None, "x.ids.1 of type str"),
+        (
+            [0, 1],
+            {"a": torch.zeros(2), "b": (torch.zeros(2), [torch.zeros(3)])},
+            torch.zeros(2),
+            None,
+            r"3 rows of x.b\[1\]\[0\]",
+        ),
+        ([0, 1], {"a": torch.full((2,), float("inf"))}, torch.zeros(2), None, r"x.a of shape \(2,\) with 2 NaN"),
+        ([0, 1], (), torch.zeros(2), None, "x without a tensor"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(index, x, y, weight, words):

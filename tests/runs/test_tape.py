@@ -63,7 +63,7 @@ def alter(directory, *statements):
 def test_gives_back_what_was_appended(directory):
     tape = Tape(directory)
     assert len(tape) == 4
-    assert tape.meta == {**META, "format": 1}
+    assert tape.meta == {**META, "format": 2}
     for index in range(4):
         read, written = tape.step(index), made_up_step(index)
         for field in fields(Step):
@@ -239,6 +239,6 @@ def test_what_is_no_tape_is_refused(tmp_path, directory):
 
 
 def test_a_later_format_is_refused(directory):
-    alter(directory, "UPDATE meta SET value = '2' WHERE key = 'format'")
-    with pytest.raises(InputError, match=r"given: .*tape.sqlite in format 2; expected: format 1 .*; do: upgrade"):
+    alter(directory, "UPDATE meta SET value = '3' WHERE key = 'format'")
+    with pytest.raises(InputError, match=r"given: .*tape.sqlite in format 3; expected: format 2 .*; do: upgrade"):
         Tape(directory)
