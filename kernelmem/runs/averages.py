@@ -20,7 +20,7 @@ from kernelmem.runs.run import Run, no_averages
 __all__ = ["Average", "Averaging", "average_coefficients", "coefficient_of", "combined"]
 
 ROUNDINGS = 8.0  # of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
-DIGITS = 9  # of a decay that a person writes down
+DIGITS = 6  # of a decay that a person writes down
 
 
 def average_coefficients(run: Run) -> Tensor:
@@ -61,8 +61,8 @@ def coefficient_of(
     """The one number kappa with new = old + kappa (now - old), up to rounding in the dtype of ``new``.
 
     Least squares, every entry in units of its own rounding s = eps (|old| + |now|). A number of ``likely``, or one minus a
-    short decimal (a decay), is taken for kappa if the data cannot tell them apart: |difference| |(now - old)/s| <= 4
-    roundings. Where now = old every number will do, and it is 0.
+    short decimal (a decay), or either rounded to float32 as torch may do, is taken for kappa if the data cannot tell them
+    apart: |difference| |(now - old)/s| <= 4 roundings. Where now = old every number will do, and it is 0.
 
     Raises:
         InputError: no such number: names the parameter with the largest mismatch.
@@ -87,9 +87,12 @@ def coefficient_of(
             expected=f"at most {ROUNDINGS:g} roundings in every parameter",
             do="average with one coefficient for all parameters, as torch.optim.swa_utils does, and with nothing else",
         )
-    doubt = 4 * max(float(misses.square().mean().sqrt()), 0.25)
-    decays = (1.0 - round(1.0 - kappa, digits) for digits in range(1, DIGITS + 1))
-    return next((near for near in (*likely, *decays) if abs(near - kappa) * square**0.5 <= doubt), kappa)
+    if not square:
+        return 0.0
+    doubt = 4 * max(float(misses.square().mean().sqrt()), 0.25) / square**0.5
+    simple = [*likely, *(1.0 - round(1.0 - kappa, digits) for digits in range(1, DIGITS + 1))]
+    simple += torch.tensor(simple, dtype=torch.float32).tolist()
+    return next((near for near in simple if abs(near - kappa) <= doubt), kappa)
 
 
 class Averaging:
@@ -176,7 +179,7 @@ class Averaging:
     def _coefficient(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
         parts = [{name: state[name] for name in self._names} for state in (old, new, now)]
         if self.count:
-            return coefficient_of(*parts, likely=(1.0 / (self.count + 1), self.coefficient))
+            return coefficient_of(*parts, likely=(self.coefficient, 1.0 / (self.count + 1)))
         for name, value in parts[1].items():
             if not torch.equal(value, parts[2][name].to(value.dtype)):
                 raise InputError(

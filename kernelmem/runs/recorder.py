@@ -1,6 +1,5 @@
 """The recorder: stands in the place of ``optimizer.step()`` and writes down what each step was made of."""
 
-from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ from kernelmem.runs.check import Forward, GradientCheck, Passes, call
 from kernelmem.runs.header import check_model, check_options, check_same_run, run_header
 from kernelmem.runs.hyperparameters import read_groups
 from kernelmem.runs.inputs import Inputs, read_batch
+from kernelmem.runs.resuming import is_as_left, last_whole_checkpoint
 from kernelmem.runs.tape import Step, Tape, refuse_existing
 from kernelmem.store.files import check_directory
 
@@ -129,14 +129,10 @@ class Recorder:
             own = checkpoints.model_state(self._model)
             check_same_run(self._header(own), Tape(self._directory).meta, self._directory)
             self._tape = Tape(self._directory, write=True)
-            if self._tape.averages() and self._averaging is None:
-                raise InputError(
-                    f"the run in {self._directory}, which has averaged weights, to go on without",
-                    expected="averaged=, an AveragedModel of the model",
-                    do="pass the averaged model: restore() puts it in its recorded state",
-                )
             self._inputs = Inputs(self._tape.known_inputs())
-            self._state = self._resumed_state(self._tape, own)
+            moments = checkpoints.optimizer_state(self._optimizer, self._names)
+            there = is_as_left(self._directory, self._tape, own, moments, self._averaging)
+            self._state = own if there else None
         else:
             refuse_existing(self._directory)
             self._state = checkpoints.model_state(self._model)
@@ -252,7 +248,7 @@ class Recorder:
         """
         tape = self._started()
         averages = tape.averages()
-        last, checkpoint = self._last_whole_checkpoint(tape)
+        last, checkpoint = last_whole_checkpoint(self._directory, tape)
         checkpoints.load_model_state(self._model, checkpoint.model)
         checkpoints.set_optimizer_state(self._optimizer, checkpoint.optimizer, self._parameters)
         torch.set_rng_state(checkpoint.random)
@@ -263,16 +259,6 @@ class Recorder:
         self._state, self._passes.random, self._random_after = checkpoint.model, None, checkpoint.random
         self._due = False
         return last
-
-    def _last_whole_checkpoint(self, tape: Tape) -> tuple[int, checkpoints.Checkpoint]:
-        """The last one that holds the averages up to it: it may have been written before the average that followed."""
-        after = [average.after_steps for average in tape.averages()]
-        kept = tape.checkpoints()
-        for step in sorted(kept, reverse=True):
-            checkpoint = checkpoints.read_checkpoint(self._directory, step, kept[step])
-            if checkpoint.updates == bisect_right(after, step):
-                return step, checkpoint
-        return 0, checkpoints.read_checkpoint(self._directory, 0, kept[0])
 
     def _started(self) -> Tape:
         if self._tape is None:
@@ -300,22 +286,6 @@ class Recorder:
                 )
         return self._state
 
-    def _resumed_state(self, tape: Tape, own: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """The state after the last step on the tape if model and optimizer are in it already, else None."""
-        kept = tape.checkpoints()
-        if len(tape) not in kept:
-            return None
-        last = checkpoints.read_checkpoint(self._directory, len(tape), kept[len(tape)])
-        moments = checkpoints.optimizer_state(self._optimizer, self._names)
-        names = {**moments, **last.optimizer}
-        same = all(_equal(moments.get(name, {}), last.optimizer.get(name, {})) for name in names)
-        if self._averaging is not None:
-            averages = tape.averages()
-            if not self._averaging.matches(averages):
-                return None
-            self._averaging.agree(averages)
-        return own if same and _equal(own, last.model) else None
-
     def _write_checkpoint(self, step: int, state: dict[str, Tensor]) -> str:
         optimizer = checkpoints.optimizer_state(self._optimizer, self._names)
         average = self._averaging
@@ -333,7 +303,3 @@ class Recorder:
             reduction=self._check.reduction,
             keep=self._keep,
         )
-
-
-def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
