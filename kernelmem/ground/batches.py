@@ -25,7 +25,7 @@ class Rows:
         """Return rows start..stop as the model's batch."""
         return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write over its input
 
-    def take(self, indices: list[int]) -> Any:
+    def take(self, indices: Tensor | list[int]) -> Any:
         """Return the rows at ``indices`` as the model's batch (repeats allowed)."""
         return map_tree(self.tree, lambda leaf: leaf[indices])
 

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.ground.batches import Rows
+from kernelmem.ground.errors import NumericalError
+from kernelmem.runs.order import batch_sizes, in_dtype, shuffled
 
 __all__ = ["Training", "train_classifier"]
 
@@ -53,25 +55,15 @@ def train_classifier(
     Raises:
         NumericalError: the loss is no longer finite. InputError: rows beyond the range of the model's dtype.
     """
-    generator = torch.Generator().manual_seed(seed)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    if x.is_floating_point() and x.dtype != dtype:
-        largest, x = float(x.abs().max()), x.to(dtype)
-        if not bool(x.isfinite().all()):
-            raise InputError(
-                f"x with values up to {largest:.3g}",
-                expected=f"values in the range of the model's dtype, {str(dtype).removeprefix('torch.')}",
-                do="scale the features, or call model.double()",
-            )
-    sizes = _batch_sizes(len(x), batch_size)
-    steps = epochs * len(sizes)
+    x = in_dtype(Rows(x, len(x)), model).tree
+    steps = epochs * len(batch_sizes(len(x), batch_size))
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     model.train()
     loss = 0.0
-    for epoch in range(epochs):
+    for epoch, batches in enumerate(shuffled(len(x), batch_size, epochs=epochs, seed=seed)):
         total = torch.zeros(())
-        for index in torch.randperm(len(x), generator=generator).split(sizes):
+        for index in batches:
             index = index.to(x.device)
             optimizer.zero_grad(set_to_none=True)
             batch_loss = F.cross_entropy(model(x[index]), y[index])
@@ -93,10 +85,3 @@ def train_classifier(
         accuracy = float((model(x).argmax(1) == y).double().mean())
     recipe = f"Adam, learning rate {learning_rate:g} to 0 (cosine), batches of {batch_size}, {epochs} epochs"
     return Training(epochs, steps, loss, accuracy, recipe)
-
-
-def _batch_sizes(n: int, batch_size: int) -> list[int]:
-    sizes = [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
-    if len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [sizes[-2] + 1]
-    return sizes
