@@ -27,19 +27,22 @@ def call(model: nn.Module, batch: Any) -> Tensor:
 class Passes:
     """The state of torch's generator before the last forward pass of a model, with gradients, since the last step.
 
-    Earlier passes were skipped, or evaluations. A hook on the model sees them, with positional arguments or keywords.
+    Earlier passes were skipped, or evaluations. A hook on the model sees them, with positional arguments or keywords. A
+    copy of the model (an average of weights, a pickle) has a hook that does nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.random: Tensor | None = None
         self._quiet = False
+        self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
 
-        # a closure, not a bound method: deepcopy of the model (an average of weights, say) must not copy the recorder
-        def note(module: nn.Module, *_: Any) -> None:
-            if module is model and not self._quiet and torch.is_grad_enabled():
-                self.random = torch.get_rng_state()
+    def __call__(self, *_: Any) -> None:
+        """Note the random state, before a pass."""
+        if not self._quiet and torch.is_grad_enabled():
+            self.random = torch.get_rng_state()
 
-        self._hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    def __reduce__(self):
+        return (_hook_of_a_copy, ())
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
@@ -53,6 +56,14 @@ class Passes:
     def remove(self) -> None:
         """Take the hook off the model."""
         self._hook.remove()
+
+
+def _hook_of_a_copy() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 class _Called(nn.Module):

@@ -1,0 +1,40 @@
+"""A dataset that says which example each item is."""
+
+from typing import Any
+
+from torch.utils.data import Dataset, Subset
+
+__all__ = ["Indexed", "position_in"]
+
+
+class Indexed(Dataset):
+    """Every item of a map-style dataset behind its position: (x, y) becomes (position, x, y), z becomes (position, z).
+
+    Positions are those in the whole data: of a Subset, in the dataset that it is a part of.
+
+    >>> import torch
+    >>> whole = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
+    >>> Indexed(torch.utils.data.Subset(whole, [3, 1]))[0]
+    (3, tensor([0., 0.]), tensor(3))
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # map-style
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        item = self.dataset[index]
+        return (position_in(self.dataset, index), *(item if isinstance(item, tuple | list) else (item,)))
+
+
+def position_in(dataset: Dataset, index: int) -> int:
+    """The position of item ``index`` in the dataset that ``dataset`` is a Subset of, or of which a Subset is one.
+
+    >>> position_in(Subset(Subset(range(9), [2, 4, 6]), [2, 0]), 0)
+    6
+    """
+    while isinstance(dataset, Subset):
+        index, dataset = int(dataset.indices[index]), dataset.dataset
+    return index
