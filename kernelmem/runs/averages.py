@@ -20,6 +20,11 @@ from kernelmem.runs.run import Run, no_averages
 __all__ = ["Average", "Averaging", "average_coefficients", "coefficient_of", "combined"]
 
 ROUNDINGS = 8.0  # of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
+FORMULAS: tuple[Callable[[Tensor, Tensor, float], Tensor], ...] = (  # of torch.optim.swa_utils
+    torch.lerp,
+    lambda old, now, kappa: (1.0 - kappa) * old + kappa * now,
+    lambda old, now, kappa: old + (now - old) / round(1.0 / kappa),
+)
 DIGITS = 6  # of a decay that a person writes down
 
 
@@ -60,13 +65,21 @@ def coefficient_of(
 ) -> float:
     """The one number kappa with new = old + kappa (now - old), up to rounding in the dtype of ``new``.
 
-    Least squares, every entry in units of its own rounding s = eps (|old| + |now|). A number of ``likely``, or one minus a
+    A number of ``likely`` with which one of the usual formulas gives ``new`` to the bit is taken at once. Otherwise least
+    squares, every entry in units of its own rounding s = eps (|old| + |now|). A number of ``likely``, or one minus a
     short decimal (a decay), or either rounded to float32 as torch may do, is taken for kappa if the data cannot tell them
     apart: |difference| |(now - old)/s| <= 4 roundings. Where now = old every number will do, and it is 0.
 
     Raises:
         InputError: no such number: names the parameter with the largest mismatch.
     """
+    moves = any(not torch.equal(value, old[name]) for name, value in now.items())
+    for near in likely if moves else ():
+        if near and any(
+            all(torch.equal(formula(old[name], now[name], near), after) for name, after in new.items())
+            for formula in FORMULAS
+        ):
+            return near
     moved, target = [], []  # in units of rounding
     for name, after in new.items():
         before, present = old[name].double(), now[name].double()
