@@ -20,6 +20,7 @@ from kernelmem.runs.run import Run, no_averages
 __all__ = ["Average", "Averaging", "average_coefficients", "coefficient_of", "combined"]
 
 ROUNDINGS = 8.0  # of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
+LARGEST = 2.0  # kappa: beyond it nothing is averaged, and one entry could pass for a step of all
 FORMULAS: tuple[Callable[[Tensor, Tensor, float], Tensor], ...] = (  # of torch.optim.swa_utils
     torch.lerp,
     lambda old, now, kappa: (1.0 - kappa) * old + kappa * now,
@@ -91,13 +92,14 @@ def coefficient_of(
     square = float(u @ u)
     kappa = float(u @ v) / square if square else 0.0
     misses = (v - kappa * u).abs()
-    if not float(misses.max()) <= ROUNDINGS * max(1.0, abs(kappa)):  # so written, NaN does not fit
+    fits = abs(kappa) <= LARGEST and float(misses.max()) <= ROUNDINGS * max(1.0, abs(kappa))  # NaN does not
+    if not fits:
         sizes = [len(part) for part in moved]
         worst = max(zip(new, misses.nan_to_num(torch.inf).split(sizes), strict=True), key=lambda pair: pair[1].max())[0]
         raise InputError(
             f"averaged weights that are not w_avg + kappa (w - w_avg) with one number kappa: at the best kappa, {kappa:.6g},"
             f" {worst} is off by {float(misses.max()):.3g} roundings",
-            expected=f"at most {ROUNDINGS:g} roundings in every parameter",
+            expected=f"at most {ROUNDINGS:g} roundings in every parameter, and |kappa| <= {LARGEST:g}",
             do="average with one coefficient for all parameters, as torch.optim.swa_utils does, and with nothing else",
         )
     if not square:

@@ -147,6 +147,7 @@ def test_combined_is_the_recursion(kappas, gaps):
     st.sampled_from([1e-3, 1.0]),
 )
 def test_the_coefficient_is_found_within_rounding(dtype, kappa, seed, size):
+    size = 1.0 if dtype == torch.bfloat16 else size  # smaller steps are lost in its rounding
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (40, 3), "b": (5,)}
     old = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
@@ -174,6 +175,8 @@ def test_a_coefficient_next_to_a_likely_one_is_told_from_it():
     assert coefficient_of({"w": torch.zeros(3)}, {"w": torch.zeros(3)}, {"w": torch.zeros(3)}) == 0.0
     with pytest.raises(InputError, match="w is off by"):
         coefficient_of({"w": torch.zeros(3)}, {"w": torch.ones(3)}, {"w": torch.zeros(3)})
+    with pytest.raises(InputError, match=r"best kappa, 3,.*\|kappa\| <= 2"):
+        coefficient_of(old, {"w": old["w"] + 3 * (now["w"] - old["w"])}, now)
     with pytest.raises(InputError, match="w is off by nan"):
         coefficient_of(old, {"w": old["w"] * torch.nan}, now)
 
