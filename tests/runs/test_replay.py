@@ -261,6 +261,8 @@ def test_a_part_reads_nothing_before_its_anchor_and_nothing_after_its_end(lab):
     check = [weights["0.weight"] for _, weights in replay(run, model, start=7, stop=8)]
     assert torch.equal(check[0], states[6]["0.weight"])
     assert torch.equal(check[1], states[7]["0.weight"])
+    ((_, weights),) = replay(run, model, start=6, stop=6)
+    assert torch.equal(weights["0.weight"], states[5]["0.weight"])
 
 
 def test_forward_stands_for_the_call_of_the_model(lab):

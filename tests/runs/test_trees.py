@@ -64,6 +64,8 @@ def test_what_is_no_tree_is_refused():
         tree_from_row_bytes([rows[0], tree_row_bytes({"a": torch.zeros(1, 3), "c": torch.zeros(1)})[0]])
     with pytest.raises(ValueError, match="different shapes"):
         tree_from_row_bytes([rows[0], rows[1][:-1]])
+    with pytest.raises(ValueError, match="different shapes"):
+        tree_from_row_bytes([row + b"0" for row in rows])
     deep = json.dumps([0, []]).replace("0", "[" * 100_000 + "]" * 100_000).encode()
     with pytest.raises(ValueError, match="too deep"):
         tree_from_row_bytes([MAGIC + len(deep).to_bytes(4, "little") + deep])
@@ -82,16 +84,16 @@ class Two(nn.Module):
         self.dropout = nn.Dropout(0.3)
 
     def forward(self, *, left, right):
-        left += 0.0  # an input that is written over stays what it was
+        left *= 1.5  # written over
         return self.head(self.dropout(self.norm(self.first(left) + self.second(right)).tanh()))
 
 
 FORWARDS = {
-    "dict": (lambda model, batch: model(**batch), lambda x: {"left": x, "right": x[:, :2]}),
-    "tuple": (lambda model, batch: model(left=batch[0], right=batch[1]), lambda x: (x, x[:, :2])),
+    "dict": (lambda model, batch: model(**batch), lambda x: {"left": x, "right": x[:, :2].clone()}),
+    "tuple": (lambda model, batch: model(left=batch[0], right=batch[1]), lambda x: (x, x[:, :2].clone())),
     "nested": (
         lambda model, batch: model(left=batch[0]["x"], right=batch[1][0]),
-        lambda x: [{"x": x, "ids": x[:, 0] > 0}, (x[:, :2],)],
+        lambda x: [{"x": x, "ids": x[:, 0] > 0}, (x[:, :2].clone(),)],
     ),
 }
 
@@ -108,8 +110,9 @@ def test_trees_are_recorded_and_replayed_to_the_bit(lab, kind, dtype):
             index, x, y = lab.batch(t % 5, dtype)
             batch = tree(x)
             optimizer.zero_grad()
-            F.cross_entropy(forward(model, batch), y).backward()
+            F.cross_entropy(forward(model, tree(x.clone())), y).backward()
             recorder.step(index, batch, y)
+            assert equal(batch, tree(lab.batch(t % 5, dtype)[1]))  # the recorder's own pass had a copy
             states.append(copy.deepcopy(model.state_dict()))
             given_in.append(batch)
     run = Run.open(lab.directory / "run")
@@ -132,7 +135,7 @@ def test_the_wrong_rows_in_a_part_of_a_tree_are_refused(lab):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy", forward=forward) as recorder:
         index, x, y = lab.batch(0, torch.float64)
-        F.cross_entropy(forward(model, tree(x)), y).backward()
+        F.cross_entropy(forward(model, tree(x.clone())), y).backward()
         with pytest.raises(InputError, match="largest mismatch"):
             recorder.step(index, {**tree(x), "right": x[:, 2:]}, y)
         recorder.step(index, tree(x), y)
@@ -143,11 +146,11 @@ def test_another_part_of_an_example_is_another_version(lab):
     model = Two(torch.float64).eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     index, x, y = lab.batch(0, torch.float64)
-    batches = [tree(x), {**tree(x), "right": x[:, 2:]}, tree(x)]
+    batches = [tree(x), {**tree(x), "right": x[:, 2:].clone()}, tree(x)]
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy", forward=forward) as recorder:
         for batch in batches:
             optimizer.zero_grad()
-            F.cross_entropy(forward(model, batch), y).backward()
+            F.cross_entropy(forward(model, copy.deepcopy(batch)), y).backward()
             recorder.step(index, batch, y)
     run = Run.open(lab.directory / "run")
     assert [step.versions.unique().tolist() for step in run.steps] == [[0], [1], [0]]
@@ -209,7 +212,7 @@ def test_an_altered_part_of_a_tree_is_found(lab):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy", forward=forward) as recorder:
         index, x, y = lab.batch(0, torch.float64)
-        F.cross_entropy(forward(model, tree(x)), y).backward()
+        F.cross_entropy(forward(model, tree(x.clone())), y).backward()
         recorder.step(index, tree(x), y)
         connection = recorder._tape._connection
         stored = connection.execute("SELECT rowid, x FROM examples LIMIT 1").fetchone()
