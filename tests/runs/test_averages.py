@@ -468,12 +468,15 @@ def test_resuming_where_the_run_was_left_and_dropping_later_averages(lab):
     assert again.averages[:9] == run.averages
     assert len(again.averages) == 11
     assert len(list((run.path / "weights").glob("averaged-*"))) == 1
-    # an averaged model in another state has to be restored
-    with Recorder(model, optimizer, run.path, averaged=averaged, **options) as recorder:
-        with pytest.raises(InputError, match="restore"):
-            recorder.average(averaged)
-        with pytest.raises(InputError, match="restore"):
-            lab.loop(torch.float64).run(model, optimizer, recorder, start=11, steps=12)
+    # an averaged model in another state has to be restored, be it only in the number of its updates
+    fewer = copy.deepcopy(other)
+    fewer.n_averaged.fill_(3)
+    for strange in (averaged, fewer):
+        with Recorder(model, optimizer, run.path, averaged=strange, **options) as recorder:
+            with pytest.raises(InputError, match="restore"):
+                recorder.average(strange)
+            with pytest.raises(InputError, match="restore"):
+                lab.loop(torch.float64).run(model, optimizer, recorder, start=11, steps=12)
     assert Run.open(run.path).averages == again.averages
     assert lab.same([Run.open(run.path).averaged()], [again.averaged()])
 
