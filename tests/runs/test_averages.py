@@ -471,7 +471,7 @@ def test_resuming_where_the_run_was_left_and_dropping_later_averages(lab):
     # an averaged model in another state has to be restored, be it only in the number of its updates
     fewer = copy.deepcopy(other)
     fewer.n_averaged.fill_(3)
-    for strange in (averaged, fewer):
+    for strange in (fewer, averaged):
         with Recorder(model, optimizer, run.path, averaged=strange, **options) as recorder:
             with pytest.raises(InputError, match="restore"):
                 recorder.average(strange)
