@@ -267,3 +267,20 @@ def test_resuming_with_other_data_is_refused(lab, part):
             seed=1,
             resume=True,
         )
+
+
+def test_a_model_that_writes_over_its_input(lab):
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = lab.network()
+
+        def forward(self, x):
+            x *= 2.0
+            return self.inner(x)
+
+    x, y = data()
+    before = x.clone()
+    run = fit(Doubling(), x, y, out=lab.directory / "run", epochs=2, batch_size=6, seed=0)
+    assert torch.equal(x, before)
+    assert all(torch.equal(run.batch(t)[0], x[run.steps[t].examples]) for t in range(len(run)))
