@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernelmem.ground.batches import Rows
 from kernelmem.path.blocks import Blocks, Segments
-from kernelmem.path.factors import Tangents, Vector, Zero
+from kernelmem.path.factors import Tangents, Vector, Zero, join
 from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
 from kernelmem.path.integral import (
     NUMBERS,
@@ -82,6 +82,29 @@ class Lines:
         return cls(contributions, decay, rounding, residuals, evaluations)
 
 
+@dataclass
+class Average:
+    """The last segment of a run whose weights were averaged: w̃ − w_T = Σ_t γ_t d_t + rounding, γ_t = −Σ_{u<=t} a_u."""
+
+    tangents: Tensor  # (m, k, P) mean tangents of the segment
+    slices: dict[str, slice]
+    shares: Tensor  # (T,) γ
+    left: Tensor  # (P,): w̃ − w_T less the γ_t d_t that were passed
+
+    def added(self, own: Tensor, name: str, who: slice | Tensor, part: slice, first: int) -> Tensor:
+        """J̄_t + γ_t J̃ for a slice (S, r, k, p) of the steps from ``first`` on."""
+        start = self.slices[name].start
+        of_segment = self.tangents[who][..., start + part.start : start + part.stop]
+        return own + self.shares[first : first + len(own), None, None, None] * of_segment
+
+    def passed(self, segments: Segments, rounding: Tensor, first: int) -> Tensor:
+        """Count steps as passed; what their rounding (S, P) did to the average, (m, k)."""
+        shares = self.shares[first : first + len(segments)]
+        steps = torch.cat([step.flatten(1) for step in segments.steps().values()], 1)
+        self.left -= shares @ steps
+        return self.tangents @ (shares @ rounding)
+
+
 class Sweep:
     """Carries A_t(x) from stretch to stretch, the last one first.
 
@@ -103,6 +126,7 @@ class Sweep:
         tolerance: float,
         order: int | None,
         between: tuple[int, int],
+        averaged: bool,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """``sources``: examples, or steps with ``by_step``; what is explained is the change in steps ``between``."""
@@ -111,10 +135,29 @@ class Sweep:
         self.between = range(*between)
         self.chosen, self.order, self.pace = order, order or START, Pace()
         m, k = rows.n, len(what.names)
-        self.lines = Lines.zeros(m, sources, k, len(run))
+        self.lines = Lines.zeros(m, sources, k, len(run) + averaged)
         self.filter = filter_of(run.optimizer)()
         self.carried: dict[str, Tensor] = {}  # q (m, k, size) of the parameters that have one
         self.factors: dict[str, float] = {}
+        self.average: Average | None = None
+
+    def from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
+        """Begin at averaged weights Σ_t a_t w_t: one more segment, from w_T to them; before the first stretch."""
+        self.tested.set_state(last)
+        segments = Segments.of([last, averaged], list(self.tested.selected))
+        T, k, P = len(self.lines.residuals) - 1, len(self.what.names), self.tested.n_parameters
+        _, found = self._mean_tangents(segments, slice(T, T + 1))
+        whole = torch.zeros(self.rows.n, k, P, dtype=torch.float64)
+        for index, tangents in found:
+            whole[index] = join(tangents, list(self.tested.sizes))[0]
+        difference = self.tested.flat(averaged) - self.tested.flat(last)
+        self.average = Average(whole, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
+
+    def finish(self) -> Lines:
+        """The lines, once all stretches were taken."""
+        if self.average is not None:
+            self.lines.rounding.add_(self.average.tangents @ self.average.left)
+        return self.lines
 
     def back(self, stretch: Stretch) -> None:
         """Take the steps of one stretch."""
@@ -165,6 +208,8 @@ class Sweep:
             name: rounding[:, part].view(-1, *self.tested.selected[name].shape)
             for name, part in self.tested.slices.items()
         }
+        if self.average is not None:
+            self.lines.rounding.add_(self.average.passed(segments, rounding, first))
         for index, tangents in found:
             self.lines.rounding.index_add_(0, index, self._along(tangents, rounding_of).sum(0))
             crossed: dict[int, list[tuple[str, Vector, Vector]]] = {}
@@ -174,7 +219,7 @@ class Sweep:
                 if pair is not None and pair[0] is not None and pair[1] is not None:
                     crossed.setdefault(pair[0].key, []).append((name, pair[0], pair[1]))
                 else:
-                    factors[name] = self._formed(name, index, tangents, gradients, own, shares, sizes)
+                    factors[name] = self._formed(name, index, tangents, gradients, own, first, shares, sizes)
             for members in crossed.values():
                 self._crossed(members, index, moved, shares, sizes)
         self.factors = factors
@@ -249,8 +294,12 @@ class Sweep:
 
     def _carries(self, name: str, moved: Sequence[Moved | None]) -> bool:
         """Whether A_t of a parameter is more than a multiple of the mean tangent."""
-        return name in self.carried or any(
-            own is not None and (own.denominator is not None or self.filter.carries(own.options)) for own in moved
+        return (
+            name in self.carried
+            or self.average is not None
+            or any(
+                own is not None and (own.denominator is not None or self.filter.carries(own.options)) for own in moved
+            )
         )
 
     def _formed(
@@ -260,6 +309,7 @@ class Sweep:
         tangents: Tangents,
         gradients: Tangents,
         moved: Sequence[Moved | None],
+        first: int,
         shares: Sequence[Tensor],
         sizes: Sequence[int],
     ) -> float:
@@ -278,6 +328,8 @@ class Sweep:
                 piece = slice(i, min(i + step, r))
                 who = piece if contiguous else index[piece]
                 own = tangents.form(name, part, piece)
+                if self.average is not None:
+                    own = self.average.added(own, name, who, part, first)
                 carried = Carried(self.carried[name][who, :, part] if keeps else None, self.factors.get(name, 0.0))
                 for s in reversed(range(S)):
                     one = moved[s]
@@ -289,10 +341,8 @@ class Sweep:
                         shares[s][who].view(-1, sizes[s]).addmm_(flat, own_gradients[s].T)
                     else:
                         shares[s].index_add_(0, who, (flat @ own_gradients[s].T).view(-1, k, sizes[s]))
-                    if decay is not None and isinstance(who, slice):
-                        self.lines.decay[who] += decay
-                    elif decay is not None:
-                        self.lines.decay.index_add_(0, who, decay)
+                    if decay is not None:
+                        self.lines.decay.index_add_(0, index[piece], decay)
                 if keeps and not contiguous:
                     assert carried.q is not None
                     self.carried[name][who, :, part] = carried.q

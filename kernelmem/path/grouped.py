@@ -82,17 +82,34 @@ class GroupSweep:
         tolerance: float,
         order: int | None,
         between: tuple[int, int],
+        coefficients: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """``groups`` are of the examples, or of the layers; what is explained is the change in steps ``between``."""
+        """``groups`` are of the examples, or of the layers; what is explained is the change in steps ``between``.
+
+        ``coefficients`` (T + 1,): of the weights in their average, where that is what is explained.
+        """
         self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
         self.groups, self.tolerance, self.progress = groups, tolerance / len(run), progress
         self.between = range(*between)
         self.chosen, self.order, self.pace = order, order or START, Pace()
         m, k, G = rows.n, len(what.names), len(groups.names)
-        self.lines = Lines.zeros(m, G, k, len(run))
+        self.lines = Lines.zeros(m, G, k, len(run) + (coefficients is not None))
         self.filter = filter_of(run.optimizer)()
         self.carried: dict[str, dict[str, Tensor]] = {name: {} for name in tested.selected}
+        self.shares = None if coefficients is None else -coefficients.cumsum(0)
+        self.shared = {  # Σ_t γ_t of the parts of every step
+            name: torch.zeros(G + 2, *p.shape, dtype=torch.float64) for name, p in tested.selected.items()
+        }
+
+    def to_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
+        """Take the segment from w_T to the averaged weights, Σ_t γ_t d_t and rounding; after the last stretch."""
+        names = list(self.tested.selected)
+        self.tested.set_state(last)
+        segments = Segments.of([last, averaged], names)
+        for name, step in segments.steps().items():
+            self.shared[name][-1] += step[0] - self.shared[name].sum(0)
+        self._account(segments, self.shared, len(self.lines.residuals) - 1)
 
     def along(self, stretch: Stretch) -> None:
         """Take the steps of one stretch."""
@@ -102,14 +119,21 @@ class GroupSweep:
                 self.progress(1)
 
     def _step(self, stretch: Stretch, i: int) -> None:
-        tested, rows, what, t = self.tested, self.rows, self.what, stretch.start + i
+        tested, t = self.tested, stretch.start + i
         tested.set_state(stretch.states[i])
         segments = Segments.of(stretch.states[i : i + 2], list(tested.selected))
         if t >= self.between.stop:
             return
         parts = self._parts(stretch, i)  # what is carried on from steps before is part of those that are explained
-        if t < self.between.start:
-            return
+        if self.shares is not None:
+            for name, part in parts.items():
+                self.shared[name] += self.shares[t] * part
+        if t >= self.between.start:
+            self._account(segments, parts, t)
+
+    def _account(self, segments: Segments, parts: dict[str, Tensor], t: int) -> None:
+        """Integrate the derivatives along the parts of one segment, and add them to the lines."""
+        tested, rows, what = self.tested, self.rows, self.what
         panels = edges(tested, rows, segments)
         must = change(tested, rows, segments, what)
         nodes = nodes_on([(panel, self.order) for panel in panels], 1, rows.n)

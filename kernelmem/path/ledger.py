@@ -36,6 +36,7 @@ from kernelmem.path.grouped import GroupSweep, groups_of
 from kernelmem.path.lines import Ledger
 from kernelmem.path.network import Network
 from kernelmem.path.targets import Explained, explained
+from kernelmem.runs.averages import average_coefficients
 from kernelmem.runs.losses import per_example_loss
 from kernelmem.runs.run import Run
 
@@ -51,6 +52,7 @@ def ledger(
     by: Literal["example", "group", "step"] = "example",
     groups: Any = None,
     between: tuple[int, int] | None = None,
+    weights: Literal["last", "average"] = "last",
     labels: Any = None,
     target: Any = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -72,6 +74,7 @@ def ledger(
             all examples did by the module whose parameters they moved.
         between: explain f_b − f_a, the change from after a steps to after b, in place of that of the whole run; gradients
             of steps before a have a part in it through momentum.
+        weights: "last": of the last step; "average": the averaged ones (EMA, SWA) of a run that recorded them.
         labels: (m,) integers, where ``target`` needs them.
         target: what is explained: None (every output), "margin", "loss", "log_probability", ("logit", c), or a
             callable (outputs, labels) -> (m,). k is 1 but for None.
@@ -106,6 +109,15 @@ def ledger(
     start, stop = between = (0, len(run)) if between is None else between
     if not 0 <= start <= stop <= len(run):
         raise InputError(f"between={between}", expected=f"0 <= a <= b <= {len(run)} steps", do="count steps from 0")
+    coefficients = None
+    if weights == "average" and (start, stop) == (0, len(run)):
+        coefficients = average_coefficients(run)
+    elif weights != "last":
+        raise InputError(
+            f"weights={weights!r}, between={between}",
+            expected='"last", or "average" of the whole run',
+            do="leave between out, or explain the last weights",
+        )
     first, last = run.steps[0], run.steps[-1]
     batch = batch_of(run, first)
     moved = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
@@ -120,6 +132,7 @@ def ledger(
     common = (run, trained, tested, rows, what, per_example)
     every = torch.arange(rows.n)
     buffers = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
+    averaged = {} if coefficients is None else run.averaged()
     sources: tuple[str, ...] = ()
     ends: dict[int, Tensor] = {}
 
@@ -128,13 +141,26 @@ def ledger(
         for t, state in enumerate(stretch.states, stretch.start):
             if t in between:
                 ends[t] = _values(tested, state, rows, what, every)
+            if averaged and t == len(run):
+                mixed = {name: (averaged if name in tested.selected else state)[name] for name in state}
+                buffers.add_(_values(tested, averaged, rows, what, every) - _values(tested, mixed, rows, what, every))
 
     if by == "group":
         split = groups_of(groups, parameters, n)
-        forth = GroupSweep(*common, split, tolerance=tolerance, order=order, between=between, progress=advance)
+        forth = GroupSweep(
+            *common,
+            split,
+            tolerance=tolerance,
+            order=order,
+            between=between,
+            coefficients=coefficients,
+            progress=advance,
+        )
         for stretch in tracing.in_order():
             forth.along(stretch)
             note(stretch)
+            if coefficients is not None and stretch.start + len(stretch.steps) == len(run):
+                forth.to_average(stretch.states[-1], averaged)
         lines, sources = forth.lines, split.names
     else:
         size = n if by == "example" else len(run)
@@ -142,16 +168,21 @@ def ledger(
             *common,
             sources=size,
             by_step=by == "step",
+            averaged=coefficients is not None,
             tolerance=tolerance,
             order=order,
             between=between,
             progress=advance,
         )
         for stretch in tracing.backward():
+            if coefficients is not None and stretch.start + len(stretch.steps) == len(run):
+                back.from_average(stretch.states[-1], averaged, coefficients)
             back.back(stretch)
             note(stretch)
-        lines = back.lines
+        lines = back.finish()
     initial, final = ends[start], ends[stop]
+    if coefficients is not None:
+        final = _values(tested, averaged, rows, what, every)
     explained_lines = lines.contributions.sum(1) + lines.decay + lines.rounding + buffers
     return Ledger(
         lines.contributions,

@@ -177,3 +177,63 @@ def test_a_part_of_no_step_has_nothing_in_it(tmp_path):
         assert own.largest_residual == 0.0
     with pytest.raises(InputError, match=r"between=\(3, 2\)"):
         ledger(run, model, x=x[:3], between=(3, 2))
+
+
+def averaged_run(path, average, *, optimizer="momentum", norm=False):
+    """A run whose weights were averaged from the fourth step on."""
+    from kernelmem.runs.recorder import Recorder
+    from kernelmem.runs.run import Run
+
+    x, y = digits(64)
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 16), *([nn.BatchNorm1d(16)] if norm else []), nn.Tanh(), nn.Linear(16, 10)]
+    model = nn.Sequential(*layers).double()
+    made = OPTIMIZERS[optimizer](model.parameters())
+    options = {"multi_avg_fn": torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)} if average == "ema" else {}
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=norm and average == "ema", **options)
+    generator = torch.Generator().manual_seed(1)
+    with Recorder(model, made, path, loss="cross_entropy") as recorder:
+        for t in range(12):
+            index = torch.randperm(64, generator=generator)[:16]
+            made.zero_grad()
+            nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            recorder.step(index, x[index], y[index])
+            if t >= 3:
+                recorder.average(averaged)
+    return Run.open(path), model, averaged.module, x, y
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+def test_averaged_weights_are_accounted_for(tmp_path, average, optimizer):
+    run, model, averaged, x, y = averaged_run(tmp_path / "run", average, optimizer=optimizer)
+    own = ledger(run, model, x=x[:4], weights="average")
+    with torch.no_grad():
+        assert float((own.final - averaged.eval()(x[:4])).abs().max()) < 1e-12
+    last = ledger(run, model, x=x[:4])
+    assert float((own.final - last.final).abs().max()) > 1e-2
+    assert own.largest_residual <= 1e-12
+    assert float(own.rounding.abs().max()) < 1e-12
+    groups = ledger(run, model, x=x[:4], weights="average", by="group", groups=y)
+    assert float((groups.contributions - own.by_group(y)).abs().max()) <= 1e-12
+    lines_agree(groups, own, 1e-12)
+    assert groups.largest_residual <= 1e-12
+    with pytest.raises(InputError, match="of the whole run"):
+        ledger(run, model, x=x[:4], weights="average", between=(0, 3))
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_averages_of_networks_with_buffers(tmp_path, average):
+    run, model, averaged, x, y = averaged_run(tmp_path / "run", average, norm=True)
+    own = ledger(run, model, x=x[:4], weights="average")
+    with torch.no_grad():
+        assert float((own.final - averaged.eval()(x[:4])).abs().max()) < 1e-12
+    assert own.largest_residual <= 1e-11
+    groups = ledger(run, model, x=x[:4], weights="average", by="group", groups=y)
+    lines_agree(groups, own, 1e-11)
+
+
+def test_runs_without_averages_are_refused(tmp_path):
+    run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=3)
+    with pytest.raises(InputError, match="no averaged weights"):
+        ledger(run, model, x=x[:2], weights="average")
