@@ -296,9 +296,7 @@ def _weight(weighting: str, step: Step, now: State, after: State, kernel: Moving
     return sum(float((after[name].double() - now[name].double()).square().sum()) for name in names) ** 0.5
 
 
-def _integral(
-    kernel: MovingKernel, plan: Plan, now: State, after: State, order: int, *, check: bool = False
-) -> Tensor:
+def _integral(kernel: MovingKernel, plan: Plan, now: State, after: State, order: int, *, check: bool = False) -> Tensor:
     """∫₀¹ J J'ᵀ ds by the rule of that order, in float64; buffers are those of the start of the step."""
     rule = gauss_legendre(order)
     total = torch.zeros(())

@@ -55,7 +55,9 @@ class MovingKernel:
         )
         mine, theirs = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
         if right is not None and mine is not None and theirs is None:
-            raise InputError("labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)")
+            raise InputError(
+                "labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)"
+            )
         self.left = self._side(left, mine, "labels of x")
         self.right = None if right is None else self._side(right, theirs, "labels of y")
         C = self.prepared.n_outputs

@@ -1,0 +1,202 @@
+r"""The exact kernel machine that a trained network is: its atoms are pairs (example, step).
+
+With the cotangent A_s(x) of the optimizer's recursion (:mod:`kernelmem.path.optimizers`),
+
+    f_T(x) = f_0(x) + Σ_{(i, s)} K(x, (i, s)) a_{i,s} + decay(x) + rounding(x) + residual(x),
+    K(x, (i, s)) = −A_s(x) J(x_i; w_s)ᵀ,    a_{i,s} = −(weight · clip factor / batch size) ∂ℓ_i/∂f at w_s.
+
+The coefficients do not depend on x. The kernel is no inner product: its arguments are of two kinds, a row and an atom. For
+plain gradient descent K = h_s J̄_s(x) J(x_i; w_s)ᵀ. To have one atom an example, coefficients must depend on x
+(:mod:`kernelmem.path.domingos`).
+
+Source: Domingos 2020; Bell et al. 2023 (an ensemble of one machine a step, for gradient descent); through momentum and
+adaptive denominators: here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.ground.batches import as_rows
+from kernelmem.ground.checks import as_labels
+from kernelmem.ground.errors import InputError
+from kernelmem.kernels.ntk import as_bytes
+from kernelmem.path.examples import StepExamples
+from kernelmem.path.integral import mean_tangents
+from kernelmem.path.kernel import moved_parameters
+from kernelmem.path.network import Line, Network, every_output
+from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
+from kernelmem.path.targets import explained
+from kernelmem.runs.replay import replay
+from kernelmem.runs.run import Run
+from kernelmem.runs.step import Step
+
+__all__ = ["LiftedMachine", "lifted_machine"]
+
+
+@dataclass(frozen=True, eq=False)
+class LiftedMachine:
+    """The machine on m rows: float64."""
+
+    kernel: Tensor  # (m, atoms, k, C)
+    coefficients: Tensor  # (atoms, C): do not depend on x
+    examples: Tensor  # (atoms,)
+    steps: Tensor  # (atoms,)
+    initial: Tensor  # (m, k): before training
+    final: Tensor  # (m, k): after it
+    decay: Tensor  # (m, k)
+    rounding: Tensor  # (m, k)
+    names: tuple[str, ...]  # of the k
+
+    @property
+    def predictions(self) -> Tensor:
+        """f_0 + K a + decay + rounding: (m, k)."""
+        return self.initial + self.contributions().sum(1) + self.decay + self.rounding
+
+    @property
+    def residual(self) -> Tensor:
+        """What the machine leaves of the network: (m, k)."""
+        return self.final - self.predictions
+
+    def contributions(self, n: int | None = None) -> Tensor:
+        """Σ_s K(x, (i, s)) a_{i,s} for each of n examples (None: those that were met): (m, n, k).
+
+        Raises:
+            InputError: fewer than there are.
+        """
+        met = int(self.examples.max()) + 1
+        if n is not None and n < met:
+            raise InputError(f"n={n}", expected=f"at least {met}, the examples that were met", do="leave n out")
+        own = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
+        total = own.new_zeros(len(own), n or met, own.shape[2])
+        return total.index_add_(1, self.examples, own)
+
+    def __str__(self) -> str:
+        m, atoms, k, _ = self.kernel.shape
+        return (
+            f"lifted kernel machine on {m} rows, {k} output{'s' * (k != 1)}: {atoms:,} atoms"
+            f" ({len(set(self.examples.tolist())):,} examples, {len(set(self.steps.tolist())):,} steps);"
+            f" largest residual {float(self.residual.abs().max()):.1g}"
+        )
+
+
+def lifted_machine(
+    run: Run,
+    model: nn.Module,
+    *,
+    x: Any,
+    labels: Any = None,
+    target: Any = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    order: int = 3,
+    tolerance: float = 1e-12,
+    memory: int | str = "1GiB",
+    progress: Callable[[int, int], None] | None = None,
+) -> LiftedMachine:
+    """Write a small recorded run as the kernel machine that it is, on the rows of x.
+
+    Args:
+        run: what :class:`Recorder` wrote.
+        model: the module that was trained, in any state; never changed.
+        x: m rows.
+        labels: (m,) integers, where ``target`` needs them.
+        target: None (every output), "margin", "loss", "log_probability", ("logit", c), or a callable; k is 1 but for None.
+        loss: the per-example loss, where the run was recorded with a callable.
+        forward: maps (model, batch) to (n, C) outputs.
+        order: nodes on a panel to begin with.
+        tolerance: on the residual of the whole run.
+        memory: bytes for kernel, weights and tangents.
+        progress: called with (steps done, steps in all), 2 T of them.
+
+    Raises:
+        InputError: more than ``memory``, with the figure; an optimizer without a filter; rows the model does not take.
+        UnsupportedModelError: steps with dropout or batch statistics, in which an example has no outputs of its own.
+
+    Cost: as :func:`kernelmem.ledger` with C tangents of every example; memory m·k·C numbers an atom, and about 4 P a step.
+    """
+    T = len(run)
+    if T == 0:
+        raise InputError("a run of no step", expected="at least one", do="record a step")
+    rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
+    steps = list(run.steps)
+    parameters = moved_parameters(run, steps)
+    trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
+    tested = Network(model, rows, parameters=parameters, forward=forward)
+    what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
+    m, k, C, P = rows.n, len(what.names), tested.n_outputs, tested.n_parameters
+    sizes = [len(step.examples) for step in steps]
+    needed = 8 * (m * k * C * sum(sizes) + 4 * T * P + 2 * (m * k + max(sizes) * C) * P)
+    if needed > as_bytes(memory):
+        raise InputError(
+            f"a machine of {sum(sizes):,} atoms on {m} rows, which takes {needed / 2**20:,.0f} MiB",
+            expected=f"at most memory={memory!r}",
+            do="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
+        )
+    states = [state for _, state in replay(run, model, loss=loss)]
+    kind = filter_of(run.optimizer)
+    filters = {name: kind() for name in tested.selected}
+    moved: list[dict[str, Moved]] = []
+    errors, coefficients, examples = [], [], []
+    for t, (now, after) in enumerate(pairwise(states)):
+        own, index = trained.derivatives(steps[t], now)
+        gradient = trained.tangents(steps[t], now, lambda f, _, own=own: own[:, None])[:, 0].sum(0)
+        of_step, formula = _move(tested, filters, steps[t], now, gradient)
+        moved.append(of_step)
+        errors.append(tested.flat(after) - tested.flat(now) - formula)
+        coefficients.append(-own)
+        examples.append(index)
+        _report(progress, t + 1, 2 * T)
+    kernel = torch.empty(m, sum(sizes), k, C, dtype=torch.float64)
+    decay, rounding = torch.zeros(m, k, dtype=torch.float64), torch.zeros(m, k, dtype=torch.float64)
+    stop = sum(sizes)
+    for t in reversed(range(T)):
+        tested.set_state(states[t])
+        line = Line(*({name: end[name].double() for name in tested.selected} for end in states[t : t + 2]), _NOWHERE)
+        along = mean_tangents(tested, rows, line, what, order=order, tolerance=tolerance / T).tangents
+        rounding += along @ errors[t]
+        carried = torch.zeros_like(along)
+        for name, of_step in moved[t].items():
+            part = along[..., tested.slices[name]].unflatten(-1, tested.selected[name].shape)
+            share, of_decay = filters[name].backward(part, of_step)
+            carried[..., tested.slices[name]] = share.flatten(2)
+            decay += 0.0 if of_decay is None else of_decay
+        tangents = trained.tangents(steps[t], states[t], every_output)
+        kernel[:, stop - sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", carried, tangents)
+        stop -= sizes[t]
+        _report(progress, 2 * T - t, 2 * T)
+    values = []
+    for state in (states[0], states[-1]):
+        tested.set_state(state)
+        values.append(what.values(tested.outputs(rows), torch.arange(m)))
+    atoms = torch.arange(T).repeat_interleave(torch.tensor(sizes))
+    return LiftedMachine(
+        kernel, torch.cat(coefficients), torch.cat(examples), atoms, *values, decay, rounding, what.names
+    )
+
+
+_NOWHERE = torch.empty(0)  # mean_tangents chooses the places
+
+
+def _move(
+    network: Network, filters: dict[str, ParameterFilter], step: Step, now: Mapping[str, Tensor], gradient: Tensor
+) -> tuple[dict[str, Moved], Tensor]:
+    """What the optimizer's formula makes of a gradient (P,): for each parameter, and as one step (P,)."""
+    options = {name: group for group in step.groups for name in group["parameters"]}
+    formula, moved = torch.zeros_like(gradient), {}
+    for name, where in network.slices.items():
+        if name in step.skipped or name not in options:
+            continue
+        own = gradient[where].view(network.selected[name].shape)
+        moved[name] = filters[name].forward(own, now[name].double(), options[name])
+        formula[where] = moved[name].step.flatten()
+    return moved, formula
+
+
+def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
