@@ -53,7 +53,7 @@ class DomingosForm:
 
     @property
     def predictions(self) -> Tensor:
-        """b − Σ_i K_L(x, x_i): (m, C)."""
+        """The trained network, b − Σ_i K_L(x, x_i): (m, C)."""
         return self.initial - self.weighted.sum(1)
 
     @property

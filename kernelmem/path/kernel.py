@@ -279,7 +279,7 @@ def _check(weighting: str, order: int, every: int, T: int) -> None:
         raise InputError(f"weighting={weighting!r}", expected='"mean", "time" or "length"', do='pass "mean"')
     if not (isinstance(order, int) and 1 <= order <= 32):
         raise InputError(f"order={order!r}", expected="a whole number of nodes, 1..32", do="pass order=2")
-    if not (isinstance(every, int) and every >= 1) or (every > 1 and T < 3 * every):
+    if not (isinstance(every, int) and every >= 1) or (every > 1 and 3 * every > T):
         raise InputError(
             f"every={every!r} for a run of {T} steps",
             expected=f"1..{max(1, T // 3)}: a third of the steps at most, so that its error can be estimated",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelmem.ground.batches import as_rows
+from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
 from kernelmem.kernels.ntk import as_bytes
@@ -30,7 +30,7 @@ from kernelmem.path.integral import mean_tangents
 from kernelmem.path.kernel import moved_parameters
 from kernelmem.path.network import Line, Network, every_output
 from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
-from kernelmem.path.targets import explained
+from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.replay import replay
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
@@ -169,14 +169,15 @@ def lifted_machine(
         kernel[:, stop - sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", carried, tangents)
         stop -= sizes[t]
         _report(progress, 2 * T - t, 2 * T)
-    values = []
-    for state in (states[0], states[-1]):
-        tested.set_state(state)
-        values.append(what.values(tested.outputs(rows), torch.arange(m)))
     atoms = torch.arange(T).repeat_interleave(torch.tensor(sizes))
-    return LiftedMachine(
-        kernel, torch.cat(coefficients), torch.cat(examples), atoms, *values, decay, rounding, what.names
-    )
+    initial, final = (_values(tested, state, rows, what) for state in (states[0], states[-1]))
+    parts = torch.cat(coefficients), torch.cat(examples), atoms
+    return LiftedMachine(kernel, *parts, initial, final, decay, rounding, what.names)
+
+
+def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, what: Explained) -> Tensor:
+    network.set_state(state)
+    return what.values(network.outputs(rows), torch.arange(rows.n))
 
 
 _NOWHERE = torch.empty(0)  # mean_tangents chooses the places
