@@ -156,7 +156,8 @@ def lifted_machine(
     stop = sum(sizes)
     for t in reversed(range(T)):
         tested.set_state(states[t])
-        line = Line(*({name: end[name].double() for name in tested.selected} for end in states[t : t + 2]), _NOWHERE)
+        start, end = ({name: state[name].double() for name in tested.selected} for state in states[t : t + 2])
+        line = Line(start, end, _NOWHERE)
         along = mean_tangents(tested, rows, line, what, order=order, tolerance=tolerance / T).tangents
         rounding += along @ errors[t]
         carried = torch.zeros_like(along)
