@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
 PAD = 0.08  # inches
 PITCH = 0.33  # inches a bar
 THUMBNAIL = 19.0  # points
-CURVES = 6
+CURVES = 3  # up, and as many down
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 
 
@@ -243,11 +243,13 @@ def _curves(axes: "Axes", content: _Content) -> None:
         axes.set_title("all examples, summed up to each step")
         return
     axes.set_title("the largest, summed up to each step")
-    order = sorted(content.order, key=lambda i: -abs(content.contributions[i]))[:CURVES]
+    ups = [i for i in content.order if content.contributions[i] > 0][:CURVES]
+    downs = [i for i in content.order if content.contributions[i] < 0][::-1][:CURVES]
+    order = ups + downs
     used = {UP: 0, DOWN: 0}
     for example in order:
         color = UP if content.contributions[example] > 0 else DOWN
-        axes.plot(along, summed[:, example], color=color, linewidth=1.6, linestyle=DASHES[used[color] % 3])
+        axes.plot(along, summed[:, example], color=color, linewidth=1.6, linestyle=DASHES[used[color]])
         used[color] += 1
     low, high = axes.get_ylim()
     ends = [float(summed[-1, example]) for example in order]

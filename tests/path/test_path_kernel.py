@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.ground.errors import InputError, NumericalError, VerificationError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.path.kernel import PathKernel, path_kernel
 from kernelmem.runs.replay import replay
@@ -253,17 +253,16 @@ def test_float32_runs_and_dtypes(tmp_path):
 
 
 class Zeroed(nn.Module):
-    """A readout that starts at zero, behind two layers whose channels are then mixed: nothing to be seen at the start."""
+    """A readout that starts at zero, behind views that mix channels: nothing of that is to be seen at the start."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.inner, self.mix, self.out = nn.Linear(4, 5), nn.Parameter(torch.randn(5, 5)), nn.Linear(5, 3)
+        self.inner, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x):
-        hidden = torch.tanh(self.inner(x))
-        return self.out(hidden + (hidden * 1.0) @ self.mix)
+        return self.out(torch.tanh(self.inner(x)).view(-1, 3, 2).transpose(1, 2).reshape(-1, 6))
 
 
 class Wide(nn.Module):
@@ -306,8 +305,23 @@ def test_nothing_of_the_first_weights_is_kept(tmp_path, make, outputs):
     x = data(4, seed=1)[0]
     full = definition(run, make(), x, x, order=2, weights=[1 / 5] * 5)
     expected = full if outputs == "full" else full.diagonal(dim1=2, dim2=3).sum(-1)
-    for verify in (True, False):
-        assert relative(path_kernel(run, model, x, outputs=outputs, verify=verify).values, expected) < 1e-12
+    for own, verify in itertools.product((make(), model), (True, False)):  # its weights are of no account
+        assert relative(path_kernel(run, own, x, outputs=outputs, verify=verify).values, expected) < 1e-12
+
+
+def test_models_that_mix_the_rows_of_a_batch_are_refused(tmp_path):
+    class Centered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            return self.inner(x - x.mean(0))
+
+    model = Centered()
+    run = train(tmp_path / "run", model)
+    with pytest.raises(VerificationError, match="row-by-row"):
+        path_kernel(run, model, data(4)[0])
 
 
 def test_only_what_the_optimizer_held_is_differentiated(tmp_path):

@@ -33,7 +33,12 @@ def bars(axes):
 def words(figure):
     found = [text.get_text() for axes in figure.axes for text in axes.texts]
     found += [tick.get_text() for axes in figure.axes for tick in axes.get_yticklabels()]
-    return [*found, *(axes.get_title(loc="left") for axes in figure.axes), figure.get_suptitle(), figure.get_supxlabel()]
+    return [
+        *found,
+        *(axes.get_title(loc="left") for axes in figure.axes),
+        figure.get_suptitle(),
+        figure.get_supxlabel(),
+    ]
 
 
 def test_bars_are_contributions_from_the_largest_up_to_the_largest_down():
@@ -86,7 +91,7 @@ def test_pictures_and_labels_stand_beside_their_bars():
     places = examples.get_yticks()
     for place, example in zip(places, [3, 5, 4, 1], strict=True):
         assert np.array_equal(found[place], pictures[example])
-    assert [tick.get_text() for tick in examples.get_yticklabels()][0] == "3 · no. 3"
+    assert examples.get_yticklabels()[0].get_text() == "3 · no. 3"
     assert {box.offsetbox.image.get_clim() for box in beside} == {(0.0, 23.0)}
 
 
