@@ -7,6 +7,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 from experiments.path_equivalence.configs import STEPS, TIME
 
@@ -32,7 +34,7 @@ STYLE = {"svg.hashsalt": "path_equivalence", "svg.fonttype": "path", "text.parse
 def draw_rules(results: dict) -> Figure:
     """Median over seeds of the largest residual, for each activation and rule."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 4.6), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(11.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor="white")
         for axes, (activation, own) in zip(
             figure.subplots(1, 3, sharey=True), results["residuals"].items(), strict=True
         ):
@@ -46,15 +48,22 @@ def draw_rules(results: dict) -> Figure:
                 ends.append((values[0], NAMES.get(rule, rule), color))
             _name(axes, ends)
             axes.set_title(activation, loc="left", color=TEXT)
-            axes.set(xscale="log", yscale="log", xlabel="learning rate", xlim=(TIME / STEPS[-1] / 1.15, 1.1))
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel="learning rate",
+                xlim=(TIME / STEPS[-1] / 1.15, 1.1 * TIME / STEPS[0]),
+            )
             axes.set_xticks([TIME / steps for steps in STEPS], [f"{TIME / steps:g}" for steps in STEPS])
             axes.set_xticks([], minor=True)
+            axes.set_yticks([10.0**-k for k in range(2, 17, 2)])
             _plain(axes)
-        figure.axes[0].set_ylim(5e-17, 0.3)
+            axes.yaxis.set_major_formatter(FuncFormatter(_power))
+            axes.set_ylim(4e-17, 1.0)
         figure.axes[0].set_ylabel("largest residual of the outputs")
         figure.supxlabel(
             f"64-32-32-10 on digits, gradient descent for a time of {TIME:g} (learning rate times steps), median of"
-            f" {results['seeds']} seeds ({results['exact_seeds']} for km.ledger); outputs change by about 0.5",
+            f" {results['seeds']} seeds (km.ledger: {results['exact_seeds']}); outputs change by about 0.5",
             x=0.01,
             ha="left",
             fontsize=9,
@@ -73,9 +82,8 @@ def _name(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
             if gap > 0:
                 placed[i - 1] -= gap / 2
                 placed[i] += gap / 2
-        lift = max(0.0, -16.0 - min(placed))
-        placed = [place + (lift if place < -15.9 else 0.0) for place in placed]
-    right = 1.1 * TIME / STEPS[0]
+        placed = [min(max(place, -16.0), -0.4) for place in placed]
+    right = 1.15 * TIME / STEPS[0]
     for place, (_, name, color) in zip(placed, ends, strict=True):
         axes.text(right, 10**place, name, color=color, va="center", fontsize=9)
 
@@ -85,7 +93,11 @@ def draw_machines(results: dict) -> Figure:
     regimes = results["machines"]
     names = list(next(iter(regimes.values()))["errors"])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.2, 0.42 * len(names) + 1.7), layout="constrained", facecolor="white")
+        figure = Figure(
+            figsize=(11.2, 0.42 * len(names) + 1.7),
+            layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
+            facecolor="white",
+        )
         for axes, (regime, own) in zip(figure.subplots(1, 2, sharey=True), regimes.items(), strict=True):
             for place, name in enumerate(names):
                 values = own["errors"][name]["values"]
@@ -97,10 +109,12 @@ def draw_machines(results: dict) -> Figure:
                     axes.text(1e-7, place, text, color=RED, va="center", fontsize=9)
             axes.axvline(1.0, color=GRAY, lw=0.8, dashes=(4, 3))
             axes.set(xscale="log", xlim=(1e-16, 30), xlabel="relative L2 error on test rows")
+            axes.set_xticks([10.0**-k for k in range(0, 16, 3)])
+            axes.xaxis.set_major_formatter(FuncFormatter(_power))
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
             moved = f"{own['movement']['mean']:.2g}"
-            axes.set_title(f"{regime}: the tangent kernel moves by {moved} of its size", loc="left", color=TEXT)
+            axes.set_title(f"{regime}: the kernel moves by {moved} of its size", loc="left", color=TEXT, fontsize=10)
             _plain(axes)
         figure.supxlabel(
             f"One dot a seed, {results['seeds']} seeds; dashed: the error of predicting no change. Ledgers and form of"
@@ -111,6 +125,10 @@ def draw_machines(results: dict) -> Figure:
             color=GRAY,
         )
     return figure
+
+
+def _power(value: float, _: int) -> str:
+    return "1" if value == 1 else f"1e{round(math.log10(value))}".replace("-", "\N{MINUS SIGN}")
 
 
 def _plain(axes: Axes) -> None:

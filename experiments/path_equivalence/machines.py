@@ -28,7 +28,7 @@ MACHINES = (
     "ridge on outputs, path kernel",
     "null: the same, outputs permuted",
     "left ledger",
-    "Domingos form, coefficients of x",
+    "path kernel, coefficients depend on x",
     "exact ledger",
 )
 
@@ -75,7 +75,7 @@ def _of_run(own: Problem, model: Scaled, run: km.Run) -> dict:
     shuffled = fit[torch.randperm(N_TRAIN, generator=torch.Generator().manual_seed(0))]
     found["null: the same, outputs permuted"] = _ridge(kernels["path"], largest["path"], shuffled)
     found["left ledger"] = _left(own, model, run)
-    found["Domingos form, coefficients of x"] = form.predictions
+    found["path kernel, coefficients depend on x"] = form.predictions
     found["exact ledger"] = ledger.initial + ledger.contributions.sum(1) + ledger.decay + ledger.rounding
     errors = {name: DIVERGES if value is None else _error(value, test) for name, value in found.items()}
     first, last = (kernels[name][: 10 * N_TRAIN, : 10 * N_TRAIN] for name in ("initial", "final"))

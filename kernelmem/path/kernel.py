@@ -31,6 +31,7 @@ __all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
 
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
+SUMS = 4  # float64 results held: the sum, a step's integral, the one with one more node, and what is added to it
 SAMPLE = 8  # steps at which one more node is tried
 
 
@@ -129,8 +130,8 @@ def path_kernel(
         InputError: a run of no step, parameter groups of different learning rates with "time", ``every`` above a third of
             the steps, too little memory, what :func:`kernelmem.ntk` refuses. NumericalError: NaN, with its step.
 
-    Cost: order · T / every tangent kernels, and a few more for the error; memory as :func:`kernelmem.ntk`, and three to
-    four float64 results.
+    Cost: order · T / every tangent kernels, and a few more for the error; memory as :func:`kernelmem.ntk`, and four to
+    six float64 results.
 
     Source: Domingos 2020; quadrature and its error: here.
     """
@@ -149,11 +150,12 @@ def path_kernel(
         dtype=dtype,
         device=device,
     )
-    budget = as_bytes(memory) - 8 * kernel.numbers * (4 if every > 1 else 3)
+    held = SUMS + 2 if every > 1 else SUMS
+    budget = as_bytes(memory) - 8 * kernel.numbers * held
     if budget <= 0:
         raise InputError(
             f"memory={memory!r} for sums of {8 * kernel.numbers / 2**20:.3g} MiB each",
-            expected=f"room for {4 if every > 1 else 3} of them and for a tangent kernel",
+            expected=f"room for {held} of them and for a tangent kernel",
             do='raise memory=, take fewer rows, or outputs="trace"',
         )
     plan = kernel.plan(budget)
@@ -165,6 +167,7 @@ def path_kernel(
         index = t // every
         # Of an even number there are two in the middle: now the one, now the other, so that nothing leans to a side.
         if t == (block.start + block.stop - 1 + index % 2) // 2:
+            sums.drop()
             integral = _integral(kernel, plan, now, after, order, check=verify and index in (0, len(blocks) - 1))
             if not bool(torch.isfinite(integral).all()):
                 raise NumericalError(
@@ -214,7 +217,11 @@ class _Sums:
         """What stands for the block."""
         self.held = integral
         if finer is not None:
-            self.differences.append(float((integral - finer).norm()))
+            self.differences.append(float(finer.sub_(integral).norm()))
+
+    def drop(self) -> None:
+        """Let go of the block before, so that there is room for the next."""
+        self.held = torch.zeros(())
 
     def close(self) -> None:
         """The block ends: its weight is known."""
@@ -305,5 +312,5 @@ def _integral(kernel: MovingKernel, plan: Plan, now: State, after: State, order:
         for name in kernel.prepared.parameters:
             state[name] = torch.lerp(now[name].double(), after[name].double(), node)
         found = kernel.at(state, plan, check=check and i == 0).double()
-        total = weight * found if i == 0 else total.add_(found, alpha=weight)
+        total = found.mul_(weight) if i == 0 else total.add_(found, alpha=weight)
     return total

@@ -354,12 +354,14 @@ def test_the_model_is_left_alone_and_results_read_as_arrays(tmp_path):
 def test_tiles_of_little_memory_give_the_same(tmp_path):
     x, y = digits(60)
     model = mlp()
-    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=3)
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=6)
     whole = path_kernel(run, model, x)
-    little = path_kernel(run, model, x, memory=8 * 60 * 60 * 3 + 200_000)
+    little = path_kernel(run, model, x, memory=8 * 60 * 60 * 4 + 200_000)
     assert relative(little.values, whole.values) < 1e-13
     with pytest.raises(InputError, match="sums of"):
-        path_kernel(run, model, x, memory=8 * 60 * 60 * 3)
+        path_kernel(run, model, x, memory=8 * 60 * 60 * 4)
+    with pytest.raises(InputError, match="room for 6"):
+        path_kernel(run, model, x, every=2, memory=8 * 60 * 60 * 6)
 
 
 def test_bad_arguments_are_refused(tmp_path):

@@ -1,0 +1,86 @@
+"""The experiment on path equivalence: its parts, held against closed forms on networks of a few steps."""
+
+import copy
+import json
+
+import matplotlib as mpl
+import pytest
+import torch
+from torch import nn
+
+import kernelmem as km
+from experiments.path_equivalence import figure, machines, quadrature
+from experiments.path_equivalence.configs import N_TRAIN
+from experiments.path_equivalence.run import EXPECTED, table
+from experiments.path_equivalence.training import Scaled, problem, recorded, trained
+
+
+def linear():
+    own = problem(0, nn.Tanh)
+    torch.manual_seed(0)
+    return type(own)(own.x, own.y, own.x_test, own.y_test, nn.Sequential(nn.Linear(64, 10).double()))
+
+
+def test_of_a_linear_network_every_rule_is_exact():
+    found = quadrature.residuals(linear(), trained(linear(), 0.05, 4))
+    assert found.pop("change") > 1e-2
+    assert max(found.values()) < 1e-13
+
+
+def test_frozen_kernel_descent_and_ridge_are_a_linear_network():
+    own = linear()
+    model = Scaled(own.network, 2.0)
+    rows = torch.cat([own.x, own.x_test])
+    kernel = machines._matrix(km.ntk(model, rows, outputs="full"))
+    largest = machines._largest(kernel)
+    targets = nn.functional.one_hot(own.y, 10).double()
+    with recorded(own, model, 0.01, 6) as run, torch.no_grad():
+        final = model(rows)
+        left = quadrature.slopes_at(
+            model,
+            {n: torch.stack([run.weights(t)[n] for t in range(7)]) for n in run.parameters if n.startswith("network")},
+            own.x_test,
+            0.0,
+        )
+    found = machines._descend(kernel, largest, targets, 0.01, 6)
+    assert machines._error(found, final[N_TRAIN:]) < 1e-12
+    assert machines._error(left, final[N_TRAIN:]) < 1e-12
+    assert machines._descend(kernel, largest, targets, 2.01 * N_TRAIN / largest, 6) is None
+    assert machines._error(machines._ridge(kernel, largest, final[:N_TRAIN]), final[N_TRAIN:]) < 1e-3
+    assert float((machines._trace(kernel) - km.ntk(model, rows)).abs().max()) < 1e-10
+
+
+def test_scaled_networks_start_at_zero_and_own_no_second_set_of_weights():
+    own = problem(1, nn.ReLU)
+    model = Scaled(copy.deepcopy(own.network), 16.0)
+    assert float(model(own.x).abs().max()) == 0.0
+    assert sum(p.requires_grad for p in model.parameters()) == 6
+
+
+@pytest.mark.parametrize(("power", "rule"), [(1, "left"), (4, "GL2")])
+def test_orders_are_slopes_above_rounding(power, rule):
+    lines = [
+        {"activation": "tanh", "seed": s, "rule": rule, "steps": n, "residual": 1e-4 * (50 / n) ** power}
+        for s in (0, 1)
+        for n in (50, 100, 200, 400)
+    ]
+    found = quadrature.order_of(lines, "tanh", rule)
+    assert (found["mean"], found["se"]) == (power, 0.0)
+    assert quadrature.order_of([line | {"residual": 1e-15} for line in lines], "tanh", rule) is None
+
+
+def test_the_committed_results_hold_what_is_claimed():
+    results = json.loads(EXPECTED.read_text(encoding="utf-8"))
+    assert "committed" in table(results)
+    for activation in ("tanh", "gelu"):
+        for rule, found in results["orders"][activation].items():
+            assert found is None or found["mean"] > found["expected"] - 0.1, (activation, rule)
+    assert max(v for values in results["residuals"]["relu"]["event split"].values() for v in values) < 1e-12
+    for own in results["machines"].values():
+        errors = own["errors"]
+        assert max(errors["exact ledger"]["values"]) < 1e-11
+        assert errors["ridge on outputs, path kernel"]["mean"] < errors["ridge on outputs, initial kernel"]["mean"]
+        assert min(errors["null: the same, outputs permuted"]["values"]) > 0.5
+    with mpl.rc_context():
+        assert set(figure.files("rules", figure.draw_rules(results))) == {"rules.svg", "rules.png"}
+        assert figure.files("machines", figure.draw_machines(results))["machines.png"]
