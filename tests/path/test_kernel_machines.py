@@ -12,6 +12,8 @@ from kernelmem.path.domingos import domingos_form
 from kernelmem.path.ledger import ledger
 from kernelmem.path.lifted import lifted_machine
 from kernelmem.runs.losses import per_example_loss
+from kernelmem.runs.recorder import Recorder
+from kernelmem.runs.run import Run
 from tests.path.recorded import OPTIMIZERS, digits, mlp, record
 from tests.path.test_path_kernel import data, small, train
 
@@ -117,6 +119,42 @@ def test_examples_without_outputs_of_their_own_are_refused(tmp_path, layer):
             call()
 
 
+class Moody(nn.Module):
+    """Doubles its input in training; may count its calls in a buffer."""
+
+    def __init__(self, *, counts):
+        super().__init__()
+        self.counts = counts
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training and self.counts:
+            self.calls += 1
+        return 2 * x if self.training else x
+
+
+def test_runs_that_change_buffers_are_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 5), Moody(counts=True), nn.Tanh(), nn.Linear(5, 3)).double()
+    run = train(tmp_path / "run", model)
+    with pytest.raises(UnsupportedModelError, match="step 0 used"):
+        lifted_machine(run, model, x=data(3)[0])
+
+
+def test_examples_are_seen_in_the_mode_of_their_step(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 5), Moody(counts=False), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    x, y = data()
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
+        for training in (True, False, False, True):
+            model.train(training)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            recorder.step(torch.arange(12), x, y)
+    machine = lifted_machine(Run.open(tmp_path / "run"), model, x=x[:4])
+    assert float(machine.rounding.abs().max()) < 1e-12
+    assert float(machine.residual.abs().max()) < 1e-12
+
+
 def test_progress_is_reported(tmp_path):
     done, model = [], small()
     run = train(tmp_path / "run", model, steps=3)
@@ -125,7 +163,7 @@ def test_progress_is_reported(tmp_path):
 
 
 @given(st.sampled_from(["cross_entropy", "mse"]), st.integers(1, 12), st.integers(0, 10**6))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_the_weighted_path_kernel_is_the_ledger_of_plain_descent(tmp_path_factory, loss, batch, seed):
     model = small(seed=seed)
     x, y = data()

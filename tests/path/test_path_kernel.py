@@ -98,7 +98,7 @@ KINDS = ("trace", "diagonal", "full", "pseudo")
 
 
 @given(st.sampled_from(list(OPTIMIZERS)), st.sampled_from(KINDS), st.integers(1, 4), st.integers(0, 10**6))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_factory, optimizer, kind, order, seed):
     torch.manual_seed(seed)
     model = nn.Linear(4, 3).double()
@@ -113,7 +113,7 @@ def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_fa
 
 
 @given(st.sampled_from(["mean", "time", "length"]), st.sampled_from([nn.Tanh, nn.ReLU]), st.integers(0, 10**6))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_symmetric_positive_semidefinite_and_blind_to_the_order_of_rows(tmp_path_factory, weighting, activation, seed):
     model = small(activation, seed=seed)
     run = train(tmp_path_factory.mktemp("laws") / "run", model, steps=4, seed=seed)
