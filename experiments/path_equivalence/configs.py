@@ -9,7 +9,7 @@ __all__ = ["ACTIVATIONS", "EVERY", "EXACT_ROWS", "N_TEST", "N_TRAIN", "RULES", "
 
 N_TRAIN, N_TEST = 128, 32
 TIME = 10.0  # learning rate times steps
-STEPS = (50, 100, 200, 400)
+STEPS = (25, 50, 100, 200, 400)
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "gelu": nn.GELU, "relu": nn.ReLU}
 # Order at which the residual of a smooth network is to shrink with the learning rate.
 RULES = {"left": 1, "trapezoid": 2, "midpoint": 2, "GL1": 2, "GL2": 4, "GL3": 6, "GL4": 8, "GL5": 10}

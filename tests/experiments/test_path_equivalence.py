@@ -10,7 +10,7 @@ from torch import nn
 
 import kernelmem as km
 from experiments.path_equivalence import figure, machines, quadrature
-from experiments.path_equivalence.configs import N_TRAIN
+from experiments.path_equivalence.configs import N_TRAIN, STEPS
 from experiments.path_equivalence.run import EXPECTED, table
 from experiments.path_equivalence.training import Scaled, problem, recorded, trained
 
@@ -50,6 +50,13 @@ def test_frozen_kernel_descent_and_ridge_are_a_linear_network():
     assert float((machines._trace(kernel) - km.ntk(model, rows)).abs().max()) < 1e-10
 
 
+def test_exact_ledgers_leave_the_network_as_it_was():
+    own = problem(0, nn.ReLU)
+    before = own.network[0].weight.clone()
+    assert quadrature.exact(own, 4) < 1e-12
+    assert torch.equal(own.network[0].weight, before)
+
+
 def test_scaled_networks_start_at_zero_and_own_no_second_set_of_weights():
     own = problem(1, nn.ReLU)
     model = Scaled(copy.deepcopy(own.network), 16.0)
@@ -62,7 +69,7 @@ def test_orders_are_slopes_above_rounding(power, rule):
     lines = [
         {"activation": "tanh", "seed": s, "rule": rule, "steps": n, "residual": 1e-4 * (50 / n) ** power}
         for s in (0, 1)
-        for n in (50, 100, 200, 400)
+        for n in STEPS
     ]
     found = quadrature.order_of(lines, "tanh", rule)
     assert (found["mean"], found["se"]) == (power, 0.0)

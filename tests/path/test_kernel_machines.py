@@ -1,5 +1,7 @@
 """kernelmem.path.lifted and .domingos: what kernel machine the trained network is, held against the ledger."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -97,9 +99,13 @@ def test_a_machine_too_large_is_refused_with_its_size(tmp_path):
     x, y = digits()
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=9, batch=16)
-    with pytest.raises(InputError, match=r"takes 2\d MiB"):
+    with pytest.raises(InputError, match="which takes") as refused:
         lifted_machine(run, model, x=x[:20], memory="5MiB")
-    assert lifted_machine(run, model, x=x[:20], memory="40MiB").kernel.shape == (20, 8 * 16 + 16, 10, 10)
+    figure = int(re.search(r"takes (\d+) MiB", str(refused.value)).group(1))
+    assert figure > 20 * (8 * 16 + 16) * 10 * 10 * 8 / 2**20
+    with pytest.raises(InputError, match="which takes"):
+        lifted_machine(run, model, x=x[:20], memory=f"{figure - 1}MiB")
+    assert lifted_machine(run, model, x=x[:20], memory=f"{figure + 1}MiB").kernel.shape == (20, 8 * 16 + 16, 10, 10)
     with pytest.raises(InputError, match="n=3"):
         lifted_machine(run, model, x=x[:2]).contributions(3)
     with pytest.raises(InputError, match="no step"):
@@ -153,6 +159,34 @@ def test_examples_are_seen_in_the_mode_of_their_step(tmp_path):
     machine = lifted_machine(Run.open(tmp_path / "run"), model, x=x[:4])
     assert float(machine.rounding.abs().max()) < 1e-12
     assert float(machine.residual.abs().max()) < 1e-12
+
+
+def test_buffers_of_the_model_are_of_no_account(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
+    run = train(tmp_path / "run", model)
+    x = data(4, seed=1)[0]
+    expected = lifted_machine(run, model, x=x)
+    model[1].running_var.fill_(9.0)
+    assert torch.equal(lifted_machine(run, model, x=x).kernel, expected.kernel)
+    form = domingos_form(run, model, x, data=data(), order=6)
+    assert gap(-form.weighted, expected.contributions(12)) < 1e-9
+
+
+def test_parameters_without_a_gradient_are_skipped(tmp_path):
+    model = small()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    x, y = data()
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
+        for t in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            if t in (1, 3):
+                model[2].weight.grad = None
+            recorder.step(torch.arange(12), x, y)
+    run = Run.open(tmp_path / "run")
+    machine = lifted_machine(run, model, x=x[:4])
+    assert float(machine.rounding.abs().max()) < 1e-12
+    assert gap(machine.contributions(), ledger(run, model, x=x[:4]).contributions) < 1e-12
 
 
 def test_progress_is_reported(tmp_path):
