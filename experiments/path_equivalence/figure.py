@@ -33,6 +33,8 @@ STYLE = {"svg.hashsalt": "path_equivalence", "svg.fonttype": "path", "text.parse
 
 def draw_rules(results: dict) -> Figure:
     """Median over seeds of the largest residual, for each activation and rule."""
+    last = [float(np.median(own["change"][str(STEPS[-1])])) for own in results["residuals"].values()]
+    changes = f"{min(last):.1g} to {max(last):.1g}"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor="white")
         for axes, (activation, own) in zip(
@@ -63,7 +65,7 @@ def draw_rules(results: dict) -> Figure:
         figure.axes[0].set_ylabel("largest residual of the outputs")
         figure.supxlabel(
             f"64-32-32-10 on digits, gradient descent for a time of {TIME:g} (learning rate times steps), median of"
-            f" {results['seeds']} seeds (km.ledger: {results['exact_seeds']}); outputs change by about 0.5",
+            f" {results['seeds']} seeds (km.ledger: {results['exact_seeds']}); outputs change by {changes}",
             x=0.01,
             ha="left",
             fontsize=9,
@@ -106,19 +108,19 @@ def draw_machines(results: dict) -> Figure:
                 axes.plot(dots, [place] * len(dots), "o", color=color, alpha=0.45, ms=6, mew=0)
                 if own["errors"][name]["diverged"]:
                     text = f"diverges for {own['errors'][name]['diverged']} of {len(values)} seeds"
-                    axes.text(1e-7, place, text, color=RED, va="center", fontsize=9)
+                    axes.text(3e-16, place, text, color=RED, va="center", fontsize=9)
             axes.axvline(1.0, color=GRAY, lw=0.8, dashes=(4, 3))
             axes.set(xscale="log", xlim=(1e-16, 30), xlabel="relative L2 error on test rows")
             axes.set_xticks([10.0**-k for k in range(0, 16, 3)])
             axes.xaxis.set_major_formatter(FuncFormatter(_power))
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
-            moved = f"{own['movement']['mean']:.2g}"
+            moved = f"{100 * own['movement']['mean']:.2g}%"
             axes.set_title(f"{regime}: the kernel moves by {moved} of its size", loc="left", color=TEXT, fontsize=10)
             _plain(axes)
         figure.supxlabel(
-            f"One dot a seed, {results['seeds']} seeds; dashed: the error of predicting no change. Ledgers and form of"
-            " Domingos are sums over the run, no fits.",
+            f"One dot a seed, {results['seeds']} seeds; dashed: the error of predicting no change. The last three are"
+            " sums over the run, no fits, the last two on 4 and 8 test rows.",
             x=0.01,
             ha="left",
             fontsize=9,
