@@ -115,7 +115,8 @@ def draw_machines(results: dict) -> Figure:
             axes.xaxis.set_major_formatter(FuncFormatter(_power))
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
-            moved = f"{100 * own['movement']['mean']:.2g}%"
+            share = 100 * own["movement"]["mean"]
+            moved = f"{share:.0f}%" if share >= 10 else f"{share:.1f}%"
             axes.set_title(f"{regime}: the kernel moves by {moved} of its size", loc="left", color=TEXT, fontsize=10)
             _plain(axes)
         figure.supxlabel(

@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev
 from kernelmem.ground.errors import InputError, NumericalError, VerificationError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.path.kernel import PathKernel, path_kernel
+from kernelmem.path.moving import MovingKernel
 from kernelmem.runs.replay import replay
 from tests.path.recorded import OPTIMIZERS, digits, mlp, record
 
@@ -362,6 +363,15 @@ def test_tiles_of_little_memory_give_the_same(tmp_path):
         path_kernel(run, model, x, memory=8 * 60 * 60 * 4)
     with pytest.raises(InputError, match="room for 6"):
         path_kernel(run, model, x, every=2, memory=8 * 60 * 60 * 6)
+
+
+def test_one_set_of_rows_is_planned_as_half_the_work(tmp_path):
+    names = [name for name, _ in small().named_parameters()]
+    options = {"outputs": "trace", "target": None, "labels": None, "parameters": names}
+    options |= {"forward": None, "dtype": None, "device": None}
+    x = data(5)[0]
+    assert MovingKernel(small(), x, None, **options).plan(2**24).symmetric
+    assert not MovingKernel(small(), x, x, **options).plan(2**24).symmetric
 
 
 def test_bad_arguments_are_refused(tmp_path):

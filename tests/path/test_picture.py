@@ -110,6 +110,7 @@ def test_words_are_spread_apart_and_keep_their_order():
     assert np.diff(np.sort(found)).min() > 0.499
     assert np.argsort(found).tolist() == np.argsort([1.0, 0.0, 1.001, 0.999, -5.0]).tolist()
     assert _spread([0.0, 2.0], 0.5) == [0.0, 2.0]
+    assert _spread([0.0, 0.2], 0.4) == pytest.approx([-0.1, 0.3])
 
 
 def test_nothing_moved_and_one_side_alone():
