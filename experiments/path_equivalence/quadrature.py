@@ -14,6 +14,7 @@ from experiments.path_equivalence.configs import ACTIVATIONS, EXACT_ROWS, RULES,
 from experiments.path_equivalence.training import Problem, problem, recorded, trained
 from kernelmem.ground.transforms import functional_call, jvp, vmap
 from kernelmem.path.quadrature import gauss_legendre
+from kernelmem.tangents.products import load_dual_rules
 
 __all__ = ["NOISE", "measure", "order_of", "slopes_at"]
 
@@ -67,6 +68,7 @@ def slopes_at(model: nn.Module, states: dict[str, Tensor], x: Tensor, place: flo
     def slope(weights: dict[str, Tensor], direction: dict[str, Tensor]) -> Tensor:
         return jvp(lambda w: functional_call(model, w, (x,)), (weights,), (direction,))[1]
 
+    load_dual_rules()
     with torch.no_grad():
         return vmap(slope)(weights, step).sum(0)
 
