@@ -40,9 +40,13 @@ from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
 from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
 from kernelmem.memorization.detection import detect as detect
 from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
+from kernelmem.path.influence import influence as influence
+from kernelmem.path.kernel import path_kernel as path_kernel
 from kernelmem.path.ledger import Ledger as Ledger
 from kernelmem.path.ledger import ledger as ledger
+from kernelmem.path.lifted import lifted_machine as lifted_machine
 from kernelmem.runs.adapters import logits as logits
+from kernelmem.runs.fit import fit as fit
 from kernelmem.runs.recorder import Recorder as Recorder
 from kernelmem.runs.run import Run as Run
 from kernelmem.tangents.sketch import tangent_features as tangent_features

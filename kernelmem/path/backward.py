@@ -127,9 +127,14 @@ class Sweep:
         order: int | None,
         between: tuple[int, int],
         averaged: bool,
+        history: Tensor | None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """``sources``: examples, or steps with ``by_step``; what is explained is the change in steps ``between``."""
+        """``sources``: examples, or steps with ``by_step``; what is explained is the change in steps ``between``.
+
+        ``history`` (m, T, n, k) takes what each example did in each step, where it is asked for.
+        """
+        self.history = history
         self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
         self.by_step, self.tolerance, self.progress = by_step, tolerance / len(run), progress
         self.between = range(*between)
@@ -228,6 +233,8 @@ class Sweep:
                 self.lines.contributions[:, first + i] += own.sum(2)
             else:
                 self.lines.contributions.index_add_(1, batch.examples, own.transpose(1, 2))
+            if self.history is not None:
+                self.history[:, first + i].index_add_(1, batch.examples, own.transpose(1, 2))
 
     def _mean_tangents(self, segments: Segments, every: slice) -> tuple[Nodes, Iterable[tuple[Tensor, Tangents]]]:
         """J̄ of all rows on all segments, with a residual within the tolerance, or within rounding.

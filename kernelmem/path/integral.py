@@ -22,7 +22,18 @@ from kernelmem.path.network import Network, take
 from kernelmem.path.quadrature import ORDERS, gauss_legendre
 from kernelmem.path.targets import Explained
 
-__all__ = ["START", "Change", "Nodes", "change", "edges", "mean_tangents", "nodes_on", "numbers", "refine"]
+__all__ = [
+    "START",
+    "Change",
+    "Nodes",
+    "change",
+    "edges",
+    "mean_tangents",
+    "nodes_on",
+    "numbers",
+    "refine",
+    "whole_tangents",
+]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
 RAISED = 4  # orders that are tried before a panel is halved
@@ -239,6 +250,17 @@ def mean_tangents(
                 whole[segment, row] = join(own, list(network.sizes)).flatten(0, 1)
     if whole is not None:
         yield torch.arange(m), Formed(whole, network.slices)
+
+
+def whole_tangents(
+    network: Network, rows: Rows, segment: Segments, what: Explained, *, order: int, tolerance: float
+) -> Tensor:
+    """J̄ of all rows on one segment in full: (m, k, P)."""
+    nodes = refine(network, rows, segment, what, edges(network, rows, segment), order=order, tolerance=tolerance)
+    whole = torch.empty(rows.n, len(what.names), network.n_parameters, dtype=torch.float64)
+    for index, tangents in mean_tangents(network, rows, segment, what, nodes):
+        whole[index] = join(tangents, list(network.sizes))[0]
+    return whole
 
 
 def _padded(nodes: list[Places], count: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ Source: Domingos 2020 (the path kernel in the limit of small steps); Bell et al.
 momentum and adaptive optimizers, rounding and buffers: derived here.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
@@ -42,6 +43,8 @@ from kernelmem.runs.run import Run
 
 __all__ = ["Ledger", "ledger"]
 
+LARGEST = 2**31  # bytes of a history
+
 
 def ledger(
     run: Run,
@@ -53,6 +56,7 @@ def ledger(
     groups: Any = None,
     between: tuple[int, int] | None = None,
     weights: Literal["last", "average"] = "last",
+    history: bool = False,
     labels: Any = None,
     target: Any = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -75,6 +79,7 @@ def ledger(
         between: explain f_b − f_a, the change from after a steps to after b, in place of that of the whole run; gradients
             of steps before a have a part in it through momentum.
         weights: "last": of the last step; "average": the averaged ones (EMA, SWA) of a run that recorded them.
+        history: with by="example", keep what every example did in every step, (m, T, n, k) numbers, for pictures.
         labels: (m,) integers, where ``target`` needs them.
         target: what is explained: None (every output), "margin", "loss", "log_probability", ("logit", c), or a
             callable (outputs, labels) -> (m,). k is 1 but for None.
@@ -127,6 +132,9 @@ def ledger(
     what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
     per_example = per_example_loss(loss or run.loss)
     n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in run.steps)
+    kept = None
+    if history:
+        kept = _history(by, (rows.n, len(run), n, len(what.names)))
     advance = _counter(progress, 2 * len(run))
     tracing = Tracing(run, model, trained, per_example, loss, forward, advance)
     common = (run, trained, tested, rows, what, per_example)
@@ -169,6 +177,7 @@ def ledger(
             sources=size,
             by_step=by == "step",
             averaged=coefficients is not None,
+            history=kept,
             tolerance=tolerance,
             order=order,
             between=between,
@@ -198,7 +207,19 @@ def ledger(
         run.tape.head,
         by,
         sources,
+        kept,
     )
+
+
+def _history(by: str, shape: tuple[int, int, int, int]) -> Tensor:
+    size = 8 * math.prod(shape)
+    if by != "example" or size > LARGEST:
+        raise InputError(
+            f"history=True of (rows, steps, examples, outputs) = {shape}, {size / 2**20:,.0f} MiB, by={by!r}",
+            expected=f'by="example", and at most {LARGEST // 2**20:,} MiB',
+            do="take fewer rows, or a target= (one output)",
+        )
+    return torch.zeros(shape, dtype=torch.float64)
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:

@@ -25,10 +25,11 @@ from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
 from kernelmem.kernels.ntk import as_bytes
+from kernelmem.path.blocks import Segments
 from kernelmem.path.examples import StepExamples
-from kernelmem.path.integral import mean_tangents
+from kernelmem.path.integral import whole_tangents
 from kernelmem.path.kernel import moved_parameters
-from kernelmem.path.network import Line, Network, every_output
+from kernelmem.path.network import Network, every_output
 from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
 from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.replay import replay
@@ -156,9 +157,8 @@ def lifted_machine(
     stop = sum(sizes)
     for t in reversed(range(T)):
         tested.set_state(states[t])
-        start, end = ({name: state[name].double() for name in tested.selected} for state in states[t : t + 2])
-        line = Line(start, end, _NOWHERE)
-        along = mean_tangents(tested, rows, line, what, order=order, tolerance=tolerance / T).tangents
+        segment = Segments.of(states[t : t + 2], list(tested.selected))
+        along = whole_tangents(tested, rows, segment, what, order=order, tolerance=tolerance / T)
         rounding += along @ errors[t]
         carried = torch.zeros_like(along)
         for name, of_step in moved[t].items():
@@ -179,9 +179,6 @@ def lifted_machine(
 def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, what: Explained) -> Tensor:
     network.set_state(state)
     return what.values(network.outputs(rows), torch.arange(rows.n))
-
-
-_NOWHERE = torch.empty(0)  # mean_tangents chooses the places
 
 
 def _move(

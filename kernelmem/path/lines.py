@@ -16,6 +16,7 @@ from kernelmem.store.files import write_file
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Ledger"]
 
@@ -39,6 +40,9 @@ class Ledger:
     tape: str = ""  # the hash that the recorded run ends with
     by: str = "example"  # what the sources are
     sources: tuple[str, ...] = ()  # their names, where they have any
+    history: Tensor | None = (
+        None  # (m, T, n, k): of every example in every step, where it was asked for; not in the file
+    )
 
     @property
     def largest_residual(self) -> float:
@@ -77,6 +81,30 @@ class Ledger:
         m, _, k = self.contributions.shape
         total = torch.zeros(m, int(groups.max()) + 1, k, dtype=torch.float64)
         return total.index_add_(1, groups, self.contributions)
+
+    def plot(
+        self,
+        row: int,
+        *,
+        output: int | None = None,
+        image: Any = None,
+        images: Any = None,
+        labels: Any = None,
+        n: int = 8,
+    ) -> "Figure":
+        """Draw one row's ledger: the largest contributions up and down, with the pictures of the examples, and the other lines.
+
+        With a history also how the largest grew over training. Arguments as in :func:`kernelmem.path.picture.ledger_figure`:
+        output None is the one that is largest after training; images (n, h, w) and labels are of the sources.
+        """
+        from kernelmem.path.picture import ledger_figure  # matplotlib is slow to import
+
+        steps = None
+        if self.history is not None:
+            own = int(self.final[row].argmax()) if output is None else output
+            steps = self.history[row, :, :, own].cumsum(0).numpy()
+        names = self.sources if labels is None and self.sources else labels
+        return ledger_figure(self, row, output=output, image=image, images=images, labels=names, n=n, steps=steps)
 
     def to_frame(self) -> "pd.DataFrame":
         """One line a row, output and kind: examples, decay, rounding, buffers, residual, and the change they make up."""

@@ -21,7 +21,7 @@ from kernelmem.tangents.capture import Capture, Recorder, capture
 from kernelmem.tangents.dense import rowwise_jacobian
 from kernelmem.tangents.engine import RULES
 from kernelmem.tangents.groups import MixedGroup
-from kernelmem.tangents.prepare import prepare
+from kernelmem.tangents.prepare import prepare, refuse_training_mode
 from kernelmem.tangents.products import Linearized, differentiable_kernels, load_dual_rules
 from kernelmem.tangents.survey import survey
 
@@ -50,6 +50,10 @@ class Network:
         few = rows.to(dtype=torch.float64, device=torch.device("cpu"))
         if evaluating is not None:
             self.set_modes(evaluating)
+        else:
+            refuse_training_mode(
+                self.prepared.module
+            )  # normalization without running statistics mixes rows in eval mode
         with seeded(None):
             self.found = survey(self.prepared, few, RULES)
         self.sizes = {name: parameter.numel() for name, parameter in self.selected.items()}

@@ -14,7 +14,7 @@ from kernelmem.ground.batches import Rows
 from kernelmem.ground.errors import InputError, UnsupportedModelError
 from kernelmem.ground.transforms import is_transformed
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "refuse_training_mode"]
 
 
 class _ContiguousGradients(TorchFunctionMode):
@@ -81,7 +81,7 @@ def prepare(
     if not isinstance(model, nn.Module):
         raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", do="wrap it in one")
     if not evaluation:
-        _refuse_training_mode(model)
+        refuse_training_mode(model)
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is None:
         raise InputError("a model without parameters", expected="parameters", do="pass a model that can be trained")
@@ -155,7 +155,8 @@ def _tensors(batch: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in _tensors(value)]
 
 
-def _refuse_training_mode(model: nn.Module) -> None:
+def refuse_training_mode(model: nn.Module) -> None:
+    """Raise where an example's output depends on other rows of its batch, or on chance."""
     for name, module in model.named_modules():
         batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
         if not module.training and not batch_statistics:

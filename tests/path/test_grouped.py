@@ -237,3 +237,16 @@ def test_runs_without_averages_are_refused(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=3)
     with pytest.raises(InputError, match="no averaged weights"):
         ledger(run, model, x=x[:2], weights="average")
+
+
+def test_a_history_adds_up_to_the_ledger(tmp_path):
+    run, model, x, y = run_of(tmp_path / "run", "adam", steps=6)
+    own = ledger(run, model, x=x[:2], history=True, data=(x, y))
+    assert own.history.shape == (2, 6, 64, 10)
+    assert float((own.history.sum(1) - own.contributions).abs().max()) < 1e-14
+    steps = ledger(run, model, x=x[:2], by="step")
+    assert float((own.history.sum(2) - steps.contributions).abs().max()) < 1e-13
+    figure = own.plot(0, images=x.view(-1, 8, 8), image=x[0].view(8, 8), labels=y, n=3)
+    assert len(figure.axes) >= 3
+    with pytest.raises(InputError, match="history=True"):
+        ledger(run, model, x=x[:2], by="step", history=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernelmem.ground.errors import InputError
+from kernelmem.ground.errors import InputError, UnsupportedModelError
 from kernelmem.path.ledger import Ledger, ledger
 from kernelmem.runs.recorder import Recorder
 from kernelmem.runs.run import Run
@@ -227,3 +227,13 @@ def test_rows_that_the_model_does_not_take_are_refused(tmp_path):
         ledger(run, model, x=x[:3, :10])
     with pytest.raises(InputError, match="without labels"):
         ledger(run, model, x=x[:3], target="margin")
+
+
+def test_networks_whose_rows_see_each_other_are_refused(tmp_path):
+    x, y = digits(32)
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Tanh(), nn.Linear(8, 10)]
+    model = nn.Sequential(*layers).double()
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=2)
+    with pytest.raises(UnsupportedModelError, match="without running statistics"):
+        ledger(run, model, x=x[:3])

@@ -75,7 +75,7 @@ def test_the_output_that_is_largest_after_training_is_drawn():
     assert bars(ledger_figure(joined, 0, output=0).axes[0]) == [2.0, 1.0]
 
 
-OTHER = ("evaluations", "names", "tape")
+OTHER = ("evaluations", "names", "by", "sources", "history", "tape")
 
 
 def test_pictures_and_labels_stand_beside_their_bars():
