@@ -29,7 +29,9 @@ def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, sch
         recorder = Recorder(model, optimizer, lab.directory / "run", **options) if recorded else None
         if recorder is not None:
             recorder.__enter__()
+        first = vars(optimizer).get("step")
         stepping = None if recorder is None else Stepping(recorder, optimizer)
+        ours = vars(optimizer).get("step")
         made += [scheduler()] if schedules in ("after", "both") else []
         for t in range(4):
             index, x, y = lab.batch(t, torch.float64)
@@ -47,7 +49,10 @@ def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, sch
             for one in made:
                 one.step()
         if stepping is not None:
+            last = vars(optimizer)["step"]
+            assert (last is ours) == (schedules != "after")
             stepping.detach()
+            assert vars(optimizer).get("step") is (first if last is ours else last)
             recorder.__exit__(None, None, None)
         optimizer.zero_grad()
         optimizer.step()  # its own again
