@@ -211,6 +211,16 @@ def test_an_error_in_the_training_leaves_a_run_that_ends_there(lab):
     assert run.kept == (0, 3)
 
 
+def test_a_batch_that_the_module_skips_is_forgotten(lab):
+    class Skipping(Classifier):
+        def on_train_batch_start(self, batch, i):
+            return -1 if (self.current_epoch, i) == (0, 2) else None
+
+    fit(Skipping(lab.network(torch.float64)), LightningRecorder(lab.directory / "run", loss="cross_entropy"))
+    run = Run.open(lab.directory / "run")
+    assert [len(step.examples) for step in run.steps] == [6, 6, 6, 6, 6, 2]
+
+
 def test_neither_library_is_imported_by_kernelmem():
     code = "import sys, kernelmem, kernelmem.runs.recorder, kernelmem.runs.fit;"
     code += "assert not {'lightning', 'pytorch_lightning', 'skorch', 'transformers'} & set(sys.modules)"
