@@ -100,6 +100,7 @@ def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
     assert float((account.final - net.module_(torch.from_numpy(x[:5])).detach()).abs().max()) <= 1e-12
     assert float((account.final - account.initial).abs().max()) > 1e-3
     assert net.recording_ is None
+    assert ("step" in vars(net.optimizer_)) == ("scheduled" in case)  # the scheduler's own
     assert not net.module_._forward_pre_hooks
 
 
@@ -151,6 +152,8 @@ class Pickled(Callback):
 def test_a_net_is_cloned_pickled_in_training_and_fitted_twice(lab):
     callbacks = [Pickled(), Checkpoint(dirname=str(lab.directory / "checkpoints"), monitor="train_loss_best")]
     net = fitted(RecordedClassifier, out=lab.directory / "run", callbacks=callbacks)
+    net.set_params(out=lab.directory / "second").partial_fit(*data())  # the same optimizer goes on
+    net.set_params(out=lab.directory / "run")
     other = clone(net).set_params(out=lab.directory / "other", callbacks=None)
     assert other.get_params()["keep"] == "all"
     other.fit(*data())
