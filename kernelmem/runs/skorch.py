@@ -156,7 +156,6 @@ class _Noted:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        self.stepping.forget()
         for index, batch in self.loader:
             self.stepping.note(index, *batch)
             yield batch
