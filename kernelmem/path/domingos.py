@@ -141,7 +141,7 @@ def domingos_form(
     weighted = torch.zeros(rows.n, examples.n, C, dtype=torch.float64)
     summed = torch.zeros(examples.n, C, dtype=torch.float64)
     ends: list[Tensor] = []
-    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss))):
+    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
         rate = step_rate(steps[t])
         own, index = trained.derivatives(steps[t], now)
         gradients = trained.tangents(steps[t], now, lambda f, _, own=own: own[:, None])[:, 0]  # (B, P)

@@ -161,7 +161,7 @@ def path_kernel(
     plan = kernel.plan(budget)
     blocks = [range(start, min(start + every, T)) for start in range(0, T, every)]
     sums = _Sums(blocks)
-    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss))):
+    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
         block = blocks[t // every]
         sums.weigh(_weight(weighting, steps[t], now, after, kernel, T))
         index = t // every

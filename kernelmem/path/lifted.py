@@ -138,7 +138,7 @@ def lifted_machine(
             expected=f"at most memory={memory!r}",
             do="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
         )
-    states = [state for _, state in replay(run, model, loss=loss)]
+    states = [state for _, state in replay(run, model, loss=loss, forward=forward)]
     kind = filter_of(run.optimizer)
     filters = {name: kind() for name in tested.selected}
     moved: list[dict[str, Moved]] = []

@@ -144,7 +144,7 @@ def load_program(
         device=CPU,
         evaluation=True,
     )
-    states = [state for _, state in replay(run, model, loss=loss)]
+    states = [state for _, state in replay(run, model, loss=loss, forward=forward)]
     program = Program(
         prepared,
         per_example_loss(loss or run.loss),
