@@ -246,8 +246,7 @@ class Sweep:
         panels = edges(tested, rows, segments)
         must = change(tested, rows, segments, what)
         nodes = nodes_on([(panel, self.order) for panel in panels], len(segments), rows.n)
-        rules = -(-len(panels) // len(segments)) if tested.piecewise else 1  # rounding of each adds up
-        limit = (must.noise * rules).clamp_min(self.tolerance)
+        limit = must.limit(panels, self.tolerance)
         explained = torch.zeros_like(must.values)
         if numbers(tested, rows, nodes, what) <= NUMBERS:
             tried = list(mean_tangents(tested, rows, segments, what, nodes))
@@ -256,10 +255,10 @@ class Sweep:
                 if part is not None:
                     explained[:, index] = part
             residual = must.values - explained
-            if all(part is not None for part in along) and bool((residual.abs().amax((1, 2)) <= limit).all()):
+            if all(part is not None for part in along) and bool((residual.abs().amax(2) <= limit).all()):
                 self.lines.residuals[every], self.lines.evaluations[every] = residual, nodes.evaluations
                 return nodes, tried
-        nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules)
+        nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance)
         self.lines.evaluations[every] = nodes.evaluations
         return nodes, self._measured(segments, must, nodes, every)
 

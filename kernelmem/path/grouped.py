@@ -137,11 +137,10 @@ class GroupSweep:
         panels = edges(tested, rows, segments)
         must = change(tested, rows, segments, what)
         nodes = nodes_on([(panel, self.order) for panel in panels], 1, rows.n)
-        rules = len(panels) if tested.piecewise else 1
         found = self._derivatives(segments, nodes, parts)
         residual = must.values[0] - found.sum(1)
-        if float(residual.abs().max()) > max(self.tolerance, float(must.noise.max()) * rules):
-            nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance / rules)
+        if bool((residual.abs().amax(1) > must.limit(panels, self.tolerance)[0]).any()):
+            nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance)
             found = self._derivatives(segments, nodes, parts)
             residual = must.values[0] - found.sum(1)
         if self.chosen is None:

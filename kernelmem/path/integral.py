@@ -58,7 +58,14 @@ class Change:
     """What the tangents of S steps must explain."""
 
     values: Tensor  # (S, m, k): φ after the step less φ before
-    noise: Tensor  # (S,): what rounding leaves of it
+    noise: Tensor  # (S, m): what rounding leaves of it on one panel
+
+    def limit(self, panels: list[Panel], tolerance: float) -> Tensor:
+        """Residuals that are good enough, (S, m): the tolerance, or the rounding of a row's panels."""
+        counts = torch.zeros_like(self.noise)
+        for s, row, *_ in panels:
+            counts[s, slice(None) if row < 0 else row] += 1
+        return (self.noise * counts.sqrt()).clamp_min(tolerance)
 
 
 def edges(network: Network, rows: Rows, segments: Segments) -> list[Panel]:
@@ -93,7 +100,7 @@ def change(network: Network, rows: Rows, segments: Segments, what: Explained) ->
     else:
         outputs = torch.cat([network.outputs(rows, Blocks((m,), end)) for end in (ends, segments.stop)])
     values = what.values(outputs, torch.arange(m).repeat(S + 1)).unflatten(0, (S + 1, m))
-    size = values.abs().amax((1, 2)).clamp_min(1.0)
+    size = values.abs().amax(2).clamp_min(1.0)
     return Change(values.diff(dim=0), NOISE * torch.finfo(torch.float64).eps * torch.maximum(size[1:], size[:-1]))
 
 

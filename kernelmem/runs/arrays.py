@@ -39,7 +39,7 @@ def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
     """Shape, dtype and order of a header: few differ, and reading one takes longer than reading a small array."""
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(data))
     if dtype.hasobject:
-        raise ValueError("an array of Python objects")
+        raise ValueError("an array of Python objects, which only pickle reads (allow_pickle=False)")
     return shape, dtype, "F" if fortran else "C"
 
 
