@@ -44,23 +44,22 @@ MANY = 5  # nodes: where a step has so many, a try with fewer gains more than it
 
 @dataclass
 class Pace:
-    """How many nodes are tried next: fewer after every success, more rarely where that has failed."""
+    """How many nodes are tried next: fewer after some steps that went well, more rarely where that has failed."""
 
-    wait: int = 1  # successes before fewer are tried
+    wait: int = 8  # steps that went well before fewer are tried
     met: int = 0
-    lowered: bool = False  # whether this try was one with fewer
+    known: int | None = None  # what was enough before, where this try is one with fewer
 
-    def next(self, tried: int, enough: int) -> int:
-        """The order to try, given the one that was tried and the one that was enough."""
+    def next(self, tried: int, enough: int, steps: int = 1) -> int:
+        """The order to try, given the one that was tried for so many steps and the one that was enough."""
+        lowered, self.known = self.known is not None, None
         if enough > tried:
-            self.wait, self.met = (min(64, 2 * self.wait) if self.lowered else self.wait), 0
-            self.lowered = False
+            self.wait, self.met = (min(512, 2 * self.wait) if lowered else self.wait), 0
             return enough
-        self.wait, self.met = (1 if self.lowered else self.wait), self.met + 1
-        self.lowered = self.met >= self.wait or enough >= MANY
-        if not self.lowered:
+        self.wait, self.met = (8 if lowered else self.wait), self.met + steps
+        if self.met < self.wait and enough < MANY:
             return enough
-        self.met = 0
+        self.met, self.known = 0, enough
         return max(1, enough - max(1, enough // 4))
 
 
@@ -198,7 +197,7 @@ class Sweep:
         if first in self.between:
             nodes, found = self._mean_tangents(segments, every)
             if self.chosen is None:
-                self.order = self.pace.next(self.order, nodes.order)
+                self.order = self.pace.next(self.order, nodes.order, len(segments))
         else:  # gradients of steps before act on through what is carried
             shape = (len(segments), self.rows.n, len(self.what.names))
             found = [(torch.arange(self.rows.n), Zero(shape, self.tested.sizes))]
@@ -245,17 +244,21 @@ class Sweep:
         tested, rows, what = self.tested, self.rows, self.what
         panels = edges(tested, rows, segments)
         must = change(tested, rows, segments, what)
-        nodes = nodes_on([(panel, self.order) for panel in panels], len(segments), rows.n)
         limit = must.limit(panels, self.tolerance)
-        explained = torch.zeros_like(must.values)
-        if numbers(tested, rows, nodes, what) <= NUMBERS:
+        for order in [self.order] if self.pace.known is None else [self.order, self.pace.known]:
+            nodes = nodes_on([(panel, order) for panel in panels], len(segments), rows.n)
+            if numbers(tested, rows, nodes, what) > NUMBERS:
+                break
+            explained = torch.zeros_like(must.values)
             tried = list(mean_tangents(tested, rows, segments, what, nodes))
             along = [own.along(segments.steps()) for _, own in tried]
+            if any(part is None for part in along):
+                break
             for (index, _), part in zip(tried, along, strict=True):
-                if part is not None:
-                    explained[:, index] = part
+                assert part is not None
+                explained[:, index] = part
             residual = must.values - explained
-            if all(part is not None for part in along) and bool((residual.abs().amax(2) <= limit).all()):
+            if bool((residual.abs().amax(2) <= limit).all()):
                 self.lines.residuals[every], self.lines.evaluations[every] = residual, nodes.evaluations
                 return nodes, tried
         nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance)

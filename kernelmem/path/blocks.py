@@ -67,6 +67,9 @@ class Segments:
     @classmethod
     def of(cls, states: Sequence[State], names: Sequence[str]) -> "Segments":
         """The lines between S + 1 states that follow each other."""
+        if len(states) == 2:  # no copies
+            start, stop = ({name: state[name].detach().double()[None] for name in names} for state in states)
+            return cls(start, stop)
         joined = {name: torch.stack([state[name].detach().double() for state in states]) for name in names}
         return cls({name: w[:-1] for name, w in joined.items()}, {name: w[1:] for name, w in joined.items()})
 

@@ -137,7 +137,8 @@ class Tracing:
         found = _gradients(network, steps, batches, states, self.loss)
         for step, gradients, (now, after) in zip(steps, found, pairwise(states), strict=True):
             options = {name: group for group in step.groups for name in group["parameters"]}
-            difference, of_step = network.flat(after) - network.flat(now), {}
+            difference = torch.cat([(after[name].double() - now[name].double()).flatten() for name in network.selected])
+            of_step = {}
             for name, gradient in gradients.items():
                 if name in step.skipped or name not in options:
                     continue
