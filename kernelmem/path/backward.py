@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernelmem.ground.batches import Rows
 from kernelmem.path.blocks import Blocks, Segments
-from kernelmem.path.factors import Tangents, Vector, Zero, join
+from kernelmem.path.factors import Formed, Tangents, Vector, Zero, join
 from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
 from kernelmem.path.integral import (
     NUMBERS,
@@ -329,7 +329,9 @@ class Sweep:
             self.carried[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
         contiguous = len(index) == self.rows.n
         factor = self.factors.get(name, 0.0)
-        for part in tangents.parts(name, max(WIDTH, SLICE // (S * r * k))):
+        # what is kept as factors is cut by units, what is formed anywhere
+        cut = gradients if isinstance(tangents, Formed | Zero) else tangents
+        for part in cut.parts(name, max(WIDTH, SLICE // (S * r * k))):
             width = part.stop - part.start
             own_gradients = gradients.form(name, part, slice(None))[0, :, 0].split(sizes)
             step = max(-(-ROWS // k), SLICE // (S * k * width))
