@@ -7,6 +7,7 @@ tolerance get more nodes, then are halved. All rows of a step share its panels, 
 network is piecewise linear, every row has panels of its own, split at its kinks to begin with.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
+from kernelmem.ground.errors import NumericalError, VerificationError
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.factors import Formed, Tangents, join
 from kernelmem.path.kinks import kinks
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
+STALLED = 4  # halvings after which the residuals must have become fewer or smaller
 RAISED = 4  # orders that are tried before a panel is halved
 START = 3  # nodes of the first step that is met
 NOISE = 16  # machine epsilons of the outputs: what rounding leaves of a panel
@@ -125,12 +128,16 @@ def refine(
         order: nodes on a panel to begin with.
         tolerance: largest residual of a panel.
 
+    Raises:
+        NumericalError: NaN. VerificationError: halving the panels helps nowhere: derivatives are not those of the outputs.
+
     Cost: a slope of m rows at each node, and an evaluation at each edge of a panel.
     """
     accepted: list[tuple[Panel, int]] = []  # with their orders
     orders = [n for n in ORDERS if n >= order][:RAISED] or [order]
-    pending = panels
+    pending, left = panels, []  # left: of every depth, how many panels and the sum of their residuals
     for depth in range(DEEPEST + 1):
+        total = 0.0
         for n in orders:  # more nodes first: a smooth panel needs no more
             if not pending:
                 break
@@ -140,10 +147,32 @@ def refine(
             fine = (own.abs().amax((1, 2)) <= limit).tolist()
             accepted += [(panel, n) for panel, good in zip(pending, fine, strict=True) if good]
             pending = [panel for panel, good in zip(pending, fine, strict=True) if not good]
+            total = float(own.abs().amax((1, 2))[~torch.tensor(fine)].sum())
+        left.append((len(pending), total))
+        _check_progress(left)
         pending = [
             half for s, row, a, b in pending for half in ((s, row, a, 0.5 * (a + b)), (s, row, 0.5 * (a + b), b))
         ]
     return nodes_on(accepted, len(segments), rows.n)
+
+
+def _check_progress(left: list[tuple[int, float]]) -> None:
+    """Refuse panels that double at every depth with the same sum of residuals: a kink, or a jump, would stay with one."""
+    if not math.isfinite(left[-1][1]):
+        raise NumericalError(
+            "outputs, or a target of them, that are NaN or infinite along a step",
+            expected="finite numbers at the recorded weights and between them",
+            do="check the rows of x, and a callable target at outputs of any size",
+        )
+    if len(left) <= STALLED:
+        return
+    (count, total), (count_before, total_before) = left[-1], left[-1 - STALLED]
+    if count >= 0.75 * 2**STALLED * max(count_before, 1) and total >= 0.5 * total_before:
+        raise VerificationError(
+            f"outputs that change along a step by {total:.2g} more, or less, than their derivatives say",
+            expected="a model and a target that torch differentiates rightly almost everywhere",
+            do="look for detach(), rounding or a gradient of its own (straight-through) in forward, and in a callable target",
+        )
 
 
 def _residuals(
