@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernelmem.ground.errors import InputError
@@ -76,15 +77,19 @@ class Directions:
 def named_target(target: Any) -> Target:
     """Read ``target=``: "margin", "loss", ("logit", c) or a callable.
 
-    margin: f_y − max_{k≠y} f_k; loss: cross-entropy.
+    margin: f_y − max_{k≠y} f_k; loss: cross-entropy. What is returned refuses, when called, an output that the model does not
+    have, labels that are missing or beyond its outputs, and a margin or a cross-entropy of one output.
+
+    Raises:
+        InputError: none of these.
     """
     if callable(target):
         return cast(Target, target)
     if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
-        return lambda outputs, labels: outputs[:, target[1]]
-    if target == "loss":
-        return lambda outputs, labels: torch.nn.functional.cross_entropy(outputs, _needed(labels), reduction="none")
-    if target == "margin":
+        return lambda outputs, labels: _logit(outputs, target[1])
+    if isinstance(target, str) and target == "loss":
+        return lambda outputs, labels: F.cross_entropy(outputs, _needed(outputs, labels), reduction="none")
+    if isinstance(target, str) and target == "margin":
         return _margin
     raise InputError(
         f"target={target!r}",
@@ -93,13 +98,37 @@ def named_target(target: Any) -> Target:
     )
 
 
+def _logit(outputs: Tensor, c: int) -> Tensor:
+    if not 0 <= c < outputs.shape[1]:
+        raise InputError(
+            f"target=('logit', {c}) for a model with {outputs.shape[1]} outputs",
+            expected=f"an output 0..{outputs.shape[1] - 1}",
+            do="count outputs from 0",
+        )
+    return outputs[:, c]
+
+
 def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    column = _needed(labels)[:, None]
+    column = _needed(outputs, labels)[:, None]
     others = outputs.scatter(1, column, float("-inf"))
     return outputs.gather(1, column)[:, 0] - others.max(1).values
 
 
-def _needed(labels: Tensor | None) -> Tensor:
+def _needed(outputs: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise InputError("a target that needs labels, without them", expected="labels=", do="pass labels=y")
+    C = outputs.shape[1]
+    if C == 1:
+        raise InputError(
+            "the margin or the cross-entropy of a model with one output",
+            expected="an output for each class",
+            do='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
+        )
+    largest = int(labels.max())
+    if largest >= C:
+        raise InputError(
+            f"label {largest} for a model with {C} outputs",
+            expected=f"labels 0..{C - 1}",
+            do="number the classes as in the training",
+        )
     return labels
