@@ -55,11 +55,18 @@ def groups_of(groups: Any, parameters: Sequence[str], n: int) -> Groups:
                 f"groups={groups!r}", expected='"layer", or one group for each training example', do="pass labels"
             )
         return layers(parameters)
-    given = list(groups.tolist() if hasattr(groups, "tolist") else groups)
-    if given and all(isinstance(own, str) for own in given) and len(given) >= n:
+    given = groups.tolist() if hasattr(groups, "tolist") else groups
+    if not isinstance(given, list | tuple) or len(given) < n:
+        count = f" and length {len(given)}" if isinstance(given, list | tuple) else ""
+        raise InputError(
+            f"groups of type {type(groups).__name__}{count}",
+            expected=f"one integer 0, 1, ... or name for each of the {n} training examples",
+            do='pass groups in the order of the recorded indices, or groups="layer"',
+        )
+    if all(isinstance(own, str) for own in given):
         names = tuple(dict.fromkeys(given))
         return Groups(names, torch.tensor([names.index(own) for own in given]))
-    index = as_labels(groups, "groups", n=max(n, len(given)))
+    index = as_labels(groups, "groups", n=len(given))
     return Groups(tuple(str(g) for g in range(int(index.max()) + 1)), index)
 
 

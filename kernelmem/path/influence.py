@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import FileCorruptError, InputError
+from kernelmem.path.arguments import check_place, number_of_examples
 from kernelmem.path.baselines import last_checkpoint, tracin
 from kernelmem.path.program import Program, load_program
 from kernelmem.path.targets import Explained, explained
@@ -74,7 +75,12 @@ class Influence:
         return QUESTIONS[self.method]
 
     def top(self, row: int, n: int = 10, *, output: int = 0) -> list[tuple[int, float]]:
-        """The n examples with the largest |influence| on one row's output: (example, influence), largest first."""
+        """The n examples with the largest |influence| on one row's output: (example, influence), largest first.
+
+        Raises:
+            InputError: no such row or output.
+        """
+        check_place(row, output, len(self.influence), len(self.names))
         own = self.influence[row, :, output]
         return [(int(i), float(own[i])) for i in own.abs().argsort(descending=True, stable=True)[:n]]
 
@@ -166,8 +172,8 @@ def influence(
         Influence: (m, n, k) in float64.
 
     Raises:
-        InputError: an optimizer whose update is not known, rows that the model does not take, examples beyond ``data``,
-            a factor that ``clip=None`` cannot tell.
+        InputError: a model, loss or forward that is not the recorded one, an optimizer whose update is not known, rows
+            that the model does not take, examples beyond ``data``, a factor that ``clip=None`` cannot tell.
         UnsupportedModelError, VerificationError: an operation that cannot be differentiated twice; rows that are mixed in
             eval mode.
 
@@ -183,7 +189,7 @@ def influence(
     what = explained(
         target, None if labels is None else as_labels(labels, "labels", n=rows.n), program.prepared.n_outputs
     )
-    n = _number_of_examples(program, data)
+    n = number_of_examples(data, program.met)
     found = torch.empty(rows.n, n, len(what.names), dtype=torch.float64)
     for index, own in _swept(program, rows, what, n, method, clip, chunk, progress):
         found[index] = own
@@ -217,7 +223,7 @@ def self_influence(
     y = torch.as_tensor(data[1])
     labels = as_labels(y, "data[1]", n=rows.n) if y.ndim == 1 and not y.is_floating_point() else None
     what = explained(target, labels, program.prepared.n_outputs)
-    n = _number_of_examples(program, (rows, data[1]))
+    n = number_of_examples((rows, data[1]), program.met)
     found = torch.empty(rows.n, len(what.names), dtype=torch.float64)
     for index, own in _swept(program, rows, what, n, method, clip, chunk, progress):
         found[index] = own[torch.arange(len(index)), index]
@@ -260,18 +266,6 @@ class _Report:
         self.done += more
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-def _number_of_examples(program: Program, data: tuple[Any, Any] | None) -> int:
-    met = 1 + max(int(batch.examples.max()) for batch in program.batches)
-    n = met if data is None else len(data[1])
-    if n < met:
-        raise InputError(
-            f"data of {n} examples for a run that met example {met - 1}",
-            expected="all training examples, in the order of the recorded indices",
-            do="pass the data that the run was trained on, or data=None",
-        )
-    return n
 
 
 def _check(method: str, clip: str | None, chunk: int | None) -> None:

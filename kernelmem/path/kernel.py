@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from kernelmem.ground.errors import InputError, NumericalError
 from kernelmem.kernels.ntk import Outputs, as_bytes
+from kernelmem.path.arguments import check_run
 from kernelmem.path.moving import MovingKernel
-from kernelmem.path.quadrature import gauss_legendre
+from kernelmem.path.quadrature import MOST_NODES, gauss_legendre
 from kernelmem.runs.replay import replay
+from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
 from kernelmem.tangents.plan import Plan
@@ -128,15 +130,17 @@ def path_kernel(
 
     Raises:
         InputError: a run of no step, parameter groups of different learning rates with "time", ``every`` above a third of
-            the steps, too little memory, what :func:`kernelmem.ntk` refuses. NumericalError: NaN, with its step.
+            the steps, too little memory, a model that is not the recorded one, what :func:`kernelmem.ntk` refuses. NumericalError: NaN, with its step.
 
     Cost: order · T / every tangent kernels, and a few more for the error; memory as :func:`kernelmem.ntk`, and four to
     six float64 results.
 
     Source: Domingos 2020; quadrature and its error: here.
     """
+    check_run(run, model)
     T = len(run)
     _check(weighting, order, every, T)
+    check_retaken(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     kernel = MovingKernel(
         model,
@@ -280,12 +284,10 @@ def step_rate(step: Step) -> float:
 
 
 def _check(weighting: str, order: int, every: int, T: int) -> None:
-    if T == 0:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
     if weighting not in ("mean", "time", "length"):
         raise InputError(f"weighting={weighting!r}", expected='"mean", "time" or "length"', do='pass "mean"')
-    if not (isinstance(order, int) and 1 <= order <= 32):
-        raise InputError(f"order={order!r}", expected="a whole number of nodes, 1..32", do="pass order=2")
+    if not (isinstance(order, int) and not isinstance(order, bool) and 1 <= order <= MOST_NODES):
+        raise InputError(f"order={order!r}", expected=f"a whole number of nodes, 1..{MOST_NODES}", do="pass order=2")
     if not (isinstance(every, int) and every >= 1) or (every > 1 and 3 * every > T):
         raise InputError(
             f"every={every!r} for a run of {T} steps",

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
+from kernelmem.path.arguments import check_quadrature, check_run, number_of_examples, read_between
 from kernelmem.path.backward import Sweep
 from kernelmem.path.forward import Stretch, Tracing, batch_of
 from kernelmem.path.grouped import GroupSweep, groups_of
@@ -39,6 +40,7 @@ from kernelmem.path.network import Network
 from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.averages import average_coefficients
 from kernelmem.runs.losses import per_example_loss
+from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 
 __all__ = ["Ledger", "ledger"]
@@ -72,7 +74,8 @@ def ledger(
         model: the module that was trained, in any state; never changed.
         x: m rows.
         data: (x, y) of all training examples, for their number; None: the examples that the run met.
-        by: "example": n contributions, of each example in all steps; "step": T of them, of all examples in each step;
+        by: "example": n contributions, of each example in all steps; "step": T of them, of all examples in each step
+            (what its gradients did, then and later through momentum);
             "group": G of them, in one pass forward that keeps nothing but the groups.
         groups: for by="group": (n,) integers 0..G−1 or names, one for each training example; or "layer", to split what
             all examples did by the module whose parameters they moved.
@@ -85,15 +88,21 @@ def ledger(
             callable (outputs, labels) -> (m,). k is 1 but for None.
         loss: the per-example loss, where the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
-        tolerance: on the residual of the whole run; the quadrature is refined until every step has its share of it.
-        order: nodes on a panel; None: chosen step by step.
+        tolerance: on the residual of the whole run; the quadrature is refined until every step has its share of it, or
+            is down to rounding (0: always that).
+        order: nodes on a panel to begin with, 1..32; None: as many as were enough before. More are taken where the
+            residual asks for them.
         progress: called with (steps done, steps in all), 2 T of them.
 
     Returns:
         Ledger: contributions (m, n, k) in float64, and the other lines.
 
     Raises:
-        InputError: an optimizer without a filter, rows the model does not take, a run without its inputs.
+        InputError: arguments that mean nothing, a model, loss or forward that is not the recorded one, an optimizer
+            without a filter, rows that the model does not take. UnsupportedModelError: a model that mixes its rows in
+            eval mode. VerificationError: derivatives that are not those of the outputs (detach, gradients of its own);
+            weights that replay does not find again. NumericalError: outputs or targets that are NaN. FileCorruptError:
+            a file of the run is missing or altered.
 
     Cost: for each step, nodes (1 to 3 for most) tangents of m rows and one of every example in the batch. Plain gradient
     descent: products of factors, m·k·B·(units) operations. Otherwise m·k·P·B operations, memory for m·k·P numbers; 1 GiB
@@ -102,6 +111,8 @@ def ledger(
 
     Source: Domingos 2020; Bell et al. 2023.
     """
+    check_run(run, model)
+    check_quadrature(tolerance, order)
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     if by not in ("example", "group", "step") or (groups is None) == (by == "group"):
         raise InputError(
@@ -109,11 +120,8 @@ def ledger(
             expected='"example" or "step" without groups, "group" with groups=',
             do='pass by="group", groups=labels (one for each training example), or groups="layer"',
         )
-    if len(run) == 0:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
-    start, stop = between = (0, len(run)) if between is None else between
-    if not 0 <= start <= stop <= len(run):
-        raise InputError(f"between={between}", expected=f"0 <= a <= b <= {len(run)} steps", do="count steps from 0")
+    start, stop = between = read_between(between, len(run))
+    check_retaken(run, model, loss=loss, forward=forward)
     coefficients = None
     if weights == "average" and (start, stop) == (0, len(run)):
         coefficients = average_coefficients(run)
@@ -131,7 +139,7 @@ def ledger(
     trained = Network(model, batch.rows, parameters=parameters, forward=forward, evaluating=first.evaluating)
     what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
     per_example = per_example_loss(loss or run.loss)
-    n = len(data[1]) if data is not None else 1 + max(int(step.examples.max()) for step in run.steps)
+    n = number_of_examples(data, 1 + max(int(step.examples.max()) for step in run.steps))
     kept = None
     if history:
         kept = _history(by, (rows.n, len(run), n, len(what.names)))

@@ -25,6 +25,7 @@ from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
 from kernelmem.kernels.ntk import as_bytes
+from kernelmem.path.arguments import check_quadrature, check_run
 from kernelmem.path.blocks import Segments
 from kernelmem.path.examples import StepExamples
 from kernelmem.path.integral import whole_tangents
@@ -33,6 +34,7 @@ from kernelmem.path.network import Network, every_output
 from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
 from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.replay import replay
+from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
 
@@ -110,20 +112,28 @@ def lifted_machine(
         loss: the per-example loss, where the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
         order: nodes on a panel to begin with.
-        tolerance: on the residual of the whole run.
+        tolerance: on the residual of the whole run; 0: as small as rounding lets it be.
         memory: bytes for kernel, weights and tangents.
         progress: called with (steps done, steps in all), 2 T of them.
 
+    Returns:
+        LiftedMachine: kernel (m, atoms, k, C) and coefficients (atoms, C) in float64, and the other lines.
+
     Raises:
-        InputError: more than ``memory``, with the figure; an optimizer without a filter; rows the model does not take.
+        InputError: more than ``memory``, with the figure; arguments that mean nothing; a model, loss or forward that is not
+            the recorded one; an optimizer without a filter; rows that the model does not take.
         UnsupportedModelError: steps with dropout or batch statistics, in which an example has no outputs of its own.
+        VerificationError, NumericalError: as in :func:`kernelmem.ledger`.
 
     Cost: as :func:`kernelmem.ledger` with C tangents of every example; memory m·k·C numbers an atom, and about 4 P a step.
+
+    Source: Domingos 2020; Bell et al. 2023; through momentum and adaptive optimizers: derived here.
     """
+    check_run(run, model)
+    check_quadrature(tolerance, order)
     T = len(run)
-    if T == 0:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
+    check_retaken(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     parameters = moved_parameters(run, steps)
     trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.ground.batches import Rows
-from kernelmem.ground.errors import InputError, UnsupportedModelError, VerificationError
+from kernelmem.ground.errors import UnsupportedModelError, VerificationError
+from kernelmem.path.arguments import check_run
 from kernelmem.path.batch_gradient import BatchGradient, Tensors
 from kernelmem.path.forward import Batch, batch_of
 from kernelmem.path.network import seeded
@@ -18,6 +19,7 @@ from kernelmem.path.running import RunningStatistics
 from kernelmem.path.targets import Explained
 from kernelmem.runs.losses import per_example_loss
 from kernelmem.runs.replay import replay, set_modes
+from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
 from kernelmem.tangents.prepare import Prepared, prepare
@@ -47,6 +49,11 @@ class Program:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def met(self) -> int:
+        """How many examples there are at least."""
+        return 1 + max(int(batch.examples.max()) for batch in self.batches)
 
     def moving(self, t: int) -> dict[str, Mapping[str, Any]]:
         """The parameters that step t moves, with the options of their groups."""
@@ -131,8 +138,8 @@ def load_program(
         InputError: a run of no step, an optimizer whose update is not known, rows that the model does not take.
         UnsupportedModelError: an operation without a second derivative.
     """
-    if len(run) == 0:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
+    check_run(run, model)
+    check_retaken(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     moved = {name for step in steps for group in step.groups for name in group["parameters"]}
     prepared = prepare(

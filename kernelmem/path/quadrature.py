@@ -14,9 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["LEFT", "ORDERS", "Rule", "gauss_legendre", "panels"]
+__all__ = ["LEFT", "MOST_NODES", "ORDERS", "Rule", "gauss_legendre", "panels"]
 
 ORDERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # nodes, from which the certificate chooses
+MOST_NODES = 32  # on a panel, that may be asked for
 
 
 @dataclass(frozen=True)

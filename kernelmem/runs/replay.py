@@ -12,6 +12,7 @@ from kernelmem.runs.checkpoints import (
     Checkpoint,
     load_model_state,
     model_state,
+    optimizer_state,
     set_optimizer_state,
     state_sha256,
 )
@@ -21,7 +22,7 @@ from kernelmem.runs.losses import Loss, check_loss
 from kernelmem.runs.run import Run
 from kernelmem.runs.tape import Step
 
-__all__ = ["replay", "set_modes"]
+__all__ = ["replay", "retake", "set_modes"]
 
 
 def replay(
@@ -68,6 +69,22 @@ def replay(
     load_model_state(copied, run.weights(anchor))  # refuses another architecture here, not at the first step
     every = _states(run, copied, loss, reanchor, forward, anchor, stop)
     return ((t, {name: value.clone() for name, value in state.items()}) for t, state in every if t >= start)
+
+
+def retake(
+    run: Run, model: nn.Module, t: int, *, loss: Loss | None = None, forward: Forward | None = None
+) -> Checkpoint:
+    """Take step ``t`` again from the kept state before it, in place of what ``model`` is; what it leaves there.
+
+    Raises:
+        InputError: another model, no loss or forward where the run has a callable, a state that was not kept.
+    """
+    loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)
+    begin = run.checkpoint(t)
+    optimizer = _begin(run, model, begin, t)
+    _advance(run, run.steps[t], model, optimizer, loss, forward)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return Checkpoint(model_state(model), optimizer_state(optimizer, names), begin.random)
 
 
 def _states(
