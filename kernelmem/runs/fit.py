@@ -82,8 +82,8 @@ def fit(
         Run: of epochs times the number of batches steps.
 
     Raises:
-        InputError: what the recorder refuses, lengths that differ, a scheduler that needs a metric; to resume, a run of
-            other arguments. NumericalError: the loss is not finite; the run ends before that step.
+        InputError: what the recorder refuses, rows that the model does not take, lengths that differ, labels that are no
+            class, a scheduler that needs a metric; to resume, a run of other arguments. NumericalError: the loss is not finite; the run ends before that step.
 
     Cost: twice the forward and backward passes of plain training, and the recorder's writing.
     """
@@ -112,7 +112,15 @@ def fit(
                 batch, y_batch = rows.take(index), targets[index]
                 w_batch = None if weights is None or bool((weights[index] == 1).all()) else weights[index]
                 optimizer.zero_grad()
-                outputs = (forward or call)(model, rows.take(index))  # its own copy: a model may write over it
+                try:
+                    outputs = (forward or call)(model, rows.take(index))  # its own copy: a model may write over it
+                except Exception as error:  # raised from inside the user's module, of many types
+                    shapes = [tuple(leaf.shape[1:]) for _, leaf in named_leaves(batch, "x")]
+                    raise InputError(
+                        f"rows of shape {shapes} that the model does not take ({error})",
+                        expected="inputs that model(x) accepts",
+                        do="check the shape and dtype of x, or pass forward=",
+                    ) from error
                 value = batch_loss(loss, outputs, y_batch, w_batch, reduction="mean")
                 value.backward()
                 _check_finite(float(value.detach()), t, steps)
@@ -154,7 +162,14 @@ def _checked(model: nn.Module, x: Any, y: Any, weight: Any) -> tuple[Rows, Tenso
 def _made(optimizer: torch.optim.Optimizer | MakeOptimizer | None, model: nn.Module) -> torch.optim.Optimizer:
     if optimizer is None:
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
-    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(model.parameters())
+    made = optimizer(model.parameters()) if callable(optimizer) else optimizer
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer={optimizer!r}",
+            expected="a torch optimizer, or a function that makes one of the parameters",
+            do="e.g. optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+        )
+    return made
 
 
 def _check_finite(value: float, t: int, steps: int) -> None:

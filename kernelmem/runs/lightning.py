@@ -71,8 +71,8 @@ class LightningRecorder(Callback):
         """Open the run.
 
         Raises:
-            InputError: manual optimization, several optimizers or processes, another precision, a training that is gone
-                on with from a Lightning checkpoint; what the recorder refuses.
+            InputError: manual optimization, several optimizers or processes, another precision, a training that
+                goes on from a Lightning checkpoint; what the recorder refuses.
         """
         _check_trainer(trainer, pl_module)
         recorded = pl_module.get_submodule(self._module)

@@ -12,12 +12,14 @@ __all__ = ["LOSSES", "Loss", "batch_loss", "loss_name", "per_example_loss"]
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("cross_entropy", "mse", "mse_mean")
 REDUCTIONS = ("mean", "sum")
+IGNORED = -100  # a label whose row has no loss, as in torch
 
 
 def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """The function (outputs (n, C), targets) -> losses (n,) of a name; a callable is returned with its result checked.
 
     - ``"cross_entropy"``: -log softmax(f)[y] for labels y (n,), or -sum_c y_c log softmax(f)[c] for y (n, C);
+      0 for the label -100, as in torch;
     - ``"mse"``: 1/2 sum_c (f_c - y_c)^2, labels (n,) read as one-hot where C > 1;
     - ``"mse_mean"``: 1/C sum_c (f_c - y_c)^2, the convention of ``torch.nn.functional.mse_loss``;
     - a callable, for everything else: label smoothing is
@@ -83,6 +85,10 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         labels.ndim == 2
     ):
         raise _misfit(outputs, targets, "integer labels (n,), or class probabilities (n, C)")
+    if labels.ndim == 1 and labels.numel():
+        low, high = (int(end) for end in labels.aminmax())
+        if high >= outputs.shape[1] or (low < 0 and bool(((labels < 0) & (labels != IGNORED)).any())):
+            raise _misfit(outputs, targets, f"labels 0..{outputs.shape[1] - 1} (here {low}..{high})")
     return F.cross_entropy(outputs, labels, reduction="none")
 
 
