@@ -1,10 +1,12 @@
 """The ledger of a training run as a value: its lines, what is read off them, and its file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import FileCorruptError, InputError
-from kernelmem.store.files import write_file
+from kernelmem.path.arguments import check_place
+from kernelmem.store.files import array_sha256, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger"]
 
+FORMAT = "kernelmem ledger 2"  # 1 had no hash of its own
+SHOWN = 12  # groups that are printed one by one
 TENSORS = ("contributions", "initial", "final", "decay", "rounding", "buffers", "residual", "residuals", "evaluations")
 
 
@@ -34,8 +39,8 @@ class Ledger:
     rounding: Tensor  # recorded steps less the optimizer's formula
     buffers: Tensor  # of running statistics
     residual: Tensor  # what all lines together leave
-    residuals: Tensor  # (T, m, k): of the quadrature of every step
-    evaluations: Tensor  # (T,): tangents of a row that the quadrature took
+    residuals: Tensor  # (T, m, k): of the quadrature of every step; T + 1 where averaged weights are explained
+    evaluations: Tensor  # (T,), or T + 1: tangents of a row that the quadrature took
     names: tuple[str, ...]  # of the k
     tape: str = ""  # the hash that the recorded run ends with
     by: str = "example"  # what the sources are
@@ -56,13 +61,18 @@ class Ledger:
 
     @property
     def cancellation(self) -> Tensor:
-        """Σ_i |c_i| / |Σ_i c_i|, (m, k): 1 where all examples pull one way."""
+        """Σ_i |c_i| / |Σ_i c_i|, (m, k): 1 where all examples pull one way, NaN where none pulls."""
         return self.mass / self.contributions.sum(1).abs()
 
     def top(self, row: int, n: int = 10, *, output: int = 0) -> list[tuple[int, float]]:
-        """The n sources with the largest contributions to one row's output: (source, contribution), largest first."""
+        """The n sources with the largest contributions to one row's output: (source, contribution), largest first.
+
+        Raises:
+            InputError: no such row or output.
+        """
+        check_place(row, output, len(self.initial), len(self.names))
         own = self.contributions[row, :, output]
-        order = own.abs().argsort(descending=True)[:n]
+        order = own.abs().argsort(descending=True, stable=True)[:n]
         return [(int(i), float(own[i])) for i in order]
 
     def by_group(self, groups: Any) -> Tensor:
@@ -106,45 +116,59 @@ class Ledger:
         names = self.sources if labels is None and self.sources else labels
         return ledger_figure(self, row, output=output, image=image, images=images, labels=names, n=n, steps=steps)
 
-    def to_frame(self) -> "pd.DataFrame":
-        """One line a row, output and kind: examples, decay, rounding, buffers, residual, and the change they make up."""
+    def to_frame(self, of: Literal["lines", "sources"] = "lines") -> "pd.DataFrame":
+        """A line for each row and output: the change, what it is made of, and the mass; or one for each source too.
+
+        Columns: row, output, then change, examples (all sources together), decay, rounding, buffers, residual, mass; of
+        ``"sources"``: row, source (its name, where it has one, otherwise its ordinal), output, contribution.
+
+        Raises:
+            InputError: frames of something else.
+        """
         import pandas as pd  # slow to import
 
-        lines = {
-            "change": self.final - self.initial,
-            "examples": self.contributions.sum(1),
-            "decay": self.decay,
-            "rounding": self.rounding,
-            "buffers": self.buffers,
-            "residual": self.residual,
-            "mass": self.mass,
-        }
-        m, k = self.initial.shape
+        m, n, k = self.contributions.shape
+        if of == "sources":
+            levels = [range(m), self.sources or range(n), self.names]
+            index = pd.MultiIndex.from_product(levels, names=["row", self.by, "output"])
+            return pd.DataFrame({"contribution": self.contributions.flatten().numpy()}, index=index).reset_index()
+        if of != "lines":
+            raise InputError(f"of={of!r}", expected='"lines" or "sources"', do="leave it out for the lines")
+        lines = {"change": self.final - self.initial, **self._lines(), "mass": self.mass}
         frame = pd.DataFrame({name: value.flatten().numpy() for name, value in lines.items()})
         frame.insert(0, "output", list(self.names) * m)
         frame.insert(0, "row", [row for row in range(m) for _ in range(k)])
         return frame
 
+    def _lines(self) -> dict[str, Tensor]:
+        """What the change is made of, (m, k) each."""
+        own = {name: getattr(self, name) for name in ("decay", "rounding", "buffers", "residual")}
+        return {"examples": self.contributions.sum(1), **own}
+
     def save(self, path: str | Path) -> Path:
-        """Write all lines to a .safetensors file, with the hash of the run that they account for."""
+        """Write all lines to a .safetensors file, with the hash of the run that they account for and one of their own."""
         tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
-        metadata = {"names": json.dumps(self.names), "tape": self.tape, "format": "kernelmem ledger 1"}
+        metadata = {"names": json.dumps(self.names), "tape": self.tape, "format": FORMAT}
         metadata |= {"by": self.by, "sources": json.dumps(self.sources)}
-        return write_file(path, safetensors.torch.save(tensors, metadata))
+        return write_file(path, safetensors.torch.save(tensors, metadata | {"sha256": _sha256(tensors, metadata)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Ledger":
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileCorruptError: truncated, altered beyond reading, or no ledger.
+            FileCorruptError: missing, truncated, altered (its hash is another), or no ledger.
         """
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"format {metadata.get('format')}, not {FORMAT}")
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
-            names, sources = (tuple(json.loads(metadata.get(key, "[]"))) for key in ("names", "sources"))
-            return cls(**tensors, names=names, tape=metadata["tape"], by=metadata.get("by", "example"), sources=sources)
+            if _sha256(tensors, metadata) != metadata["sha256"]:
+                raise ValueError("its sha256 is not the one in it")
+            names, sources = (tuple(json.loads(metadata[key])) for key in ("names", "sources"))
+            return cls(**tensors, names=names, tape=metadata["tape"], by=metadata["by"], sources=sources)
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
             raise FileCorruptError(
                 f"ledger file {path} ({error})", expected="what Ledger.save wrote", do="compute and save it again"
@@ -170,20 +194,29 @@ class Ledger:
 
     def __str__(self) -> str:
         m, n, k = self.contributions.shape
-        change = self.final - self.initial
         rows = [
-            f"ledger of {m} rows, {k} output{'s' * (k != 1)}, by {self.by} ({n:,}), {len(self.residuals):,} steps",
-            f"{'line':<14}{'largest |value|':>18}",
+            f"ledger of {_count(m, 'row')}, {_count(k, 'output')}, by {self.by} ({n:,}), path of {_count(len(self.residuals), 'segment')}",
+            f"{'line':<24}{'largest |value|':>18}",
         ]
-        for name, value in (
-            ("change", change),
-            ("examples", self.contributions.sum(1)),
-            ("decay", self.decay),
-            ("rounding", self.rounding),
-            ("buffers", self.buffers),
-            ("residual", self.residual),
-        ):
-            rows.append(f"{name:<14}{float(value.abs().max()):>18.3g}")
-        rows.append(f"mass / |sum| of the {self.by}s: {float(self.cancellation.median()):.1f} (median)")
-        rows.append("an account of the training that took place; what another training would give is another question")
+        for name, value in {"change": self.final - self.initial, **self._lines()}.items():
+            rows.append(f"{name:<24}{float(value.abs().max()):>18.3g}")
+            if name == "examples" and self.sources and n <= SHOWN:
+                sizes = self.contributions.abs().amax((0, 2)).tolist()
+                rows += [f"  {source[:21]:<22}{size:>18.3g}" for source, size in zip(self.sources, sizes, strict=True)]
+        if bool(self.mass.any()):
+            middle = float(self.cancellation.nanmedian())
+            rows.append(f"mass of the {self.by}s, over |their sum|: {middle:.1f} (median of rows and outputs)")
+        rows.append("An account of the training that took place; what another training would give")
+        rows.append("is another question (km.influence).")
         return "\n".join(rows)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of all that a file holds."""
+    words = "\n".join(metadata.get(key, "") for key in ("format", "names", "tape", "by", "sources"))
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    return array_sha256({words: np.zeros(0), **arrays})

@@ -229,6 +229,12 @@ class Tape:
                     raise ValueError("it does not belong to the steps before it")
         with self._reading("its averages"):
             self._averages.verify(chains)
+        with self._reading("its pages"):
+            found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[
+                0
+            ]  # indexes hold no data of their own
+            if found != "ok":
+                raise ValueError(found)
 
     def close(self) -> None:
         """Close the file; a tape opened to write becomes one file again, without a write-ahead log beside it."""
