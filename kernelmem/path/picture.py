@@ -59,10 +59,15 @@ class _Content:
     image: np.ndarray | None
     labels: Sequence[Any] | None
     steps: np.ndarray | None
+    by: str = "example"  # what the sources are
+    named: bool = False  # whether labels are names of the sources
 
-    def name(self, example: int) -> str:
-        """As the figure calls an example."""
-        return f"no. {example}" if self.labels is None else f"{self.labels[example]} · no. {example}"
+    def name(self, source: int) -> str:
+        """As the figure calls a source."""
+        number = f"step {source}" if self.by == "step" else f"no. {source}"
+        if self.labels is None:
+            return number
+        return str(self.labels[source]) if self.named else f"{self.labels[source]} · {number}"
 
 
 def ledger_figure(
@@ -83,8 +88,8 @@ def ledger_figure(
         row: ordinal of the row.
         output: which output; None: the one that is largest after training.
         image: the row's own picture, (h, w) or (h, w, 3).
-        images: pictures of the training examples, (n, h, w) or (n, h, w, 3).
-        labels: what the training examples are called, one integer or string each.
+        images: pictures of the training examples (or other sources), (n, h, w) or (n, h, w, 3).
+        labels: what these are called, one integer or string each.
         n: how many bars up, and how many down, at most.
         steps: contributions summed up to each step, (T, n), for curves of the largest; or of all examples together, (T,).
 
@@ -118,8 +123,9 @@ def ledger_figure(
         if curved:
             _curves(figure.add_subplot(grid[:, -1]), content)
         change = float(ledger.final[row, output] - ledger.initial[row, output])
+        name = ledger.names[output]
         figure.suptitle(
-            f"What moved output {ledger.names[output]} of row {row} by {_number(change, sign=True)}",
+            f"What moved {f'output {name}' if name.isdigit() else f'the {name}'} of row {row} by {_number(change, sign=True)}",
             x=0.01,
             ha="left",
             fontsize=13,
@@ -152,14 +158,15 @@ def _read(
     down = [int(i) for i in ranked[::-1][:n] if own[i] < 0]
     lines = [
         ("before training", float(ledger.initial[row, output])),
-        ("examples, up", float(own[own > 0].sum())),
-        ("examples, down", float(own[own < 0].sum())),
+        (f"{ledger.by}s, up", float(own[own > 0].sum())),
+        (f"{ledger.by}s, down", float(own[own < 0].sum())),
     ]
     lines += [
         (name, float(getattr(ledger, name)[row, output])) for name in ("decay", "rounding", "buffers", "residual")
     ]
     lines.append(("after training", float(ledger.final[row, output])))
-    return _Content(own, lines, up + down[::-1], images, image, names, steps)
+    named = bool(ledger.sources) and names == list(ledger.sources)
+    return _Content(own, lines, up + down[::-1], images, image, names, steps, ledger.by, named)
 
 
 def _picture(axes: "Axes", content: _Content) -> None:
@@ -177,9 +184,10 @@ def _bars(axes: "Axes", content: _Content) -> None:
     places = np.arange(len(values)) + 0.6 * (values < 0)  # a gap between up and down
     axes.barh(places, values, height=0.72, color=[UP if value > 0 else DOWN for value in values], linewidth=0)
     _frame(axes, places, values, [content.name(i) for i in content.order])
-    axes.set_title("training examples that moved it most")
+    what = "training examples" if content.by == "example" else f"{content.by}s"
+    axes.set_title(f"{what} that moved it most")
     if len(values) == 0:
-        axes.text(0.5, 0.5, "no example moved it", ha="center", color=SOFT, transform=axes.transAxes)
+        axes.text(0.5, 0.5, f"no {content.by} moved it", ha="center", color=SOFT, transform=axes.transAxes)
     if content.images is None:
         return
     axes.tick_params(axis="y", pad=THUMBNAIL + 7)
@@ -199,8 +207,11 @@ def _bars(axes: "Axes", content: _Content) -> None:
 def _lines(axes: "Axes", content: _Content) -> None:
     names, found = zip(*content.lines, strict=True)
     values, places = np.array(found), np.arange(len(found))
-    colors = {"examples, up": UP, "examples, down": DOWN, "before training": TEXT, "after training": TEXT}
-    axes.barh(places, values, height=0.6, color=[colors.get(name, SOFT) for name in names], linewidth=0)
+    ends = {"before training": TEXT, "after training": TEXT}
+    colors = [
+        UP if name.endswith(", up") else DOWN if name.endswith(", down") else ends.get(name, SOFT) for name in names
+    ]
+    axes.barh(places, values, height=0.6, color=colors, linewidth=0)
     _frame(axes, places, values, list(names))
     axes.set_title("the whole account")
 
@@ -214,7 +225,7 @@ def _frame(axes: "Axes", places: np.ndarray, values: np.ndarray, names: list[str
     axes.axvline(0, color=SOFT, linewidth=0.8)
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
     low, high = min(0.0, float(values.min(initial=0.0))), max(0.0, float(values.max(initial=0.0)))
-    room = 0.2 * ((high - low) or largest)
+    room = 0.3 * ((high - low) or largest)  # for a value beside a bar that reaches an end
     axes.set_xlim(low - (room if low < 0 else 0.02 * room), high + room)
     for place, value in zip(places, values, strict=True):
         side = -1 if value < 0 else 1
@@ -291,7 +302,7 @@ def _caption(content: _Content) -> str:
     shown = float(np.abs(own[content.order]).sum()) / mass if mass else 0.0
     ratio = f"{mass / abs(total):.1f} times their sum" if total else "their sum is zero"
     return (
-        f"Mass of the {len(own):,} examples: {_number(mass)}, {ratio}; those shown carry {shown:.0%} of it.\n"
+        f"Mass of the {len(own):,} {content.by}s: {_number(mass)}, {ratio}; those shown carry {shown:.0%} of it.\n"
         "An account of the training that took place; what another training would give is another question."
     )
 
@@ -307,4 +318,4 @@ def _check(value: int, size: int, name: str) -> None:
 
 
 def _misfit(name: str, shape: Any, expected: str) -> InputError:
-    return InputError(f"{name} of shape {tuple(shape)}", expected=expected, do="give one for each training example")
+    return InputError(f"{name} of shape {tuple(shape)}", expected=expected, do="give one for each source of the ledger")

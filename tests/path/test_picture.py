@@ -60,7 +60,7 @@ def test_every_line_and_the_cancellation_are_there():
     )
     assert bars(figure.axes[1]) == pytest.approx([0.5, 4.5, -2.25, -0.125, 1e-3, 0.75, 2e-13, 3.376])
     text = words(figure)
-    assert "What moved output margin of row 0 by +2.88" in text
+    assert "What moved the margin of row 0 by +2.88" in text
     assert {"+0.500", "+4.50", "\N{MINUS SIGN}0.125", "+2.00e\N{MINUS SIGN}13", "+3.38"} <= set(text)
     caption = figure.get_supxlabel()
     assert "Mass of the 6 examples: 6.75, 3.0 times their sum; those shown carry 74% of it." in caption
