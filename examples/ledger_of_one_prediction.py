@@ -1,0 +1,73 @@
+"""The ledger of one prediction: which training examples made it, and whether their labels were right.
+
+Digits with a tenth of the labels flipped; a network learns them all, and its training is recorded. The ledger of one test
+digit says what every example did to its score in that training; influence says what would change if one weighed more.
+
+Run: python examples/ledger_of_one_prediction.py
+"""
+
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import torch
+from torch import nn
+
+import kernelmem as km
+from kernelmem.runs.data import digits
+
+data = digits(n_train=200, seed=0)
+noisy = km.corrupt_labels(data.y_train, 0.1, seed=0)
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 10))
+run = km.fit(
+    model,
+    data.x_train,
+    noisy.y,
+    out=Path(mkdtemp()) / "run",
+    optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    epochs=12,
+    batch_size=32,
+    seed=0,
+)
+
+# The test digit whose margin (the score of its label less the largest other one) is smallest.
+rows = data.x_test[:100].to(torch.float32)
+scores = model(rows).detach()
+true = data.y_test[:100]
+others = scores.scatter(1, true[:, None], float("-inf")).max(1).values
+row = int((scores.gather(1, true[:, None])[:, 0] - others).argmin())
+x, y = rows[row : row + 1], true[row : row + 1]
+
+# By group: clean and flipped. The lines add up to the change of the margin, exactly but for the residual.
+groups = np.where(noisy.flipped.numpy(), "flipped", "clean")
+print(f"test digit {row}, a {int(y)}: the margin of its label\n")
+print(km.ledger(run, model, x=x, labels=y, target="margin", by="group", groups=groups))
+
+# By example, with the history for the curves.
+ledger = km.ledger(run, model, x=x, labels=y, target="margin", history=True)
+influence = km.influence(run, model, x=x, labels=y, target="margin")
+print("\nwhat moved it most                      ledger  influence")
+for example, contribution in ledger.top(0, 6):
+    was = f", flipped from {int(data.y_train[example])}" if noisy.flipped[example] else ""
+    name = f"no. {example}, labeled {int(noisy.y[example])}{was}"
+    print(f"{name:<36}{contribution:>+10.3f} {float(influence.influence[0, example, 0]):>+10.3f}")
+print(
+    "\nThe ledger answers what an example did in the training that took place; influence answers what"
+    "\nwould change if it weighed more in another one."
+)
+
+figure = ledger.plot(
+    0,
+    image=x[0].reshape(8, 8),
+    images=data.x_train.reshape(-1, 8, 8),
+    labels=[
+        f"{int(label)}{' (flipped)' if wrong else ''}" for label, wrong in zip(noisy.y, noisy.flipped, strict=True)
+    ],
+)
+out = Path("out/ledger.png")
+out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(out, dpi=120)
+saved = ledger.save(run.path / "ledger.safetensors")
+print(f"\npicture: {out}; check it all from the files: kernelmem ledger verify {saved.parent}")
