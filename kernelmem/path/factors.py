@@ -213,15 +213,17 @@ class Factors:
         g = use.rule.gradients(use, stacked)  # (n, G, s, k, out)
         if slot == "bias":
             return self._over_nodes(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., part]
-        if fan_in is not None:
-            g = g[..., part.start // fan_in : part.stop // fan_in]
+        start = 0
+        if fan_in is not None:  # the units that the part lies in: other tangents may be cut between two of them
+            unit = part.start // fan_in
+            g, start = g[..., unit : -(-part.stop // fan_in)], unit * fan_in
         a = self._over_nodes(self._activations_of(use), rows)  # (S, r, q, G, s, in)
         g = self._over_nodes(g, rows)
         S, r, q = a.shape[:3]
         a, g = (t.transpose(2, 3).reshape(S * r, t.shape[3], q * t.shape[4], *t.shape[5:]) for t in (a, g))
         tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
         whole = use.rule.in_shape(use, tangent).reshape(S, r, self.shape[2], -1)
-        return whole if fan_in is not None else whole[..., part]
+        return whole[..., part.start - start : part.stop - start]
 
     def _activations_of(self, use: Use) -> Tensor:
         if use.key not in self._activations:
