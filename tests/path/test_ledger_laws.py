@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import kernelmem.path.backward as backward
+from kernelmem.ground.errors import InputError
 from kernelmem.path.ledger import ledger
 from kernelmem.runs.recorder import Recorder
 from kernelmem.runs.run import Run
@@ -373,3 +374,19 @@ def test_modes_that_change_between_steps_are_those_of_each_step(tmp_path):
     assert largest(own.rounding) <= 1e-13
     groups = ledger(run, model, x=x[:3], data=(x, y), by="group", groups=torch.arange(12))
     assert largest(groups.contributions - own.contributions) <= 1e-12
+
+
+def test_what_no_ledger_can_be_computed_from_is_refused(tmp_path):
+    x, y = data()
+    model = small()
+    run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, ragged())
+    for options in ({"tolerance": float("nan")}, {"tolerance": -1.0}, {"order": 0}, {"order": -2}):
+        with pytest.raises(InputError, match="tolerance="):
+            ledger(run, model, x=x[:2], **options)
+    with pytest.raises(InputError, match="data of 5 examples"):
+        ledger(run, model, x=x[:2], data=(x[:5], y[:5]))
+    with pytest.raises(InputError, match="between="):
+        ledger(run, model, x=x[:2], between=(0, len(run) + 1))
+    with pytest.raises(InputError, match="without labels"):
+        ledger(run, model, x=x[:2], target="log_probability")
+    assert ledger(run, model, x=x[:2], tolerance=0.0).largest_residual <= 1e-13
