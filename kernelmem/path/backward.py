@@ -99,7 +99,7 @@ class Average:
     def passed(self, segments: Segments, rounding: Tensor, first: int) -> Tensor:
         """Count steps as passed; what their rounding (S, P) did to the average, (m, k)."""
         shares = self.shares[first : first + len(segments)]
-        steps = torch.cat([step.flatten(1) for step in segments.steps().values()], 1)
+        steps = torch.cat([step.reshape(len(step), -1) for step in segments.steps().values()], 1)
         self.left -= shares @ steps
         return self.tangents @ (shares @ rounding)
 
@@ -285,7 +285,7 @@ class Sweep:
         for name, step in steps.items():
             for part in tangents.parts(name, WIDTH):
                 own = tangents.form(name, part, slice(None))
-                total += (own.flatten(1, 2) @ step.flatten(1)[:, part, None]).view(tangents.shape)
+                total += (own.flatten(1, 2) @ step.reshape(len(step), -1)[:, part, None]).view(tangents.shape)
         return total
 
     def _gradients(self, stretch: Stretch, start: int, stop: int, segments: Segments) -> Tangents:

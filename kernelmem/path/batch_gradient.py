@@ -66,7 +66,7 @@ class BatchGradient:
     def _checked(self, raw: Tensor, alpha: Tensors) -> Tensor:
         """The shares of ⟨α_d, ∇ℓ_i⟩, which add up to ⟨α_d, g⟩."""
         shares = raw * self.weights.detach()
-        terms = torch.cat([own.flatten(1) * self.gradient[name].flatten() for name, own in alpha.items()], 1)
+        terms = torch.cat([own.reshape(len(own), -1) * self.gradient[name].flatten() for name, own in alpha.items()], 1)
         gap = (shares.sum(1) - terms.sum(1)).abs()
         if not bool((gap <= 1e-8 * (terms.abs().sum(1) + shares.abs().sum(1))).all()):
             raise VerificationError(

@@ -96,7 +96,7 @@ class Formed:
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor:
         """A product."""
-        flat = torch.cat([directions[name].flatten(1) for name in self.slices], 1)
+        flat = torch.cat([directions[name].reshape(self.shape[0], -1) for name in self.slices], 1)
         return (self.values.flatten(1, 2) @ flat[:, :, None]).view(self.shape)
 
 

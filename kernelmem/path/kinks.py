@@ -42,7 +42,7 @@ class _Signs(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         at = PIECEWISE.get(func)
         if at is not None and args and isinstance(args[0], Tensor) and args[0].shape[:1] == (self.n,):
-            flat = args[0].detach().flatten(1)
+            flat = args[0].detach().reshape(self.n, -1)
             self.distances += [flat - place for place in at]  # before an in-place function writes over it
         return func(*args, **(kwargs or {}))
 

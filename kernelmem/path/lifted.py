@@ -172,9 +172,10 @@ def lifted_machine(
         rounding += along @ errors[t]
         carried = torch.zeros_like(along)
         for name, of_step in moved[t].items():
-            part = along[..., tested.slices[name]].unflatten(-1, tested.selected[name].shape)
+            whole = along[..., tested.slices[name]]
+            part = whole.reshape(*whole.shape[:2], *tested.selected[name].shape)
             share, of_decay = filters[name].backward(part, of_step)
-            carried[..., tested.slices[name]] = share.flatten(2)
+            carried[..., tested.slices[name]] = share.reshape(*share.shape[:2], -1)
             decay += 0.0 if of_decay is None else of_decay
         tangents = trained.tangents(steps[t], states[t], every_output)
         kernel[:, stop - sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", carried, tangents)

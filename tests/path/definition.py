@@ -91,6 +91,6 @@ def definition(run, model, x, y, rows, *, nodes=8) -> tuple[Tensor, Tensor]:
             here = {name: torch.lerp(state[name], after[name], float(place)) for name in names}
             tangents = jacrev(lambda w: functional_call(model, w, (rows,)))(here)
             for name in names:
-                moved = (own[name].detach() - before[name]).flatten(1)
-                total = total + weight * torch.einsum("mcp,np->mnc", tangents[name].flatten(2), moved)
+                moved = (own[name].detach() - before[name]).reshape(n + 1, -1)
+                total = total + weight * torch.einsum("mcp,np->mnc", tangents[name].reshape(m, -1, moved.shape[1]), moved)
     return total[:, :n], total[:, n].view(m, -1)

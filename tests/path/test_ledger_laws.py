@@ -11,7 +11,9 @@ from torch import nn
 
 import kernelmem.path.backward as backward
 from kernelmem.ground.errors import InputError
+from kernelmem.path.influence import influence
 from kernelmem.path.ledger import ledger
+from kernelmem.path.lifted import lifted_machine
 from kernelmem.runs.recorder import Recorder
 from kernelmem.runs.run import Run
 from tests.path.definition import data, definition, ragged, small, train
@@ -390,3 +392,43 @@ def test_what_no_ledger_can_be_computed_from_is_refused(tmp_path):
     with pytest.raises(InputError, match="without labels"):
         ledger(run, model, x=x[:2], target="log_probability")
     assert ledger(run, model, x=x[:2], tolerance=0.0).largest_residual <= 1e-13
+
+
+class Scaled(nn.Module):
+    """A unit whose pre-activations are a vector (n,), and parameters without axes."""
+
+    def __init__(self, activation=torch.tanh):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 1), nn.Linear(1, 3)
+        self.gain, self.shift = nn.Parameter(torch.tensor(1.5)), nn.Parameter(torch.zeros(()))
+        self.activation = activation
+
+    def forward(self, x):
+        hidden = self.activation(self.first(x).squeeze(1)) * self.gain
+        return self.last(hidden[:, None]) + self.shift
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, torch.relu])
+@pytest.mark.parametrize("options", [{"lr": 0.2}, {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.05}])
+def test_parameters_without_axes_are_parameters(tmp_path, options, activation):
+    x, y = data()
+    model = Scaled(activation).double()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    run = train(tmp_path / "run", model, optimizer, x, y, ragged(), average=averaged)
+    own = ledger(run, model, x=x[:3], data=(x, y))
+    assert own.largest_residual <= 1e-12
+    if activation is torch.tanh:
+        expected, decay = definition(run, model, x, y, x[:3])
+        assert largest(own.contributions - expected) <= 1e-12
+        assert largest(own.decay - decay) <= 1e-12
+    layers = ledger(run, model, x=x[:3], by="group", groups="layer")
+    assert layers.sources == ("gain", "shift", "first", "last")
+    assert largest(layers.contributions.sum(1) - own.contributions.sum(1)) <= 1e-12
+    mean = ledger(run, model, x=x[:3], data=(x, y), weights="average")
+    assert mean.largest_residual <= 1e-12
+    assert ledger(run, model, x=x[:3], between=(2, 5)).largest_residual <= 1e-12
+    machine = lifted_machine(run, model, x=x[:3])
+    assert largest(machine.contributions(12) - own.contributions) <= 1e-12
+    assert influence(run, model, x=x[:3], data=(x, y)).influence.shape == (3, 12, 3)
