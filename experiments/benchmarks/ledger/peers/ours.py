@@ -1,0 +1,48 @@
+"""kernelmem's ledger, by example and by group."""
+
+import torch
+from torch import Tensor, nn
+
+from experiments.benchmarks.ledger.peers.interface import Account, Engine
+from experiments.benchmarks.ledger.workloads import Problem
+from kernelmem.path.ledger import Ledger, ledger
+
+__all__ = ["prepare", "prepare_groups"]
+
+
+def prepare(problem: Problem, *, tolerance: float = 1e-12, log_probabilities: bool = False) -> Engine:
+    """Every example."""
+    model, x = problem.workload.model(), problem.x
+    forward = _log_probabilities if log_probabilities else None
+
+    def analyze() -> Account:
+        return _account(ledger(problem.run, model, x=x, tolerance=tolerance, forward=forward), log_probabilities)
+
+    return Engine(analyze, analyze)
+
+
+def prepare_groups(problem: Problem) -> Engine:
+    """Ten classes of clean examples, and the flipped ones."""
+    model, x = problem.workload.model(), problem.x
+    _, y, flipped = problem.data
+    groups = torch.where(flipped, problem.workload.sizes[-1], y)
+
+    def analyze() -> Account:
+        return _account(ledger(problem.run, model, x=x, by="group", groups=groups))
+
+    return Engine(analyze, analyze)
+
+
+def _log_probabilities(model: nn.Module, rows: Tensor) -> Tensor:
+    return model(rows).log_softmax(1)
+
+
+def _account(own: Ledger, log_probabilities: bool = False) -> Account:
+    return Account(
+        own.contributions,
+        own.decay + own.rounding + own.buffers,
+        stop=len(own.evaluations),
+        log_probabilities=log_probabilities,
+        evaluations=float(own.evaluations.mean()),
+        rounding=float(own.rounding.abs().max()),
+    )
