@@ -1,7 +1,9 @@
 """The benchmark of km.ledger: its protocol, its certificate, its counts and its tables, on a network of a few weights."""
 
 import dataclasses
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,6 +109,50 @@ def test_ratios_are_of_the_peers_over_ours():
         "explaind": {"times_faster": 200.0, "times_closer": pytest.approx(1e6)}
     }
     assert rounds.compare({"explaind": engine(1.0, 1.0)}) == {}
+
+
+def test_times_are_of_a_step(in_process, tmp_path, monkeypatch):
+    """With a clock that goes on by a second at every look."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__, process_time=itertools.count(0, 2).__next__)
+    monkeypatch.setattr(child, "time", clock)
+    monkeypatch.setattr(training, "time", clock)
+    problem = Problem.make(TINY, tmp_path / "run")
+    task = {"run": str(problem.run.path), "calls": 5, "threads": 1, "workload": vars(TINY)}
+    found = child.main(task | {"task": "analyze", "engine": "ours"})
+    assert found["ms_per_step"] == [1000 / 4] * 3  # then patience is at an end
+    assert found["cpu_ms_per_step"] == [2000 / 4] * 3
+    found = child.main(task | {"task": "beside_training", "outputs": "all"})
+    assert found["training_ms"] == 1000
+    assert found["ms_per_step"] == [250] * 3
+    assert found["per_step"] == [0.25] * 3
+    assert found["per_node"] == [0.25 / found["nodes"]] * 3
+    assert found["gemm_gflops"] == pytest.approx(2e-9 * 8**3)
+    assert found["floor_ms"] == pytest.approx(1000 * found["gflop"] / found["gemm_gflops"])
+    assert found["traffic_ms"] == pytest.approx(1000 * 2 * 3 * 39 / 64)
+
+
+def test_rounds_are_put_together():
+    first = {"status": "ok", "ms_per_step": [3.0, 1.0], "residual": 1e-12, "steps": 4, "peak_bytes": 7}
+    merged = rounds._merged(
+        rounds._merged(None, first), first | {"ms_per_step": [2.0], "residual": 1e-13, "peak_bytes": 9}
+    )
+    assert merged["ms_per_step"] == {"median": 2.0, "min": 1.0, "max": 3.0, "values": [3.0, 1.0, 2.0]}
+    assert (merged["residual"], merged["peak_bytes"], merged["steps"]) == (1e-12, 9, 4)
+    assert rounds._merged(merged, {"status": "failed", "reason": "x"})["status"] == "failed"
+
+
+@pytest.mark.parametrize(("ms", "residual", "missed"), [(3.9, 1e-12, False), (4.1, 1e-12, True), (3.9, 2e-11, True)])
+def test_what_is_asked_for_and_missed_is_told(ms, residual, missed):
+    times = {"median": ms, "min": ms, "max": ms}
+    own = {"status": "ok", "ms_per_step": times, "residual": residual, "rounding": 0.0, "evaluations": 3.0}
+    own |= {"peak_bytes": 2e6, "peak_above_bytes": 1e6, "training_ms": times, "nodes": 3.0, "per_step": times}
+    own |= {"per_node": times, "gflop": 1.0, "gemm_gflops": 1.0, "floor_ms": 1.0, "carried_bytes": 8, "traffic_ms": 1.0}
+    row = {"kind": "long", "network": "a", "optimizer": "b", "steps": 4, "dtype": "float32", "target": 4.0, "batch": 1}
+    facts = {"machine": {"cpu": "", "cores": 1, "python": "", "torch": ""}, "rounds": 1, "calls": 1}
+    text = tables(facts | {"rows": {"a": row | {"engines": {"ours": own}}}})
+    assert ("(missed)" in text) == missed
+    row |= {"kind": "training", "outputs": "all", "classes": 10, "tests": 1, "engines": {"threads-1": own}}
+    assert ("(missed)" in tables(facts | {"rows": {"a": row}})) == (ms > 4)
 
 
 def test_operations_are_counted_layer_by_layer():
