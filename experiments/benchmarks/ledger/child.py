@@ -42,8 +42,10 @@ def _analyze(workload: Workload, task: dict) -> dict:
         sys.path.append(str(PEER_PACKAGES))
     problem = Problem.open(workload, Path(task["run"]))
     engine = entry.prepare()(problem, **entry.settings)
-    before = gauges.resident()
     engine.warm_up()
+    started = gauges.peak()
+    gauges.reset_peak()
+    before = gauges.resident()
     seconds: list[float] = []
     processor: list[float] = []
     account = None
@@ -53,7 +55,7 @@ def _analyze(workload: Workload, task: dict) -> dict:
         account = engine.analyze()
         seconds.append(time.perf_counter() - wall)
         processor.append(time.process_time() - own)
-    peak = gauges.peak()
+    peak = gauges.peak()  # of the analyses
     assert account is not None
     change = problem.change(account.log_probabilities, account.start, account.stop)
     left = change - account.contributions.sum(1) - account.others
@@ -68,7 +70,7 @@ def _analyze(workload: Workload, task: dict) -> dict:
         "unattributed": account.unattributed,
         "evaluations": account.evaluations,
         "rounding": account.rounding,
-        "peak_bytes": peak,
+        "peak_bytes": max(peak, started),
         "peak_above_bytes": peak - before,
     }
 

@@ -45,18 +45,27 @@ def _large(optimizer: str, steps: int) -> Workload:
     return Workload(LARGE, "tanh", optimizer, steps, dtype="float64", n=256, batch=64, tests=50)
 
 
-FAST_PEER = ("explaind-2", "explaind-2-2")
 PEER = (
     Row(
         "peer",
         _digits("tanh", "momentum-decay", 30),
-        ("ours", "ours-2", "ours-1e-11", "ours-1e-11-2", "ours-log", *FAST_PEER, "explaind", "explaind-100"),
+        (
+            "ours",
+            "ours-2",
+            "ours-1e-11",
+            "ours-1e-11-2",
+            "ours-log",
+            "explaind-2",
+            "explaind-2-2",
+            "explaind",
+            "explaind-100",
+        ),
     ),
-    Row("peer", _digits("relu", "momentum-decay", 30), ("ours", "ours-2", "ours-log", *FAST_PEER, "explaind")),
+    Row("peer", _digits("relu", "momentum-decay", 30), ("ours", "ours-log", "explaind-2", "explaind")),
     Row(
         "peer",
         _digits("tanh", "adamw", 30),
-        ("ours", "ours-2", "ours-log", *FAST_PEER, "explaind", "explaind-steps", "explaind-steps-repaired"),
+        ("ours", "ours-log", "explaind-2", "explaind", "explaind-steps", "explaind-steps-repaired"),
     ),
 )
 LONG = tuple(
@@ -89,7 +98,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Kinds of rows: peer, long, training, groups, recorder; none: all."""
     rounds: int = 2
-    """Rounds, A B C A B C; an engine that takes over 3 s a call gets one."""
+    """Rounds, A B C A B C; an engine that takes over 1.5 s a call gets one."""
     calls: int = 3
     """Timed calls a process after its warm-up."""
     out: Path = Path("out/benchmarks/ledger")

@@ -12,12 +12,12 @@ __all__ = ["draw"]
 
 OURS, PEER, GRAY, LIGHT = "#c2410c", "#2b6cb0", "#6b7280", "#e5e7eb"
 MARKERS = ("o", "s", "^", "v", "P")  # one a run
-SHOWN = {  # as the points are called
-    "ours": "kernelmem",
-    "explaind": "explaind, defaults",
-    "explaind-100": "explaind, 100 nodes",
-    "explaind-2": "explaind, 2 nodes",
-    "explaind-steps-repaired": "explaind, one step at a time",
+SHOWN = {  # as the points are called, above the highest or below the lowest
+    "ours": ("kernelmem", 1),
+    "explaind": ("explaind, defaults", 1),
+    "explaind-100": ("explaind, 100 nodes", -1),
+    "explaind-2": ("explaind, 2 nodes", 1),
+    "explaind-steps-repaired": ("explaind, single steps", -1),
 }
 
 
@@ -39,27 +39,26 @@ def draw(results: dict) -> dict[str, bytes]:
 
 
 def _engines(axes: Axes, rows: list[dict]) -> None:
-    """Time against residual: a color for each library, a marker for each run; a name beside the first of its points."""
-    named: set[str] = set()
+    """Time against residual: a color for each library, a marker for each run."""
+    places: dict[str, list[tuple[float, float]]] = {name: [] for name in SHOWN}
     for row, marker in zip(rows, MARKERS, strict=False):
-        label = f"{row['network'].split()[-1]}, {row['optimizer']}"
-        axes.plot([], [], marker, color=GRAY, mfc="none", label=label)
+        axes.plot([], [], marker, color=GRAY, mfc="none", label=f"{row['network'].split()[-1]}, {row['optimizer']}")
         for name, own in row["engines"].items():
-            if own["status"] != "ok" or name not in SHOWN:
-                continue
+            if own["status"] == "ok" and name in SHOWN:
+                place = own["ms_per_step"]["median"], max(own["residual"], 1e-17)
+                places[name].append(place)
+                color = PEER if ENGINES[name].peer else OURS
+                axes.plot(*place, marker, color=color, mfc=color if name == "ours" else "none", ms=7, mew=1.4)
+    for name, (label, side) in SHOWN.items():
+        if places[name]:
+            place = max(places[name], key=lambda place: side * place[1])
+            options = {"ha": "center", "va": "bottom" if side > 0 else "top", "fontsize": 8}
             color = PEER if ENGINES[name].peer else OURS
-            place = own["ms_per_step"]["median"], max(own["residual"], 1e-17)
-            axes.plot(*place, marker, color=color, mfc=color if name == "ours" else "none", ms=7, mew=1.4)
-            if name not in named:
-                named.add(name)
-                axes.annotate(
-                    SHOWN[name], place, (7, 7), textcoords="offset points", color=color, fontsize=8,
-                    ha="right" if own["ms_per_step"]["median"] > 1e3 else "left",
-                )  # fmt: skip
+            axes.annotate(label, place, (0, 8 * side), textcoords="offset points", color=color, **options)
     axes.set(xscale="log", yscale="log", xlabel="ms a step of the run", ylabel="largest residual")
     size = f"{rows[0]['tests']} rows x {rows[0]['classes']} outputs, {rows[0]['steps']} steps"
     axes.set_title(f"an account of {size}; lower left is better", fontsize=9, loc="left", color=GRAY)
-    axes.margins(0.14)
+    axes.margins(0.16)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 

@@ -29,8 +29,10 @@ def measure(workload: Workload, task: dict) -> dict:
     step = _training_step(problem)
     for _ in range(STEPS // 2):
         step()
-    before = gauges.resident()
     ledger(problem.run, model, x=x[:2], **target)
+    started = gauges.peak()
+    gauges.reset_peak()
+    before = gauges.resident()
     analysis: list[float] = []
     training: list[float] = []
     own = None
@@ -52,11 +54,12 @@ def measure(workload: Workload, task: dict) -> dict:
     return {
         "ms_per_step": ms_per_step,
         "training_ms": ms_training,
+        "steps": workload.steps,
         "nodes": nodes,
         "per_step": [value / ms_training for value in ms_per_step],
         "per_node": [value / ms_training / nodes for value in ms_per_step],
         "residual": residual,
-        "peak_bytes": peak,
+        "peak_bytes": max(peak, started),
         "peak_above_bytes": peak - before,
         "gflop": operations / 1e9,
         "gemm_gflops": rate,

@@ -15,10 +15,11 @@ def prepare(problem: Problem, *, tolerance: float = 1e-12, log_probabilities: bo
     model, x = problem.workload.model(), problem.x
     forward = _log_probabilities if log_probabilities else None
 
-    def analyze() -> Account:
-        return _account(ledger(problem.run, model, x=x, tolerance=tolerance, forward=forward), log_probabilities)
+    def analyze(rows: int = len(x)) -> Account:
+        own = ledger(problem.run, model, x=x[:rows], tolerance=tolerance, forward=forward)
+        return _account(own, log_probabilities)
 
-    return Engine(analyze, analyze)
+    return Engine(analyze, lambda: analyze(1))
 
 
 def prepare_groups(problem: Problem) -> Engine:
@@ -27,10 +28,10 @@ def prepare_groups(problem: Problem) -> Engine:
     _, y, flipped = problem.data
     groups = torch.where(flipped, problem.workload.sizes[-1], y)
 
-    def analyze() -> Account:
-        return _account(ledger(problem.run, model, x=x, by="group", groups=groups))
+    def analyze(rows: int = len(x)) -> Account:
+        return _account(ledger(problem.run, model, x=x[:rows], by="group", groups=groups))
 
-    return Engine(analyze, analyze)
+    return Engine(analyze, lambda: analyze(1))
 
 
 def _log_probabilities(model: nn.Module, rows: Tensor) -> Tensor:
