@@ -6,7 +6,6 @@ Threads are set by the environment that processes.py starts it in.
 """
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -83,7 +82,4 @@ TASKS: dict[str, Callable[[Workload, dict], dict]] = {
 
 
 if __name__ == "__main__":
-    result = main(json.loads(sys.argv[1]))
-    medians = {name: statistics.median(v) for name, v in result.items() if isinstance(v, list) and v}
-    print(json.dumps(result), file=sys.stdout)
-    print(medians, file=sys.stderr)
+    print(json.dumps(main(json.loads(sys.argv[1]))))
