@@ -317,6 +317,24 @@ def test_a_fixed_order_is_refined_where_it_is_not_enough(tmp_path):
         assert float(own.evaluations.max()) > 2
 
 
+@pytest.mark.parametrize("together", [1, 32])
+def test_averages_of_training_in_float32_have_its_rounding_on_a_line_of_its_own(tmp_path, monkeypatch, together):
+    """What rounding did to single steps acts on the average too, with what each step counts in it."""
+    monkeypatch.setattr(backward, "MOST_STEPS", together)
+    x, y = (own.float() if own.is_floating_point() else own for own in data())
+    model = small().float()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    run = train(tmp_path / "run", model, optimizer, x, y, ragged(), average=averaged)
+    own = ledger(run, model, x=x[:3], data=(x, y), weights="average")
+    groups = ledger(run, model, x=x[:3], weights="average", by="group", groups=torch.arange(12))
+    for one in (own, groups):
+        assert one.largest_residual <= 1e-12
+        assert 1e-10 < largest(one.rounding) < 1e-4
+    assert largest(own.rounding - groups.rounding) <= 1e-12
+    assert largest(own.contributions - groups.contributions) <= 1e-12
+
+
 class Tied(nn.Module):
     """One weight in two places."""
 
@@ -391,6 +409,8 @@ def test_what_no_ledger_can_be_computed_from_is_refused(tmp_path):
         ledger(run, model, x=x[:2], between=(0, len(run) + 1))
     with pytest.raises(InputError, match="without labels"):
         ledger(run, model, x=x[:2], target="log_probability")
+    with pytest.raises(InputError, match="one of 3 outputs"):
+        ledger(run, model, x=x[:2], target=("logit", 3))
     assert ledger(run, model, x=x[:2], tolerance=0.0).largest_residual <= 1e-13
 
 
