@@ -167,7 +167,9 @@ def _through_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
     if norm == 0:
         return
     unclipped = norm / scale
-    along = sum((alpha[name].reshape(len(alpha[name]), -1) @ own.flatten() for name, own in gradient.items()), torch.zeros(()))
+    along = sum(
+        (alpha[name].reshape(len(alpha[name]), -1) @ own.flatten() for name, own in gradient.items()), torch.zeros(())
+    )
     kept = unclipped / (unclipped + TORCH_EPSILON) / norm**2
     for name, own in gradient.items():
         alpha[name] -= (kept * along).view(-1, *[1] * own.ndim) * own

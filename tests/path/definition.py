@@ -4,6 +4,8 @@ SGD is linear in the gradients, whatever its momentum: run on the gradients of o
 makes that example's part of every step. A further source has the gradient λ w of weight decay.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ def small(activation=nn.Tanh, widths=(4, 5, 3), seed=0):
     """A network of linear layers, float64."""
     torch.manual_seed(seed)
     layers = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1]).double()
 
@@ -92,5 +94,7 @@ def definition(run, model, x, y, rows, *, nodes=8) -> tuple[Tensor, Tensor]:
             tangents = jacrev(lambda w: functional_call(model, w, (rows,)))(here)
             for name in names:
                 moved = (own[name].detach() - before[name]).reshape(n + 1, -1)
-                total = total + weight * torch.einsum("mcp,np->mnc", tangents[name].reshape(m, -1, moved.shape[1]), moved)
+                total = total + weight * torch.einsum(
+                    "mcp,np->mnc", tangents[name].reshape(m, -1, moved.shape[1]), moved
+                )
     return total[:, :n], total[:, n].view(m, -1)

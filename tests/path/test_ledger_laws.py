@@ -317,6 +317,19 @@ def test_a_fixed_order_is_refined_where_it_is_not_enough(tmp_path):
         assert float(own.evaluations.max()) > 2
 
 
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("by", ["example", "group"])
+def test_a_tolerance_is_shared_by_the_steps_and_saves_work(tmp_path, activation, by):
+    x, y = data()
+    model = small(activation, widths=(4, 5, 5, 3))
+    run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=1.0), x, y, ragged())
+    options = {"by": by, "groups": y} if by == "group" else {}
+    loose, tight = (ledger(run, model, x=x[:4], order=1, tolerance=own, **options) for own in (1e-4, 0.0))
+    assert 1e-12 < largest(loose.residuals) <= 1e-4 / len(run)
+    assert tight.largest_residual <= 1e-13
+    assert float(loose.evaluations.sum()) < float(tight.evaluations.sum())
+
+
 @pytest.mark.parametrize("together", [1, 32])
 def test_averages_of_training_in_float32_have_its_rounding_on_a_line_of_its_own(tmp_path, monkeypatch, together):
     """What rounding did to single steps acts on the average too, with what each step counts in it."""
