@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from kernelmem.ground.errors import InputError
+from kernelmem.path.grouped import layers
 from kernelmem.path.ledger import Ledger, ledger
 from tests.path.recorded import OPTIMIZERS, digits, mlp, record
 
@@ -250,3 +251,14 @@ def test_a_history_adds_up_to_the_ledger(tmp_path):
     assert len(figure.axes) >= 3
     with pytest.raises(InputError, match="history=True"):
         ledger(run, model, x=x[:2], by="step", history=True)
+
+
+def test_a_layer_is_the_module_that_holds_the_parameter():
+    own = layers(["block.first.weight", "block.second.weight", "block.first.bias", "scale"])
+    assert own.names == ("block.first", "block.second", "scale")
+    assert own.of_parameter == {
+        "block.first.weight": 0,
+        "block.second.weight": 1,
+        "block.first.bias": 0,
+        "scale": 2,
+    }
