@@ -53,6 +53,7 @@ CASES = {
     "tanh, momentum": (small, SGD, HEAVY, {}),
     "tanh, adam, from the middle": (small, ADAM, {"lr": 0.02}, {"between": (3, 5)}),
     "tanh, adam, averaged": (small, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {"weights": "average"}),
+    "tanh, plain, averaged": (small, SGD, {"lr": 0.2}, {"weights": "average"}),
     "relu, plain": (lambda: small(nn.ReLU), SGD, {"lr": 0.3}, {}),
     "relu, momentum": (lambda: small(nn.ReLU), SGD, HEAVY, {}),
     "relu, momentum, from the middle": (lambda: small(nn.ReLU), SGD, HEAVY, {"between": (2, 6)}),

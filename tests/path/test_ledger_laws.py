@@ -54,11 +54,12 @@ def clipping(t, model, optimizer):
     nn.utils.clip_grad_norm_(model.parameters(), 0.2)
 
 
-def test_loss_weights_sums_over_the_batch_and_clipping_are_in_the_contributions(tmp_path):
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_loss_weights_sums_over_the_batch_and_clipping_are_in_the_contributions(tmp_path, reduction):
     x, y = data()
     model, weights = small(), torch.linspace(0.1, 2.0, 12, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
-    recorded = {"weights": weights, "reduction": "sum", "before": clipping}
+    recorded = {"weights": weights, "reduction": reduction, "before": clipping}
     run = train(tmp_path / "run", model, optimizer, x, y, ragged(), **recorded)
     assert max(step.scale for step in run.steps) < 0.9
     own = ledger(run, model, x=x[:3], data=(x, y))
@@ -389,15 +390,33 @@ def test_weights_of_many_uses_and_layers_of_many_positions(tmp_path, make, optio
     assert largest(groups.contributions - expected) <= 1e-12
 
 
-def test_modes_that_change_between_steps_are_those_of_each_step(tmp_path):
-    """Dropout in train mode in some steps, in eval mode in others."""
+class Head(nn.Module):
+    """With a second head in train mode; nothing is drawn, so that steps of different modes could pass for alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.second = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        outputs = self.last(torch.tanh(self.first(x)))
+        return self.second(x) + outputs if self.training else outputs
+
+
+def dropout():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("make", [dropout, Head])
+@pytest.mark.parametrize("first", [True, False])
+def test_modes_that_change_between_steps_are_those_of_each_step(tmp_path, make, first):
+    """Train mode in some steps, eval mode in others."""
     x, y = data()
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 3)).double()
+    model = make().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
     with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
         for t, index in enumerate(ragged()):
-            model.train(t % 3 != 1)
+            model.train((t % 3 != 1) is first)
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[index]), y[index]).backward()
             recorder.step(index, x[index], y[index])
