@@ -53,15 +53,15 @@ def read_between(between: Any, T: int) -> tuple[int, int]:
     """
     if between is None:
         return 0, T
-    pair = tuple(between) if isinstance(between, tuple | list) else ()
-    whole = len(pair) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in pair)
-    if not whole or not 0 <= pair[0] <= pair[1] <= T:
+    ends = list(between) if isinstance(between, tuple | list) else []
+    whole = len(ends) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in ends)
+    if not whole or not 0 <= ends[0] <= ends[1] <= T:
         raise InputError(
             f"between={between!r}",
             expected=f"two whole numbers of steps (a, b), 0 <= a <= b <= {T}",
             do="count steps from 0: (0, 5) is what the first five did",
         )
-    return pair
+    return ends[0], ends[1]
 
 
 def number_of_examples(data: Any, met: int) -> int:

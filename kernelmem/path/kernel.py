@@ -130,7 +130,8 @@ def path_kernel(
 
     Raises:
         InputError: a run of no step, parameter groups of different learning rates with "time", ``every`` above a third of
-            the steps, too little memory, a model that is not the recorded one, what :func:`kernelmem.ntk` refuses. NumericalError: NaN, with its step.
+            the steps, too little memory, a model that is not the recorded one, what :func:`kernelmem.ntk` refuses.
+            NumericalError: NaN, with its step.
 
     Cost: order · T / every tangent kernels, and a few more for the error; memory as :func:`kernelmem.ntk`, and four to
     six float64 results.

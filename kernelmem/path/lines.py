@@ -194,8 +194,9 @@ class Ledger:
 
     def __str__(self) -> str:
         m, n, k = self.contributions.shape
+        path = f"path of {_count(len(self.residuals), 'segment')}"
         rows = [
-            f"ledger of {_count(m, 'row')}, {_count(k, 'output')}, by {self.by} ({n:,}), path of {_count(len(self.residuals), 'segment')}",
+            f"ledger of {_count(m, 'row')}, {_count(k, 'output')}, by {self.by} ({n:,}), {path}",
             f"{'line':<24}{'largest |value|':>18}",
         ]
         for name, value in {"change": self.final - self.initial, **self._lines()}.items():

@@ -83,7 +83,8 @@ def fit(
 
     Raises:
         InputError: what the recorder refuses, rows that the model does not take, lengths that differ, labels that are no
-            class, a scheduler that needs a metric; to resume, a run of other arguments. NumericalError: the loss is not finite; the run ends before that step.
+            class, a scheduler that needs a metric; to resume, a run of other arguments.
+            NumericalError: the loss is not finite; the run ends before that step.
 
     Cost: twice the forward and backward passes of plain training, and the recorder's writing.
     """

@@ -56,7 +56,8 @@ class LightningRecorder(Callback):
         Args:
             out: directory of the run.
             loss: as in :class:`~kernelmem.runs.recorder.Recorder`; its mean over the batch is what ``training_step`` returns.
-            module: the part of the LightningModule that is recorded ("net"); it holds all trained parameters. "": all of it.
+            module: the part of the LightningModule that is recorded ("net"); it holds all trained parameters, and is the
+                model of the run: ``km.ledger(run, module.net, ...)``. "": all of it.
             unpack: maps the batch to (index, x, y); None: the batch is that.
             forward: maps (module, x) to outputs (B, C); None: ``module(x)``.
             keep: which weights are kept.
@@ -75,7 +76,14 @@ class LightningRecorder(Callback):
                 goes on from a Lightning checkpoint; what the recorder refuses.
         """
         _check_trainer(trainer, pl_module)
-        recorded = pl_module.get_submodule(self._module)
+        try:
+            recorded = pl_module.get_submodule(self._module)
+        except AttributeError as error:
+            raise InputError(
+                f"module={self._module!r} ({error})",
+                expected=f"a part of {type(pl_module).__name__}: {', '.join(name for name, _ in pl_module.named_children())}",
+                do='leave module out for all of it, or name the part by its path, "net.encoder"',
+            ) from error
         optimizer = trainer.optimizers[0]
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(recorded, optimizer, self._out, **self._options))

@@ -73,8 +73,10 @@ class Recorded(Base):
             args: skorch's.
             out: directory of the run.
             loss: as in :class:`~kernelmem.runs.recorder.Recorder`; None: that of the criterion, where it is CrossEntropyLoss,
-                MSELoss, or NLLLoss (:func:`nll_of_probabilities`), without weights or other options.
+                MSELoss, or NLLLoss (then analyses of the run take ``loss=`` :func:`nll_of_probabilities`), without weights
+                or other options.
             call: maps (module, x) to outputs (B, C); None: ``module(x)``, or :func:`keywords` where X is a dict.
+                What it is, analyses of the run take as ``forward=``.
             keep: which weights are kept.
             options: skorch's.
         """
@@ -163,10 +165,12 @@ class _Noted:
 
 def _loss_of(criterion: nn.Module) -> Loss:
     known: dict[type, Loss] = {**LOSSES, nn.NLLLoss: nll_of_probabilities}
-    plain = all(getattr(criterion, name, value) == value for name, value in PLAIN.items())
-    if type(criterion) not in known or not plain or getattr(criterion, "weight", None) is not None:
+    own = {name: getattr(criterion, name, value) for name, value in PLAIN.items()}
+    options = [f"{name}={value!r}" for name, value in own.items() if value != PLAIN[name]]
+    options += ["weight"] if getattr(criterion, "weight", None) is not None else []
+    if type(criterion) not in known or options:
         raise InputError(
-            f"the criterion {criterion}, with the loss to be found out",
+            f"the criterion {type(criterion).__name__}({', '.join(options)}), with the loss to be found out",
             expected=f"{', '.join(kind.__name__ for kind in known)} without weights or other options",
             do="pass loss=, a callable (outputs, targets) -> (n,) losses",
         )

@@ -178,6 +178,11 @@ def test_what_cannot_be_recorded_is_refused(lab, make, options, words):
         assert len(run) == 0
 
 
+def test_a_part_that_there_is_not_is_refused(lab):
+    with pytest.raises(InputError, match="module='encoder'.*a part of Classifier: net"):
+        fit(Classifier(lab.network()), LightningRecorder(lab.directory / "run", loss="cross_entropy", module="encoder"))
+
+
 def test_a_training_that_is_gone_on_with_is_refused(lab):
     module = Classifier(lab.network(torch.float64))
     trainer = fit(module)
