@@ -14,7 +14,7 @@ from kernelmem.kernels import verification
 from kernelmem.tangents.directions import KINDS, Directions, named_target
 from kernelmem.tangents.engine import Engine, Side
 from kernelmem.tangents.plan import Plan
-from kernelmem.tangents.prepare import Prepared, prepare
+from kernelmem.tangents.prepare import Prepared, check_rows, prepare
 
 __all__ = ["as_bytes", "ntk", "ntk_plan"]
 
@@ -160,6 +160,8 @@ class _Task:
         left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
         self.model = model
         self.prepared = prepare(model, left, forward=forward, parameters=parameters, dtype=dtype, device=device)
+        if right is not None:
+            check_rows(self.prepared, right)
         mine, theirs = _labels(labels, left, right, self.prepared)
         self.left = Side(left.to(dtype=self.prepared.dtype, device=self.prepared.device), mine)
         self.right = None

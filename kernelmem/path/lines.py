@@ -65,7 +65,9 @@ class Ledger:
         return self.mass / self.contributions.sum(1).abs()
 
     def top(self, row: int, n: int = 10, *, output: int = 0) -> list[tuple[int, float]]:
-        """The n sources with the largest contributions to one row's output: (source, contribution), largest first.
+        """The n sources with the largest contributions to one row's output, largest first: (ordinal, contribution).
+
+        The ordinal is that of the training example or step, or that of the group in ``sources``.
 
         Raises:
             InputError: no such row or output.

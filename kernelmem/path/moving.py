@@ -14,7 +14,7 @@ from kernelmem.kernels.verification import verify
 from kernelmem.tangents.directions import KINDS, Directions, named_target
 from kernelmem.tangents.engine import Engine, Side
 from kernelmem.tangents.plan import Plan
-from kernelmem.tangents.prepare import prepare
+from kernelmem.tangents.prepare import check_rows, prepare
 from kernelmem.tangents.readout import Readout
 from kernelmem.tangents.survey import Survey
 
@@ -58,6 +58,8 @@ class MovingKernel:
             raise InputError(
                 "labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)"
             )
+        if right is not None:
+            check_rows(self.prepared, right)
         self.left = self._side(left, mine, "labels of x")
         self.right = None if right is None else self._side(right, theirs, "labels of y")
         C = self.prepared.n_outputs

@@ -14,7 +14,7 @@ from kernelmem.ground.batches import Rows
 from kernelmem.ground.errors import InputError, UnsupportedModelError
 from kernelmem.ground.transforms import is_transformed
 
-__all__ = ["Prepared", "prepare", "refuse_training_mode"]
+__all__ = ["Prepared", "check_rows", "prepare", "refuse_training_mode"]
 
 
 class _ContiguousGradients(TorchFunctionMode):
@@ -113,6 +113,21 @@ def prepare(
     selected = {name: parameter for name, parameter in named.items() if name in set(wanted)}
     prepared = Prepared(module, forward or (lambda m, batch: m(batch)), selected, dtype, device)
     return _probed(prepared, rows)
+
+
+def check_rows(prepared: Prepared, rows: Rows) -> None:
+    """Refuse other rows than those that the model was prepared on, where it does not take them.
+
+    Raises:
+        InputError: their shape or dtype does not fit the model, or they get another number of outputs.
+    """
+    found = _probed(prepared, rows).n_outputs
+    if found != prepared.n_outputs:
+        raise InputError(
+            f"rows with {found} outputs beside rows with {prepared.n_outputs}",
+            expected="rows of one kind",
+            do="check the shape of y",
+        )
 
 
 def _probed(prepared: Prepared, rows: Rows) -> Prepared:

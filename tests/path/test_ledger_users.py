@@ -11,6 +11,7 @@ from torch import nn
 
 from kernelmem.cli import main
 from kernelmem.ground.errors import FileCorruptError, InputError, NumericalError, VerificationError
+from kernelmem.kernels.ntk import ntk
 from kernelmem.path.influence import influence
 from kernelmem.path.kernel import path_kernel
 from kernelmem.path.ledger import Ledger, ledger
@@ -97,6 +98,8 @@ def test_what_is_no_run_and_no_module_is_refused(wine):
         refused(lambda call=call: call(run, torch.tanh, x=X[:2]), "torch.nn.Module")
     refused(lambda: path_kernel(str(run.path), model, X[:2]), "run of type str")
     refused(lambda: lifted_machine(run, model, x=X[:2], order=0), "order=0")
+    for call in (lambda: path_kernel(run, model, X[:3], X[:2, :4]), lambda: ntk(model, X[:3], X[:2, :4])):
+        refused(call, "(2, 4)", "does not take")
 
 
 def test_a_target_that_is_wrong_in_part_does_not_keep_the_quadrature_busy(wine):

@@ -179,7 +179,7 @@ def test_what_cannot_be_recorded_is_refused(lab, make, options, words):
 
 
 def test_a_part_that_there_is_not_is_refused(lab):
-    with pytest.raises(InputError, match="module='encoder'.*a part of Classifier: net"):
+    with pytest.raises(InputError, match=r"module='encoder'.*a part of Classifier: net"):
         fit(Classifier(lab.network()), LightningRecorder(lab.directory / "run", loss="cross_entropy", module="encoder"))
 
 

@@ -184,7 +184,11 @@ class TwoOptimizers(RecordedClassifier):
     [
         (Regularized, {}, "largest mismatch is in head.weight"),
         (TwoOptimizers, {}, "optimizers optimizer, another"),
-        (RecordedClassifier, {"criterion__label_smoothing": 0.1}, r"criterion CrossEntropyLoss\(label_smoothing=0.1\).*pass loss="),
+        (
+            RecordedClassifier,
+            {"criterion__label_smoothing": 0.1},
+            r"criterion CrossEntropyLoss\(label_smoothing=0.1\).*pass loss=",
+        ),
         (RecordedClassifier, {"criterion__weight": torch.ones(3).double()}, "CrossEntropyLoss"),
         (RecordedClassifier, {"criterion": nn.MultiMarginLoss}, "MultiMarginLoss"),
         (RecordedClassifier, {"iterator_train": lambda dataset, **_: [dataset[0]]}, "makes a list"),
