@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.batches import Rows
+from kernelmem.path.averaged import Average
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.factors import Formed, Tangents, Vector, Zero, join
 from kernelmem.path.forward import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
@@ -29,6 +30,7 @@ from kernelmem.path.integral import (
 )
 from kernelmem.path.network import Network, seeded
 from kernelmem.path.optimizers import Carried, Moved, filter_of
+from kernelmem.path.pace import Pace
 from kernelmem.path.targets import Explained
 from kernelmem.runs.run import Run
 
@@ -37,30 +39,6 @@ __all__ = ["Lines", "Sweep"]
 WIDTH = 2048  # about as many parameters are worked on at a time,
 SLICE = 2**18  # and about as many numbers of their tangents, which then stay in cache,
 ROWS = 128  # but no fewer rows of a product than this
-
-
-MANY = 5  # nodes: where a step has so many, a try with fewer gains more than it risks
-
-
-@dataclass
-class Pace:
-    """How many nodes are tried next: fewer after some steps that went well, more rarely where that has failed."""
-
-    wait: int = 8  # steps that went well before fewer are tried
-    met: int = 0
-    known: int | None = None  # what was enough before, where this try is one with fewer
-
-    def next(self, tried: int, enough: int, steps: int = 1) -> int:
-        """The order to try, given the one that was tried for so many steps and the one that was enough."""
-        lowered, self.known = self.known is not None, None
-        if enough > tried:
-            self.wait, self.met = (min(512, 2 * self.wait) if lowered else self.wait), 0
-            return enough
-        self.wait, self.met = (8 if lowered else self.wait), self.met + steps
-        if self.met < self.wait and enough < MANY:
-            return enough
-        self.met, self.known = 0, enough
-        return max(1, enough - max(1, enough // 4))
 
 
 @dataclass(frozen=True)
@@ -79,29 +57,6 @@ class Lines:
         sizes = ((m, sources, k), (m, k), (m, k), (T, m, k), (T,))
         contributions, decay, rounding, residuals, evaluations = (torch.zeros(s, dtype=torch.float64) for s in sizes)
         return cls(contributions, decay, rounding, residuals, evaluations)
-
-
-@dataclass
-class Average:
-    """The last segment of a run whose weights were averaged: w̃ − w_T = Σ_t γ_t d_t + rounding, γ_t = −Σ_{u<=t} a_u."""
-
-    tangents: Tensor  # (m, k, P) mean tangents of the segment
-    slices: dict[str, slice]
-    shares: Tensor  # (T,) γ
-    left: Tensor  # (P,): w̃ − w_T less the γ_t d_t that were passed
-
-    def added(self, own: Tensor, name: str, who: slice | Tensor, part: slice, first: int) -> Tensor:
-        """J̄_t + γ_t J̃ for a slice (S, r, k, p) of the steps from ``first`` on."""
-        start = self.slices[name].start
-        of_segment = self.tangents[who][..., start + part.start : start + part.stop]
-        return own + self.shares[first : first + len(own), None, None, None] * of_segment
-
-    def passed(self, segments: Segments, rounding: Tensor, first: int) -> Tensor:
-        """Count steps as passed; what their rounding (S, P) did to the average, (m, k)."""
-        shares = self.shares[first : first + len(segments)]
-        steps = torch.cat([step.reshape(len(step), -1) for step in segments.steps().values()], 1)
-        self.left -= shares @ steps
-        return self.tangents @ (shares @ rounding)
 
 
 class Sweep:

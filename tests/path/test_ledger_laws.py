@@ -433,7 +433,7 @@ def test_what_no_ledger_can_be_computed_from_is_refused(tmp_path):
     model = small()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, ragged())
     for options in ({"tolerance": float("nan")}, {"tolerance": -1.0}, {"order": 0}, {"order": -2}):
-        with pytest.raises(InputError, match="tolerance=|order="):
+        with pytest.raises(InputError, match=r"tolerance=|order="):
             ledger(run, model, x=x[:2], **options)
     with pytest.raises(InputError, match="data of 5 examples"):
         ledger(run, model, x=x[:2], data=(x[:5], y[:5]))

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from kernelmem.path.backward import Pace
+from kernelmem.path.pace import Pace
 from kernelmem.path.quadrature import LEFT, ORDERS, gauss_legendre, panels
 
 
