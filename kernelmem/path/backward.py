@@ -133,7 +133,8 @@ class Sweep:
     def _first(self, stretch: Stretch, stop: int) -> int:
         """The first of the steps that are taken together with step ``stop`` − 1."""
         numbers = self.rows.n * len(self.what.names) * self.tested.n_parameters
-        most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if self.tested.in_blocks and self.trained.in_blocks else 1
+        together = self.trained.takes_steps_together(stretch.steps[stop - 1].evaluating) and self.tested.in_blocks
+        most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if together else 1
         start, lowest = stop - 1, max(0, stop - most)
         if stretch.start + stop > self.between.start:
             lowest = max(lowest, self.between.start - stretch.start)

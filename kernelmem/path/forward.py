@@ -156,9 +156,10 @@ def _gradients(
     network: Network, steps: list[Step], batches: list[Batch], states: list[dict[str, Tensor]], loss: PerExample
 ) -> Iterator[dict[str, Tensor]]:
     """The gradient of every step's batch, as vectors: those of many steps in one pass where they can share it."""
-    most = max(1, min(MOST_STEPS, TOGETHER // network.n_parameters)) if network.in_blocks else 1
+    largest = max(1, min(MOST_STEPS, TOGETHER // network.n_parameters))
     start = 0
     while start < len(steps):
+        most = largest if network.takes_steps_together(steps[start].evaluating) else 1
         stop = start + 1
         while stop < min(start + most, len(steps)) and share(steps[start], steps[stop]):
             if batches[stop].rows.n != batches[start].rows.n:

@@ -48,6 +48,7 @@ class Network:
         )
         self.selected = self.prepared.parameters
         few = rows.to(dtype=torch.float64, device=torch.device("cpu"))
+        self.evaluating = evaluating
         if evaluating is not None:
             self.set_modes(evaluating)
         else:
@@ -80,6 +81,10 @@ class Network:
             for name, tensor in [*self.prepared.module.named_parameters(), *self.prepared.module.named_buffers()]:
                 if name in state:
                     tensor.copy_(state[name])
+
+    def takes_steps_together(self, evaluating: frozenset[str]) -> bool:
+        """Whether steps in these modes can share a pass: what was found of the rows holds for the modes of the first."""
+        return self.in_blocks and evaluating == self.evaluating
 
     def set_modes(self, evaluating: frozenset[str]) -> None:
         """Put every module in train mode, but these."""
