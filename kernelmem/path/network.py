@@ -23,7 +23,7 @@ from kernelmem.tangents.engine import RULES
 from kernelmem.tangents.groups import MixedGroup
 from kernelmem.tangents.prepare import prepare, refuse_training_mode
 from kernelmem.tangents.products import Linearized, differentiable_kernels, load_dual_rules
-from kernelmem.tangents.survey import survey
+from kernelmem.tangents.survey import Survey, survey
 
 __all__ = ["Directions", "Network", "every_output", "seeded", "take"]
 
@@ -47,16 +47,9 @@ class Network:
             model, rows, forward=forward, parameters=parameters, dtype=torch.float64, device="cpu", evaluation=True
         )
         self.selected = self.prepared.parameters
-        few = rows.to(dtype=torch.float64, device=torch.device("cpu"))
-        self.evaluating = evaluating
-        if evaluating is not None:
-            self.set_modes(evaluating)
-        else:
-            refuse_training_mode(
-                self.prepared.module
-            )  # normalization without running statistics mixes rows in eval mode
-        with seeded(None):
-            self.found = survey(self.prepared, few, RULES)
+        if evaluating is None:  # normalization without running statistics mixes rows even so
+            refuse_training_mode(self.prepared.module)
+        self.few = take(rows.to(dtype=torch.float64, device=torch.device("cpu")), torch.arange(4) % rows.n)
         self.sizes = {name: parameter.numel() for name, parameter in self.selected.items()}
         starts = [0]
         for size in self.sizes.values():
@@ -65,15 +58,30 @@ class Network:
         self.n_parameters, self.n_outputs = starts[-1], self.prepared.n_outputs
         module = self.prepared.module
         self.fixed = frozenset(id(tensor) for tensor in [*module.parameters(), *module.buffers()])
-        # Derived weights are no affine function of the parameters; what no rule covers is not met at all.
-        two = take(few, torch.arange(2) % few.n)
-        with seeded(None):
-            derived = any(use.derived for use in self.capture(two).uses)
-            self.affine = not self.found.dense and not derived
-            self.in_blocks = self.affine and self._rows_are_their_own(few)
         self.piecewise: bool | None = None  # whether it has operations with kinks; None: not seen yet
-        # About what a pass keeps of a row.
-        self.row_numbers = 2 * self.found.saved + sum(sum(pair) for pair in self.found.elements.values()) + 1
+        self._known: dict[frozenset[str] | None, tuple[Survey, bool, bool]] = {}
+        if evaluating is not None:
+            self.set_modes(evaluating)
+        else:
+            self._look(None)
+
+    def _look(self, modes: frozenset[str] | None) -> None:
+        """Find out what the network does with its parameters in these modes, which it is in: once."""
+        if modes in self._known:
+            self.found, self.affine, self.in_blocks = self._known[modes]
+            return
+        with seeded(None):
+            self.found = survey(self.prepared, self.few, RULES)
+            # Derived weights are no affine function of the parameters; what no rule covers is not met at all.
+            derived = any(use.derived for use in self.capture(take(self.few, torch.arange(2))).uses)
+            self.affine = not self.found.dense and not derived
+            self.in_blocks = self.affine and self._rows_are_their_own()
+        self._known[modes] = self.found, self.affine, self.in_blocks
+
+    @property
+    def row_numbers(self) -> int:
+        """About what a pass keeps of a row."""
+        return 2 * self.found.saved + sum(sum(pair) for pair in self.found.elements.values()) + 1
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Put recorded parameters and buffers in place."""
@@ -83,12 +91,14 @@ class Network:
                     tensor.copy_(state[name])
 
     def takes_steps_together(self, evaluating: frozenset[str]) -> bool:
-        """Whether steps in these modes can share a pass: what was found of the rows holds for the modes of the first."""
-        return self.in_blocks and evaluating == self.evaluating
+        """Whether steps in these modes can share a pass."""
+        self.set_modes(evaluating)
+        return self.in_blocks
 
     def set_modes(self, evaluating: frozenset[str]) -> None:
         """Put every module in train mode, but these."""
         set_modes(self.prepared.module, evaluating)
+        self._look(evaluating)
 
     def flat(self, state: Mapping[str, Tensor]) -> Tensor:
         """The selected parameters of a state as one vector (P,)."""
@@ -246,9 +256,9 @@ class Network:
                 tangents[:, :, self.slices[name]] = part
         return tangents
 
-    def _rows_are_their_own(self, rows: Rows) -> bool:
+    def _rows_are_their_own(self) -> bool:
         """Whether rows in blocks with weights of their own give what each block gives by itself."""
-        few = take(rows, torch.arange(4) % rows.n)
+        few = self.few
         shifted = {name: torch.stack([p.detach(), 0.9 * p.detach() - 0.01]) for name, p in self.selected.items()}
         same = {name: torch.stack([p.detach(), p.detach()]) for name, p in self.selected.items()}
         self.in_blocks = True

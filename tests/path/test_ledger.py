@@ -237,3 +237,34 @@ def test_networks_whose_rows_see_each_other_are_refused(tmp_path):
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=2)
     with pytest.raises(UnsupportedModelError, match="without running statistics"):
         ledger(run, model, x=x[:3])
+
+
+class TwoHeads(nn.Module):
+    """In train mode a second head sees the hidden units as two halves of a row each."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head, self.halves = nn.Linear(64, 8), nn.Linear(8, 10), nn.Linear(4, 10)
+
+    def forward(self, x):
+        h = torch.tanh(self.hidden(x))
+        if not self.training:
+            return self.head(h)
+        return self.head(h) + self.halves(h.reshape(-1, 4)).reshape(len(x), 2, 10).sum(1)
+
+
+def test_modes_that_change_what_is_run_are_looked_at_by_themselves(tmp_path):
+    x, y = digits(32)
+    torch.manual_seed(0)
+    model = TwoHeads().double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with Recorder(model, optimizer, tmp_path / "run", loss="cross_entropy") as recorder:
+        for t in range(8):
+            model.train(t % 3 != 0)
+            index = torch.arange(16) + 16 * (t % 2)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            recorder.step(index, x[index], y[index])
+    own = ledger(Run.open(tmp_path / "run"), model, x=x[:3])
+    complete(own, 1e-12)
+    assert float(own.rounding.abs().max()) < 1e-12
