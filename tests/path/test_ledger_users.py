@@ -84,7 +84,6 @@ def test_steps_of_wide_piecewise_networks_with_momentum_are_taken_together(tmp_p
         ({"target": lambda f, y: f[:, 0].detach()}, ["no derivative"]),
         ({"target": lambda f, y: (f.argmax(1) == 0).double()}, ["no derivative"]),
     ],
-    ids=str,
 )
 def test_wrong_arguments_are_named(wine, options, words):
     run, model = wine
