@@ -72,5 +72,5 @@ def test_the_file_keeps_every_line(tmp_path):
     for name, value in vars(own).items():
         kept = getattr(again, name)
         assert torch.equal(kept, value) if isinstance(value, torch.Tensor) else kept == value, name
-    assert "4 steps" in str(again)
+    assert "path of 4 segments" in str(again)
     assert "by group (3)" in str(again)

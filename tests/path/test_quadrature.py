@@ -39,27 +39,36 @@ def tried(needed):
 
 
 def test_fewer_nodes_are_tried_more_rarely_where_that_fails():
-    found = tried([3] * 400)
+    found = tried([3] * 2000)
     failures = [t for t, order in enumerate(found) if order < 3]
     assert set(found) == {2, 3}
-    assert 5 <= len(failures) <= 14  # after 1, 2, 4, ..., 64, 64 successes
+    assert 6 <= len(failures) <= 12  # after 8, 16, 32, ..., 512, 512 steps that went well
     gaps = [b - a for a, b in pairwise(failures)]
     assert gaps == sorted(gaps)
-    assert max(gaps) <= 66
+    assert 500 <= max(gaps) <= 514
 
 
 def test_the_order_follows_what_is_needed_down_and_up():
-    found = tried([16] * 10 + [1] * 20 + [4] * 5)
+    found = tried([16] * 10 + [1] * 60 + [4] * 5)
     assert 16 in found[:4]
-    assert found[29] == 1
+    assert found[69] == 1
     assert min(found) == 1
-    assert found[31] == 4
-    assert tried([1] * 30)[-1] == 1
+    assert found[71] == 4
+
+
+def test_many_nodes_are_lowered_at_every_step_that_goes_well():
+    assert tried([16, 1, 1, 1, 1, 1, 1, 1])[1:] == [16, 12, 9, 7, 6, 5, 4]
 
 
 def test_a_fall_starts_the_waiting_anew():
-    """After fewer nodes were enough, the next try comes at once."""
-    found = tried([4] * 100 + [2] * 40)
-    first = next(t for t in range(100, 140) if found[t] < 4)
-    assert found[first : first + 2] == [3, 2]
-    assert found[-1] <= 2
+    pace = Pace(wait=64, met=63)
+    assert pace.next(3, 3) == 2  # a try with one node less
+    assert pace.known == 3
+    assert pace.next(2, 2) == 2  # which goes well
+    assert (pace.wait, pace.known) == (8, None)
+    assert [pace.next(2, 2) for _ in range(7)] == [2] * 6 + [1]
+
+
+def test_steps_that_are_taken_together_count_as_many():
+    pace = Pace()
+    assert [pace.next(3, 3, 4), pace.next(3, 3, 4)] == [3, 2]
