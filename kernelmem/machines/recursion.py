@@ -104,5 +104,5 @@ def largest_eigenvalue(matrix: Tensor) -> float:
     from scipy.sparse.linalg import eigsh  # slow to import
 
     start = np.cos(np.arange(len(matrix)))  # explicit, so that results repeat to the bit
-    found = eigsh(matrix.cpu().numpy(), k=1, which="LA", tol=1e-9, v0=start, return_eigenvectors=False)
+    found = eigsh(matrix.cpu().numpy(), k=1, which="LA", tol=1e-9, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
     return float(found[0])

@@ -244,11 +244,11 @@ def test_descent_without_end_interpolates_and_slow_modes_keep_their_digits():
             found = gradient_descent(K, y, steps=end, lr=1.0, **options)
             assert float((found.train[0] - y).abs().max()) < 1e-6
     # a mode with lr κ / n = 1e-9 / 6, after 10⁶ steps
-    slow = gradient_descent(torch.diag(torch.tensor([1.0, 1e-9]).double()), [0.0, 1.0], steps=10**6, lr=1.0)
+    slow = gradient_descent(torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64)), [0.0, 1.0], steps=10**6, lr=1.0)
     exact = -math.expm1(1e6 * math.log1p(-0.5e-9))
-    assert abs(float(slow.train[0, 1, 0]) / exact - 1) < 1e-6  # of the eigenvalue, eps κ_max is rounding
+    assert abs(float(slow.train[0, 1, 0]) / exact - 1) < 1e-6  # eps κ_max of an eigenvalue is rounding
     assert slow.condition == pytest.approx(1e9, rel=1e-6)
-    powers = solution(torch.tensor([1e-9]).double(), 2, Descent(1.0), (10**6,), pulled=False)
+    powers = solution(torch.tensor([1e-9], dtype=torch.float64), 2, Descent(1.0), (10**6,), pulled=False)
     assert abs(-1e-9 * float(powers[0, 0, 0, 0]) / exact - 1) < 1e-13
 
 
