@@ -4,39 +4,15 @@
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["A", "B", "Descent", "E", "P", "solution"]
+from kernelmem.machines.descent import Descent
+
+__all__ = ["A", "B", "E", "P", "solution"]
 
 A, B, E, P, ONE = range(5)  # coefficient, its momentum, s − 1, the momentum of s, the constant
-
-
-@dataclass(frozen=True)
-class Descent:
-    """The constants of torch.optim.SGD."""
-
-    lr: float
-    momentum: float = 0.0
-    dampening: float = 0.0
-    nesterov: bool = False
-    weight_decay: float = 0.0
-
-    @property
-    def limit(self) -> float:
-        """Of lr times curvature: from here on the squared error along that direction does not shrink.
-
-        Of the polynomial of one mode, z² − (1 + μ − (1−τ) q) z + μ with q = lr times curvature, all roots lie inside the unit
-        circle iff 0 < (1−τ) q < 2 (1 + μ); of Nesterov's, iff q (1 + 2 μ) < 2 (1 + μ). Without momentum the limit is 2.
-        """
-        mu = self.momentum
-        if mu == 0:  # torch then applies no dampening either
-            return 2.0
-        if self.nesterov:
-            return 2 * (1 + mu) / (1 + 2 * mu)
-        return 2 * (1 + mu) / (1 - self.dampening) if self.dampening < 1 else math.inf
 
 
 def solution(values: Tensor, n: int, descent: Descent, moments: tuple[float, ...], *, pulled: bool) -> Tensor:

@@ -19,7 +19,7 @@ from kernelmem.runs.run import Run
 from kernelmem.tangents.prepare import Prepared, prepare
 from kernelmem.tangents.products import Linearized, choose_way
 
-__all__ = ["AlongRun", "KernelMovement", "along_run", "checkpoints_of", "concatenated", "movement"]
+__all__ = ["AlongRun", "KernelMovement", "along_run", "checkpoints_of", "concatenated", "movement", "pull_at"]
 
 NULLS = 16  # permutations of the targets
 State = dict[str, Tensor]

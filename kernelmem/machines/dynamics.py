@@ -6,25 +6,25 @@ For f(x; w) = f_0(x) + J(x)(w − w_0), Θ = J Jᵀ on n training rows with eige
     gradient descent    a = −Σ_j u_j u_jᵀ(f_0 − y) (1 − (1 − h κ_j / n)^T) / κ_j
     momentum, decay     powers of one affine map of five numbers a mode (:mod:`kernelmem.machines.affine_powers`)
 
-Minibatches, other losses and schedules have no closed form; their recursion is :func:`stochastic_descent`. Adam has no
+Minibatches, other losses and schedules have no closed form; their recursion is
+:func:`stochastic_descent`. Adam has no
 function-space form at all: its denominators tie parameters that no kernel tells apart.
 
 Source: Lee et al. 2019 (flow, descent); Polyak 1964 (heavy ball); the map with weight decay: derived here.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.ground.checks import as_tensor
-from kernelmem.ground.errors import InputError, NumericalError
-from kernelmem.machines.affine_powers import A, B, Descent, E, P, solution
+from kernelmem.machines.affine_powers import A, B, E, P, solution
+from kernelmem.machines.descent import as_descent, as_number, refuse_divergence
 from kernelmem.machines.function_space import FunctionSpace, LinearizedTraining, as_moments, function_space
 from kernelmem.machines.inverses import eigensystem
-from kernelmem.machines.recursion import Recursion, gradient_of, largest_eigenvalue
+from kernelmem.machines.recursion import Recursion
+from kernelmem.machines.stochastic import stochastic_descent
 
 __all__ = ["LinearizedTraining", "gradient_descent", "gradient_flow", "stochastic_descent"]
 
@@ -72,7 +72,7 @@ def gradient_flow(
     [0.0, 0.5, 1.0]
     """
     moments = as_moments(times, "times", whole=False)
-    decay = _number(weight_decay, "weight_decay", least=0.0)
+    decay = as_number(weight_decay, "weight_decay", least=0.0)
     space = function_space(
         kernel,
         y,
@@ -165,7 +165,7 @@ def gradient_descent(
     ([0.0, 0.5, 0.75, 1.0], 0.5)
     """
     moments = as_moments(steps, "steps", whole=True)
-    descent = _descent(lr, momentum, dampening, nesterov, weight_decay)
+    descent = as_descent(lr, momentum, dampening, nesterov, weight_decay)
     space = function_space(
         kernel,
         y,
@@ -177,7 +177,7 @@ def gradient_descent(
         decay=descent.weight_decay > 0,
     )
     values, U, condition = _spectrum(space)
-    _refuse_divergence(descent, float(values[-1]), space.n)
+    refuse_divergence(descent, float(values[-1]), space.n)
     still, pulled = _folded_sources(space, U)
     # one more step than the last, to hold it against the kernel itself
     last = moments[-1]
@@ -203,117 +203,6 @@ def gradient_descent(
         float(values[-1]),
         condition,
         gap / _first_gradient(space),
-        space.full,
-    )
-
-
-def stochastic_descent(
-    kernel: Any,
-    y: Any,
-    *,
-    lr: float | Iterable[float],
-    batches: Iterable[Any] | None = None,
-    steps: Any = None,
-    loss: Literal["mse", "cross_entropy"] | Callable[[Tensor, Tensor], Tensor] = "mse",
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    initial: Any = None,
-    origin: Any = None,
-    k_test: Any = None,
-    initial_test: Any = None,
-    origin_test: Any = None,
-) -> LinearizedTraining:
-    """Compute the linearized network under minibatches, cross-entropy or a schedule, by the exact recursion.
-
-    With r_i = ∂ℓ_i/∂f (f − y, or softmax(f) − y) and plain steps, f ← f − (h / B) Σ_{i in batch} Θ(·, x_i) r_i.
-
-    Args:
-        kernel: as in :func:`gradient_flow`, with y, initial, origin and the test rows.
-        y: targets (n, C) or labels (n,); of cross-entropy labels or class probabilities.
-        lr: the learning rate, or one for every step.
-        batches: the training rows of every step, integers (B,); None: all of them in every step.
-        steps: after how many steps outputs are wanted; None: after the last batch alone.
-        loss: "mse" (half the squared error), "cross_entropy", or a callable (outputs (B, C), targets) -> (B,); its mean over
-            the batch is descended.
-        momentum: as in :func:`gradient_descent`, like the constants below.
-        dampening: τ.
-        nesterov: w −= h (g_t + μ b_t).
-        weight_decay: λ.
-        initial: f_0 on the training rows.
-        origin: f_0 − J w_0 there; needed with weight decay.
-        k_test: kernel of test with training rows.
-        initial_test: f_0 on the test rows.
-        origin_test: f_0 − J w_0 there.
-
-    Returns:
-        LinearizedTraining: ``stability`` is that of the full batch at the largest learning rate. Of cross-entropy it is an
-        upper bound (with curvature 1/2) and nothing is refused: above the limit descent may swing without end, and rounding
-        grows with it. Of a callable it is NaN.
-
-    Raises:
-        InputError: shapes that do not fit, NaN, rows out of range, too few batches or learning rates.
-        NumericalError: squared error at or above the limit; outputs that overflow (small batches can diverge below it).
-
-    Cost: O(n B C²) a step for a full kernel, O(n B C) for one of (n, n), and the largest eigenvalue.
-
-    >>> found = stochastic_descent([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], lr=0.5, batches=[[0], [0], [1]])
-    >>> found.train.flatten().tolist()
-    [0.75, 0.5]
-    """
-    rates = None if isinstance(lr, int | float) else [_number(rate, "lr", least=0.0) for rate in lr]
-    known = [_number(lr, "lr", least=0.0)] if rates is None else rates
-    descent = _descent(max(known, default=0.0), momentum, dampening, nesterov, weight_decay)
-    space = function_space(
-        kernel,
-        y,
-        initial=initial,
-        origin=origin,
-        k_test=k_test,
-        initial_test=initial_test,
-        origin_test=origin_test,
-        decay=descent.weight_decay > 0,
-        one_hot=loss == "mse",
-    )
-    rows = None if batches is None else [_batch(batch, space) for batch in batches]
-    moments = as_moments(len(rows) if steps is None and rows is not None else steps, "steps", whole=True)
-    lengths = [len(own) for own in (rows, rates) if own is not None]
-    if min(lengths, default=math.inf) < max(moments) or max(moments) == math.inf:
-        raise InputError(
-            f"steps={steps!r} with {lengths or 'no'} batches or learning rates",
-            expected="finite numbers of steps, and a batch (and a learning rate, where there are several) for each",
-            do="pass as many, or fewer steps",
-        )
-    curvature = {"mse": 1.0, "cross_entropy": 0.5}.get(loss, math.nan) if isinstance(loss, str) else math.nan
-    slope = gradient_of(loss)
-    largest = largest_eigenvalue(space.matrix)
-    if loss == "mse":
-        _refuse_divergence(descent, largest, space.n)
-    every = torch.arange(space.n, device=space.matrix.device)
-    recursion = Recursion(space)
-    wanted = set(moments)
-    kept = {0.0: recursion.state()} if 0 in wanted else {}
-    for t in range(int(max(moments))):
-        index = every if rows is None else rows[t]
-        own = descent if rates is None else _descent(rates[t], momentum, dampening, nesterov, weight_decay)
-        recursion.step(index, slope(recursion.outputs(index), space.targets[index]) / len(index), own)
-        if t + 1 in wanted:
-            kept[float(t + 1)] = recursion.state()
-    a, away = (torch.stack([kept[t][part] for t in moments]) for part in (0, 1))
-    train, test = space.outputs(a, away)
-    scale = float((train - space.initial).abs().max()) or 1.0
-    return LinearizedTraining(
-        moments,
-        train,
-        test,
-        space.unfold(a),
-        1 + away,
-        descent.lr * (curvature * largest / space.n + descent.weight_decay),
-        descent.limit,
-        largest,
-        math.inf,
-        recursion.drift() / scale,
         space.full,
     )
 
@@ -344,49 +233,3 @@ def _rise(rate: Tensor, t: float) -> Tensor:
     """(1 − e^{−rate t}) / rate; t where the rate is 0, and 0 for it in the limit."""
     safe = torch.where(rate > 0, rate, 1.0)
     return torch.where(rate > 0, -torch.expm1(-safe * t) / safe, 0.0 if t == math.inf else t)
-
-
-def _refuse_divergence(descent: Descent, largest: float, n: int) -> None:
-    found = descent.lr * (largest / n + descent.weight_decay)
-    if found >= descent.limit:
-        raise NumericalError(
-            f"learning rate {descent.lr:.4g} on a kernel with κ_max / n = {largest / n:.4g}: lr (κ_max / n + weight_decay)"
-            f" = {found:.4g}",
-            expected=f"below {descent.limit:.4g}, where descent on the squared error is stable",
-            do=f"take a learning rate below {descent.limit * descent.lr / found:.4g}",
-        )
-
-
-def _descent(lr: Any, momentum: Any, dampening: Any, nesterov: bool, weight_decay: Any) -> Descent:
-    found = Descent(
-        _number(lr, "lr", least=0.0),
-        _number(momentum, "momentum", least=0.0),
-        _number(dampening, "dampening", least=0.0),
-        bool(nesterov),
-        _number(weight_decay, "weight_decay", least=0.0),
-    )
-    if found.momentum >= 1 or found.dampening >= 1 or (nesterov and (found.momentum == 0 or found.dampening != 0)):
-        raise InputError(
-            f"momentum={momentum!r}, dampening={dampening!r}, nesterov={nesterov!r}",
-            expected="both in [0, 1); with nesterov a momentum > 0 and no dampening, as torch asks",
-            do="pass the constants of torch.optim.SGD",
-        )
-    return found
-
-
-def _number(value: Any, name: str, *, least: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-        raise InputError(f"{name}={value!r}", expected=f"a finite number >= {least:g}", do=f"pass {name}=0.1")
-    return float(value)
-
-
-def _batch(batch: Any, space: FunctionSpace) -> Tensor:
-    index = as_tensor(batch, "batch")
-    whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
-    if not whole or index.ndim != 1 or len(index) == 0 or bool(((index < 0) | (index >= space.n)).any()):
-        raise InputError(
-            f"a batch of shape {tuple(index.shape)} and dtype {index.dtype}".replace("torch.", ""),
-            expected=f"at least one row number in 0..{space.n - 1}",
-            do="pass the indices that the sampler drew",
-        )
-    return index.to(torch.int64).to(space.matrix.device)

@@ -31,7 +31,9 @@ def machines_figure(found: "EquivalentMachines") -> "Figure":
         for place, own in enumerate(machines):
             if own.status != "computed":
                 text = own.status if own.status == "undefined" else f"diverges ({own.stability:.3g})"
-                axes.text(0.98, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", color=ORANGE)
+                axes.text(
+                    0.98, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", color=ORANGE
+                )
                 continue
             null = own.name == "null"
             axes.plot([own.error], [place], "o", color=GRAY if null else BLUE, markersize=6)
@@ -39,7 +41,7 @@ def machines_figure(found: "EquivalentMachines") -> "Figure":
         axes.axvline(1.0, color=GRAY, linewidth=0.8, dashes=(4, 2.5))
         axes.set_yticks(range(len(machines)), [own.title for own in machines], color=TEXT)
         axes.set_ylim(-0.6, len(machines) - 0.4)
-        axes.set_xlabel("error relative to the change of the outputs; bars: beside outputs permuted over rows; 1: no change")
+        axes.set_xlabel("relative error (1: no change predicted); bars: outputs permuted over rows")
         axes.spines[["top", "right", "left"]].set_visible(False)
         if found.movement:
             steps = [own.step for own in found.movement]

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -126,7 +126,9 @@ class EquivalentMachines:
             line = f"{own.title:<40}"
             if own.status == "computed":
                 agreement = f"{own.agreement:.3f} ± {own.agreement_se:.3f}"
-                line += f"{own.error:>12.2g}{own.null_error:>8.2g}{agreement:>16}{own.null_agreement:>8.2f}{own.r2:>9.4f}"
+                line += (
+                    f"{own.error:>12.2g}{own.null_error:>8.2g}{agreement:>16}{own.null_agreement:>8.2f}{own.r2:>9.4f}"
+                )
                 line += f"   on {own.rows} rows" if own.rows < m else ""
             elif own.status == "diverges":
                 line += f"  diverges: lr times curvature {own.stability:.3g}, limit {self.limit:.3g}"
@@ -139,9 +141,7 @@ class EquivalentMachines:
                 " near 0 where training is lazy"
             )
         if self.movement:
-            rows.append(
-                f"{'step':>8}{'distance':>12}{'change':>10}{'velocity':>12}{'alignment':>12}{'null':>16}"
-            )
+            rows.append(f"{'step':>8}{'distance':>12}{'change':>10}{'velocity':>12}{'alignment':>12}{'null':>16}")
             rows += [
                 f"{own.step:>8}{own.distance:>12.3g}{own.change:>10.3g}{own.velocity:>12.2g}{own.alignment:>12.3f}"
                 f"{f'{own.null_alignment:.3f} ± {own.null_spread:.3f}':>16}"
@@ -150,7 +150,7 @@ class EquivalentMachines:
         return "\n".join(rows)
 
 
-def compare(name: str, found: Tensor, network: Tensor, initial: Tensor, *, seed: int, **more: float) -> MachineFit:
+def compare(name: str, found: Tensor, network: Tensor, initial: Tensor, *, seed: int, **more: Any) -> MachineFit:
     """Hold a machine's outputs (rows, C) against the network's on the same rows, and against permuted ones."""
     rows = len(found)
     network, initial = network[:rows], initial[:rows]

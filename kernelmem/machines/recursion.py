@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.errors import NumericalError
-from kernelmem.machines.affine_powers import Descent
+from kernelmem.machines.descent import Descent
 from kernelmem.machines.function_space import FunctionSpace
 from kernelmem.runs.losses import per_example_loss
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.ground.errors import NumericalError
-from kernelmem.machines.affine_powers import Descent
+from kernelmem.machines.descent import Descent
 from kernelmem.machines.function_space import FunctionSpace
 from kernelmem.machines.recursion import Recursion
 from kernelmem.path.forward import batch_of

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-import kernelmem as km
 from experiments.path_equivalence import figure, machines, quadrature
 from experiments.path_equivalence.configs import N_TRAIN, STEPS
 from experiments.path_equivalence.run import EXPECTED, table
@@ -30,24 +29,19 @@ def test_of_a_linear_network_every_rule_is_exact():
 def test_frozen_kernel_descent_and_ridge_are_a_linear_network():
     own = linear()
     model = Scaled(own.network, 2.0)
-    rows = torch.cat([own.x, own.x_test])
-    kernel = machines._matrix(km.ntk(model, rows, outputs="full"))
-    largest = machines._largest(kernel)
-    targets = nn.functional.one_hot(own.y, 10).double()
-    with recorded(own, model, 0.01, 6) as run, torch.no_grad():
-        final = model(rows)
-        left = quadrature.slopes_at(
-            model,
-            {n: torch.stack([run.weights(t)[n] for t in range(7)]) for n in run.parameters if n.startswith("network")},
-            own.x_test,
-            0.0,
-        )
-    found = machines._descend(kernel, largest, targets, 0.01, 6)
-    assert machines._error(found, final[N_TRAIN:]) < 1e-12
-    assert machines._error(left, final[N_TRAIN:]) < 1e-12
-    assert machines._descend(kernel, largest, targets, 2.01 * N_TRAIN / largest, 6) is None
-    assert machines._error(machines._ridge(kernel, largest, final[:N_TRAIN]), final[N_TRAIN:]) < 1e-3
-    assert float((machines._trace(kernel) - km.ntk(model, rows)).abs().max()) < 1e-10
+    with recorded(own, model, 0.01, 12) as run:
+        found = machines._of_run(own, model, run)
+    errors = found["errors"]
+    assert tuple(errors) == machines.MACHINES
+    for name in ("initial kernel, same descent", "final kernel, same descent", "left ledger", "exact ledger"):
+        assert errors[name] < 1e-12, name
+    assert errors["mean path kernel, same descent"] < 1e-12
+    assert errors["path kernel, coefficients free of x"] < 1e-12
+    assert errors["ridge on outputs, path kernel"] < 1e-3
+    assert errors["null: the same, outputs permuted"] > 0.5
+    assert found["movement"] < 1e-14
+    largest = float(torch.linalg.eigvalsh(4 * (own.x @ own.x.T + 1))[-1])
+    assert found["stability"]["initial"] == pytest.approx(0.01 * largest / N_TRAIN, rel=1e-9)
 
 
 def test_exact_ledgers_leave_the_network_as_it_was():

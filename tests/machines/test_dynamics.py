@@ -10,7 +10,8 @@ from torch import nn
 import kernelmem as km
 from kernelmem.ground.errors import InputError, NumericalError
 from kernelmem.ground.transforms import functional_call, jvp
-from kernelmem.machines.affine_powers import Descent, solution
+from kernelmem.machines.affine_powers import solution
+from kernelmem.machines.descent import Descent
 from kernelmem.machines.dynamics import gradient_descent, gradient_flow, stochastic_descent
 from kernelmem.tangents.products import load_dual_rules
 
