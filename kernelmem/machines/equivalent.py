@@ -47,7 +47,8 @@ def equivalent_machines(
     machine             outputs on test rows
     =================== ====================================================================================
     descent_initial     the linearization at w_0: f_0 + K_0 a, a from the recorded steps, batches and loss
-    descent_final       the same with the kernel at w_T, descent_path with the mean kernel of the path
+    descent_final       the same with the kernel at w_T; descent_path with the mean kernel of the path, weighted by
+                        learning rates (equally, where parameters have rates of their own)
     domingos_constant   f_0 − K_path Σ_t h_t ∂ℓ_i/∂f: Domingos 2020 with coefficients that do not depend on x
     ridge_initial       f_0 + K_0 α fitted to f_T − f_0 on the training rows; ridge_final, ridge_path alike
     null                ridge_path, fitted to the outputs permuted over training rows
@@ -86,9 +87,9 @@ def equivalent_machines(
         InputError: unknown machines, fewer rows in ``data`` than examples, too little memory.
         NumericalError: a kernel that is not finite, or a ridge lost in rounding.
 
-    Cost: two tangent kernels of n + m with n rows; the path kernel order · T / every of them, most of the time; (nC)³ for a
+    Cost: two tangent kernels of n + m rows; the path kernel order · T / every of them, most of the time; (nC)³ for a
     factorization and an eigenvalue of each full kernel; O(n B C²) a step for each frozen descent; the ledgers and
-    ``domingos`` as documented there, with T · form_rows · n tangents. Memory 8 (n + m) n C² bytes for each of three kernels,
+    ``domingos`` as documented there, with T · form_rows · n tangents. Memory 8 (n + m)² C² bytes (8 (n + m) n C² where m > n) for each of three kernels,
     and as much again four times while one is computed. Leave out the path machines, ``domingos`` and ``exact_ledger`` for a
     quick look.
 

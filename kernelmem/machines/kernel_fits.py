@@ -94,10 +94,13 @@ class KernelFits:
 
     def domingos(self, x: Any, data: tuple[Any, Any]) -> None:
         """Domingos' form with coefficients that depend on x, on the rows x."""
+        if not _is_plain(self.run):
+            self.without["domingos"] = ("undefined", PLAIN)
+            return
         try:
             form = domingos_form(self.run, self.model, x, data=data, order=2, memory=self.memory, **self.common)
-        except (InputError, UnsupportedModelError) as error:
-            self.without["domingos"] = ("undefined", PLAIN if isinstance(error, InputError) else str(error))
+        except UnsupportedModelError as error:
+            self.without["domingos"] = ("undefined", error.given)
             return
         self.predictions["domingos"] = form.predictions
         self.more["domingos"] = {"residual": float(form.residual.abs().max())}
@@ -109,7 +112,7 @@ class KernelFits:
                 self.run,
                 self.model,
                 self.both,
-                self.examples,
+                self._others,
                 outputs=self.outputs,  # type: ignore[arg-type]
                 weighting=self._weighting(),
                 order=order,
@@ -122,10 +125,10 @@ class KernelFits:
             self.path_error = path.error
             kernel = path.values / path.total_weight
         else:
-            moving = self.moving(self.both, self.examples, self.outputs)
+            moving = self.moving(self.both, self._others, self.outputs)
             state = self.own.first if kind == "initial" else self.own.last
             kernel = moving.at(state, moving.plan(self.memory), check=True)
-        full = self.outputs == "full"
+        kernel, full = kernel[:, :n], self.outputs == "full"
         if full:
             cross = kernel[n:].transpose(1, 2).reshape(-1, n * C)
             matrix = as_matrix(kernel[:n], n, C)
@@ -135,6 +138,11 @@ class KernelFits:
         pull = self._pull(kind)
         initial = self.own.initial
         return FunctionSpace(matrix, initial[:n], initial[:n], pull[:n], cross, initial[n:], pull[n:], full)
+
+    @property
+    def _others(self) -> Rows | None:
+        """With which rows kernels are computed: all, by symmetry half the work, unless most of them are test rows."""
+        return None if self.both.n <= 2 * self.examples.n else self.examples
 
     def _weighting(self) -> Literal["time", "mean"]:
         try:
@@ -211,10 +219,10 @@ class KernelFits:
 
     def _refuse_too_much(self, kernels: int) -> None:
         C = self.own.final.shape[1] if self.outputs == "full" else 1
-        size = 8 * self.both.n * self.examples.n * C**2
+        size = 8 * self.both.n * (self._others or self.both).n * C**2
         if kernels and (kernels + 4) * size > self.memory:
             raise InputError(
-                f"kernels of {self.both.n:,} by {self.examples.n:,} rows and {C} outputs, {size / 2**30:.3g} GiB each,"
+                f"kernels of {self.both.n:,} by {(self._others or self.both).n:,} rows and {C} outputs, {size / 2**30:.3g} GiB each,"
                 f" memory={self.memory / 2**30:.3g} GiB",
                 expected=f"room for {kernels + 4} of them",
                 do='raise memory=, pass outputs="trace", fewer rows, or machines= without kernels ("left_ledger")',
@@ -230,19 +238,23 @@ def _summed_derivatives(
     run: Run, model: nn.Module, parameters: list[str], space: FunctionSpace, common: dict[str, Any]
 ) -> Tensor | str:
     """Σ_t h_t (1/B_t) ∂ℓ_i/∂f, (n, C), or why there is none."""
-    groups = [group for step in run.steps for group in step.groups]
-    names = ("momentum", "weight_decay", "maximize")
-    if run.optimizer != "SGD" or any(group.get(name) for group in groups for name in names):
+    if not _is_plain(run):
         return PLAIN
     try:
-        rates = [step_rate(step) for step in run.steps]
         trained = StepExamples(run, model, parameters=parameters, loss=common["loss"], forward=common["forward"])
-    except InputError:
-        return PLAIN
     except UnsupportedModelError as error:
         return error.given
+    rates = [step_rate(step) for step in run.steps]
     summed = torch.zeros_like(space.initial)
     for t, state in replay(run, model, stop=len(run) - 1, **common):
         own, index = trained.derivatives(run.steps[t], state)
         summed.index_add_(0, index, rates[t] * own)
     return summed
+
+
+def _is_plain(run: Run) -> bool:
+    """Whether every step was one of plain gradient descent with one learning rate."""
+    groups = [group for step in run.steps for group in step.groups]
+    more = any(group.get(name) for group in groups for name in ("momentum", "weight_decay", "maximize"))
+    one = all(len({float(group["lr"]) for group in step.groups}) == 1 for step in run.steps)
+    return run.optimizer == "SGD" and not more and one

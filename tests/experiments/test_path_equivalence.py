@@ -82,6 +82,11 @@ def test_the_committed_results_hold_what_is_claimed():
         assert max(errors["exact ledger"]["values"]) < 1e-11
         assert errors["ridge on outputs, path kernel"]["mean"] < errors["ridge on outputs, initial kernel"]["mean"]
         assert min(errors["null: the same, outputs permuted"]["values"]) > 0.5
+    rich = {name: own["mean"] for name, own in results["machines"]["rich"]["errors"].items()}
+    fitted = [rich[f"ridge on outputs, {kernel} kernel"] for kernel in ("path", "final", "initial")]
+    assert fitted == sorted(fitted)
+    frozen = rich["path kernel, coefficients free of x"]
+    assert frozen == max(value for name, value in rich.items() if not name.startswith("null"))
     with mpl.rc_context():
         assert set(figure.files("rules", figure.draw_rules(results))) == {"rules.svg", "rules.png"}
         assert figure.files("machines", figure.draw_machines(results))["machines.png"]

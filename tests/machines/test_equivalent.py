@@ -245,6 +245,19 @@ def test_trace_kernels_are_exact_where_outputs_share_one_kernel(tmp_path):
     assert found["trace"]["descent_initial"].error < 1e-12
 
 
+def test_more_test_rows_than_training_rows(tmp_path):
+    """Kernels are then computed with the training rows alone; nothing else changes."""
+    x, y, x_test = setting(m=30)
+    model = small()
+    run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=8, steps=6)
+    wanted = ["descent_final", "descent_path", "ridge_path", "domingos_constant"]
+    own = {"machines": wanted, "every": 2, "checkpoints": 0}
+    found = equivalent_machines(run, model, (x, y), x_test, **own)
+    fewer = equivalent_machines(run, model, (x, y), x_test[:9], **own)
+    for name in wanted:
+        assert float((found.predictions[name][:9] - fewer.predictions[name]).abs().max()) < 1e-7, name
+
+
 def test_a_ridge_chosen_by_leave_one_out(tmp_path):
     x, y, x_test = setting()
     model = small()
@@ -303,7 +316,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         ({"outputs": "pseudo"}, "outputs="),
         ({"ridge": 0.0}, "ridge="),
         ({"ridge": "gcv"}, "ridge="),
-        ({"memory": "30KiB"}, "kernels of 33 by 24 rows"),
+        ({"memory": "30KiB"}, "kernels of 33 by 33 rows"),
     ):
         with pytest.raises(InputError, match=message):
             equivalent_machines(run, model, (x, y), x_test, **options)
