@@ -89,9 +89,9 @@ def equivalent_machines(
 
     Cost: two tangent kernels of n + m rows; the path kernel order · T / every of them, most of the time; (nC)³ for a
     factorization and an eigenvalue of each full kernel; O(n B C²) a step for each frozen descent; the ledgers and
-    ``domingos`` as documented there, with T · form_rows · n tangents. Memory 8 (n + m)² C² bytes (8 (n + m) n C² where m > n) for each of three kernels,
-    and as much again four times while one is computed. Leave out the path machines, ``domingos`` and ``exact_ledger`` for a
-    quick look.
+    ``domingos`` as documented there, with T · form_rows · n tangents. Memory 8 (n + m)² C² bytes (8 (n + m) n C² where
+    m > n) for each of three kernels, and as much again four times while one is computed. Leave out the path machines,
+    ``domingos`` and ``exact_ledger`` for a quick look.
 
     Source: Domingos 2020; Fort et al. 2020 (movement of the kernel); Long 2021 (after-kernel); Atanasov et al. 2022.
     """
@@ -148,7 +148,8 @@ def equivalent_machines(
             fits.append(MachineFit(name, status, note, **more))
     limit = job.recorded.limit if isinstance(job.recorded, Recorded) else math.nan
     figures = (job.change, job.distance, limit, job.path_error, cancellation)
-    return EquivalentMachines(tuple(fits), moved, job.predictions, test, start, *figures, n, len(run))
+    predictions = {fit.name: job.predictions[fit.name] for fit in fits if fit.name in job.predictions}
+    return EquivalentMachines(tuple(fits), moved, predictions, test, start, *figures, n, len(run))
 
 
 def _wanted(machines: Collection[str] | None) -> tuple[str, ...]:

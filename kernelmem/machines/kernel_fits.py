@@ -219,10 +219,11 @@ class KernelFits:
 
     def _refuse_too_much(self, kernels: int) -> None:
         C = self.own.final.shape[1] if self.outputs == "full" else 1
-        size = 8 * self.both.n * (self._others or self.both).n * C**2
+        n, m = self.both.n, (self._others or self.both).n
+        size = 8 * n * m * C**2
         if kernels and (kernels + 4) * size > self.memory:
             raise InputError(
-                f"kernels of {self.both.n:,} by {(self._others or self.both).n:,} rows and {C} outputs, {size / 2**30:.3g} GiB each,"
+                f"kernels of {n:,} by {m:,} rows and {C} outputs, {size / 2**30:.3g} GiB each,"
                 f" memory={self.memory / 2**30:.3g} GiB",
                 expected=f"room for {kernels + 4} of them",
                 do='raise memory=, pass outputs="trace", fewer rows, or machines= without kernels ("left_ledger")',

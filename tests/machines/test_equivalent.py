@@ -3,15 +3,16 @@
 import dataclasses
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.ground.errors import InputError
+from kernelmem.ground.errors import FileCorruptError, InputError
 from kernelmem.machines.along_run import checkpoints_of
 from kernelmem.machines.equivalent import equivalent_machines
-from kernelmem.machines.machine_table import MACHINES, compare
+from kernelmem.machines.machine_table import MACHINES, EquivalentMachines, compare
 from tests.path.recorded import record
 
 FROZEN = ["descent_initial", "descent_final"]
@@ -98,6 +99,15 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     assert "on 2 rows" in text
     assert found.plot().get_axes()
     assert dataclasses.replace(found, movement=()).plot().get_axes()
+    path = found.save(tmp_path / "machines.safetensors")
+    again = EquivalentMachines.load(path)
+    assert str(again) == text
+    assert list(again.predictions) == list(found.predictions)
+    assert torch.equal(again.predictions["left_ledger"], found.predictions["left_ledger"])
+    pd.testing.assert_frame_equal(again.to_frame(), frame)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(FileCorruptError, match="equivalent machines"):
+        EquivalentMachines.load(path)
 
 
 def test_the_movement_of_the_kernel_is_what_alignment_says(tmp_path):
