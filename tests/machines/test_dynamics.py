@@ -267,6 +267,26 @@ def test_a_singular_kernel_leaves_what_it_cannot_reach():
     assert float(finite.coefficients[0, 0] - finite.coefficients[0, 1]) == pytest.approx(10 / 3, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_eigenvalues_that_are_rounding_make_no_coefficients(dtype):
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    K = (A @ A.T).to(dtype).double()
+    y = torch.randn(8, 2, generator=generator, dtype=torch.float64)
+    expected = A[8:] @ torch.linalg.lstsq(A[:8], y).solution  # the fit of least norm
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    for end in (
+        gradient_descent(K[:8, :8], y, steps=math.inf, lr=0.1, k_test=K[8:, :8]),
+        gradient_descent(K[:8, :8], y, steps=math.inf, lr=0.1, momentum=0.5, k_test=K[8:, :8]),
+        gradient_flow(K[:8, :8], y, times=math.inf, k_test=K[8:, :8]),
+    ):
+        assert float((end.test[0] - expected).abs().max()) < tolerance
+        assert end.condition < 1e3
+        assert end.coefficients.abs().max() < 10
+    for grown in (gradient_flow(K[:8, :8], y, times=1e3), gradient_descent(K[:8, :8], y, steps=10**4, lr=0.1)):
+        assert grown.coefficients.abs().max() < 1e3 * y.abs().max()  # h T / n at most
+
+
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
