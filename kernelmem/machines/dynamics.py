@@ -90,19 +90,17 @@ def gradient_flow(
     for t in moments:
         # with q = κ/n + λ: a = −[(r − φ) (1 − e^{−qt})/q + φ e^{−λt} (1 − e^{−κt/n})/(κ/n)]/n
         own = -_rise(values / n + decay, t)[:, None] * (still - pulled)
-        if decay > 0:
-            left = _rise(values / n, t) * math.exp(-decay * t) if t != math.inf else torch.zeros_like(values)
-            own = own - left[:, None] * pulled
-        else:
-            own = own - _rise(values / n, t)[:, None] * pulled
-        coefficients.append(U @ own / n)
+        coefficients.append(U @ (own - _fading(values / n, decay, t)[:, None] * pulled) / n)
         shrunk.append(math.expm1(-decay * t) if decay > 0 else 0.0)
     a, away = torch.stack(coefficients), torch.tensor(shrunk, dtype=torch.float64, device=values.device)
     largest = float(values[-1])
-    # the derivative by time that the modes say, beside the gradient that the kernel says
-    moving = (still + pulled * away[-1] + values[:, None] * (U.T @ a[-1])) / n
+    # the derivative of the closed form by time, beside the gradient that the kernel says
+    last, rate = moments[-1], values / n + decay
+    gone = torch.exp(-torch.where(rate > 0, rate * last, 0.0))
+    moving = (gone[:, None] * still - decay * _fading(values / n, decay, last)[:, None] * pulled) / n
     train, test = space.outputs(a, away)
-    gap = _seen(space, space.fold(train[-1] - space.targets) / n - U @ moving, largest)
+    slope = space.fold(train[-1] - space.targets) / n + decay * a[-1]
+    gap = _seen(space, slope - U @ moving, largest)
     return LinearizedTraining(
         moments,
         train,
@@ -233,3 +231,10 @@ def _rise(rate: Tensor, t: float) -> Tensor:
     """(1 − e^{−rate t}) / rate; t where the rate is 0, and 0 for it in the limit."""
     safe = torch.where(rate > 0, rate, 1.0)
     return torch.where(rate > 0, -torch.expm1(-safe * t) / safe, 0.0 if t == math.inf else t)
+
+
+def _fading(rate: Tensor, decay: float, t: float) -> Tensor:
+    """e^{−λt} (1 − e^{−rate t}) / rate."""
+    if decay > 0 and t == math.inf:
+        return torch.zeros_like(rate)
+    return _rise(rate, t) * (math.exp(-decay * t) if decay > 0 else 1.0)

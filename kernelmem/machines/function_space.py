@@ -217,7 +217,7 @@ def as_moments(values: Any, name: str, *, whole: bool) -> tuple[float, ...]:
 def _targets(y: Any, C: int | None) -> Tensor:
     found = as_tensor(y, "y")
     if found.ndim == 1 and not found.is_floating_point():
-        return as_labels(found, "y", n_classes=C if C is not None and C > 1 else None)
+        return as_labels(found, "y", n_classes=C)
     targets = _two_dimensional(found, "y")
     if C is not None and targets.shape[1] != C:
         raise InputError(

@@ -68,7 +68,7 @@ class KernelFits:
         )
 
     def frozen_and_fitted(self, ridge: float | str, order: int, every: int, seed: int) -> None:
-        """The machines of each kernel in turn; a kernel lives no longer than it is needed."""
+        """The machines of each kernel in turn; of the first kernel its training rows are kept until the last is there."""
         needed = {kind: [n for n in self.wanted if n in _of_kernel(kind)] for kind in KINDS}
         self._refuse_too_much(sum(bool(own) for own in needed.values()))
         firsts: Tensor | None = None
@@ -81,6 +81,7 @@ class KernelFits:
             if kind == "final" and firsts is not None:
                 self.change = relative_distance(space.matrix, firsts)
                 self.distance = kernel_distance(self._trace(space.matrix), self._trace(firsts))
+                firsts = None
             largest = largest_eigenvalue(space.matrix)
             if f"descent_{kind}" in needed[kind]:
                 self._descend(kind, space, largest)
@@ -91,6 +92,7 @@ class KernelFits:
                 self._fit("null", space, largest, ridge, order_of_rows)
             if "domingos_constant" in needed[kind]:
                 self._constant(space)
+            del space
 
     def domingos(self, x: Any, data: tuple[Any, Any]) -> None:
         """Domingos' form with coefficients that depend on x, on the rows x."""

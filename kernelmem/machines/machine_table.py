@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernelmem.ground.errors import FileCorruptError
 from kernelmem.machines.along_run import KernelMovement
+from kernelmem.machines.fidelity import Fidelity, fidelity
 from kernelmem.store.files import write_file
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ NULLS = 32  # permutations of the network's outputs
 class MachineFit:
     """How well one machine stands for the network on rows that it was not fitted to.
 
-    ``status`` is "computed", "diverges" (the figure in ``stability``) or "undefined" (``note`` says why); of the last two all
+    ``status`` is "computed", "diverges" (the figure in ``stability``; of cross-entropy an upper
+    bound, and no descent is refused by it) or "undefined" (``note`` says why); of the last two all
     figures are NaN.
     """
 
@@ -172,7 +174,7 @@ class EquivalentMachines:
                 )
                 line += f"   on {own.rows} rows" if own.rows < m else ""
             elif own.status == "diverges":
-                line += f"  diverges: lr times curvature {own.stability:.3g}, limit {self.limit:.3g}"
+                line += f"  diverges: {own.note}"
             else:
                 line += f"  undefined: {own.note}"
             rows.append(line)
@@ -198,8 +200,7 @@ def compare(name: str, found: Tensor, network: Tensor, initial: Tensor, *, seed:
     size = float((network - initial).norm())
     error = float((found - network).norm())
     spread = float((network - network.mean(0)).square().sum())
-    same = float(_agree(found, network))
-    smoothed = (same * rows + 1) / (rows + 2)
+    same = _agreement(found, network)
     generator = torch.Generator().manual_seed(seed)
     others = [network[torch.randperm(rows, generator=generator)] for _ in range(NULLS)]
     return MachineFit(
@@ -207,16 +208,17 @@ def compare(name: str, found: Tensor, network: Tensor, initial: Tensor, *, seed:
         "computed",
         rows=rows,
         error=error / size if size else math.inf,
-        agreement=same,
-        agreement_se=math.sqrt(smoothed * (1 - smoothed) / rows),
+        agreement=same.agreement,
+        agreement_se=same.agreement_se,
         r2=1 - error**2 / spread if spread else math.nan,
         null_error=sum(float((found - other).norm()) for other in others) / NULLS / size if size else math.nan,
-        null_agreement=sum(_agree(found, other) for other in others) / NULLS,
+        null_agreement=sum(_agreement(found, other).agreement for other in others) / NULLS,
         **more,
     )
 
 
-def _agree(first: Tensor, second: Tensor) -> float:
+def _agreement(first: Tensor, second: Tensor) -> Fidelity:
+    """Of the argmax; one output is read as two, −f and f, so that the sign decides."""
     if first.shape[1] == 1:
-        return float(((first > 0) == (second > 0)).double().mean())
-    return float((first.argmax(1) == second.argmax(1)).double().mean())
+        first, second = (torch.cat([-own, own], 1) for own in (first, second))
+    return fidelity(first, second)
