@@ -46,7 +46,7 @@ class KernelFits:
 
     def __post_init__(self) -> None:
         self.parameters = moved_parameters(self.run, list(self.run.steps))
-        self.recorded = recorded_descent(self.run, self.model, self.common["loss"], self.own.final.shape[1])
+        self.recorded = recorded_descent(self.run, self.common["loss"], self.own.final.shape[1])
         self.predictions: dict[str, Tensor] = {}
         self.without: dict[str, tuple[str, str]] = {}
         self.more: dict[str, dict[str, Any]] = {}

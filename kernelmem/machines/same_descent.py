@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernelmem.ground.errors import NumericalError
 from kernelmem.machines.descent import Descent
@@ -46,10 +46,10 @@ class Recorded:
         return any(own.weight_decay > 0 for *_, own in self.steps)
 
 
-def recorded_descent(run: Run, model: nn.Module, loss: Loss | None, n_outputs: int) -> Recorded | str:
+def recorded_descent(run: Run, loss: Loss | None, n_outputs: int) -> Recorded | str:
     """Read a run as descent in function space, or say why it is none."""
     steps = list(run.steps)
-    reason = _why_not(run, steps, model)
+    reason = _why_not(run, steps)
     if reason:
         return reason
     own = loss or run.loss
@@ -88,7 +88,7 @@ def same_descent(recorded: Recorded, space: FunctionSpace) -> tuple[Tensor, Tens
     return a, away
 
 
-def _why_not(run: Run, steps: list[Step], model: nn.Module) -> str:
+def _why_not(run: Run, steps: list[Step]) -> str:
     if run.optimizer != "SGD":
         return f"{run.optimizer} has no form in function space: its denominators tie parameters"
     names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
@@ -99,7 +99,6 @@ def _why_not(run: Run, steps: list[Step], model: nn.Module) -> str:
             return "the run went up its loss"
         if bool((step.versions != 0).any()):
             return "examples were augmented: their rows changed from step to step"
-    norms = {name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    if any(step.random is not None or step.buffers_changed or norms - step.evaluating for step in steps):
+    if any(step.random is not None or step.buffers_changed for step in steps):
         return "steps drew random numbers, or used statistics of their batch"
     return ""

@@ -379,6 +379,7 @@ def test_what_does_not_fit_is_refused():
         (lambda: gradient_descent(K, y * math.nan, steps=1, lr=0.1), "NaN"),
         (lambda: gradient_descent(K, y, steps=1, lr=0.1, initial=y[:2]), "initial of shape"),
         (lambda: gradient_descent(K, y, steps=1, lr=0.1, initial=y[:, :2]), "beside initial"),
+        (lambda: gradient_descent(K, [0, 1, 2, 3, 0, 1, 2], steps=1, lr=0.1, initial=y), "outside 0..2"),
         (lambda: gradient_descent(K, y, steps=1, lr=0.1, k_test=torch.ones(2, N)), "k_test of shape"),
         (lambda: gradient_flow(K, y, times=-0.1), "times"),
         (lambda: stochastic_descent(K, y, lr=0.1), "steps=None"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -10,13 +11,17 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.ground.errors import FileCorruptError, InputError
+from kernelmem.ground.transforms import functional_call, jvp
 from kernelmem.machines.along_run import checkpoints_of
 from kernelmem.machines.equivalent import equivalent_machines
 from kernelmem.machines.machine_table import MACHINES, EquivalentMachines, compare
+from kernelmem.tangents.products import load_dual_rules
 from tests.path.recorded import record
 
 FROZEN = ["descent_initial", "descent_final"]
 QUICK = ["descent_initial", "descent_final", "ridge_initial", "ridge_final", "left_ledger"]
+
+load_dual_rules()
 
 
 def setting(n=24, m=9, outputs=3, seed=0):
@@ -286,6 +291,20 @@ def test_a_ridge_chosen_by_leave_one_out(tmp_path):
     ridge = 1e-2 * torch.linalg.eigvalsh(K[:72, :72])[-1]
     expected = K[72:, :72] @ torch.linalg.solve(K[:72, :72] + ridge * torch.eye(72).double(), change.flatten())
     assert float((fixed.predictions["ridge_initial"] - at_test - expected.view(9, 3)).abs().max()) < 1e-12
+
+
+def test_the_left_ledger_takes_tangents_at_the_start_of_each_step(tmp_path):
+    x, y, x_test = setting()
+    model = small()
+    run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=5)
+    found = equivalent_machines(run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=0)
+    states = [run.weights(t) for t in range(6)]
+    expected = functional_call(model, states[0], (x_test,)).detach()
+    for now, after in pairwise(states):
+        step = {name: after[name] - now[name] for name in now}
+        expected += jvp(lambda w: functional_call(model, w, (x_test,)), (now,), (step,))[1].detach()
+    assert float((found.predictions["left_ledger"] - expected).abs().max()) < 1e-13
+    assert found["left_ledger"].error > 1e-4
 
 
 def test_float32_networks_and_arrays(tmp_path):
