@@ -162,7 +162,7 @@ def test_frozen_descent_beyond_the_limit_diverges_with_its_figure(tmp_path):
 
 
 def test_small_batches_and_weights_count_in_the_figure(tmp_path):
-    """mse_mean halves the curvature of two outputs... 2/C; a sum over the batch multiplies it by its size."""
+    """The curvature of mse_mean is 2/C; a sum over the batch, in place of a mean, multiplies it by its size."""
     x, y, x_test = setting(outputs=4)
     targets = nn.functional.one_hot(y, 4).double()
     figures = {}
