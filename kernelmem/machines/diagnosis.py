@@ -1,14 +1,15 @@
 """What is wrong with a kernel: looked at before a solve (NaN, asymmetry) and after one that failed (eigenvalues)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.machines.results import Code
-from kernelmem.machines.systems import EPS, System
+from kernelmem.machines.results import Code, Solution
+from kernelmem.machines.systems import EPS, System, as_system
 
-__all__ = ["Finding", "condition_limit", "diagnose", "duplicates", "inspect"]
+__all__ = ["Finding", "condition_limit", "diagnose", "duplicates", "inspect", "named", "require_kernel"]
 
 EPS32 = torch.finfo(torch.float32).eps
 ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
@@ -143,3 +144,26 @@ def _inspect_products(system: System) -> Finding | None:
     if gap > max(ASYMMETRY, 10 * system.eps) * scale:
         return Finding(Code.asymmetric, f"u·Kv and v·Ku differ by {gap:.3g} beside {scale:.3g} on random u, v")
     return None
+
+
+def require_kernel(kernel: Any) -> None:
+    """Pass a kernel that is finite, symmetric, and positive on zero-sum vectors up to float32 rounding.
+
+    Raises:
+        NumericalError: anything else.
+
+    Cost: one Cholesky factorization; two eigenvalue problems only where it fails.
+    """
+    system = as_system(kernel)
+    finding = inspect(system)
+    if finding is None:
+        K = system.dense()
+        K = (K + K.T) / 2
+        # The mean diagonal is at most λ_max where K is positive: what passes here is within the tolerance of diagnose.
+        K.diagonal().add_(system.n * EPS32 * float(K.diagonal().mean().clamp_min(0)))
+        if not int(torch.linalg.cholesky_ex(K).info):
+            return
+        del K
+        finding = diagnose(system)
+    nan = float("nan")
+    Solution(torch.empty(0), finding.code, nan, nan, detail=finding.detail).require()

@@ -15,7 +15,7 @@ from kernelmem.machines.nystroem import Preconditioner, landmarks, over_landmark
 from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.systems import EPS, System, as_system
 
-__all__ = ["Solver", "as_ridge", "solve"]
+__all__ = ["Solver", "as_ridge", "factorized", "solve"]
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
@@ -129,7 +129,7 @@ def _direct(system: System, scale: Tensor, y: Tensor, ridge: float, solver: str,
     targets = scale[:, None] * y
     if solver == "eigen":
         return _eigen(system, K, scale, targets, ridge, None)
-    factor, condition = _factor(K, targets, ridge)
+    factor, condition = factorized(K, targets, ridge)
     if factor is not None and condition <= condition_limit(system.n):
         return Solution(scale[:, None] * factor.alpha(), Code.solved, 0.0, condition)
     finding = diagnose(system) if factor is None else None
@@ -140,7 +140,7 @@ def _direct(system: System, scale: Tensor, y: Tensor, ridge: float, solver: str,
     top = jitter * float(K.diagonal().mean())
     step = min(1e-14 * float(K.diagonal().mean()), top)
     while 0 < step <= top:
-        factor, condition = _factor(K, targets, ridge + step)
+        factor, condition = factorized(K, targets, ridge + step)
         if factor is not None and condition <= condition_limit(system.n):
             detail = f"jitter {step:.3g} of at most {top:.3g}"
             a = scale[:, None] * factor.alpha()
@@ -149,7 +149,8 @@ def _direct(system: System, scale: Tensor, y: Tensor, ridge: float, solver: str,
     return _eigen(system, K, scale, targets, ridge, finding)
 
 
-def _factor(K: Tensor, targets: Tensor, ridge: float) -> tuple[Factor | None, float]:
+def factorized(K: Tensor, targets: Tensor, ridge: float) -> tuple[Factor | None, float]:
+    """Cholesky factor of K + ridge I and its condition, or None if a pivot is not above rounding."""
     shifted = K.clone()
     shifted.diagonal().add_(ridge)
     top = float(shifted.diagonal().max())
