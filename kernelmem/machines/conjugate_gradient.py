@@ -24,13 +24,14 @@ class Descent:
 
 
 def conjugate_gradient(
-    apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int, restart: int = 200
+    apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int
 ) -> Descent:
     """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b - A x| <= tolerance |b|.
 
     Each column runs its own recurrence; products A p are taken of all columns that are not done together, so that a
-    kernel that is read from a file is read once an iteration. The residual that decides is b - A x, computed anew at the
-    end of each of the recurrences, which restart from it: the recurrence's own residual drifts.
+    kernel that is read from a file is read once an iteration. The residual that decides is b - A x, computed anew where
+    the recurrence says that it is done, and where it was wrong it restarts from there: its own residual drifts. Where a
+    restart does not halve the residual, rounding allows no less, and the iterations end.
 
     Cost: one product with A and one with the preconditioner an iteration; 5 n C numbers.
 
@@ -44,12 +45,11 @@ def conjugate_gradient(
         gaps = r.norm(dim=0) / size
         worst = float(gaps.max())
         converged = worst <= tolerance
-        if converged or products >= max_products or curvature <= 0 or not worst < best:
+        if converged or products >= max_products or curvature <= 0 or not worst < best / 2:
             return Descent(x, worst, products, converged, curvature, spread)
         best = worst
         todo = (gaps > tolerance).nonzero()[:, 0]
-        allowed = min(restart, max_products - products)
-        part = _recurrence(apply, r[:, todo], precondition, tolerance * size[todo], allowed)
+        part = _recurrence(apply, r[:, todo], precondition, tolerance * size[todo], max_products - products)
         x[:, todo] += part.x
         products += part.products + 1
         curvature, spread = min(curvature, part.curvature), spread if spread == spread else part.spread

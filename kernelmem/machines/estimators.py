@@ -1,19 +1,22 @@
 """What the scikit-learn estimators share: how rows become kernels, and what a prior says of them."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator
 from sklearn.metrics.pairwise import PAIRWISE_KERNEL_FUNCTIONS, pairwise_kernels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from kernelmem.ground.errors import InputError
+from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.stored_kernel import StoredKernel
 
-__all__ = ["KernelEstimator", "classes_of", "diagonal_of", "positive_weight", "prior_outputs"]
+__all__ = ["KernelEstimator", "classes_of", "diagonal_of", "noticed", "positive_weight", "prior_outputs"]
 
 
 class KernelEstimator(BaseEstimator):
@@ -120,6 +123,21 @@ def prior_outputs(prior: Any, kernel: Any, X: Any, n_outputs: int | None = None)
             do="return the outputs f_0 of the rows, with the columns of the targets",
         )
     return outputs
+
+
+def noticed(solution: Solution) -> Solution:
+    """Pass a usable solution on, with a warning if the system was singular up to rounding.
+
+    Raises:
+        NumericalError: it is not usable.
+    """
+    if solution.require().code is Code.singular:
+        warnings.warn(
+            f"{solution.code.meaning} ({solution.detail}); a larger ridge would make it regular",
+            LinAlgWarning,
+            stacklevel=4,
+        )
+    return solution
 
 
 def positive_weight(sample_weight: Any, X: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.ground.errors import InputError, NumericalError
 from kernelmem.machines.diagnosis import condition_limit, inspect
-from kernelmem.machines.estimators import KernelEstimator, diagonal_of, prior_outputs
+from kernelmem.machines.estimators import KernelEstimator, diagonal_of, noticed, prior_outputs
 from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.solvers import as_ridge, factorized, solve
 from kernelmem.machines.systems import EPS, as_system
@@ -171,7 +171,7 @@ def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, 
             a = factor.alpha()
             gap, size = float((dense @ a + ridge * a - targets).norm()), float(targets.norm())
             return _Inverse(factor.L, None, None), Solution(a, Code.solved, gap / size if size else gap, condition)
-    solution = solve(K, targets, ridge, solver="eigen").require()
+    solution = noticed(solve(K, targets, ridge, solver="eigen"))
     if solution.code is Code.conditionally_positive:
         return None, solution
     values, V = torch.linalg.eigh(dense)

@@ -10,7 +10,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from kernelmem.ground.errors import InputError
 from kernelmem.machines.diagnosis import inspect
-from kernelmem.machines.estimators import KernelEstimator, classes_of, positive_weight, prior_outputs
+from kernelmem.machines.estimators import KernelEstimator, classes_of, noticed, positive_weight, prior_outputs
 from kernelmem.machines.gcv import choose_weighted_ridge
 from kernelmem.machines.results import Solution
 from kernelmem.machines.solvers import as_ridge, solve
@@ -54,7 +54,7 @@ class _Ridge(KernelEstimator):
         K = self._gram(X)
         self.ridge_ = self._choose(K, change, weights)
         solution = solve(K, change, self.ridge_, solver=self.solver, weights=weights, **(self.solver_params or {}))  # type: ignore[arg-type]
-        self.solution_: Solution = solution.require()
+        self.solution_: Solution = noticed(solution)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self._keep(X)
 
@@ -98,6 +98,9 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     Raises:
         InputError: parameters that are not as above.
         NumericalError: a kernel that is asymmetric, indefinite beyond rounding, or holds NaN; no convergence.
+
+    Warns:
+        LinAlgWarning: K + ridge I is singular up to rounding: code ``singular``, the least-norm fit.
 
     Cost: one Cholesky factorization, n³/3 multiply-adds; see ``solve``.
 

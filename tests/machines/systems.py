@@ -1,0 +1,52 @@
+"""Kernels for the tests of solvers: of chosen spectrum, of rows, and broken in a chosen way."""
+
+import numpy as np
+
+
+def rotation(n: int, rng: np.random.Generator) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((n, n)))[0]
+
+
+def of_spectrum(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    Q = rotation(len(values), rng)
+    K = (Q * values) @ Q.T
+    return (K + K.T) / 2
+
+
+def of_rows(x: np.ndarray, y: np.ndarray | None = None, gamma: float = 0.3) -> np.ndarray:
+    y = x if y is None else y
+    return np.exp(-gamma * ((x[:, None] - y) ** 2).sum(-1))
+
+
+def bad(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """A kernel, targets and a ridge that do not make a system to be trusted."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 60))
+    y = rng.standard_normal((n, 2))
+    if kind == "condition":
+        values = np.concatenate([[1.0], 10.0 ** rng.uniform(-20, 0, n - 2), [10.0 ** rng.uniform(-22, -17)]])
+        return of_spectrum(values, rng) * 10.0 ** rng.uniform(-3, 3), y, 0.0
+    K = of_spectrum(10.0 ** rng.uniform(-3, 0, n), rng)
+    if kind == "asymmetric":
+        K[0, n - 1] += 10.0 ** rng.uniform(-4, 0) * np.abs(K).max()
+    elif kind == "nan":
+        K[tuple(rng.integers(0, n, 2))] = rng.choice([np.nan, np.inf, -np.inf])
+    else:
+        values = 10.0 ** rng.uniform(-3, 0, n)
+        values[:2] = -(10.0 ** rng.uniform(-2, 0, 2))  # two, so that one remains on zero-sum vectors
+        K = of_spectrum(values, rng)
+    return K, y, 10.0 ** rng.uniform(-9, -5)
+
+
+def good(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """A kernel, targets and a ridge that are to be solved: condition up to 1e12, or duplicated rows with a ridge."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 60))
+    y = rng.standard_normal((n, 2))
+    if kind == "duplicates":
+        x = rng.standard_normal((n, 3))
+        x = x[rng.integers(0, max(2, n // 2), n)]
+        return of_rows(x), y, 10.0 ** rng.uniform(-6, 0)
+    lowest = rng.uniform(-12, 0)
+    values = np.concatenate([[1.0, 10.0**lowest], 10.0 ** rng.uniform(lowest, 0, n - 2)])
+    return of_spectrum(values, rng) * 10.0 ** rng.uniform(-3, 3), y, 0.0
