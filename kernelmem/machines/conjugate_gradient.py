@@ -23,9 +23,7 @@ class Descent:
     spread: float  # ratio of the extreme Ritz values of the preconditioned A: from below, its condition
 
 
-def conjugate_gradient(
-    apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int
-) -> Descent:
+def conjugate_gradient(apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int) -> Descent:
     """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b - A x| <= tolerance |b|.
 
     Each column runs its own recurrence; products A p are taken of all columns that are not done together, so that a

@@ -106,7 +106,9 @@ def named(groups: list[tuple[int, ...]]) -> str:
     """The first groups, in words; nothing where there are none."""
     if not groups:
         return ""
-    few = ", ".join("(" + ", ".join(map(str, group[:5])) + (", ..." if len(group) > 5 else "") + ")" for group in groups[:3])
+    few = ", ".join(
+        "(" + ", ".join(map(str, group[:5])) + (", ..." if len(group) > 5 else "") + ")" for group in groups[:3]
+    )
     return f"; duplicate rows {few}" + (f" and {len(groups) - 3} more groups" if len(groups) > 3 else "")
 
 

@@ -29,18 +29,21 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
 
     The mean is that of ``KernelMachineRegressor``. Outputs are independent and share the kernel, hence the variance.
 
-    Parameters:
+    Parameters
+    ----------
         kernel, gamma, degree, coef0, kernel_params, prior: as in ``KernelMachineRegressor``.
         ridge: the noise variance, a number >= 0, in units of the kernel.
 
-    Attributes:
+    Attributes
+    ----------
         log_evidence_: natural logarithm of the evidence. dual_coef_: (n, C). X_fit_: the training rows.
         solution_: code, residual and condition. Where A is singular up to rounding (code ``singular``), mean, variance
             and evidence are of the directions above rounding. Where the kernel is positive only on zero-sum vectors
             (code ``conditionally_positive``) it is no covariance: the mean solves the system as given, the evidence is
             NaN, and asking for a variance raises.
 
-    Raises:
+    Raises
+    ------
         NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
 
     Cost: one Cholesky factorization; a variance n² for each row; one n x n matrix is kept.
@@ -92,9 +95,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self._keep(X)
         return self
 
-    def predict(
-        self, X: Any, return_std: bool = False, return_cov: bool = False, self_kernel: Any = None
-    ) -> Any:
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False, self_kernel: Any = None) -> Any:
         """Posterior mean, (m,) or (m, C) as y was; with ``return_std`` also the standard deviation of f, (m,).
 
         ``return_cov`` gives the covariance (m, m) instead. With a precomputed kernel X is (m, n), and ``self_kernel`` the

@@ -43,9 +43,7 @@ def generalized_cross_validation(K: Tensor, targets: Tensor, grid: Tensor, *, n_
     return RidgeChoice(float(grid[index]), index, grid, errors)
 
 
-def choose_weighted_ridge(
-    K: Tensor, targets: Tensor, weights: Tensor, criterion: Literal["loo", "gcv"]
-) -> RidgeChoice:
+def choose_weighted_ridge(K: Tensor, targets: Tensor, weights: Tensor, criterion: Literal["loo", "gcv"]) -> RidgeChoice:
     """Choose the ridge of kernel ridge with sample weights: K (n, n), targets (n, C), weights (n,).
 
     "loo" is the weighted mean of squared leave-one-out residuals, leaving out rows whatever their weight; "gcv" counts a

@@ -52,7 +52,7 @@ def nearest_neighbors(distances: Any, targets: Any, k: int) -> Tensor:
     D, y = _pair(distances, targets, "distances")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
         raise InputError(f"k={k!r}", expected=f"a whole number in 1..{len(y)}", do="pass k=5")
-    nearest = D.argsort(1, stable=True)[:, :k]
+    nearest = D.argsort(dim=1, stable=True)[:, :k]
     return y[nearest].mean(1)
 
 

@@ -80,7 +80,8 @@ class _Ridge(KernelEstimator):
 class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X); no intercept.
 
-    Parameters:
+    Parameters
+    ----------
         kernel: a scikit-learn pairwise name; "precomputed" (X is then the kernel: (n, n) in ``fit``, (m, n) in
             ``predict``; a memory-mapped array is streamed, not copied); a callable kernel(X, Y) -> (n, m), such as
             ``TangentKernel(model)``; an array (N, N), memory-mapped or a path kernel, of which X are row numbers.
@@ -91,15 +92,18 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         prior: f_0, a callable on X or a torch module; the machine learns the change from it.
         solver, solver_params: see :func:`kernelmem.machines.solvers.solve`.
 
-    Attributes:
+    Attributes
+    ----------
         dual_coef_: (n, C) a. ridge_: the ridge used. ridge_choice_: the errors it was chosen by, if it was.
         solution_: code, residual and condition of the solve. X_fit_: the training rows.
 
-    Raises:
+    Raises
+    ------
         InputError: parameters that are not as above.
         NumericalError: a kernel that is asymmetric, indefinite beyond rounding, or holds NaN; no convergence.
 
-    Warns:
+    Warns
+    -----
         LinAlgWarning: K + ridge I is singular up to rounding: code ``singular``, the least-norm fit.
 
     Cost: one Cholesky factorization, n³/3 multiply-adds; see ``solve``.

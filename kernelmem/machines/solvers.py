@@ -181,7 +181,9 @@ def _eigen(
     condition = float(shifted[-1] / shifted[kept][0]) if whole else _ratio(shifted)
     detail = "" if whole else f"{int(kept.sum())} of {system.n} eigenvalues above rounding, {_range(shifted)}"
     detail += "" if whole else named(duplicates(system))
-    return Solution(scale[:, None] * a, Code.solved if whole else Code.singular, 0.0, condition, 0, "eigen", 0.0, detail)
+    return Solution(
+        scale[:, None] * a, Code.solved if whole else Code.singular, 0.0, condition, 0, "eigen", 0.0, detail
+    )
 
 
 def _bunch_kaufman(

@@ -1,9 +1,11 @@
 """The support vector machine of a kernel: scikit-learn's SVC behind the same kernels and the same diagnosis."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -12,6 +14,9 @@ from kernelmem.machines.estimators import KernelEstimator, classes_of, positive_
 
 __all__ = ["KernelMachineSVC"]
 
+TOLERANCES = (1e-8, 1e-6, 1e-4)
+ITERATIONS = 100_000  # and 100 a row: what a tolerance may take before the next one is tried
+
 
 class KernelMachineSVC(ClassifierMixin, KernelEstimator):
     """Support vector classification: scikit-learn's SVC on the kernel matrix, which is checked first.
@@ -19,15 +24,20 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
     min ½|f|² + C Σ_i max(0, 1 - y_i (f(x_i) + b)), one against one for several classes. A kernel that is positive only
     on zero-sum vectors is as good as a positive one here, since the dual variables sum to zero.
 
-    Parameters:
+    Parameters
+    ----------
         kernel, gamma, degree, coef0, kernel_params: as in ``KernelMachineRegressor``.
-        C, class_weight, tol, max_iter, decision_function_shape, break_ties: as in ``sklearn.svm.SVC``; tol is smaller, so
-            that a doubled weight and a row given twice agree to seven digits.
+        C, class_weight, tol, max_iter, decision_function_shape, break_ties: as in ``sklearn.svm.SVC``. tol=None: the
+            first of 1e-8, 1e-6, 1e-4 that is reached, else 1e-3, which is scikit-learn's: at 1e-8 a doubled weight and a
+            row given twice agree to seven digits, but on kernels of low rank the iterations may never get there.
 
-    Attributes:
-        classes_, support_, n_support_, dual_coef_, intercept_: of the machine ``svc_``. X_fit_: the training rows.
+    Attributes
+    ----------
+        classes_, support_, n_support_, dual_coef_, intercept_: of the machine ``svc_``. tol_: the tolerance
+            that was reached. X_fit_: the training rows.
 
-    Raises:
+    Raises
+    ------
         NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
 
     Cost: the n x n kernel, one Cholesky factorization of it, and SVC's own between n² and n³.
@@ -49,7 +59,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         coef0: float = 0.0,
         kernel_params: dict[str, Any] | None = None,
         class_weight: Any = None,
-        tol: float = 1e-8,
+        tol: float | None = None,
         max_iter: int = -1,
         decision_function_shape: str = "ovr",
         break_ties: bool = False,
@@ -76,25 +86,37 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         self._resolve_gamma(X[used], weights)
         K = self._gram(X)
         require_kernel(K)
-        machine = SVC(
-            kernel="precomputed",
-            C=self.C,
-            class_weight=self.class_weight,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            decision_function_shape=self.decision_function_shape,
-            break_ties=self.break_ties,
-        )
         # Rows of weight 0 are taken out here: libsvm drops them, and then numbers its support vectors by the rest.
         whole = len(used) == X.shape[0]
         K = np.asarray(K if whole else np.asarray(K)[np.ix_(used, used)], dtype=np.float64)
-        self.svc_ = machine.fit(K, y[used], weights)
+        self.svc_ = machine = self._solve(K, y[used], weights)
+        self.tol_ = machine.tol
         self._used = used
         self.classes_, self.support_ = machine.classes_, used[machine.support_]
         self.n_support_, self.dual_coef_, self.intercept_ = machine.n_support_, machine.dual_coef_, machine.intercept_
         self.n_iter_ = machine.n_iter_
         self._keep(X)
         return self
+
+    def _solve(self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SVC:
+        machine = SVC(
+            kernel="precomputed",
+            C=self.C,
+            class_weight=self.class_weight,
+            max_iter=self.max_iter,
+            decision_function_shape=self.decision_function_shape,
+            break_ties=self.break_ties,
+        )
+        if self.tol is not None:
+            return machine.set_params(tol=self.tol).fit(K, y, weights)
+        if self.max_iter == -1:
+            for tol in TOLERANCES:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    machine.set_params(tol=tol, max_iter=ITERATIONS + 100 * len(K)).fit(K, y, weights)
+                if machine.fit_status_ == 0:
+                    return machine
+        return machine.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Signed distances in units of the margin, (m,) for two classes, otherwise (m, C) or one for each pair."""

@@ -119,7 +119,9 @@ def as_system(kernel: Any) -> System:
 def _operator(kernel: Any) -> System:
     shape = tuple(kernel.shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise InputError(f"operator of shape {shape}", expected="a square one", do="pass the operator of one set of rows")
+        raise InputError(
+            f"operator of shape {shape}", expected="a square one", do="pass the operator of one set of rows"
+        )
     device = getattr(kernel, "device", torch.device("cpu"))
     gives_tensors = isinstance(getattr(kernel, "dtype", None), torch.dtype)
     eps = torch.finfo(kernel.dtype).eps if gives_tensors else float(np.finfo(kernel.dtype or np.float64).eps)

@@ -48,7 +48,9 @@ def test_every_solver_gives_the_solution(solver, ridge):
     exact = np.linalg.cond(K + ridge * np.eye(len(K)))
     assert exact / 1.5 < got.condition < exact * 1.5
     assert got.residual == pytest.approx(
-        np.linalg.norm((K + ridge * np.eye(len(K))) @ got.coefficients.numpy() - y) / np.linalg.norm(y), rel=0.5, abs=1e-15
+        np.linalg.norm((K + ridge * np.eye(len(K))) @ got.coefficients.numpy() - y) / np.linalg.norm(y),
+        rel=0.5,
+        abs=1e-15,
     )
 
 
@@ -160,7 +162,10 @@ def test_jitter_only_where_it_is_allowed_and_no_more_than_that():
     with_it = solve(K, y, 0.0, jitter=1e-6)
     assert with_it.code is Code.jittered
     assert 0 < with_it.jitter <= 1e-6 * np.trace(K) / len(K)
-    assert np.abs(with_it.coefficients.numpy() - dense(K, y, with_it.jitter)).max() < 1e-2 * np.abs(with_it.coefficients.numpy()).max()
+    assert (
+        np.abs(with_it.coefficients.numpy() - dense(K, y, with_it.jitter)).max()
+        < 1e-2 * np.abs(with_it.coefficients.numpy()).max()
+    )
     assert solve(K, y, 0.0, jitter=1e-17).code is Code.singular
     assert solve(K, y, 0.1, jitter=1e-6).jitter == 0
     rng = np.random.default_rng(0)
@@ -207,7 +212,7 @@ def test_bad_systems_are_noticed(kind):
 
 @pytest.mark.parametrize("kind", ["conditioned", "duplicates"])
 def test_good_systems_are_solved_to_condition_times_rounding(kind):
-    from mpmath import mp, matrix
+    from mpmath import matrix, mp
 
     with mp.workdps(50):
         for seed in range(50):

@@ -1,0 +1,18 @@
+"""scikit-learn's own conformance suite on the support vector machine and the Gaussian process."""
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from kernelmem.machines.gaussian_process import KernelMachineGP
+from kernelmem.machines.svm import KernelMachineSVC
+
+
+@parametrize_with_checks(
+    [
+        KernelMachineSVC(),
+        KernelMachineSVC(kernel="precomputed"),
+        KernelMachineGP(),
+        KernelMachineGP(kernel="precomputed"),
+    ]
+)
+def test_conforms(estimator, check):
+    check(estimator)
