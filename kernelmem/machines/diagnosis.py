@@ -67,7 +67,7 @@ def diagnose(system: System) -> Finding:
     * ``conditionally_positive`` if K has one, HKH none;
     * ``singular`` otherwise: the negative eigenvalues of K are rounding.
     """
-    K, n = system.dense(), system.n
+    K = system.dense()
     K = (K + K.T) / 2
     values = torch.linalg.eigvalsh(K)
     smallest, largest = float(values[0]), float(values[-1])

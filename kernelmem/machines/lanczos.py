@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.ground.checks import seed_sequence
 from kernelmem.ground.errors import InputError, NumericalError
-from kernelmem.machines.systems import System, as_system
+from kernelmem.machines.systems import EPS, System, as_system
 
 __all__ = ["LogDeterminant", "log_determinant"]
 
@@ -20,11 +20,12 @@ class LogDeterminant:
     Attributes:
         value: middle of the two quadratures, averaged over the probes.
         se: standard error over the probes, 0 where they span the whole space.
-        low: lower end: mean of the lower quadratures, less 2 se.
-        high: upper end: mean of the upper quadratures, plus 2 se.
+        low: lower end: mean of the lower quadratures, less 2 se and the rounding.
+        high: upper end: mean of the upper quadratures, plus 2 se and the rounding.
         quadrature_gap: mean distance of the upper and the lower quadrature: what more steps would close.
         probes: number of random vectors.
         steps: Lanczos steps of each.
+        rounding: n eps λ_max / ridge, how far rounding of the products may move the smallest eigenvalues' logarithms.
     """
 
     value: float
@@ -34,6 +35,7 @@ class LogDeterminant:
     quadrature_gap: float
     probes: int
     steps: int
+    rounding: float
 
 
 def log_determinant(kernel: Any, ridge: float, *, probes: int = 30, steps: int = 60, seed: int) -> LogDeterminant:
@@ -79,22 +81,23 @@ def log_determinant(kernel: Any, ridge: float, *, probes: int = 30, steps: int =
     else:
         z = torch.randint(0, 2, (n, probes), generator=generator).to(torch.float64) * 2 - 1
         z /= n**0.5
-    pairs = _brackets(system, z.to(system.device), ridge, min(steps, n))
+    pairs, largest = _brackets(system, z.to(system.device), ridge, min(steps, n))
+    rounding = n * (system.eps if system.matrix_free else EPS) * max(1.0, largest / ridge)
     weight = 1.0 if exact else float(n)
     low, high = weight * pairs[:, 0], weight * pairs[:, 1]
     middle = (low + high) / 2
     if exact:
-        return LogDeterminant(
-            float(middle.sum()), 0.0, float(low.sum()), float(high.sum()), float((high - low).sum()), n, min(steps, n)
-        )
+        least, most = float(low.sum()) - rounding, float(high.sum()) + rounding
+        gap = float((high - low).sum())
+        return LogDeterminant(float(middle.sum()), 0.0, least, most, gap, n, min(steps, n), rounding)
     se = float(middle.std() / probes**0.5)
     gap = float((high - low).mean())
-    least, most = float(low.mean()) - 2 * se, float(high.mean()) + 2 * se
-    return LogDeterminant(float(middle.mean()), se, least, most, gap, probes, min(steps, n))
+    least, most = float(low.mean()) - 2 * se - rounding, float(high.mean()) + 2 * se + rounding
+    return LogDeterminant(float(middle.mean()), se, least, most, gap, probes, min(steps, n), rounding)
 
 
-def _brackets(system: System, z: Tensor, ridge: float, steps: int) -> Tensor:
-    """Lower and upper quadrature of zᵀ log(A) z of each column, (probes, 2)."""
+def _brackets(system: System, z: Tensor, ridge: float, steps: int) -> tuple[Tensor, float]:
+    """Lower and upper quadrature of zᵀ log(A) z of each column, (probes, 2), and about the largest eigenvalue."""
     n, k = z.shape
     basis = torch.zeros(steps, n, k, dtype=torch.float64, device=z.device)
     main = torch.zeros(k, steps, dtype=torch.float64)
@@ -114,7 +117,8 @@ def _brackets(system: System, z: Tensor, ridge: float, steps: int) -> Tensor:
         length = torch.where(ended.cpu() & (length == steps), torch.tensor(j + 1), length)
         beside[:, j] = torch.where(ended, torch.zeros_like(norms), norms).cpu()
         v = torch.where(ended, torch.zeros_like(w), w / norms.clamp_min(torch.finfo(torch.float64).tiny))
-    return torch.stack([_bracket(main[i], beside[i], int(length[i]), ridge) for i in range(k)])
+    largest = float(main.max()) + 2 * float(beside.max())
+    return torch.stack([_bracket(main[i], beside[i], int(length[i]), ridge) for i in range(k)]), largest
 
 
 def _bracket(main: Tensor, beside: Tensor, steps: int, ridge: float) -> Tensor:

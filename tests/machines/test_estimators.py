@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -173,7 +174,7 @@ def test_gp_of_a_conditionally_positive_kernel_has_a_mean_and_no_variance():
 def test_interpolation_as_the_ridge_goes_to_zero(make):
     gaps = [np.abs(make(gamma=3.0, ridge=ridge).fit(X, Y).predict(X) - Y).max() for ridge in (1e-2, 1e-5, 1e-8, 0.0)]
     assert gaps[0] > 1e-3
-    assert all(after < before / 100 for before, after in zip(gaps[:2], gaps[1:3], strict=True))
+    assert all(after < before / 100 for before, after in pairwise(gaps[:3]))
     assert gaps[3] < 1e-10
 
 

@@ -131,12 +131,12 @@ def test_an_end_of_iterations_is_said():
 
 
 def test_cg_meets_negative_curvature():
-    K, y, rng = problem()
+    _, y, rng = problem()
     assert solve(of_spectrum(rng.uniform(-1, 1, 40), rng), y[:40], 1e-3, solver="cg", rank=0).code is Code.indefinite
 
 
 def test_nystroem_over_all_rows_is_the_solution_and_over_few_is_near():
-    K, y, _ = problem(n=80)
+    K, _, _ = problem(n=80)
     rng = np.random.default_rng(1)
     smooth = K @ rng.standard_normal((80, 2))
     whole = solve(K, smooth, 0.1, solver="nystroem", rank=80)
