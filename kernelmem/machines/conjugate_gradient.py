@@ -20,6 +20,7 @@ class Descent:
     products: int  # with A
     converged: bool
     curvature: float  # smallest pᵀ A p / pᵀ p that was met: negative if A is indefinite
+    steepest: float  # largest of these
     spread: float  # ratio of the extreme Ritz values of the preconditioned A: from below, its condition
 
 
@@ -38,19 +39,20 @@ def conjugate_gradient(apply: Apply, b: Tensor, *, precondition: Apply, toleranc
     size = b.norm(dim=0)
     size = torch.where(size > 0, size, torch.ones_like(size))
     x, r = torch.zeros_like(b), b.clone()
-    products, curvature, spread, best = 0, torch.inf, float("nan"), torch.inf
+    products, curvature, steepest, spread, best = 0, torch.inf, 0.0, float("nan"), torch.inf
     while True:
         gaps = r.norm(dim=0) / size
         worst = float(gaps.max())
         converged = worst <= tolerance
         if converged or products >= max_products or curvature <= 0 or not worst < best / 2:
-            return Descent(x, worst, products, converged, curvature, spread)
+            return Descent(x, worst, products, converged, curvature, steepest, spread)
         best = worst
         todo = (gaps > tolerance).nonzero()[:, 0]
         part = _recurrence(apply, r[:, todo], precondition, tolerance * size[todo], max_products - products)
         x[:, todo] += part.x
         products += part.products + 1
-        curvature, spread = min(curvature, part.curvature), spread if spread == spread else part.spread
+        curvature, steepest = min(curvature, part.curvature), max(steepest, part.steepest)
+        spread = spread if spread == spread else part.spread
         r = b - apply(x)
 
 
@@ -61,13 +63,14 @@ def _recurrence(apply: Apply, b: Tensor, precondition: Apply, targets: Tensor, a
     active = torch.arange(b.shape[1], device=b.device)
     steps: list[float] = []
     ratios: list[float] = []
-    curvature, products = torch.inf, 0
+    curvature, steepest, products = torch.inf, 0.0, 0
     while len(active) and products < allowed:
         direction = p[:, active]
         image = apply(direction)
         products += 1
         bend = (direction * image).sum(0)
-        curvature = min(curvature, float((bend / direction.square().sum(0)).min()))
+        bends = bend / direction.square().sum(0)
+        curvature, steepest = min(curvature, float(bends.min())), max(steepest, float(bends.max()))
         if curvature <= 0 or not bool(torch.isfinite(bend).all()):
             break
         step = rz[active] / bend
@@ -82,7 +85,7 @@ def _recurrence(apply: Apply, b: Tensor, precondition: Apply, targets: Tensor, a
             steps.append(float(step[0]))
             ratios.append(float(ratio[0]))
         active = active[r[:, active].norm(dim=0) > targets[active]]
-    return Descent(x, float("nan"), products, not len(active), curvature, _spread(steps, ratios))
+    return Descent(x, float("nan"), products, not len(active), curvature, steepest, _spread(steps, ratios))
 
 
 def _spread(steps: list[float], ratios: list[float]) -> float:

@@ -52,7 +52,9 @@ def inspect(system: System) -> Finding | None:
                 gap, worst = most, (i + where // apart.shape[1], j + where % apart.shape[1])
     if gap > ASYMMETRY * scale:
         return Finding(
-            Code.asymmetric, f"entries ({worst[0]}, {worst[1]}) differ by {gap:.3g}; the largest is {scale:.3g}"
+            Code.asymmetric,
+            f"entries ({max(worst)}, {min(worst)}) and ({min(worst)}, {max(worst)}) differ by {gap:.3g};"
+            f" the largest is {scale:.3g}",
         )
     return None
 

@@ -84,7 +84,8 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     ----------
         kernel: a scikit-learn pairwise name; "precomputed" (X is then the kernel: (n, n) in ``fit``, (m, n) in
             ``predict``; a memory-mapped array is streamed, not copied); a callable kernel(X, Y) -> (n, m), such as
-            ``TangentKernel(model)``; an array (N, N), memory-mapped or a path kernel, of which X are row numbers.
+            ``TangentKernel(model)``; an array (N, N), memory-mapped or a path kernel, of which X are row numbers
+            (cloning copies it: to share a large one, pass ``StoredKernel(array)``).
         ridge: a number >= 0, in units of the kernel (K + ridge I, not n ridge); "loo" or "gcv" choose it in closed form
             over 53 values by one eigendecomposition.
         gamma, degree, coef0, kernel_params: of the named kernel, as in ``sklearn.kernel_ridge.KernelRidge``; gamma may

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernelmem.ground.checks import as_tensor
 from kernelmem.ground.errors import InputError
 from kernelmem.machines.conjugate_gradient import conjugate_gradient
-from kernelmem.machines.diagnosis import Finding, condition_limit, diagnose, duplicates, inspect, named
+from kernelmem.machines.diagnosis import EPS32, Finding, condition_limit, diagnose, duplicates, inspect, named
 from kernelmem.machines.inverses import Factor
 from kernelmem.machines.nystroem import Preconditioner, landmarks, over_landmarks, preconditioner
 from kernelmem.machines.results import Code, Solution
@@ -226,7 +226,7 @@ def _iterate(
     used = len(prepared.values)
     condition = float(prepared.values[0] + ridge) / ridge if used else descent.spread
     code = Code.solved if descent.converged else Code.not_converged
-    if descent.curvature <= 0:
+    if descent.curvature < -system.n * EPS32 * descent.steepest:  # the rule of diagnose; less is rounding
         code = Code.indefinite
     detail = f"relative residual {descent.residual:.3g}, {used} landmarks"
     detail += f", curvature {descent.curvature:.3g}" if descent.curvature <= 0 else ""

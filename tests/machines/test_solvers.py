@@ -269,3 +269,14 @@ def test_what_is_not_a_system_is_refused(arguments):
     given = {"kernel": np.eye(3), "targets": np.ones(3), "ridge": 0.1} | arguments
     with pytest.raises(InputError):
         solve(given.pop("kernel"), given.pop("targets"), given.pop("ridge"), **given)
+
+
+def test_a_singular_kernel_is_not_called_indefinite_by_cg():
+    rng = np.random.default_rng(0)
+    phi = rng.standard_normal((40, 5))
+    got = solve(phi @ phi.T, rng.standard_normal((40, 2)), 0.0, solver="cg")
+    assert got.code is Code.not_converged  # targets out of reach: no residual is small
+    reachable = phi @ rng.standard_normal((5, 2))
+    got = solve(phi @ phi.T, reachable, 0.0, solver="cg")
+    assert got.code is Code.solved
+    assert got.residual < 1e-9
