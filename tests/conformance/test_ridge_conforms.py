@@ -10,9 +10,10 @@ from kernelmem.machines.ridge import KernelMachineClassifier, KernelMachineRegre
         KernelMachineRegressor(),
         KernelMachineRegressor(kernel="precomputed"),
         KernelMachineRegressor(ridge="gcv"),
+        KernelMachineRegressor(ridge="loo"),
         KernelMachineClassifier(),
         KernelMachineClassifier(kernel="precomputed"),
-        KernelMachineClassifier(ridge="gcv"),
+        KernelMachineClassifier(ridge="loo"),
     ]
 )
 def test_conforms(estimator, check):

@@ -280,3 +280,11 @@ def test_a_singular_kernel_is_not_called_indefinite_by_cg():
     got = solve(phi @ phi.T, reachable, 0.0, solver="cg")
     assert got.code is Code.solved
     assert got.residual < 1e-9
+
+
+def test_a_ridge_regularizes_a_float32_kernel_below_its_own_rounding():
+    K = np.diag([1.0, 1.0, 0.0]).astype(np.float32)
+    got = solve(K, [1.0, 1.0, 1.0], 1e-7, solver="eigen")
+    assert got.code is Code.solved
+    assert got.coefficients[2].item() == pytest.approx(1e7)
+    assert solve(K, [1.0, 1.0, 1.0], 0.0, solver="eigen").code is Code.singular
