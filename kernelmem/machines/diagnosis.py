@@ -69,8 +69,7 @@ def diagnose(system: System) -> Finding:
     * ``conditionally_positive`` if K has one, HKH none;
     * ``singular`` otherwise: the negative eigenvalues of K are rounding.
     """
-    K = system.dense()
-    K = (K + K.T) / 2
+    K = system.symmetric()
     values = torch.linalg.eigvalsh(K)
     smallest, largest = float(values[0]), float(values[-1])
     means = K.mean(0)
@@ -161,8 +160,7 @@ def require_kernel(kernel: Any) -> None:
     system = as_system(kernel)
     finding = inspect(system)
     if finding is None:
-        K = system.dense()
-        K = (K + K.T) / 2
+        K = system.symmetric()
         # The mean diagonal is at most λ_max where K is positive: what passes here is within the tolerance of diagnose.
         K.diagonal().add_(system.n * EPS32 * float(K.diagonal().mean().clamp_min(0)))
         if not int(torch.linalg.cholesky_ex(K).info):

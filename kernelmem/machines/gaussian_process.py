@@ -164,9 +164,8 @@ class _Inverse:
 def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, Solution]:
     system = as_system(K)
     fault = inspect(system)
-    dense = torch.empty(0) if fault is not None else system.dense()
+    dense = torch.empty(0) if fault is not None else system.symmetric()
     if fault is None:
-        dense = (dense + dense.T) / 2
         factor, condition = factorized(dense, targets, ridge)
         if factor is not None and condition <= condition_limit(system.n):
             a = factor.alpha()

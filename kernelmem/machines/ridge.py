@@ -68,8 +68,7 @@ class _Ridge(KernelEstimator):
         if fault is not None:  # the solver says it as it says it of a given ridge
             return 0.0
         w = torch.ones(system.n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
-        dense = system.dense()
-        self.ridge_choice_ = choose_weighted_ridge((dense + dense.T) / 2, torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
+        self.ridge_choice_ = choose_weighted_ridge(system.symmetric(), torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
         return self.ridge_choice_.ridge
 
     def _outputs(self, X: Any) -> np.ndarray:

@@ -124,8 +124,9 @@ def solve(
 
 
 def _direct(system: System, scale: Tensor, y: Tensor, ridge: float, solver: str, jitter: float) -> Solution:
-    K = system.dense()
-    K = _symmetric(K, scale)
+    K = system.symmetric()
+    if not bool((scale == 1).all()):
+        K = K.mul_(scale).mul_(scale[:, None])
     targets = scale[:, None] * y
     if solver == "eigen":
         return _eigen(system, K, scale, targets, ridge, None)
@@ -281,11 +282,6 @@ def as_ridge(ridge: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < torch.inf:
         raise InputError(f"ridge {ridge!r}", expected="one finite number >= 0", do="pass ridge=1e-3")
     return float(value)
-
-
-def _symmetric(K: Tensor, scale: Tensor) -> Tensor:
-    K = (K + K.T) / 2
-    return K if bool((scale == 1).all()) else scale[:, None] * K * scale
 
 
 def _ratio(shifted: Tensor) -> float:

@@ -14,6 +14,7 @@ from kernelmem.ground.errors import InputError
 __all__ = ["System", "as_system"]
 
 EPS = torch.finfo(torch.float64).eps
+TILE = 512  # rows and columns that are transposed at once
 BLOCK = 2**23  # numbers of a block of rows: 64 MiB in float64
 
 
@@ -45,10 +46,23 @@ class System:
         return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
 
     def dense(self) -> Tensor:
-        """The kernel as a new tensor (n, n), made symmetric to the bit by its caller where that matters."""
+        """The kernel as a new tensor (n, n), as it is."""
         if self.entries is None:
             return self.columns(torch.arange(self.n))
-        return torch.cat([self.rows(i, i + self.step) for i in range(0, self.n, self.step)])
+        if isinstance(self.entries, Tensor):
+            return self.entries.to(torch.float64, copy=True)
+        return self._read(self.entries)
+
+    def symmetric(self) -> Tensor:
+        """The kernel as a new tensor (n, n), symmetric to the bit: its mean with its transpose."""
+        K = self.dense()
+        for i in range(0, self.n, TILE):  # tiles stay in cache: K + K.T as a whole costs as much as a factorization
+            for j in range(0, i + 1, TILE):
+                lower, upper = K[i : i + TILE, j : j + TILE], K[j : j + TILE, i : i + TILE]
+                mean = (lower + upper.T) / 2
+                lower.copy_(mean)
+                upper.copy_(mean.T)
+        return K
 
     def columns(self, indices: Tensor) -> Tensor:
         """Columns at ``indices``, (n, k)."""

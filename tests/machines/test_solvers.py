@@ -288,3 +288,31 @@ def test_a_ridge_regularizes_a_float32_kernel_below_its_own_rounding():
     assert got.code is Code.solved
     assert got.coefficients[2].item() == pytest.approx(1e7)
     assert solve(K, [1.0, 1.0, 1.0], 0.0, solver="eigen").code is Code.singular
+
+
+def test_cg_ends_where_rounding_allows_no_smaller_residual():
+    K, y, _ = problem()
+    got = solve(K, y, 1e-3, solver="cg", tolerance=1e-17, max_iterations=100_000)
+    assert got.code is Code.not_converged
+    assert got.residual < 1e-11
+    assert got.iterations < 5000
+
+
+def test_small_asymmetry_is_averaged_away():
+    K, y, rng = problem()
+    noise = 1e-8 * rng.standard_normal(K.shape)
+    got, want = solve(K + noise, y, 0.1), solve(K + (noise + noise.T) / 2, y, 0.1)
+    assert torch.allclose(got.coefficients, want.coefficients, rtol=1e-12, atol=1e-12)
+    other = solve((K + noise).T, y, 0.1)
+    assert torch.equal(got.coefficients, other.coefficients)
+
+
+def test_kernels_larger_than_a_tile_are_made_symmetric(monkeypatch):
+    monkeypatch.setattr("kernelmem.machines.systems.TILE", 7)
+    K, _, rng = problem()
+    rough = K + 1e-3 * rng.standard_normal(K.shape)
+    got = as_system(rough).symmetric()
+    assert torch.equal(got, got.T)
+    assert np.allclose(got.numpy(), (rough + rough.T) / 2, rtol=1e-15, atol=1e-16)
+    assert np.shares_memory(as_system(rough).entries, rough)
+    assert not np.shares_memory(got.numpy(), rough)
