@@ -316,3 +316,9 @@ def test_kernels_larger_than_a_tile_are_made_symmetric(monkeypatch):
     assert np.allclose(got.numpy(), (rough + rough.T) / 2, rtol=1e-15, atol=1e-16)
     assert np.shares_memory(as_system(rough).entries, rough)
     assert not np.shares_memory(got.numpy(), rough)
+
+
+def test_the_condition_without_a_preconditioner_is_that_of_the_ritz_values():
+    K, y, _ = problem()
+    got = solve(K, y, 0.1, solver="cg", rank=0, tolerance=1e-12)
+    assert got.condition == pytest.approx(np.linalg.cond(K + 0.1 * np.eye(len(K))), rel=0.02)
