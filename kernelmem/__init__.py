@@ -30,14 +30,13 @@ from kernelmem.kernels.infinite import infinite_nngp as infinite_nngp
 from kernelmem.kernels.infinite import infinite_ntk as infinite_ntk
 from kernelmem.kernels.ntk import ntk as ntk
 from kernelmem.kernels.ntk import ntk_plan as ntk_plan
-from kernelmem.kernels.operator import NTKOperator as NTKOperator
 from kernelmem.kernels.operator import ntk_operator as ntk_operator
-from kernelmem.kernels.spectrum import Spectrum as Spectrum
 from kernelmem.kernels.spectrum import spectrum as spectrum
+from kernelmem.machines.equivalent import equivalent_machines as equivalent_machines
 from kernelmem.machines.fidelity import fidelity as fidelity
-from kernelmem.machines.leave_one_out import LeaveOneOut as LeaveOneOut
 from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
 from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
+from kernelmem.machines.tangent_kernel import TangentKernel as TangentKernel
 from kernelmem.memorization.detection import detect as detect
 from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
 from kernelmem.path.influence import influence as influence
@@ -52,3 +51,23 @@ from kernelmem.runs.run import Run as Run
 from kernelmem.tangents.sketch import tangent_features as tangent_features
 
 __version__ = "0.1.0"
+
+# scikit-learn is slow to import: estimators are read when they are asked for.
+_ESTIMATORS = {
+    "KernelMachineClassifier": "ridge",
+    "KernelMachineGP": "gaussian_process",
+    "KernelMachineRegressor": "ridge",
+    "KernelMachineSVC": "svm",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ESTIMATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.machines.{_ESTIMATORS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ESTIMATORS])
