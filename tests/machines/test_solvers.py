@@ -322,3 +322,11 @@ def test_the_condition_without_a_preconditioner_is_that_of_the_ritz_values():
     K, y, _ = problem()
     got = solve(K, y, 0.1, solver="cg", rank=0, tolerance=1e-12)
     assert got.condition == pytest.approx(np.linalg.cond(K + 0.1 * np.eye(len(K))), rel=0.02)
+
+
+def test_the_most_negative_eigenvalue_shows_the_size_of_rounding():
+    K = of_spectrum(np.array([1.0, 0.5, 1e-9, -1e-8]), np.random.default_rng(0))
+    got = solve(K, np.ones(4), 1e-12)
+    assert got.code is Code.singular
+    assert "2 of 4" in got.detail
+    assert got.coefficients.norm() < 10
