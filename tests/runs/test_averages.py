@@ -157,9 +157,11 @@ def test_the_coefficient_is_found_within_rounding(dtype, kappa, seed, size):
     new = {name: (old[name].double() + kappa * (now[name].double() - old[name].double())).to(dtype) for name in old}
     found = coefficient_of(old, new, now)
     assert abs(found - kappa) <= 4 * torch.finfo(dtype).eps / size
-    # a wrong entry is found (it moves the best kappa too, so that another parameter may be the one that is named)
-    new["b"][2] += 64 * torch.finfo(dtype).eps * (old["b"][2].abs() + now["b"][2].abs())
-    with pytest.raises(InputError, match=r"one number kappa: .* is off"):
+    # a wrong entry is found, and its parameter named: one that does not determine kappa all by itself
+    unit = torch.finfo(dtype).eps * (old["b"].abs() + now["b"].abs())
+    entry = ((now["b"] - old["b"]).abs() / unit).argmin()
+    new["b"][entry] += 64 * unit[entry]
+    with pytest.raises(InputError, match=r"one number kappa: .* b is off"):
         coefficient_of(old, new, now)
 
 
