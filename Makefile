@@ -15,6 +15,7 @@ test: .venv/.tested
 
 soak: .venv/.tested
 	$(BIN)/python -m pytest -q -m soak $(ARGS)
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -n 2 -m "not soak" tests/properties
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

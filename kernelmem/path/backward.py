@@ -6,7 +6,6 @@ A_t is carried from step to step, a number for every row, output and parameter, 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,35 +27,18 @@ from kernelmem.path.integral import (
     numbers,
     refine,
 )
+from kernelmem.path.lines import Lines
 from kernelmem.path.network import Network, seeded
 from kernelmem.path.optimizers import Carried, Moved, filter_of
 from kernelmem.path.pace import Pace
 from kernelmem.path.targets import Explained
 from kernelmem.runs.run import Run
 
-__all__ = ["Lines", "Sweep"]
+__all__ = ["Sweep"]
 
 WIDTH = 2048  # about as many parameters are worked on at a time,
 SLICE = 2**18  # and about as many numbers of their tangents, which then stay in cache,
 ROWS = 128  # but no fewer rows of a product than this
-
-
-@dataclass(frozen=True)
-class Lines:
-    """The ledger's lines, float64."""
-
-    contributions: Tensor  # (m, n, k): of examples, or of steps
-    decay: Tensor  # (m, k)
-    rounding: Tensor  # (m, k)
-    residuals: Tensor  # (T, m, k): of every step
-    evaluations: Tensor  # (T,): tangents of a row
-
-    @classmethod
-    def zeros(cls, m: int, sources: int, k: int, T: int) -> "Lines":
-        """Nothing accounted for yet."""
-        sizes = ((m, sources, k), (m, k), (m, k), (T, m, k), (T,))
-        contributions, decay, rounding, residuals, evaluations = (torch.zeros(s, dtype=torch.float64) for s in sizes)
-        return cls(contributions, decay, rounding, residuals, evaluations)
 
 
 class Sweep:
@@ -144,6 +126,8 @@ class Sweep:
 
     def _piece(self, stretch: Stretch, start: int, stop: int) -> None:
         """Steps start..stop−1 of the stretch together: their mean tangents, their gradients, then one after the other."""
+        if stretch.start + start < self.between.start and not self.carried:
+            return  # before what is explained, and nothing of it acts on
         states = stretch.states[start : stop + 1]
         self.tested.set_state(states[0])
         segments = Segments.of(states, list(self.tested.selected))

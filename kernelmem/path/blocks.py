@@ -76,11 +76,6 @@ class Segments:
     def __len__(self) -> int:
         return len(next(iter(self.start.values())))
 
-    def select(self, block: slice) -> "Segments":
-        """Some of them."""
-        start, stop = ({name: w[block] for name, w in end.items()} for end in (self.start, self.stop))
-        return Segments(start, stop)
-
     def lines(self, segments: Tensor, places: Tensor) -> Blocks:
         """Rows on their lines; ``segments`` (n,) ascending, ``places`` (n,)."""
         own, counts = torch.unique_consecutive(segments, return_counts=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 from kernelmem.ground.batches import Rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
-from kernelmem.path.backward import Lines
 from kernelmem.path.blocks import Blocks, Segments
 from kernelmem.path.forward import PerExample, Stretch, loss_directions
 from kernelmem.path.integral import NUMBERS, START, Nodes, change, edges, nodes_on, refine
+from kernelmem.path.lines import Lines
 from kernelmem.path.network import Network, seeded, take
 from kernelmem.path.optimizers import filter_of
 from kernelmem.path.pace import Pace

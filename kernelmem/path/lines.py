@@ -21,11 +21,29 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Lines"]
 
 FORMAT = "kernelmem ledger 2"  # 1 had no hash of its own
 SHOWN = 12  # groups that are printed one by one
 TENSORS = ("contributions", "initial", "final", "decay", "rounding", "buffers", "residual", "residuals", "evaluations")
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The ledger's lines, float64."""
+
+    contributions: Tensor  # (m, n, k): of examples, or of steps
+    decay: Tensor  # (m, k)
+    rounding: Tensor  # (m, k)
+    residuals: Tensor  # (T, m, k): of every step
+    evaluations: Tensor  # (T,): tangents of a row
+
+    @classmethod
+    def zeros(cls, m: int, sources: int, k: int, T: int) -> "Lines":
+        """Nothing accounted for yet."""
+        sizes = ((m, sources, k), (m, k), (m, k), (T, m, k), (T,))
+        contributions, decay, rounding, residuals, evaluations = (torch.zeros(s, dtype=torch.float64) for s in sizes)
+        return cls(contributions, decay, rounding, residuals, evaluations)
 
 
 @dataclass(frozen=True)
