@@ -15,7 +15,6 @@ adaptive denominators: here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,15 +27,14 @@ from kernelmem.kernels.ntk import as_bytes
 from kernelmem.path.arguments import check_quadrature, check_run
 from kernelmem.path.blocks import Segments
 from kernelmem.path.examples import StepExamples
+from kernelmem.path.forward import Tracing
 from kernelmem.path.integral import whole_tangents
 from kernelmem.path.kernel import moved_parameters
 from kernelmem.path.network import Network, every_output
-from kernelmem.path.optimizers import Moved, ParameterFilter, filter_of
+from kernelmem.path.optimizers import Moved, filter_of
 from kernelmem.path.targets import Explained, explained
-from kernelmem.runs.replay import replay
 from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
-from kernelmem.runs.step import Step
 
 __all__ = ["LiftedMachine", "lifted_machine"]
 
@@ -148,20 +146,22 @@ def lifted_machine(
             expected=f"at most memory={memory!r}",
             do="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
         )
-    states = [state for _, state in replay(run, model, loss=loss, forward=forward)]
+    states: list[Mapping[str, Tensor]] = []
+    moved: list[dict[str, Moved]] = []
+    rounded: list[Tensor] = []
+    coefficients, examples = [], []
+    tracing = Tracing(run, model, trained.network, trained.loss, loss, forward)
+    for stretch in tracing.in_order():
+        states = [*states[:-1], *stretch.states]
+        moved += stretch.moved
+        rounded += stretch.rounding
+        for t in range(stretch.start, stretch.start + len(stretch.steps)):
+            own, index = trained.derivatives(steps[t], states[t])
+            coefficients.append(-own)
+            examples.append(index)
+            _report(progress, t + 1, 2 * T)
     kind = filter_of(run.optimizer)
     filters = {name: kind() for name in tested.selected}
-    moved: list[dict[str, Moved]] = []
-    errors, coefficients, examples = [], [], []
-    for t, (now, after) in enumerate(pairwise(states)):
-        own, index = trained.derivatives(steps[t], now)
-        gradient = trained.tangents(steps[t], now, lambda f, _, own=own: own[:, None])[:, 0].sum(0)
-        of_step, formula = _move(tested, filters, steps[t], now, gradient)
-        moved.append(of_step)
-        errors.append(tested.flat(after) - tested.flat(now) - formula)
-        coefficients.append(-own)
-        examples.append(index)
-        _report(progress, t + 1, 2 * T)
     kernel = torch.empty(m, sum(sizes), k, C, dtype=torch.float64)
     decay, rounding = torch.zeros(m, k, dtype=torch.float64), torch.zeros(m, k, dtype=torch.float64)
     stop = sum(sizes)
@@ -169,13 +169,11 @@ def lifted_machine(
         tested.set_state(states[t])
         segment = Segments.of(states[t : t + 2], list(tested.selected))
         along = whole_tangents(tested, rows, segment, what, order=order, tolerance=tolerance / T)
-        rounding += along @ errors[t]
+        rounding += along @ rounded[t]
         carried = torch.zeros_like(along)
         for name, of_step in moved[t].items():
-            whole = along[..., tested.slices[name]]
-            part = whole.reshape(*whole.shape[:2], *tested.selected[name].shape)
-            share, of_decay = filters[name].backward(part, of_step)
-            carried[..., tested.slices[name]] = share.reshape(*share.shape[:2], -1)
+            where = tested.slices[name]
+            carried[..., where], of_decay = filters[name].backward(along[..., where], of_step)
             decay += 0.0 if of_decay is None else of_decay
         tangents = trained.tangents(steps[t], states[t], every_output)
         kernel[:, stop - sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", carried, tangents)
@@ -190,21 +188,6 @@ def lifted_machine(
 def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, what: Explained) -> Tensor:
     network.set_state(state)
     return what.values(network.outputs(rows), torch.arange(rows.n))
-
-
-def _move(
-    network: Network, filters: dict[str, ParameterFilter], step: Step, now: Mapping[str, Tensor], gradient: Tensor
-) -> tuple[dict[str, Moved], Tensor]:
-    """What the optimizer's formula makes of a gradient (P,): for each parameter, and as one step (P,)."""
-    options = {name: group for group in step.groups for name in group["parameters"]}
-    formula, moved = torch.zeros_like(gradient), {}
-    for name, where in network.slices.items():
-        if name in step.skipped or name not in options:
-            continue
-        own = gradient[where].view(network.selected[name].shape)
-        moved[name] = filters[name].forward(own, now[name].double(), options[name])
-        formula[where] = moved[name].step.flatten()
-    return moved, formula
 
 
 def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
