@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.ground.symmetry import symmetry
 
 __all__ = ["as_labels", "as_square_kernel", "as_tensor", "finite", "seed_sequence"]
 
@@ -100,25 +101,18 @@ def as_square_kernel(value: Any, name: str = "kernel", *, tolerance: float = 1e-
             expected="a square matrix (n, n) with n >= 1",
             do='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
         )
-    gap = _asymmetry(kernel)
-    scale = float(torch.linalg.vector_norm(kernel, torch.inf))
-    if gap > tolerance * scale:
+    seen = symmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
+    if seen.gap > tolerance * seen.largest:
         raise NumericalError(
-            f"{name} of shape {tuple(kernel.shape)} with asymmetry {gap:.3g} beside entries up to {scale:.3g}",
+            f"{name} of shape {tuple(kernel.shape)} with asymmetry {seen.gap:.3g} beside entries up to {seen.largest:.3g}",
             expected=f"a symmetric matrix (asymmetry at most {tolerance:g} of the largest entry)",
             do="check that both sides were computed on the same rows, in eval mode",
         )
-    return kernel if gap == 0 else (kernel + kernel.T) / 2
-
-
-def _asymmetry(kernel: Tensor, block: int = 512) -> float:
-    """Max |K − Kᵀ|, in blocks that stay in cache: a whole transposed read costs as much as a factorization."""
-    gap = 0.0
-    for i in range(0, len(kernel), block):
-        for j in range(0, i + 1, block):
-            lower, upper = kernel[i : i + block, j : j + block], kernel[j : j + block, i : i + block]
-            gap = max(gap, float((lower - upper.T).abs().max()))
-    return gap
+    if seen.gap == 0:
+        return kernel
+    mean = torch.empty_like(kernel)
+    symmetry(lambda rows, columns: kernel[rows, columns], len(kernel), mean)
+    return mean
 
 
 def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:

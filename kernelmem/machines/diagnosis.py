@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernelmem.ground.symmetry import symmetry
 from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.systems import EPS, System, as_system
 
@@ -13,7 +14,6 @@ __all__ = ["Finding", "condition_limit", "diagnose", "duplicates", "inspect", "n
 
 EPS32 = torch.finfo(torch.float32).eps
 ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
-TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -26,35 +26,24 @@ class Finding:
     largest: float = float("nan")
 
 
-def inspect(system: System) -> Finding | None:
+def inspect(system: System, into: Tensor | None = None) -> Finding | None:
     """Look for NaN, infinities and asymmetry beyond 1e-6 of the largest entry; None if there are none.
 
-    Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. An operator is held against
-    its transpose on two random vectors: |u·Kv - v·Ku| at most the same share of |Ku| |v| + |u| |Kv|.
+    Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. ``into`` (n, n), float64,
+    is filled on the way with the mean of the kernel and its transpose, which a factorization wants next. An operator is
+    held against its transpose on two random vectors: |u·Kv - v·Ku| at most the same share of |Ku| |v| + |u| |Kv|.
     """
     if system.matrix_free:
         return _inspect_products(system)
-    gap, scale, worst, n = 0.0, 0.0, (0, 0), system.n
-    for i in range(0, n, TILE):
-        for j in range(0, i + 1, TILE):
-            lower = system.tile(slice(i, i + TILE), slice(j, j + TILE)).to(torch.float64)
-            upper = system.tile(slice(j, j + TILE), slice(i, i + TILE)).to(torch.float64).T
-            top = max(float(lower.abs().max()), float(upper.abs().max()))  # NaN and infinity both come through
-            if not float(lower.abs().sum() + upper.abs().sum()) < torch.inf:
-                found = _first_bad(lower, upper, i, j)
-                if found is not None:
-                    return Finding(Code.not_finite, f"the first at row {found[0]}, column {found[1]}")
-            scale = max(scale, top)
-            apart = (lower - upper).abs()
-            most = float(apart.max())
-            if most > gap:
-                where = int(apart.argmax())
-                gap, worst = most, (i + where // apart.shape[1], j + where % apart.shape[1])
-    if gap > ASYMMETRY * scale:
+    seen = symmetry(system.tile, system.n, into)
+    if seen.not_finite is not None:
+        return Finding(Code.not_finite, "the first at row {}, column {}".format(*seen.not_finite))
+    if seen.gap > ASYMMETRY * seen.largest:
+        row, column = seen.where
         return Finding(
             Code.asymmetric,
-            f"entries ({max(worst)}, {min(worst)}) and ({min(worst)}, {max(worst)}) differ by {gap:.3g};"
-            f" the largest is {scale:.3g}",
+            f"entries ({row}, {column}) and ({column}, {row}) differ by {seen.gap:.3g};"
+            f" the largest is {seen.largest:.3g}",
         )
     return None
 
@@ -124,15 +113,6 @@ def condition_limit(n: int) -> float:
 def _allowed(system: System, values: Tensor) -> float:
     rounding = system.n * EPS32 * float(values.abs().max())
     return max(rounding, float(system.n)) if system.integer else rounding
-
-
-def _first_bad(lower: Tensor, upper: Tensor, i: int, j: int) -> tuple[int, int] | None:
-    for part, flipped in ((lower, False), (upper, True)):
-        bad = (~torch.isfinite(part)).nonzero()
-        if len(bad):
-            row, column = i + int(bad[0, 0]), j + int(bad[0, 1])
-            return (column, row) if flipped else (row, column)
-    return None
 
 
 def _inspect_products(system: System) -> Finding | None:

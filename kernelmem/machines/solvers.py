@@ -95,7 +95,9 @@ def solve(
         )
     scale = _scale(weights, system)
     chosen = _choose(system) if solver == "auto" else solver
-    fault = inspect(system)
+    direct = chosen in ("cholesky", "eigen") and not system.matrix_free
+    K = torch.empty(system.n, system.n, dtype=torch.float64, device=system.device) if direct else None
+    fault = inspect(system, K)
     if fault is not None:
         return _refused(y, fault, chosen)
     columns = y if y.ndim == 2 else y[:, None]
@@ -107,7 +109,7 @@ def solve(
         condition = float("nan")
         found = Solution(a, Code.approximate, 0.0, condition, solver="nystroem", detail=f"{len(rows)} landmarks")
     else:
-        found = _direct(system, scale, columns, ridge, chosen, jitter)
+        found = _direct(system, system.symmetric() if K is None else K, scale, columns, ridge, chosen, jitter)
     residual = found.residual
     if found.code.usable:
         residual = _residual(system, scale, found.coefficients, columns, ridge)
@@ -123,8 +125,7 @@ def solve(
     )
 
 
-def _direct(system: System, scale: Tensor, y: Tensor, ridge: float, solver: str, jitter: float) -> Solution:
-    K = system.symmetric()
+def _direct(system: System, K: Tensor, scale: Tensor, y: Tensor, ridge: float, solver: str, jitter: float) -> Solution:
     if not bool((scale == 1).all()):
         K = K.mul_(scale).mul_(scale[:, None])
     targets = scale[:, None] * y
@@ -152,10 +153,11 @@ def _direct(system: System, scale: Tensor, y: Tensor, ridge: float, solver: str,
 
 def factorized(K: Tensor, targets: Tensor, ridge: float) -> tuple[Factor | None, float]:
     """Cholesky factor of K + ridge I and its condition, or None if a pivot is not above rounding."""
-    shifted = K.clone()
-    shifted.diagonal().add_(ridge)
-    top = float(shifted.diagonal().max())
-    L, info = torch.linalg.cholesky_ex(shifted)
+    own = K.diagonal().clone()
+    K.diagonal().add_(ridge)  # in place, and taken back: the factorization makes the one copy that is needed
+    top = float(K.diagonal().max())
+    L, info = torch.linalg.cholesky_ex(K)
+    K.diagonal().copy_(own)
     # A pivot at the level of rounding is noise, even where it happens to be positive.
     if int(info) or float(L.diagonal().min()) ** 2 <= len(K) ** 0.5 * EPS * top:
         return None, float("inf")

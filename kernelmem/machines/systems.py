@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.errors import InputError
+from kernelmem.ground.symmetry import symmetry
 
 __all__ = ["System", "as_system"]
 
 EPS = torch.finfo(torch.float64).eps
-TILE = 512  # rows and columns that are transposed at once
 BLOCK = 2**23  # numbers of a block of rows: 64 MiB in float64
 
 
@@ -56,12 +56,7 @@ class System:
     def symmetric(self) -> Tensor:
         """The kernel as a new tensor (n, n), symmetric to the bit: its mean with its transpose."""
         K = self.dense()
-        for i in range(0, self.n, TILE):  # tiles stay in cache: K + K.T as a whole costs as much as a factorization
-            for j in range(0, i + 1, TILE):
-                lower, upper = K[i : i + TILE, j : j + TILE], K[j : j + TILE, i : i + TILE]
-                mean = (lower + upper.T) / 2
-                lower.copy_(mean)
-                upper.copy_(mean.T)
+        symmetry(lambda rows, columns: K[rows, columns], self.n, K)
         return K
 
     def columns(self, indices: Tensor) -> Tensor:

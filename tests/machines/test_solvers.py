@@ -308,7 +308,7 @@ def test_small_asymmetry_is_averaged_away():
 
 
 def test_kernels_larger_than_a_tile_are_made_symmetric(monkeypatch):
-    monkeypatch.setattr("kernelmem.machines.systems.TILE", 7)
+    monkeypatch.setattr("kernelmem.ground.symmetry.TILE", 7)
     K, _, rng = problem()
     rough = K + 1e-3 * rng.standard_normal(K.shape)
     got = as_system(rough).symmetric()
