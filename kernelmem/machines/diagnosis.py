@@ -35,7 +35,7 @@ def inspect(system: System, into: Tensor | None = None) -> Finding | None:
     """
     if system.matrix_free:
         return _inspect_products(system)
-    seen = symmetry(system.tile, system.n, into)
+    seen = symmetry(system.tile, system.n, into, read=2048 if system.mapped else None)
     if seen.not_finite is not None:
         return Finding(Code.not_finite, "the first at row {}, column {}".format(*seen.not_finite))
     if seen.gap > ASYMMETRY * seen.largest:

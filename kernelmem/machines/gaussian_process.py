@@ -163,17 +163,19 @@ class _Inverse:
 
 def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, Solution]:
     system = as_system(K)
-    fault = inspect(system)
-    dense = torch.empty(0) if fault is not None else system.symmetric()
+    dense = torch.empty(0 if system.matrix_free else system.n, system.n, dtype=torch.float64, device=system.device)
+    fault = inspect(system, dense)
     if fault is None:
+        dense = system.symmetric() if system.matrix_free else dense
         factor, condition = factorized(dense, targets, ridge)
         if factor is not None and condition <= condition_limit(system.n):
             a = factor.alpha()
-            gap, size = float((dense @ a + ridge * a - targets).norm()), float(targets.norm())
+            gap, size = float((system @ a + ridge * a - targets).norm()), float(targets.norm())
             return _Inverse(factor.L, None, None), Solution(a, Code.solved, gap / size if size else gap, condition)
     solution = noticed(solve(K, targets, ridge, solver="eigen"))
     if solution.code is Code.conditionally_positive:
         return None, solution
+    dense = system.symmetric()  # the factorization has overwritten the first
     values, V = torch.linalg.eigh(dense)
     values = values + ridge
     noise = system.n * (EPS * float(values.abs().max()) + (system.eps if ridge == 0 else 0) * float(dense.abs().max()))

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from kernelmem.ground.errors import NumericalError
 
-__all__ = ["Factor", "Spectrum", "decompose", "eigensystem", "factorize"]
+__all__ = ["Factor", "Spectrum", "cholesky_in_place", "decompose", "eigensystem", "factorize"]
 
 EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
-PANEL = 512  # columns of the triangular inverse held at once
+PANEL = 1024  # columns of the triangular inverse held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +125,10 @@ def factorize(K: Tensor, targets: Tensor, ridge: float) -> Factor:
     Raises:
         NumericalError: not positive definite beyond rounding.
     """
-    shifted = K.clone()
-    shifted.diagonal().add_(ridge)
-    L, info = torch.linalg.cholesky_ex(shifted)
+    L, top, positive = cholesky_in_place(K.clone(), ridge)
     # A pivot at the level of rounding is noise, even where it happens to be positive.
-    noise = len(K) * EPS * float(shifted.diagonal().max())
-    if int(info) or float(L.diagonal().min()) ** 2 <= noise:
+    noise = len(K) * EPS * top
+    if not positive or float(L.diagonal().min()) ** 2 <= noise:
         smallest = float(torch.linalg.eigvalsh(K)[0])
         raise NumericalError(
             f"kernel {tuple(K.shape)} with smallest eigenvalue {smallest:.3g}, and ridge {ridge:.3g}",
@@ -139,6 +137,16 @@ def factorize(K: Tensor, targets: Tensor, ridge: float) -> Factor:
             " if it is singular but not negative, ridge=0 gives the minimum-norm fit",
         )
     return Factor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
+
+
+def cholesky_in_place(K: Tensor, ridge: float) -> tuple[Tensor, float, bool]:
+    """Overwrite a symmetric K by the factor L of K + ridge I = L Lᵀ; also its largest diagonal entry, and whether L exists."""
+    K.diagonal().add_(ridge)
+    top = float(K.diagonal().max())
+    factor = K.mT  # column by column, as LAPACK wants it: no copy
+    info = torch.empty((), dtype=torch.int32, device=K.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
+    return factor, top, not int(info)
 
 
 def decompose(K: Tensor, targets: Tensor, rounding: float) -> Spectrum:

@@ -27,6 +27,7 @@ class System:
     eps: float  # of the dtype in which the kernel was given
     integer: bool
     mapped: bool  # lives in a file
+    mapping: mmap.mmap | None  # of that file, where its pages can be let go
     entries: Any  # tensor or array; None for an operator
     product: Callable[[Tensor], Tensor] | None  # of an operator
     known_diagonal: Callable[[], Tensor] | None
@@ -43,7 +44,7 @@ class System:
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """A part of the kernel in its own dtype."""
         part = self.entries[rows, columns]
-        return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        return part if isinstance(part, Tensor) else self._copied(part, part.dtype)
 
     def dense(self) -> Tensor:
         """The kernel as a new tensor (n, n), as it is."""
@@ -90,7 +91,13 @@ class System:
     def _read(self, part: Any) -> Tensor:
         if isinstance(part, Tensor):
             return part.to(torch.float64)
-        return torch.from_numpy(np.array(part, dtype=np.float64))
+        return self._copied(part, np.float64)
+
+    def _copied(self, part: Any, dtype: Any) -> Tensor:
+        copy = torch.from_numpy(np.array(part, dtype=dtype))
+        if self.mapping is not None:  # pages that were read count as ours until let go; the system keeps them cached
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+        return copy
 
 
 def as_system(kernel: Any) -> System:
@@ -122,7 +129,7 @@ def as_system(kernel: Any) -> System:
             expected="a square matrix (n, n) of real numbers, n >= 1",
             do="pass the kernel of the training rows with themselves",
         )
-    return System(len(entries), device, max(eps, EPS), kind, _in_a_file(entries), entries, None, None)
+    return System(len(entries), device, max(eps, EPS), kind, *_in_a_file(entries), entries, None, None)
 
 
 def _operator(kernel: Any) -> System:
@@ -141,13 +148,15 @@ def _operator(kernel: Any) -> System:
         return torch.from_numpy(np.asarray(kernel @ v.numpy(), dtype=np.float64))
 
     diagonal = kernel.diagonal if callable(getattr(kernel, "diagonal", None)) else None
-    return System(shape[0], device, max(eps, EPS), False, False, None, product, diagonal)
+    return System(shape[0], device, max(eps, EPS), False, False, None, None, product, diagonal)
 
 
-def _in_a_file(entries: Any) -> bool:
-    base = entries
-    while base is not None and not isinstance(base, Tensor):
-        if isinstance(base, np.memmap | mmap.mmap):
-            return True
+def _in_a_file(entries: Any) -> tuple[bool, mmap.mmap | None]:
+    base, mode = entries, None
+    while base is not None and not isinstance(base, Tensor | mmap.mmap):
+        mode = getattr(base, "mode", mode)
         base = getattr(base, "base", None)
-    return False
+    if not isinstance(base, mmap.mmap):
+        return False, None
+    # Only of a shared map: letting go of pages that were altered in a private one would lose what was written.
+    return True, base if mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED") else None

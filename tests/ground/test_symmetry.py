@@ -10,8 +10,8 @@ from kernelmem.ground import symmetry as module
 from kernelmem.ground.symmetry import symmetry
 
 
-def seen(A: torch.Tensor, into: torch.Tensor | None = None):
-    return symmetry(lambda rows, columns: A[rows, columns], len(A), into)
+def seen(A: torch.Tensor, into: torch.Tensor | None = None, read: int | None = None):
+    return symmetry(lambda rows, columns: A[rows, columns], len(A), into, read=read)
 
 
 def drawn(n: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -26,10 +26,11 @@ def tile(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 12])
-def test_gap_place_and_mean_are_those_of_the_definition(tile, n, dtype):
+@pytest.mark.parametrize("read", [None, 2, 5, 6, 99])
+def test_gap_place_and_mean_are_those_of_the_definition(tile, n, dtype, read):
     A = drawn(n, n, dtype)
     mean = torch.full((n, n), torch.nan, dtype=torch.float64)
-    found = seen(A, mean)
+    found = seen(A, mean, read)
     wide = A.to(torch.float64)
     gap = (wide - wide.T).abs()
     assert found.gap == pytest.approx(float(gap.max()), rel=1e-14)

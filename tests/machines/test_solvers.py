@@ -92,6 +92,17 @@ def test_a_memory_mapped_kernel_is_streamed(tmp_path, monkeypatch):
     assert np.abs(got.coefficients.numpy() - dense(K, y, 1e-2)).max() < 1e-6
 
 
+def test_what_was_written_to_a_private_map_is_not_let_go(tmp_path):
+    K, y, _ = problem()
+    np.save(tmp_path / "K.npy", np.zeros_like(K))
+    for mode, kept in (("c", None), ("r+", "a mapping")):
+        mapped = np.load(tmp_path / "K.npy", mmap_mode=mode)
+        mapped[:] = K
+        assert (as_system(mapped).mapping is None) == (kept is None)
+        assert solve(mapped, y, 1e-2, solver="cg", tolerance=1e-12).code is Code.solved
+        assert np.array_equal(mapped, K)
+
+
 def test_a_small_memory_mapped_kernel_is_factorized(tmp_path):
     K, y, _ = problem()
     np.save(tmp_path / "K.npy", K)
