@@ -81,7 +81,21 @@ class System:
         """K v for v (n, k), in blocks of rows."""
         if self.product is not None:
             return self.product(v)
+        if self.mapped:
+            return self._by_lower_triangle(v)
         return torch.cat([self.rows(i, i + self.step) @ v for i in range(0, self.n, self.step)])
+
+    def _by_lower_triangle(self, v: Tensor) -> Tensor:
+        """K v of a kernel in a file: half of it is read, and its rounding cannot make it asymmetric."""
+        product = torch.zeros_like(v)
+        for i in range(0, self.n, self.step):
+            j = min(i + self.step, self.n)
+            block = self._read(self.entries[i:j, :j])
+            own = block[:, i:]
+            block[:, i:] = own.tril() + own.tril(-1).T
+            product[i:j] += block @ v[:j]
+            product[:i] += block[:, :i].T @ v[i:j]
+        return product
 
     @property
     def step(self) -> int:

@@ -10,7 +10,7 @@ from kernelmem.ground.errors import NumericalError
 from kernelmem.machines.diagnosis import diagnose, duplicates, inspect, require_kernel
 from kernelmem.machines.results import Code
 from kernelmem.machines.systems import as_system
-from tests.machines.systems import of_rows, of_spectrum
+from kernelmem.testing.kernels import of_rows, of_spectrum
 
 EPS32 = np.finfo(np.float32).eps
 RNG = np.random.default_rng(0)

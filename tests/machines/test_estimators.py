@@ -24,7 +24,7 @@ from kernelmem.machines.leave_one_out import leave_one_out
 from kernelmem.machines.ridge import KernelMachineClassifier, KernelMachineRegressor
 from kernelmem.machines.stored_kernel import StoredKernel
 from kernelmem.machines.svm import KernelMachineSVC
-from tests.machines.systems import bad, of_rows, of_spectrum
+from kernelmem.testing.kernels import bad, of_rows, of_spectrum
 
 N, M = 40, 9
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from scipy.sparse.linalg import aslinearoperator
 
 from kernelmem.ground.errors import InputError, NumericalError
 from kernelmem.machines.lanczos import log_determinant
-from tests.machines.systems import of_rows, of_spectrum
+from kernelmem.testing.kernels import of_rows, of_spectrum
 
 RNG = np.random.default_rng(0)
 K = of_rows(RNG.standard_normal((60, 2)))

@@ -7,7 +7,7 @@ from scipy.sparse.linalg import aslinearoperator
 
 from kernelmem.machines.nystroem import landmarks, leverage_scores, preconditioner
 from kernelmem.machines.systems import as_system
-from tests.machines.systems import of_rows
+from kernelmem.testing.kernels import of_rows
 
 RNG = np.random.default_rng(0)
 N = 80

@@ -15,7 +15,7 @@ from kernelmem.kernels.operator import ntk_operator
 from kernelmem.machines.results import Code
 from kernelmem.machines.solvers import solve
 from kernelmem.machines.systems import as_system
-from tests.machines.systems import bad, good, of_rows, of_spectrum
+from kernelmem.testing.kernels import bad, good, of_rows, of_spectrum
 
 EPS = np.finfo(np.float64).eps
 SOLVERS = ["auto", "cholesky", "eigen", "cg"]
@@ -83,13 +83,25 @@ def test_a_memory_mapped_kernel_is_streamed(tmp_path, monkeypatch):
     assert not as_system(K).mapped
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     monkeypatch.setattr("kernelmem.machines.systems.BLOCK", 7 * 150)
-    largest = []
-    rows = type(as_system(K)).rows
-    monkeypatch.setattr(type(as_system(K)), "rows", lambda s, i, j: largest.append(j - i) or rows(s, i, j))
+    parts = []
+    read = type(as_system(K))._read
+    monkeypatch.setattr(type(as_system(K)), "_read", lambda s, part: parts.append(part.shape) or read(s, part))
     got = solve(mapped, y, 1e-2, tolerance=1e-12)
     assert got.solver == "cg"
-    assert set(largest) == {7}
+    assert {len(part) for part in parts if part[-1] < 150 and len(part) != 150} == {7}  # rows of blocks
+    assert sum(part == (150, 150) for part in parts) == 0
     assert np.abs(got.coefficients.numpy() - dense(K, y, 1e-2)).max() < 1e-6
+
+
+def test_products_of_a_kernel_in_a_file_are_those_of_its_lower_triangle(tmp_path, monkeypatch):
+    K, y, rng = problem(n=53)
+    rough = K + 1e-9 * rng.standard_normal(K.shape)
+    np.save(tmp_path / "K.npy", rough)
+    system = as_system(np.load(tmp_path / "K.npy", mmap_mode="r"))
+    lower = np.tril(rough) + np.tril(rough, -1).T
+    for block in (1, 7 * 53, 53 * 53, 10**6):
+        monkeypatch.setattr("kernelmem.machines.systems.BLOCK", block)
+        assert np.abs((system @ torch.from_numpy(y)).numpy() - lower @ y).max() < 1e-13
 
 
 def test_what_was_written_to_a_private_map_is_not_let_go(tmp_path):

@@ -1,25 +1,33 @@
-"""Kernels for the tests of solvers: of chosen spectrum, of rows, and broken in a chosen way."""
+"""Kernels to test solvers with: of chosen spectrum, of rows, and broken in a chosen way."""
 
 import numpy as np
 
+__all__ = ["BAD", "GOOD", "bad", "good", "of_rows", "of_spectrum", "rotation"]
+
+BAD = ("asymmetric", "indefinite", "nan", "condition")
+GOOD = ("conditioned", "duplicates")
+
 
 def rotation(n: int, rng: np.random.Generator) -> np.ndarray:
+    """An orthogonal matrix, (n, n)."""
     return np.linalg.qr(rng.standard_normal((n, n)))[0]
 
 
 def of_spectrum(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A symmetric matrix with these eigenvalues."""
     Q = rotation(len(values), rng)
     K = (Q * values) @ Q.T
     return (K + K.T) / 2
 
 
 def of_rows(x: np.ndarray, y: np.ndarray | None = None, gamma: float = 0.3) -> np.ndarray:
+    """Gaussian kernel exp(-gamma |x - y|²) of rows."""
     y = x if y is None else y
     return np.exp(-gamma * ((x[:, None] - y) ** 2).sum(-1))
 
 
 def bad(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """A kernel, targets and a ridge that do not make a system to be trusted."""
+    """A kernel, targets and a ridge that do not make a system to be trusted, of one of the kinds ``BAD``."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 60))
     y = rng.standard_normal((n, 2))
@@ -39,7 +47,10 @@ def bad(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def good(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """A kernel, targets and a ridge that are to be solved: condition up to 1e12, or duplicated rows with a ridge."""
+    """A kernel, targets and a ridge that are to be solved, of one of the kinds ``GOOD``.
+
+    "conditioned": condition up to 1e12, no ridge. "duplicates": duplicated rows, with a ridge.
+    """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 60))
     y = rng.standard_normal((n, 2))

@@ -1,0 +1,61 @@
+"""How many bad systems does each library notice, how many good ones does it solve?
+
+Noticed: it raises or warns, or returns a code that says so. Solved: no error, no warning, and a backward error
+|A a - y| / (|A| |a| + |y|) of at most n times the rounding of float64.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+from sklearn.kernel_ridge import KernelRidge
+
+from experiments.benchmarks.machines.configs import SYSTEMS
+from kernelmem.machines.ridge import KernelMachineRegressor
+from kernelmem.testing.kernels import BAD, GOOD, bad, good
+
+__all__ = ["LIBRARIES", "count"]
+
+Solve = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+
+
+def _shifted(K: np.ndarray, ridge: float) -> np.ndarray:
+    return K + ridge * np.eye(len(K))
+
+
+LIBRARIES: dict[str, Solve] = {
+    "kernelmem KernelMachineRegressor": lambda K, y, r: (
+        KernelMachineRegressor("precomputed", ridge=r).fit(K, y).dual_coef_
+    ),
+    "scikit-learn KernelRidge": lambda K, y, r: KernelRidge(alpha=r, kernel="precomputed").fit(K, y).dual_coef_,
+    'scipy.linalg.solve(assume_a="pos")': lambda K, y, r: scipy.linalg.solve(_shifted(K, r), y, assume_a="pos"),
+    "scipy.linalg.solve": lambda K, y, r: scipy.linalg.solve(_shifted(K, r), y),
+    "numpy.linalg.solve": lambda K, y, r: np.linalg.solve(_shifted(K, r), y),
+}
+
+
+def count(library: str) -> dict[str, int]:
+    """Of each kind of bad system the number noticed; of each kind of good system the number solved."""
+    solve = LIBRARIES[library]
+    noticed = {kind: sum(_attempt(solve, *bad(kind, seed)) is None for seed in range(SYSTEMS)) for kind in BAD}
+    solved = {kind: sum(_solved(solve, *good(kind, seed)) for seed in range(SYSTEMS)) for kind in GOOD}
+    return noticed | solved
+
+
+def _attempt(solve: Solve, K: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return solve(K, y, ridge)
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError, Warning, RuntimeError):
+            return None
+
+
+def _solved(solve: Solve, K: np.ndarray, y: np.ndarray, ridge: float) -> bool:
+    a = _attempt(solve, K, y, ridge)
+    if a is None:
+        return False
+    A = _shifted(K, ridge)
+    gap = np.linalg.norm(A @ a - y)
+    return bool(gap <= len(K) * np.finfo(float).eps * (np.linalg.norm(A, 2) * np.linalg.norm(a) + np.linalg.norm(y)))
