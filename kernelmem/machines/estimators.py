@@ -10,13 +10,13 @@ from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator
 from sklearn.metrics.pairwise import PAIRWISE_KERNEL_FUNCTIONS, pairwise_kernels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import nn
 
 from kernelmem.ground.errors import InputError
 from kernelmem.machines.results import Code, Solution
-from kernelmem.machines.stored_kernel import StoredKernel
+from kernelmem.machines.stored_kernel import StoredKernel, as_array
 
-__all__ = ["KernelEstimator", "classes_of", "diagonal_of", "noticed", "positive_weight", "prior_outputs"]
+__all__ = ["KernelEstimator", "classes_of", "diagonal_of", "noticed", "positive_weight", "prior_outputs", "weights_of"]
 
 
 class KernelEstimator(BaseEstimator):
@@ -37,18 +37,17 @@ class KernelEstimator(BaseEstimator):
     def _read(self, X: Any, y: Any = "no_validation", *, reset: bool, multi_output: bool = True) -> Any:
         """Validate rows, and targets if given, as scikit-learn does; memory-mapped kernels are not copied."""
         arguments: dict[str, Any] = {"reset": reset}
+        X, y = as_array(X), as_array(y)
         if isinstance(self.kernel, str) and not _is(self.kernel, "precomputed"):
             if self.kernel not in PAIRWISE_KERNEL_FUNCTIONS:
                 raise _unknown(self.kernel)
             arguments |= {"accept_sparse": ("csr", "csc"), "dtype": (np.float64, np.float32)}
         elif not isinstance(self.kernel, str):
-            X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
             one_number = np.ndim(X) == 1 and not callable(self.kernel)
             X = np.asarray(X)[:, None] if one_number else X
             arguments |= {"allow_nd": True}
         if isinstance(y, str):
             return validate_data(self, X, **arguments)
-        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
         return validate_data(self, X, y, multi_output=multi_output, **arguments)
 
     def _gram(self, X: Any, Y: Any = None) -> Any:
@@ -66,7 +65,7 @@ class KernelEstimator(BaseEstimator):
             return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **named)
         kernel = self.kernel if callable(self.kernel) else StoredKernel(self.kernel)
         K = kernel(X, X if Y is None else Y, **(self.kernel_params or {}))
-        K = K.detach().cpu().numpy() if isinstance(K, Tensor) else np.asarray(K)
+        K = np.asarray(as_array(K))
         expected = (len(X), len(X if Y is None else Y))
         if K.shape != expected:
             raise InputError(
@@ -148,7 +147,16 @@ def positive_weight(sample_weight: Any, X: Any) -> np.ndarray:
     """
     if sample_weight is None:
         return np.ones(X.shape[0], dtype=bool)
-    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True) > 0
+    return weights_of(sample_weight, X) > 0
+
+
+def weights_of(sample_weight: Any, X: Any) -> np.ndarray:
+    """Sample weights as (n,) float64.
+
+    Raises:
+        ValueError: weights that are negative, not finite, or not one a row.
+    """
+    return _check_sample_weight(as_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
 
 
 def classes_of(y: np.ndarray) -> np.ndarray:
@@ -192,8 +200,7 @@ def _outputs(prior: Any, X: Any) -> np.ndarray:
             found = prior(rows.to(dtype) if rows.is_floating_point() else rows)
     else:
         found = prior(X)
-    found = found.detach().cpu().numpy() if isinstance(found, Tensor) else found
-    return np.asarray(found, dtype=np.float64)
+    return np.asarray(as_array(found), dtype=np.float64)
 
 
 def _is(kernel: Any, name: str) -> bool:

@@ -13,6 +13,7 @@ from kernelmem.machines.diagnosis import condition_limit, inspect
 from kernelmem.machines.estimators import KernelEstimator, diagonal_of, noticed, prior_outputs
 from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.solvers import as_ridge, factorized, solve
+from kernelmem.machines.stored_kernel import as_array
 from kernelmem.machines.systems import EPS, as_system
 
 __all__ = ["KernelMachineGP"]
@@ -133,7 +134,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
             )
         if given is None:
             return np.asarray(self._gram(X), dtype=np.float64) if whole else diagonal_of(self._gram, X)
-        own = np.asarray(given, dtype=np.float64)
+        own = np.asarray(as_array(given), dtype=np.float64)
         if own.shape != shape:
             raise InputError(f"self_kernel of shape {own.shape}", expected=f"{shape}", do="match it to the rows of X")
         return own

@@ -1,20 +1,16 @@
 """The machines beside the network as values: one line each, a table, a picture."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from kernelmem.ground.errors import FileCorruptError
 from kernelmem.machines.along_run import KernelMovement
 from kernelmem.machines.fidelity import Fidelity, fidelity
-from kernelmem.store.files import write_file
+from kernelmem.store.results import read_result, write_result
 
 if TYPE_CHECKING:
     import pandas
@@ -37,6 +33,7 @@ MACHINES = {
     "exact_ledger": "exact ledger",
 }
 FIGURES = ("kernel_change", "kernel_distance", "limit", "path_error", "cancellation", "n", "steps")
+KIND = "table of equivalent machines 2"
 NULLS = 32  # permutations of the network's outputs
 
 
@@ -119,38 +116,27 @@ class EquivalentMachines:
         return pandas.DataFrame([vars(own) for own in self.movement]).set_index("step")
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file."""
-        tensors = {f"predictions.{name}": value.contiguous() for name, value in self.predictions.items()}
-        tensors |= {name: getattr(self, name).contiguous() for name in ("network", "initial")}
-        facts: dict[str, Any] = {name: getattr(self, name) for name in FIGURES}
-        facts |= {"machines": [vars(own) for own in self.machines], "movement": [vars(own) for own in self.movement]}
-        metadata = {"format": "kernelmem equivalent machines 1", "facts": json.dumps(facts)}
-        return write_file(path, safetensors.torch.save(tensors, metadata))
+        """Write everything to a .safetensors file, with a hash."""
+        tensors = {f"predictions.{name}": value for name, value in self.predictions.items()}
+        tensors |= {name: getattr(self, name) for name in ("network", "initial")}
+        figures: dict[str, Any] = {name: getattr(self, name) for name in FIGURES}
+        figures |= {"machines": [vars(own) for own in self.machines], "movement": [vars(own) for own in self.movement]}
+        return write_result(path, KIND, tensors, figures)
 
     @classmethod
     def load(cls, path: str | Path) -> "EquivalentMachines":
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileCorruptError: truncated, altered beyond reading, or something else.
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
         """
-        try:
-            with safetensors.safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["facts"])
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            start = "predictions."
-            predictions = {name.removeprefix(start): own for name, own in found.items() if name.startswith(start)}
-            machines = tuple(MachineFit(**own) for own in facts["machines"])
-            movement = tuple(KernelMovement(**own) for own in facts["movement"])
-            ordered = {own.name: predictions[own.name] for own in machines if own.name in predictions}
-            figures = {name: facts[name] for name in FIGURES}
-            return cls(machines, movement, ordered, found["network"], found["initial"], **figures)
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise FileCorruptError(
-                f"file {path} of equivalent machines ({error})",
-                expected="what EquivalentMachines.save wrote",
-                do="compute and save it again",
-            ) from error
+        with read_result(path, KIND) as (tensors, figures):
+            machines = tuple(MachineFit(**own) for own in figures["machines"])
+            movement = tuple(KernelMovement(**own) for own in figures["movement"])
+            found = {own.name: tensors.get(f"predictions.{own.name}") for own in machines}
+            predictions = {name: value for name, value in found.items() if value is not None}
+            common = {name: figures[name] for name in FIGURES}
+            return cls(machines, movement, predictions, tensors["network"], tensors["initial"], **common)
 
     def plot(self) -> "Figure":
         """Errors of the machines beside their nulls on a logarithmic axis, and the kernel's movement along the run."""

@@ -6,11 +6,17 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
 
 from kernelmem.ground.errors import InputError
 from kernelmem.machines.diagnosis import inspect
-from kernelmem.machines.estimators import KernelEstimator, classes_of, noticed, positive_weight, prior_outputs
+from kernelmem.machines.estimators import (
+    KernelEstimator,
+    classes_of,
+    noticed,
+    positive_weight,
+    prior_outputs,
+    weights_of,
+)
 from kernelmem.machines.gcv import choose_weighted_ridge
 from kernelmem.machines.results import Solution
 from kernelmem.machines.solvers import as_ridge, solve
@@ -46,9 +52,7 @@ class _Ridge(KernelEstimator):
         self.solver_params = solver_params
 
     def _fit(self, X: Any, targets: np.ndarray, sample_weight: Any) -> None:
-        weights = None
-        if sample_weight is not None:
-            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weights = None if sample_weight is None else weights_of(sample_weight, X)
         self._resolve_gamma(X)
         change = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
         K = self._gram(X)
@@ -64,11 +68,10 @@ class _Ridge(KernelEstimator):
         if self.ridge not in ("loo", "gcv"):
             raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', do='pass ridge="loo"')
         system = as_system(K)
-        fault = inspect(system)
-        if fault is not None:  # the solver says it as it says it of a given ridge
+        if inspect(system) is not None:  # the solver says it as it says it of a given ridge
             return 0.0
         w = torch.ones(system.n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
-        self.ridge_choice_ = choose_weighted_ridge(system.symmetric(), torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
+        self.ridge_choice_ = choose_weighted_ridge(system, torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
         return self.ridge_choice_.ridge
 
     def _outputs(self, X: Any) -> np.ndarray:
@@ -83,10 +86,11 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     ----------
         kernel: a scikit-learn pairwise name; "precomputed" (X is then the kernel: (n, n) in ``fit``, (m, n) in
             ``predict``; a memory-mapped array is streamed, not copied); a callable kernel(X, Y) -> (n, m), such as
-            ``TangentKernel(model)``; an array (N, N), memory-mapped or a path kernel, of which X are row numbers
-            (cloning copies it: to share a large one, pass ``StoredKernel(array)``).
+            ``TangentKernel(model)``; what ``km.path_kernel`` gives for N rows, or an array (N, N), memory-mapped or not: X
+            are then row numbers of it (clones copy an array: to share a large one, pass ``StoredKernel(array)``).
         ridge: a number >= 0, in units of the kernel (K + ridge I, not n ridge); "loo" or "gcv" choose it in closed form
-            over 53 values by one eigendecomposition.
+            over 53 values by one eigendecomposition, of a kernel with negative eigenvalues that is taken nevertheless
+            (integers; positive on zero-sum vectors) among those above twice the size of the most negative one.
         gamma, degree, coef0, kernel_params: of the named kernel, as in ``sklearn.kernel_ridge.KernelRidge``; gamma may
             also be "scale" (1 / (d var X)). ``kernel_params`` are keywords of a callable.
         prior: f_0, a callable on X or a torch module; the machine learns the change from it.

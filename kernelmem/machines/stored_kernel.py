@@ -4,18 +4,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kernelmem.ground.errors import InputError
 
-__all__ = ["StoredKernel"]
+__all__ = ["StoredKernel", "as_array"]
 
 
 @dataclass(frozen=True, eq=False)
 class StoredKernel:
-    """Callable kernel(X, Y) that reads K[X][:, Y] from an array (N, N), X and Y being row numbers, (n,) or (n, 1).
+    """Callable kernel(X, Y) that reads K[X][:, Y] from ``values`` (N, N), X and Y being row numbers, (n,) or (n, 1).
 
-    It is shared, not copied, when an estimator is cloned, so that cross-validation reads one file. For all rows in their
-    order it returns the array itself: a memory-mapped one is then streamed by the solver and never copied.
+    ``values`` is an array, a tensor (on any device), a path kernel, or whatever else NumPy reads. It is shared, not copied,
+    when an estimator is cloned, so that cross-validation reads one file. For all rows in their order it returns the array
+    itself: a memory-mapped one is then streamed by the solver and never copied.
 
     Raises:
         InputError: row numbers that are not whole or out of range; values that are not square.
@@ -29,10 +32,12 @@ class StoredKernel:
 
     def __call__(self, X: Any, Y: Any = None) -> Any:
         """K[X][:, Y], (n, m); Y=None means Y = X."""
-        values = self.values if isinstance(self.values, np.ndarray) else np.asarray(self.values)
+        values = self.values if isinstance(self.values, np.ndarray) else np.asarray(as_array(self.values))
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise InputError(
-                f"stored kernel of shape {values.shape}", expected="(N, N)", do='compute it with outputs="trace"'
+                f"stored kernel of shape {values.shape}",
+                expected="(N, N), one number for each pair of one set of rows",
+                do='compute it of all rows, training and test, without y, with outputs="trace"',
             )
         rows = _numbers(X, len(values))
         columns = rows if Y is None else _numbers(Y, len(values))
@@ -45,6 +50,14 @@ class StoredKernel:
         return self
 
 
+def as_array(value: Any) -> Any:
+    """A tensor, wherever it is, as a NumPy array (bfloat16, which NumPy has not, as float32); all else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
 def _numbers(rows: Any, n: int) -> np.ndarray:
     given = np.asarray(rows)
     numbers = given.reshape(-1) if given.ndim == 2 and given.shape[1] == 1 else given
@@ -53,6 +66,7 @@ def _numbers(rows: Any, n: int) -> np.ndarray:
         raise InputError(
             f"rows of shape {given.shape} and dtype {given.dtype}",
             expected=f"row numbers in 0..{n - 1} of the stored kernel, (n,) or (n, 1)",
-            do='pass X = np.arange(N)[:, None], or kernel="precomputed" with X = the kernel',
+            do="pass X = np.arange(N)[:, None], or the numbers of those rows that are wanted;"
+            ' kernel="precomputed" takes the kernel itself as X',
         )
     return numbers.astype(np.intp)

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 
 from kernelmem.machines.diagnosis import require_kernel
-from kernelmem.machines.estimators import KernelEstimator, classes_of, positive_weight
+from kernelmem.machines.estimators import KernelEstimator, classes_of, positive_weight, weights_of
 
 __all__ = ["KernelMachineSVC"]
 
@@ -80,7 +80,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         """Fit to labels y, (n,); weights multiply C row by row."""
         X, y = self._read(X, y, reset=True, multi_output=False)
         used = positive_weight(sample_weight, X).nonzero()[0]
-        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)[used]
+        weights = None if sample_weight is None else weights_of(sample_weight, X)[used]
         check_classification_targets(y)
         classes_of(y[used])
         self._resolve_gamma(X[used], weights)

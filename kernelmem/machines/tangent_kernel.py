@@ -29,6 +29,7 @@ class TangentKernel:
         parameters: names of the parameters to differentiate by; None: those with requires_grad.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
+        device: where to compute; None: where the model is. Tensors come back there, arrays as arrays.
         memory: bytes that a call may allocate.
 
     Raises:
@@ -50,6 +51,7 @@ class TangentKernel:
     parameters: Iterable[str] | None = None
     forward: Callable[[nn.Module, Any], Tensor] | None = None
     dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
     memory: int | str = "4GiB"
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class TangentKernel:
             parameters=self.parameters,
             forward=self.forward,
             dtype=self.dtype,
+            device=self.device,
             memory=self.memory,
         )
         return K if isinstance(X, Tensor) else K.cpu().numpy().astype(np.float64)

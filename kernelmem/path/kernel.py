@@ -10,8 +10,9 @@ the network is the kernel machine of this kernel only for small steps and with c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from kernelmem.runs.replay import replay
 from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
+from kernelmem.store.results import read_result, write_result
 from kernelmem.tangents.plan import Plan
 
 __all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
@@ -34,14 +36,19 @@ __all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
 SUMS = 4  # float64 results held: the sum, a step's integral, the one with one more node, and what is added to it
+FIGURES = ("weighting", "order", "every", "quadrature_error", "thinning_error", "evaluations", "total_weight")
 SAMPLE = 8  # steps at which one more node is tried
 
 
 @dataclass(frozen=True, eq=False)
 class PathKernel:
-    """A path kernel and how far it may be off. NumPy reads it as an array."""
+    """A path kernel and how far it may be off. NumPy reads it as an array.
 
-    values: Tensor  # (n, m), (n, m, C) or (n, m, C, C), as outputs= says
+    Of N rows with themselves (no y, outputs="trace" or "pseudo") it is a ``kernel=`` of the estimators: X are then row
+    numbers, so that one pass along the run serves training and test rows, and every split of them. Clones share it.
+    """
+
+    values: Tensor = field(repr=False)  # (n, m), (n, m, C) or (n, m, C, C), as outputs= says
     weighting: Weighting
     order: int  # Gauss-Legendre nodes a step
     every: int  # 1: all steps; k: one step stands for k, an estimate
@@ -64,6 +71,24 @@ class PathKernel:
         """The values as a NumPy array."""
         found = self.values.cpu().numpy()
         return np.array(found, dtype=dtype) if copy else found.astype(dtype or found.dtype, copy=False)
+
+    def __sklearn_clone__(self) -> "PathKernel":
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write the values and all figures to a .safetensors file, with a hash."""
+        figures = {name: getattr(self, name) for name in FIGURES}
+        return write_result(path, "path kernel 1", {"values": self.values}, figures)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PathKernel":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        with read_result(path, "path kernel 1") as (tensors, figures):
+            return cls(tensors["values"], **{name: figures[name] for name in FIGURES})
 
     def __str__(self) -> str:
         which = "all steps" if self.every == 1 else f"an estimate from one step in {self.every}"

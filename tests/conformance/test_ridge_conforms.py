@@ -1,4 +1,4 @@
-"""scikit-learn's own conformance suite on the ridge machines, with named and with precomputed kernels."""
+"""scikit-learn's own conformance suite on the ridge machines, with named and with precomputed kernels, given and chosen ridges."""
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -11,9 +11,14 @@ from kernelmem.machines.ridge import KernelMachineClassifier, KernelMachineRegre
         KernelMachineRegressor(kernel="precomputed"),
         KernelMachineRegressor(ridge="gcv"),
         KernelMachineRegressor(ridge="loo"),
+        KernelMachineRegressor(kernel="precomputed", ridge="gcv"),
+        KernelMachineRegressor(kernel="precomputed", ridge="loo"),
         KernelMachineClassifier(),
         KernelMachineClassifier(kernel="precomputed"),
+        KernelMachineClassifier(ridge="gcv"),
         KernelMachineClassifier(ridge="loo"),
+        KernelMachineClassifier(kernel="precomputed", ridge="gcv"),
+        KernelMachineClassifier(kernel="precomputed", ridge="loo"),
     ]
 )
 def test_conforms(estimator, check):
