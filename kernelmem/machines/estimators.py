@@ -43,7 +43,7 @@ class KernelEstimator(BaseEstimator):
                 raise _unknown(self.kernel)
             arguments |= {"accept_sparse": ("csr", "csc"), "dtype": (np.float64, np.float32)}
         elif not isinstance(self.kernel, str):
-            one_number = np.ndim(X) == 1 and not callable(self.kernel)
+            one_number = np.ndim(X) == 1 and (isinstance(self.kernel, StoredKernel) or not callable(self.kernel))
             X = np.asarray(X)[:, None] if one_number else X
             arguments |= {"allow_nd": True}
         if isinstance(y, str):

@@ -1,4 +1,4 @@
-"""scikit-learn's own conformance suite on the ridge machines, with named and with precomputed kernels, given and chosen ridges."""
+"""scikit-learn's own conformance suite on the ridge machines, named and precomputed kernels, given and chosen ridges."""
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 

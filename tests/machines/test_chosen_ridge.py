@@ -129,7 +129,7 @@ def test_an_indefinite_kernel_is_never_answered(seed, criterion, share):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_no_ridge_that_outweighs_is_said(criterion):
     K = 1e-3 * of_rows(X) - 10.0
-    with pytest.raises(NumericalError, match="outweigh|positive definite"):
+    with pytest.raises(NumericalError, match="positive definite"):
         choose(K, criterion)
 
 
