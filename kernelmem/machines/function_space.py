@@ -10,13 +10,18 @@ where the origin is what the linearized network gives at zero weights.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kernelmem.ground.checks import as_labels, as_square_kernel, as_tensor
 from kernelmem.ground.errors import InputError
+from kernelmem.store.results import read_value, write_value
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["FunctionSpace", "LinearizedTraining", "as_matrix", "as_moments", "function_space"]
 
@@ -67,6 +72,32 @@ class LinearizedTraining:
         pull = start - _outputs(origin, m, C, "origin").to(K) if origin is not None else torch.zeros_like(start)
         found = K @ self.coefficients.reshape(S, K.shape[1], -1)
         return start + found.reshape(S, m, C) + (self.scale - 1)[:, None, None] * pull
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One line for each moment, part ("train" or "test"), row and output: its value."""
+        import pandas  # slow to import
+
+        parts = {"train": self.train, "test": self.test}
+        lines = []
+        for part, values in parts.items():
+            if values is not None:
+                places = [self.moments, [part], range(values.shape[1]), range(values.shape[2])]
+                index = pandas.MultiIndex.from_product(places, names=["moment", "part", "row", "output"])
+                lines.append(pandas.DataFrame({"value": values.flatten().cpu().numpy()}, index=index).reset_index())
+        return pandas.concat(lines, ignore_index=True)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "linearized training 1", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LinearizedTraining":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        return read_value(path, "linearized training 1", cls)
 
     def __str__(self) -> str:
         _, n, C = self.train.shape

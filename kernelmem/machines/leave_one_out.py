@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from kernelmem.ground.checks import as_square_kernel, as_tensor
 from kernelmem.ground.errors import InputError
 from kernelmem.machines.inverses import EPS, Factor, Spectrum, decompose, factorize
 from kernelmem.machines.targets import as_targets
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["LeaveOneOut", "leave_one_out"]
 
@@ -113,6 +116,17 @@ class LeaveOneOut:
         """
         rows = _as_indices(indices, len(self.targets)).to(self.targets.device)
         return self.targets[rows] - self._system.left_out(rows)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One line a row: leverage, squared left-out error over outputs, and of labels memorization, margin, prediction."""
+        import pandas  # slow to import
+
+        columns = {"leverage": self.leverage, "squared_error": self.errors.square().sum(1)}
+        if self.labels is not None:
+            columns |= {"label": self.labels, "predicted": self.predictions.argmax(1)}
+            columns |= {"memorization": self.memorization, "margin": self.margin}
+        frame = pandas.DataFrame({name: value.cpu().numpy() for name, value in columns.items()})
+        return frame.rename_axis("row")
 
     def _rows(self, k_test: Any) -> Tensor:
         rows = as_tensor(k_test, "k_test", dtype=torch.float64).to(self.alpha.device)

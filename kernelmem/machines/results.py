@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from torch import Tensor
 
 from kernelmem.ground.errors import NumericalError
+from kernelmem.store.results import read_value, write_value
 
 __all__ = ["Code", "Solution"]
 
@@ -81,6 +83,19 @@ class Solution:
         if self.code.usable:
             return self
         raise NumericalError(f"{self.code.meaning} ({self.detail})", expected=_EXPECTED, do=_REMEDIES[self.code])
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "solution 1", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Solution":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        return read_value(path, "solution 1", lambda code, **rest: cls(code=Code(code), **rest))
 
 
 _EXPECTED = "a symmetric, finite kernel that is positive semidefinite up to float32 rounding, or on zero-sum vectors"

@@ -1,7 +1,8 @@
 """The ridge that predicts left-out rows best: from kernel and targets alone, by one eigendecomposition."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from kernelmem.ground.checks import as_square_kernel, as_tensor
 from kernelmem.ground.errors import InputError, NumericalError
 from kernelmem.machines.inverses import EPS, eigensystem
 from kernelmem.machines.targets import as_targets
+from kernelmem.store.results import read_value, write_value
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 __all__ = ["RidgeChoice", "choose_ridge"]
 
@@ -37,6 +43,33 @@ class RidgeChoice:
     def at_edge(self) -> bool:
         """Whether the minimum lies at an end of the ridges that could be tried: try further ones there."""
         return self.index in (int(torch.isinf(self.errors).sum()), len(self.grid) - 1)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row for each ridge that was tried: ridge, error, chosen."""
+        import pandas  # slow to import
+
+        frame = pandas.DataFrame({"ridge": self.grid.cpu().numpy(), "error": self.errors.cpu().numpy()})
+        frame["chosen"] = frame.index == self.index
+        return frame
+
+    def plot(self) -> "Figure":
+        """Error against ridge on logarithmic axes, the choice marked; ridges that do not count are shaded."""
+        from kernelmem.machines.ridge_picture import ridge_figure  # matplotlib is slow to import
+
+        return ridge_figure(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "ridge choice 1", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RidgeChoice":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        return read_value(path, "ridge choice 1", cls)
 
 
 def choose_ridge(kernel: Any, y: Any, *, grid: Any = None) -> RidgeChoice:

@@ -15,7 +15,8 @@ Source: Domingos 2020; gradients at the starts of steps: Bell et al. 2023.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ from kernelmem.path.network import Network, every_output
 from kernelmem.path.quadrature import gauss_legendre
 from kernelmem.runs.replay import replay
 from kernelmem.runs.run import Run
+from kernelmem.store.results import read_value, write_value
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["DomingosForm", "domingos_form"]
 
@@ -66,6 +71,27 @@ class DomingosForm:
         """The same with coefficients that do not depend on x: f_0 − Σ_i K̄ Σ_t h_t/B ∂ℓ_i/∂f, K̄ the mean kernel; (m, C)."""
         mean = self.kernel / self.total_time
         return self.initial - torch.einsum("mncd,nd->mc", mean, self.summed_derivatives)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One line for each row, example and output: what the example contributes, −K_L(x, x_i)."""
+        import pandas  # slow to import
+
+        places = [range(own) for own in self.weighted.shape]
+        index = pandas.MultiIndex.from_product(places, names=["row", "example", "output"])
+        return pandas.DataFrame({"contribution": -self.weighted.flatten().numpy()}, index=index).reset_index()
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "Domingos form 1", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DomingosForm":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        return read_value(path, "Domingos form 1", cls)
 
     def __str__(self) -> str:
         size = float((self.final - self.initial).norm())

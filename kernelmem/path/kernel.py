@@ -28,7 +28,7 @@ from kernelmem.runs.replay import replay
 from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 from kernelmem.runs.step import Step
-from kernelmem.store.results import read_result, write_result
+from kernelmem.store.results import read_value, write_value
 from kernelmem.tangents.plan import Plan
 
 __all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
@@ -36,7 +36,6 @@ __all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
 SUMS = 4  # float64 results held: the sum, a step's integral, the one with one more node, and what is added to it
-FIGURES = ("weighting", "order", "every", "quadrature_error", "thinning_error", "evaluations", "total_weight")
 SAMPLE = 8  # steps at which one more node is tried
 
 
@@ -76,9 +75,8 @@ class PathKernel:
         return self
 
     def save(self, path: str | Path) -> Path:
-        """Write the values and all figures to a .safetensors file, with a hash."""
-        figures = {name: getattr(self, name) for name in FIGURES}
-        return write_result(path, "path kernel 1", {"values": self.values}, figures)
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "path kernel 1", self)
 
     @classmethod
     def load(cls, path: str | Path) -> "PathKernel":
@@ -87,8 +85,7 @@ class PathKernel:
         Raises:
             FileCorruptError: missing, truncated, altered (its hash is another), or something else.
         """
-        with read_result(path, "path kernel 1") as (tensors, figures):
-            return cls(tensors["values"], **{name: figures[name] for name in FIGURES})
+        return read_value(path, "path kernel 1", cls)
 
     def __str__(self) -> str:
         which = "all steps" if self.every == 1 else f"an estimate from one step in {self.every}"

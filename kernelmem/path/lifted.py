@@ -15,7 +15,8 @@ adaptive denominators: here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,10 @@ from kernelmem.path.optimizers import Moved, filter_of
 from kernelmem.path.targets import Explained, explained
 from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
+from kernelmem.store.results import read_value, write_value
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["LiftedMachine", "lifted_machine"]
 
@@ -75,6 +80,32 @@ class LiftedMachine:
         own = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
         total = own.new_zeros(len(own), n or met, own.shape[2])
         return total.index_add_(1, self.examples, own)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One line for each row, atom and output: the example and step of the atom, and what it contributes."""
+        import pandas  # slow to import
+
+        own = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
+        index = pandas.MultiIndex.from_product(
+            [range(len(own)), range(own.shape[1]), self.names], names=["row", "atom", "output"]
+        )
+        frame = pandas.DataFrame({"contribution": own.flatten().numpy()}, index=index).reset_index()
+        frame.insert(2, "example", self.examples.numpy()[frame["atom"]])
+        frame.insert(3, "step", self.steps.numpy()[frame["atom"]])
+        return frame
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "lifted machine 1", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LiftedMachine":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        return read_value(path, "lifted machine 1", cls)
 
     def __str__(self) -> str:
         m, atoms, k, _ = self.kernel.shape

@@ -1,10 +1,11 @@
 """Results as files: named tensors and figures in one .safetensors file, with a hash of all that is in it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -14,7 +15,9 @@ from torch import Tensor
 from kernelmem.ground.errors import FileCorruptError
 from kernelmem.store.files import array_sha256, write_file
 
-__all__ = ["read_result", "write_result"]
+__all__ = ["read_result", "read_value", "write_result", "write_value"]
+
+Value = TypeVar("Value")
 
 
 def write_result(path: str | Path, kind: str, tensors: Mapping[str, Tensor], figures: Mapping[str, Any]) -> Path:
@@ -25,7 +28,11 @@ def write_result(path: str | Path, kind: str, tensors: Mapping[str, Tensor], fig
     Raises:
         InputError: ``path`` is a directory, or a parent of it is a file.
     """
-    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    held: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        shared = any(own.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in held.values())
+        held[name] = own.clone() if shared else own  # safetensors refuses views of one memory
     metadata = {"format": f"kernelmem {kind}", "figures": json.dumps(dict(figures))}
     return write_file(path, safetensors.torch.save(held, metadata | {"sha256": _sha256(held, metadata)}))
 
@@ -54,6 +61,24 @@ def read_result(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor]
             expected="what .save wrote",
             do="compute and save it again",
         ) from error
+
+
+def write_value(path: str | Path, kind: str, value: Any) -> Path:
+    """Write a frozen dataclass whose fields are tensors (or None) and what JSON holds, as :func:`write_result` does."""
+    held = {own.name: getattr(value, own.name) for own in fields(value)}
+    tensors = {name: own for name, own in held.items() if isinstance(own, Tensor)}
+    return write_result(path, kind, tensors, {name: own for name, own in held.items() if name not in tensors})
+
+
+def read_value(path: str | Path, kind: str, of: Callable[..., Value]) -> Value:
+    """Read what :func:`write_value` wrote, and hand every field to ``of``; lists come as tuples, tensors on the CPU.
+
+    Raises:
+        FileCorruptError: as :func:`read_result`; fields that are missing, or that ``of`` has not.
+    """
+    with read_result(path, kind) as (tensors, figures):
+        plain = {name: tuple(own) if isinstance(own, list) else own for name, own in figures.items()}
+        return of(**tensors, **plain)
 
 
 def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
