@@ -96,7 +96,7 @@ right_side.set_ylim(bottom - 0.35 * (top - bottom), top + 0.05 * (top - bottom))
 right_side.set_xlim(-0.5, 4.5)
 for place, picture in enumerate([*turned[:, one], shuffled[one].reshape(8, 8)]):
     axes = right_side.inset_axes((place / 5 + 0.05, 0.02, 0.1, 0.19))
-    axes.imshow(-picture, cmap="gray")
+    axes.imshow(-picture.numpy(), cmap="gray")
     axes.set_axis_off()
 for axes in (left, right_side):
     axes.tick_params(labelsize=8.5)

@@ -41,7 +41,7 @@ def machines_figure(found: "EquivalentMachines") -> "Figure":
         axes.axvline(1.0, color=GRAY, linewidth=0.8, dashes=(4, 2.5))
         axes.set_yticks(range(len(machines)), [own.title for own in machines], color=TEXT)
         axes.set_ylim(-0.6, len(machines) - 0.4)
-        axes.set_xlabel("relative error (1: no change predicted); bars: outputs permuted over rows")
+        axes.set_xlabel("relative error (1: no change predicted); bars: permuted outputs")
         axes.spines[["top", "right", "left"]].set_visible(False)
         if found.movement:
             steps = [own.step for own in found.movement]
