@@ -15,6 +15,7 @@ from kernelmem.ground.symmetry import symmetry
 __all__ = ["System", "as_system"]
 
 EPS = torch.finfo(torch.float64).eps
+TILE = 1024  # entries of the diagonal that are read at once
 BLOCK = 2**23  # numbers of a block of rows: 64 MiB in float64
 
 
@@ -74,8 +75,11 @@ class System:
         """The diagonal, (n,), or None where it would take n products."""
         if self.entries is None:
             return None if self.known_diagonal is None else self.known_diagonal().to(torch.float64)
-        every = torch.arange(self.n, device=self.device)
-        return self._read(self.entries[every, every] if isinstance(self.entries, Tensor) else self.entries.diagonal())
+        if isinstance(self.entries, Tensor):
+            return self._read(self.entries.diagonal())
+        # Some rows at a time: of a file, each entry brings many pages with it.
+        parts = [slice(i, i + TILE) for i in range(0, self.n, TILE)]
+        return torch.cat([self._read(self.entries[part, part].diagonal()) for part in parts])
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """K v for v (n, k), in blocks of rows."""

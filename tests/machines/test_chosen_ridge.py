@@ -14,7 +14,7 @@ from kernelmem.machines.results import Code
 from kernelmem.machines.ridge import KernelMachineClassifier, KernelMachineRegressor
 from kernelmem.machines.ridge_choice import choose_ridge
 from kernelmem.machines.solvers import solve
-from tests.machines.systems import of_rows
+from kernelmem.testing.kernels import of_rows
 
 RNG = np.random.default_rng(0)
 N = 25

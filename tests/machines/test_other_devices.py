@@ -13,7 +13,7 @@ from kernelmem.machines.ridge import KernelMachineClassifier, KernelMachineRegre
 from kernelmem.machines.stored_kernel import StoredKernel
 from kernelmem.machines.svm import KernelMachineSVC
 from kernelmem.machines.tangent_kernel import TangentKernel
-from tests.machines.systems import of_rows
+from kernelmem.testing.kernels import of_rows
 
 RNG = np.random.default_rng(0)
 X, X_TEST = RNG.standard_normal((20, 4)), RNG.standard_normal((5, 4))

@@ -17,7 +17,7 @@ from kernelmem.machines.solvers import solve
 from kernelmem.path.domingos import DomingosForm, domingos_form
 from kernelmem.path.kernel import PathKernel, path_kernel
 from kernelmem.path.lifted import LiftedMachine, lifted_machine
-from tests.machines.systems import of_rows
+from kernelmem.testing.kernels import of_rows
 from tests.path.test_path_kernel import data, small, train
 
 RNG = np.random.default_rng(0)
