@@ -1,0 +1,39 @@
+"""Digits, a network before and after training on them: what every seed begins with."""
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from kernelmem.ground.checks import seed_sequence
+from kernelmem.runs.data import LabeledData, digits
+from kernelmem.runs.models import mlp
+from kernelmem.runs.trainer import Training, train_classifier
+
+__all__ = ["Problem", "make"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Training rows, held-out rows in two halves, the network at both ends of training."""
+
+    data: LabeledData
+    inside: tuple[Tensor, Tensor]  # held-out rows and labels that stay as they are
+    outside: tuple[Tensor, Tensor]  # held-out rows and labels that are changed
+    initial: nn.Module
+    trained: nn.Module
+    training: Training
+    seeds: dict[str, int]
+
+
+def make(seed: int, *, n_train: int, width: int, epochs: int, other: bool = False) -> Problem:
+    """Everything that the seed decides; ``other`` takes other weights and batches for the same rows."""
+    seeds = seed_sequence(seed, ["split", "weights", "batches", "changes", "null", "other weights", "other batches"])
+    data = digits(n_train=n_train, seed=seed)
+    prefix = "other " if other else ""
+    model = mlp(data.x_train, 10, widths=(width, width), seed=seeds[f"{prefix}weights"], pictures=True).eval()
+    initial = copy.deepcopy(model)
+    training = train_classifier(model, data.x_train, data.y_train, epochs=epochs, seed=seeds[f"{prefix}batches"])
+    half = len(data.x_test) // 2
+    inside, outside = ((data.x_test[part], data.y_test[part]) for part in (slice(half), slice(half, None)))
+    return Problem(data, inside, outside, initial, model, training, seeds)
