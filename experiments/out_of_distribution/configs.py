@@ -57,6 +57,8 @@ class Options:
     """Seeds 0, 1, ... of split, initial weights, batches and changes of pictures."""
     n_train: int = 1000
     """Training rows; of the others one half is in distribution, one half is changed."""
+    n_test: int = 797
+    """Held-out rows, at most."""
     width: int = 128
     """Units of both hidden layers."""
     epochs: int = 40

@@ -23,6 +23,7 @@ from kernelmem.store.files import write_files
 __all__ = ["measure", "run", "summarize", "table"]
 
 EXPECTED = Path(__file__).with_name("expected.json")
+PERMUTATIONS = 100  # of the flags, for the null of every figure
 COLUMNS = ("AUROC", *(f"less {SCORES[base]}" for base in BASELINES), "flags permuted", "committed")
 HEADER = f"{'':<32}" + "".join(f"{title:>22}" for title in COLUMNS)
 TRIED = tuple(f"{score} at {ridge}" for score in ("gp_tangent", "gp_tangent_relative") for ridge in RIDGES)
@@ -33,7 +34,7 @@ def run(options: Options) -> None:
     torch.set_num_threads(1)
     lines, facts, pictured = [], [], None
     for seed in range(options.seeds):
-        problem = make(seed, n_train=options.n_train, width=options.width, epochs=options.epochs)
+        problem = make(seed, n_train=options.n_train, n_test=options.n_test, width=options.width, epochs=options.epochs)
         own, about, shown = measure(problem, seed)
         lines += own
         facts.append(about)
@@ -75,7 +76,12 @@ def measure(problem: Problem, seed: int) -> tuple[list[dict[str, Any]], dict[str
         for name, own in split.items():
             line = {"seed": seed, "kind": kind, "where": where, "score": name}
             values = torch.cat([own[member] for member in members])
-            lines.append(line | _detected(values, flags, seed=1000 * seed + len(lines)))
+            lines.append(
+                line
+                | _detected(
+                    values, flags, seed=1000 * seed + len(lines), permutations=PERMUTATIONS if name in SCORES else 2
+                )
+            )
     facts |= {
         f"accuracy, {name}": 1 - float(flags.double().mean()) for name, flags in wrong.items() if name != "inside"
     }
@@ -84,11 +90,11 @@ def measure(problem: Problem, seed: int) -> tuple[list[dict[str, Any]], dict[str
     return lines, facts, Pictured(torch.cat([inside, outside]), torch.cat([inside_labels, labels]), *held)
 
 
-def _detected(values: Tensor, flags: Tensor, *, seed: int) -> dict[str, float]:
+def _detected(values: Tensor, flags: Tensor, *, seed: int, permutations: int) -> dict[str, float]:
     """NaN where there is nothing to detect: a network may be free of errors."""
     if not 0 < int(flags.sum()) < len(flags):
         return {"auroc": math.nan, "permuted": math.nan}
-    found = km.detect(values, flags, seed=seed)
+    found = km.detect(values, flags, seed=seed, permutations=permutations)
     return {"auroc": found.auroc, "permuted": found.permuted_auroc}
 
 

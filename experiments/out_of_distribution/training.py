@@ -1,7 +1,7 @@
 """Digits, a network before and after training on them: what every seed begins with."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -26,10 +26,11 @@ class Problem:
     seeds: dict[str, int]
 
 
-def make(seed: int, *, n_train: int, width: int, epochs: int, other: bool = False) -> Problem:
+def make(seed: int, *, n_train: int, n_test: int, width: int, epochs: int, other: bool = False) -> Problem:
     """Everything that the seed decides; ``other`` takes other weights and batches for the same rows."""
     seeds = seed_sequence(seed, ["split", "weights", "batches", "changes", "null", "other weights", "other batches"])
     data = digits(n_train=n_train, seed=seed)
+    data = replace(data, x_test=data.x_test[:n_test], y_test=data.y_test[:n_test])
     prefix = "other " if other else ""
     model = mlp(data.x_train, 10, widths=(width, width), seed=seeds[f"{prefix}weights"], pictures=True).eval()
     initial = copy.deepcopy(model)

@@ -48,7 +48,9 @@ class Options:
     seeds: int = 10
     """Seeds 0, 1, ... of split, initial weights and batches."""
     n_train: int = 1000
-    """Training rows of the network and of the machines; all other digits are held out."""
+    """Training rows of the network and of the machines."""
+    n_test: int = 797
+    """Held-out rows, at most."""
     width: int = 128
     """Units of both hidden layers."""
     epochs: int = 40

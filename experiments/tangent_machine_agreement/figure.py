@@ -28,8 +28,9 @@ def draw(frame: pd.DataFrame, titles: dict[str, str], facts: dict[str, Any]) -> 
                 axes.plot(figures, [place] * len(own), "o", color=color, alpha=0.45, ms=5, mew=0)
                 axes.plot([figures.mean()] * 2, [place - 0.3, place + 0.3], color=color, lw=1.8)
             if name.startswith("permuted"):  # far below the axis
-                left.text(0.02, place, f"mean {100 * own.agreement.mean():.1f} %, below the axis", color=GRAY,
-                          fontsize=8, va="center", transform=left.get_yaxis_transform())  # fmt: skip
+                text = f"mean {100 * own.agreement.mean():.1f} %, below the axis"
+                style = {"fontsize": 8, "va": "center", "transform": left.get_yaxis_transform()}
+                left.text(0.01, place, text, color=GRAY, bbox={"fc": "white", "ec": "none", "pad": 1.5}, **style)
         name, claim = CLAIM
         left.plot([100 * claim] * 2, [names.index(name) - 0.45, names.index(name) + 0.45], color=RED, lw=1.8)
         kept = frame[frame.machine.isin(names) & ~frame.machine.str.startswith("permuted")]

@@ -31,8 +31,17 @@ def run(options: Options) -> None:
     torch.set_num_threads(1)
     lines, facts = [], []
     for seed in range(options.seeds):
-        sizes = {"n_train": options.n_train, "width": options.width, "epochs": options.epochs}
-        problem, another = make(seed, **sizes), make(seed, **sizes, other=True)
+        problem, another = (
+            make(
+                seed,
+                n_train=options.n_train,
+                n_test=options.n_test,
+                width=options.width,
+                epochs=options.epochs,
+                other=other,
+            )
+            for other in (False, True)
+        )
         own, about = measure(problem, another.trained, seed)
         lines += own
         facts.append(about)
