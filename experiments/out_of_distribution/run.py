@@ -76,12 +76,8 @@ def measure(problem: Problem, seed: int) -> tuple[list[dict[str, Any]], dict[str
         for name, own in split.items():
             line = {"seed": seed, "kind": kind, "where": where, "score": name}
             values = torch.cat([own[member] for member in members])
-            lines.append(
-                line
-                | _detected(
-                    values, flags, seed=1000 * seed + len(lines), permutations=PERMUTATIONS if name in SCORES else 2
-                )
-            )
+            permutations = PERMUTATIONS if name in SCORES else 2
+            lines.append(line | _detected(values, flags, seed=1000 * seed + len(lines), permutations=permutations))
     facts |= {
         f"accuracy, {name}": 1 - float(flags.double().mean()) for name, flags in wrong.items() if name != "inside"
     }
