@@ -9,6 +9,8 @@ from kernelmem.machines.systems import EPS, System
 
 __all__ = ["Preconditioner", "landmarks", "leverage_scores", "over_landmarks", "preconditioner"]
 
+ROWS = 4096  # of the tall matrices, worked on at once
+
 
 @dataclass(frozen=True, eq=False)
 class Preconditioner:
@@ -83,12 +85,15 @@ def preconditioner(system: System, scale: Tensor, ridge: float, chosen: Tensor) 
     if int(info):
         empty = torch.empty(system.n, 0, dtype=torch.float64, device=columns.device)
         return Preconditioner(empty, empty[0], ridge)
-    half = torch.linalg.solve_triangular(L, columns.T, upper=False).T  # K̂ = half halfᵀ
-    Q, R = torch.linalg.qr(half)  # the SVD of R is small; that of a tall matrix takes ten times as long
+    for part in columns.split(ROWS):  # in place: this and Q are what is large here
+        part.copy_(torch.linalg.solve_triangular(L.mT, part, upper=True, left=False))  # K̂ = columns columnsᵀ now
+    Q, R = torch.linalg.qr(columns)  # the SVD of R is small; that of a tall matrix takes longer and more memory
+    del columns
     inner, singular, _ = torch.linalg.svd(R)
-    U = Q @ inner
+    for part in Q.split(ROWS):
+        part.copy_(part @ inner)
     values = (singular.square() - shift).clamp_min(0)
-    return Preconditioner(U, values, ridge)
+    return Preconditioner(Q, values, ridge)
 
 
 def over_landmarks(system: System, scale: Tensor, targets: Tensor, ridge: float, chosen: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Solve (K + ridge I) a = y: one verb, several solvers, and a result that says how good it is."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ def solve(
             0 allows none. Steps of ten from 1e-14; what was added is in the result, code ``jittered``.
         tolerance: relative residual at which "cg" ends, of each column.
         max_iterations: of "cg".
-        rank: landmarks of "cg" and "nystroem"; None: min(500, n / 10 + 10) and min(500, n).
+        rank: landmarks of "cg" and "nystroem"; None: min(n / 10 + 10, max(500, √(80 n))) and min(500, n).
         seed: of the landmarks.
 
     Returns:
@@ -74,7 +75,7 @@ def solve(
         InputError: shapes, NaN in the targets, ridge or weights that are not finite numbers >= 0, unknown solver.
 
     Cost: "cholesky" n³/6 multiply-adds and one n x n matrix beside the kernel; "eigen" about ten times that; "cg" n² C
-    an iteration; "nystroem" n rank².
+    an iteration, n rank² before, and four n x rank matrices; "nystroem" n rank².
 
     Source: Nyström preconditioning: Frangella, Tropp, Udell 2023.
 
@@ -220,7 +221,8 @@ def _iterate(
     seed: int,
 ) -> Solution:
     apply = _shifted(system, scale, ridge)
-    rank = min(RANK, system.n // 10 + 10) if rank is None else rank
+    if rank is None:  # n rank² to prepare is then the work of about forty products with two columns
+        rank = min(system.n // 10 + 10, max(RANK, math.isqrt(80 * system.n)))
     prepared = Preconditioner(y[:, :0], y[0, :0], ridge)
     if rank > 0 and ridge > 0:
         prepared = preconditioner(system, scale, ridge, landmarks(system, scale, ridge, rank, seed=seed))

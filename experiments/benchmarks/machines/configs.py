@@ -8,6 +8,7 @@ __all__ = ["KINDS", "OUTPUTS", "RIDGE", "SYSTEMS", "Options"]
 KINDS = ("direct", "streamed", "noticed")
 OUTPUTS = 10  # columns of the targets
 RIDGE = 1e-3  # the diagonal of the kernels is 1
+NOISE = 0.1  # variance of the noise of the targets of the kernel in a file, and its ridge
 SYSTEMS = 50  # of each kind of bad and of good ones
 
 
