@@ -104,6 +104,16 @@ def test_products_of_a_kernel_in_a_file_are_those_of_its_lower_triangle(tmp_path
         assert np.abs((system @ torch.from_numpy(y)).numpy() - lower @ y).max() < 1e-13
 
 
+def test_the_diagonal_is_read_in_parts(tmp_path, monkeypatch):
+    K = np.random.default_rng(0).standard_normal((23, 23))
+    np.save(tmp_path / "K.npy", K)
+    monkeypatch.setattr("kernelmem.machines.systems.TILE", 5)
+    for kernel in (K, np.load(tmp_path / "K.npy", mmap_mode="r"), torch.from_numpy(K)):
+        diagonal = as_system(kernel).diagonal()
+        assert diagonal is not None
+        assert np.array_equal(diagonal.numpy(), K.diagonal())
+
+
 def test_what_was_written_to_a_private_map_is_not_let_go(tmp_path):
     K, y, _ = problem()
     np.save(tmp_path / "K.npy", np.zeros_like(K))
