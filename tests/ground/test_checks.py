@@ -27,5 +27,5 @@ def test_rounding_is_averaged_away_and_what_is_symmetric_is_not_copied():
     assert torch.equal(mean, (K + K.T) / 2)
     assert K[1, 0] == 0
     K[0, 1] = 1e-3
-    with pytest.raises(NumericalError, match="asymmetry 0.001"):
+    with pytest.raises(NumericalError, match=r"asymmetry 0\.001"):
         as_square_kernel(K)
