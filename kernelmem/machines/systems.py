@@ -15,6 +15,7 @@ from kernelmem.ground.symmetry import symmetry
 __all__ = ["System", "as_system"]
 
 EPS = torch.finfo(torch.float64).eps
+ROWS = 64  # that are gathered at once
 TILE = 1024  # entries of the diagonal that are read at once
 BLOCK = 2**23  # numbers of a block of rows: 64 MiB in float64
 
@@ -67,9 +68,13 @@ class System:
             unit = torch.zeros(self.n, len(indices), dtype=torch.float64, device=self.device)
             unit[indices, torch.arange(len(indices))] = 1
             return self @ unit
-        # Rows, since the kernel is symmetric and rows lie together in a file.
-        chosen = indices.to(self.device) if isinstance(self.entries, Tensor) else indices.numpy()
-        return self._read(self.entries[chosen]).T.contiguous()
+        # Rows, since the kernel is symmetric and rows lie together in a file; a few at a time: each brings its neighbors.
+        found = torch.empty(self.n, len(indices), dtype=torch.float64, device=self.device)
+        for start in range(0, len(indices), ROWS):
+            part = indices[start : start + ROWS]
+            chosen = part.to(self.device) if isinstance(self.entries, Tensor) else part.numpy()
+            found[:, start : start + ROWS] = self._read(self.entries[chosen]).T
+        return found
 
     def diagonal(self) -> Tensor | None:
         """The diagonal, (n,), or None where it would take n products."""
