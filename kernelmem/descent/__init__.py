@@ -1,0 +1,1 @@
+"""Double descent: exact and asymptotic curves, and the simulations that check them."""
