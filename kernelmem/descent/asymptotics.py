@@ -154,4 +154,6 @@ def _curve(
     name: str, gamma: np.ndarray, test: np.ndarray, noise: float, train: np.ndarray, threshold: float | None
 ) -> Curve:
     axis = torch.from_numpy(gamma)
-    return Curve(name, AXIS, axis, torch.from_numpy(test), noise, False, SOURCE, torch.from_numpy(train), None, threshold)
+    return Curve(
+        name, AXIS, axis, torch.from_numpy(test), noise, False, SOURCE, torch.from_numpy(train), None, threshold
+    )

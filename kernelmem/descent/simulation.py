@@ -45,8 +45,11 @@ class Simulated:
 
     @property
     def z(self) -> Tensor:
-        """(G,): (mean - theory) / se; NaN where the theory is infinite."""
-        return torch.where(torch.isfinite(self.theory.test), (self.mean - self.theory.test) / self.se, torch.nan)
+        """(G,): (mean - theory) / se; NaN where the theory is infinite, 0 where both agree to rounding."""
+        gap = self.mean - self.theory.test
+        equal = gap.abs() <= 1e-12 * self.theory.test
+        z = torch.where(equal, 0.0, gap / torch.where(equal, 1.0, self.se))
+        return torch.where(torch.isfinite(self.theory.test), z, torch.nan)
 
     @property
     def relative(self) -> Tensor:
@@ -68,7 +71,10 @@ class Simulated:
         return simulated_figure(self)
 
     def __str__(self) -> str:
-        rows = [f"{self.theory.name}: {self.repetitions} draws", f"{self.theory.axis_name:>24}{'theory':>12}{'mean':>12}"]
+        rows = [
+            f"{self.theory.name}: {self.repetitions} draws",
+            f"{self.theory.axis_name:>24}{'theory':>12}{'mean':>12}",
+        ]
         rows[1] += f"{'se':>10}{'z':>7}"
         for place in zip(self.axis, self.theory.test, self.mean, self.se, self.z, strict=True):
             at, theory, mean, se, z = (float(value) for value in place)
@@ -76,9 +82,7 @@ class Simulated:
         return "\n".join(rows)
 
 
-def simulate(
-    theory: Curve, draw: Callable[[np.random.Generator], Any], *, repetitions: int, seed: int
-) -> Simulated:
+def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repetitions: int, seed: int) -> Simulated:
     """Average ``draw(generator)``, which returns the test risk at each place of the axis, over independent draws.
 
     Each draw has its own generator, so that more repetitions only add draws. A standard error means nothing where the
