@@ -128,8 +128,9 @@ def simulate_sphere_features(
         features_per_dimension, samples_per_dimension=samples_per_dimension, linear=1.0, noise=noise, ridge=ridge
     )
     d = as_whole(dimension, "dimension")
-    n, m = round(samples_per_dimension * d), as_whole(test_rows, "test_rows")
-    widths = [as_whole(round(float(psi) * d), "features_per_dimension times dimension") for psi in theory.axis]
+    n = as_whole(round(samples_per_dimension * d, 9), "samples_per_dimension times dimension")
+    m = as_whole(test_rows, "test_rows")
+    widths = [as_whole(round(float(psi) * d, 9), "features_per_dimension times dimension") for psi in theory.axis]
 
     def draw(rng: np.random.Generator) -> list[float]:
         x = rng.standard_normal((n + m, d))
