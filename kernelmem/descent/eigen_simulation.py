@@ -1,6 +1,7 @@
 """Simulations of the eigenframework: Gaussian designs, and randomly rotated pools."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def simulate_features(
     return simulate(theory, _draw(task, places, ridge, noise), repetitions=repetitions, seed=seed)
 
 
-def _draw(task: Task, places: list[tuple[int, float]], ridge: float, noise: float) -> Any:
+def _draw(task: Task, places: Sequence[tuple[int, float]], ridge: float, noise: float) -> Any:
     root, target = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
     ridge, scale = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
     most = max(n for n, _ in places)

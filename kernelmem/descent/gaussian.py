@@ -38,8 +38,8 @@ def gaussian_features_curve(features: Any, *, n: int, power: Any, noise: float) 
     Source: Belkin, Hsu, Xu 2020.
 
     >>> curve = gaussian_features_curve([10, 50, 200], n=50, power=[0.01] * 200, noise=0.5)
-    >>> curve.test.tolist()
-    [2.9487179487179485, inf, 2.6677852348993287]
+    >>> curve.test.round(decimals=5).tolist()
+    [3.01538, inf, 2.16779]
     """
     n, noise = as_whole(n, "n"), as_number(noise, "noise")
     beta2 = as_powers(power, "power")

@@ -45,7 +45,8 @@ def test_a_vanishing_ridge_is_no_ridge(gamma, signal, noise):
     small = isotropic_curve([gamma], signal=signal, noise=noise, ridge=1e-12)
     under, over = noise * gamma / (1 - gamma), signal * (1 - 1 / gamma) + noise / (gamma - 1)
     assert math.isclose(float(none.excess[0]), under if gamma < 1 else over, rel_tol=1e-9)
-    assert torch.allclose(none.test, small.test, rtol=1e-6) and torch.allclose(none.train, small.train, atol=1e-6)
+    assert torch.allclose(none.test, small.test, rtol=1e-6)
+    assert torch.allclose(none.train, small.train, atol=1e-6)
     assert math.isclose(float(none.train[0]), noise * max(1 - gamma, 0.0), rel_tol=1e-9, abs_tol=1e-12)
 
 
@@ -60,7 +61,8 @@ def test_a_huge_ridge_predicts_zero(gamma, signal, noise):
 def test_the_best_ridge_is_best_and_has_no_peak(signal, noise):
     gammas = np.geomspace(0.05, 20, 80)
     best = optimal_ridge_curve(gammas, signal=signal, noise=noise)
-    assert (torch.diff(best.test) > 0).all() and best.threshold is None
+    assert (torch.diff(best.test) > 0).all()
+    assert best.threshold is None
     for factor in (0.0, 0.5, 0.9, 1.1, 3.0):
         for i in (3, 30, 70):
             ridge = factor * noise * gammas[i] / signal
@@ -74,15 +76,18 @@ def test_the_best_ridge_is_best_and_has_no_peak(signal, noise):
 def test_risk_scales_with_the_targets(gamma, signal, noise, scale):
     one = isotropic_curve([gamma], signal=signal, noise=noise, ridge=0.3)
     other = isotropic_curve([gamma], signal=scale * signal, noise=scale * noise, ridge=0.3)
-    assert torch.allclose(scale * one.test, other.test) and torch.allclose(scale * one.train, other.train)
+    assert torch.allclose(scale * one.test, other.test)
+    assert torch.allclose(scale * one.train, other.train)
 
 
 def test_infinite_at_one_alone():
     curve = isotropic_curve([0.999, 1.0, 1.001], signal=1, noise=0.1)
-    assert torch.isinf(curve.test).tolist() == [False, True, False] and curve.threshold == 1.0
+    assert torch.isinf(curve.test).tolist() == [False, True, False]
+    assert curve.threshold == 1.0
     assert torch.isfinite(isotropic_curve([1.0], signal=1, noise=0.1, ridge=1e-6).test).all()
     assert isotropic_curve([1.0], signal=1, noise=0.0).test[0] == 0
-    assert curve.train[1] == 0 and not curve.exact
+    assert curve.train[1] == 0
+    assert not curve.exact
 
 
 def test_features_that_hold_part_of_the_signal():
@@ -91,7 +96,8 @@ def test_features_that_hold_part_of_the_signal():
     under = 0.25 + 0.9175 + 1.1675 * 0.33 / 0.67
     over = 0.25 + 0.5 + 0.5 * 0.5 + 0.75
     assert torch.allclose(curve.test, torch.tensor([under, over, 0.25 + 0.75 + 0.25 / 3], dtype=torch.float64))
-    assert math.isclose(float(curve.train[0]), 1.1675 * 0.67) and curve.train[1] == 0
+    assert math.isclose(float(curve.train[0]), 1.1675 * 0.67)
+    assert curve.train[1] == 0
     whole = misspecified_curve(gammas, signal=1, noise=0.25, share=[1.0, 1.0, 1.0])
     assert torch.allclose(whole.test, isotropic_curve(gammas, signal=1, noise=0.25).test)
 
@@ -100,7 +106,8 @@ def test_a_second_descent_below_the_first_minimum():
     gammas = np.geomspace(0.05, 20, 400)
     share = polynomial_share(gammas, 2.0)
     test = misspecified_curve(gammas, signal=5, noise=0.02, share=share).test
-    assert (torch.diff(share) > 0).all() and math.isclose(float(share[0]), 1 - 1.05**-2)
+    assert (torch.diff(share) > 0).all()
+    assert math.isclose(float(share[0]), 1 - 1.05**-2)
     assert test[gammas > 1].min() < test[gammas < 1].min()
 
 

@@ -161,7 +161,8 @@ def test_many_features_are_the_kernel(task, pool, n, ridge):
     task = replace(task, pool=len(task.power)) if pool else task
     many = feature_curve(task, [10**10], samples=n, ridge=ridge, noise=0.3)
     kernel = learning_curve(task, [n], ridge=ridge, noise=0.3)
-    assert torch.allclose(many.test, kernel.test, rtol=1e-6) and torch.allclose(many.train, kernel.train, rtol=1e-5)
+    assert torch.allclose(many.test, kernel.test, rtol=1e-6)
+    assert torch.allclose(many.train, kernel.train, rtol=1e-5)
     assert torch.allclose(learning_curve(task, [n], ridge=ridge, noise=0.3, features=10**10).test, kernel.test)
 
 
@@ -173,7 +174,8 @@ def test_a_large_pool_is_a_population(task, n, ridge, k):
     for features in (math.inf, k):
         large = learning_curve(pool, [n], ridge=ridge, noise=0.3, features=features)
         limit = learning_curve(task, [n], ridge=ridge, noise=0.3, features=features)
-        assert torch.allclose(large.test, limit.test, rtol=2e-3) and torch.allclose(large.train, limit.train, rtol=5e-3)
+        assert torch.allclose(large.test, limit.test, rtol=2e-3)
+        assert torch.allclose(large.train, limit.train, rtol=5e-3)
         # The pool's own spectrum taken for the population's: the same equations as the task's.
         plain = learning_curve(pool.as_population(), [n], ridge=ridge, noise=0.3, features=features)
         assert torch.allclose(plain.test, limit.test, rtol=1e-9)
@@ -187,7 +189,8 @@ def test_scales_of_kernel_and_targets(task, pool, scale, ridge, k):
     assert torch.allclose(feature_curve(kernel, [k], samples=7, ridge=scale * ridge, noise=0.3).test, one.test)
     targets = replace(task, power=scale * task.power)
     other = feature_curve(targets, [k], samples=7, ridge=ridge, noise=scale * 0.3)
-    assert torch.allclose(other.test, scale * one.test) and torch.allclose(other.train, scale * one.train)
+    assert torch.allclose(other.test, scale * one.test)
+    assert torch.allclose(other.train, scale * one.train)
 
 
 @given(gamma_n=st.integers(1, 200), n=st.integers(1, 100), ridge=levels, signal=levels, noise=levels)
@@ -216,15 +219,20 @@ def test_infinite_at_the_threshold_alone():
     values = np.arange(1.0, 81) ** -1.5
     for task in (population_task(values, values), Task(torch.from_numpy(values), torch.from_numpy(values), 80)):
         width = feature_curve(task, [29, 30, 31], samples=30, noise=0.1)
-        assert torch.isinf(width.test).tolist() == [False, True, False] and width.threshold == 30
-        assert width.train[1] == 0 and width.train[0] > 0 == width.train[2]
+        assert torch.isinf(width.test).tolist() == [False, True, False]
+        assert width.threshold == 30
+        assert width.train[1] == 0
+        assert width.train[0] > 0 == width.train[2]
         rows = learning_curve(task, [29, 30, 31], features=30, noise=0.1)
-        assert torch.isinf(rows.test).tolist() == [False, True, False] and rows.threshold == 30
+        assert torch.isinf(rows.test).tolist() == [False, True, False]
+        assert rows.threshold == 30
         assert torch.isfinite(feature_curve(task, [30], samples=30, noise=0.1, ridge=1e-6).test).all()
     few = population_task([1.0, 0.5, 0.0], [1.0, 1.0, 0.0])
     curve = learning_curve(few, [1, 2, 4], noise=0.1)
-    assert torch.isinf(curve.test).tolist() == [False, True, False] and curve.threshold == 2
-    assert math.isclose(float(curve.test[2]), 0.2) and math.isclose(float(curve.train[2]), 0.1 * 0.5)
+    assert torch.isinf(curve.test).tolist() == [False, True, False]
+    assert curve.threshold == 2
+    assert math.isclose(float(curve.test[2]), 0.2)
+    assert math.isclose(float(curve.train[2]), 0.1 * 0.5)
     clean = learning_curve(few, [1, 2, 4], noise=0.0)
     assert clean.test[1:].tolist() == [0.0, 0.0]
     assert feature_curve(few, [2, 3], samples=4, noise=0.1).test.tolist() == pytest.approx([0.2, 0.2])

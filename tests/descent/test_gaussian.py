@@ -57,14 +57,17 @@ def test_infinite_exactly_within_one_of_n(n, noise):
 def test_rows_and_features_are_one_formula(n, p, signal, noise):
     by_rows = gaussian_samples_curve([n], features=p, signal=signal, noise=noise)
     by_features = gaussian_features_curve([p], n=n, power=[signal / p] * p, noise=noise)
-    assert torch.allclose(by_rows.test, by_features.test) and torch.allclose(by_rows.train, by_features.train)
-    assert by_rows.exact and by_features.exact
+    assert torch.allclose(by_rows.test, by_features.test)
+    assert torch.allclose(by_rows.train, by_features.train)
+    assert by_rows.exact
+    assert by_features.exact
 
 
 @given(n=st.integers(4, 60), noise=levels)
 def test_without_noise_the_truth_is_found_from_p_rows_on(n, noise):
     curve = gaussian_features_curve([n - 2, n, n + 2], n=n, power=np.eye(n + 2)[0], noise=0.0)
-    assert curve.test[0] == 0 and torch.isfinite(curve.test).all()
+    assert curve.test[0] == 0
+    assert torch.isfinite(curve.test).all()
     noisy = gaussian_features_curve([1], n=n, power=[1.0], noise=noise)
     assert math.isclose(float(noisy.train[0]), noise * (1 - 1 / n), abs_tol=1e-12)
 

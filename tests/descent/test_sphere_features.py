@@ -76,7 +76,8 @@ def test_limits_of_the_ridge(psi1, psi2, noise, nonlinear):
 
 def test_infinite_at_the_threshold_alone():
     curve = sphere_features_curve([2.99, 3.0, 3.01], samples_per_dimension=3, linear=1, noise=0.1)
-    assert torch.isinf(curve.test).tolist() == [False, True, False] and curve.threshold == 3
+    assert torch.isinf(curve.test).tolist() == [False, True, False]
+    assert curve.threshold == 3
     assert torch.isfinite(
         sphere_features_curve([3.0], samples_per_dimension=3, linear=1, noise=0.1, ridge=1e-8).test
     ).all()
@@ -91,7 +92,8 @@ def test_moments_of_activations():
     assert math.isclose(late.linear, tail, rel_tol=1e-10)
     assert math.isclose(late.mean, math.exp(-0.5) / math.sqrt(2 * math.pi) - tail, rel_tol=1e-10)
     cube = activation_moments(lambda g: g**3)
-    assert math.isclose(cube.linear, 3, rel_tol=1e-11) and math.isclose(cube.rest, math.sqrt(6), rel_tol=1e-10)
+    assert math.isclose(cube.linear, 3, rel_tol=1e-11)
+    assert math.isclose(cube.rest, math.sqrt(6), rel_tol=1e-10)
 
 
 def test_a_simulation_agrees():

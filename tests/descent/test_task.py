@@ -29,9 +29,11 @@ def test_flips_as_they_are_drawn(kind, n_classes):
 
 
 def test_no_flips_and_all_flips():
-    assert flip_noise(0.0, 10).variance == 0 and flip_noise(0.0, 10).shrink == 1
+    assert flip_noise(0.0, 10).variance == 0
+    assert flip_noise(0.0, 10).shrink == 1
     assert math.isclose(flip_noise(1.0, 10, "uniform").variance, 0.9)
-    assert flip_noise(1.0, 2).shrink == -1 and flip_noise(1.0, 2).variance == 0
+    assert flip_noise(1.0, 2).shrink == -1
+    assert flip_noise(1.0, 2).variance == 0
     assert math.isclose(flip_noise(0.9, 10).shrink, 0, abs_tol=1e-12)
 
 
@@ -57,7 +59,8 @@ def test_a_pool_is_its_matrix_and_targets(seed, n, C):
     rng = np.random.default_rng(seed)
     phi, Y = rng.standard_normal((n, 5)), rng.standard_normal((n, C))
     task = pool_task(phi @ phi.T, Y)
-    assert task.pool == n and math.isclose(float(task.eigenvalues.sum()), (phi**2).sum(), rel_tol=1e-9)
+    assert task.pool == n
+    assert math.isclose(float(task.eigenvalues.sum()), (phi**2).sum(), rel_tol=1e-9)
     assert math.isclose(float(task.power.sum()), (Y**2).sum(), rel_tol=1e-9)
     reached = float(task.power @ task.eigenvalues)
     assert math.isclose(reached, np.trace(Y.T @ phi @ phi.T @ Y), rel_tol=1e-8)
@@ -65,7 +68,8 @@ def test_a_pool_is_its_matrix_and_targets(seed, n, C):
         assert torch.allclose(pool_task(phi @ phi.T, Y[:, 0]).power, task.power)
     assert (task.eigenvalues >= 0).all()
     population = task.as_population()
-    assert population.pool is None and population.as_population() is population
+    assert population.pool is None
+    assert population.as_population() is population
     assert torch.allclose(population.eigenvalues * n, task.eigenvalues)
 
 
@@ -87,7 +91,8 @@ def test_estimates_by_definition(seed, n, width, ridge):
     assert math.isclose(got.leave_one_out, left_out.sum(1).mean(), rel_tol=1e-3 if ridge == 0 else 1e-8)
     se = left_out.sum(1).std(ddof=1) / math.sqrt(n)
     assert math.isclose(got.leave_one_out_se, se, rel_tol=1e-3 if ridge == 0 else 1e-7)
-    assert math.isclose(got.degrees_of_freedom, np.trace(H), rel_tol=1e-6) and got.n == n
+    assert math.isclose(got.degrees_of_freedom, np.trace(H), rel_tol=1e-6)
+    assert got.n == n
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,16 @@ from kernelmem.descent.theory import (
 from kernelmem.ground.errors import InputError
 
 
+SHIFT = np.array([2.5, 3.0, 4.0])
+
+
 def test_a_curve_is_a_table():
     curve = gaussian_features_curve([5, 20, 60], n=20, power=[0.02] * 60, noise=0.5)
     frame = curve.to_frame()
-    assert list(frame.columns) == ["test", "excess", "train"] and frame.index.name == "features p"
-    assert np.array_equal(frame["test"], curve.test) and math.isclose(frame["excess"][5], float(curve.test[0]) - 0.5)
+    assert list(frame.columns) == ["test", "excess", "train"]
+    assert frame.index.name == "features p"
+    assert np.array_equal(frame["test"], curve.test)
+    assert math.isclose(frame["excess"][5], float(curve.test[0]) - 0.5)
     with pytest.raises(InputError, match="axis"):
         Curve("a", "b", torch.ones(2), torch.ones(3), 0.0, True, "c")
 
@@ -35,7 +40,8 @@ def test_pictures_draw_what_the_values_say():
     curve = gaussian_features_curve([5, 20, 60], n=20, power=[0.02] * 60, noise=0.5)
     lines = {line.get_label(): line for line in curve.plot().axes[0].lines}
     shown = lines["new rows"].get_ydata()
-    assert np.isnan(shown[1]) and math.isclose(shown[0], float(curve.test[0]))
+    assert np.isnan(shown[1])
+    assert math.isclose(shown[0], float(curve.test[0]))
     assert lines["threshold"].get_xdata()[0] == 20
     assert np.isnan(lines["training rows"].get_ydata()[2])
     simulated = simulate_gaussian_features([5, 10], n=20, power=[0.02] * 60, noise=0.5, repetitions=5)
@@ -55,17 +61,22 @@ def test_simulated_means_errors_and_scores():
     draws = []
 
     def draw(rng):
-        draws.append(rng.standard_normal(3) + [2.5, 3.0, 4.0])
+        draws.append(rng.standard_normal(3) + SHIFT)
         return draws[-1]
 
     got = simulate(theory, draw, repetitions=9, seed=4)
     table = np.stack(draws)
-    assert np.allclose(got.mean, table.mean(0)) and np.allclose(got.se, table.std(0, ddof=1) / 3)
+    assert np.allclose(got.mean, table.mean(0))
+    assert np.allclose(got.se, table.std(0, ddof=1) / 3)
     assert math.isclose(float(got.z[0]), (table[:, 0].mean() - 2.0) / float(got.se[0]), rel_tol=1e-9)
-    assert torch.isnan(got.z[1]) and math.isclose(float(got.relative[2]), 2.5 / table[:, 2].mean() - 1, rel_tol=1e-9)
-    assert list(got.to_frame().columns) == ["theory", "mean", "se", "z"] and "9 draws" in str(got)
-    again = simulate(theory, lambda rng: rng.standard_normal(3) + [2.5, 3.0, 4.0], repetitions=9, seed=4)
-    assert torch.equal(again.mean, got.mean) and got.seed == 4 and torch.equal(got.axis, theory.axis)
+    assert torch.isnan(got.z[1])
+    assert math.isclose(float(got.relative[2]), 2.5 / table[:, 2].mean() - 1, rel_tol=1e-9)
+    assert list(got.to_frame().columns) == ["theory", "mean", "se", "z"]
+    assert "9 draws" in str(got)
+    again = simulate(theory, lambda rng: rng.standard_normal(3) + SHIFT, repetitions=9, seed=4)
+    assert torch.equal(again.mean, got.mean)
+    assert got.seed == 4
+    assert torch.equal(got.axis, theory.axis)
 
 
 def test_more_repetitions_only_add_draws():
@@ -88,6 +99,6 @@ def test_least_squares_is_ridge_and_of_least_norm():
 
 
 def test_importing_the_theory_is_light():
-    heavy = "pandas matplotlib sklearn scipy.stats jinja2".split()
+    heavy = ["pandas", "matplotlib", "sklearn", "scipy.stats", "jinja2"]
     code = f"import sys, kernelmem.descent.theory; sys.exit(any(name in sys.modules for name in {heavy!r}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
