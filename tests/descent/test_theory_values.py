@@ -21,7 +21,6 @@ from kernelmem.descent.theory import (
 )
 from kernelmem.ground.errors import InputError
 
-
 SHIFT = np.array([2.5, 3.0, 4.0])
 
 
