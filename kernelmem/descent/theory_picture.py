@@ -29,13 +29,16 @@ def simulated_figure(simulated: "Simulated") -> "Figure":
 def _figure(curve: "Curve", simulated: "Simulated | None") -> "Figure":
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem"}):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.add_subplot()
         plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axes.set_xscale("log" if float(curve.axis[0]) > 0 else "linear")
+        if float(curve.axis[0]) > 0:
+            axes.set_xscale("log")
+        elif len(curve.axis) > 1:  # time 0 is shown, the rest is logarithmic
+            axes.set_xscale("symlog", linthresh=float(curve.axis[1]))
         axes.set_yscale("log")
         if curve.train is not None:
             _line(axes, curve.axis, curve.train, "training rows", GRAY)
@@ -56,10 +59,11 @@ def _figure(curve: "Curve", simulated: "Simulated | None") -> "Figure":
             axes.set_ylim(bottom=max(axes.get_ylim()[0], float(seen.min()) / 30))
         if curve.threshold is not None:
             axes.axvline(curve.threshold, color=GRAY, linewidth=0.8, dashes=(4, 2.5), label="threshold")
-        for own in (axes.xaxis, axes.yaxis):
+        for own, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             own.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(plain if _within_a_decade(axes) else FuncFormatter(lambda *_: ""))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+            own.set_minor_formatter(FuncFormatter(lambda *_: ""))
+            if low > 0 and high < 100 * low:  # one or two decades have too few powers of ten
+                own.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
         kind = "exact" if curve.exact else "asymptotic"
         axes.set_title(f"{curve.name} ({kind})", loc="left", fontsize=10, color=TEXT)
         axes.set_xlabel(curve.axis_name)
@@ -74,8 +78,3 @@ def _line(axes: "Axes", axis: torch.Tensor, values: torch.Tensor, label: str, co
     shown = torch.where(torch.isfinite(values) & (values > 0), values, torch.nan)
     if bool(torch.isfinite(shown).any()):
         axes.plot(axis.numpy(), shown.numpy(), color=color, linewidth=1.5, label=label)
-
-
-def _within_a_decade(axes: "Axes") -> bool:
-    low, high = axes.get_ylim()
-    return high < 10 * low
