@@ -39,6 +39,10 @@ def learning_curve(
     the pool that were held out. As N grows it becomes the first formula. With ``features`` = k the kernel is that of k
     random features (:func:`feature_curve`).
 
+    On 1,797 digits with 20 % wrong labels (infinite tangent kernel of depth 2, ridge 0 and 0.1, n = 150 to 1,400) the pool
+    equations were within 1 % of held-out rows, the plain ones 3 to 56 % high. Clean labels, no ridge and a smooth
+    kernel together remain hard: there both are low by tens of percents.
+
     Args:
         task: eigenvalues and target power, from :func:`population_task` or :func:`pool_task`.
         samples: increasing whole numbers n >= 1; of a pool n < N.
@@ -82,6 +86,10 @@ def feature_curve(
     (N - n) = (1 - δ/μ) Σ γ/(a_i + γ), μ = γ (1 - z/k), and the resolvent sums are
 
         μ T_1 = Σ (1 - L_i),   μ² T_2 = Σ (1 - L_i)(1 - c L_i),   μ² Σ y_i²/(a_i + μ)² -> Σ (1 - L_i)(1 - c L_i) y_i².
+
+    On digits (n = 300 of 1,797, 20 % wrong labels, random Fourier features cos(s w·x + b), k = 20 to 2,000) it was within 5 %
+    of simulation at s = 0.6 without a ridge (plain equations 10 %) and with a ridge of 0.05 (8 %). At s = 0.3, a smoother
+    kernel, it was 22 % low at worst without a ridge (24 %), 3 % off with it (8 %).
 
     Arguments, errors and cost are those of :func:`learning_curve`, with ``features`` the axis and ``samples`` one number.
 
