@@ -144,16 +144,29 @@ def test_conservation_of_learnability(task, pool, n, ridge):
         assert total < n
 
 
-@given(task=tasks(), pool=st.booleans(), n=st.integers(1, 11), k=st.integers(1, 40))
+@given(task=tasks(), pool=st.booleans(), n=st.integers(1, 100), k=st.integers(1, 90))
 def test_a_vanishing_ridge_is_no_ridge(task, pool, n, k):
-    task = replace(task, pool=len(task.power)) if pool else task
-    if abs(k - n) < 2:
+    size = len(task.power)
+    task, n = (replace(task, pool=size), min(n, size - 1)) if pool else (task, n)
+    if abs(min(k, size) - n) < 2:
         return
     none = feature_curve(task, [k], samples=n, noise=0.3)
     small = feature_curve(task, [k], samples=n, ridge=1e-11 * float(task.eigenvalues.sum()), noise=0.3)
     assert torch.allclose(none.test, small.test, rtol=1e-4)
-    assert torch.allclose(none.train, small.train, atol=1e-4)
-    assert (none.train[0] == 0) == (k > n)
+    assert torch.allclose(none.train, small.train, rtol=1e-4, atol=1e-8)
+    assert (none.train[0] == 0) == (min(k, size) > n)
+
+
+def test_training_errors_of_tiny_ridges_keep_their_digits():
+    values = np.arange(1.0, 61) ** -1.5
+    for task in (population_task(values, values), Task(torch.from_numpy(values), torch.from_numpy(values), 60)):
+        for k in (20, 45, math.inf):
+            trains = [learning_curve(task, [30], ridge=d, noise=0.3, features=k).train[0] for d in (1e-8, 1e-15)]
+            if k > 30:
+                assert math.isclose(float(trains[0]), 1e14 * float(trains[1]), rel_tol=1e-4)
+            else:
+                exact = learning_curve(task, [30], noise=0.3, features=k).train[0]
+                assert torch.allclose(trains[1], exact, rtol=1e-9)
 
 
 @given(task=tasks(), pool=st.booleans(), n=st.integers(1, 11), ridge=st.floats(0, 3))
@@ -176,9 +189,12 @@ def test_a_large_pool_is_a_population(task, n, ridge, k):
         limit = learning_curve(task, [n], ridge=ridge, noise=0.3, features=features)
         assert torch.allclose(large.test, limit.test, rtol=2e-3)
         assert torch.allclose(large.train, limit.train, rtol=5e-3)
+        flips = FlipNoise(0.6, 0.3)
+        large, limit = (learning_curve(own, [n], ridge=ridge, noise=flips, features=features) for own in (pool, task))
+        assert torch.allclose(large.clean, limit.clean, rtol=2e-3)
         # The pool's own spectrum taken for the population's: the same equations as the task's.
         plain = learning_curve(pool.as_population(), [n], ridge=ridge, noise=0.3, features=features)
-        assert torch.allclose(plain.test, limit.test, rtol=1e-9)
+        assert torch.allclose(plain.excess, learning_curve(task, [n], ridge=ridge, noise=0.3, features=features).excess)
 
 
 @given(task=tasks(), pool=st.booleans(), scale=st.floats(1e-6, 1e6), ridge=st.floats(0.0, 3), k=st.integers(2, 40))
@@ -211,6 +227,12 @@ def test_an_orthogonal_pool_learns_nothing_of_other_rows(N, share, a, ridge, noi
         Task(torch.full((N,), a).double(), torch.from_numpy(power), N), [n], ridge=ridge, noise=noise
     )
     assert math.isclose(float(curve.test[0]), power.mean() + noise, rel_tol=1e-8)
+    flips = FlipNoise(0.6, noise)
+    flipped = learning_curve(
+        Task(torch.full((N,), a).double(), torch.from_numpy(power), N), [n], ridge=ridge, noise=flips
+    )
+    assert math.isclose(float(flipped.test[0]), 0.36 * power.mean() + noise, rel_tol=1e-8)
+    assert math.isclose(float(flipped.clean[0]), power.mean(), rel_tol=1e-7)
     train = (ridge / (a + ridge)) ** 2 * (power.mean() + noise)
     assert math.isclose(float(curve.train[0]), train, rel_tol=1e-7, abs_tol=1e-12)
 
