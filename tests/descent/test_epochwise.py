@@ -92,6 +92,13 @@ def test_weights_are_those_of_the_loop(case):
         assert np.allclose(got, np.stack([seen[t] for t in (0, 1, 2, 5, 12)]), atol=1e-9)
 
 
+def test_flat_directions_move_at_their_own_pace():
+    X, y, eta = np.diag([1.0, 1e-9]), np.array([0.0, 3.0]), 0.5
+    got = descent_weights(X, y, [0, 1, 1000], step_size=eta)[:, 1]
+    expected = torch.tensor([0.0, 1.0, 1000.0], dtype=torch.float64) * eta * 1e-9 * 3.0 / 2
+    assert torch.allclose(got, expected, rtol=1e-9, atol=0.0)
+
+
 @given(designs())
 def test_the_risk_of_a_design_is_that_of_the_loop(case):
     X, eta, rng = case
