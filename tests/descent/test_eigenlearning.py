@@ -128,8 +128,8 @@ def test_pool_equations_of_random_features(task, share, k, ridge, noise):
     n = max(1, round(share * task.pool))
     curve = feature_curve(task, [k], samples=n, ridge=ridge, noise=noise)
     test, train = from_pool(task, n, ridge, noise, k)
-    assert math.isclose(float(curve.test[0]), test, rel_tol=1e-5)
-    assert math.isclose(float(curve.train[0]), train, rel_tol=1e-5)
+    assert math.isclose(float(curve.test[0]), test, rel_tol=1e-4)
+    assert math.isclose(float(curve.train[0]), train, rel_tol=1e-4)
 
 
 @given(task=tasks(), pool=st.booleans(), n=st.integers(1, 11), ridge=st.floats(0, 3))

@@ -48,7 +48,7 @@ def test_from_nothing_to_least_squares(gamma, signal, noise):
     curve = gradient_flow_curve([0, 1e5], ratio=gamma, signal=signal, noise=noise)
     end = isotropic_curve([gamma], signal=signal, noise=noise)
     assert math.isclose(float(curve.test[0]), signal + noise, rel_tol=1e-12, abs_tol=1e-12)
-    assert math.isclose(float(curve.test[1]), float(end.test[0]), rel_tol=1e-8)
+    assert math.isclose(float(curve.test[1]), float(end.test[0]), rel_tol=1e-8, abs_tol=1e-12)
     assert math.isclose(float(curve.train[1]), float(end.train[0]), rel_tol=1e-8, abs_tol=1e-8)
     assert math.isclose(float(curve.train[0]), signal + noise, rel_tol=1e-10, abs_tol=1e-12)
 
