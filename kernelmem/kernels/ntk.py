@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kernelmem.ground.batches import Rows, as_rows
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
+from kernelmem.ground.memory import as_bytes
 from kernelmem.kernels import verification
 from kernelmem.tangents.directions import KINDS, Directions, named_target
 from kernelmem.tangents.engine import Engine, Side
@@ -199,24 +200,3 @@ def _labels(labels: Any, left: Rows, right: Rows | None, prepared: Prepared) -> 
             continue
         found.append(as_labels(value, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device))
     return found[0], found[1]
-
-
-def as_bytes(memory: int | str) -> int:
-    """Read "4GiB", "500MB" or a number as bytes.
-
-    >>> as_bytes("1.5KiB")
-    1536
-    """
-    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-    if isinstance(memory, str):
-        text = memory.strip().upper()
-        digits = text.rstrip("KMGTIB ")
-        try:
-            value = float(digits) * units[text[len(digits) :].strip() or "B"]
-        except (ValueError, KeyError):
-            value = -1.0
-    else:
-        value = float(memory)
-    if not 0 < value < float("inf"):
-        raise InputError(f"memory={memory!r}", expected='a positive number of bytes, or "4GiB"', do='pass "2GiB"')
-    return int(value)
