@@ -1,6 +1,7 @@
 """Multilayer perceptrons with initial weights from one seed."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def mlp(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     sizes = (d, *widths, C)
     layers: list[nn.Module] = []
-    for depth, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for depth, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         gain = 1.0 if depth == len(widths) else 2.0
         layer = nn.Linear(fan_in, fan_out, device="meta").to(torch.float32).to_empty(device="cpu")
         with torch.no_grad():

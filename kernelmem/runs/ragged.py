@@ -5,6 +5,7 @@ Adam, AdamW and SGD leave it at zero. It holds for relu, tanh and gelu.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class RaggedMLPs:
 
 def _numbers(family: Family, d: int, C: int) -> int:
     sizes = [(d, *slot, C) for slot in family.widths]
-    return len(family.blocks) * sum(b * (a + 1) for slot in sizes for a, b in zip(slot, slot[1:], strict=False))
+    return len(family.blocks) * sum(b * (a + 1) for slot in sizes for a, b in pairwise(slot))
 
 
 class _FamilyMLPs:
@@ -101,9 +102,7 @@ class _FamilyMLPs:
             return flat[cursor - size : cursor].view(shape)
 
         first = view(G, H, d), view(G, H)
-        hidden = [
-            [(view(G, b, a), view(G, b)) for a, b in zip(slot, slot[1:], strict=False)] for slot in self.family.widths
-        ]
+        hidden = [[(view(G, b, a), view(G, b)) for a, b in pairwise(slot)] for slot in self.family.widths]
         last = [view(G, C, slot[-1]) for slot in self.family.widths]
         return _Weights(*first, hidden, last, view(self.S, G, C))
 

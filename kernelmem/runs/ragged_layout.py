@@ -4,8 +4,9 @@ A *block* is the members that see the same rows in every step: their first layer
 *slots* are the members, the widest first. A *family* is blocks of the same shape up to padding, one batched product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kernelmem.ground.errors import InputError
 from kernelmem.runs.member_batches import rows_per_step
@@ -76,7 +77,7 @@ def _blocks(task: Task) -> list[Block]:
 def _work(widths: Sequence[tuple[int, ...]], d: int, C: int) -> int:
     """Products of one row through the networks of a block."""
     sizes = [(d, *slot, C) for slot in widths]
-    return sum(a * b for slot in sizes for a, b in zip(slot, slot[1:], strict=False))
+    return sum(a * b for slot in sizes for a, b in pairwise(slot))
 
 
 def families(blocks: Sequence[Block], d: int, C: int) -> list[Family]:
@@ -131,7 +132,7 @@ def chunks(task: Task, memory: int, itemsize: int) -> Iterator[list[Block]]:
     yield open_chunk
 
 
-def _parts(block: Block, cost, memory: int) -> Iterator[Block]:  # noqa: ANN001
+def _parts(block: Block, cost: Callable[[Block], int], memory: int) -> Iterator[Block]:
     members: list[int] = []
     for slot, k in enumerate(block.members):
         one = Block((k,), (block.widths[slot],), block.n, block.batch)

@@ -120,7 +120,8 @@ class Modules:
             losses = vmap(mean_loss)(outputs, target)
             gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
         for p, gradient in zip(self.parameters, gradients, strict=True):
-            p.grad = gradient
+            # torch's one-pass updates on the CPU read the gradient in the order of memory, whatever its strides
+            p.grad = None if gradient is None else gradient.contiguous()
 
     def test_outputs(self) -> dict[int, Tensor]:
         """The test outputs (m, C) of each member."""
