@@ -5,6 +5,8 @@ Adam, AdamW and SGD leave it at zero. It holds for relu, tanh and gelu.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -150,19 +152,22 @@ class _FamilyMLPs:
             self.targets[s, g, : len(task.rows[k])] = task.targets[k]
         seeds = [task.members[block.members[0]].order_seed for block in blocks]
         self.orders = [BatchOrder(seed, b.n, task.recipe.batch_size) for seed, b in zip(seeds, blocks, strict=True)]
-        weights = torch.zeros(G, batch, 1, dtype=self.x.dtype, device=device)  # 0 on the rows that are padding
+        weights = torch.zeros(G, 1, batch, dtype=self.x.dtype, device=device)  # 0 on the rows that are padding
         for g, block in enumerate(blocks):
-            weights[g, : block.batch] = 1 / block.batch
-        even = all(block.batch == batch for block in blocks)
-        self.row_weights: Tensor | float = 1 / batch if even else weights
-        empty = lambda *shape: torch.empty(shape, dtype=self.x.dtype, device=device)  # noqa: E731
+            weights[g, :, : block.batch] = 1 / block.batch
+        self.row_weights, self.minus = weights, (-weights).expand(S, G, 1, batch)
+        empty = partial(torch.empty, dtype=self.x.dtype, device=device)
         self.batch_x, self.z, self.dz = empty(G, batch, self.d), empty(G, batch, self.H), empty(G, batch, self.H)
         self.a = self.z if task.recipe.activation != "gelu" else empty(G, batch, self.H)
-        self.f = empty(S, G, batch, self.C)
+        self.f = empty(S, G, self.C, batch)  # rows last: a softmax over a short last axis is ten times slower
+        self.slots = [
+            _Slot(self.a[:, :, c], self.dz[:, :, c], self.f[s], self.value.last[s], self.grad.last[s])
+            for s, c in enumerate(self.columns)
+        ]
         self.drawn = 0
         if self.family.full:
             self.batch_x.copy_(self.x[self.rows])
-            self.batch_targets = self.targets.unsqueeze(-1) if like.ndim == 1 else self.targets
+            self.batch_targets = self.targets.unsqueeze(2) if like.ndim == 1 else self.targets.mT.contiguous()
 
     def _next_batch(self) -> None:
         if self.family.full:
@@ -174,9 +179,9 @@ class _FamilyMLPs:
             spread = positions.unsqueeze(1).expand(-1, self.S, -1, -1)
             table = self.targets.expand(AHEAD, *self.targets.shape)
             if self.targets.ndim == 4:
-                self.ahead_targets = table.gather(3, spread.unsqueeze(-1).expand(-1, -1, -1, -1, self.C))
+                self.ahead_targets = table.gather(3, spread.unsqueeze(-1).expand(-1, -1, -1, -1, self.C)).mT
             else:
-                self.ahead_targets = table.gather(3, spread).unsqueeze(-1)
+                self.ahead_targets = table.gather(3, spread).unsqueeze(3)
         self.drawn += 1
         torch.index_select(self.x, 0, self.ahead_rows[at].flatten(), out=self.batch_x.view(-1, self.d))
         self.batch_targets = self.ahead_targets[at]
@@ -187,45 +192,50 @@ class _FamilyMLPs:
         value, grad, X = self.value, self.grad, self.batch_x
         torch.baddbmm(value.first_bias.unsqueeze(1), X, value.first.mT, out=self.z)
         self._activate(self.z, self.a)
-        chains = []
-        for s, columns in enumerate(self.columns):
-            a = self.a[:, :, columns]
-            chain = []
-            for W, b in value.hidden[s]:
-                z = torch.baddbmm(b.unsqueeze(1), a, W.mT)
-                chain.append((a, z))
-                a = self._activate(z, z if self.a is self.z else torch.empty_like(z))
-            chains.append((chain, a))
-            torch.bmm(a, value.last[s].mT, out=self.f[s])
-        self.f.add_(value.last_bias.unsqueeze(2))
-        df = self._loss_gradient()
-        torch.sum(df, 2, out=grad.last_bias)
-        for s, (columns, (chain, a)) in enumerate(zip(self.columns, chains, strict=True)):
-            torch.bmm(df[s].mT, a, out=grad.last[s])
-            W = value.last[s]
-            da = df[s]
-            for layer in reversed(range(len(chain))):
-                before, z = chain[layer]
-                da = torch.bmm(da, W)
-                self._activation_gradient(da, z, a)
-                torch.bmm(da.mT, before, out=grad.hidden[s][layer][0])
-                torch.sum(da, 1, out=grad.hidden[s][layer][1])
-                W, a = value.hidden[s][layer][0], before
-            torch.bmm(da, W, out=self.dz[:, :, columns])
+        ends = [self._hidden_forward(s, slot.a) for s, slot in enumerate(self.slots)]
+        for slot, (_, a) in zip(self.slots, ends, strict=True):
+            torch.bmm(slot.W, a.mT, out=slot.f)
+        self.f.add_(value.last_bias.unsqueeze(3))
+        self._loss_gradient()
+        torch.sum(self.f, 3, out=grad.last_bias)
+        for s, (slot, (chain, a)) in enumerate(zip(self.slots, ends, strict=True)):
+            torch.bmm(slot.f, a, out=slot.W_gradient)
+            if chain:
+                self._hidden_backward(s, chain, a, torch.bmm(slot.f.mT, slot.W))
+            else:
+                torch.bmm(slot.f.mT, slot.W, out=slot.da)
         self._activation_gradient(self.dz, self.z, self.a)
         torch.bmm(self.dz.mT, X, out=grad.first)
         torch.sum(self.dz, 1, out=grad.first_bias)
 
-    def _loss_gradient(self) -> Tensor:
-        if self.task.recipe.loss == "mse":
-            df = self.f.sub_(self.batch_targets)
-        else:
-            df = torch.softmax(self.f, -1, out=self.f)
-            df.scatter_add_(3, self.batch_targets, self._minus_one(self.batch_targets))
-        return df.mul_(self.row_weights)
+    def _hidden_forward(self, s: int, a: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """The input and the sum z of each further hidden layer, and the last activation."""
+        chain = []
+        for W, b in self.value.hidden[s]:
+            z = torch.baddbmm(b.unsqueeze(1), a, W.mT)
+            chain.append((a, z))
+            a = self._activate(z, z if self.a is self.z else torch.empty_like(z))
+        return chain, a
 
-    def _minus_one(self, like: Tensor) -> Tensor:
-        return torch.full((), -1.0, dtype=self.f.dtype, device=self.f.device).expand(like.shape)
+    def _hidden_backward(self, s: int, chain: list[tuple[Tensor, Tensor]], a: Tensor, da: Tensor) -> None:
+        for layer in reversed(range(len(chain))):
+            before, z = chain[layer]
+            dW, db = self.grad.hidden[s][layer]
+            self._activation_gradient(da, z, a)
+            torch.bmm(da.mT, before, out=dW)
+            torch.sum(da, 1, out=db)
+            W, a = self.value.hidden[s][layer][0], before
+            da = torch.bmm(da, W) if layer else torch.bmm(da, W, out=self.slots[s].da)
+
+    def _loss_gradient(self) -> None:
+        """Overwrite the outputs with the gradient of the mean losses with respect to them."""
+        f = self.f
+        if self.task.recipe.loss == "mse":
+            f.sub_(self.batch_targets).mul_(self.row_weights)
+            return
+        f.sub_(f.amax(2, keepdim=True)).exp_()
+        f.mul_(self.row_weights / f.sum(2, keepdim=True))
+        f.scatter_add_(2, self.batch_targets, self.minus)
 
     def _activate(self, z: Tensor, out: Tensor) -> Tensor:
         match self.task.recipe.activation:
@@ -263,15 +273,23 @@ class _FamilyMLPs:
         return found.add_(value.last_bias[:, blocks].unsqueeze(2))
 
 
+@dataclass(frozen=True)
 class _Weights:
     """Views into one flat tensor: the values of the parameters, or their gradient."""
 
-    def __init__(
-        self,
-        first: Tensor,  # (G, H, d)
-        first_bias: Tensor,  # (G, H)
-        hidden: list[list[tuple[Tensor, Tensor]]],  # for each slot: (G, out, in), (G, out)
-        last: list[Tensor],  # for each slot: (G, C, in)
-        last_bias: Tensor,  # (S, G, C)
-    ) -> None:
-        self.first, self.first_bias, self.hidden, self.last, self.last_bias = first, first_bias, hidden, last, last_bias
+    first: Tensor  # (G, H, d)
+    first_bias: Tensor  # (G, H)
+    hidden: list[list[tuple[Tensor, Tensor]]]  # for each slot: (G, out, in), (G, out)
+    last: list[Tensor]  # for each slot: (G, C, in)
+    last_bias: Tensor  # (S, G, C)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Views of one slot into the tensors of a step, made once: a step is many small products."""
+
+    a: Tensor  # (G, b, w), of the first layer
+    da: Tensor  # (G, b, w)
+    f: Tensor  # (G, C, b), outputs, then their gradient
+    W: Tensor  # (G, C, w) of the last layer
+    W_gradient: Tensor  # (G, C, w)
