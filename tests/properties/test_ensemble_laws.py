@@ -1,0 +1,130 @@
+"""Laws of training many networks in one batch: a member does not know who else is in it."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernelmem.runs.ensemble import Member, Recipe, mlp, train_mlps, train_one
+from kernelmem.runs.member_batches import BatchOrder
+from kernelmem.runs.members import as_task
+from kernelmem.runs.ragged_layout import PADDING, chunks, families
+
+N, D, C = 30, 4, 3
+X, X_TEST = (torch.randn(n, D, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (N, 8))
+Y_TEST = torch.arange(8) % C
+
+seeds = st.integers(0, 3)
+
+
+@st.composite
+def members(draw, at_least=1):
+    found = []
+    for _ in range(draw(st.integers(at_least, 6))):
+        width = draw(st.one_of(st.integers(1, 24), st.tuples(st.integers(1, 9), st.integers(1, 9))))
+        n, subset = draw(st.sampled_from([1, 5, 8, 9, 27, 30])), draw(seeds)
+        rows = torch.randperm(N, generator=torch.Generator().manual_seed(subset))[:n]
+        labels = torch.randint(C, (n,), generator=torch.Generator().manual_seed(draw(seeds)))
+        found.append(Member(width, rows, labels, draw(seeds), draw(seeds)))
+    return found
+
+
+@st.composite
+def recipes(draw):
+    optimizer = draw(st.sampled_from(["adam", "adamw", "sgd"]))
+    return Recipe(
+        optimizer,
+        learning_rate=draw(st.sampled_from([0.0, 0.003, 0.03])),
+        momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer == "sgd" else 0.0,
+        weight_decay=draw(st.sampled_from([0.0, 0.05])),
+        schedule=draw(st.sampled_from(["constant", "wsd", "cosine"])),
+        batch_size=draw(st.sampled_from([None, 1, 8, 100])),
+        steps=draw(st.integers(1, 15)),
+        loss=draw(st.sampled_from(["cross_entropy", "mse"])),
+        activation=draw(st.sampled_from(["relu", "tanh", "gelu"])),
+        depth=draw(st.integers(1, 2)),
+    )
+
+
+def trained(crowd, recipe, **options):
+    common = {"dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True}
+    return train_mlps(crowd, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(0,), **common, **options)
+
+
+def assert_same(a, k, b, j):
+    for one, other in zip(a.snapshots, b.snapshots, strict=True):
+        torch.testing.assert_close(one.logits[k], other.logits[j], rtol=1e-9, atol=1e-9)
+        for name in ("train_loss", "test_loss", "train_error", "test_error"):
+            torch.testing.assert_close(getattr(one, name)[k], getattr(other, name)[j], rtol=1e-9, atol=1e-9)
+    for name, value in a.parameters[k].items():
+        torch.testing.assert_close(value, b.parameters[j][name], rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=25)
+@given(members(), recipes())
+def test_a_member_is_its_plain_loop(crowd, recipe):
+    many = trained(crowd, recipe)
+    one = crowd[-1]
+    widths = (one.width,) * recipe.depth if isinstance(one.width, int) else one.width
+    common = {"dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True}
+    model = mlp(D, widths, C, recipe.activation, seed=one.init_seed)
+    loop = train_one(model, one, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(0,), **common)
+    assert_same(many, len(crowd) - 1, loop, 0)
+
+
+@settings(max_examples=25)
+@given(members(at_least=2), recipes(), st.data())
+def test_company_order_and_chunks_do_not_matter(crowd, recipe, data):
+    many = trained(crowd, recipe)
+    order = data.draw(st.permutations(range(len(crowd))))
+    shuffled = trained([crowd[k] for k in order], recipe)
+    for place, k in enumerate(order):
+        assert_same(many, k, shuffled, place)
+    task = as_task(
+        crowd, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(), dtype=torch.float64, device=None, n_classes=C
+    )
+    largest = 100_000
+    assert len(list(chunks(task, 2**30, 8))) == 1
+    cut = trained(crowd, recipe, memory=largest)
+    alone = trained([crowd[order[0]]], recipe)
+    assert_same(many, order[0], alone, 0)
+    for k in range(len(crowd)):
+        assert_same(many, k, cut, k)
+
+
+@given(members(), recipes(), st.sampled_from([100_000, 2**20, 2**30]))
+def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory):
+    task = as_task(
+        crowd, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(), dtype=torch.float64, device=None, n_classes=C
+    )
+    places = []
+
+    def work(widths):
+        sizes = [(D, *slot, C) for slot in widths]
+        return sum(a * b for slot in sizes for a, b in zip(slot[:-1], slot[1:], strict=True))
+
+    for part in chunks(task, memory, 8):
+        for family in families(part, D, C):
+            own = 0
+            for block in family.blocks:
+                places += block.members
+                own += block.batch * work(block.widths)
+                assert block.batch <= family.batch
+                assert (block.batch == block.n) == family.full
+                for k, own_widths, padded in zip(block.members, block.widths, family.widths, strict=True):
+                    width = crowd[k].width
+                    assert own_widths == ((width,) * recipe.depth if isinstance(width, int) else width)
+                    assert all(a <= b for a, b in zip(own_widths, padded, strict=True))
+                    assert torch.equal(crowd[k].rows, crowd[block.members[0]].rows)
+                    assert family.full or crowd[k].order_seed == crowd[block.members[0]].order_seed
+            assert family.batch * work(family.widths) * len(family.blocks) <= PADDING * own
+    assert sorted(places) == list(range(len(crowd)))
+
+
+@given(st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 50), st.integers(1, 7), st.integers(1, 7))
+def test_batches_do_not_depend_on_how_many_are_drawn_at_once(seed, n, batch, first, then):
+    together = BatchOrder(seed, n, batch).take(first + then)
+    order = BatchOrder(seed, n, batch)
+    assert torch.equal(torch.cat([order.take(first), order.take(then)]), together)
+    assert together.shape == (first + then, min(batch, n))
+    counts = torch.bincount(together.flatten(), minlength=n)
+    assert int(counts.max() - counts.min()) <= 1
