@@ -87,9 +87,9 @@ class Figures:
 
     def _empty(self, step: int) -> Snapshot:
         M, m = len(self.task.members), len(self.task.x_test)
-        numbers = [torch.full((M,), torch.nan, dtype=torch.float64) for _ in range(4)]
+        empty = torch.full((4, M), torch.nan, dtype=torch.float64)
         logits = torch.empty(M, m, self.task.C, dtype=torch.float64) if self.keep_outputs else None
-        return Snapshot(step, *numbers, logits, [torch.empty(0, dtype=torch.int64)] * M)
+        return Snapshot(step, empty[0], empty[1], empty[2], empty[3], logits, [torch.empty(0, dtype=torch.int64)] * M)
 
 
 def _of_equal_length(outputs: dict[int, Tensor]) -> list[list[int]]:

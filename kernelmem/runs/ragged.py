@@ -119,11 +119,11 @@ class _FamilyMLPs:
     def _initialize(self) -> None:
         for s, g, k in self.places:
             widths = self._own_widths(k)
-            module = mlp(self.d, widths, self.C, self.task.recipe.activation, seed=self.task.members[k].init_seed)
-            layers = self._layers(self.value, s, g, widths)
-            for layer, (W, b) in zip(module[::2], layers, strict=True):
-                W.copy_(layer.weight.detach())
-                b.copy_(layer.bias.detach())
+            own = mlp(self.d, widths, self.C, self.task.recipe.activation, seed=self.task.members[k].init_seed)
+            numbers = [p.detach() for p in own.parameters()]  # weight, bias of each layer
+            for layer, (W, b) in enumerate(self._layers(self.value, s, g, widths)):
+                W.copy_(numbers[2 * layer])
+                b.copy_(numbers[2 * layer + 1])
 
     def _own_widths(self, k: int) -> tuple[int, ...]:
         return hidden_widths(self.task.members[k].width, self.task.recipe.depth, k)

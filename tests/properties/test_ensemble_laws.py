@@ -1,5 +1,7 @@
 """Laws of training many networks in one batch: a member does not know who else is in it."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,7 +102,7 @@ def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory
 
     def work(widths):
         sizes = [(D, *slot, C) for slot in widths]
-        return sum(a * b for slot in sizes for a, b in zip(slot[:-1], slot[1:], strict=True))
+        return sum(a * b for slot in sizes for a, b in pairwise(slot))
 
     for part in chunks(task, memory, 8):
         for family in families(part, D, C):
