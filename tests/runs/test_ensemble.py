@@ -386,3 +386,18 @@ def test_networks_refused(arguments):
         mlp(*arguments)
     with pytest.raises(InputError, match="one of relu"):
         mlp(5, 4, 3, "sine")
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_members_with_different_numbers_of_rows_share_a_product(loss):
+    """By SGD: Adam would not notice a gradient that is wrong by a factor."""
+    recipe = Recipe("sgd", 0.1, steps=40, loss=loss)
+    crowd = [member(8, 40, 0), member(8, 37, 1), member(7, 36, 2)]
+    x, _, x_test, y_test = data()
+    options = {"recipe": recipe, "evaluate_at": (), "dtype": torch.float64, "device": None, "n_classes": C}
+    task = as_task(crowd, x, x_test, y_test, **options)
+    (part,) = chunks(task, 2**30, 8)
+    assert len(RaggedMLPs(task, part).families) == 1
+    many = trained(crowd, recipe)
+    for k, one in enumerate(crowd):
+        assert gap(many, k, alone(one, recipe)) < 1e-9
