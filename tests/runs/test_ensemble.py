@@ -401,3 +401,13 @@ def test_members_with_different_numbers_of_rows_share_a_product(loss):
     many = trained(crowd, recipe)
     for k, one in enumerate(crowd):
         assert gap(many, k, alone(one, recipe)) < 1e-9
+
+
+def test_outputs_beyond_the_range_of_exp():
+    x, _, x_test, y_test = data()
+    recipe, one = Recipe("sgd", 1e-9, steps=3), member(6)
+    common = {"recipe": recipe, "dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True}
+    many = train_mlps([one], 1e4 * x, 1e4 * x_test, y_test, **common)
+    assert float(many.snapshots[-1].logits.abs().max()) > 1000
+    loop = train_one(mlp(D, 6, C, seed=0), one, 1e4 * x, 1e4 * x_test, y_test, **common)
+    torch.testing.assert_close(many.snapshots[-1].logits, loop.snapshots[-1].logits, rtol=1e-9, atol=1e-9)
