@@ -33,9 +33,10 @@ from kernelmem.path.examples import StepExamples
 from kernelmem.path.forward import Batch, Stretch, Tracing
 from kernelmem.path.integral import whole_tangents
 from kernelmem.path.kernel import moved_parameters
-from kernelmem.path.network import Network, every_output, take
+from kernelmem.path.network import Network, every_output
 from kernelmem.path.optimizers import filter_of
 from kernelmem.path.targets import explained
+from kernelmem.runs.losses import per_example_loss
 from kernelmem.runs.retaken import check_retaken
 from kernelmem.runs.run import Run
 from kernelmem.store.results import read_value, write_value
@@ -162,8 +163,10 @@ def run_smoother(
     _check_memory(memory, rows.n, n, network, max(len(step.examples) for step in steps))
     tracing = Tracing(run, model, examples.network, examples.loss, None, forward)
     affine: _Affine | None = None
+    last: Mapping[str, Tensor] = {}
     for stretch in tracing.in_order():
         affine = affine or _Affine(run, network, rows, n, stretch.states[0])
+        last = stretch.states[-1]
         for i, batch in enumerate(stretch.batches):
             t = stretch.start + i
             _check_inputs(batch, trained_rows, t)
@@ -177,7 +180,7 @@ def run_smoother(
             if progress is not None:
                 progress(t + 1, len(steps))
     assert affine is not None
-    network.set_state(tracing_end(run, model, forward))
+    network.set_state(last)
     smoother = affine.outputs[..., :-1].unflatten(2, (n, network.n_outputs)).clone()
     return RunSmoother(
         train=smoother[:n].clone(),
@@ -186,3 +189,107 @@ def run_smoother(
         offsets=affine.outputs[..., -1].clone(),
         final=network.outputs(rows),
     )
+
+
+class _Affine:
+    """Weights, what the optimizer carries, and outputs, each as an affine function of the labels (D = nC + 1 columns)."""
+
+    def __init__(self, run: Run, network: Network, rows: Rows, n: int, first: Mapping[str, Tensor]) -> None:
+        self.network, self.n, self.C = network, n, network.n_outputs
+        self.what = explained(None, None, network.n_outputs)
+        self.columns = n * self.C + 1
+        kind = filter_of(run.optimizer)
+        self.filters = {name: kind() for name in network.selected}
+        self.carried: dict[str, dict[str, Tensor]] = {name: {} for name in network.selected}
+        network.set_state(first)
+        self.weights = torch.zeros(self.columns, network.n_parameters, dtype=torch.float64)
+        self.weights[-1] = network.flat(first)
+        self.outputs = torch.zeros(rows.n, self.C, self.columns, dtype=torch.float64)
+        self.outputs[..., -1] = network.outputs(rows)
+        self.targets = torch.zeros(n, self.C, dtype=torch.float64)
+        self.met = torch.zeros(n, dtype=torch.bool)
+        self.scale = 1.0 if run.loss == "mse" else 2 / self.C
+
+    def gradient(self, batch: Batch, tangents: Tensor, t: int) -> Tensor:
+        """Σ_b v_b J(x_b)ᵀ (F(x_b) − [y_b]): (D, P)."""
+        index = batch.examples
+        self._meet(index, batch.targets, t)
+        residual = self.outputs[index]  # (B, C, D), a copy
+        place = index[:, None] * self.C + torch.arange(self.C)
+        residual.scatter_add_(2, place[:, :, None], -torch.ones(*place.shape, 1, dtype=torch.float64))
+        weighted = residual * (self.scale * batch.weights)[:, None, None]
+        return torch.einsum("bcd,bcp->dp", weighted, tangents)
+
+    def step(self, gradient: Tensor, stretch: Stretch, i: int) -> Tensor:
+        """w_{t+1} − w_t as a function of the labels, (D, P); what rounding did is part of the constant."""
+        change = torch.zeros_like(gradient)
+        change[-1] = stretch.rounding[i]
+        for name, moved in stretch.moved[i].items():
+            where, options = self.network.slices[name], moved.options
+            own = -gradient[:, where] if options.get("maximize") else gradient[:, where]
+            decay, decoupled = options.get("weight_decay", 0.0), self.filters[name].decoupled(options)
+            if decay and not decoupled:
+                own = own + decay * self.weights[:, where]
+            change[:, where] += self.filters[name].linear(own, moved, self.carried[name])
+            if decay and decoupled:
+                change[:, where] -= options["lr"] * decay * self.weights[:, where]
+        self.weights += change
+        return change
+
+    def _meet(self, index: Tensor, targets: Tensor, t: int) -> None:
+        """Take down the targets; the loss at outputs 0 has the gradient −y, whatever the form of the targets."""
+        zero = torch.zeros(len(index), self.C, dtype=torch.float64, requires_grad=True)
+        total = per_example_loss("mse")(zero, targets).sum()
+        y = -torch.autograd.grad(total, zero)[0]
+        before = self.met[index]
+        if not torch.equal(self.targets[index][before], y[before]):
+            raise InputError(
+                f"a run whose step {t} has other targets for an example than a step before it",
+                expected="one target for each example, all along the run",
+                do="record a run without mixed or redrawn targets",
+            )
+        self.targets[index], self.met[index] = y, True
+
+
+def _together(x_train: Any, x: Any, n: int) -> tuple[Rows, Rows]:
+    """Training rows, and these with the others after them."""
+    cpu = {"dtype": torch.float64, "device": torch.device("cpu")}
+    train = as_rows(x_train, "data[0]").to(**cpu)
+    if train.n != n:
+        raise InputError(
+            f"data of {train.n} rows and {n} targets", expected="one target for each row", do="pass data=(x_train, y_train)"
+        )
+    if x is None:
+        return train, train
+    others = as_rows(x, "x").to(**cpu)
+    columns = [[leaf for _, leaf in named_leaves(own.tree, "x")] for own in (train, others)]
+    shapes = [[tuple(leaf.shape[1:]) for leaf in own] for own in columns]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"training rows of shape {shapes[0]} and rows x of shape {shapes[1]}", expected="the same", do="check x"
+        )
+    joined = iter([torch.cat(pair) for pair in zip(*columns, strict=True)])
+    return train, Rows(train.map(lambda _: next(joined)), train.n + others.n)
+
+
+def _check_inputs(batch: Batch, train: Rows, t: int) -> None:
+    own, given = named_leaves(batch.rows.tree, "x"), named_leaves(train.take(batch.examples), "x")
+    same = len(own) == len(given) and all(torch.equal(a, b) for (_, a), (_, b) in zip(own, given, strict=True))
+    if not same:
+        raise InputError(
+            f"a run whose step {t} was taken on other inputs than data[0] has for its examples",
+            expected="the same inputs for an example, all along the run",
+            do="pass the training rows in the order of the recorded indices; a run with augmentation has no smoother",
+        )
+
+
+def _check_memory(memory: int | str, rows: int, n: int, network: Network, batch: int) -> None:
+    C, P = network.n_outputs, network.n_parameters
+    D = n * C + 1
+    needed = 8 * (4 * D * P + 2 * (rows + batch) * C * P + 2 * rows * C * D)
+    if needed > as_bytes(memory):
+        raise InputError(
+            f"{n} training rows, {rows - n} others, {C} outputs and {P:,} weights, which take {needed / 2**20:,.0f} MiB",
+            expected=f"at most memory={memory!r}",
+            do="take fewer rows or a smaller network, or raise memory=",
+        )
