@@ -14,7 +14,6 @@ and risk = bias + variance, exactly: E|f − y|², or E KL(y ‖ π), which for 
 Source: Yang et al. 2020; Heskes 1998 for the divergence.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -148,7 +147,9 @@ def decompose_cross_entropy(log_probabilities: Any, targets: Any) -> Decompositi
     return _finish("cross_entropy", risk, -(total / K).logsumexp(1), without)
 
 
-def _finish(loss: Literal["squared", "cross_entropy"], risks: Tensor, plug_in: Tensor, without: Tensor) -> Decomposition:
+def _finish(
+    loss: Literal["squared", "cross_entropy"], risks: Tensor, plug_in: Tensor, without: Tensor
+) -> Decomposition:
     """Jackknife: pseudo-values K θ − (K − 1) θ without member k, of which the estimate is the mean."""
     K = len(risks)
     variances = K * plug_in - (K - 1) * without  # (K, m)
@@ -204,5 +205,3 @@ def read_targets(targets: Any, f: Tensor) -> Tensor:
 def check_count(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name}={value!r}", expected=f"a whole number >= {least}", do=f"pass {name}={least} or more")
-
-

@@ -40,7 +40,9 @@ class Factorial:
     def __len__(self) -> int:
         return len(self.cells)
 
-    def members(self, width: int | tuple[int, ...], draw: Callable[[int, int], tuple[Tensor, Tensor]]) -> "list[Member]":
+    def members(
+        self, width: int | tuple[int, ...], draw: Callable[[int, int], tuple[Tensor, Tensor]]
+    ) -> "list[Member]":
         """One member of an ensemble for each cell; ``draw(data_seed, noise_seed)`` gives rows (n,) and their labels (n,).
 
         It is called once for each pair of seeds.
@@ -93,7 +95,10 @@ def factorial(
     its rows); otherwise the same noise seeds are crossed with all data sets.
 
     Args:
-        initializations: levels, a whole number >= 1; so are ``data``, ``noise`` and ``order``.
+        initializations: levels of the initial weights, a whole number >= 1.
+        data: levels of the training rows.
+        noise: levels of the label noise, of each data set where nested.
+        order: levels of the batch order.
         seed: a whole number >= 0.
         nested: as above.
 
@@ -115,7 +120,8 @@ def factorial(
         raise InputError(f"{total:,} cells", expected=f"at most {MOST_CELLS:,}", do="take fewer levels")
     roots = seed_sequence(seed, FACTORS)
     init, draws, flips, orders = (
-        [_level(root, level) for level in range(size)] for root, size in zip(roots.values(), sizes.values(), strict=True)
+        [_level(root, level) for level in range(size)]
+        for root, size in zip(roots.values(), sizes.values(), strict=True)
     )
     cells = []
     for i, j, k, o in product(range(initializations), range(data), range(noise), range(order)):

@@ -18,28 +18,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.descent.arguments import as_axis, as_number, as_whole
-from kernelmem.descent.eigenlearning import learnabilities, learning_curve
-from kernelmem.descent.task import FlipNoise, Task, flip_noise
-from kernelmem.ground.batches import as_rows
+from kernelmem.descent.pool_network import Expected, PoolNetwork
+from kernelmem.descent.task import FlipNoise, flip_noise
 from kernelmem.ground.checks import as_labels
 from kernelmem.ground.errors import InputError
-from kernelmem.kernels.ntk import ntk
 from kernelmem.store.results import read_value, write_value
-from kernelmem.tangents.prepare import prepare
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["Prediction", "predict_curve", "ridge_of_time"]
+__all__ = ["Prediction", "predict_curve"]
 
-EPS = torch.finfo(torch.float64).eps
 KIND = "prediction 1"
 AXES = ("width", "samples", "ridge")
 
@@ -129,6 +125,7 @@ def predict_curve(
     kind: Any = "symmetric",
     seeds: Sequence[int] = (0, 1, 2),
     initial: bool = True,
+    outputs: Literal["trace", "full"] = "trace",
     train: tuple[Any, Any] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     memory: int | str = "4GiB",
@@ -147,11 +144,15 @@ def predict_curve(
         samples: n < N training rows, or an increasing list.
         ridge: added to the kernel of the training rows, Σ_c K^cc / C; a number >= 0 or an increasing list.
         time: Σ_t of the learning rates of training by gradient descent on the mean over rows of |f − y|²/2 (over
-            1 − momentum): in place of a ridge, the ridge of as many degrees of freedom (:func:`ridge_of_time`).
+            1 − momentum): in place of a ridge, the ridge of as many degrees of freedom
+            (:func:`kernelmem.descent.pool_network.ridge_of_time`).
         noise: rate of flipped training labels.
         kind: "symmetric" flips (always a wrong label) or "uniform" ones.
         seeds: of initial networks.
         initial: whether the machine starts from the network's own outputs; False: from zero, a pure kernel machine.
+        outputs: "trace", one kernel Σ_c K^cc / C for all outputs: right where they share few weights, or width is large.
+            Outputs of a narrow network share most of its P weights, which this counts C times: it expects the threshold at
+            P ≈ n in place of P ≈ n C. "full", all kernels between outputs, (N C)³ in time: of pools up to some hundreds.
         train: (rows, labels): rows of the pool that training will use, and their noisy labels, for GCV beside the
             prediction; at n samples the first n of them.
         forward: maps (model, batch) to (N, C) outputs.
@@ -173,13 +174,15 @@ def predict_curve(
     place = _Place.of(widths, samples, ridge, time)
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise InputError(f"seeds {list(seeds)}", expected="at least one, none twice", do="pass seeds=(0, 1, 2)")
+    if outputs not in ("trace", "full"):
+        raise InputError(f"outputs={outputs!r}", expected='"trace" or "full"', do='pass outputs="trace"')
     labels = as_labels(y_pool, "y_pool")
-    found: list[list[_Expected]] = []
+    found: list[list[Expected]] = []
     total, done = len(seeds) * len(place.widths), 0
     flips = FlipNoise(1.0, 0.0)
     for seed in seeds:
         whole = as_whole(seed, "seed", least=0)
-        own: list[_Expected] = []
+        own: list[Expected] = []
         for width in place.widths:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(whole)
@@ -187,7 +190,7 @@ def predict_curve(
             if not isinstance(model, nn.Module):
                 raise InputError(f"make_model that gives a {type(model).__name__}", expected="a module", do="return it")
             model.eval()
-            pool = _Pool.of(model, x_pool, labels, initial, forward, memory)
+            pool = PoolNetwork.of(model, x_pool, labels, initial, forward, memory, outputs)
             flips = flip_noise(noise, pool.clean.shape[1], kind)
             rows = None if train is None else _checked_train(train, pool, max(place.samples))
             own += [pool.expect(n, delta, time, flips, rows, whole) for n in place.samples for delta in place.ridges]
@@ -211,42 +214,9 @@ def predict_curve(
         gcv=None if train is None else column("gcv").mean(0),
         by_seed=clean,
         ridges=column("ridge"),
-        setting=place.words(time) + f", {noise:.0%} {kind} flips, {len(seeds)} initial network{'s' * (len(seeds) != 1)}",
+        setting=place.words(time)
+        + f", {noise:.0%} {kind} flips, {len(seeds)} initial network{'s' * (len(seeds) != 1)}",
     )
-
-
-def ridge_of_time(values: Any, time: float) -> float:
-    r"""Find the ridge δ of as many degrees of freedom as gradient flow: Σ κ_i/(κ_i + δ) = Σ (1 − exp(−t κ_i / n)).
-
-    Flow of time t on the mean over n rows of |f − y|²/2 learns the share 1 − exp(−t κ_i/n) of eigendirection i, a ridge
-    κ_i/(κ_i + δ): the two shrink alike, but not equally, so that this is an approximation (of the same order δ ≈ n/t).
-
-    Args:
-        values: (n,) eigenvalues of the training rows' kernel.
-        time: > 0.
-
-    Returns:
-        The ridge; the two counts agree to rounding.
-
-    Raises:
-        InputError: a time that is not positive, no positive eigenvalue.
-
-    Source: Ali, Kolter and Tibshirani 2019 relate the two; matched degrees of freedom: here.
-    """
-    kappa = torch.as_tensor(values, dtype=torch.float64).clamp_min(0)
-    time = as_number(time, "time", open_end=True)
-    if kappa.ndim != 1 or not len(kappa) or float(kappa.max()) == 0:
-        raise InputError("eigenvalues of which none is positive", expected="those of a kernel", do="check the kernel")
-    wanted = float(-torch.expm1(-time * kappa / len(kappa)).sum())
-    # 1 − exp(−u) is between u/(1 + u) and 2 u/(2 + u) for small u and below 1: the root is within this range.
-    low, high = math.log(EPS * float(kappa.max())), math.log(2 * len(kappa) / time + float(kappa.sum()))
-    for _ in range(100):
-        middle = (low + high) / 2
-        if float((kappa / (kappa + math.exp(middle))).sum()) > wanted:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
 
 
 @dataclass(frozen=True)
@@ -290,105 +260,7 @@ class _Place:
         return ", ".join(text for name, text in parts.items() if name != self.name)
 
 
-@dataclass(frozen=True)
-class _Expected:
-    clean: float
-    noisy: float
-    train: float
-    gcv: float
-    ridge: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Pool:
-    """One network on the pool: its kernel, with eigenvectors, and what it gives before training."""
-
-    kernel: Tensor  # (N, N)
-    values: Tensor  # (N,)
-    vectors: Tensor  # (N, N)
-    clean: Tensor  # (N, C): one_hot - 1/C
-    start: Tensor  # (N, C): f_0, or zeros
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        x: Any,
-        labels: Tensor,
-        initial: bool,
-        forward: Callable[[nn.Module, Any], Tensor] | None,
-        memory: int | str,
-    ) -> "_Pool":
-        start = _outputs(model, x, forward)
-        N, C = start.shape
-        if len(labels) != N or int(labels.max()) >= C:
-            raise InputError(
-                f"{len(labels)} labels up to {int(labels.max())} for outputs of shape {(N, C)}",
-                expected=f"{N} labels 0..{C - 1}",
-                do="pair every row of the pool with its label, and give the network an output for each class",
-            )
-        kernel = ntk(model, x, outputs="trace", dtype=torch.float64, forward=forward, memory=memory).cpu() / C
-        values, vectors = torch.linalg.eigh(kernel)
-        # The rank of few parameters is below N: what rounding leaves there is none.
-        values = torch.where(values > N * EPS * values[-1], values, 0.0)
-        clean = torch.nn.functional.one_hot(labels.cpu(), C).double() - 1 / C
-        return cls(kernel, values, vectors, clean, start if initial else torch.zeros_like(start))
-
-    def expect(
-        self,
-        n: int,
-        ridge: float,
-        time: float | None,
-        flips: FlipNoise,
-        train: tuple[Tensor, Tensor] | None,
-        seed: int,
-    ) -> _Expected:
-        N, C = self.clean.shape
-        if time is not None:
-            drawn = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:n]
-            ridge = ridge_of_time(torch.linalg.eigvalsh(self.kernel[drawn][:, drawn]), time)
-        wanted = self.vectors.T @ (flips.shrink * self.clean - self.start)
-        clean = self.vectors.T @ self.clean
-        task = Task(self.values, wanted.square().sum(1), N)
-        curve = learning_curve(task, [n], ridge=ridge, noise=flips.variance)
-        assert curve.train is not None
-        learned = learnabilities(task, [n], ridge=ridge)[0]
-        left = float(((1 - learned) * (wanted * clean).sum(1)).sum()) / (N - float(learned.sum()))
-        lost = 1 - flips.shrink
-        noisy = float(curve.test[0])
-        return _Expected(
-            clean=noisy - flips.variance + lost**2 * (1 - 1 / C) + 2 * lost * left,
-            noisy=noisy,
-            train=float(curve.train[0]),
-            gcv=math.nan if train is None else self._gcv(train[0][:n], train[1][:n], ridge),
-            ridge=ridge,
-        )
-
-    def _gcv(self, rows: Tensor, labels: Tensor, ridge: float) -> float:
-        """(1/n) |(I − H) y|² / (tr(I − H) / n)², I − H = δ (K + δ)⁻¹ or its limit δ → 0."""
-        C = self.clean.shape[1]
-        targets = torch.nn.functional.one_hot(labels, C).double() - 1 / C - self.start[rows]
-        values, vectors = torch.linalg.eigh(self.kernel[rows][:, rows])
-        rounding = len(values) * EPS * float(values[-1])
-        if ridge > 0:
-            rest = ridge / (values.clamp_min(0) + ridge)
-        elif float(values[0]) > rounding:
-            rest = values[0] / values  # of a kernel without a null space: up to a factor that cancels
-        else:
-            rest = (values <= rounding).double()
-        residual = (rest[:, None] * (vectors.T @ targets)).square().sum()
-        return float(residual * len(values) / rest.sum() ** 2)
-
-
-def _outputs(model: nn.Module, x: Any, forward: Callable[[nn.Module, Any], Tensor] | None) -> Tensor:
-    rows = as_rows(x, "x_pool")
-    prepared = prepare(model, rows, forward=forward, dtype=torch.float64, device=torch.device("cpu"))
-    cast = rows.to(dtype=torch.float64, device=torch.device("cpu"))
-    with torch.no_grad():
-        return prepared.outputs(cast.slice(0, cast.n), cast.n).double()
-
-
-def _checked_train(train: Any, pool: _Pool, most: int) -> tuple[Tensor, Tensor]:
+def _checked_train(train: Any, pool: PoolNetwork, most: int) -> tuple[Tensor, Tensor]:
     N, C = pool.clean.shape
     if not isinstance(train, tuple | list) or len(train) != 2:
         raise InputError(f"train of type {type(train).__name__}", expected="(rows, labels)", do="pass both")

@@ -257,7 +257,9 @@ def _together(x_train: Any, x: Any, n: int) -> tuple[Rows, Rows]:
     train = as_rows(x_train, "data[0]").to(**cpu)
     if train.n != n:
         raise InputError(
-            f"data of {train.n} rows and {n} targets", expected="one target for each row", do="pass data=(x_train, y_train)"
+            f"data of {train.n} rows and {n} targets",
+            expected="one target for each row",
+            do="pass data=(x_train, y_train)",
         )
     if x is None:
         return train, train

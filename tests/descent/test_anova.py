@@ -49,17 +49,17 @@ def test_bias_and_components_add_up_to_the_risk(sizes, seed, nested):
 
 @settings(max_examples=15)
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 1000))
-def test_two_factors_are_the_classical_mean_squares(I, J, seed):
-    f = draw(I, J, 4, 1, seed=seed)
+def test_two_factors_are_the_classical_mean_squares(size, J, seed):
+    f = draw(size, J, 4, 1, seed=seed)
     found = variance_components(f, torch.zeros(4, 1), factors=("a", "b"))
     g = f[..., 0]
     whole, rows, columns = g.mean((0, 1)), g.mean(1), g.mean(0)
-    ms_a = J * (rows - whole).square().sum(0) / (I - 1)
-    ms_b = I * (columns - whole).square().sum(0) / (J - 1)
+    ms_a = J * (rows - whole).square().sum(0) / (size - 1)
+    ms_b = size * (columns - whole).square().sum(0) / (J - 1)
     rest = g - rows[:, None] - columns[None] + whole
-    ms_ab = rest.square().sum((0, 1)) / ((I - 1) * (J - 1))
+    ms_ab = rest.square().sum((0, 1)) / ((size - 1) * (J - 1))
     assert found["a"].value == pytest.approx(float(((ms_a - ms_ab) / J).mean()), rel=1e-9, abs=1e-12)
-    assert found["b"].value == pytest.approx(float(((ms_b - ms_ab) / I).mean()), rel=1e-9, abs=1e-12)
+    assert found["b"].value == pytest.approx(float(((ms_b - ms_ab) / size).mean()), rel=1e-9, abs=1e-12)
     assert found["a", "b"].value == pytest.approx(float(ms_ab.mean()), rel=1e-9)
 
 
@@ -85,11 +85,12 @@ def test_one_factor_is_the_variance():
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_known_components_are_found_without_bias(count):
-    sizes, m, repeats = (4, 3, 3, 3)[:count], 4, 150
+    sizes, m, repeats = (4, 3, 3, 3)[:count], 4, 100
     sds = {own: 0.2 + 0.15 * i for i, own in enumerate(subsets(count))}
     names, y = FACTORS[:count], torch.zeros(m, 1)
     found = [
-        variance_components(crossed(sizes, sds, m=m, seed=r, mean=0.5), y, factors=names, nested={}) for r in range(repeats)
+        variance_components(crossed(sizes, sds, m=m, seed=r, mean=0.5), y, factors=names, nested={})
+        for r in range(repeats)
     ]
     got = {own: torch.tensor([f[[names[i] for i in own]].value for f in found]) for own in sds}
     for own, values in got.items():
@@ -115,10 +116,12 @@ def test_known_components_are_found_where_noise_is_nested_in_data():
 
 
 def test_standard_errors_are_those_of_repeated_experiments_or_larger():
-    sizes, m, repeats = (6, 6, 5), 3, 60
+    sizes, m, repeats = (6, 6, 5), 3, 40
     sds = {(0,): 0.6, (1,): 0.5, (2,): 0.4, (0, 1): 0.5, (0, 1, 2): 0.3}
     names = FACTORS[:3]
-    found = [variance_components(crossed(sizes, sds, m=m, seed=r), torch.zeros(m, 1), factors=names) for r in range(repeats)]
+    found = [
+        variance_components(crossed(sizes, sds, m=m, seed=r), torch.zeros(m, 1), factors=names) for r in range(repeats)
+    ]
     for i in range(len(found[0].components)):
         spread = float(torch.tensor([f.components[i].value for f in found]).std())
         told = float(torch.tensor([f.components[i].se for f in found]).square().mean().sqrt())
@@ -237,7 +240,9 @@ def test_a_factorial_has_every_combination_once_and_contains_the_smaller_ones():
 def test_a_factorial_folds_outputs_in_its_order_and_counts_nested_noise():
     own = factorial(initializations=3, data=3, noise=3, seed=0)
     value = {seed: i for i, seed in enumerate(sorted({s for cell in own.cells for s in cell}))}
-    outputs = torch.tensor([[[value[c.data_seed] + 1e-3 * value[c.noise_seed]]] for c in own.cells], dtype=torch.float64)
+    outputs = torch.tensor(
+        [[[value[c.data_seed] + 1e-3 * value[c.noise_seed]]] for c in own.cells], dtype=torch.float64
+    )
     folded = own.fold(outputs)
     assert folded.shape == (3, 3, 3, 1, 1, 1)
     assert torch.equal(folded[0], folded[1])
@@ -250,7 +255,9 @@ def test_a_factorial_folds_outputs_in_its_order_and_counts_nested_noise():
         own.fold(outputs[:-1])
 
 
-@pytest.mark.parametrize("bad", [{"data": 0}, {"noise": -1}, {"order": 1.5}, {"initializations": True}, {"data": 10**7}])
+@pytest.mark.parametrize(
+    "bad", [{"data": 0}, {"noise": -1}, {"order": 1.5}, {"initializations": True}, {"data": 10**7}]
+)
 def test_a_factorial_that_is_none_is_refused(bad):
     with pytest.raises(InputError):
         factorial(**bad, seed=0)

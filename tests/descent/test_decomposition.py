@@ -129,7 +129,9 @@ def test_two_members_give_no_standard_error_of_the_variance():
 
 def test_labels_are_one_hot_and_one_output_needs_no_axis():
     f, labels = draw(4, 6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
-    assert decompose_squared(f, labels).risk == decompose_squared(f, torch.nn.functional.one_hot(labels, 3).double()).risk
+    assert (
+        decompose_squared(f, labels).risk == decompose_squared(f, torch.nn.functional.one_hot(labels, 3).double()).risk
+    )
     assert decompose_squared(f[:, :, 0], draw(6)).bias == decompose_squared(f[:, :, :1], draw(6)[:, None]).bias
     got = decompose_squared(f.numpy().astype("float32"), labels)
     assert got.variance == pytest.approx(decompose_squared(f, labels).variance, rel=1e-5)

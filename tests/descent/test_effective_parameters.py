@@ -65,7 +65,9 @@ def test_kernel_and_feature_smoothers_are_one(n, p, ridge, seed):
     got = kernel_smoother(phi @ phi.T, new @ phi.T, ridge=ridge)
     want = feature_smoother(phi, new, ridge=ridge)
     assert float((got - want).abs().max()) < 1e-6 * (1 + float(want.abs().max()) ** 2)
-    assert torch.allclose(kernel_smoother(phi @ phi.T, ridge=ridge), kernel_smoother(phi @ phi.T, phi @ phi.T, ridge=ridge))
+    assert torch.allclose(
+        kernel_smoother(phi @ phi.T, ridge=ridge), kernel_smoother(phi @ phi.T, phi @ phi.T, ridge=ridge)
+    )
 
 
 def test_kernel_ridge_is_the_solve_and_its_trace_the_degrees_of_freedom():
@@ -81,7 +83,8 @@ def test_kernel_ridge_is_the_solve_and_its_trace_the_degrees_of_freedom():
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.ones(3), torch.ones(0, 3), torch.ones(3, 0), torch.ones(3, 2, 3, 4), torch.full((2, 2), float("nan")), "s"]
+    "bad",
+    [torch.ones(3), torch.ones(0, 3), torch.ones(3, 0), torch.ones(3, 2, 3, 4), torch.full((2, 2), float("nan")), "s"],
 )
 def test_what_is_no_smoother_is_refused(bad):
     with pytest.raises(InputError):

@@ -135,13 +135,8 @@ def test_a_linear_model_has_the_closed_form_and_predicts_other_labels(tmp_path):
 
 def test_a_network_in_the_lazy_regime_has_the_smoother_of_its_tangent_kernel(tmp_path):
     """Very short training: S = h/n K(x, X) + O(h²), K the tangent kernel before training."""
-    h = 1e-6
-    run, model, x, y = trained(tmp_path / "run", model=network(), kind="gd", steps=1, batch=N)
-    del run
-    fresh, optimizer_rate = network(), h
-    run = record(
-        tmp_path / "short", fresh, torch.optim.SGD(fresh.parameters(), lr=optimizer_rate), x[:N], y, steps=1, batch=N
-    )
+    h, x, y, fresh = 1e-6, rows(), torch.arange(N) % C, network()
+    run = record(tmp_path / "run", fresh, torch.optim.SGD(fresh.parameters(), lr=h), x[:N], y, steps=1, batch=N)
     found = run_smoother(run, fresh, data=(x[:N], y), x=x[N:])
     start = network()
     jacobian = []
