@@ -1,5 +1,6 @@
 """The picture of a prediction: the expected error, its range over initial networks, GCV, and what was measured."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ["prediction_figure"]
 BLUE, ORANGE, GRAY, TEXT = "#3b6fc4", "#d9780f", "#5b6475", "#1d2433"
 NAMES = {"width": "width", "samples": "training rows", "ridge": "ridge"}
 TICKS = 9
+WIDTH = 80  # letters in a line of the title
 
 
 def prediction_figure(prediction: "Prediction", measured: Any = None) -> "Figure":
@@ -64,7 +66,8 @@ def prediction_figure(prediction: "Prediction", measured: Any = None) -> "Figure
         for own in (axes.xaxis, axes.yaxis):
             own.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain if top < 10 * bottom else FuncFormatter(lambda *_: ""))
-        axes.set_title(f"before training: {prediction.setting}", loc="left", fontsize=9, color=TEXT)
+        title = textwrap.fill(f"before training: {prediction.setting}", WIDTH)
+        axes.set_title(title, loc="left", fontsize=10, color=TEXT)
         axes.set_xlabel(NAMES[prediction.axis_name])
         axes.set_ylabel("mean squared error")
         axes.legend(frameon=False, fontsize=9)

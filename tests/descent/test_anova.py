@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from kernelmem.descent.anova import FACTORS, variance_components
 from kernelmem.descent.factorial import Cell, factorial
 from kernelmem.ground.errors import InputError
+from kernelmem.runs.ensemble import Recipe, train_mlps
 
 
 def draw(*shape, seed=0):
@@ -263,3 +265,27 @@ def test_a_factorial_that_is_none_is_refused(bad):
         factorial(**bad, seed=0)
     with pytest.raises(InputError):
         factorial(data=2, seed=-1)
+
+
+def test_a_factorial_trains_as_an_ensemble_whose_cells_share_what_they_should():
+    """Trained for no more than a few steps: what initialization and data do is seen, order does nothing at full batch."""
+    x, y = draw(30, 4), torch.arange(30) % 3
+    own, drawn = factorial(initializations=2, data=2, noise=2, order=2, seed=0), []
+
+    def rows_and_labels(data_seed, noise_seed):
+        drawn.append((data_seed, noise_seed))
+        rows = torch.randperm(20, generator=torch.Generator().manual_seed(data_seed))[:12]
+        flips = torch.Generator().manual_seed(noise_seed)
+        return rows, torch.where(torch.rand(12, generator=flips) < 0.3, (y[rows] + 1) % 3, y[rows])
+
+    members = own.members(5, rows_and_labels)
+    assert len(drawn) == len(set(drawn)) == 4
+    assert [m.init_seed for m in members] == [cell.init_seed for cell in own.cells]
+    assert [m.order_seed for m in members] == [cell.order_seed for cell in own.cells]
+    recipe = Recipe(optimizer="sgd", learning_rate=0.1, steps=5, loss="mse")
+    trained = train_mlps(members, x, x[20:], y[20:], recipe=recipe, keep_outputs=True, dtype=torch.float64)
+    targets = nn.functional.one_hot(y[20:], 3).double() - 1 / 3
+    found = own.components(trained.snapshots[-1].logits, targets)
+    assert found.risk == pytest.approx(2 * float(trained.snapshots[-1].test_loss.mean()), rel=1e-9)
+    assert all(abs(c.value) < 1e-12 for c in found.components if "order" in c.factors)
+    assert found["initialization"].value > 0.1

@@ -118,6 +118,22 @@ def test_small_fluctuations_of_logits_agree_with_half_the_softmax_weighted_varia
     assert found.variance == pytest.approx(float(want), rel=5e-3)
 
 
+@pytest.mark.parametrize("decompose", [decompose_squared, decompose_cross_entropy])
+def test_standard_errors_are_the_jackknife_by_leaving_members_out(decompose):
+    f, y, K = draw(5, 6, 3).log_softmax(2), torch.tensor([0, 1, 2, 2, 1, 0]), 5
+    whole = decompose(f, y)
+    without = [decompose(torch.cat([f[:k], f[k + 1 :]]), y) for k in range(K)]
+
+    def figures(one):
+        return torch.tensor([one.risk, one.risk - one.plug_in_variance, one.plug_in_variance], dtype=torch.float64)
+
+    rest = torch.stack([figures(one) for one in without])
+    errors = ((rest - rest.mean(0)).square().sum(0) * (K - 1) / K).sqrt()
+    assert [whole.risk_se, whole.bias_se, whole.variance_se] == pytest.approx(errors.tolist(), rel=1e-9)
+    corrected = K * figures(whole) - (K - 1) * rest.mean(0)
+    assert [whole.risk, whole.bias, whole.variance] == pytest.approx(corrected.tolist(), rel=1e-9)
+
+
 def test_two_members_give_no_standard_error_of_the_variance():
     found = decompose_squared(draw(2, 5, 3), draw(5, 3, seed=1))
     assert math.isnan(found.variance_se)
