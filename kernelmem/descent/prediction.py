@@ -9,7 +9,10 @@ With targets Y = one_hot − 1/C, flips that shrink them to c Y and have varianc
     noisy = E|f − y|² = test risk of v with noise σ²,
     clean = E|f − Y|² = noisy − σ² + (1 − c)² P + 2 (1 − c) Σ_i (1 − L_i) ⟨v_i, Y_i⟩ / (N − Σ_i L_i),     P = 1 − 1/C.
 
-It is right for wide networks at small learning rates; of trained networks it leaves out that they learn features.
+It is right for wide networks at small learning rates; it leaves out that trained networks learn features. Measured on digits
+with 20 % flips (one hidden layer of relu): for kernel machines 1 to 10 % too low; for 100 units trained by gradient descent 3
+to 10 % too low at all sample sizes; narrow networks are another matter (see ``outputs``), and long training by Adam, which
+is not lazy, is not predicted at all (no rank correlation over widths).
 
 Source: Simon et al. 2021 and Wei, Hu, Steinhardt 2022 for kernels; pools and the initial function: here.
 """

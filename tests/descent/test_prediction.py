@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kernelmem.descent.eigenlearning import learning_curve
-from kernelmem.descent.pool_network import ridge_of_time
+from kernelmem.descent.pool_network import PoolNetwork, ridge_of_time
 from kernelmem.descent.prediction import Prediction, predict_curve
 from kernelmem.descent.prediction_score import score_prediction
 from kernelmem.descent.task import flip_noise, pool_task
@@ -97,6 +97,36 @@ def test_kernels_between_outputs_are_those_of_one_output_for_a_linear_model():
         full = predict_curve(linear, x, y, outputs="full", **options, **more)
         for name in ("expected", "noisy", "train", "gcv", "ridges"):
             assert torch.allclose(getattr(full, name), getattr(one, name), rtol=1e-6, atol=1e-9), (more, name)
+
+
+def test_the_threshold_of_a_narrow_network_is_where_its_weights_are_as_many_as_targets():
+    """35 w + 4 weights, 40 rows of 4 outputs: 160 targets; one kernel for all outputs sees 40."""
+    x, y = pool()
+    options = {"widths": [2, 4, 5, 40], "samples": 40, "noise": 0.2, "seeds": (0,)}
+    full = predict_curve(mlp, x[:90], y[:90], outputs="full", **options)
+    assert float(full.train[1]) > 1e-3
+    assert full.train[2:].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert full.peak in (4, 5)
+    trace = predict_curve(mlp, x[:90], y[:90], **options)
+    assert trace.train.tolist() == pytest.approx([0] * 4, abs=1e-6)
+
+
+def test_the_kernel_of_a_pool_is_that_of_its_tangents():
+    x, y = pool()
+    model, few = made(mlp, 5, 1), 7
+    tangents = []
+    for row in x[:few]:
+        parts = [torch.autograd.grad(model(row[None])[0, c], list(model.parameters())) for c in range(C)]
+        tangents += [torch.cat([g.flatten() for g in own]) for own in parts]
+    J = torch.stack(tangents)
+    full = PoolNetwork.of(model, x[:few], y[:few], True, None, "1GiB", "full")
+    assert torch.allclose(full.kernel, J @ J.T, rtol=1e-10, atol=1e-12)
+    trace = PoolNetwork.of(model, x[:few], y[:few], False, None, "1GiB", "trace")
+    by_rows = (J @ J.T).view(few, C, few, C)
+    assert torch.allclose(trace.kernel, torch.einsum("ncmc->nm", by_rows) / C, rtol=1e-10)
+    assert torch.equal(full.start, model(x[:few]).detach())
+    assert float(trace.start.abs().max()) == 0
+    assert (full.block, trace.block) == (C, 1)
 
 
 def test_kernels_between_outputs_are_the_machine_of_a_narrow_network():
