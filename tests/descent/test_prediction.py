@@ -248,6 +248,17 @@ def test_the_random_state_is_left_alone_and_one_seed_is_one_network():
     assert torch.equal(predict_curve(mlp, x, y, widths=[4], samples=90, seeds=(1,)).expected, first.expected)
 
 
+def test_networks_are_taken_in_eval_mode():
+    x, y = pool()
+
+    def dropping(width):
+        return nn.Sequential(nn.Linear(D, width), nn.Tanh(), nn.Dropout(0.5), nn.Linear(width, C)).double()
+
+    options = {"widths": [8], "samples": 60, "ridge": 0.1, "seeds": (0,)}
+    found = predict_curve(dropping, x, y, **options)
+    assert torch.allclose(found.expected, predict_curve(mlp, x, y, **options).expected)
+
+
 def test_a_threshold_without_a_ridge_is_where_it_should_be():
     x, y = pool()
     found = predict_curve(linear, x, y, widths=1, samples=[20, 28, 34, 120], noise=0.2, seeds=(0,), initial=False)
