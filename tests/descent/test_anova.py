@@ -250,6 +250,10 @@ def test_a_factorial_folds_outputs_in_its_order_and_counts_nested_noise():
     assert torch.equal(folded[0], folded[1])
     found = own.components(outputs, torch.zeros(1, 1))
     assert {c.factors for c in found.components} >= {("data",), ("data", "noise")}
+    assert ("noise",) not in {c.factors for c in found.components}
+    one_data_set = factorial(initializations=3, noise=3, seed=0)  # noise is then as good as crossed
+    names = {c.factors for c in one_data_set.components(draw(9, 2, 1), torch.zeros(2, 1)).components}
+    assert names == {("initialization",), ("noise",), ("initialization", "noise")}
     assert all(abs(c.value) < 1e-9 for c in found.components if "initialization" in c.factors)
     crossed_noise = factorial(initializations=3, data=3, noise=3, seed=0, nested=False)
     assert ("noise",) in {c.factors for c in crossed_noise.components(outputs, torch.zeros(1, 1)).components}
