@@ -23,7 +23,7 @@ class Threshold:
         epsilon: the level.
         direction: "falling" (width, steps: fitted from ``value`` on) or "rising" (samples, noise: fitted up to it).
         outside: "" where found; "below" or "above": the threshold lies below or above all values seen.
-        cost: members trained × their size, of the search; 0 where it was read from a sweep.
+        cost: of the search, as a share of the sweep's; 0 where it was read from a sweep or is known.
         evaluated: values seen, in order.
     """
 
