@@ -153,17 +153,17 @@ def feature_sweep(
 
 
 class _Decomposed:
-    """φ = U S Vᵀ of the training rows, and the test features in the basis V."""
+    """φ = U S Vᵀ of the training rows, beside the test features; solves for one target after the other."""
 
     def __init__(self, U: Tensor, S: Tensor, V: Tensor, test: Tensor, cut: float) -> None:
-        self.U, self.S, self.fit, self.test, self.cut = U, S, U * S, test @ V, cut
+        self.U, self.S, self.V, self.test, self.cut = U, S, V, test, cut
 
     @classmethod
     def of(cls, phi: Tensor, phi_test: Tensor, rcond: float | None) -> "_Decomposed":
         root = math.sqrt(phi.shape[1])
-        U, S, Vh = torch.linalg.svd(phi / root, full_matrices=False)
+        U, S, V = _svd(phi / root)
         share = torch.finfo(torch.float64).eps * max(phi.shape) if rcond is None else rcond
-        return cls(U, S, Vh.T, phi_test / root, share * float(S[0]))
+        return cls(U, S, V, phi_test / root, share * float(S[0]))
 
     def condition(self, ridge: float) -> float:
         """Of what is solved: largest over smallest singular value that is kept, or √(s² + ridge) of them."""
@@ -176,8 +176,23 @@ class _Decomposed:
             shrunk = self.S / (self.S.square() + ridge)
         else:
             shrunk = torch.where(self.cut < self.S, 1 / self.S, 0.0)
-        w = shrunk[:, None] * (self.U.T @ targets)
-        return self.fit @ w, self.test @ w
+        inner = shrunk[:, None] * (self.U.T @ targets)  # (r, C): w = V inner
+        return self.U @ (self.S[:, None] * inner), self.test @ (self.V @ inner)
+
+
+def _svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """φ = U S Vᵀ, all thin; of an oblong φ from its QR, as stable and half the time."""
+    n, N = phi.shape
+    if N > 1.3 * n:
+        Q, R = torch.linalg.qr(phi.T)
+        V, S, Uh = torch.linalg.svd(R, full_matrices=False)
+        return Uh.T, S, Q @ V
+    if n > 1.3 * N:
+        Q, R = torch.linalg.qr(phi)
+        U, S, Vh = torch.linalg.svd(R, full_matrices=False)
+        return Q @ U, S, Vh.T
+    U, S, Vh = torch.linalg.svd(phi, full_matrices=False)
+    return U, S, Vh.T
 
 
 def _figures(

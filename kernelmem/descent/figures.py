@@ -50,10 +50,10 @@ def sweep_figure(sweep: Sweep, *, theory: Sequence[Theory] = ()) -> "Figure":
         figure = Figure(figsize=(11.4 if flips else 7.8, 3.7), layout="constrained")
         panels = figure.subplots(1, 3 if flips else 2)
         for axes, (name, (test, train)) in zip(panels, PANELS.items(), strict=False):
-            _band(axes, sweep, sweep.curves, test, BLUE, "test" if sweep.control is None else "test, noisy labels")
+            _band(axes, sweep, sweep.curves, test, BLUE, "test" if sweep.control is None else "test, trained with noise")
             _band(axes, sweep, sweep.curves, train, ORANGE, "training")
             if sweep.control is not None:
-                _band(axes, sweep, sweep.control, test, GRAY, "test, control without noise", style="--")
+                _band(axes, sweep, sweep.control, test, GRAY, "test, trained without (control)", style="--")
             for own in theory:
                 if (own[3] if len(own) > 3 else "test_loss") == test:
                     axes.plot(own[0], own[1], color=PURPLE, linewidth=1.2, label=own[2])
@@ -67,7 +67,11 @@ def sweep_figure(sweep: Sweep, *, theory: Sequence[Theory] = ()) -> "Figure":
             _scale(panels[2], sweep, "flips")
         for k, axes in enumerate(panels):
             _mark(axes, sweep, label=k == 0)
-            axes.legend(frameon=False, fontsize=7.5)
+            if k == 1:  # its lines are those of the first panel, save for the theory
+                own = [line for line in axes.lines if line.get_color() == PURPLE]
+                axes.legend(handles=own, frameon=False, fontsize=7.5) if own else None
+            else:
+                axes.legend(frameon=False, fontsize=7.5)
         figure.suptitle(f"{TITLES[sweep.kind]}, {sweep.curves.shape[0]} seeds", x=0.01, ha="left", color=TEXT)
         return figure
 
