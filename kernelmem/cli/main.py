@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from kernelmem.cli.audit import AuditCommand
+from kernelmem.cli.descent import DescentCommand
 from kernelmem.cli.ledger import LedgerCommand
 from kernelmem.cli.ntk import NtkCommand
 from kernelmem.ground.errors import KernelmemError
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2
     """
     command = tyro.extras.subcommand_cli_from_dict(
-        {"audit": AuditCommand, "ntk": NtkCommand, "ledger": LedgerCommand},
+        {"audit": AuditCommand, "ntk": NtkCommand, "ledger": LedgerCommand, "descent": DescentCommand},
         prog="kernelmem",
         description="Kernel and memorization analysis for PyTorch networks.",
         args=arguments,

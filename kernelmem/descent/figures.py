@@ -99,7 +99,8 @@ def _band(
     dots = "o" if len(x) <= 30 else ""
     axes.plot(x, mean[shown], style + dots, color=color, markersize=2.8, linewidth=1.4, label=label)
     low = np.maximum(mean[shown] - reach, min(mean[shown].min(), 0) if mean.min() <= 0 else mean[shown].min() / 3)
-    axes.fill_between(x, low, mean[shown] + reach, color=color, alpha=0.16, linewidth=0)
+    high = mean[shown] + reach if metric.endswith("loss") else np.minimum(mean[shown] + reach, 1)  # shares end at 1
+    axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
 
 
 def _mark(axes: "Axes", sweep: Sweep, *, label: bool) -> None:

@@ -35,7 +35,8 @@ Progress = Callable[[int, int], object]
 class Preset:
     """One sweep of the digits with all its settings.
 
-    ``search``: whether the interpolation threshold is found by bisection before the sweep.
+    ``search``: whether the interpolation threshold is found by bisection before the sweep. ``chunk``: networks trained
+    and kept together; a quarter of all, so that two processes have the same to do.
     """
 
     kind: Kind
@@ -48,20 +49,21 @@ class Preset:
     seeds: int = 6
     control: int = 4
     search: bool = False
+    chunk: int | None = None
 
 
-# 1-2-5 steps are too coarse around the thresholds, which lie at widths 12..20, 400 rows and 400 steps.
+# Finer around the peaks, which lie at widths 16..20, 400..450 rows and 260..420 steps.
 _WIDTHS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 50, 72, 110)
-_STEPS = (20, 40, 60, 80, 110, 150, 200, 260, 330, 420, 500, 600, 700, 800, 900, 1000, 1100, 1200, 1300, 1400)
-_SAMPLES = (100, 160, 230, 300, 350, 400, 450, 520, 600, 750, 900)
+_STEPS = (20, 40, 60, 80, 110, 150, 200, 260, 330, 420, 500, 600, 700, 800, 900, 1000)
+_SAMPLES = (70, 100, 200, 300, 400, 450, 600, 750, 900)
 _FEATURES = (50, 100, 150, 200, 300, 400, 450, 490, 500, 510, 550, 600, 700, 1000, 1500, 2500)
 _MODEL = Recipe(optimizer="adam", learning_rate=0.01, schedule="wsd", batch_size=200, steps=4000)
-_EPOCH = Recipe(optimizer="sgd", learning_rate=0.05, momentum=0.9, batch_size=64, steps=1400, depth=3)
+_EPOCH = Recipe(optimizer="sgd", learning_rate=0.05, momentum=0.9, batch_size=64, steps=1000, depth=3)
 _SAMPLE = Recipe(optimizer="adam", learning_rate=0.015, schedule="wsd", steps=1500)
 _QUICK = {
-    "model": Preset("model", "width", _WIDTHS, n=950, recipe=_MODEL, search=True),
-    "epoch": Preset("epoch", "steps", _STEPS, n=900, width=200, noise=0.3, recipe=_EPOCH, seeds=24, control=6),
-    "sample": Preset("sample", "samples", _SAMPLES, width=10, recipe=_SAMPLE),
+    "model": Preset("model", "width", _WIDTHS, n=950, recipe=_MODEL, search=True, chunk=38),
+    "epoch": Preset("epoch", "steps", _STEPS, n=900, width=200, noise=0.3, recipe=_EPOCH, seeds=24, control=4, chunk=7),
+    "sample": Preset("sample", "samples", _SAMPLES, width=10, recipe=_SAMPLE, seeds=18, chunk=50),
     "features": Preset("features", "width", _FEATURES, n=500),
 }
 _PAPER = {
@@ -71,8 +73,8 @@ _PAPER = {
         recipe=replace(_MODEL, steps=10000), seeds=20, control=10,
     ),
     "epoch": replace(_QUICK["epoch"], recipe=replace(_EPOCH, steps=6000), seeds=48, control=12,
-                     values=(*_STEPS, *range(1600, 6001, 400))),
-    "sample": replace(_QUICK["sample"], seeds=20, control=10, recipe=replace(_SAMPLE, steps=4000),
+                     values=(*_STEPS, *range(1400, 6001, 400))),
+    "sample": replace(_QUICK["sample"], seeds=40, control=10, recipe=replace(_SAMPLE, steps=4000),
                       values=(50, *range(100, 376, 25), *range(400, 561, 20), 600, 675, 750, 825, 900, 975)),
     "features": replace(_QUICK["features"], seeds=30, values=(10, 20, *_FEATURES[:-1], 2500, 5000)),
 }  # fmt: skip
@@ -113,7 +115,6 @@ def run_preset(
     out: str | Path | None = None,
     data: LabeledData | None = None,
     executor: Executor | None = None,
-    chunk: int | None = None,
     device: str | None = None,
     theory: Sequence[Theory] = (),
     progress: Progress | None = None,
@@ -125,7 +126,7 @@ def run_preset(
         seed: of the split into pool and test rows, and of all draws.
         out: directory for what :func:`write_sweep` writes.
         data: other rows; default the digits.
-        executor, chunk, device, progress: see :func:`kernelmem.descent.sweep.sweep`.
+        executor, device, progress: see :func:`kernelmem.descent.sweep.sweep`.
         theory: curves for the figure.
     """
     if out is not None:
@@ -150,7 +151,7 @@ def run_preset(
             )
             search = time.perf_counter() - began
         found = sweep(
-            pool, own.over, own.values, seeds=own.seeds, control=own.control, threshold=threshold, chunk=chunk,
+            pool, own.over, own.values, seeds=own.seeds, control=own.control, threshold=threshold, chunk=own.chunk,
             progress=progress, **options,
         )  # fmt: skip
         found = replace(found, seconds=found.seconds + search, config=found.config | {"search_seconds": search})

@@ -1,0 +1,67 @@
+"""``kernelmem descent``: double descent of the digits, with intervals over seeds and a control without noise."""
+
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tqdm import tqdm
+
+from kernelmem.ground.errors import InputError
+from kernelmem.store.files import check_directory
+
+__all__ = ["DescentCommand"]
+
+
+@dataclass(frozen=True)
+class DescentCommand:
+    """Show double descent: sweeps of scikit-learn's digits over width, rows, steps, or random features.
+
+    Of every kind OUT/KIND gets summary.json, results.csv, figure.svg, figure.png and sweep.safetensors. A run that was killed
+    goes on where it stopped when the same command is given again. Exact counts of labels are flipped, always to a wrong one;
+    test labels are clean; figures are those of the last step.
+    """
+
+    kind: Literal["model", "sample", "epoch", "features", "atlas", "all"] = "model"
+    """Over the width, the training rows, the steps, the number of random features; atlas: all of them at once; or all kinds."""
+    preset: Literal["quick", "paper"] = "quick"
+    """quick: seconds to a minute a kind on two cores; paper: more seeds, values and steps, about an hour."""
+    seed: int = 0
+    """Of the split into training and test rows, and of all draws."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("out/descent")
+    """Directory of the results."""
+    workers: int | None = None
+    """Processes that train; default: as many as there are cores."""
+    device: str = "cpu"
+    """Where networks train, e.g. cuda."""
+
+    def run(self) -> None:
+        """Carry it out."""
+        from kernelmem.descent.presets import KINDS, preset, run_preset  # reads torch's optimizers: slow to import
+
+        check_directory(self.out)
+        workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+        if workers < 1:
+            raise InputError(f"--workers {workers}", expected="at least 1", do="leave it out for one a core")
+        kinds = KINDS if self.kind == "all" else (self.kind,)
+        spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:
+            for kind in kinds:
+                out = self.out / kind
+                with tqdm(desc=kind, unit="part", file=sys.stderr, disable=None) as bar:
+
+                    def step(done: int, total: int, bar: tqdm = bar) -> None:
+                        bar.total = total
+                        bar.update(done - bar.n)
+
+                    own = preset(kind, self.preset)
+                    found = run_preset(
+                        own, seed=self.seed, out=out, executor=executor, device=self.device, progress=step
+                    )
+                print(found)
+                print(f"{out}: summary.json, results.csv, figure.svg, figure.png, sweep.safetensors\n", flush=True)
