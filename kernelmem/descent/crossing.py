@@ -39,7 +39,7 @@ class Threshold:
     @property
     def found(self) -> bool:
         """Whether it lies within what was seen."""
-        return not self.outside
+        return math.isfinite(self.value)
 
 
 def crossing(

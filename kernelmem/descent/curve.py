@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -121,13 +121,17 @@ class Sweep:
         return peak(getattr(curves, name), self.axis, metric=name)
 
     def interpolation(self) -> Threshold:
-        """Where the sweep's own training error crosses epsilon."""
-        return crossing(
-            self.axis, self.curves.train_error, epsilon=self.epsilon, direction=AXES[self.kind][1]  # type: ignore[arg-type]
-        )
+        """Where the sweep's own training error crosses epsilon; NaN where a network diverged."""
+        direction: Literal["falling", "rising"] = "falling" if AXES[self.kind][1] == "falling" else "rising"
+        if not bool(torch.isfinite(self.curves.train_error).all()):
+            return Threshold(math.nan, math.nan, math.nan, self.epsilon, direction, evaluated=self.axis)
+        return crossing(self.axis, self.curves.train_error, epsilon=self.epsilon, direction=direction)
 
     def summary(self) -> dict[str, Any]:
-        """Return what summary.json holds: means, standard errors, peak, control, threshold; None for NaN."""
+        """Return what summary.json holds: means, standard errors, peak, control, threshold; None for NaN.
+
+        A peak is None with fewer than 4 seeds, or where a network diverged.
+        """
         found: dict[str, Any] = {"kind": self.kind, "axis_name": AXES[self.kind][0], "axis": list(self.axis)}
         found["seeds"] = self.curves.shape[0]
         for name, value in self.curves.tensors().items():
@@ -213,7 +217,7 @@ class Sweep:
                     f" rise {own['rise']:+.3f} ± {own['rise_se']:.3f}, fall {own['fall']:+.3f} ± {own['fall_se']:.3f}"
                 )
         at = found["threshold"]
-        where = at["outside"] or f"{at['value']:.4g}"
+        where = at["outside"] or ("none" if at["value"] is None else f"{at['value']:.4g}")
         lines.append(f"training error {at['epsilon']:g} at {where} (from {at['source']})")
         return "\n".join(lines)
 
@@ -227,7 +231,7 @@ def _cell(mean: float | None, se: float | None) -> str:
 def _peak(sweep: Sweep, metric: str, *, control: bool) -> dict[str, Any]:
     curves = sweep.control if control else sweep.curves
     assert curves is not None
-    if curves.shape[0] < FEWEST:
+    if curves.shape[0] < FEWEST or not bool(torch.isfinite(curves.tensors()[metric]).all()):
         blank = {own.name: None for own in fields(Peak)}
         return blank | {"metric": metric, "seeds": curves.shape[0]}
     return asdict(sweep.peak(metric, control=control))

@@ -98,7 +98,7 @@ def _band(
     reach = float(stdtrit(max(1, curves.shape[0] - 1), 0.975)) * np.nan_to_num(se[shown])
     dots = "o" if len(x) <= 30 else ""
     axes.plot(x, mean[shown], style + dots, color=color, markersize=2.8, linewidth=1.4, label=label)
-    low = np.maximum(mean[shown] - reach, min(mean[shown].min(), 0) if mean.min() <= 0 else mean[shown].min() / 3)
+    low = np.maximum(mean[shown] - reach, min(mean[shown].min(), 0) if mean[shown].min() <= 0 else mean[shown].min() / 3)
     high = mean[shown] + reach if metric.endswith("loss") else np.minimum(mean[shown] + reach, 1)  # shares end at 1
     axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
 

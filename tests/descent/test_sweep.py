@@ -172,7 +172,7 @@ def test_dask() -> None:
     distributed = pytest.importorskip("distributed")
     options = {"recipe": RECIPE, "seeds": 2, "control": 0, "chunk": 2}
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, host="127.0.0.1") as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         found = sweep(blobs(), "width", [3, 6], executor=client.get_executor(), **options)
