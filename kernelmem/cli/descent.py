@@ -22,13 +22,13 @@ __all__ = ["DescentCommand"]
 class DescentCommand:
     """Show double descent: sweeps of scikit-learn's digits over width, rows, steps, or random features.
 
-    Of every kind OUT/KIND gets summary.json, results.csv, figure.svg, figure.png and sweep.safetensors. A run that was killed
+    Of every kind OUT/KIND gets summary.json, results.csv, figure.svg, figure.png and a .safetensors file of all figures. A run that was killed
     goes on where it stopped when the same command is given again. Exact counts of labels are flipped, always to a wrong one;
     test labels are clean; figures are those of the last step.
     """
 
     kind: Literal["model", "sample", "epoch", "features", "atlas", "all"] = "model"
-    """Over the width, the training rows, the steps, the number of random features; atlas: all of them at once; or all kinds."""
+    """Over the width, the training rows, the steps, the number of random features; atlas: many at once; or all of these."""
     preset: Literal["quick", "paper"] = "quick"
     """quick: seconds to a minute a kind on two cores; paper: more seeds, values and steps, about an hour."""
     seed: int = 0
@@ -42,13 +42,18 @@ class DescentCommand:
 
     def run(self) -> None:
         """Carry it out."""
-        from kernelmem.descent.presets import KINDS, preset, run_preset  # reads torch's optimizers: slow to import
+        from kernelmem.descent.presets import (
+            KINDS,
+            preset,
+            run_atlas,
+            run_preset,
+        )  # reads torch's optimizers: slow to import
 
         check_directory(self.out)
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"--workers {workers}", expected="at least 1", do="leave it out for one a core")
-        kinds = KINDS if self.kind == "all" else (self.kind,)
+        kinds = (*KINDS, "atlas") if self.kind == "all" else (self.kind,)
         spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:
             for kind in kinds:
@@ -59,9 +64,10 @@ class DescentCommand:
                         bar.total = total
                         bar.update(done - bar.n)
 
-                    own = preset(kind, self.preset)
-                    found = run_preset(
-                        own, seed=self.seed, out=out, executor=executor, device=self.device, progress=step
-                    )
+                    common = {"seed": self.seed, "out": out, "executor": executor, "device": self.device}
+                    if kind == "atlas":
+                        found = run_atlas(self.preset, progress=step, **common)
+                    else:
+                        found = run_preset(preset(kind, self.preset), progress=step, **common)
                 print(found)
-                print(f"{out}: summary.json, results.csv, figure.svg, figure.png, sweep.safetensors\n", flush=True)
+                print(f"results in {out}\n", flush=True)

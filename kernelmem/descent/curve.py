@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kernelmem.descent.figures import Theory
 
-__all__ = ["AXES", "Curves", "Sweep"]
+__all__ = ["AXES", "Curves", "Sweep", "plain", "stack"]
 
 KIND = "sweep 1"
 # What the axis of each kind is called, and which way the training error goes along it.
@@ -75,7 +75,8 @@ class Sweep:
     """Curves along one axis over several seeds, with a control without label noise and all settings.
 
     Attributes:
-        kind: "model", "depth", "sample", "epoch", "noise", "ridge", or "features" and "features_sample", "features_ridge", "features_noise".
+        kind: "model", "depth", "sample", "epoch", "noise", "ridge", or of random features "features" (over their number),
+            "features_sample", "features_ridge", "features_noise".
         axis: A values, increasing.
         curves: (S, A) figures; all at the last step, never at the best one.
         control: the same without label noise, of the first seeds; None where none was run.
@@ -154,7 +155,7 @@ class Sweep:
             "source": "before the sweep" if self.threshold else "the sweep",
             "of_sweep": {"value": own.value, "interval": [own.low, own.high], "outside": own.outside},
         }
-        return _plain(found | {"seconds": self.seconds, "config": self.config})
+        return plain(found | {"seconds": self.seconds, "config": self.config})
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a seed, value of the axis and set of labels ("noisy" or "control")."""
@@ -242,14 +243,14 @@ def _part(tensors: dict[str, Tensor], part: str) -> Curves | None:
     return Curves(**own) if own else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON holds it: NaN and infinities become None."""
     if isinstance(value, dict):
-        return {name: _plain(own) for name, own in value.items()}
+        return {name: plain(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
+        return [plain(own) for own in value]
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

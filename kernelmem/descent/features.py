@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.descent.crossing import Threshold
-from kernelmem.descent.curve import Curves, Sweep, stack
+from kernelmem.descent.curve import Sweep, stack
 from kernelmem.descent.rows import Drawn, Rows, draw
 from kernelmem.ground.checks import as_labels, as_tensor, seed_sequence
 from kernelmem.ground.errors import InputError
@@ -81,11 +82,15 @@ def feature_sweep(
         data: rows and clean labels; training rows are drawn from its training set.
         over: "width" (number of features), "samples", "ridge" or "noise".
         values: increasing values of it.
-        n, width, ridge, noise: what stays fixed; the one that is swept is not looked at.
+        n: training rows; like the next three not looked at where it is swept.
+        width: number of features.
+        ridge: added to the squared singular values.
+        noise: share of wrong labels.
         seeds: how many draws of rows, flips and features.
         seed: of the draws.
         control: also without noise, of the same rows and features (not where the noise is swept).
-        features, scale: see :func:`random_features`.
+        features: see :func:`random_features`.
+        scale: likewise; 0.3 of the digits, x = 2 (pixel / 16 - 0.3).
         rcond: default eps(float64) max(n, N).
         progress: called with (decompositions done, of how many).
 
@@ -172,10 +177,7 @@ class _Decomposed:
 
     def outputs(self, targets: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """Outputs on training rows and on test rows."""
-        if ridge > 0:
-            shrunk = self.S / (self.S.square() + ridge)
-        else:
-            shrunk = torch.where(self.cut < self.S, 1 / self.S, 0.0)
+        shrunk = self.S / (self.S.square() + ridge) if ridge > 0 else torch.where(self.cut < self.S, 1 / self.S, 0.0)
         inner = shrunk[:, None] * (self.U.T @ targets)  # (r, C): w = V inner
         return self.U @ (self.S[:, None] * inner), self.test @ (self.V @ inner)
 
@@ -183,7 +185,7 @@ class _Decomposed:
 def _svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """φ = U S Vᵀ, all thin; of an oblong φ from its QR, as stable and half the time."""
     n, N = phi.shape
-    if N > 1.3 * n:
+    if 1.3 * n < N:
         Q, R = torch.linalg.qr(phi.T)
         V, S, Uh = torch.linalg.svd(R, full_matrices=False)
         return Uh.T, S, Q @ V
@@ -204,7 +206,7 @@ def _figures(
     said, said_test = fitted.argmax(1), outputs.argmax(1)
     other = torch.empty_like(y_test)  # test labels with the same noise, in the order of the test rows
     noisy_rows = noisy.rows(len(y_test), rate)
-    other[noisy_rows.index] = noisy_rows.labels
+    other[noisy_rows.at] = noisy_rows.labels
     flips = own.flipped
     return {
         "test_error": (said_test != y_test).double().mean(),
@@ -221,7 +223,7 @@ def _checked(over: Over, values: Sequence[float], most: int) -> tuple[float, ...
     axis = tuple(float(own) for own in as_tensor(list(values), over, dtype=torch.float64))
     whole = over in ("width", "samples")
     low, high = {"width": (1, math.inf), "samples": (2, most), "ridge": (0, math.inf), "noise": (0, 1)}[over]
-    rising = all(a < b for a, b in zip(axis, axis[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(axis))
     if not axis or not rising or not low <= axis[0] or not axis[-1] <= high or (whole and any(v % 1 for v in axis)):
         raise InputError(
             f"values {list(values)!r} of {over}",

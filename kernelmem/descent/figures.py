@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Theory", "figure_files", "sweep_figure"]
 
 # (axis, values, label), drawn among the losses; with a fourth word, "test_error" or "test_loss", there.
-Theory = tuple[Any, ...]
+Theory = Sequence[Any]
 BLUE, ORANGE, GREEN, GRAY, PURPLE, TEXT = "#3b6fc4", "#d9780f", "#3d8b57", "#8a93a3", "#7b4fa3", "#1d2433"
 PANELS = {"error": ("test_error", "train_error"), "loss": ("test_loss", "train_loss")}
 TITLES = {
@@ -50,7 +50,9 @@ def sweep_figure(sweep: Sweep, *, theory: Sequence[Theory] = ()) -> "Figure":
         figure = Figure(figsize=(11.4 if flips else 7.8, 3.7), layout="constrained")
         panels = figure.subplots(1, 3 if flips else 2)
         for axes, (name, (test, train)) in zip(panels, PANELS.items(), strict=False):
-            _band(axes, sweep, sweep.curves, test, BLUE, "test" if sweep.control is None else "test, trained with noise")
+            _band(
+                axes, sweep, sweep.curves, test, BLUE, "test" if sweep.control is None else "test, trained with noise"
+            )
             _band(axes, sweep, sweep.curves, train, ORANGE, "training")
             if sweep.control is not None:
                 _band(axes, sweep, sweep.control, test, GRAY, "test, trained without (control)", style="--")
@@ -89,16 +91,16 @@ def figure_files(figure: "Figure", name: str) -> dict[str, bytes]:
     return files
 
 
-def _band(
-    axes: "Axes", sweep: Sweep, curves: Curves, metric: str, color: str, label: str, *, style: str = "-"
-) -> None:
+def _band(axes: "Axes", sweep: Sweep, curves: Curves, metric: str, color: str, label: str, *, style: str = "-") -> None:
     mean, se = mean_se(curves.tensors()[metric].numpy())
     shown = np.isfinite(mean)
     x = np.array(sweep.axis)[shown]
     reach = float(stdtrit(max(1, curves.shape[0] - 1), 0.975)) * np.nan_to_num(se[shown])
     dots = "o" if len(x) <= 30 else ""
     axes.plot(x, mean[shown], style + dots, color=color, markersize=2.8, linewidth=1.4, label=label)
-    low = np.maximum(mean[shown] - reach, min(mean[shown].min(), 0) if mean[shown].min() <= 0 else mean[shown].min() / 3)
+    low = np.maximum(
+        mean[shown] - reach, min(mean[shown].min(), 0) if mean[shown].min() <= 0 else mean[shown].min() / 3
+    )
     high = mean[shown] + reach if metric.endswith("loss") else np.minimum(mean[shown] + reach, 1)  # shares end at 1
     axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
 

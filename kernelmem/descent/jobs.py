@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kernelmem.runs.ensemble import Member, Recipe, train_mlps, train_modules
 from kernelmem.store.files import array_sha256
 from kernelmem.store.results import read_result, write_result
 
-__all__ = ["Job", "Train", "chunk_file", "read_chunk", "run_job", "write_chunk"]
+__all__ = ["Job", "Train", "chunk_file", "read_chunk", "run_job", "run_jobs", "write_chunk"]
 
 KIND = "sweep chunk 1"
 FIGURES = (
@@ -185,6 +186,42 @@ def read_chunk(path: Path) -> dict[str, Tensor] | None:
             return {name: tensors[name] for name in FIGURES} if held["key"] == path.stem else None
     except FileCorruptError:
         return None
+
+
+def run_jobs(
+    jobs: list[Job], out: Path | None, executor: Executor | None, progress: Callable[[int, int], object] | None
+) -> list[dict[str, Tensor]]:
+    """The figures of all jobs in order: read from ``out`` where they are kept, else computed, and kept as each ends."""
+    files = [None if out is None else chunk_file(out, job) for job in jobs]
+    found: list[dict[str, Tensor] | None] = [None if own is None else read_chunk(own) for own in files]
+    total = sum(len(job.members) for job in jobs)
+    done = sum(len(job.members) for job, own in zip(jobs, found, strict=True) if own is not None)
+
+    def finished(k: int, figures: dict[str, Tensor]) -> None:
+        nonlocal done
+        found[k] = figures
+        if (path := files[k]) is not None:
+            write_chunk(path, figures)
+        done += len(jobs[k].members)
+        if progress is not None:
+            progress(done, total)
+
+    if progress is not None:
+        progress(done, total)
+    missing = [k for k, own in enumerate(found) if own is None]
+    if executor is None:
+        for k in missing:
+            finished(k, run_job(jobs[k]))
+    else:
+        futures: dict[Future[dict[str, Tensor]], int] = {executor.submit(run_job, jobs[k]): k for k in missing}
+        try:
+            for future in as_completed(futures):
+                finished(futures[future], future.result())
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    return [own for own in found if own is not None]
 
 
 def _name(function: Callable[..., Any] | None) -> str:

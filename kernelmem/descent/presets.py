@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from kernelmem.descent.atlas import Atlas, atlas
 from kernelmem.descent.curve import Sweep
 from kernelmem.descent.features import feature_sweep
 from kernelmem.descent.figures import Theory, figure_files
@@ -22,7 +23,7 @@ from kernelmem.runs.data import LabeledData
 from kernelmem.runs.ensemble import Recipe
 from kernelmem.store.files import check_directory, write_files
 
-__all__ = ["KINDS", "Kind", "Preset", "digits_pool", "preset", "run_preset", "write_sweep"]
+__all__ = ["KINDS", "Kind", "Preset", "digits_pool", "preset", "run_atlas", "run_preset", "write_sweep"]
 
 Kind = Literal["model", "sample", "epoch", "features"]
 Size = Literal["quick", "paper"]
@@ -63,7 +64,7 @@ _SAMPLE = Recipe(optimizer="adam", learning_rate=0.015, schedule="wsd", steps=15
 _QUICK = {
     "model": Preset("model", "width", _WIDTHS, n=950, recipe=_MODEL, search=True, chunk=38),
     "epoch": Preset("epoch", "steps", _STEPS, n=900, width=200, noise=0.3, recipe=_EPOCH, seeds=24, control=4, chunk=7),
-    "sample": Preset("sample", "samples", _SAMPLES, width=10, recipe=_SAMPLE, seeds=18, chunk=50),
+    "sample": Preset("sample", "samples", _SAMPLES, width=10, recipe=_SAMPLE, seeds=14, chunk=41),
     "features": Preset("features", "width", _FEATURES, n=500),
 }
 _PAPER = {
@@ -108,6 +109,45 @@ def digits_pool(seed: int = 0) -> LabeledData:
     return LabeledData("scikit-learn digits", x[pool], y[pool], x[test], y[test], image_shape=(8, 8))
 
 
+_ATLAS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "widths": (4, 8, 12, 18, 30, 70), "samples": (100, 250, 450, 700, 950), "steps": (60, 200, 500, 1200),
+        "noise": (0.0, 0.1, 0.2), "seeds": 2,
+    },
+    "paper": {
+        "widths": (3, 4, 6, 8, 10, 12, 14, 16, 18, 22, 30, 45, 70, 110), "samples": tuple(range(100, 951, 85)),
+        "steps": (30, 60, 100, 200, 400, 800, 1600, 3000), "noise": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), "seeds": 5,
+    },
+}  # fmt: skip
+
+
+def run_atlas(
+    size: Size = "quick",
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Atlas:
+    """Run the atlas of the digits, and write atlas.safetensors, summary.json, results.csv and the figure to ``out`` if given."""
+    if size not in _ATLAS:
+        raise InputError(f"size={size!r}", expected="quick or paper", do="pass one of them")
+    found = atlas(
+        digits_pool(seed), recipe=_SAMPLE, seed=seed, out=out, executor=executor, device=device, progress=progress,
+        **_ATLAS[size],
+    )  # fmt: skip
+    if out is not None:
+        contents = {
+            "summary.json": json.dumps(found.summary()) + "\n",
+            "results.csv": found.to_frame().to_csv(index=False),
+            **figure_files(found.plot(), "figure"),
+        }
+        write_files(out, contents)
+        found.save(Path(out) / "atlas.safetensors")
+    return found
+
+
 def run_preset(
     own: Preset,
     *,
@@ -126,7 +166,9 @@ def run_preset(
         seed: of the split into pool and test rows, and of all draws.
         out: directory for what :func:`write_sweep` writes.
         data: other rows; default the digits.
-        executor, device, progress: see :func:`kernelmem.descent.sweep.sweep`.
+        executor: see :func:`kernelmem.descent.sweep.sweep`; random features do without.
+        device: likewise.
+        progress: likewise.
         theory: curves for the figure.
     """
     if out is not None:
@@ -147,7 +189,12 @@ def run_preset(
         if own.search and own.over != "steps":
             began = time.perf_counter()
             threshold = find_threshold(
-                pool, own.over, own.values, sweep_seeds=own.seeds + own.control, **options, chunk=3 if executor else None
+                pool,
+                own.over,
+                own.values,
+                sweep_seeds=own.seeds + own.control,
+                **options,
+                chunk=3 if executor else None,
             )
             search = time.perf_counter() - began
         found = sweep(

@@ -17,7 +17,7 @@ __all__ = ["Drawn", "Rows", "draw"]
 class Rows(NamedTuple):
     """Rows of the pool (n,), their labels with noise (n,), their true labels (n,), the mask of flipped ones (n,)."""
 
-    index: Tensor
+    at: Tensor
     labels: Tensor
     clean: Tensor
     flipped: Tensor

@@ -140,9 +140,7 @@ def peak(curves: Any, axis: Any = None, *, metric: str = "test_error") -> Peak:
     mean, se = mean_se(values)
     at = int(find_peak(mean)[1])
     picked = (float(places[top].min()), float(places[top].max()))
-    return Peak(
-        metric, at, float(places[at]), picked, float(mean[at]), float(se[at]), rise, rise_se, fall, fall_se, S
-    )
+    return Peak(metric, at, float(places[at]), picked, float(mean[at]), float(se[at]), rise, rise_se, fall, fall_se, S)
 
 
 def _held_out(values: np.ndarray, high: np.ndarray, low: np.ndarray, evaluating: np.ndarray) -> tuple[float, float]:

@@ -3,8 +3,9 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from kernelmem.descent.crossing import Threshold
 from kernelmem.descent.curve import Curves, Sweep
-from kernelmem.descent.jobs import FIGURES, Job, Train, chunk_file, read_chunk, run_job, write_chunk
+from kernelmem.descent.jobs import FIGURES, Job, Train, run_jobs
 from kernelmem.descent.rows import draw
 from kernelmem.ground.checks import as_labels, as_tensor, seed_sequence
 from kernelmem.ground.errors import InputError
@@ -73,8 +74,9 @@ def sweep(
     """Train networks along one axis over several seeds and take their figures at the last step, never at the best one.
 
     Seeds are paired along the axis: seed s has one order of the training rows (n' < n rows are the first of it), one wrong
-    label for every row (exactly round(noise n) rows have theirs), one initial seed and one order of batches. Labels are nested in the number
-    of rows, or in the rate where the noise is swept. The control has the same rows and seeds without noise.
+    label for every row (exactly round(noise n) rows have theirs), one initial seed and one order of batches. Labels are
+    nested in the number of rows, or in the rate where the noise is swept. The control has the same rows and seeds without
+    noise.
 
     Args:
         data: rows and clean labels; training rows are drawn from its training set, figures are taken on its test set.
@@ -97,7 +99,9 @@ def sweep(
             ``make_model`` or ``train`` that was changed under its old name is not noticed.
         chunk: networks of a chunk, about 32 by default; a chunk trains in one batch and is kept whole.
         executor: any PEP 3148 executor, each chunk a task (processes: ``make_model`` and ``train`` importable).
-        dtype, device, memory: of the training, see :func:`kernelmem.runs.ensemble.train_mlps`.
+        dtype: float32 or float64, of the training.
+        device: where it takes place.
+        memory: what a batch of networks may take, see :func:`kernelmem.runs.ensemble.train_mlps`.
         progress: called with (networks done, of how many).
 
     Raises:
@@ -140,7 +144,7 @@ def sweep(
         )
         for part in parts
     ]
-    found = _run(jobs, None if out is None else Path(out), executor, progress)
+    found = run_jobs(jobs, None if out is None else Path(out), executor, progress)
     curves, clean_curves = (_curves(parts, found, len(axis), control=own) for own in (False, True))
     assert curves is not None
     config = {
@@ -189,11 +193,11 @@ def _cells(
         rate = 0.0 if clean else float(now["noise"])
         rows, test_rows = drawn.rows(int(now["samples"]), rate), test.rows(len(y_test), rate)
         noisy_test = torch.empty_like(y_test)
-        noisy_test[test_rows.index] = test_rows.labels
+        noisy_test[test_rows.at] = test_rows.labels
         width = int(now["width"]) if isinstance(now["width"], float) else now["width"]
         own = replace(recipe, weight_decay=float(now["ridge"])) if over == "ridge" else recipe
         own = replace(own, depth=int(now["depth"])) if over == "depth" else own
-        member = Member(width, rows.index, rows.labels, drawn.init_seed, drawn.order_seed)
+        member = Member(width, rows.at, rows.labels, drawn.init_seed, drawn.order_seed)
         where = None if value is None else column
         cells.append(Cell(clean, line, where, own, member, rows.clean, noisy_test))
     return cells
@@ -205,42 +209,6 @@ def _chunks(cells: list[Cell], size: int) -> list[list[Cell]]:
     for cell in cells:
         by_recipe.setdefault(cell.recipe, []).append(cell)
     return [own[k : k + size] for own in by_recipe.values() for k in range(0, len(own), size)]
-
-
-def _run(
-    jobs: list[Job], out: Path | None, executor: Executor | None, progress: Callable[[int, int], object] | None
-) -> list[dict[str, Tensor]]:
-    """The figures of all jobs in order: read where they are kept, trained elsewhere, kept as each ends."""
-    files = [None if out is None else chunk_file(out, job) for job in jobs]
-    found: list[dict[str, Tensor] | None] = [None if own is None else read_chunk(own) for own in files]
-    total = sum(len(job.members) for job in jobs)
-    done = sum(len(job.members) for job, own in zip(jobs, found, strict=True) if own is not None)
-
-    def finished(k: int, figures: dict[str, Tensor]) -> None:
-        nonlocal done
-        found[k] = figures
-        if (path := files[k]) is not None:
-            write_chunk(path, figures)
-        done += len(jobs[k].members)
-        if progress is not None:
-            progress(done, total)
-
-    if progress is not None:
-        progress(done, total)
-    missing = [k for k, own in enumerate(found) if own is None]
-    if executor is None:
-        for k in missing:
-            finished(k, run_job(jobs[k]))
-    else:
-        futures: dict[Future[dict[str, Tensor]], int] = {executor.submit(run_job, jobs[k]): k for k in missing}
-        try:
-            for future in as_completed(futures):
-                finished(futures[future], future.result())
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-    return [own for own in found if own is not None]
 
 
 def _curves(parts: list[list[Cell]], found: list[dict[str, Tensor]], A: int, *, control: bool) -> Curves | None:
@@ -264,7 +232,7 @@ def _axis(over: str, values: Sequence[float], data: LabeledData, make_model: Any
     most = {"samples": len(data.x_train), "noise": 1}.get(over, float("inf"))
     least = 0 if over in ("noise", "ridge", "steps") else 1
     whole = over not in ("noise", "ridge")
-    rising = all(a < b for a, b in zip(axis, axis[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(axis))
     if not axis or not rising or axis[0] < least or axis[-1] > most or (whole and any(own % 1 for own in axis)):
         raise InputError(
             f"values {list(values)!r} of {over}",
@@ -278,5 +246,7 @@ def _axis(over: str, values: Sequence[float], data: LabeledData, make_model: Any
             do="pass both; steps, depth and ridges are swept with a Recipe",
         )
     if over == "depth" and make_model is not None:
-        raise InputError("make_model= over depth", expected="MLPs", do='sweep over="width": make_model takes any number')
+        raise InputError(
+            "make_model= over depth", expected="MLPs", do='sweep over="width": make_model takes any number'
+        )
     return axis

@@ -72,7 +72,11 @@ def find_threshold(
     :func:`kernelmem.descent.sweep.sweep` would train with the same options and seed.
 
     Args:
-        data, over, values, width, n: as of the sweep.
+        data: as of the sweep.
+        over: "width" or "samples".
+        values: those of the sweep.
+        width: as of the sweep, where it is not searched.
+        n: training rows, where they are not searched.
         seeds: networks at each value tried; fewer if the budget asks for it, at least 2.
         sweep_seeds: seeds of the sweep that is to follow, noisy ones and control together, for the budget; default ``seeds``.
         epsilon: training error below which labels count as fitted.
@@ -103,9 +107,7 @@ def find_threshold(
 
     def errors(index: int) -> list[float]:
         tried.append(index)
-        found = sweep(
-            data, over, [grid[index]], seeds=allowed, control=0, width=width, n=n, epsilon=epsilon, **options
-        )
+        found = sweep(data, over, [grid[index]], seeds=allowed, control=0, width=width, n=n, epsilon=epsilon, **options)
         if progress is not None:
             progress(len(tried), rounds)
         return found.curves.train_error[:, 0].tolist()

@@ -18,7 +18,10 @@ AXIS = (4.0, 8.0, 16.0, 32.0, 64.0)
 
 def curves(seeds: int, *, hill: float = 1.0, flips: bool = True) -> Curves:
     generator = torch.Generator().manual_seed(seeds)
-    own = {name: 0.02 * torch.rand(seeds, 5, generator=generator, dtype=torch.float64) for name in Curves.__dataclass_fields__}
+    own = {
+        name: 0.02 * torch.rand(seeds, 5, generator=generator, dtype=torch.float64)
+        for name in Curves.__dataclass_fields__
+    }
     own["test_error"] = own["test_error"] + torch.tensor([0.3, 0.2, 0.4, 0.3, 0.1]) * hill
     own["test_loss"] = own["test_loss"] + torch.tensor([1.0, 0.9, 0.95, 0.8, 0.7])
     own["train_error"] = own["train_error"] + torch.tensor([0.3, 0.2, 0.05, 0.0, 0.0])
@@ -103,12 +106,22 @@ def test_figures(tmp_path: Path) -> None:
     assert files["figure.png"].startswith(b"\x89PNG")
     assert b"<svg" in files["figure.svg"]
     assert files == figure_files(own.plot(theory=[([4, 64], [1, 0.7], "theory")]), "figure")
-    texts = [text.get_text() for axes in own.plot(theory=[(AXIS, AXIS, "exact")]).axes for text in axes.get_legend().get_texts()]
+    texts = [
+        text.get_text()
+        for axes in own.plot(theory=[(AXIS, AXIS, "exact")]).axes
+        for text in axes.get_legend().get_texts()
+    ]
     assert {"exact", "training", "training error 0.1", "said as trained (memorized)"} <= set(texts)
     bare = replace(own, control=None, curves=curves(4, flips=False)).plot()
     assert len(bare.axes) == 2
     written = write_sweep(own, tmp_path / "out")
-    assert {path.name for path in written} == {"summary.json", "results.csv", "figure.svg", "figure.png", "sweep.safetensors"}
+    assert {path.name for path in written} == {
+        "summary.json",
+        "results.csv",
+        "figure.svg",
+        "figure.png",
+        "sweep.safetensors",
+    }
 
 
 def test_refused() -> None:

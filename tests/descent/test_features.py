@@ -38,13 +38,14 @@ def test_relu_features_tend_to_the_arc_cosine_kernel() -> None:
 def test_features_are_nested(features: str) -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     torch.testing.assert_close(
-        random_features(x, 7, seed=3, features=features), random_features(x, 31, seed=3, features=features)[:, :7], rtol=0, atol=1e-14
+        random_features(x, 7, seed=3, features=features),
+        random_features(x, 31, seed=3, features=features)[:, :7],
+        rtol=0,
+        atol=1e-14,
     )
 
 
-@given(
-    st.sampled_from([5, 20, 39, 40, 41, 90]), st.sampled_from([0.0, 1e-3, 0.5]), st.sampled_from(["cosine", "relu"])
-)
+@given(st.sampled_from([5, 20, 39, 40, 41, 90]), st.sampled_from([0.0, 1e-3, 0.5]), st.sampled_from(["cosine", "relu"]))
 def test_figures_are_those_of_least_squares(width: int, ridge: float, features: str) -> None:
     data, n, C = blobs(), 40, 3
     found = feature_sweep(data, "width", [width], n=n, ridge=ridge, seeds=1, features=features)
@@ -52,7 +53,7 @@ def test_figures_are_those_of_least_squares(width: int, ridge: float, features: 
     rows = drawn.rows(n, 0.2)
     phi, test = (
         random_features(z, width, seed=drawn.init_seed, features=features).numpy() / width**0.5
-        for z in (data.x_train[rows.index], data.x_test)
+        for z in (data.x_train[rows.at], data.x_test)
     )
     targets = np.eye(C)[rows.labels.numpy()] - 1 / C
     if ridge:
@@ -106,7 +107,15 @@ def test_ridges_share_a_decomposition() -> None:
 
 @pytest.mark.parametrize(
     ("over", "values"),
-    [("width", [0, 3]), ("width", [3, 2]), ("samples", [2, 61]), ("ridge", [-1]), ("noise", [1.5]), ("steps", [1]), ("width", [])],
+    [
+        ("width", [0, 3]),
+        ("width", [3, 2]),
+        ("samples", [2, 61]),
+        ("ridge", [-1]),
+        ("noise", [1.5]),
+        ("steps", [1]),
+        ("width", []),
+    ],
 )
 def test_refused(over: str, values: list[float]) -> None:
     with pytest.raises(InputError):

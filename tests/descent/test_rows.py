@@ -14,15 +14,15 @@ def test_exactly_the_share_and_always_wrong(n: int, rate: float, nested: str, se
     own = draw(Y, seed, nested=nested).rows(n, rate)
     assert int(own.flipped.sum()) == round(rate * n)
     assert torch.equal(own.labels != own.clean, own.flipped)
-    assert torch.equal(own.clean, Y[own.index])
-    assert len(own.index.unique()) == n
+    assert torch.equal(own.clean, Y[own.at])
+    assert len(own.at.unique()) == n
 
 
 @given(st.integers(1, 59), st.integers(1, 59), st.floats(0, 1), st.integers(0, 20))
 def test_fewer_rows_are_the_first_of_more(a: int, b: int, rate: float, seed: int) -> None:
     few, many = (draw(Y, seed).rows(n, rate) for n in sorted((a, b)))
-    for name in ("index", "labels", "flipped"):
-        assert torch.equal(getattr(few, name), getattr(many, name)[: len(few.index)])
+    for name in ("at", "labels", "flipped"):
+        assert torch.equal(getattr(few, name), getattr(many, name)[: len(few.at)])
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 60), st.integers(0, 20))
@@ -39,7 +39,9 @@ def test_seeds_differ_and_are_the_same_again() -> None:
     assert one.init_seed == again.init_seed != other.init_seed
     assert one.init_seed != one.order_seed
     # every row is flipped by some seed, and about as often as the others
-    often = sum(torch.zeros(60).index_add(0, o.index, o.flipped.float()) for o in (draw(Y, s).rows(60, 0.3) for s in range(200)))
+    often = sum(
+        torch.zeros(60).index_add(0, o.at, o.flipped.float()) for o in (draw(Y, s).rows(60, 0.3) for s in range(200))
+    )
     assert 30 < float(often.min()) <= float(often.max()) < 95
 
 

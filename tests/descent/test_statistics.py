@@ -101,9 +101,9 @@ def test_laws_of_shift_scale_and_order(seeds: int, seed: int) -> None:
         assert (mirrored.rise, mirrored.fall) == (pytest.approx(own.fall), pytest.approx(own.rise))
 
 
-@given(st.permutations(range(6)))
+@given(st.integers(4, 8).flatmap(lambda seeds: st.permutations(range(seeds))))
 def test_the_order_of_few_seeds_does_not_matter(order: list[int]) -> None:
-    curves = np.random.default_rng(1).standard_normal((6, 7))
+    curves = np.random.default_rng(1).standard_normal((len(order), 7))
     assert peak(curves[order]).rise == pytest.approx(peak(curves).rise, abs=1e-12)
     assert peak(curves[order]).fall_se == pytest.approx(peak(curves).fall_se, abs=1e-12)
 
@@ -118,7 +118,8 @@ def test_mean_and_standard_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("curves", "axis"), [(np.zeros((3, 5)), None), (np.zeros(5), None), (np.zeros((4, 0)), None), (np.zeros((4, 3)), [1])]
+    ("curves", "axis"),
+    [(np.zeros((3, 5)), None), (np.zeros(5), None), (np.zeros((4, 0)), None), (np.zeros((4, 3)), [1])],
 )
 def test_refused(curves: np.ndarray, axis: list[int] | None) -> None:
     with pytest.raises(InputError):

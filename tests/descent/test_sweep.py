@@ -47,7 +47,9 @@ def same(a: Sweep, b: Sweep) -> None:
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             for name in ALL:
-                assert torch.equal(torch.nan_to_num(getattr(one, name), -1), torch.nan_to_num(getattr(other, name), -1)), name
+                assert torch.equal(
+                    torch.nan_to_num(getattr(one, name), -1), torch.nan_to_num(getattr(other, name), -1)
+                ), name
 
 
 def test_figures_are_those_of_the_plain_loop() -> None:
@@ -61,17 +63,23 @@ def test_figures_are_those_of_the_plain_loop() -> None:
         for a, width in enumerate((3, 9)):
             for curves, rate in ((found.curves, 0.2), *([(found.control, 0.0)] if s == 0 else [])):
                 rows = drawn.rows(50, rate)
-                member = Member(width, rows.index, rows.labels, drawn.init_seed, drawn.order_seed)
+                member = Member(width, rows.at, rows.labels, drawn.init_seed, drawn.order_seed)
                 model = mlp(6, (width,), 3, "relu", seed=drawn.init_seed)
-                own = train_one(model, member, data.x_train, data.x_test, data.y_test, recipe=RECIPE, dtype=torch.float64)
+                own = train_one(
+                    model, member, data.x_train, data.x_test, data.y_test, recipe=RECIPE, dtype=torch.float64
+                )
                 last = own.snapshots[-1]
                 for name in ALL[:4]:
                     assert float(getattr(curves, name)[s, a]) == pytest.approx(float(getattr(last, name)[0]), abs=1e-9)
                 said = last.train_predictions[0]
                 flips = rows.flipped
                 if rate:
-                    assert float(curves.memorized_flips[s, a]) == float((said[flips] == rows.labels[flips]).double().mean())
-                    assert float(curves.recovered_flips[s, a]) == float((said[flips] == rows.clean[flips]).double().mean())
+                    assert float(curves.memorized_flips[s, a]) == float(
+                        (said[flips] == rows.labels[flips]).double().mean()
+                    )
+                    assert float(curves.recovered_flips[s, a]) == float(
+                        (said[flips] == rows.clean[flips]).double().mean()
+                    )
                 else:
                     assert bool(curves.memorized_flips[s, a].isnan())
                     assert bool(curves.noisy_test_error[s, a] == curves.test_error[s, a])
@@ -79,11 +87,28 @@ def test_figures_are_those_of_the_plain_loop() -> None:
 
 @pytest.mark.parametrize(
     ("over", "values"),
-    [("width", [2, 5, 9]), ("samples", [15, 40, 60]), ("steps", [0, 20, 60]), ("noise", [0, 0.3]), ("ridge", [0, 0.1]), ("depth", [1, 2])],
+    [
+        ("width", [2, 5, 9]),
+        ("samples", [15, 40, 60]),
+        ("steps", [0, 20, 60]),
+        ("noise", [0, 0.3]),
+        ("ridge", [0, 0.1]),
+        ("depth", [1, 2]),
+    ],
 )
 def test_every_axis(over: str, values: list[float], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    found = sweep(blobs(), over, values, width=5, recipe=RECIPE, seeds=2, control=1, out=tmp_path, progress=lambda a, b: seen.append((a, b)))
+    found = sweep(
+        blobs(),
+        over,
+        values,
+        width=5,
+        recipe=RECIPE,
+        seeds=2,
+        control=1,
+        out=tmp_path,
+        progress=lambda a, b: seen.append((a, b)),
+    )
     assert found.curves.shape == (2, len(values))
     assert (found.control is None) == (over == "noise")
     networks = (2 + (over != "noise")) * (1 if over == "steps" else len(values))
@@ -93,7 +118,20 @@ def test_every_axis(over: str, values: list[float], tmp_path: Path) -> None:
         assert bool(torch.isfinite(getattr(found.curves, name)).all())
     # all of it is kept: the same call trains nothing
     again: list[tuple[int, int]] = []
-    same(found, sweep(blobs(), over, values, width=5, recipe=RECIPE, seeds=2, control=1, out=tmp_path, progress=lambda a, b: again.append((a, b))))
+    same(
+        found,
+        sweep(
+            blobs(),
+            over,
+            values,
+            width=5,
+            recipe=RECIPE,
+            seeds=2,
+            control=1,
+            out=tmp_path,
+            progress=lambda a, b: again.append((a, b)),
+        ),
+    )
     assert again == [(networks, networks)]
 
 
@@ -104,7 +142,9 @@ def test_axes_meet() -> None:
     by_steps = sweep(data, "steps", [30, 60], width=5, n=40, **common)
     for other in (by_samples, by_steps):
         for name in ALL[:4]:
-            torch.testing.assert_close(getattr(other.curves, name)[:, 1], getattr(by_width.curves, name)[:, 1], rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                getattr(other.curves, name)[:, 1], getattr(by_width.curves, name)[:, 1], rtol=0, atol=1e-9
+            )
 
 
 def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) -> None:
@@ -115,7 +155,10 @@ def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) ->
     files[0].write_bytes(files[0].read_bytes()[:-7])
     files[1].write_bytes(files[2].read_bytes())  # another chunk under this name
     again: list[int] = []
-    same(whole, sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, progress=lambda a, _: again.append(a), **options))
+    same(
+        whole,
+        sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, progress=lambda a, _: again.append(a), **options),
+    )
     assert again == [3, 6, 9]
     one = sweep(blobs(), "width", [3, 6, 12], chunk=1, **options)
     for name in ALL[:4]:
@@ -142,7 +185,9 @@ sweep(own.blobs(), "width", [3, 6, 12], recipe=own.RECIPE, seeds=4, control=2, c
 
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent))
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     started = time.monotonic()
     while not list(tmp_path.glob("chunks/*.safetensors")):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -172,7 +217,14 @@ def test_dask() -> None:
     distributed = pytest.importorskip("distributed")
     options = {"recipe": RECIPE, "seeds": 2, "control": 0, "chunk": 2}
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1", dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            host="127.0.0.1",
+            dashboard_address=None,
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         found = sweep(blobs(), "width", [3, 6], executor=client.get_executor(), **options)
