@@ -28,7 +28,7 @@ class DescentCommand:
     """
 
     kind: Literal["model", "sample", "epoch", "features", "atlas", "all"] = "model"
-    """Over the width, the training rows, the steps, the number of random features; atlas: many at once; or all of these."""
+    """Over width, rows (sample), steps (epoch) or number of random features; atlas: many at once; or all of these."""
     preset: Literal["quick", "paper"] = "quick"
     """quick: seconds to a minute a kind on two cores; paper: more seeds, values and steps, about an hour."""
     seed: int = 0
