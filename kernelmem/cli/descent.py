@@ -22,9 +22,9 @@ __all__ = ["DescentCommand"]
 class DescentCommand:
     """Show double descent: sweeps of scikit-learn's digits over width, rows, steps, or random features.
 
-    Of every kind OUT/KIND gets summary.json, results.csv, figure.svg, figure.png and a .safetensors file of all figures. A run that was killed
-    goes on where it stopped when the same command is given again. Exact counts of labels are flipped, always to a wrong one;
-    test labels are clean; figures are those of the last step.
+    Of every kind OUT/KIND gets summary.json, results.csv, figure.svg, figure.png and a .safetensors file of all numbers.
+    A run that was killed goes on where it stopped when the same command is given again. Exact counts of labels are flipped,
+    always to a wrong one; test labels are clean; numbers are those of the last step.
     """
 
     kind: Literal["model", "sample", "epoch", "features", "atlas", "all"] = "model"

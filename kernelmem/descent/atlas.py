@@ -1,4 +1,4 @@
-"""The atlas: test error and memorized labels over width x rows x steps x noise at once, and what the tangent kernel memorizes."""
+"""The atlas: test error and memorized labels over width x rows x steps x noise, and what the tangent kernel memorizes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -38,8 +38,8 @@ class Atlas:
     Attributes:
         noise, samples, widths, steps: the axes.
         test_error, train_error, memorized_flips: (S, R, N, W, T) as in :class:`kernelmem.descent.curve.Curves`.
-        kernel_flips: (S, R, N, W) mean exact leave-one-out memorization of the flipped rows, f(x_i) - f_{-i}(x_i) in the label's
-            column, by ridge regression with the tangent kernel of the untrained network; NaN without flips.
+        kernel_flips: (S, R, N, W) mean exact leave-one-out memorization of the flipped rows, f(x_i) - f_{-i}(x_i) in
+            the label's column, by ridge regression with the tangent kernel of the untrained network; NaN without flips.
         kernel_clean: the same of the rows whose label is right.
         epsilon: training error below which labels count as fitted.
         seconds: wall-clock time.

@@ -42,9 +42,15 @@ def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
     drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])["1"])
     rows = drawn.rows(15, 0.3)
     kernel = ntk(mlp(6, 9, 3, seed=drawn.init_seed), data.x_train[rows.at], outputs="trace").double()
-    own = leave_one_out(kernel, torch.eye(3, dtype=torch.float64)[rows.labels], 0.01 * float(drawn_mean(data, drawn, 15, 9)))
-    assert float(found.kernel_flips[1, 1, 0, 1]) == pytest.approx(float(own.memorization[rows.flipped].mean()), rel=1e-4)
-    assert float(found.kernel_clean[1, 1, 0, 1]) == pytest.approx(float(own.memorization[~rows.flipped].mean()), rel=1e-4)
+    own = leave_one_out(
+        kernel, torch.eye(3, dtype=torch.float64)[rows.labels], 0.01 * float(drawn_mean(data, drawn, 15, 9))
+    )
+    assert float(found.kernel_flips[1, 1, 0, 1]) == pytest.approx(
+        float(own.memorization[rows.flipped].mean()), rel=1e-4
+    )
+    assert float(found.kernel_clean[1, 1, 0, 1]) == pytest.approx(
+        float(own.memorization[~rows.flipped].mean()), rel=1e-4
+    )
     # wrong labels are memorized more than right ones: the rows around them say otherwise
     assert float(found.kernel_flips[:, 1].mean()) > float(found.kernel_clean[:, 1].mean())
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -275,6 +276,14 @@ def test_threshold_before_the_sweep() -> None:
     rows = find_threshold(data, "samples", [5, 10, 20, 40, 60], width=4, seeds=3, sweep_seeds=9, **options)
     assert rows.direction == "rising"
     assert 5 <= rows.value <= 60
+    # a smaller budget takes fewer seeds, whatever way the bisection goes
+    for noise in (0.05, 0.3, 0.5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ThresholdWarning)
+            small = find_threshold(
+                data, "width", grid[:6], seeds=5, sweep_seeds=9, budget=0.2, noise=noise, recipe=RECIPE
+            )
+        assert 0 < small.cost <= 0.2
     with pytest.raises(InputError, match="two seeds"):
         find_threshold(data, "width", grid, seeds=5, budget=0.01, **options)
 
