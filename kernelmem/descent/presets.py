@@ -63,7 +63,7 @@ _EPOCH = Recipe(optimizer="sgd", learning_rate=0.05, momentum=0.9, batch_size=64
 _SAMPLE = Recipe(optimizer="adam", learning_rate=0.015, schedule="wsd", steps=1500)
 _QUICK = {
     "model": Preset("model", "width", _WIDTHS, n=950, recipe=_MODEL, search=True, chunk=38),
-    "epoch": Preset("epoch", "steps", _STEPS, n=900, width=200, noise=0.3, recipe=_EPOCH, seeds=24, control=4, chunk=7),
+    "epoch": Preset("epoch", "steps", _STEPS, n=900, width=200, noise=0.3, recipe=_EPOCH, seeds=32, control=4, chunk=9),
     "sample": Preset("sample", "samples", _SAMPLES, width=10, recipe=_SAMPLE, seeds=14, chunk=41),
     "features": Preset("features", "width", _FEATURES, n=500),
 }

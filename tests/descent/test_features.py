@@ -120,3 +120,10 @@ def test_ridges_share_a_decomposition() -> None:
 def test_refused(over: str, values: list[float]) -> None:
     with pytest.raises(InputError):
         feature_sweep(blobs(), over, values)
+
+
+def test_small_singular_values_are_kept_or_cut_as_asked() -> None:
+    smooth = {"n": 40, "seeds": 1, "scale": 0.005, "control": False}
+    whole = feature_sweep(blobs(), "width", [30], **smooth).config["condition"][0]
+    assert whole > 1e8  # down to rounding, by default
+    assert feature_sweep(blobs(), "width", [30], rcond=1e-3, **smooth).config["condition"][0] <= 1e3

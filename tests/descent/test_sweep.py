@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -165,7 +166,9 @@ def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) ->
     for name in ALL[:4]:
         torch.testing.assert_close(getattr(one.curves, name), getattr(whole.curves, name), rtol=0, atol=1e-9)
     # another recipe does not find these files
-    other = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options | {"recipe": Recipe(steps=5)})
+    other = sweep(
+        blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options | {"recipe": replace(RECIPE, learning_rate=0.01)}
+    )
     assert not torch.equal(other.curves.train_loss, whole.curves.train_loss)
 
 
