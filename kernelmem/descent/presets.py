@@ -57,7 +57,7 @@ class Preset:
 _WIDTHS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 50, 72, 110)
 _STEPS = (20, 40, 60, 80, 110, 150, 200, 260, 330, 420, 500, 600, 700, 800, 900, 1000)
 _SAMPLES = (70, 100, 200, 300, 400, 450, 600, 750, 900)
-_FEATURES = (50, 100, 150, 200, 300, 400, 450, 490, 500, 510, 550, 600, 700, 1000, 1500, 2500)
+_FEATURES = (50, 100, 200, 300, 400, 450, 490, 500, 510, 550, 650, 1000, 2500)
 _MODEL = Recipe(optimizer="adam", learning_rate=0.01, schedule="wsd", batch_size=200, steps=4000)
 _EPOCH = Recipe(optimizer="sgd", learning_rate=0.05, momentum=0.9, batch_size=64, steps=1000, depth=3)
 _SAMPLE = Recipe(optimizer="adam", learning_rate=0.015, schedule="wsd", steps=1500)
