@@ -47,7 +47,7 @@ def sweep_figure(sweep: Sweep, *, theory: Sequence[Theory] = ()) -> "Figure":
 
     with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem", "font.size": 9}):
         flips = bool(np.isfinite(sweep.curves.memorized_flips.numpy()).any())
-        figure = Figure(figsize=(11.4 if flips else 7.8, 3.7), layout="constrained")
+        figure = Figure(figsize=(11.4 if flips else 7.8, 3.9), layout="constrained")
         panels = figure.subplots(1, 3 if flips else 2)
         for axes, (name, (test, train)) in zip(panels, PANELS.items(), strict=False):
             _band(
@@ -72,8 +72,10 @@ def sweep_figure(sweep: Sweep, *, theory: Sequence[Theory] = ()) -> "Figure":
             if k == 1:  # its lines are those of the first panel, save for the theory
                 own = [line for line in axes.lines if line.get_color() == PURPLE]
                 axes.legend(handles=own, frameon=False, fontsize=7.5) if own else None
-            else:
+            elif k == 2:
                 axes.legend(frameon=False, fontsize=7.5)
+        # Below, since no corner is free of curves in all kinds.
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, frameon=False)
         figure.suptitle(f"{TITLES[sweep.kind]}, {sweep.curves.shape[0]} seeds", x=0.01, ha="left", color=TEXT)
         return figure
 

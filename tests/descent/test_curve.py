@@ -106,11 +106,9 @@ def test_figures(tmp_path: Path) -> None:
     assert files["figure.png"].startswith(b"\x89PNG")
     assert b"<svg" in files["figure.svg"]
     assert files == figure_files(own.plot(theory=[([4, 64], [1, 0.7], "theory")]), "figure")
-    texts = [
-        text.get_text()
-        for axes in own.plot(theory=[(AXIS, AXIS, "exact")]).axes
-        for text in axes.get_legend().get_texts()
-    ]
+    figure = own.plot(theory=[(AXIS, AXIS, "exact")])
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes[1:])]
+    texts = [text.get_text() for legend in legends for text in legend.get_texts()]
     assert {"exact", "training", "training error 0.1", "said as trained (memorized)"} <= set(texts)
     bare = replace(own, control=None, curves=curves(4, flips=False)).plot()
     assert len(bare.axes) == 2
