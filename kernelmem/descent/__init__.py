@@ -1,1 +1,1 @@
-"""Double descent: exact and asymptotic curves, and the simulations that check them."""
+"""Double descent: sweeps with intervals and controls, theory and predictions beside them, what the variance is made of."""

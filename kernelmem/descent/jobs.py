@@ -25,6 +25,7 @@ FIGURES = (
     "test_error", "test_loss", "train_error", "train_loss", "memorized_flips", "recovered_flips", "noisy_test_error",
 )  # fmt: skip
 Train = Callable[[nn.Module, Tensor, Tensor, int], None]
+EVALUATED = 500  # rows at once, of a user's model
 _ONE_AT_A_TIME = threading.Lock()  # a user's training draws from torch's global random state
 
 
@@ -140,7 +141,9 @@ def _trained_by_user(job: Job, train: Train) -> dict[str, Tensor]:
             train(model, x, member.labels.to(x.device), member.order_seed)
             model.eval()
             with torch.no_grad():
-                outputs = [model(own).double().cpu() for own in (x, x_test)]
+                outputs = [
+                    torch.cat([model(part).double().cpu() for part in own.split(EVALUATED)]) for own in (x, x_test)
+                ]
         if any(tuple(own.shape) != (len(z), job.n_classes) for own, z in zip(outputs, (x, x_test), strict=True)):
             raise UnsupportedModelError(
                 f"a model whose outputs have shape {tuple(outputs[1].shape)}",

@@ -23,9 +23,10 @@ def run(options: Options) -> None:
     """Measure what is asked for, keep the rest of an earlier results.json."""
     path = options.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results |= {"machine": machine.describe(), "outputs": OUTPUTS, "ridge": RIDGE}
+    results |= {"outputs": OUTPUTS, "ridge": RIDGE}
     for name in options.only:
-        results[name] = {"direct": _direct, "streamed": _streamed, "noticed": _noticed}[name](options)
+        found = {"direct": _direct, "streamed": _streamed, "noticed": _noticed}[name](options)
+        results[name] = {"machine": machine.describe(), **found}
         write_file(path, json.dumps(results, indent=1) + "\n")
 
 
