@@ -2,9 +2,9 @@
 
 ::
 
-    model + data ─► runs ─► tangents ─► kernels ─► machines ─► memorization ─► audit
-                    (how it   (df/dθ,     (NTK,      (ridge,      (label noise,    (one report)
-                    trained)  factored,   infinite   exact        detection)
+    model + data ─► runs ─► tangents ─► kernels ─► machines ─► memorization ─► descent ─► audit
+                    (how it   (df/dθ,     (NTK,      (ridge,      (label noise,    (sweeps,    (one report)
+                    trained)  factored,   infinite   exact        detection)       theory)
                               planned)    width,     leave-one-out)
                                           spectrum)
                               path = runs × tangents: the exact ledger of a recorded run

@@ -27,7 +27,7 @@ class DescentCommand:
     always to a wrong one; test labels are clean; numbers are those of the last step.
     """
 
-    kind: Literal["model", "sample", "epoch", "features", "atlas", "all"] = "model"
+    kind: Literal["model", "sample", "epoch", "features", "prediction", "atlas", "all"] = "model"
     """Over width, rows (sample), steps (epoch) or number of random features; atlas: many at once; or all of these."""
     preset: Literal["quick", "paper"] = "quick"
     """quick: seconds to a minute a kind on two cores; paper: more seeds, values and steps, about an hour."""
@@ -46,6 +46,7 @@ class DescentCommand:
             KINDS,
             preset,
             run_atlas,
+            run_forecast,
             run_preset,
         )  # reads torch's optimizers: slow to import
 
@@ -53,7 +54,7 @@ class DescentCommand:
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"--workers {workers}", expected="at least 1", do="leave it out for one a core")
-        kinds = (*KINDS, "atlas") if self.kind == "all" else (self.kind,)
+        kinds = (*KINDS, "prediction", "atlas") if self.kind == "all" else (self.kind,)
         spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:
             for kind in kinds:
@@ -67,6 +68,8 @@ class DescentCommand:
                     common = {"seed": self.seed, "out": out, "executor": executor, "device": self.device}
                     if kind == "atlas":
                         found = run_atlas(self.preset, progress=step, **common)
+                    elif kind == "prediction":
+                        found = run_forecast(self.preset, progress=step, **common)
                     else:
                         found = run_preset(preset(kind, self.preset), progress=step, **common)
                 print(found)

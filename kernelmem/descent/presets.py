@@ -13,8 +13,10 @@ import torch
 
 from kernelmem.descent.atlas import Atlas, atlas
 from kernelmem.descent.curve import Sweep
+from kernelmem.descent.feature_theory import feature_theory
 from kernelmem.descent.features import feature_sweep
 from kernelmem.descent.figures import Theory, figure_files
+from kernelmem.descent.forecast import Forecast, forecast
 from kernelmem.descent.sweep import sweep
 from kernelmem.descent.threshold import find_threshold
 from kernelmem.ground.checks import seed_sequence
@@ -23,7 +25,7 @@ from kernelmem.runs.data import LabeledData
 from kernelmem.runs.ensemble import Recipe
 from kernelmem.store.files import check_directory, write_files
 
-__all__ = ["KINDS", "Kind", "Preset", "digits_pool", "preset", "run_atlas", "run_preset", "write_sweep"]
+__all__ = ["KINDS", "Kind", "Preset", "digits_pool", "preset", "run_atlas", "run_forecast", "run_preset", "write_sweep"]
 
 Kind = Literal["model", "sample", "epoch", "features"]
 Size = Literal["quick", "paper"]
@@ -121,6 +123,13 @@ _ATLAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_LAZY = Recipe(optimizer="sgd", learning_rate=0.004, momentum=0.9, steps=1500, loss="mse")
+_FORECAST: dict[str, dict[str, Any]] = {
+    "quick": {"samples": (50, 100, 200, 300, 400, 600, 900), "recipe": _LAZY, "seeds": 4},
+    "paper": {"samples": tuple(range(50, 951, 50)), "recipe": replace(_LAZY, steps=6000), "seeds": 12, "width": 400},
+}
+
+
 def run_atlas(
     size: Size = "quick",
     *,
@@ -169,7 +178,7 @@ def run_preset(
         executor: see :func:`kernelmem.descent.sweep.sweep`; random features do without.
         device: likewise.
         progress: likewise.
-        theory: curves for the figure.
+        theory: curves for the figure; random features over their number have one of their own.
     """
     if out is not None:
         check_directory(out)
@@ -202,9 +211,29 @@ def run_preset(
             progress=progress, **options,
         )  # fmt: skip
         found = replace(found, seconds=found.seconds + search, config=found.config | {"search_seconds": search})
+    expected = feature_theory(pool, found) if own.kind == "features" and own.over == "width" and not theory else None
+    if expected is not None:
+        found, theory = replace(found, config=found.config | {"theory": expected.summary()}), expected.drawn()
     if out is not None:
         write_sweep(found, out, theory=theory)
     return found
+
+
+def run_forecast(
+    size: Size = "quick",
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Forecast:
+    """Foretell the learning curve of the digits, then train; see :func:`kernelmem.descent.forecast.forecast`."""
+    if size not in _FORECAST:
+        raise InputError(f"size={size!r}", expected="quick or paper", do="pass one of them")
+    pool = digits_pool(seed)
+    common = {"seed": seed, "out": out, "executor": executor, "device": device, "progress": progress}
+    return forecast(pool, **_FORECAST[size], **common)
 
 
 def write_sweep(found: Sweep, out: str | Path, *, theory: Sequence[Theory] = ()) -> list[Path]:
