@@ -21,16 +21,20 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", ["resnet18", "cnn"])
-def test_a_sweep_of_widths_runs_and_goes_on_where_it_ended(folder, tmp_path, family):
+def test_a_sweep_of_widths_runs_and_goes_on_where_it_ended(folder, tmp_path, family, monkeypatch):
     options = {"family": family, "widths": (1, 2), "training": TRAINING, "seeds": 2, "control": 1, "out": tmp_path}
     found = cifar_sweep(folder, **options)
     assert found.axis == (1.0, 2.0)
     assert found.curves.test_error.shape == (2, 2)
     assert bool(((found.curves.test_error >= 0) & (found.curves.test_error <= 1)).all())
+    assert len(list((tmp_path / "chunks").iterdir())) == 6  # each network is kept by itself
     again = []
     repeated = cifar_sweep(folder, **options, progress=lambda done, total: again.append((done, total)))
     assert again == [(6, 6)]  # nothing is trained twice
     assert repeated.curves.test_loss.tolist() == found.curves.test_loss.tolist()
+    monkeypatch.setattr("kernelmem.descent.jobs.EVALUATED", 7)  # the last part is smaller
+    parts = cifar_sweep(folder, **options | {"out": None, "seeds": 1, "control": 0})
+    assert parts.curves.test_loss[0].tolist() == pytest.approx(found.curves.test_loss[0].tolist(), rel=1e-5)
 
 
 def test_an_unknown_family_and_an_empty_folder_are_refused(folder, tmp_path):

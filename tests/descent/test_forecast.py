@@ -70,6 +70,9 @@ def test_the_theory_of_features_is_that_of_their_kernel(data):
     want = feature_curve(task, [10, 30, 60, 200], samples=60, noise=flip_noise(0.2, 10)).clean
     assert want is not None
     torch.testing.assert_close(theory.expected, want)
+    simple = feature_curve(task.as_population(), [10, 30, 60, 200], samples=60, noise=flip_noise(0.2, 10)).clean
+    assert simple is not None
+    torch.testing.assert_close(theory.plain, simple)
     assert theory.peak == 60
     assert bool((theory.control < theory.expected)[torch.isfinite(theory.expected)].all())
     assert bool((theory.relative_error[torch.tensor([0, 1, 3])].abs() < 0.25).all())

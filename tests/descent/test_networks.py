@@ -36,3 +36,5 @@ def test_small_pictures_and_one_channel():
 def test_what_is_no_width_is_refused(width):
     with pytest.raises(InputError, match="width"):
         ResNet18(width)
+    with pytest.raises(InputError, match="1 classes"):
+        ConvolutionalNetwork(2, 1)
