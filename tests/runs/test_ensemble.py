@@ -411,3 +411,12 @@ def test_outputs_beyond_the_range_of_exp():
     assert float(many.snapshots[-1].logits.abs().max()) > 1000
     loop = train_one(mlp(D, 6, C, seed=0), one, 1e4 * x, 1e4 * x_test, y_test, **common)
     torch.testing.assert_close(many.snapshots[-1].logits, loop.snapshots[-1].logits, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (4, 5), (5, 4)])
+def test_a_full_batch_beside_pieces_of_the_same_size(widths):
+    recipe = Recipe("adam", steps=12, batch_size=20)
+    members = [member(widths[0], 20, init=1, order=3), member(widths[1], 40, init=2, order=4)]
+    for crowd in (members, members[::-1]):
+        many = trained(crowd, recipe)
+        assert max(gap(many, k, alone(one, recipe)) for k, one in enumerate(crowd)) < 1e-9
