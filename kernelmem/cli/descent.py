@@ -22,19 +22,22 @@ __all__ = ["DescentCommand"]
 class DescentCommand:
     """Show double descent: sweeps of scikit-learn's digits over width, rows, steps, or random features.
 
-    Of every kind OUT/KIND gets summary.json, results.csv, figure.svg, figure.png and a .safetensors file of all numbers.
+    DIR (of all kinds: DIR/KIND) gets summary.json, results.csv, figure.svg, figure.png and a .safetensors file of all numbers.
     A run that was killed goes on where it stopped when the same command is given again. Exact counts of labels are flipped,
     always to a wrong one; test labels are clean; numbers are those of the last step.
     """
 
-    kind: Literal["model", "sample", "epoch", "features", "prediction", "atlas", "all"] = "model"
-    """Over width, rows (sample), steps (epoch) or number of random features; atlas: many at once; or all of these."""
+    kind: Literal["model", "sample", "epoch", "features", "prediction", "atlas", "all", "cifar"] = "model"
+    """Over width, rows (sample), steps (epoch) or number of random features; prediction: foretold, then trained; atlas: many
+    at once; all of these; or cifar: ResNet18 by width on --data."""
     preset: Literal["quick", "paper"] = "quick"
     """quick: seconds to a minute a kind on two cores; paper: more seeds, values and steps, about an hour."""
     seed: int = 0
     """Of the split into training and test rows, and of all draws."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("out/descent")
-    """Directory of the results."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory of the results; default: out/descent/KIND."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory of the CIFAR-10 files, for cifar."""
     workers: int | None = None
     """Processes that train; default: as many as there are cores."""
     device: str = "cpu"
@@ -42,6 +45,7 @@ class DescentCommand:
 
     def run(self) -> None:
         """Carry it out."""
+        from kernelmem.descent.cifar import run_cifar
         from kernelmem.descent.presets import (
             KINDS,
             preset,
@@ -50,7 +54,14 @@ class DescentCommand:
             run_preset,
         )  # reads torch's optimizers: slow to import
 
-        check_directory(self.out)
+        base = Path("out/descent") if self.out is None else self.out
+        check_directory(base)
+        if (self.kind == "cifar") is (self.data is None):
+            raise InputError(
+                f"--kind {self.kind} {'without' if self.data is None else 'with'} --data",
+                expected="--data with --kind cifar, and with no other",
+                do="name the directory of the CIFAR-10 files",
+            )
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"--workers {workers}", expected="at least 1", do="leave it out for one a core")
@@ -58,7 +69,7 @@ class DescentCommand:
         spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:
             for kind in kinds:
-                out = self.out / kind
+                out = base / kind if self.kind == "all" or self.out is None else base
                 with tqdm(desc=kind, unit="part", file=sys.stderr, disable=None) as bar:
 
                     def step(done: int, total: int, bar: tqdm = bar) -> None:
@@ -66,7 +77,10 @@ class DescentCommand:
                         bar.update(done - bar.n)
 
                     common = {"seed": self.seed, "out": out, "executor": executor, "device": self.device}
-                    if kind == "atlas":
+                    if kind == "cifar":
+                        assert self.data is not None
+                        found = run_cifar(self.data, self.preset, progress=step, **common)
+                    elif kind == "atlas":
                         found = run_atlas(self.preset, progress=step, **common)
                     elif kind == "prediction":
                         found = run_forecast(self.preset, progress=step, **common)

@@ -4,17 +4,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kernelmem.descent.curve import Sweep
 from kernelmem.descent.networks import ConvolutionalNetwork, ResNet18
 from kernelmem.descent.picture_training import PictureTraining
+from kernelmem.descent.presets import write_sweep
 from kernelmem.descent.sweep import sweep
 from kernelmem.ground.errors import InputError
 from kernelmem.runs.data import LabeledData
 from kernelmem.runs.pictures import cifar10
 
-__all__ = ["WIDTHS", "cifar_sweep"]
+__all__ = ["WIDTHS", "cifar_sweep", "run_cifar"]
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64)
 FAMILIES = {"resnet18": ResNet18, "cnn": ConvolutionalNetwork}
@@ -79,6 +80,39 @@ def cifar_sweep(
         executor=executor,
         progress=progress,
     )
+
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "quick": {
+        "widths": (1, 2, 4, 6, 8, 10, 12, 16, 24, 32), "n": 5000, "seeds": 2,
+        "training": PictureTraining(epochs=200, learning_rate=1e-3),
+    },
+    "paper": {},
+}  # fmt: skip
+
+
+def run_cifar(
+    directory: str | Path,
+    size: Literal["quick", "paper"] = "quick",
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    device: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Sweep:
+    """Sweep CIFAR-10 and write summary.json, results.csv and figures to ``out``: "paper" as published, "quick" a part of it.
+
+    "quick" has 5,000 rows, 10 widths and 200 epochs: hours of one GPU. Neither has been run on the real pictures here.
+    """
+    if size not in _SIZES:
+        raise InputError(f"size={size!r}", expected="quick or paper", do="pass one of them")
+    options = dict(_SIZES[size])
+    options["training"] = replace(options.get("training", PictureTraining()), device=device)
+    found = cifar_sweep(directory, seed=seed, out=out, executor=executor, progress=progress, **options)
+    if out is not None:
+        write_sweep(found, out)
+    return found
 
 
 def _standardized(data: LabeledData) -> LabeledData:
