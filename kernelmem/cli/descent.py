@@ -55,13 +55,13 @@ class DescentCommand:
         )  # reads torch's optimizers: slow to import
 
         base = Path("out/descent") if self.out is None else self.out
-        check_directory(base)
         if (self.kind == "cifar") is (self.data is None):
             raise InputError(
                 f"--kind {self.kind} {'without' if self.data is None else 'with'} --data",
                 expected="--data with --kind cifar, and with no other",
                 do="name the directory of the CIFAR-10 files",
             )
+        check_directory(base)
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"--workers {workers}", expected="at least 1", do="leave it out for one a core")

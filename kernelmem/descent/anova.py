@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernelmem.descent.decomposition import check_count, read_targets
+from kernelmem.descent.arguments import as_whole
+from kernelmem.descent.decomposition import read_targets
 from kernelmem.ground.checks import as_tensor
 from kernelmem.ground.errors import InputError
 
@@ -95,7 +96,7 @@ class VarianceComponents:
         for name, k in counts.items():
             if name not in self.levels:
                 raise InputError(f"factor {name!r}", expected=f"one of {', '.join(self.levels)}", do="vary it")
-            check_count(name, k, 1)
+            as_whole(k, name)
         total = self.bias
         for own in self.components:
             share = 1

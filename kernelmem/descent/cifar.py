@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kernelmem.descent.curve import Sweep
 from kernelmem.descent.networks import ConvolutionalNetwork, ResNet18
 from kernelmem.descent.picture_training import PictureTraining
-from kernelmem.descent.presets import write_sweep
+from kernelmem.descent.presets import of_size, write_sweep
 from kernelmem.descent.sweep import sweep
 from kernelmem.ground.errors import InputError
 from kernelmem.runs.data import LabeledData
@@ -105,9 +105,7 @@ def run_cifar(
 
     "quick" has 5,000 rows, 10 widths and 200 epochs: hours of one GPU. Neither has been run on the real pictures here.
     """
-    if size not in _SIZES:
-        raise InputError(f"size={size!r}", expected="quick or paper", do="pass one of them")
-    options = dict(_SIZES[size])
+    options = dict(of_size(_SIZES, size))
     options["training"] = replace(options.get("training", PictureTraining()), device=device)
     found = cifar_sweep(directory, seed=seed, out=out, executor=executor, progress=progress, **options)
     if out is not None:

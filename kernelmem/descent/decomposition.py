@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kernelmem.descent.arguments import as_whole
 from kernelmem.ground.checks import as_labels, as_tensor
 from kernelmem.ground.errors import InputError
 
@@ -60,7 +61,7 @@ class Decomposition:
                 expected="one of squared loss: there the variance of a mean is variance / k",
                 do="decompose_squared of the probabilities, or measure the ensemble",
             )
-        check_count("k", k, 1)
+        as_whole(k, "k")
         return self.bias + self.variance / k
 
     def __str__(self) -> str:
@@ -188,6 +189,11 @@ def _members(outputs: Any) -> Tensor:
 
 
 def read_targets(targets: Any, f: Tensor) -> Tensor:
+    """Read targets of outputs ``f`` (K, m, C): labels (m,) as one-hot rows, or real numbers (m, C); float64 (m, C).
+
+    Raises:
+        InputError: another shape, labels out of range.
+    """
     m, C = f.shape[1:]
     y = as_tensor(targets, "targets").cpu()
     if y.ndim == 1 and not y.is_floating_point() and C > 1:
@@ -200,8 +206,3 @@ def read_targets(targets: Any, f: Tensor) -> Tensor:
             do="give the targets of the rows that the outputs are of",
         )
     return y.double()
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r}", expected=f"a whole number >= {least}", do=f"pass {name}={least} or more")

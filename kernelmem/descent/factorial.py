@@ -1,5 +1,6 @@
 """The seeds of a balanced factorial of trainings: initialization x data x label noise x batch order."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from kernelmem.descent.anova import FACTORS, VarianceComponents, variance_components
-from kernelmem.descent.decomposition import check_count
+from kernelmem.descent.arguments import as_whole
 from kernelmem.ground.checks import seed_sequence
 from kernelmem.ground.errors import InputError
 
@@ -111,11 +112,10 @@ def factorial(
     >>> [len(set(column)) for column in zip(*factorial(initializations=2, data=3, noise=2, seed=0).cells)]
     [2, 3, 6, 1]
     """
-    sizes = {"initializations": initializations, "data": data, "noise": noise, "order": order}
-    total = 1
-    for name, size in sizes.items():
-        check_count(name, size, 1)
-        total *= size
+    given = {"initializations": initializations, "data": data, "noise": noise, "order": order}
+    sizes = {name: as_whole(size, name) for name, size in given.items()}
+    initializations, data, noise, order = sizes.values()
+    total = math.prod(sizes.values())
     if total > MOST_CELLS:
         raise InputError(f"{total:,} cells", expected=f"at most {MOST_CELLS:,}", do="take fewer levels")
     roots = seed_sequence(seed, FACTORS)

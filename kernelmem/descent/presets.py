@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,10 @@ from kernelmem.runs.data import LabeledData
 from kernelmem.runs.ensemble import Recipe
 from kernelmem.store.files import check_directory, write_files
 
-__all__ = ["KINDS", "Kind", "Preset", "digits_pool", "preset", "run_atlas", "run_forecast", "run_preset", "write_sweep"]
+__all__ = [
+    "KINDS", "Kind", "Preset", "digits_pool", "of_size", "preset", "run_atlas", "run_forecast", "run_preset",
+    "write_sweep",
+]  # fmt: skip
 
 Kind = Literal["model", "sample", "epoch", "features"]
 Size = Literal["quick", "paper"]
@@ -99,6 +102,17 @@ def preset(kind: Kind, size: Size = "quick") -> Preset:
     return sizes[size][kind]
 
 
+def of_size(settings: Mapping[str, dict[str, Any]], size: str) -> dict[str, Any]:
+    """Settings of one size.
+
+    Raises:
+        InputError: an unknown size.
+    """
+    if size not in settings:
+        raise InputError(f"size={size!r}", expected=f"one of {', '.join(settings)}", do="pass one of them")
+    return settings[size]
+
+
 def digits_pool(seed: int = 0) -> LabeledData:
     """Load the 1,797 digits, x = 2 (pixel / 16 - 0.3), split at random into 800 test rows and a pool of 997."""
     from sklearn.datasets import load_digits  # imported here: it costs half a second
@@ -140,11 +154,9 @@ def run_atlas(
     progress: Progress | None = None,
 ) -> Atlas:
     """Run the atlas of the digits, and write atlas.safetensors, summary.json, results.csv and the figure to ``out`` if given."""
-    if size not in _ATLAS:
-        raise InputError(f"size={size!r}", expected="quick or paper", do="pass one of them")
     found = atlas(
         digits_pool(seed), recipe=_SAMPLE, seed=seed, out=out, executor=executor, device=device, progress=progress,
-        **_ATLAS[size],
+        **of_size(_ATLAS, size),
     )  # fmt: skip
     if out is not None:
         contents = {
@@ -229,11 +241,9 @@ def run_forecast(
     progress: Progress | None = None,
 ) -> Forecast:
     """Foretell the learning curve of the digits, then train; see :func:`kernelmem.descent.forecast.forecast`."""
-    if size not in _FORECAST:
-        raise InputError(f"size={size!r}", expected="quick or paper", do="pass one of them")
     pool = digits_pool(seed)
     common = {"seed": seed, "out": out, "executor": executor, "device": device, "progress": progress}
-    return forecast(pool, **_FORECAST[size], **common)
+    return forecast(pool, **of_size(_FORECAST, size), **common)
 
 
 def write_sweep(found: Sweep, out: str | Path, *, theory: Sequence[Theory] = ()) -> list[Path]:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from kernelmem.ground.symmetry import symmetry
+from kernelmem.machines.inverses import cholesky_in_place
 from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.systems import EPS, System, as_system
 
-__all__ = ["Finding", "condition_limit", "diagnose", "duplicates", "inspect", "named", "require_kernel"]
+__all__ = ["Finding", "condition_limit", "diagnose", "duplicates", "inspect", "inspected", "named", "require_kernel"]
 
 EPS32 = torch.finfo(torch.float32).eps
 ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
@@ -46,6 +47,16 @@ def inspect(system: System, into: Tensor | None = None) -> Finding | None:
             f" the largest is {seen.largest:.3g}",
         )
     return None
+
+
+def inspected(system: System) -> tuple[Finding | None, Tensor]:
+    """What :func:`inspect` finds, and the kernel as a new symmetric tensor (n, n), in one pass; where it finds, no kernel."""
+    if system.matrix_free:
+        finding = inspect(system)
+        return finding, torch.empty(0) if finding is not None else system.symmetric()
+    K = torch.empty(system.n, system.n, dtype=torch.float64, device=system.device)
+    finding = inspect(system, K)
+    return finding, torch.empty(0) if finding is not None else K
 
 
 def diagnose(system: System) -> Finding:
@@ -138,12 +149,10 @@ def require_kernel(kernel: Any) -> None:
     Cost: one Cholesky factorization; two eigenvalue problems only where it fails.
     """
     system = as_system(kernel)
-    finding = inspect(system)
+    finding, K = inspected(system)
     if finding is None:
-        K = system.symmetric()
         # The mean diagonal is at most λ_max where K is positive: what passes here is within the tolerance of diagnose.
-        K.diagonal().add_(system.n * EPS32 * float(K.diagonal().mean().clamp_min(0)))
-        if not int(torch.linalg.cholesky_ex(K).info):
+        if cholesky_in_place(K, system.n * EPS32 * float(K.diagonal().mean().clamp_min(0)))[2]:
             return
         del K
         finding = diagnose(system)

@@ -9,12 +9,12 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from kernelmem.ground.errors import InputError, NumericalError
-from kernelmem.machines.diagnosis import condition_limit, inspect
+from kernelmem.machines.diagnosis import condition_limit, inspected
 from kernelmem.machines.estimators import KernelEstimator, diagonal_of, noticed, prior_outputs
 from kernelmem.machines.results import Code, Solution
-from kernelmem.machines.solvers import as_ridge, factorized, solve
+from kernelmem.machines.solvers import above_rounding, as_ridge, factorized, solve
 from kernelmem.machines.stored_kernel import as_array
-from kernelmem.machines.systems import EPS, as_system
+from kernelmem.machines.systems import as_system
 
 __all__ = ["KernelMachineGP"]
 
@@ -164,10 +164,8 @@ class _Inverse:
 
 def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, Solution]:
     system = as_system(K)
-    dense = torch.empty(0 if system.matrix_free else system.n, system.n, dtype=torch.float64, device=system.device)
-    fault = inspect(system, dense)
+    fault, dense = inspected(system)
     if fault is None:
-        dense = system.symmetric() if system.matrix_free else dense
         factor, condition = factorized(dense, targets, ridge)
         if factor is not None and condition <= condition_limit(system.n):
             a = factor.alpha()
@@ -178,7 +176,5 @@ def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, 
         return None, solution
     dense = system.symmetric()  # the factorization has overwritten the first
     values, V = torch.linalg.eigh(dense)
-    values = values + ridge
-    noise = system.n * (EPS * float(values.abs().max()) + (system.eps if ridge == 0 else 0) * float(dense.abs().max()))
-    kept = values > max(noise, -2 * float(values[0] - ridge), 0.0)
-    return _Inverse(None, values[kept], V[:, kept]), solution
+    kept = above_rounding(values, ridge, system, float(dense.abs().max()))
+    return _Inverse(None, values[kept] + ridge, V[:, kept]), solution

@@ -10,13 +10,22 @@ from torch import Tensor
 from kernelmem.ground.checks import as_tensor
 from kernelmem.ground.errors import InputError
 from kernelmem.machines.conjugate_gradient import conjugate_gradient
-from kernelmem.machines.diagnosis import EPS32, Finding, condition_limit, diagnose, duplicates, inspect, named
+from kernelmem.machines.diagnosis import (
+    EPS32,
+    Finding,
+    condition_limit,
+    diagnose,
+    duplicates,
+    inspect,
+    inspected,
+    named,
+)
 from kernelmem.machines.inverses import Factor, cholesky_in_place
 from kernelmem.machines.nystroem import Preconditioner, landmarks, over_landmarks, preconditioner
 from kernelmem.machines.results import Code, Solution
 from kernelmem.machines.systems import EPS, System, as_system
 
-__all__ = ["Solver", "as_ridge", "factorized", "solve"]
+__all__ = ["Solver", "above_rounding", "as_ridge", "factorized", "solve"]
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
@@ -96,9 +105,8 @@ def solve(
         )
     scale = _scale(weights, system)
     chosen = _choose(system) if solver == "auto" else solver
-    direct = chosen in ("cholesky", "eigen") and not system.matrix_free
-    K = torch.empty(system.n, system.n, dtype=torch.float64, device=system.device) if direct else None
-    fault = inspect(system, K)
+    direct = chosen in ("cholesky", "eigen")
+    fault, K = inspected(system) if direct else (inspect(system), y[:0])
     if fault is not None:
         return _refused(y, fault, chosen)
     columns = y if y.ndim == 2 else y[:, None]
@@ -110,7 +118,7 @@ def solve(
         condition = float("nan")
         found = Solution(a, Code.approximate, 0.0, condition, solver="nystroem", detail=f"{len(rows)} landmarks")
     else:
-        found = _direct(system, system.symmetric() if K is None else K, scale, columns, ridge, chosen, jitter)
+        found = _direct(system, K, scale, columns, ridge, chosen, jitter)
     residual = found.residual
     if found.code.usable:
         residual = _residual(system, scale, found.coefficients, columns, ridge)
@@ -178,9 +186,7 @@ def _eigen(
         return _refused(targets, finding, "eigen")
     if finding is not None and finding.code is Code.conditionally_positive:
         return _bunch_kaufman(system, K, scale, targets, ridge, finding)
-    # Rounding of the entries, in the dtype they came in, moves eigenvalues by this; the most negative one shows its size.
-    noise = system.n * (EPS * float(shifted.abs().max()) + (system.eps if ridge == 0 else 0.0) * float(K.abs().max()))
-    kept = shifted > max(noise, -2 * float(values[0]), 0.0)
+    kept = above_rounding(values, ridge, system, float(K.abs().max()))
     a = V[:, kept] @ ((V[:, kept].T @ targets) / shifted[kept, None])
     whole = bool(kept.all())
     condition = float(shifted[-1] / shifted[kept][0]) if whole else _ratio(shifted)
@@ -189,6 +195,14 @@ def _eigen(
     return Solution(
         scale[:, None] * a, Code.solved if whole else Code.singular, 0.0, condition, 0, "eigen", 0.0, detail
     )
+
+
+def above_rounding(values: Tensor, ridge: float, system: System, largest: float) -> Tensor:
+    """Which eigenvalues of K, ascending, with the ridge are more than rounding of a kernel of this largest entry, (n,)."""
+    shifted = values + ridge
+    # Rounding of the entries, in the dtype they came in, moves eigenvalues by this; the most negative one shows its size.
+    noise = system.n * (EPS * float(shifted.abs().max()) + (system.eps if ridge == 0 else 0.0) * largest)
+    return shifted > max(noise, -2 * float(values[0]), 0.0)
 
 
 def _bunch_kaufman(

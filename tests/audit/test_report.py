@@ -225,7 +225,10 @@ def test_constant_statistics_are_drawn(make_document, constant):
         threshold=constant,
         memorized=(),
     )
-    Page(render(replace(document, memorization=memory)))
+    page = Page(render(replace(document, memorization=memory)))
+    plain = Page(render(document))
+    assert [tag for tag, _ in page.tags].count("svg") == [tag for tag, _ in plain.tags].count("svg") > 0
+    assert "nan" not in page.text.lower().split()
 
 
 def test_plot_is_a_figure_for_notebooks(make_document, tmp_path):

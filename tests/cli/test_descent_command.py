@@ -10,6 +10,7 @@ import pytest
 
 from kernelmem.cli import main
 from kernelmem.descent import presets
+from kernelmem.ground.errors import InputError
 from kernelmem.runs.ensemble import Recipe
 
 
@@ -45,6 +46,12 @@ def test_all_kinds_leave_their_files(small: None, tmp_path: Path, capsys: pytest
 def test_one_kind_writes_into_the_directory_itself(small: None, tmp_path: Path) -> None:
     assert main(["descent", "--kind", "features", "--workers", "1", "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["kind"] == "features"
+
+
+def test_sizes_that_are_not_there_are_refused() -> None:
+    for call in (presets.run_atlas, presets.run_forecast):
+        with pytest.raises(InputError, match="huge"):
+            call("huge")  # type: ignore[arg-type]
 
 
 def test_cifar_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,14 @@ def test_a_symmetric_matrix_has_no_gap_and_may_be_its_own_mean(n, seed):
     assert torch.equal(A, before)
 
 
+@given(n=st.integers(1, 9), seed=st.integers(0, 99), read=st.sampled_from([None, 2, 5]))
+def test_a_matrix_may_be_made_symmetric_in_place(n, seed, read):
+    A = drawn(n, seed)
+    want = (A + A.T) / 2
+    seen(A, A, read)
+    torch.testing.assert_close(A, want, rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_every_entry_that_is_not_finite_is_found(tile, value):
     for row in range(5):

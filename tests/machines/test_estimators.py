@@ -432,3 +432,16 @@ def test_rows_of_weight_zero_take_their_class_with_them():
 
 def test_of_spectrum_is_what_it_says():
     assert np.allclose(np.linalg.eigvalsh(of_spectrum(np.array([1.0, 2.0]), RNG)), [1.0, 2.0])
+
+
+def test_a_process_on_a_kernel_below_zero_by_rounding_keeps_the_ridge_in_what_it_keeps():
+    values, ridge = np.array([1.0, 3e-7, -1e-7]), 5e-8
+    y = np.array([[0.3], [2e-4], [0.0]])
+    with pytest.warns(LinAlgWarning):
+        machine = KernelMachineGP("precomputed", ridge=ridge).fit(np.diag(values), y)
+    kept = values[:2] + ridge
+    want = -0.5 * ((y[:2, 0] ** 2 / kept).sum() + np.log(kept).sum() + 2 * np.log(2 * np.pi))
+    assert machine.log_evidence_ == pytest.approx(want, rel=1e-9)
+    cross = np.array([[0.0, 2e-7, 0.0]])
+    _, std = machine.predict(cross, return_std=True, self_kernel=np.array([1e-6]))
+    assert std[0] == pytest.approx(np.sqrt(1e-6 - 4e-14 / kept[1]), rel=1e-9)

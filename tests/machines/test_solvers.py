@@ -131,6 +131,17 @@ def test_a_small_memory_mapped_kernel_is_factorized(tmp_path):
     assert solve(np.load(tmp_path / "K.npy", mmap_mode="r"), y, 1e-2).solver == "cholesky"
 
 
+@pytest.mark.parametrize("solver", ["cholesky", "eigen"])
+def test_a_direct_solve_of_an_operator_takes_its_columns(solver):
+    K, y, _ = problem()
+    got = solve(aslinearoperator(K), y, 0.1, solver=solver)
+    assert got.solver == solver
+    assert got.residual < 1e-12
+    assert np.abs(got.coefficients.numpy() - dense(K, y, 0.1)).max() < 1e-10
+    K[0, 1] += 1.0
+    assert solve(aslinearoperator(K), y, 0.1, solver=solver).code is Code.asymmetric
+
+
 def test_operators_are_solved_without_their_entries():
     K, y, _ = problem()
     got = solve(aslinearoperator(K), y, 0.1, tolerance=1e-12)
