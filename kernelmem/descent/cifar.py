@@ -64,6 +64,7 @@ def cifar_sweep(
     """
     if family not in FAMILIES:
         raise InputError(f"family={family!r}", expected=f"one of {', '.join(FAMILIES)}", do='pass family="resnet18"')
+    training = training or PictureTraining()
     return sweep(
         _standardized(cifar10(directory)),
         "width",
@@ -74,7 +75,8 @@ def cifar_sweep(
         control=control,
         seed=seed,
         make_model=FAMILIES[family],
-        train=training or PictureTraining(),
+        train=training,
+        device=training.device,
         out=out,
         chunk=1,
         executor=executor,

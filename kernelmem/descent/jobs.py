@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelmem.ground.errors import FileCorruptError, UnsupportedModelError
 from kernelmem.runs.ensemble import Member, Recipe, train_mlps, train_modules
+from kernelmem.runs.member_figures import figures
 from kernelmem.store.files import array_sha256
 from kernelmem.store.results import read_result, write_result
 
@@ -152,22 +152,15 @@ def _trained_by_user(job: Job, train: Train) -> dict[str, Tensor]:
             )
         column = {}
         for name, own, labels in zip(("train", "test"), outputs, (member.labels, job.y_test), strict=True):
-            finite = bool(torch.isfinite(own).all())
-            error = (own.argmax(1) != labels).double().mean()
-            column[f"{name}_error"] = error if finite else torch.tensor(torch.nan, dtype=torch.float64)
-            column[f"{name}_loss"] = _loss(own, labels, job.recipe.loss)
+            target = labels
+            if job.recipe.loss == "mse":
+                target = torch.eye(job.n_classes, dtype=own.dtype)[labels] - 1 / job.n_classes
+            loss, error, predicted = figures(own[None], target)
+            column |= {f"{name}_loss": loss[0], f"{name}_error": error[0]}
+            (said if name == "train" else said_test).append(predicted[0])
         found.append(column)
-        said.append(outputs[0].argmax(1))
-        said_test.append(outputs[1].argmax(1))
     together = {name: torch.stack([own[name] for own in found]) for name in FIGURES[:4]}
     return together | _shares(job, said, torch.stack(said_test))
-
-
-def _loss(outputs: Tensor, labels: Tensor, loss: str) -> Tensor:
-    if loss == "cross_entropy":
-        return F.cross_entropy(outputs, labels)
-    C = outputs.shape[1]
-    return 0.5 * (outputs - (torch.eye(C, dtype=outputs.dtype)[labels] - 1 / C)).square().sum(1).mean()
 
 
 def chunk_file(out: Path, job: Job) -> Path:

@@ -1,5 +1,7 @@
 """The published width sweep, on a made-up CIFAR folder: it runs, resumes, and refuses a folder without files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,10 @@ def test_a_sweep_of_widths_runs_and_goes_on_where_it_ended(folder, tmp_path, fam
     repeated = cifar_sweep(folder, **options, progress=lambda done, total: again.append((done, total)))
     assert again == [(6, 6)]  # nothing is trained twice
     assert repeated.curves.test_loss.tolist() == found.curves.test_loss.tolist()
+    again.clear()
+    longer = options | {"training": replace(TRAINING, epochs=3), "seeds": 1, "control": 0}
+    cifar_sweep(folder, **longer, progress=lambda done, total: again.append((done, total)))
+    assert again[0] == (0, 2)  # another training is another network
     monkeypatch.setattr("kernelmem.descent.jobs.EVALUATED", 7)  # the last part is smaller
     parts = cifar_sweep(folder, **options | {"out": None, "seeds": 1, "control": 0})
     assert parts.curves.test_loss[0].tolist() == pytest.approx(found.curves.test_loss[0].tolist(), rel=1e-5)
