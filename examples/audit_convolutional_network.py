@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.runs.data import digits
-from kernelmem.runs.trainer import train_classifier
+from kernelmem.training.classifier import train_classifier
+from kernelmem.training.datasets import digits
 
 data = digits(n_train=300, seed=1)
 pictures, test_pictures = data.x_train.reshape(-1, 1, 8, 8), data.x_test.reshape(-1, 1, 8, 8)[:300]

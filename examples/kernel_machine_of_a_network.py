@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import kernelmem as km
-from kernelmem.runs.data import digits
+from kernelmem.training.datasets import digits
 
 data = digits(n_train=120, seed=0)
 x, y, x_test, y_test = data.x_train, data.y_train, data.x_test[:200], data.y_test[:200]

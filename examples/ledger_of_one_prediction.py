@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.runs.data import digits
+from kernelmem.training.datasets import digits
 
 data = digits(n_train=200, seed=0)
 noisy = km.corrupt_labels(data.y_train, 0.1, seed=0)

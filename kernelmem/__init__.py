@@ -14,14 +14,19 @@ checks, the one door to torch.func) and ``store`` (whole files, weights without 
 tests; nothing imports it. The names below are the public interface.
 """
 
-from kernelmem.audit import Audit as Audit
-from kernelmem.audit import audit as audit
-from kernelmem.ground.errors import FileCorruptError as FileCorruptError
-from kernelmem.ground.errors import InputError as InputError
-from kernelmem.ground.errors import KernelmemError as KernelmemError
-from kernelmem.ground.errors import NumericalError as NumericalError
-from kernelmem.ground.errors import UnsupportedModelError as UnsupportedModelError
-from kernelmem.ground.errors import VerificationError as VerificationError
+from kernelmem.auditing import Audit as Audit
+from kernelmem.auditing import audit as audit
+from kernelmem.core.errors import FileCorruptError as FileCorruptError
+from kernelmem.core.errors import InputError as InputError
+from kernelmem.core.errors import KernelmemError as KernelmemError
+from kernelmem.core.errors import NumericalError as NumericalError
+from kernelmem.core.errors import UnsupportedModelError as UnsupportedModelError
+from kernelmem.core.errors import VerificationError as VerificationError
+from kernelmem.kernel_machines.equivalence.compare import equivalent_machines as equivalent_machines
+from kernelmem.kernel_machines.equivalence.fidelity import fidelity as fidelity
+from kernelmem.kernel_machines.estimators.tangent_kernel import TangentKernel as TangentKernel
+from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out as leave_one_out
+from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge as choose_ridge
 from kernelmem.kernels.alignment import alignment as alignment
 from kernelmem.kernels.alignment import centered_alignment as centered_alignment
 from kernelmem.kernels.alignment import kernel_distance as kernel_distance
@@ -32,23 +37,18 @@ from kernelmem.kernels.ntk import ntk as ntk
 from kernelmem.kernels.ntk import ntk_plan as ntk_plan
 from kernelmem.kernels.operator import ntk_operator as ntk_operator
 from kernelmem.kernels.spectrum import spectrum as spectrum
-from kernelmem.machines.equivalent import equivalent_machines as equivalent_machines
-from kernelmem.machines.fidelity import fidelity as fidelity
-from kernelmem.machines.leave_one_out import leave_one_out as leave_one_out
-from kernelmem.machines.ridge_choice import choose_ridge as choose_ridge
-from kernelmem.machines.tangent_kernel import TangentKernel as TangentKernel
-from kernelmem.memorization.detection import detect as detect
-from kernelmem.memorization.labels import corrupt_labels as corrupt_labels
-from kernelmem.path.influence import influence as influence
-from kernelmem.path.kernel import path_kernel as path_kernel
-from kernelmem.path.ledger import Ledger as Ledger
-from kernelmem.path.ledger import ledger as ledger
-from kernelmem.path.lifted import lifted_machine as lifted_machine
-from kernelmem.runs.adapters import logits as logits
-from kernelmem.runs.fit import fit as fit
-from kernelmem.runs.recorder import Recorder as Recorder
-from kernelmem.runs.run import Run as Run
+from kernelmem.label_noise.corrupt import corrupt_labels as corrupt_labels
+from kernelmem.label_noise.detection import detect as detect
+from kernelmem.recording.recorder import Recorder as Recorder
+from kernelmem.recording.run import Run as Run
+from kernelmem.recording.trainers.fit import fit as fit
+from kernelmem.recording.trainers.huggingface import logits as logits
 from kernelmem.tangents.sketch import tangent_features as tangent_features
+from kernelmem.trajectory.influence.influence import influence as influence
+from kernelmem.trajectory.ledger.ledger import Ledger as Ledger
+from kernelmem.trajectory.ledger.ledger import ledger as ledger
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import lifted_machine as lifted_machine
+from kernelmem.trajectory.path_kernel.path_kernel import path_kernel as path_kernel
 
 __version__ = "0.1.0"
 
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.machines.{_ESTIMATORS[name]}"), name)
+    return getattr(import_module(f"{__name__}.kernel_machines.estimators.{_ESTIMATORS[name]}"), name)
 
 
 def __dir__() -> list[str]:

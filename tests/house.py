@@ -32,9 +32,9 @@ def main() -> int:
             }.get(type(node), lambda n: [])(node)
             if (
                 any(m.split(".")[0] == "functorch" or m == "torch.func" for m in modules)
-                and path.name != "transforms.py"
+                and path.name != "torch_func.py"
             ):
-                complaints.append(f"{path}:{node.lineno}: torch.func is imported by ground/transforms.py alone")
+                complaints.append(f"{path}:{node.lineno}: torch.func is imported by core/torch_func.py alone")
             if isinstance(node, ast.Name) and node.id == "NotImplementedError":
                 complaints.append(f"{path}:{node.lineno}: a stub")
     if statistics.median(lengths) > MEDIAN:

@@ -18,8 +18,8 @@ from experiments import machine
 from experiments.leave_one_out_agreement.configs import CLAIMS, SCORES, Options
 from experiments.leave_one_out_agreement.figure import draw
 from experiments.leave_one_out_agreement.training import Problem, centered_logit, make, record, retrain
-from kernelmem.path.influence import influence, self_influence
-from kernelmem.store.files import write_files
+from kernelmem.core.atomic_files import write_files
+from kernelmem.trajectory.influence.influence import influence, self_influence
 
 __all__ = ["run"]
 

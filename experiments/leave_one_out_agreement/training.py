@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import kernelmem as km
 from experiments.leave_one_out_agreement.configs import Options
-from kernelmem.ground.checks import seed_sequence
-from kernelmem.ground.transforms import functional_call, vmap
-from kernelmem.runs.data import digits
+from kernelmem.core.checks import seed_sequence
+from kernelmem.core.torch_func import functional_call, vmap
+from kernelmem.training.datasets import digits
 
 __all__ = ["Problem", "centered_logit", "make", "record", "retrain"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import kernelmem as km
 from experiments.out_of_distribution.configs import RIDGES
 from experiments.out_of_distribution.training import Problem
-from kernelmem.machines.neighbors import kernel_distances
+from kernelmem.kernel_machines.estimators.neighbors import kernel_distances
 
 __all__ = [
     "Kernel",

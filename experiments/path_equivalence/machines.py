@@ -8,8 +8,8 @@ from torch import nn
 import kernelmem as km
 from experiments.path_equivalence.configs import EVERY, EXACT_ROWS, SCALES, Options
 from experiments.path_equivalence.training import Problem, Scaled, problem, recorded
-from kernelmem.machines import machine_table
-from kernelmem.machines.equivalent import equivalent_machines
+from kernelmem.kernel_machines.equivalence import result as machine_table
+from kernelmem.kernel_machines.equivalence.compare import equivalent_machines
 
 __all__ = ["DIVERGES", "MACHINES", "measure"]
 

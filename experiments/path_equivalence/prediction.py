@@ -8,8 +8,8 @@ from torch import nn
 
 import kernelmem as km
 from experiments.path_equivalence.training import problem
-from kernelmem.path.lifted import lifted_machine
-from kernelmem.path.picture import ledger_figure
+from kernelmem.plotting.ledger import ledger_figure
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import lifted_machine
 
 __all__ = ["draw"]
 

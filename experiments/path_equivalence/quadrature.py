@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import kernelmem as km
 from experiments.path_equivalence.configs import ACTIVATIONS, EXACT_ROWS, RULES, STEPS, TIME, Options
 from experiments.path_equivalence.training import Problem, problem, recorded, trained
-from kernelmem.ground.transforms import functional_call, jvp, vmap
-from kernelmem.path.quadrature import gauss_legendre
-from kernelmem.tangents.products import load_dual_rules
+from kernelmem.core.torch_func import functional_call, jvp, vmap
+from kernelmem.tangents.derivatives.jvp import load_dual_rules
+from kernelmem.trajectory.integration.quadrature import gauss_legendre
 
 __all__ = ["NOISE", "measure", "order_of", "slopes_at"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import kernelmem as km
 from experiments.path_equivalence.configs import N_TEST, N_TRAIN
-from kernelmem.ground.checks import seed_sequence
-from kernelmem.runs.data import digits
+from kernelmem.core.checks import seed_sequence
+from kernelmem.training.datasets import digits
 
 __all__ = ["Problem", "Scaled", "problem", "recorded", "trained"]
 

@@ -14,18 +14,18 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
-from kernelmem.audit import audit
-from kernelmem.cli.factories import build_model
-from kernelmem.ground.batches import as_rows
-from kernelmem.ground.checks import seed_sequence
-from kernelmem.ground.errors import InputError, KernelmemError
-from kernelmem.memorization.labels import corrupt_labels
-from kernelmem.runs.data import LabeledData, digits, read_npz
-from kernelmem.runs.models import mlp
-from kernelmem.runs.trainer import train_classifier
-from kernelmem.store.files import check_directory
-from kernelmem.store.weights import fit_weights, load_weights, weights_bytes
+from kernelmem.auditing import audit
+from kernelmem.cli.model_factory import build_model
+from kernelmem.core.atomic_files import check_directory
+from kernelmem.core.batches import as_rows
+from kernelmem.core.checks import seed_sequence
+from kernelmem.core.errors import InputError, KernelmemError
+from kernelmem.core.weight_files import fit_weights, load_weights, weights_bytes
+from kernelmem.label_noise.corrupt import corrupt_labels
 from kernelmem.tangents.prepare import prepare
+from kernelmem.training.classifier import train_classifier
+from kernelmem.training.datasets import LabeledData, digits, read_npz
+from kernelmem.training.mlp import standardized_mlp
 
 __all__ = ["AuditCommand"]
 
@@ -131,7 +131,7 @@ class AuditCommand:
     def _network(self, data: LabeledData, seeds: dict[str, int], device: torch.device) -> tuple[nn.Module, str]:
         """Build the network; load its weights, or train it."""
         if self.model is None:
-            model: nn.Module = mlp(
+            model: nn.Module = standardized_mlp(
                 data.x_train, data.n_classes, seed=seeds["weights"], pictures=data.image_shape is not None
             )
         else:

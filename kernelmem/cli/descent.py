@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from kernelmem.ground.errors import InputError
-from kernelmem.store.files import check_directory
+from kernelmem.core.atomic_files import check_directory
+from kernelmem.core.errors import InputError
 
 __all__ = ["DescentCommand"]
 
@@ -45,8 +45,8 @@ class DescentCommand:
 
     def run(self) -> None:
         """Carry it out."""
-        from kernelmem.descent.cifar import run_cifar
-        from kernelmem.descent.presets import (
+        from kernelmem.double_descent.presets.cifar import run_cifar
+        from kernelmem.double_descent.presets.digits import (
             KINDS,
             preset,
             run_atlas,

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import safetensors
 import tyro
 
-from kernelmem.ground.errors import FileCorruptError, KernelmemError, VerificationError
-from kernelmem.path.influence import FORMAT as INFLUENCE
-from kernelmem.path.influence import Influence
-from kernelmem.path.ledger import Ledger
-from kernelmem.runs.run import Run
+from kernelmem.core.errors import FileCorruptError, KernelmemError, VerificationError
+from kernelmem.recording.run import Run
+from kernelmem.trajectory.influence.influence import FORMAT as INFLUENCE
+from kernelmem.trajectory.influence.influence import Influence
+from kernelmem.trajectory.ledger.ledger import Ledger
 
 __all__ = ["LedgerCommand"]
 

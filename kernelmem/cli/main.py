@@ -9,7 +9,7 @@ from kernelmem.cli.audit import AuditCommand
 from kernelmem.cli.descent import DescentCommand
 from kernelmem.cli.ledger import LedgerCommand
 from kernelmem.cli.ntk import NtkCommand
-from kernelmem.ground.errors import KernelmemError
+from kernelmem.core.errors import KernelmemError
 
 __all__ = ["main"]
 

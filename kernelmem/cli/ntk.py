@@ -12,12 +12,12 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from kernelmem.cli.factories import build_model
-from kernelmem.ground.errors import InputError
+from kernelmem.cli.model_factory import build_model
+from kernelmem.core.atomic_files import write_file
+from kernelmem.core.errors import InputError
+from kernelmem.core.weight_files import fit_weights, load_weights
 from kernelmem.kernels.ntk import ntk, ntk_plan
-from kernelmem.runs.data import read_arrays
-from kernelmem.store.files import write_file
-from kernelmem.store.weights import fit_weights, load_weights
+from kernelmem.training.datasets import read_arrays
 
 __all__ = ["NtkCommand"]
 

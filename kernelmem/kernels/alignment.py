@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.ground.checks import as_labels, as_square_kernel, as_tensor
-from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.core.checks import as_labels, as_square_kernel, as_tensor
+from kernelmem.core.errors import InputError, NumericalError
 
 __all__ = [
     "Estimate",

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernelmem.ground.batches import as_rows
-from kernelmem.ground.errors import InputError
+from kernelmem.core.batches import as_rows
+from kernelmem.core.errors import InputError
 
 __all__ = ["infinite_nngp", "infinite_ntk"]
 

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kernelmem.ground.batches import Rows, as_rows
-from kernelmem.ground.checks import as_labels
-from kernelmem.ground.errors import InputError
-from kernelmem.ground.memory import as_bytes
+from kernelmem.core.batches import Rows, as_rows
+from kernelmem.core.checks import as_labels
+from kernelmem.core.errors import InputError
+from kernelmem.core.options import as_bytes
 from kernelmem.kernels import verification
-from kernelmem.tangents.directions import KINDS, Directions, named_target
-from kernelmem.tangents.engine import Engine, Side
-from kernelmem.tangents.plan import Plan
+from kernelmem.tangents.engine.engine import Engine, Side
+from kernelmem.tangents.engine.plan import Plan
+from kernelmem.tangents.groups.directions import KINDS, Directions, named_target
 from kernelmem.tangents.prepare import Prepared, check_rows, prepare
 
 __all__ = ["as_bytes", "ntk", "ntk_plan"]

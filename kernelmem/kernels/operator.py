@@ -10,13 +10,13 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-from kernelmem.ground.batches import Rows, as_rows
-from kernelmem.ground.checks import as_tensor
-from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.core.batches import Rows, as_rows
+from kernelmem.core.checks import as_tensor
+from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernels.ntk import as_bytes
-from kernelmem.tangents.dense import vectorized_jacobian
+from kernelmem.tangents.derivatives.jacobian import vectorized_jacobian
+from kernelmem.tangents.derivatives.jvp import Linearized, Way, choose_way
 from kernelmem.tangents.prepare import Prepared, prepare
-from kernelmem.tangents.products import Linearized, Way, choose_way
 
 __all__ = ["NTKOperator", "ntk_operator"]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernelmem.ground.batches import Rows
-from kernelmem.ground.errors import VerificationError
-from kernelmem.kernels.oracle import jacobian_of
-from kernelmem.tangents.engine import Engine, Side
-from kernelmem.tangents.plan import Plan
+from kernelmem.core.batches import Rows
+from kernelmem.core.errors import VerificationError
+from kernelmem.kernels.reference import jacobian_of
+from kernelmem.tangents.engine.engine import Engine, Side
+from kernelmem.tangents.engine.plan import Plan
 
 __all__ = ["verify"]
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from kernelmem.ground.errors import UnsupportedModelError
-from kernelmem.tangents.layout import Layout
+from kernelmem.core.errors import UnsupportedModelError
+from kernelmem.tangents.batch_axis import Layout
 from kernelmem.tangents.prepare import Prepared
 
 __all__ = ["Again", "Call", "Capture", "Outer", "Rewriting", "Rule", "Use", "capture"]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kernelmem.ground.batches import Rows
-from kernelmem.ground.errors import InputError, UnsupportedModelError
-from kernelmem.ground.transforms import is_transformed
+from kernelmem.core.batches import Rows
+from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.torch_func import is_transformed
 
 __all__ = ["Prepared", "check_rows", "prepare", "refuse_training_mode"]
 

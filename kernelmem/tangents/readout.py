@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.tangents.capture import Capture, Use
-from kernelmem.tangents.linear import LinearRule
+from kernelmem.tangents.rules.linear import LinearRule
 
 __all__ = ["Readout", "find_readout", "hidden_gradients"]
 

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kernelmem.ground.batches import as_rows
-from kernelmem.ground.checks import seed_sequence
-from kernelmem.ground.errors import InputError
+from kernelmem.core.batches import as_rows
+from kernelmem.core.checks import seed_sequence
+from kernelmem.core.errors import InputError
 from kernelmem.tangents.capture import Use
-from kernelmem.tangents.directions import Directions
-from kernelmem.tangents.engine import Engine
-from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup, Stack
+from kernelmem.tangents.engine.backward import Pass
+from kernelmem.tangents.engine.engine import Engine
+from kernelmem.tangents.groups.directions import Directions
+from kernelmem.tangents.groups.outer import Group, MixedGroup, OuterGroup, Stack
 from kernelmem.tangents.prepare import prepare
-from kernelmem.tangents.sweeps import Pass
 
 __all__ = ["tangent_features"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelmem.ground.batches import Rows
+from kernelmem.core.batches import Rows
+from kernelmem.tangents.batch_axis import Layout, find_layout, resolve_order
 from kernelmem.tangents.capture import Capture, Outer, Rewriting, Rule, Use, capture
-from kernelmem.tangents.groups import Group, MixedGroup, OuterGroup, VectorGroup
-from kernelmem.tangents.layout import Layout, find_layout, resolve_order
+from kernelmem.tangents.groups.outer import Group, MixedGroup, OuterGroup, VectorGroup
 from kernelmem.tangents.prepare import Prepared
 from kernelmem.tangents.readout import Readout, find_readout
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelmem.kernels import oracle
+from kernelmem.kernels import reference as oracle
 from kernelmem.kernels.ntk import ntk
 
 __all__ = ["assert_close", "assert_exact", "scale_of"]

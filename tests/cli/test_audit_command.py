@@ -179,7 +179,7 @@ def test_what_stops_it_leaves_nothing(place, capsys, monkeypatch, error, code):
     def stop(*_):
         raise error
 
-    monkeypatch.setattr("kernelmem.store.files.os.fsync", stop)
+    monkeypatch.setattr("kernelmem.core.atomic_files.os.fsync", stop)
     assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == code
     assert not (place / "o").exists()
     assert "Traceback" not in capsys.readouterr().err
@@ -220,6 +220,6 @@ def test_as_a_process(place):
 
 
 def test_module_is_a_module(place):
-    from kernelmem.cli.factories import build_model
+    from kernelmem.cli.model_factory import build_model
 
     assert isinstance(build_model("my_nets:make", n_classes=4, input_shape=(6,)), nn.Module)

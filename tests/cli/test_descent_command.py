@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kernelmem.cli import main
-from kernelmem.descent import presets
-from kernelmem.ground.errors import InputError
-from kernelmem.runs.ensemble import Recipe
+from kernelmem.core.errors import InputError
+from kernelmem.double_descent.presets import digits as presets
+from kernelmem.training.ensemble.train import Recipe
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_sizes_that_are_not_there_are_refused() -> None:
 
 
 def test_cifar_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from kernelmem.descent import cifar
-    from kernelmem.descent.picture_training import PictureTraining
+    from kernelmem.double_descent.presets import cifar
+    from kernelmem.double_descent.presets.image_training import PictureTraining
 
     rng = np.random.default_rng(0)
     for name, n in (("data_batch_1", 30), ("test_batch", 10)):
@@ -85,6 +85,6 @@ def test_refused(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_the_command_line_starts_without_the_sweeps() -> None:
     import subprocess
 
-    code = "import sys, kernelmem.cli; print([m for m in sys.modules if m.startswith('kernelmem.descent')])"
+    code = "import sys, kernelmem.cli; print([m for m in sys.modules if m.startswith('kernelmem.double_descent')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

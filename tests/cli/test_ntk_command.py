@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem.cli import main
-from kernelmem.kernels import oracle
+from kernelmem.kernels import reference as oracle
 
 FACTORY = """
 import torch

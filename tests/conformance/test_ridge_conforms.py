@@ -2,7 +2,7 @@
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from kernelmem.machines.ridge import KernelMachineClassifier, KernelMachineRegressor
+from kernelmem.kernel_machines.estimators.ridge import KernelMachineClassifier, KernelMachineRegressor
 
 
 @parametrize_with_checks(

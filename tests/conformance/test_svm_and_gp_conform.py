@@ -2,8 +2,8 @@
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from kernelmem.machines.gaussian_process import KernelMachineGP
-from kernelmem.machines.svm import KernelMachineSVC
+from kernelmem.kernel_machines.estimators.gaussian_process import KernelMachineGP
+from kernelmem.kernel_machines.estimators.svm import KernelMachineSVC
 
 
 @parametrize_with_checks(

@@ -17,7 +17,7 @@ from experiments.benchmarks.ledger.peers import interface, ours
 from experiments.benchmarks.ledger.report import report
 from experiments.benchmarks.ledger.table import tables
 from experiments.benchmarks.ledger.workloads import OPTIMIZERS, Problem, Workload
-from kernelmem.ground.errors import InputError
+from kernelmem.core.errors import InputError
 
 TINY = Workload((5, 4, 3), "tanh", "momentum-decay", 4, n=24, batch=8, tests=2)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernels.alignment import (
     alignment,
     centered_alignment,

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kernelmem.ground.errors import InputError
+from kernelmem.core.errors import InputError
 from kernelmem.kernels import infinite
 from kernelmem.kernels.infinite import infinite_nngp, infinite_ntk
 from kernelmem.kernels.ntk import ntk

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kernelmem.ground.errors import InputError, UnsupportedModelError, VerificationError
-from kernelmem.kernels import oracle
+from kernelmem.core.errors import InputError, UnsupportedModelError, VerificationError
+from kernelmem.kernels import reference as oracle
 from kernelmem.kernels.ntk import as_bytes, ntk
 
 KINDS = ("trace", "diagonal", "full", "pseudo")

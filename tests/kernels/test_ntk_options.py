@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernelmem as km
-from kernelmem.kernels import oracle, verification
-from kernelmem.tangents.groups import ReadoutGroup, VectorGroup
+from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import verification
+from kernelmem.tangents.groups.outer import ReadoutGroup, VectorGroup
 
 N, C = 6, 4
 
@@ -155,7 +156,7 @@ def test_verification_is_done_once_for_each_model_and_kind(model, x, monkeypatch
 
 
 def test_a_wrong_rule_is_caught_and_its_layer_is_named(model, x, monkeypatch):
-    from kernelmem.tangents.convolution import ConvolutionRule
+    from kernelmem.tangents.rules.convolution import ConvolutionRule
 
     true = ConvolutionRule.gradients
     monkeypatch.setattr(ConvolutionRule, "gradients", lambda self, use, stacked: 1.01 * true(self, use, stacked))
@@ -181,7 +182,7 @@ def test_verification_of_many_outputs_holds_few_tangents_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("outputs", ["trace", "diagonal", "full", "pseudo"])
 def test_a_wrong_readout_is_caught_among_many_outputs(outputs, monkeypatch):
-    from kernelmem.tangents.linear import LinearRule
+    from kernelmem.tangents.rules.linear import LinearRule
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 40))

@@ -11,8 +11,8 @@ from scipy.sparse.linalg import cg, eigsh
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kernelmem.ground.errors import InputError, NumericalError, UnsupportedModelError, VerificationError
-from kernelmem.kernels import oracle
+from kernelmem.core.errors import InputError, NumericalError, UnsupportedModelError, VerificationError
+from kernelmem.kernels import reference as oracle
 from kernelmem.kernels.operator import ntk_operator
 
 KINDS = ("trace", "pseudo", "full")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.ground.errors import InputError, NumericalError
+from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernels.spectrum import spectrum
 
 EPS = torch.finfo(torch.float64).eps

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelmem.machines.descent import Descent
-from kernelmem.machines.dynamics import gradient_descent, gradient_flow, stochastic_descent
+from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, stochastic_descent
+from kernelmem.kernel_machines.linearized.sgd_config import Descent
 
 COMMON = settings(max_examples=25, deadline=None, derandomize=True)
 

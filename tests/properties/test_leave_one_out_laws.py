@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernelmem.machines.leave_one_out import leave_one_out
+from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 
 few = settings(max_examples=30, deadline=None)
 ALL_RIDGES = (0.0, 1e-3, 0.1, 1.0)

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelmem.machines.ridge import KernelMachineRegressor
-from kernelmem.machines.solvers import solve
+from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
+from kernelmem.kernel_machines.solvers.solve import solve
 
 
 @st.composite

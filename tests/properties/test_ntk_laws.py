@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kernelmem.ground.errors import InputError
-from kernelmem.kernels import oracle
+from kernelmem.core.errors import InputError
+from kernelmem.kernels import reference as oracle
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.closeness import assert_close, scale_of
-from kernelmem.testing.strategies import linear_networks, networks
+from kernelmem.testing.strategies.networks import linear_networks, networks
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 

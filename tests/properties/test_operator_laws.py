@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.kernels import oracle
+from kernelmem.kernels import reference as oracle
 from kernelmem.kernels.operator import ntk_operator
-from kernelmem.testing.strategies import linear_networks
+from kernelmem.testing.strategies.networks import linear_networks
 
 KINDS = st.sampled_from(["trace", "pseudo", "full"])
 SEEDS = st.integers(0, 2**31)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernelmem.ground.errors import InputError
+from kernelmem.core.errors import InputError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents import sketch
 from kernelmem.tangents.sketch import tangent_features

@@ -14,8 +14,8 @@ import numpy as np
 
 from experiments import machine
 from experiments.benchmarks.audit.configs import DEFAULT_ROWS, Options
-from kernelmem.runs.data import digits
-from kernelmem.store.files import write_file
+from kernelmem.core.atomic_files import write_file
+from kernelmem.training.datasets import digits
 
 __all__ = ["run"]
 

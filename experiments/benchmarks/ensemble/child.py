@@ -10,9 +10,9 @@ import torch
 
 from experiments.benchmarks.ensemble.configs import WORKLOADS
 from experiments.benchmarks.ensemble.engines import ENGINES, problem
-from kernelmem.memorization.labels import corrupt_labels
-from kernelmem.runs.data import digits
-from kernelmem.runs.ensemble import Member, Recipe, train_mlps
+from kernelmem.label_noise.corrupt import corrupt_labels
+from kernelmem.training.datasets import digits
+from kernelmem.training.ensemble.train import Member, Recipe, train_mlps
 
 COMPARED = 50  # steps after which outputs in float64 are compared with those of the loop
 SWEEP_WIDTHS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 50, 72, 110)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from experiments.benchmarks.ensemble.configs import SEEDS, WIDTHS
-from kernelmem.runs.data import digits
-from kernelmem.runs.ensemble import Member, Recipe, mlp
-from kernelmem.runs.member_batches import BatchOrder
-from kernelmem.runs.members import Task, as_task
-from kernelmem.runs.ragged import RaggedMLPs
-from kernelmem.runs.ragged_layout import chunks
-from kernelmem.runs.recipe import make_optimizer
+from kernelmem.training.datasets import digits
+from kernelmem.training.ensemble.members import Task, as_task
+from kernelmem.training.ensemble.ragged_layout import chunks
+from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
+from kernelmem.training.ensemble.recipe import make_optimizer
+from kernelmem.training.ensemble.train import Member, Recipe, mlp
+from kernelmem.training.member_batches import BatchOrder
 
 __all__ = ["ENGINES", "problem"]
 
@@ -163,7 +163,7 @@ class Padded:
 
 
 class Ours:
-    """kernelmem.runs.ensemble.train_mlps, one step of it."""
+    """kernelmem.training.ensemble.train.train_mlps, one step of it."""
 
     def __init__(self, task: Task) -> None:
         (part,) = chunks(task, 2**31, task.x.element_size())

@@ -98,7 +98,7 @@ def _compare_contributions(row: Row, problem: Problem, found: dict[str, dict]) -
 
 
 def _summed_by_group(problem: Problem) -> np.ndarray:
-    from kernelmem.path.ledger import ledger
+    from kernelmem.trajectory.ledger.ledger import ledger
 
     x, y, flipped = problem.data
     own = ledger(problem.run, problem.workload.model(), x=problem.x, data=(x, y))

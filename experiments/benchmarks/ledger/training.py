@@ -11,7 +11,7 @@ from torch import nn
 from experiments.benchmarks.ledger.floors import carried_numbers, ledger_operations
 from experiments.benchmarks.ledger.workloads import Problem, Workload
 from experiments.benchmarks.ntk import gauges
-from kernelmem.path.ledger import ledger
+from kernelmem.trajectory.ledger.ledger import ledger
 
 __all__ = ["gemm_gflops", "measure"]
 

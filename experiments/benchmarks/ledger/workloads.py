@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelmem.memorization.labels import corrupt_labels
-from kernelmem.runs.recorder import Recorder
-from kernelmem.runs.run import Run
+from kernelmem.label_noise.corrupt import corrupt_labels
+from kernelmem.recording.recorder import Recorder
+from kernelmem.recording.run import Run
 
 __all__ = ["OPTIMIZERS", "Problem", "Workload", "record", "train"]
 

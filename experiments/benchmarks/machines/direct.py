@@ -13,9 +13,9 @@ from sklearn.kernel_ridge import KernelRidge
 
 from experiments.benchmarks.audit.child import peak_bytes
 from experiments.benchmarks.machines.configs import OUTPUTS, RIDGE
-from kernelmem.machines.leave_one_out import leave_one_out
-from kernelmem.machines.ridge import KernelMachineRegressor
-from kernelmem.machines.solvers import solve
+from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
+from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
+from kernelmem.kernel_machines.solvers.solve import solve
 
 __all__ = ["ENGINES", "kernel_of_rows"]
 

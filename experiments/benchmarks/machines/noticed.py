@@ -12,7 +12,7 @@ import scipy.linalg
 from sklearn.kernel_ridge import KernelRidge
 
 from experiments.benchmarks.machines.configs import SYSTEMS
-from kernelmem.machines.ridge import KernelMachineRegressor
+from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
 from kernelmem.testing.kernels import BAD, GOOD, bad, good
 
 __all__ = ["LIBRARIES", "count"]

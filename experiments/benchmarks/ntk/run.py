@@ -14,8 +14,8 @@ from experiments.benchmarks.ntk.processes import gemm_peak
 from experiments.benchmarks.ntk.rounds import measure_row
 from experiments.benchmarks.ntk.studies import measure_study
 from experiments.benchmarks.ntk.table import table
-from kernelmem.ground.errors import InputError
-from kernelmem.store.files import write_files
+from kernelmem.core.atomic_files import write_files
+from kernelmem.core.errors import InputError
 
 __all__ = ["run", "select"]
 

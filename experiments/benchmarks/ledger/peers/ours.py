@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.ledger.peers.interface import Account, Engine
 from experiments.benchmarks.ledger.workloads import Problem
-from kernelmem.path.ledger import Ledger, ledger
+from kernelmem.trajectory.ledger.ledger import Ledger, ledger
 
 __all__ = ["prepare", "prepare_groups"]
 

@@ -1,0 +1,71 @@
+"""Which data and which network: hashes, counts, duplicates."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kernelmem.auditing.document import DataIdentity, ModelIdentity
+from kernelmem.core.atomic_files import array_sha256
+from kernelmem.core.weight_files import weights_sha256
+from kernelmem.training.datasets import LabeledData
+
+__all__ = ["data_identity", "model_identity", "seen_rows"]
+
+
+def seen_rows(data: LabeledData) -> tuple[Tensor, int, int]:
+    """Find equal rows (to the bit): (test rows that are training rows, training duplicates, those with another label)."""
+    first: dict[bytes, set[int]] = {}
+    duplicates = conflicting = 0
+    for row, label in zip(_rows(data.x_train), data.y_train.tolist(), strict=True):
+        labels = first.get(row)
+        if labels is None:
+            first[row] = {label}
+            continue
+        duplicates += 1
+        conflicting += label not in labels
+        labels.add(label)
+    return torch.tensor([row in first for row in _rows(data.x_test)]), duplicates, conflicting
+
+
+def _rows(x: Tensor) -> list[bytes]:
+    array = np.ascontiguousarray(x.reshape(len(x), -1).cpu().numpy())
+    return [row.tobytes() for row in array + 0.0]  # + 0.0: minus zero is zero
+
+
+def data_identity(
+    data: LabeledData, n_classes: int, duplicates: int, conflicting: int, duplicates_train_test: int
+) -> DataIdentity:
+    """Name the data by counts and a hash over all four arrays."""
+    arrays = {key: getattr(data, key).cpu().numpy() for key in ("x_train", "y_train", "x_test", "y_test")}
+    return DataIdentity(
+        name=data.name,
+        n_train=len(data.x_train),
+        n_test=len(data.x_test),
+        n_classes=n_classes,
+        input_shape=tuple(data.x_train.shape[1:]),
+        image_shape=data.image_shape,
+        sha256=array_sha256(arrays),
+        duplicates_train=duplicates,
+        duplicates_conflicting=conflicting,
+        duplicates_train_test=duplicates_train_test,
+    )
+
+
+def model_identity(
+    model: nn.Module, name: str | None, training: str, train_accuracy: float, test_accuracy: float
+) -> ModelIdentity:
+    """Name the network by its layers, its size and a hash of its weights."""
+    layers = [
+        f"{name or type(module).__name__}: {module}".splitlines()[0]
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
+    return ModelIdentity(
+        name=name or type(model).__name__,
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        train_accuracy=train_accuracy,
+        test_accuracy=test_accuracy,
+        sha256=weights_sha256(model),
+        layers=tuple(layers),
+        training=training,
+    )

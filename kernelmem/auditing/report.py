@@ -1,0 +1,236 @@
+"""The report: an audit document as one static HTML page, without script, that opens offline."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kernelmem.auditing import figures
+from kernelmem.auditing.document import AuditDocument, Example
+from kernelmem.auditing.figures import plot
+from kernelmem.auditing.thumbnails import PREFIX
+from kernelmem.core.errors import InputError
+
+__all__ = ["plot", "render"]
+
+MINUS = "\N{MINUS SIGN}"
+ABSENT = "\N{EN DASH}"
+STATUS = {"memorized": "Memorization found", "nothing-found": "Nothing found", "no-claim": "No claim"}
+MOST_LAYERS = 24
+FEATURES, FEATURES_OF_PUSHER = 8, 3
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key figure: what it is, its value, and what to hold beside it."""
+
+    name: str
+    value: str
+    note: str
+    error: str = ""
+    tone: str = ""
+
+
+def render(document: AuditDocument) -> str:
+    """The report of an audit as one HTML page: escaped, static, deterministic; it fetches nothing.
+
+    Raises:
+        InputError: an unknown verdict status, or an example without its picture or row.
+    """
+    if document.verdict.status not in STATUS:
+        raise InputError(
+            f"verdict status {document.verdict.status!r}",
+            expected=f"one of {', '.join(STATUS)}",
+            do="name one of them",
+        )
+    _check_shown(document)
+    names = {row.label: row.name for row in document.classes}
+
+    def class_name(label: int) -> str:
+        return names.get(label, str(label))
+
+    environment = Environment(
+        loader=PackageLoader("kernelmem.auditing", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=count,
+        number=number,
+        signed=signed,
+        share=share,
+        p_value=p_value,
+        class_name=class_name,
+    )
+    return environment.get_template("report.html.j2").render(
+        document=document,
+        status=STATUS[document.verdict.status],
+        claimed=document.verdict.status != "no-claim",
+        found=document.verdict.status == "memorized",
+        tiles=_tiles(document),
+        distribution=figures.distribution(document),
+        two_statistics=figures.two_statistics(document),
+        flip_curves=figures.flip_curves(document),
+        plus_minus=plus_minus,
+        shown=_shown(document),
+        direction=_direction,
+        name=class_name,
+        most_layers=MOST_LAYERS,
+        absent=ABSENT,
+        pixelated=max(document.data.image_shape or (0,)) < 96,
+    )
+
+
+def _check_shown(document: AuditDocument) -> None:
+    """Refuse a document that would show an example without what it is an example of."""
+    for index in _indices(document.examples):
+        if document.data.image_shape is None:
+            sound = str(index) in document.rows
+        else:  # anything but a PNG of our own making has no place in an img tag
+            sound = document.pictures.get(str(index), "").startswith(PREFIX)
+        if not sound:
+            kind = "rows" if document.data.image_shape is None else "pictures"
+            raise InputError(
+                f"examples that show training row {index}, without it in document.{kind}",
+                expected="every row shown, pushers too",
+                do=f"put it into document.{kind}, under the key {str(index)!r}",
+            )
+
+
+def _indices(examples: tuple[Example, ...]) -> list[int]:
+    return sorted({e.index for e in examples} | {p.index for e in examples for p in e.pushers})
+
+
+def _shown(document: AuditDocument) -> Callable[[int, bool], Mapping[str, object]]:
+    """How a training row is shown: its picture, or its first features and how many more there are."""
+    width = math.prod(document.data.input_shape)  # the document may hold fewer features than the row has
+
+    def show(index: int, small: bool) -> Mapping[str, object]:
+        if document.data.image_shape is not None:
+            return {"picture": document.pictures[str(index)], "features": (), "more": 0}
+        features = document.rows[str(index)]
+        kept = FEATURES_OF_PUSHER if small else FEATURES
+        return {"picture": None, "features": features[:kept], "more": max(0, width - kept)}
+
+    return show
+
+
+def _direction(example: Example, influence: float, name: Callable[[int], str]) -> str:
+    """Which way a pusher pushes: toward the given label or toward the class that the rest votes for."""
+    if influence > 0:
+        return f"toward {name(example.label)}"
+    return f"away from {name(example.label)}" if example.vote == example.label else f"toward {name(example.vote)}"
+
+
+def _tiles(document: AuditDocument) -> list[Tile]:
+    data, model, kernel = document.data, document.model, document.kernel
+    memory, flips = document.memorization, document.flips
+    claimed = document.verdict.status != "no-claim"
+    tiles = [
+        Tile(
+            "Test accuracy",
+            share(model.test_accuracy),
+            f"of {count(data.n_test)} rows, {data.n_classes} classes",
+        ),
+        Tile("Train accuracy", share(model.train_accuracy), f"of {count(data.n_train)} rows, labels as given"),
+    ]
+    if claimed:
+        chance = f"{number(memory.expected_by_chance, 2)} expected by chance, p {p_value(memory.p_value)}"
+        value = f"{count(len(memory.memorized))} of {count(data.n_train)}"
+        tiles.append(Tile("Memorized rows", value, chance, tone=document.verdict.status))
+    else:
+        note = "blanked: the machine does not stand for the network"
+        tiles.append(Tile("Memorized rows", ABSENT, note, tone="no-claim"))
+    value, error = plus_minus(kernel.agreement, kernel.agreement_se, percent=True).split(" ± ")
+    note = f"of test rows: machine and network agree; {number(100 * kernel.agreement_required)}% required"
+    tiles.append(Tile("Fidelity", value, note, error, "" if claimed else "no-claim"))
+    if flips.auroc is not None:
+        value, error = plus_minus(flips.auroc, flips.auroc_se or 0.0).split(" ± ")
+        note = f"of {count(flips.n or 0)} known flips, by left-out margin"
+        tiles.append(Tile("AUROC", value, note, error if flips.auroc_se is not None else ""))
+    return tiles
+
+
+def count(value: int) -> str:
+    """A whole number with thousands separators.
+
+    Example:
+        >>> count(12345)
+        '12,345'
+    """
+    return f"{value:,}".replace("-", MINUS)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with ``digits`` significant digits, as a reader writes it.
+
+    Example:
+        >>> [number(v) for v in (0.0, 12.0, -0.12345, 1234.5, 0.00001234, None)]
+        ['0', '12', '−0.123', '1,234', '1.23 × 10⁻⁵', '–']
+    """
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}".replace("-", MINUS)
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])  # after rounding: 9.996 has exponent 1
+    if not -4 < exponent < 7:
+        raised = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{value / 10.0**exponent:.{digits - 1}f} × 10{raised}".replace("-", MINUS)
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}".replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """A number with its sign.
+
+    Example:
+        >>> signed(0.5), signed(-0.5)
+        ('+0.500', '−0.500')
+    """
+    return ("+" if value > 0 else "") + number(value)
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage, which says 100% or 0% only where it is exact.
+
+    Example:
+        >>> [share(v) for v in (1.0, 0.99996, 0.9125, 0.0, None)]
+        ['100%', '99.996%', '91.3%', '0%', '–']
+    """
+    if value is None:
+        return ABSENT
+    if value in (0, 1):
+        return f"{value:.0%}"
+    digits = next((d for d in range(1, 6) if 0 < round(100 * value, d) < 100), 6)
+    return f"{math.floor(100 * value * 10**digits + 0.5) / 10**digits:.{digits}f}%"
+
+
+def plus_minus(value: float, error: float, *, percent: bool = False) -> str:
+    """A value with its standard error, to the digits that the error leaves.
+
+    Example:
+        >>> plus_minus(0.9983, 0.0011), plus_minus(0.965, 0.009, percent=True), plus_minus(-3.0, 0.0)
+        ('0.9983 ± 0.0011', '96.5% ± 0.9%', '−3 ± 0')
+    """
+    scale, unit = (100, "%") if percent else (1, "")
+    value, error = scale * value, scale * error
+    if not error > 0:
+        return f"{number(value)}{unit} ± {number(error)}{unit}"
+    # One digit of the error, two where it starts with 1 or 2; one decimal of a percentage
+    exponent = math.floor(math.log10(error))
+    decimals = min(6, max(0, (error < 3 * 10.0**exponent) - exponent))
+    if percent and error >= 0.1:
+        decimals = 1
+    return f"{value:,.{decimals}f}{unit} ± {error:.{decimals}f}{unit}".replace("-", MINUS)
+
+
+def p_value(value: float) -> str:
+    """A p-value with its relation, cut at 0.001.
+
+    Example:
+        >>> p_value(1e-12), p_value(0.0312), p_value(0.41), p_value(1.0)
+        ('< 0.001', '= 0.031', '= 0.41', '= 1')
+    """
+    return "< 0.001" if value < 0.001 else f"= {number(value, 2)}"

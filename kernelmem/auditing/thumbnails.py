@@ -1,0 +1,84 @@
+"""Rows of image data as PNG data URIs, so that a report carries its own pictures."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from kernelmem.core.errors import InputError
+
+__all__ = ["png_data_uri"]
+
+PREFIX = "data:image/png;base64,"
+CRISP_SIDE = 96
+
+
+def png_data_uri(
+    array: np.ndarray,
+    image_shape: tuple[int, ...],
+    *,
+    low: float,
+    high: float,
+    longest_side: int = 160,
+) -> str:
+    """One row of image data as a PNG data URI; equal arguments give equal bytes.
+
+    Every pixel of a small picture becomes a square of several, so that it stays sharp in print.
+
+    Args:
+        array: one row: (H, W), (H, W, 1), (1, H, W), (H, W, 3), (3, H, W), or flat, as ``image_shape`` says.
+        image_shape: (H, W) for gray, (H, W, 3) for color.
+        low: smallest value of the whole data set, drawn as black; values outside are clipped.
+        high: largest value of the whole data set, drawn as white.
+        longest_side: a larger picture is shrunk to this many pixels (a report holds dozens).
+
+    Raises:
+        InputError: the row does not have this shape, ``low`` and ``high`` are not finite or not in order.
+
+    Example:
+        >>> uri = png_data_uri(np.eye(8), (8, 8), low=0.0, high=1.0)
+        >>> uri[:30]
+        'data:image/png;base64,iVBORw0K'
+    """
+    pixels = _height_width(np.asarray(array, dtype=np.float64), tuple(image_shape))
+    if not (np.isfinite([low, high]).all() and low <= high):
+        raise InputError(
+            f"low={low}, high={high}",
+            expected="finite numbers with low <= high",
+            do="pass the smallest and the largest value of the whole data set",
+        )
+    unit = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
+    image = Image.fromarray(np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8))
+    if max(image.size) > longest_side:
+        # BOX averages whole pixels: it neither rings nor invents values outside of the range
+        image.thumbnail((longest_side, longest_side), Image.Resampling.BOX)
+    elif (times := CRISP_SIDE // max(image.size)) > 1:
+        # Printers and PDF viewers blur small pictures, whatever the style sheet says; large pixels stay sharp
+        image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return PREFIX + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Bring a row to (H, W) or (H, W, 3), whichever way its channels lie."""
+    gray = len(image_shape) == 2
+    if not (gray or (len(image_shape) == 3 and image_shape[2] == 3)) or min(image_shape) < 1:
+        raise InputError(
+            f"image_shape {image_shape}",
+            expected="(H, W) or (H, W, 3)",
+            do="put the channels last, or leave one out",
+        )
+    if array.shape == image_shape:
+        return array
+    channels_first = (1, *image_shape) if gray else (3, *image_shape[:2])
+    if array.shape == channels_first:
+        return array[0] if gray else np.moveaxis(array, 0, -1)
+    if array.shape in {(*image_shape, 1), (int(np.prod(image_shape)),)}:
+        return array.reshape(image_shape)
+    raise InputError(
+        f"a row of shape {array.shape}",
+        expected=f"{image_shape}, {channels_first} or flat ({int(np.prod(image_shape))},)",
+        do="pass one row, and the image_shape that it has",
+    )

@@ -1,0 +1,110 @@
+"""Inputs as users have them (tensor, array, dict, tuple, Dataset, DataLoader), seen as rows that can be sliced."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from kernelmem.core.checks import as_tensor
+from kernelmem.core.errors import InputError
+
+__all__ = ["Rows", "as_rows", "map_tree", "named_leaves"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of n examples: a tree of tensors (tensor; dict, tuple or list of such) with a common first axis."""
+
+    tree: Any
+    n: int
+
+    def slice(self, start: int, stop: int) -> Any:
+        """Return rows start..stop as the model's batch."""
+        return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write over its input
+
+    def take(self, indices: Tensor | list[int]) -> Any:
+        """Return the rows at ``indices`` as the model's batch (repeats allowed)."""
+        return map_tree(self.tree, lambda leaf: leaf[indices])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Any:
+        """Apply ``function`` to every leaf and return the tree."""
+        return map_tree(self.tree, function)
+
+    def to(self, *, dtype: torch.dtype, device: torch.device) -> "Rows":
+        """Move to ``device``; floating-point leaves to ``dtype``, integer leaves as they are."""
+        return Rows(map_tree(self.tree, lambda leaf: _cast(leaf, dtype, device)), self.n)
+
+
+def as_rows(x: Any, name: str = "x") -> Rows:
+    """Read ``x`` as rows. A Dataset or DataLoader that yields (input, label) or (input,) gives its inputs.
+
+    Raises:
+        InputError: no rows, leaves of different lengths, NaN, something that is not numbers.
+    """
+    if isinstance(x, Rows):
+        return x
+    if isinstance(x, DataLoader):
+        x = _concatenate([_inputs(batch) for batch in x], name)
+    elif isinstance(x, Dataset):
+        length = len(x)  # type: ignore[arg-type]  # map-style only: an iterable one has no length and raises
+        x = _inputs(default_collate([x[i] for i in range(length)])) if length else torch.empty(0)
+    tree = map_tree(x, lambda leaf: as_tensor(leaf, name))
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for _, leaf in named_leaves(tree, name)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(
+            f"{name} with leading lengths {sorted(lengths)}",
+            expected="at least one row, and the same number of rows in every part",
+            do=f"give {name} the examples along its first axis",
+        )
+    return Rows(tree, lengths.pop())
+
+
+def _inputs(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, list | tuple) and len(batch) in (1, 2) else batch
+
+
+def _concatenate(batches: list[Any], name: str) -> Any:
+    if not batches:
+        raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", do="check its dataset")
+    first = batches[0]
+    if isinstance(first, Mapping):
+        return {key: _concatenate([batch[key] for batch in batches], name) for key in first}
+    if isinstance(first, list | tuple):
+        return tuple(_concatenate([batch[i] for batch in batches], name) for i in range(len(first)))
+    return torch.cat(batches)
+
+
+def map_tree(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """The tree with ``function`` applied to its leaves.
+
+    A list is a branch if it begins with a tensor or with another branch; lists of numbers are arrays.
+    """
+    if isinstance(tree, Mapping):
+        return {key: map_tree(leaf, function) for key, leaf in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(map_tree(leaf, function) for leaf in tree)
+    if isinstance(tree, list) and _branches(tree):
+        return [map_tree(leaf, function) for leaf in tree]
+    return function(tree)
+
+
+def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+    """The leaves in order, each with the way to it: ``x``, ``x.input_ids``, ``x[0]``."""
+    if isinstance(tree, Mapping):
+        return [pair for key, leaf in tree.items() for pair in named_leaves(leaf, f"{name}.{key}")]
+    if isinstance(tree, tuple) or (isinstance(tree, list) and _branches(tree)):
+        return [pair for i, leaf in enumerate(tree) for pair in named_leaves(leaf, f"{name}[{i}]")]
+    return [(name, tree)]
+
+
+def _branches(part: Any) -> bool:
+    if isinstance(part, list | tuple):
+        return bool(part) and _branches(part[0])
+    return isinstance(part, Tensor | Mapping)
+
+
+def _cast(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)

@@ -1,0 +1,130 @@
+"""The border: what users hand in is checked here once, so that the code behind it can trust its arguments."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.symmetry import symmetry
+
+__all__ = ["as_labels", "as_square_kernel", "as_tensor", "finite", "seed_sequence"]
+
+
+def as_tensor(value: Any, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return ``value`` (tensor, NumPy array or nested sequence) as a tensor, with NaN and infinities refused.
+
+    Raises:
+        InputError: not convertible to numbers, or holds NaN or infinite values.
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+    else:
+        try:
+            array = np.asarray(value)
+            if array.dtype == object:
+                raise TypeError("ragged or non-numeric content (object array)")
+            tensor = torch.from_numpy(np.array(array, order="C"))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{name} of type {type(value).__name__} ({error})",
+                expected="a tensor or an array of numbers",
+                do=f"convert {name} with numpy.asarray or torch.as_tensor first",
+            ) from error
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    return finite(tensor, name)
+
+
+def finite(tensor: Tensor, name: str) -> Tensor:
+    """Return ``tensor`` if all its values are finite.
+
+    Raises:
+        InputError: with the count of bad values and the first row that holds one.
+    """
+    # One pass without a second array: the extremes of a tensor with NaN are NaN.
+    seen = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
+    if seen and all(bool(torch.isfinite(extreme)) for extreme in seen):
+        return tensor
+    if tensor.is_floating_point() or tensor.is_complex():
+        bad = ~torch.isfinite(tensor)
+        if bool(bad.any()):
+            first = tuple(int(i) for i in bad.nonzero()[0])
+            raise InputError(
+                f"{name} of shape {tuple(tensor.shape)} with {int(bad.sum())} NaN or infinite values"
+                f" (the first at index {first})",
+                expected="finite numbers",
+                do="remove or impute these rows; if they come from a model, it has diverged",
+            )
+    return tensor
+
+
+def as_labels(value: Any, name: str, *, n: int | None = None, n_classes: int | None = None) -> Tensor:
+    """Return class labels as an int64 tensor of shape (n,) with values in 0..n_classes-1.
+
+    Floating-point labels are taken only if every one of them is a whole number.
+
+    Raises:
+        InputError: wrong number of dimensions or length, not whole, negative, beyond ``n_classes``.
+    """
+    labels = as_tensor(value, name)
+    where = f"{name} of shape {tuple(labels.shape)} and dtype {labels.dtype}".replace("torch.", "")
+    if labels.ndim != 1 or labels.is_complex():
+        raise InputError(where, expected="one integer label for each row, shape (n,)", do=f"pass {name}.argmax(1)")
+    if n is not None and len(labels) != n:
+        raise InputError(where, expected=f"{n} labels, one for each row", do="pair every row with its label")
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        raise InputError(f"{where} with fractions", expected="whole numbers", do="pass class indices")
+    labels = labels.to(torch.int64)
+    upper = "" if n_classes is None else f"..{n_classes - 1}"
+    outside = labels < 0 if n_classes is None else (labels < 0) | (labels >= n_classes)
+    if bool(outside.any()):
+        raise InputError(
+            f"{where} with {int(outside.sum())} values outside 0{upper} (the first is {int(labels[outside][0])})",
+            expected=f"class indices 0{upper or ', 1, 2, ...'}",
+            do="renumber the classes from 0, without gaps",
+        )
+    return labels
+
+
+def as_square_kernel(value: Any, name: str = "kernel", *, tolerance: float = 1e-6) -> Tensor:
+    """Return a kernel matrix as a symmetric float64 tensor of shape (n, n).
+
+    Asymmetry up to ``tolerance`` times the largest entry (rounding of a float32 kernel) is averaged away.
+
+    Raises:
+        InputError: not square, empty, or not finite.
+        NumericalError: asymmetric beyond ``tolerance``.
+    """
+    kernel = as_tensor(value, name, dtype=torch.float64)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] == 0:
+        raise InputError(
+            f"{name} of shape {tuple(kernel.shape)}",
+            expected="a square matrix (n, n) with n >= 1",
+            do='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
+        )
+    seen = symmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
+    if seen.gap > tolerance * seen.largest:
+        raise NumericalError(
+            f"{name} of shape {tuple(kernel.shape)} with asymmetry {seen.gap:.3g} beside entries up to {seen.largest:.3g}",
+            expected=f"a symmetric matrix (asymmetry at most {tolerance:g} of the largest entry)",
+            do="check that both sides were computed on the same rows, in eval mode",
+        )
+    if seen.gap == 0:
+        return kernel
+    mean = torch.empty_like(kernel)
+    symmetry(lambda rows, columns: kernel[rows, columns], len(kernel), mean)
+    return mean
+
+
+def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
+    """Derive one independent 63-bit seed for each name from one explicit seed.
+
+    The same ``seed`` and position give the same numbers on every machine (NumPy's SeedSequence).
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed {seed!r}", expected="a whole number >= 0", do="pass seed=0, 1, 2, ...")
+    states = np.random.SeedSequence(int(seed)).generate_state(len(names), np.uint64)
+    return {name: int(state >> np.uint64(1)) for name, state in zip(names, states, strict=True)}

@@ -1,0 +1,88 @@
+"""The two families of networks whose width Nakkiran et al. sweep: a ResNet18 and a convolutional network of five layers."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernelmem.core.errors import InputError
+
+__all__ = ["ConvolutionalNetwork", "ResNet18"]
+
+
+class ResNet18(nn.Module):
+    """ResNet18 with pre-activation blocks, of widths k, 2k, 4k, 8k for pictures (n, 3, 32, 32); k = 64 is the usual one.
+
+    A 3x3 convolution, four stages of two blocks x + conv(relu(bn(conv(relu(bn(x)))))) with strides 1, 2, 2, 2, average
+    over positions, linear.
+
+    Raises:
+        InputError: width below 1, fewer than two classes.
+
+    Source: He et al. 2016; as Nakkiran et al. 2019 use it.
+    """
+
+    def __init__(self, width: int, n_classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        _check(width, n_classes)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        stages, inside = [], width
+        for stage, stride in enumerate((1, 2, 2, 2)):
+            outside = width * 2**stage
+            stages += [_Block(inside, outside, stride), _Block(outside, outside, 1)]
+            inside = outside
+        self.stages = nn.Sequential(*stages)
+        self.readout = nn.Linear(inside, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, C)."""
+        return self.readout(self.stages(self.stem(x)).mean((2, 3)))
+
+
+class ConvolutionalNetwork(nn.Module):
+    """Four 3x3 convolutions of widths k, 2k, 4k, 8k with BatchNorm, relu and pooling by 1, 2, 2 and the rest; linear.
+
+    For pictures (n, channels, H, W), H and W multiples of 4.
+
+    Raises:
+        InputError: width below 1, fewer than two classes.
+
+    Source: Nakkiran et al. 2019.
+    """
+
+    def __init__(self, width: int, n_classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        _check(width, n_classes)
+        layers, inside = [], channels
+        for stage, pool in enumerate((1, 2, 2, None)):
+            outside = width * 2**stage
+            layers += [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU()]
+            layers.append(nn.AdaptiveMaxPool2d(1) if pool is None else nn.MaxPool2d(pool))
+            inside = outside
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inside, n_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, C)."""
+        return self.layers(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        same = inside == outside and stride == 1
+        self.shortcut = None if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.norm1(x))
+        beside = x if self.shortcut is None else self.shortcut(active)
+        return beside + self.conv2(F.relu(self.norm2(self.conv1(active))))
+
+
+def _check(width: int, n_classes: int) -> None:
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1 or n_classes < 2:
+        raise InputError(
+            f"width {width!r}, {n_classes!r} classes",
+            expected="a whole number of channels >= 1, at least two classes",
+            do="pass width=64 for the usual network",
+        )

@@ -1,0 +1,63 @@
+"""The theory of double descent, table of contents. Every curve is a :class:`Curve`; ``simulate_*`` checks it.
+
+Model-wise
+    gaussian_features_curve     least squares, p of d Gaussian features: exact for every n (Belkin, Hsu, Xu)
+    isotropic_curve             ridge, p = γ n isotropic features: limit (Hastie et al.)
+    optimal_ridge_curve         the same at the best ridge: no peak
+    misspecified_curve          the same where the features hold part of the signal
+    feature_curve               ridge on random features of any kernel, population or pool: limit (Simon et al.)
+    sphere_features_curve       ridge on neurons with random weights, data on a sphere: limit (Mei, Montanari)
+Sample-wise
+    gaussian_samples_curve      least squares, Gaussian features: exact for every n
+    learning_curve              kernel ridge from the kernel's spectrum, population or pool: limit (eigenlearning)
+Ridge-wise
+    ridge_curve                 the same against the ridge
+Epoch-wise
+    gradient_flow_curve         isotropic features: limit (Ali, Kolter, Tibshirani)
+    superposition_curve         features of several scales: n much larger than p (Heckel, Yilmaz)
+    design_curve                gradient descent on one design: exact
+Beside them
+    universal_lower_bound       below any least-squares fit with label noise (Holzmueller)
+    estimate_risk               GCV and leave-one-out, from training rows alone
+    flip_noise, error_bound     what flipped labels are to squared error, and what squared error says of the error rate
+
+An asymptotic curve that takes features for Gaussian ones may be off on data by more than any standard error: smooth
+kernels without a ridge are the hard case (see ``learning_curve`` and its tests for measured figures).
+"""
+
+from kernelmem.double_descent.theory.curve import Curve as Curve
+from kernelmem.double_descent.theory.gaussian_features import gaussian_features_curve as gaussian_features_curve
+from kernelmem.double_descent.theory.gaussian_features import gaussian_samples_curve as gaussian_samples_curve
+from kernelmem.double_descent.theory.gaussian_features import simulate_gaussian_features as simulate_gaussian_features
+from kernelmem.double_descent.theory.gaussian_features import universal_lower_bound as universal_lower_bound
+from kernelmem.double_descent.theory.gradient_descent import descent_weights as descent_weights
+from kernelmem.double_descent.theory.gradient_descent import design_curve as design_curve
+from kernelmem.double_descent.theory.gradient_flow import equalizing_step_sizes as equalizing_step_sizes
+from kernelmem.double_descent.theory.gradient_flow import gradient_flow_curve as gradient_flow_curve
+from kernelmem.double_descent.theory.gradient_flow import simulate_gradient_flow as simulate_gradient_flow
+from kernelmem.double_descent.theory.gradient_flow import superposition_curve as superposition_curve
+from kernelmem.double_descent.theory.isotropic import isotropic_curve as isotropic_curve
+from kernelmem.double_descent.theory.isotropic import misspecified_curve as misspecified_curve
+from kernelmem.double_descent.theory.isotropic import optimal_ridge_curve as optimal_ridge_curve
+from kernelmem.double_descent.theory.isotropic import polynomial_share as polynomial_share
+from kernelmem.double_descent.theory.isotropic import simulate_isotropic as simulate_isotropic
+from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve as feature_curve
+from kernelmem.double_descent.theory.kernel_ridge.curves import learnabilities as learnabilities
+from kernelmem.double_descent.theory.kernel_ridge.curves import learning_curve as learning_curve
+from kernelmem.double_descent.theory.kernel_ridge.curves import ridge_curve as ridge_curve
+from kernelmem.double_descent.theory.kernel_ridge.simulate import simulate_features as simulate_features
+from kernelmem.double_descent.theory.kernel_ridge.simulate import simulate_learning as simulate_learning
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise as FlipNoise
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import Task as Task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import error_bound as error_bound
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise as flip_noise
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import pool_task as pool_task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import population_task as population_task
+from kernelmem.double_descent.theory.risk_estimates import RiskEstimate as RiskEstimate
+from kernelmem.double_descent.theory.risk_estimates import estimate_risk as estimate_risk
+from kernelmem.double_descent.theory.simulation import Simulated as Simulated
+from kernelmem.double_descent.theory.simulation import simulate as simulate
+from kernelmem.double_descent.theory.sphere_features import Moments as Moments
+from kernelmem.double_descent.theory.sphere_features import activation_moments as activation_moments
+from kernelmem.double_descent.theory.sphere_features import simulate_sphere_features as simulate_sphere_features
+from kernelmem.double_descent.theory.sphere_features import sphere_features_curve as sphere_features_curve

@@ -1,0 +1,179 @@
+"""Random features on a sphere: the double descent curve of Mei and Montanari."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernelmem.core.errors import InputError
+from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.double_descent.theory.curve import Curve
+from kernelmem.double_descent.theory.simulation import Simulated, least_squares, simulate
+
+__all__ = ["RELU", "Moments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of an activation at a standard normal G: mean E σ(G), linear E[G σ(G)], rest √(E σ² - mean² - linear²)."""
+
+    mean: float
+    linear: float
+    rest: float
+
+
+RELU = Moments(1 / math.sqrt(2 * math.pi), 0.5, math.sqrt(0.25 - 1 / (2 * math.pi)))
+
+
+def activation_moments(activation: Callable[[np.ndarray], np.ndarray], kinks: Sequence[float] = (0.0,)) -> Moments:
+    """Integrate an activation by Gauss-Legendre rules between its kinks, on [-14, 14], to about 1e-13.
+
+    A single Gauss-Hermite rule would be off by percents at a kink.
+
+    Raises:
+        InputError: an activation without a linear part or without a nonlinear one, or not finite.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    ends = np.unique([-14.0, *np.linspace(-7, 7, 8), *kinks, 14.0])
+    half = np.diff(ends)[:, None] / 2
+    g = ((ends[:-1] + ends[1:])[:, None] / 2 + half * nodes).ravel()
+    w = (half * weights).ravel() * np.exp(-g * g / 2) / math.sqrt(2 * math.pi)
+    values = np.asarray(activation(g), dtype=float)
+    mean, linear, square = float(w @ values), float(w @ (g * values)), float(w @ values**2)
+    rest = square - mean**2 - linear**2
+    if not math.isfinite(square) or rest <= 1e-10 * square or abs(linear) <= 1e-8 * math.sqrt(square):
+        raise InputError(
+            f"an activation with linear part {linear:.3g} and nonlinear variance {rest:.3g}",
+            expected="an activation with both parts, finite on [-14, 14]",
+            do="use one that is neither linear nor even; of a linear one, isotropic_curve is the theory",
+        )
+    return Moments(mean, linear, math.sqrt(rest))
+
+
+def sphere_features_curve(
+    features_per_dimension: Any,
+    *,
+    samples_per_dimension: float,
+    linear: float,
+    noise: float,
+    nonlinear: float = 0.0,
+    ridge: float = 0.0,
+    moments: Moments = RELU,
+) -> Curve:
+    """Compute the limit risk of ridge on N random features σ(<θ, x>/√d) of n points x on the sphere of radius √d.
+
+    ψ1 = N/d, ψ2 = n/d; the fit minimizes |y - Z a|²/n + (N ridge/d) |a|². With ζ = linear/rest of the activation, λ =
+    ridge/rest² and w the root in [0, ∞) of ::
+
+        ψ1 ψ2 λ w = (ψ1 - h(w)) (ψ2 - h(w)),     h(w) = w + ζ² w / (1 + ζ² w),     χ = -w
+
+    the risk is test = noise + nonlinear + linear B + (noise + nonlinear) V, B and V being ratios of polynomials in χ.
+
+    Args:
+        features_per_dimension: increasing values ψ1 > 0.
+        samples_per_dimension: ψ2 > 0.
+        linear: F1², power of the target's linear part.
+        noise: variance τ² of the targets.
+        nonlinear: F*², power of the target's nonlinear part, a centered isotropic Gaussian field.
+        ridge: >= 0. At 0 the risk is infinite at ψ1 = ψ2.
+        moments: of the activation.
+
+    Raises:
+        InputError: values out of range or not increasing.
+
+    Source: Mei and Montanari 2022; the scalar equation for w follows from theirs.
+    """
+    psi1 = as_axis(features_per_dimension, "features_per_dimension")
+    psi2 = as_number(samples_per_dimension, "samples_per_dimension", open_end=True)
+    linear, noise = as_number(linear, "linear"), as_number(noise, "noise")
+    nonlinear, ridge = as_number(nonlinear, "nonlinear"), as_number(ridge, "ridge")
+    zeta2 = (moments.linear / moments.rest) ** 2
+    chi = -_root(psi1, psi2, zeta2, ridge / moments.rest**2)
+    bias, variance = _bias_and_variance(psi1, psi2, zeta2, chi)
+    residual = noise + nonlinear
+    test = noise + nonlinear + linear * bias + residual * variance
+    if ridge == 0:
+        test = np.where(psi1 == psi2, np.inf, test)
+    return Curve(
+        "random features on a sphere",
+        "features per dimension, N / d",
+        torch.from_numpy(psi1),
+        torch.from_numpy(test),
+        noise,
+        False,
+        "Mei, Montanari 2022",
+        threshold=psi2 if ridge == 0 else None,
+    )
+
+
+def simulate_sphere_features(
+    features_per_dimension: Any,
+    *,
+    samples_per_dimension: float,
+    dimension: int,
+    noise: float,
+    ridge: float = 0.0,
+    repetitions: int = 8,
+    test_rows: int = 2000,
+    seed: int = 0,
+) -> Simulated:
+    """Draw ReLU features and a linear target of power 1, fit, and compare with :func:`sphere_features_curve`.
+
+    Cost: a decomposition (n, N) a draw and place. The theory is a limit of d -> ∞.
+    """
+    theory = sphere_features_curve(
+        features_per_dimension, samples_per_dimension=samples_per_dimension, linear=1.0, noise=noise, ridge=ridge
+    )
+    d = as_whole(dimension, "dimension")
+    n = as_whole(round(samples_per_dimension * d, 9), "samples_per_dimension times dimension")
+    m = as_whole(test_rows, "test_rows")
+    widths = [as_whole(round(float(psi) * d, 9), "features_per_dimension times dimension") for psi in theory.axis]
+
+    def draw(rng: np.random.Generator) -> list[float]:
+        x = rng.standard_normal((n + m, d))
+        x *= math.sqrt(d) / np.linalg.norm(x, axis=1, keepdims=True)
+        beta = rng.standard_normal(d)
+        target = x @ (beta / np.linalg.norm(beta))
+        y = target[:n] + math.sqrt(noise) * rng.standard_normal(n)
+        risks = []
+        for N in widths:
+            theta = rng.standard_normal((d, N))
+            theta *= math.sqrt(d) / np.linalg.norm(theta, axis=0)
+            Z = np.maximum(x @ theta / math.sqrt(d), 0.0)
+            a = least_squares(Z[:n], y, n * N * ridge / d)
+            risks.append(((Z[n:] @ a - target[n:]) ** 2).mean() + noise)
+        return risks
+
+    return simulate(theory, draw, repetitions=repetitions, seed=seed)
+
+
+def _root(psi1: np.ndarray, psi2: float, zeta2: float, ridge: float) -> np.ndarray:
+    """Solve for w: the left side grows from 0, the right side falls to 0 where h(w) = min(ψ1, ψ2)."""
+    psi = np.minimum(psi1, psi2)
+    b = zeta2 + 1 - psi * zeta2
+    root = np.sqrt(b * b + 4 * zeta2 * psi)
+    # h(w) = ψ is ζ² w² + b w - ψ = 0; the form without cancellation depends on the sign of b.
+    end = np.where(b > 0, 2 * psi / (b + root), (root - b) / (2 * zeta2))
+    if ridge == 0:
+        return end
+    low, high = np.zeros_like(end), end
+    for _ in range(200):
+        w = (low + high) / 2
+        h = w + zeta2 * w / (1 + zeta2 * w)
+        short = psi1 * psi2 * ridge * w < (psi1 - h) * (psi2 - h)
+        low, high = np.where(short, w, low), np.where(short, high, w)
+    return (low + high) / 2
+
+
+def _bias_and_variance(psi1: np.ndarray, psi2: float, z2: float, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z4, z6, both = z2**2, z2**3, psi1 * psi2
+    shared = -(x**5) * z6 + 3 * x**4 * z4 - 2 * x**3 * z4 - 3 * x**3 * z2
+    whole = shared + (both - psi2 - psi1 + 1) * x**3 * z6 + (psi1 + psi2 - 3 * both + 1) * x**2 * z4
+    whole = whole + 2 * x**2 * z2 + x**2 + 3 * both * x * z2 - both
+    bias = psi2 * x**3 * z4 - psi2 * x**2 * z2 + both * x * z2 - both
+    variance = -shared + (psi1 - 1) * x**3 * z6 - (psi1 + 1) * x**2 * z4 - 2 * x**2 * z2 - x**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bias / whole, variance / whole

@@ -1,0 +1,180 @@
+"""The Gaussian process of a kernel: posterior mean, posterior variance and log evidence."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import MultiOutputMixin, RegressorMixin
+from torch import Tensor
+
+from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.kernel_machines.estimators.base import KernelEstimator, diagonal_of, noticed, prior_outputs
+from kernelmem.kernel_machines.estimators.precomputed_kernel import as_array
+from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspected
+from kernelmem.kernel_machines.solvers.linear_system import as_system
+from kernelmem.kernel_machines.solvers.solution import Code, Solution
+from kernelmem.kernel_machines.solvers.solve import above_rounding, as_ridge, factorized, solve
+
+__all__ = ["KernelMachineGP"]
+
+
+class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
+    """Gaussian process regression with a fixed kernel: y = f(x) + noise, f ~ GP(f_0, K), noise variance ridge.
+
+    With A = K + ridge I::
+
+        mean     f_0(x) + k(x, X) A⁻¹ (y - f_0(X))
+        variance k(x, x) - k(x, X) A⁻¹ k(X, x)                       of f, without the noise
+        evidence -½ rᵀ A⁻¹ r - ½ log det A - n/2 log 2π, r = y - f_0(X), summed over outputs
+
+    The mean is that of ``KernelMachineRegressor``. Outputs are independent and share the kernel, hence the variance.
+
+    Parameters
+    ----------
+        kernel, gamma, degree, coef0, kernel_params, prior: as in ``KernelMachineRegressor``.
+        ridge: the noise variance, a number >= 0, in units of the kernel.
+
+    Attributes
+    ----------
+        log_evidence_: natural logarithm of the evidence. dual_coef_: (n, C). X_fit_: the training rows.
+        solution_: code, residual and condition. Where A is singular up to rounding (code ``singular``), mean, variance
+            and evidence are of the directions above rounding. Where the kernel is positive only on zero-sum vectors
+            (code ``conditionally_positive``) it is no covariance: the mean solves the system as given, the evidence is
+            NaN, and asking for a variance raises.
+
+    Raises
+    ------
+        NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
+
+    Cost: one Cholesky factorization; a variance n² for each row; one n x n matrix is kept.
+
+    Source: Rasmussen and Williams 2006, algorithm 2.1.
+
+    >>> x = np.linspace(0, 3, 20)[:, None]
+    >>> machine = KernelMachineGP(gamma=1.0, ridge=1e-4).fit(x, np.sin(x[:, 0]))
+    >>> mean, std = machine.predict([[1.5], [30.0]], return_std=True)
+    >>> bool(std[0] < 0.01), round(float(std[1]), 6), bool(abs(mean[1]) < 1e-6)
+    (True, 1.0, True)
+    """
+
+    def __init__(
+        self,
+        kernel: Any = "rbf",
+        *,
+        ridge: float = 1e-3,
+        gamma: Any = None,
+        degree: float = 3,
+        coef0: float = 1,
+        kernel_params: dict[str, Any] | None = None,
+        prior: Any = None,
+    ) -> None:
+        self.kernel = kernel
+        self.ridge = ridge
+        self.gamma = gamma
+        self.degree = degree
+        self.coef0 = coef0
+        self.kernel_params = kernel_params
+        self.prior = prior
+
+    def fit(self, X: Any, y: Any) -> "KernelMachineGP":
+        """Condition on targets y, (n,) or (n, C)."""
+        X, y = self._read(X, y, reset=True)
+        self._flat = y.ndim == 1
+        targets = y.astype(np.float64).reshape(len(y), -1)
+        self._resolve_gamma(X)
+        change = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1]))
+        ridge = as_ridge(self.ridge)
+        K = self._gram(X)
+        self._factor, self.solution_ = _condition(K, change, ridge)
+        self.dual_coef_ = self.solution_.coefficients.numpy()
+        self.log_evidence_ = float("nan")
+        if self._factor is not None:
+            rank, logdet = self._factor.size()
+            quadratic = float((change * self.solution_.coefficients).sum())
+            self.log_evidence_ = -0.5 * (quadratic + change.shape[1] * (logdet + rank * math.log(2 * math.pi)))
+        self._keep(X)
+        return self
+
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False, self_kernel: Any = None) -> Any:
+        """Posterior mean, (m,) or (m, C) as y was; with ``return_std`` also the standard deviation of f, (m,).
+
+        ``return_cov`` gives the covariance (m, m) instead. With a precomputed kernel X is (m, n), and ``self_kernel`` the
+        kernel of the rows with themselves: (m,), its diagonal, for the standard deviation, (m, m) for the covariance.
+
+        Raises:
+            InputError: both, or ``self_kernel`` missing.
+        """
+        if return_std and return_cov:
+            raise InputError("return_std and return_cov", expected="one of them", do="take std from the covariance")
+        X, K = self._test_gram(X)
+        mean = K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, X, self.dual_coef_.shape[1])
+        mean = mean[:, 0] if self._flat else mean
+        if not (return_std or return_cov):
+            return mean
+        if self._factor is None:
+            raise NumericalError(
+                f"a kernel that is positive only on zero-sum vectors ({self.solution_.detail})",
+                expected="a covariance, positive semidefinite, for a variance",
+                do="add a constant to the kernel, on test rows too; the mean alone is defined",
+            )
+        own = self._own(X, self_kernel, whole=return_cov)
+        white = self._factor.whiten(torch.from_numpy(K)).numpy()  # (r, m)
+        if return_cov:
+            return mean, own - white.T @ white
+        return mean, np.sqrt(np.maximum(own - np.square(white).sum(0), 0.0))
+
+    def _own(self, X: Any, given: Any, *, whole: bool) -> np.ndarray:
+        shape = (X.shape[0], X.shape[0]) if whole else (X.shape[0],)
+        if given is None and isinstance(self.kernel, str) and self.kernel == "precomputed":
+            raise InputError(
+                "no self_kernel, with kernel='precomputed'",
+                expected=f"the kernel of these rows with themselves, {shape}",
+                do="pass predict(K_test, return_std=True, self_kernel=diagonal)",
+            )
+        if given is None:
+            return np.asarray(self._gram(X), dtype=np.float64) if whole else diagonal_of(self._gram, X)
+        own = np.asarray(as_array(given), dtype=np.float64)
+        if own.shape != shape:
+            raise InputError(f"self_kernel of shape {own.shape}", expected=f"{shape}", do="match it to the rows of X")
+        return own
+
+
+class _Inverse:
+    """W with A⁻¹ = Wᵀ W: the inverse Cholesky factor, or eigenvectors over the roots of eigenvalues above rounding."""
+
+    def __init__(self, L: Tensor | None, values: Tensor | None, V: Tensor | None) -> None:
+        self.L, self.values, self.V = L, values, V
+
+    def whiten(self, rows: Tensor) -> Tensor:
+        """W k for each row k, (r, m)."""
+        if self.L is not None:
+            return torch.linalg.solve_triangular(self.L, rows.T, upper=False)
+        assert self.V is not None
+        assert self.values is not None
+        return (self.V.T @ rows.T) / self.values.sqrt()[:, None]
+
+    def size(self) -> tuple[int, float]:
+        """Rank and log determinant."""
+        if self.L is not None:
+            return len(self.L), 2 * float(self.L.diagonal().log().sum())
+        assert self.values is not None
+        return len(self.values), float(self.values.log().sum())
+
+
+def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, Solution]:
+    system = as_system(K)
+    fault, dense = inspected(system)
+    if fault is None:
+        factor, condition = factorized(dense, targets, ridge)
+        if factor is not None and condition <= condition_limit(system.n):
+            a = factor.alpha()
+            gap, size = float((system @ a + ridge * a - targets).norm()), float(targets.norm())
+            return _Inverse(factor.L, None, None), Solution(a, Code.solved, gap / size if size else gap, condition)
+    solution = noticed(solve(K, targets, ridge, solver="eigen"))
+    if solution.code is Code.conditionally_positive:
+        return None, solution
+    dense = system.symmetric()  # the factorization has overwritten the first
+    values, V = torch.linalg.eigh(dense)
+    kept = above_rounding(values, ridge, system, float(dense.abs().max()))
+    return _Inverse(None, values[kept] + ridge, V[:, kept]), solution

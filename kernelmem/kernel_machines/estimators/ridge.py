@@ -1,0 +1,168 @@
+"""Kernel ridge machines as scikit-learn estimators: regression and classification."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+
+from kernelmem.core.errors import InputError
+from kernelmem.kernel_machines.estimators.base import (
+    KernelEstimator,
+    classes_of,
+    noticed,
+    positive_weight,
+    prior_outputs,
+    weights_of,
+)
+from kernelmem.kernel_machines.model_selection.gcv import choose_weighted_ridge
+from kernelmem.kernel_machines.solvers.diagnosis import inspect
+from kernelmem.kernel_machines.solvers.linear_system import as_system
+from kernelmem.kernel_machines.solvers.solution import Solution
+from kernelmem.kernel_machines.solvers.solve import as_ridge, solve
+
+__all__ = ["KernelMachineClassifier", "KernelMachineRegressor"]
+
+
+class _Ridge(KernelEstimator):
+    """f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X)."""
+
+    def __init__(
+        self,
+        kernel: Any = "rbf",
+        *,
+        ridge: Any = 1e-3,
+        gamma: Any = None,
+        degree: float = 3,
+        coef0: float = 1,
+        kernel_params: dict[str, Any] | None = None,
+        prior: Any = None,
+        solver: str = "auto",
+        solver_params: dict[str, Any] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self.ridge = ridge
+        self.gamma = gamma
+        self.degree = degree
+        self.coef0 = coef0
+        self.kernel_params = kernel_params
+        self.prior = prior
+        self.solver = solver
+        self.solver_params = solver_params
+
+    def _fit(self, X: Any, targets: np.ndarray, sample_weight: Any) -> None:
+        weights = None if sample_weight is None else weights_of(sample_weight, X)
+        self._resolve_gamma(X)
+        change = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
+        K = self._gram(X)
+        self.ridge_ = self._choose(K, change, weights)
+        solution = solve(K, change, self.ridge_, solver=self.solver, weights=weights, **(self.solver_params or {}))  # type: ignore[arg-type]
+        self.solution_: Solution = noticed(solution)
+        self.dual_coef_ = self.solution_.coefficients.numpy()
+        self._keep(X)
+
+    def _choose(self, K: Any, targets: np.ndarray, weights: np.ndarray | None) -> float:
+        if not isinstance(self.ridge, str):
+            return as_ridge(self.ridge)
+        if self.ridge not in ("loo", "gcv"):
+            raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', do='pass ridge="loo"')
+        system = as_system(K)
+        if inspect(system) is not None:  # the solver says it as it says it of a given ridge
+            return 0.0
+        w = torch.ones(system.n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
+        self.ridge_choice_ = choose_weighted_ridge(system, torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
+        return self.ridge_choice_.ridge
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        X, K = self._test_gram(X)
+        return K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, X, self.dual_coef_.shape[1])
+
+
+class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
+    """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X); no intercept.
+
+    Parameters
+    ----------
+        kernel: a scikit-learn pairwise name; "precomputed" (X is then the kernel: (n, n) in ``fit``, (m, n) in
+            ``predict``; a memory-mapped array is streamed, not copied); a callable kernel(X, Y) -> (n, m), such as
+            ``TangentKernel(model)``; what ``km.path_kernel`` gives for N rows, or an array (N, N), memory-mapped or not: X
+            are then row numbers of it (clones copy an array: to share a large one, pass ``StoredKernel(array)``).
+        ridge: a number >= 0, in units of the kernel (K + ridge I, not n ridge); "loo" or "gcv" choose it in closed form
+            over 53 values by one eigendecomposition, of a kernel with negative eigenvalues that is taken nevertheless
+            (integers; positive on zero-sum vectors) among those above twice the size of the most negative one.
+        gamma, degree, coef0, kernel_params: of the named kernel, as in ``sklearn.kernel_ridge.KernelRidge``; gamma may
+            also be "scale" (1 / (d var X)). ``kernel_params`` are keywords of a callable.
+        prior: f_0, a callable on X or a torch module; the machine learns the change from it.
+        solver, solver_params: see :func:`kernelmem.kernel_machines.solvers.solve.solve`.
+
+    Attributes
+    ----------
+        dual_coef_: (n, C) a. ridge_: the ridge used. ridge_choice_: the errors it was chosen by, if it was.
+        solution_: code, residual and condition of the solve. X_fit_: the training rows.
+
+    Raises
+    ------
+        InputError: parameters that are not as above.
+        NumericalError: a kernel that is asymmetric, indefinite beyond rounding, or holds NaN; no convergence.
+
+    Warns
+    -----
+        LinAlgWarning: K + ridge I is singular up to rounding: code ``singular``, the least-norm fit.
+
+    Cost: one Cholesky factorization, n³/3 multiply-adds; see ``solve``.
+
+    >>> x = np.linspace(0, 3, 20)[:, None]
+    >>> machine = KernelMachineRegressor(kernel="rbf", ridge="loo").fit(x, np.sin(x[:, 0]))
+    >>> bool(abs(machine.predict([[1.5]])[0] - np.sin(1.5)) < 1e-3), machine.solution_.code.value
+    (True, 'solved')
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelMachineRegressor":
+        """Fit to targets y, (n,) or (n, C); a weight of 2 is a row given twice."""
+        X, y = self._read(X, y, reset=True)
+        if y.dtype.kind not in "fiub":
+            y = y.astype(np.float64)  # numbers in an object array; anything else raises here
+        self._flat = y.ndim == 1
+        self._fit(X, y.astype(np.float64).reshape(len(y), -1), sample_weight)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predictions, (m,) or (m, C) as y was."""
+        outputs = self._outputs(X)
+        return outputs[:, 0] if self._flat else outputs
+
+
+class KernelMachineClassifier(ClassifierMixin, _Ridge):
+    """Kernel ridge on labels: one-hot rows minus 1/C are fitted, and the largest output is the label.
+
+    Parameters, attributes, errors and cost are those of :class:`KernelMachineRegressor`; ``prior`` gives (n, C) outputs
+    (logits), C the number of classes; ``classes_`` are the labels in order.
+
+    >>> x = np.array([[0.0], [0.2], [1.0], [1.2]])
+    >>> KernelMachineClassifier().fit(x, ["a", "a", "b", "b"]).predict([[0.1], [1.1]]).tolist()
+    ['a', 'b']
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelMachineClassifier":
+        """Fit to labels y, (n,); a weight of 2 is a row given twice."""
+        X, y = self._read(X, y, reset=True, multi_output=False)
+        check_classification_targets(y)
+        used = positive_weight(sample_weight, X)
+        self.classes_ = classes_of(y[used])  # a row of weight 0 is not there, nor is its class
+        labels = np.searchsorted(self.classes_, y[used])
+        C = len(self.classes_)
+        targets = np.zeros((len(y), C))
+        targets[used] = np.eye(C)[labels] - 1 / C
+        self._fit(X, targets, sample_weight)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Outputs, (m, C); with two classes their difference, (m,), as scikit-learn has it."""
+        outputs = self._outputs(X)
+        return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The label of the largest output, (m,)."""
+        outputs = self._outputs(X)
+        return self.classes_[outputs.argmax(1)]

@@ -1,0 +1,65 @@
+"""The slow, obvious definition of the empirical tangent kernel, which the fast code is held against."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.batches import Rows, as_rows
+from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
+from kernelmem.tangents.prepare import Prepared, prepare
+
+__all__ = ["jacobian", "jacobian_of", "kernel_of", "ntk"]
+
+
+def jacobian(
+    model: nn.Module,
+    x: Any,
+    *,
+    parameters: Iterable[str] | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Compute J(x) = ∂f_c(x_n)/∂θ by one backward pass for each row and output: (n, C, P).
+
+    Every row is run in a batch of its own. Cost: nC backward passes; memory nCP.
+    """
+    rows = as_rows(x)
+    return jacobian_of(prepare(model, rows, parameters=parameters, forward=forward, dtype=dtype), rows)
+
+
+def jacobian_of(prepared: Prepared, rows: Rows, directions: Tensor | None = None) -> Tensor:
+    """The same for a model that is prepared already, along ``directions`` (n, k, C) of its outputs: (n, k, P)."""
+    rows = rows.to(dtype=prepared.dtype, device=prepared.device)
+    single = [rows.slice(i, i + 1) for i in range(rows.n)]
+    return rowwise_jacobian(prepared, single, list(prepared.parameters), directions)
+
+
+def kernel_of(left: Tensor, right: Tensor, outputs: str = "trace") -> Tensor:
+    """Contract two Jacobians (n, C, P) and (m, C, P) by the definition of each kind of kernel.
+
+    full: K^{cc'}_{nm} = Σ_p J_ncp J_mc'p, (n, m, C, C); trace: Σ_c K^{cc}, (n, m); diagonal: K^{cc}, (n, m, C);
+    pseudo: Σ_cc' K^{cc'} / C, (n, m).
+
+    >>> kernel_of(torch.ones(2, 3, 5), torch.ones(1, 3, 5), "pseudo").flatten().tolist()
+    [15.0, 15.0]
+    """
+    full = torch.einsum("ncp,mdp->nmcd", left, right)
+    if outputs == "full":
+        return full
+    diagonal = torch.diagonal(full, dim1=2, dim2=3)
+    if outputs == "diagonal":
+        return diagonal
+    return diagonal.sum(-1) if outputs == "trace" else full.sum((2, 3)) / left.shape[1]
+
+
+def ntk(model: nn.Module, x: Any, y: Any = None, *, outputs: str = "trace", **options: Any) -> Tensor:
+    """Compute the empirical tangent kernel K(x, y) = J(x) J(y)ᵀ from the definition.
+
+    The arguments are those of :func:`jacobian`. Cost: (n + m)C backward passes and nmC²P operations: for tests, and to
+    verify a few rows of a long run.
+    """
+    left = jacobian(model, x, **options)
+    right = left if y is None else jacobian(model, y, **options)
+    return kernel_of(left, right, outputs)

@@ -1,0 +1,182 @@
+"""Labels corrupted on purpose, with a record of which ones and by which law: the truth of every audit."""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelmem.core.checks import as_labels, seed_sequence
+from kernelmem.core.errors import InputError
+from kernelmem.label_noise import sampling as draws
+from kernelmem.label_noise import transition_matrices as transitions
+
+__all__ = ["KINDS", "CorruptedLabels", "corrupt_labels"]
+
+KINDS = ("symmetric", "uniform", "pair", "confusable", "matrix", "instance")
+MOST_CLASSES = 16384  # a transition matrix of 2 GiB; labels beyond are identifiers, not classes
+
+
+class CorruptedLabels(NamedTuple):
+    """Noisy labels ``y`` (n,), the mask ``flipped`` (n,) of those that differ, the transition ``matrix``."""
+
+    y: Tensor
+    flipped: Tensor
+    matrix: Tensor
+
+
+def corrupt_labels(
+    y: Any,
+    rate: float | None,
+    kind: str = "symmetric",
+    *,
+    seed: int,
+    exact: bool = True,
+    x: Any = None,
+    matrix: Any = None,
+) -> CorruptedLabels:
+    """Replace labels by draws from a known transition matrix, T_ij = P(noisy label j | true label i).
+
+    With C = max(y) + 1 classes and rate r, the kinds are:
+
+    - ``"symmetric"``: always a wrong label; T_ii = 1 - r, T_ij = r / (C - 1).
+    - ``"uniform"``: drawn from all C labels with probability r, so the true one may come back (Zhang et al.
+      2017); T = (1 - r) I + r / C, and the share of labels that change is r (C - 1) / C.
+    - ``"pair"``: always the next class; T_{i, (i + 1) mod C} = r.
+    - ``"confusable"``: always the class b != a with the largest mean left-out prediction over the rows of the
+      true class a, by kernel ridge regression on x (Gaussian kernel, median distance, ridge by leave-one-out;
+      at most about 1,000 rows are looked at). The matrix does not depend on the seed. Classes without rows
+      take no part.
+    - ``"matrix"``: T is ``matrix`` (C, C); C may exceed max(y) + 1. ``rate`` is None, or the share of these
+      labels that the matrix changes, sum_i n_i (1 - T_ii) / n; any other rate is refused.
+    - ``"instance"``: q_i softmax(z_i W_{y_i}) on the wrong labels of row i, with propensity
+      q_i ~ TruncNormal(r, 0.1^2, [0, 1]) scaled to mean r, W_c ~ N(0, 1), and z the standardized x over
+      sqrt(d), so that units and dimension of x do not matter (Xia et al. 2020, who leave q and x unscaled).
+
+    ``exact=True`` chooses exactly round(r n) rows (Python's round), and all of them change, save for
+    ``"uniform"``: there exactly round(r n) rows are redrawn, and those of them that draw their own label are
+    not ``flipped``. For ``"matrix"`` every count of a pair (true i, noisy j) is n_i T_ij rounded down or up,
+    and so is the total; for ``"instance"`` row i is chosen with probability q_i exactly. ``exact=False``
+    draws every row independently. For ``"symmetric"``, ``"pair"`` and ``"confusable"`` the flips of a lower
+    rate are among those of a higher rate with the same seed.
+
+    Args:
+        y: integer labels (n,), tensor or array.
+        rate: r in [0, 1]; 0 gives back the labels and the identity.
+        kind: one of the six above.
+        seed: a whole number >= 0; the same seed gives the same bytes, and no global random state is read or
+            moved.
+        exact: fix the number of flips, or draw it.
+        x: features (n, ...), needed by ``"confusable"`` and ``"instance"``, not looked at by the others.
+        matrix: row-stochastic (C, C), only with ``kind="matrix"``.
+
+    Returns:
+        ``(y, flipped, matrix)``: int64 (n,) and bool (n,) on the device of ``y``, and float64 (C, C) on the
+        CPU, or (n, C) for ``"instance"``: the law of every row's noisy label.
+
+    Raises:
+        InputError: an argument outside of the above, fewer than two classes, or NaN or infinite features.
+
+    Cost: O(n C) time, O(C^2) memory; ``"instance"`` O(n d C) and O(n C); ``"confusable"`` O(min(n, 1000)^3).
+
+    >>> y_noisy, flipped, matrix = corrupt_labels([0, 1, 2, 3] * 5, 0.25, seed=0)
+    >>> int(flipped.sum()), matrix[0].tolist()
+    (5, [0.75, 0.08333333333333333, 0.08333333333333333, 0.08333333333333333])
+    >>> y_noisy, flipped, matrix = corrupt_labels([0, 1, 2, 3], 1.0, "pair", seed=0)
+    >>> y_noisy.tolist()
+    [1, 2, 3, 0]
+    """
+    tensor = as_labels(y, "y")
+    streams = seed_sequence(seed, ["law", "row", "target"])
+    law_rng, row_rng, target_rng = map(np.random.default_rng, streams.values())
+    _check_choice(kind, tensor, x, matrix)
+    share = None if kind == "matrix" and rate is None else _checked_rate(rate, kind)
+    labels = tensor.cpu().numpy()
+    law = _law(kind, labels, share, x, matrix, exact=exact, rng=law_rng)
+
+    own = labels if kind == "instance" else np.arange(len(law))  # of each row of the law, the true label
+    which = np.arange(len(labels)) if kind == "instance" else labels  # of each example, its row of the law
+    wrong = law.copy()
+    wrong[np.arange(len(law)), own] = 0
+    noisy = labels.copy()
+    if exact and kind == "matrix":
+        draws.by_quota(noisy, wrong, share, row_rng)
+    else:
+        if not exact:
+            chosen = np.flatnonzero(row_rng.random(len(labels)) < wrong.sum(1)[which])
+        elif kind == "instance":
+            chosen = draws.by_propensity(wrong.sum(1), row_rng)
+        else:
+            chosen = row_rng.permutation(len(labels))[: round(cast(float, share) * len(labels))]
+        redrawn = np.ones_like(law) if exact and kind == "uniform" else wrong
+        noisy[chosen] = draws.targets(redrawn, which[chosen], target_rng.random(len(labels))[chosen])
+    y_noisy = torch.from_numpy(noisy).to(tensor.device)
+    return CorruptedLabels(y_noisy, y_noisy != tensor, torch.from_numpy(law))
+
+
+def _law(
+    kind: str,
+    labels: np.ndarray,
+    share: float | None,
+    x: Any,
+    matrix: Any,
+    *,
+    exact: bool,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    if kind == "matrix":
+        return transitions.stated(matrix, labels, share)
+    assert share is not None  # only "matrix" goes without a rate
+    n_classes = int(labels.max()) + 1
+    if kind == "instance":
+        total = round(share * len(labels)) if exact else None
+        return transitions.instance(x, labels, n_classes, share, rng=rng, total=total)
+    if kind == "confusable":
+        return transitions.confusable(x, labels, n_classes, share)
+    plain = {"symmetric": transitions.symmetric, "uniform": transitions.uniform, "pair": transitions.pair}
+    return plain[kind](n_classes, share)
+
+
+def _check_choice(kind: Any, labels: Tensor, x: Any, matrix: Any) -> None:
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", do="pass one of these")
+    if kind in ("confusable", "instance") and x is None:
+        raise InputError(
+            f'kind="{kind}" with x=None',
+            expected="the features that this kind looks at, shape (n, ...)",
+            do="pass x=..., one row for each label",
+        )
+    if (kind == "matrix") != (matrix is not None):
+        raise InputError(
+            'kind="matrix" with matrix=None' if matrix is None else f'kind="{kind}" with a matrix',
+            expected='a (C, C) matrix with kind="matrix", and only there',
+            do='pass kind="matrix", matrix=..., rate=None',
+        )
+    n_classes = int(labels.max()) + 1 if len(labels) else 0
+    if (n_classes < 2 and kind != "matrix") or not len(labels):
+        raise InputError(
+            f"y with {len(labels)} labels of {n_classes} class{'' if n_classes == 1 else 'es'}",
+            expected="labels of at least two classes (C = max + 1)",
+            do="pass labels 0..C-1 with C >= 2: with one class there is no wrong label",
+        )
+    if n_classes > MOST_CLASSES:
+        raise InputError(
+            f"y with labels up to {n_classes - 1}",
+            expected=f"at most {MOST_CLASSES} classes (the transition matrix is C x C)",
+            do="renumber the classes from 0, without gaps",
+        )
+
+
+def _checked_rate(rate: Any, kind: str) -> float:
+    try:
+        number = math.nan if rate is None or isinstance(rate, bool | str) else float(rate)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise InputError(
+            f'rate {rate!r} with kind="{kind}"',
+            expected="a number from 0 to 1, the probability that a label is corrupted",
+            do='pass a rate in [0, 1], e.g. 0.2; only kind="matrix" goes without',
+        )
+    return number

@@ -1,0 +1,66 @@
+"""Where a run that ended can be gone on with: at its last checkpoint, or where model and optimizer are already."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernelmem.core.errors import InputError
+from kernelmem.recording.averaging import Averaging
+from kernelmem.recording.storage.checkpoints import Checkpoint, read_checkpoint
+from kernelmem.recording.storage.tape import Tape
+
+__all__ = ["is_as_left", "last_whole_checkpoint"]
+
+
+def last_whole_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
+    """The last checkpoint that holds all averages up to its step: it may have been written before one that followed it.
+
+    Raises:
+        FileCorruptError: it is missing or altered.
+    """
+    after = [average.after_steps for average in tape.averages()]
+    kept = tape.checkpoints()
+    for step in sorted(kept, reverse=True):
+        checkpoint = read_checkpoint(directory, step, kept[step])
+        if checkpoint.updates == bisect_right(after, step):
+            return step, checkpoint
+    return 0, read_checkpoint(directory, 0, kept[0])
+
+
+def is_as_left(
+    directory: Path,
+    tape: Tape,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Mapping[str, Tensor]],
+    averaging: Averaging | None,
+) -> bool:
+    """Whether model, optimizer and averaged model are in the state after the last step already; ``averaging`` is told.
+
+    Raises:
+        InputError: no averaged model for a run that has one.
+    """
+    averages = tape.averages()
+    if averages and averaging is None:
+        raise InputError(
+            f"the run in {directory}, which has averaged weights, to go on without",
+            expected="averaged=, an AveragedModel of the model",
+            do="pass the averaged model: restore() puts it in its recorded state",
+        )
+    kept = tape.checkpoints()
+    if len(tape) not in kept or not (averaging is None or averaging.matches(averages)):
+        return False
+    last = read_checkpoint(directory, len(tape), kept[len(tape)])
+    names = {**optimizer, **last.optimizer}
+    same = all(_equal(optimizer.get(name, {}), last.optimizer.get(name, {})) for name in names)
+    if not (same and _equal(model, last.model)):
+        return False
+    if averaging is not None:
+        averaging.agree(averages)
+    return True
+
+
+def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -1,0 +1,218 @@
+"""Checkpoints: weights, buffers, optimizer state and random state after a step, in one safetensors file."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.atomic_files import array_sha256, write_file
+from kernelmem.core.errors import FileCorruptError, InputError
+
+__all__ = [
+    "Checkpoint",
+    "averaged_path",
+    "is_kept",
+    "load_model_state",
+    "model_state",
+    "optimizer_state",
+    "read_averaged",
+    "read_checkpoint",
+    "set_optimizer_state",
+    "state_sha256",
+    "write_averaged",
+    "write_checkpoint",
+]
+
+PARTS = ("model.", "averaged.")  # how the names of a checkpoint's tensors begin, beside "optimizer."
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """All that the next step starts from."""
+
+    model: dict[str, Tensor]  # parameters, then buffers
+    optimizer: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
+    random: Tensor  # the state of torch's CPU generator, uint8
+    averaged: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # parameters, buffers of the averaged model, if there is one
+    updates: int = 0  # of the averaged model
+
+
+def is_kept(step: int, keep: str | int) -> bool:
+    """Whether the weights after ``step`` steps are written, without knowing how many steps there will be.
+
+    ``"all"``: every step; k: every k-th; ``"sqrt"``: multiples of 2^floor(log2(t)/2) around step t, which is at most
+    sqrt(t): of T steps about 3 sqrt(T) or fewer are kept, and replay recomputes fewer than sqrt(T) to reach any other.
+
+    >>> [t for t in range(1, 40) if is_kept(t, "sqrt")]
+    [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36]
+    """
+    if step == 0 or keep == "all":
+        return True
+    spacing = 1 << (step.bit_length() - 1) // 2 if keep == "sqrt" else int(keep)
+    return step % spacing == 0
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers by name (those too that a state dict leaves out), tied ones once."""
+    return {name: _copy(value) for name, value in _live_state(model).items()}
+
+
+def _live_state(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into the model's parameters and buffers, in place.
+
+    Raises:
+        InputError: names, shapes or dtypes that differ; nothing is copied then.
+    """
+    own = _live_state(model)
+    for name in {**own, **state}:
+        mine, other = _describe(own.get(name)), _describe(state.get(name))
+        if mine != other:
+            raise InputError(
+                f"a model with {name} {mine}, where the run has {other}",
+                expected="the parameters and buffers of the recorded model",
+                do="build the model as it was built for the run",
+            )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])
+
+
+def _describe(value: Tensor | None) -> str:
+    return "absent" if value is None else f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, sorted by name."""
+    return array_sha256({name: _numpy(state[name]) for name in sorted(state)})
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Any, str],  # of parameters: the state is typed by Tensor
+) -> dict[str, dict[str, Tensor]]:
+    """Copies of the optimizer's state by parameter name; what is not set yet (None) is left out."""
+    return {
+        names[parameter]: {key: _copy(torch.as_tensor(value)) for key, value in state.items() if value is not None}
+        for parameter, state in optimizer.state.items()
+    }
+
+
+def set_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Mapping[str, Tensor]],
+    parameters: Mapping[str, nn.Parameter],
+) -> None:
+    """Replace the optimizer's state by a copy of ``state``."""
+    optimizer.state.clear()
+    for name, values in state.items():
+        optimizer.state[parameters[name]] = {key: value.clone() for key, value in values.items()}
+
+
+def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
+    """Write ``weights/<step>.safetensors`` in the run's directory, whole or not at all; return its SHA-256.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
+    for name, state in checkpoint.optimizer.items():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+    if checkpoint.updates:
+        tensors |= {f"averaged.{name}": value for name, value in checkpoint.averaged.items()}
+        tensors["updates"] = torch.tensor(checkpoint.updates)
+    content = safetensors.torch.save({**tensors, "random": checkpoint.random})
+    write_file(_path(directory, step), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
+    """Read ``weights/<step>.safetensors`` if its bytes are those whose SHA-256 the tape holds.
+
+    Raises:
+        FileCorruptError: missing, unreadable or altered.
+    """
+    path = _path(directory, step)
+    try:
+        tensors = _read(path, sha256)
+        model, averaged = ({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in PARTS)
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                parameter, key = name.removeprefix("optimizer.").rsplit(".", 1)
+                optimizer.setdefault(parameter, {})[key] = value
+        updates = int(tensors["updates"]) if averaged else 0
+        return Checkpoint(model, optimizer, tensors["random"], averaged, updates)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise FileCorruptError(
+            f"checkpoint {path} of step {step} ({error})",
+            expected="the file that the recorder wrote",
+            do="put the file back from a copy; the steps before it can still be replayed",
+        ) from error
+
+
+def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
+    """Write the averaged model's parameters and buffers beside the weights; return the SHA-256 of the file.
+
+    The file is named by its content: the one that the tape knows of is never written over.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    content = safetensors.torch.save(dict(state))
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_file(averaged_path(directory, sha256), content)
+    return sha256
+
+
+def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
+    """Read what :func:`write_averaged` wrote.
+
+    Raises:
+        FileCorruptError: missing, unreadable or altered.
+    """
+    path = averaged_path(directory, sha256)
+    try:
+        return _read(path, sha256)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise FileCorruptError(
+            f"averaged weights {path} ({error})",
+            expected="the file that the recorder wrote",
+            do="put the file back from a copy; the run itself can still be read",
+        ) from error
+
+
+def averaged_path(directory: Path, sha256: str) -> Path:
+    """Where the averaged weights with this SHA-256 are."""
+    return directory / "weights" / f"averaged-{sha256[:16]}.safetensors"
+
+
+def _read(path: Path, sha256: str) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("its sha256 is not the one on the tape")
+    return safetensors.torch.load(content)
+
+
+def _path(directory: Path, step: int) -> Path:
+    return directory / "weights" / f"{step:08d}.safetensors"

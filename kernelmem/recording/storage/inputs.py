@@ -1,0 +1,131 @@
+"""What was in a batch: checked at the border, and each input stored once."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelmem.core.batches import map_tree, named_leaves
+from kernelmem.core.checks import as_tensor
+from kernelmem.core.errors import InputError
+from kernelmem.recording.storage.pytree import tree_row_bytes
+
+__all__ = ["Batch", "Inputs", "StoredInput", "read_batch", "stored_sha256"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch as the training loop saw it."""
+
+    examples: Tensor  # (B,) int64
+    x: Any  # (B, ...), or a tree of such tensors
+    y: Tensor  # (B, ...)
+    weights: Tensor | None  # (B,) float64; None where all are 1
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """One input of an example as bytes; the version counts the different inputs that the example had."""
+
+    example: int
+    version: int
+    x: bytes
+    y: bytes
+    sha256: str
+
+
+def read_batch(index: Any, x: Any, y: Any, weight: Any) -> Batch:
+    """Check what was handed to ``Recorder.step``; dicts, tuples and lists of tensors become plain ones.
+
+    Raises:
+        InputError: lengths that differ, no rows, NaN, indices that are no whole numbers >= 0, inputs that are no
+            tensors on the CPU.
+    """
+    leaves = [(name, as_tensor(leaf, name)) for name, leaf in named_leaves(x, "x")]
+    parts = iter([leaf for _, leaf in leaves])
+    tree = map_tree(x, lambda _: next(parts))
+    targets, positions = as_tensor(y, "y"), as_tensor(index, "index")
+    named = [*leaves, ("y", targets), ("index", positions)]
+    weights = None
+    if weight is not None:
+        weights = as_tensor(weight, "weight", dtype=torch.float64)
+        named.append(("weight", weights))
+    lengths = [len(value) if value.ndim else 0 for _, value in named]
+    if not leaves or len(set(lengths)) != 1 or 0 in lengths:
+        counts = ", ".join(f"{length} rows of {name}" for length, (name, _) in zip(lengths, named, strict=True))
+        raise InputError(
+            f"a batch with {counts}" if leaves else "x without a tensor in it",
+            expected="the same number of rows, at least one",
+            do="hand in the examples of this step, all micro-batches of it concatenated",
+        )
+    for name, value in named:
+        if value.device.type != "cpu" or value.dtype == torch.bfloat16:
+            raise InputError(
+                f"{name} of dtype {value.dtype} on {value.device}".replace("torch.", ""),
+                expected="numbers on the CPU that NumPy knows",
+                do="hand in float32 and convert inside the model",
+            )
+    examples = positions
+    whole = examples.ndim == 1 and not examples.is_floating_point() and examples.dtype != torch.bool
+    if not whole or int(examples.min()) < 0:
+        raise InputError(
+            f"index of shape {tuple(examples.shape)} and dtype {examples.dtype}, from {examples.min().item()} on",
+            expected="the position of each row in the training data: whole numbers >= 0, shape (B,)",
+            do="let the data loader give the index beside x and y",
+        )
+    if weights is not None and weights.ndim != 1:
+        raise InputError(f"weight of shape {tuple(weights.shape)}", expected="(B,)", do="give one number for each row")
+    if weights is not None and bool((weights == 1).all()):
+        weights = None
+    return Batch(examples.to(torch.int64).clone(), tree, targets, weights)
+
+
+def stored_sha256(x: bytes, y: bytes) -> str:
+    """SHA-256 of one stored input: all arrays of it, with their names, shapes and dtypes."""
+    return hashlib.sha256(len(x).to_bytes(8, "little") + x + y).hexdigest()
+
+
+class Inputs:
+    """Which inputs of which examples are on the tape: about 200 bytes of memory for each."""
+
+    def __init__(self, known: Iterable[tuple[int, int, str]] = ()) -> None:
+        """Start from the (example, version, sha256) of a tape."""
+        self._versions: dict[tuple[int, bytes], int] = {}
+        self._counts: dict[int, int] = {}
+        for example, version, sha256 in known:
+            self._add(example, version, sha256)
+
+    def place(self, batch: Batch) -> tuple[Tensor, list[StoredInput]]:
+        """The version of each row (B,) int64, and the inputs that are new, each once. Nothing is remembered yet.
+
+        Raises:
+            InputError: an array that NumPy cannot hold, a dict with keys that are no strings.
+        """
+        versions: list[int] = []
+        new: dict[tuple[int, bytes], StoredInput] = {}
+        counts: dict[int, int] = {}  # of the new ones
+        rows = zip(batch.examples.tolist(), tree_row_bytes(batch.x), tree_row_bytes(batch.y), strict=True)
+        for example, x, y in rows:
+            sha256 = stored_sha256(x, y)
+            key = (example, bytes.fromhex(sha256))
+            version = self._versions.get(key)
+            if version is None and key in new:
+                version = new[key].version
+            if version is None:
+                version = self._counts.get(example, 0) + counts.get(example, 0)
+                counts[example] = counts.get(example, 0) + 1
+                new[key] = StoredInput(example, version, x, y, sha256)
+            versions.append(version)
+        return torch.tensor(versions, dtype=torch.int64), list(new.values())
+
+    def accept(self, new: Iterable[StoredInput]) -> None:
+        """Remember inputs that are now on the tape."""
+        for stored in new:
+            self._add(stored.example, stored.version, stored.sha256)
+
+    def _add(self, example: int, version: int, sha256: str) -> None:
+        self._versions[example, bytes.fromhex(sha256)] = version
+        self._counts[example] = max(self._counts.get(example, 0), version + 1)

@@ -1,1 +1,0 @@
-"""Bytes that survive: whole files or none, and weights without code in them."""

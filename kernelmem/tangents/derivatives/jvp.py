@@ -1,0 +1,259 @@
+r"""Products with the tangents of a batch, J u and Jᵀ w, for any module and without forming J.
+
+Two ways to J u (Jᵀ w is always plain autograd):
+
+- **reverse**: Jᵀ w is linear in w, so J u is its gradient, ∂⟨Jᵀ w, u⟩/∂w. The graph of Jᵀ w is built once for a batch and
+  serves every u: 2 matrix products a layer for each u. Differentiates the parameter objects themselves, so it follows
+  weights however the forward pass reaches them.
+- **forward**: dual numbers through the forward pass: 3 matrix products a layer for each u, no graph. Twice as fast for
+  convolutions, whose double backward also computes gradients that nobody asked for.
+
+Source: double backward: Townsend 2017; dual numbers: Wengert 1964; Pearlmutter 1994.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernelmem.core.batches import Rows
+from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
+from kernelmem.core.torch_func import functional_call
+from kernelmem.core.torch_func import jvp as dual_jvp
+from kernelmem.tangents.prepare import Prepared
+
+__all__ = ["Linearized", "Tangents", "Way", "choose_way", "differentiable_kernels", "jvp", "load_dual_rules", "vjp"]
+
+Tangents = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
+Way = Literal["reverse", "forward"]
+
+TINY = 1e-300  # keeps 0 / 0 out of relative errors
+
+
+def vjp(prepared: Prepared, batch: Any, n: int, cotangents: Tensor) -> Tangents:
+    """Compute Jᵀ w = Σ_nc w_nc ∂f_c(x_n)/∂θ for w = ``cotangents`` (n, C): one forward and one backward pass."""
+    return Linearized(prepared, batch, n).vjp(cotangents)
+
+
+def jvp(prepared: Prepared, batch: Any, n: int, tangents: Tangents, *, way: Way = "reverse") -> Tensor:
+    """Compute (J u)_nc = Σ_p u_p ∂f_c(x_n)/∂θ_p, shape (n, C), for u = ``tangents``."""
+    return Linearized(prepared, batch, n, way=way).jvp(tangents)
+
+
+class Linearized:
+    """The derivative of a prepared model at one batch of n rows, for many products.
+
+    Cost: one forward pass when it is made; a backward pass for each ``vjp``; for ``jvp`` see the two ways above.
+    Memory: the graph of the forward pass, and in the reverse way after the first ``jvp`` that of one backward pass.
+    With ``twice`` the first ``vjp`` leaves that second graph behind, which saves a backward pass if ``jvp`` follows.
+    """
+
+    def __init__(self, prepared: Prepared, batch: Any, n: int, *, way: Way = "reverse", twice: bool = False) -> None:
+        self.prepared, self.batch, self.n, self.way, self.twice = prepared, batch, n, way, twice
+        self._transposed: tuple[Tensor, dict[str, GradientEdge]] | None = None  # w, and Jᵀ w as its graph
+        self._outputs: Tensor | None = None
+
+    def vjp(self, cotangents: Tensor) -> Tangents:
+        """Compute Jᵀ w, one tensor for each selected parameter; ``cotangents`` w: (n, C)."""
+        with differentiable_kernels(self.prepared.device):
+            if self.twice and self.way == "reverse" and self._transposed is None:
+                return {name: g.detach() for name, g in self._transpose(cotangents).items()}
+            return self._gradients(cotangents, create_graph=False)
+
+    def jvp(self, tangents: Tangents) -> Tensor:
+        """Compute J u, (n, C); ``tangents`` u: one tensor for each selected parameter."""
+        with differentiable_kernels(self.prepared.device):
+            return self._dual(tangents) if self.way == "forward" else self._double_backward(tangents)
+
+    def _forward(self) -> Tensor:
+        if self._outputs is None:
+            self._outputs = self.prepared.outputs(self.batch, self.n)
+        return self._outputs
+
+    def _gradients(self, cotangents: Tensor, *, create_graph: bool) -> Tangents:
+        outputs = self._forward()
+        parameters = self.prepared.parameters
+        if not outputs.requires_grad:
+            return {name: torch.zeros_like(p) for name, p in parameters.items()}
+        gradients = torch.autograd.grad(
+            outputs,
+            list(parameters.values()),
+            cotangents,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        dense = (g if g.layout == torch.strided else g.to_dense() for g in gradients)  # sparse embeddings
+        return dict(zip(parameters, dense, strict=True))
+
+    def _transpose(self, cotangents: Tensor) -> Tangents:
+        """Jᵀ w with its graph kept. Where w stands is of no account: the map is linear."""
+        w = cotangents.detach().clone().requires_grad_()
+        gradients = self._gradients(w, create_graph=True)
+        # The edges, not the tensors: the values of Jᵀ w (P numbers) need not live as long as the graph.
+        self._transposed = w, {name: get_gradient_edge(g) for name, g in gradients.items() if g.requires_grad}
+        return gradients
+
+    def _double_backward(self, tangents: Tangents) -> Tensor:
+        if self._transposed is None:
+            self._transpose(torch.zeros_like(self._forward()))
+        assert self._transposed is not None
+        w, edges = self._transposed
+        if not edges:  # the outputs depend on none of the selected parameters
+            return torch.zeros_like(w)
+        given = [tangents[name] for name in edges]
+        (result,) = torch.autograd.grad(
+            list(edges.values()), w, given, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return result
+
+    def _dual(self, tangents: Tangents) -> Tensor:
+        load_dual_rules()
+        bound = _Bound(self.prepared)
+        primals = {f"module.{name}": p.detach() for name, p in self.prepared.parameters.items()}
+        duals = {f"module.{name}": u for name, u in tangents.items()}
+
+        def outputs(values: dict[str, Tensor]) -> Tensor:
+            return functional_call(bound, values, (self.batch, self.n))
+
+        with torch.no_grad():  # a graph beside the dual numbers would only hold memory
+            return dual_jvp(outputs, (primals,), (duals,))[1]
+
+
+class _Bound(nn.Module):
+    """The model with its forward=: functional_call swaps tensors on a module, and forward= must see that same module."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        super().__init__()
+        self.module, self.prepared = prepared.module, prepared
+
+    def forward(self, batch: Any, n: int) -> Tensor:
+        return self.prepared.outputs(batch, n)
+
+
+@cache
+def load_dual_rules() -> None:
+    """Make one dual number: the first in a process compiles rules by torch.jit, which warns that it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        with torch.autograd.forward_ad.dual_level():
+            torch.autograd.forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
+@contextmanager
+def differentiable_kernels(device: torch.device) -> Iterator[None]:
+    """Run with operations that can be differentiated twice and by dual numbers; the global flags are put back.
+
+    Fused attention has a first derivative only, and the fused TransformerEncoder layer none. Autocast would give
+    products in half precision under the name of float32.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+def choose_way(prepared: Prepared, rows: Rows) -> Way:
+    """Find a way that is right for this model, on two rows, against the definition.
+
+    The definition: each row in a batch of its own, one plain backward pass with the model's own (fused) operations.
+    Held against it: Jᵀ w of both rows in one batch, and ⟨w, J u⟩ = ⟨Jᵀ w, u⟩ for a u near Jᵀ w, so that a parameter
+    weighs as much in the check as in the kernel. Forward mode is tried first for convolutions, reverse mode for all
+    else; the choice depends on the model alone, not on a stopwatch, so that results repeat to the bit.
+
+    Raises:
+        UnsupportedModelError: neither way can follow the model.
+        VerificationError: a batch differs from its rows (a model that mixes the rows of its batch).
+        NumericalError: tangents that are NaN or infinite.
+    """
+    rows = rows.to(dtype=prepared.dtype, device=prepared.device)
+    picks = [0, rows.n - 1]
+    generator = torch.Generator().manual_seed(0)  # explicit and local: the user's random state is left alone
+    w = torch.randn(2, prepared.n_outputs, generator=generator, dtype=prepared.dtype).to(prepared.device)
+    exact, length = _definition(prepared, rows, picks, w)
+    if not math.isfinite(length):
+        raise NumericalError(
+            "a model whose parameter derivatives are NaN or infinite on the first or last row",
+            expected="finite derivatives",
+            do="check the weights (a diverged run?) and the scale of the inputs",
+        )
+    u = {name: torch.rand(g.shape, generator=generator, dtype=g.dtype).to(g.device) for name, g in exact.items()}
+    for name, g in exact.items():
+        u[name].add_(0.5).mul_(g)
+    expected = sum(_inner(g, u[name]) for name, g in exact.items())
+    size = max(length * sum(_inner(part, part) for part in u.values()) ** 0.5, TINY)
+    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
+    batch = rows.take(picks)
+    together = Linearized(prepared, batch, 2).vjp(w)
+    gap = sum(float((together[name] - g).norm(dtype=torch.float64)) ** 2 for name, g in exact.items()) ** 0.5
+    del together
+    if not gap <= tolerance * max(length, TINY):
+        raise VerificationError(
+            f"a model whose derivatives on 2 rows in one batch differ from the row-by-row definition by"
+            f" {gap / max(length, TINY):.2g} (relative)",
+            expected=f"a difference of at most {tolerance:g}",
+            do="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
+        )
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
+    ways: tuple[Way, Way] = ("forward", "reverse") if convolves else ("reverse", "forward")
+    problems: list[str] = []
+    for way in ways:
+        try:
+            found = float((Linearized(prepared, batch, 2, way=way).jvp(u) * w).sum(dtype=torch.float64))
+        except Exception as error:  # autograd raises many types, from inside the user's module
+            problems.append(f"{way} mode: {(str(error) or type(error).__name__).splitlines()[0]}")
+            continue
+        # A once-differentiable custom function does not raise in reverse mode: it drops out of the graph.
+        if abs(found - expected) <= tolerance * size:
+            return way
+        problems.append(f"{way} mode: J u is off by {abs(found - expected) / size:.2g} (relative)")
+    raise _cannot_differentiate(problems)
+
+
+def _definition(prepared: Prepared, rows: Rows, picks: list[int], w: Tensor) -> tuple[Tangents, float]:
+    """Σ_n J_nᵀ w_n with every row in a batch of its own, and (Σ_n |J_nᵀ w_n|²)^½."""
+    parameters = prepared.parameters
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    squares = 0.0
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(prepared.device.type, enabled=False):
+        for k, i in enumerate(picks):
+            outputs = prepared.outputs(rows.slice(i, i + 1), 1)
+            if not outputs.requires_grad:
+                continue
+            try:
+                gradients = torch.autograd.grad(
+                    outputs, list(parameters.values()), w[k : k + 1], allow_unused=True, materialize_grads=True
+                )
+            except RuntimeError as error:
+                raise _cannot_differentiate([f"backward: {str(error).splitlines()[0]}"]) from error
+            for name, gradient in zip(parameters, gradients, strict=True):
+                total[name] += gradient
+                squares += float(gradient.to_dense().norm(dtype=torch.float64)) ** 2
+    return total, squares**0.5
+
+
+def _cannot_differentiate(problems: list[str]) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"a model that cannot be differentiated for products ({'; '.join(problems)})",
+        expected="operations with a second derivative or a forward-mode rule, and no writing in place over what"
+        " backward needs",
+        do="form the kernel with km.ntk, which needs first derivatives only, or replace the operation named here",
+    )
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float(torch.sum(a * b, dtype=torch.float64))

@@ -1,0 +1,134 @@
+"""Which combinations of outputs are differentiated, and how their tangents enter the kernel."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelmem.core.errors import InputError
+from kernelmem.tangents.groups.outer import Combine
+
+__all__ = ["KINDS", "Directions", "Target", "named_target"]
+
+KINDS = ("trace", "diagonal", "full", "pseudo")
+Target = Callable[[Tensor, Tensor | None], Tensor]  # outputs (n, C), labels (n,) or None -> (n,)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """k directions in output space for every row: cotangents (n, C), the same for all rows unless there is a target."""
+
+    outputs: str  # one of KINDS; with a target, "target"
+    n_outputs: int
+    target: Target | None = None
+
+    @property
+    def k(self) -> int:
+        """How many backward sweeps they take."""
+        return 1 if self.outputs in ("pseudo", "target") else self.n_outputs
+
+    @property
+    def combine(self) -> Combine:
+        """How tangents of several directions enter the kernel."""
+        return self.outputs if self.outputs in ("diagonal", "full") else "sum"  # type: ignore[return-value]
+
+    def cotangents(self, outputs: Tensor, block: Sequence[int], labels: Tensor | None) -> Tensor:
+        """Cotangents (n, k, C) of the directions in ``block``."""
+        n, C = outputs.shape
+        if self.outputs == "pseudo":
+            return torch.full((n, 1, C), C**-0.5, dtype=outputs.dtype, device=outputs.device)
+        if self.target is not None:
+            return self._of_target(outputs, labels)[:, None]
+        one_hot = outputs.new_zeros(len(block), C)
+        one_hot[range(len(block)), list(block)] = 1.0
+        return one_hot.expand(n, len(block), C)
+
+    def _of_target(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
+        assert self.target is not None
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            values = self.target(leaf, labels)
+            if not isinstance(values, Tensor) or values.shape != (len(outputs),):
+                shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise InputError(
+                    f"a target that gives {shape} for {len(outputs)} rows",
+                    expected=f"one number for each row, shape ({len(outputs)},)",
+                    do="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
+                )
+            if not values.requires_grad:
+                return torch.zeros_like(outputs)
+            return torch.autograd.grad(values.sum(), leaf)[0]
+
+    def result_shape(self, n: int, m: int) -> tuple[int, ...]:
+        """Shape in which the result is accumulated: (n, m), (C, n, m) or (n, C, m, C)."""
+        C = self.n_outputs
+        return {"sum": (n, m), "diagonal": (C, n, m), "full": (n, C, m, C)}[self.combine]
+
+    def public(self, result: Tensor) -> Tensor:
+        """The result as users see it: (n, m), (n, m, C) or (n, m, C, C); a view."""
+        if self.combine == "diagonal":
+            return result.movedim(0, 2)
+        return result.transpose(1, 2) if self.combine == "full" else result
+
+
+def named_target(target: Any) -> Target:
+    """Read ``target=``: "margin", "loss", ("logit", c) or a callable.
+
+    margin: f_y − max_{k≠y} f_k; loss: cross-entropy. What is returned refuses, when called, an output that the model does not
+    have, labels that are missing or beyond its outputs, and a margin or a cross-entropy of one output.
+
+    Raises:
+        InputError: none of these.
+    """
+    if callable(target):
+        return cast(Target, target)
+    if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
+        return lambda outputs, labels: _logit(outputs, target[1])
+    if isinstance(target, str) and target == "loss":
+        return lambda outputs, labels: F.cross_entropy(outputs, _needed(outputs, labels), reduction="none")
+    if isinstance(target, str) and target == "margin":
+        return _margin
+    raise InputError(
+        f"target={target!r}",
+        expected='"margin", "loss", ("logit", c) or a callable (outputs, labels) -> (n,)',
+        do='e.g. target="loss", labels=y',
+    )
+
+
+def _logit(outputs: Tensor, c: int) -> Tensor:
+    if not 0 <= c < outputs.shape[1]:
+        raise InputError(
+            f"target=('logit', {c}) for a model with {outputs.shape[1]} outputs",
+            expected=f"an output 0..{outputs.shape[1] - 1}",
+            do="count outputs from 0",
+        )
+    return outputs[:, c]
+
+
+def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    column = _needed(outputs, labels)[:, None]
+    others = outputs.scatter(1, column, float("-inf"))
+    return outputs.gather(1, column)[:, 0] - others.max(1).values
+
+
+def _needed(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise InputError("a target that needs labels, without them", expected="labels=", do="pass labels=y")
+    C = outputs.shape[1]
+    if C == 1:
+        raise InputError(
+            "the margin or the cross-entropy of a model with one output",
+            expected="an output for each class",
+            do='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
+        )
+    largest = int(labels.max())
+    if largest >= C:
+        raise InputError(
+            f"label {largest} for a model with {C} outputs",
+            expected=f"labels 0..{C - 1}",
+            do="number the classes as in the training",
+        )
+    return labels

@@ -1,0 +1,174 @@
+"""Hypothesis strategies: random networks together with rows that they take.
+
+``linear_networks`` draws Linear layers and activations; ``networks`` composes every supported layer.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from kernelmem.testing.cases import Case, Inputs, make_case
+from kernelmem.testing.modules import Apply, Around, Parallel, Shift, TiedReadout
+from kernelmem.testing.strategies.grids import GRID_BLOCKS
+from kernelmem.testing.strategies.layers import (
+    SEQUENCE_BLOCKS,
+    VECTOR_BLOCKS,
+    Block,
+    Chooser,
+    Size,
+    last_state,
+)
+
+__all__ = ["Case", "linear_networks", "networks"]
+
+ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
+
+
+@st.composite
+def linear_networks(draw: st.DrawFn, *, dtype: torch.dtype = torch.float64) -> Case:
+    """Draw a network of Linear layers and activations: widths, depth, biases, nesting, in-place activations.
+
+    Weights and rows come from a drawn seed, so that a failing example is replayed to the bit.
+    """
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    widths = draw(st.lists(st.integers(1, 7), min_size=2, max_size=5))
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers.append(nn.Linear(fan_in, fan_out, bias=draw(st.booleans())))
+        activation = draw(st.sampled_from(ACTIVATIONS))
+        layers.append(nn.ReLU(inplace=True) if draw(st.booleans()) else activation())
+    if draw(st.booleans()):
+        layers = [nn.Sequential(*layers[:2]), *layers[2:]]
+    model = nn.Sequential(*layers[:-1] if len(layers) > 1 else layers).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    n, m = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    x = torch.randn(n, widths[0], generator=generator, dtype=dtype)
+    y = torch.randn(m, widths[0], generator=generator, dtype=dtype)
+    return Case(model, x, y, "-".join(map(str, widths)))
+
+
+@st.composite
+def networks(
+    draw: st.DrawFn, *, dtype: torch.dtype = torch.float64, smooth: bool = False, depth: int = 4, rows: int = 5
+) -> Case:
+    """Draw a composition of every supported layer, in eval mode, with 1 to ``rows`` rows on each side.
+
+    Rows are vectors, sequences, tokens, signals, images or volumes; up to ``depth`` random layers follow, then a readout
+    or none. With ``smooth`` no kink is drawn (relu, max-pooling), so that float32 and float64 stay on the same side.
+    Weights and rows come from a drawn seed, so that a failing example is replayed to the bit.
+    """
+    pick = Chooser(draw, smooth)
+    kind = pick.among(list(STARTS))
+    inputs, layers, form, size = STARTS[kind](pick)
+    for _ in range(pick.integer(1, depth)):
+        if pick.integer(0, 3) == 0:
+            layer, form, size = _bridge(pick, form, size)
+        else:
+            layer, size = pick.among(BLOCKS[form])(pick, size)
+        layers.append(layer)
+    if form != "vector":
+        layer, size = _to_vector(pick, form, size)
+        layers.append(layer)
+    name = " > ".join([kind, *(type(layer).__name__ for layer in layers)])
+    if pick.flag():  # nesting must not matter
+        layers = [nn.Sequential(*layers[:1]), nn.Sequential(*layers[1:])]
+    model = _finish(pick, inputs, nn.Sequential(*layers), size)
+    seed, n, m = pick.integer(0, 2**32 - 1), pick.integer(1, rows), pick.integer(1, rows)
+    return make_case(name, model, inputs, seed=seed, n=n, m=m, dtype=dtype)
+
+
+BLOCKS: dict[str, tuple[Block, ...]] = {"vector": VECTOR_BLOCKS, "sequence": SEQUENCE_BLOCKS, "grid": GRID_BLOCKS}
+
+Start = tuple[Inputs, list[nn.Module], str, Size]
+
+
+def _tokens(pick: Chooser) -> Start:
+    length, vocabulary, width = pick.integer(1, 4), pick.integer(2, 6), pick.width()
+    embedding = nn.Embedding(vocabulary, width, padding_idx=pick.among([None, 0]))
+    layers: list[nn.Module] = [embedding, Shift(length, width)] if pick.flag() else [embedding]
+    return Inputs((length,), vocabulary), layers, "sequence", (length, width)
+
+
+def _bags(pick: Chooser) -> Start:
+    vocabulary, width = pick.integer(2, 6), pick.width()
+    bag = nn.EmbeddingBag(vocabulary, width, mode=pick.among(["mean", "sum"]))
+    return Inputs((pick.integer(1, 4),), vocabulary), [bag], "vector", (width,)
+
+
+def _reals(form: str, *ranges: tuple[int, int]) -> Callable[[Chooser], Start]:
+    def start(pick: Chooser) -> Start:
+        size = tuple(pick.integer(low, high) for low, high in ranges)
+        return Inputs(size), [], form, size
+
+    return start
+
+
+STARTS: dict[str, Callable[[Chooser], Start]] = {
+    "vectors": _reals("vector", (1, 6)),
+    "sequences": _reals("sequence", (1, 4), (1, 5)),
+    "tokens": _tokens,
+    "bags": _bags,
+    "signals": _reals("grid", (1, 4), (2, 6)),
+    "images": _reals("grid", (1, 3), (2, 4), (2, 4)),
+    "volumes": _reals("grid", (1, 2), (2, 3), (1, 3), (2, 3)),
+}
+
+
+def _bridge(pick: Chooser, form: str, size: Size) -> tuple[nn.Module, str, Size]:
+    """Go over to another form: vectors as sequences, channels as features, positions as tokens."""
+    if form == "vector":
+        if pick.flag():
+            return Apply(lambda x: x[:, None, :]), "sequence", (1, *size)
+        return Apply(lambda x: x[:, :, None]), "sequence", (*size, 1)
+    if form == "grid":
+        length = math.prod(size[1:])
+        return Apply(lambda x: x.flatten(2).transpose(1, 2)), "sequence", (length, size[0])
+    if pick.flag():
+        return Apply(lambda x: x.transpose(1, 2)), "grid", (size[1], size[0])
+    layer, size = _to_vector(pick, form, size)
+    return layer, "vector", size
+
+
+def _to_vector(pick: Chooser, form: str, size: Size) -> tuple[nn.Module, Size]:
+    """One vector for each row: all positions side by side, their mean, one of them, the last state of a cell."""
+    if math.prod(size) <= 30 and pick.flag():
+        return nn.Flatten(), (math.prod(size),)
+    if form == "grid":
+        return Apply(lambda x: x.flatten(2).mean(2)), size[:1]
+    kind = pick.integer(0, 3)
+    if kind == 0:
+        return last_state(pick, size)
+    return Apply([lambda x: x.mean(1), lambda x: x[:, 0], lambda x: x[:, -1]][kind - 1]), size[1:]
+
+
+def _finish(pick: Chooser, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
+    """Outputs by a linear readout with more or fewer outputs than features, by something else, or by no readout."""
+    width, C = size[-1], pick.integer(1, 6)
+    readout = lambda outputs=C: nn.Linear(width, outputs, bias=pick.flag())  # noqa: E731
+    kind = pick.integer(0, 9)
+    if kind <= 3:
+        return nn.Sequential(*body.children(), readout())
+    if kind == 4:
+        return nn.Sequential(body, readout(), pick.among([nn.Softmax, nn.LogSoftmax])(dim=1))
+    if kind == 5:
+        return nn.Sequential(body, Parallel(pick.among(["sum", "product", "concatenate"]), readout(), readout()))
+    if kind == 6 and not inputs.vocabulary:
+        skip = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(inputs.size), C))
+        return Around(body, readout(), skip)
+    if kind == 7:
+        beside = nn.Sequential(Apply(lambda h: h.mean(1, keepdim=True)), Shift(1, C))
+        return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(beside, nn.Flatten())))
+    if kind == 8 and inputs.vocabulary:
+        inner = nn.Linear(width, width)
+        return TiedReadout(inputs.vocabulary, width, nn.Sequential(inner, nn.Tanh()), share=pick.flag())
+    if kind == 8:
+        return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(readout(), nn.Tanh())))
+    if pick.flag() or not list(body.parameters()):
+        return nn.Sequential(body, readout(), nn.Tanh())
+    return body

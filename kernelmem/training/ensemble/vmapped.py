@@ -1,0 +1,162 @@
+"""Many networks of any architecture, those of one width in one batch: vmap over stacked parameters and buffers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.torch_func import functional_call, vmap
+from kernelmem.training.ensemble.members import Task
+from kernelmem.training.ensemble.metrics import mean_loss
+from kernelmem.training.ensemble.sequential import check_outputs
+from kernelmem.training.member_batches import BatchOrder, rows_per_step
+
+__all__ = ["Modules", "module_chunks"]
+
+ROWS = 256  # rows of one product when outputs are computed
+HELD = 4  # parameters, gradient, and what Adam keeps of each
+
+
+def module_chunks(task: Task, make_model: Callable[[Any], nn.Module], memory: int) -> Iterator[list[int]]:
+    """Members of one width and one batch size, cut into parts that fit into ``memory``.
+
+    The memory of a step is measured on one network: what autograd saves of a forward pass, twice.
+
+    Raises:
+        InputError: one network alone does not fit.
+        UnsupportedModelError: as :func:`_made`.
+    """
+    together: dict[tuple, list[int]] = {}
+    for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
+        together.setdefault((member.width, rows_per_step(len(rows), task.recipe.batch_size)), []).append(k)
+    for (width, batch), members in together.items():
+        one = _bytes(_made(make_model, task, members[0]), task, members[0], batch)
+        if one > memory:
+            raise InputError(
+                f"a network of width {width!r} that needs {one:,} bytes; memory={memory:,}",
+                expected="memory for one network at a time",
+                do=f"pass memory={one} or more, or smaller batches",
+            )
+        size = memory // one
+        yield from (members[start : start + size] for start in range(0, len(members), size))
+
+
+def _bytes(model: nn.Module, task: Task, k: int, batch: int) -> int:
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.train()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = model(task.x[task.rows[k][:batch]])
+    check_outputs(outputs, min(batch, len(task.rows[k])), task.C)
+    numbers = sum(p.nbytes for p in model.parameters())
+    return max(1, HELD * numbers + 2 * sum(saved.values()))
+
+
+def _made(make_model: Callable[[Any], nn.Module], task: Task, k: int) -> nn.Module:
+    """The module of member k, from its own seed, on the device and in the dtype of the task."""
+    member = task.members[k]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(member.init_seed)
+        model = make_model(member.width)
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"make_model({member.width!r}) of type {type(model).__name__}",
+            expected="an nn.Module",
+            do="return a module",
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise UnsupportedModelError(
+                f"dropout in {name!r}",
+                expected="a network without randomness while it trains",
+                do="set p=0, or use train_one",
+            )
+    dtype = task.x.dtype if task.x.is_floating_point() else None
+    return model.to(device=task.x.device, dtype=dtype)
+
+
+class Modules:
+    """The networks of one chunk: stacked parameters, ``gradient()``, outputs, state."""
+
+    def __init__(self, task: Task, make_model: Callable[[Any], nn.Module], members: Sequence[int]) -> None:
+        self.task, self.members = task, list(members)
+        models = [_made(make_model, task, k) for k in members]
+        self.model = models[0]
+        shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
+        if any(shape != shapes[0] for shape in shapes):
+            raise UnsupportedModelError(
+                f"make_model({task.members[members[0]].width!r}) with different parameters for different seeds",
+                expected="the same architecture for the same width",
+                do="put into width what the architecture depends on",
+            )
+        self.trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        every = [{**dict(model.named_parameters()), **dict(model.named_buffers())} for model in models]
+        self.values = {name: torch.stack([one[name].detach() for one in every]) for name in every[0]}
+        for name in self.trained:
+            self.values[name].requires_grad_()
+        self.parameters = [self.values[name] for name in self.trained]
+        lengths = [len(task.rows[k]) for k in members]
+        self.orders = [
+            BatchOrder(task.members[k].order_seed, n, task.recipe.batch_size)
+            for k, n in zip(members, lengths, strict=True)
+        ]
+
+    def gradient(self) -> None:
+        """Put the gradient of every member's loss on its next batch into ``grad`` of the stacked parameters."""
+        task = self.task
+        picked = [order.take(1)[0].to(task.x.device) for order in self.orders]
+        x = torch.stack([task.x[task.rows[k][at]] for k, at in zip(self.members, picked, strict=True)])
+        target = torch.stack([task.targets[k][at] for k, at in zip(self.members, picked, strict=True)])
+        self.model.train()
+        with torch.enable_grad():
+            outputs = self._call(x, 0)
+            # no term of one member holds a parameter of another: the gradient of the sum is each one's own
+            losses = vmap(mean_loss)(outputs, target)
+            gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            # torch's one-pass updates on the CPU read the gradient in the order of memory, whatever its strides
+            p.grad = None if gradient is None else gradient.contiguous()
+
+    def test_outputs(self) -> dict[int, Tensor]:
+        """The test outputs (m, C) of each member."""
+        self.model.eval()
+        pieces = [self._call(piece, None) for piece in self.task.x_test.split(ROWS)]
+        return dict(zip(self.members, torch.cat(pieces, 1), strict=True))
+
+    def train_outputs(self) -> dict[int, Tensor]:
+        """The outputs (n_k, C) of each member on its own training rows; shorter ones are filled up and cut."""
+        self.model.eval()
+        rows = [self.task.rows[k] for k in self.members]
+        filled = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        pieces = [self._call(self.task.x[piece], 0) for piece in filled.split(ROWS, 1)]
+        outputs = torch.cat(pieces, 1)
+        return {k: outputs[g, : len(rows[g])] for g, k in enumerate(self.members)}
+
+    def state(self) -> dict[int, dict[str, Tensor]]:
+        """The state dict of each member, on the CPU."""
+        names = list(self.model.state_dict())
+        return {
+            k: {name: self.values[name][g].detach().to("cpu", copy=True) for name in names}
+            for g, k in enumerate(self.members)
+        }
+
+    def _call(self, x: Tensor, in_dim: int | None) -> Tensor:
+        def one(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+            return functional_call(self.model, values, (rows,))
+
+        try:
+            outputs = vmap(one, in_dims=(0, in_dim))(self.values, x)
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}, which torch.func.vmap refuses: {str(error).splitlines()[0]}",
+                expected="a network without randomness, item() or data-dependent control flow",
+                do="train its members with train_one",
+            ) from error
+        check_outputs(outputs[0], x.shape[0 if in_dim is None else 1], self.task.C)
+        return outputs

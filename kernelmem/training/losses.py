@@ -1,0 +1,142 @@
+"""Losses, one number for each example: the recorder recomputes the gradient of their mean or sum."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelmem.core.errors import InputError, UnsupportedModelError
+
+__all__ = ["LOSSES", "Loss", "batch_loss", "loss_name", "per_example_loss"]
+
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+LOSSES = ("cross_entropy", "mse", "mse_mean")
+REDUCTIONS = ("mean", "sum")
+IGNORED = -100  # a label whose row has no loss, as in torch
+
+
+def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function (outputs (n, C), targets) -> losses (n,) of a name; a callable is returned with its result checked.
+
+    - ``"cross_entropy"``: -log softmax(f)[y] for labels y (n,), or -sum_c y_c log softmax(f)[c] for y (n, C);
+      0 for the label -100, as in torch;
+    - ``"mse"``: 1/2 sum_c (f_c - y_c)^2, labels (n,) read as one-hot where C > 1;
+    - ``"mse_mean"``: 1/C sum_c (f_c - y_c)^2, the convention of ``torch.nn.functional.mse_loss``;
+    - a callable, for everything else: label smoothing is
+      ``lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1, reduction="none")``.
+
+    Raises:
+        InputError: an unknown name; when called, a callable that does not give (n,) losses, targets that do not fit.
+        UnsupportedModelError: when called by name, outputs that are not (n, C).
+
+    >>> import torch
+    >>> per_example_loss("mse")(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
+    tensor([1.])
+    """
+    check_loss(loss)
+    if callable(loss):
+        return lambda outputs, targets: _checked(loss(outputs, targets), len(outputs))
+    return {"cross_entropy": _cross_entropy, "mse": _mse, "mse_mean": _mse_mean}[loss]
+
+
+def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, weights: Tensor | None, *, reduction: str) -> Tensor:
+    """The scalar sum_i w_i l_i (``reduction="sum"``), or that over the number of rows n (``"mean"``).
+
+    The mean is over n, not over sum_i w_i. No weights (None) are ones.
+
+    Raises:
+        InputError, UnsupportedModelError: as in :func:`per_example_loss`.
+    """
+    if loss == "mse_mean" and reduction == "mean" and weights is None:
+        # torch's own kernel rounds (f - y) once where the mean of means does twice: replay is to repeat it to the bit
+        _check_outputs(outputs)
+        return F.mse_loss(outputs, _real_targets(outputs, targets))
+    losses = per_example_loss(loss)(outputs, targets)
+    if weights is not None:
+        losses = losses * weights.to(losses.dtype)
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def check_loss(loss: Loss) -> None:
+    """Refuse what is neither a known name nor a callable.
+
+    Raises:
+        InputError: with the names that are known.
+    """
+    if not callable(loss) and loss not in LOSSES:
+        raise InputError(
+            f"loss={loss!r}",
+            expected=f"one of {', '.join(LOSSES)}, or a callable (outputs, targets) -> (n,) losses",
+            do="pass the loss of your training loop, with one number for each example",
+        )
+
+
+def loss_name(loss: Loss) -> str:
+    """What the tape says of a loss: its name, or "callable:" and where the callable was defined."""
+    if isinstance(loss, str):
+        return loss
+    return f"callable:{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    _check_outputs(outputs)
+    labels = targets if targets.is_floating_point() else targets.long()
+    if tuple(labels.shape) not in ((len(outputs),), tuple(outputs.shape)) or labels.is_floating_point() != (
+        labels.ndim == 2
+    ):
+        raise _misfit(outputs, targets, "integer labels (n,), or class probabilities (n, C)")
+    if labels.ndim == 1 and labels.numel():
+        low, high = (int(end) for end in labels.aminmax())
+        if high >= outputs.shape[1] or (low < 0 and bool(((labels < 0) & (labels != IGNORED)).any())):
+            raise _misfit(outputs, targets, f"labels 0..{outputs.shape[1] - 1} (here {low}..{high})")
+    return F.cross_entropy(outputs, labels, reduction="none")
+
+
+def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    _check_outputs(outputs)
+    return 0.5 * (outputs - _real_targets(outputs, targets)).square().sum(1)
+
+
+def _mse_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    _check_outputs(outputs)
+    return (outputs - _real_targets(outputs, targets)).square().mean(1)
+
+
+def _real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets (n, C) in the outputs' dtype: real ones as they are, labels (n,) as one-hot rows."""
+    n, c = outputs.shape
+    labels = not targets.is_floating_point() and targets.ndim == 1 and c > 1
+    if labels and len(targets) == n and int(targets.min()) >= 0 and int(targets.max()) < c:
+        return F.one_hot(targets.long(), c).to(outputs.dtype)
+    if labels or targets.numel() != n * c or len(targets) != n:
+        raise _misfit(outputs, targets, f"real targets {(n, c)}, or labels ({n},) in 0..{c - 1}")
+    return targets.reshape(n, c).to(outputs.dtype)
+
+
+def _check_outputs(outputs: Tensor) -> None:
+    if outputs.ndim != 2:
+        raise UnsupportedModelError(
+            f"model outputs of shape {tuple(outputs.shape)}",
+            expected="(n, C), a row of outputs for each example",
+            do="pass the loss as a callable (outputs, targets) -> (n,) losses",
+        )
+
+
+def _checked(losses: Tensor, n: int) -> Tensor:
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InputError(
+            f"a loss that returns {shape} for {n} examples",
+            expected=f"a tensor ({n},), one loss for each example",
+            do='leave the reduction to the recorder: compute the loss with reduction="none"',
+        )
+    return losses
+
+
+def _misfit(outputs: Tensor, targets: Tensor, expected: str) -> InputError:
+    return InputError(
+        f"targets of shape {tuple(targets.shape)} and dtype {str(targets.dtype).removeprefix('torch.')}"
+        f" for outputs {tuple(outputs.shape)}",
+        expected=expected,
+        do="pass y as the loss of your training loop takes it, or the loss as a callable",
+    )

@@ -1,0 +1,200 @@
+r"""The derivative of a recorded training run by the weight of every example's loss, swept from the last step to the first.
+
+Carried are the adjoints λ of the weights and μ of the optimizer's state, one pair for each direction that is asked for. With
+the update (w, s, g) -> (w', s') and the gradient g = Σ_i v_i ∇ℓ_i(w) of step t,
+
+    α = λ ∂w'/∂g + μ ∂s'/∂g,
+    the derivative by the weight of example i  +=  v_i ⟨α, ∇ℓ_i(w)⟩,
+    λ  <-  λ ∂w'/∂w + μ ∂s'/∂w + H α,
+    μ  <-  λ ∂w'/∂s + μ ∂s'/∂s,
+
+H the Hessian of the batch's loss. A gradient that was clipped at norm M is g = M G/(|G| + 10⁻⁶); with u = G/|G|, the α of
+what was clipped is α − u ⟨u, α⟩ |G|/(|G| + 10⁻⁶), in all three lines. Running statistics of batch normalization are carried
+like state that moves with the weights.
+
+Source: Hara, Nitanda and Maehara 2019 for stochastic gradient descent; Maclaurin, Duvenaud and Adams 2015 for momentum; state of
+adaptive optimizers, running statistics and clipping: derived here.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernelmem.core.errors import InputError
+from kernelmem.trajectory.influence.batch_gradient import Tensors
+from kernelmem.trajectory.influence.training_program import Program, check_second_derivative
+from kernelmem.trajectory.optimizers import ParameterFilter
+
+__all__ = ["CLIPS", "Unrolled", "trace_states", "unroll"]
+
+WEIGHTS = "weights"  # beside the names of the optimizer's own state
+
+CLIPS = (None, "norm", "fixed")
+TORCH_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm plus this
+SAME = 1e-4  # relative: norms of gradients clipped in float32 agree to less
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """What the sweep back needs beside the program: the optimizer's state before every step."""
+
+    counts: Sequence[dict[str, int]]
+    states: Sequence[dict[str, Tensors]]
+    clipped: Sequence[bool]  # whether the factor of a step moves with its gradient
+
+
+def trace_states(
+    program: Program, *, clip: str | None = None, progress: Callable[[int], None] | None = None
+) -> Unrolled:
+    """Follow the optimizer's state along the run, in float64 at the recorded weights.
+
+    Raises:
+        InputError: factors of which the tape does not say what they are (see ``clip`` of :func:`influence`).
+        VerificationError: a model that cannot be differentiated twice.
+
+    Cost: a gradient of every batch; memory T times the optimizer's state.
+    """
+    check_second_derivative(program)
+    filters = {name: program.kind() for name in program.prepared.parameters}
+    counts, states, norms = [], [], []
+    for t in range(len(program)):
+        gradient = program.gradient(t).gradient
+        moving = program.moving(t)
+        counts.append({name: filters[name].count for name in moving})
+        states.append({name: dict(filters[name].state) for name in moving})
+        norms.append(_norm(gradient[name] for name in moving))
+        for name, options in moving.items():
+            filters[name].forward(gradient[name], program.states[t][name].double(), options)
+        if progress is not None:
+            progress(1)
+    scales = [step.scale for step in program.steps]
+    return Unrolled(counts, states, _clipped(scales, norms, clip))
+
+
+def unroll(
+    program: Program,
+    along: Unrolled,
+    seeds: Tensors,  # ∂φ/∂w after the last step, (D, shape) for each parameter
+    statistics: Tensors,  # ∂φ by running statistics, (D, shape)
+    *,
+    n_examples: int,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The derivative of φ by every example's weight: (D, n).
+
+    Cost: for each step a gradient of the batch with its graph, D Hessian-vector products of it, D·P operations of the
+    update; memory D·P numbers for the weights and as many for every tensor of the optimizer's state.
+    """
+    result = torch.zeros(len(next(iter(seeds.values()))), n_examples, dtype=torch.float64)
+    adjoint = {name: {WEIGHTS: own} for name, own in seeds.items()}
+    for t in reversed(range(len(program))):
+        found = program.gradient(t)
+        alpha = {name: torch.zeros_like(own[WEIGHTS]) for name, own in adjoint.items()}
+        for name, options in program.moving(t).items():
+            derivatives = _derivatives(
+                program.kind,
+                along.counts[t][name],
+                along.states[t][name],
+                found.gradient[name],
+                program.states[t][name].double(),
+                options,
+            )
+            pulled = _pulled(adjoint[name], derivatives)
+            alpha[name] = pulled.pop("gradient", alpha[name])
+            adjoint[name] = pulled
+        if along.clipped[t]:
+            _through_clipping(alpha, {name: found.gradient[name] for name in program.moving(t)}, program.steps[t].scale)
+        shares, hessian, statistics = found.transported(alpha, statistics)
+        result.index_add_(1, program.batches[t].examples, shares)
+        for name, own in hessian.items():
+            adjoint[name][WEIGHTS] = adjoint[name][WEIGHTS] + own
+        del found  # its graph, before that of the next step is made
+        if progress is not None:
+            progress(1)
+    return result
+
+
+def _derivatives(
+    kind: type[ParameterFilter],
+    count: int,
+    state: Tensors,
+    gradient: Tensor,
+    weights: Tensor,
+    options: Mapping[str, Any],
+) -> dict[str, Tensors]:
+    """∂(w', s')/∂(w, s, g), entry by entry: result[output][input], absent where it is zero throughout.
+
+    Outputs are "weights" and the names of the state after the step; inputs "weights", "gradient" and the names before it.
+    """
+    with torch.enable_grad():
+        before = {key: own.detach().clone().requires_grad_() for key, own in state.items()}
+        leaves = {
+            WEIGHTS: weights.detach().clone().requires_grad_(),
+            "gradient": gradient.detach().clone().requires_grad_(),
+        }
+        update = kind(count=count, state=dict(before))
+        step = update.forward(leaves["gradient"], leaves[WEIGHTS], options).step
+        after = {WEIGHTS: leaves[WEIGHTS] + step, **update.state}
+        inputs = leaves | before
+        derivatives: dict[str, Tensors] = {}
+        for output, value in after.items():
+            found = torch.autograd.grad(value.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
+            derivatives[output] = {key: own for key, own in zip(inputs, found, strict=True) if own is not None}
+    return derivatives
+
+
+def _pulled(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
+    """The adjoints of an update's inputs from those of its outputs."""
+    pulled: Tensors = {}
+    for output, row in derivatives.items():
+        if output not in adjoint:  # a state that no later step has used
+            continue
+        for key, derivative in row.items():
+            if key in pulled:
+                pulled[key].addcmul_(adjoint[output], derivative)
+            else:
+                pulled[key] = adjoint[output] * derivative
+    return pulled
+
+
+def _through_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
+    """Take from α its part along the gradient, which clipping holds at one norm."""
+    norm = _norm(gradient.values())
+    if norm == 0:
+        return
+    unclipped = norm / scale
+    along = sum(
+        (alpha[name].reshape(len(alpha[name]), -1) @ own.flatten() for name, own in gradient.items()), torch.zeros(())
+    )
+    kept = unclipped / (unclipped + TORCH_EPSILON) / norm**2
+    for name, own in gradient.items():
+        alpha[name] -= (kept * along).view(-1, *[1] * own.ndim) * own
+
+
+def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) -> list[bool]:
+    """Which factors are those of clipping."""
+    below = [t for t, scale in enumerate(scales) if scale < 1]
+    if clip == "fixed" or not below:
+        return [False] * len(scales)
+    if clip is None:
+        used = [norms[t] for t in below]
+        factors = [scales[t] for t in below]
+        if max(used) - min(used) > SAME * max(used):
+            if max(factors) - min(factors) <= SAME * max(factors):
+                return [False] * len(scales)
+            raise InputError(
+                f"{len(below)} steps whose gradients were multiplied by {min(factors):.3g} to {max(factors):.3g} and then had"
+                f" norms from {min(used):.3g} to {max(used):.3g}",
+                expected="one norm (clipping), or one factor (scaling)",
+                do='pass clip="norm" if clip_grad_norm_ was called with a norm that changed, clip="fixed" if the factors do'
+                " not depend on the gradients",
+            )
+    return [scale < 1 for scale in scales]
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(own.square().sum()) for own in tensors))

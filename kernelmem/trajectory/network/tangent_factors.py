@@ -1,0 +1,262 @@
+"""Tangents summed over the nodes of a rule, kept as factors and formed a slice of one parameter at a time.
+
+A sweep's output gradients and the activations take a few numbers a unit; the tangents they stand for take a number a
+parameter. So what is done with tangents is done slice by slice, while a slice is in cache; nodes are more positions of a
+row, so that their weighted sum is formed by the product that forms a single tangent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kernelmem.tangents.capture import Capture, Use
+from kernelmem.tangents.engine.backward import collect, one_direction
+from kernelmem.tangents.groups.outer import Stack, outer_product, split_directions
+from kernelmem.tangents.rules.linear import LinearRule
+
+__all__ = ["Factors", "Formed", "Tangents", "Vector", "Zero", "join", "sweeps"]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A weight's tangents where a row has one position: Σ_q g_q ⊗ a_q."""
+
+    key: int  # of the use: a weight and its bias share it, and the gradients
+    activations: Tensor | None  # (S, q, r, in); None: of a bias, one
+    gradients: Tensor  # (S, q, r, k, out)
+
+    def segment(self, s: int) -> "Vector":
+        """Those of one segment."""
+        a = self.activations
+        return Vector(self.key, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
+
+    def along(self, direction: Tensor) -> Tensor:
+        """⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
+        S, q, r, _, out = self.gradients.shape
+        if self.activations is None:
+            return (self.gradients @ direction[:, None, None, :, None])[..., 0].sum(1)
+        moved = torch.bmm(self.activations.flatten(1, 2), direction.view(S, out, -1).mT).view(S, q, r, out, 1)
+        return (self.gradients @ moved)[..., 0].sum(1)
+
+
+class Tangents(Protocol):
+    """Tangents of S · r rows in k directions."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """S, r, k."""
+        ...
+
+    def parts(self, name: str, width: int) -> list[slice]:
+        """How the parameter is cut where a slice should have about ``width`` numbers."""
+        ...
+
+    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+        """(S, rows, k, numbers of the part)."""
+        ...
+
+    def vector(self, name: str) -> Vector | None:
+        """The factors, where tangents of this parameter need not be formed at all."""
+        ...
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """⟨tangents, direction of each segment⟩, (S, r, k), for directions (S, *shape); None: not without forming them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Tangents in full: (S, r, k, P)."""
+
+    values: Tensor
+    slices: Mapping[str, slice]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """S, r, k."""
+        return self.values.shape[0], self.values.shape[1], self.values.shape[2]
+
+    def parts(self, name: str, width: int) -> list[slice]:
+        """Any cut will do."""
+        own = self.slices[name]
+        size = own.stop - own.start
+        return [slice(i, min(i + width, size)) for i in range(0, size, width)]
+
+    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+        """A view."""
+        start = self.slices[name].start
+        return self.values[:, rows, :, start + part.start : start + part.stop]
+
+    def vector(self, name: str) -> None:
+        """They are formed."""
+        return None
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """A product."""
+        flat = torch.cat([directions[name].reshape(self.shape[0], -1) for name in self.slices], 1)
+        return (self.values.flatten(1, 2) @ flat[:, :, None]).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """No tangents, in the place of some."""
+
+    shape: tuple[int, int, int]
+    sizes: Mapping[str, int]
+
+    def parts(self, name: str, width: int) -> list[slice]:
+        """Any cut will do."""
+        return [slice(i, min(i + width, self.sizes[name])) for i in range(0, self.sizes[name], width)]
+
+    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+        """Zeros."""
+        S, r, k = self.shape
+        return torch.zeros(S, len(range(*rows.indices(r))), k, part.stop - part.start, dtype=torch.float64)
+
+    def vector(self, name: str) -> None:
+        """There are no factors."""
+        return None
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """Zeros."""
+        return torch.zeros(self.shape, dtype=torch.float64)
+
+
+class Factors:
+    """Tangents as factors; the rows of the pass lie as (S, q, r)."""
+
+    def __init__(
+        self,
+        captured: Capture,
+        stacks: Mapping[int, Stack],
+        sizes: Mapping[str, int],
+        lying: tuple[int, int, int],
+        k: int,
+    ) -> None:
+        self.sizes, self.stacks, self.n = sizes, stacks, captured.n
+        self.S, self.q, self.r = lying
+        self.shape = (self.S, self.r, k)
+        self.like = captured.outputs
+        self.uses: dict[str, list[tuple[Use, str]]] = {name: [] for name in sizes}
+        for use in captured.uses:
+            for slot, name in use.names.items():
+                if stacks.get(use.key) is not None:
+                    self.uses[name].append((use, slot))
+        self._activations: dict[int, Tensor] = {}
+
+    def parts(self, name: str, width: int) -> list[slice]:
+        """By units of the layer."""
+        size = self.sizes[name]
+        fan_in = self._sliced(name)
+        if fan_in is None:
+            return [slice(0, size)]
+        step = fan_in * max(1, width // fan_in)
+        return [slice(i, min(i + step, size)) for i in range(0, size, step)]
+
+    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+        """The sum over all uses of the parameter."""
+        total = None
+        for use, slot in self.uses[name]:
+            found = self._form(use, slot, part, rows, self._sliced(name))
+            total = found if total is None else total + found
+        if total is not None:
+            return total
+        return self.like.new_zeros(self.S, len(range(*rows.indices(self.r))), self.shape[2], part.stop - part.start)
+
+    def vector(self, name: str) -> Vector | None:
+        """Of a parameter that is used once, at one position a row."""
+        if len(self.uses[name]) != 1:
+            return None
+        ((use, slot),) = self.uses[name]
+        stacked = self.stacks[use.key]
+        outer = use.rule.outer(use, self.n)
+        if not isinstance(use.rule, LinearRule) or use.settings.get("transposed"):
+            return None
+        if outer is None or outer.positions != 1:
+            return None
+        assert isinstance(stacked, Tensor)
+        g = use.rule.gradients(use, stacked)[:, 0, 0].unflatten(0, (self.S, self.q, self.r))
+        if slot == "bias":
+            return Vector(use.key, None, g)
+        a = use.rule.activations(use, self.n, ones=False)[:, 0, 0]
+        return Vector(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """From the factors of linear layers."""
+        vectors = {name: self.vector(name) for name in self.sizes if self.uses[name]}
+        total = self.like.new_zeros(self.shape)
+        for name, vector in vectors.items():
+            if vector is None:
+                return None
+            total += vector.along(directions[name])
+        return total
+
+    def _sliced(self, name: str) -> int | None:
+        """The fan-in of a weight that can be formed unit by unit."""
+        if len(self.uses[name]) != 1:
+            return None
+        ((use, slot),) = self.uses[name]
+        outer = use.rule.outer(use, self.n)
+        if slot != "weight" or outer is None or outer.groups != 1 or use.settings.get("transposed"):
+            return None
+        return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
+
+    def _form(self, use: Use, slot: str, part: slice, rows: slice, fan_in: int | None) -> Tensor:
+        stacked = self.stacks[use.key]
+        if not isinstance(stacked, Tensor):
+            assert stacked is not None
+            own = self._over_nodes(stacked[slot], rows)
+            return own.reshape(*own.shape[:4], -1).sum(2)[..., part]
+        g = use.rule.gradients(use, stacked)  # (n, G, s, k, out)
+        if slot == "bias":
+            return self._over_nodes(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., part]
+        start = 0
+        if fan_in is not None:  # the units that the part lies in: other tangents may be cut between two of them
+            unit = part.start // fan_in
+            g, start = g[..., unit : -(-part.stop // fan_in)], unit * fan_in
+        a = self._over_nodes(self._activations_of(use), rows)  # (S, r, q, G, s, in)
+        g = self._over_nodes(g, rows)
+        S, r, q = a.shape[:3]
+        a, g = (t.transpose(2, 3).reshape(S * r, t.shape[3], q * t.shape[4], *t.shape[5:]) for t in (a, g))
+        tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
+        whole = use.rule.in_shape(use, tangent).reshape(S, r, self.shape[2], -1)
+        return whole[..., part.start - start : part.stop - start]
+
+    def _activations_of(self, use: Use) -> Tensor:
+        if use.key not in self._activations:
+            self._activations[use.key] = use.rule.activations(use, self.n, ones=False)
+        return self._activations[use.key]
+
+    def _over_nodes(self, tensor: Tensor, rows: slice) -> Tensor:
+        """(n, ...) -> (S, rows, q, ...)."""
+        return tensor.unflatten(0, (self.S, self.q, self.r))[:, :, rows].transpose(1, 2)
+
+
+def sweeps(captured: Capture, cotangents: Tensor) -> dict[int, Stack]:
+    """Output gradients of every use in all directions: ``cotangents`` (n, k, C)."""
+    stacks: dict[int, Stack] = {}
+    k = cotangents.shape[1]
+    if not captured.uses or not captured.outputs.requires_grad:
+        return stacks
+    edges = [use.edge for use in captured.uses]
+    for c in range(k):
+        found = torch.autograd.grad(
+            captured.outputs, edges, cotangents[:, c], retain_graph=c + 1 < k, allow_unused=True
+        )
+        for use, gradient in zip(captured.uses, found, strict=True):
+            part = one_direction(use, gradient, captured.n)
+            if k == 1:
+                stacks[use.key] = part
+            else:
+                collect(stacks, use, part, c, k)
+    return stacks
+
+
+def join(tangents: Tangents, names: Sequence[str]) -> Tensor:
+    """All of them side by side: (S, r, k, P)."""
+    every = slice(0, tangents.shape[1])
+    whole = [tangents.form(name, part, every) for name in names for part in tangents.parts(name, 2**62)]
+    return torch.cat(whole, 3)

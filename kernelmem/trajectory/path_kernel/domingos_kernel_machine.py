@@ -1,0 +1,183 @@
+r"""The network as Domingos 2020 writes it: one atom an example, with coefficients that depend on x.
+
+    f_T(x) = b(x) + Σ_i K(x, x_i) a_i(x),    b = f_0,    a_i(x) = −K(x, x_i)⁻¹ K_L(x, x_i),
+    K(x, x_i) = Σ_t h_t ∫₀¹ J_{t,s}(x) J_{t,s}(x_i)ᵀ ds                        the path kernel, C x C
+    K_L(x, x_i) = Σ_{t: i in batch t} h_t (1/B_t) ∫₀¹ J_{t,s}(x) ds J(x_i; w_t)ᵀ ∂ℓ_i/∂f at w_t    its weighted form, C
+
+The weighted form takes the gradients of the examples where the optimizer took them, at the start of each step, so that
+b − Σ_i K_L is the trained network whatever the learning rate, to quadrature and rounding. K and a_i separate only by
+division: any invertible K would do, and with a_i that do not depend on x, as in a kernel machine, the sum is another function
+(``constant_predictions``).
+
+Source: Domingos 2020; gradients at the starts of steps: Bell et al. 2023.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.batches import as_rows
+from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import read_value, write_value
+from kernelmem.recording.replay import replay
+from kernelmem.recording.run import Run
+from kernelmem.trajectory.integration.quadrature import gauss_legendre
+from kernelmem.trajectory.network.network import Network, every_output
+from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
+from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters, path_kernel, step_rate
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["DomingosForm", "domingos_form"]
+
+SINGULAR = 1e-10  # directions of K below this share of its largest have no coefficient
+
+
+@dataclass(frozen=True, eq=False)
+class DomingosForm:
+    """K, K_L and b on m rows for n examples: float64."""
+
+    kernel: Tensor  # (m, n, C, C)
+    weighted: Tensor  # (m, n, C)
+    initial: Tensor  # (m, C): b(x)
+    final: Tensor  # (m, C): the trained network
+    summed_derivatives: Tensor  # (n, C): Σ_t h_t (1/B_t) ∂ℓ_i/∂f
+    total_time: float  # Σ_t h_t
+
+    @property
+    def coefficients(self) -> Tensor:
+        """a_i(x) = −K⁻¹ K_L (the shortest, where K is singular): (m, n, C)."""
+        inverse = torch.linalg.pinv(self.kernel, rtol=SINGULAR)
+        return -(inverse @ self.weighted[..., None])[..., 0]
+
+    @property
+    def predictions(self) -> Tensor:
+        """The trained network, b − Σ_i K_L(x, x_i): (m, C)."""
+        return self.initial - self.weighted.sum(1)
+
+    @property
+    def residual(self) -> Tensor:
+        """What quadrature and rounding leave: (m, C)."""
+        return self.final - self.predictions
+
+    @property
+    def constant_predictions(self) -> Tensor:
+        """The same with coefficients that do not depend on x: f_0 − Σ_i K̄ Σ_t h_t/B ∂ℓ_i/∂f, K̄ the mean kernel; (m, C)."""
+        mean = self.kernel / self.total_time
+        return self.initial - torch.einsum("mncd,nd->mc", mean, self.summed_derivatives)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One line for each row, example and output: what the example contributes, −K_L(x, x_i)."""
+        import pandas  # slow to import
+
+        places = [range(own) for own in self.weighted.shape]
+        index = pandas.MultiIndex.from_product(places, names=["row", "example", "output"])
+        return pandas.DataFrame({"contribution": -self.weighted.flatten().numpy()}, index=index).reset_index()
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a .safetensors file, with a hash."""
+        return write_value(path, "Domingos form 1", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DomingosForm":
+        """Read what :meth:`save` wrote, on the CPU.
+
+        Raises:
+            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
+        """
+        return read_value(path, "Domingos form 1", cls)
+
+    def __str__(self) -> str:
+        size = float((self.final - self.initial).norm())
+        off = float((self.final - self.constant_predictions).norm()) / size if size else 0.0
+        return (
+            f"Domingos form of {len(self.initial)} rows, {self.weighted.shape[1]:,} examples: largest residual"
+            f" {float(self.residual.abs().max()):.1g}; with coefficients that do not depend on x, off by {off:.1%} of the change"
+        )
+
+
+def domingos_form(
+    run: Run,
+    model: nn.Module,
+    x: Any,
+    *,
+    data: tuple[Any, Any],
+    order: int = 3,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    memory: int | str = "4GiB",
+) -> DomingosForm:
+    """Compute the path kernel and its weighted form for a run of plain gradient descent.
+
+    Args:
+        run: of torch.optim.SGD without momentum and weight decay; whole batches or minibatches.
+        model: the module that was trained, in any state; never changed.
+        x: m rows.
+        data: (x, y) of all n training examples, by their ordinals in the run.
+        order: Gauss-Legendre nodes a step.
+        loss: the per-example loss, where the run was recorded with a callable.
+        forward: maps (model, batch) to (n, C) outputs.
+        memory: as of :func:`path_kernel`.
+
+    Raises:
+        InputError: another optimizer (for these: km.ledger, km.lifted_machine), fewer rows in ``data`` than examples.
+        UnsupportedModelError: steps with dropout or batch statistics.
+
+    Cost: order · T full tangent kernels of m x n rows and tangents of m rows, and T of every batch; memory m·n·C² numbers
+    four times, and (m·C + B) P.
+    """
+    steps = list(run.steps)
+    if not steps:
+        raise InputError("a run of no step", expected="at least one", do="record a step")
+    groups = [group for step in steps for group in step.groups]
+    if run.optimizer != "SGD" or any(g.get(name) for g in groups for name in ("momentum", "weight_decay", "maximize")):
+        raise InputError(
+            f"a run of {run.optimizer} with momentum, weight decay or a denominator",
+            expected="plain gradient descent: torch.optim.SGD with a learning rate alone",
+            do="use km.ledger for the account of other optimizers, km.lifted_machine for their kernel machine",
+        )
+    rows, examples = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu")), as_rows(data[0], "data")
+    met = 1 + max(int(step.examples.max()) for step in steps)
+    if examples.n < met:
+        raise InputError(f"data of {examples.n} rows", expected=f"{met}, as many as there are examples", do="pass all")
+    parameters = moved_parameters(run, steps)
+    trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
+    kernel = path_kernel(
+        run,
+        model,
+        rows,
+        examples,
+        outputs="full",
+        weighting="time",
+        order=order,
+        loss=loss,
+        forward=forward,
+        dtype=torch.float64,
+        device="cpu",
+        memory=memory,
+    )
+    tested = Network(model, rows, parameters=parameters, forward=forward)
+    C, rule = tested.n_outputs, gauss_legendre(order)
+    weighted = torch.zeros(rows.n, examples.n, C, dtype=torch.float64)
+    summed = torch.zeros(examples.n, C, dtype=torch.float64)
+    ends: list[Tensor] = []
+    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
+        rate = step_rate(steps[t])
+        own, index = trained.derivatives(steps[t], now)
+        gradients = trained.tangents(steps[t], now, lambda f, _, own=own: own[:, None])[:, 0]  # (B, P)
+        summed.index_add_(0, index, rate * own)
+        for node, weight in zip(rule.nodes, rule.weights, strict=True):
+            between = {name: torch.lerp(now[name].double(), after[name].double(), node) for name in tested.selected}
+            tested.set_state({**now, **between})
+            tangents = tested.tangents(rows, every_output)[0]  # (m, C, P)
+            weighted.index_add_(1, index, rate * weight * torch.einsum("mcp,bp->mbc", tangents, gradients))
+        for state in (now, after) if t == 0 else (after,):
+            tested.set_state(state)
+            ends = [*ends[:1], tested.outputs(rows)]
+    return DomingosForm(kernel.values, weighted, ends[0], ends[-1], summed, kernel.total_weight)

@@ -1,0 +1,129 @@
+"""A kernel whose weights move: one prepared model, one survey and one plan serve every state of a run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.batches import Rows, as_rows
+from kernelmem.core.checks import as_labels
+from kernelmem.core.errors import InputError
+from kernelmem.kernels.verification import verify
+from kernelmem.tangents.engine.engine import Engine, Side
+from kernelmem.tangents.engine.plan import Plan
+from kernelmem.tangents.groups.directions import KINDS, Directions, named_target
+from kernelmem.tangents.prepare import check_rows, prepare
+from kernelmem.tangents.readout import Readout
+from kernelmem.tangents.survey import Survey
+
+__all__ = ["MovingKernel"]
+
+
+class MovingKernel:
+    """The tangent kernel of x (and y) as a function of the weights, the model in eval mode."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Any,
+        y: Any,
+        *,
+        outputs: str,
+        target: Any,
+        labels: Any,
+        parameters: Sequence[str],
+        forward: Callable[[nn.Module, Any], Tensor] | None,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> None:
+        """Copy the model and learn how it uses its parameters; arguments as of :func:`kernelmem.ntk`.
+
+        Raises:
+            InputError: an unknown kind of outputs, rows the model does not take, labels that do not fit.
+        """
+        if outputs not in KINDS:
+            raise InputError(
+                f"outputs={outputs!r}",
+                expected='"trace", "diagonal", "full" or "pseudo"',
+                do='use "trace" for one kernel value a pair of rows',
+            )
+        left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
+        self.prepared = prepare(
+            model, left, forward=forward, parameters=parameters, dtype=dtype, device=device, evaluation=True
+        )
+        mine, theirs = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
+        if right is not None and mine is not None and theirs is None:
+            raise InputError(
+                "labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)"
+            )
+        if right is not None:
+            check_rows(self.prepared, right)
+        self.left = self._side(left, mine, "labels of x")
+        self.right = None if right is None else self._side(right, theirs, "labels of y")
+        C = self.prepared.n_outputs
+        directions = Directions(outputs, C) if target is None else Directions("target", C, named_target(target))
+        self._disturb()
+        engine = Engine.build(self.prepared, self.left.rows, directions)
+        self.engine = replace(engine, found=_following(engine.found, self.prepared.module))
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in a result."""
+        m = (self.right or self.left).rows.n
+        return int(torch.Size(self.engine.directions.result_shape(self.left.rows.n, m)).numel())
+
+    def plan(self, memory: int) -> Plan:
+        """Count the work; it is the same at all weights."""
+        m = (self.right or self.left).rows.n
+        return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=memory)
+
+    def at(self, state: Mapping[str, Tensor], plan: Plan, *, check: bool = False) -> Tensor:
+        """The kernel at these parameters and buffers; with ``check`` a few rows are held against the definition.
+
+        Raises:
+            VerificationError: the contraction differs from the definition.
+        """
+        with torch.inference_mode(mode=False):
+            self.set_state(state)
+            readout = self.engine.found.readout
+            fresh = None if readout is None else Readout(readout.key, readout.weight, readout.factored)
+            # What a readout computes from its weight it computes once.
+            engine = replace(self.engine, found=replace(self.engine.found, readout=fresh))
+            if check:
+                verify(engine, self.left, self.right, plan)
+            return engine.kernel(self.left, self.right, plan)[""]
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put parameters and buffers in place."""
+        module = self.prepared.module
+        with torch.no_grad():
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if name in state:
+                    tensor.copy_(state[name])
+
+    def _side(self, rows: Rows, labels: Any, name: str) -> Side:
+        prepared = self.prepared
+        found = None
+        if labels is not None:
+            found = as_labels(labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
+        return Side(rows.to(dtype=prepared.dtype, device=prepared.device), found)
+
+    def _disturb(self) -> None:
+        """Move the weights to where none is zero by chance: what the survey then finds holds at all weights."""
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.prepared.module.parameters():
+                if parameter.is_floating_point():
+                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+                    parameter += 0.05 * (parameter.square().mean().sqrt() + 0.02) * noise
+
+
+def _following(found: Survey, module: nn.Module) -> Survey:
+    """The survey without a readout whose weight is computed: only one that is a parameter follows the weights."""
+    storages = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    readout = found.readout
+    if readout is not None and readout.weight.untyped_storage().data_ptr() not in storages:
+        return replace(found, readout=None)
+    return found

@@ -1,0 +1,276 @@
+"""km.audit on small real networks: what it says, what it refuses, that it repeats (the report: test_report.py)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kernelmem as km
+from kernelmem.auditing.analysis import analyze
+from kernelmem.kernel_machines.equivalence.fidelity import margin
+from kernelmem.kernels import reference as oracle
+from kernelmem.training.classifier import train_classifier
+from kernelmem.training.datasets import digits
+from kernelmem.training.mlp import standardized_mlp
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """300 digits with 15 % of the labels flipped, and a network that fits them all."""
+    data = digits(n_train=300, seed=5)
+    noisy = km.corrupt_labels(data.y_train, 0.15, seed=11)
+    model = standardized_mlp(data.x_train, 10, widths=(64,), seed=0, pictures=True)
+    train_classifier(model, data.x_train, noisy.y, epochs=150, batch_size=32, learning_rate=3e-3, seed=0)
+    return model, (data.x_train, noisy.y), (data.x_test[:400], data.y_test[:400]), noisy.flipped
+
+
+@pytest.fixture(scope="module")
+def result(trained):
+    model, train, test, flipped = trained
+    return km.audit(model, train, test, flipped=flipped, image_shape=(8, 8))
+
+
+def test_finds_the_flips(result, trained):
+    document = result.document
+    assert document.verdict.status == "memorized"
+    assert document.model.train_accuracy == 1.0
+    assert document.flips.n == 45
+    assert document.flips.auroc > 0.97
+    assert abs(document.flips.permuted_auroc - 0.5) < 3 * document.flips.permuted_sd / 200**0.5 + 1e-12
+    assert document.kernel.agreement > 0.9
+    flipped = set(trained[3].nonzero().flatten().tolist())
+    assert sum(e.index in flipped for e in document.examples) >= 8
+
+
+def test_every_number_from_literal_refits(trained, result):
+    """The definition: refit both machines without the row, by plain linear algebra on the oracle's kernel."""
+    model, (x, y), (x_test, y_test), _ = trained
+    found = result.document
+    double = standardized_mlp(x, 10, widths=(64,), seed=0, pictures=True).double()
+    double.load_state_dict(model.state_dict())
+    J, J_test = oracle.jacobian(double, x.double()), oracle.jacobian(double, x_test[:20].double())
+    K, K_test = oracle.kernel_of(J, J), oracle.kernel_of(J_test, J)
+    F = double(x.double()).detach()
+    F = F - F.mean(1, keepdim=True)
+    Y = torch.eye(10, dtype=torch.float64)[y] - 0.1
+    eye = torch.eye(len(x), dtype=torch.float64)
+    for i in (0, 17, 299):
+        keep = torch.arange(len(x)) != i
+        for targets, ridge, which in (
+            (Y, found.kernel.ridge, "label"),
+            (F, found.kernel.network_ridge, "network"),
+        ):
+            inner = (K + ridge * eye)[keep][:, keep]
+            without = K[i, keep] @ torch.linalg.solve(inner, targets[keep])
+            whole = K[i] @ torch.linalg.solve(K + ridge * eye, targets)
+            left_margin = float(margin(without[None], y[i : i + 1]))
+            if which == "label":
+                assert found.memorization.score[i] == pytest.approx(float((whole - without)[y[i]]), abs=1e-7)
+                assert found.memorization.margin[i] == pytest.approx(left_margin, abs=1e-7)
+                assert found.memorization.vote[i] == int(without.argmax())
+            else:
+                expected = float(margin(F[i : i + 1], y[i : i + 1])) - left_margin
+                assert found.memorization.network[i] == pytest.approx(expected, abs=1e-5)
+    alpha = torch.linalg.solve(K + found.kernel.network_ridge * eye, F)
+    outputs = double(x_test[:20].double()).detach()
+    expected = margin(outputs, y_test[:20]) - margin(K_test @ alpha, y_test[:20])
+    assert np.allclose(found.memorization.null[:20], expected.numpy(), atol=1e-5)
+
+
+def test_null_threshold_and_count(result):
+    found = result.document.memorization
+    assert found.threshold == np.quantile(found.null, 0.99, method="higher")
+    assert set(found.memorized) == set(np.flatnonzero(np.array(found.network) > found.threshold).tolist())
+    statistics = [found.network[i] for i in found.memorized]
+    assert statistics == sorted(statistics, reverse=True)
+    assert found.null_mean == pytest.approx(np.mean(found.null))
+    assert found.null_se == pytest.approx(np.std(found.null, ddof=1) / len(found.null) ** 0.5)
+
+
+def test_a_network_that_never_saw_the_rows_has_memorized_none_of_them(trained):
+    """The negative control: audit rows that are no training rows of this network, against others that are none either."""
+    model, _, (x, y), _ = trained
+    data = digits(n_train=300, seed=5)
+    rest, labels = data.x_test[400:], data.y_test[400:]
+    result = km.audit(model, (rest[:200], labels[:200]), (x, y))
+    document = result.document
+    assert document.verdict.status in ("nothing-found", "no-claim")
+    assert document.memorization.p_value > 0.01
+
+
+def test_the_count_has_its_exact_law_under_exchangeability():
+    """p-values of the memorized count, over random kernels where train and test rows are alike, are not too small."""
+    generator = torch.Generator().manual_seed(0)
+    p_values = []
+    for _ in range(60):
+        features = torch.randn(130, 6, generator=generator, dtype=torch.float64)
+        outputs = features @ torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        outputs += 0.3 * torch.randn(130, 3, generator=generator, dtype=torch.float64)
+        K = features @ features.T + 1
+        labels = outputs.argmax(1)
+        # leave-one-out on both sides: the machine is fitted to rows of which neither half is part
+        found = analyze(
+            K[:50, :50] + 0.0,
+            K[50:, :50],
+            outputs[:50],
+            outputs[50:],
+            labels[:50],
+            labels[50:],
+            unseen=torch.ones(80, dtype=torch.bool),
+        ).memorization
+        p_values.append(found.p_value)
+    assert np.mean(np.array(p_values) < 0.05) < 0.15
+
+
+def test_same_seed_same_bytes_apart_from_seconds(trained, result, tmp_path):
+    model, train, test, flipped = trained
+    torch.manual_seed(123)
+    km.audit(model, train, test, flipped=flipped, image_shape=(8, 8), out=tmp_path / "o")
+    again = json.loads((tmp_path / "o/audit.json").read_text(encoding="utf-8"))
+    first = result.to_dict()
+    assert first.pop("seconds") > 0
+    again.pop("seconds")
+    assert json.dumps(first) == json.dumps(again)
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["audit.html", "audit.json"]
+
+
+def test_flips_do_not_enter_the_analysis(trained, result):
+    model, train, test, _ = trained
+    blind = km.audit(model, train, test, image_shape=(8, 8)).document
+    assert blind.memorization == result.document.memorization
+    assert blind.kernel == result.document.kernel
+    assert blind.flips.auroc is None
+    assert blind.flips.n is None
+
+
+def test_json_has_what_is_promised(result):
+    content = result.to_dict()
+    assert content["schema_version"] == 1
+    assert set(content["data"]) >= {"n_train", "n_test", "n_classes", "sha256"}
+    assert set(content["model"]) >= {"n_parameters", "train_accuracy", "test_accuracy", "sha256"}
+    promised = {"agreement", "relative_error", "label_machine_agreement", "ridge", "network_ridge"}
+    assert set(content["kernel"]) >= promised
+    assert [len(content["memorization"][k]) for k in ("score", "margin", "network", "null")] == [
+        300,
+        300,
+        300,
+        400,
+    ]
+    assert set(content["flips"]) >= {"auroc", "n"}
+    assert {"seed", "versions", "seconds"} <= set(content)
+
+
+def test_save_load_frame_plot(result, tmp_path):
+    result.save(tmp_path)
+    loaded = km.Audit.load(tmp_path)
+    assert loaded == result
+    assert loaded.to_html() == result.to_html()
+    frame = result.to_frame()
+    assert list(frame.columns) == ["score", "margin", "network", "vote", "memorized"]
+    assert int(frame.memorized.sum()) == len(result.document.memorization.memorized)
+    assert result.plot().axes
+    assert "memorized" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda t: t.replace('"schema_version": 1', '"schema_version": 99'), km.InputError),
+        (lambda t: t[: len(t) // 2], km.FileCorruptError),
+        (lambda t: t.replace('"n_train": 300', '"n_train": "many"'), km.FileCorruptError),
+        (lambda t: t.replace('"verdict"', '"verdikt"'), km.FileCorruptError),
+        (lambda t: "[1]", km.FileCorruptError),
+    ],
+)
+def test_altered_audit_files(result, tmp_path, change, error):
+    (tmp_path / "audit.json").write_text(change(result.to_json()), encoding="utf-8")
+    with pytest.raises(error):
+        km.Audit.load(tmp_path)
+
+
+def test_the_model_is_left_in_training_mode(trained):
+    model, train, test, _ = trained
+    model.train()
+    km.audit(model, train, test)
+    assert model.training
+    assert all(m.training for m in model.modules())
+    model.eval()
+
+
+def test_low_fidelity_blanks_the_headline(trained):
+    """A network whose outputs its tangents cannot follow: a rough function of the input is added, free of parameters."""
+
+    class Scrambled(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + 30 * torch.sin(1e3 * x[:, 20:30])
+
+    model, train, test, _ = trained
+    document = km.audit(Scrambled(model), train, test).document
+    assert document.kernel.agreement < document.kernel.agreement_required
+    assert document.verdict.status == "no-claim"
+    assert "No claim" in document.verdict.headline
+
+
+def test_rows_that_are_no_pictures(trained):
+    model, train, test, _ = trained
+    document = km.audit(model, train, test).document
+    assert document.pictures == {}
+    assert {str(e.index) for e in document.examples} <= set(document.rows)
+
+
+def test_duplicates_are_counted_and_kept_out_of_the_null(trained):
+    model, (x, y), (x_test, y_test), _ = trained
+    doubled = (torch.cat([x, x[:3]]), torch.cat([y, (y[:3] + torch.tensor([0, 1, 1])) % 10]))
+    leaked = (torch.cat([x_test, x[:5]]), torch.cat([y_test, y[:5]]))
+    document = km.audit(model, doubled, leaked).document
+    assert document.data.duplicates_train == 3
+    assert document.data.duplicates_conflicting == 2
+    assert document.data.duplicates_train_test == 5
+    assert document.memorization.threshold == np.quantile(document.memorization.null[:400], 0.99, method="higher")
+    with pytest.raises(km.InputError, match="also a training row"):
+        km.audit(model, (x, y), (x[:9], y[:9]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train": lambda x, y: (x, y[:-1])}, r"y_train of shape \(299,\)"),
+        ({"train": lambda x, y: (x * torch.nan, y)}, "x_train .*NaN"),
+        ({"train": lambda x, y: (x, torch.zeros_like(y))}, "one class"),
+        ({"train": lambda x, y: (x, y + 1)}, "10 outputs for labels up to 10"),
+        ({"train": lambda x, y: (x[:0], y[:0])}, r"x_train of shape \(0, 64\)"),
+        ({"train": lambda x, y: x}, "train"),
+        ({"test": lambda x, y: (x[:, :9], y)}, "same shape"),
+        ({"n_classes": 12}, "12 outputs"),
+        ({"model": standardized_mlp(torch.zeros(2, 64), 7, seed=0, pictures=True)}, "7 outputs"),
+        ({"model": standardized_mlp(torch.zeros(2, 64), 12, seed=0, pictures=True)}, "n_classes=12"),
+        ({"seed": -1}, "seed"),
+        ({"flipped": [True]}, "flipped"),
+        ({"image_shape": (9, 9)}, "image_shape"),
+    ],
+)
+def test_bad_input_writes_nothing(trained, tmp_path, change, words):
+    model, train, test, _ = trained
+    arguments = {"model": model, "train": train, "test": test}
+    for key, value in change.items():
+        arguments[key] = value(*arguments[key]) if key in ("train", "test") else value
+    with pytest.raises(km.InputError, match=words):
+        km.audit(**arguments, out=tmp_path / "o")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_give_nan_are_refused(trained, tmp_path):
+    _, train, test, _ = trained
+    model = standardized_mlp(train[0], 10, seed=0, pictures=True)
+    with torch.no_grad():
+        model[1].weight.fill_(3e38)
+        model[3].weight.fill_(torch.inf)
+    with pytest.raises(km.InputError, match="outputs"):
+        km.audit(model, train, test, out=tmp_path / "o")
+    assert list(tmp_path.iterdir()) == []

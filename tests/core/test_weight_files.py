@@ -1,0 +1,114 @@
+"""kernelmem.core.weight_files: what fits is taken, what holds code or does not fit is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
+from kernelmem.core.weight_files import fit_weights, load_weights, weights_bytes, weights_sha256
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_round_trip(model, tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pt":
+        torch.save(model.state_dict(), path)
+    else:
+        path.write_bytes(weights_bytes(model))
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert weights_sha256(other) != weights_sha256(model)
+    fit_weights(other, load_weights(path), "w")
+    assert weights_sha256(other) == weights_sha256(model)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_code_in_a_file_never_runs(tmp_path, capsys):
+    path = tmp_path / "w.pt"
+    torch.save({"weight": Bomb()}, path)
+    with pytest.raises(FileCorruptError, match=r"it calls print.*tensors only"):
+        load_weights(path)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(FileCorruptError, match="tensors only") as refused:
+        load_weights(path)
+    assert "weights_only" not in str(refused.value)  # torch's hint to run it all the same
+    assert "never run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_altered_bytes_are_refused_or_are_weights(model, tmp_path, suffix):
+    path, whole = tmp_path / f"w{suffix}", tmp_path / f"whole{suffix}"
+    torch.save(model.state_dict(), whole) if suffix == ".pt" else whole.write_bytes(weights_bytes(model))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(0, whole.stat().st_size, 150):
+        altered = bytearray(whole.read_bytes())
+        altered[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(altered)
+        try:
+            fit_weights(model, load_weights(path), "w")
+        except KernelmemError:
+            refused += 1
+    assert refused > 10
+
+
+def test_any_memory_layout_is_written():
+    model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    assert torch.equal(safetensors.torch.load(weights_bytes(model))["weight"], model.weight)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_truncated_files(model, tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pt":
+        torch.save(model.state_dict(), path)
+    else:
+        safetensors.torch.save_file(model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(FileCorruptError):
+        load_weights(path)
+
+
+def test_unknown_files(tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match="safetensors"):
+        load_weights(tmp_path / "w.bin")
+    with pytest.raises(InputError, match="existing"):
+        load_weights(tmp_path / "absent.pt")
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match="state_dict"):
+        load_weights(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("0.bias"), "1 missing .*0.bias"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected .*extra"),
+        (lambda s: s.update({"0.weight": torch.zeros(4, 5)}), r"0.weight \(4, 5\) for \(4, 3\)"),
+        (lambda s: s.update({"0.bias": torch.full((4,), torch.nan)}), "NaN"),
+        (lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.int8)}), "1 of another kind .*0.bias strided int8"),
+        (lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.complex64)}), "complex64 for strided float32"),
+        (lambda s: s.update({"0.weight": s["0.weight"].to_sparse()}), "sparse_coo float32"),
+    ],
+)
+def test_weights_that_do_not_fit(model, change, words):
+    state = dict(model.state_dict())
+    before = weights_sha256(model)
+    change(state)
+    with pytest.raises(InputError, match=words):
+        fit_weights(model, state, "w")
+    assert weights_sha256(model) == before

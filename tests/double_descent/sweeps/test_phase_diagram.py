@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernelmem.core.checks import seed_sequence
+from kernelmem.core.errors import InputError
+from kernelmem.double_descent.sweeps.phase_diagram import Atlas, atlas
+from kernelmem.double_descent.sweeps.sweep import sweep
+from kernelmem.double_descent.sweeps.training_sets import draw
+from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
+from kernelmem.kernels.ntk import ntk
+from kernelmem.training.datasets import LabeledData
+from kernelmem.training.ensemble.train import Recipe, mlp
+
+
+def blobs(n: int = 40, m: int = 30, d: int = 6, C: int = 3) -> LabeledData:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n + m) % C
+    x = torch.randn(n + m, d, generator=generator) + 2.0 * torch.eye(C, d)[y]
+    return LabeledData("blobs", x[:n], y[:n], x[n:], y[n:])
+
+
+AXES = {"widths": [2, 9], "samples": [15, 40], "steps": [5, 60], "noise": [0.0, 0.3]}
+
+
+def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
+    data, recipe = blobs(), Recipe(learning_rate=0.05)
+    found = atlas(data, **AXES, recipe=recipe, seeds=2, out=tmp_path)
+    assert found.test_error.shape == (2, 2, 2, 2, 2)
+    by_steps = sweep(data, "steps", [5, 60], width=9, n=40, noise=0.3, recipe=recipe, seeds=2, control=2)
+    for name in ("test_error", "train_error", "memorized_flips"):
+        torch.testing.assert_close(getattr(found, name)[:, 1, 1, 1], getattr(by_steps.curves, name))
+    torch.testing.assert_close(found.test_error[:, 0, 1, 1], by_steps.control.test_error)
+    assert bool(found.memorized_flips[:, 0].isnan().all())
+    seen: list[tuple[int, int]] = []
+    again = atlas(data, **AXES, recipe=recipe, seeds=2, out=tmp_path, progress=lambda a, b: seen.append((a, b)))
+    assert seen == [(16, 16)]
+    assert torch.equal(again.test_error, found.test_error)
+
+    drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])["1"])
+    rows = drawn.rows(15, 0.3)
+    kernel = ntk(mlp(6, 9, 3, seed=drawn.init_seed), data.x_train[rows.at], outputs="trace").double()
+    own = leave_one_out(
+        kernel, torch.eye(3, dtype=torch.float64)[rows.labels], 0.01 * float(drawn_mean(data, drawn, 15, 9))
+    )
+    assert float(found.kernel_flips[1, 1, 0, 1]) == pytest.approx(
+        float(own.memorization[rows.flipped].mean()), rel=1e-4
+    )
+    assert float(found.kernel_clean[1, 1, 0, 1]) == pytest.approx(
+        float(own.memorization[~rows.flipped].mean()), rel=1e-4
+    )
+    # wrong labels are memorized more than right ones: the rows around them say otherwise
+    assert float(found.kernel_flips[:, 1].mean()) > float(found.kernel_clean[:, 1].mean())
+
+    summary = json.loads(json.dumps(found.summary(), allow_nan=False))
+    assert summary["noise"] == [0.0, 0.3]
+    assert summary["memorized_flips"]["mean"][0][0][0][0] is None
+    assert len(found.to_frame()) == 32
+    assert "atlas" in str(found)
+    assert len(found.plot().axes) == 8 + 4
+    found.save(tmp_path / "a.safetensors")
+    read = Atlas.load(tmp_path / "a.safetensors")
+    assert torch.equal(read.test_error, found.test_error)
+    assert read.widths == found.widths
+
+
+def drawn_mean(data: LabeledData, drawn, n: int, width: int) -> float:
+    x = data.x_train[drawn.order[:n]]
+    return float(ntk(mlp(6, width, 3, seed=drawn.init_seed), x, outputs="trace").diagonal().mean())
+
+
+def test_refused() -> None:
+    for name, values in (("widths", []), ("steps", [60, 5]), ("noise", [0.1, 0.1])):
+        with pytest.raises(InputError):
+            atlas(blobs(), **AXES | {name: values})

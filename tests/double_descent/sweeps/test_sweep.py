@@ -1,0 +1,304 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.double_descent.sweeps.result import Sweep
+from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
+from kernelmem.double_descent.sweeps.threshold_search import find_threshold
+from kernelmem.training.datasets import LabeledData
+from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_one
+
+RECIPE = Recipe(steps=60, batch_size=16, learning_rate=0.02)
+ALL = ("test_error", "test_loss", "train_error", "train_loss", "memorized_flips", "recovered_flips", "noisy_test_error")
+
+
+def blobs(n: int = 60, m: int = 90, d: int = 6, C: int = 3) -> LabeledData:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n + m) % C
+    x = torch.randn(n + m, d, generator=generator) + 2.0 * torch.eye(C, d)[y]
+    return LabeledData("blobs", x[:n], y[:n], x[n:], y[n:])
+
+
+def make_model(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+def train(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(30):
+        batch = torch.randperm(len(x))[:16]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+
+
+def same(a: Sweep, b: Sweep) -> None:
+    for one, other in ((a.curves, b.curves), (a.control, b.control)):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            for name in ALL:
+                assert torch.equal(
+                    torch.nan_to_num(getattr(one, name), -1), torch.nan_to_num(getattr(other, name), -1)
+                ), name
+
+
+def test_figures_are_those_of_the_plain_loop() -> None:
+    data = blobs()
+    found = sweep(data, "width", [3, 9], n=50, recipe=RECIPE, seeds=2, control=1, dtype=torch.float64)
+    from kernelmem.core.checks import seed_sequence
+    from kernelmem.double_descent.sweeps.training_sets import draw
+
+    for s in range(2):
+        drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])[str(s)])
+        for a, width in enumerate((3, 9)):
+            for curves, rate in ((found.curves, 0.2), *([(found.control, 0.0)] if s == 0 else [])):
+                rows = drawn.rows(50, rate)
+                member = Member(width, rows.at, rows.labels, drawn.init_seed, drawn.order_seed)
+                model = mlp(6, (width,), 3, "relu", seed=drawn.init_seed)
+                own = train_one(
+                    model, member, data.x_train, data.x_test, data.y_test, recipe=RECIPE, dtype=torch.float64
+                )
+                last = own.snapshots[-1]
+                for name in ALL[:4]:
+                    assert float(getattr(curves, name)[s, a]) == pytest.approx(float(getattr(last, name)[0]), abs=1e-9)
+                said = last.train_predictions[0]
+                flips = rows.flipped
+                if rate:
+                    assert float(curves.memorized_flips[s, a]) == float(
+                        (said[flips] == rows.labels[flips]).double().mean()
+                    )
+                    assert float(curves.recovered_flips[s, a]) == float(
+                        (said[flips] == rows.clean[flips]).double().mean()
+                    )
+                else:
+                    assert bool(curves.memorized_flips[s, a].isnan())
+                    assert bool(curves.noisy_test_error[s, a] == curves.test_error[s, a])
+
+
+@pytest.mark.parametrize(
+    ("over", "values"),
+    [
+        ("width", [2, 5, 9]),
+        ("samples", [15, 40, 60]),
+        ("steps", [0, 20, 60]),
+        ("noise", [0, 0.3]),
+        ("ridge", [0, 0.1]),
+        ("depth", [1, 2]),
+    ],
+)
+def test_every_axis(over: str, values: list[float], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = sweep(
+        blobs(),
+        over,
+        values,
+        width=5,
+        recipe=RECIPE,
+        seeds=2,
+        control=1,
+        out=tmp_path,
+        progress=lambda a, b: seen.append((a, b)),
+    )
+    assert found.curves.shape == (2, len(values))
+    assert (found.control is None) == (over == "noise")
+    networks = (2 + (over != "noise")) * (1 if over == "steps" else len(values))
+    assert seen[0] == (0, networks)
+    assert seen[-1] == (networks, networks)
+    for name in ALL[:4]:
+        assert bool(torch.isfinite(getattr(found.curves, name)).all())
+    # all of it is kept: the same call trains nothing
+    again: list[tuple[int, int]] = []
+    same(
+        found,
+        sweep(
+            blobs(),
+            over,
+            values,
+            width=5,
+            recipe=RECIPE,
+            seeds=2,
+            control=1,
+            out=tmp_path,
+            progress=lambda a, b: again.append((a, b)),
+        ),
+    )
+    assert again == [(networks, networks)]
+
+
+def test_axes_meet() -> None:
+    data, common = blobs(), {"recipe": RECIPE, "seeds": 2, "control": 1, "dtype": torch.float64}
+    by_width = sweep(data, "width", [4, 5], n=40, **common)
+    by_samples = sweep(data, "samples", [20, 40], width=5, **common)
+    by_steps = sweep(data, "steps", [30, 60], width=5, n=40, **common)
+    for other in (by_samples, by_steps):
+        for name in ALL[:4]:
+            torch.testing.assert_close(
+                getattr(other.curves, name)[:, 1], getattr(by_width.curves, name)[:, 1], rtol=0, atol=1e-9
+            )
+
+
+def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) -> None:
+    options = {"recipe": RECIPE, "seeds": 2, "control": 1, "dtype": torch.float64}
+    whole = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options)
+    files = sorted((tmp_path / "chunks").iterdir())
+    assert len(files) == 3
+    files[0].write_bytes(files[0].read_bytes()[:-7])
+    files[1].write_bytes(files[2].read_bytes())  # another chunk under this name
+    again: list[int] = []
+    same(
+        whole,
+        sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, progress=lambda a, _: again.append(a), **options),
+    )
+    assert again == [3, 6, 9]
+    one = sweep(blobs(), "width", [3, 6, 12], chunk=1, **options)
+    for name in ALL[:4]:
+        torch.testing.assert_close(getattr(one.curves, name), getattr(whole.curves, name), rtol=0, atol=1e-9)
+    # another recipe does not find these files
+    other = sweep(
+        blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options | {"recipe": replace(RECIPE, learning_rate=0.01)}
+    )
+    assert not torch.equal(other.curves.train_loss, whole.curves.train_loss)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_sweep as own
+from kernelmem.double_descent.sweeps.sweep import sweep
+
+def wait(done, total):
+    if done:
+        time.sleep(0.3)
+
+sweep(own.blobs(), "width", [3, 6, 12], recipe=own.RECIPE, seeds=4, control=2, chunk=3, out=sys.argv[1], progress=wait)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    started = time.monotonic()
+    while not list(tmp_path.glob("chunks/*.safetensors")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() - started < 60
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list(tmp_path.glob("chunks/*.safetensors")))
+    assert 1 <= kept < 6
+    options = {"recipe": RECIPE, "seeds": 4, "control": 2, "chunk": 3}
+    seen: list[int] = []
+    resumed = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, progress=lambda a, _: seen.append(a), **options)
+    assert seen[0] == 3 * kept
+    same(resumed, sweep(blobs(), "width", [3, 6, 12], **options))
+
+
+def test_executors_give_the_same() -> None:
+    options = {"recipe": RECIPE, "seeds": 2, "control": 1, "chunk": 2}
+    alone = sweep(blobs(), "width", [3, 6], **options)
+    with ThreadPoolExecutor(2) as threads:
+        same(alone, sweep(blobs(), "width", [3, 6], executor=threads, **options))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        same(alone, sweep(blobs(), "width", [3, 6], executor=processes, **options))
+
+
+def test_dask() -> None:
+    distributed = pytest.importorskip("distributed")
+    options = {"recipe": RECIPE, "seeds": 2, "control": 0, "chunk": 2}
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            host="127.0.0.1",
+            dashboard_address=None,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        found = sweep(blobs(), "width", [3, 6], executor=client.get_executor(), **options)
+    same(found, sweep(blobs(), "width", [3, 6], **options))
+
+
+def test_own_models_and_own_training() -> None:
+    data, options = blobs(), {"seeds": 2, "control": 1, "chunk": 2}
+    vmapped = sweep(data, "width", [3, 6], make_model=make_model, recipe=RECIPE, **options)
+    assert bool(torch.isfinite(vmapped.curves.test_loss).all())
+    state = torch.get_rng_state()
+    own = sweep(data, "width", [3, 60], make_model=make_model, train=train, **options)
+    assert torch.equal(state, torch.get_rng_state())
+    with ThreadPoolExecutor(2) as threads:
+        same(own, sweep(data, "width", [3, 60], make_model=make_model, train=train, executor=threads, **options))
+    drawn_error = own.curves.train_error
+    assert bool((drawn_error[:, 1] < drawn_error[:, 0] + 0.3).all())
+    assert own.control is not None
+    assert float(own.control.train_error[0, 1]) < 0.2
+    with pytest.raises(UnsupportedModelError, match="one column a class"):
+        sweep(data, "width", [3], make_model=lambda w: nn.Linear(6, 2), train=lambda *_: None, seeds=1, control=0)
+
+
+def test_noise_free_is_the_control() -> None:
+    options = {"recipe": RECIPE, "seeds": 2, "dtype": torch.float64}
+    plain = sweep(blobs(), "width", [4], noise=0.0, control=0, **options)
+    noisy = sweep(blobs(), "width", [4], noise=0.3, control=2, **options)
+    assert noisy.control is not None
+    torch.testing.assert_close(plain.curves.test_loss, noisy.control.test_loss, rtol=0, atol=1e-9)
+    assert plain.control is None
+
+
+def test_threshold_before_the_sweep() -> None:
+    data = blobs(n=60, d=6)
+    options = {"recipe": Recipe(steps=300, learning_rate=0.02), "noise": 0.3}
+    grid = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    before = find_threshold(data, "width", grid, seeds=5, sweep_seeds=9, **options)
+    own = sweep(data, "width", grid, seeds=5, control=4, threshold=before, **options)
+    found = own.interpolation()
+    places = [next(i for i, v in enumerate(grid) if v >= value) for value in (before.value, found.value)]
+    assert abs(places[0] - places[1]) <= 1
+    assert before.cost <= 0.25
+    assert own.summary()["threshold"]["source"] == "before the sweep"
+    with pytest.warns(ThresholdWarning, match="above the largest width"):
+        outside = find_threshold(data, "width", [1, 2], seeds=2, sweep_seeds=20, **options)
+    with pytest.warns(ThresholdWarning, match="no peak"):
+        sweep(data, "width", [1, 2], seeds=1, control=0, threshold=outside, **options)
+    rows = find_threshold(data, "samples", [5, 10, 20, 40, 60], width=4, seeds=3, sweep_seeds=9, **options)
+    assert rows.direction == "rising"
+    assert 5 <= rows.value <= 60
+    # a smaller budget takes fewer seeds, whatever way the bisection goes
+    for noise in (0.05, 0.3, 0.5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ThresholdWarning)
+            small = find_threshold(
+                data, "width", grid[:6], seeds=5, sweep_seeds=9, budget=0.2, noise=noise, recipe=RECIPE
+            )
+        assert 0 < small.cost <= 0.2
+    with pytest.raises(InputError, match="two seeds"):
+        find_threshold(data, "width", grid, seeds=5, budget=0.01, **options)
+
+
+@pytest.mark.parametrize(
+    ("over", "values", "more"),
+    [
+        ("width", [3, 3], {}), ("width", [], {}), ("width", [0, 2], {}), ("width", [2.5], {}), ("samples", [10, 61], {}),
+        ("noise", [0.2, 1.2], {}), ("rows", [1], {}), ("width", [3], {"train": train}),
+        ("steps", [3], {"train": train, "make_model": make_model}), ("depth", [1], {"make_model": make_model}),
+    ],
+)  # fmt: skip
+def test_refused(over: str, values: list[float], more: dict) -> None:
+    with pytest.raises(InputError):
+        sweep(blobs(), over, values, **more)

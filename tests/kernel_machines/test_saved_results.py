@@ -1,0 +1,168 @@
+"""Results that are saved, loaded, tabled and drawn: the same to the bit, damaged files refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from kernelmem.core.errors import FileCorruptError
+from kernelmem.kernel_machines.equivalence.compare import EquivalentMachines, equivalent_machines
+from kernelmem.kernel_machines.linearized.function_space import LinearizedTraining
+from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow
+from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
+from kernelmem.kernel_machines.model_selection.ridge_selection import RidgeChoice, choose_ridge
+from kernelmem.kernel_machines.solvers.solution import Code, Solution
+from kernelmem.kernel_machines.solvers.solve import solve
+from kernelmem.testing.kernels import of_rows
+from kernelmem.trajectory.path_kernel.domingos_kernel_machine import DomingosForm, domingos_form
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import LiftedMachine, lifted_machine
+from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
+from tests.trajectory.path_kernel.test_path_kernel import data, small, train
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((20, 3))
+Y = RNG.standard_normal((20, 2))
+K = of_rows(X)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One of each, of a small real run."""
+    model = small()
+    run = train(tmp_path_factory.mktemp("saved") / "run", model, steps=4)
+    x, y = data()
+    rows = data(3, seed=1)[0]
+    machines = equivalent_machines(run, model, (x, y), rows, machines=["left_ledger", "ridge_final"], checkpoints=2)
+    return [
+        path_kernel(run, model, x),
+        path_kernel(run, model, x, rows, outputs="full", dtype=torch.float32),
+        lifted_machine(run, model, x=rows),
+        domingos_form(run, model, rows, data=(x, y)),
+        machines,
+        choose_ridge(K, Y),
+        solve(K, Y, 0.1),
+        solve(K - 2.0, Y, 0.1),
+        solve(-K, Y, 0.1),
+        gradient_descent(K, Y, steps=[0, 3, 9], lr=0.1, k_test=K[:4]),
+        gradient_flow(K, Y, times=[0.5, np.inf]),
+    ]
+
+
+def same(one, other):
+    assert type(one) is type(other)
+    for own in dataclasses.fields(one):
+        a, b = getattr(one, own.name), getattr(other, own.name)
+        if isinstance(a, torch.Tensor):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b) or bool(torch.isnan(a).all())
+        elif isinstance(a, dict):
+            assert list(a) == list(b)
+            assert all(torch.equal(a[name], b[name]) for name in a)
+        else:
+            assert type(a) is type(b)
+            assert repr(a) == repr(b), own.name
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_what_is_loaded_is_what_was_saved_to_the_bit(results, index, tmp_path):
+    one = results[index]
+    path = one.save(tmp_path / "deep" / "result.safetensors")
+    found = type(one).load(path)
+    same(found, one)
+    assert str(found) == str(one)
+    content = path.read_bytes()
+    for place in (len(content) - 1, len(content) // 2, 60):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(FileCorruptError):
+            type(one).load(path)
+    path.write_bytes(content[:-3])
+    with pytest.raises(FileCorruptError):
+        type(one).load(path)
+
+
+def test_each_refuses_the_file_of_another(results, tmp_path):
+    kinds = [PathKernel, LiftedMachine, DomingosForm, EquivalentMachines, RidgeChoice, Solution, LinearizedTraining]
+    paths = [own.save(tmp_path / f"{i}.safetensors") for i, own in enumerate(results)]
+    for own, path in zip(results, paths, strict=True):
+        for kind in kinds:
+            if kind is not type(own):
+                with pytest.raises(FileCorruptError, match="format"):
+                    kind.load(path)
+
+
+def test_codes_are_codes_again(results, tmp_path):
+    found = Solution.load(results[7].save(tmp_path / "a"))
+    assert found.code is Code.conditionally_positive
+    assert found.require() is found
+    assert Solution.load(results[8].save(tmp_path / "b")).code is Code.indefinite
+
+
+def test_a_loaded_path_kernel_and_linearized_training_work_on(results, tmp_path):
+    kernel = PathKernel.load(results[0].save(tmp_path / "a"))
+    assert (np.asarray(kernel) == np.asarray(results[0])).all()
+    found = LinearizedTraining.load(results[9].save(tmp_path / "b"))
+    assert torch.equal(found.predict(K[:4]), results[9].predict(K[:4]))
+    assert LinearizedTraining.load(results[10].save(tmp_path / "c")).test is None
+
+
+def test_the_table_and_the_picture_of_a_ridge_choice():
+    choice = choose_ridge(K, Y)
+    frame = choice.to_frame()
+    assert frame["ridge"].tolist() == choice.grid.tolist()
+    assert frame["error"].tolist() == choice.errors.tolist()
+    assert frame.index[frame["chosen"]].tolist() == [choice.index]
+    axes = choice.plot().get_axes()[0]
+    line, mark = axes.get_lines()
+    assert line.get_xydata().tolist() == np.stack([choice.grid, choice.errors], 1).tolist()
+    assert mark.get_xydata().tolist() == [[choice.ridge, float(choice.errors[choice.index])]]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert not axes.texts
+    errors = choice.errors.clone()
+    errors[:30] = torch.inf
+    part = RidgeChoice(float(choice.grid[30]), 30, choice.grid, errors)
+    axes = part.plot().get_axes()[0]
+    assert len(axes.get_lines()[0].get_xydata()) == len(choice.grid) - 30
+    assert "too small" in axes.texts[0].get_text()
+    assert "edge" in axes.get_title(loc="left")
+    assert choose_ridge(torch.eye(5), torch.zeros(5)).plot().get_axes()[0].get_yscale() == "linear"
+
+
+def test_the_table_of_leave_one_out():
+    labels = np.arange(20) % 3
+    found = leave_one_out(K, labels, 0.1)
+    frame = found.to_frame()
+    assert list(frame.columns) == ["leverage", "squared_error", "label", "predicted", "memorization", "margin"]
+    assert frame["memorization"].tolist() == found.memorization.tolist()
+    assert frame["margin"].tolist() == found.margin.tolist()
+    assert frame["leverage"].tolist() == found.leverage.tolist()
+    assert frame["label"].tolist() == labels.tolist()
+    assert ((frame["margin"] > 0) == (frame["label"] == frame["predicted"])).all()
+    assert np.allclose(frame["squared_error"], found.errors.square().sum(1))
+    assert list(leave_one_out(K, Y, 0.1).to_frame().columns) == ["leverage", "squared_error"]
+
+
+def test_the_tables_of_linearized_training_and_of_the_machines_along_a_run(results):
+    found = results[9]
+    frame = found.to_frame().set_index(["moment", "part", "row", "output"])["value"]
+    assert len(frame) == 3 * (20 + 4) * 2
+    assert frame[3, "train", 7, 1] == float(found.train[1, 7, 1])
+    assert frame[9, "test", 2, 0] == float(found.test[2, 2, 0])
+    assert set(results[10].to_frame()["part"]) == {"train"}
+
+    lifted = results[2]
+    frame = lifted.to_frame()
+    summed = frame.groupby(["row", "example", "output"], sort=False)["contribution"].sum()
+    contributions = lifted.contributions()
+    for row, example, k in ((0, 0, 0), (2, int(lifted.examples[3]), 1)):
+        assert summed[row, example, lifted.names[k]] == pytest.approx(float(contributions[row, example, k]), abs=1e-14)
+    line = frame.iloc[-1]
+    assert (line["step"], line["example"]) == (int(lifted.steps[-1]), int(lifted.examples[-1]))
+
+    form = results[3]
+    frame = form.to_frame()
+    totals = frame.groupby(["row", "output"])["contribution"].sum().to_numpy().reshape(form.initial.shape)
+    assert np.allclose(totals, (form.predictions - form.initial).numpy(), atol=1e-14)
+    assert frame.set_index(["row", "example", "output"])["contribution"][1, 5, 2] == -float(form.weighted[1, 5, 2])

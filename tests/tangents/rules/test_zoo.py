@@ -1,0 +1,147 @@
+"""Every feature of the zoo, by name: all kinds of kernels equal the definition, alone and in parts."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from kernelmem.core.errors import InputError
+from kernelmem.kernels import reference as oracle
+from kernelmem.kernels.ntk import ntk
+from kernelmem.tangents.engine import plan
+from kernelmem.testing.closeness import assert_close, scale_of
+from kernelmem.testing.zoo import zoo
+
+KINDS = ("trace", "diagonal", "full", "pseudo")
+ENTRIES = {entry.name: entry for entry in zoo()}
+
+pytestmark = [
+    # Torch says once a process that such convolutions copy their input, and such LSTMs do without oneDNN.
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections"),
+]
+every = pytest.mark.parametrize("name", ENTRIES)
+
+
+@cache
+def known(name):
+    """The float64 case and its Jacobians by the definition."""
+    case = ENTRIES[name].case()
+    return case, oracle.jacobian(case.model, case.x), oracle.jacobian(case.model, case.y)
+
+
+@every
+@pytest.mark.parametrize("outputs", KINDS)
+def test_equals_the_oracle(name, outputs):
+    case, left, right = known(name)
+    found = ntk(case.model, case.x, outputs=outputs, verify=False)
+    assert_close(found, oracle.kernel_of(left, left, outputs), 1e-10, scale_of(left), "y=None")
+    found = ntk(case.model, case.x, case.y, outputs=outputs, verify=False)
+    assert_close(found, oracle.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), "y given")
+
+
+@every
+def test_equals_the_oracle_in_float32(name):
+    _, left, right = known(name)
+    case = ENTRIES[name].case(dtype=torch.float32)
+    for outputs in KINDS:
+        for y, other in ((None, left), (case.y, right)):
+            found = ntk(case.model, case.x, y, outputs=outputs, verify=False)
+            assert found.dtype == torch.float32
+            expected = oracle.kernel_of(left, other, outputs)
+            assert_close(found, expected, 1e-4, scale_of(left, other), f"{outputs}, y={'x' if y is None else 'y'}")
+
+
+@every
+def test_is_verified(name):
+    case, left, right = known(name)
+    assert_close(ntk(case.model, case.x), oracle.kernel_of(left, left), 1e-10, scale_of(left), "y=None")
+    assert_close(ntk(case.model, case.x, case.y), oracle.kernel_of(left, right), 1e-10, scale_of(left, right), "y")
+
+
+@every
+def test_each_parameter_alone(name):
+    """Frozen neighbors change what is tracked, and in transformer layers which path torch takes."""
+    case, left, right = known(name)
+    start, total = 0, torch.zeros(len(case.x), len(case.y), dtype=torch.float64)
+    for parameter, value in case.model.named_parameters():
+        a, b = (J[..., start : start + value.numel()] for J in (left, right))
+        start += value.numel()
+        found = ntk(case.model, case.x, case.y, parameters=[parameter], verify=False)
+        assert_close(found, oracle.kernel_of(a, b), 1e-10, scale_of(a, b), parameter)
+        total += found
+    assert_close(total, oracle.kernel_of(left, right), 1e-10, scale_of(left, right), "sum over parameters")
+
+
+@every
+@pytest.mark.parametrize("outputs", ["trace", "full"])
+def test_the_memory_limit_changes_nothing(name, outputs):
+    case, _, _ = known(name)
+    whole = ntk(case.model, case.x, outputs=outputs, verify=False)
+    for exponent in range(10, 31):
+        try:
+            tiled = ntk(case.model, case.x, outputs=outputs, memory=2**exponent, verify=False)
+        except InputError:
+            continue
+        break
+    else:
+        raise AssertionError("refused with 1 GiB")
+    assert_close(tiled, whole, 16 * torch.finfo(whole.dtype).eps, float(whole.abs().max()), f"2**{exponent} bytes")
+
+
+@every
+@pytest.mark.parametrize("streams", [True, False])
+def test_one_direction_after_another_equals_the_oracle(name, streams, monkeypatch):
+    """All rows held in passes of one row each, tangents streamed or their gradients collected."""
+    case, left, right = known(name)
+    monkeypatch.setattr(plan, "STREAM_BYTES", 1)
+    monkeypatch.setattr(plan, "_streams", lambda *_: streams)
+    for outputs in ("trace", "diagonal"):
+        found = ntk(case.model, case.x, outputs=outputs, verify=False)
+        assert_close(found, oracle.kernel_of(left, left, outputs), 1e-10, scale_of(left), f"{outputs}, y=None")
+        found = ntk(case.model, case.x, case.y, outputs=outputs, verify=False)
+        assert_close(found, oracle.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), outputs)
+
+
+@every
+def test_chunks_of_rows_change_nothing(name):
+    case, left, right = known(name)
+    whole = ntk(case.model, case.x, case.y, verify=False)
+    for rows in (1, 3):
+        parts = [ntk(case.model, part, case.y, verify=False) for part in case.x.split(rows)]
+        assert_close(torch.cat(parts), whole, 1e-12, scale_of(left, right), f"{rows} rows")
+
+
+@every
+def test_cases_are_replayed_to_the_bit_and_take_rows_one_by_one(name):
+    torch.manual_seed(1)
+    case, _, _ = known(name)
+    torch.manual_seed(2)
+    again = ENTRIES[name].case()
+    assert torch.equal(case.x, again.x)
+    assert torch.equal(case.y, again.y)
+    pairs = zip(case.model.state_dict().items(), again.model.state_dict().items(), strict=True)
+    assert all(key == other and torch.equal(a, b) for (key, a), (other, b) in pairs)
+    with torch.no_grad():
+        outputs = case.model(case.x.clone())
+        single = torch.cat([case.model(row[None].clone()) for row in case.x])
+    assert outputs.ndim == 2
+    assert_close(outputs, single, 1e-12, float(outputs.abs().max()))
+
+
+@every
+def test_every_parameter_counts(name):
+    """An entry whose parameter had no part in the outputs would test nothing."""
+    case, left, _ = known(name)
+    sizes = [value.numel() for value in case.model.parameters()]
+    silent = [
+        parameter
+        for (parameter, _), J in zip(case.model.named_parameters(), left.split(sizes, dim=2), strict=True)
+        if not bool(J.any())
+    ]
+    idle = ["free", "probe.weight", "probe.bias", "never.weight", "never.bias"]
+    assert silent == (idle if name == "idle parameters" else [])
+
+
+def test_names_are_unique():
+    assert len(ENTRIES) == len(zoo())

@@ -1,0 +1,127 @@
+"""kernelmem.training.datasets: what is wrong in a file is named with its array and shape."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.training.datasets import digits, labeled_data, read_npz
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    whole = {
+        "x_train": rng.normal(size=(12, 5)),
+        "y_train": np.arange(12) % 3,
+        "x_test": rng.normal(size=(7, 5)),
+        "y_test": np.arange(7) % 3,
+    }
+    whole.update(changes)
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+def test_digits_split_is_a_partition():
+    data = digits(seed=3)
+    rows = torch.cat([data.x_train, data.x_test])
+    assert rows.shape == (1797, 64)
+    assert len({row.numpy().tobytes() for row in rows}) == len(rows)
+    assert not torch.equal(digits(seed=4).x_train, data.x_train)
+    assert torch.equal(digits(seed=3).x_train, data.x_train)
+
+
+def test_reads_what_numpy_saves(tmp_path):
+    np.savez(tmp_path / "d.npz", **arrays(flipped=np.arange(12) < 2, y_train=np.arange(12.0) % 3))
+    data = read_npz(tmp_path / "d.npz")
+    assert data.n_classes == 3
+    assert data.y_train.dtype == torch.int64
+    assert int(data.flipped.sum()) == 2
+    assert data.image_shape is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x_test": None}, r"without x_test \(it holds x_train \(12, 5\)"),
+        ({"y_train": np.arange(11) % 3}, r"y_train of shape \(11,\).*12 labels"),
+        ({"x_train": np.full((12, 5), np.nan)}, r"x_train of shape \(12, 5\) with 60 NaN"),
+        ({"y_train": np.zeros(12)}, "one class only"),
+        ({"y_test": -np.ones(7)}, "outside"),
+        ({"y_train": np.arange(12) + 0.5}, "fractions"),
+        ({"x_train": np.zeros((0, 5)), "y_train": np.zeros(0)}, r"x_train of shape \(0, 5\)"),
+        ({"x_test": np.zeros((7, 4))}, r"x_train of shape \(12, 5\) and x_test of shape \(7, 4\)"),
+        ({"y_test": np.zeros((7, 1))}, r"y_test of shape \(7, 1\)"),
+        ({"x_train": np.zeros(12)}, r"x_train of shape \(12,\)"),
+        ({"flipped": np.zeros(3, bool)}, r"flipped of shape \(3,\)"),
+        ({"image_shape": np.array([2, 2])}, r"image_shape \(2, 2\)"),
+        ({"image_shape": np.array([-1, -5])}, r"image_shape \(-1, -5\)"),
+        ({"image_shape": np.array("1x5")}, "image_shape .*1x5"),
+        ({"y_train": np.array(list("abcabcabcabc"))}, r"y_train of shape \(12,\) and dtype <U1.*numpy.unique\(y_train"),
+        ({"x_train": np.zeros((12, 5), complex)}, r"x_train of shape \(12, 5\) and dtype complex128"),
+        ({"flipped": np.array(["no"] * 12)}, r"flipped of shape \(12,\) and dtype <U2"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, changes, words):
+    np.savez(tmp_path / "d.npz", **arrays(**changes))
+    with pytest.raises(InputError, match=words):
+        read_npz(tmp_path / "d.npz")
+
+
+def test_files_that_are_no_arrays(tmp_path):
+    np.savez(tmp_path / "o.npz", **arrays(x_train=np.array([{"a": 1}] * 12, dtype=object)))
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    np.savez(tmp_path / "cut.npz", **arrays())
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:300])
+    np.savez_compressed(tmp_path / "altered.npz", **arrays())
+    altered = bytearray((tmp_path / "altered.npz").read_bytes())
+    altered[150:160] = b"\xff" * 10
+    (tmp_path / "altered.npz").write_bytes(altered)
+    with zipfile.ZipFile(tmp_path / "strange.npz", "w") as archive:
+        archive.writestr("x_train", "1 2 3")
+    for name in ("o", "single", "text", "cut", "altered", "strange"):
+        with pytest.raises(FileCorruptError, match="npz") as refused:
+            read_npz(tmp_path / f"{name}.npz")
+        assert "unsafely" not in str(refused.value)  # NumPy's hint to run what is in the file
+    with pytest.raises(InputError, match="existing"):
+        read_npz(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (np.float64, torch.float64),
+        (">f8", torch.float64),
+        (np.float16, torch.float32),
+        (np.uint8, torch.float32),
+        (np.uint16, torch.float32),
+        (bool, torch.float32),
+        (np.int64, torch.int64),
+    ],
+)
+def test_number_types(tmp_path, given, read):
+    x = np.arange(60).reshape(12, 5) % 2
+    np.savez(tmp_path / "d.npz", **arrays(x_train=x.astype(given)))
+    data = read_npz(tmp_path / "d.npz")
+    assert data.x_train.dtype == read
+    assert data.x_train.tolist() == x.tolist()
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "expected"),
+    [
+        ((64,), (8, 8), (8, 8)),
+        ((64,), None, None),
+        ((8, 8), None, (8, 8)),
+        ((1, 8, 8), None, (8, 8)),
+        ((3, 8, 8), None, (8, 8, 3)),
+        ((8, 8, 3), None, (8, 8, 3)),
+        ((7, 8, 8), None, None),
+    ],
+)
+def test_pictures_are_recognized(row, given, expected):
+    x = np.zeros((4, *row))
+    data = labeled_data(x, [0, 1, 0, 1], x, [0, 1, 0, 1], image_shape=given)
+    assert data.image_shape == expected

@@ -1,0 +1,74 @@
+"""kernelmem.trajectory.integration.quadrature: exact where it must be, of the order that theory gives elsewhere."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from kernelmem.trajectory.integration.node_schedule import Pace
+from kernelmem.trajectory.integration.quadrature import LEFT, ORDERS, gauss_legendre, panels
+
+
+@pytest.mark.parametrize("n", ORDERS)
+def test_exact_for_polynomials_of_degree_2n_minus_1(n):
+    rule = gauss_legendre(n)
+    for degree in range(2 * n):
+        found = math.fsum(w * s**degree for s, w in zip(rule.nodes, rule.weights, strict=True))
+        assert abs(found - 1 / (degree + 1)) < 1e-15
+    beyond = math.fsum(w * s ** (2 * n) for s, w in zip(rule.nodes, rule.weights, strict=True))
+    # The error of s^2n is (n!)^4 / ((2n + 1) ((2n)!)^2).
+    error = math.factorial(n) ** 4 / ((2 * n + 1) * math.factorial(2 * n) ** 2)
+    assert abs(1 / (2 * n + 1) - beyond - error) < 1e-15
+
+
+def test_panels_are_exact_on_each_side_of_a_kink():
+    rule = panels([0.0, 0.3, 1.0], 2)
+    found = math.fsum(w * abs(s - 0.3) ** 3 for s, w in zip(rule.nodes, rule.weights, strict=True))
+    assert abs(found - (0.3**4 + 0.7**4) / 4) < 1e-15
+    assert abs(math.fsum(rule.weights) - 1) < 1e-15
+    assert (LEFT.nodes, LEFT.weights) == ((0.0,), (1.0,))
+
+
+def tried(needed):
+    """The orders that are tried, step by step, where these are needed."""
+    pace, order, found = Pace(), 3, []
+    for need in needed:
+        found.append(order)
+        order = pace.next(order, max(order, need))
+    return found
+
+
+def test_fewer_nodes_are_tried_more_rarely_where_that_fails():
+    found = tried([3] * 2000)
+    failures = [t for t, order in enumerate(found) if order < 3]
+    assert set(found) == {2, 3}
+    assert 6 <= len(failures) <= 12  # after 8, 16, 32, ..., 512, 512 steps that went well
+    gaps = [b - a for a, b in pairwise(failures)]
+    assert gaps == sorted(gaps)
+    assert 500 <= max(gaps) <= 514
+
+
+def test_the_order_follows_what_is_needed_down_and_up():
+    found = tried([16] * 10 + [1] * 60 + [4] * 5)
+    assert 16 in found[:4]
+    assert found[69] == 1
+    assert min(found) == 1
+    assert found[71] == 4
+
+
+def test_many_nodes_are_lowered_at_every_step_that_goes_well():
+    assert tried([16, 1, 1, 1, 1, 1, 1, 1])[1:] == [16, 12, 9, 7, 6, 5, 4]
+
+
+def test_a_fall_starts_the_waiting_anew():
+    pace = Pace(wait=64, met=63)
+    assert pace.next(3, 3) == 2  # a try with one node less
+    assert pace.known == 3
+    assert pace.next(2, 2) == 2  # which goes well
+    assert (pace.wait, pace.known) == (8, None)
+    assert [pace.next(2, 2) for _ in range(7)] == [2] * 6 + [1]
+
+
+def test_steps_that_are_taken_together_count_as_many():
+    pace = Pace()
+    assert [pace.next(3, 3, 4), pace.next(3, 3, 4)] == [3, 2]

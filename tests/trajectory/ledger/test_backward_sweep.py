@@ -1,0 +1,203 @@
+"""How the work of a ledger is cut into pieces plays no part: rows, slices, nodes, steps in one pass, stretches of a run."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import kernelmem.trajectory.integration.step_integral as integral
+import kernelmem.trajectory.ledger.backward_sweep as backward
+import kernelmem.trajectory.ledger.grouped_sweep as grouped
+import kernelmem.trajectory.trace as forward
+from kernelmem.core.batches import as_rows
+from kernelmem.trajectory.ledger.ledger import ledger
+from kernelmem.trajectory.network.network import Network
+from kernelmem.trajectory.network.weight_blocks import Blocks
+from tests.trajectory.definition import data, definition, ragged, small, train
+
+
+def largest(tensor):
+    return float(tensor.abs().max())
+
+
+def convolutional():
+    torch.manual_seed(0)
+    layers = [nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 4, 1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)]
+    return nn.Sequential(*layers).double()
+
+
+class Sequences(nn.Module):
+    """Two positions a row; the first layer sees them one row after the other, the second position by position."""
+
+    def __init__(self, interleaved=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(2, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+        self.interleaved = interleaved
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x.reshape(-1, 2, 2)))
+        if self.interleaved:
+            hidden = torch.tanh(self.second(hidden.transpose(0, 1).reshape(-1, 5))).view(2, -1, 4).sum(0)
+        else:
+            hidden = torch.tanh(self.second(hidden.reshape(-1, 5))).view(-1, 2, 4).sum(1)
+        return self.last(hidden)
+
+
+SGD, ADAM = torch.optim.SGD, torch.optim.Adam
+HEAVY = {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.05, "maximize": True}
+CASES = {
+    "tanh, plain": (small, SGD, {"lr": 0.2, "weight_decay": 0.05, "maximize": True}, {}),
+    "tanh, momentum": (small, SGD, HEAVY, {}),
+    "tanh, adam, from the middle": (small, ADAM, {"lr": 0.02}, {"between": (3, 5)}),
+    "tanh, adam, averaged": (small, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {"weights": "average"}),
+    "tanh, plain, averaged": (small, SGD, {"lr": 0.2}, {"weights": "average"}),
+    "relu, plain": (lambda: small(nn.ReLU), SGD, {"lr": 0.3}, {}),
+    "relu, momentum": (lambda: small(nn.ReLU), SGD, HEAVY, {}),
+    "relu, momentum, from the middle": (lambda: small(nn.ReLU), SGD, HEAVY, {"between": (2, 6)}),
+    "relu, momentum, averaged": (lambda: small(nn.ReLU), SGD, HEAVY, {"weights": "average"}),
+    "convolution, adam": (convolutional, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {}),
+    "positions, plain": (lambda: Sequences(False).double(), SGD, {"lr": 0.2}, {}),
+    "interleaved, momentum": (lambda: Sequences().double(), SGD, HEAVY, {}),
+}
+SETTINGS = {
+    "everything": [
+        *((module, "MOST_STEPS", 1) for module in (forward, backward)),
+        *((module, "NUMBERS", 1) for module in (backward, integral, grouped)),
+        *((backward, name, 3) for name in ("WIDTH", "SLICE", "ROWS")),
+        (forward, "HELD", 1),
+    ],
+    "slices": [(backward, "WIDTH", 5), (backward, "SLICE", 7), (backward, "ROWS", 4)],
+    "nodes": [(integral, "NUMBERS", 1), (grouped, "NUMBERS", 1)],
+    "slopes first": [(backward, "NUMBERS", 1), (integral, "NUMBERS", 300)],
+    "a step at a time": [(forward, "MOST_STEPS", 1), (backward, "MOST_STEPS", 1)],
+    "two steps at a time": [(forward, "MOST_STEPS", 2), (backward, "MOST_STEPS", 2)],
+    "stretches": [(forward, "HELD", 4 * 8 * 4 * 48)],
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "together"),
+    [
+        (small, True),
+        (lambda: small(nn.ReLU), True),
+        (convolutional, True),
+        (lambda: Sequences(False).double(), True),
+        (lambda: Sequences().double(), False),  # some of its rows are no piece of its batch
+    ],
+)
+def test_networks_that_can_take_blocks_of_rows_do(make, together):
+    """What goes wrong in blocks is found when the network is made, and costs time only: so it would not be seen elsewhere."""
+    model, (x, _) = make(), data()
+    names = [name for name, _ in model.named_parameters()]
+    network = Network(model, as_rows(x), parameters=names)
+    assert network.in_blocks is together
+    generator = torch.Generator().manual_seed(1)
+    start, stop = (
+        {name: torch.randn(3, *p.shape, generator=generator, dtype=p.dtype) for name, p in model.named_parameters()}
+        for _ in range(2)
+    )
+    places = torch.linspace(0, 1, 12, dtype=torch.float64)
+    for counts, lines in (((5, 1, 6), {}), ((5, 1, 6), {"stop": stop}), ((12,), {"stop": stop}), ((4, 4, 4), {})):
+        blocks = Blocks(counts, start, **lines, places=places if lines else None)
+        found = network.outputs(as_rows(x), blocks)
+        block = [b for b, count in enumerate(counts) for _ in range(count)]
+        for i in range(12):
+            state = {name: w[block[i]] for name, w in start.items()}
+            if lines:
+                state = {name: w + places[i] * (stop[name][block[i]] - w) for name, w in state.items()}
+            expected = functional_call(model, state, (x[i : i + 1],))
+            assert largest(found[i] - expected[0]) <= 1e-12 * (1 + largest(expected))
+
+
+def test_blocks_are_evened_out_and_put_back():
+    blocks = Blocks((2, 4, 1), {})
+    even, back = blocks.evened
+    rows = torch.arange(7)
+    padded = rows[even].view(3, 4)
+    assert padded[1].tolist() == [2, 3, 4, 5]
+    assert padded[0, :2].tolist() == [0, 1]
+    assert padded[2].unique().tolist() == [6]  # a block is filled up with its own rows
+    assert torch.equal(rows[even][back], rows)
+    assert Blocks((3, 3), {}).evened == (None, None)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of every case, with batches of different sizes, and its ledgers."""
+    found = {}
+
+    def of(case):
+        if case not in found:
+            make, kind, options, asked = CASES[case]
+            x, y = data()
+            model = make()
+            average = None
+            if "weights" in asked:
+                multi = torch.optim.swa_utils.get_ema_multi_avg_fn(0.7)
+                average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=multi)
+            folder = tmp_path_factory.mktemp("chunks") / "run"
+            batches = ragged(sizes=(5, 3, 3, 4, 1, 5, 4))
+            run = train(folder, model, kind(model.parameters(), **options), x, y, batches, average=average)
+            rows = {"x": x[:5], "data": (x, y), **asked}
+            groups = {"by": "group", "groups": torch.arange(12)}
+            if "weights" not in asked:
+                rows["history"] = True
+            own = ledger(run, model, **rows)
+            rows.pop("history", None)
+            found[case] = run, model, rows, groups, own, ledger(run, model, **rows, **groups)
+        return found[case]
+
+    return of
+
+
+def agree(one, other, tolerance=1e-12):
+    for name in ("contributions", "decay", "rounding", "initial", "final"):
+        assert largest(getattr(one, name) - getattr(other, name)) <= tolerance, name
+    assert one.largest_residual <= 1e-11
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_runs_of_every_kind_are_what_they_are(runs, case):
+    """Against the definition where there is one, and two ways of computing it elsewhere."""
+    run, model, rows, _, own, by_group = runs(case)
+    assert largest(own.contributions) > 1e-3
+    agree(own, by_group, 1e-11)
+    if run.optimizer == "SGD" and "weights" not in rows and "between" not in rows:
+        contributions, decay = definition(run, model, *rows["data"], rows["x"], nodes=8)
+        if "relu" not in case:  # its kinks are not located there
+            assert largest(own.contributions - contributions) <= 1e-11
+            assert largest(own.decay - decay) <= 1e-11
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("case", CASES)
+def test_pieces_play_no_part(runs, monkeypatch, case, setting):
+    run, model, rows, groups, own, by_group = runs(case)
+    for module, name, value in SETTINGS[setting]:
+        monkeypatch.setattr(module, name, value)
+    history = {} if own.history is None else {"history": True}
+    found = ledger(run, model, **rows, **history)
+    agree(found, own)
+    if history:
+        assert largest(found.history - own.history) <= 1e-12
+    if setting in ("nodes", "stretches", "everything"):
+        agree(ledger(run, model, **rows, **groups), by_group, 1e-11)
+
+
+def test_rows_by_themselves_have_the_lines_that_they_have_among_others(runs):
+    for case in ("tanh, plain", "relu, momentum"):
+        run, model, rows, _, own, _ = runs(case)
+        for i in (0, 3):
+            alone = ledger(run, model, **{**rows, "x": rows["x"][i : i + 1]})
+            assert largest(alone.contributions[0] - own.contributions[i]) <= 1e-11
+            assert largest(alone.decay[0] - own.decay[i]) <= 1e-11
+
+
+def test_the_trained_model_is_not_touched(runs):
+    run, model, rows, _, _, _ = runs("tanh, momentum")
+    before = copy.deepcopy(model.state_dict())
+    ledger(run, model, **rows)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
