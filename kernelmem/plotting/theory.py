@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kernelmem.double_descent.theory.curve import Curve
-    from kernelmem.double_descent.theory.simulation import Simulated
+    from kernelmem.double_descent.theory.curve import Curve, Simulated
 
 __all__ = ["curve_figure", "simulated_figure"]
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, VerificationError
-from kernelmem.recording.gradient_check import Forward, call
-from kernelmem.recording.gradients import batch_gradient, random_state
+from kernelmem.recording.gradient_check import Forward, batch_gradient, call, random_state
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import (
     Checkpoint,

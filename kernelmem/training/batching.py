@@ -1,4 +1,4 @@
-"""What the trainers share: the order of the rows from a seed, the sizes of the batches, rows in the model's dtype."""
+"""Batches: their sizes, the order of the rows from a seed, rows in the dtype of the model."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows, named_leaves
+from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
 
-__all__ = ["batch_sizes", "in_dtype", "shuffled"]
+__all__ = ["BatchOrder", "batch_sizes", "in_dtype", "rows_per_step", "shuffled"]
 
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:
@@ -54,3 +55,39 @@ def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
                 do="scale the features, or call model.double()",
             )
     return brought_rows
+
+
+def rows_per_step(n: int, batch_size: int | None) -> int:
+    """How many of its n rows a member sees in one step: all of them where ``batch_size`` is None or at least n."""
+    return n if batch_size is None else min(n, batch_size)
+
+
+class BatchOrder:
+    """The positions 0..n-1 of the rows of each step.
+
+    The endless sequence of independent random permutations of 0..n-1 is cut into pieces of ``batch_size``: every row
+    comes once in each n draws, no row is dropped, all batches have the same size, and a batch across the end of a
+    permutation may hold a row twice. Where the batch holds all n rows, they come in their own order in every step.
+    Members with the same ``seed``, n and ``batch_size`` see the same positions.
+    """
+
+    def __init__(self, seed: int, n: int, batch_size: int | None) -> None:
+        self.n, self.size = n, rows_per_step(n, batch_size)
+        # hashed, so that an order seed equal to an initial seed does not give draws of the same stream
+        self._generator = torch.Generator().manual_seed(seed_sequence(seed, ["order"])["order"])
+        self._left = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def full(self) -> bool:
+        """Whether every step has all rows."""
+        return self.size == self.n
+
+    def take(self, steps: int) -> Tensor:
+        """The positions (steps, batch) of the next steps."""
+        if self.full:
+            return torch.arange(self.n).expand(steps, -1)
+        need = steps * self.size - len(self._left)
+        fresh = [torch.randperm(self.n, generator=self._generator) for _ in range(-(-need // self.n))]
+        drawn = torch.cat([self._left, *fresh])
+        taken, self._left = drawn[: steps * self.size], drawn[steps * self.size :]
+        return taken.view(steps, self.size)

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import as_task
 from kernelmem.training.ensemble.ragged_layout import PADDING, chunks, families
 from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_mlps, train_one
-from kernelmem.training.member_batches import BatchOrder
 
 N, D, C = 30, 4, 3
 X, X_TEST = (torch.randn(n, D, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (N, 8))

@@ -1,4 +1,4 @@
-"""kernelmem.recording.gradients: one number between two gradients, or a refusal."""
+"""kernelmem.recording.gradient_check: one number between two gradients, or a refusal."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
-from kernelmem.recording.gradients import fit_scale, random_state
+from kernelmem.recording.gradient_check import fit_scale, random_state
 
 
 def gradients(dtype=torch.float32, seed=0, small=1e-2):

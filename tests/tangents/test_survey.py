@@ -1,4 +1,4 @@
-"""kernelmem.tangents.readout: what is found on the graph, and the traps where it must not be."""
+"""kernelmem.tangents.survey: what is found on the graph, and the traps where it must not be."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_only_what_holds_is_used_and_all_kernels_are_right(run, has_readout, fac
 
 def test_compressed_weight_has_the_same_gram():
     torch.manual_seed(0)
-    from kernelmem.tangents.readout import Readout
+    from kernelmem.tangents.survey import Readout
 
     W = torch.randn(30, 4, dtype=torch.float64)
     W[:, 3] = W[:, 0] + W[:, 1]  # rank 3

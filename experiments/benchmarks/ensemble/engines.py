@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from experiments.benchmarks.ensemble.configs import SEEDS, WIDTHS
+from kernelmem.training.batching import BatchOrder
 from kernelmem.training.datasets import digits
 from kernelmem.training.ensemble.members import Task, as_task
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import make_optimizer
 from kernelmem.training.ensemble.train import Member, Recipe, mlp
-from kernelmem.training.member_batches import BatchOrder
 
 __all__ = ["ENGINES", "problem"]
 

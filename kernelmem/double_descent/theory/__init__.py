@@ -26,6 +26,8 @@ kernels without a ridge are the hard case (see ``learning_curve`` and its tests 
 """
 
 from kernelmem.double_descent.theory.curve import Curve as Curve
+from kernelmem.double_descent.theory.curve import Simulated as Simulated
+from kernelmem.double_descent.theory.curve import simulate as simulate
 from kernelmem.double_descent.theory.gaussian_features import gaussian_features_curve as gaussian_features_curve
 from kernelmem.double_descent.theory.gaussian_features import gaussian_samples_curve as gaussian_samples_curve
 from kernelmem.double_descent.theory.gaussian_features import simulate_gaussian_features as simulate_gaussian_features
@@ -55,8 +57,6 @@ from kernelmem.double_descent.theory.kernel_ridge.spectral_task import pool_task
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import population_task as population_task
 from kernelmem.double_descent.theory.risk_estimates import RiskEstimate as RiskEstimate
 from kernelmem.double_descent.theory.risk_estimates import estimate_risk as estimate_risk
-from kernelmem.double_descent.theory.simulation import Simulated as Simulated
-from kernelmem.double_descent.theory.simulation import simulate as simulate
 from kernelmem.double_descent.theory.sphere_features import Moments as Moments
 from kernelmem.double_descent.theory.sphere_features import activation_moments as activation_moments
 from kernelmem.double_descent.theory.sphere_features import simulate_sphere_features as simulate_sphere_features

@@ -1,11 +1,17 @@
-"""The value that every theory returns: the risk it expects along one axis."""
+"""Curve: the risk that a theory predicts along one axis; Simulated: the same curve next to a simulation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
+from kernelmem.double_descent.argument_checks import as_whole, generators
+
+__all__ = []
 
 if TYPE_CHECKING:
     import pandas
@@ -70,3 +76,102 @@ class Curve:
         from kernelmem.plotting.theory import curve_figure  # matplotlib is slow to import
 
         return curve_figure(self)
+
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+__all__ = ["RCOND", "Simulated", "least_squares", "simulate"]
+
+RCOND = 1e-13  # singular values below RCOND times the largest count as 0: rounding, and nothing of the peak
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """Simulated test risk beside a theory's; tensors are (G,) float64.
+
+    Attributes:
+        theory: the curve that was simulated, on the same axis.
+        mean: mean over the draws of the test risk, noise included.
+        se: its standard error.
+        repetitions: number of draws.
+        seed: what they were drawn from.
+    """
+
+    theory: Curve
+    mean: Tensor = field(repr=False)
+    se: Tensor = field(repr=False)
+    repetitions: int
+    seed: int
+
+    @property
+    def axis(self) -> Tensor:
+        """(G,): the theory's axis."""
+        return self.theory.axis
+
+    @property
+    def z(self) -> Tensor:
+        """(G,): (mean - theory) / se; NaN where the theory is infinite, 0 where both agree to rounding."""
+        gap = self.mean - self.theory.test
+        equal = gap.abs() <= 1e-12 * self.theory.test
+        z = torch.where(equal, 0.0, gap / torch.where(equal, 1.0, self.se))
+        return torch.where(torch.isfinite(self.theory.test), z, torch.nan)
+
+    @property
+    def relative(self) -> Tensor:
+        """(G,): theory / mean - 1, how much the theory is too high."""
+        return self.theory.test / self.mean - 1
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One line a place: the theory, the simulated mean, its standard error, z."""
+        import pandas  # slow to import
+
+        columns = {"theory": self.theory.test, "mean": self.mean, "se": self.se, "z": self.z}
+        index = pandas.Index(self.axis.numpy(), name=self.theory.axis_name)
+        return pandas.DataFrame({name: values.numpy() for name, values in columns.items()}, index=index)
+
+    def plot(self) -> "Figure":
+        """The simulated means with bars of two standard errors over the theory's curve."""
+        from kernelmem.plotting.theory import simulated_figure  # matplotlib is slow to import
+
+        return simulated_figure(self)
+
+    def __str__(self) -> str:
+        rows = [
+            f"{self.theory.name}: {self.repetitions} draws",
+            f"{self.theory.axis_name:>24}{'theory':>12}{'mean':>12}",
+        ]
+        rows[1] += f"{'se':>10}{'z':>7}"
+        for place in zip(self.axis, self.theory.test, self.mean, self.se, self.z, strict=True):
+            at, theory, mean, se, z = (float(value) for value in place)
+            rows.append(f"{at:>24g}{theory:>12.5g}{mean:>12.5g}{se:>10.2g}{z:>7.2f}")
+        return "\n".join(rows)
+
+
+def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repetitions: int, seed: int) -> Simulated:
+    """Average ``draw(generator)``, which returns the test risk at each place of the axis, over independent draws.
+
+    Each draw has its own generator, so that more repetitions only add draws. A standard error means nothing where the
+    risk has no variance: at least-squares fits of p Gaussian features that is |p - n| <= 3.
+
+    Raises:
+        InputError: fewer than 2 repetitions; a seed that is not a whole number >= 0.
+    """
+    repetitions = as_whole(repetitions, "repetitions", least=2)
+    seed = as_whole(seed, "seed", least=0)
+    risks = np.stack([np.asarray(draw(rng), dtype=float) for rng in generators(seed, repetitions)])
+    se = risks.std(0, ddof=1) / np.sqrt(repetitions)
+    return Simulated(theory, torch.from_numpy(risks.mean(0)), torch.from_numpy(se), repetitions, seed)
+
+
+def least_squares(X: np.ndarray, Y: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """Return argmin |X w - Y|² + ridge |w|², of least norm at ridge 0, by the singular values of X.
+
+    X (n, p), Y (n,) or (n, C). Singular values below ``RCOND`` times the largest count as 0. Cost O(n p min(n, p)).
+    """
+    U, s, Vt = np.linalg.svd(X, full_matrices=False)
+    kept = s > RCOND * s[0]
+    filtered = np.where(kept, s / (np.where(kept, s, 1.0) ** 2 + ridge), 0.0)
+    projected = U.T @ Y
+    return Vt.T @ (filtered.reshape(-1, *[1] * (Y.ndim - 1)) * projected)

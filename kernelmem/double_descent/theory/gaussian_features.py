@@ -8,8 +8,7 @@ import torch
 
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_powers, as_whole
-from kernelmem.double_descent.theory.curve import Curve
-from kernelmem.double_descent.theory.simulation import Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
 
 __all__ = ["gaussian_features_curve", "gaussian_samples_curve", "simulate_gaussian_features", "universal_lower_bound"]
 

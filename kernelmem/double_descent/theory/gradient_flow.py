@@ -10,8 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks import as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_powers, as_whole
-from kernelmem.double_descent.theory.curve import Curve
-from kernelmem.double_descent.theory.simulation import Simulated, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulated, simulate
 
 __all__ = [
     "check_stable",

@@ -9,8 +9,7 @@ import torch
 from kernelmem.core.checks import as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
-from kernelmem.double_descent.theory.curve import Curve
-from kernelmem.double_descent.theory.simulation import Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
 
 __all__ = ["isotropic_curve", "misspecified_curve", "optimal_ridge_curve", "polynomial_share", "simulate_isotropic"]
 

@@ -10,8 +10,7 @@ import torch
 
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
-from kernelmem.double_descent.theory.curve import Curve
-from kernelmem.double_descent.theory.simulation import Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
 
 __all__ = ["RELU", "Moments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
 

@@ -10,7 +10,7 @@ from kernelmem.tangents.capture import Capture, Use
 from kernelmem.tangents.engine.accumulate import Joined
 from kernelmem.tangents.groups.directions import Directions
 from kernelmem.tangents.groups.outer import Buffers, ChannelGroup, Combine, Group, ReadoutGroup, Stack
-from kernelmem.tangents.readout import Readout, hidden_gradients, scaled
+from kernelmem.tangents.survey import Readout, hidden_gradients, scaled
 
 __all__ = ["HeldRows", "Pass", "one_direction"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kernelmem.core.errors import InputError
+from kernelmem.training.batching import rows_per_step
 from kernelmem.training.ensemble.members import Task
-from kernelmem.training.member_batches import rows_per_step
 
 __all__ = ["Block", "Family", "chunks", "families", "hidden_widths"]
 

@@ -12,10 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import Task
 from kernelmem.training.ensemble.ragged_layout import Block, Family, families, hidden_widths
-from kernelmem.training.member_batches import BatchOrder
-from kernelmem.training.perceptron import mlp
+from kernelmem.training.mlp import mlp
 
 __all__ = ["RaggedMLPs"]
 
@@ -67,7 +67,7 @@ class RaggedMLPs:
         return found
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """The state dict of each member, with the keys of :func:`kernelmem.training.perceptron.mlp`, on the CPU."""
+        """The state dict of each member, with the keys of :func:`kernelmem.training.mlp.mlp`, on the CPU."""
         return {k: part for family in self.families for k, part in family.state().items()}
 
 

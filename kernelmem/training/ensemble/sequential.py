@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
+from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import Task
 from kernelmem.training.ensemble.metrics import mean_loss
-from kernelmem.training.member_batches import BatchOrder
 
 __all__ = ["OneModule"]
 

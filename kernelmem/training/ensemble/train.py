@@ -17,7 +17,7 @@ from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import Recipe, learning_rate, make_optimizer
 from kernelmem.training.ensemble.sequential import OneModule
 from kernelmem.training.ensemble.vmapped import Modules, module_chunks
-from kernelmem.training.perceptron import mlp
+from kernelmem.training.mlp import mlp
 
 __all__ = ["Ensemble", "Member", "Recipe", "Snapshot", "mlp", "train_mlps", "train_modules", "train_one"]
 
@@ -75,7 +75,7 @@ def train_mlps(
     """Train many MLPs of any widths in one batch; each is what :func:`train_one` makes of ``mlp(..., seed=init_seed)``.
 
     Member k minimizes the mean loss over its own rows and labels. Its initial weights (float32 numbers in both dtypes)
-    are those of :func:`mlp`, its batches those of :class:`~kernelmem.training.member_batches.BatchOrder`: both depend on
+    are those of :func:`mlp`, its batches those of :class:`~kernelmem.training.batching.BatchOrder`: both depend on
     its own seeds, widths and number of rows alone, not on who else is in the batch, nor on ``memory``. In float64 a
     member equals its plain loop to 1e-9 over hundreds of steps, in float32 to rounding that training amplifies.
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.core.torch_func import functional_call, vmap
+from kernelmem.training.batching import BatchOrder, rows_per_step
 from kernelmem.training.ensemble.members import Task
 from kernelmem.training.ensemble.metrics import mean_loss
 from kernelmem.training.ensemble.sequential import check_outputs
-from kernelmem.training.member_batches import BatchOrder, rows_per_step
 
 __all__ = ["Modules", "module_chunks"]
 

@@ -15,8 +15,7 @@ from kernelmem.tangents.engine.engine import Engine, Side
 from kernelmem.tangents.engine.plan import Plan
 from kernelmem.tangents.groups.directions import KINDS, Directions, named_target
 from kernelmem.tangents.prepare import check_rows, prepare
-from kernelmem.tangents.readout import Readout
-from kernelmem.tangents.survey import Survey
+from kernelmem.tangents.survey import Readout, Survey
 
 __all__ = ["MovingKernel"]
 

@@ -19,7 +19,7 @@ from kernelmem.double_descent.theory import (
     simulate_gaussian_features,
     superposition_curve,
 )
-from kernelmem.double_descent.theory.simulation import RCOND, least_squares
+from kernelmem.double_descent.theory.curve import RCOND, least_squares
 
 SHIFT = np.array([2.5, 3.0, 4.0])
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from kernelmem.double_descent.theory import estimate_risk, feature_curve, flip_noise, learning_curve, pool_task
-from kernelmem.double_descent.theory.simulation import least_squares
+from kernelmem.double_descent.theory.curve import least_squares
 from kernelmem.kernels.infinite import infinite_ntk
 
 NOISE = flip_noise(0.2, 10)

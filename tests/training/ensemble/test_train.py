@@ -11,13 +11,13 @@ from torch import nn
 
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import as_task
 from kernelmem.training.ensemble.metrics import figures
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import learning_rate
 from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_mlps, train_one
-from kernelmem.training.member_batches import BatchOrder
 
 N, D, C, MORE = 40, 5, 3, 11
 FIGURES = ("train_loss", "train_error", "test_loss", "test_error")

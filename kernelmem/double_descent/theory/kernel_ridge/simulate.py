@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.double_descent.theory.curve import Simulated, least_squares, simulate
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import Task
-from kernelmem.double_descent.theory.simulation import Simulated, least_squares, simulate
 
 __all__ = ["simulate_features", "simulate_learning"]
 
