@@ -41,7 +41,7 @@ print(
 # Kernels of the trace: one for all outputs, C² times smaller than the full ones.
 frozen = ["descent_initial", "descent_final", "descent_path"]
 fitted = ["ridge_initial", "ridge_final", "ridge_path", "null"]
-table = km.equivalent_machines(
+table = km.compare_kernel_machines(
     run, model, (x, y), x_test, machines=[*frozen, *fitted, "exact_ledger"], outputs="trace", checkpoints=0
 )
 print(table)

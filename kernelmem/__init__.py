@@ -22,7 +22,7 @@ from kernelmem.core.errors import KernelmemError as KernelmemError
 from kernelmem.core.errors import NumericalError as NumericalError
 from kernelmem.core.errors import UnsupportedModelError as UnsupportedModelError
 from kernelmem.core.errors import VerificationError as VerificationError
-from kernelmem.kernel_machines.equivalence.compare import equivalent_machines as equivalent_machines
+from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines as compare_kernel_machines
 from kernelmem.kernel_machines.equivalence.fidelity import fidelity as fidelity
 from kernelmem.kernel_machines.estimators.tangent_kernel import TangentKernel as TangentKernel
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out as leave_one_out
@@ -47,7 +47,7 @@ from kernelmem.tangents.sketch import tangent_features as tangent_features
 from kernelmem.trajectory.influence.influence import influence as influence
 from kernelmem.trajectory.ledger.ledger import Ledger as Ledger
 from kernelmem.trajectory.ledger.ledger import ledger as ledger
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import lifted_machine as lifted_machine
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine as exact_kernel_machine
 from kernelmem.trajectory.path_kernel.path_kernel import path_kernel as path_kernel
 
 __version__ = "0.1.0"

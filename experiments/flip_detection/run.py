@@ -35,7 +35,7 @@ def run(options: Options) -> None:
     cells = [cell for cell in CELLS if cell.name in options.cells]
     if not cells or len(cells) != len(options.cells):
         names = ", ".join(cell.name for cell in CELLS)
-        raise InputError(f"cells {options.cells}", expected=f"some of {names}", do="check the names")
+        raise InputError(f"cells {options.cells}", expected=f"some of {names}", hint="check the names")
     rows = []
     for cell in cells:
         for seed in range(options.seeds):

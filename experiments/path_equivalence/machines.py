@@ -9,7 +9,7 @@ import kernelmem as km
 from experiments.path_equivalence.configs import EVERY, EXACT_ROWS, SCALES, Options
 from experiments.path_equivalence.training import Problem, Scaled, problem, recorded
 from kernelmem.kernel_machines.equivalence import result as machine_table
-from kernelmem.kernel_machines.equivalence.compare import equivalent_machines
+from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
 
 __all__ = ["DIVERGES", "MACHINES", "measure"]
 
@@ -35,7 +35,7 @@ def measure(options: Options) -> list[dict]:
 
 
 def _of_run(own: Problem, model: Scaled, run: km.Run) -> dict:
-    found = equivalent_machines(
+    found = compare_kernel_machines(
         run,
         model,
         (own.x, own.y),

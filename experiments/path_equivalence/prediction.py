@@ -9,7 +9,7 @@ from torch import nn
 import kernelmem as km
 from experiments.path_equivalence.training import problem
 from kernelmem.plotting.ledger import ledger_figure
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import lifted_machine
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 
 __all__ = ["draw"]
 
@@ -37,7 +37,7 @@ def draw(directory: str, seed: int = 0) -> tuple[Figure, dict]:
     row = int((best.values[:, 0] - best.values[:, 1]).argmin())
     chosen = int(best.indices[row, 0])
     ledger = km.ledger(run, model, x=x_test[row : row + 1], data=(x, labels))
-    machine = lifted_machine(run, model, x=x_test[row : row + 1], target=("logit", chosen))
+    machine = exact_kernel_machine(run, model, x=x_test[row : row + 1], target=("logit", chosen))
     atoms = torch.einsum("makc,ac->mak", machine.kernel, machine.coefficients)[0, :, 0]
     steps = torch.zeros(len(run), len(x), dtype=torch.float64)
     steps = steps.index_put((machine.steps, machine.examples), atoms, accumulate=True).cumsum(0)
@@ -67,6 +67,6 @@ def draw(directory: str, seed: int = 0) -> tuple[Figure, dict]:
         "residual": ledger.largest_residual,
         "mass_of_flipped": float(own_line[noisy.flipped].abs().sum() / own_line.abs().sum()),
         "share_flipped": float(noisy.flipped.double().mean()),
-        "ledger_and_lifted_machine": gap,
+        "ledger_and_exact_kernel_machine": gap,
         "test_accuracy": float(np.mean((outputs.argmax(1) == own.y_test).numpy())),
     }

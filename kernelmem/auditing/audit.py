@@ -193,7 +193,7 @@ def audit(
         raise InputError(
             f"x_test of shape {tuple(data.x_test.shape)}, every row of which is also a training row",
             expected="rows that the network never saw",
-            do="hold out rows before training; without them there is no null control",
+            hint="hold out rows before training; without them there is no null control",
         )
 
     subject, train_outputs, test_outputs = _outputs(model, data, forward, n_classes, device)
@@ -239,7 +239,9 @@ def audit(
 
 def _pair(value: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise InputError(f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", do="pass rows and labels")
+        raise InputError(
+            f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", hint="pass rows and labels"
+        )
     return value[0], value[1]
 
 
@@ -256,7 +258,7 @@ def _outputs(
             f"a model with {C} outputs for labels up to {data.n_classes - 1}"
             f" (y_train of shape {tuple(data.y_train.shape)}, y_test of shape {tuple(data.y_test.shape)})",
             expected=f"{expected} outputs, one for each class",
-            do=f"use a model with {data.n_classes} outputs"
+            hint=f"use a model with {data.n_classes} outputs"
             + (f", or pass n_classes={C} if some classes have no rows here" if data.n_classes < C else ""),
         )
     outputs = []

@@ -21,7 +21,7 @@ def read_document(path: Path) -> AuditDocument:
         FileCorruptError: not JSON, or fields missing or of the wrong type (the field is named).
     """
     if not path.is_file():
-        raise InputError(f"audit file {path}", expected="an existing audit.json", do="check the path")
+        raise InputError(f"audit file {path}", expected="an existing audit.json", hint="check the path")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
@@ -31,12 +31,12 @@ def read_document(path: Path) -> AuditDocument:
         raise FileCorruptError(
             f"audit file {path} ({error})",
             expected="an audit.json written by kernelmem",
-            do="run the audit again",
+            hint="run the audit again",
         ) from error
     raise InputError(
         f"audit file {path} of schema version {version!r}",
         expected=f"version {SCHEMA_VERSION}",
-        do="read it with the kernelmem version that it names under versions",
+        hint="read it with the kernelmem version that it names under versions",
     )
 
 

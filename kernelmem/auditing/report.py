@@ -42,7 +42,7 @@ def render(document: AuditDocument) -> str:
         raise InputError(
             f"verdict status {document.verdict.status!r}",
             expected=f"one of {', '.join(STATUS)}",
-            do="name one of them",
+            hint="name one of them",
         )
     _check_shown(document)
     names = {row.label: row.name for row in document.classes}
@@ -96,7 +96,7 @@ def _check_shown(document: AuditDocument) -> None:
             raise InputError(
                 f"examples that show training row {index}, without it in document.{kind}",
                 expected="every row shown, pushers too",
-                do=f"put it into document.{kind}, under the key {str(index)!r}",
+                hint=f"put it into document.{kind}, under the key {str(index)!r}",
             )
 
 

@@ -46,7 +46,7 @@ def png_data_uri(
         raise InputError(
             f"low={low}, high={high}",
             expected="finite numbers with low <= high",
-            do="pass the smallest and the largest value of the whole data set",
+            hint="pass the smallest and the largest value of the whole data set",
         )
     unit = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
     image = Image.fromarray(np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8))
@@ -68,7 +68,7 @@ def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray
         raise InputError(
             f"image_shape {image_shape}",
             expected="(H, W) or (H, W, 3)",
-            do="put the channels last, or leave one out",
+            hint="put the channels last, or leave one out",
         )
     if array.shape == image_shape:
         return array
@@ -80,5 +80,5 @@ def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray
     raise InputError(
         f"a row of shape {array.shape}",
         expected=f"{image_shape}, {channels_first} or flat ({int(np.prod(image_shape))},)",
-        do="pass one row, and the image_shape that it has",
+        hint="pass one row, and the image_shape that it has",
     )

@@ -107,12 +107,12 @@ class AuditCommand:
     def _rate(self) -> float:
         rate = self.noise if self.noise is not None else (0.0 if self.data or self.weights else DEFAULT_NOISE)
         if not 0 <= rate <= 1:
-            raise InputError(f"--noise {rate:g}", expected="a share in 0..1", do="e.g. --noise 0.15")
+            raise InputError(f"--noise {rate:g}", expected="a share in 0..1", hint="e.g. --noise 0.15")
         if rate and self.weights:
             raise InputError(
                 f"--noise {rate:g} together with --weights",
                 expected="labels as the network was trained on",
-                do="leave one of them out; known flips of your own go into the .npz as an array `flipped`",
+                hint="leave one of them out; known flips of your own go into the .npz as an array `flipped`",
             )
         return rate
 
@@ -124,7 +124,7 @@ class AuditCommand:
             raise InputError(
                 f"--device {self.device} ({str(error).splitlines()[0]})",
                 expected="a device that torch can use here",
-                do="pass --device cpu",
+                hint="pass --device cpu",
             ) from error
         return device
 
@@ -143,7 +143,7 @@ class AuditCommand:
             fit_weights(model, load_weights(self.weights), f"weights file {self.weights}")
             return model.to(device), f"trained elsewhere, weights from {self.weights.name}"
         if self.epochs < 1:
-            raise InputError(f"--epochs {self.epochs}", expected="at least 1", do="pass --epochs 80")
+            raise InputError(f"--epochs {self.epochs}", expected="at least 1", hint="pass --epochs 80")
         started = time.perf_counter()
         with tqdm(total=self.epochs, desc="training", unit="epoch", file=sys.stderr, disable=None) as bar:
 
@@ -176,13 +176,13 @@ class AuditCommand:
             raise InputError(
                 f"y_train and y_test with {len(present)} classes up to {data.n_classes - 1}, but none labeled {absent}",
                 expected=f"classes 0..{len(present) - 1}, without gaps",
-                do="renumber both: numpy.unique(numpy.concatenate([y_train, y_test]), return_inverse=True)[1]",
+                hint="renumber both: numpy.unique(numpy.concatenate([y_train, y_test]), return_inverse=True)[1]",
             )
         if rate and data.flipped is not None:
             raise InputError(
                 f"--noise {rate:g} for data with an array `flipped`",
                 expected="flips that are known, or flips made here",
-                do="leave --noise out, or `flipped` out of the .npz",
+                hint="leave --noise out, or `flipped` out of the .npz",
             )
 
     def _check_model(self, model: nn.Module, data: LabeledData) -> None:
@@ -195,13 +195,13 @@ class AuditCommand:
             raise InputError(
                 f"--model {self.model}, whose forward raised {type(error).__name__}: {error}",
                 expected=f"a model that takes rows of shape {tuple(data.x_train.shape[1:])}",
-                do="try model(x) on two rows of x_train",
+                hint="try model(x) on two rows of x_train",
             ) from error
         if outputs != data.n_classes:
             raise InputError(
                 f"a model with {outputs} outputs for labels 0..{data.n_classes - 1}",
                 expected=f"{data.n_classes} outputs, one for each class",
-                do=f"change the factory, or let it take n_classes={data.n_classes} as an argument",
+                hint=f"change the factory, or let it take n_classes={data.n_classes} as an argument",
             )
 
     def _command(self) -> str:

@@ -59,12 +59,12 @@ class DescentCommand:
             raise InputError(
                 f"--kind {self.kind} {'without' if self.data is None else 'with'} --data",
                 expected="--data with --kind cifar, and with no other",
-                do="name the directory of the CIFAR-10 files",
+                hint="name the directory of the CIFAR-10 files",
             )
         check_directory(base)
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1:
-            raise InputError(f"--workers {workers}", expected="at least 1", do="leave it out for one a core")
+            raise InputError(f"--workers {workers}", expected="at least 1", hint="leave it out for one a core")
         kinds = (*KINDS, "prediction", "atlas") if self.kind == "all" else (self.kind,)
         spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:

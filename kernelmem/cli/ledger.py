@@ -86,7 +86,7 @@ class LedgerCommand:
             raise VerificationError(
                 f"ledger {path.name} with a residual of {residual:.2g}, {share:.2g} of the largest change",
                 expected=f"at most --tolerance {self.tolerance:g}",
-                do="compute it with a smaller tolerance=",
+                hint="compute it with a smaller tolerance=",
             )
         return f"{ledger.by:<7} {n:>7,} {m:>5,} {k:>7,} {residual:>9.2g} {share:>9.2g}"
 
@@ -104,5 +104,5 @@ def _check_run(path: Path, tape: str, recorded: Run) -> None:
         raise FileCorruptError(
             f"{path.name} of another run, or of this one before it was altered or gone on with",
             expected="the hash that the tape ends with",
-            do="compute it again from this run",
+            hint="compute it again from this run",
         )

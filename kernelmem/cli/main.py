@@ -30,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.run()
     except KernelmemError as error:
         print(f"kernelmem: {type(error).__name__}", file=sys.stderr)
-        for label, text in (("given", error.given), ("expected", error.expected), ("do", error.do)):
+        for label, text in (("got", error.given), ("expected", error.expected), ("hint", error.hint)):
             print(f"  {label + ':':<10}{text}", file=sys.stderr)
         return 2
     except OSError as error:  # disk full, no permission: the file is named, a traceback would not help
         print(f"kernelmem: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nkernelmem: interrupted, nothing was written", file=sys.stderr)
+        print("\nkernelmem: interrupted, unfinished files were not written", file=sys.stderr)
         return 130
     return 0

@@ -24,7 +24,7 @@ def build_model(name: str, **offered: Any) -> nn.Module:
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise InputError(f"--model {name}", expected="package.module:factory", do="e.g. --model mynets:make_model")
+        raise InputError(f"--model {name}", expected="package.module:factory", hint="e.g. --model mynets:make_model")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -33,7 +33,7 @@ def build_model(name: str, **offered: Any) -> nn.Module:
         raise InputError(
             f"--model {name} ({type(error).__name__}: {error})",
             expected="an importable module with that attribute",
-            do="run from the directory that holds the module, or install it",
+            hint="run from the directory that holds the module, or install it",
         ) from error
     try:
         named = inspect.signature(factory).parameters
@@ -42,12 +42,12 @@ def build_model(name: str, **offered: Any) -> nn.Module:
         raise InputError(
             f"--model {name}, which raised {type(error).__name__}: {error}",
             expected=f"a factory that can be called with no arguments or with {', '.join(offered)}",
-            do="give its other parameters default values",
+            hint="give its other parameters default values",
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
             f"--model {name}, which gave a {type(model).__name__}",
             expected="a torch.nn.Module",
-            do="return one",
+            hint="return one",
         )
     return model

@@ -48,7 +48,7 @@ class NtkCommand:
     def run(self) -> None:
         """Carry it out."""
         if self.out.suffix != ".npy":
-            raise InputError(f"--out {self.out}", expected="a .npy file", do="e.g. --out kernel.npy")
+            raise InputError(f"--out {self.out}", expected="a .npy file", hint="e.g. --out kernel.npy")
         arrays = read_arrays(self.data)
         x, y = self._rows(arrays)
         model = build_model(self.model, input_shape=x.shape[1:])
@@ -81,5 +81,5 @@ class NtkCommand:
         raise InputError(
             f"data file {self.data} without x (it holds {held})",
             expected="an array x (n, ...), and y (m, ...) where wanted",
-            do="write it with numpy.savez(path, x=...)",
+            hint="write it with numpy.savez(path, x=...)",
         )

@@ -28,7 +28,7 @@ def check_directory(directory: str | Path) -> Path:
         raise InputError(
             f"output directory {directory}" + (f" ({existing} is {what})" if existing != directory else f", {what}"),
             expected="a directory that can be written to, or made",
-            do="name another place",
+            hint="name another place",
         )
     return directory
 
@@ -63,7 +63,9 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
         for name, content in contents.items():
             target = directory / name
             if target.is_dir():
-                raise InputError(f"output file {target}, a directory", expected="a file name", do="name another place")
+                raise InputError(
+                    f"output file {target}, a directory", expected="a file name", hint="name another place"
+                )
             data = content.encode() if isinstance(content, str) else content
             descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
             staged.append((Path(temporary), target))

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["Rows", "as_rows", "map_tree", "named_leaves"]
+__all__ = ["Batch", "Rows", "as_rows", "map_tree", "named_leaves"]
+
+Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
+"""Examples as a model takes them: an array, a dict or tuple of arrays (nested too), a Dataset or a DataLoader."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Rows:
         return Rows(map_tree(self.tree, lambda leaf: _cast(leaf, dtype, device)), self.n)
 
 
-def as_rows(x: Any, name: str = "x") -> Rows:
+def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
     """Read ``x`` as rows. A Dataset or DataLoader that yields (input, label) or (input,) gives its inputs.
 
     Raises:
@@ -57,7 +60,7 @@ def as_rows(x: Any, name: str = "x") -> Rows:
         raise InputError(
             f"{name} with leading lengths {sorted(lengths)}",
             expected="at least one row, and the same number of rows in every part",
-            do=f"give {name} the examples along its first axis",
+            hint=f"give {name} the examples along its first axis",
         )
     return Rows(tree, lengths.pop())
 
@@ -68,7 +71,7 @@ def _inputs(batch: Any) -> Any:
 
 def _concatenate(batches: list[Any], name: str) -> Any:
     if not batches:
-        raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", do="check its dataset")
+        raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", hint="check its dataset")
     first = batches[0]
     if isinstance(first, Mapping):
         return {key: _concatenate([batch[key] for batch in batches], name) for key in first}

@@ -1,19 +1,23 @@
-"""The border: what users hand in is checked here once, so that the code behind it can trust its arguments."""
+"""Checks of what users pass in: arrays, labels, kernels and seeds are read here, with an error that says what to fix."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing
 import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.symmetry import symmetry
 
-__all__ = ["as_labels", "as_square_kernel", "as_tensor", "finite", "seed_sequence"]
+__all__ = ["ArrayLike", "as_labels", "as_square_kernel", "as_tensor", "finite", "seed_sequence"]
+
+ArrayLike: TypeAlias = Tensor | numpy.typing.ArrayLike
+"""A tensor, a NumPy array, or numbers in nested sequences."""
 
 
-def as_tensor(value: Any, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+def as_tensor(value: ArrayLike, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
     """Return ``value`` (tensor, NumPy array or nested sequence) as a tensor, with NaN and infinities refused.
 
     Raises:
@@ -31,7 +35,7 @@ def as_tensor(value: Any, name: str, *, dtype: torch.dtype | None = None) -> Ten
             raise InputError(
                 f"{name} of type {type(value).__name__} ({error})",
                 expected="a tensor or an array of numbers",
-                do=f"convert {name} with numpy.asarray or torch.as_tensor first",
+                hint=f"convert {name} with numpy.asarray or torch.as_tensor first",
             ) from error
     if dtype is not None:
         tensor = tensor.to(dtype)
@@ -56,12 +60,12 @@ def finite(tensor: Tensor, name: str) -> Tensor:
                 f"{name} of shape {tuple(tensor.shape)} with {int(bad.sum())} NaN or infinite values"
                 f" (the first at index {first})",
                 expected="finite numbers",
-                do="remove or impute these rows; if they come from a model, it has diverged",
+                hint="remove or impute these rows; if they come from a model, it has diverged",
             )
     return tensor
 
 
-def as_labels(value: Any, name: str, *, n: int | None = None, n_classes: int | None = None) -> Tensor:
+def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: int | None = None) -> Tensor:
     """Return class labels as an int64 tensor of shape (n,) with values in 0..n_classes-1.
 
     Floating-point labels are taken only if every one of them is a whole number.
@@ -72,11 +76,11 @@ def as_labels(value: Any, name: str, *, n: int | None = None, n_classes: int | N
     labels = as_tensor(value, name)
     where = f"{name} of shape {tuple(labels.shape)} and dtype {labels.dtype}".replace("torch.", "")
     if labels.ndim != 1 or labels.is_complex():
-        raise InputError(where, expected="one integer label for each row, shape (n,)", do=f"pass {name}.argmax(1)")
+        raise InputError(where, expected="one integer label for each row, shape (n,)", hint=f"pass {name}.argmax(1)")
     if n is not None and len(labels) != n:
-        raise InputError(where, expected=f"{n} labels, one for each row", do="pair every row with its label")
+        raise InputError(where, expected=f"{n} labels, one for each row", hint="pair every row with its label")
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise InputError(f"{where} with fractions", expected="whole numbers", do="pass class indices")
+        raise InputError(f"{where} with fractions", expected="whole numbers", hint="pass class indices")
     labels = labels.to(torch.int64)
     upper = "" if n_classes is None else f"..{n_classes - 1}"
     outside = labels < 0 if n_classes is None else (labels < 0) | (labels >= n_classes)
@@ -84,12 +88,12 @@ def as_labels(value: Any, name: str, *, n: int | None = None, n_classes: int | N
         raise InputError(
             f"{where} with {int(outside.sum())} values outside 0{upper} (the first is {int(labels[outside][0])})",
             expected=f"class indices 0{upper or ', 1, 2, ...'}",
-            do="renumber the classes from 0, without gaps",
+            hint="renumber the classes from 0, without gaps",
         )
     return labels
 
 
-def as_square_kernel(value: Any, name: str = "kernel", *, tolerance: float = 1e-6) -> Tensor:
+def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float = 1e-6) -> Tensor:
     """Return a kernel matrix as a symmetric float64 tensor of shape (n, n).
 
     Asymmetry up to ``tolerance`` times the largest entry (rounding of a float32 kernel) is averaged away.
@@ -103,14 +107,14 @@ def as_square_kernel(value: Any, name: str = "kernel", *, tolerance: float = 1e-
         raise InputError(
             f"{name} of shape {tuple(kernel.shape)}",
             expected="a square matrix (n, n) with n >= 1",
-            do='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
+            hint='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
         )
     seen = symmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
     if seen.gap > tolerance * seen.largest:
         raise NumericalError(
-            f"{name} of shape {tuple(kernel.shape)} with asymmetry {seen.gap:.3g} beside entries up to {seen.largest:.3g}",
+            f"{name} of shape {tuple(kernel.shape)} with asymmetry {seen.gap:.3g} and entries up to {seen.largest:.3g}",
             expected=f"a symmetric matrix (asymmetry at most {tolerance:g} of the largest entry)",
-            do="check that both sides were computed on the same rows, in eval mode",
+            hint="check that both sides were computed on the same rows, in eval mode",
         )
     if seen.gap == 0:
         return kernel
@@ -125,6 +129,6 @@ def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
     The same ``seed`` and position give the same numbers on every machine (NumPy's SeedSequence).
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed {seed!r}", expected="a whole number >= 0", do="pass seed=0, 1, 2, ...")
+        raise InputError(f"seed {seed!r}", expected="a whole number >= 0", hint="pass seed=0, 1, 2, ...")
     states = np.random.SeedSequence(int(seed)).generate_state(len(names), np.uint64)
     return {name: int(state >> np.uint64(1)) for name, state in zip(names, states, strict=True)}

@@ -1,4 +1,4 @@
-"""The exception tree: every error says what was given, what was expected and what to do."""
+"""The exception tree. Every error says what was given, what was expected, and what to try."""
 
 __all__ = [
     "FileCorruptError",
@@ -11,37 +11,42 @@ __all__ = [
 
 
 class KernelmemError(Exception):
-    """Root of all errors that kernelmem raises on purpose.
+    """Base class of the errors that kernelmem raises on purpose.
 
-    The message is built from three parts, so that no error can be raised without saying what to do::
+    The message has three parts, so that no error can be raised without a hint::
 
-        given: labels y_train with 3 values outside 0..9; expected: integers in 0..9; do: ...
+        Got labels y_train with 3 values outside 0..9; expected integers in 0..9. Hint: ...
+
+    Attributes:
+        given: what the function received.
+        expected: what it accepts.
+        hint: what to try.
     """
 
-    def __init__(self, given: str, *, expected: str, do: str) -> None:
-        super().__init__(f"given: {given}; expected: {expected}; do: {do}")
+    def __init__(self, given: str, *, expected: str, hint: str) -> None:
+        super().__init__(f"Got {given}; expected {expected}. Hint: {hint}")
         self.given = given
         self.expected = expected
-        self.do = do
+        self.hint = hint
 
-    def __reduce__(self):  # keyword-only arguments do not survive the default pickling
-        return (_rebuild, (type(self), self.given, self.expected, self.do))
+    def __reduce__(self):  # the default pickling loses keyword-only arguments
+        return (_rebuild, (type(self), self.given, self.expected, self.hint))
 
 
-def _rebuild(cls: type[KernelmemError], given: str, expected: str, do: str) -> KernelmemError:
-    return cls(given, expected=expected, do=do)
+def _rebuild(cls: type[KernelmemError], given: str, expected: str, hint: str) -> KernelmemError:
+    return cls(given, expected=expected, hint=hint)
 
 
 class InputError(KernelmemError, ValueError):
-    """An argument, array or file whose content does not fit what the function computes."""
+    """An argument, array or file whose content the function cannot use."""
 
 
 class UnsupportedModelError(KernelmemError, TypeError):
-    """A model that cannot be analyzed as it is (train-mode BatchNorm, active dropout, wrong output shape)."""
+    """A model that cannot be analyzed as it is: BatchNorm in training mode, active dropout, wrong output shape."""
 
 
 class VerificationError(KernelmemError, ArithmeticError):
-    """A fast result that differs from the slow definition on the rows where both were computed."""
+    """A fast result that differs from the slow reference on the rows where both were computed."""
 
 
 class NumericalError(KernelmemError, ArithmeticError):
@@ -49,4 +54,4 @@ class NumericalError(KernelmemError, ArithmeticError):
 
 
 class FileCorruptError(KernelmemError, OSError):
-    """A file that is not what its name says: truncated, altered, wrong format."""
+    """A file that is truncated, was altered, or has another format than expected."""

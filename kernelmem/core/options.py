@@ -1,8 +1,19 @@
-"""Amounts of memory as users write them."""
+"""Options that many functions share: memory limits and progress."""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["as_bytes"]
+__all__ = ["MEMORY", "Progress", "as_bytes", "as_progress"]
+
+MEMORY = "4GiB"  # what a call may allocate unless the user says otherwise
+
+Progress: TypeAlias = Callable[[int, int], object] | bool | None
+"""What ``progress=`` takes: a function of (done, total); True for a bar, False for silence; None for a bar in terminals
+and notebooks only."""
+
+DELAY = 1.0  # seconds before a bar appears, so that short work shows none
 
 
 def as_bytes(memory: int | str) -> int:
@@ -22,5 +33,45 @@ def as_bytes(memory: int | str) -> int:
     else:
         value = float(memory)
     if not 0 < value < float("inf"):
-        raise InputError(f"memory={memory!r}", expected='a positive number of bytes, or "4GiB"', do='pass "2GiB"')
+        raise InputError(f"memory={memory!r}", expected='a positive number of bytes, or "4GiB"', hint='pass "2GiB"')
     return int(value)
+
+
+def as_progress(progress: Progress, label: str, unit: str = "step") -> Callable[[int, int], object]:
+    """Return the function to call with (done, total): the user's own, a labelled bar, or one that does nothing.
+
+    Args:
+        progress: what the user passed.
+        label: what the bar is called.
+        unit: what is counted, in the singular.
+    """
+    if progress is False:
+        return _silent
+    if callable(progress):
+        return progress
+    return _Bar(label, unit, always=progress is True)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+class _Bar:
+    """A tqdm bar that opens at the first call and closes when all is done."""
+
+    def __init__(self, label: str, unit: str, *, always: bool) -> None:
+        self.label, self.unit, self.always = label, unit, always
+        self.bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            from tqdm.auto import tqdm  # here, because notebooks make it import ipywidgets
+
+            disable = False if self.always else None  # None: disabled unless the output is a terminal (or a notebook)
+            delay = 0.0 if self.always else DELAY
+            self.bar = tqdm(total=total, desc=self.label, unit=self.unit, disable=disable, delay=delay, leave=False)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+        if done >= total:
+            self.bar.close()
+            self.bar = None

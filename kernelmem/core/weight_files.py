@@ -27,12 +27,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"weights file {path}", expected="an existing file", do="check the path")
+        raise InputError(f"weights file {path}", expected="an existing file", hint="check the path")
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(
             f"weights file {path}",
             expected="a .safetensors file, or .pt/.pth",
-            do="save with safetensors.torch.save_file(model.state_dict(), path)",
+            hint="save with safetensors.torch.save_file(model.state_dict(), path)",
         )
     try:
         if path.suffix == ".safetensors":
@@ -44,13 +44,13 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileCorruptError(
             f"weights file {path} ({_reason(error)})",
             expected="a whole file that holds tensors only",
-            do="save again with safetensors.torch.save_file(model.state_dict(), path)",
+            hint="save again with safetensors.torch.save_file(model.state_dict(), path)",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
             f"weights file {path} that holds a {type(state).__name__} with more than tensors",
             expected="a flat state dict: parameter names to tensors",
-            do="save model.state_dict() itself, not a checkpoint around it",
+            hint="save model.state_dict() itself, not a checkpoint around it",
         )
     return state
 
@@ -99,11 +99,11 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
         raise InputError(
             f"{source} for a {type(model).__name__}: {', '.join(problems)}",
             expected=f"the {len(own)} tensors of model.state_dict()",
-            do="check that weights and model factory belong together",
+            hint="check that weights and model factory belong together",
         )
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
-        raise InputError(f"{source} with NaN or infinite values in {bad[0]}", expected="finite weights", do="retrain")
+        raise InputError(f"{source} with NaN or infinite values in {bad[0]}", expected="finite weights", hint="retrain")
     model.load_state_dict(state)
 
 

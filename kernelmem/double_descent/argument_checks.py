@@ -20,20 +20,22 @@ def as_axis(value: Any, name: str, *, whole: bool = False, least: float = 0.0, o
     axis = as_tensor(value, name).double().reshape(-1) if np.ndim(value) == 0 else as_tensor(value, name).double()
     if axis.ndim != 1 or not len(axis):
         raise InputError(
-            f"{name} of shape {tuple(axis.shape)}", expected="a list of at least one value", do=f"pass {name}=[1, 2, 3]"
+            f"{name} of shape {tuple(axis.shape)}",
+            expected="a list of at least one value",
+            hint=f"pass {name}=[1, 2, 3]",
         )
     values = axis.cpu().numpy().copy()
     low = values <= least if open_end else values < least
     if low.any():
         sign = ">" if open_end else ">="
         raise InputError(
-            f"{name} with {values[low][0]:g}", expected=f"values {sign} {least:g}", do=f"leave out the {name} below"
+            f"{name} with {values[low][0]:g}", expected=f"values {sign} {least:g}", hint=f"leave out the {name} below"
         )
     if whole and (values != np.round(values)).any():
-        raise InputError(f"{name} with fractions", expected="whole numbers", do=f"round {name}")
+        raise InputError(f"{name} with fractions", expected="whole numbers", hint=f"round {name}")
     if (np.diff(values) <= 0).any():
         raise InputError(
-            f"{name} that does not increase", expected="values in increasing order, none twice", do=f"sort {name}"
+            f"{name} that does not increase", expected="values in increasing order, none twice", hint=f"sort {name}"
         )
     return values
 
@@ -50,7 +52,7 @@ def as_number(value: Any, name: str, *, least: float = 0.0, open_end: bool = Fal
         number = float(scalar)
     if not math.isfinite(number) or number < least or number > most or (open_end and number == least):
         bounds = f"{'>' if open_end else '>='} {least:g}" + (f" and <= {most:g}" if most < math.inf else "")
-        raise InputError(f"{name} {value!r}", expected=f"one finite number {bounds}", do=f"pass {name} in this range")
+        raise InputError(f"{name} {value!r}", expected=f"one finite number {bounds}", hint=f"pass {name} in this range")
     return number
 
 
@@ -62,7 +64,7 @@ def as_whole(value: Any, name: str, *, least: int = 1, most: float = math.inf) -
     """
     number = as_number(value, name, least=least, most=most)
     if number != round(number):
-        raise InputError(f"{name} {value!r}", expected="a whole number", do=f"round {name}")
+        raise InputError(f"{name} {value!r}", expected="a whole number", hint=f"round {name}")
     return int(number)
 
 
@@ -78,7 +80,7 @@ def as_powers(value: Any, name: str) -> np.ndarray:
     tensor = as_tensor(value, name).double()
     if tensor.ndim != 1 or not len(tensor):
         raise InputError(
-            f"{name} of shape {tuple(tensor.shape)}", expected="at least one number, shape (M,)", do=f"flatten {name}"
+            f"{name} of shape {tuple(tensor.shape)}", expected="at least one number, shape (M,)", hint=f"flatten {name}"
         )
     values = tensor.cpu().numpy().copy()
     lowest, rounding = values.min(), 10 * len(values) * np.finfo(float).eps * np.abs(values).max()
@@ -86,7 +88,7 @@ def as_powers(value: Any, name: str) -> np.ndarray:
         raise InputError(
             f"{name} with {lowest:.3g} beside values up to {values.max():.3g}",
             expected=f"numbers >= 0 (rounding: {rounding:.1g})",
-            do="check that the kernel is positive semidefinite, computed in float64",
+            hint="check that the kernel is positive semidefinite, computed in float64",
         )
     values[values < max(-2 * lowest, 0.0)] = 0.0
     return values

@@ -27,7 +27,7 @@ def as_targets(y: Any, n: int, device: torch.device) -> tuple[Tensor, Tensor | N
         raise InputError(
             f"y of shape {tuple(y.shape)} and dtype {y.dtype}".replace("torch.", ""),
             expected=f"one label for each of the {n} rows, or real targets ({n},) or ({n}, C), C >= 1",
-            do="pair every row of the kernel with its label or targets",
+            hint="pair every row of the kernel with its label or targets",
         )
     if y.ndim == 1 and not y.is_floating_point():
         labels = _several_classes(as_labels(y, "y")).clone()
@@ -53,6 +53,6 @@ def _several_classes(labels: Tensor) -> Tensor:
         raise InputError(
             f"y with {len(labels)} labels that are all {int(labels[0])}: one class only",
             expected="at least two classes among the rows",
-            do="include rows of another class, or pass real targets as floating-point numbers",
+            hint="include rows of another class, or pass real targets as floating-point numbers",
         )
     return labels

@@ -91,7 +91,7 @@ def debiased_alignment(first: Any, second: Any) -> Estimate:
     K, L = (_hollow(kernel) for kernel in _as_pair(first, second))
     n = len(K)
     if n < 5:
-        raise InputError(f"kernels of {n} rows", expected="n >= 5", do="use more rows, or centered_alignment")
+        raise InputError(f"kernels of {n} rows", expected="n >= 5", hint="use more rows, or centered_alignment")
     cross, one, two = _hsic(K, L), _hsic(K, K), _hsic(L, L)
     # A constant kernel leaves only rounding, of the size of eps times the mean square of its entries.
     noise = [n * EPS * float(kernel.square().mean()) for kernel in (K, L)]
@@ -99,7 +99,7 @@ def debiased_alignment(first: Any, second: Any) -> Estimate:
         raise NumericalError(
             f"kernels whose unbiased HSIC with themselves falls to {min(float(one.min()), float(two.min())):.3g}",
             expected="positive values, on all rows and without any one of them",
-            do="use more rows; a constant kernel has no direction",
+            hint="use more rows; a constant kernel has no direction",
         )
     value, *left_out = (cross / (one * two).sqrt()).tolist()
     spread = np.asarray(left_out)
@@ -176,7 +176,7 @@ def _as_pair(first: Any, second: Any) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"kernels of shape {tuple(K.shape)} and {tuple(L.shape)}",
             expected="two kernels of the same rows in the same order",
-            do="compute both on the same rows",
+            hint="compute both on the same rows",
         )
     return K, L.to(K.device)
 
@@ -185,7 +185,7 @@ def _unit(kernel: Tensor, name: str) -> Tensor:
     # The largest entry first: squares of very small or very large entries would leave the range of float64.
     scale = kernel.abs().max()
     if scale == 0:
-        raise NumericalError(f"{name} of zeros", expected="a kernel that is not 0", do="check the rows it came from")
+        raise NumericalError(f"{name} of zeros", expected="a kernel that is not 0", hint="check the rows it came from")
     kernel = kernel / scale
     return kernel / torch.linalg.vector_norm(kernel)
 
@@ -198,7 +198,7 @@ def _cosine(first: Tensor, second: Tensor) -> float:
 def _target_cosine(kernel: Tensor, targets: Tensor) -> float:
     scale = targets.abs().max()
     if scale == 0:
-        raise NumericalError("targets y without variation", expected="targets that differ", do="check the labels")
+        raise NumericalError("targets y without variation", expected="targets that differ", hint="check the labels")
     Y = targets / scale
     inner = (Y * (_unit(kernel, "kernel") @ Y)).sum()
     return min(max(float(inner / torch.linalg.vector_norm(Y.T @ Y)), -1.0), 1.0)
@@ -211,7 +211,7 @@ def _centered(kernel: Tensor, name: str) -> Tensor:
         raise NumericalError(
             f"{name} that is constant: its centering is 0",
             expected="a kernel that tells rows apart",
-            do="check the rows it came from, or use alignment, which does not center",
+            hint="check the rows it came from, or use alignment, which does not center",
         )
     return centered
 
@@ -239,7 +239,7 @@ def _as_targets(y: Any, n: int) -> Tensor:
         raise InputError(
             f"y of shape {tuple(targets.shape)} and dtype {targets.dtype}".replace("torch.", ""),
             expected=f"one label for each of the {n} rows, or real targets ({n},) or ({n}, C)",
-            do="pair every row of the kernel with its label or targets",
+            hint="pair every row of the kernel with its label or targets",
         )
     if targets.ndim == 1 and not targets.is_floating_point():
         one_hot = torch.nn.functional.one_hot(as_labels(y, "y")).to(torch.float64)

@@ -119,13 +119,13 @@ class _Network:
             raise InputError(
                 f"depth={self.depth!r}",
                 expected="a whole number >= 0 of hidden layers",
-                do="pass depth=1 for one hidden layer, depth=0 for the linear model",
+                hint="pass depth=1 for one hidden layer, depth=0 for the linear model",
             )
         if self.activation not in LAYERS:
             raise InputError(
                 f"activation={self.activation!r}",
                 expected=" or ".join(f'"{name}"' for name in LAYERS),
-                do="choose one of these; for another, average km.ntk over wide random networks",
+                hint="choose one of these; for another, average km.ntk over wide random networks",
             )
         for name, value, least in (("weight_var", self.weight_var, ">"), ("bias_var", self.bias_var, ">=")):
             number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -133,7 +133,7 @@ class _Network:
                 raise InputError(
                     f"{name}={value!r}",
                     expected=f"a finite number {least} 0, a variance (not a standard deviation)",
-                    do=f"pass {name}=2.0" if least == ">" else f"pass {name}=0.0 for a network without biases",
+                    hint=f"pass {name}=2.0" if least == ">" else f"pass {name}=0.0 for a network without biases",
                 )
             # A NumPy float32 would drag the whole recursion to its precision; the class is frozen for all others.
             object.__setattr__(self, name, float(value))
@@ -167,7 +167,7 @@ def _kernel(x: Any, y: Any, network: _Network, *, tangent: bool) -> Tensor:
         raise InputError(
             f"x with {given.shape[1]} and y with {other.shape[1]} features a row",
             expected="the same number of features",
-            do="give both sides the same columns",
+            hint="give both sides the same columns",
         )
     left = _as_rays(given, "x", network)
     right = left if y is None else _as_rays(other, "y", network)
@@ -184,7 +184,7 @@ def _kernel(x: Any, y: Any, network: _Network, *, tangent: bool) -> Tensor:
                 f"depth={network.depth}, weight_var={network.weight_var} and rows of norm up to"
                 f" {float(torch.maximum(left.lengths.max(), right.lengths.max())):.3g}, whose kernel overflows",
                 expected=f"entries within {dtype}".replace("torch.", ""),
-                do="pass weight_var=2.0, which keeps the scale of relu networks, or float64 rows",
+                hint="pass weight_var=2.0, which keeps the scale of relu networks, or float64 rows",
             )
         if y is None:
             # Mirrored, not recomputed: half the work, and a GEMM need not give ij and ji the same bits.
@@ -282,7 +282,7 @@ def _as_matrix(rows: Any, name: str) -> Tensor:
         raise InputError(
             f"{name}, a {type(tree).__name__}{shape}".replace("torch.", ""),
             expected="real rows (n, d), d >= 1",
-            do=f"pass {name}[:, None] if every row is one number, {name}[None] if it is one row",
+            hint=f"pass {name}[:, None] if every row is one number, {name}[None] if it is one row",
         )
     return tree.flatten(1)
 
@@ -301,7 +301,7 @@ def _as_rays(rows: Tensor, name: str, network: _Network) -> _Rays:
         raise InputError(
             f"{name} with a row of norm {float(lengths.max()):.3g} after the first layer's scaling",
             expected=f"at most {LARGEST:g}",
-            do="rescale the rows",
+            hint="rescale the rows",
         )
     return _Rays(vectors, lengths)
 

@@ -96,7 +96,7 @@ def ntk(
             [ 3., 15.]])
     """
     if by not in (None, "layer"):
-        raise InputError(f"by={by!r}", expected='None or "layer"', do='pass by="layer" for one kernel a layer')
+        raise InputError(f"by={by!r}", expected='None or "layer"', hint='pass by="layer" for one kernel a layer')
     names = None if parameters is None else list(parameters)
     task = _Task(model, x, y, outputs, target, labels, names, forward, dtype, device)
     plan = task.plan(memory)
@@ -156,7 +156,7 @@ class _Task:
             raise InputError(
                 f"outputs={outputs!r}",
                 expected='"trace", "diagonal", "full" or "pseudo"',
-                do='use "trace" for one kernel value a pair of rows',
+                hint='use "trace" for one kernel value a pair of rows',
             )
         left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
         self.model = model
@@ -192,7 +192,7 @@ def _labels(labels: Any, left: Rows, right: Rows | None, prepared: Prepared) -> 
         return None, None
     pair = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
     if right is not None and pair[1] is None:
-        raise InputError("labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)")
+        raise InputError("labels for x alone", expected="a pair (labels of x, labels of y)", hint="pass labels=(a, b)")
     found = []
     for name, value, rows in zip(("labels of x", "labels of y"), pair, (left, right), strict=True):
         if value is None or rows is None:

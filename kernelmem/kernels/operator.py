@@ -95,7 +95,7 @@ def ntk_operator(
         raise InputError(
             f"outputs={outputs!r}",
             expected='"trace", "pseudo" or "full", which are matrices',
-            do="for the kernel of output c alone pass forward=lambda model, batch: model(batch)[:, c : c + 1]",
+            hint="for the kernel of output c alone pass forward=lambda model, batch: model(batch)[:, c : c + 1]",
         )
     limit = as_bytes(memory)
     rows = as_rows(x, "x")
@@ -155,7 +155,7 @@ class NTKOperator:
             raise InputError(
                 f"v of shape {tuple(vectors.shape)} and dtype {vectors.dtype}",
                 expected=f"shape ({self.shape[0]},) or ({self.shape[0]}, k) and dtype {self.dtype}",
-                do="convert it with v.to(op.dtype)"
+                hint="convert it with v.to(op.dtype)"
                 + ("; flatten weights (n, C) with reshape(-1)" if self.outputs == "full" else ""),
             )
         columns = 1 if vectors.ndim == 1 else vectors.shape[1]
@@ -165,7 +165,7 @@ class NTKOperator:
             raise NumericalError(
                 "a product K v with NaN or infinite values",
                 expected="finite derivatives on every row",
-                do="check the weights (a diverged run?), or pass dtype=torch.float64 if they overflow",
+                hint="check the weights (a diverged run?), or pass dtype=torch.float64 if they overflow",
             )
         return result
 
@@ -195,7 +195,7 @@ class NTKOperator:
         def apply(v: np.ndarray) -> np.ndarray:
             given = np.asarray(v)
             if np.iscomplexobj(given):
-                raise InputError("a complex v", expected="a real vector", do="apply K to its two parts")
+                raise InputError("a complex v", expected="a real vector", hint="apply K to its two parts")
             return (self @ torch.tensor(given, dtype=self.dtype)).cpu().numpy()
 
         kind = np.float32 if self.dtype == torch.float32 else np.float64
@@ -273,7 +273,7 @@ class _Plan:
                 f" and {a_row / 2**20:.2f} MiB of activations a row",
                 expected=f"at least {(memory - spare + a_row) / 2**20:.1f} MiB: the copy of the model, three vectors of"
                 " its parameters, the graph of one row",
-                do="raise memory=, or choose fewer parameters=",
+                hint="raise memory=, or choose fewer parameters=",
             )
         most = GRAPH if prepared.device.type == "cpu" else spare
         if rows.n * a_row <= spare:

@@ -98,7 +98,7 @@ class Spectrum:
             raise InputError(
                 f"ranks {first}..{last} of a kernel of numerical rank {self.rank}",
                 expected="at least three ranks, from 1 to the numerical rank",
-                do="choose the range where .plot() shows a straight line",
+                hint="choose the range where .plot() shows a straight line",
             )
         rank = np.log(np.arange(first, last + 1))
         value = self.eigenvalues[first - 1 : last].log().cpu().numpy()
@@ -175,7 +175,7 @@ def spectrum(kernel: Any) -> Spectrum:
         raise NumericalError(
             f"kernel of shape {tuple(K.shape)} with eigenvalues from {least:.3g} to {float(values[0]):.3g}",
             expected="a positive semidefinite matrix",
-            do="check that it is a kernel of rows with themselves (a similarity or a distance need not be one)",
+            hint="check that it is a kernel of rows with themselves (a similarity or a distance need not be one)",
         )
     rounding = max(len(K) * _rounding(kernel) * most, -2 * least)
     return Spectrum(values.clamp_min(0), rounding)
@@ -193,6 +193,6 @@ def _as_ridge(ridge: Any) -> float:
         raise InputError(
             f"ridge {ridge!r}",
             expected="one finite number >= 0, in units of the kernel",
-            do="pass ridge=1e-3; for a path of ridges call it once for each",
+            hint="pass ridge=1e-3; for a path of ridges call it once for each",
         )
     return float(ridge)

@@ -55,7 +55,7 @@ def verify(engine: Engine, left: Side, right: Side | None, plan: Plan) -> None:
             f"a model whose kernel on {n} rows in one batch differs from the row-by-row definition by {gap:.2g}"
             f" (relative); {definition.worst(by_layer, plan)}",
             expected=f"a difference of at most {tolerance:g}",
-            do="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows);"
+            hint="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows);"
             " leave the parameter out with parameters= to go on without it",
         )
 

@@ -140,31 +140,31 @@ def _law(
 
 def _check_choice(kind: Any, labels: Tensor, x: Any, matrix: Any) -> None:
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", do="pass one of these")
+        raise InputError(f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", hint="pass one of these")
     if kind in ("confusable", "instance") and x is None:
         raise InputError(
             f'kind="{kind}" with x=None',
             expected="the features that this kind looks at, shape (n, ...)",
-            do="pass x=..., one row for each label",
+            hint="pass x=..., one row for each label",
         )
     if (kind == "matrix") != (matrix is not None):
         raise InputError(
             'kind="matrix" with matrix=None' if matrix is None else f'kind="{kind}" with a matrix',
             expected='a (C, C) matrix with kind="matrix", and only there',
-            do='pass kind="matrix", matrix=..., rate=None',
+            hint='pass kind="matrix", matrix=..., rate=None',
         )
     n_classes = int(labels.max()) + 1 if len(labels) else 0
     if (n_classes < 2 and kind != "matrix") or not len(labels):
         raise InputError(
             f"y with {len(labels)} labels of {n_classes} class{'' if n_classes == 1 else 'es'}",
             expected="labels of at least two classes (C = max + 1)",
-            do="pass labels 0..C-1 with C >= 2: with one class there is no wrong label",
+            hint="pass labels 0..C-1 with C >= 2: with one class there is no wrong label",
         )
     if n_classes > MOST_CLASSES:
         raise InputError(
             f"y with labels up to {n_classes - 1}",
             expected=f"at most {MOST_CLASSES} classes (the transition matrix is C x C)",
-            do="renumber the classes from 0, without gaps",
+            hint="renumber the classes from 0, without gaps",
         )
 
 
@@ -177,6 +177,6 @@ def _checked_rate(rate: Any, kind: str) -> float:
         raise InputError(
             f'rate {rate!r} with kind="{kind}"',
             expected="a number from 0 to 1, the probability that a label is corrupted",
-            do='pass a rate in [0, 1], e.g. 0.2; only kind="matrix" goes without',
+            hint='pass a rate in [0, 1], e.g. 0.2; only kind="matrix" goes without',
         )
     return number

@@ -77,7 +77,7 @@ def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> D
         raise InputError(
             f"permutations {permutations!r}",
             expected="a whole number >= 2, so that there is a spread",
-            do="pass permutations=200",
+            hint="pass permutations=200",
         )
     rng = np.random.default_rng(seed_sequence(seed, ["permutations"])["permutations"])
     n, m = len(flags), int(flags.sum())
@@ -106,20 +106,20 @@ def _checked(score: Any, flipped: Any) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"score of shape {values.shape} and flipped of shape {flags.shape}",
             expected="one score and one flag for each row, both of shape (n,)",
-            do="pass one-dimensional score and flipped of the same rows",
+            hint="pass one-dimensional score and flipped of the same rows",
         )
     if not np.isin(flags, (0, 1)).all():
         raise InputError(
             "flipped with values other than 0 and 1",
             expected="True where the label was changed",
-            do="pass the mask of corrupt_labels, or y_noisy != y",
+            hint="pass the mask of corrupt_labels, or y_noisy != y",
         )
     count = int(flags.sum())
     if count in (0, len(flags)):
         raise InputError(
             f"score and flipped of {len(flags)} rows, {count} of them flipped",
             expected="at least one flipped and one clean row",
-            do="corrupt some of the labels and keep some: with one group there is nothing to separate",
+            hint="corrupt some of the labels and keep some: with one group there is nothing to separate",
         )
     return values, flags.astype(bool)
 

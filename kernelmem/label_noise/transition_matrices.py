@@ -63,7 +63,7 @@ def most_confused(features: np.ndarray, labels: np.ndarray, n_classes: int) -> n
         raise InputError(
             f"y with rows of one class only ({int(labels[0])})",
             expected='rows of at least two classes for kind="confusable"',
-            do='pass labels of more classes, or use kind="symmetric"',
+            hint='pass labels of more classes, or use kind="symmetric"',
         )
     chosen = _spread(labels, present, counts)
     kernel = _radial_kernel(features[chosen])
@@ -94,7 +94,7 @@ def _radial_kernel(features: np.ndarray) -> torch.Tensor:
         raise InputError(
             "x whose rows are all the same",
             expected='rows that differ, so that kind="confusable" can tell which classes are alike',
-            do='pass the features of each row, or use kind="symmetric"',
+            hint='pass the features of each row, or use kind="symmetric"',
         )
     centered = features - features.mean(0)  # before the products: less cancellation in the distances
     norms = (centered**2).sum(1)
@@ -120,19 +120,19 @@ def stated(matrix: Any, labels: np.ndarray, rate: float | None) -> np.ndarray:
         raise InputError(
             where,
             expected="a square matrix (C, C) with C >= 2, row i the law of the noisy label of class i",
-            do="pass one row and one column for each class",
+            hint="pass one row and one column for each class",
         )
     if int(labels.max()) >= len(given):
         raise InputError(
             f"y with label {int(labels.max())} outside 0..{len(given) - 1}, the classes of the {where}",
             expected="one row of the matrix for each class",
-            do="add the missing classes to the matrix, or renumber the labels",
+            hint="add the missing classes to the matrix, or renumber the labels",
         )
     if (given < 0).any():
         raise InputError(
             f"{where} with negative entries (the least is {given.min():.3g})",
             expected="probabilities",
-            do="clip what rounding left below zero, then divide each row by its sum",
+            hint="clip what rounding left below zero, then divide each row by its sum",
         )
     sums = given.sum(1)
     if np.abs(sums - 1).max() > TOLERANCE:
@@ -140,7 +140,7 @@ def stated(matrix: Any, labels: np.ndarray, rate: float | None) -> np.ndarray:
         raise InputError(
             f"{where} whose row {worst} sums to {sums[worst]:.6g}",
             expected="rows that sum to 1 (T_ij = P(noisy j | true i))",
-            do="divide each row by its sum; if the columns sum to 1, pass the transpose",
+            hint="divide each row by its sum; if the columns sum to 1, pass the transpose",
         )
     given = given / sums[:, None]
     implied = float((1 - given.diagonal())[labels].mean())
@@ -148,7 +148,7 @@ def stated(matrix: Any, labels: np.ndarray, rate: float | None) -> np.ndarray:
         raise InputError(
             f"rate {rate:g} beside a matrix that changes the share {implied:.6g} of these labels",
             expected='rate=None, or that share, for kind="matrix"',
-            do="pass rate=None: the matrix alone says how many labels change",
+            hint="pass rate=None: the matrix alone says how many labels change",
         )
     return given
 
@@ -200,7 +200,7 @@ def _features(x: Any, n: int) -> np.ndarray:
         raise InputError(
             f"x of shape {features.shape} beside {n} labels",
             expected=f"one row of features for each label, shape ({n}, ...)",
-            do="pair every row of x with its label",
+            hint="pair every row of x with its label",
         )
     flat = features.reshape(n, -1)
     largest = np.abs(flat).max()

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kernelmem.kernel_machines.equivalence.result import EquivalentMachines
+    from kernelmem.kernel_machines.equivalence.result import KernelMachineComparison
 
 __all__ = ["machines_figure"]
 
 BLUE, ORANGE, GRAY, TEXT = "#3b6fc4", "#d9780f", "#aab1be", "#1d2433"
 
 
-def machines_figure(found: "EquivalentMachines") -> "Figure":
+def machines_figure(found: "KernelMachineComparison") -> "Figure":
     """Draw the table: one row a machine; below, the movement of the kernel where it was computed."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -140,7 +140,7 @@ def _read(
 ) -> _Content:
     own = ledger.contributions[row, :, output].numpy()
     if n < 1:
-        raise InputError(f"n={n}", expected="at least one bar up and one down", do="pass n=8")
+        raise InputError(f"n={n}", expected="at least one bar up and one down", hint="pass n=8")
     images, steps = (None if value is None else np.asarray(value) for value in (images, steps))
     if images is not None and (len(images) != len(own) or images.ndim not in (3, 4)):
         raise _misfit("images", images.shape, f"({len(own)}, h, w) or ({len(own)}, h, w, 3)")
@@ -314,8 +314,10 @@ def _number(value: float, *, sign: bool = False) -> str:
 
 def _check(value: int, size: int, name: str) -> None:
     if not 0 <= value < size:
-        raise InputError(f"{name}={value}", expected=f"0..{size - 1}", do="see ledger.contributions.shape")
+        raise InputError(f"{name}={value}", expected=f"0..{size - 1}", hint="see ledger.contributions.shape")
 
 
 def _misfit(name: str, shape: Any, expected: str) -> InputError:
-    return InputError(f"{name} of shape {tuple(shape)}", expected=expected, do="give one for each source of the ledger")
+    return InputError(
+        f"{name} of shape {tuple(shape)}", expected=expected, hint="give one for each source of the ledger"
+    )

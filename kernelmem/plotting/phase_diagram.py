@@ -9,14 +9,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kernelmem.double_descent.sweeps.phase_diagram import Atlas
+    from kernelmem.double_descent.sweeps.phase_diagram import PhaseDiagram
 
 __all__ = ["atlas_figure"]
 
 TEXT = "#1d2433"
 
 
-def atlas_figure(found: "Atlas") -> "Figure":
+def atlas_figure(found: "PhaseDiagram") -> "Figure":
     """Draw test error (above) and memorized flips (below) over width and rows, steps or noise; last, the kernel.
 
     The other axes stand at their last value. The line is the training error epsilon: labels are fitted to its right. Colors

@@ -32,7 +32,7 @@ def prediction_figure(prediction: "Prediction", measured: Any = None) -> "Figure
         runs = runs[None] if runs.ndim == 1 else runs
         if runs.ndim != 2 or runs.shape[1] != len(prediction.axis):
             raise InputError(
-                f"measured of shape {tuple(runs.shape)}", expected=f"(runs, {len(prediction.axis)})", do="check it"
+                f"measured of shape {tuple(runs.shape)}", expected=f"(runs, {len(prediction.axis)})", hint="check it"
             )
     axis = prediction.axis.numpy()
     with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem"}):

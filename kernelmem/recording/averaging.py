@@ -100,7 +100,7 @@ def coefficient_of(
             f"averaged weights that are not w_avg + kappa (w - w_avg) with one number kappa: at the best kappa, {kappa:.6g},"
             f" {worst} is off by {float(misses.max()):.3g} roundings",
             expected=f"at most {ROUNDINGS:g} roundings in every parameter, and |kappa| <= {LARGEST:g}",
-            do="average with one coefficient for all parameters, as torch.optim.swa_utils does, and with nothing else",
+            hint="average with one coefficient for all parameters, as torch.optim.swa_utils does, and with nothing else",
         )
     if not square:
         return 0.0
@@ -123,7 +123,7 @@ class Averaging:
             raise InputError(
                 f"averaged of type {type(averaged).__name__}",
                 expected="a torch.optim.swa_utils.AveragedModel",
-                do="pass AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999)), or AveragedModel(model) for SWA",
+                hint="pass AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999)), or AveragedModel(model) for SWA",
             )
         pairs = dict(averaged.module.named_parameters()), dict(model.named_parameters())
         own, other = ({name: (tuple(p.shape), p.device.type) for name, p in side.items()} for side in pairs)
@@ -131,7 +131,7 @@ class Averaging:
             raise InputError(
                 f"an averaged model with {len(own)} parameters that are not those of the recorded model",
                 expected="names, shapes and devices of the recorded model",
-                do="make it of the model that is recorded: AveragedModel(model)",
+                hint="make it of the model that is recorded: AveragedModel(model)",
             )
         self.model = averaged
         self.count = 0  # updates on the tape
@@ -200,7 +200,7 @@ class Averaging:
                 raise InputError(
                     f"a first average whose {name} is not that of the model",
                     expected="a copy, as AveragedModel makes it",
-                    do="use torch.optim.swa_utils.AveragedModel as it is",
+                    hint="use torch.optim.swa_utils.AveragedModel as it is",
                 )
         return 1.0
 
@@ -210,7 +210,7 @@ class Averaging:
             raise InputError(
                 f"an averaged model after {seen} updates, {self.count} of them on the tape",
                 expected="every update through the recorder",
-                do="call recorder.average(averaged) in place of averaged.update_parameters(model)",
+                hint="call recorder.average(averaged) in place of averaged.update_parameters(model)",
             )
         if self.state is not None:
             for name, parameter in self.model.module.named_parameters():
@@ -218,5 +218,5 @@ class Averaging:
                     raise InputError(
                         f"averaged parameter {name}, which has changed since the last average",
                         expected="averaged weights that change in recorder.average only",
-                        do="work on a copy of the averaged model",
+                        hint="work on a copy of the averaged model",
                     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import map_tree
 from kernelmem.core.errors import InputError
 from kernelmem.core.torch_func import functional_call
-from kernelmem.recording.storage.inputs import Batch
+from kernelmem.recording.storage.inputs import RecordedBatch
 from kernelmem.training import losses
 from kernelmem.training.losses import Loss, batch_loss
 
@@ -98,7 +98,7 @@ def fit_scale(
             f"gradients that are no multiple of those of {described}: the largest mismatch is in {worst}"
             f" ({misses[worst]:.3g}, beside a gradient of norm {norms[worst]:.3g}; in all {missed:.3g} of {whole:.3g})",
             expected=f"gradients of this loss on this batch, times one number, to a relative {tolerance:g}",
-            do="check index, x, y, weight, loss and reduction; clip the norm of all gradients, not of single"
+            hint="check index, x, y, weight, loss and reduction; clip the norm of all gradients, not of single"
             " parameters or entries; in accumulation hand in the concatenated micro-batches",
         )
     return _exact_multiplier(given, recomputed) or scale
@@ -205,7 +205,7 @@ class GradientCheck:
     def run(
         self,
         step: int,
-        batch: Batch,
+        batch: RecordedBatch,
         names: list[str],  # of the parameters in the optimizer
         before: Mapping[str, Tensor],
         passes: Passes,
@@ -227,7 +227,7 @@ class GradientCheck:
         given = {name: grad for name in names if (grad := parameters[name].grad) is not None}
         for name, gradient in given.items():
             if gradient.layout != torch.strided:
-                raise InputError(f"a sparse gradient of {name}", expected="dense gradients", do="pass sparse=False")
+                raise InputError(f"a sparse gradient of {name}", expected="dense gradients", hint="pass sparse=False")
         # copies: the pass may write into buffers (BatchNorm), and the model's own have been written in the first pass
         buffers = {f"model.{name}": value.clone() for name, value in before.items() if name not in parameters}
         model = _Called(self.model, self.forward)
@@ -247,7 +247,7 @@ class GradientCheck:
             raise InputError(
                 f"step {step}, whose forward pass draws random numbers but was not seen",
                 expected="a call of the model itself before each step, with gradients",
-                do="call model(x), not model.forward(x) or a part of the model",
+                hint="call model(x), not model.forward(x) or a part of the model",
             )
         described = f"the {self.reduction} of {losses.loss_name(self.loss)} on the batch of step {step}"
         scale = fit_scale(given, recomputed, tolerance=self.tolerance, described=described)

@@ -232,7 +232,7 @@ class Recorder:
             raise InputError(
                 "no averaged model" if averaged is None else "another averaged model than before",
                 expected="one AveragedModel for each run",
-                do="pass it to the recorder: Recorder(..., averaged=averaged)",
+                hint="pass it to the recorder: Recorder(..., averaged=averaged)",
             )
         self._averaging.update(self._model, self._agreed_state(tape), tape.append_average)
 
@@ -266,7 +266,7 @@ class Recorder:
             raise InputError(
                 "a recorder that is not recording",
                 expected="a call inside its with block",
-                do="write `with Recorder(...) as recorder:` around the training loop",
+                hint="write `with Recorder(...) as recorder:` around the training loop",
             )
         return self._tape
 
@@ -276,14 +276,14 @@ class Recorder:
             raise InputError(
                 f"a model or optimizer that is not as it was after the {len(tape)} steps on the tape",
                 expected="the state in which the run was left",
-                do="call recorder.restore() before the first step: it returns the step to go on with",
+                hint="call recorder.restore() before the first step: it returns the step to go on with",
             )
         for name, parameter in self._parameters.items():
             if not torch.equal(parameter, self._state[name]):
                 raise InputError(
                     f"parameter {name}, which has changed since the last step ({len(tape)} on the tape)",
                     expected="weights that change in the optimizer's step only",
-                    do="call recorder.restore(), or record a new run from these weights",
+                    hint="call recorder.restore(), or record a new run from these weights",
                 )
         return self._state
 

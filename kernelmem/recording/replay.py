@@ -161,7 +161,7 @@ def _compare(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], expecte
         raise VerificationError(
             f"weights after {t} steps of {run.path}, {how}, that are not the recorded ones",
             expected=f"the same bytes: sha256 {expected}",
-            do=f"replay with torch {run.meta.get('torch')} on {run.meta.get('threads')} threads as recorded (here:"
+            hint=f"replay with torch {run.meta.get('torch')} on {run.meta.get('threads')} threads as recorded (here:"
             f" torch {torch.__version__}, {torch.get_num_threads()} threads), or pass reanchor=True to go on from the"
             " next kept weights",
         )
@@ -173,7 +173,7 @@ def _check_range(run: Run, start: int, stop: int) -> None:
             raise InputError(
                 f"{name}={value!r} in a run of {len(run)} steps",
                 expected=f"a whole number {first}..{len(run)}",
-                do="count the steps that were taken: 0 is before the first; stop is included",
+                hint="count the steps that were taken: 0 is before the first; stop is included",
             )
 
 
@@ -183,7 +183,7 @@ def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
         raise InputError(
             f"a run recorded with forward {recorded.removeprefix('callable:')}",
             expected="that function: code is not stored",
-            do="pass forward=...",
+            hint="pass forward=...",
         )
     return forward or call
 
@@ -194,10 +194,10 @@ def _recorded_loss(run: Run, loss: Loss | None) -> Loss:
             raise InputError(
                 f"a run recorded with the loss {run.loss.removeprefix('callable:')}",
                 expected="that function: code is not stored",
-                do="pass loss=...",
+                hint="pass loss=...",
             )
         return loss
     if loss is not None and loss != run.loss:
-        raise InputError(f"loss={loss!r}", expected=f"{run.loss!r}, as recorded", do="leave loss out")
+        raise InputError(f"loss={loss!r}", expected=f"{run.loss!r}, as recorded", hint="leave loss out")
     check_loss(run.loss)
     return run.loss

@@ -47,7 +47,7 @@ def is_as_left(
         raise InputError(
             f"the run in {directory}, which has averaged weights, to go on without",
             expected="averaged=, an AveragedModel of the model",
-            do="pass the averaged model: restore() puts it in its recorded state",
+            hint="pass the averaged model: restore() puts it in its recorded state",
         )
     kept = tape.checkpoints()
     if len(tape) not in kept or not (averaging is None or averaging.matches(averages)):

@@ -70,7 +70,7 @@ class Run:
             facts = (meta["optimizer"], meta["loss"], meta["reduction"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileCorruptError(
-                f"{tape.file}, its header ({error})", expected="what the recorder wrote", do="record the run again"
+                f"{tape.file}, its header ({error})", expected="what the recorder wrote", hint="record the run again"
             ) from error
         kept, averages = tuple(tape.checkpoints()), tape.averages()
         return cls(Path(path), meta, Steps(tape), *facts, parameters, buffers, kept, tape, averages)
@@ -104,7 +104,7 @@ class Run:
             raise InputError(
                 f"weights after {t} steps of {len(self)}, with keep={self.meta.get('keep')!r}",
                 expected=f"one of the {len(self.kept)} steps in run.kept, or 0..{len(self)} through replay",
-                do="iterate over kernelmem.recording.replay.replay(run, model), which recomputes the others",
+                hint="iterate over kernelmem.recording.replay.replay(run, model), which recomputes the others",
             )
         found = read_checkpoint(self.path, t, self.tape.checkpoints()[t])
         return replace(found, model=self._ordered(found.model), averaged=self._ordered(found.averaged))
@@ -125,7 +125,7 @@ class Run:
             raise InputError(
                 f"the run in {self.path}, which ended before its averaged weights were written",
                 expected="a recorder that left its with block after the last average",
-                do="go on with the run: Recorder(..., averaged=averaged, resume=True) and restore()",
+                hint="go on with the run: Recorder(..., averaged=averaged, resume=True) and restore()",
             )
         return self._ordered(read_averaged(self.path, sha256))
 
@@ -161,7 +161,7 @@ def no_averages(path: Path) -> InputError:
     return InputError(
         f"the run in {path}, which has no averaged weights",
         expected="a run whose loop called recorder.average(averaged)",
-        do="record it so, in place of averaged.update_parameters(model)",
+        hint="record it so, in place of averaged.update_parameters(model)",
     )
 
 
@@ -169,5 +169,5 @@ def _altered(what: str) -> FileCorruptError:
     return FileCorruptError(
         f"{what} are not those of the tape",
         expected="the weights that the recorder wrote",
-        do="put the file back from a copy",
+        hint="put the file back from a copy",
     )

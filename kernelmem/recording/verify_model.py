@@ -12,13 +12,13 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import Checkpoint
 from kernelmem.training.losses import Loss
 
-__all__ = ["check_retaken"]
+__all__ = ["verify_model"]
 
 MEMORIES = ("exp_avg", "momentum_buffer", "square_avg", "sum")  # of gradients, in the optimizers' states
 OFF = 0.3  # another network is off by about its size; rounding by 1e-4 in float32, some hundredths in bfloat16
 
 
-def check_retaken(run: Run, model: nn.Module, *, loss: Loss | None = None, forward: Forward | None = None) -> None:
+def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forward: Forward | None = None) -> None:
     """Refuse a model, loss or forward that is not the recorded one although names and shapes of the weights are.
 
     The first step is taken again, in the model's own dtype, and compared by what the optimizer then remembers of the
@@ -47,7 +47,7 @@ def check_retaken(run: Run, model: nn.Module, *, loss: Loss | None = None, forwa
     raise InputError(
         f"a model that makes another step of the first one of the run in {run.path}, {by}",
         expected="the model, loss= and forward= that were recorded; names and shapes of the weights are the same",
-        do="build the model as it was built for the run, and pass the same loss and forward",
+        hint="build the model as it was built for the run, and pass the same loss and forward",
     )
 
 

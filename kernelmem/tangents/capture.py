@@ -136,7 +136,7 @@ class Use:
             raise UnsupportedModelError(
                 f"a model that writes in place over the input of the layer with {', '.join(self.names.values())}",
                 expected="activations that stay as they were when a layer read them",
-                do="replace the in-place operation after that layer's input (inplace=True, +=, relu_) by a plain one",
+                hint="replace the in-place operation after that layer's input (inplace=True, +=, relu_) by a plain one",
             )
         return tensor
 
@@ -164,7 +164,7 @@ def capture(
     skip: frozenset[int] = frozenset(),
     dense: Iterable[str] = (),
     layouts: dict[int, Layout] | None = None,
-    recorder: "Callable[..., Recorder] | None" = None,
+    recorder: "Callable[..., OperationRecorder] | None" = None,
 ) -> Capture:
     """Run the prepared model on a batch of n rows and record every use of its parameters.
 
@@ -176,7 +176,7 @@ def capture(
         for parameter in constants:
             parameter.requires_grad_(False)
         tracked = {name: p for name, p in prepared.parameters.items() if p.requires_grad}
-        seen = (recorder or Recorder)(tracked, rules, skip)
+        seen = (recorder or OperationRecorder)(tracked, rules, skip)
         seen.mark(batch)
         with torch.enable_grad(), seen:
             outputs = prepared.outputs(batch, n)
@@ -194,7 +194,7 @@ def capture(
     return Capture(outputs, tuple(seen.uses), frozenset(_leaves_behind(outputs, known)), n)
 
 
-class Recorder(TorchFunctionMode):
+class OperationRecorder(TorchFunctionMode):
     """Sees every torch call of a forward pass; keeps a ``Use`` for each one that a rule reads."""
 
     def __init__(
@@ -329,6 +329,6 @@ def _leaves_behind(tensor: Tensor, known: dict[int, str]) -> set[str]:
         raise UnsupportedModelError(
             f"a forward pass that uses a tensor of shape {foreign[0]} which requires gradients and is no parameter of the model",
             expected="parameters reached through the module that forward= is given (a copy of yours is analyzed)",
-            do="write forward=lambda model, batch: ... with that model, and register free tensors as nn.Parameter",
+            hint="write forward=lambda model, batch: ... with that model, and register free tensors as nn.Parameter",
         )
     return {known[id(leaf)] for leaf in found} - {""}

@@ -49,7 +49,7 @@ class Prepared:
             raise UnsupportedModelError(
                 f"a model whose output on {n} rows is {what}",
                 expected=f"a tensor of shape ({n}, C): one row of C outputs for each example",
-                do="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
+                hint="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
             )
         return result
 
@@ -79,15 +79,15 @@ def prepare(
         InputError: unknown parameter names, no parameters, a dtype other than float32 and float64.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", do="wrap it in one")
+        raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", hint="wrap it in one")
     if not evaluation:
         refuse_training_mode(model)
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is None:
-        raise InputError("a model without parameters", expected="parameters", do="pass a model that can be trained")
+        raise InputError("a model without parameters", expected="parameters", hint="pass a model that can be trained")
     dtype = dtype or reference.dtype
     if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", do="pass dtype=torch.float32")
+        raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", hint="pass dtype=torch.float32")
     device = torch.device(device) if device is not None else reference.device
     try:
         module = copy.deepcopy(model).to(device=device, dtype=dtype)
@@ -95,7 +95,7 @@ def prepare(
         raise UnsupportedModelError(
             f"a {type(model).__name__} that cannot be copied ({error})",
             expected="a module that copy.deepcopy takes",
-            do="replace torch.nn.utils.weight_norm by torch.nn.utils.parametrizations.weight_norm",
+            hint="replace torch.nn.utils.weight_norm by torch.nn.utils.parametrizations.weight_norm",
         ) from error
     if evaluation:
         module.eval()
@@ -106,7 +106,7 @@ def prepare(
         raise InputError(
             f"parameters {unknown or wanted}",
             expected=f"names among {', '.join(list(named)[:8])}{', ...' if len(named) > 8 else ''}",
-            do="take them from model.named_parameters(); with parameters=None at least one must require grad",
+            hint="take them from model.named_parameters(); with parameters=None at least one must require grad",
         )
     for name, parameter in named.items():
         parameter.requires_grad_(name in wanted)
@@ -126,7 +126,7 @@ def check_rows(prepared: Prepared, rows: Rows) -> None:
         raise InputError(
             f"rows with {found} outputs beside rows with {prepared.n_outputs}",
             expected="rows of one kind",
-            do="check the shape of y",
+            hint="check the shape of y",
         )
 
 
@@ -145,13 +145,13 @@ def _probed(prepared: Prepared, rows: Rows) -> Prepared:
         raise InputError(
             f"rows of shape {shapes} that the model does not take ({error})",
             expected="inputs that model(x) accepts",
-            do="check the shape and dtype of the inputs, or pass forward=",
+            hint="check the shape and dtype of the inputs, or pass forward=",
         ) from error
     if not torch.equal(first, second) and not bool((first.isnan() & second.isnan()).any()):
         raise UnsupportedModelError(
             "a model whose two runs on the same rows differ",
             expected="a deterministic model",
-            do="call model.eval(), and remove functional dropout or sampling from its forward pass",
+            hint="call model.eval(), and remove functional dropout or sampling from its forward pass",
         )
     return Prepared(
         prepared.module,
@@ -186,5 +186,5 @@ def refuse_training_mode(model: nn.Module) -> None:
                 f"module {name or '(root)'!r} ({type(module).__name__})"
                 f" {'in training mode' if module.training else 'without running statistics'}, which {what}",
                 expected="a model in which an example's output depends on that example alone",
-                do="call model.eval() first (and model.train() after it, if training goes on)",
+                hint="call model.eval() first (and model.train() after it, if training goes on)",
             )

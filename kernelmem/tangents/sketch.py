@@ -73,10 +73,10 @@ def tangent_features(
     torch.Size([2, 16])
     """
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise InputError(f"dim={dim!r}", expected="a whole number >= 1", do="pass e.g. dim=1024")
+        raise InputError(f"dim={dim!r}", expected="a whole number >= 1", hint="pass e.g. dim=1024")
     if outputs not in ("pseudo", "trace"):
         raise InputError(
-            f"outputs={outputs!r}", expected='"pseudo" or "trace"', do='use outputs="trace" for Σ_c K^{cc}'
+            f"outputs={outputs!r}", expected='"pseudo" or "trace"', hint='use outputs="trace" for Σ_c K^{cc}'
         )
     rows = as_rows(x, "x")
     names = None if parameters is None else list(parameters)

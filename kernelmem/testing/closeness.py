@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 
 __all__ = ["assert_close", "assert_exact", "scale_of"]
@@ -45,9 +45,9 @@ def assert_exact(model: nn.Module, x: Any, y: Any = None, **options: Any) -> Non
     >>> assert_exact(nn.Linear(2, 3), torch.eye(2))
     """
     selected = {key: options[key] for key in ("parameters", "forward") if key in options}
-    left = oracle.jacobian(model, x, dtype=torch.float64, **selected)
-    right = left if y is None else oracle.jacobian(model, y, dtype=torch.float64, **selected)
+    left = reference.jacobian(model, x, dtype=torch.float64, **selected)
+    right = left if y is None else reference.jacobian(model, y, dtype=torch.float64, **selected)
     for outputs in ("trace", "diagonal", "full", "pseudo"):
         found = ntk(model, x, y, outputs=outputs, **options)
         tolerance = 1e-4 if found.dtype == torch.float32 else 1e-10
-        assert_close(found, oracle.kernel_of(left, right, outputs), tolerance, scale_of(left, right), outputs)
+        assert_close(found, reference.kernel_of(left, right, outputs), tolerance, scale_of(left, right), outputs)

@@ -52,7 +52,7 @@ def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
             raise InputError(
                 f"{where} with values up to {float(before.abs().max()):.3g}",
                 expected=f"values in the range of the model's dtype, {str(dtype).removeprefix('torch.')}",
-                do="scale the features, or call model.double()",
+                hint="scale the features, or call model.double()",
             )
     return brought_rows
 

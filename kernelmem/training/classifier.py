@@ -76,7 +76,7 @@ def train_classifier(
             raise NumericalError(
                 f"a loss of {loss} in epoch {epoch + 1} at learning rate {learning_rate:g}",
                 expected="a finite loss",
-                do="lower the learning rate, or scale the inputs",
+                hint="lower the learning rate, or scale the inputs",
             )
         if progress is not None:
             progress(epoch + 1, epochs, f"loss {loss:.4f}")

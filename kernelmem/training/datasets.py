@@ -59,7 +59,7 @@ def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
     x = torch.from_numpy(np.asarray(pictures).astype(np.float32) / 16.0)
     y = torch.from_numpy(np.asarray(labels).astype(np.int64))
     if not 1 <= n_train < len(x):
-        raise InputError(f"n_train={n_train}", expected=f"1..{len(x) - 1} of {len(x)} digits", do="pass n_train=1000")
+        raise InputError(f"n_train={n_train}", expected=f"1..{len(x) - 1} of {len(x)} digits", hint="pass n_train=1000")
     order = torch.from_numpy(np.random.default_rng(seed_sequence(seed, ["split"])["split"]).permutation(len(x)))
     train, test = order[:n_train], order[n_train:]
     return LabeledData("scikit-learn digits", x[train], y[train], x[test], y[test], image_shape=(8, 8))
@@ -83,7 +83,7 @@ def read_npz(path: str | Path) -> LabeledData:
         raise InputError(
             f"data file {path} without {', '.join(missing)} (it holds {held})",
             expected=f"arrays {', '.join(REQUIRED)}",
-            do=HOW_TO_WRITE,
+            hint=HOW_TO_WRITE,
         )
     return labeled_data(
         *(arrays[name] for name in REQUIRED),
@@ -100,7 +100,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         InputError: no such file. FileCorruptError: not an .npz file, truncated, or holding pickled objects.
     """
     if not path.is_file():
-        raise InputError(f"data file {path}", expected="an existing .npz file", do="check the path")
+        raise InputError(f"data file {path}", expected="an existing .npz file", hint="check the path")
     try:
         # asked first, because NumPy takes other files for pickles and then names the option that would run them
         with path.open("rb") as stream:
@@ -114,7 +114,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{strange[0]} is no array")
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FileCorruptError(
-            f"data file {path} ({error})", expected="an .npz archive of plain arrays", do=HOW_TO_WRITE
+            f"data file {path} ({error})", expected="an .npz archive of plain arrays", hint=HOW_TO_WRITE
         ) from error
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
@@ -130,7 +130,7 @@ def labeled_data(
             raise InputError(
                 f"{key} of shape {tuple(tensor.shape)}",
                 expected="at least one row: shape (n, features) or (n, ...)",
-                do="give the examples along the first axis" if tensor.ndim else f"fill {key}",
+                hint="give the examples along the first axis" if tensor.ndim else f"fill {key}",
             )
         wide = torch.float64 if tensor.dtype.itemsize >= 4 else torch.float32
         rows[key] = tensor if tensor.dtype in KEPT else tensor.to(wide)
@@ -138,7 +138,7 @@ def labeled_data(
         raise InputError(
             f"x_train of shape {tuple(rows['x_train'].shape)} and x_test of shape {tuple(rows['x_test'].shape)}",
             expected="rows of the same shape",
-            do="preprocess both in the same way",
+            hint="preprocess both in the same way",
         )
     labels = {
         key: as_labels(_numbers(value, key), key, n=len(rows[x]))
@@ -149,7 +149,7 @@ def labeled_data(
         raise InputError(
             f"y_train of shape {tuple(labels['y_train'].shape)} with one class only ({int(present[0])})",
             expected="at least two classes",
-            do="check that the labels were read from the right column",
+            hint="check that the labels were read from the right column",
         )
     mask = None
     if flipped is not None:
@@ -158,7 +158,7 @@ def labeled_data(
             raise InputError(
                 f"flipped of shape {tuple(mask.shape)} and dtype {mask.dtype}",
                 expected=f"{len(labels['y_train'])} booleans, one for each training row",
-                do="leave it out where the wrong labels are unknown",
+                hint="leave it out where the wrong labels are unknown",
             )
         mask = mask.bool()
     shape = _image_shape(rows["x_train"], image_shape)
@@ -181,7 +181,7 @@ def _numbers(value, name: str) -> Tensor:
         raise InputError(
             f"{name} of shape {tuple(array.shape)} and dtype {array.dtype}",
             expected="real numbers",
-            do=do or f"encode {name} as numbers",
+            hint=do or f"encode {name} as numbers",
         )
     return as_tensor(array, name)
 
@@ -197,7 +197,7 @@ def _image_shape(x: Tensor, given) -> tuple[int, ...] | None:
             raise InputError(
                 f"image_shape {tuple(sizes.tolist())} for rows of shape {row}",
                 expected="(H, W) or (H, W, 3) with as many values as a row",
-                do="leave it out where rows are no pictures",
+                hint="leave it out where rows are no pictures",
             )
         return shape
     if len(row) == 2 and min(row) >= 4:

@@ -52,7 +52,7 @@ def cifar10(directory: str | Path) -> LabeledData:
     raise InputError(
         f"CIFAR-10 in {folder} ({held or 'empty'})",
         expected="data_batch_1.bin .. data_batch_5.bin and test_batch.bin, or the same names without .bin",
-        do="unpack cifar-10-binary.tar.gz (or cifar-10-python.tar.gz) and name the folder that holds these files",
+        hint="unpack cifar-10-binary.tar.gz (or cifar-10-python.tar.gz) and name the folder that holds these files",
     )
 
 
@@ -86,7 +86,7 @@ def _binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileCorruptError(
             f"{path} of {len(content)} bytes",
             expected=f"rows of {ROW} bytes, each a label 0..9 and {ROW - 1} values",
-            do="unpack the archive again; CIFAR-100 has two labels a row and is not read here",
+            hint="unpack the archive again; CIFAR-100 has two labels a row and is not read here",
         )
     rows = content.reshape(-1, ROW)
     return rows[:, 1:].copy(), rows[:, 0].copy()
@@ -109,7 +109,7 @@ def _python(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileCorruptError(
             f"{path} ({error})",
             expected="a batch of the Python version: b'data' (n, 3072) bytes and b'labels'",
-            do="unpack the archive again, or take the binary version",
+            hint="unpack the archive again, or take the binary version",
         ) from error
     return x, y
 
@@ -120,7 +120,7 @@ def _one_of(folder: Path, stem: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"MNIST in {folder}", expected=f"{names[0]} or {names[1]}", do="name the folder that holds it")
+    raise InputError(f"MNIST in {folder}", expected=f"{names[0]} or {names[1]}", hint="name the folder that holds it")
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -133,6 +133,6 @@ def _idx(path: Path) -> np.ndarray:
             raise ValueError(f"{len(content)} bytes that announce shape {shape}")
     except (ValueError, struct.error, OSError, EOFError) as error:
         raise FileCorruptError(
-            f"{path} ({error})", expected="an IDX file of bytes, 1 or 3 axes", do="download it again"
+            f"{path} ({error})", expected="an IDX file of bytes, 1 or 3 axes", hint="download it again"
         ) from error
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()

@@ -67,7 +67,7 @@ def check_loss(loss: Loss) -> None:
         raise InputError(
             f"loss={loss!r}",
             expected=f"one of {', '.join(LOSSES)}, or a callable (outputs, targets) -> (n,) losses",
-            do="pass the loss of your training loop, with one number for each example",
+            hint="pass the loss of your training loop, with one number for each example",
         )
 
 
@@ -118,7 +118,7 @@ def _check_outputs(outputs: Tensor) -> None:
         raise UnsupportedModelError(
             f"model outputs of shape {tuple(outputs.shape)}",
             expected="(n, C), a row of outputs for each example",
-            do="pass the loss as a callable (outputs, targets) -> (n,) losses",
+            hint="pass the loss as a callable (outputs, targets) -> (n,) losses",
         )
 
 
@@ -128,7 +128,7 @@ def _checked(losses: Tensor, n: int) -> Tensor:
         raise InputError(
             f"a loss that returns {shape} for {n} examples",
             expected=f"a tensor ({n},), one loss for each example",
-            do='leave the reduction to the recorder: compute the loss with reduction="none"',
+            hint='leave the reduction to the recorder: compute the loss with reduction="none"',
         )
     return losses
 
@@ -138,5 +138,5 @@ def _misfit(outputs: Tensor, targets: Tensor, expected: str) -> InputError:
         f"targets of shape {tuple(targets.shape)} and dtype {str(targets.dtype).removeprefix('torch.')}"
         f" for outputs {tuple(outputs.shape)}",
         expected=expected,
-        do="pass y as the loss of your training loop takes it, or the loss as a callable",
+        hint="pass y as the loss of your training loop takes it, or the loss as a callable",
     )

@@ -80,10 +80,10 @@ def mlp(
         raise InputError(
             f"sizes {d}, {widths}, {C}",
             expected="whole numbers >= 1, at least one hidden layer",
-            do="pass e.g. mlp(64, (100,), 10)",
+            hint="pass e.g. mlp(64, (100,), 10)",
         )
     if activation not in ACTIVATIONS:
-        raise InputError(f"activation={activation!r}", expected=f"one of {', '.join(ACTIVATIONS)}", do="pass one")
+        raise InputError(f"activation={activation!r}", expected=f"one of {', '.join(ACTIVATIONS)}", hint="pass one")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     sizes = (d, *widths, C)
     layers: list[nn.Module] = []

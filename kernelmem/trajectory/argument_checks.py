@@ -19,12 +19,12 @@ def check_run(run: Any, model: Any) -> None:
     """
     if not hasattr(run, "steps"):  # what reads a run need not be one
         raise InputError(
-            f"run of type {type(run).__name__}", expected="a kernelmem.Run", do="pass km.Run.open(directory)"
+            f"run of type {type(run).__name__}", expected="a kernelmem.Run", hint="pass km.Run.open(directory)"
         )
     if len(run) == 0:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
+        raise InputError("a run of no step", expected="at least one", hint="record a step")
     if not isinstance(model, nn.Module):
-        raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", do="wrap it in one")
+        raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", hint="wrap it in one")
 
 
 def check_quadrature(tolerance: Any, order: Any) -> None:
@@ -37,11 +37,11 @@ def check_quadrature(tolerance: Any, order: Any) -> None:
         raise InputError(
             f"tolerance={tolerance!r}",
             expected="a number >= 0: the largest residual (0: as small as rounding lets it be)",
-            do="leave it out",
+            hint="leave it out",
         )
     if order is not None and (isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= MOST_NODES):
         raise InputError(
-            f"order={order!r}", expected=f"a whole number of nodes, 1..{MOST_NODES}, or None", do="leave it out"
+            f"order={order!r}", expected=f"a whole number of nodes, 1..{MOST_NODES}, or None", hint="leave it out"
         )
 
 
@@ -59,7 +59,7 @@ def read_between(between: Any, T: int) -> tuple[int, int]:
         raise InputError(
             f"between={between!r}",
             expected=f"two whole numbers of steps (a, b), 0 <= a <= b <= {T}",
-            do="count steps from 0: (0, 5) is what the first five did",
+            hint="count steps from 0: (0, 5) is what the first five did",
         )
     return ends[0], ends[1]
 
@@ -74,13 +74,13 @@ def number_of_examples(data: Any, met: int) -> int:
         return met
     if not isinstance(data, tuple | list) or len(data) != 2 or not hasattr(data[1], "__len__"):
         raise InputError(
-            f"data of type {type(data).__name__}", expected="a pair (x, y)", do="pass data=(x_train, y_train)"
+            f"data of type {type(data).__name__}", expected="a pair (x, y)", hint="pass data=(x_train, y_train)"
         )
     if len(data[1]) < met:
         raise InputError(
             f"data of {len(data[1])} examples for a run that met example {met - 1}",
             expected="all training examples, in the order of the recorded indices",
-            do="pass the data that the run was trained on, or data=None",
+            hint="pass the data that the run was trained on, or data=None",
         )
     return len(data[1])
 
@@ -96,5 +96,5 @@ def check_place(row: int, output: int, m: int, k: int) -> None:
             raise InputError(
                 f"{name}={value} of a result for {m} rows and {k} outputs",
                 expected=f"0..{size - 1}",
-                do="count from 0, in the order of x",
+                hint="count from 0, in the order of x",
             )

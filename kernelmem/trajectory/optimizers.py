@@ -300,7 +300,7 @@ def filter_of(optimizer: str) -> type[ParameterFilter]:
         raise InputError(
             f"a run of the optimizer {optimizer}",
             expected=f"one of torch.optim's {', '.join(FILTERS)}",
-            do="train with one of these",
+            hint="train with one of these",
         )
     return FILTERS[optimizer]
 

@@ -45,7 +45,7 @@ def explained(target: Any, labels: Tensor | None, n_outputs: int) -> Explained:
         function = named_target(target)
         name = "_".join(map(str, target)) if isinstance(target, tuple) else getattr(target, "__name__", str(target))
     if isinstance(target, str) and target in LABELED and labels is None:
-        raise InputError(f"target={target!r} without labels", expected="labels of x", do="pass labels=y")
+        raise InputError(f"target={target!r} without labels", expected="labels of x", hint="pass labels=y")
     if not callable(target):  # refused here, not after the run was read
         function(torch.zeros(1 if labels is None else len(labels), n_outputs, dtype=torch.float64), labels)
 
@@ -60,7 +60,7 @@ def explained(target: Any, labels: Tensor | None, n_outputs: int) -> Explained:
                 raise InputError(
                     f"target {name}, which has no derivative by the outputs",
                     expected="a differentiable function of the outputs (no detach(), no counts of right answers)",
-                    do='take target="margin", "loss" or "log_probability", or leave the outputs on the graph',
+                    hint='take target="margin", "loss" or "log_probability", or leave the outputs on the graph',
                 )
             return torch.autograd.grad(found.sum(), leaf)[0][:, None]
 
@@ -74,6 +74,6 @@ def _checked(function: Target, outputs: Tensor, labels: Tensor | None) -> Tensor
         raise InputError(
             f"a target that gives {shape} for {len(outputs)} rows",
             expected=f"a tensor with one number for each row, shape ({len(outputs)},)",
-            do="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
+            hint="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
         )
     return found.to(outputs.dtype)

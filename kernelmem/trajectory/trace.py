@@ -22,8 +22,8 @@ from kernelmem.trajectory.optimizers import Moved, ParameterFilter, filter_of
 __all__ = [
     "MOST_STEPS",
     "TOGETHER",
-    "Batch",
     "PerExample",
+    "StepBatch",
     "Stretch",
     "Tracing",
     "batch_of",
@@ -41,7 +41,7 @@ HELD = (
 
 
 @dataclass(frozen=True)
-class Batch:
+class StepBatch:
     """The examples of one step, and what the loss of each weighs in its gradient."""
 
     rows: Rows
@@ -56,22 +56,22 @@ class Stretch:
 
     start: int
     steps: list[Step]
-    batches: list[Batch]
+    batches: list[StepBatch]
     states: list[dict[str, Tensor]]  # one more than steps
     moved: list[dict[str, Moved]]  # of every parameter that moved, as vectors
     rounding: list[Tensor]  # recorded step less the formula's, (P,)
 
 
-def batch_of(run: Run, step: Step) -> Batch:
+def batch_of(run: Run, step: Step) -> StepBatch:
     """The examples of one step."""
     x, y = run.tape.inputs(step)
     scale = step.scale / len(step.examples) if run.reduction == "mean" else step.scale
     rows = Rows(x, len(step.examples)).to(dtype=torch.float64, device=torch.device("cpu"))
     targets = y.double() if y.is_floating_point() else y
-    return Batch(rows, targets, step.examples, step.weights.double() * scale)
+    return StepBatch(rows, targets, step.examples, step.weights.double() * scale)
 
 
-def loss_directions(loss: PerExample, batch: Batch) -> Directions:
+def loss_directions(loss: PerExample, batch: StepBatch) -> Directions:
     """Outputs (B, C) -> the weighted derivative of each example's own loss by its own outputs, (B, 1, C)."""
 
     def directions(outputs: Tensor, rows: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class Tracing:
 
 
 def _gradients(
-    network: Network, steps: list[Step], batches: list[Batch], states: list[dict[str, Tensor]], loss: PerExample
+    network: Network, steps: list[Step], batches: list[StepBatch], states: list[dict[str, Tensor]], loss: PerExample
 ) -> Iterator[dict[str, Tensor]]:
     """The gradient of every step's batch, as vectors: those of many steps in one pass where they can share it."""
     largest = max(1, min(MOST_STEPS, TOGETHER // network.n_parameters))
@@ -187,7 +187,7 @@ def share(one: Step, other: Step) -> bool:
     return quiet and one.evaluating == other.evaluating
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def joined(batches: Sequence[StepBatch]) -> StepBatch:
     """Several batches, one after the other."""
     if len(batches) == 1:
         return batches[0]
@@ -201,4 +201,4 @@ def joined(batches: Sequence[Batch]) -> Batch:
     targets, examples, weights = (
         torch.cat([getattr(batch, name) for batch in batches]) for name in ("targets", "examples", "weights")
     )
-    return Batch(rows, targets, examples, weights)
+    return StepBatch(rows, targets, examples, weights)

@@ -10,7 +10,7 @@ from torch import nn
 import kernelmem as km
 from kernelmem.auditing.analysis import analyze
 from kernelmem.kernel_machines.equivalence.fidelity import margin
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.training.classifier import train_classifier
 from kernelmem.training.datasets import digits
 from kernelmem.training.mlp import standardized_mlp
@@ -45,13 +45,13 @@ def test_finds_the_flips(result, trained):
 
 
 def test_every_number_from_literal_refits(trained, result):
-    """The definition: refit both machines without the row, by plain linear algebra on the oracle's kernel."""
+    """The definition: refit both machines without the row, by plain linear algebra on the reference's kernel."""
     model, (x, y), (x_test, y_test), _ = trained
     found = result.document
     double = standardized_mlp(x, 10, widths=(64,), seed=0, pictures=True).double()
     double.load_state_dict(model.state_dict())
-    J, J_test = oracle.jacobian(double, x.double()), oracle.jacobian(double, x_test[:20].double())
-    K, K_test = oracle.kernel_of(J, J), oracle.kernel_of(J_test, J)
+    J, J_test = reference.jacobian(double, x.double()), reference.jacobian(double, x_test[:20].double())
+    K, K_test = reference.kernel_of(J, J), reference.kernel_of(J_test, J)
     F = double(x.double()).detach()
     F = F - F.mean(1, keepdim=True)
     Y = torch.eye(10, dtype=torch.float64)[y] - 0.1

@@ -149,7 +149,7 @@ def test_bad_input_exits_2_and_writes_nothing(place, capsys, options, words):
     assert main(["audit", "--epochs", "1", *options]) == 2
     message = capsys.readouterr().err
     assert " steps in " not in message  # nothing was trained before it was refused
-    assert all(part in message for part in ("given:", "expected:", "do:", words))
+    assert all(part in message for part in ("got:", "expected:", "hint:", words))
     assert sorted(p.name for p in place.iterdir() if p.name != "__pycache__") == before
 
 

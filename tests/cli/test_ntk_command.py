@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem.cli import main
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 
 FACTORY = """
 import torch
@@ -39,7 +39,7 @@ def test_kernel_from_files_to_a_file(place, capsys):
     assert main([*command, "--out", "k.npy"]) == 0
     found = np.load(place / "k.npy")
     x = torch.from_numpy(np.load(place / "one.npz")["x"])
-    expected = oracle.ntk(nets_for_ntk.make().eval(), x, outputs="full", dtype=torch.float64)
+    expected = reference.ntk(nets_for_ntk.make().eval(), x, outputs="full", dtype=torch.float64)
     assert found.shape == (7, 7, 3, 3)
     assert np.abs(found - expected.numpy()).max() < 1e-12 * float(expected.abs().max())
     assert "k.npy" in capsys.readouterr().out

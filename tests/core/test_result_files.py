@@ -3,7 +3,9 @@
 import json
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -13,18 +15,45 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.result_files import read_result, read_value, write_result, write_value
+from kernelmem.core.result_files import Result, read_result, write_result
 
 
-@dataclass(frozen=True, eq=False)
-class Thing:
-    """All kinds of fields."""
+class Color(StrEnum):
+    """A field that is one of a few words."""
+
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dataclass inside a result."""
+
+    weights: Tensor
+    name: str | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Thing(Result):
+    """All kinds of plain fields."""
 
     values: Tensor
     other: Tensor | None
     names: tuple[str, ...]
     error: float
     count: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Other(Result):
+    """Fields inside fields."""
+
+    parts: tuple[Part, ...]
+    first: Part | None
+    by_name: dict[str, Part]
+    pair: tuple[Tensor, int]
+    array: np.ndarray
+    color: Color
+    steps: tuple[int, int] | None
 
 
 def thing(**changes):
@@ -36,8 +65,8 @@ def thing(**changes):
 @given(st.floats(), st.integers(-(2**60), 2**60), st.lists(st.text(max_size=5), max_size=3))
 def test_figures_come_back_to_the_bit(tmp_path_factory, error, count, names):
     path = tmp_path_factory.mktemp("results") / "thing.safetensors"
-    write_value(path, "thing 1", thing(error=error, count=count, names=tuple(names)))
-    found = read_value(path, "thing 1", Thing)
+    thing(error=error, count=count, names=tuple(names)).save(path)
+    found = Thing.load(path)
     assert found.error == error or math.isnan(found.error) == math.isnan(error) is True
     assert math.copysign(1, found.error) == math.copysign(1, error) or math.isnan(error)
     assert (found.count, found.names) == (count, tuple(names))
@@ -47,24 +76,24 @@ def test_figures_come_back_to_the_bit(tmp_path_factory, error, count, names):
 def test_tensors_come_back_to_the_bit_whatever_their_layout(tmp_path, dtype):
     base = torch.arange(24).reshape(4, 6).to(dtype)
     for values in (base, base.T, base[1:, ::2], base[:0], base[0, 0]):
-        found = read_value(write_value(tmp_path / "a", "thing 1", thing(values=values)), "thing 1", Thing)
+        found = Thing.load(thing(values=values).save(tmp_path / "a"))
         assert found.values.dtype == dtype
         assert torch.equal(found.values, values)
         assert found.other is None
     odd = torch.tensor([math.nan, -0.0, math.inf, 5e-324], dtype=torch.float64)
-    found = read_value(write_value(tmp_path / "a", "thing 1", thing(values=odd)), "thing 1", Thing)
+    found = Thing.load(thing(values=odd).save(tmp_path / "a"))
     assert torch.equal(found.values.view(torch.int64), odd.view(torch.int64))
 
 
 def test_views_of_one_memory_are_written_apart(tmp_path):
     base = torch.arange(10.0)
-    found = read_value(write_value(tmp_path / "a", "thing 1", thing(values=base[:6], other=base[3:])), "thing 1", Thing)
+    found = Thing.load(thing(values=base[:6], other=base[3:]).save(tmp_path / "a"))
     assert torch.equal(found.values, base[:6])
     assert torch.equal(found.other, base[3:])
 
 
 def test_every_single_altered_byte_is_noticed(tmp_path):
-    path = write_value(tmp_path / "thing.safetensors", "thing 1", thing())
+    path = thing().save(tmp_path / "thing.safetensors")
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     for place in range(len(content)):
@@ -72,7 +101,7 @@ def test_every_single_altered_byte_is_noticed(tmp_path):
         damaged[place] ^= 0x01
         path.write_bytes(bytes(damaged))
         try:
-            found = read_value(path, "thing 1", Thing)
+            found = Thing.load(path)
         except FileCorruptError:
             continue
         # What is left: a space of the padding, which means nothing.
@@ -83,43 +112,102 @@ def test_every_single_altered_byte_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
 def test_a_truncated_file_is_refused(tmp_path, length):
-    path = write_value(tmp_path / "thing.safetensors", "thing 1", thing())
+    path = thing().save(tmp_path / "thing.safetensors")
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(FileCorruptError, match=r"given: file .*thing 1.*; expected: .*; do: "):
-        read_value(path, "thing 1", Thing)
+    with pytest.raises(FileCorruptError, match=r"Got file .*Thing 1.*; expected .*. Hint: "):
+        Thing.load(path)
 
 
 def test_a_missing_file_another_kind_and_other_fields_are_refused(tmp_path):
-    path = write_value(tmp_path / "thing.safetensors", "thing 1", thing())
+    path = thing().save(tmp_path / "thing.safetensors")
     for wrong in (tmp_path / "none", tmp_path):
         with pytest.raises(FileCorruptError):
-            read_value(wrong, "thing 1", Thing)
-    with pytest.raises(FileCorruptError, match="format kernelmem thing 1, not kernelmem thing 2"):
-        read_value(path, "thing 2", Thing)
-    write_result(path, "thing 1", {"values": torch.zeros(1)}, {"names": []})
+            Thing.load(wrong)
+    with pytest.raises(FileCorruptError, match="format kernelmem Thing 1, not kernelmem Other 1"):
+        Other.load(path)
+    write_result(path, "Thing 1", {"values": torch.zeros(1)}, {"names": []})
     with pytest.raises(FileCorruptError, match="missing"):
-        read_value(path, "thing 1", Thing)
-    write_result(path, "thing 1", {"values": torch.zeros(1)}, {"more": 1})
+        Thing.load(path)
+    write_result(path, "Thing 1", {"values": torch.zeros(1)}, {"more": 1})
     with pytest.raises(FileCorruptError, match="unexpected"):
-        read_value(path, "thing 1", Thing)
-    with pytest.raises(FileCorruptError), read_result(path, "thing 1") as (tensors, _):
+        Thing.load(path)
+    with pytest.raises(FileCorruptError), read_result(path, "Thing 1") as (tensors, _):
         tensors["not there"]
     path.write_bytes(safetensors.torch.save({"values": torch.zeros(1)}))
     with pytest.raises(FileCorruptError, match="format None"):
-        read_value(path, "thing 1", Thing)
+        Thing.load(path)
     path.write_bytes(
-        safetensors.torch.save({"values": torch.zeros(1)}, {"format": "kernelmem thing 1", "figures": json.dumps({})})
+        safetensors.torch.save({"values": torch.zeros(1)}, {"format": "kernelmem Thing 1", "values": json.dumps({})})
     )
     with pytest.raises(FileCorruptError, match="sha256"):
-        read_value(path, "thing 1", Thing)
+        Thing.load(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = write_value(tmp_path / "thing.safetensors", "thing 1", thing())
+    path = thing().save(tmp_path / "thing.safetensors")
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        write_value(path, "thing 1", thing(names=object()))
+        thing(names=object()).save(path)
     assert path.read_bytes() == before
     with pytest.raises(InputError):
-        write_value(tmp_path, "thing 1", thing())
+        thing().save(tmp_path)
     assert [own.name for own in tmp_path.iterdir()] == ["thing.safetensors"]
+
+
+def other():
+    part = Part(torch.arange(3.0), "a")
+    return Other((part, Part(torch.ones(2, 2))), None, {"b": part}, (torch.eye(2), 7), np.arange(4.0), Color.RED, None)
+
+
+def test_nested_fields_come_back_with_their_types(tmp_path):
+    before = other()
+    after = Other.load(before.save(tmp_path / "other"))
+    assert isinstance(after.parts, tuple)
+    assert [type(part) for part in after.parts] == [Part, Part]
+    assert torch.equal(after.parts[0].weights, before.parts[0].weights)
+    assert (after.parts[0].name, after.parts[1].name, after.first, after.steps) == ("a", None, None, None)
+    assert torch.equal(after.by_name["b"].weights, torch.arange(3.0))
+    assert torch.equal(after.pair[0], torch.eye(2))
+    assert after.pair[1] == 7
+    assert type(after.array) is np.ndarray
+    assert np.array_equal(after.array, before.array)
+    assert after.color is Color.RED
+
+
+def test_text_is_one_screen_however_large_the_fields():
+    large = thing(values=torch.randn(1000, 1000), names=tuple(map(str, range(1000))))
+    for text in (str(large), repr(large)):
+        assert text.startswith("Thing\n")
+        assert len(text.splitlines()) <= 6
+        assert len(text) < 600
+    assert "(1000, 1000) float32" in str(large)
+
+
+def test_results_compare_by_identity_and_are_hashable():
+    first, second = thing(), thing()
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
+
+
+def test_the_table_has_the_vectors_of_the_most_common_length():
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Curve(Result):
+        x: Tensor
+        y: np.ndarray
+        z: tuple[float, ...]
+        scalar: float
+
+    curve = Curve(torch.arange(3.0), np.arange(3), (1.0, 2.0), 5.0)
+    assert list(curve.to_frame()) == ["x", "y"]
+    assert len(curve.to_frame()) == 3
+    scalars = thing(names=(), values=torch.zeros(2, 2)).to_frame()
+    assert list(scalars) == ["other", "error", "count"]
+    assert len(scalars) == 1
+
+
+def test_notebooks_show_escaped_text_and_a_short_table():
+    html = thing(values=torch.arange(100.0), names=("<b>",))._repr_html_()
+    assert "<b>" not in html
+    assert "&lt;b&gt;" in html
+    assert html.count("<tr") <= 22

@@ -104,7 +104,9 @@ class TestScores:
         found = scores.of_network(outputs)
         probabilities = outputs.softmax(1)
         torch.testing.assert_close(found["softmax"], 1 - probabilities.amax(1))
-        torch.testing.assert_close(found["margin"], -km.machines.fidelity.margin(outputs, outputs.argmax(1)))
+        torch.testing.assert_close(
+            found["margin"], -km.kernel_machines.equivalence.fidelity.margin(outputs, outputs.argmax(1))
+        )
         torch.testing.assert_close(found["energy"], -outputs.exp().sum(1).log())
 
     def test_near_certainty_no_tie_decides(self):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.kernel_machines.equivalence.compare import EquivalentMachines, equivalent_machines
+from kernelmem.kernel_machines.equivalence.compare import KernelMachineComparison, compare_kernel_machines
 from kernelmem.kernel_machines.linearized.function_space import LinearizedTraining
 from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
@@ -15,8 +15,8 @@ from kernelmem.kernel_machines.model_selection.ridge_selection import RidgeChoic
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernel_machines.solvers.solve import solve
 from kernelmem.testing.kernels import of_rows
-from kernelmem.trajectory.path_kernel.domingos_kernel_machine import DomingosForm, domingos_form
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import LiftedMachine, lifted_machine
+from kernelmem.trajectory.path_kernel.domingos_kernel_machine import DomingosKernelMachine, domingos_kernel_machine
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import ExactKernelMachine, exact_kernel_machine
 from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
 from tests.trajectory.path_kernel.test_path_kernel import data, small, train
 
@@ -33,12 +33,12 @@ def results(tmp_path_factory):
     run = train(tmp_path_factory.mktemp("saved") / "run", model, steps=4)
     x, y = data()
     rows = data(3, seed=1)[0]
-    machines = equivalent_machines(run, model, (x, y), rows, machines=["left_ledger", "ridge_final"], checkpoints=2)
+    machines = compare_kernel_machines(run, model, (x, y), rows, machines=["left_ledger", "ridge_final"], checkpoints=2)
     return [
         path_kernel(run, model, x),
         path_kernel(run, model, x, rows, outputs="full", dtype=torch.float32),
-        lifted_machine(run, model, x=rows),
-        domingos_form(run, model, rows, data=(x, y)),
+        exact_kernel_machine(run, model, x=rows),
+        domingos_kernel_machine(run, model, rows, data=(x, y)),
         machines,
         choose_ridge(K, Y),
         solve(K, Y, 0.1),
@@ -84,7 +84,15 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(results, index, tmp_path):
 
 
 def test_each_refuses_the_file_of_another(results, tmp_path):
-    kinds = [PathKernel, LiftedMachine, DomingosForm, EquivalentMachines, RidgeChoice, Solution, LinearizedTraining]
+    kinds = [
+        PathKernel,
+        ExactKernelMachine,
+        DomingosKernelMachine,
+        KernelMachineComparison,
+        RidgeChoice,
+        Solution,
+        LinearizedTraining,
+    ]
     paths = [own.save(tmp_path / f"{i}.safetensors") for i, own in enumerate(results)]
     for own, path in zip(results, paths, strict=True):
         for kind in kinds:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import kernelmem as km
-from kernelmem.kernels import reference as oracle
-from kernelmem.kernels import verification
+from kernelmem.kernels import reference, verification
 from kernelmem.tangents.groups.outer import ReadoutGroup, VectorGroup
 
 N, C = 6, 4
@@ -106,7 +105,7 @@ def test_layers_are_summands(model, x):
         parts = km.ntk(model, x, outputs=outputs, by="layer")
         assert list(parts) == ["0", "3", "5"]
         assert relative(sum(parts.values()), km.ntk(model, x, outputs=outputs)) < 1e-13
-        own = oracle.ntk(model, x, outputs=outputs, parameters=["3.weight", "3.bias"])
+        own = reference.ntk(model, x, outputs=outputs, parameters=["3.weight", "3.bias"])
         assert relative(parts["3"], own) < 1e-12
 
 
@@ -116,7 +115,7 @@ def test_head_compression_takes_as_many_sweeps_as_hidden_units():
     x = torch.randn(5, 5, dtype=torch.float64)
     assert km.ntk_plan(model, x).sweeps == 7
     assert km.ntk_plan(model, x, outputs="diagonal").sweeps == 40
-    assert relative(km.ntk(model, x), oracle.ntk(model, x)) < 1e-12
+    assert relative(km.ntk(model, x), reference.ntk(model, x)) < 1e-12
 
 
 def test_the_plan_is_a_value_that_prints_and_runs_nothing_large(model, x):
@@ -198,7 +197,7 @@ def test_some_outputs_stand_for_very_many(outputs, monkeypatch):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 50)).double()
     x = torch.randn(5, 3, dtype=torch.float64)
     monkeypatch.setattr(verification, "NUMBERS", 3 * 266 * 7)
-    assert relative(km.ntk(model, x, outputs=outputs), oracle.ntk(model, x, outputs=outputs)) < 1e-12
+    assert relative(km.ntk(model, x, outputs=outputs), reference.ntk(model, x, outputs=outputs)) < 1e-12
     mixing = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 50)).double()
     mixed = lambda module, batch: module(batch - batch.mean(0))  # noqa: E731
     with pytest.raises(km.VerificationError, match="differs from the row-by-row definition"):

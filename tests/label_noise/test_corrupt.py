@@ -471,4 +471,4 @@ GOOD = np.full((3, 3), 1 / 3)
 def test_bad_arguments_are_refused_with_what_to_do(call, says):
     with pytest.raises(InputError, match=says) as caught:
         call()
-    assert caught.value.do
+    assert caught.value.hint

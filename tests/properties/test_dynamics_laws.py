@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, stochastic_descent
-from kernelmem.kernel_machines.linearized.sgd_config import Descent
+from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, minibatch_sgd
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 
 COMMON = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -30,7 +30,7 @@ def problems(draw, decay=True):
     weight_decay = draw(st.sampled_from([0.0, 0.05, 0.5])) if decay else 0.0
     constants = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov, "weight_decay": weight_decay}
     curvature = float(torch.linalg.eigvalsh(K[:cut, :cut])[-1]) / n + weight_decay
-    lr = draw(st.sampled_from([0.05, 0.4, 0.9])) * Descent(1.0, **constants).limit / curvature
+    lr = draw(st.sampled_from([0.05, 0.4, 0.9])) * SGDConfig(1.0, **constants).limit / curvature
     where = {"initial": start[:n], "initial_test": start[n:], "origin": origin[:n], "origin_test": origin[n:]}
     return K[:cut, :cut], K[cut:, :cut], y[:n], where, {"lr": lr, **constants}, full
 
@@ -47,7 +47,7 @@ def test_closed_form_and_recursion_agree(problem):
     K, cross, y, where, constants, _ = problem
     steps = [0, 1, 2, 17, 60]
     closed = gradient_descent(K, y, steps=steps, k_test=cross, **constants, **where)
-    near(closed, stochastic_descent(K, y, steps=steps, k_test=cross, **constants, **where))
+    near(closed, minibatch_sgd(K, y, steps=steps, k_test=cross, **constants, **where))
     assert closed.residual < 1e-9
     assert closed.stability < closed.limit
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kernelmem.core.errors import InputError
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.strategies.networks import linear_networks, networks
@@ -32,14 +32,14 @@ def fast(model, x, y=None, **options):
 
 def norms(model, x, y=None):
     """Largest norm of the tangents of x, times that of y: what rounding is relative to."""
-    left = oracle.jacobian(model, x, dtype=torch.float64)
-    return scale_of(left, None if y is None else oracle.jacobian(model, y, dtype=torch.float64))
+    left = reference.jacobian(model, x, dtype=torch.float64)
+    return scale_of(left, None if y is None else reference.jacobian(model, y, dtype=torch.float64))
 
 
 def of_kind(case, outputs):
     """The kernel by the definition, in float64, and its scale."""
-    left, right = (oracle.jacobian(case.model, rows, dtype=torch.float64) for rows in (case.x, case.y))
-    return oracle.kernel_of(left, right, outputs), scale_of(left, right)
+    left, right = (reference.jacobian(case.model, rows, dtype=torch.float64) for rows in (case.x, case.y))
+    return reference.kernel_of(left, right, outputs), scale_of(left, right)
 
 
 @examples(3)
@@ -65,9 +65,9 @@ def _with(tolerance, expected_and_scale):
 @given(case=networks(), outputs=KINDS)
 def test_is_verified(case, outputs):
     """The probe on a few rows accepts whatever is right."""
-    left = oracle.jacobian(case.model, case.x)
+    left = reference.jacobian(case.model, case.x)
     found = ntk(case.model, case.x, outputs=outputs)
-    assert_close(found, oracle.kernel_of(left, left, outputs), 1e-10, scale_of(left))
+    assert_close(found, reference.kernel_of(left, left, outputs), 1e-10, scale_of(left))
 
 
 @examples(0.5)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.operator import ntk_operator
 from kernelmem.testing.strategies.networks import linear_networks
 
@@ -16,7 +16,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def formed(case, outputs):
-    K = oracle.ntk(case.model, case.x, outputs=outputs, dtype=torch.float64)
+    K = reference.ntk(case.model, case.x, outputs=outputs, dtype=torch.float64)
     return K.transpose(1, 2).flatten(2).flatten(0, 1) if outputs == "full" else K
 
 
@@ -31,7 +31,7 @@ def close(found, expected, tolerance, scale):
 
 def size(case, v):
     """Rounding is relative to Σ_j |J_i| |J_j| |v_j|, however much of it cancels."""
-    lengths = oracle.jacobian(case.model, case.x, dtype=torch.float64).flatten(1).norm(dim=1)
+    lengths = reference.jacobian(case.model, case.x, dtype=torch.float64).flatten(1).norm(dim=1)
     return lengths.max() ** 2 * v.abs().sum()
 
 

@@ -59,7 +59,7 @@ def accumulated(lab):
 
 def test_other_bits_are_an_error_that_names_the_step(lab, accumulated):
     run, _ = accumulated
-    with pytest.raises(VerificationError, match=r"after \d steps .* recomputed from step \d.*do: .*reanchor=True"):
+    with pytest.raises(VerificationError, match=r"after \d steps .* recomputed from step \d.*Hint: .*reanchor=True"):
         list(replay(run, lab.network()))
 
 

@@ -41,13 +41,13 @@ def test_steps_are_a_sequence(lab):
 def test_weights_that_were_not_kept_are_for_replay(lab):
     run = Run.open(lab.record(keep=3)[0])
     for t in (1, 5, 8, -1):
-        with pytest.raises(InputError, match=f"weights after {t} steps of 7.*do: .*replay"):
+        with pytest.raises(InputError, match=f"weights after {t} steps of 7.*Hint: .*replay"):
             run.weights(t)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none", str(tmp_path)):
-        with pytest.raises(InputError, match=r"given: directory .*expected: a run.*do: check the path"):
+        with pytest.raises(InputError, match=r"Got directory .*expected a run.*Hint: check the path"):
             Run.open(path)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernelmem.core.errors import KernelmemError
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.cases import randomized
 from kernelmem.testing.closeness import assert_close, assert_exact, scale_of
@@ -38,8 +38,8 @@ def is_right_or_refused(model, x):
         found = ntk(model, x)
     except KernelmemError:
         return
-    left = oracle.jacobian(model, x)
-    assert_close(found, oracle.kernel_of(left, left), 1e-10, scale_of(left))
+    left = reference.jacobian(model, x)
+    assert_close(found, reference.kernel_of(left, left), 1e-10, scale_of(left))
 
 
 # --- uses of parameters ----------------------------------------------------------------------------------------------

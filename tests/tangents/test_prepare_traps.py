@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kernelmem.core.errors import KernelmemError, UnsupportedModelError, VerificationError
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.cases import randomized
 from kernelmem.testing.closeness import assert_close, assert_exact, scale_of
@@ -77,11 +77,11 @@ def test_transformer_encoder_on_its_fast_path(frozen, nested):
     if frozen:
         encoder.layers[0].requires_grad_(False)
     x, names = rows(3, 3, 4), [name for name, p in model.named_parameters() if p.requires_grad]
-    left = oracle.jacobian(model, x, parameters=names)
-    assert_close(ntk(model, x), oracle.kernel_of(left, left), 1e-10, scale_of(left))
+    left = reference.jacobian(model, x, parameters=names)
+    assert_close(ntk(model, x), reference.kernel_of(left, left), 1e-10, scale_of(left))
     assert_close(
         ntk(model, x, parameters=names[-2:]),
-        oracle.kernel_of(*2 * [oracle.jacobian(model, x, parameters=names[-2:])]),
+        reference.kernel_of(*2 * [reference.jacobian(model, x, parameters=names[-2:])]),
         1e-10,
         scale_of(left),
     )
@@ -196,7 +196,7 @@ def test_normalized_images_that_are_read_as_tokens(norm, way, n):
     x, names = rows(n, 2, 4, 4), ["0.weight", "0.bias"]
     expected = by_autograd(same, x)
     scale = float(expected.diagonal().max())
-    assert_close(oracle.ntk(model, x, parameters=names), expected, 1e-10, scale, "the oracle")
+    assert_close(reference.ntk(model, x, parameters=names), expected, 1e-10, scale, "the reference")
     assert_close(ntk(model, x, parameters=names), expected, 1e-10, scale)
 
 
@@ -217,8 +217,8 @@ def test_activation_checkpoints():
         found = ntk(model, x)
     except KernelmemError:
         return
-    left = oracle.jacobian(model, x)
-    assert_close(found, oracle.kernel_of(left, left), 1e-10, scale_of(left))
+    left = reference.jacobian(model, x)
+    assert_close(found, reference.kernel_of(left, left), 1e-10, scale_of(left))
 
 
 class Product(torch.autograd.Function):
@@ -281,8 +281,8 @@ def test_embeddings_whose_gradients_or_weights_torch_changes(option):
     x, before = torch.tensor([[0, 1, 1], [2, 2, 2], [1, 0, 3]]), model[0].weight.detach().clone()
     try:
         found = ntk(model, x)
-        left = oracle.jacobian(model, x)
-        assert_close(found, oracle.kernel_of(left, left), 1e-10, scale_of(left))
+        left = reference.jacobian(model, x)
+        assert_close(found, reference.kernel_of(left, left), 1e-10, scale_of(left))
     except KernelmemError:
         pass
     assert torch.equal(model[0].weight, before)

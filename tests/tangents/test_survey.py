@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.batches import as_rows
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk, ntk_plan
 from kernelmem.tangents.engine.engine import Engine
 from kernelmem.tangents.groups.directions import Directions
@@ -98,7 +98,7 @@ def test_only_what_holds_is_used_and_all_kernels_are_right(run, has_readout, fac
     assert (("second.weight" in factored) if readout else False) == factors
     assert "first.weight" not in factored
     for outputs in ("trace", "diagonal", "full", "pseudo"):
-        expected = oracle.ntk(model, x, outputs=outputs)
+        expected = reference.ntk(model, x, outputs=outputs)
         gap = float((ntk(model, x, outputs=outputs) - expected).abs().max() / expected.abs().max())
         assert gap < 1e-12
 
@@ -130,5 +130,5 @@ def test_the_last_convolution_factors_under_every_pooling(pool):
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     plan = ntk_plan(model, x)
     assert [group.classfree for group in plan.groups] == [False, True, False]
-    found, expected = ntk(model, x, verify=False), oracle.ntk(model, x)
+    found, expected = ntk(model, x, verify=False), reference.ntk(model, x)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-12

@@ -33,7 +33,7 @@ def test_runs_of_dicts_are_analyzed(tmp_path):
     assert own.largest_residual <= 1e-12
     groups = km.ledger(run, model, x=few, forward=scores, by="group", groups=y)
     assert float((groups.contributions - own.by_group(y)).abs().max()) <= 1e-12
-    machine = km.lifted_machine(run, model, x=few, forward=scores)
+    machine = km.exact_kernel_machine(run, model, x=few, forward=scores)
     assert float((machine.contributions(48) - own.contributions).abs().max()) <= 1e-12
     kernel = km.path_kernel(run, model, few, forward=scores)
     assert kernel.values.shape == (3, 3)

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from experiments.benchmarks.ensemble.configs import SEEDS, WIDTHS
 from kernelmem.training.batching import BatchOrder
 from kernelmem.training.datasets import digits
-from kernelmem.training.ensemble.members import Task, as_task
+from kernelmem.training.ensemble.members import EnsembleTask, as_task
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import make_optimizer
@@ -31,7 +31,7 @@ class Engine(Protocol):
     def outputs(self, x: Tensor) -> Tensor: ...
 
 
-def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> Task:
+def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> EnsembleTask:
     """WIDTHS times SEEDS networks on the digits; a seed has its own rows, labels (20 % wrong), and order."""
     data = digits(n_train=1000, seed=0)
     x, x_test = (data.x_train - 0.3) * 2, (data.x_test - 0.3) * 2
@@ -47,7 +47,7 @@ def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> Task:
     )
 
 
-def _batches(task: Task) -> list[list[Tensor]]:
+def _batches(task: EnsembleTask) -> list[list[Tensor]]:
     """For each member, the positions of its rows in each of DRAWN steps."""
     return [
         list(BatchOrder(m.order_seed, len(rows), task.recipe.batch_size).take(DRAWN))
@@ -55,7 +55,7 @@ def _batches(task: Task) -> list[list[Tensor]]:
     ]
 
 
-def _models(task: Task) -> list[nn.Module]:
+def _models(task: EnsembleTask) -> list[nn.Module]:
     d = task.x.shape[1]
     return [mlp(d, member.width, task.C, seed=member.init_seed).to(task.x.dtype) for member in task.members]
 
@@ -63,7 +63,7 @@ def _models(task: Task) -> list[nn.Module]:
 class Loop:
     """nn.Module, autograd, torch.optim.Adam, one network after the other."""
 
-    def __init__(self, task: Task, **options: bool) -> None:
+    def __init__(self, task: EnsembleTask, **options: bool) -> None:
         self.models = _models(task)
         self.optimizers = [torch.optim.Adam(model.parameters(), lr=0.01, **options) for model in self.models]
         self.full = task.recipe.batch_size is None
@@ -88,7 +88,7 @@ class Loop:
 class ByWidth:
     """torch.func.vmap(grad) over the networks of one width, one fused Adam for each width."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: EnsembleTask) -> None:
         self.task, models, batches = task, _models(task), _batches(task)
         self.t, self.groups = 0, []
         for width in dict.fromkeys(member.width for member in task.members):
@@ -126,7 +126,7 @@ class ByWidth:
 class Padded:
     """Every network padded with zeros to the widest, batched products, autograd, one fused Adam."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: EnsembleTask) -> None:
         models, width = _models(task), max(WIDTHS)
         M, d, C = len(models), task.x.shape[1], task.C
         made = {"dtype": task.x.dtype}
@@ -165,7 +165,7 @@ class Padded:
 class Ours:
     """kernelmem.training.ensemble.train.train_mlps, one step of it."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: EnsembleTask) -> None:
         (part,) = chunks(task, 2**31, task.x.element_size())
         self.task, self.engine = task, RaggedMLPs(task, part)
         self.optimizer = make_optimizer(task.recipe, self.engine.parameters, fused=True)
@@ -180,7 +180,7 @@ class Ours:
         return torch.stack([found[k] for k in range(len(self.task.members))])
 
 
-ENGINES: dict[str, Callable[[Task], Engine]] = {
+ENGINES: dict[str, Callable[[EnsembleTask], Engine]] = {
     "loop, Adam": Loop,
     "loop, Adam(fused=True)": lambda task: Loop(task, fused=True),
     "vmap by width": ByWidth,

@@ -50,7 +50,7 @@ def select(options: Options) -> list[Row]:
     """
     kinds = {row.kind for row in ROWS}
     if unknown := sorted(set(options.only) - kinds):
-        raise InputError(f"only={unknown}", expected=f"some of {', '.join(sorted(kinds))}", do="check the names")
+        raise InputError(f"only={unknown}", expected=f"some of {', '.join(sorted(kinds))}", hint="check the names")
     return [row for row in ROWS if not options.only or row.kind in options.only]
 
 

@@ -57,9 +57,9 @@ def select(options: Options) -> tuple[list[Row], list[Study]]:
     """
     known = {row.workload for row in ROWS} | {row.name for row in ROWS} | {study.name for study in STUDIES}
     if unknown := sorted(set(options.only) - known):
-        raise InputError(f"only={unknown}", expected=f"some of {', '.join(sorted(known))}", do="check the names")
+        raise InputError(f"only={unknown}", expected=f"some of {', '.join(sorted(known))}", hint="check the names")
     if unknown := sorted(set(options.engines) - set(ENGINES)):
-        raise InputError(f"engines={unknown}", expected=f"some of {', '.join(ENGINES)}", do="check the names")
+        raise InputError(f"engines={unknown}", expected=f"some of {', '.join(ENGINES)}", hint="check the names")
     if not options.only:
         return list(ROWS), list(STUDIES) if options.studies else []
     rows = [row for row in ROWS if {row.workload, row.name} & set(options.only)]

@@ -20,7 +20,6 @@ Source: Simon et al. 2021 and Wei, Hu, Steinhardt 2022 for kernels; pools and th
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
 from kernelmem.double_descent.prediction.untrained_network import Expected, PoolNetwork
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, flip_noise
@@ -39,12 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "predict_curve"]
 
-KIND = "prediction 1"
 AXES = ("width", "samples", "ridge")
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction(Result):
     """Expected mean squared errors, summed over outputs, along one axis; float64, (A,), means over S initial networks.
 
     Attributes:
@@ -97,19 +95,6 @@ class Prediction:
         from kernelmem.plotting.prediction import prediction_figure  # matplotlib is slow to import
 
         return prediction_figure(self, measured)
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, KIND, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Prediction":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered, or something else.
-        """
-        return read_value(path, KIND, cls)
 
     def __str__(self) -> str:
         return f"expected before training: {self.setting}\n{self.to_frame().to_string(float_format='{:.4g}'.format)}"
@@ -176,9 +161,9 @@ def predict_curve(
     """
     place = _Place.of(widths, samples, ridge, time)
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds {list(seeds)}", expected="at least one, none twice", do="pass seeds=(0, 1, 2)")
+        raise InputError(f"seeds {list(seeds)}", expected="at least one, none twice", hint="pass seeds=(0, 1, 2)")
     if outputs not in ("trace", "full"):
-        raise InputError(f"outputs={outputs!r}", expected='"trace" or "full"', do='pass outputs="trace"')
+        raise InputError(f"outputs={outputs!r}", expected='"trace" or "full"', hint='pass outputs="trace"')
     labels = as_labels(y_pool, "y_pool")
     found: list[list[Expected]] = []
     total, done = len(seeds) * len(place.widths), 0
@@ -191,7 +176,9 @@ def predict_curve(
                 torch.manual_seed(whole)
                 model = make_model(width)
             if not isinstance(model, nn.Module):
-                raise InputError(f"make_model that gives a {type(model).__name__}", expected="a module", do="return it")
+                raise InputError(
+                    f"make_model that gives a {type(model).__name__}", expected="a module", hint="return it"
+                )
             model.eval()
             pool = PoolNetwork.of(model, x_pool, labels, initial, forward, memory, outputs)
             flips = flip_noise(noise, pool.clean.shape[1], kind)
@@ -238,12 +225,12 @@ class _Place:
             raise InputError(
                 f"{sum(several)} lists among widths, samples and ridge",
                 expected="exactly one, the axis",
-                do="pass e.g. widths=[8, 16, 32], samples=400",
+                hint="pass e.g. widths=[8, 16, 32], samples=400",
             )
         if time is not None:
             as_number(time, "time", open_end=True)
             if several[2] or ridge != 0.0:
-                raise InputError(f"ridge={ridge!r} and time={time!r}", expected="one of them", do="leave one out")
+                raise InputError(f"ridge={ridge!r} and time={time!r}", expected="one of them", hint="leave one out")
         name = AXES[several.index(True)]
         whole = as_axis(widths, "widths", whole=True).astype(int).tolist()
         ns = as_axis(samples, "samples", whole=True).astype(int).tolist()
@@ -266,13 +253,13 @@ class _Place:
 def _checked_train(train: Any, pool: PoolNetwork, most: int) -> tuple[Tensor, Tensor]:
     N, C = pool.clean.shape
     if not isinstance(train, tuple | list) or len(train) != 2:
-        raise InputError(f"train of type {type(train).__name__}", expected="(rows, labels)", do="pass both")
+        raise InputError(f"train of type {type(train).__name__}", expected="(rows, labels)", hint="pass both")
     rows = as_labels(train[0], "train[0]", n_classes=N).cpu()
     labels = as_labels(train[1], "train[1]", n=len(rows), n_classes=C).cpu()
     if len(rows) < most or len(rows.unique()) != len(rows):
         raise InputError(
             f"{len(rows)} training rows, {len(rows.unique())} different ones",
             expected=f"at least {most}, none twice",
-            do="pass the rows of the largest number of samples, in the order in which smaller ones use them",
+            hint="pass the rows of the largest number of samples, in the order in which smaller ones use them",
         )
     return rows, labels

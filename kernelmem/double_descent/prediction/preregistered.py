@@ -22,11 +22,11 @@ from kernelmem.training.ensemble.train import Recipe, mlp
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["PreregisteredPrediction", "preregister"]
 
 
 @dataclass(frozen=True, eq=False)
-class Forecast:
+class PreregisteredPrediction:
     """What was expected before training, what the trained networks gave, and how near the two are."""
 
     prediction: Prediction
@@ -64,7 +64,7 @@ class Forecast:
         return f"{self.prediction}\n{self.score.to_frame().to_string(float_format='{:.4g}'.format)}\n{self.score}"
 
 
-def forecast(
+def preregister(
     data: LabeledData,
     samples: Sequence[int],
     *,
@@ -78,7 +78,7 @@ def forecast(
     executor: Executor | None = None,
     device: str | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> Forecast:
+) -> PreregisteredPrediction:
     """Predict the test error of MLPs along the training rows from their kernels at initialization; then train them.
 
     The prediction (:func:`kernelmem.double_descent.prediction.predict.predict_curve`, stopped at the recipe's training time, Σ learning
@@ -107,7 +107,7 @@ def forecast(
         raise InputError(
             f"recipe {recipe}",
             expected='optimizer "sgd", loss "mse", schedule "constant", full batches, no weight decay',
-            do="predictions are of lazy training: change the recipe",
+            hint="predictions are of lazy training: change the recipe",
         )
     if out is not None:
         check_directory(out)
@@ -129,7 +129,7 @@ def forecast(
         executor=executor, device=device, progress=progress,
     )  # fmt: skip
     # The recipe's loss is half of the squared error summed over classes.
-    result = Forecast(prediction, found, score_prediction(prediction, 2 * found.curves.test_loss))
+    result = PreregisteredPrediction(prediction, found, score_prediction(prediction, 2 * found.curves.test_loss))
     if out is not None:
         contents = {
             "summary.json": json.dumps(result.summary(), indent=1) + "\n",

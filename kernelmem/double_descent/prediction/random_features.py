@@ -80,7 +80,7 @@ def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
         raise InputError(
             f"a sweep of kind {sweep.kind!r}, features {config.get('features')!r}",
             expected="cosine features over their number",
-            do='pass what feature_sweep(data, "width", ...) gave',
+            hint='pass what feature_sweep(data, "width", ...) gave',
         )
     x = torch.cat([data.x_train, data.x_test]).to(torch.float64).flatten(1)
     y = torch.cat([data.y_train, data.y_test])

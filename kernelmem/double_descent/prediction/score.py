@@ -94,14 +94,16 @@ def score_prediction(prediction: Prediction, measured: Any, *, orders: int = 999
         raise InputError(
             f"measured of shape {tuple(runs.shape)} for a prediction at {A} places",
             expected=f"(runs, {A}), of at least three places",
-            do="measure where it was predicted",
+            hint="measure where it was predicted",
         )
     if not bool((runs > 0).all()):
-        raise InputError("measured errors that are not positive", expected="mean squared errors > 0", do="check them")
+        raise InputError("measured errors that are not positive", expected="mean squared errors > 0", hint="check them")
     if not bool(torch.isfinite(prediction.expected).all()):
         bad = prediction.axis[~torch.isfinite(prediction.expected)].tolist()
         raise InputError(
-            f"a prediction that is infinite at {bad}", expected="finite ones", do="leave the place out, or give a ridge"
+            f"a prediction that is infinite at {bad}",
+            expected="finite ones",
+            hint="leave the place out, or give a ridge",
         )
     orders = as_whole(orders, "orders", least=99)
     mean = runs.mean(0)

@@ -12,7 +12,7 @@ from kernelmem.core.batches import as_rows
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_number
 from kernelmem.double_descent.theory.kernel_ridge.curves import learnabilities, learning_curve
-from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, Task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents.prepare import prepare
 
@@ -42,7 +42,7 @@ def ridge_of_time(values: Any, time: float) -> float:
     kappa = torch.as_tensor(values, dtype=torch.float64).clamp_min(0)
     time = as_number(time, "time", open_end=True)
     if kappa.ndim != 1 or not len(kappa) or float(kappa.max()) == 0:
-        raise InputError("eigenvalues of which none is positive", expected="those of a kernel", do="check the kernel")
+        raise InputError("eigenvalues of which none is positive", expected="those of a kernel", hint="check the kernel")
     wanted = float(-torch.expm1(-time * kappa / len(kappa)).sum())
     # 1 − exp(−u) is between u/(1 + u) and 2 u/(2 + u) for small u and below 1: the root is within this range.
     low, high = math.log(EPS * float(kappa.max())), math.log(2 * len(kappa) / time + float(kappa.sum()))
@@ -98,7 +98,7 @@ class PoolNetwork:
             raise InputError(
                 f"{len(labels)} labels up to {int(labels.max())} for outputs of shape {(N, C)}",
                 expected=f"{N} labels 0..{C - 1}",
-                do="pair every row of the pool with its label, and give the network an output for each class",
+                hint="pair every row of the pool with its label, and give the network an output for each class",
             )
         kernel = ntk(model, x, outputs=outputs, dtype=torch.float64, forward=forward, memory=memory).cpu()
         kernel = kernel / C if outputs == "trace" else kernel.permute(0, 2, 1, 3).reshape(N * C, N * C)
@@ -126,7 +126,7 @@ class PoolNetwork:
         block, size = self.block, len(self.values)
         wanted = self._spectral(flips.shrink * self.clean - self.start)
         clean = self._spectral(self.clean)
-        task = Task(self.values, wanted.square().sum(1), size)
+        task = SpectralTask(self.values, wanted.square().sum(1), size)
         curve = learning_curve(task, [n * block], ridge=ridge, noise=flips.variance / block)
         assert curve.train is not None
         learned = learnabilities(task, [n * block], ridge=ridge)[0]

@@ -63,7 +63,7 @@ def cifar_sweep(
     Source: Nakkiran, Kaplun, Bansal, Yang, Barak, Sutskever 2019.
     """
     if family not in FAMILIES:
-        raise InputError(f"family={family!r}", expected=f"one of {', '.join(FAMILIES)}", do='pass family="resnet18"')
+        raise InputError(f"family={family!r}", expected=f"one of {', '.join(FAMILIES)}", hint='pass family="resnet18"')
     training = training or PictureTraining()
     return sweep(
         _standardized(cifar10(directory)),

@@ -14,9 +14,9 @@ import torch
 from kernelmem.core.atomic_files import check_directory, write_files
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.prediction.preregistered import Forecast, forecast
+from kernelmem.double_descent.prediction.preregistered import PreregisteredPrediction, preregister
 from kernelmem.double_descent.prediction.random_features import feature_theory
-from kernelmem.double_descent.sweeps.phase_diagram import Atlas, atlas
+from kernelmem.double_descent.sweeps.phase_diagram import PhaseDiagram, phase_diagram
 from kernelmem.double_descent.sweeps.random_features import feature_sweep
 from kernelmem.double_descent.sweeps.result import Sweep
 from kernelmem.double_descent.sweeps.sweep import sweep
@@ -97,7 +97,7 @@ def preset(kind: Kind, size: Size = "quick") -> Preset:
         raise InputError(
             f"preset kind={kind!r}, size={size!r}",
             expected=f"a kind of {', '.join(KINDS)}, a size of quick, paper",
-            do="pass one of each",
+            hint="pass one of each",
         )
     return sizes[size][kind]
 
@@ -109,7 +109,7 @@ def of_size(settings: Mapping[str, dict[str, Any]], size: str) -> dict[str, Any]
         InputError: an unknown size.
     """
     if size not in settings:
-        raise InputError(f"size={size!r}", expected=f"one of {', '.join(settings)}", do="pass one of them")
+        raise InputError(f"size={size!r}", expected=f"one of {', '.join(settings)}", hint="pass one of them")
     return settings[size]
 
 
@@ -152,9 +152,9 @@ def run_atlas(
     executor: Executor | None = None,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Atlas:
+) -> PhaseDiagram:
     """Run the atlas of the digits, and write atlas.safetensors, summary.json, results.csv and the figure to ``out`` if given."""
-    found = atlas(
+    found = phase_diagram(
         digits_pool(seed), recipe=_SAMPLE, seed=seed, out=out, executor=executor, device=device, progress=progress,
         **of_size(_ATLAS, size),
     )  # fmt: skip
@@ -239,11 +239,11 @@ def run_forecast(
     executor: Executor | None = None,
     device: str | None = None,
     progress: Progress | None = None,
-) -> Forecast:
-    """Foretell the learning curve of the digits, then train; see :func:`kernelmem.double_descent.prediction.preregistered.forecast`."""
+) -> PreregisteredPrediction:
+    """Foretell the learning curve of the digits, then train; see :func:`kernelmem.double_descent.prediction.preregistered.preregister`."""
     pool = digits_pool(seed)
     common = {"seed": seed, "out": out, "executor": executor, "device": device, "progress": progress}
-    return forecast(pool, **of_size(_FORECAST, size), **common)
+    return preregister(pool, **of_size(_FORECAST, size), **common)
 
 
 def write_sweep(found: Sweep, out: str | Path, *, theory: Sequence[Theory] = ()) -> list[Path]:

@@ -47,7 +47,7 @@ class PictureTraining:
             raise InputError(
                 f"rows of shape {tuple(x.shape[1:])}, optimizer={self.optimizer!r}",
                 expected='pictures (channels, H, W), "adam" or "sgd"',
-                do="reshape the rows, as kernelmem.training.image_datasets gives them",
+                hint="reshape the rows, as kernelmem.training.image_datasets gives them",
             )
         home = next(model.parameters()).device
         place = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -73,7 +73,7 @@ class PictureTraining:
                 raise NumericalError(
                     f"a loss of {loss.item()} after {step} steps at learning rate {self.learning_rate:g}",
                     expected="a finite loss",
-                    do="lower the learning rate, or scale the pictures",
+                    hint="lower the learning rate, or scale the pictures",
                 )
         model.to(home).eval()
 

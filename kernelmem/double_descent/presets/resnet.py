@@ -84,5 +84,5 @@ def _check(width: int, n_classes: int) -> None:
         raise InputError(
             f"width {width!r}, {n_classes!r} classes",
             expected="a whole number of channels >= 1, at least two classes",
-            do="pass width=64 for the usual network",
+            hint="pass width=64 for the usual network",
         )

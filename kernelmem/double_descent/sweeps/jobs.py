@@ -148,7 +148,7 @@ def _trained_by_user(job: Job, train: Train) -> dict[str, Tensor]:
             raise UnsupportedModelError(
                 f"a model whose outputs have shape {tuple(outputs[1].shape)}",
                 expected=f"({len(x_test)}, {job.n_classes}), one column a class",
-                do=f"let make_model(width) return a module with {job.n_classes} outputs",
+                hint=f"let make_model(width) return a module with {job.n_classes} outputs",
             )
         column = {}
         for name, own, labels in zip(("train", "test"), outputs, (member.labels, job.y_test), strict=True):

@@ -58,7 +58,7 @@ def mean_se(curves: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     values = np.asarray(curves, dtype=np.float64)
     if values.ndim != 2 or not len(values):
-        raise InputError(f"curves of shape {values.shape}", expected="(S, A), one curve a seed", do="stack them")
+        raise InputError(f"curves of shape {values.shape}", expected="(S, A), one curve a seed", hint="stack them")
     if len(values) < 2:
         return values.mean(0), np.full(values.shape[1], math.nan)
     return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
@@ -123,12 +123,12 @@ def peak(curves: Any, axis: Any = None, *, metric: str = "test_error") -> Peak:
         raise InputError(
             f"curves of shape {values.shape}",
             expected=f"(S, A) with S >= {FEWEST} seeds: each half of them needs two for a standard error",
-            do="run more seeds",
+            hint="run more seeds",
         )
     S, A = values.shape
     places = np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis").double().cpu().numpy()
     if places.shape != (A,):
-        raise InputError(f"axis of shape {places.shape}", expected=f"({A},), one value a column", do="pass them all")
+        raise InputError(f"axis of shape {places.shape}", expected=f"({A},), one value a column", hint="pass them all")
 
     halves = _halves(S)  # (J, S) bool
     picking = np.concatenate([halves, ~halves])

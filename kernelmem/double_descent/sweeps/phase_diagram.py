@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_labels, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.double_descent.sweeps.jobs import FIGURES, Job, run_jobs
 from kernelmem.double_descent.sweeps.training_sets import Drawn, draw
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["Atlas", "atlas"]
+__all__ = ["PhaseDiagram", "phase_diagram"]
 
-KIND = "atlas 1"
 RIDGE = 1e-2  # of the mean diagonal of the tangent kernel
 
 
-@dataclass(frozen=True, eq=False)
-class Atlas:
+@dataclass(frozen=True, eq=False, repr=False)
+class PhaseDiagram(Result):
     """Figures over four axes; R noise rates, N numbers of rows, W widths, T steps, S seeds, float64.
 
     Attributes:
@@ -63,7 +62,7 @@ class Atlas:
         """Return axes, means over seeds and their standard errors as nested lists, None for NaN."""
         from kernelmem.double_descent.sweeps.result import plain
 
-        found: dict[str, Any] = {"kind": "atlas", "seeds": len(self.test_error), "epsilon": self.epsilon}
+        found: dict[str, Any] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
         for own in fields(self):
             value = getattr(self, own.name)
             if isinstance(value, Tensor):
@@ -95,19 +94,6 @@ class Atlas:
 
         return atlas_figure(self)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, KIND, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Atlas":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, KIND, cls)
-
     def _axes(self) -> tuple[tuple[float, ...], ...]:
         return (self.noise, self.samples, self.widths, self.steps)
 
@@ -128,7 +114,7 @@ class Atlas:
         return "\n".join(lines)
 
 
-def atlas(
+def phase_diagram(
     data: LabeledData,
     *,
     widths: Sequence[int],
@@ -143,7 +129,7 @@ def atlas(
     executor: Executor | None = None,
     device: str | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> Atlas:
+) -> PhaseDiagram:
     """Train a network for every width, number of rows, noise rate and seed, and take its figures at every step asked for.
 
     Seeds are paired as in :func:`kernelmem.double_descent.sweeps.sweep.sweep`, rows and labels nested in the number of rows. The kernel
@@ -173,7 +159,7 @@ def atlas(
     axes = {"widths": widths, "samples": samples, "steps": steps, "noise": noise}
     for name, own in axes.items():
         if not len(own) or list(own) != sorted(set(own)):
-            raise InputError(f"{name}={list(own)!r}", expected="increasing values, at least one", do="sort them")
+            raise InputError(f"{name}={list(own)!r}", expected="increasing values, at least one", hint="sort them")
     recipe = replace(recipe or Recipe(), steps=int(steps[-1]))
     x, x_test = as_tensor(data.x_train, "x_train"), as_tensor(data.x_test, "x_test")
     y, y_test = as_labels(data.y_train, "y_train", n=len(x)), as_labels(data.y_test, "y_test", n=len(x_test))
@@ -200,7 +186,7 @@ def atlas(
     shape = (seeds, len(noise), len(samples), len(widths), len(steps))
     trained = {name: torch.stack([own[name] for own in found]).reshape(shape) for name in FIGURES}
     kernels = torch.stack([_kernel(drawn, x, widths, samples, noise, data.n_classes) for drawn in draws])
-    return Atlas(
+    return PhaseDiagram(
         noise=tuple(float(own) for own in noise),
         samples=tuple(int(own) for own in samples),
         widths=tuple(int(own) for own in widths),

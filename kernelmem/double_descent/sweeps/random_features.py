@@ -14,7 +14,7 @@ from kernelmem.core.checks import as_labels, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.sweeps.result import Sweep, stack
 from kernelmem.double_descent.sweeps.threshold import Threshold
-from kernelmem.double_descent.sweeps.training_sets import Drawn, Rows, draw
+from kernelmem.double_descent.sweeps.training_sets import Drawn, TrainingSet, draw
 from kernelmem.training.datasets import LabeledData
 
 __all__ = ["feature_sweep", "random_features"]
@@ -105,7 +105,7 @@ def feature_sweep(
     """
     started = time.perf_counter()
     if over not in KINDS:
-        raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", do="pass one of these")
+        raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
     axis = _checked(over, values, len(data.x_train))
     settings = {"samples": n, "width": width, "ridge": ridge, "noise": noise}
     cells = [{**settings, over: value} for value in axis]
@@ -200,7 +200,7 @@ def _svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _figures(
     solved: _Decomposed, drawn: Drawn, n: int, rate: float, ridge: float, y_test: Tensor, noisy: Drawn, C: int
 ) -> dict[str, Tensor]:
-    own: Rows = drawn.rows(n, rate)
+    own: TrainingSet = drawn.rows(n, rate)
     eye = torch.eye(C, dtype=torch.float64)
     fitted, outputs = solved.outputs(eye[own.labels] - 1 / C, ridge)
     said, said_test = fitted.argmax(1), outputs.argmax(1)
@@ -228,6 +228,6 @@ def _checked(over: Over, values: Sequence[float], most: int) -> tuple[float, ...
         raise InputError(
             f"values {list(values)!r} of {over}",
             expected=f"increasing {'whole ' if whole else ''}numbers from {low} to {high}",
-            do="sort them; a larger training set allows more samples",
+            hint="sort them; a larger training set allows more samples",
         )
     return axis

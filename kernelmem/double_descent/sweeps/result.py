@@ -99,14 +99,14 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if self.kind not in AXES:
-            raise InputError(f"kind {self.kind!r}", expected=f"one of {', '.join(AXES)}", do="pass one of these")
+            raise InputError(f"kind {self.kind!r}", expected=f"one of {', '.join(AXES)}", hint="pass one of these")
         for own in (self.curves, *([self.control] if self.control is not None else [])):
             for name, value in own.tensors().items():
                 if value.ndim != 2 or value.shape != own.shape or value.shape[1] != len(self.axis):
                     raise InputError(
                         f"{name} of shape {tuple(value.shape)} beside an axis of {len(self.axis)} values",
                         expected="(S, A) for every curve",
-                        do="pass one line a seed",
+                        hint="pass one line a seed",
                     )
 
     def peak(self, metric: str | None = None, *, control: bool = False) -> Peak:
@@ -118,7 +118,7 @@ class Sweep:
         name = metric or self.metric
         curves = self.control if control else self.curves
         if curves is None:
-            raise InputError("a sweep without control", expected="control curves", do="run it with control=4")
+            raise InputError("a sweep without control", expected="control curves", hint="run it with control=4")
         return peak(getattr(curves, name), self.axis, metric=name)
 
     def interpolation(self) -> Threshold:

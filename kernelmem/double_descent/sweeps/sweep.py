@@ -34,7 +34,7 @@ class ThresholdWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class SweepCell:
     """One network of a sweep: which line (seed) and column of the curves it fills."""
 
     control: bool
@@ -182,7 +182,7 @@ def _cells(
     clean: bool,
     line: int,
     seed: int,
-) -> list[Cell]:
+) -> list[SweepCell]:
     """The networks of one seed along the axis."""
     own_seed = seed_sequence(seed, [str(s) for s in range(line + 1)])[str(line)]
     drawn = draw(y, own_seed, nested="rates" if over == "noise" else "samples")
@@ -199,19 +199,19 @@ def _cells(
         own = replace(own, depth=int(now["depth"])) if over == "depth" else own
         member = Member(width, rows.at, rows.labels, drawn.init_seed, drawn.order_seed)
         where = None if value is None else column
-        cells.append(Cell(clean, line, where, own, member, rows.clean, noisy_test))
+        cells.append(SweepCell(clean, line, where, own, member, rows.clean, noisy_test))
     return cells
 
 
-def _chunks(cells: list[Cell], size: int) -> list[list[Cell]]:
+def _chunks(cells: list[SweepCell], size: int) -> list[list[SweepCell]]:
     """Cells of one recipe, ``size`` at a time, in order."""
-    by_recipe: dict[Recipe, list[Cell]] = {}
+    by_recipe: dict[Recipe, list[SweepCell]] = {}
     for cell in cells:
         by_recipe.setdefault(cell.recipe, []).append(cell)
     return [own[k : k + size] for own in by_recipe.values() for k in range(0, len(own), size)]
 
 
-def _curves(parts: list[list[Cell]], found: list[dict[str, Tensor]], A: int, *, control: bool) -> Curves | None:
+def _curves(parts: list[list[SweepCell]], found: list[dict[str, Tensor]], A: int, *, control: bool) -> Curves | None:
     S = 1 + max((cell.line for part in parts for cell in part if cell.control is control), default=-1)
     if not S:
         return None
@@ -227,7 +227,7 @@ def _curves(parts: list[list[Cell]], found: list[dict[str, Tensor]], A: int, *, 
 
 def _axis(over: str, values: Sequence[float], data: LabeledData, make_model: Any, train: Any) -> tuple[float, ...]:
     if over not in KINDS:
-        raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", do="pass one of these")
+        raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
     axis = tuple(float(own) for own in as_tensor(list(values), over, dtype=torch.float64))
     most = {"samples": len(data.x_train), "noise": 1}.get(over, float("inf"))
     least = 0 if over in ("noise", "ridge", "steps") else 1
@@ -237,16 +237,16 @@ def _axis(over: str, values: Sequence[float], data: LabeledData, make_model: Any
         raise InputError(
             f"values {list(values)!r} of {over}",
             expected=f"increasing {'whole ' if whole else ''}numbers from {least} to {most}",
-            do="sort them; a larger training set allows more samples",
+            hint="sort them; a larger training set allows more samples",
         )
     if train is not None and (make_model is None or over in ("steps", "ridge", "depth")):
         raise InputError(
             f"train= {'over ' + over if make_model is not None else 'without make_model='}",
             expected="make_model= beside it; width, samples or noise to sweep",
-            do="pass both; steps, depth and ridges are swept with a Recipe",
+            hint="pass both; steps, depth and ridges are swept with a Recipe",
         )
     if over == "depth" and make_model is not None:
         raise InputError(
-            "make_model= over depth", expected="MLPs", do='sweep over="width": make_model takes any number'
+            "make_model= over depth", expected="MLPs", hint='sweep over="width": make_model takes any number'
         )
     return axis

@@ -64,13 +64,13 @@ def crossing(
         raise InputError(
             f"axis of shape {places.shape}, training errors of shape {errors.shape}",
             expected="(A,) and (S, A)",
-            do="pass one line of errors a seed",
+            hint="pass one line of errors a seed",
         )
     if not (np.diff(places) > 0).all() or not np.isfinite(errors).all() or not 0 < epsilon < 1:
         raise InputError(
             f"axis {places.tolist()}, epsilon {epsilon!r}",
             expected="an increasing axis, finite errors, epsilon between 0 and 1",
-            do="sort the axis",
+            hint="sort the axis",
         )
     if direction == "rising":
         other = crossing(-places[::-1], errors[:, ::-1], epsilon=epsilon)

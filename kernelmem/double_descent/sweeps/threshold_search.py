@@ -101,7 +101,7 @@ def find_threshold(
         raise InputError(
             f"budget={budget:g} of a sweep of {len(grid)} values and {sweep_seeds or seeds} seeds",
             expected=f"at least {2 * worst / whole:.2g}: two seeds at up to {rounds} values",
-            do="raise the budget, or sweep more values or seeds",
+            hint="raise the budget, or sweep more values or seeds",
         )
     tried: list[int] = []
 

@@ -11,10 +11,10 @@ from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.label_noise.corrupt import corrupt_labels
 
-__all__ = ["Drawn", "Rows", "draw"]
+__all__ = ["Drawn", "TrainingSet", "draw"]
 
 
-class Rows(NamedTuple):
+class TrainingSet(NamedTuple):
     """Rows of the pool (n,), their labels with noise (n,), their true labels (n,), the mask of flipped ones (n,)."""
 
     at: Tensor
@@ -44,7 +44,7 @@ class Drawn:
     order_seed: int
     nested: Literal["samples", "rates"]
 
-    def rows(self, n: int, rate: float) -> Rows:
+    def rows(self, n: int, rate: float) -> TrainingSet:
         """Return the first n rows, exactly round(rate n) of them with a wrong label (Python's round).
 
         Nested in samples: rows and labels of n' < n rows are the first of those of n; the order of the pool is random, so
@@ -57,7 +57,7 @@ class Drawn:
             raise InputError(
                 f"{n} rows of a pool of {len(self.order)}, rate {rate!r}",
                 expected=f"1..{len(self.order)} rows, a rate from 0 to 1",
-                do="ask for fewer rows, or pass a larger training set",
+                hint="ask for fewer rows, or pass a larger training set",
             )
         if self.nested == "samples":
             counts = np.array([round(rate * i) for i in range(n + 1)])
@@ -66,7 +66,7 @@ class Drawn:
             flipped = torch.zeros(n, dtype=torch.bool)
             flipped[self.priority[:n].argsort()[: round(rate * n)]] = True
         labels = torch.where(flipped, self.wrong[:n], self.clean[:n])
-        return Rows(self.order[:n], labels, self.clean[:n], flipped)
+        return TrainingSet(self.order[:n], labels, self.clean[:n], flipped)
 
 
 def draw(y: Tensor, seed: int, *, nested: Literal["samples", "rates"] = "samples") -> Drawn:

@@ -50,7 +50,7 @@ from kernelmem.double_descent.theory.kernel_ridge.curves import ridge_curve as r
 from kernelmem.double_descent.theory.kernel_ridge.simulate import simulate_features as simulate_features
 from kernelmem.double_descent.theory.kernel_ridge.simulate import simulate_learning as simulate_learning
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise as FlipNoise
-from kernelmem.double_descent.theory.kernel_ridge.spectral_task import Task as Task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import SpectralTask as SpectralTask
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import error_bound as error_bound
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise as flip_noise
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import pool_task as pool_task

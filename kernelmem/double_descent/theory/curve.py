@@ -55,7 +55,7 @@ class Curve:
                 raise InputError(
                     f"{name} of shape {tuple(values.shape)} beside an axis of shape {tuple(self.axis.shape)}",
                     expected="one value for each place of the axis",
-                    do="compute both on the same axis",
+                    hint="compute both on the same axis",
                 )
 
     @property

@@ -47,7 +47,7 @@ def gaussian_features_curve(features: Any, *, n: int, power: Any, noise: float) 
         raise InputError(
             f"features up to {p[-1]:g} with {len(beta2)} powers",
             expected="at most as many features as the target has coefficients",
-            do="pad power with zeros for features that the target does not use",
+            hint="pad power with zeros for features that the target does not use",
         )
     total = np.concatenate([[0.0], np.cumsum(beta2)])
     seen = total[p.astype(int)]

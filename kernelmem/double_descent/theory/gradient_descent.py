@@ -31,7 +31,7 @@ def descent_weights(X: Any, y: Any, steps: Any, *, step_size: float) -> Tensor:
     t, U, lam, Vt, eta, n = _descent(X, steps, step_size)
     targets = as_tensor(y, "y").double().cpu().numpy()
     if targets.ndim not in (1, 2) or len(targets) != n:
-        raise InputError(f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", do="pair rows and targets")
+        raise InputError(f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", hint="pair rows and targets")
     projected = (U.T @ targets.reshape(n, -1)) * math.sqrt(n)
     paths = _reached(t, eta * lam) / np.where(lam > 0, lam, 1.0) * np.sqrt(lam)  # of Qᵀ w per unit of Uᵀ y √n / n
     weights = np.einsum("ip,gi,ic->gpc", Vt, paths, projected / n)
@@ -68,7 +68,7 @@ def design_curve(
         raise InputError(
             f"coefficients of shape {beta.shape}, covariance of shape {sigma.shape}",
             expected=f"({p},), and ({p},) or ({p}, {p})",
-            do="pass one coefficient for each column of X",
+            hint="pass one coefficient for each column of X",
         )
     reached = _reached(t, eta * lam)  # (G, r)
     missed = beta - (reached * (Vt @ beta)) @ Vt  # (G, p)
@@ -95,7 +95,7 @@ def _descent(X: Any, steps: Any, step_size: float) -> tuple[np.ndarray, np.ndarr
     t = as_axis(steps, "steps", whole=True, open_end=False)
     rows = as_tensor(X, "X").double().cpu().numpy()
     if rows.ndim != 2 or 0 in rows.shape:
-        raise InputError(f"X of shape {rows.shape}", expected="(n, p), not empty", do="flatten the inputs to rows")
+        raise InputError(f"X of shape {rows.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")
     eta = as_number(step_size, "step_size", open_end=True)
     U, s, Vt = np.linalg.svd(rows, full_matrices=False)
     lam = np.where(s > np.finfo(float).eps * max(rows.shape) * s[0], s, 0.0) ** 2 / len(rows)

@@ -87,7 +87,7 @@ def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, n
         raise InputError(
             f"{s2.shape} scales, {theta2.shape} coefficients, step sizes of shape {eta.shape}",
             expected="scales and coefficients (p,), one step size or (p,)",
-            do="repeat the scale of a group for each of its features",
+            hint="repeat the scale of a group for each of its features",
         )
     check_stable(eta * s2)
     factor = 1 - eta * s2
@@ -128,7 +128,7 @@ def simulate_gradient_flow(
 def _scales(scales: Any) -> np.ndarray:
     squares = as_powers(as_tensor(scales, "scales").double() ** 2, "scales")
     if (squares <= 0).any():
-        raise InputError("scales with zeros", expected="standard deviations > 0", do="leave constant features out")
+        raise InputError("scales with zeros", expected="standard deviations > 0", hint="leave constant features out")
     return squares
 
 
@@ -138,7 +138,7 @@ def check_stable(pace: np.ndarray) -> None:
         raise InputError(
             f"a step size with step x curvature from {pace.min():.3g} to {pace.max():.3g}",
             expected="0 < step size < 2 / largest curvature, so that the iteration converges",
-            do="lower the step size",
+            hint="lower the step size",
         )
 
 

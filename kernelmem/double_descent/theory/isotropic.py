@@ -91,7 +91,7 @@ def misspecified_curve(ratio: Any, *, signal: float, noise: float, share: Any) -
         raise InputError(
             f"share of shape {kappa.shape} for {len(gamma)} ratios",
             expected="one value of [0, 1] for each ratio",
-            do="pass share=polynomial_share(ratio, 1.5), or ratio / ratio[-1]",
+            hint="pass share=polynomial_share(ratio, 1.5), or ratio / ratio[-1]",
         )
     missed = signal * (1 - kappa)
     parts = [_risk(gamma[[i]], signal * kappa[i], noise + missed[i], np.zeros(1)) for i in range(len(gamma))]

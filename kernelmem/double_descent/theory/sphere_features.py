@@ -47,7 +47,7 @@ def activation_moments(activation: Callable[[np.ndarray], np.ndarray], kinks: Se
         raise InputError(
             f"an activation with linear part {linear:.3g} and nonlinear variance {rest:.3g}",
             expected="an activation with both parts, finite on [-14, 14]",
-            do="use one that is neither linear nor even; of a linear one, isotropic_curve is the theory",
+            hint="use one that is neither linear nor even; of a linear one, isotropic_curve is the theory",
         )
     return Moments(mean, linear, math.sqrt(rest))
 

@@ -84,7 +84,7 @@ class VarianceComponents:
         raise InputError(
             f"factors {sorted(wanted)}",
             expected=f"one of {', '.join(own.name for own in self.components)}",
-            do="name the factors of one component",
+            hint="name the factors of one component",
         )
 
     def averaged(self, **counts: int) -> float:
@@ -95,7 +95,7 @@ class VarianceComponents:
         """
         for name, k in counts.items():
             if name not in self.levels:
-                raise InputError(f"factor {name!r}", expected=f"one of {', '.join(self.levels)}", do="vary it")
+                raise InputError(f"factor {name!r}", expected=f"one of {', '.join(self.levels)}", hint="vary it")
             as_whole(k, name)
         total = self.bias
         for own in self.components:
@@ -242,18 +242,18 @@ def _check(f: Tensor, factors: tuple[str, ...], inside: Mapping[str, str]) -> No
         raise InputError(
             f"outputs of shape {tuple(f.shape)} for factors {factors}",
             expected="one axis for each factor, in order, then rows and outputs",
-            do="reshape to (levels, ..., m, C), as Factorial.fold does",
+            hint="reshape to (levels, ..., m, C), as Factorial.fold does",
         )
     if max(f.shape[:-2]) < 2:
         raise InputError(
             f"outputs of shape {tuple(f.shape)}, one training",
             expected="at least two levels of a factor",
-            do="train with other seeds",
+            hint="train with other seeds",
         )
     for name, outer in inside.items():
         if name not in factors or outer not in factors or outer in inside or name == outer:
             raise InputError(
                 f"nested={dict(inside)!r} of factors {factors}",
                 expected="{inner factor: outer factor}, the outer one not nested itself",
-                do='pass nested={"noise": "data"}, or leave it out',
+                hint='pass nested={"noise": "data"}, or leave it out',
             )

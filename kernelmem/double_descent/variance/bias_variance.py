@@ -59,7 +59,7 @@ class Decomposition:
             raise InputError(
                 "a decomposition of cross-entropy",
                 expected="one of squared loss: there the variance of a mean is variance / k",
-                do="decompose_squared of the probabilities, or measure the ensemble",
+                hint="decompose_squared of the probabilities, or measure the ensemble",
             )
         as_whole(k, "k")
         return self.bias + self.variance / k
@@ -133,14 +133,14 @@ def decompose_cross_entropy(log_probabilities: Any, targets: Any) -> Decompositi
         raise InputError(
             f"log-probabilities whose exponentials sum to {float(f.logsumexp(2).exp().max()):.4g} in a row",
             expected="1 in every row, of every member",
-            do="pass outputs.log_softmax(-1), in float64",
+            hint="pass outputs.log_softmax(-1), in float64",
         )
     y = read_targets(targets, f)
     if bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > SUMS_TO_ONE).any()):
         raise InputError(
             "targets (m, C) that are no probabilities",
             expected="rows that are >= 0 and sum to 1",
-            do="pass labels (m,), or probabilities",
+            hint="pass labels (m,), or probabilities",
         )
     K, total = len(f), f.sum(0)
     risk = torch.special.xlogy(y, y).sum(1) - (f * y).sum(2)
@@ -183,7 +183,7 @@ def _members(outputs: Any) -> Tensor:
         raise InputError(
             f"outputs of shape {tuple(f.shape)}",
             expected="(K, m, C) of K >= 2 members on the same m rows",
-            do="stack the outputs of the members along a first axis",
+            hint="stack the outputs of the members along a first axis",
         )
     return f
 
@@ -203,6 +203,6 @@ def read_targets(targets: Any, f: Tensor) -> Tensor:
         raise InputError(
             f"targets of shape {tuple(y.shape)} for outputs {tuple(f.shape)}",
             expected=f"integer labels ({m},), or real targets ({m}, {C})",
-            do="give the targets of the rows that the outputs are of",
+            hint="give the targets of the rows that the outputs are of",
         )
     return y.double()

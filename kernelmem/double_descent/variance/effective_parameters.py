@@ -59,7 +59,7 @@ def effective_parameters(smoother: Any) -> EffectiveParameters:
         raise InputError(
             f"a smoother of shape {tuple(s.shape)}",
             expected="(m, n), or (m, C, n, C)",
-            do="give one row for each prediction and one column for each training target",
+            hint="give one row for each prediction and one column for each training target",
         )
     n, C = (s.shape[1], 1) if s.ndim == 2 else (s.shape[2], s.shape[1])
     rows = s.square().flatten(1).sum(1) * n / C
@@ -90,7 +90,7 @@ def kernel_smoother(kernel: Any, rows: Any = None, *, ridge: float = 0.0) -> Ten
         raise InputError(
             f"rows of shape {tuple(left.shape)} for a kernel {tuple(K.shape)}",
             expected=f"(m, {len(K)})",
-            do="pass the kernel of the rows with the training rows",
+            hint="pass the kernel of the rows with the training rows",
         )
     values, vectors = torch.linalg.eigh(K)
     some = values > len(K) * EPS * float(values.abs().max())
@@ -121,7 +121,7 @@ def feature_smoother(features: Any, rows: Any = None, *, ridge: float = 0.0) -> 
         raise InputError(
             f"features of shape {tuple(phi.shape)}, rows of shape {tuple(left.shape)}",
             expected="(n, p) and (m, p)",
-            do="compute both with the same feature map",
+            hint="compute both with the same feature map",
         )
     U, sigma, Vt = torch.linalg.svd(phi, full_matrices=False)
     some = sigma > max(phi.shape) * EPS * float(sigma.max())
@@ -131,4 +131,4 @@ def feature_smoother(features: Any, rows: Any = None, *, ridge: float = 0.0) -> 
 
 def _check_ridge(ridge: Any) -> None:
     if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
-        raise InputError(f"ridge={ridge!r}", expected="a number >= 0", do="pass ridge=0.0 for no ridge")
+        raise InputError(f"ridge={ridge!r}", expected="a number >= 0", hint="pass ridge=0.0 for no ridge")

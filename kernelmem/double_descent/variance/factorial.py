@@ -70,7 +70,7 @@ class Factorial:
             raise InputError(
                 f"outputs of shape {tuple(outputs.shape)}",
                 expected=f"({len(self)}, m, C): one member for each cell, in order",
-                do="train Factorial.members with keep_outputs=True",
+                hint="train Factorial.members with keep_outputs=True",
             )
         return outputs.unflatten(0, self.shape)
 
@@ -117,7 +117,7 @@ def factorial(
     initializations, data, noise, order = sizes.values()
     total = math.prod(sizes.values())
     if total > MOST_CELLS:
-        raise InputError(f"{total:,} cells", expected=f"at most {MOST_CELLS:,}", do="take fewer levels")
+        raise InputError(f"{total:,} cells", expected=f"at most {MOST_CELLS:,}", hint="take fewer levels")
     roots = seed_sequence(seed, FACTORS)
     init, draws, flips, orders = (
         [_level(root, level) for level in range(size)]

@@ -17,7 +17,6 @@ averaged over it, momentum, decay and adaptive optimizers: derived here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows, as_rows, named_leaves
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.double_descent.variance.effective_parameters import EffectiveParameters, effective_parameters
 from kernelmem.kernels.ntk import as_bytes
 from kernelmem.recording.run import Run
-from kernelmem.recording.verify_model import check_retaken
+from kernelmem.recording.verify_model import verify_model
 from kernelmem.training.losses import per_example_loss
 from kernelmem.trajectory.argument_checks import check_quadrature, check_run, number_of_examples
 from kernelmem.trajectory.integration.step_integral import whole_tangents
@@ -39,16 +38,15 @@ from kernelmem.trajectory.optimizers import filter_of
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
 from kernelmem.trajectory.targets import explained
-from kernelmem.trajectory.trace import Batch, Stretch, Tracing
+from kernelmem.trajectory.trace import StepBatch, Stretch, Tracing
 
 __all__ = ["RunSmoother", "run_smoother"]
 
-KIND = "run smoother 1"
 SQUARED = ("mse", "mse_mean")
 
 
-@dataclass(frozen=True, eq=False)
-class RunSmoother:
+@dataclass(frozen=True, eq=False, repr=False)
+class RunSmoother(Result):
     """f_T = offset + S y of n training rows and m others: float64."""
 
     train: Tensor = field(repr=False)  # (n, C, n, C)
@@ -76,19 +74,6 @@ class RunSmoother:
             InputError: there are none.
         """
         return effective_parameters(self.rows)
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, KIND, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "RunSmoother":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered, or something else.
-        """
-        return read_value(path, KIND, cls)
 
     def __str__(self) -> str:
         n, C, m = len(self.train), self.targets.shape[1], len(self.rows)
@@ -151,9 +136,9 @@ def run_smoother(
             f"a run with the loss {run.loss.removeprefix('callable:')}",
             expected=f"squared loss by name, {' or '.join(SQUARED)}: of another the gradient is not linear in outputs and"
             " labels, and the network is no linear smoother",
-            do='train with Recorder(..., loss="mse"), or take km.influence for the effect of labels',
+            hint='train with Recorder(..., loss="mse"), or take km.influence for the effect of labels',
         )
-    check_retaken(run, model, forward=forward)
+    verify_model(run, model, forward=forward)
     steps = list(run.steps)
     n = number_of_examples(data, 1 + max(int(step.examples.max()) for step in steps))
     trained_rows, rows = _together(data[0], x, n)
@@ -210,7 +195,7 @@ class _Affine:
         self.met = torch.zeros(n, dtype=torch.bool)
         self.scale = 1.0 if run.loss == "mse" else 2 / self.C
 
-    def gradient(self, batch: Batch, tangents: Tensor, t: int) -> Tensor:
+    def gradient(self, batch: StepBatch, tangents: Tensor, t: int) -> Tensor:
         """Σ_b v_b J(x_b)ᵀ (F(x_b) − [y_b]): (D, P)."""
         index = batch.examples
         self._meet(index, batch.targets, t)
@@ -246,7 +231,7 @@ class _Affine:
             raise InputError(
                 f"a run whose step {t} has other targets for an example than a step before it",
                 expected="one target for each example, all along the run",
-                do="record a run without mixed or redrawn targets",
+                hint="record a run without mixed or redrawn targets",
             )
         self.targets[index], self.met[index] = y, True
 
@@ -259,7 +244,7 @@ def _together(x_train: Any, x: Any, n: int) -> tuple[Rows, Rows]:
         raise InputError(
             f"data of {train.n} rows and {n} targets",
             expected="one target for each row",
-            do="pass data=(x_train, y_train)",
+            hint="pass data=(x_train, y_train)",
         )
     if x is None:
         return train, train
@@ -268,20 +253,20 @@ def _together(x_train: Any, x: Any, n: int) -> tuple[Rows, Rows]:
     shapes = [[tuple(leaf.shape[1:]) for leaf in own] for own in columns]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"training rows of shape {shapes[0]} and rows x of shape {shapes[1]}", expected="the same", do="check x"
+            f"training rows of shape {shapes[0]} and rows x of shape {shapes[1]}", expected="the same", hint="check x"
         )
     joined = iter([torch.cat(pair) for pair in zip(*columns, strict=True)])
     return train, Rows(train.map(lambda _: next(joined)), train.n + others.n)
 
 
-def _check_inputs(batch: Batch, train: Rows, t: int) -> None:
+def _check_inputs(batch: StepBatch, train: Rows, t: int) -> None:
     own, given = named_leaves(batch.rows.tree, "x"), named_leaves(train.take(batch.examples), "x")
     same = len(own) == len(given) and all(torch.equal(a, b) for (_, a), (_, b) in zip(own, given, strict=True))
     if not same:
         raise InputError(
             f"a run whose step {t} was taken on other inputs than data[0] has for its examples",
             expected="the same inputs for an example, all along the run",
-            do="pass the training rows in the order of the recorded indices; a run with augmentation has no smoother",
+            hint="pass the training rows in the order of the recorded indices; a run with augmentation has no smoother",
         )
 
 
@@ -293,5 +278,5 @@ def _check_memory(memory: int | str, rows: int, n: int, network: Network, batch:
         raise InputError(
             f"{n} training rows, {rows - n} others, {C} outputs and {P:,} weights, which take {needed / 2**20:,.0f} MiB",
             expected=f"at most memory={memory!r}",
-            do="take fewer rows or a smaller network, or raise memory=",
+            hint="take fewer rows or a smaller network, or raise memory=",
         )

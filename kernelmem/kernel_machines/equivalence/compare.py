@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Rows, as_rows
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.equivalence.fits import KernelFits
-from kernelmem.kernel_machines.equivalence.result import MACHINES, EquivalentMachines, MachineFit, compare
-from kernelmem.kernel_machines.equivalence.trajectory import along_run, checkpoints_of, concatenated, movement
+from kernelmem.kernel_machines.equivalence.result import MACHINES, KernelMachineComparison, MachineFit, compare
+from kernelmem.kernel_machines.equivalence.trajectory import checkpoints_of, concatenated, movement, trajectory_pass
 from kernelmem.kernel_machines.linearized.recorded_sgd import Recorded
 from kernelmem.kernels.ntk import as_bytes
 from kernelmem.recording.run import Run
 from kernelmem.trajectory.ledger.ledger import ledger
 
-__all__ = ["EquivalentMachines", "MachineFit", "equivalent_machines"]
+__all__ = ["KernelMachineComparison", "MachineFit", "compare_kernel_machines"]
 
 
-def equivalent_machines(
+def compare_kernel_machines(
     run: Run,
     model: nn.Module,
     data: tuple[Any, Any],
@@ -40,7 +40,7 @@ def equivalent_machines(
     seed: int = 0,
     memory: int | str = "4GiB",
     progress: Callable[[int, int], None] | None = None,
-) -> EquivalentMachines:
+) -> KernelMachineComparison:
     """Compare a trained network with the kernel machines of its run, on test rows.
 
     =================== ====================================================================================
@@ -100,24 +100,26 @@ def equivalent_machines(
         raise InputError(
             f"outputs={outputs!r}, ridge={ridge!r}",
             expected='outputs "full" or "trace"; ridge "loo" or a number > 0, times the largest eigenvalue',
-            do='pass outputs="full", ridge=1e-8',
+            hint='pass outputs="full", ridge=1e-8',
         )
     steps = list(run.steps)
     if not steps:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
+        raise InputError("a run of no step", expected="at least one", hint="record a step")
     rows, examples = as_rows(x_test, "x_test"), as_rows(data[0], "data")
     met = 1 + max(int(step.examples.max()) for step in steps)
     if examples.n < met or len(data[1]) != examples.n:
         raise InputError(
             f"data of {examples.n} rows and {len(data[1])} targets, a run that met example {met - 1}",
             expected=f"a target for each row, and at least {met} of them",
-            do="pass all training examples, in the order of their ordinals",
+            hint="pass all training examples, in the order of their ordinals",
         )
     n, m = examples.n, rows.n
     left = range(n, n + m) if "left_ledger" in wanted else None
     moments = checkpoints_of(len(run), checkpoints) if checkpoints else []
     both = concatenated(examples, rows)
-    own = along_run(run, model, both, left=left, checkpoints=moments, loss=loss, forward=forward, progress=progress)
+    own = trajectory_pass(
+        run, model, both, left=left, checkpoints=moments, loss=loss, forward=forward, progress=progress
+    )
     common = {"loss": loss, "forward": forward}
     job = KernelFits(run, model, examples, both, own, outputs, as_bytes(memory), wanted, common)
     job.frozen_and_fitted(ridge, order, every, seed)
@@ -149,7 +151,7 @@ def equivalent_machines(
     limit = job.recorded.limit if isinstance(job.recorded, Recorded) else math.nan
     figures = (job.change, job.distance, limit, job.path_error, cancellation)
     predictions = {fit.name: job.predictions[fit.name] for fit in fits if fit.name in job.predictions}
-    return EquivalentMachines(tuple(fits), moved, predictions, test, start, *figures, n, len(run))
+    return KernelMachineComparison(tuple(fits), moved, predictions, test, start, *figures, n, len(run))
 
 
 def _wanted(machines: Collection[str] | None) -> tuple[str, ...]:
@@ -160,7 +162,7 @@ def _wanted(machines: Collection[str] | None) -> tuple[str, ...]:
         raise InputError(
             f"machines={machines!r}",
             expected=f"some of {', '.join(MACHINES)}",
-            do='pass machines=["descent_initial", "ridge_path"]',
+            hint='pass machines=["descent_initial", "ridge_path"]',
         )
     return tuple(name for name in MACHINES if name in machines)
 

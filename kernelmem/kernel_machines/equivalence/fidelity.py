@@ -37,7 +37,7 @@ def fidelity(machine: Tensor, network: Tensor) -> Fidelity:
         raise InputError(
             f"outputs of shape {tuple(machine.shape)} and {tuple(network.shape)}",
             expected="the same shape (m, C), m >= 1",
-            do="predict with both on the same rows",
+            hint="predict with both on the same rows",
         )
     same = int((machine.argmax(1) == network.argmax(1)).sum())
     n = len(machine)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows
 from kernelmem.core.errors import InputError, NumericalError, UnsupportedModelError
-from kernelmem.kernel_machines.equivalence.trajectory import AlongRun, pull_at
+from kernelmem.kernel_machines.equivalence.trajectory import TrajectoryPass, pull_at
 from kernelmem.kernel_machines.linearized.function_space import FunctionSpace, as_matrix
 from kernelmem.kernel_machines.linearized.recorded_sgd import Recorded, recorded_descent, same_descent
 from kernelmem.kernel_machines.linearized.sgd_step import largest_eigenvalue
@@ -19,9 +19,9 @@ from kernelmem.kernels.alignment import kernel_distance, relative_distance
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.tangents.prepare import prepare
-from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_form
+from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
-from kernelmem.trajectory.path_kernel.kernel_at_weights import MovingKernel
+from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters, path_kernel, step_rate
 
 __all__ = ["KernelFits"]
@@ -38,7 +38,7 @@ class KernelFits:
     model: nn.Module
     examples: Rows
     both: Rows
-    own: AlongRun
+    own: TrajectoryPass
     outputs: str
     memory: int
     wanted: tuple[str, ...]
@@ -52,9 +52,9 @@ class KernelFits:
         self.more: dict[str, dict[str, Any]] = {}
         self.change = self.distance = self.path_error = math.nan
 
-    def moving(self, x: Rows, y: Rows | None, outputs: str) -> MovingKernel:
+    def moving(self, x: Rows, y: Rows | None, outputs: str) -> KernelAtWeights:
         """The tangent kernel of x (and y) by the parameters that the optimizer held."""
-        return MovingKernel(
+        return KernelAtWeights(
             self.model,
             x,
             y,
@@ -100,7 +100,9 @@ class KernelFits:
             self.without["domingos"] = ("undefined", PLAIN)
             return
         try:
-            form = domingos_form(self.run, self.model, x, data=data, order=2, memory=self.memory, **self.common)
+            form = domingos_kernel_machine(
+                self.run, self.model, x, data=data, order=2, memory=self.memory, **self.common
+            )
         except UnsupportedModelError as error:
             self.without["domingos"] = ("undefined", error.given)
             return
@@ -228,7 +230,7 @@ class KernelFits:
                 f"kernels of {n:,} by {m:,} rows and {C} outputs, {size / 2**30:.3g} GiB each,"
                 f" memory={self.memory / 2**30:.3g} GiB",
                 expected=f"room for {kernels + 4} of them",
-                do='raise memory=, pass outputs="trace", fewer rows, or machines= without kernels ("left_ledger")',
+                hint='raise memory=, pass outputs="trace", fewer rows, or machines= without kernels ("left_ledger")',
             )
 
 

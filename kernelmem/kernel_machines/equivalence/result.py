@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["MACHINES", "EquivalentMachines", "MachineFit", "compare"]
+__all__ = ["MACHINES", "KernelMachineComparison", "MachineFit", "compare"]
 
 # What each is called in tables; the order is that of the tables.
 MACHINES = {
@@ -68,7 +68,7 @@ class MachineFit:
 
 
 @dataclass(frozen=True, eq=False)
-class EquivalentMachines:
+class KernelMachineComparison:
     """Which kernel machine a trained network is: one line a machine, and how its kernel moved.
 
     Attributes:
@@ -124,7 +124,7 @@ class EquivalentMachines:
         return write_result(path, KIND, tensors, figures)
 
     @classmethod
-    def load(cls, path: str | Path) -> "EquivalentMachines":
+    def load(cls, path: str | Path) -> "KernelMachineComparison":
         """Read what :meth:`save` wrote.
 
         Raises:

@@ -16,10 +16,18 @@ from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.tangents.derivatives.jvp import Linearized, choose_way
 from kernelmem.tangents.prepare import Prepared, prepare
-from kernelmem.trajectory.path_kernel.kernel_at_weights import MovingKernel
+from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
 
-__all__ = ["AlongRun", "KernelMovement", "along_run", "checkpoints_of", "concatenated", "movement", "pull_at"]
+__all__ = [
+    "KernelMovement",
+    "TrajectoryPass",
+    "checkpoints_of",
+    "concatenated",
+    "movement",
+    "pull_at",
+    "trajectory_pass",
+]
 
 NULLS = 16  # permutations of the targets
 State = dict[str, Tensor]
@@ -39,7 +47,7 @@ class KernelMovement:
 
 
 @dataclass(frozen=True, eq=False)
-class AlongRun:
+class TrajectoryPass:
     """What one pass found; outputs are of all rows that were passed, in float64."""
 
     first: State
@@ -50,7 +58,7 @@ class AlongRun:
     states: dict[int, State]  # at the checkpoints
 
 
-def along_run(
+def trajectory_pass(
     run: Run,
     model: nn.Module,
     rows: Rows,
@@ -60,7 +68,7 @@ def along_run(
     loss: Any,
     forward: Callable[[nn.Module, Any], Tensor] | None,
     progress: Callable[[int, int], None] | None,
-) -> AlongRun:
+) -> TrajectoryPass:
     """Replay a run once; ``left``: of which rows the left rule is summed, None: of none.
 
     Cost: two forward passes of all rows, one dual pass of the left rows a step, and the replay. Memory: the checkpoints.
@@ -91,7 +99,7 @@ def along_run(
         before = state
         if progress is not None:
             progress(t, len(run))
-    return AlongRun(first, before, ends[0], ends[-1], total, states)
+    return TrajectoryPass(first, before, ends[0], ends[-1], total, states)
 
 
 def checkpoints_of(steps: int, count: int) -> list[int]:
@@ -100,7 +108,7 @@ def checkpoints_of(steps: int, count: int) -> list[int]:
 
 
 def movement(
-    kernel: MovingKernel, states: dict[int, State], targets: Any, *, memory: int, seed: int
+    kernel: KernelAtWeights, states: dict[int, State], targets: Any, *, memory: int, seed: int
 ) -> tuple[KernelMovement, ...]:
     """How far the kernel has moved at every checkpoint, and how it is aligned with the targets."""
     plan = kernel.plan(memory)

@@ -57,7 +57,7 @@ class KernelEstimator(BaseEstimator):
                 raise InputError(
                     f"X of shape {X.shape} with kernel='precomputed'",
                     expected="the square kernel (n, n) of the training rows with themselves",
-                    do='compute it, or name a kernel: kernel="rbf"',
+                    hint='compute it, or name a kernel: kernel="rbf"',
                 )
             return X
         if isinstance(self.kernel, str):
@@ -71,7 +71,7 @@ class KernelEstimator(BaseEstimator):
             raise InputError(
                 f"a kernel(X, Y) that returned shape {K.shape}",
                 expected=f"{expected}, a value for each pair of rows",
-                do="return a matrix; for a function of two single rows use sklearn.metrics.pairwise.pairwise_kernels",
+                hint="return a matrix; for a function of two single rows use sklearn.metrics.pairwise.pairwise_kernels",
             )
         return K
 
@@ -80,7 +80,7 @@ class KernelEstimator(BaseEstimator):
         gamma = self.gamma
         if isinstance(gamma, str):
             if gamma not in ("scale", "auto"):
-                raise InputError(f"gamma={gamma!r}", expected='a number, "scale", "auto" or None', do='pass "scale"')
+                raise InputError(f"gamma={gamma!r}", expected='a number, "scale", "auto" or None', hint='pass "scale"')
             gamma = None
             if self.gamma == "scale" and isinstance(self.kernel, str) and not _is(self.kernel, "precomputed"):
                 variance = _variance(X, weights)
@@ -111,7 +111,7 @@ def prior_outputs(prior: Any, kernel: Any, X: Any, n_outputs: int | None = None)
         raise InputError(
             "prior= with kernel='precomputed'",
             expected="rows that the prior can be computed on",
-            do="fit y - f_0, and add f_0 of the test rows to the predictions",
+            hint="fit y - f_0, and add f_0 of the test rows to the predictions",
         )
     outputs = _outputs(prior, X)
     outputs = outputs if outputs.ndim == 2 else outputs[:, None]
@@ -119,7 +119,7 @@ def prior_outputs(prior: Any, kernel: Any, X: Any, n_outputs: int | None = None)
         raise InputError(
             f"a prior that returned shape {outputs.shape}",
             expected=f"({X.shape[0]}, {'C' if n_outputs is None else n_outputs}), an output for each row",
-            do="return the outputs f_0 of the rows, with the columns of the targets",
+            hint="return the outputs f_0 of the rows, with the columns of the targets",
         )
     return outputs
 
@@ -170,7 +170,7 @@ def classes_of(y: np.ndarray) -> np.ndarray:
         raise InputError(
             f"labels of {len(classes)} class among the rows with weight",
             expected="at least two classes",
-            do="include rows of another class",
+            hint="include rows of another class",
         )
     return classes
 
@@ -212,5 +212,5 @@ def _unknown(kernel: str) -> InputError:
     return InputError(
         f"kernel={kernel!r}",
         expected=f'"precomputed", a callable kernel(X, Y), an array, or one of {names}',
-        do='pass kernel="rbf"',
+        hint='pass kernel="rbf"',
     )

@@ -106,7 +106,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
             InputError: both, or ``self_kernel`` missing.
         """
         if return_std and return_cov:
-            raise InputError("return_std and return_cov", expected="one of them", do="take std from the covariance")
+            raise InputError("return_std and return_cov", expected="one of them", hint="take std from the covariance")
         X, K = self._test_gram(X)
         mean = K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, X, self.dual_coef_.shape[1])
         mean = mean[:, 0] if self._flat else mean
@@ -116,7 +116,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
             raise NumericalError(
                 f"a kernel that is positive only on zero-sum vectors ({self.solution_.detail})",
                 expected="a covariance, positive semidefinite, for a variance",
-                do="add a constant to the kernel, on test rows too; the mean alone is defined",
+                hint="add a constant to the kernel, on test rows too; the mean alone is defined",
             )
         own = self._own(X, self_kernel, whole=return_cov)
         white = self._factor.whiten(torch.from_numpy(K)).numpy()  # (r, m)
@@ -130,13 +130,13 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
             raise InputError(
                 "no self_kernel, with kernel='precomputed'",
                 expected=f"the kernel of these rows with themselves, {shape}",
-                do="pass predict(K_test, return_std=True, self_kernel=diagonal)",
+                hint="pass predict(K_test, return_std=True, self_kernel=diagonal)",
             )
         if given is None:
             return np.asarray(self._gram(X), dtype=np.float64) if whole else diagonal_of(self._gram, X)
         own = np.asarray(as_array(given), dtype=np.float64)
         if own.shape != shape:
-            raise InputError(f"self_kernel of shape {own.shape}", expected=f"{shape}", do="match it to the rows of X")
+            raise InputError(f"self_kernel of shape {own.shape}", expected=f"{shape}", hint="match it to the rows of X")
         return own
 
 

@@ -31,7 +31,7 @@ def kernel_distances(k_test: Any, test_diagonal: Any, train_diagonal: Any) -> Te
         raise InputError(
             f"k_test {tuple(K.shape)}, diagonals {tuple(own.shape)} and {tuple(train.shape)}",
             expected="(m, n), (m,) and (n,)",
-            do="pass the kernel of test rows with training rows, and k(x, x) of each",
+            hint="pass the kernel of test rows with training rows, and k(x, x) of each",
         )
     return (own[:, None] + train - 2 * K).clamp_min(0)
 
@@ -51,7 +51,7 @@ def nearest_neighbors(distances: Any, targets: Any, k: int) -> Tensor:
     """
     D, y = _pair(distances, targets, "distances")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
-        raise InputError(f"k={k!r}", expected=f"a whole number in 1..{len(y)}", do="pass k=5")
+        raise InputError(f"k={k!r}", expected=f"a whole number in 1..{len(y)}", hint="pass k=5")
     nearest = D.argsort(dim=1, stable=True)[:, :k]
     return y[nearest].mean(1)
 
@@ -73,7 +73,7 @@ def nadaraya_watson(k_test: Any, targets: Any) -> Tensor:
         raise InputError(
             f"k_test from {float(K.min()):.3g} with {int((total <= 0).sum())} rows that sum to 0",
             expected="kernel values >= 0, not all 0 in a row",
-            do="use a kernel of distances, such as exp(-kernel_distances / (2 width²)), with a larger width",
+            hint="use a kernel of distances, such as exp(-kernel_distances / (2 width²)), with a larger width",
         )
     return K @ y / total
 
@@ -86,6 +86,6 @@ def _pair(matrix: Any, targets: Any, name: str) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"{name} {tuple(K.shape)} and targets {tuple(y.shape)}",
             expected="(m, n), and (n,) or (n, C)",
-            do="put the test rows first, and give each training row its target",
+            hint="put the test rows first, and give each training row its target",
         )
     return K, y

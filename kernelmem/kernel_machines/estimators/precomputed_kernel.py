@@ -37,7 +37,7 @@ class StoredKernel:
             raise InputError(
                 f"stored kernel of shape {values.shape}",
                 expected="(N, N), one number for each pair of one set of rows",
-                do='compute it of all rows, training and test, without y, with outputs="trace"',
+                hint='compute it of all rows, training and test, without y, with outputs="trace"',
             )
         rows = _numbers(X, len(values))
         columns = rows if Y is None else _numbers(Y, len(values))
@@ -66,7 +66,7 @@ def _numbers(rows: Any, n: int) -> np.ndarray:
         raise InputError(
             f"rows of shape {given.shape} and dtype {given.dtype}",
             expected=f"row numbers in 0..{n - 1} of the stored kernel, (n,) or (n, 1)",
-            do="pass X = np.arange(N)[:, None], or the numbers of those rows that are wanted;"
+            hint="pass X = np.arange(N)[:, None], or the numbers of those rows that are wanted;"
             ' kernel="precomputed" takes the kernel itself as X',
         )
     return numbers.astype(np.intp)

@@ -66,7 +66,7 @@ class _Ridge(KernelEstimator):
         if not isinstance(self.ridge, str):
             return as_ridge(self.ridge)
         if self.ridge not in ("loo", "gcv"):
-            raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', do='pass ridge="loo"')
+            raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', hint='pass ridge="loo"')
         system = as_system(K)
         if inspect(system) is not None:  # the solver says it as it says it of a given ridge
             return 0.0

@@ -59,7 +59,7 @@ class TangentKernel:
             raise InputError(
                 f"outputs={self.outputs!r}",
                 expected='"trace" or "pseudo": one value for each pair of rows',
-                do='use "trace", or km.ntk for the others',
+                hint='use "trace", or km.ntk for the others',
             )
         object.__setattr__(self, "model", copy.deepcopy(self.model))
         if self.parameters is not None:

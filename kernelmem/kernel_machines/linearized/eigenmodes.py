@@ -8,14 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-from kernelmem.kernel_machines.linearized.sgd_config import Descent
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 
 __all__ = ["A", "B", "E", "P", "solution"]
 
 A, B, E, P, ONE = range(5)  # coefficient, its momentum, s − 1, the momentum of s, the constant
 
 
-def solution(values: Tensor, n: int, descent: Descent, moments: tuple[float, ...], *, pulled: bool) -> Tensor:
+def solution(values: Tensor, n: int, descent: SGDConfig, moments: tuple[float, ...], *, pulled: bool) -> Tensor:
     """Coefficient of each mode after t steps, by unit gradients, and s − 1.
 
     Args:
@@ -59,7 +59,7 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector[:, :, None])[:, :, 0]
 
 
-def _step(values: Tensor, n: int, descent: Descent, source: int, *, first: bool) -> Tensor:
+def _step(values: Tensor, n: int, descent: SGDConfig, source: int, *, first: bool) -> Tensor:
     """D of one step: (N, 5, 5). torch does not dampen the first gradient, and nothing where there is no momentum."""
     h, mu, decay = descent.lr, descent.momentum, descent.weight_decay
     taken = 1.0 if first or mu == 0 else 1 - descent.dampening
@@ -78,7 +78,7 @@ def _step(values: Tensor, n: int, descent: Descent, source: int, *, first: bool)
     return D
 
 
-def _limit(values: Tensor, n: int, descent: Descent, source: int) -> Tensor:
+def _limit(values: Tensor, n: int, descent: SGDConfig, source: int) -> Tensor:
     """Where the gradient is zero; directions without curvature keep no coefficient."""
     decay = descent.weight_decay
     drive = 1.0 if source == 0 else (-1.0 if decay > 0 else 0.0)

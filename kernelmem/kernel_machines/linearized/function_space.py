@@ -10,7 +10,6 @@ where the origin is what the linearized network gives at zero weights.
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_labels, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
     import pandas
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["FunctionSpace", "LinearizedTraining", "as_matrix", "as_moments", "function_space"]
 
 
-@dataclass(frozen=True, eq=False)
-class LinearizedTraining:
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearizedTraining(Result):
     """The linearized network at S moments of its training: float64.
 
     Attributes:
@@ -85,19 +84,6 @@ class LinearizedTraining:
                 index = pandas.MultiIndex.from_product(places, names=["moment", "part", "row", "output"])
                 lines.append(pandas.DataFrame({"value": values.flatten().cpu().numpy()}, index=index).reset_index())
         return pandas.concat(lines, ignore_index=True)
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, "linearized training 1", self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "LinearizedTraining":
-        """Read what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, "linearized training 1", cls)
 
     def __str__(self) -> str:
         _, n, C = self.train.shape
@@ -220,7 +206,7 @@ def as_matrix(kernel: Any, n: int, C: int) -> Tensor:
         raise InputError(
             f"kernel of shape {tuple(found.shape)} for {n} rows and {C} outputs",
             expected=f"({n}, {n}), which acts on each output by itself, ({n}, {n}, {C}, {C}), or ({n * C}, {n * C})",
-            do='pass km.ntk(model, x, outputs="full"); of a kernel (n, C, n, C) pass kernel.reshape(n * C, n * C)',
+            hint='pass km.ntk(model, x, outputs="full"); of a kernel (n, C, n, C) pass kernel.reshape(n * C, n * C)',
         )
     return as_square_kernel(found)
 
@@ -240,7 +226,7 @@ def as_moments(values: Any, name: str, *, whole: bool) -> tuple[float, ...]:
         raise InputError(
             f"{name}={values!r}",
             expected=f"one or more {'whole ' if whole else ''}numbers >= 0",
-            do=f"pass {name}=100, or {name}=[1, 10, 100]",
+            hint=f"pass {name}=100, or {name}=[1, 10, 100]",
         )
     return found
 
@@ -254,7 +240,7 @@ def _targets(y: Any, C: int | None) -> Tensor:
         raise InputError(
             f"y of shape {tuple(found.shape)} beside initial outputs with {C} columns",
             expected="as many outputs in both",
-            do="pass targets (n, C), or integer labels (n,)",
+            hint="pass targets (n, C), or integer labels (n,)",
         )
     return targets
 
@@ -269,7 +255,7 @@ def _two_dimensional(values: Any, name: str) -> Tensor:
         raise InputError(
             f"{name} of shape {tuple(found.shape)} and dtype {found.dtype}".replace("torch.", ""),
             expected="real numbers (n, C), or (n,) for one output",
-            do="give one row for each training row",
+            hint="give one row for each training row",
         )
     return found.to(torch.float64).reshape(len(found), -1)
 
@@ -283,7 +269,7 @@ def _outputs(values: Any, n: int, C: int, name: str) -> Tensor:
         raise InputError(
             f"{name} of shape {tuple(found.shape)}",
             expected=f"({n}, {C}): outputs of the same rows",
-            do="compute it on the rows of the kernel, in their order",
+            hint="compute it on the rows of the kernel, in their order",
         )
     return found
 
@@ -297,7 +283,7 @@ def _cross(k_test: Any, n: int, C: int, full: bool) -> Tensor:
         raise InputError(
             f"k_test of shape {tuple(found.shape)}",
             expected=f"(m, {n}, {C}, {C}) or (m·{C}, {n * C})" if full else f"(m, {n}): test rows first",
-            do="compute it as the kernel was, e.g. km.ntk(model, x_test, x_train, outputs=...)",
+            hint="compute it as the kernel was, e.g. km.ntk(model, x_test, x_train, outputs=...)",
         )
     return found
 
@@ -306,5 +292,5 @@ def _no_origin(where: str) -> InputError:
     return InputError(
         f"weight decay without the outputs at zero weights of {where}",
         expected="origin= and, with k_test, origin_test=: f_0(x) − J(x) w_0, what the linearized network gives at w = 0",
-        do="compute J(x) w_0 by a Jacobian-vector product along the decayed weights (zeros for the others)",
+        hint="compute J(x) w_0 by a Jacobian-vector product along the decayed weights (zeros for the others)",
     )

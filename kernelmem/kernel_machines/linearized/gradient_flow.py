@@ -7,7 +7,7 @@ For f(x; w) = f_0(x) + J(x)(w − w_0), Θ = J Jᵀ on n training rows with eige
     momentum, decay     powers of one affine map of five numbers a mode (:mod:`kernelmem.kernel_machines.linearized.eigenmodes`)
 
 Minibatches, other losses and schedules have no closed form; their recursion is
-:func:`stochastic_descent`. Adam has no
+:func:`minibatch_sgd`. Adam has no
 function-space form at all: its denominators tie parameters that no kernel tells apart.
 
 Source: Lee et al. 2019 (flow, descent); Polyak 1964 (heavy ball); the map with weight decay: derived here.
@@ -26,12 +26,12 @@ from kernelmem.kernel_machines.linearized.function_space import (
     as_moments,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.minibatch_sgd import stochastic_descent
-from kernelmem.kernel_machines.linearized.sgd_config import as_descent, as_number, refuse_divergence
+from kernelmem.kernel_machines.linearized.minibatch_sgd import minibatch_sgd
+from kernelmem.kernel_machines.linearized.sgd_config import as_number, as_sgd_config, refuse_divergence
 from kernelmem.kernel_machines.linearized.sgd_step import Recursion
 from kernelmem.kernel_machines.solvers.factorization import eigensystem
 
-__all__ = ["LinearizedTraining", "gradient_descent", "gradient_flow", "stochastic_descent"]
+__all__ = ["LinearizedTraining", "gradient_descent", "gradient_flow", "minibatch_sgd"]
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -168,7 +168,7 @@ def gradient_descent(
     ([0.0, 0.5, 0.75, 1.0], 0.5)
     """
     moments = as_moments(steps, "steps", whole=True)
-    descent = as_descent(lr, momentum, dampening, nesterov, weight_decay)
+    descent = as_sgd_config(lr, momentum, dampening, nesterov, weight_decay)
     space = function_space(
         kernel,
         y,

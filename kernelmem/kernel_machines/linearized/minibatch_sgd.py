@@ -15,13 +15,13 @@ from kernelmem.kernel_machines.linearized.function_space import (
     as_moments,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.sgd_config import as_descent, as_number, refuse_divergence
+from kernelmem.kernel_machines.linearized.sgd_config import as_number, as_sgd_config, refuse_divergence
 from kernelmem.kernel_machines.linearized.sgd_step import Recursion, gradient_of, largest_eigenvalue
 
-__all__ = ["stochastic_descent"]
+__all__ = ["minibatch_sgd"]
 
 
-def stochastic_descent(
+def minibatch_sgd(
     kernel: Any,
     y: Any,
     *,
@@ -72,13 +72,13 @@ def stochastic_descent(
 
     Cost: O(n B C²) a step for a full kernel, O(n B C) for one of (n, n), and the largest eigenvalue.
 
-    >>> found = stochastic_descent([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], lr=0.5, batches=[[0], [0], [1]])
+    >>> found = minibatch_sgd([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], lr=0.5, batches=[[0], [0], [1]])
     >>> found.train.flatten().tolist()
     [0.75, 0.5]
     """
     rates = None if isinstance(lr, int | float) else [as_number(rate, "lr", least=0.0) for rate in lr]
     known = [as_number(lr, "lr", least=0.0)] if rates is None else rates
-    descent = as_descent(max(known, default=0.0), momentum, dampening, nesterov, weight_decay)
+    descent = as_sgd_config(max(known, default=0.0), momentum, dampening, nesterov, weight_decay)
     space = function_space(
         kernel,
         y,
@@ -97,7 +97,7 @@ def stochastic_descent(
         raise InputError(
             f"steps={steps!r} with {lengths or 'no'} batches or learning rates",
             expected="finite numbers of steps, and a batch (and a learning rate, where there are several) for each",
-            do="pass as many, or fewer steps",
+            hint="pass as many, or fewer steps",
         )
     curvature = {"mse": 1.0, "cross_entropy": 0.5}.get(loss, math.nan) if isinstance(loss, str) else math.nan
     slope = gradient_of(loss)
@@ -110,7 +110,7 @@ def stochastic_descent(
     kept = {0.0: recursion.state()} if 0 in wanted else {}
     for t in range(int(max(moments))):
         index = every if rows is None else rows[t]
-        own = descent if rates is None else as_descent(rates[t], momentum, dampening, nesterov, weight_decay)
+        own = descent if rates is None else as_sgd_config(rates[t], momentum, dampening, nesterov, weight_decay)
         recursion.step(index, slope(recursion.outputs(index), space.targets[index]) / len(index), own)
         if t + 1 in wanted:
             kept[float(t + 1)] = recursion.state()
@@ -139,6 +139,6 @@ def _batch(batch: Any, space: FunctionSpace) -> Tensor:
         raise InputError(
             f"a batch of shape {tuple(index.shape)} and dtype {index.dtype}".replace("torch.", ""),
             expected=f"at least one row number in 0..{space.n - 1}",
-            do="pass the indices that the sampler drew",
+            hint="pass the indices that the sampler drew",
         )
     return index.to(torch.int64).to(space.matrix.device)

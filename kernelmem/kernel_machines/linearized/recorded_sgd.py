@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.errors import NumericalError
 from kernelmem.kernel_machines.linearized.function_space import FunctionSpace
-from kernelmem.kernel_machines.linearized.sgd_config import Descent
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.kernel_machines.linearized.sgd_step import Recursion
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
@@ -23,7 +23,7 @@ __all__ = ["Recorded", "recorded_descent", "same_descent"]
 class Recorded:
     """What of a run function space needs: batches, weights of examples, targets and the optimizer's constants."""
 
-    steps: list[tuple[Tensor, Tensor, Tensor, Descent]]  # examples (B,), weights (B,), targets, constants
+    steps: list[tuple[Tensor, Tensor, Tensor, SGDConfig]]  # examples (B,), weights (B,), targets, constants
     loss: Callable[[Tensor, Tensor], Tensor]  # per example
     curvature: float  # the largest second derivative of the loss of an example by its outputs; NaN if unknown
     quadratic: bool
@@ -59,7 +59,7 @@ def recorded_descent(run: Run, loss: Loss | None, n_outputs: int) -> Recorded | 
         batch = batch_of(run, step)
         group = step.groups[0]
         options = {name: float(group.get(name, 0.0)) for name in ("lr", "momentum", "dampening", "weight_decay")}
-        descent = Descent(nesterov=bool(group.get("nesterov", False)), **options)
+        descent = SGDConfig(nesterov=bool(group.get("nesterov", False)), **options)
         read.append((batch.examples, batch.weights, batch.targets, descent))
     known = curvature.get(own, math.nan) if isinstance(own, str) else math.nan
     return Recorded(read, per_example_loss(own), known, own in ("mse", "mse_mean"))
@@ -83,7 +83,7 @@ def same_descent(recorded: Recorded, space: FunctionSpace) -> tuple[Tensor, Tens
         raise NumericalError(
             "a descent whose outputs have lost their digits to rounding",
             expected="steps that do not diverge",
-            do="take a smaller learning rate, or larger batches",
+            hint="take a smaller learning rate, or larger batches",
         )
     return a, away
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from kernelmem.core.errors import InputError, NumericalError
 
-__all__ = ["Descent", "as_descent", "as_number", "refuse_divergence"]
+__all__ = ["SGDConfig", "as_number", "as_sgd_config", "refuse_divergence"]
 
 
 @dataclass(frozen=True)
-class Descent:
+class SGDConfig:
     """The constants of torch.optim.SGD."""
 
     lr: float
@@ -34,7 +34,7 @@ class Descent:
         return 2 * (1 + mu) / (1 - self.dampening) if self.dampening < 1 else math.inf
 
 
-def refuse_divergence(descent: Descent, largest: float, n: int) -> None:
+def refuse_divergence(descent: SGDConfig, largest: float, n: int) -> None:
     """Refuse descent on the squared error at or above its limit of stability.
 
     Raises:
@@ -46,17 +46,17 @@ def refuse_divergence(descent: Descent, largest: float, n: int) -> None:
             f"learning rate {descent.lr:.4g} on a kernel with κ_max / n = {largest / n:.4g}: lr (κ_max / n + weight_decay)"
             f" = {found:.4g}",
             expected=f"below {descent.limit:.4g}, where descent on the squared error is stable",
-            do=f"take a learning rate below {descent.limit * descent.lr / found:.4g}",
+            hint=f"take a learning rate below {descent.limit * descent.lr / found:.4g}",
         )
 
 
-def as_descent(lr: Any, momentum: Any, dampening: Any, nesterov: bool, weight_decay: Any) -> Descent:
+def as_sgd_config(lr: Any, momentum: Any, dampening: Any, nesterov: bool, weight_decay: Any) -> SGDConfig:
     """Read the constants of torch.optim.SGD.
 
     Raises:
         InputError: not finite, negative, or what torch refuses.
     """
-    found = Descent(
+    found = SGDConfig(
         as_number(lr, "lr", least=0.0),
         as_number(momentum, "momentum", least=0.0),
         as_number(dampening, "dampening", least=0.0),
@@ -67,7 +67,7 @@ def as_descent(lr: Any, momentum: Any, dampening: Any, nesterov: bool, weight_de
         raise InputError(
             f"momentum={momentum!r}, dampening={dampening!r}, nesterov={nesterov!r}",
             expected="both in [0, 1); with nesterov a momentum > 0 and no dampening, as torch asks",
-            do="pass the constants of torch.optim.SGD",
+            hint="pass the constants of torch.optim.SGD",
         )
     return found
 
@@ -79,5 +79,5 @@ def as_number(value: Any, name: str, *, least: float) -> float:
         InputError: not a number, NaN, infinite, or below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-        raise InputError(f"{name}={value!r}", expected=f"a finite number >= {least:g}", do=f"pass {name}=0.1")
+        raise InputError(f"{name}={value!r}", expected=f"a finite number >= {least:g}", hint=f"pass {name}=0.1")
     return float(value)

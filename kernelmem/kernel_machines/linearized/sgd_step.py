@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelmem.core.errors import NumericalError
 from kernelmem.kernel_machines.linearized.function_space import FunctionSpace
-from kernelmem.kernel_machines.linearized.sgd_config import Descent
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.training.losses import per_example_loss
 
 __all__ = ["Recursion", "gradient_of", "largest_eigenvalue"]
@@ -43,7 +43,7 @@ class Recursion:
         moved = self.space.unfold(self.Ka)[index]
         return self.space.initial[index] + moved + self.shrunk * self.space.pull[index]
 
-    def step(self, index: Tensor, gradient: Tensor, descent: Descent) -> None:
+    def step(self, index: Tensor, gradient: Tensor, descent: SGDConfig) -> None:
         """One step; ``gradient`` (B, C) is that of the batch's loss by the outputs of its rows.
 
         Raises:
@@ -70,7 +70,7 @@ class Recursion:
             raise NumericalError(
                 f"a descent whose outputs are no longer finite after {self.taken} steps",
                 expected="steps that do not diverge",
-                do="take a smaller learning rate, or larger batches",
+                hint="take a smaller learning rate, or larger batches",
             )
 
     def drift(self) -> float:

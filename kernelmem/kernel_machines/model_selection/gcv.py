@@ -96,7 +96,7 @@ def choose_weighted_ridge(
         raise InputError(
             f"{len(K)} rows, n_samples = {len(K)}, to choose a ridge from",
             expected="at least two rows with weight",
-            do="give more rows, or the ridge as a number",
+            hint="give more rows, or the ridge as a number",
         )
     weighted, outputs = scale[:, None] * K * scale, scale[:, None] * targets
     mean = float(weights @ K.diagonal()) / n_rows
@@ -110,7 +110,7 @@ def choose_weighted_ridge(
         raise InputError(
             f"a kernel whose mean diagonal is {mean:.3g}, to choose a ridge from",
             expected="a positive one, which sets the scale of the ridge",
-            do="check that the kernel is not zero, or give the ridge as a number",
+            hint="check that the kernel is not zero, or give the ridge as a number",
         )
     grid = mean * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
     if criterion == "loo":
@@ -127,7 +127,7 @@ def _least(errors: Tensor, values: Tensor, grid: Tensor) -> RidgeChoice:
         raise NumericalError(
             f"ridges up to {float(grid[-1]):.3g}, kernel with smallest eigenvalue {smallest:.3g}",
             expected="a ridge that makes K + ridge I positive definite, beyond rounding",
-            do="compute the kernel in float64, or give the ridge as a number",
+            hint="compute the kernel in float64, or give the ridge as a number",
         )
     errors = torch.where(usable, errors, torch.inf)
     index = int((errors <= errors.min() * (1 + TIE)).nonzero()[-1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.kernel_machines.solvers.factorization import EPS, Factor, Spectrum, decompose, factorize
+from kernelmem.kernel_machines.solvers.factorization import EPS, CholeskyFactor, EigenFactor, decompose, factorize
 from kernelmem.kernel_machines.targets import as_targets
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class LeaveOneOut:
     fitted: Tensor = field(repr=False)
     errors: Tensor = field(repr=False)
     leverage: Tensor = field(repr=False)
-    _system: Factor | Spectrum = field(repr=False)
+    _system: CholeskyFactor | EigenFactor = field(repr=False)
 
     @property
     def predictions(self) -> Tensor:
@@ -134,7 +134,7 @@ class LeaveOneOut:
             raise InputError(
                 f"k_test of shape {tuple(rows.shape)}",
                 expected=f"(m, {len(self.alpha)}), the kernel of m test rows with the training rows",
-                do="put the test rows first, as km.ntk(model, x_test, x_train) does; one row is k_test[None]",
+                hint="put the test rows first, as km.ntk(model, x_test, x_train) does; one row is k_test[None]",
             )
         return rows
 
@@ -143,7 +143,7 @@ class LeaveOneOut:
             raise InputError(
                 f"{what} of targets that are real numbers, shape {tuple(self.targets.shape)}",
                 expected="labels: integers (n,), or one-hot rows (n, C) up to one constant",
-                do="pass labels as integers, or read .errors, .leverage and .influence, which need no label",
+                hint="pass labels as integers, or read .errors, .leverage and .influence, which need no label",
             )
         return self.labels
 
@@ -190,7 +190,7 @@ def leave_one_out(kernel: Any, y: Any, ridge: float) -> LeaveOneOut:
     K = as_square_kernel(kernel)
     n = len(K)
     if n < 2:
-        raise InputError("kernel of one row", expected="n >= 2 rows", do="leave one out of at least two rows")
+        raise InputError("kernel of one row", expected="n >= 2 rows", hint="leave one out of at least two rows")
     ridge = _as_ridge(ridge)
     targets, labels = as_targets(y, n, K.device)
     system = factorize(K, targets, ridge) if ridge > 0 else decompose(K, targets, _rounding(kernel))
@@ -225,7 +225,7 @@ def _as_ridge(ridge: Any) -> float:
         raise InputError(
             f"ridge {ridge!r}",
             expected="one finite number >= 0, in units of the kernel",
-            do="pass ridge=1e-3, or choose_ridge(kernel, y).ridge",
+            hint="pass ridge=1e-3, or choose_ridge(kernel, y).ridge",
         )
     return float(value)
 
@@ -238,6 +238,6 @@ def _as_indices(indices: Any, n: int) -> Tensor:
         raise InputError(
             f"indices {str(rows.tolist())[:80]} of dtype {rows.dtype}".replace("torch.", ""),
             expected=f"1 to {n - 1} different whole numbers in 0..{n - 1}, so that at least one row remains",
-            do="pass a list of row numbers; a mask is indices = mask.nonzero()[:, 0]",
+            hint="pass a list of row numbers; a mask is indices = mask.nonzero()[:, 0]",
         )
     return rows.to(torch.int64)

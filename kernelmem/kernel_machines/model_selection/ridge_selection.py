@@ -1,7 +1,6 @@
 """The ridge that predicts left-out rows best: from kernel and targets alone, by one eigendecomposition."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.kernel_machines.solvers.factorization import EPS, eigensystem
 from kernelmem.kernel_machines.targets import as_targets
 
@@ -22,8 +21,8 @@ __all__ = ["RidgeChoice", "choose_ridge"]
 TIE = 1e-10  # relative difference of errors below which rounding, not data, would choose
 
 
-@dataclass(frozen=True, eq=False)
-class RidgeChoice:
+@dataclass(frozen=True, eq=False, repr=False)
+class RidgeChoice(Result):
     """The chosen ridge and the evidence for it.
 
     Attributes:
@@ -57,19 +56,6 @@ class RidgeChoice:
         from kernelmem.plotting.ridge import ridge_figure  # matplotlib is slow to import
 
         return ridge_figure(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, "ridge choice 1", self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "RidgeChoice":
-        """Read what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, "ridge choice 1", cls)
 
 
 def choose_ridge(kernel: Any, y: Any, *, grid: Any = None) -> RidgeChoice:
@@ -106,7 +92,7 @@ def choose_ridge(kernel: Any, y: Any, *, grid: Any = None) -> RidgeChoice:
     K = as_square_kernel(kernel)
     n = len(K)
     if n < 2:
-        raise InputError("kernel of one row", expected="n >= 2 rows", do="choose on at least two rows")
+        raise InputError("kernel of one row", expected="n >= 2 rows", hint="choose on at least two rows")
     targets, _ = as_targets(y, n, K.device)
     ridges = _default_grid(K) if grid is None else _as_grid(grid).to(K.device)
     values, V = eigensystem(K)
@@ -122,7 +108,7 @@ def choose_ridge(kernel: Any, y: Any, *, grid: Any = None) -> RidgeChoice:
         raise NumericalError(
             f"grid up to {float(ridges[-1]):.3g}, kernel with smallest eigenvalue {float(values[0]):.3g}",
             expected="a ridge that makes K + ridge I positive definite, beyond rounding",
-            do="add larger ridges to the grid, or compute the kernel in float64",
+            hint="add larger ridges to the grid, or compute the kernel in float64",
         )
     index = int((errors <= errors.min() * (1 + TIE)).nonzero()[-1])
     return RidgeChoice(float(ridges[index]), index, ridges, errors)
@@ -134,7 +120,7 @@ def _default_grid(K: Tensor) -> Tensor:
         raise InputError(
             f"kernel whose mean diagonal is {mean:.3g}",
             expected="a positive one, which sets the scale of the ridge",
-            do="check that the kernel is not zero, or pass grid=[...]",
+            hint="check that the kernel is not zero, or pass grid=[...]",
         )
     return mean * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
 
@@ -145,6 +131,6 @@ def _as_grid(grid: Any) -> Tensor:
         raise InputError(
             f"grid of shape {tuple(ridges.shape)} and dtype {ridges.dtype}".replace("torch.", ""),
             expected="at least one ridge, all > 0 (ridge 0 is another machine: minimum norm)",
-            do="pass grid=[1e-6, 1e-3, 1.0], or None",
+            hint="pass grid=[1e-6, 1e-3, 1.0], or None",
         )
     return ridges.to(torch.float64).sort().values

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Descent", "conjugate_gradient"]
+__all__ = ["CGResult", "conjugate_gradient"]
 
 Apply = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
+class CGResult:
     """Where the iterations ended."""
 
     x: Tensor  # (n, C)
@@ -24,7 +24,9 @@ class Descent:
     spread: float  # ratio of the extreme Ritz values of the preconditioned A: from below, its condition
 
 
-def conjugate_gradient(apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int) -> Descent:
+def conjugate_gradient(
+    apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int
+) -> CGResult:
     """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b - A x| <= tolerance |b|.
 
     Each column runs its own recurrence; products A p are taken of all columns that are not done together, so that a
@@ -45,7 +47,7 @@ def conjugate_gradient(apply: Apply, b: Tensor, *, precondition: Apply, toleranc
         worst = float(gaps.max())
         converged = worst <= tolerance
         if converged or products >= max_products or curvature <= 0 or not worst < best / 2:
-            return Descent(x, worst, products, converged, curvature, steepest, spread)
+            return CGResult(x, worst, products, converged, curvature, steepest, spread)
         best = worst
         todo = (gaps > tolerance).nonzero()[:, 0]
         part = _recurrence(apply, r[:, todo], precondition, tolerance * size[todo], max_products - products)
@@ -56,7 +58,7 @@ def conjugate_gradient(apply: Apply, b: Tensor, *, precondition: Apply, toleranc
         r = b - apply(x)
 
 
-def _recurrence(apply: Apply, b: Tensor, precondition: Apply, targets: Tensor, allowed: int) -> Descent:
+def _recurrence(apply: Apply, b: Tensor, precondition: Apply, targets: Tensor, allowed: int) -> CGResult:
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z.clone(), (r * z).sum(0)
@@ -85,7 +87,7 @@ def _recurrence(apply: Apply, b: Tensor, precondition: Apply, targets: Tensor, a
             steps.append(float(step[0]))
             ratios.append(float(ratio[0]))
         active = active[r[:, active].norm(dim=0) > targets[active]]
-    return Descent(x, float("nan"), products, not len(active), curvature, steepest, _spread(steps, ratios))
+    return CGResult(x, float("nan"), products, not len(active), curvature, steepest, _spread(steps, ratios))
 
 
 def _spread(steps: list[float], ratios: list[float]) -> float:

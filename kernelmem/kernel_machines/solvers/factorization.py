@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.errors import NumericalError
 
-__all__ = ["Factor", "Spectrum", "cholesky_in_place", "decompose", "eigensystem", "factorize"]
+__all__ = ["CholeskyFactor", "EigenFactor", "cholesky_in_place", "decompose", "eigensystem", "factorize"]
 
 EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
@@ -16,7 +16,7 @@ PANEL = 1024  # columns of the triangular inverse held at once
 
 
 @dataclass(frozen=True, eq=False)
-class Factor:
+class CholeskyFactor:
     """K + ridge I = L Lᵀ, for ridge > 0; A is its inverse."""
 
     ridge: float
@@ -63,7 +63,7 @@ class Factor:
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class EigenFactor:
     """K = V diag(values) Vᵀ on its range, Z a basis of its null space: the limit of A as the ridge goes to 0.
 
     A = N / ridge + K⁺ + O(ridge), where N = Z Zᵀ.
@@ -119,7 +119,7 @@ class Spectrum:
         return (self.noise**2 * squared).clamp(min=len(self.V) * EPS)
 
 
-def factorize(K: Tensor, targets: Tensor, ridge: float) -> Factor:
+def factorize(K: Tensor, targets: Tensor, ridge: float) -> CholeskyFactor:
     """Factorize K + ridge I.
 
     Raises:
@@ -133,10 +133,10 @@ def factorize(K: Tensor, targets: Tensor, ridge: float) -> Factor:
         raise NumericalError(
             f"kernel {tuple(K.shape)} with smallest eigenvalue {smallest:.3g}, and ridge {ridge:.3g}",
             expected="K + ridge I positive definite, beyond rounding",
-            do=f"raise the ridge well above {max(-smallest, noise):.2g}, or compute the kernel in float64;"
+            hint=f"raise the ridge well above {max(-smallest, noise):.2g}, or compute the kernel in float64;"
             " if it is singular but not negative, ridge=0 gives the minimum-norm fit",
         )
-    return Factor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
+    return CholeskyFactor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
 
 
 def cholesky_in_place(K: Tensor, ridge: float) -> tuple[Tensor, float, bool]:
@@ -149,7 +149,7 @@ def cholesky_in_place(K: Tensor, ridge: float) -> tuple[Tensor, float, bool]:
     return factor, top, not int(info)
 
 
-def decompose(K: Tensor, targets: Tensor, rounding: float) -> Spectrum:
+def decompose(K: Tensor, targets: Tensor, rounding: float) -> EigenFactor:
     """Split K into range and null space; ``rounding`` is the eps of the dtype in which K was given.
 
     Raises:
@@ -161,7 +161,7 @@ def decompose(K: Tensor, targets: Tensor, rounding: float) -> Spectrum:
     zero = max(zero, -2 * float(values[0]))
     kept = values > zero
     V, Z, values = vectors[:, kept], vectors[:, ~kept], values[kept]
-    return Spectrum(values, V, Z, (V.T @ targets) / values.sqrt()[:, None], Z.T @ targets, zero)
+    return EigenFactor(values, V, Z, (V.T @ targets) / values.sqrt()[:, None], Z.T @ targets, zero)
 
 
 def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
         raise NumericalError(
             f"kernel {tuple(K.shape)} with smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
             expected=f"positive semidefinite up to float32 rounding, n eps(float32) λ_max = {allowed:.2g}",
-            do=f"compute the kernel in float64 and eval mode, or use a ridge well above {-smallest:.2g}",
+            hint=f"compute the kernel in float64 and eval mode, or use a ridge well above {-smallest:.2g}",
         )
     return values, vectors
 

@@ -150,7 +150,7 @@ def as_system(kernel: Any) -> System:
         raise InputError(
             f"kernel of shape {tuple(entries.shape)} and dtype {entries.dtype}".replace("torch.", ""),
             expected="a square matrix (n, n) of real numbers, n >= 1",
-            do="pass the kernel of the training rows with themselves",
+            hint="pass the kernel of the training rows with themselves",
         )
     return System(len(entries), device, max(eps, EPS), kind, *_in_a_file(entries), entries, None, None)
 
@@ -159,7 +159,7 @@ def _operator(kernel: Any) -> System:
     shape = tuple(kernel.shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise InputError(
-            f"operator of shape {shape}", expected="a square one", do="pass the operator of one set of rows"
+            f"operator of shape {shape}", expected="a square one", hint="pass the operator of one set of rows"
         )
     device = getattr(kernel, "device", torch.device("cpu"))
     gives_tensors = isinstance(getattr(kernel, "dtype", None), torch.dtype)

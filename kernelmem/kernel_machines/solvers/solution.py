@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from torch import Tensor
 
 from kernelmem.core.errors import NumericalError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 
 __all__ = ["Code", "Solution"]
 
@@ -50,8 +49,8 @@ _MEANINGS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution(Result):
     """Dual coefficients a of (K + ridge I) a = y, and what is known of them.
 
     Attributes:
@@ -82,20 +81,7 @@ class Solution:
         """
         if self.code.usable:
             return self
-        raise NumericalError(f"{self.code.meaning} ({self.detail})", expected=_EXPECTED, do=_REMEDIES[self.code])
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, "solution 1", self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Solution":
-        """Read what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, "solution 1", lambda code, **rest: cls(code=Code(code), **rest))
+        raise NumericalError(f"{self.code.meaning} ({self.detail})", expected=_EXPECTED, hint=_REMEDIES[self.code])
 
 
 _EXPECTED = "a symmetric, finite kernel that is positive semidefinite up to float32 rounding, or on zero-sum vectors"

@@ -20,7 +20,7 @@ from kernelmem.kernel_machines.solvers.diagnosis import (
     inspected,
     named,
 )
-from kernelmem.kernel_machines.solvers.factorization import Factor, cholesky_in_place
+from kernelmem.kernel_machines.solvers.factorization import CholeskyFactor, cholesky_in_place
 from kernelmem.kernel_machines.solvers.linear_system import EPS, System, as_system
 from kernelmem.kernel_machines.solvers.nystroem import Preconditioner, landmarks, over_landmarks, preconditioner
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
@@ -94,14 +94,14 @@ def solve(
     ('solved', [1.0, 1.0], True)
     """
     if solver not in SOLVERS:
-        raise InputError(f"solver={solver!r}", expected=f"one of {', '.join(SOLVERS)}", do='pass solver="auto"')
+        raise InputError(f"solver={solver!r}", expected=f"one of {', '.join(SOLVERS)}", hint='pass solver="auto"')
     system, ridge = as_system(kernel), as_ridge(ridge)
     y = as_tensor(targets, "targets", dtype=torch.float64).to(system.device)
     if y.ndim not in (1, 2) or len(y) != system.n or y.numel() == 0:
         raise InputError(
             f"targets of shape {tuple(y.shape)} beside a kernel of {system.n} rows",
             expected=f"({system.n},) or ({system.n}, C)",
-            do="pair every row of the kernel with its target",
+            hint="pair every row of the kernel with its target",
         )
     scale = _scale(weights, system)
     chosen = _choose(system) if solver == "auto" else solver
@@ -165,13 +165,13 @@ def _weighted(K: Tensor, scale: Tensor) -> Tensor:
     return K if bool((scale == 1).all()) else K.mul_(scale).mul_(scale[:, None])
 
 
-def factorized(K: Tensor, targets: Tensor, ridge: float) -> tuple[Factor | None, float]:
+def factorized(K: Tensor, targets: Tensor, ridge: float) -> tuple[CholeskyFactor | None, float]:
     """Overwrite K by the Cholesky factor of K + ridge I; its condition; None if a pivot is not above rounding."""
     L, top, positive = cholesky_in_place(K, ridge)
     # A pivot at the level of rounding is noise, even where it happens to be positive.
     if not positive or float(L.diagonal().min()) ** 2 <= len(K) ** 0.5 * EPS * top:
         return None, float("inf")
-    factor = Factor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
+    factor = CholeskyFactor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
     return factor, factor.condition()
 
 
@@ -286,7 +286,7 @@ def _scale(weights: Any, system: System) -> Tensor:
         raise InputError(
             f"weights of shape {tuple(w.shape)}, from {float(w.min()) if w.numel() else 0:.3g}",
             expected=f"({system.n},) numbers >= 0, not all zero",
-            do="give each row one weight; a row of weight 0 is left out",
+            hint="give each row one weight; a row of weight 0 is left out",
         )
     return w.sqrt()
 
@@ -299,7 +299,7 @@ def as_ridge(ridge: Any) -> float:
     """
     value = ridge.item() if getattr(ridge, "ndim", None) == 0 else ridge
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < torch.inf:
-        raise InputError(f"ridge {ridge!r}", expected="one finite number >= 0", do="pass ridge=1e-3")
+        raise InputError(f"ridge {ridge!r}", expected="one finite number >= 0", hint="pass ridge=1e-3")
     return float(value)
 
 

@@ -87,7 +87,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             raise InputError(
                 f"a model with {name} {mine}, where the run has {other}",
                 expected="the parameters and buffers of the recorded model",
-                do="build the model as it was built for the run",
+                hint="build the model as it was built for the run",
             )
     with torch.no_grad():
         for name, value in own.items():
@@ -167,7 +167,7 @@ def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
         raise FileCorruptError(
             f"checkpoint {path} of step {step} ({error})",
             expected="the file that the recorder wrote",
-            do="put the file back from a copy; the steps before it can still be replayed",
+            hint="put the file back from a copy; the steps before it can still be replayed",
         ) from error
 
 
@@ -198,7 +198,7 @@ def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
         raise FileCorruptError(
             f"averaged weights {path} ({error})",
             expected="the file that the recorder wrote",
-            do="put the file back from a copy; the run itself can still be read",
+            hint="put the file back from a copy; the run itself can still be read",
         ) from error
 
 

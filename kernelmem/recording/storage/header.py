@@ -57,7 +57,7 @@ def check_same_run(own: Mapping[str, Any], recorded: Mapping[str, Any], director
             raise InputError(
                 f"{key} {own[key]} for the run in {directory}",
                 expected=f"{key} {recorded.get(key)}, as recorded",
-                do="resume with the model, optimizer and options of the run",
+                hint="resume with the model, optimizer and options of the run",
             )
 
 
@@ -68,11 +68,11 @@ def check_options(reduction: str, keep: str | int, tolerance: float | None) -> N
         InputError: names the option.
     """
     if reduction not in REDUCTIONS:
-        raise InputError(f"reduction={reduction!r}", expected='"mean" or "sum"', do="name that of the training loop")
+        raise InputError(f"reduction={reduction!r}", expected='"mean" or "sum"', hint="name that of the training loop")
     if keep not in ("all", "sqrt") and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
-        raise InputError(f"keep={keep!r}", expected='"all", "sqrt" or a whole number >= 1', do='pass keep="sqrt"')
+        raise InputError(f"keep={keep!r}", expected='"all", "sqrt" or a whole number >= 1', hint='pass keep="sqrt"')
     if tolerance is not None and not 0 <= tolerance < 1:
-        raise InputError(f"tolerance={tolerance!r}", expected="a number >= 0 and < 1", do="leave it out")
+        raise InputError(f"tolerance={tolerance!r}", expected="a number >= 0 and < 1", hint="leave it out")
 
 
 def check_model(model: nn.Module) -> None:
@@ -83,16 +83,16 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule | nn.DataParallel):
         raise UnsupportedModelError(
-            f"a {type(model).__name__}", expected="a plain nn.Module", do="record the module inside it"
+            f"a {type(model).__name__}", expected="a plain nn.Module", hint="record the module inside it"
         )
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise UnsupportedModelError(
-                f"parameter {name}, not yet initialized", expected="weights", do="call the model once on a batch"
+                f"parameter {name}, not yet initialized", expected="weights", hint="call the model once on a batch"
             )
         if parameter.device.type != "cpu" or not parameter.is_floating_point():
             raise UnsupportedModelError(
                 f"parameter {name} of dtype {parameter.dtype} on {parameter.device}".replace("torch.", ""),
                 expected="real parameters on the CPU, where replay is to the bit",
-                do="train on the CPU",
+                hint="train on the CPU",
             )

@@ -13,11 +13,11 @@ from kernelmem.core.checks import as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.recording.storage.pytree import tree_row_bytes
 
-__all__ = ["Batch", "Inputs", "StoredInput", "read_batch", "stored_sha256"]
+__all__ = ["Inputs", "RecordedBatch", "StoredInput", "read_batch", "stored_sha256"]
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RecordedBatch:
     """One batch as the training loop saw it."""
 
     examples: Tensor  # (B,) int64
@@ -37,7 +37,7 @@ class StoredInput:
     sha256: str
 
 
-def read_batch(index: Any, x: Any, y: Any, weight: Any) -> Batch:
+def read_batch(index: Any, x: Any, y: Any, weight: Any) -> RecordedBatch:
     """Check what was handed to ``Recorder.step``; dicts, tuples and lists of tensors become plain ones.
 
     Raises:
@@ -59,14 +59,14 @@ def read_batch(index: Any, x: Any, y: Any, weight: Any) -> Batch:
         raise InputError(
             f"a batch with {counts}" if leaves else "x without a tensor in it",
             expected="the same number of rows, at least one",
-            do="hand in the examples of this step, all micro-batches of it concatenated",
+            hint="hand in the examples of this step, all micro-batches of it concatenated",
         )
     for name, value in named:
         if value.device.type != "cpu" or value.dtype == torch.bfloat16:
             raise InputError(
                 f"{name} of dtype {value.dtype} on {value.device}".replace("torch.", ""),
                 expected="numbers on the CPU that NumPy knows",
-                do="hand in float32 and convert inside the model",
+                hint="hand in float32 and convert inside the model",
             )
     examples = positions
     whole = examples.ndim == 1 and not examples.is_floating_point() and examples.dtype != torch.bool
@@ -74,13 +74,15 @@ def read_batch(index: Any, x: Any, y: Any, weight: Any) -> Batch:
         raise InputError(
             f"index of shape {tuple(examples.shape)} and dtype {examples.dtype}, from {examples.min().item()} on",
             expected="the position of each row in the training data: whole numbers >= 0, shape (B,)",
-            do="let the data loader give the index beside x and y",
+            hint="let the data loader give the index beside x and y",
         )
     if weights is not None and weights.ndim != 1:
-        raise InputError(f"weight of shape {tuple(weights.shape)}", expected="(B,)", do="give one number for each row")
+        raise InputError(
+            f"weight of shape {tuple(weights.shape)}", expected="(B,)", hint="give one number for each row"
+        )
     if weights is not None and bool((weights == 1).all()):
         weights = None
-    return Batch(examples.to(torch.int64).clone(), tree, targets, weights)
+    return RecordedBatch(examples.to(torch.int64).clone(), tree, targets, weights)
 
 
 def stored_sha256(x: bytes, y: bytes) -> str:
@@ -98,7 +100,7 @@ class Inputs:
         for example, version, sha256 in known:
             self._add(example, version, sha256)
 
-    def place(self, batch: Batch) -> tuple[Tensor, list[StoredInput]]:
+    def place(self, batch: RecordedBatch) -> tuple[Tensor, list[StoredInput]]:
         """The version of each row (B,) int64, and the inputs that are new, each once. Nothing is remembered yet.
 
         Raises:

@@ -32,7 +32,7 @@ def read_groups(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, s
         raise InputError(
             f"optimizer {type(optimizer).__module__}.{type(optimizer).__qualname__}",
             expected=f"torch.optim.{', '.join(OPTIMIZERS)} (the class itself, no subclass)",
-            do="train with one of these: of others the linear form of the step is not known",
+            hint="train with one of these: of others the linear form of the step is not known",
         )
     return tuple(_read_group(group, optimizer.defaults, names) for group in optimizer.param_groups)
 
@@ -40,13 +40,15 @@ def read_groups(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, s
 def _read_group(group: dict[str, Any], known: Mapping[str, Any], names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
     for option in REFUSED:
         if group.get(option):
-            raise InputError(f"an optimizer with {option}=True", expected=f"{option}=False", do="leave the option out")
+            raise InputError(
+                f"an optimizer with {option}=True", expected=f"{option}=False", hint="leave the option out"
+            )
     foreign = [tuple(p.shape) for p in group["params"] if p not in names]
     if foreign:
         raise InputError(
             f"an optimizer with {len(foreign)} parameters that are not the model's (the first of shape {foreign[0]})",
             expected="parameters of the recorded model only",
-            do="record the model that holds all of them, or give the others an optimizer of their own",
+            hint="record the model that holds all of them, or give the others an optimizer of their own",
         )
     values = {key: _plain(group[key], key) for key in known}
     return {"parameters": [names[p] for p in group["params"]], **values}
@@ -72,7 +74,7 @@ def _plain(value: Any, key: str) -> Any:
     raise InputError(
         f"optimizer hyper-parameter {key} that is {kind}",
         expected="a number",
-        do=f"pass {key} as a Python float: a tensor can change unseen and rounds in its own dtype",
+        hint=f"pass {key} as a Python float: a tensor can change unseen and rounds in its own dtype",
     )
 
 
@@ -85,7 +87,7 @@ def build_optimizer(
         InputError: a class that OPTIMIZERS does not hold, or a parameter that the model does not.
     """
     if name not in OPTIMIZERS:
-        raise InputError(f"a run trained by {name}", expected=", ".join(OPTIMIZERS), do="upgrade kernelmem")
+        raise InputError(f"a run trained by {name}", expected=", ".join(OPTIMIZERS), hint="upgrade kernelmem")
     members = [parameters[key] for group in groups for key in group["parameters"]]
     optimizer = OPTIMIZERS[name](members)  # pyright: ignore[reportCallIssue]  # all of them have defaults
     optimizer.defaults.update({key: _live(value) for key, value in defaults.items()})

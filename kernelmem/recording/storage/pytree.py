@@ -63,7 +63,9 @@ def _shape(tree: Any) -> Any:
         return {type(tree).__name__: [_shape(part) for part in tree]}
     strange = [key for key in tree if not isinstance(key, str)]
     if strange:
-        raise InputError(f"x with the key {strange[0]!r}", expected="names: strings", do="name the parts of the batch")
+        raise InputError(
+            f"x with the key {strange[0]!r}", expected="names: strings", hint="name the parts of the batch"
+        )
     return {"dict": [[key, _shape(part)] for key, part in tree.items()]}
 
 

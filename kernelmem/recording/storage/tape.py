@@ -54,7 +54,7 @@ class Tape:
             raise InputError(
                 f"directory {directory} without a {FILE}",
                 expected="a run that kernelmem.Recorder has written",
-                do="check the path, or record the run first (resume=False)",
+                hint="check the path, or record the run first (resume=False)",
             )
         self._write = write
         address = f"{self.file.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
@@ -69,7 +69,7 @@ class Tape:
         if made > FORMAT:
             self.close()
             raise InputError(
-                f"{self.file} in format {made}", expected=f"format {FORMAT} at most", do="upgrade kernelmem"
+                f"{self.file} in format {made}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
             )
         with self._reading("its header"):
             if write:
@@ -118,7 +118,9 @@ class Tape:
         """
         if step.index != self._length:
             raise InputError(
-                f"step {step.index} for a tape of {self._length}", expected=f"step {self._length}", do="append in order"
+                f"step {step.index} for a tape of {self._length}",
+                expected=f"step {self._length}",
+                hint="append in order",
             )
         row = encode_step(step)
         chain = link(self._chain, row, ((new.example, new.version, new.sha256) for new in inputs))
@@ -281,7 +283,7 @@ class Tape:
                 raise InputError(
                     f"{self.file}, in which another process has written this step",
                     expected="one recorder for each run",
-                    do="stop the other process, then resume",
+                    hint="stop the other process, then resume",
                 ) from error
             raise
 
@@ -293,7 +295,7 @@ class Tape:
             raise FileCorruptError(
                 f"{self.file}, {what} ({error})",
                 expected="what the recorder wrote",
-                do="put the file back from a copy, or record the run again",
+                hint="put the file back from a copy, or record the run again",
             ) from error
 
 
@@ -307,5 +309,5 @@ def refuse_existing(directory: str | Path) -> None:
         raise InputError(
             f"directory {directory} that holds a run already",
             expected="a directory without one",
-            do="pass resume=True to go on with that run, or name another directory",
+            hint="pass resume=True to go on with that run, or name another directory",
         )

@@ -97,7 +97,7 @@ def fit(
     recorder = Recorder(model, optimizer, out, loss=loss, keep=keep, forward=forward, resume=resume)
     scheduler = None if schedule is None else schedule(optimizer)
     if isinstance(scheduler, ReduceLROnPlateau):
-        raise InputError("a ReduceLROnPlateau", expected="a scheduler of steps", do="write the loop around Recorder")
+        raise InputError("a ReduceLROnPlateau", expected="a scheduler of steps", hint="write the loop around Recorder")
     steps = len(batch_sizes(rows.n, batch_size))
 
     def order() -> Iterator[Tensor]:
@@ -120,7 +120,7 @@ def fit(
                     raise InputError(
                         f"rows of shape {shapes} that the model does not take ({error})",
                         expected="inputs that model(x) accepts",
-                        do="check the shape and dtype of x, or pass forward=",
+                        hint="check the shape and dtype of x, or pass forward=",
                     ) from error
                 value = batch_loss(loss, outputs, y_batch, w_batch, reduction="mean")
                 value.backward()
@@ -141,9 +141,9 @@ def fit(
 def _check_options(epochs: int, batch_size: int, clip: float | None) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={value!r}", expected="a whole number >= 1", do=f"pass {name}=1 or more")
+            raise InputError(f"{name}={value!r}", expected="a whole number >= 1", hint=f"pass {name}=1 or more")
     if clip is not None and not 0 < clip < math.inf:
-        raise InputError(f"clip={clip!r}", expected="a norm > 0", do="leave it out for no clipping")
+        raise InputError(f"clip={clip!r}", expected="a norm > 0", hint="leave it out for no clipping")
 
 
 def _checked(model: nn.Module, x: Any, y: Any, weight: Any) -> tuple[Rows, Tensor, Tensor | None]:
@@ -155,7 +155,7 @@ def _checked(model: nn.Module, x: Any, y: Any, weight: Any) -> tuple[Rows, Tenso
             raise InputError(
                 f"{name} of shape {tuple(value.shape)} for {rows.n} rows of x",
                 expected="one entry for each row",
-                do=f"give {name} in the order of x",
+                hint=f"give {name} in the order of x",
             )
     return rows, in_dtype(Rows(targets, rows.n), model, "y").tree, weights
 
@@ -168,7 +168,7 @@ def _made(optimizer: torch.optim.Optimizer | MakeOptimizer | None, model: nn.Mod
         raise InputError(
             f"optimizer={optimizer!r}",
             expected="a torch optimizer, or a function that makes one of the parameters",
-            do="e.g. optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
+            hint="e.g. optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
         )
     return made
 
@@ -178,7 +178,7 @@ def _check_finite(value: float, t: int, steps: int) -> None:
         raise NumericalError(
             f"a loss of {value} in step {t}, epoch {t // steps + 1}",
             expected="a finite loss",
-            do="lower the learning rate, clip the gradient, or scale the inputs",
+            hint="lower the learning rate, clip the gradient, or scale the inputs",
         )
 
 
@@ -205,7 +205,7 @@ def _repeat(
                 raise InputError(
                     f"arguments that give step {t} of the run in {out} another {what}",
                     expected="those that the run was begun with",
-                    do="pass the same data, seed, batch_size, optimizer and schedule, and at least as many epochs",
+                    hint="pass the same data, seed, batch_size, optimizer and schedule, and at least as many epochs",
                 )
             if scheduler is not None:
                 with warnings.catch_warnings():
@@ -217,7 +217,7 @@ def _repeat(
         for (name, stored), (_, given) in zip(*parts, strict=True):
             if not torch.equal(stored, given):
                 raise InputError(
-                    f"{name} that differs from the run in {out}", expected="its data", do="pass the same data"
+                    f"{name} that differs from the run in {out}", expected="its data", hint="pass the same data"
                 )
     finally:
         run.tape.close()  # before the recorder closes its own: a reader keeps the log open

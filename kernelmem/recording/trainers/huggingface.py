@@ -30,7 +30,7 @@ def logits(model: nn.Module, batch: Any) -> Tensor:
         raise InputError(
             f"a batch of type {type(batch).__name__} for a model that is called with keywords",
             expected="a dict of tensors: input_ids, attention_mask, ...",
-            do='pass dict(tokenizer(texts, return_tensors="pt", padding=True)) as x',
+            hint='pass dict(tokenizer(texts, return_tensors="pt", padding=True)) as x',
         )
     output = model(**batch)
     found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
@@ -38,6 +38,6 @@ def logits(model: nn.Module, batch: Any) -> Tensor:
         raise UnsupportedModelError(
             f"a {type(model).__name__} whose output, a {type(output).__name__}, has no logits",
             expected="a model with a head, e.g. AutoModelForSequenceClassification",
-            do="pass forward=lambda model, batch: ... that returns (n, C)",
+            hint="pass forward=lambda model, batch: ... that returns (n, C)",
         )
     return found[:, -1] if found.ndim == 3 else found

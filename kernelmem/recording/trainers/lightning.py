@@ -82,7 +82,7 @@ class LightningRecorder(Callback):
             raise InputError(
                 f"module={self._module!r} ({error})",
                 expected=f"a part of {type(pl_module).__name__}: {', '.join(name for name, _ in pl_module.named_children())}",
-                do='leave module out for all of it, or name the part by its path, "net.encoder"',
+                hint='leave module out for all of it, or name the part by its path, "net.encoder"',
             ) from error
         optimizer = trainer.optimizers[0]
         with ExitStack() as stack:
@@ -108,7 +108,7 @@ class LightningRecorder(Callback):
                 f"a batch of type {type(found).__name__}"
                 + (f" and length {len(found)}" if hasattr(found, "__len__") else ""),
                 expected="(index, x, y)",
-                do="wrap the dataset in kernelmem.recording.trainers.indexed_dataset.Indexed, or pass unpack=lambda batch: (index, x, y)",
+                hint="wrap the dataset in kernelmem.recording.trainers.indexed_dataset.Indexed, or pass unpack=lambda batch: (index, x, y)",
             )
         if self._stepping is not None:
             self._stepping.note(*found)
@@ -137,4 +137,4 @@ def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
         (f"a training that starts at step {trainer.global_step}", trainer.global_step != 0, "fit without ckpt_path"),
     ):
         if refused:
-            raise InputError(given, expected=expected, do="write the training loop around kernelmem.Recorder instead")
+            raise InputError(given, expected=expected, hint="write the training loop around kernelmem.Recorder instead")

@@ -74,7 +74,7 @@ class Stepping:
             raise InputError(
                 "an optimizer step without a batch",
                 expected="a training batch before every step",
-                do="record loops that step the optimizer once for each batch, or for each few",
+                hint="record loops that step the optimizer once for each batch, or for each few",
             )
         index, y = (torch.cat([part[i] for part in noted]) for i in (0, 2))
         sizes = [len(part[0]) for part in noted]

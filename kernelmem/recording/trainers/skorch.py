@@ -93,7 +93,7 @@ class Recorded(Base):
             raise InputError(
                 f"a net with the optimizers {', '.join(self._optimizers)}",
                 expected="one optimizer",
-                do="write the training loop around kernelmem.Recorder instead",
+                hint="write the training loop around kernelmem.Recorder instead",
             )
         loss = _loss_of(self.criterion_) if self.loss is None else self.loss
         call = keywords if self.call is None and isinstance(X, Mapping) else self.call
@@ -118,7 +118,7 @@ class Recorded(Base):
             raise InputError(
                 f"iterator_train that makes a {type(loader).__name__}",
                 expected="a torch DataLoader",
-                do="leave iterator_train out",
+                hint="leave iterator_train out",
             )
         loader.collate_fn = _Apart(loader.collate_fn)
         return _Noted(loader, stepping)
@@ -172,6 +172,6 @@ def _loss_of(criterion: nn.Module) -> Loss:
         raise InputError(
             f"the criterion {type(criterion).__name__}({', '.join(options)}), with the loss to be found out",
             expected=f"{', '.join(kind.__name__ for kind in known)} without weights or other options",
-            do="pass loss=, a callable (outputs, targets) -> (n,) losses",
+            hint="pass loss=, a callable (outputs, targets) -> (n,) losses",
         )
     return known[type(criterion)]

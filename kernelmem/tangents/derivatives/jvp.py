@@ -188,7 +188,7 @@ def choose_way(prepared: Prepared, rows: Rows) -> Way:
         raise NumericalError(
             "a model whose parameter derivatives are NaN or infinite on the first or last row",
             expected="finite derivatives",
-            do="check the weights (a diverged run?) and the scale of the inputs",
+            hint="check the weights (a diverged run?) and the scale of the inputs",
         )
     u = {name: torch.rand(g.shape, generator=generator, dtype=g.dtype).to(g.device) for name, g in exact.items()}
     for name, g in exact.items():
@@ -206,7 +206,7 @@ def choose_way(prepared: Prepared, rows: Rows) -> Way:
             f"a model whose derivatives on 2 rows in one batch differ from the row-by-row definition by"
             f" {gap / max(length, TINY):.2g} (relative)",
             expected=f"a difference of at most {tolerance:g}",
-            do="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
+            hint="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
         )
     convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
     ways: tuple[Way, Way] = ("forward", "reverse") if convolves else ("reverse", "forward")
@@ -251,7 +251,7 @@ def _cannot_differentiate(problems: list[str]) -> UnsupportedModelError:
         f"a model that cannot be differentiated for products ({'; '.join(problems)})",
         expected="operations with a second derivative or a forward-mode rule, and no writing in place over what"
         " backward needs",
-        do="form the kernel with km.ntk, which needs first derivatives only, or replace the operation named here",
+        hint="form the kernel with km.ntk, which needs first derivatives only, or replace the operation named here",
     )
 
 

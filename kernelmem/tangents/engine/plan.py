@@ -125,7 +125,7 @@ def make_plan(
             f"memory of {memory / 2**20:.3g} MiB for a kernel of {result / 2**20:.3g} MiB with {least / 2**20:.2g} MiB"
             " of tangents a row",
             expected="room for the kernel and for the tangents of one row on each side",
-            do='raise memory=, choose fewer parameters=, or take outputs="trace"; ntk_operator never forms the kernel',
+            hint='raise memory=, choose fewer parameters=, or take outputs="trace"; ntk_operator never forms the kernel',
         )
     return Plan(
         n,

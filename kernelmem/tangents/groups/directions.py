@@ -56,7 +56,7 @@ class Directions:
                 raise InputError(
                     f"a target that gives {shape} for {len(outputs)} rows",
                     expected=f"one number for each row, shape ({len(outputs)},)",
-                    do="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
+                    hint="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
                 )
             if not values.requires_grad:
                 return torch.zeros_like(outputs)
@@ -94,7 +94,7 @@ def named_target(target: Any) -> Target:
     raise InputError(
         f"target={target!r}",
         expected='"margin", "loss", ("logit", c) or a callable (outputs, labels) -> (n,)',
-        do='e.g. target="loss", labels=y',
+        hint='e.g. target="loss", labels=y',
     )
 
 
@@ -103,7 +103,7 @@ def _logit(outputs: Tensor, c: int) -> Tensor:
         raise InputError(
             f"target=('logit', {c}) for a model with {outputs.shape[1]} outputs",
             expected=f"an output 0..{outputs.shape[1] - 1}",
-            do="count outputs from 0",
+            hint="count outputs from 0",
         )
     return outputs[:, c]
 
@@ -116,19 +116,19 @@ def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
 def _needed(outputs: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
-        raise InputError("a target that needs labels, without them", expected="labels=", do="pass labels=y")
+        raise InputError("a target that needs labels, without them", expected="labels=", hint="pass labels=y")
     C = outputs.shape[1]
     if C == 1:
         raise InputError(
             "the margin or the cross-entropy of a model with one output",
             expected="an output for each class",
-            do='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
+            hint='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
         )
     largest = int(labels.max())
     if largest >= C:
         raise InputError(
             f"label {largest} for a model with {C} outputs",
             expected=f"labels 0..{C - 1}",
-            do="number the classes as in the training",
+            hint="number the classes as in the training",
         )
     return labels

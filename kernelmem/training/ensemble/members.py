@@ -11,7 +11,7 @@ from kernelmem.core.checks import as_labels, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = ["Member", "Task", "as_task"]
+__all__ = ["EnsembleTask", "Member", "as_task"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Member:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class EnsembleTask:
     """Checked data of an ensemble, on its device and in its dtype; ``targets[k]`` are what the loss of member k takes."""
 
     members: tuple[Member, ...]
@@ -56,27 +56,27 @@ def as_task(
     dtype: torch.dtype,
     device: torch.device | str | None,
     n_classes: int | None,
-) -> Task:
+) -> EnsembleTask:
     """Check everything that an ensemble is given.
 
     Raises:
         InputError: no members, rows or labels out of range or of another length, NaN, wrong shapes, steps out of range.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype={dtype}", expected="torch.float32 or torch.float64", do="pass one of them")
+        raise InputError(f"dtype={dtype}", expected="torch.float32 or torch.float64", hint="pass one of them")
     found = tuple(members)
     if not found or not all(isinstance(member, Member) for member in found):
         raise InputError(
             f"{len(found)} members of type {type(found[0]).__name__ if found else 'none'}",
             expected="at least one Member",
-            do="pass a list of kernelmem.training.ensemble.train.Member",
+            hint="pass a list of kernelmem.training.ensemble.train.Member",
         )
     inputs = as_tensor(x, "x"), as_tensor(x_test, "x_test")
     if min(value.ndim for value in inputs) < 2 or inputs[0].shape[1:] != inputs[1].shape[1:] or not len(inputs[1]):
         raise InputError(
             f"x of shape {tuple(inputs[0].shape)} and x_test of shape {tuple(inputs[1].shape)}",
             expected="(N, ...) and (m, ...) with the same shape of a row",
-            do="give both the same features",
+            hint="give both the same features",
         )
     x, x_test = (value.to(device=device, dtype=dtype if value.is_floating_point() else None) for value in inputs)
     rows = tuple(_rows(member, k, len(x)) for k, member in enumerate(found))
@@ -85,7 +85,7 @@ def as_task(
             value = getattr(member, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
                 raise InputError(
-                    f"{name}={value!r} of member {k}", expected="a whole number >= 0", do="pass 0, 1, 2, ..."
+                    f"{name}={value!r} of member {k}", expected="a whole number >= 0", hint="pass 0, 1, 2, ..."
                 )
     values = [
         *(as_tensor(member.labels, f"labels of member {k}") for k, member in enumerate(found)),
@@ -103,9 +103,11 @@ def as_task(
         raise InputError(
             f"evaluate_at with {[t for t in steps if not isinstance(t, int) or not 0 <= t <= recipe.steps][:3]}",
             expected=f"whole numbers in 0..{recipe.steps}",
-            do="pass the numbers of steps done",
+            hint="pass the numbers of steps done",
         )
-    return Task(found, x, x_test, tuple(row.to(device) for row in rows), targets[:-1], targets[-1], C, recipe, steps)
+    return EnsembleTask(
+        found, x, x_test, tuple(row.to(device) for row in rows), targets[:-1], targets[-1], C, recipe, steps
+    )
 
 
 def _rows(member: Member, k: int, N: int) -> Tensor:
@@ -114,11 +116,11 @@ def _rows(member: Member, k: int, N: int) -> Tensor:
         raise InputError(
             f"rows of member {k} of shape {tuple(rows.shape)} and dtype {rows.dtype}",
             expected="at least one row number, shape (n,), integers",
-            do="pass mask.nonzero()[:, 0] of a mask",
+            hint="pass mask.nonzero()[:, 0] of a mask",
         )
     low, high = (int(end) for end in rows.aminmax())
     if low < 0 or high >= N:
-        raise InputError(f"rows of member {k} in {low}..{high}", expected=f"0..{N - 1}", do="pass rows of x")
+        raise InputError(f"rows of member {k} in {low}..{high}", expected=f"0..{N - 1}", hint="pass rows of x")
     return rows.to(torch.int64)
 
 
@@ -126,7 +128,7 @@ def _classes(values: list[Tensor]) -> int:
     shapes = {int(value.shape[1]) for value in values if value.ndim == 2}
     if len(shapes) > 1:
         raise InputError(
-            f"targets with {sorted(shapes)} columns", expected="the same number of outputs", do="pass (n, C)"
+            f"targets with {sorted(shapes)} columns", expected="the same number of outputs", hint="pass (n, C)"
         )
     return shapes.pop() if shapes else max(int(value.max()) if value.numel() else 0 for value in values) + 1
 
@@ -137,7 +139,7 @@ def _target(value: Tensor, name: str, n: int, C: int, loss: str, dtype: torch.dt
             raise InputError(
                 f"{name} of shape {tuple(value.shape)} for loss={loss!r}",
                 expected=f"({n},) labels" + (f", or ({n}, {C}) real targets" if loss == "mse" else ""),
-                do="pass labels, or loss='mse'",
+                hint="pass labels, or loss='mse'",
             )
         return value.to(dtype)
     labels = as_labels(value, name, n=n, n_classes=C)

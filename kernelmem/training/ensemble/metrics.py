@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.training.ensemble.members import Task
+from kernelmem.training.ensemble.members import EnsembleTask
 
 __all__ = ["Figures", "Snapshot", "figures", "mean_loss"]
 
@@ -60,7 +60,7 @@ def figures(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class Figures:
     """Where the snapshots of an ensemble are put together, member by member."""
 
-    def __init__(self, task: Task, *, keep_outputs: bool) -> None:
+    def __init__(self, task: EnsembleTask, *, keep_outputs: bool) -> None:
         self.task, self.keep_outputs = task, keep_outputs
         self._found: dict[int, Snapshot] = {}
 

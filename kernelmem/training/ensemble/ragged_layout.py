@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from kernelmem.core.errors import InputError
 from kernelmem.training.batching import rows_per_step
-from kernelmem.training.ensemble.members import Task
+from kernelmem.training.ensemble.members import EnsembleTask
 
 __all__ = ["Block", "Family", "chunks", "families", "hidden_widths"]
 
@@ -54,12 +54,12 @@ def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int
         raise InputError(
             f"width={width!r} of member {k}",
             expected="a whole number >= 1, or a tuple of them",
-            do="pass e.g. (200, 200)",
+            hint="pass e.g. (200, 200)",
         )
     return widths
 
 
-def _blocks(task: Task) -> list[Block]:
+def _blocks(task: EnsembleTask) -> list[Block]:
     together: dict[tuple, list[int]] = {}
     widths = [hidden_widths(member.width, task.recipe.depth, k) for k, member in enumerate(task.members)]
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
@@ -104,7 +104,7 @@ def families(blocks: Sequence[Block], d: int, C: int) -> list[Family]:
     return found
 
 
-def chunks(task: Task, memory: int, itemsize: int) -> Iterator[list[Block]]:
+def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Block]]:
     """Cut the members into parts whose tensors fit into ``memory``; a block that is too large is cut, too.
 
     Raises:
@@ -140,7 +140,7 @@ def _parts(block: Block, cost: Callable[[Block], int], memory: int) -> Iterator[
             raise InputError(
                 f"member {k} with hidden widths {block.widths[slot]}, which needs {cost(one):,} bytes; memory={memory:,}",
                 expected="memory for one network at a time",
-                do=f"pass memory={cost(one)} or more, or smaller batches",
+                hint=f"pass memory={cost(one)} or more, or smaller batches",
             )
         several = [*members, slot]
         if members and cost(_cut(block, several)) > memory:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.training.batching import BatchOrder
-from kernelmem.training.ensemble.members import Task
+from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.ragged_layout import Block, Family, families, hidden_widths
 from kernelmem.training.mlp import mlp
 
@@ -27,7 +27,7 @@ ROWS = 1024  # rows of one product when outputs are computed
 class RaggedMLPs:
     """The networks of one chunk: ``parameters`` (flat, of all of them), ``gradient()``, ``outputs``, ``state``."""
 
-    def __init__(self, task: Task, blocks: Sequence[Block]) -> None:
+    def __init__(self, task: EnsembleTask, blocks: Sequence[Block]) -> None:
         self.task = task
         x, d, C = task.x.flatten(1), task.x[0].numel(), task.C
         shapes = families(blocks, d, C)
@@ -79,7 +79,7 @@ def _numbers(family: Family, d: int, C: int) -> int:
 class _FamilyMLPs:
     """G blocks of S slots. First layers: one (G, H, d); the others: a chain for each slot; outputs: (S, G, n, C)."""
 
-    def __init__(self, task: Task, family: Family, x: Tensor, flat: Tensor, grad: Tensor) -> None:
+    def __init__(self, task: EnsembleTask, family: Family, x: Tensor, flat: Tensor, grad: Tensor) -> None:
         self.task, self.family, self.x = task, family, x
         self.d, self.C = x.shape[1], task.C
         self.G, self.S = len(family.blocks), len(family.widths)

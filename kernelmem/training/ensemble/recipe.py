@@ -52,24 +52,24 @@ class Recipe:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
-                    f"Recipe({name}={getattr(self, name)!r})", expected=f"one of {', '.join(choices)}", do="pass one"
+                    f"Recipe({name}={getattr(self, name)!r})", expected=f"one of {', '.join(choices)}", hint="pass one"
                 )
         for name in ("learning_rate", "weight_decay", "momentum"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise InputError(f"Recipe({name}={value!r})", expected="a finite number >= 0", do="pass e.g. 0.01")
+                raise InputError(f"Recipe({name}={value!r})", expected="a finite number >= 0", hint="pass e.g. 0.01")
         for name in ("steps", "depth", "batch_size"):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if not whole and not (name == "batch_size" and value is None):
                 raise InputError(
-                    f"Recipe({name}={value!r})", expected="a whole number >= 1", do=f"pass {name}=1 or more"
+                    f"Recipe({name}={value!r})", expected="a whole number >= 1", hint=f"pass {name}=1 or more"
                 )
         if self.momentum and (self.optimizer != "sgd" or self.momentum >= 1):
             raise InputError(
                 f"Recipe(optimizer={self.optimizer!r}, momentum={self.momentum!r})",
                 expected="momentum in 0..1 (without 1) of optimizer='sgd'; Adam has its own, 0.9",
-                do="leave momentum out, or pass optimizer='sgd'",
+                hint="leave momentum out, or pass optimizer='sgd'",
             )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
 from kernelmem.training.batching import BatchOrder
-from kernelmem.training.ensemble.members import Task
+from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
 
 __all__ = ["OneModule"]
@@ -18,7 +18,7 @@ ROWS = 1024
 class OneModule:
     """A copy of ``model`` that trains as the only member of ``task``."""
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
+    def __init__(self, task: EnsembleTask, model: nn.Module) -> None:
         self.task, self.members = task, [0]
         self.model = copy.deepcopy(model).to(task.x.device)
         if task.x.is_floating_point():
@@ -67,5 +67,5 @@ def check_outputs(outputs: Tensor, n: int, C: int) -> None:
         raise InputError(
             f"a model that gives {tuple(outputs.shape)} for {n} rows",
             expected=f"({n}, {C}): one output for each class of the labels",
-            do="give the model that many outputs, or pass n_classes",
+            hint="give the model that many outputs, or pass n_classes",
         )

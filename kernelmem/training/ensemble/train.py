@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.options import as_bytes
-from kernelmem.training.ensemble.members import Member, Task, as_task
+from kernelmem.training.ensemble.members import EnsembleTask, Member, as_task
 from kernelmem.training.ensemble.metrics import Figures, Snapshot
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
@@ -215,7 +215,7 @@ def train_one(
 def _trained(
     engines: Any,
     sizes: list[int],
-    task: Task,
+    task: EnsembleTask,
     began: float,
     keep_outputs: bool,
     keep_parameters: bool,
@@ -226,7 +226,7 @@ def _trained(
 ) -> Ensemble:
     """Train the chunks one after the other. ``fused``: torch's one-pass update, equal to the default up to rounding."""
     if diverged not in ("keep", "raise"):
-        raise InputError(f"diverged={diverged!r}", expected='"keep" or "raise"', do="pass one of them")
+        raise InputError(f"diverged={diverged!r}", expected='"keep" or "raise"', hint="pass one of them")
     figures = Figures(task, keep_outputs=keep_outputs)
     states: dict[int, dict[str, Tensor]] = {}
     steps = task.recipe.steps
@@ -253,6 +253,6 @@ def _trained(
         raise NumericalError(
             f"members {', '.join(map(str, found.diverged[:10]))} with losses that are not finite after {steps} steps",
             expected="finite losses",
-            do="lower the learning rate, or pass diverged='keep'",
+            hint="lower the learning rate, or pass diverged='keep'",
         )
     return found

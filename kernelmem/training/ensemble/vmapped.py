@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.core.torch_func import functional_call, vmap
 from kernelmem.training.batching import BatchOrder, rows_per_step
-from kernelmem.training.ensemble.members import Task
+from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
 from kernelmem.training.ensemble.sequential import check_outputs
 
@@ -19,7 +19,7 @@ ROWS = 256  # rows of one product when outputs are computed
 HELD = 4  # parameters, gradient, and what Adam keeps of each
 
 
-def module_chunks(task: Task, make_model: Callable[[Any], nn.Module], memory: int) -> Iterator[list[int]]:
+def module_chunks(task: EnsembleTask, make_model: Callable[[Any], nn.Module], memory: int) -> Iterator[list[int]]:
     """Members of one width and one batch size, cut into parts that fit into ``memory``.
 
     The memory of a step is measured on one network: what autograd saves of a forward pass, twice.
@@ -37,13 +37,13 @@ def module_chunks(task: Task, make_model: Callable[[Any], nn.Module], memory: in
             raise InputError(
                 f"a network of width {width!r} that needs {one:,} bytes; memory={memory:,}",
                 expected="memory for one network at a time",
-                do=f"pass memory={one} or more, or smaller batches",
+                hint=f"pass memory={one} or more, or smaller batches",
             )
         size = memory // one
         yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
-def _bytes(model: nn.Module, task: Task, k: int, batch: int) -> int:
+def _bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) -> int:
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _bytes(model: nn.Module, task: Task, k: int, batch: int) -> int:
     return max(1, HELD * numbers + 2 * sum(saved.values()))
 
 
-def _made(make_model: Callable[[Any], nn.Module], task: Task, k: int) -> nn.Module:
+def _made(make_model: Callable[[Any], nn.Module], task: EnsembleTask, k: int) -> nn.Module:
     """The module of member k, from its own seed, on the device and in the dtype of the task."""
     member = task.members[k]
     with torch.random.fork_rng(devices=[]):
@@ -68,14 +68,14 @@ def _made(make_model: Callable[[Any], nn.Module], task: Task, k: int) -> nn.Modu
         raise UnsupportedModelError(
             f"make_model({member.width!r}) of type {type(model).__name__}",
             expected="an nn.Module",
-            do="return a module",
+            hint="return a module",
         )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             raise UnsupportedModelError(
                 f"dropout in {name!r}",
                 expected="a network without randomness while it trains",
-                do="set p=0, or use train_one",
+                hint="set p=0, or use train_one",
             )
     dtype = task.x.dtype if task.x.is_floating_point() else None
     return model.to(device=task.x.device, dtype=dtype)
@@ -84,7 +84,7 @@ def _made(make_model: Callable[[Any], nn.Module], task: Task, k: int) -> nn.Modu
 class Modules:
     """The networks of one chunk: stacked parameters, ``gradient()``, outputs, state."""
 
-    def __init__(self, task: Task, make_model: Callable[[Any], nn.Module], members: Sequence[int]) -> None:
+    def __init__(self, task: EnsembleTask, make_model: Callable[[Any], nn.Module], members: Sequence[int]) -> None:
         self.task, self.members = task, list(members)
         models = [_made(make_model, task, k) for k in members]
         self.model = models[0]
@@ -93,7 +93,7 @@ class Modules:
             raise UnsupportedModelError(
                 f"make_model({task.members[members[0]].width!r}) with different parameters for different seeds",
                 expected="the same architecture for the same width",
-                do="put into width what the architecture depends on",
+                hint="put into width what the architecture depends on",
             )
         self.trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         every = [{**dict(model.named_parameters()), **dict(model.named_buffers())} for model in models]
@@ -156,7 +156,7 @@ class Modules:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}, which torch.func.vmap refuses: {str(error).splitlines()[0]}",
                 expected="a network without randomness, item() or data-dependent control flow",
-                do="train its members with train_one",
+                hint="train its members with train_one",
             ) from error
         check_outputs(outputs[0], x.shape[0 if in_dim is None else 1], self.task.C)
         return outputs

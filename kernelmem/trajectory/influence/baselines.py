@@ -17,7 +17,7 @@ from torch import Tensor
 from kernelmem.core.batches import Rows
 from kernelmem.trajectory.influence.training_program import Program
 from kernelmem.trajectory.targets import Explained
-from kernelmem.trajectory.trace import Batch
+from kernelmem.trajectory.trace import StepBatch
 
 __all__ = ["last_checkpoint", "tracin"]
 
@@ -65,6 +65,6 @@ def last_checkpoint(program: Program, rows: Rows, what: Explained, index: Tensor
         places = torch.tensor(sorted(new.values()))
         ones = torch.ones(len(places), dtype=torch.float64)
         rows_met = Rows(batch.rows.take(places.tolist()), len(places))
-        own = Batch(rows_met, batch.targets[places], batch.examples[places], ones)
+        own = StepBatch(rows_met, batch.targets[places], batch.examples[places], ones)
         result[:, own.examples] = program.gradient_here(own).shares(alpha)
     return result

@@ -72,7 +72,7 @@ class BatchGradient:
             raise VerificationError(
                 "a model whose gradient, differentiated by the weights of the losses, does not give their gradients back",
                 expected="operations with a second derivative",
-                do="replace custom functions whose backward pass is not itself made of torch operations",
+                hint="replace custom functions whose backward pass is not itself made of torch operations",
             )
         return shares
 
@@ -93,7 +93,7 @@ class BatchGradient:
             raise UnsupportedModelError(
                 f"a model whose gradient cannot be differentiated ({str(error).splitlines()[0]})",
                 expected="operations with a second derivative",
-                do="replace the operation that is named here",
+                hint="replace the operation that is named here",
             ) from error
         try:
             found = self._together(few, inputs)

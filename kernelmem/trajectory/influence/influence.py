@@ -116,7 +116,9 @@ class Influence:
             return cls(found, names, metadata["method"], metadata["tape"])
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
             raise FileCorruptError(
-                f"influence file {path} ({error})", expected="what Influence.save wrote", do="compute and save it again"
+                f"influence file {path} ({error})",
+                expected="what Influence.save wrote",
+                hint="compute and save it again",
             ) from error
 
     def __str__(self) -> str:
@@ -270,8 +272,8 @@ class _Report:
 
 def _check(method: str, clip: str | None, chunk: int | None) -> None:
     if method not in QUESTIONS:
-        raise InputError(f"method={method!r}", expected=f"one of {', '.join(QUESTIONS)}", do='pass method="unrolled"')
+        raise InputError(f"method={method!r}", expected=f"one of {', '.join(QUESTIONS)}", hint='pass method="unrolled"')
     if clip not in CLIPS:
-        raise InputError(f"clip={clip!r}", expected='"norm", "fixed" or None', do="leave clip out")
+        raise InputError(f"clip={clip!r}", expected='"norm", "fixed" or None', hint="leave clip out")
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk={chunk!r}", expected="a whole number of rows >= 1, or None", do="pass chunk=64")
+        raise InputError(f"chunk={chunk!r}", expected="a whole number of rows >= 1, or None", hint="pass chunk=64")

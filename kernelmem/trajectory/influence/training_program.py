@@ -13,7 +13,7 @@ from kernelmem.core.errors import UnsupportedModelError, VerificationError
 from kernelmem.recording.replay import replay, set_modes
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
-from kernelmem.recording.verify_model import check_retaken
+from kernelmem.recording.verify_model import verify_model
 from kernelmem.tangents.derivatives.jvp import differentiable_kernels
 from kernelmem.tangents.prepare import Prepared, prepare
 from kernelmem.training.losses import per_example_loss
@@ -23,7 +23,7 @@ from kernelmem.trajectory.influence.batch_norm import RunningStatistics
 from kernelmem.trajectory.network.network import seeded
 from kernelmem.trajectory.optimizers import ParameterFilter, filter_of
 from kernelmem.trajectory.targets import Explained
-from kernelmem.trajectory.trace import Batch, batch_of
+from kernelmem.trajectory.trace import StepBatch, batch_of
 
 __all__ = ["Program", "check_second_derivative", "load_program"]
 
@@ -42,7 +42,7 @@ class Program:
     loss: Callable[[Tensor, Tensor], Tensor]
     kind: type[ParameterFilter]
     steps: Sequence[Step]
-    batches: Sequence[Batch]
+    batches: Sequence[StepBatch]
     states: Sequence[Tensors]  # T + 1: weights and buffers
     tape: str  # the hash that the run ends with
     batched: bool = True  # whether torch differentiates many directions at once, and rightly
@@ -80,7 +80,7 @@ class Program:
         self.put(t, evaluating=self.steps[t].evaluating)
         return self.gradient_here(self.batches[t], self.steps[t].random)
 
-    def gradient_here(self, batch: Batch, random: bytes | None = None) -> BatchGradient:
+    def gradient_here(self, batch: StepBatch, random: bytes | None = None) -> BatchGradient:
         """The same of any batch, as the model stands."""
         weights = batch.weights.clone().requires_grad_()
         parameters = self.prepared.parameters
@@ -139,7 +139,7 @@ def load_program(
         UnsupportedModelError: an operation without a second derivative.
     """
     check_run(run, model)
-    check_retaken(run, model, loss=loss, forward=forward)
+    verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     moved = {name for step in steps for group in step.groups for name in group["parameters"]}
     prepared = prepare(
@@ -206,7 +206,7 @@ def check_second_derivative(program: Program) -> None:
     raise VerificationError(
         f"a model whose gradient, differentiated, differs from its change between near weights by {worst:.2g} (relative)",
         expected=f"operations with a second derivative (a difference of at most {AGREES:g})",
-        do="replace custom functions whose backward pass treats what it saved as constant, or rounding with a surrogate"
+        hint="replace custom functions whose backward pass treats what it saved as constant, or rounding with a surrogate"
         " gradient",
     )
 
@@ -219,5 +219,5 @@ def _mixed(gap: float) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"a model whose outputs on a row alone and among others differ by {gap:.2g} in eval mode",
         expected="a model in which a row's output depends on that row alone",
-        do="use batch normalization with running statistics, and no operation that mixes the rows of a batch",
+        hint="use batch normalization with running statistics, and no operation that mixes the rows of a batch",
     )

@@ -190,7 +190,7 @@ def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) 
                 f"{len(below)} steps whose gradients were multiplied by {min(factors):.3g} to {max(factors):.3g} and then had"
                 f" norms from {min(used):.3g} to {max(used):.3g}",
                 expected="one norm (clipping), or one factor (scaling)",
-                do='pass clip="norm" if clip_grad_norm_ was called with a norm that changed, clip="fixed" if the factors do'
+                hint='pass clip="norm" if clip_grad_norm_ was called with a norm that changed, clip="fixed" if the factors do'
                 " not depend on the gradients",
             )
     return [scale < 1 for scale in scales]

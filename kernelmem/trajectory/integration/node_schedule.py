@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Pace"]
+__all__ = ["NodeSchedule"]
 
 MANY = 5  # nodes: where a step has so many, a try with fewer gains more than it risks
 
 
 @dataclass
-class Pace:
+class NodeSchedule:
     """How many nodes are tried next: fewer after some steps that went well, more rarely where that has failed."""
 
     wait: int = 8  # steps that went well before fewer are tried

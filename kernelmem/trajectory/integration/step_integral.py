@@ -162,7 +162,7 @@ def _check_progress(left: list[tuple[int, float]]) -> None:
         raise NumericalError(
             "outputs, or a target of them, that are NaN or infinite along a step",
             expected="finite numbers at the recorded weights and between them",
-            do="check the rows of x, and a callable target at outputs of any size",
+            hint="check the rows of x, and a callable target at outputs of any size",
         )
     if len(left) <= STALLED:
         return
@@ -171,7 +171,7 @@ def _check_progress(left: list[tuple[int, float]]) -> None:
         raise VerificationError(
             f"outputs that change along a step by {total:.2g} more, or less, than their derivatives say",
             expected="a model and a target that torch differentiates rightly almost everywhere",
-            do="look for detach(), rounding or a gradient of its own (straight-through) in forward, and in a callable target",
+            hint="look for detach(), rounding or a gradient of its own (straight-through) in forward, and in a callable target",
         )
 
 

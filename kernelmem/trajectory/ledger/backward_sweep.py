@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernelmem.core.batches import Rows
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.integration.node_schedule import Pace
+from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import (
     NUMBERS,
     START,
@@ -26,7 +26,7 @@ from kernelmem.trajectory.integration.step_integral import (
     refine,
 )
 from kernelmem.trajectory.ledger.averaged_weights import Average
-from kernelmem.trajectory.ledger.result import Lines
+from kernelmem.trajectory.ledger.result import LedgerEntries
 from kernelmem.trajectory.network.network import Network, seeded
 from kernelmem.trajectory.network.tangent_factors import Formed, Tangents, Vector, Zero, join
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
@@ -34,14 +34,14 @@ from kernelmem.trajectory.optimizers import Carried, Moved, filter_of
 from kernelmem.trajectory.targets import Explained
 from kernelmem.trajectory.trace import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
 
-__all__ = ["Sweep"]
+__all__ = ["BackwardSweep"]
 
 WIDTH = 2048  # about as many parameters are worked on at a time,
 SLICE = 2**18  # and about as many numbers of their tangents, which then stay in cache,
 ROWS = 128  # but no fewer rows of a product than this
 
 
-class Sweep:
+class BackwardSweep:
     """Carries A_t(x) from stretch to stretch, the last one first.
 
     Cost: for every step the integral of m rows and one tangent of every example in the batch. Where nothing is carried,
@@ -74,9 +74,9 @@ class Sweep:
         self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
         self.by_step, self.tolerance, self.progress = by_step, tolerance / len(run), progress
         self.between = range(*between)
-        self.chosen, self.order, self.pace = order, order or START, Pace()
+        self.chosen, self.order, self.pace = order, order or START, NodeSchedule()
         m, k = rows.n, len(what.names)
-        self.lines = Lines.zeros(m, sources, k, len(run) + averaged)
+        self.lines = LedgerEntries.zeros(m, sources, k, len(run) + averaged)
         self.filter = filter_of(run.optimizer)()
         self.carried: dict[str, Tensor] = {}  # q (m, k, size) of the parameters that have one
         self.factors: dict[str, float] = {}
@@ -94,7 +94,7 @@ class Sweep:
         difference = self.tested.flat(averaged) - self.tested.flat(last)
         self.average = Average(whole, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
 
-    def finish(self) -> Lines:
+    def finish(self) -> LedgerEntries:
         """The lines, once all stretches were taken."""
         if self.average is not None:
             self.lines.rounding.add_(self.average.tangents @ self.average.left)

@@ -16,16 +16,16 @@ from kernelmem.core.batches import Rows
 from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.integration.node_schedule import Pace
+from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import NUMBERS, START, Nodes, change, edges, nodes_on, refine
-from kernelmem.trajectory.ledger.result import Lines
+from kernelmem.trajectory.ledger.result import LedgerEntries
 from kernelmem.trajectory.network.network import Network, seeded, take
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.optimizers import filter_of
 from kernelmem.trajectory.targets import Explained
 from kernelmem.trajectory.trace import PerExample, Stretch, loss_directions
 
-__all__ = ["GroupSweep", "Groups", "groups_of", "layers"]
+__all__ = ["GroupedSweep", "Groups", "groups_of", "layers"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def groups_of(groups: Any, parameters: Sequence[str], n: int) -> Groups:
     if isinstance(groups, str):
         if groups != "layer":
             raise InputError(
-                f"groups={groups!r}", expected='"layer", or one group for each training example', do="pass labels"
+                f"groups={groups!r}", expected='"layer", or one group for each training example', hint="pass labels"
             )
         return layers(parameters)
     given = groups.tolist() if hasattr(groups, "tolist") else groups
@@ -62,7 +62,7 @@ def groups_of(groups: Any, parameters: Sequence[str], n: int) -> Groups:
         raise InputError(
             f"groups of type {type(groups).__name__}{count}",
             expected=f"one integer 0, 1, ... or name for each of the {n} training examples",
-            do='pass groups in the order of the recorded indices, or groups="layer"',
+            hint='pass groups in the order of the recorded indices, or groups="layer"',
         )
     if all(isinstance(own, str) for own in given):
         names = tuple(dict.fromkeys(given))
@@ -71,7 +71,7 @@ def groups_of(groups: Any, parameters: Sequence[str], n: int) -> Groups:
     return Groups(tuple(str(g) for g in range(int(index.max()) + 1)), index)
 
 
-class GroupSweep:
+class GroupedSweep:
     """Takes stretches of a run in their order.
 
     Cost: for every step and node one dual pass of m rows for each group, decay and rounding.
@@ -100,9 +100,9 @@ class GroupSweep:
         self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
         self.groups, self.tolerance, self.progress = groups, tolerance / len(run), progress
         self.between = range(*between)
-        self.chosen, self.order, self.pace = order, order or START, Pace()
+        self.chosen, self.order, self.pace = order, order or START, NodeSchedule()
         m, k, G = rows.n, len(what.names), len(groups.names)
-        self.lines = Lines.zeros(m, G, k, len(run) + (coefficients is not None))
+        self.lines = LedgerEntries.zeros(m, G, k, len(run) + (coefficients is not None))
         self.filter = filter_of(run.optimizer)()
         self.carried: dict[str, dict[str, Tensor]] = {name: {} for name in tested.selected}
         self.shares = None if coefficients is None else -coefficients.cumsum(0)

@@ -33,11 +33,11 @@ from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.recording.averaging import average_coefficients
 from kernelmem.recording.run import Run
-from kernelmem.recording.verify_model import check_retaken
+from kernelmem.recording.verify_model import verify_model
 from kernelmem.training.losses import per_example_loss
 from kernelmem.trajectory.argument_checks import check_quadrature, check_run, number_of_examples, read_between
-from kernelmem.trajectory.ledger.backward_sweep import Sweep
-from kernelmem.trajectory.ledger.grouped_sweep import GroupSweep, groups_of
+from kernelmem.trajectory.ledger.backward_sweep import BackwardSweep
+from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep, groups_of
 from kernelmem.trajectory.ledger.result import Ledger
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.targets import Explained, explained
@@ -118,10 +118,10 @@ def ledger(
         raise InputError(
             f"by={by!r} with groups={'None' if groups is None else 'given'}",
             expected='"example" or "step" without groups, "group" with groups=',
-            do='pass by="group", groups=labels (one for each training example), or groups="layer"',
+            hint='pass by="group", groups=labels (one for each training example), or groups="layer"',
         )
     start, stop = between = read_between(between, len(run))
-    check_retaken(run, model, loss=loss, forward=forward)
+    verify_model(run, model, loss=loss, forward=forward)
     coefficients = None
     if weights == "average" and (start, stop) == (0, len(run)):
         coefficients = average_coefficients(run)
@@ -129,7 +129,7 @@ def ledger(
         raise InputError(
             f"weights={weights!r}, between={between}",
             expected='"last", or "average" of the whole run',
-            do="leave between out, or explain the last weights",
+            hint="leave between out, or explain the last weights",
         )
     first, last = run.steps[0], run.steps[-1]
     batch = batch_of(run, first)
@@ -163,7 +163,7 @@ def ledger(
 
     if by == "group":
         split = groups_of(groups, parameters, n)
-        forth = GroupSweep(
+        forth = GroupedSweep(
             *common,
             split,
             tolerance=tolerance,
@@ -180,7 +180,7 @@ def ledger(
         lines, sources = forth.lines, split.names
     else:
         size = n if by == "example" else len(run)
-        back = Sweep(
+        back = BackwardSweep(
             *common,
             sources=size,
             by_step=by == "step",
@@ -225,7 +225,7 @@ def _history(by: str, shape: tuple[int, int, int, int]) -> Tensor:
         raise InputError(
             f"history=True of (rows, steps, examples, outputs) = {shape}, {size / 2**20:,.0f} MiB, by={by!r}",
             expected=f'by="example", and at most {LARGEST // 2**20:,} MiB',
-            do="take fewer rows, or a target= (one output)",
+            hint="take fewer rows, or a target= (one output)",
         )
     return torch.zeros(shape, dtype=torch.float64)
 

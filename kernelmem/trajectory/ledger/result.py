@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Ledger", "Lines"]
+__all__ = ["Ledger", "LedgerEntries"]
 
 FORMAT = "kernelmem ledger 2"  # 1 had no hash of its own
 SHOWN = 12  # groups that are printed one by one
@@ -29,7 +29,7 @@ TENSORS = ("contributions", "initial", "final", "decay", "rounding", "buffers", 
 
 
 @dataclass(frozen=True)
-class Lines:
+class LedgerEntries:
     """The ledger's lines, float64."""
 
     contributions: Tensor  # (m, n, k): of examples, or of steps
@@ -39,7 +39,7 @@ class Lines:
     evaluations: Tensor  # (T,): tangents of a row
 
     @classmethod
-    def zeros(cls, m: int, sources: int, k: int, T: int) -> "Lines":
+    def zeros(cls, m: int, sources: int, k: int, T: int) -> "LedgerEntries":
         """Nothing accounted for yet."""
         sizes = ((m, sources, k), (m, k), (m, k), (T, m, k), (T,))
         contributions, decay, rounding, residuals, evaluations = (torch.zeros(s, dtype=torch.float64) for s in sizes)
@@ -105,7 +105,7 @@ class Ledger:
             raise InputError(
                 f"a ledger by {self.by}",
                 expected="one by example",
-                do='compute it with by="example", or with these groups',
+                hint='compute it with by="example", or with these groups',
             )
         groups = as_labels(groups, "groups", n=self.contributions.shape[1])
         m, _, k = self.contributions.shape
@@ -153,7 +153,7 @@ class Ledger:
             index = pd.MultiIndex.from_product(levels, names=["row", self.by, "output"])
             return pd.DataFrame({"contribution": self.contributions.flatten().numpy()}, index=index).reset_index()
         if of != "lines":
-            raise InputError(f"of={of!r}", expected='"lines" or "sources"', do="leave it out for the lines")
+            raise InputError(f"of={of!r}", expected='"lines" or "sources"', hint="leave it out for the lines")
         lines = {"change": self.final - self.initial, **self._lines(), "mass": self.mass}
         frame = pd.DataFrame({name: value.flatten().numpy() for name, value in lines.items()})
         frame.insert(0, "output", list(self.names) * m)
@@ -191,7 +191,7 @@ class Ledger:
             return cls(**tensors, names=names, tape=metadata["tape"], by=metadata["by"], sources=sources)
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
             raise FileCorruptError(
-                f"ledger file {path} ({error})", expected="what Ledger.save wrote", do="compute and save it again"
+                f"ledger file {path} ({error})", expected="what Ledger.save wrote", hint="compute and save it again"
             ) from error
 
     def recomputed_residual(self) -> float:
@@ -208,7 +208,7 @@ class Ledger:
             raise FileCorruptError(
                 f"a ledger whose lines leave another residual than it states, by {gap:.2g}",
                 expected="lines that add up to the change",
-                do="compute the ledger again",
+                hint="compute the ledger again",
             )
         return float(found.abs().max())
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from kernelmem.core.batches import Rows
 from kernelmem.recording.replay import set_modes
-from kernelmem.tangents.capture import Capture, Recorder, capture
+from kernelmem.tangents.capture import Capture, OperationRecorder, capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
 from kernelmem.tangents.derivatives.jvp import Linearized, differentiable_kernels, load_dual_rules
 from kernelmem.tangents.engine.engine import RULES
@@ -177,9 +177,9 @@ class Network:
     def capture(self, rows: Rows, blocks: Blocks | None = None) -> Capture:
         """One forward pass that meets every use of the parameters."""
 
-        def recorder(*arguments: Any) -> Recorder:
+        def recorder(*arguments: Any) -> OperationRecorder:
             if blocks is None:
-                return Recorder(*arguments)
+                return OperationRecorder(*arguments)
             return BlockRecorder(blocks, self.found.layouts, self.fixed, *arguments)
 
         found = self.found

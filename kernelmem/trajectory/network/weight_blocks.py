@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kernelmem.tangents.batch_axis import Layout
-from kernelmem.tangents.capture import Again, Call, Recorder, Rule
+from kernelmem.tangents.capture import Again, Call, OperationRecorder, Rule
 
 __all__ = ["BlockForward", "BlockRecorder", "Blocks", "Segments"]
 
@@ -179,7 +179,7 @@ def _swapped(
     return found
 
 
-class BlockRecorder(Recorder):
+class BlockRecorder(OperationRecorder):
     """Meets every use of the parameters, each block of rows with its own."""
 
     def __init__(self, blocks: Blocks, layouts: Mapping[int, Layout], fixed: frozenset[int], *arguments: Any) -> None:

@@ -15,7 +15,6 @@ Source: Domingos 2020; gradients at the starts of steps: Bell et al. 2023.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import as_rows
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.trajectory.integration.quadrature import gauss_legendre
@@ -34,13 +33,13 @@ from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters, path_
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["DomingosForm", "domingos_form"]
+__all__ = ["DomingosKernelMachine", "domingos_kernel_machine"]
 
 SINGULAR = 1e-10  # directions of K below this share of its largest have no coefficient
 
 
-@dataclass(frozen=True, eq=False)
-class DomingosForm:
+@dataclass(frozen=True, eq=False, repr=False)
+class DomingosKernelMachine(Result):
     """K, K_L and b on m rows for n examples: float64."""
 
     kernel: Tensor  # (m, n, C, C)
@@ -80,19 +79,6 @@ class DomingosForm:
         index = pandas.MultiIndex.from_product(places, names=["row", "example", "output"])
         return pandas.DataFrame({"contribution": -self.weighted.flatten().numpy()}, index=index).reset_index()
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, "Domingos form 1", self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "DomingosForm":
-        """Read what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, "Domingos form 1", cls)
-
     def __str__(self) -> str:
         size = float((self.final - self.initial).norm())
         off = float((self.final - self.constant_predictions).norm()) / size if size else 0.0
@@ -102,7 +88,7 @@ class DomingosForm:
         )
 
 
-def domingos_form(
+def domingos_kernel_machine(
     run: Run,
     model: nn.Module,
     x: Any,
@@ -112,7 +98,7 @@ def domingos_form(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     memory: int | str = "4GiB",
-) -> DomingosForm:
+) -> DomingosKernelMachine:
     """Compute the path kernel and its weighted form for a run of plain gradient descent.
 
     Args:
@@ -126,7 +112,7 @@ def domingos_form(
         memory: as of :func:`path_kernel`.
 
     Raises:
-        InputError: another optimizer (for these: km.ledger, km.lifted_machine), fewer rows in ``data`` than examples.
+        InputError: another optimizer (for these: km.ledger, km.exact_kernel_machine), fewer rows in ``data`` than examples.
         UnsupportedModelError: steps with dropout or batch statistics.
 
     Cost: order · T full tangent kernels of m x n rows and tangents of m rows, and T of every batch; memory m·n·C² numbers
@@ -134,18 +120,20 @@ def domingos_form(
     """
     steps = list(run.steps)
     if not steps:
-        raise InputError("a run of no step", expected="at least one", do="record a step")
+        raise InputError("a run of no step", expected="at least one", hint="record a step")
     groups = [group for step in steps for group in step.groups]
     if run.optimizer != "SGD" or any(g.get(name) for g in groups for name in ("momentum", "weight_decay", "maximize")):
         raise InputError(
             f"a run of {run.optimizer} with momentum, weight decay or a denominator",
             expected="plain gradient descent: torch.optim.SGD with a learning rate alone",
-            do="use km.ledger for the account of other optimizers, km.lifted_machine for their kernel machine",
+            hint="use km.ledger for the account of other optimizers, km.exact_kernel_machine for their kernel machine",
         )
     rows, examples = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu")), as_rows(data[0], "data")
     met = 1 + max(int(step.examples.max()) for step in steps)
     if examples.n < met:
-        raise InputError(f"data of {examples.n} rows", expected=f"{met}, as many as there are examples", do="pass all")
+        raise InputError(
+            f"data of {examples.n} rows", expected=f"{met}, as many as there are examples", hint="pass all"
+        )
     parameters = moved_parameters(run, steps)
     trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
     kernel = path_kernel(
@@ -180,4 +168,4 @@ def domingos_form(
         for state in (now, after) if t == 0 else (after,):
             tested.set_state(state)
             ends = [*ends[:1], tested.outputs(rows)]
-    return DomingosForm(kernel.values, weighted, ends[0], ends[-1], summed, kernel.total_weight)
+    return DomingosKernelMachine(kernel.values, weighted, ends[0], ends[-1], summed, kernel.total_weight)

@@ -15,7 +15,6 @@ adaptive denominators: here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,10 +23,10 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Rows, as_rows
 from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.kernels.ntk import as_bytes
 from kernelmem.recording.run import Run
-from kernelmem.recording.verify_model import check_retaken
+from kernelmem.recording.verify_model import verify_model
 from kernelmem.trajectory.argument_checks import check_quadrature, check_run
 from kernelmem.trajectory.integration.step_integral import whole_tangents
 from kernelmem.trajectory.network.network import Network, every_output
@@ -41,11 +40,11 @@ from kernelmem.trajectory.trace import Tracing
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["LiftedMachine", "lifted_machine"]
+__all__ = ["ExactKernelMachine", "exact_kernel_machine"]
 
 
-@dataclass(frozen=True, eq=False)
-class LiftedMachine:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExactKernelMachine(Result):
     """The machine on m rows: float64."""
 
     kernel: Tensor  # (m, atoms, k, C)
@@ -76,7 +75,7 @@ class LiftedMachine:
         """
         met = int(self.examples.max()) + 1
         if n is not None and n < met:
-            raise InputError(f"n={n}", expected=f"at least {met}, the examples that were met", do="leave n out")
+            raise InputError(f"n={n}", expected=f"at least {met}, the examples that were met", hint="leave n out")
         own = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
         total = own.new_zeros(len(own), n or met, own.shape[2])
         return total.index_add_(1, self.examples, own)
@@ -94,19 +93,6 @@ class LiftedMachine:
         frame.insert(3, "step", self.steps.numpy()[frame["atom"]])
         return frame
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, "lifted machine 1", self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "LiftedMachine":
-        """Read what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, "lifted machine 1", cls)
-
     def __str__(self) -> str:
         m, atoms, k, _ = self.kernel.shape
         return (
@@ -116,7 +102,7 @@ class LiftedMachine:
         )
 
 
-def lifted_machine(
+def exact_kernel_machine(
     run: Run,
     model: nn.Module,
     *,
@@ -129,7 +115,7 @@ def lifted_machine(
     tolerance: float = 1e-12,
     memory: int | str = "1GiB",
     progress: Callable[[int, int], None] | None = None,
-) -> LiftedMachine:
+) -> ExactKernelMachine:
     """Write a small recorded run as the kernel machine that it is, on the rows of x.
 
     Args:
@@ -146,7 +132,7 @@ def lifted_machine(
         progress: called with (steps done, steps in all), 2 T of them.
 
     Returns:
-        LiftedMachine: kernel (m, atoms, k, C) and coefficients (atoms, C) in float64, and the other lines.
+        ExactKernelMachine: kernel (m, atoms, k, C) and coefficients (atoms, C) in float64, and the other lines.
 
     Raises:
         InputError: more than ``memory``, with the figure; arguments that mean nothing; a model, loss or forward that is not
@@ -162,7 +148,7 @@ def lifted_machine(
     check_quadrature(tolerance, order)
     T = len(run)
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
-    check_retaken(run, model, loss=loss, forward=forward)
+    verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     parameters = moved_parameters(run, steps)
     trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
@@ -175,7 +161,7 @@ def lifted_machine(
         raise InputError(
             f"a machine of {sum(sizes):,} atoms on {m} rows, which takes {needed / 2**20:,.0f} MiB",
             expected=f"at most memory={memory!r}",
-            do="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
+            hint="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
         )
     states: list[Mapping[str, Tensor]] = []
     moved: list[dict[str, Moved]] = []
@@ -213,7 +199,7 @@ def lifted_machine(
     atoms = torch.arange(T).repeat_interleave(torch.tensor(sizes))
     initial, final = (_values(tested, state, rows, what) for state in (states[0], states[-1]))
     parts = torch.cat(coefficients), torch.cat(examples), atoms
-    return LiftedMachine(kernel, *parts, initial, final, decay, rounding, what.names)
+    return ExactKernelMachine(kernel, *parts, initial, final, decay, rounding, what.names)
 
 
 def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, what: Explained) -> Tensor:

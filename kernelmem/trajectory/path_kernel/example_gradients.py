@@ -68,5 +68,5 @@ def _check(step: Step, model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"a run whose step {step.index} {what}",
             expected="steps in which the outputs of an example depend on that example and the weights alone",
-            do="train without dropout and with normalization in eval mode, or take km.ledger",
+            hint="train without dropout and with normalization in eval mode, or take km.ledger",
         )

@@ -17,10 +17,10 @@ from kernelmem.tangents.groups.directions import KINDS, Directions, named_target
 from kernelmem.tangents.prepare import check_rows, prepare
 from kernelmem.tangents.survey import Readout, Survey
 
-__all__ = ["MovingKernel"]
+__all__ = ["KernelAtWeights"]
 
 
-class MovingKernel:
+class KernelAtWeights:
     """The tangent kernel of x (and y) as a function of the weights, the model in eval mode."""
 
     def __init__(
@@ -46,7 +46,7 @@ class MovingKernel:
             raise InputError(
                 f"outputs={outputs!r}",
                 expected='"trace", "diagonal", "full" or "pseudo"',
-                do='use "trace" for one kernel value a pair of rows',
+                hint='use "trace" for one kernel value a pair of rows',
             )
         left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
         self.prepared = prepare(
@@ -55,7 +55,7 @@ class MovingKernel:
         mine, theirs = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
         if right is not None and mine is not None and theirs is None:
             raise InputError(
-                "labels for x alone", expected="a pair (labels of x, labels of y)", do="pass labels=(a, b)"
+                "labels for x alone", expected="a pair (labels of x, labels of y)", hint="pass labels=(a, b)"
             )
         if right is not None:
             check_rows(self.prepared, right)

@@ -12,7 +12,6 @@ the network is the kernel machine of this kernel only for small steps and with c
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.result_files import read_value, write_value
+from kernelmem.core.result_files import Result
 from kernelmem.kernels.ntk import Outputs, as_bytes
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
-from kernelmem.recording.verify_model import check_retaken
+from kernelmem.recording.verify_model import verify_model
 from kernelmem.tangents.engine.plan import Plan
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import MOST_NODES, gauss_legendre
-from kernelmem.trajectory.path_kernel.kernel_at_weights import MovingKernel
+from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 
 __all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
 
@@ -39,8 +38,8 @@ SUMS = 4  # float64 results held: the sum, a step's integral, the one with one m
 SAMPLE = 8  # steps at which one more node is tried
 
 
-@dataclass(frozen=True, eq=False)
-class PathKernel:
+@dataclass(frozen=True, eq=False, repr=False)
+class PathKernel(Result):
     """A path kernel and how far it may be off. NumPy reads it as an array.
 
     Of N rows with themselves (no y, outputs="trace" or "pseudo") it is a ``kernel=`` of the estimators: X are then row
@@ -73,19 +72,6 @@ class PathKernel:
 
     def __sklearn_clone__(self) -> "PathKernel":
         return self
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        return write_value(path, "path kernel 1", self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PathKernel":
-        """Read what :meth:`save` wrote, on the CPU.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        return read_value(path, "path kernel 1", cls)
 
     def __str__(self) -> str:
         which = "all steps" if self.every == 1 else f"an estimate from one step in {self.every}"
@@ -163,9 +149,9 @@ def path_kernel(
     check_run(run, model)
     T = len(run)
     _check(weighting, order, every, T)
-    check_retaken(run, model, loss=loss, forward=forward)
+    verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
-    kernel = MovingKernel(
+    kernel = KernelAtWeights(
         model,
         x,
         y,
@@ -183,7 +169,7 @@ def path_kernel(
         raise InputError(
             f"memory={memory!r} for sums of {8 * kernel.numbers / 2**20:.3g} MiB each",
             expected=f"room for {held} of them and for a tangent kernel",
-            do='raise memory=, take fewer rows, or outputs="trace"',
+            hint='raise memory=, take fewer rows, or outputs="trace"',
         )
     plan = kernel.plan(budget)
     blocks = [range(start, min(start + every, T)) for start in range(0, T, every)]
@@ -200,7 +186,7 @@ def path_kernel(
                 raise NumericalError(
                     f"NaN or infinite values in the tangent kernel of step {t}",
                     expected="finite derivatives along the run",
-                    do="check for a diverged run, or rows beyond the range of dtype=",
+                    hint="check for a diverged run, or rows beyond the range of dtype=",
                 )
             finer = _integral(kernel, plan, now, after, order + 1) if index in sums.sample else None
             sums.hold(integral, finer)
@@ -301,25 +287,25 @@ def step_rate(step: Step) -> float:
         raise InputError(
             f"a run whose step {step.index} has learning rates {sorted(rates)}",
             expected="one learning rate for all parameters",
-            do='pass weighting="mean" or "length"',
+            hint='pass weighting="mean" or "length"',
         )
     return rates.pop()
 
 
 def _check(weighting: str, order: int, every: int, T: int) -> None:
     if weighting not in ("mean", "time", "length"):
-        raise InputError(f"weighting={weighting!r}", expected='"mean", "time" or "length"', do='pass "mean"')
+        raise InputError(f"weighting={weighting!r}", expected='"mean", "time" or "length"', hint='pass "mean"')
     if not (isinstance(order, int) and not isinstance(order, bool) and 1 <= order <= MOST_NODES):
-        raise InputError(f"order={order!r}", expected=f"a whole number of nodes, 1..{MOST_NODES}", do="pass order=2")
+        raise InputError(f"order={order!r}", expected=f"a whole number of nodes, 1..{MOST_NODES}", hint="pass order=2")
     if not (isinstance(every, int) and every >= 1) or (every > 1 and 3 * every > T):
         raise InputError(
             f"every={every!r} for a run of {T} steps",
             expected=f"1..{max(1, T // 3)}: a third of the steps at most, so that its error can be estimated",
-            do="pass every=1 for all steps",
+            hint="pass every=1 for all steps",
         )
 
 
-def _weight(weighting: str, step: Step, now: State, after: State, kernel: MovingKernel, T: int) -> float:
+def _weight(weighting: str, step: Step, now: State, after: State, kernel: KernelAtWeights, T: int) -> float:
     if weighting == "mean":
         return 1.0 / T
     if weighting == "time":
@@ -328,7 +314,9 @@ def _weight(weighting: str, step: Step, now: State, after: State, kernel: Moving
     return sum(float((after[name].double() - now[name].double()).square().sum()) for name in names) ** 0.5
 
 
-def _integral(kernel: MovingKernel, plan: Plan, now: State, after: State, order: int, *, check: bool = False) -> Tensor:
+def _integral(
+    kernel: KernelAtWeights, plan: Plan, now: State, after: State, order: int, *, check: bool = False
+) -> Tensor:
     """∫₀¹ J J'ᵀ ds by the rule of that order, in float64; buffers are those of the start of the step."""
     rule = gauss_legendre(order)
     total = torch.zeros(())

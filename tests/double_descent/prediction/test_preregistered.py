@@ -7,7 +7,7 @@ import torch
 
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.prediction.predict import Prediction
-from kernelmem.double_descent.prediction.preregistered import forecast
+from kernelmem.double_descent.prediction.preregistered import preregister
 from kernelmem.double_descent.prediction.random_features import feature_theory
 from kernelmem.double_descent.presets.digits import digits_pool, preset, run_preset
 from kernelmem.double_descent.sweeps.random_features import feature_sweep
@@ -31,7 +31,7 @@ def test_a_forecast_is_near_and_written_before_training(data, tmp_path):
     def watch(done, total):
         seen.append((tmp_path / "prediction.safetensors").exists())
 
-    found = forecast(data, (20, 60, 120), width=60, recipe=LAZY, seeds=3, out=tmp_path, progress=watch)
+    found = preregister(data, (20, 60, 120), width=60, recipe=LAZY, seeds=3, out=tmp_path, progress=watch)
     assert seen[0]  # progress is called before the first network
     assert found.score.rank_correlation == 1
     assert float(found.score.relative_error.abs().max()) < 0.3
@@ -57,7 +57,7 @@ def test_a_forecast_is_near_and_written_before_training(data, tmp_path):
 )
 def test_training_that_is_not_lazy_is_refused(data, recipe):
     with pytest.raises(InputError, match="recipe"):
-        forecast(data, (20, 40, 60), recipe=recipe)
+        preregister(data, (20, 40, 60), recipe=recipe)
 
 
 def test_the_theory_of_features_is_that_of_their_kernel(data):

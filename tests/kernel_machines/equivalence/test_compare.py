@@ -12,8 +12,8 @@ from torch import nn
 import kernelmem as km
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.torch_func import functional_call, jvp
-from kernelmem.kernel_machines.equivalence.compare import equivalent_machines
-from kernelmem.kernel_machines.equivalence.result import MACHINES, EquivalentMachines, compare
+from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
+from kernelmem.kernel_machines.equivalence.result import MACHINES, KernelMachineComparison, compare
 from kernelmem.kernel_machines.equivalence.trajectory import checkpoints_of
 from kernelmem.tangents.derivatives.jvp import load_dual_rules
 from tests.trajectory.recorded import record
@@ -57,7 +57,7 @@ def test_a_linear_network_is_its_frozen_kernels_machine(tmp_path, optimizer, los
     own = OPTIMIZERS[optimizer](model.parameters())
     run = record(tmp_path / "run", model, own, x, y, loss=loss, batch=7, steps=15, clip=0.5)
     assert any(step.scale < 0.999 for step in run.steps)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=QUICK, checkpoints=3)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=QUICK, checkpoints=3)
     with torch.no_grad():
         assert float((found.network - model(x_test)).abs().max()) < 1e-14
     for name in (*FROZEN, "left_ledger"):
@@ -73,7 +73,7 @@ def test_all_machines_of_plain_descent_on_a_linear_network(tmp_path):
     x, y, x_test = setting()
     model = linear()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=8, steps=9)
-    found = equivalent_machines(run, model, (x, y), x_test, every=3)
+    found = compare_kernel_machines(run, model, (x, y), x_test, every=3)
     assert [own.name for own in found.machines] == list(MACHINES)
     for own in found.machines:
         assert own.status == "computed"
@@ -91,7 +91,7 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=24, steps=9)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=[*QUICK, "exact_ledger"], ledger_rows=2)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=[*QUICK, "exact_ledger"], ledger_rows=2)
     frame = found.to_frame()
     assert list(frame.index) == [*QUICK, "exact_ledger"]
     assert frame.loc["exact_ledger", "error"] < 1e-10
@@ -105,21 +105,23 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     assert found.plot().get_axes()
     assert dataclasses.replace(found, movement=()).plot().get_axes()
     path = found.save(tmp_path / "machines.safetensors")
-    again = EquivalentMachines.load(path)
+    again = KernelMachineComparison.load(path)
     assert str(again) == text
     assert list(again.predictions) == list(found.predictions)
     assert torch.equal(again.predictions["left_ledger"], found.predictions["left_ledger"])
     pd.testing.assert_frame_equal(again.to_frame(), frame)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FileCorruptError, match="equivalent machines"):
-        EquivalentMachines.load(path)
+        KernelMachineComparison.load(path)
 
 
 def test_the_movement_of_the_kernel_is_what_alignment_says(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=10)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=3, movement_rows=100)
+    found = compare_kernel_machines(
+        run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=3, movement_rows=100
+    )
     kernels = []
     for own in found.movement:
         other = small()
@@ -145,7 +147,7 @@ def test_frozen_descent_beyond_the_limit_diverges_with_its_figure(tmp_path):
     largest = float(torch.linalg.eigvalsh(K)[-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=2.02 * 24 / largest)
     run = record(tmp_path / "run", model, optimizer, x, y, loss="mse", batch=24, steps=4)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
     own = found["descent_initial"]
     assert own.status == "diverges"
     assert own.stability == pytest.approx(2.02, rel=1e-9)
@@ -156,7 +158,7 @@ def test_frozen_descent_beyond_the_limit_diverges_with_its_figure(tmp_path):
     again = linear()
     optimizer = torch.optim.SGD(again.parameters(), lr=2.02 * 24 / largest, momentum=0.5)
     run = record(tmp_path / "again", again, optimizer, x, y, loss="mse", batch=24, steps=4)
-    stable = equivalent_machines(run, again, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
+    stable = compare_kernel_machines(run, again, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
     assert stable["descent_initial"].error < 1e-12
     assert stable.limit == 3.0
 
@@ -176,7 +178,7 @@ def test_small_batches_and_weights_count_in_the_figure(tmp_path):
                 losses = (model(x[:6]) - targets[:6]).square().mean(1)
                 (losses.mean() if reduction == "mean" else losses.sum()).backward()
                 recorder.step(torch.arange(6), x[:6], targets[:6])
-        found = equivalent_machines(
+        found = compare_kernel_machines(
             km.Run.open(path), model, (x, y), x_test, machines=["descent_initial"], checkpoints=0
         )
         assert found["descent_initial"].error < 1e-11
@@ -190,7 +192,7 @@ def test_adam_has_no_form_in_function_space_but_ledgers_and_fits(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr=0.01), x, y, batch=8, steps=6)
-    found = equivalent_machines(run, model, (x, y), x_test, every=2, ledger_rows=3, checkpoints=0)
+    found = compare_kernel_machines(run, model, (x, y), x_test, every=2, ledger_rows=3, checkpoints=0)
     status = {own.name: own.status for own in found.machines}
     for name in ("descent_initial", "descent_final", "descent_path", "domingos_constant", "domingos"):
         assert status[name] == "undefined"
@@ -214,7 +216,7 @@ def test_reasons_for_no_frozen_descent(tmp_path):
     for reason, (model, optimizer, options) in cases.items():
         run = record(tmp_path / reason, model, optimizer, x, y, batch=8, steps=4, **options)
         wanted = ["descent_initial", "domingos_constant", "left_ledger"]
-        found = equivalent_machines(run, model, (x, y), x_test, machines=wanted, checkpoints=0)
+        found = compare_kernel_machines(run, model, (x, y), x_test, machines=wanted, checkpoints=0)
         assert found["descent_initial"].status == "undefined"
         assert reason in found["descent_initial"].note
         assert found["domingos_constant"].status == "undefined"
@@ -222,7 +224,7 @@ def test_reasons_for_no_frozen_descent(tmp_path):
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
     run = record(tmp_path / "decay", model, optimizer, x, y, batch=8, steps=4)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=["descent_path", "domingos"], checkpoints=0)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["descent_path", "domingos"], checkpoints=0)
     assert "weight decay" in found["descent_path"].note
     assert found["domingos"].status == "undefined"
 
@@ -238,7 +240,7 @@ def test_augmented_examples_have_no_frozen_kernel(tmp_path):
             nn.functional.cross_entropy(model(rows), y).backward()
             recorder.step(torch.arange(24), rows, y)
     run = km.Run.open(tmp_path / "run")
-    found = equivalent_machines(run, model, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
     assert "augmented" in found["descent_initial"].note
 
 
@@ -249,7 +251,7 @@ def test_trace_kernels_are_exact_where_outputs_share_one_kernel(tmp_path):
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=9)
     wanted = ["descent_initial", "descent_path", "ridge_path"]
     found = {
-        kind: equivalent_machines(
+        kind: compare_kernel_machines(
             run, model, (x, y), x_test, machines=wanted, outputs=kind, every=3, checkpoints=0, ridge=1e-4
         )
         for kind in ("full", "trace")
@@ -267,8 +269,8 @@ def test_more_test_rows_than_training_rows(tmp_path):
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=8, steps=6)
     wanted = ["descent_final", "descent_path", "ridge_path", "domingos_constant"]
     own = {"machines": wanted, "every": 2, "checkpoints": 0}
-    found = equivalent_machines(run, model, (x, y), x_test, **own)
-    fewer = equivalent_machines(run, model, (x, y), x_test[:9], **own)
+    found = compare_kernel_machines(run, model, (x, y), x_test, **own)
+    fewer = compare_kernel_machines(run, model, (x, y), x_test[:9], **own)
     for name in wanted:
         assert float((found.predictions[name][:9] - fewer.predictions[name]).abs().max()) < 1e-7, name
 
@@ -277,12 +279,12 @@ def test_a_ridge_chosen_by_leave_one_out(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, batch=24, steps=9)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=["ridge_initial"], ridge="loo", checkpoints=0)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["ridge_initial"], ridge="loo", checkpoints=0)
     own = found["ridge_initial"]
     assert own.ridge > 0
     assert own.residual < 1e-8
     assert own.condition > 1
-    fixed = equivalent_machines(run, model, (x, y), x_test, machines=["ridge_initial"], ridge=1e-2, checkpoints=0)
+    fixed = compare_kernel_machines(run, model, (x, y), x_test, machines=["ridge_initial"], ridge=1e-2, checkpoints=0)
     with torch.no_grad():
         start = small()
         start.load_state_dict(run.weights(0))
@@ -297,7 +299,7 @@ def test_the_left_ledger_takes_tangents_at_the_start_of_each_step(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=5)
-    found = equivalent_machines(run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=0)
+    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=0)
     states = [run.weights(t) for t in range(6)]
     expected = functional_call(model, states[0], (x_test,)).detach()
     for now, after in pairwise(states):
@@ -311,7 +313,7 @@ def test_float32_networks_and_arrays(tmp_path):
     x, y, x_test = (value.float() if value.is_floating_point() else value for value in setting())
     model = small().float()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, batch=24, steps=4)
-    found = equivalent_machines(run, model, (x.numpy(), y.numpy()), x_test.numpy(), machines=QUICK, checkpoints=2)
+    found = compare_kernel_machines(run, model, (x.numpy(), y.numpy()), x_test.numpy(), machines=QUICK, checkpoints=2)
     assert found.network.dtype == torch.float64
     assert found["descent_initial"].error < 0.2
     assert found["left_ledger"].error < 0.1
@@ -348,8 +350,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         ({"memory": "30KiB"}, "kernels of 33 by 33 rows"),
     ):
         with pytest.raises(InputError, match=message):
-            equivalent_machines(run, model, (x, y), x_test, **options)
+            compare_kernel_machines(run, model, (x, y), x_test, **options)
     with pytest.raises(InputError, match="data of 20 rows"):
-        equivalent_machines(run, model, (x[:20], y[:20]), x_test)
+        compare_kernel_machines(run, model, (x[:20], y[:20]), x_test)
     with pytest.raises(InputError, match="23 targets"):
-        equivalent_machines(run, model, (x, y[:23]), x_test)
+        compare_kernel_machines(run, model, (x, y[:23]), x_test)

@@ -11,8 +11,8 @@ import kernelmem as km
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.torch_func import functional_call, jvp
 from kernelmem.kernel_machines.linearized.eigenmodes import solution
-from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, stochastic_descent
-from kernelmem.kernel_machines.linearized.sgd_config import Descent
+from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, minibatch_sgd
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.tangents.derivatives.jvp import load_dual_rules
 
 N, M, C = 7, 4, 3
@@ -115,7 +115,7 @@ def test_squared_error_equals_torch(name, closed):
     model, x, y, K, where = setting()
     options = {"lr": 0.1, **OPTIONS[name]}
     expected = trained(model, x, y, STEPS, **options)
-    verb = gradient_descent if closed else stochastic_descent
+    verb = gradient_descent if closed else minibatch_sgd
     found = verb(K, y, steps=STEPS, **options, **where)
     close(found, expected)
     again = found.predict(where["k_test"], initial=where["initial_test"], origin=where["origin_test"])
@@ -134,7 +134,7 @@ def test_minibatches_with_a_schedule_equal_torch(name, loss):
     options = OPTIONS[name]
     steps = [0, 1, 30, 17]
     expected = trained(model, x, labels, steps, loss=loss, batches=batches, rates=rates, lr=0.05, **options)
-    found = stochastic_descent(K, labels, steps=steps, lr=rates, batches=batches, loss=loss, **options, **where)
+    found = minibatch_sgd(K, labels, steps=steps, lr=rates, batches=batches, loss=loss, **options, **where)
     assert float((found.train - expected[:, :N]).abs().max()) < 1e-12
     assert float((found.test - expected[:, N:]).abs().max()) < 1e-12
     assert found.residual < 1e-13
@@ -146,9 +146,9 @@ def test_cross_entropy_of_the_whole_batch_equals_torch(name):
     labels = torch.arange(N) % C
     options = {"lr": 0.5, **OPTIONS[name]}
     expected = trained(model, x, labels, STEPS, loss="cross_entropy", **options)
-    found = stochastic_descent(K, labels, steps=STEPS, loss="cross_entropy", **options, **where)
+    found = minibatch_sgd(K, labels, steps=STEPS, loss="cross_entropy", **options, **where)
     close(found, expected)
-    own = stochastic_descent(
+    own = minibatch_sgd(
         K,
         labels,
         steps=STEPS,
@@ -169,7 +169,7 @@ def test_three_layouts_of_one_kernel():
     ours = [
         verb(k, y, steps=9, lr=0.1, k_test=k[:2]).test
         for k in (shared, apart)
-        for verb in (gradient_descent, stochastic_descent)
+        for verb in (gradient_descent, minibatch_sgd)
     ]
     for other in ours[1:]:
         assert float((other - ours[0]).abs().max()) < 1e-13
@@ -249,7 +249,7 @@ def test_descent_without_end_interpolates_and_slow_modes_keep_their_digits():
     exact = -math.expm1(1e6 * math.log1p(-0.5e-9))
     assert abs(float(slow.train[0, 1, 0]) / exact - 1) < 1e-6  # eps κ_max of an eigenvalue is rounding
     assert slow.condition == pytest.approx(1e9, rel=1e-6)
-    powers = solution(torch.tensor([1e-9], dtype=torch.float64), 2, Descent(1.0), (10**6,), pulled=False)
+    powers = solution(torch.tensor([1e-9], dtype=torch.float64), 2, SGDConfig(1.0), (10**6,), pulled=False)
     assert abs(-1e-9 * float(powers[0, 0, 0, 0]) / exact - 1) < 1e-13
 
 
@@ -306,8 +306,8 @@ def test_the_limit_of_stability_is_where_descent_begins_to_grow(options, limit):
     assert float((below.train[0] - below.train[1]).abs().max()) < 1e-9
     assert below.limit == pytest.approx(limit)
     assert below.stability == pytest.approx(0.99 * limit)
-    for verb in (gradient_descent, stochastic_descent):
-        with pytest.raises(NumericalError, match=f"{1.01 * limit:.4g}; expected: below {limit:.4g}"):
+    for verb in (gradient_descent, minibatch_sgd):
+        with pytest.raises(NumericalError, match=f"{1.01 * limit:.4g}; expected below {limit:.4g}"):
             verb(K, y, steps=5, lr=1.01 * limit / curvature, **own)
     with pytest.raises(NumericalError):
         gradient_descent(K, y, steps=5, lr=limit / curvature * (1 + 1e-15), **own)
@@ -324,12 +324,12 @@ def test_the_limit_of_stability_is_where_descent_begins_to_grow(options, limit):
 def test_small_batches_may_diverge_below_the_limit():
     K = torch.diag(torch.tensor([8.0, 1.0, 1.0, 1.0]).double())
     with pytest.raises(NumericalError, match="no longer finite after"):
-        stochastic_descent(K, torch.ones(4), lr=0.9, batches=[[0]] * 4000)
+        minibatch_sgd(K, torch.ones(4), lr=0.9, batches=[[0]] * 4000)
 
 
 def test_the_figure_of_cross_entropy_is_a_bound_and_refuses_nothing():
     K = 10 * torch.eye(4).double()
-    found = stochastic_descent(K, torch.tensor([0, 1, 0, 1]), lr=2.0, steps=30, loss="cross_entropy")
+    found = minibatch_sgd(K, torch.tensor([0, 1, 0, 1]), lr=2.0, steps=30, loss="cross_entropy")
     assert found.stability == pytest.approx(2.5)
     assert (found.train[0].argmax(1) == torch.tensor([0, 1, 0, 1])).all()
 
@@ -382,12 +382,12 @@ def test_what_does_not_fit_is_refused():
         (lambda: gradient_descent(K, [0, 1, 2, 3, 0, 1, 2], steps=1, lr=0.1, initial=y), "outside 0..2"),
         (lambda: gradient_descent(K, y, steps=1, lr=0.1, k_test=torch.ones(2, N)), "k_test of shape"),
         (lambda: gradient_flow(K, y, times=-0.1), "times"),
-        (lambda: stochastic_descent(K, y, lr=0.1), "steps=None"),
-        (lambda: stochastic_descent(K, y, lr=0.1, batches=[[0, N]]), "a batch"),
-        (lambda: stochastic_descent(K, y, lr=0.1, batches=[[]]), "a batch"),
-        (lambda: stochastic_descent(K, y, lr=[0.1], steps=2), "learning rates"),
-        (lambda: stochastic_descent(K, y, lr=0.1, steps=math.inf), "finite"),
-        (lambda: stochastic_descent(K, y, lr=0.1, steps=2, loss="hinge"), "loss="),
+        (lambda: minibatch_sgd(K, y, lr=0.1), "steps=None"),
+        (lambda: minibatch_sgd(K, y, lr=0.1, batches=[[0, N]]), "a batch"),
+        (lambda: minibatch_sgd(K, y, lr=0.1, batches=[[]]), "a batch"),
+        (lambda: minibatch_sgd(K, y, lr=[0.1], steps=2), "learning rates"),
+        (lambda: minibatch_sgd(K, y, lr=0.1, steps=math.inf), "finite"),
+        (lambda: minibatch_sgd(K, y, lr=0.1, steps=2, loss="hinge"), "loss="),
     ]
     for call, message in cases:
         with pytest.raises(InputError, match=message):

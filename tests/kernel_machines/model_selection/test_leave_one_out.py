@@ -275,7 +275,7 @@ def test_indefinite_kernel_is_refused_with_its_smallest_eigenvalue():
     values = torch.tensor([-0.25, 1, 1, 2, 2, 3, 4, 5], dtype=torch.float64)
     K = U @ (values[:, None] * U.T)
     for ridge in (0, 1e-8, 0.1):
-        with pytest.raises(NumericalError, match=r"-0\.25.*do: .*ridge"):
+        with pytest.raises(NumericalError, match=r"-0\.25.*Hint: .*ridge"):
             leave_one_out(K, [0, 1] * 4, ridge)
 
 
@@ -303,7 +303,7 @@ LABELS = [0, 1, 0, 1]
 
 @pytest.mark.parametrize("ridge", [-1.0, float("nan"), float("inf"), [1.0], "1", None, True, torch.ones(2), 1j])
 def test_bad_ridge(ridge):
-    with pytest.raises(InputError, match=r"given: ridge .*; expected: .*; do: "):
+    with pytest.raises(InputError, match=r"Got ridge .*; expected .*. Hint: "):
         leave_one_out(EYE, LABELS, ridge)
 
 
@@ -330,7 +330,7 @@ def test_good_ridge(ridge):
     ],
 )
 def test_bad_y(y, match):
-    with pytest.raises(InputError, match=rf"(?s)given: .*{match}"):
+    with pytest.raises(InputError, match=rf"(?s)Got .*{match}"):
         leave_one_out(EYE, y, 1.0)
 
 
@@ -345,7 +345,7 @@ def test_bad_y(y, match):
     ],
 )
 def test_bad_kernel(kernel, error):
-    with pytest.raises(error, match=r"given: .*; expected: .*; do: "):
+    with pytest.raises(error, match=r"Got .*; expected .*. Hint: "):
         leave_one_out(kernel, LABELS, 1.0)
 
 
@@ -355,7 +355,7 @@ def test_bad_kernel(kernel, error):
 )
 @pytest.mark.parametrize("ridge", [0, 1.0])
 def test_bad_block(indices, ridge):
-    with pytest.raises(InputError, match=r"given: indices.*; expected: .*; do: "):
+    with pytest.raises(InputError, match=r"Got indices.*; expected .*. Hint: "):
         leave_one_out(EYE, LABELS, ridge).block(indices)
 
 
@@ -364,5 +364,5 @@ def test_bad_block(indices, ridge):
 )
 @pytest.mark.parametrize("verb", ["influence", "predict"])
 def test_bad_k_test(k_test, verb):
-    with pytest.raises(InputError, match=r"given: k_test.*; expected: .*; do: "):
+    with pytest.raises(InputError, match=r"Got k_test.*; expected .*. Hint: "):
         getattr(leave_one_out(EYE, LABELS, 1.0), verb)(k_test)

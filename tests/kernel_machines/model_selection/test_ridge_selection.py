@@ -107,7 +107,7 @@ def test_indefinite_kernel_is_refused():
 
 @pytest.mark.parametrize("grid", [[], [0.0, 1.0], [-1.0], [float("nan")], [[1.0, 2.0]], 1.0, ["a"], [1j]])
 def test_bad_grid(grid):
-    with pytest.raises(InputError, match=r"given: grid.*; expected: .*; do: "):
+    with pytest.raises(InputError, match=r"Got grid.*; expected .*. Hint: "):
         choose_ridge(torch.eye(4), [0, 1, 0, 1], grid=grid)
 
 
@@ -122,5 +122,5 @@ def test_bad_grid(grid):
     ],
 )
 def test_bad_kernel_or_y(kernel, y):
-    with pytest.raises(InputError, match=r"given: .*; expected: .*; do: "):
+    with pytest.raises(InputError, match=r"Got .*; expected .*. Hint: "):
         choose_ridge(kernel, y)

@@ -219,13 +219,13 @@ def test_an_empty_tape_is_whole(tmp_path):
 
 
 def test_a_directory_with_a_run_is_not_overwritten(directory):
-    with pytest.raises(InputError, match=r"given: directory .* holds a run.*do: pass resume=True"):
+    with pytest.raises(InputError, match=r"Got directory .* holds a run.*Hint: pass resume=True"):
         Tape.create(directory, META, initial="a")
     Tape(directory).verify()
 
 
 def test_what_is_no_tape_is_refused(tmp_path, directory):
-    with pytest.raises(InputError, match=r"given: directory .* without a tape.sqlite.*expected.*do: check the path"):
+    with pytest.raises(InputError, match=r"Got directory .* without a tape.sqlite.*expected.*Hint: check the path"):
         Tape(tmp_path)
     (tmp_path / FILE).write_text("no database, but long enough to be read as the header of one" * 3)
     with pytest.raises(FileCorruptError, match="header"):
@@ -240,5 +240,5 @@ def test_what_is_no_tape_is_refused(tmp_path, directory):
 
 def test_a_later_format_is_refused(directory):
     alter(directory, "UPDATE meta SET value = '3' WHERE key = 'format'")
-    with pytest.raises(InputError, match=r"given: .*tape.sqlite in format 3; expected: format 2 .*; do: upgrade"):
+    with pytest.raises(InputError, match=r"Got .*tape.sqlite in format 3; expected format 2 .*. Hint: upgrade"):
         Tape(directory)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 
 
 @dataclass
@@ -47,7 +47,7 @@ def test_kernel_of_a_model_with_dict_batches(batch, every_position):
     torch.manual_seed(0)
     model = TinyClassifier(every_position).double().eval()
     found = km.ntk(model, batch, forward=km.logits, outputs="full")
-    expected = oracle.ntk(model, batch, forward=km.logits, outputs="full")
+    expected = reference.ntk(model, batch, forward=km.logits, outputs="full")
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-12
     loss = km.ntk(model, batch, forward=km.logits, target="loss", labels=[0, 1, 2, 0, 1])
     assert loss.shape == (5, 5)
@@ -78,5 +78,5 @@ def test_real_models_with_random_weights(kind):
     model = getattr(transformers, f"{kind}ForSequenceClassification")(config).double().eval()
     batch = {"input_ids": torch.randint(1, 30, (4, 7)), "attention_mask": torch.ones(4, 7, dtype=torch.int64)}
     found = km.ntk(model, batch, forward=km.logits)
-    expected = oracle.ntk(model, batch, forward=km.logits)
+    expected = reference.ntk(model, batch, forward=km.logits)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-10

@@ -161,7 +161,7 @@ def squared(f, y):
         (Manual, {}, "manual optimization.*automatic_optimization=True.*Recorder"),
         (TwoOptimizers, {}, "manual optimization"),
         (Classifier, {"precision": "bf16-mixed"}, "precision bf16-mixed"),
-        (Classifier, {"dataset": data()}, r"a batch of type list and length 2; expected: \(index, x, y\)"),
+        (Classifier, {"dataset": data()}, r"a batch of type list and length 2; expected \(index, x, y\)"),
         (lambda net: Classifier(net, loss=squared), {}, "largest mismatch"),
         (Classifier, {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}, "largest mismatch"),
     ],

@@ -307,7 +307,7 @@ def test_what_cannot_be_trusted_is_refused(make, error, words, n):
     with pytest.raises(error, match=words) as caught:
         choose_way(prepared, x)
     assert caught.value.expected
-    assert caught.value.do
+    assert caught.value.hint
 
 
 def flags():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import InputError
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents.engine import plan
 from kernelmem.testing.closeness import assert_close, scale_of
@@ -27,7 +27,7 @@ every = pytest.mark.parametrize("name", ENTRIES)
 def known(name):
     """The float64 case and its Jacobians by the definition."""
     case = ENTRIES[name].case()
-    return case, oracle.jacobian(case.model, case.x), oracle.jacobian(case.model, case.y)
+    return case, reference.jacobian(case.model, case.x), reference.jacobian(case.model, case.y)
 
 
 @every
@@ -35,9 +35,9 @@ def known(name):
 def test_equals_the_oracle(name, outputs):
     case, left, right = known(name)
     found = ntk(case.model, case.x, outputs=outputs, verify=False)
-    assert_close(found, oracle.kernel_of(left, left, outputs), 1e-10, scale_of(left), "y=None")
+    assert_close(found, reference.kernel_of(left, left, outputs), 1e-10, scale_of(left), "y=None")
     found = ntk(case.model, case.x, case.y, outputs=outputs, verify=False)
-    assert_close(found, oracle.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), "y given")
+    assert_close(found, reference.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), "y given")
 
 
 @every
@@ -48,15 +48,15 @@ def test_equals_the_oracle_in_float32(name):
         for y, other in ((None, left), (case.y, right)):
             found = ntk(case.model, case.x, y, outputs=outputs, verify=False)
             assert found.dtype == torch.float32
-            expected = oracle.kernel_of(left, other, outputs)
+            expected = reference.kernel_of(left, other, outputs)
             assert_close(found, expected, 1e-4, scale_of(left, other), f"{outputs}, y={'x' if y is None else 'y'}")
 
 
 @every
 def test_is_verified(name):
     case, left, right = known(name)
-    assert_close(ntk(case.model, case.x), oracle.kernel_of(left, left), 1e-10, scale_of(left), "y=None")
-    assert_close(ntk(case.model, case.x, case.y), oracle.kernel_of(left, right), 1e-10, scale_of(left, right), "y")
+    assert_close(ntk(case.model, case.x), reference.kernel_of(left, left), 1e-10, scale_of(left), "y=None")
+    assert_close(ntk(case.model, case.x, case.y), reference.kernel_of(left, right), 1e-10, scale_of(left, right), "y")
 
 
 @every
@@ -68,9 +68,9 @@ def test_each_parameter_alone(name):
         a, b = (J[..., start : start + value.numel()] for J in (left, right))
         start += value.numel()
         found = ntk(case.model, case.x, case.y, parameters=[parameter], verify=False)
-        assert_close(found, oracle.kernel_of(a, b), 1e-10, scale_of(a, b), parameter)
+        assert_close(found, reference.kernel_of(a, b), 1e-10, scale_of(a, b), parameter)
         total += found
-    assert_close(total, oracle.kernel_of(left, right), 1e-10, scale_of(left, right), "sum over parameters")
+    assert_close(total, reference.kernel_of(left, right), 1e-10, scale_of(left, right), "sum over parameters")
 
 
 @every
@@ -98,9 +98,9 @@ def test_one_direction_after_another_equals_the_oracle(name, streams, monkeypatc
     monkeypatch.setattr(plan, "_streams", lambda *_: streams)
     for outputs in ("trace", "diagonal"):
         found = ntk(case.model, case.x, outputs=outputs, verify=False)
-        assert_close(found, oracle.kernel_of(left, left, outputs), 1e-10, scale_of(left), f"{outputs}, y=None")
+        assert_close(found, reference.kernel_of(left, left, outputs), 1e-10, scale_of(left), f"{outputs}, y=None")
         found = ntk(case.model, case.x, case.y, outputs=outputs, verify=False)
-        assert_close(found, oracle.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), outputs)
+        assert_close(found, reference.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), outputs)
 
 
 @every

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from kernelmem.trajectory.integration.node_schedule import Pace
+from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.quadrature import LEFT, ORDERS, gauss_legendre, panels
 
 
@@ -31,7 +31,7 @@ def test_panels_are_exact_on_each_side_of_a_kink():
 
 def tried(needed):
     """The orders that are tried, step by step, where these are needed."""
-    pace, order, found = Pace(), 3, []
+    pace, order, found = NodeSchedule(), 3, []
     for need in needed:
         found.append(order)
         order = pace.next(order, max(order, need))
@@ -61,7 +61,7 @@ def test_many_nodes_are_lowered_at_every_step_that_goes_well():
 
 
 def test_a_fall_starts_the_waiting_anew():
-    pace = Pace(wait=64, met=63)
+    pace = NodeSchedule(wait=64, met=63)
     assert pace.next(3, 3) == 2  # a try with one node less
     assert pace.known == 3
     assert pace.next(2, 2) == 2  # which goes well
@@ -70,5 +70,5 @@ def test_a_fall_starts_the_waiting_anew():
 
 
 def test_steps_that_are_taken_together_count_as_many():
-    pace = Pace()
+    pace = NodeSchedule()
     assert [pace.next(3, 3, 4), pace.next(3, 3, 4)] == [3, 2]

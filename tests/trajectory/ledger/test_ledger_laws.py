@@ -15,7 +15,7 @@ from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.trajectory.influence.influence import influence
 from kernelmem.trajectory.ledger.ledger import ledger
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import lifted_machine
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 from tests.trajectory.definition import data, definition, ragged, small, train
 
 rates, fractions, booleans = st.floats(0.01, 0.3), st.floats(0.0, 0.9), st.booleans()
@@ -481,6 +481,6 @@ def test_parameters_without_axes_are_parameters(tmp_path, options, activation):
     mean = ledger(run, model, x=x[:3], data=(x, y), weights="average")
     assert mean.largest_residual <= 1e-12
     assert ledger(run, model, x=x[:3], between=(2, 5)).largest_residual <= 1e-12
-    machine = lifted_machine(run, model, x=x[:3])
+    machine = exact_kernel_machine(run, model, x=x[:3])
     assert largest(machine.contributions(12) - own.contributions) <= 1e-12
     assert influence(run, model, x=x[:3], data=(x, y)).influence.shape == (3, 12, 3)

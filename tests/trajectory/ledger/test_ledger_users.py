@@ -15,10 +15,10 @@ from kernelmem.kernels.ntk import ntk
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.trainers.fit import fit
-from kernelmem.recording.verify_model import check_retaken
+from kernelmem.recording.verify_model import verify_model
 from kernelmem.trajectory.influence.influence import influence
 from kernelmem.trajectory.ledger.ledger import Ledger, ledger
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import lifted_machine
+from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 from kernelmem.trajectory.path_kernel.path_kernel import path_kernel
 
 WINE = load_wine()
@@ -87,16 +87,16 @@ def test_steps_of_wide_piecewise_networks_with_momentum_are_taken_together(tmp_p
 )
 def test_wrong_arguments_are_named(wine, options, words):
     run, model = wine
-    refused(lambda: ledger(run, model, x=X[:3], **options), *words, "expected: ", "do: ")
+    refused(lambda: ledger(run, model, x=X[:3], **options), *words, "expected ", "Hint: ")
 
 
 def test_what_is_no_run_and_no_module_is_refused(wine):
     run, model = wine
-    for call in (ledger, influence, lifted_machine):
+    for call in (ledger, influence, exact_kernel_machine):
         refused(lambda call=call: call(str(run.path), model, x=X[:2]), "run of type str", "km.Run.open")
         refused(lambda call=call: call(run, torch.tanh, x=X[:2]), "torch.nn.Module")
     refused(lambda: path_kernel(str(run.path), model, X[:2]), "run of type str")
-    refused(lambda: lifted_machine(run, model, x=X[:2], order=0), "order=0")
+    refused(lambda: exact_kernel_machine(run, model, x=X[:2], order=0), "order=0")
     for call in (lambda: path_kernel(run, model, X[:3], X[:2, :4]), lambda: ntk(model, X[:3], X[:2, :4])):
         refused(call, "(2, 4)", "does not take")
 
@@ -164,10 +164,10 @@ def test_kinks_and_jumps_do_not_look_like_wrong_derivatives(tmp_path):
 def test_another_network_of_the_same_shapes_is_refused(tmp_path, optimizer, dtype):
     model = network().to(dtype)
     run = fit(model, X, Y, out=tmp_path / "run", optimizer=optimizer, epochs=1, seed=0)
-    check_retaken(run, model)
+    verify_model(run, model)
     other = network(nn.ReLU).to(dtype)
-    refused(lambda: check_retaken(run, other), "another step of the first one")
-    for call in (ledger, influence, lifted_machine):
+    refused(lambda: verify_model(run, other), "another step of the first one")
+    for call in (ledger, influence, exact_kernel_machine):
         refused(lambda call=call: call(run, other, x=X[:2]), "another step of the first one")
     refused(lambda: path_kernel(run, other, X[:2]), "another step of the first one")
 
@@ -191,7 +191,7 @@ def test_rounding_of_half_precision_and_of_micro_batches_is_none(tmp_path, kind)
                 for i in range(0, 60, micro):
                     nn.functional.cross_entropy(model(x[i : i + micro]), y[i : i + micro], reduction="sum").backward()
                 recorder.step(torch.arange(60), x, y)
-        check_retaken(Run.open(tmp_path / name), model)
+        verify_model(Run.open(tmp_path / name), model)
 
 
 def test_another_loss_or_none_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.batches import as_rows
-from kernelmem.kernels import reference as oracle
+from kernelmem.kernels import reference
 from kernelmem.testing.zoo import zoo
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.weight_blocks import Segments
@@ -36,7 +36,7 @@ def test_tangents_equal_the_definition(name):
     own, names = network(case)
     rows = as_rows(case.x).to(dtype=torch.float64, device=torch.device("cpu"))
     found, outputs = own.tangents(rows, every_output)
-    expected = oracle.jacobian(case.model, case.x, parameters=names)
+    expected = reference.jacobian(case.model, case.x, parameters=names)
     assert float((found - expected).abs().max()) <= 1e-10 * max(1e-30, float(expected.abs().max()))
     with torch.no_grad():
         assert float((outputs - case.model(case.x)).abs().max()) <= 1e-12 * max(1.0, float(outputs.abs().max()))

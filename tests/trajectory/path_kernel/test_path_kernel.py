@@ -14,7 +14,7 @@ from torch.func import functional_call, jacrev
 from kernelmem.core.errors import InputError, NumericalError, VerificationError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.recording.replay import replay
-from kernelmem.trajectory.path_kernel.kernel_at_weights import MovingKernel
+from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
@@ -369,8 +369,8 @@ def test_one_set_of_rows_is_planned_as_half_the_work(tmp_path):
     options = {"outputs": "trace", "target": None, "labels": None, "parameters": names}
     options |= {"forward": None, "dtype": None, "device": None}
     x = data(5)[0]
-    assert MovingKernel(small(), x, None, **options).plan(2**24).symmetric
-    assert not MovingKernel(small(), x, x, **options).plan(2**24).symmetric
+    assert KernelAtWeights(small(), x, None, **options).plan(2**24).symmetric
+    assert not KernelAtWeights(small(), x, x, **options).plan(2**24).symmetric
 
 
 def test_bad_arguments_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
 from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.kernel_ridge.equations import risks, shrinkage
-from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, Task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
 __all__ = ["feature_curve", "learnabilities", "learning_curve", "ridge_curve"]
 
@@ -20,7 +20,7 @@ FEATURES = "Simon, Karkada, Ghosh, Belkin 2023; Defilippis, Loureiro, Misiakiewi
 
 
 def learning_curve(
-    task: Task, samples: Any, *, ridge: float = 0.0, noise: float | FlipNoise = 0.0, features: float = math.inf
+    task: SpectralTask, samples: Any, *, ridge: float = 0.0, noise: float | FlipNoise = 0.0, features: float = math.inf
 ) -> Curve:
     """Predict the test risk of kernel ridge, f = k (K + ridge I)⁻¹ y, for each number of training rows n.
 
@@ -72,7 +72,7 @@ def learning_curve(
 
 
 def feature_curve(
-    task: Task, features: Any, *, samples: int, ridge: float = 0.0, noise: float | FlipNoise = 0.0
+    task: SpectralTask, features: Any, *, samples: int, ridge: float = 0.0, noise: float | FlipNoise = 0.0
 ) -> Curve:
     """Predict the test risk of ridge on k random features, K = Φ Φᵀ / k, for each k: the model-wise curve.
 
@@ -103,7 +103,7 @@ def feature_curve(
 
 
 def ridge_curve(
-    task: Task, ridges: Any, *, samples: int, noise: float | FlipNoise = 0.0, features: float = math.inf
+    task: SpectralTask, ridges: Any, *, samples: int, noise: float | FlipNoise = 0.0, features: float = math.inf
 ) -> Curve:
     """Predict the test risk for each ridge >= 0, increasing; see :func:`learning_curve` for the rest."""
     delta = as_axis(ridges, "ridges", open_end=False)
@@ -112,7 +112,7 @@ def ridge_curve(
     return _curve(task, "ridge", delta, n, k, delta, noise, None)
 
 
-def learnabilities(task: Task, samples: Any, *, ridge: float = 0.0, features: float = math.inf) -> Tensor:
+def learnabilities(task: SpectralTask, samples: Any, *, ridge: float = 0.0, features: float = math.inf) -> Tensor:
     """Return L_i = λ_i / (λ_i + γ), (G, M): the share of each eigendirection that n rows learn, on average.
 
     Their sum is at most n, and n itself without a ridge while n is below k and the number of eigenvalues. Errors are
@@ -127,7 +127,7 @@ def learnabilities(task: Task, samples: Any, *, ridge: float = 0.0, features: fl
 
 
 def _curve(
-    task: Task,
+    task: SpectralTask,
     axis_name: str,
     axis: np.ndarray,
     n: np.ndarray,
@@ -155,12 +155,12 @@ def _curve(
     )
 
 
-def _check_pool(task: Task, n: np.ndarray) -> None:
+def _check_pool(task: SpectralTask, n: np.ndarray) -> None:
     if task.pool is not None and n.max() >= task.pool:
         raise InputError(
             f"{n.max():g} training rows of a pool of {task.pool}",
             expected="fewer training rows than the pool has, so that some are held out",
-            do="take fewer rows, or the kernel of more rows as the pool",
+            hint="take fewer rows, or the kernel of more rows as the pool",
         )
 
 
@@ -168,5 +168,5 @@ def _as_features(features: float) -> float:
     return features if features == math.inf else float(as_whole(features, "features"))
 
 
-def _rank(task: Task) -> float:
+def _rank(task: SpectralTask) -> float:
     return float((task.eigenvalues > 0).sum())

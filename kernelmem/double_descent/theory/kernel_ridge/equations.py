@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernelmem.core.errors import NumericalError
-from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, Task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
 __all__ = ["Risks", "Shrinkage", "risks", "shrinkage"]
 
@@ -39,7 +39,7 @@ class Risks:
     clean: np.ndarray
 
 
-def shrinkage(task: Task, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> Shrinkage:
+def shrinkage(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> Shrinkage:
     """Solve for γ at each of G settings (n, k, ridge), k = inf for the kernel itself.
 
     With z = Σ λ_i/(λ_i + γ) and κ = γ (1 - z/k) (in a pool κ = μ, eigenvalues are those of the pool's matrix)::
@@ -75,7 +75,7 @@ def shrinkage(task: Task, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> Sh
     return Shrinkage(L, mix, z, slack)
 
 
-def risks(task: Task, found: Shrinkage, n: np.ndarray, noise: float | FlipNoise) -> Risks:
+def risks(task: SpectralTask, found: Shrinkage, n: np.ndarray, noise: float | FlipNoise) -> Risks:
     """Compute the risks from the shrinkage; infinite where n = k (or n = rank) without a ridge."""
     flips = noise if isinstance(noise, FlipNoise) else FlipNoise(1.0, noise)
     L, c, rest = found.learned, found.mix, 1 - found.learned
@@ -108,7 +108,7 @@ def risks(task: Task, found: Shrinkage, n: np.ndarray, noise: float | FlipNoise)
     return Risks(test, train, clean)
 
 
-def _root(task: Task, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+def _root(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.ndarray:
     lam = task.eigenvalues.numpy()
     lam = lam[lam > 0]
     least = np.minimum(n, k)
@@ -133,7 +133,7 @@ def _root(task: Task, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.nda
         raise NumericalError(
             f"eigenvalues from {lam.min():.3g} to {lam.max():.3g} with ridge {ridge.min():.3g}",
             expected="a ridge and eigenvalues within the range of float64",
-            do="scale the kernel so that its largest eigenvalue is near 1, and the ridge with it",
+            hint="scale the kernel so that its largest eigenvalue is near 1, and the ridge with it",
         )
     for _ in range(STEPS):
         middle = (low + high) / 2

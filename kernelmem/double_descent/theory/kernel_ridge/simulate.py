@@ -9,13 +9,13 @@ import numpy as np
 from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
 from kernelmem.double_descent.theory.curve import Simulated, least_squares, simulate
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
-from kernelmem.double_descent.theory.kernel_ridge.spectral_task import Task
+from kernelmem.double_descent.theory.kernel_ridge.spectral_task import SpectralTask
 
 __all__ = ["simulate_features", "simulate_learning"]
 
 
 def simulate_learning(
-    task: Task, samples: Any, *, ridge: float = 0.0, noise: float = 0.0, repetitions: int = 40, seed: int = 0
+    task: SpectralTask, samples: Any, *, ridge: float = 0.0, noise: float = 0.0, repetitions: int = 40, seed: int = 0
 ) -> Simulated:
     """Draw training rows, fit kernel ridge and compare with :func:`learning_curve`.
 
@@ -31,7 +31,7 @@ def simulate_learning(
 
 
 def simulate_features(
-    task: Task,
+    task: SpectralTask,
     features: Any,
     *,
     samples: int,
@@ -50,7 +50,7 @@ def simulate_features(
     return simulate(theory, _draw(task, places, ridge, noise), repetitions=repetitions, seed=seed)
 
 
-def _draw(task: Task, places: Sequence[tuple[int, float]], ridge: float, noise: float) -> Any:
+def _draw(task: SpectralTask, places: Sequence[tuple[int, float]], ridge: float, noise: float) -> Any:
     root, target = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
     ridge, scale = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
     most = max(n for n, _ in places)

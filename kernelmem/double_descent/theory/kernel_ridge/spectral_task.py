@@ -10,11 +10,11 @@ from kernelmem.core.checks import as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_number, as_powers, as_whole
 
-__all__ = ["FlipNoise", "Task", "error_bound", "flip_noise", "pool_task", "population_task"]
+__all__ = ["FlipNoise", "SpectralTask", "error_bound", "flip_noise", "pool_task", "population_task"]
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class SpectralTask:
     """A kernel and a noiseless target in the kernel's eigenbasis; tensors are float64 on the CPU.
 
     Attributes:
@@ -27,9 +27,9 @@ class Task:
     power: Tensor = field(repr=False)
     pool: int | None
 
-    def as_population(self) -> "Task":
+    def as_population(self) -> "SpectralTask":
         """Take the pool for the population: eigenvalues / N, power / N. The error it makes is what the pool corrects."""
-        return self if self.pool is None else Task(self.eigenvalues / self.pool, self.power / self.pool, None)
+        return self if self.pool is None else SpectralTask(self.eigenvalues / self.pool, self.power / self.pool, None)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FlipNoise:
     variance: float
 
 
-def population_task(eigenvalues: Any, power: Any) -> Task:
+def population_task(eigenvalues: Any, power: Any) -> SpectralTask:
     """Return a task with known eigenvalues λ_i of the kernel operator and squared target coefficients v_i², both (M,).
 
     Raises:
@@ -54,12 +54,12 @@ def population_task(eigenvalues: Any, power: Any) -> Task:
         raise InputError(
             f"{len(values)} eigenvalues and {len(squares)} powers",
             expected="one squared coefficient for each eigenvalue",
-            do="pad the shorter list with zeros",
+            hint="pad the shorter list with zeros",
         )
-    return Task(torch.from_numpy(values), torch.from_numpy(squares), None)
+    return SpectralTask(torch.from_numpy(values), torch.from_numpy(squares), None)
 
 
-def pool_task(kernel: Any, targets: Any) -> Task:
+def pool_task(kernel: Any, targets: Any) -> SpectralTask:
     """Return the task of a pool of N rows: its kernel matrix (N, N) and noiseless targets (N,) or (N, C).
 
     For labels pass centered one-hot rows, one_hot - 1/C, as the kernel machines fit them.
@@ -76,11 +76,11 @@ def pool_task(kernel: Any, targets: Any) -> Task:
         raise InputError(
             f"targets of shape {tuple(Y.shape)} for a kernel of {len(K)} rows",
             expected=f"real targets of shape ({len(K)},) or ({len(K)}, C)",
-            do="pass one_hot(labels, C) - 1 / C for labels",
+            hint="pass one_hot(labels, C) - 1 / C for labels",
         )
     values, V = torch.linalg.eigh(K)
     power = (V.T @ Y.reshape(len(K), -1)).square().sum(1)
-    return Task(torch.from_numpy(as_powers(values, "eigenvalues of the kernel")), power.cpu(), len(K))
+    return SpectralTask(torch.from_numpy(as_powers(values, "eigenvalues of the kernel")), power.cpu(), len(K))
 
 
 def flip_noise(rate: float, n_classes: int, kind: Literal["symmetric", "uniform"] = "symmetric") -> FlipNoise:
@@ -96,7 +96,7 @@ def flip_noise(rate: float, n_classes: int, kind: Literal["symmetric", "uniform"
     """
     rate, n_classes = as_number(rate, "rate", most=1.0), as_whole(n_classes, "n_classes", least=2)
     if kind not in ("symmetric", "uniform"):
-        raise InputError(f"kind {kind!r}", expected='"symmetric" or "uniform"', do="pass one of these")
+        raise InputError(f"kind {kind!r}", expected='"symmetric" or "uniform"', hint="pass one of these")
     shrink = 1 - rate * (n_classes / (n_classes - 1) if kind == "symmetric" else 1.0)
     return FlipNoise(shrink, (1 - 1 / n_classes) * (1 - shrink * shrink))
 
@@ -112,5 +112,5 @@ def error_bound(clean: Any) -> Tensor:
     """
     squares = torch.as_tensor(clean, dtype=torch.float64)  # infinite at a peak, which is allowed
     if not bool((squares >= 0).all()):
-        raise InputError("a squared error that is negative or NaN", expected="values >= 0", do="pass curve.clean")
+        raise InputError("a squared error that is negative or NaN", expected="values >= 0", hint="pass curve.clean")
     return (2 * squares).clamp_max(1.0)

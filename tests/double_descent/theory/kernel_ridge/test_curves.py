@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.theory import (
     FlipNoise,
-    Task,
+    SpectralTask,
     feature_curve,
     isotropic_curve,
     learnabilities,
@@ -35,14 +35,14 @@ def tasks(draw, pool=False):
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     values = np.arange(1.0, size + 1) ** -draw(st.floats(0.0, 2.5)) * rng.uniform(0.5, 2, size)
     power = rng.exponential(size=size) * np.arange(1.0, size + 1) ** -draw(st.floats(0, 2))
-    return Task(torch.from_numpy(values), torch.from_numpy(power), size if pool else None)
+    return SpectralTask(torch.from_numpy(values), torch.from_numpy(power), size if pool else None)
 
 
 def root(function) -> float:
     return math.exp(brentq(lambda u: function(math.exp(u)), -60, 40, xtol=1e-14, rtol=1e-14))
 
 
-def eigenlearning(task: Task, n: int, ridge: float, noise: float) -> tuple[float, float]:
+def eigenlearning(task: SpectralTask, n: int, ridge: float, noise: float) -> tuple[float, float]:
     """Test and train risk as the papers write them."""
     lam, v2 = task.eigenvalues.numpy(), task.power.numpy()
     kappa = root(lambda k: (lam / (lam + k)).sum() + ridge / k - n)
@@ -51,7 +51,7 @@ def eigenlearning(task: Task, n: int, ridge: float, noise: float) -> tuple[float
     return test, (ridge / (n * kappa)) ** 2 * test
 
 
-def random_features(task: Task, n: int, k: int, ridge: float, noise: float) -> tuple[float, float]:
+def random_features(task: SpectralTask, n: int, k: int, ridge: float, noise: float) -> tuple[float, float]:
     lam, v2 = task.eigenvalues.numpy(), task.power.numpy()
 
     def parts(gamma: float) -> tuple[float, float]:
@@ -65,7 +65,7 @@ def random_features(task: Task, n: int, k: int, ridge: float, noise: float) -> t
     return first * second, (ridge / (n * kappa)) ** 2 * first * second
 
 
-def from_pool(task: Task, n: int, ridge: float, noise: float, k: float = math.inf) -> tuple[float, float]:
+def from_pool(task: SpectralTask, n: int, ridge: float, noise: float, k: float = math.inf) -> tuple[float, float]:
     """The pool equations, with the squared resolvents of k random features by differences of the resolvent."""
     a, y2, N = task.eigenvalues.numpy(), task.power.numpy(), task.pool
 
@@ -159,7 +159,7 @@ def test_a_vanishing_ridge_is_no_ridge(task, pool, n, k):
 
 def test_training_errors_of_tiny_ridges_keep_their_digits():
     values = np.arange(1.0, 61) ** -1.5
-    for task in (population_task(values, values), Task(torch.from_numpy(values), torch.from_numpy(values), 60)):
+    for task in (population_task(values, values), SpectralTask(torch.from_numpy(values), torch.from_numpy(values), 60)):
         for k in (20, 45, math.inf):
             trains = [learning_curve(task, [30], ridge=d, noise=0.3, features=k).train[0] for d in (1e-8, 1e-15)]
             if k > 30:
@@ -183,7 +183,7 @@ def test_many_features_are_the_kernel(task, pool, n, ridge):
 def test_a_large_pool_is_a_population(task, n, ridge, k):
     N = 100_000
     values = torch.cat([N * task.eigenvalues, torch.zeros(N - len(task.power))])
-    pool = Task(values, torch.cat([N * task.power, torch.zeros(N - len(task.power))]), N)
+    pool = SpectralTask(values, torch.cat([N * task.power, torch.zeros(N - len(task.power))]), N)
     for features in (math.inf, k):
         large = learning_curve(pool, [n], ridge=ridge, noise=0.3, features=features)
         limit = learning_curve(task, [n], ridge=ridge, noise=0.3, features=features)
@@ -224,12 +224,12 @@ def test_an_orthogonal_pool_learns_nothing_of_other_rows(N, share, a, ridge, noi
     n = min(max(1, round(share * N)), N - 1)
     power = np.random.default_rng(N).exponential(size=N)
     curve = learning_curve(
-        Task(torch.full((N,), a).double(), torch.from_numpy(power), N), [n], ridge=ridge, noise=noise
+        SpectralTask(torch.full((N,), a).double(), torch.from_numpy(power), N), [n], ridge=ridge, noise=noise
     )
     assert math.isclose(float(curve.test[0]), power.mean() + noise, rel_tol=1e-8)
     flips = FlipNoise(0.6, noise)
     flipped = learning_curve(
-        Task(torch.full((N,), a).double(), torch.from_numpy(power), N), [n], ridge=ridge, noise=flips
+        SpectralTask(torch.full((N,), a).double(), torch.from_numpy(power), N), [n], ridge=ridge, noise=flips
     )
     assert math.isclose(float(flipped.test[0]), 0.36 * power.mean() + noise, rel_tol=1e-8)
     assert math.isclose(float(flipped.clean[0]), power.mean(), rel_tol=1e-7)
@@ -239,7 +239,7 @@ def test_an_orthogonal_pool_learns_nothing_of_other_rows(N, share, a, ridge, noi
 
 def test_infinite_at_the_threshold_alone():
     values = np.arange(1.0, 81) ** -1.5
-    for task in (population_task(values, values), Task(torch.from_numpy(values), torch.from_numpy(values), 80)):
+    for task in (population_task(values, values), SpectralTask(torch.from_numpy(values), torch.from_numpy(values), 80)):
         width = feature_curve(task, [29, 30, 31], samples=30, noise=0.1)
         assert torch.isinf(width.test).tolist() == [False, True, False]
         assert width.threshold == 30
@@ -293,7 +293,7 @@ def test_sphere_features_are_one_of_its_cases():
         assert torch.allclose(here.test, there.test, rtol=0.02)
 
 
-def flips_by_hand(task: Task, n: int, ridge: float, flips: FlipNoise) -> tuple[float, float]:
+def flips_by_hand(task: SpectralTask, n: int, ridge: float, flips: FlipNoise) -> tuple[float, float]:
     shrunk = replace(task, power=flips.shrink**2 * task.power)
     noisy = float(learning_curve(task=shrunk, samples=[n], ridge=ridge, noise=flips.variance).test[0])
     L = learnabilities(task, [n], ridge=ridge)[0]
@@ -312,9 +312,9 @@ def test_flipped_labels(task, n, ridge, shrink, variance):
     assert curve.noise == variance
 
 
-def pool_of(size: int, alpha: float = 1.5) -> Task:
+def pool_of(size: int, alpha: float = 1.5) -> SpectralTask:
     rank = np.arange(1.0, size + 1)
-    return Task(torch.from_numpy(size * rank**-alpha), torch.from_numpy(size * rank**-1.2), size)
+    return SpectralTask(torch.from_numpy(size * rank**-alpha), torch.from_numpy(size * rank**-1.2), size)
 
 
 def test_simulations_of_gaussian_designs_agree():

@@ -1,0 +1,45 @@
+"""kernelmem.core.options: sizes as users write them, and the functions that report progress."""
+
+import pytest
+
+from kernelmem.core.errors import InputError
+from kernelmem.core.options import as_bytes, as_progress
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1B", 1), ("2 KB", 2000), ("1.5KiB", 1536), ("4gib", 2**32), (12, 12), ("3TiB", 3 * 2**40)]
+)
+def test_sizes_are_read(text, size):
+    assert as_bytes(text) == size
+
+
+@pytest.mark.parametrize("wrong", ["", "GiB", "-1GB", "1XB", 0, -5, float("nan"), float("inf"), "nan"])
+def test_what_is_not_a_size_is_refused(wrong):
+    with pytest.raises(InputError, match="memory="):
+        as_bytes(wrong)
+
+
+def test_a_function_is_called_as_it_is():
+    calls = []
+    report = as_progress(lambda *done: calls.append(done), "label")
+    report(1, 2)
+    report(2, 2)
+    assert calls == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("progress", [None, False])
+def test_nothing_is_printed_without_a_terminal(progress, capfd):
+    report = as_progress(progress, "label")
+    for done in range(4):
+        report(done, 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_true_shows_a_labelled_bar_with_the_whole_count(capfd):
+    report = as_progress(True, "kernel", "tile")
+    for done in range(4):
+        report(done, 3)
+    shown = capfd.readouterr().err
+    assert "kernel" in shown
+    assert "tile" in shown
+    assert "3" in shown
