@@ -1,5 +1,6 @@
 """Checks of what users pass in: arrays, labels, kernels and seeds are read here, with an error that says what to fix."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -11,7 +12,16 @@ from torch import Tensor
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.symmetry import symmetry
 
-__all__ = ["ArrayLike", "as_labels", "as_square_kernel", "as_tensor", "finite", "seed_sequence"]
+__all__ = [
+    "ArrayLike",
+    "as_count",
+    "as_labels",
+    "as_number",
+    "as_square_kernel",
+    "as_tensor",
+    "finite",
+    "seed_sequence",
+]
 
 ArrayLike: TypeAlias = Tensor | numpy.typing.ArrayLike
 """A tensor, a NumPy array, or numbers in nested sequences."""
@@ -123,12 +133,44 @@ def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float
     return mean
 
 
+def as_number(
+    value: object, name: str, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
+) -> float:
+    """Return one finite number in [minimum, maximum], or in (minimum, maximum] if ``exclusive``.
+
+    Raises:
+        InputError: not a number (True and False are not), not finite, or out of range.
+    """
+    scalar = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0 else value
+    is_number = isinstance(scalar, int | float) and not isinstance(scalar, bool)
+    number = float(scalar) if is_number else math.nan
+    if not math.isfinite(number) or not minimum <= number <= maximum or (exclusive and number == minimum):
+        bounds = f"{'>' if exclusive else '>='} {minimum:g}" if minimum > -math.inf else ""
+        bounds += f"{' and' if bounds else ''} <= {maximum:g}" if maximum < math.inf else ""
+        raise InputError(
+            f"{name}={value!r}", expected=f"a finite number {bounds}".rstrip(), hint=f"pass {name} in this range"
+        )
+    return number
+
+
+def as_count(value: object, name: str, *, minimum: int = 1, maximum: int | None = None) -> int:
+    """Return one whole number in [minimum, maximum]; None: no upper bound.
+
+    Raises:
+        InputError: not a whole number (True and False are not), or out of range.
+    """
+    scalar = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0 else value
+    is_whole = isinstance(scalar, int) and not isinstance(scalar, bool)
+    if not is_whole or scalar < minimum or (maximum is not None and scalar > maximum):
+        bounds = f">= {minimum}" if maximum is None else f"in {minimum}..{maximum}"
+        raise InputError(f"{name}={value!r}", expected=f"a whole number {bounds}", hint=f"pass {name} in this range")
+    return scalar
+
+
 def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
     """Derive one independent 63-bit seed for each name from one explicit seed.
 
     The same ``seed`` and position give the same numbers on every machine (NumPy's SeedSequence).
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"seed {seed!r}", expected="a whole number >= 0", hint="pass seed=0, 1, 2, ...")
-    states = np.random.SeedSequence(int(seed)).generate_state(len(names), np.uint64)
+    states = np.random.SeedSequence(as_count(seed, "seed", minimum=0)).generate_state(len(names), np.uint64)
     return {name: int(state >> np.uint64(1)) for name, state in zip(names, states, strict=True)}

@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(lab):
         ({"batch_size": True}, "batch_size=True"),
         ({"clip": 0.0}, r"clip=0\.0"),
         ({"clip": float("nan")}, "clip=nan"),
-        ({"seed": -1}, "seed -1"),
+        ({"seed": -1}, "seed=-1"),
         ({"weight": torch.ones(5)}, r"weight of shape \(5,\) for 23 rows"),
         ({"weight": torch.ones(N, 1)}, r"weight of shape \(23, 1\)"),
         ({"loss": "hinge"}, "loss='hinge'"),
