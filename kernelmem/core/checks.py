@@ -141,9 +141,8 @@ def as_number(
     Raises:
         InputError: not a number (True and False are not), not finite, or out of range.
     """
-    scalar = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0 else value
-    is_number = isinstance(scalar, int | float) and not isinstance(scalar, bool)
-    number = float(scalar) if is_number else math.nan
+    scalar = _scalar(value)
+    number = math.nan if scalar is None else float(scalar)
     if not math.isfinite(number) or not minimum <= number <= maximum or (exclusive and number == minimum):
         bounds = f"{'>' if exclusive else '>='} {minimum:g}" if minimum > -math.inf else ""
         bounds += f"{' and' if bounds else ''} <= {maximum:g}" if maximum < math.inf else ""
@@ -159,12 +158,18 @@ def as_count(value: object, name: str, *, minimum: int = 1, maximum: int | None 
     Raises:
         InputError: not a whole number (True and False are not), or out of range.
     """
-    scalar = value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0 else value
-    is_whole = isinstance(scalar, int) and not isinstance(scalar, bool)
-    if not is_whole or scalar < minimum or (maximum is not None and scalar > maximum):
+    scalar = _scalar(value)
+    if not isinstance(scalar, int) or scalar < minimum or (maximum is not None and scalar > maximum):
         bounds = f">= {minimum}" if maximum is None else f"in {minimum}..{maximum}"
         raise InputError(f"{name}={value!r}", expected=f"a whole number {bounds}", hint=f"pass {name} in this range")
     return scalar
+
+
+def _scalar(value: object) -> int | float | None:
+    """The Python number in ``value``; None if there is none, or a truth value."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
