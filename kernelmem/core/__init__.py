@@ -1,1 +1,25 @@
-"""What everything stands on: one exception tree, the checks at the border, the one door to torch.func."""
+"""Foundations of every package: errors, checks of what users pass in, files, shared options.
+
+errors          the exception tree
+checks          arrays, labels, kernels, numbers and seeds that users pass in
+batches         model inputs (tensor, dict, tuple, Dataset, DataLoader) as rows
+options         memory limits and progress
+symmetry        asymmetry and symmetric part of a matrix
+result_files    the mixin of every result class, and its files
+atomic_files    files that are whole or absent
+weight_files    model weights, loaded without running code
+torch_func      the only import of torch.func
+"""
+
+from kernelmem.core.batches import Batch as Batch
+from kernelmem.core.checks import ArrayLike as ArrayLike
+from kernelmem.core.errors import FileCorruptError as FileCorruptError
+from kernelmem.core.errors import InputError as InputError
+from kernelmem.core.errors import KernelmemError as KernelmemError
+from kernelmem.core.errors import NumericalError as NumericalError
+from kernelmem.core.errors import UnsupportedModelError as UnsupportedModelError
+from kernelmem.core.errors import VerificationError as VerificationError
+from kernelmem.core.options import Progress as Progress
+from kernelmem.core.result_files import Result as Result
+from kernelmem.core.weight_files import fit_weights as fit_weights
+from kernelmem.core.weight_files import load_weights as load_weights

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, fsynced, then renamed."""
+"""Atomic files: written to a temporary file in the same directory, fsynced, then renamed."""
 
 import hashlib
 import os
@@ -14,49 +14,49 @@ __all__ = ["array_sha256", "check_directory", "write_file", "write_files"]
 
 
 def check_directory(directory: str | Path) -> Path:
-    """Return ``directory`` if files can be written there, or if it can be made; nothing is made here.
+    """Check, without creating anything, that files can be written to ``directory``, and return it as a Path.
 
-    To be asked before long work whose result is to go there.
+    Call it before long work whose result goes there.
 
     Raises:
-        InputError: it or one of its parents is a file, or no permission to write.
+        InputError: it or one of its parents is a file, or there is no permission to write.
     """
     directory = Path(directory)
     existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        what = "no directory" if not existing.is_dir() else "not writable"
+        problem = "not a directory" if not existing.is_dir() else "not writable"
+        named = f" ({existing} is {problem})" if existing != directory else f", {problem}"
         raise InputError(
-            f"output directory {directory}" + (f" ({existing} is {what})" if existing != directory else f", {what}"),
-            expected="a directory that can be written to, or made",
-            hint="name another place",
+            f"output directory {directory}{named}",
+            expected="a directory that can be written to or created",
+            hint="pass another directory",
         )
     return directory
 
 
 def write_file(path: str | Path, content: bytes | str) -> Path:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part.
+    """Write ``content`` to ``path`` so that a reader sees the old file or the whole new one, never a part of it.
 
-    The bytes go to a temporary file in the same directory, are fsynced, and the file is renamed over ``path``;
-    the directory is fsynced after it. Missing parent directories are made.
+    Missing parent directories are created.
 
     Raises:
-        InputError: ``path`` is a directory, or a parent of it is a file.
+        InputError: ``path`` is a directory, or one of its parents is a file.
     """
     path = Path(path)
     return write_files(path.parent, {path.name: content})[0]
 
 
 def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> list[Path]:
-    """Write several files into ``directory``, each whole or absent, none of them before all are on disk.
+    """Write several files into ``directory``, each whole or absent.
 
-    Every file is first written beside its place and fsynced; only then are they renamed, one after the other. A
-    failure before the first rename (disk full, wrong path) leaves the directory as it was.
+    All files are written to temporary names and fsynced before the first is renamed, so that a failure before that
+    (disk full, wrong path) leaves the directory unchanged.
 
     Raises:
-        InputError: as in :func:`check_directory`, or a name is taken by a directory.
+        InputError: as in :func:`check_directory`, or a name is the name of a directory.
     """
     directory = check_directory(directory)
-    made = [p for p in (directory, *directory.parents) if not p.exists()]
+    created = [p for p in (directory, *directory.parents) if not p.exists()]
     staged: list[tuple[Path, Path]] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
             target = directory / name
             if target.is_dir():
                 raise InputError(
-                    f"output file {target}, a directory", expected="a file name", hint="name another place"
+                    f"output file {target}, a directory", expected="the path of a file", hint="pass another name"
                 )
             data = content.encode() if isinstance(content, str) else content
             descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
@@ -79,7 +79,7 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
     except BaseException:
         for temporary, _ in staged:
             temporary.unlink(missing_ok=True)
-        for parent in made:  # innermost first; only those that this call made, and only if still empty
+        for parent in created:  # innermost first, and only if still empty
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
         raise
@@ -96,7 +96,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def array_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of named arrays: names, dtypes, shapes and bytes, in the mapping's order (little-endian)."""
+    """Return the SHA-256 of named arrays: names, dtypes, shapes and little-endian bytes, in the order of the mapping."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
         array = np.ascontiguousarray(array)

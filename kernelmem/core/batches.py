@@ -1,4 +1,4 @@
-"""Inputs as users have them (tensor, array, dict, tuple, Dataset, DataLoader), seen as rows that can be sliced."""
+"""Batches: inputs as users have them (tensor, array, dict, tuple, Dataset, DataLoader), read as rows to slice."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of n examples: a tree of tensors (tensor; dict, tuple or list of such) with a common first axis."""
+    """n examples: a tensor, or a dict, tuple or list of tensors (nested too), with a common first axis."""
 
     tree: Any
     n: int
 
     def slice(self, start: int, stop: int) -> Any:
         """Return rows start..stop as the model's batch."""
-        return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write over its input
+        return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write to its input
 
     def take(self, indices: Tensor | list[int]) -> Any:
         """Return the rows at ``indices`` as the model's batch (repeats allowed)."""
@@ -42,10 +42,10 @@ class Rows:
 
 
 def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
-    """Read ``x`` as rows. A Dataset or DataLoader that yields (input, label) or (input,) gives its inputs.
+    """Read ``x`` as rows. Of a Dataset or DataLoader that yields (input, label) or (input,), the inputs are taken.
 
     Raises:
-        InputError: no rows, leaves of different lengths, NaN, something that is not numbers.
+        InputError: no rows, parts of different lengths, NaN, values that are not numbers.
     """
     if isinstance(x, Rows):
         return x
@@ -60,12 +60,12 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
         raise InputError(
             f"{name} with leading lengths {sorted(lengths)}",
             expected="at least one row, and the same number of rows in every part",
-            hint=f"give {name} the examples along its first axis",
+            hint=f"put the examples along the first axis of {name}",
         )
     return Rows(tree, lengths.pop())
 
 
-def _inputs(batch: Any) -> Any:
+def _inputs(batch: object) -> object:
     return batch[0] if isinstance(batch, list | tuple) and len(batch) in (1, 2) else batch
 
 
@@ -81,9 +81,9 @@ def _concatenate(batches: list[Any], name: str) -> Any:
 
 
 def map_tree(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """The tree with ``function`` applied to its leaves.
+    """Return the nested structure with ``function`` applied to its leaves.
 
-    A list is a branch if it begins with a tensor or with another branch; lists of numbers are arrays.
+    A list that begins with a tensor or a nested structure is a branch; a list of numbers is a leaf.
     """
     if isinstance(tree, Mapping):
         return {key: map_tree(leaf, function) for key, leaf in tree.items()}
@@ -95,7 +95,7 @@ def map_tree(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
-    """The leaves in order, each with the way to it: ``x``, ``x.input_ids``, ``x[0]``."""
+    """Return the leaves in order, each with its name: ``x``, ``x.input_ids``, ``x[0]``."""
     if isinstance(tree, Mapping):
         return [pair for key, leaf in tree.items() for pair in named_leaves(leaf, f"{name}.{key}")]
     if isinstance(tree, tuple) or (isinstance(tree, list) and _branches(tree)):
@@ -103,10 +103,10 @@ def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
     return [(name, tree)]
 
 
-def _branches(part: Any) -> bool:
-    if isinstance(part, list | tuple):
-        return bool(part) and _branches(part[0])
-    return isinstance(part, Tensor | Mapping)
+def _branches(tree: object) -> bool:
+    if isinstance(tree, list | tuple):
+        return bool(tree) and _branches(tree[0])
+    return isinstance(tree, Tensor | Mapping)
 
 
 def _cast(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

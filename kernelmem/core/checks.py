@@ -28,7 +28,7 @@ ArrayLike: TypeAlias = Tensor | numpy.typing.ArrayLike
 
 
 def as_tensor(value: ArrayLike, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return ``value`` (tensor, NumPy array or nested sequence) as a tensor, with NaN and infinities refused.
+    """Return ``value`` as a tensor of finite numbers.
 
     Raises:
         InputError: not convertible to numbers, or holds NaN or infinite values.
@@ -56,11 +56,11 @@ def finite(tensor: Tensor, name: str) -> Tensor:
     """Return ``tensor`` if all its values are finite.
 
     Raises:
-        InputError: with the count of bad values and the first row that holds one.
+        InputError: names the number of bad values and the first of them.
     """
-    # One pass without a second array: the extremes of a tensor with NaN are NaN.
-    seen = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
-    if seen and all(bool(torch.isfinite(extreme)) for extreme in seen):
+    # One pass without a second array: the minimum and maximum of a tensor with NaN are NaN.
+    extremes = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
+    if extremes and all(bool(torch.isfinite(extreme)) for extreme in extremes):
         return tensor
     if tensor.is_floating_point() or tensor.is_complex():
         bad = ~torch.isfinite(tensor)
@@ -78,25 +78,25 @@ def finite(tensor: Tensor, name: str) -> Tensor:
 def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: int | None = None) -> Tensor:
     """Return class labels as an int64 tensor of shape (n,) with values in 0..n_classes-1.
 
-    Floating-point labels are taken only if every one of them is a whole number.
+    Floating-point labels are accepted if all of them are whole numbers.
 
     Raises:
         InputError: wrong number of dimensions or length, not whole, negative, beyond ``n_classes``.
     """
     labels = as_tensor(value, name)
-    where = f"{name} of shape {tuple(labels.shape)} and dtype {labels.dtype}".replace("torch.", "")
+    described = f"{name} of shape {tuple(labels.shape)} and dtype {labels.dtype}".replace("torch.", "")
     if labels.ndim != 1 or labels.is_complex():
-        raise InputError(where, expected="one integer label for each row, shape (n,)", hint=f"pass {name}.argmax(1)")
+        raise InputError(described, expected="one integer label per row, shape (n,)", hint=f"pass {name}.argmax(1)")
     if n is not None and len(labels) != n:
-        raise InputError(where, expected=f"{n} labels, one for each row", hint="pair every row with its label")
+        raise InputError(described, expected=f"{n} labels, one per row", hint="pass one label per row")
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise InputError(f"{where} with fractions", expected="whole numbers", hint="pass class indices")
+        raise InputError(f"{described} with fractions", expected="whole numbers", hint="pass class indices")
     labels = labels.to(torch.int64)
     upper = "" if n_classes is None else f"..{n_classes - 1}"
     outside = labels < 0 if n_classes is None else (labels < 0) | (labels >= n_classes)
     if bool(outside.any()):
         raise InputError(
-            f"{where} with {int(outside.sum())} values outside 0{upper} (the first is {int(labels[outside][0])})",
+            f"{described} with {int(outside.sum())} values outside 0{upper} (the first is {int(labels[outside][0])})",
             expected=f"class indices 0{upper or ', 1, 2, ...'}",
             hint="renumber the classes from 0, without gaps",
         )
@@ -119,14 +119,14 @@ def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float
             expected="a square matrix (n, n) with n >= 1",
             hint='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
         )
-    seen = symmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
-    if seen.gap > tolerance * seen.largest:
+    asymmetry = symmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
+    if asymmetry.gap > tolerance * asymmetry.largest:
         raise NumericalError(
-            f"{name} of shape {tuple(kernel.shape)} with asymmetry {seen.gap:.3g} and entries up to {seen.largest:.3g}",
+            f"{name} of shape {tuple(kernel.shape)} with asymmetry {asymmetry.gap:.3g} and entries up to {asymmetry.largest:.3g}",
             expected=f"a symmetric matrix (asymmetry at most {tolerance:g} of the largest entry)",
             hint="check that both sides were computed on the same rows, in eval mode",
         )
-    if seen.gap == 0:
+    if asymmetry.gap == 0:
         return kernel
     mean = torch.empty_like(kernel)
     symmetry(lambda rows, columns: kernel[rows, columns], len(kernel), mean)

@@ -1,4 +1,4 @@
-"""The one door to torch.func: nothing else in kernelmem imports it, so a change there is mended here."""
+"""The functions of torch.func that kernelmem uses. No other file imports torch.func, so a change there is handled here."""
 
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -8,5 +8,5 @@ __all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "vjp", "vmap"]
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether ``tensor`` lives inside vmap, grad or jvp."""
+    """Return True if ``tensor`` is inside vmap, grad or jvp."""
     return _functorch.is_functorch_wrapped_tensor(tensor)

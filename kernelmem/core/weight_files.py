@@ -1,4 +1,4 @@
-"""Weights from and to files: safetensors, and .pt archives through weights_only loading. No file runs code here."""
+"""Weight files: .safetensors, and .pt through ``weights_only`` loading, so that no file can run code."""
 
 import pickle
 import re
@@ -19,7 +19,7 @@ __all__ = ["fit_weights", "load_weights", "weights_bytes", "weights_sha256"]
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from .pt/.pth by ``torch.load(weights_only=True)``.
 
-    There is no fallback to unpickling: a file that needs it is refused.
+    A file that needs unpickling of other objects is refused.
 
     Raises:
         InputError: no such file, unknown extension, not a flat mapping of names to tensors.
@@ -56,49 +56,49 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Say why in one line. Not in torch's words, which tell how to run the code in the file all the same."""
+    """One line of explanation. Torch's own message is left out: it tells how to run the code in the file."""
     if isinstance(error, pickle.UnpicklingError):
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return f"it calls {needed[1]}" if needed else "no pickle of tensors"
+        call = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it calls {call[1]}" if call else "not a pickle of tensors"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Put ``state`` into ``model``; every name, shape and kind of number must fit.
+    """Load ``state`` into ``model``, where every name, shape and kind of number must match.
 
     Raises:
-        InputError: names missing or left over, shapes that differ, integers (a quantized network), complex or sparse
-            values for real numbers; the first of each is named.
+        InputError: missing or unexpected names, different shapes, integers (a quantized network), complex or sparse
+            values instead of real numbers, NaN; the first of each is named.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    wrong = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
     ]
-    strange = [
-        f"{name} {state[name].layout} {state[name].dtype} for {own[name].layout} {own[name].dtype}".replace(
+    retyped = [
+        f"{name} {state[name].layout} {state[name].dtype} for {expected[name].layout} {expected[name].dtype}".replace(
             "torch.", ""
         )
-        for name in own
-        if name in state and _kind(state[name]) != _kind(own[name])
+        for name in expected
+        if name in state and _kind(state[name]) != _kind(expected[name])
     ]
     problems = [
-        f"{len(names)} {what} (e.g. {names[0]})"
-        for what, names in (
+        f"{len(names)} {problem} (e.g. {names[0]})"
+        for problem, names in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", wrong),
-            ("of another kind", strange),
+            ("of another shape", reshaped),
+            ("of another kind", retyped),
         )
         if names
     ]
     if problems:
         raise InputError(
             f"{source} for a {type(model).__name__}: {', '.join(problems)}",
-            expected=f"the {len(own)} tensors of model.state_dict()",
+            expected=f"the {len(expected)} tensors of model.state_dict()",
             hint="check that weights and model factory belong together",
         )
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
@@ -112,20 +112,20 @@ def _kind(value: Tensor) -> tuple[bool, bool, torch.layout]:
 
 
 def weights_bytes(model: nn.Module) -> bytes:
-    """Serialize the state dict as safetensors (tied tensors are written once for each name)."""
-    state = model.state_dict().items()  # contiguous: safetensors has no other layout, e.g. channels_last
+    """Serialize the state dict as safetensors (a tied tensor is written once per name)."""
+    state = model.state_dict().items()  # safetensors has no other layout than contiguous
     return safetensors.torch.save(
         {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state}
     )
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of the state dict, sorted by name."""
     state = {name: value.detach().cpu() for name, value in sorted(model.state_dict().items())}
     return array_sha256({name: _numpy(value) for name, value in state.items()})
 
 
 def _numpy(value: Tensor) -> np.ndarray:
-    if value.dtype == torch.bfloat16:  # NumPy has none: hash its bits
+    if value.dtype == torch.bfloat16:  # NumPy has no bfloat16: hash its bits
         return value.view(torch.int16).numpy()
     return value.numpy()

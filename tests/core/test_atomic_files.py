@@ -52,7 +52,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     write_file(tmp_path / "file", "x")
     with pytest.raises(InputError, match="directory"):
         write_files(tmp_path / "file", {"a": "x"})
-    with pytest.raises(InputError, match="file is no directory"):
+    with pytest.raises(InputError, match="file is not a directory"):
         write_files(tmp_path / "file" / "deep" / "deeper", {"a": "x"})
     (tmp_path / "sub").mkdir()
     with pytest.raises(InputError, match="directory"):
@@ -68,7 +68,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch)
 
 def test_a_dangling_link_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "absent")
-    with pytest.raises(InputError, match="no directory"):
+    with pytest.raises(InputError, match="not a directory"):
         check_directory(tmp_path / "link")
 
 
