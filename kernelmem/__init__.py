@@ -2,16 +2,18 @@
 
 ::
 
-    model + data ─► runs ─► tangents ─► kernels ─► machines ─► memorization ─► descent ─► audit
-                    (how it   (df/dθ,     (NTK,      (ridge,      (label noise,    (sweeps,    (one report)
-                    trained)  factored,   infinite   exact        detection)       theory)
-                              planned)    width,     leave-one-out)
-                                          spectrum)
-                              path = runs × tangents: the exact ledger of a recorded run
+    model + data ─► recording ─► tangents ─► kernels ─► trajectory ─► kernel_machines ─► label_noise ─┬► double_descent ─┐
+                    (steps of    (df/dθ per  (NTK,      (ledger,      (ridge, SVM, GP,   (corrupt,    └──────────────────┴► auditing ─► cli
+                     training)    example)    spectra)   influence,    leave-one-out,     detect)         (one report)
+                                                         path kernel)  linearized nets)
 
-Data moves from left to right, and a package imports only what stands to its left. Below them all: ``ground`` (errors,
-checks, the one door to torch.func) and ``store`` (whole files, weights without code). ``testing`` is for users' own
-tests; nothing imports it. The names below are the public interface.
+A package imports only from packages to its left (checked by import-linter). Below all of them: ``core`` (errors, checks
+of what users pass in, result files, the only import of torch.func), ``training`` (data sets, losses, many networks in one
+batch) and ``plotting`` (figures from plain arrays, imported only when a result is drawn). ``testing`` has networks and
+hypothesis strategies for users' own tests; nothing imports it.
+
+Rules: a folder has about ten entries; a file has one noun and at most 400 lines; a package exports its public names, and
+files are private. The names below are the main interface; the rest is exported by the packages.
 """
 
 from kernelmem.auditing import Audit as Audit
@@ -50,9 +52,9 @@ from kernelmem.trajectory.ledger.ledger import ledger as ledger
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine as exact_kernel_machine
 from kernelmem.trajectory.path_kernel.path_kernel import path_kernel as path_kernel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# scikit-learn is slow to import: estimators are read when they are asked for.
+# Imported on first use, because scikit-learn is slow to import.
 _ESTIMATORS = {
     "KernelMachineClassifier": "ridge",
     "KernelMachineGP": "gaussian_process",
