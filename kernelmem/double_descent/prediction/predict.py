@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.checks import as_labels
+from kernelmem.core.checks import as_count, as_labels, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.prediction.untrained_network import Expected, PoolNetwork
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, flip_noise
 
@@ -169,7 +169,7 @@ def predict_curve(
     total, done = len(seeds) * len(place.widths), 0
     flips = FlipNoise(1.0, 0.0)
     for seed in seeds:
-        whole = as_whole(seed, "seed", least=0)
+        whole = as_count(seed, "seed", minimum=0)
         own: list[Expected] = []
         for width in place.widths:
             with torch.random.fork_rng(devices=[]):
@@ -228,13 +228,13 @@ class _Place:
                 hint="pass e.g. widths=[8, 16, 32], samples=400",
             )
         if time is not None:
-            as_number(time, "time", open_end=True)
+            as_number(time, "time", exclusive=True)
             if several[2] or ridge != 0.0:
                 raise InputError(f"ridge={ridge!r} and time={time!r}", expected="one of them", hint="leave one out")
         name = AXES[several.index(True)]
         whole = as_axis(widths, "widths", whole=True).astype(int).tolist()
         ns = as_axis(samples, "samples", whole=True).astype(int).tolist()
-        deltas = as_axis(ridge, "ridge", open_end=False).tolist()
+        deltas = as_axis(ridge, "ridge", exclusive=False).tolist()
         return cls(whole, ns, deltas, name)
 
     @property

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import as_count, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_whole
 from kernelmem.double_descent.prediction.predict import Prediction
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def score_prediction(prediction: Prediction, measured: Any, *, orders: int = 999
             expected="finite ones",
             hint="leave the place out, or give a ridge",
         )
-    orders = as_whole(orders, "orders", least=99)
+    orders = as_count(orders, "orders", minimum=99)
     mean = runs.mean(0)
     expected, R = prediction.expected.numpy(), len(runs)
     found = _spearman(expected, mean.numpy())
@@ -114,7 +113,7 @@ def score_prediction(prediction: Prediction, measured: Any, *, orders: int = 999
         rank_se = float(without.var(correction=0) * (R - 1)) ** 0.5
     else:
         rank_se = math.nan
-    null, added = _null(expected, mean.numpy(), orders, as_whole(seed, "seed", least=0))
+    null, added = _null(expected, mean.numpy(), orders, as_count(seed, "seed", minimum=0))
     return PredictionScore(
         axis=prediction.axis,
         relative_error=prediction.expected / mean - 1,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import as_rows
+from kernelmem.core.checks import as_number
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_number
 from kernelmem.double_descent.theory.kernel_ridge.curves import learnabilities, learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 from kernelmem.kernels.ntk import ntk
@@ -40,7 +40,7 @@ def ridge_of_time(values: Any, time: float) -> float:
     Source: Ali, Kolter and Tibshirani 2019 relate the two; matched degrees of freedom: here.
     """
     kappa = torch.as_tensor(values, dtype=torch.float64).clamp_min(0)
-    time = as_number(time, "time", open_end=True)
+    time = as_number(time, "time", exclusive=True)
     if kappa.ndim != 1 or not len(kappa) or float(kappa.max()) == 0:
         raise InputError("eigenvalues of which none is positive", expected="those of a kernel", hint="check the kernel")
     wanted = float(-torch.expm1(-time * kappa / len(kappa)).sum())

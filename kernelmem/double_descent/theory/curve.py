@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_whole, generators
+from kernelmem.double_descent.argument_checks import generators
 
 __all__ = []
 
@@ -158,8 +159,8 @@ def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repet
     Raises:
         InputError: fewer than 2 repetitions; a seed that is not a whole number >= 0.
     """
-    repetitions = as_whole(repetitions, "repetitions", least=2)
-    seed = as_whole(seed, "seed", least=0)
+    repetitions = as_count(repetitions, "repetitions", minimum=2)
+    seed = as_count(seed, "seed", minimum=0)
     risks = np.stack([np.asarray(draw(rng), dtype=float) for rng in generators(seed, repetitions)])
     se = risks.std(0, ddof=1) / np.sqrt(repetitions)
     return Simulated(theory, torch.from_numpy(risks.mean(0)), torch.from_numpy(se), repetitions, seed)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_powers, as_whole
+from kernelmem.double_descent.argument_checks import as_axis, as_powers
 from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
 
 __all__ = ["gaussian_features_curve", "gaussian_samples_curve", "simulate_gaussian_features", "universal_lower_bound"]
@@ -40,7 +41,7 @@ def gaussian_features_curve(features: Any, *, n: int, power: Any, noise: float) 
     >>> curve.test.round(decimals=5).tolist()
     [3.01538, inf, 2.16779]
     """
-    n, noise = as_whole(n, "n"), as_number(noise, "noise")
+    n, noise = as_count(n, "n"), as_number(noise, "noise")
     beta2 = as_powers(power, "power")
     p = as_axis(features, "features", whole=True)
     if p[-1] > len(beta2):
@@ -78,7 +79,7 @@ def gaussian_samples_curve(samples: Any, *, features: int, signal: float, noise:
 
     Source: Belkin, Hsu, Xu 2020.
     """
-    p, signal, noise = as_whole(features, "features"), as_number(signal, "signal"), as_number(noise, "noise")
+    p, signal, noise = as_count(features, "features"), as_number(signal, "signal"), as_number(noise, "noise")
     n = as_axis(samples, "samples", whole=True)
     test, train = _risk(n, np.full_like(n, p), np.full_like(n, signal), np.full_like(n, noise))
     return Curve(
@@ -108,7 +109,7 @@ def universal_lower_bound(n: int, p: int, noise: float) -> float:
 
     Source: Holzmueller 2021.
     """
-    n, p, noise = as_whole(n, "n"), as_whole(p, "p"), as_number(noise, "noise")
+    n, p, noise = as_count(n, "n"), as_count(p, "p"), as_number(noise, "noise")
     return noise * p / (n + 1 - p) if p <= n else noise * n / (p + 1 - n)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_number
+from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.gradient_flow import check_stable
 
@@ -92,11 +92,11 @@ def design_curve(
 
 
 def _descent(X: Any, steps: Any, step_size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, int]:
-    t = as_axis(steps, "steps", whole=True, open_end=False)
+    t = as_axis(steps, "steps", whole=True, exclusive=False)
     rows = as_tensor(X, "X").double().cpu().numpy()
     if rows.ndim != 2 or 0 in rows.shape:
         raise InputError(f"X of shape {rows.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")
-    eta = as_number(step_size, "step_size", open_end=True)
+    eta = as_number(step_size, "step_size", exclusive=True)
     U, s, Vt = np.linalg.svd(rows, full_matrices=False)
     lam = np.where(s > np.finfo(float).eps * max(rows.shape) * s[0], s, 0.0) ** 2 / len(rows)
     check_stable(eta * lam)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_powers, as_whole
+from kernelmem.double_descent.argument_checks import as_axis, as_powers, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulated, simulate
 
 __all__ = [
@@ -44,9 +44,9 @@ def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float
 
     Source: Ali, Kolter, Tibshirani 2019.
     """
-    t = as_axis(times, "times", open_end=False)
-    gamma, signal = as_number(ratio, "ratio", open_end=True), as_number(signal, "signal")
-    noise, nodes = as_number(noise, "noise"), as_whole(nodes, "nodes", least=16)
+    t = as_axis(times, "times", exclusive=False)
+    gamma, signal = as_number(ratio, "ratio", exclusive=True), as_number(signal, "signal")
+    noise, nodes = as_number(noise, "noise"), as_count(nodes, "nodes", minimum=16)
     theta = (np.arange(nodes) + 0.5) * math.pi / nodes
     s = (1 - math.sqrt(gamma)) ** 2 + 4 * math.sqrt(gamma) * np.cos(theta / 2) ** 2
     weight = 2 * np.sin(theta) ** 2 / (nodes * s)
@@ -79,9 +79,9 @@ def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, n
 
     Source: Heckel and Yilmaz 2021.
     """
-    t = as_axis(steps, "steps", whole=True, open_end=False)
+    t = as_axis(steps, "steps", whole=True, exclusive=False)
     s2, theta2 = _scales(scales), as_tensor(coefficients, "coefficients").double().cpu().numpy() ** 2
-    n, noise = as_whole(n, "n"), as_number(noise, "noise")
+    n, noise = as_count(n, "n"), as_number(noise, "noise")
     eta = as_tensor(step_size, "step_size").double().cpu().numpy()
     if theta2.shape != s2.shape or eta.shape not in ((), s2.shape):
         raise InputError(
@@ -102,7 +102,7 @@ def equalizing_step_sizes(scales: Any, rate: float) -> Tensor:
     Raises:
         InputError: scales not positive, a rate outside (0, 2).
     """
-    return torch.from_numpy(as_number(rate, "rate", open_end=True, most=1.999) / _scales(scales))
+    return torch.from_numpy(as_number(rate, "rate", exclusive=True, maximum=1.999) / _scales(scales))
 
 
 def simulate_gradient_flow(
@@ -110,8 +110,8 @@ def simulate_gradient_flow(
 ) -> Simulated:
     """Draw Gaussian rows, follow the flow exactly, and compare with :func:`gradient_flow_curve`."""
     theory = gradient_flow_curve(times, ratio=ratio, signal=signal, noise=noise)
-    n = as_whole(n, "n")
-    p = as_whole(round(ratio * n, 9), "ratio times n")
+    n = as_count(n, "n")
+    p = as_scaled_count(ratio, n, "ratio times n")
     t = theory.axis.numpy()
 
     def draw(rng: np.random.Generator) -> np.ndarray:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
 
 __all__ = ["isotropic_curve", "misspecified_curve", "optimal_ridge_curve", "polynomial_share", "simulate_isotropic"]
@@ -59,7 +59,7 @@ def optimal_ridge_curve(ratio: Any, *, signal: float, noise: float) -> Curve:
     Source: Hastie, Montanari, Rosset, Tibshirani 2022; Nakkiran, Venkat, Kakade, Ma 2021.
     """
     gamma = as_axis(ratio, "ratio")
-    signal, noise = as_number(signal, "signal", open_end=True), as_number(noise, "noise")
+    signal, noise = as_number(signal, "signal", exclusive=True), as_number(noise, "noise")
     test, train = _risk(gamma, signal, noise, noise * gamma / signal)
     return _curve("ridge regression at the best ridge", gamma, test, noise, train, None if noise else 1.0)
 
@@ -106,7 +106,7 @@ def polynomial_share(ratio: Any, exponent: float) -> torch.Tensor:
         InputError: ratios not positive or not increasing, exponent not positive.
     """
     gamma = as_axis(ratio, "ratio")
-    return torch.from_numpy(-np.expm1(-as_number(exponent, "exponent", open_end=True) * np.log1p(gamma)))
+    return torch.from_numpy(-np.expm1(-as_number(exponent, "exponent", exclusive=True) * np.log1p(gamma)))
 
 
 def simulate_isotropic(
@@ -117,8 +117,8 @@ def simulate_isotropic(
     The theory is a limit: z grows with the number of repetitions. Cost: one decomposition (n, p) a draw and place.
     """
     theory = isotropic_curve(ratio, signal=signal, noise=noise, ridge=ridge)
-    n = as_whole(n, "n")
-    widths = [as_whole(round(value, 9), "ratio times n") for value in (theory.axis * n).tolist()]
+    n = as_count(n, "n")
+    widths = [as_scaled_count(ratio, n, "ratio times n") for ratio in theory.axis.tolist()]
 
     def draw(rng: np.random.Generator) -> list[float]:
         X = rng.standard_normal((n, widths[-1]))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
 
 __all__ = ["RELU", "Moments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
@@ -86,7 +87,7 @@ def sphere_features_curve(
     Source: Mei and Montanari 2022; the scalar equation for w follows from theirs.
     """
     psi1 = as_axis(features_per_dimension, "features_per_dimension")
-    psi2 = as_number(samples_per_dimension, "samples_per_dimension", open_end=True)
+    psi2 = as_number(samples_per_dimension, "samples_per_dimension", exclusive=True)
     linear, noise = as_number(linear, "linear"), as_number(noise, "noise")
     nonlinear, ridge = as_number(nonlinear, "nonlinear"), as_number(ridge, "ridge")
     zeta2 = (moments.linear / moments.rest) ** 2
@@ -126,10 +127,10 @@ def simulate_sphere_features(
     theory = sphere_features_curve(
         features_per_dimension, samples_per_dimension=samples_per_dimension, linear=1.0, noise=noise, ridge=ridge
     )
-    d = as_whole(dimension, "dimension")
-    n = as_whole(round(samples_per_dimension * d, 9), "samples_per_dimension times dimension")
-    m = as_whole(test_rows, "test_rows")
-    widths = [as_whole(round(float(psi) * d, 9), "features_per_dimension times dimension") for psi in theory.axis]
+    d = as_count(dimension, "dimension")
+    n = as_scaled_count(samples_per_dimension, d, "samples_per_dimension times dimension")
+    m = as_count(test_rows, "test_rows")
+    widths = [as_scaled_count(float(psi), d, "features_per_dimension times dimension") for psi in theory.axis]
 
     def draw(rng: np.random.Generator) -> list[float]:
         x = rng.standard_normal((n + m, d))

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import as_count, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_whole
 from kernelmem.double_descent.variance.bias_variance import read_targets
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class VarianceComponents:
         for name, k in counts.items():
             if name not in self.levels:
                 raise InputError(f"factor {name!r}", expected=f"one of {', '.join(self.levels)}", hint="vary it")
-            as_whole(k, name)
+            as_count(k, name)
         total = self.bias
         for own in self.components:
             share = 1

@@ -20,9 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, as_tensor
+from kernelmem.core.checks import as_count, as_labels, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_whole
 
 __all__ = ["Decomposition", "decompose_cross_entropy", "decompose_squared"]
 
@@ -61,7 +60,7 @@ class Decomposition:
                 expected="one of squared loss: there the variance of a mean is variance / k",
                 hint="decompose_squared of the probabilities, or measure the ensemble",
             )
-        as_whole(k, "k")
+        as_count(k, "k")
         return self.bias + self.variance / k
 
     def __str__(self) -> str:

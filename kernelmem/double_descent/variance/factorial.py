@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from kernelmem.core.checks import seed_sequence
+from kernelmem.core.checks import as_count, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_whole
 from kernelmem.double_descent.variance.anova import FACTORS, VarianceComponents, variance_components
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def factorial(
     [2, 3, 6, 1]
     """
     given = {"initializations": initializations, "data": data, "noise": noise, "order": order}
-    sizes = {name: as_whole(size, name) for name, size in given.items()}
+    sizes = {name: as_count(size, name) for name, size in given.items()}
     initializations, data, noise, order = sizes.values()
     total = math.prod(sizes.values())
     if total > MOST_CELLS:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.kernel_ridge.equations import risks, shrinkage
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
@@ -96,7 +97,7 @@ def feature_curve(
     Source: Simon et al. 2023; Defilippis et al. 2024; Atanasov et al. 2024.
     """
     k = as_axis(features, "features", whole=True)
-    n = np.full_like(k, as_whole(samples, "samples"))
+    n = np.full_like(k, as_count(samples, "samples"))
     delta = np.full_like(k, as_number(ridge, "ridge"))
     reachable = ridge == 0 and _rank(task) >= n[0]
     return _curve(task, "random features k", k, n, k, delta, noise, float(n[0]) if reachable else None)
@@ -106,8 +107,8 @@ def ridge_curve(
     task: SpectralTask, ridges: Any, *, samples: int, noise: float | FlipNoise = 0.0, features: float = math.inf
 ) -> Curve:
     """Predict the test risk for each ridge >= 0, increasing; see :func:`learning_curve` for the rest."""
-    delta = as_axis(ridges, "ridges", open_end=False)
-    n = np.full_like(delta, as_whole(samples, "samples"))
+    delta = as_axis(ridges, "ridges", exclusive=False)
+    n = np.full_like(delta, as_count(samples, "samples"))
     k = np.full_like(delta, _as_features(features))
     return _curve(task, "ridge", delta, n, k, delta, noise, None)
 
@@ -165,7 +166,7 @@ def _check_pool(task: SpectralTask, n: np.ndarray) -> None:
 
 
 def _as_features(features: float) -> float:
-    return features if features == math.inf else float(as_whole(features, "features"))
+    return features if features == math.inf else float(as_count(features, "features"))
 
 
 def _rank(task: SpectralTask) -> float:

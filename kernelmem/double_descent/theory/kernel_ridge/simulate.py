@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kernelmem.double_descent.argument_checks import as_axis, as_number, as_whole
+from kernelmem.core.checks import as_count, as_number
+from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Simulated, least_squares, simulate
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import SpectralTask
@@ -45,7 +46,7 @@ def simulate_features(
     As :func:`simulate_learning`, with K = X G Gᵀ Xᵀ / k, G a matrix (M, k) of standard normal numbers.
     """
     theory = feature_curve(task, features, samples=samples, ridge=ridge, noise=noise)
-    n = as_whole(samples, "samples")
+    n = as_count(samples, "samples")
     places = [(n, int(k)) for k in as_axis(features, "features", whole=True)]
     return simulate(theory, _draw(task, places, ridge, noise), repetitions=repetitions, seed=seed)
 

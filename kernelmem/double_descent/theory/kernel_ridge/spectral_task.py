@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_square_kernel, as_tensor
+from kernelmem.core.checks import as_count, as_number, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_number, as_powers, as_whole
+from kernelmem.double_descent.argument_checks import as_powers
 
 __all__ = ["FlipNoise", "SpectralTask", "error_bound", "flip_noise", "pool_task", "population_task"]
 
@@ -94,7 +94,7 @@ def flip_noise(rate: float, n_classes: int, kind: Literal["symmetric", "uniform"
     Raises:
         InputError: a rate outside [0, 1], fewer than 2 classes, another kind.
     """
-    rate, n_classes = as_number(rate, "rate", most=1.0), as_whole(n_classes, "n_classes", least=2)
+    rate, n_classes = as_number(rate, "rate", maximum=1.0), as_count(n_classes, "n_classes", minimum=2)
     if kind not in ("symmetric", "uniform"):
         raise InputError(f"kind {kind!r}", expected='"symmetric" or "uniform"', hint="pass one of these")
     shrink = 1 - rate * (n_classes / (n_classes - 1) if kind == "symmetric" else 1.0)
