@@ -11,7 +11,7 @@ from kernelmem.core.checks import as_labels, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
 
 __all__ = [
-    "Estimate",
+    "AlignmentEstimate",
     "alignment",
     "centered_alignment",
     "centered_target_alignment",
@@ -25,7 +25,7 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AlignmentEstimate:
     """An estimate of what other rows of the same kind would give, with its standard error."""
 
     value: float
@@ -67,7 +67,7 @@ def centered_alignment(first: Any, second: Any) -> float:
     return _cosine(_centered(K, "first kernel"), _centered(L, "second kernel"))
 
 
-def debiased_alignment(first: Any, second: Any) -> Estimate:
+def debiased_alignment(first: Any, second: Any) -> AlignmentEstimate:
     """Estimate the population's centered alignment, HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)), from unbiased HSIC.
 
     With the diagonals set to 0 (the rows' products with themselves carry the bias)::
@@ -103,7 +103,7 @@ def debiased_alignment(first: Any, second: Any) -> Estimate:
         )
     value, *left_out = (cross / (one * two).sqrt()).tolist()
     spread = np.asarray(left_out)
-    return Estimate(value, float(np.sqrt((n - 1) * spread.var())))
+    return AlignmentEstimate(value, float(np.sqrt((n - 1) * spread.var())))
 
 
 def target_alignment(kernel: Any, y: Any) -> float:

@@ -12,10 +12,10 @@ from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import as_bytes
 from kernelmem.kernels import verification
-from kernelmem.tangents.engine.engine import Engine, Side
+from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
-from kernelmem.tangents.groups.directions import KINDS, Directions, named_target
-from kernelmem.tangents.prepare import Prepared, check_rows, prepare
+from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections, named_target
+from kernelmem.tangents.prepare import PreparedModel, check_rows, prepare
 
 __all__ = ["as_bytes", "ntk", "ntk_plan"]
 
@@ -152,7 +152,7 @@ class _Task:
         dtype: torch.dtype | None,
         device: Any,
     ) -> None:
-        if outputs not in KINDS:
+        if outputs not in OUTPUT_KINDS:
             raise InputError(
                 f"outputs={outputs!r}",
                 expected='"trace", "diagonal", "full" or "pseudo"',
@@ -164,12 +164,14 @@ class _Task:
         if right is not None:
             check_rows(self.prepared, right)
         mine, theirs = _labels(labels, left, right, self.prepared)
-        self.left = Side(left.to(dtype=self.prepared.dtype, device=self.prepared.device), mine)
+        self.left = LabeledRows(left.to(dtype=self.prepared.dtype, device=self.prepared.device), mine)
         self.right = None
         if right is not None:
-            self.right = Side(right.to(dtype=self.prepared.dtype, device=self.prepared.device), theirs)
+            self.right = LabeledRows(right.to(dtype=self.prepared.dtype, device=self.prepared.device), theirs)
         C = self.prepared.n_outputs
-        directions = Directions(outputs, C) if target is None else Directions("target", C, named_target(target))
+        directions = (
+            OutputDirections(outputs, C) if target is None else OutputDirections("target", C, named_target(target))
+        )
         self.engine = Engine.build(self.prepared, self.left.rows, directions)
         self.callables = target, forward
         named = (outputs, self.prepared.dtype, tuple(self.prepared.parameters))
@@ -187,7 +189,9 @@ class _Task:
             done[key] = self.callables
 
 
-def _labels(labels: Any, left: Rows, right: Rows | None, prepared: Prepared) -> tuple[Tensor | None, Tensor | None]:
+def _labels(
+    labels: Any, left: Rows, right: Rows | None, prepared: PreparedModel
+) -> tuple[Tensor | None, Tensor | None]:
     if labels is None:
         return None, None
     pair = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)

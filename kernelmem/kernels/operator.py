@@ -15,8 +15,8 @@ from kernelmem.core.checks import as_tensor
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernels.ntk import as_bytes
 from kernelmem.tangents.derivatives.jacobian import vectorized_jacobian
-from kernelmem.tangents.derivatives.jvp import Linearized, Way, choose_way
-from kernelmem.tangents.prepare import Prepared, prepare
+from kernelmem.tangents.derivatives.jvp import JvpMode, Linearized, choose_mode
+from kernelmem.tangents.prepare import PreparedModel, prepare
 
 __all__ = ["NTKOperator", "ntk_operator"]
 
@@ -104,8 +104,8 @@ def ntk_operator(
     n_outputs = prepared.n_outputs
     if outputs == "pseudo":  # the trace kernel of one output
         prepared = dataclasses.replace(prepared, forward=_mean_output(prepared), n_outputs=1)
-    way = choose_way(prepared, rows)
-    return NTKOperator(rows.n, n_outputs, outputs, prepared, rows, _Plan.of(prepared, rows, way, limit))
+    mode = choose_mode(prepared, rows)
+    return NTKOperator(rows.n, n_outputs, outputs, prepared, rows, _Plan.of(prepared, rows, mode, limit))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ class NTKOperator:
     n: int
     n_outputs: int
     outputs: MatrixOutputs
-    _prepared: Prepared
+    _prepared: PreparedModel
     _rows: Rows
     _plan: "_Plan"
 
@@ -230,7 +230,7 @@ class NTKOperator:
 
     def _linearize(self, start: int, stop: int) -> Linearized:
         batch = self._rows.slice(start, stop)
-        return Linearized(self._prepared, batch, stop - start, way=self._plan.way, twice=self._plan.keep)
+        return Linearized(self._prepared, batch, stop - start, mode=self._plan.mode, keep_graph=self._plan.keep)
 
     def _lift(self, v: Tensor, c: int | None) -> Tensor:
         """Cotangents (n, C): v itself where it has one value an output, otherwise v (n, 1) on output c alone."""
@@ -245,7 +245,7 @@ def _drop(outputs: Tensor, c: int | None) -> Tensor:
     return outputs if c is None else outputs[:, c : c + 1]
 
 
-def _mean_output(prepared: Prepared) -> Callable[[nn.Module, Any], Tensor]:
+def _mean_output(prepared: PreparedModel) -> Callable[[nn.Module, Any], Tensor]:
     scale = prepared.n_outputs**-0.5
     return lambda module, batch: prepared.forward(module, batch).sum(1, keepdim=True) * scale
 
@@ -254,17 +254,17 @@ def _mean_output(prepared: Prepared) -> Callable[[nn.Module, Any], Tensor]:
 class _Plan:
     """How the work is cut to fit in memory."""
 
-    way: Way  # of J u
+    mode: JvpMode  # of J u
     chunk: int  # rows a graph
     keep: bool  # the graphs of all chunks, from Jᵀ v to J of it and from one direction to the next
     group: int  # directions whose Jᵀ v are held at once, so that a graph that is not kept serves them all
     spare: int  # bytes beyond the copy of the model
 
     @classmethod
-    def of(cls, prepared: Prepared, rows: Rows, way: Way, memory: int) -> "_Plan":
+    def of(cls, prepared: PreparedModel, rows: Rows, mode: JvpMode, memory: int) -> "_Plan":
         copied = sum(t.nbytes for t in (*prepared.module.parameters(), *prepared.module.buffers()))
         direction = sum(p.nbytes for p in prepared.parameters.values())
-        a_row, fixed = _graph_bytes(prepared, rows, way)
+        a_row, fixed = _graph_bytes(prepared, rows, mode)
         # Jᵀ v, the gradient that is added to it, and room for the one that the next backward pass makes
         spare = memory - copied - 3 * direction - fixed
         if spare < a_row:
@@ -277,13 +277,13 @@ class _Plan:
             )
         most = GRAPH if prepared.device.type == "cpu" else spare
         if rows.n * a_row <= spare:
-            return cls(way, min(rows.n, max(1, int(most // a_row))), True, 1, memory - copied)
+            return cls(mode, min(rows.n, max(1, int(most // a_row))), True, 1, memory - copied)
         group = max(1, int(spare / 2 // (HOLES * direction)))
         rest = spare - (group - 1) * HOLES * direction
-        return cls(way, max(1, int(min(most, rest) // a_row)), False, group, memory - copied)
+        return cls(mode, max(1, int(min(most, rest) // a_row)), False, group, memory - copied)
 
 
-def _graph_bytes(prepared: Prepared, rows: Rows, way: Way) -> tuple[float, float]:
+def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[float, float]:
     """Bytes a row, and bytes once, of what autograd keeps for a chunk, with as much again for the work in progress."""
     known = {t.untyped_storage().data_ptr() for t in (*prepared.module.parameters(), *prepared.module.buffers())}
 
@@ -296,7 +296,7 @@ def _graph_bytes(prepared: Prepared, rows: Rows, way: Way) -> tuple[float, float
 
         batch = rows.take([i % rows.n for i in range(n)])
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            linearized = Linearized(prepared, batch, n, way=way, twice=True)
+            linearized = Linearized(prepared, batch, n, mode=mode, keep_graph=True)
             linearized.vjp(torch.ones(n, prepared.n_outputs, dtype=prepared.dtype, device=prepared.device))
         return sum(size for pointer, size in storages.items() if pointer not in known)
 
@@ -305,7 +305,7 @@ def _graph_bytes(prepared: Prepared, rows: Rows, way: Way) -> tuple[float, float
     return 2 * HOLES * a_row, max(0.0, few - 2 * a_row)
 
 
-def _squared_norms(prepared: Prepared, rows: Rows, memory: int) -> Tensor:
+def _squared_norms(prepared: PreparedModel, rows: Rows, memory: int) -> Tensor:
     """|∂f_c(x_n)/∂θ|² of every row and output, (n, C), with at most ``memory`` bytes of Jacobian at a time."""
     names = list(prepared.parameters)
     a_row = 3 * prepared.n_outputs * sum(p.nbytes for p in prepared.parameters.values())  # vmap, cat and their result
@@ -320,12 +320,12 @@ def _squared_norms(prepared: Prepared, rows: Rows, memory: int) -> Tensor:
     return torch.stack([_row_norms(prepared, rows.slice(i, i + 1)) for i in range(rows.n)])
 
 
-def _one_hot(prepared: Prepared, n: int) -> Tensor:
+def _one_hot(prepared: PreparedModel, n: int) -> Tensor:
     C = prepared.n_outputs
     return torch.eye(C, dtype=prepared.dtype, device=prepared.device).expand(n, C, C)
 
 
-def _vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
+def _vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
     """Whether torch.func follows this model, and agrees with plain autograd on one row."""
     try:
         found = vectorized_jacobian(prepared, rows.slice(0, 1), names, _one_hot(prepared, 1))[0].norm(dim=1) ** 2
@@ -336,7 +336,7 @@ def _vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
     return bool((found - expected).norm() <= tolerance * expected.norm())
 
 
-def _row_norms(prepared: Prepared, row: Any) -> Tensor:
+def _row_norms(prepared: PreparedModel, row: Any) -> Tensor:
     """|∂f_c(x)/∂θ|² of one row, (C,): one backward pass an output, and never more than one gradient at a time."""
     with torch.enable_grad():
         outputs = prepared.outputs(row, 1)[0]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows, as_rows
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
-from kernelmem.tangents.prepare import Prepared, prepare
+from kernelmem.tangents.prepare import PreparedModel, prepare
 
 __all__ = ["jacobian", "jacobian_of", "kernel_of", "ntk"]
 
@@ -29,7 +29,7 @@ def jacobian(
     return jacobian_of(prepare(model, rows, parameters=parameters, forward=forward, dtype=dtype), rows)
 
 
-def jacobian_of(prepared: Prepared, rows: Rows, directions: Tensor | None = None) -> Tensor:
+def jacobian_of(prepared: PreparedModel, rows: Rows, directions: Tensor | None = None) -> Tensor:
     """The same for a model that is prepared already, along ``directions`` (n, k, C) of its outputs: (n, k, P)."""
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     single = [rows.slice(i, i + 1) for i in range(rows.n)]

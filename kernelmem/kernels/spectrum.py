@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["Decay", "Spectrum", "spectrum"]
+__all__ = ["PowerLaw", "Spectrum", "spectrum"]
 
 EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
-class Decay:
+class PowerLaw:
     """A power law λ_k ≈ scale · k^(−exponent), least squares in log λ against log k over ranks first..last.
 
     ``se`` is the standard error of the fitted exponent from the residuals of the fit: it says how far these eigenvalues
@@ -84,7 +84,7 @@ class Spectrum:
             return float(self.rank)
         return float((self.eigenvalues / (self.eigenvalues + ridge)).sum())
 
-    def decay(self, *, first: int = 1, last: int | None = None) -> Decay:
+    def decay(self, *, first: int = 1, last: int | None = None) -> PowerLaw:
         """Fit log λ_k = log scale − exponent log k over ranks k = first..last (from 1, both included).
 
         ``last=None`` ends at half the rank, or at ``first + 2`` if that is later: the smallest eigenvalues of a finite
@@ -107,7 +107,7 @@ class Spectrum:
         level = float(value.mean() - slope * rank.mean())
         residual = value - level - slope * rank
         se = float(np.sqrt(residual @ residual / (len(rank) - 2) / (away @ away)))
-        return Decay(-slope, se, float(np.exp(level)), first, last)
+        return PowerLaw(-slope, se, float(np.exp(level)), first, last)
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row for each eigenvalue, by rank from 1: eigenvalue, cumulative share of the trace, above rounding."""

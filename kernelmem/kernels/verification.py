@@ -9,7 +9,7 @@ from torch import Tensor
 from kernelmem.core.batches import Rows
 from kernelmem.core.errors import VerificationError
 from kernelmem.kernels.reference import jacobian_of
-from kernelmem.tangents.engine.engine import Engine, Side
+from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
 
 __all__ = ["verify"]
@@ -20,7 +20,7 @@ FAINT = 1e-6  # of the kernel along another direction
 NUMBERS = 2**28  # in row-by-row tangents altogether, about a second's work; beyond, some outputs stand for all
 
 
-def verify(engine: Engine, left: Side, right: Side | None, plan: Plan) -> None:
+def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: Plan) -> None:
     """Compare the first, middle and last rows, in one batch, with the definition, each row in a batch of its own.
 
     Where the tangents of all outputs would be more than NUMBERS, some outputs stand for all: of the diagonal and the full
@@ -63,7 +63,7 @@ def verify(engine: Engine, left: Side, right: Side | None, plan: Plan) -> None:
 class _Definition:
     """The kernel of few rows from tangents row by row, a few directions at a time."""
 
-    def __init__(self, engine: Engine, left: Side, right: Side, directions: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, left: LabeledRows, right: LabeledRows, directions: Sequence[int]) -> None:
         self.engine, self.left, self.right = engine, left, right
         full = engine.directions.combine == "full"
         self.directions = [directions[i] for i in _picks(len(directions), PAIRS)] if full else directions
@@ -97,7 +97,7 @@ class _Definition:
             return whole.sum(2), _nonzero(one.norm(dim=1).max() * other.norm(dim=1).max()).clamp_min(self._rounding())
         return whole, _nonzero(one.max() * other.max())
 
-    def _tangents(self, side: Side, block: list[int]) -> Tensor:
+    def _tangents(self, side: LabeledRows, block: list[int]) -> Tensor:
         prepared, rows = self.engine.prepared, side.rows
         with torch.no_grad():
             outputs = prepared.outputs(rows.slice(0, rows.n), rows.n)
@@ -147,7 +147,7 @@ def _nonzero(scale: Tensor) -> Tensor:
     return scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
-def _few(side: Side) -> Side:
+def _few(side: LabeledRows) -> LabeledRows:
     picks = sorted({0, side.rows.n // 2, side.rows.n - 1})
     rows = Rows(side.rows.take(picks), len(picks))
-    return Side(rows, None if side.labels is None else side.labels[picks])
+    return LabeledRows(rows, None if side.labels is None else side.labels[picks])

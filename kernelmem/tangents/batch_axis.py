@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "find_layout"]
+__all__ = ["BatchAxis", "find_batch_axis"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchAxis:
     """The axis that holds the rows: n of them, or n·multiplicity (windows, frames), row by row (``major``) or not."""
 
     axis: int
@@ -30,12 +30,12 @@ class Layout:
         return moved.reshape(self.multiplicity, n, *moved.shape[1:]).transpose(0, 1)
 
 
-def find_layout(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Layout | None:
+def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> BatchAxis | None:
     """The one axis whose length is proportional to the batch size; None if there is no such axis, or more than one.
 
-    >>> find_layout([torch.Size((7, 2, 3)), torch.Size((7, 3, 3))], [2, 3])
-    Layout(axis=1, multiplicity=1, major=True)
-    >>> find_layout([torch.Size((4, 3)), torch.Size((4, 3))], [2, 3]) is None
+    >>> find_batch_axis([torch.Size((7, 2, 3)), torch.Size((7, 3, 3))], [2, 3])
+    BatchAxis(axis=1, multiplicity=1, major=True)
+    >>> find_batch_axis([torch.Size((4, 3)), torch.Size((4, 3))], [2, 3]) is None
     True
     """
     if len({len(shape) for shape in shapes}) != 1:
@@ -47,22 +47,22 @@ def find_layout(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Layout | 
     multiplicities = {shape[axis] / size for shape, size in zip(shapes, sizes, strict=True)}
     if len(multiplicities) != 1 or not (multiplicity := multiplicities.pop()).is_integer():
         return None
-    return Layout(axis, int(multiplicity))
+    return BatchAxis(axis, int(multiplicity))
 
 
-def resolve_order(layout: Layout, gradient: Tensor, n: int) -> Layout | None:
+def resolve_interleaving(batch_axis: BatchAxis, gradient: Tensor, n: int) -> BatchAxis | None:
     """Tell row-by-row from interleaved flattening, by the gradient of the first row's outputs alone.
 
     That gradient may be non-zero only where the first row lies. None if neither order explains it, or if it is zero.
     """
-    if layout.multiplicity == 1:
-        return layout
-    used = gradient.movedim(layout.axis, 0).flatten(1).abs().sum(1) > 0
-    k = layout.multiplicity
+    if batch_axis.multiplicity == 1:
+        return batch_axis
+    used = gradient.movedim(batch_axis.axis, 0).flatten(1).abs().sum(1) > 0
+    k = batch_axis.multiplicity
     if not bool(used.any()):
         return None
     if not bool(used[k:].any()):
-        return layout
+        return batch_axis
     if not bool(used.reshape(k, n)[:, 1:].any()):
-        return Layout(layout.axis, k, major=False)
+        return BatchAxis(batch_axis.axis, k, major=False)
     return None

@@ -7,7 +7,7 @@ pass was used in a way that no rule knows: it is reported, and the dense fallbac
 modules called twice and unknown layers are covered or reported, never lost.
 
 A weight that is computed from parameters (weight norm, a slice, 1 + gain) is met in the same way: the operation's tangent
-with respect to the computed weight is pulled back to the parameters afterwards (``Use.derived``). For that the recorder
+with respect to the computed weight is pulled back to the parameters afterwards (``ParameterUse.derived``). For that the recorder
 tells tensors that come from the data from tensors that come from parameters alone.
 """
 
@@ -22,14 +22,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from kernelmem.core.errors import UnsupportedModelError
-from kernelmem.tangents.batch_axis import Layout
-from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.batch_axis import BatchAxis
+from kernelmem.tangents.prepare import PreparedModel
 
-__all__ = ["Again", "Call", "Capture", "Outer", "Rewriting", "Rule", "Use", "capture"]
+__all__ = ["Capture", "Decomposition", "OuterShape", "ParameterUse", "ParsedCall", "Reparse", "Rule", "capture"]
 
 
 @dataclass
-class Call:
+class ParsedCall:
     """How a rule reads one call: which tensors are parameters, and how to run it with others in their place."""
 
     weights: dict[str, Tensor | None]  # slot -> tensor that may be a parameter (or computed from parameters)
@@ -41,11 +41,11 @@ class Call:
 
 
 # Reads the same call once more, its arguments (a tuple, then a dict) changed by a function.
-Again = Callable[[Callable[[Any], Any]], "Call | None"]
+Reparse = Callable[[Callable[[Any], Any]], "ParsedCall | None"]
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterShape:
     """Tangents of a weight as sums of outer products: Σ_s g_s ⊗ a_s for each row, in G independent groups."""
 
     positions: int  # S
@@ -59,44 +59,44 @@ class Rule:
 
     functions: tuple[Callable[..., Any], ...]
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read a call; None where it is of a form that the rule does not know."""
         raise AssertionError("every rule reads calls")
 
-    def outer(self, use: "Use", n: int) -> Outer | None:
+    def outer_shape(self, use: "ParameterUse", n: int) -> OuterShape | None:
         """The sizes of the outer products that make up the weight's tangents; None: they have no such form."""
         return None
 
-    def is_direct(self, use: "Use") -> bool:
+    def is_direct(self, use: "ParameterUse") -> bool:
         """Whether the tangents are found in full, entry by entry."""
         return False
 
-    def arrange(self, use: "Use", rows: Tensor) -> Tensor:
+    def arrange(self, use: "ParameterUse", rows: Tensor) -> Tensor:
         """The output's rows view with its axes in the order in which ``gradients`` wants them."""
         return rows
 
-    def direction_axis(self, use: "Use") -> int:
+    def direction_axis(self, use: "ParameterUse") -> int:
         """Where the axis of k directions goes in the arranged rows, so that later products need no copies."""
         return 1
 
-    def activations(self, use: "Use", n: int, *, ones: bool) -> Tensor:
+    def activations(self, use: "ParameterUse", n: int, *, ones: bool) -> Tensor:
         """A as (n, G, S, fan_in), with a last column of ones for the bias where asked; outer rules only."""
         raise AssertionError("outer rules have activations")
 
-    def gradients(self, use: "Use", stacked: Tensor) -> Tensor:
+    def output_gradients(self, use: "ParameterUse", stacked: Tensor) -> Tensor:
         """G as a view (n, G, S, k, fan_out); outer rules only."""
         raise AssertionError("outer rules have gradients")
 
-    def in_shape(self, use: "Use", tangent: Tensor) -> Tensor:
+    def to_weight_shape(self, use: "ParameterUse", tangent: Tensor) -> Tensor:
         """A tangent (n, k, G, out, fan_in) in the shape of the weight; outer rules only."""
         return tangent
 
-    def direct(self, use: "Use", stacked: Tensor, n: int) -> dict[str, Tensor]:
+    def direct_tangents(self, use: "ParameterUse", stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Tangents in full, slot -> (n, k, ...); direct rules only."""
         raise AssertionError("direct rules have tangents in full")
 
 
-class Rewriting:
+class Decomposition:
     """An operation that is run as a composition of others, which the rules then meet one by one."""
 
     functions: tuple[Callable[..., Any], ...]
@@ -107,7 +107,7 @@ class Rewriting:
 
 
 @dataclass
-class Use:
+class ParameterUse:
     """One use of parameters by one operation."""
 
     key: int  # ordinal among the calls that rules read: the same in every pass of the same model
@@ -120,7 +120,7 @@ class Use:
     edge: GradientEdge  # of the output
     input_edge: GradientEdge | None  # of the activation named "input", where it hangs on the graph
     output_shape: torch.Size
-    layout: Layout = field(default_factory=lambda: Layout(0))
+    batch_axis: BatchAxis = field(default_factory=lambda: BatchAxis(0))
     versions: dict[str, int] = field(default_factory=dict)
     sources: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # derived slot -> the parameters behind it
 
@@ -142,7 +142,7 @@ class Use:
 
     def rows_shape(self, n: int) -> torch.Size:
         """Shape of the output's rows view: (n, ...)."""
-        return self.layout.rows(torch.empty(self.output_shape, device="meta"), n).shape
+        return self.batch_axis.rows(torch.empty(self.output_shape, device="meta"), n).shape
 
 
 @dataclass(frozen=True)
@@ -150,20 +150,20 @@ class Capture:
     """Outputs of n rows with their graph, the uses that rules cover, and the parameters that none covers."""
 
     outputs: Tensor  # (n, C)
-    uses: tuple[Use, ...]
+    uses: tuple[ParameterUse, ...]
     uncovered: frozenset[str]
     n: int
 
 
 def capture(
-    prepared: Prepared,
+    prepared: PreparedModel,
     batch: Any,
     n: int,
-    rules: Sequence[Rule | Rewriting],
+    rules: Sequence[Rule | Decomposition],
     *,
     skip: frozenset[int] = frozenset(),
     dense: Iterable[str] = (),
-    layouts: dict[int, Layout] | None = None,
+    batch_axes: dict[int, BatchAxis] | None = None,
     recorder: "Callable[..., OperationRecorder] | None" = None,
 ) -> Capture:
     """Run the prepared model on a batch of n rows and record every use of its parameters.
@@ -187,7 +187,7 @@ def capture(
     known = {id(parameter): name for name, parameter in prepared.parameters.items()}
     known |= {id(leaf): "" for leaf in seen.leaves}
     for use in seen.uses:
-        use.layout = (layouts or {}).get(use.key, use.layout)
+        use.batch_axis = (batch_axes or {}).get(use.key, use.batch_axis)
         for slot, tensor in use.derived.items():
             behind = _leaves_behind(tensor, known)
             use.sources[slot] = {name: prepared.parameters[name] for name in sorted(behind)}
@@ -195,16 +195,16 @@ def capture(
 
 
 class OperationRecorder(TorchFunctionMode):
-    """Sees every torch call of a forward pass; keeps a ``Use`` for each one that a rule reads."""
+    """Sees every torch call of a forward pass; keeps a ``ParameterUse`` for each one that a rule reads."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], rules: Sequence[Rule | Rewriting], skip: frozenset[int]
+        self, parameters: dict[str, nn.Parameter], rules: Sequence[Rule | Decomposition], skip: frozenset[int]
     ) -> None:
         super().__init__()
         self.names = {id(parameter): name for name, parameter in parameters.items()}
         self.rules = {function: rule for rule in rules for function in rule.functions}
         self.skip = skip
-        self.uses: list[Use] = []
+        self.uses: list[ParameterUse] = []
         self.calls = 0
         self.data: dict[int, weakref.ref] = {}
         self.leaves: list[Tensor] = []
@@ -233,13 +233,13 @@ class OperationRecorder(TorchFunctionMode):
             if output is not NotImplemented:
                 return output
         if func is Tensor.view and args[0].ndim == 4 and not args[0].is_contiguous():
-            args = (args[0].contiguous(), *args[1:])  # the convolution rule may have changed the layout
+            args = (args[0].contiguous(), *args[1:])  # the convolution rule may have changed the memory layout
         output = func(*args, **kwargs)
         if self.from_data((args, kwargs)):
             self.mark(output)
         return output
 
-    def run(self, call: Call, names: dict[str, str], weights: dict[str, Tensor | None], again: Again) -> Tensor:
+    def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
         """Run one operation with detached weights; a subclass may put others in their place, or run it on fewer rows."""
         return call.run(weights)
 
@@ -276,7 +276,7 @@ class OperationRecorder(TorchFunctionMode):
         versions = {name: tensor._version for name, tensor in inputs.items()}
         edge = get_gradient_edge(output)
         self.uses.append(
-            Use(
+            ParameterUse(
                 self.calls,
                 rule,
                 names,
@@ -293,7 +293,7 @@ class OperationRecorder(TorchFunctionMode):
         return output
 
 
-def given_tensor(value: Tensor | None) -> Tensor:
+def required(value: Tensor | None) -> Tensor:
     """A slot that the operation cannot do without."""
     assert value is not None
     return value

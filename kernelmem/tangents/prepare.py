@@ -14,7 +14,7 @@ from kernelmem.core.batches import Rows
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.core.torch_func import is_transformed
 
-__all__ = ["Prepared", "check_rows", "prepare", "refuse_training_mode"]
+__all__ = ["PreparedModel", "check_eval_mode", "check_rows", "prepare"]
 
 
 class _ContiguousGradients(TorchFunctionMode):
@@ -30,7 +30,7 @@ class _ContiguousGradients(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A private copy of a model, with the parameters whose tangents are wanted requiring gradients."""
 
     module: nn.Module
@@ -68,7 +68,7 @@ def prepare(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     evaluation: bool = False,
-) -> Prepared:
+) -> PreparedModel:
     """Copy ``model`` and select the parameters; the user's module is never changed.
 
     dtype and device default to those of the model's first floating-point parameter. With ``evaluation`` the copy is put
@@ -81,7 +81,7 @@ def prepare(
     if not isinstance(model, nn.Module):
         raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", hint="wrap it in one")
     if not evaluation:
-        refuse_training_mode(model)
+        check_eval_mode(model)
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is None:
         raise InputError("a model without parameters", expected="parameters", hint="pass a model that can be trained")
@@ -111,11 +111,11 @@ def prepare(
     for name, parameter in named.items():
         parameter.requires_grad_(name in wanted)
     selected = {name: parameter for name, parameter in named.items() if name in set(wanted)}
-    prepared = Prepared(module, forward or (lambda m, batch: m(batch)), selected, dtype, device)
+    prepared = PreparedModel(module, forward or (lambda m, batch: m(batch)), selected, dtype, device)
     return _probed(prepared, rows)
 
 
-def check_rows(prepared: Prepared, rows: Rows) -> None:
+def check_rows(prepared: PreparedModel, rows: Rows) -> None:
     """Refuse other rows than those that the model was prepared on, where it does not take them.
 
     Raises:
@@ -130,7 +130,7 @@ def check_rows(prepared: Prepared, rows: Rows) -> None:
         )
 
 
-def _probed(prepared: Prepared, rows: Rows) -> Prepared:
+def _probed(prepared: PreparedModel, rows: Rows) -> PreparedModel:
     """Learn C, and see that two runs on the same rows agree."""
     indices = [0, min(1, rows.n - 1)]
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take(indices)
@@ -153,7 +153,7 @@ def _probed(prepared: Prepared, rows: Rows) -> Prepared:
             expected="a deterministic model",
             hint="call model.eval(), and remove functional dropout or sampling from its forward pass",
         )
-    return Prepared(
+    return PreparedModel(
         prepared.module,
         prepared.forward,
         prepared.parameters,
@@ -170,7 +170,7 @@ def _tensors(batch: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in _tensors(value)]
 
 
-def refuse_training_mode(model: nn.Module) -> None:
+def check_eval_mode(model: nn.Module) -> None:
     """Raise where an example's output depends on other rows of its batch, or on chance."""
     for name, module in model.named_modules():
         batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from kernelmem.core.batches import as_rows
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.tangents.capture import Use
-from kernelmem.tangents.engine.backward import Pass
+from kernelmem.tangents.capture import ParameterUse
+from kernelmem.tangents.engine.backward import ForwardPass
 from kernelmem.tangents.engine.engine import Engine
-from kernelmem.tangents.groups.directions import Directions
-from kernelmem.tangents.groups.outer import Group, MixedGroup, OuterGroup, Stack
+from kernelmem.tangents.groups.base import Group, UseGradients
+from kernelmem.tangents.groups.directions import OutputDirections
+from kernelmem.tangents.groups.mixed import MixedGroup
+from kernelmem.tangents.groups.outer import OuterGroup
 from kernelmem.tangents.prepare import prepare
 
 __all__ = ["tangent_features"]
@@ -82,11 +84,11 @@ def tangent_features(
     names = None if parameters is None else list(parameters)
     prepared = prepare(model, rows, forward=forward, parameters=names, dtype=dtype, device=device)
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
-    engine = Engine.build(prepared, rows, Directions(outputs, prepared.n_outputs))
-    seeds = seed_sequence(seed, [group.names[0] for group in engine.found.groups] + list(engine.found.dense))
+    engine = Engine.build(prepared, rows, OutputDirections(outputs, prepared.n_outputs))
+    seeds = seed_sequence(seed, [group.names[0] for group in engine.survey.groups] + list(engine.survey.dense))
     k, itemsize = engine.directions.k, torch.finfo(prepared.dtype).bits // 8
-    swept = sum(output for _, output in engine.found.elements.values())
-    chunk = max(1, min(1024, CHUNK_BYTES // max(1, itemsize * (2 * engine.found.saved + 3 * k * swept))))
+    swept = sum(output for _, output in engine.survey.elements.values())
+    chunk = max(1, min(1024, CHUNK_BYTES // max(1, itemsize * (2 * engine.survey.saved + 3 * k * swept))))
     result = torch.empty(rows.n, dim, dtype=prepared.dtype, device=prepared.device)
     for start in range(0, rows.n, chunk):
         stop = min(start + chunk, rows.n)
@@ -96,22 +98,24 @@ def tangent_features(
 
 def _project(engine: Engine, batch: Any, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
     captured, k = engine.capture(batch, n), engine.directions.k
-    own = Pass(captured, engine.found.groups, engine.directions, engine.found.readout, k)
-    stacks = own.stacks(range(k), once=True)
+    own = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
+    stacks = own.stacks(range(k), all_directions=True)
     total = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
-    for group in engine.found.groups:
+    for group in engine.survey.groups:
         total += _of_group(
             group, own.of(group), [stacks.get(key) for key in group.keys], n, k, dim, seeds[group.names[0]]
         )
-    if engine.found.dense:
+    if engine.survey.dense:
         jacobian = engine.dense(batch, n, own.cotangents(range(k)))
-        sizes = [engine.prepared.parameters[name].numel() for name in engine.found.dense]
-        for name, part in zip(engine.found.dense, jacobian.split(sizes, dim=2), strict=True):
+        sizes = [engine.prepared.parameters[name].numel() for name in engine.survey.dense]
+        for name, part in zip(engine.survey.dense, jacobian.split(sizes, dim=2), strict=True):
             total += _plain(part.flatten(1), dim, seeds[name])
     return total
 
 
-def _of_group(group: Group, uses: list[Use], stacks: list[Stack], n: int, k: int, dim: int, seed: int) -> Tensor:
+def _of_group(
+    group: Group, uses: list[ParameterUse], stacks: list[UseGradients], n: int, k: int, dim: int, seed: int
+) -> Tensor:
     if isinstance(group, MixedGroup):
         return _plain(group.write(uses, stacks, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
     assert isinstance(group, OuterGroup)

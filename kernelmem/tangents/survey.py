@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Rows
-from kernelmem.tangents.batch_axis import Layout, find_layout, resolve_order
-from kernelmem.tangents.capture import Capture, Outer, Rewriting, Rule, Use, capture
-from kernelmem.tangents.groups.outer import Group, MixedGroup, OuterGroup, VectorGroup
-from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.batch_axis import BatchAxis, find_batch_axis, resolve_interleaving
+from kernelmem.tangents.capture import Capture, Decomposition, OuterShape, ParameterUse, Rule, capture
+from kernelmem.tangents.groups.base import Group
+from kernelmem.tangents.groups.mixed import MixedGroup
+from kernelmem.tangents.groups.outer import OuterGroup, VectorGroup
+from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.linear import LinearRule
 
 __all__ = ["Readout", "Survey", "find_readout", "hidden_gradients", "survey"]
@@ -69,7 +71,7 @@ def find_readout(probe: Capture) -> Readout | None:
     return None
 
 
-def hidden_gradients(use: Use, cotangents: Tensor, edges: Sequence[Any]) -> list[tuple[Tensor | None, ...]]:
+def hidden_gradients(use: ParameterUse, cotangents: Tensor, edges: Sequence[Any]) -> list[tuple[Tensor | None, ...]]:
     """Gradients at ``edges`` of the readout's input along each of the cotangents (k, n, H): k sweeps."""
     assert use.input_edge is not None
     return [
@@ -78,15 +80,15 @@ def hidden_gradients(use: Use, cotangents: Tensor, edges: Sequence[Any]) -> list
     ]
 
 
-def _factored(probe: Capture, readout: Use, weight: Tensor) -> frozenset[int]:
+def _factored(probe: Capture, readout: ParameterUse, weight: Tensor) -> frozenset[int]:
     """Uses whose output gradient is W_ck D_nk: by the graph, then by a random direction on the probe rows."""
     H, n = weight.shape[1], probe.n
     candidates = []
     for use in probe.uses:
-        outer = use.rule.outer(use, n)
+        outer = use.rule.outer_shape(use, n)
         if use is readout or use.derived or outer is None or outer.groups != 1 or outer.fan_out != H:
             continue
-        if use.layout.multiplicity == 1 and _channelwise_path(readout.input_edge, use.edge.node):
+        if use.batch_axis.multiplicity == 1 and _channelwise_path(readout.input_edge, use.edge.node):
             candidates.append(use)
     if not candidates:
         return frozenset()
@@ -107,12 +109,12 @@ def _factored(probe: Capture, readout: Use, weight: Tensor) -> frozenset[int]:
     return frozenset(found)
 
 
-def scaled(use: Use, gradient: Tensor, scale: Tensor) -> Tensor:
+def scaled(use: ParameterUse, gradient: Tensor, scale: Tensor) -> Tensor:
     """D ∘ scale along the channels of a use's output."""
     return _by_channel(use, gradient, scale)
 
 
-def _by_channel(use: Use, gradient: Tensor, values: Tensor) -> Tensor:
+def _by_channel(use: ParameterUse, gradient: Tensor, values: Tensor) -> Tensor:
     if isinstance(use.rule, LinearRule):
         return gradient * values
     return gradient * values.reshape(-1, *(1,) * (gradient.ndim - 2))
@@ -148,13 +150,13 @@ class Survey:
     groups: tuple[Group, ...]
     dense: tuple[str, ...]
     skip: frozenset[int]
-    layouts: dict[int, Layout]
+    batch_axes: dict[int, BatchAxis]
     elements: dict[int, tuple[int, int]]  # use -> numbers a row in its input, and in its output where that is stacked
     saved: int  # numbers a row that the graph of a forward pass keeps
     readout: Readout | None
 
 
-def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule | Rewriting]) -> Survey:
+def survey(prepared: PreparedModel, rows: Rows, rules: Sequence[Rule | Decomposition]) -> Survey:
     """Probe the model until every use that is kept is one that can be contracted row by row.
 
     A call whose output has no single axis that follows the batch size runs as it is (what it computes from parameters
@@ -171,7 +173,7 @@ def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule | Rewriting]) ->
                 batch = rows.take([i % rows.n for i in range(size)])
                 probes.append(capture(prepared, batch, size, rules, skip=frozenset(skip), dense=dense))
             saved.append(counted.elements)
-        layouts, lost = _layouts(probes)
+        batch_axes, lost = _batch_axes(probes)
         if lost:  # what such a call computes may enter a later one: only then is it known what is left over
             skip |= lost
             continue
@@ -186,18 +188,18 @@ def survey(prepared: Prepared, rows: Rows, rules: Sequence[Rule | Rewriting]) ->
         break
     last = probes[1]
     for use in last.uses:
-        use.layout = layouts[use.key]
+        use.batch_axis = batch_axes[use.key]
     elements = {
         use.key: (
             sum(t.numel() for t in use.inputs.values()) // SIZES[1],
-            use.output_shape.numel() // SIZES[1] if use.rule.outer(use, SIZES[1]) is not None else 0,
+            use.output_shape.numel() // SIZES[1] if use.rule.outer_shape(use, SIZES[1]) is not None else 0,
         )
         for use in last.uses
     }
     groups = _groups(prepared, last)
     names = tuple(name for name in prepared.parameters if name in dense)
     growth = max(saved[1] - saved[0], 0)
-    return Survey(groups, names, frozenset(skip), layouts, elements, growth, find_readout(last))
+    return Survey(groups, names, frozenset(skip), batch_axes, elements, growth, find_readout(last))
 
 
 class _Counter:
@@ -215,28 +217,28 @@ class _Counter:
         return tensor
 
 
-def _layouts(probes: list[Capture]) -> tuple[dict[int, Layout], set[int]]:
+def _batch_axes(probes: list[Capture]) -> tuple[dict[int, BatchAxis], set[int]]:
     """Where rows lie in each use's output; and the uses where that cannot be told, or no rule fits."""
     small, large = ({use.key: use for use in probe.uses} for probe in probes)
-    layouts, lost = {}, set(small) ^ set(large)
+    batch_axes, lost = {}, set(small) ^ set(large)
     for key in set(small) & set(large):
-        layout = find_layout([small[key].output_shape, large[key].output_shape], SIZES)
-        if layout is not None and layout.multiplicity > 1:
-            layout = resolve_order(layout, _first_row_gradient(probes[1], large[key]), SIZES[1])
-        large[key].layout = layout or large[key].layout
-        if layout is None or not _fits(large[key], SIZES[1]):
+        batch_axis = find_batch_axis([small[key].output_shape, large[key].output_shape], SIZES)
+        if batch_axis is not None and batch_axis.multiplicity > 1:
+            batch_axis = resolve_interleaving(batch_axis, _first_row_gradient(probes[1], large[key]), SIZES[1])
+        large[key].batch_axis = batch_axis or large[key].batch_axis
+        if batch_axis is None or not _fits(large[key], SIZES[1]):
             lost.add(key)
         else:
-            layouts[key] = layout
-    return layouts, lost
+            batch_axes[key] = batch_axis
+    return batch_axes, lost
 
 
-def _fits(use: Use, n: int) -> bool:
-    """Whether the rule has a form for this layout."""
-    return use.rule.outer(use, n) is not None or use.rule.is_direct(use)
+def _fits(use: ParameterUse, n: int) -> bool:
+    """Whether the rule has a form for this batch axis."""
+    return use.rule.outer_shape(use, n) is not None or use.rule.is_direct(use)
 
 
-def _first_row_gradient(probe: Capture, use: Use) -> Tensor:
+def _first_row_gradient(probe: Capture, use: ParameterUse) -> Tensor:
     generator = torch.Generator(device="cpu").manual_seed(0)
     weights = torch.randn(probe.outputs.shape[1], generator=generator, dtype=torch.float64)
     cotangent = torch.zeros_like(probe.outputs)
@@ -247,7 +249,7 @@ def _first_row_gradient(probe: Capture, use: Use) -> Tensor:
     return probe.outputs.new_zeros(use.output_shape) if found is None else found
 
 
-def _closure(dense: set[str], uses: Sequence[Use]) -> set[str]:
+def _closure(dense: set[str], uses: Sequence[ParameterUse]) -> set[str]:
     """Parameters that stand behind a computed weight together with a dense one are dense too."""
     found = set(dense)
     for use in uses:
@@ -257,10 +259,10 @@ def _closure(dense: set[str], uses: Sequence[Use]) -> set[str]:
     return found
 
 
-def _groups(prepared: Prepared, probe: Capture) -> tuple[Group, ...]:
+def _groups(prepared: PreparedModel, probe: Capture) -> tuple[Group, ...]:
     """Join uses that share parameters, and choose the form of each set."""
     owner: dict[str, int] = {}
-    sets: list[tuple[list[Use], set[str]]] = []
+    sets: list[tuple[list[ParameterUse], set[str]]] = []
     for use in probe.uses:
         names = set(use.names.values()).union(*use.sources.values())
         joined = sorted({owner[name] for name in names if name in owner})
@@ -282,16 +284,16 @@ def _groups(prepared: Prepared, probe: Capture) -> tuple[Group, ...]:
     return tuple(sorted(found, key=lambda group: order[group.names[0]]))
 
 
-def _group(prepared: Prepared, uses: list[Use], names: list[str], n: int) -> Group:
+def _group(prepared: PreparedModel, uses: list[ParameterUse], names: list[str], n: int) -> Group:
     uses = sorted(uses, key=lambda use: use.key)
     keys = tuple(use.key for use in uses)
     layer = names[0].rpartition(".")[0] or names[0]
-    outers = [use.rule.outer(use, n) for use in uses]
+    outers = [use.rule.outer_shape(use, n) for use in uses]
     if _one_outer(uses, outers):
         first = outers[0]
         assert first is not None
         positions = sum(outer.positions for outer in outers if outer is not None)
-        sizes = Outer(positions, first.fan_in, first.fan_out, first.groups)
+        sizes = OuterShape(positions, first.fan_in, first.fan_out, first.groups)
         weight, ones = "weight" in uses[0].names, "bias" in uses[0].names
         kind = VectorGroup if positions == 1 and first.groups == 1 and len(uses) == 1 else OuterGroup
         return kind(tuple(names), keys, layer, sizes, weight, ones)
@@ -299,7 +301,7 @@ def _group(prepared: Prepared, uses: list[Use], names: list[str], n: int) -> Gro
     return MixedGroup(tuple(names), keys, layer, shapes)
 
 
-def _one_outer(uses: list[Use], outers: list[Outer | None]) -> bool:
+def _one_outer(uses: list[ParameterUse], outers: list[OuterShape | None]) -> bool:
     """Whether all uses are outer products of the same weight and bias, so that their positions can be joined."""
     first = outers[0]
     if first is None or any(use.derived for use in uses):

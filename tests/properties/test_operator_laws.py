@@ -78,8 +78,8 @@ def test_unchanged_by_chunks_and_groups(case, outputs, seed, chunk, group, keep)
 @given(case=linear_networks(), outputs=KINDS, seed=SEEDS)
 def test_unchanged_by_the_way(case, outputs, seed):
     op = ntk_operator(case.model, case.x, outputs=outputs)
-    assert op._plan.way == "reverse"
-    other = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, way="forward"))
+    assert op._plan.mode == "reverse"
+    other = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, mode="forward"))
     v = vectors(op, seed)
     close(other @ v, op @ v, 1e-13, size(case, v))
 

@@ -8,7 +8,7 @@ from kernelmem.core.batches import as_rows
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk, ntk_plan
 from kernelmem.tangents.engine.engine import Engine
-from kernelmem.tangents.groups.directions import Directions
+from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.prepare import prepare
 
 
@@ -67,9 +67,9 @@ def found_by(run, x):
     model = Wrap(run).double()
     rows = as_rows(x)
     prepared = prepare(model, rows)
-    engine = Engine.build(prepared, rows, Directions("trace", 3))
-    readout = engine.found.readout
-    names = {key: set(group.names) for group in engine.found.groups for key in group.keys}
+    engine = Engine.build(prepared, rows, OutputDirections("trace", 3))
+    readout = engine.survey.readout
+    names = {key: set(group.names) for group in engine.survey.groups for key in group.keys}
     factored = set() if readout is None else set().union(*(names[key] for key in readout.factored))
     return model, readout, factored
 
@@ -129,6 +129,6 @@ def test_the_last_convolution_factors_under_every_pooling(pool):
     ).double()
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     plan = ntk_plan(model, x)
-    assert [group.classfree for group in plan.groups] == [False, True, False]
+    assert [group.factored for group in plan.groups] == [False, True, False]
     found, expected = ntk(model, x, verify=False), reference.ntk(model, x)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-12

@@ -14,8 +14,8 @@ from kernelmem.core.errors import NumericalError
 from kernelmem.kernels.alignment import centered_target_alignment, kernel_distance, relative_distance
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
-from kernelmem.tangents.derivatives.jvp import Linearized, choose_way
-from kernelmem.tangents.prepare import Prepared, prepare
+from kernelmem.tangents.derivatives.jvp import Linearized, choose_mode
+from kernelmem.tangents.prepare import PreparedModel, prepare
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
 
@@ -78,7 +78,7 @@ def trajectory_pass(
     prepared = prepare(model, rows, **options)
     rows = rows.to(dtype=torch.float64, device=torch.device("cpu"))
     own = None if left is None else Rows(rows.slice(left.start, left.stop), len(left))
-    way = None if own is None else choose_way(prepared, own)
+    mode = None if own is None else choose_mode(prepared, own)
     wanted = set(checkpoints)
     states: dict[int, State] = {}
     ends: list[Tensor] = []
@@ -86,10 +86,10 @@ def trajectory_pass(
     before: State = {}
     total: Tensor | None = None
     for t, state in replay(run, model, loss=loss, forward=forward):
-        if way is not None and own is not None and t > 0:
+        if mode is not None and own is not None and t > 0:
             _put(prepared, before)
             step = {name: state[name].double() - before[name].double() for name in prepared.parameters}
-            slope = Linearized(prepared, own.slice(0, own.n), own.n, way=way).jvp(step)
+            slope = Linearized(prepared, own.slice(0, own.n), own.n, mode=mode).jvp(step)
             total = slope if total is None else total + slope
         if t in wanted:
             states[t] = state
@@ -139,20 +139,20 @@ def concatenated(first: Rows, second: Rows) -> Rows:
     return Rows(first.map(lambda leaf: torch.cat([leaf, next(following).to(leaf.dtype)])), first.n + second.n)
 
 
-def outputs_at(prepared: Prepared, state: State, rows: Rows) -> Tensor:
+def outputs_at(prepared: PreparedModel, state: State, rows: Rows) -> Tensor:
     """Outputs (n, C) at a state."""
     _put(prepared, state)
     with torch.no_grad():
         return prepared.outputs(rows.slice(0, rows.n), rows.n).detach().clone()
 
 
-def pull_at(prepared: Prepared, state: State, start: State, rows: Rows) -> Tensor:
+def pull_at(prepared: PreparedModel, state: State, start: State, rows: Rows) -> Tensor:
     """J(x; state) w_0, w_0 the selected parameters of ``start``: (n, C)."""
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
-    way = choose_way(prepared, rows)
+    mode = choose_mode(prepared, rows)
     _put(prepared, state)
     direction = {name: start[name].to(p) for name, p in prepared.parameters.items()}
-    return Linearized(prepared, rows.slice(0, rows.n), rows.n, way=way).jvp(direction).detach()
+    return Linearized(prepared, rows.slice(0, rows.n), rows.n, mode=mode).jvp(direction).detach()
 
 
 def _aligned(K: Tensor, y: Tensor) -> float:
@@ -162,7 +162,7 @@ def _aligned(K: Tensor, y: Tensor) -> float:
         return float("nan")
 
 
-def _put(prepared: Prepared, state: State) -> None:
+def _put(prepared: PreparedModel, state: State) -> None:
     module = prepared.module
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:

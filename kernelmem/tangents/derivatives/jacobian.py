@@ -9,13 +9,15 @@ from torch.overrides import TorchFunctionMode
 
 from kernelmem.core.batches import Rows
 from kernelmem.core.torch_func import functional_call, jacrev, vmap
-from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.elementwise import PReLURule
 
 __all__ = ["rowwise_jacobian", "vectorized_jacobian", "vectorizes"]
 
 
-def rowwise_jacobian(prepared: Prepared, rows: list[Any], names: list[str], directions: Tensor | None = None) -> Tensor:
+def rowwise_jacobian(
+    prepared: PreparedModel, rows: list[Any], names: list[str], directions: Tensor | None = None
+) -> Tensor:
     """Σ_c v_nkc ∂f_c(x_n)/∂θ by one backward pass for each row and direction: (n, k, P).
 
     ``rows`` are batches of one row each; ``directions`` v (n, k, C), None: every output by itself. Cost: nk backward
@@ -45,7 +47,7 @@ def rowwise_jacobian(prepared: Prepared, rows: list[Any], names: list[str], dire
 class _Bound(nn.Module):
     """The model together with forward=, which may reach into it: functional_call swaps tensors on this one object."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: PreparedModel) -> None:
         super().__init__()
         self.module = prepared.module
         self.run = prepared.forward
@@ -64,7 +66,9 @@ class _SafeUnderVmap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], directions: Tensor | None = None) -> Tensor:
+def vectorized_jacobian(
+    prepared: PreparedModel, batch: Any, names: list[str], directions: Tensor | None = None
+) -> Tensor:
     """The same, by torch.func over all rows of a batch at once. Raises where vmap cannot follow the model."""
     bound = _Bound(prepared)
     fixed = {name: p.detach() for name, p in bound.named_parameters()} | dict(bound.named_buffers())
@@ -82,7 +86,7 @@ def vectorized_jacobian(prepared: Prepared, batch: Any, names: list[str], direct
     return torch.cat([jacobian[name].flatten(2) for name in selected], dim=2)
 
 
-def vectorizes(prepared: Prepared, rows: Rows, names: list[str]) -> bool:
+def vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
     """Whether torch.func follows this model and agrees with plain autograd: on a few rows, in a few directions."""
     if len(list(prepared.module.named_modules())) != len(list(prepared.module.named_modules(remove_duplicate=False))):
         return False  # functional_call does not put a module back that is registered in two places

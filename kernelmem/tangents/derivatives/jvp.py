@@ -27,24 +27,33 @@ from kernelmem.core.batches import Rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
 from kernelmem.core.torch_func import functional_call
 from kernelmem.core.torch_func import jvp as dual_jvp
-from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.prepare import PreparedModel
 
-__all__ = ["Linearized", "Tangents", "Way", "choose_way", "differentiable_kernels", "jvp", "load_dual_rules", "vjp"]
+__all__ = [
+    "JvpMode",
+    "Linearized",
+    "Tangents",
+    "choose_mode",
+    "differentiable_kernels",
+    "jvp",
+    "load_dual_rules",
+    "vjp",
+]
 
 Tangents = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
-Way = Literal["reverse", "forward"]
+JvpMode = Literal["reverse", "forward"]
 
 TINY = 1e-300  # keeps 0 / 0 out of relative errors
 
 
-def vjp(prepared: Prepared, batch: Any, n: int, cotangents: Tensor) -> Tangents:
+def vjp(prepared: PreparedModel, batch: Any, n: int, cotangents: Tensor) -> Tangents:
     """Compute Jᵀ w = Σ_nc w_nc ∂f_c(x_n)/∂θ for w = ``cotangents`` (n, C): one forward and one backward pass."""
     return Linearized(prepared, batch, n).vjp(cotangents)
 
 
-def jvp(prepared: Prepared, batch: Any, n: int, tangents: Tangents, *, way: Way = "reverse") -> Tensor:
+def jvp(prepared: PreparedModel, batch: Any, n: int, tangents: Tangents, *, mode: JvpMode = "reverse") -> Tensor:
     """Compute (J u)_nc = Σ_p u_p ∂f_c(x_n)/∂θ_p, shape (n, C), for u = ``tangents``."""
-    return Linearized(prepared, batch, n, way=way).jvp(tangents)
+    return Linearized(prepared, batch, n, mode=mode).jvp(tangents)
 
 
 class Linearized:
@@ -52,25 +61,27 @@ class Linearized:
 
     Cost: one forward pass when it is made; a backward pass for each ``vjp``; for ``jvp`` see the two ways above.
     Memory: the graph of the forward pass, and in the reverse way after the first ``jvp`` that of one backward pass.
-    With ``twice`` the first ``vjp`` leaves that second graph behind, which saves a backward pass if ``jvp`` follows.
+    With ``keep_graph`` the first ``vjp`` leaves that second graph behind, which saves a backward pass if ``jvp`` follows.
     """
 
-    def __init__(self, prepared: Prepared, batch: Any, n: int, *, way: Way = "reverse", twice: bool = False) -> None:
-        self.prepared, self.batch, self.n, self.way, self.twice = prepared, batch, n, way, twice
+    def __init__(
+        self, prepared: PreparedModel, batch: Any, n: int, *, mode: JvpMode = "reverse", keep_graph: bool = False
+    ) -> None:
+        self.prepared, self.batch, self.n, self.mode, self.keep_graph = prepared, batch, n, mode, keep_graph
         self._transposed: tuple[Tensor, dict[str, GradientEdge]] | None = None  # w, and Jᵀ w as its graph
         self._outputs: Tensor | None = None
 
     def vjp(self, cotangents: Tensor) -> Tangents:
         """Compute Jᵀ w, one tensor for each selected parameter; ``cotangents`` w: (n, C)."""
         with differentiable_kernels(self.prepared.device):
-            if self.twice and self.way == "reverse" and self._transposed is None:
+            if self.keep_graph and self.mode == "reverse" and self._transposed is None:
                 return {name: g.detach() for name, g in self._transpose(cotangents).items()}
             return self._gradients(cotangents, create_graph=False)
 
     def jvp(self, tangents: Tangents) -> Tensor:
         """Compute J u, (n, C); ``tangents`` u: one tensor for each selected parameter."""
         with differentiable_kernels(self.prepared.device):
-            return self._dual(tangents) if self.way == "forward" else self._double_backward(tangents)
+            return self._dual(tangents) if self.mode == "forward" else self._double_backward(tangents)
 
     def _forward(self) -> Tensor:
         if self._outputs is None:
@@ -131,7 +142,7 @@ class Linearized:
 class _Bound(nn.Module):
     """The model with its forward=: functional_call swaps tensors on a module, and forward= must see that same module."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: PreparedModel) -> None:
         super().__init__()
         self.module, self.prepared = prepared.module, prepared
 
@@ -166,7 +177,7 @@ def differentiable_kernels(device: torch.device) -> Iterator[None]:
         yield
 
 
-def choose_way(prepared: Prepared, rows: Rows) -> Way:
+def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
     """Find a way that is right for this model, on two rows, against the definition.
 
     The definition: each row in a batch of its own, one plain backward pass with the model's own (fused) operations.
@@ -196,7 +207,6 @@ def choose_way(prepared: Prepared, rows: Rows) -> Way:
     expected = sum(_inner(g, u[name]) for name, g in exact.items())
     size = max(length * sum(_inner(part, part) for part in u.values()) ** 0.5, TINY)
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
-    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
     batch = rows.take(picks)
     together = Linearized(prepared, batch, 2).vjp(w)
     gap = sum(float((together[name] - g).norm(dtype=torch.float64)) ** 2 for name, g in exact.items()) ** 0.5
@@ -209,22 +219,22 @@ def choose_way(prepared: Prepared, rows: Rows) -> Way:
             hint="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
         )
     convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
-    ways: tuple[Way, Way] = ("forward", "reverse") if convolves else ("reverse", "forward")
+    modes: tuple[JvpMode, JvpMode] = ("forward", "reverse") if convolves else ("reverse", "forward")
     problems: list[str] = []
-    for way in ways:
+    for mode in modes:
         try:
-            found = float((Linearized(prepared, batch, 2, way=way).jvp(u) * w).sum(dtype=torch.float64))
+            found = float((Linearized(prepared, batch, 2, mode=mode).jvp(u) * w).sum(dtype=torch.float64))
         except Exception as error:  # autograd raises many types, from inside the user's module
-            problems.append(f"{way} mode: {(str(error) or type(error).__name__).splitlines()[0]}")
+            problems.append(f"{mode} mode: {(str(error) or type(error).__name__).splitlines()[0]}")
             continue
         # A once-differentiable custom function does not raise in reverse mode: it drops out of the graph.
         if abs(found - expected) <= tolerance * size:
-            return way
-        problems.append(f"{way} mode: J u is off by {abs(found - expected) / size:.2g} (relative)")
+            return mode
+        problems.append(f"{mode} mode: J u is off by {abs(found - expected) / size:.2g} (relative)")
     raise _cannot_differentiate(problems)
 
 
-def _definition(prepared: Prepared, rows: Rows, picks: list[int], w: Tensor) -> tuple[Tangents, float]:
+def _definition(prepared: PreparedModel, rows: Rows, picks: list[int], w: Tensor) -> tuple[Tangents, float]:
     """Σ_n J_nᵀ w_n with every row in a batch of its own, and (Σ_n |J_nᵀ w_n|²)^½."""
     parameters = prepared.parameters
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}

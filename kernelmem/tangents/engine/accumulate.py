@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kernelmem.tangents.groups.outer import Buffers, Combine, add_explicit
+from kernelmem.tangents.groups.base import Buffers, Combine, add_explicit
 
-__all__ = ["Joined", "Results", "add_dense", "mirror"]
+__all__ = ["KernelAccumulator", "TangentAssembler", "add_dense", "mirror"]
 
 EVERYTHING = slice(None), slice(None)
 
 
 @dataclass(frozen=True)
-class Results:
+class KernelAccumulator:
     """What contractions are added to: one tensor for each name; every group has the name of its own."""
 
     combine: Combine
@@ -48,7 +48,7 @@ def add_dense(out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetri
     add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
 
 
-class Joined:
+class TangentAssembler:
     """One group's tangents of n rows, put together pass by pass; what was written into ``space`` lies there already."""
 
     def __init__(self, n: int, space: Tensor | None = None) -> None:

@@ -6,23 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Capture, Use
-from kernelmem.tangents.engine.accumulate import Joined
-from kernelmem.tangents.groups.directions import Directions
-from kernelmem.tangents.groups.outer import Buffers, ChannelGroup, Combine, Group, ReadoutGroup, Stack
+from kernelmem.tangents.capture import Capture, ParameterUse
+from kernelmem.tangents.engine.accumulate import TangentAssembler
+from kernelmem.tangents.groups.base import Buffers, Combine, Group, UseGradients
+from kernelmem.tangents.groups.directions import OutputDirections
+from kernelmem.tangents.groups.outer import ChannelGroup, ReadoutGroup
 from kernelmem.tangents.survey import Readout, hidden_gradients, scaled
 
-__all__ = ["HeldRows", "Pass", "one_direction"]
+__all__ = ["ForwardPass", "ResidentRows", "one_direction"]
 
 
-class Pass:
+class ForwardPass:
     """A forward pass over n rows, the groups of its parameters, and what does not change between directions."""
 
     def __init__(
         self,
         captured: Capture,
         groups: Sequence[Group],
-        directions: Directions,
+        directions: OutputDirections,
         readout: Readout | None,
         sweeps: int,
         labels: Tensor | None = None,
@@ -31,17 +32,17 @@ class Pass:
         self.uses = {use.key: use for use in captured.uses}
         self.groups, self.directions, self.readout, self.sweeps = groups, directions, readout, sweeps
         self.kept: dict[int, Tensor] = {}  # activations, where they are wanted in one direction after another
-        factored = [group for group in groups if isinstance(group, ChannelGroup) or group.classfree]
+        factored = [group for group in groups if isinstance(group, ChannelGroup) or group.factored]
         self.factored = [self.uses[key] for group in factored for key in group.keys]
         self.silent = {key for group in groups if isinstance(group, ReadoutGroup) for key in group.keys}
         apart = self.silent.union(use.key for use in self.factored)
         self.swept = [use for use in captured.uses if use.key not in apart]
 
-    def of(self, group: Group) -> list[Use]:
+    def of(self, group: Group) -> list[ParameterUse]:
         """The uses of a group's parameters."""
         return [self.uses[key] for key in group.keys]
 
-    def directed(self, block: range) -> Iterator[tuple[int, list[tuple[Use, Stack]]]]:
+    def directed(self, block: range) -> Iterator[tuple[int, list[tuple[ParameterUse, UseGradients]]]]:
         """For every direction of ``block`` by its ordinal there, what each use that is swept has in it (k = 1)."""
         edges = [use.edge for use in self.swept]
         start: Any = self.outputs
@@ -64,9 +65,9 @@ class Pass:
         """The directions of ``block`` in output space: (n, k, C)."""
         return self.directions.cotangents(self.outputs.detach(), block, self.labels)
 
-    def classfree(self) -> dict[int, Stack]:
+    def factored_gradients(self) -> dict[int, UseGradients]:
         """What uses that factor under the readout have, free of classes; their class weight put in for the trace."""
-        stacks: dict[int, Stack] = {}
+        stacks: dict[int, UseGradients] = {}
         if self.factored and self.readout is not None:
             weight = self.readout.weight
             ones = torch.ones(1, self.n, weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -78,33 +79,33 @@ class Pass:
                 stacks[use.key] = one_direction(use, gradient, self.n)
         return stacks
 
-    def stacks(self, block: range, *, once: bool) -> dict[int, Stack]:
-        """What every use has in all directions of ``block``; with ``once`` also what is the same for all of them."""
-        stacks: dict[int, Stack] = {}
+    def stacks(self, block: range, *, all_directions: bool) -> dict[int, UseGradients]:
+        """What every use has in all directions of ``block``; with ``all_directions`` also what is the same for all of them."""
+        stacks: dict[int, UseGradients] = {}
         for c, found in self.directed(block):
             for use, part in found:
                 collect(stacks, use, part, c, len(block))
-        return stacks | (self.classfree() if once else {})
+        return stacks | (self.factored_gradients() if all_directions else {})
 
 
-class HeldRows:
+class ResidentRows:
     """All rows of one side with their graphs, while one direction after another is swept.
 
     Output gradients of the uses ``streaming`` are handed on, those of the others collected until the end.
     """
 
-    def __init__(self, passes: Sequence[Pass], space: int, streaming: set[int]) -> None:
+    def __init__(self, passes: Sequence[ForwardPass], space: int, streaming: set[int]) -> None:
         self.passes, self.streaming = passes, streaming
         self.n = sum(own.n for own in passes)
         like = passes[0].outputs
         self.work = torch.empty(self.n * space, dtype=like.dtype, device=like.device)
-        self.collected: list[dict[int, Stack]] = [{} for _ in passes]
+        self.collected: list[dict[int, UseGradients]] = [{} for _ in passes]
 
-    def classfree(self) -> list[dict[int, Stack]]:
+    def factored_gradients(self) -> list[dict[int, UseGradients]]:
         """For every pass what is the same for all directions."""
-        return [own.classfree() for own in self.passes]
+        return [own.factored_gradients() for own in self.passes]
 
-    def sweep(self, c: int) -> list[dict[int, Stack]]:
+    def sweep(self, c: int) -> list[dict[int, UseGradients]]:
         """For every pass what the streaming uses have in direction c."""
         swept = []
         for own, collected in zip(self.passes, self.collected, strict=True):
@@ -115,12 +116,12 @@ class HeldRows:
                     collect(collected, use, part, c, own.sweeps)
         return swept
 
-    def tangents(self, group: Group, stacks: Sequence[dict[int, Stack]], k: int, combine: Combine) -> Buffers:
+    def tangents(self, group: Group, stacks: Sequence[dict[int, UseGradients]], k: int, combine: Combine) -> Buffers:
         """One group's tangents in k directions; those of streaming groups lie in space that the next one writes over."""
-        shape, space = group.space(self.n, k), None
+        shape, space = group.buffer_shape(self.n, k), None
         if shape is not None:
             space = self.work[: shape[0] * shape[1]].view(shape) if group.streams else self.work.new_empty(shape)
-        whole = Joined(self.n, space)
+        whole = TangentAssembler(self.n, space)
         for own, found in zip(self.passes, stacks, strict=True):
             out = None if space is None else space[whole.start : whole.start + own.n]
             kept = own.kept if group.streams else None
@@ -135,7 +136,7 @@ class HeldRows:
                 collected.pop(key, None)
 
 
-def collect(stacks: dict[int, Stack], use: Use, part: Stack, c: int, k: int) -> None:
+def collect(stacks: dict[int, UseGradients], use: ParameterUse, part: UseGradients, c: int, k: int) -> None:
     """Put direction c of k beside the others: its gradients where the rule wants that axis, or its tangents."""
     held = stacks.get(use.key)
     if part is None:
@@ -158,10 +159,10 @@ def collect(stacks: dict[int, Stack], use: Use, part: Stack, c: int, k: int) -> 
         held[slot][:, c] = tangent[:, 0]
 
 
-def one_direction(use: Use, gradient: Tensor | None, n: int) -> Stack:
+def one_direction(use: ParameterUse, gradient: Tensor | None, n: int) -> UseGradients:
     """One direction: an outer use's gradient as its rule wants it; a direct use's tangents, summed while it is in cache."""
     if gradient is None:
         return None
-    rows = use.rule.arrange(use, use.layout.rows(gradient, n))
+    rows = use.rule.arrange(use, use.batch_axis.rows(gradient, n))
     stacked = rows.unsqueeze(use.rule.direction_axis(use) % (rows.ndim + 1))
-    return stacked if use.rule.outer(use, n) is not None else use.rule.direct(use, stacked, n)
+    return stacked if use.rule.outer_shape(use, n) is not None else use.rule.direct_tangents(use, stacked, n)

@@ -10,39 +10,22 @@ from torch import Tensor
 from kernelmem.core.batches import Rows
 from kernelmem.tangents.capture import Capture, capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, vectorized_jacobian, vectorizes
-from kernelmem.tangents.engine.accumulate import Joined, Results, add_dense, mirror
-from kernelmem.tangents.engine.backward import HeldRows, Pass
+from kernelmem.tangents.engine.accumulate import KernelAccumulator, TangentAssembler, add_dense, mirror
+from kernelmem.tangents.engine.backward import ForwardPass, ResidentRows
 from kernelmem.tangents.engine.plan import Plan, make_plan
-from kernelmem.tangents.groups.directions import Directions
-from kernelmem.tangents.groups.outer import Buffers, Stack
-from kernelmem.tangents.prepare import Prepared
-from kernelmem.tangents.rules.attention import AttentionRule
-from kernelmem.tangents.rules.convolution import ConvolutionRule
-from kernelmem.tangents.rules.elementwise import ElementwiseRule, PReLURule
-from kernelmem.tangents.rules.embedding import EmbeddingRule
-from kernelmem.tangents.rules.linear import LinearRule
-from kernelmem.tangents.rules.normalization import NormalizationRule
-from kernelmem.tangents.rules.recurrent import RecurrentRule
+from kernelmem.tangents.groups.base import Buffers, UseGradients
+from kernelmem.tangents.groups.directions import OutputDirections
+from kernelmem.tangents.prepare import PreparedModel
+from kernelmem.tangents.rules import RULES
 from kernelmem.tangents.survey import Survey, survey
 
-__all__ = ["RULES", "Engine", "Side"]
+__all__ = ["Engine", "LabeledRows"]
 
 Progress = Callable[[int, int], None] | None
 
-RULES = (
-    LinearRule(),
-    ConvolutionRule(),
-    NormalizationRule(),
-    EmbeddingRule(),
-    ElementwiseRule(),
-    PReLURule(),
-    AttentionRule(),
-    RecurrentRule(),
-)
-
 
 @dataclass(frozen=True)
-class Side:
+class LabeledRows:
     """Rows of one side of the kernel, with their labels where a target needs them."""
 
     rows: Rows
@@ -53,13 +36,13 @@ class Side:
 class Engine:
     """A prepared model, what its survey found, and the directions: computes kernels of any two sets of rows."""
 
-    prepared: Prepared
-    found: Survey
-    directions: Directions
+    prepared: PreparedModel
+    survey: Survey
+    directions: OutputDirections
     vectorized: bool  # whether torch.func can take the dense Jacobian; otherwise it goes row by row
 
     @classmethod
-    def build(cls, prepared: Prepared, rows: Rows, directions: Directions) -> "Engine":
+    def build(cls, prepared: PreparedModel, rows: Rows, directions: OutputDirections) -> "Engine":
         """Probe the model on a few rows."""
         found = survey(prepared, rows, RULES)
         vectorized = bool(found.dense) and vectorizes(prepared, rows, list(found.dense))
@@ -67,17 +50,17 @@ class Engine:
 
     def capture(self, batch: Any, n: int) -> Capture:
         """Run the model on n rows and meet the uses that the survey kept."""
-        found = self.found
-        return capture(self.prepared, batch, n, RULES, skip=found.skip, dense=found.dense, layouts=found.layouts)
+        found = self.survey
+        return capture(self.prepared, batch, n, RULES, skip=found.skip, dense=found.dense, batch_axes=found.batch_axes)
 
     def plan(self, n: int, m: int, *, symmetric: bool, memory: int) -> Plan:
         """Count the work for n x m rows."""
-        return make_plan(self.prepared, self.found, self.directions, n=n, m=m, symmetric=symmetric, memory=memory)
+        return make_plan(self.prepared, self.survey, self.directions, n=n, m=m, symmetric=symmetric, memory=memory)
 
     def kernel(
         self,
-        left: Side,
-        right: Side | None,
+        left: LabeledRows,
+        right: LabeledRows | None,
         plan: Plan,
         *,
         by_layer: bool = False,
@@ -89,7 +72,13 @@ class Engine:
         like = {"dtype": self.prepared.dtype, "device": self.prepared.device}
         results = {name: torch.zeros(shape, **like) for name in (dict.fromkeys(names) if by_layer else [""])}
         run = self._streamed if plan.streamed else self._tiled
-        run(Results(self.directions.combine, results, names, right is None), left, right or left, plan, progress)
+        run(
+            KernelAccumulator(self.directions.combine, results, names, right is None),
+            left,
+            right or left,
+            plan,
+            progress,
+        )
         for result in results.values():
             if right is None:
                 mirror(result, self.directions.combine)
@@ -99,34 +88,36 @@ class Engine:
         """The layer of each group, then of each parameter of the dense fallback: by its module's name."""
         return [group.layer for group in plan.groups] + [name.rpartition(".")[0] or name for name in plan.dense]
 
-    def _pass(self, side: Side, rows: range, plan: Plan) -> Pass:
+    def _pass(self, side: LabeledRows, rows: range, plan: Plan) -> ForwardPass:
         captured = self.capture(side.rows.slice(rows.start, rows.stop), len(rows))
         labels = None if side.labels is None else side.labels[rows.start : rows.stop]
-        return Pass(captured, plan.groups, self.directions, self.found.readout, plan.sweeps, labels)
+        return ForwardPass(captured, plan.groups, self.directions, self.survey.readout, plan.sweeps, labels)
 
-    def _streamed(self, results: Results, left: Side, right: Side, plan: Plan, progress: Progress) -> None:
+    def _streamed(
+        self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
+    ) -> None:
         """All rows at once, one direction after another: tangents are contracted as soon as they are there.
 
         Groups that do not stream have their output gradients collected, and are contracted in the end.
         """
         groups, every = plan.groups, range(plan.sweeps)
         streams = [i for i, group in enumerate(groups) if group.streams]
-        once = [i for i, group in enumerate(groups) if group.once]
-        space = max((groups[i].row_numbers(1) for i in streams), default=0)
+        once = [i for i, group in enumerate(groups) if group.all_directions]
+        space = max((groups[i].numbers_per_row(1) for i in streams), default=0)
         held = []
         for side in (left,) if results.symmetric else (left, right):
             passes = [self._pass(side, rows, plan) for rows in _chunks(0, side.rows.n, plan.chunk)]
-            held.append(HeldRows(passes, space, {key for i in streams for key in groups[i].keys}))
+            held.append(ResidentRows(passes, space, {key for i in streams for key in groups[i].keys}))
 
-        def add(i: int, stacks: list[list[dict[int, Stack]]], block: range) -> None:
-            k = 1 if groups[i].once else len(block)
+        def add(i: int, stacks: list[list[dict[int, UseGradients]]], block: range) -> None:
+            k = 1 if groups[i].all_directions else len(block)
             found = [own.tangents(groups[i], s, k, results.combine) for own, s in zip(held, stacks, strict=True)]
             results.add(i, groups[i].add, found[0], found[-1], block, symmetric=results.symmetric)
 
         if once:
-            classfree = [own.classfree() for own in held]
+            factored = [own.factored_gradients() for own in held]
             for i in once:
-                add(i, classfree, every)
+                add(i, factored, every)
         for c in every:
             swept = [own.sweep(c) for own in held]
             for i in streams:
@@ -138,7 +129,9 @@ class Engine:
             for own in held:
                 own.drop(groups[i])
 
-    def _tiled(self, results: Results, left: Side, right: Side, plan: Plan, progress: Progress) -> None:
+    def _tiled(
+        self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
+    ) -> None:
         """Tile by tile: tangents of two sets of rows, in a block of directions, and their contraction."""
         starts = [range(0, side.rows.n, plan.tile) for side in (left, right)]
         blocks = [range(c, min(c + plan.block, plan.sweeps)) for c in range(0, plan.sweeps, plan.block)]
@@ -161,47 +154,55 @@ class Engine:
             if progress is not None:
                 progress(done, len(tiles))
 
-    def _features(self, side: Side, start: int, plan: Plan, block: range) -> list[Buffers]:
+    def _features(self, side: LabeledRows, start: int, plan: Plan, block: range) -> list[Buffers]:
         """Tangents of one tile, written pass by pass into whole buffers."""
         stop = min(start + plan.tile, side.rows.n)
         combine = self.directions.combine
         spaces: dict[int, Tensor] = {}
-        whole: list[Joined] = []
+        whole: list[TangentAssembler] = []
         for rows in _chunks(start, stop, plan.chunk):
             once = block.start == 0 or combine != "sum"
-            part = self._part(side, rows, range(start, stop), plan, block, spaces, once=once)
-            whole = whole or [Joined(stop - start, spaces.get(index)) for index in range(len(part))]
+            part = self._part(side, rows, range(start, stop), plan, block, spaces, all_directions=once)
+            whole = whole or [TangentAssembler(stop - start, spaces.get(index)) for index in range(len(part))]
             for joined, of_group in zip(whole, part, strict=True):
                 joined.add(of_group)
             del part  # before the next pass makes its own
         return [joined.found for joined in whole]
 
     def _part(
-        self, side: Side, rows: range, tile: range, plan: Plan, block: range, spaces: dict[int, Tensor], *, once: bool
+        self,
+        side: LabeledRows,
+        rows: range,
+        tile: range,
+        plan: Plan,
+        block: range,
+        spaces: dict[int, Tensor],
+        *,
+        all_directions: bool,
     ) -> list[Buffers]:
-        """Tangents of the rows of one pass; with ``once`` also of groups that a sum over directions holds once."""
+        """Tangents of the rows of one pass; with ``all_directions`` also of groups that a sum over directions holds once."""
         own, combine = self._pass(side, rows, plan), self.directions.combine
-        stacks = own.stacks(block, once=once)
+        stacks = own.stacks(block, all_directions=all_directions)
         part: list[Buffers] = []
         for index, group in enumerate(plan.groups):
-            if group.once and not once:
+            if group.all_directions and not all_directions:
                 part.append({})
                 continue
-            uses, k = own.of(group), 1 if group.once else len(block)
-            space = group.space(len(tile), k)
+            uses, k = own.of(group), 1 if group.all_directions else len(block)
+            space = group.buffer_shape(len(tile), k)
             if space is not None and index not in spaces:
                 spaces[index] = torch.empty(space, dtype=self.prepared.dtype, device=self.prepared.device)
             out = spaces[index][rows.start - tile.start : rows.stop - tile.start] if index in spaces else None
             part.append(group.write(uses, [stacks.get(key) for key in group.keys], own.n, k, combine, out=out))
-        if self.found.dense:
+        if self.survey.dense:
             jacobian = self.dense(side.rows.slice(rows.start, rows.stop), own.n, own.cotangents(block))
-            sizes = [self.prepared.parameters[name].numel() for name in self.found.dense]
+            sizes = [self.prepared.parameters[name].numel() for name in self.survey.dense]
             part += [{"tangents": tangents} for tangents in jacobian.split(sizes, dim=2)]
         return part
 
     def dense(self, batch: Any, n: int, cotangents: Tensor) -> Tensor:
         """Tangents of the parameters that no rule covers: (n, k, P)."""
-        names = list(self.found.dense)
+        names = list(self.survey.dense)
         if self.vectorized:
             return vectorized_jacobian(self.prepared, batch, names, cotangents)
         chunk = Rows(batch, n)

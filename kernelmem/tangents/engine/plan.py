@@ -6,22 +6,22 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from kernelmem.core.errors import InputError
-from kernelmem.tangents.capture import Outer
-from kernelmem.tangents.groups.directions import KINDS, Directions
+from kernelmem.tangents.capture import OuterShape
+from kernelmem.tangents.groups.base import Group
+from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections
+from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.groups.outer import (
     ChannelGroup,
     ExplicitGroup,
-    Group,
-    MixedGroup,
     OuterGroup,
     ReadoutGroup,
     TokenGroup,
     VectorGroup,
 )
-from kernelmem.tangents.prepare import Prepared
+from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.survey import Survey
 
-__all__ = ["Line", "Plan", "make_plan"]
+__all__ = ["GroupCost", "Plan", "make_plan"]
 
 CHUNK_BYTES = 128 * 2**20  # of graph and output gradients at a time: small enough to be reused, large enough for GEMM
 STREAM_BYTES = 256 * 2**20  # the same where rows stay: convolutions run faster on more rows
@@ -29,13 +29,13 @@ CACHE_NUMBERS = 2**24  # numbers that are read again before they leave the proce
 
 
 @dataclass(frozen=True)
-class Line:
+class GroupCost:
     """One group: its parameters, the way that was chosen, what it costs."""
 
     parameters: tuple[str, ...]
     way: str
     operations: float  # multiplications and additions of the whole kernel, products and Gram
-    row_numbers: int  # numbers kept a row and direction
+    numbers_per_row: int  # numbers kept a row and direction
     rejected: str = ""  # the other way, with its operations
 
 
@@ -50,7 +50,7 @@ class Plan:
     dtype: str
     n_outputs: int
     n_parameters: int
-    lines: tuple[Line, ...]
+    lines: tuple[GroupCost, ...]
     groups: tuple[Group, ...]
     dense: tuple[str, ...]
     tile: int  # rows whose tangents are held at a time, on each side
@@ -73,7 +73,7 @@ class Plan:
         for line in self.lines:
             rows.append(
                 f"{_short(line.parameters):<{wide}}  {line.way:<18}{line.operations / 1e9:>9.2f}"
-                f"  {line.row_numbers:>11,}  {line.rejected}".rstrip()
+                f"  {line.numbers_per_row:>11,}  {line.rejected}".rstrip()
             )
         how = (
             f"all rows held, one direction after another, forward passes of {self.chunk:,} rows"
@@ -94,7 +94,14 @@ def _short(names: tuple[str, ...]) -> str:
 
 
 def make_plan(
-    prepared: Prepared, found: Survey, directions: Directions, *, n: int, m: int, symmetric: bool, memory: int
+    prepared: PreparedModel,
+    found: Survey,
+    directions: OutputDirections,
+    *,
+    n: int,
+    m: int,
+    symmetric: bool,
+    memory: int,
 ) -> Plan:
     """Choose a way for each group, and tiles that fit ``memory`` bytes.
 
@@ -109,7 +116,7 @@ def make_plan(
         groups.append(chosen)
     if found.dense:
         p = sum(prepared.parameters[name].numel() for name in found.dense)
-        lines.append(Line(found.dense, "dense", 2 * pairs * p * _combinations(directions), p))
+        lines.append(GroupCost(found.dense, "dense", 2 * pairs * p * _combinations(directions), p))
     k = directions.k
     compressed = directions.outputs == "trace" and not found.dense and any(isinstance(g, ReadoutGroup) for g in groups)
     if compressed and found.readout is not None:
@@ -120,7 +127,7 @@ def make_plan(
     best = None if found.dense else _streamed(groups, found, directions, sizes)
     best = best or _tiled(groups, found, directions, prepared, sizes)
     if best is None:
-        least = sum(group.row_numbers(1) for group in groups) * itemsize
+        least = sum(group.numbers_per_row(1) for group in groups) * itemsize
         raise InputError(
             f"memory of {memory / 2**20:.3g} MiB for a kernel of {result / 2**20:.3g} MiB with {least / 2**20:.2g} MiB"
             " of tangents a row",
@@ -186,7 +193,7 @@ def _graph(found: Survey) -> tuple[int, int]:
     return graph, sum(output for _, output in found.elements.values())
 
 
-def _streamed(groups: Sequence[Group], found: Survey, directions: Directions, sizes: _Sizes) -> _Tiling | None:
+def _streamed(groups: Sequence[Group], found: Survey, directions: OutputDirections, sizes: _Sizes) -> _Tiling | None:
     """All rows in memory with their graph, tangents of one direction at a time: nothing is swept twice."""
     if directions.combine == "full" or not any(group.streams for group in groups):
         return None
@@ -194,15 +201,15 @@ def _streamed(groups: Sequence[Group], found: Survey, directions: Directions, si
     row = graph + 2 * swept  # output gradients of a sweep, and as much again inside it
     most = 0  # of a group's own space, one after the other
     for group in groups:
-        if group.once:
-            row += group.row_numbers(1) if isinstance(group, ReadoutGroup) else 0
-            most = max(most, group.row_numbers(1) + _patches(group))
+        if group.all_directions:
+            row += group.numbers_per_row(1) if isinstance(group, ReadoutGroup) else 0
+            most = max(most, group.numbers_per_row(1) + _patches(group))
         elif group.streams:
             row += _patches(group)  # kept from one direction to the next
-            most = max(most, group.row_numbers(1))
+            most = max(most, group.numbers_per_row(1))
         else:
             row += sizes.sweeps * sum(found.elements[key][1] for key in group.keys)
-            most = max(most, group.row_numbers(sizes.sweeps) + _patches(group))
+            most = max(most, group.numbers_per_row(sizes.sweeps) + _patches(group))
     n = sizes.n if sizes.symmetric else sizes.n + sizes.m
     used = sizes.result + sizes.itemsize * n * (row + 2 * most)
     if used > sizes.memory:
@@ -217,11 +224,11 @@ def _patches(group: Group) -> int:
     """Numbers a row in the activations of outer products, where they are formed."""
     if not isinstance(group, OuterGroup) or isinstance(group, ReadoutGroup):
         return 0
-    return group.sizes.groups * group.sizes.positions * group.fan_in
+    return group.shape.groups * group.shape.positions * group.fan_in
 
 
 def _tiled(
-    groups: Sequence[Group], found: Survey, directions: Directions, prepared: Prepared, sizes: _Sizes
+    groups: Sequence[Group], found: Survey, directions: OutputDirections, prepared: PreparedModel, sizes: _Sizes
 ) -> _Tiling | None:
     """Tiles of rows and blocks of directions that fit, with the least to sweep."""
     n, m, k, symmetric, spare, itemsize = sizes.n, sizes.m, sizes.sweeps, sizes.symmetric, sizes.spare, sizes.itemsize
@@ -231,7 +238,7 @@ def _tiled(
     pair = 1 + (directions.k**2 if directions.combine == "full" else 0)
     best: _Tiling | None = None
     for block in _blocks(k, directions.combine):
-        kept = sum(group.row_numbers(1 if group.once else block) for group in groups)
+        kept = sum(group.numbers_per_row(1 if group.all_directions else block) for group in groups)
         kept += sum(prepared.parameters[name].numel() for name in found.dense) * block
         # While a chunk is swept: graph, stacks, and what a product needs beside.
         row = graph + 2 * block * swept + kept + patches
@@ -267,33 +274,35 @@ def _blocks(k: int, combine: str) -> list[int]:
     return sorted({-(-k // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, k)}, reverse=True)
 
 
-def _combinations(directions: Directions) -> int:
+def _combinations(directions: OutputDirections) -> int:
     return directions.k**2 if directions.combine == "full" else directions.k
 
 
-def _choose(group: Group, directions: Directions, found: Survey, n: int, m: int, pairs: float) -> tuple[Line, Group]:
+def _choose(
+    group: Group, directions: OutputDirections, found: Survey, n: int, m: int, pairs: float
+) -> tuple[GroupCost, Group]:
     """The cheaper way for one group."""
     k, times, readout = directions.k, _combinations(directions), found.readout
     if isinstance(group, MixedGroup):
         p = sum(shape.numel() for shape in group.shapes)
         direct = not any(found.elements[key][1] for key in group.keys)
-        return Line(group.names, "summed", 2 * pairs * p * times, p), replace(group, streams=direct)
+        return GroupCost(group.names, "summed", 2 * pairs * p * times, p), replace(group, streams=direct)
     assert isinstance(group, OuterGroup)
-    o = group.sizes
+    o = group.shape
     fan_in = group.fan_in
     values = {field.name: getattr(group, field.name) for field in fields(OuterGroup)}
     factored = False
-    if readout is not None and directions.outputs in KINDS[:3]:
+    if readout is not None and directions.outputs in OUTPUT_KINDS[:3]:
         if group.keys == (readout.key,):
-            line = Line(group.names, "readout", 2 * pairs * fan_in, fan_in)
+            line = GroupCost(group.names, "readout", 2 * pairs * fan_in, fan_in)
             return line, ReadoutGroup(**values, n_outputs=directions.n_outputs)
         factored = len(group.keys) == 1 and group.keys[0] in readout.factored
     if factored and directions.outputs == "trace":
         k = times = 1
-        values["classfree"] = True
-    note = ", factored" if values["classfree"] else ""
+        values["factored"] = True
+    note = ", factored" if values["factored"] else ""
     if isinstance(group, VectorGroup):
-        line = Line(group.names, "vector" + note, 2 * pairs * (fan_in + times * o.fan_out), fan_in + o.fan_out)
+        line = GroupCost(group.names, "vector" + note, 2 * pairs * (fan_in + times * o.fan_out), fan_in + o.fan_out)
         return line, VectorGroup(**values)
     p = o.groups * fan_in * o.fan_out
     rows = n if pairs < n * m else n + m
@@ -302,16 +311,18 @@ def _choose(group: Group, directions: Directions, found: Survey, n: int, m: int,
     if factored and directions.outputs == "full":
         assert readout is not None
         cost = 2 * rows * o.positions * p + 2 * pairs * (p + times * o.fan_out)
-        line = Line(group.names, "channels", cost, p, f"explicit {explicit / 1e9:.2f}")
+        line = GroupCost(group.names, "channels", cost, p, f"explicit {explicit / 1e9:.2f}")
         return line, ChannelGroup(**values, readout=readout.weight)
     if directions.combine == "sum" and o.groups == 1 and token < explicit:
-        line = Line(group.names, "token", token, o.positions * (fan_in + o.fan_out), f"explicit {explicit / 1e9:.2f}")
+        line = GroupCost(
+            group.names, "token", token, o.positions * (fan_in + o.fan_out), f"explicit {explicit / 1e9:.2f}"
+        )
         return line, TokenGroup(**values)
-    values["streams"] = not values["classfree"] and _streams(o, fan_in, rows, k)
-    return Line(group.names, "explicit" + note, explicit, p, f"token {token / 1e9:.2f}"), ExplicitGroup(**values)
+    values["streams"] = not values["factored"] and _streams(o, fan_in, rows, k)
+    return GroupCost(group.names, "explicit" + note, explicit, p, f"token {token / 1e9:.2f}"), ExplicitGroup(**values)
 
 
-def _streams(o: Outer, fan_in: int, rows: int, k: int) -> bool:
+def _streams(o: OuterShape, fan_in: int, rows: int, k: int) -> bool:
     """Whether one direction after another moves fewer numbers than all of them side by side.
 
     One by one, the activations are read again for each direction; side by side, gradients are copied beside one

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.tangents.groups.outer import Combine
+from kernelmem.tangents.groups.base import Combine
 
-__all__ = ["KINDS", "Directions", "Target", "named_target"]
+__all__ = ["OUTPUT_KINDS", "OutputDirections", "Target", "named_target"]
 
-KINDS = ("trace", "diagonal", "full", "pseudo")
+OUTPUT_KINDS = ("trace", "diagonal", "full", "pseudo")
 Target = Callable[[Tensor, Tensor | None], Tensor]  # outputs (n, C), labels (n,) or None -> (n,)
 
 
 @dataclass(frozen=True)
-class Directions:
+class OutputDirections:
     """k directions in output space for every row: cotangents (n, C), the same for all rows unless there is a target."""
 
     outputs: str  # one of KINDS; with a target, "target"

@@ -1,123 +1,69 @@
-"""Parameters whose tangents are kept together, one way for each kind, and their contraction into kernel blocks.
+"""Groups whose tangents are sums of outer products, Σ_s g_s ⊗ a_s: one class for each form of contraction.
 
-A group writes the tangents of a chunk of rows into buffers, and adds the contraction of two sets of buffers to the
-result. With k directions (outputs, or combinations of them) the result is laid out as ``combine`` says: "sum" (n, m),
-"diagonal" (k, n, m), "full" (n, k, m, k).
-
-- ``VectorGroup``: a_n ⊗ g_nk, one position a row; K = (A Aᵀ + 1) ∘ (G Gᵀ), Jacobians are never formed;
+- ``VectorGroup``: a_n ⊗ g_nk, one position per row; K = (A Aᵀ + 1) ∘ (G Gᵀ), Jacobians are never formed;
 - ``TokenGroup``: Σ_s a_ns ⊗ g_nks by the token Gram (for few positions and wide layers), trace only;
-- ``ExplicitGroup``: the same, summed to the tangent itself by one product a row, then K = T Tᵀ;
-- ``MixedGroup``: parameters used in several ways (tied, computed from others, gains, tables): tangents summed first.
+- ``ExplicitGroup``: the same, summed to the tangent itself by one product per row, then K = T Tᵀ;
+- ``ReadoutGroup``: the last linear layer, whose tangents are its inputs;
+- ``ChannelGroup``: a layer whose output gradients factor under the readout, for the full kernel.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Outer, Use
+from kernelmem.tangents.capture import OuterShape, ParameterUse
+from kernelmem.tangents.groups.base import ActivationCache, Buffers, Combine, Group, UseGradients, add_explicit
 from kernelmem.tangents.groups.gemm import add_gram, add_scaled_gram
 
 __all__ = [
-    "Buffers",
     "ChannelGroup",
-    "Combine",
     "ExplicitGroup",
-    "Group",
-    "MixedGroup",
     "OuterGroup",
     "ReadoutGroup",
     "TokenGroup",
     "VectorGroup",
+    "outer_product",
+    "split_directions",
 ]
-
-Combine = Literal["sum", "diagonal", "full"]
-Buffers = dict[str, Tensor]  # each (rows, ...)
-Stack = Tensor | dict[str, Tensor] | None  # output gradients of an outer use; tangents of a direct one; None: zero
-Kept = dict[int, Tensor] | None  # activations of uses, kept from one direction to the next
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters ``names`` met by the uses ``keys``."""
-
-    names: tuple[str, ...]
-    keys: tuple[int, ...]
-    layer: str
-    classfree: bool = field(default=False, kw_only=True)  # gradients are one direction, whatever the number of outputs
-    streams: bool = field(
-        default=False, kw_only=True
-    )  # contracted one direction at a time, where all rows fit in memory
-
-    @property
-    def once(self) -> bool:
-        """Whether a sum over directions holds this group's part once, not once a direction."""
-        return self.classfree
-
-    def write(
-        self,
-        uses: Sequence[Use],
-        stacks: Sequence[Stack],
-        n: int,
-        k: int,
-        combine: Combine,
-        *,
-        kept: Kept = None,
-        out: Tensor | None = None,
-    ) -> Buffers:
-        """Tangents of n rows in k directions; activations found in ``kept`` or put there, the rest in ``out`` if it fits."""
-        raise TypeError(f"{type(self).__name__} is abstract")
-
-    def row_numbers(self, k: int) -> int:
-        """Numbers kept for one row with k directions."""
-        raise TypeError(f"{type(self).__name__} is abstract")
-
-    def space(self, n: int, k: int) -> tuple[int, int] | None:
-        """Shape of ``out`` for n rows with k directions; None: it is not used."""
-        return None
-
-    def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add this group's kernel block to ``out``."""
-        add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
 
 
 @dataclass(frozen=True)
 class OuterGroup(Group):
     """Outer products of one weight, and its bias where ``ones``; several uses are more positions of one."""
 
-    sizes: Outer
-    weight: bool  # False: only the bias is wanted
-    ones: bool
+    shape: OuterShape
+    has_weight: bool  # False: only the bias is wanted
+    has_bias: bool
 
     @property
     def fan_in(self) -> int:
         """Columns of A: those of the weight where it is wanted, and one for the bias."""
-        return (self.sizes.fan_in if self.weight else 0) + self.ones
+        return (self.shape.fan_in if self.has_weight else 0) + self.has_bias
 
     def factors(
-        self, uses: Sequence[Use], stacks: Sequence[Stack], n: int, k: int, kept: Kept = None
+        self, uses: Sequence[ParameterUse], stacks: Sequence[UseGradients], n: int, k: int, kept: ActivationCache = None
     ) -> tuple[Tensor, Tensor]:
         """A (n, G, S, fan_in) and g (n, G, S, k, fan_out)."""
         left, right = [], []
         for use, stacked in zip(uses, stacks, strict=True):
             if not isinstance(stacked, Tensor):  # the outputs do not depend on this use
                 continue
-            right.append(use.rule.gradients(use, stacked))
-            if not self.weight:
+            right.append(use.rule.output_gradients(use, stacked))
+            if not self.has_weight:
                 left.append(right[-1].new_ones(*right[-1].shape[:3], 1))
             elif kept is None:
-                left.append(use.rule.activations(use, n, ones=self.ones))
+                left.append(use.rule.activations(use, n, ones=self.has_bias))
             else:
                 if use.key not in kept:
-                    kept[use.key] = use.rule.activations(use, n, ones=self.ones)
+                    kept[use.key] = use.rule.activations(use, n, ones=self.has_bias)
                 left.append(kept[use.key])
         if not right:
-            zeros = uses[0].weights["weight" if self.weight else "bias"]
+            zeros = uses[0].weights["weight" if self.has_weight else "bias"]
             assert zeros is not None
-            groups = self.sizes.groups
-            return zeros.new_zeros(n, groups, 1, self.fan_in), zeros.new_zeros(n, groups, 1, k, self.sizes.fan_out)
+            groups = self.shape.groups
+            return zeros.new_zeros(n, groups, 1, self.fan_in), zeros.new_zeros(n, groups, 1, k, self.shape.fan_out)
         return (left[0], right[0]) if len(left) == 1 else (torch.cat(left, 2), torch.cat(right, 2))
 
 
@@ -125,31 +71,31 @@ class OuterGroup(Group):
 class VectorGroup(OuterGroup):
     """One position a row."""
 
-    def row_numbers(self, k: int) -> int:
+    def numbers_per_row(self, k: int) -> int:
         """A row's activations and its gradients."""
-        return self.fan_in + (1 if self.classfree else k) * self.sizes.fan_out
+        return self.fan_in + (1 if self.factored else k) * self.shape.fan_out
 
     def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """Activations (n, fan_in) beside output gradients (n, k, fan_out)."""
         (use,), (stacked,) = uses, stacks
         gradients = (
-            torch.zeros(n, k, self.sizes.fan_out, dtype=use.inputs["input"].dtype, device=use.inputs["input"].device)
+            torch.zeros(n, k, self.shape.fan_out, dtype=use.inputs["input"].dtype, device=use.inputs["input"].device)
             if not isinstance(stacked, Tensor)
-            else use.rule.gradients(use, stacked).reshape(n, k, self.sizes.fan_out)
+            else use.rule.output_gradients(use, stacked).reshape(n, k, self.shape.fan_out)
         )
         found = {"gradients": gradients}
-        if self.weight:
+        if self.has_weight:
             found["activations"] = use.rule.activations(use, n, ones=False).reshape(n, -1)
         return found
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
         """(A Aᵀ + ones) ∘ (G Gᵀ)."""
         left, right = x["gradients"], y["gradients"]
-        if not self.weight:
+        if not self.has_weight:
             add_explicit(out, left, right, combine, symmetric=symmetric)
             return
         n, m, k = len(left), len(right), left.shape[1]
-        scale = torch.full((n, m), float(self.ones), dtype=out.dtype, device=out.device)
+        scale = torch.full((n, m), float(self.has_bias), dtype=out.dtype, device=out.device)
         add_gram(scale, x["activations"], y["activations"], symmetric=symmetric)
         if combine == "sum":
             add_scaled_gram(out, left.flatten(1), right.flatten(1), scale, symmetric=symmetric)
@@ -171,9 +117,9 @@ class VectorGroup(OuterGroup):
 class TokenGroup(OuterGroup):
     """Several positions a row, contracted position against position; "sum" only, one group of channels."""
 
-    def row_numbers(self, k: int) -> int:
+    def numbers_per_row(self, k: int) -> int:
         """The same at every position."""
-        return self.sizes.positions * (self.fan_in + (1 if self.classfree else k) * self.sizes.fan_out)
+        return self.shape.positions * (self.fan_in + (1 if self.factored else k) * self.shape.fan_out)
 
     def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """A (n, S, fan_in) beside g (n, S, k·fan_out)."""
@@ -195,18 +141,18 @@ class TokenGroup(OuterGroup):
 class ExplicitGroup(OuterGroup):
     """Several positions a row, summed to the tangent itself."""
 
-    def row_numbers(self, k: int) -> int:
+    def numbers_per_row(self, k: int) -> int:
         """A tangent for every direction."""
-        return (1 if self.classfree else k) * self.sizes.groups * self.fan_in * self.sizes.fan_out
+        return (1 if self.factored else k) * self.shape.groups * self.fan_in * self.shape.fan_out
 
-    def space(self, n: int, k: int) -> tuple[int, int]:
+    def buffer_shape(self, n: int, k: int) -> tuple[int, int]:
         """The tangents."""
-        return n, self.row_numbers(k)
+        return n, self.numbers_per_row(k)
 
     def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """T as (n, k, p), or in the order that the product gives where the order plays no part ("sum")."""
         a, g = self.factors(uses, stacks, n, k, kept)
-        one_order = k == 1 or self.sizes.groups == 1  # directions come before all else in the product too
+        one_order = k == 1 or self.shape.groups == 1  # directions come before all else in the product too
         product = outer_product(a, g, out if one_order or combine == "sum" else None)
         if one_order:
             return {"tangents": product.view(n, k, -1)}
@@ -222,11 +168,11 @@ class ReadoutGroup(OuterGroup):
     n_outputs: int
 
     @property
-    def once(self) -> bool:
+    def all_directions(self) -> bool:
         """C is a factor here."""
         return True
 
-    def row_numbers(self, k: int) -> int:
+    def numbers_per_row(self, k: int) -> int:
         """The hidden features alone."""
         return self.fan_in
 
@@ -234,14 +180,14 @@ class ReadoutGroup(OuterGroup):
         """The hidden features alone."""
         return (
             {"activations": uses[0].rule.activations(uses[0], n, ones=False).reshape(n, -1)}
-            if self.weight
+            if self.has_weight
             else {"activations": uses[0].inputs["input"].new_zeros(n, 1)}
         )
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
         """(H Hᵀ + ones) times C, for every c, or times the identity."""
         left, right = x["activations"], y["activations"]
-        inner = torch.full((len(left), len(right)), float(self.ones), dtype=out.dtype, device=out.device)
+        inner = torch.full((len(left), len(right)), float(self.has_bias), dtype=out.dtype, device=out.device)
         add_gram(inner, left, right, symmetric=symmetric)
         if combine == "sum":
             out.add_(inner, alpha=self.n_outputs)
@@ -259,13 +205,13 @@ class ChannelGroup(OuterGroup):
     readout: Tensor = field(compare=False)  # W (C, fan_out)
 
     @property
-    def once(self) -> bool:
+    def all_directions(self) -> bool:
         """All outputs at a time."""
         return True
 
-    def row_numbers(self, k: int) -> int:
+    def numbers_per_row(self, k: int) -> int:
         """One tangent."""
-        return self.sizes.groups * self.fan_in * self.sizes.fan_out
+        return self.shape.groups * self.fan_in * self.shape.fan_out
 
     def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
         """M (n, out, in): the tangent without its class weight."""
@@ -300,80 +246,3 @@ def split_directions(product: Tensor, g: Tensor) -> Tensor:
     """The same as (n, k, G, out, in)."""
     n, groups, _, fan_in = product.shape
     return product.view(n, groups, *g.shape[3:], fan_in).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class MixedGroup(Group):
-    """Tangents of parameters that are met in several ways, each summed over its uses before it is contracted."""
-
-    shapes: tuple[torch.Size, ...]
-
-    def row_numbers(self, k: int) -> int:
-        """A tangent for every direction."""
-        return k * sum(shape.numel() for shape in self.shapes)
-
-    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
-        """T as (n, k, p), the parameters one after the other."""
-        totals: dict[str, Tensor] = {}
-
-        def collect(name: str, tangent: Tensor) -> None:
-            tangent = tangent.reshape(n, k, -1)
-            totals[name] = totals[name] + tangent if name in totals else tangent
-
-        for use, stacked in zip(uses, stacks, strict=True):
-            if stacked is None:
-                continue
-            found = stacked if isinstance(stacked, dict) else _explicit(use, stacked, n)
-            for slot, tangent in found.items():
-                if slot in use.names:
-                    collect(use.names[slot], tangent)
-                else:
-                    for name, pulled in _pull_back(use.derived[slot], tangent, use.sources[slot]).items():
-                        collect(name, pulled)
-        parts = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            if name in totals:
-                parts.append(totals[name])
-            else:
-                like = next(w for use in uses for w in use.weights.values() if w is not None)
-                parts.append(like.new_zeros(n, k, shape.numel()))
-        return {"tangents": parts[0] if len(parts) == 1 else torch.cat(parts, 2)}
-
-
-def _explicit(use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
-    """Tangents of an outer use in the shapes of its weight and bias."""
-    g = use.rule.gradients(use, stacked)
-    found = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
-    if "weight" in use.slots:
-        tangent = split_directions(outer_product(use.rule.activations(use, n, ones=False), g), g)
-        found["weight"] = use.rule.in_shape(use, tangent)
-    return found
-
-
-def _pull_back(derived: Tensor, tangent: Tensor, sources: dict[str, Tensor]) -> dict[str, Tensor]:
-    """From a weight that was computed from parameters to these parameters: T ∂(weight)/∂(parameter)."""
-    n, k = tangent.shape[:2]
-    pulled = torch.autograd.grad(
-        derived,
-        list(sources.values()),
-        tangent.reshape(n * k, *derived.shape),
-        retain_graph=True,
-        is_grads_batched=True,
-    )
-    return {name: p.reshape(n, k, -1) for name, p in zip(sources, pulled, strict=True)}
-
-
-def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, symmetric: bool) -> None:
-    """Add the inner products of (n, k, p) and (m, k, p)."""
-    if combine == "sum":
-        add_gram(out, left.flatten(1), right.flatten(1), symmetric=symmetric)
-    elif combine == "diagonal":
-        for c in range(left.shape[1]):
-            add_gram(out[c], left[:, c], right[:, c], symmetric=symmetric)
-    else:
-        n, k, m = *left.shape[:2], len(right)
-        flat = out.view(n * k, m * k) if out.is_contiguous() else None
-        if flat is not None:
-            add_gram(flat, left.flatten(0, 1), right.flatten(0, 1), symmetric=symmetric)
-        else:
-            out += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(n, k, m, k)

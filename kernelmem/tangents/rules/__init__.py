@@ -1,1 +1,33 @@
-"""."""
+"""Rules: how each kind of operation uses its parameters, and their tangents.
+
+- ``linear``: F.linear and matrix products with a weight
+- ``convolution``: convolutions in one to three dimensions
+- ``normalization``: gains and biases of normalization layers
+- ``embedding``: embedding tables
+- ``elementwise``: parameters that are added, multiplied or expanded; PReLU
+- ``attention``: multi-head attention, decomposed into linear maps
+- ``recurrent``: RNN, LSTM and GRU, unrolled into linear maps
+
+A new operation needs one file with a :class:`~kernelmem.tangents.capture.Rule` and an entry in ``RULES``.
+"""
+
+from kernelmem.tangents.rules.attention import AttentionRule
+from kernelmem.tangents.rules.convolution import ConvolutionRule
+from kernelmem.tangents.rules.elementwise import ElementwiseRule, PReLURule
+from kernelmem.tangents.rules.embedding import EmbeddingRule
+from kernelmem.tangents.rules.linear import LinearRule
+from kernelmem.tangents.rules.normalization import NormalizationRule
+from kernelmem.tangents.rules.recurrent import RecurrentRule
+
+__all__ = ["RULES"]
+
+RULES = (
+    LinearRule(),
+    ConvolutionRule(),
+    NormalizationRule(),
+    EmbeddingRule(),
+    ElementwiseRule(),
+    PReLURule(),
+    AttentionRule(),
+    RecurrentRule(),
+)

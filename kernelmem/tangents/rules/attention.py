@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Rewriting
+from kernelmem.tangents.capture import Decomposition
 
 __all__ = ["AttentionRule"]
 
 SIGNATURE = signature(F.multi_head_attention_forward)
 
 
-class AttentionRule(Rewriting):
+class AttentionRule(Decomposition):
     """F.multi_head_attention_forward (Vaswani et al. 2017), evaluation only."""
 
     functions = (F.multi_head_attention_forward,)

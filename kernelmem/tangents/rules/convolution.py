@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Rule, Use, given_tensor
+from kernelmem.tangents.capture import OuterShape, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["ConvolutionRule"]
 
@@ -19,7 +19,7 @@ class ConvolutionRule(Rule):
 
     functions = (torch.conv1d, torch.conv2d, torch.conv3d)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read a batched convolution."""
         given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         given |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs
@@ -41,31 +41,31 @@ class ConvolutionRule(Rule):
             ]
         else:
             settings["padding"] = [(p, p) for p in _spread(padding, dims)]
-        return Call(
+        return ParsedCall(
             {"weight": given["weight"], "bias": given["bias"]},
             {"input": x},
-            lambda w: function(_channels_last(x), given_tensor(w["weight"]), w["bias"], *rest),
+            lambda w: function(_channels_last(x), required(w["weight"]), w["bias"], *rest),
             settings,
         )
 
-    def outer(self, use: Use, n: int) -> Outer | None:
+    def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
         """Output positions (and the frames or windows that share a row) are positions."""
-        if use.layout.axis != 0:
+        if use.batch_axis.axis != 0:
             return None
         groups, channels = use.settings["groups"], use.inputs["input"].shape[1]
         patch = channels // groups * torch.Size(use.settings["size"]).numel()
-        positions = use.output_shape[2:].numel() * use.layout.multiplicity
-        return Outer(positions, patch, use.output_shape[1] // groups, groups)
+        positions = use.output_shape[2:].numel() * use.batch_axis.multiplicity
+        return OuterShape(positions, patch, use.output_shape[1] // groups, groups)
 
-    def arrange(self, use: Use, rows: Tensor) -> Tensor:
+    def arrange(self, use: ParameterUse, rows: Tensor) -> Tensor:
         """Channels last: (n, [m,] positions..., channels)."""
-        return rows.movedim(1 if use.layout.multiplicity == 1 else 2, -1)
+        return rows.movedim(1 if use.batch_axis.multiplicity == 1 else 2, -1)
 
-    def direction_axis(self, use: Use) -> int:
+    def direction_axis(self, use: ParameterUse) -> int:
         """Just before the channels."""
         return -2
 
-    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
+    def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
         """Patches as (n, G, S, fan_in [+ 1]), fan_in in the order (kernel positions, channels): one strided copy."""
         x = use.activation().movedim(1, -1)  # (n·m, lengths..., channels)
         groups, size, padding = use.settings["groups"], use.settings["size"], use.settings["padding"]
@@ -89,18 +89,20 @@ class ConvolutionRule(Rule):
         if ones:
             patches[..., fan_in] = 1.0
         patches = patches.flatten(2, -2)  # (n·m, G, S, fan_in)
-        if use.layout.multiplicity == 1:
+        if use.batch_axis.multiplicity == 1:
             return patches
-        return use.layout.rows(patches, n).transpose(1, 2).flatten(2, 3)  # (n, m, G, S, fan_in) -> (n, G, m·S, fan_in)
+        return (
+            use.batch_axis.rows(patches, n).transpose(1, 2).flatten(2, 3)
+        )  # (n, m, G, S, fan_in) -> (n, G, m·S, fan_in)
 
-    def gradients(self, use: Use, stacked: Tensor) -> Tensor:
+    def output_gradients(self, use: ParameterUse, stacked: Tensor) -> Tensor:
         """(n, [m,] positions..., k, channels) -> (n, G, S, k, out)."""
         k, channels = stacked.shape[-2:]
         groups = use.settings["groups"]
         g = stacked.reshape(len(stacked), -1, k, groups, channels // groups)
         return g.permute(0, 3, 1, 2, 4)
 
-    def in_shape(self, use: Use, tangent: Tensor) -> Tensor:
+    def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
         """(n, k, G, out, positions of the kernel · channels) -> (n, k, channels out, channels in, *size)."""
         size = use.settings["size"]
         tangent = tangent.flatten(2, 3).unflatten(-1, (*size, tangent.shape[-1] // torch.Size(size).numel()))

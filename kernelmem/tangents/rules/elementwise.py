@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Rewriting, Rule, Use, given_tensor
+from kernelmem.tangents.capture import Decomposition, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["ElementwiseRule", "PReLURule"]
 
@@ -21,7 +21,7 @@ class ElementwiseRule(Rule):
 
     functions = ADD + SUBTRACT + MULTIPLY + EXPAND
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read one operation with exactly one operand that requires gradients on account of parameters."""
         if function in EXPAND:
             return _expansion(function, args[0], [*args[1:], *kwargs.values()])
@@ -37,28 +37,28 @@ class ElementwiseRule(Rule):
         inputs = {"input": other} if function in MULTIPLY else {}
 
         def run(w: dict[str, Tensor | None]) -> Tensor:
-            value = given_tensor(w["weight"])
+            value = required(w["weight"])
             return function(value, other) if index == 0 else function(other, value)
 
-        return Call({"weight": weight}, inputs, run, {"shape": weight.shape, "sign": sign})
+        return ParsedCall({"weight": weight}, inputs, run, {"shape": weight.shape, "sign": sign})
 
-    def is_direct(self, use: Use) -> bool:
+    def is_direct(self, use: ParameterUse) -> bool:
         """The parameter is the same for all rows: it has no axis where the rows lie, or one of length 1."""
-        axis = use.layout.axis - (len(use.output_shape) - len(use.settings["shape"]))
+        axis = use.batch_axis.axis - (len(use.output_shape) - len(use.settings["shape"]))
         return axis < 0 or use.settings["shape"][axis] == 1
 
-    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
+    def direct_tangents(self, use: ParameterUse, stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Reduce (n, k, output axes...) to (n, k, *shape of the parameter)."""
         rank, shape = len(use.output_shape), use.settings["shape"]
         if "input" in use.inputs:
             other = use.activation()
             other = other.expand(use.output_shape) if other.ndim else other
-            stacked = stacked * (use.layout.rows(other, n)[:, None] if other.ndim else other)
+            stacked = stacked * (use.batch_axis.rows(other, n)[:, None] if other.ndim else other)
         if use.settings.get("sign", 1.0) < 0:
             stacked = -stacked
         # The rows view moved the row axis to the front; where it held m rows an example, an axis m follows it.
-        many = use.layout.multiplicity > 1
-        axes = [axis for axis in range(rank) if axis != use.layout.axis]
+        many = use.batch_axis.multiplicity > 1
+        axes = [axis for axis in range(rank) if axis != use.batch_axis.axis]
         own = {axis: axis - (rank - len(shape)) for axis in axes}  # output axis -> axis of the parameter
         drop = [2] if many else []
         drop += [
@@ -70,7 +70,7 @@ class ElementwiseRule(Rule):
         return {"weight": reduced.reshape(n, stacked.shape[1], *shape)}
 
 
-class PReLURule(Rewriting):
+class PReLURule(Decomposition):
     """torch.prelu, written out with a product that the elementwise rule meets (its vmap rule in torch is wrong)."""
 
     functions = (torch.prelu,)
@@ -83,7 +83,7 @@ class PReLURule(Rewriting):
         return torch.where(x > 0, x, x * slope)
 
 
-def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Sequence[Any]) -> Call | None:
+def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Sequence[Any]) -> ParsedCall | None:
     """Read p.expand(sizes), or p.repeat(counts) where every repeated axis has length 1."""
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
     if not weight.requires_grad:
@@ -93,7 +93,7 @@ def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Sequence[Any
         if any(count != 1 and size != 1 for count, size in zip(sizes, shape, strict=True)):
             return None
         sizes = tuple(count * size for count, size in zip(sizes, shape, strict=True))
-        return Call(
-            {"weight": weight}, {}, lambda w: given_tensor(w["weight"]).expand(sizes).clone(), {"shape": weight.shape}
+        return ParsedCall(
+            {"weight": weight}, {}, lambda w: required(w["weight"]).expand(sizes).clone(), {"shape": weight.shape}
         )
-    return Call({"weight": weight}, {}, lambda w: given_tensor(w["weight"]).expand(sizes), {"shape": weight.shape})
+    return ParsedCall({"weight": weight}, {}, lambda w: required(w["weight"]).expand(sizes), {"shape": weight.shape})

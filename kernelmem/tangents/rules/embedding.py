@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Rule, Use, given_tensor
+from kernelmem.tangents.capture import ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["EmbeddingRule"]
 
@@ -19,7 +19,7 @@ class EmbeddingRule(Rule):
 
     functions = (F.embedding, torch.embedding)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read a lookup; max_norm (which rewrites the table) and frequency scaling are left to the fallback."""
         names = NAMES if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -28,20 +28,20 @@ class EmbeddingRule(Rule):
             return None
         if padding is not None and padding < 0:
             padding = padding + len(weight) if function is F.embedding else None
-        return Call(
+        return ParsedCall(
             {"weight": weight},
             {"input": indices},
-            lambda w: F.embedding(indices, given_tensor(w["weight"])),
+            lambda w: F.embedding(indices, required(w["weight"])),
             {"padding": padding, "rows": len(weight)},
         )
 
-    def is_direct(self, use: Use) -> bool:
+    def is_direct(self, use: ParameterUse) -> bool:
         """Rows anywhere among the indices."""
-        return use.layout.axis < len(use.output_shape) - 1
+        return use.batch_axis.axis < len(use.output_shape) - 1
 
-    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
+    def direct_tangents(self, use: ParameterUse, stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Scatter (n, k, S, d) into (n, k, V, d)."""
-        indices = use.layout.rows(use.activation(), n).reshape(n, -1)
+        indices = use.batch_axis.rows(use.activation(), n).reshape(n, -1)
         k, width = stacked.shape[1], stacked.shape[-1]
         g = stacked.reshape(n, k, -1, width)
         if use.settings["padding"] is not None:

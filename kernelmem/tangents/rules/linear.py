@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Outer, Rule, Use, given_tensor
+from kernelmem.tangents.capture import OuterShape, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["LinearRule"]
 
@@ -17,51 +17,51 @@ class LinearRule(Rule):
 
     functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
         """F.linear(input, weight, bias), or input @ weight with a matrix weight (kept transposed)."""
         if function is F.linear:
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
             x = given["input"]
             weights = {"weight": given["weight"], "bias": given.get("bias")}
-            return Call(
+            return ParsedCall(
                 weights,
                 {"input": x},
-                lambda w: F.linear(x, given_tensor(w["weight"]), w["bias"]),
-                run_blocks=lambda w: _in_blocks(x, given_tensor(w["weight"]).mT, w["bias"]),
+                lambda w: F.linear(x, required(w["weight"]), w["bias"]),
+                run_blocks=lambda w: _in_blocks(x, required(w["weight"]).mT, w["bias"]),
             )
         x, weight = (*args, *kwargs.values())[:2]
         if weight.ndim != 2 or x.ndim < 2 or not weight.requires_grad:
             return None
-        return Call(
+        return ParsedCall(
             {"weight": weight},
             {"input": x},
-            lambda w: torch.matmul(x, given_tensor(w["weight"])),
+            lambda w: torch.matmul(x, required(w["weight"])),
             settings={"transposed": True},
-            run_blocks=lambda w: _in_blocks(x, given_tensor(w["weight"]), None),
+            run_blocks=lambda w: _in_blocks(x, required(w["weight"]), None),
         )
 
-    def outer(self, use: Use, n: int) -> Outer | None:
+    def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
         """All leading axes but the rows are positions."""
         shape = use.rows_shape(n)
-        if use.layout.axis == len(use.output_shape) - 1:
+        if use.batch_axis.axis == len(use.output_shape) - 1:
             return None  # rows along the features: no per-row product of this form
-        return Outer(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
+        return OuterShape(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
 
-    def direction_axis(self, use: Use) -> int:
+    def direction_axis(self, use: ParameterUse) -> int:
         """Just before the features."""
         return -2
 
-    def in_shape(self, use: Use, tangent: Tensor) -> Tensor:
+    def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
         """Transposed where the weight stands on the right of a matrix product."""
         return tangent.mT if use.settings.get("transposed") else tangent
 
-    def activations(self, use: Use, n: int, *, ones: bool) -> Tensor:
+    def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
         """(n, 1, S, fan_in [+ 1])."""
-        x = use.layout.rows(use.activation(), n)
+        x = use.batch_axis.rows(use.activation(), n)
         x = x.reshape(n, 1, -1, x.shape[-1])
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if ones else x
 
-    def gradients(self, use: Use, stacked: Tensor) -> Tensor:
+    def output_gradients(self, use: ParameterUse, stacked: Tensor) -> Tensor:
         """(n, ..., k, out) -> (n, 1, S, k, out)."""
         return stacked.reshape(len(stacked), 1, -1, *stacked.shape[-2:])
 

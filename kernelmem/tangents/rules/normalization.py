@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Call, Rule, Use
+from kernelmem.tangents.capture import ParameterUse, ParsedCall, Rule
 
 __all__ = ["NormalizationRule"]
 
@@ -28,7 +28,7 @@ class NormalizationRule(Rule):
 
     functions = tuple(NAMES)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Call | None:
+    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read one normalization.
 
         With batch statistics a row's tangent is what its own positions give (its path); that these statistics depend on
@@ -45,24 +45,24 @@ class NormalizationRule(Rule):
         running = function is F.batch_norm and not given.get("training") and given.get("running_var") is not None
         run = _affine(given) if running else as_it_is
         axes = len(given["normalized_shape"]) if last else 1
-        return Call(weights, {"input": given["input"]}, run, {"last": last, "axes": axes, "normalize": run})
+        return ParsedCall(weights, {"input": given["input"]}, run, {"last": last, "axes": axes, "normalize": run})
 
-    def is_direct(self, use: Use) -> bool:
+    def is_direct(self, use: ParameterUse) -> bool:
         """Features last: rows before them; channels second: rows first."""
         if use.settings["last"]:
-            return use.layout.axis < len(use.output_shape) - use.settings["axes"]
-        return use.layout.axis == 0
+            return use.batch_axis.axis < len(use.output_shape) - use.settings["axes"]
+        return use.batch_axis.axis == 0
 
-    def direction_axis(self, use: Use) -> int:
+    def direction_axis(self, use: ParameterUse) -> int:
         """Features last: just before them; channels second: just after them."""
         return -1 - use.settings["axes"] if use.settings["last"] else _channel_axis(use) + 1
 
-    def direct(self, use: Use, stacked: Tensor, n: int) -> dict[str, Tensor]:
+    def direct_tangents(self, use: ParameterUse, stacked: Tensor, n: int) -> dict[str, Tensor]:
         """Sum over positions, in one direction."""
         use.activation()  # refuse an overwritten input
         with torch.no_grad():
             if "weight" in use.slots and "normalized" not in use.settings:  # kept for the other directions
-                use.settings["normalized"] = use.layout.rows(use.settings["normalize"]({}), n)
+                use.settings["normalized"] = use.batch_axis.rows(use.settings["normalize"]({}), n)
             normalized = use.settings.get("normalized")
         g = stacked.squeeze(self.direction_axis(use) % stacked.ndim)
         features = range(g.ndim - use.settings["axes"], g.ndim) if use.settings["last"] else (_channel_axis(use),)
@@ -89,6 +89,6 @@ def _affine(given: dict[str, Any]) -> Callable[[dict[str, Tensor | None]], Tenso
     return run
 
 
-def _channel_axis(use: Use) -> int:
+def _channel_axis(use: ParameterUse) -> int:
     """The channel axis in the rows view."""
-    return 1 if use.layout.multiplicity == 1 else 2
+    return 1 if use.batch_axis.multiplicity == 1 else 2

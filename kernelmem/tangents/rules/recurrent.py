@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Rewriting
+from kernelmem.tangents.capture import Decomposition
 
 __all__ = ["RecurrentRule"]
 
@@ -24,7 +24,7 @@ CELLS = {
 }
 
 
-class RecurrentRule(Rewriting):
+class RecurrentRule(Decomposition):
     """Elman networks, LSTM (Hochreiter and Schmidhuber 1997; with projections), GRU (Cho et al. 2014)."""
 
     functions = (*LAYERS, *CELLS)

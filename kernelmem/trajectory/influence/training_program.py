@@ -15,7 +15,7 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.tangents.derivatives.jvp import differentiable_kernels
-from kernelmem.tangents.prepare import Prepared, prepare
+from kernelmem.tangents.prepare import PreparedModel, prepare
 from kernelmem.training.losses import per_example_loss
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.influence.batch_gradient import BatchGradient, Tensors
@@ -38,7 +38,7 @@ TINY = 1e-300  # keeps 0 / 0 out
 class Program:
     """The steps of a run, what each began with, and a private float64 copy of the model."""
 
-    prepared: Prepared
+    prepared: PreparedModel
     loss: Callable[[Tensor, Tensor], Tensor]
     kind: type[ParameterFilter]
     steps: Sequence[Step]

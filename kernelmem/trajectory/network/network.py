@@ -18,9 +18,9 @@ from kernelmem.recording.replay import set_modes
 from kernelmem.tangents.capture import Capture, OperationRecorder, capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
 from kernelmem.tangents.derivatives.jvp import Linearized, differentiable_kernels, load_dual_rules
-from kernelmem.tangents.engine.engine import RULES
-from kernelmem.tangents.groups.outer import MixedGroup
-from kernelmem.tangents.prepare import prepare, refuse_training_mode
+from kernelmem.tangents.groups.mixed import MixedGroup
+from kernelmem.tangents.prepare import check_eval_mode, prepare
+from kernelmem.tangents.rules import RULES
 from kernelmem.tangents.survey import Survey, survey
 from kernelmem.trajectory.network.tangent_factors import Factors, Formed, Tangents, join, sweeps
 from kernelmem.trajectory.network.weight_blocks import (
@@ -55,7 +55,7 @@ class Network:
         )
         self.selected = self.prepared.parameters
         if evaluating is None:  # normalization without running statistics mixes rows even so
-            refuse_training_mode(self.prepared.module)
+            check_eval_mode(self.prepared.module)
         self.few = take(rows.to(dtype=torch.float64, device=torch.device("cpu")), torch.arange(4) % rows.n)
         self.sizes = {name: parameter.numel() for name, parameter in self.selected.items()}
         starts = [0]
@@ -117,7 +117,7 @@ class Network:
             if blocks is None:
                 return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
             if self._in_one_pass(blocks):
-                arguments = (self.found.layouts, self.fixed, self.selected, RULES, self.found.skip)
+                arguments = (self.found.batch_axes, self.fixed, self.selected, RULES, self.found.skip)
                 with BlockForward(blocks, *arguments):
                     return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
             found = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
@@ -180,7 +180,7 @@ class Network:
         def recorder(*arguments: Any) -> OperationRecorder:
             if blocks is None:
                 return OperationRecorder(*arguments)
-            return BlockRecorder(blocks, self.found.layouts, self.fixed, *arguments)
+            return BlockRecorder(blocks, self.found.batch_axes, self.fixed, *arguments)
 
         found = self.found
         return capture(
@@ -190,7 +190,7 @@ class Network:
             RULES,
             skip=found.skip,
             dense=found.dense,
-            layouts=found.layouts,
+            batch_axes=found.batch_axes,
             recorder=recorder,
         )
 
@@ -215,7 +215,7 @@ class Network:
             else:
                 assert blocks.stop is not None
                 along = {name: blocks.stop[name][block] - w[block] for name, w in blocks.start.items()}
-            linear = Linearized(self.prepared, rows.map(lambda leaf, i=index: leaf[i]), len(index), way="reverse")
+            linear = Linearized(self.prepared, rows.map(lambda leaf, i=index: leaf[i]), len(index), mode="reverse")
             slopes[index] = linear.jvp(along)
             outputs[index] = self.outputs(take(rows, index))
         return outputs, slopes

@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Capture, Use
+from kernelmem.tangents.capture import Capture, ParameterUse
 from kernelmem.tangents.engine.backward import collect, one_direction
-from kernelmem.tangents.groups.outer import Stack, outer_product, split_directions
+from kernelmem.tangents.groups.base import UseGradients
+from kernelmem.tangents.groups.outer import outer_product, split_directions
 from kernelmem.tangents.rules.linear import LinearRule
 
 __all__ = ["Factors", "Formed", "Tangents", "Vector", "Zero", "join", "sweeps"]
@@ -131,7 +132,7 @@ class Factors:
     def __init__(
         self,
         captured: Capture,
-        stacks: Mapping[int, Stack],
+        stacks: Mapping[int, UseGradients],
         sizes: Mapping[str, int],
         lying: tuple[int, int, int],
         k: int,
@@ -140,7 +141,7 @@ class Factors:
         self.S, self.q, self.r = lying
         self.shape = (self.S, self.r, k)
         self.like = captured.outputs
-        self.uses: dict[str, list[tuple[Use, str]]] = {name: [] for name in sizes}
+        self.uses: dict[str, list[tuple[ParameterUse, str]]] = {name: [] for name in sizes}
         for use in captured.uses:
             for slot, name in use.names.items():
                 if stacks.get(use.key) is not None:
@@ -172,13 +173,13 @@ class Factors:
             return None
         ((use, slot),) = self.uses[name]
         stacked = self.stacks[use.key]
-        outer = use.rule.outer(use, self.n)
+        outer = use.rule.outer_shape(use, self.n)
         if not isinstance(use.rule, LinearRule) or use.settings.get("transposed"):
             return None
         if outer is None or outer.positions != 1:
             return None
         assert isinstance(stacked, Tensor)
-        g = use.rule.gradients(use, stacked)[:, 0, 0].unflatten(0, (self.S, self.q, self.r))
+        g = use.rule.output_gradients(use, stacked)[:, 0, 0].unflatten(0, (self.S, self.q, self.r))
         if slot == "bias":
             return Vector(use.key, None, g)
         a = use.rule.activations(use, self.n, ones=False)[:, 0, 0]
@@ -199,18 +200,18 @@ class Factors:
         if len(self.uses[name]) != 1:
             return None
         ((use, slot),) = self.uses[name]
-        outer = use.rule.outer(use, self.n)
+        outer = use.rule.outer_shape(use, self.n)
         if slot != "weight" or outer is None or outer.groups != 1 or use.settings.get("transposed"):
             return None
         return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
 
-    def _form(self, use: Use, slot: str, part: slice, rows: slice, fan_in: int | None) -> Tensor:
+    def _form(self, use: ParameterUse, slot: str, part: slice, rows: slice, fan_in: int | None) -> Tensor:
         stacked = self.stacks[use.key]
         if not isinstance(stacked, Tensor):
             assert stacked is not None
             own = self._over_nodes(stacked[slot], rows)
             return own.reshape(*own.shape[:4], -1).sum(2)[..., part]
-        g = use.rule.gradients(use, stacked)  # (n, G, s, k, out)
+        g = use.rule.output_gradients(use, stacked)  # (n, G, s, k, out)
         if slot == "bias":
             return self._over_nodes(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., part]
         start = 0
@@ -222,10 +223,10 @@ class Factors:
         S, r, q = a.shape[:3]
         a, g = (t.transpose(2, 3).reshape(S * r, t.shape[3], q * t.shape[4], *t.shape[5:]) for t in (a, g))
         tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
-        whole = use.rule.in_shape(use, tangent).reshape(S, r, self.shape[2], -1)
+        whole = use.rule.to_weight_shape(use, tangent).reshape(S, r, self.shape[2], -1)
         return whole[..., part.start - start : part.stop - start]
 
-    def _activations_of(self, use: Use) -> Tensor:
+    def _activations_of(self, use: ParameterUse) -> Tensor:
         if use.key not in self._activations:
             self._activations[use.key] = use.rule.activations(use, self.n, ones=False)
         return self._activations[use.key]
@@ -235,9 +236,9 @@ class Factors:
         return tensor.unflatten(0, (self.S, self.q, self.r))[:, :, rows].transpose(1, 2)
 
 
-def sweeps(captured: Capture, cotangents: Tensor) -> dict[int, Stack]:
+def sweeps(captured: Capture, cotangents: Tensor) -> dict[int, UseGradients]:
     """Output gradients of every use in all directions: ``cotangents`` (n, k, C)."""
-    stacks: dict[int, Stack] = {}
+    stacks: dict[int, UseGradients] = {}
     k = cotangents.shape[1]
     if not captured.uses or not captured.outputs.requires_grad:
         return stacks

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kernelmem.tangents.batch_axis import Layout
-from kernelmem.tangents.capture import Again, Call, OperationRecorder, Rule
+from kernelmem.tangents.batch_axis import BatchAxis
+from kernelmem.tangents.capture import OperationRecorder, ParsedCall, Reparse, Rule
 
 __all__ = ["BlockForward", "BlockRecorder", "Blocks", "Segments"]
 
@@ -119,12 +119,12 @@ def _gathered(tensor: Tensor, index: Tensor, m: int) -> Tensor:
 
 def run_blocks(
     blocks: Blocks,
-    layout: Layout,
+    layout: BatchAxis,
     fixed: frozenset[int],
-    call: Call,
+    call: ParsedCall,
     names: Mapping[str, str],
     weights: Mapping[str, Tensor | None],
-    again: Again,
+    again: Reparse,
 ) -> Tensor:
     """Run one operation, the rows of each block with that block's weights."""
     m, S = layout.multiplicity, len(blocks.counts)
@@ -134,7 +134,7 @@ def run_blocks(
         whole = [call.run(_swapped(weights, names, end, 0)) for end in ends]
     elif call.run_blocks is not None and leading:
         even, back = blocks.evened
-        padded: Call | None = call
+        padded: ParsedCall | None = call
         if even is not None:
             padded = again(lambda tree: _mapped(tree, fixed, 0, blocks.n * m, lambda t: _gathered(t, even, m)))
         assert padded is not None
@@ -182,11 +182,13 @@ def _swapped(
 class BlockRecorder(OperationRecorder):
     """Meets every use of the parameters, each block of rows with its own."""
 
-    def __init__(self, blocks: Blocks, layouts: Mapping[int, Layout], fixed: frozenset[int], *arguments: Any) -> None:
+    def __init__(
+        self, blocks: Blocks, layouts: Mapping[int, BatchAxis], fixed: frozenset[int], *arguments: Any
+    ) -> None:
         super().__init__(*arguments)
         self.blocks, self.layouts, self.fixed = blocks, layouts, fixed
 
-    def run(self, call: Call, names: dict[str, str], weights: dict[str, Tensor | None], again: Again) -> Tensor:
+    def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
         """Block by block."""
         return run_blocks(self.blocks, self.layouts[self.calls], self.fixed, call, names, weights, again)
 

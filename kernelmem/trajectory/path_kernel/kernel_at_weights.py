@@ -11,9 +11,9 @@ from kernelmem.core.batches import Rows, as_rows
 from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.kernels.verification import verify
-from kernelmem.tangents.engine.engine import Engine, Side
+from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
-from kernelmem.tangents.groups.directions import KINDS, Directions, named_target
+from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections, named_target
 from kernelmem.tangents.prepare import check_rows, prepare
 from kernelmem.tangents.survey import Readout, Survey
 
@@ -42,7 +42,7 @@ class KernelAtWeights:
         Raises:
             InputError: an unknown kind of outputs, rows the model does not take, labels that do not fit.
         """
-        if outputs not in KINDS:
+        if outputs not in OUTPUT_KINDS:
             raise InputError(
                 f"outputs={outputs!r}",
                 expected='"trace", "diagonal", "full" or "pseudo"',
@@ -62,10 +62,12 @@ class KernelAtWeights:
         self.left = self._side(left, mine, "labels of x")
         self.right = None if right is None else self._side(right, theirs, "labels of y")
         C = self.prepared.n_outputs
-        directions = Directions(outputs, C) if target is None else Directions("target", C, named_target(target))
+        directions = (
+            OutputDirections(outputs, C) if target is None else OutputDirections("target", C, named_target(target))
+        )
         self._disturb()
         engine = Engine.build(self.prepared, self.left.rows, directions)
-        self.engine = replace(engine, found=_following(engine.found, self.prepared.module))
+        self.engine = replace(engine, survey=_following(engine.survey, self.prepared.module))
 
     @property
     def numbers(self) -> int:
@@ -86,10 +88,10 @@ class KernelAtWeights:
         """
         with torch.inference_mode(mode=False):
             self.set_state(state)
-            readout = self.engine.found.readout
+            readout = self.engine.survey.readout
             fresh = None if readout is None else Readout(readout.key, readout.weight, readout.factored)
             # What a readout computes from its weight it computes once.
-            engine = replace(self.engine, found=replace(self.engine.found, readout=fresh))
+            engine = replace(self.engine, survey=replace(self.engine.survey, readout=fresh))
             if check:
                 verify(engine, self.left, self.right, plan)
             return engine.kernel(self.left, self.right, plan)[""]
@@ -102,12 +104,12 @@ class KernelAtWeights:
                 if name in state:
                     tensor.copy_(state[name])
 
-    def _side(self, rows: Rows, labels: Any, name: str) -> Side:
+    def _side(self, rows: Rows, labels: Any, name: str) -> LabeledRows:
         prepared = self.prepared
         found = None
         if labels is not None:
             found = as_labels(labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
-        return Side(rows.to(dtype=prepared.dtype, device=prepared.device), found)
+        return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), found)
 
     def _disturb(self) -> None:
         """Move the weights to where none is zero by chance: what the survey then finds holds at all weights."""

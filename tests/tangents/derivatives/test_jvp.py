@@ -9,7 +9,7 @@ from torch import nn
 from kernelmem.core.batches import as_rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
 from kernelmem.kernels.reference import jacobian_of
-from kernelmem.tangents.derivatives.jvp import Linearized, choose_way, jvp, vjp
+from kernelmem.tangents.derivatives.jvp import Linearized, choose_mode, jvp, vjp
 from kernelmem.tangents.prepare import prepare
 
 
@@ -132,19 +132,19 @@ def relative(found, expected):
     return float((found.double() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("way", ["reverse", "forward", "chosen"])
+@pytest.mark.parametrize("mode", ["reverse", "forward", "chosen"])
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_products_equal_the_dense_jacobian(name, way, dtype, tolerance):
+def test_products_equal_the_dense_jacobian(name, mode, dtype, tolerance):
     prepared, x = ready(name, 4, dtype)
     exact, rows = ready(name, 4)
     J = jacobian_of(exact, rows)  # (n, C, P)
     w, u = torch.randn(4, 3, dtype=dtype), torch.randn(J.shape[2], dtype=dtype)
     assert relative(flatten(vjp(prepared, x.tree, 4, w)), torch.einsum("ncp,nc->p", J, w.double())) < tolerance
-    if way == "forward" and name == "lstm" and dtype == torch.float32:
+    if mode == "forward" and name == "lstm" and dtype == torch.float32:
         pytest.skip("torch has no forward-mode rule for it")
-    way = choose_way(prepared, x) if way == "chosen" else way
-    assert relative(jvp(prepared, x.tree, 4, unflatten(prepared, u), way=way), J @ u.double()) < tolerance
+    mode = choose_mode(prepared, x) if mode == "chosen" else mode
+    assert relative(jvp(prepared, x.tree, 4, unflatten(prepared, u), mode=mode), J @ u.double()) < tolerance
 
 
 def test_sparse_gradients_are_taken():
@@ -155,24 +155,24 @@ def test_sparse_gradients_are_taken():
     dense.module.load_state_dict(sparse.module.state_dict())
     w, u = normal(4, 3), unflatten(sparse, normal(sparse.n_parameters))
     assert relative(flatten(vjp(sparse, x.tree, 4, w)), flatten(vjp(dense, x.tree, 4, w))) < 1e-14
-    found = jvp(sparse, x.tree, 4, u, way=choose_way(sparse, x))
+    found = jvp(sparse, x.tree, 4, u, mode=choose_mode(sparse, x))
     assert relative(found, jacobian_of(dense, x) @ flatten(u)) < 1e-12
 
 
-@pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize("way", ["reverse", "forward"])
-def test_one_graph_serves_products_in_any_order(way, twice):
+@pytest.mark.parametrize("keep_graph", [False, True])
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_one_graph_serves_products_in_any_order(mode, keep_graph):
     prepared, x = ready("attention", 3)
     J = jacobian_of(prepared, x)
-    linearized = Linearized(prepared, x.tree, 3, way=way, twice=twice)
+    linearized = Linearized(prepared, x.tree, 3, mode=mode, keep_graph=keep_graph)
     for _ in range(2):
         w, u = torch.randn(3, 3, dtype=torch.float64), torch.randn(J.shape[2], dtype=torch.float64)
         assert relative(flatten(linearized.vjp(w)), torch.einsum("ncp,nc->p", J, w)) < 1e-12
         assert relative(linearized.jvp(unflatten(prepared, u)), J @ u) < 1e-12
 
 
-@pytest.mark.parametrize("way", ["reverse", "forward"])
-def test_outputs_without_parameters_have_zero_products(way):
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_outputs_without_parameters_have_zero_products(mode):
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
@@ -182,13 +182,13 @@ def test_outputs_without_parameters_have_zero_products(way):
             return x * 2
 
     prepared = prepare(Constant(), as_rows(normal(3, 2)), dtype=torch.float64)
-    assert choose_way(prepared, as_rows(normal(3, 2))) == "reverse"
+    assert choose_mode(prepared, as_rows(normal(3, 2))) == "reverse"
     assert flatten(vjp(prepared, normal(3, 2), 3, normal(3, 2))).tolist() == [0, 0]
-    assert not jvp(prepared, normal(3, 2), 3, {"idle": normal(2)}, way=way).any()
+    assert not jvp(prepared, normal(3, 2), 3, {"idle": normal(2)}, mode=mode).any()
 
 
 def test_convolutions_go_forward_and_all_else_in_reverse():
-    assert {name: choose_way(*ready(name, 2)) for name in ZOO} == {
+    assert {name: choose_mode(*ready(name, 2)) for name in ZOO} == {
         name: "forward" if name == "convolutional" else "reverse" for name in ZOO
     }
 
@@ -252,10 +252,10 @@ class Custom(nn.Module):
 def test_the_other_way_is_taken_where_the_first_fails():
     x = as_rows(normal(4, 5))
     prepared = prepare(Custom(OnlyForward), x, dtype=torch.float64)
-    assert choose_way(prepared, x) == "forward"
+    assert choose_mode(prepared, x) == "forward"
     u = torch.randn(prepared.n_parameters, dtype=torch.float64)
     expected = jacobian_of(prepared, x) @ u
-    assert relative(jvp(prepared, x.tree, 4, unflatten(prepared, u), way="forward"), expected) < 1e-12
+    assert relative(jvp(prepared, x.tree, 4, unflatten(prepared, u), mode="forward"), expected) < 1e-12
 
 
 class MixesRows(nn.Module):
@@ -305,7 +305,7 @@ def test_what_cannot_be_trusted_is_refused(make, error, words, n):
     x = as_rows(normal(n, 5))
     prepared = prepare(make(), x, dtype=torch.float64)
     with pytest.raises(error, match=words) as caught:
-        choose_way(prepared, x)
+        choose_mode(prepared, x)
     assert caught.value.expected
     assert caught.value.hint
 
@@ -330,8 +330,8 @@ def test_flags_random_state_and_parameters_are_left_alone(make):
     torch.backends.mha.set_fastpath_enabled(True)  # whatever an earlier test may have left
     state, seen = torch.get_rng_state(), flags()
     try:
-        way = choose_way(prepared, rows)
-        Linearized(prepared, rows.tree, 3, way=way).vjp(normal(3, 3))
+        mode = choose_mode(prepared, rows)
+        Linearized(prepared, rows.tree, 3, mode=mode).vjp(normal(3, 3))
     except UnsupportedModelError:
         assert make is WritesOver
     assert flags() == seen
@@ -340,12 +340,12 @@ def test_flags_random_state_and_parameters_are_left_alone(make):
     assert all(p.grad is None and p._backward_hooks is None for p in prepared.module.parameters())
 
 
-@pytest.mark.parametrize("way", ["reverse", "forward"])
-def test_surrounding_modes_do_not_matter(way):
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_surrounding_modes_do_not_matter(mode):
     prepared, x = ready("encoder", 3)
     w, u = normal(3, 3), unflatten(prepared, torch.randn(prepared.n_parameters, dtype=torch.float64))
-    gradient, tangent = flatten(vjp(prepared, x.tree, 3, w)), jvp(prepared, x.tree, 3, u, way=way)
-    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
-        with mode:
+    gradient, tangent = flatten(vjp(prepared, x.tree, 3, w)), jvp(prepared, x.tree, 3, u, mode=mode)
+    for surrounding in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with surrounding:
             assert torch.equal(flatten(vjp(prepared, x.tree, 3, w)), gradient)
-            assert torch.equal(jvp(prepared, x.tree, 3, u, way=way), tangent)
+            assert torch.equal(jvp(prepared, x.tree, 3, u, mode=mode), tangent)
