@@ -8,7 +8,7 @@ from torch import nn
 
 import kernelmem as km
 from experiments.path_equivalence.training import problem
-from kernelmem.plotting.ledger import ledger_figure
+from kernelmem.plotting import ledger_figure
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 
 __all__ = ["draw"]

@@ -121,34 +121,9 @@ class Spectrum:
 
     def plot(self) -> "Figure":
         """Eigenvalues against rank on logarithmic axes, with the rounding level and the default :meth:`decay` fit."""
-        from matplotlib.figure import Figure
+        from kernelmem.plotting.spectrum import spectrum_figure  # matplotlib is slow to import
 
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.add_subplot()
-        values = self.eigenvalues.cpu().numpy()
-        axes.set_xlabel("rank k")
-        axes.set_ylabel("eigenvalue of K")
-        axes.spines[["top", "right"]].set_visible(False)
-        if not self.rank:
-            axes.text(0.5, 0.5, "all eigenvalues are 0", ha="center", transform=axes.transAxes)
-            return figure
-        ranks = np.arange(1, len(values) + 1)
-        sure = values > self.rounding
-        axes.loglog(ranks[sure], values[sure], "o", markersize=3, color="#3b6fc4", label=f"{self.rank} eigenvalues")
-        if not sure.all():
-            # Where they lie below the level is rounding: drawn at the level, they say how many and no more.
-            label = f"{(~sure).sum()} at or below rounding"
-            axes.loglog(ranks[~sure], 0 * ranks[~sure] + self.rounding, "v", markersize=4, color="#aab1be", label=label)
-        # The level is drawn only where it is near: far below a well-conditioned kernel it would squeeze the curve flat.
-        elif self.rounding > values[-1] / 1e3:
-            axes.axhline(self.rounding, color="#5b6475", linewidth=0.9, dashes=(4, 2.5), label="rounding")
-        if self.rank >= 3:
-            fit = self.decay()
-            ends = np.array([fit.first, fit.last])
-            text = f"k^−{fit.exponent:.2f} (± {fit.se:.2g}), ranks {fit.first} to {fit.last}"
-            axes.loglog(ends, fit.scale * ends**-fit.exponent, color="#d9780f", linewidth=1.6, label=text)
-        axes.legend(frameon=False, fontsize=9, loc="upper right")
-        return figure
+        return spectrum_figure(self.eigenvalues, self.rounding, fit=self.decay() if self.rank >= 3 else None)
 
 
 def spectrum(kernel: Any) -> Spectrum:

@@ -1,69 +1,78 @@
-"""The picture of one prediction's ledger: which training examples pushed it up, which down, and what else did."""
+"""Figure of one prediction's ledger: the largest positive and negative contributions, and all other terms."""
+
+# ruff: noqa: D102 (attributes of protocols)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from torch import Tensor
 
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.plotting.style import BLUE, LINE, ORANGE, SOFT, TEXT, as_array, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kernelmem.trajectory.ledger.ledger import Ledger
+__all__ = ["LedgerLike", "ledger_figure"]
 
-__all__ = ["ledger_figure"]
-
-# Blue and orange are told apart with every kind of color vision.
-UP, DOWN, TEXT, SOFT, LINE, PAGE = "#3b6fc4", "#d9780f", "#1d2433", "#5b6475", "#d5d9e1", "#fefefd"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "kernelmem",
-    "text.parse_math": False,
-    "font.size": 10.5,
-    "text.color": TEXT,
-    "axes.edgecolor": LINE,
-    "axes.facecolor": "none",
-    "axes.labelcolor": SOFT,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": SOFT,
-    "ytick.labelcolor": TEXT,
-    "ytick.major.size": 0.0,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-}
-PAD = 0.08  # inches
-PITCH = 0.33  # inches a bar
+UP, DOWN = BLUE, ORANGE
+PITCH = 0.33  # inches per bar
 THUMBNAIL = 19.0  # points
-CURVES = 3  # up, and as many down
+CURVES = 3  # positive, and as many negative
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+TERMS = ("decay", "rounding", "buffers", "residual")
+
+
+class LedgerLike(Protocol):
+    """What is drawn of a ledger: ``contributions`` (m, n, k); the other tensors (m, k)."""
+
+    @property
+    def contributions(self) -> Tensor: ...
+    @property
+    def initial(self) -> Tensor: ...
+    @property
+    def final(self) -> Tensor: ...
+    @property
+    def decay(self) -> Tensor: ...
+    @property
+    def rounding(self) -> Tensor: ...
+    @property
+    def buffers(self) -> Tensor: ...
+    @property
+    def residual(self) -> Tensor: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def by(self) -> str: ...
+    @property
+    def sources(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What is drawn, read and checked."""
+    """Validated content of the figure.
 
-    contributions: np.ndarray  # (n,)
-    lines: list[tuple[str, float]]
-    order: list[int]  # examples shown: the largest upward first, the largest downward last
+    ``contributions`` (n,) of all sources; ``terms`` (name, value) of the whole change; ``shown`` the sources with a bar, the
+    largest positive contribution first and the largest negative one last; ``by`` the kind of source; ``named`` says that
+    ``labels`` are the names of the sources.
+    """
+
+    contributions: np.ndarray
+    terms: list[tuple[str, float]]
+    shown: list[int]
     images: np.ndarray | None
     image: np.ndarray | None
-    labels: Sequence[Any] | None
+    labels: list[object] | None
     steps: np.ndarray | None
-    by: str = "example"  # what the sources are
-    named: bool = False  # whether labels are names of the sources
+    by: str
+    named: bool
 
     def name(self, source: int) -> str:
-        """As the figure calls a source."""
+        """Return the label of a source in the figure."""
         number = f"step {source}" if self.by == "step" else f"no. {source}"
         if self.labels is None:
             return number
@@ -71,105 +80,103 @@ class _Content:
 
 
 def ledger_figure(
-    ledger: "Ledger",
+    ledger: LedgerLike,
     row: int,
     *,
     output: int | None = None,
-    image: Any = None,
-    images: Any = None,
-    labels: Any = None,
+    image: ArrayLike | None = None,
+    images: ArrayLike | None = None,
+    labels: ArrayLike | Sequence[object] | None = None,
     n: int = 8,
-    steps: Any = None,
+    steps: ArrayLike | None = None,
 ) -> "Figure":
-    """Draw the ledger of one row's output: the largest contributions up and down, and the other lines.
+    """Draw the ledger of one row's output: the largest positive and negative contributions, and the other terms.
 
     Args:
         ledger: what :func:`kernelmem.ledger` returns.
-        row: ordinal of the row.
-        output: which output; None: the one that is largest after training.
-        image: the row's own picture, (h, w) or (h, w, 3).
-        images: pictures of the training examples (or other sources), (n, h, w) or (n, h, w, 3).
-        labels: what these are called, one integer or string each.
-        n: how many bars up, and how many down, at most.
+        row: index of the row.
+        output: index of the output; None: the one that is largest after training.
+        image: the image of the row itself, (h, w) or (h, w, 3).
+        images: images of the training examples (or other sources), (n, h, w) or (n, h, w, 3).
+        labels: one integer or string per source.
+        n: largest number of positive bars, and of negative ones.
         steps: contributions summed up to each step, (T, n), for curves of the largest; or of all examples together, (T,).
 
     Raises:
-        InputError: no such row or output, pictures, labels or steps that are not one for each example.
+        InputError: no such row or output; images, labels or steps of the wrong shape.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    rows, _, outputs = ledger.contributions.shape
-    _check(row, rows, "row")
+    n_rows, _, n_outputs = ledger.contributions.shape
+    _check_index(row, n_rows, "row")
     output = int(ledger.final[row].argmax()) if output is None else output
-    _check(output, outputs, "output")
-    content = _read(ledger, row, output, image, images, labels, n, steps)
-    bars = max(len(content.order), 3)
-    height = PITCH * (bars + len(content.lines)) + 2.1
-    pictured, curved = content.image is not None, content.steps is not None
-    widths = [1.25] * pictured + [5.2] + [4.3] * curved
-    with mpl.rc_context(STYLE):
-        figure = Figure(
-            figsize=(sum(widths) + 1.9, height), layout=ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD), facecolor=PAGE
-        )
+    _check_index(output, n_outputs, "output")
+    content = _content(ledger, row, output, n, _Extras(image, images, labels, steps))
+    bars = max(len(content.shown), 3)
+    height = PITCH * (bars + len(content.terms)) + 2.1
+    with_image, with_curves = content.image is not None, content.steps is not None
+    widths = [1.25] * with_image + [5.2] + [4.3] * with_curves
+    with style(
+        font_size=10.5, axes_titlecolor=SOFT, axes_edgecolor=LINE, axes_spines_left=False, ytick_labelcolor=TEXT
+    ):
+        figure = new_figure(sum(widths) + 1.9, height)
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
         grid = figure.add_gridspec(
-            2, len(widths), width_ratios=widths, height_ratios=[bars + 1.0, len(content.lines) + 0.6]
+            2, len(widths), width_ratios=widths, height_ratios=[bars + 1.0, len(content.terms) + 0.6]
         )
-        if pictured:
-            _picture(figure.add_subplot(grid[0, 0]), content)
-        _bars(figure.add_subplot(grid[0, int(pictured)]), content)
-        _lines(figure.add_subplot(grid[1, int(pictured)]), content)
-        if curved:
-            _curves(figure.add_subplot(grid[:, -1]), content)
+        if with_image:
+            _draw_image(figure.add_subplot(grid[0, 0]), content)
+        _draw_contributions(figure.add_subplot(grid[0, int(with_image)]), content)
+        _draw_terms(figure.add_subplot(grid[1, int(with_image)]), content)
+        if with_curves:
+            _draw_curves(figure.add_subplot(grid[:, -1]), content)
         change = float(ledger.final[row, output] - ledger.initial[row, output])
         name = ledger.names[output]
-        figure.suptitle(
-            f"What moved {f'output {name}' if name.isdigit() else f'the {name}'} of row {row} by {_number(change, sign=True)}",
-            x=0.01,
-            ha="left",
-            fontsize=13,
-            weight="bold",
-        )
+        name = f"output {name}" if name.isdigit() else name.replace("_", " ")
+        title = f"Contributions to {name} of row {row}: {_number(change, sign=True)}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13)
         figure.supxlabel(_caption(content), x=0.01, ha="left", fontsize=10, color=SOFT)
     return figure
 
 
-def _read(
-    ledger: "Ledger", row: int, output: int, image: Any, images: Any, labels: Any, n: int, steps: Any
-) -> _Content:
-    own = ledger.contributions[row, :, output].numpy()
+@dataclass(frozen=True)
+class _Extras:
+    """Images, labels and cumulative steps as the user passed them."""
+
+    image: ArrayLike | None
+    images: ArrayLike | None
+    labels: ArrayLike | Sequence[object] | None
+    steps: ArrayLike | None
+
+
+def _content(ledger: LedgerLike, row: int, output: int, n: int, extras: _Extras) -> _Content:
+    contributions = as_array(ledger.contributions[row, :, output])
+    N = len(contributions)
     if n < 1:
-        raise InputError(f"n={n}", expected="at least one bar up and one down", hint="pass n=8")
-    images, steps = (None if value is None else np.asarray(value) for value in (images, steps))
-    if images is not None and (len(images) != len(own) or images.ndim not in (3, 4)):
-        raise _misfit("images", images.shape, f"({len(own)}, h, w) or ({len(own)}, h, w, 3)")
-    if labels is not None and len(labels) != len(own):
-        raise _misfit("labels", (len(labels),), f"({len(own)},)")
-    if steps is not None and not (steps.ndim == 1 or (steps.ndim == 2 and steps.shape[1] == len(own))):
-        raise _misfit("steps", steps.shape, f"(T, {len(own)}) or (T,)")
-    if image is not None:
-        image = np.asarray(image)
-        if image.ndim not in (2, 3):
-            raise _misfit("image", image.shape, "(h, w) or (h, w, 3)")
-    names = None if labels is None else [value.item() if hasattr(value, "item") else value for value in labels]
-    ranked = np.argsort(-own, kind="stable")
-    up = [int(i) for i in ranked[:n] if own[i] > 0]
-    down = [int(i) for i in ranked[::-1][:n] if own[i] < 0]
-    lines = [
+        raise InputError(f"n={n}", expected="at least one bar per direction", hint="pass n=8")
+    image, images, steps = (None if v is None else as_array(v) for v in (extras.image, extras.images, extras.steps))
+    labels = None if extras.labels is None else list(as_array(extras.labels).tolist())  # pyright: ignore[reportArgumentType]
+    if images is not None and (len(images) != N or images.ndim not in (3, 4)):
+        raise _misfit("images", images.shape, f"({N}, h, w) or ({N}, h, w, 3)")
+    if labels is not None and len(labels) != N:
+        raise _misfit("labels", (len(labels),), f"({N},)")
+    if steps is not None and not (steps.ndim == 1 or (steps.ndim == 2 and steps.shape[1] == N)):
+        raise _misfit("steps", steps.shape, f"(T, {N}) or (T,)")
+    if image is not None and image.ndim not in (2, 3):
+        raise _misfit("image", image.shape, "(h, w) or (h, w, 3)")
+    ranked = np.argsort(-contributions, kind="stable")
+    up = [int(i) for i in ranked[:n] if contributions[i] > 0]
+    down = [int(i) for i in ranked[::-1][:n] if contributions[i] < 0]
+    terms = [
         ("before training", float(ledger.initial[row, output])),
-        (f"{ledger.by}s, up", float(own[own > 0].sum())),
-        (f"{ledger.by}s, down", float(own[own < 0].sum())),
+        (f"{ledger.by}s, positive", float(contributions[contributions > 0].sum())),
+        (f"{ledger.by}s, negative", float(contributions[contributions < 0].sum())),
+        *((name, float(getattr(ledger, name)[row, output])) for name in TERMS),
+        ("after training", float(ledger.final[row, output])),
     ]
-    lines += [
-        (name, float(getattr(ledger, name)[row, output])) for name in ("decay", "rounding", "buffers", "residual")
-    ]
-    lines.append(("after training", float(ledger.final[row, output])))
-    named = bool(ledger.sources) and names == list(ledger.sources)
-    return _Content(own, lines, up + down[::-1], images, image, names, steps, ledger.by, named)
+    named = bool(ledger.sources) and labels == list(ledger.sources)
+    return _Content(contributions, terms, up + down[::-1], images, image, labels, steps, ledger.by, named)
 
 
-def _picture(axes: "Axes", content: _Content) -> None:
+def _draw_image(axes: "Axes", content: _Content) -> None:
     assert content.image is not None
     axes.imshow(content.image, cmap="gray", interpolation="nearest")
     axes.set(xticks=[], yticks=[], anchor="N")
@@ -177,133 +184,112 @@ def _picture(axes: "Axes", content: _Content) -> None:
     axes.set_title("this row")
 
 
-def _bars(axes: "Axes", content: _Content) -> None:
+def _draw_contributions(axes: "Axes", content: _Content) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    values = content.contributions[content.order]
-    places = np.arange(len(values)) + 0.6 * (values < 0)  # a gap between up and down
+    values = content.contributions[content.shown]
+    places = np.arange(len(values)) + 0.6 * (values < 0)  # a gap between positive and negative
     axes.barh(places, values, height=0.72, color=[UP if value > 0 else DOWN for value in values], linewidth=0)
-    _frame(axes, places, values, [content.name(i) for i in content.order])
-    what = "training examples" if content.by == "example" else f"{content.by}s"
-    axes.set_title(f"{what} that moved it most")
+    _label_bars(axes, places, values, [content.name(i) for i in content.shown])
+    axes.set_title(f"largest contributions of {'training examples' if content.by == 'example' else f'{content.by}s'}")
     if len(values) == 0:
-        axes.text(0.5, 0.5, f"no {content.by} moved it", ha="center", color=SOFT, transform=axes.transAxes)
+        axes.text(0.5, 0.5, "all contributions are zero", ha="center", color=SOFT, transform=axes.transAxes)
     if content.images is None:
         return
     axes.tick_params(axis="y", pad=THUMBNAIL + 7)
     low, high = float(content.images.min()), float(content.images.max())
-    for place, example in zip(places, content.order, strict=True):
-        pixels = content.images[example]
-        shown = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape[:2]), cmap="gray", interpolation="nearest")
-        shown.image.set_clim(low, high)
-        at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "boxcoords": "offset points"}
-        axes.add_artist(
-            AnnotationBbox(
-                shown, (0, place), (-THUMBNAIL / 2 - 3, 0), frameon=False, pad=0, annotation_clip=False, **at
-            )
-        )
+    for place, source in zip(places, content.shown, strict=True):
+        pixels = content.images[source]
+        thumbnail = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape[:2]), cmap="gray", interpolation="nearest")
+        thumbnail.image.set_clim(low, high)
+        box = AnnotationBbox(
+            thumbnail, (0, place), (-THUMBNAIL / 2 - 3, 0), xycoords=axes.get_yaxis_transform(), boxcoords="offset points",
+            frameon=False, pad=0, annotation_clip=False,
+        )  # fmt: skip
+        axes.add_artist(box)
 
 
-def _lines(axes: "Axes", content: _Content) -> None:
-    names, found = zip(*content.lines, strict=True)
-    values, places = np.array(found), np.arange(len(found))
-    ends = {"before training": TEXT, "after training": TEXT}
-    colors = [
-        UP if name.endswith(", up") else DOWN if name.endswith(", down") else ends.get(name, SOFT) for name in names
-    ]
-    axes.barh(places, values, height=0.6, color=colors, linewidth=0)
-    _frame(axes, places, values, list(names))
-    axes.set_title("the whole account")
+def _draw_terms(axes: "Axes", content: _Content) -> None:
+    names, values = [name for name, _ in content.terms], np.array([value for _, value in content.terms])
+    colors = {"before training": TEXT, "after training": TEXT, names[1]: UP, names[2]: DOWN}
+    places = np.arange(len(names))
+    axes.barh(places, values, height=0.6, color=[colors.get(name, SOFT) for name in names], linewidth=0)
+    _label_bars(axes, places, values, names)
+    axes.set_title("all terms")
 
 
-def _frame(axes: "Axes", places: np.ndarray, values: np.ndarray, names: list[str]) -> None:
-    """Names at the left, values at the ends of bars, room for both."""
+def _label_bars(axes: "Axes", places: np.ndarray, values: np.ndarray, names: list[str]) -> None:
+    """Write the names at the left and the values at the ends of the bars, with room for both."""
     axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0)
     axes.set_ylim((places[-1] if len(places) else 0) + 0.6, -0.6)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.axvline(0, color=SOFT, linewidth=0.8)
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
     low, high = min(0.0, float(values.min(initial=0.0))), max(0.0, float(values.max(initial=0.0)))
-    room = 0.3 * ((high - low) or largest)  # for a value beside a bar that reaches an end
+    room = 0.3 * ((high - low) or largest)  # for a value next to a bar that reaches an end
     axes.set_xlim(low - (room if low < 0 else 0.02 * room), high + room)
     for place, value in zip(places, values, strict=True):
         side = -1 if value < 0 else 1
         axes.annotate(
-            _number(value, sign=True),
-            (value, place),
-            (4 * side, 0),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="center",
-            fontsize=9.5,
-            color=SOFT,
-        )
+            _number(value, sign=True), (value, place), (4 * side, 0), textcoords="offset points",
+            ha="left" if side > 0 else "right", va="center", fontsize=9.5, color=SOFT,
+        )  # fmt: skip
 
 
-def _curves(axes: "Axes", content: _Content) -> None:
+def _draw_curves(axes: "Axes", content: _Content) -> None:
     assert content.steps is not None
     axes.axhline(0, color=SOFT, linewidth=0.8)
     axes.grid(axis="y")
-    axes.set_xlabel("steps taken")
-    axes.tick_params(axis="y", labelcolor=SOFT)
-    along = np.arange(len(content.steps) + 1)
+    axes.set_xlabel("training step")
+    axes.tick_params(axis="y", labelcolor=SOFT, length=0)
+    time = np.arange(len(content.steps) + 1)
     summed = np.concatenate([np.zeros_like(content.steps[:1]), content.steps])
     if summed.ndim == 1:
-        axes.plot(along, summed, color=TEXT, linewidth=1.8)
-        axes.set_title("all examples, summed up to each step")
+        axes.plot(time, summed, color=TEXT, linewidth=1.8)
+        axes.set_title("cumulative contribution of all examples")
         return
-    axes.set_title("the largest, summed up to each step")
-    ups = [i for i in content.order if content.contributions[i] > 0][:CURVES]
-    downs = [i for i in content.order if content.contributions[i] < 0][::-1][:CURVES]
-    order = ups + downs
-    used = {UP: 0, DOWN: 0}
-    for example in order:
-        color = UP if content.contributions[example] > 0 else DOWN
-        axes.plot(along, summed[:, example], color=color, linewidth=1.6, linestyle=DASHES[used[color]])
-        used[color] += 1
+    axes.set_title("largest contributions, cumulative")
+    ups = [i for i in content.shown if content.contributions[i] > 0][:CURVES]
+    downs = [i for i in content.shown if content.contributions[i] < 0][::-1][:CURVES]
+    for color, sources in ((UP, ups), (DOWN, downs)):
+        for source, dashes in zip(sources, DASHES, strict=False):
+            axes.plot(time, summed[:, source], color=color, linewidth=1.6, linestyle=dashes)
     low, high = axes.get_ylim()
-    ends = [float(summed[-1, example]) for example in order]
-    apart = 0.035 * (high - low)
-    for example, end, place in zip(order, ends, _spread(ends, apart), strict=True):
-        color = UP if content.contributions[example] > 0 else DOWN
-        thin: dict[str, Any] = {"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 1}
+    sources = ups + downs
+    ends = [float(summed[-1, source]) for source in sources]
+    for source, end, place in zip(sources, ends, _spread(ends, 0.045 * (high - low)), strict=True):
         axes.annotate(
-            content.name(example),
-            (float(along[-1]), end),
-            (1.05, place),
-            textcoords=axes.get_yaxis_transform(),
-            va="center",
-            color=color,
-            fontsize=9.5,
-            arrowprops=thin,
-        )
+            content.name(source), (float(time[-1]), end), (1.05, place), textcoords=axes.get_yaxis_transform(), va="center",
+            color=UP if content.contributions[source] > 0 else DOWN, fontsize=9.5,
+            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 1},
+        )  # fmt: skip
 
 
 def _spread(ends: list[float], apart: float) -> list[float]:
-    """Places for words beside ``ends``, at least ``apart`` from each other, moved as little as a sweep finds."""
+    """Move values as little as needed until neighbors are ``apart``, in the same order."""
     order = np.argsort(ends)
     placed = np.array(ends)[order]
     for _ in range(100):
-        gaps = np.diff(placed)
-        close = np.maximum(apart - gaps, 0.0) / 2
-        if not (close > 1e-6 * apart).any():
+        overlap = np.maximum(apart - np.diff(placed), 0.0) / 2
+        if not (overlap > 1e-6 * apart).any():
             break
-        placed[:-1] -= close
-        placed[1:] += close
-    found = np.empty(len(ends))
-    found[order] = placed
-    return found.tolist()
+        placed[:-1] -= overlap
+        placed[1:] += overlap
+    spread = np.empty(len(ends))
+    spread[order] = placed
+    return spread.tolist()
 
 
 def _caption(content: _Content) -> str:
-    own = content.contributions
-    mass, total = float(np.abs(own).sum()), float(own.sum())
-    shown = float(np.abs(own[content.order]).sum()) / mass if mass else 0.0
-    ratio = f"{mass / abs(total):.1f} times their sum" if total else "their sum is zero"
+    contributions = content.contributions
+    mass, total = float(np.abs(contributions).sum()), float(contributions.sum())
+    share = float(np.abs(contributions[content.shown]).sum()) / mass if mass else 0.0
+    ratio = f"{mass / abs(total):.1f} times |Σc|" if total else "and Σc is zero"
     return (
-        f"Mass of the {len(own):,} {content.by}s: {_number(mass)}, {ratio}; those shown carry {shown:.0%} of it.\n"
-        "An account of the training that took place; what another training would give is another question."
+        f"Σ|c| over the {len(contributions):,} {content.by}s is {_number(mass)}, {ratio}; the bars hold {share:.0%} of it.\n"
+        "The ledger describes the recorded run; for counterfactuals use kernelmem.influence."
     )
 
 
@@ -312,12 +298,10 @@ def _number(value: float, *, sign: bool = False) -> str:
     return text.rstrip(".").replace("-", "\N{MINUS SIGN}")
 
 
-def _check(value: int, size: int, name: str) -> None:
+def _check_index(value: int, size: int, name: str) -> None:
     if not 0 <= value < size:
         raise InputError(f"{name}={value}", expected=f"0..{size - 1}", hint="see ledger.contributions.shape")
 
 
-def _misfit(name: str, shape: Any, expected: str) -> InputError:
-    return InputError(
-        f"{name} of shape {tuple(shape)}", expected=expected, hint="give one for each source of the ledger"
-    )
+def _misfit(name: str, shape: Sequence[int], expected: str) -> InputError:
+    return InputError(f"{name} of shape {tuple(shape)}", expected=expected, hint="pass one per source of the ledger")

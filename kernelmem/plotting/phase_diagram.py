@@ -1,72 +1,94 @@
-"""The maps of an atlas: what happens over pairs of axes, and where training labels begin to be fitted."""
+"""Figure of a phase diagram: maps over pairs of axes, with the line where training labels begin to be fitted."""
+
+# ruff: noqa: D102 (attributes of protocols)
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from kernelmem.plotting.style import as_array, new_figure, style
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kernelmem.double_descent.sweeps.phase_diagram import PhaseDiagram
-
-__all__ = ["atlas_figure"]
-
-TEXT = "#1d2433"
+__all__ = ["PhaseDiagramLike", "phase_diagram_figure"]
 
 
-def atlas_figure(found: "PhaseDiagram") -> "Figure":
-    """Draw test error (above) and memorized flips (below) over width and rows, steps or noise; last, the kernel.
+class PhaseDiagramLike(Protocol):
+    """What is drawn of a phase diagram: metrics (S, R, N, W, T), ``kernel_flips`` (S, R, N, W), and the four axes."""
 
-    The other axes stand at their last value. The line is the training error epsilon: labels are fitted to its right. Colors
-    of the test error end at its 90 % quantile: the least networks would take all of them.
+    @property
+    def noise(self) -> Sequence[float]: ...
+    @property
+    def samples(self) -> Sequence[int]: ...
+    @property
+    def widths(self) -> Sequence[int]: ...
+    @property
+    def steps(self) -> Sequence[int]: ...
+    @property
+    def test_error(self) -> Tensor: ...
+    @property
+    def train_error(self) -> Tensor: ...
+    @property
+    def memorized_flips(self) -> Tensor: ...
+    @property
+    def kernel_flips(self) -> Tensor: ...
+    @property
+    def epsilon(self) -> float: ...
+
+
+def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
+    """Draw test error (top) and memorized flips (bottom) over width and rows, steps or noise; at the right, the kernel.
+
+    The other axes are fixed at their last value. On the white line the training error is epsilon; networks to its right fit
+    their labels. The color scale of the test error ends at its 90 % quantile, since the smallest networks would use all of it.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    pairs: tuple[tuple[str, Sequence[float], tuple[object, ...]], ...] = (
-        ("training rows", found.samples, (-1, slice(None), slice(None), -1)),
-        ("step", found.steps, (-1, -1, slice(None), slice(None))),
-        ("share of wrong labels", found.noise, (slice(None), -1, slice(None), -1)),
+    last, free = -1, slice(None)
+    # indices into (noise, samples, widths, steps): the map of each pair of axes
+    pairs: tuple[tuple[str, Sequence[float], tuple[int | slice, ...]], ...] = (
+        ("training rows", diagram.samples, (last, free, free, last)),
+        ("step", diagram.steps, (last, last, free, free)),
+        ("share of wrong labels", diagram.noise, (free, last, free, last)),
     )
-    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem", "font.size": 9}):
-        figure = Figure(figsize=(13.2, 6.2), layout="constrained")
+    test_error, memorized, train_error, kernel_flips = (
+        as_array(values).mean(0)
+        for values in (diagram.test_error, diagram.memorized_flips, diagram.train_error, diagram.kernel_flips)
+    )
+    with style(font_size=9, axes_spines_top=True, axes_spines_right=True):
+        figure = new_figure(13.2, 6.2)
         panels = figure.subplots(2, 4)
-        for line, (name, cube, scale) in enumerate(
-            (("test error", found.test_error, "viridis"), ("flipped labels memorized", found.memorized_flips, "magma"))
-        ):
-            top = float(np.nanquantile(cube.mean(0)[-1].numpy(), 0.9)) if line == 0 else 1.0
-            for axes, (label, values, where) in zip(panels[line], pairs, strict=False):
-                own, fitted = (_map(z, where, turned=label == "step") for z in (cube, found.train_error))
-                axes.imshow(own, origin="lower", aspect="auto", cmap=scale, vmin=0, vmax=top)
-                if (fitted <= found.epsilon).any() and (fitted > found.epsilon).any() and min(fitted.shape) > 1:
-                    axes.contour(fitted, levels=[found.epsilon], colors="white", linewidths=1.6)
-                _ticks(axes, found.widths, values, label)
-                axes.set_title(name, loc="left", color=TEXT)
-            figure.colorbar(panels[line, 2].images[0], ax=panels[line, 2])
+        rows = (
+            ("Test error", test_error, "viridis", float(np.nanquantile(test_error[last], 0.9))),
+            ("Share of flipped labels memorized", memorized, "magma", 1.0),
+        )
+        for row, (title, metric, colors, top) in enumerate(rows):
+            for axes, (label, values, where) in zip(panels[row], pairs, strict=False):
+                image, fitted = metric[where], train_error[where]
+                if label == "step":  # (widths, steps) -> (steps, widths)
+                    image, fitted = image.T, fitted.T
+                axes.imshow(image, origin="lower", aspect="auto", cmap=colors, vmin=0, vmax=top)
+                if (fitted <= diagram.epsilon).any() and (fitted > diagram.epsilon).any() and min(fitted.shape) > 1:
+                    axes.contour(fitted, levels=[diagram.epsilon], colors="white", linewidths=1.6)
+                _ticks(axes, diagram.widths, values, label)
+                axes.set_title(title)
+            figure.colorbar(panels[row, 2].images[0], ax=panels[row, 2])
         for axes, (label, values, where) in zip(panels[:, 3], (pairs[0], pairs[2]), strict=True):
-            own = _map(found.kernel_flips, where[:-1], turned=False)
-            image = axes.imshow(own, origin="lower", aspect="auto", cmap="magma")
+            image = axes.imshow(kernel_flips[where[:-1]], origin="lower", aspect="auto", cmap="magma")
             figure.colorbar(image, ax=axes)
-            _ticks(axes, found.widths, values, label)
-            axes.set_title("flips memorized by the initial tangent kernel", loc="left", color=TEXT, fontsize=8)
+            _ticks(axes, diagram.widths, values, label)
+            axes.set_title("Flips memorized by the\ninitial tangent kernel")
         figure.suptitle(
-            f"noise {found.noise[-1]:g}, {found.samples[-1]} rows, step {found.steps[-1]} where they are not an axis;"
-            f" white line: training error {found.epsilon:g}",
-            x=0.01, ha="left", color=TEXT,
+            f"Noise {diagram.noise[-1]:g}, {diagram.samples[-1]:,} rows, step {diagram.steps[-1]:,} where not on an axis."
+            f" White line: training error {diagram.epsilon:g}",
+            x=0.01, ha="left",
         )  # fmt: skip
         return figure
 
 
-def _map(cube: Tensor, where: tuple[object, ...], *, turned: bool) -> np.ndarray:
-    """Mean over seeds at some values; lines are the other axis, columns widths."""
-    own = cube.mean(0)[where].numpy()  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return own.T if turned else own
-
-
-def _ticks(axes: object, widths: Sequence[float], values: Sequence[float], label: str) -> None:
-    axes.set_xticks(range(len(widths)), [f"{own:g}" for own in widths])  # type: ignore[attr-defined]
-    axes.set_yticks(range(len(values)), [f"{own:g}" for own in values])  # type: ignore[attr-defined]
-    axes.set_xlabel("width")  # type: ignore[attr-defined]
-    axes.set_ylabel(label)  # type: ignore[attr-defined]
+def _ticks(axes: "Axes", widths: Sequence[float], values: Sequence[float], label: str) -> None:
+    axes.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
+    axes.set_yticks(range(len(values)), [f"{value:g}" for value in values])
+    axes.set(xlabel="width", ylabel=label)

@@ -1,75 +1,104 @@
-"""The picture of a prediction: the expected error, its range over initial networks, GCV, and what was measured."""
+"""Figure of a predicted learning curve: expected error, range over initial networks, GCV, measurements."""
+
+# ruff: noqa: D102 (attributes of protocols)
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
+from kernelmem.plotting.style import BLUE, GRAY, ORANGE, as_array, new_figure, number_ticks, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kernelmem.double_descent.prediction.predict import Prediction
+__all__ = ["PredictionLike", "prediction_figure"]
 
-__all__ = ["prediction_figure"]
-
-BLUE, ORANGE, GRAY, TEXT = "#3b6fc4", "#d9780f", "#5b6475", "#1d2433"
-NAMES = {"width": "width", "samples": "training rows", "ridge": "ridge"}
+AXIS_LABELS = {"samples": "training rows"}
 TICKS = 9
-WIDTH = 80  # letters in a line of the title
+TITLE_WIDTH = 80  # characters
 
 
-def prediction_figure(prediction: "Prediction", measured: Any = None) -> "Figure":
-    """Draw it; ``measured`` (A,) or (runs, A) as means with bars of two standard errors."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+class PredictionLike(Protocol):
+    """What is drawn of a prediction: tensors (A,), or (S, A) for ``by_seed``."""
 
-    runs = None if measured is None else as_tensor(measured, "measured", dtype=torch.float64)
-    if runs is not None:
-        runs = runs[None] if runs.ndim == 1 else runs
-        if runs.ndim != 2 or runs.shape[1] != len(prediction.axis):
-            raise InputError(
-                f"measured of shape {tuple(runs.shape)}", expected=f"(runs, {len(prediction.axis)})", hint="check it"
-            )
-    axis = prediction.axis.numpy()
-    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem"}):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    @property
+    def axis_name(self) -> str: ...
+    @property
+    def axis(self) -> Tensor: ...
+    @property
+    def expected(self) -> Tensor: ...
+    @property
+    def low(self) -> Tensor: ...
+    @property
+    def high(self) -> Tensor: ...
+    @property
+    def noisy(self) -> Tensor: ...
+    @property
+    def gcv(self) -> Tensor | None: ...
+    @property
+    def by_seed(self) -> Tensor: ...
+    @property
+    def setting(self) -> str: ...
+
+
+def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = None) -> "Figure":
+    """Draw the predicted curve and, as means with bars of two standard errors, what was measured: (A,) or (runs, A).
+
+    Raises:
+        InputError: ``measured`` of another shape.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    runs = None if measured is None else _as_runs(measured, len(prediction.axis))
+    axis = as_array(prediction.axis)
+    with style():
+        figure = new_figure(6.4, 3.8)
         axes = figure.add_subplot()
         axes.set_xscale("log" if axis[0] > 0 else "linear")
         axes.set_yscale("log")
-
-        def shown(values: torch.Tensor) -> Any:  # infinite at a threshold: a gap in the line
-            return torch.where(torch.isfinite(values), values, torch.nan).numpy()
-
-        low, high = shown(prediction.low), shown(prediction.high)
         if len(prediction.by_seed) > 1:
-            axes.fill_between(axis, low, high, color=BLUE, alpha=0.18, linewidth=0)
-        axes.plot(axis, shown(prediction.expected), "-", color=BLUE, linewidth=1.6, label="expected, clean labels")
+            low, high = _with_gaps(prediction.low), _with_gaps(prediction.high)
+            axes.fill_between(axis, low, high, color=BLUE, alpha=0.18, linewidth=0, label="range over initial networks")
+        axes.plot(axis, _with_gaps(prediction.expected), "-", color=BLUE, label="expected, clean labels")
         if prediction.gcv is not None:
-            axes.plot(axis, shown(prediction.noisy), "--", color=GRAY, linewidth=1.1, label="expected, noisy labels")
-            axes.plot(axis, shown(prediction.gcv), "x", color=GRAY, markersize=5, label="GCV of the training rows")
+            axes.plot(
+                axis, _with_gaps(prediction.noisy), "--", color=GRAY, linewidth=1.1, label="expected, noisy labels"
+            )
+            axes.plot(axis, _with_gaps(prediction.gcv), "x", color=GRAY, markersize=5, label="GCV of the training rows")
         if runs is not None:
             R = len(runs)
-            error = 2 * runs.std(0, correction=1).numpy() / R**0.5 if R > 1 else None
+            error = 2 * runs.std(0, ddof=1) / R**0.5 if R > 1 else None
             label = f"measured, {R} run{'s' * (R != 1)}" + (", ± 2 standard errors" if R > 1 else "")
-            axes.errorbar(
-                axis, runs.mean(0).numpy(), yerr=error, fmt="o", color=ORANGE, markersize=4, linewidth=1.2, label=label
-            )
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        step = -(-len(axis) // TICKS)
-        axes.xaxis.set_major_locator(FixedLocator(axis[::step].tolist()))
+            axes.errorbar(axis, runs.mean(0), yerr=error, fmt="o", color=ORANGE, linewidth=1.2, label=label)
+        number_ticks(axes.xaxis, axes.get_xlim())
+        number_ticks(axes.yaxis, axes.get_ylim())
+        axes.xaxis.set_major_locator(FixedLocator(axis[:: -(-len(axis) // TICKS)].tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
-        bottom, top = axes.get_ylim()
-        for own in (axes.xaxis, axes.yaxis):
-            own.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(plain if top < 10 * bottom else FuncFormatter(lambda *_: ""))
-        title = textwrap.fill(f"before training: {prediction.setting}", WIDTH)
-        axes.set_title(title, loc="left", fontsize=10, color=TEXT)
-        axes.set_xlabel(NAMES[prediction.axis_name])
-        axes.set_ylabel("mean squared error")
-        axes.legend(frameon=False, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(textwrap.fill(f"Predicted before training: {prediction.setting}", TITLE_WIDTH))
+        axes.set(xlabel=AXIS_LABELS.get(prediction.axis_name, prediction.axis_name), ylabel="mean squared error")
+        axes.legend()
         return figure
+
+
+def _as_runs(measured: ArrayLike, n: int) -> np.ndarray:
+    """Return ``measured`` as (runs, n)."""
+    runs = as_array(as_tensor(measured, "measured", dtype=torch.float64))
+    runs = runs[None] if runs.ndim == 1 else runs
+    if runs.ndim != 2 or runs.shape[1] != n:
+        raise InputError(
+            f"measured of shape {runs.shape}",
+            expected=f"({n},) or (runs, {n})",
+            hint="pass one value for each point of the predicted axis",
+        )
+    return runs
+
+
+def _with_gaps(values: Tensor) -> np.ndarray:
+    """Return the values with NaN, a gap in the line, where they are infinite (at a threshold)."""
+    array = as_array(values)
+    return np.where(np.isfinite(array), array, np.nan)

@@ -1,50 +1,60 @@
-"""The picture of a ridge choice: the error of every ridge that was tried, and the one that was taken."""
+"""Figure of a ridge choice: leave-one-out error against ridge, with the chosen ridge."""
 
-from typing import TYPE_CHECKING
+# ruff: noqa: D102 (attributes of protocols)
 
-import torch
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from kernelmem.plotting.style import BLUE, ORANGE, PALE, SOFT, as_array, new_figure, number_ticks, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from kernelmem.kernel_machines.model_selection.ridge_selection import RidgeChoice
-
-__all__ = ["ridge_figure"]
-
-BLUE, ORANGE, GRAY, PALE, TEXT = "#3b6fc4", "#d9780f", "#5b6475", "#eef0f4", "#1d2433"
+__all__ = ["RidgeChoiceLike", "ridge_figure"]
 
 
-def ridge_figure(choice: "RidgeChoice") -> "Figure":
-    """Draw error against ridge on logarithmic axes; ridges that do not count (infinite error) are shaded."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+class RidgeChoiceLike(Protocol):
+    """What is drawn of a ridge choice: ``grid`` and ``errors`` (G,), the chosen ridge and its index."""
 
-    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem"}):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    @property
+    def ridge(self) -> float: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def grid(self) -> Tensor: ...
+    @property
+    def errors(self) -> Tensor: ...
+    @property
+    def at_edge(self) -> bool: ...
+
+
+def ridge_figure(choice: RidgeChoiceLike) -> "Figure":
+    """Draw error against ridge on logarithmic axes; ridges with infinite error (kernel not positive definite) are shaded."""
+    with style():
+        figure = new_figure(6.4, 3.8)
         axes = figure.add_subplot()
-        grid, errors = choice.grid.cpu(), choice.errors.cpu()
-        counted = torch.isfinite(errors)
+        grid, errors = as_array(choice.grid), as_array(choice.errors)
+        usable = np.isfinite(errors)
         axes.set_xscale("log")
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        if bool((errors[counted] > 0).all()):
+        if (errors[usable] > 0).all():
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(plain)  # the error may stay within a decade, where no major tick is
-        axes.xaxis.set_major_formatter(plain)
-        axes.yaxis.set_major_formatter(plain)
-        axes.plot(grid[counted].numpy(), errors[counted].numpy(), "o-", color=BLUE, markersize=3, linewidth=1.3)
+        axes.plot(grid[usable], errors[usable], "o-", color=BLUE, markersize=3)
         axes.plot([choice.ridge], [float(errors[choice.index])], "o", color=ORANGE, markersize=8)
-        left, right = float(grid[0]) / 2, float(grid[-1]) * 2
-        if not bool(counted.all()):
-            end = float(grid[counted][0])
-            axes.axvspan(left, end, color=PALE, linewidth=0)
+        if not usable.all():
+            axes.axvspan(float(grid[0]) / 2, float(grid[usable][0]), color=PALE, linewidth=0)
             axes.text(
-                0.02, 0.04, "too small for the\nnegative eigenvalues", transform=axes.transAxes, fontsize=9, color=GRAY
+                0.02,
+                0.04,
+                "ridge too small for the\nnegative eigenvalues",
+                transform=axes.transAxes,
+                fontsize=9,
+                color=SOFT,
             )
-        axes.set_xlim(left, right)
-        edge = ", at the edge of what was tried" if choice.at_edge else ""
-        axes.set_title(f"ridge {choice.ridge:.3g}{edge}", loc="left", fontsize=10, color=TEXT)
-        axes.set_xlabel("ridge, in units of the kernel")
-        axes.set_ylabel("estimated error on new rows")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(float(grid[0]) / 2, float(grid[-1]) * 2)
+        axes.set(xlabel="ridge (units of the kernel)", ylabel="leave-one-out mean squared error")
+        axes.set_title(f"Chosen ridge: {choice.ridge:.3g}{' (edge of the usable grid)' if choice.at_edge else ''}")
+        number_ticks(axes.xaxis, axes.get_xlim())
+        number_ticks(axes.yaxis, axes.get_ylim())
         return figure

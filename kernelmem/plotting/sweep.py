@@ -1,26 +1,39 @@
-"""The picture of a sweep: errors, losses and memorized flips along the axis, with intervals, control, threshold and theory."""
+"""Figure of a sweep: errors, losses and memorized flips along the axis, with intervals, control, threshold and theory."""
 
-import io
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+# ruff: noqa: D102 (attributes of protocols)
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.special import stdtrit
+from torch import Tensor
 
-from kernelmem.double_descent.sweeps.peak import mean_se
-from kernelmem.double_descent.sweeps.result import AXES, Curves, Sweep
+from kernelmem.core.checks import ArrayLike
+from kernelmem.plotting.style import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    TEXT,
+    as_array,
+    band,
+    legend_below,
+    new_figure,
+    number_ticks,
+    style,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Theory", "figure_files", "sweep_figure"]
+__all__ = ["SweepLike", "Theory", "ThresholdLike", "sweep_figure"]
 
-# (axis, values, label), drawn among the losses; with a fourth word, "test_error" or "test_loss", there.
-Theory = Sequence[Any]
-BLUE, ORANGE, GREEN, GRAY, PURPLE, TEXT = "#3b6fc4", "#d9780f", "#3d8b57", "#8a93a3", "#7b4fa3", "#1d2433"
-PANELS = {"error": ("test_error", "train_error"), "loss": ("test_loss", "train_loss")}
+# (axis, values, label), drawn among the losses; a fourth entry, "test_error" or "test_loss", names the panel.
+Theory = tuple[ArrayLike, ArrayLike, str] | tuple[ArrayLike, ArrayLike, str, str]
+PANELS = {"Error": ("test_error", "train_error"), "Loss": ("test_loss", "train_loss")}
 TITLES = {
     "model": "Width of the network",
     "depth": "Depth of the network",
@@ -35,107 +48,124 @@ TITLES = {
 }
 
 
-def sweep_figure(sweep: Sweep, *, theory: Sequence[Theory] = ()) -> "Figure":
-    """Draw test and training error, the losses, and what became of flipped labels; bands are 95 % intervals over seeds.
+class CurvesLike(Protocol):
+    """Metrics by name, each (S seeds, A values of the axis)."""
+
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+
+class ThresholdLike(Protocol):
+    """An interpolation threshold with its interval; ``value`` is NaN where it was not found."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def epsilon(self) -> float: ...
+
+
+class SweepLike(Protocol):
+    """What is drawn of a sweep."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def axis(self) -> Sequence[float]: ...
+    @property
+    def curves(self) -> CurvesLike: ...
+    @property
+    def control(self) -> CurvesLike | None: ...
+
+
+def sweep_figure(
+    sweep: SweepLike, axis_label: str, threshold: ThresholdLike, *, theory: Sequence[Theory] = ()
+) -> "Figure":
+    """Draw test and training error, the losses, and the predictions of flipped labels; bands are 95 % intervals over seeds.
 
     Args:
-        sweep: what was found.
+        sweep: the curves, their control, the axis.
+        axis_label: label of the axis.
+        threshold: interpolation threshold to mark.
         theory: (axis, values, label) curves drawn among the losses, or (axis, values, label, "test_error").
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem", "font.size": 9}):
-        flips = bool(np.isfinite(sweep.curves.memorized_flips.numpy()).any())
-        figure = Figure(figsize=(11.4 if flips else 7.8, 3.9), layout="constrained")
+    curves, control = (
+        {} if c is None else {k: as_array(v) for k, v in c.tensors().items()} for c in (sweep.curves, sweep.control)
+    )
+    axis = np.asarray(sweep.axis, dtype=np.float64)
+    with style(font_size=9):
+        flips = bool(np.isfinite(curves["memorized_flips"]).any())
+        figure = new_figure(11.4 if flips else 7.8, 3.9)
         panels = figure.subplots(1, 3 if flips else 2)
-        for axes, (name, (test, train)) in zip(panels, PANELS.items(), strict=False):
-            _band(
-                axes, sweep, sweep.curves, test, BLUE, "test" if sweep.control is None else "test, trained with noise"
-            )
-            _band(axes, sweep, sweep.curves, train, ORANGE, "training")
-            if sweep.control is not None:
-                _band(axes, sweep, sweep.control, test, GRAY, "test, trained without (control)", style="--")
-            for own in theory:
-                if (own[3] if len(own) > 3 else "test_loss") == test:
-                    axes.plot(own[0], own[1], color=PURPLE, linewidth=1.2, label=own[2])
-            axes.set_title(name, loc="left", color=TEXT)
-            _scale(axes, sweep, name)
+        for axes, (title, (test, train)) in zip(panels, PANELS.items(), strict=False):
+            _curve(axes, axis, curves, test, BLUE, "test, trained with label noise" if control else "test")
+            _curve(axes, axis, curves, train, ORANGE, "training")
+            if control:
+                _curve(axes, axis, control, test, GRAY, "test, trained without (control)", linestyle="--")
+            for x, values, label, *panel in theory:
+                if (panel[0] if panel else "test_loss") == test:
+                    axes.plot(as_array(x), as_array(values), color=PURPLE, linewidth=1.2, label=label)
+            axes.set_title(title)
         if flips:
-            _band(panels[2], sweep, sweep.curves, "memorized_flips", BLUE, "said as trained (memorized)")
-            _band(panels[2], sweep, sweep.curves, "recovered_flips", GREEN, "said as they truly are")
-            panels[2].set_title("share of flipped training rows", loc="left", color=TEXT)
+            _curve(panels[2], axis, curves, "memorized_flips", BLUE, "predicted as the wrong label (memorized)")
+            _curve(panels[2], axis, curves, "recovered_flips", GREEN, "predicted as the true label")
+            panels[2].set_title("Share of flipped training rows")
             panels[2].set_ylim(-0.03, 1.03)
-            _scale(panels[2], sweep, "flips")
-        for k, axes in enumerate(panels):
-            _mark(axes, sweep, label=k == 0)
-            if k == 1:  # its lines are those of the first panel, save for the theory
-                own = [line for line in axes.lines if line.get_color() == PURPLE]
-                axes.legend(handles=own, frameon=False, fontsize=7.5) if own else None
-            elif k == 2:
-                axes.legend(frameon=False, fontsize=7.5)
-        # Below, since no corner is free of curves in all kinds.
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, frameon=False)
-        figure.suptitle(f"{TITLES[sweep.kind]}, {sweep.curves.shape[0]} seeds", x=0.01, ha="left", color=TEXT)
+            panels[2].legend()
+        losses = np.concatenate([part["test_loss"].mean(0) for part in (curves, control) if part])
+        if losses.min() > 0 and losses.max() / losses.min() > 30:
+            panels[1].set_yscale("log")
+            panels[1].set_ylim(bottom=losses.min() / 3)
+            number_ticks(panels[1].yaxis, panels[1].get_ylim())
+        for axes in panels:
+            _mark(axes, axis, threshold)
+            _scale(axes, axis, sweep.kind)
+            axes.set_xlabel(axis_label)
+        # Lines of the second panel are those of the first, except for the theory.
+        if lines := [line for line in panels[1].lines if line.get_color() == PURPLE]:
+            panels[1].legend(handles=lines)
+        legend_below(figure, panels[0].get_legend_handles_labels(), 5)
+        n_seeds = len(curves["test_error"])
+        figure.suptitle(f"{TITLES[sweep.kind]}: {n_seeds} seed{'s' * (n_seeds != 1)}", x=0.01, ha="left")
         return figure
 
 
-def figure_files(figure: "Figure", name: str) -> dict[str, bytes]:
-    """The figure as SVG and PNG: file name -> bytes, the same bytes for the same figure."""
-    import matplotlib as mpl
-
-    files = {}
-    for kind, options in {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 130}}.items():
-        stream = io.BytesIO()
-        with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem"}):
-            figure.savefig(stream, format=kind, **options)
-        files[str(Path(f"{name}.{kind}"))] = stream.getvalue()
-    return files
-
-
-def _band(axes: "Axes", sweep: Sweep, curves: Curves, metric: str, color: str, label: str, *, style: str = "-") -> None:
-    mean, se = mean_se(curves.tensors()[metric].numpy())
-    shown = np.isfinite(mean)
-    x = np.array(sweep.axis)[shown]
-    reach = float(stdtrit(max(1, curves.shape[0] - 1), 0.975)) * np.nan_to_num(se[shown])
-    dots = "o" if len(x) <= 30 else ""
-    axes.plot(x, mean[shown], style + dots, color=color, markersize=2.8, linewidth=1.4, label=label)
-    low = np.maximum(
-        mean[shown] - reach, min(mean[shown].min(), 0) if mean[shown].min() <= 0 else mean[shown].min() / 3
-    )
-    high = mean[shown] + reach if metric.endswith("loss") else np.minimum(mean[shown] + reach, 1)  # shares end at 1
-    axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
-
-
-def _mark(axes: "Axes", sweep: Sweep, *, label: bool) -> None:
-    at = sweep.threshold or sweep.interpolation()
-    if not at.found:
+def _curve(
+    axes: "Axes", axis: np.ndarray, curves: Mapping[str, np.ndarray], metric: str, color: str, label: str,
+    *, linestyle: str = "-",
+) -> None:  # fmt: skip
+    """Draw the mean over seeds with a 95 % interval (Student's t)."""
+    values = curves[metric]
+    S = len(values)
+    mean = values.mean(0)
+    finite = np.isfinite(mean)
+    mean, x = mean[finite], axis[finite]
+    if not len(x):
         return
-    first, last = sweep.axis[0], sweep.axis[-1]
-    low, high = max(at.low, first), min(at.high, last)
-    own = "threshold N = n" if at.low == at.value == at.high else f"training error {at.epsilon:g}"
-    axes.axvline(at.value, color=TEXT, linewidth=0.9, linestyle=":", label=own if label else None)
+    reach = stdtrit(S - 1, 0.975) * values[:, finite].std(0, ddof=1) / S**0.5 if S > 1 else np.zeros_like(mean)
+    # On a logarithmic axis a band down to 0 would fill the panel.
+    low = np.maximum(mean - reach, min(mean.min(), 0) if mean.min() <= 0 else mean.min() / 3)
+    high = mean + reach if metric.endswith("loss") else np.minimum(mean + reach, 1)  # shares end at 1
+    band(axes, x, mean, low, high, color=color, label=label, linestyle=linestyle)
+
+
+def _mark(axes: "Axes", axis: np.ndarray, threshold: ThresholdLike) -> None:
+    if not np.isfinite(threshold.value):
+        return
+    low, high = max(threshold.low, axis[0]), min(threshold.high, axis[-1])
+    known = threshold.low == threshold.value == threshold.high
+    label = "threshold N = n" if known else f"training error {threshold.epsilon:g}"
+    axes.axvline(threshold.value, color=TEXT, linewidth=0.9, linestyle=":", label=label)
     if high > low:
         axes.axvspan(low, high, color=TEXT, alpha=0.06, linewidth=0)
 
 
-def _scale(axes: "Axes", sweep: Sweep, name: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
+def _scale(axes: "Axes", axis: np.ndarray, kind: str) -> None:
+    from matplotlib.ticker import LogLocator
 
-    positive = [own for own in sweep.axis if own > 0]
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    if len(positive) == len(sweep.axis) and positive[-1] / positive[0] >= 8 and sweep.kind not in ("depth", "noise"):
+    if (axis > 0).all() and axis[-1] / axis[0] >= 8 and kind not in ("depth", "noise"):
         axes.set_xscale("log")
-        decades = positive[-1] / positive[0]
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 300 else (1,)))
-        axes.xaxis.set_major_formatter(plain)
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-    if name == "loss":
-        parts = [own.test_loss.numpy() for own in (sweep.curves, sweep.control) if own is not None]
-        means = np.concatenate([own.mean(0) for own in parts])
-        if means.min() > 0 and means.max() / means.min() > 30:
-            axes.set_yscale("log")
-            axes.set_ylim(bottom=means.min() / 3)
-            axes.yaxis.set_major_formatter(plain)
-    axes.set_xlabel(AXES[sweep.kind][0])
-    axes.spines[["top", "right"]].set_visible(False)
+        number_ticks(axes.xaxis, axes.get_xlim())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis[-1] / axis[0] < 300 else (1,)))

@@ -1,79 +1,85 @@
-"""The pictures of the theory: a curve, and a curve with its simulation."""
+"""Figures of a risk curve predicted by theory, alone or with its simulation."""
 
-from typing import TYPE_CHECKING
+# ruff: noqa: D102 (attributes of protocols)
 
-import torch
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from kernelmem.plotting.style import BLUE, DASHED, GRAY, ORANGE, SOFT, as_array, new_figure, number_ticks, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kernelmem.double_descent.theory.curve import Curve, Simulated
-
-__all__ = ["curve_figure", "simulated_figure"]
-
-BLUE, ORANGE, GRAY, TEXT = "#3b6fc4", "#d9780f", "#5b6475", "#1d2433"
+__all__ = ["CurveLike", "curve_figure", "simulation_figure"]
 
 
-def curve_figure(curve: "Curve") -> "Figure":
+class CurveLike(Protocol):
+    """What is drawn of a theory's curve: ``axis``, ``test`` and ``train`` (G,)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def axis_name(self) -> str: ...
+    @property
+    def axis(self) -> Tensor: ...
+    @property
+    def test(self) -> Tensor: ...
+    @property
+    def train(self) -> Tensor | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def exact(self) -> bool: ...
+
+
+def curve_figure(curve: CurveLike) -> "Figure":
     """Draw test and training risk against the axis."""
-    return _figure(curve, None)
-
-
-def simulated_figure(simulated: "Simulated") -> "Figure":
-    """Draw the simulated means with bars of two standard errors over the theory's curve."""
-    return _figure(simulated.theory, simulated)
-
-
-def _figure(curve: "Curve", simulated: "Simulated | None") -> "Figure":
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
-
-    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "kernelmem"}):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        if float(curve.axis[0]) > 0:
-            axes.set_xscale("log")
-        elif len(curve.axis) > 1:  # time 0 is shown, the rest is logarithmic
-            axes.set_xscale("symlog", linthresh=float(curve.axis[1]))
-        axes.set_yscale("log")
-        if curve.train is not None:
-            _line(axes, curve.axis, curve.train, "training rows", GRAY)
-        _line(axes, curve.axis, curve.test, "new rows", BLUE)
-        if simulated is not None:
-            axes.errorbar(
-                simulated.axis.numpy(),
-                simulated.mean.numpy(),
-                yerr=2 * simulated.se.numpy(),
-                fmt="o",
-                color=ORANGE,
-                markersize=4,
-                linewidth=1.2,
-                label=f"simulated, {simulated.repetitions} draws, ± 2 standard errors",
-            )
-        seen = curve.test[torch.isfinite(curve.test)]
-        if len(seen):
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], float(seen.min()) / 30))
-        if curve.threshold is not None:
-            axes.axvline(curve.threshold, color=GRAY, linewidth=0.8, dashes=(4, 2.5), label="threshold")
-        for own, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            own.set_major_formatter(plain)
-            own.set_minor_formatter(FuncFormatter(lambda *_: ""))
-            if low > 0 and high < 100 * low:  # one or two decades have too few powers of ten
-                own.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-        kind = "exact" if curve.exact else "asymptotic"
-        axes.set_title(f"{curve.name} ({kind})", loc="left", fontsize=10, color=TEXT)
-        axes.set_xlabel(curve.axis_name)
-        axes.set_ylabel("mean squared error")
-        axes.legend(frameon=False, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
+    with style():
+        figure = new_figure(6.4, 3.8)
+        _draw(figure.add_subplot(), curve)
         return figure
 
 
-def _line(axes: "Axes", axis: torch.Tensor, values: torch.Tensor, label: str, color: str) -> None:
+def simulation_figure(curve: CurveLike, mean: Tensor, se: Tensor, *, repetitions: int) -> "Figure":
+    """Draw simulated means (G,) with bars of two standard errors over the theory's curve."""
+    with style():
+        figure = new_figure(6.4, 3.8)
+        axes = figure.add_subplot()
+        label = f"simulated, {repetitions} draws, ± 2 standard errors"
+        bars = {"yerr": 2 * as_array(se), "fmt": "o", "color": ORANGE, "linewidth": 1.2, "label": label}
+        axes.errorbar(as_array(curve.axis), as_array(mean), **bars)
+        _draw(axes, curve)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)  # below: the bars leave no free corner
+        return figure
+
+
+def _draw(axes: "Axes", curve: CurveLike) -> None:
+    axis, test = as_array(curve.axis), as_array(curve.test)
+    if axis[0] > 0:
+        axes.set_xscale("log")
+    elif len(axis) > 1:  # time 0 is shown, the rest is logarithmic
+        axes.set_xscale("symlog", linthresh=float(axis[1]))
+    axes.set_yscale("log")
+    if curve.train is not None:
+        _line(axes, axis, as_array(curve.train), "training rows", GRAY)
+    _line(axes, axis, test, "new rows", BLUE)
+    finite = test[np.isfinite(test)]
+    if len(finite):
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], float(finite.min()) / 30))
+    if curve.threshold is not None:
+        axes.axvline(curve.threshold, color=SOFT, linewidth=0.8, dashes=DASHED, label="threshold")
+    axes.set(xlabel=curve.axis_name, ylabel="mean squared error")
+    axes.set_title(f"{curve.name[:1].upper()}{curve.name[1:]} ({'exact' if curve.exact else 'asymptotic'})")
+    number_ticks(axes.xaxis, axes.get_xlim())
+    number_ticks(axes.yaxis, axes.get_ylim())
+    axes.legend()
+
+
+def _line(axes: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
     # Zeros have no place on a logarithmic axis, infinities none on any: the line has a gap there.
-    shown = torch.where(torch.isfinite(values) & (values > 0), values, torch.nan)
-    if bool(torch.isfinite(shown).any()):
-        axes.plot(axis.numpy(), shown.numpy(), color=color, linewidth=1.5, label=label)
+    drawable = np.isfinite(values) & (values > 0)
+    if drawable.any():
+        axes.plot(x, np.where(drawable, values, np.nan), color=color, label=label)

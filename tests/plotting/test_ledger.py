@@ -60,18 +60,18 @@ def test_every_line_and_the_cancellation_are_there():
     )
     assert bars(figure.axes[1]) == pytest.approx([0.5, 4.5, -2.25, -0.125, 1e-3, 0.75, 2e-13, 3.376])
     text = words(figure)
-    assert "What moved the margin of row 0 by +2.88" in text
+    assert "Contributions to margin of row 0: +2.88" in text
     assert {"+0.500", "+4.50", "\N{MINUS SIGN}0.125", "+2.00e\N{MINUS SIGN}13", "+3.38"} <= set(text)
     caption = figure.get_supxlabel()
-    assert "Mass of the 6 examples: 6.75, 3.0 times their sum; those shown carry 74% of it." in caption
-    assert "what another training would give is another question" in caption
+    assert "Σ|c| over the 6 examples is 6.75, 3.0 times |Σc|; the bars hold 74% of it." in caption
+    assert "for counterfactuals use kernelmem.influence" in caption
 
 
 def test_the_output_that_is_largest_after_training_is_drawn():
     one, two = account([1.0, 2.0]), account([5.0, -1.0])
     both = {name: torch.cat([getattr(a, name) for a in (one, two)], -1) for name in vars(one) if name not in OTHER}
     joined = Ledger(**both, evaluations=torch.ones(1), names=("0", "1"))
-    assert "What moved output 1 of row 0" in ledger_figure(joined, 0).get_suptitle()
+    assert "Contributions to output 1 of row 0" in ledger_figure(joined, 0).get_suptitle()
     assert bars(ledger_figure(joined, 0, output=0).axes[0]) == [2.0, 1.0]
 
 
@@ -115,8 +115,8 @@ def test_words_are_spread_apart_and_keep_their_order():
 
 def test_nothing_moved_and_one_side_alone():
     figure = ledger_figure(account([0.0, 0.0]), 0)
-    assert "no example moved it" in words(figure)
-    assert "their sum is zero" in figure.get_supxlabel()
+    assert "all contributions are zero" in words(figure)
+    assert "Σc is zero" in figure.get_supxlabel()
     assert bars(ledger_figure(account([1.0, 2.0]), 0).axes[0]) == [2.0, 1.0]
     figure.savefig(io.BytesIO(), format="svg")
 

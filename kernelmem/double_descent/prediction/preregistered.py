@@ -15,7 +15,7 @@ from kernelmem.double_descent.prediction.predict import Prediction, predict_curv
 from kernelmem.double_descent.prediction.score import PredictionScore, score_prediction
 from kernelmem.double_descent.sweeps.result import Sweep, plain
 from kernelmem.double_descent.sweeps.sweep import sweep
-from kernelmem.plotting.sweep import figure_files
+from kernelmem.plotting.style import figure_files
 from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.train import Recipe, mlp
 

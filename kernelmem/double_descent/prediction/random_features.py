@@ -56,7 +56,7 @@ class FeatureTheory:
             "peak": self.peak,
         }
 
-    def drawn(self) -> list[tuple]:
+    def drawn(self) -> list[tuple[list[float], list[float], str]]:
         """Curves for :meth:`kernelmem.double_descent.sweeps.result.Sweep.plot`."""
         finite = torch.where(torch.isfinite(self.expected), self.expected, torch.nan)
         return [(self.axis.tolist(), finite.tolist(), "theory, finite pool")]

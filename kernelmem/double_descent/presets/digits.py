@@ -21,7 +21,8 @@ from kernelmem.double_descent.sweeps.random_features import feature_sweep
 from kernelmem.double_descent.sweeps.result import Sweep
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.double_descent.sweeps.threshold_search import find_threshold
-from kernelmem.plotting.sweep import Theory, figure_files
+from kernelmem.plotting.style import figure_files
+from kernelmem.plotting.sweep import Theory
 from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.train import Recipe
 

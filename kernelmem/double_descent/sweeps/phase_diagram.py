@@ -90,9 +90,9 @@ class PhaseDiagram(Result):
 
     def plot(self) -> "Figure":
         """Maps of test error and memorized flips over pairs of axes, with the line of the interpolation threshold."""
-        from kernelmem.plotting.phase_diagram import atlas_figure  # matplotlib is slow to import
+        from kernelmem.plotting.phase_diagram import phase_diagram_figure  # matplotlib is slow to import
 
-        return atlas_figure(self)
+        return phase_diagram_figure(self)
 
     def _axes(self) -> tuple[tuple[float, ...], ...]:
         return (self.noise, self.samples, self.widths, self.steps)

@@ -176,7 +176,7 @@ class Sweep:
         """Errors, losses and memorized flips along the axis, with intervals over seeds, control and threshold."""
         from kernelmem.plotting.sweep import sweep_figure  # matplotlib is slow to import
 
-        return sweep_figure(self, theory=theory)
+        return sweep_figure(self, AXES[self.kind][0], self.threshold or self.interpolation(), theory=theory)
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a .safetensors file, with a hash."""

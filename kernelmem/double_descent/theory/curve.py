@@ -134,9 +134,9 @@ class Simulated:
 
     def plot(self) -> "Figure":
         """The simulated means with bars of two standard errors over the theory's curve."""
-        from kernelmem.plotting.theory import simulated_figure  # matplotlib is slow to import
+        from kernelmem.plotting.theory import simulation_figure  # matplotlib is slow to import
 
-        return simulated_figure(self)
+        return simulation_figure(self.theory, self.mean, self.se, repetitions=self.repetitions)
 
     def __str__(self) -> str:
         rows = [

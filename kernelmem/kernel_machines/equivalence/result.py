@@ -140,9 +140,9 @@ class KernelMachineComparison:
 
     def plot(self) -> "Figure":
         """Errors of the machines beside their nulls on a logarithmic axis, and the kernel's movement along the run."""
-        from kernelmem.plotting.equivalence import machines_figure  # matplotlib is slow to import
+        from kernelmem.plotting.equivalence import comparison_figure  # matplotlib is slow to import
 
-        return machines_figure(self)
+        return comparison_figure(self.machines, self.movement)
 
     def __str__(self) -> str:
         m, C = self.network.shape

@@ -10,7 +10,7 @@ from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.double_descent.presets.digits import KINDS, digits_pool, preset, run_preset, write_sweep
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
-from kernelmem.plotting.sweep import figure_files
+from kernelmem.plotting.style import figure_files
 from kernelmem.training.ensemble.train import Recipe
 
 AXIS = (4.0, 8.0, 16.0, 32.0, 64.0)
@@ -109,7 +109,7 @@ def test_figures(tmp_path: Path) -> None:
     figure = own.plot(theory=[(AXIS, AXIS, "exact")])
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes[1:])]
     texts = [text.get_text() for legend in legends for text in legend.get_texts()]
-    assert {"exact", "training", "training error 0.1", "said as trained (memorized)"} <= set(texts)
+    assert {"exact", "training", "training error 0.1", "predicted as the wrong label (memorized)"} <= set(texts)
     bare = replace(own, control=None, curves=curves(4, flips=False)).plot()
     assert len(bare.axes) == 2
     written = write_sweep(own, tmp_path / "out")

@@ -279,9 +279,9 @@ def test_pictures_of_groups_and_steps_call_them_so(wine, by, word):
     run, model = wine
     own = ledger(run, model, x=X[:2], by=by, groups=WINE.target_names[Y] if by == "group" else None)
     figure = own.plot(0)
-    assert figure.axes[0].get_title(loc="left") == f"{by}s that moved it most"
+    assert figure.axes[0].get_title(loc="left") == f"largest contributions of {by}s"
     assert word in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert f"{by}s, up" in [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+    assert f"{by}s, positive" in [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
 
 
 def verify(*arguments):
