@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-__all__ = ["Case", "Inputs", "make_case", "randomize", "randomized"]
+__all__ = ["Case", "Inputs", "draw_weights", "make_case", "with_random_weights"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Inputs:
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, generator: torch.Generator) -> None:
+def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     """Draw every parameter and running statistic anew, in place, so that nothing depends on the global seed.
 
     Matrices and kernels have variance 1/fan-in; gains are near 1 and other vectors near 0, none of them trivial.
@@ -76,10 +76,10 @@ def _power_iterate(step: nn.Module, weight: Tensor, generator: torch.Generator) 
     step.train(training)
 
 
-def randomized(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+def with_random_weights(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
     """The model itself, in eval mode, with weights and statistics drawn in float64 from ``seed`` and rounded."""
     model = model.double().eval()
-    randomize(model, torch.Generator().manual_seed(seed))
+    draw_weights(model, torch.Generator().manual_seed(seed))
     return model.to(dtype)
 
 
@@ -99,6 +99,6 @@ def make_case(
     """
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
-    randomize(model, generator)
+    draw_weights(model, generator)
     x, y = inputs.draw(n, generator, dtype), inputs.draw(m, generator, dtype)
     return Case(model.to(dtype), x, y, name)

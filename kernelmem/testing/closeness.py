@@ -27,14 +27,16 @@ def scale_of(left: Tensor, right: Tensor | None = None) -> float:
     return max(largest[0] * largest[1], SMALLEST)
 
 
-def assert_close(found: Tensor, expected: Tensor, tolerance: float, scale: float, what: str = "kernel") -> None:
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, scale: float, label: str = "kernel") -> None:
     """Assert that the largest difference is at most tolerance · scale, and that shapes are equal.
 
     >>> assert_close(torch.ones(2), torch.ones(2) + 1e-7, 1e-6, scale=1.0)
     """
-    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    gap = float((found.double() - expected.double()).abs().max())
-    assert gap <= tolerance * scale, f"{what}: differs by {gap / scale:.2g} of the scale, at most {tolerance:g} allowed"
+    assert actual.shape == expected.shape, f"{label}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    gap = float((actual.double() - expected.double()).abs().max())
+    assert gap <= tolerance * scale, (
+        f"{label}: differs by {gap / scale:.2g} of the scale, at most {tolerance:g} allowed"
+    )
 
 
 def assert_exact(model: nn.Module, x: Any, y: Any = None, **options: Any) -> None:
@@ -48,6 +50,6 @@ def assert_exact(model: nn.Module, x: Any, y: Any = None, **options: Any) -> Non
     left = reference.jacobian(model, x, dtype=torch.float64, **selected)
     right = left if y is None else reference.jacobian(model, y, dtype=torch.float64, **selected)
     for outputs in ("trace", "diagonal", "full", "pseudo"):
-        found = ntk(model, x, y, outputs=outputs, **options)
-        tolerance = 1e-4 if found.dtype == torch.float32 else 1e-10
-        assert_close(found, reference.kernel_of(left, right, outputs), tolerance, scale_of(left, right), outputs)
+        actual = ntk(model, x, y, outputs=outputs, **options)
+        tolerance = 1e-4 if actual.dtype == torch.float32 else 1e-10
+        assert_close(actual, reference.kernel_of(left, right, outputs), tolerance, scale_of(left, right), outputs)

@@ -2,39 +2,47 @@
 
 import numpy as np
 
-__all__ = ["BAD", "GOOD", "bad", "good", "of_rows", "of_spectrum", "rotation"]
+__all__ = [
+    "INVALID_KINDS",
+    "SOLVABLE_KINDS",
+    "gaussian_kernel",
+    "invalid_system",
+    "kernel_with_spectrum",
+    "random_rotation",
+    "solvable_system",
+]
 
-BAD = ("asymmetric", "indefinite", "nan", "condition")
-GOOD = ("conditioned", "duplicates")
+INVALID_KINDS = ("asymmetric", "indefinite", "nan", "condition")
+SOLVABLE_KINDS = ("conditioned", "duplicates")
 
 
-def rotation(n: int, rng: np.random.Generator) -> np.ndarray:
+def random_rotation(n: int, rng: np.random.Generator) -> np.ndarray:
     """An orthogonal matrix, (n, n)."""
     return np.linalg.qr(rng.standard_normal((n, n)))[0]
 
 
-def of_spectrum(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def kernel_with_spectrum(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A symmetric matrix with these eigenvalues."""
-    Q = rotation(len(values), rng)
+    Q = random_rotation(len(values), rng)
     K = (Q * values) @ Q.T
     return (K + K.T) / 2
 
 
-def of_rows(x: np.ndarray, y: np.ndarray | None = None, gamma: float = 0.3) -> np.ndarray:
+def gaussian_kernel(x: np.ndarray, y: np.ndarray | None = None, gamma: float = 0.3) -> np.ndarray:
     """Gaussian kernel exp(-gamma |x - y|²) of rows."""
     y = x if y is None else y
     return np.exp(-gamma * ((x[:, None] - y) ** 2).sum(-1))
 
 
-def bad(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+def invalid_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """A kernel, targets and a ridge that do not make a system to be trusted, of one of the kinds ``BAD``."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 60))
     y = rng.standard_normal((n, 2))
     if kind == "condition":
         values = np.concatenate([[1.0], 10.0 ** rng.uniform(-20, 0, n - 2), [10.0 ** rng.uniform(-22, -17)]])
-        return of_spectrum(values, rng) * 10.0 ** rng.uniform(-3, 3), y, 0.0
-    K = of_spectrum(10.0 ** rng.uniform(-3, 0, n), rng)
+        return kernel_with_spectrum(values, rng) * 10.0 ** rng.uniform(-3, 3), y, 0.0
+    K = kernel_with_spectrum(10.0 ** rng.uniform(-3, 0, n), rng)
     if kind == "asymmetric":
         K[0, n - 1] += 10.0 ** rng.uniform(-4, 0) * np.abs(K).max()
     elif kind == "nan":
@@ -42,11 +50,11 @@ def bad(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     else:
         values = 10.0 ** rng.uniform(-3, 0, n)
         values[:2] = -(10.0 ** rng.uniform(-2, 0, 2))  # two, so that one remains on zero-sum vectors
-        K = of_spectrum(values, rng)
+        K = kernel_with_spectrum(values, rng)
     return K, y, 10.0 ** rng.uniform(-9, -5)
 
 
-def good(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+def solvable_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """A kernel, targets and a ridge that are to be solved, of one of the kinds ``GOOD``.
 
     "conditioned": condition up to 1e12, no ridge. "duplicates": duplicated rows, with a ridge.
@@ -57,7 +65,7 @@ def good(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     if kind == "duplicates":
         x = rng.standard_normal((n, 3))
         x = x[rng.integers(0, max(2, n // 2), n)]
-        return of_rows(x), y, 10.0 ** rng.uniform(-6, 0)
+        return gaussian_kernel(x), y, 10.0 ** rng.uniform(-6, 0)
     lowest = rng.uniform(-12, 0)
     values = np.concatenate([[1.0, 10.0**lowest], 10.0 ** rng.uniform(lowest, 0, n - 2)])
-    return of_spectrum(values, rng) * 10.0 ** rng.uniform(-3, 3), y, 0.0
+    return kernel_with_spectrum(values, rng) * 10.0 ** rng.uniform(-3, 3), y, 0.0

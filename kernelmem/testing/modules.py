@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 __all__ = [
     "Apply",
-    "Around",
     "Attention",
-    "Borrowed",
+    "BorrowedWeight",
     "ByPosition",
-    "Cell",
+    "CalledTwice",
+    "CellLoop",
     "ClassToken",
     "Gain",
     "Parallel",
     "ProjectedAttention",
+    "ReadoutWithSkip",
     "Recurrent",
     "Residual",
     "SelfBilinear",
@@ -25,8 +26,7 @@ __all__ = [
     "Shift",
     "TiedMatrix",
     "TiedReadout",
-    "Twice",
-    "WithIdle",
+    "WithUnusedParameters",
 ]
 
 
@@ -54,7 +54,7 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-class Around(nn.Module):
+class ReadoutWithSkip(nn.Module):
     """f = readout(body(x)) + skip(x): outputs on which the hidden tensor before the readout has no monopoly."""
 
     def __init__(self, body: nn.Module, readout: nn.Module, skip: nn.Module) -> None:
@@ -84,7 +84,7 @@ class Parallel(nn.Module):
         return result
 
 
-class Twice(nn.Module):
+class CalledTwice(nn.Module):
     """One module called twice: its tangents must be summed before they are contracted."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -144,7 +144,7 @@ class SelfBilinear(nn.Module):
         return self.inner(x, torch.tanh(x))
 
 
-class Borrowed(nn.Module):
+class BorrowedWeight(nn.Module):
     """The weight of a layer that also runs by itself, used in functional form on something else."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
@@ -184,7 +184,7 @@ class TiedReadout(nn.Module):
         return F.linear(hidden, self.embedding.weight) if self.readout is None else self.readout(hidden)
 
 
-class WithIdle(nn.Module):
+class WithUnusedParameters(nn.Module):
     """A body beside parameters that do not enter the outputs: one never called, one called for nothing, one free."""
 
     def __init__(self, body: nn.Module, probe: nn.Module) -> None:
@@ -213,7 +213,7 @@ class Recurrent(nn.Module):
         return outputs if self.inner.batch_first else outputs.transpose(0, 1)
 
 
-class Cell(nn.Module):
+class CellLoop(nn.Module):
     """A recurrent cell that a loop runs over the positions of (n, S, d); the last hidden state is returned."""
 
     def __init__(self, inner: nn.RNNCellBase) -> None:

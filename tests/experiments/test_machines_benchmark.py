@@ -8,7 +8,7 @@ import pytest
 
 from experiments.benchmarks.machines import direct, noticed, streamed
 from experiments.benchmarks.machines.configs import RIDGE
-from kernelmem.testing.kernels import BAD, GOOD
+from kernelmem.testing.kernels import INVALID_KINDS, SOLVABLE_KINDS
 
 RESULTS = Path(direct.__file__).with_name("results.json")
 
@@ -43,7 +43,7 @@ def test_engines_agree():
 def test_counts_are_of_every_kind(library, monkeypatch):
     monkeypatch.setattr(noticed, "SYSTEMS", 3)
     counts = noticed.count(library)
-    assert list(counts) == [*BAD, *GOOD]
+    assert list(counts) == [*INVALID_KINDS, *SOLVABLE_KINDS]
     assert all(0 <= value <= 3 for value in counts.values())
     if library.startswith("kernelmem"):
         assert set(counts.values()) == {3}

@@ -14,7 +14,7 @@ from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_ou
 from kernelmem.kernel_machines.model_selection.ridge_selection import RidgeChoice, choose_ridge
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernel_machines.solvers.solve import solve
-from kernelmem.testing.kernels import of_rows
+from kernelmem.testing.kernels import gaussian_kernel
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import DomingosKernelMachine, domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import ExactKernelMachine, exact_kernel_machine
 from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
@@ -23,7 +23,7 @@ from tests.trajectory.path_kernel.test_path_kernel import data, small, train
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3))
 Y = RNG.standard_normal((20, 2))
-K = of_rows(X)
+K = gaussian_kernel(X)
 
 
 @pytest.fixture(scope="module")

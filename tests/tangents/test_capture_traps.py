@@ -12,16 +12,16 @@ from torch import nn
 from kernelmem.core.errors import KernelmemError
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
-from kernelmem.testing.cases import randomized
+from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close, assert_exact, scale_of
 from kernelmem.testing.modules import (
     Apply,
     Attention,
     ByPosition,
+    CalledTwice,
     Recurrent,
     SequenceFirst,
     Shift,
-    Twice,
 )
 
 KINDS = ("trace", "diagonal", "full", "pseudo")
@@ -58,14 +58,14 @@ def test_tied_module_sums_its_tangents_before_contraction():
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_module_at_two_places(inner, n):
     """The same module object under two names: both must stay one, also after the tangents have been taken."""
-    assert_exact(randomized(nn.Sequential(inner, nn.Tanh(), inner, nn.Linear(4, 2))), rows(n, 4))
-    assert_exact(randomized(nn.Sequential(Twice(inner), nn.Linear(4, 2))), rows(n, 4))
+    assert_exact(with_random_weights(nn.Sequential(inner, nn.Tanh(), inner, nn.Linear(4, 2))), rows(n, 4))
+    assert_exact(with_random_weights(nn.Sequential(CalledTwice(inner), nn.Linear(4, 2))), rows(n, 4))
 
 
 def test_weight_under_two_names():
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
-    model = randomized(nn.Sequential(first, nn.Tanh(), second))
+    model = with_random_weights(nn.Sequential(first, nn.Tanh(), second))
     assert len(list(model.named_parameters())) == 3
     assert_exact(model, rows(4, 3))
 
@@ -95,13 +95,13 @@ class Foreign(nn.Module):
 @pytest.mark.parametrize("way", ["linear", "transposed", "both"])
 @pytest.mark.parametrize("n", [2, 4])
 def test_weight_of_another_module(way, n):
-    assert_exact(randomized(Foreign(way)), rows(n, 4))
+    assert_exact(with_random_weights(Foreign(way)), rows(n, 4))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_grouped_convolution_by_hand(groups):
     """A convolution with one position and no readout is a block-diagonal linear map."""
-    model, x = randomized(nn.Sequential(nn.Conv1d(4, 4, 3, groups=groups), nn.Flatten())), rows(3, 4, 3)
+    model, x = with_random_weights(nn.Sequential(nn.Conv1d(4, 4, 3, groups=groups), nn.Flatten())), rows(3, 4, 3)
     parts = x.reshape(3, groups, -1)
     inner = torch.einsum("ngi,mgi->nmg", parts, parts).repeat_interleave(4 // groups, dim=2) + 1
     assert_close(ntk(model, x, outputs="diagonal"), inner, 1e-13, float(inner.max()))
@@ -114,7 +114,7 @@ def test_grouped_convolution_by_hand(groups):
 @pytest.mark.parametrize("S", [1, 2, 3, 4])
 def test_linear_on_sequences_by_hand(S):
     """f = mean_s (W x_s + b): the kernel of the mean input, whichever axis equals which."""
-    model, x = randomized(nn.Sequential(nn.Linear(4, 4), Apply(lambda h: h.mean(1)))), rows(4, S, 4)
+    model, x = with_random_weights(nn.Sequential(nn.Linear(4, 4), Apply(lambda h: h.mean(1)))), rows(4, S, 4)
     inner = x.mean(1) @ x.mean(1).T + 1
     assert_close(ntk(model, x), 4 * inner, 1e-13, 4 * float(inner.max()))
 
@@ -124,7 +124,7 @@ def test_embedding_by_hand():
     x = torch.tensor([[0, 1, 1], [2, 2, 2], [1, 0, 3]])
     share = F.one_hot(x, 4).double().mean(1)
     for padding in (None, 0):
-        model = randomized(nn.Sequential(nn.Embedding(4, 5, padding_idx=padding), Apply(lambda h: h.mean(1))))
+        model = with_random_weights(nn.Sequential(nn.Embedding(4, 5, padding_idx=padding), Apply(lambda h: h.mean(1))))
         mine = share if padding is None else share[:, 1:]
         assert_close(ntk(model, x), 5 * mine @ mine.T, 1e-13, 5.0)
 
@@ -144,13 +144,13 @@ def test_embedding_by_hand():
 def test_sequence_first_where_rows_and_positions_are_equally_many(body, n):
     inner = body()
     inner = Recurrent(inner) if isinstance(inner, nn.RNNBase) else SequenceFirst(inner)
-    assert_exact(randomized(nn.Sequential(inner, nn.Flatten(), nn.Linear(4 * n, 2))), rows(n, n, 4))
+    assert_exact(with_random_weights(nn.Sequential(inner, nn.Flatten(), nn.Linear(4 * n, 2))), rows(n, n, 4))
 
 
 def test_attention_with_positions_first_where_rows_and_positions_are_equally_many():
     for n in (2, 3, 4):
         inner = Attention(nn.MultiheadAttention(4, 2), need_weights=True)
-        assert_exact(randomized(nn.Sequential(inner, nn.Flatten(), nn.Linear(4 * n, 2))), rows(n, n, 4))
+        assert_exact(with_random_weights(nn.Sequential(inner, nn.Flatten(), nn.Linear(4 * n, 2))), rows(n, n, 4))
 
 
 @pytest.mark.parametrize("wrap", [ByPosition, lambda body: SequenceFirst(body, flat=True)], ids=["row", "position"])
@@ -158,13 +158,15 @@ def test_attention_with_positions_first_where_rows_and_positions_are_equally_man
 def test_positions_flattened_into_the_batch_axis(wrap, n):
     """Windows: (n·k, ...) inside, with either axis the fastest."""
     body = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
-    assert_exact(randomized(nn.Sequential(wrap(body), nn.Flatten(), nn.Linear(6, 2))), rows(n, 3, 4))
+    assert_exact(with_random_weights(nn.Sequential(wrap(body), nn.Flatten(), nn.Linear(6, 2))), rows(n, 3, 4))
 
 
 def test_windows_through_convolutions():
     patches = Apply(lambda x: x.unfold(2, 3, 3).transpose(1, 2))  # (n, windows, channels, 3)
     body = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten())
-    assert_exact(randomized(nn.Sequential(patches, ByPosition(body), nn.Flatten(), nn.Linear(18, 2))), rows(3, 2, 9))
+    assert_exact(
+        with_random_weights(nn.Sequential(patches, ByPosition(body), nn.Flatten(), nn.Linear(18, 2))), rows(3, 2, 9)
+    )
 
 
 class Doubled(nn.Module):
@@ -205,7 +207,7 @@ class Broadcast(nn.Module):
 @pytest.mark.parametrize("make", [Doubled, Reversed, *(lambda k=k: Broadcast(k) for k in (1, 2, 3, 4))])
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_batch_axes_that_do_not_hold_the_rows_in_order(make, n):
-    inner = randomized(make())
+    inner = with_random_weights(make())
     is_right_or_refused(inner, rows(n, 3 if isinstance(inner, Broadcast) else 4))
 
 
@@ -216,17 +218,17 @@ def test_batch_axes_that_do_not_hold_the_rows_in_order(make, n):
 def test_integer_inputs(dtype):
     body = nn.Sequential(nn.Embedding(5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2))
     x = torch.randint(5, (4, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert_exact(randomized(body), x)
+    assert_exact(with_random_weights(body), x)
 
 
 def test_integers_that_stand_for_numbers():
-    model = randomized(nn.Sequential(Apply(lambda x: x.double() / 255), nn.Linear(4, 2)))
+    model = with_random_weights(nn.Sequential(Apply(lambda x: x.double() / 255), nn.Linear(4, 2)))
     assert_exact(model, torch.randint(256, (3, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
 
 
 def test_duplicate_rows_make_a_singular_kernel():
     model, x = (
-        randomized(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), dtype=torch.float32),
+        with_random_weights(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), dtype=torch.float32),
         rows(6, 4).float(),
     )
     K = ntk(model, x.repeat(3, 1))
@@ -252,12 +254,13 @@ def test_one_row_and_one_output(first, n, C):
     body = first()
     with torch.no_grad():
         width = body.eval()(torch.zeros(1, 3, 3)).shape[1]
-    assert_exact(randomized(nn.Sequential(body, nn.Tanh(), nn.Linear(width, C))), rows(n, 3, 3))
+    assert_exact(with_random_weights(nn.Sequential(body, nn.Tanh(), nn.Linear(width, C))), rows(n, 3, 3))
 
 
 def test_one_output_without_a_readout():
     assert_exact(
-        randomized(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Apply(lambda h: h.sum(1, keepdim=True)))), rows(3, 4)
+        with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Apply(lambda h: h.sum(1, keepdim=True)))),
+        rows(3, 4),
     )
 
 
@@ -285,7 +288,7 @@ def test_signals_of_few_positions_from_sequences(length, n):
     """Strides that torch.func's own convolution gradient does not take in float64, from two rows on."""
     turn = Apply(lambda x: x.transpose(1, 2))
     model = nn.Sequential(turn, nn.Conv1d(3, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(3 * length, 2))
-    assert_exact(randomized(model), rows(n, length, 3))
+    assert_exact(with_random_weights(model), rows(n, length, 3))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
@@ -293,4 +296,4 @@ def test_signals_of_few_positions_from_sequences(length, n):
 @pytest.mark.parametrize("size", [1, 4])
 def test_prelu_where_sizes_agree_and_where_not(n, C, size):
     """torch.func's rule for the weight's gradient gives other values, or none, as the sizes meet."""
-    assert_exact(randomized(nn.Sequential(nn.Linear(4, 4), nn.PReLU(size), nn.Linear(4, C))), rows(n, 4))
+    assert_exact(with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.PReLU(size), nn.Linear(4, C))), rows(n, 4))

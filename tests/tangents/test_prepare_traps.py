@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from kernelmem.core.errors import KernelmemError, UnsupportedModelError, VerificationError
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
-from kernelmem.testing.cases import randomized
+from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close, assert_exact, scale_of
 from kernelmem.testing.modules import Apply, Recurrent
 
@@ -28,7 +28,9 @@ def test_train_mode_batch_norm_is_refused(norm):
 
 
 def test_batch_norm_without_statistics_mixes_rows_even_in_eval_mode():
-    model = randomized(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)))
+    model = with_random_weights(
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
+    )
     with pytest.raises(KernelmemError):
         ntk(model, rows(4, 4))
 
@@ -54,7 +56,7 @@ class Mixes(nn.Module):
 @pytest.mark.parametrize("way", ["center", "attend", "shift", "sequence"])
 def test_models_that_mix_rows_are_refused(way):
     with pytest.raises(VerificationError, match="mix"):
-        ntk(randomized(Mixes(way)), rows(5, 4))
+        ntk(with_random_weights(Mixes(way)), rows(5, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -63,7 +65,10 @@ def test_models_that_mix_rows_are_refused(way):
 def test_recurrent_layers(kind, dtype, batch_first):
     inner = Recurrent(kind(3, 2, num_layers=2, bidirectional=True, batch_first=batch_first))
     assert_exact(
-        randomized(nn.Sequential(inner, nn.Flatten(), nn.Linear(12, 2))), rows(4, 3, 3), rows(2, 3, 3), dtype=dtype
+        with_random_weights(nn.Sequential(inner, nn.Flatten(), nn.Linear(12, 2))),
+        rows(4, 3, 3),
+        rows(2, 3, 3),
+        dtype=dtype,
     )
 
 
@@ -73,7 +78,7 @@ def test_transformer_encoder_on_its_fast_path(frozen, nested):
     """In eval mode, where nothing of a layer requires a gradient, torch fuses the layer and hides its weights."""
     layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=5, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
-    model = randomized(nn.Sequential(nn.Linear(4, 4), encoder, Apply(lambda h: h.mean(1)), nn.Linear(4, 2)))
+    model = with_random_weights(nn.Sequential(nn.Linear(4, 4), encoder, Apply(lambda h: h.mean(1)), nn.Linear(4, 2)))
     if frozen:
         encoder.layers[0].requires_grad_(False)
     x, names = rows(3, 3, 4), [name for name, p in model.named_parameters() if p.requires_grad]
@@ -119,7 +124,7 @@ WAYS = ("data", "detached weight", "detached output", "output data", "no_grad", 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_autograd_does_not_follow_has_no_tangent(way):
-    model, x = randomized(Untracked(way)), rows(4, 4)
+    model, x = with_random_weights(Untracked(way)), rows(4, 4)
     assert_exact(model, x)
     inner = ntk(model, x, parameters=["inner.weight", "inner.bias"])
     assert bool(inner.any()) == (way in ("half", "straight through"))
@@ -135,7 +140,7 @@ def test_parameters_that_have_no_part_in_the_outputs():
             self.called(x)
             return self.used(x)
 
-    model, x = randomized(Idle()), rows(3, 4)
+    model, x = with_random_weights(Idle()), rows(3, 4)
     assert_exact(model, x)
     for idle in ("called", "never"):
         assert not bool(ntk(model, x, parameters=[f"{idle}.weight", f"{idle}.bias"]).any())
@@ -143,7 +148,7 @@ def test_parameters_that_have_no_part_in_the_outputs():
 
 def test_the_rows_are_not_written_over():
     """A first layer in place would write into the caller's tensor."""
-    model, x = randomized(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))), rows(5, 4)
+    model, x = with_random_weights(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))), rows(5, 4)
     before = x.clone()
     ntk(model, x)
     assert torch.equal(x, before)
@@ -190,9 +195,9 @@ def test_normalized_images_that_are_read_as_tokens(norm, way, n):
     A batch of one is what a row-by-row definition runs, and what instance_norm makes of every batch.
     """
     conv = nn.Conv2d(2, 3, 2)
-    model = randomized(nn.Sequential(conv, norm, Apply(TOKENS[way])))
-    same = randomized(nn.Sequential(conv, by_arithmetic(norm), Apply(TOKENS[way])))
-    randomized(model)  # both share the layers: the same draw again
+    model = with_random_weights(nn.Sequential(conv, norm, Apply(TOKENS[way])))
+    same = with_random_weights(nn.Sequential(conv, by_arithmetic(norm), Apply(TOKENS[way])))
+    with_random_weights(model)  # both share the layers: the same draw again
     x, names = rows(n, 2, 4, 4), ["0.weight", "0.bias"]
     expected = by_autograd(same, x)
     scale = float(expected.diagonal().max())
@@ -212,7 +217,7 @@ class Recomputed(nn.Module):
 
 
 def test_activation_checkpoints():
-    model, x = randomized(Recomputed()), rows(4, 4)
+    model, x = with_random_weights(Recomputed()), rows(4, 4)
     try:
         found = ntk(model, x)
     except KernelmemError:
@@ -243,11 +248,11 @@ class Custom(nn.Module):
 
 
 def test_custom_autograd_functions():
-    assert_exact(randomized(Custom()), rows(3, 4))
+    assert_exact(with_random_weights(Custom()), rows(3, 4))
 
 
 def test_hooks_of_the_module():
-    model = randomized(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    model = with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
     model[0].register_forward_hook(lambda module, args, output: output * module.bias)
     model[2].register_forward_pre_hook(lambda module, args: (torch.sin(args[0]),))
     assert_exact(model, rows(3, 4))
@@ -256,7 +261,10 @@ def test_hooks_of_the_module():
 def test_a_function_that_holds_on_to_the_caller_s_weight():
     """A copy of the network does not copy what a lambda closes over: that use of the weight must not be lost."""
     inner = nn.Linear(4, 4)
-    model, x = randomized(nn.Sequential(inner, nn.Tanh(), Apply(lambda h: F.linear(h, inner.weight)))), rows(3, 4)
+    model, x = (
+        with_random_weights(nn.Sequential(inner, nn.Tanh(), Apply(lambda h: F.linear(h, inner.weight)))),
+        rows(3, 4),
+    )
     expected = by_autograd(model, x)
     try:
         found = ntk(model, x)
@@ -266,7 +274,7 @@ def test_a_function_that_holds_on_to_the_caller_s_weight():
 
 
 def test_a_forward_that_runs_the_caller_s_module_and_not_the_one_it_is_given():
-    model, x = randomized(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
+    model, x = with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
     expected = by_autograd(model, x)
     try:
         found = ntk(model, x, forward=lambda _, batch: model(batch))
@@ -277,7 +285,7 @@ def test_a_forward_that_runs_the_caller_s_module_and_not_the_one_it_is_given():
 
 @pytest.mark.parametrize("option", [{"sparse": True}, {"scale_grad_by_freq": True}, {"max_norm": 1.0}], ids=str)
 def test_embeddings_whose_gradients_or_weights_torch_changes(option):
-    model = randomized(nn.Sequential(nn.Embedding(4, 3, **option), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)))
+    model = with_random_weights(nn.Sequential(nn.Embedding(4, 3, **option), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)))
     x, before = torch.tensor([[0, 1, 1], [2, 2, 2], [1, 0, 3]]), model[0].weight.detach().clone()
     try:
         found = ntk(model, x)
@@ -291,7 +299,7 @@ def test_embeddings_whose_gradients_or_weights_torch_changes(option):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inside_no_grad_and_inference_mode(mode):
     """The caller's mode is no concern of the kernel's; rows that were made in it are fine too."""
-    model, x = randomized(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
+    model, x = with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
     expected = ntk(model, x)
     with mode():
         found = ntk(model, 1.0 * x)
@@ -299,7 +307,7 @@ def test_inside_no_grad_and_inference_mode(mode):
 
 
 def test_rows_that_require_gradients():
-    model, x = randomized(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
+    model, x = with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
     found = ntk(model, x.clone().requires_grad_())
     assert not found.requires_grad
     assert_close(found, ntk(model, x), 1e-14, float(found.max()))

@@ -13,7 +13,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from experiments.benchmarks.machines.configs import SYSTEMS
 from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
-from kernelmem.testing.kernels import BAD, GOOD, bad, good
+from kernelmem.testing.kernels import INVALID_KINDS, SOLVABLE_KINDS, invalid_system, solvable_system
 
 __all__ = ["LIBRARIES", "count"]
 
@@ -38,8 +38,13 @@ LIBRARIES: dict[str, Solve] = {
 def count(library: str) -> dict[str, int]:
     """Of each kind of bad system the number noticed; of each kind of good system the number solved."""
     solve = LIBRARIES[library]
-    noticed = {kind: sum(_attempt(solve, *bad(kind, seed)) is None for seed in range(SYSTEMS)) for kind in BAD}
-    solved = {kind: sum(_solved(solve, *good(kind, seed)) for seed in range(SYSTEMS)) for kind in GOOD}
+    noticed = {
+        kind: sum(_attempt(solve, *invalid_system(kind, seed)) is None for seed in range(SYSTEMS))
+        for kind in INVALID_KINDS
+    }
+    solved = {
+        kind: sum(_solved(solve, *solvable_system(kind, seed)) for seed in range(SYSTEMS)) for kind in SOLVABLE_KINDS
+    }
     return noticed | solved
 
 

@@ -181,7 +181,7 @@ def predict_curve(
                 )
             model.eval()
             pool = PoolNetwork.of(model, x_pool, labels, initial, forward, memory, outputs)
-            flips = flip_noise(noise, pool.clean.shape[1], kind)
+            flips = flip_noise(noise, pool.clean.shape[1], kind=kind)
             rows = None if train is None else _checked_train(train, pool, max(place.samples))
             own += [pool.expect(n, delta, time, flips, rows, whole) for n in place.samples for delta in place.ridges]
             done += 1

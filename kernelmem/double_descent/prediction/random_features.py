@@ -87,7 +87,7 @@ def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
     C = data.n_classes
     K = torch.exp(-(config["scale"] ** 2) * torch.cdist(x, x).square() / 2)
     pool = pool_task((K + K.T) / 2, torch.eye(C, dtype=torch.float64)[y] - 1 / C)
-    options = {"samples": int(config["n"]), "ridge": float(config["ridge"])}
+    options = {"n": int(config["n"]), "ridge": float(config["ridge"])}
     noise = flip_noise(float(config["noise"]), C)
     curves = [
         feature_curve(task, np.asarray(sweep.axis), noise=own, **options).clean

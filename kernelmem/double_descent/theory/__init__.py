@@ -26,22 +26,22 @@ kernels without a ridge are the hard case (see ``learning_curve`` and its tests 
 """
 
 from kernelmem.double_descent.theory.curve import Curve as Curve
-from kernelmem.double_descent.theory.curve import Simulated as Simulated
+from kernelmem.double_descent.theory.curve import Simulation as Simulation
 from kernelmem.double_descent.theory.curve import simulate as simulate
 from kernelmem.double_descent.theory.gaussian_features import gaussian_features_curve as gaussian_features_curve
 from kernelmem.double_descent.theory.gaussian_features import gaussian_samples_curve as gaussian_samples_curve
 from kernelmem.double_descent.theory.gaussian_features import simulate_gaussian_features as simulate_gaussian_features
 from kernelmem.double_descent.theory.gaussian_features import universal_lower_bound as universal_lower_bound
-from kernelmem.double_descent.theory.gradient_descent import descent_weights as descent_weights
-from kernelmem.double_descent.theory.gradient_descent import design_curve as design_curve
-from kernelmem.double_descent.theory.gradient_flow import equalizing_step_sizes as equalizing_step_sizes
+from kernelmem.double_descent.theory.gradient_descent import gradient_descent_curve as gradient_descent_curve
+from kernelmem.double_descent.theory.gradient_descent import gradient_descent_weights as gradient_descent_weights
+from kernelmem.double_descent.theory.gradient_flow import equalizing_learning_rates as equalizing_learning_rates
 from kernelmem.double_descent.theory.gradient_flow import gradient_flow_curve as gradient_flow_curve
 from kernelmem.double_descent.theory.gradient_flow import simulate_gradient_flow as simulate_gradient_flow
 from kernelmem.double_descent.theory.gradient_flow import superposition_curve as superposition_curve
 from kernelmem.double_descent.theory.isotropic import isotropic_curve as isotropic_curve
 from kernelmem.double_descent.theory.isotropic import misspecified_curve as misspecified_curve
 from kernelmem.double_descent.theory.isotropic import optimal_ridge_curve as optimal_ridge_curve
-from kernelmem.double_descent.theory.isotropic import polynomial_share as polynomial_share
+from kernelmem.double_descent.theory.isotropic import polynomial_signal_fraction as polynomial_signal_fraction
 from kernelmem.double_descent.theory.isotropic import simulate_isotropic as simulate_isotropic
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve as feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.curves import learnabilities as learnabilities
@@ -57,7 +57,7 @@ from kernelmem.double_descent.theory.kernel_ridge.spectral_task import pool_task
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import population_task as population_task
 from kernelmem.double_descent.theory.risk_estimates import RiskEstimate as RiskEstimate
 from kernelmem.double_descent.theory.risk_estimates import estimate_risk as estimate_risk
-from kernelmem.double_descent.theory.sphere_features import Moments as Moments
+from kernelmem.double_descent.theory.sphere_features import ActivationMoments as ActivationMoments
 from kernelmem.double_descent.theory.sphere_features import activation_moments as activation_moments
 from kernelmem.double_descent.theory.sphere_features import simulate_sphere_features as simulate_sphere_features
 from kernelmem.double_descent.theory.sphere_features import sphere_features_curve as sphere_features_curve

@@ -83,13 +83,13 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["RCOND", "Simulated", "least_squares", "simulate"]
+__all__ = ["RCOND", "Simulation", "least_squares", "simulate"]
 
 RCOND = 1e-13  # singular values below RCOND times the largest count as 0: rounding, and nothing of the peak
 
 
 @dataclass(frozen=True, eq=False)
-class Simulated:
+class Simulation:
     """Simulated test risk beside a theory's; tensors are (G,) float64.
 
     Attributes:
@@ -150,7 +150,7 @@ class Simulated:
         return "\n".join(rows)
 
 
-def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repetitions: int, seed: int) -> Simulated:
+def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repetitions: int, seed: int) -> Simulation:
     """Average ``draw(generator)``, which returns the test risk at each place of the axis, over independent draws.
 
     Each draw has its own generator, so that more repetitions only add draws. A standard error means nothing where the
@@ -163,7 +163,7 @@ def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repet
     seed = as_count(seed, "seed", minimum=0)
     risks = np.stack([np.asarray(draw(rng), dtype=float) for rng in generators(seed, repetitions)])
     se = risks.std(0, ddof=1) / np.sqrt(repetitions)
-    return Simulated(theory, torch.from_numpy(risks.mean(0)), torch.from_numpy(se), repetitions, seed)
+    return Simulation(theory, torch.from_numpy(risks.mean(0)), torch.from_numpy(se), repetitions, seed)
 
 
 def least_squares(X: np.ndarray, Y: np.ndarray, ridge: float = 0.0) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_powers
-from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulation, least_squares, simulate
 
 __all__ = ["gaussian_features_curve", "gaussian_samples_curve", "simulate_gaussian_features", "universal_lower_bound"]
 
@@ -68,18 +68,18 @@ def gaussian_features_curve(features: Any, *, n: int, power: Any, noise: float) 
     )
 
 
-def gaussian_samples_curve(samples: Any, *, features: int, signal: float, noise: float) -> Curve:
+def gaussian_samples_curve(samples: Any, *, n_features: int, signal: float, noise: float) -> Curve:
     """Compute the risk of least squares (of least norm) on p Gaussian features for each number of rows n.
 
     The formulas are those of :func:`gaussian_features_curve` with in = ``signal`` = |β|², out = ``noise``. More rows
     hurt between the minimum at n < p and n = p (sample-wise double descent).
 
     Raises:
-        InputError: rows that are not increasing whole numbers >= 1, features < 1, negative signal or noise.
+        InputError: rows that are not increasing whole numbers >= 1, n_features < 1, negative signal or noise.
 
     Source: Belkin, Hsu, Xu 2020.
     """
-    p, signal, noise = as_count(features, "features"), as_number(signal, "signal"), as_number(noise, "noise")
+    p, signal, noise = as_count(n_features, "n_features"), as_number(signal, "signal"), as_number(noise, "noise")
     n = as_axis(samples, "samples", whole=True)
     test, train = _risk(n, np.full_like(n, p), np.full_like(n, signal), np.full_like(n, noise))
     return Curve(
@@ -95,7 +95,7 @@ def gaussian_samples_curve(samples: Any, *, features: int, signal: float, noise:
     )
 
 
-def universal_lower_bound(n: int, p: int, noise: float) -> float:
+def universal_lower_bound(n: int, p: int, *, noise: float) -> float:
     """Return a bound from below on the noise part of the excess risk of least squares, for any p features.
 
         noise p / (n + 1 - p)  if p <= n,      noise n / (p + 1 - n)  if p >= n
@@ -115,7 +115,7 @@ def universal_lower_bound(n: int, p: int, noise: float) -> float:
 
 def simulate_gaussian_features(
     features: Any, *, n: int, power: Any, noise: float, repetitions: int = 60, seed: int = 0
-) -> Simulated:
+) -> Simulation:
     """Draw data, fit, and compare with :func:`gaussian_features_curve`; the test risk of each fit is exact.
 
     Where |p - n| <= 3 the risk has no variance, and z means nothing. Cost: one singular value decomposition (n, p) a

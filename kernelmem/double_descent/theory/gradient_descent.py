@@ -13,10 +13,10 @@ from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.gradient_flow import check_stable
 
-__all__ = ["descent_weights", "design_curve"]
+__all__ = ["gradient_descent_curve", "gradient_descent_weights"]
 
 
-def descent_weights(X: Any, y: Any, steps: Any, *, step_size: float) -> Tensor:
+def gradient_descent_weights(X: Any, y: Any, steps: Any, *, lr: float) -> Tensor:
     """Return the weights (G, p) or (G, p, C) of gradient descent on |y - X b|²/(2 n) from 0 after each number of steps.
 
         w(t) = Q (1 - (1 - η Λ)^t) Λ⁻¹ Qᵀ Xᵀ y / n,     XᵀX / n = Q Λ Qᵀ
@@ -28,7 +28,7 @@ def descent_weights(X: Any, y: Any, steps: Any, *, step_size: float) -> Tensor:
 
     Cost: one decomposition of X, O(G p min(n, p) C).
     """
-    t, U, lam, Vt, eta, n = _descent(X, steps, step_size)
+    t, U, lam, Vt, eta, n = _descent(X, steps, lr)
     targets = as_tensor(y, "y").double().cpu().numpy()
     if targets.ndim not in (1, 2) or len(targets) != n:
         raise InputError(f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", hint="pair rows and targets")
@@ -38,12 +38,12 @@ def descent_weights(X: Any, y: Any, steps: Any, *, step_size: float) -> Tensor:
     return torch.from_numpy(weights[:, :, 0] if targets.ndim == 1 else weights)
 
 
-def design_curve(
-    steps: Any, *, X: Any, coefficients: Any, noise: float, step_size: float, covariance: Any = None
+def gradient_descent_curve(
+    steps: Any, *, X: Any, coefficients: Any, noise: float, lr: float, covariance: Any = None
 ) -> Curve:
     """Compute the risk along gradient descent on one design X, averaged over the noise of the targets alone: exact.
 
-    With P_t = Q (1 - ηΛ)^t Qᵀ and w(t) as in :func:`descent_weights`, Σ the covariance of new rows::
+    With P_t = Q (1 - ηΛ)^t Qᵀ and w(t) as in :func:`gradient_descent_weights`, Σ the covariance of new rows::
 
         test(t) = noise + βᵀ P_t Σ P_t β + (noise/n) tr[ Σ Q (1 - (1 - ηΛ)^t)² Λ⁻¹ Qᵀ ]
 
@@ -52,7 +52,7 @@ def design_curve(
         X: (n, p).
         coefficients: (p,) β.
         noise: variance of the targets.
-        step_size: η, in (0, 2 / λ_max(XᵀX/n)).
+        lr: η, in (0, 2 / λ_max(XᵀX/n)).
         covariance: (p, p) Σ or (p,) its diagonal; None: the identity.
 
     Raises:
@@ -60,7 +60,7 @@ def design_curve(
 
     Cost: O(n p min(n, p) + G p²).
     """
-    t, _, lam, Vt, eta, n = _descent(X, steps, step_size)
+    t, _, lam, Vt, eta, n = _descent(X, steps, lr)
     beta, noise = as_tensor(coefficients, "coefficients").double().cpu().numpy(), as_number(noise, "noise")
     p = Vt.shape[1]
     sigma = np.ones(p) if covariance is None else as_tensor(covariance, "covariance").double().cpu().numpy()
@@ -91,12 +91,12 @@ def design_curve(
     )
 
 
-def _descent(X: Any, steps: Any, step_size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, int]:
+def _descent(X: Any, steps: Any, lr: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, int]:
     t = as_axis(steps, "steps", whole=True, exclusive=False)
     rows = as_tensor(X, "X").double().cpu().numpy()
     if rows.ndim != 2 or 0 in rows.shape:
         raise InputError(f"X of shape {rows.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")
-    eta = as_number(step_size, "step_size", exclusive=True)
+    eta = as_number(lr, "lr", exclusive=True)
     U, s, Vt = np.linalg.svd(rows, full_matrices=False)
     lam = np.where(s > np.finfo(float).eps * max(rows.shape) * s[0], s, 0.0) ** 2 / len(rows)
     check_stable(eta * lam)

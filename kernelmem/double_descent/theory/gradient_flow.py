@@ -10,18 +10,18 @@ from torch import Tensor
 from kernelmem.core.checks import as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_powers, as_scaled_count
-from kernelmem.double_descent.theory.curve import Curve, Simulated, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulation, simulate
 
 __all__ = [
     "check_stable",
-    "equalizing_step_sizes",
+    "equalizing_learning_rates",
     "gradient_flow_curve",
     "simulate_gradient_flow",
     "superposition_curve",
 ]
 
 
-def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float, nodes: int = 8192) -> Curve:
+def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float, n_nodes: int = 8192) -> Curve:
     """Compute the limit risk of gradient flow on |y - X b|²/(2 n) from 0 at each time, isotropic features, p = ratio n.
 
     With F the Marchenko-Pastur law of the eigenvalues of XᵀX/n (mass 1 - 1/γ at 0 if γ > 1)::
@@ -29,7 +29,7 @@ def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float
         test  = noise + signal ∫ e^(-2ts) dF + noise γ ∫ (1 - e^(-ts))²/s dF
         train = signal ∫ s e^(-2ts) dF + noise (1 - γ + γ ∫ e^(-2ts) dF)
 
-    The integrals are midpoint sums in θ, s = 1 + γ + 2 √γ cos θ, with ``nodes`` places: exact to rounding unless γ is
+    The integrals are midpoint sums in θ, s = 1 + γ + 2 √γ cos θ, with ``n_nodes`` nodes: exact to rounding unless γ is
     within 1e-3 of 1.
 
     Args:
@@ -37,7 +37,7 @@ def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float
         ratio: γ = p / n > 0.
         signal: |β|².
         noise: variance of the targets.
-        nodes: number of places.
+        n_nodes: number of quadrature nodes.
 
     Raises:
         InputError: values out of range or times not increasing.
@@ -46,10 +46,10 @@ def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float
     """
     t = as_axis(times, "times", exclusive=False)
     gamma, signal = as_number(ratio, "ratio", exclusive=True), as_number(signal, "signal")
-    noise, nodes = as_number(noise, "noise"), as_count(nodes, "nodes", minimum=16)
-    theta = (np.arange(nodes) + 0.5) * math.pi / nodes
+    noise, n_nodes = as_number(noise, "noise"), as_count(n_nodes, "n_nodes", minimum=16)
+    theta = (np.arange(n_nodes) + 0.5) * math.pi / n_nodes
     s = (1 - math.sqrt(gamma)) ** 2 + 4 * math.sqrt(gamma) * np.cos(theta / 2) ** 2
-    weight = 2 * np.sin(theta) ** 2 / (nodes * s)
+    weight = 2 * np.sin(theta) ** 2 / (n_nodes * s)
     fading = np.exp(-t[:, None] * s)
     kept = fading**2 @ weight + max(1 - 1 / gamma, 0.0)
     test = noise + signal * kept + noise * gamma * (np.expm1(-t[:, None] * s) ** 2 @ (weight / s))
@@ -57,13 +57,13 @@ def gradient_flow_curve(times: Any, *, ratio: float, signal: float, noise: float
     return _curve("gradient flow, isotropic features", "time", t, test, noise, train, "Ali, Kolter, Tibshirani 2019")
 
 
-def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, noise: float, step_size: Any) -> Curve:
+def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, noise: float, lr: Any) -> Curve:
     """Compute the risk of gradient descent on features of different scales, for n much larger than their number.
 
         test(t) = noise + Σ_i [ s_i² θ_i² (1 - η_i s_i²)^(2t) + (noise/n) (1 - (1 - η_i s_i²)^t)² ]
 
     Every feature has its own U-shaped curve; two scales give two minima (epoch-wise double descent), and step sizes
-    η_i ∝ 1/s_i² give one (:func:`equalizing_step_sizes`). It leaves out the correlations of the features, and is low by
+    η_i ∝ 1/s_i² give one (:func:`equalizing_learning_rates`). It leaves out the correlations of the features, and is low by
     about p / n of the risk.
 
     Args:
@@ -72,7 +72,7 @@ def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, n
         coefficients: (p,) θ_i of the target.
         n: training rows.
         noise: variance of the targets.
-        step_size: η, one number or (p,); 0 < η_i s_i² < 2.
+        lr: η, one number or (p,); 0 < η_i s_i² < 2.
 
     Raises:
         InputError: values out of range, different lengths, a step size that diverges.
@@ -82,7 +82,7 @@ def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, n
     t = as_axis(steps, "steps", whole=True, exclusive=False)
     s2, theta2 = _scales(scales), as_tensor(coefficients, "coefficients").double().cpu().numpy() ** 2
     n, noise = as_count(n, "n"), as_number(noise, "noise")
-    eta = as_tensor(step_size, "step_size").double().cpu().numpy()
+    eta = as_tensor(lr, "lr").double().cpu().numpy()
     if theta2.shape != s2.shape or eta.shape not in ((), s2.shape):
         raise InputError(
             f"{s2.shape} scales, {theta2.shape} coefficients, step sizes of shape {eta.shape}",
@@ -96,7 +96,7 @@ def superposition_curve(steps: Any, *, scales: Any, coefficients: Any, n: int, n
     return _curve("gradient descent, features of several scales", "step", t, test, noise, None, "Heckel, Yilmaz 2021")
 
 
-def equalizing_step_sizes(scales: Any, rate: float) -> Tensor:
+def equalizing_learning_rates(scales: Any, *, rate: float) -> Tensor:
     """Return η_i = rate / s_i², (p,): every feature is learned at one pace, and epoch-wise double descent is gone.
 
     Raises:
@@ -107,7 +107,7 @@ def equalizing_step_sizes(scales: Any, rate: float) -> Tensor:
 
 def simulate_gradient_flow(
     times: Any, *, ratio: float, n: int, signal: float, noise: float, repetitions: int = 20, seed: int = 0
-) -> Simulated:
+) -> Simulation:
     """Draw Gaussian rows, follow the flow exactly, and compare with :func:`gradient_flow_curve`."""
     theory = gradient_flow_curve(times, ratio=ratio, signal=signal, noise=noise)
     n = as_count(n, "n")

@@ -9,9 +9,15 @@ import torch
 from kernelmem.core.checks import as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
-from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulation, least_squares, simulate
 
-__all__ = ["isotropic_curve", "misspecified_curve", "optimal_ridge_curve", "polynomial_share", "simulate_isotropic"]
+__all__ = [
+    "isotropic_curve",
+    "misspecified_curve",
+    "optimal_ridge_curve",
+    "polynomial_signal_fraction",
+    "simulate_isotropic",
+]
 
 SOURCE = "Hastie, Montanari, Rosset, Tibshirani 2022"
 AXIS = "features per row, p / n"
@@ -64,20 +70,20 @@ def optimal_ridge_curve(ratio: Any, *, signal: float, noise: float) -> Curve:
     return _curve("ridge regression at the best ridge", gamma, test, noise, train, None if noise else 1.0)
 
 
-def misspecified_curve(ratio: Any, *, signal: float, noise: float, share: Any) -> Curve:
-    """Compute the limit risk of least squares that sees only part of the signal: ``share`` κ(γ) of |β|² at each ratio.
+def misspecified_curve(ratio: Any, *, signal: float, noise: float, signal_fraction: Any) -> Curve:
+    """Compute the limit risk of least squares that sees only part of the signal: ``signal_fraction`` κ(γ) of |β|² at each ratio.
 
     What is not seen, M = signal (1 - κ), acts as noise: with e = noise + M ::
 
         γ < 1: test = noise + M + e γ / (1 - γ),     γ > 1: test = noise + M + signal κ (1 - 1/γ) + e / (γ - 1)
 
-    If κ grows with γ the second descent may go below the first minimum (:func:`polynomial_share`).
+    If κ grows with γ the second descent may go below the first minimum (:func:`polynomial_signal_fraction`).
 
     Args:
         ratio: increasing values γ = p / n > 0, p the features that are seen.
         signal: |β|² of all features.
         noise: variance of ε.
-        share: (G,) values of [0, 1], one for each ratio.
+        signal_fraction: (G,) values of [0, 1], one for each ratio.
 
     Raises:
         InputError: as :func:`isotropic_curve`; shares of another length or outside [0, 1].
@@ -86,12 +92,12 @@ def misspecified_curve(ratio: Any, *, signal: float, noise: float, share: Any) -
     """
     gamma = as_axis(ratio, "ratio")
     signal, noise = as_number(signal, "signal"), as_number(noise, "noise")
-    kappa = as_tensor(share, "share").double().cpu().numpy()
+    kappa = as_tensor(signal_fraction, "signal_fraction").double().cpu().numpy()
     if kappa.shape != gamma.shape or (kappa < 0).any() or (kappa > 1).any():
         raise InputError(
-            f"share of shape {kappa.shape} for {len(gamma)} ratios",
+            f"signal_fraction of shape {kappa.shape} for {len(gamma)} ratios",
             expected="one value of [0, 1] for each ratio",
-            hint="pass share=polynomial_share(ratio, 1.5), or ratio / ratio[-1]",
+            hint="pass signal_fraction=polynomial_signal_fraction(ratio, exponent=1.5), or ratio / ratio[-1]",
         )
     missed = signal * (1 - kappa)
     parts = [_risk(gamma[[i]], signal * kappa[i], noise + missed[i], np.zeros(1)) for i in range(len(gamma))]
@@ -99,7 +105,7 @@ def misspecified_curve(ratio: Any, *, signal: float, noise: float, share: Any) -
     return _curve("least squares on part of the features", gamma, test, noise, train, 1.0)
 
 
-def polynomial_share(ratio: Any, exponent: float) -> torch.Tensor:
+def polynomial_signal_fraction(ratio: Any, *, exponent: float) -> torch.Tensor:
     """Return κ(γ) = 1 - (1 + γ)^(-exponent), (G,): a signal that spreads polynomially over the features.
 
     Raises:
@@ -111,7 +117,7 @@ def polynomial_share(ratio: Any, exponent: float) -> torch.Tensor:
 
 def simulate_isotropic(
     ratio: Any, *, n: int, signal: float, noise: float, ridge: float = 0.0, repetitions: int = 60, seed: int = 0
-) -> Simulated:
+) -> Simulation:
     """Draw n Gaussian rows, fit, and compare with :func:`isotropic_curve`; every ratio x n must be a whole number.
 
     The theory is a limit: z grows with the number of repetitions. Cost: one decomposition (n, p) a draw and place.

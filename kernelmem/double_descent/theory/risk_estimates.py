@@ -31,7 +31,7 @@ class RiskEstimate:
     n: int
 
 
-def estimate_risk(kernel: Any, y: Any, ridge: float) -> RiskEstimate:
+def estimate_risk(kernel: Any, y: Any, *, ridge: float) -> RiskEstimate:
     """Compute GCV and the leave-one-out error of kernel ridge at one ridge.
 
     With A = (K + ridge I)⁻¹::

@@ -11,13 +11,13 @@ import torch
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
-from kernelmem.double_descent.theory.curve import Curve, Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulation, least_squares, simulate
 
-__all__ = ["RELU", "Moments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
+__all__ = ["RELU", "ActivationMoments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
 
 
 @dataclass(frozen=True)
-class Moments:
+class ActivationMoments:
     """Of an activation at a standard normal G: mean E σ(G), linear E[G σ(G)], rest √(E σ² - mean² - linear²)."""
 
     mean: float
@@ -25,10 +25,12 @@ class Moments:
     rest: float
 
 
-RELU = Moments(1 / math.sqrt(2 * math.pi), 0.5, math.sqrt(0.25 - 1 / (2 * math.pi)))
+RELU = ActivationMoments(1 / math.sqrt(2 * math.pi), 0.5, math.sqrt(0.25 - 1 / (2 * math.pi)))
 
 
-def activation_moments(activation: Callable[[np.ndarray], np.ndarray], kinks: Sequence[float] = (0.0,)) -> Moments:
+def activation_moments(
+    activation: Callable[[np.ndarray], np.ndarray], kinks: Sequence[float] = (0.0,)
+) -> ActivationMoments:
     """Integrate an activation by Gauss-Legendre rules between its kinks, on [-14, 14], to about 1e-13.
 
     A single Gauss-Hermite rule would be off by percents at a kink.
@@ -50,7 +52,7 @@ def activation_moments(activation: Callable[[np.ndarray], np.ndarray], kinks: Se
             expected="an activation with both parts, finite on [-14, 14]",
             hint="use one that is neither linear nor even; of a linear one, isotropic_curve is the theory",
         )
-    return Moments(mean, linear, math.sqrt(rest))
+    return ActivationMoments(mean, linear, math.sqrt(rest))
 
 
 def sphere_features_curve(
@@ -61,7 +63,7 @@ def sphere_features_curve(
     noise: float,
     nonlinear: float = 0.0,
     ridge: float = 0.0,
-    moments: Moments = RELU,
+    moments: ActivationMoments = RELU,
 ) -> Curve:
     """Compute the limit risk of ridge on N random features σ(<θ, x>/√d) of n points x on the sphere of radius √d.
 
@@ -117,9 +119,9 @@ def simulate_sphere_features(
     noise: float,
     ridge: float = 0.0,
     repetitions: int = 8,
-    test_rows: int = 2000,
+    n_test: int = 2000,
     seed: int = 0,
-) -> Simulated:
+) -> Simulation:
     """Draw ReLU features and a linear target of power 1, fit, and compare with :func:`sphere_features_curve`.
 
     Cost: a decomposition (n, N) a draw and place. The theory is a limit of d -> ∞.
@@ -129,7 +131,7 @@ def simulate_sphere_features(
     )
     d = as_count(dimension, "dimension")
     n = as_scaled_count(samples_per_dimension, d, "samples_per_dimension times dimension")
-    m = as_count(test_rows, "test_rows")
+    m = as_count(n_test, "n_test")
     widths = [as_scaled_count(float(psi), d, "features_per_dimension times dimension") for psi in theory.axis]
 
     def draw(rng: np.random.Generator) -> list[float]:

@@ -12,12 +12,11 @@ Source: Curth, Jeffares and van der Schaar 2023.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_square_kernel, as_tensor
+from kernelmem.core.checks import ArrayLike, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
 
 __all__ = ["EffectiveParameters", "effective_parameters", "feature_smoother", "kernel_smoother"]
@@ -37,7 +36,7 @@ class EffectiveParameters:
         return f"{self.value:.5g} effective parameters (± {self.se:.2g} over {len(self.rows):,} rows)"
 
 
-def effective_parameters(smoother: Any) -> EffectiveParameters:
+def effective_parameters(smoother: ArrayLike) -> EffectiveParameters:
     """Compute p_eff = (n / m) Σ_j |s(x_j)|² of m rows of a smoother, n = the number of training rows.
 
     Args:
@@ -67,7 +66,7 @@ def effective_parameters(smoother: Any) -> EffectiveParameters:
     return EffectiveParameters(float(rows.mean()), se, rows)
 
 
-def kernel_smoother(kernel: Any, rows: Any = None, *, ridge: float = 0.0) -> Tensor:
+def kernel_smoother(kernel: ArrayLike, *, K_test: ArrayLike | None = None, ridge: float = 0.0) -> Tensor:
     """Compute S = K_rows (K + ridge I)⁻¹, the smoother of kernel ridge regression; ridge 0: the least-norm interpolant.
 
     Args:
@@ -85,12 +84,12 @@ def kernel_smoother(kernel: Any, rows: Any = None, *, ridge: float = 0.0) -> Ten
     """
     K = as_square_kernel(kernel).cpu()
     _check_ridge(ridge)
-    left = K if rows is None else as_tensor(rows, "rows", dtype=torch.float64).cpu()
+    left = K if K_test is None else as_tensor(K_test, "K_test", dtype=torch.float64).cpu()
     if left.ndim != 2 or left.shape[1] != len(K):
         raise InputError(
-            f"rows of shape {tuple(left.shape)} for a kernel {tuple(K.shape)}",
+            f"K_test of shape {tuple(left.shape)} for a kernel {tuple(K.shape)}",
             expected=f"(m, {len(K)})",
-            hint="pass the kernel of the rows with the training rows",
+            hint="pass the kernel of the test examples with the training examples",
         )
     values, vectors = torch.linalg.eigh(K)
     some = values > len(K) * EPS * float(values.abs().max())
@@ -98,7 +97,7 @@ def kernel_smoother(kernel: Any, rows: Any = None, *, ridge: float = 0.0) -> Ten
     return left @ (vectors * inverse) @ vectors.T
 
 
-def feature_smoother(features: Any, rows: Any = None, *, ridge: float = 0.0) -> Tensor:
+def feature_smoother(features: ArrayLike, *, test_features: ArrayLike | None = None, ridge: float = 0.0) -> Tensor:
     """Compute S = Φ_rows (ΦᵀΦ + ridge I)⁻¹ Φᵀ, of ridge regression on features; ridge 0: least squares of least norm.
 
     Args:
@@ -116,10 +115,10 @@ def feature_smoother(features: Any, rows: Any = None, *, ridge: float = 0.0) -> 
     """
     phi = as_tensor(features, "features", dtype=torch.float64).cpu()
     _check_ridge(ridge)
-    left = phi if rows is None else as_tensor(rows, "rows", dtype=torch.float64).cpu()
+    left = phi if test_features is None else as_tensor(test_features, "test_features", dtype=torch.float64).cpu()
     if phi.ndim != 2 or left.ndim != 2 or left.shape[1] != phi.shape[1] or phi.numel() == 0:
         raise InputError(
-            f"features of shape {tuple(phi.shape)}, rows of shape {tuple(left.shape)}",
+            f"features of shape {tuple(phi.shape)}, test_features of shape {tuple(left.shape)}",
             expected="(n, p) and (m, p)",
             hint="compute both with the same feature map",
         )
@@ -129,6 +128,6 @@ def feature_smoother(features: Any, rows: Any = None, *, ridge: float = 0.0) -> 
     return left @ (Vt.T * shrink) @ U.T
 
 
-def _check_ridge(ridge: Any) -> None:
+def _check_ridge(ridge: object) -> None:
     if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
         raise InputError(f"ridge={ridge!r}", expected="a number >= 0", hint="pass ridge=0.0 for no ridge")

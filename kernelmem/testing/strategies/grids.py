@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from kernelmem.testing.modules import Gain, Residual, Shift
-from kernelmem.testing.strategies.layers import EPSILONS, Block, Chooser, Size
+from kernelmem.testing.strategies.layers import EPSILONS, Block, Choices, Size
 
 __all__ = ["GRID_BLOCKS"]
 
@@ -18,7 +18,7 @@ MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
-def _axis(pick: Chooser, length: int) -> tuple[int, int, int, int]:
+def _axis(pick: Choices, length: int) -> tuple[int, int, int, int]:
     """Kernel, stride, padding and dilation of one axis, so that at least one position is left."""
     kernel = pick.integer(1, min(3, length))
     padding = pick.integer(0, min(1, length - 1))  # reflection needs it below the length
@@ -26,13 +26,13 @@ def _axis(pick: Chooser, length: int) -> tuple[int, int, int, int]:
     return kernel, pick.integer(1, 2), padding, dilation
 
 
-def _grouped(pick: Chooser, channels: int) -> tuple[int, int]:
+def _grouped(pick: Choices, channels: int) -> tuple[int, int]:
     """Groups and output channels: one group, some, or depthwise, with a multiplier."""
     groups = pick.divisor(channels)
     return groups, groups * pick.integer(1, max(1, 4 // groups))
 
 
-def _convolution(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _convolution(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     channels, *lengths = size
     groups, width = _grouped(pick, channels)
     options: dict[str, Any] = {"groups": groups, "bias": pick.flag()}
@@ -52,12 +52,12 @@ def _convolution(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return make(channels, width, kernel, **options), (width, *after)
 
 
-def _convolution_in_place(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _convolution_in_place(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     layer, after = _convolution(pick, size)
     return nn.Sequential(layer, pick.in_place()), after
 
 
-def _transposed(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _transposed(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     channels, *lengths = size
     groups, width = _grouped(pick, channels)
     width = min(width, 2 * groups)
@@ -67,7 +67,7 @@ def _transposed(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return make(channels, width, kernel, stride=stride, groups=groups, bias=pick.flag()), (width, *after)
 
 
-def _normalization(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _normalization(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     channels, *lengths = size
     options: dict[str, Any] = {"eps": pick.among(EPSILONS)}
     kind = pick.integer(0, 3)
@@ -83,7 +83,7 @@ def _normalization(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return nn.LayerNorm(list(size), **options), size
 
 
-def _pool(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _pool(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     channels, *lengths = size
     if pick.flag():
         after = [pick.integer(1, length) for length in lengths]
@@ -95,13 +95,13 @@ def _pool(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return pick.among(kinds)[len(lengths) - 1](2), (channels, *(length // 2 for length in lengths))
 
 
-def _activation(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _activation(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     if not pick.smooth and pick.flag():
         return nn.PReLU(size[0]), size
     return pick.among([nn.Tanh, nn.GELU, nn.Softplus] + ([] if pick.smooth else [nn.ReLU]))(), size
 
 
-def _residual(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _residual(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     channels, rank = size[0], len(size) - 1
     make: Any = CONVOLUTIONS[rank - 1]
     normalize: Any = BATCH_NORMS[rank - 1]
@@ -111,7 +111,7 @@ def _residual(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return Residual(nn.Sequential(first, activation, make(channels, channels, 3, padding=1))), size
 
 
-def _broadcast(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _broadcast(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     return pick.among([Gain, Shift])(*pick.among([size, (size[0], *(1 for _ in size[1:])), size[-1:]])), size
 
 

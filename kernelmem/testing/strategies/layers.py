@@ -12,9 +12,10 @@ from torch.nn.utils import parametrizations
 from kernelmem.testing.modules import (
     Apply,
     Attention,
-    Borrowed,
+    BorrowedWeight,
     ByPosition,
-    Cell,
+    CalledTwice,
+    CellLoop,
     ClassToken,
     Gain,
     Parallel,
@@ -25,11 +26,10 @@ from kernelmem.testing.modules import (
     SequenceFirst,
     Shift,
     TiedMatrix,
-    Twice,
-    WithIdle,
+    WithUnusedParameters,
 )
 
-__all__ = ["EPSILONS", "SEQUENCE_BLOCKS", "VECTOR_BLOCKS", "Block", "Chooser", "Size"]
+__all__ = ["EPSILONS", "SEQUENCE_BLOCKS", "VECTOR_BLOCKS", "Block", "Choices", "Size"]
 
 Size = tuple[int, ...]  # of one row
 T = TypeVar("T")
@@ -39,7 +39,7 @@ EPSILONS = (0.01, 0.1)
 
 
 @dataclass(frozen=True)
-class Chooser:
+class Choices:
     """Draws from hypothesis; ``smooth`` leaves out kinks, on whose two sides float32 and float64 may fall."""
 
     draw: st.DrawFn
@@ -78,90 +78,90 @@ class Chooser:
         return self.among(smooth if self.smooth else smooth + kinked)()
 
 
-Block = Callable[[Chooser, Size], tuple[nn.Module, Size]]
+Block = Callable[[Choices, Size], tuple[nn.Module, Size]]
 
 
 def _features(size: Size, width: int) -> Size:
     return (*size[:-1], width)
 
 
-def _linear(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _linear(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     width = pick.width()
     return nn.Linear(size[-1], width, bias=pick.flag()), _features(size, width)
 
 
-def _linear_in_place(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _linear_in_place(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     layer, after = _linear(pick, size)
     return nn.Sequential(layer, pick.in_place()), after
 
 
-def _reparametrized(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _reparametrized(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     layer, size = _linear(pick, size)
     wrap: Any = pick.among([parametrizations.weight_norm, parametrizations.spectral_norm])
     return wrap(layer), size
 
 
-def _activation(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _activation(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     # A copy goes before: over the input of a layer, an activation in place would be refused, and rightly.
     return nn.Sequential(Apply(lambda x: 1.0 * x), pick.activation()), size
 
 
-def _layer_norm(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _layer_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     shape = list(size if pick.flag() else size[-1:])
     if pick.flag():
         return nn.RMSNorm(shape, eps=pick.among(EPSILONS), elementwise_affine=pick.flag()), size
     return nn.LayerNorm(shape, eps=pick.among(EPSILONS), elementwise_affine=pick.flag(), bias=pick.flag()), size
 
 
-def _broadcast(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _broadcast(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     return pick.among([Gain, Shift])(*pick.among([size, size[-1:], ()])), size
 
 
-def _residual(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _residual(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     width, hidden = size[-1], pick.width()
     first = nn.LayerNorm(width, eps=0.1) if pick.flag() else nn.Identity()
     layers = [first, nn.Linear(width, hidden), pick.activation(), nn.Linear(hidden, width)]
     return Residual(nn.Sequential(*layers, Gain(width)) if pick.flag() else nn.Sequential(*layers)), size
 
 
-def _shared(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _shared(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     width, hidden = size[-1], pick.width()
     kind = pick.integer(0, 3)
     if kind == 0:
         inner = nn.Linear(width, width)
         return nn.Sequential(inner, pick.activation(), inner), size
     if kind == 3:
-        return Twice(nn.Linear(width, width, bias=pick.flag())), size
+        return CalledTwice(nn.Linear(width, width, bias=pick.flag())), size
     if kind == 1:
         return TiedMatrix(width, hidden), _features(size, width)
-    return Borrowed(width, hidden), _features(size, hidden)
+    return BorrowedWeight(width, hidden), _features(size, hidden)
 
 
-def _branches(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _branches(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     width = pick.width()
     make = lambda: nn.Sequential(nn.Linear(size[-1], width), pick.activation())  # noqa: E731
     return Parallel(pick.among(["sum", "product"]), make(), make()), _features(size, width)
 
 
-def _idle(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _idle(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     body, after = _linear(pick, size)
-    return WithIdle(body, nn.Linear(size[-1], 2)), after
+    return WithUnusedParameters(body, nn.Linear(size[-1], 2)), after
 
 
-def _dropout(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _dropout(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     return nn.Dropout(0.5), size
 
 
-def _bilinear(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _bilinear(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     width = pick.integer(1, 3)
     return SelfBilinear(size[-1], width, bias=pick.flag()), _features(size, width)
 
 
-def _batch_norm(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _batch_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     return nn.BatchNorm1d(size[-1], affine=pick.flag()), size
 
 
-def _group_norm(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _group_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     width = 2 * pick.integer(1, 2)  # at least two features a group: torch refuses one, on a single row
     layers = nn.Linear(size[-1], width), nn.GroupNorm(width // 2, width, eps=pick.among(EPSILONS))
     return nn.Sequential(*layers), (width,)
@@ -186,7 +186,7 @@ COMMON: tuple[Block, ...] = (
 VECTOR_BLOCKS: tuple[Block, ...] = (*COMMON, _batch_norm, _group_norm)
 
 
-def _recurrent(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _recurrent(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     hidden, both, layers = pick.integer(1, 3), pick.flag(), pick.integer(1, 2)
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": both, "batch_first": pick.flag()}
     options["bias"] = pick.flag()
@@ -201,7 +201,7 @@ def _recurrent(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return Recurrent(inner, start=start), (size[0], width * (2 if both else 1))
 
 
-def _attention(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _attention(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     S, width = size
     options: dict[str, Any] = {"bias": pick.flag(), "batch_first": pick.flag()}
     options |= pick.among([{}, {"add_bias_kv": True}, {"kdim": pick.width(), "vdim": pick.width()}])
@@ -210,11 +210,11 @@ def _attention(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return Attention(inner, need_weights=pick.flag(), mask=mask), size
 
 
-def _projected_attention(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _projected_attention(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     return ProjectedAttention(size[1], pick.divisor(size[1]), causal=pick.flag()), size
 
 
-def _transformer(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _transformer(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     first = pick.flag()
     layer = nn.TransformerEncoderLayer(
         size[1],
@@ -228,11 +228,11 @@ def _transformer(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
     return layer if first else SequenceFirst(layer), size
 
 
-def _class_token(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _class_token(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     return ClassToken(size[1]), (size[0] + 1, size[1])
 
 
-def _flattened(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def _flattened(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     layer, after = _linear(pick, size[1:])
     return pick.among([ByPosition, SequenceFirst, lambda body: SequenceFirst(body, flat=True)])(layer), (
         size[0],
@@ -253,8 +253,8 @@ SEQUENCE_BLOCKS: tuple[Block, ...] = (
 )
 
 
-def last_state(pick: Chooser, size: Size) -> tuple[nn.Module, Size]:
+def last_cell_state(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     """A recurrent cell over the positions of a sequence, to its last state."""
     hidden = pick.integer(1, 3)
     kind = pick.among([nn.RNNCell, nn.LSTMCell, nn.GRUCell])
-    return Cell(kind(size[1], hidden, bias=pick.flag())), (hidden,)
+    return CellLoop(kind(size[1], hidden, bias=pick.flag())), (hidden,)

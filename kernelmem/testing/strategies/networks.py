@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kernelmem.testing.cases import Case, Inputs, make_case
-from kernelmem.testing.modules import Apply, Around, Parallel, Shift, TiedReadout
+from kernelmem.testing.modules import Apply, Parallel, ReadoutWithSkip, Shift, TiedReadout
 from kernelmem.testing.strategies.grids import GRID_BLOCKS
 from kernelmem.testing.strategies.layers import (
     SEQUENCE_BLOCKS,
     VECTOR_BLOCKS,
     Block,
-    Chooser,
+    Choices,
     Size,
-    last_state,
+    last_cell_state,
 )
 
 __all__ = ["Case", "linear_networks", "networks"]
@@ -63,7 +63,7 @@ def networks(
     or none. With ``smooth`` no kink is drawn (relu, max-pooling), so that float32 and float64 stay on the same side.
     Weights and rows come from a drawn seed, so that a failing example is replayed to the bit.
     """
-    pick = Chooser(draw, smooth)
+    pick = Choices(draw, smooth)
     kind = pick.among(list(STARTS))
     inputs, layers, form, size = STARTS[kind](pick)
     for _ in range(pick.integer(1, depth)):
@@ -88,28 +88,28 @@ BLOCKS: dict[str, tuple[Block, ...]] = {"vector": VECTOR_BLOCKS, "sequence": SEQ
 Start = tuple[Inputs, list[nn.Module], str, Size]
 
 
-def _tokens(pick: Chooser) -> Start:
+def _tokens(pick: Choices) -> Start:
     length, vocabulary, width = pick.integer(1, 4), pick.integer(2, 6), pick.width()
     embedding = nn.Embedding(vocabulary, width, padding_idx=pick.among([None, 0]))
     layers: list[nn.Module] = [embedding, Shift(length, width)] if pick.flag() else [embedding]
     return Inputs((length,), vocabulary), layers, "sequence", (length, width)
 
 
-def _bags(pick: Chooser) -> Start:
+def _bags(pick: Choices) -> Start:
     vocabulary, width = pick.integer(2, 6), pick.width()
     bag = nn.EmbeddingBag(vocabulary, width, mode=pick.among(["mean", "sum"]))
     return Inputs((pick.integer(1, 4),), vocabulary), [bag], "vector", (width,)
 
 
-def _reals(form: str, *ranges: tuple[int, int]) -> Callable[[Chooser], Start]:
-    def start(pick: Chooser) -> Start:
+def _reals(form: str, *ranges: tuple[int, int]) -> Callable[[Choices], Start]:
+    def start(pick: Choices) -> Start:
         size = tuple(pick.integer(low, high) for low, high in ranges)
         return Inputs(size), [], form, size
 
     return start
 
 
-STARTS: dict[str, Callable[[Chooser], Start]] = {
+STARTS: dict[str, Callable[[Choices], Start]] = {
     "vectors": _reals("vector", (1, 6)),
     "sequences": _reals("sequence", (1, 4), (1, 5)),
     "tokens": _tokens,
@@ -120,7 +120,7 @@ STARTS: dict[str, Callable[[Chooser], Start]] = {
 }
 
 
-def _bridge(pick: Chooser, form: str, size: Size) -> tuple[nn.Module, str, Size]:
+def _bridge(pick: Choices, form: str, size: Size) -> tuple[nn.Module, str, Size]:
     """Go over to another form: vectors as sequences, channels as features, positions as tokens."""
     if form == "vector":
         if pick.flag():
@@ -135,7 +135,7 @@ def _bridge(pick: Chooser, form: str, size: Size) -> tuple[nn.Module, str, Size]
     return layer, "vector", size
 
 
-def _to_vector(pick: Chooser, form: str, size: Size) -> tuple[nn.Module, Size]:
+def _to_vector(pick: Choices, form: str, size: Size) -> tuple[nn.Module, Size]:
     """One vector for each row: all positions side by side, their mean, one of them, the last state of a cell."""
     if math.prod(size) <= 30 and pick.flag():
         return nn.Flatten(), (math.prod(size),)
@@ -143,11 +143,11 @@ def _to_vector(pick: Chooser, form: str, size: Size) -> tuple[nn.Module, Size]:
         return Apply(lambda x: x.flatten(2).mean(2)), size[:1]
     kind = pick.integer(0, 3)
     if kind == 0:
-        return last_state(pick, size)
+        return last_cell_state(pick, size)
     return Apply([lambda x: x.mean(1), lambda x: x[:, 0], lambda x: x[:, -1]][kind - 1]), size[1:]
 
 
-def _finish(pick: Chooser, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
+def _finish(pick: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
     """Outputs by a linear readout with more or fewer outputs than features, by something else, or by no readout."""
     width, C = size[-1], pick.integer(1, 6)
     readout = lambda outputs=C: nn.Linear(width, outputs, bias=pick.flag())  # noqa: E731
@@ -160,7 +160,7 @@ def _finish(pick: Chooser, inputs: Inputs, body: nn.Module, size: Size) -> nn.Mo
         return nn.Sequential(body, Parallel(pick.among(["sum", "product", "concatenate"]), readout(), readout()))
     if kind == 6 and not inputs.vocabulary:
         skip = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(inputs.size), C))
-        return Around(body, readout(), skip)
+        return ReadoutWithSkip(body, readout(), skip)
     if kind == 7:
         beside = nn.Sequential(Apply(lambda h: h.mean(1, keepdim=True)), Shift(1, C))
         return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(beside, nn.Flatten())))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from kernelmem.testing.cases import Inputs
-from kernelmem.testing.modules import Apply, ByPosition, Cell, Recurrent, SequenceFirst, Shift, TiedReadout
+from kernelmem.testing.modules import Apply, ByPosition, CellLoop, Recurrent, SequenceFirst, Shift, TiedReadout
 from kernelmem.testing.zoo.layers import Group
 
 __all__ = ["embeddings", "recurrences"]
@@ -55,7 +55,7 @@ def _recurrent(kind: Callable[..., nn.RNNBase], width: int, *, start: bool = Fal
 
 def recurrences() -> Group:
     """nn.RNN, nn.LSTM, nn.GRU with their options, and their cells in a loop."""
-    cell = lambda kind, **options: nn.Sequential(Cell(kind(3, 3, **options)), nn.Linear(3, 2))  # noqa: E731
+    cell = lambda kind, **options: nn.Sequential(CellLoop(kind(3, 3, **options)), nn.Linear(3, 2))  # noqa: E731
     return {
         "rnn": _recurrent(nn.RNN, 2, batch_first=True),
         "rnn relu, sequence first": _recurrent(nn.RNN, 2, nonlinearity="relu"),

@@ -8,17 +8,17 @@ from torch.nn.utils import parametrizations
 from kernelmem.testing.cases import Inputs
 from kernelmem.testing.modules import (
     Apply,
-    Around,
-    Borrowed,
+    BorrowedWeight,
+    CalledTwice,
     Gain,
     Parallel,
+    ReadoutWithSkip,
     Recurrent,
     Residual,
     SelfBilinear,
     Shift,
     TiedMatrix,
-    Twice,
-    WithIdle,
+    WithUnusedParameters,
 )
 from kernelmem.testing.zoo.layers import Group
 
@@ -85,15 +85,15 @@ def parameters() -> Group:
         "layer scale": (
             lambda: nn.Sequential(Residual(nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5), nn.GELU(), Gain(5))),
                                   nn.Flatten(), nn.Linear(20, 2)), SEQUENCE),
-        "module called twice": (lambda: nn.Sequential(Twice(nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 3)), VECTOR),
+        "module called twice": (lambda: nn.Sequential(CalledTwice(nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 3)), VECTOR),
         "convolution called twice": (
-            lambda: nn.Sequential(Twice(nn.Conv1d(3, 3, 3, padding=1)), nn.Flatten(), nn.Linear(15, 2)),
+            lambda: nn.Sequential(CalledTwice(nn.Conv1d(3, 3, 3, padding=1)), nn.Flatten(), nn.Linear(15, 2)),
             Inputs((3, 5))),
         "normalization called twice": (
-            lambda: nn.Sequential(nn.Linear(5, 4), Twice(nn.LayerNorm(4)), nn.Linear(4, 3)), VECTOR),
-        "borrowed weight": (lambda: nn.Sequential(Borrowed(5, 4), nn.Linear(4, 3)), VECTOR),
+            lambda: nn.Sequential(nn.Linear(5, 4), CalledTwice(nn.LayerNorm(4)), nn.Linear(4, 3)), VECTOR),
+        "borrowed weight": (lambda: nn.Sequential(BorrowedWeight(5, 4), nn.Linear(4, 3)), VECTOR),
         "tied matrix, transposed": (lambda: TiedMatrix(5, 4), VECTOR),
-        "idle parameters": (lambda: WithIdle(nn.Linear(5, 3), nn.Linear(5, 3)), VECTOR),
+        "idle parameters": (lambda: WithUnusedParameters(nn.Linear(5, 3), nn.Linear(5, 3)), VECTOR),
     }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def structures() -> Group:
             lambda: nn.Sequential(Recurrent(nn.LSTM(5, 2, batch_first=True)), Apply(lambda h: h[:, -1]),
                                   nn.Linear(2, 6)), SEQUENCE),
         "wide readout over free parameters and a borrowed weight": (
-            lambda: nn.Sequential(Shift(5), Borrowed(5, 2), Gain(2), nn.Linear(2, 6)), VECTOR),
+            lambda: nn.Sequential(Shift(5), BorrowedWeight(5, 2), Gain(2), nn.Linear(2, 6)), VECTOR),
         "wide readout over blocks with prelu": (
             lambda: nn.Sequential(SelfBilinear(5, 2), nn.Linear(2, 2), nn.PReLU(), nn.Linear(2, 2), nn.GELU(),
                                   nn.Linear(2, 2), nn.Linear(2, 6, bias=False)), VECTOR),
@@ -165,17 +165,17 @@ def structures() -> Group:
         "one output": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)), VECTOR),
         "two linear layers without activation": (lambda: nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), VECTOR),
         "branch around the readout": (
-            lambda: Around(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), nn.Linear(4, 3), nn.Linear(5, 3)), VECTOR),
+            lambda: ReadoutWithSkip(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), nn.Linear(4, 3), nn.Linear(5, 3)), VECTOR),
         "deep branch around the readout": (
             lambda: nn.Sequential(
                 nn.Linear(5, 4), nn.Tanh(),
-                Around(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, 3), nn.Sequential(nn.Linear(4, 3)))),
+                ReadoutWithSkip(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(3, 3), nn.Sequential(nn.Linear(4, 3)))),
             VECTOR),
         "input added to the outputs": (lambda: nn.Sequential(_block(5)), VECTOR),
         "hidden tensor in the readout and beside it": (
             lambda: nn.Sequential(nn.Linear(5, 3), nn.Tanh(), Parallel("sum", nn.Linear(3, 3), Gain(3))), VECTOR),
         "hidden tensor twice in the readout": (
-            lambda: nn.Sequential(nn.Linear(5, 3), nn.Tanh(), Twice(nn.Linear(3, 3))), VECTOR),
+            lambda: nn.Sequential(nn.Linear(5, 3), nn.Tanh(), CalledTwice(nn.Linear(3, 3))), VECTOR),
     }  # fmt: skip
 
 

@@ -67,10 +67,10 @@ def test_the_theory_of_features_is_that_of_their_kernel(data):
     y = torch.cat([data.y_train, data.y_test])
     K = torch.exp(-0.045 * torch.cdist(x, x).square())
     task = pool_task((K + K.T) / 2, torch.eye(10, dtype=torch.float64)[y] - 0.1)
-    want = feature_curve(task, [10, 30, 60, 200], samples=60, noise=flip_noise(0.2, 10)).clean
+    want = feature_curve(task, [10, 30, 60, 200], n=60, noise=flip_noise(0.2, 10)).clean
     assert want is not None
     torch.testing.assert_close(theory.expected, want)
-    simple = feature_curve(task.as_population(), [10, 30, 60, 200], samples=60, noise=flip_noise(0.2, 10)).clean
+    simple = feature_curve(task.as_population(), [10, 30, 60, 200], n=60, noise=flip_noise(0.2, 10)).clean
     assert simple is not None
     torch.testing.assert_close(theory.plain, simple)
     assert theory.peak == 60

@@ -48,7 +48,7 @@ def test_pictures_draw_what_the_values_say():
     assert any("5 draws" in text.get_text() for text in axes.get_legend().get_texts())
     for other in (
         gradient_flow_curve([0, 1, 2], ratio=2, signal=1, noise=1),
-        superposition_curve([1, 2], scales=[1.0], coefficients=[1.0], n=5, noise=1, step_size=0.1),
+        superposition_curve([1, 2], scales=[1.0], coefficients=[1.0], n=5, noise=1, lr=0.1),
         isotropic_curve([1.0], signal=1, noise=1),
     ):
         other.plot().canvas.draw()

@@ -48,14 +48,14 @@ def test_infinite_exactly_within_one_of_n(n, noise):
     p = np.arange(1, n + 6)
     curve = gaussian_features_curve(p, n=n, power=np.ones(n + 5), noise=noise)
     assert (torch.isinf(curve.test).numpy() == (np.abs(p - n) <= 1)).all()
-    rows = gaussian_samples_curve(p, features=n, signal=1.0, noise=noise)
+    rows = gaussian_samples_curve(p, n_features=n, signal=1.0, noise=noise)
     assert (torch.isinf(rows.test).numpy() == (np.abs(p - n) <= 1)).all()
     assert rows.threshold == curve.threshold == n
 
 
 @given(n=sizes, p=sizes, signal=levels, noise=levels)
 def test_rows_and_features_are_one_formula(n, p, signal, noise):
-    by_rows = gaussian_samples_curve([n], features=p, signal=signal, noise=noise)
+    by_rows = gaussian_samples_curve([n], n_features=p, signal=signal, noise=noise)
     by_features = gaussian_features_curve([p], n=n, power=[signal / p] * p, noise=noise)
     assert torch.allclose(by_rows.test, by_features.test)
     assert torch.allclose(by_rows.train, by_features.train)
@@ -78,16 +78,18 @@ def test_missing_signal_acts_as_noise_and_many_rows_reach_the_limit():
     assert math.isclose(float(curve.train[0]), 9.5 * (1 - 3 / 20))
     n = 100_000
     limit = isotropic_curve([0.3, 0.8, 1.5, 3], signal=1, noise=0.25)
-    rows = [gaussian_samples_curve([n], features=round(g * n), signal=1, noise=0.25).test for g in limit.axis.tolist()]
+    rows = [
+        gaussian_samples_curve([n], n_features=round(g * n), signal=1, noise=0.25).test for g in limit.axis.tolist()
+    ]
     assert torch.allclose(torch.cat(rows), limit.test, rtol=1e-3)
 
 
 @given(n=sizes, p=sizes, noise=st.floats(0.01, 5))
 def test_gaussian_noise_stays_above_the_universal_bound(n, p, noise):
-    bound = universal_lower_bound(n, p, noise)
-    exact = float(gaussian_samples_curve([n], features=p, signal=0.0, noise=noise).excess[0])
+    bound = universal_lower_bound(n, p, noise=noise)
+    exact = float(gaussian_samples_curve([n], n_features=p, signal=0.0, noise=noise).excess[0])
     assert exact >= bound * (1 - 1e-12)
-    assert math.isclose(bound, universal_lower_bound(p, n, noise))
+    assert math.isclose(bound, universal_lower_bound(p, n, noise=noise))
 
 
 def feature_maps(name: str, rng: np.random.Generator, n: int, p: int) -> np.ndarray:
@@ -120,12 +122,12 @@ def noise_risk(name: str, n: int, p: int) -> tuple[float, float]:
 @pytest.mark.parametrize(("n", "p"), [(1, 1), (6, 10), (10, 6), (30, 4)])
 def test_other_features_stay_above_it(name, n, p):
     mean, se = noise_risk(name, n, p)
-    assert mean >= universal_lower_bound(n, p, 1.0) - 3 * se
+    assert mean >= universal_lower_bound(n, p, noise=1.0) - 3 * se
 
 
 def test_rows_that_repeat_may_go_below_it():
     mean, se = noise_risk("signs", 3, 2)
-    assert mean < universal_lower_bound(3, 2, 1.0) - 3 * se
+    assert mean < universal_lower_bound(3, 2, noise=1.0) - 3 * se
 
 
 @pytest.mark.parametrize(
@@ -142,10 +144,10 @@ def test_rows_that_repeat_may_go_below_it():
         lambda: gaussian_features_curve([1], n=5, power=[1], noise=-0.1),
         lambda: gaussian_features_curve([1], n=5, power=[1], noise=math.nan),
         lambda: gaussian_features_curve([1], n=True, power=[1], noise=1.0),
-        lambda: gaussian_samples_curve([3, 3], features=5, signal=1, noise=0.1),
-        lambda: gaussian_samples_curve([[3]], features=5, signal=1, noise=0.1),
-        lambda: universal_lower_bound(0, 1, 1.0),
-        lambda: universal_lower_bound(2, 1.5, 1.0),
+        lambda: gaussian_samples_curve([3, 3], n_features=5, signal=1, noise=0.1),
+        lambda: gaussian_samples_curve([[3]], n_features=5, signal=1, noise=0.1),
+        lambda: universal_lower_bound(0, 1, noise=1.0),
+        lambda: universal_lower_bound(2, 1.5, noise=1.0),
         lambda: simulate_gaussian_features([1], n=5, power=[1], noise=0.1, repetitions=1),
         lambda: simulate_gaussian_features([1], n=5, power=[1], noise=0.1, seed=-1),
     ],

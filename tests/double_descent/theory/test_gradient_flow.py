@@ -11,9 +11,9 @@ from scipy.integrate import quad
 
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.theory import (
-    descent_weights,
-    design_curve,
-    equalizing_step_sizes,
+    equalizing_learning_rates,
+    gradient_descent_curve,
+    gradient_descent_weights,
     gradient_flow_curve,
     isotropic_curve,
     simulate_gradient_flow,
@@ -88,13 +88,13 @@ def test_weights_are_those_of_the_loop(case):
         for step in range(13):
             seen[step] = w
             w = w - eta * X.T @ (X @ w - y) / n
-        got = descent_weights(X, y, [0, 1, 2, 5, 12], step_size=eta).numpy()
+        got = gradient_descent_weights(X, y, [0, 1, 2, 5, 12], lr=eta).numpy()
         assert np.allclose(got, np.stack([seen[t] for t in (0, 1, 2, 5, 12)]), atol=1e-9)
 
 
 def test_flat_directions_move_at_their_own_pace():
     X, y, eta = np.diag([1.0, 1e-9]), np.array([0.0, 3.0]), 0.5
-    got = descent_weights(X, y, [0, 1, 1000], step_size=eta)[:, 1]
+    got = gradient_descent_weights(X, y, [0, 1, 1000], lr=eta)[:, 1]
     expected = torch.tensor([0.0, 1.0, 1000.0], dtype=torch.float64) * eta * 1e-9 * 3.0 / 2
     assert torch.allclose(got, expected, rtol=1e-9, atol=0.0)
 
@@ -105,10 +105,10 @@ def test_the_risk_of_a_design_is_that_of_the_loop(case):
     n, p = X.shape
     beta, root = rng.standard_normal(p), rng.standard_normal((p, p))
     steps, noise = [0, 1, 4, 11], 0.7
-    smoothers = descent_weights(X, np.eye(n), steps, step_size=eta).numpy()  # (G, p, n): weights per unit of target
+    smoothers = gradient_descent_weights(X, np.eye(n), steps, lr=eta).numpy()  # (G, p, n): weights per unit of target
     full = root @ root.T
     for sigma, given_sigma in ((full, full), (np.diag(np.diag(full)), np.diag(full)), (np.eye(p), None)):
-        curve = design_curve(steps, X=X, coefficients=beta, noise=noise, step_size=eta, covariance=given_sigma)
+        curve = gradient_descent_curve(steps, X=X, coefficients=beta, noise=noise, lr=eta, covariance=given_sigma)
         for i, S in enumerate(smoothers):
             missed = S @ X @ beta - beta
             test = noise + missed @ sigma @ missed + noise * np.trace(S.T @ sigma @ S)
@@ -125,7 +125,7 @@ def test_the_law_is_the_mean_over_designs():
     tests = []
     for _ in range(12):
         X = rng.standard_normal((150, 300))
-        own = design_curve(steps, X=X, coefficients=np.full(300, 300**-0.5), noise=1.0, step_size=eta)
+        own = gradient_descent_curve(steps, X=X, coefficients=np.full(300, 300**-0.5), noise=1.0, lr=eta)
         tests.append(own.test)
     theory = gradient_flow_curve([eta * t for t in steps], ratio=2, signal=1, noise=1.0)
     assert torch.allclose(torch.stack(tests).mean(0), theory.test, rtol=0.02)
@@ -138,14 +138,14 @@ def two_scales(n: int = 700):
 
 def test_two_scales_descend_twice_and_one_pace_does_not():
     steps = [0, 1, 20, 6310, 30000]
-    curve = superposition_curve(steps, step_size=0.3, **two_scales())
+    curve = superposition_curve(steps, lr=0.3, **two_scales())
     figures = torch.tensor([0.6, 0.554, 0.787, 0.434, 0.457], dtype=torch.float64)
     assert torch.allclose(curve.excess, figures, atol=3e-3)
     many = np.unique([0, *np.geomspace(1, 1e5, 200).astype(int)])
-    turns = torch.diff(torch.sign(torch.diff(superposition_curve(many, step_size=0.3, **two_scales()).test)))
+    turns = torch.diff(torch.sign(torch.diff(superposition_curve(many, lr=0.3, **two_scales()).test)))
     assert (turns != 0).sum() == 3  # down, up, down, up
-    pace = equalizing_step_sizes(two_scales()["scales"], 0.01)
-    equal = torch.diff(superposition_curve(many, step_size=pace, **two_scales()).test)
+    pace = equalizing_learning_rates(two_scales()["scales"], rate=0.01)
+    equal = torch.diff(superposition_curve(many, lr=pace, **two_scales()).test)
     assert (torch.diff(torch.sign(equal[equal.abs() > 1e-12])) != 0).sum() <= 1
 
 
@@ -155,8 +155,8 @@ def test_superposition_is_exact_for_orthogonal_columns(seed, n, p, eta):
     scales, theta = rng.uniform(0.1, 1, p), rng.standard_normal(p)
     Q = np.linalg.qr(rng.standard_normal((n, p)))[0] * math.sqrt(n) * scales
     steps = [0, 1, 2, 3, 10, 101]
-    exact = design_curve(steps, X=Q, coefficients=theta, noise=0.5, step_size=eta, covariance=scales**2)
-    got = superposition_curve(steps, scales=scales, coefficients=theta, n=n, noise=0.5, step_size=eta)
+    exact = gradient_descent_curve(steps, X=Q, coefficients=theta, noise=0.5, lr=eta, covariance=scales**2)
+    got = superposition_curve(steps, scales=scales, coefficients=theta, n=n, noise=0.5, lr=eta)
     assert torch.allclose(got.test, exact.test, rtol=1e-8)
 
 
@@ -165,9 +165,11 @@ def test_superposition_is_low_by_p_over_n():
     for n in (700, 5600):
         rng = np.random.default_rng(1)
         designs = [rng.standard_normal((n, 80)) * own["scales"] for _ in range(4)]
-        settings_ = {"noise": 4.0, "step_size": 0.3, "coefficients": own["coefficients"]}
-        exact = [design_curve([20], X=X, covariance=np.square(own["scales"]), **settings_).excess for X in designs]
-        theory = superposition_curve([20], step_size=0.3, **two_scales(n)).excess
+        settings_ = {"noise": 4.0, "lr": 0.3, "coefficients": own["coefficients"]}
+        exact = [
+            gradient_descent_curve([20], X=X, covariance=np.square(own["scales"]), **settings_).excess for X in designs
+        ]
+        theory = superposition_curve([20], lr=0.3, **two_scales(n)).excess
         gaps.append(float(torch.stack(exact).mean() / theory - 1))
     assert 0.05 < gaps[0] < 0.15
     assert 0 < gaps[1] < 0.03
@@ -179,21 +181,21 @@ def test_superposition_is_low_by_p_over_n():
         lambda: gradient_flow_curve([-1.0], ratio=1, signal=1, noise=1),
         lambda: gradient_flow_curve([2.0, 1.0], ratio=1, signal=1, noise=1),
         lambda: gradient_flow_curve([1.0], ratio=0, signal=1, noise=1),
-        lambda: superposition_curve([1.5], step_size=0.3, **two_scales()),
-        lambda: superposition_curve([1], step_size=2.0, **two_scales()),
-        lambda: superposition_curve([1], step_size=-0.1, **two_scales()),
-        lambda: superposition_curve([1], step_size=[0.1, 0.1], **two_scales()),
-        lambda: superposition_curve([1], step_size=0.3, **{**two_scales(), "n": 0}),
-        lambda: superposition_curve([1], step_size=0.3, **{**two_scales(), "coefficients": [1.0]}),
-        lambda: equalizing_step_sizes([1.0, 0.0], 0.5),
-        lambda: equalizing_step_sizes([1.0], 2.0),
-        lambda: descent_weights(np.eye(2), [1.0, 1.0, 1.0], [1], step_size=0.1),
-        lambda: descent_weights(np.eye(2), [1.0, 1.0], [1], step_size=4.0),
-        lambda: descent_weights(np.eye(2), [1.0, 1.0], [1], step_size=0.0),
-        lambda: descent_weights(np.zeros((2, 2)), [1.0, 1.0], [1], step_size=1.0),
-        lambda: design_curve([1], X=np.eye(2), coefficients=[1.0], noise=0.1, step_size=0.1),
-        lambda: design_curve([1], X=np.eye(2), coefficients=[1.0, 1.0], noise=0.1, step_size=0.1, covariance=[1.0]),
-        lambda: design_curve([1], X=np.ones(2), coefficients=[1.0, 1.0], noise=0.1, step_size=0.1),
+        lambda: superposition_curve([1.5], lr=0.3, **two_scales()),
+        lambda: superposition_curve([1], lr=2.0, **two_scales()),
+        lambda: superposition_curve([1], lr=-0.1, **two_scales()),
+        lambda: superposition_curve([1], lr=[0.1, 0.1], **two_scales()),
+        lambda: superposition_curve([1], lr=0.3, **{**two_scales(), "n": 0}),
+        lambda: superposition_curve([1], lr=0.3, **{**two_scales(), "coefficients": [1.0]}),
+        lambda: equalizing_learning_rates([1.0, 0.0], rate=0.5),
+        lambda: equalizing_learning_rates([1.0], rate=2.0),
+        lambda: gradient_descent_weights(np.eye(2), [1.0, 1.0, 1.0], [1], lr=0.1),
+        lambda: gradient_descent_weights(np.eye(2), [1.0, 1.0], [1], lr=4.0),
+        lambda: gradient_descent_weights(np.eye(2), [1.0, 1.0], [1], lr=0.0),
+        lambda: gradient_descent_weights(np.zeros((2, 2)), [1.0, 1.0], [1], lr=1.0),
+        lambda: gradient_descent_curve([1], X=np.eye(2), coefficients=[1.0], noise=0.1, lr=0.1),
+        lambda: gradient_descent_curve([1], X=np.eye(2), coefficients=[1.0, 1.0], noise=0.1, lr=0.1, covariance=[1.0]),
+        lambda: gradient_descent_curve([1], X=np.ones(2), coefficients=[1.0, 1.0], noise=0.1, lr=0.1),
     ],
 )
 def test_refusals(call):

@@ -13,7 +13,7 @@ from kernelmem.double_descent.theory import (
     isotropic_curve,
     misspecified_curve,
     optimal_ridge_curve,
-    polynomial_share,
+    polynomial_signal_fraction,
     simulate_isotropic,
 )
 
@@ -92,20 +92,20 @@ def test_infinite_at_one_alone():
 
 def test_features_that_hold_part_of_the_signal():
     gammas = torch.tensor([0.33, 2.0, 4.0], dtype=torch.float64)
-    curve = misspecified_curve(gammas, signal=1, noise=0.25, share=gammas / 4)
+    curve = misspecified_curve(gammas, signal=1, noise=0.25, signal_fraction=gammas / 4)
     under = 0.25 + 0.9175 + 1.1675 * 0.33 / 0.67
     over = 0.25 + 0.5 + 0.5 * 0.5 + 0.75
     assert torch.allclose(curve.test, torch.tensor([under, over, 0.25 + 0.75 + 0.25 / 3], dtype=torch.float64))
     assert math.isclose(float(curve.train[0]), 1.1675 * 0.67)
     assert curve.train[1] == 0
-    whole = misspecified_curve(gammas, signal=1, noise=0.25, share=[1.0, 1.0, 1.0])
+    whole = misspecified_curve(gammas, signal=1, noise=0.25, signal_fraction=[1.0, 1.0, 1.0])
     assert torch.allclose(whole.test, isotropic_curve(gammas, signal=1, noise=0.25).test)
 
 
 def test_a_second_descent_below_the_first_minimum():
     gammas = np.geomspace(0.05, 20, 400)
-    share = polynomial_share(gammas, 2.0)
-    test = misspecified_curve(gammas, signal=5, noise=0.02, share=share).test
+    share = polynomial_signal_fraction(gammas, exponent=2.0)
+    test = misspecified_curve(gammas, signal=5, noise=0.02, signal_fraction=share).test
     assert (torch.diff(share) > 0).all()
     assert math.isclose(float(share[0]), 1 - 1.05**-2)
     assert test[gammas > 1].min() < test[gammas < 1].min()
@@ -130,9 +130,9 @@ def test_a_simulation_agrees_away_from_the_peak():
         lambda: isotropic_curve([1.0], signal=-1, noise=0.1),
         lambda: isotropic_curve([math.inf], signal=1, noise=0.1),
         lambda: optimal_ridge_curve([1.0], signal=0, noise=0.1),
-        lambda: misspecified_curve([1.0], signal=1, noise=0.1, share=[1.5]),
-        lambda: misspecified_curve([1.0], signal=1, noise=0.1, share=[0.5, 0.5]),
-        lambda: polynomial_share([1.0], 0.0),
+        lambda: misspecified_curve([1.0], signal=1, noise=0.1, signal_fraction=[1.5]),
+        lambda: misspecified_curve([1.0], signal=1, noise=0.1, signal_fraction=[0.5, 0.5]),
+        lambda: polynomial_signal_fraction([1.0], exponent=0.0),
         lambda: simulate_isotropic([0.123], n=50, signal=1, noise=0.1),
     ],
 )

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.theory import Moments, activation_moments, simulate_sphere_features, sphere_features_curve
+from kernelmem.double_descent.theory import (
+    ActivationMoments,
+    activation_moments,
+    simulate_sphere_features,
+    sphere_features_curve,
+)
 from kernelmem.double_descent.theory.sphere_features import RELU
 
 ratios = st.floats(0.2, 10.0)
@@ -128,7 +133,7 @@ def test_refusals(call):
 
 
 def test_other_activations_have_other_peaks_at_the_same_place():
-    erf = Moments(0.0, 0.7, 0.2)
+    erf = ActivationMoments(0.0, 0.7, 0.2)
     curve = sphere_features_curve([1, 2.9, 3.1, 9], samples_per_dimension=3, linear=1, noise=0.2, moments=erf)
     assert curve.test.argmax() in (1, 2)
     assert not torch.allclose(

@@ -51,7 +51,7 @@ def test_kernel_ridge_within_ten_percent(digits):
     assert np.abs(theory.train.numpy() / train_risk - 1).max() < 0.15
     assert plain.test[-1] / noisy_risk[-1] > 1.2  # what the pool corrects
     train, _, noisy = draw(labels, 400, 0)
-    estimate = estimate_risk(K[np.ix_(train, train)], noisy, ridge)
+    estimate = estimate_risk(K[np.ix_(train, train)], noisy, ridge=ridge)
     assert abs(estimate.gcv / noisy_risk[1] - 1) < 0.15
     assert abs(estimate.leave_one_out - noisy_risk[1]) < 3 * estimate.leave_one_out_se
 
@@ -62,8 +62,8 @@ def test_width_curve_of_random_fourier_features_within_twenty_percent(digits):
     squares = (x**2).sum(1)
     K = np.exp(-(scale**2) / 2 * np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0))
     task = pool_task(K, EYE[labels])
-    theory = feature_curve(task, widths, samples=n, noise=NOISE)
-    plain = feature_curve(task.as_population(), widths, samples=n, noise=NOISE)
+    theory = feature_curve(task, widths, n=n, noise=NOISE)
+    plain = feature_curve(task.as_population(), widths, n=n, noise=NOISE)
     risks = []
     for seed in range(4):
         train, test, noisy = draw(labels, n, seed)

@@ -50,7 +50,7 @@ def test_nearest_neighbors_have_n_over_k_and_the_mean_has_one(k):
 def test_least_squares_has_p_on_its_training_rows_and_n_from_there_on(p):
     phi, new = draw(20, p), draw(9, p, seed=1)
     assert effective_parameters(feature_smoother(phi)).value == pytest.approx(min(p, 20), rel=1e-7)
-    assert torch.allclose(feature_smoother(phi, new), new @ torch.linalg.pinv(phi), rtol=0, atol=1e-8)
+    assert torch.allclose(feature_smoother(phi, test_features=new), new @ torch.linalg.pinv(phi), rtol=0, atol=1e-8)
 
 
 def test_on_test_rows_there_is_a_peak_at_the_threshold_that_training_rows_do_not_show():
@@ -58,7 +58,7 @@ def test_on_test_rows_there_is_a_peak_at_the_threshold_that_training_rows_do_not
     values = {}
     for p in (20, 40, 400):
         phi, new = draw(n, p, seed=p) / p**0.5, draw(200, p, seed=p + 1) / p**0.5
-        values[p] = effective_parameters(feature_smoother(phi, new)).value
+        values[p] = effective_parameters(feature_smoother(phi, test_features=new)).value
     assert values[40] > 5 * max(values[20], values[400])
     assert values[400] < n  # an interpolator, but smoother than one free value for each row
 
@@ -66,11 +66,11 @@ def test_on_test_rows_there_is_a_peak_at_the_threshold_that_training_rows_do_not
 @given(st.integers(2, 12), st.integers(1, 15), st.sampled_from([0.0, 1e-3, 0.5]), st.integers(0, 1000))
 def test_kernel_and_feature_smoothers_are_one(n, p, ridge, seed):
     phi, new = draw(n, p, seed=seed), draw(4, p, seed=seed + 1)
-    got = kernel_smoother(phi @ phi.T, new @ phi.T, ridge=ridge)
-    want = feature_smoother(phi, new, ridge=ridge)
+    got = kernel_smoother(phi @ phi.T, K_test=new @ phi.T, ridge=ridge)
+    want = feature_smoother(phi, test_features=new, ridge=ridge)
     assert float((got - want).abs().max()) < 1e-6 * (1 + float(want.abs().max()) ** 2)
     assert torch.allclose(
-        kernel_smoother(phi @ phi.T, ridge=ridge), kernel_smoother(phi @ phi.T, phi @ phi.T, ridge=ridge)
+        kernel_smoother(phi @ phi.T, ridge=ridge), kernel_smoother(phi @ phi.T, K_test=phi @ phi.T, ridge=ridge)
     )
 
 
@@ -78,7 +78,7 @@ def test_kernel_ridge_is_the_solve_and_its_trace_the_degrees_of_freedom():
     phi, new = draw(12, 30), draw(4, 30, seed=1)
     K = phi @ phi.T
     want = torch.linalg.solve(K + 0.3 * torch.eye(12, dtype=K.dtype), phi @ new.T).T
-    assert torch.allclose(kernel_smoother(K, new @ phi.T, ridge=0.3), want, rtol=1e-9)
+    assert torch.allclose(kernel_smoother(K, K_test=new @ phi.T, ridge=0.3), want, rtol=1e-9)
     assert torch.allclose(kernel_smoother(K), torch.eye(12, dtype=K.dtype), atol=1e-9)
     shrunk = [effective_parameters(kernel_smoother(K, ridge=r)).value for r in (0.0, 1.0, 10.0, 1e9)]
     assert shrunk == sorted(shrunk, reverse=True)
@@ -104,8 +104,8 @@ def test_what_does_not_fit_is_refused():
             feature_smoother(K, ridge=ridge)
     for rows in (torch.ones(2, 4), torch.ones(3)):
         with pytest.raises(InputError):
-            kernel_smoother(K, rows)
+            kernel_smoother(K, K_test=rows)
         with pytest.raises(InputError):
-            feature_smoother(K, rows)
+            feature_smoother(K, test_features=rows)
     with pytest.raises(NumericalError):
         kernel_smoother([[1.0, 2.0], [0.0, 1.0]])

@@ -24,7 +24,7 @@ from kernelmem.kernel_machines.estimators.precomputed_kernel import StoredKernel
 from kernelmem.kernel_machines.estimators.ridge import KernelMachineClassifier, KernelMachineRegressor
 from kernelmem.kernel_machines.estimators.svm import KernelMachineSVC
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
-from kernelmem.testing.kernels import bad, of_rows, of_spectrum
+from kernelmem.testing.kernels import gaussian_kernel, invalid_system, kernel_with_spectrum
 
 N, M = 40, 9
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ NAMED = [
 
 
 def rbf(A, B):
-    return of_rows(A, B)
+    return gaussian_kernel(A, B)
 
 
 def close(a, b, tol=1e-9):
@@ -118,9 +118,9 @@ def test_a_support_vector_machine_whose_iterations_cycle_ends_at_a_tolerance_it_
 
 def test_svc_with_rows_of_weight_zero_on_a_precomputed_kernel():
     used = WEIGHTS > 0
-    got = KernelMachineSVC(kernel="precomputed").fit(of_rows(X), LABELS, WEIGHTS)
+    got = KernelMachineSVC(kernel="precomputed").fit(gaussian_kernel(X), LABELS, WEIGHTS)
     want = SVC(kernel="rbf", gamma=0.3, tol=1e-8).fit(X[used], LABELS[used], WEIGHTS[used])
-    close(got.decision_function(of_rows(X_TEST, X)), want.decision_function(X_TEST), 1e-6)
+    close(got.decision_function(gaussian_kernel(X_TEST, X)), want.decision_function(X_TEST), 1e-6)
     assert (got.support_ == used.nonzero()[0][want.support_]).all()
 
 
@@ -137,8 +137,8 @@ def test_gp_equals_that_of_scikit_learn(outputs):
     close(got.predict(X_TEST, return_cov=True)[1], covariance if covariance.ndim == 2 else covariance[:, :, 0])
     assert got.log_evidence_ == pytest.approx(want.log_marginal_likelihood_value_, rel=1e-9)
     close(got.predict(X_TEST), KernelMachineRegressor(gamma=0.5 / 1.3**2, ridge=0.05).fit(X, y).predict(X_TEST))
-    table = KernelMachineGP(kernel="precomputed", ridge=0.05).fit(of_rows(X, gamma=0.5 / 1.3**2), y)
-    K_test = of_rows(X_TEST, X, gamma=0.5 / 1.3**2)
+    table = KernelMachineGP(kernel="precomputed", ridge=0.05).fit(gaussian_kernel(X, gamma=0.5 / 1.3**2), y)
+    K_test = gaussian_kernel(X_TEST, X, gamma=0.5 / 1.3**2)
     close(table.predict(K_test, return_std=True, self_kernel=np.ones(M))[1], std)
     with pytest.raises(InputError, match="self_kernel"):
         table.predict(K_test, return_std=True)
@@ -161,7 +161,7 @@ def test_gp_of_a_singular_kernel_is_that_of_its_directions():
 
 
 def test_gp_of_a_conditionally_positive_kernel_has_a_mean_and_no_variance():
-    K = of_rows(X) - 2.0
+    K = gaussian_kernel(X) - 2.0
     got = KernelMachineGP(kernel="precomputed").fit(K, Y)
     assert got.solution_.code == "conditionally_positive"
     assert np.isnan(got.log_evidence_)
@@ -218,7 +218,7 @@ def test_a_row_of_weight_zero_is_not_there(machine):
 @pytest.mark.parametrize("scale", [1e-6, 42.0])
 @pytest.mark.parametrize("ridge", [0.1, "loo", "gcv"])
 def test_scaling_kernel_and_ridge_leaves_predictions(scale, ridge):
-    K, K_test = of_rows(X), of_rows(X_TEST, X)
+    K, K_test = gaussian_kernel(X), gaussian_kernel(X_TEST, X)
     want = KernelMachineRegressor(kernel="precomputed", ridge=ridge).fit(K, Y).predict(K_test)
     scaled = ridge if isinstance(ridge, str) else scale * ridge
     got = KernelMachineRegressor(kernel="precomputed", ridge=scaled).fit(scale * K, Y).predict(scale * K_test)
@@ -245,7 +245,7 @@ def test_the_ridge_of_least_left_out_error_by_literal_refits(weights):
     assert choice.index == int(choice.errors.argmin())
     assert machine.ridge_ == choice.ridge
     if weights is None:
-        error = leave_one_out(of_rows(X), Y, machine.ridge_).errors.square().mean()
+        error = leave_one_out(gaussian_kernel(X), Y, machine.ridge_).errors.square().mean()
         assert float(choice.errors.min()) == pytest.approx(float(error), rel=1e-9)
 
 
@@ -262,7 +262,7 @@ def test_the_ridges_that_are_tried_count_repeated_rows(criterion):
 
 def test_generalized_cross_validation_is_its_definition():
     machine = KernelMachineRegressor(gamma=0.3, ridge="gcv").fit(X, Y)
-    K = of_rows(X)
+    K = gaussian_kernel(X)
     for index in (20, machine.ridge_choice_.index, 40):
         H = K @ np.linalg.inv(K + float(machine.ridge_choice_.grid[index]) * np.eye(N))
         want = np.square(Y - H @ Y).mean() / (1 - np.trace(H) / N) ** 2
@@ -281,13 +281,13 @@ def test_every_kind_of_kernel_gives_the_same_machine(make, tmp_path):
         close(getattr(fitted, "decision_function", fitted.predict)(tests), score, 1e-7)
 
     both = np.concatenate([X, X_TEST])
-    np.save(tmp_path / "K.npy", of_rows(both))
+    np.save(tmp_path / "K.npy", gaussian_kernel(both))
     stored = np.load(tmp_path / "K.npy", mmap_mode="r")
     train, test = np.arange(N), np.arange(N, N + M)
     check(make(kernel=rbf), X, X_TEST)
-    check(make(kernel=lambda A, B, g: of_rows(A, B, g), kernel_params={"g": 0.3}), X, X_TEST)
-    check(make(kernel=lambda A, B: torch.from_numpy(of_rows(A, B))), X, X_TEST)
-    check(make(kernel="precomputed"), of_rows(X), of_rows(X_TEST, X))
+    check(make(kernel=lambda A, B, g: gaussian_kernel(A, B, g), kernel_params={"g": 0.3}), X, X_TEST)
+    check(make(kernel=lambda A, B: torch.from_numpy(gaussian_kernel(A, B))), X, X_TEST)
+    check(make(kernel="precomputed"), gaussian_kernel(X), gaussian_kernel(X_TEST, X))
     check(make(kernel="precomputed"), stored[:N, :N], stored[N:, :N])
     check(make(kernel=stored), train, test)
     check(make(kernel=stored), train[:, None], test[:, None])
@@ -295,7 +295,7 @@ def test_every_kind_of_kernel_gives_the_same_machine(make, tmp_path):
 
 
 def test_a_stored_kernel_is_shared_by_clones_and_serves_cross_validation():
-    K = of_rows(X)
+    K = gaussian_kernel(X)
     machine = KernelMachineRegressor(kernel=StoredKernel(K), ridge=0.1)
     assert clone(machine).kernel is machine.kernel
     got = cross_val_predict(machine, np.arange(N)[:, None], Y)
@@ -328,14 +328,14 @@ def test_a_prior_is_added_to_the_learned_change():
         with pytest.raises(InputError, match="prior"):
             KernelMachineRegressor(prior=wrong).fit(X, Y)
     with pytest.raises(InputError, match="precomputed"):
-        KernelMachineRegressor(kernel="precomputed", prior=model).fit(of_rows(X), Y)
+        KernelMachineRegressor(kernel="precomputed", prior=model).fit(gaussian_kernel(X), Y)
 
 
 @pytest.mark.parametrize("make", [KernelMachineRegressor, KernelMachineSVC, KernelMachineGP])
 @pytest.mark.parametrize("kind", ["asymmetric", "indefinite"])
 def test_bad_kernels_raise(make, kind):
     for seed in range(10):
-        K, y, _ = bad(kind, seed)
+        K, y, _ = invalid_system(kind, seed)
         targets = y[:, 0] > np.median(y[:, 0]) if make is KernelMachineSVC else y
         with pytest.raises(NumericalError, match="symmetric" if kind == "asymmetric" else "negative"):
             make(kernel="precomputed").fit(K, targets)
@@ -348,20 +348,20 @@ def test_bad_kernels_raise(make, kind):
 
 def test_a_ridge_lost_in_rounding_is_said():
     for seed in range(10):
-        K, y, _ = bad("condition", seed)
+        K, y, _ = invalid_system("condition", seed)
         with pytest.warns(LinAlgWarning, match="singular"):
             KernelMachineRegressor(kernel="precomputed", ridge=0.0).fit(K, y)
 
 
 def test_integers_and_float32_that_were_positive_before_rounding_are_solved():
-    K = 100 * of_rows(X, gamma=0.05)
+    K = 100 * gaussian_kernel(X, gamma=0.05)
     assert np.linalg.eigvalsh(K.astype(int))[0] < -0.1
     assert KernelMachineSVC(kernel="precomputed").fit(K.astype(int), LABELS).n_features_in_ == N
     with pytest.raises(NumericalError, match="negative"):
         KernelMachineSVC(kernel="precomputed").fit(np.trunc(K), LABELS)
     with pytest.warns(LinAlgWarning, match="singular"):
         KernelMachineRegressor(kernel="precomputed").fit(K.astype(int), Y)
-    rough = of_rows(X, gamma=0.01).astype(np.float32)
+    rough = gaussian_kernel(X, gamma=0.01).astype(np.float32)
     assert np.linalg.eigvalsh(rough.astype(float))[0] < -1e-9
     with pytest.warns(LinAlgWarning, match="singular"):
         got = KernelMachineRegressor(kernel="precomputed", ridge=1e-12).fit(rough, Y)
@@ -405,7 +405,7 @@ def test_labels_of_one_class_are_refused_and_so_are_kernels_that_are_not_square(
     with pytest.raises(InputError, match="class"):
         KernelMachineSVC().fit(X, LABELS, (LABELS == "ant").astype(float))
     with pytest.raises(InputError, match="square"):
-        KernelMachineRegressor(kernel="precomputed").fit(of_rows(X)[:, :-1], Y)
+        KernelMachineRegressor(kernel="precomputed").fit(gaussian_kernel(X)[:, :-1], Y)
     with pytest.raises(ValueError, match="Negative values"):
         KernelMachineRegressor().fit(X, Y, -WEIGHTS)
 
@@ -431,7 +431,7 @@ def test_rows_of_weight_zero_take_their_class_with_them():
 
 
 def test_of_spectrum_is_what_it_says():
-    assert np.allclose(np.linalg.eigvalsh(of_spectrum(np.array([1.0, 2.0]), RNG)), [1.0, 2.0])
+    assert np.allclose(np.linalg.eigvalsh(kernel_with_spectrum(np.array([1.0, 2.0]), RNG)), [1.0, 2.0])
 
 
 def test_a_process_on_a_kernel_below_zero_by_rounding_keeps_the_ridge_in_what_it_keeps():

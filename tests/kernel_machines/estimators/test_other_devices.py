@@ -13,7 +13,7 @@ from kernelmem.kernel_machines.estimators.ridge import KernelMachineClassifier, 
 from kernelmem.kernel_machines.estimators.svm import KernelMachineSVC
 from kernelmem.kernel_machines.estimators.tangent_kernel import TangentKernel
 from kernelmem.kernels.ntk import ntk
-from kernelmem.testing.kernels import of_rows
+from kernelmem.testing.kernels import gaussian_kernel
 
 RNG = np.random.default_rng(0)
 X, X_TEST = RNG.standard_normal((20, 4)), RNG.standard_normal((5, 4))
@@ -60,11 +60,11 @@ def test_rows_targets_kernels_and_weights_from_another_device(make):
     want = outputs(make(gamma=0.3).fit(X, y, *((WEIGHTS,) if weighted else ())), X_TEST)
     machine = make(gamma=0.3).fit(elsewhere(X), elsewhere(y), *given)
     assert np.allclose(outputs(machine, elsewhere(X_TEST)), want, atol=1e-9)
-    machine = make(kernel=lambda A, B: elsewhere(of_rows(A, B))).fit(elsewhere(X), elsewhere(y), *given)
+    machine = make(kernel=lambda A, B: elsewhere(gaussian_kernel(A, B))).fit(elsewhere(X), elsewhere(y), *given)
     assert np.allclose(outputs(machine, X_TEST), want, atol=1e-7)
-    machine = make(kernel="precomputed").fit(elsewhere(of_rows(X)), elsewhere(y), *given)
-    assert np.allclose(outputs(machine, elsewhere(of_rows(X_TEST, X))), want, atol=1e-7)
-    both = of_rows(np.concatenate([X, X_TEST]))
+    machine = make(kernel="precomputed").fit(elsewhere(gaussian_kernel(X)), elsewhere(y), *given)
+    assert np.allclose(outputs(machine, elsewhere(gaussian_kernel(X_TEST, X))), want, atol=1e-7)
+    both = gaussian_kernel(np.concatenate([X, X_TEST]))
     for kernel in (elsewhere(both), StoredKernel(elsewhere(both))):
         machine = make(kernel=kernel).fit(np.arange(20), y, *given)
         assert np.allclose(outputs(machine, np.arange(20, 25)), want, atol=1e-7)
@@ -87,14 +87,14 @@ def test_a_prior_and_a_self_kernel_from_another_device():
     prior = lambda rows: elsewhere(np.asarray(rows)[:, :2])  # noqa: E731
     want = KernelMachineRegressor(prior=lambda rows: rows[:, :2]).fit(X, Y).predict(X_TEST)
     assert np.allclose(KernelMachineRegressor(prior=prior).fit(X, Y).predict(X_TEST), want, atol=1e-9)
-    machine = KernelMachineGP(kernel="precomputed").fit(of_rows(X), Y)
-    K = of_rows(X_TEST, X)
+    machine = KernelMachineGP(kernel="precomputed").fit(gaussian_kernel(X), Y)
+    K = gaussian_kernel(X_TEST, X)
     std = machine.predict(elsewhere(K), return_std=True, self_kernel=elsewhere(np.ones(5)))[1]
     assert np.allclose(std, machine.predict(K, return_std=True, self_kernel=np.ones(5))[1], atol=1e-9)
 
 
 def test_kernels_in_bfloat16_and_tensors_that_have_a_gradient():
-    K = torch.tensor(of_rows(X)).to(torch.bfloat16)
+    K = torch.tensor(gaussian_kernel(X)).to(torch.bfloat16)
     found = StoredKernel(K)(np.arange(20))
     assert found.dtype == np.float32
     assert (found == K.float().numpy()).all()

@@ -14,7 +14,7 @@ from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_ou
 from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
 from kernelmem.kernel_machines.solvers.solution import Code
 from kernelmem.kernel_machines.solvers.solve import solve
-from kernelmem.testing.kernels import of_rows
+from kernelmem.testing.kernels import gaussian_kernel
 
 RNG = np.random.default_rng(0)
 N = 25
@@ -31,7 +31,7 @@ def squared_distances(A, B=None):
 
 def shifted(size=1.5):
     """A kernel less a constant: one eigenvalue well below zero, none on zero-sum vectors."""
-    K = of_rows(X)
+    K = gaussian_kernel(X)
     return K - size * K.mean()
 
 
@@ -86,7 +86,7 @@ def test_the_scale_of_the_ridges_is_blind_to_a_constant_that_makes_the_kernel_ne
         here, there = (choose(shifted(size), "gcv", weights=w).grid for size in (1.5, 40.0))
         assert torch.allclose(here, there, rtol=1e-9)
         centering = np.eye(N) - np.outer(np.ones(N), w) / w.sum()
-        centered = centering @ of_rows(X) @ centering.T
+        centered = centering @ gaussian_kernel(X) @ centering.T
         assert float(here[36]) == pytest.approx(float(w @ np.diag(centered) / w.sum()), rel=1e-9)
 
 
@@ -102,7 +102,7 @@ def test_a_doubled_weight_is_a_row_given_twice(criterion):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_integers_that_were_positive_before_truncation_are_taken_and_the_same_real_numbers_are_not(criterion):
-    K = (100 * of_rows(X, gamma=0.05)).astype(int)
+    K = (100 * gaussian_kernel(X, gamma=0.05)).astype(int)
     smallest = np.linalg.eigvalsh(K)[0]
     assert -N < smallest < -0.1
     found = choose(K, criterion)
@@ -130,13 +130,13 @@ def test_an_indefinite_kernel_is_never_answered(seed, criterion, share):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_no_ridge_that_outweighs_is_said(criterion):
-    K = 1e-3 * of_rows(X) - 10.0
+    K = 1e-3 * gaussian_kernel(X) - 10.0
     with pytest.raises(NumericalError, match="positive definite"):
         choose(K, criterion)
 
 
 def test_without_negative_eigenvalues_it_is_choose_ridge():
-    K = of_rows(X)
+    K = gaussian_kernel(X)
     found, want = choose(K, "loo"), choose_ridge(K, Y)
     assert found.index == want.index
     assert torch.allclose(found.errors[10:], want.errors[10:], rtol=1e-7)

@@ -10,11 +10,11 @@ from kernelmem.core.errors import NumericalError
 from kernelmem.kernel_machines.solvers.diagnosis import diagnose, duplicates, inspect, require_kernel
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code
-from kernelmem.testing.kernels import of_rows, of_spectrum
+from kernelmem.testing.kernels import gaussian_kernel, kernel_with_spectrum
 
 EPS32 = np.finfo(np.float32).eps
 RNG = np.random.default_rng(0)
-K = of_rows(RNG.standard_normal((40, 3)))
+K = gaussian_kernel(RNG.standard_normal((40, 3)))
 
 
 def zero_sum(n: int, values: np.ndarray, along_ones: float) -> np.ndarray:
@@ -103,13 +103,13 @@ def test_duplicate_rows_are_named_in_groups():
     rows = RNG.standard_normal((12, 3))
     rows[7], rows[9], rows[11] = rows[2], rows[2], rows[0]
     for dtype in (np.float64, np.float32):
-        kernel = of_rows(rows).astype(dtype)
+        kernel = gaussian_kernel(rows).astype(dtype)
         assert duplicates(as_system(kernel)) == [(0, 11), (2, 7, 9)]
-    assert "duplicate rows (0, 11), (2, 7, 9)" in diagnose(as_system(of_rows(rows))).detail
+    assert "duplicate rows (0, 11), (2, 7, 9)" in diagnose(as_system(gaussian_kernel(rows))).detail
     assert duplicates(as_system(K)) == []
     near = rows.copy()
     near[11] += 1e-4
-    assert duplicates(as_system(of_rows(near))) == [(2, 7, 9)]
+    assert duplicates(as_system(gaussian_kernel(near))) == [(2, 7, 9)]
     many = module.named([(i, i + 1) for i in range(0, 10, 2)])
     assert "(4, 5) and 2 more groups" in many
     assert "0, 1, 2, 3, 4, ...)" in module.named([tuple(range(9))])
@@ -121,6 +121,6 @@ def test_kernels_of_low_rank_pass_and_indefinite_ones_do_not():
     require_kernel(phi @ phi.T - 100.0)  # positive on zero-sum vectors
     require_kernel(np.zeros((3, 3)))
     with pytest.raises(NumericalError, match="negative"):
-        require_kernel(of_spectrum(np.concatenate([np.ones(20), [-0.1, -0.1]]), RNG))
+        require_kernel(kernel_with_spectrum(np.concatenate([np.ones(20), [-0.1, -0.1]]), RNG))
     with pytest.raises(NumericalError, match="symmetric"):
         require_kernel(np.triu(np.ones((3, 3))))

@@ -7,11 +7,11 @@ from scipy.sparse.linalg import aslinearoperator
 
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.nystroem import landmarks, leverage_scores, preconditioner
-from kernelmem.testing.kernels import of_rows
+from kernelmem.testing.kernels import gaussian_kernel
 
 RNG = np.random.default_rng(0)
 N = 80
-K = of_rows(RNG.standard_normal((N, 2)))
+K = gaussian_kernel(RNG.standard_normal((N, 2)))
 ONES = torch.ones(N, dtype=torch.float64)
 SCALE = torch.tensor(RNG.uniform(0.5, 2.0, N))
 
@@ -44,7 +44,9 @@ def test_landmarks_are_different_rows_with_weight_and_prefer_those_alone():
     assert torch.equal(landmarks(as_system(K), ONES, 0.1, 10, seed=5), landmarks(as_system(K), ONES, 0.1, 10, seed=5))
     crowd = np.concatenate([0.01 * RNG.standard_normal((95, 2)), 10 * RNG.standard_normal((5, 2)) + 30])
     ones = torch.ones(100, dtype=torch.float64)
-    chosen = [int((landmarks(as_system(of_rows(crowd)), ones, 1e-2, 10, seed=s) >= 95).sum()) for s in range(20)]
+    chosen = [
+        int((landmarks(as_system(gaussian_kernel(crowd)), ones, 1e-2, 10, seed=s) >= 95).sum()) for s in range(20)
+    ]
     assert np.mean(chosen) > 3
 
 

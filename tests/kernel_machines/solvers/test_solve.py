@@ -15,7 +15,7 @@ from kernelmem.kernel_machines.solvers.solution import Code
 from kernelmem.kernel_machines.solvers.solve import solve
 from kernelmem.kernels.ntk import ntk
 from kernelmem.kernels.operator import ntk_operator
-from kernelmem.testing.kernels import bad, good, of_rows, of_spectrum
+from kernelmem.testing.kernels import gaussian_kernel, invalid_system, kernel_with_spectrum, solvable_system
 
 EPS = np.finfo(np.float64).eps
 SOLVERS = ["auto", "cholesky", "eigen", "cg"]
@@ -24,7 +24,7 @@ SOLVERS = ["auto", "cholesky", "eigen", "cg"]
 def problem(n: int = 60, outputs: int = 3, seed: int = 0):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, 3))
-    return of_rows(x), rng.standard_normal((n, outputs)), rng
+    return gaussian_kernel(x), rng.standard_normal((n, outputs)), rng
 
 
 def dense(K, y, ridge, weights=None):
@@ -176,7 +176,10 @@ def test_an_end_of_iterations_is_said():
 
 def test_cg_meets_negative_curvature():
     _, y, rng = problem()
-    assert solve(of_spectrum(rng.uniform(-1, 1, 40), rng), y[:40], 1e-3, solver="cg", rank=0).code is Code.indefinite
+    assert (
+        solve(kernel_with_spectrum(rng.uniform(-1, 1, 40), rng), y[:40], 1e-3, solver="cg", rank=0).code
+        is Code.indefinite
+    )
 
 
 def test_nystroem_over_all_rows_is_the_solution_and_over_few_is_near():
@@ -213,7 +216,7 @@ def test_jitter_only_where_it_is_allowed_and_no_more_than_that():
     assert solve(K, y, 0.0, jitter=1e-17).code is Code.singular
     assert solve(K, y, 0.1, jitter=1e-6).jitter == 0
     rng = np.random.default_rng(0)
-    assert solve(of_spectrum(np.linspace(-1, 1, 20), rng), y[:20], 0.1, jitter=100.0).code is Code.indefinite
+    assert solve(kernel_with_spectrum(np.linspace(-1, 1, 20), rng), y[:20], 0.1, jitter=100.0).code is Code.indefinite
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "eigen"])
@@ -247,7 +250,7 @@ def test_a_kernel_positive_on_zero_sum_vectors_is_solved_as_given(solver):
 def test_bad_systems_are_noticed(kind):
     codes = {"asymmetric": "asymmetric", "indefinite": "indefinite", "nan": "not_finite", "condition": "singular"}
     for seed in range(50):
-        K, y, ridge = bad(kind, seed)
+        K, y, ridge = invalid_system(kind, seed)
         got = solve(K, y, ridge)
         assert got.code == codes[kind], seed
         assert got.code.usable == (kind == "condition")
@@ -260,7 +263,7 @@ def test_good_systems_are_solved_to_condition_times_rounding(kind):
 
     with mp.workdps(50):
         for seed in range(50):
-            K, y, ridge = good(kind, seed)
+            K, y, ridge = solvable_system(kind, seed)
             got = solve(K, y, ridge)
             assert got.code is Code.solved, seed
             A = K + ridge * np.eye(len(K))
@@ -369,7 +372,7 @@ def test_the_condition_without_a_preconditioner_is_that_of_the_ritz_values():
 
 
 def test_the_most_negative_eigenvalue_shows_the_size_of_rounding():
-    K = of_spectrum(np.array([1.0, 0.5, 1e-9, -1e-8]), np.random.default_rng(0))
+    K = kernel_with_spectrum(np.array([1.0, 0.5, 1e-9, -1e-8]), np.random.default_rng(0))
     got = solve(K, np.ones(4), 1e-12)
     assert got.code is Code.singular
     assert "2 of 4" in got.detail

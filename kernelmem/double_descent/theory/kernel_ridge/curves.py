@@ -21,7 +21,12 @@ FEATURES = "Simon, Karkada, Ghosh, Belkin 2023; Defilippis, Loureiro, Misiakiewi
 
 
 def learning_curve(
-    task: SpectralTask, samples: Any, *, ridge: float = 0.0, noise: float | FlipNoise = 0.0, features: float = math.inf
+    task: SpectralTask,
+    samples: Any,
+    *,
+    ridge: float = 0.0,
+    noise: float | FlipNoise = 0.0,
+    n_features: float = math.inf,
 ) -> Curve:
     """Predict the test risk of kernel ridge, f = k (K + ridge I)⁻¹ y, for each number of training rows n.
 
@@ -37,7 +42,7 @@ def learning_curve(
         training rows:  h Σ y_i²/(a_i + μ)² + σ² (n - 2 δ T_1 + h T_2)
 
     are the summed squared distances to the mean target, and test is (all - training) / (N - n) + σ²: the error on rows of
-    the pool that were held out. As N grows it becomes the first formula. With ``features`` = k the kernel is that of k
+    the pool that were held out. As N grows it becomes the first formula. With ``n_features`` = k the kernel is that of k
     random features (:func:`feature_curve`).
 
     On 1,797 digits with 20 % wrong labels (infinite tangent kernel of depth 2, ridge 0 and 0.1, n = 150 to 1,400) the pool
@@ -49,7 +54,7 @@ def learning_curve(
         samples: increasing whole numbers n >= 1; of a pool n < N.
         ridge: δ >= 0, added to the diagonal of the n x n kernel, in units of the kernel.
         noise: variance σ² of the targets summed over outputs, or :func:`flip_noise`.
-        features: k, or infinity.
+        n_features: k, or infinity.
 
     Raises:
         InputError: samples out of range or not increasing, negative ridge or noise.
@@ -66,14 +71,14 @@ def learning_curve(
     [1.0, inf, 0.5]
     """
     n = as_axis(samples, "samples", whole=True)
-    k = np.full_like(n, _as_features(features))
+    k = np.full_like(n, _as_features(n_features))
     delta = np.full_like(n, as_number(ridge, "ridge"))
     threshold = None if ridge > 0 else min(float(k[0]), _rank(task))
     return _curve(task, "training rows n", n, n, k, delta, noise, threshold)
 
 
 def feature_curve(
-    task: SpectralTask, features: Any, *, samples: int, ridge: float = 0.0, noise: float | FlipNoise = 0.0
+    task: SpectralTask, features: Any, *, n: int, ridge: float = 0.0, noise: float | FlipNoise = 0.0
 ) -> Curve:
     """Predict the test risk of ridge on k random features, K = Φ Φᵀ / k, for each k: the model-wise curve.
 
@@ -92,28 +97,28 @@ def feature_curve(
     of simulation at s = 0.6 without a ridge (plain equations 10 %) and with a ridge of 0.05 (8 %). At s = 0.3, a smoother
     kernel, it was 22 % low at worst without a ridge (24 %), 3 % off with it (8 %).
 
-    Arguments, errors and cost are those of :func:`learning_curve`, with ``features`` the axis and ``samples`` one number.
+    Arguments, errors and cost are those of :func:`learning_curve`, with ``features`` the axis and ``n`` one number.
 
     Source: Simon et al. 2023; Defilippis et al. 2024; Atanasov et al. 2024.
     """
     k = as_axis(features, "features", whole=True)
-    n = np.full_like(k, as_count(samples, "samples"))
+    rows = np.full_like(k, as_count(n, "n"))
     delta = np.full_like(k, as_number(ridge, "ridge"))
-    reachable = ridge == 0 and _rank(task) >= n[0]
-    return _curve(task, "random features k", k, n, k, delta, noise, float(n[0]) if reachable else None)
+    reachable = ridge == 0 and _rank(task) >= rows[0]
+    return _curve(task, "random features k", k, rows, k, delta, noise, float(rows[0]) if reachable else None)
 
 
 def ridge_curve(
-    task: SpectralTask, ridges: Any, *, samples: int, noise: float | FlipNoise = 0.0, features: float = math.inf
+    task: SpectralTask, ridges: Any, *, n: int, noise: float | FlipNoise = 0.0, n_features: float = math.inf
 ) -> Curve:
     """Predict the test risk for each ridge >= 0, increasing; see :func:`learning_curve` for the rest."""
     delta = as_axis(ridges, "ridges", exclusive=False)
-    n = np.full_like(delta, as_count(samples, "samples"))
-    k = np.full_like(delta, _as_features(features))
-    return _curve(task, "ridge", delta, n, k, delta, noise, None)
+    rows = np.full_like(delta, as_count(n, "n"))
+    k = np.full_like(delta, _as_features(n_features))
+    return _curve(task, "ridge", delta, rows, k, delta, noise, None)
 
 
-def learnabilities(task: SpectralTask, samples: Any, *, ridge: float = 0.0, features: float = math.inf) -> Tensor:
+def learnabilities(task: SpectralTask, samples: Any, *, ridge: float = 0.0, n_features: float = math.inf) -> Tensor:
     """Return L_i = λ_i / (λ_i + γ), (G, M): the share of each eigendirection that n rows learn, on average.
 
     Their sum is at most n, and n itself without a ridge while n is below k and the number of eigenvalues. Errors are
@@ -123,7 +128,7 @@ def learnabilities(task: SpectralTask, samples: Any, *, ridge: float = 0.0, feat
     """
     n = as_axis(samples, "samples", whole=True)
     _check_pool(task, n)
-    k, delta = np.full_like(n, _as_features(features)), np.full_like(n, as_number(ridge, "ridge"))
+    k, delta = np.full_like(n, _as_features(n_features)), np.full_like(n, as_number(ridge, "ridge"))
     return torch.from_numpy(shrinkage(task, n, k, delta).learned)
 
 
@@ -165,8 +170,8 @@ def _check_pool(task: SpectralTask, n: np.ndarray) -> None:
         )
 
 
-def _as_features(features: float) -> float:
-    return features if features == math.inf else float(as_count(features, "features"))
+def _as_features(n_features: float) -> float:
+    return n_features if n_features == math.inf else float(as_count(n_features, "n_features"))
 
 
 def _rank(task: SpectralTask) -> float:

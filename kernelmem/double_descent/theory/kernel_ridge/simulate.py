@@ -8,7 +8,7 @@ import numpy as np
 
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.double_descent.argument_checks import as_axis
-from kernelmem.double_descent.theory.curve import Simulated, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Simulation, least_squares, simulate
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import SpectralTask
 
@@ -17,7 +17,7 @@ __all__ = ["simulate_features", "simulate_learning"]
 
 def simulate_learning(
     task: SpectralTask, samples: Any, *, ridge: float = 0.0, noise: float = 0.0, repetitions: int = 40, seed: int = 0
-) -> Simulated:
+) -> Simulation:
     """Draw training rows, fit kernel ridge and compare with :func:`learning_curve`.
 
     A population has rows of Gaussian eigenfunctions, x = Λ^½ g, and the test risk of a fit is computed without test rows.
@@ -35,18 +35,18 @@ def simulate_features(
     task: SpectralTask,
     features: Any,
     *,
-    samples: int,
+    n: int,
     ridge: float = 0.0,
     noise: float = 0.0,
     repetitions: int = 40,
     seed: int = 0,
-) -> Simulated:
+) -> Simulation:
     """Draw rows and k Gaussian random features, fit ridge and compare with :func:`feature_curve`.
 
     As :func:`simulate_learning`, with K = X G Gᵀ Xᵀ / k, G a matrix (M, k) of standard normal numbers.
     """
-    theory = feature_curve(task, features, samples=samples, ridge=ridge, noise=noise)
-    n = as_count(samples, "samples")
+    theory = feature_curve(task, features, n=n, ridge=ridge, noise=noise)
+    n = as_count(n, "n")
     places = [(n, int(k)) for k in as_axis(features, "features", whole=True)]
     return simulate(theory, _draw(task, places, ridge, noise), repetitions=repetitions, seed=seed)
 

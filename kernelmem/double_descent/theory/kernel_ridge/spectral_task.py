@@ -83,7 +83,7 @@ def pool_task(kernel: Any, targets: Any) -> SpectralTask:
     return SpectralTask(torch.from_numpy(as_powers(values, "eigenvalues of the kernel")), power.cpu(), len(K))
 
 
-def flip_noise(rate: float, n_classes: int, kind: Literal["symmetric", "uniform"] = "symmetric") -> FlipNoise:
+def flip_noise(rate: float, n_classes: int, *, kind: Literal["symmetric", "uniform"] = "symmetric") -> FlipNoise:
     """Return what flipped labels are to a machine that fits one_hot - 1/C.
 
     "symmetric" flips go to a wrong class, "uniform" ones to any class. The mean target shrinks by c, and its variance

@@ -108,7 +108,7 @@ def test_kernel_ridge_as_the_papers_write_it(task, n, ridge, noise):
 
 @given(task=tasks(), n=st.integers(1, 100), k=st.integers(2, 100), ridge=levels, noise=levels)
 def test_random_features_as_the_papers_write_it(task, n, k, ridge, noise):
-    curve = feature_curve(task, [k], samples=n, ridge=ridge, noise=noise)
+    curve = feature_curve(task, [k], n=n, ridge=ridge, noise=noise)
     test, train = random_features(task, n, k, ridge, noise)
     assert math.isclose(float(curve.test[0]), test, rel_tol=1e-7)
     assert math.isclose(float(curve.train[0]), train, rel_tol=1e-6)
@@ -126,7 +126,7 @@ def test_pool_equations(task, share, ridge, noise):
 @given(task=tasks(pool=True), share=st.floats(0.1, 0.9), k=st.integers(3, 150), ridge=levels, noise=levels)
 def test_pool_equations_of_random_features(task, share, k, ridge, noise):
     n = max(1, round(share * task.pool))
-    curve = feature_curve(task, [k], samples=n, ridge=ridge, noise=noise)
+    curve = feature_curve(task, [k], n=n, ridge=ridge, noise=noise)
     test, train = from_pool(task, n, ridge, noise, k)
     assert math.isclose(float(curve.test[0]), test, rel_tol=1e-4)
     assert math.isclose(float(curve.train[0]), train, rel_tol=1e-4)
@@ -150,8 +150,9 @@ def test_a_vanishing_ridge_is_no_ridge(task, pool, n, k):
     task, n = (replace(task, pool=size), min(n, size - 1)) if pool else (task, n)
     if abs(min(k, size) - n) < 2:
         return
-    none = feature_curve(task, [k], samples=n, noise=0.3)
-    small = feature_curve(task, [k], samples=n, ridge=1e-11 * float(task.eigenvalues.sum()), noise=0.3)
+    none = feature_curve(task, [k], n=n, noise=0.3)
+    ridge = 1e-17 if k == size else 1e-11  # with as many features as eigenvalues the error falls only as √ridge
+    small = feature_curve(task, [k], n=n, ridge=ridge * float(task.eigenvalues.sum()), noise=0.3)
     assert torch.allclose(none.test, small.test, rtol=1e-4)
     assert torch.allclose(none.train, small.train, rtol=1e-4, atol=1e-8)
     assert (none.train[0] == 0) == (min(k, size) > n)
@@ -161,22 +162,22 @@ def test_training_errors_of_tiny_ridges_keep_their_digits():
     values = np.arange(1.0, 61) ** -1.5
     for task in (population_task(values, values), SpectralTask(torch.from_numpy(values), torch.from_numpy(values), 60)):
         for k in (20, 45, math.inf):
-            trains = [learning_curve(task, [30], ridge=d, noise=0.3, features=k).train[0] for d in (1e-8, 1e-15)]
+            trains = [learning_curve(task, [30], ridge=d, noise=0.3, n_features=k).train[0] for d in (1e-8, 1e-15)]
             if k > 30:
                 assert math.isclose(float(trains[0]), 1e14 * float(trains[1]), rel_tol=1e-4)
             else:
-                exact = learning_curve(task, [30], noise=0.3, features=k).train[0]
+                exact = learning_curve(task, [30], noise=0.3, n_features=k).train[0]
                 assert torch.allclose(trains[1], exact, rtol=1e-9)
 
 
 @given(task=tasks(), pool=st.booleans(), n=st.integers(1, 11), ridge=st.floats(0, 3))
 def test_many_features_are_the_kernel(task, pool, n, ridge):
     task = replace(task, pool=len(task.power)) if pool else task
-    many = feature_curve(task, [10**10], samples=n, ridge=ridge, noise=0.3)
+    many = feature_curve(task, [10**10], n=n, ridge=ridge, noise=0.3)
     kernel = learning_curve(task, [n], ridge=ridge, noise=0.3)
     assert torch.allclose(many.test, kernel.test, rtol=1e-6)
     assert torch.allclose(many.train, kernel.train, rtol=1e-5)
-    assert torch.allclose(learning_curve(task, [n], ridge=ridge, noise=0.3, features=10**10).test, kernel.test)
+    assert torch.allclose(learning_curve(task, [n], ridge=ridge, noise=0.3, n_features=10**10).test, kernel.test)
 
 
 @given(task=tasks(), n=st.integers(1, 11), ridge=st.floats(0, 3), k=st.integers(14, 60))
@@ -185,26 +186,28 @@ def test_a_large_pool_is_a_population(task, n, ridge, k):
     values = torch.cat([N * task.eigenvalues, torch.zeros(N - len(task.power))])
     pool = SpectralTask(values, torch.cat([N * task.power, torch.zeros(N - len(task.power))]), N)
     for features in (math.inf, k):
-        large = learning_curve(pool, [n], ridge=ridge, noise=0.3, features=features)
-        limit = learning_curve(task, [n], ridge=ridge, noise=0.3, features=features)
+        large = learning_curve(pool, [n], ridge=ridge, noise=0.3, n_features=features)
+        limit = learning_curve(task, [n], ridge=ridge, noise=0.3, n_features=features)
         assert torch.allclose(large.test, limit.test, rtol=2e-3)
         assert torch.allclose(large.train, limit.train, rtol=5e-3)
         flips = FlipNoise(0.6, 0.3)
-        large, limit = (learning_curve(own, [n], ridge=ridge, noise=flips, features=features) for own in (pool, task))
+        large, limit = (learning_curve(own, [n], ridge=ridge, noise=flips, n_features=features) for own in (pool, task))
         assert torch.allclose(large.clean, limit.clean, rtol=2e-3)
         # The pool's own spectrum taken for the population's: the same equations as the task's.
-        plain = learning_curve(pool.as_population(), [n], ridge=ridge, noise=0.3, features=features)
-        assert torch.allclose(plain.excess, learning_curve(task, [n], ridge=ridge, noise=0.3, features=features).excess)
+        plain = learning_curve(pool.as_population(), [n], ridge=ridge, noise=0.3, n_features=features)
+        assert torch.allclose(
+            plain.excess, learning_curve(task, [n], ridge=ridge, noise=0.3, n_features=features).excess
+        )
 
 
 @given(task=tasks(), pool=st.booleans(), scale=st.floats(1e-6, 1e6), ridge=st.floats(0.0, 3), k=st.integers(2, 40))
 def test_scales_of_kernel_and_targets(task, pool, scale, ridge, k):
     task = replace(task, pool=len(task.power)) if pool else task
-    one = feature_curve(task, [k], samples=7, ridge=ridge, noise=0.3)
+    one = feature_curve(task, [k], n=7, ridge=ridge, noise=0.3)
     kernel = replace(task, eigenvalues=scale * task.eigenvalues)
-    assert torch.allclose(feature_curve(kernel, [k], samples=7, ridge=scale * ridge, noise=0.3).test, one.test)
+    assert torch.allclose(feature_curve(kernel, [k], n=7, ridge=scale * ridge, noise=0.3).test, one.test)
     targets = replace(task, power=scale * task.power)
-    other = feature_curve(targets, [k], samples=7, ridge=ridge, noise=scale * 0.3)
+    other = feature_curve(targets, [k], n=7, ridge=ridge, noise=scale * 0.3)
     assert torch.allclose(other.test, scale * one.test)
     assert torch.allclose(other.train, scale * one.train)
 
@@ -240,15 +243,15 @@ def test_an_orthogonal_pool_learns_nothing_of_other_rows(N, share, a, ridge, noi
 def test_infinite_at_the_threshold_alone():
     values = np.arange(1.0, 81) ** -1.5
     for task in (population_task(values, values), SpectralTask(torch.from_numpy(values), torch.from_numpy(values), 80)):
-        width = feature_curve(task, [29, 30, 31], samples=30, noise=0.1)
+        width = feature_curve(task, [29, 30, 31], n=30, noise=0.1)
         assert torch.isinf(width.test).tolist() == [False, True, False]
         assert width.threshold == 30
         assert width.train[1] == 0
         assert width.train[0] > 0 == width.train[2]
-        rows = learning_curve(task, [29, 30, 31], features=30, noise=0.1)
+        rows = learning_curve(task, [29, 30, 31], n_features=30, noise=0.1)
         assert torch.isinf(rows.test).tolist() == [False, True, False]
         assert rows.threshold == 30
-        assert torch.isfinite(feature_curve(task, [30], samples=30, noise=0.1, ridge=1e-6).test).all()
+        assert torch.isfinite(feature_curve(task, [30], n=30, noise=0.1, ridge=1e-6).test).all()
     few = population_task([1.0, 0.5, 0.0], [1.0, 1.0, 0.0])
     curve = learning_curve(few, [1, 2, 4], noise=0.1)
     assert torch.isinf(curve.test).tolist() == [False, True, False]
@@ -257,7 +260,7 @@ def test_infinite_at_the_threshold_alone():
     assert math.isclose(float(curve.train[2]), 0.1 * 0.5)
     clean = learning_curve(few, [1, 2, 4], noise=0.0)
     assert clean.test[1:].tolist() == [0.0, 0.0]
-    assert feature_curve(few, [2, 3], samples=4, noise=0.1).test.tolist() == pytest.approx([0.2, 0.2])
+    assert feature_curve(few, [2, 3], n=4, noise=0.1).test.tolist() == pytest.approx([0.2, 0.2])
 
 
 def test_what_the_kernel_cannot_see_is_never_learned():
@@ -269,15 +272,15 @@ def test_a_good_ridge_removes_the_peak():
     values = np.arange(1.0, 301) ** -1.2
     task = population_task(values, values)
     widths = [10, 20, 40, 60, 80, 90, 110, 130, 200, 400, 1600]
-    raw = feature_curve(task, widths, samples=100, noise=0.5)
+    raw = feature_curve(task, widths, n=100, noise=0.5)
     assert raw.test.argmax() in (5, 6)
     ridges = np.geomspace(1e-4, 10, 60)
-    best = [ridge_curve(task, ridges, samples=100, noise=0.5, features=k).test.min() for k in widths]
+    best = [ridge_curve(task, ridges, n=100, noise=0.5, n_features=k).test.min() for k in widths]
     assert (np.diff(np.array(best)) < 0).all()
-    more = [ridge_curve(task, ridges, samples=n, noise=0.5).test.min() for n in (20, 50, 100, 200, 300, 400)]
+    more = [ridge_curve(task, ridges, n=n, noise=0.5).test.min() for n in (20, 50, 100, 200, 300, 400)]
     assert (np.diff(np.array(more)) < 0).all()
     assert (
-        ridge_curve(task, [0.0, 0.3], samples=100, noise=0.5).test[1]
+        ridge_curve(task, [0.0, 0.3], n=100, noise=0.5).test[1]
         == learning_curve(task, [100], ridge=0.3, noise=0.5).test[0]
     )
 
@@ -288,7 +291,7 @@ def test_sphere_features_are_one_of_its_cases():
     values = np.concatenate([np.full(d, linear / d), np.full(bulk, rest / bulk)])
     task = population_task(values, np.concatenate([np.full(d, 1 / d), np.zeros(bulk)]))
     for ridge in (0.0, 0.05):
-        here = feature_curve(task, [200, 800, 2400, 4800], samples=1200, ridge=3 * ridge, noise=0.2)
+        here = feature_curve(task, [200, 800, 2400, 4800], n=1200, ridge=3 * ridge, noise=0.2)
         there = sphere_features_curve([0.5, 2, 6, 12], samples_per_dimension=3, linear=1, noise=0.2, ridge=ridge)
         assert torch.allclose(here.test, there.test, rtol=0.02)
 
@@ -323,9 +326,9 @@ def test_simulations_of_gaussian_designs_agree():
     for ridge in (0.0, 0.3):
         simulated = simulate_learning(task, [50, 150], ridge=ridge, noise=0.3, repetitions=24, seed=3)
         assert simulated.z.abs().max() <= 3
-    simulated = simulate_features(task, [20, 60, 180, 500], samples=100, ridge=0.05, noise=0.3, repetitions=24, seed=3)
+    simulated = simulate_features(task, [20, 60, 180, 500], n=100, ridge=0.05, noise=0.3, repetitions=24, seed=3)
     assert simulated.z.abs().max() <= 3
-    ridgeless = simulate_features(task, [20, 60, 180, 500], samples=100, noise=0.3, repetitions=24, seed=8)
+    ridgeless = simulate_features(task, [20, 60, 180, 500], n=100, noise=0.3, repetitions=24, seed=8)
     assert ridgeless.z.abs().max() <= 3
 
 
@@ -337,9 +340,9 @@ def test_simulations_of_rotated_pools_agree_and_the_plain_equations_do_not():
     assert ((simulated.mean - plain.test) / simulated.se)[1:].min() > 5
     widths = [20, 50, 90, 120, 300, 1200]
     for ridge in (0.0, 0.1):
-        simulated = simulate_features(task, widths, samples=70, ridge=ridge, noise=0.3, repetitions=24, seed=6)
+        simulated = simulate_features(task, widths, n=70, ridge=ridge, noise=0.3, repetitions=24, seed=6)
         assert simulated.z.abs().max() <= 3
-        plain = feature_curve(task.as_population(), widths, samples=70, ridge=ridge, noise=0.3)
+        plain = feature_curve(task.as_population(), widths, n=70, ridge=ridge, noise=0.3)
         assert ((simulated.mean - plain.test) / simulated.se)[-2:].min() > 5
 
 
@@ -352,11 +355,11 @@ def test_simulations_of_rotated_pools_agree_and_the_plain_equations_do_not():
         lambda: learning_curve(pool_of(20), [5, 4]),
         lambda: learning_curve(pool_of(20), [5], ridge=-0.1),
         lambda: learning_curve(pool_of(20), [5], noise=-0.1),
-        lambda: learning_curve(pool_of(20), [5], features=0),
-        lambda: learning_curve(pool_of(20), [5], features=2.5),
-        lambda: feature_curve(pool_of(20), [5], samples=0),
-        lambda: ridge_curve(pool_of(20), [0.1, 0.1], samples=5),
-        lambda: ridge_curve(pool_of(20), [-0.1, 0.1], samples=5),
+        lambda: learning_curve(pool_of(20), [5], n_features=0),
+        lambda: learning_curve(pool_of(20), [5], n_features=2.5),
+        lambda: feature_curve(pool_of(20), [5], n=0),
+        lambda: ridge_curve(pool_of(20), [0.1, 0.1], n=5),
+        lambda: ridge_curve(pool_of(20), [-0.1, 0.1], n=5),
         lambda: population_task([1.0, -0.1], [1.0, 1.0]),
         lambda: population_task([1.0], [1.0, 1.0]),
         lambda: population_task([1.0, math.nan], [1.0, 1.0]),

@@ -18,7 +18,7 @@ from kernelmem.label_noise.corrupt import corrupt_labels
 def test_flips_as_they_are_drawn(kind, n_classes):
     labels = torch.arange(n_classes).repeat(20_000 // n_classes)
     noisy, _, law = corrupt_labels(labels, 0.3, kind, seed=0)
-    flips = flip_noise(0.3, n_classes, kind)
+    flips = flip_noise(0.3, n_classes, kind=kind)
     centered = torch.eye(n_classes, dtype=torch.float64) - 1 / n_classes
     mean_target = law.double() @ centered  # exactly c times the clean one
     assert torch.allclose(mean_target, flips.shrink * centered)
@@ -31,7 +31,7 @@ def test_flips_as_they_are_drawn(kind, n_classes):
 def test_no_flips_and_all_flips():
     assert flip_noise(0.0, 10).variance == 0
     assert flip_noise(0.0, 10).shrink == 1
-    assert math.isclose(flip_noise(1.0, 10, "uniform").variance, 0.9)
+    assert math.isclose(flip_noise(1.0, 10, kind="uniform").variance, 0.9)
     assert flip_noise(1.0, 2).shrink == -1
     assert flip_noise(1.0, 2).variance == 0
     assert math.isclose(flip_noise(0.9, 10).shrink, 0, abs_tol=1e-12)
@@ -82,7 +82,7 @@ def test_estimates_by_definition(seed, n, width, ridge):
     K = phi @ phi.T
     if ridge == 0 and abs(width - n) < 3:
         return
-    got = estimate_risk(K, Y, ridge)
+    got = estimate_risk(K, Y, ridge=ridge)
     own = ridge if ridge else 1e-9
     H = K @ np.linalg.inv(K + own * np.eye(n))
     if ridge == 0 and (np.linalg.eigvalsh(K)[-min(n, width)] < 1e-2 or (width < n and (1 - np.diag(H)).min() < 1e-2)):
@@ -103,7 +103,7 @@ def test_estimates_by_definition(seed, n, width, ridge):
         lambda: flip_noise(1.1, 10),
         lambda: flip_noise(-0.1, 10),
         lambda: flip_noise(0.1, 1),
-        lambda: flip_noise(0.1, 10, "pair"),  # type: ignore[arg-type]
+        lambda: flip_noise(0.1, 10, kind="pair"),  # type: ignore[arg-type]
         lambda: error_bound(-0.1),
         lambda: error_bound(math.nan),
         lambda: pool_task(np.eye(3), np.ones(2)),
@@ -111,8 +111,8 @@ def test_estimates_by_definition(seed, n, width, ridge):
         lambda: pool_task(-np.eye(3), np.ones(3)),
         lambda: pool_task(np.ones((3, 2)), np.ones(3)),
         lambda: population_task([[1.0]], [[1.0]]),
-        lambda: estimate_risk(np.eye(3), [0.0, 1.0, 2.0], -1.0),
-        lambda: estimate_risk(np.array([[1.0, 2.0], [0.0, 1.0]]), [0.0, 1.0], 1.0),
+        lambda: estimate_risk(np.eye(3), [0.0, 1.0, 2.0], ridge=-1.0),
+        lambda: estimate_risk(np.array([[1.0, 2.0], [0.0, 1.0]]), [0.0, 1.0], ridge=1.0),
     ],
 )
 def test_refusals(call):
