@@ -5,7 +5,7 @@ OUT ?= out/audit
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: audit test lint soak benchmarks clean
+.PHONY: audit test test-portable lint soak benchmarks clean
 
 audit: .venv/.installed
 	$(BIN)/kernelmem audit --out $(OUT) $(ARGS)
@@ -13,9 +13,13 @@ audit: .venv/.installed
 test: .venv/.tested
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak" $(ARGS)
 
+# The same tests under other BLAS code paths and two threads, one after the other: a tolerance must hold on every processor.
+test-portable: .venv/.tested
+	$(BIN)/python -m tests.portable $(ARGS)
+
 soak: .venv/.tested
 	$(BIN)/python -m pytest -q -m soak $(ARGS)
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -n 2 -m "not soak" tests/properties
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -n 2 -m "hypothesis and not soak" tests
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

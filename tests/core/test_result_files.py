@@ -10,12 +10,13 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.result_files import Result, read_result, write_result
+from tests.profiles import examples
 
 
 class Color(StrEnum):
@@ -61,7 +62,7 @@ def thing(**changes):
     return Thing(**({"values": values, "other": None, "names": ("a", "b"), "error": 0.1, "count": 3} | changes))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(0.75)
 @given(st.floats(), st.integers(-(2**60), 2**60), st.lists(st.text(max_size=5), max_size=3))
 def test_figures_come_back_to_the_bit(tmp_path_factory, error, count, names):
     path = tmp_path_factory.mktemp("results") / "thing.safetensors"

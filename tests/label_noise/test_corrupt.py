@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
 from kernelmem.label_noise import sampling as draws
 from kernelmem.label_noise import transition_matrices as transitions
 from kernelmem.label_noise.corrupt import KINDS, corrupt_labels
+from tests.profiles import examples
 
 COUNTED = ("symmetric", "pair", "instance", "matrix")  # and "confusable", which is tested apart: it is slower
 SIGMAS = 5.0
@@ -138,7 +139,7 @@ def test_empirical_law_is_the_matrix(kind):
 # ---- exact and i.i.d. counts ---------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@examples(1.5)
 @given(
     n=sizes,
     n_classes=class_counts,
@@ -153,7 +154,7 @@ def test_exact_flips_exactly_round_rate_n(n, n_classes, rate, seed, kind):
     assert int(result.flipped.sum()) == round(rate * n)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(1)
 @given(n=sizes, n_classes=class_counts, rate=rates, seed=seeds)
 def test_uniform_exact_redraws_round_rate_n_rows_of_which_some_stay(n, n_classes, rate, seed):
     assume(n >= n_classes)
@@ -210,7 +211,7 @@ def test_permuting_the_rows_keeps_the_matrix_and_the_count():
 # ---- the single kinds ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@examples(1)
 @given(n_classes=class_counts, rate=rates, exact=st.booleans(), seed=seeds)
 def test_symmetric_never_draws_the_true_label_and_has_its_matrix(n_classes, rate, exact, seed):
     y = labels_of(50, n_classes, seed)
@@ -236,7 +237,7 @@ def test_uniform_has_its_matrix_and_sometimes_keeps_the_label():
     assert not corrupt_labels(labels_of(500, 5), 1.0, "uniform", seed=0).flipped.all()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(1)
 @given(n_classes=class_counts, rate=rates, exact=st.booleans(), seed=seeds)
 def test_pair_moves_to_the_next_class(n_classes, rate, exact, seed):
     y = labels_of(50, n_classes, seed)
@@ -296,7 +297,7 @@ def test_confusable_looks_at_a_sample_when_there_are_many_rows(monkeypatch):
     assert torch.equal(result.y, torch.tensor([2, 3, 0, 1])[y])
 
 
-@settings(max_examples=50, deadline=None)
+@examples(1.25)
 @given(n=sizes, n_classes=class_counts, seed=seeds)
 def test_matrix_exact_counts_are_rounded_cell_by_cell(n, n_classes, seed):
     assume(n >= n_classes)

@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from kernelmem.core.errors import InputError
 from kernelmem.label_noise.detection import detect
+from tests.profiles import examples
 
 
 @st.composite
@@ -38,7 +39,7 @@ def fields(value):
     return [getattr(value, f.name) for f in dataclasses.fields(value)]
 
 
-@settings(max_examples=80, deadline=None)
+@examples(2)
 @given(flagged_scores())
 def test_agrees_with_scikit_learn(case):
     score, flags = case
@@ -48,7 +49,7 @@ def test_agrees_with_scikit_learn(case):
     assert found.n_flipped == flags.sum()
 
 
-@settings(max_examples=80, deadline=None)
+@examples(2)
 @given(flagged_scores())
 def test_standard_error_is_delongs(case):
     score, flags = case
@@ -70,7 +71,7 @@ def test_standard_error_is_the_spread_of_fresh_samples():
     assert np.mean([d.auroc for d in draws]) == pytest.approx(0.76025, abs=5 * spread / math.sqrt(600))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(1)
 @given(flagged_scores(), st.integers(0, 2**32))
 def test_row_order_and_monotone_transforms_change_nothing(case, seed):
     score, flags = case
@@ -82,7 +83,7 @@ def test_row_order_and_monotone_transforms_change_nothing(case, seed):
     assert same(found, detect(np.exp(score) * 3 - 7, flags, seed=0, permutations=2))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(1)
 @given(flagged_scores())
 def test_reversed_score_has_the_other_area(case):
     score, flags = case
@@ -91,7 +92,7 @@ def test_reversed_score_has_the_other_area(case):
     assert up.auroc_se == pytest.approx(down.auroc_se, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(1)
 @given(flagged_scores())
 def test_precision_and_recall_average_over_the_order_of_ties(case):
     score, flags = case

@@ -3,13 +3,14 @@
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, minibatch_sgd
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
+from tests.profiles import examples
 
-COMMON = settings(max_examples=25, deadline=None, derandomize=True)
+COMMON = examples(0.625)
 
 
 @st.composite

@@ -3,13 +3,14 @@
 from itertools import pairwise
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import as_task
 from kernelmem.training.ensemble.ragged_layout import PADDING, chunks, families
 from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_mlps, train_one
+from tests.profiles import examples
 
 N, D, C = 30, 4, 3
 X, X_TEST = (torch.randn(n, D, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (N, 8))
@@ -61,7 +62,7 @@ def assert_same(a, k, b, j):
         torch.testing.assert_close(value, b.parameters[j][name], rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=25)
+@examples(0.625)
 @given(members(), recipes())
 def test_a_member_is_its_plain_loop(crowd, recipe):
     many = trained(crowd, recipe)
@@ -73,7 +74,7 @@ def test_a_member_is_its_plain_loop(crowd, recipe):
     assert_same(many, len(crowd) - 1, loop, 0)
 
 
-@settings(max_examples=25)
+@examples(0.625)
 @given(members(at_least=2), recipes(), st.data())
 def test_company_order_and_chunks_do_not_matter(crowd, recipe, data):
     many = trained(crowd, recipe)

@@ -1,11 +1,12 @@
 """Laws of kernel machines on random kernels: order, scale, repeated rows, interpolation, agreement of the solvers."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
 from kernelmem.kernel_machines.solvers.solve import solve
+from tests.profiles import examples
 
 
 @st.composite
@@ -42,7 +43,7 @@ def test_fitted_values_leave_ridge_times_the_coefficients(problem):
     close(y - machine.predict(x), ridge * machine.dual_coef_ / weights[:, None])
 
 
-@settings(max_examples=20)
+@examples(0.5)
 @given(problems(), st.floats(0.5, 3.0))
 def test_the_solvers_agree(problem, power):
     x, _, y, weights, ridge, _, _ = problem

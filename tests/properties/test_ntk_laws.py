@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -11,18 +11,13 @@ from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.strategies.networks import linear_networks, networks
+from tests.profiles import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 
 KINDS = st.sampled_from(["trace", "diagonal", "full", "pseudo"])
 SEEDS = st.integers(0, 2**31)
 EPS = torch.finfo(torch.float64).eps
-EXAMPLES = settings().max_examples
-
-
-def examples(share):
-    """The profile's number of examples, times a share: the cheap laws can afford more of them."""
-    return settings(max_examples=max(1, round(EXAMPLES * share)))
 
 
 def fast(model, x, y=None, **options):

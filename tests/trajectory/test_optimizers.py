@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.optimizers import FILTERS, filter_of
+from tests.profiles import examples
 
 rates, small = st.floats(1e-4, 0.5), st.floats(0.0, 0.3)
 fractions = st.floats(0.0, 0.99)
@@ -74,7 +75,7 @@ def run(name, options, *, steps, seed, idle=()):
 
 
 @given(case=CASES, seed=st.integers(0, 2**16), idle=st.sets(st.integers(0, 6), max_size=3))
-@settings(max_examples=150, deadline=None)
+@examples(3.75)
 def test_steps_equal_those_of_torch(case, seed, idle):
     name, options = case
     gradients, weights, moved = run(name, options, steps=7, seed=seed, idle=idle)
@@ -92,7 +93,7 @@ def test_steps_equal_those_of_torch(case, seed, idle):
 
 
 @given(case=CASES, seed=st.integers(0, 2**16), idle=st.sets(st.integers(0, 6), max_size=3))
-@settings(max_examples=150, deadline=None)
+@examples(3.75)
 def test_backward_is_the_adjoint_of_forward(case, seed, idle):
     """Σ_t ⟨J̄_t, d_t⟩ = Σ_s ⟨A_s, g_s⟩ + decay, whatever the cotangents are."""
     name, options = case
@@ -115,7 +116,7 @@ def test_backward_is_the_adjoint_of_forward(case, seed, idle):
 
 
 @given(case=CASES, seed=st.integers(0, 2**16), idle=st.sets(st.integers(0, 6), max_size=3))
-@settings(max_examples=100, deadline=None)
+@examples(2.5)
 def test_parts_of_the_gradient_make_parts_of_the_step(case, seed, idle):
     """The filter is linear given its statistics: parts that add up to the gradient, decay among them, make up the step."""
     name, options = case

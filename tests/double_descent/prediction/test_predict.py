@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,6 +16,7 @@ from kernelmem.double_descent.theory.kernel_ridge.curves import learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
 from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.corrupt import corrupt_labels
+from tests.profiles import examples
 
 N, D, C = 200, 30, 4
 
@@ -177,7 +178,7 @@ def test_gradient_flow_is_close_to_the_ridge_of_as_many_degrees_of_freedom(time)
         assert float(getattr(found, name)) == pytest.approx(float(mean[i]), rel=0.06), name
 
 
-@settings(max_examples=20)
+@examples(0.5)
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=12), st.floats(1e-3, 1e3))
 def test_the_ridge_of_a_time_matches_the_degrees_of_freedom(values, time):
     kappa = torch.tensor(values, dtype=torch.float64)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -19,11 +19,12 @@ from kernelmem.double_descent.theory import (
     simulate_gradient_flow,
     superposition_curve,
 )
+from tests.profiles import examples
 
 ratios = st.one_of(st.floats(0.1, 0.9), st.floats(1.1, 8.0))
 
 
-@settings(max_examples=12)
+@examples(0.3)
 @given(gamma=ratios, t=st.floats(0, 30), signal=st.floats(0, 3), noise=st.floats(0, 3))
 def test_integrals_over_the_law_of_eigenvalues(gamma, t, signal, noise):
     low, high = (1 - math.sqrt(gamma)) ** 2, (1 + math.sqrt(gamma)) ** 2

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.variance.anova import FACTORS, variance_components
 from kernelmem.double_descent.variance.factorial import Cell, factorial
 from kernelmem.training.ensemble.train import Recipe, train_mlps
+from tests.profiles import examples
 
 
 def draw(*shape, seed=0):
@@ -32,7 +33,7 @@ def subsets(count):
     return [own for size in range(1, count + 1) for own in combinations(range(count), size)]
 
 
-@settings(max_examples=25)
+@examples(0.625)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 1000), st.booleans())
 def test_bias_and_components_add_up_to_the_risk(sizes, seed, nested):
     if max(sizes) < 2:
@@ -49,7 +50,7 @@ def test_bias_and_components_add_up_to_the_risk(sizes, seed, nested):
     assert found.absent == tuple(n for n, size in zip(names, sizes, strict=True) if size == 1)
 
 
-@settings(max_examples=15)
+@examples(0.375)
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 1000))
 def test_two_factors_are_the_classical_mean_squares(size, J, seed):
     f = draw(size, J, 4, 1, seed=seed)
@@ -65,7 +66,7 @@ def test_two_factors_are_the_classical_mean_squares(size, J, seed):
     assert found["a", "b"].value == pytest.approx(float(ms_ab.mean()), rel=1e-9)
 
 
-@settings(max_examples=15)
+@examples(0.375)
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 1000))
 def test_a_nested_factor_is_the_classical_nested_analysis(J, K, seed):
     f = draw(J, K, 4, 1, seed=seed)
@@ -134,7 +135,7 @@ def test_standard_errors_are_those_of_repeated_experiments_or_larger():
         assert 0.75 < told / spread < 2.0, name
 
 
-@settings(max_examples=20)
+@examples(0.5)
 @given(st.integers(0, 1000), st.booleans())
 def test_the_order_of_levels_does_not_matter(seed, nested):
     f, y = draw(3, 4, 3, 2, 5, 2, seed=seed), draw(5, 2, seed=seed + 1)

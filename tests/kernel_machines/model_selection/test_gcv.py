@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError, NumericalError
@@ -15,6 +15,7 @@ from kernelmem.kernel_machines.model_selection.ridge_selection import choose_rid
 from kernelmem.kernel_machines.solvers.solution import Code
 from kernelmem.kernel_machines.solvers.solve import solve
 from kernelmem.testing.kernels import gaussian_kernel
+from tests.profiles import examples
 
 RNG = np.random.default_rng(0)
 N = 25
@@ -115,7 +116,7 @@ def test_integers_that_were_positive_before_truncation_are_taken_and_the_same_re
         choose(K.astype(float), criterion)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(0.5)
 @given(st.integers(0, 1000), st.sampled_from(CRITERIA), st.floats(1e-3, 0.5))
 def test_an_indefinite_kernel_is_never_answered(seed, criterion, share):
     rng = np.random.default_rng(seed)

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
+from tests.profiles import examples
 
 
 def problem(n: int = 30, noise: float = 0.5, width: int = 60, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,7 +23,7 @@ def problem(n: int = 30, noise: float = 0.5, width: int = 60, seed: int = 0) -> 
     return phi @ phi.T, y, y.argmax(1)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(0.375)
 @given(st.integers(0, 1000), st.sampled_from([10, 60]), st.booleans())
 def test_equals_brute_force(seed, width, as_labels):
     K, y, labels = problem(seed=seed, width=width, n=15)

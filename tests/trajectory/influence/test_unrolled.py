@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.influence.unrolled import _clipped, _derivatives
 from kernelmem.trajectory.optimizers import filter_of
+from tests.profiles import examples
 from tests.trajectory.retrained import UPDATES
 
 NAMES = sorted(UPDATES)
@@ -27,7 +28,7 @@ def walked(update, seed, steps, *, silent=0):
 
 
 @given(update=st.sampled_from(NAMES), seed=st.integers(0, 2**16), steps=st.integers(0, 4))
-@settings(max_examples=80, deadline=None)
+@examples(2)
 def test_the_derivative_of_an_update_is_its_change(update, seed, steps):
     own, state, gradient, weights, options = walked(update, seed, steps)
     kind, count = type(own), own.count
@@ -52,7 +53,7 @@ def test_the_derivative_of_an_update_is_its_change(update, seed, steps):
 
 
 @given(update=st.sampled_from(NAMES), seed=st.integers(0, 2**16), steps=st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@examples(1)
 def test_entries_without_a_gradient_so_far_have_a_finite_derivative(update, seed, steps):
     """Pixels that are always dark: a first gradient δ moves the step by δ/ε, and no root of zero is divided by."""
     own, state, gradient, weights, options = walked(update, seed, steps, silent=3)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,6 +16,7 @@ from kernelmem.recording.run import Run
 from kernelmem.trajectory.influence.influence import influence
 from kernelmem.trajectory.ledger.ledger import ledger
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
+from tests.profiles import examples
 from tests.trajectory.definition import data, definition, ragged, small, train
 
 rates, fractions, booleans = st.floats(0.01, 0.3), st.floats(0.0, 0.9), st.booleans()
@@ -70,7 +71,7 @@ def test_loss_weights_sums_over_the_batch_and_clipping_are_in_the_contributions(
 
 
 @given(options=SGD, widths=WIDTHS, sizes=SIZES, seed=st.integers(0, 2**16), weighted=booleans)
-@settings(max_examples=10)
+@examples(0.25)
 def test_contributions_are_those_of_the_definition(options, widths, sizes, seed, weighted):
     x, y = data(seed=seed)
     model = small(widths=widths, seed=seed)
@@ -94,7 +95,7 @@ def test_contributions_are_those_of_the_definition(options, widths, sizes, seed,
     target=TARGETS,
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=20)
+@examples(0.5)
 def test_every_split_of_the_change_adds_up(optimizer, activation, widths, sizes, target, seed):
     """Examples, groups, steps, layers and parts of the run: one change, whatever the network and the optimizer."""
     x, y = data(seed=seed)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,6 +16,7 @@ from kernelmem.training.losses import per_example_loss
 from kernelmem.trajectory.ledger.ledger import ledger
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
+from tests.profiles import examples
 from tests.trajectory.path_kernel.test_path_kernel import data, small, train
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
@@ -202,7 +203,7 @@ def test_progress_is_reported(tmp_path):
 
 
 @given(st.sampled_from(["cross_entropy", "mse"]), st.integers(1, 12), st.integers(0, 10**6))
-@settings(max_examples=5)
+@examples(0.125)
 def test_the_weighted_path_kernel_is_the_ledger_of_plain_descent(tmp_path_factory, loss, batch, seed):
     model = small(seed=seed)
     x, y = data()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, jacrev
@@ -16,6 +16,7 @@ from kernelmem.kernels.ntk import ntk
 from kernelmem.recording.replay import replay
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
+from tests.profiles import examples
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
 
@@ -98,7 +99,7 @@ KINDS = ("trace", "diagonal", "full", "pseudo")
 
 
 @given(st.sampled_from(list(OPTIMIZERS)), st.sampled_from(KINDS), st.integers(1, 4), st.integers(0, 10**6))
-@settings(max_examples=8)
+@examples(0.2)
 def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_factory, optimizer, kind, order, seed):
     torch.manual_seed(seed)
     model = nn.Linear(4, 3).double()
@@ -113,7 +114,7 @@ def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_fa
 
 
 @given(st.sampled_from(["mean", "time", "length"]), st.sampled_from([nn.Tanh, nn.ReLU]), st.integers(0, 10**6))
-@settings(max_examples=6)
+@examples(0.15)
 def test_symmetric_positive_semidefinite_and_blind_to_the_order_of_rows(tmp_path_factory, weighting, activation, seed):
     model = small(activation, seed=seed)
     run = train(tmp_path_factory.mktemp("laws") / "run", model, steps=4, seed=seed)
