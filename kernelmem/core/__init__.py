@@ -12,6 +12,7 @@ torch_func      the only import of torch.func
 """
 
 from kernelmem.core.batches import Batch as Batch
+from kernelmem.core.batches import Forward as Forward
 from kernelmem.core.checks import ArrayLike as ArrayLike
 from kernelmem.core.errors import FileCorruptError as FileCorruptError
 from kernelmem.core.errors import InputError as InputError

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["Batch", "Rows", "as_rows", "map_tree", "named_leaves"]
+__all__ = ["Batch", "Forward", "Rows", "as_rows", "map_tree", "named_leaves"]
 
 Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
 """Examples as a model takes them: an array, a dict or tuple of arrays (nested too), a Dataset or a DataLoader."""
+
+Forward: TypeAlias = Callable[[nn.Module, Any], Tensor]
+"""What ``forward=`` takes: a function of (model, batch) that returns the outputs (n, C)."""
 
 
 @dataclass(frozen=True)

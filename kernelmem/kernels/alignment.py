@@ -1,13 +1,12 @@
 """How alike two kernels of the same rows are: alignments, with a debiased one, and distances."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, as_square_kernel, as_tensor
+from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
 
 __all__ = [
@@ -32,7 +31,7 @@ class AlignmentEstimate:
     se: float
 
 
-def alignment(first: Any, second: Any) -> float:
+def alignment(first: ArrayLike, second: ArrayLike) -> float:
     """Compute the alignment ⟨K, L⟩ / (|K| |L|), Frobenius: their cosine, in [0, 1] for kernels. Exact for these rows.
 
     Both are (n, n), of the same rows in the same order. Kernels with a common large constant are aligned whatever
@@ -49,7 +48,7 @@ def alignment(first: Any, second: Any) -> float:
     return _cosine(*_as_pair(first, second))
 
 
-def centered_alignment(first: Any, second: Any) -> float:
+def centered_alignment(first: ArrayLike, second: ArrayLike) -> float:
     """Compute the centered alignment (CKA), ⟨HKH, HLH⟩ / (|HKH| |HLH|) with H = I − 11ᵀ/n. Exact for these rows.
 
     Unchanged when features are rotated, shifted or scaled by one number. As an estimate of the population's it is
@@ -67,7 +66,7 @@ def centered_alignment(first: Any, second: Any) -> float:
     return _cosine(_centered(K, "first kernel"), _centered(L, "second kernel"))
 
 
-def debiased_alignment(first: Any, second: Any) -> AlignmentEstimate:
+def debiased_alignment(first: ArrayLike, second: ArrayLike) -> AlignmentEstimate:
     """Estimate the population's centered alignment, HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)), from unbiased HSIC.
 
     With the diagonals set to 0 (the rows' products with themselves carry the bias)::
@@ -106,7 +105,7 @@ def debiased_alignment(first: Any, second: Any) -> AlignmentEstimate:
     return AlignmentEstimate(value, float(np.sqrt((n - 1) * spread.var())))
 
 
-def target_alignment(kernel: Any, y: Any) -> float:
+def target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
     """Compute the kernel-target alignment ⟨K, YYᵀ⟩ / (|K| |YYᵀ|), in [0, 1] for a kernel. Exact for these rows.
 
     ``kernel`` is (n, n). ``y`` is integers (n,): labels 0..C-1, Y = one-hot − 1/C; or real (n,) or (n, C), Y as it is.
@@ -124,7 +123,7 @@ def target_alignment(kernel: Any, y: Any) -> float:
     return _target_cosine(K, _as_targets(y, len(K)).to(K.device))
 
 
-def centered_target_alignment(kernel: Any, y: Any) -> float:
+def centered_target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
     """Compute the centered kernel-target alignment: ``centered_alignment(K, YYᵀ)``, YYᵀ never formed. Exact.
 
     Arguments, errors and cost are those of :func:`target_alignment`; with unequal classes it is the one to read.
@@ -142,7 +141,7 @@ def centered_target_alignment(kernel: Any, y: Any) -> float:
     return _target_cosine(_centered(K, "kernel"), centered)
 
 
-def kernel_distance(first: Any, second: Any) -> float:
+def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
     """Compute 1 − ⟨K, L⟩ / (|K| |L|), in [0, 1] for kernels: 0 where they are proportional. Exact for these rows.
 
     Computed as |K/|K| − L/|L||² / 2, which keeps its digits when the kernels are nearly equal. Shapes, cost and errors
@@ -157,7 +156,7 @@ def kernel_distance(first: Any, second: Any) -> float:
     return float((_unit(K, "first kernel") - _unit(L, "second kernel")).square().sum()) / 2
 
 
-def relative_distance(kernel: Any, reference: Any) -> float:
+def relative_distance(kernel: ArrayLike, reference: ArrayLike) -> float:
     """Compute |K − K₀| / |K₀|, Frobenius, which sees the scale too. Exact for these rows.
 
     Shapes, cost and errors are those of :func:`alignment`; only the reference must not be zero.
@@ -170,7 +169,7 @@ def relative_distance(kernel: Any, reference: Any) -> float:
     return float(torch.linalg.vector_norm(K - reference) / torch.linalg.vector_norm(reference))
 
 
-def _as_pair(first: Any, second: Any) -> tuple[Tensor, Tensor]:
+def _as_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor]:
     K, L = as_square_kernel(first, "first kernel"), as_square_kernel(second, "second kernel")
     if K.shape != L.shape:
         raise InputError(
@@ -233,7 +232,7 @@ def _hsic(K: Tensor, L: Tensor) -> Tensor:
     return (trace + sum_K * sum_L / ((size - 1) * (size - 2)) - 2 * path / (size - 2)) / (size * (size - 3))
 
 
-def _as_targets(y: Any, n: int) -> Tensor:
+def _as_targets(y: ArrayLike, n: int) -> Tensor:
     targets = as_tensor(y, "y")
     if targets.ndim not in (1, 2) or len(targets) != n or targets.is_complex() or targets.numel() == 0:
         raise InputError(

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import as_rows
+from kernelmem.core.batches import Batch, as_rows
 from kernelmem.core.errors import InputError
 
 __all__ = ["infinite_nngp", "infinite_ntk"]
@@ -24,8 +24,8 @@ LARGEST = 1e75  # of a row's norm: its fourth power must be finite
 
 
 def infinite_ntk(
-    x: Any,
-    y: Any = None,
+    x: Batch,
+    y: Batch | None = None,
     *,
     depth: int,
     activation: Activation = "relu",
@@ -79,8 +79,8 @@ def infinite_ntk(
 
 
 def infinite_nngp(
-    x: Any,
-    y: Any = None,
+    x: Batch,
+    y: Batch | None = None,
     *,
     depth: int,
     activation: Activation = "relu",
@@ -160,7 +160,7 @@ class _Angles:
     right: Tensor  # (1, m) lengths
 
 
-def _kernel(x: Any, y: Any, network: _Network, *, tangent: bool) -> Tensor:
+def _kernel(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> Tensor:
     given = _as_matrix(x, "x")
     other = given if y is None else _as_matrix(y, "y").to(given.device)
     if given.shape[1] != other.shape[1]:
@@ -275,7 +275,7 @@ def _erf(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
 LAYERS: dict[str, Callable[[_Angles, _Network], Iterator[tuple[Tensor, Tensor]]]] = {"relu": _relu, "erf": _erf}
 
 
-def _as_matrix(rows: Any, name: str) -> Tensor:
+def _as_matrix(rows: Batch, name: str) -> Tensor:
     tree = as_rows(rows, name).tree
     if not isinstance(tree, Tensor) or tree.ndim < 2 or tree[0].numel() == 0 or tree.is_complex():
         shape = f" of shape {tuple(tree.shape)} and dtype {tree.dtype}" if isinstance(tree, Tensor) else ""

@@ -1,19 +1,19 @@
 """The empirical tangent kernel as an operator: products K v, diagonal and trace of a matrix that is never formed."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows, as_rows
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.kernels.ntk import as_bytes
+from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.tangents.derivatives.jacobian import vectorized_jacobian
 from kernelmem.tangents.derivatives.jvp import JvpMode, Linearized, choose_mode
 from kernelmem.tangents.prepare import PreparedModel, prepare
@@ -32,14 +32,14 @@ MatrixOutputs = Literal["trace", "pseudo", "full"]
 
 def ntk_operator(
     model: nn.Module,
-    x: Any,
+    x: Batch,
     *,
     outputs: MatrixOutputs = "trace",
     parameters: Iterable[str] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    memory: int | str = "4GiB",
+    memory: int | str = MEMORY,
 ) -> "NTKOperator":
     r"""Give the tangent kernel K = J Jᵀ of n rows as an operator: K v = J (Jᵀ v), exact, in O(P) memory.
 
@@ -141,7 +141,7 @@ class NTKOperator:
         """Where products are computed and returned."""
         return self._prepared.device
 
-    def __matmul__(self, v: Any) -> Tensor:
+    def __matmul__(self, v: ArrayLike) -> Tensor:
         """Compute K v for v of shape (N,) or K V for (N, k), N = ``shape[0]``; tensor or array in the operator's dtype.
 
         Columns are taken one after another over the same graph: k columns cost k times one.
@@ -245,7 +245,7 @@ def _drop(outputs: Tensor, c: int | None) -> Tensor:
     return outputs if c is None else outputs[:, c : c + 1]
 
 
-def _mean_output(prepared: PreparedModel) -> Callable[[nn.Module, Any], Tensor]:
+def _mean_output(prepared: PreparedModel) -> Forward:
     scale = prepared.n_outputs**-0.5
     return lambda module, batch: prepared.forward(module, batch).sum(1, keepdim=True) * scale
 
@@ -336,7 +336,7 @@ def _vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
     return bool((found - expected).norm() <= tolerance * expected.norm())
 
 
-def _row_norms(prepared: PreparedModel, row: Any) -> Tensor:
+def _row_norms(prepared: PreparedModel, row: Batch) -> Tensor:
     """|∂f_c(x)/∂θ|² of one row, (C,): one backward pass an output, and never more than one gradient at a time."""
     with torch.enable_grad():
         outputs = prepared.outputs(row, 1)[0]

@@ -1,12 +1,12 @@
 """The slow, obvious definition of the empirical tangent kernel, which the fast code is held against."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows, as_rows
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
 from kernelmem.tangents.prepare import PreparedModel, prepare
 
@@ -15,10 +15,10 @@ __all__ = ["jacobian", "jacobian_of", "kernel_of", "ntk"]
 
 def jacobian(
     model: nn.Module,
-    x: Any,
+    x: Batch,
     *,
     parameters: Iterable[str] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Compute J(x) = ∂f_c(x_n)/∂θ by one backward pass for each row and output: (n, C, P).
@@ -54,7 +54,7 @@ def kernel_of(left: Tensor, right: Tensor, outputs: str = "trace") -> Tensor:
     return diagonal.sum(-1) if outputs == "trace" else full.sum((2, 3)) / left.shape[1]
 
 
-def ntk(model: nn.Module, x: Any, y: Any = None, *, outputs: str = "trace", **options: Any) -> Tensor:
+def ntk(model: nn.Module, x: Batch, y: Batch | None = None, *, outputs: str = "trace", **options: Any) -> Tensor:
     """Compute the empirical tangent kernel K(x, y) = J(x) J(y)ᵀ from the definition.
 
     The arguments are those of :func:`jacobian`. Cost: (n + m)C backward passes and nmC²P operations: for tests, and to

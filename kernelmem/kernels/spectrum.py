@@ -1,13 +1,13 @@
 """The spectrum of a kernel: effective dimension, condition, decay; all are exact functions of its eigenvalues."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_square_kernel
+from kernelmem.core.checks import ArrayLike, as_square_kernel
 from kernelmem.core.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Spectrum:
             InputError: ridge not a finite number >= 0.
         """
         least = float(self.eigenvalues[-1])
-        floor = _as_ridge(ridge) + (least if least > self.rounding else 0.0)
+        floor = as_number(ridge, "ridge") + (least if least > self.rounding else 0.0)
         return (float(self.eigenvalues[0]) + ridge) / floor if floor > 0 else float("inf")
 
     def effective_dimension(self, ridge: float) -> float:
@@ -79,7 +79,7 @@ class Spectrum:
 
         Source: Hastie and Tibshirani 1990; Zhang 2005; Caponnetto and De Vito 2007.
         """
-        ridge = _as_ridge(ridge)
+        ridge = as_number(ridge, "ridge")
         if ridge == 0:
             return float(self.rank)
         return float((self.eigenvalues / (self.eigenvalues + ridge)).sum())
@@ -126,7 +126,7 @@ class Spectrum:
         return spectrum_figure(self.eigenvalues, self.rounding, fit=self.decay() if self.rank >= 3 else None)
 
 
-def spectrum(kernel: Any) -> Spectrum:
+def spectrum(kernel: ArrayLike) -> Spectrum:
     """Compute the eigenvalues of a kernel matrix K: (n, n) tensor or array, in float64 on its device.
 
     Raises:
@@ -156,18 +156,8 @@ def spectrum(kernel: Any) -> Spectrum:
     return Spectrum(values.clamp_min(0), rounding)
 
 
-def _rounding(kernel: Any) -> float:
+def _rounding(kernel: ArrayLike) -> float:
     if isinstance(kernel, Tensor):
         return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS
     dtype = np.asarray(kernel).dtype
     return float(np.finfo(dtype).eps) if dtype.kind == "f" else EPS
-
-
-def _as_ridge(ridge: Any) -> float:
-    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < float("inf"):
-        raise InputError(
-            f"ridge {ridge!r}",
-            expected="one finite number >= 0, in units of the kernel",
-            hint="pass ridge=1e-3; for a path of ridges call it once for each",
-        )
-    return float(ridge)

@@ -14,13 +14,14 @@ tells tensors that come from the data from tensors that come from parameters alo
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from kernelmem.core.batches import Batch
 from kernelmem.core.errors import UnsupportedModelError
 from kernelmem.tangents.batch_axis import BatchAxis
 from kernelmem.tangents.prepare import PreparedModel
@@ -40,6 +41,8 @@ class ParsedCall:
     run_blocks: Callable[[dict[str, Tensor | None]], Tensor] | None = None
 
 
+Function: TypeAlias = Callable[..., Any]  # of torch
+
 # Reads the same call once more, its arguments (a tuple, then a dict) changed by a function.
 Reparse = Callable[[Callable[[Any], Any]], "ParsedCall | None"]
 
@@ -57,9 +60,9 @@ class OuterShape:
 class Rule:
     """What is known about one kind of operation: ``linear.py`` is the shortest one."""
 
-    functions: tuple[Callable[..., Any], ...]
+    functions: tuple[Function, ...]
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read a call; None where it is of a form that the rule does not know."""
         raise AssertionError("every rule reads calls")
 
@@ -99,9 +102,9 @@ class Rule:
 class Decomposition:
     """An operation that is run as a composition of others, which the rules then meet one by one."""
 
-    functions: tuple[Callable[..., Any], ...]
+    functions: tuple[Function, ...]
 
-    def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
         """The same outputs, to rounding; NotImplemented where the call is of another form."""
         raise AssertionError("every rewriting expands calls")
 
@@ -157,7 +160,7 @@ class Capture:
 
 def capture(
     prepared: PreparedModel,
-    batch: Any,
+    batch: Batch,
     n: int,
     rules: Sequence[Rule | Decomposition],
     *,
@@ -209,13 +212,13 @@ class OperationRecorder(TorchFunctionMode):
         self.data: dict[int, weakref.ref] = {}
         self.leaves: list[Tensor] = []
 
-    def mark(self, tree: Any) -> None:
+    def mark(self, tree: object) -> None:
         """Remember that these tensors come from the data."""
         for tensor in tensors_in(tree):
             key = id(tensor)
             self.data[key] = weakref.ref(tensor, lambda _, key=key: self.data.pop(key, None))
 
-    def from_data(self, tree: Any) -> bool:
+    def from_data(self, tree: object) -> bool:
         """Whether any tensor of ``tree`` comes from the data."""
         return any(id(tensor) in self.data for tensor in tensors_in(tree))
 
@@ -243,7 +246,7 @@ class OperationRecorder(TorchFunctionMode):
         """Run one operation with detached weights; a subclass may put others in their place, or run it on fewer rows."""
         return call.run(weights)
 
-    def _meet(self, rule: Rule, func: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor | None:
+    def _meet(self, rule: Rule, func: Function, args: tuple, kwargs: dict) -> Tensor | None:
         call = rule.read(func, args, kwargs)
         if call is None:
             return None
@@ -299,7 +302,7 @@ def required(value: Tensor | None) -> Tensor:
     return value
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
+def tensors_in(tree: object) -> list[Tensor]:
     """All tensors in nested tuples, lists and dicts."""
     if isinstance(tree, Tensor):
         return [tree]
@@ -313,7 +316,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
 def _leaves_behind(tensor: Tensor, known: dict[int, str]) -> set[str]:
     """Names of the parameters that the graph of ``tensor`` reaches; a leaf that is not the model's own is refused."""
     found: list[Tensor] = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
-    seen: set[Any] = set()
+    seen: set[Node] = set()
     stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while stack:
         node = stack.pop()

@@ -1,16 +1,15 @@
 """The user's model made ready: a private copy, in one dtype, in a state where an example's output is its own."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kernelmem.core.batches import Rows
+from kernelmem.core.batches import Batch, Forward, Rows, named_leaves
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.core.torch_func import is_transformed
 
@@ -34,13 +33,13 @@ class PreparedModel:
     """A private copy of a model, with the parameters whose tangents are wanted requiring gradients."""
 
     module: nn.Module
-    forward: Callable[[nn.Module, Any], Tensor]
+    forward: Forward
     parameters: dict[str, nn.Parameter]  # name (first one, where tied) -> parameter of the copy
     dtype: torch.dtype
     device: torch.device
     n_outputs: int = field(default=0)
 
-    def outputs(self, batch: Any, n: int) -> Tensor:
+    def outputs(self, batch: Batch, n: int) -> Tensor:
         """Run the model on a batch of n rows; the result is checked to be (n, C)."""
         with _ContiguousGradients():
             result = self.forward(self.module, batch)
@@ -63,7 +62,7 @@ def prepare(
     model: nn.Module,
     rows: Rows,
     *,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     parameters: Iterable[str] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -141,7 +140,7 @@ def _probed(prepared: PreparedModel, rows: Rows) -> PreparedModel:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, UnsupportedModelError):
             raise
-        shapes = [tuple(leaf.shape) for leaf in _tensors(batch)]
+        shapes = [tuple(leaf.shape) for _, leaf in named_leaves(batch, "x")]
         raise InputError(
             f"rows of shape {shapes} that the model does not take ({error})",
             expected="inputs that model(x) accepts",
@@ -161,13 +160,6 @@ def _probed(prepared: PreparedModel, rows: Rows) -> PreparedModel:
         prepared.device,
         first.shape[1],
     )
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    values = batch.values() if isinstance(batch, dict) else batch
-    return [tensor for value in values for tensor in _tensors(value)]
 
 
 def check_eval_mode(model: nn.Module) -> None:

@@ -4,13 +4,13 @@ For a weight with tangent Σ_s g_s ⊗ a_s, coordinate j of the sketch is Σ_s (
 v_j: a product of two small projections, so neither the tangent nor a P x dim matrix is ever formed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import as_rows
+from kernelmem.core.batches import Batch, Forward, as_rows
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.tangents.capture import ParameterUse
@@ -31,13 +31,13 @@ BLOCK = 2**22  # random signs made at a time, where a parameter is projected as 
 @torch.inference_mode(mode=False)
 def tangent_features(
     model: nn.Module,
-    x: Any,
+    x: Batch,
     dim: int,
     *,
     seed: int,
     outputs: Literal["pseudo", "trace"] = "pseudo",
     parameters: Iterable[str] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -96,7 +96,7 @@ def tangent_features(
     return result.mul_(dim**-0.5)
 
 
-def _project(engine: Engine, batch: Any, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
+def _project(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
     captured, k = engine.capture(batch, n), engine.directions.k
     own = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
     stacks = own.stacks(range(k), all_directions=True)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
 
 from kernelmem.core.batches import Rows
 from kernelmem.tangents.batch_axis import BatchAxis, find_batch_axis, resolve_interleaving
@@ -71,7 +71,9 @@ def find_readout(probe: Capture) -> Readout | None:
     return None
 
 
-def hidden_gradients(use: ParameterUse, cotangents: Tensor, edges: Sequence[Any]) -> list[tuple[Tensor | None, ...]]:
+def hidden_gradients(
+    use: ParameterUse, cotangents: Tensor, edges: Sequence[GradientEdge]
+) -> list[tuple[Tensor | None, ...]]:
     """Gradients at ``edges`` of the readout's input along each of the cotangents (k, n, H): k sweeps."""
     assert use.input_edge is not None
     return [
@@ -120,9 +122,11 @@ def _by_channel(use: ParameterUse, gradient: Tensor, values: Tensor) -> Tensor:
     return gradient * values.reshape(-1, *(1,) * (gradient.ndim - 2))
 
 
-def _channelwise_path(start: Any, end: Any) -> bool:
+def _channelwise_path(start: GradientEdge | None, end: Node) -> bool:
     """Whether every operation on any path from ``end`` up to ``start`` is one that keeps channels apart."""
-    leads: dict[Any, bool] = {end: True}
+    if start is None:
+        return False
+    leads: dict[Node, bool] = {end: True}
     order, stack = [], [start.node]
     seen = set()
     while stack:  # depth first; a node's verdict follows those of its parents
@@ -306,7 +310,7 @@ def _one_outer(uses: list[ParameterUse], outers: list[OuterShape | None]) -> boo
     first = outers[0]
     if first is None or any(use.derived for use in uses):
         return False
-    form: tuple[Any, ...] = (uses[0].names, first.fan_in, first.fan_out, first.groups, type(uses[0].rule))
+    form: tuple[object, ...] = (uses[0].names, first.fan_in, first.fan_out, first.groups, type(uses[0].rule))
     form += (uses[0].settings.get("transposed"),)
     return all(
         outer is not None

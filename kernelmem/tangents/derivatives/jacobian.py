@@ -1,13 +1,13 @@
 """The dense definition: the Jacobian of chosen parameters, row by row. Slow, right for every module."""
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kernelmem.core.batches import Rows
+from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.torch_func import functional_call, jacrev, vmap
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.elementwise import PReLURule
@@ -16,7 +16,7 @@ __all__ = ["rowwise_jacobian", "vectorized_jacobian", "vectorizes"]
 
 
 def rowwise_jacobian(
-    prepared: PreparedModel, rows: list[Any], names: list[str], directions: Tensor | None = None
+    prepared: PreparedModel, rows: Sequence[Batch], names: list[str], directions: Tensor | None = None
 ) -> Tensor:
     """Σ_c v_nkc ∂f_c(x_n)/∂θ by one backward pass for each row and direction: (n, k, P).
 
@@ -52,7 +52,7 @@ class _Bound(nn.Module):
         self.module = prepared.module
         self.run = prepared.forward
 
-    def forward(self, row: Any) -> Tensor:
+    def forward(self, row: Batch) -> Tensor:
         with _SafeUnderVmap():
             return self.run(self.module, row)
 
@@ -67,14 +67,14 @@ class _SafeUnderVmap(TorchFunctionMode):
 
 
 def vectorized_jacobian(
-    prepared: PreparedModel, batch: Any, names: list[str], directions: Tensor | None = None
+    prepared: PreparedModel, batch: Batch, names: list[str], directions: Tensor | None = None
 ) -> Tensor:
     """The same, by torch.func over all rows of a batch at once. Raises where vmap cannot follow the model."""
     bound = _Bound(prepared)
     fixed = {name: p.detach() for name, p in bound.named_parameters()} | dict(bound.named_buffers())
     selected = {f"module.{name}": prepared.parameters[name].detach() for name in names}
 
-    def outputs(values: dict[str, Tensor], row: Any, own: Tensor | None = None) -> Tensor:
+    def outputs(values: dict[str, Tensor], row: Batch, own: Tensor | None = None) -> Tensor:
         one = Rows(row, 1).map(lambda leaf: leaf.unsqueeze(0))
         found = functional_call(bound, fixed | values, (one,))[0]
         return found if own is None else own @ found

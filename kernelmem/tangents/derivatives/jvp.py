@@ -16,14 +16,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kernelmem.core.batches import Rows
+from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
 from kernelmem.core.torch_func import functional_call
 from kernelmem.core.torch_func import jvp as dual_jvp
@@ -46,12 +46,12 @@ JvpMode = Literal["reverse", "forward"]
 TINY = 1e-300  # keeps 0 / 0 out of relative errors
 
 
-def vjp(prepared: PreparedModel, batch: Any, n: int, cotangents: Tensor) -> Tangents:
+def vjp(prepared: PreparedModel, batch: Batch, n: int, cotangents: Tensor) -> Tangents:
     """Compute Jᵀ w = Σ_nc w_nc ∂f_c(x_n)/∂θ for w = ``cotangents`` (n, C): one forward and one backward pass."""
     return Linearized(prepared, batch, n).vjp(cotangents)
 
 
-def jvp(prepared: PreparedModel, batch: Any, n: int, tangents: Tangents, *, mode: JvpMode = "reverse") -> Tensor:
+def jvp(prepared: PreparedModel, batch: Batch, n: int, tangents: Tangents, *, mode: JvpMode = "reverse") -> Tensor:
     """Compute (J u)_nc = Σ_p u_p ∂f_c(x_n)/∂θ_p, shape (n, C), for u = ``tangents``."""
     return Linearized(prepared, batch, n, mode=mode).jvp(tangents)
 
@@ -65,7 +65,7 @@ class Linearized:
     """
 
     def __init__(
-        self, prepared: PreparedModel, batch: Any, n: int, *, mode: JvpMode = "reverse", keep_graph: bool = False
+        self, prepared: PreparedModel, batch: Batch, n: int, *, mode: JvpMode = "reverse", keep_graph: bool = False
     ) -> None:
         self.prepared, self.batch, self.n, self.mode, self.keep_graph = prepared, batch, n, mode, keep_graph
         self._transposed: tuple[Tensor, dict[str, GradientEdge]] | None = None  # w, and Jᵀ w as its graph
@@ -146,7 +146,7 @@ class _Bound(nn.Module):
         super().__init__()
         self.module, self.prepared = prepared.module, prepared
 
-    def forward(self, batch: Any, n: int) -> Tensor:
+    def forward(self, batch: Batch, n: int) -> Tensor:
         return self.prepared.outputs(batch, n)
 
 

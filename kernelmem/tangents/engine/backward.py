@@ -1,10 +1,10 @@
 """One forward pass over a few rows and the backward sweeps through it: output gradients, direction by direction."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from kernelmem.tangents.capture import Capture, ParameterUse
 from kernelmem.tangents.engine.accumulate import TangentAssembler
@@ -45,7 +45,7 @@ class ForwardPass:
     def directed(self, block: range) -> Iterator[tuple[int, list[tuple[ParameterUse, UseGradients]]]]:
         """For every direction of ``block`` by its ordinal there, what each use that is swept has in it (k = 1)."""
         edges = [use.edge for use in self.swept]
-        start: Any = self.outputs
+        start: Tensor | GradientEdge | None = self.outputs
         readout = self.readout
         if self.silent and readout is not None:
             # The outputs are the readout's, so a sweep may as well start at its input, with rows of W or of R.

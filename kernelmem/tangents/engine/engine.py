@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import Rows
+from kernelmem.core.batches import Batch, Rows
 from kernelmem.tangents.capture import Capture, capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, vectorized_jacobian, vectorizes
 from kernelmem.tangents.engine.accumulate import KernelAccumulator, TangentAssembler, add_dense, mirror
@@ -48,7 +47,7 @@ class Engine:
         vectorized = bool(found.dense) and vectorizes(prepared, rows, list(found.dense))
         return cls(prepared, found, directions, vectorized)
 
-    def capture(self, batch: Any, n: int) -> Capture:
+    def capture(self, batch: Batch, n: int) -> Capture:
         """Run the model on n rows and meet the uses that the survey kept."""
         found = self.survey
         return capture(self.prepared, batch, n, RULES, skip=found.skip, dense=found.dense, batch_axes=found.batch_axes)
@@ -200,7 +199,7 @@ class Engine:
             part += [{"tangents": tangents} for tangents in jacobian.split(sizes, dim=2)]
         return part
 
-    def dense(self, batch: Any, n: int, cotangents: Tensor) -> Tensor:
+    def dense(self, batch: Batch, n: int, cotangents: Tensor) -> Tensor:
         """Tangents of the parameters that no rule covers: (n, k, P)."""
         names = list(self.survey.dense)
         if self.vectorized:

@@ -1,14 +1,12 @@
 """nn.MultiheadAttention, written out in linear maps and scaled dot products, so that the linear rule meets its weights."""
 
-from collections.abc import Callable
 from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Decomposition
+from kernelmem.tangents.capture import Decomposition, Function
 
 __all__ = ["AttentionRule"]
 
@@ -20,7 +18,7 @@ class AttentionRule(Decomposition):
 
     functions = (F.multi_head_attention_forward,)
 
-    def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
         """Project, attend, project: the same outputs as torch's own function, to rounding (NotImplemented: not taken)."""
         bound = SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -54,7 +52,7 @@ class AttentionRule(Decomposition):
         return out if batched else out.squeeze(1), shown
 
     @staticmethod
-    def _project(a: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def _project(a: dict, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         bias, width = a["in_proj_bias"], query.shape[-1]
         if a["use_separate_proj_weight"]:
             weights = [a["q_proj_weight"], a["k_proj_weight"], a["v_proj_weight"]]
@@ -66,7 +64,7 @@ class AttentionRule(Decomposition):
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
 
 
-def _merged_mask(a: dict[str, Any], q: Tensor, n: int, heads: int, source: int) -> Tensor | None:
+def _merged_mask(a: dict, q: Tensor, n: int, heads: int, source: int) -> Tensor | None:
     """attn_mask and key_padding_mask as one additive mask that broadcasts to (n, heads, L, S)."""
     merged = None
     for mask, shape in ((a["attn_mask"], None), (a["key_padding_mask"], (n, 1, 1, source))):

@@ -1,13 +1,12 @@
 """Convolutions in one, two and three dimensions, with stride, padding, dilation and groups."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import OuterShape, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["ConvolutionRule"]
 
@@ -19,7 +18,7 @@ class ConvolutionRule(Rule):
 
     functions = (torch.conv1d, torch.conv2d, torch.conv3d)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read a batched convolution."""
         given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         given |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs
@@ -114,6 +113,6 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _spread(value: Any, dims: int) -> tuple[int, ...]:
-    value = (value,) if isinstance(value, int) else tuple(value)
-    return value * dims if len(value) == 1 else value
+def _spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values

@@ -1,12 +1,11 @@
 """Free parameters that are added, multiplied or expanded: positions, gains, class tokens, biases."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Decomposition, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Decomposition, Function, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["ElementwiseRule", "PReLURule"]
 
@@ -21,7 +20,7 @@ class ElementwiseRule(Rule):
 
     functions = ADD + SUBTRACT + MULTIPLY + EXPAND
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read one operation with exactly one operand that requires gradients on account of parameters."""
         if function in EXPAND:
             return _expansion(function, args[0], [*args[1:], *kwargs.values()])
@@ -75,7 +74,7 @@ class PReLURule(Decomposition):
 
     functions = (torch.prelu,)
 
-    def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor:
+    def expand(self, function: Function, args: tuple, kwargs: dict) -> Tensor:
         """X where x > 0, else x times the slope of its channel."""
         x, slope = (*args, *kwargs.values())[:2]
         if slope.numel() > 1 and x.ndim > 2:
@@ -83,7 +82,7 @@ class PReLURule(Decomposition):
         return torch.where(x > 0, x, x * slope)
 
 
-def _expansion(function: Callable[..., Any], weight: Tensor, sizes: Sequence[Any]) -> ParsedCall | None:
+def _expansion(function: Function, weight: Tensor, sizes: Sequence[int]) -> ParsedCall | None:
     """Read p.expand(sizes), or p.repeat(counts) where every repeated axis has length 1."""
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
     if not weight.requires_grad:

@@ -1,13 +1,10 @@
 """Embedding tables: the tangent of row v is Σ g_s over the positions s that look it up."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["EmbeddingRule"]
 
@@ -19,7 +16,7 @@ class EmbeddingRule(Rule):
 
     functions = (F.embedding, torch.embedding)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read a lookup; max_norm (which rewrites the table) and frequency scaling are left to the fallback."""
         names = NAMES if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")
         given = dict(zip(names, args, strict=False)) | kwargs

@@ -1,13 +1,10 @@
 """Linear maps: F.linear, and matrix products with a weight, on (n, d), (n, S, d) or any other leading axes."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import OuterShape, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, ParsedCall, Rule, required
 
 __all__ = ["LinearRule"]
 
@@ -17,7 +14,7 @@ class LinearRule(Rule):
 
     functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """F.linear(input, weight, bias), or input @ weight with a matrix weight (kept transposed)."""
         if function is F.linear:
             given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs

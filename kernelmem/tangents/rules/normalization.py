@@ -1,13 +1,12 @@
 """Gains and biases of normalization layers: dγ = Σ g ∘ x̂, dβ = Σ g, with x̂ the input normalized without them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import ParameterUse, ParsedCall, Rule
+from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule
 
 __all__ = ["NormalizationRule"]
 
@@ -28,7 +27,7 @@ class NormalizationRule(Rule):
 
     functions = tuple(NAMES)
 
-    def read(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Read one normalization.
 
         With batch statistics a row's tangent is what its own positions give (its path); that these statistics depend on
@@ -74,7 +73,7 @@ class NormalizationRule(Rule):
         return {slot: tangent.reshape(n, 1, -1) for slot, tangent in found.items()}
 
 
-def _affine(given: dict[str, Any]) -> Callable[[dict[str, Tensor | None]], Tensor]:
+def _affine(given: dict) -> Callable[[dict[str, Tensor | None]], Tensor]:
     """BatchNorm in eval mode as x · scale + shift."""
     x, mean, variance = given["input"], given["running_mean"], given["running_var"]
     shape = (-1, *(1,) * (x.ndim - 2))

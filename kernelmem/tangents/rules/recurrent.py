@@ -4,14 +4,11 @@ torch's fused kernels give no per-example derivatives, and ``vmap(jacrev)`` refu
 once a step, and its uses are positions of one outer-product tangent.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Decomposition
+from kernelmem.tangents.capture import Decomposition, Function
 
 __all__ = ["RecurrentRule"]
 
@@ -29,7 +26,7 @@ class RecurrentRule(Decomposition):
 
     functions = (*LAYERS, *CELLS)
 
-    def expand(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
         """The same outputs as torch's fused function, to rounding (NotImplemented: not taken)."""
         if function in CELLS:
             return self._cell(CELLS[function], *args, **kwargs)
@@ -69,8 +66,16 @@ class RecurrentRule(Decomposition):
         return out, torch.stack(last_hidden)
 
     @staticmethod
-    def _cell(kind: str, x: Tensor, state: Any, w_in: Tensor, w_hidden: Tensor, b_in=None, b_hidden=None) -> Any:
-        h, c = state if kind == "lstm" else (state, None)
+    def _cell(
+        kind: str,
+        x: Tensor,
+        state: Tensor | tuple[Tensor, Tensor],
+        w_in: Tensor,
+        w_hidden: Tensor,
+        b_in: Tensor | None = None,
+        b_hidden: Tensor | None = None,
+    ) -> object:
+        h, c = (state, None) if isinstance(state, Tensor) else state
         h, c = _step(kind, F.linear(x, w_in, b_in), h, c, w_hidden, b_hidden, None)
         return (h, c) if kind == "lstm" else h
 
