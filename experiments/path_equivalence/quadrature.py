@@ -13,7 +13,7 @@ import kernelmem as km
 from experiments.path_equivalence.configs import ACTIVATIONS, EXACT_ROWS, RULES, STEPS, TIME, Options
 from experiments.path_equivalence.training import Problem, problem, recorded, trained
 from kernelmem.core.torch_func import functional_call, jvp, vmap
-from kernelmem.tangents.derivatives.jvp import load_dual_rules
+from kernelmem.tangents import load_dual_rules
 from kernelmem.trajectory.integration.quadrature import gauss_legendre
 
 __all__ = ["NOISE", "measure", "order_of", "slopes_at"]

@@ -55,8 +55,8 @@ class NtkCommand:
         if self.weights is not None:
             fit_weights(model, load_weights(self.weights), f"weights file {self.weights}")
         options = {"outputs": self.outputs, "dtype": getattr(torch, self.dtype), "memory": self.memory}
-        model.eval()
-        print(ntk_plan(model, x, y, device=self.device, **options), file=sys.stdout if self.plan else sys.stderr)
+        model.eval().to(self.device)
+        print(ntk_plan(model, x, y, **options), file=sys.stdout if self.plan else sys.stderr)
         if self.plan:
             return
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How alike two kernels of the same rows are: alignments, with a debiased one, and distances."""
+"""Similarity of two kernels of the same examples: alignment, centered and debiased alignment, distances."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.result_files import Result
 
 __all__ = [
     "AlignmentEstimate",
@@ -23,22 +24,26 @@ __all__ = [
 EPS = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True)
-class AlignmentEstimate:
-    """An estimate of what other rows of the same kind would give, with its standard error."""
+@dataclass(frozen=True, eq=False, repr=False)
+class AlignmentEstimate(Result):
+    """Estimate of the alignment in the population that the examples were drawn from, with its standard error."""
 
     value: float
     se: float
 
+    def __str__(self) -> str:
+        return f"debiased alignment {self.value:.4g} ± {self.se:.2g} (jackknife standard error)"
+
 
 def alignment(first: ArrayLike, second: ArrayLike) -> float:
-    """Compute the alignment ⟨K, L⟩ / (|K| |L|), Frobenius: their cosine, in [0, 1] for kernels. Exact for these rows.
+    """Compute the alignment ⟨K, L⟩ / (|K| |L|) (cosine in the Frobenius inner product), in [0, 1] for kernels.
 
-    Both are (n, n), of the same rows in the same order. Kernels with a common large constant are aligned whatever
-    else they say: :func:`centered_alignment` removes it. Cost O(n²).
+    Both are (n, n), of the same examples in the same order; the value is exact for these examples. A large constant
+    that both kernels share makes them aligned whatever else they contain: :func:`centered_alignment` removes it.
+    Cost O(n²).
 
     Raises:
-        InputError: shapes that differ, NaN. NumericalError: asymmetric, or a kernel of zeros, which has no direction.
+        InputError: shapes that differ, NaN. NumericalError: asymmetric, or a kernel of zeros.
 
     Source: Cristianini et al. 2001.
 
@@ -49,12 +54,12 @@ def alignment(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def centered_alignment(first: ArrayLike, second: ArrayLike) -> float:
-    """Compute the centered alignment (CKA), ⟨HKH, HLH⟩ / (|HKH| |HLH|) with H = I − 11ᵀ/n. Exact for these rows.
+    """Compute the centered alignment (CKA), ⟨HKH, HLH⟩ / (|HKH| |HLH|) with H = I − 11ᵀ/n, exactly.
 
-    Unchanged when features are rotated, shifted or scaled by one number. As an estimate of the population's it is
-    biased upwards, most where n is small beside the kernels' effective dimensions: see :func:`debiased_alignment`.
+    Invariant to rotation, translation and scaling of the features. As an estimate of the population value it is biased
+    upwards, most when n is small compared with the effective dimensions of the kernels: see :func:`debiased_alignment`.
 
-    Shapes, cost and errors are those of :func:`alignment`; a constant kernel has no direction either.
+    Shapes, cost and errors are those of :func:`alignment`; a constant kernel is refused too.
 
     Source: Cortes, Mohri, Rostamizadeh 2012; Kornblith et al. 2019.
 
@@ -67,49 +72,48 @@ def centered_alignment(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def debiased_alignment(first: ArrayLike, second: ArrayLike) -> AlignmentEstimate:
-    """Estimate the population's centered alignment, HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)), from unbiased HSIC.
+    """Estimate the centered alignment of the population, HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)), from unbiased HSIC.
 
-    With the diagonals set to 0 (the rows' products with themselves carry the bias)::
+    With the diagonals set to 0 (they carry the bias)::
 
         HSIC(K, L) = [tr KL + 1ᵀK1 1ᵀL1 / ((n−1)(n−2)) − 2 1ᵀKL1 / (n−2)] / (n (n−3))
 
-    HSIC is unbiased, its ratio up to O(1/n): 0 on average for independent kernels, so it may be negative. The standard
-    error is the delete-one jackknife over rows; it assumes that rows are independent draws, and it is too large, never
-    too small, where the true value is 0. Cost O(n²), the jackknife included.
+    HSIC is unbiased, its ratio up to O(1/n): 0 on average for independent kernels, so it can be negative. The standard
+    error is the delete-one jackknife over examples; it assumes that the examples are independent draws, and it is
+    conservative where the true value is 0. Cost O(n²), including the jackknife.
 
     Raises:
         InputError: shapes that differ, NaN, n < 5. NumericalError: asymmetric, or an HSIC of a kernel with itself that
-            is not positive, on all rows or without one of them.
+            is not positive, on all examples or without one of them.
 
     Source: Song et al. 2012 (HSIC); Nguyen, Raghu, Kornblith 2021 (the ratio).
 
     >>> x = torch.arange(6.0)[:, None]
     >>> debiased_alignment(x @ x.T, x @ x.T)
-    Estimate(value=1.0, se=0.0)
+    debiased alignment 1 ± 0 (jackknife standard error)
     """
-    K, L = (_hollow(kernel) for kernel in _as_pair(first, second))
+    K, L = (kernel.clone().fill_diagonal_(0) for kernel in _as_pair(first, second))
     n = len(K)
     if n < 5:
-        raise InputError(f"kernels of {n} rows", expected="n >= 5", hint="use more rows, or centered_alignment")
-    cross, one, two = _hsic(K, L), _hsic(K, K), _hsic(L, L)
-    # A constant kernel leaves only rounding, of the size of eps times the mean square of its entries.
-    noise = [n * EPS * float(kernel.square().mean()) for kernel in (K, L)]
-    if not (bool((one > noise[0]).all()) and bool((two > noise[1]).all())):
+        raise InputError(f"kernels of {n} examples", expected="n >= 5", hint="use more examples, or centered_alignment")
+    hsic_KL, hsic_KK, hsic_LL = _hsic(K, L), _hsic(K, K), _hsic(L, L)
+    # For a constant kernel only rounding is left, about eps times the mean square of its entries.
+    rounding = [n * EPS * float(kernel.square().mean()) for kernel in (K, L)]
+    if not (bool((hsic_KK > rounding[0]).all()) and bool((hsic_LL > rounding[1]).all())):
         raise NumericalError(
-            f"kernels whose unbiased HSIC with themselves falls to {min(float(one.min()), float(two.min())):.3g}",
-            expected="positive values, on all rows and without any one of them",
-            hint="use more rows; a constant kernel has no direction",
+            f"kernels whose unbiased HSIC with themselves falls to {min(float(hsic_KK.min()), float(hsic_LL.min())):.3g}",
+            expected="positive values, on all examples and without any one of them",
+            hint="use more examples, and check that no kernel is constant",
         )
-    value, *left_out = (cross / (one * two).sqrt()).tolist()
-    spread = np.asarray(left_out)
-    return AlignmentEstimate(value, float(np.sqrt((n - 1) * spread.var())))
+    value, *leave_one_out = (hsic_KL / (hsic_KK * hsic_LL).sqrt()).tolist()
+    return AlignmentEstimate(value, float(np.sqrt((n - 1) * np.var(leave_one_out))))
 
 
 def target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
-    """Compute the kernel-target alignment ⟨K, YYᵀ⟩ / (|K| |YYᵀ|), in [0, 1] for a kernel. Exact for these rows.
+    """Compute the kernel-target alignment ⟨K, YYᵀ⟩ / (|K| |YYᵀ|), in [0, 1] for a kernel, exactly.
 
-    ``kernel`` is (n, n). ``y`` is integers (n,): labels 0..C-1, Y = one-hot − 1/C; or real (n,) or (n, C), Y as it is.
-    Cost O(n² C); YYᵀ is never formed.
+    ``kernel`` is (n, n). ``y`` is integers (n,), labels 0..C-1, with Y = one-hot − 1/C; or real targets Y, (n,) or
+    (n, C). Cost O(n² C); YYᵀ is never formed.
 
     Raises:
         InputError: lengths that differ, NaN. NumericalError: asymmetric kernel, a kernel or targets of zeros.
@@ -124,9 +128,9 @@ def target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
 
 
 def centered_target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
-    """Compute the centered kernel-target alignment: ``centered_alignment(K, YYᵀ)``, YYᵀ never formed. Exact.
+    """Compute the centered kernel-target alignment: ``centered_alignment(K, YYᵀ)``, exactly.
 
-    Arguments, errors and cost are those of :func:`target_alignment`; with unequal classes it is the one to read.
+    Arguments, errors and cost are those of :func:`target_alignment`; prefer it when class sizes differ.
 
     Source: Cortes, Mohri, Rostamizadeh 2012.
 
@@ -142,12 +146,12 @@ def centered_target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
 
 
 def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
-    """Compute 1 − ⟨K, L⟩ / (|K| |L|), in [0, 1] for kernels: 0 where they are proportional. Exact for these rows.
+    """Compute 1 − ⟨K, L⟩ / (|K| |L|), in [0, 1] for kernels, 0 if they are proportional, exactly.
 
-    Computed as |K/|K| − L/|L||² / 2, which keeps its digits when the kernels are nearly equal. Shapes, cost and errors
-    are those of :func:`alignment`.
+    Computed as |K/|K| − L/|L||² / 2, which is accurate for nearly equal kernels. Shapes, cost and errors are those of
+    :func:`alignment`.
 
-    Source: Fort et al. 2020 (of the tangent kernel at two times of training).
+    Source: Fort et al. 2020 (the tangent kernel at two times of training).
 
     >>> kernel_distance(torch.eye(2), 3 * torch.eye(2))
     0.0
@@ -157,9 +161,9 @@ def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def relative_distance(kernel: ArrayLike, reference: ArrayLike) -> float:
-    """Compute |K − K₀| / |K₀|, Frobenius, which sees the scale too. Exact for these rows.
+    """Compute |K − K₀| / |K₀| in the Frobenius norm, which depends on the scale too, exactly.
 
-    Shapes, cost and errors are those of :func:`alignment`; only the reference must not be zero.
+    Shapes, cost and errors are those of :func:`alignment`; K may be zero, the reference K₀ may not.
 
     >>> relative_distance(3 * torch.eye(2), torch.eye(2))
     2.0
@@ -174,30 +178,34 @@ def _as_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor]:
     if K.shape != L.shape:
         raise InputError(
             f"kernels of shape {tuple(K.shape)} and {tuple(L.shape)}",
-            expected="two kernels of the same rows in the same order",
-            hint="compute both on the same rows",
+            expected="two kernels of the same examples in the same order",
+            hint="compute both kernels on the same examples",
         )
     return K, L.to(K.device)
 
 
 def _unit(kernel: Tensor, name: str) -> Tensor:
-    # The largest entry first: squares of very small or very large entries would leave the range of float64.
+    # Divide by the largest entry first: squares of very small or large entries would underflow or overflow.
     scale = kernel.abs().max()
     if scale == 0:
-        raise NumericalError(f"{name} of zeros", expected="a kernel that is not 0", hint="check the rows it came from")
+        raise NumericalError(
+            f"{name} of zeros", expected="a nonzero kernel", hint="check the examples it was computed from"
+        )
     kernel = kernel / scale
     return kernel / torch.linalg.vector_norm(kernel)
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:
     cosine = float((_unit(first, "first kernel") * _unit(second, "second kernel")).sum())
-    return min(max(cosine, -1.0), 1.0)  # rounding may pass the ends by an eps
+    return min(max(cosine, -1.0), 1.0)  # rounding can exceed the ends by eps
 
 
 def _target_cosine(kernel: Tensor, targets: Tensor) -> float:
     scale = targets.abs().max()
     if scale == 0:
-        raise NumericalError("targets y without variation", expected="targets that differ", hint="check the labels")
+        raise NumericalError(
+            "targets y without variation", expected="targets that differ between examples", hint="check the labels"
+        )
     Y = targets / scale
     inner = (Y * (_unit(kernel, "kernel") @ Y)).sum()
     return min(max(float(inner / torch.linalg.vector_norm(Y.T @ Y)), -1.0), 1.0)
@@ -208,28 +216,26 @@ def _centered(kernel: Tensor, name: str) -> Tensor:
     centered = kernel - means - means[:, None] + means.mean()
     if bool(centered.abs().max() <= len(kernel) * EPS * kernel.abs().max()):
         raise NumericalError(
-            f"{name} that is constant: its centering is 0",
-            expected="a kernel that tells rows apart",
-            hint="check the rows it came from, or use alignment, which does not center",
+            f"{name} that is constant, so that centering leaves 0",
+            expected="a kernel that differs between examples",
+            hint="check the examples it was computed from, or use alignment, which does not center",
         )
     return centered
 
 
-def _hollow(kernel: Tensor) -> Tensor:
-    return kernel.clone().fill_diagonal_(0)
-
-
 def _hsic(K: Tensor, L: Tensor) -> Tensor:
-    """Unbiased HSIC of hollow kernels: (n + 1,), on all rows, then without each row in turn; O(n²) in all."""
+    """Unbiased HSIC of kernels with zero diagonal, (n + 1,): on all examples, then without each in turn; O(n²)."""
     n = len(K)
-    k, m = K.sum(1), L.sum(1)
-    own = (K * L).sum(1)  # Σ_j K_ij L_ij
-    trace = own.sum() - torch.cat([own.new_zeros(1), 2 * own])
-    sum_K, sum_L = k.sum() - torch.cat([k.new_zeros(1), 2 * k]), m.sum() - torch.cat([m.new_zeros(1), 2 * m])
-    path = k @ m - torch.cat([k.new_zeros(1), k * m + K @ m + L @ k - own])  # 1ᵀKL1
+    k, m = K.sum(1), L.sum(1)  # K1, L1
+    products = (K * L).sum(1)  # Σ_j K_ij L_ij
+    zero = k.new_zeros(1)
+    # Entry 0 is the sum over all examples; entry i + 1 subtracts the row and the column of example i.
+    trace = products.sum() - torch.cat([zero, 2 * products])
+    sum_K, sum_L = k.sum() - torch.cat([zero, 2 * k]), m.sum() - torch.cat([zero, 2 * m])
+    sum_KL = k @ m - torch.cat([zero, k * m + K @ m + L @ k - products])  # 1ᵀKL1
     size = torch.full_like(trace, n - 1)
     size[0] = n
-    return (trace + sum_K * sum_L / ((size - 1) * (size - 2)) - 2 * path / (size - 2)) / (size * (size - 3))
+    return (trace + sum_K * sum_L / ((size - 1) * (size - 2)) - 2 * sum_KL / (size - 2)) / (size * (size - 3))
 
 
 def _as_targets(y: ArrayLike, n: int) -> Tensor:
@@ -237,8 +243,8 @@ def _as_targets(y: ArrayLike, n: int) -> Tensor:
     if targets.ndim not in (1, 2) or len(targets) != n or targets.is_complex() or targets.numel() == 0:
         raise InputError(
             f"y of shape {tuple(targets.shape)} and dtype {targets.dtype}".replace("torch.", ""),
-            expected=f"one label for each of the {n} rows, or real targets ({n},) or ({n}, C)",
-            hint="pair every row of the kernel with its label or targets",
+            expected=f"labels ({n},), or real targets ({n},) or ({n}, C)",
+            hint="pass one label or target per example of the kernel",
         )
     if targets.ndim == 1 and not targets.is_floating_point():
         one_hot = torch.nn.functional.one_hot(as_labels(y, "y")).to(torch.float64)

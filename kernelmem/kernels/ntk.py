@@ -1,45 +1,47 @@
-"""The empirical neural tangent kernel of a network, exactly, by the cheapest contraction of its tangents."""
+"""Empirical neural tangent kernel of a network, computed exactly by the cheapest contraction of its tangents."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kernelmem.core.batches import Rows, as_rows
-from kernelmem.core.checks import as_labels
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows
+from kernelmem.core.checks import ArrayLike, as_labels
 from kernelmem.core.errors import InputError
-from kernelmem.core.options import as_bytes
+from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.kernels import verification
 from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
-from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections, named_target
+from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections, TargetLike, named_target
 from kernelmem.tangents.prepare import PreparedModel, check_rows, prepare
 
-__all__ = ["as_bytes", "ntk", "ntk_plan"]
+__all__ = ["Labels", "Outputs", "ntk", "ntk_plan"]
 
 Outputs = Literal["trace", "diagonal", "full", "pseudo"]
-# For each model what was verified; the callables among it are held, so that their ids stay their own.
-_verified: weakref.WeakKeyDictionary[nn.Module, dict[Any, Any]] = weakref.WeakKeyDictionary()
+Labels = ArrayLike | tuple[ArrayLike, ArrayLike] | None  # of x, or of (x, y)
+
+# Per model, the kinds of kernel that were verified. The callables are kept alive so that their ids are not reused.
+_verified: weakref.WeakKeyDictionary[nn.Module, dict[object, object]] = weakref.WeakKeyDictionary()
 
 
-@torch.inference_mode(mode=False)  # callers may sit inside inference mode, where nothing can be differentiated
+@torch.inference_mode(mode=False)  # the caller may be in inference mode, where nothing can be differentiated
 def ntk(
     model: nn.Module,
-    x: Any,
-    y: Any = None,
+    x: Batch,
+    y: Batch | None = None,
     *,
     outputs: Outputs = "trace",
-    target: Any = None,
-    labels: Any = None,
+    target: TargetLike | None = None,
+    labels: Labels = None,
     parameters: Iterable[str] | None = None,
     by: Literal["layer"] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    memory: int | str = "4GiB",
-    progress: Callable[[int, int], None] | None = None,
+    memory: int | str = MEMORY,
+    progress: Progress = None,
     verify: bool = True,
 ) -> Any:
     r"""Compute the empirical neural tangent kernel K(x, y) = J(x) J(y)ᵀ with J = ∂f/∂θ.
@@ -53,40 +55,40 @@ def ntk(
     "pseudo"   kernel of Σ_c f_c / √C         (n, m)
     ========== ============================== ============
 
-    One forward pass meets every use of every parameter; C backward sweeps give output gradients; each layer is then
-    contracted in factored form, e.g. K = (A Aᵀ + 1) ∘ (G Gᵀ) for a Linear layer. The Jacobian is formed only where
-    that is cheaper, or for parameters used in a way that no rule knows. All ways are exact. ``print(ntk_plan(...))``
-    shows which way each parameter goes.
+    One forward pass records every use of every parameter, C backward sweeps give the output gradients, and each layer
+    is contracted in factored form, e.g. K = (A Aᵀ + 1) ∘ (G Gᵀ) for a Linear layer. The Jacobian is formed only where
+    that is cheaper, or for parameters whose use no rule covers. All methods are exact. ``print(ntk_plan(...))`` shows
+    the method chosen for each parameter.
 
     Args:
-        model: any module whose ``model(x)`` is (n, C); never changed (a copy is analyzed). It must be in eval mode where
-            that matters.
+        model: any module whose ``model(x)`` is (n, C); never changed (a copy is analyzed). It must be in eval mode if
+            that changes its outputs.
         x: n rows: tensor, array, dict or tuple of them, Dataset or DataLoader.
-        y: m rows, likewise; None means y = x (symmetric, half the work).
+        y: m rows, in the same forms; None: y = x (symmetric, half the work).
         outputs: which of the kernels above.
-        target: a scalar of outputs and labels in place of ``outputs``: "margin" (f_y − max_{k≠y} f_k), "loss"
-            (cross-entropy), ("logit", c), or a callable (outputs (n, C), labels) -> (n,). One backward sweep, however
-            many outputs; the kernel is (n, m).
+        target: the kernel of a scalar function of outputs and labels, instead of ``outputs``: "margin"
+            (f_y − max_{k≠y} f_k), "loss" (cross-entropy), ("logit", c), or a callable (outputs (n, C), labels) -> (n,).
+            One backward sweep for any number of outputs; the kernel is (n, m).
         labels: (n,) integers for ``target``, or a pair for (x, y).
-        parameters: names of the parameters to differentiate by; None: those with requires_grad.
-        by: "layer" returns {module name: kernel}, summands of the whole.
+        parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
+        by: "layer" returns {module name: kernel}; these kernels sum to the total.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs or outputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
         device: where to compute; None: where the model is.
-        memory: bytes that the call may allocate above what is resident when it starts, as a number or "4GiB".
-        progress: called with (parts done, parts in all): tiles, or directions where all rows fit in memory.
-        verify: compare a few rows with the dense definition, once for each model and kind of kernel.
+        memory: bytes that the call may allocate in addition to what is resident when it starts, a number or "4GiB".
+        progress: called with (done, total) tiles, or directions if all rows fit in memory; True for a bar, False for none.
+        verify: compare a few rows with the dense definition, once per model and kind of kernel.
 
     Returns:
         The kernel, in ``dtype`` on ``device``. With y=None it is symmetric to the bit.
 
     Raises:
-        InputError: rows the model does not take, NaN, unknown parameters or kind of outputs, too little memory.
+        InputError: rows that the model does not accept, NaN, unknown parameters or outputs, too little memory.
         UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C).
-        VerificationError: the contraction differs from the definition (a model that mixes the rows of its batch).
+        VerificationError: the contraction differs from the definition (a model that mixes the examples of a batch).
 
-    Cost: nC backward passes + n²(in + C·out) operations a Linear layer for the trace, n²C²·out for the full kernel;
-    with S positions a row nC·S·in·out + n²C·in·out; half of the n² terms with y=None.
+    Cost: nC backward passes + n²(in + C·out) operations per Linear layer for the trace, n²C²·out for the full kernel;
+    with S positions per row nC·S·in·out + n²C·in·out; half of the n² terms with y=None.
 
     Source: Jacot, Gabriel, Hongler 2018; layerwise contraction: Novak, Sohl-Dickstein, Schoenholz 2022.
 
@@ -96,111 +98,119 @@ def ntk(
             [ 3., 15.]])
     """
     if by not in (None, "layer"):
-        raise InputError(f"by={by!r}", expected='None or "layer"', hint='pass by="layer" for one kernel a layer')
+        raise InputError(f"by={by!r}", expected='None or "layer"', hint='pass by="layer" for one kernel per layer')
     names = None if parameters is None else list(parameters)
-    task = _Task(model, x, y, outputs, target, labels, names, forward, dtype, device)
+    task = _Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
     plan = task.plan(memory)
     if verify:
         task.verify(plan)
-    found = task.engine.kernel(task.left, task.right, plan, by_layer=by is not None, progress=progress)
-    return found if by is not None else found[""]
+    report = as_progress(progress, "NTK", "part")
+    kernels = task.engine.kernel(task.left, task.right, plan, by_layer=by is not None, progress=report)
+    return kernels if by is not None else kernels[""]
 
 
 @torch.inference_mode(mode=False)
 def ntk_plan(
     model: nn.Module,
-    x: Any,
-    y: Any = None,
+    x: Batch,
+    y: Batch | None = None,
     *,
     outputs: Outputs = "trace",
-    target: Any = None,
-    labels: Any = None,
+    target: TargetLike | None = None,
+    labels: Labels = None,
     parameters: Iterable[str] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    memory: int | str = "4GiB",
+    memory: int | str = MEMORY,
 ) -> Plan:
-    """Say what :func:`ntk` would do with the same arguments: a frozen plan that prints as a table.
+    """Return the plan that :func:`ntk` follows for the same arguments: a frozen result that prints as a table.
 
-    Only probes of two and three rows are run. The plan counts, for each group of parameters, the operations of the way
-    that was chosen and of the other one, and gives the tile sizes that fit ``memory``.
+    Only probes of two and three rows are run, on the device of the model. For each group of parameters the plan counts
+    the operations of the chosen method and of its alternative, and it gives the tile sizes that fit ``memory``.
 
     >>> print(ntk_plan(nn.Linear(2, 3), torch.zeros(100, 2)))  # doctest: +ELLIPSIS
     kernel (trace) of 100 x 100 rows, symmetric, 3 outputs, 9 parameters, float32
-    parameters    way                   GFLOP   kept a row  otherwise
+    parameters    method                GFLOP  numbers/row  alternative
     weight, bias  readout                0.00            3
     contraction 0.00 GFLOP; tiles of 100 rows, ...
     """
     names = None if parameters is None else list(parameters)
-    return _Task(model, x, y, outputs, target, labels, names, forward, dtype, device).plan(memory)
+    return _Computation(model, x, y, outputs, target, labels, names, forward, dtype).plan(memory)
 
 
-class _Task:
-    """The arguments of a call, read and checked."""
+class _Computation:
+    """Checked arguments of one kernel computation, and the engine that carries it out."""
 
     def __init__(
         self,
         model: nn.Module,
-        x: Any,
-        y: Any,
+        x: Batch,
+        y: Batch | None,
         outputs: str,
-        target: Any,
-        labels: Any,
+        target: TargetLike | None,
+        labels: Labels,
         parameters: list[str] | None,
-        forward: Any,
+        forward: Forward | None,
         dtype: torch.dtype | None,
-        device: Any,
+        device: torch.device | str | None = None,
     ) -> None:
-        if outputs not in OUTPUT_KINDS:
-            raise InputError(
-                f"outputs={outputs!r}",
-                expected='"trace", "diagonal", "full" or "pseudo"',
-                hint='use "trace" for one kernel value a pair of rows',
-            )
         left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
         self.model = model
         self.prepared = prepare(model, left, forward=forward, parameters=parameters, dtype=dtype, device=device)
         if right is not None:
             check_rows(self.prepared, right)
-        mine, theirs = _labels(labels, left, right, self.prepared)
-        self.left = LabeledRows(left.to(dtype=self.prepared.dtype, device=self.prepared.device), mine)
-        self.right = None
-        if right is not None:
-            self.right = LabeledRows(right.to(dtype=self.prepared.dtype, device=self.prepared.device), theirs)
-        C = self.prepared.n_outputs
-        directions = (
-            OutputDirections(outputs, C) if target is None else OutputDirections("target", C, named_target(target))
-        )
+        self.left, self.right = labeled_rows(self.prepared, left, right, labels)
+        directions = output_directions(outputs, target, self.prepared.n_outputs)
         self.engine = Engine.build(self.prepared, self.left.rows, directions)
         self.callables = target, forward
-        named = (outputs, self.prepared.dtype, tuple(self.prepared.parameters))
-        self.key = (*named, id(target) if callable(target) else target, id(forward))
+        kind = (outputs, self.prepared.dtype, tuple(self.prepared.parameters))
+        self.key = (*kind, id(target) if callable(target) else target, id(forward))
 
     def plan(self, memory: int | str) -> Plan:
         m = (self.right or self.left).rows.n
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
 
     def verify(self, plan: Plan) -> None:
-        """Hold a few rows against the definition, once for each model and kind of kernel."""
+        """Compare a few rows with the definition, once per model and kind of kernel."""
         done, key = _verified.setdefault(self.model, {}), (self.key, plan.groups, plan.streamed)
         if key not in done:
             verification.verify(self.engine, self.left, self.right, plan)
             done[key] = self.callables
 
 
-def _labels(
-    labels: Any, left: Rows, right: Rows | None, prepared: PreparedModel
-) -> tuple[Tensor | None, Tensor | None]:
-    if labels is None:
-        return None, None
-    pair = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
-    if right is not None and pair[1] is None:
+def output_directions(outputs: str, target: TargetLike | None, n_outputs: int) -> OutputDirections:
+    """Read ``outputs=`` and ``target=`` of a model with ``n_outputs`` outputs.
+
+    Raises:
+        InputError: an unknown kind of outputs, or an unknown target.
+    """
+    if outputs not in OUTPUT_KINDS:
+        raise InputError(
+            f"outputs={outputs!r}",
+            expected='"trace", "diagonal", "full" or "pseudo"',
+            hint='use "trace" for one kernel value per pair of rows',
+        )
+    if target is None:
+        return OutputDirections(outputs, n_outputs)
+    return OutputDirections("target", n_outputs, named_target(target))
+
+
+def labeled_rows(
+    prepared: PreparedModel, x: Rows, y: Rows | None, labels: Labels
+) -> tuple[LabeledRows, LabeledRows | None]:
+    """Move the rows of both sides to the model's dtype and device, with ``labels=``: those of x, or a pair for (x, y).
+
+    Raises:
+        InputError: labels of x without labels of y, or labels that do not fit the rows or the outputs.
+    """
+    of_x, of_y = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
+    if y is not None and of_x is not None and of_y is None:
         raise InputError("labels for x alone", expected="a pair (labels of x, labels of y)", hint="pass labels=(a, b)")
-    found = []
-    for name, value, rows in zip(("labels of x", "labels of y"), pair, (left, right), strict=True):
-        if value is None or rows is None:
-            found.append(None)
-            continue
-        found.append(as_labels(value, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device))
-    return found[0], found[1]
+
+    def side(rows: Rows, values: ArrayLike | None, name: str) -> LabeledRows:
+        checked = None
+        if values is not None:
+            checked = as_labels(values, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
+        return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), checked)
+
+    return side(x, of_x, "labels of x"), None if y is None else side(y, of_y, "labels of y")

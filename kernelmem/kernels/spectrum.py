@@ -1,14 +1,15 @@
-"""The spectrum of a kernel: effective dimension, condition, decay; all are exact functions of its eigenvalues."""
+"""Spectrum of a kernel matrix: eigenvalues, trace, condition, effective dimension, decay."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_square_kernel
+from kernelmem.core.checks import ArrayLike, as_number, as_square_kernel
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
     import pandas
@@ -20,12 +21,12 @@ EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
 
 
-@dataclass(frozen=True)
-class PowerLaw:
-    """A power law λ_k ≈ scale · k^(−exponent), least squares in log λ against log k over ranks first..last.
+@dataclass(frozen=True, eq=False, repr=False)
+class PowerLaw(Result):
+    """Power law λ_k ≈ scale · k^(−exponent), fitted by least squares of log λ on log k over ranks first..last.
 
-    ``se`` is the standard error of the fitted exponent from the residuals of the fit: it says how far these eigenvalues
-    are from one power law, not how they would vary over samples of rows (neighboring eigenvalues are not independent).
+    ``se`` is the standard error of the exponent from the residuals of the fit. It measures how far these eigenvalues are
+    from one power law, not how they vary over samples of examples (neighboring eigenvalues are not independent).
     """
 
     exponent: float
@@ -34,19 +35,38 @@ class PowerLaw:
     first: int
     last: int
 
+    def __str__(self) -> str:
+        return f"{self.scale:.4g} · k^−{self.exponent:.3f} (± {self.se:.2g}), ranks {self.first} to {self.last}"
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """Eigenvalues of one kernel matrix; all figures are exact functions of them, without sampling.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(Result):
+    """Eigenvalues of one kernel matrix; all other quantities are exact functions of them, without sampling.
 
     Attributes:
         eigenvalues: (n,) float64, decreasing, >= 0; negative ones, which are rounding, are set to 0.
-        rounding: eigenvalues up to here are indistinguishable from 0: max(n eps λ_max, −2 λ_min), eps that of the
+        rounding: eigenvalues up to this value are indistinguishable from 0: max(n eps λ_max, −2 λ_min), with eps of the
             kernel's dtype.
     """
 
-    eigenvalues: Tensor = field(repr=False)
+    eigenvalues: Tensor
     rounding: float
+
+    def __str__(self) -> str:
+        n, mean = len(self.eigenvalues), self.trace / len(self.eigenvalues)
+        largest = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:5].tolist())
+        lines = [
+            f"spectrum of a {n:,} x {n:,} kernel",
+            f"  trace                {self.trace:.6g} (mean eigenvalue {mean:.4g})",
+            f"  largest eigenvalues  {largest}{', ...' if n > 5 else ''}",
+            f"  numerical rank       {self.rank:,} of {n:,} (eigenvalues above rounding, {self.rounding:.2g})",
+            f"  condition            {self.condition():.4g}",
+        ]
+        if mean > 0:
+            lines.append(f"  effective dimension  {self.effective_dimension(mean):.4g} at ridge = mean eigenvalue")
+        if self.rank >= 3:
+            lines.append(f"  decay                {self.decay()}")
+        return "\n".join(lines)
 
     @property
     def trace(self) -> float:
@@ -71,8 +91,8 @@ class Spectrum:
     def effective_dimension(self, ridge: float) -> float:
         """Compute d_eff = tr K (K + ridge I)⁻¹ = Σ_k λ_k / (λ_k + ridge), between 0 and n; at ridge 0 it is the rank.
 
-        It is the trace of the hat matrix of kernel ridge with K + ridge I (not n ridge): its degrees of freedom. A ridge
-        below ``rounding`` counts rounding as dimensions: there the figure is of the matrix, not of the kernel.
+        These are the degrees of freedom of kernel ridge regression with K + ridge I (not n · ridge). A ridge
+        below ``rounding`` counts rounding errors as dimensions.
 
         Raises:
             InputError: ridge not a finite number >= 0.
@@ -87,8 +107,8 @@ class Spectrum:
     def decay(self, *, first: int = 1, last: int | None = None) -> PowerLaw:
         """Fit log λ_k = log scale − exponent log k over ranks k = first..last (from 1, both included).
 
-        ``last=None`` ends at half the rank, or at ``first + 2`` if that is later: the smallest eigenvalues of a finite
-        sample bend below those of the population. The range is part of the result. It is never chosen by the fit.
+        ``last=None`` means half the rank, but at least ``first + 2``: the smallest eigenvalues of a finite sample lie
+        below those of the population. The range is part of the result and never chosen by the fit.
 
         Raises:
             InputError: fewer than three ranks, or ranks beyond the numerical rank.
@@ -100,17 +120,17 @@ class Spectrum:
                 expected="at least three ranks, from 1 to the numerical rank",
                 hint="choose the range where .plot() shows a straight line",
             )
-        rank = np.log(np.arange(first, last + 1))
-        value = self.eigenvalues[first - 1 : last].log().cpu().numpy()
-        away = rank - rank.mean()
-        slope = float(away @ value / (away @ away))
-        level = float(value.mean() - slope * rank.mean())
-        residual = value - level - slope * rank
-        se = float(np.sqrt(residual @ residual / (len(rank) - 2) / (away @ away)))
-        return PowerLaw(-slope, se, float(np.exp(level)), first, last)
+        log_rank = np.log(np.arange(first, last + 1))
+        log_value = self.eigenvalues[first - 1 : last].log().cpu().numpy()
+        centered = log_rank - log_rank.mean()
+        slope = float(centered @ log_value / (centered @ centered))
+        intercept = float(log_value.mean() - slope * log_rank.mean())
+        residual = log_value - intercept - slope * log_rank
+        se = float(np.sqrt(residual @ residual / (len(log_rank) - 2) / (centered @ centered)))
+        return PowerLaw(-slope, se, float(np.exp(intercept)), first, last)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row for each eigenvalue, by rank from 1: eigenvalue, cumulative share of the trace, above rounding."""
+        """Return one row per eigenvalue, by rank from 1: eigenvalue, cumulative share of the trace, above rounding."""
         import pandas
 
         values = self.eigenvalues.cpu().numpy()
@@ -120,43 +140,43 @@ class Spectrum:
         return frame
 
     def plot(self) -> "Figure":
-        """Eigenvalues against rank on logarithmic axes, with the rounding level and the default :meth:`decay` fit."""
+        """Plot eigenvalues against rank on logarithmic axes, with the rounding level and the default :meth:`decay` fit."""
         from kernelmem.plotting.spectrum import spectrum_figure  # matplotlib is slow to import
 
         return spectrum_figure(self.eigenvalues, self.rounding, fit=self.decay() if self.rank >= 3 else None)
 
 
 def spectrum(kernel: ArrayLike) -> Spectrum:
-    """Compute the eigenvalues of a kernel matrix K: (n, n) tensor or array, in float64 on its device.
+    """Compute the eigenvalues of a kernel matrix K, (n, n) tensor or array, in float64 on its device.
 
     Raises:
         InputError: not square, NaN.
         NumericalError: asymmetric, or indefinite: an eigenvalue below −n eps(float32) λ_max (kernels often come from
             float32).
 
-    Cost: 4/3 n³ operations, n² memory beside the kernel; ``km.ntk_operator`` gives the largest few of a kernel that
-    is too large to form.
+    Cost: 4/3 n³ operations, n² memory besides the kernel; ``km.ntk_operator`` gives the largest eigenvalues of a kernel
+    that is too large to form.
 
-    >>> found = spectrum(torch.diag(torch.tensor([4.0, 1.0, 1.0])))
-    >>> found.eigenvalues.tolist(), found.trace, found.rank, found.condition()
+    >>> result = spectrum(torch.diag(torch.tensor([4.0, 1.0, 1.0])))
+    >>> result.eigenvalues.tolist(), result.trace, result.rank, result.condition()
     ([4.0, 1.0, 1.0], 6.0, 3, 4.0)
-    >>> found.effective_dimension(1.0)  # 4/5 + 1/2 + 1/2
+    >>> result.effective_dimension(1.0)  # 4/5 + 1/2 + 1/2
     1.8
     """
     K = as_square_kernel(kernel)
-    values = torch.linalg.eigvalsh(K).flip(0)
-    most, least = float(values.abs().max()), float(values[-1])
-    if least < -len(K) * EPS32 * most:
+    eigenvalues = torch.linalg.eigvalsh(K).flip(0)
+    largest, smallest = float(eigenvalues.abs().max()), float(eigenvalues[-1])
+    if smallest < -len(K) * EPS32 * largest:
         raise NumericalError(
-            f"kernel of shape {tuple(K.shape)} with eigenvalues from {least:.3g} to {float(values[0]):.3g}",
+            f"kernel of shape {tuple(K.shape)} with eigenvalues from {smallest:.3g} to {float(eigenvalues[0]):.3g}",
             expected="a positive semidefinite matrix",
-            hint="check that it is a kernel of rows with themselves (a similarity or a distance need not be one)",
+            hint="pass the kernel of examples with themselves (a similarity or distance matrix can be indefinite)",
         )
-    rounding = max(len(K) * _rounding(kernel) * most, -2 * least)
-    return Spectrum(values.clamp_min(0), rounding)
+    rounding = max(len(K) * _eps(kernel) * largest, -2 * smallest)
+    return Spectrum(eigenvalues.clamp_min(0), rounding)
 
 
-def _rounding(kernel: ArrayLike) -> float:
+def _eps(kernel: ArrayLike) -> float:
     if isinstance(kernel, Tensor):
         return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS
     dtype = np.asarray(kernel).dtype

@@ -161,7 +161,7 @@ def test_debiased_alignment_has_no_bias_and_a_true_error(common):
 
 def test_debiased_refuses_what_it_cannot_estimate():
     K = gram(torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    with pytest.raises(InputError, match="kernels of 4 rows"):
+    with pytest.raises(InputError, match="kernels of 4 examples"):
         debiased_alignment(K[:4, :4], K[:4, :4])
     for constant in (torch.ones(8, 8), torch.full((8, 8), 1 / 3, dtype=torch.float64), torch.zeros(8, 8)):
         with pytest.raises(NumericalError, match="HSIC"):

@@ -129,7 +129,7 @@ def test_the_plan_is_a_value_that_prints_and_runs_nothing_large(model, x):
     kinds = [type(group) for group in plan.groups]
     assert kinds[-1] is ReadoutGroup
     assert kinds[1] is VectorGroup
-    assert plan.groups[1].classfree
+    assert plan.groups[1].factored
 
 
 def test_a_smaller_memory_makes_smaller_tiles(model, x):

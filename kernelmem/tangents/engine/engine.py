@@ -20,7 +20,7 @@ from kernelmem.tangents.survey import Survey, survey
 
 __all__ = ["Engine", "LabeledRows"]
 
-Progress = Callable[[int, int], None] | None
+Progress = Callable[[int, int], object] | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Engine:
         plan: Plan,
         *,
         by_layer: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> dict[str, Tensor]:
         """Compute K(left, right), or the symmetric K(left, left): one result "" in all, or one a layer."""
         names = self._layers(plan) if by_layer else [""] * (len(plan.groups) + len(plan.dense))

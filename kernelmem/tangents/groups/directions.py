@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,11 @@ from torch import Tensor
 from kernelmem.core.errors import InputError
 from kernelmem.tangents.groups.base import Combine
 
-__all__ = ["OUTPUT_KINDS", "OutputDirections", "Target", "named_target"]
+__all__ = ["OUTPUT_KINDS", "OutputDirections", "Target", "TargetLike", "named_target"]
 
 OUTPUT_KINDS = ("trace", "diagonal", "full", "pseudo")
 Target = Callable[[Tensor, Tensor | None], Tensor]  # outputs (n, C), labels (n,) or None -> (n,)
+TargetLike = Target | str | tuple[str, int]  # what users pass: a callable, "margin", "loss" or ("logit", c)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class OutputDirections:
         return result.transpose(1, 2) if self.combine == "full" else result
 
 
-def named_target(target: Any) -> Target:
+def named_target(target: TargetLike) -> Target:
     """Read ``target=``: "margin", "loss", ("logit", c) or a callable.
 
     margin: f_y − max_{k≠y} f_k; loss: cross-entropy. What is returned refuses, when called, an output that the model does not
