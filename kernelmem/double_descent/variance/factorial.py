@@ -1,4 +1,4 @@
-"""The seeds of a balanced factorial of trainings: initialization x data x label noise x batch order."""
+"""Balanced factorial design of trainings: seeds of initialization x data x label noise x batch order."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,14 +10,17 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
 from kernelmem.double_descent.variance.anova import FACTORS, VarianceComponents, variance_components
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kernelmem.training.ensemble.train import Member
 
-__all__ = ["Cell", "Factorial", "factorial"]
+__all__ = ["Cell", "FactorialDesign", "factorial_design"]
 
-MOST_CELLS = 10**6
+MAX_CELLS = 10**6
 
 
 class Cell(NamedTuple):
@@ -29,13 +32,22 @@ class Cell(NamedTuple):
     order_seed: int
 
 
-@dataclass(frozen=True)
-class Factorial:
-    """All cells in the order of nested loops: initialization outermost, then data, noise, order."""
+@dataclass(frozen=True, eq=False, repr=False)
+class FactorialDesign(Result):
+    """All combinations of the levels of four factors, one training for each.
+
+    Attributes:
+        shape: number of levels of initialization, data, label noise and batch order.
+        cells: seeds in the order of nested loops, initialization outermost, then data, noise, order.
+        nested: True if every data set has its own noise draws.
+    """
 
     shape: tuple[int, int, int, int]
     cells: tuple[Cell, ...]
-    nested: bool  # whether every data set has noise draws of its own
+    nested: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", tuple(Cell(*seeds) for seeds in self.cells))  # plain tuples from a file
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -43,24 +55,27 @@ class Factorial:
     def members(
         self, width: int | tuple[int, ...], draw: Callable[[int, int], tuple[Tensor, Tensor]]
     ) -> "list[Member]":
-        """One member of an ensemble for each cell; ``draw(data_seed, noise_seed)`` gives rows (n,) and their labels (n,).
+        """Return one member of an ensemble for each cell.
 
-        It is called once for each pair of seeds.
+        Args:
+            width: hidden width(s) of every network.
+            draw: maps (data_seed, noise_seed) to the training rows (n,) and their labels (n,); called once for each
+                pair of seeds.
         """
         from kernelmem.training.ensemble.train import Member
 
-        drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        found = []
+        draws: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        members = []
         for cell in self.cells:
-            pair = cell.data_seed, cell.noise_seed
-            if pair not in drawn:
-                drawn[pair] = draw(*pair)
-            rows, labels = drawn[pair]
-            found.append(Member(width, rows, labels, cell.init_seed, cell.order_seed))
-        return found
+            seeds = cell.data_seed, cell.noise_seed
+            if seeds not in draws:
+                draws[seeds] = draw(*seeds)
+            rows, labels = draws[seeds]
+            members.append(Member(width, rows, labels, cell.init_seed, cell.order_seed))
+        return members
 
     def fold(self, outputs: Tensor) -> Tensor:
-        """Outputs of all members (cells, m, C) as (initializations, data, noise, order, m, C).
+        """Reshape the outputs (cells, m, C) of all members to (initializations, data, noise, order, m, C).
 
         Raises:
             InputError: another number of members.
@@ -69,17 +84,28 @@ class Factorial:
             raise InputError(
                 f"outputs of shape {tuple(outputs.shape)}",
                 expected=f"({len(self)}, m, C): one member for each cell, in order",
-                hint="train Factorial.members with keep_outputs=True",
+                hint="train FactorialDesign.members and keep their outputs",
             )
         return outputs.unflatten(0, self.shape)
 
     def components(self, outputs: Tensor, targets: Tensor) -> VarianceComponents:
-        """:func:`variance_components` of the outputs (cells, m, C) of all members."""
-        inside: Mapping[str, str] = {"noise": "data"} if self.nested else {}
-        return variance_components(self.fold(outputs), targets, factors=FACTORS, nested=inside)
+        """Compute :func:`variance_components` from the outputs (cells, m, C) of all members."""
+        nested: Mapping[str, str] = {"noise": "data"} if self.nested else {}
+        return variance_components(self.fold(outputs), targets, factors=FACTORS, nested=nested)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the four seeds of every cell."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.cells), columns=list(Cell._fields))
+
+    def __str__(self) -> str:
+        levels = " x ".join(f"{size} {name}" for size, name in zip(self.shape, FACTORS, strict=True))
+        noise = ", noise nested in data" if self.nested and self.shape[2] > 1 else ""
+        return f"factorial design of {len(self):,} trainings: {levels}{noise}"
 
 
-def factorial(
+def factorial_design(
     *,
     initializations: int = 1,
     data: int = 1,
@@ -87,48 +113,46 @@ def factorial(
     order: int = 1,
     seed: int,
     nested: bool = True,
-) -> Factorial:
-    """Derive the seeds of a balanced factorial, level by level, from one seed.
+) -> FactorialDesign:
+    """Derive the seeds of a balanced factorial from one seed, level by level.
 
-    The levels of a factor do not depend on how many levels there are of it or of another one: a factorial contains every
-    smaller one with the same seed. With ``nested`` every data set has noise seeds of its own (label noise that is drawn for
-    its rows); otherwise the same noise seeds are crossed with all data sets.
+    The seeds of a level do not depend on the number of levels: a design contains every smaller design with the same
+    seed.
 
     Args:
-        initializations: levels of the initial weights, a whole number >= 1.
-        data: levels of the training rows.
-        noise: levels of the label noise, of each data set where nested.
-        order: levels of the batch order.
+        initializations: number of initial weights, >= 1.
+        data: number of training sets.
+        noise: number of label noise draws, for each training set if ``nested``.
+        order: number of batch orders.
         seed: a whole number >= 0.
-        nested: as above.
+        nested: each training set has its own noise seeds (label noise drawn for its examples); otherwise the same noise
+            seeds are crossed with all training sets.
 
     Returns:
-        Factorial: initializations · data · noise · order cells.
+        FactorialDesign: initializations · data · noise · order cells.
 
     Raises:
-        InputError: a count that is no whole number >= 1, more than a million cells, a bad seed.
+        InputError: a count that is not a whole number >= 1, more than a million cells, an invalid seed.
 
-    >>> [len(set(column)) for column in zip(*factorial(initializations=2, data=3, noise=2, seed=0).cells)]
+    >>> design = factorial_design(initializations=2, data=3, noise=2, seed=0)
+    >>> [len(set(seeds)) for seeds in zip(*design.cells)]
     [2, 3, 6, 1]
     """
-    given = {"initializations": initializations, "data": data, "noise": noise, "order": order}
-    sizes = {name: as_count(size, name) for name, size in given.items()}
-    initializations, data, noise, order = sizes.values()
-    total = math.prod(sizes.values())
-    if total > MOST_CELLS:
-        raise InputError(f"{total:,} cells", expected=f"at most {MOST_CELLS:,}", hint="take fewer levels")
+    counts = {"initializations": initializations, "data": data, "noise": noise, "order": order}
+    shape = tuple(as_count(count, name) for name, count in counts.items())
+    if math.prod(shape) > MAX_CELLS:
+        raise InputError(f"{math.prod(shape):,} cells", expected=f"at most {MAX_CELLS:,}", hint="use fewer levels")
     roots = seed_sequence(seed, FACTORS)
     init, draws, flips, orders = (
-        [_level(root, level) for level in range(size)]
-        for root, size in zip(roots.values(), sizes.values(), strict=True)
+        [_level_seed(root, level) for level in range(size)] for root, size in zip(roots.values(), shape, strict=True)
     )
     cells = []
-    for i, j, k, o in product(range(initializations), range(data), range(noise), range(order)):
-        flip = _level(flips[k], j) if nested else flips[k]
-        cells.append(Cell(init[i], draws[j], flip, orders[o]))
-    return Factorial((initializations, data, noise, order), tuple(cells), nested)
+    for i, j, k, o in product(*map(range, shape)):
+        noise_seed = _level_seed(flips[k], j) if nested else flips[k]
+        cells.append(Cell(init[i], draws[j], noise_seed, orders[o]))
+    return FactorialDesign((shape[0], shape[1], shape[2], shape[3]), tuple(cells), nested)
 
 
-def _level(root: int, level: int) -> int:
-    """A seed of its own for each level, whatever their number."""
+def _level_seed(root: int, level: int) -> int:
+    """Return a seed that depends on the level, not on the number of levels."""
     return seed_sequence(root, [str(i) for i in range(level + 1)])[str(level)]

@@ -11,7 +11,7 @@ from torch import nn
 
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.variance.anova import FACTORS, variance_components
-from kernelmem.double_descent.variance.factorial import Cell, factorial
+from kernelmem.double_descent.variance.factorial import Cell, factorial_design
 from kernelmem.training.ensemble.train import Recipe, train_mlps
 from tests.profiles import examples
 
@@ -46,7 +46,7 @@ def test_bias_and_components_add_up_to_the_risk(sizes, seed, nested):
     assert found.bias + found.variance == pytest.approx(found.risk, rel=1e-10)
     assert found.averaged() == pytest.approx(found.risk, rel=1e-10)
     for i, own in enumerate(found.components):
-        assert own.value == pytest.approx(float(found.rows[i].mean()), abs=1e-14)
+        assert own.value == pytest.approx(float(found.per_example[i].mean()), abs=1e-14)
     assert found.absent == tuple(n for n, size in zip(names, sizes, strict=True) if size == 1)
 
 
@@ -224,24 +224,24 @@ def test_nan_and_wrong_targets_are_refused():
 
 
 def test_a_factorial_has_every_combination_once_and_contains_the_smaller_ones():
-    found = factorial(initializations=3, data=2, noise=2, order=2, seed=5, nested=False)
+    found = factorial_design(initializations=3, data=2, noise=2, order=2, seed=5, nested=False)
     assert len(found) == len(set(found.cells)) == 24
     assert [len(set(column)) for column in zip(*found.cells, strict=True)] == [3, 2, 2, 2]
     assert found.cells[0]._replace(order_seed=found.cells[1].order_seed) == found.cells[1]  # order is innermost
     assert found.cells[0].init_seed == found.cells[7].init_seed != found.cells[8].init_seed
-    nested = factorial(initializations=3, data=2, noise=2, order=2, seed=5)
+    nested = factorial_design(initializations=3, data=2, noise=2, order=2, seed=5)
     assert [len(set(column)) for column in zip(*nested.cells, strict=True)] == [3, 2, 4, 2]
     for own, nest in ((found, False), (nested, True)):
-        smaller = factorial(initializations=2, data=2, noise=1, order=1, seed=5, nested=nest)
+        smaller = factorial_design(initializations=2, data=2, noise=1, order=1, seed=5, nested=nest)
         assert set(smaller.cells) <= set(own.cells)
-    assert not set(factorial(initializations=3, data=2, seed=6).cells) & set(found.cells)
+    assert not set(factorial_design(initializations=3, data=2, seed=6).cells) & set(found.cells)
     seeds = {seed for cell in found.cells for seed in cell}
     assert len(seeds) == 9  # no seed serves two factors
     assert isinstance(found.cells[0], Cell)
 
 
 def test_a_factorial_folds_outputs_in_its_order_and_counts_nested_noise():
-    own = factorial(initializations=3, data=3, noise=3, seed=0)
+    own = factorial_design(initializations=3, data=3, noise=3, seed=0)
     value = {seed: i for i, seed in enumerate(sorted({s for cell in own.cells for s in cell}))}
     outputs = torch.tensor(
         [[[value[c.data_seed] + 1e-3 * value[c.noise_seed]]] for c in own.cells], dtype=torch.float64
@@ -252,11 +252,11 @@ def test_a_factorial_folds_outputs_in_its_order_and_counts_nested_noise():
     found = own.components(outputs, torch.zeros(1, 1))
     assert {c.factors for c in found.components} >= {("data",), ("data", "noise")}
     assert ("noise",) not in {c.factors for c in found.components}
-    one_data_set = factorial(initializations=3, noise=3, seed=0)  # noise is then as good as crossed
+    one_data_set = factorial_design(initializations=3, noise=3, seed=0)  # noise is then as good as crossed
     names = {c.factors for c in one_data_set.components(draw(9, 2, 1), torch.zeros(2, 1)).components}
     assert names == {("initialization",), ("noise",), ("initialization", "noise")}
     assert all(abs(c.value) < 1e-9 for c in found.components if "initialization" in c.factors)
-    crossed_noise = factorial(initializations=3, data=3, noise=3, seed=0, nested=False)
+    crossed_noise = factorial_design(initializations=3, data=3, noise=3, seed=0, nested=False)
     assert ("noise",) in {c.factors for c in crossed_noise.components(outputs, torch.zeros(1, 1)).components}
     with pytest.raises(InputError):
         own.fold(outputs[:-1])
@@ -267,15 +267,15 @@ def test_a_factorial_folds_outputs_in_its_order_and_counts_nested_noise():
 )
 def test_a_factorial_that_is_none_is_refused(bad):
     with pytest.raises(InputError):
-        factorial(**bad, seed=0)
+        factorial_design(**bad, seed=0)
     with pytest.raises(InputError):
-        factorial(data=2, seed=-1)
+        factorial_design(data=2, seed=-1)
 
 
 def test_a_factorial_trains_as_an_ensemble_whose_cells_share_what_they_should():
     """Trained for no more than a few steps: what initialization and data do is seen, order does nothing at full batch."""
     x, y = draw(30, 4), torch.arange(30) % 3
-    own, drawn = factorial(initializations=2, data=2, noise=2, order=2, seed=0), []
+    own, drawn = factorial_design(initializations=2, data=2, noise=2, order=2, seed=0), []
 
     def rows_and_labels(data_seed, noise_seed):
         drawn.append((data_seed, noise_seed))

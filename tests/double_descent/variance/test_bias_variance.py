@@ -25,8 +25,8 @@ def test_squared_is_the_definition_and_adds_up(K, m, C, seed):
     assert found.bias + found.variance == pytest.approx(found.risk, rel=1e-12)
     mean = (f.mean(0) - y).square().sum(1).mean()
     assert found.bias == pytest.approx(float(mean) - found.variance / K, rel=1e-9, abs=1e-12)
-    assert float(found.row_bias.mean()) == pytest.approx(found.bias, abs=1e-14)
-    assert float(found.row_variance.mean()) == pytest.approx(found.variance, abs=1e-14)
+    assert float(found.example_bias.mean()) == pytest.approx(found.bias, abs=1e-14)
+    assert float(found.example_variance.mean()) == pytest.approx(found.variance, abs=1e-14)
     # the measured risk of the mean of all members is what the formula says of K
     assert found.averaged(K) == pytest.approx(float(mean), rel=1e-9, abs=1e-12)
 
@@ -180,7 +180,7 @@ def test_outputs_that_are_no_log_probabilities_are_refused():
         with pytest.raises(InputError):
             decompose_cross_entropy(bad, labels)
     for bad in (draw(4, 3), torch.full((4, 3), 0.5, dtype=torch.float64)):
-        with pytest.raises(InputError, match="no probabilities"):
+        with pytest.raises(InputError, match="not probabilities"):
             decompose_cross_entropy(log_p, bad)
 
 

@@ -24,9 +24,9 @@ def test_it_is_the_definition(m, n, seed):
     s = draw(m, n, seed=seed)
     found = effective_parameters(s)
     assert found.value == pytest.approx(n / m * float((s**2).sum()), rel=1e-12)
-    assert found.rows.shape == (m,)
+    assert found.per_example.shape == (m,)
     if m > 1:
-        assert found.se == pytest.approx(float(found.rows.std()) / m**0.5, rel=1e-12)
+        assert found.se == pytest.approx(float(found.per_example.std()) / m**0.5, rel=1e-12)
     else:
         assert math.isnan(found.se)
 

@@ -61,13 +61,13 @@ def trained(path, kind="momentum", *, model=None, y=None, **options):
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_offset_and_smoother_times_labels_are_the_network(tmp_path, kind):
     run, model, x, y = trained(tmp_path / "run", kind)
-    found = run_smoother(run, model, data=(x[:N], y), x=x[N:])
-    assert found.train.shape == (N, C, N, C)
-    assert found.rows.shape == (M, C, N, C)
-    assert torch.allclose(found.final, model(x).detach(), atol=1e-12)
+    found = run_smoother(run, model, x[N:], data=(x[:N], y))
+    assert found.S_train.shape == (N, C, N, C)
+    assert found.S.shape == (M, C, N, C)
+    assert torch.allclose(found.outputs, model(x).detach(), atol=1e-12)
     assert float(found.residual.abs().max()) < 1e-10
     assert torch.equal(found.targets, nn.functional.one_hot(y, C).double())
-    assert float(found.rows.abs().max()) > 1e-3
+    assert float(found.S.abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("case", ["relu", "mse_mean", "clip", "weights", "real", "float32", "sum"])
@@ -101,9 +101,9 @@ def test_so_with_kinks_other_conventions_clipping_weights_and_real_targets(tmp_p
                 (0.5 * (model(x[index]) - nn.functional.one_hot(y[index], C)).square().sum()).backward()
                 recorder.step(index, x[index], y[index])
         run = Run.open(tmp_path / "sum")
-    found = run_smoother(run, model, data=(x[:N], y), x=x[N:])
+    found = run_smoother(run, model, x[N:], data=(x[:N], y))
     assert float(found.residual.abs().max()) < 1e-10
-    assert float(found.rows.abs().max()) > 1e-3
+    assert float(found.S.abs().max()) > 1e-3
 
 
 def test_a_linear_model_has_the_closed_form_and_predicts_other_labels(tmp_path):
@@ -116,19 +116,19 @@ def test_a_linear_model_has_the_closed_form_and_predicts_other_labels(tmp_path):
         model = nn.Linear(4, C, bias=False).double()
         start = model.weight.detach().clone()
         run = record(tmp_path / name, model, torch.optim.SGD(model.parameters(), lr=h), x[:N], y, steps=T, batch=N)
-        outcomes[name] = run_smoother(run, model, data=(x[:N], y), x=x[N:])
+        outcomes[name] = run_smoother(run, model, x[N:], data=(x[:N], y))
     X = x[:N]
     sigma = X.T @ X / N
     powers = torch.linalg.matrix_power(torch.eye(4, dtype=X.dtype) - h * sigma, T)
     want = x @ (torch.eye(4, dtype=X.dtype) - powers) @ torch.linalg.solve(sigma, X.T) / N
     found = outcomes["a"]
     eye = torch.eye(C, dtype=X.dtype)
-    assert torch.allclose(found.train, torch.einsum("mn,cd->mcnd", want[:N], eye), atol=1e-12)
-    assert torch.allclose(found.rows, torch.einsum("mn,cd->mcnd", want[N:], eye), atol=1e-12)
+    assert torch.allclose(found.S_train, torch.einsum("mn,cd->mcnd", want[:N], eye), atol=1e-12)
+    assert torch.allclose(found.S, torch.einsum("mn,cd->mcnd", want[N:], eye), atol=1e-12)
     assert torch.allclose(found.offsets, x @ powers @ start.T, atol=1e-12)
-    assert torch.allclose(found.rows, outcomes["b"].rows, atol=1e-12)
-    other = found.offsets + torch.einsum("rcnd,nd->rc", torch.cat([found.train, found.rows]), outcomes["b"].targets)
-    assert torch.allclose(other, outcomes["b"].final, atol=1e-12)
+    assert torch.allclose(found.S, outcomes["b"].S, atol=1e-12)
+    other = found.offsets + torch.einsum("rcnd,nd->rc", torch.cat([found.S_train, found.S]), outcomes["b"].targets)
+    assert torch.allclose(other, outcomes["b"].outputs, atol=1e-12)
     assert found.p_eff_train.value == pytest.approx(N / N * float(want[:N].square().sum()), rel=1e-10)
     assert found.p_eff.value == pytest.approx(N / M * float(want[N:].square().sum()), rel=1e-10)
 
@@ -137,7 +137,7 @@ def test_a_network_in_the_lazy_regime_has_the_smoother_of_its_tangent_kernel(tmp
     """Very short training: S = h/n K(x, X) + O(h²), K the tangent kernel before training."""
     h, x, y, fresh = 1e-6, rows(), torch.arange(N) % C, network()
     run = record(tmp_path / "run", fresh, torch.optim.SGD(fresh.parameters(), lr=h), x[:N], y, steps=1, batch=N)
-    found = run_smoother(run, fresh, data=(x[:N], y), x=x[N:])
+    found = run_smoother(run, fresh, x[N:], data=(x[:N], y))
     start = network()
     jacobian = []
     for row in x:
@@ -145,7 +145,7 @@ def test_a_network_in_the_lazy_regime_has_the_smoother_of_its_tangent_kernel(tmp
         jacobian.append(torch.stack([torch.cat([g.flatten() for g in own]) for own in parts]))
     J = torch.stack(jacobian)
     want = h / N * torch.einsum("mcp,ndp->mcnd", J, J[:N])
-    got = torch.cat([found.train, found.rows])
+    got = torch.cat([found.S_train, found.S])
     assert float((got - want).abs().max()) < 1e-4 * float(want.abs().max())
 
 
@@ -162,8 +162,8 @@ def test_an_example_that_no_batch_held_has_no_part(tmp_path):
     model = network()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x[: N - 2], y[: N - 2])
     found = run_smoother(run, model, data=(x[:N], y))
-    assert float(found.train[:, :, N - 2 :].abs().max()) == 0
-    assert float(found.train[N - 2 :, :, : N - 2].abs().max()) > 0
+    assert float(found.S_train[:, :, N - 2 :].abs().max()) == 0
+    assert float(found.S_train[N - 2 :, :, : N - 2].abs().max()) > 0
     assert float(found.residual.abs().max()) < 1e-10
     with pytest.raises(InputError):
         found.p_eff  # there are no other rows
@@ -175,18 +175,18 @@ def test_the_order_of_the_examples_goes_along(tmp_path):
     same = network()
     x2, y2 = torch.cat([x[:N][order], x[N:]]), y[order]
     run2 = record(tmp_path / "b", same, OPTIMIZERS["momentum"](same.parameters()), x2[:N], y2, batch=N, steps=4)
-    one, two = run_smoother(run, model, data=(x[:N], y), x=x[N:]), run_smoother(run2, same, data=(x2[:N], y2), x=x[N:])
-    assert torch.allclose(one.rows[:, :, order], two.rows, atol=1e-12)
-    assert torch.allclose(one.train[order][:, :, order], two.train, atol=1e-12)
+    one, two = run_smoother(run, model, x[N:], data=(x[:N], y)), run_smoother(run2, same, x[N:], data=(x2[:N], y2))
+    assert torch.allclose(one.S[:, :, order], two.S, atol=1e-12)
+    assert torch.allclose(one.S_train[order][:, :, order], two.S_train, atol=1e-12)
 
 
 def test_it_is_saved_and_read(tmp_path):
     run, model, x, y = trained(tmp_path / "run", steps=2)
     seen = []
-    found = run_smoother(run, model, data=(x[:N], y), x=x[N:], progress=lambda *done: seen.append(done))
+    found = run_smoother(run, model, x[N:], data=(x[:N], y), progress=lambda *done: seen.append(done))
     assert seen == [(1, 2), (2, 2)]
     again = RunSmoother.load(found.save(tmp_path / "s.safetensors"))
-    assert torch.equal(again.rows, found.rows)
+    assert torch.equal(again.S, found.S)
     assert torch.equal(again.offsets, found.offsets)
     assert "largest residual" in str(again)
     (tmp_path / "s.safetensors").write_bytes(b"x")
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(InputError):
         run_smoother(run, model, data=(x[: N + 1], y))
     with pytest.raises(InputError):
-        run_smoother(run, model, data=(x[:N], y), x=x[:, :3])
+        run_smoother(run, model, x[:, :3], data=(x[:N], y))
     with pytest.raises(InputError):
         run_smoother(run, model, data=x)
     with pytest.raises(InputError):
