@@ -2,10 +2,12 @@
 
 ::
 
-    model + data ─► recording ─► tangents ─► kernels ─► trajectory ─► kernel_machines ─► label_noise ─┬► double_descent ─┐
-                    (steps of    (df/dθ per  (NTK,      (ledger,      (ridge, SVM, GP,   (corrupt,    └──────────────────┴► auditing ─► cli
-                     training)    example)    spectra)   influence,    leave-one-out,     detect)         (one report)
+    model + data ─► recording ─► tangents ─► kernels ─► trajectory ─► kernel_machines ─► label_noise ─► double_descent
+                    (steps of    (df/dθ per  (NTK,      (ledger,      (ridge, SVM, GP,   (corrupt,      (sweeps, theory,
+                     training)    example)    spectra)   influence,    leave-one-out,     detect)        predictions)
                                                          path kernel)  linearized nets)
+                                                                                               all ─► auditing ─► cli
+                                                                                                      (one report)
 
 A package imports only from packages to its left (checked by import-linter). Below all of them: ``core`` (errors, checks
 of what users pass in, result files, the only import of torch.func), ``training`` (data sets, losses, many networks in one
