@@ -157,8 +157,8 @@ def test_verification_is_done_once_for_each_model_and_kind(model, x, monkeypatch
 def test_a_wrong_rule_is_caught_and_its_layer_is_named(model, x, monkeypatch):
     from kernelmem.tangents.rules.convolution import ConvolutionRule
 
-    true = ConvolutionRule.gradients
-    monkeypatch.setattr(ConvolutionRule, "gradients", lambda self, use, stacked: 1.01 * true(self, use, stacked))
+    true = ConvolutionRule.output_gradients
+    monkeypatch.setattr(ConvolutionRule, "output_gradients", lambda self, use, stacked: 1.01 * true(self, use, stacked))
     with pytest.raises(km.VerificationError, match="'0'"):
         km.ntk(model, x)
 
