@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import kernelmem as km
+from kernelmem.kernel_machines import ComparisonOptions
 from kernelmem.training.datasets import digits
 
 data = digits(n_train=120, seed=0)
@@ -39,16 +40,22 @@ print(
 )
 
 # Kernels of the trace: one for all outputs, C² times smaller than the full ones.
-frozen = ["descent_initial", "descent_final", "descent_path"]
+frozen = ["sgd_initial", "sgd_final", "sgd_path"]
 fitted = ["ridge_initial", "ridge_final", "ridge_path", "null"]
 table = km.compare_kernel_machines(
-    run, model, (x, y), x_test, machines=[*frozen, *fitted, "exact_ledger"], outputs="trace", checkpoints=0
+    run,
+    model,
+    x_test,
+    data=(x, y),
+    methods=[*frozen, *fitted, "exact_ledger"],
+    outputs="trace",
+    options=ComparisonOptions(checkpoints=0),
 )
 print(table)
 best = min((table[name] for name in fitted[:3]), key=lambda own: own.error)
 print(
     "\nErrors are relative to what training changed: 1 is what predicting no change gives. A kernel that stands"
-    f"\nstill does not train as the network did (the first one: {table['descent_initial'].error:.2f}). Fitted to the network's"
+    f"\nstill does not train as the network did (the first one: {table['sgd_initial'].error:.2f}). Fitted to the network's"
     f"\noutputs, the nearest is '{best.title}': {best.error:.3f}, beside {table['null'].error:.2f} where the outputs"
     "\nare permuted. The exact ledger, with an atom for each example and step, is the network itself.\n"
 )

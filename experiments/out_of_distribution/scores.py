@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import kernelmem as km
 from experiments.out_of_distribution.configs import RIDGES
 from experiments.out_of_distribution.training import Problem
-from kernelmem.kernel_machines.estimators.neighbors import kernel_distances
+from kernelmem.kernel_machines import kernel_distances
 
 __all__ = [
     "Kernel",
@@ -63,7 +63,7 @@ def deviations(kernel: Kernel, labels: Tensor, ridge: float) -> Tensor:
     """Posterior standard deviation of the Gaussian process at every test row, (m,)."""
     machine = km.KernelMachineGP(kernel="precomputed", ridge=ridge)
     machine.fit(kernel.train.numpy(), targets_of(labels).numpy())
-    _, found = machine.predict(kernel.cross.numpy(), return_std=True, self_kernel=kernel.own.numpy())
+    _, found = machine.predict(kernel.cross.numpy(), return_std=True, K_test_diag=kernel.own.numpy())
     return torch.from_numpy(found)
 
 

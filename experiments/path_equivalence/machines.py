@@ -8,15 +8,14 @@ from torch import nn
 import kernelmem as km
 from experiments.path_equivalence.configs import EVERY, EXACT_ROWS, SCALES, Options
 from experiments.path_equivalence.training import Problem, Scaled, problem, recorded
-from kernelmem.kernel_machines.equivalence import result as machine_table
-from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
+from kernelmem.kernel_machines import METHODS, ComparisonOptions
 
 __all__ = ["DIVERGES", "MACHINES", "measure"]
 
 RIDGE = 1e-8  # times the largest eigenvalue
 DIVERGES = "diverges"
 FORM_ROWS = 4  # of the test rows: on these the form of Domingos is computed
-MACHINES = tuple(machine_table.MACHINES.values())
+MACHINES = tuple(METHODS.values())
 
 
 def measure(options: Options) -> list[dict]:
@@ -35,26 +34,22 @@ def measure(options: Options) -> list[dict]:
 
 
 def _of_run(own: Problem, model: Scaled, run: km.Run) -> dict:
-    found = compare_kernel_machines(
+    found = km.compare_kernel_machines(
         run,
         model,
-        (own.x, own.y),
         own.x_test,
-        ridge=RIDGE,
-        every=EVERY,
-        form_rows=FORM_ROWS,
-        ledger_rows=EXACT_ROWS,
-        checkpoints=0,
+        data=(own.x, own.y),
+        options=ComparisonOptions(
+            ridge=RIDGE, stride=EVERY, domingos_rows=FORM_ROWS, ledger_rows=EXACT_ROWS, checkpoints=0
+        ),
     )
     with torch.no_grad():
         fit = model(own.x)  # trained by the recorder
     return {
-        "errors": {
-            machine.title: DIVERGES if machine.status == DIVERGES else machine.error for machine in found.machines
-        },
+        "errors": {fit.title: DIVERGES if fit.status == DIVERGES else fit.error for fit in found.fits},
         "movement": found.kernel_change,
         "distance": found.kernel_distance,
-        "stability": {name: found[f"descent_{name}"].stability for name in ("initial", "final", "path")},
+        "stability": {name: found[f"sgd_{name}"].stability for name in ("initial", "final", "path")},
         "path_kernel_error": found.path_error,
         "cancellation": found.cancellation,
         "test_accuracy": float((found.network.argmax(1) == own.y_test).double().mean()),

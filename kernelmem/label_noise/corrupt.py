@@ -1,14 +1,16 @@
 """Labels corrupted on purpose, with a record of which ones and by which law: the truth of every audit."""
 
 import math
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_labels, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
 from kernelmem.label_noise import sampling as draws
 from kernelmem.label_noise import transition_matrices as transitions
 
@@ -18,23 +20,39 @@ KINDS = ("symmetric", "uniform", "pair", "confusable", "matrix", "instance")
 MOST_CLASSES = 16384  # a transition matrix of 2 GiB; labels beyond are identifiers, not classes
 
 
-class CorruptedLabels(NamedTuple):
-    """Noisy labels ``y`` (n,), the mask ``flipped`` (n,) of those that differ, the transition ``matrix``."""
+@dataclass(frozen=True, eq=False, repr=False)
+class CorruptedLabels(Result):
+    """Noisy labels and the ground truth of the corruption.
+
+    Attributes:
+        y: (n,) noisy labels, int64, on the device of the clean labels.
+        flipped: (n,) bool, True where the noisy label differs from the clean one.
+        matrix: transition matrix T_ij = P(noisy label j | true label i), (C, C) float64 on the CPU; for kind "instance"
+            (n, C), the distribution of every row's noisy label.
+    """
 
     y: Tensor
     flipped: Tensor
     matrix: Tensor
 
+    def __str__(self) -> str:
+        n, n_flipped = len(self.y), int(self.flipped.sum())
+        kind = "one distribution per row" if len(self.matrix) == n != self.matrix.shape[1] else "transition matrix"
+        return (
+            f"{n_flipped:,} of {n:,} labels flipped ({n_flipped / n:.2%}), {self.matrix.shape[1]} classes,"
+            f" {kind} {tuple(self.matrix.shape)}"
+        )
+
 
 def corrupt_labels(
-    y: Any,
+    y: ArrayLike,
     rate: float | None,
     kind: str = "symmetric",
     *,
     seed: int,
     exact: bool = True,
-    x: Any = None,
-    matrix: Any = None,
+    x: ArrayLike | None = None,
+    matrix: ArrayLike | None = None,
 ) -> CorruptedLabels:
     """Replace labels by draws from a known transition matrix, T_ij = P(noisy label j | true label i).
 
@@ -72,19 +90,17 @@ def corrupt_labels(
         matrix: row-stochastic (C, C), only with ``kind="matrix"``.
 
     Returns:
-        ``(y, flipped, matrix)``: int64 (n,) and bool (n,) on the device of ``y``, and float64 (C, C) on the
-        CPU, or (n, C) for ``"instance"``: the law of every row's noisy label.
+        CorruptedLabels: noisy labels, the mask of flips and the transition matrix.
 
     Raises:
         InputError: an argument outside of the above, fewer than two classes, or NaN or infinite features.
 
     Cost: O(n C) time, O(C^2) memory; ``"instance"`` O(n d C) and O(n C); ``"confusable"`` O(min(n, 1000)^3).
 
-    >>> y_noisy, flipped, matrix = corrupt_labels([0, 1, 2, 3] * 5, 0.25, seed=0)
-    >>> int(flipped.sum()), matrix[0].tolist()
+    >>> noisy = corrupt_labels([0, 1, 2, 3] * 5, 0.25, seed=0)
+    >>> int(noisy.flipped.sum()), noisy.matrix[0].tolist()
     (5, [0.75, 0.08333333333333333, 0.08333333333333333, 0.08333333333333333])
-    >>> y_noisy, flipped, matrix = corrupt_labels([0, 1, 2, 3], 1.0, "pair", seed=0)
-    >>> y_noisy.tolist()
+    >>> corrupt_labels([0, 1, 2, 3], 1.0, "pair", seed=0).y.tolist()
     [1, 2, 3, 0]
     """
     tensor = as_labels(y, "y")
@@ -119,26 +135,29 @@ def _law(
     kind: str,
     labels: np.ndarray,
     share: float | None,
-    x: Any,
-    matrix: Any,
+    x: ArrayLike | None,
+    matrix: ArrayLike | None,
     *,
     exact: bool,
     rng: np.random.Generator,
 ) -> np.ndarray:
     if kind == "matrix":
+        assert matrix is not None  # checked by _check_choice
         return transitions.stated(matrix, labels, share)
-    assert share is not None  # only "matrix" goes without a rate
+    assert share is not None  # only "matrix" needs no rate
     n_classes = int(labels.max()) + 1
     if kind == "instance":
+        assert x is not None
         total = round(share * len(labels)) if exact else None
         return transitions.instance(x, labels, n_classes, share, rng=rng, total=total)
     if kind == "confusable":
+        assert x is not None
         return transitions.confusable(x, labels, n_classes, share)
     plain = {"symmetric": transitions.symmetric, "uniform": transitions.uniform, "pair": transitions.pair}
     return plain[kind](n_classes, share)
 
 
-def _check_choice(kind: Any, labels: Tensor, x: Any, matrix: Any) -> None:
+def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayLike | None) -> None:
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", hint="pass one of these")
     if kind in ("confusable", "instance") and x is None:
@@ -168,7 +187,7 @@ def _check_choice(kind: Any, labels: Tensor, x: Any, matrix: Any) -> None:
         )
 
 
-def _checked_rate(rate: Any, kind: str) -> float:
+def _checked_rate(rate: float | None, kind: str) -> float:
     try:
         number = math.nan if rate is None or isinstance(rate, bool | str) else float(rate)
     except (TypeError, ValueError, RuntimeError):

@@ -2,21 +2,21 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_tensor, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_count, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
 
 __all__ = ["Detection", "detect"]
 
 
-@dataclass(frozen=True, eq=False)
-class Detection:
-    """Figures of one score against known flips.
+@dataclass(frozen=True, eq=False, repr=False)
+class Detection(Result):
+    """Metrics of one score against known flips.
 
     Attributes:
         auroc: P(score of a flip > score of a clean row) + P(equal) / 2.
@@ -42,8 +42,17 @@ class Detection:
     permuted_auroc: float
     permuted_sd: float
 
+    def __str__(self) -> str:
+        at_m = int((self.ranks == self.n_flipped).nonzero()[0])
+        return (
+            f"AUROC {self.auroc:.4f} ± {self.auroc_se:.4f} for {self.n_flipped:,} flips among {int(self.ranks[-1]):,} rows"
+            f" (permuted flags {self.permuted_auroc:.4f} ± {self.permuted_sd:.4f})\n"
+            f"average precision {self.average_precision:.4f}; precision = recall ="
+            f" {float(self.precision[at_m]):.4f} among the {self.n_flipped:,} most suspicious rows"
+        )
 
-def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> Detection:
+
+def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int = 200) -> Detection:
     """Measure how well ``score`` (larger = more suspicious) separates flipped from clean labels.
 
     AUROC = (sum of the midranks of the m flips - m (m + 1) / 2) / (m (n - m)), so a tie counts one half. Its
@@ -63,8 +72,8 @@ def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> D
 
     Cost: O(n log n + permutations n). DeLong, DeLong & Clarke-Pearson 1988; Sun & Xu 2014 for the midranks.
 
-    >>> found = detect([0.9, 0.8, 0.1, 0.2], [True, False, False, False], seed=0)
-    >>> found.auroc, found.ranks.tolist(), found.recall.tolist()
+    >>> detection = detect([0.9, 0.8, 0.1, 0.2], [True, False, False, False], seed=0)
+    >>> detection.auroc, detection.ranks.tolist(), detection.recall.tolist()
     (1.0, [1, 2, 3, 4], [1.0, 1.0, 1.0, 1.0])
     >>> detect([7.0, 7.0, 7.0], [True, False, False], seed=0).auroc
     0.5
@@ -73,12 +82,7 @@ def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> D
     from sklearn.metrics import average_precision_score
 
     values, flags = _checked(score, flipped)
-    if isinstance(permutations, bool) or not isinstance(permutations, int | np.integer) or permutations < 2:
-        raise InputError(
-            f"permutations {permutations!r}",
-            expected="a whole number >= 2, so that there is a spread",
-            hint="pass permutations=200",
-        )
+    permutations = as_count(permutations, "permutations", minimum=2)
     rng = np.random.default_rng(seed_sequence(seed, ["permutations"])["permutations"])
     n, m = len(flags), int(flags.sum())
     midranks = rankdata(values)
@@ -99,7 +103,7 @@ def detect(score: Any, flipped: Any, *, seed: int, permutations: int = 200) -> D
     )
 
 
-def _checked(score: Any, flipped: Any) -> tuple[np.ndarray, np.ndarray]:
+def _checked(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     values = as_tensor(score, "score", dtype=torch.float64).cpu().numpy()
     flags = as_tensor(flipped, "flipped").cpu().numpy()
     if values.ndim != 1 or flags.shape != values.shape:

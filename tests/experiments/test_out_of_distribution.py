@@ -105,7 +105,7 @@ class TestScores:
         probabilities = outputs.softmax(1)
         torch.testing.assert_close(found["softmax"], 1 - probabilities.amax(1))
         torch.testing.assert_close(
-            found["margin"], -km.kernel_machines.equivalence.fidelity.margin(outputs, outputs.argmax(1))
+            found["margin"], -km.kernel_machines.margin(outputs, outputs.argmax(1))
         )
         torch.testing.assert_close(found["energy"], -outputs.exp().sum(1).log())
 

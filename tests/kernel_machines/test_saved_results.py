@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.kernel_machines.equivalence.compare import KernelMachineComparison, compare_kernel_machines
-from kernelmem.kernel_machines.linearized.function_space import LinearizedTraining
+from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
+from kernelmem.kernel_machines.equivalence.options import ComparisonOptions
+from kernelmem.kernel_machines.equivalence.result import KernelMachineComparison
+from kernelmem.kernel_machines.linearized.function_space import Linearization, LinearizedTraining
 from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import RidgeChoice, choose_ridge
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
@@ -33,7 +36,14 @@ def results(tmp_path_factory):
     run = train(tmp_path_factory.mktemp("saved") / "run", model, steps=4)
     x, y = data()
     rows = data(3, seed=1)[0]
-    machines = compare_kernel_machines(run, model, (x, y), rows, machines=["left_ledger", "ridge_final"], checkpoints=2)
+    machines = compare_kernel_machines(
+        run,
+        model,
+        rows,
+        data=(x, y),
+        methods=["left_ledger", "ridge_final"],
+        options=ComparisonOptions(checkpoints=2),
+    )
     return [
         path_kernel(run, model, x),
         path_kernel(run, model, x, rows, outputs="full", dtype=torch.float32),
@@ -44,7 +54,7 @@ def results(tmp_path_factory):
         solve(K, Y, 0.1),
         solve(K - 2.0, Y, 0.1),
         solve(-K, Y, 0.1),
-        gradient_descent(K, Y, steps=[0, 3, 9], lr=0.1, k_test=K[:4]),
+        gradient_descent(K, Y, steps=[0, 3, 9], sgd=SGDConfig(lr=0.1), linearization=Linearization(K_test=K[:4])),
         gradient_flow(K, Y, times=[0.5, np.inf]),
     ]
 
@@ -154,7 +164,7 @@ def test_the_table_of_leave_one_out():
 
 def test_the_tables_of_linearized_training_and_of_the_machines_along_a_run(results):
     found = results[9]
-    frame = found.to_frame().set_index(["moment", "part", "row", "output"])["value"]
+    frame = found.to_frame().set_index(["time", "part", "row", "output"])["value"]
     assert len(frame) == 3 * (20 + 4) * 2
     assert frame[3, "train", 7, 1] == float(found.train[1, 7, 1])
     assert frame[9, "test", 2, 0] == float(found.test[2, 2, 0])

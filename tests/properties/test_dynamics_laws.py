@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, minibatch_sgd
+from kernelmem.kernel_machines.linearized.function_space import Linearization
+from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow
+from kernelmem.kernel_machines.linearized.minibatch_sgd import minibatch_sgd
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from tests.profiles import examples
 
@@ -47,8 +49,15 @@ def near(first, second, tolerance=1e-9):
 def test_closed_form_and_recursion_agree(problem):
     K, cross, y, where, constants, _ = problem
     steps = [0, 1, 2, 17, 60]
-    closed = gradient_descent(K, y, steps=steps, k_test=cross, **constants, **where)
-    near(closed, minibatch_sgd(K, y, steps=steps, k_test=cross, **constants, **where))
+    closed = gradient_descent(
+        K, y, steps=steps, sgd=SGDConfig(**constants), linearization=Linearization(K_test=cross, **where)
+    )
+    near(
+        closed,
+        minibatch_sgd(
+            K, y, steps=steps, sgd=SGDConfig(**constants), linearization=Linearization(K_test=cross, **where)
+        ),
+    )
     assert closed.residual < 1e-9
     assert closed.stability < closed.limit
 
@@ -61,13 +70,19 @@ def test_a_kernel_scaled_is_a_time_scaled(problem, c):
     constants = {**constants, "weight_decay": 0.0, "lr": 0.5 * constants["lr"]}
     near(
         gradient_descent(
-            c * K, y, steps=[3, 40], k_test=c * cross, **{**constants, "lr": constants["lr"] / c}, **where
+            c * K,
+            y,
+            steps=[3, 40],
+            sgd=SGDConfig(**{**constants, "lr": constants["lr"] / c}),
+            linearization=Linearization(K_test=c * cross, **where),
         ),
-        gradient_descent(K, y, steps=[3, 40], k_test=cross, **constants, **where),
+        gradient_descent(
+            K, y, steps=[3, 40], sgd=SGDConfig(**constants), linearization=Linearization(K_test=cross, **where)
+        ),
     )
     near(
-        gradient_flow(c * K, y, times=[0.3 / c, math.inf], k_test=c * cross, **where),
-        gradient_flow(K, y, times=[0.3, math.inf], k_test=cross, **where),
+        gradient_flow(c * K, y, times=[0.3 / c, math.inf], linearization=Linearization(K_test=c * cross, **where)),
+        gradient_flow(K, y, times=[0.3, math.inf], linearization=Linearization(K_test=cross, **where)),
         1e-6,
     )
 
@@ -81,9 +96,15 @@ def test_the_order_of_rows_plays_no_part(problem, seed):
     columns = (order[:, None] * C + torch.arange(C)).flatten() if full and C > 1 else order
     moved = {**where, "initial": where["initial"][order], "origin": where["origin"][order]}
     found = gradient_descent(
-        K[columns][:, columns], y[order], steps=[1, 30], k_test=cross[:, columns], **constants, **moved
+        K[columns][:, columns],
+        y[order],
+        steps=[1, 30],
+        sgd=SGDConfig(**constants),
+        linearization=Linearization(K_test=cross[:, columns], **moved),
     )
-    expected = gradient_descent(K, y, steps=[1, 30], k_test=cross, **constants, **where)
+    expected = gradient_descent(
+        K, y, steps=[1, 30], sgd=SGDConfig(**constants), linearization=Linearization(K_test=cross, **where)
+    )
     assert float((found.test - expected.test).abs().max()) < 1e-9 * (1 + float(expected.test.abs().max()))
     assert float((found.train - expected.train[:, order]).abs().max()) < 1e-9 * (1 + float(expected.train.abs().max()))
 
@@ -93,9 +114,17 @@ def test_the_order_of_rows_plays_no_part(problem, seed):
 def test_plain_descent_goes_on_from_where_it_was(problem, first, second):
     K, cross, y, where, constants, _ = problem
     lr = min(constants["lr"], 1.8 * len(y) / float(torch.linalg.eigvalsh(K)[-1]))
-    whole = gradient_descent(K, y, steps=first + second, lr=lr, k_test=cross, **where)
-    half = gradient_descent(K, y, steps=first, lr=lr, k_test=cross, **where)
-    rest = gradient_descent(K, y, steps=second, lr=lr, k_test=cross, initial=half.train[0], initial_test=half.test[0])
+    whole = gradient_descent(
+        K, y, steps=first + second, sgd=SGDConfig(lr=lr), linearization=Linearization(K_test=cross, **where)
+    )
+    half = gradient_descent(K, y, steps=first, sgd=SGDConfig(lr=lr), linearization=Linearization(K_test=cross, **where))
+    rest = gradient_descent(
+        K,
+        y,
+        steps=second,
+        sgd=SGDConfig(lr=lr),
+        linearization=Linearization(K_test=cross, initial=half.train[0], initial_test=half.test[0]),
+    )
     near(rest, whole)
 
 
@@ -104,10 +133,12 @@ def test_plain_descent_goes_on_from_where_it_was(problem, first, second):
 def test_the_flow_goes_on_from_where_it_was_and_decays_to_its_limit(problem):
     K, cross, y, where, constants, _ = problem
     decay = constants["weight_decay"]
-    whole = gradient_flow(K, y, times=1.1, weight_decay=decay, k_test=cross, **where)
-    half = gradient_flow(K, y, times=0.4, weight_decay=decay, k_test=cross, **where)
+    whole = gradient_flow(K, y, times=1.1, weight_decay=decay, linearization=Linearization(K_test=cross, **where))
+    half = gradient_flow(K, y, times=0.4, weight_decay=decay, linearization=Linearization(K_test=cross, **where))
     later = {**where, "initial": half.train[0], "initial_test": half.test[0]}
-    near(gradient_flow(K, y, times=0.7, weight_decay=decay, k_test=cross, **later), whole)
+    near(gradient_flow(K, y, times=0.7, weight_decay=decay, linearization=Linearization(K_test=cross, **later)), whole)
     if decay:
-        ends = gradient_flow(K, y, times=[math.inf, 2000.0], weight_decay=decay, k_test=cross, **where)
+        ends = gradient_flow(
+            K, y, times=[math.inf, 2000.0], weight_decay=decay, linearization=Linearization(K_test=cross, **where)
+        )
         assert float((ends.test[0] - ends.test[1]).abs().max()) < 1e-8 * (1 + float(ends.test.abs().max()))

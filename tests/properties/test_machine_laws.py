@@ -48,9 +48,9 @@ def test_fitted_values_leave_ridge_times_the_coefficients(problem):
 def test_the_solvers_agree(problem, power):
     x, _, y, weights, ridge, _, _ = problem
     K = np.exp(-(np.abs(x[:, None] - x) ** min(power, 2.0)).sum(-1))
-    want = solve(K, y, ridge, weights=weights)
+    want = solve(K, y, ridge, sample_weight=weights)
     for solver in ("eigen", "cg"):
-        got = solve(K, y, ridge, weights=weights, solver=solver, tolerance=1e-11)
+        got = solve(K, y, ridge, sample_weight=weights, solver=solver, tolerance=1e-11)
         assert got.code.usable
         close(got.coefficients.numpy(), want.coefficients.numpy(), 1e-6)
         assert got.residual < 1e-9

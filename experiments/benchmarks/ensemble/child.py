@@ -10,7 +10,7 @@ import torch
 
 from experiments.benchmarks.ensemble.configs import WORKLOADS
 from experiments.benchmarks.ensemble.engines import ENGINES, problem
-from kernelmem.label_noise.corrupt import corrupt_labels
+from kernelmem.label_noise import corrupt_labels
 from kernelmem.training.datasets import digits
 from kernelmem.training.ensemble.train import Member, Recipe, train_mlps
 

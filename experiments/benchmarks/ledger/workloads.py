@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernelmem.label_noise.corrupt import corrupt_labels
+from kernelmem.label_noise import corrupt_labels
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 

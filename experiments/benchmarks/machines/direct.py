@@ -13,9 +13,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from experiments.benchmarks.audit.child import peak_bytes
 from experiments.benchmarks.machines.configs import OUTPUTS, RIDGE
-from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
-from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
-from kernelmem.kernel_machines.solvers.solve import solve
+from kernelmem.kernel_machines import KernelMachineRegressor, leave_one_out, solve
 
 __all__ = ["ENGINES", "kernel_of_rows"]
 

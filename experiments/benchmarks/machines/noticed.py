@@ -12,7 +12,7 @@ import scipy.linalg
 from sklearn.kernel_ridge import KernelRidge
 
 from experiments.benchmarks.machines.configs import SYSTEMS
-from kernelmem.kernel_machines.estimators.ridge import KernelMachineRegressor
+from kernelmem.kernel_machines import KernelMachineRegressor
 from kernelmem.testing.kernels import INVALID_KINDS, SOLVABLE_KINDS, invalid_system, solvable_system
 
 __all__ = ["LIBRARIES", "count"]

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.benchmarks.audit.child import peak_bytes
 from experiments.benchmarks.machines.configs import NOISE, OUTPUTS
 from experiments.benchmarks.machines.direct import kernel_of_rows
-from kernelmem.kernel_machines.solvers.solve import solve
+from kernelmem.kernel_machines import solve
 
 BLOCK = 1000
 

@@ -1,1 +1,1 @@
-"""."""
+"""Comparison of a trained network with the kernel machines of its run."""

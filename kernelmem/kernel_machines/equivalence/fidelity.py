@@ -1,59 +1,75 @@
-"""How well a kernel machine stands for a network: agreement and relative error on rows that neither was fitted to."""
+"""Fidelity of a surrogate to a network: agreement and relative error of their outputs on held-out rows."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
 
 __all__ = ["Fidelity", "centered", "fidelity", "margin"]
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """Agreement of two sets of outputs on the same rows."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Fidelity(Result):
+    """Agreement of two sets of outputs on the same rows.
 
-    agreement: float  # share of rows with the same argmax
-    agreement_se: float  # binomial standard error, (k + 1)/(n + 2) rule so that it is not 0 at agreement 1
-    relative_error: float  # |machine - network|_F / |network|_F after centering over outputs
+    Attributes:
+        agreement: share of rows with the same argmax.
+        agreement_se: binomial standard error by the (k + 1)/(n + 2) rule, which is not 0 at agreement 1.
+        relative_error: |surrogate − network| / |network| in the Frobenius norm, after centering over outputs.
+        n: number of rows.
+    """
+
+    agreement: float
+    agreement_se: float
+    relative_error: float
     n: int
 
+    def __str__(self) -> str:
+        return (
+            f"agreement of the argmax {self.agreement:.4f} ± {self.agreement_se:.4f}, relative error"
+            f" {self.relative_error:.3g}, on {self.n:,} rows"
+        )
 
-def fidelity(machine: Tensor, network: Tensor) -> Fidelity:
-    """Compare a machine's outputs with the network's: both (m, C).
 
-    agreement = mean 1[argmax machine = argmax network]; relative error = |c(machine) − c(network)| / |c(network)| in
+def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
+    """Compare the outputs of a surrogate (a kernel machine) with those of a network, both (m, C).
+
+    agreement = mean 1[argmax surrogate = argmax network]; relative error = |c(surrogate) − c(network)| / |c(network)| in
     the Frobenius norm, where c subtracts each row's mean over outputs (a constant added to all logits of a row changes
-    no prediction and no softmax).
+    neither the prediction nor the softmax).
 
     Raises:
-        InputError: shapes that differ, no rows.
+        InputError: shapes that differ, no rows, NaN.
 
     >>> import torch
     >>> fidelity(torch.eye(3), torch.eye(3)).agreement
     1.0
     """
-    if machine.shape != network.shape or machine.ndim != 2 or len(machine) == 0:
+    first, second = as_tensor(surrogate, "surrogate"), as_tensor(network, "network")
+    if first.shape != second.shape or first.ndim != 2 or len(first) == 0:
         raise InputError(
-            f"outputs of shape {tuple(machine.shape)} and {tuple(network.shape)}",
+            f"outputs of shape {tuple(first.shape)} and {tuple(second.shape)}",
             expected="the same shape (m, C), m >= 1",
             hint="predict with both on the same rows",
         )
-    same = int((machine.argmax(1) == network.argmax(1)).sum())
-    n = len(machine)
-    smoothed = (same + 1) / (n + 2)
-    gap = float((centered(machine) - centered(network)).norm())
-    size = float(centered(network).norm())
-    return Fidelity(same / n, (smoothed * (1 - smoothed) / n) ** 0.5, gap / size if size else float("inf"), n)
+    n_same = int((first.argmax(1) == second.argmax(1)).sum())
+    n = len(first)
+    smoothed = (n_same + 1) / (n + 2)
+    gap = float((centered(first) - centered(second)).norm())
+    size = float(centered(second).norm())
+    return Fidelity(n_same / n, (smoothed * (1 - smoothed) / n) ** 0.5, gap / size if size else float("inf"), n)
 
 
 def centered(outputs: Tensor) -> Tensor:
-    """Outputs minus their mean over the C outputs of each row: (n, C)."""
+    """Subtract from outputs (n, C) their mean over the C outputs of each row."""
     return outputs - outputs.mean(1, keepdim=True)
 
 
 def margin(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Margin of the given label, f_y − max_{k≠y} f_k: (n, C), (n,) -> (n,).
+    """Return the margin of the given labels, f_y − max_{k≠y} f_k, (n,), of outputs (n, C) and labels (n,).
 
     >>> import torch
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([1]))

@@ -1,28 +1,27 @@
-"""The machines beside the network as values: one line each, a table, a picture."""
+"""Result of the comparison with kernel machines: one line per method, a table, a plot."""
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.result_files import read_result, write_result
+from kernelmem.core.result_files import Result
 from kernelmem.kernel_machines.equivalence.fidelity import Fidelity, fidelity
 from kernelmem.kernel_machines.equivalence.trajectory import KernelMovement
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["MACHINES", "KernelMachineComparison", "MachineFit", "compare"]
+__all__ = ["METHODS", "KernelMachineComparison", "MachineFit", "score_fit"]
 
-# What each is called in tables; the order is that of the tables.
-MACHINES = {
-    "descent_initial": "initial kernel, same descent",
-    "descent_final": "final kernel, same descent",
-    "descent_path": "mean path kernel, same descent",
+# Titles of the methods, in the order of the tables.
+METHODS = {
+    "sgd_initial": "initial kernel, same descent",
+    "sgd_final": "final kernel, same descent",
+    "sgd_path": "mean path kernel, same descent",
     "domingos_constant": "path kernel, coefficients free of x",
     "ridge_initial": "ridge on outputs, initial kernel",
     "ridge_final": "ridge on outputs, final kernel",
@@ -32,21 +31,18 @@ MACHINES = {
     "domingos": "path kernel, coefficients depend on x",
     "exact_ledger": "exact ledger",
 }
-FIGURES = ("kernel_change", "kernel_distance", "limit", "path_error", "cancellation", "n", "steps")
-KIND = "table of equivalent machines 2"
 NULLS = 32  # permutations of the network's outputs
 
 
 @dataclass(frozen=True)
 class MachineFit:
-    """How well one machine stands for the network on rows that it was not fitted to.
+    """How well one kernel machine reproduces the network on rows that it was not fitted to.
 
-    ``status`` is "computed", "diverges" (the figure in ``stability``; of cross-entropy an upper
-    bound, and no descent is refused by it) or "undefined" (``note`` says why); of the last two all
-    figures are NaN.
+    ``status`` is "computed", "diverges" (with ``stability``; for cross-entropy that is an upper bound, and nothing is
+    refused because of it) or "undefined" (``note`` says why). Unless it is "computed", all errors are NaN.
     """
 
-    name: str  # a key of MACHINES
+    name: str  # a key of METHODS
     status: str
     note: str = ""
     rows: int = 0  # test rows that were compared
@@ -54,41 +50,43 @@ class MachineFit:
     agreement: float = math.nan  # share of rows with the same argmax (one output: the same sign)
     agreement_se: float = math.nan  # binomial, (k + 1)/(n + 2) rule
     r2: float = math.nan  # 1 − Σ (machine − network)² / Σ (network − its mean over rows)²
-    null_error: float = math.nan  # the error beside the network's outputs permuted over rows: mean of 32
+    null_error: float = math.nan  # error against the network's outputs permuted over rows: mean of 32
     null_agreement: float = math.nan
-    stability: float = math.nan  # of frozen descent: lr times curvature; it diverges at the limit
-    ridge: float = math.nan  # of a fit, in units of the kernel
-    condition: float = math.nan  # of what was solved
-    residual: float = math.nan  # relative, of the solve; of the ledgers what they leave of the change
+    stability: float = math.nan  # of frozen kernels: lr times curvature; SGD diverges at the limit
+    ridge: float = math.nan  # in units of the kernel
+    condition: float = math.nan  # of the system that was solved
+    residual: float = math.nan  # relative, of the solve; for ledgers the part of the change that they do not explain
 
     @property
     def title(self) -> str:
-        """What it is called in tables."""
-        return MACHINES[self.name]
+        """Title in tables."""
+        return METHODS[self.name]
 
 
-@dataclass(frozen=True, eq=False)
-class KernelMachineComparison:
-    """Which kernel machine a trained network is: one line a machine, and how its kernel moved.
+@dataclass(frozen=True, eq=False, repr=False)
+class KernelMachineComparison(Result):
+    """A trained network compared with the kernel machines of its run, and the movement of its kernel.
 
     Attributes:
-        machines: in the order of :data:`MACHINES`.
+        fits: one per method, in the order of :data:`METHODS`.
         movement: the trace kernel of training rows at checkpoints.
-        predictions: by name, (rows, C) float64; the first rows of the test rows, all of them for most.
-        network: (m, C) the trained network on the test rows.
-        initial: (m, C) the untrained one.
-        kernel_change: |K_T − K_0| / |K_0| of the training rows; NaN where these kernels were not asked for.
+        predictions: by method, (rows, C) float64, of the first ``rows`` test rows (all of them for most methods).
+        network: (m, C) outputs of the trained network on the test rows.
+        initial: (m, C) outputs of the untrained network.
+        kernel_change: |K_T − K_0| / |K_0| of the training rows; NaN unless both kernels were computed.
         kernel_distance: 1 − cosine of their traces; likewise.
-        limit: of the stability of frozen descent.
+        limit: stability limit of the recorded SGD.
         path_error: estimated relative error of the path kernel.
         cancellation: median of Σ|c| / |Σ c| over rows and outputs of the exact ledger.
+        n: training rows.
+        steps: recorded steps.
     """
 
-    machines: tuple[MachineFit, ...]
+    fits: tuple[MachineFit, ...]
     movement: tuple[KernelMovement, ...]
-    predictions: dict[str, Tensor] = field(repr=False)
-    network: Tensor = field(repr=False)
-    initial: Tensor = field(repr=False)
+    predictions: dict[str, Tensor]
+    network: Tensor
+    initial: Tensor
     kernel_change: float
     kernel_distance: float
     limit: float
@@ -98,97 +96,77 @@ class KernelMachineComparison:
     steps: int
 
     def __getitem__(self, name: str) -> MachineFit:
-        """The line of one machine."""
-        return {own.name: own for own in self.machines}[name]
+        """Return the fit of one method."""
+        return {fit.name: fit for fit in self.fits}[name]
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row a machine."""
-        import pandas  # slow to import
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one line per method."""
+        import pandas as pd
 
-        frame = pandas.DataFrame([vars(own) for own in self.machines])
-        frame.insert(1, "title", [own.title for own in self.machines])
+        frame = pd.DataFrame([vars(fit) for fit in self.fits])
+        frame.insert(1, "title", [fit.title for fit in self.fits])
         return frame.set_index("name")
 
-    def movement_frame(self) -> "pandas.DataFrame":
-        """One row a checkpoint."""
-        import pandas  # slow to import
+    def movement_frame(self) -> "pd.DataFrame":
+        """Return one line per checkpoint."""
+        import pandas as pd
 
-        return pandas.DataFrame([vars(own) for own in self.movement]).set_index("step")
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        tensors = {f"predictions.{name}": value for name, value in self.predictions.items()}
-        tensors |= {name: getattr(self, name) for name in ("network", "initial")}
-        figures: dict[str, Any] = {name: getattr(self, name) for name in FIGURES}
-        figures |= {"machines": [vars(own) for own in self.machines], "movement": [vars(own) for own in self.movement]}
-        return write_result(path, KIND, tensors, figures)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "KernelMachineComparison":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        with read_result(path, KIND) as (tensors, figures):
-            machines = tuple(MachineFit(**own) for own in figures["machines"])
-            movement = tuple(KernelMovement(**own) for own in figures["movement"])
-            found = {own.name: tensors.get(f"predictions.{own.name}") for own in machines}
-            predictions = {name: value for name, value in found.items() if value is not None}
-            common = {name: figures[name] for name in FIGURES}
-            return cls(machines, movement, predictions, tensors["network"], tensors["initial"], **common)
+        return pd.DataFrame([vars(moved) for moved in self.movement]).set_index("step")
 
     def plot(self) -> "Figure":
-        """Errors of the machines beside their nulls on a logarithmic axis, and the kernel's movement along the run."""
-        from kernelmem.plotting.equivalence import comparison_figure  # matplotlib is slow to import
+        """Plot errors and null errors on a logarithmic axis, and the movement of the kernel along the run."""
+        from kernelmem.plotting.equivalence import comparison_figure
 
-        return comparison_figure(self.machines, self.movement)
+        return comparison_figure(self.fits, self.movement)
 
     def __str__(self) -> str:
         m, C = self.network.shape
-        rows = [
-            f"kernel machines beside a network: {self.n:,} training rows, {m:,} test rows, {C} output{'s' * (C != 1)},"
-            f" {self.steps:,} steps",
-            f"{'machine':<40}{'rel. error':>12}{'null':>8}{'agreement':>16}{'null':>8}{'R²':>9}",
+        lines = [
+            f"network compared with kernel machines: {self.n:,} training rows, {m:,} test rows,"
+            f" {C} output{'s' * (C != 1)}, {self.steps:,} steps",
+            f"{'method':<40}{'rel. error':>12}{'null':>8}{'agreement':>16}{'null':>8}{'R²':>9}",
         ]
-        for own in self.machines:
-            line = f"{own.title:<40}"
-            if own.status == "computed":
-                agreement = f"{own.agreement:.3f} ± {own.agreement_se:.3f}"
+        for fit in self.fits:
+            line = f"{fit.title:<40}"
+            if fit.status == "computed":
+                agreement = f"{fit.agreement:.3f} ± {fit.agreement_se:.3f}"
                 line += (
-                    f"{own.error:>12.2g}{own.null_error:>8.2g}{agreement:>16}{own.null_agreement:>8.2f}{own.r2:>9.4f}"
+                    f"{fit.error:>12.2g}{fit.null_error:>8.2g}{agreement:>16}{fit.null_agreement:>8.2f}{fit.r2:>9.4f}"
                 )
-                line += f"   on {own.rows} rows" if own.rows < m else ""
-            elif own.status == "diverges":
-                line += f"  diverges: {own.note}"
+                line += f"   on {fit.rows} rows" if fit.rows < m else ""
             else:
-                line += f"  undefined: {own.note}"
-            rows.append(line)
+                line += f"  {fit.status}: {fit.note}"
+            lines.append(line)
         if not math.isnan(self.kernel_change):
-            rows.append(
-                f"the kernel moved by {self.kernel_change:.3g} of its size, its direction by {self.kernel_distance:.3g}:"
-                " near 0 where training is lazy"
+            lines.append(
+                f"relative change of the kernel {self.kernel_change:.3g}, of its direction {self.kernel_distance:.3g}"
+                " (near 0 in lazy training)"
             )
         if self.movement:
-            rows.append(f"{'step':>8}{'distance':>12}{'change':>10}{'velocity':>12}{'alignment':>12}{'null':>16}")
-            rows += [
-                f"{own.step:>8}{own.distance:>12.3g}{own.change:>10.3g}{own.velocity:>12.2g}{own.alignment:>12.3f}"
-                f"{f'{own.null_alignment:.3f} ± {own.null_spread:.3f}':>16}"
-                for own in self.movement
+            lines.append(f"{'step':>8}{'distance':>12}{'change':>10}{'velocity':>12}{'alignment':>12}{'null':>16}")
+            table = [
+                f"{moved.step:>8}{moved.distance:>12.3g}{moved.change:>10.3g}{moved.velocity:>12.2g}"
+                f"{moved.alignment:>12.3f}{f'{moved.null_alignment:.3f} ± {moved.null_spread:.3f}':>16}"
+                for moved in self.movement
             ]
-        return "\n".join(rows)
+            shown = 39 - len(lines)
+            lines += table if len(table) <= shown else [*table[: shown - 2], f"{'...':>8}", table[-1]]
+        return "\n".join(lines)
 
 
-def compare(name: str, found: Tensor, network: Tensor, initial: Tensor, *, seed: int, **more: Any) -> MachineFit:
-    """Hold a machine's outputs (rows, C) against the network's on the same rows, and against permuted ones."""
-    rows = len(found)
+def score_fit(
+    name: str, predictions: Tensor, network: Tensor, initial: Tensor, *, seed: int, **diagnostics: float
+) -> MachineFit:
+    """Compare a machine's outputs (rows, C) with the network's on the same rows, and with permuted ones."""
+    rows = len(predictions)
     network, initial = network[:rows], initial[:rows]
     size = float((network - initial).norm())
-    error = float((found - network).norm())
-    spread = float((network - network.mean(0)).square().sum())
-    same = _agreement(found, network)
+    error = float((predictions - network).norm())
+    variance = float((network - network.mean(0)).square().sum())
+    same = _agreement(predictions, network)
     generator = torch.Generator().manual_seed(seed)
-    others = [network[torch.randperm(rows, generator=generator)] for _ in range(NULLS)]
+    permuted = [network[torch.randperm(rows, generator=generator)] for _ in range(NULLS)]
+    null_error = sum(float((predictions - other).norm()) for other in permuted) / NULLS
     return MachineFit(
         name,
         "computed",
@@ -196,15 +174,15 @@ def compare(name: str, found: Tensor, network: Tensor, initial: Tensor, *, seed:
         error=error / size if size else math.inf,
         agreement=same.agreement,
         agreement_se=same.agreement_se,
-        r2=1 - error**2 / spread if spread else math.nan,
-        null_error=sum(float((found - other).norm()) for other in others) / NULLS / size if size else math.nan,
-        null_agreement=sum(_agreement(found, other).agreement for other in others) / NULLS,
-        **more,
+        r2=1 - error**2 / variance if variance else math.nan,
+        null_error=null_error / size if size else math.nan,
+        null_agreement=sum(_agreement(predictions, other).agreement for other in permuted) / NULLS,
+        **diagnostics,
     )
 
 
 def _agreement(first: Tensor, second: Tensor) -> Fidelity:
-    """Of the argmax; one output is read as two, −f and f, so that the sign decides."""
+    """Return the fidelity of the argmax; one output f counts as the two outputs −f and f, so that its sign decides."""
     if first.shape[1] == 1:
-        first, second = (torch.cat([-own, own], 1) for own in (first, second))
+        first, second = (torch.cat([-outputs, outputs], 1) for outputs in (first, second))
     return fidelity(first, second)

@@ -1,1 +1,1 @@
-"""."""
+"""scikit-learn estimators of kernel machines, and kernels for them."""

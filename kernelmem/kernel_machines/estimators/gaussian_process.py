@@ -8,13 +8,14 @@ import torch
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
+from kernelmem.core.checks import ArrayLike, as_number
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernel_machines.estimators.base import KernelEstimator, diagonal_of, noticed, prior_outputs
 from kernelmem.kernel_machines.estimators.precomputed_kernel import as_array
 from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspected
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
-from kernelmem.kernel_machines.solvers.solve import above_rounding, as_ridge, factorized, solve
+from kernelmem.kernel_machines.solvers.solve import above_rounding, factorized, solve
 
 __all__ = ["KernelMachineGP"]
 
@@ -84,7 +85,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         targets = y.astype(np.float64).reshape(len(y), -1)
         self._resolve_gamma(X)
         change = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1]))
-        ridge = as_ridge(self.ridge)
+        ridge = as_number(self.ridge, "ridge")
         K = self._gram(X)
         self._factor, self.solution_ = _condition(K, change, ridge)
         self.dual_coef_ = self.solution_.coefficients.numpy()
@@ -96,14 +97,22 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self._keep(X)
         return self
 
-    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False, self_kernel: Any = None) -> Any:
-        """Posterior mean, (m,) or (m, C) as y was; with ``return_std`` also the standard deviation of f, (m,).
+    def predict(
+        self,
+        X: ArrayLike,
+        return_std: bool = False,
+        return_cov: bool = False,
+        K_test_diag: ArrayLike | None = None,
+        K_test_test: ArrayLike | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return the posterior mean, (m,) or (m, C) as y was; with ``return_std`` also the standard deviation of f, (m,).
 
-        ``return_cov`` gives the covariance (m, m) instead. With a precomputed kernel X is (m, n), and ``self_kernel`` the
-        kernel of the rows with themselves: (m,), its diagonal, for the standard deviation, (m, m) for the covariance.
+        ``return_cov`` returns the covariance (m, m) instead. With a precomputed kernel X is (m, n), and the kernel of the
+        test rows with themselves is needed: its diagonal ``K_test_diag`` (m,) for the standard deviation, all of it,
+        ``K_test_test`` (m, m), for the covariance.
 
         Raises:
-            InputError: both, or ``self_kernel`` missing.
+            InputError: both, or the kernel of the test rows missing.
         """
         if return_std and return_cov:
             raise InputError("return_std and return_cov", expected="one of them", hint="take std from the covariance")
@@ -118,26 +127,30 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
                 expected="a covariance, positive semidefinite, for a variance",
                 hint="add a constant to the kernel, on test rows too; the mean alone is defined",
             )
-        own = self._own(X, self_kernel, whole=return_cov)
+        prior = self._prior_covariance(X, K_test_test if return_cov else K_test_diag, full=return_cov)
         white = self._factor.whiten(torch.from_numpy(K)).numpy()  # (r, m)
         if return_cov:
-            return mean, own - white.T @ white
-        return mean, np.sqrt(np.maximum(own - np.square(white).sum(0), 0.0))
+            return mean, prior - white.T @ white
+        return mean, np.sqrt(np.maximum(prior - np.square(white).sum(0), 0.0))
 
-    def _own(self, X: Any, given: Any, *, whole: bool) -> np.ndarray:
-        shape = (X.shape[0], X.shape[0]) if whole else (X.shape[0],)
+    def _prior_covariance(self, X: np.ndarray, given: ArrayLike | None, *, full: bool) -> np.ndarray:
+        """Return K(X, X), (m, m), or its diagonal, (m,)."""
+        shape = (X.shape[0], X.shape[0]) if full else (X.shape[0],)
+        name = "K_test_test" if full else "K_test_diag"
         if given is None and isinstance(self.kernel, str) and self.kernel == "precomputed":
             raise InputError(
-                "no self_kernel, with kernel='precomputed'",
-                expected=f"the kernel of these rows with themselves, {shape}",
-                hint="pass predict(K_test, return_std=True, self_kernel=diagonal)",
+                f"{name}=None with kernel='precomputed'",
+                expected=f"the kernel of the test rows with themselves, {shape}",
+                hint="pass predict(K_test, return_std=True, K_test_diag=diagonal)",
             )
         if given is None:
-            return np.asarray(self._gram(X), dtype=np.float64) if whole else diagonal_of(self._gram, X)
-        own = np.asarray(as_array(given), dtype=np.float64)
-        if own.shape != shape:
-            raise InputError(f"self_kernel of shape {own.shape}", expected=f"{shape}", hint="match it to the rows of X")
-        return own
+            return np.asarray(self._gram(X), dtype=np.float64) if full else diagonal_of(self._gram, X)
+        covariance = np.asarray(as_array(given), dtype=np.float64)
+        if covariance.shape != shape:
+            raise InputError(
+                f"{name} of shape {covariance.shape}", expected=f"{shape}", hint="match it to the rows of X"
+            )
+        return covariance
 
 
 class _Inverse:

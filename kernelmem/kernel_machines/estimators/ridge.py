@@ -7,6 +7,7 @@ import torch
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from kernelmem.core.checks import as_number
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.estimators.base import (
     KernelEstimator,
@@ -20,7 +21,7 @@ from kernelmem.kernel_machines.model_selection.gcv import choose_weighted_ridge
 from kernelmem.kernel_machines.solvers.diagnosis import inspect
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Solution
-from kernelmem.kernel_machines.solvers.solve import as_ridge, solve
+from kernelmem.kernel_machines.solvers.solve import solve
 
 __all__ = ["KernelMachineClassifier", "KernelMachineRegressor"]
 
@@ -57,14 +58,16 @@ class _Ridge(KernelEstimator):
         change = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
         K = self._gram(X)
         self.ridge_ = self._choose(K, change, weights)
-        solution = solve(K, change, self.ridge_, solver=self.solver, weights=weights, **(self.solver_params or {}))  # type: ignore[arg-type]
+        solution = solve(
+            K, change, self.ridge_, solver=self.solver, sample_weight=weights, **(self.solver_params or {})
+        )  # type: ignore[arg-type]
         self.solution_: Solution = noticed(solution)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self._keep(X)
 
     def _choose(self, K: Any, targets: np.ndarray, weights: np.ndarray | None) -> float:
         if not isinstance(self.ridge, str):
-            return as_ridge(self.ridge)
+            return as_number(self.ridge, "ridge")
         if self.ridge not in ("loo", "gcv"):
             raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', hint='pass ridge="loo"')
         system = as_system(K)

@@ -1,1 +1,1 @@
-"""."""
+"""Training of the linearized network in function space."""

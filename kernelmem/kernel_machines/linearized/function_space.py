@@ -1,122 +1,153 @@
-r"""Linearized training in function space: what is read (kernel, targets, where training starts) and what is found.
+r"""Linearized network in function space: inputs, layout of the kernel, and results of training.
 
-Weights that are trained by gradients never leave s w_0 + {J(X)ᵀ a}: s is 1 without weight decay, a one number for each
-training row and output. With Θ = J Jᵀ the outputs of the linearized network at such weights are
+Gradient-based training keeps the weights in s w_0 + {J(X)ᵀ a}, where s is 1 without weight decay and a has one number for
+each training row and output. With Θ = J Jᵀ the outputs of the linearized network at such weights are
 
     f(x) = f_0(x) + Θ(x, X) a + (s − 1) J(x) w_0,    J(x) w_0 = f_0(x) − origin(x),
 
-where the origin is what the linearized network gives at zero weights.
+where the origin is the output of the linearized network at zero weights.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, as_square_kernel, as_tensor
+from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
 
-__all__ = ["FunctionSpace", "LinearizedTraining", "as_matrix", "as_moments", "function_space"]
+__all__ = ["FunctionSpace", "Linearization", "LinearizedTraining", "as_matrix", "as_times", "function_space"]
+
+SHOWN = 30  # times that the summary lists
+
+
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """The network at the weights w_0 where it is linearized, on n training and m test rows.
+
+    Attributes:
+        initial: (n, C) outputs f_0 on the training rows; None: zeros.
+        origin: (n, C) outputs f_0 − J w_0 of the linearized network at zero weights; needed with weight decay.
+        K_test: kernel Θ(x_test, X), (m, n), (m, n, C, C) or (mC, nC); None: no outputs on test rows.
+        initial_test: (m, C) outputs f_0 on the test rows; None: zeros.
+        origin_test: (m, C) outputs f_0 − J w_0 on the test rows; needed with weight decay and ``K_test``.
+    """
+
+    initial: ArrayLike | None = None
+    origin: ArrayLike | None = None
+    K_test: ArrayLike | None = None
+    initial_test: ArrayLike | None = None
+    origin_test: ArrayLike | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearizedTraining(Result):
-    """The linearized network at S moments of its training: float64.
+    """The linearized network at S times of its training, in float64.
 
     Attributes:
-        moments: S numbers: steps taken, or time (learning rate times steps) of gradient flow; infinity is the limit.
+        times: S numbers: steps taken, or time (learning rate times steps) of gradient flow; infinity is the limit.
         train: (S, n, C) outputs on the training rows.
-        test: (S, m, C) outputs on the test rows; None where no k_test was given.
+        test: (S, m, C) outputs on the test rows; None without ``K_test``.
         coefficients: (S, n, C) a, so that f = f_0 + K a + (scale − 1)(f_0 − origin).
-        scale: (S,) s, what weight decay left of the initial weights; 1 without.
-        stability: learning rate times curvature: lr (κ_max / n + weight_decay), the curvature of cross-entropy taken as 1/2,
-            which is its largest; 0 of gradient flow. At ``limit`` or above, descent on the squared error diverges.
-        limit: of the stability: 2 of plain descent.
+        scale: (S,) s, the factor of the initial weights that weight decay leaves; 1 without weight decay.
+        stability: learning rate times curvature, lr (κ_max / n + weight_decay); the curvature of cross-entropy is taken as
+            its maximum 1/2; 0 for gradient flow. SGD on the squared error diverges at ``limit`` or above.
+        limit: stability limit; 2 without momentum.
         largest: κ_max, the largest eigenvalue of the kernel.
-        condition: κ_max over the smallest eigenvalue above rounding; infinite where it was not computed (recursions).
-        residual: how far the last of the moments is from its own equation, evaluated with the kernel itself, relative to the
-            first gradient: rounding.
+        condition: κ_max over the smallest eigenvalue above rounding; infinite for step-by-step training, where it is not
+            computed.
+        residual: error of the last time in its own equation, evaluated with the kernel, relative to the first gradient.
+        full: True if the kernel couples outputs.
     """
 
-    moments: tuple[float, ...]
-    train: Tensor = field(repr=False)
-    test: Tensor | None = field(repr=False)
-    coefficients: Tensor = field(repr=False)
-    scale: Tensor = field(repr=False)
+    times: tuple[float, ...]
+    train: Tensor
+    test: Tensor | None
+    coefficients: Tensor
+    scale: Tensor
     stability: float
     limit: float
     largest: float
     condition: float
     residual: float
-    _full: bool = field(repr=False, default=False)
+    full: bool = False
 
-    def predict(self, k_test: Any, *, initial: Any = None, origin: Any = None) -> Tensor:
-        """Outputs on other rows, (S, m, C), from their kernel with the training rows and their own initial outputs.
+    def predict(
+        self, K_test: ArrayLike, *, initial: ArrayLike | None = None, origin: ArrayLike | None = None
+    ) -> Tensor:
+        """Return outputs on other rows, (S, m, C), from their kernel with the training rows.
+
+        Args:
+            K_test: as in :class:`Linearization`.
+            initial: (m, C) outputs f_0 of these rows; None: zeros.
+            origin: (m, C) outputs f_0 − J w_0 of these rows; needed with weight decay.
 
         Raises:
             InputError: shapes that do not fit; weight decay without ``origin``.
         """
         S, n, C = self.coefficients.shape
-        K = _cross(k_test, n, C, self._full).to(self.coefficients.device)
-        m = len(K) // C if self._full else len(K)
-        start = _outputs(initial, m, C, "initial").to(K)
+        K = _as_test_kernel(K_test, n, C, self.full).to(self.coefficients.device)
+        m = len(K) // C if self.full else len(K)
+        f0 = _outputs(initial, m, C, "initial").to(K)
         if origin is None and bool((self.scale != 1).any()):
-            raise _no_origin("rows to predict")
-        pull = start - _outputs(origin, m, C, "origin").to(K) if origin is not None else torch.zeros_like(start)
-        found = K @ self.coefficients.reshape(S, K.shape[1], -1)
-        return start + found.reshape(S, m, C) + (self.scale - 1)[:, None, None] * pull
+            raise _missing_origin("rows to predict")
+        Jw0 = f0 - _outputs(origin, m, C, "origin").to(K) if origin is not None else torch.zeros_like(f0)
+        change = (K @ self.coefficients.reshape(S, K.shape[1], -1)).reshape(S, m, C)
+        return f0 + change + (self.scale - 1)[:, None, None] * Jw0
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One line for each moment, part ("train" or "test"), row and output: its value."""
-        import pandas  # slow to import
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one line per time, part ("train" or "test"), row and output, with its value."""
+        import pandas as pd
 
-        parts = {"train": self.train, "test": self.test}
-        lines = []
-        for part, values in parts.items():
+        tables = []
+        for part, values in {"train": self.train, "test": self.test}.items():
             if values is not None:
-                places = [self.moments, [part], range(values.shape[1]), range(values.shape[2])]
-                index = pandas.MultiIndex.from_product(places, names=["moment", "part", "row", "output"])
-                lines.append(pandas.DataFrame({"value": values.flatten().cpu().numpy()}, index=index).reset_index())
-        return pandas.concat(lines, ignore_index=True)
+                levels = [self.times, [part], range(values.shape[1]), range(values.shape[2])]
+                index = pd.MultiIndex.from_product(levels, names=["time", "part", "row", "output"])
+                tables.append(pd.DataFrame({"value": values.flatten().cpu().numpy()}, index=index).reset_index())
+        return pd.concat(tables, ignore_index=True)
 
     def __str__(self) -> str:
         _, n, C = self.train.shape
-        rows = [
+        lines = [
             f"linearized training of {n:,} rows, {C} output{'s' * (C != 1)}: learning rate times curvature"
             f" {self.stability:.3g} (limit {self.limit:.3g}), condition {self.condition:.2g}, residual {self.residual:.1g}",
-            f"{'moment':>12}{'|coefficients|':>18}",
+            f"{'time':>12}{'|coefficients|':>18}",
         ]
-        sizes = self.coefficients.flatten(1).norm(dim=1).tolist()
-        rows += [f"{t:>12g}{size:>18.4g}" for t, size in zip(self.moments, sizes, strict=True)]
-        return "\n".join(rows)
+        norms = self.coefficients.flatten(1).norm(dim=1).tolist()
+        table = [f"{t:>12g}{norm:>18.4g}" for t, norm in zip(self.times, norms, strict=True)]
+        if len(table) > SHOWN:
+            table = [*table[: SHOWN - 2], f"{'...':>12}", table[-1]]
+        return "\n".join(lines + table)
 
 
 @dataclass(frozen=True, eq=False)
 class FunctionSpace:
-    """Kernel, targets and starting point, the kernel as one matrix (N, N) that acts on N x k numbers.
+    """Kernel, targets and initial outputs, with the kernel as one matrix (N, N) acting on (N, k) coefficients.
 
-    A kernel (n, n) acts on each of C outputs by itself: N = n, k = C. A full one has N = n C, k = 1. ``fold`` makes (N, k)
-    of (n, C), ``unfold`` the reverse; both are views.
+    A kernel (n, n) acts on each of C outputs by itself: N = n, k = C. A full kernel has N = n C, k = 1. ``fold`` reshapes
+    (n, C) to (N, k), ``unfold`` reverses it; both are views.
     """
 
     matrix: Tensor  # (N, N)
     targets: Tensor  # (n, C), or labels (n,) for a loss that takes them
-    initial: Tensor  # (n, C)
-    pull: Tensor  # (n, C): J w_0 = f_0 − origin; zeros where no origin was given
-    cross: Tensor | None  # (M, N)
+    initial: Tensor  # (n, C), f_0
+    Jw0: Tensor  # (n, C), J w_0 = f_0 − origin; zeros without an origin
+    K_test: Tensor | None  # (M, N)
     initial_test: Tensor | None  # (m, C)
-    pull_test: Tensor | None  # (m, C)
+    Jw0_test: Tensor | None  # (m, C)
     full: bool
 
     @property
     def n(self) -> int:
-        """Training rows."""
+        """Number of training rows."""
         return self.initial.shape[0]
 
     @property
@@ -125,172 +156,171 @@ class FunctionSpace:
         return self.initial.shape[1]
 
     def fold(self, values: Tensor) -> Tensor:
-        """(..., n, C) -> (..., N, k)."""
+        """Reshape (..., n, C) to (..., N, k)."""
         return values.reshape(*values.shape[:-2], len(self.matrix), -1)
 
     def unfold(self, values: Tensor) -> Tensor:
-        """(..., N, k) -> (..., n, C)."""
+        """Reshape (..., N, k) to (..., n, C)."""
         return values.reshape(*values.shape[:-2], self.n, self.n_outputs)
 
     def columns(self, index: Tensor) -> Tensor:
-        """Of training rows ``index`` (B,), the columns of the matrix."""
+        """Return the columns of the matrix that belong to training rows ``index`` (B,)."""
         if not self.full:
             return index
         C = self.n_outputs
         return (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
 
-    def outputs(self, coefficients: Tensor, shrunk: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Outputs on training and test rows for coefficients (S, N, k) and s − 1 (S,)."""
-        away = shrunk[:, None, None]
-        train = self.initial + self.unfold(self.matrix @ coefficients) + away * self.pull
-        if self.cross is None or self.initial_test is None or self.pull_test is None:
+    def outputs(self, coefficients: Tensor, s_minus_1: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return outputs on training and test rows for coefficients (S, N, k) and s − 1 (S,)."""
+        shrinkage = s_minus_1[:, None, None]
+        train = self.initial + self.unfold(self.matrix @ coefficients) + shrinkage * self.Jw0
+        if self.K_test is None or self.initial_test is None or self.Jw0_test is None:
             return train, None
-        found = (self.cross @ coefficients).reshape(len(shrunk), *self.initial_test.shape)
-        return train, self.initial_test + found + away * self.pull_test
+        change = (self.K_test @ coefficients).reshape(len(s_minus_1), *self.initial_test.shape)
+        return train, self.initial_test + change + shrinkage * self.Jw0_test
 
 
 def function_space(
-    kernel: Any,
-    y: Any,
-    *,
-    initial: Any,
-    origin: Any,
-    k_test: Any,
-    initial_test: Any,
-    origin_test: Any,
-    decay: bool,
-    one_hot: bool = True,
+    kernel: ArrayLike, y: ArrayLike, linearization: Linearization | None, *, decay: bool, one_hot: bool = True
 ) -> FunctionSpace:
-    """Check what was given and lay it out; ``one_hot``: labels become one-hot rows (squared error).
+    """Check kernel, targets and linearization, and arrange them as one linear system.
+
+    Args:
+        kernel: (n, n), (n, n, C, C) or (nC, nC).
+        y: targets (n, C) or (n,), or integer labels (n,).
+        linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
+        decay: True if weights decay, so that the origin is needed.
+        one_hot: turn labels into one-hot rows (squared error).
 
     Raises:
         InputError: shapes that do not fit, NaN; weight decay without the outputs at zero weights.
         NumericalError: an asymmetric kernel.
     """
-    start = None if initial is None else _two_dimensional(initial, "initial")
-    targets = _targets(y, None if start is None else start.shape[1])
-    C = start.shape[1] if start is not None else _width(targets)
+    given = linearization or Linearization()
+    initial = None if given.initial is None else _two_dimensional(given.initial, "initial")
+    targets = _targets(y, None if initial is None else initial.shape[1])
+    C = initial.shape[1] if initial is not None else _n_outputs(targets)
     n = len(targets)
     matrix = as_matrix(kernel, n, C)
     full = len(matrix) != n
     device = matrix.device
     if one_hot and targets.ndim == 1:
         targets = torch.nn.functional.one_hot(targets, C).double()
-    start = _outputs(start, n, C, "initial").to(device)
-    if decay and origin is None:
-        raise _no_origin("the training rows")
-    pull = start - _outputs(origin, n, C, "origin").to(device) if origin is not None else torch.zeros_like(start)
-    cross = first = pull_test = None
-    if k_test is not None:
-        cross = _cross(k_test, n, C, full).to(device)
-        m = len(cross) // C if full else len(cross)
-        first = _outputs(initial_test, m, C, "initial_test").to(device)
-        if decay and origin_test is None:
-            raise _no_origin("the test rows")
-        pull_test = torch.zeros_like(first)
-        if origin_test is not None:
-            pull_test = first - _outputs(origin_test, m, C, "origin_test").to(device)
-    return FunctionSpace(matrix, targets.to(device), start, pull, cross, first, pull_test, full)
+    f0 = _outputs(initial, n, C, "initial").to(device)
+    if decay and given.origin is None:
+        raise _missing_origin("the training rows")
+    Jw0 = torch.zeros_like(f0) if given.origin is None else f0 - _outputs(given.origin, n, C, "origin").to(device)
+    K_test = f0_test = Jw0_test = None
+    if given.K_test is not None:
+        K_test = _as_test_kernel(given.K_test, n, C, full).to(device)
+        m = len(K_test) // C if full else len(K_test)
+        f0_test = _outputs(given.initial_test, m, C, "initial_test").to(device)
+        if decay and given.origin_test is None:
+            raise _missing_origin("the test rows")
+        Jw0_test = torch.zeros_like(f0_test)
+        if given.origin_test is not None:
+            Jw0_test = f0_test - _outputs(given.origin_test, m, C, "origin_test").to(device)
+    return FunctionSpace(matrix, targets.to(device), f0, Jw0, K_test, f0_test, Jw0_test, full)
 
 
-def as_matrix(kernel: Any, n: int, C: int) -> Tensor:
-    """A kernel of n rows as a symmetric float64 matrix: (n, n) as it is; (n, n, C, C) as (nC, nC), row i C + c.
+def as_matrix(kernel: ArrayLike, n: int, C: int) -> Tensor:
+    """Return a kernel of n rows as a symmetric float64 matrix: (n, n) as it is; (n, n, C, C) as (nC, nC), row i C + c.
 
     Raises:
         InputError: another shape. NumericalError: asymmetric.
     """
-    found = as_tensor(kernel, "kernel", dtype=torch.float64)
-    if found.shape == (n, n, C, C):
-        found = found.transpose(1, 2).reshape(n * C, n * C)
-    if tuple(found.shape) not in {(n, n), (n * C, n * C)}:
+    K = as_tensor(kernel, "kernel", dtype=torch.float64)
+    if K.shape == (n, n, C, C):
+        K = K.transpose(1, 2).reshape(n * C, n * C)  # axes (i, j, c, d) -> (i, c, j, d)
+    if tuple(K.shape) not in {(n, n), (n * C, n * C)}:
         raise InputError(
-            f"kernel of shape {tuple(found.shape)} for {n} rows and {C} outputs",
+            f"kernel of shape {tuple(K.shape)} for {n} rows and {C} outputs",
             expected=f"({n}, {n}), which acts on each output by itself, ({n}, {n}, {C}, {C}), or ({n * C}, {n * C})",
-            hint='pass km.ntk(model, x, outputs="full"); of a kernel (n, C, n, C) pass kernel.reshape(n * C, n * C)',
+            hint='pass km.ntk(model, x, outputs="full"); reshape a kernel (n, C, n, C) with kernel.reshape(n * C, n * C)',
         )
-    return as_square_kernel(found)
+    return as_square_kernel(K)
 
 
-def as_moments(values: Any, name: str, *, whole: bool) -> tuple[float, ...]:
-    """Read moments of training: one number or several, >= 0; infinity is taken where a limit exists.
+def as_times(values: float | Iterable[float] | None, name: str, *, whole: bool) -> tuple[float, ...]:
+    """Return training times or numbers of steps: one or several numbers >= 0, where infinity means the limit.
 
     Raises:
-        InputError: none, negative, NaN, or fractions of steps.
+        InputError: empty, negative, NaN, or fractions of steps.
     """
     try:
-        found = tuple(float(value) for value in ([values] if isinstance(values, int | float) else values))
+        times = tuple(float(t) for t in ([values] if isinstance(values, int | float) else values))  # type: ignore[union-attr]
     except (TypeError, ValueError):
-        found = ()
-    good = all(t >= 0 and (not whole or t == math.inf or t == int(t)) for t in found)
-    if not found or not good:
+        times = ()
+    valid = all(t >= 0 and (not whole or t == math.inf or t == int(t)) for t in times)
+    if not times or not valid:
         raise InputError(
             f"{name}={values!r}",
             expected=f"one or more {'whole ' if whole else ''}numbers >= 0",
             hint=f"pass {name}=100, or {name}=[1, 10, 100]",
         )
-    return found
+    return times
 
 
-def _targets(y: Any, C: int | None) -> Tensor:
-    found = as_tensor(y, "y")
-    if found.ndim == 1 and not found.is_floating_point():
-        return as_labels(found, "y", n_classes=C)
-    targets = _two_dimensional(found, "y")
+def _targets(y: ArrayLike, C: int | None) -> Tensor:
+    tensor = as_tensor(y, "y")
+    if tensor.ndim == 1 and not tensor.is_floating_point():
+        return as_labels(tensor, "y", n_classes=C)
+    targets = _two_dimensional(tensor, "y")
     if C is not None and targets.shape[1] != C:
         raise InputError(
-            f"y of shape {tuple(found.shape)} beside initial outputs with {C} columns",
-            expected="as many outputs in both",
+            f"y of shape {tuple(tensor.shape)} and initial outputs with {C} columns",
+            expected="the same number of outputs in both",
             hint="pass targets (n, C), or integer labels (n,)",
         )
     return targets
 
 
-def _width(targets: Tensor) -> int:
+def _n_outputs(targets: Tensor) -> int:
     return targets.shape[1] if targets.ndim == 2 else max(2, int(targets.max()) + 1)
 
 
-def _two_dimensional(values: Any, name: str) -> Tensor:
-    found = as_tensor(values, name)
-    if found.ndim not in (1, 2) or found.is_complex() or found.numel() == 0:
+def _two_dimensional(values: ArrayLike, name: str) -> Tensor:
+    tensor = as_tensor(values, name)
+    if tensor.ndim not in (1, 2) or tensor.is_complex() or tensor.numel() == 0:
         raise InputError(
-            f"{name} of shape {tuple(found.shape)} and dtype {found.dtype}".replace("torch.", ""),
+            f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}".replace("torch.", ""),
             expected="real numbers (n, C), or (n,) for one output",
             hint="give one row for each training row",
         )
-    return found.to(torch.float64).reshape(len(found), -1)
+    return tensor.to(torch.float64).reshape(len(tensor), -1)
 
 
-def _outputs(values: Any, n: int, C: int, name: str) -> Tensor:
-    """(n, C); zeros where none were given."""
+def _outputs(values: ArrayLike | None, n: int, C: int, name: str) -> Tensor:
+    """Return outputs as (n, C) float64; zeros for None."""
     if values is None:
         return torch.zeros(n, C, dtype=torch.float64)
-    found = _two_dimensional(values, name)
-    if tuple(found.shape) != (n, C):
+    outputs = _two_dimensional(values, name)
+    if tuple(outputs.shape) != (n, C):
         raise InputError(
-            f"{name} of shape {tuple(found.shape)}",
+            f"{name} of shape {tuple(outputs.shape)}",
             expected=f"({n}, {C}): outputs of the same rows",
             hint="compute it on the rows of the kernel, in their order",
         )
-    return found
+    return outputs
 
 
-def _cross(k_test: Any, n: int, C: int, full: bool) -> Tensor:
-    found = as_tensor(k_test, "k_test", dtype=torch.float64)
-    if found.ndim == 4 and full and found.shape[1:] == (n, C, C):
-        found = found.transpose(1, 2).reshape(-1, n * C)
-    wide = n * C if full else n
-    if found.ndim != 2 or found.shape[1] != wide or len(found) == 0 or (full and len(found) % C):
+def _as_test_kernel(K_test: ArrayLike, n: int, C: int, full: bool) -> Tensor:
+    K = as_tensor(K_test, "K_test", dtype=torch.float64)
+    if K.ndim == 4 and full and K.shape[1:] == (n, C, C):
+        K = K.transpose(1, 2).reshape(-1, n * C)  # axes (i, j, c, d) -> (i, c, j, d)
+    n_columns = n * C if full else n
+    if K.ndim != 2 or K.shape[1] != n_columns or len(K) == 0 or (full and len(K) % C):
         raise InputError(
-            f"k_test of shape {tuple(found.shape)}",
+            f"K_test of shape {tuple(K.shape)}",
             expected=f"(m, {n}, {C}, {C}) or (m·{C}, {n * C})" if full else f"(m, {n}): test rows first",
-            hint="compute it as the kernel was, e.g. km.ntk(model, x_test, x_train, outputs=...)",
+            hint="compute it like the kernel, e.g. km.ntk(model, x_test, x_train, outputs=...)",
         )
-    return found
+    return K
 
 
-def _no_origin(where: str) -> InputError:
+def _missing_origin(rows: str) -> InputError:
     return InputError(
-        f"weight decay without the outputs at zero weights of {where}",
-        expected="origin= and, with k_test, origin_test=: f_0(x) − J(x) w_0, what the linearized network gives at w = 0",
+        f"weight decay without the outputs at zero weights of {rows}",
+        expected="origin= and, with K_test, origin_test=: f_0(x) − J(x) w_0, the linearized network at w = 0",
         hint="compute J(x) w_0 by a Jacobian-vector product along the decayed weights (zeros for the others)",
     )

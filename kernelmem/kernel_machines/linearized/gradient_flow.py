@@ -1,245 +1,212 @@
-r"""Exact training dynamics of the linearized network, in function space: what gradients make of a kernel that stands still.
+r"""Exact training of the linearized network in function space: gradient flow and full-batch gradient descent.
 
 For f(x; w) = f_0(x) + J(x)(w − w_0), Θ = J Jᵀ on n training rows with eigenpairs (κ_j, u_j), loss (1/2n) Σ_i |f(x_i) − y_i|²:
 
     gradient flow       a = −Σ_j u_j u_jᵀ(f_0 − y) (1 − e^{−κ_j t / n}) / κ_j,     f_t(x) = f_0(x) + Θ(x, X) a
     gradient descent    a = −Σ_j u_j u_jᵀ(f_0 − y) (1 − (1 − h κ_j / n)^T) / κ_j
-    momentum, decay     powers of one affine map of five numbers a mode (:mod:`kernelmem.kernel_machines.linearized.eigenmodes`)
+    momentum, decay     powers of one affine map of five numbers per mode (:mod:`.eigenmodes`)
 
-Minibatches, other losses and schedules have no closed form; their recursion is
-:func:`minibatch_sgd`. Adam has no
-function-space form at all: its denominators tie parameters that no kernel tells apart.
+Minibatches, other losses and schedules have no closed form; :func:`minibatch_sgd` takes their steps one by one. Adam has no
+function-space form: its denominators couple parameters that the kernel does not distinguish.
 
 Source: Lee et al. 2019 (flow, descent); Polyak 1964 (heavy ball); the map with weight decay: derived here.
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from kernelmem.kernel_machines.linearized.eigenmodes import A, B, E, P, solution
+from kernelmem.core.checks import ArrayLike, as_number
+from kernelmem.kernel_machines.linearized.eigenmodes import A, B, E, P, mode_states
 from kernelmem.kernel_machines.linearized.function_space import (
     FunctionSpace,
+    Linearization,
     LinearizedTraining,
-    as_moments,
+    as_times,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.minibatch_sgd import minibatch_sgd
-from kernelmem.kernel_machines.linearized.sgd_config import as_number, as_sgd_config, refuse_divergence
-from kernelmem.kernel_machines.linearized.sgd_step import Recursion
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, refuse_divergence
+from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD
 from kernelmem.kernel_machines.solvers.factorization import eigensystem
 
-__all__ = ["LinearizedTraining", "gradient_descent", "gradient_flow", "minibatch_sgd"]
+__all__ = ["gradient_descent", "gradient_flow"]
 
 EPS = torch.finfo(torch.float64).eps
 
 
 def gradient_flow(
-    kernel: Any,
-    y: Any,
+    kernel: ArrayLike,
+    y: ArrayLike,
+    times: float | Iterable[float],
     *,
-    times: Any,
     weight_decay: float = 0.0,
-    initial: Any = None,
-    origin: Any = None,
-    k_test: Any = None,
-    initial_test: Any = None,
-    origin_test: Any = None,
+    linearization: Linearization | None = None,
 ) -> LinearizedTraining:
     """Compute the linearized network under gradient flow, dw/dt = −∇L − λ w, at given times.
 
-    Time is learning rate times steps: gradient descent of learning rate h is off by O(h). Infinity is allowed: the
-    minimum-norm interpolation, or with λ kernel ridge regression of ridge n λ around the origin.
+    Time is learning rate times steps: gradient descent with learning rate h differs by O(h). Infinity is allowed: the
+    minimum-norm interpolation, or with λ kernel ridge regression with ridge n λ around the origin.
 
     Args:
-        kernel: Θ of the n training rows: (n, n), which acts on every output by itself, (n, n, C, C) as
-            ``km.ntk(outputs="full")`` gives it, or (nC, nC) with row i C + c.
-        y: (n, C) or (n,) targets; integer labels (n,) are one-hot rows.
+        kernel: Θ of the n training rows: (n, n), which acts on every output by itself, (n, n, C, C) from
+            ``km.ntk(outputs="full")``, or (nC, nC) with row i C + c.
+        y: (n, C) or (n,) targets; integer labels (n,) become one-hot rows.
         times: one or several, >= 0.
         weight_decay: λ, towards zero weights.
-        initial: f_0 on the training rows, (n, C); None: zeros.
-        origin: f_0 − J w_0, the outputs at zero weights; needed with weight decay.
-        k_test: Θ(x_test, X): (m, n), (m, n, C, C) or (mC, nC), for outputs on test rows.
-        initial_test: f_0 there.
-        origin_test: f_0 − J w_0 there.
+        linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
 
     Raises:
         InputError: shapes that do not fit, NaN. NumericalError: a kernel that is asymmetric, or indefinite beyond float32.
 
-    Cost: one eigendecomposition of the kernel, (nC)³ for a full one, then O((nC)²) a moment.
+    Cost: one eigendecomposition of the kernel, (nC)³ for a full one, then O((nC)²) per time.
 
     Source: Lee et al. 2019.
 
-    >>> found = gradient_flow([[2.0]], [1.0], times=[0.0, 0.5 * math.log(2), math.inf])
-    >>> [round(f, 6) for f in found.train.flatten().tolist()]
+    >>> training = gradient_flow([[2.0]], [1.0], times=[0.0, 0.5 * math.log(2), math.inf])
+    >>> [round(f, 6) for f in training.train.flatten().tolist()]
     [0.0, 0.5, 1.0]
     """
-    moments = as_moments(times, "times", whole=False)
-    decay = as_number(weight_decay, "weight_decay", least=0.0)
-    space = function_space(
-        kernel,
-        y,
-        initial=initial,
-        origin=origin,
-        k_test=k_test,
-        initial_test=initial_test,
-        origin_test=origin_test,
-        decay=decay > 0,
-    )
+    checked_times = as_times(times, "times", whole=False)
+    decay = as_number(weight_decay, "weight_decay")
+    space = function_space(kernel, y, linearization, decay=decay > 0)
     values, U, condition = _spectrum(space)
-    still, pulled = _folded_sources(space, U)
+    residual_modes, Jw0_modes = _source_modes(space, U)
     n = space.n
-    coefficients, shrunk = [], []
-    for t in moments:
+    coefficients, shrinkage = [], []
+    for t in checked_times:
         # with q = κ/n + λ: a = −[(r − φ) (1 − e^{−qt})/q + φ e^{−λt} (1 − e^{−κt/n})/(κ/n)]/n
-        own = -_rise(values / n + decay, t)[:, None] * (still - pulled)
-        coefficients.append(U @ (own - _fading(values / n, decay, t)[:, None] * pulled) / n)
-        shrunk.append(math.expm1(-decay * t) if decay > 0 else 0.0)
-    a, away = torch.stack(coefficients), torch.tensor(shrunk, dtype=torch.float64, device=values.device)
+        modes = -_rise(values / n + decay, t)[:, None] * (residual_modes - Jw0_modes)
+        coefficients.append(U @ (modes - _decayed_rise(values / n, decay, t)[:, None] * Jw0_modes) / n)
+        shrinkage.append(math.expm1(-decay * t) if decay > 0 else 0.0)
+    a = torch.stack(coefficients)  # (S, N, k)
+    s_minus_1 = torch.tensor(shrinkage, dtype=torch.float64, device=values.device)
+    train, test = space.outputs(a, s_minus_1)
+    # Residual: da/dt of the closed form, compared with the gradient that the kernel gives.
+    last, rate = checked_times[-1], values / n + decay
+    decayed = torch.exp(-torch.where(rate > 0, rate * last, 0.0))
+    velocity_modes = (
+        decayed[:, None] * residual_modes - decay * _decayed_rise(values / n, decay, last)[:, None] * Jw0_modes
+    ) / n
+    gradient = space.fold(train[-1] - space.targets) / n + decay * a[-1]
     largest = float(values[-1])
-    # the derivative of the closed form by time, beside the gradient that the kernel says
-    last, rate = moments[-1], values / n + decay
-    gone = torch.exp(-torch.where(rate > 0, rate * last, 0.0))
-    moving = (gone[:, None] * still - decay * _fading(values / n, decay, last)[:, None] * pulled) / n
-    train, test = space.outputs(a, away)
-    slope = space.fold(train[-1] - space.targets) / n + decay * a[-1]
-    gap = _seen(space, slope - U @ moving, largest)
     return LinearizedTraining(
-        moments,
-        train,
-        test,
-        space.unfold(a),
-        1 + away,
-        0.0,
-        2.0,
-        largest,
-        condition,
-        gap / _first_gradient(space),
-        space.full,
+        times=checked_times,
+        train=train,
+        test=test,
+        coefficients=space.unfold(a),
+        scale=1 + s_minus_1,
+        stability=0.0,
+        limit=2.0,
+        largest=largest,
+        condition=condition,
+        residual=_relative_to_kernel(space, gradient - U @ velocity_modes, largest) / _first_gradient(space),
+        full=space.full,
     )
 
 
 def gradient_descent(
-    kernel: Any,
-    y: Any,
+    kernel: ArrayLike,
+    y: ArrayLike,
+    steps: float | Iterable[float],
     *,
-    steps: Any,
-    lr: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    initial: Any = None,
-    origin: Any = None,
-    k_test: Any = None,
-    initial_test: Any = None,
-    origin_test: Any = None,
+    sgd: SGDConfig,
+    linearization: Linearization | None = None,
 ) -> LinearizedTraining:
     """Compute the linearized network after given numbers of full-batch steps of torch.optim.SGD on the squared error.
 
+    The loss is the mean over rows of half the squared error.
+
     Args:
-        kernel: as in :func:`gradient_flow`, with y, initial, origin and the test rows.
-        y: likewise; the loss is the mean over rows of half the squared error.
+        kernel: as in :func:`gradient_flow`.
+        y: as in :func:`gradient_flow`.
         steps: one or several whole numbers >= 0, in any order; infinity is the limit.
-        lr: learning rate h.
-        momentum: μ: b_0 = g_0, b_t = μ b_{t−1} + (1 − τ) g_t, w −= h b_t.
-        dampening: τ.
-        nesterov: w −= h (g_t + μ b_t).
-        weight_decay: λ: g_t includes λ w_t.
-        initial: f_0 on the training rows.
-        origin: f_0 − J w_0 there; needed with weight decay.
-        k_test: kernel of test with training rows.
-        initial_test: f_0 on the test rows.
-        origin_test: f_0 − J w_0 there.
+        sgd: learning rate, momentum, dampening, Nesterov momentum, weight decay.
+        linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
 
     Raises:
-        InputError: shapes that do not fit, NaN, constants that torch refuses.
+        InputError: shapes that do not fit, NaN, hyperparameters that torch refuses.
         NumericalError: h (κ_max / n + λ) at or above the limit (2; with momentum 2 (1 + μ) / (1 − τ), Nesterov
             2 (1 + μ) / (1 + 2 μ)); a kernel that is asymmetric, or indefinite beyond float32.
 
-    Cost: one eigendecomposition, (nC)³ for a full kernel, then O((nC)²) a moment, whatever the number of steps.
+    Cost: one eigendecomposition, (nC)³ for a full kernel, then O((nC)²) per entry of ``steps``, whatever its size.
 
     Source: Lee et al. 2019; Polyak 1964.
 
-    >>> found = gradient_descent([[2.0]], [1.0], steps=[0, 1, 2, 10**9], lr=0.25)
-    >>> found.train.flatten().tolist(), found.stability
+    >>> training = gradient_descent([[2.0]], [1.0], steps=[0, 1, 2, 10**9], sgd=SGDConfig(lr=0.25))
+    >>> training.train.flatten().tolist(), training.stability
     ([0.0, 0.5, 0.75, 1.0], 0.5)
     """
-    moments = as_moments(steps, "steps", whole=True)
-    descent = as_sgd_config(lr, momentum, dampening, nesterov, weight_decay)
-    space = function_space(
-        kernel,
-        y,
-        initial=initial,
-        origin=origin,
-        k_test=k_test,
-        initial_test=initial_test,
-        origin_test=origin_test,
-        decay=descent.weight_decay > 0,
-    )
+    checked_steps = as_times(steps, "steps", whole=True)
+    sgd = check_sgd(sgd)
+    space = function_space(kernel, y, linearization, decay=sgd.weight_decay > 0)
     values, U, condition = _spectrum(space)
-    refuse_divergence(descent, float(values[-1]), space.n)
-    still, pulled = _folded_sources(space, U)
-    # one more step than the last, to hold it against the kernel itself
-    last = moments[-1]
-    found = solution(values, space.n, descent, (*moments, last + 1), pulled=descent.weight_decay > 0)
-    weights = found[:, :, A]  # (S + 1, N, 2)
-    modes = weights[..., :1] * still + weights[..., 1:] * pulled  # (S + 1, N, k)
-    a, away = U @ modes, found[:, 0, E, 0]
-    train, test = space.outputs(a[:-1], away[:-1])
-    stepped = Recursion(space)
-    buffer = U @ (found[-2, :, B, :1] * still + found[-2, :, B, 1:] * pulled)
-    stepped.put(a[-2], buffer, float(away[-2]), float(found[-2, 0, P, 0]), taken=last > 0)
-    every = torch.arange(space.n, device=a.device)
-    stepped.step(every, (train[-1] - space.targets) / space.n, descent)
-    gap = _seen(space, stepped.a - a[-1], float(values[-1])) / (descent.lr or 1.0)
+    largest = float(values[-1])
+    refuse_divergence(sgd, largest, space.n)
+    residual_modes, Jw0_modes = _source_modes(space, U)
+    # One step more than the last: it is also taken with the kernel itself, and the difference is the residual.
+    last = checked_steps[-1]
+    states = mode_states(values, space.n, sgd, (*checked_steps, last + 1), decay=sgd.weight_decay > 0)
+
+    def coefficients_of(states: Tensor) -> Tensor:
+        """(..., N modes, 2 sources) -> (..., N rows, k columns): Σ_source state × source mode, rotated by U."""
+        return U @ (states[..., :1] * residual_modes + states[..., 1:] * Jw0_modes)
+
+    a, s_minus_1 = coefficients_of(states[:, :, A]), states[:, 0, E, 0]  # (S + 1, N, k), (S + 1,)
+    train, test = space.outputs(a[:-1], s_minus_1[:-1])
+    stepped = FunctionSpaceSGD(space)
+    b, s_buffer = coefficients_of(states[-2, :, B]), float(states[-2, 0, P, 0])
+    stepped.restore(a[-2], b, float(s_minus_1[-2]), s_buffer, n_steps=int(last > 0))
+    all_rows = torch.arange(space.n, device=a.device)
+    stepped.step(all_rows, (train[-1] - space.targets) / space.n, sgd)
+    gap = _relative_to_kernel(space, stepped.a - a[-1], largest) / (sgd.lr or 1.0)
     return LinearizedTraining(
-        moments,
-        train,
-        test,
-        space.unfold(a[:-1]),
-        1 + away[:-1],
-        descent.lr * (float(values[-1]) / space.n + descent.weight_decay),
-        descent.limit,
-        float(values[-1]),
-        condition,
-        gap / _first_gradient(space),
-        space.full,
+        times=checked_steps,
+        train=train,
+        test=test,
+        coefficients=space.unfold(a[:-1]),
+        scale=1 + s_minus_1[:-1],
+        stability=sgd.lr * (largest / space.n + sgd.weight_decay),
+        limit=sgd.limit,
+        largest=largest,
+        condition=condition,
+        residual=gap / _first_gradient(space),
+        full=space.full,
     )
 
 
-def _seen(space: FunctionSpace, difference: Tensor, largest: float) -> float:
-    """|K d| / κ_max: what of a difference of coefficients outputs see."""
+def _relative_to_kernel(space: FunctionSpace, difference: Tensor, largest: float) -> float:
+    """Return |K d| / κ_max: the part of a difference d of coefficients that changes outputs."""
     return float((space.matrix @ difference).norm() / largest) if largest > 0 else 0.0
 
 
 def _first_gradient(space: FunctionSpace) -> float:
-    return float((space.initial - space.targets + space.pull).norm()) / space.n or 1.0
+    return float((space.initial - space.targets + space.Jw0).norm()) / space.n or 1.0
 
 
 def _spectrum(space: FunctionSpace) -> tuple[Tensor, Tensor, float]:
-    """Eigenvalues, ascending and with those that are rounding at 0, eigenvectors, and the condition of the others."""
+    """Return eigenvalues, ascending and with rounding set to 0, eigenvectors, and the condition of the nonzero ones."""
     values, U = eigensystem(space.matrix)
     noise = max(len(values) * EPS * float(values[-1]), -2 * float(values[0]))
-    kept = values[values > noise]
-    condition = float(kept[-1] / kept[0]) if len(kept) else 1.0
+    nonzero = values[values > noise]
+    condition = float(nonzero[-1] / nonzero[0]) if len(nonzero) else 1.0
     return torch.where(values > noise, values, 0.0), U, condition
 
 
-def _folded_sources(space: FunctionSpace, U: Tensor) -> tuple[Tensor, Tensor]:
-    return U.T @ space.fold(space.initial - space.targets), U.T @ space.fold(space.pull)
+def _source_modes(space: FunctionSpace, U: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Uᵀ (f_0 − y) and Uᵀ J w_0, (N, k) each."""
+    return U.T @ space.fold(space.initial - space.targets), U.T @ space.fold(space.Jw0)
 
 
 def _rise(rate: Tensor, t: float) -> Tensor:
-    """(1 − e^{−rate t}) / rate; t where the rate is 0, and 0 for it in the limit."""
+    """Return (1 − e^{−rate t}) / rate; t where the rate is 0, and 0 there for t = ∞."""
     safe = torch.where(rate > 0, rate, 1.0)
     return torch.where(rate > 0, -torch.expm1(-safe * t) / safe, 0.0 if t == math.inf else t)
 
 
-def _fading(rate: Tensor, decay: float, t: float) -> Tensor:
-    """e^{−λt} (1 − e^{−rate t}) / rate."""
+def _decayed_rise(rate: Tensor, decay: float, t: float) -> Tensor:
+    """Return e^{−λt} (1 − e^{−rate t}) / rate."""
     if decay > 0 and t == math.inf:
         return torch.zeros_like(rate)
     return _rise(rate, t) * (math.exp(-decay * t) if decay > 0 else 1.0)

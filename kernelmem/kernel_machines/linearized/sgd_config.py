@@ -1,17 +1,28 @@
-"""The constants of one descent, as torch.optim.SGD has them, and where it stops being stable."""
+"""Hyperparameters of torch.optim.SGD and the learning rate at which it becomes unstable."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from kernelmem.core.checks import as_number
 from kernelmem.core.errors import InputError, NumericalError
 
-__all__ = ["SGDConfig", "as_number", "as_sgd_config", "refuse_divergence"]
+__all__ = ["SGDConfig", "check_sgd", "refuse_divergence"]
 
 
 @dataclass(frozen=True)
 class SGDConfig:
-    """The constants of torch.optim.SGD."""
+    """Hyperparameters of torch.optim.SGD.
+
+    With g_t = ∇L(w_t) + λ w_t, b_0 = g_0 and b_t = μ b_{t−1} + (1 − τ) g_t, a step is w ← w − h b_t, or with Nesterov
+    momentum w ← w − h (g_t + μ b_t).
+
+    Attributes:
+        lr: learning rate h >= 0.
+        momentum: μ in [0, 1).
+        dampening: τ in [0, 1).
+        nesterov: Nesterov momentum; needs μ > 0 and τ = 0.
+        weight_decay: λ >= 0.
+    """
 
     lr: float
     momentum: float = 0.0
@@ -21,10 +32,11 @@ class SGDConfig:
 
     @property
     def limit(self) -> float:
-        """Of lr times curvature: from here on the squared error along that direction does not shrink.
+        """Stability limit: the squared error does not shrink along directions with lr times curvature >= ``limit``.
 
-        Of the polynomial of one mode, z² − (1 + μ − (1−τ) q) z + μ with q = lr times curvature, all roots lie inside the unit
-        circle iff 0 < (1−τ) q < 2 (1 + μ); of Nesterov's, iff q (1 + 2 μ) < 2 (1 + μ). Without momentum the limit is 2.
+        Let q = lr times curvature. The characteristic polynomial of one mode, z² − (1 + μ − (1 − τ) q) z + μ, has all roots
+        inside the unit circle iff 0 < (1 − τ) q < 2 (1 + μ); that of Nesterov momentum iff q (1 + 2 μ) < 2 (1 + μ). Without
+        momentum the limit is 2.
         """
         mu = self.momentum
         if mu == 0:  # torch then applies no dampening either
@@ -34,50 +46,47 @@ class SGDConfig:
         return 2 * (1 + mu) / (1 - self.dampening) if self.dampening < 1 else math.inf
 
 
-def refuse_divergence(descent: SGDConfig, largest: float, n: int) -> None:
-    """Refuse descent on the squared error at or above its limit of stability.
+def check_sgd(sgd: SGDConfig) -> SGDConfig:
+    """Check that torch.optim.SGD accepts these hyperparameters and return them as floats.
 
     Raises:
-        NumericalError: with the figure, and the learning rate below which it is stable.
+        InputError: not an SGDConfig, values that are not finite or negative, combinations that torch refuses.
     """
-    found = descent.lr * (largest / n + descent.weight_decay)
-    if found >= descent.limit:
-        raise NumericalError(
-            f"learning rate {descent.lr:.4g} on a kernel with κ_max / n = {largest / n:.4g}: lr (κ_max / n + weight_decay)"
-            f" = {found:.4g}",
-            expected=f"below {descent.limit:.4g}, where descent on the squared error is stable",
-            hint=f"take a learning rate below {descent.limit * descent.lr / found:.4g}",
-        )
-
-
-def as_sgd_config(lr: Any, momentum: Any, dampening: Any, nesterov: bool, weight_decay: Any) -> SGDConfig:
-    """Read the constants of torch.optim.SGD.
-
-    Raises:
-        InputError: not finite, negative, or what torch refuses.
-    """
-    found = SGDConfig(
-        as_number(lr, "lr", least=0.0),
-        as_number(momentum, "momentum", least=0.0),
-        as_number(dampening, "dampening", least=0.0),
-        bool(nesterov),
-        as_number(weight_decay, "weight_decay", least=0.0),
+    if not isinstance(sgd, SGDConfig):
+        raise InputError(f"sgd={sgd!r}", expected="an SGDConfig", hint="pass sgd=SGDConfig(lr=0.1, momentum=0.9)")
+    checked = SGDConfig(
+        as_number(sgd.lr, "lr"),
+        as_number(sgd.momentum, "momentum"),
+        as_number(sgd.dampening, "dampening"),
+        bool(sgd.nesterov),
+        as_number(sgd.weight_decay, "weight_decay"),
     )
-    if found.momentum >= 1 or found.dampening >= 1 or (nesterov and (found.momentum == 0 or found.dampening != 0)):
+    mu, tau = checked.momentum, checked.dampening
+    if mu >= 1 or tau >= 1 or (checked.nesterov and (mu == 0 or tau != 0)):
         raise InputError(
-            f"momentum={momentum!r}, dampening={dampening!r}, nesterov={nesterov!r}",
-            expected="both in [0, 1); with nesterov a momentum > 0 and no dampening, as torch asks",
-            hint="pass the constants of torch.optim.SGD",
+            f"momentum={mu!r}, dampening={tau!r}, nesterov={sgd.nesterov!r}",
+            expected="momentum and dampening in [0, 1); with nesterov=True a momentum > 0 and dampening 0",
+            hint="pass the hyperparameters of your torch.optim.SGD",
         )
-    return found
+    return checked
 
 
-def as_number(value: Any, name: str, *, least: float) -> float:
-    """Read a finite number.
+def refuse_divergence(sgd: SGDConfig, largest: float, n: int) -> None:
+    """Raise an error if training on the squared error is at or above its stability limit.
+
+    Args:
+        sgd: the optimizer.
+        largest: κ_max, the largest eigenvalue of the kernel.
+        n: training rows, over which the loss is a mean.
 
     Raises:
-        InputError: not a number, NaN, infinite, or below ``least``.
+        NumericalError: lr (κ_max / n + weight_decay) >= limit; the message has the largest stable learning rate.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-        raise InputError(f"{name}={value!r}", expected=f"a finite number >= {least:g}", hint=f"pass {name}=0.1")
-    return float(value)
+    stability = sgd.lr * (largest / n + sgd.weight_decay)
+    if stability >= sgd.limit:
+        raise NumericalError(
+            f"learning rate {sgd.lr:.4g} on a kernel with κ_max / n = {largest / n:.4g}: lr (κ_max / n + weight_decay)"
+            f" = {stability:.4g}",
+            expected=f"below {sgd.limit:.4g}, where SGD on the squared error is stable",
+            hint=f"use a learning rate below {sgd.limit * sgd.lr / stability:.4g}",
+        )

@@ -1,4 +1,4 @@
-"""Descent on the coefficients of a kernel, step by step, as torch.optim.SGD would take it on the weights."""
+"""SGD on the coefficients of a kernel, step by step, equal to torch.optim.SGD on the weights of the linearized network."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ from kernelmem.kernel_machines.linearized.function_space import FunctionSpace
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.training.losses import per_example_loss
 
-__all__ = ["Recursion", "gradient_of", "largest_eigenvalue"]
+__all__ = ["FunctionSpaceSGD", "gradient_of", "largest_eigenvalue"]
 
 DENSE = 512  # up to this size all eigenvalues are computed
 
 
-class Recursion:
-    """Weights s w_0 + J(X)ᵀ a and their momentum, followed as (s − 1, a), and as the outputs that they give.
+class FunctionSpaceSGD:
+    """SGD state in function space: weights s w_0 + J(X)ᵀ a and momentum, as (s − 1, a), and the outputs K a.
 
-    Outputs are carried along, so that a step costs the columns of its batch; ``drift`` says what rounding that left.
+    K a is updated instead of recomputed, so a step costs only the columns of its batch; ``drift`` measures the rounding.
     """
 
     def __init__(self, space: FunctionSpace) -> None:
@@ -26,83 +26,83 @@ class Recursion:
         zero = torch.zeros_like(space.fold(space.initial))
         self.a, self.b = zero, zero  # coefficients, and those of the momentum
         self.Ka, self.Kb = zero, zero
-        self.shrunk, self.buffer = 0.0, 0.0  # s − 1, and the momentum of s
-        self.taken = 0
+        self.s_minus_1, self.s_buffer = 0.0, 0.0  # s − 1, and the momentum of s
+        self.n_steps = 0
 
-    def put(self, a: Tensor, b: Tensor, shrunk: float, buffer: float, *, taken: bool) -> None:
-        """Go on from these coefficients and momentum (N, k), s − 1 and its momentum."""
-        self.a, self.b, self.shrunk, self.buffer, self.taken = a, b, shrunk, buffer, int(taken)
+    def restore(self, a: Tensor, b: Tensor, s_minus_1: float, s_buffer: float, *, n_steps: int) -> None:
+        """Continue from coefficients and momentum (N, k), s − 1 and its momentum."""
+        self.a, self.b, self.s_minus_1, self.s_buffer, self.n_steps = a, b, s_minus_1, s_buffer, n_steps
         self.Ka, self.Kb = self.space.matrix @ a, self.space.matrix @ b
 
     def state(self) -> tuple[Tensor, Tensor]:
-        """Coefficients (N, k), and s − 1."""
-        return self.a.clone(), self.a.new_tensor(self.shrunk)
+        """Return coefficients (N, k), and s − 1."""
+        return self.a.clone(), self.a.new_tensor(self.s_minus_1)
 
     def outputs(self, index: Tensor) -> Tensor:
-        """Those of training rows ``index``: (B, C)."""
-        moved = self.space.unfold(self.Ka)[index]
-        return self.space.initial[index] + moved + self.shrunk * self.space.pull[index]
+        """Return the outputs of training rows ``index``, (B, C)."""
+        change = self.space.unfold(self.Ka)[index]
+        return self.space.initial[index] + change + self.s_minus_1 * self.space.Jw0[index]
 
-    def step(self, index: Tensor, gradient: Tensor, descent: SGDConfig) -> None:
-        """One step; ``gradient`` (B, C) is that of the batch's loss by the outputs of its rows.
+    def step(self, index: Tensor, output_gradient: Tensor, sgd: SGDConfig) -> None:
+        """Take one step; ``output_gradient`` (B, C) is ∂L/∂f of the batch loss at the outputs of its rows.
 
         Raises:
             NumericalError: coefficients that are not finite.
         """
-        space, decay, mu = self.space, descent.weight_decay, descent.momentum
+        space, decay, mu = self.space, sgd.weight_decay, sgd.momentum
         columns = space.columns(index)
-        own = gradient.reshape(len(columns), -1)
-        g = (decay * self.a).index_add(0, columns, own)  # rows may repeat
-        Kg = decay * self.Ka + space.matrix[:, columns] @ own
-        pull = decay * (1 + self.shrunk)
+        batch_gradient = output_gradient.reshape(len(columns), -1)
+        g = (decay * self.a).index_add(0, columns, batch_gradient)  # rows may repeat
+        Kg = decay * self.Ka + space.matrix[:, columns] @ batch_gradient
+        s_gradient = decay * (1 + self.s_minus_1)
         if mu:
-            taken = 1.0 if self.taken == 0 else 1 - descent.dampening  # torch does not dampen the first
-            self.b, self.Kb = mu * self.b + taken * g, mu * self.Kb + taken * Kg
-            self.buffer = mu * self.buffer + taken * pull
-            if descent.nesterov:
-                g, Kg, pull = g + mu * self.b, Kg + mu * self.Kb, pull + mu * self.buffer
+            undamped = 1.0 if self.n_steps == 0 else 1 - sgd.dampening  # torch does not dampen the first gradient
+            self.b, self.Kb = mu * self.b + undamped * g, mu * self.Kb + undamped * Kg
+            self.s_buffer = mu * self.s_buffer + undamped * s_gradient
+            if sgd.nesterov:
+                g, Kg, s_gradient = g + mu * self.b, Kg + mu * self.Kb, s_gradient + mu * self.s_buffer
             else:
-                g, Kg, pull = self.b, self.Kb, self.buffer
-        self.a, self.Ka = self.a - descent.lr * g, self.Ka - descent.lr * Kg
-        self.shrunk -= descent.lr * pull
-        self.taken += 1
+                g, Kg, s_gradient = self.b, self.Kb, self.s_buffer
+        self.a, self.Ka = self.a - sgd.lr * g, self.Ka - sgd.lr * Kg
+        self.s_minus_1 -= sgd.lr * s_gradient
+        self.n_steps += 1
         if not bool(torch.isfinite(self.Ka).all()):
             raise NumericalError(
-                f"a descent whose outputs are no longer finite after {self.taken} steps",
+                f"outputs of linearized training that are no longer finite after {self.n_steps} steps",
                 expected="steps that do not diverge",
-                hint="take a smaller learning rate, or larger batches",
+                hint="use a smaller learning rate, or larger batches",
             )
 
     def drift(self) -> float:
-        """Max |K a carried along − K a computed|."""
+        """Return the rounding error of the updated K a, max |K a (updated) − K a (recomputed)|."""
         return float((self.space.matrix @ self.a - self.Ka).abs().max())
 
 
 def gradient_of(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (outputs (B, C), targets) -> ∂ℓ_i/∂f_i (B, C) of a loss of one example.
+    """Return the function (outputs (B, C), targets) -> ∂ℓ_i/∂f_i (B, C) of a per-example loss.
 
     Raises:
-        InputError: an unknown name; a callable that does not give (B,).
+        InputError: an unknown name; a callable that does not return (B,).
     """
     if loss == "mse":
         return lambda outputs, targets: outputs - targets
-    own = per_example_loss(loss)
+    example_loss = per_example_loss(loss)
 
     def gradient(outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            return torch.autograd.grad(own(leaf, targets).sum(), leaf)[0]
+            return torch.autograd.grad(example_loss(leaf, targets).sum(), leaf)[0]
 
     return gradient
 
 
 def largest_eigenvalue(matrix: Tensor) -> float:
-    """κ_max of a symmetric matrix: O(N³) for small ones, otherwise by Lanczos to 1e-9."""
+    """Return κ_max of a symmetric matrix: O(N³) up to N = 512, otherwise by Lanczos to 1e-9."""
     if len(matrix) <= DENSE:
         return float(torch.linalg.eigvalsh(matrix)[-1])
     import numpy as np
     from scipy.sparse.linalg import eigsh  # slow to import
 
-    start = np.cos(np.arange(len(matrix)))  # explicit, so that results repeat to the bit
-    found = eigsh(matrix.cpu().numpy(), k=1, which="LA", tol=1e-9, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
-    return float(found[0])
+    start = np.cos(np.arange(len(matrix)))  # a fixed start vector makes results repeat to the bit
+    values = eigsh(matrix.cpu().numpy(), k=1, which="LA", tol=1e-9, v0=start, return_eigenvectors=False)  # pyright: ignore[reportArgumentType]
+    return float(values[0])

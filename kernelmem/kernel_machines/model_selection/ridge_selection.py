@@ -1,19 +1,19 @@
 """The ridge that predicts left-out rows best: from kernel and targets alone, by one eigendecomposition."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_square_kernel, as_tensor
+from kernelmem.core.checks import ArrayLike, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 from kernelmem.kernel_machines.solvers.factorization import EPS, eigensystem
 from kernelmem.kernel_machines.targets import as_targets
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["RidgeChoice", "choose_ridge"]
@@ -35,19 +35,26 @@ class RidgeChoice(Result):
 
     ridge: float
     index: int
-    grid: Tensor = field(repr=False)
-    errors: Tensor = field(repr=False)
+    grid: Tensor
+    errors: Tensor
 
     @property
     def at_edge(self) -> bool:
-        """Whether the minimum lies at an end of the ridges that could be tried: try further ones there."""
+        """True if the minimum lies at an end of the usable grid: extend the grid there."""
         return self.index in (int(torch.isinf(self.errors).sum()), len(self.grid) - 1)
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row for each ridge that was tried: ridge, error, chosen."""
-        import pandas  # slow to import
+    def __str__(self) -> str:
+        edge = ", at the edge of the grid" if self.at_edge else ""
+        return (
+            f"ridge {self.ridge:.4g} (units of the kernel){edge}: estimated error {float(self.errors[self.index]):.4g};"
+            f" {len(self.grid)} ridges from {float(self.grid[0]):.3g} to {float(self.grid[-1]):.3g} compared"
+        )
 
-        frame = pandas.DataFrame({"ridge": self.grid.cpu().numpy(), "error": self.errors.cpu().numpy()})
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one line per ridge: ridge, error, chosen."""
+        import pandas as pd
+
+        frame = pd.DataFrame({"ridge": self.grid.cpu().numpy(), "error": self.errors.cpu().numpy()})
         frame["chosen"] = frame.index == self.index
         return frame
 
@@ -58,7 +65,7 @@ class RidgeChoice(Result):
         return ridge_figure(self)
 
 
-def choose_ridge(kernel: Any, y: Any, *, grid: Any = None) -> RidgeChoice:
+def choose_ridge(kernel: ArrayLike, y: ArrayLike, *, grid: ArrayLike | None = None) -> RidgeChoice:
     """Choose the ridge of least mean squared leave-one-out residual.
 
     The residual is alpha_i / A_ii with A = (K + ridge I)⁻¹ and alpha = A y, of every row and output. Of
@@ -125,7 +132,7 @@ def _default_grid(K: Tensor) -> Tensor:
     return mean * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
 
 
-def _as_grid(grid: Any) -> Tensor:
+def _as_grid(grid: ArrayLike) -> Tensor:
     ridges = as_tensor(grid, "grid")
     if ridges.is_complex() or ridges.ndim != 1 or len(ridges) == 0 or bool((ridges <= 0).any()):
         raise InputError(

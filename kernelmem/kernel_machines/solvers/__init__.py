@@ -1,1 +1,1 @@
-"""."""
+"""Linear systems (K + ridge I) a = y."""

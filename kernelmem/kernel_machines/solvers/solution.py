@@ -1,6 +1,6 @@
-"""What a solver hands back: coefficients, a code that says how they came about, and how good they are."""
+"""Solver result: dual coefficients, status code, residual, condition number."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import Tensor
@@ -12,7 +12,7 @@ __all__ = ["Code", "Solution"]
 
 
 class Code(StrEnum):
-    """How a solve ended. The code is the message; ``meaning`` says it at length."""
+    """How a solve ended; ``meaning`` explains it in one sentence."""
 
     solved = "solved"
     jittered = "jittered"
@@ -26,22 +26,22 @@ class Code(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """One sentence on what the code says of the coefficients."""
+        """One sentence that explains the code."""
         return _MEANINGS[self]
 
     @property
     def usable(self) -> bool:
-        """Whether the coefficients may be used: the code then says of which system they are the solution."""
+        """True if the coefficients may be used; the code then says which system they solve."""
         return self not in _REFUSED
 
 
 _REFUSED = (Code.not_converged, Code.indefinite, Code.asymmetric, Code.not_finite)
 _MEANINGS = {
     Code.solved: "(K + ridge I) a = y is solved as given",
-    Code.jittered: "a jitter that was allowed was added to the diagonal",
+    Code.jittered: "a jitter within the allowed size was added to the diagonal",
     Code.conditionally_positive: "the kernel is positive only on zero-sum vectors; solved as given, by LDLᵀ",
     Code.singular: "K + ridge I is singular up to rounding; the least-norm solution above rounding",
-    Code.approximate: "the solution over landmarks alone, not that of the whole system",
+    Code.approximate: "the solution over landmarks alone, not that of the full system",
     Code.not_converged: "the iterations ended before the residual was small enough",
     Code.indefinite: "the kernel has negative eigenvalues beyond rounding",
     Code.asymmetric: "the kernel is not symmetric",
@@ -51,20 +51,20 @@ _MEANINGS = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution(Result):
-    """Dual coefficients a of (K + ridge I) a = y, and what is known of them.
+    """Dual coefficients a of (K + ridge I) a = y with their diagnostics.
 
     Attributes:
-        coefficients: shaped as the targets, (n,) or (n, C), float64; NaN where the system was refused.
+        coefficients: shaped like the targets, (n,) or (n, C), float64; NaN if the system was refused.
         code: how the solve ended.
-        residual: |(K + ridge I) a - y| / |y|, measured; with sample weights, of the weighted system.
-        condition: estimate of the condition number of K + ridge I; NaN where nothing was factorized.
-        iterations: products with the kernel that the iterations took; 0 for a direct solve.
-        solver: the solver that gave the coefficients.
-        jitter: what was added to the diagonal beside the ridge.
-        detail: the figures behind the code: eigenvalues, rows.
+        residual: |(K + ridge I) a − y| / |y|, measured; with sample weights, of the weighted system.
+        condition: estimate of the condition number of K + ridge I; NaN if nothing was factorized.
+        iterations: products with the kernel used by the iterations; 0 for a direct solve.
+        solver: the solver that produced the coefficients.
+        jitter: added to the diagonal in addition to the ridge.
+        detail: the numbers behind the code: eigenvalues, rows.
     """
 
-    coefficients: Tensor = field(repr=False)
+    coefficients: Tensor
     code: Code
     residual: float
     condition: float
@@ -81,12 +81,23 @@ class Solution(Result):
         """
         if self.code.usable:
             return self
-        raise NumericalError(f"{self.code.meaning} ({self.detail})", expected=_EXPECTED, hint=_REMEDIES[self.code])
+        raise NumericalError(f"{self.code.meaning} ({self.detail})", expected=_EXPECTED, hint=_HINTS[self.code])
+
+    def __str__(self) -> str:
+        n, C = (*self.coefficients.shape, 1)[:2]
+        iterations = f", {self.iterations} iterations" if self.iterations else ""
+        jitter = f", jitter {self.jitter:.3g}" if self.jitter else ""
+        lines = [
+            f"{self.code.value}: {self.code.meaning}",
+            f"{n:,} rows, {C} output{'s' * (C != 1)}, by {self.solver}{iterations}{jitter}:"
+            f" relative residual {self.residual:.2g}, condition {self.condition:.2g}",
+        ]
+        return "\n".join([*lines, self.detail] if self.detail else lines)
 
 
 _EXPECTED = "a symmetric, finite kernel that is positive semidefinite up to float32 rounding, or on zero-sum vectors"
-_REMEDIES = {
-    Code.not_converged: "raise max_iterations, rank or the ridge, or use a direct solver",
+_HINTS = {
+    Code.not_converged: "raise max_iter, rank or the ridge, or use a direct solver",
     Code.indefinite: "check that it is a kernel of rows with themselves; compute it in float64 and eval mode",
     Code.asymmetric: "compute both sides on the same rows, in eval mode",
     Code.not_finite: "remove or impute these rows; if they come from a model, it has diverged",

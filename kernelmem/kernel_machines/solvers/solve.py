@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import ArrayLike, as_number, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.solvers.conjugate_gradient import conjugate_gradient
 from kernelmem.kernel_machines.solvers.diagnosis import (
@@ -21,11 +21,11 @@ from kernelmem.kernel_machines.solvers.diagnosis import (
     named,
 )
 from kernelmem.kernel_machines.solvers.factorization import CholeskyFactor, cholesky_in_place
-from kernelmem.kernel_machines.solvers.linear_system import EPS, System, as_system
+from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
 from kernelmem.kernel_machines.solvers.nystroem import Preconditioner, landmarks, over_landmarks, preconditioner
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-__all__ = ["Solver", "above_rounding", "as_ridge", "factorized", "solve"]
+__all__ = ["Solver", "above_rounding", "factorized", "solve"]
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
@@ -34,15 +34,15 @@ RANK = 500  # landmarks, where none are asked for
 
 
 def solve(
-    kernel: Any,
-    targets: Any,
+    kernel: ArrayLike | LinearOperator,
+    targets: ArrayLike,
     ridge: float,
     *,
     solver: Solver = "auto",
-    weights: Any = None,
+    sample_weight: ArrayLike | None = None,
     jitter: float = 0.0,
     tolerance: float = 1e-10,
-    max_iterations: int = 1000,
+    max_iter: int = 1000,
     rank: int | None = None,
     seed: int = 0,
 ) -> Solution:
@@ -68,11 +68,11 @@ def solve(
         targets: (n,) or (n, C) real numbers.
         ridge: added to the diagonal, >= 0, in units of the kernel.
         solver: see above.
-        weights: (n,) sample weights >= 0; None: all 1.
+        sample_weight: (n,) numbers >= 0; None: all 1.
         jitter: the most that may be added to the diagonal where the factorization fails, as a share of the mean diagonal;
             0 allows none. Steps of ten from 1e-14; what was added is in the result, code ``jittered``.
         tolerance: relative residual at which "cg" ends, of each column.
-        max_iterations: of "cg".
+        max_iter: of "cg".
         rank: landmarks of "cg" and "nystroem"; None: min(n / 10 + 10, max(500, √(80 n))) and min(500, n).
         seed: of the landmarks.
 
@@ -95,7 +95,7 @@ def solve(
     """
     if solver not in SOLVERS:
         raise InputError(f"solver={solver!r}", expected=f"one of {', '.join(SOLVERS)}", hint='pass solver="auto"')
-    system, ridge = as_system(kernel), as_ridge(ridge)
+    system, ridge = as_system(kernel), as_number(ridge, "ridge")
     y = as_tensor(targets, "targets", dtype=torch.float64).to(system.device)
     if y.ndim not in (1, 2) or len(y) != system.n or y.numel() == 0:
         raise InputError(
@@ -103,7 +103,7 @@ def solve(
             expected=f"({system.n},) or ({system.n}, C)",
             hint="pair every row of the kernel with its target",
         )
-    scale = _scale(weights, system)
+    scale = _scale(sample_weight, system)
     chosen = _choose(system) if solver == "auto" else solver
     direct = chosen in ("cholesky", "eigen")
     fault, K = inspected(system) if direct else (inspect(system), y[:0])
@@ -111,7 +111,7 @@ def solve(
         return _refused(y, fault, chosen)
     columns = y if y.ndim == 2 else y[:, None]
     if chosen == "cg":
-        found = _iterate(system, scale, columns, ridge, tolerance, max_iterations, rank, seed)
+        found = _iterate(system, scale, columns, ridge, tolerance, max_iter, rank, seed)
     elif chosen == "nystroem":
         rows = landmarks(system, scale, ridge, rank or min(RANK, system.n), seed=seed)
         a = over_landmarks(system, scale, columns, ridge, rows)
@@ -230,7 +230,7 @@ def _iterate(
     y: Tensor,
     ridge: float,
     tolerance: float,
-    max_iterations: int,
+    max_iter: int,
     rank: int | None,
     seed: int,
 ) -> Solution:
@@ -241,7 +241,7 @@ def _iterate(
     if rank > 0 and ridge > 0:
         prepared = preconditioner(system, scale, ridge, landmarks(system, scale, ridge, rank, seed=seed))
     descent = conjugate_gradient(
-        apply, scale[:, None] * y, precondition=prepared, tolerance=tolerance, max_products=max_iterations
+        apply, scale[:, None] * y, precondition=prepared, tolerance=tolerance, max_products=max_iter
     )
     used = len(prepared.values)
     condition = float(prepared.values[0] + ridge) / ridge if used else descent.spread
@@ -278,29 +278,17 @@ def _choose(system: System) -> str:
     return "cholesky"
 
 
-def _scale(weights: Any, system: System) -> Tensor:
-    if weights is None:
+def _scale(sample_weight: ArrayLike | None, system: System) -> Tensor:
+    if sample_weight is None:
         return torch.ones(system.n, dtype=torch.float64, device=system.device)
-    w = as_tensor(weights, "weights", dtype=torch.float64).to(system.device)
+    w = as_tensor(sample_weight, "sample_weight", dtype=torch.float64).to(system.device)
     if w.shape != (system.n,) or bool((w < 0).any()) or not bool((w > 0).any()):
         raise InputError(
-            f"weights of shape {tuple(w.shape)}, from {float(w.min()) if w.numel() else 0:.3g}",
+            f"sample_weight of shape {tuple(w.shape)}, from {float(w.min()) if w.numel() else 0:.3g}",
             expected=f"({system.n},) numbers >= 0, not all zero",
             hint="give each row one weight; a row of weight 0 is left out",
         )
     return w.sqrt()
-
-
-def as_ridge(ridge: Any) -> float:
-    """Read a ridge: one finite number >= 0.
-
-    Raises:
-        InputError: anything else.
-    """
-    value = ridge.item() if getattr(ridge, "ndim", None) == 0 else ridge
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < torch.inf:
-        raise InputError(f"ridge {ridge!r}", expected="one finite number >= 0", hint="pass ridge=1e-3")
-    return float(value)
 
 
 def _ratio(shifted: Tensor) -> float:

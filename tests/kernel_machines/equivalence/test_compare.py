@@ -1,4 +1,4 @@
-"""kernelmem.kernel_machines.equivalence.compare: exact where the network is linear, nulls at chance, reasons where there is no machine."""
+"""Tests of compare_kernel_machines: exact for linear networks, nulls at chance, reasons for undefined methods."""
 
 import dataclasses
 import math
@@ -13,13 +13,14 @@ import kernelmem as km
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.torch_func import functional_call, jvp
 from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
-from kernelmem.kernel_machines.equivalence.result import MACHINES, KernelMachineComparison, compare
-from kernelmem.kernel_machines.equivalence.trajectory import checkpoints_of
+from kernelmem.kernel_machines.equivalence.options import ComparisonOptions
+from kernelmem.kernel_machines.equivalence.result import METHODS, KernelMachineComparison, score_fit
+from kernelmem.kernel_machines.equivalence.trajectory import checkpoint_steps
 from kernelmem.tangents.derivatives.jvp import load_dual_rules
 from tests.trajectory.recorded import record
 
-FROZEN = ["descent_initial", "descent_final"]
-QUICK = ["descent_initial", "descent_final", "ridge_initial", "ridge_final", "left_ledger"]
+FROZEN = ["sgd_initial", "sgd_final"]
+QUICK = ["sgd_initial", "sgd_final", "ridge_initial", "ridge_final", "left_ledger"]
 
 load_dual_rules()
 
@@ -57,7 +58,9 @@ def test_a_linear_network_is_its_frozen_kernels_machine(tmp_path, optimizer, los
     own = OPTIMIZERS[optimizer](model.parameters())
     run = record(tmp_path / "run", model, own, x, y, loss=loss, batch=7, steps=15, clip=0.5)
     assert any(step.scale < 0.999 for step in run.steps)
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=QUICK, checkpoints=3)
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=QUICK, options=ComparisonOptions(checkpoints=3)
+    )
     with torch.no_grad():
         assert float((found.network - model(x_test)).abs().max()) < 1e-14
     for name in (*FROZEN, "left_ledger"):
@@ -73,9 +76,9 @@ def test_all_machines_of_plain_descent_on_a_linear_network(tmp_path):
     x, y, x_test = setting()
     model = linear()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=8, steps=9)
-    found = compare_kernel_machines(run, model, (x, y), x_test, every=3)
-    assert [own.name for own in found.machines] == list(MACHINES)
-    for own in found.machines:
+    found = compare_kernel_machines(run, model, x_test, data=(x, y), options=ComparisonOptions(stride=3))
+    assert [own.name for own in found.fits] == list(METHODS)
+    for own in found.fits:
         assert own.status == "computed"
         exact = not own.name.startswith("ridge") and own.name != "null"
         assert own.error < (1e-12 if exact else 1e-5) or own.name == "null", own
@@ -83,7 +86,7 @@ def test_all_machines_of_plain_descent_on_a_linear_network(tmp_path):
     assert found["exact_ledger"].rows == 8
     assert found["null"].error > 0.5
     assert abs(found["null"].null_agreement - found["null"].agreement) < 0.5
-    for own in found.machines:
+    for own in found.fits:
         assert own.null_error > 0.3, own
 
 
@@ -91,12 +94,14 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=24, steps=9)
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=[*QUICK, "exact_ledger"], ledger_rows=2)
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=[*QUICK, "exact_ledger"], options=ComparisonOptions(ledger_rows=2)
+    )
     frame = found.to_frame()
     assert list(frame.index) == [*QUICK, "exact_ledger"]
     assert frame.loc["exact_ledger", "error"] < 1e-10
     assert frame.loc["exact_ledger", "rows"] == 2
-    assert list(found.movement_frame().index) == checkpoints_of(9, 9)
+    assert list(found.movement_frame().index) == checkpoint_steps(9, 9)
     assert 0 < found.kernel_change < 1
     text = str(found)
     assert "initial kernel, same descent" in text
@@ -111,7 +116,7 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     assert torch.equal(again.predictions["left_ledger"], found.predictions["left_ledger"])
     pd.testing.assert_frame_equal(again.to_frame(), frame)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(FileCorruptError, match="equivalent machines"):
+    with pytest.raises(FileCorruptError, match="KernelMachineComparison"):
         KernelMachineComparison.load(path)
 
 
@@ -120,7 +125,12 @@ def test_the_movement_of_the_kernel_is_what_alignment_says(tmp_path):
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=10)
     found = compare_kernel_machines(
-        run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=3, movement_rows=100
+        run,
+        model,
+        x_test,
+        data=(x, y),
+        methods=["left_ledger"],
+        options=ComparisonOptions(checkpoints=3, movement_rows=100),
     )
     kernels = []
     for own in found.movement:
@@ -147,19 +157,23 @@ def test_frozen_descent_beyond_the_limit_diverges_with_its_figure(tmp_path):
     largest = float(torch.linalg.eigvalsh(K)[-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=2.02 * 24 / largest)
     run = record(tmp_path / "run", model, optimizer, x, y, loss="mse", batch=24, steps=4)
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
-    own = found["descent_initial"]
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=["sgd_initial"], options=ComparisonOptions(checkpoints=0)
+    )
+    own = found["sgd_initial"]
     assert own.status == "diverges"
     assert own.stability == pytest.approx(2.02, rel=1e-9)
     assert math.isnan(own.error)
     assert "diverges: lr times curvature 2.02, limit 2" in str(found)
-    assert "descent_initial" not in found.predictions
+    assert "sgd_initial" not in found.predictions
     # with momentum the limit is another, and there it is stable
     again = linear()
     optimizer = torch.optim.SGD(again.parameters(), lr=2.02 * 24 / largest, momentum=0.5)
     run = record(tmp_path / "again", again, optimizer, x, y, loss="mse", batch=24, steps=4)
-    stable = compare_kernel_machines(run, again, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
-    assert stable["descent_initial"].error < 1e-12
+    stable = compare_kernel_machines(
+        run, again, x_test, data=(x, y), methods=["sgd_initial"], options=ComparisonOptions(checkpoints=0)
+    )
+    assert stable["sgd_initial"].error < 1e-12
     assert stable.limit == 3.0
 
 
@@ -179,10 +193,15 @@ def test_small_batches_and_weights_count_in_the_figure(tmp_path):
                 (losses.mean() if reduction == "mean" else losses.sum()).backward()
                 recorder.step(torch.arange(6), x[:6], targets[:6])
         found = compare_kernel_machines(
-            km.Run.open(path), model, (x, y), x_test, machines=["descent_initial"], checkpoints=0
+            km.Run.open(path),
+            model,
+            x_test,
+            data=(x, y),
+            methods=["sgd_initial"],
+            options=ComparisonOptions(checkpoints=0),
         )
-        assert found["descent_initial"].error < 1e-11
-        figures[reduction] = found["descent_initial"].stability
+        assert found["sgd_initial"].error < 1e-11
+        figures[reduction] = found["sgd_initial"].stability
     K = km.ntk(linear(outputs=4), x, outputs="full").transpose(1, 2).reshape(96, 96)
     assert figures["mean"] == pytest.approx(1e-3 * 0.5 * float(torch.linalg.eigvalsh(K)[-1]) / 24, rel=1e-9)
     assert figures["sum"] == pytest.approx(6 * figures["mean"], rel=1e-12)
@@ -192,9 +211,11 @@ def test_adam_has_no_form_in_function_space_but_ledgers_and_fits(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr=0.01), x, y, batch=8, steps=6)
-    found = compare_kernel_machines(run, model, (x, y), x_test, every=2, ledger_rows=3, checkpoints=0)
-    status = {own.name: own.status for own in found.machines}
-    for name in ("descent_initial", "descent_final", "descent_path", "domingos_constant", "domingos"):
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), options=ComparisonOptions(stride=2, ledger_rows=3, checkpoints=0)
+    )
+    status = {own.name: own.status for own in found.fits}
+    for name in ("sgd_initial", "sgd_final", "sgd_path", "domingos_constant", "domingos"):
         assert status[name] == "undefined"
         assert found[name].note
     assert "Adam has no form" in str(found)
@@ -215,17 +236,21 @@ def test_reasons_for_no_frozen_descent(tmp_path):
     cases["statistics"] = (model, torch.optim.SGD(model.parameters(), lr=0.1), {})
     for reason, (model, optimizer, options) in cases.items():
         run = record(tmp_path / reason, model, optimizer, x, y, batch=8, steps=4, **options)
-        wanted = ["descent_initial", "domingos_constant", "left_ledger"]
-        found = compare_kernel_machines(run, model, (x, y), x_test, machines=wanted, checkpoints=0)
-        assert found["descent_initial"].status == "undefined"
-        assert reason in found["descent_initial"].note
+        wanted = ["sgd_initial", "domingos_constant", "left_ledger"]
+        found = compare_kernel_machines(
+            run, model, x_test, data=(x, y), methods=wanted, options=ComparisonOptions(checkpoints=0)
+        )
+        assert found["sgd_initial"].status == "undefined"
+        assert reason in found["sgd_initial"].note
         assert found["domingos_constant"].status == "undefined"
         assert found["left_ledger"].status == "computed"
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
     run = record(tmp_path / "decay", model, optimizer, x, y, batch=8, steps=4)
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["descent_path", "domingos"], checkpoints=0)
-    assert "weight decay" in found["descent_path"].note
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=["sgd_path", "domingos"], options=ComparisonOptions(checkpoints=0)
+    )
+    assert "weight decay" in found["sgd_path"].note
     assert found["domingos"].status == "undefined"
 
 
@@ -240,8 +265,10 @@ def test_augmented_examples_have_no_frozen_kernel(tmp_path):
             nn.functional.cross_entropy(model(rows), y).backward()
             recorder.step(torch.arange(24), rows, y)
     run = km.Run.open(tmp_path / "run")
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["descent_initial"], checkpoints=0)
-    assert "augmented" in found["descent_initial"].note
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=["sgd_initial"], options=ComparisonOptions(checkpoints=0)
+    )
+    assert "augmented" in found["sgd_initial"].note
 
 
 def test_trace_kernels_are_exact_where_outputs_share_one_kernel(tmp_path):
@@ -249,17 +276,23 @@ def test_trace_kernels_are_exact_where_outputs_share_one_kernel(tmp_path):
     x, y, x_test = setting()
     model = linear()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=9)
-    wanted = ["descent_initial", "descent_path", "ridge_path"]
+    wanted = ["sgd_initial", "sgd_path", "ridge_path"]
     found = {
         kind: compare_kernel_machines(
-            run, model, (x, y), x_test, machines=wanted, outputs=kind, every=3, checkpoints=0, ridge=1e-4
+            run,
+            model,
+            x_test,
+            data=(x, y),
+            methods=wanted,
+            outputs=kind,
+            options=ComparisonOptions(stride=3, checkpoints=0, ridge=1e-4),
         )
         for kind in ("full", "trace")
     }
     for name in wanted:
         gap = found["full"].predictions[name] - found["trace"].predictions[name]
         assert float(gap.abs().max()) < 1e-12, name
-    assert found["trace"]["descent_initial"].error < 1e-12
+    assert found["trace"]["sgd_initial"].error < 1e-12
 
 
 def test_more_test_rows_than_training_rows(tmp_path):
@@ -267,10 +300,10 @@ def test_more_test_rows_than_training_rows(tmp_path):
     x, y, x_test = setting(m=30)
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, loss="mse", batch=8, steps=6)
-    wanted = ["descent_final", "descent_path", "ridge_path", "domingos_constant"]
-    own = {"machines": wanted, "every": 2, "checkpoints": 0}
-    found = compare_kernel_machines(run, model, (x, y), x_test, **own)
-    fewer = compare_kernel_machines(run, model, (x, y), x_test[:9], **own)
+    wanted = ["sgd_final", "sgd_path", "ridge_path", "domingos_constant"]
+    own = {"methods": wanted, "options": ComparisonOptions(stride=2, checkpoints=0)}
+    found = compare_kernel_machines(run, model, x_test, data=(x, y), **own)
+    fewer = compare_kernel_machines(run, model, x_test[:9], data=(x, y), **own)
     for name in wanted:
         assert float((found.predictions[name][:9] - fewer.predictions[name]).abs().max()) < 1e-7, name
 
@@ -279,12 +312,21 @@ def test_a_ridge_chosen_by_leave_one_out(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, batch=24, steps=9)
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["ridge_initial"], ridge="loo", checkpoints=0)
+    found = compare_kernel_machines(
+        run,
+        model,
+        x_test,
+        data=(x, y),
+        methods=["ridge_initial"],
+        options=ComparisonOptions(ridge="loo", checkpoints=0),
+    )
     own = found["ridge_initial"]
     assert own.ridge > 0
     assert own.residual < 1e-8
     assert own.condition > 1
-    fixed = compare_kernel_machines(run, model, (x, y), x_test, machines=["ridge_initial"], ridge=1e-2, checkpoints=0)
+    fixed = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=["ridge_initial"], options=ComparisonOptions(ridge=1e-2, checkpoints=0)
+    )
     with torch.no_grad():
         start = small()
         start.load_state_dict(run.weights(0))
@@ -299,7 +341,9 @@ def test_the_left_ledger_takes_tangents_at_the_start_of_each_step(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=5)
-    found = compare_kernel_machines(run, model, (x, y), x_test, machines=["left_ledger"], checkpoints=0)
+    found = compare_kernel_machines(
+        run, model, x_test, data=(x, y), methods=["left_ledger"], options=ComparisonOptions(checkpoints=0)
+    )
     states = [run.weights(t) for t in range(6)]
     expected = functional_call(model, states[0], (x_test,)).detach()
     for now, after in pairwise(states):
@@ -313,25 +357,27 @@ def test_float32_networks_and_arrays(tmp_path):
     x, y, x_test = (value.float() if value.is_floating_point() else value for value in setting())
     model = small().float()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, batch=24, steps=4)
-    found = compare_kernel_machines(run, model, (x.numpy(), y.numpy()), x_test.numpy(), machines=QUICK, checkpoints=2)
+    found = compare_kernel_machines(
+        run, model, x_test.numpy(), data=(x.numpy(), y.numpy()), methods=QUICK, options=ComparisonOptions(checkpoints=2)
+    )
     assert found.network.dtype == torch.float64
-    assert found["descent_initial"].error < 0.2
+    assert found["sgd_initial"].error < 0.2
     assert found["left_ledger"].error < 0.1
 
 
 def test_one_output_agrees_by_sign_and_nothing_learned_is_no_agreement():
     network = torch.tensor([[1.0], [-1.0], [2.0], [-3.0]]).double()
-    found = compare("null", torch.tensor([[0.1], [-0.1], [-0.1], [-1.0]]).double(), network, 0 * network, seed=0)
+    found = score_fit("null", torch.tensor([[0.1], [-0.1], [-0.1], [-1.0]]).double(), network, 0 * network, seed=0)
     assert found.agreement == 0.75
     assert found.error == pytest.approx(math.sqrt(0.81 + 0.81 + 4.41 + 4) / math.sqrt(15))
     assert found.r2 == pytest.approx(1 - 10.03 / (15 - 4 * 0.25**2))
-    assert compare("null", network, network, network, seed=0).error == math.inf
-    perfect = compare("null", network, network, 0 * network, seed=0)
+    assert score_fit("null", network, network, network, seed=0).error == math.inf
+    perfect = score_fit("null", network, network, 0 * network, seed=0)
     assert (perfect.error, perfect.agreement, perfect.r2) == (0.0, 1.0, 1.0)
     assert 0 < perfect.agreement_se < 0.5
     assert perfect.null_agreement < 0.9
     wide = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double()
-    by_chance = compare("null", wide, wide, 0 * wide, seed=1)
+    by_chance = score_fit("null", wide, wide, 0 * wide, seed=1)
     assert by_chance.null_agreement == pytest.approx(0.25, abs=0.05)
     assert by_chance.null_error == pytest.approx(math.sqrt(2), abs=0.05)
 
@@ -341,17 +387,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, batch=24, steps=3)
     for options, message in (
-        ({"machines": ["nothing"]}, "machines="),
-        ({"machines": []}, "machines="),
-        ({"machines": "null"}, "machines="),
+        ({"methods": ["nothing"]}, "methods="),
+        ({"methods": []}, "methods="),
+        ({"methods": "null"}, "methods="),
         ({"outputs": "pseudo"}, "outputs="),
-        ({"ridge": 0.0}, "ridge="),
-        ({"ridge": "gcv"}, "ridge="),
-        ({"memory": "30KiB"}, "kernels of 33 by 33 rows"),
+        ({"options": ComparisonOptions(memory="30KiB")}, "kernels of 33 by 33 rows"),
     ):
         with pytest.raises(InputError, match=message):
-            compare_kernel_machines(run, model, (x, y), x_test, **options)
+            compare_kernel_machines(run, model, x_test, data=(x, y), **options)
+    for option in ({"ridge": 0.0}, {"ridge": "gcv"}, {"stride": 0}, {"checkpoints": -1}):
+        with pytest.raises(InputError, match=f"{next(iter(option))}="):
+            ComparisonOptions(**option)
     with pytest.raises(InputError, match="data of 20 rows"):
-        compare_kernel_machines(run, model, (x[:20], y[:20]), x_test)
+        compare_kernel_machines(run, model, x_test, data=(x[:20], y[:20]))
     with pytest.raises(InputError, match="23 targets"):
-        compare_kernel_machines(run, model, (x, y[:23]), x_test)
+        compare_kernel_machines(run, model, x_test, data=(x, y[:23]))

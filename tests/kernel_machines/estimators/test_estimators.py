@@ -139,11 +139,11 @@ def test_gp_equals_that_of_scikit_learn(outputs):
     close(got.predict(X_TEST), KernelMachineRegressor(gamma=0.5 / 1.3**2, ridge=0.05).fit(X, y).predict(X_TEST))
     table = KernelMachineGP(kernel="precomputed", ridge=0.05).fit(gaussian_kernel(X, gamma=0.5 / 1.3**2), y)
     K_test = gaussian_kernel(X_TEST, X, gamma=0.5 / 1.3**2)
-    close(table.predict(K_test, return_std=True, self_kernel=np.ones(M))[1], std)
-    with pytest.raises(InputError, match="self_kernel"):
+    close(table.predict(K_test, return_std=True, K_test_diag=np.ones(M))[1], std)
+    with pytest.raises(InputError, match="K_test_diag"):
         table.predict(K_test, return_std=True)
-    with pytest.raises(InputError, match="self_kernel"):
-        table.predict(K_test, return_cov=True, self_kernel=np.ones(M))
+    with pytest.raises(InputError, match="K_test_test"):
+        table.predict(K_test, return_cov=True, K_test_test=np.ones(M))
     with pytest.raises(InputError, match="one of them"):
         got.predict(X_TEST, return_std=True, return_cov=True)
 
@@ -167,7 +167,7 @@ def test_gp_of_a_conditionally_positive_kernel_has_a_mean_and_no_variance():
     assert np.isnan(got.log_evidence_)
     close(got.predict(K), KernelMachineRegressor(kernel="precomputed").fit(K, Y).predict(K))
     with pytest.raises(NumericalError, match="zero-sum"):
-        got.predict(K, return_std=True, self_kernel=np.ones(N))
+        got.predict(K, return_std=True, K_test_diag=np.ones(N))
 
 
 @pytest.mark.parametrize("make", [KernelMachineRegressor, KernelMachineGP])
@@ -416,7 +416,7 @@ def test_solvers_are_chosen_by_name_and_take_their_parameters():
     close(machine.predict(X_TEST), want)
     assert machine.solution_.solver == "cg"
     with pytest.raises(NumericalError, match="iterations"):
-        KernelMachineRegressor(ridge=1e-6, solver="cg", solver_params={"max_iterations": 2, "rank": 0}).fit(X, Y)
+        KernelMachineRegressor(ridge=1e-6, solver="cg", solver_params={"max_iter": 2, "rank": 0}).fit(X, Y)
 
 
 def test_rows_of_weight_zero_take_their_class_with_them():
@@ -443,5 +443,5 @@ def test_a_process_on_a_kernel_below_zero_by_rounding_keeps_the_ridge_in_what_it
     want = -0.5 * ((y[:2, 0] ** 2 / kept).sum() + np.log(kept).sum() + 2 * np.log(2 * np.pi))
     assert machine.log_evidence_ == pytest.approx(want, rel=1e-9)
     cross = np.array([[0.0, 2e-7, 0.0]])
-    _, std = machine.predict(cross, return_std=True, self_kernel=np.array([1e-6]))
+    _, std = machine.predict(cross, return_std=True, K_test_diag=np.array([1e-6]))
     assert std[0] == pytest.approx(np.sqrt(1e-6 - 4e-14 / kept[1]), rel=1e-9)

@@ -83,14 +83,14 @@ def test_the_tangent_kernel_of_a_model_on_another_device(make, monkeypatch):
         assert machine.predict(X_TEST, return_cov=True)[1].shape == (5, 5)
 
 
-def test_a_prior_and_a_self_kernel_from_another_device():
+def test_a_prior_and_a_test_diagonal_from_another_device():
     prior = lambda rows: elsewhere(np.asarray(rows)[:, :2])  # noqa: E731
     want = KernelMachineRegressor(prior=lambda rows: rows[:, :2]).fit(X, Y).predict(X_TEST)
     assert np.allclose(KernelMachineRegressor(prior=prior).fit(X, Y).predict(X_TEST), want, atol=1e-9)
     machine = KernelMachineGP(kernel="precomputed").fit(gaussian_kernel(X), Y)
     K = gaussian_kernel(X_TEST, X)
-    std = machine.predict(elsewhere(K), return_std=True, self_kernel=elsewhere(np.ones(5)))[1]
-    assert np.allclose(std, machine.predict(K, return_std=True, self_kernel=np.ones(5))[1], atol=1e-9)
+    std = machine.predict(elsewhere(K), return_std=True, K_test_diag=elsewhere(np.ones(5)))[1]
+    assert np.allclose(std, machine.predict(K, return_std=True, K_test_diag=np.ones(5))[1], atol=1e-9)
 
 
 def test_kernels_in_bfloat16_and_tensors_that_have_a_gradient():

@@ -73,7 +73,7 @@ def test_the_variance_of_test_rows_comes_from_the_same_array(setting):
     machine = KernelMachineGP(kernel=kernel, ridge=0.1).fit(TRAIN, np.eye(10)[y[:N]])
     mean, std = machine.predict(TEST, return_std=True)
     square = KernelMachineGP(kernel="precomputed", ridge=0.1).fit(K[:N, :N], np.eye(10)[y[:N]])
-    want = square.predict(K[N:, :N], return_std=True, self_kernel=np.diagonal(K)[N:])
+    want = square.predict(K[N:, :N], return_std=True, K_test_diag=np.diagonal(K)[N:])
     assert near(mean, want[0])
     assert np.allclose(std, want[1], rtol=1e-9)
     assert machine.predict(TEST, return_cov=True)[1].shape == (M, M)

@@ -1,4 +1,4 @@
-"""kernelmem.kernel_machines.linearized.gradient_flow: equal to torch.optim.SGD on the linearized network; limits that have a closed form."""
+"""Tests of linearized training: equal to torch.optim.SGD on the linearized network; limits with a closed form."""
 
 import math
 
@@ -10,8 +10,10 @@ from torch import nn
 import kernelmem as km
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.torch_func import functional_call, jvp
-from kernelmem.kernel_machines.linearized.eigenmodes import solution
-from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow, minibatch_sgd
+from kernelmem.kernel_machines.linearized.eigenmodes import mode_states
+from kernelmem.kernel_machines.linearized.function_space import Linearization
+from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow
+from kernelmem.kernel_machines.linearized.minibatch_sgd import minibatch_sgd
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.tangents.derivatives.jvp import load_dual_rules
 
@@ -64,7 +66,7 @@ def setting(seed=0):
         "initial_test": start[N:],
         "origin": zero[:N],
         "origin_test": zero[N:],
-        "k_test": K[N:, :N],
+        "K_test": K[N:, :N],
     }
     return model, x, y, K[:N, :N], where
 
@@ -116,9 +118,9 @@ def test_squared_error_equals_torch(name, closed):
     options = {"lr": 0.1, **OPTIONS[name]}
     expected = trained(model, x, y, STEPS, **options)
     verb = gradient_descent if closed else minibatch_sgd
-    found = verb(K, y, steps=STEPS, **options, **where)
+    found = verb(K, y, steps=STEPS, sgd=SGDConfig(**options), linearization=Linearization(**where))
     close(found, expected)
-    again = found.predict(where["k_test"], initial=where["initial_test"], origin=where["origin_test"])
+    again = found.predict(where["K_test"], initial=where["initial_test"], origin=where["origin_test"])
     assert float((again - found.test).abs().max()) < 1e-14
 
 
@@ -134,7 +136,16 @@ def test_minibatches_with_a_schedule_equal_torch(name, loss):
     options = OPTIONS[name]
     steps = [0, 1, 30, 17]
     expected = trained(model, x, labels, steps, loss=loss, batches=batches, rates=rates, lr=0.05, **options)
-    found = minibatch_sgd(K, labels, steps=steps, lr=rates, batches=batches, loss=loss, **options, **where)
+    found = minibatch_sgd(
+        K,
+        labels,
+        steps=steps,
+        batches=batches,
+        loss=loss,
+        sgd=SGDConfig(lr=1.0, **options),
+        lr_factors=rates,
+        linearization=Linearization(**where),
+    )
     assert float((found.train - expected[:, :N]).abs().max()) < 1e-12
     assert float((found.test - expected[:, N:]).abs().max()) < 1e-12
     assert found.residual < 1e-13
@@ -146,15 +157,17 @@ def test_cross_entropy_of_the_whole_batch_equals_torch(name):
     labels = torch.arange(N) % C
     options = {"lr": 0.5, **OPTIONS[name]}
     expected = trained(model, x, labels, STEPS, loss="cross_entropy", **options)
-    found = minibatch_sgd(K, labels, steps=STEPS, loss="cross_entropy", **options, **where)
+    found = minibatch_sgd(
+        K, labels, steps=STEPS, loss="cross_entropy", sgd=SGDConfig(**options), linearization=Linearization(**where)
+    )
     close(found, expected)
     own = minibatch_sgd(
         K,
         labels,
         steps=STEPS,
         loss=lambda f, t: nn.functional.cross_entropy(f, t, reduction="none"),
-        **options,
-        **where,
+        sgd=SGDConfig(**options),
+        linearization=Linearization(**where),
     )
     assert float((own.train - found.train).abs().max()) < 1e-14
 
@@ -162,12 +175,12 @@ def test_cross_entropy_of_the_whole_batch_equals_torch(name):
 def test_three_layouts_of_one_kernel():
     _, _, y, K, _ = setting()
     flat = K.transpose(1, 2).reshape(N * C, N * C)
-    ours = [gradient_descent(k, y, steps=9, lr=0.1).train for k in (K, flat)]
+    ours = [gradient_descent(k, y, steps=9, sgd=SGDConfig(lr=0.1)).train for k in (K, flat)]
     assert torch.equal(*ours)
     shared = K.diagonal(dim1=2, dim2=3).sum(-1)
     apart = torch.einsum("ij,cd->ijcd", shared, torch.eye(C).double())
     ours = [
-        verb(k, y, steps=9, lr=0.1, k_test=k[:2]).test
+        verb(k, y, steps=9, sgd=SGDConfig(lr=0.1), linearization=Linearization(K_test=k[:2])).test
         for k in (shared, apart)
         for verb in (gradient_descent, minibatch_sgd)
     ]
@@ -177,17 +190,19 @@ def test_three_layouts_of_one_kernel():
 
 def test_labels_are_one_hot_rows():
     K = torch.eye(4).double()
-    found = gradient_descent(K, torch.tensor([0, 1, 2, 1]), steps=math.inf, lr=1.0)
+    found = gradient_descent(K, torch.tensor([0, 1, 2, 1]), steps=math.inf, sgd=SGDConfig(lr=1.0))
     assert float((found.train[0] - torch.eye(3).double()[[0, 1, 2, 1]]).abs().max()) < 1e-14
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.4])
 def test_small_steps_tend_to_the_flow_at_order_one(decay):
     _, _, y, K, where = setting()
-    flow = gradient_flow(K, y, times=1.5, weight_decay=decay, **where)
+    flow = gradient_flow(K, y, times=1.5, weight_decay=decay, linearization=Linearization(**where))
     gaps = []
     for steps in (40, 80, 160):
-        found = gradient_descent(K, y, steps=steps, lr=1.5 / steps, weight_decay=decay, **where)
+        found = gradient_descent(
+            K, y, steps=steps, sgd=SGDConfig(lr=1.5 / steps, weight_decay=decay), linearization=Linearization(**where)
+        )
         gaps.append([float((found.train - flow.train).norm()), float((found.test - flow.test).norm())])
     orders = np.log2(np.array(gaps[:-1]) / np.array(gaps[1:]))
     assert np.all(np.abs(orders[-1] - 1) < 0.05), orders
@@ -211,7 +226,7 @@ def test_the_flow_solves_its_equation(decay):
         atol=1e-13,
         t_eval=[0.0, 0.5, 2.0],
     )
-    found = gradient_flow(K, y, times=[0.0, 0.5, 2.0], weight_decay=decay, **where)
+    found = gradient_flow(K, y, times=[0.0, 0.5, 2.0], weight_decay=decay, linearization=Linearization(**where))
     assert float((found.train.reshape(3, -1).T - torch.tensor(solved.y)).abs().max()) < 1e-9
 
 
@@ -223,13 +238,15 @@ def test_with_decay_the_limit_is_kernel_ridge_around_the_outputs_at_zero_weights
     ridge = torch.linalg.solve(
         flat + N * decay * torch.eye(N * C, dtype=torch.float64), (y - where["origin"]).flatten()
     )
-    cross = where["k_test"].transpose(1, 2).reshape(M * C, N * C)
+    cross = where["K_test"].transpose(1, 2).reshape(M * C, N * C)
     expected = where["origin_test"] + (cross @ ridge).view(M, C)
     for end in (math.inf, 10**5):
         if options:
-            found = gradient_descent(K, y, steps=end, weight_decay=decay, **options, **where)
+            found = gradient_descent(
+                K, y, steps=end, sgd=SGDConfig(weight_decay=decay, **options), linearization=Linearization(**where)
+            )
         else:
-            found = gradient_flow(K, y, times=end, weight_decay=decay, **where)
+            found = gradient_flow(K, y, times=end, weight_decay=decay, linearization=Linearization(**where))
         assert float((found.test[0] - expected).abs().max()) < 1e-12
         assert found.scale.abs().max() < 1e-12
         assert found.residual < 1e-12
@@ -242,14 +259,16 @@ def test_descent_without_end_interpolates_and_slow_modes_keep_their_digits():
     y = torch.randn(6, 1, generator=generator, dtype=torch.float64)
     for options in ({}, {"momentum": 0.9}):
         for end in (math.inf, 10**13):
-            found = gradient_descent(K, y, steps=end, lr=1.0, **options)
+            found = gradient_descent(K, y, steps=end, sgd=SGDConfig(lr=1.0, **options))
             assert float((found.train[0] - y).abs().max()) < 1e-6
     # a mode with lr κ / n = 1e-9 / 6, after 10⁶ steps
-    slow = gradient_descent(torch.diag(torch.tensor([1.0, 1e-9], dtype=torch.float64)), [0.0, 1.0], steps=10**6, lr=1.0)
+    slow = gradient_descent(
+        torch.diag(torch.tensor([1.0, 1e-09], dtype=torch.float64)), [0.0, 1.0], steps=10**6, sgd=SGDConfig(lr=1.0)
+    )
     exact = -math.expm1(1e6 * math.log1p(-0.5e-9))
     assert abs(float(slow.train[0, 1, 0]) / exact - 1) < 1e-6  # eps κ_max of an eigenvalue is rounding
     assert slow.condition == pytest.approx(1e9, rel=1e-6)
-    powers = solution(torch.tensor([1e-9], dtype=torch.float64), 2, SGDConfig(1.0), (10**6,), pulled=False)
+    powers = mode_states(torch.tensor([1e-9], dtype=torch.float64), 2, SGDConfig(1.0), (10**6,), decay=False)
     assert abs(-1e-9 * float(powers[0, 0, 0, 0]) / exact - 1) < 1e-13
 
 
@@ -257,13 +276,13 @@ def test_a_singular_kernel_leaves_what_it_cannot_reach():
     K = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]).double()
     y = torch.tensor([1.0, 0.0, 3.0]).double()
     for found in (
-        gradient_descent(K, y, steps=math.inf, lr=1.0, k_test=K[:1]),
-        gradient_flow(K, y, times=math.inf, k_test=K[:1]),
+        gradient_descent(K, y, steps=math.inf, sgd=SGDConfig(lr=1.0), linearization=Linearization(K_test=K[:1])),
+        gradient_flow(K, y, times=math.inf, linearization=Linearization(K_test=K[:1])),
     ):
         assert float((found.train.flatten() - torch.tensor([0.5, 0.5, 3.0])).abs().max()) < 1e-12
         assert found.condition == pytest.approx(1.0)
         assert found.residual < 1e-12
-    finite = gradient_descent(K, y, steps=10, lr=1.0)  # there the coefficient grows as h T / n
+    finite = gradient_descent(K, y, steps=10, sgd=SGDConfig(lr=1.0))  # there the coefficient grows as h T / n
     assert float(finite.coefficients[0, 0] - finite.coefficients[0, 1]) == pytest.approx(10 / 3, rel=1e-12)
 
 
@@ -276,14 +295,25 @@ def test_eigenvalues_that_are_rounding_make_no_coefficients(dtype):
     expected = A[8:] @ torch.linalg.lstsq(A[:8], y).solution  # the fit of least norm
     tolerance = 1e-11 if dtype == torch.float64 else 1e-4
     for end in (
-        gradient_descent(K[:8, :8], y, steps=math.inf, lr=0.1, k_test=K[8:, :8]),
-        gradient_descent(K[:8, :8], y, steps=math.inf, lr=0.1, momentum=0.5, k_test=K[8:, :8]),
-        gradient_flow(K[:8, :8], y, times=math.inf, k_test=K[8:, :8]),
+        gradient_descent(
+            K[:8, :8], y, steps=math.inf, sgd=SGDConfig(lr=0.1), linearization=Linearization(K_test=K[8:, :8])
+        ),
+        gradient_descent(
+            K[:8, :8],
+            y,
+            steps=math.inf,
+            sgd=SGDConfig(lr=0.1, momentum=0.5),
+            linearization=Linearization(K_test=K[8:, :8]),
+        ),
+        gradient_flow(K[:8, :8], y, times=math.inf, linearization=Linearization(K_test=K[8:, :8])),
     ):
         assert float((end.test[0] - expected).abs().max()) < tolerance
         assert end.condition < 1e3
         assert end.coefficients.abs().max() < 10
-    for grown in (gradient_flow(K[:8, :8], y, times=1e3), gradient_descent(K[:8, :8], y, steps=10**4, lr=0.1)):
+    for grown in (
+        gradient_flow(K[:8, :8], y, times=1000.0),
+        gradient_descent(K[:8, :8], y, steps=10**4, sgd=SGDConfig(lr=0.1)),
+    ):
         assert grown.coefficients.abs().max() < 1e3 * y.abs().max()  # h T / n at most
 
 
@@ -301,16 +331,18 @@ def test_eigenvalues_that_are_rounding_make_no_coefficients(dtype):
 def test_the_limit_of_stability_is_where_descent_begins_to_grow(options, limit):
     K, y = torch.diag(torch.tensor([4.0, 1.0]).double()), torch.tensor([1.0, 1.0]).double()
     curvature = 2.0 + options.get("weight_decay", 0.0)
-    own = {**options, "origin": [0.0, 0.0]}
-    below = gradient_descent(K, y, steps=[10**4, math.inf], lr=0.99 * limit / curvature, **own)
+    origin = Linearization(origin=[0.0, 0.0])
+    below = gradient_descent(
+        K, y, steps=[10**4, math.inf], sgd=SGDConfig(0.99 * limit / curvature, **options), linearization=origin
+    )
     assert float((below.train[0] - below.train[1]).abs().max()) < 1e-9
     assert below.limit == pytest.approx(limit)
     assert below.stability == pytest.approx(0.99 * limit)
     for verb in (gradient_descent, minibatch_sgd):
         with pytest.raises(NumericalError, match=f"{1.01 * limit:.4g}; expected below {limit:.4g}"):
-            verb(K, y, steps=5, lr=1.01 * limit / curvature, **own)
+            verb(K, y, steps=5, sgd=SGDConfig(1.01 * limit / curvature, **options), linearization=origin)
     with pytest.raises(NumericalError):
-        gradient_descent(K, y, steps=5, lr=limit / curvature * (1 + 1e-15), **own)
+        gradient_descent(K, y, steps=5, sgd=SGDConfig(limit / curvature * (1 + 1e-15), **options), linearization=origin)
     # the optimizer itself, just above: one weight with that curvature
     weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([weight], lr=1.01 * limit / curvature, **options)
@@ -324,12 +356,12 @@ def test_the_limit_of_stability_is_where_descent_begins_to_grow(options, limit):
 def test_small_batches_may_diverge_below_the_limit():
     K = torch.diag(torch.tensor([8.0, 1.0, 1.0, 1.0]).double())
     with pytest.raises(NumericalError, match="no longer finite after"):
-        minibatch_sgd(K, torch.ones(4), lr=0.9, batches=[[0]] * 4000)
+        minibatch_sgd(K, torch.ones(4), batches=[[0]] * 4000, sgd=SGDConfig(lr=0.9))
 
 
 def test_the_figure_of_cross_entropy_is_a_bound_and_refuses_nothing():
     K = 10 * torch.eye(4).double()
-    found = minibatch_sgd(K, torch.tensor([0, 1, 0, 1]), lr=2.0, steps=30, loss="cross_entropy")
+    found = minibatch_sgd(K, torch.tensor([0, 1, 0, 1]), steps=30, loss="cross_entropy", sgd=SGDConfig(lr=2.0))
     assert found.stability == pytest.approx(2.5)
     assert (found.train[0].argmax(1) == torch.tensor([0, 1, 0, 1])).all()
 
@@ -351,7 +383,9 @@ def test_a_permuted_kernel_is_a_null():
     order = torch.randperm(80, generator=generator)
     errors = []
     for goal in (y[:80], y[:80][order]):
-        found = gradient_descent(K[:80, :80], goal, steps=2000, lr=1.0, k_test=K[80:, :80])
+        found = gradient_descent(
+            K[:80, :80], goal, steps=2000, sgd=SGDConfig(lr=1.0), linearization=Linearization(K_test=K[80:, :80])
+        )
         errors.append(float((found.test[0] - y[80:]).square().mean() / y[80:].square().mean()))
     assert errors[0] < 0.1
     assert errors[1] > 0.8
@@ -360,44 +394,71 @@ def test_a_permuted_kernel_is_a_null():
 def test_what_does_not_fit_is_refused():
     _, _, y, K, where = setting()
     cases = [
-        (lambda: gradient_descent(K[:3, :3], y, steps=1, lr=0.1), "kernel of shape"),
-        (lambda: gradient_descent(K.transpose(1, 2), y, steps=1, lr=0.1), "kernel of shape"),
-        (lambda: gradient_descent(K, y, steps=1.5, lr=0.1), "steps=1.5"),
-        (lambda: gradient_descent(K, y, steps=-1, lr=0.1), "steps=-1"),
-        (lambda: gradient_descent(K, y, steps=[], lr=0.1), "steps"),
-        (lambda: gradient_descent(K, y, steps=1, lr=-0.1), "lr="),
-        (lambda: gradient_descent(K, y, steps=1, lr=math.nan), "lr="),
-        (lambda: gradient_descent(K, y, steps=1, lr=0.1, momentum=1.0), "momentum"),
-        (lambda: gradient_descent(K, y, steps=1, lr=0.1, nesterov=True), "nesterov"),
-        (lambda: gradient_descent(K, y, steps=1, lr=0.1, weight_decay=0.1), "zero weights of the training"),
+        (lambda: gradient_descent(K[:3, :3], y, steps=1, sgd=SGDConfig(lr=0.1)), "kernel of shape"),
+        (lambda: gradient_descent(K.transpose(1, 2), y, steps=1, sgd=SGDConfig(lr=0.1)), "kernel of shape"),
+        (lambda: gradient_descent(K, y, steps=1.5, sgd=SGDConfig(lr=0.1)), "steps=1.5"),
+        (lambda: gradient_descent(K, y, steps=-1, sgd=SGDConfig(lr=0.1)), "steps=-1"),
+        (lambda: gradient_descent(K, y, steps=[], sgd=SGDConfig(lr=0.1)), "steps"),
+        (lambda: gradient_descent(K, y, steps=1, sgd=SGDConfig(lr=-0.1)), "lr="),
+        (lambda: gradient_descent(K, y, steps=1, sgd=SGDConfig(lr=math.nan)), "lr="),
+        (lambda: gradient_descent(K, y, steps=1, sgd=SGDConfig(lr=0.1, momentum=1.0)), "momentum"),
+        (lambda: gradient_descent(K, y, steps=1, sgd=SGDConfig(lr=0.1, nesterov=True)), "nesterov"),
+        (
+            lambda: gradient_descent(K, y, steps=1, sgd=SGDConfig(lr=0.1, weight_decay=0.1)),
+            "zero weights of the training",
+        ),
         (
             lambda: gradient_descent(
-                K, y, steps=1, lr=0.1, weight_decay=0.1, origin=where["origin"], k_test=where["k_test"]
+                K,
+                y,
+                steps=1,
+                sgd=SGDConfig(lr=0.1, weight_decay=0.1),
+                linearization=Linearization(origin=where["origin"], K_test=where["K_test"]),
             ),
             "zero weights of the test",
         ),
-        (lambda: gradient_descent(K, y * math.nan, steps=1, lr=0.1), "NaN"),
-        (lambda: gradient_descent(K, y, steps=1, lr=0.1, initial=y[:2]), "initial of shape"),
-        (lambda: gradient_descent(K, y, steps=1, lr=0.1, initial=y[:, :2]), "beside initial"),
-        (lambda: gradient_descent(K, [0, 1, 2, 3, 0, 1, 2], steps=1, lr=0.1, initial=y), "outside 0..2"),
-        (lambda: gradient_descent(K, y, steps=1, lr=0.1, k_test=torch.ones(2, N)), "k_test of shape"),
+        (lambda: gradient_descent(K, y * math.nan, steps=1, sgd=SGDConfig(lr=0.1)), "NaN"),
+        (
+            lambda: gradient_descent(K, y, steps=1, sgd=SGDConfig(lr=0.1), linearization=Linearization(initial=y[:2])),
+            "initial of shape",
+        ),
+        (
+            lambda: gradient_descent(
+                K, y, steps=1, sgd=SGDConfig(lr=0.1), linearization=Linearization(initial=y[:, :2])
+            ),
+            "and initial outputs",
+        ),
+        (
+            lambda: gradient_descent(
+                K, [0, 1, 2, 3, 0, 1, 2], steps=1, sgd=SGDConfig(lr=0.1), linearization=Linearization(initial=y)
+            ),
+            "outside 0..2",
+        ),
+        (
+            lambda: gradient_descent(
+                K, y, steps=1, sgd=SGDConfig(lr=0.1), linearization=Linearization(K_test=torch.ones(2, N))
+            ),
+            "K_test of shape",
+        ),
         (lambda: gradient_flow(K, y, times=-0.1), "times"),
-        (lambda: minibatch_sgd(K, y, lr=0.1), "steps=None"),
-        (lambda: minibatch_sgd(K, y, lr=0.1, batches=[[0, N]]), "a batch"),
-        (lambda: minibatch_sgd(K, y, lr=0.1, batches=[[]]), "a batch"),
-        (lambda: minibatch_sgd(K, y, lr=[0.1], steps=2), "learning rates"),
-        (lambda: minibatch_sgd(K, y, lr=0.1, steps=math.inf), "finite"),
-        (lambda: minibatch_sgd(K, y, lr=0.1, steps=2, loss="hinge"), "loss="),
+        (lambda: minibatch_sgd(K, y, sgd=SGDConfig(lr=0.1)), "steps=None"),
+        (lambda: minibatch_sgd(K, y, batches=[[0, N]], sgd=SGDConfig(lr=0.1)), "batch of shape"),
+        (lambda: minibatch_sgd(K, y, batches=[[]], sgd=SGDConfig(lr=0.1)), "batch of shape"),
+        (lambda: minibatch_sgd(K, y, steps=2, sgd=SGDConfig(lr=0.1), lr_factors=[1.0]), "learning rates"),
+        (lambda: minibatch_sgd(K, y, steps=math.inf, sgd=SGDConfig(lr=0.1)), "finite"),
+        (lambda: minibatch_sgd(K, y, steps=2, loss="hinge", sgd=SGDConfig(lr=0.1)), "loss="),
     ]
     for call, message in cases:
         with pytest.raises(InputError, match=message):
             call()
     flat = K.transpose(1, 2).reshape(N * C, N * C)
     with pytest.raises(NumericalError, match="smallest eigenvalue"):
-        gradient_descent(-flat, y, steps=1, lr=0.1)
+        gradient_descent(-flat, y, steps=1, sgd=SGDConfig(lr=0.1))
     with pytest.raises(NumericalError, match="asymmetry"):
-        gradient_descent(flat + torch.triu(flat, 1), y, steps=1, lr=0.1)
-    found = gradient_descent(K, y, steps=3, lr=0.1, weight_decay=0.1, **where)
+        gradient_descent(flat + torch.triu(flat, 1), y, steps=1, sgd=SGDConfig(lr=0.1))
+    found = gradient_descent(
+        K, y, steps=3, sgd=SGDConfig(lr=0.1, weight_decay=0.1), linearization=Linearization(**where)
+    )
     with pytest.raises(InputError, match="rows to predict"):
-        found.predict(where["k_test"])
+        found.predict(where["K_test"])
     assert "condition" in str(found)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import kernelmem as km
+from kernelmem.kernel_machines.linearized.function_space import Linearization
 from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.testing.ntk_parametrization import ntk_mlp
 
 N, M, STEPS, LR = 8, 6, 60, 0.5
@@ -28,8 +30,12 @@ def gaps(width, seed, depth):
         start = model(x)
     found = []
     for kernel in (km.ntk(model, x, verify=False), km.infinite_ntk(x, depth=depth, **NETWORK)):
-        where = {"initial": start[:N], "k_test": kernel[N:, :N], "initial_test": start[N:]}
-        found.append(gradient_descent(kernel[:N, :N], y, steps=STEPS, lr=LR, **where).test[0])
+        where = {"initial": start[:N], "K_test": kernel[N:, :N], "initial_test": start[N:]}
+        found.append(
+            gradient_descent(
+                kernel[:N, :N], y, steps=STEPS, sgd=SGDConfig(lr=LR), linearization=Linearization(**where)
+            ).test[0]
+        )
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     for _ in range(STEPS):
         optimizer.zero_grad()

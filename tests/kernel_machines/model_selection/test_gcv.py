@@ -67,7 +67,7 @@ def test_the_left_out_error_of_a_conditionally_positive_kernel_is_that_of_litera
         for i in range(N):
             rest = w.copy()
             rest[i] = max(0.0, rest[i] - 1)
-            a = solve(K, Y, ridge, weights=rest).require().coefficients.numpy()
+            a = solve(K, Y, ridge, sample_weight=rest).require().coefficients.numpy()
             total += w[i] * np.square(K[i] @ a - Y[i]).sum()
         assert float(found.errors[index]) == pytest.approx(total / w.sum() / 2, rel=1e-8)
 

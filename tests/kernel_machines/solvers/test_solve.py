@@ -58,7 +58,7 @@ def test_every_solver_gives_the_solution(solver, ridge):
 def test_weights_are_those_of_the_normal_equations(solver):
     K, y, rng = problem()
     weights = rng.integers(0, 4, len(K)).astype(float)
-    got = solve(K, y, 0.1, solver=solver, weights=weights, tolerance=1e-13)
+    got = solve(K, y, 0.1, solver=solver, sample_weight=weights, tolerance=1e-13)
     want = dense(K, y, 0.1, weights)
     assert np.abs(got.coefficients.numpy() - want).max() < 1e-9 * np.abs(want).max()
     assert got.residual < 1e-11
@@ -158,7 +158,7 @@ def test_operators_are_solved_without_their_entries():
 
 def test_the_preconditioner_saves_iterations():
     K, y, _ = problem(n=200)
-    many = solve(K, y, 1e-4, solver="cg", rank=0, max_iterations=3000)
+    many = solve(K, y, 1e-4, solver="cg", rank=0, max_iter=3000)
     few = solve(K, y, 1e-4, solver="cg", rank=100)
     assert many.code is few.code is Code.solved
     assert few.iterations < many.iterations / 4
@@ -166,11 +166,11 @@ def test_the_preconditioner_saves_iterations():
 
 def test_an_end_of_iterations_is_said():
     K, y, _ = problem(n=100)
-    got = solve(K, y, 1e-9, solver="cg", rank=0, max_iterations=3)
+    got = solve(K, y, 1e-9, solver="cg", rank=0, max_iter=3)
     assert got.code is Code.not_converged
     assert got.residual > 1e-10
     assert got.iterations <= 3 + 1
-    with pytest.raises(NumericalError, match="max_iterations"):
+    with pytest.raises(NumericalError, match="max_iter"):
         got.require()
 
 
@@ -194,7 +194,7 @@ def test_nystroem_over_all_rows_is_the_solution_and_over_few_is_near():
     gap = K @ few.coefficients.numpy() - K @ dense(K, smooth, 0.1)
     assert np.linalg.norm(gap) < 0.02 * np.linalg.norm(smooth)
     weights = np.arange(80) % 3.0
-    whole = solve(K, smooth, 0.1, solver="nystroem", rank=80, weights=weights)
+    whole = solve(K, smooth, 0.1, solver="nystroem", rank=80, sample_weight=weights)
     assert np.abs(K @ whole.coefficients.numpy() - K @ dense(K, smooth, 0.1, weights)).max() < 1e-8
 
 
@@ -307,9 +307,9 @@ def test_the_solution_is_frozen_and_the_code_has_a_meaning():
         {"ridge": True},
         {"ridge": "loo"},
         {"solver": "lu"},
-        {"weights": [1.0, -1.0, 1.0]},
-        {"weights": [0.0, 0.0, 0.0]},
-        {"weights": [1.0, 1.0]},
+        {"sample_weight": [1.0, -1.0, 1.0]},
+        {"sample_weight": [0.0, 0.0, 0.0]},
+        {"sample_weight": [1.0, 1.0]},
     ],
 )
 def test_what_is_not_a_system_is_refused(arguments):
@@ -339,7 +339,7 @@ def test_a_ridge_regularizes_a_float32_kernel_below_its_own_rounding():
 
 def test_cg_ends_where_rounding_allows_no_smaller_residual():
     K, y, _ = problem()
-    got = solve(K, y, 1e-3, solver="cg", tolerance=1e-17, max_iterations=100_000)
+    got = solve(K, y, 1e-3, solver="cg", tolerance=1e-17, max_iter=100_000)
     assert got.code is Code.not_converged
     assert got.residual < 1e-11
     assert got.iterations < 5000

@@ -17,7 +17,8 @@ from kernelmem.label_noise.corrupt import corrupt_labels
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
 def test_flips_as_they_are_drawn(kind, n_classes):
     labels = torch.arange(n_classes).repeat(20_000 // n_classes)
-    noisy, _, law = corrupt_labels(labels, 0.3, kind, seed=0)
+    corrupted = corrupt_labels(labels, 0.3, kind, seed=0)
+    noisy, law = corrupted.y, corrupted.matrix
     flips = flip_noise(0.3, n_classes, kind=kind)
     centered = torch.eye(n_classes, dtype=torch.float64) - 1 / n_classes
     mean_target = law.double() @ centered  # exactly c times the clean one
