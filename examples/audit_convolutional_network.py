@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.training.classifier import train_classifier
-from kernelmem.training.datasets import digits
+from kernelmem.training import digits, train_classifier
 
 data = digits(n_train=300, seed=1)
 pictures, test_pictures = data.x_train.reshape(-1, 1, 8, 8), data.x_test.reshape(-1, 1, 8, 8)[:300]
@@ -23,7 +22,7 @@ model = nn.Sequential(
     nn.Flatten(),
     nn.Linear(144, 10),
 )
-train_classifier(model, pictures, noisy.y, epochs=80, batch_size=32, learning_rate=3e-3, seed=1)
+train_classifier(model, pictures, noisy.y, epochs=80, batch_size=32, lr=3e-3, seed=1)
 
 audit = km.audit(
     model,

@@ -17,7 +17,7 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.kernel_machines import ComparisonOptions
-from kernelmem.training.datasets import digits
+from kernelmem.training import digits
 
 data = digits(n_train=120, seed=0)
 x, y, x_test, y_test = data.x_train, data.y_train, data.x_test[:200], data.y_test[:200]
@@ -29,10 +29,11 @@ run = km.fit(
     x,
     y,
     out=Path(mkdtemp()) / "run",
-    optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     epochs=15,
-    batch_size=30,
     seed=0,
+    options=km.FitOptions(
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9), batch_size=30
+    ),
 )
 right = float((model(x_test).argmax(1) == y_test).float().mean())
 print(

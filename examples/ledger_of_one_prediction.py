@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.training.datasets import digits
+from kernelmem.training import digits
 
 data = digits(n_train=200, seed=0)
 noisy = km.corrupt_labels(data.y_train, 0.1, seed=0)
@@ -26,10 +26,9 @@ run = km.fit(
     data.x_train,
     noisy.y,
     out=Path(mkdtemp()) / "run",
-    optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
     epochs=12,
-    batch_size=32,
     seed=0,
+    options=km.FitOptions(optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), batch_size=32),
 )
 
 # The test digit whose margin (the score of its label less the largest other one) is smallest.

@@ -45,6 +45,7 @@ from kernelmem.label_noise.corrupt import corrupt_labels as corrupt_labels
 from kernelmem.label_noise.detection import detect as detect
 from kernelmem.recording.recorder import Recorder as Recorder
 from kernelmem.recording.run import Run as Run
+from kernelmem.recording.trainers.fit import FitOptions as FitOptions
 from kernelmem.recording.trainers.fit import fit as fit
 from kernelmem.recording.trainers.huggingface import logits as logits
 from kernelmem.tangents.sketch import tangent_features as tangent_features

@@ -16,8 +16,7 @@ from experiments.flip_detection.figure import draw
 from kernelmem.core.atomic_files import write_files
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.training.classifier import train_classifier
-from kernelmem.training.datasets import digits
+from kernelmem.training import digits, train_classifier
 from kernelmem.training.mlp import standardized_mlp
 
 __all__ = ["run"]
@@ -59,7 +58,7 @@ def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
     seeds = seed_sequence(seed, ["split", "flips", "weights", "batches"])
     data = digits(seed=seed)
     noisy = km.corrupt_labels(data.y_train, cell.rate, cell.kind, seed=seeds["flips"], x=data.x_train)
-    model = standardized_mlp(data.x_train, 10, seed=seeds["weights"], pictures=True)
+    model = standardized_mlp(data.x_train, 10, seed=seeds["weights"])
     training = train_classifier(model, data.x_train, noisy.y, epochs=epochs, seed=seeds["batches"])
     document = km.audit(
         model, (data.x_train, noisy.y), (data.x_test, data.y_test), flipped=noisy.flipped, seed=seed

@@ -11,7 +11,7 @@ import kernelmem as km
 from experiments.leave_one_out_agreement.configs import Options
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.torch_func import functional_call, vmap
-from kernelmem.training.datasets import digits
+from kernelmem.training import digits
 
 __all__ = ["Problem", "centered_logit", "make", "record", "retrain"]
 

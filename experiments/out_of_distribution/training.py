@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from kernelmem.core.checks import seed_sequence
+from kernelmem.training import LabeledData, digits
 from kernelmem.training.classifier import Training, train_classifier
-from kernelmem.training.datasets import LabeledData, digits
 from kernelmem.training.mlp import standardized_mlp
 
 __all__ = ["Problem", "make"]
@@ -32,9 +32,7 @@ def make(seed: int, *, n_train: int, n_test: int, width: int, epochs: int, other
     data = digits(n_train=n_train, seed=seed)
     data = replace(data, x_test=data.x_test[:n_test], y_test=data.y_test[:n_test])
     prefix = "other " if other else ""
-    model = standardized_mlp(
-        data.x_train, 10, widths=(width, width), seed=seeds[f"{prefix}weights"], pictures=True
-    ).eval()
+    model = standardized_mlp(data.x_train, 10, widths=(width, width), seed=seeds[f"{prefix}weights"]).eval()
     initial = copy.deepcopy(model)
     training = train_classifier(model, data.x_train, data.y_train, epochs=epochs, seed=seeds[f"{prefix}batches"])
     half = len(data.x_test) // 2

@@ -132,7 +132,7 @@ class AuditCommand:
         """Build the network; load its weights, or train it."""
         if self.model is None:
             model: nn.Module = standardized_mlp(
-                data.x_train, data.n_classes, seed=seeds["weights"], pictures=data.image_shape is not None
+                data.x_train, data.n_classes, seed=seeds["weights"], per_feature=data.image_shape is None
             )
         else:
             with torch.random.fork_rng(devices=[]):
@@ -145,22 +145,15 @@ class AuditCommand:
         if self.epochs < 1:
             raise InputError(f"--epochs {self.epochs}", expected="at least 1", hint="pass --epochs 80")
         started = time.perf_counter()
-        with tqdm(total=self.epochs, desc="training", unit="epoch", file=sys.stderr, disable=None) as bar:
-
-            def step(done: int, total: int, message: str) -> None:
-                bar.update(done - bar.n)
-                bar.set_postfix_str(message, refresh=False)
-
-            with torch.random.fork_rng(devices=[]):  # dropout in the user's model draws from the global state
-                torch.manual_seed(seeds["batches"])
-                training = train_classifier(
-                    model.to(device),
-                    data.x_train.to(device),
-                    data.y_train.to(device),
-                    epochs=self.epochs,
-                    seed=seeds["batches"],
-                    progress=step,
-                )
+        with torch.random.fork_rng(devices=[]):  # dropout in the user's model draws from the global state
+            torch.manual_seed(seeds["batches"])
+            training = train_classifier(
+                model.to(device),
+                data.x_train.to(device),
+                data.y_train.to(device),
+                epochs=self.epochs,
+                seed=seeds["batches"],
+            )
         print(
             f"trained {training.steps:,} steps in {time.perf_counter() - started:.1f} s,"
             f" train accuracy {training.train_accuracy:.1%}",

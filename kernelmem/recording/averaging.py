@@ -17,7 +17,7 @@ from kernelmem.recording.run import Run, no_averages
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import load_model_state, model_state, state_sha256
 
-__all__ = ["Average", "Averaging", "average_coefficients", "coefficient_of", "combined"]
+__all__ = ["Average", "AverageTracker", "average_coefficients", "combine_coefficients", "fit_coefficient"]
 
 ROUNDINGS = 8.0  # of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
 LARGEST = 2.0  # kappa: beyond it nothing is averaged, and one entry could pass for a step of all
@@ -45,13 +45,13 @@ def average_coefficients(run: Run) -> Tensor:
     """
     if not run.averages:
         raise no_averages(run.path)
-    return combined(run.averages, len(run))
+    return combine_coefficients(run.averages, len(run))
 
 
-def combined(averages: Sequence[Average], steps: int) -> Tensor:
+def combine_coefficients(averages: Sequence[Average], steps: int) -> Tensor:
     """The a_t of a list of updates, see :func:`average_coefficients`; (steps + 1,) float64.
 
-    >>> combined([Average(1, 1.0, ""), Average(2, 0.5, ""), Average(3, 0.5, "")], 3)
+    >>> combine_coefficients([Average(1, 1.0, ""), Average(2, 0.5, ""), Average(3, 0.5, "")], 3)
     tensor([0.0000, 0.2500, 0.2500, 0.5000], dtype=torch.float64)
     """
     coefficients, left = [0.0] * (steps + 1), 1.0
@@ -61,7 +61,7 @@ def combined(averages: Sequence[Average], steps: int) -> Tensor:
     return torch.tensor(coefficients, dtype=torch.float64)
 
 
-def coefficient_of(
+def fit_coefficient(
     old: Mapping[str, Tensor], new: Mapping[str, Tensor], now: Mapping[str, Tensor], likely: Sequence[float] = ()
 ) -> float:
     """The one number kappa with new = old + kappa (now - old), up to rounding in the dtype of ``new``.
@@ -110,7 +110,7 @@ def coefficient_of(
     return next((near for near in simple if abs(near - kappa) <= doubt), kappa)
 
 
-class Averaging:
+class AverageTracker:
     """An AveragedModel that a recorder updates, as it was after the last update."""
 
     def __init__(self, averaged: AveragedModel, model: nn.Module) -> None:
@@ -194,7 +194,7 @@ class Averaging:
     def _coefficient(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
         parts = [{name: state[name] for name in self._names} for state in (old, new, now)]
         if self.count:
-            return coefficient_of(*parts, likely=(self.coefficient, 1.0 / (self.count + 1)))
+            return fit_coefficient(*parts, likely=(self.coefficient, 1.0 / (self.count + 1)))
         for name, value in parts[1].items():
             if not torch.equal(value, parts[2][name].to(value.dtype)):
                 raise InputError(

@@ -16,7 +16,7 @@ from kernelmem.recording.storage.inputs import RecordedBatch
 from kernelmem.training import losses
 from kernelmem.training.losses import Loss, batch_loss
 
-__all__ = ["Forward", "GradientCheck", "Passes", "batch_gradient", "call", "fit_scale", "random_state"]
+__all__ = ["Forward", "ForwardRandomState", "GradientCheck", "batch_gradient", "call", "fit_scale", "random_state"]
 
 NEIGHBORS = 3  # floats tried on each side of the ratio, which two roundings put less than two floats off
 WHOLE_SHARE = 0.01  # rounding of cancelled sums: a parameter may be off by this share of the tolerance of the whole
@@ -39,7 +39,7 @@ def batch_gradient(
     parameters: Mapping[str, nn.Parameter],
     x: Any,
     y: Tensor,
-    weights: Tensor | None,
+    sample_weight: Tensor | None,
     *,
     loss: Loss,
     reduction: str,
@@ -55,7 +55,7 @@ def batch_gradient(
     gradients: dict[nn.Parameter, Tensor | None] = {}
     with torch.enable_grad():
         own = map_tree(x, Tensor.clone)  # a model may write over x
-        value = batch_loss(loss, forward(own), y, weights, reduction=reduction)
+        value = batch_loss(loss, forward(own), y, sample_weight, reduction=reduction)
         if wanted and value.requires_grad:
             gradients = dict(zip(wanted, torch.autograd.grad(value, wanted, allow_unused=True), strict=True))
     return {
@@ -98,7 +98,7 @@ def fit_scale(
             f"gradients that are no multiple of those of {described}: the largest mismatch is in {worst}"
             f" ({misses[worst]:.3g}, beside a gradient of norm {norms[worst]:.3g}; in all {missed:.3g} of {whole:.3g})",
             expected=f"gradients of this loss on this batch, times one number, to a relative {tolerance:g}",
-            hint="check index, x, y, weight, loss and reduction; clip the norm of all gradients, not of single"
+            hint="check index, x, y, sample_weight, loss and reduction; clip the norm of all gradients, not of single"
             " parameters or entries; in accumulation hand in the concatenated micro-batches",
         )
     return _exact_multiplier(given, recomputed) or scale
@@ -138,7 +138,7 @@ def call(model: nn.Module, batch: Any) -> Tensor:
     return model(batch)
 
 
-class Passes:
+class ForwardRandomState:
     """The state of torch's generator before the last forward pass of a model, with gradients, since the last step.
 
     Earlier passes were skipped, or evaluations. A hook on the model sees them, with positional arguments or keywords. A
@@ -208,7 +208,7 @@ class GradientCheck:
         batch: RecordedBatch,
         names: list[str],  # of the parameters in the optimizer
         before: Mapping[str, Tensor],
-        passes: Passes,
+        passes: ForwardRandomState,
     ) -> tuple[float, frozenset[str], bytes | None]:
         """The scale of the gradients in .grad, the parameters without one, and the random state of the forward pass.
 
@@ -238,7 +238,7 @@ class GradientCheck:
                 {name: parameters[name] for name in given},
                 batch.x,
                 batch.y,
-                batch.weights,
+                batch.sample_weight,
                 loss=self.loss,
                 reduction=self.reduction,
             )

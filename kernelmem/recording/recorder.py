@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from kernelmem.core.atomic_files import check_directory
+from kernelmem.core.batches import Batch
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
-from kernelmem.recording.averaging import Averaging
-from kernelmem.recording.gradient_check import Forward, GradientCheck, Passes, call
-from kernelmem.recording.resume import is_as_left, last_whole_checkpoint
+from kernelmem.recording.averaging import AverageTracker
+from kernelmem.recording.gradient_check import Forward, ForwardRandomState, GradientCheck, call
+from kernelmem.recording.resume import last_whole_checkpoint, matches_last_step
 from kernelmem.recording.storage import checkpoints
 from kernelmem.recording.storage.header import check_model, check_options, check_same_run, run_header
-from kernelmem.recording.storage.inputs import Inputs, read_batch
+from kernelmem.recording.storage.inputs import InputRegistry, read_batch
 from kernelmem.recording.storage.param_groups import read_groups
 from kernelmem.recording.storage.tape import Step, Tape, refuse_existing
 from kernelmem.training import losses
@@ -116,11 +118,11 @@ class Recorder:
         coarsest = max((TOLERANCES.get(p.dtype, COARSE) for p in self._parameters.values()), default=COARSE)
         tolerance = coarsest if tolerance is None else float(tolerance)
         self._check = GradientCheck(model, self._parameters, forward or call, loss, reduction, tolerance)
-        self._averaging = None if averaged is None else Averaging(averaged, model)
+        self._averaging = None if averaged is None else AverageTracker(averaged, model)
         if not resume:
             refuse_existing(check_directory(directory))
         self._tape: Tape | None = None
-        self._inputs = Inputs()
+        self._inputs = InputRegistry()
         self._state: dict[str, Tensor] | None = None  # after the last step on the tape; None: the model is elsewhere
         self._random_after = torch.get_rng_state()
         self._due = False  # a checkpoint of the last step that waits for the averages after it
@@ -130,9 +132,9 @@ class Recorder:
             own = checkpoints.model_state(self._model)
             check_same_run(self._header(own), Tape(self._directory).meta, self._directory)
             self._tape = Tape(self._directory, write=True)
-            self._inputs = Inputs(self._tape.known_inputs())
+            self._inputs = InputRegistry(self._tape.known_inputs())
             moments = checkpoints.optimizer_state(self._optimizer, self._names)
-            there = is_as_left(self._directory, self._tape, own, moments, self._averaging)
+            there = matches_last_step(self._directory, self._tape, own, moments, self._averaging)
             self._state = own if there else None
         else:
             refuse_existing(self._directory)
@@ -140,7 +142,7 @@ class Recorder:
             self._random_after = torch.get_rng_state()
             header = self._header(self._state)
             self._tape = Tape.create(self._directory, header, initial=self._write_checkpoint(0, self._state))
-        self._passes = Passes(self._model)
+        self._passes = ForwardRandomState(self._model)
         return self
 
     def __exit__(
@@ -162,7 +164,7 @@ class Recorder:
         finally:
             tape.close()
 
-    def step(self, index: Any, x: Any, y: Any, weight: Any = None) -> None:
+    def step(self, index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
         """Check the gradients, take the optimizer's step, and write it down; it is on disk when this returns.
 
         Args:
@@ -170,14 +172,14 @@ class Recorder:
             x: (B, ...) what the model was called with, or a dict, tuple or list of such tensors; in accumulation, all
                 micro-batches of the step concatenated.
             y: (B,) or (B, C) targets as the loss takes them.
-            weight: (B,) loss weights; None: ones.
+            sample_weight: (B,) loss weights; None: ones.
 
         Raises:
             InputError: the gradients are not those of the loss on this batch (names the parameter with the largest
                 mismatch), weights that changed between the steps, a batch that does not fit. The step is not taken.
         """
         tape = self._started()
-        batch = read_batch(index, x, y, weight)
+        batch = read_batch(index, x, y, sample_weight)
         versions, new = self._inputs.place(batch)
         before = self._agreed_state(tape)
         groups = read_groups(self._optimizer, self._names)
@@ -194,7 +196,9 @@ class Recorder:
             index=len(tape),
             examples=batch.examples,
             versions=versions,
-            weights=torch.ones(len(versions), dtype=torch.float64) if batch.weights is None else batch.weights,
+            sample_weight=torch.ones(len(versions), dtype=torch.float64)
+            if batch.sample_weight is None
+            else batch.sample_weight,
             groups=groups,
             scale=scale,
             skipped=skipped,
@@ -227,7 +231,7 @@ class Recorder:
         """
         tape = self._started()
         if self._averaging is None and averaged is not None:
-            self._averaging = Averaging(averaged, self._model)
+            self._averaging = AverageTracker(averaged, self._model)
         if self._averaging is None or (averaged is not None and averaged is not self._averaging.model):
             raise InputError(
                 "no averaged model" if averaged is None else "another averaged model than before",
@@ -256,7 +260,7 @@ class Recorder:
         if self._averaging is not None:
             self._averaging.place(checkpoint.averaged, averages[: checkpoint.updates])
         tape.truncate(last, averages=checkpoint.updates)
-        self._inputs = Inputs(tape.known_inputs())
+        self._inputs = InputRegistry(tape.known_inputs())
         self._state, self._passes.random, self._random_after = checkpoint.model, None, checkpoint.random
         self._due = False
         return last

@@ -21,7 +21,7 @@ from kernelmem.recording.storage.param_groups import build_optimizer, set_groups
 from kernelmem.recording.storage.tape import Step
 from kernelmem.training.losses import Loss, check_loss
 
-__all__ = ["replay", "retake", "set_modes"]
+__all__ = ["replay", "replay_step", "set_modes"]
 
 
 def replay(
@@ -70,7 +70,7 @@ def replay(
     return ((t, {name: value.clone() for name, value in state.items()}) for t, state in every if t >= start)
 
 
-def retake(
+def replay_step(
     run: Run, model: nn.Module, t: int, *, loss: Loss | None = None, forward: Forward | None = None
 ) -> Checkpoint:
     """Take step ``t`` again from the kept state before it, in place of what ``model`` is; what it leaves there.
@@ -132,7 +132,7 @@ def _advance(
         parameter.requires_grad_(name in members)
         parameter.grad = None
     x, y = run.tape.inputs(step)
-    weights = None if bool((step.weights == 1).all()) else step.weights
+    weights = None if bool((step.sample_weight == 1).all()) else step.sample_weight
     drawn = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
     with random_state(drawn):
         gradients = batch_gradient(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.recording.averaging import Averaging
+from kernelmem.recording.averaging import AverageTracker
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_checkpoint
 from kernelmem.recording.storage.tape import Tape
 
-__all__ = ["is_as_left", "last_whole_checkpoint"]
+__all__ = ["last_whole_checkpoint", "matches_last_step"]
 
 
 def last_whole_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
@@ -30,12 +30,12 @@ def last_whole_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]
     return 0, read_checkpoint(directory, 0, kept[0])
 
 
-def is_as_left(
+def matches_last_step(
     directory: Path,
     tape: Tape,
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Mapping[str, Tensor]],
-    averaging: Averaging | None,
+    averaging: AverageTracker | None,
 ) -> bool:
     """Whether model, optimizer and averaged model are in the state after the last step already; ``averaging`` is told.
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
 from kernelmem.recording.gradient_check import Forward
-from kernelmem.recording.replay import retake
+from kernelmem.recording.replay import replay_step
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import Checkpoint
 from kernelmem.training.losses import Loss
@@ -33,7 +33,7 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return
     before, after = run.checkpoint(0), run.checkpoint(1)
-    found = retake(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
+    found = replay_step(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
     then, rounding = _trace(before, after)
     now, _ = _trace(before, found)
     if set(now) == set(then):

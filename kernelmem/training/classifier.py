@@ -1,6 +1,5 @@
-"""A small trainer for classifiers: enough to train the default network to the point where it fits every label."""
+"""Training of a classifier with Adam and a cosine schedule, e.g. until the default network fits every label."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,21 +7,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows
-from kernelmem.core.errors import NumericalError
+from kernelmem.core.options import Progress, as_progress
+from kernelmem.core.result_files import Result
 from kernelmem.training.batching import batch_sizes, in_dtype, shuffled
+from kernelmem.training.loop import train_epochs
 
 __all__ = ["Training", "train_classifier"]
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a training run ended."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Training(Result):
+    """Summary of a finished training run.
+
+    Attributes:
+        epochs, steps: completed epochs and optimizer steps.
+        loss: mean cross-entropy over the last epoch, in nats.
+        train_accuracy: share of training rows predicted as labeled, after training.
+        recipe: optimizer, schedule and batches in one line.
+    """
 
     epochs: int
     steps: int
-    loss: float  # mean cross-entropy of the last epoch
+    loss: float
     train_accuracy: float
-    recipe: str  # one line a person can read
+    recipe: str
+
+    def __str__(self) -> str:
+        return (
+            f"Training: {self.recipe}\n"
+            f"  {self.steps:,} steps, loss in the last epoch {self.loss:.4g} nats, train accuracy {self.train_accuracy:.1%}"
+        )
 
 
 def train_classifier(
@@ -32,56 +46,49 @@ def train_classifier(
     *,
     epochs: int = 100,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    lr: float = 1e-3,
     seed: int,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress = None,
 ) -> Training:
     """Minimize cross-entropy with Adam (Kingma and Ba 2015), in place, and leave the model in eval mode.
 
-    The learning rate falls to zero along a half cosine, so that the run ends at rest. Batches are shuffled by a
-    generator of their own: the same seed, versions and thread count give the same weights to the bit.
+    The learning rate decreases to zero along a half cosine. Batches are shuffled by a separate generator: the same seed,
+    versions and thread count give the same weights to the bit.
 
     Args:
         model: maps (b, ...) to (b, C); trained in place.
-        x: (n, ...) rows; floating-point rows are brought to the dtype of the model.
+        x: (n, ...) rows; floating-point rows are converted to the dtype of the model.
         y: (n,) int64 labels.
         epochs: passes over the data.
-        batch_size: rows a step; the last batch may be smaller, but a single row (of which BatchNorm has no variance)
-            goes with the batch before it.
-        learning_rate: of the first step.
+        batch_size: rows per step; the last batch may be smaller, but a single row (whose variance BatchNorm cannot
+            compute) joins the batch before it.
+        lr: learning rate of the first step.
         seed: of the batch order.
-        progress: called with (epochs done, epochs in all, message).
+        progress: called with (epochs done, all epochs).
 
     Raises:
-        NumericalError: the loss is no longer finite. InputError: rows beyond the range of the model's dtype.
+        NumericalError: a loss that is not finite. InputError: rows beyond the range of the model's dtype.
     """
     x = in_dtype(Rows(x, len(x)), model).tree
     steps = epochs * len(batch_sizes(len(x), batch_size))
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    report = as_progress(progress, "training", "epoch")
+
+    def batch_loss(index: Tensor) -> Tensor:
+        rows = index.to(x.device)
+        return F.cross_entropy(model(x[rows]), y[rows])
+
     model.train()
-    loss = 0.0
-    for epoch, batches in enumerate(shuffled(len(x), batch_size, epochs=epochs, seed=seed)):
-        total = torch.zeros(())
-        for index in batches:
-            index = index.to(x.device)
-            optimizer.zero_grad(set_to_none=True)
-            batch_loss = F.cross_entropy(model(x[index]), y[index])
-            batch_loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += batch_loss.detach().cpu() * len(index)
-        loss = float(total) / len(x)
-        if not loss < float("inf"):
-            raise NumericalError(
-                f"a loss of {loss} in epoch {epoch + 1} at learning rate {learning_rate:g}",
-                expected="a finite loss",
-                hint="lower the learning rate, or scale the inputs",
-            )
-        if progress is not None:
-            progress(epoch + 1, epochs, f"loss {loss:.4f}")
+    loss = train_epochs(
+        model,
+        optimizer,
+        shuffled(len(x), batch_size, epochs=epochs, seed=seed),
+        batch_loss,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
+        after_epoch=lambda done: report(done, epochs),
+    )
     model.eval()
     with torch.no_grad():
         accuracy = float((model(x).argmax(1) == y).double().mean())
-    recipe = f"Adam, learning rate {learning_rate:g} to 0 (cosine), batches of {batch_size}, {epochs} epochs"
+    recipe = f"Adam, learning rate {lr:g} to 0 (cosine), batches of {batch_size}, {epochs} epochs"
     return Training(epochs, steps, loss, accuracy, recipe)

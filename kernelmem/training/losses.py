@@ -39,7 +39,7 @@ def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return {"cross_entropy": _cross_entropy, "mse": _mse, "mse_mean": _mse_mean}[loss]
 
 
-def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, weights: Tensor | None, *, reduction: str) -> Tensor:
+def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, sample_weight: Tensor | None, *, reduction: str) -> Tensor:
     """The scalar sum_i w_i l_i (``reduction="sum"``), or that over the number of rows n (``"mean"``).
 
     The mean is over n, not over sum_i w_i. No weights (None) are ones.
@@ -47,13 +47,13 @@ def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, weights: Tensor | N
     Raises:
         InputError, UnsupportedModelError: as in :func:`per_example_loss`.
     """
-    if loss == "mse_mean" and reduction == "mean" and weights is None:
+    if loss == "mse_mean" and reduction == "mean" and sample_weight is None:
         # torch's own kernel rounds (f - y) once where the mean of means does twice: replay is to repeat it to the bit
         _check_outputs(outputs)
         return F.mse_loss(outputs, _real_targets(outputs, targets))
     losses = per_example_loss(loss)(outputs, targets)
-    if weights is not None:
-        losses = losses * weights.to(losses.dtype)
+    if sample_weight is not None:
+        losses = losses * sample_weight.to(losses.dtype)
     return losses.mean() if reduction == "mean" else losses.sum()
 
 

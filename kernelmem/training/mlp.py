@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: plain, and with standardized inputs as the default network."""
+"""Multilayer perceptrons: plain, and with standardized inputs (the default network of audits)."""
 
 import math
 from itertools import pairwise
@@ -8,15 +8,20 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["ACTIVATIONS", "Standardize", "mlp"]
+__all__ = ["ACTIVATIONS", "Standardize", "mlp", "standardized_mlp"]
 
 
 class Standardize(nn.Module):
-    """Flatten rows and bring features to mean 0 and a common spread 1 (constants from the training rows, as buffers).
+    """Flatten rows, subtract the mean of each feature and divide by a standard deviation, both stored as buffers.
 
-    One scale serves all features of a picture-like table, so that empty corners are not blown up to noise. A feature
-    whose spread is below a millionth of its size is taken for constant: float32 hardly resolves it, and dividing by it
-    would turn rounding into signal.
+    By default all features share one scale, the root mean square of their standard deviations: in images, nearly constant
+    corner pixels must not be amplified to noise. ``per_feature=True`` scales each feature by its own. A feature whose
+    standard deviation is below a millionth of its largest absolute value is treated as constant: float32 hardly resolves
+    it, and dividing by it would turn rounding into signal.
+
+    Args:
+        x: (n, ...) training rows.
+        per_feature: one scale per feature instead of a common one.
     """
 
     mean: Tensor
@@ -38,16 +43,18 @@ class Standardize(nn.Module):
 
 
 def standardized_mlp(
-    x: Tensor, n_classes: int, *, widths: tuple[int, ...] = (256, 256), seed: int, pictures: bool
+    x: Tensor, n_classes: int, *, widths: tuple[int, ...] = (256, 256), seed: int, per_feature: bool = False
 ) -> nn.Sequential:
-    """Build a relu network for rows like ``x``, He-initialized from ``seed`` alone (the global state is not touched).
+    """Build a ReLU network for rows like ``x`` behind :class:`Standardize`, He-initialized from ``seed`` only.
 
-    >>> standardized_mlp(torch.zeros(5, 64), 10, seed=0, pictures=True)(torch.zeros(2, 64)).shape
+    torch's global random state is neither used nor changed.
+
+    >>> standardized_mlp(torch.zeros(5, 64), 10, seed=0)(torch.zeros(2, 64)).shape
     torch.Size([2, 10])
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [int(x[0].numel()), *widths]
-    layers: list[nn.Module] = [Standardize(x, per_feature=not pictures)]
+    layers: list[nn.Module] = [Standardize(x, per_feature=per_feature)]
     for fan_in, fan_out in zip(sizes, [*sizes[1:], n_classes], strict=True):
         layer = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
         with torch.no_grad():

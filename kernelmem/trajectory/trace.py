@@ -68,7 +68,7 @@ def batch_of(run: Run, step: Step) -> StepBatch:
     scale = step.scale / len(step.examples) if run.reduction == "mean" else step.scale
     rows = Rows(x, len(step.examples)).to(dtype=torch.float64, device=torch.device("cpu"))
     targets = y.double() if y.is_floating_point() else y
-    return StepBatch(rows, targets, step.examples, step.weights.double() * scale)
+    return StepBatch(rows, targets, step.examples, step.sample_weight.double() * scale)
 
 
 def loss_directions(loss: PerExample, batch: StepBatch) -> Directions:

@@ -21,8 +21,8 @@ def trained():
     """300 digits with 15 % of the labels flipped, and a network that fits them all."""
     data = digits(n_train=300, seed=5)
     noisy = km.corrupt_labels(data.y_train, 0.15, seed=11)
-    model = standardized_mlp(data.x_train, 10, widths=(64,), seed=0, pictures=True)
-    train_classifier(model, data.x_train, noisy.y, epochs=150, batch_size=32, learning_rate=3e-3, seed=0)
+    model = standardized_mlp(data.x_train, 10, widths=(64,), seed=0)
+    train_classifier(model, data.x_train, noisy.y, epochs=150, batch_size=32, lr=3e-3, seed=0)
     return model, (data.x_train, noisy.y), (data.x_test[:400], data.y_test[:400]), noisy.flipped
 
 
@@ -48,7 +48,7 @@ def test_every_number_from_literal_refits(trained, result):
     """The definition: refit both machines without the row, by plain linear algebra on the reference's kernel."""
     model, (x, y), (x_test, y_test), _ = trained
     found = result.document
-    double = standardized_mlp(x, 10, widths=(64,), seed=0, pictures=True).double()
+    double = standardized_mlp(x, 10, widths=(64,), seed=0).double()
     double.load_state_dict(model.state_dict())
     J, J_test = reference.jacobian(double, x.double()), reference.jacobian(double, x_test[:20].double())
     K, K_test = reference.kernel_of(J, J), reference.kernel_of(J_test, J)
@@ -248,8 +248,8 @@ def test_duplicates_are_counted_and_kept_out_of_the_null(trained):
         ({"train": lambda x, y: x}, "train"),
         ({"test": lambda x, y: (x[:, :9], y)}, "same shape"),
         ({"n_classes": 12}, "12 outputs"),
-        ({"model": standardized_mlp(torch.zeros(2, 64), 7, seed=0, pictures=True)}, "7 outputs"),
-        ({"model": standardized_mlp(torch.zeros(2, 64), 12, seed=0, pictures=True)}, "n_classes=12"),
+        ({"model": standardized_mlp(torch.zeros(2, 64), 7, seed=0)}, "7 outputs"),
+        ({"model": standardized_mlp(torch.zeros(2, 64), 12, seed=0)}, "n_classes=12"),
         ({"seed": -1}, "seed"),
         ({"flipped": [True]}, "flipped"),
         ({"image_shape": (9, 9)}, "image_shape"),
@@ -267,7 +267,7 @@ def test_bad_input_writes_nothing(trained, tmp_path, change, words):
 
 def test_weights_that_give_nan_are_refused(trained, tmp_path):
     _, train, test, _ = trained
-    model = standardized_mlp(train[0], 10, seed=0, pictures=True)
+    model = standardized_mlp(train[0], 10, seed=0)
     with torch.no_grad():
         model[1].weight.fill_(3e38)
         model[3].weight.fill_(torch.inf)

@@ -11,7 +11,7 @@ import pytest
 from kernelmem.cli import main
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.presets import digits as presets
-from kernelmem.training.ensemble.train import Recipe
+from kernelmem.training.ensemble.recipe import Recipe
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(presets, "_QUICK", held)
     monkeypatch.setattr(presets, "KINDS", tuple(held))
-    lazy = Recipe("sgd", learning_rate=0.004, momentum=0.9, steps=20, loss="mse")
+    lazy = Recipe("sgd", lr=0.004, momentum=0.9, steps=20, loss="mse")
     foretold = {"samples": (20, 40, 60), "recipe": lazy, "seeds": 2, "width": 8}
     monkeypatch.setattr(presets, "_FORECAST", {"quick": foretold})
     axes = {"widths": (3, 6), "samples": (30, 60), "steps": (5, 10), "noise": (0.0, 0.2), "seeds": 2}

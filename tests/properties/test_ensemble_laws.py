@@ -1,5 +1,6 @@
 """Laws of training many networks in one batch: a member does not know who else is in it."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -7,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.training.batching import BatchOrder
-from kernelmem.training.ensemble.members import as_task
-from kernelmem.training.ensemble.ragged_layout import PADDING, chunks, families
-from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_mlps, train_one
+from kernelmem.training.ensemble.members import EnsembleOptions, Member, as_task
+from kernelmem.training.ensemble.ragged_layout import PADDING, chunks, padded_stacks
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.ensemble.train import train_mlps, train_one
+from kernelmem.training.mlp import mlp
 from tests.profiles import examples
 
 N, D, C = 30, 4, 3
 X, X_TEST = (torch.randn(n, D, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (N, 8))
 Y_TEST = torch.arange(8) % C
+OPTIONS = EnsembleOptions(evaluate_at=(0,), dtype=torch.float64, n_classes=C, keep_outputs=True, keep_parameters=True)
 
 seeds = st.integers(0, 3)
 
@@ -36,7 +40,7 @@ def recipes(draw):
     optimizer = draw(st.sampled_from(["adam", "adamw", "sgd"]))
     return Recipe(
         optimizer,
-        learning_rate=draw(st.sampled_from([0.0, 0.003, 0.03])),
+        lr=draw(st.sampled_from([0.0, 0.003, 0.03])),
         momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer == "sgd" else 0.0,
         weight_decay=draw(st.sampled_from([0.0, 0.05])),
         schedule=draw(st.sampled_from(["constant", "wsd", "cosine"])),
@@ -49,12 +53,11 @@ def recipes(draw):
 
 
 def trained(crowd, recipe, **options):
-    common = {"dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True}
-    return train_mlps(crowd, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(0,), **common, **options)
+    return train_mlps(crowd, X, test=(X_TEST, Y_TEST), recipe=recipe, options=replace(OPTIONS, **options))
 
 
 def assert_same(a, k, b, j):
-    for one, other in zip(a.snapshots, b.snapshots, strict=True):
+    for one, other in zip(a.metrics, b.metrics, strict=True):
         torch.testing.assert_close(one.logits[k], other.logits[j], rtol=1e-9, atol=1e-9)
         for name in ("train_loss", "test_loss", "train_error", "test_error"):
             torch.testing.assert_close(getattr(one, name)[k], getattr(other, name)[j], rtol=1e-9, atol=1e-9)
@@ -68,9 +71,8 @@ def test_a_member_is_its_plain_loop(crowd, recipe):
     many = trained(crowd, recipe)
     one = crowd[-1]
     widths = (one.width,) * recipe.depth if isinstance(one.width, int) else one.width
-    common = {"dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True}
     model = mlp(D, widths, C, recipe.activation, seed=one.init_seed)
-    loop = train_one(model, one, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(0,), **common)
+    loop = train_one(model, one, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
     assert_same(many, len(crowd) - 1, loop, 0)
 
 
@@ -82,9 +84,7 @@ def test_company_order_and_chunks_do_not_matter(crowd, recipe, data):
     shuffled = trained([crowd[k] for k in order], recipe)
     for place, k in enumerate(order):
         assert_same(many, k, shuffled, place)
-    task = as_task(
-        crowd, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(), dtype=torch.float64, device=None, n_classes=C
-    )
+    task = as_task(crowd, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
     largest = 100_000
     assert len(list(chunks(task, 2**30, 8))) == 1
     cut = trained(crowd, recipe, memory=largest)
@@ -96,9 +96,7 @@ def test_company_order_and_chunks_do_not_matter(crowd, recipe, data):
 
 @given(members(), recipes(), st.sampled_from([100_000, 2**20, 2**30]))
 def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory):
-    task = as_task(
-        crowd, X, X_TEST, Y_TEST, recipe=recipe, evaluate_at=(), dtype=torch.float64, device=None, n_classes=C
-    )
+    task = as_task(crowd, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
     places = []
 
     def work(widths):
@@ -106,7 +104,7 @@ def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory
         return sum(a * b for slot in sizes for a, b in pairwise(slot))
 
     for part in chunks(task, memory, 8):
-        for family in families(part, D, C):
+        for family in padded_stacks(part, D, C):
             own = 0
             for block in family.blocks:
                 places += block.members

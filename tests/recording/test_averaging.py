@@ -21,7 +21,7 @@ from torch.optim.swa_utils import (
 )
 
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.recording.averaging import average_coefficients, coefficient_of, combined
+from kernelmem.recording.averaging import average_coefficients, combine_coefficients, fit_coefficient
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.average_log import Average
@@ -134,7 +134,7 @@ def test_combined_is_the_recursion(kappas, gaps):
     for average in averages:
         slow *= 1 - average.coefficient
         slow[average.after_steps] += average.coefficient
-    fast = combined(averages, steps + 1)
+    fast = combine_coefficients(averages, steps + 1)
     assert (fast - slow).abs().max() <= 1e-14
     assert abs(float(fast.sum()) - 1) <= 1e-14
     assert float(fast[steps + 1]) == 0.0
@@ -155,14 +155,14 @@ def test_the_coefficient_is_found_within_rounding(dtype, kappa, seed, size):
         name: (value + size * torch.randn(value.shape, generator=generator).to(dtype)) for name, value in old.items()
     }
     new = {name: (old[name].double() + kappa * (now[name].double() - old[name].double())).to(dtype) for name in old}
-    found = coefficient_of(old, new, now)
+    found = fit_coefficient(old, new, now)
     assert abs(found - kappa) <= 4 * torch.finfo(dtype).eps / size
     # a wrong entry is found, and its parameter named: one that does not determine kappa all by itself
     unit = torch.finfo(dtype).eps * (old["b"].abs() + now["b"].abs())
     entry = ((now["b"] - old["b"]).abs() / unit).argmin()
     new["b"][entry] += 64 * unit[entry]
     with pytest.raises(InputError, match=r"one number kappa: .* b is off"):
-        coefficient_of(old, new, now)
+        fit_coefficient(old, new, now)
 
 
 def test_a_coefficient_next_to_a_likely_one_is_told_from_it():
@@ -171,16 +171,16 @@ def test_a_coefficient_next_to_a_likely_one_is_told_from_it():
     now = {"w": old["w"] + torch.randn(1000, generator=generator)}
     for kappa in (0.1, 0.1 + 1e-6, 1 / 7, 0.001):
         new = {"w": torch.lerp(old["w"], now["w"], kappa)}
-        assert abs(coefficient_of(old, new, now, (0.1, 1 / 7)) - kappa) <= 1.2e-8
-    assert coefficient_of(old, {"w": torch.lerp(old["w"], now["w"], 1 - 0.999)}, now) == 1 - 0.999
-    assert coefficient_of(old, old, old) == 0.0
-    assert coefficient_of({"w": torch.zeros(3)}, {"w": torch.zeros(3)}, {"w": torch.zeros(3)}) == 0.0
+        assert abs(fit_coefficient(old, new, now, (0.1, 1 / 7)) - kappa) <= 1.2e-8
+    assert fit_coefficient(old, {"w": torch.lerp(old["w"], now["w"], 1 - 0.999)}, now) == 1 - 0.999
+    assert fit_coefficient(old, old, old) == 0.0
+    assert fit_coefficient({"w": torch.zeros(3)}, {"w": torch.zeros(3)}, {"w": torch.zeros(3)}) == 0.0
     with pytest.raises(InputError, match="w is off by"):
-        coefficient_of({"w": torch.zeros(3)}, {"w": torch.ones(3)}, {"w": torch.zeros(3)})
+        fit_coefficient({"w": torch.zeros(3)}, {"w": torch.ones(3)}, {"w": torch.zeros(3)})
     with pytest.raises(InputError, match=r"best kappa, 3,.*\|kappa\| <= 2"):
-        coefficient_of(old, {"w": old["w"] + 3 * (now["w"] - old["w"])}, now)
+        fit_coefficient(old, {"w": old["w"] + 3 * (now["w"] - old["w"])}, now)
     with pytest.raises(InputError, match="w is off by nan"):
-        coefficient_of(old, {"w": old["w"] * torch.nan}, now)
+        fit_coefficient(old, {"w": old["w"] * torch.nan}, now)
 
 
 def test_averages_at_some_steps_only_and_before_the_first(lab):
@@ -344,7 +344,7 @@ def test_an_altered_or_missing_averaged_file_is_found_and_the_run_still_opens(la
 def test_a_checkpoint_is_tied_to_its_averages(lab, monkeypatch):
     from kernelmem.recording import averaging as module
 
-    monkeypatch.setattr(module.Averaging, "sha256", lambda *_: "0" * 64)
+    monkeypatch.setattr(module.AverageTracker, "sha256", lambda *_: "0" * 64)
     run, _, _ = record(lab)
     with pytest.raises(FileCorruptError, match=r"checkpoint of step 4 .* averaged weights"):
         run.verify()

@@ -46,7 +46,7 @@ def test_what_a_step_was_made_of(lab):
         assert step.index == t
         assert torch.equal(step.examples, index)
         assert step.versions.tolist() == [0] * len(index)
-        assert torch.equal(step.weights, (0.5 + torch.arange(len(index)) / 7).double())
+        assert torch.equal(step.sample_weight, (0.5 + torch.arange(len(index)) / 7).double())
         assert len(step.groups) == 1
         assert step.groups[0]["parameters"] == list(run.parameters)
         assert step.groups[0]["lr"] == 0.1 / (1 + t)

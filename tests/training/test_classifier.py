@@ -21,21 +21,21 @@ def test_fits_every_label_and_repeats_to_the_bit():
     hashes = []
     for noise in (1, 2):  # the global random state plays no part
         torch.manual_seed(noise)
-        model = standardized_mlp(x, 3, seed=7, pictures=False)
+        model = standardized_mlp(x, 3, seed=7, per_feature=True)
         result = train_classifier(model, x, y, epochs=60, batch_size=16, seed=8)
         hashes.append(weights_sha256(model))
     assert result.train_accuracy == 1.0
     assert not model.training
     assert hashes[0] == hashes[1]
-    other = standardized_mlp(x, 3, seed=7, pictures=False)
+    other = standardized_mlp(x, 3, seed=7, per_feature=True)
     train_classifier(other, x, y, epochs=60, batch_size=16, seed=9)
     assert weights_sha256(other) != hashes[0]
 
 
 def test_one_full_batch_step_is_torch_adam():
     x, y = data()
-    model, twin = (standardized_mlp(x, 3, seed=1, pictures=False) for _ in range(2))
-    train_classifier(model, x, y, epochs=1, batch_size=60, learning_rate=0.01, seed=0)
+    model, twin = (standardized_mlp(x, 3, seed=1, per_feature=True) for _ in range(2))
+    train_classifier(model, x, y, epochs=1, batch_size=60, lr=0.01, seed=0)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(twin.parameters(), lr=0.01)
     F.cross_entropy(twin(x[order]), y[order]).backward()
@@ -45,7 +45,7 @@ def test_one_full_batch_step_is_torch_adam():
 
 def test_rows_take_the_dtype_of_the_model():
     x, y = data()
-    models = [standardized_mlp(x, 3, seed=1, pictures=False) for _ in range(2)]
+    models = [standardized_mlp(x, 3, seed=1, per_feature=True) for _ in range(2)]
     for model, rows in zip(models, (x, x.double()), strict=True):
         train_classifier(model, rows, y, epochs=2, seed=0)
     assert weights_sha256(models[0]) == weights_sha256(models[1])
@@ -64,7 +64,7 @@ def test_a_single_last_row_joins_the_batch_before_it():
 def test_divergence_is_refused():
     x, y = data()
     with pytest.raises(NumericalError, match="learning rate"):
-        train_classifier(nn.Linear(5, 3), x * 1e38, y, epochs=3, learning_rate=1e30, seed=0)
+        train_classifier(nn.Linear(5, 3), x * 1e38, y, epochs=3, lr=1e30, seed=0)
 
 
 def test_standardize():

@@ -72,7 +72,7 @@ def definition(run, model, x, y, rows, *, nodes=8) -> tuple[Tensor, Tensor]:
             return loss(functional_call(model, weights, (x[index],)), y[index])
 
         gradients = jacrev(losses)(state)
-        share = step.weights.double() * step.scale / (len(index) if run.reduction == "mean" else 1)
+        share = step.sample_weight.double() * step.scale / (len(index) if run.reduction == "mean" else 1)
         before = {name: p.detach().clone() for name, p in own.items()}
         optimizer.param_groups.clear()
         for group in step.groups:

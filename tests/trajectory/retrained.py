@@ -61,7 +61,7 @@ def retrained(run, model, weights, *, clip=None, factor=1.0):
             torch.set_rng_state(torch.frombuffer(bytearray(step.random), dtype=torch.uint8))
         divisor = len(y) if run.reduction == "mean" else 1
         own = loss(model(x.double()), y.double() if y.is_floating_point() else y)
-        (factor * (own * step.weights * weights[step.examples]).sum() / divisor).backward()
+        (factor * (own * step.sample_weight * weights[step.examples]).sum() / divisor).backward()
         for name in step.skipped:
             parameters[name].grad = None
         if clip is not None:

@@ -27,7 +27,9 @@ def test_runs_of_dicts_are_analyzed(tmp_path):
     rows = {"pixels": x, "scale": torch.linspace(0.5, 1.5, 48, dtype=torch.float64)[:, None]}
     torch.manual_seed(0)
     model = Keywords().double()
-    run = km.fit(model, rows, y, out=tmp_path / "run", epochs=2, batch_size=16, seed=0, forward=scores)
+    run = km.fit(
+        model, rows, y, out=tmp_path / "run", epochs=2, seed=0, forward=scores, options=km.FitOptions(batch_size=16)
+    )
     few = {name: value[:3] for name, value in rows.items()}
     own = km.ledger(run, model, x=few, forward=scores)
     assert own.largest_residual <= 1e-12

@@ -15,7 +15,7 @@ import numpy as np
 from experiments import machine
 from experiments.benchmarks.audit.configs import DEFAULT_ROWS, Options
 from kernelmem.core.atomic_files import write_file
-from kernelmem.training.datasets import digits
+from kernelmem.training import digits
 
 __all__ = ["run"]
 

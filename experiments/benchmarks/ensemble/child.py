@@ -11,8 +11,7 @@ import torch
 from experiments.benchmarks.ensemble.configs import WORKLOADS
 from experiments.benchmarks.ensemble.engines import ENGINES, problem
 from kernelmem.label_noise import corrupt_labels
-from kernelmem.training.datasets import digits
-from kernelmem.training.ensemble.train import Member, Recipe, train_mlps
+from kernelmem.training import Member, Recipe, digits, train_mlps
 
 COMPARED = 50  # steps after which outputs in float64 are compared with those of the loop
 SWEEP_WIDTHS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 50, 72, 110)
@@ -93,10 +92,10 @@ def sweep(threads: int) -> dict:
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:950]
         labels = corrupt_labels(data.y_train[rows], 0.2, "symmetric", seed=seed).y
         members += [Member(width, rows, labels, seed, seed) for width in SWEEP_WIDTHS]
-    recipe = Recipe(learning_rate=0.01, schedule="wsd", batch_size=200, steps=5000)
-    found = train_mlps(members, x, x_test, data.y_test, recipe=recipe)
-    errors = found.snapshots[-1].test_error.view(6, len(SWEEP_WIDTHS)).mean(0)
-    trained = found.snapshots[-1].train_error.view(6, len(SWEEP_WIDTHS)).mean(0)
+    recipe = Recipe(lr=0.01, schedule="wsd", batch_size=200, steps=5000)
+    found = train_mlps(members, x, test=(x_test, data.y_test), recipe=recipe)
+    errors = found.metrics[-1].test_error.view(6, len(SWEEP_WIDTHS)).mean(0)
+    trained = found.metrics[-1].train_error.view(6, len(SWEEP_WIDTHS)).mean(0)
     return {
         "threads": threads,
         "networks": len(members),

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from experiments.benchmarks.ensemble.configs import SEEDS, WIDTHS
+from kernelmem.training import Member, Recipe, digits, mlp
 from kernelmem.training.batching import BatchOrder
-from kernelmem.training.datasets import digits
-from kernelmem.training.ensemble.members import EnsembleTask, as_task
+from kernelmem.training.ensemble.members import EnsembleOptions, EnsembleTask, as_task
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import make_optimizer
-from kernelmem.training.ensemble.train import Member, Recipe, mlp
 
 __all__ = ["ENGINES", "problem"]
 
@@ -41,10 +40,9 @@ def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> EnsembleTa
         labels = data.y_train[own].clone()
         labels[: rows // 5] = (labels[: rows // 5] + 1) % 10
         members += [Member(width, own, labels, 100 + seed, seed) for width in WIDTHS]
-    recipe = Recipe(learning_rate=0.01, batch_size=batch_size, steps=10**6)
-    return as_task(
-        members, x, x_test, data.y_test, recipe=recipe, evaluate_at=(), dtype=dtype, device=None, n_classes=10
-    )
+    recipe = Recipe(lr=0.01, batch_size=batch_size, steps=10**6)
+    options = EnsembleOptions(dtype=dtype, n_classes=10)
+    return as_task(members, x, test=(x_test, data.y_test), recipe=recipe, options=options)
 
 
 def _batches(task: EnsembleTask) -> list[list[Tensor]]:

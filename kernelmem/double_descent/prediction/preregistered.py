@@ -17,7 +17,8 @@ from kernelmem.double_descent.sweeps.result import Sweep, plain
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.plotting.style import figure_files
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Recipe, mlp
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.mlp import mlp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +119,7 @@ def preregister(
         torch.cat([data.y_train, data.y_test]),
         widths=width,
         samples=list(samples),
-        time=recipe.steps * recipe.learning_rate / (1 - recipe.momentum),
+        time=recipe.steps * recipe.lr / (1 - recipe.momentum),
         noise=noise,
         seeds=tuple(10**6 + seed + k for k in range(initial_seeds)),
     )

@@ -24,7 +24,7 @@ from kernelmem.double_descent.sweeps.threshold_search import find_threshold
 from kernelmem.plotting.style import figure_files
 from kernelmem.plotting.sweep import Theory
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Recipe
+from kernelmem.training.ensemble.recipe import Recipe
 
 __all__ = [
     "KINDS", "Kind", "Preset", "digits_pool", "of_size", "preset", "run_atlas", "run_forecast", "run_preset",
@@ -64,9 +64,9 @@ _WIDTHS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 50, 72, 110)
 _STEPS = (20, 40, 60, 80, 110, 150, 200, 260, 330, 420, 500, 600, 700, 800, 900, 1000)
 _SAMPLES = (70, 100, 200, 300, 400, 450, 600, 750, 900)
 _FEATURES = (50, 100, 200, 300, 400, 450, 490, 500, 510, 550, 650, 1000, 2500)
-_MODEL = Recipe(optimizer="adam", learning_rate=0.01, schedule="wsd", batch_size=200, steps=4000)
-_EPOCH = Recipe(optimizer="sgd", learning_rate=0.05, momentum=0.9, batch_size=64, steps=1000, depth=3)
-_SAMPLE = Recipe(optimizer="adam", learning_rate=0.015, schedule="wsd", steps=1500)
+_MODEL = Recipe(optimizer="adam", lr=0.01, schedule="wsd", batch_size=200, steps=4000)
+_EPOCH = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=64, steps=1000, depth=3)
+_SAMPLE = Recipe(optimizer="adam", lr=0.015, schedule="wsd", steps=1500)
 _QUICK = {
     "model": Preset("model", "width", _WIDTHS, n=950, recipe=_MODEL, search=True, chunk=38),
     "epoch": Preset("epoch", "steps", _STEPS, n=900, width=200, noise=0.3, recipe=_EPOCH, seeds=32, control=4, chunk=9),
@@ -138,7 +138,7 @@ _ATLAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-_LAZY = Recipe(optimizer="sgd", learning_rate=0.004, momentum=0.9, steps=1500, loss="mse")
+_LAZY = Recipe(optimizer="sgd", lr=0.004, momentum=0.9, steps=1500, loss="mse")
 _FORECAST: dict[str, dict[str, Any]] = {
     "quick": {"samples": (50, 100, 200, 300, 400, 600, 900), "recipe": _LAZY, "seeds": 4},
     "paper": {"samples": tuple(range(50, 951, 50)), "recipe": replace(_LAZY, steps=6000), "seeds": 12, "width": 400},

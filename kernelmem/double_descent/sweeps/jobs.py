@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import FileCorruptError, UnsupportedModelError
 from kernelmem.core.result_files import read_result, write_result
-from kernelmem.training.ensemble.metrics import figures
-from kernelmem.training.ensemble.train import Member, Recipe, train_mlps, train_modules
+from kernelmem.training.ensemble.members import EnsembleOptions, Member
+from kernelmem.training.ensemble.metrics import loss_and_error
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.ensemble.train import train_mlps, train_modules
 
 __all__ = ["Job", "Train", "chunk_file", "read_chunk", "run_job", "run_jobs", "write_chunk"]
 
@@ -90,20 +92,21 @@ def run_job(job: Job) -> dict[str, Tensor]:
     if job.train is not None:
         columns = [_trained_by_user(job, job.train)]
     else:
-        options: dict[str, Any] = {
-            "recipe": job.recipe, "evaluate_at": job.evaluate_at, "dtype": getattr(torch, job.dtype),
-            "device": job.device, "memory": job.memory, "keep_outputs": True, "n_classes": job.n_classes,
-        }  # fmt: skip
-        data = (list(job.members), job.x, job.x_test, job.y_test)
+        options = EnsembleOptions(
+            evaluate_at=job.evaluate_at, dtype=getattr(torch, job.dtype), device=job.device, memory=job.memory,
+            n_classes=job.n_classes, keep_outputs=True,
+        )  # fmt: skip
+        common: dict[str, Any] = {"test": (job.x_test, job.y_test), "recipe": job.recipe, "options": options}
         ensemble = (
-            train_mlps(*data, **options) if job.make_model is None else train_modules(job.make_model, *data, **options)
+            train_mlps(job.members, job.x, progress=False, **common)
+            if job.make_model is None
+            else train_modules(job.make_model, job.members, job.x, progress=False, **common)
         )
         columns = []
-        for own in ensemble.snapshots:
+        for own in ensemble.metrics:
             if own.step not in job.evaluate_at:
                 continue
             assert own.logits is not None
-            assert own.train_predictions is not None
             column = {name: getattr(own, name) for name in FIGURES[:4]}
             columns.append(column | _shares(job, own.train_predictions, own.logits.argmax(2)))
     return {name: torch.stack([own[name] for own in columns], 1) for name in FIGURES}
@@ -155,7 +158,7 @@ def _trained_by_user(job: Job, train: Train) -> dict[str, Tensor]:
             target = labels
             if job.recipe.loss == "mse":
                 target = torch.eye(job.n_classes, dtype=own.dtype)[labels] - 1 / job.n_classes
-            loss, error, predicted = figures(own[None], target)
+            loss, error, predicted = loss_and_error(own[None], target)
             column |= {f"{name}_loss": loss[0], f"{name}_error": error[0]}
             (said if name == "train" else said_test).append(predicted[0])
         found.append(column)
@@ -168,9 +171,9 @@ def chunk_file(out: Path, job: Job) -> Path:
     return out / "chunks" / f"{job.key()[:32]}.safetensors"
 
 
-def write_chunk(path: Path, figures: dict[str, Tensor]) -> None:
+def write_chunk(path: Path, loss_and_error: dict[str, Tensor]) -> None:
     """Keep the figures of a job, whole or not at all."""
-    write_result(path, KIND, figures, {"key": path.stem})
+    write_result(path, KIND, loss_and_error, {"key": path.stem})
 
 
 def read_chunk(path: Path) -> dict[str, Tensor] | None:
@@ -193,11 +196,11 @@ def run_jobs(
     total = sum(len(job.members) for job in jobs)
     done = sum(len(job.members) for job, own in zip(jobs, found, strict=True) if own is not None)
 
-    def finished(k: int, figures: dict[str, Tensor]) -> None:
+    def finished(k: int, loss_and_error: dict[str, Tensor]) -> None:
         nonlocal done
-        found[k] = figures
+        found[k] = loss_and_error
         if (path := files[k]) is not None:
-            write_chunk(path, figures)
+            write_chunk(path, loss_and_error)
         done += len(jobs[k].members)
         if progress is not None:
             progress(done, total)

@@ -19,7 +19,9 @@ from kernelmem.double_descent.sweeps.training_sets import Drawn, draw
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Member, Recipe, mlp
+from kernelmem.training.ensemble.members import Member
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.mlp import mlp
 
 if TYPE_CHECKING:
     import pandas

@@ -20,7 +20,8 @@ from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
 from kernelmem.double_descent.sweeps.training_sets import draw
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Member, Recipe
+from kernelmem.training.ensemble.members import Member
+from kernelmem.training.ensemble.recipe import Recipe
 
 __all__ = ["Over", "ThresholdWarning", "sweep"]
 

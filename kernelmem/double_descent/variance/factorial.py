@@ -16,7 +16,7 @@ from kernelmem.double_descent.variance.anova import FACTORS, VarianceComponents,
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kernelmem.training.ensemble.train import Member
+    from kernelmem.training.ensemble.members import Member
 
 __all__ = ["Cell", "FactorialDesign", "factorial_design"]
 
@@ -62,7 +62,7 @@ class FactorialDesign(Result):
             draw: maps (data_seed, noise_seed) to the training rows (n,) and their labels (n,); called once for each
                 pair of seeds.
         """
-        from kernelmem.training.ensemble.train import Member
+        from kernelmem.training.ensemble.members import Member
 
         draws: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         members = []

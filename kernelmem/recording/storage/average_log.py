@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kernelmem.recording.storage.step import digest
 
-__all__ = ["Average", "AverageRows"]
+__all__ = ["Average", "AverageLog"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Average:
     sha256: str  # of the averaged parameters after the update
 
 
-class AverageRows:
+class AverageLog:
     """The tables of averages in a tape; empty for a tape that has none.
 
     A row holds sha256(hash of the row before it, hash of all steps up to it, its columns); ``averaged`` holds the SHA-256

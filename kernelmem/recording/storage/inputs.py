@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import map_tree, named_leaves
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.batches import Batch, map_tree, named_leaves
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.recording.storage.pytree import tree_row_bytes
 
-__all__ = ["Inputs", "RecordedBatch", "StoredInput", "read_batch", "stored_sha256"]
+__all__ = ["InputRegistry", "RecordedBatch", "StoredInput", "read_batch", "stored_sha256"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class RecordedBatch:
     examples: Tensor  # (B,) int64
     x: Any  # (B, ...), or a tree of such tensors
     y: Tensor  # (B, ...)
-    weights: Tensor | None  # (B,) float64; None where all are 1
+    sample_weight: Tensor | None  # (B,) float64; None: all ones
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StoredInput:
     sha256: str
 
 
-def read_batch(index: Any, x: Any, y: Any, weight: Any) -> RecordedBatch:
+def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None) -> RecordedBatch:
     """Check what was handed to ``Recorder.step``; dicts, tuples and lists of tensors become plain ones.
 
     Raises:
@@ -50,9 +50,9 @@ def read_batch(index: Any, x: Any, y: Any, weight: Any) -> RecordedBatch:
     targets, positions = as_tensor(y, "y"), as_tensor(index, "index")
     named = [*leaves, ("y", targets), ("index", positions)]
     weights = None
-    if weight is not None:
-        weights = as_tensor(weight, "weight", dtype=torch.float64)
-        named.append(("weight", weights))
+    if sample_weight is not None:
+        weights = as_tensor(sample_weight, "sample_weight", dtype=torch.float64)
+        named.append(("sample_weight", weights))
     lengths = [len(value) if value.ndim else 0 for _, value in named]
     if not leaves or len(set(lengths)) != 1 or 0 in lengths:
         counts = ", ".join(f"{length} rows of {name}" for length, (name, _) in zip(lengths, named, strict=True))
@@ -78,7 +78,7 @@ def read_batch(index: Any, x: Any, y: Any, weight: Any) -> RecordedBatch:
         )
     if weights is not None and weights.ndim != 1:
         raise InputError(
-            f"weight of shape {tuple(weights.shape)}", expected="(B,)", hint="give one number for each row"
+            f"sample_weight of shape {tuple(weights.shape)}", expected="shape (B,)", hint="pass one number per row"
         )
     if weights is not None and bool((weights == 1).all()):
         weights = None
@@ -90,7 +90,7 @@ def stored_sha256(x: bytes, y: bytes) -> str:
     return hashlib.sha256(len(x).to_bytes(8, "little") + x + y).hexdigest()
 
 
-class Inputs:
+class InputRegistry:
     """Which inputs of which examples are on the tape: about 200 bytes of memory for each."""
 
     def __init__(self, known: Iterable[tuple[int, int, str]] = ()) -> None:

@@ -23,7 +23,7 @@ class Step:
     index: int  # 0..T-1
     examples: Tensor  # (B,) int64: whose rows were in the batch, in its order
     versions: Tensor  # (B,) int64: which stored input of each example (0: as first seen; more with augmentation)
-    weights: Tensor  # (B,) float64 loss weights (ones if not given)
+    sample_weight: Tensor  # (B,) float64 loss weights (ones if not given)
     groups: tuple[dict[str, Any], ...]  # {"parameters": [names], "lr": ..., "betas": [...], ...} as used in this step
     scale: float  # gradient used / gradient of the recomputed batch loss (clipping, loss scaling)
     skipped: frozenset[str]  # parameters of the optimizer whose grad was None
@@ -43,7 +43,8 @@ def encode_step(step: Step) -> Row:
         "buffers_changed": step.buffers_changed,
         "evaluating": sorted(step.evaluating),
     }
-    examples, versions, weights = (array_bytes(value.numpy()) for value in (step.examples, step.versions, step.weights))
+    arrays = (step.examples, step.versions, step.sample_weight)
+    examples, versions, weights = (array_bytes(value.numpy()) for value in arrays)
     return json.dumps(facts, sort_keys=True), examples, versions, weights, step.random
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernelmem.core.atomic_files import write_file
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.recording.storage.average_log import Average, AverageRows
+from kernelmem.recording.storage.average_log import Average, AverageLog
 from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
 from kernelmem.recording.storage.pytree import tree_from_row_bytes
 from kernelmem.recording.storage.step import Step, decode_step, digest, encode_step, link, seal
@@ -75,8 +75,8 @@ class Tape:
             if write:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=FULL")
-                self._connection.executescript(AverageRows.SCHEMA)  # a tape of format 1 has none
-            self._averages = AverageRows(self._connection, self._genesis)
+                self._connection.executescript(AverageLog.SCHEMA)  # a tape of format 1 has none
+            self._averages = AverageLog(self._connection, self._genesis)
             self._length = self._count_steps()
         self._chain = self._chain_after(self._length)
 
@@ -93,7 +93,7 @@ class Tape:
         genesis = digest(*(part.encode() for row in sorted(content.items()) for part in row))
         connection = sqlite3.connect(":memory:", isolation_level=None)
         try:
-            connection.executescript(SCHEMA + AverageRows.SCHEMA)
+            connection.executescript(SCHEMA + AverageLog.SCHEMA)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", content.items())
             connection.execute("INSERT INTO checkpoints VALUES (0, ?, ?)", (initial, seal(genesis, 0, initial)))
             write_file(file, connection.serialize())  # whole or absent

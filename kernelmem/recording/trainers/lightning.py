@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kernelmem.core.errors import InputError
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.recorder import Recorder
-from kernelmem.recording.trainers.optimizer_hook import Stepping
+from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
 from kernelmem.training.losses import Loss
 
 __all__ = ["LightningRecorder"]
@@ -66,7 +66,7 @@ class LightningRecorder(Callback):
         self._out, self._module, self._unpack = out, module, unpack
         self._options = {"loss": loss, "forward": forward, "keep": keep, "tolerance": tolerance}
         self._open: ExitStack | None = None
-        self._stepping: Stepping | None = None
+        self._stepping: OptimizerHook | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the run.
@@ -87,7 +87,7 @@ class LightningRecorder(Callback):
         optimizer = trainer.optimizers[0]
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(recorded, optimizer, self._out, **self._options))
-            self._stepping = Stepping(recorder, optimizer)
+            self._stepping = OptimizerHook(recorder, optimizer)
             stack.callback(self._stepping.detach)
             self._open = stack.pop_all()
 

@@ -11,10 +11,10 @@ from kernelmem.core.batches import map_tree, named_leaves
 from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 
-__all__ = ["Stepping"]
+__all__ = ["OptimizerHook"]
 
 
-class Stepping:
+class OptimizerHook:
     """While attached, ``optimizer.step(closure)`` runs the closure and then ``recorder.step`` on the batches noted since.
 
     So whatever the library does to the gradients in the closure (clipping, say) has been done, and nothing is between the

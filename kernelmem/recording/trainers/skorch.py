@@ -14,7 +14,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.trainers.indexed_dataset import position_in
-from kernelmem.recording.trainers.optimizer_hook import Stepping
+from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
 from kernelmem.training.losses import Loss
 
 __all__ = ["Recorded", "keywords", "nll_of_probabilities"]
@@ -99,7 +99,7 @@ class Recorded(Base):
         call = keywords if self.call is None and isinstance(X, Mapping) else self.call
         recorder = Recorder(self.module_, self.optimizer_, self.out, loss=loss, forward=call, keep=self.keep)
         with recorder, ExitStack() as stack:
-            self.recording_ = Stepping(recorder, self.optimizer_)
+            self.recording_ = OptimizerHook(recorder, self.optimizer_)
             stack.callback(self.recording_.detach)
             stack.callback(setattr, self, "recording_", None)
             return super().fit_loop(X, y, *args, **options)
@@ -151,7 +151,7 @@ class _Apart:
 class _Noted:
     """The batches of a loader as skorch knows them; their positions go to the recorder."""
 
-    def __init__(self, loader: DataLoader, stepping: Stepping) -> None:
+    def __init__(self, loader: DataLoader, stepping: OptimizerHook) -> None:
         self.loader, self.stepping = loader, stepping
 
     def __len__(self) -> int:

@@ -1,26 +1,30 @@
-"""The members of an ensemble of networks, and their data checked once."""
+"""Members of an ensemble of networks, options of their training, and their checked data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_tensor
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import MEMORY
 from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = ["EnsembleTask", "Member", "as_task"]
+__all__ = ["EnsembleOptions", "EnsembleTask", "Member", "as_task"]
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One network of an ensemble: what it is, what it learns from, and its two seeds.
+    """One network of an ensemble: its architecture, its training examples, its two seeds.
 
-    ``width``: hidden widths of an MLP (one number h is (h,) * depth), or what ``make_model`` takes. ``rows`` (n_k,)
-    int64: the rows of x that it trains on. ``labels``: (n_k,) int64 labels of those rows, or (n_k, C) real targets for
-    the loss "mse". ``init_seed``: of its initial weights. ``order_seed``: of the order of its batches.
+    Attributes:
+        width: hidden widths of an MLP (one number h means (h,) * depth), or the argument of ``make_model``.
+        rows: (n_k,) int64, the rows of x that it trains on.
+        labels: (n_k,) int64 labels of those rows, or (n_k, C) real targets for the loss "mse".
+        init_seed: seed of its initial weights.
+        order_seed: seed of the order of its batches.
     """
 
     width: int | tuple[int, ...]
@@ -29,17 +33,58 @@ class Member:
     init_seed: int
     order_seed: int
 
+    def __repr__(self) -> str:
+        return f"Member(width={self.width}, {len(self.rows)} rows, {self.init_seed=}, {self.order_seed=})".replace(
+            "self.", ""
+        )
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """Options of :func:`train_mlps`, :func:`train_modules` and :func:`train_one` that do not change the recipe.
+
+    Attributes:
+        evaluate_at: numbers of completed steps, 0..steps, at which metrics are computed; always also after the last step.
+        dtype: float32 or float64.
+        device: where everything is computed; None: the device of x.
+        memory: bytes that one chunk of networks may allocate in addition to data and results; the rest is trained in
+            further chunks.
+        n_classes: C; None: one more than the largest label of all members and of the test rows.
+        keep_outputs: keep the test outputs (M, m, C) at every evaluation.
+        keep_parameters: keep the final state dicts.
+        diverged: "keep" reports NaN metrics for a diverged member (the others are unaffected), "raise" raises
+            NumericalError after training.
+
+    Raises:
+        InputError: another dtype, an unknown value of ``diverged``.
+    """
+
+    evaluate_at: Sequence[int] = ()
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
+    memory: int | str = MEMORY
+    n_classes: int | None = None
+    keep_outputs: bool = False
+    keep_parameters: bool = False
+    diverged: Literal["keep", "raise"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"dtype={self.dtype}", expected="torch.float32 or torch.float64", hint="pass one of them")
+        if self.diverged not in ("keep", "raise"):
+            raise InputError(f"diverged={self.diverged!r}", expected='"keep" or "raise"', hint="pass one of them")
+
 
 @dataclass(frozen=True, eq=False)
 class EnsembleTask:
-    """Checked data of an ensemble, on its device and in its dtype; ``targets[k]`` are what the loss of member k takes."""
+    """Checked data of an ensemble, on its device and in its dtype."""
 
     members: tuple[Member, ...]
     x: Tensor  # (N, ...)
     x_test: Tensor  # (m, ...)
     rows: tuple[Tensor, ...]  # (n_k,) int64
     targets: tuple[Tensor, ...]  # (n_k,) int64 labels, or (n_k, C) real targets
-    test_target: Tensor
+    test_target: Tensor  # (m,) int64 labels, or (m, C) real targets
     C: int
     recipe: Recipe
     evaluate_at: tuple[int, ...]
@@ -47,66 +92,57 @@ class EnsembleTask:
 
 def as_task(
     members: Sequence[Member],
-    x: Any,
-    x_test: Any,
-    y_test: Any,
+    x: ArrayLike,
     *,
+    test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    evaluate_at: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-    n_classes: int | None,
+    options: EnsembleOptions = EnsembleOptions(),
 ) -> EnsembleTask:
-    """Check everything that an ensemble is given.
+    """Check members, data and options, and convert labels to targets of the loss.
 
     Raises:
         InputError: no members, rows or labels out of range or of another length, NaN, wrong shapes, steps out of range.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype={dtype}", expected="torch.float32 or torch.float64", hint="pass one of them")
-    found = tuple(members)
-    if not found or not all(isinstance(member, Member) for member in found):
+    members = tuple(members)
+    if not members or not all(isinstance(member, Member) for member in members):
         raise InputError(
-            f"{len(found)} members of type {type(found[0]).__name__ if found else 'none'}",
+            f"{len(members)} members of type {type(members[0]).__name__ if members else 'none'}",
             expected="at least one Member",
-            hint="pass a list of kernelmem.training.ensemble.train.Member",
+            hint="pass a list of kernelmem.training.Member",
         )
-    inputs = as_tensor(x, "x"), as_tensor(x_test, "x_test")
-    if min(value.ndim for value in inputs) < 2 or inputs[0].shape[1:] != inputs[1].shape[1:] or not len(inputs[1]):
+    x_train, x_test = as_tensor(x, "x"), as_tensor(test[0], "x_test")
+    if min(x_train.ndim, x_test.ndim) < 2 or x_train.shape[1:] != x_test.shape[1:] or not len(x_test):
         raise InputError(
-            f"x of shape {tuple(inputs[0].shape)} and x_test of shape {tuple(inputs[1].shape)}",
+            f"x of shape {tuple(x_train.shape)} and x_test of shape {tuple(x_test.shape)}",
             expected="(N, ...) and (m, ...) with the same shape of a row",
-            hint="give both the same features",
+            hint="use the same features for both",
         )
-    x, x_test = (value.to(device=device, dtype=dtype if value.is_floating_point() else None) for value in inputs)
-    rows = tuple(_rows(member, k, len(x)) for k, member in enumerate(found))
-    for k, member in enumerate(found):
+    dtype, device = options.dtype, options.device
+    x_train, x_test = (
+        value.to(device=device, dtype=dtype if value.is_floating_point() else None) for value in (x_train, x_test)
+    )
+    for k, member in enumerate(members):
         for name in ("init_seed", "order_seed"):
-            value = getattr(member, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-                raise InputError(
-                    f"{name}={value!r} of member {k}", expected="a whole number >= 0", hint="pass 0, 1, 2, ..."
-                )
-    values = [
-        *(as_tensor(member.labels, f"labels of member {k}") for k, member in enumerate(found)),
-        as_tensor(y_test, "y_test"),
-    ]
-    lengths = [*map(len, rows), len(x_test)]
-    names = [*(f"labels of member {k}" for k in range(len(found))), "y_test"]
-    C = n_classes if n_classes is not None else _classes(values)
+            as_count(getattr(member, name), f"{name} of member {k}", minimum=0, maximum=2**63 - 1)
+    rows = tuple(_rows(member, k, len(x_train)) for k, member in enumerate(members))
+    names = [*(f"labels of member {k}" for k in range(len(members))), "y_test"]
+    labels = [as_tensor(y, name) for y, name in zip([*(m.labels for m in members), test[1]], names, strict=True)]
+    C = options.n_classes if options.n_classes is not None else _classes(labels)
     targets = tuple(
         _target(value, name, n, C, recipe.loss, dtype).to(device=device)
-        for value, name, n in zip(values, names, lengths, strict=True)
+        for value, name, n in zip(labels, names, [*map(len, rows), len(x_test)], strict=True)
     )
-    steps = tuple(sorted({*evaluate_at, recipe.steps}))
-    if any(isinstance(t, bool) or not isinstance(t, int) or not 0 <= t <= recipe.steps for t in steps):
-        raise InputError(
-            f"evaluate_at with {[t for t in steps if not isinstance(t, int) or not 0 <= t <= recipe.steps][:3]}",
-            expected=f"whole numbers in 0..{recipe.steps}",
-            hint="pass the numbers of steps done",
-        )
+    evaluate_at = {as_count(t, "step of evaluate_at", minimum=0, maximum=recipe.steps) for t in options.evaluate_at}
     return EnsembleTask(
-        found, x, x_test, tuple(row.to(device) for row in rows), targets[:-1], targets[-1], C, recipe, steps
+        members,
+        x_train,
+        x_test,
+        tuple(row.to(device) for row in rows),
+        targets[:-1],
+        targets[-1],
+        C,
+        recipe,
+        tuple(sorted({*evaluate_at, recipe.steps})),
     )
 
 
@@ -116,7 +152,7 @@ def _rows(member: Member, k: int, N: int) -> Tensor:
         raise InputError(
             f"rows of member {k} of shape {tuple(rows.shape)} and dtype {rows.dtype}",
             expected="at least one row number, shape (n,), integers",
-            hint="pass mask.nonzero()[:, 0] of a mask",
+            hint="pass mask.nonzero()[:, 0] for a mask",
         )
     low, high = (int(end) for end in rows.aminmax())
     if low < 0 or high >= N:
@@ -124,13 +160,13 @@ def _rows(member: Member, k: int, N: int) -> Tensor:
     return rows.to(torch.int64)
 
 
-def _classes(values: list[Tensor]) -> int:
-    shapes = {int(value.shape[1]) for value in values if value.ndim == 2}
-    if len(shapes) > 1:
+def _classes(labels: list[Tensor]) -> int:
+    columns = {int(value.shape[1]) for value in labels if value.ndim == 2}
+    if len(columns) > 1:
         raise InputError(
-            f"targets with {sorted(shapes)} columns", expected="the same number of outputs", hint="pass (n, C)"
+            f"targets with {sorted(columns)} columns", expected="the same number of outputs", hint="pass (n, C)"
         )
-    return shapes.pop() if shapes else max(int(value.max()) if value.numel() else 0 for value in values) + 1
+    return columns.pop() if columns else max(int(value.max()) if value.numel() else 0 for value in labels) + 1
 
 
 def _target(value: Tensor, name: str, n: int, C: int, loss: str, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.training.batching import rows_per_step
 from kernelmem.training.ensemble.members import EnsembleTask
 
-__all__ = ["Block", "Family", "chunks", "families", "hidden_widths"]
+__all__ = ["BatchGroup", "PaddedStack", "chunks", "hidden_widths", "padded_stacks"]
 
 PADDING = 1.25  # the most that the padded work of a family may exceed the work of its members
 COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # parameters, gradient, and what the optimizer keeps of each
@@ -20,7 +20,7 @@ ACTIVATION_COPIES = 3  # hidden values, their gradient, and one temporary
 
 
 @dataclass(frozen=True)
-class Block:
+class BatchGroup:
     """Members (their numbers) that see the same rows, and their hidden widths, the widest first."""
 
     members: tuple[int, ...]
@@ -30,10 +30,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Family:
+class PaddedStack:
     """Blocks with the same number of slots; ``widths`` (of each slot) and ``batch`` are the largest of the blocks."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[BatchGroup, ...]
     widths: tuple[tuple[int, ...], ...]
     batch: int
 
@@ -59,7 +59,7 @@ def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int
     return widths
 
 
-def _blocks(task: EnsembleTask) -> list[Block]:
+def _blocks(task: EnsembleTask) -> list[BatchGroup]:
     together: dict[tuple, list[int]] = {}
     widths = [hidden_widths(member.width, task.recipe.depth, k) for k, member in enumerate(task.members)]
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
@@ -70,7 +70,9 @@ def _blocks(task: EnsembleTask) -> list[Block]:
     for members in together.values():
         slots = sorted(members, key=lambda k: widths[k], reverse=True)
         n = len(task.rows[slots[0]])
-        found.append(Block(tuple(slots), tuple(widths[k] for k in slots), n, rows_per_step(n, task.recipe.batch_size)))
+        found.append(
+            BatchGroup(tuple(slots), tuple(widths[k] for k in slots), n, rows_per_step(n, task.recipe.batch_size))
+        )
     return found
 
 
@@ -80,14 +82,14 @@ def _work(widths: Sequence[tuple[int, ...]], d: int, C: int) -> int:
     return sum(a * b for slot in sizes for a, b in pairwise(slot))
 
 
-def families(blocks: Sequence[Block], d: int, C: int) -> list[Family]:
+def padded_stacks(blocks: Sequence[BatchGroup], d: int, C: int) -> list[PaddedStack]:
     """Gather blocks into families: neighbors by shape join while the padded work stays within ``PADDING``."""
 
-    def shape(block: Block) -> tuple:
+    def shape(block: BatchGroup) -> tuple:
         full = block.batch == block.n
         return (full, len(block.members), len(block.widths[0]), block.widths, block.batch)
 
-    found: list[Family] = []
+    found: list[PaddedStack] = []
     spent = 0  # work of the blocks of the last family, without padding
     for block in sorted(blocks, key=shape):
         work = block.batch * _work(block.widths, d, C)
@@ -95,16 +97,16 @@ def families(blocks: Sequence[Block], d: int, C: int) -> list[Family]:
             last = found[-1]
             widths = tuple(tuple(map(max, a, b)) for a, b in zip(last.widths, block.widths, strict=True))
             batch = max(last.batch, block.batch)
-            joined = Family((*last.blocks, block), widths, batch)
+            joined = PaddedStack((*last.blocks, block), widths, batch)
             if len(joined.blocks) * batch * _work(widths, d, C) <= PADDING * (spent + work):
                 found[-1], spent = joined, spent + work
                 continue
-        found.append(Family((block,), block.widths, block.batch))
+        found.append(PaddedStack((block,), block.widths, block.batch))
         spent = work
     return found
 
 
-def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Block]]:
+def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[BatchGroup]]:
     """Cut the members into parts whose tensors fit into ``memory``; a block that is too large is cut, too.
 
     Raises:
@@ -112,14 +114,14 @@ def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Bloc
     """
     d, C = task.x[0].numel(), task.C
 
-    def cost(block: Block) -> int:
+    def cost(block: BatchGroup) -> int:
         parameters = COPIES[task.recipe.optimizer] * (_work(block.widths, d, C) + sum(map(sum, block.widths)) + C)
         hidden = ACTIVATION_COPIES * sum(map(sum, block.widths)) + d + 6 * C * len(block.members)
         return round(
             PADDING * itemsize * (parameters + max(block.batch, min(max(block.n, len(task.x_test)), 1024)) * hidden)
         )
 
-    open_chunk: list[Block] = []
+    open_chunk: list[BatchGroup] = []
     used = 0
     for block in sorted(_blocks(task), key=lambda block: (len(block.members), block.widths, block.n)):
         for part in _parts(block, cost, memory):
@@ -132,10 +134,10 @@ def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Bloc
     yield open_chunk
 
 
-def _parts(block: Block, cost: Callable[[Block], int], memory: int) -> Iterator[Block]:
+def _parts(block: BatchGroup, cost: Callable[[BatchGroup], int], memory: int) -> Iterator[BatchGroup]:
     members: list[int] = []
     for slot, k in enumerate(block.members):
-        one = Block((k,), (block.widths[slot],), block.n, block.batch)
+        one = BatchGroup((k,), (block.widths[slot],), block.n, block.batch)
         if cost(one) > memory:
             raise InputError(
                 f"member {k} with hidden widths {block.widths[slot]}, which needs {cost(one):,} bytes; memory={memory:,}",
@@ -150,5 +152,7 @@ def _parts(block: Block, cost: Callable[[Block], int], memory: int) -> Iterator[
     yield _cut(block, members)
 
 
-def _cut(block: Block, slots: list[int]) -> Block:
-    return Block(tuple(block.members[s] for s in slots), tuple(block.widths[s] for s in slots), block.n, block.batch)
+def _cut(block: BatchGroup, slots: list[int]) -> BatchGroup:
+    return BatchGroup(
+        tuple(block.members[s] for s in slots), tuple(block.widths[s] for s in slots), block.n, block.batch
+    )

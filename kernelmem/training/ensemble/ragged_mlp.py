@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import EnsembleTask
-from kernelmem.training.ensemble.ragged_layout import Block, Family, families, hidden_widths
+from kernelmem.training.ensemble.ragged_layout import BatchGroup, PaddedStack, hidden_widths, padded_stacks
 from kernelmem.training.mlp import mlp
 
 __all__ = ["RaggedMLPs"]
@@ -27,10 +27,10 @@ ROWS = 1024  # rows of one product when outputs are computed
 class RaggedMLPs:
     """The networks of one chunk: ``parameters`` (flat, of all of them), ``gradient()``, ``outputs``, ``state``."""
 
-    def __init__(self, task: EnsembleTask, blocks: Sequence[Block]) -> None:
+    def __init__(self, task: EnsembleTask, blocks: Sequence[BatchGroup]) -> None:
         self.task = task
         x, d, C = task.x.flatten(1), task.x[0].numel(), task.C
-        shapes = families(blocks, d, C)
+        shapes = padded_stacks(blocks, d, C)
         sizes = [_numbers(family, d, C) for family in shapes]
         flat = torch.zeros(sum(sizes), dtype=x.dtype, device=x.device)
         flat.grad = torch.zeros_like(flat)
@@ -71,7 +71,7 @@ class RaggedMLPs:
         return {k: part for family in self.families for k, part in family.state().items()}
 
 
-def _numbers(family: Family, d: int, C: int) -> int:
+def _numbers(family: PaddedStack, d: int, C: int) -> int:
     sizes = [(d, *slot, C) for slot in family.widths]
     return len(family.blocks) * sum(b * (a + 1) for slot in sizes for a, b in pairwise(slot))
 
@@ -79,7 +79,7 @@ def _numbers(family: Family, d: int, C: int) -> int:
 class _FamilyMLPs:
     """G blocks of S slots. First layers: one (G, H, d); the others: a chain for each slot; outputs: (S, G, n, C)."""
 
-    def __init__(self, task: EnsembleTask, family: Family, x: Tensor, flat: Tensor, grad: Tensor) -> None:
+    def __init__(self, task: EnsembleTask, family: PaddedStack, x: Tensor, flat: Tensor, grad: Tensor) -> None:
         self.task, self.family, self.x = task, family, x
         self.d, self.C = x.shape[1], task.C
         self.G, self.S = len(family.blocks), len(family.widths)

@@ -1,18 +1,19 @@
-"""How the networks of an ensemble train: optimizer, schedule, batches, loss. A value that prints and goes into JSON."""
+"""Training recipe of an ensemble: optimizer, schedule, batches and loss as one value."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 
-__all__ = ["Recipe", "learning_rate", "make_optimizer"]
+__all__ = ["Recipe", "lr_at", "make_optimizer"]
 
-DECAY = 0.3  # the share of the steps in which "wsd" falls to zero
+DECAY = 0.3  # share of the steps in which "wsd" falls to zero
 CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "wsd", "cosine"),
@@ -23,22 +24,28 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every network of an ensemble trains; ``dataclasses.asdict`` gives what goes into JSON.
+    """How every network of an ensemble is trained; ``dataclasses.asdict`` gives JSON values.
 
-    ``optimizer`` is ``torch.optim.Adam``, ``AdamW`` or ``SGD`` with their defaults, save for ``learning_rate``,
-    ``weight_decay`` (on all parameters) and ``momentum`` (SGD). ``schedule``: with T steps, step t = 0..T-1 has the rate
-    times 1 (``"constant"``), 1 and then linearly down over the last 30 % of the steps, (T - t) / (T - s) from
-    s = T - round(0.3 T) on (``"wsd"``), or (1 + cos(pi t / T)) / 2 (``"cosine"``). ``batch_size`` None, or at least a
-    member's number of rows: all its rows in every step. ``loss``: the mean over rows of the cross-entropy, or of
-    sum_c (f_c - t_c)^2 / 2 with t = one-hot - 1/C for labels, and t as given for real targets (``"mse"``).
-    ``depth``: hidden layers of MLPs whose width is one number.
+    Attributes:
+        optimizer: ``torch.optim.Adam``, ``AdamW`` or ``SGD``, with torch's defaults for everything not listed here.
+        lr: learning rate before the schedule.
+        momentum: of SGD, in [0, 1).
+        weight_decay: applied to all parameters.
+        schedule: factor of ``lr`` in step t = 0..T-1: 1 (``"constant"``); 1, then linearly down over the last 30 % of the
+            steps, (T - t) / (T - s) from s = T - round(0.3 T) (``"wsd"``); (1 + cos(pi t / T)) / 2 (``"cosine"``).
+        batch_size: rows per step; None, or at least the number of rows of a member: all its rows in every step.
+        steps: number T of optimizer steps.
+        loss: mean over rows of the cross-entropy, or of sum_c (f_c - t_c)^2 / 2 (``"mse"``), where t = one-hot - 1/C for
+            labels and t is the target itself for real targets.
+        activation: of MLPs.
+        depth: hidden layers of MLPs whose width is one number.
 
     Raises:
-        InputError: an unknown name, a number out of its range, a momentum that the optimizer would not use.
+        InputError: an unknown name, a number out of range, momentum without SGD.
     """
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 0.01
+    lr: float = 0.01
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Literal["constant", "wsd", "cosine"] = "constant"
@@ -52,19 +59,15 @@ class Recipe:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
-                    f"Recipe({name}={getattr(self, name)!r})", expected=f"one of {', '.join(choices)}", hint="pass one"
+                    f"Recipe({name}={getattr(self, name)!r})",
+                    expected=f"one of {', '.join(choices)}",
+                    hint=f"pass {name}={choices[0]!r}",
                 )
-        for name in ("learning_rate", "weight_decay", "momentum"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise InputError(f"Recipe({name}={value!r})", expected="a finite number >= 0", hint="pass e.g. 0.01")
+        for name in ("lr", "weight_decay", "momentum"):
+            as_number(getattr(self, name), name)
         for name in ("steps", "depth", "batch_size"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and not (name == "batch_size" and value is None):
-                raise InputError(
-                    f"Recipe({name}={value!r})", expected="a whole number >= 1", hint=f"pass {name}=1 or more"
-                )
+            if name != "batch_size" or self.batch_size is not None:
+                as_count(getattr(self, name), name)
         if self.momentum and (self.optimizer != "sgd" or self.momentum >= 1):
             raise InputError(
                 f"Recipe(optimizer={self.optimizer!r}, momentum={self.momentum!r})",
@@ -73,25 +76,28 @@ class Recipe:
             )
 
 
-def learning_rate(recipe: Recipe, t: int) -> float:
-    """The learning rate of step t = 0..T-1 (see :class:`Recipe`).
+def lr_at(recipe: Recipe, t: int) -> float:
+    """Return the learning rate of step t = 0..T-1 (see :class:`Recipe`).
 
-    >>> recipe = Recipe(learning_rate=1.0, schedule="wsd", steps=10)
-    >>> [round(learning_rate(recipe, t), 3) for t in (0, 6, 7, 8, 9)]
+    >>> recipe = Recipe(lr=1.0, schedule="wsd", steps=10)
+    >>> [round(lr_at(recipe, t), 3) for t in (0, 6, 7, 8, 9)]
     [1.0, 1.0, 1.0, 0.667, 0.333]
     """
     T = recipe.steps
     if recipe.schedule == "cosine":
-        return recipe.learning_rate * (1 + math.cos(math.pi * t / T)) / 2
+        return recipe.lr * (1 + math.cos(math.pi * t / T)) / 2
     start = T - round(DECAY * T)
     if recipe.schedule == "constant" or t < start:
-        return recipe.learning_rate
-    return recipe.learning_rate * (T - t) / (T - start)
+        return recipe.lr
+    return recipe.lr * (T - t) / (T - start)
 
 
-def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor], **options: Any) -> torch.optim.Optimizer:
-    """The torch optimizer of a recipe: each number has its own update, so flat tensors of many networks serve as well."""
-    common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, **options}
+def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor], *, fused: bool | None = None) -> torch.optim.Optimizer:
+    """Make the torch optimizer of a recipe.
+
+    Its update acts on each entry separately, so ``parameters`` may be flat tensors that hold many networks.
+    """
+    common = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=recipe.momentum, **common)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **common)

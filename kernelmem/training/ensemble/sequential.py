@@ -23,7 +23,7 @@ class OneModule:
         self.model = copy.deepcopy(model).to(task.x.device)
         if task.x.is_floating_point():
             self.model.to(task.x.dtype)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self.order = BatchOrder(task.members[0].order_seed, len(task.rows[0]), task.recipe.batch_size)
 
     def gradient(self) -> None:

@@ -1,48 +1,98 @@
-"""Many networks in one batch: MLPs of ragged widths, any module by width, and the plain loop that they equal."""
+"""Train many networks in one batch: MLPs of different widths, modules grouped by width, one network by a plain loop."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.options import as_bytes
-from kernelmem.training.ensemble.members import EnsembleTask, Member, as_task
-from kernelmem.training.ensemble.metrics import Figures, Snapshot
+from kernelmem.core.checks import ArrayLike
+from kernelmem.core.errors import NumericalError
+from kernelmem.core.options import Progress, as_bytes, as_progress
+from kernelmem.core.result_files import Result
+from kernelmem.training.ensemble.members import EnsembleOptions, EnsembleTask, Member, as_task
+from kernelmem.training.ensemble.metrics import MetricsLog, StepMetrics
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
-from kernelmem.training.ensemble.recipe import Recipe, learning_rate, make_optimizer
+from kernelmem.training.ensemble.recipe import Recipe, lr_at, make_optimizer
 from kernelmem.training.ensemble.sequential import OneModule
 from kernelmem.training.ensemble.vmapped import Modules, module_chunks
-from kernelmem.training.mlp import mlp
 
-__all__ = ["Ensemble", "Member", "Recipe", "Snapshot", "mlp", "train_mlps", "train_modules", "train_one"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-Progress = Callable[[int, int, str], None]
+__all__ = ["Ensemble", "train_mlps", "train_modules", "train_one"]
+
+METRICS = ("train_loss", "train_error", "test_loss", "test_error")
+OPTIONS = EnsembleOptions()
 
 
-@dataclass(frozen=True, eq=False)
-class Ensemble:
-    """How the networks of an ensemble ended, and what was seen on the way; the last snapshot is the final step.
+@dataclass(frozen=True, eq=False, repr=False)
+class Ensemble(Result):
+    """M trained networks: their metrics during training, and their final weights if they were kept.
 
-    ``parameters``: the state dict of each member on the CPU, or None if they were not kept.
+    Attributes:
+        members: the networks.
+        recipe: how they were trained.
+        metrics: one entry per evaluation, in order; the last one is after the last step.
+        parameters: state dict of each member on the CPU, or None.
+        seconds: wall-clock time of the training.
     """
 
     members: tuple[Member, ...]
     recipe: Recipe
-    snapshots: tuple[Snapshot, ...]
+    metrics: tuple[StepMetrics, ...]
     parameters: list[dict[str, Tensor]] | None
     seconds: float
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """The members whose last losses are not finite."""
-        last = self.snapshots[-1]
+        """The members whose final losses are not finite."""
+        last = self.metrics[-1]
         finite = torch.isfinite(last.train_loss) & torch.isfinite(last.test_loss)
         return tuple(int(k) for k in (~finite).nonzero()[:, 0])
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per evaluation and member: step, member, width, training rows, losses and errors."""
+        import pandas as pd
+
+        return pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "step": at.step,
+                        "member": range(len(self.members)),
+                        "width": [str(member.width) for member in self.members],
+                        "n": [len(member.rows) for member in self.members],
+                        **{name: getattr(at, name).numpy() for name in METRICS},
+                    }
+                )
+                for at in self.metrics
+            ],
+            ignore_index=True,
+        )
+
+    def __str__(self) -> str:
+        last = self.metrics[-1]
+        lines = [
+            f"Ensemble of {len(self.members)} networks, {self.recipe.steps} steps in {self.seconds:.3g} s"
+            f" ({self.recipe.optimizer}, lr {self.recipe.lr:g})",
+            f"  evaluated after {', '.join(str(at.step) for at in self.metrics[:12])}"
+            f"{', ...' if len(self.metrics) > 12 else ''} steps",
+        ]
+        for name in METRICS:
+            values = getattr(last, name)
+            values = values[values.isfinite()]
+            if len(values):
+                lines.append(
+                    f"  final {name.replace('_', ' ')}: mean {float(values.mean()):.4g},"
+                    f" {float(values.min()):.4g} to {float(values.max()):.4g}"
+                )
+        if self.diverged:
+            lines.append(f"  diverged: {len(self.diverged)} members ({', '.join(map(str, self.diverged[:10]))})")
+        return "\n".join(lines)
 
 
 class _Engine(Protocol):
@@ -57,202 +107,130 @@ class _Engine(Protocol):
 
 def train_mlps(
     members: Sequence[Member],
-    x: Any,
-    x_test: Any,
-    y_test: Any,
+    x: ArrayLike,
     *,
+    test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    evaluate_at: Sequence[int] = (),
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    memory: int | str = "2GiB",
-    keep_outputs: bool = False,
-    keep_parameters: bool = False,
-    n_classes: int | None = None,
-    diverged: Literal["keep", "raise"] = "keep",
-    progress: Progress | None = None,
+    options: EnsembleOptions = OPTIONS,
+    progress: Progress = None,
 ) -> Ensemble:
-    """Train many MLPs of any widths in one batch; each is what :func:`train_one` makes of ``mlp(..., seed=init_seed)``.
+    """Train many MLPs of any widths in one batch; each equals :func:`train_one` of ``mlp(..., seed=init_seed)``.
 
     Member k minimizes the mean loss over its own rows and labels. Its initial weights (float32 numbers in both dtypes)
-    are those of :func:`mlp`, its batches those of :class:`~kernelmem.training.batching.BatchOrder`: both depend on
-    its own seeds, widths and number of rows alone, not on who else is in the batch, nor on ``memory``. In float64 a
-    member equals its plain loop to 1e-9 over hundreds of steps, in float32 to rounding that training amplifies.
+    are those of :func:`~kernelmem.training.mlp`, its batches those of :class:`~kernelmem.training.batching.BatchOrder`:
+    both depend on its own seeds, widths and number of rows only, not on the other members, nor on ``memory``. In float64
+    a member equals its plain loop to 1e-9 over hundreds of steps, in float32 to rounding that training amplifies.
 
     Args:
         members: M networks, see :class:`Member`; members that see the same rows in each step (same rows and order seed,
-            or all rows) share the products of the first layer, and those of near widths share the others.
-        x: (N, ...) rows to train on, flattened to (N, d).
-        x_test: (m, ...) rows.
-        y_test: (m,) labels, or (m, C) real targets for the loss "mse".
+            or all rows) share the products of the first layer, and those of similar widths share the others.
+        x: (N, ...) training rows, flattened to (N, d).
+        test: (x_test, y_test): (m, ...) rows and (m,) labels, or (m, C) real targets for the loss "mse".
         recipe: optimizer, schedule, batches, loss, activation.
-        evaluate_at: numbers of steps done, 0..steps, at which losses and errors are taken; the end always is.
-        dtype: float32 or float64.
-        device: of all computation; None is that of x.
-        memory: what the networks of one chunk may take above the data and the results; more are cut into chunks.
-        keep_outputs: keep test logits (M, m, C) in every snapshot.
-        keep_parameters: keep the final state dicts.
-        n_classes: C; None is one more than the largest label of all members and of the test rows.
-        diverged: "keep" leaves NaN in the figures of a diverged member (the others are not touched), see
-            :attr:`Ensemble.diverged`; "raise" raises NumericalError at the end.
-        progress: called with (member-steps done, in all, message).
+        options: evaluations, dtype, device, memory and what is kept.
+        progress: called with (member-steps done, all member-steps).
 
     Raises:
         InputError: bad shapes, labels or rows out of range, no rows, a member that does not fit into ``memory``.
         NumericalError: with ``diverged="raise"``, naming the members.
 
-    Cost: 6 n sum_k P_k operations a step for batches of n rows (P_k parameters), without padding beyond 25 %.
+    Cost: 6 n sum_k P_k operations per step for batches of n rows (P_k parameters), with at most 25 % padding.
 
     >>> x, y = torch.eye(4), torch.arange(4)
-    >>> crowd = [Member(width, torch.arange(4), y, init_seed=0, order_seed=0) for width in (5, 20)]
-    >>> train_mlps(crowd, x, x, y, recipe=Recipe(steps=200)).snapshots[-1].train_error
+    >>> members = [Member(width, torch.arange(4), y, init_seed=0, order_seed=0) for width in (5, 20)]
+    >>> train_mlps(members, x, test=(x, y), recipe=Recipe(steps=200)).metrics[-1].train_error
     tensor([0., 0.], dtype=torch.float64)
     """
-    began = time.perf_counter()
-    task = as_task(
-        members,
-        x,
-        x_test,
-        y_test,
-        recipe=recipe,
-        evaluate_at=evaluate_at,
-        dtype=dtype,
-        device=device,
-        n_classes=n_classes,
-    )
+    task = as_task(members, x, test=test, recipe=recipe, options=options)
     if not task.x.is_floating_point():
-        task = replace(task, x=task.x.to(dtype), x_test=task.x_test.to(dtype))
-    parts = list(chunks(task, as_bytes(memory), task.x.element_size()))
-    engines = (RaggedMLPs(task, part) for part in parts)
-    sizes = [sum(len(block.members) for block in part) for part in parts]
-    return _trained(engines, sizes, task, began, keep_outputs, keep_parameters, diverged, progress)
+        task = replace(task, x=task.x.to(options.dtype), x_test=task.x_test.to(options.dtype))
+    parts = list(chunks(task, as_bytes(options.memory), task.x.element_size()))  # refuses before any training
+    return _train((RaggedMLPs(task, part) for part in parts), task, options, progress)
 
 
 def train_modules(
-    make_model: Callable[[Any], nn.Module],
+    make_model: Callable[[int | tuple[int, ...]], nn.Module],
     members: Sequence[Member],
-    x: Any,
-    x_test: Any,
-    y_test: Any,
+    x: ArrayLike,
     *,
+    test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    evaluate_at: Sequence[int] = (),
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    memory: int | str = "2GiB",
-    keep_outputs: bool = False,
-    keep_parameters: bool = False,
-    n_classes: int | None = None,
-    diverged: Literal["keep", "raise"] = "keep",
-    progress: Progress | None = None,
+    options: EnsembleOptions = OPTIONS,
+    progress: Progress = None,
 ) -> Ensemble:
-    """Train many networks of any architecture; those of the same width in one batch, by ``torch.func.vmap``.
+    """Train many networks of any architecture, all of one width in one batch, by ``torch.func.vmap``.
 
-    ``make_model(width)`` is called with torch's random state forked and seeded by the member's ``init_seed``, and must
-    give (n, ...) -> (n, C). Each member is what :func:`train_one` makes of that module. Arguments, results and errors
-    are those of :func:`train_mlps`; ``recipe.activation`` and ``recipe.depth`` do not matter. BatchNorm takes the
-    statistics of the member's own batch, and keeps its own running statistics for evaluation.
+    ``make_model(width)`` is called with torch's random state forked and seeded by the member's ``init_seed``; it returns
+    a module (n, ...) -> (n, C). Each member equals :func:`train_one` of that module. Arguments, results and errors
+    are those of :func:`train_mlps`; ``recipe.activation`` and ``recipe.depth`` are not used. BatchNorm uses the
+    statistics of the member's own batch, and keeps separate running statistics for evaluation.
 
     Raises:
         UnsupportedModelError: dropout or other randomness, modules of one width with different parameters, a model that
-            vmap cannot take.
+            vmap does not support.
     """
-    began = time.perf_counter()
-    task = as_task(
-        members,
-        x,
-        x_test,
-        y_test,
-        recipe=recipe,
-        evaluate_at=evaluate_at,
-        dtype=dtype,
-        device=device,
-        n_classes=n_classes,
-    )
-    parts = list(module_chunks(task, make_model, as_bytes(memory)))
-    engines = (Modules(task, make_model, part) for part in parts)
-    return _trained(engines, [len(p) for p in parts], task, began, keep_outputs, keep_parameters, diverged, progress)
+    task = as_task(members, x, test=test, recipe=recipe, options=options)
+    parts = list(module_chunks(task, make_model, as_bytes(options.memory)))
+    return _train((Modules(task, make_model, part) for part in parts), task, options, progress)
 
 
 def train_one(
     model: nn.Module,
     member: Member,
-    x: Any,
-    x_test: Any,
-    y_test: Any,
+    x: ArrayLike,
     *,
+    test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    evaluate_at: Sequence[int] = (),
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    keep_outputs: bool = False,
-    keep_parameters: bool = False,
-    n_classes: int | None = None,
-    diverged: Literal["keep", "raise"] = "keep",
-    progress: Progress | None = None,
+    options: EnsembleOptions = OPTIONS,
+    progress: Progress = None,
 ) -> Ensemble:
-    """Train a copy of one module by the plain loop: autograd and ``torch.optim`` with its defaults, an ensemble of one.
+    """Train a copy of one module by a plain loop (autograd, ``torch.optim`` with its defaults); an ensemble of one.
 
-    ``model`` is taken with the weights that it has (``member.init_seed`` and ``member.width`` do not matter) and is not
-    changed; an MLP reads x as it is, so give it rows (N, d). Other arguments, results and errors as :func:`train_mlps`.
+    Training starts from the current weights of ``model``, which is not changed; ``member.init_seed`` and
+    ``member.width`` are not used. Rows reach the model with the shape they have in x (an MLP needs (N, d)). Other
+    arguments, results and errors are those of :func:`train_mlps`.
     """
-    began = time.perf_counter()
-    task = as_task(
-        [member],
-        x,
-        x_test,
-        y_test,
-        recipe=recipe,
-        evaluate_at=evaluate_at,
-        dtype=dtype,
-        device=device,
-        n_classes=n_classes,
-    )
-    engine = OneModule(task, model)
-    return _trained([engine], [1], task, began, keep_outputs, keep_parameters, diverged, progress, fused=False)
+    task = as_task([member], x, test=test, recipe=recipe, options=options)
+    return _train([OneModule(task, model)], task, options, progress, fused=None)
 
 
-def _trained(
-    engines: Any,
-    sizes: list[int],
+def _train(
+    engines: Iterable[_Engine],
     task: EnsembleTask,
-    began: float,
-    keep_outputs: bool,
-    keep_parameters: bool,
-    diverged: str,
-    progress: Progress | None,
+    options: EnsembleOptions,
+    progress: Progress,
     *,
-    fused: bool = True,
+    fused: bool | None = True,
 ) -> Ensemble:
     """Train the chunks one after the other. ``fused``: torch's one-pass update, equal to the default up to rounding."""
-    if diverged not in ("keep", "raise"):
-        raise InputError(f"diverged={diverged!r}", expected='"keep" or "raise"', hint="pass one of them")
-    figures = Figures(task, keep_outputs=keep_outputs)
+    began = time.perf_counter()
+    metrics = MetricsLog(task, keep_outputs=options.keep_outputs)
     states: dict[int, dict[str, Tensor]] = {}
     steps = task.recipe.steps
     done, total = 0, steps * len(task.members)
-    for engine, size in zip(engines, sizes, strict=True):
-        optimizer = make_optimizer(task.recipe, engine.parameters, **({"fused": True} if fused else {}))
+    report = as_progress(progress, "training networks")
+    for engine in engines:
+        optimizer = make_optimizer(task.recipe, engine.parameters, fused=fused)
         for t in range(steps + 1):
             if t in task.evaluate_at:
                 with torch.no_grad():
-                    figures.add(t, engine.train_outputs(), engine.test_outputs())
-            if progress is not None and (t % max(1, steps // 100) == 0 or t == steps):
-                progress(done + t * size, total, f"step {t} of {steps}, {size} networks")
+                    metrics.add(t, engine.train_outputs(), engine.test_outputs())
+            if t % max(1, steps // 100) == 0 or t == steps:
+                report(done + t * len(engine.members), total)
             if t < steps:
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(task.recipe, t)
+                    group["lr"] = lr_at(task.recipe, t)
                 engine.gradient()
                 optimizer.step()
-        done += steps * size
-        if keep_parameters:
+        done += steps * len(engine.members)
+        if options.keep_parameters:
             states |= engine.state()
-    parameters = [states[k] for k in range(len(task.members))] if keep_parameters else None
-    found = Ensemble(task.members, task.recipe, figures.snapshots(), parameters, time.perf_counter() - began)
-    if diverged == "raise" and found.diverged:
+    parameters = [states[k] for k in range(len(task.members))] if options.keep_parameters else None
+    ensemble = Ensemble(task.members, task.recipe, metrics.collected(), parameters, time.perf_counter() - began)
+    if options.diverged == "raise" and ensemble.diverged:
         raise NumericalError(
-            f"members {', '.join(map(str, found.diverged[:10]))} with losses that are not finite after {steps} steps",
+            f"members {', '.join(map(str, ensemble.diverged[:10]))} with losses that are not finite after {steps} steps",
             expected="finite losses",
-            hint="lower the learning rate, or pass diverged='keep'",
+            hint="lower lr, or pass diverged='keep'",
         )
-    return found
+    return ensemble

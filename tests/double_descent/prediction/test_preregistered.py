@@ -14,9 +14,9 @@ from kernelmem.double_descent.sweeps.random_features import feature_sweep
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Recipe
+from kernelmem.training.ensemble.recipe import Recipe
 
-LAZY = Recipe(optimizer="sgd", learning_rate=0.004, momentum=0.9, steps=300, loss="mse")
+LAZY = Recipe(optimizer="sgd", lr=0.004, momentum=0.9, steps=300, loss="mse")
 
 
 @pytest.fixture(scope="module")

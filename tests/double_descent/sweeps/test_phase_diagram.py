@@ -12,7 +12,8 @@ from kernelmem.double_descent.sweeps.training_sets import draw
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Recipe, mlp
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.mlp import mlp
 
 
 def blobs(n: int = 40, m: int = 30, d: int = 6, C: int = 3) -> LabeledData:
@@ -26,7 +27,7 @@ AXES = {"widths": [2, 9], "samples": [15, 40], "steps": [5, 60], "noise": [0.0, 
 
 
 def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
-    data, recipe = blobs(), Recipe(learning_rate=0.05)
+    data, recipe = blobs(), Recipe(lr=0.05)
     found = phase_diagram(data, **AXES, recipe=recipe, seeds=2, out=tmp_path)
     assert found.test_error.shape == (2, 2, 2, 2, 2)
     by_steps = sweep(data, "steps", [5, 60], width=9, n=40, noise=0.3, recipe=recipe, seeds=2, control=2)

@@ -11,7 +11,7 @@ from kernelmem.double_descent.presets.digits import KINDS, digits_pool, preset, 
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
 from kernelmem.plotting.style import figure_files
-from kernelmem.training.ensemble.train import Recipe
+from kernelmem.training.ensemble.recipe import Recipe
 
 AXIS = (4.0, 8.0, 16.0, 32.0, 64.0)
 

@@ -18,9 +18,12 @@ from kernelmem.double_descent.sweeps.result import Sweep
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
 from kernelmem.double_descent.sweeps.threshold_search import find_threshold
 from kernelmem.training.datasets import LabeledData
-from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_one
+from kernelmem.training.ensemble.members import EnsembleOptions, Member
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.ensemble.train import train_one
+from kernelmem.training.mlp import mlp
 
-RECIPE = Recipe(steps=60, batch_size=16, learning_rate=0.02)
+RECIPE = Recipe(steps=60, batch_size=16, lr=0.02)
 ALL = ("test_error", "test_loss", "train_error", "train_loss", "memorized_flips", "recovered_flips", "noisy_test_error")
 
 
@@ -67,10 +70,10 @@ def test_figures_are_those_of_the_plain_loop() -> None:
                 rows = drawn.rows(50, rate)
                 member = Member(width, rows.at, rows.labels, drawn.init_seed, drawn.order_seed)
                 model = mlp(6, (width,), 3, "relu", seed=drawn.init_seed)
-                own = train_one(
-                    model, member, data.x_train, data.x_test, data.y_test, recipe=RECIPE, dtype=torch.float64
-                )
-                last = own.snapshots[-1]
+                options = EnsembleOptions(dtype=torch.float64)
+                test = (data.x_test, data.y_test)
+                own = train_one(model, member, data.x_train, test=test, recipe=RECIPE, options=options)
+                last = own.metrics[-1]
                 for name in ALL[:4]:
                     assert float(getattr(curves, name)[s, a]) == pytest.approx(float(getattr(last, name)[0]), abs=1e-9)
                 said = last.train_predictions[0]
@@ -166,9 +169,7 @@ def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) ->
     for name in ALL[:4]:
         torch.testing.assert_close(getattr(one.curves, name), getattr(whole.curves, name), rtol=0, atol=1e-9)
     # another recipe does not find these files
-    other = sweep(
-        blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options | {"recipe": replace(RECIPE, learning_rate=0.01)}
-    )
+    other = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options | {"recipe": replace(RECIPE, lr=0.01)})
     assert not torch.equal(other.curves.train_loss, whole.curves.train_loss)
 
 
@@ -263,7 +264,7 @@ def test_noise_free_is_the_control() -> None:
 
 def test_threshold_before_the_sweep() -> None:
     data = blobs(n=60, d=6)
-    options = {"recipe": Recipe(steps=300, learning_rate=0.02), "noise": 0.3}
+    options = {"recipe": Recipe(steps=300, lr=0.02), "noise": 0.3}
     grid = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
     before = find_threshold(data, "width", grid, seeds=5, sweep_seeds=9, **options)
     own = sweep(data, "width", grid, seeds=5, control=4, threshold=before, **options)

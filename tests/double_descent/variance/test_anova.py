@@ -12,7 +12,9 @@ from torch import nn
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.variance.anova import FACTORS, variance_components
 from kernelmem.double_descent.variance.factorial import Cell, factorial_design
-from kernelmem.training.ensemble.train import Recipe, train_mlps
+from kernelmem.training.ensemble.members import EnsembleOptions
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.ensemble.train import train_mlps
 from tests.profiles import examples
 
 
@@ -287,10 +289,11 @@ def test_a_factorial_trains_as_an_ensemble_whose_cells_share_what_they_should():
     assert len(drawn) == len(set(drawn)) == 4
     assert [m.init_seed for m in members] == [cell.init_seed for cell in own.cells]
     assert [m.order_seed for m in members] == [cell.order_seed for cell in own.cells]
-    recipe = Recipe(optimizer="sgd", learning_rate=0.1, steps=5, loss="mse")
-    trained = train_mlps(members, x, x[20:], y[20:], recipe=recipe, keep_outputs=True, dtype=torch.float64)
+    recipe = Recipe(optimizer="sgd", lr=0.1, steps=5, loss="mse")
+    options = EnsembleOptions(keep_outputs=True, dtype=torch.float64)
+    trained = train_mlps(members, x, test=(x[20:], y[20:]), recipe=recipe, options=options)
     targets = nn.functional.one_hot(y[20:], 3).double() - 1 / 3
-    found = own.components(trained.snapshots[-1].logits, targets)
-    assert found.risk == pytest.approx(2 * float(trained.snapshots[-1].test_loss.mean()), rel=1e-9)
+    found = own.components(trained.metrics[-1].logits, targets)
+    assert found.risk == pytest.approx(2 * float(trained.metrics[-1].test_loss.mean()), rel=1e-9)
     assert all(abs(c.value) < 1e-12 for c in found.components if "order" in c.factors)
     assert found["initialization"].value > 0.1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import InputError
-from kernelmem.recording.storage.inputs import Inputs, read_batch
+from kernelmem.recording.storage.inputs import InputRegistry, read_batch
 from kernelmem.recording.storage.npy import array_bytes, array_from_bytes, row_bytes, rows_from_bytes
 
 
@@ -37,7 +37,7 @@ def test_nothing_is_unpickled():
 
 
 def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
-    inputs = Inputs()
+    inputs = InputRegistry()
     x, y = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0])
 
     def placed(index, x, y):
@@ -51,7 +51,7 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
     assert placed([5, 5], x[[0, 0]], y[[0, 0]]) == ([1, 1], [(5, 1)])
     assert placed([5], x[1:2].double(), y[1:2]) == ([2], [(5, 2)])  # another dtype is another input
     assert placed([5], x[1:2], y[:1]) == ([3], [(5, 3)])  # and so is another label
-    again = Inputs([(4, 0, inputs.place(read_batch([9], x[:1], y[:1], None))[1][0].sha256)])
+    again = InputRegistry([(4, 0, inputs.place(read_batch([9], x[:1], y[:1], None))[1][0].sha256)])
     assert again.place(read_batch([4], x[:1], y[:1], None))[0].tolist() == [0]
 
 
@@ -59,14 +59,14 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
     ("index", "x", "y", "weight", "words"),
     [
         ([0], torch.zeros(2, 3), torch.zeros(2), None, "2 rows of x, 2 rows of y, 1 rows of index"),
-        ([0, 1], torch.zeros(2, 3), torch.zeros(2), torch.ones(3), "3 rows of weight"),
+        ([0, 1], torch.zeros(2, 3), torch.zeros(2), torch.ones(3), "3 rows of sample_weight"),
         ([], torch.zeros(0, 3), torch.zeros(0), None, "at least one"),
         ([0, -1], torch.zeros(2, 3), torch.zeros(2), None, "from -1 on"),
         ([0.0, 1.0], torch.zeros(2, 3), torch.zeros(2), None, "index of shape .* dtype torch.float64"),
         ([True, False], torch.zeros(2, 3), torch.zeros(2), None, "torch.bool"),
         ([0, 1], torch.full((2, 3), float("nan")), torch.zeros(2), None, "NaN"),
         ([0, 1], torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2), None, "x of dtype bfloat16"),
-        ([0, 1], torch.zeros(2, 3), torch.zeros(2), torch.ones(2, 1), r"weight of shape \(2, 1\)"),
+        ([0, 1], torch.zeros(2, 3), torch.zeros(2), torch.ones(2, 1), r"sample_weight of shape \(2, 1\)"),
         ([0, 1], {"ids": 3}, torch.zeros(2), None, "0 rows of x.ids, 2 rows of y"),
         ([0, 1], {"ids": {1: torch.zeros(2)}, "ids.1": "two"}, torch.zeros(2), None, "x.ids.1 of type str"),
         (

@@ -191,7 +191,7 @@ def test_a_hugging_face_model_is_recorded_from_dicts(lab):
 def test_tapes_of_the_first_format_are_read_and_gone_on_with(lab, monkeypatch):
     with monkeypatch.context() as old:
         old.setattr(tape_module, "FORMAT", 1)
-        old.setattr(tape_module.AverageRows, "SCHEMA", "")
+        old.setattr(tape_module.AverageLog, "SCHEMA", "")
         directory, model, states = lab.record(steps=3)
     run = Run.open(directory)
     assert run.meta["format"] == 1

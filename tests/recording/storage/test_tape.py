@@ -22,7 +22,7 @@ def made_up_step(index):
         index=index,
         examples=torch.tensor([5, 3 * index, 5]),
         versions=torch.tensor([0, 0, 0]),
-        weights=torch.rand(3, dtype=torch.float64, generator=generator),
+        sample_weight=torch.rand(3, dtype=torch.float64, generator=generator),
         groups=({"parameters": ["a", "b"], "lr": 0.1 / 3, "betas": [0.9, 0.999], "foreach": None},),
         scale=1 / 3,
         skipped=frozenset({"b"}),

@@ -14,7 +14,7 @@ from torch import nn
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
-from kernelmem.recording.trainers.fit import fit
+from kernelmem.recording.trainers.fit import FitOptions, fit
 from kernelmem.training.batching import batch_sizes, shuffled
 
 N = 23
@@ -35,15 +35,18 @@ OPTIONS = {
     "sgd": {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "clip": 0.3, "keep": 4},
     "scheduled": {"schedule": warmup, "keep": "sqrt", "batch_size": 5},
     "cycle": {"schedule": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, total_steps=20), "keep": 100},
-    "weighted": {"weight": 0.5 + torch.arange(N) % 2, "loss": "mse"},
-    "mean": {"loss": "mse_mean", "weight": torch.ones(N)},
+    "weighted": {"sample_weight": 0.5 + torch.arange(N) % 2, "loss": "mse"},
+    "mean": {"loss": "mse_mean", "sample_weight": torch.ones(N)},
 }
 
 
 def trained(lab, name="run", *, seed=1, dtype=torch.float32, model=None, **options):
     model = lab.network(dtype, dropout=0.3, norm=True) if model is None else model
     options = {"epochs": 3, "batch_size": 6, **options}
-    return fit(model, *data(dtype), out=lab.directory / name, seed=seed, **options), model
+    arguments = {key: options.pop(key) for key in ("epochs", "sample_weight") if key in options}
+    return fit(
+        model, *data(dtype), out=lab.directory / name, seed=seed, options=FitOptions(**options), **arguments
+    ), model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -69,7 +72,7 @@ def test_a_fit_is_the_plain_loop_and_replays(lab, name, dtype):
                 "mse_mean": lambda f=f, hot=hot: F.mse_loss(f, hot),
                 "cross_entropy": lambda f=f, index=index: F.cross_entropy(f, y[index], reduction="none"),
             }[run.loss]()
-            weight = options.get("weight", torch.ones(N))[index]
+            weight = options.get("sample_weight", torch.ones(N))[index]
             (value.mean() if bool((weight == 1).all()) else (value * weight.to(dtype)).mean()).backward()
             if "clip" in options:
                 nn.utils.clip_grad_norm_(plain.parameters(), options["clip"])
@@ -117,18 +120,14 @@ def test_progress_rows_as_a_user_has_them_and_an_optimizer_made_before(lab):
         {"x": x.numpy()},
         y.numpy(),
         out=lab.directory / "run",
-        optimizer=optimizer,
         epochs=2,
         seed=0,
+        options=FitOptions(optimizer=optimizer),
         forward=lambda model, batch: model(batch["x"]),
         progress=lambda *told: seen.append(told),
     )
-    assert [told[:2] for told in seen] == [(1, 2), (2, 2)]
-    assert all(told[2].startswith("loss ") for told in seen)
+    assert seen == [(1, 2), (2, 2)]
     assert run.batch(0)[0]["x"].dtype == torch.float32
-    with torch.no_grad():
-        first = F.cross_entropy(lab.network()(x.float()), y)
-    assert float(seen[0][2].split()[1]) == pytest.approx(float(first), abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(lab):
@@ -148,8 +147,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(lab):
         ({"clip": 0.0}, r"clip=0\.0"),
         ({"clip": float("nan")}, "clip=nan"),
         ({"seed": -1}, "seed=-1"),
-        ({"weight": torch.ones(5)}, r"weight of shape \(5,\) for 23 rows"),
-        ({"weight": torch.ones(N, 1)}, r"weight of shape \(23, 1\)"),
+        ({"sample_weight": torch.ones(5)}, r"sample_weight of shape \(5,\) for 23 rows"),
+        ({"sample_weight": torch.ones(N, 1)}, r"sample_weight of shape \(23, 1\)"),
         ({"loss": "hinge"}, "loss='hinge'"),
         ({"schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "ReduceLROnPlateau"),
         ({"optimizer": lambda p: torch.optim.Adamax(p)}, "Adamax"),
@@ -263,9 +262,8 @@ def test_resuming_with_other_data_is_refused(lab, part):
             y,
             out=lab.directory / "run",
             epochs=4,
-            batch_size=6,
             seed=1,
-            resume=True,
+            options=FitOptions(batch_size=6, resume=True),
         )
 
 
@@ -281,6 +279,6 @@ def test_a_model_that_writes_over_its_input(lab):
 
     x, y = data()
     before = x.clone()
-    run = fit(Doubling(), x, y, out=lab.directory / "run", epochs=2, batch_size=6, seed=0)
+    run = fit(Doubling(), x, y, out=lab.directory / "run", epochs=2, seed=0, options=FitOptions(batch_size=6))
     assert torch.equal(x, before)
     assert all(torch.equal(run.batch(t)[0], x[run.steps[t].examples]) for t in range(len(run)))

@@ -95,7 +95,7 @@ def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
     assert torch.cat([step.examples for step in run.steps]).bincount().tolist() == [2] * 20
     assert len({step.groups[0]["lr"] for step in run.steps}) > 1
     assert (run.steps[0].scale < 1) == ("gradient_clip_val" in CASES[case])
-    weighted = [step for step in run.steps if not bool((step.weights == 1).all())]
+    weighted = [step for step in run.steps if not bool((step.sample_weight == 1).all())]
     assert bool(weighted) == (case == "ragged")  # batches of 6, 6, 6 and 2 rows in one step
     if case == "accumulated":  # what is left over at the end of an epoch is divided by 3 all the same
         assert [step.scale for step in run.steps] == pytest.approx([1.0, 1 / 3] * 2)

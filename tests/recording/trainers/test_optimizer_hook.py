@@ -12,7 +12,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.trainers.indexed_dataset import Indexed, position_in
-from kernelmem.recording.trainers.optimizer_hook import Stepping
+from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
 
 
 @pytest.mark.parametrize("schedules", ["none", "before", "after", "both"])
@@ -30,7 +30,7 @@ def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, sch
         if recorder is not None:
             recorder.__enter__()
         first = vars(optimizer).get("step")
-        stepping = None if recorder is None else Stepping(recorder, optimizer)
+        stepping = None if recorder is None else OptimizerHook(recorder, optimizer)
         ours = vars(optimizer).get("step")
         made += [scheduler()] if schedules in ("after", "both") else []
         for t in range(4):
@@ -69,7 +69,7 @@ def test_what_was_noted_belongs_to_one_step(lab):
     model = lab.network(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
-        stepping = Stepping(recorder, optimizer)
+        stepping = OptimizerHook(recorder, optimizer)
         index, x, y = lab.batch(0, torch.float64)
         with pytest.raises(InputError, match="without a batch"):
             optimizer.step()
@@ -91,7 +91,7 @@ def test_what_was_noted_belongs_to_one_step(lab):
     run = Run.open(lab.directory / "run")
     (step,) = run.steps
     assert torch.equal(step.examples, index)
-    assert step.weights.tolist() == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3, 1, 1])
+    assert step.sample_weight.tolist() == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3, 1, 1])
     assert step.scale == pytest.approx(1, abs=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_micro_batches_of_trees_are_concatenated(lab):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {"loss": "cross_entropy", "forward": lambda model, batch: model(batch["x"][0])}
     with Recorder(model, optimizer, lab.directory / "run", **options) as recorder:
-        stepping = Stepping(recorder, optimizer)
+        stepping = OptimizerHook(recorder, optimizer)
         index, x, y = lab.batch(0, torch.float64)
         for part in (slice(0, 3), slice(3, 6)):
             (F.cross_entropy(model(x[part]), y[part]) / 2).backward()

@@ -12,12 +12,13 @@ from torch import nn
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.training.batching import BatchOrder
-from kernelmem.training.ensemble.members import as_task
-from kernelmem.training.ensemble.metrics import figures
+from kernelmem.training.ensemble.members import EnsembleOptions, Member, as_task
+from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
-from kernelmem.training.ensemble.recipe import learning_rate
-from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_mlps, train_one
+from kernelmem.training.ensemble.recipe import Recipe, lr_at
+from kernelmem.training.ensemble.train import train_mlps, train_one
+from kernelmem.training.mlp import mlp
 
 N, D, C, MORE = 40, 5, 3, 11
 FIGURES = ("train_loss", "train_error", "test_loss", "test_error")
@@ -35,25 +36,29 @@ def member(width=4, n=N, init=0, order=0, *, labels=None):
     return Member(width, rows, data()[1][rows] if labels is None else labels, init, order)
 
 
-def trained(members, recipe, *, dtype=torch.float64, **options):
-    x, _, x_test, y_test = data(dtype)
-    options = {"n_classes": C, "keep_outputs": True, "keep_parameters": True, **options}
-    return train_mlps(members, x, x_test, y_test, recipe=recipe, dtype=dtype, **options)
+def chosen(**options):
+    return EnsembleOptions(
+        **{"dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True, **options}
+    )
+
+
+def trained(members, recipe, *, dtype=torch.float64, progress=None, **options):
+    x, _, *test = data(dtype)
+    return train_mlps(members, x, test=test, recipe=recipe, options=chosen(dtype=dtype, **options), progress=progress)
 
 
 def alone(one, recipe, *, dtype=torch.float64, **options):
-    x, _, x_test, y_test = data(dtype)
+    x, _, *test = data(dtype)
     widths = (one.width,) * recipe.depth if isinstance(one.width, int) else one.width
     model = mlp(D, widths, C, recipe.activation, seed=one.init_seed)
-    options = {"n_classes": C, "keep_outputs": True, "keep_parameters": True, **options}
-    return train_one(model, one, x, x_test, y_test, recipe=recipe, dtype=dtype, **options)
+    return train_one(model, one, x, test=test, recipe=recipe, options=chosen(dtype=dtype, **options))
 
 
 def gap(many, k, one, j=0):
     """The largest difference between member k of an ensemble and member j of another, in all that they say."""
-    assert [s.step for s in many.snapshots] == [s.step for s in one.snapshots]
+    assert [s.step for s in many.metrics] == [s.step for s in one.metrics]
     found = [0.0]
-    for a, b in zip(many.snapshots, one.snapshots, strict=True):
+    for a, b in zip(many.metrics, one.metrics, strict=True):
         found += [float((getattr(a, name)[k] - getattr(b, name)[j]).abs()) for name in FIGURES]
         found.append(float((a.logits[k] - b.logits[j]).abs().max()))
         assert torch.equal(a.train_predictions[k], b.train_predictions[j])
@@ -71,7 +76,7 @@ def test_a_crowd_is_its_plain_loops(turn, combination):
     optimizer, loss, batch_size, depth = combination
     recipe = Recipe(
         optimizer,
-        learning_rate=0.05 if optimizer == "sgd" else 0.01,
+        lr=0.05 if optimizer == "sgd" else 0.01,
         momentum=0.9 * (optimizer == "sgd"),
         weight_decay=0.01 * (turn % 2),
         schedule=SCHEDULES[turn % 3],
@@ -103,9 +108,8 @@ def test_the_plain_loop_is_torchs(optimizer, schedule, loss):
     x, y, x_test, y_test = data()
     model = mlp(D, 6, C, seed=4).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    one = train_one(
-        model, member(6, N, 4, 9), x, x_test, y_test, recipe=recipe, dtype=torch.float64, keep_parameters=True
-    )
+    options = EnsembleOptions(dtype=torch.float64, keep_parameters=True)
+    one = train_one(model, member(6, N, 4, 9), x, test=(x_test, y_test), recipe=recipe, options=options)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     made = {
         "adam": lambda p: torch.optim.Adam(p, lr=0.03, weight_decay=0.1),
@@ -134,7 +138,7 @@ def test_the_plain_loop_is_torchs(optimizer, schedule, loss):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(one.parameters[0][name], value, rtol=0, atol=1e-10)
     f = model(x_test).detach()
-    last = one.snapshots[-1]
+    last = one.metrics[-1]
     if loss == "cross_entropy":
         expected = F.cross_entropy(f, y_test)
     else:
@@ -147,12 +151,12 @@ def test_the_plain_loop_is_torchs(optimizer, schedule, loss):
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_no_learning_keeps_the_initial_network(activation):
-    recipe = Recipe(learning_rate=0.0, steps=5, depth=2, activation=activation)
+    recipe = Recipe(lr=0.0, steps=5, depth=2, activation=activation)
     one = member((6, 9), 20, 3)
     many = trained([member(5), one], recipe, evaluate_at=(0,))
     x, _, x_test, _ = data()
     model = mlp(D, (6, 9), C, activation, seed=3).double()
-    for snapshot in many.snapshots:
+    for snapshot in many.metrics:
         torch.testing.assert_close(snapshot.logits[1], model(x_test).detach(), rtol=0, atol=1e-12)
         expected = F.cross_entropy(model(x[one.rows]), one.labels).detach()
         torch.testing.assert_close(snapshot.train_loss[1], expected, rtol=0, atol=1e-12)
@@ -165,8 +169,8 @@ def test_float32_is_near_float64_for_a_few_steps():
     crowd = [member(7), member(9, 30, 2, 1)]
     double, single = (trained(crowd, recipe, dtype=dtype) for dtype in (torch.float64, torch.float32))
     assert single.parameters[0]["0.weight"].dtype == torch.float32
-    assert single.snapshots[-1].test_loss.dtype == torch.float64
-    torch.testing.assert_close(single.snapshots[-1].logits, double.snapshots[-1].logits, rtol=1e-4, atol=1e-5)
+    assert single.metrics[-1].test_loss.dtype == torch.float64
+    torch.testing.assert_close(single.metrics[-1].logits, double.metrics[-1].logits, rtol=1e-4, atol=1e-5)
 
 
 def test_initial_weights_have_their_variances():
@@ -209,7 +213,7 @@ def test_the_order_seed_matters_and_the_initial_seed_does_not_change_the_order()
     recipe = Recipe(batch_size=8, steps=20)
     many = trained([member(5, N, 0, 0), member(5, N, 0, 1), member(5, N, 0, 0)], recipe)
     assert gap(many, 0, many, 2) < 1e-12
-    logits = many.snapshots[-1].logits
+    logits = many.metrics[-1].logits
     assert float((logits[0] - logits[1]).abs().max()) > 1e-3
 
 
@@ -221,25 +225,26 @@ def test_real_targets():
     crowd = [member(4, 20, labels=real), member(9, 20, labels=real, order=2)]
     for batch_size in (None, 6):
         recipe = Recipe("sgd", 0.05, loss="mse", steps=40, batch_size=batch_size)
-        many = train_mlps(crowd, x, x_test, y_test, recipe=recipe, dtype=torch.float64, keep_outputs=True)
-        last = many.snapshots[-1]
+        options = {"recipe": recipe, "options": EnsembleOptions(dtype=torch.float64, keep_outputs=True)}
+        many = train_mlps(crowd, x, test=(x_test, y_test), **options)
+        last = many.metrics[-1]
         torch.testing.assert_close(last.test_loss, 0.5 * (last.logits - y_test).square().sum(2).mean(1))
         torch.testing.assert_close(last.test_error, (last.logits.argmax(2) != y_test.argmax(1)).double().mean(1))
         model = mlp(D, 9, C, seed=0)
-        one = train_one(model, crowd[1], x, x_test, y_test, recipe=recipe, dtype=torch.float64, keep_outputs=True)
-        torch.testing.assert_close(one.snapshots[-1].logits[0], last.logits[1], rtol=0, atol=1e-9)
+        one = train_one(model, crowd[1], x, test=(x_test, y_test), **options)
+        torch.testing.assert_close(one.metrics[-1].logits[0], last.logits[1], rtol=0, atol=1e-9)
 
 
 def test_figures_in_closed_form():
     f = torch.zeros(1, 4, 3)
     f[0, 1, 2] = 5.0
-    loss, error, predicted = figures(f, torch.tensor([[0, 2, 0, 1]]))
+    loss, error, predicted = loss_and_error(f, torch.tensor([[0, 2, 0, 1]]))
     expected = (3 * torch.log(torch.tensor(3.0)) + torch.log(1 + 2 * torch.exp(torch.tensor(-5.0)))) / 4
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     assert float(error) == 0.25
     assert predicted.tolist() == [[0, 2, 0, 0]]
     f[0, 0, 0] = torch.inf
-    assert all(torch.isnan(value).all() for value in figures(f, torch.tensor([[0, 2, 0, 1]]))[:2])
+    assert all(torch.isnan(value).all() for value in loss_and_error(f, torch.tensor([[0, 2, 0, 1]]))[:2])
 
 
 def test_a_diverged_member_leaves_the_others_alone():
@@ -248,16 +253,17 @@ def test_a_diverged_member_leaves_the_others_alone():
     rows = torch.arange(1, 20)
     bad = torch.arange(20)
     crowd = [Member(6, rows, y[rows], 0, 0), Member(6, bad, y[bad], 0, 0), Member(9, rows, y[rows], 1, 0)]
-    options = {"recipe": Recipe("sgd", 0.1, steps=60, loss="mse"), "dtype": torch.float64, "keep_parameters": True}
-    many = train_mlps(crowd, x, x_test, y_test, keep_outputs=True, **options)
+    options = EnsembleOptions(dtype=torch.float64, keep_outputs=True, keep_parameters=True)
+    common = {"test": (x_test, y_test), "recipe": Recipe("sgd", 0.1, steps=60, loss="mse")}
+    many = train_mlps(crowd, x, options=options, **common)
     assert many.diverged == (1,)
-    last = many.snapshots[-1]
+    last = many.metrics[-1]
     assert all(bool(torch.isnan(getattr(last, name)[1])) for name in FIGURES)
-    healthy = train_mlps([crowd[0], crowd[2]], x, x_test, y_test, keep_outputs=True, **options)
+    healthy = train_mlps([crowd[0], crowd[2]], x, options=options, **common)
     assert healthy.diverged == ()
     assert max(gap(many, 0, healthy, 0), gap(many, 2, healthy, 1)) < 1e-12
     with pytest.raises(NumericalError, match="members 1 with losses"):
-        train_mlps(crowd, x, x_test, y_test, diverged="raise", **options)
+        train_mlps(crowd, x, options=dataclasses.replace(options, diverged="raise"), **common)
 
 
 def test_padding_stays_zero():
@@ -265,8 +271,7 @@ def test_padding_stays_zero():
     for activation in ("relu", "tanh", "gelu"):
         recipe = Recipe(steps=30, weight_decay=0.1, activation=activation, batch_size=8, depth=2)
         crowd = [member(8, order=0), member(7, order=1, init=1)]
-        options = {"recipe": recipe, "evaluate_at": (), "dtype": torch.float64, "device": None, "n_classes": C}
-        task = as_task(crowd, x, x_test, y_test, **options)
+        task = as_task(crowd, x, test=(x_test, y_test), recipe=recipe, options=chosen())
         (part,) = chunks(task, 2**30, 8)
         engine = RaggedMLPs(task, part)
         assert len(engine.families) == 1, "near widths are to share a product"
@@ -282,24 +287,24 @@ def test_what_is_kept():
     recipe = Recipe(steps=7)
     bare = trained([member()], recipe, keep_outputs=False, keep_parameters=False)
     assert bare.parameters is None
-    assert [s.step for s in bare.snapshots] == [7]
-    assert bare.snapshots[0].logits is None
+    assert [s.step for s in bare.metrics] == [7]
+    assert bare.metrics[0].logits is None
     assert bare.seconds > 0
     several = trained([member(), member(5)], recipe, evaluate_at=[5, 0, 7, 5])
-    assert [s.step for s in several.snapshots] == [0, 5, 7]
-    assert several.snapshots[0].logits.shape == (2, MORE, C)
-    assert several.snapshots[0].logits.dtype == torch.float64
+    assert [s.step for s in several.metrics] == [0, 5, 7]
+    assert several.metrics[0].logits.shape == (2, MORE, C)
+    assert several.metrics[0].logits.dtype == torch.float64
     nn.Sequential(nn.Linear(D, 5), nn.ReLU(), nn.Linear(5, C)).load_state_dict(several.parameters[1])
     calls = []
     trained([member(), member(5)], recipe, memory=20_000, progress=lambda *call: calls.append(call))
-    assert calls[-1][:2] == (14, 14)
+    assert calls[-1] == (14, 14)
     assert [call[0] for call in calls] == sorted(call[0] for call in calls)
 
 
 def test_a_recipe_goes_into_json():
     recipe = Recipe("sgd", momentum=0.9, batch_size=64)
     assert Recipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
-    assert learning_rate(Recipe(learning_rate=2.0, schedule="cosine", steps=8), 4) == pytest.approx(1.0)
+    assert lr_at(Recipe(lr=2.0, schedule="cosine", steps=8), 4) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +314,7 @@ def test_a_recipe_goes_into_json():
         ({"loss": "hinge"}, "one of cross_entropy, mse"),
         ({"activation": "sine"}, "one of relu"),
         ({"schedule": "step"}, "one of constant"),
-        ({"learning_rate": float("nan")}, "finite number >= 0"),
+        ({"lr": float("nan")}, "finite number >= 0"),
         ({"weight_decay": -1.0}, "finite number >= 0"),
         ({"steps": 0}, "whole number >= 1"),
         ({"batch_size": 0}, "whole number >= 1"),
@@ -342,8 +347,8 @@ ROWS = torch.arange(3)
         ([Member(4, ROWS, torch.zeros(3, C), 0, 0)], r"\(3,\) labels"),
         ([Member(0, ROWS, LABELS, 0, 0)], "width=0 of member 0"),
         ([Member((), ROWS, LABELS, 0, 0)], "width"),
-        ([Member(4, ROWS, LABELS, -1, 0)], "init_seed=-1"),
-        ([Member(4, ROWS, LABELS, 0, 0.5)], "order_seed=0.5"),
+        ([Member(4, ROWS, LABELS, -1, 0)], "init_seed of member 0=-1"),
+        ([Member(4, ROWS, LABELS, 0, 0.5)], "order_seed of member 0=0.5"),
     ],
 )
 def test_members_refused(members, message):
@@ -354,8 +359,8 @@ def test_members_refused(members, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"evaluate_at": [3]}, r"whole numbers in 0..2"),
-        ({"evaluate_at": [-1]}, r"whole numbers in 0..2"),
+        ({"evaluate_at": [3]}, r"whole number in 0..2"),
+        ({"evaluate_at": [-1]}, r"whole number in 0..2"),
         ({"dtype": torch.float16}, "float32 or torch.float64"),
         ({"memory": 100}, "one network at a time"),
         ({"diverged": "ignore"}, "keep"),
@@ -368,16 +373,15 @@ def test_members_refused(members, message):
 def test_arguments_refused(options, message):
     x, _, x_test, y_test = data()
     given = {"x": x, "x_test": x_test, "y_test": y_test, "n_classes": C, **options}
+    x, *test = (given.pop(name) for name in ("x", "x_test", "y_test"))
     with pytest.raises(InputError, match=message):
-        train_mlps(
-            [member()], given.pop("x"), given.pop("x_test"), given.pop("y_test"), recipe=Recipe(steps=2), **given
-        )
+        train_mlps([member()], x, test=test, recipe=Recipe(steps=2), options=EnsembleOptions(**given))
 
 
 def test_a_model_with_other_outputs_is_refused():
     x, _, x_test, y_test = data()
     with pytest.raises(InputError, match="one output for each class"):
-        train_one(mlp(D, 4, C + 1, seed=0), member(), x, x_test, y_test, recipe=Recipe(steps=2))
+        train_one(mlp(D, 4, C + 1, seed=0), member(), x, test=(x_test, y_test), recipe=Recipe(steps=2))
 
 
 @pytest.mark.parametrize("arguments", [(0, 4, 3), (5, (), 3), (5, (4, 0), 3), (5, 4, 0)])
@@ -394,8 +398,7 @@ def test_members_with_different_numbers_of_rows_share_a_product(loss):
     recipe = Recipe("sgd", 0.1, steps=40, loss=loss)
     crowd = [member(8, 40, 0), member(8, 37, 1), member(7, 36, 2)]
     x, _, x_test, y_test = data()
-    options = {"recipe": recipe, "evaluate_at": (), "dtype": torch.float64, "device": None, "n_classes": C}
-    task = as_task(crowd, x, x_test, y_test, **options)
+    task = as_task(crowd, x, test=(x_test, y_test), recipe=recipe, options=chosen())
     (part,) = chunks(task, 2**30, 8)
     assert len(RaggedMLPs(task, part).families) == 1
     many = trained(crowd, recipe)
@@ -406,11 +409,11 @@ def test_members_with_different_numbers_of_rows_share_a_product(loss):
 def test_outputs_beyond_the_range_of_exp():
     x, _, x_test, y_test = data()
     recipe, one = Recipe("sgd", 1e-9, steps=3), member(6)
-    common = {"recipe": recipe, "dtype": torch.float64, "n_classes": C, "keep_outputs": True, "keep_parameters": True}
-    many = train_mlps([one], 1e4 * x, 1e4 * x_test, y_test, **common)
-    assert float(many.snapshots[-1].logits.abs().max()) > 1000
-    loop = train_one(mlp(D, 6, C, seed=0), one, 1e4 * x, 1e4 * x_test, y_test, **common)
-    torch.testing.assert_close(many.snapshots[-1].logits, loop.snapshots[-1].logits, rtol=1e-9, atol=1e-9)
+    common = {"test": (1e4 * x_test, y_test), "recipe": recipe, "options": chosen()}
+    many = train_mlps([one], 1e4 * x, **common)
+    assert float(many.metrics[-1].logits.abs().max()) > 1000
+    loop = train_one(mlp(D, 6, C, seed=0), one, 1e4 * x, **common)
+    torch.testing.assert_close(many.metrics[-1].logits, loop.metrics[-1].logits, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("widths", [(4, 4), (4, 5), (5, 4)])

@@ -1,14 +1,20 @@
 """kernelmem.training.ensemble.train.train_modules: networks of any architecture, by width, are their plain loops."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
-from kernelmem.training.ensemble.train import Member, Recipe, mlp, train_mlps, train_modules, train_one
+from kernelmem.training.ensemble.members import EnsembleOptions, Member
+from kernelmem.training.ensemble.recipe import Recipe
+from kernelmem.training.ensemble.train import train_mlps, train_modules, train_one
+from kernelmem.training.mlp import mlp
 from tests.training.ensemble.test_train import gap
 
 N, C = 24, 3
+OPTIONS = EnsembleOptions(evaluate_at=(0, 5), dtype=torch.float64, n_classes=C, keep_outputs=True, keep_parameters=True)
 
 
 def data():
@@ -39,18 +45,16 @@ def crowd(shared=((2, N, 0, 0), (3, N, 1, 1), (2, 17, 2, 2), (2, N, 3, 0), (3, 5
 
 
 def trained(make_model, members, recipe, **options):
-    x, _, x_test, y_test = data()
-    common = {"recipe": recipe, "n_classes": C, "keep_outputs": True, "keep_parameters": True, "evaluate_at": (0, 5)}
-    return train_modules(make_model, members, x, x_test, y_test, dtype=torch.float64, **common, **options)
+    x, _, *test = data()
+    return train_modules(make_model, members, x, test=test, recipe=recipe, options=replace(OPTIONS, **options))
 
 
 def alone(make_model, one, recipe):
-    x, _, x_test, y_test = data()
-    common = {"recipe": recipe, "n_classes": C, "keep_outputs": True, "keep_parameters": True, "evaluate_at": (0, 5)}
+    x, _, *test = data()
     with torch.random.fork_rng():
         torch.manual_seed(one.init_seed)
         model = make_model(one.width)
-    return train_one(model, one, x, x_test, y_test, dtype=torch.float64, **common)
+    return train_one(model, one, x, test=test, recipe=recipe, options=OPTIONS)
 
 
 @pytest.mark.parametrize("make_model", [convolutional, normalized, perceptron])
@@ -75,11 +79,10 @@ def test_modules_are_their_plain_loops(make_model, recipe):
 
 def test_an_mlp_is_the_same_by_both_ways():
     members, recipe = crowd(), Recipe(batch_size=8, steps=60)
-    x, _, x_test, y_test = data()
+    x, _, *test = data()
     by_module = trained(perceptron, members, recipe)
-    common = {"recipe": recipe, "n_classes": C, "keep_outputs": True, "evaluate_at": (0, 5)}
-    ragged = train_mlps(members, x, x_test, y_test, dtype=torch.float64, **common)
-    for a, b in zip(by_module.snapshots, ragged.snapshots, strict=True):
+    ragged = train_mlps(members, x, test=test, recipe=recipe, options=OPTIONS)
+    for a, b in zip(by_module.metrics, ragged.metrics, strict=True):
         torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=1e-9)
 
 

@@ -14,7 +14,7 @@ from kernelmem.core.errors import FileCorruptError, InputError, NumericalError, 
 from kernelmem.kernels.ntk import ntk
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
-from kernelmem.recording.trainers.fit import fit
+from kernelmem.recording.trainers.fit import FitOptions, fit
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.trajectory.influence.influence import influence
 from kernelmem.trajectory.ledger.ledger import Ledger, ledger
@@ -34,7 +34,9 @@ def network(activation=nn.Tanh):
 def wine(tmp_path_factory):
     """Seven steps of AdamW in float32."""
     model = network()
-    return fit(model, X, Y, out=tmp_path_factory.mktemp("wine") / "run", epochs=2, batch_size=48, seed=0), model
+    return fit(
+        model, X, Y, out=tmp_path_factory.mktemp("wine") / "run", epochs=2, seed=0, options=FitOptions(batch_size=48)
+    ), model
 
 
 def refused(call, *words, error=InputError):
@@ -51,8 +53,8 @@ def test_steps_of_wide_piecewise_networks_with_momentum_are_taken_together(tmp_p
     x, y = (data.data - data.data.mean(0)) / data.data.std(0), data.target
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 512), nn.ReLU(), nn.Linear(512, 2))
-    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "epochs": 1, "batch_size": 40}
-    run = fit(model, x[:100], y[:100], out=tmp_path / "run", seed=0, **options)
+    options = FitOptions(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), batch_size=40)
+    run = fit(model, x[:100], y[:100], out=tmp_path / "run", epochs=1, seed=0, options=options)
     found = ledger(run, model, x=x[:5], by=by)
     assert found.largest_residual < 1e-12
     later = ledger(run, model, x=x[:5], by=by, between=(1, 3))  # steps before it are zeros, cut likewise
@@ -143,7 +145,7 @@ def test_kinks_and_jumps_do_not_look_like_wrong_derivatives(tmp_path):
     torch.manual_seed(0)
     model = Jump()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = fit(model, X, Y, out=tmp_path / "run", optimizer=optimizer, epochs=2, seed=0)
+    run = fit(model, X, Y, out=tmp_path / "run", epochs=2, seed=0, options=FitOptions(optimizer=optimizer))
     found = ledger(run, model, x=X[:4])
     assert found.largest_residual > 1e-3
     assert torch.allclose(found.residuals.sum(0), found.residual, atol=1e-10)
@@ -163,7 +165,7 @@ def test_kinks_and_jumps_do_not_look_like_wrong_derivatives(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_another_network_of_the_same_shapes_is_refused(tmp_path, optimizer, dtype):
     model = network().to(dtype)
-    run = fit(model, X, Y, out=tmp_path / "run", optimizer=optimizer, epochs=1, seed=0)
+    run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(optimizer=optimizer))
     verify_model(run, model)
     other = network(nn.ReLU).to(dtype)
     refused(lambda: verify_model(run, other), "another step of the first one")
@@ -199,7 +201,7 @@ def test_another_loss_or_none_is_refused(tmp_path):
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1, reduction="none")
 
     model = network()
-    run = fit(model, X, Y, out=tmp_path / "run", loss=smoothed, epochs=1, seed=0)
+    run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(loss=smoothed))
     assert ledger(run, model, x=X[:2], loss=smoothed).largest_residual < 1e-12
     refused(lambda: ledger(run, model, x=X[:2]), "smoothed", "pass loss=")
     refused(lambda: ledger(run, model, x=X[:2], loss=lambda f, y: f[:, 0] ** 2), "same loss")
@@ -207,7 +209,7 @@ def test_another_loss_or_none_is_refused(tmp_path):
 
 def test_targets_need_more_than_one_output(tmp_path):
     model = nn.Sequential(nn.Linear(13, 4), nn.Tanh(), nn.Linear(4, 1))
-    run = fit(model, X, Y.astype(float), out=tmp_path / "run", loss="mse", epochs=1, seed=0)
+    run = fit(model, X, Y.astype(float), out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(loss="mse"))
     assert ledger(run, model, x=X[:1]).contributions.shape == (1, 178, 1)
     for target in ("margin", "loss", "log_probability"):
         refused(lambda target=target: ledger(run, model, x=X[:1], target=target, labels=[0]), "one output")
@@ -218,8 +220,8 @@ def test_targets_need_more_than_one_output(tmp_path):
     [
         ({"y": Y + 1}, ["labels 0..2 (here 1..3)"]),
         ({"y": Y - 1}, ["labels 0..2 (here -1..1)"]),
-        ({"x": X[:, :5]}, ["[(5,)]", "does not take"]),
-        ({"optimizer": "adam"}, ["optimizer='adam'"]),
+        ({"x": X[:, :5]}, ["[(5,)]", "does not accept"]),
+        ({"options": FitOptions(optimizer="adam")}, ["optimizer='adam'"]),
     ],
     ids=["beyond", "negative", "width", "optimizer"],
 )
