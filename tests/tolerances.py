@@ -7,7 +7,9 @@ that it neither fails on another BLAS nor passes what is wrong. ``tests/README.m
 import torch
 from torch import Tensor
 
-__all__ = ["EPS", "SAFETY", "solving", "summing", "symmetrized"]
+from kernelmem.core.checks import ArrayLike
+
+__all__ = ["EPS", "SAFETY", "backward_stable_residual", "condition", "solving", "summing", "symmetrized"]
 
 EPS = torch.finfo(torch.float64).eps
 SAFETY = 16
@@ -36,6 +38,16 @@ def solving(*kernels: Tensor, ridge: float = 0.0, rank: float = 1e-12) -> float:
     64
     """
     return max(SAFETY * len(K) * EPS * condition(K, ridge, rank) for K in kernels)
+
+
+def backward_stable_residual(A: ArrayLike, x: ArrayLike, b: ArrayLike) -> float:
+    """Bound n · eps · |A| |x| / |b| of the relative residual |A x - b| / |b| of a backward stable solver.
+
+    The ratio of the two is what LAPACK's own tests hold below 30. Far below this bound a residual is rounding: its
+    digits are those of one processor, and no iteration is sure to reach a tolerance there.
+    """
+    A, x, b = (torch.as_tensor(value, dtype=torch.float64) for value in (A, x, b))
+    return len(A) * EPS * float(torch.linalg.matrix_norm(A, 2) * torch.linalg.norm(x) / torch.linalg.norm(b))
 
 
 def condition(K: Tensor, ridge: float = 0.0, rank: float = 1e-12) -> float:
