@@ -42,11 +42,11 @@ x, y = rows[row : row + 1], true[row : row + 1]
 # By group: clean and flipped. The lines add up to the change of the margin, exactly but for the residual.
 groups = np.where(noisy.flipped.numpy(), "flipped", "clean")
 print(f"test digit {row}, a {int(y)}: the margin of its label\n")
-print(km.ledger(run, model, x=x, labels=y, target="margin", by="group", groups=groups))
+print(km.ledger(run, model, x, labels=y, target="margin", by=groups))
 
 # By example, with the history for the curves.
-ledger = km.ledger(run, model, x=x, labels=y, target="margin", history=True)
-influence = km.influence(run, model, x=x, labels=y, target="margin")
+ledger = km.ledger(run, model, x, labels=y, target="margin", options=km.LedgerOptions(history=True))
+influence = km.influence(run, model, x, labels=y, target="margin")
 print("\nwhat moved it most                      ledger  influence")
 for example, contribution in ledger.top(0, 6):
     was = f", flipped from {int(data.y_train[example])}" if noisy.flipped[example] else ""

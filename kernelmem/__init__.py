@@ -49,11 +49,14 @@ from kernelmem.recording.trainers.fit import FitOptions as FitOptions
 from kernelmem.recording.trainers.fit import fit as fit
 from kernelmem.recording.trainers.huggingface import logits as logits
 from kernelmem.tangents.sketch import tangent_features as tangent_features
-from kernelmem.trajectory.influence.influence import influence as influence
-from kernelmem.trajectory.ledger.ledger import Ledger as Ledger
-from kernelmem.trajectory.ledger.ledger import ledger as ledger
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine as exact_kernel_machine
-from kernelmem.trajectory.path_kernel.path_kernel import path_kernel as path_kernel
+from kernelmem.trajectory import InfluenceOptions as InfluenceOptions
+from kernelmem.trajectory import Ledger as Ledger
+from kernelmem.trajectory import LedgerOptions as LedgerOptions
+from kernelmem.trajectory import PathKernelOptions as PathKernelOptions
+from kernelmem.trajectory import exact_kernel_machine as exact_kernel_machine
+from kernelmem.trajectory import influence as influence
+from kernelmem.trajectory import ledger as ledger
+from kernelmem.trajectory import path_kernel as path_kernel
 
 __version__ = "0.2.0"
 

@@ -19,7 +19,7 @@ from experiments.leave_one_out_agreement.configs import CLAIMS, SCORES, Options
 from experiments.leave_one_out_agreement.figure import draw
 from experiments.leave_one_out_agreement.training import Problem, centered_logit, make, record, retrain
 from kernelmem.core.atomic_files import write_files
-from kernelmem.trajectory.influence.influence import influence, self_influence
+from kernelmem.trajectory import InfluenceOptions, influence, self_influence
 
 __all__ = ["run"]
 
@@ -66,26 +66,31 @@ def effects(problem: Problem) -> tuple[Effects, Effects, dict[str, float]]:
         scores: Effects = {}
         for method in ("unrolled", "tracin", "last"):
             own = self_influence(
-                recorded, problem.model, data=(problem.x, problem.y), target=centered_logit, method=method, chunk=None
+                recorded,
+                problem.model,
+                problem.x,
+                labels=problem.y,
+                target=centered_logit,
+                method=method,
+                options=InfluenceOptions(chunk=None),
             )
             tested = influence(
                 recorded,
                 problem.model,
-                x=problem.x_test,
+                problem.x_test,
                 labels=problem.y_test,
                 target=centered_logit,
-                data=(problem.x, problem.y),
                 method=method,
+                options=InfluenceOptions(data=(problem.x, problem.y)),
             )
             scores[method] = (-own[:, 0], tested.leave_one_out[:, :, 0])
         account = km.ledger(
             recorded,
             problem.model,
-            x=torch.cat([problem.x, problem.x_test]),
+            torch.cat([problem.x, problem.x_test]),
             labels=torch.cat([problem.y, problem.y_test]),
             target=centered_logit,
-            data=(problem.x, problem.y),
-            tolerance=TOLERANCE,
+            options=km.LedgerOptions(data=(problem.x, problem.y), tolerance=TOLERANCE),
         ).contributions[:, :, 0]
         scores["ledger"] = (-account[:n].diagonal(), -account[n:])
     everyone, alone = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)

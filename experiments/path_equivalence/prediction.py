@@ -9,7 +9,7 @@ from torch import nn
 import kernelmem as km
 from experiments.path_equivalence.training import problem
 from kernelmem.plotting import ledger_figure
-from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
+from kernelmem.trajectory import exact_kernel_machine
 
 __all__ = ["draw"]
 
@@ -36,8 +36,8 @@ def draw(directory: str, seed: int = 0) -> tuple[Figure, dict]:
     best = outputs.topk(2, dim=1)
     row = int((best.values[:, 0] - best.values[:, 1]).argmin())
     chosen = int(best.indices[row, 0])
-    ledger = km.ledger(run, model, x=x_test[row : row + 1], data=(x, labels))
-    machine = exact_kernel_machine(run, model, x=x_test[row : row + 1], target=("logit", chosen))
+    ledger = km.ledger(run, model, x_test[row : row + 1], options=km.LedgerOptions(data=(x, labels)))
+    machine = exact_kernel_machine(run, model, x_test[row : row + 1], target=("logit", chosen))
     atoms = torch.einsum("makc,ac->mak", machine.kernel, machine.coefficients)[0, :, 0]
     steps = torch.zeros(len(run), len(x), dtype=torch.float64)
     steps = steps.index_put((machine.steps, machine.examples), atoms, accumulate=True).cumsum(0)

@@ -14,7 +14,7 @@ from experiments.path_equivalence.configs import ACTIVATIONS, EXACT_ROWS, RULES,
 from experiments.path_equivalence.training import Problem, problem, recorded, trained
 from kernelmem.core.torch_func import functional_call, jvp, vmap
 from kernelmem.tangents import load_dual_rules
-from kernelmem.trajectory.integration.quadrature import gauss_legendre
+from kernelmem.trajectory import gauss_legendre
 
 __all__ = ["NOISE", "measure", "order_of", "slopes_at"]
 
@@ -78,7 +78,7 @@ def exact(own: Problem, steps: int) -> float:
     began = time.perf_counter()
     network = copy.deepcopy(own.network)  # the others start from the same weights
     with recorded(own, network, TIME / steps, steps) as run:
-        found = km.ledger(run, network, x=own.x_test[:EXACT_ROWS]).largest_residual
+        found = km.ledger(run, network, own.x_test[:EXACT_ROWS]).largest_residual
     print(f"ledger of {steps} steps: residual {found:.1e}, {time.perf_counter() - began:.1f} s", flush=True)
     return found
 

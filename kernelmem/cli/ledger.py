@@ -9,7 +9,6 @@ import tyro
 
 from kernelmem.core.errors import FileCorruptError, KernelmemError, VerificationError
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.influence.influence import FORMAT as INFLUENCE
 from kernelmem.trajectory.influence.influence import Influence
 from kernelmem.trajectory.ledger.ledger import Ledger
 
@@ -73,7 +72,7 @@ class LedgerCommand:
             raise wrong[0]
 
     def _checked(self, path: Path, recorded: Run) -> str:
-        if _format(path) == INFLUENCE:
+        if _format(path) == f"kernelmem {Influence._format()}":
             _check_run(path, Influence.load(path).tape, recorded)
             return "influence of this run; it has no residual"
         ledger = Ledger.load(path)

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["FILTERS", "Carried", "Moved", "ParameterFilter", "filter_of"]
+__all__ = ["FILTERS", "AdjointState", "ParameterFilter", "ParameterStep", "filter_of"]
 
 
 @dataclass(frozen=True)
-class Moved:
+class ParameterStep:
     """What one step did to one parameter, and what the recursion needs to know of it."""
 
     step: Tensor  # d_t by the formula, in the dtype of the analysis
@@ -46,7 +46,7 @@ class Moved:
     denominator: Tensor | None = None  # √v̂ + ε and its like
     weights: Tensor | None = None  # w_t, where decay needs it
 
-    def part(self, part: slice) -> "Moved":
+    def part(self, part: slice) -> "ParameterStep":
         """Of some entries of a parameter that was given as a vector."""
         step, denominator, weights = (
             None if t is None else t[part] for t in (self.step, self.denominator, self.weights)
@@ -56,7 +56,7 @@ class Moved:
 
 
 @dataclass
-class Carried:
+class AdjointState:
     """What the recursion hands from the next step in which a parameter moved to this one."""
 
     q: Tensor | None = None  # written over
@@ -80,9 +80,9 @@ class ParameterFilter:
 
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
-    carried: Carried = field(default_factory=Carried)
+    carried: AdjointState = field(default_factory=AdjointState)
 
-    def forward(self, gradient: Tensor, weights: Tensor, options: Mapping[str, Any]) -> Moved:
+    def forward(self, gradient: Tensor, weights: Tensor, options: Mapping[str, Any]) -> ParameterStep:
         """Move by the gradient of the loss, decay included."""
         self.count += 1
         gradient = -gradient if options.get("maximize") else gradient
@@ -94,16 +94,18 @@ class ParameterFilter:
         step, denominator = self.move(gradient, options)
         if decay and not coupled:
             step = step - options["lr"] * decay * weights
-        return Moved(step, options, self.count, began, denominator, weights if decay else None)
+        return ParameterStep(step, options, self.count, began, denominator, weights if decay else None)
 
-    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
         """What ``move`` makes of other gradients (G, p) given the statistics that it realized: the filter itself.
 
         ``state`` holds what the G rows carry, and is written over.
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def backward(self, cotangent: Tensor, moved: Moved, carried: Carried | None = None) -> tuple[Tensor, Tensor | None]:
+    def backward(
+        self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """A_t for the gradient as autograd gives it, and the decay's line; ``cotangent`` J̄_t is (..., shape).
 
         ``carried`` None: the filter's own, for a parameter that is met as a whole. A_t lives until the next call.
@@ -127,7 +129,7 @@ class ParameterFilter:
         """The step, and the denominator if there is one."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
         """A_t for the gradient that ``move`` was given."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
@@ -151,7 +153,7 @@ class StochasticGradientDescent(ParameterFilter):
         step = gradient + momentum * self.state["buffer"] if options.get("nesterov") else self.state["buffer"]
         return -options["lr"] * step, None
 
-    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
         """−h g, −h b or −h (g + μ b)."""
         options = moved.options
         momentum = options.get("momentum", 0.0)
@@ -164,7 +166,7 @@ class StochasticGradientDescent(ParameterFilter):
         step = gradients + momentum * state["buffer"] if options.get("nesterov") else state["buffer"]
         return -options["lr"] * step
 
-    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
         """As in the table."""
         options, rate = moved.options, moved.options["lr"]
         momentum = options.get("momentum", 0.0)
@@ -193,7 +195,7 @@ class AdaptiveMoments(ParameterFilter):
         denominator = _root(square / (1 - second**self.count)) + options["eps"]
         return -options["lr"] / (1 - first**self.count) * state["mean"] / denominator, denominator
 
-    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
         """−h m̂ / s."""
         first = moved.options["betas"][0]
         assert moved.denominator is not None
@@ -201,7 +203,7 @@ class AdaptiveMoments(ParameterFilter):
         state["mean"] = mean if "mean" not in state else first * state["mean"] + mean
         return -moved.options["lr"] / (1 - first**moved.count) * state["mean"] / moved.denominator
 
-    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
         """As in the table."""
         first = moved.options["betas"][0]
         scale = -moved.options["lr"] / (1 - first**moved.count)
@@ -240,7 +242,7 @@ class RootMeanSquare(ParameterFilter):
             scaled = state["buffer"] = momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled
         return -options["lr"] * scaled, denominator
 
-    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
         """−h g / s, or its momentum."""
         assert moved.denominator is not None
         momentum, scaled = moved.options.get("momentum", 0.0), gradients / moved.denominator
@@ -248,7 +250,7 @@ class RootMeanSquare(ParameterFilter):
             scaled = state["buffer"] = momentum * state["buffer"] + scaled if "buffer" in state else scaled
         return -moved.options["lr"] * scaled
 
-    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
         """As in the table."""
         assert moved.denominator is not None
         momentum, rate = moved.options.get("momentum", 0.0), moved.options["lr"]
@@ -266,12 +268,12 @@ class AdaptiveGradient(ParameterFilter):
         denominator = _root(self.state["sum"]) + options["eps"]
         return -self._rate(options, self.count) * gradient / denominator, denominator
 
-    def linear(self, gradients: Tensor, moved: Moved, state: dict[str, Tensor]) -> Tensor:
+    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
         """−h/(1 + (k−1) η) g / s."""
         assert moved.denominator is not None
         return -self._rate(moved.options, moved.count) * gradients / moved.denominator
 
-    def transposed(self, cotangent: Tensor, moved: Moved, carried: Carried) -> Tensor:
+    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
         """As in the table."""
         assert moved.denominator is not None
         return -self._rate(moved.options, moved.count) * cotangent / moved.denominator

@@ -4,12 +4,12 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
@@ -17,19 +17,19 @@ from kernelmem.training.losses import Loss
 from kernelmem.trajectory.network.network import Directions, Network
 from kernelmem.trajectory.network.tangent_factors import join
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.optimizers import Moved, ParameterFilter, filter_of
+from kernelmem.trajectory.optimizers import ParameterFilter, ParameterStep, filter_of
 
 __all__ = [
     "MOST_STEPS",
     "TOGETHER",
     "PerExample",
+    "RunTracer",
     "StepBatch",
-    "Stretch",
-    "Tracing",
+    "TracedSteps",
     "batch_of",
-    "joined",
+    "can_share_pass",
+    "concatenate_batches",
     "loss_directions",
-    "share",
 ]
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
@@ -51,15 +51,20 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TracedSteps:
     """What the sweep back needs of steps start..stop−1."""
 
     start: int
     steps: list[Step]
     batches: list[StepBatch]
     states: list[dict[str, Tensor]]  # one more than steps
-    moved: list[dict[str, Moved]]  # of every parameter that moved, as vectors
+    moved: list[dict[str, ParameterStep]]  # of every parameter that moved, as vectors
     rounding: list[Tensor]  # recorded step less the formula's, (P,)
+
+    @property
+    def stop(self) -> int:
+        """Number of the first step after these."""
+        return self.start + len(self.steps)
 
 
 def batch_of(run: Run, step: Step) -> StepBatch:
@@ -83,8 +88,12 @@ def loss_directions(loss: PerExample, batch: StepBatch) -> Directions:
     return directions
 
 
+def _ignore(steps: int) -> None:
+    """Report no progress."""
+
+
 @dataclass(frozen=True)
-class Tracing:
+class RunTracer:
     """What it takes to evaluate the optimizer's formula in float64 at the recorded weights."""
 
     run: Run
@@ -92,21 +101,21 @@ class Tracing:
     network: Network
     loss: PerExample
     given: Loss | None = None  # the callable of a run that was recorded with one
-    forward: Callable[[nn.Module, Any], Tensor] | None = None
-    progress: Callable[[int], None] | None = None  # called with 1 for every step that is traced for the first time
+    forward: Forward | None = None
+    advance: Callable[[int], None] = _ignore  # called with 1 for every step that is traced for the first time
 
     def starts(self) -> range:
         """Where stretches begin that fit into memory."""
         return range(0, len(self.run), max(1, HELD // (8 * 4 * self.network.n_parameters)))
 
-    def in_order(self) -> Iterator[Stretch]:
+    def in_order(self) -> Iterator[TracedSteps]:
         """Give the run in stretches. Cost: one forward and backward pass of every batch."""
         filters = self._filters()
         starts = self.starts()
         for start in starts:
             yield self.traced(filters, start, min(start + starts.step, len(self.run)))
 
-    def backward(self) -> Iterator[Stretch]:
+    def backward(self) -> Iterator[TracedSteps]:
         """Give the run in stretches, the last one first. Cost: twice that, where the run does not fit as a whole."""
         filters, snapshots, last = self._filters(), [], None
         starts = self.starts()
@@ -117,7 +126,7 @@ class Tracing:
         assert last is not None
         yield last
         del last
-        quiet = replace(self, progress=None)
+        quiet = replace(self, advance=_ignore)
         for start, snapshot in snapshots[-2::-1]:
             yield quiet.traced(snapshot, start, start + starts.step)
 
@@ -125,14 +134,14 @@ class Tracing:
         kind = filter_of(self.run.optimizer)
         return {name: kind() for name in self.network.selected}
 
-    def traced(self, filters: dict[str, ParameterFilter], start: int, stop: int) -> Stretch:
+    def traced(self, filters: dict[str, ParameterFilter], start: int, stop: int) -> TracedSteps:
         """Steps start..stop−1, from filters that have seen those before."""
         run, network = self.run, self.network
         steps = run.steps[start:stop]
         batches = [batch_of(run, step) for step in steps]
         replayed = replay(run, self.model, loss=self.given, start=start, stop=stop, forward=self.forward)
         states = [state for _, state in replayed]
-        moved: list[dict[str, Moved]] = []
+        moved: list[dict[str, ParameterStep]] = []
         rounding: list[Tensor] = []
         found = _gradients(network, steps, batches, states, self.loss)
         for step, gradients, (now, after) in zip(steps, found, pairwise(states), strict=True):
@@ -147,9 +156,8 @@ class Tracing:
                 of_step[name] = own
             rounding.append(difference)
             moved.append(of_step)
-            if self.progress is not None:
-                self.progress(1)
-        return Stretch(start, list(steps), batches, states, moved, rounding)
+            self.advance(1)
+        return TracedSteps(start, list(steps), batches, states, moved, rounding)
 
 
 def _gradients(
@@ -161,7 +169,7 @@ def _gradients(
     while start < len(steps):
         most = largest if network.takes_steps_together(steps[start].evaluating) else 1
         stop = start + 1
-        while stop < min(start + most, len(steps)) and share(steps[start], steps[stop]):
+        while stop < min(start + most, len(steps)) and can_share_pass(steps[start], steps[stop]):
             if batches[stop].rows.n != batches[start].rows.n:
                 break
             stop += 1
@@ -171,7 +179,7 @@ def _gradients(
             yield {name: gradient.flatten() for name, gradient in gradients.items()}
         else:
             network.set_state(states[start])
-            whole, S, B = joined(batches[start:stop]), stop - start, batches[start].rows.n
+            whole, S, B = concatenate_batches(batches[start:stop]), stop - start, batches[start].rows.n
             segments = Segments.of(states[start : stop + 1], list(network.selected))
             blocks = Blocks((B,) * S, segments.start)
             summed, _ = network.factors(whole.rows, loss_directions(loss, whole), blocks, lying=(S, B, 1))
@@ -181,13 +189,13 @@ def _gradients(
         start = stop
 
 
-def share(one: Step, other: Step) -> bool:
+def can_share_pass(one: Step, other: Step) -> bool:
     """Whether two steps can be taken in one pass: they draw nothing, change no buffers, and have the same modes."""
     quiet = all(step.random is None and not step.buffers_changed for step in (one, other))
     return quiet and one.evaluating == other.evaluating
 
 
-def joined(batches: Sequence[StepBatch]) -> StepBatch:
+def concatenate_batches(batches: Sequence[StepBatch]) -> StepBatch:
     """Several batches, one after the other."""
     if len(batches) == 1:
         return batches[0]

@@ -20,7 +20,7 @@ from kernelmem.kernel_machines.solvers.solve import solve
 from kernelmem.testing.kernels import gaussian_kernel
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import DomingosKernelMachine, domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import ExactKernelMachine, exact_kernel_machine
-from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
+from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, PathKernel, path_kernel
 from tests.trajectory.path_kernel.test_path_kernel import data, small, train
 
 RNG = np.random.default_rng(0)
@@ -46,8 +46,8 @@ def results(tmp_path_factory):
     )
     return [
         path_kernel(run, model, x),
-        path_kernel(run, model, x, rows, outputs="full", dtype=torch.float32),
-        exact_kernel_machine(run, model, x=rows),
+        path_kernel(run, model, x, rows, outputs="full", options=PathKernelOptions(dtype=torch.float32)),
+        exact_kernel_machine(run, model, rows),
         domingos_kernel_machine(run, model, rows, data=(x, y)),
         machines,
         choose_ridge(K, Y),

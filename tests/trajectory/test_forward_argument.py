@@ -31,12 +31,12 @@ def test_runs_of_dicts_are_analyzed(tmp_path):
         model, rows, y, out=tmp_path / "run", epochs=2, seed=0, forward=scores, options=km.FitOptions(batch_size=16)
     )
     few = {name: value[:3] for name, value in rows.items()}
-    own = km.ledger(run, model, x=few, forward=scores)
+    own = km.ledger(run, model, few, forward=scores)
     assert own.largest_residual <= 1e-12
-    groups = km.ledger(run, model, x=few, forward=scores, by="group", groups=y)
+    groups = km.ledger(run, model, few, forward=scores, by=y)
     assert float((groups.contributions - own.by_group(y)).abs().max()) <= 1e-12
-    machine = km.exact_kernel_machine(run, model, x=few, forward=scores)
+    machine = km.exact_kernel_machine(run, model, few, forward=scores)
     assert float((machine.contributions(48) - own.contributions).abs().max()) <= 1e-12
     kernel = km.path_kernel(run, model, few, forward=scores)
     assert kernel.values.shape == (3, 3)
-    assert km.influence(run, model, x=few, forward=scores).influence.shape == (3, 48, 10)
+    assert km.influence(run, model, few, forward=scores).influence.shape == (3, 48, 10)

@@ -98,10 +98,10 @@ def _compare_contributions(row: Row, problem: Problem, found: dict[str, dict]) -
 
 
 def _summed_by_group(problem: Problem) -> np.ndarray:
-    from kernelmem.trajectory.ledger.ledger import ledger
+    from kernelmem.trajectory import LedgerOptions, ledger
 
     x, y, flipped = problem.data
-    own = ledger(problem.run, problem.workload.model(), x=problem.x, data=(x, y))
+    own = ledger(problem.run, problem.workload.model(), problem.x, options=LedgerOptions(data=(x, y)))
     groups = y.clone()
     groups[flipped] = problem.workload.sizes[-1]
     return own.by_group(groups).numpy()

@@ -11,7 +11,7 @@ from torch import nn
 from experiments.benchmarks.ledger.floors import carried_numbers, ledger_operations
 from experiments.benchmarks.ledger.workloads import Problem, Workload
 from experiments.benchmarks.ntk import gauges
-from kernelmem.trajectory.ledger.ledger import ledger
+from kernelmem.trajectory import ledger
 
 __all__ = ["gemm_gflops", "measure"]
 
@@ -29,7 +29,7 @@ def measure(workload: Workload, task: dict) -> dict:
     step = _training_step(problem)
     for _ in range(STEPS // 2):
         step()
-    ledger(problem.run, model, x=x[:2], **target)
+    ledger(problem.run, model, x[:2], **target)
     started = gauges.peak()
     gauges.reset_peak()
     before = gauges.resident()
@@ -40,7 +40,7 @@ def measure(workload: Workload, task: dict) -> dict:
         own = None
         training += [_seconds(step) for _ in range(STEPS)]
         started = time.perf_counter()
-        own = ledger(problem.run, model, x=x, **target)
+        own = ledger(problem.run, model, x, **target)
         analysis.append(time.perf_counter() - started)
     peak = gauges.peak()
     assert own is not None

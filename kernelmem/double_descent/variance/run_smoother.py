@@ -31,15 +31,16 @@ from kernelmem.double_descent.variance.effective_parameters import EffectivePara
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.training.losses import per_example_loss
-from kernelmem.trajectory.argument_checks import check_quadrature, check_run, number_of_examples
-from kernelmem.trajectory.integration.step_integral import whole_tangents
-from kernelmem.trajectory.network.network import Network, every_output
+from kernelmem.trajectory.argument_checks import check_run, number_of_examples
+from kernelmem.trajectory.integration.quadrature import Quadrature
+from kernelmem.trajectory.integration.step_integral import dense_mean_tangents
+from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.network.weight_blocks import Segments
 from kernelmem.trajectory.optimizers import filter_of
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
-from kernelmem.trajectory.targets import explained
-from kernelmem.trajectory.trace import StepBatch, Stretch, Tracing
+from kernelmem.trajectory.targets import target_functions
+from kernelmem.trajectory.trace import RunTracer, StepBatch, TracedSteps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +157,7 @@ def run_smoother(
     Source: Jeffares, Curth and van der Schaar 2024; exact form derived here.
     """
     check_run(run, model)
-    check_quadrature(tolerance, n_nodes)
+    quadrature = Quadrature(n_nodes, tolerance)
     if run.loss not in SQUARED:
         raise InputError(
             f"a run with the loss {run.loss.removeprefix('callable:')}",
@@ -173,7 +174,7 @@ def run_smoother(
     examples = StepExamples(run, model, parameters=parameters, loss=None, forward=forward)
     network = Network(model, rows, parameters=parameters, forward=forward)
     _check_memory(memory, rows.n, n, network, max(len(step.examples) for step in steps))
-    tracing = Tracing(run, model, examples.network, examples.loss, None, forward)
+    tracing = RunTracer(run, model, examples.network, examples.loss, None, forward)
     affine: _AffineState | None = None
     last: Mapping[str, Tensor] = {}
     for stretch in tracing.in_order():
@@ -183,12 +184,12 @@ def run_smoother(
             t = stretch.start + i
             _check_inputs(batch, train_rows, t)
             segment = Segments.of(stretch.states[i : i + 2], list(network.selected))
-            tangents = examples.tangents(stretch.steps[i], stretch.states[i], every_output)
+            tangents = examples.tangents(stretch.steps[i], stretch.states[i], each_output)
             gradient = affine.gradient(batch, tangents, t)
             moved = affine.step(gradient, stretch, i)
             network.set_state(stretch.states[i])
-            mean = whole_tangents(
-                network, rows, segment, affine.outputs_explained, order=n_nodes, tolerance=tolerance / len(steps)
+            mean = dense_mean_tangents(
+                network, rows, segment, affine.outputs_explained, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / len(steps)
             )
             affine.outputs += torch.einsum("rcp,dp->rcd", mean, moved)
             report(t + 1, len(steps))
@@ -209,7 +210,7 @@ class _AffineState:
 
     def __init__(self, run: Run, network: Network, rows: Rows, n: int, initial: Mapping[str, Tensor]) -> None:
         self.network, self.n, self.C = network, n, network.n_outputs
-        self.outputs_explained = explained(None, None, network.n_outputs)
+        self.outputs_explained = target_functions(None, None, rows.n, network.n_outputs)
         D = n * self.C + 1
         make_filter = filter_of(run.optimizer)
         self.filters = {name: make_filter() for name in network.selected}
@@ -233,7 +234,7 @@ class _AffineState:
         weighted = residual * (self.scale * batch.weights)[:, None, None]
         return torch.einsum("bcd,bcp->dp", weighted, tangents)
 
-    def step(self, gradient: Tensor, stretch: Stretch, i: int) -> Tensor:
+    def step(self, gradient: Tensor, stretch: TracedSteps, i: int) -> Tensor:
         """Compute w_{t+1} − w_t as a function of the labels, (D, P); rounding errors are part of the constant."""
         change = torch.zeros_like(gradient)
         change[-1] = stretch.rounding[i]

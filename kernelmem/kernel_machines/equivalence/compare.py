@@ -121,7 +121,7 @@ def compare_kernel_machines(
         fits.predictions["left_ledger"] = initial + passed.first_order
     cancellation = math.nan
     if "exact_ledger" in names:
-        result = ledger(run, model, x=rows.slice(0, min(options.ledger_rows, m)), **common)
+        result = ledger(run, model, rows.slice(0, min(options.ledger_rows, m)), **common)
         change = result.contributions.sum(1) + result.decay + result.rounding + result.buffers
         fits.predictions["exact_ledger"] = result.initial + change
         fits.diagnostics["exact_ledger"] = {"residual": result.largest_residual}

@@ -24,7 +24,7 @@ from kernelmem.training.losses import Loss
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
-from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters, path_kernel, step_rate
+from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, moved_parameters, path_kernel, step_rate
 
 __all__ = ["KernelFits", "RunOptions"]
 
@@ -120,7 +120,7 @@ class KernelFits:
             return
         try:
             machine = domingos_kernel_machine(
-                self.run, self.model, x, data=data, order=2, memory=self.memory, **self.common
+                self.run, self.model, x, data=data, n_nodes=2, memory=self.memory, **self.common
             )
         except UnsupportedModelError as error:
             self.failures["domingos"] = ("undefined", error.given)
@@ -137,13 +137,16 @@ class KernelFits:
                 self.both,
                 self._second_rows,
                 outputs=self.outputs,
-                weighting=self._weighting(),
-                order=options.n_nodes,
-                every=options.stride,
-                dtype=torch.float64,
-                device="cpu",
-                memory=self.memory,
-                **self.common,
+                forward=self.common["forward"],
+                options=PathKernelOptions(
+                    weighting=self._weighting(),
+                    n_nodes=options.n_nodes,
+                    stride=options.stride,
+                    loss=self.common["loss"],
+                    dtype=torch.float64,
+                    device="cpu",
+                    memory=self.memory,
+                ),
             )
             self.path_error = path.error
             kernel = path.values / path.total_weight

@@ -83,7 +83,7 @@ def fit(
 
         model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 10))
         run = km.fit(model, x, y, out="runs/a", epochs=20, seed=0)
-        ledger = km.ledger(run, model, x=x_test)
+        ledger = km.ledger(run, model, x_test)
 
     The same seed, initial weights, versions and thread count give the same bytes: the seed determines the order of the
     rows and what the model draws (dropout); torch's global random state is neither used nor changed. The model is left

@@ -50,7 +50,7 @@ class Recorded(Base):
         net = RecordedClassifier(Net, criterion=nn.CrossEntropyLoss, max_epochs=5, out="runs/a")
         net.fit(X, y)
         run = km.Run.open("runs/a")
-        ledger = km.ledger(run, net.module_, x=X_test)
+        ledger = km.ledger(run, net.module_, X_test)
 
     Rows that ``train_split`` holds out are never met. A step is recorded where ``optimizer.step`` is called, after the
     closure: GradientNormClipping is covered, and so are schedules. Gradients that are not those of the loss on the batch

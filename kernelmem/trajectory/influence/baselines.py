@@ -15,46 +15,47 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Rows
-from kernelmem.trajectory.influence.training_program import Program
-from kernelmem.trajectory.targets import Explained
+from kernelmem.trajectory.influence.training_program import TrainingProgram
+from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch
 
 __all__ = ["last_checkpoint", "tracin"]
 
 
 def tracin(
-    program: Program,
+    program: TrainingProgram,
     rows: Rows,
-    what: Explained,
+    phi: TargetFunctions,
     index: Tensor,
     *,
     n_examples: int,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None],
 ) -> Tensor:
     """TracIn of the rows at ``index`` with every recorded step as a checkpoint: (rows · k, n).
 
     Cost: for each step a gradient of the batch with its graph, a tangent of every row, and rows · k derivatives.
     """
-    result = torch.zeros(len(index) * len(what.names), n_examples, dtype=torch.float64)
+    result = torch.zeros(len(index) * len(phi.names), n_examples, dtype=torch.float64)
     for t in range(len(program)):
-        tangents, _ = program.tangents(t, rows, what, index)
+        tangents, _ = program.tangents(t, rows, phi, index)
         moving = program.moving(t)
         alpha = {name: torch.zeros_like(own) for name, own in tangents.items()}
         for name, options in moving.items():
             alpha[name] = (1 if options.get("maximize") else -1) * options["lr"] * tangents[name]
         result.index_add_(1, program.batches[t].examples, program.gradient(t).shares(alpha))
-        if progress is not None:
-            progress(1)
+        advance(1)
     return result
 
 
-def last_checkpoint(program: Program, rows: Rows, what: Explained, index: Tensor, *, n_examples: int) -> Tensor:
+def last_checkpoint(
+    program: TrainingProgram, rows: Rows, phi: TargetFunctions, index: Tensor, *, n_examples: int
+) -> Tensor:
     """The product of gradients at the last weights, all modules in eval mode, each example as it was last met: (rows · k, n).
 
     Cost: a gradient of every example with its graph, a tangent of every row, and rows · k derivatives a batch.
     """
-    result = torch.zeros(len(index) * len(what.names), n_examples, dtype=torch.float64)
-    tangents, _ = program.tangents(len(program), rows, what, index)
+    result = torch.zeros(len(index) * len(phi.names), n_examples, dtype=torch.float64)
+    tangents, _ = program.tangents(len(program), rows, phi, index)
     alpha = {name: -own for name, own in tangents.items()}
     met: set[int] = set()
     for batch in reversed(program.batches):

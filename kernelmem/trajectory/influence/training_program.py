@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows
 from kernelmem.core.errors import UnsupportedModelError, VerificationError
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay, set_modes
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
@@ -22,10 +23,10 @@ from kernelmem.trajectory.influence.batch_gradient import BatchGradient, Tensors
 from kernelmem.trajectory.influence.batch_norm import RunningStatistics
 from kernelmem.trajectory.network.network import seeded
 from kernelmem.trajectory.optimizers import ParameterFilter, filter_of
-from kernelmem.trajectory.targets import Explained
+from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch, batch_of
 
-__all__ = ["Program", "check_second_derivative", "load_program"]
+__all__ = ["TrainingProgram", "check_second_derivative", "load_program"]
 
 CPU = torch.device("cpu")
 DIRECTIONS = 4  # that may each meet a kink
@@ -35,7 +36,7 @@ TINY = 1e-300  # keeps 0 / 0 out
 
 
 @dataclass(frozen=True)
-class Program:
+class TrainingProgram:
     """The steps of a run, what each began with, and a private float64 copy of the model."""
 
     prepared: PreparedModel
@@ -51,8 +52,8 @@ class Program:
         return len(self.steps)
 
     @property
-    def met(self) -> int:
-        """How many examples there are at least."""
+    def n_recorded(self) -> int:
+        """Number of examples up to the last one that the run used."""
         return 1 + max(int(batch.examples.max()) for batch in self.batches)
 
     def moving(self, t: int) -> dict[str, Mapping[str, Any]]:
@@ -95,7 +96,7 @@ class Program:
         gradient = dict(zip(parameters, found, strict=True))
         return BatchGradient(weights, parameters, gradient, running.before, running.after, self.batched)
 
-    def tangents(self, t: int, rows: Rows, what: Explained, index: Tensor) -> tuple[Tensors, Tensors]:
+    def tangents(self, t: int, rows: Rows, phi: TargetFunctions, index: Tensor) -> tuple[Tensors, Tensors]:
         """∂φ of the rows at ``index`` after t steps, in eval mode, by parameters and by running statistics: (rows · k, shape).
 
         Raises:
@@ -114,7 +115,7 @@ class Program:
                 if not torch.allclose(outputs[0], together[i], rtol=1e-9, atol=1e-9):
                     raise _mixed(float((outputs[0] - together[i]).detach().abs().max()))
                 leaves = {**parameters, **running.before}
-                for direction in what.directions(outputs.detach(), index[i : i + 1])[0]:
+                for direction in phi.directions(outputs.detach(), index[i : i + 1])[0]:
                     gradients = torch.autograd.grad(
                         outputs[0], list(leaves.values()), direction, retain_graph=True, allow_unused=True
                     )
@@ -130,8 +131,8 @@ def load_program(
     rows: Rows,
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
-) -> Program:
+    forward: Forward | None = None,
+) -> TrainingProgram:
     """Read a run: T + 1 states of P numbers and all batches are held in memory.
 
     Raises:
@@ -152,7 +153,7 @@ def load_program(
         evaluation=True,
     )
     states = [state for _, state in replay(run, model, loss=loss, forward=forward)]
-    program = Program(
+    program = TrainingProgram(
         prepared,
         per_example_loss(loss or run.loss),
         filter_of(run.optimizer),
@@ -164,7 +165,7 @@ def load_program(
     return replace(program, batched=all(program.gradient(t).batches() for t in {0, len(program) - 1}))
 
 
-def check_second_derivative(program: Program) -> None:
+def check_second_derivative(program: TrainingProgram) -> None:
     """Hold a Hessian-vector product of the last step against differences of gradients.
 
     A kink between the two gradients spoils a difference, so one of a few random directions has to agree.

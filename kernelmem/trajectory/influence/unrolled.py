@@ -26,10 +26,10 @@ from torch import Tensor
 
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.influence.batch_gradient import Tensors
-from kernelmem.trajectory.influence.training_program import Program, check_second_derivative
+from kernelmem.trajectory.influence.training_program import TrainingProgram, check_second_derivative
 from kernelmem.trajectory.optimizers import ParameterFilter
 
-__all__ = ["CLIPS", "Unrolled", "trace_states", "unroll"]
+__all__ = ["CLIPS", "OptimizerTrace", "trace_states", "unroll"]
 
 WEIGHTS = "weights"  # beside the names of the optimizer's own state
 
@@ -39,7 +39,7 @@ SAME = 1e-4  # relative: norms of gradients clipped in float32 agree to less
 
 
 @dataclass(frozen=True)
-class Unrolled:
+class OptimizerTrace:
     """What the sweep back needs beside the program: the optimizer's state before every step."""
 
     counts: Sequence[dict[str, int]]
@@ -48,8 +48,8 @@ class Unrolled:
 
 
 def trace_states(
-    program: Program, *, clip: str | None = None, progress: Callable[[int], None] | None = None
-) -> Unrolled:
+    program: TrainingProgram, *, clip: str | None = None, advance: Callable[[int], None]
+) -> OptimizerTrace:
     """Follow the optimizer's state along the run, in float64 at the recorded weights.
 
     Raises:
@@ -69,20 +69,19 @@ def trace_states(
         norms.append(_norm(gradient[name] for name in moving))
         for name, options in moving.items():
             filters[name].forward(gradient[name], program.states[t][name].double(), options)
-        if progress is not None:
-            progress(1)
+        advance(1)
     scales = [step.scale for step in program.steps]
-    return Unrolled(counts, states, _clipped(scales, norms, clip))
+    return OptimizerTrace(counts, states, _clipped(scales, norms, clip))
 
 
 def unroll(
-    program: Program,
-    along: Unrolled,
+    program: TrainingProgram,
+    trace: OptimizerTrace,
     seeds: Tensors,  # ∂φ/∂w after the last step, (D, shape) for each parameter
     statistics: Tensors,  # ∂φ by running statistics, (D, shape)
     *,
     n_examples: int,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None],
 ) -> Tensor:
     """The derivative of φ by every example's weight: (D, n).
 
@@ -97,8 +96,8 @@ def unroll(
         for name, options in program.moving(t).items():
             derivatives = _derivatives(
                 program.kind,
-                along.counts[t][name],
-                along.states[t][name],
+                trace.counts[t][name],
+                trace.states[t][name],
                 found.gradient[name],
                 program.states[t][name].double(),
                 options,
@@ -106,15 +105,14 @@ def unroll(
             pulled = _pulled(adjoint[name], derivatives)
             alpha[name] = pulled.pop("gradient", alpha[name])
             adjoint[name] = pulled
-        if along.clipped[t]:
+        if trace.clipped[t]:
             _through_clipping(alpha, {name: found.gradient[name] for name in program.moving(t)}, program.steps[t].scale)
         shares, hessian, statistics = found.transported(alpha, statistics)
         result.index_add_(1, program.batches[t].examples, shares)
         for name, own in hessian.items():
             adjoint[name][WEIGHTS] = adjoint[name][WEIGHTS] + own
         del found  # its graph, before that of the next step is made
-        if progress is not None:
-            progress(1)
+        advance(1)
     return result
 
 

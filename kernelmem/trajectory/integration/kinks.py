@@ -48,7 +48,7 @@ class _Signs(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class RowSegmentPairs:
     """Rows on segments: the network, and which row of which segment each of n pairs is, segments ascending."""
 
     network: Network
@@ -60,9 +60,9 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.row)
 
-    def select(self, index: Tensor) -> "Pairs":
+    def select(self, index: Tensor) -> "RowSegmentPairs":
         """Some of them, in their order."""
-        return Pairs(self.network, self.rows, self.segments, self.segment[index], self.row[index])
+        return RowSegmentPairs(self.network, self.rows, self.segments, self.segment[index], self.row[index])
 
     def distances(self, places: Tensor) -> Tensor:
         """All pre-activations less where they have a kink, every pair at its place: (n, units)."""
@@ -81,7 +81,7 @@ def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[fl
     found: list[list[list[float]]] = [[[] for _ in range(m)] for _ in range(S)]
     if network.piecewise is False:
         return found
-    pairs = Pairs(network, rows, segments, torch.arange(S).repeat_interleave(m), torch.arange(m).repeat(S))
+    pairs = RowSegmentPairs(network, rows, segments, torch.arange(S).repeat_interleave(m), torch.arange(m).repeat(S))
     low, high = (torch.full((S * m,), end, dtype=torch.float64) for end in (0.0, 1.0))
     here = pairs.distances(low)
     network.piecewise = here.shape[1] > 0
@@ -103,7 +103,9 @@ def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[fl
     return found
 
 
-def _first(pairs: Pairs, low: Tensor, here: Tensor, piece: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _first(
+    pairs: RowSegmentPairs, low: Tensor, here: Tensor, piece: Tensor, end: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The first kink of every pair after ``low``, a place just beyond it, and the distances there."""
     high, there = torch.ones_like(low), end
     low, here = low.clone(), here.clone()

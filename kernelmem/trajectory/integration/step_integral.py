@@ -18,23 +18,23 @@ from torch import Tensor
 from kernelmem.core.batches import Rows
 from kernelmem.core.errors import NumericalError, VerificationError
 from kernelmem.trajectory.integration.kinks import kinks
-from kernelmem.trajectory.integration.quadrature import ORDERS, gauss_legendre
+from kernelmem.trajectory.integration.quadrature import NODE_COUNTS, gauss_legendre
 from kernelmem.trajectory.network.network import Network, take
-from kernelmem.trajectory.network.tangent_factors import Formed, Tangents, join
+from kernelmem.trajectory.network.tangent_factors import DenseTangents, Tangents, join
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.targets import Explained
+from kernelmem.trajectory.targets import TargetFunctions
 
 __all__ = [
     "START",
-    "Change",
-    "Nodes",
-    "change",
-    "edges",
+    "OutputChange",
+    "QuadratureNodes",
+    "dense_mean_tangents",
+    "factor_numbers",
+    "initial_panels",
     "mean_tangents",
     "nodes_on",
-    "numbers",
+    "output_change",
     "refine",
-    "whole_tangents",
 ]
 
 DEEPEST = 44  # halvings of a panel: beyond, its length is rounding
@@ -48,16 +48,16 @@ Places = tuple[list[float], list[float]]  # and their weights
 
 
 @dataclass(frozen=True)
-class Nodes:
+class QuadratureNodes:
     """Where the tangents of S steps are taken, and with which weights."""
 
     of: dict[tuple[int, int], Places]  # of each segment and row, row -1 for all
     evaluations: Tensor  # (S,): nodes a row, on average
-    order: int  # on a panel, enough for nine of ten of the first step
+    n_nodes: int  # on a panel, enough for nine of ten of the first step
 
 
 @dataclass(frozen=True)
-class Change:
+class OutputChange:
     """What the tangents of S steps must explain."""
 
     values: Tensor  # (S, m, k): φ after the step less φ before
@@ -71,7 +71,7 @@ class Change:
         return (self.noise * counts.sqrt()).clamp_min(tolerance)
 
 
-def edges(network: Network, rows: Rows, segments: Segments) -> list[Panel]:
+def initial_panels(network: Network, rows: Rows, segments: Segments) -> list[Panel]:
     """The panels that a step is cut into to begin with: at its kinks, row by row, or not at all."""
     S, m = len(segments), rows.n
     inner = kinks(network, rows, segments)
@@ -80,8 +80,8 @@ def edges(network: Network, rows: Rows, segments: Segments) -> list[Panel]:
     return [(s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *inner[s][row], 1.0])]
 
 
-def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> Nodes:
-    """The nodes of Gauss-Legendre rules, each panel with an order of its own."""
+def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> QuadratureNodes:
+    """The nodes of Gauss-Legendre rules, each panel with an n_nodes of its own."""
     evaluations = torch.zeros(S, dtype=torch.float64)
     nodes: dict[tuple[int, int], Places] = {}
     for (s, row, a, b), n in panels:
@@ -91,10 +91,10 @@ def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> Nodes:
         weights += [(b - a) * weight for weight in rule.weights]
         evaluations[s] += n if row < 0 else n / m
     orders = sorted(n for (s, *_), n in panels if s == 0)
-    return Nodes(nodes, evaluations, orders[(9 * len(orders)) // 10])
+    return QuadratureNodes(nodes, evaluations, orders[(9 * len(orders)) // 10])
 
 
-def change(network: Network, rows: Rows, segments: Segments, what: Explained) -> Change:
+def output_change(network: Network, rows: Rows, segments: Segments, phi: TargetFunctions) -> OutputChange:
     """Evaluate φ at both ends of every step."""
     S, m = len(segments), rows.n
     ends = {name: torch.cat([w, segments.stop[name][-1:]]) if S > 1 else w for name, w in segments.start.items()}
@@ -102,30 +102,30 @@ def change(network: Network, rows: Rows, segments: Segments, what: Explained) ->
         outputs = network.outputs(take(rows, torch.arange(m).repeat(S + 1)), Blocks((m,) * (S + 1), ends))
     else:
         outputs = torch.cat([network.outputs(rows, Blocks((m,), end)) for end in (ends, segments.stop)])
-    values = what.values(outputs, torch.arange(m).repeat(S + 1)).unflatten(0, (S + 1, m))
+    values = phi.values(outputs, torch.arange(m).repeat(S + 1)).unflatten(0, (S + 1, m))
     size = values.abs().amax(2).clamp_min(1.0)
-    return Change(values.diff(dim=0), NOISE * torch.finfo(torch.float64).eps * torch.maximum(size[1:], size[:-1]))
+    return OutputChange(values.diff(dim=0), NOISE * torch.finfo(torch.float64).eps * torch.maximum(size[1:], size[:-1]))
 
 
 def refine(
     network: Network,
     rows: Rows,
     segments: Segments,
-    what: Explained,
+    phi: TargetFunctions,
     panels: list[Panel],
     *,
-    order: int,
+    n_nodes: int,
     tolerance: float,
-) -> Nodes:
+) -> QuadratureNodes:
     """Find nodes that integrate the tangents of all rows along S steps.
 
     Args:
         network: buffers are those of the steps.
         rows: m rows.
         segments: S steps.
-        what: functions of the outputs, and their derivatives.
+        phi: functions of the outputs, and their derivatives.
         panels: to begin with.
-        order: nodes on a panel to begin with.
+        n_nodes: nodes on a panel to begin with.
         tolerance: largest residual of a panel.
 
     Raises:
@@ -134,14 +134,14 @@ def refine(
     Cost: a slope of m rows at each node, and an evaluation at each edge of a panel.
     """
     accepted: list[tuple[Panel, int]] = []  # with their orders
-    orders = [n for n in ORDERS if n >= order][:RAISED] or [order]
+    orders = [n for n in NODE_COUNTS if n >= n_nodes][:RAISED] or [n_nodes]
     pending, left = panels, []  # left: of every depth, how many panels and the sum of their residuals
     for depth in range(DEEPEST + 1):
         total = 0.0
         for n in orders:  # more nodes first: a smooth panel needs no more
             if not pending:
                 break
-            own, noise = _residuals(network, rows, segments, what, pending, n)  # (panels, rows of each, k), (panels,)
+            own, noise = _residuals(network, rows, segments, phi, pending, n)  # (panels, rows of each, k), (panels,)
             last = depth == DEEPEST and n == orders[-1]
             limit = torch.full((len(pending),), torch.inf) if last else noise.clamp_min(tolerance)
             fine = (own.abs().amax((1, 2)) <= limit).tolist()
@@ -176,40 +176,40 @@ def _check_progress(left: list[tuple[int, float]]) -> None:
 
 
 def _residuals(
-    network: Network, rows: Rows, segments: Segments, what: Explained, panels: list[Panel], order: int
+    network: Network, rows: Rows, segments: Segments, phi: TargetFunctions, panels: list[Panel], n_nodes: int
 ) -> tuple[Tensor, Tensor]:
     """What the rule leaves of the change over each panel, and what rounding leaves of it."""
-    rule = gauss_legendre(order)
+    rule = gauss_legendre(n_nodes)
     nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in (rule.nodes, rule.weights))
     segment = torch.tensor([panel[0] for panel in panels])
     ends = torch.tensor([panel[2:] for panel in panels], dtype=torch.float64)
     length = ends[:, 1] - ends[:, 0]
-    places = torch.cat([ends[:, :1] + length[:, None] * nodes, ends], 1)  # (panels, order + 2)
+    places = torch.cat([ends[:, :1] + length[:, None] * nodes, ends], 1)  # (panels, n_nodes + 2)
     single = panels[0][1] >= 0
     count = 1 if single else rows.n
-    size = max(1, NUMBERS // (network.row_numbers * (order + 2) * count))
+    size = max(1, NUMBERS // (network.row_numbers * (n_nodes + 2) * count))
     found, noise = [], []
     for i in range(0, len(panels), size):
         part = slice(i, i + size)
         b = len(segment[part])
         if single:
             index = torch.tensor([panel[1] for panel in panels[part]])
-            inner = _along(network, rows, segments, segment[part], index, places[part, :order])
+            inner = _along(network, rows, segments, segment[part], index, places[part, :n_nodes])
             both_ends = network.outputs(
                 take(rows, index.repeat_interleave(2)),
-                segments.lines(segment[part].repeat_interleave(2), places[part, order:].flatten()),
+                segments.lines(segment[part].repeat_interleave(2), places[part, n_nodes:].flatten()),
             )
             index = index[:, None]
         else:
-            inner = _everywhere(network, rows, segments, segment[part], places[part, :order])
-            both_ends = _ends(network, rows, segments, segment[part], places[part, order:])
+            inner = _everywhere(network, rows, segments, segment[part], places[part, :n_nodes])
+            both_ends = _ends(network, rows, segments, segment[part], places[part, n_nodes:])
             index = torch.arange(rows.n).expand(b, rows.n)
-        outputs, slopes = inner  # (b · order · count, C), panel by panel, node by node
-        every = index[:, None].expand(b, order, count).flatten()
-        directions = what.directions(outputs, every)
-        rates = (directions * slopes[:, None]).sum(2).unflatten(0, (b, order, count))
+        outputs, slopes = inner  # (b · n_nodes · count, C), panel by panel, node by node
+        every = index[:, None].expand(b, n_nodes, count).flatten()
+        directions = phi.directions(outputs, every)
+        rates = (directions * slopes[:, None]).sum(2).unflatten(0, (b, n_nodes, count))
         both = index[:, None].expand(b, 2, count).flatten()
-        before, after = what.values(both_ends, both).unflatten(0, (b, 2, count)).unbind(1)
+        before, after = phi.values(both_ends, both).unflatten(0, (b, 2, count)).unbind(1)
         found.append((after - before) - length[part, None, None] * (rates * weights[:, None, None]).sum(1))
         largest = torch.maximum(before.abs(), after.abs()).amax((1, 2)).clamp_min(1.0)
         noise.append(NOISE * torch.finfo(torch.float64).eps * largest)
@@ -219,23 +219,23 @@ def _residuals(
 def _along(
     network: Network, rows: Rows, segments: Segments, segment: Tensor, index: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
-    order = places.shape[1]
-    blocks = segments.lines(segment.repeat_interleave(order), places.flatten())
-    return network.slopes(take(rows, index.repeat_interleave(order)), blocks)
+    n_nodes = places.shape[1]
+    blocks = segments.lines(segment.repeat_interleave(n_nodes), places.flatten())
+    return network.slopes(take(rows, index.repeat_interleave(n_nodes)), blocks)
 
 
 def _everywhere(
     network: Network, rows: Rows, segments: Segments, segment: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
     """All rows at every place: outputs and slopes."""
-    b, order = places.shape
-    own = segment.repeat_interleave(order)
+    b, n_nodes = places.shape
+    own = segment.repeat_interleave(n_nodes)
     blocks = segments.points(own, places.flatten(), rows.n)
     steps = {
-        name: step.expand(b * order, *step.shape[1:]) if len(step) == 1 else step[own]
+        name: step.expand(b * n_nodes, *step.shape[1:]) if len(step) == 1 else step[own]
         for name, step in segments.steps().items()
     }
-    return network.slopes(take(rows, torch.arange(rows.n).repeat(b * order)), blocks, steps)
+    return network.slopes(take(rows, torch.arange(rows.n).repeat(b * n_nodes)), blocks, steps)
 
 
 def _ends(network: Network, rows: Rows, segments: Segments, segment: Tensor, places: Tensor) -> Tensor:
@@ -251,23 +251,23 @@ def _ends(network: Network, rows: Rows, segments: Segments, segment: Tensor, pla
     return outputs[[where[key] for key in keys]].flatten(0, 1)
 
 
-def numbers(network: Network, rows: Rows, nodes: Nodes, what: Explained) -> float:
+def factor_numbers(network: Network, rows: Rows, nodes: QuadratureNodes, phi: TargetFunctions) -> float:
     """About how many activations and gradients the factors at these nodes take."""
-    return network.row_numbers * rows.n * len(what.names) * float(nodes.evaluations.sum())
+    return network.row_numbers * rows.n * len(phi.names) * float(nodes.evaluations.sum())
 
 
 def mean_tangents(
-    network: Network, rows: Rows, segments: Segments, what: Explained, found: Nodes
+    network: Network, rows: Rows, segments: Segments, phi: TargetFunctions, found: QuadratureNodes
 ) -> Iterator[tuple[Tensor, Tangents]]:
     """The weighted sums of the tangents at all nodes: ordinals of some rows, and their J̄ on all S segments."""
-    S, m, k = len(segments), rows.n, len(what.names)
+    S, m, k = len(segments), rows.n, len(phi.names)
     if not network.piecewise:
         count = max(len(places) for places, _ in found.of.values())
         places, weights = _padded([found.of[s, -1] for s in range(S)], count)
         size = max(1, NUMBERS // (network.row_numbers * S * count * k))
         for i in range(0, m, size):
             index = torch.arange(i, min(i + size, m))
-            yield index, _at_points(network, rows, segments, index, places, weights, what)
+            yield index, _at_points(network, rows, segments, index, places, weights, phi)
         return
     buckets: dict[int, list[tuple[int, int]]] = {}  # pairs by how many nodes they have
     for pair, (places, _) in found.of.items():
@@ -279,24 +279,31 @@ def mean_tangents(
             part = sorted(members[i : i + size])
             places, weights = _padded([found.of[pair] for pair in part], count)
             segment, row = torch.tensor(part).unbind(1)
-            own = _at_places(network, rows, segments, segment, row, places, weights, what)
+            own = _at_places(network, rows, segments, segment, row, places, weights, phi)
             if whole is None:
                 yield row, own
             else:
                 whole[segment, row] = join(own, list(network.sizes)).flatten(0, 1)
     if whole is not None:
-        yield torch.arange(m), Formed(whole, network.slices)
+        yield torch.arange(m), DenseTangents(whole, network.slices)
 
 
-def whole_tangents(
-    network: Network, rows: Rows, segment: Segments, what: Explained, *, order: int, tolerance: float
+def dense_mean_tangents(
+    network: Network,
+    rows: Rows,
+    segment: Segments,
+    phi: TargetFunctions,
+    *,
+    n_nodes: int | None = None,
+    tolerance: float,
 ) -> Tensor:
-    """J̄ of all rows on one segment in full: (m, k, P)."""
-    nodes = refine(network, rows, segment, what, edges(network, rows, segment), order=order, tolerance=tolerance)
-    whole = torch.empty(rows.n, len(what.names), network.n_parameters, dtype=torch.float64)
-    for index, tangents in mean_tangents(network, rows, segment, what, nodes):
-        whole[index] = join(tangents, list(network.sizes))[0]
-    return whole
+    """Return J̄ of all rows on one segment as a dense tensor (m, k, P)."""
+    panels = initial_panels(network, rows, segment)
+    nodes = refine(network, rows, segment, phi, panels, n_nodes=n_nodes or START, tolerance=tolerance)
+    J = torch.empty(rows.n, len(phi.names), network.n_parameters, dtype=torch.float64)
+    for index, tangents in mean_tangents(network, rows, segment, phi, nodes):
+        J[index] = join(tangents, list(network.sizes))[0]
+    return J
 
 
 def _padded(nodes: list[Places], count: int) -> tuple[Tensor, Tensor]:
@@ -307,13 +314,19 @@ def _padded(nodes: list[Places], count: int) -> tuple[Tensor, Tensor]:
 
 
 def _at_points(
-    network: Network, rows: Rows, segments: Segments, index: Tensor, places: Tensor, weights: Tensor, what: Explained
+    network: Network,
+    rows: Rows,
+    segments: Segments,
+    index: Tensor,
+    places: Tensor,
+    weights: Tensor,
+    phi: TargetFunctions,
 ) -> Tangents:
     (S, q), r = places.shape, len(index)
     blocks = segments.points(torch.arange(S).repeat_interleave(q), places.flatten(), r)
     many, share = index.repeat(S * q), weights.flatten().repeat_interleave(r)
     return network.factors(
-        take(rows, many), lambda f, own: what.directions(f, many[own]) * share[own, None, None], blocks, lying=(S, q, r)
+        take(rows, many), lambda f, own: phi.directions(f, many[own]) * share[own, None, None], blocks, lying=(S, q, r)
     )[0]
 
 
@@ -325,7 +338,7 @@ def _at_places(
     row: Tensor,
     places: Tensor,
     weights: Tensor,
-    what: Explained,
+    phi: TargetFunctions,
 ) -> Tangents:
     """Pairs (b,) with nodes of their own: lying as one row on b segments, or as b rows on the only one."""
     b, q = places.shape
@@ -337,7 +350,7 @@ def _at_places(
         own_segment = torch.zeros(b * q, dtype=torch.int64)
     return network.factors(
         take(rows, many),
-        lambda f, own: what.directions(f, many[own]) * share[own, None, None],
+        lambda f, own: phi.directions(f, many[own]) * share[own, None, None],
         segments.lines(own_segment, at),
         lying=lying,
     )[0]

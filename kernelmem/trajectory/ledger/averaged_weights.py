@@ -7,11 +7,11 @@ from torch import Tensor
 
 from kernelmem.trajectory.network.weight_blocks import Segments
 
-__all__ = ["Average"]
+__all__ = ["WeightAverage"]
 
 
 @dataclass
-class Average:
+class WeightAverage:
     """The last segment of a run whose weights were averaged: w̃ − w_T = Σ_t γ_t d_t + rounding, γ_t = −Σ_{u<=t} a_u."""
 
     tangents: Tensor  # (m, k, P) mean tangents of the segment

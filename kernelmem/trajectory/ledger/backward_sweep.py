@@ -5,34 +5,39 @@ a row, both are outer products, and so is their inner product: Σ_q (a_q · a_i)
 A_t is carried from step to step, a number for every row, output and parameter, and met slice by slice.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import Rows
-from kernelmem.recording.run import Run
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import (
     NUMBERS,
     START,
-    Change,
-    Nodes,
-    change,
-    edges,
+    OutputChange,
+    QuadratureNodes,
+    factor_numbers,
+    initial_panels,
     mean_tangents,
     nodes_on,
-    numbers,
+    output_change,
     refine,
 )
-from kernelmem.trajectory.ledger.averaged_weights import Average
+from kernelmem.trajectory.ledger.averaged_weights import WeightAverage
 from kernelmem.trajectory.ledger.result import LedgerEntries
-from kernelmem.trajectory.network.network import Network, seeded
-from kernelmem.trajectory.network.tangent_factors import Formed, Tangents, Vector, Zero, join
+from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
+from kernelmem.trajectory.network.network import seeded
+from kernelmem.trajectory.network.tangent_factors import DenseTangents, OuterFactors, Tangents, ZeroTangents, join
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.optimizers import Carried, Moved, filter_of
-from kernelmem.trajectory.targets import Explained
-from kernelmem.trajectory.trace import MOST_STEPS, TOGETHER, PerExample, Stretch, joined, loss_directions, share
+from kernelmem.trajectory.optimizers import AdjointState, ParameterStep, filter_of
+from kernelmem.trajectory.trace import (
+    MOST_STEPS,
+    TOGETHER,
+    TracedSteps,
+    can_share_pass,
+    concatenate_batches,
+    loss_directions,
+)
 
 __all__ = ["BackwardSweep"]
 
@@ -42,121 +47,102 @@ ROWS = 128  # but no fewer rows of a product than this
 
 
 class BackwardSweep:
-    """Carries A_t(x) from stretch to stretch, the last one first.
+    """Carries A_t(x) from traced to traced, the last one first.
 
     Cost: for every step the integral of m rows and one tangent of every example in the batch. Where nothing is carried,
     products of factors; otherwise m·k·P·B operations and memory for m·k·P numbers.
     """
 
     def __init__(
-        self,
-        run: Run,
-        trained: Network,
-        tested: Network,
-        rows: Rows,
-        what: Explained,
-        loss: PerExample,
-        *,
-        sources: int,
-        by_step: bool,
-        tolerance: float,
-        order: int | None,
-        between: tuple[int, int],
-        averaged: bool,
-        history: Tensor | None,
-        progress: Callable[[int], None] | None = None,
+        self, setup: SweepSetup, *, n_sources: int, by_step: bool = False, history: Tensor | None = None
     ) -> None:
-        """``sources``: examples, or steps with ``by_step``; what is explained is the change in steps ``between``.
+        """Start with zeros for ``n_sources`` examples, or steps if ``by_step``.
 
-        ``history`` (m, T, n, k) takes what each example did in each step, where it is asked for.
+        ``history`` (m, T, n, k): filled with the contribution of each example in each step.
         """
-        self.history = history
-        self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
-        self.by_step, self.tolerance, self.progress = by_step, tolerance / len(run), progress
-        self.between = range(*between)
-        self.chosen, self.order, self.pace = order, order or START, NodeSchedule()
-        m, k = rows.n, len(what.names)
-        self.lines = LedgerEntries.zeros(m, sources, k, len(run) + averaged)
-        self.filter = filter_of(run.optimizer)()
+        self.setup, self.by_step, self.history = setup, by_step, history
+        self.tested, self.rows, self.phi = setup.tested, setup.rows, setup.phi
+        self.n_nodes, self.schedule = setup.quadrature.n_nodes or START, NodeSchedule()
+        m, k = self.rows.n, len(self.phi.names)
+        self.entries = LedgerEntries.zeros(m, n_sources, k, setup.n_steps + (setup.coefficients is not None))
+        self.filter = filter_of(setup.optimizer)()
         self.carried: dict[str, Tensor] = {}  # q (m, k, size) of the parameters that have one
         self.factors: dict[str, float] = {}
-        self.average: Average | None = None
+        self.average: WeightAverage | None = None
 
     def from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
-        """Begin at averaged weights Σ_t a_t w_t: one more segment, from w_T to them; before the first stretch."""
+        """Begin at averaged weights Σ_t a_t w_t: one more segment, from w_T to them; before the first traced."""
         self.tested.set_state(last)
         segments = Segments.of([last, averaged], list(self.tested.selected))
-        T, k, P = len(self.lines.residuals) - 1, len(self.what.names), self.tested.n_parameters
+        T, k, P = len(self.entries.residuals) - 1, len(self.phi.names), self.tested.n_parameters
         _, found = self._mean_tangents(segments, slice(T, T + 1))
         whole = torch.zeros(self.rows.n, k, P, dtype=torch.float64)
         for index, tangents in found:
             whole[index] = join(tangents, list(self.tested.sizes))[0]
         difference = self.tested.flat(averaged) - self.tested.flat(last)
-        self.average = Average(whole, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
+        self.average = WeightAverage(whole, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
 
     def finish(self) -> LedgerEntries:
-        """The lines, once all stretches were taken."""
+        """The lines, once all tracedes were taken."""
         if self.average is not None:
-            self.lines.rounding.add_(self.average.tangents @ self.average.left)
-        return self.lines
+            self.entries.rounding.add_(self.average.tangents @ self.average.left)
+        return self.entries
 
-    def back(self, stretch: Stretch) -> None:
-        """Take the steps of one stretch."""
-        stop = max(0, min(len(stretch.steps), self.between.stop - stretch.start))
-        if self.progress is not None:
-            self.progress(len(stretch.steps) - stop)
+    def back(self, traced: TracedSteps) -> None:
+        """Take the steps of one traced."""
+        stop = max(0, min(len(traced.steps), self.setup.steps.stop - traced.start))
+        self.setup.advance(len(traced.steps) - stop)
         while stop:
-            start = self._first(stretch, stop)
-            self._piece(stretch, start, stop)
-            if self.progress is not None:
-                self.progress(stop - start)
+            start = self._first(traced, stop)
+            self._piece(traced, start, stop)
+            self.setup.advance(stop - start)
             stop = start
 
-    def _first(self, stretch: Stretch, stop: int) -> int:
+    def _first(self, traced: TracedSteps, stop: int) -> int:
         """The first of the steps that are taken together with step ``stop`` − 1."""
-        numbers = self.rows.n * len(self.what.names) * self.tested.n_parameters
-        together = self.trained.takes_steps_together(stretch.steps[stop - 1].evaluating) and self.tested.in_blocks
+        numbers = self.rows.n * len(self.phi.names) * self.tested.n_parameters
+        together = self.setup.trained.takes_steps_together(traced.steps[stop - 1].evaluating) and self.tested.in_blocks
         most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if together else 1
         start, lowest = stop - 1, max(0, stop - most)
-        if stretch.start + stop > self.between.start:
-            lowest = max(lowest, self.between.start - stretch.start)
-        while start > lowest and share(stretch.steps[stop - 1], stretch.steps[start - 1]):
+        if traced.start + stop > self.setup.steps.start:
+            lowest = max(lowest, self.setup.steps.start - traced.start)
+        while start > lowest and can_share_pass(traced.steps[stop - 1], traced.steps[start - 1]):
             start -= 1
         return start
 
-    def _piece(self, stretch: Stretch, start: int, stop: int) -> None:
-        """Steps start..stop−1 of the stretch together: their mean tangents, their gradients, then one after the other."""
-        if stretch.start + start < self.between.start and not self.carried:
+    def _piece(self, traced: TracedSteps, start: int, stop: int) -> None:
+        """Steps start..stop−1 of the traced together: their mean tangents, their gradients, then one after the other."""
+        if traced.start + start < self.setup.steps.start and not self.carried:
             return  # before what is explained, and nothing of it acts on
-        states = stretch.states[start : stop + 1]
+        states = traced.states[start : stop + 1]
         self.tested.set_state(states[0])
         segments = Segments.of(states, list(self.tested.selected))
-        first = stretch.start + start
+        first = traced.start + start
         every = slice(first, first + len(segments))
         found: Iterable[tuple[Tensor, Tangents]]
-        if first in self.between:
+        if first in self.setup.steps:
             nodes, found = self._mean_tangents(segments, every)
-            if self.chosen is None:
-                self.order = self.pace.next(self.order, nodes.order, len(segments))
+            if self.setup.quadrature.n_nodes is None:
+                self.n_nodes = self.schedule.next(self.n_nodes, nodes.n_nodes, len(segments))
         else:  # gradients of steps before act on through what is carried
-            shape = (len(segments), self.rows.n, len(self.what.names))
-            found = [(torch.arange(self.rows.n), Zero(shape, self.tested.sizes))]
-        gradients = self._gradients(stretch, start, stop, segments)
-        batches = stretch.batches[start:stop]
+            shape = (len(segments), self.rows.n, len(self.phi.names))
+            found = [(torch.arange(self.rows.n), ZeroTangents(shape, self.tested.sizes))]
+        gradients = self._gradients(traced, start, stop, segments)
+        batches = traced.batches[start:stop]
         sizes = [batch.rows.n for batch in batches]
-        k = len(self.what.names)
+        k = len(self.phi.names)
         shares = [torch.zeros(self.rows.n, k, B, dtype=torch.float64) for B in sizes]
-        moved, rounding = stretch.moved[start:stop], torch.stack(stretch.rounding[start:stop])
+        moved, rounding = traced.moved[start:stop], torch.stack(traced.rounding[start:stop])
         factors = dict(self.factors)
         rounding_of = {
             name: rounding[:, part].view(-1, *self.tested.selected[name].shape)
             for name, part in self.tested.slices.items()
         }
         if self.average is not None:
-            self.lines.rounding.add_(self.average.passed(segments, rounding, first))
+            self.entries.rounding.add_(self.average.passed(segments, rounding, first))
         for index, tangents in found:
-            self.lines.rounding.index_add_(0, index, self._along(tangents, rounding_of).sum(0))
-            crossed: dict[int, list[tuple[str, Vector, Vector]]] = {}
+            self.entries.rounding.index_add_(0, index, self._along(tangents, rounding_of).sum(0))
+            crossed: dict[int, list[tuple[str, OuterFactors, OuterFactors]]] = {}
             for name in self.tested.selected:
                 own = [step.get(name) for step in moved]
                 pair = None if self._carries(name, own) else (tangents.vector(name), gradients.vector(name))
@@ -169,28 +155,30 @@ class BackwardSweep:
         self.factors = factors
         for i, (batch, own) in enumerate(zip(batches, shares, strict=True)):
             if self.by_step:
-                self.lines.contributions[:, first + i] += own.sum(2)
+                self.entries.contributions[:, first + i] += own.sum(2)
             else:
-                self.lines.contributions.index_add_(1, batch.examples, own.transpose(1, 2))
+                self.entries.contributions.index_add_(1, batch.examples, own.transpose(1, 2))
             if self.history is not None:
                 self.history[:, first + i].index_add_(1, batch.examples, own.transpose(1, 2))
 
-    def _mean_tangents(self, segments: Segments, every: slice) -> tuple[Nodes, Iterable[tuple[Tensor, Tangents]]]:
+    def _mean_tangents(
+        self, segments: Segments, every: slice
+    ) -> tuple[QuadratureNodes, Iterable[tuple[Tensor, Tangents]]]:
         """J̄ of all rows on all segments, with a residual within the tolerance, or within rounding.
 
         The order that was enough for the step after is taken first, and its residual found from the factors; where they do
         not tell it, or it is too large, slopes are evaluated before tangents are.
         """
-        tested, rows, what = self.tested, self.rows, self.what
-        panels = edges(tested, rows, segments)
-        must = change(tested, rows, segments, what)
-        limit = must.limit(panels, self.tolerance)
-        for order in [self.order] if self.pace.known is None else [self.order, self.pace.known]:
-            nodes = nodes_on([(panel, order) for panel in panels], len(segments), rows.n)
-            if numbers(tested, rows, nodes, what) > NUMBERS:
+        tested, rows, phi = self.tested, self.rows, self.phi
+        panels = initial_panels(tested, rows, segments)
+        must = output_change(tested, rows, segments, phi)
+        limit = must.limit(panels, self.setup.step_tolerance)
+        for n_nodes in [self.n_nodes] if self.schedule.known is None else [self.n_nodes, self.schedule.known]:
+            nodes = nodes_on([(panel, n_nodes) for panel in panels], len(segments), rows.n)
+            if factor_numbers(tested, rows, nodes, phi) > NUMBERS:
                 break
             explained = torch.zeros_like(must.values)
-            tried = list(mean_tangents(tested, rows, segments, what, nodes))
+            tried = list(mean_tangents(tested, rows, segments, phi, nodes))
             along = [own.along(segments.steps()) for _, own in tried]
             if any(part is None for part in along):
                 break
@@ -199,20 +187,20 @@ class BackwardSweep:
                 explained[:, index] = part
             residual = must.values - explained
             if bool((residual.abs().amax(2) <= limit).all()):
-                self.lines.residuals[every], self.lines.evaluations[every] = residual, nodes.evaluations
+                self.entries.residuals[every], self.entries.evaluations[every] = residual, nodes.evaluations
                 return nodes, tried
-        nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance)
-        self.lines.evaluations[every] = nodes.evaluations
+        nodes = refine(tested, rows, segments, phi, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance)
+        self.entries.evaluations[every] = nodes.evaluations
         return nodes, self._measured(segments, must, nodes, every)
 
     def _measured(
-        self, segments: Segments, must: Change, nodes: Nodes, every: slice
+        self, segments: Segments, must: OutputChange, nodes: QuadratureNodes, every: slice
     ) -> Iterator[tuple[Tensor, Tangents]]:
         """The tangents at these nodes; what they leave is written down on the way."""
-        self.lines.residuals[every] = must.values
+        self.entries.residuals[every] = must.values
         steps = segments.steps()
-        for index, tangents in mean_tangents(self.tested, self.rows, segments, self.what, nodes):
-            residual = self.lines.residuals[every]
+        for index, tangents in mean_tangents(self.tested, self.rows, segments, self.phi, nodes):
+            residual = self.entries.residuals[every]
             residual[:, index] -= self._along(tangents, steps)
             yield index, tangents
 
@@ -228,20 +216,20 @@ class BackwardSweep:
                 total += (own.flatten(1, 2) @ step.reshape(len(step), -1)[:, part, None]).view(tangents.shape)
         return total
 
-    def _gradients(self, stretch: Stretch, start: int, stop: int, segments: Segments) -> Tangents:
+    def _gradients(self, traced: TracedSteps, start: int, stop: int, segments: Segments) -> Tangents:
         """The gradients of all examples of these steps: rows (1, B in all), one direction."""
-        step = stretch.steps[start]
-        batch = joined(stretch.batches[start:stop])
-        self.trained.set_state(stretch.states[start])
-        self.trained.set_modes(step.evaluating)
+        step = traced.steps[start]
+        batch = concatenate_batches(traced.batches[start:stop])
+        self.setup.trained.set_state(traced.states[start])
+        self.setup.trained.set_modes(step.evaluating)
         blocks = None
         if stop - start > 1:
-            counts = tuple(own.rows.n for own in stretch.batches[start:stop])
+            counts = tuple(own.rows.n for own in traced.batches[start:stop])
             blocks = Blocks(counts, segments.start)
         with seeded(step.random):
-            return self.trained.factors(batch.rows, loss_directions(self.loss, batch), blocks)[0]
+            return self.setup.trained.factors(batch.rows, loss_directions(self.setup.loss, batch), blocks)[0]
 
-    def _carries(self, name: str, moved: Sequence[Moved | None]) -> bool:
+    def _carries(self, name: str, moved: Sequence[ParameterStep | None]) -> bool:
         """Whether A_t of a parameter is more than a multiple of the mean tangent."""
         return (
             name in self.carried
@@ -257,7 +245,7 @@ class BackwardSweep:
         index: Tensor,
         tangents: Tangents,
         gradients: Tangents,
-        moved: Sequence[Moved | None],
+        moved: Sequence[ParameterStep | None],
         first: int,
         shares: Sequence[Tensor],
         sizes: Sequence[int],
@@ -270,7 +258,7 @@ class BackwardSweep:
         contiguous = len(index) == self.rows.n
         factor = self.factors.get(name, 0.0)
         # what is kept as factors is cut by units, what is formed anywhere
-        cut = gradients if isinstance(tangents, Formed | Zero) else tangents
+        cut = gradients if isinstance(tangents, DenseTangents | ZeroTangents) else tangents
         for part in cut.parts(name, max(WIDTH, SLICE // (S * r * k))):
             width = part.stop - part.start
             own_gradients = gradients.form(name, part, slice(None))[0, :, 0].split(sizes)
@@ -281,7 +269,7 @@ class BackwardSweep:
                 own = tangents.form(name, part, piece)
                 if self.average is not None:
                     own = self.average.added(own, name, who, part, first)
-                carried = Carried(self.carried[name][who, :, part] if keeps else None, self.factors.get(name, 0.0))
+                carried = AdjointState(self.carried[name][who, :, part] if keeps else None, self.factors.get(name, 0.0))
                 for s in reversed(range(S)):
                     one = moved[s]
                     if one is None:
@@ -293,7 +281,7 @@ class BackwardSweep:
                     else:
                         shares[s].index_add_(0, who, (flat @ own_gradients[s].T).view(-1, k, sizes[s]))
                     if decay is not None:
-                        self.lines.decay.index_add_(0, index[piece], decay)
+                        self.entries.decay.index_add_(0, index[piece], decay)
                 if keeps and not contiguous:
                     assert carried.q is not None
                     self.carried[name][who, :, part] = carried.q
@@ -302,9 +290,9 @@ class BackwardSweep:
 
     def _crossed(
         self,
-        members: Sequence[tuple[str, Vector, Vector]],
+        members: Sequence[tuple[str, OuterFactors, OuterFactors]],
         index: Tensor,
-        moved: Sequence[dict[str, Moved]],
+        moved: Sequence[dict[str, ParameterStep]],
         shares: Sequence[Tensor],
         sizes: Sequence[int],
     ) -> None:
@@ -327,6 +315,6 @@ class BackwardSweep:
                     scale.sub_(inner.view(q, r, size), alpha=rate)
                 if one.weights is not None:
                     strength = one.options["lr"] * one.options["weight_decay"]
-                    self.lines.decay.index_add_(0, index, -strength * left.segment(s).along(one.weights[None])[0])
+                    self.entries.decay.index_add_(0, index, -strength * left.segment(s).along(one.weights[None])[0])
             product = (g.flatten(0, 2) @ members[0][2].gradients[0, 0, own, 0].T).view(q, r, k, size)
             shares[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))

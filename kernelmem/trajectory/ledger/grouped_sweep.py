@@ -5,27 +5,32 @@ d_t = Σ_g d_t^g + decay + rounding. What a part did to the outputs is the deriv
 dual numbers: all outputs at once, and no tangent is formed. Memory: G·P numbers, whatever the number of rows and outputs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import Rows
 from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
-from kernelmem.recording.run import Run
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
-from kernelmem.trajectory.integration.step_integral import NUMBERS, START, Nodes, change, edges, nodes_on, refine
+from kernelmem.trajectory.integration.step_integral import (
+    NUMBERS,
+    START,
+    QuadratureNodes,
+    initial_panels,
+    nodes_on,
+    output_change,
+    refine,
+)
 from kernelmem.trajectory.ledger.result import LedgerEntries
-from kernelmem.trajectory.network.network import Network, seeded, take
+from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
+from kernelmem.trajectory.network.network import seeded, take
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.optimizers import filter_of
-from kernelmem.trajectory.targets import Explained
-from kernelmem.trajectory.trace import PerExample, Stretch, loss_directions
+from kernelmem.trajectory.trace import TracedSteps, loss_directions
 
-__all__ = ["GroupedSweep", "Groups", "groups_of", "layers"]
+__all__ = ["GroupedSweep", "Groups", "layers", "read_groups"]
 
 
 @dataclass(frozen=True)
@@ -44,124 +49,102 @@ def layers(parameters: Sequence[str]) -> Groups:
     return Groups(names, None, {name: names.index(own) for name, own in zip(parameters, owners, strict=True)})
 
 
-def groups_of(groups: Any, parameters: Sequence[str], n: int) -> Groups:
-    """Read ``groups=``: "layer", or n integers or names.
+def read_groups(by: object, parameters: Sequence[str], n: int) -> Groups:
+    """Read ``by=``: "layer", or n integers or names.
 
     Raises:
         InputError: not one for each example.
     """
-    if isinstance(groups, str):
-        if groups != "layer":
-            raise InputError(
-                f"groups={groups!r}", expected='"layer", or one group for each training example', hint="pass labels"
-            )
+    if isinstance(by, str):
         return layers(parameters)
-    given = groups.tolist() if hasattr(groups, "tolist") else groups
-    if not isinstance(given, list | tuple) or len(given) < n:
-        count = f" and length {len(given)}" if isinstance(given, list | tuple) else ""
+    groups = getattr(by, "tolist", lambda: by)()  # tensors, arrays, pandas
+    if not isinstance(groups, list | tuple) or len(groups) < n:
+        count = f" and length {len(groups)}" if isinstance(groups, list | tuple) else ""
         raise InputError(
-            f"groups of type {type(groups).__name__}{count}",
+            f"by of type {type(by).__name__}{count}",
             expected=f"one integer 0, 1, ... or name for each of the {n} training examples",
-            hint='pass groups in the order of the recorded indices, or groups="layer"',
+            hint='pass groups in the order of the recorded indices, or by="layer"',
         )
-    if all(isinstance(own, str) for own in given):
-        names = tuple(dict.fromkeys(given))
-        return Groups(names, torch.tensor([names.index(own) for own in given]))
-    index = as_labels(groups, "groups", n=len(given))
+    if all(isinstance(group, str) for group in groups):
+        names = tuple(dict.fromkeys(groups))
+        return Groups(names, torch.tensor([names.index(group) for group in groups]))
+    index = as_labels(by, "by", n=len(groups))  # type: ignore[arg-type]
     return Groups(tuple(str(g) for g in range(int(index.max()) + 1)), index)
 
 
 class GroupedSweep:
-    """Takes stretches of a run in their order.
+    """Takes tracedes of a run in their order.
 
     Cost: for every step and node one dual pass of m rows for each group, decay and rounding.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        trained: Network,
-        tested: Network,
-        rows: Rows,
-        what: Explained,
-        loss: PerExample,
-        groups: Groups,
-        *,
-        tolerance: float,
-        order: int | None,
-        between: tuple[int, int],
-        coefficients: Tensor | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        """``groups`` are of the examples, or of the layers; what is explained is the change in steps ``between``.
-
-        ``coefficients`` (T + 1,): of the weights in their average, where that is what is explained.
-        """
-        self.trained, self.tested, self.rows, self.what, self.loss = trained, tested, rows, what, loss
-        self.groups, self.tolerance, self.progress = groups, tolerance / len(run), progress
-        self.between = range(*between)
-        self.chosen, self.order, self.pace = order, order or START, NodeSchedule()
-        m, k, G = rows.n, len(what.names), len(groups.names)
-        self.lines = LedgerEntries.zeros(m, G, k, len(run) + (coefficients is not None))
-        self.filter = filter_of(run.optimizer)()
-        self.carried: dict[str, dict[str, Tensor]] = {name: {} for name in tested.selected}
-        self.shares = None if coefficients is None else -coefficients.cumsum(0)
-        self.shared = {  # Σ_t γ_t of the parts of every step
-            name: torch.zeros(G + 2, *p.shape, dtype=torch.float64) for name, p in tested.selected.items()
+    def __init__(self, setup: SweepSetup, groups: Groups) -> None:
+        """Start with zeros for these groups or layers."""
+        self.setup, self.groups = setup, groups
+        self.tested, self.rows, self.phi = setup.tested, setup.rows, setup.phi
+        self.n_nodes, self.schedule = setup.quadrature.n_nodes or START, NodeSchedule()
+        m, k, G, coefficients = self.rows.n, len(self.phi.names), len(groups.names), setup.coefficients
+        self.entries = LedgerEntries.zeros(m, G, k, setup.n_steps + (coefficients is not None))
+        self.filter = filter_of(setup.optimizer)()
+        self.filter_states: dict[str, dict[str, Tensor]] = {name: {} for name in self.tested.selected}
+        self.gamma = None if coefficients is None else -coefficients.cumsum(0)
+        self.average_parts = {  # Σ_t γ_t of the parts of every step
+            name: torch.zeros(G + 2, *p.shape, dtype=torch.float64) for name, p in self.tested.selected.items()
         }
 
     def to_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
-        """Take the segment from w_T to the averaged weights, Σ_t γ_t d_t and rounding; after the last stretch."""
+        """Take the segment from w_T to the averaged weights, Σ_t γ_t d_t and rounding; after the last traced."""
         names = list(self.tested.selected)
         self.tested.set_state(last)
         segments = Segments.of([last, averaged], names)
         for name, step in segments.steps().items():
-            self.shared[name][-1] += step[0] - self.shared[name].sum(0)
-        self._account(segments, self.shared, len(self.lines.residuals) - 1)
+            self.average_parts[name][-1] += step[0] - self.average_parts[name].sum(0)
+        self._integrate(segments, self.average_parts, len(self.entries.residuals) - 1)
 
-    def along(self, stretch: Stretch) -> None:
-        """Take the steps of one stretch."""
-        for i in range(len(stretch.steps)):
-            self._step(stretch, i)
-            if self.progress is not None:
-                self.progress(1)
+    def along(self, traced: TracedSteps) -> None:
+        """Take the steps of one traced."""
+        for i in range(len(traced.steps)):
+            self._step(traced, i)
+            self.setup.advance(1)
 
-    def _step(self, stretch: Stretch, i: int) -> None:
-        tested, t = self.tested, stretch.start + i
-        tested.set_state(stretch.states[i])
-        segments = Segments.of(stretch.states[i : i + 2], list(tested.selected))
-        if t >= self.between.stop:
+    def _step(self, traced: TracedSteps, i: int) -> None:
+        tested, t = self.tested, traced.start + i
+        tested.set_state(traced.states[i])
+        segments = Segments.of(traced.states[i : i + 2], list(tested.selected))
+        if t >= self.setup.steps.stop:
             return
-        parts = self._parts(stretch, i)  # what is carried on from steps before is part of those that are explained
-        if self.shares is not None:
+        parts = self._parts(traced, i)  # what is carried on from steps before is part of those that are explained
+        if self.gamma is not None:
             for name, part in parts.items():
-                self.shared[name] += self.shares[t] * part
-        if t >= self.between.start:
-            self._account(segments, parts, t)
+                self.average_parts[name] += self.gamma[t] * part
+        if t >= self.setup.steps.start:
+            self._integrate(segments, parts, t)
 
-    def _account(self, segments: Segments, parts: dict[str, Tensor], t: int) -> None:
+    def _integrate(self, segments: Segments, parts: dict[str, Tensor], t: int) -> None:
         """Integrate the derivatives along the parts of one segment, and add them to the lines."""
-        tested, rows, what = self.tested, self.rows, self.what
-        panels = edges(tested, rows, segments)
-        must = change(tested, rows, segments, what)
-        nodes = nodes_on([(panel, self.order) for panel in panels], 1, rows.n)
+        tested, rows, phi = self.tested, self.rows, self.phi
+        panels = initial_panels(tested, rows, segments)
+        must = output_change(tested, rows, segments, phi)
+        nodes = nodes_on([(panel, self.n_nodes) for panel in panels], 1, rows.n)
         found = self._derivatives(segments, nodes, parts)
         residual = must.values[0] - found.sum(1)
-        if bool((residual.abs().amax(1) > must.limit(panels, self.tolerance)[0]).any()):
-            nodes = refine(tested, rows, segments, what, panels, order=self.order, tolerance=self.tolerance)
+        if bool((residual.abs().amax(1) > must.limit(panels, self.setup.step_tolerance)[0]).any()):
+            nodes = refine(
+                tested, rows, segments, phi, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance
+            )
             found = self._derivatives(segments, nodes, parts)
             residual = must.values[0] - found.sum(1)
-        if self.chosen is None:
-            self.order = self.pace.next(self.order, nodes.order)
-        self.lines.contributions.add_(found[:, :-2])
-        self.lines.decay.add_(found[:, -2])
-        self.lines.rounding.add_(found[:, -1])
-        self.lines.residuals[t], self.lines.evaluations[t] = residual, nodes.evaluations[0]
+        if self.setup.quadrature.n_nodes is None:
+            self.n_nodes = self.schedule.next(self.n_nodes, nodes.n_nodes)
+        self.entries.contributions.add_(found[:, :-2])
+        self.entries.decay.add_(found[:, -2])
+        self.entries.rounding.add_(found[:, -1])
+        self.entries.residuals[t], self.entries.evaluations[t] = residual, nodes.evaluations[0]
 
-    def _parts(self, stretch: Stretch, i: int) -> dict[str, Tensor]:
+    def _parts(self, traced: TracedSteps, i: int) -> dict[str, Tensor]:
         """The step as parts (G + 2, *shape) of each parameter: of the groups, of decay, of rounding."""
-        G, moved, rounding = len(self.groups.names), stretch.moved[i], stretch.rounding[i]
-        gradients = self._gradients(stretch, i)
+        G, moved, rounding = len(self.groups.names), traced.moved[i], traced.rounding[i]
+        gradients = self._gradients(traced, i)
         parts = {}
         for name, parameter in self.tested.selected.items():
             whole = torch.zeros(G + 2, parameter.numel(), dtype=torch.float64)
@@ -175,7 +158,7 @@ class GroupedSweep:
                 if strength and not decoupled:
                     assert one.weights is not None
                     coupled[0] = strength * one.weights
-                step = self.filter.linear(torch.cat([own, coupled]), one, self.carried[name])
+                step = self.filter.linear(torch.cat([own, coupled]), one, self.filter_states[name])
                 if self.groups.of_parameter is None:
                     whole[:G] = step[:-1]
                 else:
@@ -187,15 +170,15 @@ class GroupedSweep:
             parts[name] = whole.view(G + 2, *parameter.shape)
         return parts
 
-    def _gradients(self, stretch: Stretch, i: int) -> dict[str, Tensor]:
+    def _gradients(self, traced: TracedSteps, i: int) -> dict[str, Tensor]:
         """The weighted gradients of the examples of each group, summed: (G, p); of all examples where layers are asked."""
-        step, batch = stretch.steps[i], stretch.batches[i]
-        self.trained.set_state(stretch.states[i])
-        self.trained.set_modes(step.evaluating)
+        step, batch = traced.steps[i], traced.batches[i]
+        self.setup.trained.set_state(traced.states[i])
+        self.setup.trained.set_modes(step.evaluating)
         with seeded(step.random):
-            found, _ = self.trained.factors(batch.rows, loss_directions(self.loss, batch))
+            found, _ = self.setup.trained.factors(batch.rows, loss_directions(self.setup.loss, batch))
         summed = {}
-        for name, size in self.trained.sizes.items():
+        for name, size in self.setup.trained.sizes.items():
             own = torch.cat([found.form(name, part, slice(None))[0, :, 0] for part in found.parts(name, size)], 1)
             if self.groups.of_example is None:
                 summed[name] = own.sum(0, keepdim=True)
@@ -204,9 +187,9 @@ class GroupedSweep:
                 summed[name] = total.index_add_(0, self.groups.of_example[batch.examples], own)
         return summed
 
-    def _derivatives(self, segments: Segments, nodes: Nodes, parts: dict[str, Tensor]) -> Tensor:
+    def _derivatives(self, segments: Segments, nodes: QuadratureNodes, parts: dict[str, Tensor]) -> Tensor:
         """∫₀¹ ∂φ/∂w · part ds of every row: (m, parts, k)."""
-        m, k, D = self.rows.n, len(self.what.names), len(next(iter(parts.values())))
+        m, k, D = self.rows.n, len(self.phi.names), len(next(iter(parts.values())))
         total = torch.zeros(m, D, k, dtype=torch.float64)
         for index, weights, blocks in self._nodes(segments, nodes):
             B = len(blocks.counts)
@@ -226,13 +209,13 @@ class GroupedSweep:
                 along = {name: part.repeat_interleave(B, 0) for name, part in some.items()}
                 every = index.repeat(G)
                 outputs, slopes = self.tested.slopes(take(self.rows, every), many, along)
-                rates = (self.what.directions(outputs, every) * slopes[:, None]).sum(2)  # (G · n, k)
+                rates = (self.phi.directions(outputs, every) * slopes[:, None]).sum(2)  # (G · n, k)
                 weighted = rates.view(G, -1, k) * weights[:, None]
                 part = torch.zeros(m, G, k, dtype=torch.float64)
                 total[:, d : d + G] += part.index_add_(0, index, weighted.transpose(0, 1))
         return total
 
-    def _nodes(self, segments: Segments, nodes: Nodes) -> Iterator[tuple[Tensor, Tensor, Blocks]]:
+    def _nodes(self, segments: Segments, nodes: QuadratureNodes) -> Iterator[tuple[Tensor, Tensor, Blocks]]:
         """Ordinals of rows (n,), the weights of their nodes (n,), and where they stand."""
         m = self.rows.n
         if (0, -1) in nodes.of:

@@ -14,247 +14,238 @@ The optimizer makes d_t a linear map of the gradients of all examples met so far
 ``rounding`` is what the recorded steps differ from the optimizer's formula evaluated in float64; ``buffers`` what running
 statistics changed; ``residual`` what quadrature left, known for every x, output and step.
 
-This accounts for the training that took place. What the network would have been without an example is another question.
+Contributions describe the recorded run; for counterfactuals (training without an example) use :func:`kernelmem.influence`.
 
 Source: Domingos 2020 (the path kernel in the limit of small steps); Bell et al. 2023 (finite steps); the recursion through
 momentum and adaptive optimizers, rounding and buffers: derived here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows, as_rows
-from kernelmem.core.checks import as_labels
+from kernelmem.core.batches import Batch, as_rows
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import Progress
 from kernelmem.recording.averaging import average_coefficients
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.training.losses import per_example_loss
-from kernelmem.trajectory.argument_checks import check_quadrature, check_run, number_of_examples, read_between
+from kernelmem.trajectory.argument_checks import check_run, number_of_examples, read_steps, step_counter
+from kernelmem.trajectory.integration.quadrature import Quadrature
 from kernelmem.trajectory.ledger.backward_sweep import BackwardSweep
-from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep, groups_of
+from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep, read_groups
 from kernelmem.trajectory.ledger.result import Ledger
+from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import Network
-from kernelmem.trajectory.targets import Explained, explained
-from kernelmem.trajectory.trace import Stretch, Tracing, batch_of
+from kernelmem.trajectory.targets import TargetLike, target_functions
+from kernelmem.trajectory.trace import RunTracer, TracedSteps, batch_of
 
-__all__ = ["Ledger", "ledger"]
+__all__ = ["Ledger", "LedgerOptions", "ledger"]
 
-LARGEST = 2**31  # bytes of a history
+MAX_HISTORY = 2**31  # bytes
+
+
+@dataclass(frozen=True)
+class LedgerOptions(Quadrature):
+    """Options of :func:`ledger`; ``n_nodes`` and ``tolerance`` are those of :class:`Quadrature`."""
+
+    data: tuple[Batch, ArrayLike] | None = None
+    """(x, y) of all training examples, for their number; None: the examples that the run used."""
+    steps: tuple[int, int] | None = None
+    """Explain f_b − f_a, the change from after step a to after step b, instead of the whole run. Gradients of steps before
+    a contribute through momentum."""
+    final_weights: Literal["last", "average"] = "last"
+    """Outputs that are explained: of the weights after the last step, or of the averaged weights (EMA, SWA) that the run
+    recorded."""
+    history: bool = False
+    """With by="example": keep the contribution of every example in every step, (m, T, n, k) numbers."""
 
 
 def ledger(
     run: Run,
     model: nn.Module,
+    x: Batch,
     *,
-    x: Any,
-    data: tuple[Any, Any] | None = None,
-    by: Literal["example", "group", "step"] = "example",
-    groups: Any = None,
-    between: tuple[int, int] | None = None,
-    weights: Literal["last", "average"] = "last",
-    history: bool = False,
-    labels: Any = None,
-    target: Any = None,
+    by: str | ArrayLike | Sequence[str] = "example",
+    target: TargetLike = None,
+    labels: ArrayLike | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
-    tolerance: float = 1e-12,
-    order: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    forward: Forward | None = None,
+    options: LedgerOptions = LedgerOptions(),
+    progress: Progress = None,
 ) -> Ledger:
     """Compute the ledger of a recorded run on the rows of x.
 
     Args:
-        run: what :class:`Recorder` wrote.
+        run: written by :class:`Recorder`.
         model: the module that was trained, in any state; never changed.
         x: m rows.
-        data: (x, y) of all training examples, for their number; None: the examples that the run met.
-        by: "example": n contributions, of each example in all steps; "step": T of them, of all examples in each step
-            (what its gradients did, then and later through momentum);
-            "group": G of them, in one pass forward that keeps nothing but the groups.
-        groups: for by="group": (n,) integers 0..G−1 or names, one for each training example; or "layer", to split what
-            all examples did by the module whose parameters they moved.
-        between: explain f_b − f_a, the change from after a steps to after b, in place of that of the whole run; gradients
-            of steps before a have a part in it through momentum.
-        weights: "last": of the last step; "average": the averaged ones (EMA, SWA) of a run that recorded them.
-        history: with by="example", keep what every example did in every step, (m, T, n, k) numbers, for pictures.
-        labels: (m,) integers, where ``target`` needs them.
+        by: sources of the change. "example": n contributions, of each example in all steps; "step": T, of all examples in
+            each step (the effect of its gradients, then and later through momentum); "layer": one for each module, of the
+            movement of its parameters; or (n,) integers 0..G−1 or names: G, of groups of the training examples. Layers
+            and groups take one forward pass along the run and memory for the groups only.
         target: what is explained: None (every output), "margin", "loss", "log_probability", ("logit", c), or a
-            callable (outputs, labels) -> (m,). k is 1 but for None.
-        loss: the per-example loss, where the run was recorded with a callable.
+            callable (outputs, labels) -> (m,). k = 1 except for None.
+        labels: (m,) integers, if ``target`` needs them.
+        loss: the per-example loss, if the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
-        tolerance: on the residual of the whole run; the quadrature is refined until every step has its share of it, or
-            is down to rounding (0: always that).
-        order: nodes on a panel to begin with, 1..32; None: as many as were enough before. More are taken where the
-            residual asks for them.
-        progress: called with (steps done, steps in all), 2 T of them.
+        options: accuracy, part of the run, and what is kept.
+        progress: called with (steps done, 2 T).
 
     Returns:
-        Ledger: contributions (m, n, k) in float64, and the other lines.
+        Ledger: contributions (m, n, k) in float64, and the other terms.
 
     Raises:
-        InputError: arguments that mean nothing, a model, loss or forward that is not the recorded one, an optimizer
-            without a filter, rows that the model does not take. UnsupportedModelError: a model that mixes its rows in
-            eval mode. VerificationError: derivatives that are not those of the outputs (detach, gradients of its own);
-            weights that replay does not find again. NumericalError: outputs or targets that are NaN. FileCorruptError:
-            a file of the run is missing or altered.
+        InputError: invalid arguments; a model, loss or forward other than the recorded one; an optimizer
+            without a filter; rows that the model does not take.
+        UnsupportedModelError: a model that mixes its rows in eval mode.
+        VerificationError: derivatives that differ from the change of the outputs (detach, custom gradients); weights
+            that replay does not reproduce.
+        NumericalError: NaN outputs or targets.
+        FileCorruptError: a file of the run is missing or altered.
 
-    Cost: for each step, nodes (1 to 3 for most) tangents of m rows and one of every example in the batch. Plain gradient
-    descent: products of factors, m·k·B·(units) operations. Otherwise m·k·P·B operations, memory for m·k·P numbers; 1 GiB
-    of weights and denominators are held, a longer run is traced a second time. By group: G + 2 dual passes of m rows for
-    each node, whatever the number of outputs; memory for G·P numbers.
+    Cost: for each step, tangents of m rows at some nodes (1 to 3 for most steps) and one of every example in the batch.
+    Plain gradient descent: products of factors, m·k·B·(units) operations. Otherwise m·k·P·B operations and memory for
+    m·k·P numbers; up to 1 GiB of weights and denominators is kept, a longer run is traced a second time. Groups and layers:
+    G + 2 dual passes of m rows per node for any number of outputs; memory for G·P numbers.
 
     Source: Domingos 2020; Bell et al. 2023.
     """
     check_run(run, model)
-    check_quadrature(tolerance, order)
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
-    if by not in ("example", "group", "step") or (groups is None) == (by == "group"):
+    if isinstance(by, str) and by not in ("example", "step", "layer"):
         raise InputError(
-            f"by={by!r} with groups={'None' if groups is None else 'given'}",
-            expected='"example" or "step" without groups, "group" with groups=',
-            hint='pass by="group", groups=labels (one for each training example), or groups="layer"',
+            f"by={by!r}",
+            expected='"example", "step", "layer", or one group per training example',
+            hint='pass by="example", or by=labels for the classes',
         )
-    start, stop = between = read_between(between, len(run))
+    T = len(run)
+    start, stop = read_steps(options.steps, T)
     verify_model(run, model, loss=loss, forward=forward)
-    coefficients = None
-    if weights == "average" and (start, stop) == (0, len(run)):
-        coefficients = average_coefficients(run)
-    elif weights != "last":
+    coefficients, averaged = None, {}
+    if options.final_weights == "average" and (start, stop) == (0, T):
+        coefficients, averaged = average_coefficients(run), run.averaged()
+    elif options.final_weights != "last":
         raise InputError(
-            f"weights={weights!r}, between={between}",
-            expected='"last", or "average" of the whole run',
-            hint="leave between out, or explain the last weights",
+            f"final_weights={options.final_weights!r}, steps={options.steps}",
+            expected='"last", or "average" for the whole run',
+            hint="leave steps out, or explain the last weights",
         )
     first, last = run.steps[0], run.steps[-1]
-    batch = batch_of(run, first)
     moved = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
     parameters = [name for name in run.parameters if name in moved]
     tested = Network(model, rows, parameters=parameters, forward=forward)
-    trained = Network(model, batch.rows, parameters=parameters, forward=forward, evaluating=first.evaluating)
-    what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
+    trained = Network(
+        model, batch_of(run, first).rows, parameters=parameters, forward=forward, evaluating=first.evaluating
+    )
+    phi = target_functions(target, labels, rows.n, tested.n_outputs)
     per_example = per_example_loss(loss or run.loss)
-    n = number_of_examples(data, 1 + max(int(step.examples.max()) for step in run.steps))
-    kept = None
-    if history:
-        kept = _history(by, (rows.n, len(run), n, len(what.names)))
-    advance = _counter(progress, 2 * len(run))
-    tracing = Tracing(run, model, trained, per_example, loss, forward, advance)
-    common = (run, trained, tested, rows, what, per_example)
-    every = torch.arange(rows.n)
-    buffers = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
-    averaged = {} if coefficients is None else run.averaged()
+    n = number_of_examples(options.data, 1 + max(int(step.examples.max()) for step in run.steps))
+    history = _empty_history(by, (rows.n, T, n, len(phi.names))) if options.history else None
+    advance = step_counter(progress, "ledger", 2 * T)
+    tracer = RunTracer(run, model, trained, per_example, loss, forward, advance)
+    setup = SweepSetup(
+        run.optimizer,
+        T,
+        range(start, stop),
+        trained,
+        tested,
+        rows,
+        phi,
+        per_example,
+        options,
+        coefficients,
+        advance,
+    )
+    outputs = _Outputs(setup, averaged)
     sources: tuple[str, ...] = ()
-    ends: dict[int, Tensor] = {}
-
-    def note(stretch: Stretch) -> None:
-        buffers.add_(_buffers(stretch, range(start, stop), tested, rows, what, every))
-        for t, state in enumerate(stretch.states, stretch.start):
-            if t in between:
-                ends[t] = _values(tested, state, rows, what, every)
-            if averaged and t == len(run):
-                mixed = {name: (averaged if name in tested.selected else state)[name] for name in state}
-                buffers.add_(_values(tested, averaged, rows, what, every) - _values(tested, mixed, rows, what, every))
-
-    if by == "group":
-        split = groups_of(groups, parameters, n)
-        forth = GroupedSweep(
-            *common,
-            split,
-            tolerance=tolerance,
-            order=order,
-            between=between,
-            coefficients=coefficients,
-            progress=advance,
-        )
-        for stretch in tracing.in_order():
-            forth.along(stretch)
-            note(stretch)
-            if coefficients is not None and stretch.start + len(stretch.steps) == len(run):
-                forth.to_average(stretch.states[-1], averaged)
-        lines, sources = forth.lines, split.names
+    if isinstance(by, str) and by != "layer":
+        backward = BackwardSweep(setup, n_sources=n if by == "example" else T, by_step=by == "step", history=history)
+        for traced in tracer.backward():
+            if coefficients is not None and traced.stop == T:
+                backward.from_average(traced.states[-1], averaged, coefficients)
+            backward.back(traced)
+            outputs.add(traced)
+        entries = backward.finish()
     else:
-        size = n if by == "example" else len(run)
-        back = BackwardSweep(
-            *common,
-            sources=size,
-            by_step=by == "step",
-            averaged=coefficients is not None,
-            history=kept,
-            tolerance=tolerance,
-            order=order,
-            between=between,
-            progress=advance,
-        )
-        for stretch in tracing.backward():
-            if coefficients is not None and stretch.start + len(stretch.steps) == len(run):
-                back.from_average(stretch.states[-1], averaged, coefficients)
-            back.back(stretch)
-            note(stretch)
-        lines = back.finish()
-    initial, final = ends[start], ends[stop]
-    if coefficients is not None:
-        final = _values(tested, averaged, rows, what, every)
-    explained_lines = lines.contributions.sum(1) + lines.decay + lines.rounding + buffers
+        groups = read_groups(by, parameters, n)
+        by, sources = "layer" if groups.of_example is None else "group", groups.names
+        grouped = GroupedSweep(setup, groups)
+        for traced in tracer.in_order():
+            grouped.along(traced)
+            outputs.add(traced)
+            if coefficients is not None and traced.stop == T:
+                grouped.to_average(traced.states[-1], averaged)
+        entries = grouped.entries
+    initial, final = outputs.at[start], outputs.at[stop]
+    explained = entries.contributions.sum(1) + entries.decay + entries.rounding + outputs.buffers
     return Ledger(
-        lines.contributions,
+        entries.contributions,
         initial,
         final,
-        lines.decay,
-        lines.rounding,
-        buffers,
-        final - initial - explained_lines,
-        lines.residuals,
-        lines.evaluations,
-        what.names,
+        entries.decay,
+        entries.rounding,
+        outputs.buffers,
+        final - initial - explained,
+        entries.residuals,
+        entries.evaluations,
+        phi.names,
         run.tape.head,
         by,
         sources,
-        kept,
+        history,
     )
 
 
-def _history(by: str, shape: tuple[int, int, int, int]) -> Tensor:
+class _Outputs:
+    """Values of φ at both ends of the explained steps, and the part of the change that buffers made."""
+
+    def __init__(self, setup: SweepSetup, averaged: dict[str, Tensor]) -> None:
+        self.setup, self.averaged = setup, averaged
+        self.at: dict[int, Tensor] = {}  # number of steps -> (m, k)
+        self.buffers = torch.zeros(setup.rows.n, len(setup.phi.names), dtype=torch.float64)
+
+    def add(self, traced: TracedSteps) -> None:
+        """Add some traced steps, in any order."""
+        steps = self.setup.steps
+        for t, (step, (before, after)) in enumerate(
+            zip(traced.steps, pairwise(traced.states), strict=True), traced.start
+        ):
+            if step.buffers_changed and t in steps:
+                self.buffers += self._effect_of_buffers(before, after)
+        for t, state in enumerate(traced.states, traced.start):
+            if t in (steps.start, steps.stop):
+                self.at[t] = self._values(state)
+            if self.averaged and t == self.setup.n_steps:
+                self.buffers += self._effect_of_buffers(state, self.averaged)
+                self.at[t] = self._values(self.averaged)
+
+    def _effect_of_buffers(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+        """φ after the change less φ with the new weights and the old buffers."""
+        names = self.setup.tested.selected
+        mixed = {name: (after if name in names else before)[name] for name in before}
+        return self._values(after) - self._values(mixed)
+
+    def _values(self, state: dict[str, Tensor]) -> Tensor:
+        self.setup.tested.set_state(state)
+        return self.setup.phi.values(self.setup.tested.outputs(self.setup.rows), torch.arange(self.setup.rows.n))
+
+
+def _empty_history(by: str | ArrayLike | Sequence[str], shape: tuple[int, int, int, int]) -> Tensor:
     size = 8 * math.prod(shape)
-    if by != "example" or size > LARGEST:
+    if not isinstance(by, str) or by != "example" or size > MAX_HISTORY:
         raise InputError(
-            f"history=True of (rows, steps, examples, outputs) = {shape}, {size / 2**20:,.0f} MiB, by={by!r}",
-            expected=f'by="example", and at most {LARGEST // 2**20:,} MiB',
+            f"history=True with (rows, steps, examples, outputs) = {shape}, {size / 2**20:,.0f} MiB,"
+            f" by={by if isinstance(by, str) else 'group'!r}",
+            expected=f'by="example", and at most {MAX_HISTORY // 2**20:,} MiB',
             hint="take fewer rows, or a target= (one output)",
         )
     return torch.zeros(shape, dtype=torch.float64)
-
-
-def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
-        if progress is not None:
-            progress(done, total)
-
-    return advance
-
-
-def _values(network: Network, state: dict[str, Tensor], rows: Rows, what: Explained, every: Tensor) -> Tensor:
-    network.set_state(state)
-    return what.values(network.outputs(rows), every)
-
-
-def _buffers(stretch: Stretch, between: range, network: Network, rows: Rows, what: Explained, every: Tensor) -> Tensor:
-    """Σ_t of what the change of buffers did, at the weights after the step."""
-    total = torch.zeros(rows.n, len(what.names), dtype=torch.float64)
-    names = set(network.selected)
-    for t, (step, (before, after)) in enumerate(
-        zip(stretch.steps, pairwise(stretch.states), strict=True), stretch.start
-    ):
-        if step.buffers_changed and t in between:
-            mixed = {name: (after if name in names else before)[name] for name in after}
-            total += _values(network, after, rows, what, every) - _values(network, mixed, rows, what, every)
-    return total

@@ -22,7 +22,7 @@ from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.prepare import check_eval_mode, prepare
 from kernelmem.tangents.rules import RULES
 from kernelmem.tangents.survey import Survey, survey
-from kernelmem.trajectory.network.tangent_factors import Factors, Formed, Tangents, join, sweeps
+from kernelmem.trajectory.network.tangent_factors import DenseTangents, FactoredTangents, Tangents, join, sweeps
 from kernelmem.trajectory.network.weight_blocks import (
     BlockForward,
     BlockRecorder,
@@ -32,7 +32,7 @@ from kernelmem.trajectory.network.weight_blocks import (
     each,
 )
 
-__all__ = ["Directions", "Network", "every_output", "seeded", "take"]
+__all__ = ["Directions", "Network", "each_output", "seeded", "take"]
 
 Directions = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), ordinals (n,) -> (n, k, C)
 
@@ -156,7 +156,7 @@ class Network:
         outputs = captured.outputs.detach()
         cotangents = directions(outputs, torch.arange(rows.n))
         stacks = sweeps(captured, cotangents)
-        return Factors(captured, stacks, self.sizes, lying, cotangents.shape[1]), outputs
+        return FactoredTangents(captured, stacks, self.sizes, lying, cotangents.shape[1]), outputs
 
     def tangents(self, rows: Rows, directions: Directions, blocks: Blocks | None = None) -> tuple[Tensor, Tensor]:
         """Σ_c v_nkc ∂f_c(x_n)/∂θ as (n, k, P), and the outputs (n, C)."""
@@ -239,7 +239,7 @@ class Network:
             segment, row = index // (q * r), index % r
             total.index_put_((segment, row), found, accumulate=True)
         assert total is not None
-        return Formed(total, self.slices), outputs
+        return DenseTangents(total, self.slices), outputs
 
     def _whole(self, rows: Rows, captured: Capture, cotangents: Tensor) -> Tensor:
         """Tangents of every kind of parameter: (n, k, P)."""
@@ -284,7 +284,7 @@ class Network:
         return True
 
 
-def every_output(outputs: Tensor, _: Tensor) -> Tensor:
+def each_output(outputs: Tensor, _: Tensor) -> Tensor:
     """Each output by itself as a direction: (n, C, C)."""
     n, C = outputs.shape
     return torch.eye(C, dtype=outputs.dtype).expand(n, C, C)

@@ -18,21 +18,21 @@ from kernelmem.tangents.groups.base import UseGradients
 from kernelmem.tangents.groups.outer import outer_product, split_directions
 from kernelmem.tangents.rules.linear import LinearRule
 
-__all__ = ["Factors", "Formed", "Tangents", "Vector", "Zero", "join", "sweeps"]
+__all__ = ["DenseTangents", "FactoredTangents", "OuterFactors", "Tangents", "ZeroTangents", "join", "sweeps"]
 
 
 @dataclass(frozen=True)
-class Vector:
+class OuterFactors:
     """A weight's tangents where a row has one position: Σ_q g_q ⊗ a_q."""
 
     key: int  # of the use: a weight and its bias share it, and the gradients
     activations: Tensor | None  # (S, q, r, in); None: of a bias, one
     gradients: Tensor  # (S, q, r, k, out)
 
-    def segment(self, s: int) -> "Vector":
+    def segment(self, s: int) -> "OuterFactors":
         """Those of one segment."""
         a = self.activations
-        return Vector(self.key, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
+        return OuterFactors(self.key, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
 
     def along(self, direction: Tensor) -> Tensor:
         """⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
@@ -59,7 +59,7 @@ class Tangents(Protocol):
         """(S, rows, k, numbers of the part)."""
         ...
 
-    def vector(self, name: str) -> Vector | None:
+    def vector(self, name: str) -> OuterFactors | None:
         """The factors, where tangents of this parameter need not be formed at all."""
         ...
 
@@ -69,7 +69,7 @@ class Tangents(Protocol):
 
 
 @dataclass(frozen=True)
-class Formed:
+class DenseTangents:
     """Tangents in full: (S, r, k, P)."""
 
     values: Tensor
@@ -102,7 +102,7 @@ class Formed:
 
 
 @dataclass(frozen=True)
-class Zero:
+class ZeroTangents:
     """No tangents, in the place of some."""
 
     shape: tuple[int, int, int]
@@ -126,7 +126,7 @@ class Zero:
         return torch.zeros(self.shape, dtype=torch.float64)
 
 
-class Factors:
+class FactoredTangents:
     """Tangents as factors; the rows of the pass lie as (S, q, r)."""
 
     def __init__(
@@ -167,7 +167,7 @@ class Factors:
             return total
         return self.like.new_zeros(self.S, len(range(*rows.indices(self.r))), self.shape[2], part.stop - part.start)
 
-    def vector(self, name: str) -> Vector | None:
+    def vector(self, name: str) -> OuterFactors | None:
         """Of a parameter that is used once, at one position a row."""
         if len(self.uses[name]) != 1:
             return None
@@ -181,9 +181,9 @@ class Factors:
         assert isinstance(stacked, Tensor)
         g = use.rule.output_gradients(use, stacked)[:, 0, 0].unflatten(0, (self.S, self.q, self.r))
         if slot == "bias":
-            return Vector(use.key, None, g)
+            return OuterFactors(use.key, None, g)
         a = use.rule.activations(use, self.n, ones=False)[:, 0, 0]
-        return Vector(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
+        return OuterFactors(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
         """From the factors of linear layers."""

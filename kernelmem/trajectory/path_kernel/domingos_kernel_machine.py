@@ -1,11 +1,11 @@
-r"""The network as Domingos 2020 writes it: one atom an example, with coefficients that depend on x.
+r"""Kernel machine of Domingos 2020: one atom per example, with coefficients that depend on x.
 
     f_T(x) = b(x) + Σ_i K(x, x_i) a_i(x),    b = f_0,    a_i(x) = −K(x, x_i)⁻¹ K_L(x, x_i),
     K(x, x_i) = Σ_t h_t ∫₀¹ J_{t,s}(x) J_{t,s}(x_i)ᵀ ds                        the path kernel, C x C
     K_L(x, x_i) = Σ_{t: i in batch t} h_t (1/B_t) ∫₀¹ J_{t,s}(x) ds J(x_i; w_t)ᵀ ∂ℓ_i/∂f at w_t    its weighted form, C
 
 The weighted form takes the gradients of the examples where the optimizer took them, at the start of each step, so that
-b − Σ_i K_L is the trained network whatever the learning rate, to quadrature and rounding. K and a_i separate only by
+b − Σ_i K_L is the trained network for any learning rate, up to quadrature and rounding. K and a_i separate only by
 division: any invertible K would do, and with a_i that do not depend on x, as in a kernel machine, the sum is another function
 (``constant_predictions``).
 
@@ -15,20 +15,24 @@ Source: Domingos 2020; gradients at the starts of steps: Bell et al. 2023.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import as_rows
+from kernelmem.core.batches import Batch, as_rows
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import MEMORY
 from kernelmem.core.result_files import Result
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
+from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import gauss_legendre
-from kernelmem.trajectory.network.network import Network, every_output
+from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
-from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters, path_kernel, step_rate
+from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, moved_parameters, path_kernel, step_rate
 
 if TYPE_CHECKING:
     import pandas
@@ -62,108 +66,97 @@ class DomingosKernelMachine(Result):
 
     @property
     def residual(self) -> Tensor:
-        """What quadrature and rounding leave: (m, C)."""
+        """Network minus predictions, left by quadrature and rounding: (m, C)."""
         return self.final - self.predictions
 
     @property
     def constant_predictions(self) -> Tensor:
-        """The same with coefficients that do not depend on x: f_0 − Σ_i K̄ Σ_t h_t/B ∂ℓ_i/∂f, K̄ the mean kernel; (m, C)."""
+        """Predictions with coefficients that do not depend on x: f_0 − Σ_i K̄ Σ_t h_t/B ∂ℓ_i/∂f, K̄ the mean kernel; (m, C)."""
         mean = self.kernel / self.total_time
         return self.initial - torch.einsum("mncd,nd->mc", mean, self.summed_derivatives)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One line for each row, example and output: what the example contributes, −K_L(x, x_i)."""
+        """Return one row per row of x, example and output: the contribution −K_L(x, x_i)."""
         import pandas  # slow to import
 
-        places = [range(own) for own in self.weighted.shape]
-        index = pandas.MultiIndex.from_product(places, names=["row", "example", "output"])
+        levels = [range(size) for size in self.weighted.shape]
+        index = pandas.MultiIndex.from_product(levels, names=["row", "example", "output"])
         return pandas.DataFrame({"contribution": -self.weighted.flatten().numpy()}, index=index).reset_index()
 
     def __str__(self) -> str:
         size = float((self.final - self.initial).norm())
-        off = float((self.final - self.constant_predictions).norm()) / size if size else 0.0
+        error = float((self.final - self.constant_predictions).norm()) / size if size else 0.0
         return (
-            f"Domingos form of {len(self.initial)} rows, {self.weighted.shape[1]:,} examples: largest residual"
-            f" {float(self.residual.abs().max()):.1g}; with coefficients that do not depend on x, off by {off:.1%} of the change"
+            f"Domingos kernel machine on {len(self.initial)} rows, {self.weighted.shape[1]:,} examples: largest residual"
+            f" {float(self.residual.abs().max()):.1g}; with coefficients that do not depend on x, error {error:.1%} of the change"
         )
 
 
 def domingos_kernel_machine(
     run: Run,
     model: nn.Module,
-    x: Any,
+    x: Batch,
     *,
-    data: tuple[Any, Any],
-    order: int = 3,
+    data: tuple[Batch, ArrayLike],
+    n_nodes: int = 3,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
-    memory: int | str = "4GiB",
+    forward: Forward | None = None,
+    memory: int | str = MEMORY,
 ) -> DomingosKernelMachine:
     """Compute the path kernel and its weighted form for a run of plain gradient descent.
 
     Args:
-        run: of torch.optim.SGD without momentum and weight decay; whole batches or minibatches.
+        run: of torch.optim.SGD without momentum and weight decay; full batches or minibatches.
         model: the module that was trained, in any state; never changed.
         x: m rows.
-        data: (x, y) of all n training examples, by their ordinals in the run.
-        order: Gauss-Legendre nodes a step.
-        loss: the per-example loss, where the run was recorded with a callable.
+        data: (x, y) of all n training examples, in the order of the recorded indices.
+        n_nodes: Gauss-Legendre nodes per step.
+        loss: the per-example loss, if the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
-        memory: as of :func:`path_kernel`.
+        memory: as in :class:`PathKernelOptions`.
 
     Raises:
         InputError: another optimizer (for these: km.ledger, km.exact_kernel_machine), fewer rows in ``data`` than examples.
         UnsupportedModelError: steps with dropout or batch statistics.
 
-    Cost: order · T full tangent kernels of m x n rows and tangents of m rows, and T of every batch; memory m·n·C² numbers
+    Cost: n_nodes · T full tangent kernels of m x n rows and tangents of m rows, and T of every batch; memory m·n·C² numbers
     four times, and (m·C + B) P.
     """
+    check_run(run, model)
     steps = list(run.steps)
-    if not steps:
-        raise InputError("a run of no step", expected="at least one", hint="record a step")
     groups = [group for step in steps for group in step.groups]
     if run.optimizer != "SGD" or any(g.get(name) for g in groups for name in ("momentum", "weight_decay", "maximize")):
         raise InputError(
             f"a run of {run.optimizer} with momentum, weight decay or a denominator",
-            expected="plain gradient descent: torch.optim.SGD with a learning rate alone",
-            hint="use km.ledger for the account of other optimizers, km.exact_kernel_machine for their kernel machine",
+            expected="plain gradient descent: torch.optim.SGD with a learning rate only",
+            hint="use km.ledger for the contributions under other optimizers, km.exact_kernel_machine for their machine",
         )
     rows, examples = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu")), as_rows(data[0], "data")
-    met = 1 + max(int(step.examples.max()) for step in steps)
-    if examples.n < met:
+    n_recorded = 1 + max(int(step.examples.max()) for step in steps)
+    if examples.n < n_recorded:
         raise InputError(
-            f"data of {examples.n} rows", expected=f"{met}, as many as there are examples", hint="pass all"
+            f"data of {examples.n} rows", expected=f"{n_recorded}, one for each example", hint="pass all of them"
         )
     parameters = moved_parameters(run, steps)
     trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
-    kernel = path_kernel(
-        run,
-        model,
-        rows,
-        examples,
-        outputs="full",
-        weighting="time",
-        order=order,
-        loss=loss,
-        forward=forward,
-        dtype=torch.float64,
-        device="cpu",
-        memory=memory,
+    options = PathKernelOptions(
+        weighting="time", n_nodes=n_nodes, loss=loss, dtype=torch.float64, device="cpu", memory=memory
     )
+    kernel = path_kernel(run, model, rows, examples, outputs="full", forward=forward, options=options)
     tested = Network(model, rows, parameters=parameters, forward=forward)
-    C, rule = tested.n_outputs, gauss_legendre(order)
+    C, rule = tested.n_outputs, gauss_legendre(n_nodes)
     weighted = torch.zeros(rows.n, examples.n, C, dtype=torch.float64)
     summed = torch.zeros(examples.n, C, dtype=torch.float64)
-    ends: list[Tensor] = []
+    ends: list[Tensor] = []  # outputs before and after training
     for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
         rate = step_rate(steps[t])
-        own, index = trained.derivatives(steps[t], now)
-        gradients = trained.tangents(steps[t], now, lambda f, _, own=own: own[:, None])[:, 0]  # (B, P)
-        summed.index_add_(0, index, rate * own)
+        derivatives, index = trained.derivatives(steps[t], now)
+        gradients = trained.tangents(steps[t], now, lambda f, _, v=derivatives: v[:, None])[:, 0]  # (B, P)
+        summed.index_add_(0, index, rate * derivatives)
         for node, weight in zip(rule.nodes, rule.weights, strict=True):
-            between = {name: torch.lerp(now[name].double(), after[name].double(), node) for name in tested.selected}
-            tested.set_state({**now, **between})
-            tangents = tested.tangents(rows, every_output)[0]  # (m, C, P)
+            inner = {name: torch.lerp(now[name].double(), after[name].double(), node) for name in tested.selected}
+            tested.set_state({**now, **inner})
+            tangents = tested.tangents(rows, each_output)[0]  # (m, C, P)
             weighted.index_add_(1, index, rate * weight * torch.einsum("mcp,bp->mbc", tangents, gradients))
         for state in (now, after) if t == 0 else (after,):
             tested.set_state(state)

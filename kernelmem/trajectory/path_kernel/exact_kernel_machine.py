@@ -1,41 +1,43 @@
-r"""The exact kernel machine that a trained network is: its atoms are pairs (example, step).
+r"""Kernel machine that equals a trained network exactly; its atoms are pairs (example, step).
 
 With the cotangent A_s(x) of the optimizer's recursion (:mod:`kernelmem.trajectory.optimizers`),
 
     f_T(x) = f_0(x) + Σ_{(i, s)} K(x, (i, s)) a_{i,s} + decay(x) + rounding(x) + residual(x),
     K(x, (i, s)) = −A_s(x) J(x_i; w_s)ᵀ,    a_{i,s} = −(weight · clip factor / batch size) ∂ℓ_i/∂f at w_s.
 
-The coefficients do not depend on x. The kernel is no inner product: its arguments are of two kinds, a row and an atom. For
-plain gradient descent K = h_s J̄_s(x) J(x_i; w_s)ᵀ. To have one atom an example, coefficients must depend on x
+The coefficients do not depend on x. The kernel is not an inner product: its arguments are a row and an atom. For plain
+gradient descent K = h_s J̄_s(x) J(x_i; w_s)ᵀ. One atom per example requires coefficients that depend on x
 (:mod:`kernelmem.trajectory.path_kernel.domingos_kernel_machine`).
 
-Source: Domingos 2020; Bell et al. 2023 (an ensemble of one machine a step, for gradient descent); through momentum and
-adaptive denominators: here.
+Source: Domingos 2020; Bell et al. 2023 (an ensemble of one machine per step, for gradient descent); momentum and
+adaptive denominators: derived here.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows, as_rows
-from kernelmem.core.checks import as_labels
+from kernelmem.core.batches import Batch, Rows, as_rows
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import MEMORY, Progress, as_bytes
 from kernelmem.core.result_files import Result
-from kernelmem.kernels.ntk import as_bytes
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model
-from kernelmem.trajectory.argument_checks import check_quadrature, check_run
-from kernelmem.trajectory.integration.step_integral import whole_tangents
-from kernelmem.trajectory.network.network import Network, every_output
+from kernelmem.trajectory.argument_checks import check_run, step_counter
+from kernelmem.trajectory.integration.quadrature import DEFAULT_QUADRATURE, Quadrature
+from kernelmem.trajectory.integration.step_integral import dense_mean_tangents
+from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.network.weight_blocks import Segments
-from kernelmem.trajectory.optimizers import Moved, filter_of
+from kernelmem.trajectory.optimizers import ParameterStep, filter_of
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
-from kernelmem.trajectory.targets import Explained, explained
-from kernelmem.trajectory.trace import Tracing
+from kernelmem.trajectory.targets import TargetFunctions, TargetLike, target_functions
+from kernelmem.trajectory.trace import RunTracer
 
 if TYPE_CHECKING:
     import pandas
@@ -45,17 +47,17 @@ __all__ = ["ExactKernelMachine", "exact_kernel_machine"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExactKernelMachine(Result):
-    """The machine on m rows: float64."""
+    """Exact kernel machine of a run, evaluated on m rows: float64."""
 
     kernel: Tensor  # (m, atoms, k, C)
-    coefficients: Tensor  # (atoms, C): do not depend on x
-    examples: Tensor  # (atoms,)
-    steps: Tensor  # (atoms,)
+    coefficients: Tensor  # (atoms, C), the same for all rows
+    examples: Tensor  # (atoms,): index of each atom's example
+    steps: Tensor  # (atoms,): its step
     initial: Tensor  # (m, k): before training
     final: Tensor  # (m, k): after it
     decay: Tensor  # (m, k)
     rounding: Tensor  # (m, k)
-    names: tuple[str, ...]  # of the k
+    names: tuple[str, ...]  # of the k functions
 
     @property
     def predictions(self) -> Tensor:
@@ -64,31 +66,30 @@ class ExactKernelMachine(Result):
 
     @property
     def residual(self) -> Tensor:
-        """What the machine leaves of the network: (m, k)."""
+        """Network minus machine: (m, k)."""
         return self.final - self.predictions
 
     def contributions(self, n: int | None = None) -> Tensor:
-        """Σ_s K(x, (i, s)) a_{i,s} for each of n examples (None: those that were met): (m, n, k).
+        """Return Σ_s K(x, (i, s)) a_{i,s} for each of n examples (None: those that the run used): (m, n, k).
 
         Raises:
-            InputError: fewer than there are.
+            InputError: ``n`` is below the number of examples used.
         """
-        met = int(self.examples.max()) + 1
-        if n is not None and n < met:
-            raise InputError(f"n={n}", expected=f"at least {met}, the examples that were met", hint="leave n out")
-        own = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
-        total = own.new_zeros(len(own), n or met, own.shape[2])
-        return total.index_add_(1, self.examples, own)
+        n_used = int(self.examples.max()) + 1
+        if n is not None and n < n_used:
+            raise InputError(f"n={n}", expected=f"at least {n_used}, the examples of the run", hint="leave n out")
+        per_atom = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
+        total = per_atom.new_zeros(len(per_atom), n or n_used, per_atom.shape[2])
+        return total.index_add_(1, self.examples, per_atom)
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One line for each row, atom and output: the example and step of the atom, and what it contributes."""
+        """Return one row per row of x, atom and output: the atom's example and step, and its contribution."""
         import pandas  # slow to import
 
-        own = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
-        index = pandas.MultiIndex.from_product(
-            [range(len(own)), range(own.shape[1]), self.names], names=["row", "atom", "output"]
-        )
-        frame = pandas.DataFrame({"contribution": own.flatten().numpy()}, index=index).reset_index()
+        per_atom = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
+        levels = [range(len(per_atom)), range(per_atom.shape[1]), self.names]
+        index = pandas.MultiIndex.from_product(levels, names=["row", "atom", "output"])
+        frame = pandas.DataFrame({"contribution": per_atom.flatten().numpy()}, index=index).reset_index()
         frame.insert(2, "example", self.examples.numpy()[frame["atom"]])
         frame.insert(3, "step", self.steps.numpy()[frame["atom"]])
         return frame
@@ -96,7 +97,7 @@ class ExactKernelMachine(Result):
     def __str__(self) -> str:
         m, atoms, k, _ = self.kernel.shape
         return (
-            f"lifted kernel machine on {m} rows, {k} output{'s' * (k != 1)}: {atoms:,} atoms"
+            f"exact kernel machine on {m} rows, {k} output{'s' * (k != 1)}: {atoms:,} atoms"
             f" ({len(set(self.examples.tolist())):,} examples, {len(set(self.steps.tolist())):,} steps);"
             f" largest residual {float(self.residual.abs().max()):.1g}"
         )
@@ -105,47 +106,44 @@ class ExactKernelMachine(Result):
 def exact_kernel_machine(
     run: Run,
     model: nn.Module,
+    x: Batch,
     *,
-    x: Any,
-    labels: Any = None,
-    target: Any = None,
+    target: TargetLike = None,
+    labels: ArrayLike | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
-    order: int = 3,
-    tolerance: float = 1e-12,
-    memory: int | str = "1GiB",
-    progress: Callable[[int, int], None] | None = None,
+    forward: Forward | None = None,
+    quadrature: Quadrature = DEFAULT_QUADRATURE,
+    memory: int | str = MEMORY,
+    progress: Progress = None,
 ) -> ExactKernelMachine:
-    """Write a small recorded run as the kernel machine that it is, on the rows of x.
+    """Write a small recorded run as the exact kernel machine, on the rows of x.
 
     Args:
-        run: what :class:`Recorder` wrote.
+        run: written by :class:`Recorder`.
         model: the module that was trained, in any state; never changed.
         x: m rows.
-        labels: (m,) integers, where ``target`` needs them.
-        target: None (every output), "margin", "loss", "log_probability", ("logit", c), or a callable; k is 1 but for None.
-        loss: the per-example loss, where the run was recorded with a callable.
+        target: None (every output), "margin", "loss", "log_probability", ("logit", c), or a callable; k = 1 except for None.
+        labels: (m,) integers, if ``target`` needs them.
+        loss: the per-example loss, if the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
-        order: nodes on a panel to begin with.
-        tolerance: on the residual of the whole run; 0: as small as rounding lets it be.
+        quadrature: accuracy of the integrals along the steps.
         memory: bytes for kernel, weights and tangents.
-        progress: called with (steps done, steps in all), 2 T of them.
+        progress: called with (steps done, 2 T).
 
     Returns:
-        ExactKernelMachine: kernel (m, atoms, k, C) and coefficients (atoms, C) in float64, and the other lines.
+        ExactKernelMachine: kernel (m, atoms, k, C) and coefficients (atoms, C) in float64, and the other terms.
 
     Raises:
-        InputError: more than ``memory``, with the figure; arguments that mean nothing; a model, loss or forward that is not
+        InputError: more than ``memory`` is needed (with the number); invalid arguments; a model, loss or forward other than
             the recorded one; an optimizer without a filter; rows that the model does not take.
         UnsupportedModelError: steps with dropout or batch statistics, in which an example has no outputs of its own.
         VerificationError, NumericalError: as in :func:`kernelmem.ledger`.
 
-    Cost: as :func:`kernelmem.ledger` with C tangents of every example; memory m·k·C numbers an atom, and about 4 P a step.
+    Cost: as :func:`kernelmem.ledger` with C tangents of every example; memory m·k·C numbers per atom, and about 4 P per step.
 
-    Source: Domingos 2020; Bell et al. 2023; through momentum and adaptive optimizers: derived here.
+    Source: Domingos 2020; Bell et al. 2023; momentum and adaptive optimizers: derived here.
     """
     check_run(run, model)
-    check_quadrature(tolerance, order)
     T = len(run)
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     verify_model(run, model, loss=loss, forward=forward)
@@ -153,60 +151,60 @@ def exact_kernel_machine(
     parameters = moved_parameters(run, steps)
     trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
     tested = Network(model, rows, parameters=parameters, forward=forward)
-    what = explained(target, None if labels is None else as_labels(labels, "labels", n=rows.n), tested.n_outputs)
-    m, k, C, P = rows.n, len(what.names), tested.n_outputs, tested.n_parameters
-    sizes = [len(step.examples) for step in steps]
-    needed = 8 * (m * k * C * sum(sizes) + 4 * T * P + 2 * (m * k + max(sizes) * C) * P)
+    phi = target_functions(target, labels, rows.n, tested.n_outputs)
+    m, k, C, P = rows.n, len(phi.names), tested.n_outputs, tested.n_parameters
+    batch_sizes = [len(step.examples) for step in steps]
+    n_atoms = sum(batch_sizes)
+    needed = 8 * (m * k * C * n_atoms + 4 * T * P + 2 * (m * k + max(batch_sizes) * C) * P)
     if needed > as_bytes(memory):
         raise InputError(
-            f"a machine of {sum(sizes):,} atoms on {m} rows, which takes {needed / 2**20:,.0f} MiB",
+            f"a machine of {n_atoms:,} atoms on {m} rows, which takes {needed / 2**20:,.0f} MiB",
             expected=f"at most memory={memory!r}",
             hint="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
         )
+    advance = step_counter(progress, "exact kernel machine", 2 * T)
     states: list[Mapping[str, Tensor]] = []
-    moved: list[dict[str, Moved]] = []
-    rounded: list[Tensor] = []
+    moved: list[dict[str, ParameterStep]] = []
+    rounding_steps: list[Tensor] = []
     coefficients, examples = [], []
-    tracing = Tracing(run, model, trained.network, trained.loss, loss, forward)
-    for stretch in tracing.in_order():
-        states = [*states[:-1], *stretch.states]
-        moved += stretch.moved
-        rounded += stretch.rounding
-        for t in range(stretch.start, stretch.start + len(stretch.steps)):
-            own, index = trained.derivatives(steps[t], states[t])
-            coefficients.append(-own)
-            examples.append(index)
-            _report(progress, t + 1, 2 * T)
-    kind = filter_of(run.optimizer)
-    filters = {name: kind() for name in tested.selected}
-    kernel = torch.empty(m, sum(sizes), k, C, dtype=torch.float64)
+    tracer = RunTracer(run, model, trained.network, trained.loss, loss, forward)
+    for traced in tracer.in_order():
+        states = [*states[:-1], *traced.states]
+        moved += traced.moved
+        rounding_steps += traced.rounding
+        for t in range(traced.start, traced.stop):
+            derivatives, indices = trained.derivatives(steps[t], states[t])
+            coefficients.append(-derivatives)
+            examples.append(indices)
+            advance(1)
+    new_filter = filter_of(run.optimizer)
+    filters = {name: new_filter() for name in tested.selected}
+    kernel = torch.empty(m, n_atoms, k, C, dtype=torch.float64)
     decay, rounding = torch.zeros(m, k, dtype=torch.float64), torch.zeros(m, k, dtype=torch.float64)
-    stop = sum(sizes)
+    stop = n_atoms
     for t in reversed(range(T)):
         tested.set_state(states[t])
         segment = Segments.of(states[t : t + 2], list(tested.selected))
-        along = whole_tangents(tested, rows, segment, what, order=order, tolerance=tolerance / T)
-        rounding += along @ rounded[t]
-        carried = torch.zeros_like(along)
-        for name, of_step in moved[t].items():
-            where = tested.slices[name]
-            carried[..., where], of_decay = filters[name].backward(along[..., where], of_step)
+        mean_tangents = dense_mean_tangents(
+            tested, rows, segment, phi, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / T
+        )
+        rounding += mean_tangents @ rounding_steps[t]
+        A = torch.zeros_like(mean_tangents)  # A_t(x), (m, k, P)
+        for name, step in moved[t].items():
+            place = tested.slices[name]
+            A[..., place], of_decay = filters[name].backward(mean_tangents[..., place], step)
             decay += 0.0 if of_decay is None else of_decay
-        tangents = trained.tangents(steps[t], states[t], every_output)
-        kernel[:, stop - sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", carried, tangents)
-        stop -= sizes[t]
-        _report(progress, 2 * T - t, 2 * T)
-    atoms = torch.arange(T).repeat_interleave(torch.tensor(sizes))
-    initial, final = (_values(tested, state, rows, what) for state in (states[0], states[-1]))
-    parts = torch.cat(coefficients), torch.cat(examples), atoms
-    return ExactKernelMachine(kernel, *parts, initial, final, decay, rounding, what.names)
+        tangents = trained.tangents(steps[t], states[t], each_output)
+        kernel[:, stop - batch_sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", A, tangents)
+        stop -= batch_sizes[t]
+        advance(1)
+    atom_steps = torch.arange(T).repeat_interleave(torch.tensor(batch_sizes))
+    initial, final = (_values(tested, state, rows, phi) for state in (states[0], states[-1]))
+    return ExactKernelMachine(
+        kernel, torch.cat(coefficients), torch.cat(examples), atom_steps, initial, final, decay, rounding, phi.names
+    )
 
 
-def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, what: Explained) -> Tensor:
+def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, phi: TargetFunctions) -> Tensor:
     network.set_state(state)
-    return what.values(network.outputs(rows), torch.arange(rows.n))
-
-
-def _report(progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
+    return phi.values(network.outputs(rows), torch.arange(rows.n))

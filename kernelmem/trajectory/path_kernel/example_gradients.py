@@ -1,17 +1,17 @@
 """The examples of one step as it was taken: their tangents, and the loss's derivative by their outputs."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import UnsupportedModelError
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
-from kernelmem.training.losses import per_example_loss
+from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.network.network import Network
-from kernelmem.trajectory.trace import batch_of
+from kernelmem.trajectory.trace import StepBatch, batch_of
 
 __all__ = ["StepExamples"]
 
@@ -25,8 +25,8 @@ class StepExamples:
         model: nn.Module,
         *,
         parameters: list[str],
-        loss: Callable[[Tensor, Tensor], Tensor] | None,
-        forward: Callable[[nn.Module, Any], Tensor] | None,
+        loss: Loss | None,
+        forward: Forward | None,
     ) -> None:
         """Copy the model.
 
@@ -54,7 +54,7 @@ class StepExamples:
         """Σ_c v_c ∂f_c(x_i)/∂w at the start of the step for directions v (B, k, C): (B, k, P)."""
         return self.network.tangents(self._at(step, state).rows, directions)[0]
 
-    def _at(self, step: Step, state: Mapping[str, Tensor]) -> Any:
+    def _at(self, step: Step, state: Mapping[str, Tensor]) -> StepBatch:
         self.network.set_state(state)
         self.network.set_modes(step.evaluating)
         return batch_of(self.run, step)

@@ -1,21 +1,22 @@
 """A kernel whose weights move: one prepared model, one survey and one plan serve every state of a run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows, as_rows
-from kernelmem.core.checks import as_labels
+from kernelmem.core.batches import Batch, Rows, as_rows
+from kernelmem.core.checks import ArrayLike, as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.kernels.verification import verify
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
 from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections, named_target
 from kernelmem.tangents.prepare import check_rows, prepare
 from kernelmem.tangents.survey import Readout, Survey
+from kernelmem.trajectory.targets import TargetLike
 
 __all__ = ["KernelAtWeights"]
 
@@ -26,14 +27,14 @@ class KernelAtWeights:
     def __init__(
         self,
         model: nn.Module,
-        x: Any,
-        y: Any,
+        x: Batch | Rows,
+        y: Batch | Rows | None,
         *,
         outputs: str,
-        target: Any,
-        labels: Any,
+        target: TargetLike,
+        labels: ArrayLike | tuple[ArrayLike, ArrayLike] | None,
         parameters: Sequence[str],
-        forward: Callable[[nn.Module, Any], Tensor] | None,
+        forward: Forward | None,
         dtype: torch.dtype | None,
         device: torch.device | str | None,
     ) -> None:
@@ -104,7 +105,7 @@ class KernelAtWeights:
                 if name in state:
                     tensor.copy_(state[name])
 
-    def _side(self, rows: Rows, labels: Any, name: str) -> LabeledRows:
+    def _side(self, rows: Rows, labels: ArrayLike | None, name: str) -> LabeledRows:
         prepared = self.prepared
         found = None
         if labels is not None:

@@ -1,57 +1,63 @@
-r"""The path kernel of a recorded run: the tangent kernel, averaged along the way that the weights took.
+r"""Path kernel of a recorded run: the tangent kernel averaged along the path of the weights.
 
-For weights w_0, ..., w_T with steps d_t = w_{t+1} − w_t and weights a_t of the steps,
+For weights w_0, ..., w_T with steps d_t = w_{t+1} − w_t and step weights a_t,
 
     K(x, x') = Σ_t a_t ∫₀¹ J(x; w_t + s d_t) J(x'; w_t + s d_t)ᵀ ds,    J = ∂f/∂w.
 
-A sum of Gram matrices with weights a_t >= 0, so symmetric and positive semidefinite. It is the kernel of Domingos 2020;
-the network is the kernel machine of this kernel only for small steps and with coefficients that depend on x
-(:mod:`kernelmem.trajectory.path_kernel.domingos_kernel_machine`); what is exact is :mod:`kernelmem.trajectory.path_kernel.exact_kernel_machine`.
+A sum of Gram matrices with weights a_t >= 0 is symmetric and positive semidefinite. This is the kernel of Domingos 2020;
+the network is a kernel machine of this kernel only for small steps and with coefficients that depend on x
+(:mod:`kernelmem.trajectory.path_kernel.domingos_kernel_machine`); the exact form is
+:mod:`kernelmem.trajectory.path_kernel.exact_kernel_machine`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.batches import Batch, Rows
+from kernelmem.core.checks import ArrayLike, as_count
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.core.result_files import Result
-from kernelmem.kernels.ntk import Outputs, as_bytes
+from kernelmem.kernels.ntk import Outputs
+from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.tangents.engine.plan import Plan
+from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_run
-from kernelmem.trajectory.integration.quadrature import MOST_NODES, gauss_legendre
+from kernelmem.trajectory.integration.quadrature import MAX_NODES, gauss_legendre
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
+from kernelmem.trajectory.targets import TargetLike
 
-__all__ = ["PathKernel", "moved_parameters", "path_kernel", "step_rate"]
+__all__ = ["PathKernel", "PathKernelOptions", "moved_parameters", "path_kernel", "step_rate"]
 
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
-SUMS = 4  # float64 results held: the sum, a step's integral, the one with one more node, and what is added to it
-SAMPLE = 8  # steps at which one more node is tried
+N_SUMS = 4  # float64 results in memory: the sum, a step's integral, the one with one more node, and what is added to it
+N_SAMPLED = 8  # steps at which one more node is tried
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PathKernel(Result):
-    """A path kernel and how far it may be off. NumPy reads it as an array.
+    """A path kernel and its estimated error. NumPy reads it as an array.
 
-    Of N rows with themselves (no y, outputs="trace" or "pseudo") it is a ``kernel=`` of the estimators: X are then row
-    numbers, so that one pass along the run serves training and test rows, and every split of them. Clones share it.
+    For N rows with themselves (no y, outputs="trace" or "pseudo") it is a ``kernel=`` of the estimators: X are then row
+    numbers, so that one pass along the run serves training and test rows and every split of them. Clones share it.
     """
 
-    values: Tensor = field(repr=False)  # (n, m), (n, m, C) or (n, m, C, C), as outputs= says
+    values: Tensor = field(repr=False)  # (n, m), (n, m, C) or (n, m, C, C), depending on outputs=
     weighting: Weighting
-    order: int  # Gauss-Legendre nodes a step
-    every: int  # 1: all steps; k: one step stands for k, an estimate
+    n_nodes: int  # Gauss-Legendre nodes per step
+    stride: int  # 1: all steps; k: one step is used for k, an estimate
     quadrature_error: float  # estimate, relative to the kernel (Frobenius norms)
-    thinning_error: float  # likewise; 0 where no step was left out
+    thinning_error: float  # likewise; 0 if no step was left out
     evaluations: int  # tangent kernels that were computed
     total_weight: float  # Σ_t a_t: 1, the training time, or the length of the path
 
@@ -62,46 +68,28 @@ class PathKernel(Result):
 
     @property
     def shape(self) -> torch.Size:
-        """That of the values."""
+        """Shape of the values."""
         return self.values.shape
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The values as a NumPy array."""
-        found = self.values.cpu().numpy()
-        return np.array(found, dtype=dtype) if copy else found.astype(dtype or found.dtype, copy=False)
+    def __array__(self, dtype: np.dtype | type | None = None, copy: bool | None = None) -> np.ndarray:
+        """Return the values as a NumPy array."""
+        values = self.values.cpu().numpy()
+        return np.array(values, dtype=dtype) if copy else values.astype(dtype or values.dtype, copy=False)
 
     def __sklearn_clone__(self) -> "PathKernel":
         return self
 
     def __str__(self) -> str:
-        which = "all steps" if self.every == 1 else f"an estimate from one step in {self.every}"
+        steps = "all steps" if self.stride == 1 else f"estimated from one step in {self.stride}"
         return (
-            f"path kernel ({self.weighting}) {tuple(self.shape)}, {self.order} nodes a step, {which};"
+            f"path kernel ({self.weighting}) {tuple(self.shape)}, {self.n_nodes} nodes per step, {steps};"
             f" estimated relative error {self.error:.1g}; {self.evaluations:,} tangent kernels"
         )
 
 
-def path_kernel(
-    run: Run,
-    model: nn.Module,
-    x: Any,
-    y: Any = None,
-    *,
-    outputs: Outputs = "trace",
-    target: Any = None,
-    labels: Any = None,
-    weighting: Weighting = "mean",
-    order: int = 2,
-    every: int = 1,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    memory: int | str = "4GiB",
-    progress: Callable[[int, int], None] | None = None,
-    verify: bool = True,
-) -> PathKernel:
-    r"""Compute the path kernel K(x, y) = Σ_t a_t ∫₀¹ J_{t,s}(x) J_{t,s}(y)ᵀ ds of a recorded run.
+@dataclass(frozen=True)
+class PathKernelOptions:
+    r"""Options of :func:`path_kernel`.
 
     =========== ============================= ==================================================
     weighting   a_t                           Σ_t a_t
@@ -111,44 +99,86 @@ def path_kernel(
     "length"    ‖w_{t+1} − w_t‖               length of the path
     =========== ============================= ==================================================
 
+    Raises:
+        InputError: an unknown ``weighting``, ``n_nodes`` outside 1..32, ``stride`` below 1.
+    """
+
+    weighting: Weighting = "mean"
+    n_nodes: int = 2
+    """Gauss-Legendre nodes per step: exact for a kernel that is a polynomial of degree 2·n_nodes − 1 of the step; the error
+    is O(h^(2·n_nodes)) for smooth networks and O(h) where units have kinks (relu)."""
+    stride: int = 1
+    """k > 1 uses the middle one of every k steps for all of them: an estimate, with an estimated error."""
+    loss: Loss | None = None
+    """The per-example loss, if the run was recorded with a callable."""
+    dtype: torch.dtype | None = None
+    """torch.float32 or torch.float64; None: the model's own. Sums over steps are in float64."""
+    device: torch.device | str | None = None
+    """Where to compute; None: where the model is."""
+    memory: int | str = MEMORY
+    """Bytes that the call may allocate, weights of two states aside."""
+    verify: bool = True
+    """Compare a few rows with the dense definition at the first and the last step that is evaluated."""
+
+    def __post_init__(self) -> None:
+        if self.weighting not in ("mean", "time", "length"):
+            raise InputError(f"weighting={self.weighting!r}", expected='"mean", "time" or "length"', hint='pass "mean"')
+        as_count(self.n_nodes, "n_nodes", maximum=MAX_NODES)
+        as_count(self.stride, "stride")
+
+
+def path_kernel(
+    run: Run,
+    model: nn.Module,
+    x: Batch | Rows,
+    y: Batch | Rows | None = None,
+    *,
+    outputs: Outputs = "trace",
+    target: TargetLike = None,
+    labels: ArrayLike | tuple[ArrayLike, ArrayLike] | None = None,
+    forward: Forward | None = None,
+    options: PathKernelOptions = PathKernelOptions(),
+    progress: Progress = None,
+) -> PathKernel:
+    r"""Compute the path kernel K(x, y) = Σ_t a_t ∫₀¹ J_{t,s}(x) J_{t,s}(y)ᵀ ds of a recorded run.
+
     Args:
-        run: what :class:`Recorder` wrote.
+        run: written by :class:`Recorder`.
         model: the module that was trained, in any state; never changed. Analyzed in eval mode.
         x: n rows: tensor, array, dict or tuple of them, Dataset or DataLoader.
-        y: m rows, likewise; None means y = x (symmetric to the bit, half the work).
+        y: m rows, likewise; None means y = x (exactly symmetric, half the work).
         outputs: "trace", "diagonal", "full" or "pseudo", as in :func:`kernelmem.ntk`.
-        target: a scalar of outputs and labels in place of ``outputs``, as there; its derivative is taken at every node.
+        target: a scalar of outputs and labels instead of ``outputs``, as there; its derivative is taken at every node.
         labels: (n,) integers for ``target``, or a pair for (x, y).
-        weighting: see the table.
-        order: Gauss-Legendre nodes a step: exact for a kernel that is a polynomial of degree 2·order − 1 of the step; the
-            error is O(h^(2·order)) for smooth networks and O(h) where units have kinks (relu).
-        every: k > 1 takes the middle one of every k steps for all of them: an estimate, with an error figure.
-        loss: the per-example loss, where the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
-        dtype: torch.float32 or torch.float64; None: the model's own. Sums over steps are in float64.
-        device: where to compute; None: where the model is.
-        memory: bytes that the call may allocate, weights of two states aside.
-        progress: called with (steps done, steps in all).
-        verify: compare a few rows with the dense definition at the first and the last step that is evaluated.
+        options: step weights, quadrature, and where to compute.
+        progress: called with (steps done, T).
 
     Returns:
-        PathKernel: values in ``dtype``; differentiated by the parameters that the optimizer held. ``quadrature_error`` is
-        estimated from one more node at 8 steps spread over the run; ``thinning_error`` is the distance to the same kernel
-        with steps three times as far apart, which is more than what was left out if that shrinks with ``every``.
+        PathKernel: values in ``options.dtype``; differentiated with respect to the parameters that the optimizer held.
+        ``quadrature_error`` is estimated with one more node at 8 steps spread over the run; ``thinning_error`` is the
+        distance to the same kernel with steps three times as far apart, an upper estimate if the error shrinks with
+        ``stride``.
 
     Raises:
-        InputError: a run of no step, parameter groups of different learning rates with "time", ``every`` above a third of
-            the steps, too little memory, a model that is not the recorded one, what :func:`kernelmem.ntk` refuses.
-            NumericalError: NaN, with its step.
+        InputError: a run without steps, parameter groups of different learning rates with "time", ``stride`` above a third
+            of the steps, too little memory, a model other than the recorded one, and as in :func:`kernelmem.ntk`.
+        NumericalError: NaN, with its step.
 
-    Cost: order · T / every tangent kernels, and a few more for the error; memory as :func:`kernelmem.ntk`, and four to
+    Cost: n_nodes · T / stride tangent kernels, and a few more for the error; memory as :func:`kernelmem.ntk`, and four to
     six float64 results.
 
-    Source: Domingos 2020; quadrature and its error: here.
+    Source: Domingos 2020; quadrature and its error: derived here.
     """
     check_run(run, model)
-    T = len(run)
-    _check(weighting, order, every, T)
+    T, n_nodes, stride, loss = len(run), options.n_nodes, options.stride, options.loss
+    if stride > 1 and 3 * stride > T:
+        raise InputError(
+            f"stride={stride!r} for a run of {T} steps",
+            expected=f"1..{max(1, T // 3)}: at most a third of the steps, so that its error can be estimated",
+            hint="pass stride=1 for all steps",
+        )
+    report = as_progress(progress, "path kernel", "step")
     verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     kernel = KernelAtWeights(
@@ -160,124 +190,126 @@ def path_kernel(
         labels=labels,
         parameters=moved_parameters(run, steps),
         forward=forward,
-        dtype=dtype,
-        device=device,
+        dtype=options.dtype,
+        device=options.device,
     )
-    held = SUMS + 2 if every > 1 else SUMS
-    budget = as_bytes(memory) - 8 * kernel.numbers * held
+    n_sums = N_SUMS + 2 if stride > 1 else N_SUMS
+    budget = as_bytes(options.memory) - 8 * kernel.numbers * n_sums
     if budget <= 0:
         raise InputError(
-            f"memory={memory!r} for sums of {8 * kernel.numbers / 2**20:.3g} MiB each",
-            expected=f"room for {held} of them and for a tangent kernel",
+            f"memory={options.memory!r} for sums of {8 * kernel.numbers / 2**20:.3g} MiB each",
+            expected=f"room for {n_sums} of them and for a tangent kernel",
             hint='raise memory=, take fewer rows, or outputs="trace"',
         )
     plan = kernel.plan(budget)
-    blocks = [range(start, min(start + every, T)) for start in range(0, T, every)]
+    blocks = [range(start, min(start + stride, T)) for start in range(0, T, stride)]
     sums = _Sums(blocks)
     for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
-        block = blocks[t // every]
-        sums.weigh(_weight(weighting, steps[t], now, after, kernel, T))
-        index = t // every
-        # Of an even number there are two in the middle: now the one, now the other, so that nothing leans to a side.
+        index = t // stride
+        block = blocks[index]
+        sums.add_weight(_weight(options.weighting, steps[t], now, after, kernel, T))
+        # A block of even length has two middle steps: take either in turn, so that the estimate has no bias to one side.
         if t == (block.start + block.stop - 1 + index % 2) // 2:
-            sums.drop()
-            integral = _integral(kernel, plan, now, after, order, check=verify and index in (0, len(blocks) - 1))
+            sums.release()
+            check = options.verify and index in (0, len(blocks) - 1)
+            integral = _integral(kernel, plan, now, after, n_nodes, check=check)
             if not bool(torch.isfinite(integral).all()):
                 raise NumericalError(
                     f"NaN or infinite values in the tangent kernel of step {t}",
                     expected="finite derivatives along the run",
                     hint="check for a diverged run, or rows beyond the range of dtype=",
                 )
-            finer = _integral(kernel, plan, now, after, order + 1) if index in sums.sample else None
-            sums.hold(integral, finer)
+            finer = _integral(kernel, plan, now, after, n_nodes + 1) if index in sums.sample else None
+            sums.set_integral(integral, finer)
         if t + 1 == block.stop:
-            sums.close()
-        if progress is not None:
-            progress(t + 1, T)
-    checks = len(sums.sample) * (order + 1)
+            sums.close_block()
+        report(t + 1, T)
+    n_checks = len(sums.sample) * (n_nodes + 1)
     quadrature, thinning = sums.errors()
     return PathKernel(
         sums.total.to(kernel.prepared.dtype),
-        weighting,
-        order,
-        every,
+        options.weighting,
+        n_nodes,
+        stride,
         quadrature,
         thinning,
-        len(blocks) * order + checks,
+        len(blocks) * n_nodes + n_checks,
         sum(sums.weights),
     )
 
 
 class _Sums:
-    """The kernel as it grows, block of steps by block, with what its errors are estimated from."""
+    """The kernel as it is summed block by block of steps, with the data for its error estimates."""
 
     def __init__(self, blocks: list[range]) -> None:
         count = len(blocks)
-        self.sample = sorted({round(i) for i in np.linspace(0, count - 1, min(SAMPLE, count))})
+        self.sample = sorted({round(i) for i in np.linspace(0, count - 1, min(N_SAMPLED, count))})
         self.thinned = len(blocks[0]) > 1
         self.total = self.coarse = torch.zeros(())
-        self.middle: Tensor | None = None  # of the three blocks that the coarse sum takes for one
-        self.held: Tensor = torch.zeros(())
-        self.weights: list[float] = []
-        self.pending, self.waiting = 0.0, 0.0
-        self.differences: list[float] = []  # ‖integral − finer‖ at the sampled blocks
+        self.middle: Tensor | None = (
+            None  # integral of the middle one of three blocks, used for all three in ``coarse``
+        )
+        self.integral: Tensor = torch.zeros(())  # of the current block
+        self.weights: list[float] = []  # Σ a_t of every closed block
+        self.block_weight, self.coarse_weight = 0.0, 0.0
+        self.differences: list[float] = []  # ‖integral − finer‖ of the sampled blocks
 
-    def weigh(self, weight: float) -> None:
-        """One more step of the block."""
-        self.pending += weight
+    def add_weight(self, weight: float) -> None:
+        """Add a_t of one more step of the block."""
+        self.block_weight += weight
 
-    def hold(self, integral: Tensor, finer: Tensor | None) -> None:
-        """What stands for the block."""
-        self.held = integral
+    def set_integral(self, integral: Tensor, finer: Tensor | None) -> None:
+        """Set the integral that is used for all steps of the block."""
+        self.integral = integral
         if finer is not None:
             self.differences.append(float(finer.sub_(integral).norm()))
 
-    def drop(self) -> None:
-        """Let go of the block before, so that there is room for the next."""
-        self.held = torch.zeros(())
+    def release(self) -> None:
+        """Free the memory of the last block's integral before the next is computed."""
+        self.integral = torch.zeros(())
 
-    def close(self) -> None:
-        """The block ends: its weight is known."""
+    def close_block(self) -> None:
+        """Add the block, whose weight is now known."""
         index = len(self.weights)
         if index == 0:
-            self.total = torch.zeros_like(self.held)
-            self.coarse = torch.zeros_like(self.held) if self.thinned else self.coarse
-        self.total.add_(self.held, alpha=self.pending)
+            self.total = torch.zeros_like(self.integral)
+            self.coarse = torch.zeros_like(self.integral) if self.thinned else self.coarse
+        self.total.add_(self.integral, alpha=self.block_weight)
         if self.thinned:
-            self.waiting += self.pending
+            self.coarse_weight += self.block_weight
             if index % 3 == 1 or self.middle is None:
-                self.middle = self.held
+                self.middle = self.integral
             if index % 3 == 2:
-                self._close_three()
-        self.weights.append(self.pending)
-        self.pending = 0.0
+                self._close_three_blocks()
+        self.weights.append(self.block_weight)
+        self.block_weight = 0.0
 
-    def _close_three(self) -> None:
+    def _close_three_blocks(self) -> None:
         if self.middle is not None:
-            self.coarse.add_(self.middle, alpha=self.waiting)
-        self.middle, self.waiting = None, 0.0
+            self.coarse.add_(self.middle, alpha=self.coarse_weight)
+        self.middle, self.coarse_weight = None, 0.0
 
     def errors(self) -> tuple[float, float]:
-        """Relative errors of the quadrature and of thinning."""
+        """Return the relative errors of the quadrature and of thinning."""
         size = float(self.total.norm())
         if size == 0:
             return 0.0, 0.0
-        between = np.interp(np.arange(len(self.weights)), self.sample, self.differences)
+        differences = np.interp(np.arange(len(self.weights)), self.sample, self.differences)
         thinning = 0.0
         if self.thinned:
-            self._close_three()
+            self._close_three_blocks()
             thinning = float((self.total - self.coarse).norm()) / size
-        return float(np.dot(between, self.weights)) / size, thinning
+        return float(np.dot(differences, self.weights)) / size, thinning
 
 
 def moved_parameters(run: Run, steps: list[Step]) -> list[str]:
-    """The parameters that the optimizer held in any step, in the order of the model."""
-    held = {name for step in steps for group in step.groups for name in group["parameters"]}
-    return [name for name in run.parameters if name in held]
+    """Return the parameters that the optimizer held in any step, in the order of the model."""
+    moved = {name for step in steps for group in step.groups for name in group["parameters"]}
+    return [name for name in run.parameters if name in moved]
 
 
 def step_rate(step: Step) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
     Raises:
         InputError: groups of parameters with different rates.
@@ -292,20 +324,7 @@ def step_rate(step: Step) -> float:
     return rates.pop()
 
 
-def _check(weighting: str, order: int, every: int, T: int) -> None:
-    if weighting not in ("mean", "time", "length"):
-        raise InputError(f"weighting={weighting!r}", expected='"mean", "time" or "length"', hint='pass "mean"')
-    if not (isinstance(order, int) and not isinstance(order, bool) and 1 <= order <= MOST_NODES):
-        raise InputError(f"order={order!r}", expected=f"a whole number of nodes, 1..{MOST_NODES}", hint="pass order=2")
-    if not (isinstance(every, int) and every >= 1) or (every > 1 and 3 * every > T):
-        raise InputError(
-            f"every={every!r} for a run of {T} steps",
-            expected=f"1..{max(1, T // 3)}: a third of the steps at most, so that its error can be estimated",
-            hint="pass every=1 for all steps",
-        )
-
-
-def _weight(weighting: str, step: Step, now: State, after: State, kernel: KernelAtWeights, T: int) -> float:
+def _weight(weighting: Weighting, step: Step, now: State, after: State, kernel: KernelAtWeights, T: int) -> float:
     if weighting == "mean":
         return 1.0 / T
     if weighting == "time":
@@ -315,15 +334,15 @@ def _weight(weighting: str, step: Step, now: State, after: State, kernel: Kernel
 
 
 def _integral(
-    kernel: KernelAtWeights, plan: Plan, now: State, after: State, order: int, *, check: bool = False
+    kernel: KernelAtWeights, plan: Plan, now: State, after: State, n_nodes: int, *, check: bool = False
 ) -> Tensor:
-    """∫₀¹ J J'ᵀ ds by the rule of that order, in float64; buffers are those of the start of the step."""
-    rule = gauss_legendre(order)
+    """Return ∫₀¹ J J'ᵀ ds by the rule with ``n_nodes`` nodes, in float64; buffers are those of the start of the step."""
+    rule = gauss_legendre(n_nodes)
     total = torch.zeros(())
     for i, (node, weight) in enumerate(zip(rule.nodes, rule.weights, strict=True)):
         state = dict(now)
         for name in kernel.prepared.parameters:
             state[name] = torch.lerp(now[name].double(), after[name].double(), node)
-        found = kernel.at(state, plan, check=check and i == 0).double()
-        total = found.mul_(weight) if i == 0 else total.add_(found, alpha=weight)
+        K = kernel.at(state, plan, check=check and i == 0).double()
+        total = K.mul_(weight) if i == 0 else total.add_(K, alpha=weight)
     return total

@@ -99,7 +99,7 @@ def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
     assert bool(weighted) == (case == "ragged")  # batches of 6, 6, 6 and 2 rows in one step
     if case == "accumulated":  # what is left over at the end of an epoch is divided by 3 all the same
         assert [step.scale for step in run.steps] == pytest.approx([1.0, 1 / 3] * 2)
-    account = ledger(run, module.net, x=x[:5])
+    account = ledger(run, module.net, x[:5])
     assert account.largest_residual <= 1e-10
     assert float((account.final - module.net(x[:5]).detach()).abs().max()) <= 1e-12
     assert float((account.final - account.initial).abs().max()) > 1e-3

@@ -95,7 +95,7 @@ def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
     assert sorted(counts.unique().tolist()) == ([3] if case == "all rows" else [0, 3])
     assert (run.steps[0].scale < 1) == ("clipped" in case)
     assert (len({step.groups[0]["lr"] for step in run.steps}) > 1) == ("scheduled" in case)
-    account = ledger(run, net.module_, x=x[:5])
+    account = ledger(run, net.module_, x[:5])
     assert account.largest_residual <= 1e-10
     assert float((account.final - net.module_(torch.from_numpy(x[:5])).detach()).abs().max()) <= 1e-12
     assert float((account.final - account.initial).abs().max()) > 1e-3
@@ -111,7 +111,7 @@ def test_probabilities_with_nll_loss_are_recorded_with_a_loss_of_their_own(lab):
     assert {step.scale for step in run.steps} == {1.0}
     *_, (_, weights) = replay(run, Net(softmax=True), loss=nll_of_probabilities)
     assert all(torch.equal(weights[name], value) for name, value in net.module_.state_dict().items())
-    account = ledger(run, Net(softmax=True), x=data()[0][:5], loss=nll_of_probabilities)
+    account = ledger(run, Net(softmax=True), data()[0][:5], loss=nll_of_probabilities)
     assert account.largest_residual <= 1e-10
 
 

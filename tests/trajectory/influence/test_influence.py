@@ -6,7 +6,7 @@ from torch import nn
 
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.influence.influence import influence
+from kernelmem.trajectory.influence.influence import InfluenceOptions, influence
 from tests.trajectory.recorded import digits, record
 from tests.trajectory.retrained import ADAM, SGD, UPDATES, N, finite_difference, run_of, small
 
@@ -31,7 +31,7 @@ def agrees(run, model, x, found, *, h=2e-3, tolerance=1e-6, examples=(0, 22), **
 @pytest.mark.parametrize("update", UPDATES)
 def test_influence_is_the_derivative_of_training_again(tmp_path, update):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES[update])
-    found = influence(run, model, x=x[30:33])
+    found = influence(run, model, x[30:33])
     h = 2e-3 if UPDATES[update][0] is SGD else 2e-4
     agrees(run, model, x, found, h=h, tolerance=1e-7)
 
@@ -39,24 +39,26 @@ def test_influence_is_the_derivative_of_training_again(tmp_path, update):
 def test_adam_with_its_own_small_epsilon(tmp_path):
     """Where a gradient is near zero, the step turns within ε of it: there finite differences need small ones."""
     run, model, x, _ = run_of(tmp_path / "run", ADAM, {"lr": 3e-3})
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=1e-6, tolerance=1e-4)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=1e-6, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("update", ["nesterov", "adamw"])
 def test_a_clipping_factor_moves_with_the_gradient(tmp_path, update):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES[update], clip=1.0)
     assert 2 <= sum(step.scale < 1 for step in run.steps) < len(run)
-    found = influence(run, model, x=x[30:33])
+    found = influence(run, model, x[30:33])
     agrees(run, model, x, found, h=2e-4, clip=1.0)
-    assert torch.equal(found.influence, influence(run, model, x=x[30:33], clip="norm").influence)
-    fixed = influence(run, model, x=x[30:33], clip="fixed").influence
+    assert torch.equal(
+        found.influence, influence(run, model, x[30:33], options=InfluenceOptions(clip="norm")).influence
+    )
+    fixed = influence(run, model, x[30:33], options=InfluenceOptions(clip="fixed")).influence
     assert float((fixed - found.influence).abs().max()) > 1e-2 * float(found.influence.abs().max())
 
 
 def test_clipping_far_below_the_gradient(tmp_path):
     """There it matters whose norm torch adds 1e-6 to: that before clipping."""
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 1e4}, clip=1e-5, steps=6)
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=2e-4, clip=1e-5)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=2e-4, clip=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["train", "frozen_later"])
@@ -82,7 +84,7 @@ def test_batch_norm_moves_with_its_statistics(tmp_path, mode):
             nn.functional.cross_entropy(model(x[index]), y[index]).backward()
             recorder.step(index, x[index], y[index])
     run = Run.open(tmp_path / "run")
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=2e-4, tolerance=1e-6)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=2e-4, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -91,7 +93,7 @@ def test_dropout_keeps_its_masks(tmp_path, dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 6), nn.Tanh(), nn.Dropout(0.4), nn.Linear(6, 10)).to(dtype)
     run = record(tmp_path / "run", model, ADAM(model.parameters(), lr=0.02, eps=1e-3), x[:N], y[:N], steps=7, batch=5)
-    found = influence(run, model, x=x[30:33])
+    found = influence(run, model, x[30:33])
     agrees(run, model, x, found, h=2e-4, tolerance=1e-7 if dtype == torch.float64 else 1e-4)
 
 
@@ -103,7 +105,7 @@ def test_two_groups_a_schedule_and_frozen_parameters(tmp_path):
     optimizer = SGD(groups, lr=0.2, momentum=0.9, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
     run = record(tmp_path / "run", model, optimizer, x[:N], y[:N], steps=9, batch=5, schedule=schedule)
-    agrees(run, model, x, influence(run, model, x=x[30:33]), tolerance=1e-7)
+    agrees(run, model, x, influence(run, model, x[30:33]), tolerance=1e-7)
 
 
 def test_loss_weights_sums_and_an_example_twice_in_a_batch(tmp_path):
@@ -118,7 +120,7 @@ def test_loss_weights_sums_and_an_example_twice_in_a_batch(tmp_path):
             (weight * nn.functional.cross_entropy(model(x[index]), y[index], reduction="none")).sum().backward()
             recorder.step(index, x[index], y[index], weight)
     run = Run.open(tmp_path / "run")
-    agrees(run, model, x, influence(run, model, x=x[30:33], data=(x[:N], y[:N])), h=2e-4)
+    agrees(run, model, x, influence(run, model, x[30:33], options=InfluenceOptions(data=(x[:N], y[:N]))), h=2e-4)
 
 
 @pytest.mark.parametrize("update", ["nesterov", "adamw"])
@@ -137,7 +139,7 @@ def test_a_parameter_without_a_gradient_stays_where_it_is(tmp_path, update):
                 model[0].weight.grad = None
             recorder.step(index, x[index], y[index])
     run = Run.open(tmp_path / "run")
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=2e-4, tolerance=1e-7)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=2e-4, tolerance=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_other_layers(tmp_path, layers):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.05, "momentum": 0.8}, model=model, steps=5)
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=1e-5, tolerance=1e-5)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=1e-5, tolerance=1e-5)
 
 
 def test_recurrent_networks(tmp_path):
@@ -171,7 +173,7 @@ def test_recurrent_networks(tmp_path):
 
     torch.manual_seed(0)
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.5, "momentum": 0.8}, model=Reader().double(), steps=5)
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=1e-3)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=1e-3)
 
 
 def test_a_constant_factor_is_no_clipping(tmp_path):
@@ -186,7 +188,7 @@ def test_a_constant_factor_is_no_clipping(tmp_path):
             (0.5 * nn.functional.cross_entropy(model(x[index]), y[index])).backward()
             recorder.step(index, x[index], y[index])
     run = Run.open(tmp_path / "run")
-    agrees(run, model, x, influence(run, model, x=x[30:33]), factor=0.5)
+    agrees(run, model, x, influence(run, model, x[30:33]), factor=0.5)
 
 
 def test_batch_norm_that_is_used_twice_in_a_pass(tmp_path):
@@ -200,7 +202,7 @@ def test_batch_norm_that_is_used_twice_in_a_pass(tmp_path):
 
     torch.manual_seed(0)
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.1, "momentum": 0.5}, model=Twice().double(), steps=4)
-    agrees(run, model, x, influence(run, model, x=x[30:33]), h=2e-4)
+    agrees(run, model, x, influence(run, model, x[30:33]), h=2e-4)
 
 
 def test_inputs_that_change_and_parameters_that_join_later(tmp_path):
@@ -218,9 +220,9 @@ def test_inputs_that_change_and_parameters_that_join_later(tmp_path):
             nn.functional.cross_entropy(model(rows), y[index]).backward()
             recorder.step(index, rows, y[index])
     run = Run.open(tmp_path / "run")
-    agrees(run, model, x, influence(run, model, x=x[30:33]))
+    agrees(run, model, x, influence(run, model, x[30:33]))
     model.load_state_dict(run.weights(6))
-    found = influence(run, model, x=x[30:33], target=("logit", 2), method="last").influence[:, :, 0]
+    found = influence(run, model, x[30:33], target=("logit", 2), method="last").influence[:, :, 0]
     parameters = list(model.parameters())
     for example, factor in ((4, 1.8), (5, 2.0)):  # as it was last met
         left = torch.autograd.grad(model(x[31:32])[0, 2], parameters)

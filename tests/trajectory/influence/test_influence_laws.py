@@ -6,7 +6,7 @@ from torch import nn
 
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.influence.influence import influence, self_influence
+from kernelmem.trajectory.influence.influence import InfluenceOptions, influence, self_influence
 from tests.trajectory.recorded import digits, record
 from tests.trajectory.retrained import ADAMW, SGD, UPDATES, N, retrained, run_of, small
 
@@ -22,7 +22,7 @@ def linear_run(path, steps=7, rate=0.05):
 def test_a_linear_model_has_the_closed_form(tmp_path):
     """dw_T/dε_i = −(h/n) Σ_t (I − (h/n) XᵀX)^(T−1−t) x_i (x_i·w_t − y_i), x with a 1 for the bias."""
     run, model, x, y = linear_run(tmp_path / "run")
-    found = influence(run, model, x=x[20:25]).influence
+    found = influence(run, model, x[20:25]).influence
     rows = torch.cat([x, torch.ones(30, 1, dtype=x.dtype)], 1)
     one_hot = nn.functional.one_hot(y[:20], 10).double()
     X, rate = rows[:20], 0.05 / 20
@@ -41,7 +41,7 @@ def test_a_linear_model_has_the_closed_form(tmp_path):
 def test_one_step_of_gradient_descent_is_a_product_of_tangents(tmp_path, method):
     """T = 1: −h/B ⟨J(x; w_1), ∇ℓ_i(w_0)⟩; TracIn takes both at w_0, the last checkpoint both at w_1 and no rate."""
     run, model, x, y = run_of(tmp_path / "run", SGD, {"lr": 0.3}, steps=1, batch=N)
-    found = influence(run, model, x=x[30:33], target=("logit", 2), method=method).influence[:, :, 0]
+    found = influence(run, model, x[30:33], target=("logit", 2), method=method).influence[:, :, 0]
     test, train = {"unrolled": (1, 0), "tracin": (0, 0), "last": (1, 1)}[method]
     parameters = list(model.parameters())
 
@@ -63,7 +63,7 @@ def test_tracin_is_the_sum_over_steps_with_the_rates_and_factors_of_each(tmp_pat
     groups = [{"params": list(model[0].parameters()), "lr": 0.05}, {"params": list(model[2].parameters())}]
     optimizer = SGD(groups, lr=0.3, momentum=0.5, weight_decay=0.1, maximize=sign > 0)
     run = record(tmp_path / "run", model, optimizer, x[:N], y[:N], steps=6, batch=5, clip=1.0)
-    found = influence(run, model, x=x[30:32], target=("logit", 2), method="tracin").influence[:, :, 0]
+    found = influence(run, model, x[30:32], target=("logit", 2), method="tracin").influence[:, :, 0]
     expected = torch.zeros(2, N, dtype=torch.float64)
     parameters = list(model.parameters())
     rates = [p.new_full((p.numel(),), rate) for p, rate in zip(parameters, (0.05, 0.05, 0.3, 0.3), strict=True)]
@@ -87,7 +87,7 @@ def scaled(run, model, function, factor):
 
 def test_the_sum_over_examples_is_the_derivative_by_the_scale_of_the_loss(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["nesterov"])
-    found = influence(run, model, x=x[30:33]).influence.sum(1)
+    found = influence(run, model, x[30:33]).influence.sum(1)
 
     def outputs(trained):
         with torch.no_grad():
@@ -107,34 +107,34 @@ def test_null_where_the_scale_of_the_loss_plays_no_part_influences_sum_to_zero(t
     """Adam without an epsilon, and gradients that are always clipped: the same training whatever all examples weigh."""
     options = (ADAMW, {"lr": 0.02, "eps": 1e-14}) if case == "adam" else (SGD, {"lr": 0.1, "momentum": 0.9})
     run, model, x, _ = run_of(tmp_path / "run", *options, clip=0.3 if case == "clipped" else None, model=small())
-    found = influence(run, model, x=x[30:33]).influence
+    found = influence(run, model, x[30:33]).influence
     assert float(found.sum(1).abs().max()) < 1e-5 * float(found.abs().max())
     assert float(found.abs().max()) > 1e-2
 
 
 def test_without_a_learning_rate_nothing_has_influence(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.0, "momentum": 0.9})
-    assert float(influence(run, model, x=x[30:33]).influence.abs().max()) == 0.0
+    assert float(influence(run, model, x[30:33]).influence.abs().max()) == 0.0
 
 
 def test_examples_that_were_never_met_have_none(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["adam"], steps=2)
     met = {i for step in run.steps for i in step.examples.tolist()}
     for method in ("unrolled", "tracin", "last"):
-        found = influence(run, model, x=x[30:33], data=(x, y), method=method).influence
+        found = influence(run, model, x[30:33], method=method, options=InfluenceOptions(data=(x, y))).influence
         assert found.shape == (3, 40, 10)
         assert {i for i in range(40) if float(found[:, i].abs().max()) > 0} == met
 
 
 def test_targets_follow_the_chain_rule(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["momentum"])
-    whole = influence(run, model, x=x[30:33]).influence
-    one = influence(run, model, x=x[30:33], target=("logit", 3))
+    whole = influence(run, model, x[30:33]).influence
+    one = influence(run, model, x[30:33], target=("logit", 3))
     assert one.names == ("logit_3",)
     assert torch.allclose(one.influence[..., 0], whole[..., 3], rtol=1e-12, atol=1e-15)
     with torch.no_grad():
         slope = torch.softmax(model(x[30:33]), 1) - nn.functional.one_hot(y[30:33], 10)
-    loss = influence(run, model, x=x[30:33], labels=y[30:33], target="loss").influence[..., 0]
+    loss = influence(run, model, x[30:33], labels=y[30:33], target="loss").influence[..., 0]
     assert torch.allclose(loss, (whole * slope[:, None]).sum(2), rtol=1e-12, atol=1e-14)
 
 
@@ -143,11 +143,11 @@ def test_rows_carried_back_in_pieces_and_one_by_one_give_the_same(tmp_path, monk
 
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["adamw"], clip=1.0)
     for method in ("unrolled", "tracin", "last"):
-        whole = influence(run, model, x=x[30:35], method=method).influence
+        whole = influence(run, model, x[30:35], method=method).influence
         monkeypatch.setattr(batch_gradient, "TOGETHER", 7)
-        pieces = influence(run, model, x=x[30:35], method=method, chunk=2).influence
+        pieces = influence(run, model, x[30:35], method=method, options=InfluenceOptions(chunk=2)).influence
         monkeypatch.setattr(batch_gradient.BatchGradient, "batches", lambda self: False)
-        single = influence(run, model, x=x[30:35], method=method, chunk=3).influence
+        single = influence(run, model, x[30:35], method=method, options=InfluenceOptions(chunk=3)).influence
         monkeypatch.undo()
         for other in (pieces, single):
             assert float((other - whole).abs().max()) < 1e-13 * float(whole.abs().max())
@@ -157,9 +157,11 @@ def test_rows_carried_back_in_pieces_and_one_by_one_give_the_same(tmp_path, monk
 def test_influence_on_itself_is_the_diagonal(tmp_path, method):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["adamw"], steps=5)
     data = (x[:N], y[:N])
-    whole = influence(run, model, x=x[:N], labels=y[:N], target="loss", method=method).influence[..., 0]
+    whole = influence(run, model, x[:N], labels=y[:N], target="loss", method=method).influence[..., 0]
     for chunk in (None, 9):
-        own = self_influence(run, model, data=data, target="loss", method=method, chunk=chunk)
+        own = self_influence(
+            run, model, data[0], labels=data[1], target="loss", method=method, options=InfluenceOptions(chunk=chunk)
+        )
         assert own.shape == (N, 1)
         assert float((own[:, 0] - whole.diagonal()).abs().max()) < 1e-13
 
@@ -184,7 +186,7 @@ def test_the_order_of_a_batch_and_the_names_of_parameters_play_no_part(tmp_path)
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x[index]), y[index]).backward()
                 recorder.step(index, x[index], y[index])
-        found.append(influence(Run.open(tmp_path / name), model, x=x[30:33]).influence)
+        found.append(influence(Run.open(tmp_path / name), model, x[30:33]).influence)
     assert float((found[0] - found[1]).abs().max()) < 1e-12 * float(found[0].abs().max())
 
 
@@ -196,7 +198,7 @@ def test_training_in_float32_gives_what_training_in_float64_gives(tmp_path):
         run = record(
             tmp_path / str(dtype), model, SGD(model.parameters(), lr=0.1, momentum=0.8), x[:N], y[:N], clip=0.6
         )
-        found.append(influence(run, model, x=x[30:33]).influence)
+        found.append(influence(run, model, x[30:33]).influence)
         assert found[-1].dtype == torch.float64
     assert 0 < float((found[0] - found[1]).abs().max()) < 1e-4 * float(found[0].abs().max())
 
@@ -206,5 +208,5 @@ def test_how_many_states_were_kept_and_how_the_model_is_called_play_no_part(tmp_
     for name, keep in (("a", "all"), ("b", 4)):
         run, model, x, _ = run_of(tmp_path / name, *UPDATES["adamw"], keep=keep)
         forward = None if name == "a" else (lambda module, rows: module(2 * rows - rows))
-        found.append(influence(run, model, x=x[30:33], forward=forward).influence)
+        found.append(influence(run, model, x[30:33], forward=forward).influence)
     assert float((found[0] - found[1]).abs().max()) < 1e-13

@@ -7,7 +7,7 @@ from torch import nn
 from kernelmem.core.errors import FileCorruptError, InputError, UnsupportedModelError, VerificationError
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.influence.influence import Influence, influence
+from kernelmem.trajectory.influence.influence import Influence, InfluenceOptions, influence
 from tests.trajectory.recorded import digits
 from tests.trajectory.retrained import SGD, UPDATES, N, run_of, small
 
@@ -17,7 +17,13 @@ def test_the_model_and_the_random_state_are_left_alone(tmp_path):
     model.train()
     before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     reports = []
-    influence(run, model, x=x[30:33], chunk=2, progress=lambda done, total: reports.append((done, total)))
+    influence(
+        run,
+        model,
+        x[30:33],
+        progress=lambda done, total: reports.append((done, total)),
+        options=InfluenceOptions(chunk=2),
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert model.training
     assert torch.equal(random, torch.get_rng_state())
@@ -36,8 +42,10 @@ def test_factors_that_are_neither_are_refused(tmp_path):
             recorder.step(torch.arange(N), x[:N], y[:N])
     run = Run.open(tmp_path / "run")
     with pytest.raises(InputError, match=r'clip="fixed"'):
-        influence(run, model, x=x[30:33])
-    found = [influence(run, model, x=x[30:33], clip=clip).influence for clip in ("fixed", "norm")]
+        influence(run, model, x[30:33])
+    found = [
+        influence(run, model, x[30:33], options=InfluenceOptions(clip=clip)).influence for clip in ("fixed", "norm")
+    ]
     assert float((found[0] - found[1]).abs().max()) > 1e-3
 
 
@@ -45,15 +53,16 @@ def test_wrong_arguments_are_refused(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["plain"], steps=5)
     for options, match in (
         ({"method": "tracincp"}, "one of unrolled"),
-        ({"clip": "value"}, '"norm"'),
-        ({"chunk": 0}, "chunk=0"),
-        ({"data": (x[: N - 1], y[: N - 1])}, "data of 22 examples"),
+        ({"options": InfluenceOptions(data=(x[: N - 1], y[: N - 1]))}, "data of 22 examples"),
         ({"target": "margin"}, "without labels"),
     ):
         with pytest.raises(InputError, match=match):
-            influence(run, model, x=x[30:33], **options)
+            influence(run, model, x[30:33], **options)
+    for options, match in (({"clip": "value"}, '"norm"'), ({"chunk": 0}, "chunk=0")):
+        with pytest.raises(InputError, match=match):
+            InfluenceOptions(**options)
     with pytest.raises(InputError, match="rows of shape"):
-        influence(run, model, x=x[30:33, :9])
+        influence(run, model, x[30:33, :9])
 
 
 class Surrogate(torch.autograd.Function):
@@ -114,7 +123,7 @@ def test_an_operation_without_a_second_derivative_is_refused(tmp_path, function,
     torch.manual_seed(0)
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.05}, model=Custom().double(), steps=3)
     with pytest.raises((VerificationError, UnsupportedModelError), match="second derivative"):
-        influence(run, model, x=x[30:33], method=method)
+        influence(run, model, x[30:33], method=method)
 
 
 def test_a_model_that_mixes_rows_is_refused(tmp_path):
@@ -123,15 +132,15 @@ def test_a_model_that_mixes_rows_is_refused(tmp_path):
     model = nn.Sequential(*layers, nn.Linear(6, 10)).double()
     run, model, x, _ = run_of(tmp_path / "run", SGD, {"lr": 0.05}, model=model, steps=3)
     with pytest.raises(UnsupportedModelError, match="alone and among others"):
-        influence(run, model, x=x[30:33])
+        influence(run, model, x[30:33])
 
 
 def test_results_are_read_ranked_saved_and_tabled(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["plain"], steps=5)
-    own = influence(run, model, x=x[30:33])
-    assert "weighed more" in str(own)
-    assert "the ledger answers another question" in str(own)
-    assert "baseline" in str(influence(run, model, x=x[30:33], method="last"))
+    own = influence(run, model, x[30:33])
+    assert "weighed more" in own.question
+    assert "km.ledger" in str(own)
+    assert "baseline" in str(influence(run, model, x[30:33], method="last"))
     assert torch.equal(own.leave_one_out, -own.influence)
     assert own.tape == run.tape.head
     first = own.top(1, 3, output=4)
@@ -147,5 +156,5 @@ def test_results_are_read_ranked_saved_and_tabled(tmp_path):
     assert torch.equal(again.influence, own.influence)
     assert (again.names, again.method, again.tape) == (own.names, own.method, own.tape)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(FileCorruptError, match=r"what Influence\.save wrote"):
+    with pytest.raises(FileCorruptError, match=r"a file written by \.save"):
         Influence.load(path)

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from kernelmem.core.batches import as_rows
-from kernelmem.trajectory.integration.kinks import Pairs, kinks
-from kernelmem.trajectory.integration.step_integral import change, edges, mean_tangents, refine
+from kernelmem.trajectory.integration.kinks import RowSegmentPairs, kinks
+from kernelmem.trajectory.integration.step_integral import initial_panels, mean_tangents, output_change, refine
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.tangent_factors import join
 from kernelmem.trajectory.network.weight_blocks import Segments
-from kernelmem.trajectory.targets import explained
+from kernelmem.trajectory.targets import target_functions
 
 
 def case(model, x, size=0.3, seed=0):
@@ -35,7 +35,7 @@ def relu_network(depth=2, width=8, activation=nn.ReLU, seed=0):
 def signs(network, rows, line, places):
     """Pieces of the first row at many places, by brute force."""
     zeros = torch.zeros(len(places), dtype=torch.int64)
-    return Pairs(network, rows, line, zeros, zeros).distances(places) > 0
+    return RowSegmentPairs(network, rows, line, zeros, zeros).distances(places) > 0
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh])
@@ -66,29 +66,31 @@ def test_few_nodes_between_kinks_are_exact(depth):
     """Depth weight layers + readout: the tangent of a step has degree depth in the place."""
     torch.manual_seed(0)
     network, rows, line = case(relu_network(depth=depth), torch.randn(6, 5, dtype=torch.float64))
-    what = explained(None, None, 3)
-    found = refine(network, rows, line, what, edges(network, rows, line), order=(depth + 2) // 2, tolerance=1e-11)
+    phi = target_functions(None, None, rows.n, 3)
+    found = refine(
+        network, rows, line, phi, initial_panels(network, rows, line), n_nodes=(depth + 2) // 2, tolerance=1e-11
+    )
     panels = sum(len(own) + 1 for own in kinks(network, rows, line)[0]) / rows.n
-    assert found.order == (depth + 2) // 2  # no panel had to be refined
+    assert found.n_nodes == (depth + 2) // 2  # no panel had to be refined
     assert float(found.evaluations) <= 1.1 * panels * ((depth + 2) // 2)
     start, stop = ({name: w[0] for name, w in end.items()} for end in (line.start, line.stop))
     step = network.flat(stop) - network.flat(start)
     network.set_state(stop)
-    change = network.outputs(rows)
+    output_change = network.outputs(rows)
     network.set_state(start)
-    change -= network.outputs(rows)
-    for index, tangents in mean_tangents(network, rows, line, what, found):
+    output_change -= network.outputs(rows)
+    for index, tangents in mean_tangents(network, rows, line, phi, found):
         explained_change = join(tangents, list(network.sizes))[0] @ step
-        assert float((explained_change - change[index]).abs().max()) < 1e-10
+        assert float((explained_change - output_change[index]).abs().max()) < 1e-10
 
 
 def test_max_pooling_is_met_by_halving():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 2)).double()
     network, rows, line = case(model, torch.randn(5, 1, 8, dtype=torch.float64))
-    what = explained(None, None, 2)
-    found = refine(network, rows, line, what, edges(network, rows, line), order=2, tolerance=1e-10)
+    phi = target_functions(None, None, rows.n, 2)
+    found = refine(network, rows, line, phi, initial_panels(network, rows, line), n_nodes=2, tolerance=1e-10)
     steps = torch.cat([step.flatten() for step in line.steps().values()])
-    must = change(network, rows, line, what).values[0]
-    for index, tangents in mean_tangents(network, rows, line, what, found):
+    must = output_change(network, rows, line, phi).values[0]
+    for index, tangents in mean_tangents(network, rows, line, phi, found):
         assert float((join(tangents, list(network.sizes))[0] @ steps - must[index]).abs().max()) < 1e-9

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
-from kernelmem.trajectory.integration.quadrature import LEFT, ORDERS, gauss_legendre, panels
+from kernelmem.trajectory.integration.quadrature import LEFT, NODE_COUNTS, gauss_legendre, panels
 
 
-@pytest.mark.parametrize("n", ORDERS)
+@pytest.mark.parametrize("n", NODE_COUNTS)
 def test_exact_for_polynomials_of_degree_2n_minus_1(n):
     rule = gauss_legendre(n)
     for degree in range(2 * n):

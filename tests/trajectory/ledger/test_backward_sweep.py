@@ -1,6 +1,7 @@
 """How the work of a ledger is cut into pieces plays no part: rows, slices, nodes, steps in one pass, stretches of a run."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import kernelmem.trajectory.ledger.backward_sweep as backward
 import kernelmem.trajectory.ledger.grouped_sweep as grouped
 import kernelmem.trajectory.trace as forward
 from kernelmem.core.batches import as_rows
-from kernelmem.trajectory.ledger.ledger import ledger
+from kernelmem.trajectory.ledger.ledger import LedgerOptions, ledger
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.weight_blocks import Blocks
 from tests.trajectory.definition import data, definition, ragged, small, train
@@ -51,13 +52,13 @@ HEAVY = {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.05, "ma
 CASES = {
     "tanh, plain": (small, SGD, {"lr": 0.2, "weight_decay": 0.05, "maximize": True}, {}),
     "tanh, momentum": (small, SGD, HEAVY, {}),
-    "tanh, adam, from the middle": (small, ADAM, {"lr": 0.02}, {"between": (3, 5)}),
-    "tanh, adam, averaged": (small, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {"weights": "average"}),
-    "tanh, plain, averaged": (small, SGD, {"lr": 0.2}, {"weights": "average"}),
+    "tanh, adam, from the middle": (small, ADAM, {"lr": 0.02}, {"steps": (3, 5)}),
+    "tanh, adam, averaged": (small, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {"final_weights": "average"}),
+    "tanh, plain, averaged": (small, SGD, {"lr": 0.2}, {"final_weights": "average"}),
     "relu, plain": (lambda: small(nn.ReLU), SGD, {"lr": 0.3}, {}),
     "relu, momentum": (lambda: small(nn.ReLU), SGD, HEAVY, {}),
-    "relu, momentum, from the middle": (lambda: small(nn.ReLU), SGD, HEAVY, {"between": (2, 6)}),
-    "relu, momentum, averaged": (lambda: small(nn.ReLU), SGD, HEAVY, {"weights": "average"}),
+    "relu, momentum, from the middle": (lambda: small(nn.ReLU), SGD, HEAVY, {"steps": (2, 6)}),
+    "relu, momentum, averaged": (lambda: small(nn.ReLU), SGD, HEAVY, {"final_weights": "average"}),
     "convolution, adam": (convolutional, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {}),
     "positions, plain": (lambda: Sequences(False).double(), SGD, {"lr": 0.2}, {}),
     "interleaved, momentum": (lambda: Sequences().double(), SGD, HEAVY, {}),
@@ -135,22 +136,23 @@ def runs(tmp_path_factory):
             x, y = data()
             model = make()
             average = None
-            if "weights" in asked:
+            if "final_weights" in asked:
                 multi = torch.optim.swa_utils.get_ema_multi_avg_fn(0.7)
                 average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=multi)
             folder = tmp_path_factory.mktemp("chunks") / "run"
             batches = ragged(sizes=(5, 3, 3, 4, 1, 5, 4))
             run = train(folder, model, kind(model.parameters(), **options), x, y, batches, average=average)
-            rows = {"x": x[:5], "data": (x, y), **asked}
-            groups = {"by": "group", "groups": torch.arange(12)}
-            if "weights" not in asked:
-                rows["history"] = True
-            own = ledger(run, model, **rows)
-            rows.pop("history", None)
+            rows = {"x": x[:5], "options": LedgerOptions(data=(x, y), **asked)}
+            groups = {"by": torch.arange(12)}
+            own = ledger(run, model, **with_history(rows, "final_weights" not in asked))
             found[case] = run, model, rows, groups, own, ledger(run, model, **rows, **groups)
         return found[case]
 
     return of
+
+
+def with_history(rows, history):
+    return {**rows, "options": replace(rows["options"], history=history)}
 
 
 def agree(one, other, tolerance=1e-12):
@@ -165,8 +167,8 @@ def test_runs_of_every_kind_are_what_they_are(runs, case):
     run, model, rows, _, own, by_group = runs(case)
     assert largest(own.contributions) > 1e-3
     agree(own, by_group, 1e-11)
-    if run.optimizer == "SGD" and "weights" not in rows and "between" not in rows:
-        contributions, decay = definition(run, model, *rows["data"], rows["x"], nodes=8)
+    if run.optimizer == "SGD" and rows["options"].final_weights == "last" and rows["options"].steps is None:
+        contributions, decay = definition(run, model, *rows["options"].data, rows["x"], nodes=8)
         if "relu" not in case:  # its kinks are not located there
             assert largest(own.contributions - contributions) <= 1e-11
             assert largest(own.decay - decay) <= 1e-11
@@ -178,10 +180,9 @@ def test_pieces_play_no_part(runs, monkeypatch, case, setting):
     run, model, rows, groups, own, by_group = runs(case)
     for module, name, value in SETTINGS[setting]:
         monkeypatch.setattr(module, name, value)
-    history = {} if own.history is None else {"history": True}
-    found = ledger(run, model, **rows, **history)
+    found = ledger(run, model, **with_history(rows, own.history is not None))
     agree(found, own)
-    if history:
+    if own.history is not None:
         assert largest(found.history - own.history) <= 1e-12
     if setting in ("nodes", "stretches", "everything"):
         agree(ledger(run, model, **rows, **groups), by_group, 1e-11)

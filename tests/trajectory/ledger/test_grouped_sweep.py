@@ -6,7 +6,7 @@ from torch import nn
 
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.ledger.grouped_sweep import layers
-from kernelmem.trajectory.ledger.ledger import Ledger, ledger
+from kernelmem.trajectory.ledger.ledger import Ledger, LedgerOptions, ledger
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
 
@@ -25,8 +25,8 @@ def lines_agree(one, other, tolerance):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_groups_are_the_sums_of_their_examples(tmp_path, optimizer):
     run, model, x, y = run_of(tmp_path / "run", optimizer)
-    whole = ledger(run, model, x=x[:4])
-    own = ledger(run, model, x=x[:4], by="group", groups=y)
+    whole = ledger(run, model, x[:4])
+    own = ledger(run, model, x[:4], by=y)
     assert own.contributions.shape == (4, 10, 10)
     assert own.by == "group"
     assert own.sources == tuple("0123456789")
@@ -38,8 +38,8 @@ def test_groups_are_the_sums_of_their_examples(tmp_path, optimizer):
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 def test_groups_of_networks_with_kinks(tmp_path, optimizer):
     run, model, x, y = run_of(tmp_path / "run", optimizer, activation=nn.ReLU)
-    whole = ledger(run, model, x=x[:4])
-    own = ledger(run, model, x=x[:4], by="group", groups=y)
+    whole = ledger(run, model, x[:4])
+    own = ledger(run, model, x[:4], by=y)
     assert float((own.contributions - whole.by_group(y)).abs().max()) <= 1e-11
     lines_agree(own, whole, 1e-11)
     assert own.largest_residual <= 1e-10
@@ -48,9 +48,9 @@ def test_groups_of_networks_with_kinks(tmp_path, optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "adagrad"])
 def test_steps_and_layers_add_up_to_the_examples(tmp_path, optimizer):
     run, model, x, _ = run_of(tmp_path / "run", optimizer)
-    whole = ledger(run, model, x=x[:4])
-    steps = ledger(run, model, x=x[:4], by="step")
-    layers = ledger(run, model, x=x[:4], by="group", groups="layer")
+    whole = ledger(run, model, x[:4])
+    steps = ledger(run, model, x[:4], by="step")
+    layers = ledger(run, model, x[:4], by="layer")
     assert steps.contributions.shape == (4, 12, 10)
     assert layers.sources == ("0", "2", "4")
     for own in (steps, layers):
@@ -65,7 +65,7 @@ def test_a_layer_that_was_frozen_did_nothing(tmp_path):
     model[2].requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     run = record(tmp_path / "run", model, optimizer, x, y, steps=5)
-    own = ledger(run, model, x=x[:3], by="group", groups="layer")
+    own = ledger(run, model, x[:3], by="layer")
     assert own.sources == ("0", "4")
     assert own.largest_residual <= 1e-12
 
@@ -76,7 +76,7 @@ def test_the_first_of_two_steps_keeps_acting_under_momentum(tmp_path):
     model = nn.Linear(64, 10).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
     run = record(tmp_path / "run", model, optimizer, x, y, steps=2, batch=16, loss="mse")
-    own = ledger(run, model, x=x[:3], by="step")
+    own = ledger(run, model, x[:3], by="step")
     state, one_hot = run.weights(0), nn.functional.one_hot(y, 10).double()
     slope = (x @ state["weight"].T + state["bias"] - one_hot) / 16
     # The batches of one epoch hold the same rows in another order.
@@ -90,8 +90,8 @@ def test_groups_with_names_targets_and_buffers(tmp_path):
     model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10)).double()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y, steps=8)
     names = ["even" if int(label) % 2 == 0 else "odd" for label in y]
-    own = ledger(run, model, x=x[:4], labels=y[:4], target="margin", by="group", groups=names)
-    whole = ledger(run, model, x=x[:4], labels=y[:4], target="margin")
+    own = ledger(run, model, x[:4], labels=y[:4], target="margin", by=names)
+    whole = ledger(run, model, x[:4], labels=y[:4], target="margin")
     assert set(own.sources) == {"even", "odd"}
     index = torch.tensor([own.sources.index(name) for name in names])
     assert float((own.contributions - whole.by_group(index)).abs().max()) <= 1e-11
@@ -106,15 +106,15 @@ def test_networks_that_take_a_pass_for_each_place(tmp_path):
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(64, 8))
     model = nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 10)).double()
     run = record(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr=3e-3), x, y, steps=4)
-    whole = ledger(run, model, x=x[:3])
-    own = ledger(run, model, x=x[:3], by="group", groups=y)
+    whole = ledger(run, model, x[:3])
+    own = ledger(run, model, x[:3], by=y)
     assert whole.largest_residual <= 1e-12
     assert float((own.contributions - whole.by_group(y)).abs().max()) <= 1e-12
 
 
 def test_ledgers_by_group_are_saved_with_their_names(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "sgd", steps=3)
-    own = ledger(run, model, x=x[:2], by="group", groups=y)
+    own = ledger(run, model, x[:2], by=y)
     again = Ledger.load(own.save(tmp_path / "ledger.safetensors"))
     assert (again.by, again.sources) == (own.by, own.sources)
     assert torch.equal(again.contributions, own.contributions)
@@ -126,15 +126,13 @@ def test_ledgers_by_group_are_saved_with_their_names(tmp_path):
 def test_wrong_groups_are_refused(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "sgd", steps=4)
     with pytest.raises(InputError, match="by='group'"):
-        ledger(run, model, x=x[:2], by="group")
-    with pytest.raises(InputError, match="by='example'"):
-        ledger(run, model, x=x[:2], groups=y)
-    with pytest.raises(InputError, match="groups"):
-        ledger(run, model, x=x[:2], by="group", groups=y[:10])
-    with pytest.raises(InputError, match="groups='class'"):
-        ledger(run, model, x=x[:2], by="group", groups="class")
+        ledger(run, model, x[:2], by="group")
+    with pytest.raises(InputError, match="length 10"):
+        ledger(run, model, x[:2], by=y[:10])
+    with pytest.raises(InputError, match="by='class'"):
+        ledger(run, model, x[:2], by="class")
     with pytest.raises(InputError, match="by='row'"):
-        ledger(run, model, x=x[:2], by="row")
+        ledger(run, model, x[:2], by="row")
 
 
 def test_long_runs_are_traced_in_stretches(tmp_path, monkeypatch):
@@ -142,25 +140,27 @@ def test_long_runs_are_traced_in_stretches(tmp_path, monkeypatch):
     import kernelmem.trajectory.trace as forward
 
     run, model, x, y = run_of(tmp_path / "run", "adam", steps=11, keep="sqrt")
-    whole = ledger(run, model, x=x[:3])
+    whole = ledger(run, model, x[:3])
     monkeypatch.setattr(forward, "HELD", 8 * 4 * 3466 * 4)  # four steps
     calls = []
-    parts = ledger(run, model, x=x[:3], progress=lambda done, total: calls.append((done, total)))
+    parts = ledger(run, model, x[:3], progress=lambda done, total: calls.append((done, total)))
     assert float((parts.contributions - whole.contributions).abs().max()) <= 1e-13
     assert calls[-1] == (22, 22)
     lines_agree(parts, whole, 1e-13)
-    groups = ledger(run, model, x=x[:3], by="group", groups=y)
+    groups = ledger(run, model, x[:3], by=y)
     assert float((groups.contributions - whole.by_group(y)).abs().max()) <= 1e-12
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "rmsprop"])
 def test_ledgers_of_parts_of_the_run_add_up(tmp_path, optimizer):
     run, model, x, y = run_of(tmp_path / "run", optimizer)
-    whole = ledger(run, model, x=x[:3])
-    for by, options in (("example", {}), ("group", {"groups": y})):
-        parts = [ledger(run, model, x=x[:3], by=by, between=pair, **options) for pair in ((0, 5), (5, 6), (6, 12))]
+    whole = ledger(run, model, x[:3])
+    for by in ("example", y):
+        parts = [
+            ledger(run, model, x[:3], by=by, options=LedgerOptions(steps=pair)) for pair in ((0, 5), (5, 6), (6, 12))
+        ]
         together = sum(own.contributions for own in parts)
-        expected = whole.contributions if by == "example" else whole.by_group(y)
+        expected = whole.contributions if by is not y else whole.by_group(y)
         assert float((together - expected).abs().max()) <= 1e-12
         for name in ("decay", "rounding"):
             total = sum(getattr(own, name) for own in parts)
@@ -171,13 +171,13 @@ def test_ledgers_of_parts_of_the_run_add_up(tmp_path, optimizer):
 
 def test_a_part_of_no_step_has_nothing_in_it(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "momentum", steps=4)
-    for by, options in (("example", {}), ("step", {}), ("group", {"groups": y})):
-        own = ledger(run, model, x=x[:3], by=by, between=(2, 2), **options)
+    for by in ("example", "step", y):
+        own = ledger(run, model, x[:3], by=by, options=LedgerOptions(steps=(2, 2)))
         assert float(own.contributions.abs().max()) == 0.0
         assert torch.equal(own.initial, own.final)
         assert own.largest_residual == 0.0
-    with pytest.raises(InputError, match=r"between=\(3, 2\)"):
-        ledger(run, model, x=x[:3], between=(3, 2))
+    with pytest.raises(InputError, match=r"steps=\(3, 2\)"):
+        ledger(run, model, x[:3], options=LedgerOptions(steps=(3, 2)))
 
 
 def averaged_run(path, average, *, optimizer="momentum", norm=False):
@@ -208,49 +208,49 @@ def averaged_run(path, average, *, optimizer="momentum", norm=False):
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
 def test_averaged_weights_are_accounted_for(tmp_path, average, optimizer):
     run, model, averaged, x, y = averaged_run(tmp_path / "run", average, optimizer=optimizer)
-    own = ledger(run, model, x=x[:4], weights="average")
+    own = ledger(run, model, x[:4], options=LedgerOptions(final_weights="average"))
     with torch.no_grad():
         assert float((own.final - averaged.eval()(x[:4])).abs().max()) < 1e-12
-    last = ledger(run, model, x=x[:4])
+    last = ledger(run, model, x[:4])
     assert float((own.final - last.final).abs().max()) > 1e-2
     assert own.largest_residual <= 1e-12
     assert float(own.rounding.abs().max()) < 1e-12
-    groups = ledger(run, model, x=x[:4], weights="average", by="group", groups=y)
+    groups = ledger(run, model, x[:4], by=y, options=LedgerOptions(final_weights="average"))
     assert float((groups.contributions - own.by_group(y)).abs().max()) <= 1e-12
     lines_agree(groups, own, 1e-12)
     assert groups.largest_residual <= 1e-12
-    with pytest.raises(InputError, match="of the whole run"):
-        ledger(run, model, x=x[:4], weights="average", between=(0, 3))
+    with pytest.raises(InputError, match="for the whole run"):
+        ledger(run, model, x[:4], options=LedgerOptions(final_weights="average", steps=(0, 3)))
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
 def test_averages_of_networks_with_buffers(tmp_path, average):
     run, model, averaged, x, y = averaged_run(tmp_path / "run", average, norm=True)
-    own = ledger(run, model, x=x[:4], weights="average")
+    own = ledger(run, model, x[:4], options=LedgerOptions(final_weights="average"))
     with torch.no_grad():
         assert float((own.final - averaged.eval()(x[:4])).abs().max()) < 1e-12
     assert own.largest_residual <= 1e-11
-    groups = ledger(run, model, x=x[:4], weights="average", by="group", groups=y)
+    groups = ledger(run, model, x[:4], by=y, options=LedgerOptions(final_weights="average"))
     lines_agree(groups, own, 1e-11)
 
 
 def test_runs_without_averages_are_refused(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=3)
     with pytest.raises(InputError, match="no averaged weights"):
-        ledger(run, model, x=x[:2], weights="average")
+        ledger(run, model, x[:2], options=LedgerOptions(final_weights="average"))
 
 
 def test_a_history_adds_up_to_the_ledger(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "adam", steps=6)
-    own = ledger(run, model, x=x[:2], history=True, data=(x, y))
+    own = ledger(run, model, x[:2], options=LedgerOptions(history=True, data=(x, y)))
     assert own.history.shape == (2, 6, 64, 10)
     assert float((own.history.sum(1) - own.contributions).abs().max()) < 1e-14
-    steps = ledger(run, model, x=x[:2], by="step")
+    steps = ledger(run, model, x[:2], by="step")
     assert float((own.history.sum(2) - steps.contributions).abs().max()) < 1e-13
     figure = own.plot(0, images=x.view(-1, 8, 8), image=x[0].view(8, 8), labels=y, n=3)
     assert len(figure.axes) >= 3
     with pytest.raises(InputError, match="history=True"):
-        ledger(run, model, x=x[:2], by="step", history=True)
+        ledger(run, model, x[:2], by="step", options=LedgerOptions(history=True))
 
 
 def test_a_layer_is_the_module_that_holds_the_parameter():

@@ -7,7 +7,7 @@ from torch import nn
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.ledger.ledger import Ledger, ledger
+from kernelmem.trajectory.ledger.ledger import Ledger, LedgerOptions, ledger
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
 
@@ -31,7 +31,7 @@ def complete(own, tolerance):
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_smooth_networks_are_accounted_for_to_rounding(tmp_path, optimizer, loss):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, loss=loss)
-    own = ledger(run, model, x=x[:6])
+    own = ledger(run, model, x[:6])
     complete(own, 1e-12)
     assert float(own.rounding.abs().max()) < 1e-12
 
@@ -39,13 +39,13 @@ def test_smooth_networks_are_accounted_for_to_rounding(tmp_path, optimizer, loss
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_relu_networks_are_accounted_for(tmp_path, optimizer):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, activation=nn.ReLU)
-    complete(ledger(run, model, x=x[:6]), 1e-10)
+    complete(ledger(run, model, x[:6]), 1e-10)
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 def test_training_in_float32_has_its_rounding_on_a_line_of_its_own(tmp_path, optimizer):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, dtype=torch.float32)
-    own = ledger(run, model, x=x[:6])
+    own = ledger(run, model, x[:6])
     complete(own, 1e-10)
     assert 1e-9 < float(own.rounding.abs().max()) < 1e-2
 
@@ -57,7 +57,7 @@ def test_clipping_and_a_schedule(tmp_path):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
     run = record(tmp_path / "run", model, optimizer, x, y, clip=0.5, schedule=schedule)
     assert any(step.scale < 0.999 for step in run.steps)
-    complete(ledger(run, model, x=x[:6]), 1e-12)
+    complete(ledger(run, model, x[:6]), 1e-12)
 
 
 def test_a_linear_model_has_the_closed_form(tmp_path):
@@ -75,7 +75,7 @@ def test_a_linear_model_has_the_closed_form(tmp_path):
         steps=7,
         seed=0,
     )
-    own = ledger(run, model, x=x[:5])
+    own = ledger(run, model, x[:5])
     one_hot = nn.functional.one_hot(y, 10).double()
     expected = torch.zeros(5, 20, 10, dtype=torch.float64)
     for t in range(7):
@@ -87,11 +87,11 @@ def test_a_linear_model_has_the_closed_form(tmp_path):
 
 def test_targets_are_explained_like_outputs(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "adam")
-    whole = ledger(run, model, x=x[:4])
-    one = ledger(run, model, x=x[:4], target=("logit", 3))
+    whole = ledger(run, model, x[:4])
+    one = ledger(run, model, x[:4], target=("logit", 3))
     assert float((one.contributions[..., 0] - whole.contributions[..., 3]).abs().max()) < 1e-12
     for target in ("margin", "loss", "log_probability"):
-        own = ledger(run, model, x=x[:4], labels=y[:4], target=target)
+        own = ledger(run, model, x[:4], labels=y[:4], target=target)
         complete(own, 1e-11)
     assert own.names == ("log_probability",)
 
@@ -100,7 +100,7 @@ def test_examples_that_were_never_met_contribute_nothing(tmp_path):
     x, y = digits(40)
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, batch=8, steps=2)
-    own = ledger(run, model, x=x[:3], data=(x, y))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
     met = torch.cat([step.examples for step in run.steps])
     assert own.contributions.shape == (3, 40, 10)
     never = [i for i in range(40) if i not in set(met.tolist())]
@@ -111,7 +111,7 @@ def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_line(tmp_path):
     import dataclasses
 
     run, model, x, _ = run_of(tmp_path / "run", "sgd")
-    true = ledger(run, model, x=x[:3])
+    true = ledger(run, model, x[:3])
 
     class Altered:
         def __init__(self, run):
@@ -125,7 +125,7 @@ def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_line(tmp_path):
         def __getattr__(self, name):
             return getattr(self.run, name)
 
-    altered = ledger(Altered(run), model, x=x[:3])
+    altered = ledger(Altered(run), model, x[:3])
     assert float(altered.rounding.abs().max()) > 1e6 * float(true.rounding.abs().max())
 
 
@@ -135,7 +135,7 @@ def test_batch_norm_has_its_buffers_on_a_line_of_their_own(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10)).double()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
-    own = ledger(run, model, x=x[:6])
+    own = ledger(run, model, x[:6])
     complete(own, 1e-10)
     assert float(own.buffers.abs().max()) > 1e-2
 
@@ -145,7 +145,7 @@ def test_dropout_is_replayed_with_its_masks(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 10)).double()
     run = record(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr=3e-3), x, y)
-    own = ledger(run, model, x=x[:6])
+    own = ledger(run, model, x[:6])
     complete(own, 1e-10)
     assert float(own.rounding.abs().max()) < 1e-11
 
@@ -156,7 +156,7 @@ def test_small_convolutional_networks_with_relu_are_accounted_for(tmp_path):
     layers = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10)).double()
     run = record(tmp_path / "run", model, torch.optim.AdamW(model.parameters(), lr=3e-3), x, y, steps=15)
-    complete(ledger(run, model, x=x[:4]), 1e-10)
+    complete(ledger(run, model, x[:4]), 1e-10)
 
 
 def test_parameter_groups_and_frozen_parameters(tmp_path):
@@ -165,12 +165,12 @@ def test_parameter_groups_and_frozen_parameters(tmp_path):
     model[0].bias.requires_grad_(False)
     groups = [{"params": model[0].weight, "lr": 0.02}, {"params": list(model[2:].parameters()), "weight_decay": 0.01}]
     run = record(tmp_path / "run", model, torch.optim.SGD(groups, lr=0.1, momentum=0.8, dampening=0.2), x, y)
-    complete(ledger(run, model, x=x[:4]), 1e-12)
+    complete(ledger(run, model, x[:4]), 1e-12)
 
 
 def test_groups_are_sums_of_examples(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "adam", steps=4)
-    own = ledger(run, model, x=x[:3])
+    own = ledger(run, model, x[:3])
     found = own.by_group(y[: own.contributions.shape[1]])
     for digit in range(10):
         expected = own.contributions[:, y[: own.contributions.shape[1]] == digit].sum(1)
@@ -181,7 +181,7 @@ def test_a_ledger_is_saved_and_checked_from_its_file(tmp_path, capsys):
     from kernelmem.cli import main
 
     run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=4)
-    own = ledger(run, model, x=x[:3])
+    own = ledger(run, model, x[:3])
     path = own.save(run.path / "ledger.safetensors")
     again = Ledger.load(path)
     assert torch.equal(again.contributions, own.contributions)
@@ -206,7 +206,7 @@ def test_the_order_of_a_batch_plays_no_part(tmp_path):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x[index]), y[index]).backward()
                 recorder.step(index, x[index], y[index])
-        found.append(ledger(Run.open(tmp_path / name), model, x=x[:3]).contributions)
+        found.append(ledger(Run.open(tmp_path / name), model, x[:3]).contributions)
     assert float((found[0] - found[1]).abs().max()) < 1e-13
 
 
@@ -216,7 +216,7 @@ def test_masks_of_training_in_float32_are_those_of_the_analysis(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 10))
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y)
-    own = ledger(run, model, x=x[:6])
+    own = ledger(run, model, x[:6])
     complete(own, 1e-10)
     assert float(own.rounding.abs().max()) < 1e-4
 
@@ -224,9 +224,9 @@ def test_masks_of_training_in_float32_are_those_of_the_analysis(tmp_path):
 def test_rows_that_the_model_does_not_take_are_refused(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", "sgd", steps=2)
     with pytest.raises(InputError, match="rows of shape"):
-        ledger(run, model, x=x[:3, :10])
+        ledger(run, model, x[:3, :10])
     with pytest.raises(InputError, match="without labels"):
-        ledger(run, model, x=x[:3], target="margin")
+        ledger(run, model, x[:3], target="margin")
 
 
 def test_networks_whose_rows_see_each_other_are_refused(tmp_path):
@@ -236,7 +236,7 @@ def test_networks_whose_rows_see_each_other_are_refused(tmp_path):
     model = nn.Sequential(*layers).double()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=2)
     with pytest.raises(UnsupportedModelError, match="without running statistics"):
-        ledger(run, model, x=x[:3])
+        ledger(run, model, x[:3])
 
 
 class TwoHeads(nn.Module):
@@ -265,6 +265,6 @@ def test_modes_that_change_what_is_run_are_looked_at_by_themselves(tmp_path):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[index]), y[index]).backward()
             recorder.step(index, x[index], y[index])
-    own = ledger(Run.open(tmp_path / "run"), model, x=x[:3])
+    own = ledger(Run.open(tmp_path / "run"), model, x[:3])
     complete(own, 1e-12)
     assert float(own.rounding.abs().max()) < 1e-12

@@ -1,6 +1,7 @@
 """Laws of the ledger on small random networks: it is the definition, and no name, order or batching plays a part in it."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import kernelmem.trajectory.ledger.backward_sweep as backward
 from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
-from kernelmem.trajectory.influence.influence import influence
-from kernelmem.trajectory.ledger.ledger import ledger
+from kernelmem.trajectory.influence.influence import InfluenceOptions, influence
+from kernelmem.trajectory.ledger.ledger import LedgerOptions, ledger
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 from tests.profiles import examples
 from tests.trajectory.definition import data, definition, ragged, small, train
@@ -63,11 +64,11 @@ def test_loss_weights_sums_over_the_batch_and_clipping_are_in_the_contributions(
     recorded = {"weights": weights, "reduction": reduction, "before": clipping}
     run = train(tmp_path / "run", model, optimizer, x, y, ragged(), **recorded)
     assert max(step.scale for step in run.steps) < 0.9
-    own = ledger(run, model, x=x[:3], data=(x, y))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
     contributions, _ = definition(run, model, x, y, x[:3])
     assert largest(own.contributions - contributions) <= 1e-13
     assert largest(own.rounding) <= 1e-13
-    assert torch.equal(ledger(run, model, x=x[:3]).contributions, own.contributions)  # the last example was met
+    assert torch.equal(ledger(run, model, x[:3]).contributions, own.contributions)  # the last example was met
 
 
 @given(options=SGD, widths=WIDTHS, sizes=SIZES, seed=st.integers(0, 2**16), weighted=booleans)
@@ -78,7 +79,7 @@ def test_contributions_are_those_of_the_definition(options, widths, sizes, seed,
     weights = 0.5 + torch.rand(12, generator=torch.Generator().manual_seed(seed)).double() if weighted else None
     with tempfile.TemporaryDirectory() as folder:
         run = run_in(folder, model, "SGD", options, x, y, ragged(12, sizes, seed), weights=weights)
-        own = ledger(run, model, x=x[:3], data=(x, y))
+        own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
         contributions, decay = definition(run, model, x, y, x[:3])
     size = 1.0 + largest(contributions)
     assert largest(own.contributions - contributions) <= 1e-11 * size
@@ -102,20 +103,24 @@ def test_every_split_of_the_change_adds_up(optimizer, activation, widths, sizes,
     model = small(activation, widths, seed)
     with tempfile.TemporaryDirectory() as folder:
         run = run_in(folder, model, *optimizer, x, y, ragged(12, sizes, seed))
-        given_rows = {"x": x[:2], "labels": y[:2], "target": target, "data": (x, y)}
-        own = ledger(run, model, history=True, **given_rows)
+        given_rows = {"x": x[:2], "labels": y[:2], "target": target}
+        all_examples = LedgerOptions(data=(x, y))
+        own = ledger(run, model, **given_rows, options=replace(all_examples, history=True))
         size = 1.0 + float(own.mass.max())
         assert own.largest_residual <= 1e-11 * size
         assert largest(own.rounding) <= 1e-11 * size
         assert own.recomputed_residual() == pytest.approx(own.largest_residual, abs=1e-12 * size)
         assert largest(own.history.sum(1) - own.contributions) <= 1e-12 * size
-        steps = ledger(run, model, by="step", **given_rows)
+        steps = ledger(run, model, by="step", **given_rows, options=all_examples)
         assert largest(own.history.sum(2) - steps.contributions) <= 1e-12 * size
         groups = torch.arange(12) % 3
-        grouped = ledger(run, model, by="group", groups=groups, **given_rows)
+        grouped = ledger(run, model, by=groups, **given_rows, options=all_examples)
         assert largest(grouped.contributions - own.by_group(groups)) <= 1e-10 * size
         middle = len(sizes) // 2
-        parts = [ledger(run, model, between=pair, **given_rows) for pair in ((0, middle), (middle, len(sizes)))]
+        parts = [
+            ledger(run, model, **given_rows, options=replace(all_examples, steps=pair))
+            for pair in ((0, middle), (middle, len(sizes)))
+        ]
         assert largest(sum(part.contributions for part in parts) - own.contributions) <= 1e-10 * size
         for name in ("decay", "rounding"):
             line = getattr(own, name)
@@ -146,8 +151,8 @@ def test_names_and_the_order_of_parameters_play_no_part(tmp_path, name, options)
         model = Renamed(small()) if other else small()
         optimizer = getattr(torch.optim, name)(model.parameters(), **options)
         run = train(tmp_path / str(other), model, optimizer, x, y, ragged())
-        found.append(ledger(run, model, x=x[:3], data=(x, y)))
-        layers = ledger(run, model, x=x[:3], data=(x, y), by="group", groups="layer")
+        found.append(ledger(run, model, x[:3], options=LedgerOptions(data=(x, y))))
+        layers = ledger(run, model, x[:3], by="layer", options=LedgerOptions(data=(x, y)))
         assert set(layers.sources) == ({"zeta", "alpha"} if other else {"0", "2"})
         first = layers.sources.index("zeta" if other else "0")
         found[-1] = (found[-1], layers.contributions[:, first])
@@ -174,7 +179,7 @@ def test_other_ordinals_of_examples_and_rows_permute_the_lines(tmp_path, activat
             [back[own] for own in ragged()],
         )
         chosen = x[:3] if name == "a" else x[:3][rows]
-        found.append(ledger(run, model, x=chosen, data=(x, y)).contributions)
+        found.append(ledger(run, model, chosen, options=LedgerOptions(data=(x, y))).contributions)
     assert largest(found[1] - found[0][rows][:, order]) <= 1e-13
     assert largest(found[0]) > 1e-3
 
@@ -184,11 +189,11 @@ def test_an_example_that_is_twice_in_a_batch_counts_twice(tmp_path):
     batches = [torch.tensor([3, 3, 3, 5]), torch.tensor([1, 1]), torch.tensor([0, 3, 0])]
     model = small()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.2), x, y, batches)
-    own = ledger(run, model, x=x[:3], data=(x, y), history=True)
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y), history=True))
     expected, _ = definition(run, model, x, y, x[:3])
     assert largest(own.contributions - expected) <= 1e-12
     assert largest(own.history.sum(1) - expected) <= 1e-12
-    groups = ledger(run, model, x=x[:3], data=(x, y), by="group", groups=torch.arange(12))
+    groups = ledger(run, model, x[:3], by=torch.arange(12), options=LedgerOptions(data=(x, y)))
     assert largest(groups.contributions - expected) <= 1e-12
 
 
@@ -249,13 +254,13 @@ def test_what_changes_in_the_middle_of_a_run_is_met(tmp_path, monkeypatch, event
     model = small()
     parameters = model[0].parameters() if part else model.parameters()
     run = train(tmp_path / "run", model, torch.optim.SGD(parameters, **options), x, y, ragged(), before=before)
-    own = ledger(run, model, x=x[:3], data=(x, y))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
     expected, decay = definition(run, model, x, y, x[:3])
     assert largest(own.contributions - expected) <= 1e-12
     assert largest(own.decay - decay) <= 1e-12
     assert own.largest_residual <= 1e-12
     assert largest(own.rounding) <= 1e-13
-    groups = ledger(run, model, x=x[:3], data=(x, y), by="group", groups=torch.arange(12))
+    groups = ledger(run, model, x[:3], by=torch.arange(12), options=LedgerOptions(data=(x, y)))
     assert largest(groups.contributions - expected) <= 1e-12
     assert largest(groups.decay - decay) <= 1e-12
 
@@ -270,7 +275,7 @@ def test_a_linear_model_has_its_closed_form_with_momentum_and_decay(tmp_path, mo
     options = {"lr": 0.2, "momentum": momentum, "dampening": dampening, "nesterov": nesterov, "weight_decay": 0.1}
     batches = ragged()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), **options), x, y, batches)
-    own = ledger(run, model, x=x[:5], data=(x, y))
+    own = ledger(run, model, x[:5], options=LedgerOptions(data=(x, y)))
     T = len(batches)
     expected, decay = torch.zeros(5, 12, 3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
     for s, index in enumerate(batches):
@@ -297,8 +302,8 @@ def test_the_residual_of_a_step_of_length_h_is_of_order_2n_plus_1(tmp_path, n, b
         model = small()
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         run = train(tmp_path / f"{lr}", model, optimizer, x, y, [torch.arange(12)])
-        options = {"by": by, "groups": y} if by == "group" else {}
-        own = ledger(run, model, x=x[:4], order=n, tolerance=1e6, **options)
+        sources = y if by == "group" else by
+        own = ledger(run, model, x[:4], by=sources, options=LedgerOptions(n_nodes=n, tolerance=1e6))
         assert own.evaluations.tolist() == [n]
         assert largest(own.residuals.sum(0) - own.residual) <= 1e-14
         found.append(own.residual)
@@ -313,8 +318,8 @@ def test_a_fixed_order_is_refined_where_it_is_not_enough(tmp_path):
     x, y = data()
     model = small()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=1.0), x, y, ragged())
-    for by in ({}, {"by": "group", "groups": y}):
-        own = ledger(run, model, x=x[:4], order=1, **by)
+    for by in ("example", y):
+        own = ledger(run, model, x[:4], by=by, options=LedgerOptions(n_nodes=1))
         assert own.largest_residual <= 1e-12
         assert float(own.evaluations.max()) > 2
 
@@ -325,8 +330,10 @@ def test_a_tolerance_is_shared_by_the_steps_and_saves_work(tmp_path, activation,
     x, y = data()
     model = small(activation, widths=(4, 5, 5, 3))
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=1.0), x, y, ragged())
-    options = {"by": by, "groups": y} if by == "group" else {}
-    loose, tight = (ledger(run, model, x=x[:4], order=1, tolerance=own, **options) for own in (1e-4, 0.0))
+    sources = y if by == "group" else by
+    loose, tight = (
+        ledger(run, model, x[:4], by=sources, options=LedgerOptions(n_nodes=1, tolerance=own)) for own in (1e-4, 0.0)
+    )
     assert 1e-12 < largest(loose.residuals) <= 1e-4 / len(run)
     assert tight.largest_residual <= 1e-13
     assert float(loose.evaluations.sum()) < float(tight.evaluations.sum())
@@ -341,8 +348,8 @@ def test_averages_of_training_in_float32_have_its_rounding_on_a_line_of_its_own(
     averaged = torch.optim.swa_utils.AveragedModel(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     run = train(tmp_path / "run", model, optimizer, x, y, ragged(), average=averaged)
-    own = ledger(run, model, x=x[:3], data=(x, y), weights="average")
-    groups = ledger(run, model, x=x[:3], weights="average", by="group", groups=torch.arange(12))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y), final_weights="average"))
+    groups = ledger(run, model, x[:3], by=torch.arange(12), options=LedgerOptions(final_weights="average"))
     for one in (own, groups):
         assert one.largest_residual <= 1e-12
         assert 1e-10 < largest(one.rounding) < 1e-4
@@ -383,11 +390,11 @@ def test_weights_of_many_uses_and_layers_of_many_positions(tmp_path, make, optio
     model = make().double()
     moved = [p for p in model.parameters() if p.requires_grad]
     run = train(tmp_path / "run", model, torch.optim.SGD(moved, **options), x, y, ragged())
-    own = ledger(run, model, x=x[:3], data=(x, y))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
     expected, decay = definition(run, model, x, y, x[:3])
     assert largest(own.contributions - expected) <= 1e-12
     assert largest(own.decay - decay) <= 1e-12
-    groups = ledger(run, model, x=x[:3], data=(x, y), by="group", groups=torch.arange(12))
+    groups = ledger(run, model, x[:3], by=torch.arange(12), options=LedgerOptions(data=(x, y)))
     assert largest(groups.contributions - expected) <= 1e-12
 
 
@@ -422,10 +429,10 @@ def test_modes_that_change_between_steps_are_those_of_each_step(tmp_path, make, 
             nn.functional.cross_entropy(model(x[index]), y[index]).backward()
             recorder.step(index, x[index], y[index])
     run = Run.open(tmp_path / "run")
-    own = ledger(run, model, x=x[:3], data=(x, y))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
     assert own.largest_residual <= 1e-12
     assert largest(own.rounding) <= 1e-13
-    groups = ledger(run, model, x=x[:3], data=(x, y), by="group", groups=torch.arange(12))
+    groups = ledger(run, model, x[:3], by=torch.arange(12), options=LedgerOptions(data=(x, y)))
     assert largest(groups.contributions - own.contributions) <= 1e-12
 
 
@@ -433,18 +440,18 @@ def test_what_no_ledger_can_be_computed_from_is_refused(tmp_path):
     x, y = data()
     model = small()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, ragged())
-    for options in ({"tolerance": float("nan")}, {"tolerance": -1.0}, {"order": 0}, {"order": -2}):
-        with pytest.raises(InputError, match=r"tolerance=|order="):
-            ledger(run, model, x=x[:2], **options)
+    for options in ({"tolerance": float("nan")}, {"tolerance": -1.0}, {"n_nodes": 0}, {"n_nodes": -2}):
+        with pytest.raises(InputError, match=r"tolerance=|n_nodes="):
+            LedgerOptions(**options)
     with pytest.raises(InputError, match="data of 5 examples"):
-        ledger(run, model, x=x[:2], data=(x[:5], y[:5]))
-    with pytest.raises(InputError, match="between="):
-        ledger(run, model, x=x[:2], between=(0, len(run) + 1))
+        ledger(run, model, x[:2], options=LedgerOptions(data=(x[:5], y[:5])))
+    with pytest.raises(InputError, match="steps="):
+        ledger(run, model, x[:2], options=LedgerOptions(steps=(0, len(run) + 1)))
     with pytest.raises(InputError, match="without labels"):
-        ledger(run, model, x=x[:2], target="log_probability")
+        ledger(run, model, x[:2], target="log_probability")
     with pytest.raises(InputError, match=r"an output 0..2"):
-        ledger(run, model, x=x[:2], target=("logit", 3))
-    assert ledger(run, model, x=x[:2], tolerance=0.0).largest_residual <= 1e-13
+        ledger(run, model, x[:2], target=("logit", 3))
+    assert ledger(run, model, x[:2], options=LedgerOptions(tolerance=0.0)).largest_residual <= 1e-13
 
 
 class Scaled(nn.Module):
@@ -470,18 +477,18 @@ def test_parameters_without_axes_are_parameters(tmp_path, options, activation):
     averaged = torch.optim.swa_utils.AveragedModel(model)
     optimizer = torch.optim.SGD(model.parameters(), **options)
     run = train(tmp_path / "run", model, optimizer, x, y, ragged(), average=averaged)
-    own = ledger(run, model, x=x[:3], data=(x, y))
+    own = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y)))
     assert own.largest_residual <= 1e-12
     if activation is torch.tanh:
         expected, decay = definition(run, model, x, y, x[:3])
         assert largest(own.contributions - expected) <= 1e-12
         assert largest(own.decay - decay) <= 1e-12
-    layers = ledger(run, model, x=x[:3], by="group", groups="layer")
+    layers = ledger(run, model, x[:3], by="layer")
     assert layers.sources == ("gain", "shift", "first", "last")
     assert largest(layers.contributions.sum(1) - own.contributions.sum(1)) <= 1e-12
-    mean = ledger(run, model, x=x[:3], data=(x, y), weights="average")
+    mean = ledger(run, model, x[:3], options=LedgerOptions(data=(x, y), final_weights="average"))
     assert mean.largest_residual <= 1e-12
-    assert ledger(run, model, x=x[:3], between=(2, 5)).largest_residual <= 1e-12
-    machine = exact_kernel_machine(run, model, x=x[:3])
+    assert ledger(run, model, x[:3], options=LedgerOptions(steps=(2, 5))).largest_residual <= 1e-12
+    machine = exact_kernel_machine(run, model, x[:3])
     assert largest(machine.contributions(12) - own.contributions) <= 1e-12
-    assert influence(run, model, x=x[:3], data=(x, y)).influence.shape == (3, 12, 3)
+    assert influence(run, model, x[:3], options=InfluenceOptions(data=(x, y))).influence.shape == (3, 12, 3)

@@ -35,7 +35,7 @@ def accounted(
     if clip is not None:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=steps)
     run = record(path, model, made, x, y, batch=batch, steps=steps, clip=clip, schedule=schedule, **options)
-    own = ledger(run, model, x=x[:6])
+    own = ledger(run, model, x[:6])
     nodes = float(own.evaluations.mean())
     moved = float((own.final - own.initial).abs().max())
     print(
@@ -144,7 +144,7 @@ def test_a_transformer_on_sequences(tmp_path):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[index]), y[index]).backward()
             recorder.step(index, x[index], y[index])
-    own = ledger(Run.open(tmp_path / "run"), model, x=x[:4])
+    own = ledger(Run.open(tmp_path / "run"), model, x[:4])
     moved = float((own.final - own.initial).abs().max())
     print(f"\ntransformer, AdamW, 300 steps: {own.largest_residual:.1e} (must 1e-09; change {moved:.2f})", end="")
     assert moved > 1.0

@@ -17,7 +17,8 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.trainers.fit import FitOptions, fit
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.trajectory.influence.influence import influence
-from kernelmem.trajectory.ledger.ledger import Ledger, ledger
+from kernelmem.trajectory.integration.quadrature import Quadrature
+from kernelmem.trajectory.ledger.ledger import Ledger, LedgerOptions, ledger
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 from kernelmem.trajectory.path_kernel.path_kernel import path_kernel
 
@@ -55,28 +56,24 @@ def test_steps_of_wide_piecewise_networks_with_momentum_are_taken_together(tmp_p
     model = nn.Sequential(nn.Linear(30, 512), nn.ReLU(), nn.Linear(512, 2))
     options = FitOptions(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), batch_size=40)
     run = fit(model, x[:100], y[:100], out=tmp_path / "run", epochs=1, seed=0, options=options)
-    found = ledger(run, model, x=x[:5], by=by)
+    found = ledger(run, model, x[:5], by=by)
     assert found.largest_residual < 1e-12
-    later = ledger(run, model, x=x[:5], by=by, between=(1, 3))  # steps before it are zeros, cut likewise
+    later = ledger(
+        run, model, x[:5], by=by, options=LedgerOptions(steps=(1, 3))
+    )  # steps before it are zeros, cut likewise
     assert later.largest_residual < 1e-12
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tolerance": -1}, ["tolerance=-1"]),
-        ({"tolerance": float("nan")}, ["tolerance=nan"]),
-        ({"tolerance": "small"}, ["tolerance='small'"]),
-        ({"order": 0}, ["order=0", "1..32"]),
-        ({"order": 2.5}, ["order=2.5"]),
-        ({"order": True}, ["order=True"]),
-        ({"between": 3}, ["between=3"]),
-        ({"between": (0.0, 2.0)}, ["between=(0.0, 2.0)"]),
-        ({"between": (5, 2)}, ["between=(5, 2)", "<= 8"]),
-        ({"data": X}, ["data of type ndarray", "(x, y)"]),
-        ({"data": (X[:50], Y[:50])}, ["50 examples", "example 177"]),
-        ({"by": "group", "groups": 3}, ["groups of type int"]),
-        ({"by": "group", "groups": ["a"] * 17}, ["length 17", "178"]),
+        ({"options": LedgerOptions(steps=3)}, ["steps=3"]),
+        ({"options": LedgerOptions(steps=(0.0, 2.0))}, ["steps=(0.0, 2.0)"]),
+        ({"options": LedgerOptions(steps=(5, 2))}, ["steps=(5, 2)", "<= 8"]),
+        ({"options": LedgerOptions(data=X)}, ["data of type ndarray", "(x, y)"]),
+        ({"options": LedgerOptions(data=(X[:50], Y[:50]))}, ["50 examples", "example 177"]),
+        ({"by": 3}, ["by of type int"]),
+        ({"by": ["a"] * 17}, ["length 17", "178"]),
         ({"target": ("logit", 3)}, ["3 outputs", "0..2"]),
         ({"target": ("logit", -1)}, ["0..2"]),
         ({"target": "margin", "labels": [0, 1, 3]}, ["label 3", "0..2"]),
@@ -89,7 +86,23 @@ def test_steps_of_wide_piecewise_networks_with_momentum_are_taken_together(tmp_p
 )
 def test_wrong_arguments_are_named(wine, options, words):
     run, model = wine
-    refused(lambda: ledger(run, model, x=X[:3], **options), *words, "expected ", "Hint: ")
+    refused(lambda: ledger(run, model, X[:3], **options), *words, "expected ", "Hint: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tolerance": -1}, ["tolerance=-1"]),
+        ({"tolerance": float("nan")}, ["tolerance=nan"]),
+        ({"tolerance": "small"}, ["tolerance='small'"]),
+        ({"n_nodes": 0}, ["n_nodes=0", "1..32"]),
+        ({"n_nodes": 2.5}, ["n_nodes=2.5"]),
+        ({"n_nodes": True}, ["n_nodes=True"]),
+    ],
+)
+def test_wrong_options_are_named(options, words):
+    for kind in (Quadrature, LedgerOptions):
+        refused(lambda kind=kind: kind(**options), *words, "expected ", "Hint: ")
 
 
 def test_what_is_no_run_and_no_module_is_refused(wine):
@@ -98,7 +111,6 @@ def test_what_is_no_run_and_no_module_is_refused(wine):
         refused(lambda call=call: call(str(run.path), model, x=X[:2]), "run of type str", "km.Run.open")
         refused(lambda call=call: call(run, torch.tanh, x=X[:2]), "torch.nn.Module")
     refused(lambda: path_kernel(str(run.path), model, X[:2]), "run of type str")
-    refused(lambda: exact_kernel_machine(run, model, x=X[:2], order=0), "order=0")
     for call in (lambda: path_kernel(run, model, X[:3], X[:2, :4]), lambda: ntk(model, X[:3], X[:2, :4])):
         refused(call, "(2, 4)", "does not take")
 
@@ -106,15 +118,15 @@ def test_what_is_no_run_and_no_module_is_refused(wine):
 def test_a_target_that_is_wrong_in_part_does_not_keep_the_quadrature_busy(wine):
     run, model = wine
     refused(
-        lambda: ledger(run, model, x=X[:3], target=lambda f, y: f[:, 0] * f[:, 1].detach()),
+        lambda: ledger(run, model, X[:3], target=lambda f, y: f[:, 0] * f[:, 1].detach()),
         "derivatives say",
         "detach()",
         error=VerificationError,
     )
-    refused(lambda: ledger(run, model, x=X[:3], target=lambda f, y: f[:, 0] / 0), "NaN", error=NumericalError)
+    refused(lambda: ledger(run, model, X[:3], target=lambda f, y: f[:, 0] / 0), "NaN", error=NumericalError)
 
 
-@pytest.mark.parametrize("options", [{}, {"by": "group", "groups": "layer"}], ids=["examples", "layers"])
+@pytest.mark.parametrize("options", [{}, {"by": "layer"}], ids=["examples", "layers"])
 def test_gradients_of_their_own_are_refused(tmp_path, options):
     class StraightThrough(nn.Module):
         def __init__(self):
@@ -127,7 +139,7 @@ def test_gradients_of_their_own_are_refused(tmp_path, options):
 
     model = StraightThrough()
     run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0)
-    refused(lambda: ledger(run, model, x=X[:2], **options), "straight-through", error=VerificationError)
+    refused(lambda: ledger(run, model, X[:2], **options), "straight-through", error=VerificationError)
 
 
 def test_kinks_and_jumps_do_not_look_like_wrong_derivatives(tmp_path):
@@ -146,7 +158,7 @@ def test_kinks_and_jumps_do_not_look_like_wrong_derivatives(tmp_path):
     model = Jump()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = fit(model, X, Y, out=tmp_path / "run", epochs=2, seed=0, options=FitOptions(optimizer=optimizer))
-    found = ledger(run, model, x=X[:4])
+    found = ledger(run, model, X[:4])
     assert found.largest_residual > 1e-3
     assert torch.allclose(found.residuals.sum(0), found.residual, atol=1e-10)
 
@@ -202,17 +214,17 @@ def test_another_loss_or_none_is_refused(tmp_path):
 
     model = network()
     run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(loss=smoothed))
-    assert ledger(run, model, x=X[:2], loss=smoothed).largest_residual < 1e-12
-    refused(lambda: ledger(run, model, x=X[:2]), "smoothed", "pass loss=")
-    refused(lambda: ledger(run, model, x=X[:2], loss=lambda f, y: f[:, 0] ** 2), "same loss")
+    assert ledger(run, model, X[:2], loss=smoothed).largest_residual < 1e-12
+    refused(lambda: ledger(run, model, X[:2]), "smoothed", "pass loss=")
+    refused(lambda: ledger(run, model, X[:2], loss=lambda f, y: f[:, 0] ** 2), "same loss")
 
 
 def test_targets_need_more_than_one_output(tmp_path):
     model = nn.Sequential(nn.Linear(13, 4), nn.Tanh(), nn.Linear(4, 1))
     run = fit(model, X, Y.astype(float), out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(loss="mse"))
-    assert ledger(run, model, x=X[:1]).contributions.shape == (1, 178, 1)
+    assert ledger(run, model, X[:1]).contributions.shape == (1, 178, 1)
     for target in ("margin", "loss", "log_probability"):
-        refused(lambda target=target: ledger(run, model, x=X[:1], target=target, labels=[0]), "one output")
+        refused(lambda target=target: ledger(run, model, X[:1], target=target, labels=[0]), "one output")
 
 
 @pytest.mark.parametrize(
@@ -236,14 +248,14 @@ def test_rows_without_a_loss_are_taken_as_torch_takes_them(tmp_path):
     y[:40] = -100
     model = network()
     run = fit(model, X, y, out=tmp_path / "run", epochs=2, seed=0)
-    found = ledger(run, model, x=X[:2])
+    found = ledger(run, model, X[:2])
     assert found.largest_residual < 1e-12
     assert float(found.contributions[:, :40].abs().max()) == 0
 
 
 def test_rows_and_outputs_that_there_are_not(wine):
     run, model = wine
-    own, other = ledger(run, model, x=X[:2]), influence(run, model, x=X[:2])
+    own, other = ledger(run, model, X[:2]), influence(run, model, X[:2])
     for result in (own, other):
         assert result.top(-1, 3) == result.top(1, 3)
         refused(lambda result=result: result.top(2), "row=2", "0..1")
@@ -253,33 +265,33 @@ def test_rows_and_outputs_that_there_are_not(wine):
 def test_printed_in_80_columns_with_the_groups(wine):
     run, model = wine
     names = [f"{WINE.target_names[label]} of a long name, really" for label in Y]
-    for options in ({}, {"by": "step"}, {"by": "group", "groups": names}, {"between": (2, 2)}):
-        text = str(ledger(run, model, x=X[:2], **options))
+    for options in ({}, {"by": "step"}, {"by": names}, {"options": LedgerOptions(steps=(2, 2))}):
+        text = str(ledger(run, model, X[:2], **options))
         assert max(map(len, text.splitlines())) <= 80
         assert "nan" not in text
-        assert ("class_1 of a long na" in text) == ("groups" in options)
+        assert ("class_1 of a long na" in text) == (options.get("by") is names)
 
 
 @pytest.mark.parametrize("by", ["example", "group", "step"])
 def test_frames_of_lines_and_of_sources(wine, by):
     run, model = wine
-    own = ledger(run, model, x=X[:2], by=by, groups=WINE.target_names[Y] if by == "group" else None)
+    own = ledger(run, model, X[:2], by=WINE.target_names[Y] if by == "group" else by)
     lines = own.to_frame()
     assert len(lines) == 2 * 3
-    parts = lines[["examples", "decay", "rounding", "buffers", "residual"]].sum(axis=1)
+    parts = lines[["contributions", "decay", "rounding", "buffers", "residual"]].sum(axis=1)
     assert np.allclose(parts, lines["change"], atol=1e-12)
     sources = own.to_frame("sources")
     assert list(sources.columns) == ["row", by, "output", "contribution"]
-    assert np.allclose(sources.groupby(["row", "output"])["contribution"].sum(), lines["examples"], atol=1e-12)
+    assert np.allclose(sources.groupby(["row", "output"])["contribution"].sum(), lines["contributions"], atol=1e-12)
     if by == "group":
         assert set(sources["group"]) == set(WINE.target_names)
-    refused(lambda: own.to_frame("examples"), "of='examples'")
+    refused(lambda: own.to_frame("examples"), "rows='examples'")
 
 
 @pytest.mark.parametrize(("by", "word"), [("group", "class_1"), ("step", "step 0")])
 def test_pictures_of_groups_and_steps_call_them_so(wine, by, word):
     run, model = wine
-    own = ledger(run, model, x=X[:2], by=by, groups=WINE.target_names[Y] if by == "group" else None)
+    own = ledger(run, model, X[:2], by=WINE.target_names[Y] if by == "group" else by)
     figure = own.plot(0)
     assert figure.axes[0].get_title(loc="left") == f"largest contributions of {by}s"
     assert word in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
@@ -295,9 +307,9 @@ def saved(tmp_path):
     """A run with two ledgers and an influence beside it."""
     model = network()
     run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0)
-    ledger(run, model, x=X[:2]).save(run.path / "a.safetensors")
-    ledger(run, model, x=X[:2], by="step").save(run.path / "b.safetensors")
-    influence(run, model, x=X[:2]).save(run.path / "c.safetensors")
+    ledger(run, model, X[:2]).save(run.path / "a.safetensors")
+    ledger(run, model, X[:2], by="step").save(run.path / "b.safetensors")
+    influence(run, model, X[:2]).save(run.path / "c.safetensors")
     run.tape.close()
     return run.path
 

@@ -49,8 +49,8 @@ def test_the_frame_has_a_line_for_every_row_and_output():
     frame = by_hand().to_frame()
     assert frame["row"].tolist() == [0, 0, 1, 1]
     assert frame["output"].tolist() == ["a", "b", "a", "b"]
-    assert frame["examples"].tolist() == [-1.5, 0.0, 0.0, 7.0]
-    total = frame[["examples", "decay", "rounding", "buffers", "residual"]].sum(axis=1)
+    assert frame["contributions"].tolist() == [-1.5, 0.0, 0.0, 7.0]
+    total = frame[["contributions", "decay", "rounding", "buffers", "residual"]].sum(axis=1)
     assert float((total - frame["change"]).abs().max()) < 1e-15
     assert frame["mass"].tolist() == [4.5, 4.0, 0.0, 7.0]
 

@@ -13,7 +13,7 @@ from kernelmem.kernels.ntk import ntk
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.training.losses import per_example_loss
-from kernelmem.trajectory.ledger.ledger import ledger
+from kernelmem.trajectory.ledger.ledger import LedgerOptions, ledger
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 from tests.profiles import examples
@@ -30,7 +30,7 @@ def test_sums_of_the_exact_kernel_machine_over_steps_are_the_ledger(tmp_path, op
     model = small()
     run = train(tmp_path / "run", model, optimizer=OPTIMIZERS[optimizer](model.parameters()), steps=8)
     x = data(4, seed=1)[0]
-    machine, own = exact_kernel_machine(run, model, x=x), ledger(run, model, x=x)
+    machine, own = exact_kernel_machine(run, model, x), ledger(run, model, x)
     assert gap(machine.contributions(own.contributions.shape[1]), own.contributions) < 1e-12
     assert gap(machine.decay, own.decay) < 1e-12
     assert gap(machine.rounding, own.rounding) < 1e-12
@@ -46,7 +46,7 @@ def test_coefficients_are_derivatives_of_the_loss_and_do_not_depend_on_x(tmp_pat
     model = small()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     run = train(tmp_path / "run", model, optimizer=optimizer, loss=loss, clip=clip, keep="all")
-    here, there = (exact_kernel_machine(run, model, x=data(n, seed=n)[0]) for n in (2, 5))
+    here, there = (exact_kernel_machine(run, model, data(n, seed=n)[0]) for n in (2, 5))
     assert torch.equal(here.coefficients, there.coefficients)
     assert torch.equal(here.steps, there.steps)
     assert torch.equal(here.examples, there.examples)
@@ -67,7 +67,7 @@ def test_the_kernel_of_plain_descent_on_a_linear_model_by_hand(tmp_path):
     model = nn.Linear(4, 3).double()
     run = train(tmp_path / "run", model, optimizer=torch.optim.SGD(model.parameters(), lr=0.25))
     x = data(5, seed=1)[0]
-    machine = exact_kernel_machine(run, model, x=x)
+    machine = exact_kernel_machine(run, model, x)
     met = torch.cat([run.batch(t)[0] for t in range(len(run))])
     expected = 0.25 * (x @ met.T + 1)[:, :, None, None] * torch.eye(3)
     assert gap(machine.kernel, expected) < 1e-13
@@ -77,11 +77,11 @@ def test_targets_of_the_exact_kernel_machine(tmp_path):
     model = small()
     run = train(tmp_path / "run", model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     x, y = data(4, seed=1)
-    whole = exact_kernel_machine(run, model, x=x)
-    one = exact_kernel_machine(run, model, x=x, target=("logit", 2))
+    whole = exact_kernel_machine(run, model, x)
+    one = exact_kernel_machine(run, model, x, target=("logit", 2))
     assert one.kernel.shape == (4, len(one.steps), 1, 3)
     assert gap(one.kernel[:, :, 0], whole.kernel[:, :, 2]) < 1e-12
-    margin = exact_kernel_machine(run, model, x=x, target="margin", labels=y)
+    margin = exact_kernel_machine(run, model, x, target="margin", labels=y)
     assert float(margin.residual.abs().max()) < 1e-11
     assert margin.names == ("margin",)
 
@@ -90,7 +90,7 @@ def test_runs_in_float32_have_their_rounding(tmp_path):
     model = small(dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     run = train(tmp_path / "run", model, optimizer=optimizer, dtype=torch.float32)
-    machine = exact_kernel_machine(run, model, x=data(4, seed=1)[0])
+    machine = exact_kernel_machine(run, model, data(4, seed=1)[0])
     assert float(machine.residual.abs().max()) < 1e-11
     assert 1e-10 < float(machine.rounding.abs().max()) < 1e-3
     assert machine.kernel.dtype == torch.float64
@@ -101,21 +101,21 @@ def test_a_machine_too_large_is_refused_with_its_size(tmp_path):
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=9, batch=16)
     with pytest.raises(InputError, match="which takes") as refused:
-        exact_kernel_machine(run, model, x=x[:20], memory="5MiB")
+        exact_kernel_machine(run, model, x[:20], memory="5MiB")
     figure = int(re.search(r"takes (\d+) MiB", str(refused.value)).group(1))
     assert figure > 20 * (8 * 16 + 16) * 10 * 10 * 8 / 2**20
     with pytest.raises(InputError, match="which takes"):
-        exact_kernel_machine(run, model, x=x[:20], memory=f"{figure - 1}MiB")
-    assert exact_kernel_machine(run, model, x=x[:20], memory=f"{figure + 1}MiB").kernel.shape == (
+        exact_kernel_machine(run, model, x[:20], memory=f"{figure - 1}MiB")
+    assert exact_kernel_machine(run, model, x[:20], memory=f"{figure + 1}MiB").kernel.shape == (
         20,
         8 * 16 + 16,
         10,
         10,
     )
     with pytest.raises(InputError, match="n=3"):
-        exact_kernel_machine(run, model, x=x[:2]).contributions(3)
-    with pytest.raises(InputError, match="no step"):
-        exact_kernel_machine(train(tmp_path / "none", small(), steps=0), small(), x=data(3)[0])
+        exact_kernel_machine(run, model, x[:2]).contributions(3)
+    with pytest.raises(InputError, match="no recorded steps"):
+        exact_kernel_machine(train(tmp_path / "none", small(), steps=0), small(), data(3)[0])
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.4), nn.BatchNorm1d(6), nn.BatchNorm1d(6, track_running_stats=False)])
@@ -124,7 +124,7 @@ def test_examples_without_outputs_of_their_own_are_refused(tmp_path, layer):
     model = nn.Sequential(nn.Linear(4, 6), layer, nn.Tanh(), nn.Linear(6, 3)).double()
     run = train(tmp_path / "run", model)
     for call in (
-        lambda: exact_kernel_machine(run, model, x=data(3)[0]),
+        lambda: exact_kernel_machine(run, model, data(3)[0]),
         lambda: domingos_kernel_machine(run, model, data(3)[0], data=data()),
     ):
         with pytest.raises(UnsupportedModelError, match="step 0 "):
@@ -149,7 +149,7 @@ def test_runs_that_change_buffers_are_refused(tmp_path):
     model = nn.Sequential(nn.Linear(4, 5), Moody(counts=True), nn.Tanh(), nn.Linear(5, 3)).double()
     run = train(tmp_path / "run", model)
     with pytest.raises(UnsupportedModelError, match="step 0 used"):
-        exact_kernel_machine(run, model, x=data(3)[0])
+        exact_kernel_machine(run, model, data(3)[0])
 
 
 def test_examples_are_seen_in_the_mode_of_their_step(tmp_path):
@@ -162,7 +162,7 @@ def test_examples_are_seen_in_the_mode_of_their_step(tmp_path):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             recorder.step(torch.arange(12), x, y)
-    machine = exact_kernel_machine(Run.open(tmp_path / "run"), model, x=x[:4])
+    machine = exact_kernel_machine(Run.open(tmp_path / "run"), model, x[:4])
     assert float(machine.rounding.abs().max()) < 1e-12
     assert float(machine.residual.abs().max()) < 1e-12
 
@@ -171,10 +171,10 @@ def test_buffers_of_the_model_are_of_no_account(tmp_path):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
     run = train(tmp_path / "run", model)
     x = data(4, seed=1)[0]
-    expected = exact_kernel_machine(run, model, x=x)
+    expected = exact_kernel_machine(run, model, x)
     model[1].running_var.fill_(9.0)
-    assert torch.equal(exact_kernel_machine(run, model, x=x).kernel, expected.kernel)
-    form = domingos_kernel_machine(run, model, x, data=data(), order=6)
+    assert torch.equal(exact_kernel_machine(run, model, x).kernel, expected.kernel)
+    form = domingos_kernel_machine(run, model, x, data=data(), n_nodes=6)
     assert gap(-form.weighted, expected.contributions(12)) < 1e-9
 
 
@@ -190,15 +190,15 @@ def test_parameters_without_a_gradient_are_skipped(tmp_path):
                 model[2].weight.grad = None
             recorder.step(torch.arange(12), x, y)
     run = Run.open(tmp_path / "run")
-    machine = exact_kernel_machine(run, model, x=x[:4])
+    machine = exact_kernel_machine(run, model, x[:4])
     assert float(machine.rounding.abs().max()) < 1e-12
-    assert gap(machine.contributions(), ledger(run, model, x=x[:4]).contributions) < 1e-12
+    assert gap(machine.contributions(), ledger(run, model, x[:4]).contributions) < 1e-12
 
 
 def test_progress_is_reported(tmp_path):
     done, model = [], small()
     run = train(tmp_path / "run", model, steps=3)
-    exact_kernel_machine(run, model, x=data(2)[0], progress=lambda i, n: done.append((i, n)))
+    exact_kernel_machine(run, model, data(2)[0], progress=lambda i, n: done.append((i, n)))
     assert done == [(i, 6) for i in range(1, 7)]
 
 
@@ -211,7 +211,10 @@ def test_the_weighted_path_kernel_is_the_ledger_of_plain_descent(tmp_path_factor
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     run = record(path, model, optimizer, x, y, steps=5, batch=batch, loss=loss, seed=seed)
     test = data(4, seed=1)[0]
-    form, own = domingos_kernel_machine(run, model, test, data=(x, y), order=6), ledger(run, model, x=test, data=(x, y))
+    form, own = (
+        domingos_kernel_machine(run, model, test, data=(x, y), n_nodes=6),
+        ledger(run, model, test, options=LedgerOptions(data=(x, y))),
+    )
     assert gap(-form.weighted, own.contributions) < 1e-10
     assert gap(form.predictions, own.final) < 1e-10
     assert gap(form.initial, own.initial) < 1e-14
@@ -265,5 +268,5 @@ def test_data_must_hold_every_example(tmp_path):
     run = train(tmp_path / "run", model)
     with pytest.raises(InputError, match="data of 5 rows"):
         domingos_kernel_machine(run, model, data(3)[0], data=data(5))
-    with pytest.raises(InputError, match="no step"):
+    with pytest.raises(InputError, match="no recorded steps"):
         domingos_kernel_machine(train(tmp_path / "none", small(), steps=0), small(), data(3)[0], data=data())

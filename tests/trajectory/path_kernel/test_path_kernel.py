@@ -15,7 +15,7 @@ from kernelmem.core.errors import InputError, NumericalError, VerificationError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.recording.replay import replay
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
-from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, path_kernel
+from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, PathKernelOptions, path_kernel
 from tests.profiles import examples
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
@@ -86,7 +86,10 @@ def test_it_is_the_definition(tmp_path, weighting, order):
     x, y = data(4, seed=1)[0], data(3, seed=2)[0]
     weights = {"mean": [1 / 6] * 6, "time": rates(run), "length": lengths(run, model)}[weighting]
     full = definition(run, small(), x, y, order=order, weights=weights)
-    own = {kind: path_kernel(run, model, x, y, outputs=kind, weighting=weighting, order=order) for kind in KINDS}
+    own = {
+        kind: path_kernel(run, model, x, y, outputs=kind, options=PathKernelOptions(weighting=weighting, n_nodes=order))
+        for kind in KINDS
+    }
     diagonal = full.diagonal(dim1=2, dim2=3)
     assert relative(own["full"].values, full) < 1e-13
     assert relative(own["diagonal"].values, diagonal) < 1e-13
@@ -106,10 +109,10 @@ def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_fa
     path = tmp_path_factory.mktemp("linear") / "run"
     run = train(path, model, optimizer=OPTIMIZERS[optimizer](model.parameters()), steps=4, seed=seed)
     x = data(5, seed=seed)[0]
-    own = path_kernel(run, model, x, outputs=kind, order=order)
+    own = path_kernel(run, model, x, outputs=kind, options=PathKernelOptions(n_nodes=order))
     assert relative(own.values, ntk(model, x, outputs=kind)) < 1e-13
     assert own.error < 1e-14
-    time = path_kernel(run, model, x, outputs=kind, order=order, weighting="time")
+    time = path_kernel(run, model, x, outputs=kind, options=PathKernelOptions(n_nodes=order, weighting="time"))
     assert relative(time.values, sum(rates(run)) * own.values) < 1e-13
 
 
@@ -122,15 +125,15 @@ def test_symmetric_positive_semidefinite_and_blind_to_the_order_of_rows(tmp_path
     x = torch.cat([x, x[:2]])  # singular on purpose
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     for kind in ("trace", "pseudo"):
-        own = path_kernel(run, model, x, outputs=kind, weighting=weighting).values
+        own = path_kernel(run, model, x, outputs=kind, options=PathKernelOptions(weighting=weighting)).values
         assert torch.equal(own, own.T)
         values = torch.linalg.eigvalsh(own)
         assert float(values.min()) >= -len(x) * torch.finfo(own.dtype).eps * float(values.max())
-        again = path_kernel(run, model, x[order], outputs=kind, weighting=weighting).values
+        again = path_kernel(run, model, x[order], outputs=kind, options=PathKernelOptions(weighting=weighting)).values
         assert relative(again, own[order][:, order]) < 1e-13
-        both = path_kernel(run, model, x, x, outputs=kind, weighting=weighting).values
+        both = path_kernel(run, model, x, x, outputs=kind, options=PathKernelOptions(weighting=weighting)).values
         assert relative(both, own) < 1e-13
-    full = path_kernel(run, model, x, outputs="full", weighting=weighting).values
+    full = path_kernel(run, model, x, outputs="full", options=PathKernelOptions(weighting=weighting)).values
     matrix = full.transpose(1, 2).reshape(3 * len(x), -1)
     assert torch.equal(matrix, matrix.T)
     values = torch.linalg.eigvalsh(matrix)
@@ -144,8 +147,11 @@ def test_a_step_of_no_length_has_the_tangent_kernel_at_the_start(tmp_path):
     own = path_kernel(run, model, data(5)[0])
     assert relative(own.values, before) < 1e-14
     assert own.error < 1e-15
-    assert float(path_kernel(run, model, data(5)[0], weighting="length").values.abs().max()) == 0.0
-    assert path_kernel(run, model, data(5)[0], weighting="length").error == 0.0
+    assert (
+        float(path_kernel(run, model, data(5)[0], options=PathKernelOptions(weighting="length")).values.abs().max())
+        == 0.0
+    )
+    assert path_kernel(run, model, data(5)[0], options=PathKernelOptions(weighting="length")).error == 0.0
 
 
 class Part:
@@ -175,8 +181,11 @@ def test_parts_of_a_run_add_up(tmp_path, weighting):
     model = small()
     run = train(tmp_path / "run", model, keep="all", steps=7)
     x = data(6, seed=1)[0]
-    whole = path_kernel(run, model, x, weighting=weighting)
-    parts = [path_kernel(Part(run, a, b), model, x, weighting=weighting) for a, b in ((0, 3), (3, 7))]
+    whole = path_kernel(run, model, x, options=PathKernelOptions(weighting=weighting))
+    parts = [
+        path_kernel(Part(run, a, b), model, x, options=PathKernelOptions(weighting=weighting))
+        for a, b in ((0, 3), (3, 7))
+    ]
     assert relative(parts[0].values + parts[1].values, whole.values) < 1e-14
     assert parts[0].total_weight + parts[1].total_weight == pytest.approx(whole.total_weight, rel=1e-14)
 
@@ -189,9 +198,9 @@ def test_rules_converge_at_their_order_and_the_estimate_says_so(tmp_path):
         model = mlp()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02 / 2**halving)
         run = record(tmp_path / str(halving), model, optimizer, x, y, batch=32, steps=16 * 2**halving, loss="mse")
-        exact = path_kernel(run, model, x[:10], order=8, weighting="time").values
+        exact = path_kernel(run, model, x[:10], options=PathKernelOptions(n_nodes=8, weighting="time")).values
         for order in (1, 2, 3):
-            own = path_kernel(run, model, x[:10], order=order, weighting="time")
+            own = path_kernel(run, model, x[:10], options=PathKernelOptions(n_nodes=order, weighting="time"))
             error = float((own.values - exact).norm() / exact.norm())
             assert 0.7 * error < own.error < 5 * error
             found[order, halving] = error
@@ -205,11 +214,11 @@ def test_thinning_is_labelled_and_its_error_is_not_understated(tmp_path):
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     run = record(tmp_path / "run", model, optimizer, x, y, batch=64, steps=40)
     for weighting in ("mean", "length"):
-        exact = path_kernel(run, model, x[:20], weighting=weighting)
+        exact = path_kernel(run, model, x[:20], options=PathKernelOptions(weighting=weighting))
         assert exact.thinning_error == 0.0
         assert "all steps" in str(exact)
         for every in (2, 3, 7):
-            own = path_kernel(run, model, x[:20], every=every, weighting=weighting)
+            own = path_kernel(run, model, x[:20], options=PathKernelOptions(stride=every, weighting=weighting))
             error = float((own.values - exact.values).norm() / exact.values.norm())
             assert error <= own.error < 200 * error
             assert own.evaluations < exact.evaluations
@@ -221,11 +230,14 @@ def test_the_middle_step_stands_for_its_block(tmp_path):
     model = small()
     run = train(tmp_path / "run", model, keep="all", steps=8)
     x = data(6, seed=1)[0]
-    own = path_kernel(run, model, x, every=2, weighting="time").values
-    parts = [path_kernel(Part(run, t, t + 1), model, x, weighting="mean").values for t in (0, 3, 4, 7)]
+    own = path_kernel(run, model, x, options=PathKernelOptions(stride=2, weighting="time")).values
+    parts = [
+        path_kernel(Part(run, t, t + 1), model, x, options=PathKernelOptions(weighting="mean")).values
+        for t in (0, 3, 4, 7)
+    ]
     assert relative(own, sum(2 * 0.5 * part for part in parts)) < 1e-14
     # the error figure: the second block stands for the first three, the last one for itself
-    own = path_kernel(run, model, x, every=2, weighting="mean")
+    own = path_kernel(run, model, x, options=PathKernelOptions(stride=2, weighting="mean"))
     coarse = 6 / 8 * parts[1] + 2 / 8 * parts[3]
     assert own.thinning_error == pytest.approx(float((own.values - coarse).norm() / own.values.norm()), rel=1e-12)
 
@@ -245,7 +257,10 @@ def test_float32_runs_and_dtypes(tmp_path):
     model = small(dtype=torch.float32)
     run = train(tmp_path / "run", model, dtype=torch.float32)
     x = data(5, seed=1, dtype=torch.float32)[0]
-    single, double = path_kernel(run, model, x), path_kernel(run, model, x, dtype=torch.float64)
+    single, double = (
+        path_kernel(run, model, x),
+        path_kernel(run, model, x, options=PathKernelOptions(dtype=torch.float64)),
+    )
     assert single.values.dtype == torch.float32
     assert double.values.dtype == torch.float64
     assert relative(single.values.double(), double.values) < 1e-5
@@ -307,7 +322,12 @@ def test_nothing_of_the_first_weights_is_kept(tmp_path, make, outputs):
     full = definition(run, make(), x, x, order=2, weights=[1 / 5] * 5)
     expected = full if outputs == "full" else full.diagonal(dim1=2, dim2=3).sum(-1)
     for own, verify in itertools.product((make(), model), (True, False)):  # its weights are of no account
-        assert relative(path_kernel(run, own, x, outputs=outputs, verify=verify).values, expected) < 1e-12
+        assert (
+            relative(
+                path_kernel(run, own, x, outputs=outputs, options=PathKernelOptions(verify=verify)).values, expected
+            )
+            < 1e-12
+        )
 
 
 def test_models_that_mix_the_rows_of_a_batch_are_refused(tmp_path):
@@ -357,12 +377,12 @@ def test_tiles_of_little_memory_give_the_same(tmp_path):
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=6)
     whole = path_kernel(run, model, x)
-    little = path_kernel(run, model, x, memory=8 * 40 * 40 * 4 + 150_000)
+    little = path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 40 * 40 * 4 + 150_000))
     assert relative(little.values, whole.values) < 1e-13
     with pytest.raises(InputError, match="sums of"):
-        path_kernel(run, model, x, memory=8 * 40 * 40 * 4)
+        path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 40 * 40 * 4))
     with pytest.raises(InputError, match="room for 6"):
-        path_kernel(run, model, x, every=2, memory=8 * 40 * 40 * 6)
+        path_kernel(run, model, x, options=PathKernelOptions(stride=2, memory=8 * 40 * 40 * 6))
 
 
 def test_one_set_of_rows_is_planned_as_half_the_work(tmp_path):
@@ -380,18 +400,22 @@ def test_bad_arguments_are_refused(tmp_path):
     x, y = data(5)
     for options, message in (
         ({"outputs": "sum"}, "outputs="),
-        ({"weighting": "loss"}, "weighting="),
-        ({"order": 0}, "order="),
-        ({"order": 2.0}, "order="),
-        ({"every": 0}, "every="),
-        ({"every": 3}, "1..2"),
+        ({"options": PathKernelOptions(stride=3)}, "1..2"),
         ({"target": "margin"}, "labels"),
         ({"target": "margin", "labels": y[:3]}, "labels"),
         ({"target": "margin", "labels": y, "y": x}, "labels for x alone"),
-        ({"memory": 0}, "memory="),
+        ({"options": PathKernelOptions(memory=0)}, "memory="),
     ):
         with pytest.raises(InputError, match=message):
             path_kernel(run, model, x, **options)
+    for options, message in (
+        ({"weighting": "loss"}, "weighting="),
+        ({"n_nodes": 0}, "n_nodes="),
+        ({"n_nodes": 2.5}, "n_nodes="),
+        ({"stride": 0}, "stride="),
+    ):
+        with pytest.raises(InputError, match=message):
+            PathKernelOptions(**options)
     with pytest.raises(InputError, match="rows of shape"):
         path_kernel(run, model, x[:, :2])
 
@@ -400,16 +424,16 @@ def test_different_learning_rates_have_no_time(tmp_path):
     model = small()
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": list(model[2:].parameters())}]
     run = train(tmp_path / "run", model, optimizer=torch.optim.SGD(groups, lr=0.2))
-    assert path_kernel(run, model, data(3)[0], weighting="mean").values.isfinite().all()
+    assert path_kernel(run, model, data(3)[0], options=PathKernelOptions(weighting="mean")).values.isfinite().all()
     with pytest.raises(InputError, match=r"learning rates \[0.1, 0.2\]"):
-        path_kernel(run, model, data(3)[0], weighting="time")
+        path_kernel(run, model, data(3)[0], options=PathKernelOptions(weighting="time"))
 
 
 def test_runs_without_steps_and_kernels_that_are_not_finite_are_refused(tmp_path):
     model = small()
     run = train(tmp_path / "none", model, steps=0)
-    with pytest.raises(InputError, match="no step"):
+    with pytest.raises(InputError, match="no recorded steps"):
         path_kernel(run, model, data(3)[0])
     run = train(tmp_path / "run", model, steps=2)
     with pytest.raises(NumericalError, match="step 0"):
-        path_kernel(run, nn.Sequential(*model), 1e200 * data(3)[0], verify=False)
+        path_kernel(run, nn.Sequential(*model), 1e200 * data(3)[0], options=PathKernelOptions(verify=False))

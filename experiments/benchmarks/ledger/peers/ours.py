@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.ledger.peers.interface import Account, Engine
 from experiments.benchmarks.ledger.workloads import Problem
-from kernelmem.trajectory.ledger.ledger import Ledger, ledger
+from kernelmem.trajectory import Ledger, LedgerOptions, ledger
 
 __all__ = ["prepare", "prepare_groups"]
 
@@ -16,7 +16,7 @@ def prepare(problem: Problem, *, tolerance: float = 1e-12, log_probabilities: bo
     forward = _log_probabilities if log_probabilities else None
 
     def analyze(rows: int = len(x)) -> Account:
-        own = ledger(problem.run, model, x=x[:rows], tolerance=tolerance, forward=forward)
+        own = ledger(problem.run, model, x[:rows], forward=forward, options=LedgerOptions(tolerance=tolerance))
         return _account(own, log_probabilities)
 
     return Engine(analyze, lambda: analyze(1))
@@ -29,7 +29,7 @@ def prepare_groups(problem: Problem) -> Engine:
     groups = torch.where(flipped, problem.workload.sizes[-1], y)
 
     def analyze(rows: int = len(x)) -> Account:
-        return _account(ledger(problem.run, model, x=x[:rows], by="group", groups=groups))
+        return _account(ledger(problem.run, model, x[:rows], by=groups))
 
     return Engine(analyze, lambda: analyze(1))
 

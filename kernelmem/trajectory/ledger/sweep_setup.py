@@ -1,0 +1,36 @@
+"""Inputs that both sweeps of the ledger share: the two networks, the rows, and what is to be explained."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernelmem.core.batches import Rows
+from kernelmem.trajectory.integration.quadrature import Quadrature
+from kernelmem.trajectory.network.network import Network
+from kernelmem.trajectory.targets import TargetFunctions
+from kernelmem.trajectory.trace import PerExample
+
+__all__ = ["SweepSetup"]
+
+
+@dataclass(frozen=True)
+class SweepSetup:
+    """The change that is explained, and the networks that it is computed with."""
+
+    optimizer: str  # name of its class in torch.optim
+    n_steps: int  # T, of the whole run
+    steps: range  # those whose change is explained
+    trained: Network  # in the modes of training: gradients of the examples
+    tested: Network  # in eval mode: outputs and tangents of the rows
+    rows: Rows  # m rows of x
+    phi: TargetFunctions  # k functions of their outputs
+    loss: PerExample
+    quadrature: Quadrature
+    coefficients: Tensor | None  # (T + 1,) of the weights in their average, if averaged weights are explained
+    advance: Callable[[int], None]  # called with the number of steps that were just done
+
+    @property
+    def step_tolerance(self) -> float:
+        """Largest residual of one step."""
+        return self.quadrature.tolerance / self.n_steps
