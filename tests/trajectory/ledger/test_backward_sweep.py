@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-import kernelmem.trajectory.integration.step_integral as integral
-import kernelmem.trajectory.ledger.backward_sweep as backward
-import kernelmem.trajectory.ledger.grouped_sweep as grouped
 import kernelmem.trajectory.trace as forward
 from kernelmem.core.batches import as_rows
+from kernelmem.trajectory.integration import step_integral as integral
+from kernelmem.trajectory.ledger import backward_sweep as backward
+from kernelmem.trajectory.ledger import grouped_sweep as grouped
 from kernelmem.trajectory.ledger.ledger import LedgerOptions, ledger
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.weight_blocks import Blocks

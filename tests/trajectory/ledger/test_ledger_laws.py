@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import kernelmem.trajectory.ledger.backward_sweep as backward
 from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.trajectory.influence.influence import InfluenceOptions, influence
+from kernelmem.trajectory.ledger import backward_sweep as backward
 from kernelmem.trajectory.ledger.ledger import LedgerOptions, ledger
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import exact_kernel_machine
 from tests.profiles import examples
