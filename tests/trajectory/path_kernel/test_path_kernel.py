@@ -223,7 +223,7 @@ def test_thinning_is_labelled_and_its_error_is_not_understated(tmp_path):
             assert error <= own.error < 200 * error
             assert own.evaluations < exact.evaluations
             assert own.total_weight == pytest.approx(exact.total_weight, rel=1e-12)
-            assert "an estimate from one step in" in str(own)
+            assert "estimated from one step in" in str(own)
 
 
 def test_the_middle_step_stands_for_its_block(tmp_path):
