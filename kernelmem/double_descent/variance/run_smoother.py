@@ -189,7 +189,12 @@ def run_smoother(
             moved = affine.step(gradient, stretch, i)
             network.set_state(stretch.states[i])
             mean = dense_mean_tangents(
-                network, rows, segment, affine.outputs_explained, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / len(steps)
+                network,
+                rows,
+                segment,
+                affine.outputs_explained,
+                n_nodes=quadrature.n_nodes,
+                tolerance=quadrature.tolerance / len(steps),
             )
             affine.outputs += torch.einsum("rcp,dp->rcd", mean, moved)
             report(t + 1, len(steps))

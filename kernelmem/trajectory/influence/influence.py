@@ -15,7 +15,7 @@ order, inputs, hyper-parameters, loss weights, dropout masks, and all other buff
 Source: Hara, Nitanda and Maehara 2019.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING, Literal
@@ -30,6 +30,7 @@ from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
+from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_place, number_of_examples, step_counter
 from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin
 from kernelmem.trajectory.influence.training_program import TrainingProgram, load_program
@@ -137,7 +138,7 @@ def influence(
     target: TargetLike = None,
     labels: ArrayLike | None = None,
     method: Method = "unrolled",
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     options: InfluenceOptions = InfluenceOptions(),
     progress: Progress = None,
@@ -192,7 +193,7 @@ def self_influence(
     target: TargetLike = None,
     labels: ArrayLike | None = None,
     method: Method = "unrolled",
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     options: InfluenceOptions = InfluenceOptions(chunk=64),
     progress: Progress = None,

@@ -17,7 +17,7 @@ from kernelmem.recording.storage.step import Step
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.tangents.derivatives.jvp import differentiable_kernels
 from kernelmem.tangents.prepare import PreparedModel, prepare
-from kernelmem.training.losses import per_example_loss
+from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.influence.batch_gradient import BatchGradient, Tensors
 from kernelmem.trajectory.influence.batch_norm import RunningStatistics
@@ -130,7 +130,7 @@ def load_program(
     model: nn.Module,
     rows: Rows,
     *,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
 ) -> TrainingProgram:
     """Read a run: T + 1 states of P numbers and all batches are held in memory.

@@ -21,7 +21,7 @@ momentum and adaptive optimizers, rounding and buffers: derived here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -37,7 +37,7 @@ from kernelmem.recording.averaging import average_coefficients
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model
-from kernelmem.training.losses import per_example_loss
+from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.argument_checks import check_run, number_of_examples, read_steps, step_counter
 from kernelmem.trajectory.integration.quadrature import Quadrature
 from kernelmem.trajectory.ledger.backward_sweep import BackwardSweep
@@ -77,7 +77,7 @@ def ledger(
     by: str | ArrayLike | Sequence[str] = "example",
     target: TargetLike = None,
     labels: ArrayLike | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     options: LedgerOptions = LedgerOptions(),
     progress: Progress = None,

@@ -12,7 +12,6 @@ division: any invertible K would do, and with a_i that do not depend on x, as in
 Source: Domingos 2020; gradients at the starts of steps: Bell et al. 2023.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
+from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import gauss_legendre
 from kernelmem.trajectory.network.network import Network, each_output
@@ -99,7 +99,7 @@ def domingos_kernel_machine(
     *,
     data: tuple[Batch, ArrayLike],
     n_nodes: int = 3,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     memory: int | str = MEMORY,
 ) -> DomingosKernelMachine:

@@ -13,7 +13,7 @@ Source: Domingos 2020; Bell et al. 2023 (an ensemble of one machine per step, fo
 adaptive denominators: derived here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model
+from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_run, step_counter
 from kernelmem.trajectory.integration.quadrature import DEFAULT_QUADRATURE, Quadrature
 from kernelmem.trajectory.integration.step_integral import dense_mean_tangents
@@ -110,7 +111,7 @@ def exact_kernel_machine(
     *,
     target: TargetLike = None,
     labels: ArrayLike | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     forward: Forward | None = None,
     quadrature: Quadrature = DEFAULT_QUADRATURE,
     memory: int | str = MEMORY,
