@@ -1,4 +1,4 @@
-"""Audit a small convolutional network: any module whose output is (n, C) works, here through the dense Jacobian.
+"""Audit a small convolutional network: any module whose output is (n, C) works.
 
 Run: python examples/audit_convolutional_network.py
 """
@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import kernelmem as km
+from kernelmem.auditing import ReportOptions
 from kernelmem.training import digits, train_classifier
 
 data = digits(n_train=300, seed=1)
-pictures, test_pictures = data.x_train.reshape(-1, 1, 8, 8), data.x_test.reshape(-1, 1, 8, 8)[:300]
+images, test_images = data.x_train.reshape(-1, 1, 8, 8), data.x_test.reshape(-1, 1, 8, 8)[:300]
 noisy = km.corrupt_labels(data.y_train, 0.1, "confusable", seed=1, x=data.x_train)
 
 torch.manual_seed(1)
@@ -22,13 +23,13 @@ model = nn.Sequential(
     nn.Flatten(),
     nn.Linear(144, 10),
 )
-train_classifier(model, pictures, noisy.y, epochs=80, batch_size=32, lr=3e-3, seed=1)
+train_classifier(model, images, noisy.y, epochs=80, batch_size=32, lr=3e-3, seed=1)
 
 audit = km.audit(
     model,
-    (pictures, noisy.y),
-    (test_pictures, data.y_test[:300]),
+    (images, noisy.y),
+    (test_images, data.y_test[:300]),
     flipped=noisy.flipped,
-    out="out/convolutional",
+    report=ReportOptions(out="out/convolutional", name="digits", image_shape=(8, 8)),
 )
 print(audit)

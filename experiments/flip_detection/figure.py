@@ -24,7 +24,7 @@ def draw(frame: pd.DataFrame, cells: list[Cell]) -> dict[str, bytes]:
             left.plot([cell.claim] * 2, [place - 0.35, place + 0.35], color=GRAY, lw=1.5)
         for name, color in (("memorized_clean", BLUE), ("memorized_flipped", RED)):
             right.plot(100 * runs[name], [place] * len(runs), "o", color=color, alpha=0.5, ms=5, mew=0)
-    left.set(xlabel="AUROC of the left-out margin for the flips", yticks=range(len(cells)))
+    left.set(xlabel="AUROC of the leave-one-out margin for the flips", yticks=range(len(cells)))
     left.set_yticklabels([f"{cell.kind} {cell.rate:.0%}" if cell.rate else "no flips" for cell in cells])
     left.set_ylim(len(cells) - 0.5, -0.5)
     left.set_title("One dot a seed; bar: what is claimed of every seed", fontsize=9, loc="left", color=GRAY)

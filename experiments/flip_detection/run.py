@@ -71,15 +71,15 @@ def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
         "seed": seed,
         "auroc": _or_nan(flips.auroc),
         "permuted_auroc": _or_nan(flips.permuted_auroc),
-        "agreement": document.kernel.agreement,
-        "label_machine_agreement": document.kernel.label_machine_agreement,
+        "agreement": document.fidelity.agreement,
+        "label_regression_agreement": document.fidelity.label_regression_agreement,
         "train_accuracy": training.train_accuracy,
         "test_accuracy": document.model.test_accuracy,
         "memorized": float(above.double().mean()),
         "memorized_flipped": float(above[noisy.flipped].double().mean()),
         "memorized_clean": float(above[~noisy.flipped].double().mean()),
-        "auroc_score": _or_nan(flips.auroc_score),
-        "auroc_network": _or_nan(flips.auroc_network),
+        "auroc_label_memorization": _or_nan(flips.auroc_label_memorization),
+        "auroc_network_memorization": _or_nan(flips.auroc_network_memorization),
     }
 
 

@@ -1,193 +1,120 @@
 """km.audit: from a trained network and its data to a report of what it memorized."""
 
-import dataclasses
-import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.auditing.analysis import analyze, memorized_examples, per_class
-from kernelmem.auditing.document import SCHEMA_VERSION, AuditDocument, Flips
+from kernelmem.auditing.analysis import accuracy, analyze, memorized_examples, per_class
+from kernelmem.auditing.document import SCHEMA_VERSION, AuditDocument, Flips, Memorization
 from kernelmem.auditing.fingerprint import data_identity, model_identity, seen_rows
-from kernelmem.auditing.load import read_document
+from kernelmem.auditing.result import Audit
 from kernelmem.auditing.verdict import verdict
 from kernelmem.core.atomic_files import check_directory, write_files
-from kernelmem.core.batches import as_rows
-from kernelmem.core.checks import finite, seed_sequence
+from kernelmem.core.batches import Forward, as_rows
+from kernelmem.core.checks import ArrayLike, finite, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
 
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
-
-__all__ = ["Audit", "audit"]
+__all__ = ["ReportOptions", "audit"]
 
 EXAMPLES = 12
 FEATURES_SHOWN = 64
+CHUNK = 256  # rows per forward pass
+STAGES = 4  # kernel of training rows, kernel of test rows, leave-one-out, report
 
 
 @dataclass(frozen=True)
-class Audit:
-    """What :func:`audit` found. ``document`` is all of it, as plain values."""
+class ReportOptions:
+    """Files that :func:`audit` writes, and how its report describes model and data.
 
-    document: AuditDocument
+    Attributes:
+        out: directory for audit.json and audit.html; None: nothing is written.
+        name: name of the data.
+        model_name: name of the network; None: its class.
+        image_shape: (H, W) or (H, W, 3) if rows are images, also flattened ones.
+        training: how the network was trained.
+        reproduce: the command or call that gives this report again.
+        extra_files: more files to write into ``out``: name -> content.
+    """
 
-    def to_dict(self) -> dict[str, Any]:
-        """The document as nested dicts and lists: the content of ``audit.json``."""
-        return json.loads(self.to_json())
-
-    def to_json(self) -> str:
-        """``audit.json``: the same inputs, seed, versions and threads give the same bytes, ``seconds`` apart."""
-        return json.dumps(dataclasses.asdict(self.document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-    def to_html(self) -> str:
-        """The report: one static page without scripts that opens offline."""
-        from kernelmem.auditing import (
-            report,  # here, because matplotlib and jinja2 cost `import kernelmem` half a second
-        )
-
-        return report.render(self.document)
-
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row for each training row: score, margin, network, vote, memorized."""
-        import pandas
-
-        found = self.document.memorization
-        frame = pandas.DataFrame(
-            {"score": found.score, "margin": found.margin, "network": found.network, "vote": found.vote}
-        )
-        frame["memorized"] = frame.index.isin(found.memorized)
-        return frame.rename_axis("row")
-
-    def plot(self) -> "Figure":
-        """The distribution of memorization with its null."""
-        from kernelmem.auditing import report
-
-        return report.plot(self.document)
-
-    def files(self) -> dict[str, str]:
-        """The files that :meth:`save` writes: name -> content."""
-        return {"audit.html": self.to_html(), "audit.json": self.to_json()}
-
-    def save(self, directory: str | Path) -> None:
-        """Write audit.html and audit.json into ``directory``: both whole, or neither."""
-        write_files(directory, self.files())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Audit":
-        """Read ``audit.json`` (or the directory that holds it).
-
-        Raises:
-            InputError: no such file. FileCorruptError: not an audit.json of a known schema version.
-        """
-        path = Path(path)
-        return cls(read_document(path / "audit.json" if path.is_dir() else path))
-
-    def __str__(self) -> str:
-        d = self.document
-        accuracy = f"train {d.model.train_accuracy:.1%}, test {d.model.test_accuracy:.1%}"
-        lines = [
-            d.verdict.headline,
-            f"  {d.verdict.detail}",
-            f"  accuracy       {accuracy}",
-            f"  network machine agrees with the network on {d.kernel.agreement:.1%} of {d.data.n_test:,} test rows"
-            f" (relative error {d.kernel.relative_error:.2f}); label machine: {d.kernel.label_machine_agreement:.1%}",
-        ]
-        if d.flips.auroc is not None:
-            lines.append(
-                f"  known flips    {d.flips.n:,}; AUROC of the left-out margin {d.flips.auroc:.4f} ± {d.flips.auroc_se:.4f}"
-                f" (flags permuted: {d.flips.permuted_auroc:.3f})"
-            )
-        for example in d.examples[:5]:
-            lines.append(
-                f"  row {example.index:>5}       labeled {example.label}, the rest of the data says {example.vote};"
-                f" memorized by this network {example.network:+.2f}, by any such learner {example.score:+.2f}"
-            )
-        return "\n".join(lines)
+    out: str | Path | None = None
+    name: str = "data"
+    model_name: str | None = None
+    image_shape: tuple[int, ...] | None = None
+    training: str = "not described"
+    reproduce: str = "km.audit(model, (x_train, y_train), (x_test, y_test)) with model and data of the hashes above"
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @torch.inference_mode(mode=False)
 def audit(
     model: nn.Module,
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
+    train: tuple[ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike],
     *,
-    out: str | Path | None = None,
-    flipped: Any = None,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    flipped: ArrayLike | None = None,
     n_classes: int | None = None,
-    image_shape: tuple[int, ...] | None = None,
-    name: str = "data",
-    model_name: str | None = None,
-    training: str = "trained elsewhere",
-    reproduce: str | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
-    device: torch.device | str | None = None,
-    memory: int | str = "4GiB",
-    extra_files: Mapping[str, bytes] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    memory: int | str = MEMORY,
+    progress: Progress = None,
+    report: ReportOptions = ReportOptions(),
 ) -> Audit:
     """Measure what a trained classifier memorized of its training rows.
 
-    K = tangent kernel of the network (trace), float64; on it two kernel ridge machines. The *network machine* is fitted to
-    the network's own outputs; what this network memorized of row i is
+    On the network's NTK K (trace over outputs, float64) two kernel ridge regressions are fitted. The *NTK surrogate* is
+    fitted to the network's own outputs; this network's memorization of row i is
 
-        network_i = margin(f(x_i), y_i) − margin(f_machine without i (x_i), y_i),
+        network_memorization_i = margin(f(x_i), y_i) − margin(f̂₋ᵢ(x_i), y_i),    f̂₋ᵢ: the surrogate without row i,
 
-    held against the same difference on test rows, which neither saw (the null). The *label machine* is fitted to the
-    labels; its leave-one-out score h_ii (y_i − f_{−i}(x_i)) says what the learning problem makes any such learner memorize.
-    Leave-one-out is exact (closed form), the ridges are chosen by leave-one-out error.
+    compared with the same difference on test rows, which neither saw (the null). The *label regression* is fitted to the
+    labels; its leave-one-out memorization h_ii (y_i − f₋ᵢ(x_i)) describes what any learner with this kernel memorizes.
+    Leave-one-out is exact (closed form); the ridges minimize the leave-one-out error.
 
     Args:
-        model: a trained module; ``model(x)`` is (n, C). A copy in eval mode is analyzed, the module is not changed.
+        model: a trained module; ``model(x)`` is (n, C). A copy in eval mode is analyzed, where the model is.
         train: (x, y), the rows and labels that it was trained on: x (n, ...), y (n,) integers.
         test: (x, y), rows that it never saw.
-        out: directory for audit.html and audit.json; both appear whole, after everything else succeeded.
-        flipped: (n,) booleans, training labels known to be wrong. They are used to score the audit, never in it.
+        flipped: (n,) booleans, training labels known to be wrong. They are used to evaluate the audit, never in it.
+        n_classes: C, if the largest label is less than C − 1.
         forward: maps (model, batch) to (n, C), for models with other outputs.
-        n_classes: C, where the labels at hand do not reach C − 1.
-        image_shape: (H, W) or (H, W, 3) where flat rows are pictures.
-        name: how the report names the data.
-        model_name: how it names the network; None: by its class.
-        training: how the report describes the training.
-        reproduce: the command or call that gives this report again.
         seed: of the permutation null for known flips; recorded.
-        device: where to compute; None: where the model is.
         memory: bytes that the kernel computation may allocate.
-        extra_files: more files to write into ``out`` together with the report.
-        progress: called with (stage, done, in all).
+        progress: see :data:`kernelmem.core.options.Progress`; counts 4 stages.
+        report: files to write, and names in the report.
 
     Returns:
-        Audit: ``.document`` (plain values), ``.to_html()``, ``.to_json()``, ``.to_frame()``, ``.plot()``, ``.save(dir)``.
+        Audit: ``.document`` (plain values), ``.to_frame()``, ``.to_html()``, ``.to_json()``, ``.plot()``, ``.save(dir)``.
 
     Raises:
-        InputError: arrays, labels or outputs that do not fit; UnsupportedModelError: a model without row-wise outputs;
-        NumericalError: a kernel that is not positive semidefinite. Nothing is written then.
+        InputError: arrays, labels or outputs that do not match. UnsupportedModelError: a model without row-wise outputs.
+        NumericalError: a kernel that is not positive semidefinite. Nothing is written then. With ``report.out``, audit.json
+            is written before the report is drawn.
 
-    Cost: the kernel (see :func:`kernelmem.ntk`) + O(n³) for the machines; memory O(n²): for n up to about 10,000.
+    Cost: the kernel (see :func:`kernelmem.ntk`) + O(n³) time; O(n²) memory: for n up to about 10,000.
 
-    Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization as a left-out difference:
-    Feldman and Zhang 2020.
+    Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization as a leave-one-out
+    difference: Feldman and Zhang 2020; NTK surrogate: Engel et al. 2024.
     """
     data = labeled_data(
-        *_pair(train, "train"), *_pair(test, "test"), name=name, image_shape=image_shape, flipped=flipped
+        *_pair(train, "train"), *_pair(test, "test"), name=report.name, image_shape=report.image_shape, flipped=flipped
     )
     seeds = seed_sequence(seed, ["permutations"])
-    if out is not None:
-        check_directory(out)
+    if report.out is not None:
+        check_directory(report.out)
     started = time.perf_counter()
-    tick = progress or (lambda stage, done, total: None)
+    tick = as_progress(progress, "audit", "stage")
     seen, duplicates, conflicting = seen_rows(data)
     if bool(seen.all()):
         raise InputError(
@@ -196,48 +123,51 @@ def audit(
             hint="hold out rows before training; without them there is no null control",
         )
 
-    subject, train_outputs, test_outputs = _outputs(model, data, forward, n_classes, device)
-    tick("tangent kernel", 0, 2)
-    options: dict[str, Any] = {"forward": forward, "dtype": torch.float64, "device": device, "memory": memory}
-    kernel = ntk(subject, data.x_train, **options).cpu()
-    tick("tangent kernel", 1, 2)
-    test_kernel = ntk(subject, data.x_test, data.x_train, **options).cpu()
-    tick("tangent kernel", 2, 2)
-
+    module, train_outputs, test_outputs = _outputs(model, data, forward, n_classes)
+    tick(0, STAGES)
+    bar = False if callable(progress) else progress  # a function counts stages only
+    options: dict[str, Any] = {"forward": forward, "dtype": torch.float64, "memory": memory, "progress": bar}
+    kernel = ntk(module, data.x_train, **options).cpu()
+    tick(1, STAGES)
+    test_kernel = ntk(module, data.x_test, data.x_train, **options).cpu()
+    tick(2, STAGES)
     analysis = analyze(kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen)
-    tick("leave-one-out", 1, 1)
-    found = analysis.memorization
+    memorization = analysis.memorization
     examples = memorized_examples(analysis, kernel, data.y_train, data.flipped, count=EXAMPLES)
-    shown = sorted({e.index for e in examples} | {p.index for e in examples for p in e.pushers})
-    pictures, rows = _shown(data, shown)
+    tick(3, STAGES)
+
+    images, features = _shown_rows(
+        data, sorted({i for e in examples for i in (e.index, *(j.index for j in e.influential))})
+    )
     identity = data_identity(data, train_outputs.shape[1], duplicates, conflicting, int(seen.sum()))
+    accuracies = accuracy(train_outputs, data.y_train), accuracy(test_outputs, data.y_test)
     document = AuditDocument(
         schema_version=SCHEMA_VERSION,
-        verdict=verdict(analysis.kernel, found, identity),
+        verdict=verdict(analysis.fidelity, memorization, identity),
         data=identity,
-        model=model_identity(
-            model, model_name, training, _accuracy(train_outputs, data.y_train), _accuracy(test_outputs, data.y_test)
-        ),
-        kernel=analysis.kernel,
-        memorization=found,
-        flips=_flips(found.margin, found.score, found.network, data.flipped, seeds["permutations"]),
+        model=model_identity(model, report.model_name, report.training, *accuracies),
+        fidelity=analysis.fidelity,
+        memorization=memorization,
+        flips=_flips(memorization, data.flipped, seeds["permutations"]),
         examples=examples,
-        classes=per_class(found, data.y_train, data.y_test, train_outputs, test_outputs),
-        pictures=pictures,
-        rows=rows,
-        reproduce=reproduce
-        or "kernelmem.auditing(model, train=(x, y), test=(x, y)) with weights and data of the hashes above",
+        classes=per_class(memorization, data.y_train, data.y_test, train_outputs, test_outputs),
+        images=images,
+        features=features,
+        reproduce=report.reproduce,
         seed=seed,
         versions=_versions(),
         seconds=round(time.perf_counter() - started, 3),
     )
     result = Audit(document)
-    if out is not None:
-        write_files(out, {**result.files(), **(extra_files or {})})
+    if report.out is not None:
+        if report.extra_files:
+            write_files(report.out, report.extra_files)
+        result.save(report.out)
+    tick(STAGES, STAGES)
     return result
 
 
-def _pair(value: Any, name: str) -> tuple[Any, Any]:
+def _pair(value: object, name: str) -> tuple[Any, Any]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise InputError(
             f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", hint="pass rows and labels"
@@ -246,11 +176,11 @@ def _pair(value: Any, name: str) -> tuple[Any, Any]:
 
 
 def _outputs(
-    model: nn.Module, data: LabeledData, forward: Any, n_classes: int | None, device: Any
+    model: nn.Module, data: LabeledData, forward: Forward | None, n_classes: int | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """A private copy in eval mode, and its float64 outputs on both sets of rows; C is checked against the labels."""
+    """Return a private copy in eval mode and its float64 outputs on both sets of rows, after a check of C."""
     train_rows, test_rows = as_rows(data.x_train, "x_train"), as_rows(data.x_test, "x_test")
-    prepared = prepare(model, train_rows, forward=forward, dtype=torch.float64, device=device, evaluation=True)
+    prepared = prepare(model, train_rows, forward=forward, dtype=torch.float64, evaluation=True)
     expected = data.n_classes if n_classes is None else n_classes
     C = prepared.n_outputs
     if expected != C or data.n_classes > C:
@@ -264,52 +194,46 @@ def _outputs(
     outputs = []
     for key, rows in (("x_train", train_rows), ("x_test", test_rows)):
         rows = rows.to(dtype=torch.float64, device=prepared.device)
+        starts = range(0, rows.n, CHUNK)
         with torch.no_grad():
-            chunks = [
-                prepared.outputs(rows.slice(i, min(i + 256, rows.n)), min(256, rows.n - i))
-                for i in range(0, rows.n, 256)
-            ]
+            chunks = [prepared.outputs(rows.slice(i, min(i + CHUNK, rows.n)), min(CHUNK, rows.n - i)) for i in starts]
         outputs.append(finite(torch.cat(chunks).cpu(), f"the model's outputs on {key}"))
     return prepared.module, outputs[0], outputs[1]
 
 
-def _shown(data: LabeledData, shown: list[int]) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
-    """Pictures, or feature values, of the rows that the report shows."""
+def _shown_rows(data: LabeledData, indices: list[int]) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
+    """Return images, or else features, of the rows that the report shows."""
     if data.image_shape is None:
         flat = data.x_train.reshape(len(data.x_train), -1)[:, :FEATURES_SHOWN]
-        return {}, {str(i): tuple(float(v) for v in flat[i]) for i in shown}
+        return {}, {str(i): tuple(float(v) for v in flat[i]) for i in indices}
     from kernelmem.auditing.thumbnails import png_data_uri
 
     low, high = float(data.x_train.min()), float(data.x_train.max())
-    pictures = {
-        str(i): png_data_uri(data.x_train[i].cpu().numpy(), data.image_shape, low=low, high=high) for i in shown
-    }
-    return pictures, {}
+    rows = {i: data.x_train[i].cpu().numpy() for i in indices}
+    return {str(i): png_data_uri(row, data.image_shape, low=low, high=high) for i, row in rows.items()}, {}
 
 
-def _flips(margin: Any, score: Any, network: Any, flipped: Tensor | None, seed: int) -> Flips:
-    """Score the audit by the known flips. This is the only place that looks at them."""
+def _flips(memorization: Memorization, flipped: Tensor | None, seed: int) -> Flips:
+    """Evaluate the statistics on the known flips. This is the only place that uses them."""
     if flipped is None or not 0 < int(flipped.sum()) < len(flipped):
         return Flips(n=None if flipped is None else int(flipped.sum()))
-    suspicion = -torch.tensor(margin, dtype=torch.float64)
-    main = detect(suspicion, flipped, seed=seed)
-    others = [detect(torch.tensor(values), flipped, seed=seed, permutations=2).auroc for values in (score, network)]
-    return Flips(
-        n=main.n_flipped,
-        auroc=main.auroc,
-        auroc_se=main.auroc_se,
-        auroc_score=others[0],
-        auroc_network=others[1],
-        permuted_auroc=main.permuted_auroc,
-        permuted_sd=main.permuted_sd,
-        precision=tuple(float(v) for v in main.precision),
-        recall=tuple(float(v) for v in main.recall),
-        ranks=tuple(int(v) for v in main.ranks),
+    by_margin = detect(-torch.tensor(memorization.loo_margin, dtype=torch.float64), flipped, seed=seed)
+    by_label, by_network = (
+        detect(torch.tensor(scores), flipped, seed=seed, permutations=2).auroc
+        for scores in (memorization.label_memorization, memorization.network_memorization)
     )
-
-
-def _accuracy(outputs: Tensor, labels: Tensor) -> float:
-    return float((outputs.argmax(1) == labels).double().mean())
+    return Flips(
+        n=by_margin.n_flipped,
+        auroc=by_margin.auroc,
+        auroc_se=by_margin.auroc_se,
+        auroc_label_memorization=by_label,
+        auroc_network_memorization=by_network,
+        permuted_auroc=by_margin.permuted_auroc,
+        permuted_sd=by_margin.permuted_sd,
+        precision=tuple(float(v) for v in by_margin.precision),
+        recall=tuple(float(v) for v in by_margin.recall),
+        ranks=tuple(int(v) for v in by_margin.ranks),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What an audit found, as plain values: the shape of ``audit.json``, and all that the report is drawn from."""
+"""Content of ``audit.json`` as dataclasses of plain values; the report is drawn from these alone."""
 
 from dataclasses import dataclass
 
@@ -9,88 +9,92 @@ __all__ = [
     "DataIdentity",
     "Example",
     "Flips",
+    "InfluentialRow",
     "KernelFidelity",
     "Memorization",
     "ModelIdentity",
-    "Pusher",
     "Verdict",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # version 1 had other names of fields
 
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """Which data were audited."""
+    """The audited data: counts, shapes, hash, duplicates."""
 
     name: str
     n_train: int
     n_test: int
     n_classes: int
     input_shape: tuple[int, ...]  # of one row
-    image_shape: tuple[int, ...] | None  # (H, W) or (H, W, 3) where rows are pictures
+    image_shape: tuple[int, ...] | None  # (H, W) or (H, W, 3) if rows are images
     sha256: str
     duplicates_train: int  # training rows equal to an earlier training row
-    duplicates_conflicting: int  # those among them whose labels differ
+    duplicates_conflicting: int  # those among them with a different label
     duplicates_train_test: int  # test rows that are also training rows
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which network was audited, and how good it is."""
+    """The audited network: size, accuracy, hash, layers."""
 
     name: str
     n_parameters: int
     train_accuracy: float
     test_accuracy: float
     sha256: str  # of the weights
-    layers: tuple[str, ...]  # one line a leaf module
-    training: str  # how it was trained, or that it was trained elsewhere
+    layers: tuple[str, ...]  # one line per leaf module
+    training: str  # how it was trained, as the user describes it
 
 
 @dataclass(frozen=True)
 class KernelFidelity:
-    """How well the kernel machines stand for the network, on test rows."""
+    """Agreement of NTK surrogate and label regression with the network on test rows.
 
-    agreement: float  # share of test rows where network machine and network name the same class
+    The NTK surrogate is kernel ridge regression on the network's NTK fitted to the network's outputs; the label regression
+    is the same fitted to the labels.
+    """
+
+    agreement: float  # share of test rows on which surrogate and network predict the same class
     agreement_se: float
-    agreement_required: float  # below it the headline is blanked
-    relative_error: float  # |machine - network| / |network|, centered logits, Frobenius norm
-    label_machine_agreement: float
-    label_machine_test_accuracy: float
-    network_machine_test_accuracy: float
-    ridge: float  # the label machine's, by leave-one-out error
-    network_ridge: float  # the network machine's, by leave-one-out error
-    label_machine_loo_error: float  # mean squared leave-one-out residual at that ridge
-    network_machine_loo_error: float
+    agreement_required: float  # below it no claim is made
+    relative_error: float  # |surrogate - network| / |network|, centered logits, Frobenius norm
+    label_regression_agreement: float
+    label_regression_test_accuracy: float
+    surrogate_test_accuracy: float
+    label_regression_ridge: float  # each ridge minimizes the leave-one-out error
+    surrogate_ridge: float
+    label_regression_loo_error: float  # mean squared leave-one-out residual at that ridge
+    surrogate_loo_error: float
 
 
 @dataclass(frozen=True)
 class Memorization:
-    """The statistics of every row: lists over training rows, ``null`` over test rows."""
+    """Statistics of every row: tuples over training rows, ``null`` over test rows."""
 
-    score: tuple[float, ...]  # label machine: leverage x left-out residual (what the learning problem makes memorized)
-    margin: tuple[float, ...]  # label machine: left-out margin of the given label
-    network: tuple[float, ...]  # this network: its margin - margin predicted without the row
-    null: tuple[float, ...]  # the same on test rows, which neither saw
-    vote: tuple[int, ...]  # class that the label machine names without the row
+    label_memorization: tuple[float, ...]  # label regression: f(x_i) - f_{-i}(x_i) in the label's column
+    loo_margin: tuple[float, ...]  # label regression: leave-one-out margin of the given label
+    network_memorization: tuple[float, ...]  # margin of the network - leave-one-out margin of its NTK surrogate
+    null: tuple[float, ...]  # network_memorization of test rows, which neither network nor surrogate saw
+    loo_prediction: tuple[int, ...]  # class that the label regression predicts without the row
     threshold: float  # 99th percentile of the null
-    memorized: tuple[int, ...]  # training rows above it, most memorized first
+    memorized: tuple[int, ...]  # training rows above the threshold, most memorized first
     expected_by_chance: float  # rows above it if train and test rows were exchangeable
     p_value: float  # of the count, exact under exchangeability (beta-binomial)
-    n_null: int  # test rows that are no training rows: those that make the threshold, mean and spread
+    n_null: int  # test rows that are not training rows: they give threshold, mean and standard deviation
     null_mean: float
     null_se: float
     null_sd: float
 
 
 @dataclass(frozen=True)
-class Pusher:
-    """A training row that moves the prediction on another row."""
+class InfluentialRow:
+    """A training row with a large influence on the prediction for another row."""
 
     index: int
     label: int
-    influence: float  # exact change of (label - vote) margin when this row is in the training set
+    influence: float  # exact change of the margin (label - rival class) when this row is in the training set
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,12 @@ class Example:
 
     index: int
     label: int
-    vote: int  # what the rest of the data says
-    score: float
-    margin: float
-    network: float
-    flipped: bool | None  # None where flips are unknown
-    pushers: tuple[Pusher, ...]  # the rows that push it most, itself left out, largest |influence| first
+    loo_prediction: int
+    label_memorization: float
+    loo_margin: float
+    network_memorization: float
+    flipped: bool | None  # None if flips are unknown
+    influential: tuple[InfluentialRow, ...]  # other rows with the largest |influence| on it, largest first
 
 
 @dataclass(frozen=True)
@@ -117,30 +121,30 @@ class ClassRow:
     n_test: int
     train_accuracy: float | None
     test_accuracy: float | None
-    mean_score: float | None
+    mean_label_memorization: float | None
     n_memorized: int
-    disagreeing: int  # training rows whose given label the rest of the data votes against
+    n_contradicted: int  # training rows whose label differs from the leave-one-out prediction
 
 
 @dataclass(frozen=True)
 class Flips:
-    """How well the scores find known label flips; all None where flips are unknown."""
+    """Detection of known label flips by each statistic; all None if flips are unknown."""
 
     n: int | None = None
-    auroc: float | None = None  # of the left-out margin
+    auroc: float | None = None  # of the leave-one-out margin
     auroc_se: float | None = None
-    auroc_score: float | None = None
-    auroc_network: float | None = None
+    auroc_label_memorization: float | None = None
+    auroc_network_memorization: float | None = None
     permuted_auroc: float | None = None  # mean over permutations of the flags: the null control
     permuted_sd: float | None = None
-    precision: tuple[float, ...] | None = None  # of the k most suspicious rows, for k in ``ranks``
+    precision: tuple[float, ...] | None = None  # among the k most suspicious rows, for k in ``ranks``
     recall: tuple[float, ...] | None = None
     ranks: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The headline, and what it does not say."""
+    """Headline of the audit and the limits of what it says."""
 
     status: str  # "memorized" | "nothing-found" | "no-claim"
     headline: str
@@ -150,20 +154,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class AuditDocument:
-    """The whole of ``audit.json``."""
+    """Complete content of ``audit.json``."""
 
     schema_version: int
     verdict: Verdict
     data: DataIdentity
     model: ModelIdentity
-    kernel: KernelFidelity
+    fidelity: KernelFidelity
     memorization: Memorization
     flips: Flips
     examples: tuple[Example, ...]
     classes: tuple[ClassRow, ...]
-    pictures: dict[str, str]  # training index -> PNG data URI (where rows are pictures), for all rows shown
-    rows: dict[str, tuple[float, ...]]  # training index -> features (where they are not), for all rows shown
-    reproduce: str  # the command or call that gives this report again
+    images: dict[str, str]  # training index -> PNG data URI, for all rows shown (if rows are images)
+    features: dict[str, tuple[float, ...]]  # training index -> features, for all rows shown (if they are not)
+    reproduce: str  # command or call that gives this report again
     seed: int | None
     versions: dict[str, str]
-    seconds: float  # of the audit proper, training not counted
+    seconds: float  # of the audit, without training

@@ -1,11 +1,10 @@
-"""The figures of the report: static SVG that follows the page from light to dark."""
+"""Figures of the report: static SVG with the colors of the page, light or dark."""
 
 import io
 import re
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -15,43 +14,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kernelmem.auditing.document import AuditDocument
+from kernelmem.plotting.style import BLUE, DASHED, LINE, ORANGE, PAGE, SOFT, TEXT, new_figure, style
 
 __all__ = ["distribution", "flip_curves", "plot", "two_statistics"]
 
-# One color a role, none twice: each becomes var(--figure-<role>), so that one SVG serves light and dark.
+# One color per role, none twice: each becomes var(--figure-<role>), so that one SVG serves light and dark.
 COLORS = {
-    "text": "#1d2433",
-    "soft": "#5b6475",
-    "line": "#d5d9e1",
-    "train": "#3b6fc4",
-    "memorized": "#d9780f",
+    "text": TEXT,
+    "soft": SOFT,
+    "line": LINE,
+    "train": BLUE,
+    "memorized": ORANGE,
     "null": "#8a93a5",
     "recall": "#0d8577",
-    "page": "#fefefd",
+    "page": PAGE,
 }
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "kernelmem",
+PARAMETERS: dict[str, object] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,
     "font.size": 10.5,
-    "text.color": COLORS["text"],
-    "axes.edgecolor": COLORS["line"],
-    "axes.facecolor": "none",
-    "axes.labelcolor": COLORS["soft"],
+    "axes.edgecolor": LINE,
     "axes.labelsize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "xtick.color": COLORS["line"],
-    "ytick.color": COLORS["line"],
-    "xtick.labelcolor": COLORS["soft"],
-    "ytick.labelcolor": COLORS["soft"],
+    "xtick.color": LINE,
+    "ytick.color": LINE,
     "ytick.major.size": 0.0,
     "xtick.labelsize": 10.0,
     "ytick.labelsize": 10.0,
-    "grid.color": COLORS["line"],
-    "grid.linewidth": 0.6,
 }
 # Inches of 72 units, chosen so that 10 units of text are some 14 px on a desktop and above 9 px on a phone
 WIDE, HALF, NARROW = (10.2, 4.1), (6.6, 3.7), (4.7, 4.0)
@@ -60,57 +48,57 @@ SHARE_TICKS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7
 
 
 def distribution(document: AuditDocument) -> Markup:
-    """Histogram of this network's memorization of training rows (up), and of the null, test rows (down)."""
-    memory = document.memorization
+    """Draw a histogram of the network's memorization of training rows (up), and of the null, test rows (down)."""
+    memorization = document.memorization
     label = (
-        f"Mirrored histogram: this network's memorization of {len(memory.network)} training rows above"
-        f" the axis, the same statistic on {len(memory.null)} test rows below it,"
-        f" and the threshold at {_number(memory.threshold)}."
+        f"Mirrored histogram: memorization of {len(memorization.network_memorization)} training rows by this network above"
+        f" the axis, the same statistic on {len(memorization.null)} test rows below it,"
+        f" and the threshold at {_number(memorization.threshold)}."
     )
     return _both_widths("distribution", label, lambda axes, narrow: _distribution(axes, document, narrow))
 
 
 def two_statistics(document: AuditDocument) -> Markup:
-    """Density of training rows: the label machine's score across, this network's memorization up."""
+    """Draw the density of training rows: memorization by label regression (x) and by this network (y)."""
     label = (
-        "Scatter of the training rows: the label machine's memorization score across,"
-        " this network's memorization up; memorized rows are single dots above the threshold line."
+        "Scatter plot of the training rows: memorization by label regression (x) and by this network (y);"
+        " memorized rows are single dots above the threshold line."
     )
     return _both_widths("statistics", label, lambda axes, narrow: _two_statistics(axes, document, narrow))
 
 
 def flip_curves(document: AuditDocument) -> Markup:
-    """Precision and recall of the k most suspicious rows against k; empty where flips are unknown."""
+    """Draw precision and recall of the k most suspicious rows against k; empty if flips are unknown."""
     flips = document.flips
     if not (flips.n and flips.ranks and flips.precision and flips.recall):
         return Markup("")
     label = (
         f"Precision and recall of the k most suspicious of {document.data.n_train} training rows,"
         f" {flips.n} of them flipped, for k from {flips.ranks[0]} to {flips.ranks[-1]},"
-        " and the precision of rows drawn by chance."
+        " and the precision of randomly drawn rows."
     )
     return _both_widths("flips", label, lambda axes, _: _flip_curves(axes, document), wide=HALF)
 
 
 def plot(document: AuditDocument) -> Figure:
-    """The distribution figure of the report as a matplotlib figure with a light background, for notebooks."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 4.1), layout="constrained", facecolor=COLORS["page"])
+    """Draw the distribution figure of the report as a matplotlib figure with a light background."""
+    with style(PARAMETERS):
+        figure = new_figure(8.2, 4.1)
         _distribution(figure.add_subplot(), document, False)
     return figure
 
 
 def _distribution(axes: Axes, document: AuditDocument, narrow: bool) -> None:
-    memory = document.memorization
-    network, null = np.asarray(memory.network), np.asarray(memory.null)
-    edges = _edges(network, null, memory.threshold, 36 if narrow else 64)
+    memorization = document.memorization
+    network, null = np.asarray(memorization.network_memorization), np.asarray(memorization.null)
+    edges = _edges(network, null, memorization.threshold, 36 if narrow else 64)
     width = edges[1] - edges[0]
     centers = (edges[:-1] + edges[1:]) / 2
-    # Square roots of shares: one row in a thousand stays visible beside the peak.
+    # Square roots of shares: one row in a thousand stays visible next to the peak.
     train = np.sqrt(np.histogram(network, edges)[0] / len(network))
     test = np.sqrt(np.histogram(null, edges)[0] / len(null))
     top = float(max(train.max(), test.max()))
-    above = centers > memory.threshold
+    above = centers > memorization.threshold
     claimed = document.verdict.status != "no-claim"
     over = "memorized" if claimed else "train"
     bar = {"width": 0.86 * width, "linewidth": 0}
@@ -120,29 +108,31 @@ def _distribution(axes: Axes, document: AuditDocument, narrow: bool) -> None:
         (train, above, over),
         (-test, everywhere, "null"),
     ):
-        some = where & (heights != 0)  # an empty bar would still take its bytes
-        axes.bar(centers[some], heights[some], color=COLORS[role], **bar)
+        drawn = where & (heights != 0)  # an empty bar would still add its bytes to the page
+        axes.bar(centers[drawn], heights[drawn], color=COLORS[role], **bar)
     axes.axhline(0, color=COLORS["soft"], linewidth=0.8)
-    axes.plot([memory.threshold] * 2, [-1.3 * top, 1.12 * top], color=COLORS["text"], linewidth=0.9, dashes=(4, 2.5))
-    axes.set_ylim(-1.3 * top, 1.6 * top)  # words above the line, not across it
+    axes.plot(
+        [memorization.threshold] * 2, [-1.3 * top, 1.12 * top], color=COLORS["text"], linewidth=0.9, dashes=DASHED
+    )
+    axes.set_ylim(-1.3 * top, 1.6 * top)  # labels above the line, not across it
     axes.set_xlim(edges[0] - width, edges[-1] + width)
 
     ticks = _thinned([share**0.5 for share in SHARE_TICKS if share**0.5 <= 1.02 * top], 0.17 * top)
     axes.set_yticks([-t for t in reversed(ticks)] + [0.0, *ticks])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value * value:.2g}%"))
     axes.grid(axis="y")
-    axes.set_xlabel("this network's memorization of the row (units of margin)")
+    axes.set_xlabel("memorization by this network (margin difference, logits)")
     axes.set_ylabel("share of rows")
 
     corners = [
         (0, 0.99, f"{len(network):,} training rows", "train", "bold"),
-        (0, 0.01, f"{len(null):,} test rows: the null", "soft", "bold"),
-        (1, 0.01, f"threshold {_number(memory.threshold)}", "soft", "normal"),
+        (0, 0.01, f"{len(null):,} test rows (null)", "soft", "bold"),
+        (1, 0.01, f"threshold {_number(memorization.threshold)}", "soft", "normal"),
     ]
     if claimed:
-        found, chance = len(memory.memorized), memory.expected_by_chance
+        count, chance = len(memorization.memorized), memorization.expected_by_chance
         corners += [
-            (1, 0.99, f"{found:,} rows above: {_share(found / len(network))}", "memorized", "bold"),
+            (1, 0.99, f"{count:,} rows above: {_share(count / len(network))}", "memorized", "bold"),
             (1, 0.925, f"by chance: {_share(chance / len(network))}", "soft", "normal"),
         ]
     for x, y, text, role, weight in corners:
@@ -151,7 +141,7 @@ def _distribution(axes: Axes, document: AuditDocument, narrow: bool) -> None:
 
 
 def _edges(network: np.ndarray, null: np.ndarray, threshold: float, bins: int) -> np.ndarray:
-    """Equal bins over all rows with one edge at the threshold, so that no bar has two colors."""
+    """Return equal bins over all rows with one edge at the threshold, so that no bar has two colors."""
     low = min(network.min(), null.min(), threshold)
     high = max(network.max(), null.max(), threshold)
     width = (high - low) / bins or 1.0
@@ -160,7 +150,7 @@ def _edges(network: np.ndarray, null: np.ndarray, threshold: float, bins: int) -
 
 
 def _thinned(ticks: list[float], apart: float) -> list[float]:
-    """Drop ticks, from the largest down, that stand closer than ``apart`` to the one kept before, or to 0."""
+    """Drop ticks, from the largest down, that are closer than ``apart`` to the last one kept, or to 0."""
     kept: list[float] = []
     for tick in reversed(ticks):
         if tick >= apart and (not kept or kept[0] - tick >= apart):
@@ -169,18 +159,18 @@ def _thinned(ticks: list[float], apart: float) -> list[float]:
 
 
 def _two_statistics(axes: Axes, document: AuditDocument, narrow: bool) -> None:
-    memory = document.memorization
-    score, network = np.asarray(memory.score), np.asarray(memory.network)
+    memorization = document.memorization
+    by_label, network = np.asarray(memorization.label_memorization), np.asarray(memorization.network_memorization)
     claimed = document.verdict.status != "no-claim"
-    dots = np.asarray(memory.memorized[:MOST_DOTS] if claimed else (), dtype=int)
+    dots = np.asarray(memorization.memorized[:MOST_DOTS] if claimed else (), dtype=int)
     rest = np.ones(len(network), bool)
     rest[dots] = False
-    axes.axhline(memory.threshold, color=COLORS["text"], linewidth=0.9, dashes=(4, 2.5))
+    axes.axhline(memorization.threshold, color=COLORS["text"], linewidth=0.9, dashes=DASHED)
     axes.axvline(0, color=COLORS["line"], linewidth=0.8)
     axes.axhline(0, color=COLORS["line"], linewidth=0.8)
     if rest.any():
         grid = (32, 15) if narrow else (66, 13)  # regular hexagons at either shape of the axes
-        cells = axes.hexbin(score[rest], network[rest], gridsize=grid, mincnt=1, linewidths=0.2)
+        cells = axes.hexbin(by_label[rest], network[rest], gridsize=grid, mincnt=1, linewidths=0.2)
         counts = np.asarray(cells.get_array(), dtype=float)
         # Six steps of opacity instead of a color map: the hue can then follow the page's theme
         opacity = 0.25 + 0.75 * np.ceil(5 * np.log(counts) / max(np.log(counts.max()), 1e-9)) / 5
@@ -188,20 +178,20 @@ def _two_statistics(axes: Axes, document: AuditDocument, narrow: bool) -> None:
         cells.set_facecolor([to_rgba(COLORS["train"], alpha) for alpha in opacity])
         cells.set_edgecolor("none")
     if len(dots):
-        axes.scatter(score[dots], network[dots], s=11, color=COLORS["memorized"], linewidths=0, alpha=0.8)
+        axes.scatter(by_label[dots], network[dots], s=11, color=COLORS["memorized"], linewidths=0, alpha=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.margins(0.04)
-    axes.set_xlabel("label machine's score: what any such learner would memorize")
-    axes.set_ylabel("this network's memorization")
-    _label(axes, "threshold", (score.max(), memory.threshold), (0, 3), "soft", ha="right")
+    axes.set_xlabel("memorization by label regression")
+    axes.set_ylabel("memorization by this network (logits)")
+    _label(axes, "threshold", (by_label.max(), memorization.threshold), (0, 3), "soft", ha="right")
 
 
 def _flip_curves(axes: Axes, document: AuditDocument) -> None:
     flips = document.flips
     ranks, n = np.asarray(flips.ranks), int(flips.n or 0)
     base = n / document.data.n_train
-    axes.axhline(base, color=COLORS["soft"], linewidth=0.9, dashes=(4, 2.5))
+    axes.axhline(base, color=COLORS["soft"], linewidth=0.9, dashes=DASHED)
     axes.axvline(n, color=COLORS["line"], linewidth=0.9)
     line: dict[str, Any] = {"linewidth": 2, "markersize": 4.5, "marker": "o" if len(ranks) <= 40 else ""}
     axes.plot(ranks, flips.precision or (), color=COLORS["train"], **line)
@@ -213,12 +203,12 @@ def _flip_curves(axes: Axes, document: AuditDocument) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.grid(axis="y")
-    axes.set_xlabel("k most suspicious rows (lowest left-out margin first)")
-    far = 0.62 * ranks.max()  # where the curves stand apart
+    axes.set_xlabel("k rows with the lowest leave-one-out margin")
+    far = 0.62 * ranks.max()  # where the curves are far apart
     precision, recall = (float(np.interp(far, ranks, curve)) for curve in (flips.precision or (), flips.recall or ()))
     _label(axes, "precision", (far, precision), (3, 4), "train", weight="bold")
     _label(axes, "recall", (far, recall), (3, 4), "recall", weight="bold")
-    below = base > 0.1  # room for the words between the line and the axis
+    below = base > 0.1  # room for the label between the line and the axis
     place = {"ha": "right", "va": "top" if below else "bottom"}
     _label(axes, f"by chance {_share(base)}", (ranks.max(), base), (0, -4 if below else 4), "soft", **place)
     _label(axes, f"k = {n:,} flips", (n, 0), (5, 5), "soft")
@@ -232,12 +222,12 @@ def _label(
 
 
 def _both_widths(name: str, label: str, draw: Callable[[Axes, bool], None], wide: tuple[float, float] = WIDE) -> Markup:
-    """Two drawings, for desktop and phone; the style sheet shows one."""
+    """Return two drawings, for desktop and phone; the style sheet shows one."""
     return _svg(f"{name}-wide", label, draw, wide, False) + _svg(f"{name}-narrow", label, draw, NARROW, True)
 
 
 def _svg(name: str, label: str, draw: Callable[[Axes, bool], None], size: tuple[float, float], narrow: bool) -> Markup:
-    with mpl.rc_context(STYLE):
+    with style(PARAMETERS):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_visible(False)
         FigureCanvasSVG(figure)
@@ -249,7 +239,7 @@ def _svg(name: str, label: str, draw: Callable[[Axes, bool], None], size: tuple[
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) (?:height|width)="[^"]*"([^>]*?) (?:height|width)="[^"]*"', r"\1\2", svg, count=1)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # the HTML parser supplies the namespaces
-    # Ids are unique within one drawing only, so they take its name
+    # Ids are unique within one drawing only, so they are prefixed with its name
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace("xlink:href", "href")
     for role, color in COLORS.items():
         svg = svg.replace(color, f"var(--figure-{role})")

@@ -1,4 +1,4 @@
-"""Which data and which network: hashes, counts, duplicates."""
+"""Identity of data and network: hashes, counts, duplicates."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ __all__ = ["data_identity", "model_identity", "seen_rows"]
 
 
 def seen_rows(data: LabeledData) -> tuple[Tensor, int, int]:
-    """Find equal rows (to the bit): (test rows that are training rows, training duplicates, those with another label)."""
+    """Find bitwise equal rows: (mask of test rows that are training rows, training duplicates, those with another label)."""
     first: dict[bytes, set[int]] = {}
     duplicates = conflicting = 0
     for row, label in zip(_rows(data.x_train), data.y_train.tolist(), strict=True):
@@ -29,13 +29,13 @@ def seen_rows(data: LabeledData) -> tuple[Tensor, int, int]:
 
 def _rows(x: Tensor) -> list[bytes]:
     array = np.ascontiguousarray(x.reshape(len(x), -1).cpu().numpy())
-    return [row.tobytes() for row in array + 0.0]  # + 0.0: minus zero is zero
+    return [row.tobytes() for row in array + 0.0]  # + 0.0 turns minus zero into zero
 
 
 def data_identity(
     data: LabeledData, n_classes: int, duplicates: int, conflicting: int, duplicates_train_test: int
 ) -> DataIdentity:
-    """Name the data by counts and a hash over all four arrays."""
+    """Identify the data by counts and a hash of all four arrays."""
     arrays = {key: getattr(data, key).cpu().numpy() for key in ("x_train", "y_train", "x_test", "y_test")}
     return DataIdentity(
         name=data.name,
@@ -54,7 +54,7 @@ def data_identity(
 def model_identity(
     model: nn.Module, name: str | None, training: str, train_accuracy: float, test_accuracy: float
 ) -> ModelIdentity:
-    """Name the network by its layers, its size and a hash of its weights."""
+    """Identify the network by its layers, its size and a hash of its weights."""
     layers = [
         f"{name or type(module).__name__}: {module}".splitlines()[0]
         for name, module in model.named_modules()

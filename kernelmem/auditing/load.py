@@ -1,4 +1,4 @@
-"""audit.json back into values, checked against the dataclasses that it was written from."""
+"""Read ``audit.json`` back, checked against the dataclasses that it was written from."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ def read_document(path: Path) -> AuditDocument:
     """Read ``audit.json``.
 
     Raises:
-        InputError: no such file, or a schema version that this kernelmem does not know.
+        InputError: no such file, or another schema version.
         FileCorruptError: not JSON, or fields missing or of the wrong type (the field is named).
     """
     if not path.is_file():
@@ -36,17 +36,17 @@ def read_document(path: Path) -> AuditDocument:
     raise InputError(
         f"audit file {path} of schema version {version!r}",
         expected=f"version {SCHEMA_VERSION}",
-        hint="read it with the kernelmem version that it names under versions",
+        hint="run the audit again, or read the file with the kernelmem version recorded in it under versions",
     )
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Convert JSON values to the annotated type ``kind``."""
+def _build(kind: Any, value: object, where: str) -> Any:
+    """Convert a JSON value to the annotated type ``kind``; ``where`` names the field in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints, fields = typing.get_type_hints(kind), _typed(value, dict, where)
         return kind(
-            **{f.name: _build(hints[f.name], value[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind)}
+            **{f.name: _build(hints[f.name], fields[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind)}
         )
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -61,7 +61,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return _typed(value, kind, where)
 
 
-def _typed(value: Any, kind: type, where: str) -> Any:
+def _typed(value: object, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{where} is {type(value).__name__}, not {kind.__name__}")
     return value

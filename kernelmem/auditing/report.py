@@ -1,4 +1,4 @@
-"""The report: an audit document as one static HTML page, without script, that opens offline."""
+"""Report of an audit: one static HTML page without scripts that opens offline."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,22 +8,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kernelmem.auditing import figures
 from kernelmem.auditing.document import AuditDocument, Example
-from kernelmem.auditing.figures import plot
 from kernelmem.auditing.thumbnails import PREFIX
 from kernelmem.core.errors import InputError
 
-__all__ = ["plot", "render"]
+__all__ = ["render"]
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 STATUS = {"memorized": "Memorization found", "nothing-found": "Nothing found", "no-claim": "No claim"}
 MOST_LAYERS = 24
-FEATURES, FEATURES_OF_PUSHER = 8, 3
+FEATURES, FEATURES_OF_INFLUENTIAL = 8, 3
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One key figure: what it is, its value, and what to hold beside it."""
+    """One key number: its name, its value, a note for comparison."""
 
     name: str
     value: str
@@ -33,16 +32,16 @@ class Tile:
 
 
 def render(document: AuditDocument) -> str:
-    """The report of an audit as one HTML page: escaped, static, deterministic; it fetches nothing.
+    """Render an audit as one HTML page: escaped, static, deterministic; it fetches nothing.
 
     Raises:
-        InputError: an unknown verdict status, or an example without its picture or row.
+        InputError: an unknown verdict status, or an example without its image or features.
     """
     if document.verdict.status not in STATUS:
         raise InputError(
             f"verdict status {document.verdict.status!r}",
             expected=f"one of {', '.join(STATUS)}",
-            hint="name one of them",
+            hint="pass one of them",
         )
     _check_shown(document)
     names = {row.label: row.name for row in document.classes}
@@ -85,49 +84,51 @@ def render(document: AuditDocument) -> str:
 
 
 def _check_shown(document: AuditDocument) -> None:
-    """Refuse a document that would show an example without what it is an example of."""
+    """Check that every row shown has its image or features."""
     for index in _indices(document.examples):
         if document.data.image_shape is None:
-            sound = str(index) in document.rows
-        else:  # anything but a PNG of our own making has no place in an img tag
-            sound = document.pictures.get(str(index), "").startswith(PREFIX)
-        if not sound:
-            kind = "rows" if document.data.image_shape is None else "pictures"
+            valid = str(index) in document.features
+        else:  # an img tag may hold nothing but a PNG written by this package
+            valid = document.images.get(str(index), "").startswith(PREFIX)
+        if not valid:
+            kind = "features" if document.data.image_shape is None else "images"
             raise InputError(
-                f"examples that show training row {index}, without it in document.{kind}",
-                expected="every row shown, pushers too",
-                hint=f"put it into document.{kind}, under the key {str(index)!r}",
+                f"an example with training row {index}, which is missing in document.{kind}",
+                expected="an entry for every row shown",
+                hint=f"add document.{kind}[{str(index)!r}]",
             )
 
 
 def _indices(examples: tuple[Example, ...]) -> list[int]:
-    return sorted({e.index for e in examples} | {p.index for e in examples for p in e.pushers})
+    return sorted({e.index for e in examples} | {row.index for e in examples for row in e.influential})
 
 
 def _shown(document: AuditDocument) -> Callable[[int, bool], Mapping[str, object]]:
-    """How a training row is shown: its picture, or its first features and how many more there are."""
+    """Return the function that gives a row's image, or its first features and the number of those left out."""
     width = math.prod(document.data.input_shape)  # the document may hold fewer features than the row has
 
     def show(index: int, small: bool) -> Mapping[str, object]:
         if document.data.image_shape is not None:
-            return {"picture": document.pictures[str(index)], "features": (), "more": 0}
-        features = document.rows[str(index)]
-        kept = FEATURES_OF_PUSHER if small else FEATURES
-        return {"picture": None, "features": features[:kept], "more": max(0, width - kept)}
+            return {"image": document.images[str(index)], "features": (), "more": 0}
+        features = document.features[str(index)]
+        kept = FEATURES_OF_INFLUENTIAL if small else FEATURES
+        return {"image": None, "features": features[:kept], "more": max(0, width - kept)}
 
     return show
 
 
 def _direction(example: Example, influence: float, name: Callable[[int], str]) -> str:
-    """Which way a pusher pushes: toward the given label or toward the class that the rest votes for."""
+    """Return the class toward which another row moves the prediction: the given label or the leave-one-out prediction."""
     if influence > 0:
         return f"toward {name(example.label)}"
-    return f"away from {name(example.label)}" if example.vote == example.label else f"toward {name(example.vote)}"
+    if example.loo_prediction == example.label:
+        return f"away from {name(example.label)}"
+    return f"toward {name(example.loo_prediction)}"
 
 
 def _tiles(document: AuditDocument) -> list[Tile]:
-    data, model, kernel = document.data, document.model, document.kernel
-    memory, flips = document.memorization, document.flips
+    data, model, fidelity = document.data, document.model, document.fidelity
+    memorization, flips = document.memorization, document.flips
     claimed = document.verdict.status != "no-claim"
     tiles = [
         Tile(
@@ -138,24 +139,24 @@ def _tiles(document: AuditDocument) -> list[Tile]:
         Tile("Train accuracy", share(model.train_accuracy), f"of {count(data.n_train)} rows, labels as given"),
     ]
     if claimed:
-        chance = f"{number(memory.expected_by_chance, 2)} expected by chance, p {p_value(memory.p_value)}"
-        value = f"{count(len(memory.memorized))} of {count(data.n_train)}"
+        chance = f"{number(memorization.expected_by_chance, 2)} expected by chance, p {p_value(memorization.p_value)}"
+        value = f"{count(len(memorization.memorized))} of {count(data.n_train)}"
         tiles.append(Tile("Memorized rows", value, chance, tone=document.verdict.status))
     else:
-        note = "blanked: the machine does not stand for the network"
+        note = "withheld: the NTK surrogate does not approximate the network"
         tiles.append(Tile("Memorized rows", ABSENT, note, tone="no-claim"))
-    value, error = plus_minus(kernel.agreement, kernel.agreement_se, percent=True).split(" ± ")
-    note = f"of test rows: machine and network agree; {number(100 * kernel.agreement_required)}% required"
+    value, error = plus_minus(fidelity.agreement, fidelity.agreement_se, percent=True).split(" ± ")
+    note = f"of test rows: same class by surrogate and network; {number(100 * fidelity.agreement_required)}% required"
     tiles.append(Tile("Fidelity", value, note, error, "" if claimed else "no-claim"))
     if flips.auroc is not None:
         value, error = plus_minus(flips.auroc, flips.auroc_se or 0.0).split(" ± ")
-        note = f"of {count(flips.n or 0)} known flips, by left-out margin"
+        note = f"of {count(flips.n or 0)} known flips, by leave-one-out margin"
         tiles.append(Tile("AUROC", value, note, error if flips.auroc_se is not None else ""))
     return tiles
 
 
 def count(value: int) -> str:
-    """A whole number with thousands separators.
+    """Format a whole number with thousands separators.
 
     Example:
         >>> count(12345)
@@ -165,7 +166,7 @@ def count(value: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits, as a reader writes it.
+    """Format a number with ``digits`` significant digits.
 
     Example:
         >>> [number(v) for v in (0.0, 12.0, -0.12345, 1234.5, 0.00001234, None)]
@@ -183,7 +184,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign.
+    """Format a number with its sign.
 
     Example:
         >>> signed(0.5), signed(-0.5)
@@ -193,7 +194,7 @@ def signed(value: float) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share as a percentage, which says 100% or 0% only where it is exact.
+    """Format a share as a percentage; 100% and 0% appear only if exact.
 
     Example:
         >>> [share(v) for v in (1.0, 0.99996, 0.9125, 0.0, None)]
@@ -208,7 +209,7 @@ def share(value: float | None) -> str:
 
 
 def plus_minus(value: float, error: float, *, percent: bool = False) -> str:
-    """A value with its standard error, to the digits that the error leaves.
+    """Format a value with its standard error, to the digits that the error leaves.
 
     Example:
         >>> plus_minus(0.9983, 0.0011), plus_minus(0.965, 0.009, percent=True), plus_minus(-3.0, 0.0)
@@ -227,7 +228,7 @@ def plus_minus(value: float, error: float, *, percent: bool = False) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value with its relation, cut at 0.001.
+    """Format a p-value with its relation, cut at 0.001.
 
     Example:
         >>> p_value(1e-12), p_value(0.0312), p_value(0.41), p_value(1.0)

@@ -1,4 +1,4 @@
-"""Rows of image data as PNG data URIs, so that a report carries its own pictures."""
+"""Rows of image data as PNG data URIs, embedded in the report."""
 
 import base64
 import io
@@ -22,19 +22,19 @@ def png_data_uri(
     high: float,
     longest_side: int = 160,
 ) -> str:
-    """One row of image data as a PNG data URI; equal arguments give equal bytes.
+    """Encode one row of image data as a PNG data URI; equal arguments give equal bytes.
 
-    Every pixel of a small picture becomes a square of several, so that it stays sharp in print.
+    Pixels of small images are repeated, so that they stay sharp in print.
 
     Args:
-        array: one row: (H, W), (H, W, 1), (1, H, W), (H, W, 3), (3, H, W), or flat, as ``image_shape`` says.
+        array: one row: (H, W), (H, W, 1), (1, H, W), (H, W, 3), (3, H, W), or flat, according to ``image_shape``.
         image_shape: (H, W) for gray, (H, W, 3) for color.
         low: smallest value of the whole data set, drawn as black; values outside are clipped.
         high: largest value of the whole data set, drawn as white.
-        longest_side: a larger picture is shrunk to this many pixels (a report holds dozens).
+        longest_side: larger images are shrunk to this many pixels (a report holds dozens).
 
     Raises:
-        InputError: the row does not have this shape, ``low`` and ``high`` are not finite or not in order.
+        InputError: the row does not have this shape; ``low`` and ``high`` are not finite or not in order.
 
     Example:
         >>> uri = png_data_uri(np.eye(8), (8, 8), low=0.0, high=1.0)
@@ -51,10 +51,10 @@ def png_data_uri(
     unit = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
     image = Image.fromarray(np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8))
     if max(image.size) > longest_side:
-        # BOX averages whole pixels: it neither rings nor invents values outside of the range
+        # BOX averages whole pixels: no ringing, no values out of range
         image.thumbnail((longest_side, longest_side), Image.Resampling.BOX)
     elif (times := CRISP_SIDE // max(image.size)) > 1:
-        # Printers and PDF viewers blur small pictures, whatever the style sheet says; large pixels stay sharp
+        # Printers and PDF viewers blur small images despite the style sheet; large pixels stay sharp
         image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
@@ -62,13 +62,13 @@ def png_data_uri(
 
 
 def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Bring a row to (H, W) or (H, W, 3), whichever way its channels lie."""
+    """Reshape a row to (H, W) or (H, W, 3); channels may come first or last."""
     gray = len(image_shape) == 2
     if not (gray or (len(image_shape) == 3 and image_shape[2] == 3)) or min(image_shape) < 1:
         raise InputError(
             f"image_shape {image_shape}",
             expected="(H, W) or (H, W, 3)",
-            hint="put the channels last, or leave one out",
+            hint="put the channels last; omit a single channel",
         )
     if array.shape == image_shape:
         return array
@@ -80,5 +80,5 @@ def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray
     raise InputError(
         f"a row of shape {array.shape}",
         expected=f"{image_shape}, {channels_first} or flat ({int(np.prod(image_shape))},)",
-        hint="pass one row, and the image_shape that it has",
+        hint="pass one row and its image_shape",
     )

@@ -1,71 +1,73 @@
-"""What must hold before a headline is printed, and what the headline says."""
+"""Conditions for a claim of memorization, and the headline of the report."""
 
 from kernelmem.auditing.document import DataIdentity, KernelFidelity, Memorization, Verdict
 
 __all__ = ["AGREEMENT_REQUIRED", "NULL_LEVEL", "SIGNIFICANCE", "verdict"]
 
-AGREEMENT_REQUIRED = 0.9  # below it a claim about the kernel machine is no claim about the network
+AGREEMENT_REQUIRED = 0.9  # below it a statement about the surrogate says nothing about the network
 NULL_LEVEL = 0.99  # quantile of the null above which a training row counts as memorized
-SIGNIFICANCE = 0.01  # of the count of such rows
+SIGNIFICANCE = 0.01  # of the number of such rows
 
 
-def verdict(kernel: KernelFidelity, found: Memorization, data: DataIdentity) -> Verdict:
-    """State what was found, how sure it is, and what it does not say."""
-    n, count = data.n_train, len(found.memorized)
-    limits = _limits(found, data)
-    chance = f"{found.expected_by_chance:.1f} expected by chance"
-    if kernel.agreement < kernel.agreement_required:
+def verdict(fidelity: KernelFidelity, memorization: Memorization, data: DataIdentity) -> Verdict:
+    """State what was found, its significance, and its limits."""
+    n, count = data.n_train, len(memorization.memorized)
+    limits = _limits(memorization, data)
+    chance = f"{memorization.expected_by_chance:.1f} expected by chance"
+    if fidelity.agreement < fidelity.agreement_required:
         return Verdict(
             "no-claim",
-            "No claim: the kernel machine does not stand for this network",
-            f"The network machine names the network's class on {kernel.agreement:.1%} of the test rows; at least"
-            f" {kernel.agreement_required:.0%} is required. The per-row numbers below describe the kernel machine, not the"
-            " network.",
+            "No claim: the NTK surrogate does not approximate this network",
+            f"The NTK surrogate predicts the network's class on {fidelity.agreement:.1%} of the test rows; at least"
+            f" {fidelity.agreement_required:.0%} is required. The statistics of the rows below describe the surrogate, not"
+            " the network.",
             (
-                "A network trained far from its linear regime, or stopped early in it, can move its tangent kernel too much"
-                " for this audit.",
+                "The tangent kernel of a network that was trained far from its linear regime, or that stopped early in it, can"
+                " change too much during training for this audit.",
                 *limits,
             ),
         )
-    if count and found.p_value < SIGNIFICANCE:
+    if count and memorization.p_value < SIGNIFICANCE:
         return Verdict(
             "memorized",
             f"This network memorized {count:,} of {n:,} training rows ({count / n:.1%})",
-            f"Their margin exceeds what the rest of the data explains by more than {found.threshold:.3g} (the 99th percentile"
-            f" of the same statistic on rows it never saw); {chance}, p {_p(found.p_value)}.",
+            f"The network's margin on these rows exceeds the margin predicted without the row by more than"
+            f" {memorization.threshold:.3g} logits, the 99th percentile of the same difference on rows it never saw; {chance},"
+            f" p {_p(memorization.p_value)}.",
             limits,
         )
     return Verdict(
         "nothing-found",
-        f"No memorization found above {found.threshold:.3g} margin units",
-        f"{count:,} of {n:,} training rows lie above the null's 99th percentile; {chance}, p {_p(found.p_value)}. Rows whose"
-        " margin is raised by less than that, or fewer rows than chance gives, cannot be seen by this audit.",
+        f"No memorization found above a margin difference of {memorization.threshold:.3g} logits",
+        f"{count:,} of {n:,} training rows lie above the 99th percentile of the null; {chance}, p {_p(memorization.p_value)}."
+        " This audit cannot detect rows whose margin is raised by less than that, or fewer rows than expected by chance.",
         limits,
     )
 
 
-def _limits(found: Memorization, data: DataIdentity) -> tuple[str, ...]:
+def _limits(memorization: Memorization, data: DataIdentity) -> tuple[str, ...]:
     limits = [
-        "A row counts as memorized where this network's margin on it exceeds the margin predicted without it; that it could"
-        " be extracted, or its membership inferred by an attacker, is another question.",
-        f"At the 99th percentile of the null about {found.expected_by_chance:.0f} rows are named by chance: a single row near"
+        "A row counts as memorized if the network's margin on it exceeds the margin predicted without it. The audit does not"
+        " test whether the row can be extracted or its membership inferred by an attacker.",
+        f"About {memorization.expected_by_chance:.0f} rows exceed the 99th percentile of the null by chance: a single row near"
         " the threshold is a lead, not a proof.",
-        "Rows with near-duplicates in the training set support each other and count as less memorized than they are.",
+        "Rows with near-duplicates in the training set support each other, so their memorization is underestimated.",
     ]
-    if abs(found.null_mean) > 3 * found.null_se:
+    if abs(memorization.null_mean) > 3 * memorization.null_se:
         limits.append(
-            f"On rows it never saw the statistic averages {found.null_mean:+.3f} ± {found.null_se:.3f}, not 0: the network"
-            " machine is off by that much. The percentile is taken from these same rows, so the count allows for it."
+            f"On rows that the network never saw, the statistic averages {memorization.null_mean:+.3f} ±"
+            f" {memorization.null_se:.3f} logits, not 0: this is the bias of the NTK surrogate. The threshold comes from these"
+            " same rows, so the count accounts for it."
         )
     if data.n_test < 300:
         limits.append(
-            f"The null rests on {data.n_test} test rows: its 99th percentile is its {'maximum' if data.n_test < 100 else 'edge'}"
-            " and is known roughly."
+            f"The null has only {data.n_test} test rows, so its 99th percentile"
+            f" {'is its maximum and ' if data.n_test < 100 else ''}is estimated roughly."
         )
     if data.duplicates_train_test:
         limits.append(
-            f"{data.duplicates_train_test} test rows are also training rows; they are left out of the null's percentile, but"
-            " count in test accuracy."
+            f"{data.duplicates_train_test} test rows are also training rows. They are excluded from the null, but included in"
+            " the test accuracy."
         )
     return tuple(limits)
 

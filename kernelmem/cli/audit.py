@@ -1,4 +1,4 @@
-"""``kernelmem audit``: train (or take) a network, audit it, write the report."""
+"""``kernelmem audit``: train or load a network, audit it, write the report."""
 
 import io
 import shlex
@@ -6,63 +6,70 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import torch
 import tyro
-from torch import nn
-from tqdm import tqdm
 
-from kernelmem.auditing import audit
-from kernelmem.cli.model_factory import build_model
-from kernelmem.core.atomic_files import check_directory
-from kernelmem.core.batches import as_rows
-from kernelmem.core.checks import seed_sequence
-from kernelmem.core.errors import InputError, KernelmemError
-from kernelmem.core.weight_files import fit_weights, load_weights, weights_bytes
-from kernelmem.label_noise.corrupt import corrupt_labels
-from kernelmem.tangents.prepare import prepare
-from kernelmem.training.classifier import train_classifier
-from kernelmem.training.datasets import LabeledData, digits, read_npz
-from kernelmem.training.mlp import standardized_mlp
+from kernelmem.cli.options import DEVICE, hint
+
+if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
+    import torch
+    from torch import nn
+
+    from kernelmem.training.datasets import LabeledData
 
 __all__ = ["AuditCommand"]
 
-DEFAULT_NOISE = 0.15  # of the embedded digits; the user's own labels are left alone unless --noise says otherwise
+DEFAULT_NOISE = 0.15  # for the built-in digits; labels of the user are flipped only with --noise
 
 
 @dataclass(frozen=True)
 class AuditCommand:
-    """Audit what a network memorized: report in OUT/audit.html, numbers in OUT/audit.json.
+    """Audit what a network memorized. The report is DIR/audit.html, the numbers are DIR/audit.json.
 
-    Without options: scikit-learn's digits with 15 % of the training labels flipped, a small network trained on them.
+    Without options, a small network is trained on scikit-learn's digits with 15 % of the training labels flipped.
     """
 
-    data: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
-    """Arrays x_train, y_train, x_test, y_test; optional: flipped, image_shape. Default: the embedded digits."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FACTORY")] = None
-    """Function that returns a torch.nn.Module (this runs its code). Default: a small multilayer perceptron."""
-    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Trained weights (.safetensors; .pt by weights_only loading). Default: train here."""
-    noise: Annotated[float | None, tyro.conf.arg(metavar="RATE")] = None
-    """Share of the training labels to flip before training (0..1). Default: 0.15 for the digits, 0 for --data."""
+    data: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE.npz", help_behavior_hint=hint("scikit-learn's digits"))
+    ] = None
+    """File with arrays x_train, y_train, x_test, y_test; optional arrays: flipped, image_shape."""
+    model: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="PACKAGE.MODULE:FACTORY", help_behavior_hint=hint("a small multilayer perceptron")),
+    ] = None
+    """Function that returns a torch.nn.Module. Its code is executed."""
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=hint("train the network"))] = None
+    """Trained weights: a .safetensors file, or a .pt file (loaded with weights_only=True)."""
+    noise: Annotated[
+        float | None,
+        tyro.conf.arg(metavar="RATE", help_behavior_hint=hint("0.15 for the digits, 0 with --data or --weights")),
+    ] = None
+    """Share of training labels, between 0 and 1, that are flipped before training."""
     noise_kind: Literal["symmetric", "uniform", "pair", "confusable", "instance"] = "symmetric"
-    """How labels are flipped."""
+    """Kind of label flips, see kernelmem.corrupt_labels."""
     epochs: int = 80
-    """Passes over the data, where the network is trained here."""
+    """Number of passes over the training data. Ignored with --weights."""
     seed: int = 0
-    """Of the split, the flips, the initial weights and the batch order."""
+    """Seed of the data split, the label flips, the initial weights and the batch order."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("out/audit")
     """Directory of the report."""
-    device: str = "cpu"
-    """Where to compute, e.g. cuda."""
+    device: DEVICE = "cpu"
+    """Device of the network, in the notation of torch."""
     json: bool = False
     """Print audit.json instead of the summary."""
 
     def run(self) -> None:
-        """Carry it out."""
-        device = self._device()
+        """Run the command."""
+        from kernelmem.auditing.audit import ReportOptions, audit
+        from kernelmem.cli.options import as_device
+        from kernelmem.core.atomic_files import check_directory
+        from kernelmem.core.checks import seed_sequence
+        from kernelmem.core.weight_files import weights_bytes
+        from kernelmem.label_noise.corrupt import corrupt_labels
+        from kernelmem.training.datasets import digits, read_npz
+
+        device = as_device(self.device)
         check_directory(self.out)  # before minutes of training, not after
         seeds = seed_sequence(self.seed, ["split", "flips", "weights", "batches"])
         data = read_npz(self.data) if self.data else digits(seed=self.seed)
@@ -74,62 +81,54 @@ class AuditCommand:
                 clean, rate, self.noise_kind, seed=seeds["flips"], x=data.x_train.reshape(len(clean), -1)
             )
             data = data.with_labels(corrupted.y, corrupted.flipped)
-            flips = f"; {int(corrupted.flipped.sum()):,} labels flipped before ({self.noise_kind})"
+            flips = f"; {int(corrupted.flipped.sum()):,} labels flipped before training ({self.noise_kind})"
         model, training = self._network(data, seeds, device)
-        bars = _Bars()
-        extra = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
+        files = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
         if rate:
-            extra["labels.npz"] = _npz(y_train=data.y_train, flipped=data.flipped, y_train_before=clean)
-        try:
-            result = audit(
-                model,
-                (data.x_train, data.y_train),
-                (data.x_test, data.y_test),
-                out=self.out,
-                flipped=data.flipped,
-                image_shape=data.image_shape,
-                name=data.name,
-                model_name=self.model or "the default MLP",
-                training=training + flips,
-                reproduce=self._command(),
-                seed=self.seed,
-                device=device,
-                extra_files=extra,
-                progress=bars,
-            )
-        finally:
-            bars.close()
+            files["labels.npz"] = _npz(y_train=data.y_train, flipped=data.flipped, y_train_before=clean)
+        report = ReportOptions(
+            out=self.out,
+            name=data.name,
+            model_name=self.model or "default MLP",
+            image_shape=data.image_shape,
+            training=training + flips,
+            reproduce=self._command(),
+            extra_files=files,
+        )
+        train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
+        result = audit(model, train, test, flipped=data.flipped, seed=self.seed, report=report)
         if self.json:
             print(result.to_json(), end="")
         else:
-            print(f"\n{result}\n\n  report         {(self.out / 'audit.html').resolve()}")
+            print(f"\n{result}\n\n  report            {(self.out / 'audit.html').resolve()}")
 
     def _rate(self) -> float:
+        """Return the share of labels to flip, after a check of --noise."""
+        from kernelmem.core.errors import InputError
+
         rate = self.noise if self.noise is not None else (0.0 if self.data or self.weights else DEFAULT_NOISE)
         if not 0 <= rate <= 1:
-            raise InputError(f"--noise {rate:g}", expected="a share in 0..1", hint="e.g. --noise 0.15")
+            raise InputError(
+                f"--noise {rate:g}", expected="a share between 0 and 1", hint="pass for example --noise 0.15"
+            )
         if rate and self.weights:
             raise InputError(
                 f"--noise {rate:g} together with --weights",
-                expected="labels as the network was trained on",
-                hint="leave one of them out; known flips of your own go into the .npz as an array `flipped`",
+                expected="the labels that the network was trained on",
+                hint="omit one of them; put flips that you know into the .npz as an array `flipped`",
             )
         return rate
 
-    def _device(self) -> torch.device:
-        try:
-            device = torch.device(self.device)
-            torch.zeros(1, device=device).item()  # meta tensors have no values
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"--device {self.device} ({str(error).splitlines()[0]})",
-                expected="a device that torch can use here",
-                hint="pass --device cpu",
-            ) from error
-        return device
+    def _network(self, data: "LabeledData", seeds: dict[str, int], device: "torch.device") -> tuple["nn.Module", str]:
+        """Build the network, load its weights or train it; return it with a description of its training."""
+        import torch
 
-    def _network(self, data: LabeledData, seeds: dict[str, int], device: torch.device) -> tuple[nn.Module, str]:
-        """Build the network; load its weights, or train it."""
+        from kernelmem.cli.model_factory import build_model
+        from kernelmem.core.errors import InputError
+        from kernelmem.core.weight_files import fit_weights, load_weights
+        from kernelmem.training.classifier import train_classifier
+        from kernelmem.training.mlp import standardized_mlp
+
         if self.model is None:
             model: nn.Module = standardized_mlp(
                 data.x_train, data.n_classes, seed=seeds["weights"], per_feature=data.image_shape is None
@@ -161,8 +160,12 @@ class AuditCommand:
         )
         return model, training.recipe
 
-    def _check_labels(self, data: LabeledData, rate: float) -> None:
-        """Refuse classes without rows where they would get outputs of the default network, or labels by a flip."""
+    def _check_labels(self, data: "LabeledData", rate: float) -> None:
+        """Check that every class has rows, if the default network or a flip would otherwise create outputs without rows."""
+        import torch
+
+        from kernelmem.core.errors import InputError
+
         present = torch.cat([data.y_train, data.y_test]).unique()
         if len(present) < data.n_classes and (self.model is None or rate):
             absent = next(k for k, label in enumerate([*present.tolist(), -1]) if k != label)
@@ -174,12 +177,18 @@ class AuditCommand:
         if rate and data.flipped is not None:
             raise InputError(
                 f"--noise {rate:g} for data with an array `flipped`",
-                expected="flips that are known, or flips made here",
-                hint="leave --noise out, or `flipped` out of the .npz",
+                expected="known flips or new flips, not both",
+                hint="omit --noise, or remove `flipped` from the .npz",
             )
 
-    def _check_model(self, model: nn.Module, data: LabeledData) -> None:
-        """Refuse a model that does not run or has another number of outputs, before time is spent on training it."""
+    def _check_model(self, model: "nn.Module", data: "LabeledData") -> None:
+        """Check before training that the model runs and has one output per class."""
+        import torch
+
+        from kernelmem.core.batches import as_rows
+        from kernelmem.core.errors import InputError, KernelmemError
+        from kernelmem.tangents.prepare import prepare
+
         try:
             outputs = prepare(model, as_rows(data.x_train, "x_train"), dtype=torch.float64, evaluation=True).n_outputs
         except KernelmemError:
@@ -198,7 +207,7 @@ class AuditCommand:
             )
 
     def _command(self) -> str:
-        """The command line that gives this report again."""
+        """Return the command line that gives this report again."""
         parts = ["kernelmem", "audit"]
         for option in ("data", "model", "weights", "noise", "noise_kind", "epochs", "seed"):
             value, default = getattr(self, option), getattr(type(self), option)
@@ -207,28 +216,12 @@ class AuditCommand:
         return " ".join(parts)
 
 
-def _npz(**arrays: torch.Tensor | None) -> bytes:
+def _npz(**arrays: "torch.Tensor | None") -> bytes:
+    """Return the content of an .npz file with these arrays."""
+    import numpy as np
+
     stream = io.BytesIO()
     np.savez(
         stream, allow_pickle=False, **{name: value.cpu().numpy() for name, value in arrays.items() if value is not None}
     )
     return stream.getvalue()
-
-
-class _Bars:
-    """One progress bar a stage, on the terminal only."""
-
-    def __init__(self) -> None:
-        self.stage = ""
-        self.bar: tqdm | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.bar is None or self.stage != stage:
-            self.close()
-            self.stage, self.bar = stage, tqdm(total=total, desc=stage, file=sys.stderr, disable=None)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None

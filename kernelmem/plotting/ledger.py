@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["LedgerLike", "ledger_figure"]
 
 UP, DOWN = BLUE, ORANGE
+PARAMETERS: dict[str, object] = {
+    "font.size": 10.5,
+    "axes.titlecolor": SOFT,
+    "axes.edgecolor": LINE,
+    "axes.spines.left": False,
+    "ytick.labelcolor": TEXT,
+}
 PITCH = 0.33  # inches per bar
 THUMBNAIL = 19.0  # points
 CURVES = 3  # positive, and as many negative
@@ -114,9 +121,7 @@ def ledger_figure(
     height = PITCH * (bars + len(content.terms)) + 2.1
     with_image, with_curves = content.image is not None, content.steps is not None
     widths = [1.25] * with_image + [5.2] + [4.3] * with_curves
-    with style(
-        font_size=10.5, axes_titlecolor=SOFT, axes_edgecolor=LINE, axes_spines_left=False, ytick_labelcolor=TEXT
-    ):
+    with style(PARAMETERS):
         figure = new_figure(sum(widths) + 1.9, height)
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
         grid = figure.add_gridspec(

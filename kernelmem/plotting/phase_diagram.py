@@ -57,7 +57,7 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
         as_array(values).mean(0)
         for values in (diagram.test_error, diagram.memorized_flips, diagram.train_error, diagram.kernel_flips)
     )
-    with style(font_size=9, axes_spines_top=True, axes_spines_right=True):
+    with style({"font.size": 9, "axes.spines.top": True, "axes.spines.right": True}):
         figure = new_figure(13.2, 6.2)
         panels = figure.subplots(2, 4)
         rows = (

@@ -6,6 +6,7 @@ matplotlib is imported when the first figure is drawn, since it is slow to impor
 import io
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "BLUE", "DASHED", "GRAY", "GREEN", "LINE", "ORANGE", "PALE", "PURPLE", "SOFT", "TEXT", "as_array", "band",
+    "BLUE", "DASHED", "GRAY", "GREEN", "LINE", "ORANGE", "PAGE", "PALE", "PURPLE", "SOFT", "TEXT", "as_array", "band",
     "figure_files", "legend_below", "new_figure", "number_ticks", "style",
 ]  # fmt: skip
 
@@ -60,12 +61,11 @@ RC: Mapping[str, Any] = {
 }
 
 
-def style(**changes: object) -> AbstractContextManager[None]:
-    """Return a context with the parameters of all figures; ``changes`` name matplotlib parameters with _ for the dots."""
+def style(changes: Mapping[str, object] = MappingProxyType({})) -> AbstractContextManager[None]:
+    """Return a context with the matplotlib parameters of all figures, and ``changes`` to them."""
     import matplotlib as mpl
 
-    names = {name.replace(".", "_"): name for name in mpl.rcParams}
-    return mpl.rc_context({**RC, **{names[name]: value for name, value in changes.items()}})  # pyright: ignore[reportArgumentType]
+    return mpl.rc_context({**RC, **changes})  # pyright: ignore[reportArgumentType]
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -95,7 +95,7 @@ def sweep_figure(
         {} if c is None else {k: as_array(v) for k, v in c.tensors().items()} for c in (sweep.curves, sweep.control)
     )
     axis = np.asarray(sweep.axis, dtype=np.float64)
-    with style(font_size=9):
+    with style({"font.size": 9}):
         flips = bool(np.isfinite(curves["memorized_flips"]).any())
         figure = new_figure(11.4 if flips else 7.8, 3.9)
         panels = figure.subplots(1, 3 if flips else 2)

@@ -1,4 +1,4 @@
-"""Made-up audit documents, one for each variant of the report: digits and a kernel machine of a few lines."""
+"""Synthetic audit documents, one for each variant of the report: digits and kernel ridge regression in a few lines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +16,10 @@ from kernelmem.auditing.document import (
     DataIdentity,
     Example,
     Flips,
+    InfluentialRow,
     KernelFidelity,
     Memorization,
     ModelIdentity,
-    Pusher,
     Verdict,
 )
 from kernelmem.auditing.report import render
@@ -29,8 +29,8 @@ VARIANTS = ("flips", "nothing", "no-claim", "rows", "many-classes", "hostile", "
 HOSTILE = '<script>alert("1")</script>'
 LIMITS = (
     "It speaks of this network and these training rows, not of the training algorithm or of other seeds.",
-    "Nothing below 1.84 margin units can be told from chance with 400 test rows.",
-    "A row that resembles many others can be remembered without standing out here.",
+    "Nothing below 1.84 logits can be distinguished from chance with 400 test rows.",
+    "A row that resembles many others can be memorized without a large statistic.",
 )
 
 
@@ -40,7 +40,7 @@ def tuples(values) -> tuple:
 
 @cache
 def audited(n_classes: int, rate: float) -> AuditDocument:
-    """Kernel ridge on digits: leave-one-out in closed form; the "network" is the machine plus noise."""
+    """Kernel ridge on digits: leave-one-out in closed form; the "network" is the regression plus noise."""
     n, m, ridge = 600, 400, 0.3
     rng = np.random.default_rng(7)
     x, truth = load_digits(return_X_y=True)
@@ -83,15 +83,15 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
             Example(
                 index=int(i),
                 label=int(label[i]),
-                vote=int(vote[i]),
-                score=float(score[i]),
-                margin=float(margin[i]),
-                network=float(network[i]),
+                loo_prediction=int(vote[i]),
+                label_memorization=float(score[i]),
+                loo_margin=float(margin[i]),
+                network_memorization=float(network[i]),
                 flipped=bool(flipped[i]) if rate else None,
-                pushers=tuple(Pusher(int(j), int(label[j]), float(influence[j])) for j in top),
+                influential=tuple(InfluentialRow(int(j), int(label[j]), float(influence[j])) for j in top),
             )
         )
-    shown = sorted({e.index for e in examples} | {p.index for e in examples for p in e.pushers})
+    shown = sorted({e.index for e in examples} | {p.index for e in examples for p in e.influential})
     guessed = (kernel[n:] @ dual).argmax(1)
     classes = tuple(
         ClassRow(
@@ -101,9 +101,9 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
             n_test=int((truth[n:] == c).sum()),
             train_accuracy=1.0 if (label == c).any() else None,
             test_accuracy=float((guessed == c)[truth[n:] == c].mean()) if (truth[n:] == c).any() else None,
-            mean_score=float(score[label == c].mean()) if (label == c).any() else None,
+            mean_label_memorization=float(score[label == c].mean()) if (label == c).any() else None,
             n_memorized=int((label[memorized] == c).sum()),
-            disagreeing=int((vote != label)[label == c].sum()),
+            n_contradicted=int((vote != label)[label == c].sum()),
         )
         for c in range(n_classes)
     )
@@ -126,13 +126,13 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
             ("0: Linear(64, 128)", "1: ReLU()", "2: Linear(128, 10)"),
             "Adam, learning rate 0.02, full batch, 300 steps, seed 0",
         ),
-        kernel=KernelFidelity(0.965, 0.009, 0.9, 0.214, 0.931, 0.918, 0.915, 1e-2, 1e-4, 0.0312, 0.0148),
+        fidelity=KernelFidelity(0.965, 0.009, 0.9, 0.214, 0.931, 0.918, 0.915, 1e-2, 1e-4, 0.0312, 0.0148),
         memorization=Memorization(
-            score=tuples(score),
-            margin=tuples(margin),
-            network=tuples(network),
+            label_memorization=tuples(score),
+            loo_margin=tuples(margin),
+            network_memorization=tuples(network),
             null=tuples(null),
-            vote=tuples(vote),
+            loo_prediction=tuples(vote),
             threshold=threshold,
             memorized=tuples(memorized),
             expected_by_chance=n * 5 / (m + 1),
@@ -145,8 +145,8 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
         flips=known_flips(flipped, margin) if rate else Flips(),
         examples=tuple(examples),
         classes=classes,
-        pictures={str(i): png_data_uri(x[i], (8, 8), low=0, high=16) for i in shown},
-        rows={},
+        images={str(i): png_data_uri(x[i], (8, 8), low=0, high=16) for i in shown},
+        features={},
         reproduce='km.audit(model, (x_train, y_train), (x_test, y_test), out="report", seed=0)',
         seed=0,
         versions={"kernelmem": "0.1.0", "torch": "2.13.0", "numpy": "2.3.1", "python": "3.11.9"},
@@ -161,8 +161,8 @@ def known_flips(flipped: np.ndarray, margin: np.ndarray) -> Flips:
         n=int(flipped.sum()),
         auroc=0.9983,
         auroc_se=0.0011,
-        auroc_score=0.9921,
-        auroc_network=0.9544,
+        auroc_label_memorization=0.9921,
+        auroc_network_memorization=0.9544,
         permuted_auroc=0.5012,
         permuted_sd=0.031,
         precision=tuples(found[ranks - 1] / ranks),
@@ -178,31 +178,39 @@ def build(variant: str) -> AuditDocument:
     if variant == "nothing":
         verdict = Verdict(
             "nothing-found",
-            "Nothing found above 1.84 margin units",
+            "No memorization found above 1.84 logits",
             "7 of 600 training rows lie above the 99th percentile of the null; chance alone gives about 7.5.",
             LIMITS,
         )
-        numbers = replace(document.memorization, network=tuples(np.random.default_rng(3).normal(0.03, 0.6, 600)))
-        above = [i for i in np.argsort(numbers.network)[::-1].tolist() if numbers.network[i] > numbers.threshold]
+        numbers = replace(
+            document.memorization, network_memorization=tuples(np.random.default_rng(3).normal(0.03, 0.6, 600))
+        )
+        above = [
+            i
+            for i in np.argsort(numbers.network_memorization)[::-1].tolist()
+            if numbers.network_memorization[i] > numbers.threshold
+        ]
         numbers = replace(numbers, memorized=tuple(above), p_value=0.41)
         classes = tuple(replace(c, n_memorized=0) for c in document.classes)
         return replace(document, verdict=verdict, memorization=numbers, classes=classes)
     if variant == "no-claim":
         verdict = Verdict(
             "no-claim",
-            "No claim: the kernel machine does not stand for this network",
-            "Network machine and network agree on 61.0% of the test rows; 90% are required.",
+            "No claim: the NTK surrogate does not approximate this network",
+            "NTK surrogate and network agree on 61.0% of the test rows; 90% are required.",
             LIMITS,
         )
-        return replace(document, verdict=verdict, kernel=replace(document.kernel, agreement=0.61, agreement_se=0.024))
+        return replace(
+            document, verdict=verdict, fidelity=replace(document.fidelity, agreement=0.61, agreement_se=0.024)
+        )
     if variant == "rows":
         features = np.random.default_rng(5).lognormal(1, 2, (600, 64)) * np.array([1, -1] * 32)
         features[:, 2:5] = np.round(features[:, 2:5])
         return replace(
             document,
             data=replace(document.data, name="credit", input_shape=(64,), image_shape=None),
-            pictures={},
-            rows={index: tuples(features[int(index)]) for index in document.pictures},
+            images={},
+            features={index: tuples(features[int(index)]) for index in document.images},
         )
     if variant == "hostile":
         classes = tuple(replace(c, name=HOSTILE + "x" * 60 if c.label % 2 else '" onload="') for c in document.classes)
@@ -219,7 +227,7 @@ def build(variant: str) -> AuditDocument:
         return replace(
             document,
             examples=(),
-            pictures={},
+            images={},
             seed=None,
             classes=(),
             verdict=replace(document.verdict, limits=()),

@@ -9,6 +9,7 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.auditing.analysis import analyze
+from kernelmem.auditing.audit import ReportOptions
 from kernelmem.kernel_machines.equivalence.fidelity import margin
 from kernelmem.kernels import reference
 from kernelmem.training.classifier import train_classifier
@@ -29,7 +30,7 @@ def trained():
 @pytest.fixture(scope="module")
 def result(trained):
     model, train, test, flipped = trained
-    return km.audit(model, train, test, flipped=flipped, image_shape=(8, 8))
+    return km.audit(model, train, test, flipped=flipped, report=ReportOptions(image_shape=(8, 8)))
 
 
 def test_finds_the_flips(result, trained):
@@ -39,13 +40,13 @@ def test_finds_the_flips(result, trained):
     assert document.flips.n == 45
     assert document.flips.auroc > 0.97
     assert abs(document.flips.permuted_auroc - 0.5) < 3 * document.flips.permuted_sd / 200**0.5 + 1e-12
-    assert document.kernel.agreement > 0.9
+    assert document.fidelity.agreement > 0.9
     flipped = set(trained[3].nonzero().flatten().tolist())
     assert sum(e.index in flipped for e in document.examples) >= 8
 
 
 def test_every_number_from_literal_refits(trained, result):
-    """The definition: refit both machines without the row, by plain linear algebra on the reference's kernel."""
+    """The definition: refit both regressions without the row, by plain linear algebra on the reference's kernel."""
     model, (x, y), (x_test, y_test), _ = trained
     found = result.document
     double = standardized_mlp(x, 10, widths=(64,), seed=0).double()
@@ -59,21 +60,23 @@ def test_every_number_from_literal_refits(trained, result):
     for i in (0, 17, 299):
         keep = torch.arange(len(x)) != i
         for targets, ridge, which in (
-            (Y, found.kernel.ridge, "label"),
-            (F, found.kernel.network_ridge, "network"),
+            (Y, found.fidelity.label_regression_ridge, "label"),
+            (F, found.fidelity.surrogate_ridge, "network"),
         ):
             inner = (K + ridge * eye)[keep][:, keep]
             without = K[i, keep] @ torch.linalg.solve(inner, targets[keep])
             whole = K[i] @ torch.linalg.solve(K + ridge * eye, targets)
             left_margin = float(margin(without[None], y[i : i + 1]))
             if which == "label":
-                assert found.memorization.score[i] == pytest.approx(float((whole - without)[y[i]]), abs=1e-7)
-                assert found.memorization.margin[i] == pytest.approx(left_margin, abs=1e-7)
-                assert found.memorization.vote[i] == int(without.argmax())
+                assert found.memorization.label_memorization[i] == pytest.approx(
+                    float((whole - without)[y[i]]), abs=1e-7
+                )
+                assert found.memorization.loo_margin[i] == pytest.approx(left_margin, abs=1e-7)
+                assert found.memorization.loo_prediction[i] == int(without.argmax())
             else:
                 expected = float(margin(F[i : i + 1], y[i : i + 1])) - left_margin
-                assert found.memorization.network[i] == pytest.approx(expected, abs=1e-5)
-    alpha = torch.linalg.solve(K + found.kernel.network_ridge * eye, F)
+                assert found.memorization.network_memorization[i] == pytest.approx(expected, abs=1e-5)
+    alpha = torch.linalg.solve(K + found.fidelity.surrogate_ridge * eye, F)
     outputs = double(x_test[:20].double()).detach()
     expected = margin(outputs, y_test[:20]) - margin(K_test @ alpha, y_test[:20])
     assert np.allclose(found.memorization.null[:20], expected.numpy(), atol=1e-5)
@@ -82,8 +85,8 @@ def test_every_number_from_literal_refits(trained, result):
 def test_null_threshold_and_count(result):
     found = result.document.memorization
     assert found.threshold == np.quantile(found.null, 0.99, method="higher")
-    assert set(found.memorized) == set(np.flatnonzero(np.array(found.network) > found.threshold).tolist())
-    statistics = [found.network[i] for i in found.memorized]
+    assert set(found.memorized) == set(np.flatnonzero(np.array(found.network_memorization) > found.threshold).tolist())
+    statistics = [found.network_memorization[i] for i in found.memorized]
     assert statistics == sorted(statistics, reverse=True)
     assert found.null_mean == pytest.approx(np.mean(found.null))
     assert found.null_se == pytest.approx(np.std(found.null, ddof=1) / len(found.null) ** 0.5)
@@ -110,7 +113,7 @@ def test_the_count_has_its_exact_law_under_exchangeability():
         outputs += 0.3 * torch.randn(130, 3, generator=generator, dtype=torch.float64)
         K = features @ features.T + 1
         labels = outputs.argmax(1)
-        # leave-one-out on both sides: the machine is fitted to rows of which neither half is part
+        # leave-one-out on both sides: the surrogate is fitted to rows of neither half
         found = analyze(
             K[:50, :50] + 0.0,
             K[50:, :50],
@@ -127,7 +130,8 @@ def test_the_count_has_its_exact_law_under_exchangeability():
 def test_same_seed_same_bytes_apart_from_seconds(trained, result, tmp_path):
     model, train, test, flipped = trained
     torch.manual_seed(123)
-    km.audit(model, train, test, flipped=flipped, image_shape=(8, 8), out=tmp_path / "o")
+    report = ReportOptions(image_shape=(8, 8), out=tmp_path / "o")
+    km.audit(model, train, test, flipped=flipped, report=report)
     again = json.loads((tmp_path / "o/audit.json").read_text(encoding="utf-8"))
     first = result.to_dict()
     assert first.pop("seconds") > 0
@@ -138,21 +142,29 @@ def test_same_seed_same_bytes_apart_from_seconds(trained, result, tmp_path):
 
 def test_flips_do_not_enter_the_analysis(trained, result):
     model, train, test, _ = trained
-    blind = km.audit(model, train, test, image_shape=(8, 8)).document
+    blind = km.audit(model, train, test, report=ReportOptions(image_shape=(8, 8))).document
     assert blind.memorization == result.document.memorization
-    assert blind.kernel == result.document.kernel
+    assert blind.fidelity == result.document.fidelity
     assert blind.flips.auroc is None
     assert blind.flips.n is None
 
 
 def test_json_has_what_is_promised(result):
     content = result.to_dict()
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert set(content["data"]) >= {"n_train", "n_test", "n_classes", "sha256"}
     assert set(content["model"]) >= {"n_parameters", "train_accuracy", "test_accuracy", "sha256"}
-    promised = {"agreement", "relative_error", "label_machine_agreement", "ridge", "network_ridge"}
-    assert set(content["kernel"]) >= promised
-    assert [len(content["memorization"][k]) for k in ("score", "margin", "network", "null")] == [
+    promised = {
+        "agreement",
+        "relative_error",
+        "label_regression_agreement",
+        "label_regression_ridge",
+        "surrogate_ridge",
+    }
+    assert set(content["fidelity"]) >= promised
+    assert [
+        len(content["memorization"][k]) for k in ("label_memorization", "loo_margin", "network_memorization", "null")
+    ] == [
         300,
         300,
         300,
@@ -165,10 +177,16 @@ def test_json_has_what_is_promised(result):
 def test_save_load_frame_plot(result, tmp_path):
     result.save(tmp_path)
     loaded = km.Audit.load(tmp_path)
-    assert loaded == result
+    assert loaded.document == result.document
     assert loaded.to_html() == result.to_html()
     frame = result.to_frame()
-    assert list(frame.columns) == ["score", "margin", "network", "vote", "memorized"]
+    assert list(frame.columns) == [
+        "label_memorization",
+        "loo_margin",
+        "network_memorization",
+        "loo_prediction",
+        "memorized",
+    ]
     assert int(frame.memorized.sum()) == len(result.document.memorization.memorized)
     assert result.plot().axes
     assert "memorized" in str(result)
@@ -177,7 +195,7 @@ def test_save_load_frame_plot(result, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda t: t.replace('"schema_version": 1', '"schema_version": 99'), km.InputError),
+        (lambda t: t.replace('"schema_version": 2', '"schema_version": 1'), km.InputError),
         (lambda t: t[: len(t) // 2], km.FileCorruptError),
         (lambda t: t.replace('"n_train": 300', '"n_train": "many"'), km.FileCorruptError),
         (lambda t: t.replace('"verdict"', '"verdikt"'), km.FileCorruptError),
@@ -212,16 +230,16 @@ def test_low_fidelity_blanks_the_headline(trained):
 
     model, train, test, _ = trained
     document = km.audit(Scrambled(model), train, test).document
-    assert document.kernel.agreement < document.kernel.agreement_required
+    assert document.fidelity.agreement < document.fidelity.agreement_required
     assert document.verdict.status == "no-claim"
     assert "No claim" in document.verdict.headline
 
 
-def test_rows_that_are_no_pictures(trained):
+def test_rows_that_are_not_images(trained):
     model, train, test, _ = trained
     document = km.audit(model, train, test).document
-    assert document.pictures == {}
-    assert {str(e.index) for e in document.examples} <= set(document.rows)
+    assert document.images == {}
+    assert {str(e.index) for e in document.examples} <= set(document.features)
 
 
 def test_duplicates_are_counted_and_kept_out_of_the_null(trained):
@@ -258,10 +276,11 @@ def test_duplicates_are_counted_and_kept_out_of_the_null(trained):
 def test_bad_input_writes_nothing(trained, tmp_path, change, words):
     model, train, test, _ = trained
     arguments = {"model": model, "train": train, "test": test}
+    shape = change.pop("image_shape", None)
     for key, value in change.items():
         arguments[key] = value(*arguments[key]) if key in ("train", "test") else value
     with pytest.raises(km.InputError, match=words):
-        km.audit(**arguments, out=tmp_path / "o")
+        km.audit(**arguments, report=ReportOptions(out=tmp_path / "o", image_shape=shape))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,5 +291,5 @@ def test_weights_that_give_nan_are_refused(trained, tmp_path):
         model[1].weight.fill_(3e38)
         model[3].weight.fill_(torch.inf)
     with pytest.raises(km.InputError, match="outputs"):
-        km.audit(model, train, test, out=tmp_path / "o")
+        km.audit(model, train, test, report=ReportOptions(out=tmp_path / "o"))
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from kernelmem.auditing import figures
-from kernelmem.auditing.report import plot, render
+from kernelmem.auditing.figures import plot
+from kernelmem.auditing.report import render
 from kernelmem.core.errors import InputError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -134,7 +135,7 @@ def test_verdict_limits_hashes_and_counts_stand_on_the_page(document, page):
 
 
 def test_every_index_displayed_has_its_picture_or_row(document, page):
-    expected = [e.index for e in document.examples] + [p.index for e in document.examples for p in e.pushers]
+    expected = [e.index for e in document.examples] + [p.index for e in document.examples for p in e.influential]
     if document.data.image_shape is None:
         shown = [a["aria-label"] for a in page.all("ul") if a.get("class") == "features"]
         assert page.all("img") == []
@@ -143,7 +144,7 @@ def test_every_index_displayed_has_its_picture_or_row(document, page):
         for picture in page.all("img"):
             index = re.match(r"Training row (\d+), labeled", str(picture["alt"]))
             assert index
-            assert picture["src"] == document.pictures[index[1]]
+            assert picture["src"] == document.images[index[1]]
     indices = [int(re.match(r"Training row (\d+)", str(label))[1]) for label in shown]
     assert sorted(indices) == sorted(expected)
 
@@ -153,19 +154,19 @@ def test_without_fidelity_the_headline_is_blanked_and_no_row_is_called_memorized
     page = Page(report("no-claim"))
     count = f"{len(document.memorization.memorized)} of {document.data.n_train}"
     assert count not in page.text
-    assert "supports no claim" in page.text
-    assert "The most memorized rows" not in page.text
+    assert "support no claim" in page.text
+    assert "Most memorized rows" not in page.text
     assert count in Page(report("flips")).text
 
 
-def test_both_machines_are_named_apart(page):
-    assert "The network machine stands for this network" in page.text
-    assert "The label machine stands for any such learner" in page.text
+def test_both_regressions_are_described(page):
+    assert "NTK surrogate approximates this network" in page.text
+    assert "Label regression any learner with this kernel" in page.text
 
 
 def test_flips_are_shown_where_they_are_known_and_nowhere_else(report):
     known, unknown = Page(report("flips")).text, Page(report("nothing")).text
-    for words in ("AUROC", "0.9983 ± 0.0011", "permuted flags", "flipped on purpose", "recall"):
+    for words in ("AUROC", "0.9983 ± 0.0011", "permuted flags", "label flipped", "recall"):
         assert words in known
         assert words not in unknown
 
@@ -177,14 +178,14 @@ def test_all_classes_are_listed(make_document, report):
 
 def test_an_example_without_its_picture_is_refused(make_document):
     document = make_document("flips")
-    index = document.examples[0].pushers[0].index
-    without = {key: uri for key, uri in document.pictures.items() if key != str(index)}
+    index = document.examples[0].influential[0].index
+    without = {key: uri for key, uri in document.images.items() if key != str(index)}
     with pytest.raises(InputError, match=f"row {index}"):
-        render(replace(document, pictures=without))
+        render(replace(document, images=without))
     with pytest.raises(InputError):
-        render(replace(document, pictures=dict.fromkeys(document.pictures, "javascript:alert(1)")))
+        render(replace(document, images=dict.fromkeys(document.images, "javascript:alert(1)")))
     with pytest.raises(InputError):
-        render(replace(make_document("rows"), rows={}))
+        render(replace(make_document("rows"), features={}))
 
 
 def test_an_unknown_status_is_refused(make_document):
@@ -206,7 +207,7 @@ def test_drawings_take_their_colors_from_the_page(make_document):
 
 def test_bars_hold_all_rows_and_none_straddles_the_threshold(make_document):
     memory = make_document("flips").memorization
-    network, null = np.asarray(memory.network), np.asarray(memory.null)
+    network, null = np.asarray(memory.network_memorization), np.asarray(memory.null)
     edges = figures._edges(network, null, memory.threshold, 40)
     assert edges[0] <= min(network.min(), null.min())
     assert edges[-1] >= max(network.max(), null.max())
@@ -216,11 +217,11 @@ def test_bars_hold_all_rows_and_none_straddles_the_threshold(make_document):
 @pytest.mark.parametrize("constant", [0.0, -3.0, 1e9])
 def test_constant_statistics_are_drawn(make_document, constant):
     document = make_document("bare")
-    n = len(document.memorization.network)
+    n = len(document.memorization.network_memorization)
     memory = replace(
         document.memorization,
-        network=(constant,) * n,
-        score=(constant,) * n,
+        network_memorization=(constant,) * n,
+        label_memorization=(constant,) * n,
         null=(constant,) * 3,
         threshold=constant,
         memorized=(),

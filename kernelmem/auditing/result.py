@@ -1,0 +1,109 @@
+"""Audit: the result of the audit, with its files, table, figure and summary."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kernelmem.auditing.document import AuditDocument
+from kernelmem.auditing.load import read_document
+from kernelmem.core.atomic_files import write_files
+from kernelmem.core.result_files import Result
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+__all__ = ["Audit"]
+
+EXAMPLES_PRINTED = 5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Audit(Result):
+    """Result of :func:`kernelmem.audit`. ``document`` holds all of it as plain values."""
+
+    document: AuditDocument
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document as nested dicts and lists: the content of ``audit.json``."""
+        return json.loads(self.to_json())
+
+    def to_json(self) -> str:
+        """Return ``audit.json``: equal inputs, seed, versions and threads give equal bytes, except for ``seconds``."""
+        return json.dumps(dataclasses.asdict(self.document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def to_html(self) -> str:
+        """Return the report: one static page without scripts that opens offline."""
+        from kernelmem.auditing.report import render  # matplotlib and jinja2 are slow to import
+
+        return render(self.document)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return one row per training row.
+
+        Columns: label_memorization, loo_margin, network_memorization, loo_prediction, memorized.
+        """
+        import pandas  # slow to import
+
+        memorization = self.document.memorization
+        names = ("label_memorization", "loo_margin", "network_memorization", "loo_prediction")
+        frame = pandas.DataFrame({name: getattr(memorization, name) for name in names})
+        frame["memorized"] = frame.index.isin(memorization.memorized)
+        return frame.rename_axis("row")
+
+    def plot(self) -> "Figure":
+        """Draw the distribution of the network's memorization with its null."""
+        from kernelmem.auditing.figures import plot  # matplotlib is slow to import
+
+        return plot(self.document)
+
+    def save(self, path: str | Path) -> Path:
+        """Write audit.json and then audit.html into the directory ``path``, each whole or not at all; return it.
+
+        An older report there is removed first, so that it never lies next to the numbers of another audit.
+        """
+        directory = Path(path)
+        report = directory / "audit.html"
+        write_files(directory, {"audit.json": self.to_json()})
+        report.unlink(missing_ok=True)
+        write_files(directory, {report.name: self.to_html()})
+        return directory
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Audit":
+        """Read ``audit.json`` (or the directory that holds it).
+
+        Raises:
+            InputError: no such file, or a schema version that this kernelmem does not read.
+            FileCorruptError: not an audit.json.
+        """
+        path = Path(path)
+        return cls(read_document(path / "audit.json" if path.is_dir() else path))
+
+    def __str__(self) -> str:
+        document = self.document
+        model, fidelity, flips = document.model, document.fidelity, document.flips
+        lines = [
+            document.verdict.headline,
+            f"  {document.verdict.detail}",
+            f"  accuracy          train {model.train_accuracy:.1%}, test {model.test_accuracy:.1%}",
+            f"  NTK surrogate     agrees with the network on {fidelity.agreement:.1%} of {document.data.n_test:,} test rows"
+            f" (relative error {fidelity.relative_error:.2f}); label regression: {fidelity.label_regression_agreement:.1%}",
+        ]
+        if flips.auroc is not None:
+            lines.append(
+                f"  known flips       {flips.n:,}; AUROC of the leave-one-out margin {flips.auroc:.4f} ± {flips.auroc_se:.4f}"
+                f" (flags permuted: {flips.permuted_auroc:.3f})"
+            )
+        if document.examples:
+            lines.append(
+                "  most memorized    row  label  leave-one-out prediction  memorization by network, by label regression"
+            )
+            lines += [
+                f"  {example.index:>19}  {example.label:>5}  {example.loo_prediction:>24}"
+                f"  {example.network_memorization:>+23.2f}, {example.label_memorization:>+19.2f}"
+                for example in document.examples[:EXAMPLES_PRINTED]
+            ]
+        return "\n".join(lines)
