@@ -1,28 +1,31 @@
-"""The theory of double descent, table of contents. Every curve is a :class:`Curve`; ``simulate_*`` checks it.
+"""Theory of double descent. Every curve is a :class:`Curve`; the functions ``simulate_*`` check it by simulation.
 
-Model-wise
-    gaussian_features_curve     least squares, p of d Gaussian features: exact for every n (Belkin, Hsu, Xu)
-    isotropic_curve             ridge, p = γ n isotropic features: limit (Hastie et al.)
-    optimal_ridge_curve         the same at the best ridge: no peak
-    misspecified_curve          the same where the features hold part of the signal
-    feature_curve               ridge on random features of any kernel, population or pool: limit (Simon et al.)
-    sphere_features_curve       ridge on neurons with random weights, data on a sphere: limit (Mei, Montanari)
-Sample-wise
+Model-wise (number of features)
+    gaussian_features_curve     least squares, p of d Gaussian features: exact for every n (Belkin, Hsu, Xu 2020)
+    isotropic_curve             ridge, p = γ n isotropic features: limit (Hastie et al. 2022)
+    optimal_ridge_curve         the same at the optimal ridge: no peak
+    misspecified_curve          the same if the features carry part of the signal
+    feature_curve               ridge on random features of any kernel, population or pool: limit (Simon et al. 2023)
+    sphere_features_curve       ridge on random neurons, data on a sphere: limit (Mei and Montanari 2022)
+Sample-wise (number of training examples)
     gaussian_samples_curve      least squares, Gaussian features: exact for every n
-    learning_curve              kernel ridge from the kernel's spectrum, population or pool: limit (eigenlearning)
+    learning_curve              kernel ridge from the spectrum of the kernel, population or pool: limit (Simon et al. 2021)
 Ridge-wise
-    ridge_curve                 the same against the ridge
-Epoch-wise
-    gradient_flow_curve         isotropic features: limit (Ali, Kolter, Tibshirani)
-    superposition_curve         features of several scales: n much larger than p (Heckel, Yilmaz)
-    design_curve                gradient descent on one design: exact
-Beside them
-    universal_lower_bound       below any least-squares fit with label noise (Holzmueller)
-    estimate_risk               GCV and leave-one-out, from training rows alone
-    flip_noise, error_bound     what flipped labels are to squared error, and what squared error says of the error rate
+    ridge_curve                 the same for each ridge
+Epoch-wise (training time)
+    gradient_flow_curve         isotropic features: limit (Ali, Kolter, Tibshirani 2019)
+    superposition_curve         features of several scales, n much larger than p (Heckel and Yilmaz 2021)
+    gradient_descent_curve      gradient descent on a fixed design: exact
+Bounds and estimates
+    universal_lower_bound       lower bound for any least-squares fit with label noise (Holzmüller 2021)
+    estimate_risk               GCV and leave-one-out, from training data alone
+    flip_noise, error_bound     flipped labels as noise of squared error; error rate bounded by squared error
 
-An asymptotic curve that takes features for Gaussian ones may be off on data by more than any standard error: smooth
-kernels without a ridge are the hard case (see ``learning_curve`` and its tests for measured figures).
+Asymptotic curves assume Gaussian features. On real data their error can exceed any standard error; smooth kernels without a
+ridge are the hard case (measured in :func:`learning_curve` and its tests).
+
+Files: curve.py (Curve, Simulation), gaussian_features.py, isotropic.py, sphere_features.py, gradient_flow.py,
+gradient_descent.py, risk_estimates.py, kernel_ridge/ (curves from a spectrum).
 """
 
 from kernelmem.double_descent.theory.curve import Curve as Curve

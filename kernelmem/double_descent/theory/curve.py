@@ -1,8 +1,8 @@
-"""Curve: the risk that a theory predicts along one axis; Simulated: the same curve next to a simulation."""
+"""Theoretical risk curves, and their comparison with simulations."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,43 +10,46 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import generators
 
-__all__ = []
-
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Curve"]
+__all__ = ["RCOND", "Curve", "Simulation", "as_curve", "least_squares", "simulate"]
+
+RCOND = 1e-13  # singular values below RCOND times the largest are rounding errors; the peak comes from larger ones
+PRINTED_ROWS = 25
+EQUAL = 1e-12  # relative difference below which simulation and theory agree to rounding
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(Result):
     """Expected risk along one axis; tensors are (G,) float64 on the CPU.
 
     Attributes:
-        name: what was computed.
-        axis_name: what varies.
+        name: the estimator and the setting.
+        axis_name: the quantity that varies.
         axis: its values, increasing.
-        test: mean squared error on a new row with a new noisy target, summed over outputs. It includes ``noise``.
-        noise: variance of the target given the input, which no predictor can remove.
-        exact: True if it holds for every n; False if it is a limit, or takes features for Gaussian ones.
-        source: whose result it is.
-        train: mean squared error on the (noisy) training rows, where it is known.
-        clean: mean squared error against noiseless targets, where it is not ``test - noise`` (labels that flip).
-        threshold: where on the axis the training error reaches 0 first, if there is such a place.
+        test: mean squared error on a new example with a new noisy target, summed over outputs; includes ``noise``.
+        noise: variance of the target given the input (irreducible error).
+        exact: True if it holds for every n; False if it is a limit or assumes Gaussian features.
+        source: author and year.
+        train: mean squared error on the (noisy) training examples, if known.
+        clean: mean squared error with respect to noiseless targets, if it differs from ``test - noise`` (label flips).
+        threshold: interpolation threshold on the axis (training error 0), if there is one.
     """
 
     name: str
     axis_name: str
     axis: Tensor
-    test: Tensor = field(repr=False)
+    test: Tensor
     noise: float
     exact: bool
     source: str
-    train: Tensor | None = field(default=None, repr=False)
-    clean: Tensor | None = field(default=None, repr=False)
+    train: Tensor | None = None
+    clean: Tensor | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
@@ -54,110 +57,140 @@ class Curve:
             values = getattr(self, name)
             if values is not None and values.shape != self.axis.shape:
                 raise InputError(
-                    f"{name} of shape {tuple(values.shape)} beside an axis of shape {tuple(self.axis.shape)}",
-                    expected="one value for each place of the axis",
+                    f"{name} of shape {tuple(values.shape)} for an axis of shape {tuple(self.axis.shape)}",
+                    expected="one value for each value of the axis",
                     hint="compute both on the same axis",
                 )
 
     @property
     def excess(self) -> Tensor:
-        """(G,): test - noise, the distance from the mean target."""
+        """(G,): excess risk, test - noise."""
         return self.test - self.noise
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One line a place: test, excess, and train and clean where they are known."""
-        import pandas  # slow to import
+    def to_frame(self) -> "pd.DataFrame":
+        """Return test and excess, and train and clean if known, indexed by the axis."""
+        import pandas as pd
 
         columns = {"test": self.test, "excess": self.excess, "train": self.train, "clean": self.clean}
         known = {name: values.numpy() for name, values in columns.items() if values is not None}
-        return pandas.DataFrame(known, index=pandas.Index(self.axis.numpy(), name=self.axis_name))
+        return pd.DataFrame(known, index=pd.Index(self.axis.numpy(), name=self.axis_name))
 
     def plot(self) -> "Figure":
-        """Test and training risk against the axis; the threshold is marked, infinite values are left out."""
-        from kernelmem.plotting.theory import curve_figure  # matplotlib is slow to import
+        """Plot test and training risk against the axis, with the threshold; infinite values are left out."""
+        from kernelmem.plotting.theory import curve_figure
 
         return curve_figure(self)
 
+    def __str__(self) -> str:
+        kind = "exact for every n" if self.exact else "asymptotic"
+        lines = [f"{self.name} ({self.source}; {kind}), noise {self.noise:.4g}"]
+        if self.threshold is not None:
+            lines.append(f"interpolation threshold: {self.axis_name} = {self.threshold:g}")
+        columns = {"test": self.test, "excess": self.excess}
+        columns |= {} if self.train is None else {"train": self.train}
+        columns |= {} if self.clean is None else {"clean": self.clean}
+        return "\n".join(lines + _table(self.axis_name, self.axis, columns))
 
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
 
-__all__ = ["RCOND", "Simulation", "least_squares", "simulate"]
-
-RCOND = 1e-13  # singular values below RCOND times the largest count as 0: rounding, and nothing of the peak
-
-
-@dataclass(frozen=True, eq=False)
-class Simulation:
-    """Simulated test risk beside a theory's; tensors are (G,) float64.
+@dataclass(frozen=True, eq=False, repr=False)
+class Simulation(Result):
+    """Simulated test risk and the theory that predicts it; tensors are (G,) float64.
 
     Attributes:
-        theory: the curve that was simulated, on the same axis.
-        mean: mean over the draws of the test risk, noise included.
+        theory: the predicted curve, on the same axis.
+        mean: mean test risk over the draws, noise included.
         se: its standard error.
         repetitions: number of draws.
-        seed: what they were drawn from.
+        seed: their seed.
     """
 
     theory: Curve
-    mean: Tensor = field(repr=False)
-    se: Tensor = field(repr=False)
+    mean: Tensor
+    se: Tensor
     repetitions: int
     seed: int
 
     @property
     def axis(self) -> Tensor:
-        """(G,): the theory's axis."""
+        """(G,): the axis of the theory."""
         return self.theory.axis
 
     @property
     def z(self) -> Tensor:
-        """(G,): (mean - theory) / se; NaN where the theory is infinite, 0 where both agree to rounding."""
+        """(G,): (mean - theory) / se; NaN if the theory is infinite, 0 if both agree to rounding."""
         gap = self.mean - self.theory.test
-        equal = gap.abs() <= 1e-12 * self.theory.test
+        equal = gap.abs() <= EQUAL * self.theory.test
         z = torch.where(equal, 0.0, gap / torch.where(equal, 1.0, self.se))
         return torch.where(torch.isfinite(self.theory.test), z, torch.nan)
 
     @property
     def relative(self) -> Tensor:
-        """(G,): theory / mean - 1, how much the theory is too high."""
+        """(G,): theory / mean - 1, the relative error of the theory."""
         return self.theory.test / self.mean - 1
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One line a place: the theory, the simulated mean, its standard error, z."""
-        import pandas  # slow to import
+    def _columns(self) -> dict[str, Tensor]:
+        return {"theory": self.theory.test, "mean": self.mean, "se": self.se, "z": self.z}
 
-        columns = {"theory": self.theory.test, "mean": self.mean, "se": self.se, "z": self.z}
-        index = pandas.Index(self.axis.numpy(), name=self.theory.axis_name)
-        return pandas.DataFrame({name: values.numpy() for name, values in columns.items()}, index=index)
+    def to_frame(self) -> "pd.DataFrame":
+        """Return theory, simulated mean, its standard error and z, indexed by the axis."""
+        import pandas as pd
+
+        index = pd.Index(self.axis.numpy(), name=self.theory.axis_name)
+        return pd.DataFrame({name: values.numpy() for name, values in self._columns().items()}, index=index)
 
     def plot(self) -> "Figure":
-        """The simulated means with bars of two standard errors over the theory's curve."""
-        from kernelmem.plotting.theory import simulation_figure  # matplotlib is slow to import
+        """Plot the simulated means with bars of two standard errors, and the theory."""
+        from kernelmem.plotting.theory import simulation_figure
 
         return simulation_figure(self.theory, self.mean, self.se, repetitions=self.repetitions)
 
     def __str__(self) -> str:
-        rows = [
-            f"{self.theory.name}: {self.repetitions} draws",
-            f"{self.theory.axis_name:>24}{'theory':>12}{'mean':>12}",
-        ]
-        rows[1] += f"{'se':>10}{'z':>7}"
-        for place in zip(self.axis, self.theory.test, self.mean, self.se, self.z, strict=True):
-            at, theory, mean, se, z = (float(value) for value in place)
-            rows.append(f"{at:>24g}{theory:>12.5g}{mean:>12.5g}{se:>10.2g}{z:>7.2f}")
-        return "\n".join(rows)
+        title = f"{self.theory.name} ({self.theory.source}), simulated with {self.repetitions} draws"
+        return "\n".join([title, *_table(self.theory.axis_name, self.axis, self._columns())])
 
 
-def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repetitions: int, seed: int) -> Simulation:
-    """Average ``draw(generator)``, which returns the test risk at each place of the axis, over independent draws.
+def as_curve(
+    name: str,
+    axis_name: str,
+    axis: np.ndarray,
+    test: np.ndarray,
+    *,
+    noise: float,
+    exact: bool,
+    source: str,
+    train: np.ndarray | None = None,
+    threshold: float | None = None,
+) -> Curve:
+    """Build a :class:`Curve` from arrays (G,)."""
+    return Curve(
+        name=name,
+        axis_name=axis_name,
+        axis=torch.from_numpy(axis),
+        test=torch.from_numpy(test),
+        noise=noise,
+        exact=exact,
+        source=source,
+        train=None if train is None else torch.from_numpy(train),
+        threshold=threshold,
+    )
 
-    Each draw has its own generator, so that more repetitions only add draws. A standard error means nothing where the
-    risk has no variance: at least-squares fits of p Gaussian features that is |p - n| <= 3.
+
+def simulate(
+    theory: Curve, draw: Callable[[np.random.Generator], Sequence[float] | np.ndarray], *, repetitions: int, seed: int
+) -> Simulation:
+    """Average the test risk of independent draws at every value of the axis of a theory.
+
+    Every draw has its own generator: more repetitions only add draws. The standard error is meaningless where the risk
+    has no variance, which is |p - n| <= 3 for least squares on p Gaussian features.
+
+    Args:
+        theory: the curve to check.
+        draw: maps a generator to the test risk (G,) of one draw.
+        repetitions: number of draws, >= 2.
+        seed: a whole number >= 0.
 
     Raises:
-        InputError: fewer than 2 repetitions; a seed that is not a whole number >= 0.
+        InputError: fewer than 2 repetitions; an invalid seed.
     """
     repetitions = as_count(repetitions, "repetitions", minimum=2)
     seed = as_count(seed, "seed", minimum=0)
@@ -167,12 +200,26 @@ def simulate(theory: Curve, draw: Callable[[np.random.Generator], Any], *, repet
 
 
 def least_squares(X: np.ndarray, Y: np.ndarray, ridge: float = 0.0) -> np.ndarray:
-    """Return argmin |X w - Y|² + ridge |w|², of least norm at ridge 0, by the singular values of X.
+    """Return argmin |X w - Y|² + ridge |w|² from the singular values of X; ridge 0: the least-norm solution.
 
-    X (n, p), Y (n,) or (n, C). Singular values below ``RCOND`` times the largest count as 0. Cost O(n p min(n, p)).
+    X (n, p), Y (n,) or (n, C). Singular values below ``RCOND`` times the largest are set to zero. Cost O(n p min(n, p)).
     """
     U, s, Vt = np.linalg.svd(X, full_matrices=False)
-    kept = s > RCOND * s[0]
-    filtered = np.where(kept, s / (np.where(kept, s, 1.0) ** 2 + ridge), 0.0)
-    projected = U.T @ Y
-    return Vt.T @ (filtered.reshape(-1, *[1] * (Y.ndim - 1)) * projected)
+    nonzero = s > RCOND * s[0]
+    filtered = np.where(nonzero, s / (np.where(nonzero, s, 1.0) ** 2 + ridge), 0.0)
+    return Vt.T @ (filtered.reshape(-1, *[1] * (Y.ndim - 1)) * (U.T @ Y))
+
+
+def _table(axis_name: str, axis: Tensor, columns: dict[str, Tensor]) -> list[str]:
+    """Return lines of text for about PRINTED_ROWS values of the axis, evenly spaced in position, and the peak."""
+    width = max(len(axis_name), 12)
+    lines = [f"{axis_name:>{width}}" + "".join(f"{name:>12}" for name in columns)]
+    shown = np.linspace(0, len(axis) - 1, min(len(axis), PRINTED_ROWS)).round().astype(int)
+    shown = np.union1d(shown, int(next(iter(columns.values())).argmax()))  # the peak too
+    lines += [
+        f"{float(axis[i]):>{width}g}" + "".join(f"{float(values[i]):>12.4g}" for values in columns.values())
+        for i in shown.tolist()
+    ]
+    if len(shown) < len(axis):
+        lines.append(f"{len(shown)} of {len(axis)} values; all: .to_frame()")
+    return lines

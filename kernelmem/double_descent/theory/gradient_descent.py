@@ -1,49 +1,64 @@
-"""Gradient descent on one design: its weights and its risk at every step, exactly."""
+"""Gradient descent on a fixed design matrix: weights and risk at every step, exactly."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_number, as_tensor
+from kernelmem.core.checks import ArrayLike, as_number, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis
-from kernelmem.double_descent.theory.curve import Curve
+from kernelmem.double_descent.theory.curve import Curve, as_curve
 from kernelmem.double_descent.theory.gradient_flow import check_stable
 
 __all__ = ["gradient_descent_curve", "gradient_descent_weights"]
 
 
-def gradient_descent_weights(X: Any, y: Any, steps: Any, *, lr: float) -> Tensor:
+def gradient_descent_weights(X: ArrayLike, y: ArrayLike, steps: ArrayLike, *, lr: float) -> Tensor:
     """Return the weights (G, p) or (G, p, C) of gradient descent on |y - X b|²/(2 n) from 0 after each number of steps.
 
         w(t) = Q (1 - (1 - η Λ)^t) Λ⁻¹ Qᵀ Xᵀ y / n,     XᵀX / n = Q Λ Qᵀ
 
-    computed from the singular values of X, (n, p) float64; it is exact. Directions with Λ = 0 stay at 0.
+    computed from the singular values of X, (n, p) float64; exact. Directions with Λ = 0 stay at 0.
+
+    Args:
+        X: (n, p).
+        y: (n,) or (n, C).
+        steps: increasing whole numbers >= 0.
+        lr: η, in (0, 2 / λ_max(XᵀX/n)).
 
     Raises:
-        InputError: shapes that do not fit, steps not increasing whole numbers >= 0, η outside (0, 2 / λ_max).
+        InputError: incompatible shapes, steps not increasing whole numbers >= 0, η out of range.
 
     Cost: one decomposition of X, O(G p min(n, p) C).
     """
-    t, U, lam, Vt, eta, n = _descent(X, steps, lr)
+    design = _as_design(X, steps, lr)
+    n, lam = design.n, design.eigenvalues
     targets = as_tensor(y, "y").double().cpu().numpy()
     if targets.ndim not in (1, 2) or len(targets) != n:
-        raise InputError(f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", hint="pair rows and targets")
-    projected = (U.T @ targets.reshape(n, -1)) * math.sqrt(n)
-    paths = _reached(t, eta * lam) / np.where(lam > 0, lam, 1.0) * np.sqrt(lam)  # of Qᵀ w per unit of Uᵀ y √n / n
-    weights = np.einsum("ip,gi,ic->gpc", Vt, paths, projected / n)
+        raise InputError(
+            f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", hint="pass one target for each row"
+        )
+    projected = (design.U.T @ targets.reshape(n, -1)) * math.sqrt(n)
+    filters = design.learned() / np.where(lam > 0, lam, 1.0) * np.sqrt(lam)  # (G, r): of Qᵀw per unit of Uᵀy √n / n
+    weights = np.einsum("rp,gr,rc->gpc", design.Vt, filters, projected / n)
     return torch.from_numpy(weights[:, :, 0] if targets.ndim == 1 else weights)
 
 
 def gradient_descent_curve(
-    steps: Any, *, X: Any, coefficients: Any, noise: float, lr: float, covariance: Any = None
+    steps: ArrayLike,
+    *,
+    X: ArrayLike,
+    coefficients: ArrayLike,
+    noise: float,
+    lr: float,
+    covariance: ArrayLike | None = None,
 ) -> Curve:
-    """Compute the risk along gradient descent on one design X, averaged over the noise of the targets alone: exact.
+    """Compute the risk along gradient descent on a design X, averaged over the noise of the targets alone: exact.
 
-    With P_t = Q (1 - ηΛ)^t Qᵀ and w(t) as in :func:`gradient_descent_weights`, Σ the covariance of new rows::
+    With P_t = Q (1 - ηΛ)^t Qᵀ and w(t) as in :func:`gradient_descent_weights`, Σ the covariance of new inputs::
 
         test(t) = noise + βᵀ P_t Σ P_t β + (noise/n) tr[ Σ Q (1 - (1 - ηΛ)^t)² Λ⁻¹ Qᵀ ]
 
@@ -53,14 +68,15 @@ def gradient_descent_curve(
         coefficients: (p,) β.
         noise: variance of the targets.
         lr: η, in (0, 2 / λ_max(XᵀX/n)).
-        covariance: (p, p) Σ or (p,) its diagonal; None: the identity.
+        covariance: Σ (p, p) or its diagonal (p,); None: the identity.
 
     Raises:
-        InputError: shapes that do not fit, values out of range.
+        InputError: incompatible shapes, values out of range.
 
     Cost: O(n p min(n, p) + G p²).
     """
-    t, _, lam, Vt, eta, n = _descent(X, steps, lr)
+    design = _as_design(X, steps, lr)
+    n, lam, Vt = design.n, design.eigenvalues, design.Vt
     beta, noise = as_tensor(coefficients, "coefficients").double().cpu().numpy(), as_number(noise, "noise")
     p = Vt.shape[1]
     sigma = np.ones(p) if covariance is None else as_tensor(covariance, "covariance").double().cpu().numpy()
@@ -70,43 +86,56 @@ def gradient_descent_curve(
             expected=f"({p},), and ({p},) or ({p}, {p})",
             hint="pass one coefficient for each column of X",
         )
-    reached = _reached(t, eta * lam)  # (G, r)
-    missed = beta - (reached * (Vt @ beta)) @ Vt  # (G, p)
-    spread = missed * sigma if sigma.ndim == 1 else missed @ sigma
-    turned = Vt * sigma if sigma.ndim == 1 else Vt @ sigma
-    new = (turned * Vt).sum(1)  # diagonal of Qᵀ Σ Q
+
+    def times_sigma(rows: np.ndarray) -> np.ndarray:
+        return rows * sigma if sigma.ndim == 1 else rows @ sigma
+
+    learned = design.learned()  # (G, r)
+    error = beta - (learned * (Vt @ beta)) @ Vt  # (G, p), P_t β
+    variances = (times_sigma(Vt) * Vt).sum(1)  # (r,), diagonal of Qᵀ Σ Q
     inverse = np.where(lam > 0, 1 / np.where(lam > 0, lam, 1.0), 0.0)
-    test = noise + (spread * missed).sum(1) + (noise / n) * (reached**2 @ (new * inverse))
-    on_rows = (missed @ Vt.T) ** 2 @ lam
-    train = on_rows + noise * (1 - len(lam) / n) + (noise / n) * ((1 - reached) ** 2).sum(1)
-    return Curve(
-        "gradient descent on one design",
+    test = noise + (times_sigma(error) * error).sum(1) + (noise / n) * (learned**2 @ (variances * inverse))
+    train_bias = (error @ Vt.T) ** 2 @ lam
+    train = train_bias + noise * (1 - len(lam) / n) + (noise / n) * ((1 - learned) ** 2).sum(1)
+    return as_curve(
+        "gradient descent on a fixed design",
         "step",
-        torch.from_numpy(t),
-        torch.from_numpy(test),
-        noise,
-        True,
-        "closed form of the iteration",
-        torch.from_numpy(train),
+        design.steps,
+        test,
+        noise=noise,
+        exact=True,
+        source="closed form of the iteration",
+        train=train,
     )
 
 
-def _descent(X: Any, steps: Any, lr: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, int]:
+class _Design(NamedTuple):
+    """Singular value decomposition X = U √(n Λ) Vt, and the schedule."""
+
+    steps: np.ndarray  # (G,)
+    U: np.ndarray  # (n, r)
+    eigenvalues: np.ndarray  # (r,) Λ
+    Vt: np.ndarray  # (r, p) Qᵀ
+    lr: float
+    n: int
+
+    def learned(self) -> np.ndarray:
+        """Return 1 - (1 - ηΛ)^t, (G, r), without cancellation for small ηΛ."""
+        products, t = self.lr * self.eigenvalues, self.steps[:, None]
+        small = products < 0.5
+        accurate = -np.expm1(t * np.log1p(-np.where(small, products, 0.0)))
+        factor = 1 - products
+        return np.where(small, accurate, 1 - np.sign(factor) ** t * np.abs(factor) ** t)
+
+
+def _as_design(X: ArrayLike, steps: ArrayLike, lr: float) -> _Design:
     t = as_axis(steps, "steps", whole=True, exclusive=False)
-    rows = as_tensor(X, "X").double().cpu().numpy()
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise InputError(f"X of shape {rows.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")
-    eta = as_number(lr, "lr", exclusive=True)
-    U, s, Vt = np.linalg.svd(rows, full_matrices=False)
-    lam = np.where(s > np.finfo(float).eps * max(rows.shape) * s[0], s, 0.0) ** 2 / len(rows)
-    check_stable(eta * lam)
-    return t, U, lam, Vt, eta, len(rows)
-
-
-def _reached(t: np.ndarray, pace: np.ndarray) -> np.ndarray:
-    """1 - (1 - pace)^t, (G, r), without cancellation for small paces."""
-    small = pace < 0.5
-    slow = -np.expm1(t[:, None] * np.log1p(-np.where(small, pace, 0.0)))
-    factor = 1 - pace
-    fast = 1 - np.sign(factor) ** t[:, None] * np.abs(factor) ** t[:, None]
-    return np.where(small, slow, fast)
+    X = as_tensor(X, "X").double().cpu().numpy()
+    if X.ndim != 2 or 0 in X.shape:
+        raise InputError(f"X of shape {X.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")
+    lr = as_number(lr, "lr", exclusive=True)
+    U, s, Vt = np.linalg.svd(X, full_matrices=False)
+    rounding = np.finfo(float).eps * max(X.shape) * s[0]
+    eigenvalues = np.where(s > rounding, s, 0.0) ** 2 / len(X)
+    check_stable(lr * eigenvalues)
+    return _Design(t, U, eigenvalues, Vt, lr, len(X))

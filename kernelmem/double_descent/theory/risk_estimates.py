@@ -1,27 +1,27 @@
-"""Estimates of the risk from the training rows alone: generalized cross-validation beside leave-one-out."""
+"""Risk estimates from training data alone: generalized cross-validation and leave-one-out."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_square_kernel
+from kernelmem.core.checks import ArrayLike, as_square_kernel
+from kernelmem.core.result_files import Result
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 
 __all__ = ["RiskEstimate", "estimate_risk"]
 
 
-@dataclass(frozen=True)
-class RiskEstimate:
-    """Two estimates of the test error on targets as noisy as the training rows', summed over outputs.
+@dataclass(frozen=True, eq=False, repr=False)
+class RiskEstimate(Result):
+    """Two estimates of the test error on noisy targets (noise as in the training data), summed over outputs.
 
     Attributes:
-        gcv: generalized cross-validation. It takes all rows for alike; near-duplicates make it too low.
-        leave_one_out: mean squared left-out residual, exact for these rows.
-        leave_one_out_se: its standard error over rows, taken as independent.
+        gcv: generalized cross-validation; too low if there are near-duplicate examples.
+        leave_one_out: mean squared leave-one-out residual, exact for these examples.
+        leave_one_out_se: its standard error over examples, assumed independent.
         degrees_of_freedom: tr K (K + ridge I)⁻¹.
-        n: training rows.
+        n: number of training examples.
     """
 
     gcv: float
@@ -30,21 +30,31 @@ class RiskEstimate:
     degrees_of_freedom: float
     n: int
 
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"squared test error estimated from {self.n:,} training examples"
+                f" ({self.degrees_of_freedom:.4g} degrees of freedom)",
+                f"  generalized cross-validation {self.gcv:.5g}",
+                f"  leave-one-out                {self.leave_one_out:.5g} ± {self.leave_one_out_se:.2g}",
+            ]
+        )
 
-def estimate_risk(kernel: Any, y: Any, *, ridge: float) -> RiskEstimate:
-    """Compute GCV and the leave-one-out error of kernel ridge at one ridge.
+
+def estimate_risk(kernel: ArrayLike, y: ArrayLike, *, ridge: float) -> RiskEstimate:
+    """Compute generalized cross-validation (GCV) and the leave-one-out error of kernel ridge regression.
 
     With A = (K + ridge I)⁻¹::
 
         GCV = (|y - f|² / n) / (1 - df / n)² = n |A y|² / (tr A)²
 
-    The second form stays finite as the ridge goes to 0; at ridge 0, A is K⁻¹, or the projector on the null space of K
-    where there is one. Both predict the error on noisy targets. Report GCV next to a held-out number: on digits with
-    clean labels and no ridge it was 25 to 58 % low.
+    The second form stays finite as the ridge goes to 0; at ridge 0, A is K⁻¹, or the projector on the null space of K if
+    K is singular. Both estimate the error on noisy targets. Report GCV together with a held-out error: on digits with
+    clean labels and no ridge it was 25 to 58 % too low.
 
     Args:
         kernel: (n, n), symmetric, positive semidefinite.
-        y: labels or real targets, as :func:`kernelmem.leave_one_out` takes them.
+        y: labels or real targets, as in :func:`kernelmem.leave_one_out`.
         ridge: added to the diagonal, >= 0.
 
     Raises:
@@ -53,34 +63,34 @@ def estimate_risk(kernel: Any, y: Any, *, ridge: float) -> RiskEstimate:
 
     Cost: one eigendecomposition and one leave-one-out, O(n³).
 
-    Source: Golub, Heath, Wahba 1979; Wei, Hu, Steinhardt 2022 (on tangent kernels).
+    Source: Golub, Heath, Wahba 1979; Wei, Hu, Steinhardt 2022 (tangent kernels).
     """
-    left_out = leave_one_out(kernel, y, ridge)
+    loo = leave_one_out(kernel, y, ridge)
     K = as_square_kernel(kernel)
     n = len(K)
-    values, V = torch.linalg.eigh(K)
-    inverse = _inverse(values, left_out.ridge)
-    squares = (V.T @ left_out.targets).square().sum(1)
-    trace = inverse.sum()
-    each = left_out.errors.square().sum(1)
+    eigenvalues, V = torch.linalg.eigh(K)
+    A = _inverse_eigenvalues(eigenvalues, loo.ridge)
+    powers = (V.T @ loo.targets).square().sum(1)
+    squared_errors = loo.errors.square().sum(1)
     return RiskEstimate(
-        gcv=float(n * (inverse.square() @ squares) / trace.square()),
-        leave_one_out=float(each.mean()),
-        leave_one_out_se=float(each.std() / n**0.5),
-        degrees_of_freedom=float((1 - left_out.ridge * inverse).sum()) if left_out.ridge else float(_rank(values)),
+        gcv=float(n * (A.square() @ powers) / A.sum().square()),
+        leave_one_out=float(squared_errors.mean()),
+        leave_one_out_se=float(squared_errors.std() / n**0.5),
+        degrees_of_freedom=float((1 - loo.ridge * A).sum()) if loo.ridge else float(_rank(eigenvalues)),
         n=n,
     )
 
 
-def _inverse(values: Tensor, ridge: float) -> Tensor:
-    """Eigenvalues of A up to a common factor, which GCV does not see at ridge 0."""
+def _inverse_eigenvalues(eigenvalues: Tensor, ridge: float) -> Tensor:
+    """Return the eigenvalues of A, at ridge 0 up to a common factor (which cancels in GCV)."""
     if ridge > 0:
-        return 1 / (values + ridge)
-    rank = _rank(values)
-    null = torch.arange(len(values), device=values.device) < len(values) - rank
-    return null.double() if rank < len(values) else 1 / values
+        return 1 / (eigenvalues + ridge)
+    rank, n = _rank(eigenvalues), len(eigenvalues)
+    if rank == n:
+        return 1 / eigenvalues
+    return (torch.arange(n, device=eigenvalues.device) < n - rank).double()  # eigh sorts: the null space comes first
 
 
-def _rank(values: Tensor) -> int:
-    cut = len(values) * torch.finfo(torch.float64).eps * values.abs().max()
-    return int((values > torch.maximum(cut, -2 * values.min())).sum())
+def _rank(eigenvalues: Tensor) -> int:
+    rounding = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues.abs().max()
+    return int((eigenvalues > torch.maximum(rounding, -2 * eigenvalues.min())).sum())

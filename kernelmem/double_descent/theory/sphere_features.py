@@ -1,24 +1,30 @@
-"""Random features on a sphere: the double descent curve of Mei and Montanari."""
+"""Ridge regression on random nonlinear features of data on a sphere (Mei and Montanari)."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
-from kernelmem.core.checks import as_count, as_number
+from kernelmem.core.checks import ArrayLike, as_count, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
-from kernelmem.double_descent.theory.curve import Curve, Simulation, least_squares, simulate
+from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
 __all__ = ["RELU", "ActivationMoments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
+
+BISECTIONS = 200  # of an interval: down to rounding
 
 
 @dataclass(frozen=True)
 class ActivationMoments:
-    """Of an activation at a standard normal G: mean E σ(G), linear E[G σ(G)], rest √(E σ² - mean² - linear²)."""
+    """Gaussian moments of an activation σ, with G ~ N(0, 1) (μ₀, μ₁ and μ⋆ of Mei and Montanari).
+
+    Attributes:
+        mean: E σ(G).
+        linear: E[G σ(G)].
+        rest: √(E σ(G)² - mean² - linear²).
+    """
 
     mean: float
     linear: float
@@ -31,12 +37,16 @@ RELU = ActivationMoments(1 / math.sqrt(2 * math.pi), 0.5, math.sqrt(0.25 - 1 / (
 def activation_moments(
     activation: Callable[[np.ndarray], np.ndarray], kinks: Sequence[float] = (0.0,)
 ) -> ActivationMoments:
-    """Integrate an activation by Gauss-Legendre rules between its kinks, on [-14, 14], to about 1e-13.
+    """Integrate an activation by Gauss-Legendre quadrature between its kinks, on [-14, 14], to about 1e-13.
 
-    A single Gauss-Hermite rule would be off by percents at a kink.
+    A Gauss-Hermite rule over a kink is off by percents.
+
+    Args:
+        activation: elementwise function of arrays.
+        kinks: where its derivative jumps.
 
     Raises:
-        InputError: an activation without a linear part or without a nonlinear one, or not finite.
+        InputError: an activation without a linear or without a nonlinear part, or not finite.
     """
     nodes, weights = np.polynomial.legendre.leggauss(80)
     ends = np.unique([-14.0, *np.linspace(-7, 7, 8), *kinks, 14.0])
@@ -50,13 +60,13 @@ def activation_moments(
         raise InputError(
             f"an activation with linear part {linear:.3g} and nonlinear variance {rest:.3g}",
             expected="an activation with both parts, finite on [-14, 14]",
-            hint="use one that is neither linear nor even; of a linear one, isotropic_curve is the theory",
+            hint="use one that is neither linear nor even; isotropic_curve is the theory of linear features",
         )
     return ActivationMoments(mean, linear, math.sqrt(rest))
 
 
 def sphere_features_curve(
-    features_per_dimension: Any,
+    features_per_dimension: ArrayLike,
     *,
     samples_per_dimension: float,
     linear: float,
@@ -65,10 +75,10 @@ def sphere_features_curve(
     ridge: float = 0.0,
     moments: ActivationMoments = RELU,
 ) -> Curve:
-    """Compute the limit risk of ridge on N random features σ(<θ, x>/√d) of n points x on the sphere of radius √d.
+    """Compute the limiting risk of ridge regression on N random features σ(⟨θ, x⟩/√d), n examples x on a sphere.
 
-    ψ1 = N/d, ψ2 = n/d; the fit minimizes |y - Z a|²/n + (N ridge/d) |a|². With ζ = linear/rest of the activation, λ =
-    ridge/rest² and w the root in [0, ∞) of ::
+    The sphere has radius √d; ψ1 = N/d, ψ2 = n/d; the fit minimizes |y - Z a|²/n + (N ridge/d) |a|². With ζ = linear/rest
+    of the activation, λ = ridge/rest² and w the root in [0, ∞) of ::
 
         ψ1 ψ2 λ w = (ψ1 - h(w)) (ψ2 - h(w)),     h(w) = w + ζ² w / (1 + ζ² w),     χ = -w
 
@@ -77,16 +87,16 @@ def sphere_features_curve(
     Args:
         features_per_dimension: increasing values ψ1 > 0.
         samples_per_dimension: ψ2 > 0.
-        linear: F1², power of the target's linear part.
+        linear: F1², power of the linear part of the target.
         noise: variance τ² of the targets.
-        nonlinear: F*², power of the target's nonlinear part, a centered isotropic Gaussian field.
+        nonlinear: F⋆², power of the nonlinear part of the target, a centered isotropic Gaussian field.
         ridge: >= 0. At 0 the risk is infinite at ψ1 = ψ2.
         moments: of the activation.
 
     Raises:
         InputError: values out of range or not increasing.
 
-    Source: Mei and Montanari 2022; the scalar equation for w follows from theirs.
+    Source: Mei and Montanari 2022; the scalar equation for w is derived from theirs.
     """
     psi1 = as_axis(features_per_dimension, "features_per_dimension")
     psi2 = as_number(samples_per_dimension, "samples_per_dimension", exclusive=True)
@@ -95,24 +105,24 @@ def sphere_features_curve(
     zeta2 = (moments.linear / moments.rest) ** 2
     chi = -_root(psi1, psi2, zeta2, ridge / moments.rest**2)
     bias, variance = _bias_and_variance(psi1, psi2, zeta2, chi)
-    residual = noise + nonlinear
-    test = noise + nonlinear + linear * bias + residual * variance
+    unexplained = noise + nonlinear
+    test = unexplained + linear * bias + unexplained * variance
     if ridge == 0:
         test = np.where(psi1 == psi2, np.inf, test)
-    return Curve(
+    return as_curve(
         "random features on a sphere",
         "features per dimension, N / d",
-        torch.from_numpy(psi1),
-        torch.from_numpy(test),
-        noise,
-        False,
-        "Mei, Montanari 2022",
+        psi1,
+        test,
+        noise=noise,
+        exact=False,
+        source="Mei, Montanari 2022",
         threshold=psi2 if ridge == 0 else None,
     )
 
 
 def simulate_sphere_features(
-    features_per_dimension: Any,
+    features_per_dimension: ArrayLike,
     *,
     samples_per_dimension: float,
     dimension: int,
@@ -122,9 +132,9 @@ def simulate_sphere_features(
     n_test: int = 2000,
     seed: int = 0,
 ) -> Simulation:
-    """Draw ReLU features and a linear target of power 1, fit, and compare with :func:`sphere_features_curve`.
+    """Simulate :func:`sphere_features_curve` for ReLU features and a linear target of power 1.
 
-    Cost: a decomposition (n, N) a draw and place. The theory is a limit of d -> ∞.
+    Cost: one decomposition (n, N) for each draw and ψ1. The theory is a limit, d -> ∞.
     """
     theory = sphere_features_curve(
         features_per_dimension, samples_per_dimension=samples_per_dimension, linear=1.0, noise=noise, ridge=ridge
@@ -132,7 +142,7 @@ def simulate_sphere_features(
     d = as_count(dimension, "dimension")
     n = as_scaled_count(samples_per_dimension, d, "samples_per_dimension times dimension")
     m = as_count(n_test, "n_test")
-    widths = [as_scaled_count(float(psi), d, "features_per_dimension times dimension") for psi in theory.axis]
+    widths = [as_scaled_count(psi, d, "features_per_dimension times dimension") for psi in theory.axis.tolist()]
 
     def draw(rng: np.random.Generator) -> list[float]:
         x = rng.standard_normal((n + m, d))
@@ -153,29 +163,30 @@ def simulate_sphere_features(
 
 
 def _root(psi1: np.ndarray, psi2: float, zeta2: float, ridge: float) -> np.ndarray:
-    """Solve for w: the left side grows from 0, the right side falls to 0 where h(w) = min(ψ1, ψ2)."""
+    """Solve for w (G,): the left side grows from 0, the right side falls to 0 where h(w) = min(ψ1, ψ2)."""
     psi = np.minimum(psi1, psi2)
     b = zeta2 + 1 - psi * zeta2
     root = np.sqrt(b * b + 4 * zeta2 * psi)
     # h(w) = ψ is ζ² w² + b w - ψ = 0; the form without cancellation depends on the sign of b.
-    end = np.where(b > 0, 2 * psi / (b + root), (root - b) / (2 * zeta2))
+    ridgeless = np.where(b > 0, 2 * psi / (b + root), (root - b) / (2 * zeta2))
     if ridge == 0:
-        return end
-    low, high = np.zeros_like(end), end
-    for _ in range(200):
+        return ridgeless
+    low, high = np.zeros_like(ridgeless), ridgeless
+    for _ in range(BISECTIONS):
         w = (low + high) / 2
         h = w + zeta2 * w / (1 + zeta2 * w)
-        short = psi1 * psi2 * ridge * w < (psi1 - h) * (psi2 - h)
-        low, high = np.where(short, w, low), np.where(short, high, w)
+        below = psi1 * psi2 * ridge * w < (psi1 - h) * (psi2 - h)
+        low, high = np.where(below, w, low), np.where(below, high, w)
     return (low + high) / 2
 
 
 def _bias_and_variance(psi1: np.ndarray, psi2: float, z2: float, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    z4, z6, both = z2**2, z2**3, psi1 * psi2
-    shared = -(x**5) * z6 + 3 * x**4 * z4 - 2 * x**3 * z4 - 3 * x**3 * z2
-    whole = shared + (both - psi2 - psi1 + 1) * x**3 * z6 + (psi1 + psi2 - 3 * both + 1) * x**2 * z4
-    whole = whole + 2 * x**2 * z2 + x**2 + 3 * both * x * z2 - both
-    bias = psi2 * x**3 * z4 - psi2 * x**2 * z2 + both * x * z2 - both
-    variance = -shared + (psi1 - 1) * x**3 * z6 - (psi1 + 1) * x**2 * z4 - 2 * x**2 * z2 - x**2
+    """Return B = E1 / E0 and V = E2 / E0 (G,), polynomials in x = χ with z2 = ζ²."""
+    z4, z6, psi12 = z2**2, z2**3, psi1 * psi2
+    common = -(x**5) * z6 + 3 * x**4 * z4 - 2 * x**3 * z4 - 3 * x**3 * z2
+    E0 = common + (psi12 - psi2 - psi1 + 1) * x**3 * z6 + (psi1 + psi2 - 3 * psi12 + 1) * x**2 * z4
+    E0 = E0 + 2 * x**2 * z2 + x**2 + 3 * psi12 * x * z2 - psi12
+    E1 = psi2 * x**3 * z4 - psi2 * x**2 * z2 + psi12 * x * z2 - psi12
+    E2 = -common + (psi1 - 1) * x**3 * z6 - (psi1 + 1) * x**2 * z4 - 2 * x**2 * z2 - x**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        return bias / whole, variance / whole
+        return E1 / E0, E2 / E0

@@ -1,4 +1,4 @@
-"""The equations of ridge regression on k random features of a kernel with n rows: population and pool, one solver."""
+"""Self-consistent equations of ridge regression on k random features of a kernel: population and finite pool."""
 
 import math
 from dataclasses import dataclass
@@ -8,146 +8,155 @@ import numpy as np
 from kernelmem.core.errors import NumericalError
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
-__all__ = ["Risks", "Shrinkage", "risks", "shrinkage"]
+__all__ = ["Risks", "Shrinkage", "compute_risks", "solve_shrinkage"]
 
-STEPS = 90  # bisections of a logarithm: its range is below 2^10, so that the last step is below rounding
+BISECTIONS = 90  # of log γ: its range is below 2^10, so that the last step is below rounding
+BRACKET_STEPS = 600
 
 
 @dataclass(frozen=True, eq=False)
 class Shrinkage:
-    """How much of each eigendirection is learned, at G settings.
+    """How much of each eigendirection is learned, at G settings (Simon et al. 2023).
 
     Attributes:
-        learned: (G, M) L_i = λ_i / (λ_i + γ).
-        mix: (G,) c = (k - z) / (k - q), z = Σ L_i, q = Σ L_i²; 1 for the kernel itself, 0 for k < n without a ridge.
-        z: (G,) sum of the L_i.
-        slack: (G,) n - z: rows that are not used up. It is δ/κ in a population.
+        L: (G, M) L_i = λ_i / (λ_i + γ).
+        c: (G,) (k - z) / (k - q), z = Σ L_i, q = Σ L_i²; 1 for the kernel itself, 0 for k < n without a ridge.
+        z: (G,) Σ L_i.
+        slack: (G,) n - z, the degrees of freedom that are left; δ/κ in a population.
     """
 
-    learned: np.ndarray
-    mix: np.ndarray
+    L: np.ndarray
+    c: np.ndarray
     z: np.ndarray
     slack: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Risks:
-    """Test (noisy targets), train (noisy targets) and clean mean squared error, each (G,)."""
+    """Mean squared errors (G,): test and train (noisy targets), clean (noiseless targets)."""
 
     test: np.ndarray
     train: np.ndarray
     clean: np.ndarray
 
 
-def shrinkage(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> Shrinkage:
-    """Solve for γ at each of G settings (n, k, ridge), k = inf for the kernel itself.
+def solve_shrinkage(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> Shrinkage:
+    """Solve for γ at each of G settings (n, k, ridge); k = inf is the kernel itself.
 
-    With z = Σ λ_i/(λ_i + γ) and κ = γ (1 - z/k) (in a pool κ = μ, eigenvalues are those of the pool's matrix)::
+    With z = Σ λ_i/(λ_i + γ) and κ = γ (1 - z/k) (for a pool κ = μ, and eigenvalues are those of the pool's matrix)::
 
-        population: n = z + δ/κ          pool of N rows: n = z + (δ/κ) (N - z)
+        population: n = z + δ/κ          pool of N examples: n = z + (δ/κ) (N - z)
 
-    Both right sides fall as γ grows. At δ = 0: z = min(n, k), or γ = 0 where that exceeds the number of eigenvalues.
+    Both right sides decrease in γ. At δ = 0: z = min(n, k), or γ = 0 if that exceeds the number of eigenvalues.
 
     Raises:
         NumericalError: no root within the range of float64.
     """
     lam = task.eigenvalues.numpy()
     rank = int((lam > 0).sum())
-    least = np.minimum(n, k)
-    easy = (ridge == 0) & (least >= rank)
+    capacity = np.minimum(n, k)
+    gamma_is_zero = (ridge == 0) & (capacity >= rank)
     gamma = np.zeros_like(n)
-    if not easy.all():
-        gamma[~easy] = _root(task, n[~easy], k[~easy], ridge[~easy])
+    if not gamma_is_zero.all():
+        solved = ~gamma_is_zero
+        gamma[solved] = _root(task, n[solved], k[solved], ridge[solved])
     L = np.divide(lam, lam + gamma[:, None], out=np.zeros((len(n), len(lam))), where=lam > 0)
-    z = np.where(ridge == 0, np.minimum(least, rank), L.sum(1))
+    z = np.where(ridge == 0, np.minimum(capacity, rank), L.sum(1))
     q = (L * L).sum(1)
     finite = np.isfinite(k)
-    wide = np.where(finite, k, 0.0)
-    mix = np.ones_like(n)
-    np.divide(wide - z, wide - q, out=mix, where=finite & (wide > q))
-    mix[finite & ((wide <= z) | (wide <= q))] = 0.0
+    width = np.where(finite, k, 0.0)
+    c = np.ones_like(n)
+    np.divide(width - z, width - q, out=c, where=finite & (width > q))
+    c[finite & ((width <= z) | (width <= q))] = 0.0
     slack = n - z
-    # n - z cancels where the ridge is small and n < k; there 1 - z/k does not.
-    steady = (ridge > 0) & (k > n)
-    if steady.any():
-        weight = 1.0 if task.pool is None else task.pool - z[steady]
-        slack[steady] = weight * ridge[steady] / (gamma[steady] * (1 - z[steady] / k[steady]))
-    return Shrinkage(L, mix, z, slack)
+    # n - z cancels if the ridge is small and n < k; 1 - z/k does not.
+    accurate = (ridge > 0) & (k > n)
+    if accurate.any():
+        factor = 1.0 if task.pool is None else task.pool - z[accurate]
+        slack[accurate] = factor * ridge[accurate] / (gamma[accurate] * (1 - z[accurate] / k[accurate]))
+    return Shrinkage(L, c, z, slack)
 
 
-def risks(task: SpectralTask, found: Shrinkage, n: np.ndarray, noise: float | FlipNoise) -> Risks:
-    """Compute the risks from the shrinkage; infinite where n = k (or n = rank) without a ridge."""
+def compute_risks(task: SpectralTask, shrinkage: Shrinkage, n: np.ndarray, noise: float | FlipNoise) -> Risks:
+    """Compute the risks from the shrinkage; infinite at n = k (or n = rank) without a ridge.
+
+    The formulas are in :func:`~kernelmem.double_descent.theory.kernel_ridge.curves.learning_curve` and
+    :func:`~kernelmem.double_descent.theory.kernel_ridge.curves.feature_curve`.
+    """
     flips = noise if isinstance(noise, FlipNoise) else FlipNoise(1.0, noise)
-    L, c, rest = found.learned, found.mix, 1 - found.learned
-    y2 = task.power.numpy()
-    bias = (rest * (1 - c[:, None] * L)) @ y2 * flips.shrink**2
-    cross = rest @ y2
-    turning = c * (L * rest).sum(1)  # c (z - q)
-    freedom = found.z - turning  # c q + (1 - c) z
-    variance, slack = flips.variance, found.slack
+    L, c, z, slack = shrinkage.L, shrinkage.c, shrinkage.z, shrinkage.slack
+    v2 = task.power.numpy()
+    bias = ((1 - L) * (1 - c[:, None] * L)) @ v2 * flips.shrink**2
+    cross = (1 - L) @ v2  # of the residual with the clean target
+    c_z_q = c * (L * (1 - L)).sum(1)  # c (z - q)
+    variance = flips.variance
     if task.pool is None:
-        own = slack + turning
-        test = _ratio((bias + variance) * n, own)
-        train = _times((slack / n) ** 2, test)
+        test = _ratio((bias + variance) * n, slack + c_z_q)
+        train = _product((slack / n) ** 2, test)
     else:
         N = task.pool
-        tau = N - found.z
-        rho = slack / tau
-        den = slack + (1 - rho) * turning
-        gain, slope = _ratio((1 - rho) * freedom, den), _ratio(tau, den)
-        tau2 = tau - turning
-        share = _times(rho**2, slope)
-        held = bias + _times(bias, gain) - _times(bias, share)
-        held = held + variance * (freedom - n + 2 * slack) + _times(variance * tau2, gain - _times(share, 1.0))
-        test = held / (N - n) + variance
-        train = _times(share, bias + variance * tau2) / n
+        tau = N - z
+        rho = slack / tau  # δ/μ
+        denominator = slack + (1 - rho) * c_z_q
+        df2 = z - c_z_q  # c q + (1 - c) z
+        gain, slope = _ratio((1 - rho) * df2, denominator), _ratio(tau, denominator)
+        tau2 = tau - c_z_q
+        train_factor = _product(rho**2, slope)
+        # Summed squared error on the held-out part: bias, then variance.
+        held_out = bias + _product(bias, gain) - _product(bias, train_factor)
+        held_out = held_out + variance * (df2 - n + 2 * slack)
+        held_out = held_out + _product(variance * tau2, gain - _product(train_factor, 1.0))
+        test = held_out / (N - n) + variance
+        train = _product(train_factor, bias + variance * tau2) / n
         cross = cross * (1 - rho) / (N - n)
-        y2 = y2 / N
+        v2 = v2 / N
     lost = 1 - flips.shrink
-    clean = test - variance + lost**2 * y2.sum() + 2 * lost * flips.shrink * cross
+    clean = test - variance + lost**2 * v2.sum() + 2 * lost * flips.shrink * cross
     return Risks(test, train, clean)
 
 
 def _root(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """Return γ (G,), by bracketing and bisection of log γ."""
     lam = task.eigenvalues.numpy()
     lam = lam[lam > 0]
-    least = np.minimum(n, k)
+    capacity = np.minimum(n, k)
 
-    def surplus(log_gamma: np.ndarray) -> np.ndarray:
+    def excess(log_gamma: np.ndarray) -> np.ndarray:
+        """Return the right side of the equation minus n, decreasing in γ."""
         gamma = np.exp(log_gamma)
         z = (lam / (lam + gamma[:, None])).sum(1)
         inside = z < k
         kappa = gamma * np.where(inside, 1 - z / k, 1.0)
-        weight = 1.0 if task.pool is None else task.pool - z
-        return np.where(ridge == 0, z - least, np.where(inside, z + weight * ridge / kappa - n, np.inf))
+        factor = 1.0 if task.pool is None else task.pool - z
+        return np.where(ridge == 0, z - capacity, np.where(inside, z + factor * ridge / kappa - n, np.inf))
 
-    top = lam.sum() / least + ridge + (lam.max(initial=0.0) if len(lam) else 0.0)
-    low = high = np.log(top)
+    start = lam.sum() / capacity + ridge + (lam.max(initial=0.0) if len(lam) else 0.0)
+    low = high = np.log(start)
     step = math.log(4.0)
-    for _ in range(600):
-        above, below = surplus(high) > 0, surplus(low) < 0
-        if not above.any() and not below.any():
+    for _ in range(BRACKET_STEPS):
+        raise_high, lower_low = excess(high) > 0, excess(low) < 0
+        if not raise_high.any() and not lower_low.any():
             break
-        high, low, step = high + step * above, low - step * below, min(1.3 * step, 8.0)
+        high, low, step = high + step * raise_high, low - step * lower_low, min(1.3 * step, 8.0)
     else:
         raise NumericalError(
             f"eigenvalues from {lam.min():.3g} to {lam.max():.3g} with ridge {ridge.min():.3g}",
             expected="a ridge and eigenvalues within the range of float64",
             hint="scale the kernel so that its largest eigenvalue is near 1, and the ridge with it",
         )
-    for _ in range(STEPS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        up = surplus(middle) > 0
-        low, high = np.where(up, middle, low), np.where(up, high, middle)
+        above = excess(middle) > 0
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.exp((low + high) / 2)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Top / bottom, infinite where only the bottom is 0, and 0 where both are."""
-    return np.divide(top, bottom, out=np.where(top > 0, np.inf, 0.0), where=bottom > 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide; x / 0 is infinite for x > 0, and 0 / 0 is 0."""
+    return np.divide(numerator, denominator, out=np.where(numerator > 0, np.inf, 0.0), where=denominator > 0)
 
 
-def _times(left: np.ndarray | float, right: np.ndarray | float) -> np.ndarray:
-    """Left x right, 0 where either is 0: what a factor removes does not come back because the other is infinite."""
+def _product(left: np.ndarray | float, right: np.ndarray | float) -> np.ndarray:
+    """Multiply; 0 times infinity is 0."""
     left, right = np.broadcast_arrays(np.asarray(left, float), np.asarray(right, float))
     return np.multiply(left, right, out=np.zeros(left.shape), where=(left != 0) & (right != 0))

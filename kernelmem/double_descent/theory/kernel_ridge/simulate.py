@@ -1,12 +1,11 @@
 """Simulations of the eigenframework: Gaussian designs, and randomly rotated pools."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kernelmem.core.checks import as_count, as_number
+from kernelmem.core.checks import ArrayLike, as_count, as_number
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Simulation, least_squares, simulate
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
@@ -16,24 +15,30 @@ __all__ = ["simulate_features", "simulate_learning"]
 
 
 def simulate_learning(
-    task: SpectralTask, samples: Any, *, ridge: float = 0.0, noise: float = 0.0, repetitions: int = 40, seed: int = 0
+    task: SpectralTask,
+    samples: ArrayLike,
+    *,
+    ridge: float = 0.0,
+    noise: float = 0.0,
+    repetitions: int = 40,
+    seed: int = 0,
 ) -> Simulation:
-    """Draw training rows, fit kernel ridge and compare with :func:`learning_curve`.
+    """Draw training examples, fit kernel ridge regression and compare with :func:`learning_curve`.
 
-    A population has rows of Gaussian eigenfunctions, x = Λ^½ g, and the test risk of a fit is computed without test rows.
-    A pool has the matrix Q A Qᵀ and the targets Q y with a random rotation Q; the rows that were not drawn are the test
-    rows. The theory is a limit, in practice within a standard error or two for some tens of rows.
+    Population: examples have Gaussian eigenfunctions, x = Λ^½ g, and the test risk of a fit is computed without test
+    examples. Pool: the kernel matrix is Q A Qᵀ and the targets are Q y with a random rotation Q; the examples that were not
+    drawn are the test examples. The theory is a limit, but within one or two standard errors from some tens of examples.
 
-    Cost: a decomposition (n, M) a draw and place; of a pool also one of (N, N) a draw.
+    Cost: a decomposition (n, M) for each draw and n; for a pool also one of (N, N) for each draw.
     """
     theory = learning_curve(task, samples, ridge=ridge, noise=noise)
-    places = [(int(n), math.inf) for n in theory.axis]
-    return simulate(theory, _draw(task, places, ridge, noise), repetitions=repetitions, seed=seed)
+    settings = [(int(n), math.inf) for n in theory.axis]
+    return simulate(theory, _make_draw(task, settings, ridge, noise), repetitions=repetitions, seed=seed)
 
 
 def simulate_features(
     task: SpectralTask,
-    features: Any,
+    features: ArrayLike,
     *,
     n: int,
     ridge: float = 0.0,
@@ -41,43 +46,42 @@ def simulate_features(
     repetitions: int = 40,
     seed: int = 0,
 ) -> Simulation:
-    """Draw rows and k Gaussian random features, fit ridge and compare with :func:`feature_curve`.
+    """Draw examples and k Gaussian random features, fit ridge regression and compare with :func:`feature_curve`.
 
-    As :func:`simulate_learning`, with K = X G Gᵀ Xᵀ / k, G a matrix (M, k) of standard normal numbers.
+    As :func:`simulate_learning`, with K = X G Gᵀ Xᵀ / k, G (M, k) standard normal.
     """
     theory = feature_curve(task, features, n=n, ridge=ridge, noise=noise)
     n = as_count(n, "n")
-    places = [(n, int(k)) for k in as_axis(features, "features", whole=True)]
-    return simulate(theory, _draw(task, places, ridge, noise), repetitions=repetitions, seed=seed)
+    settings = [(n, int(k)) for k in as_axis(features, "features", whole=True)]
+    return simulate(theory, _make_draw(task, settings, ridge, noise), repetitions=repetitions, seed=seed)
 
 
-def _draw(task: SpectralTask, places: Sequence[tuple[int, float]], ridge: float, noise: float) -> Any:
+def _make_draw(
+    task: SpectralTask, settings: Sequence[tuple[int, float]], ridge: float, noise: float
+) -> Callable[[np.random.Generator], list[float]]:
+    """Return the function that draws one data set and its test risk at each setting (n, k)."""
     root, target = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
-    ridge, scale = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
-    most = max(n for n, _ in places)
+    ridge, sigma = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
+    largest_n = max(n for n, _ in settings)
 
     def draw(rng: np.random.Generator) -> list[float]:
-        signs = rng.choice([-1.0, 1.0], size=len(target))
-        if task.pool is None:
-            Z, held = rng.standard_normal((most, len(root))), np.zeros((0, len(root)))
-        else:
-            Z = _rotation(rng, task.pool)
-            held = Z
-        y = Z @ (signs * target) + scale * rng.standard_normal(len(Z))
+        beta = rng.choice([-1.0, 1.0], size=len(target)) * target
+        population = task.pool is None
+        Z = rng.standard_normal((largest_n, len(root))) if population else _random_rotation(rng, len(root))
+        y = Z @ beta + sigma * rng.standard_normal(len(Z))
         risks = []
-        for n, k in places:
-            mixing = np.eye(len(root)) if math.isinf(k) else rng.standard_normal((len(root), int(k))) / math.sqrt(k)
-            F = root[:, None] * mixing  # eigendirections to features
-            coefficients = F @ least_squares(Z[:n] @ F, y[:n], ridge)
-            missed = coefficients - signs * target
-            excess = (missed**2).sum() if task.pool is None else ((held[n:] @ missed) ** 2).mean()
+        for n, k in settings:
+            G = np.eye(len(root)) if math.isinf(k) else rng.standard_normal((len(root), int(k))) / math.sqrt(k)
+            F = root[:, None] * G  # eigendirections to features
+            error = F @ least_squares(Z[:n] @ F, y[:n], ridge) - beta
+            excess = (error**2).sum() if population else ((Z[n:] @ error) ** 2).mean()
             risks.append(excess + noise)
         return risks
 
     return draw
 
 
-def _rotation(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A rotation drawn from the Haar measure; its rows stand in random order, so that the first n are a random draw."""
+def _random_rotation(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw from the Haar measure: the first n rows of a random rotation are a random subset of the pool."""
     Q, R = np.linalg.qr(rng.standard_normal((size, size)))
     return Q * np.sign(np.diag(R))
