@@ -1,5 +1,7 @@
 """Checks of what theory and predictions take: axes, squared coefficients and eigenvalues, seeds."""
 
+import math
+
 import numpy as np
 
 from kernelmem.core.checks import ArrayLike, as_count, as_tensor
@@ -9,9 +11,15 @@ __all__ = ["as_axis", "as_powers", "as_scaled_count", "generators"]
 
 
 def as_axis(
-    value: ArrayLike, name: str, *, whole: bool = False, minimum: float = 0.0, exclusive: bool = True
+    value: ArrayLike,
+    name: str,
+    *,
+    whole: bool = False,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+    exclusive: bool = True,
 ) -> np.ndarray:
-    """Return the values of an axis, (A,) float64, strictly increasing, > ``minimum`` (>= if not ``exclusive``).
+    """Return the values of an axis, (A,) float64, strictly increasing, in (minimum, maximum], or [minimum, maximum].
 
     Raises:
         InputError: empty, not one-dimensional, not finite, not increasing, out of range, or fractions where ``whole``.
@@ -25,12 +33,12 @@ def as_axis(
             hint=f"pass {name}=[1, 2, 3]",
         )
     values = axis.cpu().numpy().copy()
-    low = values <= minimum if exclusive else values < minimum
-    if low.any():
+    outside = ~(values > minimum if exclusive else values >= minimum) | (values > maximum)
+    if outside.any():
         raise InputError(
-            f"{name} with {values[low][0]:g}",
-            expected=f"values {'>' if exclusive else '>='} {minimum:g}",
-            hint="remove the values below",
+            f"{name} with the value {values[outside][0]:g}",
+            expected=f"values {'>' if exclusive else '>='} {minimum:g}" + f" and <= {maximum:g}" * (maximum < math.inf),
+            hint="remove the values outside of this range",
         )
     if whole and (values != np.round(values)).any():
         raise InputError(f"{name} with fractions", expected="whole numbers", hint=f"round {name}")

@@ -1,16 +1,16 @@
-"""``kernelmem descent`` as a person types it."""
+"""``kernelmem descent`` as typed on the command line."""
 
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kernelmem.cli import main
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.presets import digits as presets
+from kernelmem.double_descent.sweeps.phase_diagram import Grid
 from kernelmem.training.ensemble.recipe import Recipe
 
 
@@ -18,29 +18,29 @@ from kernelmem.training.ensemble.recipe import Recipe
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {
         "model": replace(
-            presets.preset("model"), values=(4.0, 8.0), n=60, seeds=4, recipe=Recipe(steps=20), search=False
+            presets.preset("model"), values=(4.0, 8.0), n=60, n_seeds=4, recipe=Recipe(steps=20), search=False
         ),
-        "features": replace(presets.preset("features"), values=(30.0, 60.0, 90.0), n=60, seeds=4),
+        "features": replace(presets.preset("features"), values=(30.0, 60.0, 90.0), n=60, n_seeds=4),
     }
     monkeypatch.setattr(presets, "_QUICK", held)
     monkeypatch.setattr(presets, "KINDS", tuple(held))
     lazy = Recipe("sgd", lr=0.004, momentum=0.9, steps=20, loss="mse")
-    foretold = {"samples": (20, 40, 60), "recipe": lazy, "seeds": 2, "width": 8}
-    monkeypatch.setattr(presets, "_FORECAST", {"quick": foretold})
-    axes = {"widths": (3, 6), "samples": (30, 60), "steps": (5, 10), "noise": (0.0, 0.2), "seeds": 2}
-    monkeypatch.setattr(presets, "_ATLAS", {"quick": axes})
+    predicted = {"samples": (20, 40, 60), "recipe": lazy, "n_seeds": 2, "width": 8}
+    monkeypatch.setattr(presets, "_PREDICTION", {"quick": predicted})
+    grid = Grid(widths=(3, 6), samples=(30, 60), steps=(5, 10), noise=(0.0, 0.2))
+    monkeypatch.setattr(presets, "_PHASE_DIAGRAM", {"quick": (grid, 2)})
 
 
 def test_all_kinds_leave_their_files(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["descent", "--kind", "all", "--workers", "1", "--out", str(tmp_path), "--seed", "3"]) == 0
-    for kind in ("model", "features", "prediction", "atlas"):
+    for kind in ("model", "features", "prediction", "phase_diagram"):
         names = {path.name for path in (tmp_path / kind).iterdir()}
         assert {"summary.json", "results.csv", "figure.svg", "figure.png"} <= names
         assert json.loads((tmp_path / kind / "summary.json").read_text())["config"]["seed"] == 3
     printed = capsys.readouterr().out
     assert "model-wise sweep" in printed
     assert "peak of test_error" in printed
-    assert "atlas" in printed
+    assert "phase diagram" in printed
 
 
 def test_one_kind_writes_into_the_directory_itself(small: None, tmp_path: Path) -> None:
@@ -49,30 +49,9 @@ def test_one_kind_writes_into_the_directory_itself(small: None, tmp_path: Path) 
 
 
 def test_sizes_that_are_not_there_are_refused() -> None:
-    for call in (presets.run_atlas, presets.run_forecast):
+    for call in (presets.run_phase_diagram, presets.run_prediction):
         with pytest.raises(InputError, match="huge"):
             call("huge")  # type: ignore[arg-type]
-
-
-def test_cifar_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from kernelmem.double_descent.presets import cifar
-    from kernelmem.double_descent.presets.image_training import PictureTraining
-
-    rng = np.random.default_rng(0)
-    for name, n in (("data_batch_1", 30), ("test_batch", 10)):
-        rows = rng.integers(0, 256, (n, 3073), dtype=np.uint8)
-        rows[:, 0] = np.arange(n) % 10
-        (tmp_path / f"{name}.bin").write_bytes(rows.tobytes())
-    small = {"widths": (1, 2), "seeds": 1, "control": 1, "training": PictureTraining(epochs=1, batch_size=10)}
-    monkeypatch.setattr(cifar, "_SIZES", {"quick": small})
-    arguments = ["descent", "--kind", "cifar", "--workers", "1", "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--data", str(tmp_path)]) == 0
-    assert (tmp_path / "out" / "figure.png").stat().st_size > 1000
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["axis"] == [1, 2]
-    capsys.readouterr()
-    assert main(arguments) == 2
-    assert "without --data" in capsys.readouterr().err
-    assert main(["descent", "--kind", "model", "--data", str(tmp_path), "--out", str(tmp_path)]) == 2
 
 
 def test_refused(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,21 @@
-"""A learning curve foretold and then measured: the prediction is on disk before the first network trains."""
+"""Predict a learning curve, save the prediction, then train networks and compare."""
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kernelmem.core.atomic_files import check_directory, write_files
+from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.prediction.predict import Prediction, predict_curve
+from kernelmem.core.options import Progress
+from kernelmem.core.result_files import Result
+from kernelmem.double_descent.prediction.predict import Prediction, PredictionOptions, predict_curve
 from kernelmem.double_descent.prediction.score import PredictionScore, score_prediction
+from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
 from kernelmem.double_descent.sweeps.result import Sweep, plain
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.plotting.style import figure_files
@@ -21,14 +24,15 @@ from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.mlp import mlp
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["PreregisteredPrediction", "preregister"]
 
 
-@dataclass(frozen=True, eq=False)
-class PreregisteredPrediction:
-    """What was expected before training, what the trained networks gave, and how near the two are."""
+@dataclass(frozen=True, eq=False, repr=False)
+class PreregisteredPrediction(Result):
+    """Prediction made before training, errors of the trained networks, and the score of the prediction."""
 
     prediction: Prediction
     sweep: Sweep
@@ -36,15 +40,19 @@ class PreregisteredPrediction:
 
     @property
     def seconds(self) -> float:
-        """Of the training."""
+        """Wall-clock time of the training."""
         return self.sweep.seconds
 
     def plot(self) -> "Figure":
-        """Expected and measured error along the training rows."""
+        """Draw the expected and the measured error over the number of training examples."""
         return self.prediction.plot(2 * self.sweep.curves.test_loss)
 
-    def summary(self) -> dict:
-        """The sweep's summary with the prediction beside it."""
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per number of training examples: prediction and measurement."""
+        return self.prediction.to_frame().join(self.score.to_frame())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the summary of the sweep, with kind "prediction" and the prediction and its score added."""
         score = self.score
         return self.sweep.summary() | {
             "kind": "prediction",
@@ -62,7 +70,9 @@ class PreregisteredPrediction:
         }
 
     def __str__(self) -> str:
-        return f"{self.prediction}\n{self.score.to_frame().to_string(float_format='{:.4g}'.format)}\n{self.score}"
+        table = self.to_frame().drop(columns=["noisy", "train"])
+        text = table.to_string(float_format="{:.4g}".format, max_rows=30)
+        return f"expected before training: {self.prediction.setting}\n{text}\n{self.score}"
 
 
 def preregister(
@@ -72,71 +82,75 @@ def preregister(
     width: int = 100,
     noise: float = 0.2,
     recipe: Recipe,
-    seeds: int = 4,
-    initial_seeds: int = 2,
+    n_seeds: int = 4,
+    n_initial: int = 2,
     seed: int = 0,
-    out: str | Path | None = None,
-    executor: Executor | None = None,
-    device: str | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    execution: Execution | None = None,
+    progress: Progress = None,
 ) -> PreregisteredPrediction:
-    """Predict the test error of MLPs along the training rows from their kernels at initialization; then train them.
+    """Predict the test error of MLPs over the number of training examples from their NTKs at initialization; then train.
 
-    The prediction (:func:`kernelmem.double_descent.prediction.predict.predict_curve`, stopped at the recipe's training time, Σ learning
-    rate / (1 − momentum)) is written to ``out`` first. It knows all rows and their true labels, not who trains on which,
-    nor a single trained network. It is one of lazy training: gradient descent with small steps and squared loss.
+    The prediction (:func:`kernelmem.double_descent.predict_curve`, stopped at the recipe's training time, Σ learning rate /
+    (1 − momentum)) is written to ``execution.out`` first. It uses all examples and their true labels, but neither the
+    training sets nor a single trained network. It is a prediction of lazy training: gradient descent with small steps and
+    squared loss.
 
     Args:
-        data: rows and clean labels.
-        samples: increasing numbers of training rows, at least three.
-        width: of the hidden layers.
-        noise: share of wrong labels.
+        data: examples and clean labels.
+        samples: (A,) increasing numbers of training examples, at least three.
+        width: width of the hidden layers.
+        noise: fraction of wrong labels.
         recipe: SGD, full batch, loss "mse", constant learning rate, no weight decay.
-        seeds: of the trained networks.
-        initial_seeds: initial networks that the prediction is averaged over, other ones than those that train.
-        seed: of all draws.
-        out: directory for prediction.safetensors, summary.json, results.csv, the figure.
-        executor: see :func:`kernelmem.double_descent.sweeps.sweep.sweep`.
-        device: likewise.
-        progress: likewise.
+        n_seeds: number of trained networks per number of examples.
+        n_initial: number of initial networks that the prediction is averaged over; they are not those that train.
+        seed: seed of all draws.
+        execution: where networks train; its ``out`` gets prediction.safetensors, sweep.safetensors, summary.json,
+            results.csv and the figure.
+        progress: called with (networks done, networks in total) during training.
 
     Raises:
-        InputError: another kind of training.
+        InputError: a recipe that is not lazy.
+
+    Cost: that of ``predict_curve`` plus A · n_seeds networks.
     """
+    execution = execution or Execution()
     lazy = (recipe.optimizer, recipe.loss, recipe.schedule, recipe.batch_size, recipe.weight_decay)
     if lazy != ("sgd", "mse", "constant", None, 0.0):
         raise InputError(
             f"recipe {recipe}",
             expected='optimizer "sgd", loss "mse", schedule "constant", full batches, no weight decay',
-            hint="predictions are of lazy training: change the recipe",
+            hint="change the recipe: only lazy training can be predicted",
         )
-    if out is not None:
-        check_directory(out)
+    if execution.out is not None:
+        check_directory(execution.out)
     d, C = data.x_train[0].numel(), data.n_classes
+    x = torch.cat([data.x_train, data.x_test]).to(torch.float64).flatten(1)
+    n_initial, seed = as_count(n_initial, "n_initial"), as_count(seed, "seed", minimum=0)
     prediction = predict_curve(
-        lambda own: mlp(d, (own,) * recipe.depth, C, recipe.activation).double(),
-        torch.cat([data.x_train, data.x_test]).to(torch.float64).flatten(1),
-        torch.cat([data.y_train, data.y_test]),
+        lambda width: mlp(d, (width,) * recipe.depth, C, recipe.activation).double(),
+        (x, torch.cat([data.y_train, data.y_test])),
         widths=width,
         samples=list(samples),
-        time=recipe.steps * recipe.lr / (1 - recipe.momentum),
-        noise=noise,
-        seeds=tuple(10**6 + seed + k for k in range(initial_seeds)),
+        seeds=tuple(10**6 + seed + k for k in range(n_initial)),  # none of them trains
+        options=PredictionOptions(time=recipe.steps * recipe.lr / (1 - recipe.momentum), noise=noise),
+        memory=execution.memory,
+        progress=False,
     )
-    if out is not None:
-        prediction.save(Path(out) / "prediction.safetensors")
-    found = sweep(
-        data, "samples", samples, width=width, noise=noise, recipe=recipe, seeds=seeds, control=0, seed=seed, out=out,
-        executor=executor, device=device, progress=progress,
+    if execution.out is not None:
+        prediction.save(Path(execution.out) / "prediction.safetensors")
+    measured = sweep(
+        data, "samples", samples, noise=noise, recipe=recipe, n_seeds=n_seeds, seed=seed,
+        options=SweepOptions(width=width, control=0), execution=execution, progress=progress,
     )  # fmt: skip
     # The recipe's loss is half of the squared error summed over classes.
-    result = PreregisteredPrediction(prediction, found, score_prediction(prediction, 2 * found.curves.test_loss))
-    if out is not None:
+    score = score_prediction(prediction, 2 * measured.curves.test_loss)
+    result = PreregisteredPrediction(prediction, measured, score)
+    if execution.out is not None:
         contents = {
             "summary.json": json.dumps(result.summary(), indent=1) + "\n",
-            "results.csv": found.to_frame().to_csv(index=False),
+            "results.csv": measured.to_frame().to_csv(index=False),
             **figure_files(result.plot(), "figure"),
         }
-        write_files(out, contents)
-        found.save(Path(out) / "sweep.safetensors")
+        write_files(execution.out, contents)
+        measured.save(Path(execution.out) / "sweep.safetensors")
     return result

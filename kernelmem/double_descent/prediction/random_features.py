@@ -56,8 +56,8 @@ class FeatureTheory:
             "peak": self.peak,
         }
 
-    def drawn(self) -> list[tuple[list[float], list[float], str]]:
-        """Curves for :meth:`kernelmem.double_descent.sweeps.result.Sweep.plot`."""
+    def plot_curves(self) -> list[tuple[list[float], list[float], str]]:
+        """Return the curves for the ``theory`` argument of :meth:`kernelmem.double_descent.Sweep.plot`."""
         finite = torch.where(torch.isfinite(self.expected), self.expected, torch.nan)
         return [(self.axis.tolist(), finite.tolist(), "theory, finite pool")]
 

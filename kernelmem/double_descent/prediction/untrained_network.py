@@ -1,4 +1,4 @@
-"""One untrained network on a pool of rows: its tangent kernel, what it gives, and the errors to expect of training it."""
+"""NTK of an untrained network on a data pool, and the errors it predicts for the trained network."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents.prepare import prepare
 
-__all__ = ["Expected", "PoolNetwork", "ridge_of_time"]
+__all__ = ["ExpectedErrors", "UntrainedNetwork", "ridge_of_time"]
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -56,7 +56,7 @@ def ridge_of_time(values: Any, time: float) -> float:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedErrors:
     """What is expected at one place, and the ridge that it took."""
 
     clean: float
@@ -67,7 +67,7 @@ class Expected:
 
 
 @dataclass(frozen=True, eq=False)
-class PoolNetwork:
+class UntrainedNetwork:
     """One network on the pool: its kernel, with eigenvectors, and what it gives before training."""
 
     kernel: Tensor  # (N, N), or (N C, N C): a row's outputs side by side
@@ -86,7 +86,7 @@ class PoolNetwork:
         forward: Callable[[nn.Module, Any], Tensor] | None,
         memory: int | str,
         outputs: Literal["trace", "full"],
-    ) -> "PoolNetwork":
+    ) -> "UntrainedNetwork":
         """Compute kernel, eigenvectors and initial outputs, in float64 on the CPU.
 
         Raises:
@@ -108,7 +108,7 @@ class PoolNetwork:
         clean = torch.nn.functional.one_hot(labels.cpu(), C).double() - 1 / C
         return cls(kernel, values, vectors, clean, start if initial else torch.zeros_like(start))
 
-    def expect(
+    def expected_errors(
         self,
         n: int,
         ridge: float,
@@ -116,7 +116,7 @@ class PoolNetwork:
         flips: FlipNoise,
         train: tuple[Tensor, Tensor] | None,
         seed: int,
-    ) -> Expected:
+    ) -> ExpectedErrors:
         """The errors after training on n rows, by a ridge or for a time; ``seed`` draws the rows that a time needs."""
         N, C = self.clean.shape
         if time is not None:
@@ -133,7 +133,7 @@ class PoolNetwork:
         left = block * float(((1 - learned) * (wanted * clean).sum(1)).sum()) / (size - float(learned.sum()))
         lost = 1 - flips.shrink
         noisy = block * float(curve.test[0])
-        return Expected(
+        return ExpectedErrors(
             clean=noisy - flips.variance + lost**2 * (1 - 1 / C) + 2 * lost * left,
             noisy=noisy,
             train=block * float(curve.train[0]),

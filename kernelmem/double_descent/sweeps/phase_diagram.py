@@ -1,9 +1,8 @@
-"""The atlas: test error and memorized labels over width x rows x steps x noise, and what the tangent kernel memorizes."""
+"""Phase diagram: test error and memorized labels over width, samples, steps and noise; memorization by the initial NTK."""
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, as_tensor, seed_sequence
-from kernelmem.core.errors import InputError
+from kernelmem.core.checks import as_count, as_number, seed_sequence
+from kernelmem.core.options import Progress, as_progress
 from kernelmem.core.result_files import Result
-from kernelmem.double_descent.sweeps.jobs import FIGURES, Job, run_jobs
-from kernelmem.double_descent.sweeps.training_sets import Drawn, draw
+from kernelmem.double_descent.argument_checks import as_axis
+from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
+from kernelmem.double_descent.sweeps.options import Execution
+from kernelmem.double_descent.sweeps.result import plain
+from kernelmem.double_descent.sweeps.training_sets import Drawn, draw, pool_data
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
 from kernelmem.training.datasets import LabeledData
@@ -24,25 +26,54 @@ from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.mlp import mlp
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["PhaseDiagram", "phase_diagram"]
+__all__ = ["Grid", "PhaseDiagram", "phase_diagram"]
 
-RIDGE = 1e-2  # of the mean diagonal of the tangent kernel
+RIDGE = 1e-2  # relative to the mean diagonal of the tangent kernel
+NAMES = ("noise", "samples", "width", "step")  # names of the axes, in the order of the dimensions
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes of a phase diagram, each with increasing values.
+
+    Attributes:
+        widths: W hidden widths.
+        samples: N numbers of training examples.
+        steps: T numbers of steps at which networks are evaluated.
+        noise: R fractions of wrong labels.
+
+    Raises:
+        InputError: an axis that is empty or does not increase, values out of range.
+    """
+
+    widths: Sequence[int]
+    samples: Sequence[int]
+    steps: Sequence[int]
+    noise: Sequence[float]
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("widths", 1), ("samples", 1), ("steps", 0)):
+            axis = as_axis(list(getattr(self, name)), name, whole=True, minimum=minimum, exclusive=False)
+            object.__setattr__(self, name, tuple(axis.astype(int).tolist()))
+        noise = as_axis(list(self.noise), "noise", maximum=1, exclusive=False)
+        object.__setattr__(self, "noise", tuple(noise.tolist()))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PhaseDiagram(Result):
-    """Figures over four axes; R noise rates, N numbers of rows, W widths, T steps, S seeds, float64.
+    """Metrics over four axes; R noise rates, N numbers of examples, W widths, T steps, S seeds; float64.
 
     Attributes:
         noise, samples, widths, steps: the axes.
-        test_error, train_error, memorized_flips: (S, R, N, W, T) as in :class:`kernelmem.double_descent.sweeps.result.Curves`.
-        kernel_flips: (S, R, N, W) mean exact leave-one-out memorization of the flipped rows, f(x_i) - f_{-i}(x_i) in
-            the label's column, by ridge regression with the tangent kernel of the untrained network; NaN without flips.
-        kernel_clean: the same of the rows whose label is right.
-        epsilon: training error below which labels count as fitted.
+        test_error, train_error, memorized_flips: (S, R, N, W, T), as in :class:`kernelmem.double_descent.Curves`.
+        kernel_flips: (S, R, N, W) mean exact leave-one-out memorization of the examples with wrong labels,
+            f(x_i) − f₋ᵢ(x_i) in the label's column, by ridge regression with the NTK of the untrained network; NaN
+            without wrong labels.
+        kernel_clean: the same for the examples with correct labels.
+        epsilon: training error at or below which the labels count as fitted.
         seconds: wall-clock time.
         config: settings.
     """
@@ -51,172 +82,160 @@ class PhaseDiagram(Result):
     samples: tuple[int, ...]
     widths: tuple[int, ...]
     steps: tuple[int, ...]
-    test_error: Tensor = field(repr=False)
-    train_error: Tensor = field(repr=False)
-    memorized_flips: Tensor = field(repr=False)
-    kernel_flips: Tensor = field(repr=False)
-    kernel_clean: Tensor = field(repr=False)
+    test_error: Tensor
+    train_error: Tensor
+    memorized_flips: Tensor
+    kernel_flips: Tensor
+    kernel_clean: Tensor
     epsilon: float
     seconds: float
-    config: dict[str, Any] = field(repr=False)
+    config: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """Return axes, means over seeds and their standard errors as nested lists, None for NaN."""
-        from kernelmem.double_descent.sweeps.result import plain
-
-        found: dict[str, Any] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
-        for own in fields(self):
-            value = getattr(self, own.name)
+        summary: dict[str, Any] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
+        for item in fields(self):
+            value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 se = value.std(0) / len(value) ** 0.5 if len(value) > 1 else torch.full_like(value[0], torch.nan)
-                found[own.name] = {"mean": value.mean(0), "se": se}
+                summary[item.name] = {"mean": value.mean(0), "se": se}
             elif isinstance(value, tuple):
-                found[own.name] = list(value)
-        return plain(found | {"seconds": self.seconds, "config": self.config})
+                summary[item.name] = list(value)
+        return plain(summary | {"seconds": self.seconds, "config": self.config})
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row a seed, noise, number of rows, width and step."""
-        import pandas  # slow to import
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per seed, noise rate, number of examples, width and step."""
+        import pandas as pd  # slow to import
 
-        lines = []
-        for s, *at in product(range(len(self.test_error)), *(range(len(own)) for own in self._axes())):
-            place = (s, *at)
-            names = ("noise", "samples", "width", "step")
-            line = {"seed": s} | {name: axis[i] for name, axis, i in zip(names, self._axes(), at, strict=True)}
-            line |= {
-                name: float(getattr(self, name)[place]) for name in ("test_error", "train_error", "memorized_flips")
-            }
-            line |= {name: float(getattr(self, name)[place[:-1]]) for name in ("kernel_flips", "kernel_clean")}
-            lines.append(line)
-        return pandas.DataFrame(lines)
+        axes: list[Sequence[float]] = [self.noise, self.samples, self.widths, self.steps]
+        index = pd.MultiIndex.from_product([range(len(self.test_error)), *axes], names=["seed", *NAMES])
+        columns = {
+            name: getattr(self, name).flatten().numpy() for name in ("test_error", "train_error", "memorized_flips")
+        }
+        for name in ("kernel_flips", "kernel_clean"):  # the same at every step
+            columns[name] = getattr(self, name)[..., None].expand(self.test_error.shape).flatten().numpy()
+        return pd.DataFrame(columns, index=index).reset_index()
 
     def plot(self) -> "Figure":
-        """Maps of test error and memorized flips over pairs of axes, with the line of the interpolation threshold."""
+        """Draw maps of test error and memorized flips over pairs of axes, with the interpolation threshold."""
         from kernelmem.plotting.phase_diagram import phase_diagram_figure  # matplotlib is slow to import
 
         return phase_diagram_figure(self)
 
-    def _axes(self) -> tuple[tuple[float, ...], ...]:
-        return (self.noise, self.samples, self.widths, self.steps)
-
     def __str__(self) -> str:
         S, R, N, W, T = self.test_error.shape
-        lines = [f"atlas: {R} noise rates x {N} samples x {W} widths x {T} steps, {S} seeds, {self.seconds:.1f} s"]
-        lines.append(
-            f"test error at noise {self.noise[-1]:g}, step {self.steps[-1]} (* training error <= {self.epsilon:g})"
-        )
-        lines.append(f"{'rows':>8}" + "".join(f"{f'width {w}':>12}" for w in self.widths))
-        for k, n in enumerate(self.samples):
-            cells = []
-            for w in range(W):
-                at = (slice(None), -1, k, w, -1)
-                star = "*" if float(self.train_error[at].mean()) <= self.epsilon else " "
-                cells.append(f"{float(self.test_error[at].mean()):.3f}{star}")
-            lines.append(f"{n:>8}" + "".join(f"{cell:>12}" for cell in cells))
+        lines = [
+            f"phase diagram: {R} noise rates x {N} sample sizes x {W} widths x {T} steps, {S} seeds, {self.seconds:.1f} s",
+            f"test error at noise {self.noise[-1]:g}, step {self.steps[-1]} (* training error <= {self.epsilon:g})",
+        ]
+        shown = _at_most(W, 9), _at_most(N, 30)
+        lines.append(f"{'examples':>8}" + "".join(f"{f'width {self.widths[w]}':>12}" for w in shown[0]))
+        for n in shown[1]:
+            line = f"{self.samples[n]:>8}"
+            for w in shown[0]:
+                fitted = float(self.train_error[:, -1, n, w, -1].mean()) <= self.epsilon
+                line += f"{float(self.test_error[:, -1, n, w, -1].mean()):>11.3f}" + ("*" if fitted else " ")
+            lines.append(line.rstrip())
         return "\n".join(lines)
 
 
 def phase_diagram(
     data: LabeledData,
+    grid: Grid,
     *,
-    widths: Sequence[int],
-    samples: Sequence[int],
-    steps: Sequence[int],
-    noise: Sequence[float],
     recipe: Recipe | None = None,
-    seeds: int = 2,
+    n_seeds: int = 2,
     seed: int = 0,
     epsilon: float = 0.1,
-    out: str | Path | None = None,
-    executor: Executor | None = None,
-    device: str | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    execution: Execution | None = None,
+    progress: Progress = None,
 ) -> PhaseDiagram:
-    """Train a network for every width, number of rows, noise rate and seed, and take its figures at every step asked for.
+    """Train a network for every width, number of examples, noise rate and seed, and evaluate it at every step of the grid.
 
-    Seeds are paired as in :func:`kernelmem.double_descent.sweeps.sweep.sweep`, rows and labels nested in the number of rows. The kernel
-    is that of each untrained network (trace over outputs), its ridge 0.01 of the mean diagonal.
+    Seeds are paired as in :func:`kernelmem.double_descent.sweep`; examples and labels are nested in the number of
+    examples. The kernel is the NTK of each untrained network (trace over outputs), with a ridge of 0.01 times its mean
+    diagonal.
 
     Args:
-        data: rows and clean labels.
-        widths: increasing, like the next three.
-        samples: numbers of training rows.
-        steps: at which figures are taken.
-        noise: shares of wrong labels.
-        recipe: how networks train; its steps are the last of ``steps``.
-        seeds: S.
-        seed: of all draws.
-        epsilon: training error below which labels count as fitted.
-        out: keeps what is done in its ``chunks``.
-        executor: any PEP 3148 executor, a task for each noise rate and seed.
-        device: where networks train.
-        progress: called with (networks done, of how many).
+        data: examples and clean labels.
+        grid: widths, numbers of examples, steps and noise rates.
+        recipe: how networks train; its number of steps is the last one of the grid.
+        n_seeds: S.
+        seed: seed of all draws.
+        epsilon: training error at or below which the labels count as fitted.
+        execution: output directory, executor, dtype, device and memory; one task per noise rate and seed (``chunk`` is not
+            used).
+        progress: called with (networks done, networks in total).
 
     Raises:
-        InputError: an empty axis, one that does not increase, more rows than there are.
+        InputError: more examples than the training set has.
 
     Cost: S·R·N·W networks, and as many factorizations of n x n kernels.
     """
     started = time.perf_counter()
-    axes = {"widths": widths, "samples": samples, "steps": steps, "noise": noise}
-    for name, own in axes.items():
-        if not len(own) or list(own) != sorted(set(own)):
-            raise InputError(f"{name}={list(own)!r}", expected="increasing values, at least one", hint="sort them")
-    recipe = replace(recipe or Recipe(), steps=int(steps[-1]))
-    x, x_test = as_tensor(data.x_train, "x_train"), as_tensor(data.x_test, "x_test")
-    y, y_test = as_labels(data.y_train, "y_train", n=len(x)), as_labels(data.y_test, "y_test", n=len(x_test))
-    names = [str(s) for s in range(seeds)]
-    draws = [draw(y, own) for own in seed_sequence(seed, names).values()]
+    n_seeds, epsilon = as_count(n_seeds, "n_seeds"), as_number(epsilon, "epsilon", maximum=1.0)
+    execution, recipe = execution or Execution(), replace(recipe or Recipe(), steps=grid.steps[-1])
+    pool = pool_data(data)
+    seeds = seed_sequence(seed, [str(s) for s in range(n_seeds)])
+    draws = [draw(pool.y, draw_seed) for draw_seed in seeds.values()]
     jobs = []
-    for drawn, rate in product(draws, noise):
-        rows = [(drawn.rows(n, rate), w) for n, w in product(samples, widths)]
+    for drawn, rate in product(draws, grid.noise):
+        cells = [(drawn.rows(n, rate), width) for n, width in product(grid.samples, grid.widths)]
         jobs.append(
             Job(
-                members=tuple(Member(int(w), r.at, r.labels, drawn.init_seed, drawn.order_seed) for r, w in rows),
-                clean=tuple(r.clean for r, _ in rows),
-                noisy_tests=(y_test,) * len(rows),
-                x=x,
-                x_test=x_test,
-                y_test=y_test,
+                members=tuple(Member(w, rows.at, rows.labels, drawn.init_seed, drawn.order_seed) for rows, w in cells),
+                clean=tuple(rows.clean for rows, _ in cells),
+                noisy_tests=(pool.y_test,) * len(cells),
+                x=pool.x,
+                x_test=pool.x_test,
+                y_test=pool.y_test,
                 recipe=recipe,
-                evaluate_at=tuple(int(t) for t in steps),
+                evaluate_at=tuple(grid.steps),
                 n_classes=data.n_classes,
-                device=device,
+                dtype=str(execution.dtype).removeprefix("torch."),
+                device=execution.device,
+                memory=execution.memory,
             )
         )
-    found = run_jobs(jobs, None if out is None else Path(out), executor, progress)
-    shape = (seeds, len(noise), len(samples), len(widths), len(steps))
-    trained = {name: torch.stack([own[name] for own in found]).reshape(shape) for name in FIGURES}
-    kernels = torch.stack([_kernel(drawn, x, widths, samples, noise, data.n_classes) for drawn in draws])
+    out = None if execution.out is None else Path(execution.out)
+    results = run_jobs(jobs, out, execution.executor, as_progress(progress, "phase diagram", "network"))
+    shape = (n_seeds, len(grid.noise), len(grid.samples), len(grid.widths), len(grid.steps))
+    metrics = {name: torch.stack([result[name] for result in results]).reshape(shape) for name in METRICS}
+    kernel = torch.stack([_kernel_memorization(drawn, pool.x, grid, data.n_classes) for drawn in draws])
     return PhaseDiagram(
-        noise=tuple(float(own) for own in noise),
-        samples=tuple(int(own) for own in samples),
-        widths=tuple(int(own) for own in widths),
-        steps=tuple(int(own) for own in steps),
-        **{name: trained[name] for name in ("test_error", "train_error", "memorized_flips")},
-        kernel_flips=kernels[..., 0],
-        kernel_clean=kernels[..., 1],
+        noise=tuple(grid.noise),
+        samples=tuple(grid.samples),
+        widths=tuple(grid.widths),
+        steps=tuple(grid.steps),
+        **{name: metrics[name] for name in ("test_error", "train_error", "memorized_flips")},
+        kernel_flips=kernel[..., 0],
+        kernel_clean=kernel[..., 1],
         epsilon=epsilon,
         seconds=time.perf_counter() - started,
         config={"recipe": asdict(recipe), "seed": seed, "data": data.name, "ridge": RIDGE},
     )
 
 
-def _kernel(
-    drawn: Drawn, x: Tensor, widths: Sequence[int], samples: Sequence[int], noise: Sequence[float], C: int
-) -> Tensor:
-    """Mean leave-one-out memorization of flipped and of clean rows, (R, N, W, 2)."""
-    result = torch.full((len(noise), len(samples), len(widths), 2), torch.nan, dtype=torch.float64)
+def _kernel_memorization(drawn: Drawn, x: Tensor, grid: Grid, C: int) -> Tensor:
+    """Mean leave-one-out memorization of examples with wrong and with correct labels, (R, N, W, 2)."""
+    shape = (len(grid.noise), len(grid.samples), len(grid.widths), 2)
+    memorization = torch.full(shape, torch.nan, dtype=torch.float64)
     flat = x.flatten(1).float()
-    for j, width in enumerate(widths):
-        network = mlp(flat.shape[1], int(width), C, seed=drawn.init_seed)
-        kernel = ntk(network, flat[drawn.order[: int(samples[-1])]], outputs="trace").double()
-        for (r, rate), (k, n) in product(enumerate(noise), enumerate(samples)):
-            rows, block = drawn.rows(int(n), rate), kernel[: int(n), : int(n)]
+    for w, width in enumerate(grid.widths):
+        network = mlp(flat.shape[1], width, C, seed=drawn.init_seed)
+        kernel = ntk(network, flat[drawn.order[: grid.samples[-1]]], outputs="trace").double()
+        for (r, rate), (k, n) in product(enumerate(grid.noise), enumerate(grid.samples)):
+            rows, block = drawn.rows(n, rate), kernel[:n, :n]
             targets = torch.eye(C, dtype=torch.float64)[rows.labels]
-            memorized = leave_one_out(block, targets, RIDGE * float(block.diagonal().mean())).memorization
-            if bool(rows.flipped.any()):
-                result[r, k, j, 0] = memorized[rows.flipped].mean()
-            if not bool(rows.flipped.all()):
-                result[r, k, j, 1] = memorized[~rows.flipped].mean()
-    return result
+            scores = leave_one_out(block, targets, RIDGE * float(block.diagonal().mean())).memorization
+            for column, mask in enumerate((rows.flipped, ~rows.flipped)):
+                if bool(mask.any()):
+                    memorization[r, k, w, column] = scores[mask].mean()
+    return memorization
+
+
+def _at_most(count: int, most: int) -> list[int]:
+    """At most ``most`` indices out of ``count``, evenly spaced, with the first and the last."""
+    if count <= most:
+        return list(range(count))
+    return [round(k * (count - 1) / (most - 1)) for k in range(most)]

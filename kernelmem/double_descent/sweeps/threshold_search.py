@@ -1,18 +1,37 @@
-"""Effective model complexity: the width that fits n rows, or the rows that a width fits, found before a sweep is paid for."""
+"""Search for the interpolation threshold (effective model complexity) by bisection, before a sweep is run."""
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
+from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import Progress, as_progress
+from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
 from kernelmem.training.datasets import LabeledData
+from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = ["bisect", "find_threshold"]
+__all__ = ["SearchOptions", "bisect", "find_threshold"]
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Seeds and budget of a threshold search.
+
+    Attributes:
+        n_seeds: networks trained at each value tried; fewer (at least 2) if the budget does not allow them.
+        sweep_seeds: seeds of the sweep that will follow, noisy ones and control together; None: ``n_seeds``.
+        budget: largest cost, as a fraction of that sweep's cost; the cost of a network is width · examples.
+    """
+
+    n_seeds: int = 5
+    sweep_seeds: int | None = None
+    budget: float = 0.25
 
 
 def bisect(
@@ -22,33 +41,35 @@ def bisect(
     epsilon: float = 0.1,
     direction: Literal["falling", "rising"] = "falling",
 ) -> Threshold:
-    """Find between which neighbors of a grid the mean training error crosses ``epsilon``, in ⌈log2(A + 1)⌉ evaluations.
+    """Find the neighboring grid values between which the mean training error crosses ``epsilon``.
 
-    The mean over seeds is taken to be monotone. The value is the linear interpolation between the two neighbors, the interval
-    is that of :func:`kernelmem.double_descent.sweeps.threshold.crossing` over all points evaluated.
+    The mean over seeds is assumed to be monotone. The value is the linear interpolation between the two neighbors; the
+    interval is that of :func:`kernelmem.double_descent.crossing` over all evaluated points.
 
     Args:
-        errors: index into ``values`` -> training error of every seed there, the same seeds each time.
+        errors: index into ``values`` -> training error of every seed there, with the same seeds each time.
         values: (A,) increasing.
-        epsilon: the level.
-        direction: which way the error goes.
+        epsilon: training error at the threshold.
+        direction: "falling" or "rising", how the error changes along the axis.
 
     Raises:
         InputError: ``values`` not increasing, epsilon outside of (0, 1).
+
+    Cost: ⌈log2(A + 1)⌉ evaluations.
     """
-    seen: dict[int, list[float]] = {}
-    low, high = -1, len(values)  # fitted nowhere up to low and everywhere from high on (falling)
+    evaluated: dict[int, list[float]] = {}
+    low, high = -1, len(values)  # falling: not fitted up to index low, fitted from index high on
     while high - low > 1:
         middle = (low + high) // 2
-        seen[middle] = [float(own) for own in errors(middle)]
-        fitted = sum(seen[middle]) / len(seen[middle]) <= epsilon
+        evaluated[middle] = [float(error) for error in errors(middle)]
+        fitted = sum(evaluated[middle]) / len(evaluated[middle]) <= epsilon
         if fitted is (direction == "falling"):
             high = middle
         else:
             low = middle
-    order = sorted(seen)
-    table = torch.tensor([seen[k] for k in order], dtype=torch.float64).T.numpy()
-    return crossing([values[k] for k in order], table, epsilon=epsilon, direction=direction)
+    indices = sorted(evaluated)
+    table = torch.tensor([evaluated[k] for k in indices], dtype=torch.float64).T.numpy()
+    return crossing([values[k] for k in indices], table, epsilon=epsilon, direction=direction)
 
 
 def find_threshold(
@@ -56,81 +77,89 @@ def find_threshold(
     over: Literal["width", "samples"],
     values: Sequence[float],
     *,
-    seeds: int = 5,
-    sweep_seeds: int | None = None,
-    epsilon: float = 0.1,
-    budget: float = 0.25,
-    width: Any = 16,
-    n: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
-    **options: Any,
+    noise: float = 0.2,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    search: SearchOptions | None = None,
+    options: SweepOptions | None = None,
+    execution: Execution | None = None,
+    progress: Progress = None,
 ) -> Threshold:
     """Find the interpolation threshold among the values of a sweep by bisection, before the sweep is run.
 
-    Over the width: the least width whose mean training error on n rows is at most epsilon. Over the samples: the effective model
-    complexity of the width, EMC = max{n : mean training error <= epsilon} (Nakkiran et al. 2019). Networks are those that
-    :func:`kernelmem.double_descent.sweeps.sweep.sweep` would train with the same options and seed.
+    Over "width": the smallest width whose mean training error on n examples is at most epsilon. Over "samples": the
+    effective model complexity of the width, EMC = max{n : mean training error <= epsilon} (Nakkiran et al. 2019). The
+    networks are those that :func:`kernelmem.double_descent.sweep` trains with the same arguments.
 
     Args:
-        data: as of the sweep.
+        data: as for the sweep.
         over: "width" or "samples".
-        values: those of the sweep.
-        width: as of the sweep, where it is not searched.
-        n: training rows, where they are not searched.
-        seeds: networks at each value tried; fewer if the budget asks for it, at least 2.
-        sweep_seeds: seeds of the sweep that is to follow, noisy ones and control together, for the budget; default ``seeds``.
-        epsilon: training error below which labels count as fitted.
-        budget: largest cost allowed, as a share of the sweep's; the cost of a network is its width × its rows.
-        progress: called with (values tried, of how many).
-        options: of the sweep: ``noise``, ``recipe``, ``seed``, ``make_model``, ``train``, ``out``, ``executor``, ``dtype``, ...
+        values: (A,) values of the sweep.
+        noise: as for the sweep, like the next two.
+        seed: seed of all draws.
+        recipe: optimizer, schedule, batches, loss, steps.
+        search: seeds and budget of the search.
+        options: as for the sweep; ``control``, ``threshold`` and ``metric`` are ignored.
+        execution: as for the sweep.
+        progress: called with (values tried, largest number of values tried).
 
     Returns:
-        Threshold, with ``cost`` as a share of the sweep's. Warns where it lies outside of ``values``.
+        Threshold, with ``cost`` as a fraction of the sweep's. Warns (ThresholdWarning) if it lies outside of ``values``.
 
     Raises:
-        InputError: not even two seeds fit into the budget; arguments that the sweep refuses.
+        InputError: the budget does not allow two seeds, or arguments that the sweep refuses.
     """
-    grid = [float(own) for own in values]
-    rows = len(data.x_train) if n is None else n
-    sizes = [(own if over == "width" else 1.0) * (own if over == "samples" else rows) for own in grid]
+    options, search = options or SweepOptions(), search or SearchOptions()
+    n_seeds = as_count(search.n_seeds, "n_seeds", minimum=2)
+    budget = as_number(search.budget, "budget", exclusive=True)
+    grid = [float(value) for value in values]
+    n = len(data.x_train) if options.n is None else options.n
+    costs = [(value if over == "width" else 1.0) * (value if over == "samples" else n) for value in grid]
     rounds = len(grid).bit_length()
-    whole = sum(sizes) * (sweep_seeds or seeds)
-    worst = _dearest(sizes)
-    allowed = min(seeds, int(budget * whole / worst)) if worst else seeds
+    sweep_cost = sum(costs) * (search.sweep_seeds or n_seeds)
+    worst = _worst_cost(costs)
+    allowed = min(n_seeds, int(budget * sweep_cost / worst)) if worst else n_seeds
     if allowed < 2:
         raise InputError(
-            f"budget={budget:g} of a sweep of {len(grid)} values and {sweep_seeds or seeds} seeds",
-            expected=f"at least {2 * worst / whole:.2g}: two seeds at up to {rounds} values",
+            f"budget={budget:g} of a sweep of {len(grid)} values and {search.sweep_seeds or n_seeds} seeds",
+            expected=f"at least {2 * worst / sweep_cost:.2g}: two seeds at up to {rounds} values",
             hint="raise the budget, or sweep more values or seeds",
         )
     tried: list[int] = []
+    report = as_progress(progress, "threshold search", "value")
+    single = replace(options, control=0, threshold=None)
 
     def errors(index: int) -> list[float]:
         tried.append(index)
-        found = sweep(data, over, [grid[index]], seeds=allowed, control=0, width=width, n=n, epsilon=epsilon, **options)
-        if progress is not None:
-            progress(len(tried), rounds)
-        return found.curves.train_error[:, 0].tolist()
+        result = sweep(
+            data, over, [grid[index]], noise=noise, n_seeds=allowed, seed=seed, recipe=recipe, options=single,
+            execution=execution, progress=False,
+        )  # fmt: skip
+        report(len(tried), rounds)
+        return result.curves.train_error[:, 0].tolist()
 
     direction: Literal["falling", "rising"] = "falling" if over == "width" else "rising"
-    found = bisect(errors, grid, epsilon=epsilon, direction=direction)
-    if not found.found:
-        side = "below the least" if found.outside == "below" else "above the largest"
+    threshold = bisect(errors, grid, epsilon=options.epsilon, direction=direction)
+    if len(tried) < rounds:
+        report(rounds, rounds)  # closes a bar
+    if not threshold.found:
+        side = "below the smallest" if threshold.outside == "below" else "above the largest"
         warnings.warn(
-            f"the interpolation threshold lies {side} {over} of {grid[0]:g}..{grid[-1]:g}: the sweep will not show the peak",
+            f"the interpolation threshold lies {side} {over} of {grid[0]:g}..{grid[-1]:g}:"
+            " the sweep will not show the interpolation peak",
             ThresholdWarning,
             stacklevel=2,
         )
-    return replace(found, cost=allowed * sum(sizes[k] for k in tried) / whole)
+    return replace(threshold, cost=allowed * sum(costs[k] for k in tried) / sweep_cost)
 
 
-def _dearest(sizes: Sequence[float]) -> float:
-    """Cost of the dearest way that a bisection of this grid can go, for one seed."""
+def _worst_cost(costs: Sequence[float]) -> float:
+    """Worst-case cost of bisecting this grid, per seed."""
 
-    def below(low: int, high: int) -> float:
+    def worst_between(low: int, high: int) -> float:
         if high - low <= 1:
             return 0.0
         middle = (low + high) // 2
-        return sizes[middle] + max(below(low, middle), below(middle, high))
+        return costs[middle] + max(worst_between(low, middle), worst_between(middle, high))
 
-    return below(-1, len(sizes))
+    return worst_between(-1, len(costs))

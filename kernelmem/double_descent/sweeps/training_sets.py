@@ -1,4 +1,4 @@
-"""Which rows a seed trains on and with which labels: nested along the axis, so that seeds stay paired."""
+"""Training sets of each seed: examples and noisy labels, nested along the axis so that seeds stay paired."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -7,11 +7,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import seed_sequence
+from kernelmem.core.checks import as_labels, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.label_noise.corrupt import corrupt_labels
+from kernelmem.training.datasets import LabeledData
 
-__all__ = ["Drawn", "TrainingSet", "draw"]
+__all__ = ["Drawn", "PoolData", "TrainingSet", "draw", "pool_data"]
+
+
+class PoolData(NamedTuple):
+    """Checked examples and clean labels: the pool (N, ...), (N,), and the test set (m, ...), (m,)."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def pool_data(data: LabeledData, dtype: torch.dtype | None = None) -> PoolData:
+    """Check the examples and labels of ``data``.
+
+    Raises:
+        InputError: NaN, infinite values, labels that do not fit the examples.
+    """
+    x, x_test = as_tensor(data.x_train, "x_train", dtype=dtype), as_tensor(data.x_test, "x_test", dtype=dtype)
+    y, y_test = as_labels(data.y_train, "y_train", n=len(x)), as_labels(data.y_test, "y_test", n=len(x_test))
+    return PoolData(x, y, x_test, y_test)
 
 
 class TrainingSet(NamedTuple):

@@ -1,4 +1,4 @@
-"""kernelmem.double_descent.prediction.predict: against kernel machines on many draws, limits, GCV by its definition, scores, refusals."""
+"""Predicted curves against kernel machines on many draws, limits, GCV by its definition, scores, refusals."""
 
 import math
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.double_descent.prediction.predict import Prediction, predict_curve
+from kernelmem.double_descent.prediction.predict import Prediction, PredictionOptions, predict_curve
 from kernelmem.double_descent.prediction.score import score_prediction
-from kernelmem.double_descent.prediction.untrained_network import PoolNetwork, ridge_of_time
+from kernelmem.double_descent.prediction.untrained_network import UntrainedNetwork, ridge_of_time
 from kernelmem.double_descent.theory.kernel_ridge.curves import learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
 from kernelmem.kernels.ntk import ntk
@@ -19,6 +19,13 @@ from kernelmem.label_noise.corrupt import corrupt_labels
 from tests.profiles import examples
 
 N, D, C = 200, 30, 4
+OPTIONS = tuple(PredictionOptions.__dataclass_fields__)
+
+
+def predicted(make_model, x, y, **arguments):
+    """predict_curve with the fields of its options as keywords."""
+    options = PredictionOptions(**{name: arguments.pop(name) for name in OPTIONS if name in arguments})
+    return predict_curve(make_model, (x, y), options=options, **arguments)
 
 
 def pool(seed=0):
@@ -69,7 +76,7 @@ def draws(model, x, y, n, ridge, noise, *, initial, count, kind="symmetric", flo
 )
 def test_it_is_the_mean_over_draws_of_rows_and_flips(n, ridge, noise, kind, initial):
     x, y = pool()
-    found = predict_curve(
+    found = predicted(
         linear, x, y, widths=[1], samples=n, ridge=ridge, noise=noise, kind=kind, seeds=(5,), initial=initial
     )
     mean, se = draws(made(linear, 1, 5), x, y, n, ridge, noise, initial=initial, count=40, kind=kind)
@@ -79,7 +86,7 @@ def test_it_is_the_mean_over_draws_of_rows_and_flips(n, ridge, noise, kind, init
 
 def test_from_zero_it_is_the_pool_curve_of_kernel_ridge():
     x, y = pool()
-    found = predict_curve(mlp, x, y, widths=30, samples=[40, 90], ridge=0.7, noise=0.2, seeds=(3,), initial=False)
+    found = predicted(mlp, x, y, widths=30, samples=[40, 90], ridge=0.7, noise=0.2, seeds=(3,), initial=False)
     K = ntk(made(mlp, 30, 3), x) / C
     Y = nn.functional.one_hot(y, C).double() - 1 / C
     want = learning_curve(pool_task(K, Y), [40, 90], ridge=0.7, noise=flip_noise(0.2, C))
@@ -94,8 +101,8 @@ def test_kernels_between_outputs_are_those_of_one_output_for_a_linear_model():
     rows = torch.randperm(N, generator=torch.Generator().manual_seed(1))[:90]
     options = {"widths": 1, "samples": [20, 90], "noise": 0.2, "seeds": (3,), "train": (rows, y[rows])}
     for more in ({"ridge": 2.0}, {"time": 4.0}, {"ridge": 0.0}):
-        one = predict_curve(linear, x, y, **options, **more)
-        full = predict_curve(linear, x, y, outputs="full", **options, **more)
+        one = predicted(linear, x, y, **options, **more)
+        full = predicted(linear, x, y, outputs="full", **options, **more)
         for name in ("expected", "noisy", "train", "gcv", "ridges"):
             assert torch.allclose(getattr(full, name), getattr(one, name), rtol=1e-6, atol=1e-9), (more, name)
 
@@ -104,11 +111,11 @@ def test_the_threshold_of_a_narrow_network_is_where_its_weights_are_as_many_as_t
     """35 w + 4 weights, 40 rows of 4 outputs: 160 targets; one kernel for all outputs sees 40."""
     x, y = pool()
     options = {"widths": [2, 4, 5, 40], "samples": 40, "noise": 0.2, "seeds": (0,)}
-    full = predict_curve(mlp, x[:90], y[:90], outputs="full", **options)
+    full = predicted(mlp, x[:90], y[:90], outputs="full", **options)
     assert float(full.train[1]) > 1e-3
     assert full.train[2:].tolist() == pytest.approx([0, 0], abs=1e-6)
     assert full.peak in (4, 5)
-    trace = predict_curve(mlp, x[:90], y[:90], **options)
+    trace = predicted(mlp, x[:90], y[:90], **options)
     assert trace.train.tolist() == pytest.approx([0] * 4, abs=1e-6)
 
 
@@ -120,9 +127,9 @@ def test_the_kernel_of_a_pool_is_that_of_its_tangents():
         parts = [torch.autograd.grad(model(row[None])[0, c], list(model.parameters())) for c in range(C)]
         tangents += [torch.cat([g.flatten() for g in own]) for own in parts]
     J = torch.stack(tangents)
-    full = PoolNetwork.of(model, x[:few], y[:few], True, None, "1GiB", "full")
+    full = UntrainedNetwork.of(model, x[:few], y[:few], True, None, "1GiB", "full")
     assert torch.allclose(full.kernel, J @ J.T, rtol=1e-10, atol=1e-12)
-    trace = PoolNetwork.of(model, x[:few], y[:few], False, None, "1GiB", "trace")
+    trace = UntrainedNetwork.of(model, x[:few], y[:few], False, None, "1GiB", "trace")
     by_rows = (J @ J.T).view(few, C, few, C)
     assert torch.allclose(trace.kernel, torch.einsum("ncmc->nm", by_rows) / C, rtol=1e-10)
     assert torch.equal(full.start, model(x[:few]).detach())
@@ -149,20 +156,20 @@ def test_kernels_between_outputs_are_the_machine_of_a_narrow_network():
         found.append([float(own.square().sum(1).mean()) for own in errors])
     table = torch.tensor(found, dtype=torch.float64)
     options = {"widths": 3, "samples": [n], "ridge": ridge, "noise": 0.2, "seeds": (2,)}
-    full = predict_curve(mlp, x, y, outputs="full", **options)
-    trace = predict_curve(mlp, x, y, **options)
+    full = predicted(mlp, x, y, outputs="full", **options)
+    trace = predicted(mlp, x, y, **options)
     want = table.mean(0).tolist()
     for i, name in enumerate(("expected", "noisy", "train")):
         assert float(getattr(full, name)) == pytest.approx(want[i], rel=0.06), name
     assert abs(float(trace.train) - want[2]) > 2 * abs(float(full.train) - want[2])
     with pytest.raises(InputError):
-        predict_curve(mlp, x, y, outputs="pseudo", **options)
+        predicted(mlp, x, y, outputs="pseudo", **options)
 
 
 def test_without_learning_the_error_is_that_of_the_network_as_it_was_made():
     x, y = pool()
     model = made(mlp, 20, 0)
-    found = predict_curve(mlp, x, y, widths=20, samples=[50, 100], ridge=1e12, noise=0.2, seeds=(0,))
+    found = predicted(mlp, x, y, widths=20, samples=[50, 100], ridge=1e12, noise=0.2, seeds=(0,))
     Y = nn.functional.one_hot(y, C).double() - 1 / C
     assert found.expected.tolist() == pytest.approx(
         [float((model(x).detach() - Y).square().sum(1).mean())] * 2, rel=1e-6
@@ -172,7 +179,7 @@ def test_without_learning_the_error_is_that_of_the_network_as_it_was_made():
 @pytest.mark.parametrize("time", [3.0, 20.0])
 def test_gradient_flow_is_close_to_the_ridge_of_as_many_degrees_of_freedom(time):
     x, y = pool()
-    found = predict_curve(linear, x, y, widths=[1], samples=90, time=time, noise=0.2, seeds=(5,))
+    found = predicted(linear, x, y, widths=[1], samples=90, time=time, noise=0.2, seeds=(5,))
     mean, _ = draws(made(linear, 1, 5), x, y, 90, 0.0, 0.2, initial=True, count=40, flow=time)
     for i, name in enumerate(("expected", "noisy", "train")):
         assert float(getattr(found, name)) == pytest.approx(float(mean[i]), rel=0.06), name
@@ -198,20 +205,20 @@ def test_gcv_is_its_definition_and_takes_the_first_rows():
     model = made(mlp, 30, 3)
     K, start = ntk(model, x) / C, model(x).detach()
     for ridge in (0.5, 0.0):
-        found = predict_curve(mlp, x, y, ridge=ridge, **options)
+        found = predicted(mlp, x, y, ridge=ridge, **options)
         for i, n in enumerate((60, 120)):
             T = nn.functional.one_hot(noisy[:n], C).double() - 1 / C - start[rows[:n]]
             A = K[rows[:n]][:, rows[:n]] + (ridge or 1e-9) * torch.eye(n, dtype=K.dtype)
             inverse = torch.linalg.inv(A)
             want = n * float((inverse @ T).square().sum()) / float(inverse.diagonal().sum()) ** 2
             assert float(found.gcv[i]) == pytest.approx(want, rel=1e-3 if ridge == 0 else 1e-9)
-    assert predict_curve(mlp, x, y, widths=30, samples=[60], seeds=(3,)).gcv is None
+    assert predicted(mlp, x, y, widths=30, samples=[60], seeds=(3,)).gcv is None
 
 
 def test_gcv_of_a_kernel_of_low_rank_without_a_ridge():
     x, y = pool()
     rows = torch.arange(100)
-    found = predict_curve(linear, x, y, widths=1, samples=[100], seeds=(3,), train=(rows, y[rows]))
+    found = predicted(linear, x, y, widths=1, samples=[100], seeds=(3,), train=(rows, y[rows]))
     X = torch.cat([x[rows], torch.ones(100, 1, dtype=x.dtype)], 1)
     hat = X @ torch.linalg.pinv(X)
     T = nn.functional.one_hot(y[rows], C).double() - 1 / C - made(linear, 1, 3)(x[rows]).detach()
@@ -222,9 +229,9 @@ def test_gcv_of_a_kernel_of_low_rank_without_a_ridge():
 def test_the_axes_meet_and_seeds_are_averaged():
     x, y = pool()
     common = {"noise": 0.2, "seeds": (0, 1, 4)}
-    by_width = predict_curve(mlp, x, y, widths=[4, 16], samples=90, ridge=0.3, **common)
-    by_n = predict_curve(mlp, x, y, widths=16, samples=[30, 90], ridge=0.3, **common)
-    by_ridge = predict_curve(mlp, x, y, widths=16, samples=90, ridge=[0.1, 0.3, 1.0], **common)
+    by_width = predicted(mlp, x, y, widths=[4, 16], samples=90, ridge=0.3, **common)
+    by_n = predicted(mlp, x, y, widths=16, samples=[30, 90], ridge=0.3, **common)
+    by_ridge = predicted(mlp, x, y, widths=16, samples=90, ridge=[0.1, 0.3, 1.0], **common)
     at = float(by_width.expected[1])
     assert at == pytest.approx(float(by_n.expected[1]), rel=1e-12)
     assert at == pytest.approx(float(by_ridge.expected[1]), rel=1e-12)
@@ -234,7 +241,7 @@ def test_the_axes_meet_and_seeds_are_averaged():
     assert torch.equal(by_width.high, by_width.by_seed.amax(0))
     assert bool((by_width.low < by_width.high).all())
     assert torch.allclose(by_width.se, by_width.by_seed.std(0) / 3**0.5)
-    alone = predict_curve(mlp, x, y, widths=[4, 16], samples=90, ridge=0.3, noise=0.2, seeds=(4,))
+    alone = predicted(mlp, x, y, widths=[4, 16], samples=90, ridge=0.3, noise=0.2, seeds=(4,))
     assert torch.allclose(alone.expected, by_width.by_seed[2])
     assert bool(torch.isnan(alone.se).all())
 
@@ -243,10 +250,10 @@ def test_the_random_state_is_left_alone_and_one_seed_is_one_network():
     x, y = pool()
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = predict_curve(mlp, x, y, widths=[4], samples=90, seeds=(1,))
+    first = predicted(mlp, x, y, widths=[4], samples=90, seeds=(1,))
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert torch.equal(predict_curve(mlp, x, y, widths=[4], samples=90, seeds=(1,)).expected, first.expected)
+    assert torch.equal(predicted(mlp, x, y, widths=[4], samples=90, seeds=(1,)).expected, first.expected)
 
 
 def test_networks_are_taken_in_eval_mode():
@@ -256,13 +263,13 @@ def test_networks_are_taken_in_eval_mode():
         return nn.Sequential(nn.Linear(D, width), nn.Tanh(), nn.Dropout(0.5), nn.Linear(width, C)).double()
 
     options = {"widths": [8], "samples": 60, "ridge": 0.1, "seeds": (0,)}
-    found = predict_curve(dropping, x, y, **options)
-    assert torch.allclose(found.expected, predict_curve(mlp, x, y, **options).expected)
+    found = predicted(dropping, x, y, **options)
+    assert torch.allclose(found.expected, predicted(mlp, x, y, **options).expected)
 
 
 def test_a_threshold_without_a_ridge_is_where_it_should_be():
     x, y = pool()
-    found = predict_curve(linear, x, y, widths=1, samples=[20, 28, 34, 120], noise=0.2, seeds=(0,), initial=False)
+    found = predicted(linear, x, y, widths=1, samples=[20, 28, 34, 120], noise=0.2, seeds=(0,), initial=False)
     assert found.peak in (28, 34)  # 31 parameters an output
     assert float(found.train[0]) == pytest.approx(0, abs=1e-9)
     assert float(found.train[3]) > 0.1
@@ -271,7 +278,7 @@ def test_a_threshold_without_a_ridge_is_where_it_should_be():
 def test_it_is_saved_printed_and_drawn(tmp_path):
     x, y = pool()
     seen = []
-    found = predict_curve(
+    found = predicted(
         mlp, x, y, widths=[4, 8, 16], samples=90, seeds=(0, 1), ridge=0.1, progress=lambda *done: seen.append(done)
     )
     assert seen[-1] == (6, 6)
@@ -279,7 +286,7 @@ def test_it_is_saved_printed_and_drawn(tmp_path):
     assert torch.equal(again.by_seed, found.by_seed)
     assert again.setting == found.setting
     assert again.gcv is None
-    assert "90 training rows, ridge 0.1" in str(again)
+    assert "90 training examples, ridge 0.1" in str(again)
     assert list(found.to_frame().columns) == ["expected", "low", "high", "noisy", "train"]
     figure = found.plot(torch.rand(3, 3, generator=torch.Generator().manual_seed(0)) + 0.5)
     assert figure.axes[0].get_ylabel() == "mean squared error"
@@ -319,18 +326,18 @@ def test_arguments_that_mean_nothing_are_refused(bad):
     x, y = pool()
     arguments = {"widths": 4, "samples": 60 if "widths" in bad else [30, 60], **bad}
     with pytest.raises(InputError):
-        predict_curve(mlp, x, y, **arguments)
+        predicted(mlp, x, y, **arguments)
 
 
 def test_labels_and_models_that_do_not_fit_are_refused():
     x, y = pool()
     for labels in (y[:-1], y + 1, y - 1, y.double() + 0.5):
         with pytest.raises(InputError):
-            predict_curve(mlp, x, labels, widths=[4], samples=60)
+            predicted(mlp, x, labels, widths=[4], samples=60)
     with pytest.raises(InputError, match="make_model"):
-        predict_curve(lambda width: None, x, y, widths=[4], samples=60)
+        predicted(lambda width: None, x, y, widths=[4], samples=60)
     with pytest.raises(InputError):
-        predict_curve(mlp, x[:, :3], y, widths=[4], samples=60)
+        predicted(mlp, x[:, :3], y, widths=[4], samples=60)
     with pytest.raises(InputError):
         ridge_of_time([0.0, 0.0], 1.0)
     for time in (0.0, -1.0, math.inf):

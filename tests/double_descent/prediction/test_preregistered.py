@@ -1,4 +1,4 @@
-"""A forecast is on disk before training, is of lazy training alone, and is near; the theory of features is the pool's."""
+"""A preregistered prediction is on disk before training and close to it; the theory of features is that of the pool."""
 
 import json
 
@@ -10,7 +10,8 @@ from kernelmem.double_descent.prediction.predict import Prediction
 from kernelmem.double_descent.prediction.preregistered import preregister
 from kernelmem.double_descent.prediction.random_features import feature_theory
 from kernelmem.double_descent.presets.digits import digits_pool, preset, run_preset
-from kernelmem.double_descent.sweeps.random_features import feature_sweep
+from kernelmem.double_descent.sweeps.options import Execution
+from kernelmem.double_descent.sweeps.random_features import FeatureOptions, feature_sweep
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
 from kernelmem.training.datasets import LabeledData
@@ -25,13 +26,15 @@ def data():
     return LabeledData("some digits", whole.x_train[:150], whole.y_train[:150], whole.x_test[:100], whole.y_test[:100])
 
 
-def test_a_forecast_is_near_and_written_before_training(data, tmp_path):
+def test_a_prediction_is_close_and_written_before_training(data, tmp_path):
     seen = []
 
     def watch(done, total):
         seen.append((tmp_path / "prediction.safetensors").exists())
 
-    found = preregister(data, (20, 60, 120), width=60, recipe=LAZY, seeds=3, out=tmp_path, progress=watch)
+    found = preregister(
+        data, (20, 60, 120), width=60, recipe=LAZY, n_seeds=3, execution=Execution(out=tmp_path), progress=watch
+    )
     assert seen[0]  # progress is called before the first network
     assert found.score.rank_correlation == 1
     assert float(found.score.relative_error.abs().max()) < 0.3
@@ -61,7 +64,7 @@ def test_training_that_is_not_lazy_is_refused(data, recipe):
 
 
 def test_the_theory_of_features_is_that_of_their_kernel(data):
-    found = feature_sweep(data, "width", (10, 30, 60, 200), n=60, seeds=4)
+    found = feature_sweep(data, "width", (10, 30, 60, 200), n_seeds=4, options=FeatureOptions(n=60))
     theory = feature_theory(data, found)
     x = torch.cat([data.x_train, data.x_test]).double()
     y = torch.cat([data.y_train, data.y_test])
@@ -79,13 +82,13 @@ def test_the_theory_of_features_is_that_of_their_kernel(data):
     assert torch.isnan(theory.relative_error[2])
     assert theory.measured.tolist() == found.curves.test_loss.mean(0).tolist()
     assert theory.summary()["peak"] == 60
-    assert theory.drawn()[0][0] == [10, 30, 60, 200]
+    assert theory.plot_curves()[0][0] == [10, 30, 60, 200]
 
 
 def test_other_sweeps_have_no_such_theory(data):
     for other in (
-        feature_sweep(data, "samples", (20, 40), width=30, seeds=1),
-        feature_sweep(data, "width", (10, 20), n=30, seeds=1, features="relu"),
+        feature_sweep(data, "samples", (20, 40), n_seeds=1, options=FeatureOptions(width=30)),
+        feature_sweep(data, "width", (10, 20), n_seeds=1, options=FeatureOptions(n=30, features="relu")),
     ):
         with pytest.raises(InputError, match="cosine"):
             feature_theory(data, other)
@@ -94,7 +97,7 @@ def test_other_sweeps_have_no_such_theory(data):
 def test_the_preset_of_features_carries_its_theory(data, tmp_path):
     from dataclasses import replace
 
-    own = replace(preset("features"), values=(10, 40, 160), n=40, seeds=4)
-    run_preset(own, data=data, out=tmp_path)
+    own = replace(preset("features"), values=(10, 40, 160), n=40, n_seeds=4)
+    run_preset(own, data=data, execution=Execution(out=tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["config"]["theory"]["peak"] == 40

@@ -6,7 +6,8 @@ import torch
 
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.sweeps.phase_diagram import PhaseDiagram, phase_diagram
+from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
+from kernelmem.double_descent.sweeps.phase_diagram import Grid, PhaseDiagram, phase_diagram
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.double_descent.sweeps.training_sets import draw
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
@@ -28,15 +29,20 @@ AXES = {"widths": [2, 9], "samples": [15, 40], "steps": [5, 60], "noise": [0.0, 
 
 def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
     data, recipe = blobs(), Recipe(lr=0.05)
-    found = phase_diagram(data, **AXES, recipe=recipe, seeds=2, out=tmp_path)
+    found = phase_diagram(data, Grid(**AXES), recipe=recipe, n_seeds=2, execution=Execution(out=tmp_path))
     assert found.test_error.shape == (2, 2, 2, 2, 2)
-    by_steps = sweep(data, "steps", [5, 60], width=9, n=40, noise=0.3, recipe=recipe, seeds=2, control=2)
+    by_steps = sweep(
+        data, "steps", [5, 60], noise=0.3, recipe=recipe, n_seeds=2, options=SweepOptions(width=9, n=40, control=2)
+    )
     for name in ("test_error", "train_error", "memorized_flips"):
         torch.testing.assert_close(getattr(found, name)[:, 1, 1, 1], getattr(by_steps.curves, name))
     torch.testing.assert_close(found.test_error[:, 0, 1, 1], by_steps.control.test_error)
     assert bool(found.memorized_flips[:, 0].isnan().all())
     seen: list[tuple[int, int]] = []
-    again = phase_diagram(data, **AXES, recipe=recipe, seeds=2, out=tmp_path, progress=lambda a, b: seen.append((a, b)))
+    again = phase_diagram(
+        data, Grid(**AXES), recipe=recipe, n_seeds=2, execution=Execution(out=tmp_path),
+        progress=lambda a, b: seen.append((a, b)),
+    )  # fmt: skip
     assert seen == [(16, 16)]
     assert torch.equal(again.test_error, found.test_error)
 
@@ -59,7 +65,7 @@ def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
     assert summary["noise"] == [0.0, 0.3]
     assert summary["memorized_flips"]["mean"][0][0][0][0] is None
     assert len(found.to_frame()) == 32
-    assert "atlas" in str(found)
+    assert "phase diagram" in str(found)
     assert len(found.plot().axes) == 8 + 4
     found.save(tmp_path / "a.safetensors")
     read = PhaseDiagram.load(tmp_path / "a.safetensors")
@@ -73,6 +79,8 @@ def drawn_mean(data: LabeledData, drawn, n: int, width: int) -> float:
 
 
 def test_refused() -> None:
-    for name, values in (("widths", []), ("steps", [60, 5]), ("noise", [0.1, 0.1])):
+    for name, values in (("widths", []), ("steps", [60, 5]), ("noise", [0.1, 0.1]), ("samples", [15.5])):
         with pytest.raises(InputError):
-            phase_diagram(blobs(), **AXES | {name: values})
+            Grid(**AXES | {name: values})
+    with pytest.raises(InputError):
+        phase_diagram(blobs(), Grid(**AXES | {"samples": [41]}))

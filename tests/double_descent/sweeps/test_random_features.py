@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.sweeps.random_features import feature_sweep, random_features
+from kernelmem.double_descent.sweeps.random_features import FeatureOptions, feature_sweep, random_features
 from kernelmem.double_descent.sweeps.training_sets import draw
 from kernelmem.training.datasets import LabeledData
 
@@ -46,9 +48,11 @@ def test_features_are_nested(features: str) -> None:
 
 
 @given(st.sampled_from([5, 20, 39, 40, 41, 90]), st.sampled_from([0.0, 1e-3, 0.5]), st.sampled_from(["cosine", "relu"]))
-def test_figures_are_those_of_least_squares(width: int, ridge: float, features: str) -> None:
+def test_metrics_are_those_of_least_squares(width: int, ridge: float, features: str) -> None:
     data, n, C = blobs(), 40, 3
-    found = feature_sweep(data, "width", [width], n=n, ridge=ridge, seeds=1, features=features)
+    found = feature_sweep(
+        data, "width", [width], n_seeds=1, options=FeatureOptions(n=n, ridge=ridge, features=features)
+    )
     drawn = draw(data.y_train, seed_sequence(0, ["seed 0"])["seed 0"])
     rows = drawn.rows(n, 0.2)
     phi, test = (
@@ -73,25 +77,26 @@ def test_figures_are_those_of_least_squares(width: int, ridge: float, features: 
 
 
 def test_the_peak_is_where_features_equal_rows() -> None:
-    found = feature_sweep(blobs(), "width", [10, 20, 30, 39, 40, 41, 50, 80, 160], n=40, seeds=4, scale=1.0)
+    widths, options = [10, 20, 30, 39, 40, 41, 50, 80, 160], FeatureOptions(n=40, scale=1.0)
+    found = feature_sweep(blobs(), "width", widths, n_seeds=4, options=options)
     assert found.peak("test_loss").axis_value == 40
     assert found.summary()["threshold"]["value"] == 40
     assert max(found.config["condition"]) == found.config["condition"][4]
     assert float(found.curves.train_loss[:, 5:].max()) < 1e-12
     # a ridge takes the peak away
-    calm = feature_sweep(blobs(), "width", [10, 20, 30, 39, 40, 41, 50, 80, 160], n=40, seeds=4, scale=1.0, ridge=0.1)
+    calm = feature_sweep(blobs(), "width", widths, n_seeds=4, options=replace(options, ridge=0.1))
     assert calm.peak("test_loss").rise < 0.05 * found.peak("test_loss").rise
 
 
 def test_axes_meet() -> None:
-    common = {"seeds": 2, "ridge": 0.01, "noise": 0.2}
-    by_width = feature_sweep(blobs(), "width", [20, 50], n=30, **common)
-    by_samples = feature_sweep(blobs(), "samples", [10, 30], width=50, **common)
-    by_ridge = feature_sweep(blobs(), "ridge", [0, 0.01], n=30, width=50, seeds=2, noise=0.2)
+    common = {"n_seeds": 2, "options": FeatureOptions(n=30, width=50, ridge=0.01)}
+    by_width = feature_sweep(blobs(), "width", [20, 50], **common)
+    by_samples = feature_sweep(blobs(), "samples", [10, 30], **common)
+    by_ridge = feature_sweep(blobs(), "ridge", [0, 0.01], **common)
     for other in (by_samples, by_ridge):
         for name, value in by_width.curves.tensors().items():
             torch.testing.assert_close(other.curves.tensors()[name][:, 1], value[:, 1], rtol=0, atol=1e-9)
-    noise = feature_sweep(blobs(), "noise", [0, 0.3], n=30, width=50, seeds=2, ridge=0.01)
+    noise = feature_sweep(blobs(), "noise", [0, 0.3], **common)
     assert noise.control is None
     torch.testing.assert_close(noise.curves.test_loss[:, 0], by_width.control.test_loss[:, 1], rtol=0, atol=1e-9)
     assert bool(noise.curves.memorized_flips[:, 0].isnan().all())
@@ -101,7 +106,10 @@ def test_axes_meet() -> None:
 
 def test_ridges_share_a_decomposition() -> None:
     seen: list[tuple[int, int]] = []
-    feature_sweep(blobs(), "ridge", [0, 0.1, 1], n=30, width=50, seeds=2, progress=lambda a, b: seen.append((a, b)))
+    feature_sweep(
+        blobs(), "ridge", [0, 0.1, 1], n_seeds=2, options=FeatureOptions(n=30, width=50),
+        progress=lambda a, b: seen.append((a, b)),
+    )  # fmt: skip
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -123,7 +131,8 @@ def test_refused(over: str, values: list[float]) -> None:
 
 
 def test_small_singular_values_are_kept_or_cut_as_asked() -> None:
-    smooth = {"n": 40, "seeds": 1, "scale": 0.005, "control": False}
-    whole = feature_sweep(blobs(), "width", [30], **smooth).config["condition"][0]
+    smooth = FeatureOptions(n=40, scale=0.005, control=False)
+    whole = feature_sweep(blobs(), "width", [30], n_seeds=1, options=smooth).config["condition"][0]
     assert whole > 1e8  # down to rounding, by default
-    assert feature_sweep(blobs(), "width", [30], rcond=1e-3, **smooth).config["condition"][0] <= 1e3
+    cut = feature_sweep(blobs(), "width", [30], n_seeds=1, options=replace(smooth, rcond=1e-3))
+    assert cut.config["condition"][0] <= 1e3

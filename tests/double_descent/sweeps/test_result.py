@@ -8,6 +8,7 @@ import torch
 
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.double_descent.presets.digits import KINDS, digits_pool, preset, run_preset, write_sweep
+from kernelmem.double_descent.sweeps.options import Execution
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
 from kernelmem.plotting.style import figure_files
@@ -141,7 +142,7 @@ def test_presets_are_whole_and_small_ones_run(tmp_path: Path) -> None:
     for kind in KINDS:
         for size in ("quick", "paper"):
             assert preset(kind, size).kind == kind
-    tiny = {"values": (4.0, 8.0), "seeds": 4, "control": 4, "n": 60}
+    tiny = {"values": (4.0, 8.0), "n_seeds": 4, "control": 4, "n": 60}
     small = {
         "model": {"recipe": Recipe(steps=300, batch_size=30), "noise": 0.3, "values": (2.0, 4.0, 32.0)},
         "epoch": {"recipe": Recipe(steps=8)},
@@ -150,6 +151,6 @@ def test_presets_are_whole_and_small_ones_run(tmp_path: Path) -> None:
     }
     for kind in KINDS:
         own = replace(preset(kind), **tiny | small[kind], search=False)
-        found = run_preset(own, out=tmp_path / kind)
+        found = run_preset(own, execution=Execution(out=tmp_path / kind))
         assert found.curves.shape == (4, len(own.values))
         assert json.loads((tmp_path / kind / "summary.json").read_text())["kind"] == kind

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
 from kernelmem.double_descent.sweeps.result import Sweep
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
-from kernelmem.double_descent.sweeps.threshold_search import find_threshold
+from kernelmem.double_descent.sweeps.threshold_search import SearchOptions, find_threshold
 from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.members import EnsembleOptions, Member
 from kernelmem.training.ensemble.recipe import Recipe
@@ -57,9 +58,12 @@ def same(a: Sweep, b: Sweep) -> None:
                 ), name
 
 
-def test_figures_are_those_of_the_plain_loop() -> None:
+def test_metrics_are_those_of_the_plain_loop() -> None:
     data = blobs()
-    found = sweep(data, "width", [3, 9], n=50, recipe=RECIPE, seeds=2, control=1, dtype=torch.float64)
+    found = sweep(
+        data, "width", [3, 9], recipe=RECIPE, n_seeds=2, options=SweepOptions(n=50, control=1),
+        execution=Execution(dtype=torch.float64),
+    )  # fmt: skip
     from kernelmem.core.checks import seed_sequence
     from kernelmem.double_descent.sweeps.training_sets import draw
 
@@ -107,11 +111,10 @@ def test_every_axis(over: str, values: list[float], tmp_path: Path) -> None:
         blobs(),
         over,
         values,
-        width=5,
         recipe=RECIPE,
-        seeds=2,
-        control=1,
-        out=tmp_path,
+        n_seeds=2,
+        options=SweepOptions(width=5, control=1),
+        execution=Execution(out=tmp_path),
         progress=lambda a, b: seen.append((a, b)),
     )
     assert found.curves.shape == (2, len(values))
@@ -129,11 +132,10 @@ def test_every_axis(over: str, values: list[float], tmp_path: Path) -> None:
             blobs(),
             over,
             values,
-            width=5,
             recipe=RECIPE,
-            seeds=2,
-            control=1,
-            out=tmp_path,
+            n_seeds=2,
+            options=SweepOptions(width=5, control=1),
+            execution=Execution(out=tmp_path),
             progress=lambda a, b: again.append((a, b)),
         ),
     )
@@ -141,10 +143,10 @@ def test_every_axis(over: str, values: list[float], tmp_path: Path) -> None:
 
 
 def test_axes_meet() -> None:
-    data, common = blobs(), {"recipe": RECIPE, "seeds": 2, "control": 1, "dtype": torch.float64}
-    by_width = sweep(data, "width", [4, 5], n=40, **common)
-    by_samples = sweep(data, "samples", [20, 40], width=5, **common)
-    by_steps = sweep(data, "steps", [30, 60], width=5, n=40, **common)
+    data, common = blobs(), {"recipe": RECIPE, "n_seeds": 2, "execution": Execution(dtype=torch.float64)}
+    by_width = sweep(data, "width", [4, 5], options=SweepOptions(n=40, control=1), **common)
+    by_samples = sweep(data, "samples", [20, 40], options=SweepOptions(width=5, control=1), **common)
+    by_steps = sweep(data, "steps", [30, 60], options=SweepOptions(width=5, n=40, control=1), **common)
     for other in (by_samples, by_steps):
         for name in ALL[:4]:
             torch.testing.assert_close(
@@ -153,8 +155,9 @@ def test_axes_meet() -> None:
 
 
 def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) -> None:
-    options = {"recipe": RECIPE, "seeds": 2, "control": 1, "dtype": torch.float64}
-    whole = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options)
+    options = {"recipe": RECIPE, "n_seeds": 2, "options": SweepOptions(control=1)}
+    execution = Execution(out=tmp_path, chunk=3, dtype=torch.float64)
+    whole = sweep(blobs(), "width", [3, 6, 12], execution=execution, **options)
     files = sorted((tmp_path / "chunks").iterdir())
     assert len(files) == 3
     files[0].write_bytes(files[0].read_bytes()[:-7])
@@ -162,14 +165,14 @@ def test_chunks_do_not_matter_and_a_damaged_one_is_done_again(tmp_path: Path) ->
     again: list[int] = []
     same(
         whole,
-        sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, progress=lambda a, _: again.append(a), **options),
+        sweep(blobs(), "width", [3, 6, 12], execution=execution, progress=lambda a, _: again.append(a), **options),
     )
     assert again == [3, 6, 9]
-    one = sweep(blobs(), "width", [3, 6, 12], chunk=1, **options)
+    one = sweep(blobs(), "width", [3, 6, 12], execution=Execution(chunk=1, dtype=torch.float64), **options)
     for name in ALL[:4]:
         torch.testing.assert_close(getattr(one.curves, name), getattr(whole.curves, name), rtol=0, atol=1e-9)
     # another recipe does not find these files
-    other = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, chunk=3, **options | {"recipe": replace(RECIPE, lr=0.01)})
+    other = sweep(blobs(), "width", [3, 6, 12], execution=execution, **options | {"recipe": replace(RECIPE, lr=0.01)})
     assert not torch.equal(other.curves.train_loss, whole.curves.train_loss)
 
 
@@ -178,17 +181,21 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_sweep as own
+from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
 from kernelmem.double_descent.sweeps.sweep import sweep
 
 def wait(done, total):
     if done:
         time.sleep(0.3)
 
-sweep(own.blobs(), "width", [3, 6, 12], recipe=own.RECIPE, seeds=4, control=2, chunk=3, out=sys.argv[1], progress=wait)
+options, execution = SweepOptions(control=2), Execution(out=sys.argv[1], chunk=3)
+sweep(
+    own.blobs(), "width", [3, 6, 12], recipe=own.RECIPE, n_seeds=4, options=options, execution=execution, progress=wait
+)
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent))
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -202,25 +209,28 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     process.wait()
     kept = len(list(tmp_path.glob("chunks/*.safetensors")))
     assert 1 <= kept < 6
-    options = {"recipe": RECIPE, "seeds": 4, "control": 2, "chunk": 3}
+    options, execution = {"recipe": RECIPE, "n_seeds": 4, "options": SweepOptions(control=2)}, Execution(chunk=3)
     seen: list[int] = []
-    resumed = sweep(blobs(), "width", [3, 6, 12], out=tmp_path, progress=lambda a, _: seen.append(a), **options)
+    resumed = sweep(
+        blobs(), "width", [3, 6, 12], execution=replace(execution, out=tmp_path),
+        progress=lambda a, _: seen.append(a), **options,
+    )  # fmt: skip
     assert seen[0] == 3 * kept
-    same(resumed, sweep(blobs(), "width", [3, 6, 12], **options))
+    same(resumed, sweep(blobs(), "width", [3, 6, 12], execution=execution, **options))
 
 
 def test_executors_give_the_same() -> None:
-    options = {"recipe": RECIPE, "seeds": 2, "control": 1, "chunk": 2}
-    alone = sweep(blobs(), "width", [3, 6], **options)
+    options = {"recipe": RECIPE, "n_seeds": 2, "options": SweepOptions(control=1)}
+    alone = sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2), **options)
     with ThreadPoolExecutor(2) as threads:
-        same(alone, sweep(blobs(), "width", [3, 6], executor=threads, **options))
+        same(alone, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2, executor=threads), **options))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        same(alone, sweep(blobs(), "width", [3, 6], executor=processes, **options))
+        same(alone, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2, executor=processes), **options))
 
 
 def test_dask() -> None:
     distributed = pytest.importorskip("distributed")
-    options = {"recipe": RECIPE, "seeds": 2, "control": 0, "chunk": 2}
+    options = {"recipe": RECIPE, "n_seeds": 2, "options": SweepOptions(control=0)}
     with (
         distributed.LocalCluster(
             n_workers=1,
@@ -232,31 +242,36 @@ def test_dask() -> None:
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        found = sweep(blobs(), "width", [3, 6], executor=client.get_executor(), **options)
-    same(found, sweep(blobs(), "width", [3, 6], **options))
+        execution = Execution(chunk=2, executor=client.get_executor())
+        found = sweep(blobs(), "width", [3, 6], execution=execution, **options)
+    same(found, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2), **options))
 
 
 def test_own_models_and_own_training() -> None:
-    data, options = blobs(), {"seeds": 2, "control": 1, "chunk": 2}
-    vmapped = sweep(data, "width", [3, 6], make_model=make_model, recipe=RECIPE, **options)
+    data, execution = blobs(), Execution(chunk=2)
+    options = SweepOptions(control=1, make_model=make_model)
+    vmapped = sweep(data, "width", [3, 6], recipe=RECIPE, n_seeds=2, options=options, execution=execution)
     assert bool(torch.isfinite(vmapped.curves.test_loss).all())
     state = torch.get_rng_state()
-    own = sweep(data, "width", [3, 60], make_model=make_model, train=train, **options)
+    options = replace(options, train=train)
+    own = sweep(data, "width", [3, 60], n_seeds=2, options=options, execution=execution)
     assert torch.equal(state, torch.get_rng_state())
     with ThreadPoolExecutor(2) as threads:
-        same(own, sweep(data, "width", [3, 60], make_model=make_model, train=train, executor=threads, **options))
+        execution = replace(execution, executor=threads)
+        same(own, sweep(data, "width", [3, 60], n_seeds=2, options=options, execution=execution))
     drawn_error = own.curves.train_error
     assert bool((drawn_error[:, 1] < drawn_error[:, 0] + 0.3).all())
     assert own.control is not None
     assert float(own.control.train_error[0, 1]) < 0.2
-    with pytest.raises(UnsupportedModelError, match="one column a class"):
-        sweep(data, "width", [3], make_model=lambda w: nn.Linear(6, 2), train=lambda *_: None, seeds=1, control=0)
+    two = SweepOptions(make_model=lambda w: nn.Linear(6, 2), train=lambda *_: None, control=0)
+    with pytest.raises(UnsupportedModelError, match="one column per class"):
+        sweep(data, "width", [3], n_seeds=1, options=two)
 
 
 def test_noise_free_is_the_control() -> None:
-    options = {"recipe": RECIPE, "seeds": 2, "dtype": torch.float64}
-    plain = sweep(blobs(), "width", [4], noise=0.0, control=0, **options)
-    noisy = sweep(blobs(), "width", [4], noise=0.3, control=2, **options)
+    options = {"recipe": RECIPE, "n_seeds": 2, "execution": Execution(dtype=torch.float64)}
+    plain = sweep(blobs(), "width", [4], noise=0.0, options=SweepOptions(control=0), **options)
+    noisy = sweep(blobs(), "width", [4], noise=0.3, options=SweepOptions(control=2), **options)
     assert noisy.control is not None
     torch.testing.assert_close(plain.curves.test_loss, noisy.control.test_loss, rtol=0, atol=1e-9)
     assert plain.control is None
@@ -266,18 +281,21 @@ def test_threshold_before_the_sweep() -> None:
     data = blobs(n=60, d=6)
     options = {"recipe": Recipe(steps=300, lr=0.02), "noise": 0.3}
     grid = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
-    before = find_threshold(data, "width", grid, seeds=5, sweep_seeds=9, **options)
-    own = sweep(data, "width", grid, seeds=5, control=4, threshold=before, **options)
+    before = find_threshold(data, "width", grid, search=SearchOptions(5, sweep_seeds=9), **options)
+    own = sweep(data, "width", grid, n_seeds=5, options=SweepOptions(threshold=before), **options)
     found = own.interpolation()
     places = [next(i for i, v in enumerate(grid) if v >= value) for value in (before.value, found.value)]
     assert abs(places[0] - places[1]) <= 1
     assert before.cost <= 0.25
     assert own.summary()["threshold"]["source"] == "before the sweep"
     with pytest.warns(ThresholdWarning, match="above the largest width"):
-        outside = find_threshold(data, "width", [1, 2], seeds=2, sweep_seeds=20, **options)
-    with pytest.warns(ThresholdWarning, match="no peak"):
-        sweep(data, "width", [1, 2], seeds=1, control=0, threshold=outside, **options)
-    rows = find_threshold(data, "samples", [5, 10, 20, 40, 60], width=4, seeds=3, sweep_seeds=9, **options)
+        outside = find_threshold(data, "width", [1, 2], search=SearchOptions(2, sweep_seeds=20), **options)
+    with pytest.warns(ThresholdWarning, match="cannot show the interpolation peak"):
+        sweep(data, "width", [1, 2], n_seeds=1, options=SweepOptions(control=0, threshold=outside), **options)
+    rows = find_threshold(
+        data, "samples", [5, 10, 20, 40, 60], search=SearchOptions(3, sweep_seeds=9), options=SweepOptions(width=4),
+        **options,
+    )  # fmt: skip
     assert rows.direction == "rising"
     assert 5 <= rows.value <= 60
     # a smaller budget takes fewer seeds, whatever way the bisection goes
@@ -285,11 +303,11 @@ def test_threshold_before_the_sweep() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ThresholdWarning)
             small = find_threshold(
-                data, "width", grid[:6], seeds=5, sweep_seeds=9, budget=0.2, noise=noise, recipe=RECIPE
+                data, "width", grid[:6], search=SearchOptions(5, 9, budget=0.2), noise=noise, recipe=RECIPE
             )
         assert 0 < small.cost <= 0.2
     with pytest.raises(InputError, match="two seeds"):
-        find_threshold(data, "width", grid, seeds=5, budget=0.01, **options)
+        find_threshold(data, "width", grid, search=SearchOptions(budget=0.01), **options)
 
 
 @pytest.mark.parametrize(
@@ -302,4 +320,4 @@ def test_threshold_before_the_sweep() -> None:
 )  # fmt: skip
 def test_refused(over: str, values: list[float], more: dict) -> None:
     with pytest.raises(InputError):
-        sweep(blobs(), over, values, **more)
+        sweep(blobs(), over, values, options=SweepOptions(**more))

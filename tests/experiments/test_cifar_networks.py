@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from experiments.cifar_width_sweep.networks import ConvolutionalNetwork, ResNet18
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.presets.resnet import ConvolutionalNetwork, ResNet18
 
 
 def size(model):
@@ -36,5 +36,5 @@ def test_small_pictures_and_one_channel():
 def test_what_is_no_width_is_refused(width):
     with pytest.raises(InputError, match="width"):
         ResNet18(width)
-    with pytest.raises(InputError, match="1 classes"):
+    with pytest.raises(InputError, match="n_classes=1"):
         ConvolutionalNetwork(2, 1)

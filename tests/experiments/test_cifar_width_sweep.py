@@ -1,15 +1,18 @@
 """The published width sweep, on a made-up CIFAR folder: it runs, resumes, and refuses a folder without files."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from experiments.cifar_width_sweep import run
+from experiments.cifar_width_sweep.image_training import ImageTraining
+from experiments.cifar_width_sweep.run import cifar_sweep
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.presets.cifar import cifar_sweep
-from kernelmem.double_descent.presets.image_training import PictureTraining
+from kernelmem.double_descent import Execution, SweepOptions
 
-TRAINING = PictureTraining(epochs=2, batch_size=16, learning_rate=1e-3, device="cpu")
+TRAINING = ImageTraining(epochs=2, batch_size=16, lr=1e-3, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +26,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", ["resnet18", "cnn"])
-def test_a_sweep_of_widths_runs_and_goes_on_where_it_ended(folder, tmp_path, family, monkeypatch):
-    options = {"family": family, "widths": (1, 2), "training": TRAINING, "seeds": 2, "control": 1, "out": tmp_path}
+def test_a_sweep_of_widths_runs_and_resumes(folder, tmp_path, family, monkeypatch):
+    options = {"family": family, "widths": (1, 2), "training": TRAINING, "n_seeds": 2}
+    options["execution"] = Execution(out=tmp_path)
     found = cifar_sweep(folder, **options)
     assert found.axis == (1.0, 2.0)
     assert found.curves.test_error.shape == (2, 2)
@@ -35,11 +39,11 @@ def test_a_sweep_of_widths_runs_and_goes_on_where_it_ended(folder, tmp_path, fam
     assert again == [(6, 6)]  # nothing is trained twice
     assert repeated.curves.test_loss.tolist() == found.curves.test_loss.tolist()
     again.clear()
-    longer = options | {"training": replace(TRAINING, epochs=3), "seeds": 1, "control": 0}
+    longer = options | {"training": replace(TRAINING, epochs=3), "n_seeds": 1, "options": SweepOptions(control=0)}
     cifar_sweep(folder, **longer, progress=lambda done, total: again.append((done, total)))
     assert again[0] == (0, 2)  # another training is another network
     monkeypatch.setattr("kernelmem.double_descent.sweeps.jobs.EVALUATED", 7)  # the last part is smaller
-    parts = cifar_sweep(folder, **options | {"out": None, "seeds": 1, "control": 0})
+    parts = cifar_sweep(folder, **options | {"execution": None, "n_seeds": 1, "options": SweepOptions(control=0)})
     assert parts.curves.test_loss[0].tolist() == pytest.approx(found.curves.test_loss[0].tolist(), rel=1e-5)
 
 
@@ -48,3 +52,11 @@ def test_an_unknown_family_and_an_empty_folder_are_refused(folder, tmp_path):
         cifar_sweep(folder, family="vgg")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="CIFAR"):
         cifar_sweep(tmp_path)
+
+
+def test_the_command_writes_its_files(folder, tmp_path, monkeypatch):
+    small = {"widths": (1, 2), "n_seeds": 1, "training": ImageTraining(epochs=1, batch_size=10)}
+    monkeypatch.setattr(run, "QUICK", small)
+    run.run(run.Options(folder, out=tmp_path, device="cpu"))
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "summary.json").read_text())["axis"] == [1, 2]

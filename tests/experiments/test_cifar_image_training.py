@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.cifar_width_sweep.image_training import ImageTraining, crops_and_flips
+from experiments.cifar_width_sweep.networks import ConvolutionalNetwork
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.double_descent.presets.image_training import PictureTraining, crops_and_flips
-from kernelmem.double_descent.presets.resnet import ConvolutionalNetwork
 
 
 def generator(seed=0):
@@ -40,7 +40,7 @@ def test_training_learns_and_repeats_itself(optimizer):
     torch.manual_seed(0)
     y = torch.arange(40) % 2
     x = torch.randn(40, 3, 8, 8) * 0.1 + y[:, None, None, None]
-    train = PictureTraining(epochs=15, batch_size=8, learning_rate=0.02, optimizer=optimizer, padding=1, device="cpu")
+    train = ImageTraining(epochs=15, batch_size=8, lr=0.02, optimizer=optimizer, padding=1, device="cpu")
     weights = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -55,13 +55,11 @@ def test_training_learns_and_repeats_itself(optimizer):
 
 def test_what_cannot_be_trained_is_refused():
     model = ConvolutionalNetwork(1, 2)
-    with pytest.raises(InputError, match="pictures"):
-        PictureTraining(epochs=1)(model, torch.zeros(4, 192), torch.zeros(4, dtype=torch.int64), 0)
+    with pytest.raises(InputError, match="images"):
+        ImageTraining(epochs=1)(model, torch.zeros(4, 192), torch.zeros(4, dtype=torch.int64), 0)
     with pytest.raises(InputError, match="lion"):
-        PictureTraining(epochs=1, optimizer="lion")(
-            model, torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 0
-        )  # type: ignore[arg-type]
+        ImageTraining(epochs=1, optimizer="lion")(model, torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 0)  # type: ignore[arg-type]
     with pytest.raises(NumericalError, match="finite"):
-        PictureTraining(epochs=3, optimizer="sgd", learning_rate=1e30, device="cpu")(
+        ImageTraining(epochs=3, optimizer="sgd", lr=1e30, device="cpu")(
             model, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]), 0
         )

@@ -1,0 +1,68 @@
+"""Options of sweeps: what is trained (``SweepOptions``) and where and how it is computed (``Execution``)."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core.options import MEMORY
+from kernelmem.double_descent.sweeps.threshold import Threshold
+
+__all__ = ["Execution", "SweepOptions", "Train"]
+
+Train: TypeAlias = Callable[[nn.Module, Tensor, Tensor, int], None]
+"""A training procedure of the user: train(model, x, y, seed), in place."""
+
+
+@dataclass(frozen=True, eq=False)
+class SweepOptions:
+    """Networks, training set and summary of a sweep.
+
+    Attributes:
+        width: hidden width (or widths) of an MLP, or the argument of ``make_model``; ignored if the width is swept.
+        n: number of training examples; None: all. Ignored if the number of examples is swept.
+        control: number of seeds of the control without label noise; 0: no control. None is run if the noise is swept.
+        make_model: width -> module with outputs (n, C), called with torch seeded; None: MLPs.
+        train: train(model, x, y, seed) -> None, called with torch seeded; replaces the recipe (of which only the loss is
+            used), needs ``make_model``, and cannot be swept over "steps", "depth" and "ridge".
+        threshold: interpolation threshold found before the sweep; it is stored in the result, and a ThresholdWarning is
+            raised if it lies outside of the swept values.
+        metric: curve whose peak is summarized; None: test error, or test loss if the number of examples is swept.
+        epsilon: training error at or below which the labels count as fitted.
+    """
+
+    width: int | tuple[int, ...] = 16
+    n: int | None = None
+    control: int = 4
+    make_model: Callable[..., nn.Module] | None = None
+    train: Train | None = None
+    threshold: Threshold | None = None
+    metric: Literal["test_error", "test_loss"] | None = None
+    epsilon: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Execution:
+    """Where and how networks are trained.
+
+    Attributes:
+        out: directory whose ``chunks`` folder keeps finished networks; the same call resumes from there with equal
+            results. A ``make_model`` or ``train`` that was edited under its old name is not noticed. None: nothing is kept.
+        chunk: networks trained in one batch and kept together; None: about 32.
+        executor: any PEP 3148 executor, one task per chunk (with processes ``make_model`` and ``train`` must be
+            importable); None: this process.
+        dtype: float32 or float64, of the training.
+        device: where networks train; None: the CPU.
+        memory: bytes that one batch of networks may allocate.
+    """
+
+    out: str | Path | None = None
+    chunk: int | None = None
+    executor: Executor | None = None
+    dtype: torch.dtype = torch.float32
+    device: str | None = None
+    memory: int | str = MEMORY
