@@ -1,4 +1,4 @@
-"""A network together with rows that it takes, with every weight and row from one seed."""
+"""Networks with matching inputs, all weights and inputs drawn from one seed."""
 
 import math
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ __all__ = ["Case", "Inputs", "draw_weights", "make_case", "with_random_weights"]
 
 @dataclass(frozen=True)
 class Case:
-    """A network with two sets of rows."""
+    """A network with two batches of inputs, x (n, ...) and y (m, ...)."""
 
     model: nn.Module
-    x: Tensor  # (n, ...)
-    y: Tensor  # (m, ...)
+    x: Tensor
+    y: Tensor
     name: str
 
     def __repr__(self) -> str:
@@ -25,13 +25,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one row looks like: real numbers of a size, or integers below ``vocabulary`` where that is positive."""
+    """Shape and type of one input: real numbers, or integers in 0..vocabulary-1 if ``vocabulary`` is positive."""
 
     size: tuple[int, ...]
     vocabulary: int = 0
 
     def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """Draw n rows: standard normal, or uniform integers."""
+        """Draw n inputs: standard normal, or uniform integers."""
         if self.vocabulary:
             return torch.randint(self.vocabulary, (n, *self.size), generator=generator)
         return torch.randn(n, *self.size, generator=generator, dtype=torch.float64).to(dtype)
@@ -39,9 +39,9 @@ class Inputs:
 
 @torch.no_grad()
 def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every parameter and running statistic anew, in place, so that nothing depends on the global seed.
+    """Draw every parameter and running statistic, in place, so that nothing depends on the global seed.
 
-    Matrices and kernels have variance 1/fan-in; gains are near 1 and other vectors near 0, none of them trivial.
+    Matrices and convolution kernels have variance 1/fan-in; gains are near 1, other vectors near 0.
     """
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -64,7 +64,7 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _power_iterate(step: nn.Module, weight: Tensor, generator: torch.Generator) -> None:
-    """Fit the singular vectors to the new weight: with stale ones the norm it divides by may be close to 0."""
+    """Update the singular vectors of a spectral norm; those of other weights could give a norm close to 0."""
     for name in ("_u", "_v"):
         buffer = getattr(step, name)
         buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
@@ -77,7 +77,7 @@ def _power_iterate(step: nn.Module, weight: Tensor, generator: torch.Generator) 
 
 
 def with_random_weights(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The model itself, in eval mode, with weights and statistics drawn in float64 from ``seed`` and rounded."""
+    """Return the same model in eval mode, weights and statistics drawn in float64 from ``seed`` and cast to ``dtype``."""
     model = model.double().eval()
     draw_weights(model, torch.Generator().manual_seed(seed))
     return model.to(dtype)
@@ -93,9 +93,21 @@ def make_case(
     m: int = 3,
     dtype: torch.dtype = torch.float64,
 ) -> Case:
-    """Put the network into eval mode and draw its weights, n rows and m rows from ``seed``.
+    """Build a case: the network in eval mode, its weights, n inputs x and m inputs y drawn from ``seed``.
 
-    The values are drawn in float64 and rounded, so that the float32 case is the float64 one up to rounding.
+    Values are drawn in float64 and cast: the float32 case equals the float64 case up to rounding.
+
+    Args:
+        name: shown by ``repr`` and in test reports.
+        model: any network; changed in place.
+        inputs: shape and type of one input.
+        seed: of all draws.
+        n: number of inputs x.
+        m: number of inputs y.
+        dtype: of weights and real inputs.
+
+    >>> make_case("linear", nn.Linear(3, 2), Inputs((3,)))
+    Case(linear, x (4, 3), y (3, 3))
     """
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()

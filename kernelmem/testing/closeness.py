@@ -1,34 +1,35 @@
-"""Closeness of two kernels, measured against the tangents that they are made of."""
+"""Assertions that kernels agree up to rounding, relative to the norms of their tangents."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.batches import Batch
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 
 __all__ = ["assert_close", "assert_exact", "scale_of"]
 
-# A tangent that is zero but for rounding (the mean of an instance norm) has no scale of its own.
-SMALLEST = 1e-3
+# Tangents that are zero up to rounding (mean of an instance norm) do not define a scale.
+SMALLEST_SCALE = 1e-3
 
 
 def scale_of(left: Tensor, right: Tensor | None = None) -> float:
-    """Largest norm of a row's tangents in ``left`` (n, C, P) times the largest in ``right``.
+    """Return the largest norm of an example's tangents in ``left`` (n, C, P) times the largest in ``right``.
 
-    An entry of a kernel is an inner product of two tangents: its rounding is relative to their norms, not to its own
-    size, which may be zero.
+    An entry of a kernel is an inner product of two tangents: its rounding error is relative to their norms, not to the
+    entry itself, which can be zero.
 
     >>> scale_of(torch.tensor([[[3.0, 4.0]]]))
     25.0
     """
     largest = [float(J.flatten(1).norm(dim=1).max()) for J in (left, left if right is None else right)]
-    return max(largest[0] * largest[1], SMALLEST)
+    return max(largest[0] * largest[1], SMALLEST_SCALE)
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, scale: float, label: str = "kernel") -> None:
-    """Assert that the largest difference is at most tolerance · scale, and that shapes are equal.
+    """Assert equal shapes and max |actual - expected| <= tolerance · scale; ``label`` names the kernel in the message.
 
     >>> assert_close(torch.ones(2), torch.ones(2) + 1e-7, 1e-6, scale=1.0)
     """
@@ -39,10 +40,16 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, scale: floa
     )
 
 
-def assert_exact(model: nn.Module, x: Any, y: Any = None, **options: Any) -> None:
-    """Assert that every kind of kernel equals the definition: to 1e-10 of the scale in float64, 1e-4 in float32.
+def assert_exact(model: nn.Module, x: Batch, y: Batch | None = None, **options: Any) -> None:
+    """Assert that :func:`kernelmem.ntk` equals the slow reference, for every ``outputs=``.
 
-    ``options`` go to :func:`kernelmem.ntk`.
+    The tolerance is 1e-10 of :func:`scale_of` in float64, 1e-4 in float32.
+
+    Args:
+        model: any network.
+        x: n examples.
+        y: m examples; None: x.
+        **options: of :func:`kernelmem.ntk`.
 
     >>> assert_exact(nn.Linear(2, 3), torch.eye(2))
     """

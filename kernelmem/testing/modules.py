@@ -1,4 +1,4 @@
-"""Small networks that use parameters in ways which hook-based libraries get wrong: called twice, free, borrowed, tied."""
+"""Small modules with unusual use of parameters: called twice, free, borrowed from another layer, tied, unused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Apply(nn.Module):
-    """A function without parameters, as a module."""
+    """Wrap a function without parameters as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Apply(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + body(x), where body keeps the shape."""
+    """Residual connection x + body(x); body preserves the shape."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Residual(nn.Module):
 
 
 class ReadoutWithSkip(nn.Module):
-    """f = readout(body(x)) + skip(x): outputs on which the hidden tensor before the readout has no monopoly."""
+    """readout(body(x)) + skip(x): the outputs do not depend on the input through the readout alone."""
 
     def __init__(self, body: nn.Module, readout: nn.Module, skip: nn.Module) -> None:
         super().__init__()
@@ -67,25 +67,25 @@ class ReadoutWithSkip(nn.Module):
 
 
 class Parallel(nn.Module):
-    """Several networks on the same rows, joined: "sum", "product" or "concatenate"."""
+    """Several networks on the same inputs, combined by "sum", "product" or "concatenate"."""
 
     def __init__(self, join: str, *branches: nn.Module) -> None:
         super().__init__()
         self.join, self.branches = join, nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Join the branches."""
-        parts = [branch(x) for branch in self.branches]
+        """Combine the outputs of the branches."""
+        outputs = [branch(x) for branch in self.branches]
         if self.join == "concatenate":
-            return torch.cat(parts, dim=-1)
-        result = parts[0]
-        for part in parts[1:]:
-            result = result + part if self.join == "sum" else result * part
+            return torch.cat(outputs, dim=-1)
+        result = outputs[0]
+        for output in outputs[1:]:
+            result = result + output if self.join == "sum" else result * output
         return result
 
 
 class CalledTwice(nn.Module):
-    """One module called twice: its tangents must be summed before they are contracted."""
+    """One module called twice: its tangents must be summed before the contraction."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class CalledTwice(nn.Module):
 
 
 class Gain(nn.Module):
-    """x ∘ gain, a free parameter that is broadcast over the rows (LayerScale)."""
+    """x ∘ gain, a free parameter broadcast over the batch (LayerScale)."""
 
     def __init__(self, *size: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Gain(nn.Module):
 
 
 class Shift(nn.Module):
-    """x + shift, a free parameter that is broadcast over the rows (learned positions)."""
+    """x + shift, a free parameter broadcast over the batch (learned positions)."""
 
     def __init__(self, *size: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Shift(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """(n, S, d) -> (n, S + 1, d): a learned token before the others."""
+    """Prepend a learned token: (n, S, d) -> (n, S + 1, d)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -145,19 +145,19 @@ class SelfBilinear(nn.Module):
 
 
 class BorrowedWeight(nn.Module):
-    """The weight of a layer that also runs by itself, used in functional form on something else."""
+    """A layer whose weight is also used in functional form on another input."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
-        self.other = nn.Linear(fan_in, fan_out)
+        self.inner = nn.Linear(fan_in, fan_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tanh(W x + b) + W sin(x)."""
-        return torch.tanh(self.other(x)) + F.linear(torch.sin(x), self.other.weight)
+        return torch.tanh(self.inner(x)) + F.linear(torch.sin(x), self.inner.weight)
 
 
 class TiedMatrix(nn.Module):
-    """An autoencoder with one matrix: Wᵀ tanh(W x + b)."""
+    """Autoencoder with tied weights, Wᵀ tanh(W x + b)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class TiedMatrix(nn.Module):
 
 
 class TiedReadout(nn.Module):
-    """Embedding, body, mean over positions, and logits by the embedding's own weight."""
+    """Embedding, body, mean over positions, and a readout tied to the embedding."""
 
     def __init__(self, vocabulary: int, width: int, body: nn.Module, *, share: bool = False) -> None:
         super().__init__()
@@ -185,20 +185,20 @@ class TiedReadout(nn.Module):
 
 
 class WithUnusedParameters(nn.Module):
-    """A body beside parameters that do not enter the outputs: one never called, one called for nothing, one free."""
+    """A body, and parameters that do not enter the outputs: a layer never called, one whose output is unused, a free one."""
 
     def __init__(self, body: nn.Module, probe: nn.Module) -> None:
         super().__init__()
         self.body, self.probe, self.never, self.free = body, probe, nn.Linear(2, 2), nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return body(x), after running probe(x) for nothing."""
+        """Return body(x) after computing probe(x)."""
         self.probe(x)
         return self.body(x)
 
 
 class Recurrent(nn.Module):
-    """An nn.RNN, nn.LSTM or nn.GRU on (n, S, d), whichever axis it takes first; all positions are returned."""
+    """An nn.RNN, nn.LSTM or nn.GRU on (n, S, d), batch first or not; returns all positions."""
 
     def __init__(self, inner: nn.RNNBase, *, start: bool = False) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Recurrent(nn.Module):
 
 
 class CellLoop(nn.Module):
-    """A recurrent cell that a loop runs over the positions of (n, S, d); the last hidden state is returned."""
+    """A recurrent cell in a loop over the positions of (n, S, d); returns the last hidden state."""
 
     def __init__(self, inner: nn.RNNCellBase) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class CellLoop(nn.Module):
 
 
 class Attention(nn.Module):
-    """nn.MultiheadAttention of (n, S, d) to itself, or to projections of it with their own widths."""
+    """nn.MultiheadAttention of (n, S, d) to itself, or to projections with other widths (kdim, vdim)."""
 
     def __init__(
         self,
@@ -247,8 +247,8 @@ class Attention(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the attended values; where weights are asked for, scaled by the entropy of the weights."""
-        # The padding depends on the row alone: positions whose first feature is below -1 are hidden, never the first.
+        """Return the attended values; with ``need_weights`` scaled by 1 + the sum of squared attention weights."""
+        # The mask depends on the example alone: positions whose first feature is below -1 are hidden, never the first.
         padding = None
         if self.padding:
             padding = (x.detach()[..., 0] < -1) & (torch.arange(x.shape[1]) > 0)
@@ -263,7 +263,7 @@ class Attention(nn.Module):
 
 
 class ProjectedAttention(nn.Module):
-    """F.scaled_dot_product_attention with the network's own projections, of (n, S, d)."""
+    """F.scaled_dot_product_attention of (n, S, d) with linear projections."""
 
     def __init__(self, width: int, heads: int, *, causal: bool = False, mask: Tensor | None = None) -> None:
         super().__init__()
@@ -275,32 +275,32 @@ class ProjectedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended values, (n, S, d)."""
         n, S, width = x.shape
-        parts = self.inward(x).reshape(n, S, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*parts.unbind(0), attn_mask=self.mask, is_causal=self.causal)
+        qkv = self.inward(x).reshape(n, S, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=self.mask, is_causal=self.causal)
         return self.outward(out.transpose(1, 2).reshape(n, S, width))
 
 
 class ByPosition(nn.Module):
-    """body on (n·S, d): rows and positions flattened into one batch axis, position fastest."""
+    """Apply body to (n·S, d): examples and positions flattened into one batch axis, positions fastest."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return body over every position, (n, S, ...)."""
+        """Return body at every position, (n, S, ...)."""
         return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class SequenceFirst(nn.Module):
-    """body on (S, n, d): the rows are on the second axis; with ``flat`` on (S·n, d), row fastest."""
+    """Apply body to (S, n, d), examples on the second axis; with ``flat`` to (S·n, d), examples fastest."""
 
     def __init__(self, body: nn.Module, *, flat: bool = False) -> None:
         super().__init__()
         self.body, self.flat = body, flat
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return body over the transposed rows, (n, S, ...)."""
+        """Return body at every position, (n, S, ...)."""
         x = x.transpose(0, 1)
         out = self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.flat else self.body(x)
         return out.transpose(0, 1)

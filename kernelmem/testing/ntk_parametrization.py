@@ -1,4 +1,4 @@
-"""Finite networks in NTK parametrization, whose tangent kernel tends to the infinite-width one."""
+"""Finite networks in NTK parametrization, whose tangent kernel tends to the infinite-width kernel."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ class Erf(nn.Module):
 
 
 class NTKLinear(nn.Module):
-    """y = √(weight_var / in) W x + √bias_var β with W, β ~ N(0, 1): the scale stands outside of what is trained."""
+    """y = √(weight_var / in) W x + √bias_var β with W, β ~ N(0, 1): the scale is not part of the parameters."""
 
     def __init__(
         self, inputs: int, outputs: int, *, weight_var: float, bias_var: float, generator: torch.Generator

@@ -8,10 +8,10 @@ from kernelmem.core.errors import InputError
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents import sketch
 from kernelmem.tangents.sketch import tangent_features
-from kernelmem.testing.zoo import zoo
+from kernelmem.testing.zoo import zoo_entries
 
 NAMES = ("linear", "convolution called twice", "learned positions", "residual convolutions", "vision transformer")
-ENTRIES = [entry for entry in zoo() if entry.name in NAMES]
+ENTRIES = [entry for entry in zoo_entries() if entry.name in NAMES]
 SEEDS, DIM = 120, 32
 
 

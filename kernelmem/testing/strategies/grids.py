@@ -19,7 +19,7 @@ ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
 def _axis(pick: Choices, length: int) -> tuple[int, int, int, int]:
-    """Kernel, stride, padding and dilation of one axis, so that at least one position is left."""
+    """Draw kernel size, stride, padding and dilation of one axis that leave at least one position."""
     kernel = pick.integer(1, min(3, length))
     padding = pick.integer(0, min(1, length - 1))  # reflection needs it below the length
     dilation = 2 if kernel > 1 and 2 * (kernel - 1) < length + 2 * padding and pick.flag() else 1
@@ -27,7 +27,7 @@ def _axis(pick: Choices, length: int) -> tuple[int, int, int, int]:
 
 
 def _grouped(pick: Choices, channels: int) -> tuple[int, int]:
-    """Groups and output channels: one group, some, or depthwise, with a multiplier."""
+    """Draw groups and output channels: one group, several, or depthwise with a multiplier."""
     groups = pick.divisor(channels)
     return groups, groups * pick.integer(1, max(1, 4 // groups))
 
@@ -38,7 +38,7 @@ def _convolution(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     options: dict[str, Any] = {"groups": groups, "bias": pick.flag()}
     make: Any = CONVOLUTIONS[len(lengths) - 1]
     if pick.flag():
-        # An odd kernel: with an even one torch warns that it copies the input.
+        # An odd kernel size: with an even one torch warns about a copy of the input.
         mode = pick.among(["zeros", "circular", "replicate"])
         return make(channels, width, pick.among([1, 3]), padding="same", padding_mode=mode, **options), (
             width,
@@ -76,7 +76,7 @@ def _normalization(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
     positions = 1
     for length in lengths:
         positions *= length
-    if kind == 1 and positions > 1:  # torch refuses the instance norm of a single position
+    if kind == 1 and positions > 1:  # torch rejects instance norm of a single position
         return INSTANCE_NORMS[len(lengths) - 1](channels, affine=pick.flag(), **options), size
     if kind == 2 and positions > 1:
         return nn.GroupNorm(pick.divisor(channels), channels, **options), size

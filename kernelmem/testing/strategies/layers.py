@@ -1,4 +1,4 @@
-"""Random layers on vectors (n, d) and sequences (n, S, d), each with the size that its output has."""
+"""Random layers on vectors (n, d) and sequences (n, S, d), each with the size of its output."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,48 +31,48 @@ from kernelmem.testing.modules import (
 
 __all__ = ["EPSILONS", "SEQUENCE_BLOCKS", "VECTOR_BLOCKS", "Block", "Choices", "Size"]
 
-Size = tuple[int, ...]  # of one row
+Size = tuple[int, ...]  # of one example
 T = TypeVar("T")
 
-# Large ones: with the default 1e-5 a layer behind a nearly constant input amplifies float32 rounding a hundredfold.
+# Large: with the default 1e-5 a layer amplifies float32 rounding of nearly constant inputs a hundredfold.
 EPSILONS = (0.01, 0.1)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Draws from hypothesis; ``smooth`` leaves out kinks, on whose two sides float32 and float64 may fall."""
+    """Random choices drawn by Hypothesis; ``smooth`` excludes kinks, where float32 and float64 can differ in side."""
 
     draw: st.DrawFn
     smooth: bool
 
     def among(self, options: Sequence[T]) -> T:
-        """One of the options."""
+        """Draw one of the options."""
         return self.draw(st.sampled_from(options))
 
     def flag(self) -> bool:
-        """True or False."""
+        """Draw True or False."""
         return self.draw(st.booleans())
 
     def integer(self, low: int, high: int) -> int:
-        """An integer in low..high."""
+        """Draw an integer in low..high."""
         return self.draw(st.integers(low, high))
 
     def width(self) -> int:
-        """A small number of features."""
+        """Draw a small number of features."""
         return self.integer(1, 5)
 
     def divisor(self, number: int) -> int:
-        """A divisor of the number."""
+        """Draw a divisor of the number."""
         return self.among([k for k in range(1, number + 1) if number % k == 0])
 
     def activation(self) -> nn.Module:
-        """An activation, in place or not."""
+        """Draw an activation, in place or not."""
         smooth = (nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
         kinked = (nn.ReLU, lambda: nn.ReLU(inplace=True), nn.PReLU, lambda: nn.LeakyReLU(0.2, inplace=True))
         return self.among(smooth if self.smooth else smooth + kinked)()
 
     def in_place(self) -> nn.Module:
-        """An activation that writes over its input: over a view, where a layer returns one."""
+        """Draw an activation that overwrites its input (a view, if the layer before returns one)."""
         smooth = (lambda: nn.SiLU(inplace=True), lambda: nn.Mish(inplace=True))
         kinked = (lambda: nn.ReLU(inplace=True), lambda: nn.ELU(inplace=True))
         return self.among(smooth if self.smooth else smooth + kinked)()
@@ -102,7 +102,7 @@ def _reparametrized(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _activation(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    # A copy goes before: over the input of a layer, an activation in place would be refused, and rightly.
+    # A copy first: an in-place activation must not overwrite the input of a layer.
     return nn.Sequential(Apply(lambda x: 1.0 * x), pick.activation()), size
 
 
@@ -162,7 +162,7 @@ def _batch_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _group_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width = 2 * pick.integer(1, 2)  # at least two features a group: torch refuses one, on a single row
+    width = 2 * pick.integer(1, 2)  # at least two features per group: torch rejects one on a single example
     layers = nn.Linear(size[-1], width), nn.GroupNorm(width // 2, width, eps=pick.among(EPSILONS))
     return nn.Sequential(*layers), (width,)
 
@@ -254,7 +254,7 @@ SEQUENCE_BLOCKS: tuple[Block, ...] = (
 
 
 def last_cell_state(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """A recurrent cell over the positions of a sequence, to its last state."""
+    """Draw a recurrent cell over the positions of a sequence; returns its last state."""
     hidden = pick.integer(1, 3)
     kind = pick.among([nn.RNNCell, nn.LSTMCell, nn.GRUCell])
     return CellLoop(kind(size[1], hidden, bias=pick.flag())), (hidden,)

@@ -1,7 +1,4 @@
-"""Hypothesis strategies: random networks together with rows that they take.
-
-``linear_networks`` draws Linear layers and activations; ``networks`` composes every supported layer.
-"""
+"""Strategies of random networks with inputs: Linear layers only, or a composition of every supported layer."""
 
 import itertools
 import math
@@ -32,7 +29,11 @@ ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
 def linear_networks(draw: st.DrawFn, *, dtype: torch.dtype = torch.float64) -> Case:
     """Draw a network of Linear layers and activations: widths, depth, biases, nesting, in-place activations.
 
-    Weights and rows come from a drawn seed, so that a failing example is replayed to the bit.
+    Weights and inputs come from a drawn seed, so a failing example is reproduced exactly.
+
+    Args:
+        draw: passed by Hypothesis.
+        dtype: of weights and inputs.
     """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     widths = draw(st.lists(st.integers(1, 7), min_size=2, max_size=5))
@@ -57,11 +58,17 @@ def linear_networks(draw: st.DrawFn, *, dtype: torch.dtype = torch.float64) -> C
 def networks(
     draw: st.DrawFn, *, dtype: torch.dtype = torch.float64, smooth: bool = False, depth: int = 4, rows: int = 5
 ) -> Case:
-    """Draw a composition of every supported layer, in eval mode, with 1 to ``rows`` rows on each side.
+    """Draw a composition of supported layers, in eval mode, with two batches x and y of 1 to ``rows`` inputs.
 
-    Rows are vectors, sequences, tokens, signals, images or volumes; up to ``depth`` random layers follow, then a readout
-    or none. With ``smooth`` no kink is drawn (relu, max-pooling), so that float32 and float64 stay on the same side.
-    Weights and rows come from a drawn seed, so that a failing example is replayed to the bit.
+    Inputs are vectors, sequences, tokens, signals, images or volumes, followed by up to ``depth`` random layers and a
+    readout or none. Weights and inputs come from a drawn seed, so a failing example is reproduced exactly.
+
+    Args:
+        draw: passed by Hypothesis.
+        dtype: of weights and real inputs.
+        smooth: exclude kinks (ReLU, max-pooling), so that float32 and float64 are on the same side of them.
+        depth: largest number of layers between input and readout.
+        rows: largest number of inputs in each batch.
     """
     pick = Choices(draw, smooth)
     kind = pick.among(list(STARTS))
@@ -76,7 +83,7 @@ def networks(
         layer, size = _to_vector(pick, form, size)
         layers.append(layer)
     name = " > ".join([kind, *(type(layer).__name__ for layer in layers)])
-    if pick.flag():  # nesting must not matter
+    if pick.flag():  # results must not depend on nesting
         layers = [nn.Sequential(*layers[:1]), nn.Sequential(*layers[1:])]
     model = _finish(pick, inputs, nn.Sequential(*layers), size)
     seed, n, m = pick.integer(0, 2**32 - 1), pick.integer(1, rows), pick.integer(1, rows)
@@ -121,7 +128,7 @@ STARTS: dict[str, Callable[[Choices], Start]] = {
 
 
 def _bridge(pick: Choices, form: str, size: Size) -> tuple[nn.Module, str, Size]:
-    """Go over to another form: vectors as sequences, channels as features, positions as tokens."""
+    """Reshape to another form: vectors as sequences, channels as features, positions as tokens."""
     if form == "vector":
         if pick.flag():
             return Apply(lambda x: x[:, None, :]), "sequence", (1, *size)
@@ -136,7 +143,7 @@ def _bridge(pick: Choices, form: str, size: Size) -> tuple[nn.Module, str, Size]
 
 
 def _to_vector(pick: Choices, form: str, size: Size) -> tuple[nn.Module, Size]:
-    """One vector for each row: all positions side by side, their mean, one of them, the last state of a cell."""
+    """Reduce to one vector per example: all positions concatenated, their mean, one of them, or the last state of a cell."""
     if math.prod(size) <= 30 and pick.flag():
         return nn.Flatten(), (math.prod(size),)
     if form == "grid":
@@ -148,7 +155,7 @@ def _to_vector(pick: Choices, form: str, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _finish(pick: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
-    """Outputs by a linear readout with more or fewer outputs than features, by something else, or by no readout."""
+    """Append a linear readout with more or fewer outputs than features, another kind of output, or nothing."""
     width, C = size[-1], pick.integer(1, 6)
     readout = lambda outputs=C: nn.Linear(width, outputs, bias=pick.flag())  # noqa: E731
     kind = pick.integer(0, 9)
@@ -162,8 +169,8 @@ def _finish(pick: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Mo
         skip = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(inputs.size), C))
         return ReadoutWithSkip(body, readout(), skip)
     if kind == 7:
-        beside = nn.Sequential(Apply(lambda h: h.mean(1, keepdim=True)), Shift(1, C))
-        return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(beside, nn.Flatten())))
+        offset = nn.Sequential(Apply(lambda h: h.mean(1, keepdim=True)), Shift(1, C))
+        return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(offset, nn.Flatten())))
     if kind == 8 and inputs.vocabulary:
         inner = nn.Linear(width, width)
         return TiedReadout(inputs.vocabulary, width, nn.Sequential(inner, nn.Tanh()), share=pick.flag())

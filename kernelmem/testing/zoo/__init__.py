@@ -1,8 +1,11 @@
-"""One small network for each feature that an engine of tangents must get right; a failing feature shows by its name.
+"""Small networks, one for each supported layer and feature, by name.
 
->>> [entry.name for entry in zoo()][:2]
+Entries are defined in layers.py (linear, convolution, normalization, pooling), sequences.py (embedding, recurrent),
+attention.py, and structures.py (free and shared parameters, branches, outputs).
+
+>>> [entry.name for entry in zoo_entries()][:2]
 ['linear', 'linear without bias']
->>> zoo()[0].case(n=2, m=1)
+>>> zoo_entries()[0].case(n=2, m=1)
 Case(linear, x (2, 5), y (1, 5))
 """
 
@@ -18,27 +21,27 @@ from kernelmem.testing.zoo.layers import convolutions, linears, normalizations, 
 from kernelmem.testing.zoo.sequences import embeddings, recurrences
 from kernelmem.testing.zoo.structures import outputs, parameters, structures
 
-__all__ = ["Entry", "zoo"]
+__all__ = ["Entry", "zoo_entries"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A feature's name, how to build a network that has it, and what its rows look like."""
+    """A named feature: the function that builds a network with it, and the shape of one input."""
 
     name: str
     build: Callable[[], nn.Module]
     inputs: Inputs
 
     def case(self, *, seed: int = 0, n: int = 4, m: int = 3, dtype: torch.dtype = torch.float64) -> Case:
-        """Build the network and draw its weights, n rows and m rows from ``seed``."""
-        with torch.random.fork_rng(devices=()):  # some modules keep what they drew when they were built
+        """Build the network and draw its weights, n inputs x and m inputs y from ``seed``."""
+        with torch.random.fork_rng(devices=()):  # some modules store random numbers drawn when they are built
             torch.manual_seed(seed)
             model = self.build()
         return make_case(self.name, model, self.inputs, seed=seed, n=n, m=m, dtype=dtype)
 
 
-def zoo() -> list[Entry]:
-    """Every entry, in a fixed order, under unique names; every network maps n rows to (n, C)."""
+def zoo_entries() -> list[Entry]:
+    """Return all entries in a fixed order, with unique names; every network maps n inputs to (n, C)."""
     groups = (
         linears,
         convolutions,

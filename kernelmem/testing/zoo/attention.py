@@ -1,4 +1,4 @@
-"""Entries of the zoo: attention and transformer layers."""
+"""Zoo entries: attention and transformer layers."""
 
 import torch
 from torch import nn
@@ -53,15 +53,15 @@ def _projected(**options):
 
 
 def attention() -> Group:
-    """Attention by module, by function, and inside transformer layers in eval mode."""
+    """Return entries of attention as a module, as a function, and in transformer layers in eval mode."""
     decay = -torch.arange(16, dtype=torch.float64).reshape(4, 4) / 8
     return {
         "attention": _attention(),
         "attention, sequence first": _attention(batch_first=False),
         "attention weights used": _attention(need_weights=True),
         "attention without bias": _attention(bias=False),
-        "attention, own key and value widths": _attention(kdim=3, vdim=2),
-        "attention, own widths, sequence first, weights": _attention(
+        "attention, separate key and value widths": _attention(kdim=3, vdim=2),
+        "attention, separate widths, sequence first, weights": _attention(
             kdim=3, vdim=2, batch_first=False, need_weights=True),
         "attention, causal mask": _attention(mask=_causal()),
         "attention, real mask": _attention(mask=decay),

@@ -1,4 +1,4 @@
-"""Entries of the zoo: Linear, convolution, normalization and pooling layers."""
+"""Zoo entries: linear, convolution, normalization and pooling layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,12 +18,12 @@ SIGNAL, IMAGE, VOLUME = Inputs((4, 7)), Inputs((4, 5, 5)), Inputs((2, 4, 3, 4))
 
 
 def _then(*layers: nn.Module, width: int, outputs: int = 3) -> nn.Sequential:
-    """The layers, tanh, flatten, and a linear readout."""
+    """Append tanh, flatten and a linear readout."""
     return nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(width, outputs))
 
 
 def linears() -> Group:
-    """Linear layers on vectors and sequences, and their relatives."""
+    """Return entries of linear layers on vectors and sequences, bilinear layers and parametrizations."""
     mean = lambda: Apply(lambda h: h.mean(1))  # noqa: E731
     return {
         "linear": (lambda: _then(nn.Linear(5, 4), width=4), VECTOR),
@@ -59,7 +59,7 @@ def linears() -> Group:
 
 
 def convolutions() -> Group:
-    """Convolutions of one, two and three axes, and transposed ones, with every option."""
+    """Return entries of convolutions of one, two and three axes, also transposed, with every option."""
 
     def conv(kind: type[nn.Module], inputs: Inputs, width: int, *args: Any, **options: Any):
         return lambda: _then(kind(*args, **options), width=width, outputs=2), inputs
@@ -104,7 +104,7 @@ def convolutions() -> Group:
 
 
 def normalizations() -> Group:
-    """Normalizations in eval mode with statistics that are not trivial."""
+    """Return entries of normalization layers in eval mode with nontrivial statistics."""
     features = lambda *layers: _then(nn.Linear(5, 6), *layers, width=6)  # noqa: E731
     image = lambda *layers: _then(nn.Conv2d(4, 4, 3), *layers, width=36)  # noqa: E731
     signal = lambda *layers: _then(nn.Conv1d(4, 4, 3), *layers, width=20)  # noqa: E731
@@ -134,7 +134,7 @@ def normalizations() -> Group:
 
 
 def pools() -> Group:
-    """Pooling and reshaping between layers with parameters."""
+    """Return entries of pooling and reshaping between layers with parameters."""
     conv = lambda *layers, width: nn.Sequential(  # noqa: E731
         nn.Conv2d(4, 4, 2), *layers, nn.Flatten(), nn.Linear(width, 3)
     )

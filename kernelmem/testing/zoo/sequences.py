@@ -1,4 +1,4 @@
-"""Entries of the zoo: embeddings and recurrent layers."""
+"""Zoo entries: embeddings and recurrent layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def _mean() -> nn.Module:
 
 
 def embeddings() -> Group:
-    """Integer inputs: repeated tokens, padding, bags, weights tied to the readout."""
+    """Return entries with integer inputs: repeated tokens, padding, bags, weights tied to the readout."""
     return {
         "embedding": (lambda: nn.Sequential(nn.Embedding(6, 3), nn.Flatten(), nn.Linear(12, 3)), TOKENS),
         "embedding, mean": (lambda: nn.Sequential(nn.Embedding(6, 3), _mean(), nn.Linear(3, 4)), TOKENS),
@@ -54,7 +54,7 @@ def _recurrent(kind: Callable[..., nn.RNNBase], width: int, *, start: bool = Fal
 
 
 def recurrences() -> Group:
-    """nn.RNN, nn.LSTM, nn.GRU with their options, and their cells in a loop."""
+    """Return entries of nn.RNN, nn.LSTM, nn.GRU with their options, and of their cells in a loop."""
     cell = lambda kind, **options: nn.Sequential(CellLoop(kind(3, 3, **options)), nn.Linear(3, 2))  # noqa: E731
     return {
         "rnn": _recurrent(nn.RNN, 2, batch_first=True),

@@ -10,10 +10,10 @@ from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents.engine import plan
 from kernelmem.testing.closeness import assert_close, scale_of
-from kernelmem.testing.zoo import zoo
+from kernelmem.testing.zoo import zoo_entries
 
 KINDS = ("trace", "diagonal", "full", "pseudo")
-ENTRIES = {entry.name: entry for entry in zoo()}
+ENTRIES = {entry.name: entry for entry in zoo_entries()}
 
 pytestmark = [
     # Torch says once a process that such convolutions copy their input, and such LSTMs do without oneDNN.
@@ -140,8 +140,8 @@ def test_every_parameter_counts(name):
         if not bool(J.any())
     ]
     idle = ["free", "probe.weight", "probe.bias", "never.weight", "never.bias"]
-    assert silent == (idle if name == "idle parameters" else [])
+    assert silent == (idle if name == "unused parameters" else [])
 
 
 def test_names_are_unique():
-    assert len(ENTRIES) == len(zoo())
+    assert len(ENTRIES) == len(zoo_entries())

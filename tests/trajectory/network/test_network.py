@@ -6,13 +6,13 @@ from torch import nn
 
 from kernelmem.core.batches import as_rows
 from kernelmem.kernels import reference
-from kernelmem.testing.zoo import zoo
+from kernelmem.testing.zoo import zoo_entries
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.weight_blocks import Segments
 
 # What these tests ask is that every feature enters; functions of rows that need integers or dicts come as they are.
-NAMES = [entry.name for entry in zoo()]
-ENTRIES = {entry.name: entry for entry in zoo()}
+NAMES = [entry.name for entry in zoo_entries()]
+ENTRIES = {entry.name: entry for entry in zoo_entries()}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
