@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core import InputError, NumericalError
 from kernelmem.training.batching import shuffled
 
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelmem.core.errors import InputError
+from kernelmem.core import InputError
 
 
 class ResNet18(nn.Module):

@@ -9,12 +9,10 @@ import tyro
 
 from experiments.cifar_width_sweep.image_training import ImageTraining
 from experiments.cifar_width_sweep.networks import ConvolutionalNetwork, ResNet18
-from kernelmem.core.errors import InputError
-from kernelmem.core.options import Progress
+from kernelmem.core import InputError, Progress
 from kernelmem.double_descent import Execution, Sweep, SweepOptions, sweep
 from kernelmem.double_descent.presets import write_sweep
-from kernelmem.training.datasets import LabeledData
-from kernelmem.training.image_datasets import cifar10
+from kernelmem.training import LabeledData, cifar10
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64)
 FAMILIES = {"resnet18": ResNet18, "cnn": ConvolutionalNetwork}

@@ -13,11 +13,8 @@ import kernelmem as km
 from experiments import machine
 from experiments.flip_detection.configs import CELLS, Cell, Options
 from experiments.flip_detection.figure import draw
-from kernelmem.core.atomic_files import write_files
-from kernelmem.core.checks import seed_sequence
-from kernelmem.core.errors import InputError
-from kernelmem.training import digits, train_classifier
-from kernelmem.training.mlp import standardized_mlp
+from kernelmem.core import InputError, seed_sequence, write_files
+from kernelmem.training import digits, standardized_mlp, train_classifier
 
 __all__ = ["run"]
 

@@ -18,7 +18,7 @@ from experiments import machine
 from experiments.leave_one_out_agreement.configs import CLAIMS, SCORES, Options
 from experiments.leave_one_out_agreement.figure import draw
 from experiments.leave_one_out_agreement.training import Problem, centered_logit, make, record, retrain
-from kernelmem.core.atomic_files import write_files
+from kernelmem.core import write_files
 from kernelmem.trajectory import InfluenceOptions, influence, self_influence
 
 __all__ = ["run"]

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 import kernelmem as km
 from experiments.leave_one_out_agreement.configs import Options
-from kernelmem.core.checks import seed_sequence
-from kernelmem.core.torch_func import functional_call, vmap
+from kernelmem.core import seed_sequence
 from kernelmem.training import digits
 
 __all__ = ["Problem", "centered_logit", "make", "record", "retrain"]

@@ -18,7 +18,7 @@ from experiments.out_of_distribution.scores import scores
 from experiments.out_of_distribution.shifts import changed
 from experiments.out_of_distribution.training import Problem, make
 from experiments.over_seeds import plus_minus, summary
-from kernelmem.core.atomic_files import write_files
+from kernelmem.core import write_files
 
 __all__ = ["measure", "run", "summarize", "table"]
 

@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from kernelmem.core.checks import seed_sequence
-from kernelmem.training import LabeledData, digits
-from kernelmem.training.classifier import Training, train_classifier
-from kernelmem.training.mlp import standardized_mlp
+from kernelmem.core import seed_sequence
+from kernelmem.training import LabeledData, Training, digits, standardized_mlp, train_classifier
 
 __all__ = ["Problem", "make"]
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
 
 import kernelmem as km
 from experiments.path_equivalence.configs import ACTIVATIONS, EXACT_ROWS, RULES, STEPS, TIME, Options
 from experiments.path_equivalence.training import Problem, problem, recorded, trained
-from kernelmem.core.torch_func import functional_call, jvp, vmap
 from kernelmem.tangents import load_dual_rules
 from kernelmem.trajectory import gauss_legendre
 

@@ -24,7 +24,7 @@ from experiments.path_equivalence.configs import (
     Options,
 )
 from experiments.path_equivalence.figure import draw_machines, draw_rules, files
-from kernelmem.core.atomic_files import write_files
+from kernelmem.core import write_files
 
 __all__ = ["run", "summarize"]
 

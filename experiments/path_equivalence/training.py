@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import kernelmem as km
 from experiments.path_equivalence.configs import N_TEST, N_TRAIN
-from kernelmem.core.checks import seed_sequence
+from kernelmem.core import seed_sequence
 from kernelmem.training import digits
 
 __all__ = ["Problem", "Scaled", "problem", "recorded", "trained"]

@@ -17,7 +17,7 @@ from experiments.out_of_distribution.training import Problem, make
 from experiments.over_seeds import plus_minus, summary
 from experiments.tangent_machine_agreement.configs import CLAIM, MACHINES, Machine, Options
 from experiments.tangent_machine_agreement.figure import draw
-from kernelmem.core.atomic_files import write_files
+from kernelmem.core import write_files
 
 __all__ = ["compare", "fitted", "measure", "run", "table"]
 

@@ -11,9 +11,16 @@ weight_files    model weights, loaded without running code
 torch_func      the only import of torch.func
 """
 
+from kernelmem.core.atomic_files import array_sha256 as array_sha256
+from kernelmem.core.atomic_files import check_directory as check_directory
+from kernelmem.core.atomic_files import write_file as write_file
+from kernelmem.core.atomic_files import write_files as write_files
 from kernelmem.core.batches import Batch as Batch
+from kernelmem.core.batches import Rows as Rows
+from kernelmem.core.batches import as_rows as as_rows
 from kernelmem.core.batches import Forward as Forward
 from kernelmem.core.checks import ArrayLike as ArrayLike
+from kernelmem.core.checks import seed_sequence as seed_sequence
 from kernelmem.core.errors import FileCorruptError as FileCorruptError
 from kernelmem.core.errors import InputError as InputError
 from kernelmem.core.errors import KernelmemError as KernelmemError

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import machine
 from experiments.benchmarks.audit.configs import DEFAULT_ROWS, Options
-from kernelmem.core.atomic_files import write_file
+from kernelmem.core import write_file
 from kernelmem.training import digits
 
 __all__ = ["run"]

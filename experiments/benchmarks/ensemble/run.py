@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments import machine
 from experiments.benchmarks.ensemble.configs import SEEDS, WIDTHS, WORKLOADS, Options
-from kernelmem.core.atomic_files import write_file
+from kernelmem.core import write_file
 
 __all__ = ["run"]
 

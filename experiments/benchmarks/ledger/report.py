@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.benchmarks.ledger.figure import draw
 from experiments.benchmarks.ledger.table import tables
-from kernelmem.core.atomic_files import write_files
+from kernelmem.core import write_files
 
 __all__ = ["report"]
 

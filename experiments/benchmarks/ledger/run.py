@@ -12,8 +12,7 @@ from experiments.benchmarks.ledger.figure import draw
 from experiments.benchmarks.ledger.peers_setup import PEERS
 from experiments.benchmarks.ledger.rounds import measure_row
 from experiments.benchmarks.ledger.table import tables
-from kernelmem.core.atomic_files import write_files
-from kernelmem.core.errors import InputError
+from kernelmem.core import InputError, write_files
 
 __all__ = ["run", "select"]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.label_noise import corrupt_labels
-from kernelmem.recording.recorder import Recorder
-from kernelmem.recording.run import Run
+from kernelmem.recording import Recorder, Run
 
 __all__ = ["OPTIMIZERS", "Problem", "Workload", "record", "train"]
 

@@ -12,7 +12,7 @@ from experiments import machine
 from experiments.benchmarks.machines import noticed, streamed
 from experiments.benchmarks.machines.configs import OUTPUTS, RIDGE, Options
 from experiments.benchmarks.machines.direct import ENGINES
-from kernelmem.core.atomic_files import write_file
+from kernelmem.core import write_file
 
 __all__ = ["run"]
 

@@ -12,7 +12,7 @@ import torch
 import kernelmem as km
 from experiments.benchmarks.ntk import gauges
 from experiments.benchmarks.ntk.workloads import build
-from kernelmem.core.atomic_files import write_file
+from kernelmem.core import write_file
 
 __all__ = ["main"]
 

@@ -14,8 +14,7 @@ from experiments.benchmarks.ntk.processes import gemm_peak
 from experiments.benchmarks.ntk.rounds import measure_row
 from experiments.benchmarks.ntk.studies import measure_study
 from experiments.benchmarks.ntk.table import table
-from kernelmem.core.atomic_files import write_files
-from kernelmem.core.errors import InputError
+from kernelmem.core import InputError, write_files
 
 __all__ = ["run", "select"]
 

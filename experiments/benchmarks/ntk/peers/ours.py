@@ -4,7 +4,7 @@ import kernelmem as km
 from experiments.benchmarks.ntk.materials import Problem
 from experiments.benchmarks.ntk.peers.interface import Engine, Unsupported
 from experiments.benchmarks.ntk.peers.torch_problem import assemble
-from kernelmem.core.errors import UnsupportedModelError
+from kernelmem.core import UnsupportedModelError
 
 __all__ = ["prepare"]
 
