@@ -1,7 +1,7 @@
-"""Averaged weights (EMA, SWA): which combination of the weights of the steps an AveragedModel holds.
+"""Averaged weights (EMA, SWA) of an AveragedModel as a linear combination of the weights after each step.
 
-Every update is w_avg <- w_avg + kappa (w - w_avg) with one number kappa: 1 - decay of an exponential moving average, 1/(n+1)
-of an equal one, 1 of the first call, which copies. After all updates w_avg = sum_t a_t w_t with sum_t a_t = 1.
+Every update is w_avg <- w_avg + kappa (w - w_avg) with one number kappa: 1 - decay for an exponential moving average,
+1/(n+1) for an equal one, 1 in the first call, which copies. After all updates w_avg = sum_t a_t w_t with sum_t a_t = 1.
 
 Sources: Polyak and Juditsky 1992; Izmailov et al. 2018.
 """
@@ -19,23 +19,25 @@ from kernelmem.recording.storage.checkpoints import load_model_state, model_stat
 
 __all__ = ["Average", "AverageTracker", "average_coefficients", "combine_coefficients", "fit_coefficient"]
 
-ROUNDINGS = 8.0  # of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
-LARGEST = 2.0  # kappa: beyond it nothing is averaged, and one entry could pass for a step of all
+ROUNDINGS = (
+    8.0  # allowed error of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
+)
+MAX_KAPPA = 2.0  # larger values do not average, and rounding of one entry could pass for a step of all entries
 FORMULAS: tuple[Callable[[Tensor, Tensor, float], Tensor], ...] = (  # of torch.optim.swa_utils
     torch.lerp,
-    lambda old, now, kappa: (1.0 - kappa) * old + kappa * now,
-    lambda old, now, kappa: old + (now - old) / round(1.0 / kappa),
+    lambda old, weights, kappa: (1.0 - kappa) * old + kappa * weights,
+    lambda old, weights, kappa: old + (weights - old) / round(1.0 / kappa),
 )
-DIGITS = 6  # of a decay that a person writes down
+DECAY_DIGITS = 6  # decimals of a decay that a user writes
 
 
 def average_coefficients(run: Run) -> Tensor:
-    """The weights a_t of w_0, ..., w_T in the averaged parameters of a run: w_avg = sum_t a_t w_t.
+    """Return the coefficients a_t of w_0, ..., w_T in the averaged parameters of a run: w_avg = sum_t a_t w_t.
 
-    a = 0; for every update a <- (1 - kappa) a + kappa e_t. They sum to 1, up to rounding.
+    a = 0; for every update a <- (1 - kappa) a + kappa e_t. The coefficients sum to 1, up to rounding.
 
     Args:
-        run: one whose loop called ``recorder.average``.
+        run: a run whose loop called ``recorder.average``.
 
     Returns:
         Tensor (T + 1,) float64. Cost O(T + updates).
@@ -49,72 +51,73 @@ def average_coefficients(run: Run) -> Tensor:
 
 
 def combine_coefficients(averages: Sequence[Average], steps: int) -> Tensor:
-    """The a_t of a list of updates, see :func:`average_coefficients`; (steps + 1,) float64.
+    """Return the coefficients a_t of a list of updates (see :func:`average_coefficients`), (steps + 1,) float64.
 
     >>> combine_coefficients([Average(1, 1.0, ""), Average(2, 0.5, ""), Average(3, 0.5, "")], 3)
     tensor([0.0000, 0.2500, 0.2500, 0.5000], dtype=torch.float64)
     """
-    coefficients, left = [0.0] * (steps + 1), 1.0
+    coefficients, remaining = [0.0] * (steps + 1), 1.0
     for average in reversed(averages):
-        coefficients[average.after_steps] += left * average.coefficient
-        left *= 1.0 - average.coefficient
+        coefficients[average.after_steps] += remaining * average.coefficient
+        remaining *= 1.0 - average.coefficient
     return torch.tensor(coefficients, dtype=torch.float64)
 
 
 def fit_coefficient(
-    old: Mapping[str, Tensor], new: Mapping[str, Tensor], now: Mapping[str, Tensor], likely: Sequence[float] = ()
+    old: Mapping[str, Tensor], new: Mapping[str, Tensor], weights: Mapping[str, Tensor], likely: Sequence[float] = ()
 ) -> float:
-    """The one number kappa with new = old + kappa (now - old), up to rounding in the dtype of ``new``.
+    """Return the number kappa with new = old + kappa (weights - old), up to rounding in the dtype of ``new``.
 
-    A number of ``likely`` with which one of the usual formulas gives ``new`` to the bit is taken at once. Otherwise least
-    squares, every entry in units of its own rounding s = eps (|old| + |now|). A number of ``likely``, or one minus a
-    short decimal (a decay), or either rounded to float32 as torch may do, is taken for kappa if the data cannot tell them
-    apart: |difference| |(now - old)/s| <= 4 roundings. Where now = old every number will do, and it is 0.
+    A number of ``likely`` for which one of the usual formulas reproduces ``new`` to the bit is returned at once. Otherwise
+    kappa is the least-squares solution, with every entry in units of its own rounding s = eps (|old| + |weights|). It is
+    replaced by a number of ``likely``, by one minus a short decimal (a decay), or by either rounded to float32 as torch may
+    do, if the data cannot tell them apart: |difference| |(weights - old)/s| <= 4 roundings. If weights = old, every number
+    fits and kappa is 0.
 
     Raises:
         InputError: no such number: names the parameter with the largest mismatch.
     """
-    moves = any(not torch.equal(value, old[name]) for name, value in now.items())
-    for near in likely if moves else ():
-        if near and any(
-            all(torch.equal(formula(old[name], now[name], near), after) for name, after in new.items())
+    changed = any(not torch.equal(value, old[name]) for name, value in weights.items())
+    for kappa in likely if changed else ():
+        if kappa and any(
+            all(torch.equal(formula(old[name], weights[name], kappa), value) for name, value in new.items())
             for formula in FORMULAS
         ):
-            return near
-    moved, target = [], []  # in units of rounding
-    for name, after in new.items():
-        before, present = old[name].double(), now[name].double()
-        kind = torch.finfo(after.dtype)
-        unit = kind.eps * (before.abs() + present.abs()) + kind.smallest_normal * kind.eps
-        moved.append(((present - before) / unit).flatten())
-        target.append(((after.double() - before) / unit).flatten())
-    u, v = torch.cat(moved), torch.cat(target)
+            return kappa
+    changes, targets = [], []  # (weights - old) / s and (new - old) / s
+    for name, value in new.items():
+        before, current = old[name].double(), weights[name].double()
+        info = torch.finfo(value.dtype)
+        rounding = info.eps * (before.abs() + current.abs()) + info.smallest_normal * info.eps
+        changes.append(((current - before) / rounding).flatten())
+        targets.append(((value.double() - before) / rounding).flatten())
+    u, v = torch.cat(changes), torch.cat(targets)
     square = float(u @ u)
     kappa = float(u @ v) / square if square else 0.0
-    misses = (v - kappa * u).abs()
-    fits = abs(kappa) <= LARGEST and float(misses.max()) <= ROUNDINGS * max(1.0, abs(kappa))  # NaN does not
+    errors = (v - kappa * u).abs()
+    fits = abs(kappa) <= MAX_KAPPA and float(errors.max()) <= ROUNDINGS * max(1.0, abs(kappa))  # False for NaN
     if not fits:
-        sizes = [len(part) for part in moved]
-        worst = max(zip(new, misses.nan_to_num(torch.inf).split(sizes), strict=True), key=lambda pair: pair[1].max())[0]
+        by_parameter = errors.nan_to_num(torch.inf).split([len(change) for change in changes])
+        worst = max(zip(new, by_parameter, strict=True), key=lambda pair: pair[1].max())[0]
         raise InputError(
             f"averaged weights that are not w_avg + kappa (w - w_avg) with one number kappa: at the best kappa, {kappa:.6g},"
-            f" {worst} is off by {float(misses.max()):.3g} roundings",
-            expected=f"at most {ROUNDINGS:g} roundings in every parameter, and |kappa| <= {LARGEST:g}",
-            hint="average with one coefficient for all parameters, as torch.optim.swa_utils does, and with nothing else",
+            f" {worst} is off by {float(errors.max()):.3g} roundings",
+            expected=f"at most {ROUNDINGS:g} roundings in every parameter, and |kappa| <= {MAX_KAPPA:g}",
+            hint="average with one coefficient for all parameters, as torch.optim.swa_utils does, and change nothing else",
         )
     if not square:
         return 0.0
-    doubt = 4 * max(float(misses.square().mean().sqrt()), 0.25) / square**0.5
-    simple = [*likely, *(1.0 - round(1.0 - kappa, digits) for digits in range(1, DIGITS + 1))]
+    uncertainty = 4 * max(float(errors.square().mean().sqrt()), 0.25) / square**0.5
+    simple = [*likely, *(1.0 - round(1.0 - kappa, digits) for digits in range(1, DECAY_DIGITS + 1))]
     simple += torch.tensor(simple, dtype=torch.float32).tolist()
-    return next((near for near in simple if abs(near - kappa) <= doubt), kappa)
+    return next((value for value in simple if abs(value - kappa) <= uncertainty), kappa)
 
 
 class AverageTracker:
-    """An AveragedModel that a recorder updates, as it was after the last update."""
+    """An AveragedModel that a recorder updates, with its state after the last recorded update."""
 
     def __init__(self, averaged: AveragedModel, model: nn.Module) -> None:
-        """Refuse what is no average of ``model``.
+        """Check that ``averaged`` is an average of ``model``.
 
         Raises:
             InputError: another class, other parameters, not on the CPU.
@@ -125,34 +128,36 @@ class AverageTracker:
                 expected="a torch.optim.swa_utils.AveragedModel",
                 hint="pass AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999)), or AveragedModel(model) for SWA",
             )
-        pairs = dict(averaged.module.named_parameters()), dict(model.named_parameters())
-        own, other = ({name: (tuple(p.shape), p.device.type) for name, p in side.items()} for side in pairs)
-        if own != other:
+        averaged_shapes, model_shapes = (
+            {name: (tuple(p.shape), p.device.type) for name, p in module.named_parameters()}
+            for module in (averaged.module, model)
+        )
+        if averaged_shapes != model_shapes:
             raise InputError(
-                f"an averaged model with {len(own)} parameters that are not those of the recorded model",
+                f"an averaged model with {len(averaged_shapes)} parameters that are not those of the recorded model",
                 expected="names, shapes and devices of the recorded model",
-                hint="make it of the model that is recorded: AveragedModel(model)",
+                hint="create it from the recorded model: AveragedModel(model)",
             )
         self.model = averaged
-        self.count = 0  # updates on the tape
-        self.coefficient = 1.0  # of the last one
-        self.state: dict[str, Tensor] | None = None  # after the last one; None: not known
-        self._names = list(own)
+        self.count = 0  # recorded updates
+        self.coefficient = 1.0  # of the last update
+        self.state: dict[str, Tensor] | None = None  # after the last update; None: unknown
+        self._names = list(averaged_shapes)
 
-    def update(self, model: nn.Module, now: Mapping[str, Tensor], commit: Callable[[float, str], None]) -> None:
-        """Take the update and hand its coefficient and the SHA-256 of the averaged parameters to ``commit``.
+    def update(self, model: nn.Module, weights: Mapping[str, Tensor], commit: Callable[[float, str], None]) -> None:
+        """Update the average, and pass its coefficient and the SHA-256 of the averaged parameters to ``commit``.
 
-        After an error the averaged model is as it was.
+        After an error the averaged model is unchanged.
 
         Raises:
-            InputError: updates that were not seen, weights changed in between, no combination with one number.
+            InputError: updates that were not recorded, weights changed in between, no combination with one number.
         """
-        self._check_same()
+        self._check_unchanged()
         old = model_state(self.model.module)
         try:
             self.model.update_parameters(model)
             new = model_state(self.model.module)
-            kappa = self._coefficient(old, new, now)
+            kappa = self._coefficient(old, new, weights)
             commit(kappa, self.sha256(new))
         except BaseException:
             load_model_state(self.model.module, old)
@@ -160,63 +165,65 @@ class AverageTracker:
             raise
         self.state, self.count, self.coefficient = new, self.count + 1, kappa
 
-    def place(self, state: Mapping[str, Tensor], averages: Sequence[Average]) -> None:
-        """Put the averaged model in a state that was recorded after ``averages``; nothing but the number if there were none."""
+    def restore(self, state: Mapping[str, Tensor], averages: Sequence[Average]) -> None:
+        """Load the state recorded after ``averages``; only the number of updates if there were none."""
         if averages:
             load_model_state(self.model.module, state)
         self.model.n_averaged.fill_(len(averages))
-        self.agree(averages)
+        self.accept(averages)
 
-    def agree(self, averages: Sequence[Average]) -> None:
-        """Take the averaged model as it is for the state after ``averages``."""
+    def accept(self, averages: Sequence[Average]) -> None:
+        """Take the current state of the averaged model as that after ``averages``."""
         self.count = len(averages)
         self.coefficient = averages[-1].coefficient if averages else 1.0
         self.state = model_state(self.model.module) if averages else None
 
     def matches(self, averages: Sequence[Average]) -> bool:
-        """Whether the averaged model is in the state after these updates."""
-        same = int(self.model.n_averaged) == len(averages)
-        return same and (not averages or self.sha256(model_state(self.model.module)) == averages[-1].sha256)
+        """Return True if the averaged model is in the state after these updates."""
+        same_count = int(self.model.n_averaged) == len(averages)
+        return same_count and (not averages or self.sha256(model_state(self.model.module)) == averages[-1].sha256)
 
     def final(self) -> dict[str, Tensor]:
-        """The averaged model as it is now: parameters of the last update, buffers perhaps of ``update_bn`` since.
+        """Return the current averaged model: parameters of the last update, buffers possibly from ``update_bn`` since.
 
         Raises:
             InputError: parameters that changed since.
         """
-        self._check_same()
+        self._check_unchanged()
         return model_state(self.model.module)
 
     def sha256(self, state: Mapping[str, Tensor]) -> str:
-        """SHA-256 of the parameters in a state of the averaged model."""
+        """Return the SHA-256 of the parameters in a state of the averaged model."""
         return state_sha256({name: state[name] for name in self._names})
 
-    def _coefficient(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
-        parts = [{name: state[name] for name in self._names} for state in (old, new, now)]
+    def _coefficient(
+        self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    ) -> float:
+        old, new, weights = ({name: state[name] for name in self._names} for state in (old, new, weights))
         if self.count:
-            return fit_coefficient(*parts, likely=(self.coefficient, 1.0 / (self.count + 1)))
-        for name, value in parts[1].items():
-            if not torch.equal(value, parts[2][name].to(value.dtype)):
+            return fit_coefficient(old, new, weights, likely=(self.coefficient, 1.0 / (self.count + 1)))
+        for name, value in new.items():
+            if not torch.equal(value, weights[name].to(value.dtype)):
                 raise InputError(
                     f"a first average whose {name} is not that of the model",
                     expected="a copy, as AveragedModel makes it",
-                    hint="use torch.optim.swa_utils.AveragedModel as it is",
+                    hint="use torch.optim.swa_utils.AveragedModel without changes",
                 )
         return 1.0
 
-    def _check_same(self) -> None:
-        seen = int(self.model.n_averaged)
-        if seen != self.count:
+    def _check_unchanged(self) -> None:
+        updates = int(self.model.n_averaged)
+        if updates != self.count:
             raise InputError(
-                f"an averaged model after {seen} updates, {self.count} of them on the tape",
+                f"an averaged model after {updates} updates, {self.count} of them recorded",
                 expected="every update through the recorder",
-                hint="call recorder.average(averaged) in place of averaged.update_parameters(model)",
+                hint="call recorder.average(averaged) instead of averaged.update_parameters(model)",
             )
         if self.state is not None:
             for name, parameter in self.model.module.named_parameters():
                 if not torch.equal(parameter, self.state[name]):
                     raise InputError(
                         f"averaged parameter {name}, which has changed since the last average",
-                        expected="averaged weights that change in recorder.average only",
+                        expected="averaged weights that change only in recorder.average",
                         hint="work on a copy of the averaged model",
                     )

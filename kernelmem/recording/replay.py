@@ -1,4 +1,4 @@
-"""Replay: the weights after every step of a run, read where they were kept and recomputed to the bit between."""
+"""Replay of a recorded run: weights after every step, read where they were kept, recomputed to the bit between."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.batches import Forward
+from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError, VerificationError
-from kernelmem.recording.gradient_check import Forward, batch_gradient, call, random_state
+from kernelmem.recording.gradient_check import batch_gradient, call_model, random_state
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import (
     Checkpoint,
@@ -34,31 +36,31 @@ def replay(
     stop: int | None = None,
     forward: Forward | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Give (t, weights and buffers after t steps) for t = start, ..., stop: by default 0, 1, ..., T.
+    """Yield (t, weights and buffers after t steps) for t = start, ..., stop; by default 0, 1, ..., T.
 
-    Kept states are read; between them the step is taken again from the kept one before: the recorded batch, random
-    state, train or eval mode and gradient scale, and a real torch.optim optimizer. Every state is compared with the
-    SHA-256 on the tape, those too that are recomputed only to reach ``start``. Neither ``model`` nor torch's random
-    state is changed.
+    Kept states are read. Between them each step is repeated with the recorded batch, random state, train or eval mode and
+    gradient scale, by a torch.optim optimizer of the recorded class. Every state is compared with its recorded SHA-256,
+    including those recomputed only to reach ``start``. Neither ``model`` nor torch's random state is changed.
 
     Args:
         run: an open run.
-        model: of the recorded architecture; its weights play no part.
-        loss: the callable of a run that was recorded with one.
-        reanchor: let recomputed states differ from the recorded ones (another thread count or torch version,
+        model: of the recorded architecture; its weights do not matter.
+        loss: the callable, if the run was recorded with one.
+        reanchor: allow recomputed states to differ from the recorded ones (another thread count or torch version,
             accumulated gradients); each kept state is exact again.
         start: the first t. Nothing before the largest kept t <= start is read.
         stop: the last t, included; None: T.
-        forward: maps (model, batch) to (B, C) outputs, as in the recording; None: ``model(x)``.
+        forward: maps (model, batch) to outputs (B, C), as in the recording; None: ``model(x)``.
 
     Returns:
-        An iterator over stop - start + 1 states, each a dict of tensors that belong to the caller. One forward and one
-        backward pass for each step that was not kept, none where all were.
+        An iterator over stop - start + 1 states, each a dict of tensors that the caller may change.
 
     Raises:
-        InputError: another model, no loss or forward where the run has a callable, steps that the run has not. While iterating:
-            VerificationError, a state differs from the recorded one, names the step; FileCorruptError, the files are
-            not what was written.
+        InputError: another model, no loss or forward where the run was recorded with a callable, steps beyond the run.
+            While iterating: VerificationError, a state that differs from the recorded one (names the step);
+            FileCorruptError, altered files.
+
+    Cost: one forward and one backward pass for each step that was not kept.
     """
     loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)
     stop = len(run) if stop is None else stop
@@ -66,17 +68,17 @@ def replay(
     anchor = max(t for t in run.kept if t <= start)
     copied = copy.deepcopy(model)
     load_model_state(copied, run.weights(anchor))  # refuses another architecture here, not at the first step
-    every = _states(run, copied, loss, reanchor, forward, anchor, stop)
-    return ((t, {name: value.clone() for name, value in state.items()}) for t, state in every if t >= start)
+    states = _states(run, copied, loss, reanchor, forward, anchor, stop)
+    return ((t, {name: value.clone() for name, value in state.items()}) for t, state in states if t >= start)
 
 
 def replay_step(
     run: Run, model: nn.Module, t: int, *, loss: Loss | None = None, forward: Forward | None = None
 ) -> Checkpoint:
-    """Take step ``t`` again from the kept state before it, in place of what ``model`` is; what it leaves there.
+    """Repeat step ``t`` from the kept state before it, in ``model`` (which is changed), and return the resulting state.
 
     Raises:
-        InputError: another model, no loss or forward where the run has a callable, a state that was not kept.
+        InputError: another model, no loss or forward where the run was recorded with a callable, a state that was not kept.
     """
     loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)
     begin = run.checkpoint(t)
@@ -90,14 +92,14 @@ def _states(
     run: Run, model: nn.Module, loss: Loss, reanchor: bool, forward: Forward, anchor: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     kept = frozenset(run.kept)
-    begin: Checkpoint | None = None  # the kept state that the model is at, unless it has moved on
+    begin: Checkpoint | None = None  # the kept state at t - 1; None if that state was recomputed
     optimizer: torch.optim.Optimizer | None = None
     for t in range(anchor, stop + 1):
         expected = run.steps[t - 1].after if t else run.meta.get("initial")
         if t in kept:
             begin, anchor = run.checkpoint(t), t
             state = begin.model
-            # a kept state is never recomputed, so it must be exact even where others need not be
+            # a kept state is never recomputed, so it must be exact even with reanchor
             _compare(run, t, t, state, expected)
         else:
             if begin is not None:
@@ -112,7 +114,7 @@ def _states(
 
 
 def _begin(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.optim.Optimizer:
-    """Put the model where the checkpoint is, and give an optimizer in its state."""
+    """Load the checkpoint into the model and return an optimizer in its state."""
     load_model_state(model, checkpoint.model)
     parameters = dict(model.named_parameters())
     optimizer = build_optimizer(run.optimizer, run.meta["defaults"], run.steps[t].groups, parameters)
@@ -123,21 +125,21 @@ def _begin(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.
 def _advance(
     run: Run, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, forward: Forward
 ) -> None:
-    """Take one recorded step."""
+    """Repeat one recorded step."""
     parameters = dict(model.named_parameters())
     set_groups(optimizer, step.groups, parameters)
     set_modes(model, step.evaluating)
-    members = {name for group in step.groups for name in group["parameters"]} - step.skipped
+    trained = {name for group in step.groups for name in group["parameters"]} - step.skipped
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in members)
+        parameter.requires_grad_(name in trained)
         parameter.grad = None
     x, y = run.tape.inputs(step)
     weights = None if bool((step.sample_weight == 1).all()) else step.sample_weight
-    drawn = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
-    with random_state(drawn):
+    random = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
+    with random_state(random):
         gradients = batch_gradient(
             lambda batch: forward(model, batch),
-            {name: parameters[name] for name in parameters if name in members},
+            {name: parameters[name] for name in parameters if name in trained},
             x,
             y,
             weights,
@@ -150,31 +152,26 @@ def _advance(
 
 
 def set_modes(model: nn.Module, evaluating: frozenset[str]) -> None:
-    """Put every module of ``model`` in train mode, but those named in ``evaluating`` in eval mode."""
+    """Set every module of ``model`` to train mode, except those named in ``evaluating``, which get eval mode."""
     for name, module in model.named_modules():
         module.training = name not in evaluating
 
 
 def _compare(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], expected: str | None) -> None:
     if state_sha256(state) != expected:
-        how = f"recomputed from step {anchor}" if t != anchor else "read from its checkpoint"
+        source = f"recomputed from step {anchor}" if t != anchor else "read from its checkpoint"
         raise VerificationError(
-            f"weights after {t} steps of {run.path}, {how}, that are not the recorded ones",
+            f"weights after {t} steps of {run.path}, {source}, that differ from the recorded ones",
             expected=f"the same bytes: sha256 {expected}",
             hint=f"replay with torch {run.meta.get('torch')} on {run.meta.get('threads')} threads as recorded (here:"
-            f" torch {torch.__version__}, {torch.get_num_threads()} threads), or pass reanchor=True to go on from the"
-            " next kept weights",
+            f" torch {torch.__version__}, {torch.get_num_threads()} threads), or pass reanchor=True to continue from"
+            " the next kept weights",
         )
 
 
 def _check_range(run: Run, start: int, stop: int) -> None:
-    for name, value, first in (("start", start, 0), ("stop", stop, start)):
-        if isinstance(value, bool) or not isinstance(value, int) or not first <= value <= len(run):
-            raise InputError(
-                f"{name}={value!r} in a run of {len(run)} steps",
-                expected=f"a whole number {first}..{len(run)}",
-                hint="count the steps that were taken: 0 is before the first; stop is included",
-            )
+    as_count(start, "start", minimum=0, maximum=len(run))
+    as_count(stop, "stop", minimum=start, maximum=len(run))
 
 
 def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
@@ -185,7 +182,7 @@ def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
             expected="that function: code is not stored",
             hint="pass forward=...",
         )
-    return forward or call
+    return forward or call_model
 
 
 def _recorded_loss(run: Run, loss: Loss | None) -> Loss:

@@ -1,4 +1,4 @@
-"""Where a run that ended can be gone on with: at its last checkpoint, or where model and optimizer are already."""
+"""Find the point from which an interrupted run can resume: its last checkpoint, or the current model and optimizer."""
 
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -16,16 +16,18 @@ __all__ = ["last_whole_checkpoint", "matches_last_step"]
 
 
 def last_whole_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
-    """The last checkpoint that holds all averages up to its step: it may have been written before one that followed it.
+    """Return step and content of the last checkpoint that includes all averages of its step.
+
+    A checkpoint may have been written before an average that followed the same step.
 
     Raises:
-        FileCorruptError: it is missing or altered.
+        FileCorruptError: the checkpoint is missing or altered.
     """
-    after = [average.after_steps for average in tape.averages()]
+    average_steps = [average.after_steps for average in tape.averages()]
     kept = tape.checkpoints()
     for step in sorted(kept, reverse=True):
         checkpoint = read_checkpoint(directory, step, kept[step])
-        if checkpoint.updates == bisect_right(after, step):
+        if checkpoint.updates == bisect_right(average_steps, step):
             return step, checkpoint
     return 0, read_checkpoint(directory, 0, kept[0])
 
@@ -37,7 +39,9 @@ def matches_last_step(
     optimizer: Mapping[str, Mapping[str, Tensor]],
     averaging: AverageTracker | None,
 ) -> bool:
-    """Whether model, optimizer and averaged model are in the state after the last step already; ``averaging`` is told.
+    """Return True if model, optimizer and averaged model are in the state after the last recorded step.
+
+    ``averaging`` then accepts its current state.
 
     Raises:
         InputError: no averaged model for a run that has one.
@@ -45,7 +49,7 @@ def matches_last_step(
     averages = tape.averages()
     if averages and averaging is None:
         raise InputError(
-            f"the run in {directory}, which has averaged weights, to go on without",
+            f"no averaged model for the run in {directory}, which has averaged weights",
             expected="averaged=, an AveragedModel of the model",
             hint="pass the averaged model: restore() puts it in its recorded state",
         )
@@ -54,11 +58,11 @@ def matches_last_step(
         return False
     last = read_checkpoint(directory, len(tape), kept[len(tape)])
     names = {**optimizer, **last.optimizer}
-    same = all(_equal(optimizer.get(name, {}), last.optimizer.get(name, {})) for name in names)
-    if not (same and _equal(model, last.model)):
+    same_optimizer = all(_equal(optimizer.get(name, {}), last.optimizer.get(name, {})) for name in names)
+    if not (same_optimizer and _equal(model, last.model)):
         return False
     if averaging is not None:
-        averaging.agree(averages)
+        averaging.accept(averages)
     return True
 
 

@@ -1,22 +1,27 @@
-"""A recorded run, read: its steps, its inputs, the weights that were kept."""
+"""A recorded run, opened for reading: steps, inputs, kept weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
 
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_averaged, read_checkpoint, state_sha256
+from kernelmem.recording.storage.header import Header
 from kernelmem.recording.storage.tape import Step, Tape
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Run", "Steps"]
 
 
 class Steps(Sequence[Step]):
-    """The steps of a tape in order, each read when it is asked for."""
+    """The steps of a run in order, each read from disk on access."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
@@ -33,90 +38,133 @@ class Steps(Sequence[Step]):
         """Step ``index`` (negative: from the end), or a list of steps.
 
         Raises:
-            IndexError: beyond the ends. FileCorruptError: the row cannot be read.
+            IndexError: out of range. FileCorruptError: the row cannot be read.
         """
         if isinstance(index, slice):
             return [self._tape.step(i) for i in range(*index.indices(self._length))]
         return self._tape.step(range(self._length)[index])
 
+    def __repr__(self) -> str:
+        return f"Steps({self._length} steps of {self._tape.file.parent})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A run of T steps as it was when it was opened. ``Run.open`` makes it; nothing here changes the files."""
+    """A run of T steps, as of the time when ``Run.open`` opened it. Reading it never changes the files.
+
+    Attributes:
+        path: directory of the run.
+        meta: header of the tape.
+        steps: the T steps.
+        optimizer: class name of the optimizer.
+        loss: name of the loss, or "callable:" and the qualified name of a callable.
+        reduction: "mean" or "sum".
+        parameters, buffers: names in the order of ``named_parameters`` and ``named_buffers``.
+        kept: the t for which weights after t steps are on disk, in order.
+        tape: the SQLite file.
+        averages: updates of averaged weights (EMA, SWA), in order.
+    """
 
     path: Path
-    meta: dict[str, Any]  # the header of the tape
+    meta: Header
     steps: Steps
-    optimizer: str  # class name
-    loss: str  # name; "callable:..." of a callable
-    reduction: str  # "mean" or "sum"
-    parameters: tuple[str, ...]  # in the order of named_parameters
-    buffers: tuple[str, ...]  # in the order of named_buffers
-    kept: tuple[int, ...]  # t where the weights after t steps are on disk, in order
+    optimizer: str
+    loss: str
+    reduction: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    kept: tuple[int, ...]
     tape: Tape
-    averages: tuple[Average, ...] = ()  # the updates of averaged weights (EMA, SWA), in order
+    averages: tuple[Average, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Open the run in directory ``path``; of a crashed process, up to its last acknowledged step.
+        """Open the run in directory ``path``; after a crash, up to its last acknowledged step.
 
         Raises:
-            InputError: no run there, or one in a later format. FileCorruptError: not a tape.
+            InputError: no run in ``path``, or one in a later format. FileCorruptError: not a tape.
         """
         tape = Tape(path)
         meta = tape.meta
         try:
             parameters, buffers = (tuple(name for name, *_ in meta[key]) for key in ("parameters", "buffers"))
-            facts = (meta["optimizer"], meta["loss"], meta["reduction"])
+            described = (meta["optimizer"], meta["loss"], meta["reduction"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileCorruptError(
                 f"{tape.file}, its header ({error})", expected="what the recorder wrote", hint="record the run again"
             ) from error
         kept, averages = tuple(tape.checkpoints()), tape.averages()
-        return cls(Path(path), meta, Steps(tape), *facts, parameters, buffers, kept, tape, averages)
+        return cls(Path(path), meta, Steps(tape), *described, parameters, buffers, kept, tape, averages)
 
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __str__(self) -> str:
+        sizes = [math.prod(shape) for _, shape, _ in self.meta["parameters"]]
+        dtypes = ", ".join(dict.fromkeys(dtype for *_, dtype in self.meta["parameters"]))
+        kept = "all" if len(self.kept) == len(self) + 1 else f"{len(self.kept)} of {len(self) + 1}"
+        averages = f", {len(self.averages)} updates of averaged weights" if self.averages else ""
+        return (
+            f"Run of {len(self)} steps in {self.path}\n"
+            f"  {self.optimizer}, {self.reduction} of {self.loss.removeprefix('callable:')}\n"
+            f"  {sum(sizes):,} parameters in {len(sizes)} tensors ({dtypes}), {len(self.buffers)} buffers\n"
+            f"  weights kept: {kept}{averages}"
+        )
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per step: batch size, learning rate of the first group, gradient scale, weights kept or not."""
+        import pandas as pd
+
+        kept = frozenset(self.kept)
+        rows = [
+            (step.index, len(step.examples), step.groups[0].get("lr"), step.scale, step.index + 1 in kept)
+            for step in self.steps
+        ]
+        return pd.DataFrame(rows, columns=["step", "batch_size", "lr", "scale", "kept"])
+
     def batch(self, t: int) -> tuple[Any, Tensor]:
-        """The inputs x (B, ...), tensor or tree, and targets y (B, ...) of step ``t``, as handed to the recorder.
+        """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of step ``t``, as recorded.
 
         Raises:
-            IndexError: no such step. FileCorruptError: they cannot be read.
+            IndexError: no such step. FileCorruptError: unreadable inputs.
         """
         return self.tape.inputs(self.steps[t])
 
     def weights(self, t: int) -> dict[str, Tensor]:
-        """Parameters and buffers after ``t`` steps, from disk.
+        """Return parameters and buffers after ``t`` steps, from disk.
 
         Raises:
-            InputError: not kept. FileCorruptError: the file is missing or altered.
+            InputError: weights that were not kept. FileCorruptError: a file that is missing or altered.
         """
         return self.checkpoint(t).model
 
     def checkpoint(self, t: int) -> Checkpoint:
-        """All that was kept after ``t`` steps: weights, buffers, optimizer state, random state.
+        """Return the checkpoint after ``t`` steps: weights, buffers, optimizer state, random state.
 
         Raises:
-            InputError: not kept. FileCorruptError: the file is missing or altered.
+            InputError: weights that were not kept. FileCorruptError: a file that is missing or altered.
         """
         if t not in self.kept:
             raise InputError(
                 f"weights after {t} steps of {len(self)}, with keep={self.meta.get('keep')!r}",
                 expected=f"one of the {len(self.kept)} steps in run.kept, or 0..{len(self)} through replay",
-                hint="iterate over kernelmem.recording.replay.replay(run, model), which recomputes the others",
+                hint="iterate over kernelmem.recording.replay(run, model), which recomputes the others",
             )
-        found = read_checkpoint(self.path, t, self.tape.checkpoints()[t])
-        return replace(found, model=self._ordered(found.model), averaged=self._ordered(found.averaged))
+        checkpoint = read_checkpoint(self.path, t, self.tape.checkpoints()[t])
+        model, averaged = self._ordered(checkpoint.model), self._ordered(checkpoint.averaged)
+        return replace(checkpoint, model=model, averaged=averaged)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the averaged model, as they were when the recorder was left.
+        """Return parameters and buffers of the averaged model at the end of the recorder's ``with`` block.
 
-        The parameters are those after the last of ``averages``; buffers may be of ``update_bn`` after it.
+        The parameters are those after the last of ``averages``; buffers may come from ``update_bn`` after it.
 
         Raises:
-            InputError: a run without averages, or one that ended (a crash) before they were written.
-            FileCorruptError: the file is missing or altered.
+            InputError: a run without averages, or one that crashed before they were written.
+            FileCorruptError: a file that is missing or altered.
         """
         if not self.averages:
             raise no_averages(self.path)
@@ -125,28 +173,28 @@ class Run:
             raise InputError(
                 f"the run in {self.path}, which ended before its averaged weights were written",
                 expected="a recorder that left its with block after the last average",
-                hint="go on with the run: Recorder(..., averaged=averaged, resume=True) and restore()",
+                hint="resume the run: Recorder(..., averaged=averaged, resume=True) and restore()",
             )
         return self._ordered(read_averaged(self.path, sha256))
 
     def _ordered(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        order = {name: i for i, name in enumerate([*self.parameters, *self.buffers])}  # a file has one of its own
+        order = {name: i for i, name in enumerate([*self.parameters, *self.buffers])}  # files are in another order
         return {name: state[name] for name in sorted(state, key=lambda name: order.get(name, len(order)))}
 
     def verify(self) -> None:
-        """Compare all hashes: the chain of the tape, every checkpoint, and the weights in it. Reads all files.
+        """Check all hashes: the chain of the tape, every checkpoint, and the weights in it. Reads all files.
 
         Raises:
-            FileCorruptError: names the step or average whose row, inputs or file are not what was written.
+            FileCorruptError: names the step or average whose row, inputs or file was altered.
         """
         self.tape.verify()
         for t in self.kept:
-            found = self.checkpoint(t)
+            checkpoint = self.checkpoint(t)
             after = self.steps[t - 1].after if t else self.meta.get("initial")
-            if state_sha256(found.model) != after:
+            if state_sha256(checkpoint.model) != after:
                 raise _altered(f"checkpoint of step {t} in {self.path}, whose weights")
-            last = self.averages[: found.updates][-1:]
-            if found.updates and self._averaged_sha256(found.averaged) != (last[0].sha256 if last else None):
+            last = self.averages[: checkpoint.updates][-1:]
+            if checkpoint.updates and self._averaged_sha256(checkpoint.averaged) != (last[0].sha256 if last else None):
                 raise _altered(f"checkpoint of step {t} in {self.path}, whose averaged weights")
         written = bool(self.averages) and self.tape.averaged_file() is not None
         if written and self._averaged_sha256(self.averaged()) != self.averages[-1].sha256:
@@ -157,17 +205,17 @@ class Run:
 
 
 def no_averages(path: Path) -> InputError:
-    """The error for a run without averaged weights."""
+    """Return the error for a run without averaged weights."""
     return InputError(
         f"the run in {path}, which has no averaged weights",
         expected="a run whose loop called recorder.average(averaged)",
-        hint="record it so, in place of averaged.update_parameters(model)",
+        hint="call recorder.average(averaged) instead of averaged.update_parameters(model) while recording",
     )
 
 
-def _altered(what: str) -> FileCorruptError:
+def _altered(weights: str) -> FileCorruptError:
     return FileCorruptError(
-        f"{what} are not those of the tape",
+        f"{weights} differ from those recorded on the tape",
         expected="the weights that the recorder wrote",
         hint="put the file back from a copy",
     )

@@ -1,12 +1,12 @@
-"""Whether a model, loss and forward are those of a run: its first step is taken again."""
+"""Check that model, loss and forward reproduce the first recorded step."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.batches import Forward
 from kernelmem.core.errors import InputError
-from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay_step
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import Checkpoint
@@ -14,53 +14,54 @@ from kernelmem.training.losses import Loss
 
 __all__ = ["verify_model"]
 
-MEMORIES = ("exp_avg", "momentum_buffer", "square_avg", "sum")  # of gradients, in the optimizers' states
-OFF = 0.3  # another network is off by about its size; rounding by 1e-4 in float32, some hundredths in bfloat16
+GRADIENT_STATES = ("exp_avg", "momentum_buffer", "square_avg", "sum")  # optimizer states that determine the gradient
+TOLERANCE = 0.3  # relative; another network gives about 1, rounding 1e-4 in float32 and a few 1e-2 in bfloat16
 
 
 def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forward: Forward | None = None) -> None:
-    """Refuse a model, loss or forward that is not the recorded one although names and shapes of the weights are.
+    """Check that ``model``, ``loss`` and ``forward`` are the recorded ones, beyond names and shapes of the weights.
 
-    The first step is taken again, in the model's own dtype, and compared by what the optimizer then remembers of the
-    gradient (by the step itself, where it remembers nothing): a difference of 0.3, relative and in norm, is allowed.
-    Where the weights after it were not kept, nothing is done: replay will recompute them, and compare to the bit.
+    The first step is recomputed in the model's own dtype and compared with the recorded one in the optimizer state that
+    depends on the gradient (momentum, second moments), or, for an optimizer without state, in the step itself. A relative
+    difference of 0.3 in norm is allowed. Nothing is checked if the weights after the first step were not kept: replay
+    recomputes and compares them to the bit.
 
     Raises:
-        InputError: another model, loss or forward; none where the run has a callable.
+        InputError: another model, loss or forward; none where the run was recorded with a callable.
 
-    Cost: a gradient of one batch.
+    Cost: the gradient of one batch.
     """
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return
     before, after = run.checkpoint(0), run.checkpoint(1)
-    found = replay_step(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
-    then, rounding = _trace(before, after)
-    now, _ = _trace(before, found)
-    if set(now) == set(then):
-        gap = _norm([now[name] - then[name] for name in then])
-        size = _norm(list(then.values()))
-        if gap <= OFF * size + rounding:
+    repeated = replay_step(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
+    recorded_trace, rounding = _gradient_trace(before, after)
+    trace, _ = _gradient_trace(before, repeated)
+    if set(trace) == set(recorded_trace):
+        error = _norm([trace[name] - recorded_trace[name] for name in recorded_trace])
+        size = _norm(list(recorded_trace.values()))
+        if error <= TOLERANCE * size + rounding:
             return
-        by = f"off by {gap / size:.0%}" if size else "which then was none"
+        reason = f"relative error {error / size:.0%}" if size else "the recorded gradient was zero"
     else:
-        by = "of other parameters"
+        reason = "its gradient reaches other parameters"
     raise InputError(
-        f"a model that makes another step of the first one of the run in {run.path}, {by}",
-        expected="the model, loss= and forward= that were recorded; names and shapes of the weights are the same",
-        hint="build the model as it was built for the run, and pass the same loss and forward",
+        f"a model that does not reproduce the first recorded step of {run.path} ({reason})",
+        expected="the model, loss= and forward= of the recording (names and shapes of the weights agree)",
+        hint="build the model as for the recording, and pass the same loss and forward",
     )
 
 
-def _trace(before: Checkpoint, after: Checkpoint) -> tuple[dict[str, Tensor], float]:
-    """What tells the gradient of a step, by name, and what rounding of the weights leaves of it, in norm."""
-    for key in MEMORIES:
-        own = {name: state[key].double() for name, state in after.optimizer.items() if key in state}
-        if own:
-            return own, 0.0
+def _gradient_trace(before: Checkpoint, after: Checkpoint) -> tuple[dict[str, Tensor], float]:
+    """Return tensors that determine the gradient of a step, by parameter, and the norm of the rounding in them."""
+    for key in GRADIENT_STATES:
+        states = {name: state[key].double() for name, state in after.optimizer.items() if key in state}
+        if states:
+            return states, 0.0
     weights = {name: after.model[name] for name in before.model if after.model[name].is_floating_point()}
     steps = {name: value.double() - before.model[name].double() for name, value in weights.items()}
     return steps, 2 * _norm([value.double() * torch.finfo(value.dtype).eps for value in weights.values()])
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return sum(float(own.square().sum()) for own in tensors) ** 0.5
+    return sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5

@@ -265,7 +265,7 @@ def test_what_is_no_average_is_refused(lab):
     cases = [
         (lambda: AveragedModel(model, avg_fn=uneven), None, r"one number kappa.* \d\.(weight|bias) is off by"),
         (lambda: AveragedModel(model), another, "another averaged model"),
-        (lambda: AveragedModel(model), unseen, "after 1 updates, 0 of them on the tape"),
+        (lambda: AveragedModel(model), unseen, "after 1 updates, 0 of them recorded"),
         (lambda: AveragedModel(nn.Linear(4, 3)), None, "2 parameters that are not those"),
         (lambda: copy.deepcopy(model), None, "averaged of type Sequential"),
         (lambda: None, None, "no averaged model"),
@@ -286,7 +286,7 @@ def test_what_is_no_average_is_refused(lab):
     with pytest.raises(InputError, match="averaged of type Sequential"):
         Recorder(model, optimizer, lab.directory / "x", loss="cross_entropy", averaged=model)
     recorder = Recorder(model, optimizer, lab.directory / "x", loss="cross_entropy")
-    with pytest.raises(InputError, match="inside its with block"):
+    with pytest.raises(InputError, match="outside the recorder"):
         recorder.average(AveragedModel(model))
 
 
@@ -433,7 +433,7 @@ def check_resumed(lab, directory, where, keep):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     options = {"loss": "cross_entropy", "keep": keep, "resume": True}
     with (
-        pytest.raises(InputError, match="averaged weights, to go on without"),
+        pytest.raises(InputError, match="no averaged model for the run"),
         Recorder(model, optimizer, directory, **options),
     ):
         pass

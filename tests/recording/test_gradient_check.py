@@ -24,7 +24,7 @@ def scaled(h, c):
 
 
 def fit(g, h, tolerance=1e-4):
-    return fit_scale(g, h, tolerance=tolerance, described="the loss")
+    return fit_scale(g, h, tolerance=tolerance, description="the loss")
 
 
 @given(st.floats(1e-6, 1e6), st.integers(0, 50), st.sampled_from([torch.float32, torch.float64]))
@@ -51,7 +51,7 @@ def test_equal_and_zero_gradients():
     assert fit(zero, zero) == 1.0
     assert fit(zero, h) == 0.0
     assert fit({}, {}) == 1.0
-    with pytest.raises(InputError, match="no multiple"):
+    with pytest.raises(InputError, match="not a multiple"):
         fit(h, zero)
 
 

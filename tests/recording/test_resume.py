@@ -18,7 +18,7 @@ from kernelmem.recording.run import Run
 def test_a_directory_with_a_run_is_refused_and_resuming_asks_for_one(lab):
     directory, model, _ = lab.record()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(InputError, match=r"holds a run already.*resume=True"):
+    with pytest.raises(InputError, match=r"already holds a run.*resume=True"):
         Recorder(model, optimizer, directory, loss="cross_entropy")
     Run.open(directory).verify()
     recorder = Recorder(model, optimizer, lab.directory / "none", loss="cross_entropy", resume=True)
@@ -54,7 +54,7 @@ def test_a_full_disk_ends_the_run_at_the_last_step_and_restore_goes_on(lab, monk
             patched.setattr(recorder_module.checkpoints, "write_checkpoint", full_disk)
             with pytest.raises(OSError, match="no space"):
                 lab.loop().run(model, optimizer, recorder, start=3, steps=4)
-        with pytest.raises(InputError, match=r"not as it was after the 3 steps.*restore"):
+        with pytest.raises(InputError, match=r"differs from the last recorded step \(step 3\).*restore"):
             lab.loop().run(model, optimizer, recorder, start=4, steps=5)
         assert len(Run.open(lab.directory / "run")) == 3
         assert recorder.restore() == 2
@@ -77,7 +77,7 @@ def test_resuming_wants_the_state_in_which_the_run_was_left(lab):
     # weights alone are not the state: momentum is missing
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with Recorder(model, optimizer, directory, **options) as recorder:
-        with pytest.raises(InputError, match=r"after the 4 steps.*restore\(\)"):
+        with pytest.raises(InputError, match=r"step 4.*restore\(\)"):
             lab.loop().run(model, optimizer, recorder, start=4, steps=5)
         assert recorder.restore() == 4
         lab.loop().run(model, optimizer, recorder, start=4, steps=5)

@@ -1,4 +1,4 @@
-"""Averages on the tape: a row for each update of the averaged weights, sealed with all before it."""
+"""Updates of averaged weights on the tape: one row per update, chained by hashes to all rows before it."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ __all__ = ["Average", "AverageLog"]
 class Average:
     """One update of the averaged weights: w_avg <- w_avg + coefficient (w - w_avg)."""
 
-    after_steps: int  # w is that after so many steps
+    after_steps: int  # w are the weights after this many steps
     coefficient: float
     sha256: str  # of the averaged parameters after the update
 
 
 class AverageLog:
-    """The tables of averages in a tape; empty for a tape that has none.
+    """The tables of averages on a tape; empty for a tape without them.
 
     A row holds sha256(hash of the row before it, hash of all steps up to it, its columns); ``averaged`` holds the SHA-256
-    of the file of the averaged model after the last update, sealed likewise. Errors are the tape's to translate.
+    of the file of the averaged model after the last update, with a hash of the same kind. The tape translates errors.
     """
 
     SCHEMA = """
@@ -36,19 +36,19 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
         self._present = connection.execute(query).fetchone()[0] == 2  # a tape of format 1 has none
 
     def insert(self, average: Average, *, rows: str) -> None:
-        """Add an update after the steps whose hash is ``rows``."""
+        """Add an update after the steps with the hash ``rows``."""
         position, chain = self._last()
         values = (average.after_steps, average.coefficient, average.sha256)
         row = (position, *values, _link(chain, rows, *values))
         self._connection.execute("INSERT INTO averages VALUES (?, ?, ?, ?, ?)", row)
 
     def read(self, length: int) -> tuple[Average, ...]:
-        """The updates after at most ``length`` steps."""
+        """Return the updates after at most ``length`` steps."""
         query = "SELECT step, coefficient, sha256 FROM averages WHERE step <= ? ORDER BY position"
         return tuple(Average(*row) for row in self._all(query, length))
 
     def keep(self, sha256: str) -> list[str]:
-        """Note the file of the averaged model after the last update; the SHA-256 of earlier ones, which it replaces."""
+        """Record the file of the averaged model after the last update; return the SHA-256 of the files that it replaces."""
         updates, chain = self._last()
         replaced = [row[0] for row in self._all("SELECT sha256 FROM averaged")]
         self._connection.execute("DELETE FROM averaged")
@@ -57,18 +57,18 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
         return [old for old in replaced if old != sha256]
 
     def file(self) -> str | None:
-        """The SHA-256 of the file, if it is that after the last update."""
+        """Return the SHA-256 of the file after the last update, or None."""
         updates, _ = self._last()
         rows = self._all("SELECT sha256 FROM averaged WHERE updates = ?", updates)
         return rows[0][0] if rows else None
 
     def truncate(self, count: int) -> None:
-        """Drop all but the first ``count`` updates."""
+        """Delete all but the first ``count`` updates."""
         self._connection.execute("DELETE FROM averages WHERE position >= ?", (count,))
         self._connection.execute("DELETE FROM averaged WHERE updates > ?", (count,))
 
     def verify(self, chains: dict[int, str]) -> None:
-        """Compare all hashes; ``chains`` are the hashes of the steps, by their number. What lies beyond them is ignored.
+        """Check all hashes, given the hashes ``chains`` of the steps by number; later updates are ignored.
 
         Raises:
             ValueError: names the update.
@@ -76,16 +76,16 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
         chain, before = self._genesis, 0
         links = {0: chain}
         rows = self._all("SELECT position, step, coefficient, sha256, chain FROM averages ORDER BY position")
-        for count, (position, step, coefficient, sha256, found) in enumerate(rows):
-            if step > max(chains):  # the recorder has gone on since this tape was opened
+        for count, (position, step, coefficient, sha256, stored) in enumerate(rows):
+            if step > max(chains):  # recorded since this tape was opened
                 break
-            rest = (step, coefficient, sha256)
-            if position != count or step < before or found != _link(chain, chains[step], *rest):
+            columns = (step, coefficient, sha256)
+            if position != count or step < before or stored != _link(chain, chains[step], *columns):
                 raise ValueError(f"update {count} is not what was written")
-            chain, before = found, step
+            chain, before = stored, step
             links[count + 1] = chain
-        for updates, sha256, found in self._all("SELECT updates, sha256, seal FROM averaged"):
-            if updates in links and found != _seal(links[updates], updates, sha256):
+        for updates, sha256, stored in self._all("SELECT updates, sha256, seal FROM averaged"):
+            if updates in links and stored != _seal(links[updates], updates, sha256):
                 raise ValueError("the averaged file does not belong to the updates before it")
 
     def _last(self) -> tuple[int, str]:

@@ -1,10 +1,10 @@
-"""Checkpoints: weights, buffers, optimizer state and random state after a step, in one safetensors file."""
+"""Checkpoints: weights, buffers, optimizer state and random state after a step, in one safetensors file each."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import safetensors
@@ -30,24 +30,26 @@ __all__ = [
     "write_checkpoint",
 ]
 
-PARTS = ("model.", "averaged.")  # how the names of a checkpoint's tensors begin, beside "optimizer."
+PREFIXES = ("model.", "averaged.")  # of tensor names in a checkpoint, in addition to "optimizer."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """All that the next step starts from."""
+    """The state from which the next step starts."""
 
     model: dict[str, Tensor]  # parameters, then buffers
     optimizer: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
     random: Tensor  # the state of torch's CPU generator, uint8
-    averaged: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # parameters, buffers of the averaged model, if there is one
+    averaged: dict[str, Tensor] = field(default_factory=dict)  # parameters and buffers of the averaged model, if any
     updates: int = 0  # of the averaged model
+
+    def __repr__(self) -> str:
+        averaged = f", averaged model after {self.updates} updates" if self.updates else ""
+        return f"Checkpoint({len(self.model)} tensors, optimizer state of {len(self.optimizer)} parameters{averaged})"
 
 
 def is_kept(step: int, keep: str | int) -> bool:
-    """Whether the weights after ``step`` steps are written, without knowing how many steps there will be.
+    """Return True if the weights after ``step`` steps are kept; does not depend on the total number of steps.
 
     ``"all"``: every step; k: every k-th; ``"sqrt"``: multiples of 2^floor(log2(t)/2) around step t, which is at most
     sqrt(t): of T steps about 3 sqrt(T) or fewer are kept, and replay recomputes fewer than sqrt(T) to reach any other.
@@ -62,7 +64,7 @@ def is_kept(step: int, keep: str | int) -> bool:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers by name (those too that a state dict leaves out), tied ones once."""
+    """Return copies of all parameters and buffers by name (non-persistent buffers too), tied ones once."""
     return {name: _copy(value) for name, value in _live_state(model).items()}
 
 
@@ -78,19 +80,19 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy ``state`` into the model's parameters and buffers, in place.
 
     Raises:
-        InputError: names, shapes or dtypes that differ; nothing is copied then.
+        InputError: names, shapes or dtypes that differ; nothing is then copied.
     """
-    own = _live_state(model)
-    for name in {**own, **state}:
-        mine, other = _describe(own.get(name)), _describe(state.get(name))
-        if mine != other:
+    current = _live_state(model)
+    for name in {**current, **state}:
+        given, recorded = _describe(current.get(name)), _describe(state.get(name))
+        if given != recorded:
             raise InputError(
-                f"a model with {name} {mine}, where the run has {other}",
+                f"a model with {name} {given}, where the run has {recorded}",
                 expected="the parameters and buffers of the recorded model",
-                hint="build the model as it was built for the run",
+                hint="build the model as for the recording",
             )
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in current.items():
             value.copy_(state[name])
 
 
@@ -99,7 +101,7 @@ def _describe(value: Tensor | None) -> str:
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of parameters and buffers, sorted by name."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of parameters and buffers, sorted by name."""
     return array_sha256({name: _numpy(state[name]) for name in sorted(state)})
 
 
@@ -109,11 +111,13 @@ def _numpy(value: Tensor) -> np.ndarray:
 
 def optimizer_state(
     optimizer: torch.optim.Optimizer,
-    names: Mapping[Any, str],  # of parameters: the state is typed by Tensor
+    names: Mapping[nn.Parameter, str],
 ) -> dict[str, dict[str, Tensor]]:
-    """Copies of the optimizer's state by parameter name; what is not set yet (None) is left out."""
+    """Return copies of the optimizer's state by parameter name; entries that are not yet set (None) are left out."""
     return {
-        names[parameter]: {key: _copy(torch.as_tensor(value)) for key, value in state.items() if value is not None}
+        names[cast(nn.Parameter, parameter)]: {
+            key: _copy(torch.as_tensor(value)) for key, value in state.items() if value is not None
+        }
         for parameter, state in optimizer.state.items()
     }
 
@@ -130,10 +134,10 @@ def set_optimizer_state(
 
 
 def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
-    """Write ``weights/<step>.safetensors`` in the run's directory, whole or not at all; return its SHA-256.
+    """Write ``weights/<step>.safetensors`` in the run's directory atomically, and return its SHA-256.
 
     Raises:
-        OSError: the disk is full or not writable.
+        OSError: a disk that is full or not writable.
     """
     tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
     for name, state in checkpoint.optimizer.items():
@@ -147,15 +151,15 @@ def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
 
 
 def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
-    """Read ``weights/<step>.safetensors`` if its bytes are those whose SHA-256 the tape holds.
+    """Read ``weights/<step>.safetensors`` and check its SHA-256.
 
     Raises:
-        FileCorruptError: missing, unreadable or altered.
+        FileCorruptError: a file that is missing, unreadable or altered.
     """
     path = _path(directory, step)
     try:
         tensors = _read(path, sha256)
-        model, averaged = ({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in PARTS)
+        model, averaged = ({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in PREFIXES)
         optimizer: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -167,17 +171,17 @@ def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
         raise FileCorruptError(
             f"checkpoint {path} of step {step} ({error})",
             expected="the file that the recorder wrote",
-            hint="put the file back from a copy; the steps before it can still be replayed",
+            hint="restore the file from a copy; the steps before it can still be replayed",
         ) from error
 
 
 def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
-    """Write the averaged model's parameters and buffers beside the weights; return the SHA-256 of the file.
+    """Write the averaged model's parameters and buffers to the weights folder, and return the SHA-256 of the file.
 
-    The file is named by its content: the one that the tape knows of is never written over.
+    The file is named by its content, so the recorded one is never overwritten.
 
     Raises:
-        OSError: the disk is full or not writable.
+        OSError: a disk that is full or not writable.
     """
     content = safetensors.torch.save(dict(state))
     sha256 = hashlib.sha256(content).hexdigest()
@@ -186,10 +190,10 @@ def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
-    """Read what :func:`write_averaged` wrote.
+    """Read a file of :func:`write_averaged`.
 
     Raises:
-        FileCorruptError: missing, unreadable or altered.
+        FileCorruptError: a file that is missing, unreadable or altered.
     """
     path = averaged_path(directory, sha256)
     try:
@@ -198,19 +202,19 @@ def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
         raise FileCorruptError(
             f"averaged weights {path} ({error})",
             expected="the file that the recorder wrote",
-            hint="put the file back from a copy; the run itself can still be read",
+            hint="restore the file from a copy; the run itself can still be read",
         ) from error
 
 
 def averaged_path(directory: Path, sha256: str) -> Path:
-    """Where the averaged weights with this SHA-256 are."""
+    """Return the path of the averaged weights with this SHA-256."""
     return directory / "weights" / f"averaged-{sha256[:16]}.safetensors"
 
 
 def _read(path: Path, sha256: str) -> dict[str, Tensor]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError("its sha256 is not the one on the tape")
+        raise ValueError("its sha256 differs from the recorded one")
     return safetensors.torch.load(content)
 
 

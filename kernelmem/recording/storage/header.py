@@ -1,8 +1,8 @@
-"""The header of a run: what is being trained and how it is recorded, checked before the first step."""
+"""Header of a run: model, optimizer, loss and options, checked before the first step."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
 from kernelmem.training.losses import REDUCTIONS, Loss, loss_name
 
-__all__ = ["check_model", "check_options", "check_same_run", "run_header"]
+__all__ = ["Header", "check_model", "check_options", "check_same_run", "run_header"]
+
+Header: TypeAlias = dict[str, Any]
+"""JSON values that describe the whole run."""
 
 SAME_ON_RESUME = ("optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
 
@@ -26,8 +29,8 @@ def run_header(
     forward: Callable[..., Tensor] | None,
     reduction: str,
     keep: str | int,
-) -> dict[str, Any]:
-    """What the tape says of the whole run, as JSON values; ``state`` are the initial parameters and buffers."""
+) -> Header:
+    """Return the header of a run that starts from the parameters and buffers ``state``."""
     parameters = {name for name, _ in model.named_parameters()}
     described = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()]
     return {
@@ -46,40 +49,40 @@ def run_header(
     }
 
 
-def check_same_run(own: Mapping[str, Any], recorded: Mapping[str, Any], directory: Path) -> None:
-    """Refuse to resume a run with another model, optimizer or options.
+def check_same_run(header: Header, recorded: Header, directory: Path) -> None:
+    """Check that a run is resumed with its model, optimizer and options.
 
     Raises:
         InputError: names the first entry that differs.
     """
     for key in SAME_ON_RESUME:
-        if own[key] != recorded.get(key):  # an older header has no forward
+        if header[key] != recorded.get(key):  # an older header has no forward
             raise InputError(
-                f"{key} {own[key]} for the run in {directory}",
+                f"{key} {header[key]} for the run in {directory}",
                 expected=f"{key} {recorded.get(key)}, as recorded",
                 hint="resume with the model, optimizer and options of the run",
             )
 
 
 def check_options(reduction: str, keep: str | int, tolerance: float | None) -> None:
-    """Refuse options that mean nothing.
+    """Check the options of a recorder.
 
     Raises:
         InputError: names the option.
     """
     if reduction not in REDUCTIONS:
-        raise InputError(f"reduction={reduction!r}", expected='"mean" or "sum"', hint="name that of the training loop")
+        raise InputError(f"reduction={reduction!r}", expected='"mean" or "sum"', hint="pass that of your loss")
     if keep not in ("all", "sqrt") and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise InputError(f"keep={keep!r}", expected='"all", "sqrt" or a whole number >= 1', hint='pass keep="sqrt"')
     if tolerance is not None and not 0 <= tolerance < 1:
-        raise InputError(f"tolerance={tolerance!r}", expected="a number >= 0 and < 1", hint="leave it out")
+        raise InputError(f"tolerance={tolerance!r}", expected="a number >= 0 and < 1", hint="omit it")
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse models whose steps cannot be recomputed.
+    """Check that the steps of the model can be recomputed.
 
     Raises:
-        UnsupportedModelError: scripted or data-parallel, or with parameters that are lazy, complex or not on the CPU.
+        UnsupportedModelError: a scripted or data-parallel model, or parameters that are lazy, complex or not on the CPU.
     """
     if isinstance(model, torch.jit.ScriptModule | nn.DataParallel):
         raise UnsupportedModelError(

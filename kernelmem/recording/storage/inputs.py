@@ -1,9 +1,8 @@
-"""What was in a batch: checked at the border, and each input stored once."""
+"""Batches of a run: checked on entry, each distinct input of an example stored once."""
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,24 +10,24 @@ from torch import Tensor
 from kernelmem.core.batches import Batch, map_tree, named_leaves
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.recording.storage.pytree import tree_row_bytes
+from kernelmem.recording.storage.pytree import TensorTree, tree_row_bytes
 
 __all__ = ["InputRegistry", "RecordedBatch", "StoredInput", "read_batch", "stored_sha256"]
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedBatch:
-    """One batch as the training loop saw it."""
+    """One batch of the training loop."""
 
     examples: Tensor  # (B,) int64
-    x: Any  # (B, ...), or a tree of such tensors
+    x: TensorTree  # (B, ...), or a tree of such tensors
     y: Tensor  # (B, ...)
     sample_weight: Tensor | None  # (B,) float64; None: all ones
 
 
 @dataclass(frozen=True)
 class StoredInput:
-    """One input of an example as bytes; the version counts the different inputs that the example had."""
+    """One input of an example as bytes; ``version`` counts the distinct inputs of the example."""
 
     example: int
     version: int
@@ -38,15 +37,15 @@ class StoredInput:
 
 
 def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None) -> RecordedBatch:
-    """Check what was handed to ``Recorder.step``; dicts, tuples and lists of tensors become plain ones.
+    """Check the arguments of ``Recorder.step``; mappings, tuples and lists of tensors become plain ones.
 
     Raises:
-        InputError: lengths that differ, no rows, NaN, indices that are no whole numbers >= 0, inputs that are no
-            tensors on the CPU.
+        InputError: lengths that differ, no rows, NaN, indices that are not whole numbers >= 0, inputs that are not on
+            the CPU.
     """
     leaves = [(name, as_tensor(leaf, name)) for name, leaf in named_leaves(x, "x")]
-    parts = iter([leaf for _, leaf in leaves])
-    tree = map_tree(x, lambda _: next(parts))
+    tensors = iter([leaf for _, leaf in leaves])
+    tree = map_tree(x, lambda _: next(tensors))
     targets, positions = as_tensor(y, "y"), as_tensor(index, "index")
     named = [*leaves, ("y", targets), ("index", positions)]
     weights = None
@@ -59,22 +58,21 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
         raise InputError(
             f"a batch with {counts}" if leaves else "x without a tensor in it",
             expected="the same number of rows, at least one",
-            hint="hand in the examples of this step, all micro-batches of it concatenated",
+            hint="pass the examples of this step, all its micro-batches concatenated",
         )
     for name, value in named:
         if value.device.type != "cpu" or value.dtype == torch.bfloat16:
             raise InputError(
                 f"{name} of dtype {value.dtype} on {value.device}".replace("torch.", ""),
-                expected="numbers on the CPU that NumPy knows",
-                hint="hand in float32 and convert inside the model",
+                expected="numbers on the CPU, of a dtype that NumPy has",
+                hint="pass float32 and convert inside the model",
             )
-    examples = positions
-    whole = examples.ndim == 1 and not examples.is_floating_point() and examples.dtype != torch.bool
-    if not whole or int(examples.min()) < 0:
+    integer = positions.ndim == 1 and not positions.is_floating_point() and positions.dtype != torch.bool
+    if not integer or int(positions.min()) < 0:
         raise InputError(
-            f"index of shape {tuple(examples.shape)} and dtype {examples.dtype}, from {examples.min().item()} on",
+            f"index of shape {tuple(positions.shape)} and dtype {positions.dtype}, minimum {positions.min().item()}",
             expected="the position of each row in the training data: whole numbers >= 0, shape (B,)",
-            hint="let the data loader give the index beside x and y",
+            hint="let the data loader return the index together with x and y",
         )
     if weights is not None and weights.ndim != 1:
         raise InputError(
@@ -82,16 +80,16 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
         )
     if weights is not None and bool((weights == 1).all()):
         weights = None
-    return RecordedBatch(examples.to(torch.int64).clone(), tree, targets, weights)
+    return RecordedBatch(positions.to(torch.int64).clone(), tree, targets, weights)
 
 
 def stored_sha256(x: bytes, y: bytes) -> str:
-    """SHA-256 of one stored input: all arrays of it, with their names, shapes and dtypes."""
+    """Return the SHA-256 of one stored input: all its arrays, with names, shapes and dtypes."""
     return hashlib.sha256(len(x).to_bytes(8, "little") + x + y).hexdigest()
 
 
 class InputRegistry:
-    """Which inputs of which examples are on the tape: about 200 bytes of memory for each."""
+    """Inputs that are already on the tape, by example and hash; about 200 bytes of memory per input."""
 
     def __init__(self, known: Iterable[tuple[int, int, str]] = ()) -> None:
         """Start from the (example, version, sha256) of a tape."""
@@ -100,11 +98,11 @@ class InputRegistry:
         for example, version, sha256 in known:
             self._add(example, version, sha256)
 
-    def place(self, batch: RecordedBatch) -> tuple[Tensor, list[StoredInput]]:
-        """The version of each row (B,) int64, and the inputs that are new, each once. Nothing is remembered yet.
+    def versions(self, batch: RecordedBatch) -> tuple[Tensor, list[StoredInput]]:
+        """Return the version of each row (B,) int64, and the new inputs, each once; the registry does not change.
 
         Raises:
-            InputError: an array that NumPy cannot hold, a dict with keys that are no strings.
+            InputError: a dtype that NumPy does not have, a dict with keys that are not strings.
         """
         versions: list[int] = []
         new: dict[tuple[int, bytes], StoredInput] = {}
@@ -123,8 +121,8 @@ class InputRegistry:
             versions.append(version)
         return torch.tensor(versions, dtype=torch.int64), list(new.values())
 
-    def accept(self, new: Iterable[StoredInput]) -> None:
-        """Remember inputs that are now on the tape."""
+    def add(self, new: Iterable[StoredInput]) -> None:
+        """Add inputs that are now on the tape."""
         for stored in new:
             self._add(stored.example, stored.version, stored.sha256)
 

@@ -1,4 +1,4 @@
-"""Arrays as .npy bytes: a format without pickle, written and read a whole batch at a time."""
+"""Arrays as .npy bytes (no pickle), written and read for a whole batch at a time."""
 
 import io
 import math
@@ -12,7 +12,7 @@ __all__ = ["array_bytes", "array_from_bytes", "row_bytes", "rows_from_bytes"]
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """The .npy bytes of one array (C order)."""
+    """Return the .npy bytes of one array (C order)."""
     stream = io.BytesIO()
     np.save(stream, np.asarray(array, order="C"), allow_pickle=False)
     return stream.getvalue()
@@ -22,7 +22,7 @@ def array_from_bytes(data: bytes) -> np.ndarray:
     """Read one array from .npy bytes.
 
     Raises:
-        ValueError: not the bytes of a plain array.
+        ValueError: bytes that are not those of a plain array.
     """
     if data[:8] != b"\x93NUMPY\x01\x00":
         return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
@@ -36,17 +36,17 @@ def array_from_bytes(data: bytes) -> np.ndarray:
 
 @lru_cache(256)
 def _header(data: bytes) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
-    """Shape, dtype and order of a header: few differ, and reading one takes longer than reading a small array."""
+    """Return shape, dtype and memory order of a header; cached, because parsing one takes longer than a small array."""
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(data))
     if dtype.hasobject:
-        raise ValueError("an array of Python objects, which only pickle reads (allow_pickle=False)")
+        raise ValueError("an array of Python objects, which requires pickle (allow_pickle=False)")
     return shape, dtype, "F" if fortran else "C"
 
 
 def row_bytes(array: np.ndarray) -> list[bytes]:
-    """The .npy bytes of every row of an array (B, ...).
+    """Return the .npy bytes of every row of an array (B, ...).
 
-    All rows have the same header, which is made once: numpy.save on each of them would cost ten times as much.
+    All rows share one header, which is computed once: numpy.save for each row would cost ten times as much.
     """
     array = np.ascontiguousarray(array)
     first, data = array[0], array.tobytes()
@@ -56,15 +56,15 @@ def row_bytes(array: np.ndarray) -> list[bytes]:
 
 
 def rows_from_bytes(rows: Sequence[bytes]) -> np.ndarray:
-    """Stack the arrays of several .npy bytes, which must have one shape and dtype, into a writable (B, ...).
+    """Stack the arrays in several .npy byte strings, of one shape and dtype, into a writable array (B, ...).
 
     Raises:
-        ValueError: not the bytes of plain arrays, or arrays of different shapes or dtypes.
+        ValueError: bytes that are not those of plain arrays, or arrays of different shapes or dtypes.
     """
     first = array_from_bytes(rows[0])
     offset = len(rows[0]) - first.nbytes
     header = rows[0][:offset]
     if any(len(row) != len(rows[0]) or row[:offset] != header for row in rows):
         raise ValueError("rows of different shapes or dtypes in one batch")
-    data = bytearray().join(row[offset:] for row in rows)  # a bytearray: torch wants arrays that can be written to
+    data = bytearray().join(row[offset:] for row in rows)  # a bytearray, because torch requires writable arrays
     return np.frombuffer(data, dtype=first.dtype, count=len(rows) * first.size).reshape(len(rows), *first.shape)

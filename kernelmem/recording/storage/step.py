@@ -1,40 +1,46 @@
-"""One training step as a value, as the columns of a row, and as a link in the chain of hashes."""
+"""One training step as a value, as columns of a row, and as a link in the hash chain."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kernelmem.recording.storage.npy import array_bytes, array_from_bytes
+from kernelmem.recording.storage.param_groups import ParamGroup
 
 __all__ = ["Row", "Step", "decode_step", "digest", "encode_step", "link", "seal"]
 
-Row = tuple[str, bytes, bytes, bytes, bytes | None]  # facts (JSON), examples, versions, weights (.npy), random
+Row: TypeAlias = tuple[str, bytes, bytes, bytes, bytes | None]
+"""facts (JSON), examples, versions, weights (.npy), random."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Step:
-    """What one training step did, but for its inputs and weights, which are stored by example and by checkpoint."""
+    """One training step without its inputs and weights, which are stored by example and by checkpoint."""
 
     index: int  # 0..T-1
-    examples: Tensor  # (B,) int64: whose rows were in the batch, in its order
-    versions: Tensor  # (B,) int64: which stored input of each example (0: as first seen; more with augmentation)
+    examples: Tensor  # (B,) int64: positions of the batch in the training data, in order
+    versions: Tensor  # (B,) int64: number of the stored input of each example (0: the first; more with augmentation)
     sample_weight: Tensor  # (B,) float64 loss weights (ones if not given)
-    groups: tuple[dict[str, Any], ...]  # {"parameters": [names], "lr": ..., "betas": [...], ...} as used in this step
+    groups: tuple[ParamGroup, ...]  # {"parameters": [names], "lr": ..., "betas": [...], ...} as used in this step
     scale: float  # gradient used / gradient of the recomputed batch loss (clipping, loss scaling)
-    skipped: frozenset[str]  # parameters of the optimizer whose grad was None
-    random: bytes | None  # torch CPU generator state before the forward pass; None where it drew nothing
+    skipped: frozenset[str]  # parameters of the optimizer whose .grad was None
+    random: bytes | None  # state of torch's CPU generator before the forward pass; None if the pass drew nothing
     after: str  # sha256 of parameters and buffers after the step
-    buffers_changed: bool  # whether any buffer changed in the step
+    buffers_changed: bool  # True if any buffer changed in the step
     evaluating: frozenset[str] = frozenset()  # modules that were in eval mode ("" is the model itself)
+
+    def __repr__(self) -> str:
+        lr = ", ".join(f"{group['lr']:g}" for group in self.groups if "lr" in group)
+        return f"Step({self.index}: {len(self.examples)} examples, lr {lr}, gradient scale {self.scale:g})"
 
 
 def encode_step(step: Step) -> Row:
-    """The columns of a step: what is short as JSON, arrays as .npy bytes."""
+    """Return the columns of a step: short values as JSON, arrays as .npy bytes."""
     facts = {
         "groups": step.groups,
         "scale": step.scale,
@@ -48,11 +54,11 @@ def encode_step(step: Step) -> Row:
     return json.dumps(facts, sort_keys=True), examples, versions, weights, step.random
 
 
-def decode_step(index: int, row: Sequence[Any]) -> Step:
-    """The step of a row that was read from a tape.
+def decode_step(index: int, row: Row) -> Step:
+    """Return the step of a row that was read from a tape.
 
     Raises:
-        ValueError, TypeError, KeyError: altered.
+        ValueError, TypeError, KeyError: an altered row.
     """
     facts = json.loads(row[0])
     examples, versions, weights = (torch.from_numpy(array_from_bytes(column)) for column in row[1:4])
@@ -71,8 +77,8 @@ def decode_step(index: int, row: Sequence[Any]) -> Step:
     )
 
 
-def link(chain: str, row: Sequence[Any], inputs: Iterable[tuple[int, int, str]]) -> str:
-    """The hash of a row, of the inputs (example, version, sha256) first seen in it, and of the hash before it."""
+def link(chain: str, row: Row, inputs: Iterable[tuple[int, int, str]]) -> str:
+    """Return the hash of a row, of its new inputs (example, version, sha256), and of the previous hash."""
     facts, examples, versions, weights, random = row
     new = (f"{example} {version} {sha256}".encode() for example, version, sha256 in sorted(inputs))
     drawn = b"absent" if random is None else b"random" + random
@@ -80,12 +86,12 @@ def link(chain: str, row: Sequence[Any], inputs: Iterable[tuple[int, int, str]])
 
 
 def seal(chain: str, step: int, sha256: str) -> str:
-    """The hash that ties the checkpoint after ``step`` steps to the rows before it."""
+    """Return the hash that binds the checkpoint after ``step`` steps to the rows before it."""
     return digest(chain.encode(), f"checkpoint {step} {sha256}".encode())
 
 
 def digest(*parts: bytes) -> str:
-    """SHA-256 of a sequence of byte strings, each with its length, so that no byte moves to its neighbor unseen."""
+    """Return the SHA-256 of byte strings, each preceded by its length, so that their boundaries are hashed too."""
     hashed = hashlib.sha256()
     for part in parts:
         hashed.update(len(part).to_bytes(8, "little"))

@@ -1,21 +1,22 @@
-"""The tape: a SQLite row for each training step, sealed with the hash of all rows before it."""
+"""The tape of a run: one SQLite row per training step, chained by hashes to all rows before it."""
 
 import json
 import sqlite3
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from kernelmem.core.atomic_files import write_file
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average, AverageLog
+from kernelmem.recording.storage.header import Header
 from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
-from kernelmem.recording.storage.pytree import tree_from_row_bytes
-from kernelmem.recording.storage.step import Step, decode_step, digest, encode_step, link, seal
+from kernelmem.recording.storage.pytree import TensorTree, tree_from_row_bytes
+from kernelmem.recording.storage.step import Row, Step, decode_step, digest, encode_step, link, seal
 
 __all__ = ["FILE", "Step", "Tape"]
 
@@ -37,39 +38,39 @@ UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeE
 class Tape:
     """The file ``tape.sqlite`` of a run.
 
-    Every row holds sha256(hash of the row before it, all its columns, the inputs first seen in it), so that
-    :meth:`verify` finds an altered, missing or moved row; cutting off the end leaves a shorter run that is whole. One
-    transaction a step, fsynced: a killed process leaves all steps that were acknowledged. Arrays are .npy bytes.
+    Every row holds sha256(hash of the previous row, all its columns, its new inputs), so that :meth:`verify` finds an
+    altered, missing or moved row; truncation leaves a shorter valid run. Each step is one transaction with fsync: after a
+    crash all acknowledged steps are on disk. Arrays are stored as .npy bytes.
     """
 
     def __init__(self, directory: str | Path, *, write: bool = False) -> None:
-        """Open the tape of a run; it is changed only with ``write``.
+        """Open the tape of a run, read-only unless ``write``.
 
         Raises:
-            InputError: no run there, or one in a later format.
-            FileCorruptError: not a tape.
+            InputError: no run in ``directory``, or one in a later format.
+            FileCorruptError: a file that is not a tape.
         """
         self.file = Path(directory) / FILE
         if not self.file.is_file():
             raise InputError(
                 f"directory {directory} without a {FILE}",
-                expected="a run that kernelmem.Recorder has written",
+                expected="a run recorded by kernelmem.Recorder",
                 hint="check the path, or record the run first (resume=False)",
             )
         self._write = write
         address = f"{self.file.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
         with self._reading("its header"):
-            # a Run may travel to worker threads: SQLite's own lock keeps them apart
+            # a Run may be used in worker threads: SQLite serializes their access
             self._connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
             self._finalizer = weakref.finalize(self, self._connection.close)
             rows = self._connection.execute("SELECT key, value FROM meta").fetchall()
-            self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
-            made = int(self.meta["format"])
+            self.meta: Header = {key: json.loads(value) for key, value in rows}
+            format_ = int(self.meta["format"])
             self._genesis = digest(*(part.encode() for row in sorted(rows) for part in row))
-        if made > FORMAT:
+        if format_ > FORMAT:
             self.close()
             raise InputError(
-                f"{self.file} in format {made}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
+                f"{self.file} in format {format_}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
             )
         with self._reading("its header"):
             if write:
@@ -81,11 +82,11 @@ class Tape:
         self._chain = self._chain_after(self._length)
 
     @classmethod
-    def create(cls, directory: str | Path, meta: Mapping[str, Any], *, initial: str) -> "Tape":
-        """Start a tape: its header ``meta`` (JSON values) and the SHA-256 of the checkpoint of the initial weights.
+    def create(cls, directory: str | Path, meta: Header, *, initial: str) -> "Tape":
+        """Create a tape with the header ``meta`` and the SHA-256 of the checkpoint of the initial weights.
 
         Raises:
-            InputError: the directory holds a run already, or cannot be written to.
+            InputError: a directory that already holds a run, or is not writable.
         """
         file = Path(directory) / FILE
         refuse_existing(directory)
@@ -96,31 +97,31 @@ class Tape:
             connection.executescript(SCHEMA + AverageLog.SCHEMA)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", content.items())
             connection.execute("INSERT INTO checkpoints VALUES (0, ?, ?)", (initial, seal(genesis, 0, initial)))
-            write_file(file, connection.serialize())  # whole or absent
+            write_file(file, connection.serialize())  # atomic
         finally:
             connection.close()
         return cls(directory, write=True)
 
     @property
     def head(self) -> str:
-        """The hash of the last row, and so of all before it."""
+        """The hash of the last row, and so of all rows before it."""
         return self._chain
 
     def __len__(self) -> int:
-        """The number of steps when the tape was opened, and of those appended since."""
+        """Return the number of steps when the tape was opened, plus those appended since."""
         return self._length
 
     def append(self, step: Step, inputs: Sequence[StoredInput] = (), *, checkpoint: str | None = None) -> None:
-        """Commit one step, the inputs that it saw first, and the SHA-256 of the checkpoint after it, if there is one.
+        """Commit one step, its new inputs, and the SHA-256 of the checkpoint after it, if there is one.
 
         Raises:
-            InputError: not the next step, or another process has written it.
+            InputError: a step that is not the next one, or that another process has written.
         """
         if step.index != self._length:
             raise InputError(
-                f"step {step.index} for a tape of {self._length}",
+                f"step {step.index} for a tape of {self._length} steps",
                 expected=f"step {self._length}",
-                hint="append in order",
+                hint="append the steps in order",
             )
         row = encode_step(step)
         chain = link(self._chain, row, ((new.example, new.version, new.sha256) for new in inputs))
@@ -145,22 +146,22 @@ class Tape:
             self._averages.insert(Average(self._length, coefficient, sha256), rows=self._chain)
 
     def averages(self) -> tuple[Average, ...]:
-        """The updates of the averaged weights, in order."""
+        """Return the updates of the averaged weights, in order."""
         with self._reading("its averages"):
             return self._averages.read(self._length)
 
     def keep_averaged(self, sha256: str) -> list[str]:
-        """Commit the SHA-256 of the file of the averaged model after the last update; the SHA-256 of those it replaces."""
+        """Commit the SHA-256 of the averaged model's file after the last update; return those of the replaced files."""
         with self._transaction():
             return self._averages.keep(sha256)
 
     def averaged_file(self) -> str | None:
-        """The SHA-256 of the file of the averaged model after the last update, if it was written."""
+        """Return the SHA-256 of the averaged model's file after the last update, or None if it was not written."""
         with self._reading("its averages"):
             return self._averages.file()
 
     def truncate(self, length: int, *, averages: int = 0) -> None:
-        """Drop the steps from ``length`` on, with the inputs and checkpoints that came with them, and later averages."""
+        """Delete the steps from ``length`` on, with their inputs and checkpoints, and later averages."""
         with self._transaction():
             self._averages.truncate(averages)
             self._connection.execute("DELETE FROM steps WHERE step >= ?", (length,))
@@ -173,16 +174,16 @@ class Tape:
         """Read one step.
 
         Raises:
-            FileCorruptError: the row is missing or cannot be read.
+            FileCorruptError: a row that is missing or unreadable.
         """
         with self._reading(f"step {index}"):
-            return decode_step(index, self._one(f"SELECT {ROW} FROM steps WHERE step = ?", index))
+            return decode_step(index, cast(Row, self._one(f"SELECT {ROW} FROM steps WHERE step = ?", index)))
 
-    def inputs(self, step: Step) -> tuple[Any, Tensor]:
-        """The inputs x (B, ...), or the dict, tuple or list of such, and the targets y (B, ...) of a step.
+    def inputs(self, step: Step) -> tuple[TensorTree, Tensor]:
+        """Return the inputs x (B, ...), a tensor or a tree of tensors, and the targets y (B, ...) of a step.
 
         Raises:
-            FileCorruptError: an input is missing or cannot be read.
+            FileCorruptError: an input that is missing or unreadable.
         """
         query = "SELECT x, y FROM examples WHERE example = ? AND version = ?"
         with self._reading(f"the inputs of step {step.index}"):
@@ -191,36 +192,37 @@ class Tape:
             return tree_from_row_bytes(x), tree_from_row_bytes(y)
 
     def known_inputs(self) -> list[tuple[int, int, str]]:
-        """The (example, version, sha256) of all stored inputs."""
+        """Return (example, version, sha256) of all stored inputs."""
         with self._reading("its examples"):
             return self._connection.execute("SELECT example, version, sha256 FROM examples").fetchall()
 
     def checkpoints(self) -> dict[int, str]:
-        """The steps with a checkpoint, in order, and the SHA-256 of each file."""
+        """Return the SHA-256 of each checkpoint by step, in order."""
         with self._reading("its checkpoints"):
             query = "SELECT step, sha256 FROM checkpoints WHERE step <= ? ORDER BY step"
             return dict(self._connection.execute(query, (self._length,)).fetchall())
 
     def verify(self) -> None:
-        """Read everything and compare all hashes; O(bytes of the tape).
+        """Read the whole tape and check all hashes; O(bytes of the tape).
 
         Raises:
-            FileCorruptError: names the first step whose row, or whose new inputs, are not what was written.
+            FileCorruptError: names the first step with an altered row or new input.
         """
         chain = self._genesis
         chains = {0: chain}
         for index in range(self._length):
             with self._reading(f"step {index}"):
                 row = self._one(f"SELECT {ROW}, chain FROM steps WHERE step = ?", index)
-                chain = link(chain, row[:5], self._checked_inputs(index))
+                columns = cast(Row, row[:5])
+                chain = link(chain, columns, self._checked_inputs(index))
                 if chain != row[5]:
                     raise ValueError("its row, or the header before it, is not what was written")
-                decode_step(index, row)
+                decode_step(index, columns)
                 chains[index + 1] = chain
         with self._reading("its checkpoints"):
             rows = self._connection.execute("SELECT step, sha256, seal FROM checkpoints ORDER BY step").fetchall()
             inputs = self._one("SELECT count(*) FROM examples WHERE step NOT BETWEEN 0 AND ?", self._length - 1)[0]
-            # beyond the end is what the recorder has added since this tape was opened, if it has gone on
+            # a recorder may have added rows beyond the end since this tape was opened
             if (inputs or any(row[0] > self._length for row in rows)) and self._count_steps() <= self._length:
                 raise ValueError(f"inputs or checkpoints of steps after the last one, {self._length - 1}")
             if not rows or rows[0][0] != 0:
@@ -232,16 +234,15 @@ class Tape:
         with self._reading("its averages"):
             self._averages.verify(chains)
         with self._reading("its pages"):
-            found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[
-                0
-            ]  # indexes hold no data of their own
-            if found != "ok":
-                raise ValueError(found)
+            # also covers the indexes, which the hashes do not
+            report = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if report != "ok":
+                raise ValueError(report)
 
     def close(self) -> None:
-        """Close the file; a tape opened to write becomes one file again, without a write-ahead log beside it."""
+        """Close the file; for a tape opened to write, merge its write-ahead log into it."""
         if self._write and self._finalizer.alive:
-            with suppress(sqlite3.Error):  # somebody reads the run just now: the log stays, and is read with it
+            with suppress(sqlite3.Error):  # another process is reading the run: the log stays
                 self._connection.execute("PRAGMA journal_mode=DELETE")
         self._finalizer()
 
@@ -288,26 +289,26 @@ class Tape:
             raise
 
     @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
+    def _reading(self, part: str) -> Iterator[None]:
         try:
             yield
         except UNREADABLE as error:
             raise FileCorruptError(
-                f"{self.file}, {what} ({error})",
-                expected="what the recorder wrote",
-                hint="put the file back from a copy, or record the run again",
+                f"{self.file}, {part} ({error})",
+                expected="the file that the recorder wrote",
+                hint="restore the file from a copy, or record the run again",
             ) from error
 
 
 def refuse_existing(directory: str | Path) -> None:
-    """Refuse a directory that holds a run, before anything is written there.
+    """Check that the directory does not hold a run yet, before anything is written to it.
 
     Raises:
-        InputError: says how to go on with that run.
+        InputError: says how to resume that run.
     """
     if (Path(directory) / FILE).exists():
         raise InputError(
-            f"directory {directory} that holds a run already",
+            f"directory {directory} that already holds a run",
             expected="a directory without one",
-            hint="pass resume=True to go on with that run, or name another directory",
+            hint="pass resume=True to resume that run, or another directory",
         )

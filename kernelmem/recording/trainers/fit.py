@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kernelmem.core.batches import Batch, Rows, as_rows, named_leaves
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows, named_leaves
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
-from kernelmem.recording.gradient_check import Forward, call
+from kernelmem.recording.gradient_check import call_model
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.param_groups import read_groups
@@ -139,7 +139,7 @@ def fit(
     def loss(index: Tensor) -> Tensor:
         batch = rows.take(index)  # a copy that a model may overwrite
         try:
-            outputs = (forward or call)(model, batch)
+            outputs = (forward or call_model)(model, batch)
         except Exception as error:  # raised by the user's module, so of any type
             shapes = [tuple(leaf.shape[1:]) for _, leaf in named_leaves(rows.take(index), "x")]
             raise InputError(

@@ -1,23 +1,22 @@
-"""forward= functions for models that other libraries make; none of these libraries is imported here."""
-
-from typing import Any
+"""``forward=`` for models of the transformers library, which is not imported here."""
 
 from torch import Tensor, nn
 
+from kernelmem.core.batches import Batch
 from kernelmem.core.errors import InputError, UnsupportedModelError
 
 __all__ = ["logits"]
 
 
-def logits(model: nn.Module, batch: Any) -> Tensor:
-    """Run a Hugging Face model on a dict of tensors (a tokenizer's output) and give its logits, (n, C).
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the logits (n, C) of a Hugging Face model for a dict of tensors (the output of a tokenizer).
 
     For ``forward=``: ``km.ntk(model, dict(tokenizer(texts, return_tensors="pt", padding=True)), forward=km.logits)``.
-    A model that gives logits for every position, (n, S, V), gives those of its last position; with padding on the right
-    that is no token of shorter rows: pad on the left, or write a forward of your own.
+    For a model with logits (n, S, V) at every position, those of the last position are returned. With padding on the right
+    this is a padding token of shorter rows: pad on the left, or write your own forward.
 
     Raises:
-        InputError: the batch is no dict. UnsupportedModelError: the model's output has no logits.
+        InputError: a batch that is not a dict. UnsupportedModelError: a model whose output has no logits.
 
     >>> import torch, types
     >>> class Tiny(nn.Module):
@@ -33,11 +32,11 @@ def logits(model: nn.Module, batch: Any) -> Tensor:
             hint='pass dict(tokenizer(texts, return_tensors="pt", padding=True)) as x',
         )
     output = model(**batch)
-    found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    if not isinstance(found, Tensor):
+    values = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    if not isinstance(values, Tensor):
         raise UnsupportedModelError(
             f"a {type(model).__name__} whose output, a {type(output).__name__}, has no logits",
             expected="a model with a head, e.g. AutoModelForSequenceClassification",
             hint="pass forward=lambda model, batch: ... that returns (n, C)",
         )
-    return found[:, -1] if found.ndim == 3 else found
+    return values[:, -1] if values.ndim == 3 else values

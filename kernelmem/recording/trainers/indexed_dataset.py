@@ -1,6 +1,4 @@
-"""A dataset that says which example each item is."""
-
-from typing import Any
+"""Dataset whose items carry their positions."""
 
 from torch.utils.data import Dataset, Subset
 
@@ -8,13 +6,13 @@ __all__ = ["Indexed", "position_in"]
 
 
 class Indexed(Dataset):
-    """Every item of a map-style dataset behind its position: (x, y) becomes (position, x, y), z becomes (position, z).
+    """Prepend its position to every item of a map-style dataset: (x, y) becomes (position, x, y), z becomes (position, z).
 
-    Positions are those in the whole data: of a Subset, in the dataset that it is a part of.
+    For a Subset, positions are those in the underlying dataset.
 
     >>> import torch
-    >>> whole = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
-    >>> Indexed(torch.utils.data.Subset(whole, [3, 1]))[0]
+    >>> dataset = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
+    >>> Indexed(torch.utils.data.Subset(dataset, [3, 1]))[0]
     (3, tensor([0., 0.]), tensor(3))
     """
 
@@ -24,13 +22,13 @@ class Indexed(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # map-style
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
+    def __getitem__(self, index: int) -> tuple[object, ...]:
         item = self.dataset[index]
         return (position_in(self.dataset, index), *(item if isinstance(item, tuple | list) else (item,)))
 
 
 def position_in(dataset: Dataset, index: int) -> int:
-    """The position of item ``index`` in the dataset that ``dataset`` is a Subset of, or of which a Subset is one.
+    """Return the position of item ``index`` in the dataset below all Subsets.
 
     >>> position_in(Subset(Subset(range(9), [2, 4, 6]), [2, 0]), 0)
     6

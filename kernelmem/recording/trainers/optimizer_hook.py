@@ -1,95 +1,104 @@
-"""Recording behind a training loop of another library: its calls of ``optimizer.step`` are taken by a recorder."""
+"""Recording behind the training loop of another library: a recorder takes the loop's optimizer steps."""
 
+from collections.abc import Callable
 from functools import wraps
 from types import MethodType
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import map_tree, named_leaves
+from kernelmem.core.batches import Batch, map_tree, named_leaves
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 
 __all__ = ["OptimizerHook"]
 
 
-class OptimizerHook:
-    """While attached, ``optimizer.step(closure)`` runs the closure and then ``recorder.step`` on the batches noted since.
+class _MicroBatch(NamedTuple):
+    examples: Tensor
+    x: Batch
+    y: Tensor
 
-    So whatever the library does to the gradients in the closure (clipping, say) has been done, and nothing is between the
-    check and the step. Several batches before one step are an accumulation: the gradient is taken to be the mean over them
-    of the mean over the rows of each, so that in batches of different sizes the rows have different weights.
+
+class OptimizerHook:
+    """While attached, ``optimizer.step(closure)`` runs the closure, then ``recorder.step`` on the batches added since.
+
+    Everything that the library does to the gradients in the closure (clipping, for example) is then done, and nothing
+    happens between check and step. Several batches before one step are gradient accumulation: the gradient is the mean
+    over batches of the mean over the rows of each, so rows in batches of different sizes have different weights.
     """
 
     def __init__(self, recorder: Recorder, optimizer: torch.optim.Optimizer) -> None:
         """Attach to the optimizer of an entered recorder."""
-        self._optimizer, self._noted = optimizer, []
+        self._optimizer = optimizer
+        self._batches: list[_MicroBatch] = []
         self._active, self._inside = True, False
-        self._before = vars(optimizer).get("step")  # a scheduler's wrapper
+        self._previous = vars(optimizer).get("step")  # the wrapper of a scheduler
         original = optimizer.step
 
-        @wraps(original)  # a scheduler looks for its mark on it
-        def step(_: torch.optim.Optimizer, closure: Any = None) -> Any:
+        @wraps(original)  # schedulers look for their mark on it
+        def step(_: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
             if self._inside or not self._active:
                 return original() if closure is None else original(closure)
             result = None
             if closure is not None:
                 with torch.enable_grad():
                     result = closure()
-            batch = self._taken()
+            index, x, y, sample_weight = self._accumulated()
             self._inside = True
             try:
-                recorder.step(*batch)
+                recorder.step(index, x, y, sample_weight)
             finally:
                 self._inside = False
             return result
 
-        self._step = MethodType(step, optimizer)  # bound: a scheduler that is made later wraps its __func__
+        self._step = MethodType(step, optimizer)  # bound, because a scheduler created later wraps its __func__
         optimizer.step = self._step
 
     def __reduce__(self):
-        return (_absent, ())  # what holds it may be pickled during the training
+        return (_absent, ())  # objects that hold the hook may be pickled during training
 
-    def note(self, index: Any, x: Any, y: Any) -> None:
-        """A batch that the next step is made of."""
-        self._noted.append((torch.as_tensor(index), x, torch.as_tensor(y)))
+    def add_batch(self, index: ArrayLike, x: Batch, y: ArrayLike) -> None:
+        """Add a batch that contributes to the next step."""
+        self._batches.append(_MicroBatch(torch.as_tensor(index), x, torch.as_tensor(y)))
 
-    def forget(self) -> None:
-        """Drop batches that no step came of."""
-        self._noted.clear()
+    def clear(self) -> None:
+        """Drop batches that were not followed by a step."""
+        self._batches.clear()
 
     def detach(self) -> None:
-        """Give the optimizer its own step back."""
+        """Restore the optimizer's original step."""
         self._active = False
-        if vars(self._optimizer).get("step") is self._step:  # otherwise somebody has wrapped it since, and it passes on
-            if self._before is None:
+        if vars(self._optimizer).get("step") is self._step:  # otherwise it was wrapped since, and the wrapper calls it
+            if self._previous is None:
                 del self._optimizer.step
             else:
-                self._optimizer.step = self._before
+                self._optimizer.step = self._previous
 
-    def _taken(self) -> tuple[Tensor, Any, Tensor, Tensor | None]:
-        noted, self._noted = self._noted, []
-        if not noted:
+    def _accumulated(self) -> tuple[Tensor, Batch, Tensor, Tensor | None]:
+        batches, self._batches = self._batches, []
+        if not batches:
             raise InputError(
                 "an optimizer step without a batch",
                 expected="a training batch before every step",
-                hint="record loops that step the optimizer once for each batch, or for each few",
+                hint="record loops that step the optimizer once per batch, or once per several batches",
             )
-        index, y = (torch.cat([part[i] for part in noted]) for i in (0, 2))
-        sizes = [len(part[0]) for part in noted]
-        weight = None
+        index, y = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("examples", "y"))
+        sizes = [len(batch.examples) for batch in batches]
+        sample_weight = None
         if len(set(sizes)) > 1:
-            each = [torch.full((size,), len(index) / (len(sizes) * size), dtype=torch.float64) for size in sizes]
-            weight = torch.cat(each)
-        return index, _concatenated([part[1] for part in noted]), y, weight
+            weights = [torch.full((size,), len(index) / (len(sizes) * size), dtype=torch.float64) for size in sizes]
+            sample_weight = torch.cat(weights)
+        return index, _concatenate([batch.x for batch in batches]), y, sample_weight
 
 
 def _absent() -> None:
     return None
 
 
-def _concatenated(parts: list[Any]) -> Any:
-    columns = zip(*([leaf for _, leaf in named_leaves(part, "x")] for part in parts), strict=True)
+def _concatenate(batches: list[Batch]) -> Batch:
+    columns = zip(*([leaf for _, leaf in named_leaves(batch, "x")] for batch in batches), strict=True)
     leaves = iter([torch.cat([torch.as_tensor(leaf) for leaf in column]) for column in columns])
-    return map_tree(parts[0], lambda _: next(leaves))
+    return map_tree(batches[0], lambda _: next(leaves))

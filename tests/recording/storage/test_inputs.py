@@ -41,8 +41,8 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
     x, y = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0])
 
     def placed(index, x, y):
-        versions, new = inputs.place(read_batch(index, x, y, None))
-        inputs.accept(new)
+        versions, new = inputs.versions(read_batch(index, x, y, None))
+        inputs.add(new)
         return versions.tolist(), [(stored.example, stored.version) for stored in new]
 
     assert placed([4, 5, 4], x, y) == ([0, 0, 1], [(4, 0), (5, 0), (4, 1)])
@@ -51,8 +51,8 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
     assert placed([5, 5], x[[0, 0]], y[[0, 0]]) == ([1, 1], [(5, 1)])
     assert placed([5], x[1:2].double(), y[1:2]) == ([2], [(5, 2)])  # another dtype is another input
     assert placed([5], x[1:2], y[:1]) == ([3], [(5, 3)])  # and so is another label
-    again = InputRegistry([(4, 0, inputs.place(read_batch([9], x[:1], y[:1], None))[1][0].sha256)])
-    assert again.place(read_batch([4], x[:1], y[:1], None))[0].tolist() == [0]
+    again = InputRegistry([(4, 0, inputs.versions(read_batch([9], x[:1], y[:1], None))[1][0].sha256)])
+    assert again.versions(read_batch([4], x[:1], y[:1], None))[0].tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
         ([0], torch.zeros(2, 3), torch.zeros(2), None, "2 rows of x, 2 rows of y, 1 rows of index"),
         ([0, 1], torch.zeros(2, 3), torch.zeros(2), torch.ones(3), "3 rows of sample_weight"),
         ([], torch.zeros(0, 3), torch.zeros(0), None, "at least one"),
-        ([0, -1], torch.zeros(2, 3), torch.zeros(2), None, "from -1 on"),
+        ([0, -1], torch.zeros(2, 3), torch.zeros(2), None, "minimum -1"),
         ([0.0, 1.0], torch.zeros(2, 3), torch.zeros(2), None, "index of shape .* dtype torch.float64"),
         ([True, False], torch.zeros(2, 3), torch.zeros(2), None, "torch.bool"),
         ([0, 1], torch.full((2, 3), float("nan")), torch.zeros(2), None, "NaN"),

@@ -67,7 +67,7 @@ def test_what_is_no_tree_is_refused():
     with pytest.raises(ValueError, match="different shapes"):
         tree_from_row_bytes([row + b"0" for row in rows])
     deep = json.dumps([0, []]).replace("0", "[" * 100_000 + "]" * 100_000).encode()
-    with pytest.raises(ValueError, match="too deep"):
+    with pytest.raises(ValueError, match="too deeply"):
         tree_from_row_bytes([MAGIC + len(deep).to_bytes(4, "little") + deep])
     with pytest.raises(InputError, match="x with the key 3"):
         tree_row_bytes({3: torch.zeros(2)})

@@ -168,7 +168,7 @@ def test_targets_that_do_not_fit_and_a_directory_with_a_run_are_refused(lab):
     with pytest.raises(InputError, match="range of the model's dtype"):
         fit(lab.network(), x.double() * 1e300, y, out=lab.directory / "run", epochs=1, seed=0)
     trained(lab)
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         trained(lab)
 
 

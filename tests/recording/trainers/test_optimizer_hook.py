@@ -30,13 +30,13 @@ def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, sch
         if recorder is not None:
             recorder.__enter__()
         first = vars(optimizer).get("step")
-        stepping = None if recorder is None else OptimizerHook(recorder, optimizer)
+        hook = None if recorder is None else OptimizerHook(recorder, optimizer)
         ours = vars(optimizer).get("step")
         made += [scheduler()] if schedules in ("after", "both") else []
         for t in range(4):
             index, x, y = lab.batch(t, torch.float64)
-            if stepping is not None:
-                stepping.note(index, x, y)
+            if hook is not None:
+                hook.add_batch(index, x, y)
 
             def closure(x=x, y=y):
                 optimizer.zero_grad()
@@ -48,10 +48,10 @@ def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, sch
                 assert optimizer.step(closure) is not None or recorded
             for one in made:
                 one.step()
-        if stepping is not None:
+        if hook is not None:
             last = vars(optimizer)["step"]
             assert (last is ours) == (schedules != "after")
-            stepping.detach()
+            hook.detach()
             assert vars(optimizer).get("step") is (first if last is ours else last)
             recorder.__exit__(None, None, None)
         optimizer.zero_grad()
@@ -69,24 +69,24 @@ def test_what_was_noted_belongs_to_one_step(lab):
     model = lab.network(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
-        stepping = OptimizerHook(recorder, optimizer)
+        hook = OptimizerHook(recorder, optimizer)
         index, x, y = lab.batch(0, torch.float64)
         with pytest.raises(InputError, match="without a batch"):
             optimizer.step()
         parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
         for part in parts:
             (F.cross_entropy(model(x[part]), y[part]) / 3).backward()
-            stepping.note(index[part].tolist(), (x[part],), y[part])
-        stepping.forget()
+            hook.add_batch(index[part].tolist(), (x[part],), y[part])
+        hook.clear()
         with pytest.raises(InputError, match="without a batch"):
             optimizer.step()
         for part in parts:
-            stepping.note(index[part].numpy(), x[part], y[part])
+            hook.add_batch(index[part].numpy(), x[part], y[part])
         optimizer.step()
         with pytest.raises(InputError, match="without a batch"):
             optimizer.step()
-        assert pickle.loads(pickle.dumps(stepping)) is None
-        stepping.detach()
+        assert pickle.loads(pickle.dumps(hook)) is None
+        hook.detach()
         assert "step" not in vars(optimizer)
     run = Run.open(lab.directory / "run")
     (step,) = run.steps
@@ -100,13 +100,13 @@ def test_micro_batches_of_trees_are_concatenated(lab):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {"loss": "cross_entropy", "forward": lambda model, batch: model(batch["x"][0])}
     with Recorder(model, optimizer, lab.directory / "run", **options) as recorder:
-        stepping = OptimizerHook(recorder, optimizer)
+        hook = OptimizerHook(recorder, optimizer)
         index, x, y = lab.batch(0, torch.float64)
         for part in (slice(0, 3), slice(3, 6)):
             (F.cross_entropy(model(x[part]), y[part]) / 2).backward()
-            stepping.note(index[part], {"x": (x[part],)}, y[part])
+            hook.add_batch(index[part], {"x": (x[part],)}, y[part])
         optimizer.step()
-        stepping.detach()
+        hook.detach()
     assert torch.equal(Run.open(lab.directory / "run").batch(0)[0]["x"][0], x)
 
 
@@ -127,6 +127,6 @@ def test_a_copy_of_the_model_has_a_hook_that_does_nothing(lab):
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             other(torch.zeros(2, 4, dtype=torch.float64))
-            assert recorder._passes.random is None
+            assert recorder._forward_random.random is None
         model(torch.zeros(2, 4, dtype=torch.float64))
-        assert recorder._passes.random is not None
+        assert recorder._forward_random.random is not None

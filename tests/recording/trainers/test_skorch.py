@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from sklearn.base import clone
     from skorch.callbacks import Callback, Checkpoint, GradientNormClipping, LRScheduler
 
-    from kernelmem.recording.trainers.skorch import Recorded, keywords, nll_of_probabilities
+    from kernelmem.recording.trainers.skorch import Recorded, call_with_keywords, nll_of_probabilities
 
 
 class RecordedClassifier(Recorded, skorch.NeuralNetClassifier):
@@ -138,7 +138,7 @@ def test_rows_of_a_dict_are_keywords(lab):
     net = fitted(RecordedClassifier, X={"x": x}, out=lab.directory / "run", keep=3)
     run = Run.open(lab.directory / "run")
     assert set(run.batch(0)[0]) == {"x"}
-    *_, (_, weights) = replay(run, Net(), forward=keywords)
+    *_, (_, weights) = replay(run, Net(), forward=call_with_keywords)
     assert all(torch.equal(weights[name], value) for name, value in net.module_.state_dict().items())
 
 
@@ -158,7 +158,7 @@ def test_a_net_is_cloned_pickled_in_training_and_fitted_twice(lab):
     assert other.get_params()["keep"] == "all"
     other.fit(*data())
     assert len(Run.open(lab.directory / "other")) == len(Run.open(lab.directory / "run"))
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         net.fit(*data())
     net.set_params(out=lab.directory / "more").partial_fit(*data())
     more = Run.open(lab.directory / "more")
@@ -191,7 +191,7 @@ class TwoOptimizers(RecordedClassifier):
         ),
         (RecordedClassifier, {"criterion__weight": torch.ones(3).double()}, "CrossEntropyLoss"),
         (RecordedClassifier, {"criterion": nn.MultiMarginLoss}, "MultiMarginLoss"),
-        (RecordedClassifier, {"iterator_train": lambda dataset, **_: [dataset[0]]}, "makes a list"),
+        (RecordedClassifier, {"iterator_train": lambda dataset, **_: [dataset[0]]}, "returns a list"),
         (RecordedClassifier, {"loss": "mse"}, "largest mismatch"),
     ],
 )
