@@ -237,6 +237,12 @@ def _flips(memorization: Memorization, flipped: Tensor | None, seed: int) -> Fli
 
 
 def _versions() -> dict[str, str]:
-    packages = ("kernelmem", "torch", "numpy", "scipy", "scikit-learn")
-    versions = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **versions, "threads": str(torch.get_num_threads())}
+    from kernelmem import __version__  # here, because kernelmem imports this module
+
+    versions = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
+    return {
+        "python": platform.python_version(),
+        "kernelmem": __version__,
+        **versions,
+        "threads": str(torch.get_num_threads()),
+    }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Audit"]
 
 EXAMPLES_PRINTED = 5
+LINE_WIDTH = 110  # characters
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +89,7 @@ class Audit(Result):
         model, fidelity, flips = document.model, document.fidelity, document.flips
         lines = [
             document.verdict.headline,
-            f"  {document.verdict.detail}",
+            *textwrap.wrap(document.verdict.detail, LINE_WIDTH, initial_indent="  ", subsequent_indent="  "),
             f"  accuracy          train {model.train_accuracy:.1%}, test {model.test_accuracy:.1%}",
             f"  NTK surrogate     agrees with the network on {fidelity.agreement:.1%} of {document.data.n_test:,} test rows"
             f" (relative error {fidelity.relative_error:.2f}); label regression: {fidelity.label_regression_agreement:.1%}",
@@ -98,12 +100,11 @@ class Audit(Result):
                 f" (flags permuted: {flips.permuted_auroc:.3f})"
             )
         if document.examples:
-            lines.append(
-                "  most memorized    row  label  leave-one-out prediction  memorization by network, by label regression"
-            )
+            lines.append("  most memorized       row  label  leave-one-out  memorization by    by label")
+            lines.append("  rows                             prediction         the network  regression")
             lines += [
-                f"  {example.index:>19}  {example.label:>5}  {example.loo_prediction:>24}"
-                f"  {example.network_memorization:>+23.2f}, {example.label_memorization:>+19.2f}"
+                f"{example.index:>24}  {example.label:>5}  {example.loo_prediction:>13}"
+                f"  {example.network_memorization:>+15.2f}  {example.label_memorization:>+10.2f}"
                 for example in document.examples[:EXAMPLES_PRINTED]
             ]
         return "\n".join(lines)

@@ -54,8 +54,9 @@ def _limits(memorization: Memorization, data: DataIdentity) -> tuple[str, ...]:
         "Rows with near-duplicates in the training set support each other, so their memorization is underestimated.",
     ]
     if abs(memorization.null_mean) > 3 * memorization.null_se:
+        mean = f"{memorization.null_mean:+.3f}".replace("-", "\N{MINUS SIGN}")
         limits.append(
-            f"On rows that the network never saw, the statistic averages {memorization.null_mean:+.3f} ±"
+            f"On rows that the network never saw, the statistic averages {mean} ±"
             f" {memorization.null_se:.3f} logits, not 0: this is the bias of the NTK surrogate. The threshold comes from these"
             " same rows, so the count accounts for it."
         )

@@ -1,7 +1,12 @@
-"""The command line: ``kernelmem audit``, ``kernelmem ntk``, ``kernelmem ledger verify``, ``kernelmem descent``. Exit codes.
+"""Command line: ``kernelmem audit``, ``kernelmem ntk``, ``kernelmem ledger verify``, ``kernelmem descent``.
 
-0: done, or all that was verified holds; 2: the input was refused, or is not what was written (the message says what to do);
-1: a file could not be read or written; 130: interrupted. Other than 0 means that nothing was written.
+Exit codes: 0, success, or all checks pass; 1, a file could not be read or written; 2, the input was refused or a check failed,
+and the message says what to do; 130, interrupted. Every file is written whole or not at all.
+
+- ``main``: entry point, turns errors into exit codes
+- ``audit``, ``ntk``, ``ledger``, ``descent``: one command each
+- ``options``: options that several commands share
+- ``model_factory``: models named as ``package.module:factory``
 """
 
 from kernelmem.cli.main import main as main

@@ -10,40 +10,42 @@ from typing import Annotated, Literal
 
 import tyro
 
-from kernelmem.core.atomic_files import check_directory
-from kernelmem.core.errors import InputError
+from kernelmem.cli.options import DEVICE, hint
 
 __all__ = ["DescentCommand"]
 
 
 @dataclass(frozen=True)
 class DescentCommand:
-    """Show double descent on scikit-learn's digits: over width, training examples, steps, or random features.
+    """Measure double descent on scikit-learn's digits: over width, training examples, steps, or random features.
 
-    DIR (with --kind all: DIR/KIND) gets summary.json, results.csv, figure.svg, figure.png and a .safetensors file of all
-    numbers. A killed run resumes when the same command is given again. An exact number of training labels is flipped,
-    always to a wrong one; test labels are clean; networks are evaluated at the last step.
+    The directory DIR (DIR/KIND with --kind all) receives summary.json, results.csv, figure.svg, figure.png and a .safetensors
+    file with all numbers. An interrupted run resumes when the same command is given again. An exact number of training labels
+    is flipped, always to a wrong one. Test labels are clean. Networks are evaluated at the last step.
     """
 
     kind: Literal["model", "sample", "epoch", "features", "prediction", "phase_diagram", "all"] = "model"
-    """model: over width; sample: over training examples; epoch: over steps; features: over the number of random features;
-    prediction: predict the curve from the initial NTK, then measure it; phase_diagram: grid over width, samples, steps,
-    noise; all: each of these."""
+    """Kind of experiment. model: sweep over width; sample: over training examples; epoch: over training steps; features: over
+    the number of random features; prediction: predict a learning curve from the initial NTK, then measure it; phase_diagram:
+    grid over width, samples, steps and label noise; all: each of these."""
     preset: Literal["quick", "paper"] = "quick"
-    """quick: seconds to a minute per kind on two cores; paper: more seeds, values and steps, about an hour."""
+    """Size of the experiment. quick: seconds to a minute per kind on two cores; paper: more seeds, values and steps, about an
+    hour."""
     seed: int = 0
-    """Seed of the split into training and test examples, and of all draws."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Directory of the results; default: out/descent/KIND."""
-    workers: int | None = None
-    """Number of training processes; default: number of cores."""
-    device: str = "cpu"
-    """Device on which networks train, e.g. cuda."""
+    """Seed of the split into training and test examples, and of all random draws."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=hint("out/descent/KIND"))] = None
+    """Directory of the results."""
+    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint=hint("number of processor cores"))] = None
+    """Number of processes that train networks."""
+    device: DEVICE = "cpu"
+    """Device on which networks are trained, in the notation of torch."""
 
     def run(self) -> None:
-        """Run the sweeps and print their summaries."""
+        """Run the experiments and print their summaries."""
+        from kernelmem.core.atomic_files import check_directory
+        from kernelmem.core.errors import InputError
         from kernelmem.double_descent.presets.digits import KINDS, preset, run_phase_diagram, run_prediction, run_preset
-        from kernelmem.double_descent.sweeps.options import Execution  # imports torch.optim: slow
+        from kernelmem.double_descent.sweeps.options import Execution
 
         base = Path("out/descent") if self.out is None else self.out
         check_directory(base)

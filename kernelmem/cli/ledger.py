@@ -2,79 +2,86 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import safetensors
 import tyro
 
-from kernelmem.core.errors import FileCorruptError, KernelmemError, VerificationError
-from kernelmem.recording.run import Run
-from kernelmem.trajectory.influence.influence import Influence
-from kernelmem.trajectory.ledger.ledger import Ledger
+from kernelmem.cli.options import hint
+
+if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
+    from kernelmem.recording.run import Run
 
 __all__ = ["LedgerCommand"]
 
-READ = """\
-Residual: the largest residual of a row and output, with all lines added up
-again: change of the output - examples - decay - rounding - buffers. The hash of
-every ledger and that of the run in it were compared. Outputs are not computed
-again: that takes the model (km.ledger)."""
+NOTE = """\
+Residual: largest |change of the output - examples - decay - rounding - buffers|
+over rows and outputs, recomputed from the file. The hash of every ledger, and
+the hash of its run, match. Outputs are not recomputed: that needs the model
+(km.ledger)."""
 
 
 @dataclass(frozen=True)
 class LedgerCommand:
-    """Check a recorded run and its ledgers from the files alone; the model is not needed, nothing is written.
+    """Verify a recorded run and its ledgers from the files alone. The model is not needed, and nothing is written.
 
-    Of the run: the hash chain of the tape (every step, learning rate, batch and input), every checkpoint, and that the
-    weights in it are those of its step. Of each ledger: its own hash, that it belongs to this run as it stands, and that its
-    lines add up to the change that it states; the largest residual is printed. Exit code 0: all of that holds; 2: something
-    does not, and the message says what.
+    Checked in the run: the hash chain of the tape (every step, learning rate, batch and input), every checkpoint, and that the
+    weights in it are those of its step. Checked in each ledger: its hash, that it belongs to this run in its present state, and
+    that its terms add up to the change that it states; the largest residual is printed. The exit code is 0 if all checks pass,
+    and 2 if one fails; the message names it.
     """
 
     action: Annotated[Literal["verify"], tyro.conf.Positional]
-    """What to do."""
+    """Action: verify is the only one."""
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory that kernelmem.Recorder has written; ledgers are its *.safetensors files."""
-    ledgers: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
-    """Ledgers in other places, checked too."""
-    tolerance: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
-    """Largest residual that passes, as a share of the largest change of an output. Default: it is only printed."""
+    """Directory that kernelmem.Recorder has written. Its *.safetensors files are the ledgers."""
+    ledgers: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint=hint("none"))] = ()
+    """Ledger files in other directories."""
+    tolerance: Annotated[
+        float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=hint("none, every residual passes"))
+    ] = None
+    """Largest residual that passes, as a share of the largest change of an output."""
 
     def run(self) -> None:
-        """Carry it out.
+        """Run the command.
 
         Raises:
-            FileCorruptError: a file of the run or a ledger that is not what was written. VerificationError: a residual
-                beyond the tolerance.
+            FileCorruptError: a file of the run or a ledger differs from what was written.
+            VerificationError: a residual exceeds the tolerance.
         """
+        from kernelmem.core.errors import KernelmemError
+        from kernelmem.recording.run import Run
+
         recorded = Run.open(self.run_directory)
         recorded.verify()
-        print(
-            f"{self.run_directory}: {len(recorded):,} steps, {len(recorded.kept):,} checkpoints, every hash as written"
-        )
+        print(f"{self.run_directory}: {len(recorded):,} steps, {len(recorded.kept):,} checkpoints, all hashes match")
         paths = [*sorted(self.run_directory.glob("*.safetensors")), *self.ledgers]
         if not paths:
-            print('No ledger beside it: ledger.save(run.path / "ledger.safetensors") puts one there.')
+            print('It contains no ledger; ledger.save(run.path / "ledger.safetensors") adds one.')
             return
         width = max(len("ledger"), *(len(path.name) for path in paths))
         print(
             f"{'ledger':<{width}}  {'by':<7} {'sources':>7} {'rows':>5} {'outputs':>7} {'residual':>9} {'of change':>9}"
         )
-        wrong: list[KernelmemError] = []
+        errors: list[KernelmemError] = []
         for path in paths:
             try:
                 print(f"{path.name:<{width}}  {self._checked(path, recorded)}")
             except KernelmemError as error:
                 print(f"{path.name:<{width}}  REFUSED")
-                wrong.append(error)
-        print(READ)
-        if wrong:
-            raise wrong[0]
+                errors.append(error)
+        print(NOTE)
+        if errors:
+            raise errors[0]
 
-    def _checked(self, path: Path, recorded: Run) -> str:
+    def _checked(self, path: Path, recorded: "Run") -> str:
+        """Return the line of a ledger in the table, after all checks."""
+        from kernelmem.core.errors import VerificationError
+        from kernelmem.trajectory.influence.influence import Influence
+        from kernelmem.trajectory.ledger.ledger import Ledger
+
         if _format(path) == f"kernelmem {Influence._format()}":
             _check_run(path, Influence.load(path).tape, recorded)
-            return "influence of this run; it has no residual"
+            return "influence of this run (no residual)"
         ledger = Ledger.load(path)
         _check_run(path, ledger.tape, recorded)
         m, n, k = ledger.contributions.shape
@@ -85,23 +92,27 @@ class LedgerCommand:
             raise VerificationError(
                 f"ledger {path.name} with a residual of {residual:.2g}, {share:.2g} of the largest change",
                 expected=f"at most --tolerance {self.tolerance:g}",
-                hint="compute it with a smaller tolerance=",
+                hint="compute the ledger with a smaller tolerance",
             )
         return f"{ledger.by:<7} {n:>7,} {m:>5,} {k:>7,} {residual:>9.2g} {share:>9.2g}"
 
 
 def _format(path: Path) -> str | None:
+    import safetensors
+
     try:
         with safetensors.safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format")
     except (safetensors.SafetensorError, OSError):
-        return None  # Ledger.load says why
+        return None  # Ledger.load reports the reason
 
 
-def _check_run(path: Path, tape: str, recorded: Run) -> None:
+def _check_run(path: Path, tape: str, recorded: "Run") -> None:
+    from kernelmem.core.errors import FileCorruptError
+
     if tape != recorded.tape.head:
         raise FileCorruptError(
-            f"{path.name} of another run, or of this one before it was altered or gone on with",
-            expected="the hash that the tape ends with",
-            hint="compute it again from this run",
+            f"{path.name} of another run, or of this run before it was modified or resumed",
+            expected="the last hash of the tape",
+            hint="compute the ledger again from this run",
         )

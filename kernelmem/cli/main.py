@@ -1,4 +1,4 @@
-"""Entry point: read the command, run it, turn refusals into exit code 2."""
+"""Entry point: parse the command line, run the command, turn errors into exit codes."""
 
 import sys
 from collections.abc import Sequence
@@ -9,9 +9,12 @@ from kernelmem.cli.audit import AuditCommand
 from kernelmem.cli.descent import DescentCommand
 from kernelmem.cli.ledger import LedgerCommand
 from kernelmem.cli.ntk import NtkCommand
-from kernelmem.core.errors import KernelmemError
 
 __all__ = ["main"]
+
+DESCRIPTION = """Kernel and memorization analysis of PyTorch networks.
+
+kernelmem --version prints the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,12 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["audit", "--noise", "2"])
     2
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        from kernelmem import __version__
+
+        print(f"kernelmem {__version__}")
+        return 0
     command = tyro.extras.subcommand_cli_from_dict(
         {"audit": AuditCommand, "ntk": NtkCommand, "ledger": LedgerCommand, "descent": DescentCommand},
         prog="kernelmem",
-        description="Kernel and memorization analysis for PyTorch networks.",
+        description=DESCRIPTION,
         args=arguments,
     )
+    from kernelmem.core.errors import KernelmemError  # here, because it imports torch, and --help does not need it
+
     try:
         command.run()
     except KernelmemError as error:
@@ -33,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for label, text in (("got", error.given), ("expected", error.expected), ("hint", error.hint)):
             print(f"  {label + ':':<10}{text}", file=sys.stderr)
         return 2
-    except OSError as error:  # disk full, no permission: the file is named, a traceback would not help
+    except OSError as error:  # disk full, no permission: the error names the file, a traceback would not help
         print(f"kernelmem: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nkernelmem: interrupted, unfinished files were not written", file=sys.stderr)
+        print("\nkernelmem: interrupted; unfinished files were not written", file=sys.stderr)
         return 130
     return 0

@@ -330,7 +330,7 @@ def test_all_ledgers_of_a_run_are_in_the_table(saved, capsys, tmp_path):
         (saved / f"{name}.safetensors").unlink()
     capsys.readouterr()
     assert verify(saved) == 0
-    assert "No ledger" in capsys.readouterr().out
+    assert "no ledger" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", [0.001, 0.1, 0.5, 0.9, 0.9999])
