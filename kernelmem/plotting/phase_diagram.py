@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor
 
-from kernelmem.plotting.style import as_array, new_figure, style
+from kernelmem.plotting.style import PALE, TEXT, as_array, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
         panels = figure.subplots(2, 4)
         rows = (
             ("Test error", test_error, "viridis", float(np.nanquantile(test_error[last], 0.9))),
-            ("Share of flipped labels memorized", memorized, "magma", 1.0),
+            ("Flipped labels memorized", memorized, "magma", 1.0),
         )
         for row, (title, metric, colors, top) in enumerate(rows):
             for axes, (label, values, where) in zip(panels[row], pairs, strict=False):
@@ -71,7 +71,8 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
                     image, fitted = image.T, fitted.T
                 axes.imshow(image, origin="lower", aspect="auto", cmap=colors, vmin=0, vmax=top)
                 if (fitted <= diagram.epsilon).any() and (fitted > diagram.epsilon).any() and min(fitted.shape) > 1:
-                    axes.contour(fitted, levels=[diagram.epsilon], colors="white", linewidths=1.6)
+                    for color, linewidth in ((TEXT, 3.0), ("white", 1.6)):  # a dark rim, for light cells
+                        axes.contour(fitted, levels=[diagram.epsilon], colors=color, linewidths=linewidth)
                 _ticks(axes, diagram.widths, values, label)
                 axes.set_title(title)
             figure.colorbar(panels[row, 2].images[0], ax=panels[row, 2])
@@ -91,4 +92,4 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
 def _ticks(axes: "Axes", widths: Sequence[float], values: Sequence[float], label: str) -> None:
     axes.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
     axes.set_yticks(range(len(values)), [f"{value:g}" for value in values])
-    axes.set(xlabel="width", ylabel=label)
+    axes.set(xlabel="width", ylabel=label, facecolor=PALE)  # no color where undefined: flips without noise

@@ -4,7 +4,7 @@ matplotlib is imported when the first figure is drawn, since it is slow to impor
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLUE", "DASHED", "GRAY", "GREEN", "LINE", "ORANGE", "PAGE", "PALE", "PURPLE", "SOFT", "TEXT", "as_array", "band",
-    "figure_files", "legend_below", "new_figure", "number_ticks", "style",
+    "figure_files", "new_figure", "number_ticks", "style",
 ]  # fmt: skip
 
 # Blue and orange are distinguishable with every kind of color vision; they carry the main contrast of every figure.
@@ -100,11 +100,6 @@ def number_ticks(axis: "Axis", limits: tuple[float, float]) -> None:
         axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         if low > 0 and high < 100 * low:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
-
-
-def legend_below(figure: "Figure", handles_and_labels: tuple[Iterable[Any], Iterable[Any]], columns: int) -> None:
-    """Place one legend below all panels, where it covers no curve."""
-    figure.legend(*handles_and_labels, loc="outside lower left", ncols=columns)
 
 
 def figure_files(figure: "Figure", name: str) -> dict[str, bytes]:

@@ -19,7 +19,6 @@ from kernelmem.plotting.style import (
     TEXT,
     as_array,
     band,
-    legend_below,
     new_figure,
     number_ticks,
     style,
@@ -113,7 +112,7 @@ def sweep_figure(
             _curve(panels[2], axis, curves, "recovered_flips", GREEN, "predicted as the true label")
             panels[2].set_title("Share of flipped training rows")
             panels[2].set_ylim(-0.03, 1.03)
-            panels[2].legend()
+            figure.legend(*panels[2].get_legend_handles_labels(), loc="outside lower right")
         losses = np.concatenate([part["test_loss"].mean(0) for part in (curves, control) if part])
         if losses.min() > 0 and losses.max() / losses.min() > 30:
             panels[1].set_yscale("log")
@@ -123,10 +122,10 @@ def sweep_figure(
             _mark(axes, axis, threshold)
             _scale(axes, axis, sweep.kind)
             axes.set_xlabel(axis_label)
-        # Lines of the second panel are those of the first, except for the theory.
+        # The legends lie below the panels, where they cover no curve. Panel 2 has the lines of panel 1, except for the theory.
         if lines := [line for line in panels[1].lines if line.get_color() == PURPLE]:
             panels[1].legend(handles=lines)
-        legend_below(figure, panels[0].get_legend_handles_labels(), 5)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=5)
         n_seeds = len(curves["test_error"])
         figure.suptitle(f"{TITLES[sweep.kind]}: {n_seeds} seed{'s' * (n_seeds != 1)}", x=0.01, ha="left")
         return figure

@@ -108,7 +108,7 @@ def test_figures(tmp_path: Path) -> None:
     assert b"<svg" in files["figure.svg"]
     assert files == figure_files(own.plot(theory=[([4, 64], [1, 0.7], "theory")]), "figure")
     figure = own.plot(theory=[(AXIS, AXIS, "exact")])
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes[1:])]
+    legends = [*figure.legends, figure.axes[1].get_legend()]
     texts = [text.get_text() for legend in legends for text in legend.get_texts()]
     assert {"exact", "training", "training error 0.1", "predicted as the wrong label (memorized)"} <= set(texts)
     bare = replace(own, control=None, curves=curves(4, flips=False)).plot()
