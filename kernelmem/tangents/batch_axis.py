@@ -1,4 +1,4 @@
-"""Where the rows of a batch lie in a tensor: found by running the model on two batch sizes, never guessed from one."""
+"""Batch axis of a tensor, inferred from its shapes at two batch sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,14 @@ __all__ = ["BatchAxis", "find_batch_axis"]
 
 @dataclass(frozen=True)
 class BatchAxis:
-    """The axis that holds the rows: n of them, or n·multiplicity (windows, frames), row by row (``major``) or not."""
+    """Axis that holds n rows, or n · multiplicity entries (windows, frames) with the row index slowest (``major``) or fastest."""
 
     axis: int
     multiplicity: int = 1
     major: bool = True
 
     def rows(self, tensor: Tensor, n: int) -> Tensor:
-        """View (or copy) as (n, multiplicity·others..., rest): the row axis first, all else in its order.
-
-        With multiplicity 1 that is the tensor with its row axis moved to the front.
-        """
+        """Return (n, [multiplicity,] other axes in their order): the row axis first; a view, or a copy if needed."""
         moved = tensor.movedim(self.axis, 0)
         if self.multiplicity == 1:
             return moved
@@ -31,7 +28,7 @@ class BatchAxis:
 
 
 def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> BatchAxis | None:
-    """The one axis whose length is proportional to the batch size; None if there is no such axis, or more than one.
+    """Find the axis whose length is proportional to the batch size; None if no axis, or more than one, is.
 
     >>> find_batch_axis([torch.Size((7, 2, 3)), torch.Size((7, 3, 3))], [2, 3])
     BatchAxis(axis=1, multiplicity=1, major=True)
@@ -40,10 +37,10 @@ def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Batch
     """
     if len({len(shape) for shape in shapes}) != 1:
         return None
-    moving = [axis for axis in range(len(shapes[0])) if len({shape[axis] for shape in shapes}) > 1]
-    if len(moving) != 1:
+    changing = [axis for axis in range(len(shapes[0])) if len({shape[axis] for shape in shapes}) > 1]
+    if len(changing) != 1:
         return None
-    axis = moving[0]
+    axis = changing[0]
     multiplicities = {shape[axis] / size for shape, size in zip(shapes, sizes, strict=True)}
     if len(multiplicities) != 1 or not (multiplicity := multiplicities.pop()).is_integer():
         return None
@@ -51,18 +48,18 @@ def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Batch
 
 
 def resolve_interleaving(batch_axis: BatchAxis, gradient: Tensor, n: int) -> BatchAxis | None:
-    """Tell row-by-row from interleaved flattening, by the gradient of the first row's outputs alone.
+    """Tell row-major from interleaved flattening, from the gradient of the outputs of the first row.
 
-    That gradient may be non-zero only where the first row lies. None if neither order explains it, or if it is zero.
+    That gradient is nonzero only in entries of the first row. None: neither order explains it, or it is zero.
     """
     if batch_axis.multiplicity == 1:
         return batch_axis
-    used = gradient.movedim(batch_axis.axis, 0).flatten(1).abs().sum(1) > 0
+    nonzero = gradient.movedim(batch_axis.axis, 0).flatten(1).abs().sum(1) > 0
     k = batch_axis.multiplicity
-    if not bool(used.any()):
+    if not bool(nonzero.any()):
         return None
-    if not bool(used[k:].any()):
+    if not bool(nonzero[k:].any()):
         return batch_axis
-    if not bool(used.reshape(k, n)[:, 1:].any()):
+    if not bool(nonzero.reshape(k, n)[:, 1:].any()):
         return BatchAxis(batch_axis.axis, k, major=False)
     return None

@@ -1,8 +1,8 @@
-"""The user's model made ready: a private copy, in one dtype, in a state where an example's output is its own."""
+"""Preparation of a model for per-example derivatives: a private copy, one dtype, eval mode."""
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ __all__ = ["PreparedModel", "check_eval_mode", "check_rows", "prepare"]
 
 
 class _ContiguousGradients(TorchFunctionMode):
-    """Hands normalization layers contiguous gradients: torch 2.13 is wrong on the CPU for some other strides."""
+    """Makes the gradients of normalization layers contiguous: torch 2.13 is wrong on the CPU for some other strides."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
@@ -30,31 +30,35 @@ class _ContiguousGradients(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A private copy of a model, with the parameters whose tangents are wanted requiring gradients."""
+    """A private copy of a model, in which exactly the selected parameters require gradients."""
 
     module: nn.Module
     forward: Forward
-    parameters: dict[str, nn.Parameter]  # name (first one, where tied) -> parameter of the copy
+    parameters: dict[str, nn.Parameter]  # name (the first, if tied) -> parameter of the copy
     dtype: torch.dtype
     device: torch.device
-    n_outputs: int = field(default=0)
+    n_outputs: int = 0
 
     def outputs(self, batch: Batch, n: int) -> Tensor:
-        """Run the model on a batch of n rows; the result is checked to be (n, C)."""
+        """Run the model on a batch of n rows and check that the result is (n, C).
+
+        Raises:
+            UnsupportedModelError: it is not.
+        """
         with _ContiguousGradients():
             result = self.forward(self.module, batch)
         if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != n or result.shape[1] == 0:
-            what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise UnsupportedModelError(
-                f"a model whose output on {n} rows is {what}",
-                expected=f"a tensor of shape ({n}, C): one row of C outputs for each example",
+                f"a model whose output on {n} rows is {kind}",
+                expected=f"a tensor of shape ({n}, C): C outputs per example",
                 hint="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
             )
         return result
 
     @property
     def n_parameters(self) -> int:
-        """Number of scalar parameters whose tangents are taken."""
+        """Number P of selected scalar parameters."""
         return sum(p.numel() for p in self.parameters.values())
 
 
@@ -71,19 +75,27 @@ def prepare(
     """Copy ``model`` and select the parameters; the user's module is never changed.
 
     dtype and device default to those of the model's first floating-point parameter. With ``evaluation`` the copy is put
-    into eval mode; without, a model in training mode is refused where that matters.
+    into eval mode; without it, a model in training mode is refused if that changes its outputs.
 
     Raises:
         UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C) or not deterministic.
         InputError: unknown parameter names, no parameters, a dtype other than float32 and float64.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model of type {type(model).__name__}", expected="a torch.nn.Module", hint="wrap it in one")
+        raise InputError(
+            f"model of type {type(model).__name__}",
+            expected="a torch.nn.Module",
+            hint="wrap your function in a torch.nn.Module",
+        )
     if not evaluation:
         check_eval_mode(model)
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is None:
-        raise InputError("a model without parameters", expected="parameters", hint="pass a model that can be trained")
+        raise InputError(
+            "a model without parameters",
+            expected="parameters",
+            hint="pass a model with at least one floating-point parameter",
+        )
     dtype = dtype or reference.dtype
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", hint="pass dtype=torch.float32")
@@ -93,44 +105,44 @@ def prepare(
     except RuntimeError as error:  # deepcopy of a module that holds non-leaf tensors
         raise UnsupportedModelError(
             f"a {type(model).__name__} that cannot be copied ({error})",
-            expected="a module that copy.deepcopy takes",
+            expected="a module that copy.deepcopy can copy",
             hint="replace torch.nn.utils.weight_norm by torch.nn.utils.parametrizations.weight_norm",
         ) from error
     if evaluation:
         module.eval()
     named = dict(module.named_parameters())
-    wanted = [name for name, p in named.items() if p.requires_grad] if parameters is None else list(parameters)
-    unknown = [name for name in wanted if name not in named]
-    if unknown or not wanted:
+    selected = [name for name, p in named.items() if p.requires_grad] if parameters is None else list(parameters)
+    unknown = [name for name in selected if name not in named]
+    if unknown or not selected:
         raise InputError(
-            f"parameters {unknown or wanted}",
+            f"parameters {unknown or selected}",
             expected=f"names among {', '.join(list(named)[:8])}{', ...' if len(named) > 8 else ''}",
-            hint="take them from model.named_parameters(); with parameters=None at least one must require grad",
+            hint="use names of model.named_parameters(); with parameters=None at least one must require grad",
         )
     for name, parameter in named.items():
-        parameter.requires_grad_(name in wanted)
-    selected = {name: parameter for name, parameter in named.items() if name in set(wanted)}
-    prepared = PreparedModel(module, forward or (lambda m, batch: m(batch)), selected, dtype, device)
-    return _probed(prepared, rows)
+        parameter.requires_grad_(name in selected)
+    kept = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    prepared = PreparedModel(module, forward or (lambda m, batch: m(batch)), kept, dtype, device)
+    return replace(prepared, n_outputs=_probe(prepared, rows))
 
 
 def check_rows(prepared: PreparedModel, rows: Rows) -> None:
-    """Refuse other rows than those that the model was prepared on, where it does not take them.
+    """Check that the model accepts other rows than those it was prepared on.
 
     Raises:
         InputError: their shape or dtype does not fit the model, or they get another number of outputs.
     """
-    found = _probed(prepared, rows).n_outputs
-    if found != prepared.n_outputs:
+    n_outputs = _probe(prepared, rows)
+    if n_outputs != prepared.n_outputs:
         raise InputError(
-            f"rows with {found} outputs beside rows with {prepared.n_outputs}",
-            expected="rows of one kind",
+            f"rows x with {prepared.n_outputs} outputs and rows y with {n_outputs}",
+            expected="the same number of outputs for x and y",
             hint="check the shape of y",
         )
 
 
-def _probed(prepared: PreparedModel, rows: Rows) -> PreparedModel:
-    """Learn C, and see that two runs on the same rows agree."""
+def _probe(prepared: PreparedModel, rows: Rows) -> int:
+    """Return the number of outputs C, and check that two runs on the same rows agree."""
     indices = [0, min(1, rows.n - 1)]
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take(indices)
     try:
@@ -142,7 +154,7 @@ def _probed(prepared: PreparedModel, rows: Rows) -> PreparedModel:
             raise
         shapes = [tuple(leaf.shape) for _, leaf in named_leaves(batch, "x")]
         raise InputError(
-            f"rows of shape {shapes} that the model does not take ({error})",
+            f"rows of shape {shapes} that the model does not accept ({error})",
             expected="inputs that model(x) accepts",
             hint="check the shape and dtype of the inputs, or pass forward=",
         ) from error
@@ -152,18 +164,15 @@ def _probed(prepared: PreparedModel, rows: Rows) -> PreparedModel:
             expected="a deterministic model",
             hint="call model.eval(), and remove functional dropout or sampling from its forward pass",
         )
-    return PreparedModel(
-        prepared.module,
-        prepared.forward,
-        prepared.parameters,
-        prepared.dtype,
-        prepared.device,
-        first.shape[1],
-    )
+    return first.shape[1]
 
 
 def check_eval_mode(model: nn.Module) -> None:
-    """Raise where an example's output depends on other rows of its batch, or on chance."""
+    """Check that the output of an example does not depend on the other examples of its batch, or on random numbers.
+
+    Raises:
+        UnsupportedModelError: BatchNorm in training mode or without running statistics, or active dropout.
+    """
     for name, module in model.named_modules():
         batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
         if not module.training and not batch_statistics:
@@ -173,10 +182,10 @@ def check_eval_mode(model: nn.Module) -> None:
         attention = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
         normalization = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if dropout or recurrent or attention or normalization:
-            what = "mixes the rows of a batch" if normalization else "drops units at random"
+            effect = "mixes the rows of a batch" if normalization else "drops units at random"
             raise UnsupportedModelError(
                 f"module {name or '(root)'!r} ({type(module).__name__})"
-                f" {'in training mode' if module.training else 'without running statistics'}, which {what}",
+                f" {'in training mode' if module.training else 'without running statistics'}, which {effect}",
                 expected="a model in which an example's output depends on that example alone",
-                hint="call model.eval() first (and model.train() after it, if training goes on)",
+                hint="call model.eval() first (and model.train() afterwards, to continue training)",
             )

@@ -1,17 +1,17 @@
-"""Random projections of tangents, from their factors: features whose inner products estimate the tangent kernel.
+"""Random projections of tangents, computed from their factors: features whose inner products estimate the NTK.
 
 For a weight with tangent Σ_s g_s ⊗ a_s, coordinate j of the sketch is Σ_s (u_j · g_s)(v_j · a_s) with random signs u_j,
-v_j: a product of two small projections, so neither the tangent nor a P x dim matrix is ever formed.
+v_j: a product of two small projections, so that neither the tangent nor a (P, dim) matrix is formed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, as_rows
-from kernelmem.core.checks import seed_sequence
+from kernelmem.core.checks import as_count, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.tangents.capture import ParameterUse
 from kernelmem.tangents.engine.backward import ForwardPass
@@ -25,7 +25,7 @@ from kernelmem.tangents.prepare import prepare
 __all__ = ["tangent_features"]
 
 CHUNK_BYTES = 64 * 2**20
-BLOCK = 2**22  # random signs made at a time, where a parameter is projected as it is
+BLOCK = 2**22  # random signs drawn at a time for tangents that are formed
 
 
 @torch.inference_mode(mode=False)
@@ -41,20 +41,21 @@ def tangent_features(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Sketch the tangents of n rows into Φ (n, dim) with E[Φ(x) Φ(y)ᵀ] = K(x, y), unbiased over seeds.
+    """Project the tangents of n rows to features Φ (n, dim) with E[Φ(x) Φ(y)ᵀ] = K(x, y) over seeds.
 
-    Every coordinate is a decoupled chaos of degree at most two in random signs, so E z⁴ <= 9 (E z²)² (hypercontractivity):
+    Each coordinate z is a decoupled chaos of degree at most two in random signs, so that E z⁴ <= 9 (E z²)²
+    (hypercontractivity)::
 
         sd of Φ(x)·Φ(x) <= √(8/dim) K(x, x),     sd of Φ(x)·Φ(y) <= 3 √(K(x, x) K(y, y) / dim).
 
     Args:
         model: any module whose ``model(x)`` is (n, C); never changed.
-        x: n rows.
-        dim: number of features; an error of a share ε of the norms takes dim ≈ 9/ε².
-        seed: of the projection. The same seed gives the same features for the same row, whatever rows come with it, so
-            features of training and test rows may be computed in separate calls.
+        x: n rows, as in :func:`kernelmem.ntk`.
+        dim: number of features; a relative error ε (of the norms) needs dim ≈ 9/ε².
+        seed: of the projection. With the same seed the features of a row do not depend on the other rows, so that
+            features of training and test rows can be computed in separate calls.
         outputs: "pseudo" (kernel of Σ_c f_c / √C, one backward sweep) or "trace" (C sweeps).
-        parameters: names of the parameters to differentiate by; None: those with requires_grad.
+        parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
         forward: maps (model, batch) to (n, C) outputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
         device: where to compute; None: where the model is.
@@ -63,10 +64,10 @@ def tangent_features(
         (n, dim) in ``dtype`` on ``device``.
 
     Raises:
-        InputError: dim < 1, another kind of outputs, rows the model does not take. UnsupportedModelError: as for ntk.
+        InputError: dim < 1, other outputs, rows that the model does not accept. UnsupportedModelError: as in ntk.
 
-    Cost: one forward pass, one (or C) backward sweeps, n·S·(in + k·out)·dim operations a layer; memory (in + k·out)·dim.
-    Where dim is larger than about n, :func:`kernelmem.ntk` gives the exact kernel for less.
+    Cost: one forward pass, one (or C) backward sweeps, n·S·(in + k·out)·dim operations per layer; memory (in + k·out)·dim.
+    For dim larger than about n, :func:`kernelmem.ntk` gives the exact kernel at a lower cost.
 
     Source: Johnson and Lindenstrauss 1984; products of projections: Kar and Karnick 2012.
 
@@ -74,8 +75,7 @@ def tangent_features(
     >>> tangent_features(model, torch.ones(2, 3), 16, seed=0).shape
     torch.Size([2, 16])
     """
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise InputError(f"dim={dim!r}", expected="a whole number >= 1", hint="pass e.g. dim=1024")
+    dim = as_count(dim, "dim")
     if outputs not in ("pseudo", "trace"):
         raise InputError(
             f"outputs={outputs!r}", expected='"pseudo" or "trace"', hint='use outputs="trace" for Σ_c K^{cc}'
@@ -98,49 +98,44 @@ def tangent_features(
 
 def _project(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
     captured, k = engine.capture(batch, n), engine.directions.k
-    own = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
-    stacks = own.stacks(range(k), all_directions=True)
+    forward_pass = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
+    gradients = forward_pass.gradients(range(k), all_directions=True)
     total = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
     for group in engine.survey.groups:
-        total += _of_group(
-            group, own.of(group), [stacks.get(key) for key in group.keys], n, k, dim, seeds[group.names[0]]
-        )
+        in_group = [gradients.get(key) for key in group.keys]
+        total += _project_group(group, forward_pass.uses_of(group), in_group, n, k, dim, seeds[group.names[0]])
     if engine.survey.dense:
-        jacobian = engine.dense(batch, n, own.cotangents(range(k)))
+        jacobian = engine.dense(batch, n, forward_pass.cotangents(range(k)))
         sizes = [engine.prepared.parameters[name].numel() for name in engine.survey.dense]
-        for name, part in zip(engine.survey.dense, jacobian.split(sizes, dim=2), strict=True):
-            total += _plain(part.flatten(1), dim, seeds[name])
+        for name, tangents in zip(engine.survey.dense, jacobian.split(sizes, dim=2), strict=True):
+            total += _project_formed(tangents.flatten(1), dim, seeds[name])
     return total
 
 
-def _of_group(
-    group: Group, uses: list[ParameterUse], stacks: list[UseGradients], n: int, k: int, dim: int, seed: int
+def _project_group(
+    group: Group, uses: list[ParameterUse], gradients: list[UseGradients], n: int, k: int, dim: int, seed: int
 ) -> Tensor:
     if isinstance(group, MixedGroup):
-        return _plain(group.write(uses, stacks, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
+        return _project_formed(group.write(uses, gradients, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
     assert isinstance(group, OuterGroup)
-    a, g = group.factors(uses, stacks, n, k)  # (n, G, S, in), (n, G, S, k, out)
+    a, g = group.factors(uses, gradients, n, k)  # (n, G, S, in), (n, G, S, k, out)
     generator = torch.Generator().manual_seed(seed)
     total = a.new_zeros(n, dim)
     for index in range(a.shape[1]):
-        # The columns for the weight are drawn before the one for the bias, which is the last of a.
+        # The last column of a is that of the bias: signs for the weight are drawn first.
         v = _signs((a.shape[3], dim), generator).to(a)
         u = _signs((k * g.shape[4], dim), generator).to(a)
         total += ((a[:, index] @ v) * (g[:, index].flatten(2) @ u)).sum(1)
     return total
 
 
-def _plain(tangents: Tensor, dim: int, seed: int) -> Tensor:
-    """Project (n, p) by a p x dim matrix of random signs, made block by block."""
+def _project_formed(tangents: Tensor, dim: int, seed: int) -> Tensor:
+    """Project (n, p) by a (p, dim) matrix of random signs, drawn block by block."""
     generator = torch.Generator().manual_seed(seed)
     total = tangents.new_zeros(len(tangents), dim)
-    for part in _blocks(tangents, max(1, BLOCK // dim)):
-        total += part @ _signs((part.shape[1], dim), generator).to(part)
+    for block in tangents.split(max(1, BLOCK // dim), dim=1):
+        total += block @ _signs((block.shape[1], dim), generator).to(block)
     return total
-
-
-def _blocks(tangents: Tensor, size: int) -> Iterator[Tensor]:
-    yield from tangents.split(size, dim=1)
 
 
 def _signs(shape: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -76,7 +76,7 @@ def test_target_between_two_sets_with_two_sets_of_labels(model, x, labels):
     [
         ({"target": "loss"}, "needs labels"),
         ({"target": "entropy"}, "target"),
-        ({"target": lambda outputs, labels: outputs}, "one number for each row"),
+        ({"target": lambda outputs, labels: outputs}, "one number per row"),
         ({"target": "loss", "labels": [0, 1, 2, 3, 1, C]}, "outside"),
         ({"target": "loss", "labels": [0, 1]}, "6 labels"),
         ({"by": "class"}, "by="),

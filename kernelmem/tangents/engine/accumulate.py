@@ -1,4 +1,4 @@
-"""Where contractions go: added to their part of a result, the result mirrored in the end."""
+"""Accumulation of kernel blocks into the result, and of tangents into buffers; the symmetric half is filled in last."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from kernelmem.tangents.groups.base import Buffers, Combine, add_explicit
 
 __all__ = ["KernelAccumulator", "TangentAssembler", "add_dense", "mirror"]
 
-EVERYTHING = slice(None), slice(None)
+ALL = slice(None), slice(None)
 
 
 @dataclass(frozen=True)
 class KernelAccumulator:
-    """What contractions are added to: one tensor for each name; every group has the name of its own."""
+    """Result tensors by name, to which the contractions of groups are added; ``names[i]`` is that of group i."""
 
     combine: Combine
     tensors: dict[str, Tensor]
@@ -28,12 +28,12 @@ class KernelAccumulator:
         x: Buffers,
         y: Buffers,
         block: range,
-        part: tuple[slice, slice] = EVERYTHING,
+        tile: tuple[slice, slice] = ALL,
         *,
         symmetric: bool,
     ) -> None:
-        """Add one group's contraction of two sets of rows (those of ``part``) in a block of directions."""
-        result, (rows, columns) = self.tensors[self.names[index]], part
+        """Add the contraction of one group for a tile of (rows, columns) and a block of directions."""
+        result, (rows, columns) = self.tensors[self.names[index]], tile
         if self.combine == "sum":
             out = result[rows, columns]
         elif self.combine == "diagonal":
@@ -44,30 +44,30 @@ class KernelAccumulator:
 
 
 def add_dense(out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-    """Add the kernel block of parameters whose tangents are there in full."""
+    """Add the kernel block of parameters whose tangents are formed."""
     add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
 
 
 class TangentAssembler:
-    """One group's tangents of n rows, put together pass by pass; what was written into ``space`` lies there already."""
+    """Tangents of one group for n rows, put together pass by pass, without a copy for those written into ``buffer``."""
 
-    def __init__(self, n: int, space: Tensor | None = None) -> None:
-        self.n, self.space, self.start = n, space, 0
-        self.found: Buffers = {}
+    def __init__(self, n: int, buffer: Tensor | None = None) -> None:
+        self.n, self.buffer, self.start = n, buffer, 0
+        self.buffers: Buffers = {}
 
-    def add(self, part: Buffers) -> None:
-        """The next rows."""
+    def add(self, chunk: Buffers) -> None:
+        """Append the next rows."""
         rows = 0
-        for name, tensor in part.items():
+        for name, tensor in chunk.items():
             rows = len(tensor)
             if rows == self.n:
-                self.found[name] = tensor
-            elif self.space is not None and _same_storage(tensor, self.space):
-                self.found[name] = self.space.view(self.n, *tensor.shape[1:])
+                self.buffers[name] = tensor
+            elif self.buffer is not None and _same_storage(tensor, self.buffer):
+                self.buffers[name] = self.buffer.view(self.n, *tensor.shape[1:])
             else:
-                if name not in self.found:
-                    self.found[name] = tensor.new_empty(self.n, *tensor.shape[1:])
-                self.found[name][self.start : self.start + rows] = tensor
+                if name not in self.buffers:
+                    self.buffers[name] = tensor.new_empty(self.n, *tensor.shape[1:])
+                self.buffers[name][self.start : self.start + rows] = tensor
         self.start += rows
 
 
@@ -76,14 +76,14 @@ def _same_storage(first: Tensor, second: Tensor) -> bool:
 
 
 def mirror(result: Tensor, combine: str) -> None:
-    """Copy the upper triangle to the lower one, so that the kernel is symmetric to the bit."""
+    """Copy the upper triangle to the lower one, so that the kernel is exactly symmetric."""
     if combine == "diagonal":
-        for layer in result:
-            mirror(layer, "sum")
+        for kernel in result:
+            mirror(kernel, "sum")
         return
     matrix = result.view(result.shape[0] * result.shape[1], -1) if combine == "full" else result
     size = 512
     for i in range(0, len(matrix), size):
-        corner = matrix[i : i + size, i : i + size]
-        corner.copy_(corner.triu() + corner.triu(1).T)
+        diagonal_block = matrix[i : i + size, i : i + size]
+        diagonal_block.copy_(diagonal_block.triu() + diagonal_block.triu(1).T)
         matrix[i + size :, i : i + size] = matrix[i : i + size, i + size :].T

@@ -17,59 +17,57 @@ from kernelmem.tangents.groups.gemm import add_gram
 __all__ = ["ActivationCache", "Buffers", "Combine", "Group", "UseGradients", "add_explicit"]
 
 Combine = Literal["sum", "diagonal", "full"]
-Buffers = dict[str, Tensor]  # each (rows, ...)
+Buffers = dict[str, Tensor]  # by name, each (rows, ...)
 UseGradients = (
     Tensor | dict[str, Tensor] | None
-)  # output gradients of an outer use; tangents of a direct one; None: zero
-ActivationCache = dict[int, Tensor] | None  # activations of uses, kept from one direction to the next
+)  # output gradients of an outer-product use, or tangents by slot; None: zero
+ActivationCache = dict[int, Tensor] | None  # use -> activations, kept from one direction to the next
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters ``names`` met by the uses ``keys``."""
+    """Base class of groups: the parameters ``names``, used by the uses ``keys``."""
 
     names: tuple[str, ...]
     keys: tuple[int, ...]
     layer: str
-    factored: bool = field(default=False, kw_only=True)  # gradients are one direction, whatever the number of outputs
-    streams: bool = field(
-        default=False, kw_only=True
-    )  # contracted one direction at a time, where all rows fit in memory
+    factored: bool = field(default=False, kw_only=True)  # output gradients factor as W_ck D_nk: one direction for all
+    streams: bool = field(default=False, kw_only=True)  # contracted direction by direction if all rows fit in memory
 
     @property
     def all_directions(self) -> bool:
-        """Whether a sum over directions holds this group's part once, not once a direction."""
+        """True if the group is contracted once for all directions, not once per direction."""
         return self.factored
 
     def write(
         self,
         uses: Sequence[ParameterUse],
-        stacks: Sequence[UseGradients],
+        gradients: Sequence[UseGradients],
         n: int,
         k: int,
         combine: Combine,
         *,
-        kept: ActivationCache = None,
+        cache: ActivationCache = None,
         out: Tensor | None = None,
     ) -> Buffers:
-        """Tangents of n rows in k directions; activations found in ``kept`` or put there, the rest in ``out`` if it fits."""
+        """Return tangents of n rows in k directions, in ``out`` if it is used; activations are read from and put in ``cache``."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def numbers_per_row(self, k: int) -> int:
-        """Numbers kept for one row with k directions."""
+        """Return how many numbers are kept per row with k directions."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def buffer_shape(self, n: int, k: int) -> tuple[int, int] | None:
-        """Shape of ``out`` for n rows with k directions; None: it is not used."""
+        """Return the shape of ``out`` for n rows with k directions; None: ``write`` does not use it."""
         return None
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add this group's kernel block to ``out``."""
+        """Add the group's kernel block for two sets of rows to ``out``."""
         add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
 
 
 def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, symmetric: bool) -> None:
-    """Add the inner products of (n, k, p) and (m, k, p)."""
+    """Add the inner products of tangents (n, k, p) and (m, k, p) to ``out``."""
     if combine == "sum":
         add_gram(out, left.flatten(1), right.flatten(1), symmetric=symmetric)
     elif combine == "diagonal":

@@ -1,4 +1,4 @@
-"""Which combinations of outputs are differentiated, and how their tangents enter the kernel."""
+"""Directions in output space: the combinations of outputs that are differentiated, and scalar targets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,34 +20,34 @@ TargetLike = Target | str | tuple[str, int]  # what users pass: a callable, "mar
 
 @dataclass(frozen=True)
 class OutputDirections:
-    """k directions in output space for every row: cotangents (n, C), the same for all rows unless there is a target."""
+    """k directions in output space: k cotangents (n, C), the same for all rows unless there is a target."""
 
-    outputs: str  # one of KINDS; with a target, "target"
+    outputs: str  # one of OUTPUT_KINDS, or "target"
     n_outputs: int
     target: Target | None = None
 
     @property
     def k(self) -> int:
-        """How many backward sweeps they take."""
+        """Number of directions, which is the number of backward sweeps."""
         return 1 if self.outputs in ("pseudo", "target") else self.n_outputs
 
     @property
     def combine(self) -> Combine:
-        """How tangents of several directions enter the kernel."""
+        """How tangents of several directions are combined in the kernel."""
         return self.outputs if self.outputs in ("diagonal", "full") else "sum"  # type: ignore[return-value]
 
     def cotangents(self, outputs: Tensor, block: Sequence[int], labels: Tensor | None) -> Tensor:
-        """Cotangents (n, k, C) of the directions in ``block``."""
+        """Return the cotangents (n, k, C) of the directions in ``block``."""
         n, C = outputs.shape
         if self.outputs == "pseudo":
             return torch.full((n, 1, C), C**-0.5, dtype=outputs.dtype, device=outputs.device)
         if self.target is not None:
-            return self._of_target(outputs, labels)[:, None]
+            return self._target_gradient(outputs, labels)[:, None]
         one_hot = outputs.new_zeros(len(block), C)
         one_hot[range(len(block)), list(block)] = 1.0
         return one_hot.expand(n, len(block), C)
 
-    def _of_target(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
+    def _target_gradient(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
         assert self.target is not None
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
@@ -55,8 +55,8 @@ class OutputDirections:
             if not isinstance(values, Tensor) or values.shape != (len(outputs),):
                 shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise InputError(
-                    f"a target that gives {shape} for {len(outputs)} rows",
-                    expected=f"one number for each row, shape ({len(outputs)},)",
+                    f"a target that returns {shape} for {len(outputs)} rows",
+                    expected=f"one number per row, shape ({len(outputs)},)",
                     hint="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
                 )
             if not values.requires_grad:
@@ -64,12 +64,12 @@ class OutputDirections:
             return torch.autograd.grad(values.sum(), leaf)[0]
 
     def result_shape(self, n: int, m: int) -> tuple[int, ...]:
-        """Shape in which the result is accumulated: (n, m), (C, n, m) or (n, C, m, C)."""
+        """Return the shape in which the result is accumulated: (n, m), (C, n, m) or (n, C, m, C)."""
         C = self.n_outputs
         return {"sum": (n, m), "diagonal": (C, n, m), "full": (n, C, m, C)}[self.combine]
 
     def public(self, result: Tensor) -> Tensor:
-        """The result as users see it: (n, m), (n, m, C) or (n, m, C, C); a view."""
+        """Return the result in the public axis order, (n, m), (n, m, C) or (n, m, C, C), as a view."""
         if self.combine == "diagonal":
             return result.movedim(0, 2)
         return result.transpose(1, 2) if self.combine == "full" else result
@@ -78,24 +78,24 @@ class OutputDirections:
 def named_target(target: TargetLike) -> Target:
     """Read ``target=``: "margin", "loss", ("logit", c) or a callable.
 
-    margin: f_y − max_{k≠y} f_k; loss: cross-entropy. What is returned refuses, when called, an output that the model does not
-    have, labels that are missing or beyond its outputs, and a margin or a cross-entropy of one output.
+    margin: f_y − max_{k≠y} f_k; loss: cross-entropy. The returned function raises InputError for an output that the
+    model does not have, for labels that are missing or out of range, and for a margin or cross-entropy of one output.
 
     Raises:
-        InputError: none of these.
+        InputError: an unknown target.
     """
     if callable(target):
         return cast(Target, target)
     if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
         return lambda outputs, labels: _logit(outputs, target[1])
     if isinstance(target, str) and target == "loss":
-        return lambda outputs, labels: F.cross_entropy(outputs, _needed(outputs, labels), reduction="none")
+        return lambda outputs, labels: F.cross_entropy(outputs, _checked_labels(outputs, labels), reduction="none")
     if isinstance(target, str) and target == "margin":
         return _margin
     raise InputError(
         f"target={target!r}",
         expected='"margin", "loss", ("logit", c) or a callable (outputs, labels) -> (n,)',
-        hint='e.g. target="loss", labels=y',
+        hint='pass e.g. target="loss", labels=y',
     )
 
 
@@ -104,25 +104,25 @@ def _logit(outputs: Tensor, c: int) -> Tensor:
         raise InputError(
             f"target=('logit', {c}) for a model with {outputs.shape[1]} outputs",
             expected=f"an output 0..{outputs.shape[1] - 1}",
-            hint="count outputs from 0",
+            hint="number outputs from 0",
         )
     return outputs[:, c]
 
 
 def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    column = _needed(outputs, labels)[:, None]
+    column = _checked_labels(outputs, labels)[:, None]
     others = outputs.scatter(1, column, float("-inf"))
     return outputs.gather(1, column)[:, 0] - others.max(1).values
 
 
-def _needed(outputs: Tensor, labels: Tensor | None) -> Tensor:
+def _checked_labels(outputs: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
-        raise InputError("a target that needs labels, without them", expected="labels=", hint="pass labels=y")
+        raise InputError("a target that needs labels and labels=None", expected="labels=", hint="pass labels=y")
     C = outputs.shape[1]
     if C == 1:
         raise InputError(
             "the margin or the cross-entropy of a model with one output",
-            expected="an output for each class",
+            expected="one output per class",
             hint='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
         )
     largest = int(labels.max())
@@ -130,6 +130,6 @@ def _needed(outputs: Tensor, labels: Tensor | None) -> Tensor:
         raise InputError(
             f"label {largest} for a model with {C} outputs",
             expected=f"labels 0..{C - 1}",
-            hint="number the classes as in the training",
+            hint="number the classes as in training",
         )
     return labels

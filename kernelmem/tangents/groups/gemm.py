@@ -1,4 +1,4 @@
-"""The one door to large matrix products: out += A Bᵀ, and its symmetric form with half the work."""
+"""Large matrix products out += A Bᵀ, and their symmetric form at half the cost."""
 
 from itertools import pairwise
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 __all__ = ["add_gram", "row_blocks"]
 
-SMALLEST_BLOCK = 64  # rows below which a product no longer runs at full speed
+SMALLEST_BLOCK = 64  # rows; smaller products do not run at full speed
 
 
 def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
-    """Row blocks (start, stop, first column): all columns, or with ``symmetric`` those from the diagonal block on.
+    """Return row blocks (start, stop, first column): all columns, or with ``symmetric`` those from the diagonal block on.
 
     >>> row_blocks(100, symmetric=False)
     [(0, 100, 0)]
@@ -26,7 +26,7 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:
-    """Add left @ right.T to out, (n, p), (m, p) -> (n, m); with ``symmetric`` only on and above the diagonal blocks."""
+    """Add left @ right.T to out, (n, p), (m, p) -> (n, m); with ``symmetric`` only on and above the diagonal."""
     for start, stop, first in row_blocks(len(left), symmetric=symmetric):
         out[start:stop, first:].addmm_(left[start:stop], right[first:].T)
 

@@ -14,54 +14,52 @@ __all__ = ["MixedGroup"]
 
 @dataclass(frozen=True)
 class MixedGroup(Group):
-    """Tangents of parameters that are met in several ways, each summed over its uses before it is contracted."""
+    """Parameters used in several ways: the tangents of each are summed over its uses, then contracted."""
 
     shapes: tuple[torch.Size, ...]
 
     def numbers_per_row(self, k: int) -> int:
-        """A tangent for every direction."""
+        """One tangent per direction."""
         return k * sum(shape.numel() for shape in self.shapes)
 
-    def write(self, uses, stacks, n, k, combine, *, kept=None, out=None) -> Buffers:
-        """T as (n, k, p), the parameters one after the other."""
+    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
+        """Return tangents (n, k, p), the parameters one after another."""
         totals: dict[str, Tensor] = {}
 
-        def collect(name: str, tangent: Tensor) -> None:
+        def add_to(name: str, tangent: Tensor) -> None:
             tangent = tangent.reshape(n, k, -1)
             totals[name] = totals[name] + tangent if name in totals else tangent
 
-        for use, stacked in zip(uses, stacks, strict=True):
-            if stacked is None:
+        for use, gradient in zip(uses, gradients, strict=True):
+            if gradient is None:
                 continue
-            found = stacked if isinstance(stacked, dict) else _explicit(use, stacked, n)
-            for slot, tangent in found.items():
+            tangents = gradient if isinstance(gradient, dict) else _explicit(use, gradient, n)
+            for slot, tangent in tangents.items():
                 if slot in use.names:
-                    collect(use.names[slot], tangent)
+                    add_to(use.names[slot], tangent)
                 else:
                     for name, pulled in _pull_back(use.derived[slot], tangent, use.sources[slot]).items():
-                        collect(name, pulled)
-        parts = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            if name in totals:
-                parts.append(totals[name])
-            else:
-                like = next(w for use in uses for w in use.weights.values() if w is not None)
-                parts.append(like.new_zeros(n, k, shape.numel()))
-        return {"tangents": parts[0] if len(parts) == 1 else torch.cat(parts, 2)}
+                        add_to(name, pulled)
+        like = next(w for use in uses for w in use.weights.values() if w is not None)
+        blocks = [
+            totals[name] if name in totals else like.new_zeros(n, k, shape.numel())
+            for name, shape in zip(self.names, self.shapes, strict=True)
+        ]
+        return {"tangents": blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)}
 
 
-def _explicit(use: ParameterUse, stacked: Tensor, n: int) -> dict[str, Tensor]:
-    """Tangents of an outer use in the shapes of its weight and bias."""
-    g = use.rule.output_gradients(use, stacked)
-    found = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
+def _explicit(use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
+    """Tangents of an outer-product use in the shapes of its weight and bias."""
+    g = use.rule.output_gradients(use, gradient)
+    tangents = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
     if "weight" in use.slots:
         tangent = split_directions(outer_product(use.rule.activations(use, n, ones=False), g), g)
-        found["weight"] = use.rule.to_weight_shape(use, tangent)
-    return found
+        tangents["weight"] = use.rule.to_weight_shape(use, tangent)
+    return tangents
 
 
 def _pull_back(derived: Tensor, tangent: Tensor, sources: dict[str, Tensor]) -> dict[str, Tensor]:
-    """From a weight that was computed from parameters to these parameters: T ∂(weight)/∂(parameter)."""
+    """Pull tangents T of a weight back to the parameters it is computed from: T ∂(weight)/∂(parameter)."""
     n, k = tangent.shape[:2]
     pulled = torch.autograd.grad(
         derived,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.tangents.capture import Capture, ParameterUse
-from kernelmem.tangents.engine.backward import collect, one_direction
+from kernelmem.tangents.engine.backward import one_direction, store_direction
 from kernelmem.tangents.groups.base import UseGradients
 from kernelmem.tangents.groups.outer import outer_product, split_directions
 from kernelmem.tangents.rules.linear import LinearRule
@@ -252,7 +252,7 @@ def sweeps(captured: Capture, cotangents: Tensor) -> dict[int, UseGradients]:
             if k == 1:
                 stacks[use.key] = part
             else:
-                collect(stacks, use, part, c, k)
+                store_direction(stacks, use, part, c, k)
     return stacks
 
 
