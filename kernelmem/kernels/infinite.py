@@ -1,26 +1,26 @@
-"""Kernels of fully connected networks of infinite width, in closed form, to rounding for duplicate and opposite rows."""
+"""Kernels of infinitely wide fully connected networks in closed form, accurate for duplicate and opposite inputs too."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Batch, as_rows
+from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 
 __all__ = ["infinite_nngp", "infinite_ntk"]
 
 Activation = Literal["relu", "erf"]
 
-BLOCK = 2**20  # entries of the kernel computed at once; about twelve float64 temporaries of this size live beside it
-CLOSE = 2**-6  # pairs with |cosine| > 1 - CLOSE: a GEMM leaves eps / sin(angle) in the angle, here over 6 eps
-MANY = 30  # gathering a pair costs as much as this many pairs of a whole block of differences
+BLOCK = 2**20  # kernel entries computed at once, with about twelve float64 temporaries of this size
+CLOSE = 2**-6  # pairs with |cosine| > 1 - CLOSE: the error eps / sin(angle) of the angle from a GEMM exceeds 6 eps
+MANY = 30  # one gathered pair costs as much as this many pairs of a block of differences
 DIRECT = "donot_use_mm_for_euclid_dist"
-LARGEST = 1e75  # of a row's norm: its fourth power must be finite
+LARGEST = 1e75  # norm of a row: its fourth power must be finite
 
 
 def infinite_ntk(
@@ -41,28 +41,28 @@ def infinite_ntk(
         Σˡ⁺¹ = w E[φ(u) φ(v)] + b                                 Θˡ⁺¹ = Σˡ⁺¹ + Θˡ w E[φ'(u) φ'(v)]
         (u, v) ~ N(0, [[Σˡ(x, x), Σˡ(x, y)], [Σˡ(x, y), Σˡ(y, y)]])
 
-    It is K^{cc} of one output; outputs are independent, so ``km.ntk(..., outputs="trace")`` converges to C times this.
-    For relu the recursion runs on angles between rows, not on correlations, and stays exact to rounding
-    where arccos loses half the digits: the diagonal, duplicate, nearly equal and opposite rows.
+    This is K^{cc} of one output; outputs are independent, so that ``km.ntk(..., outputs="trace")`` converges to C times
+    it. For relu the recursion runs on angles between rows instead of correlations, and is accurate to rounding where
+    arccos loses half the digits: on the diagonal and for duplicate, nearly equal and opposite rows.
 
     Args:
         x: n rows (n, d): tensor, array, Dataset or DataLoader; further axes are flattened.
-        y: m rows likewise; None means y = x.
+        y: m rows; None: y = x.
         depth: number of hidden layers; 0 is the linear model, w x·y/d + b.
         activation: "relu" or "erf".
-        weight_var: w > 0; 2 keeps the scale of relu networks.
+        weight_var: w > 0; 2 preserves the scale of relu networks.
         bias_var: b >= 0.
 
     Returns:
-        (n, m), float32 if x and y are float32 or narrower, else float64 (integers too); on x's device. Computed in
-        float64. With y=None it is symmetric to the bit, and the entry of two equal rows is that of the diagonal to the
-        bit. A zero row with b = 0 has relu kernel 0 with every row.
+        (n, m), float32 if x and y are float32 or narrower, otherwise float64 (integers too); on x's device, computed in
+        float64. With y=None it is symmetric to the bit, and entries of equal rows equal the diagonal to the bit. A zero
+        row with b = 0 has relu kernel 0 with every row.
 
     Raises:
         InputError: NaN, complex or no rows, d that differs, row norms above 1e75, an unknown activation, a depth or
             variance out of range, a kernel too large for its dtype.
 
-    Cost: 2nmd + O(nm depth) operations (half with y=None), plus 3d for each pair within 0.18 of angle 0 or π; memory
+    Cost: 2nmd + O(nm depth) operations (half with y=None), plus 3d per pair within 0.18 of angle 0 or π; memory
     is the result, two float64 copies of the rows and about 100 MB.
 
     Source: Jacot, Gabriel, Hongler 2018; relu: Cho and Saul 2009; erf: Williams 1997.
@@ -71,7 +71,7 @@ def infinite_ntk(
     >>> infinite_ntk(rows, depth=0)  # 2 x·y / d
     tensor([[ 25., -25.],
             [-25.,  25.]])
-    >>> infinite_ntk(rows, depth=1)  # opposite rows share no active unit
+    >>> infinite_ntk(rows, depth=1)  # opposite rows have no active unit in common
     tensor([[50.,  0.],
             [ 0., 50.]])
     """
@@ -87,13 +87,13 @@ def infinite_nngp(
     weight_var: float = 2.0,
     bias_var: float = 0.0,
 ) -> Tensor:
-    r"""Compute the covariance of the outputs of an infinitely wide random network, Σ(x, y): its Gaussian process.
+    r"""Compute the covariance Σ(x, y) of an infinitely wide random network (its Gaussian process, NNGP).
 
     The network, arguments, result, errors and cost are those of :func:`infinite_ntk`::
 
         Σ⁰ = w x·y/d + b            Σˡ⁺¹ = w E[φ(u) φ(v)] + b,  (u, v) ~ N(0, Σˡ on {x, y})
 
-    and the value is Σ at l = ``depth``. It is also the tangent kernel of the last layer alone (its weights and bias).
+    and the value is Σ at l = ``depth``. It is also the tangent kernel of the last layer (its weights and bias).
 
     Source: Neal 1996; Lee et al. 2018; relu: Cho and Saul 2009; erf: Williams 1997.
 
@@ -107,7 +107,7 @@ def infinite_nngp(
 
 @dataclass(frozen=True)
 class _Network:
-    """What the recursion needs to know; checked on construction."""
+    """Parameters of the network, validated on construction."""
 
     depth: int
     activation: str
@@ -115,35 +115,23 @@ class _Network:
     bias_var: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.depth, bool) or not isinstance(self.depth, Integral) or self.depth < 0:
-            raise InputError(
-                f"depth={self.depth!r}",
-                expected="a whole number >= 0 of hidden layers",
-                hint="pass depth=1 for one hidden layer, depth=0 for the linear model",
-            )
         if self.activation not in LAYERS:
             raise InputError(
                 f"activation={self.activation!r}",
                 expected=" or ".join(f'"{name}"' for name in LAYERS),
-                hint="choose one of these; for another, average km.ntk over wide random networks",
+                hint="for another activation, average km.ntk over wide random networks",
             )
-        for name, value, least in (("weight_var", self.weight_var, ">"), ("bias_var", self.bias_var, ">=")):
-            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (value == 0 and least == ">"):
-                raise InputError(
-                    f"{name}={value!r}",
-                    expected=f"a finite number {least} 0, a variance (not a standard deviation)",
-                    hint=f"pass {name}=2.0" if least == ">" else f"pass {name}=0.0 for a network without biases",
-                )
-            # A NumPy float32 would drag the whole recursion to its precision; the class is frozen for all others.
-            object.__setattr__(self, name, float(value))
+        # Python numbers: a NumPy float32 would reduce the precision of the recursion.
+        object.__setattr__(self, "depth", as_count(self.depth, "depth", minimum=0))
+        object.__setattr__(self, "weight_var", as_number(self.weight_var, "weight_var", exclusive=True))
+        object.__setattr__(self, "bias_var", as_number(self.bias_var, "bias_var"))
 
 
 @dataclass(frozen=True)
 class _Rays:
-    """First-layer preactivations of rows, (√(w/d) x, √b), as unit vectors and lengths: Σ⁰ is their inner product."""
+    """Unit vectors and lengths of the first-layer preactivations (√(w/d) x, √b), whose inner product is Σ⁰."""
 
-    directions: Tensor  # (n, d + 1), unit rows; zero where the length is zero
+    directions: Tensor  # (n, d + 1), unit rows, zero if the length is zero
     lengths: Tensor  # (n,)
 
     def __getitem__(self, rows: slice) -> "_Rays":
@@ -152,7 +140,7 @@ class _Rays:
 
 @dataclass(frozen=True)
 class _Angles:
-    """Angles θ between left and right rays, by sin²(θ/2) and cos²(θ/2): one of them keeps its digits near 0 and π."""
+    """Angles θ between left and right rays, by sin²(θ/2) and cos²(θ/2), one of which is accurate near 0 and near π."""
 
     haversine: Tensor  # (k, m) sin²(θ/2)
     cohaversine: Tensor  # (k, m) cos²(θ/2)
@@ -161,19 +149,19 @@ class _Angles:
 
 
 def _kernel(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> Tensor:
-    given = _as_matrix(x, "x")
-    other = given if y is None else _as_matrix(y, "y").to(given.device)
-    if given.shape[1] != other.shape[1]:
+    x_rows = _as_matrix(x, "x")
+    y_rows = x_rows if y is None else _as_matrix(y, "y").to(x_rows.device)
+    if x_rows.shape[1] != y_rows.shape[1]:
         raise InputError(
-            f"x with {given.shape[1]} and y with {other.shape[1]} features a row",
+            f"x with {x_rows.shape[1]} and y with {y_rows.shape[1]} features per row",
             expected="the same number of features",
-            hint="give both sides the same columns",
+            hint="give x and y the same columns",
         )
-    left = _as_rays(given, "x", network)
-    right = left if y is None else _as_rays(other, "y", network)
-    dtype = _result_dtype(given.dtype, other.dtype)
+    left = _as_rays(x_rows, "x", network)
+    right = left if y is None else _as_rays(y_rows, "y", network)
+    dtype = _result_dtype(x_rows.dtype, y_rows.dtype)
     n, m = len(left.lengths), len(right.lengths)
-    kernel = given.new_empty((n, m), dtype=dtype)
+    kernel = x_rows.new_empty((n, m), dtype=dtype)
     step = max(1, BLOCK // m)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
@@ -184,12 +172,12 @@ def _kernel(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> T
                 f"depth={network.depth}, weight_var={network.weight_var} and rows of norm up to"
                 f" {float(torch.maximum(left.lengths.max(), right.lengths.max())):.3g}, whose kernel overflows",
                 expected=f"entries within {dtype}".replace("torch.", ""),
-                hint="pass weight_var=2.0, which keeps the scale of relu networks, or float64 rows",
+                hint="pass weight_var=2.0, which preserves the scale of relu networks, or float64 rows",
             )
         if y is None:
-            # Mirrored, not recomputed: half the work, and a GEMM need not give ij and ji the same bits.
-            square = kernel[rows, rows]
-            square.copy_(square.triu() + square.triu(1).T)
+            # Copied, not recomputed: half the work, and a GEMM may round entries ij and ji differently.
+            diagonal_block = kernel[rows, rows]
+            diagonal_block.copy_(diagonal_block.triu() + diagonal_block.triu(1).T)
             kernel[rows.stop :, rows] = kernel[rows, rows.stop :].T
     return kernel
 
@@ -198,7 +186,7 @@ def _block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tenso
     angles = _angles(left, right)
     covariance = angles.left * angles.right * (angles.cohaversine - angles.haversine)
     total = covariance
-    # range comes first: zip stops on it before the generator prepares a layer that nobody reads
+    # range comes first in zip, so that the generator does not compute a layer that is not used
     for _, (covariance, slope) in zip(range(network.depth), LAYERS[network.activation](angles, network), strict=False):
         total = total.mul(slope).add_(covariance) if tangent else covariance
     return total
@@ -207,7 +195,7 @@ def _block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tenso
 def _angles(left: _Rays, right: _Rays) -> _Angles:
     cosine = left.directions @ right.directions.T
     haversine, cohaversine = (1 - cosine) / 2, (1 + cosine) / 2
-    # Near 0 and π the cosine has lost the angle; the length of the difference (sum) of the two unit vectors has not.
+    # Near 0 and π the cosine is inaccurate; the length of the difference (sum) of the unit vectors is not.
     for sign, small, large in ((1, haversine, cohaversine), (-1, cohaversine, haversine)):
         close = sign * cosine > 1 - CLOSE
         count = int(close.sum())
@@ -215,7 +203,7 @@ def _angles(left: _Rays, right: _Rays) -> _Angles:
             chord = torch.cdist(left.directions, sign * right.directions, compute_mode=DIRECT)
             torch.where(close, chord.square_().div_(4), small, out=small)
         elif count:
-            for i, j in (part.T for part in close.nonzero().split(max(1, BLOCK // left.directions.shape[1]))):
+            for i, j in (pairs.T for pairs in close.nonzero().split(max(1, BLOCK // left.directions.shape[1]))):
                 small[i, j] = (left.directions[i] - sign * right.directions[j]).square().sum(1) / 4
         torch.where(close, 1 - small, large, out=large)
     return _Angles(haversine, cohaversine, left.lengths[:, None], right.lengths[None])
@@ -224,12 +212,12 @@ def _angles(left: _Rays, right: _Rays) -> _Angles:
 def _relu(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
     """Σˡ⁺¹ = a r r' κ₁ + b and the slope a κ₀, a = w/2: κ₀ = (π − θ)/π, κ₁ = (sin θ + (π − θ) cos θ)/π.
 
-    The next angle comes from the haversine formula. The next preactivation is (√a r h, √b) with a unit vector h, at
+    The next angle follows from the haversine formula. The next preactivation is (√a r h, √b) with a unit vector h, at
     latitude α = atan(√b / (√a r)), and the h of two rows have the cosine κ₁::
 
         sin²(θ⁺/2) = sin²((α − α')/2) + cos α cos α' (1 − κ₁)/2,    (1 − κ₁)/2 = sin²(θ/2) − (sin θ − θ cos θ)/2π
 
-    Both terms are >= 0 and have their full relative accuracy in θ⁺, so no digit is lost as θ goes to 0.
+    Both terms are >= 0 and accurate to rounding, so that no digit of θ⁺ is lost as θ goes to 0.
     """
     root, bias = math.sqrt(network.weight_var / 2), math.sqrt(network.bias_var)
     left, right = angles.left, angles.right
@@ -241,13 +229,13 @@ def _relu(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]
         sine, cosine = 2 * (hav * cohav).sqrt(), cohav - hav
         kappa = (sine + supplement * cosine) / math.pi
         yield left * right * kappa + network.bias_var, supplement * (network.weight_var / 2 / math.pi)
-        hav = (hav - (sine - theta * cosine) / (2 * math.pi)).clamp_min_(0)  # theta of 1e-16 may round below 0
+        hav = (hav - (sine - theta * cosine) / (2 * math.pi)).clamp_min_(0)  # for theta = 1e-16 it can round below 0
         if bias:
             latitude, latitude_right = (torch.atan2(torch.full_like(r, bias), r) for r in (left, right))
             hav *= latitude.cos() * latitude_right.cos()
             hav += ((latitude - latitude_right) / 2).sin().square()
             left, right = (torch.hypot(r, torch.full_like(r, bias)) for r in (left, right))
-        # From the first layer on κ₁ >= 0, so θ <= π/2, where asin and 1 − hav are well conditioned.
+        # After the first layer κ₁ >= 0, so θ <= π/2, where asin and 1 − hav are well conditioned.
         cohav = 1 - hav
         theta = 2 * hav.sqrt().asin_()
         supplement = math.pi - theta
@@ -267,7 +255,7 @@ def _erf(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
         root = (1 + 2 * left + 2 * right + 4 * gap).sqrt_()
         covariance = scale * torch.atan2(2 * covariance, root) + bias
         yield covariance, 2 * scale / root
-        # 1 + 2q + 2q in this order, so that duplicates keep q q' − Σ² = 0 to the bit
+        # 1 + 2q + 2q in this order, so that q q' − Σ² = 0 to the bit for duplicates
         left, right = (scale * torch.atan2(2 * q, (1 + 2 * q + 2 * q).sqrt()) + bias for q in (left, right))
         gap = (left * right - covariance.square()).clamp_min_(0)
 
@@ -282,7 +270,7 @@ def _as_matrix(rows: Batch, name: str) -> Tensor:
         raise InputError(
             f"{name}, a {type(tree).__name__}{shape}".replace("torch.", ""),
             expected="real rows (n, d), d >= 1",
-            hint=f"pass {name}[:, None] if every row is one number, {name}[None] if it is one row",
+            hint=f"pass {name}[:, None] if each row is one number, {name}[None] if it is one row",
         )
     return tree.flatten(1)
 
@@ -291,7 +279,7 @@ def _as_rays(rows: Tensor, name: str, network: _Network) -> _Rays:
     vectors = rows.new_full((len(rows), rows.shape[1] + 1), math.sqrt(network.bias_var), dtype=torch.float64)
     vectors[:, :-1] = rows
     vectors[:, :-1] *= math.sqrt(network.weight_var / rows.shape[1])
-    # The largest entry first, so that squares neither overflow nor vanish; then |vector| >= 1, or the row is zero.
+    # Divide by the largest entry first, so that squares do not overflow or underflow; then |vector| >= 1, or 0.
     scale = vectors.abs().amax(1, keepdim=True)
     vectors /= scale.clamp_min(torch.finfo(torch.float64).tiny)
     norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The empirical tangent kernel as an operator: products K v, diagonal and trace of a matrix that is never formed."""
+"""Empirical tangent kernel as a linear operator: products K v, diagonal and trace, without forming the matrix."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ from kernelmem.tangents.prepare import PreparedModel, prepare
 
 __all__ = ["NTKOperator", "ntk_operator"]
 
-# Bytes of a chunk's graph on a CPU. Larger ones are no faster, and where an activation passes 32 MiB three times slower:
-# from there on the C library maps and unmaps fresh pages for every tensor.
-GRAPH = 2**27
+# Bytes of the graph of one chunk on a CPU. Larger chunks are not faster, and three times slower once an activation is
+# larger than 32 MiB: then the C library maps and unmaps fresh pages for each tensor.
+GRAPH_BYTES = 2**27
 
-# What is resident over what is live, at most: the C library's heap keeps the holes between tensors of many sizes.
-HOLES = 2
+# Upper bound of resident over live memory: the C library's heap keeps the gaps between tensors of many sizes.
+FRAGMENTATION = 2
 
 MatrixOutputs = Literal["trace", "pseudo", "full"]
 
@@ -41,48 +41,48 @@ def ntk_operator(
     device: torch.device | str | None = None,
     memory: int | str = MEMORY,
 ) -> "NTKOperator":
-    r"""Give the tangent kernel K = J Jᵀ of n rows as an operator: K v = J (Jᵀ v), exact, in O(P) memory.
+    r"""Return the tangent kernel K = J Jᵀ of n rows as an operator: K v = J (Jᵀ v), exactly, in O(P) memory.
 
     ========== ============================== ================= ==========================
-    outputs    K                              shape             sweeps a product and column
+    outputs    K                              shape             sweeps per product, column
     ========== ============================== ================= ==========================
     "trace"    Σ_c J_c J_cᵀ                   (n, n)            C vjp + C jvp
     "pseudo"   kernel of Σ_c f_c / √C         (n, n)            1 vjp + 1 jvp
     "full"     J Jᵀ over rows and outputs     (n·C, n·C)        1 vjp + 1 jvp
     ========== ============================== ================= ==========================
 
-    The full kernel's row i·C + c is output c of example i, so that v is ``weights.reshape(-1)`` of weights (n, C), and
+    The full kernel's row i·C + c is output c of example i, so that v is ``coefficients.reshape(-1)`` of (n, C), and
     K is ``km.ntk(..., outputs="full").transpose(1, 2).reshape(n * C, n * C)``.
 
     Args:
-        model: any module whose ``model(x)`` is (n, C); never changed. The operator holds a copy: later training does not
-            alter it. It must be in eval mode where that matters.
+        model: any module whose ``model(x)`` is (n, C); never changed. The operator holds a copy, so that later training
+            does not change it. It must be in eval mode if that changes its outputs.
         x: n rows: tensor, array, dict or tuple of them, Dataset or DataLoader.
-        outputs: which of the kernels above ("diagonal" is C matrices, one an output: see ``forward``).
-        parameters: names of the parameters to differentiate by; None: those with requires_grad.
+        outputs: which of the kernels above ("diagonal" is C matrices, one per output: see ``forward``).
+        parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs or outputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
         device: where to compute; None: where the model is.
-        memory: bytes that the operator may allocate above what is resident when this call starts, its copy of the model
-            among them; beyond the parameters it decides how many rows a sweep takes at a time.
+        memory: bytes that the operator may allocate in addition to what is resident when this call starts, including its
+            copy of the model; it determines how many rows are swept at a time.
 
     Returns:
         An :class:`NTKOperator`: ``op @ v``, ``op.shape``, ``op.dtype``, ``op.diagonal()``, ``op.trace()``,
         ``op.as_scipy()``.
 
     Raises:
-        InputError: rows the model does not take, NaN, unknown parameters or kind of outputs, too little memory.
-        UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C), operations that have
+        InputError: rows that the model does not accept, NaN, unknown parameters or outputs, too little memory.
+        UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C), operations with
             neither a second derivative nor a forward-mode rule.
-        VerificationError: products that differ from the definition (a model that mixes the rows of its batch).
+        VerificationError: products that differ from the definition (a model that mixes the rows of a batch).
         NumericalError: derivatives that are NaN or infinite.
 
-    Cost: a sweep is 2 to 3 forward passes over the n rows. A trace product costs 4C to 6C of them, so that forming K
-    with km.ntk is cheaper whenever K fits in memory and more than a few products are wanted of a network whose layers it
-    factors; the operator is for n or P beyond that. Memory: 5 P and the graph of one chunk of rows; never n x P.
+    Cost: a sweep is 2 to 3 forward passes over the n rows, and a trace product 4C to 6C of them. Forming K with km.ntk
+    is cheaper if K fits in memory and more than a few products are needed; the operator is for larger n or P. Memory:
+    5 P and the graph of one chunk of rows, never n x P.
 
-    Source: Jacot, Gabriel, Hongler 2018; products by one transposed and one plain sweep: Schraudolph 2002 (for the
-    Gauss-Newton matrix Jᵀ J, whose other order this is), Novak, Sohl-Dickstein, Schoenholz 2022.
+    Source: Jacot, Gabriel, Hongler 2018; products by one vjp and one jvp: Schraudolph 2002 (for the Gauss-Newton
+    matrix Jᵀ J), Novak, Sohl-Dickstein, Schoenholz 2022.
 
     >>> model = nn.Linear(2, 3)
     >>> op = ntk_operator(model, torch.tensor([[1.0, 0.0], [0.0, 2.0]]))  # linear model: K = C (x·x' + 1)
@@ -94,10 +94,10 @@ def ntk_operator(
     if outputs not in ("trace", "pseudo", "full"):
         raise InputError(
             f"outputs={outputs!r}",
-            expected='"trace", "pseudo" or "full", which are matrices',
-            hint="for the kernel of output c alone pass forward=lambda model, batch: model(batch)[:, c : c + 1]",
+            expected='"trace", "pseudo" or "full"',
+            hint="for the kernel of output c pass forward=lambda model, batch: model(batch)[:, c : c + 1]",
         )
-    limit = as_bytes(memory)
+    max_bytes = as_bytes(memory)
     rows = as_rows(x, "x")
     prepared = prepare(model, rows, forward=forward, parameters=parameters, dtype=dtype, device=device)
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
@@ -105,12 +105,12 @@ def ntk_operator(
     if outputs == "pseudo":  # the trace kernel of one output
         prepared = dataclasses.replace(prepared, forward=_mean_output(prepared), n_outputs=1)
     mode = choose_mode(prepared, rows)
-    return NTKOperator(rows.n, n_outputs, outputs, prepared, rows, _Plan.of(prepared, rows, mode, limit))
+    return NTKOperator(rows.n, n_outputs, outputs, prepared, rows, _Plan.of(prepared, rows, mode, max_bytes))
 
 
 @dataclass(frozen=True, eq=False)
 class NTKOperator:
-    """A tangent kernel that is known by its products. Made by :func:`ntk_operator`, which says what its parts mean."""
+    """Tangent kernel as a linear operator, from :func:`ntk_operator`."""
 
     n: int
     n_outputs: int
@@ -133,18 +133,18 @@ class NTKOperator:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of K, and of the vectors it takes and gives."""
+        """Dtype of K, of the vectors it is multiplied with, and of the products."""
         return self._prepared.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where products are computed and returned."""
+        """Device on which products are computed and returned."""
         return self._prepared.device
 
     def __matmul__(self, v: ArrayLike) -> Tensor:
-        """Compute K v for v of shape (N,) or K V for (N, k), N = ``shape[0]``; tensor or array in the operator's dtype.
+        """Compute K v for v (N,), or K V for V (N, k), N = ``shape[0]``: a tensor or array in the operator's dtype.
 
-        Columns are taken one after another over the same graph: k columns cost k times one.
+        Columns are computed one after another: k columns cost k times one.
 
         Raises:
             InputError: another length or dtype, NaN or infinite values.
@@ -156,7 +156,7 @@ class NTKOperator:
                 f"v of shape {tuple(vectors.shape)} and dtype {vectors.dtype}",
                 expected=f"shape ({self.shape[0]},) or ({self.shape[0]}, k) and dtype {self.dtype}",
                 hint="convert it with v.to(op.dtype)"
-                + ("; flatten weights (n, C) with reshape(-1)" if self.outputs == "full" else ""),
+                + ("; flatten coefficients (n, C) with reshape(-1)" if self.outputs == "full" else ""),
             )
         columns = 1 if vectors.ndim == 1 else vectors.shape[1]
         values = vectors.to(self.device).reshape(self.n, self.shape[0] // self.n, columns)
@@ -182,9 +182,9 @@ class NTKOperator:
         return float(self.diagonal().sum(dtype=torch.float64))
 
     def as_scipy(self) -> LinearOperator:
-        """View as a symmetric ``scipy.sparse.linalg.LinearOperator``, for eigsh, cg, lobpcg and their like.
+        """Return a symmetric ``scipy.sparse.linalg.LinearOperator``, e.g. for eigsh, cg and lobpcg.
 
-        Vectors are NumPy's; SciPy chooses their precision, and they are converted to the operator's dtype and back.
+        Vectors are NumPy arrays in any precision; they are converted to the operator's dtype and back.
 
         >>> from scipy.sparse.linalg import cg
         >>> op = ntk_operator(nn.Linear(1, 1).double(), torch.eye(2)[:, :1])  # K = [[2, 1], [1, 1]]
@@ -193,56 +193,55 @@ class NTKOperator:
         """
 
         def apply(v: np.ndarray) -> np.ndarray:
-            given = np.asarray(v)
-            if np.iscomplexobj(given):
-                raise InputError("a complex v", expected="a real vector", hint="apply K to its two parts")
-            return (self @ torch.tensor(given, dtype=self.dtype)).cpu().numpy()
+            vectors = np.asarray(v)
+            if np.iscomplexobj(vectors):
+                raise InputError(
+                    "a complex v", expected="a real v", hint="multiply its real and imaginary part separately"
+                )
+            return (self @ torch.tensor(vectors, dtype=self.dtype)).cpu().numpy()
 
-        kind = np.float32 if self.dtype == torch.float32 else np.float64
+        dtype = np.float32 if self.dtype == torch.float32 else np.float64
         products = {"matvec": apply, "rmatvec": apply, "matmat": apply, "rmatmat": apply}
-        return LinearOperator(self.shape, dtype=kind, **products)  # type: ignore[call-arg]  # the stub knows no keywords
+        return LinearOperator(self.shape, dtype=dtype, **products)  # type: ignore[call-arg]  # the stub has no keywords
 
     def _product(self, v: Tensor) -> Tensor:
-        """K v for v (n, C or 1, k), in the same shape: first all of Jᵀ v, chunk by chunk, then J of it."""
+        """Compute K v for v (n, C or 1, k) in the same shape: u = Jᵀ v over all chunks, then J u chunk by chunk."""
         result = torch.zeros_like(v)
         chunks = [(i, min(i + self._plan.chunk, self.n)) for i in range(0, self.n, self._plan.chunk)]
-        classes: list[int | None] = [None] if v.shape[1] == self._prepared.n_outputs else [*range(self.n_outputs)]
-        directions = [(column, c) for column in range(v.shape[2]) for c in classes]
-        kept = [self._linearize(*chunk) for chunk in chunks] if self._plan.keep else None
+        # One value per output is one direction; one value per row (trace kernel) is one direction per output.
+        outputs: list[int | None] = [None] if v.shape[1] == self._prepared.n_outputs else [*range(self.n_outputs)]
+        directions = [(column, c) for column in range(v.shape[2]) for c in outputs]
+        kept = [self._linearize(*chunk) for chunk in chunks] if self._plan.keep_graphs else None
         parameters = self._prepared.parameters
-        held = max(1, min(self._plan.group, len(directions)))
-        sums = [{name: torch.empty_like(p) for name, p in parameters.items()} for _ in range(held)]  # Jᵀ v, reused
-        for k in range(0, len(directions), held):
-            group = directions[k : k + held]
-            for u in sums:  # to add to: a gradient may be a view of the cotangent, and is not to be written on
+        size = max(1, min(self._plan.group, len(directions)))
+        buffers = [{name: torch.empty_like(p) for name, p in parameters.items()} for _ in range(size)]  # Jᵀ v
+        for k in range(0, len(directions), size):
+            group = directions[k : k + size]
+            for u in buffers:  # gradients are added to zeros: they may be views of the cotangent
                 for tensor in u.values():
                     tensor.zero_()
             for i, (start, stop) in enumerate(chunks):
                 linearized = kept[i] if kept else self._linearize(start, stop)
-                for u, (column, c) in zip(sums, group, strict=False):
-                    for name, part in linearized.vjp(self._lift(v[start:stop, :, column], c)).items():
-                        u[name] += part
+                for u, (column, c) in zip(buffers, group, strict=False):
+                    for name, gradient in linearized.vjp(self._cotangents(v[start:stop, :, column], c)).items():
+                        u[name] += gradient
             for i, (start, stop) in enumerate(chunks):
                 linearized = kept[i] if kept else self._linearize(start, stop)
-                for u, (column, c) in zip(sums, group, strict=False):
-                    result[start:stop, :, column] += _drop(linearized.jvp(u), c)
+                for u, (column, c) in zip(buffers, group, strict=False):
+                    result[start:stop, :, column] += linearized.jvp(u)[:, slice(None) if c is None else slice(c, c + 1)]
         return result
 
     def _linearize(self, start: int, stop: int) -> Linearized:
         batch = self._rows.slice(start, stop)
-        return Linearized(self._prepared, batch, stop - start, mode=self._plan.mode, keep_graph=self._plan.keep)
+        return Linearized(self._prepared, batch, stop - start, mode=self._plan.mode, keep_graph=self._plan.keep_graphs)
 
-    def _lift(self, v: Tensor, c: int | None) -> Tensor:
-        """Cotangents (n, C): v itself where it has one value an output, otherwise v (n, 1) on output c alone."""
+    def _cotangents(self, v: Tensor, c: int | None) -> Tensor:
+        """Cotangents (n, C): v itself (c None), or v (n, 1) on output c."""
         if c is None:
             return v
         cotangents = v.new_zeros(len(v), self._prepared.n_outputs)
         cotangents[:, c] = v[:, 0]
         return cotangents
-
-
-def _drop(outputs: Tensor, c: int | None) -> Tensor:
-    return outputs if c is None else outputs[:, c : c + 1]
 
 
 def _mean_output(prepared: PreparedModel) -> Forward:
@@ -252,42 +251,42 @@ def _mean_output(prepared: PreparedModel) -> Forward:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the work is cut to fit in memory."""
+    """Split of the work into chunks that fit in memory."""
 
     mode: JvpMode  # of J u
-    chunk: int  # rows a graph
-    keep: bool  # the graphs of all chunks, from Jᵀ v to J of it and from one direction to the next
-    group: int  # directions whose Jᵀ v are held at once, so that a graph that is not kept serves them all
-    spare: int  # bytes beyond the copy of the model
+    chunk: int  # rows per graph
+    keep_graphs: bool  # of all chunks, from Jᵀ v to J u and from one direction to the next
+    group: int  # directions whose Jᵀ v are held at once, so that a graph that is not kept serves all of them
+    spare: int  # bytes besides the copy of the model
 
     @classmethod
     def of(cls, prepared: PreparedModel, rows: Rows, mode: JvpMode, memory: int) -> "_Plan":
         copied = sum(t.nbytes for t in (*prepared.module.parameters(), *prepared.module.buffers()))
         direction = sum(p.nbytes for p in prepared.parameters.values())
-        a_row, fixed = _graph_bytes(prepared, rows, mode)
-        # Jᵀ v, the gradient that is added to it, and room for the one that the next backward pass makes
+        row_bytes, fixed = _graph_bytes(prepared, rows, mode)
+        # Three vectors of P: Jᵀ v, the gradient added to it, and the one that the next backward pass allocates.
         spare = memory - copied - 3 * direction - fixed
-        if spare < a_row:
+        if spare < row_bytes:
             raise InputError(
                 f"memory of {memory / 2**20:.1f} MiB for {prepared.n_parameters} parameters"
-                f" and {a_row / 2**20:.2f} MiB of activations a row",
-                expected=f"at least {(memory - spare + a_row) / 2**20:.1f} MiB: the copy of the model, three vectors of"
+                f" and {row_bytes / 2**20:.2f} MiB of activations per row",
+                expected=f"at least {(memory - spare + row_bytes) / 2**20:.1f} MiB: the copy of the model, three vectors of"
                 " its parameters, the graph of one row",
                 hint="raise memory=, or choose fewer parameters=",
             )
-        most = GRAPH if prepared.device.type == "cpu" else spare
-        if rows.n * a_row <= spare:
-            return cls(mode, min(rows.n, max(1, int(most // a_row))), True, 1, memory - copied)
-        group = max(1, int(spare / 2 // (HOLES * direction)))
-        rest = spare - (group - 1) * HOLES * direction
-        return cls(mode, max(1, int(min(most, rest) // a_row)), False, group, memory - copied)
+        graph_bytes = GRAPH_BYTES if prepared.device.type == "cpu" else spare
+        if rows.n * row_bytes <= spare:
+            return cls(mode, min(rows.n, max(1, int(graph_bytes // row_bytes))), True, 1, memory - copied)
+        group = max(1, int(spare / 2 // (FRAGMENTATION * direction)))
+        rest = spare - (group - 1) * FRAGMENTATION * direction
+        return cls(mode, max(1, int(min(graph_bytes, rest) // row_bytes)), False, group, memory - copied)
 
 
 def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[float, float]:
-    """Bytes a row, and bytes once, of what autograd keeps for a chunk, with as much again for the work in progress."""
+    """Bytes per row and fixed bytes that autograd keeps for a chunk, doubled for temporaries."""
     known = {t.untyped_storage().data_ptr() for t in (*prepared.module.parameters(), *prepared.module.buffers())}
 
-    def kept(n: int) -> int:
+    def saved_bytes(n: int) -> int:
         storages: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -300,23 +299,25 @@ def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[fl
             linearized.vjp(torch.ones(n, prepared.n_outputs, dtype=prepared.dtype, device=prepared.device))
         return sum(size for pointer, size in storages.items() if pointer not in known)
 
-    few, more = kept(2), kept(6)
-    a_row = max((more - few) / 4, prepared.n_outputs * torch.finfo(prepared.dtype).bits / 8)
-    return 2 * HOLES * a_row, max(0.0, few - 2 * a_row)
+    of_two, of_six = saved_bytes(2), saved_bytes(6)
+    row_bytes = max((of_six - of_two) / 4, prepared.n_outputs * torch.finfo(prepared.dtype).bits / 8)
+    return 2 * FRAGMENTATION * row_bytes, max(0.0, of_two - 2 * row_bytes)
 
 
 def _squared_norms(prepared: PreparedModel, rows: Rows, memory: int) -> Tensor:
-    """|∂f_c(x_n)/∂θ|² of every row and output, (n, C), with at most ``memory`` bytes of Jacobian at a time."""
+    """Compute |∂f_c(x_n)/∂θ|² of each row and output, (n, C), with at most ``memory`` bytes of Jacobian at a time."""
     names = list(prepared.parameters)
-    a_row = 3 * prepared.n_outputs * sum(p.nbytes for p in prepared.parameters.values())  # vmap, cat and their result
-    chunk = int(memory // a_row)
+    row_bytes = (
+        3 * prepared.n_outputs * sum(p.nbytes for p in prepared.parameters.values())
+    )  # in vmap, cat and their result
+    chunk = int(memory // row_bytes)
     if chunk and _vectorizes(prepared, rows, names):
-        parts = []
+        blocks = []
         for start in range(0, rows.n, chunk):
             stop = min(start + chunk, rows.n)
             jacobian = vectorized_jacobian(prepared, rows.slice(start, stop), names, _one_hot(prepared, stop - start))
-            parts.append(torch.einsum("ncp,ncp->nc", jacobian, jacobian))
-        return torch.cat(parts)
+            blocks.append(torch.einsum("ncp,ncp->nc", jacobian, jacobian))
+        return torch.cat(blocks)
     return torch.stack([_row_norms(prepared, rows.slice(i, i + 1)) for i in range(rows.n)])
 
 
@@ -326,18 +327,18 @@ def _one_hot(prepared: PreparedModel, n: int) -> Tensor:
 
 
 def _vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
-    """Whether torch.func follows this model, and agrees with plain autograd on one row."""
+    """Return True if torch.func supports this model and agrees with autograd on one row."""
     try:
-        found = vectorized_jacobian(prepared, rows.slice(0, 1), names, _one_hot(prepared, 1))[0].norm(dim=1) ** 2
-    except Exception:  # vmap and jacrev raise many types, from inside the user's module
+        squares = vectorized_jacobian(prepared, rows.slice(0, 1), names, _one_hot(prepared, 1))[0].norm(dim=1) ** 2
+    except Exception:  # vmap and jacrev raise many types, also from the user's module
         return False
     expected = _row_norms(prepared, rows.slice(0, 1))
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
-    return bool((found - expected).norm() <= tolerance * expected.norm())
+    return bool((squares - expected).norm() <= tolerance * expected.norm())
 
 
 def _row_norms(prepared: PreparedModel, row: Batch) -> Tensor:
-    """|∂f_c(x)/∂θ|² of one row, (C,): one backward pass an output, and never more than one gradient at a time."""
+    """Compute |∂f_c(x)/∂θ|² of one row, (C,), by one backward pass per output, one gradient at a time."""
     with torch.enable_grad():
         outputs = prepared.outputs(row, 1)[0]
         squares = torch.zeros_like(outputs)

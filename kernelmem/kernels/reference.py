@@ -1,4 +1,4 @@
-"""The slow, obvious definition of the empirical tangent kernel, which the fast code is held against."""
+"""Reference: the slow definition of the empirical tangent kernel, which the fast code is compared with."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,23 +21,23 @@ def jacobian(
     forward: Forward | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Compute J(x) = ∂f_c(x_n)/∂θ by one backward pass for each row and output: (n, C, P).
+    """Compute J(x) = ∂f_c(x_n)/∂θ, (n, C, P), by one backward pass per row and output.
 
-    Every row is run in a batch of its own. Cost: nC backward passes; memory nCP.
+    Each row is run in a batch of its own. Cost: nC backward passes; memory nCP.
     """
     rows = as_rows(x)
     return jacobian_of(prepare(model, rows, parameters=parameters, forward=forward, dtype=dtype), rows)
 
 
 def jacobian_of(prepared: PreparedModel, rows: Rows, directions: Tensor | None = None) -> Tensor:
-    """The same for a model that is prepared already, along ``directions`` (n, k, C) of its outputs: (n, k, P)."""
+    """Compute the Jacobian of a prepared model along ``directions`` (n, k, C) of its outputs, (n, k, P)."""
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     single = [rows.slice(i, i + 1) for i in range(rows.n)]
     return rowwise_jacobian(prepared, single, list(prepared.parameters), directions)
 
 
 def kernel_of(left: Tensor, right: Tensor, outputs: str = "trace") -> Tensor:
-    """Contract two Jacobians (n, C, P) and (m, C, P) by the definition of each kind of kernel.
+    """Contract Jacobians (n, C, P) and (m, C, P) to a kernel of one kind of ``outputs``.
 
     full: K^{cc'}_{nm} = Σ_p J_ncp J_mc'p, (n, m, C, C); trace: Σ_c K^{cc}, (n, m); diagonal: K^{cc}, (n, m, C);
     pseudo: Σ_cc' K^{cc'} / C, (n, m).
@@ -57,8 +57,8 @@ def kernel_of(left: Tensor, right: Tensor, outputs: str = "trace") -> Tensor:
 def ntk(model: nn.Module, x: Batch, y: Batch | None = None, *, outputs: str = "trace", **options: Any) -> Tensor:
     """Compute the empirical tangent kernel K(x, y) = J(x) J(y)ᵀ from the definition.
 
-    The arguments are those of :func:`jacobian`. Cost: (n + m)C backward passes and nmC²P operations: for tests, and to
-    verify a few rows of a long run.
+    The arguments are those of :func:`jacobian`. Cost: (n + m)C backward passes and nmC²P operations; for tests and for
+    checks of a few rows.
     """
     left = jacobian(model, x, **options)
     right = left if y is None else jacobian(model, y, **options)

@@ -86,7 +86,7 @@ class Rule:
         """Return A as (n, G, S, fan_in), with ``ones`` with a last column of ones for the bias; outer products only."""
         raise AssertionError("rules with outer products implement activations")
 
-    def output_gradients(self, use: "ParameterUse", stacked: Tensor) -> Tensor:
+    def output_gradients(self, use: "ParameterUse", gradient: Tensor) -> Tensor:
         """Return the output gradients as a view (n, G, S, k, fan_out); outer products only."""
         raise AssertionError("rules with outer products implement output_gradients")
 
@@ -94,7 +94,7 @@ class Rule:
         """Return a tangent (n, k, G, out, fan_in) in the shape of the weight; outer products only."""
         return tangent
 
-    def direct_tangents(self, use: "ParameterUse", stacked: Tensor, n: int) -> dict[str, Tensor]:
+    def direct_tangents(self, use: "ParameterUse", gradient: Tensor, n: int) -> dict[str, Tensor]:
         """Return tangents entry by entry, slot -> (n, k, ...); if ``is_direct``."""
         raise AssertionError("direct rules implement direct_tangents")
 

@@ -1,12 +1,12 @@
-r"""Products with the tangents of a batch, J u and Jᵀ w, for any module and without forming J.
+r"""Jacobian products J u and Jᵀ w of a batch, for any module, without forming J.
 
-Two ways to J u (Jᵀ w is always plain autograd):
+Two modes for J u (Jᵀ w is always a backward pass):
 
-- **reverse**: Jᵀ w is linear in w, so J u is its gradient, ∂⟨Jᵀ w, u⟩/∂w. The graph of Jᵀ w is built once for a batch and
-  serves every u: 2 matrix products a layer for each u. Differentiates the parameter objects themselves, so it follows
-  weights however the forward pass reaches them.
-- **forward**: dual numbers through the forward pass: 3 matrix products a layer for each u, no graph. Twice as fast for
-  convolutions, whose double backward also computes gradients that nobody asked for.
+- **reverse**: Jᵀ w is linear in w, so J u is its gradient, ∂⟨Jᵀ w, u⟩/∂w. The graph of Jᵀ w is built once per
+  batch and serves every u: 2 matrix products per layer and u. It differentiates the parameter objects themselves, and
+  so follows weights however the forward pass accesses them.
+- **forward**: dual numbers through the forward pass: 3 matrix products per layer and u, no graph. Twice as fast for
+  convolutions, whose double backward also computes gradients that are not needed.
 
 Source: double backward: Townsend 2017; dual numbers: Wengert 1964; Pearlmutter 1994.
 """
@@ -27,6 +27,7 @@ from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
 from kernelmem.core.torch_func import functional_call
 from kernelmem.core.torch_func import jvp as dual_jvp
+from kernelmem.tangents.derivatives.jacobian import BoundModel
 from kernelmem.tangents.prepare import PreparedModel
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 Tangents = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
 JvpMode = Literal["reverse", "forward"]
 
-TINY = 1e-300  # keeps 0 / 0 out of relative errors
+TINY = 1e-300  # avoids 0 / 0 in relative errors
 
 
 def vjp(prepared: PreparedModel, batch: Batch, n: int, cotangents: Tensor) -> Tangents:
@@ -59,9 +60,9 @@ def jvp(prepared: PreparedModel, batch: Batch, n: int, tangents: Tangents, *, mo
 class Linearized:
     """The derivative of a prepared model at one batch of n rows, for many products.
 
-    Cost: one forward pass when it is made; a backward pass for each ``vjp``; for ``jvp`` see the two ways above.
-    Memory: the graph of the forward pass, and in the reverse way after the first ``jvp`` that of one backward pass.
-    With ``keep_graph`` the first ``vjp`` leaves that second graph behind, which saves a backward pass if ``jvp`` follows.
+    Cost: one forward pass at the first product; a backward pass per ``vjp``; for ``jvp`` see the two modes above.
+    Memory: the graph of the forward pass, and in reverse mode after the first ``jvp`` that of one backward pass. With
+    ``keep_graph`` the first ``vjp`` keeps that second graph, which saves a backward pass if ``jvp`` follows.
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class Linearized:
         self._outputs: Tensor | None = None
 
     def vjp(self, cotangents: Tensor) -> Tangents:
-        """Compute Jᵀ w, one tensor for each selected parameter; ``cotangents`` w: (n, C)."""
+        """Compute Jᵀ w, one tensor per selected parameter, for ``cotangents`` w (n, C)."""
         with differentiable_kernels(self.prepared.device):
             if self.keep_graph and self.mode == "reverse" and self._transposed is None:
                 return {name: g.detach() for name, g in self._transpose(cotangents).items()}
             return self._gradients(cotangents, create_graph=False)
 
     def jvp(self, tangents: Tangents) -> Tensor:
-        """Compute J u, (n, C); ``tangents`` u: one tensor for each selected parameter."""
+        """Compute J u, (n, C), for ``tangents`` u, one tensor per selected parameter."""
         with differentiable_kernels(self.prepared.device):
             return self._dual(tangents) if self.mode == "forward" else self._double_backward(tangents)
 
@@ -106,10 +107,10 @@ class Linearized:
         return dict(zip(parameters, dense, strict=True))
 
     def _transpose(self, cotangents: Tensor) -> Tangents:
-        """Jᵀ w with its graph kept. Where w stands is of no account: the map is linear."""
+        """Compute Jᵀ w and keep its graph. The value of w is irrelevant because the map is linear."""
         w = cotangents.detach().clone().requires_grad_()
         gradients = self._gradients(w, create_graph=True)
-        # The edges, not the tensors: the values of Jᵀ w (P numbers) need not live as long as the graph.
+        # Keep the edges, not the tensors: the values of Jᵀ w (P numbers) can be freed before the graph.
         self._transposed = w, {name: get_gradient_edge(g) for name, g in gradients.items() if g.requires_grad}
         return gradients
 
@@ -120,39 +121,28 @@ class Linearized:
         w, edges = self._transposed
         if not edges:  # the outputs depend on none of the selected parameters
             return torch.zeros_like(w)
-        given = [tangents[name] for name in edges]
+        u = [tangents[name] for name in edges]
         (result,) = torch.autograd.grad(
-            list(edges.values()), w, given, retain_graph=True, allow_unused=True, materialize_grads=True
+            list(edges.values()), w, u, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         return result
 
     def _dual(self, tangents: Tangents) -> Tensor:
         load_dual_rules()
-        bound = _Bound(self.prepared)
+        bound = BoundModel(self.prepared.module, self.prepared.outputs)
         primals = {f"module.{name}": p.detach() for name, p in self.prepared.parameters.items()}
         duals = {f"module.{name}": u for name, u in tangents.items()}
 
         def outputs(values: dict[str, Tensor]) -> Tensor:
             return functional_call(bound, values, (self.batch, self.n))
 
-        with torch.no_grad():  # a graph beside the dual numbers would only hold memory
+        with torch.no_grad():  # a graph is not needed and would take memory
             return dual_jvp(outputs, (primals,), (duals,))[1]
-
-
-class _Bound(nn.Module):
-    """The model with its forward=: functional_call swaps tensors on a module, and forward= must see that same module."""
-
-    def __init__(self, prepared: PreparedModel) -> None:
-        super().__init__()
-        self.module, self.prepared = prepared.module, prepared
-
-    def forward(self, batch: Batch, n: int) -> Tensor:
-        return self.prepared.outputs(batch, n)
 
 
 @cache
 def load_dual_rules() -> None:
-    """Make one dual number: the first in a process compiles rules by torch.jit, which warns that it is deprecated."""
+    """Make a dual number: the first in a process compiles rules by torch.jit, which emits a deprecation warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         with torch.autograd.forward_ad.dual_level():
@@ -161,10 +151,10 @@ def load_dual_rules() -> None:
 
 @contextmanager
 def differentiable_kernels(device: torch.device) -> Iterator[None]:
-    """Run with operations that can be differentiated twice and by dual numbers; the global flags are put back.
+    """Context in which operations can be differentiated twice and by dual numbers; global flags are restored on exit.
 
-    Fused attention has a first derivative only, and the fused TransformerEncoder layer none. Autocast would give
-    products in half precision under the name of float32.
+    Fused attention has a first derivative only, the fused TransformerEncoder layer none. Autocast would compute
+    products in half precision.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -178,24 +168,24 @@ def differentiable_kernels(device: torch.device) -> Iterator[None]:
 
 
 def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
-    """Find a way that is right for this model, on two rows, against the definition.
+    """Choose a mode of J u that is correct for this model, by comparison with the definition on two rows.
 
-    The definition: each row in a batch of its own, one plain backward pass with the model's own (fused) operations.
-    Held against it: Jᵀ w of both rows in one batch, and ⟨w, J u⟩ = ⟨Jᵀ w, u⟩ for a u near Jᵀ w, so that a parameter
-    weighs as much in the check as in the kernel. Forward mode is tried first for convolutions, reverse mode for all
-    else; the choice depends on the model alone, not on a stopwatch, so that results repeat to the bit.
+    The definition runs each row in a batch of its own, with one backward pass and the model's own (fused) operations.
+    Compared with it are Jᵀ w of both rows in one batch, and ⟨w, J u⟩ = ⟨Jᵀ w, u⟩ for a u near Jᵀ w, so that each
+    parameter has the same weight in the check as in the kernel. Forward mode is tried first for models with
+    convolutions, reverse mode for others; timings play no role, so that results are reproducible.
 
     Raises:
-        UnsupportedModelError: neither way can follow the model.
-        VerificationError: a batch differs from its rows (a model that mixes the rows of its batch).
+        UnsupportedModelError: neither mode supports the model.
+        VerificationError: a batch differs from its rows (a model that mixes the rows of a batch).
         NumericalError: tangents that are NaN or infinite.
     """
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
-    picks = [0, rows.n - 1]
-    generator = torch.Generator().manual_seed(0)  # explicit and local: the user's random state is left alone
+    indices = [0, rows.n - 1]
+    generator = torch.Generator().manual_seed(0)  # local: the user's random state is not changed
     w = torch.randn(2, prepared.n_outputs, generator=generator, dtype=prepared.dtype).to(prepared.device)
-    exact, length = _definition(prepared, rows, picks, w)
-    if not math.isfinite(length):
+    exact, norm = _definition(prepared, rows, indices, w)
+    if not math.isfinite(norm):
         raise NumericalError(
             "a model whose parameter derivatives are NaN or infinite on the first or last row",
             expected="finite derivatives",
@@ -205,16 +195,16 @@ def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
     for name, g in exact.items():
         u[name].add_(0.5).mul_(g)
     expected = sum(_inner(g, u[name]) for name, g in exact.items())
-    size = max(length * sum(_inner(part, part) for part in u.values()) ** 0.5, TINY)
+    scale = max(norm * sum(_inner(tensor, tensor) for tensor in u.values()) ** 0.5, TINY)
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
-    batch = rows.take(picks)
-    together = Linearized(prepared, batch, 2).vjp(w)
-    gap = sum(float((together[name] - g).norm(dtype=torch.float64)) ** 2 for name, g in exact.items()) ** 0.5
-    del together
-    if not gap <= tolerance * max(length, TINY):
+    batch = rows.take(indices)
+    batched = Linearized(prepared, batch, 2).vjp(w)
+    gap = sum(float((batched[name] - g).norm(dtype=torch.float64)) ** 2 for name, g in exact.items()) ** 0.5
+    del batched
+    if not gap <= tolerance * max(norm, TINY):
         raise VerificationError(
             f"a model whose derivatives on 2 rows in one batch differ from the row-by-row definition by"
-            f" {gap / max(length, TINY):.2g} (relative)",
+            f" {gap / max(norm, TINY):.2g} (relative)",
             expected=f"a difference of at most {tolerance:g}",
             hint="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
         )
@@ -223,24 +213,24 @@ def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
     problems: list[str] = []
     for mode in modes:
         try:
-            found = float((Linearized(prepared, batch, 2, mode=mode).jvp(u) * w).sum(dtype=torch.float64))
-        except Exception as error:  # autograd raises many types, from inside the user's module
+            inner = float((Linearized(prepared, batch, 2, mode=mode).jvp(u) * w).sum(dtype=torch.float64))
+        except Exception as error:  # autograd raises many types, also from the user's module
             problems.append(f"{mode} mode: {(str(error) or type(error).__name__).splitlines()[0]}")
             continue
-        # A once-differentiable custom function does not raise in reverse mode: it drops out of the graph.
-        if abs(found - expected) <= tolerance * size:
+        # A once-differentiable custom function does not raise in reverse mode: its part of the graph is lost.
+        if abs(inner - expected) <= tolerance * scale:
             return mode
-        problems.append(f"{mode} mode: J u is off by {abs(found - expected) / size:.2g} (relative)")
+        problems.append(f"{mode} mode: J u has relative error {abs(inner - expected) / scale:.2g}")
     raise _cannot_differentiate(problems)
 
 
-def _definition(prepared: PreparedModel, rows: Rows, picks: list[int], w: Tensor) -> tuple[Tangents, float]:
-    """Σ_n J_nᵀ w_n with every row in a batch of its own, and (Σ_n |J_nᵀ w_n|²)^½."""
+def _definition(prepared: PreparedModel, rows: Rows, indices: list[int], w: Tensor) -> tuple[Tangents, float]:
+    """Compute Σ_n J_nᵀ w_n with each row in a batch of its own, and (Σ_n |J_nᵀ w_n|²)^½."""
     parameters = prepared.parameters
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = 0.0
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(prepared.device.type, enabled=False):
-        for k, i in enumerate(picks):
+        for k, i in enumerate(indices):
             outputs = prepared.outputs(rows.slice(i, i + 1), 1)
             if not outputs.requires_grad:
                 continue
@@ -258,9 +248,9 @@ def _definition(prepared: PreparedModel, rows: Rows, picks: list[int], w: Tensor
 
 def _cannot_differentiate(problems: list[str]) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"a model that cannot be differentiated for products ({'; '.join(problems)})",
-        expected="operations with a second derivative or a forward-mode rule, and no writing in place over what"
-        " backward needs",
+        f"a model whose products J u cannot be computed ({'; '.join(problems)})",
+        expected="operations with a second derivative or a forward-mode rule, and no in-place modification of tensors"
+        " that backward needs",
         hint="form the kernel with km.ntk, which needs first derivatives only, or replace the operation named here",
     )
 

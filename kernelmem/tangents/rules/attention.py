@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention, written out in linear maps and scaled dot products, so that the linear rule meets its weights."""
+"""Attention: nn.MultiheadAttention as linear maps and scaled dot products, so that the linear rule covers its weights."""
 
 from inspect import signature
 
@@ -14,12 +14,12 @@ SIGNATURE = signature(F.multi_head_attention_forward)
 
 
 class AttentionRule(Decomposition):
-    """F.multi_head_attention_forward (Vaswani et al. 2017), evaluation only."""
+    """F.multi_head_attention_forward (Vaswani et al. 2017), without dropout."""
 
     functions = (F.multi_head_attention_forward,)
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """Project, attend, project: the same outputs as torch's own function, to rounding (NotImplemented: not taken)."""
+        """Project, attend, project: the outputs of torch's function up to rounding."""
         bound = SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
         a = bound.arguments
@@ -45,11 +45,11 @@ class AttentionRule(Decomposition):
         probabilities = torch.softmax(scores if mask is None else scores + mask, -1)
         mixed = torch.matmul(probabilities, v).permute(2, 0, 1, 3).reshape(length, n, width)
         out = F.linear(mixed, a["out_proj_weight"], a["out_proj_bias"])
-        shown = None
+        attention = None
         if a["need_weights"]:
-            shown = probabilities.mean(1) if a["average_attn_weights"] else probabilities
-            shown = shown if batched else shown.squeeze(0)
-        return out if batched else out.squeeze(1), shown
+            attention = probabilities.mean(1) if a["average_attn_weights"] else probabilities
+            attention = attention if batched else attention.squeeze(0)
+        return out if batched else out.squeeze(1), attention
 
     @staticmethod
     def _project(a: dict, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +65,7 @@ class AttentionRule(Decomposition):
 
 
 def _merged_mask(a: dict, q: Tensor, n: int, heads: int, source: int) -> Tensor | None:
-    """attn_mask and key_padding_mask as one additive mask that broadcasts to (n, heads, L, S)."""
+    """Combine attn_mask and key_padding_mask into one additive mask that broadcasts to (n, heads, L, S)."""
     merged = None
     for mask, shape in ((a["attn_mask"], None), (a["key_padding_mask"], (n, 1, 1, source))):
         if mask is None:

@@ -1,4 +1,4 @@
-"""Convolutions in one, two and three dimensions, with stride, padding, dilation and groups."""
+"""Convolutions in one to three dimensions, with stride, padding, dilation and groups."""
 
 from collections.abc import Sequence
 
@@ -14,41 +14,41 @@ ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups
 
 
 class ConvolutionRule(Rule):
-    """Tangent of the kernel: Σ_s g_s ⊗ patch_s over output positions s, group by group; of the bias: Σ_s g_s."""
+    """Tangent of the weight: Σ_s g_s ⊗ patch_s over output positions s, group by group; of the bias: Σ_s g_s."""
 
     functions = (torch.conv1d, torch.conv2d, torch.conv3d)
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Read a batched convolution."""
-        given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-        given |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs
-        x, dims = given["input"], given["weight"].ndim - 2
+        """Parse a batched convolution."""
+        arguments = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+        arguments |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+        x, dims = arguments["input"], arguments["weight"].ndim - 2
         if x.ndim != dims + 2:
             return None
-        rest = [given[name] for name in ARGUMENTS[3:]]
+        rest = [arguments[name] for name in ARGUMENTS[3:]]
         settings = {
-            "size": tuple(given["weight"].shape[2:]),
-            "stride": _spread(given["stride"], dims),
-            "dilation": _spread(given["dilation"], dims),
-            "groups": given["groups"],
+            "size": tuple(arguments["weight"].shape[2:]),
+            "stride": _per_dimension(arguments["stride"], dims),
+            "dilation": _per_dimension(arguments["dilation"], dims),
+            "groups": arguments["groups"],
         }
-        padding = given["padding"]
+        padding = arguments["padding"]
         if isinstance(padding, str):
-            whole = [d * (k - 1) for d, k in zip(settings["dilation"], settings["size"], strict=True)]
+            total_padding = [d * (k - 1) for d, k in zip(settings["dilation"], settings["size"], strict=True)]
             settings["padding"] = [
-                (0, 0) if padding == "valid" else (total // 2, total - total // 2) for total in whole
+                (0, 0) if padding == "valid" else (total // 2, total - total // 2) for total in total_padding
             ]
         else:
-            settings["padding"] = [(p, p) for p in _spread(padding, dims)]
+            settings["padding"] = [(p, p) for p in _per_dimension(padding, dims)]
         return ParsedCall(
-            {"weight": given["weight"], "bias": given["bias"]},
+            {"weight": arguments["weight"], "bias": arguments["bias"]},
             {"input": x},
             lambda w: function(_channels_last(x), required(w["weight"]), w["bias"], *rest),
             settings,
         )
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
-        """Output positions (and the frames or windows that share a row) are positions."""
+        """Positions are output positions, times the frames or windows of a row."""
         if use.batch_axis.axis != 0:
             return None
         groups, channels = use.settings["groups"], use.inputs["input"].shape[1]
@@ -57,7 +57,7 @@ class ConvolutionRule(Rule):
         return OuterShape(positions, patch, use.output_shape[1] // groups, groups)
 
     def arrange(self, use: ParameterUse, rows: Tensor) -> Tensor:
-        """Channels last: (n, [m,] positions..., channels)."""
+        """Return (n, [m,] positions..., channels)."""
         return rows.movedim(1 if use.batch_axis.multiplicity == 1 else 2, -1)
 
     def direction_axis(self, use: ParameterUse) -> int:
@@ -65,26 +65,26 @@ class ConvolutionRule(Rule):
         return -2
 
     def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
-        """Patches as (n, G, S, fan_in [+ 1]), fan_in in the order (kernel positions, channels): one strided copy."""
+        """Return patches (n, G, S, fan_in [+ 1]), fan_in in the order (kernel positions, channels), by one strided copy."""
         x = use.activation().movedim(1, -1)  # (n·m, lengths..., channels)
         groups, size, padding = use.settings["groups"], use.settings["size"], use.settings["padding"]
         if any(low or high for low, high in padding):
             x = F.pad(x, [0, 0, *(side for pair in reversed(padding) for side in pair)])
-        x, each, out = x.contiguous(), x.shape[-1] // groups, use.output_shape[2:]
+        x, channels, out = x.contiguous(), x.shape[-1] // groups, use.output_shape[2:]
         strides = x.stride()[1:-1]
         view = x.as_strided(
-            (x.shape[0], groups, *out, *size, each),
+            (x.shape[0], groups, *out, *size, channels),
             (
                 x.stride(0),
-                each,
+                channels,
                 *(s * t for s, t in zip(strides, use.settings["stride"], strict=True)),
                 *(s * d for s, d in zip(strides, use.settings["dilation"], strict=True)),
                 1,
             ),
         )
-        fan_in = torch.Size(size).numel() * each
+        fan_in = torch.Size(size).numel() * channels
         patches = x.new_empty(x.shape[0], groups, *out, fan_in + ones)
-        patches[..., :fan_in].unflatten(-1, (*size, each)).copy_(view)
+        patches[..., :fan_in].unflatten(-1, (*size, channels)).copy_(view)
         if ones:
             patches[..., fan_in] = 1.0
         patches = patches.flatten(2, -2)  # (n·m, G, S, fan_in)
@@ -94,25 +94,25 @@ class ConvolutionRule(Rule):
             use.batch_axis.rows(patches, n).transpose(1, 2).flatten(2, 3)
         )  # (n, m, G, S, fan_in) -> (n, G, m·S, fan_in)
 
-    def output_gradients(self, use: ParameterUse, stacked: Tensor) -> Tensor:
-        """(n, [m,] positions..., k, channels) -> (n, G, S, k, out)."""
-        k, channels = stacked.shape[-2:]
+    def output_gradients(self, use: ParameterUse, gradient: Tensor) -> Tensor:
+        """View (n, [m,] positions..., k, channels) as (n, G, S, k, out)."""
+        k, channels = gradient.shape[-2:]
         groups = use.settings["groups"]
-        g = stacked.reshape(len(stacked), -1, k, groups, channels // groups)
+        g = gradient.reshape(len(gradient), -1, k, groups, channels // groups)
         return g.permute(0, 3, 1, 2, 4)
 
     def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
-        """(n, k, G, out, positions of the kernel · channels) -> (n, k, channels out, channels in, *size)."""
+        """Reshape (n, k, G, out, kernel positions · channels) to (n, k, channels out, channels in, *size)."""
         size = use.settings["size"]
         tangent = tangent.flatten(2, 3).unflatten(-1, (*size, tangent.shape[-1] // torch.Size(size).numel()))
         return tangent.movedim(-1, 3)
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The same tensor in the layout in which torch's convolutions, and copies of their gradients, are fastest."""
+    """Convert images to channels-last, for which torch's convolutions and copies of their gradients are fastest."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+def _per_dimension(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * dims if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""Embedding tables: the tangent of row v is Σ g_s over the positions s that look it up."""
+"""Embedding tables: the tangent of table row v is Σ_s g_s over the positions s that look it up."""
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,11 @@ class EmbeddingRule(Rule):
     functions = (F.embedding, torch.embedding)
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Read a lookup; max_norm (which rewrites the table) and frequency scaling are left to the fallback."""
+        """Parse a lookup; max_norm (which modifies the table) and frequency scaling are left to the dense fallback."""
         names = NAMES if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        indices, weight, padding = given["input"], given["weight"], given.get("padding_idx")
-        if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        indices, weight, padding = arguments["input"], arguments["weight"], arguments.get("padding_idx")
+        if arguments.get("max_norm") is not None or arguments.get("scale_grad_by_freq"):
             return None
         if padding is not None and padding < 0:
             padding = padding + len(weight) if function is F.embedding else None
@@ -33,14 +33,14 @@ class EmbeddingRule(Rule):
         )
 
     def is_direct(self, use: ParameterUse) -> bool:
-        """Rows anywhere among the indices."""
+        """Return True if the batch axis is one of the index axes."""
         return use.batch_axis.axis < len(use.output_shape) - 1
 
-    def direct_tangents(self, use: ParameterUse, stacked: Tensor, n: int) -> dict[str, Tensor]:
-        """Scatter (n, k, S, d) into (n, k, V, d)."""
+    def direct_tangents(self, use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
+        """Add output gradients (n, k, S, d) to the rows of tables (n, k, V, d)."""
         indices = use.batch_axis.rows(use.activation(), n).reshape(n, -1)
-        k, width = stacked.shape[1], stacked.shape[-1]
-        g = stacked.reshape(n, k, -1, width)
+        k, width = gradient.shape[1], gradient.shape[-1]
+        g = gradient.reshape(n, k, -1, width)
         if use.settings["padding"] is not None:
             g = g * (indices != use.settings["padding"])[:, None, :, None]
         table = g.new_zeros(n, k, use.settings["rows"], width)

@@ -1,4 +1,4 @@
-"""Linear maps: F.linear, and matrix products with a weight, on (n, d), (n, S, d) or any other leading axes."""
+"""Linear maps: F.linear and matrix products with a weight, on (n, d), (n, S, d) or more leading axes."""
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ class LinearRule(Rule):
     functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """F.linear(input, weight, bias), or input @ weight with a matrix weight (kept transposed)."""
+        """Parse F.linear(input, weight, bias), or input @ weight with a matrix as weight (transposed)."""
         if function is F.linear:
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-            x = given["input"]
-            weights = {"weight": given["weight"], "bias": given.get("bias")}
+            arguments = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            x = arguments["input"]
+            weights = {"weight": arguments["weight"], "bias": arguments.get("bias")}
             return ParsedCall(
                 weights,
                 {"input": x},
@@ -38,10 +38,10 @@ class LinearRule(Rule):
         )
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
-        """All leading axes but the rows are positions."""
+        """Positions are all leading axes but the batch axis."""
         shape = use.rows_shape(n)
         if use.batch_axis.axis == len(use.output_shape) - 1:
-            return None  # rows along the features: no per-row product of this form
+            return None  # batch axis on the features: no outer product per row
         return OuterShape(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
 
     def direction_axis(self, use: ParameterUse) -> int:
@@ -49,22 +49,22 @@ class LinearRule(Rule):
         return -2
 
     def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
-        """Transposed where the weight stands on the right of a matrix product."""
+        """Transpose the tangent of a weight on the right of a matrix product."""
         return tangent.mT if use.settings.get("transposed") else tangent
 
     def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
-        """(n, 1, S, fan_in [+ 1])."""
+        """Return (n, 1, S, fan_in [+ 1])."""
         x = use.batch_axis.rows(use.activation(), n)
         x = x.reshape(n, 1, -1, x.shape[-1])
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if ones else x
 
-    def output_gradients(self, use: ParameterUse, stacked: Tensor) -> Tensor:
-        """(n, ..., k, out) -> (n, 1, S, k, out)."""
-        return stacked.reshape(len(stacked), 1, -1, *stacked.shape[-2:])
+    def output_gradients(self, use: ParameterUse, gradient: Tensor) -> Tensor:
+        """View (n, ..., k, out) as (n, 1, S, k, out)."""
+        return gradient.reshape(len(gradient), 1, -1, *gradient.shape[-2:])
 
 
 def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply x (S·b, ..., in) with S weights (S, in, out), and S biases."""
+    """Multiply S blocks of rows of x (S·b, ..., in) by S weights (S, in, out), and add S biases."""
     blocks = x.reshape(len(weight), -1, x.shape[-1])
-    found = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias[:, None], blocks, weight)
-    return found.view(*x.shape[:-1], -1)
+    outputs = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias[:, None], blocks, weight)
+    return outputs.view(*x.shape[:-1], -1)

@@ -1,7 +1,7 @@
-"""nn.RNN, nn.LSTM, nn.GRU and their cells, unrolled in linear maps, so that the linear rule meets their own weights.
+"""Recurrent layers: nn.RNN, nn.LSTM, nn.GRU and cells, unrolled into linear maps that the linear rule covers.
 
-torch's fused kernels give no per-example derivatives, and ``vmap(jacrev)`` refuses them. Unrolled, each weight is used
-once a step, and its uses are positions of one outer-product tangent.
+torch's fused kernels give no per-example derivatives, and ``vmap(jacrev)`` does not support them. Unrolled, each weight
+is used once per step, and its uses are positions of one outer-product tangent.
 """
 
 import torch
@@ -27,39 +27,39 @@ class RecurrentRule(Decomposition):
     functions = (*LAYERS, *CELLS)
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """The same outputs as torch's fused function, to rounding (NotImplemented: not taken)."""
+        """Return the outputs of torch's fused function, up to rounding."""
         if function in CELLS:
             return self._cell(CELLS[function], *args, **kwargs)
         if len(args) != 9 or kwargs or not isinstance(args[3], bool):  # packed sequences: data, batch_sizes, ...
             return NotImplemented
         kind = LAYERS[function]
-        x, state, weights, biased, layers, _dropout, _training, both, batch_first = args
+        x, state, weights, has_biases, layers, _dropout, _training, bidirectional, batch_first = args
         hidden, cells = state if kind == "lstm" else (state, None)
         if batch_first:
             x = x.transpose(0, 1)
-        sides = 2 if both else 1
-        each = len(weights) // (layers * sides)
+        n_directions = 2 if bidirectional else 1
+        per_direction = len(weights) // (layers * n_directions)
         last_hidden, last_cells = [], []
         for layer in range(layers):
             outputs = []
-            for side in range(sides):
-                index = layer * sides + side
-                own = list(weights[index * each : (index + 1) * each])
-                w_in, w_hidden = own[0], own[1]
-                b_in, b_hidden = (own[2], own[3]) if biased else (None, None)
-                projection = own[-1] if each == (5 if biased else 3) else None
+            for direction in range(n_directions):
+                index = layer * n_directions + direction
+                parameters = weights[index * per_direction : (index + 1) * per_direction]
+                w_in, w_hidden = parameters[0], parameters[1]
+                b_in, b_hidden = (parameters[2], parameters[3]) if has_biases else (None, None)
+                projection = parameters[-1] if per_direction == (5 if has_biases else 3) else None
                 h = hidden[index]
                 c = None if cells is None else cells[index]
-                steps = range(len(x) - 1, -1, -1) if side else range(len(x))
-                from_input = F.linear(x, w_in, b_in)  # all steps at once: the input does not wait for the state
-                found: list[Tensor] = [h] * len(x)
+                steps = range(len(x) - 1, -1, -1) if direction else range(len(x))
+                from_input = F.linear(x, w_in, b_in)  # all steps at once: it does not depend on the state
+                hidden_states: list[Tensor] = [h] * len(x)
                 for t in steps:
                     h, c = _step(kind, from_input[t], h, c, w_hidden, b_hidden, projection)
-                    found[t] = h
-                outputs.append(torch.stack(found))
+                    hidden_states[t] = h
+                outputs.append(torch.stack(hidden_states))
                 last_hidden.append(h)
                 last_cells.append(c)
-            x = torch.cat(outputs, -1) if both else outputs[0]
+            x = torch.cat(outputs, -1) if bidirectional else outputs[0]
         out = x.transpose(0, 1) if batch_first else x
         if kind == "lstm":
             return out, torch.stack(last_hidden), torch.stack(last_cells)
@@ -89,7 +89,7 @@ def _step(
     b_hidden: Tensor | None,
     projection: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """One step of one layer: the new hidden state, and the new cell state of an LSTM."""
+    """Compute one step of one layer: the new hidden state, and the new cell state of an LSTM."""
     from_state = F.linear(h, w_hidden, b_hidden)
     if kind == "lstm":
         assert c is not None
