@@ -170,7 +170,7 @@ def test_group_of_directions_changes_no_value(model, x, outputs):
     op = ntk_operator(model, x, outputs=outputs)
     V = normal(op.shape[0], 4)
     for chunk, group, keep in [(1, 1, False), (2, 5, False), (3, 100, True), (3, 1, True), (7, 1, False)]:
-        cut = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=group, keep=keep))
+        cut = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=group, keep_graphs=keep))
         assert relative(cut @ V, op @ V) < 1e-13
     assert relative(torch.stack([op @ V[:, k] for k in range(4)], 1), op @ V) < 1e-13
 
@@ -227,7 +227,7 @@ def test_one_output_one_row_one_column(outputs):
 def test_the_vector_is_not_written_to(outputs, chunk):
     model, x = made("tied")
     op = ntk_operator(model, x, outputs=outputs, dtype=torch.float64)
-    op = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=3, keep=False))
+    op = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=3, keep_graphs=False))
     v = normal(op.shape[0])
     before = v.clone()
     found = op @ v
@@ -293,7 +293,7 @@ def test_surrounding_modes_do_not_matter(model, x):
     ("change", "words"),
     [
         ({"outputs": "diagonal"}, "forward="),
-        ({"outputs": "mean"}, "matrices"),
+        ({"outputs": "mean"}, "outputs=.mean."),
         ({"parameters": ["nope"]}, "names"),
         ({"dtype": torch.float16}, "float32"),
         ({"memory": 100}, "at least"),

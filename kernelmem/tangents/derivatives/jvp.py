@@ -249,7 +249,7 @@ def _definition(prepared: PreparedModel, rows: Rows, indices: list[int], w: Tens
 def _cannot_differentiate(problems: list[str]) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"a model whose products J u cannot be computed ({'; '.join(problems)})",
-        expected="operations with a second derivative or a forward-mode rule, and no in-place modification of tensors"
+        expected="operations with a second derivative or a forward-mode rule, and no tensor changed in place"
         " that backward needs",
         hint="form the kernel with km.ntk, which needs first derivatives only, or replace the operation named here",
     )

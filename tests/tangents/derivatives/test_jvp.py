@@ -292,7 +292,7 @@ class InfiniteSlope(nn.Module):
     ("make", "error", "words"),
     [
         (lambda: Custom(OnlyBackward), UnsupportedModelError, "forward mode: .*km.ntk"),
-        (lambda: Custom(WrongTangent), UnsupportedModelError, "forward mode: J u is off"),
+        (lambda: Custom(WrongTangent), UnsupportedModelError, "forward mode: J u has relative error"),
         (MixesRows, VerificationError, "mix"),
         (WritesOver, UnsupportedModelError, "in place"),
         (InfiniteSlope, NumericalError, "NaN or infinite"),
