@@ -15,6 +15,8 @@ from kernelmem.double_descent.presets import write_sweep
 from kernelmem.training import LabeledData, cifar10
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24, 28, 32, 40, 48, 56, 64)
+OPTIONS = SweepOptions(control=1)
+EXECUTION = Execution()
 FAMILIES = {"resnet18": ResNet18, "cnn": ConvolutionalNetwork}
 
 
@@ -27,8 +29,8 @@ def cifar_sweep(
     training: ImageTraining | None = None,
     n_seeds: int = 3,
     seed: int = 0,
-    options: SweepOptions | None = None,
-    execution: Execution | None = None,
+    options: SweepOptions = OPTIONS,
+    execution: Execution = EXECUTION,
     progress: Progress = None,
 ) -> Sweep:
     """Sweep the width of a network on CIFAR-10 as Nakkiran et al. 2019 do: 15 % wrong labels, Adam, crops and flips.
@@ -59,7 +61,7 @@ def cifar_sweep(
     if family not in FAMILIES:
         raise InputError(f"family={family!r}", expected=f"one of {', '.join(FAMILIES)}", hint='pass family="resnet18"')
     training = training or ImageTraining()
-    options = replace(options or SweepOptions(control=1), make_model=FAMILIES[family], train=training)
+    options = replace(options, make_model=FAMILIES[family], train=training)
     return sweep(
         _standardized(cifar10(directory)),
         "width",
@@ -68,7 +70,7 @@ def cifar_sweep(
         n_seeds=n_seeds,
         seed=seed,
         options=options,
-        execution=replace(execution or Execution(), chunk=1, device=training.device),
+        execution=replace(execution, chunk=1, device=training.device),
         progress=progress,
     )
 

@@ -49,7 +49,7 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
     last, free = -1, slice(None)
     # indices into (noise, samples, widths, steps): the map of each pair of axes
     pairs: tuple[tuple[str, Sequence[float], tuple[int | slice, ...]], ...] = (
-        ("training rows", diagram.samples, (last, free, free, last)),
+        ("training examples", diagram.samples, (last, free, free, last)),
         ("step", diagram.steps, (last, last, free, free)),
         ("share of wrong labels", diagram.noise, (free, last, free, last)),
     )

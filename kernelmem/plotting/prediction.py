@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictionLike", "prediction_figure"]
 
-AXIS_LABELS = {"samples": "training rows"}
+AXIS_LABELS = {"samples": "training examples"}
 TICKS = 9
 TITLE_WIDTH = 80  # characters
 
@@ -69,7 +69,9 @@ def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = N
             axes.plot(
                 axis, _with_gaps(prediction.noisy), "--", color=GRAY, linewidth=1.1, label="expected, noisy labels"
             )
-            axes.plot(axis, _with_gaps(prediction.gcv), "x", color=GRAY, markersize=5, label="GCV of the training rows")
+            axes.plot(
+                axis, _with_gaps(prediction.gcv), "x", color=GRAY, markersize=5, label="GCV of the training examples"
+            )
         if runs is not None:
             R = len(runs)
             error = 2 * runs.std(0, ddof=1) / R**0.5 if R > 1 else None

@@ -36,12 +36,12 @@ PANELS = {"Error": ("test_error", "train_error"), "Loss": ("test_loss", "train_l
 TITLES = {
     "model": "Width of the network",
     "depth": "Depth of the network",
-    "sample": "Number of training rows",
+    "sample": "Number of training examples",
     "epoch": "Training steps",
     "noise": "Label noise",
     "ridge": "Ridge",
     "features": "Number of random features",
-    "features_sample": "Random features: number of training rows",
+    "features_sample": "Random features: number of training examples",
     "features_ridge": "Random features: ridge",
     "features_noise": "Random features: label noise",
 }
@@ -110,7 +110,7 @@ def sweep_figure(
         if flips:
             _curve(panels[2], axis, curves, "memorized_flips", BLUE, "predicted as the wrong label (memorized)")
             _curve(panels[2], axis, curves, "recovered_flips", GREEN, "predicted as the true label")
-            panels[2].set_title("Share of flipped training rows")
+            panels[2].set_title("Share of flipped training examples")
             panels[2].set_ylim(-0.03, 1.03)
             figure.legend(*panels[2].get_legend_handles_labels(), loc="outside lower right")
         losses = np.concatenate([part["test_loss"].mean(0) for part in (curves, control) if part])

@@ -141,7 +141,7 @@ def predict_curve(
     samples: Axis,
     ridge: Axis = 0.0,
     seeds: Sequence[int] = (0, 1, 2),
-    options: PredictionOptions | None = None,
+    options: PredictionOptions = PredictionOptions(),
     forward: Callable[..., Tensor] | None = None,
     memory: int | str = MEMORY,
     progress: Progress = None,
@@ -176,7 +176,6 @@ def predict_curve(
 
     Source: Simon et al. 2021 for kernels of a population; for a finite pool and an initial function: this package.
     """
-    options = options or PredictionOptions()
     place = _Axes.of(widths, samples, ridge, options.time)
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise InputError(f"seeds {list(seeds)}", expected="at least one seed, no repeats", hint="pass seeds=(0, 1, 2)")

@@ -15,8 +15,8 @@ from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.prediction.predict import Prediction, PredictionOptions, predict_curve
 from kernelmem.double_descent.prediction.score import PredictionScore, score_prediction
-from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
-from kernelmem.double_descent.sweeps.result import Sweep, plain
+from kernelmem.double_descent.sweeps.options import EXECUTION, Execution, SweepOptions
+from kernelmem.double_descent.sweeps.result import Sweep, as_json
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.plotting.style import figure_files
 from kernelmem.training.datasets import LabeledData
@@ -57,10 +57,10 @@ class PreregisteredPrediction(Result):
         return self.sweep.summary() | {
             "kind": "prediction",
             "prediction": {
-                "expected": plain(self.prediction.expected),
-                "measured": plain(score.measured),
-                "measured_se": plain(score.se),
-                "relative_error": plain(score.relative_error),
+                "expected": as_json(self.prediction.expected),
+                "measured": as_json(score.measured),
+                "measured_se": as_json(score.se),
+                "relative_error": as_json(score.relative_error),
                 "median_error": score.median_error,
                 "rank_correlation": score.rank_correlation,
                 "rank_se": score.rank_se,
@@ -85,7 +85,7 @@ def preregister(
     n_seeds: int = 4,
     n_initial: int = 2,
     seed: int = 0,
-    execution: Execution | None = None,
+    execution: Execution = EXECUTION,
     progress: Progress = None,
 ) -> PreregisteredPrediction:
     """Predict the test error of MLPs over the number of training examples from their NTKs at initialization; then train.
@@ -113,7 +113,6 @@ def preregister(
 
     Cost: that of ``predict_curve`` plus A · n_seeds networks.
     """
-    execution = execution or Execution()
     lazy = (recipe.optimizer, recipe.loss, recipe.schedule, recipe.batch_size, recipe.weight_decay)
     if lazy != ("sgd", "mse", "constant", None, 0.0):
         raise InputError(

@@ -1,14 +1,16 @@
-"""The theory of a random-feature sweep: the eigenframework of the finite pool, from the kernel that the features tend to."""
+"""Theory of a random-feature sweep: finite-pool eigenframework with the kernel that the features approximate."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.sweeps.result import Sweep, plain
+from kernelmem.core.result_files import Result
+from kernelmem.double_descent.sweeps.result import Sweep, as_json
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
 from kernelmem.training.datasets import LabeledData
@@ -16,42 +18,42 @@ from kernelmem.training.datasets import LabeledData
 __all__ = ["FeatureTheory", "feature_theory"]
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureTheory:
-    """Expected squared error on clean labels beside what a sweep measured, (A,) each.
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureTheory(Result):
+    """Expected squared error on clean labels, and the error measured by a sweep, (A,) each.
 
     Attributes:
         axis: numbers of features.
-        expected: of the pool's equations; infinite at the threshold of ridge 0.
-        control: the same without noise.
-        plain: of the equations that take the pool for the population.
+        expected: expected error by the equations for a finite pool; infinite at the threshold of ridge 0.
+        control: the same without label noise.
+        population: expected error by the equations that treat the pool as the population.
         measured: mean loss of the sweep.
     """
 
     axis: Tensor
     expected: Tensor
     control: Tensor
-    plain: Tensor
+    population: Tensor
     measured: Tensor
 
     @property
     def relative_error(self) -> Tensor:
-        """Expected / measured − 1, NaN where infinity is expected."""
+        """(A,) expected / measured − 1; NaN where ``expected`` is infinite."""
         return torch.where(torch.isfinite(self.expected), self.expected / self.measured - 1, torch.nan)
 
     @property
     def peak(self) -> float:
-        """Where the largest error is expected."""
+        """Number of features with the largest expected error."""
         return float(self.axis[self.expected.argmax()])
 
-    def summary(self) -> dict:
-        """As summary.json has it."""
+    def summary(self) -> dict[str, Any]:
+        """Return the theory as JSON values, for summary.json."""
         worst = self.relative_error.abs().nan_to_num(0).max()
         return {
             "source": "eigenframework of random features, finite pool",
-            "expected": plain(self.expected),
-            "plain": plain(self.plain),
-            "relative_error": plain(self.relative_error),
+            "expected": as_json(self.expected),
+            "population": as_json(self.population),
+            "relative_error": as_json(self.relative_error),
             "largest_relative_error": float(worst),
             "peak": self.peak,
         }
@@ -61,38 +63,42 @@ class FeatureTheory:
         finite = torch.where(torch.isfinite(self.expected), self.expected, torch.nan)
         return [(self.axis.tolist(), finite.tolist(), "theory, finite pool")]
 
+    def __str__(self) -> str:
+        table = self.to_frame().to_string(index=False, float_format="{:.4g}".format, max_rows=30)
+        return f"squared error of random features, expected and measured\n{table}"
+
 
 def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
-    """Predict a sweep of cosine features over their number, with no simulation and no training.
+    """Predict a sweep of cosine features over their number, without simulation or training.
 
-    The features tend to the kernel exp(-scale² |x - x'|² / 2); its matrix on all rows of ``data``, training and test, with
-    their true labels, is the pool. :func:`kernelmem.double_descent.theory.kernel_ridge.curves.feature_curve` gives the rest.
+    The features approximate the kernel exp(−scale² |x − x'|² / 2); its matrix on all examples of ``data``, training and
+    test, with their true labels, is the pool of :func:`kernelmem.double_descent.theory.feature_curve`.
 
     Raises:
-        InputError: a sweep over something else, or of other features.
+        InputError: a sweep over another quantity, or of other features.
 
-    Cost: one eigendecomposition of all rows.
+    Cost: one eigendecomposition of all N examples, O(N³).
 
-    Source: Simon et al. 2023; the finite pool: see ``feature_curve``.
+    Source: Simon et al. 2023; finite pools: see ``feature_curve``.
     """
     config = sweep.config
     if sweep.kind != "features" or config.get("features") != "cosine":
         raise InputError(
             f"a sweep of kind {sweep.kind!r}, features {config.get('features')!r}",
             expected="cosine features over their number",
-            hint='pass what feature_sweep(data, "width", ...) gave',
+            hint='pass the result of feature_sweep(data, "width", ...)',
         )
     x = torch.cat([data.x_train, data.x_test]).to(torch.float64).flatten(1)
     y = torch.cat([data.y_train, data.y_test])
     C = data.n_classes
     K = torch.exp(-(config["scale"] ** 2) * torch.cdist(x, x).square() / 2)
     pool = pool_task((K + K.T) / 2, torch.eye(C, dtype=torch.float64)[y] - 1 / C)
-    options = {"n": int(config["n"]), "ridge": float(config["ridge"])}
-    noise = flip_noise(float(config["noise"]), C)
-    curves = [
-        feature_curve(task, np.asarray(sweep.axis), noise=own, **options).clean
-        for task, own in ((pool, noise), (pool, flip_noise(0.0, C)), (pool.as_population(), noise))
-    ]
-    expected, control, simple = (torch.full((len(sweep.axis),), math.nan) if c is None else c for c in curves)
+    noise, no_noise = flip_noise(float(config["noise"]), C), flip_noise(0.0, C)
+    curves = []
+    for task, flips in ((pool, noise), (pool, no_noise), (pool.as_population(), noise)):
+        curve = feature_curve(
+            task, np.asarray(sweep.axis), n=int(config["n"]), ridge=float(config["ridge"]), noise=flips
+        )
+        curves.append(torch.full((len(sweep.axis),), math.nan) if curve.clean is None else curve.clean)
     axis = torch.tensor(sweep.axis, dtype=torch.float64)
-    return FeatureTheory(axis, expected, control, simple, sweep.curves.test_loss.mean(0))
+    return FeatureTheory(axis, *curves, measured=sweep.curves.test_loss.mean(0))

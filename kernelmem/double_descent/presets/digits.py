@@ -16,7 +16,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress
 from kernelmem.double_descent.prediction.preregistered import PreregisteredPrediction, preregister
 from kernelmem.double_descent.prediction.random_features import feature_theory
-from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
+from kernelmem.double_descent.sweeps.options import EXECUTION, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.phase_diagram import Grid, PhaseDiagram, phase_diagram
 from kernelmem.double_descent.sweeps.random_features import FeatureOptions, feature_sweep
 from kernelmem.double_descent.sweeps.result import Sweep
@@ -152,7 +152,7 @@ def run_preset(
     seed: int = 0,
     data: LabeledData | None = None,
     theory: Sequence[Theory] = (),
-    execution: Execution | None = None,
+    execution: Execution = EXECUTION,
     progress: Progress = None,
 ) -> Sweep:
     """Run a preset, and write its results to ``execution.out`` if given; a killed run resumes there.
@@ -166,7 +166,6 @@ def run_preset(
             replaces that of the preset.
         progress: called with (networks done, networks in total).
     """
-    execution = execution or Execution()
     if execution.out is not None:
         check_directory(execution.out)
     pool = digits_pool(seed) if data is None else data
@@ -209,7 +208,7 @@ def _run_networks(preset: Preset, pool: LabeledData, seed: int, execution: Execu
 
 
 def run_phase_diagram(
-    size: Size = "quick", *, seed: int = 0, execution: Execution | None = None, progress: Progress = None
+    size: Size = "quick", *, seed: int = 0, execution: Execution = EXECUTION, progress: Progress = None
 ) -> PhaseDiagram:
     """Compute the phase diagram of the digits.
 
@@ -219,7 +218,7 @@ def run_phase_diagram(
     result = phase_diagram(
         digits_pool(seed), grid, recipe=_SAMPLE, n_seeds=n_seeds, seed=seed, execution=execution, progress=progress
     )
-    if execution is not None and execution.out is not None:
+    if execution.out is not None:
         contents = {
             "summary.json": json.dumps(result.summary()) + "\n",
             "results.csv": result.to_frame().to_csv(index=False),
@@ -231,7 +230,7 @@ def run_phase_diagram(
 
 
 def run_prediction(
-    size: Size = "quick", *, seed: int = 0, execution: Execution | None = None, progress: Progress = None
+    size: Size = "quick", *, seed: int = 0, execution: Execution = EXECUTION, progress: Progress = None
 ) -> PreregisteredPrediction:
     """Predict the learning curve of the digits, then train; see :func:`kernelmem.double_descent.preregister`."""
     options = _of_size(_PREDICTION, size)

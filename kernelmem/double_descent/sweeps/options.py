@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kernelmem.core.options import MEMORY
 from kernelmem.double_descent.sweeps.threshold import Threshold
 
-__all__ = ["Execution", "SweepOptions", "Train"]
+__all__ = ["EXECUTION", "OPTIONS", "Execution", "SweepOptions", "Train"]
 
 Train: TypeAlias = Callable[[nn.Module, Tensor, Tensor, int], None]
 """A training procedure of the user: train(model, x, y, seed), in place."""
@@ -66,3 +66,7 @@ class Execution:
     dtype: torch.dtype = torch.float32
     device: str | None = None
     memory: int | str = MEMORY
+
+
+OPTIONS = SweepOptions()  # defaults
+EXECUTION = Execution()

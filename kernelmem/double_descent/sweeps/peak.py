@@ -1,35 +1,39 @@
-"""The peak of a curve over seeds: where it is, how far it rises and falls, without the bias of having picked it."""
+"""Peak of a mean curve over seeds: place, rise and fall, cross-fitted to remove the bias of selecting the peak."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernelmem.core.checks import as_tensor
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
 
-__all__ = ["FEWEST", "Peak", "find_peak", "mean_se", "peak"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-FEWEST = 4  # seeds: each half needs two for a standard error
-MOST_SPLITS = 64  # C(8, 4) / 2 = 35 are all of 8 seeds; of more seeds 64 are drawn
+__all__ = ["MIN_SEEDS", "Peak", "find_peak", "mean_se", "peak"]
+
+MIN_SEEDS = 4  # each half needs two seeds for a standard error
+MAX_SPLITS = 64  # 8 seeds have C(8, 4) / 2 = 35 splits; for more seeds 64 are drawn
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The peak of a mean curve over seeds, and what it stands above.
+@dataclass(frozen=True, eq=False, repr=False)
+class Peak(Result):
+    """Peak of a mean curve over seeds, in the units of the curve.
 
     Attributes:
-        metric: of which curve.
-        index: of the axis, on the mean of all seeds.
-        axis_value: the axis there.
-        picked: (least, largest) axis value that a half of the seeds picked.
-        height: mean of the curve at ``axis_value``: picked and evaluated on the same seeds, so biased upward.
-        height_se: its standard error, of the seeds alone.
+        metric: name of the curve.
+        index: index of the peak on the axis, from the mean of all seeds.
+        axis_value: value of the axis at the peak.
+        picked: (smallest, largest) axis value selected by any half of the seeds.
+        height: mean of the curve at ``axis_value``; selected and evaluated on the same seeds, hence biased upward.
+        height_se: its standard error over seeds, without the selection.
         rise: curve at the peak minus the curve at the minimum to its left, cross-fitted; 0 if nothing lies to its left.
         rise_se: standard error of ``rise``.
-        fall: the same to the right.
+        fall: curve at the peak minus the curve at the minimum to its right, cross-fitted.
         fall_se: standard error of ``fall``.
         seeds: number of curves.
     """
@@ -46,19 +50,37 @@ class Peak:
     fall_se: float
     seeds: int
 
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row; ``picked`` becomes picked_low and picked_high."""
+        import pandas as pd  # slow to import
 
-def mean_se(curves: Any) -> tuple[np.ndarray, np.ndarray]:
+        row = asdict(self)
+        row["picked_low"], row["picked_high"] = row.pop("picked")
+        return pd.DataFrame([row])
+
+    def __str__(self) -> str:
+        return (
+            f"peak of {self.metric} over {self.seeds} seeds: {self.height:.4g} ± {self.height_se:.2g} at"
+            f" {self.axis_value:g} (halves of the seeds: {self.picked[0]:g} to {self.picked[1]:g}),"
+            f" rise {self.rise:+.4g} ± {self.rise_se:.2g}, fall {self.fall:+.4g} ± {self.fall_se:.2g}"
+        )
+
+
+def mean_se(curves: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and standard error over seeds, s / √S with the sample standard deviation s.
 
     Args:
-        curves: (S, A), one curve a seed. NaN where there is nothing to average makes NaN.
+        curves: (S, A), one curve per seed; NaN propagates.
 
     Returns:
-        mean (A,) and standard error (A,), float64; the error of a single seed is NaN.
+        mean (A,) and standard error (A,), float64; the standard error of a single seed is NaN.
+
+    Raises:
+        InputError: not two-dimensional, no seed.
     """
     values = np.asarray(curves, dtype=np.float64)
     if values.ndim != 2 or not len(values):
-        raise InputError(f"curves of shape {values.shape}", expected="(S, A), one curve a seed", hint="stack them")
+        raise InputError(f"curves of shape {values.shape}", expected="(S, A), one curve per seed", hint="stack them")
     if len(values) < 2:
         return values.mean(0), np.full(values.shape[1], math.nan)
     return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
@@ -67,28 +89,28 @@ def mean_se(curves: Any) -> tuple[np.ndarray, np.ndarray]:
 def find_peak(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the minimum to the left, the peak and the minimum to the right of curves; indices into the last axis.
 
-    The peak is the point of largest prominence, min(m_p - min_{l <= p} m_l, m_p - min_{r >= p} m_r): a curve that starts
-    higher than its peak (too small a network says nothing) still has that peak. Where no point has any (monotone, flat),
-    it is the largest value, and one of the minima is the peak itself.
+    The peak is the point of largest prominence, min(m_p - min_{l <= p} m_l, m_p - min_{r >= p} m_r), so that a curve which
+    starts higher than its peak (a network that is too small to learn) still has that peak. If no point has a prominence
+    (monotone, constant), it is the largest value, and one of the minima is the peak itself.
 
     Args:
         mean: (..., A).
 
     Returns:
-        left, peak, right: int64 (...,). Cost O(A) a curve.
+        left, peak, right: int64 (...,). Cost: O(A) per curve.
     """
-    left_least = np.minimum.accumulate(mean, -1)
-    right_least = np.minimum.accumulate(mean[..., ::-1], -1)[..., ::-1]
-    prominence = np.minimum(mean - left_least, mean - right_least)
-    best = np.where(prominence == prominence.max(-1, keepdims=True), mean, -np.inf)
-    peak = best.argmax(-1)
-    places = np.arange(mean.shape[-1])
-    left = np.where(places <= peak[..., None], mean, np.inf).argmin(-1)
-    right = np.where(places >= peak[..., None], mean, np.inf).argmin(-1)
+    left_minimum = np.minimum.accumulate(mean, -1)
+    right_minimum = np.minimum.accumulate(mean[..., ::-1], -1)[..., ::-1]
+    prominence = np.minimum(mean - left_minimum, mean - right_minimum)
+    candidates = np.where(prominence == prominence.max(-1, keepdims=True), mean, -np.inf)
+    peak = candidates.argmax(-1)
+    index = np.arange(mean.shape[-1])
+    left = np.where(index <= peak[..., None], mean, np.inf).argmin(-1)
+    right = np.where(index >= peak[..., None], mean, np.inf).argmin(-1)
     return left, peak, right
 
 
-def peak(curves: Any, axis: Any = None, *, metric: str = "test_error") -> Peak:
+def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "test_error") -> Peak:
     """Compute the cross-fitted rise and fall of the mean curve over seeds.
 
     For a split of the seeds in halves H and G, with (l, p, r) found on the mean of H::
@@ -96,71 +118,85 @@ def peak(curves: Any, axis: Any = None, *, metric: str = "test_error") -> Peak:
         rise_H = mean over s in G of c_s(p) - c_s(l)        fall_H = mean over s in G of c_s(p) - c_s(r)
 
     and likewise with H and G exchanged. The estimate is the mean of both directions over all splits (64 random ones for more
-    than 8 seeds). Each is unbiased for the curve's true difference at the points that were picked, so a flat or monotone
-    curve has no rise and fall on average; what is picked on the same seeds always has both. Where halves pick beside the
-    true peak, the estimate is below the true height.
+    than 8 seeds). Each is unbiased for the true difference of the curve at the selected points, so a constant or monotone
+    curve has no rise and fall on average, whereas points selected and evaluated on the same seeds always have both. If the
+    halves miss the true peak, the estimate is below the true height.
 
     Standard error: differences are paired by seed; with v the sample variance of c_s(p) - c_s(l) within a half, a split has
-    (v_H / |H| + v_G / |G|) / 4, and the splits, which share their seeds, together at most the mean of these.
+    (v_H / |H| + v_G / |G|) / 4, and the splits, which share their seeds, together have at most the mean of these.
 
     Args:
         curves: (S, A), S >= 4, finite.
-        axis: (A,) numbers; default 0, 1, ...
-        metric: a word for the result.
+        axis: (A,) numbers; None: 0, 1, ...
+        metric: name of the curve, for the result.
 
     Raises:
-        InputError: fewer than 4 seeds, no axis, wrong shapes, NaN.
+        InputError: fewer than 4 seeds, no values, wrong shapes, NaN.
 
-    Cost: O(splits · S · A). Source: sample splitting, Cox 1975; cross-fitting, Chernozhukov et al. 2018.
+    Cost: O(splits · S · A).
+
+    Source: sample splitting, Cox 1975; cross-fitting, Chernozhukov et al. 2018.
 
     >>> falling = np.array([[0.5, 0.4, 0.3]] * 4)
-    >>> found = peak(falling, [1, 2, 3])
-    >>> found.axis_value, found.rise, round(found.fall, 3)
+    >>> result = peak(falling, [1, 2, 3])
+    >>> result.axis_value, result.rise, round(result.fall, 3)
     (1.0, 0.0, 0.2)
     """
     values = as_tensor(curves, "curves").double().cpu().numpy()
-    if values.ndim != 2 or values.shape[0] < FEWEST or values.shape[1] == 0:
+    if values.ndim != 2 or values.shape[0] < MIN_SEEDS or values.shape[1] == 0:
         raise InputError(
             f"curves of shape {values.shape}",
-            expected=f"(S, A) with S >= {FEWEST} seeds: each half of them needs two for a standard error",
+            expected=f"(S, A) with S >= {MIN_SEEDS} seeds (two per half, for a standard error)",
             hint="run more seeds",
         )
     S, A = values.shape
     places = np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis").double().cpu().numpy()
     if places.shape != (A,):
-        raise InputError(f"axis of shape {places.shape}", expected=f"({A},), one value a column", hint="pass them all")
+        raise InputError(
+            f"axis of shape {places.shape}", expected=f"({A},), one value per column", hint="pass them all"
+        )
 
     halves = _halves(S)  # (J, S) bool
-    picking = np.concatenate([halves, ~halves])
-    weights = picking / picking.sum(1, keepdims=True)
+    selecting = np.concatenate([halves, ~halves])  # (2J, S); the other seeds evaluate
+    weights = selecting / selecting.sum(1, keepdims=True)
     left, top, right = find_peak(weights @ values)  # (2J,)
-    evaluating = ~picking
-    rise, rise_se = _held_out(values, top, left, evaluating)
-    fall, fall_se = _held_out(values, top, right, evaluating)
+    rise, rise_se = _difference(values, top, left, ~selecting)
+    fall, fall_se = _difference(values, top, right, ~selecting)
     mean, se = mean_se(values)
-    at = int(find_peak(mean)[1])
-    picked = (float(places[top].min()), float(places[top].max()))
-    return Peak(metric, at, float(places[at]), picked, float(mean[at]), float(se[at]), rise, rise_se, fall, fall_se, S)
+    index = int(find_peak(mean)[1])
+    return Peak(
+        metric=metric,
+        index=index,
+        axis_value=float(places[index]),
+        picked=(float(places[top].min()), float(places[top].max())),
+        height=float(mean[index]),
+        height_se=float(se[index]),
+        rise=rise,
+        rise_se=rise_se,
+        fall=fall,
+        fall_se=fall_se,
+        seeds=S,
+    )
 
 
-def _held_out(values: np.ndarray, high: np.ndarray, low: np.ndarray, evaluating: np.ndarray) -> tuple[float, float]:
-    """Mean of c(high) - c(low) over the evaluating seeds of each line, averaged over lines, and its standard error."""
+def _difference(values: np.ndarray, high: np.ndarray, low: np.ndarray, evaluating: np.ndarray) -> tuple[float, float]:
+    """Mean of c_s(high) - c_s(low) over the evaluating seeds, averaged over the 2J halves, and its standard error."""
     differences = (values[:, high] - values[:, low]).T  # (2J, S)
     count = evaluating.sum(1)
     means = (differences * evaluating).sum(1) / count
-    squares = ((differences - means[:, None]) ** 2 * evaluating).sum(1) / (count - 1)
-    # A split has two lines, each with weight 1/2: (v_H/|H| + v_G/|G|) / 4, and that averaged over splits.
-    return float(means.mean()), math.sqrt(float((squares / count).mean()) / 2)
+    variances = ((differences - means[:, None]) ** 2 * evaluating).sum(1) / (count - 1)
+    # A split has two halves, each with weight 1/2: (v_H/|H| + v_G/|G|) / 4, averaged over splits.
+    return float(means.mean()), math.sqrt(float((variances / count).mean()) / 2)
 
 
 def _halves(S: int) -> np.ndarray:
-    """Splits of S seeds in halves, (J, S) bool: all of them up to 8 seeds, else 64 drawn with a fixed seed."""
+    """Splits of S seeds in halves, (J, S) bool: all of them for up to 8 seeds, else 64 drawn with a fixed seed."""
     if S <= 8:
-        rows = [own for own in combinations(range(S), S // 2) if S % 2 or 0 in own]
+        members = [half for half in combinations(range(S), S // 2) if S % 2 or 0 in half]
     else:
         generator = np.random.default_rng(S)
-        rows = [generator.permutation(S)[: S // 2] for _ in range(MOST_SPLITS)]
-    halves = np.zeros((len(rows), S), dtype=bool)
-    for line, own in zip(halves, rows, strict=True):
-        line[list(own)] = True
+        members = [generator.permutation(S)[: S // 2] for _ in range(MAX_SPLITS)]
+    halves = np.zeros((len(members), S), dtype=bool)
+    for j, half in enumerate(members):
+        halves[j, list(half)] = True
     return halves

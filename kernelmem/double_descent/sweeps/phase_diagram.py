@@ -15,9 +15,9 @@ from kernelmem.core.options import Progress, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
-from kernelmem.double_descent.sweeps.options import Execution
-from kernelmem.double_descent.sweeps.result import plain
-from kernelmem.double_descent.sweeps.training_sets import Drawn, draw, pool_data
+from kernelmem.double_descent.sweeps.options import EXECUTION, Execution
+from kernelmem.double_descent.sweeps.result import as_json, evenly_spaced
+from kernelmem.double_descent.sweeps.training_sets import SeedDraw, draw, pool_data
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
 from kernelmem.training.datasets import LabeledData
@@ -101,7 +101,7 @@ class PhaseDiagram(Result):
                 summary[item.name] = {"mean": value.mean(0), "se": se}
             elif isinstance(value, tuple):
                 summary[item.name] = list(value)
-        return plain(summary | {"seconds": self.seconds, "config": self.config})
+        return as_json(summary | {"seconds": self.seconds, "config": self.config})
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per seed, noise rate, number of examples, width and step."""
@@ -128,7 +128,7 @@ class PhaseDiagram(Result):
             f"phase diagram: {R} noise rates x {N} sample sizes x {W} widths x {T} steps, {S} seeds, {self.seconds:.1f} s",
             f"test error at noise {self.noise[-1]:g}, step {self.steps[-1]} (* training error <= {self.epsilon:g})",
         ]
-        shown = _at_most(W, 9), _at_most(N, 30)
+        shown = evenly_spaced(W, 9), evenly_spaced(N, 30)
         lines.append(f"{'examples':>8}" + "".join(f"{f'width {self.widths[w]}':>12}" for w in shown[0]))
         for n in shown[1]:
             line = f"{self.samples[n]:>8}"
@@ -147,7 +147,7 @@ def phase_diagram(
     n_seeds: int = 2,
     seed: int = 0,
     epsilon: float = 0.1,
-    execution: Execution | None = None,
+    execution: Execution = EXECUTION,
     progress: Progress = None,
 ) -> PhaseDiagram:
     """Train a network for every width, number of examples, noise rate and seed, and evaluate it at every step of the grid.
@@ -174,16 +174,18 @@ def phase_diagram(
     """
     started = time.perf_counter()
     n_seeds, epsilon = as_count(n_seeds, "n_seeds"), as_number(epsilon, "epsilon", maximum=1.0)
-    execution, recipe = execution or Execution(), replace(recipe or Recipe(), steps=grid.steps[-1])
+    recipe = replace(recipe or Recipe(), steps=grid.steps[-1])
     pool = pool_data(data)
     seeds = seed_sequence(seed, [str(s) for s in range(n_seeds)])
     draws = [draw(pool.y, draw_seed) for draw_seed in seeds.values()]
     jobs = []
     for drawn, rate in product(draws, grid.noise):
-        cells = [(drawn.rows(n, rate), width) for n, width in product(grid.samples, grid.widths)]
+        cells = [(drawn.training_set(n, rate), width) for n, width in product(grid.samples, grid.widths)]
         jobs.append(
             Job(
-                members=tuple(Member(w, rows.at, rows.labels, drawn.init_seed, drawn.order_seed) for rows, w in cells),
+                members=tuple(
+                    Member(w, rows.indices, rows.labels, drawn.init_seed, drawn.order_seed) for rows, w in cells
+                ),
                 clean=tuple(rows.clean for rows, _ in cells),
                 noisy_tests=(pool.y_test,) * len(cells),
                 x=pool.x,
@@ -216,7 +218,7 @@ def phase_diagram(
     )
 
 
-def _kernel_memorization(drawn: Drawn, x: Tensor, grid: Grid, C: int) -> Tensor:
+def _kernel_memorization(drawn: SeedDraw, x: Tensor, grid: Grid, C: int) -> Tensor:
     """Mean leave-one-out memorization of examples with wrong and with correct labels, (R, N, W, 2)."""
     shape = (len(grid.noise), len(grid.samples), len(grid.widths), 2)
     memorization = torch.full(shape, torch.nan, dtype=torch.float64)
@@ -225,17 +227,10 @@ def _kernel_memorization(drawn: Drawn, x: Tensor, grid: Grid, C: int) -> Tensor:
         network = mlp(flat.shape[1], width, C, seed=drawn.init_seed)
         kernel = ntk(network, flat[drawn.order[: grid.samples[-1]]], outputs="trace").double()
         for (r, rate), (k, n) in product(enumerate(grid.noise), enumerate(grid.samples)):
-            rows, block = drawn.rows(n, rate), kernel[:n, :n]
+            rows, block = drawn.training_set(n, rate), kernel[:n, :n]
             targets = torch.eye(C, dtype=torch.float64)[rows.labels]
             scores = leave_one_out(block, targets, RIDGE * float(block.diagonal().mean())).memorization
             for column, mask in enumerate((rows.flipped, ~rows.flipped)):
                 if bool(mask.any()):
                     memorization[r, k, w, column] = scores[mask].mean()
     return memorization
-
-
-def _at_most(count: int, most: int) -> list[int]:
-    """At most ``most`` indices out of ``count``, evenly spaced, with the first and the last."""
-    if count <= most:
-        return list(range(count))
-    return [round(k * (count - 1) / (most - 1)) for k in range(most)]

@@ -14,9 +14,9 @@ from kernelmem.core.checks import as_count, as_number, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.argument_checks import as_axis
-from kernelmem.double_descent.sweeps.result import Sweep, stack
+from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
-from kernelmem.double_descent.sweeps.training_sets import Drawn, draw, pool_data
+from kernelmem.double_descent.sweeps.training_sets import SeedDraw, draw, pool_data
 from kernelmem.training.datasets import LabeledData
 
 __all__ = ["FeatureOptions", "feature_sweep", "random_features"]
@@ -84,7 +84,7 @@ def feature_sweep(
     noise: float = 0.2,
     n_seeds: int = 6,
     seed: int = 0,
-    options: FeatureOptions | None = None,
+    options: FeatureOptions = FeatureOptions(),
     progress: Progress = None,
 ) -> Sweep:
     """Compute random-feature ridge regression of one-hot labels along one axis.
@@ -119,7 +119,7 @@ def feature_sweep(
     started = time.perf_counter()
     if over not in KINDS:
         raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
-    options, n_seeds = options or FeatureOptions(), as_count(n_seeds, "n_seeds")
+    n_seeds = as_count(n_seeds, "n_seeds")
     if options.features not in ("cosine", "relu"):
         raise InputError(f"features={options.features!r}", expected='"cosine" or "relu"', hint="pass one of these")
     minimum, maximum = {"width": (1, math.inf), "samples": (2, len(data.x_train)), "noise": (0, 1)}.get(
@@ -169,8 +169,8 @@ def feature_sweep(
     return Sweep(
         kind=KINDS[over],
         axis=tuple(axis.tolist()),
-        curves=stack(curves[False]),
-        control=stack(curves[True]) if curves[True] else None,
+        curves=Curves.stack(curves[False]),
+        control=Curves.stack(curves[True]) if curves[True] else None,
         threshold=Threshold(float(n), float(n), float(n), 0.5, "falling") if over == "width" else None,
         metric="test_error",
         epsilon=0.1,
@@ -226,14 +226,12 @@ def _thin_svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _metrics(
-    svd: _FeatureSVD, drawn: Drawn, n: int, rate: float, ridge: float, y_test: Tensor, test_draws: Drawn, C: int
+    svd: _FeatureSVD, drawn: SeedDraw, n: int, rate: float, ridge: float, y_test: Tensor, test_draws: SeedDraw, C: int
 ) -> dict[str, Tensor]:
-    rows, test_rows = drawn.rows(n, rate), test_draws.rows(len(y_test), rate)
+    rows, noisy_test = drawn.training_set(n, rate), test_draws.noisy_labels(rate)
     one_hot = torch.eye(C, dtype=torch.float64)
     fitted, outputs = svd.outputs(one_hot[rows.labels] - 1 / C, ridge)
     predicted, predicted_test = fitted.argmax(1), outputs.argmax(1)
-    noisy_test = torch.empty_like(y_test)  # test labels with the same noise, in the order of the test set
-    noisy_test[test_rows.at] = test_rows.labels
     flips = rows.flipped
     return {
         "test_error": (predicted_test != y_test).double().mean(),

@@ -1,90 +1,115 @@
-"""What a sweep found: curves of every seed along an axis, their control, and what can be read from them."""
+"""Results of a sweep: curves of every seed along an axis, their control, peak and interpolation threshold."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import read_result, write_result
-from kernelmem.double_descent.sweeps.peak import FEWEST, Peak, mean_se, peak
+from kernelmem.core.result_files import Result
+from kernelmem.double_descent.sweeps.peak import MIN_SEEDS, Peak, mean_se, peak
 from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from kernelmem.plotting.sweep import Theory
 
-__all__ = ["AXES", "Curves", "Sweep", "plain", "stack"]
+__all__ = ["AXES", "Curves", "Sweep", "as_json", "evenly_spaced"]
 
-KIND = "sweep 1"
-# What the axis of each kind is called, and which way the training error goes along it.
-AXES = {
+# Name of the axis of each kind, and how the training error changes along it.
+AXES: dict[str, tuple[str, Literal["falling", "rising"]]] = {
     "model": ("width", "falling"),
     "depth": ("hidden layers", "falling"),
-    "sample": ("training rows", "rising"),
+    "sample": ("training examples", "rising"),
     "epoch": ("step", "falling"),
     "noise": ("share of wrong labels", "rising"),
     "ridge": ("ridge", "rising"),
     "features": ("random features", "falling"),
-    "features_sample": ("training rows", "rising"),
+    "features_sample": ("training examples", "rising"),
     "features_ridge": ("ridge", "rising"),
     "features_noise": ("share of wrong labels", "rising"),
 }
+SHOWN = ("test_error", "test_loss", "train_error", "memorized_flips")  # columns of the printed table
+ROWS = 30  # rows of it
 
 
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """Figures of S seeds at A values of an axis, each (S, A) float64.
+@dataclass(frozen=True, eq=False, repr=False)
+class Curves(Result):
+    """Metrics of S seeds at A values of an axis, each (S, A) float64.
 
     Attributes:
-        test_error: share of test rows with another prediction than their (clean) label.
-        test_loss: mean loss of test rows against clean labels: cross-entropy, or squared error summed over classes.
-        train_error: against the labels that were trained on.
-        train_loss: the same.
-        memorized_flips: share of the flipped training rows predicted as their wrong label; NaN without flips.
-        recovered_flips: share of them predicted as their true label; NaN without flips.
+        test_error: fraction of test examples not predicted as their clean label.
+        test_loss: mean loss of test examples against clean labels: cross-entropy, or squared error summed over classes.
+        train_error: fraction of training examples not predicted as the label that they were trained with.
+        train_loss: mean loss of training examples against these labels.
+        memorized_flips: fraction of the training examples with wrong labels that are predicted as the wrong label; NaN if
+            there are none.
+        recovered_flips: fraction of them that are predicted as their true label.
         noisy_test_error: test error against test labels with the same noise as the training labels.
     """
 
-    test_error: Tensor = field(repr=False)
-    test_loss: Tensor = field(repr=False)
-    train_error: Tensor = field(repr=False)
-    train_loss: Tensor = field(repr=False)
-    memorized_flips: Tensor = field(repr=False)
-    recovered_flips: Tensor = field(repr=False)
-    noisy_test_error: Tensor = field(repr=False)
+    test_error: Tensor
+    test_loss: Tensor
+    train_error: Tensor
+    train_loss: Tensor
+    memorized_flips: Tensor
+    recovered_flips: Tensor
+    noisy_test_error: Tensor
+
+    @classmethod
+    def stack(cls, seeds: Sequence[dict[str, Tensor]]) -> "Curves":
+        """Stack the metrics of several seeds, one dictionary of (A,) tensors per seed."""
+        return cls(**{item.name: torch.stack([metrics[item.name] for metrics in seeds]) for item in fields(cls)})
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Seeds, values of the axis."""
+        """(S, A): number of seeds, number of values of the axis."""
         return (int(self.test_error.shape[0]), int(self.test_error.shape[1]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
-        return {own.name: getattr(self, own.name) for own in fields(self)}
+        """Return all metrics by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per seed and index of the axis."""
+        import pandas as pd  # slow to import
+
+        S, A = self.shape
+        index = pd.MultiIndex.from_product([range(S), range(A)], names=["seed", "index"])
+        columns = {name: value.flatten().numpy() for name, value in self.tensors().items()}
+        return pd.DataFrame(columns, index=index).reset_index()
+
+    def __str__(self) -> str:
+        S, A = self.shape
+        lines = [f"curves of {S} seeds at {A} values; means over seeds", f"{'':>18}{'first':>10}{'smallest':>10}"]
+        lines[1] += f"{'largest':>10}{'last':>10}"
+        for name, value in self.tensors().items():
+            mean = value.mean(0)
+            cells = (mean[0], mean.min(), mean.max(), mean[-1])
+            lines.append(f"{name:>18}" + "".join(f"{float(cell):>10.4g}" for cell in cells))
+        return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result):
     """Curves along one axis over several seeds, with a control without label noise and all settings.
 
     Attributes:
-        kind: "model", "depth", "sample", "epoch", "noise", "ridge", or of random features "features" (over their number),
+        kind: "model", "depth", "sample", "epoch", "noise", "ridge"; for random features "features" (over their number),
             "features_sample", "features_ridge", "features_noise".
         axis: A values, increasing.
-        curves: (S, A) figures; all at the last step, never at the best one.
-        control: the same without label noise, of the first seeds; None where none was run.
-        threshold: interpolation threshold, found before the sweep or known; None: it is read from the sweep.
-        metric: the curve whose peak is asked for, "test_error" or "test_loss".
-        epsilon: training error below which the labels count as fitted.
-        seconds: wall-clock time, without what was read from an interrupted run.
-        config: settings as JSON holds them.
+        curves: (S, A) metrics; all at the last step, never at the best one.
+        control: metrics without label noise for the first seeds; or None.
+        threshold: interpolation threshold found before the sweep, or known; None: it is read from the sweep.
+        metric: curve whose peak is summarized, "test_error" or "test_loss".
+        epsilon: training error at or below which the labels count as fitted.
+        seconds: wall-clock time, without that of results read from an interrupted run.
+        config: settings, as JSON values.
     """
 
     kind: str
@@ -95,25 +120,27 @@ class Sweep:
     metric: str
     epsilon: float
     seconds: float
-    config: dict[str, Any] = field(repr=False)
+    config: dict[str, Any]
 
     def __post_init__(self) -> None:
         if self.kind not in AXES:
-            raise InputError(f"kind {self.kind!r}", expected=f"one of {', '.join(AXES)}", hint="pass one of these")
-        for own in (self.curves, *([self.control] if self.control is not None else [])):
-            for name, value in own.tensors().items():
-                if value.ndim != 2 or value.shape != own.shape or value.shape[1] != len(self.axis):
+            raise InputError(f"kind={self.kind!r}", expected=f"one of {', '.join(AXES)}", hint="pass one of these")
+        for curves in (self.curves, self.control):
+            if curves is None:
+                continue
+            for name, value in curves.tensors().items():
+                if value.ndim != 2 or value.shape != curves.shape or value.shape[1] != len(self.axis):
                     raise InputError(
-                        f"{name} of shape {tuple(value.shape)} beside an axis of {len(self.axis)} values",
-                        expected="(S, A) for every curve",
-                        hint="pass one line a seed",
+                        f"{name} of shape {tuple(value.shape)} and an axis of {len(self.axis)} values",
+                        expected=f"curves (S, {len(self.axis)})",
+                        hint="pass one row per seed",
                     )
 
     def peak(self, metric: str | None = None, *, control: bool = False) -> Peak:
-        """Return the cross-fitted peak of a curve; see :func:`kernelmem.double_descent.sweeps.peak.peak`.
+        """Return the cross-fitted peak of a curve; see :func:`kernelmem.double_descent.peak`.
 
         Raises:
-            InputError: fewer than 4 seeds, or no control.
+            InputError: fewer than 4 seeds, NaN, or no control.
         """
         name = metric or self.metric
         curves = self.control if control else self.curves
@@ -122,105 +149,88 @@ class Sweep:
         return peak(getattr(curves, name), self.axis, metric=name)
 
     def interpolation(self) -> Threshold:
-        """Where the sweep's own training error crosses epsilon; NaN where a network diverged."""
-        direction: Literal["falling", "rising"] = "falling" if AXES[self.kind][1] == "falling" else "rising"
+        """Return where the training error of the sweep crosses epsilon; NaN if a network diverged."""
+        direction = AXES[self.kind][1]
         if not bool(torch.isfinite(self.curves.train_error).all()):
             return Threshold(math.nan, math.nan, math.nan, self.epsilon, direction, evaluated=self.axis)
         return crossing(self.axis, self.curves.train_error, epsilon=self.epsilon, direction=direction)
 
     def summary(self) -> dict[str, Any]:
-        """Return what summary.json holds: means, standard errors, peak, control, threshold; None for NaN.
+        """Return the content of summary.json: means, standard errors, peak, control, threshold; None for NaN.
 
-        A peak is None with fewer than 4 seeds, or where a network diverged.
+        A peak is None with fewer than 4 seeds, or if a network diverged.
         """
-        found: dict[str, Any] = {"kind": self.kind, "axis_name": AXES[self.kind][0], "axis": list(self.axis)}
-        found["seeds"] = self.curves.shape[0]
-        for name, value in self.curves.tensors().items():
-            mean, se = mean_se(value.numpy())
-            found[name] = {"mean": mean.tolist(), "se": se.tolist()}
-        found["peak"] = _peak(self, self.metric, control=False)
-        found["peaks"] = {name: _peak(self, name, control=False) for name in ("test_error", "test_loss")}
-        found["control"] = None
-        if self.control is not None:
-            mean, se = mean_se(self.control.tensors()[self.metric].numpy())
-            found["control"] = _peak(self, self.metric, control=True) | {"mean": mean.tolist(), "se": se.tolist()}
-            found["control"]["seeds"] = self.control.shape[0]
-        own = self.interpolation()
-        before = self.threshold or own
-        found["threshold"] = {
-            "value": before.value,
-            "interval": [before.low, before.high],
-            "epsilon": before.epsilon,
-            "outside": before.outside,
-            "source": "before the sweep" if self.threshold else "the sweep",
-            "of_sweep": {"value": own.value, "interval": [own.low, own.high], "outside": own.outside},
+        summary: dict[str, Any] = {
+            "kind": self.kind,
+            "axis_name": AXES[self.kind][0],
+            "axis": list(self.axis),
+            "seeds": self.curves.shape[0],
+            **{name: _mean_se(value) for name, value in self.curves.tensors().items()},
+            "peak": _peak(self, self.metric, control=False),
+            "peaks": {name: _peak(self, name, control=False) for name in ("test_error", "test_loss")},
+            "control": None,
         }
-        return plain(found | {"seconds": self.seconds, "config": self.config})
+        if self.control is not None:
+            control = _peak(self, self.metric, control=True) | _mean_se(getattr(self.control, self.metric))
+            summary["control"] = control | {"seeds": self.control.shape[0]}
+        of_sweep = self.interpolation()
+        threshold = self.threshold or of_sweep
+        summary["threshold"] = {
+            "value": threshold.value,
+            "interval": [threshold.low, threshold.high],
+            "epsilon": threshold.epsilon,
+            "outside": threshold.outside,
+            "source": "before the sweep" if self.threshold else "the sweep",
+            "of_sweep": {
+                "value": of_sweep.value,
+                "interval": [of_sweep.low, of_sweep.high],
+                "outside": of_sweep.outside,
+            },
+        }
+        return as_json(summary | {"seconds": self.seconds, "config": self.config})
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row a seed, value of the axis and set of labels ("noisy" or "control")."""
-        import pandas  # slow to import
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per seed, value of the axis and labels ("noisy" or "control")."""
+        import pandas as pd  # slow to import
 
-        parts = []
-        for labels, own in (("noisy", self.curves), ("control", self.control)):
-            if own is None:
-                continue
-            S, A = own.shape
-            columns: dict[str, Any] = {"labels": labels, AXES[self.kind][0].replace(" ", "_"): list(self.axis) * S}
-            columns["seed"] = [seed for seed in range(S) for _ in range(A)]
-            columns |= {name: value.flatten().tolist() for name, value in own.tensors().items()}
-            parts.append(pandas.DataFrame(columns))
-        return pandas.concat(parts, ignore_index=True)
+        frames = []
+        for labels, curves in (("noisy", self.curves), ("control", self.control)):
+            if curves is not None:
+                frame = curves.to_frame()
+                frame.insert(0, "labels", labels)
+                frame.insert(1, AXES[self.kind][0].replace(" ", "_"), list(self.axis) * curves.shape[0])
+                frames.append(frame.drop(columns="index"))
+        return pd.concat(frames, ignore_index=True)
 
     def plot(self, *, theory: "Sequence[Theory]" = ()) -> "Figure":
-        """Errors, losses and memorized flips along the axis, with intervals over seeds, control and threshold."""
+        """Draw errors, losses and memorized flips along the axis, with intervals over seeds, control and threshold."""
         from kernelmem.plotting.sweep import sweep_figure  # matplotlib is slow to import
 
         return sweep_figure(self, AXES[self.kind][0], self.threshold or self.interpolation(), theory=theory)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to a .safetensors file, with a hash."""
-        tensors = {f"curves.{name}": value for name, value in self.curves.tensors().items()}
-        if self.control is not None:
-            tensors |= {f"control.{name}": value for name, value in self.control.tensors().items()}
-        plain = {name: getattr(self, name) for name in ("kind", "axis", "metric", "epsilon", "seconds", "config")}
-        return write_result(path, KIND, tensors, plain | {"threshold": self.threshold and asdict(self.threshold)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Sweep":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FileCorruptError: missing, truncated, altered (its hash is another), or something else.
-        """
-        with read_result(path, KIND) as (tensors, figures):
-            held = figures.pop("threshold")
-            threshold = held and Threshold(**held | {"evaluated": tuple(held["evaluated"])})
-            figures["axis"] = tuple(figures["axis"])
-            curves, control = (_part(tensors, part) for part in ("curves", "control"))
-            if curves is None:
-                raise KeyError("curves")
-            return cls(curves=curves, control=control, threshold=threshold, **figures)
-
     def __str__(self) -> str:
-        found = self.summary()
+        summary = self.summary()
         S, A = self.curves.shape
-        lines = [f"{self.kind}-wise sweep: {A} values, {S} seeds, {self.seconds:.1f} s"]
-        names = ("test_error", "test_loss", "train_error", "memorized_flips")
-        lines.append(f"{AXES[self.kind][0]:>22}" + "".join(f"{name:>20}" for name in names))
-        for a, value in enumerate(self.axis):
-            cells = [(found[name]["mean"][a], found[name]["se"][a]) for name in names]
-            lines.append(f"{value:>22g}" + "".join(f"{_cell(*cell):>20}" for cell in cells))
-        for title, own in (("peak", found["peak"]), ("control", found["control"])):
-            if own is not None and own.get("rise") is not None:
+        lines = [f"{self.kind}-wise sweep: {A} values, {S} seeds (mean ± standard error), {self.seconds:.1f} s"]
+        lines.append(f"{AXES[self.kind][0]:>22}" + "".join(f"{name:>20}" for name in SHOWN))
+        for a in evenly_spaced(A, ROWS):
+            cells = [(summary[name]["mean"][a], summary[name]["se"][a]) for name in SHOWN]
+            lines.append(f"{self.axis[a]:>22g}" + "".join(f"{_cell(*cell):>20}" for cell in cells))
+        for title, part in (("peak", summary["peak"]), ("control", summary["control"])):
+            if part is not None and part.get("rise") is not None:
                 lines.append(
-                    f"{title} of {self.metric}: {own['height']:.3f} at {own['axis_value']:g},"
-                    f" rise {own['rise']:+.3f} ± {own['rise_se']:.3f}, fall {own['fall']:+.3f} ± {own['fall_se']:.3f}"
+                    f"{title} of {self.metric}: {part['height']:.3f} at {part['axis_value']:g},"
+                    f" rise {part['rise']:+.3f} ± {part['rise_se']:.3f}, fall {part['fall']:+.3f} ± {part['fall_se']:.3f}"
                 )
-        at = found["threshold"]
-        where = at["outside"] or ("none" if at["value"] is None else f"{at['value']:.4g}")
-        lines.append(f"training error {at['epsilon']:g} at {where} (from {at['source']})")
+        at = summary["threshold"]
+        place = at["outside"] or ("none" if at["value"] is None else f"{at['value']:.4g}")
+        lines.append(f"training error {at['epsilon']:g} at {place} (from {at['source']})")
         return "\n".join(lines)
+
+
+def _mean_se(values: Tensor) -> dict[str, list[float]]:
+    mean, se = mean_se(values.numpy())
+    return {"mean": mean.tolist(), "se": se.tolist()}
 
 
 def _cell(mean: float | None, se: float | None) -> str:
@@ -232,30 +242,31 @@ def _cell(mean: float | None, se: float | None) -> str:
 def _peak(sweep: Sweep, metric: str, *, control: bool) -> dict[str, Any]:
     curves = sweep.control if control else sweep.curves
     assert curves is not None
-    if curves.shape[0] < FEWEST or not bool(torch.isfinite(curves.tensors()[metric]).all()):
-        blank = {own.name: None for own in fields(Peak)}
+    if curves.shape[0] < MIN_SEEDS or not bool(torch.isfinite(curves.tensors()[metric]).all()):
+        blank = {item.name: None for item in fields(Peak)}
         return blank | {"metric": metric, "seeds": curves.shape[0]}
     return asdict(sweep.peak(metric, control=control))
 
 
-def _part(tensors: dict[str, Tensor], part: str) -> Curves | None:
-    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-    return Curves(**own) if own else None
-
-
-def plain(value: Any) -> Any:
-    """As JSON holds it: NaN and infinities become None."""
+def as_json(value: object) -> Any:
+    """Return tensors and tuples as lists, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {name: plain(own) for name, own in value.items()}
+        return {name: as_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(own) for own in value]
+        return [as_json(item) for item in value]
     if isinstance(value, Tensor):
-        return plain(value.tolist())
+        return as_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def stack(parts: Sequence[dict[str, Tensor]]) -> Curves:
-    """Make curves of one dictionary a seed, each with tensors (A,)."""
-    return Curves(**{own.name: torch.stack([part[own.name] for part in parts]) for own in fields(Curves)})
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of the indices 0..count-1, evenly spaced, with the first and the last.
+
+    >>> evenly_spaced(3, 5), evenly_spaced(9, 3)
+    ([0, 1, 2], [0, 4, 8])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(k * (count - 1) / (most - 1)) for k in range(most)]

@@ -16,7 +16,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
-from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
+from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.training_sets import draw, pool_data
 from kernelmem.training.datasets import LabeledData
@@ -56,8 +56,8 @@ def sweep(
     n_seeds: int = 6,
     seed: int = 0,
     recipe: Recipe | None = None,
-    options: SweepOptions | None = None,
-    execution: Execution | None = None,
+    options: SweepOptions = OPTIONS,
+    execution: Execution = EXECUTION,
     progress: Progress = None,
 ) -> Sweep:
     """Train networks along one axis with several seeds and evaluate them at the last step (never at the best one).
@@ -89,7 +89,7 @@ def sweep(
     Source: Belkin et al. 2019; Nakkiran et al. 2019.
     """
     started = time.perf_counter()
-    options, execution, recipe = options or SweepOptions(), execution or Execution(), recipe or Recipe()
+    recipe = recipe or Recipe()
     axis = _axis(over, values, data, options)
     if execution.out is not None:
         check_directory(execution.out)
@@ -177,13 +177,11 @@ def _cells(
     for column, value in enumerate([None] if over == "steps" else axis):
         cell = settings if value is None else settings | {over: value}
         rate = 0.0 if control else float(cell["noise"])
-        training_set, test_set = draws.rows(int(cell["samples"]), rate), test_draws.rows(len(y_test), rate)
-        noisy_test = torch.empty_like(y_test)
-        noisy_test[test_set.at] = test_set.labels
+        training_set, noisy_test = draws.training_set(int(cell["samples"]), rate), test_draws.noisy_labels(rate)
         width = int(cell["width"]) if isinstance(cell["width"], float) else cell["width"]
         cell_recipe = replace(recipe, weight_decay=float(cell["ridge"])) if over == "ridge" else recipe
         cell_recipe = replace(cell_recipe, depth=int(cell["depth"])) if over == "depth" else cell_recipe
-        member = Member(width, training_set.at, training_set.labels, draws.init_seed, draws.order_seed)
+        member = Member(width, training_set.indices, training_set.labels, draws.init_seed, draws.order_seed)
         place = None if value is None else column
         cells.append(SweepCell(control, row, place, cell_recipe, member, training_set.clean, noisy_test))
     return cells

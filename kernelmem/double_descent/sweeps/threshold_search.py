@@ -10,7 +10,7 @@ import torch
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
-from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
+from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
 from kernelmem.training.datasets import LabeledData
@@ -80,9 +80,9 @@ def find_threshold(
     noise: float = 0.2,
     seed: int = 0,
     recipe: Recipe | None = None,
-    search: SearchOptions | None = None,
-    options: SweepOptions | None = None,
-    execution: Execution | None = None,
+    search: SearchOptions = SearchOptions(),
+    options: SweepOptions = OPTIONS,
+    execution: Execution = EXECUTION,
     progress: Progress = None,
 ) -> Threshold:
     """Find the interpolation threshold among the values of a sweep by bisection, before the sweep is run.
@@ -109,7 +109,6 @@ def find_threshold(
     Raises:
         InputError: the budget does not allow two seeds, or arguments that the sweep refuses.
     """
-    options, search = options or SweepOptions(), search or SearchOptions()
     n_seeds = as_count(search.n_seeds, "n_seeds", minimum=2)
     budget = as_number(search.budget, "budget", exclusive=True)
     grid = [float(value) for value in values]

@@ -1,6 +1,6 @@
 """Training sets of each seed: examples and noisy labels, nested along the axis so that seeds stay paired."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.label_noise.corrupt import corrupt_labels
 from kernelmem.training.datasets import LabeledData
 
-__all__ = ["Drawn", "PoolData", "TrainingSet", "draw", "pool_data"]
+__all__ = ["PoolData", "SeedDraw", "TrainingSet", "draw", "pool_data"]
 
 
 class PoolData(NamedTuple):
@@ -36,49 +36,49 @@ def pool_data(data: LabeledData, dtype: torch.dtype | None = None) -> PoolData:
 
 
 class TrainingSet(NamedTuple):
-    """Rows of the pool (n,), their labels with noise (n,), their true labels (n,), the mask of flipped ones (n,)."""
+    """Indices into the pool (n,), noisy labels (n,), true labels (n,), and the mask of wrong labels (n,)."""
 
-    at: Tensor
+    indices: Tensor
     labels: Tensor
     clean: Tensor
     flipped: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """One seed's order of the pool, a wrong label for every row, and the seeds of its network.
+@dataclass(frozen=True, eq=False, repr=False)
+class SeedDraw:
+    """Random draws of one seed: order of the pool, a wrong label for every example, seeds of the network.
 
     Attributes:
-        order: permutation of the pool, (N,).
+        order: (N,) permutation of the pool.
         clean: (N,) true labels in that order.
-        wrong: (N,) for every one a wrong label, each equally likely.
-        priority: (N,) in which order rows are flipped, where flips are nested in the rate.
-        init_seed, order_seed: of the network: the same along the axis.
+        wrong: (N,) a wrong label for every example, uniform over the other classes.
+        priority: (N,) order in which labels become wrong, if they are nested in the rate.
+        init_seed, order_seed: seeds of initialization and batch order, the same along the axis.
         nested: "samples" or "rates".
     """
 
-    order: Tensor = field(repr=False)
-    clean: Tensor = field(repr=False)
-    wrong: Tensor = field(repr=False)
-    priority: Tensor = field(repr=False)
+    order: Tensor
+    clean: Tensor
+    wrong: Tensor
+    priority: Tensor
     init_seed: int
     order_seed: int
     nested: Literal["samples", "rates"]
 
-    def rows(self, n: int, rate: float) -> TrainingSet:
-        """Return the first n rows, exactly round(rate n) of them with a wrong label (Python's round).
+    def training_set(self, n: int, rate: float) -> TrainingSet:
+        """Return the first n examples, exactly round(rate · n) of them with a wrong label (Python's round).
 
-        Nested in samples: rows and labels of n' < n rows are the first of those of n; the order of the pool is random, so
-        flips at fixed places of it are at random rows. Nested in rates: flips at a lower rate are flips at a higher one.
+        Nested in samples: n' < n examples and their labels are the first n' of n; wrong labels are at fixed positions of the
+        order, which is random. Nested in rates: labels that are wrong at one rate are wrong at every higher rate.
 
         Raises:
             InputError: n outside of 1..N, or a rate outside of [0, 1].
         """
         if not 1 <= n <= len(self.order) or not 0 <= rate <= 1:
             raise InputError(
-                f"{n} rows of a pool of {len(self.order)}, rate {rate!r}",
-                expected=f"1..{len(self.order)} rows, a rate from 0 to 1",
-                hint="ask for fewer rows, or pass a larger training set",
+                f"{n} of {len(self.order)} examples, noise rate {rate!r}",
+                expected=f"1..{len(self.order)} examples, a rate from 0 to 1",
+                hint="use fewer examples, or pass a larger training set",
             )
         if self.nested == "samples":
             counts = np.array([round(rate * i) for i in range(n + 1)])
@@ -89,18 +89,23 @@ class Drawn:
         labels = torch.where(flipped, self.wrong[:n], self.clean[:n])
         return TrainingSet(self.order[:n], labels, self.clean[:n], flipped)
 
+    def noisy_labels(self, rate: float) -> Tensor:
+        """Return the noisy labels of the whole pool, (N,), in the order of the pool."""
+        whole = self.training_set(len(self.order), rate)
+        return torch.empty_like(self.clean).index_copy_(0, whole.indices, whole.labels)
 
-def draw(y: Tensor, seed: int, *, nested: Literal["samples", "rates"] = "samples") -> Drawn:
-    """Draw one seed's order of the pool, wrong labels and network seeds; the same seed gives the same.
+
+def draw(y: Tensor, seed: int, *, nested: Literal["samples", "rates"] = "samples") -> SeedDraw:
+    """Draw the order of the pool, wrong labels and network seeds of one seed; equal seeds give equal draws.
 
     Args:
         y: (N,) int64 true labels of the pool.
         seed: whole number >= 0.
-        nested: along what the labels are nested; see :meth:`Drawn.rows`.
+        nested: quantity in which wrong labels are nested, see :meth:`SeedDraw.training_set`.
     """
     seeds = seed_sequence(seed, ["order", "wrong", "priority", "init", "batches"])
     order = torch.from_numpy(np.random.default_rng(seeds["order"]).permutation(len(y)))
     clean = y[order]
     wrong = corrupt_labels(clean, 1.0, "symmetric", seed=seeds["wrong"]).y
     priority = torch.from_numpy(np.random.default_rng(seeds["priority"]).permutation(len(y)))
-    return Drawn(order, clean, wrong, priority, seeds["init"], seeds["batches"], nested)
+    return SeedDraw(order, clean, wrong, priority, seeds["init"], seeds["batches"], nested)

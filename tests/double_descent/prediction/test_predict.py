@@ -132,8 +132,8 @@ def test_the_kernel_of_a_pool_is_that_of_its_tangents():
     trace = UntrainedNetwork.of(model, x[:few], y[:few], False, None, "1GiB", "trace")
     by_rows = (J @ J.T).view(few, C, few, C)
     assert torch.allclose(trace.kernel, torch.einsum("ncmc->nm", by_rows) / C, rtol=1e-10)
-    assert torch.equal(full.start, model(x[:few]).detach())
-    assert float(trace.start.abs().max()) == 0
+    assert torch.equal(full.initial, model(x[:few]).detach())
+    assert float(trace.initial.abs().max()) == 0
     assert (full.block, trace.block) == (C, 1)
 
 
@@ -371,16 +371,17 @@ def test_the_null_is_exact_for_few_places_and_close_to_it_for_many():
     assert same.p_value == pytest.approx(1 / 24)
     assert same.null_spread == pytest.approx(1 / 3**0.5)  # 1 / √(A − 1)
     up = [float(i) for i in range(1, 13)]
-    many = score_prediction(prediction(up), up, orders=999)
+    many = score_prediction(prediction(up), up, n_permutations=999)
     assert many.p_value == pytest.approx(1 / 1000)
     assert many.null_spread == pytest.approx(1 / 11**0.5, rel=0.1)
-    down = score_prediction(prediction(up), up[::-1], orders=999)
+    down = score_prediction(prediction(up), up[::-1], n_permutations=999)
     assert down.rank_correlation == pytest.approx(-1)
     assert down.p_value == 1.0
     assert score_prediction(prediction(up), [5.0] * 12).rank_correlation == 0
     generator = torch.Generator().manual_seed(0)
     chance = [
-        score_prediction(prediction(up), torch.rand(12, generator=generator) + 1, orders=99).p_value for _ in range(40)
+        score_prediction(prediction(up), torch.rand(12, generator=generator) + 1, n_permutations=99).p_value
+        for _ in range(40)
     ]
     assert 0.34 < sum(chance) / 40 < 0.66  # uniform where there is no relation
 
@@ -392,7 +393,7 @@ def test_ties_share_their_rank_and_runs_give_a_standard_error():
     assert found.rank_correlation == pytest.approx(float(left @ right / (left.norm() * right.norm())))
     runs = 1 + torch.rand(6, 8, generator=torch.Generator().manual_seed(1)) + torch.arange(8.0) / 20
     scores = [
-        score_prediction(prediction([float(i) for i in range(1, 9)]), own, orders=99)
+        score_prediction(prediction([float(i) for i in range(1, 9)]), own, n_permutations=99)
         for own in (runs, *[torch.cat([runs[:r], runs[r + 1 :]]) for r in range(6)])
     ]
     left_out = torch.tensor([own.rank_correlation for own in scores[1:]], dtype=torch.float64)

@@ -7,8 +7,9 @@ import torch
 
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.prediction.predict import Prediction
-from kernelmem.double_descent.prediction.preregistered import preregister
-from kernelmem.double_descent.prediction.random_features import feature_theory
+from kernelmem.double_descent.prediction.preregistered import PreregisteredPrediction, preregister
+from kernelmem.double_descent.prediction.random_features import FeatureTheory, feature_theory
+from kernelmem.double_descent.prediction.score import PredictionScore
 from kernelmem.double_descent.presets.digits import digits_pool, preset, run_preset
 from kernelmem.double_descent.sweeps.options import Execution
 from kernelmem.double_descent.sweeps.random_features import FeatureOptions, feature_sweep
@@ -45,6 +46,14 @@ def test_a_prediction_is_close_and_written_before_training(data, tmp_path):
     assert summary["prediction"]["measured"] == pytest.approx((2 * found.sweep.curves.test_loss.mean(0)).tolist())
     assert "rank correlation" in str(found)
     assert found.seconds > 0
+    read = PreregisteredPrediction.load(found.save(tmp_path / "all.safetensors"))
+    assert str(read) == str(found) == repr(found)
+    assert len(str(found).splitlines()) <= 40
+    assert torch.equal(read.sweep.curves.test_loss, found.sweep.curves.test_loss)
+    assert found.to_frame().measured.tolist() == found.score.measured.tolist()
+    assert found.to_frame().expected.tolist() == found.prediction.expected.tolist()
+    score = PredictionScore.load(found.score.save(tmp_path / "score.safetensors"))
+    assert str(score) == repr(found.score)
     assert (tmp_path / "figure.svg").stat().st_size > 1000
 
 
@@ -63,7 +72,7 @@ def test_training_that_is_not_lazy_is_refused(data, recipe):
         preregister(data, (20, 40, 60), recipe=recipe)
 
 
-def test_the_theory_of_features_is_that_of_their_kernel(data):
+def test_the_theory_of_features_is_that_of_their_kernel(data, tmp_path):
     found = feature_sweep(data, "width", (10, 30, 60, 200), n_seeds=4, options=FeatureOptions(n=60))
     theory = feature_theory(data, found)
     x = torch.cat([data.x_train, data.x_test]).double()
@@ -75,13 +84,15 @@ def test_the_theory_of_features_is_that_of_their_kernel(data):
     torch.testing.assert_close(theory.expected, want)
     simple = feature_curve(task.as_population(), [10, 30, 60, 200], n=60, noise=flip_noise(0.2, 10)).clean
     assert simple is not None
-    torch.testing.assert_close(theory.plain, simple)
+    torch.testing.assert_close(theory.population, simple)
     assert theory.peak == 60
     assert bool((theory.control < theory.expected)[torch.isfinite(theory.expected)].all())
     assert bool((theory.relative_error[torch.tensor([0, 1, 3])].abs() < 0.25).all())
     assert torch.isnan(theory.relative_error[2])
     assert theory.measured.tolist() == found.curves.test_loss.mean(0).tolist()
     assert theory.summary()["peak"] == 60
+    assert str(FeatureTheory.load(theory.save(tmp_path / "theory.safetensors"))) == repr(theory)
+    assert theory.to_frame().axis.tolist() == [10, 30, 60, 200]
     assert theory.plot_curves()[0][0] == [10, 30, 60, 200]
 
 

@@ -113,7 +113,7 @@ def test_mean_and_standard_error() -> None:
     np.testing.assert_allclose(mean, [2, 2])
     np.testing.assert_allclose(se, [1, 0])  # s = √2, over √2
     assert np.isnan(mean_se([[1.0]])[1]).all()
-    with pytest.raises(InputError, match="one curve a seed"):
+    with pytest.raises(InputError, match="one curve per seed"):
         mean_se([1.0, 2.0])
 
 

@@ -27,7 +27,7 @@ def blobs(n: int = 40, m: int = 30, d: int = 6, C: int = 3) -> LabeledData:
 AXES = {"widths": [2, 9], "samples": [15, 40], "steps": [5, 60], "noise": [0.0, 0.3]}
 
 
-def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
+def test_cells_equal_those_of_sweeps(tmp_path: Path) -> None:
     data, recipe = blobs(), Recipe(lr=0.05)
     found = phase_diagram(data, Grid(**AXES), recipe=recipe, n_seeds=2, execution=Execution(out=tmp_path))
     assert found.test_error.shape == (2, 2, 2, 2, 2)
@@ -47,8 +47,8 @@ def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
     assert torch.equal(again.test_error, found.test_error)
 
     drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])["1"])
-    rows = drawn.rows(15, 0.3)
-    kernel = ntk(mlp(6, 9, 3, seed=drawn.init_seed), data.x_train[rows.at], outputs="trace").double()
+    rows = drawn.training_set(15, 0.3)
+    kernel = ntk(mlp(6, 9, 3, seed=drawn.init_seed), data.x_train[rows.indices], outputs="trace").double()
     own = leave_one_out(
         kernel, torch.eye(3, dtype=torch.float64)[rows.labels], 0.01 * float(drawn_mean(data, drawn, 15, 9))
     )
@@ -71,6 +71,14 @@ def test_its_cells_are_those_of_sweeps(tmp_path: Path) -> None:
     read = PhaseDiagram.load(tmp_path / "a.safetensors")
     assert torch.equal(read.test_error, found.test_error)
     assert read.widths == found.widths
+    assert str(read) == repr(found)
+    assert len(str(found).splitlines()) <= 40
+    frame = found.to_frame()
+    row = frame[
+        (frame.seed == 1) & (frame.noise == 0.3) & (frame.samples == 15) & (frame.width == 9) & (frame.step == 5)
+    ]
+    assert float(row.test_error.iloc[0]) == float(found.test_error[1, 1, 0, 1, 0])
+    assert float(row.kernel_flips.iloc[0]) == float(found.kernel_flips[1, 1, 0, 1])
 
 
 def drawn_mean(data: LabeledData, drawn, n: int, width: int) -> float:

@@ -54,10 +54,10 @@ def test_metrics_are_those_of_least_squares(width: int, ridge: float, features: 
         data, "width", [width], n_seeds=1, options=FeatureOptions(n=n, ridge=ridge, features=features)
     )
     drawn = draw(data.y_train, seed_sequence(0, ["seed 0"])["seed 0"])
-    rows = drawn.rows(n, 0.2)
+    rows = drawn.training_set(n, 0.2)
     phi, test = (
         random_features(z, width, seed=drawn.init_seed, features=features).numpy() / width**0.5
-        for z in (data.x_train[rows.at], data.x_test)
+        for z in (data.x_train[rows.indices], data.x_test)
     )
     targets = np.eye(C)[rows.labels.numpy()] - 1 / C
     if ridge:

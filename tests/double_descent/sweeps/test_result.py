@@ -37,7 +37,7 @@ def sweep_of(seeds: int = 4, **more: object) -> Sweep:
     return Sweep(kind="model", axis=AXIS, seconds=1.5, config={"recipe": {"steps": 3}, "n": 10}, **held | more)
 
 
-def test_summary_holds_what_is_promised() -> None:
+def test_summary_has_means_peaks_and_threshold() -> None:
     own = sweep_of()
     found = json.loads(json.dumps(own.summary(), allow_nan=False))
     assert {"kind", "axis", "seeds", "seconds", "config"} <= set(found)
@@ -58,7 +58,7 @@ def test_summary_holds_what_is_promised() -> None:
     assert low < found["threshold"]["value"] < high
 
 
-def test_few_seeds_and_diverged_networks_leave_the_peak_open() -> None:
+def test_few_seeds_and_diverged_networks_have_no_peak() -> None:
     few = sweep_of(seeds=2, control=None).summary()
     assert few["peak"]["rise"] is None
     assert few["control"] is None
@@ -89,6 +89,32 @@ def test_saved_and_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"epsilon', b'"epsilom'))
     with pytest.raises(FileCorruptError):
         Sweep.load(path)
+
+
+def test_parts_of_a_sweep_are_results(tmp_path: Path) -> None:
+    whole = sweep_of()
+    for part in (whole.curves, whole.peak(), whole.interpolation()):
+        read = type(part).load(part.save(tmp_path / "part.safetensors"))
+        assert str(read) == str(part) == repr(part)
+        assert len(str(part).splitlines()) <= 10
+    assert len(whole.curves.to_frame()) == 4 * 5
+    assert float(whole.curves.to_frame().query("seed == 2 and index == 3").test_loss.iloc[0]) == float(
+        whole.curves.test_loss[2, 3]
+    )
+    assert whole.peak().to_frame().rise.iloc[0] == whole.peak().rise
+    assert whole.interpolation().to_frame().value.iloc[0] == whole.interpolation().value
+    assert "test_error" in whole.peak()._repr_html_()
+
+
+def test_a_long_axis_is_printed_on_one_screen() -> None:
+    own = sweep_of()
+    long = {name: value.repeat(1, 20) for name, value in own.curves.tensors().items()}
+    many = replace(own, axis=tuple(float(a) for a in range(100)), curves=Curves(**long), control=None)
+    lines = str(many).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 130
+    assert lines[2].split()[0] == "0"
+    assert lines[31].split()[0] == "99"
 
 
 def test_frame_and_text() -> None:
@@ -134,7 +160,7 @@ def test_refused() -> None:
         preset("models")
 
 
-def test_presets_are_whole_and_small_ones_run(tmp_path: Path) -> None:
+def test_presets_are_complete_and_small_ones_run(tmp_path: Path) -> None:
     pool = digits_pool()
     assert (len(pool.x_train), len(pool.x_test)) == (997, 800)
     assert float(pool.x_train.min()) == pytest.approx(-0.6)

@@ -71,8 +71,8 @@ def test_metrics_are_those_of_the_plain_loop() -> None:
         drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])[str(s)])
         for a, width in enumerate((3, 9)):
             for curves, rate in ((found.curves, 0.2), *([(found.control, 0.0)] if s == 0 else [])):
-                rows = drawn.rows(50, rate)
-                member = Member(width, rows.at, rows.labels, drawn.init_seed, drawn.order_seed)
+                rows = drawn.training_set(50, rate)
+                member = Member(width, rows.indices, rows.labels, drawn.init_seed, drawn.order_seed)
                 model = mlp(6, (width,), 3, "relu", seed=drawn.init_seed)
                 options = EnsembleOptions(dtype=torch.float64)
                 test = (data.x_test, data.y_test)
