@@ -1,7 +1,8 @@
 """Compare a trained network with kernel machines that are frozen, fitted or summed along its run."""
 
+import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -17,7 +18,6 @@ from kernelmem.kernel_machines.equivalence.result import METHODS, KernelMachineC
 from kernelmem.kernel_machines.equivalence.trajectory import checkpoint_steps, concatenate, movement, trajectory_pass
 from kernelmem.kernel_machines.linearized.recorded_sgd import RecordedSGD
 from kernelmem.recording.run import Run
-from kernelmem.training.losses import Loss
 from kernelmem.trajectory.ledger.ledger import ledger
 
 __all__ = ["compare_kernel_machines"]
@@ -31,7 +31,7 @@ def compare_kernel_machines(
     data: tuple[Batch, ArrayLike],
     methods: Collection[str] | None = None,
     outputs: Literal["full", "trace"] = "full",
-    loss: Loss | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     forward: Forward | None = None,
     options: ComparisonOptions | None = None,
     progress: Progress = None,
@@ -150,11 +150,11 @@ def compare_kernel_machines(
 
 
 def _fit_of(name: str, fits: KernelFits, network: Tensor, initial: Tensor, seed: int) -> MachineFit:
-    diagnostics = fits.diagnostics.get(name, {})
     if name in fits.predictions:
-        return score_fit(name, fits.predictions[name], network, initial, seed=seed, **diagnostics)
-    status, note = fits.failures[name]
-    return MachineFit(name, status, note, **diagnostics)
+        fit = score_fit(name, fits.predictions[name], network, initial, seed=seed)
+    else:
+        fit = MachineFit(name, *fits.failures[name])
+    return dataclasses.replace(fit, **fits.diagnostics.get(name, {}))
 
 
 def _checked_methods(methods: Collection[str] | None) -> tuple[str, ...]:

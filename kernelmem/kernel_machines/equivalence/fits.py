@@ -1,6 +1,7 @@
 """Kernel machines of the initial, final and path kernel of a run: frozen-kernel SGD, ridge fits, Domingos' sums."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -20,7 +21,6 @@ from kernelmem.kernels.alignment import kernel_distance, relative_distance
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.tangents.prepare import prepare
-from kernelmem.training.losses import Loss
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
@@ -35,7 +35,7 @@ PLAIN_ONLY = "only plain gradient descent has this form: SGD without momentum an
 class RunOptions(TypedDict):
     """Options of every function that replays the run."""
 
-    loss: Loss | None
+    loss: Callable[[Tensor, Tensor], Tensor] | None
     forward: Forward | None
 
 

@@ -154,9 +154,7 @@ class KernelMachineComparison(Result):
         return "\n".join(lines)
 
 
-def score_fit(
-    name: str, predictions: Tensor, network: Tensor, initial: Tensor, *, seed: int, **diagnostics: float
-) -> MachineFit:
+def score_fit(name: str, predictions: Tensor, network: Tensor, initial: Tensor, *, seed: int) -> MachineFit:
     """Compare a machine's outputs (rows, C) with the network's on the same rows, and with permuted ones."""
     rows = len(predictions)
     network, initial = network[:rows], initial[:rows]
@@ -177,7 +175,6 @@ def score_fit(
         r2=1 - error**2 / variance if variance else math.nan,
         null_error=null_error / size if size else math.nan,
         null_agreement=sum(_agreement(predictions, other).agreement for other in permuted) / NULLS,
-        **diagnostics,
     )
 
 

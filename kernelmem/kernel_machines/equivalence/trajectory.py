@@ -15,7 +15,6 @@ from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.tangents.derivatives.jvp import Linearized, choose_mode
 from kernelmem.tangents.prepare import PreparedModel, prepare
-from kernelmem.training.losses import Loss
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
 
@@ -65,7 +64,7 @@ def trajectory_pass(
     *,
     first_order: range | None,
     checkpoints: Sequence[int],
-    loss: Loss | None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None,
     forward: Forward | None,
     progress: Callable[[int, int], object],
 ) -> TrajectoryPass:

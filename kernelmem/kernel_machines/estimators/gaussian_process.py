@@ -12,7 +12,7 @@ from kernelmem.core.checks import ArrayLike, as_number
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernel_machines.estimators.base import KernelEstimator, diagonal_of, noticed, prior_outputs
 from kernelmem.kernel_machines.estimators.precomputed_kernel import as_array
-from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspected
+from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspect_and_copy
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernel_machines.solvers.solve import above_rounding, factorized, solve
@@ -177,7 +177,7 @@ class _Inverse:
 
 def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, Solution]:
     system = as_system(K)
-    fault, dense = inspected(system)
+    fault, dense = inspect_and_copy(system)
     if fault is None:
         factor, condition = factorized(dense, targets, ridge)
         if factor is not None and condition <= condition_limit(system.n):

@@ -1,4 +1,4 @@
-"""The ridge that predicts left-out rows best: from kernel and targets alone, by one eigendecomposition."""
+"""Ridge with the smallest leave-one-out error, by one eigendecomposition."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,10 +27,10 @@ class RidgeChoice(Result):
 
     Attributes:
         ridge: the chosen ridge, in units of the kernel: grid[index].
-        index: its place in the grid.
-        grid: (G,) the ridges that were tried, ascending, float64.
-        errors: (G,) mean squared leave-one-out residual over rows and outputs; infinite where K + ridge I is
-            not positive definite beyond rounding.
+        index: its index in the grid.
+        grid: (G,) ridges compared, ascending, float64.
+        errors: (G,) mean squared leave-one-out residual over rows and outputs (or another estimate of the error on new
+            rows); infinite if K + ridge I is not positive definite beyond rounding.
     """
 
     ridge: float
@@ -59,32 +59,31 @@ class RidgeChoice(Result):
         return frame
 
     def plot(self) -> "Figure":
-        """Error against ridge on logarithmic axes, the choice marked; ridges that do not count are shaded."""
+        """Plot error against ridge on logarithmic axes with the choice marked; unusable ridges are shaded."""
         from kernelmem.plotting.ridge import ridge_figure  # matplotlib is slow to import
 
         return ridge_figure(self)
 
 
 def choose_ridge(kernel: ArrayLike, y: ArrayLike, *, grid: ArrayLike | None = None) -> RidgeChoice:
-    """Choose the ridge of least mean squared leave-one-out residual.
+    """Choose the ridge with the smallest mean squared leave-one-out residual.
 
-    The residual is alpha_i / A_ii with A = (K + ridge I)⁻¹ and alpha = A y, of every row and output. Of
-    ridges that tie, the largest is taken. Nothing but the kernel and y is looked at, so the choice knows of
-    no test set and no flag. It scales with the kernel.
+    The residual of every row and output is alpha_i / A_ii with A = (K + ridge I)⁻¹ and alpha = A y. Among tied ridges the
+    largest is chosen. Only the kernel and y are used, no test set. The choice scales with the kernel.
 
     Args:
         kernel: (n, n) tensor or array, symmetric, positive semidefinite. Computed in float64 on its device.
         y: labels or real targets, as in ``leave_one_out``.
-        grid: ridges > 0 to try, in any order. By default 53 of them, 1e-9 to 1e4 times the mean diagonal of
-            the kernel, four a decade. Between two of these the error hardly differs: on handwritten digits
-            with 0 to 90 % wrong labels, a grid 25 times finer lowered it by 0.12 % at most.
+        grid: ridges > 0, in any order. None: 53 ridges from 1e-9 to 1e4 times the mean diagonal of the kernel, four per
+            decade; on handwritten digits with 0 to 90 % wrong labels, a grid 25 times finer lowered the error by at most
+            0.12 %.
 
     Raises:
         InputError: grid not positive; a kernel of zeros without a grid; y as in ``leave_one_out``.
-        NumericalError: the kernel has an eigenvalue below -n eps(float32) λ_max, or no ridge of the grid
-            outweighs the negative eigenvalues that rounding left.
+        NumericalError: the kernel has an eigenvalue below −n eps(float32) λ_max, or no ridge of the grid exceeds its
+            negative eigenvalues.
 
-    Cost: one eigendecomposition, then O(n² C) a ridge; two n x n matrices beside the kernel.
+    Cost: one eigendecomposition, then O(n² C) per ridge; two n x n matrices in addition to the kernel.
 
     Source: Allen 1974 (PRESS); Rifkin and Lippert 2007.
 
@@ -92,22 +91,22 @@ def choose_ridge(kernel: ArrayLike, y: ArrayLike, *, grid: ArrayLike | None = No
     >>> x = torch.linspace(0, 3, 20, dtype=torch.float64)
     >>> kernel = torch.exp(-(x[:, None] - x) ** 2)
     >>> noise = 0.3 * torch.cos(37 * torch.arange(20) ** 2)
-    >>> quiet, loud = choose_ridge(kernel, x.sin()), choose_ridge(kernel, x.sin() + noise)
-    >>> quiet.ridge < loud.ridge, loud.at_edge
+    >>> clean, noisy = choose_ridge(kernel, x.sin()), choose_ridge(kernel, x.sin() + noise)
+    >>> clean.ridge < noisy.ridge, noisy.at_edge
     (True, False)
     """
     K = as_square_kernel(kernel)
     n = len(K)
     if n < 2:
-        raise InputError("kernel of one row", expected="n >= 2 rows", hint="choose on at least two rows")
+        raise InputError("kernel of one row", expected="n >= 2 rows", hint="pass the kernel of at least two rows")
     targets, _ = as_targets(y, n, K.device)
     ridges = _default_grid(K) if grid is None else _as_grid(grid).to(K.device)
     values, V = eigensystem(K)
-    weights = 1 / (values[:, None] + ridges)  # (n, G)
-    inverse = V.square() @ weights  # A_ii for every ridge
-    spectral = V.T @ targets
+    inverse = 1 / (values[:, None] + ridges)  # (n, G), eigenvalues of A
+    A_diagonal = V.square() @ inverse  # (n, G)
+    target_modes = V.T @ targets
     errors = torch.stack(
-        [((V @ (spectral * weights[:, [g]])) / inverse[:, [g]]).square().mean() for g in range(len(ridges))]
+        [((V @ (target_modes * inverse[:, [g]])) / A_diagonal[:, [g]]).square().mean() for g in range(len(ridges))]
     )
     singular = values[0] + ridges <= n * EPS * values[-1]
     errors = torch.where(singular, torch.inf, errors)
@@ -125,8 +124,8 @@ def _default_grid(K: Tensor) -> Tensor:
     mean = float(K.diagonal().mean())
     if mean <= 0:
         raise InputError(
-            f"kernel whose mean diagonal is {mean:.3g}",
-            expected="a positive one, which sets the scale of the ridge",
+            f"kernel with mean diagonal {mean:.3g}",
+            expected="a positive mean diagonal, which sets the scale of the ridge",
             hint="check that the kernel is not zero, or pass grid=[...]",
         )
     return mean * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
@@ -137,7 +136,7 @@ def _as_grid(grid: ArrayLike) -> Tensor:
     if ridges.is_complex() or ridges.ndim != 1 or len(ridges) == 0 or bool((ridges <= 0).any()):
         raise InputError(
             f"grid of shape {tuple(ridges.shape)} and dtype {ridges.dtype}".replace("torch.", ""),
-            expected="at least one ridge, all > 0 (ridge 0 is another machine: minimum norm)",
+            expected="at least one ridge, all > 0 (ridge 0 is the minimum-norm fit)",
             hint="pass grid=[1e-6, 1e-3, 1.0], or None",
         )
     return ridges.to(torch.float64).sort().values

@@ -1,4 +1,4 @@
-"""Preconditioned conjugate gradients for several right-hand sides, which share every pass over the kernel."""
+"""Preconditioned conjugate gradients for several right-hand sides that share every pass over the kernel."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,89 +13,97 @@ Apply = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class CGResult:
-    """Where the iterations ended."""
+    """State at the last iteration."""
 
     x: Tensor  # (n, C)
-    residual: float  # largest |b - A x| / |b| over the columns, measured at the end
+    residual: float  # largest |b − A x| / |b| over the columns, recomputed at the end
     products: int  # with A
     converged: bool
-    curvature: float  # smallest pᵀ A p / pᵀ p that was met: negative if A is indefinite
-    steepest: float  # largest of these
-    spread: float  # ratio of the extreme Ritz values of the preconditioned A: from below, its condition
+    min_curvature: float  # smallest pᵀ A p / pᵀ p of all search directions: negative if A is indefinite
+    max_curvature: float  # largest of these
+    condition: float  # lower bound: ratio of the extreme Ritz values of the preconditioned A
 
 
 def conjugate_gradient(
     apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int
 ) -> CGResult:
-    """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b - A x| <= tolerance |b|.
+    """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b − A x| <= tolerance |b|.
 
-    Each column runs its own recurrence; products A p are taken of all columns that are not done together, so that a
-    kernel that is read from a file is read once an iteration. The residual that decides is b - A x, computed anew where
-    the recurrence says that it is done, and where it was wrong it restarts from there: its own residual drifts. Where a
-    restart does not halve the residual, rounding allows no less, and the iterations end.
+    Each column has its own recurrence; the products A p of all unfinished columns are computed together, so that a kernel
+    in a file is read once per iteration. The residual of the recurrence drifts: when it reports convergence, b − A x is
+    recomputed, and the recurrence restarts from there if necessary. The iterations end when a restart does not halve the
+    residual, because rounding allows no less.
 
-    Cost: one product with A and one with the preconditioner an iteration; 5 n C numbers.
+    Cost: one product with A and one with the preconditioner per iteration; 5 n C numbers.
 
     Source: Hestenes and Stiefel 1952; Ritz values from its coefficients: Saad 2003, section 6.7.
     """
-    size = b.norm(dim=0)
-    size = torch.where(size > 0, size, torch.ones_like(size))
+    b_norm = b.norm(dim=0)
+    b_norm = torch.where(b_norm > 0, b_norm, torch.ones_like(b_norm))
     x, r = torch.zeros_like(b), b.clone()
-    products, curvature, steepest, spread, best = 0, torch.inf, 0.0, float("nan"), torch.inf
+    products, min_curvature, max_curvature, condition, best = 0, torch.inf, 0.0, float("nan"), torch.inf
     while True:
-        gaps = r.norm(dim=0) / size
-        worst = float(gaps.max())
+        residuals = r.norm(dim=0) / b_norm
+        worst = float(residuals.max())
         converged = worst <= tolerance
-        if converged or products >= max_products or curvature <= 0 or not worst < best / 2:
-            return CGResult(x, worst, products, converged, curvature, steepest, spread)
+        if converged or products >= max_products or min_curvature <= 0 or not worst < best / 2:
+            return CGResult(x, worst, products, converged, min_curvature, max_curvature, condition)
         best = worst
-        todo = (gaps > tolerance).nonzero()[:, 0]
-        part = _recurrence(apply, r[:, todo], precondition, tolerance * size[todo], max_products - products)
-        x[:, todo] += part.x
-        products += part.products + 1
-        curvature, steepest = min(curvature, part.curvature), max(steepest, part.steepest)
-        spread = spread if spread == spread else part.spread
+        unfinished = (residuals > tolerance).nonzero()[:, 0]
+        step = _recurrence(
+            apply, r[:, unfinished], precondition, tolerance * b_norm[unfinished], max_products - products
+        )
+        x[:, unfinished] += step.x
+        products += step.products + 1
+        min_curvature = min(min_curvature, step.min_curvature)
+        max_curvature = max(max_curvature, step.max_curvature)
+        condition = condition if condition == condition else step.condition
         r = b - apply(x)
 
 
-def _recurrence(apply: Apply, b: Tensor, precondition: Apply, targets: Tensor, allowed: int) -> CGResult:
+def _recurrence(apply: Apply, b: Tensor, precondition: Apply, thresholds: Tensor, max_products: int) -> CGResult:
+    """Run preconditioned CG from x = 0 (Saad 2003, algorithm 9.1) until |r| <= thresholds, (C,)."""
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z.clone(), (r * z).sum(0)
-    active = torch.arange(b.shape[1], device=b.device)
-    steps: list[float] = []
-    ratios: list[float] = []
-    curvature, steepest, products = torch.inf, 0.0, 0
-    while len(active) and products < allowed:
-        direction = p[:, active]
-        image = apply(direction)
+    active = torch.arange(b.shape[1], device=b.device)  # columns that have not converged
+    alphas: list[float] = []  # of the first column
+    betas: list[float] = []
+    min_curvature, max_curvature, products = torch.inf, 0.0, 0
+    while len(active) and products < max_products:
+        p_active = p[:, active]
+        Ap = apply(p_active)
         products += 1
-        bend = (direction * image).sum(0)
-        bends = bend / direction.square().sum(0)
-        curvature, steepest = min(curvature, float(bends.min())), max(steepest, float(bends.max()))
-        if curvature <= 0 or not bool(torch.isfinite(bend).all()):
+        pAp = (p_active * Ap).sum(0)
+        curvatures = pAp / p_active.square().sum(0)
+        min_curvature = min(min_curvature, float(curvatures.min()))
+        max_curvature = max(max_curvature, float(curvatures.max()))
+        if min_curvature <= 0 or not bool(torch.isfinite(pAp).all()):
             break
-        step = rz[active] / bend
-        x[:, active] += direction * step
-        r[:, active] -= image * step
+        alpha = rz[active] / pAp
+        x[:, active] += p_active * alpha
+        r[:, active] -= Ap * alpha
         z = precondition(r[:, active])
-        new = (r[:, active] * z).sum(0)
-        ratio = new / rz[active]
-        p[:, active] = z + direction * ratio
-        rz[active] = new
+        rz_next = (r[:, active] * z).sum(0)
+        beta = rz_next / rz[active]
+        p[:, active] = z + p_active * beta
+        rz[active] = rz_next
         if int(active[0]) == 0:
-            steps.append(float(step[0]))
-            ratios.append(float(ratio[0]))
-        active = active[r[:, active].norm(dim=0) > targets[active]]
-    return CGResult(x, float("nan"), products, not len(active), curvature, steepest, _spread(steps, ratios))
+            alphas.append(float(alpha[0]))
+            betas.append(float(beta[0]))
+        active = active[r[:, active].norm(dim=0) > thresholds[active]]
+    condition = _condition(alphas, betas)
+    return CGResult(x, float("nan"), products, not len(active), min_curvature, max_curvature, condition)
 
 
-def _spread(steps: list[float], ratios: list[float]) -> float:
-    if not steps:
+def _condition(alphas: list[float], betas: list[float]) -> float:
+    """Return the ratio of the extreme Ritz values, from the Lanczos matrix of the CG coefficients (Saad 2003, 6.7.3)."""
+    if not alphas:
         return float("nan")
-    a, q = torch.tensor(steps, dtype=torch.float64), torch.tensor(ratios, dtype=torch.float64)
-    main = 1 / a
-    main[1:] += q[:-1] / a[:-1]
-    beside = q[:-1].clamp_min(0).sqrt() / a[:-1]
-    values = torch.linalg.eigvalsh(torch.diag(main) + torch.diag(beside, 1) + torch.diag(beside, -1))
+    alpha, beta = torch.tensor(alphas, dtype=torch.float64), torch.tensor(betas, dtype=torch.float64)
+    diagonal = 1 / alpha
+    diagonal[1:] += beta[:-1] / alpha[:-1]
+    off_diagonal = beta[:-1].clamp_min(0).sqrt() / alpha[:-1]
+    T = torch.diag(diagonal) + torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
+    values = torch.linalg.eigvalsh(T)
     return float(values[-1] / values[0]) if float(values[0]) > 0 else float("inf")

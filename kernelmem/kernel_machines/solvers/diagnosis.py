@@ -1,17 +1,26 @@
-"""What is wrong with a kernel: looked at before a solve (NaN, asymmetry) and after one that failed (eigenvalues)."""
+"""Diagnosis of a kernel: NaN and asymmetry before a solve, negative eigenvalues and duplicate rows after a failed one."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.symmetry import symmetry
 from kernelmem.kernel_machines.solvers.factorization import cholesky_in_place
-from kernelmem.kernel_machines.solvers.linear_system import EPS, System, as_system
+from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-__all__ = ["Finding", "condition_limit", "diagnose", "duplicates", "inspect", "inspected", "named", "require_kernel"]
+__all__ = [
+    "Finding",
+    "condition_limit",
+    "describe_duplicates",
+    "diagnose",
+    "duplicates",
+    "inspect",
+    "inspect_and_copy",
+    "require_kernel",
+]
 
 EPS32 = torch.finfo(torch.float32).eps
 ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
@@ -19,7 +28,7 @@ ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
 
 @dataclass(frozen=True)
 class Finding:
-    """A code, the figures behind it, and the extreme eigenvalues of K where they were computed."""
+    """A status code, the numbers behind it, and the extreme eigenvalues of K if they were computed."""
 
     code: Code
     detail: str
@@ -28,11 +37,11 @@ class Finding:
 
 
 def inspect(system: System, into: Tensor | None = None) -> Finding | None:
-    """Look for NaN, infinities and asymmetry beyond 1e-6 of the largest entry; None if there are none.
+    """Look for NaN, infinities and asymmetry beyond 1e-6 of the largest entry; return None if there are none.
 
-    Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. ``into`` (n, n), float64,
-    is filled on the way with the mean of the kernel and its transpose, which a factorization wants next. An operator is
-    held against its transpose on two random vectors: |u·Kv - v·Ku| at most the same share of |Ku| |v| + |u| |Kv|.
+    Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. ``into`` (n, n), float64, is
+    filled in the same pass with the mean of the kernel and its transpose. An operator is compared with its transpose on
+    two random vectors: |u·Kv − v·Ku| at most the same share of |Ku| |v| + |u| |Kv|.
     """
     if system.matrix_free:
         return _inspect_products(system)
@@ -49,8 +58,8 @@ def inspect(system: System, into: Tensor | None = None) -> Finding | None:
     return None
 
 
-def inspected(system: System) -> tuple[Finding | None, Tensor]:
-    """What :func:`inspect` finds, and the kernel as a new symmetric tensor (n, n), in one pass; where it finds, no kernel."""
+def inspect_and_copy(system: System) -> tuple[Finding | None, Tensor]:
+    """Run :func:`inspect` and return the kernel as a new symmetric tensor (n, n) in the same pass; empty if a fault is found."""
     if system.matrix_free:
         finding = inspect(system)
         return finding, torch.empty(0) if finding is not None else system.symmetric()
@@ -60,13 +69,13 @@ def inspected(system: System) -> tuple[Finding | None, Tensor]:
 
 
 def diagnose(system: System) -> Finding:
-    """Say what a kernel is whose K + ridge I has no Cholesky factor: two eigenvalue problems.
+    """Classify a kernel whose K + ridge I has no Cholesky factor, by two eigenvalue problems.
 
-    With H = I - 11ᵀ/n and t = n eps(float32) max |λ| (n where entries are integers: truncation moves each by less than
+    With H = I − 11ᵀ/n and t = n eps(float32) max |λ| (n for integer entries: truncation changes each entry by less than
     one, and so an eigenvalue by less than n):
 
-    * ``indefinite`` if HKH has an eigenvalue below -t;
-    * ``conditionally_positive`` if K has one, HKH none;
+    * ``indefinite`` if HKH has an eigenvalue below −t;
+    * ``conditionally_positive`` if K has one and HKH has none;
     * ``singular`` otherwise: the negative eigenvalues of K are rounding.
     """
     K = system.symmetric()
@@ -74,28 +83,30 @@ def diagnose(system: System) -> Finding:
     smallest, largest = float(values[0]), float(values[-1])
     means = K.mean(0)
     centered = torch.linalg.eigvalsh(K - means - means[:, None] + means.mean())
-    least = float(centered[0])
+    smallest_centered = float(centered[0])
     allowed = _allowed(system, centered)
-    if least < -allowed:
-        detail = f"smallest eigenvalue {smallest:.3g}, on zero-sum vectors {least:.3g}, allowed -{allowed:.2g}"
-        return Finding(Code.indefinite, detail + named(duplicates(system)), smallest, largest)
+    if smallest_centered < -allowed:
+        detail = (
+            f"smallest eigenvalue {smallest:.3g}, on zero-sum vectors {smallest_centered:.3g}, allowed -{allowed:.2g}"
+        )
+        return Finding(Code.indefinite, detail + describe_duplicates(duplicates(system)), smallest, largest)
     code = Code.conditionally_positive if smallest < -_allowed(system, values) else Code.singular
-    detail = f"eigenvalues {smallest:.3g} to {largest:.3g}, on zero-sum vectors from {least:.3g}"
-    return Finding(code, detail + named(duplicates(system)), smallest, largest)
+    detail = f"eigenvalues {smallest:.3g} to {largest:.3g}, on zero-sum vectors from {smallest_centered:.3g}"
+    return Finding(code, detail + describe_duplicates(duplicates(system)), smallest, largest)
 
 
 def duplicates(system: System) -> list[tuple[int, ...]]:
-    """Groups of rows whose kernel rows are equal up to rounding, in order of their first row; n² work."""
+    """Return groups of rows whose kernel rows are equal up to rounding, in order of their first row; n² work."""
     generator = torch.Generator().manual_seed(0)
     probes = torch.rand(system.n, 2, generator=generator, dtype=torch.float64).to(system.device) + 0.5
     images = system @ probes
-    # Rounding of a product of n terms; two different rows agree in both random sums with probability zero.
-    near = 4 * system.n * system.eps * float(images.abs().max())
+    # Rounding of a product of n terms; different rows have equal images of both random vectors with probability zero.
+    tolerance = 4 * system.n * system.eps * float(images.abs().max())
     order = images[:, 0].argsort()
     groups: list[list[int]] = []
     last: Tensor | None = None
     for i in order.tolist():
-        if last is not None and float((images[i] - last).abs().max()) <= near:
+        if last is not None and float((images[i] - last).abs().max()) <= tolerance:
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -103,20 +114,20 @@ def duplicates(system: System) -> list[tuple[int, ...]]:
     return sorted(tuple(sorted(group)) for group in groups if len(group) > 1)
 
 
-def named(groups: list[tuple[int, ...]]) -> str:
-    """The first groups, in words; nothing where there are none."""
+def describe_duplicates(groups: list[tuple[int, ...]]) -> str:
+    """Describe the first groups in words; empty without groups."""
     if not groups:
         return ""
-    few = ", ".join(
+    first_groups = ", ".join(
         "(" + ", ".join(map(str, group[:5])) + (", ..." if len(group) > 5 else "") + ")" for group in groups[:3]
     )
-    return f"; duplicate rows {few}" + (f" and {len(groups) - 3} more groups" if len(groups) > 3 else "")
+    return f"; duplicate rows {first_groups}" + (f" and {len(groups) - 3} more groups" if len(groups) > 3 else "")
 
 
 def condition_limit(n: int) -> float:
-    """The condition number above which rounding may have made the smallest eigenvalue: 0.1 / (√n eps).
+    """Return the condition number above which the smallest eigenvalue may be rounding: 0.1 / (√n eps).
 
-    Rounding moves the eigenvalues by about √n eps λ_max, so that a condition beyond 1/eps is seen as about this one.
+    Rounding moves the eigenvalues by about √n eps λ_max, so a condition beyond 1/eps is measured as about this value.
     """
     return 0.1 / (n**0.5 * EPS)
 
@@ -136,22 +147,22 @@ def _inspect_products(system: System) -> Finding | None:
     Ku, Kv = images.T
     gap, scale = abs(float(u @ Kv - v @ Ku)), float(Ku.norm() * v.norm() + u.norm() * Kv.norm())
     if gap > max(ASYMMETRY, 10 * system.eps) * scale:
-        return Finding(Code.asymmetric, f"u·Kv and v·Ku differ by {gap:.3g} beside {scale:.3g} on random u, v")
+        return Finding(Code.asymmetric, f"u·Kv and v·Ku differ by {gap:.3g} relative to {scale:.3g} for random u, v")
     return None
 
 
-def require_kernel(kernel: Any) -> None:
-    """Pass a kernel that is finite, symmetric, and positive on zero-sum vectors up to float32 rounding.
+def require_kernel(kernel: ArrayLike | LinearOperator) -> None:
+    """Check that a kernel is finite, symmetric, and positive on zero-sum vectors up to float32 rounding.
 
     Raises:
-        NumericalError: anything else.
+        NumericalError: it is not.
 
-    Cost: one Cholesky factorization; two eigenvalue problems only where it fails.
+    Cost: one Cholesky factorization; two eigenvalue problems only if it fails.
     """
     system = as_system(kernel)
-    finding, K = inspected(system)
+    finding, K = inspect_and_copy(system)
     if finding is None:
-        # The mean diagonal is at most λ_max where K is positive: what passes here is within the tolerance of diagnose.
+        # The mean diagonal is at most λ_max for positive K: a kernel that passes here is within the tolerance of diagnose.
         if cholesky_in_place(K, system.n * EPS32 * float(K.diagonal().mean().clamp_min(0)))[2]:
             return
         del K

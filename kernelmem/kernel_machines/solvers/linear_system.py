@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
     if isinstance(kernel, System):
         return kernel
     if hasattr(kernel, "__matmul__") and not hasattr(kernel, "__array__") and hasattr(kernel, "shape"):
-        return _operator(kernel)
+        return _operator(cast(LinearOperator, kernel))
     if isinstance(kernel, Tensor):
         entries = kernel.detach()
         integer, eps = not entries.is_floating_point(), EPS
@@ -192,7 +192,7 @@ def _operator(kernel: LinearOperator) -> System:
             return (kernel @ v.to(dtype)).to(torch.float64)
         return torch.from_numpy(np.asarray(kernel @ v.numpy(), dtype=np.float64))
 
-    diagonal = getattr(kernel, "diagonal", None)
+    diagonal: Callable[[], Tensor] | None = getattr(kernel, "diagonal", None)
     diagonal = diagonal if callable(diagonal) else None
     return System(shape[0], device, max(eps, EPS), False, False, None, None, product, diagonal)
 

@@ -1,4 +1,4 @@
-"""Nyström approximation of a kernel from landmark columns: landmarks by leverage, a preconditioner, a small solve."""
+"""Nyström approximation of a kernel from landmark columns: choice of landmarks, preconditioner, solve over landmarks."""
 
 from dataclasses import dataclass
 
@@ -7,33 +7,32 @@ from torch import Tensor
 
 from kernelmem.kernel_machines.solvers.linear_system import EPS, System
 
-__all__ = ["Preconditioner", "landmarks", "leverage_scores", "over_landmarks", "preconditioner"]
+__all__ = ["Preconditioner", "landmarks", "leverage_scores", "preconditioner", "solve_over_landmarks"]
 
-ROWS = 4096  # of the tall matrices, worked on at once
+ROWS = 4096  # rows of the tall matrices processed at once
 
 
 @dataclass(frozen=True, eq=False)
 class Preconditioner:
-    """The inverse of U Λ Uᵀ + ridge I up to a factor: identity off the range of U."""
+    """The inverse of U Λ Uᵀ + ridge I up to a factor: the identity on the orthogonal complement of U."""
 
     U: Tensor  # (n, k), orthonormal columns
     values: Tensor  # (k,), descending
     ridge: float
 
     def __call__(self, r: Tensor) -> Tensor:
-        """P⁻¹ r, (n, C)."""
+        """Return P⁻¹ r, (n, C)."""
         if not len(self.values):
             return r.clone()
-        part = self.U.T @ r
         scale = (self.values[-1] + self.ridge) / (self.values + self.ridge) - 1
-        return r + self.U @ (scale[:, None] * part)
+        return r + self.U @ (scale[:, None] * (self.U.T @ r))
 
 
 def leverage_scores(system: System, scale: Tensor, ridge: float, pilot: Tensor) -> Tensor:
     r"""Approximate ridge leverage scores l_i = [K (K + ridge I)⁻¹]_ii from the columns of a pilot sample S, (n,).
 
-    l_i ≈ (K_ii - k_iᵀ (K_SS + (|S|/n) ridge I)⁻¹ k_i) / ridge with k_i = K_Si, clipped to [0, 1]: what of row i the
-    pilot does not explain, plus what the ridge leaves of it. They are over-estimates where the pilot is poor.
+    l_i ≈ (K_ii − k_iᵀ (K_SS + (|S|/n) ridge I)⁻¹ k_i) / ridge with k_i = K_Si, clipped to [0, 1]: the part of row i that
+    the pilot does not explain, relative to the ridge. A poor pilot gives overestimates.
 
     Source: Alaoui and Mahoney 2015; Rudi, Calandriello, Carratino, Rosasco 2018.
     """
@@ -54,67 +53,67 @@ def leverage_scores(system: System, scale: Tensor, ridge: float, pilot: Tensor) 
 
 
 def landmarks(system: System, scale: Tensor, ridge: float, rank: int, *, seed: int) -> Tensor:
-    """Draw ``rank`` different rows: half by leverage given a uniform pilot of the other half."""
+    """Draw ``rank`` different rows: one half uniformly (the pilot), the other half by leverage given the pilot."""
     generator = torch.Generator().manual_seed(seed)
-    free = (scale > 0).nonzero()[:, 0].cpu()
-    rank = min(rank, len(free))
-    pilot = free[torch.randperm(len(free), generator=generator)[: max(1, rank // 2)]]
+    weighted = (scale > 0).nonzero()[:, 0].cpu()
+    rank = min(rank, len(weighted))
+    pilot = weighted[torch.randperm(len(weighted), generator=generator)[: max(1, rank // 2)]]
     if len(pilot) >= rank:
         return pilot[:rank].sort().values
     scores = leverage_scores(system, scale, ridge, pilot).cpu()
     scores[pilot] = 0
     scores = torch.where(scale.cpu() > 0, scores, torch.zeros_like(scores))
-    positive = int((scores > 0).sum())
-    more = min(rank - len(pilot), positive)
-    if not more:
+    n_more = min(rank - len(pilot), int((scores > 0).sum()))
+    if not n_more:
         return pilot.sort().values
-    return torch.cat([pilot, torch.multinomial(scores, more, generator=generator)]).sort().values
+    return torch.cat([pilot, torch.multinomial(scores, n_more, generator=generator)]).sort().values
 
 
 def preconditioner(system: System, scale: Tensor, ridge: float, chosen: Tensor) -> Preconditioner:
     """Build a preconditioner for S K S + ridge I, S = diag(scale), from K̂ = C (K_ll)⁻¹ Cᵀ over landmarks l.
 
-    Source: Frangella, Tropp, Udell 2023. Cost: n k² for k landmarks, beside their columns.
+    Source: Frangella, Tropp, Udell 2023. Cost: n k² for k landmarks, and their columns.
     """
     columns = system.columns(chosen) * scale[:, None] * scale[chosen.to(scale.device)]
     inner = (columns[chosen] + columns[chosen].T) / 2
     shift = len(chosen) * EPS * max(float(inner.diagonal().max()), float(columns.abs().max()))
-    shift = max(shift, system.eps * float(inner.norm()))  # the rounding of the kernel's dtype, taken off again below
+    shift = max(shift, system.eps * float(inner.norm()))  # rounding of the kernel's dtype, subtracted again below
     inner.diagonal().add_(shift)
     L, info = torch.linalg.cholesky_ex(inner)
     if int(info):
         empty = torch.empty(system.n, 0, dtype=torch.float64, device=columns.device)
         return Preconditioner(empty, empty[0], ridge)
-    for part in columns.split(ROWS):  # in place: this and Q are what is large here
-        part.copy_(torch.linalg.solve_triangular(L.mT, part, upper=True, left=False))  # K̂ = columns columnsᵀ now
-    Q, R = torch.linalg.qr(columns)  # the SVD of R is small; that of a tall matrix takes longer and more memory
+    for block in columns.split(ROWS):  # in place: columns and Q are the large matrices
+        block.copy_(torch.linalg.solve_triangular(L.mT, block, upper=True, left=False))  # now K̂ = columns columnsᵀ
+    Q, R = torch.linalg.qr(columns)  # then the SVD of the small R: faster and smaller than an SVD of the tall matrix
     del columns
-    inner, singular, _ = torch.linalg.svd(R)
-    for part in Q.split(ROWS):
-        part.copy_(part @ inner)
+    left, singular, _ = torch.linalg.svd(R)
+    for block in Q.split(ROWS):
+        block.copy_(block @ left)
     values = (singular.square() - shift).clamp_min(0)
     return Preconditioner(Q, values, ridge)
 
 
-def over_landmarks(system: System, scale: Tensor, targets: Tensor, ridge: float, chosen: Tensor) -> Tensor:
-    """Solve kernel ridge over functions spanned by the landmarks, (n, C), zero elsewhere.
+def solve_over_landmarks(system: System, scale: Tensor, targets: Tensor, ridge: float, chosen: Tensor) -> Tensor:
+    """Solve kernel ridge over the functions spanned by the landmarks: coefficients (n, C), zero for other rows.
 
-    β minimizes |S y - S K_nl β|² + ridge βᵀ K_ll β: with all rows as landmarks, the full solution. Least squares of
-    [S K_nl; √ridge Rᵀ] with K_ll = R Rᵀ, not its normal equations, which would square the condition.
+    β minimizes |S y − S K_nl β|² + ridge βᵀ K_ll β; with all rows as landmarks this is the full solution. It is computed
+    as least squares of [S K_nl; √ridge Rᵀ] with K_ll = R Rᵀ, because the normal equations would square the condition.
 
     Source: Williams and Seeger 2001; Rudi, Carratino, Rosasco 2017.
     """
     columns = system.columns(chosen)
     inner = (columns[chosen] + columns[chosen].T) / 2
     values, V = torch.linalg.eigh(inner)
-    kept = values > len(chosen) * system.eps * float(values[-1])
-    basis = V[:, kept] / values[kept].sqrt()  # K_nl basis has inner product I with ridge
+    nonzero = values > len(chosen) * system.eps * float(values[-1])
+    basis = V[:, nonzero] / values[nonzero].sqrt()  # orthonormal functions: basisᵀ K_ll basis = I
     features = scale[:, None] * (columns @ basis)
     k, C = features.shape[1], targets.shape[1]
     stacked = torch.cat([features, ridge**0.5 * torch.eye(k, dtype=features.dtype, device=features.device)])
     zeros = torch.zeros(k, C, dtype=features.dtype, device=features.device)
-    wanted = torch.cat([scale[:, None] * targets, zeros])
-    weights = torch.linalg.lstsq(stacked, wanted, driver="gelsd" if stacked.device.type == "cpu" else "gels").solution
-    result = torch.zeros_like(targets)
-    result[chosen.to(result.device)] = basis @ weights
-    return result
+    stacked_targets = torch.cat([scale[:, None] * targets, zeros])
+    driver = "gelsd" if stacked.device.type == "cpu" else "gels"
+    solution = torch.linalg.lstsq(stacked, stacked_targets, driver=driver).solution
+    coefficients = torch.zeros_like(targets)
+    coefficients[chosen.to(targets.device)] = basis @ solution
+    return coefficients

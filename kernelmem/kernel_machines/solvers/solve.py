@@ -1,7 +1,8 @@
-"""Solve (K + ridge I) a = y: one verb, several solvers, and a result that says how good it is."""
+"""Solve (K + ridge I) a = y: one function, several solvers, and a result with residual and condition."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,27 +15,28 @@ from kernelmem.kernel_machines.solvers.diagnosis import (
     EPS32,
     Finding,
     condition_limit,
+    describe_duplicates,
     diagnose,
     duplicates,
     inspect,
-    inspected,
-    named,
+    inspect_and_copy,
 )
 from kernelmem.kernel_machines.solvers.factorization import CholeskyFactor, cholesky_in_place
 from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
-from kernelmem.kernel_machines.solvers.nystroem import Preconditioner, landmarks, over_landmarks, preconditioner
+from kernelmem.kernel_machines.solvers.nystroem import Preconditioner, landmarks, preconditioner, solve_over_landmarks
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
 __all__ = ["Solver", "above_rounding", "factorized", "solve"]
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
-IN_MEMORY = 2**31  # bytes of a factorization of a kernel that lies in a file, above which "auto" iterates
-RANK = 500  # landmarks, where none are asked for
+IN_MEMORY = 2**31  # bytes of the factorization of a memory-mapped kernel above which "auto" iterates
+RANK = 500  # default number of landmarks
+NAN = float("nan")
 
 
 def solve(
-    kernel: ArrayLike | LinearOperator,
+    kernel: ArrayLike | LinearOperator | System,
     targets: ArrayLike,
     ridge: float,
     *,
@@ -46,20 +48,20 @@ def solve(
     rank: int | None = None,
     seed: int = 0,
 ) -> Solution:
-    """Solve (K + ridge I) a = y for dual coefficients a, and say how it went.
+    """Solve (K + ridge I) a = y for dual coefficients a.
 
-    With weights w and S = diag(√w): a = S b, (S K S + ridge I) b = S y, the minimum of Σ w_i |y_i - f(x_i)|² + ridge
-    |f|²; a weight of 2 is a row given twice. NaN and asymmetry are always looked for (n² work).
+    With sample weights w and S = diag(√w): a = S b, (S K S + ridge I) b = S y, the minimum of Σ w_i |y_i − f(x_i)|² +
+    ridge |f|²; a weight of 2 is equal to repeating a row. The kernel is always checked for NaN and asymmetry (n² work).
 
     ============ =====================================================================================
-    solver       what it does
+    solver       method
     ============ =====================================================================================
-    "cholesky"   factorizes; only where that fails, or the condition is beyond what rounding allows, the kernel is
-                 diagnosed, and answered as its code says
-    "eigen"      eigendecomposition; eigenvalues of K + ridge I at the level of rounding count as no direction at all
+    "cholesky"   Cholesky factorization; if it fails, or the condition exceeds what rounding allows, the kernel is
+                 diagnosed, and solved as its code says
+    "eigen"      eigendecomposition; eigenvalues of K + ridge I at the level of rounding are dropped
     "cg"         conjugate gradients with a Nyström preconditioner: products with blocks of rows, or with an operator
     "nystroem"   the best function over ``rank`` landmarks, an approximation: code ``approximate``
-    "auto"       "cg" for an operator, and for a kernel in a file whose factor would take more than 2 GiB; otherwise
+    "auto"       "cg" for an operator, and for a memory-mapped kernel whose factor would take more than 2 GiB; otherwise
                  "cholesky"
     ============ =====================================================================================
 
@@ -69,28 +71,28 @@ def solve(
         ridge: added to the diagonal, >= 0, in units of the kernel.
         solver: see above.
         sample_weight: (n,) numbers >= 0; None: all 1.
-        jitter: the most that may be added to the diagonal where the factorization fails, as a share of the mean diagonal;
-            0 allows none. Steps of ten from 1e-14; what was added is in the result, code ``jittered``.
-        tolerance: relative residual at which "cg" ends, of each column.
-        max_iter: of "cg".
+        jitter: maximal addition to the diagonal if the factorization fails, as a share of the mean diagonal; 0: none. It
+            grows from 1e-14 by factors of ten; the result states what was added, code ``jittered``.
+        tolerance: relative residual of each column at which "cg" stops.
+        max_iter: maximal number of iterations of "cg".
         rank: landmarks of "cg" and "nystroem"; None: min(n / 10 + 10, max(500, √(80 n))) and min(500, n).
-        seed: of the landmarks.
+        seed: seed of the landmarks.
 
     Returns:
-        A :class:`Solution`. ``solve`` returns codes where a system is bad, and NaN coefficients where there is no answer;
+        A :class:`Solution`. Bad systems are reported by its code, with NaN coefficients if there is no solution;
         ``.require()`` raises instead.
 
     Raises:
         InputError: shapes, NaN in the targets, ridge or weights that are not finite numbers >= 0, unknown solver.
 
-    Cost: "cholesky" n³/6 multiply-adds and one n x n matrix beside the kernel; "eigen" about ten times that; "cg" n² C
-    an iteration, n rank² before, and four n x rank matrices; "nystroem" n rank².
+    Cost: "cholesky" n³/6 multiply-adds and one n x n matrix in addition to the kernel; "eigen" about ten times that; "cg"
+    n² C per iteration, n rank² before, and four n x rank matrices; "nystroem" n rank².
 
     Source: Nyström preconditioning: Frangella, Tropp, Udell 2023.
 
     >>> K = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    >>> found = solve(K, [3.0, 3.0], 0.0)
-    >>> found.code.value, [round(a, 12) for a in found.coefficients.tolist()], found.residual < 1e-15
+    >>> solution = solve(K, [3.0, 3.0], 0.0)
+    >>> solution.code.value, [round(a, 12) for a in solution.coefficients.tolist()], solution.residual < 1e-15
     ('solved', [1.0, 1.0], True)
     """
     if solver not in SOLVERS:
@@ -99,39 +101,29 @@ def solve(
     y = as_tensor(targets, "targets", dtype=torch.float64).to(system.device)
     if y.ndim not in (1, 2) or len(y) != system.n or y.numel() == 0:
         raise InputError(
-            f"targets of shape {tuple(y.shape)} beside a kernel of {system.n} rows",
-            expected=f"({system.n},) or ({system.n}, C)",
+            f"targets of shape {tuple(y.shape)} and a kernel of {system.n} rows",
+            expected=f"targets ({system.n},) or ({system.n}, C)",
             hint="pair every row of the kernel with its target",
         )
     scale = _scale(sample_weight, system)
     chosen = _choose(system) if solver == "auto" else solver
     direct = chosen in ("cholesky", "eigen")
-    fault, K = inspected(system) if direct else (inspect(system), y[:0])
+    fault, K = inspect_and_copy(system) if direct else (inspect(system), y[:0])
     if fault is not None:
         return _refused(y, fault, chosen)
     columns = y if y.ndim == 2 else y[:, None]
     if chosen == "cg":
-        found = _iterate(system, scale, columns, ridge, tolerance, max_iter, rank, seed)
+        solution = _iterate(system, scale, columns, ridge, tolerance=tolerance, max_iter=max_iter, rank=rank, seed=seed)
     elif chosen == "nystroem":
-        rows = landmarks(system, scale, ridge, rank or min(RANK, system.n), seed=seed)
-        a = over_landmarks(system, scale, columns, ridge, rows)
-        condition = float("nan")
-        found = Solution(a, Code.approximate, 0.0, condition, solver="nystroem", detail=f"{len(rows)} landmarks")
+        chosen_rows = landmarks(system, scale, ridge, rank or min(RANK, system.n), seed=seed)
+        a = solve_over_landmarks(system, scale, columns, ridge, chosen_rows)
+        solution = Solution(a, Code.approximate, 0.0, NAN, solver=chosen, detail=f"{len(chosen_rows)} landmarks")
     else:
-        found = _direct(system, K, scale, columns, ridge, chosen, jitter)
-    residual = found.residual
-    if found.code.usable:
-        residual = _residual(system, scale, found.coefficients, columns, ridge)
-    return Solution(
-        found.coefficients.reshape(y.shape),
-        found.code,
-        residual,
-        found.condition,
-        found.iterations,
-        found.solver,
-        found.jitter,
-        found.detail,
-    )
+        solution = _direct(system, K, scale, columns, ridge, chosen, jitter)
+    residual = solution.residual
+    if solution.code.usable:
+        residual = _residual(system, scale, solution.coefficients, columns, ridge)
+    return replace(solution, coefficients=solution.coefficients.reshape(y.shape), residual=residual)
 
 
 def _direct(system: System, K: Tensor, scale: Tensor, y: Tensor, ridge: float, solver: str, jitter: float) -> Solution:
@@ -140,7 +132,7 @@ def _direct(system: System, K: Tensor, scale: Tensor, y: Tensor, ridge: float, s
     if solver == "eigen":
         return _eigen(system, K, scale, targets, ridge, None)
     mean = float(K.diagonal().mean())
-    factor, condition = factorized(K, targets, ridge)  # K is gone; what fails makes it anew
+    factor, condition = factorized(K, targets, ridge)  # K is overwritten; the code below recomputes it
     if factor is not None and condition <= condition_limit(system.n):
         return Solution(scale[:, None] * factor.alpha(), Code.solved, 0.0, condition)
     finding = diagnose(system) if factor is None else None
@@ -148,16 +140,16 @@ def _direct(system: System, K: Tensor, scale: Tensor, y: Tensor, ridge: float, s
     if finding is not None and finding.code is Code.indefinite:
         return _refused(y, finding, "cholesky")
     if finding is not None and finding.code is Code.conditionally_positive:
-        return _bunch_kaufman(system, _weighted(system.symmetric(), scale), scale, targets, ridge, finding)
-    top = jitter * mean
-    step = min(1e-14 * mean, top)
-    while 0 < step <= top:
+        return _ldl(system, _weighted(system.symmetric(), scale), scale, targets, ridge, finding)
+    max_jitter = jitter * mean
+    step = min(1e-14 * mean, max_jitter)
+    while 0 < step <= max_jitter:
         factor, condition = factorized(_weighted(system.symmetric(), scale), targets, ridge + step)
         if factor is not None and condition <= condition_limit(system.n):
-            detail = f"jitter {step:.3g} of at most {top:.3g}"
+            detail = f"jitter {step:.3g} of at most {max_jitter:.3g}"
             a = scale[:, None] * factor.alpha()
             return Solution(a, Code.jittered, 0.0, condition, jitter=step, detail=detail)
-        step = 10 * step if 10 * step <= top or step == top else top
+        step = 10 * step if 10 * step <= max_jitter or step == max_jitter else max_jitter
     return _eigen(system, _weighted(system.symmetric(), scale), scale, targets, ridge, finding)
 
 
@@ -166,9 +158,9 @@ def _weighted(K: Tensor, scale: Tensor) -> Tensor:
 
 
 def factorized(K: Tensor, targets: Tensor, ridge: float) -> tuple[CholeskyFactor | None, float]:
-    """Overwrite K by the Cholesky factor of K + ridge I; its condition; None if a pivot is not above rounding."""
+    """Overwrite K with the Cholesky factor of K + ridge I; return it (None if a pivot is rounding) and its condition."""
     L, top, positive = cholesky_in_place(K, ridge)
-    # A pivot at the level of rounding is noise, even where it happens to be positive.
+    # A pivot at the level of rounding is noise, even if it happens to be positive.
     if not positive or float(L.diagonal().min()) ** 2 <= len(K) ** 0.5 * EPS * top:
         return None, float("inf")
     factor = CholeskyFactor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
@@ -185,43 +177,45 @@ def _eigen(
     if finding is not None and finding.code is Code.indefinite:
         return _refused(targets, finding, "eigen")
     if finding is not None and finding.code is Code.conditionally_positive:
-        return _bunch_kaufman(system, K, scale, targets, ridge, finding)
-    kept = above_rounding(values, ridge, system, float(K.abs().max()))
-    a = V[:, kept] @ ((V[:, kept].T @ targets) / shifted[kept, None])
-    whole = bool(kept.all())
-    condition = float(shifted[-1] / shifted[kept][0]) if whole else _ratio(shifted)
-    detail = "" if whole else f"{int(kept.sum())} of {system.n} eigenvalues above rounding, {_range(shifted)}"
-    detail += "" if whole else named(duplicates(system))
-    return Solution(
-        scale[:, None] * a, Code.solved if whole else Code.singular, 0.0, condition, 0, "eigen", 0.0, detail
+        return _ldl(system, K, scale, targets, ridge, finding)
+    nonzero = above_rounding(values, ridge, system, float(K.abs().max()))
+    a = scale[:, None] * (V[:, nonzero] @ ((V[:, nonzero].T @ targets) / shifted[nonzero, None]))
+    if bool(nonzero.all()):
+        return Solution(a, Code.solved, 0.0, float(shifted[-1] / shifted[nonzero][0]), solver="eigen")
+    detail = (
+        f"{int(nonzero.sum())} of {system.n} eigenvalues above rounding, range {float(shifted[0]):.3g} to"
+        f" {float(shifted[-1]):.3g}{describe_duplicates(duplicates(system))}"
     )
+    return Solution(a, Code.singular, 0.0, _ratio(shifted), solver="eigen", detail=detail)
 
 
 def above_rounding(values: Tensor, ridge: float, system: System, largest: float) -> Tensor:
-    """Which eigenvalues of K, ascending, with the ridge are more than rounding of a kernel of this largest entry, (n,)."""
+    """Return a mask (n,) of the ascending eigenvalues of K that, with the ridge, exceed rounding.
+
+    ``largest`` is the largest entry of the kernel.
+    """
     shifted = values + ridge
-    # Rounding of the entries, in the dtype they came in, moves eigenvalues by this; the most negative one shows its size.
+    # Rounding of the entries, in the dtype of the input, moves eigenvalues by this; the most negative one shows its size.
     noise = system.n * (EPS * float(shifted.abs().max()) + (system.eps if ridge == 0 else 0.0) * largest)
     return shifted > max(noise, -2 * float(values[0]), 0.0)
 
 
-def _bunch_kaufman(
-    system: System, K: Tensor, scale: Tensor, targets: Tensor, ridge: float, finding: Finding
-) -> Solution:
+def _ldl(system: System, K: Tensor, scale: Tensor, targets: Tensor, ridge: float, finding: Finding) -> Solution:
+    """Solve an indefinite system by Bunch-Kaufman LDLᵀ, or by least norm if it is singular."""
     shifted = K.clone()
     shifted.diagonal().add_(ridge)
     values, V = torch.linalg.eigh(shifted)
     size = values.abs()
-    kept = size > system.n * EPS * float(size.max())
-    if not bool(kept.all()):  # a null direction: the least-norm solution on the others
-        a = V[:, kept] @ ((V[:, kept].T @ targets) / values[kept, None])
-        detail = f"{int(kept.sum())} of {system.n} eigenvalues above rounding; {finding.detail}"
-        return Solution(scale[:, None] * a, Code.conditionally_positive, 0.0, float("inf"), 0, "eigen", 0.0, detail)
-    condition = float(size.max() / size.min())
+    nonzero = size > system.n * EPS * float(size.max())
+    code = Code.conditionally_positive
+    if not bool(nonzero.all()):  # a null direction: the least-norm solution on the others
+        a = V[:, nonzero] @ ((V[:, nonzero].T @ targets) / values[nonzero, None])
+        detail = f"{int(nonzero.sum())} of {system.n} eigenvalues above rounding; {finding.detail}"
+        return Solution(scale[:, None] * a, code, 0.0, float("inf"), solver="eigen", detail=detail)
     factors, pivots = torch.linalg.ldl_factor(shifted)
     a = torch.linalg.ldl_solve(factors, pivots, targets)
-    code = Code.conditionally_positive
-    return Solution(scale[:, None] * a, code, 0.0, condition, 0, "ldl", 0.0, finding.detail)
+    condition = float(size.max() / size.min())
+    return Solution(scale[:, None] * a, code, 0.0, condition, solver="ldl", detail=finding.detail)
 
 
 def _iterate(
@@ -229,29 +223,28 @@ def _iterate(
     scale: Tensor,
     y: Tensor,
     ridge: float,
+    *,
     tolerance: float,
     max_iter: int,
     rank: int | None,
     seed: int,
 ) -> Solution:
-    apply = _shifted(system, scale, ridge)
-    if rank is None:  # n rank² to prepare is then the work of about forty products with two columns
+    if rank is None:  # n rank² of preparation are then the work of about forty products with two columns
         rank = min(system.n // 10 + 10, max(RANK, math.isqrt(80 * system.n)))
-    prepared = Preconditioner(y[:, :0], y[0, :0], ridge)
+    P = Preconditioner(y[:, :0], y[0, :0], ridge)
     if rank > 0 and ridge > 0:
-        prepared = preconditioner(system, scale, ridge, landmarks(system, scale, ridge, rank, seed=seed))
-    descent = conjugate_gradient(
-        apply, scale[:, None] * y, precondition=prepared, tolerance=tolerance, max_products=max_iter
+        P = preconditioner(system, scale, ridge, landmarks(system, scale, ridge, rank, seed=seed))
+    result = conjugate_gradient(
+        _shifted(system, scale, ridge), scale[:, None] * y, precondition=P, tolerance=tolerance, max_products=max_iter
     )
-    used = len(prepared.values)
-    condition = float(prepared.values[0] + ridge) / ridge if used else descent.spread
-    code = Code.solved if descent.converged else Code.not_converged
-    if descent.curvature < -system.n * EPS32 * descent.steepest:  # the rule of diagnose; less is rounding
+    n_landmarks = len(P.values)
+    condition = float(P.values[0] + ridge) / ridge if n_landmarks else result.condition
+    code = Code.solved if result.converged else Code.not_converged
+    if result.min_curvature < -system.n * EPS32 * result.max_curvature:  # the rule of diagnose; less is rounding
         code = Code.indefinite
-    detail = f"relative residual {descent.residual:.3g}, {used} landmarks"
-    detail += f", curvature {descent.curvature:.3g}" if descent.curvature <= 0 else ""
-    a = scale[:, None] * descent.x
-    return Solution(a, code, descent.residual, condition, descent.products, "cg", 0.0, detail)
+    detail = f"relative residual {result.residual:.3g}, {n_landmarks} landmarks"
+    detail += f", curvature {result.min_curvature:.3g}" if result.min_curvature <= 0 else ""
+    return Solution(scale[:, None] * result.x, code, result.residual, condition, result.products, "cg", detail=detail)
 
 
 def _shifted(system: System, scale: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
@@ -259,7 +252,7 @@ def _shifted(system: System, scale: Tensor, ridge: float) -> Callable[[Tensor], 
 
 
 def _residual(system: System, scale: Tensor, a: Tensor, y: Tensor, ridge: float) -> float:
-    # b = S⁻¹ a; a row without weight has b = 0 and asks for nothing.
+    # b = S⁻¹ a; zero-weight rows have b = 0 and drop out of the residual.
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     gap = scale[:, None] * (system @ a - y) + ridge * a / safe[:, None]
     size = float((scale[:, None] * y).norm())
@@ -267,9 +260,7 @@ def _residual(system: System, scale: Tensor, a: Tensor, y: Tensor, ridge: float)
 
 
 def _refused(y: Tensor, finding: Finding, solver: str) -> Solution:
-    nan = float("nan")
-    condition = nan
-    return Solution(torch.full_like(y, nan), finding.code, nan, condition, 0, solver, 0.0, finding.detail)
+    return Solution(torch.full_like(y, NAN), finding.code, NAN, NAN, solver=solver, detail=finding.detail)
 
 
 def _choose(system: System) -> str:
@@ -284,7 +275,7 @@ def _scale(sample_weight: ArrayLike | None, system: System) -> Tensor:
     w = as_tensor(sample_weight, "sample_weight", dtype=torch.float64).to(system.device)
     if w.shape != (system.n,) or bool((w < 0).any()) or not bool((w > 0).any()):
         raise InputError(
-            f"sample_weight of shape {tuple(w.shape)}, from {float(w.min()) if w.numel() else 0:.3g}",
+            f"sample_weight of shape {tuple(w.shape)} and minimum {float(w.min()) if w.numel() else 0:.3g}",
             expected=f"({system.n},) numbers >= 0, not all zero",
             hint="give each row one weight; a row of weight 0 is left out",
         )
@@ -294,7 +285,3 @@ def _scale(sample_weight: ArrayLike | None, system: System) -> Tensor:
 def _ratio(shifted: Tensor) -> float:
     smallest = float(shifted.abs().min())
     return float(shifted.abs().max()) / smallest if smallest > 0 else float("inf")
-
-
-def _range(shifted: Tensor) -> str:
-    return f"which go from {float(shifted[0]):.3g} to {float(shifted[-1]):.3g}"

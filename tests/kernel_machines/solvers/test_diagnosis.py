@@ -110,9 +110,9 @@ def test_duplicate_rows_are_named_in_groups():
     near = rows.copy()
     near[11] += 1e-4
     assert duplicates(as_system(gaussian_kernel(near))) == [(2, 7, 9)]
-    many = module.named([(i, i + 1) for i in range(0, 10, 2)])
+    many = module.describe_duplicates([(i, i + 1) for i in range(0, 10, 2)])
     assert "(4, 5) and 2 more groups" in many
-    assert "0, 1, 2, 3, 4, ...)" in module.named([tuple(range(9))])
+    assert "0, 1, 2, 3, 4, ...)" in module.describe_duplicates([tuple(range(9))])
 
 
 def test_kernels_of_low_rank_pass_and_indefinite_ones_do_not():
