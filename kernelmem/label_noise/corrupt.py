@@ -1,4 +1,4 @@
-"""Labels corrupted on purpose, with a record of which ones and by which law: the truth of every audit."""
+"""Corrupt labels on purpose, with a record of the flips and of the transition matrix (ground truth for audits)."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,12 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_labels, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
-from kernelmem.label_noise import sampling as draws
-from kernelmem.label_noise import transition_matrices as transitions
+from kernelmem.label_noise import sampling, transition_matrices
 
 __all__ = ["KINDS", "CorruptedLabels", "corrupt_labels"]
 
 KINDS = ("symmetric", "uniform", "pair", "confusable", "matrix", "instance")
-MOST_CLASSES = 16384  # a transition matrix of 2 GiB; labels beyond are identifiers, not classes
+MAX_CLASSES = 16384  # a transition matrix of 2 GiB; larger labels are identifiers, not classes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,44 +57,41 @@ def corrupt_labels(
 
     With C = max(y) + 1 classes and rate r, the kinds are:
 
-    - ``"symmetric"``: always a wrong label; T_ii = 1 - r, T_ij = r / (C - 1).
-    - ``"uniform"``: drawn from all C labels with probability r, so the true one may come back (Zhang et al.
-      2017); T = (1 - r) I + r / C, and the share of labels that change is r (C - 1) / C.
-    - ``"pair"``: always the next class; T_{i, (i + 1) mod C} = r.
-    - ``"confusable"``: always the class b != a with the largest mean left-out prediction over the rows of the
-      true class a, by kernel ridge regression on x (Gaussian kernel, median distance, ridge by leave-one-out;
-      at most about 1,000 rows are looked at). The matrix does not depend on the seed. Classes without rows
-      take no part.
-    - ``"matrix"``: T is ``matrix`` (C, C); C may exceed max(y) + 1. ``rate`` is None, or the share of these
-      labels that the matrix changes, sum_i n_i (1 - T_ii) / n; any other rate is refused.
+    - ``"symmetric"``: a wrong label, each equally likely; T_ii = 1 − r, T_ij = r / (C − 1).
+    - ``"uniform"``: with probability r drawn from all C labels, including the true one (Zhang et al. 2017);
+      T = (1 − r) I + r / C, and the share of labels that change is r (C − 1) / C.
+    - ``"pair"``: the next class; T_{i, (i + 1) mod C} = r.
+    - ``"confusable"``: the class b != a with the largest mean leave-one-out prediction over the rows of the true class a,
+      by kernel ridge regression on x (Gaussian kernel, median distance, ridge by leave-one-out; at most about 1,000 rows
+      are used). The matrix does not depend on the seed. Classes without rows are ignored.
+    - ``"matrix"``: T is ``matrix`` (C, C); C may exceed max(y) + 1. ``rate`` is None, or the share of these labels that
+      the matrix changes, Σ_i n_i (1 − T_ii) / n; any other rate is refused.
     - ``"instance"``: q_i softmax(z_i W_{y_i}) on the wrong labels of row i, with propensity
-      q_i ~ TruncNormal(r, 0.1^2, [0, 1]) scaled to mean r, W_c ~ N(0, 1), and z the standardized x over
-      sqrt(d), so that units and dimension of x do not matter (Xia et al. 2020, who leave q and x unscaled).
+      q_i ~ TruncNormal(r, 0.1², [0, 1]) scaled to mean r, W_c ~ N(0, 1), and z the standardized x over √d, so that units
+      and dimension of x do not matter (Xia et al. 2020, who do not scale q and x).
 
-    ``exact=True`` chooses exactly round(r n) rows (Python's round), and all of them change, save for
-    ``"uniform"``: there exactly round(r n) rows are redrawn, and those of them that draw their own label are
-    not ``flipped``. For ``"matrix"`` every count of a pair (true i, noisy j) is n_i T_ij rounded down or up,
-    and so is the total; for ``"instance"`` row i is chosen with probability q_i exactly. ``exact=False``
-    draws every row independently. For ``"symmetric"``, ``"pair"`` and ``"confusable"`` the flips of a lower
-    rate are among those of a higher rate with the same seed.
+    ``exact=True`` chooses exactly round(r n) rows (Python's round), and all of them change, except for ``"uniform"``:
+    there exactly round(r n) rows are redrawn, and those that draw their own label are not ``flipped``. For ``"matrix"``
+    every count of a pair (true i, noisy j) is n_i T_ij rounded down or up, and so is the total; for ``"instance"`` row i is
+    chosen with probability q_i exactly. ``exact=False`` draws every row independently. For ``"symmetric"``, ``"pair"`` and
+    ``"confusable"`` the flips of a lower rate are a subset of those of a higher rate with the same seed.
 
     Args:
         y: integer labels (n,), tensor or array.
-        rate: r in [0, 1]; 0 gives back the labels and the identity.
+        rate: r in [0, 1]; 0 returns the labels and the identity.
         kind: one of the six above.
-        seed: a whole number >= 0; the same seed gives the same bytes, and no global random state is read or
-            moved.
-        exact: fix the number of flips, or draw it.
-        x: features (n, ...), needed by ``"confusable"`` and ``"instance"``, not looked at by the others.
+        seed: a whole number >= 0; the same seed gives the same bytes. Global random states are neither used nor changed.
+        exact: fix the number of flips instead of drawing it.
+        x: features (n, ...) for ``"confusable"`` and ``"instance"``; ignored by the others.
         matrix: row-stochastic (C, C), only with ``kind="matrix"``.
 
     Returns:
         CorruptedLabels: noisy labels, the mask of flips and the transition matrix.
 
     Raises:
-        InputError: an argument outside of the above, fewer than two classes, or NaN or infinite features.
+        InputError: other arguments than these, fewer than two classes, or NaN or infinite features.
 
-    Cost: O(n C) time, O(C^2) memory; ``"instance"`` O(n d C) and O(n C); ``"confusable"`` O(min(n, 1000)^3).
+    Cost: O(n C) time, O(C²) memory; ``"instance"`` O(n d C) and O(n C); ``"confusable"`` O(min(n, 1000)³).
 
     >>> noisy = corrupt_labels([0, 1, 2, 3] * 5, 0.25, seed=0)
     >>> int(noisy.flipped.sum()), noisy.matrix[0].tolist()
@@ -105,33 +101,33 @@ def corrupt_labels(
     """
     tensor = as_labels(y, "y")
     streams = seed_sequence(seed, ["law", "row", "target"])
-    law_rng, row_rng, target_rng = map(np.random.default_rng, streams.values())
+    matrix_rng, row_rng, target_rng = map(np.random.default_rng, streams.values())
     _check_choice(kind, tensor, x, matrix)
     share = None if kind == "matrix" and rate is None else _checked_rate(rate, kind)
     labels = tensor.cpu().numpy()
-    law = _law(kind, labels, share, x, matrix, exact=exact, rng=law_rng)
+    T = _transition_matrix(kind, labels, share, x, matrix, exact=exact, rng=matrix_rng)  # (C, C) or (n, C)
 
-    own = labels if kind == "instance" else np.arange(len(law))  # of each row of the law, the true label
-    which = np.arange(len(labels)) if kind == "instance" else labels  # of each example, its row of the law
-    wrong = law.copy()
-    wrong[np.arange(len(law)), own] = 0
+    true_label = labels if kind == "instance" else np.arange(len(T))  # of each row of T
+    row_of = np.arange(len(labels)) if kind == "instance" else labels  # row of T of each example
+    wrong = T.copy()
+    wrong[np.arange(len(T)), true_label] = 0
     noisy = labels.copy()
     if exact and kind == "matrix":
-        draws.by_quota(noisy, wrong, share, row_rng)
+        sampling.by_quota(noisy, wrong, share, row_rng)
     else:
         if not exact:
-            chosen = np.flatnonzero(row_rng.random(len(labels)) < wrong.sum(1)[which])
+            chosen = np.flatnonzero(row_rng.random(len(labels)) < wrong.sum(1)[row_of])
         elif kind == "instance":
-            chosen = draws.by_propensity(wrong.sum(1), row_rng)
+            chosen = sampling.by_propensity(wrong.sum(1), row_rng)
         else:
             chosen = row_rng.permutation(len(labels))[: round(cast(float, share) * len(labels))]
-        redrawn = np.ones_like(law) if exact and kind == "uniform" else wrong
-        noisy[chosen] = draws.targets(redrawn, which[chosen], target_rng.random(len(labels))[chosen])
+        redrawn = np.ones_like(T) if exact and kind == "uniform" else wrong
+        noisy[chosen] = sampling.targets(redrawn, row_of[chosen], target_rng.random(len(labels))[chosen])
     y_noisy = torch.from_numpy(noisy).to(tensor.device)
-    return CorruptedLabels(y_noisy, y_noisy != tensor, torch.from_numpy(law))
+    return CorruptedLabels(y_noisy, y_noisy != tensor, torch.from_numpy(T))
 
 
-def _law(
+def _transition_matrix(
     kind: str,
     labels: np.ndarray,
     share: float | None,
@@ -143,18 +139,22 @@ def _law(
 ) -> np.ndarray:
     if kind == "matrix":
         assert matrix is not None  # checked by _check_choice
-        return transitions.stated(matrix, labels, share)
+        return transition_matrices.user_defined(matrix, labels, share)
     assert share is not None  # only "matrix" needs no rate
     n_classes = int(labels.max()) + 1
     if kind == "instance":
         assert x is not None
         total = round(share * len(labels)) if exact else None
-        return transitions.instance(x, labels, n_classes, share, rng=rng, total=total)
+        return transition_matrices.instance(x, labels, n_classes, share, rng=rng, total=total)
     if kind == "confusable":
         assert x is not None
-        return transitions.confusable(x, labels, n_classes, share)
-    plain = {"symmetric": transitions.symmetric, "uniform": transitions.uniform, "pair": transitions.pair}
-    return plain[kind](n_classes, share)
+        return transition_matrices.confusable(x, labels, n_classes, share)
+    by_class = {
+        "symmetric": transition_matrices.symmetric,
+        "uniform": transition_matrices.uniform,
+        "pair": transition_matrices.pair,
+    }
+    return by_class[kind](n_classes, share)
 
 
 def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayLike | None) -> None:
@@ -163,13 +163,13 @@ def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayL
     if kind in ("confusable", "instance") and x is None:
         raise InputError(
             f'kind="{kind}" with x=None',
-            expected="the features that this kind looks at, shape (n, ...)",
-            hint="pass x=..., one row for each label",
+            expected="the features that this kind uses, shape (n, ...)",
+            hint="pass x=..., one row per label",
         )
     if (kind == "matrix") != (matrix is not None):
         raise InputError(
             'kind="matrix" with matrix=None' if matrix is None else f'kind="{kind}" with a matrix',
-            expected='a (C, C) matrix with kind="matrix", and only there',
+            expected='a (C, C) matrix with kind="matrix", and only with it',
             hint='pass kind="matrix", matrix=..., rate=None',
         )
     n_classes = int(labels.max()) + 1 if len(labels) else 0
@@ -179,10 +179,10 @@ def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayL
             expected="labels of at least two classes (C = max + 1)",
             hint="pass labels 0..C-1 with C >= 2: with one class there is no wrong label",
         )
-    if n_classes > MOST_CLASSES:
+    if n_classes > MAX_CLASSES:
         raise InputError(
             f"y with labels up to {n_classes - 1}",
-            expected=f"at most {MOST_CLASSES} classes (the transition matrix is C x C)",
+            expected=f"at most {MAX_CLASSES} classes (the transition matrix is C x C)",
             hint="renumber the classes from 0, without gaps",
         )
 
@@ -196,6 +196,6 @@ def _checked_rate(rate: float | None, kind: str) -> float:
         raise InputError(
             f'rate {rate!r} with kind="{kind}"',
             expected="a number from 0 to 1, the probability that a label is corrupted",
-            hint='pass a rate in [0, 1], e.g. 0.2; only kind="matrix" goes without',
+            hint='pass a rate in [0, 1], e.g. 0.2; only kind="matrix" needs no rate',
         )
     return number

@@ -1,4 +1,4 @@
-"""How well a score finds the labels that are known to be flipped, beside the same on permuted flags."""
+"""Detection of flipped labels by a score: AUROC, precision, recall, and the AUROC on permuted flags as control."""
 
 import math
 from dataclasses import dataclass
@@ -20,16 +20,15 @@ class Detection(Result):
 
     Attributes:
         auroc: P(score of a flip > score of a clean row) + P(equal) / 2.
-        auroc_se: its standard error (DeLong et al. 1988). It is 0 where the groups are fully separated, which
-            says that the sample cannot tell, not that the figure is certain.
-        average_precision: sum over distinct scores of (gain in recall) x precision, rows of one score
-            together.
+        auroc_se: its standard error (DeLong et al. 1988). It is 0 for fully separated groups, where the sample does not
+            determine it.
+        average_precision: Σ over distinct scores of (increase in recall) × precision; tied rows count together.
         n_flipped: number m of flips.
-        ranks: int64 (k,), increasing, at most 102: dense from 1 to 2m, sparse to n; m and n among them.
+        ranks: int64 (k,), increasing, at most 102: dense from 1 to 2m, sparse up to n; includes m and n.
         precision: float64 (k,), share of flips among the ``ranks`` most suspicious rows.
-        recall: float64 (k,), share of all flips that stand among them.
-        permuted_auroc: mean AUROC over permutations of the flags, the null control: 0.5 within its error.
-        permuted_sd: their standard deviation, the noise of an AUROC that knows nothing.
+        recall: float64 (k,), share of all flips among them.
+        permuted_auroc: mean AUROC over permutations of the flags (null control): 0.5 within its error.
+        permuted_sd: standard deviation of these, the noise of the AUROC of a random score.
     """
 
     auroc: float
@@ -55,22 +54,23 @@ class Detection(Result):
 def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int = 200) -> Detection:
     """Measure how well ``score`` (larger = more suspicious) separates flipped from clean labels.
 
-    AUROC = (sum of the midranks of the m flips - m (m + 1) / 2) / (m (n - m)), so a tie counts one half. Its
-    standard error is DeLong's, from midranks; with only one row in a group that is undefined, and the upper
-    bound sqrt(AUROC (1 - AUROC)) stands in (Birnbaum & Klose 1957). Precision and recall at k are means over
-    the orders of tied rows, so they do not depend on the order of the rows.
+    AUROC = (sum of the midranks of the m flips − m (m + 1) / 2) / (m (n − m)), so a tie counts one half. Its standard
+    error is that of DeLong, from midranks; for groups of one row it is undefined, and the upper bound
+    √(AUROC (1 − AUROC)) is returned instead (Birnbaum and Klose 1957). Precision and recall at k are means over all orders
+    of tied rows, so they do not depend on the order of the rows.
 
     Args:
         score: real numbers (n,), tensor or array.
         flipped: bool or 0/1 (n,), with at least one of each.
-        seed: of the permutations, a whole number >= 0.
-        permutations: how often the flags are permuted, at least 2.
+        seed: seed of the permutations, a whole number >= 0.
+        permutations: number of permutations of the flags, at least 2.
 
     Raises:
-        InputError: NaN or infinite scores, lengths that differ, flags other than 0 and 1, all or none
-            flipped.
+        InputError: NaN or infinite scores, lengths that differ, flags other than 0 and 1, all or none flipped.
 
-    Cost: O(n log n + permutations n). DeLong, DeLong & Clarke-Pearson 1988; Sun & Xu 2014 for the midranks.
+    Cost: O(n log n + permutations n).
+
+    Source: DeLong, DeLong, Clarke-Pearson 1988; midranks: Sun and Xu 2014.
 
     >>> detection = detect([0.9, 0.8, 0.1, 0.2], [True, False, False, False], seed=0)
     >>> detection.auroc, detection.ranks.tolist(), detection.recall.tolist()
@@ -78,7 +78,7 @@ def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int
     >>> detect([7.0, 7.0, 7.0], [True, False, False], seed=0).auroc
     0.5
     """
-    from scipy.stats import rankdata  # both here, because they cost `import kernelmem` a second
+    from scipy.stats import rankdata  # both are slow to import
     from sklearn.metrics import average_precision_score
 
     values, flags = _checked(score, flipped)
@@ -109,7 +109,7 @@ def _checked(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarr
     if values.ndim != 1 or flags.shape != values.shape:
         raise InputError(
             f"score of shape {values.shape} and flipped of shape {flags.shape}",
-            expected="one score and one flag for each row, both of shape (n,)",
+            expected="one score and one flag per row, both of shape (n,)",
             hint="pass one-dimensional score and flipped of the same rows",
         )
     if not np.isin(flags, (0, 1)).all():
@@ -123,7 +123,7 @@ def _checked(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarr
         raise InputError(
             f"score and flipped of {len(flags)} rows, {count} of them flipped",
             expected="at least one flipped and one clean row",
-            hint="corrupt some of the labels and keep some: with one group there is nothing to separate",
+            hint="corrupt some of the labels and keep some",
         )
     return values, flags.astype(bool)
 
@@ -139,21 +139,21 @@ def _delong(values: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: 
         return math.sqrt(auroc * (1 - auroc))
     from scipy.stats import rankdata
 
-    # placements: the share of the other group that a row beats, from ranks among all less ranks among its own
+    # Placements: share of the other group below a row, from its rank among all minus its rank in its group.
     of_flips = (midranks[flags] - rankdata(values[flags])) / clean
     of_clean = 1 - (midranks[~flags] - rankdata(values[~flags])) / m
     return math.sqrt(float(of_flips.var(ddof=1)) / m + float(of_clean.var(ddof=1)) / clean)
 
 
 def _ranks(n: int, m: int) -> np.ndarray:
-    """About 100 ranks: dense up to twice the number of flips, where the curves turn, and sparse from there to n."""
+    """Return about 100 ranks: dense up to twice the number of flips, where the curves bend, and sparse from there to n."""
     dense = np.linspace(1, min(n, 2 * m), 80)
     sparse = np.linspace(min(n, 2 * m), n, 20)
     return np.unique(np.concatenate([dense, sparse, [m, n]]).round().astype(np.int64))
 
 
 def _expected_hits(values: np.ndarray, flags: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Flips among the k largest scores, a tie that k cuts through counted by its share of flips."""
+    """Return the expected number of flips among the k largest scores, with ties at k in random order."""
     _, group, sizes = np.unique(-values, return_inverse=True, return_counts=True)
     ends = np.concatenate([[0], np.cumsum(sizes)])
     hits = np.concatenate([[0], np.cumsum(np.bincount(group, flags, len(sizes)))])

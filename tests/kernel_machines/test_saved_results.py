@@ -1,4 +1,4 @@
-"""Results that are saved, loaded, tabled and drawn: the same to the bit, damaged files refused."""
+"""Results of kernel machines: save and load to the bit, damaged files refused, text, tables and plots."""
 
 import dataclasses
 
@@ -8,12 +8,13 @@ import torch
 
 from kernelmem.core.errors import FileCorruptError
 from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
+from kernelmem.kernel_machines.equivalence.fidelity import Fidelity, fidelity
 from kernelmem.kernel_machines.equivalence.options import ComparisonOptions
 from kernelmem.kernel_machines.equivalence.result import KernelMachineComparison
 from kernelmem.kernel_machines.linearized.function_space import Linearization, LinearizedTraining
 from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
-from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
+from kernelmem.kernel_machines.model_selection.leave_one_out import LeaveOneOut, leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import RidgeChoice, choose_ridge
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernel_machines.solvers.solve import solve
@@ -56,6 +57,9 @@ def results(tmp_path_factory):
         solve(-K, Y, 0.1),
         gradient_descent(K, Y, steps=[0, 3, 9], sgd=SGDConfig(lr=0.1), linearization=Linearization(K_test=K[:4])),
         gradient_flow(K, Y, times=[0.5, np.inf]),
+        leave_one_out(K, np.arange(20) % 3, 0.1),
+        leave_one_out(K, Y, 0.0),
+        fidelity(torch.tensor(Y), torch.tensor(Y[:, ::-1].copy())),
     ]
 
 
@@ -66,6 +70,8 @@ def same(one, other):
         if isinstance(a, torch.Tensor):
             assert a.dtype == b.dtype
             assert torch.equal(a, b) or bool(torch.isnan(a).all())
+        elif dataclasses.is_dataclass(a):
+            same(a, b)
         elif isinstance(a, dict):
             assert list(a) == list(b)
             assert all(torch.equal(a[name], b[name]) for name in a)
@@ -74,7 +80,7 @@ def same(one, other):
             assert repr(a) == repr(b), own.name
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(14))
 def test_what_is_loaded_is_what_was_saved_to_the_bit(results, index, tmp_path):
     one = results[index]
     path = one.save(tmp_path / "deep" / "result.safetensors")
@@ -102,6 +108,8 @@ def test_each_refuses_the_file_of_another(results, tmp_path):
         RidgeChoice,
         Solution,
         LinearizedTraining,
+        LeaveOneOut,
+        Fidelity,
     ]
     paths = [own.save(tmp_path / f"{i}.safetensors") for i, own in enumerate(results)]
     for own, path in zip(results, paths, strict=True):
@@ -109,6 +117,38 @@ def test_each_refuses_the_file_of_another(results, tmp_path):
             if kind is not type(own):
                 with pytest.raises(FileCorruptError, match="format"):
                     kind.load(path)
+
+
+@pytest.mark.parametrize("index", range(14))
+def test_the_text_fits_on_a_screen_and_notebooks_show_a_table(results, index):
+    text = repr(results[index])
+    assert text == str(results[index])
+    assert len(text.splitlines()) <= 40
+    assert len(text) < 4000
+    assert "tensor(" not in text
+    assert len(results[index].to_frame()) > 0
+    assert "<table" in results[index]._repr_html_()
+
+
+def test_many_times_and_checkpoints_are_shortened():
+    training = gradient_descent(K, Y, steps=range(200), sgd=SGDConfig(lr=0.1))
+    assert len(str(training).splitlines()) <= 40
+    assert str(training).splitlines()[-1].split()[0] == "199"
+
+
+def test_a_loaded_leave_one_out_predicts_as_before(results, tmp_path):
+    """Up to rounding: a Cholesky factor is stored column by column and loaded row by row."""
+    for index in (11, 12):
+        loo = results[index]
+        loaded = LeaveOneOut.load(loo.save(tmp_path / f"{index}"))
+        rounding = len(K) * np.finfo(float).eps * loo.condition
+        assert rounding < 1e-6
+        for again, before in (
+            (loaded.block([0, 3, 5]), loo.block([0, 3, 5])),
+            (loaded.influence(K[:4]), loo.influence(K[:4])),
+        ):
+            assert float((again - before).norm()) <= rounding * (1 + float(before.norm()))
+        assert loaded.condition == pytest.approx(loo.condition, rel=rounding)
 
 
 def test_codes_are_codes_again(results, tmp_path):

@@ -1,7 +1,7 @@
-"""The Gaussian process of a kernel: posterior mean, posterior variance and log evidence."""
+"""Gaussian process regression with a fixed kernel: posterior mean, posterior variance, log evidence."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_number
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.kernel_machines.estimators.base import KernelEstimator, diagonal_of, noticed, prior_outputs
+from kernelmem.kernel_machines.estimators.base import (
+    Kernel,
+    KernelEstimator,
+    Prior,
+    checked_solution,
+    diagonal_of,
+    prior_outputs,
+)
 from kernelmem.kernel_machines.estimators.precomputed_kernel import as_array
 from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspect_and_copy
 from kernelmem.kernel_machines.solvers.linear_system import as_system
@@ -39,36 +46,36 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
     Attributes
     ----------
         log_evidence_: natural logarithm of the evidence. dual_coef_: (n, C). X_fit_: the training rows.
-        solution_: code, residual and condition. Where A is singular up to rounding (code ``singular``), mean, variance
-            and evidence are of the directions above rounding. Where the kernel is positive only on zero-sum vectors
-            (code ``conditionally_positive``) it is no covariance: the mean solves the system as given, the evidence is
-            NaN, and asking for a variance raises.
+        solution_: code, residual and condition. If A is singular up to rounding (code ``singular``), mean, variance and
+            evidence are restricted to the directions above rounding. A kernel that is positive only on zero-sum vectors
+            (code ``conditionally_positive``) is not a covariance: the mean solves the system as given, the evidence is
+            NaN, and a request for the variance raises an error.
 
     Raises
     ------
         NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
 
-    Cost: one Cholesky factorization; a variance n² for each row; one n x n matrix is kept.
+    Cost: one Cholesky factorization; a variance n² per row; one n x n matrix is stored.
 
     Source: Rasmussen and Williams 2006, algorithm 2.1.
 
     >>> x = np.linspace(0, 3, 20)[:, None]
-    >>> machine = KernelMachineGP(gamma=1.0, ridge=1e-4).fit(x, np.sin(x[:, 0]))
-    >>> mean, std = machine.predict([[1.5], [30.0]], return_std=True)
+    >>> process = KernelMachineGP(gamma=1.0, ridge=1e-4).fit(x, np.sin(x[:, 0]))
+    >>> mean, std = process.predict([[1.5], [30.0]], return_std=True)
     >>> bool(std[0] < 0.01), round(float(std[1]), 6), bool(abs(mean[1]) < 1e-6)
     (True, 1.0, True)
     """
 
     def __init__(
         self,
-        kernel: Any = "rbf",
+        kernel: Kernel = "rbf",
         *,
         ridge: float = 1e-3,
-        gamma: Any = None,
+        gamma: float | str | None = None,
         degree: float = 3,
         coef0: float = 1,
-        kernel_params: dict[str, Any] | None = None,
-        prior: Any = None,
+        kernel_params: Mapping[str, object] | None = None,
+        prior: Prior | None = None,
     ) -> None:
         self.kernel = kernel
         self.ridge = ridge
@@ -78,23 +85,23 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self.kernel_params = kernel_params
         self.prior = prior
 
-    def fit(self, X: Any, y: Any) -> "KernelMachineGP":
+    def fit(self, X: ArrayLike, y: ArrayLike) -> "KernelMachineGP":
         """Condition on targets y, (n,) or (n, C)."""
-        X, y = self._read(X, y, reset=True)
-        self._flat = y.ndim == 1
-        targets = y.astype(np.float64).reshape(len(y), -1)
-        self._resolve_gamma(X)
-        change = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1]))
+        rows, targets = self._validate_targets(X, y)
+        self._flat = targets.ndim == 1
+        targets = targets.astype(np.float64).reshape(len(targets), -1)
+        self._resolve_gamma(rows)
+        change = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, rows, targets.shape[1]))
         ridge = as_number(self.ridge, "ridge")
-        K = self._gram(X)
+        K = self._gram(rows)
         self._factor, self.solution_ = _condition(K, change, ridge)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self.log_evidence_ = float("nan")
         if self._factor is not None:
-            rank, logdet = self._factor.size()
+            rank, logdet = self._factor.rank_and_logdet()
             quadratic = float((change * self.solution_.coefficients).sum())
             self.log_evidence_ = -0.5 * (quadratic + change.shape[1] * (logdet + rank * math.log(2 * math.pi)))
-        self._keep(X)
+        self._store_rows(rows)
         return self
 
     def predict(
@@ -115,23 +122,25 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
             InputError: both, or the kernel of the test rows missing.
         """
         if return_std and return_cov:
-            raise InputError("return_std and return_cov", expected="one of them", hint="take std from the covariance")
-        X, K = self._test_gram(X)
-        mean = K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, X, self.dual_coef_.shape[1])
+            raise InputError(
+                "return_std=True and return_cov=True", expected="one of them", hint="compute std from the covariance"
+            )
+        rows, K = self._test_gram(X)
+        mean = K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, rows, self.dual_coef_.shape[1])
         mean = mean[:, 0] if self._flat else mean
         if not (return_std or return_cov):
             return mean
         if self._factor is None:
             raise NumericalError(
-                f"a kernel that is positive only on zero-sum vectors ({self.solution_.detail})",
-                expected="a covariance, positive semidefinite, for a variance",
-                hint="add a constant to the kernel, on test rows too; the mean alone is defined",
+                f"kernel that is positive only on zero-sum vectors ({self.solution_.detail})",
+                expected="a positive semidefinite kernel for a variance",
+                hint="add a constant to the kernel, on test rows too; without it only the mean is defined",
             )
-        prior = self._prior_covariance(X, K_test_test if return_cov else K_test_diag, full=return_cov)
-        white = self._factor.whiten(torch.from_numpy(K)).numpy()  # (r, m)
+        prior = self._prior_covariance(rows, K_test_test if return_cov else K_test_diag, full=return_cov)
+        whitened = self._factor.whiten(torch.from_numpy(K)).numpy()  # (r, m)
         if return_cov:
-            return mean, prior - white.T @ white
-        return mean, np.sqrt(np.maximum(prior - np.square(white).sum(0), 0.0))
+            return mean, prior - whitened.T @ whitened
+        return mean, np.sqrt(np.maximum(prior - np.square(whitened).sum(0), 0.0))
 
     def _prior_covariance(self, X: np.ndarray, given: ArrayLike | None, *, full: bool) -> np.ndarray:
         """Return K(X, X), (m, m), or its diagonal, (m,)."""
@@ -153,29 +162,29 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         return covariance
 
 
-class _Inverse:
-    """W with A⁻¹ = Wᵀ W: the inverse Cholesky factor, or eigenvectors over the roots of eigenvalues above rounding."""
+class _InverseRoot:
+    """W with A⁻¹ = Wᵀ W: inverse Cholesky factor, or eigenvectors divided by the roots of eigenvalues above rounding."""
 
     def __init__(self, L: Tensor | None, values: Tensor | None, V: Tensor | None) -> None:
         self.L, self.values, self.V = L, values, V
 
     def whiten(self, rows: Tensor) -> Tensor:
-        """W k for each row k, (r, m)."""
+        """Return W k for each row k, (r, m)."""
         if self.L is not None:
             return torch.linalg.solve_triangular(self.L, rows.T, upper=False)
         assert self.V is not None
         assert self.values is not None
         return (self.V.T @ rows.T) / self.values.sqrt()[:, None]
 
-    def size(self) -> tuple[int, float]:
-        """Rank and log determinant."""
+    def rank_and_logdet(self) -> tuple[int, float]:
+        """Return rank and log determinant."""
         if self.L is not None:
             return len(self.L), 2 * float(self.L.diagonal().log().sum())
         assert self.values is not None
         return len(self.values), float(self.values.log().sum())
 
 
-def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, Solution]:
+def _condition(K: np.ndarray, targets: Tensor, ridge: float) -> tuple[_InverseRoot | None, Solution]:
     system = as_system(K)
     fault, dense = inspect_and_copy(system)
     if fault is None:
@@ -183,11 +192,11 @@ def _condition(K: Any, targets: Tensor, ridge: float) -> tuple[_Inverse | None, 
         if factor is not None and condition <= condition_limit(system.n):
             a = factor.alpha()
             gap, size = float((system @ a + ridge * a - targets).norm()), float(targets.norm())
-            return _Inverse(factor.L, None, None), Solution(a, Code.solved, gap / size if size else gap, condition)
-    solution = noticed(solve(K, targets, ridge, solver="eigen"))
+            return _InverseRoot(factor.L, None, None), Solution(a, Code.solved, gap / size if size else gap, condition)
+    solution = checked_solution(solve(K, targets, ridge, solver="eigen"))
     if solution.code is Code.conditionally_positive:
         return None, solution
-    dense = system.symmetric()  # the factorization has overwritten the first
+    dense = system.symmetric()  # the factorization has overwritten the first copy
     values, V = torch.linalg.eigh(dense)
-    kept = above_rounding(values, ridge, system, float(dense.abs().max()))
-    return _Inverse(None, values[kept] + ridge, V[:, kept]), solution
+    nonzero = above_rounding(values, ridge, system, float(dense.abs().max()))
+    return _InverseRoot(None, values[nonzero] + ridge, V[:, nonzero]), solution

@@ -1,5 +1,6 @@
-"""Kernel ridge machines as scikit-learn estimators: regression and classification."""
+"""Kernel ridge regression and classification as scikit-learn estimators."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,14 @@ import torch
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from kernelmem.core.checks import as_number
+from kernelmem.core.checks import ArrayLike, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.estimators.base import (
+    Kernel,
     KernelEstimator,
+    Prior,
+    checked_solution,
     classes_of,
-    noticed,
     positive_weight,
     prior_outputs,
     weights_of,
@@ -21,7 +24,7 @@ from kernelmem.kernel_machines.model_selection.gcv import choose_weighted_ridge
 from kernelmem.kernel_machines.solvers.diagnosis import inspect
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Solution
-from kernelmem.kernel_machines.solvers.solve import solve
+from kernelmem.kernel_machines.solvers.solve import Solver, solve
 
 __all__ = ["KernelMachineClassifier", "KernelMachineRegressor"]
 
@@ -31,16 +34,16 @@ class _Ridge(KernelEstimator):
 
     def __init__(
         self,
-        kernel: Any = "rbf",
+        kernel: Kernel = "rbf",
         *,
-        ridge: Any = 1e-3,
-        gamma: Any = None,
+        ridge: float | str = 1e-3,
+        gamma: float | str | None = None,
         degree: float = 3,
         coef0: float = 1,
-        kernel_params: dict[str, Any] | None = None,
-        prior: Any = None,
-        solver: str = "auto",
-        solver_params: dict[str, Any] | None = None,
+        kernel_params: Mapping[str, object] | None = None,
+        prior: Prior | None = None,
+        solver: Solver = "auto",
+        solver_params: Mapping[str, Any] | None = None,
     ) -> None:
         self.kernel = kernel
         self.ridge = ridge
@@ -49,10 +52,10 @@ class _Ridge(KernelEstimator):
         self.coef0 = coef0
         self.kernel_params = kernel_params
         self.prior = prior
-        self.solver = solver
+        self.solver: Solver = solver
         self.solver_params = solver_params
 
-    def _fit(self, X: Any, targets: np.ndarray, sample_weight: Any) -> None:
+    def _fit(self, X: np.ndarray, targets: np.ndarray, sample_weight: ArrayLike | None) -> None:
         weights = None if sample_weight is None else weights_of(sample_weight, X)
         self._resolve_gamma(X)
         change = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
@@ -61,25 +64,25 @@ class _Ridge(KernelEstimator):
         solution = solve(
             K, change, self.ridge_, solver=self.solver, sample_weight=weights, **(self.solver_params or {})
         )  # type: ignore[arg-type]
-        self.solution_: Solution = noticed(solution)
+        self.solution_: Solution = checked_solution(solution)
         self.dual_coef_ = self.solution_.coefficients.numpy()
-        self._keep(X)
+        self._store_rows(X)
 
-    def _choose(self, K: Any, targets: np.ndarray, weights: np.ndarray | None) -> float:
+    def _choose(self, K: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
         if not isinstance(self.ridge, str):
             return as_number(self.ridge, "ridge")
         if self.ridge not in ("loo", "gcv"):
             raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', hint='pass ridge="loo"')
         system = as_system(K)
-        if inspect(system) is not None:  # the solver says it as it says it of a given ridge
+        if inspect(system) is not None:  # solve() reports the fault, as for a given ridge
             return 0.0
         w = torch.ones(system.n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
         self.ridge_choice_ = choose_weighted_ridge(system, torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
         return self.ridge_choice_.ridge
 
-    def _outputs(self, X: Any) -> np.ndarray:
-        X, K = self._test_gram(X)
-        return K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, X, self.dual_coef_.shape[1])
+    def _outputs(self, X: ArrayLike) -> np.ndarray:
+        rows, K = self._test_gram(X)
+        return K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, rows, self.dual_coef_.shape[1])
 
 
 class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
@@ -89,24 +92,24 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     ----------
         kernel: a scikit-learn pairwise name; "precomputed" (X is then the kernel: (n, n) in ``fit``, (m, n) in
             ``predict``; a memory-mapped array is streamed, not copied); a callable kernel(X, Y) -> (n, m), such as
-            ``TangentKernel(model)``; what ``km.path_kernel`` gives for N rows, or an array (N, N), memory-mapped or not: X
-            are then row numbers of it (clones copy an array: to share a large one, pass ``StoredKernel(array)``).
+            ``TangentKernel(model)``; the result of ``km.path_kernel`` for N rows, or an array (N, N), memory-mapped or
+            not: X are then its row numbers (clones copy an array; to share a large one, pass ``StoredKernel(array)``).
         ridge: a number >= 0, in units of the kernel (K + ridge I, not n ridge); "loo" or "gcv" choose it in closed form
-            over 53 values by one eigendecomposition, of a kernel with negative eigenvalues that is taken nevertheless
-            (integers; positive on zero-sum vectors) among those above twice the size of the most negative one.
+            among 53 values by one eigendecomposition. For an accepted kernel with negative eigenvalues (integer entries;
+            positive on zero-sum vectors) only ridges above twice the magnitude of the most negative one are compared.
         gamma, degree, coef0, kernel_params: of the named kernel, as in ``sklearn.kernel_ridge.KernelRidge``; gamma may
             also be "scale" (1 / (d var X)). ``kernel_params`` are keywords of a callable.
-        prior: f_0, a callable on X or a torch module; the machine learns the change from it.
-        solver, solver_params: see :func:`kernelmem.kernel_machines.solvers.solve.solve`.
+        prior: f_0, a callable on X or a torch module; the estimator learns the change from it.
+        solver, solver_params: see :func:`kernelmem.kernel_machines.solve`.
 
     Attributes
     ----------
-        dual_coef_: (n, C) a. ridge_: the ridge used. ridge_choice_: the errors it was chosen by, if it was.
+        dual_coef_: (n, C) a. ridge_: the ridge used. ridge_choice_: the ridges compared, if it was chosen.
         solution_: code, residual and condition of the solve. X_fit_: the training rows.
 
     Raises
     ------
-        InputError: parameters that are not as above.
+        InputError: parameters other than those above.
         NumericalError: a kernel that is asymmetric, indefinite beyond rounding, or holds NaN; no convergence.
 
     Warns
@@ -116,28 +119,26 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     Cost: one Cholesky factorization, n³/3 multiply-adds; see ``solve``.
 
     >>> x = np.linspace(0, 3, 20)[:, None]
-    >>> machine = KernelMachineRegressor(kernel="rbf", ridge="loo").fit(x, np.sin(x[:, 0]))
-    >>> bool(abs(machine.predict([[1.5]])[0] - np.sin(1.5)) < 1e-3), machine.solution_.code.value
+    >>> model = KernelMachineRegressor(kernel="rbf", ridge="loo").fit(x, np.sin(x[:, 0]))
+    >>> bool(abs(model.predict([[1.5]])[0] - np.sin(1.5)) < 1e-3), model.solution_.code.value
     (True, 'solved')
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelMachineRegressor":
-        """Fit to targets y, (n,) or (n, C); a weight of 2 is a row given twice."""
-        X, y = self._read(X, y, reset=True)
-        if y.dtype.kind not in "fiub":
-            y = y.astype(np.float64)  # numbers in an object array; anything else raises here
-        self._flat = y.ndim == 1
-        self._fit(X, y.astype(np.float64).reshape(len(y), -1), sample_weight)
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineRegressor":
+        """Fit targets y, (n,) or (n, C); a weight of 2 is equal to repeating a row."""
+        rows, targets = self._validate_targets(X, y)
+        self._flat = targets.ndim == 1
+        self._fit(rows, targets.astype(np.float64).reshape(len(targets), -1), sample_weight)
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Predictions, (m,) or (m, C) as y was."""
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Return predictions, (m,) or (m, C) as y was."""
         outputs = self._outputs(X)
         return outputs[:, 0] if self._flat else outputs
 
 
 class KernelMachineClassifier(ClassifierMixin, _Ridge):
-    """Kernel ridge on labels: one-hot rows minus 1/C are fitted, and the largest output is the label.
+    """Kernel ridge regression on labels: fits one-hot rows minus 1/C and predicts the label of the largest output.
 
     Parameters, attributes, errors and cost are those of :class:`KernelMachineRegressor`; ``prior`` gives (n, C) outputs
     (logits), C the number of classes; ``classes_`` are the labels in order.
@@ -147,25 +148,24 @@ class KernelMachineClassifier(ClassifierMixin, _Ridge):
     ['a', 'b']
     """
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelMachineClassifier":
-        """Fit to labels y, (n,); a weight of 2 is a row given twice."""
-        X, y = self._read(X, y, reset=True, multi_output=False)
-        check_classification_targets(y)
-        used = positive_weight(sample_weight, X)
-        self.classes_ = classes_of(y[used])  # a row of weight 0 is not there, nor is its class
-        labels = np.searchsorted(self.classes_, y[used])
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineClassifier":
+        """Fit labels y, (n,); a weight of 2 is equal to repeating a row."""
+        rows, labels = self._validate_targets(X, y, multi_output=False)
+        check_classification_targets(labels)
+        used = positive_weight(sample_weight, rows)
+        self.classes_ = classes_of(labels[used])  # rows of weight 0 do not count, nor do their classes
         C = len(self.classes_)
-        targets = np.zeros((len(y), C))
-        targets[used] = np.eye(C)[labels] - 1 / C
-        self._fit(X, targets, sample_weight)
+        targets = np.zeros((len(labels), C))
+        targets[used] = np.eye(C)[np.searchsorted(self.classes_, labels[used])] - 1 / C
+        self._fit(rows, targets, sample_weight)
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Outputs, (m, C); with two classes their difference, (m,), as scikit-learn has it."""
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
+        """Return the outputs, (m, C); for two classes their difference, (m,), as in scikit-learn."""
         outputs = self._outputs(X)
         return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The label of the largest output, (m,)."""
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Return the label of the largest output, (m,)."""
         outputs = self._outputs(X)
         return self.classes_[outputs.argmax(1)]

@@ -1,7 +1,7 @@
-"""The support vector machine of a kernel: scikit-learn's SVC behind the same kernels and the same diagnosis."""
+"""Support vector classification: scikit-learn's SVC with the kernels and the diagnosis of this package."""
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from sklearn.base import ClassifierMixin
@@ -9,38 +9,39 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 
-from kernelmem.kernel_machines.estimators.base import KernelEstimator, classes_of, positive_weight, weights_of
+from kernelmem.core.checks import ArrayLike
+from kernelmem.kernel_machines.estimators.base import Kernel, KernelEstimator, classes_of, positive_weight, weights_of
 from kernelmem.kernel_machines.solvers.diagnosis import require_kernel
 
 __all__ = ["KernelMachineSVC"]
 
 TOLERANCES = (1e-8, 1e-6, 1e-4)
-ITERATIONS = 100_000  # and 100 a row: what a tolerance may take before the next one is tried
+ITERATIONS = 100_000  # plus 100 per row: limit for one tolerance before the next is tried
 
 
 class KernelMachineSVC(ClassifierMixin, KernelEstimator):
     """Support vector classification: scikit-learn's SVC on the kernel matrix, which is checked first.
 
-    min ½|f|² + C Σ_i max(0, 1 - y_i (f(x_i) + b)), one against one for several classes. A kernel that is positive only
-    on zero-sum vectors is as good as a positive one here, since the dual variables sum to zero.
+    min ½|f|² + C Σ_i max(0, 1 − y_i (f(x_i) + b)), one against one for several classes. It suffices that the kernel is
+    positive on zero-sum vectors, because the dual variables sum to zero.
 
     Parameters
     ----------
         kernel, gamma, degree, coef0, kernel_params: as in ``KernelMachineRegressor``.
         C, class_weight, tol, max_iter, decision_function_shape, break_ties: as in ``sklearn.svm.SVC``. tol=None: the
-            first of 1e-8, 1e-6, 1e-4 that is reached, else 1e-3, which is scikit-learn's: at 1e-8 a doubled weight and a
-            row given twice agree to seven digits, but on kernels of low rank the iterations may never get there.
+            first of 1e-8, 1e-6, 1e-4 that is reached, else 1e-3 (scikit-learn's default): at 1e-8 a doubled weight and a
+            repeated row agree to seven digits, but kernels of low rank may never reach it.
 
     Attributes
     ----------
-        classes_, support_, n_support_, dual_coef_, intercept_: of the machine ``svc_``. tol_: the tolerance
+        classes_, support_, n_support_, dual_coef_, intercept_: of the fitted SVC, ``svc_``. tol_: the tolerance
             that was reached. X_fit_: the training rows.
 
     Raises
     ------
         NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
 
-    Cost: the n x n kernel, one Cholesky factorization of it, and SVC's own between n² and n³.
+    Cost: the n x n kernel, one Cholesky factorization of it, and that of SVC, between n² and n³.
 
     Source: Cortes and Vapnik 1995; conditionally positive kernels: Schölkopf 2000.
 
@@ -51,14 +52,14 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
 
     def __init__(
         self,
-        kernel: Any = "rbf",
+        kernel: Kernel = "rbf",
         *,
         C: float = 1.0,
-        gamma: Any = "scale",
+        gamma: float | str | None = "scale",
         degree: float = 3,
         coef0: float = 0.0,
-        kernel_params: dict[str, Any] | None = None,
-        class_weight: Any = None,
+        kernel_params: Mapping[str, object] | None = None,
+        class_weight: Mapping[object, float] | str | None = None,
         tol: float | None = None,
         max_iter: int = -1,
         decision_function_shape: str = "ovr",
@@ -76,30 +77,30 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         self.decision_function_shape = decision_function_shape
         self.break_ties = break_ties
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "KernelMachineSVC":
-        """Fit to labels y, (n,); weights multiply C row by row."""
-        X, y = self._read(X, y, reset=True, multi_output=False)
-        used = positive_weight(sample_weight, X).nonzero()[0]
-        weights = None if sample_weight is None else weights_of(sample_weight, X)[used]
-        check_classification_targets(y)
-        classes_of(y[used])
-        self._resolve_gamma(X[used], weights)
-        K = self._gram(X)
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineSVC":
+        """Fit labels y, (n,); weights multiply C row by row."""
+        rows, labels = self._validate_targets(X, y, multi_output=False)
+        used = positive_weight(sample_weight, rows).nonzero()[0]
+        weights = None if sample_weight is None else weights_of(sample_weight, rows)[used]
+        check_classification_targets(labels)
+        classes_of(labels[used])
+        self._resolve_gamma(rows[used], weights)
+        K = self._gram(rows)
         require_kernel(K)
-        # Rows of weight 0 are taken out here: libsvm drops them, and then numbers its support vectors by the rest.
-        whole = len(used) == X.shape[0]
-        K = np.asarray(K if whole else np.asarray(K)[np.ix_(used, used)], dtype=np.float64)
-        self.svc_ = machine = self._solve(K, y[used], weights)
-        self.tol_ = machine.tol
+        # Rows of weight 0 are removed here, because libsvm drops them and numbers its support vectors without them.
+        all_used = len(used) == rows.shape[0]
+        K = np.asarray(K if all_used else np.asarray(K)[np.ix_(used, used)], dtype=np.float64)
+        self.svc_ = svc = self._solve(K, labels[used], weights)
+        self.tol_ = svc.tol
         self._used = used
-        self.classes_, self.support_ = machine.classes_, used[machine.support_]
-        self.n_support_, self.dual_coef_, self.intercept_ = machine.n_support_, machine.dual_coef_, machine.intercept_
-        self.n_iter_ = machine.n_iter_
-        self._keep(X)
+        self.classes_, self.support_ = svc.classes_, used[svc.support_]
+        self.n_support_, self.dual_coef_, self.intercept_ = svc.n_support_, svc.dual_coef_, svc.intercept_
+        self.n_iter_ = svc.n_iter_
+        self._store_rows(rows)
         return self
 
     def _solve(self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SVC:
-        machine = SVC(
+        svc = SVC(
             kernel="precomputed",
             C=self.C,
             class_weight=self.class_weight,
@@ -108,22 +109,22 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
             break_ties=self.break_ties,
         )
         if self.tol is not None:
-            return machine.set_params(tol=self.tol).fit(K, y, weights)
+            return svc.set_params(tol=self.tol).fit(K, y, weights)
         if self.max_iter == -1:
             for tol in TOLERANCES:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ConvergenceWarning)
-                    machine.set_params(tol=tol, max_iter=ITERATIONS + 100 * len(K)).fit(K, y, weights)
-                if machine.fit_status_ == 0:
-                    return machine
-        return machine.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
+                    svc.set_params(tol=tol, max_iter=ITERATIONS + 100 * len(K)).fit(K, y, weights)
+                if svc.fit_status_ == 0:
+                    return svc
+        return svc.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Signed distances in units of the margin, (m,) for two classes, otherwise (m, C) or one for each pair."""
+    def decision_function(self, X: ArrayLike) -> np.ndarray:
+        """Return signed distances in units of the margin, (m,) for two classes, otherwise (m, C) or one per pair."""
         K = self._test_gram(X)[1]
         return self.svc_.decision_function(K[:, self._used])
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Labels, (m,)."""
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Return predicted labels, (m,)."""
         K = self._test_gram(X)[1]
         return self.svc_.predict(K[:, self._used])

@@ -1,15 +1,17 @@
-"""The tangent kernel of a model as a callable kernel(X, Y), for any estimator that takes one."""
+"""Tangent kernel of a model as a callable kernel(X, Y) for scikit-learn estimators."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypeGuard, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.batches import Forward
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import MEMORY
 from kernelmem.kernels.ntk import ntk
 
 __all__ = ["TangentKernel"]
@@ -19,23 +21,23 @@ __all__ = ["TangentKernel"]
 class TangentKernel:
     """Callable kernel(X, Y) = Σ_c J_c(X) J_c(Y)ᵀ of a model, or of its mean output with ``outputs="pseudo"``.
 
-    It holds a copy of the model: later training does not alter it. It is immutable: estimators that are cloned share it;
-    it can be pickled and deep-copied. Arrays give arrays in float64, tensors give tensors, of the same values.
+    It holds a copy of the model, which later training does not change. It is immutable and shared by clones of an
+    estimator; it can be pickled and deep-copied. For arrays it returns float64 arrays, for tensors tensors.
 
     Attributes:
-        model: any module whose ``model(x)`` is (n, C); in eval mode where that matters.
+        model: any module whose ``model(x)`` is (n, C); in eval mode if it has dropout or batch norm.
         outputs: "trace" (sum over outputs) or "pseudo" (kernel of Σ_c f_c / √C).
-        shape: shape of one row as the model takes it, e.g. (1, 8, 8), where X holds flat rows; None: as X has it.
-        parameters: names of the parameters to differentiate by; None: those with requires_grad.
+        shape: shape of one input of the model, e.g. (1, 8, 8), if X has flat rows; None: that of the rows of X.
+        parameters: names of the differentiated parameters; None: those with requires_grad.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs.
-        dtype: torch.float32 or torch.float64; None: the model's own.
-        device: where to compute; None: where the model is. Tensors come back there, arrays as arrays.
+        dtype: torch.float32 or torch.float64; None: that of the model.
+        device: device of the computation and of returned tensors; None: that of the model.
         memory: bytes that a call may allocate.
 
     Raises:
-        InputError: outputs= other than the two; what :func:`kernelmem.ntk` raises.
+        InputError: outputs= other than the two; errors of :func:`kernelmem.ntk`.
 
-    Cost: that of ``km.ntk``. Estimators that call a kernel row by row (scikit-learn's KernelRidge) pay n² calls; then
+    Cost: that of ``km.ntk``. For estimators that call a kernel row by row (scikit-learn's KernelRidge, n² calls) use
     ``kernel="precomputed"`` with ``TangentKernel(model)(X, X)``.
 
     Source: Jacot, Gabriel, Hongler 2018.
@@ -49,25 +51,29 @@ class TangentKernel:
     outputs: Literal["trace", "pseudo"] = "trace"
     shape: tuple[int, ...] | None = None
     parameters: Iterable[str] | None = None
-    forward: Callable[[nn.Module, Any], Tensor] | None = None
+    forward: Forward | None = None
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
-    memory: int | str = "4GiB"
+    memory: int | str = MEMORY
 
     def __post_init__(self) -> None:
         if self.outputs not in ("trace", "pseudo"):
             raise InputError(
                 f"outputs={self.outputs!r}",
-                expected='"trace" or "pseudo": one value for each pair of rows',
-                hint='use "trace", or km.ntk for the others',
+                expected='"trace" or "pseudo": one value per pair of rows',
+                hint='pass outputs="trace", or use km.ntk for other outputs',
             )
         object.__setattr__(self, "model", copy.deepcopy(self.model))
         if self.parameters is not None:
             object.__setattr__(self, "parameters", tuple(self.parameters))
 
-    def __call__(self, X: Any, Y: Any = None) -> Any:
-        """K(X, Y), (n, m); Y=None means Y = X. Two single rows of real numbers, (d,), give one number."""
-        if Y is not None and _single(X) and _single(Y):  # as pairwise metrics are called
+    @overload
+    def __call__(self, X: Tensor, Y: Tensor | None = None) -> Tensor: ...
+    @overload
+    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None) -> np.ndarray: ...
+    def __call__(self, X: Tensor | np.ndarray, Y: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray | float:
+        """Return K(X, Y), (n, m); Y=None means Y = X. For two single rows of real numbers, (d,), return one number."""
+        if _is_single_row(X) and _is_single_row(Y):  # scikit-learn calls pairwise metrics like this
             return float(self(X[None], Y[None])[0, 0])
         K = ntk(
             self.model,
@@ -82,20 +88,25 @@ class TangentKernel:
         )
         return K if isinstance(X, Tensor) else K.cpu().numpy().astype(np.float64)
 
-    def diagonal(self, X: Any) -> Any:
-        """K(x, x) of each row, (n,): the squared length of its tangent."""
-        n = len(X)
-        parts = [self(X[i : i + 32]).diagonal() for i in range(0, n, 32)]
-        return torch.cat(parts) if isinstance(X, Tensor) else np.concatenate(parts)
+    @overload
+    def diagonal(self, X: Tensor) -> Tensor: ...
+    @overload
+    def diagonal(self, X: np.ndarray) -> np.ndarray: ...
+    def diagonal(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Return K(x, x) of each row, (n,): the squared norm of its tangent."""
+        starts = range(0, len(X), 32)
+        if isinstance(X, Tensor):
+            return torch.cat([self(X[i : i + 32]).diagonal() for i in starts])
+        return np.concatenate([self(X[i : i + 32]).diagonal() for i in starts])
 
     def __sklearn_clone__(self) -> "TangentKernel":
         return self
 
-    def _rows(self, X: Any) -> Any:
+    def _rows(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
         if self.shape is None or not hasattr(X, "reshape"):
             return X
         return X.reshape(len(X), *self.shape)
 
 
-def _single(X: Any) -> bool:
+def _is_single_row(X: object) -> TypeGuard[np.ndarray]:
     return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind == "f"
