@@ -11,10 +11,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["Batch", "Forward", "Rows", "as_rows", "map_tree", "named_leaves"]
+__all__ = ["Batch", "Forward", "Rows", "Tree", "as_rows", "map_tree", "named_leaves"]
 
 Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
 """Examples as a model takes them: an array, a dict or tuple of arrays (nested too), a Dataset or a DataLoader."""
+
+Tree: TypeAlias = Any
+"""A tensor, or a dict, tuple or list of tensors (nested too), as models take them. Models are typed no further."""
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """What ``forward=`` takes: a function of (model, batch) that returns the outputs (n, C)."""
@@ -24,18 +27,18 @@ Forward: TypeAlias = Callable[[nn.Module, Any], Tensor]
 class Rows:
     """n examples: a tensor, or a dict, tuple or list of tensors (nested too), with a common first axis."""
 
-    tree: Any
+    tree: Tree
     n: int
 
-    def slice(self, start: int, stop: int) -> Any:
+    def slice(self, start: int, stop: int) -> Tree:
         """Return rows start..stop as the model's batch."""
         return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write to its input
 
-    def take(self, indices: Tensor | list[int]) -> Any:
+    def take(self, indices: Tensor | list[int]) -> Tree:
         """Return the rows at ``indices`` as the model's batch (repeats allowed)."""
         return map_tree(self.tree, lambda leaf: leaf[indices])
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Any:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tree:
         """Apply ``function`` to every leaf and return the tree."""
         return map_tree(self.tree, function)
 
@@ -68,11 +71,11 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
     return Rows(tree, lengths.pop())
 
 
-def _inputs(batch: object) -> object:
+def _inputs(batch: Tree) -> Tree:
     return batch[0] if isinstance(batch, list | tuple) and len(batch) in (1, 2) else batch
 
 
-def _concatenate(batches: list[Any], name: str) -> Any:
+def _concatenate(batches: list[Tree], name: str) -> Tree:
     if not batches:
         raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", hint="check its dataset")
     first = batches[0]
@@ -83,7 +86,7 @@ def _concatenate(batches: list[Any], name: str) -> Any:
     return torch.cat(batches)
 
 
-def map_tree(tree: Any, function: Callable[[Any], Any]) -> Any:
+def map_tree(tree: Tree, function: Callable[[Tree], object]) -> Tree:
     """Return the nested structure with ``function`` applied to its leaves.
 
     A list that begins with a tensor or a nested structure is a branch; a list of numbers is a leaf.
@@ -97,7 +100,7 @@ def map_tree(tree: Any, function: Callable[[Any], Any]) -> Any:
     return function(tree)
 
 
-def named_leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tree]]:
     """Return the leaves in order, each with its name: ``x``, ``x.input_ids``, ``x[0]``."""
     if isinstance(tree, Mapping):
         return [pair for key, leaf in tree.items() for pair in named_leaves(leaf, f"{name}.{key}")]

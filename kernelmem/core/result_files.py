@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 import safetensors
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Result", "read_result", "write_result"]
+
+JSON: TypeAlias = Any  # what json.loads returns
 
 FRAME_ROWS = 20  # rows of the table that a notebook shows
 
@@ -57,7 +59,7 @@ class Result:
             FileCorruptError: missing, truncated, altered, or the file of another class.
         """
         with read_result(path, cls._format()) as (tensors, values):
-            return _decode(values, tensors, cls)
+            return cast(Self, _decode(values, tensors, cls))
 
     @classmethod
     def _format(cls) -> str:
@@ -115,7 +117,7 @@ def write_result(path: str | Path, kind: str, tensors: Mapping[str, Tensor], val
 
 
 @contextmanager
-def read_result(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor], Any]]:
+def read_result(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor], dict[str, JSON]]]:
     """Read a file of :func:`write_result`: (tensors, values), on the CPU.
 
     A context manager, so that what its body misses (KeyError, TypeError, ValueError) is reported as an error of the
@@ -141,7 +143,7 @@ def read_result(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor]
         ) from error
 
 
-def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Any:
+def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
     """Return ``value`` as JSON, with tensors and arrays moved to ``tensors`` under their path."""
     if isinstance(value, Tensor | np.ndarray):
         tensors[path] = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
@@ -164,7 +166,7 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{path} of type {type(value).__name__} cannot be saved")
 
 
-def _decode(data: Any, tensors: Mapping[str, Tensor], hint: Any) -> Any:
+def _decode(data: JSON, tensors: Mapping[str, Tensor], hint: object) -> object:
     """Rebuild what :func:`_encode` made of a value annotated with ``hint``; lists become tuples."""
     hint = _without_none(hint)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -191,7 +193,7 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], hint: Any) -> Any:
     return data
 
 
-def _without_none(hint: Any) -> Any:
+def _without_none(hint: object) -> object:
     """``X`` for ``X | None``."""
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not types.NoneType]
@@ -217,7 +219,7 @@ def _is_vector(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) > 0 and all(map(_is_scalar, value))
 
 
-def _plain(value: Any) -> object:
+def _plain(value: object) -> object:
     return value.item() if isinstance(value, Tensor | np.ndarray | np.generic) else value
 
 
