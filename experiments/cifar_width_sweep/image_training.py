@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernelmem.core import InputError, NumericalError
-from kernelmem.training.batching import shuffled
+from kernelmem.training import shuffled
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-import tyro
+import sys
 
-from kernelmem.cli.descent import DescentCommand
+from kernelmem.cli import main
 
-if __name__ == "__main__":  # processes that train import this file
-    tyro.cli(DescentCommand).run()
+if __name__ == "__main__":  # worker processes import this file
+    sys.exit(main(["descent", *sys.argv[1:]]))

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernelmem.cli.audit import AuditCommand
-
 __all__ = ["CELLS", "Cell", "Options"]
 
 
@@ -40,7 +38,7 @@ class Options:
     """Seeds 0, 1, ... of split, flips, initial weights and batches."""
     cells: tuple[str, ...] = tuple(cell.name for cell in CELLS)
     """Which cells to run."""
-    epochs: int = AuditCommand.epochs
+    epochs: int = 80
     """Passes over the data; the default is that of `kernelmem audit`."""
     out: Path = Path("out/flip_detection")
     """Directory for results.json, runs.csv and figure.{svg,png}."""

@@ -16,9 +16,9 @@ from kernelmem.core.atomic_files import check_directory as check_directory
 from kernelmem.core.atomic_files import write_file as write_file
 from kernelmem.core.atomic_files import write_files as write_files
 from kernelmem.core.batches import Batch as Batch
+from kernelmem.core.batches import Forward as Forward
 from kernelmem.core.batches import Rows as Rows
 from kernelmem.core.batches import as_rows as as_rows
-from kernelmem.core.batches import Forward as Forward
 from kernelmem.core.checks import ArrayLike as ArrayLike
 from kernelmem.core.checks import seed_sequence as seed_sequence
 from kernelmem.core.errors import FileCorruptError as FileCorruptError

@@ -38,6 +38,8 @@ from kernelmem.testing.cases import with_random_weights as with_random_weights
 from kernelmem.testing.closeness import assert_close as assert_close
 from kernelmem.testing.closeness import assert_exact as assert_exact
 from kernelmem.testing.closeness import scale_of as scale_of
+from kernelmem.testing.kernels import INVALID_KINDS as INVALID_KINDS
+from kernelmem.testing.kernels import SOLVABLE_KINDS as SOLVABLE_KINDS
 from kernelmem.testing.kernels import gaussian_kernel as gaussian_kernel
 from kernelmem.testing.kernels import invalid_system as invalid_system
 from kernelmem.testing.kernels import kernel_with_spectrum as kernel_with_spectrum

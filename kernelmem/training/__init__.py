@@ -10,6 +10,8 @@
 - ``ensemble``: train many networks of one recipe at once.
 """
 
+from kernelmem.training.batching import BatchOrder as BatchOrder
+from kernelmem.training.batching import shuffled as shuffled
 from kernelmem.training.classifier import Training as Training
 from kernelmem.training.classifier import train_classifier as train_classifier
 from kernelmem.training.datasets import LabeledData as LabeledData

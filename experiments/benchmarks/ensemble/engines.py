@@ -12,12 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from experiments.benchmarks.ensemble.configs import SEEDS, WIDTHS
-from kernelmem.training import EnsembleOptions, Member, Recipe, digits, mlp
-from kernelmem.training.batching import BatchOrder
-from kernelmem.training.ensemble.members import EnsembleTask, as_task
-from kernelmem.training.ensemble.ragged_layout import chunks
-from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
-from kernelmem.training.ensemble.recipe import make_optimizer
+from kernelmem.training import BatchOrder, EnsembleOptions, Member, Recipe, digits, mlp
+from kernelmem.training.ensemble import EnsembleTask, RaggedMLPs, as_task, chunks, make_optimizer
 
 __all__ = ["ENGINES", "problem"]
 

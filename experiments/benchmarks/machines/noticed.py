@@ -13,8 +13,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from experiments.benchmarks.machines.configs import SYSTEMS
 from kernelmem.kernel_machines import KernelMachineRegressor
-from kernelmem.testing import invalid_system, solvable_system
-from kernelmem.testing.kernels import INVALID_KINDS, SOLVABLE_KINDS
+from kernelmem.testing import INVALID_KINDS, SOLVABLE_KINDS, invalid_system, solvable_system
 
 __all__ = ["LIBRARIES", "count"]
 

@@ -10,9 +10,14 @@
 """
 
 from kernelmem.training.ensemble.members import EnsembleOptions as EnsembleOptions
+from kernelmem.training.ensemble.members import EnsembleTask as EnsembleTask
 from kernelmem.training.ensemble.members import Member as Member
+from kernelmem.training.ensemble.members import as_task as as_task
 from kernelmem.training.ensemble.metrics import StepMetrics as StepMetrics
+from kernelmem.training.ensemble.ragged_layout import chunks as chunks
+from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs as RaggedMLPs
 from kernelmem.training.ensemble.recipe import Recipe as Recipe
+from kernelmem.training.ensemble.recipe import make_optimizer as make_optimizer
 from kernelmem.training.ensemble.train import Ensemble as Ensemble
 from kernelmem.training.ensemble.train import train_mlps as train_mlps
 from kernelmem.training.ensemble.train import train_modules as train_modules
