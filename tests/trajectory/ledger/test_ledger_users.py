@@ -180,10 +180,10 @@ def test_another_network_of_the_same_shapes_is_refused(tmp_path, optimizer, dtyp
     run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(optimizer=optimizer))
     verify_model(run, model)
     other = network(nn.ReLU).to(dtype)
-    refused(lambda: verify_model(run, other), "another step of the first one")
+    refused(lambda: verify_model(run, other), "does not reproduce the first recorded step")
     for call in (ledger, influence, exact_kernel_machine):
-        refused(lambda call=call: call(run, other, x=X[:2]), "another step of the first one")
-    refused(lambda: path_kernel(run, other, X[:2]), "another step of the first one")
+        refused(lambda call=call: call(run, other, x=X[:2]), "does not reproduce the first recorded step")
+    refused(lambda: path_kernel(run, other, X[:2]), "does not reproduce the first recorded step")
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
