@@ -1,35 +1,53 @@
-"""Labeled data for training and audits: the embedded digits, and .npz files that are checked array by array."""
+"""Labeled data for training and audits: scikit-learn's digits, .npz files, arrays with checks."""
 
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_labels, as_tensor, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_labels, as_tensor, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.result_files import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LabeledData", "digits", "labeled_data", "read_arrays", "read_npz"]
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
-HOW_TO_WRITE = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
-KEPT = (torch.float32, torch.float64, torch.int32, torch.int64)  # integers may be tokens; narrower ones are pictures
+WRITE_HINT = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
+KEPT_DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.int32,
+    torch.int64,
+)  # integers may be tokens; narrower ones are pixels
 
 
-@dataclass(frozen=True)
-class LabeledData:
-    """Training and test rows with integer labels; ``flipped`` marks training labels known to be wrong."""
+@dataclass(frozen=True, eq=False, repr=False)
+class LabeledData(Result):
+    """Training and test rows with integer labels.
+
+    Attributes:
+        name: of the data set.
+        x_train, y_train: (n, ...) rows and (n,) int64 labels.
+        x_test, y_test: (m, ...) rows and (m,) int64 labels.
+        image_shape: (H, W) or (H, W, 3) if rows are images, else None.
+        flipped: (n,) bool, training labels that are known to be wrong, or None.
+    """
 
     name: str
-    x_train: Tensor  # (n, ...)
-    y_train: Tensor  # (n,) int64
-    x_test: Tensor  # (m, ...)
-    y_test: Tensor  # (m,) int64
-    image_shape: tuple[int, ...] | None = None  # (H, W) or (H, W, 3), where rows are pictures
-    flipped: Tensor | None = None  # (n,) bool
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    image_shape: tuple[int, ...] | None = None
+    flipped: Tensor | None = None
 
     @property
     def n_classes(self) -> int:
@@ -37,12 +55,37 @@ class LabeledData:
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
     def with_labels(self, y_train: Tensor, flipped: Tensor) -> "LabeledData":
-        """The same rows with other training labels."""
+        """Return the same rows with other training labels."""
         return replace(self, y_train=y_train, flipped=flipped)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per split and class: number of rows, number of labels known to be wrong."""
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            {
+                "split": ["train"] * len(self.y_train) + ["test"] * len(self.y_test),
+                "label": torch.cat([self.y_train, self.y_test]).numpy(),
+                "flipped": [*([False] * len(self.y_train) if self.flipped is None else self.flipped.tolist())]
+                + [False] * len(self.y_test),
+            }
+        )
+        counts = frame.groupby(["split", "label"], sort=False)["flipped"].agg(["size", "sum"])
+        counts.columns = ["rows", "flipped"]
+        return counts.reset_index().sort_values(["split", "label"], ascending=[False, True], ignore_index=True)
+
+    def __str__(self) -> str:
+        row = f"images {self.image_shape}" if self.image_shape else f"rows {tuple(self.x_train.shape[1:])}"
+        dtype = str(self.x_train.dtype).removeprefix("torch.")
+        flipped = "" if self.flipped is None else f", {int(self.flipped.sum())} training labels known to be wrong"
+        return (
+            f"{self.name}: {len(self.x_train)} training and {len(self.x_test)} test {row}, {dtype},"
+            f" {self.n_classes} classes{flipped}"
+        )
 
 
 def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
-    """Load scikit-learn's 1,797 digits (8x8 pictures, values 0..1), split at random into training and test rows.
+    """Load scikit-learn's 1,797 digits (8x8 images, values 0..1), split at random into training and test rows.
 
     Raises:
         InputError: ``n_train`` outside 1..1796.
@@ -51,12 +94,10 @@ def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
     >>> tuple(data.x_train.shape), tuple(data.x_test.shape), data.n_classes
     ((1000, 64), (797, 64), 10)
     """
-    from sklearn.datasets import (
-        load_digits,
-    )  # imported here: it costs half a second and only the default needs it
+    from sklearn.datasets import load_digits  # imported here because it takes half a second
 
-    pictures, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(np.asarray(pictures).astype(np.float32) / 16.0)
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(np.asarray(images).astype(np.float32) / 16.0)
     y = torch.from_numpy(np.asarray(labels).astype(np.int64))
     if not 1 <= n_train < len(x):
         raise InputError(f"n_train={n_train}", expected=f"1..{len(x) - 1} of {len(x)} digits", hint="pass n_train=1000")
@@ -66,24 +107,24 @@ def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
 
 
 def read_npz(path: str | Path) -> LabeledData:
-    """Read x_train, y_train, x_test, y_test from a .npz file (arrays only: pickled objects are refused).
+    """Read x_train, y_train, x_test, y_test from a .npz file of arrays (pickled objects are refused).
 
     Optional arrays: ``flipped`` (n_train,) bool, training labels known to be wrong; ``image_shape`` (2 or 3 numbers).
 
     Raises:
-        InputError: a missing array, no rows, NaN, lengths or row shapes that do not match, bad labels: the message
+        InputError: a missing array, no rows, NaN, inconsistent lengths or row shapes, invalid labels; the message
             names the array and its shape.
-        FileCorruptError: not an .npz file, truncated, or holding pickled objects.
+        FileCorruptError: a file that is not an .npz file, is truncated, or contains pickled objects.
     """
     path = Path(path)
     arrays = read_arrays(path)
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
-        held = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
+        present = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
         raise InputError(
-            f"data file {path} without {', '.join(missing)} (it holds {held})",
+            f"data file {path} without {', '.join(missing)} (it contains {present})",
             expected=f"arrays {', '.join(REQUIRED)}",
-            hint=HOW_TO_WRITE,
+            hint=WRITE_HINT,
         )
     return labeled_data(
         *(arrays[name] for name in REQUIRED),
@@ -94,46 +135,54 @@ def read_npz(path: str | Path) -> LabeledData:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of a .npz file, in the machine's byte order.
+    """Read all arrays of a .npz file, in native byte order.
 
     Raises:
-        InputError: no such file. FileCorruptError: not an .npz file, truncated, or holding pickled objects.
+        InputError: no such file.
+        FileCorruptError: a file that is not an .npz file, is truncated, or contains pickled objects.
     """
     if not path.is_file():
         raise InputError(f"data file {path}", expected="an existing .npz file", hint="check the path")
     try:
-        # asked first, because NumPy takes other files for pickles and then names the option that would run them
+        # checked first, because NumPy takes other files for pickles, and its error names the option that runs them
         with path.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
-                raise ValueError("no zip archive")
+                raise ValueError("not a zip archive")
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if strange:
-            raise ValueError(f"{strange[0]} is no array")
+        invalid = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if invalid:
+            raise ValueError(f"{invalid[0]} is not an array")
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FileCorruptError(
-            f"data file {path} ({error})", expected="an .npz archive of plain arrays", hint=HOW_TO_WRITE
+            f"data file {path} ({error})", expected="an .npz archive of plain arrays", hint=WRITE_HINT
         ) from error
     return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
 def labeled_data(
-    x_train, y_train, x_test, y_test, *, name: str = "data", image_shape=None, flipped=None
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x_test: ArrayLike,
+    y_test: ArrayLike,
+    *,
+    name: str = "data",
+    image_shape: ArrayLike | None = None,
+    flipped: ArrayLike | None = None,
 ) -> LabeledData:
-    """Check arrays or tensors and pair them: see :func:`read_npz` for what is refused."""
+    """Check arrays or tensors and return them as labeled data; errors are those of :func:`read_npz`."""
     rows = {}
     for key, value in (("x_train", x_train), ("x_test", x_test)):
-        tensor = _numbers(value, key)
+        tensor = _as_numbers(value, key)
         if tensor.ndim < 2 or tensor.numel() == 0:
             raise InputError(
                 f"{key} of shape {tuple(tensor.shape)}",
                 expected="at least one row: shape (n, features) or (n, ...)",
-                hint="give the examples along the first axis" if tensor.ndim else f"fill {key}",
+                hint="put the examples along the first axis" if tensor.ndim else f"fill {key}",
             )
         wide = torch.float64 if tensor.dtype.itemsize >= 4 else torch.float32
-        rows[key] = tensor if tensor.dtype in KEPT else tensor.to(wide)
+        rows[key] = tensor if tensor.dtype in KEPT_DTYPES else tensor.to(wide)
     if rows["x_train"].shape[1:] != rows["x_test"].shape[1:]:
         raise InputError(
             f"x_train of shape {tuple(rows['x_train'].shape)} and x_test of shape {tuple(rows['x_test'].shape)}",
@@ -141,7 +190,7 @@ def labeled_data(
             hint="preprocess both in the same way",
         )
     labels = {
-        key: as_labels(_numbers(value, key), key, n=len(rows[x]))
+        key: as_labels(_as_numbers(value, key), key, n=len(rows[x]))
         for key, value, x in (("y_train", y_train, "x_train"), ("y_test", y_test, "x_test"))
     }
     present = labels["y_train"].unique()
@@ -153,12 +202,12 @@ def labeled_data(
         )
     mask = None
     if flipped is not None:
-        mask = _numbers(flipped, "flipped")
+        mask = _as_numbers(flipped, "flipped")
         if mask.shape != labels["y_train"].shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError(
                 f"flipped of shape {tuple(mask.shape)} and dtype {mask.dtype}",
-                expected=f"{len(labels['y_train'])} booleans, one for each training row",
-                hint="leave it out where the wrong labels are unknown",
+                expected=f"{len(labels['y_train'])} booleans, one per training row",
+                hint="omit it if the wrong labels are unknown",
             )
         mask = mask.bool()
     shape = _image_shape(rows["x_train"], image_shape)
@@ -173,31 +222,31 @@ def labeled_data(
     )
 
 
-def _numbers(value, name: str) -> Tensor:
-    """As a tensor; text, dates, records and complex numbers are refused by name, shape and dtype."""
+def _as_numbers(value: ArrayLike, name: str) -> Tensor:
+    """Return ``value`` as a tensor; refuse text, dates, records and complex numbers."""
     array = value if isinstance(value, Tensor) else np.asarray(value)
     if array.is_complex() if isinstance(array, Tensor) else array.dtype.kind not in "biuf":
-        do = f"number the classes: numpy.unique({name}, return_inverse=True)[1]" if name.startswith("y_") else None
+        hint = f"number the classes: numpy.unique({name}, return_inverse=True)[1]" if name.startswith("y_") else None
         raise InputError(
             f"{name} of shape {tuple(array.shape)} and dtype {array.dtype}",
             expected="real numbers",
-            hint=do or f"encode {name} as numbers",
+            hint=hint or f"encode {name} as numbers",
         )
     return as_tensor(array, name)
 
 
-def _image_shape(x: Tensor, given) -> tuple[int, ...] | None:
-    """The picture shape of a row: as given, or read off rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
+def _image_shape(x: Tensor, image_shape: ArrayLike | None) -> tuple[int, ...] | None:
+    """Return the image shape of a row: as given, or inferred from rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
     row = tuple(x.shape[1:])
-    if given is not None:
-        sizes = np.asarray(given).ravel()
+    if image_shape is not None:
+        sizes = np.asarray(image_shape).ravel()
         shape = tuple(int(size) for size in sizes) if sizes.dtype.kind in "iu" else ()
         fits = len(shape) in (2, 3) and min(shape) >= 1 and int(np.prod(shape)) == int(np.prod(row))
         if not fits or (len(shape) == 3 and shape[2] != 3):
             raise InputError(
                 f"image_shape {tuple(sizes.tolist())} for rows of shape {row}",
                 expected="(H, W) or (H, W, 3) with as many values as a row",
-                hint="leave it out where rows are no pictures",
+                hint="omit it if rows are not images",
             )
         return shape
     if len(row) == 2 and min(row) >= 4:

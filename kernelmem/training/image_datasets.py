@@ -1,11 +1,10 @@
-"""CIFAR-10 and MNIST from local files, as their authors publish them; nothing is downloaded, no pickle is run."""
+"""CIFAR-10 and MNIST from local files in their published formats; nothing is downloaded, no pickle is executed."""
 
 import gzip
 import io
 import pickle
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from kernelmem.training.datasets import LabeledData
 __all__ = ["cifar10", "mnist"]
 
 SIDE, CHANNELS = 32, 3
-ROW = 1 + CHANNELS * SIDE * SIDE  # a label, then the planes of red, green and blue
+ROW = 1 + CHANNELS * SIDE * SIDE  # bytes: a label, then the planes of red, green and blue
 TRAIN_FILES, TEST_FILE = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"
-PLAIN = {  # what an array in a pickle needs, and nothing else
+ALLOWED = {  # the names that a pickled array needs
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
@@ -31,51 +30,53 @@ IDX = {"x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-ima
 def cifar10(directory: str | Path) -> LabeledData:
     """Read CIFAR-10 from a directory: the binary version (``data_batch_1.bin``) or the Python one (``data_batch_1``).
 
-    Of the training files those that are there are read, in order; the test file has to be there. Values are 0..1,
-    float32, rows of shape (3, 32, 32). The Python version is a pickle: it is read by a reader that knows arrays, text and
-    numbers only, and refuses whatever else a pickle may ask to run.
+    The training files that exist are read in order; the test file is required. Values are 0..1, float32, rows of shape
+    (3, 32, 32). The Python version is a pickle: its reader constructs arrays, text and numbers only, and refuses anything
+    else that a pickle may request.
 
     Raises:
-        InputError: no such files. FileCorruptError: cut off, or not what they claim to be.
+        InputError: no such files. FileCorruptError: truncated or invalid files.
 
     Source: Krizhevsky 2009.
     """
     folder = Path(directory)
     for read, ending in ((_binary, ".bin"), (_python, "")):
-        found = [folder / f"{name}{ending}" for name in TRAIN_FILES if (folder / f"{name}{ending}").is_file()]
+        train = [folder / f"{name}{ending}" for name in TRAIN_FILES if (folder / f"{name}{ending}").is_file()]
         test = folder / f"{TEST_FILE}{ending}"
-        if found and test.is_file():
-            x, y = (np.concatenate(parts) for parts in zip(*(read(path) for path in found), strict=True))
+        if train and test.is_file():
+            x, y = (np.concatenate(arrays) for arrays in zip(*(read(path) for path in train), strict=True))
             x_test, y_test = read(test)
-            return _pictures("CIFAR-10", x, y, x_test, y_test, (CHANNELS, SIDE, SIDE))
-    held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "no directory"
+            return _as_images("CIFAR-10", x, y, x_test, y_test, (CHANNELS, SIDE, SIDE))
+    files = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) if folder.is_dir() else "no directory"
     raise InputError(
-        f"CIFAR-10 in {folder} ({held or 'empty'})",
+        f"CIFAR-10 in {folder} ({files or 'empty'})",
         expected="data_batch_1.bin .. data_batch_5.bin and test_batch.bin, or the same names without .bin",
-        hint="unpack cifar-10-binary.tar.gz (or cifar-10-python.tar.gz) and name the folder that holds these files",
+        hint="unpack cifar-10-binary.tar.gz (or cifar-10-python.tar.gz) and pass the folder with these files",
     )
 
 
 def mnist(directory: str | Path) -> LabeledData:
-    """Read MNIST, or any set in its format, from IDX files in a directory, plain or gzipped.
+    """Read MNIST, or another data set in its format, from IDX files in a directory, plain or gzipped.
 
     Names are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-..., t10k-labels-...; values 0..1, float32,
     rows of shape (1, H, W).
 
     Raises:
-        InputError: no such files. FileCorruptError: cut off, or not IDX files.
+        InputError: no such files. FileCorruptError: truncated files, or not IDX files.
 
     Source: LeCun, Cortes, Burges 1998.
     """
     folder = Path(directory)
-    arrays = {key: _idx(_one_of(folder, stem)) for key, stem in IDX.items()}
+    arrays = {key: _idx(_find(folder, stem)) for key, stem in IDX.items()}
     x, y, x_test, y_test = arrays.values()
-    return _pictures("MNIST", x, y, x_test, y_test, (1, *x.shape[1:]))
+    return _as_images("MNIST", x, y, x_test, y_test, (1, *x.shape[1:]))
 
 
-def _pictures(name: str, x: Any, y: Any, x_test: Any, y_test: Any, shape: tuple[int, ...]) -> LabeledData:
-    rows = [torch.from_numpy(part.reshape(len(part), *shape)).to(torch.float32).div_(255) for part in (x, x_test)]
-    labels = [torch.from_numpy(part.astype(np.int64)) for part in (y, y_test)]
+def _as_images(
+    name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, shape: tuple[int, ...]
+) -> LabeledData:
+    rows = [torch.from_numpy(pixels.reshape(len(pixels), *shape)).to(torch.float32).div_(255) for pixels in (x, x_test)]
+    labels = [torch.from_numpy(values.astype(np.int64)) for values in (y, y_test)]
     image = shape[1:] if shape[0] == 1 else (*shape[1:], shape[0])
     return LabeledData(name, rows[0], labels[0], rows[1], labels[1], image_shape=image)
 
@@ -86,41 +87,41 @@ def _binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise FileCorruptError(
             f"{path} of {len(content)} bytes",
             expected=f"rows of {ROW} bytes, each a label 0..9 and {ROW - 1} values",
-            hint="unpack the archive again; CIFAR-100 has two labels a row and is not read here",
+            hint="unpack the archive again; CIFAR-100, with two labels per row, is not supported",
         )
     rows = content.reshape(-1, ROW)
     return rows[:, 1:].copy(), rows[:, 0].copy()
 
 
-class _Arrays(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it requests {module}.{name}")
         return super().find_class(module, name)
 
 
 def _python(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        held = _Arrays(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        x, y = np.asarray(held[b"data"]), np.asarray(held[b"labels"])
+        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        x, y = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
         if x.dtype != np.uint8 or x.shape != (len(y), ROW - 1) or not len(y) or y.min() < 0 or y.max() > 9:
             raise ValueError(f"data of shape {x.shape}, dtype {x.dtype}, {len(y)} labels")
-    except Exception as error:  # a pickle may raise anything
+    except Exception as error:  # unpickling may raise any type
         raise FileCorruptError(
             f"{path} ({error})",
             expected="a batch of the Python version: b'data' (n, 3072) bytes and b'labels'",
-            hint="unpack the archive again, or take the binary version",
+            hint="unpack the archive again, or use the binary version",
         ) from error
     return x, y
 
 
-def _one_of(folder: Path, stem: str) -> Path:
+def _find(folder: Path, stem: str) -> Path:
     kind = "idx3" if stem.endswith("images") else "idx1"
     names = [f"{stem}{mark}{kind}-ubyte{ending}" for mark in "-." for ending in ("", ".gz")]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"MNIST in {folder}", expected=f"{names[0]} or {names[1]}", hint="name the folder that holds it")
+    raise InputError(f"MNIST in {folder}", expected=f"{names[0]} or {names[1]}", hint="pass the folder with this file")
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -130,7 +131,7 @@ def _idx(path: Path) -> np.ndarray:
         zero, kind, axes = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
         if zero or kind != 8 or axes not in (1, 3) or len(content) != 4 + 4 * axes + int(np.prod(shape)):
-            raise ValueError(f"{len(content)} bytes that announce shape {shape}")
+            raise ValueError(f"{len(content)} bytes for the shape {shape} in the header")
     except (ValueError, struct.error, OSError, EOFError) as error:
         raise FileCorruptError(
             f"{path} ({error})", expected="an IDX file of bytes, 1 or 3 axes", hint="download it again"

@@ -1,4 +1,4 @@
-"""Losses, one number for each example: the recorder recomputes the gradient of their mean or sum."""
+"""Per-example losses, by name or as callables, and their mean or sum over a batch."""
 
 from collections.abc import Callable
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
 
-__all__ = ["LOSSES", "Loss", "batch_loss", "loss_name", "per_example_loss"]
+__all__ = ["LOSSES", "REDUCTIONS", "Loss", "batch_loss", "check_loss", "loss_name", "per_example_loss"]
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("cross_entropy", "mse", "mse_mean")
 REDUCTIONS = ("mean", "sum")
-IGNORED = -100  # a label whose row has no loss, as in torch
+IGNORED = -100  # label of rows without a loss, as in torch
 
 
 def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (outputs (n, C), targets) -> losses (n,) of a name; a callable is returned with its result checked.
+    """Return the function (outputs (n, C), targets) -> losses (n,) of a name, or a callable with its result checked.
 
     - ``"cross_entropy"``: -log softmax(f)[y] for labels y (n,), or -sum_c y_c log softmax(f)[c] for y (n, C);
       0 for the label -100, as in torch;
-    - ``"mse"``: 1/2 sum_c (f_c - y_c)^2, labels (n,) read as one-hot where C > 1;
+    - ``"mse"``: 1/2 sum_c (f_c - y_c)^2, labels (n,) as one-hot if C > 1;
     - ``"mse_mean"``: 1/C sum_c (f_c - y_c)^2, the convention of ``torch.nn.functional.mse_loss``;
-    - a callable, for everything else: label smoothing is
+    - a callable for every other loss, e.g. label smoothing:
       ``lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1, reduction="none")``.
 
     Raises:
-        InputError: an unknown name; when called, a callable that does not give (n,) losses, targets that do not fit.
-        UnsupportedModelError: when called by name, outputs that are not (n, C).
+        InputError: an unknown name; when called: losses that are not (n,), targets of another shape or range.
+        UnsupportedModelError: when called, outputs that are not (n, C).
 
     >>> import torch
     >>> per_example_loss("mse")(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
@@ -40,15 +40,15 @@ def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, sample_weight: Tensor | None, *, reduction: str) -> Tensor:
-    """The scalar sum_i w_i l_i (``reduction="sum"``), or that over the number of rows n (``"mean"``).
+    """Return the scalar sum_i w_i l_i (``reduction="sum"``), or that divided by the number of rows n (``"mean"``).
 
-    The mean is over n, not over sum_i w_i. No weights (None) are ones.
+    The mean divides by n, not by sum_i w_i; None means weights of 1.
 
     Raises:
-        InputError, UnsupportedModelError: as in :func:`per_example_loss`.
+        InputError, UnsupportedModelError: see :func:`per_example_loss`.
     """
     if loss == "mse_mean" and reduction == "mean" and sample_weight is None:
-        # torch's own kernel rounds (f - y) once where the mean of means does twice: replay is to repeat it to the bit
+        # torch's kernel rounds once, a mean of means twice: replay must reproduce the former to the bit
         _check_outputs(outputs)
         return F.mse_loss(outputs, _real_targets(outputs, targets))
     losses = per_example_loss(loss)(outputs, targets)
@@ -58,21 +58,21 @@ def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, sample_weight: Tens
 
 
 def check_loss(loss: Loss) -> None:
-    """Refuse what is neither a known name nor a callable.
+    """Check that ``loss`` is a known name or a callable.
 
     Raises:
-        InputError: with the names that are known.
+        InputError: lists the known names.
     """
     if not callable(loss) and loss not in LOSSES:
         raise InputError(
             f"loss={loss!r}",
             expected=f"one of {', '.join(LOSSES)}, or a callable (outputs, targets) -> (n,) losses",
-            hint="pass the loss of your training loop, with one number for each example",
+            hint="pass the loss of your training loop, with one number per example",
         )
 
 
 def loss_name(loss: Loss) -> str:
-    """What the tape says of a loss: its name, or "callable:" and where the callable was defined."""
+    """Return the name of a loss, or "callable:" and the qualified name of a callable."""
     if isinstance(loss, str):
         return loss
     return f"callable:{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
@@ -103,7 +103,7 @@ def _mse_mean(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Targets (n, C) in the outputs' dtype: real ones as they are, labels (n,) as one-hot rows."""
+    """Return targets (n, C) in the outputs' dtype: real targets unchanged, labels (n,) as one-hot rows."""
     n, c = outputs.shape
     labels = not targets.is_floating_point() and targets.ndim == 1 and c > 1
     if labels and len(targets) == n and int(targets.min()) >= 0 and int(targets.max()) < c:
@@ -117,7 +117,7 @@ def _check_outputs(outputs: Tensor) -> None:
     if outputs.ndim != 2:
         raise UnsupportedModelError(
             f"model outputs of shape {tuple(outputs.shape)}",
-            expected="(n, C), a row of outputs for each example",
+            expected="(n, C), one row of outputs per example",
             hint="pass the loss as a callable (outputs, targets) -> (n,) losses",
         )
 
@@ -127,8 +127,8 @@ def _checked(losses: Tensor, n: int) -> Tensor:
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise InputError(
             f"a loss that returns {shape} for {n} examples",
-            expected=f"a tensor ({n},), one loss for each example",
-            hint='leave the reduction to the recorder: compute the loss with reduction="none"',
+            expected=f"a tensor ({n},), one loss per example",
+            hint='compute the loss with reduction="none"',
         )
     return losses
 
@@ -138,5 +138,5 @@ def _misfit(outputs: Tensor, targets: Tensor, expected: str) -> InputError:
         f"targets of shape {tuple(targets.shape)} and dtype {str(targets.dtype).removeprefix('torch.')}"
         f" for outputs {tuple(outputs.shape)}",
         expected=expected,
-        hint="pass y as the loss of your training loop takes it, or the loss as a callable",
+        hint="pass y in the form that the loss of your training loop expects, or the loss as a callable",
     )

@@ -104,20 +104,20 @@ def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory
         return sum(a * b for slot in sizes for a, b in pairwise(slot))
 
     for part in chunks(task, memory, 8):
-        for family in padded_stacks(part, D, C):
+        for stack in padded_stacks(part, D, C):
             own = 0
-            for block in family.blocks:
-                places += block.members
-                own += block.batch * work(block.widths)
-                assert block.batch <= family.batch
-                assert (block.batch == block.n) == family.full
-                for k, own_widths, padded in zip(block.members, block.widths, family.widths, strict=True):
+            for group in stack.groups:
+                places += group.members
+                own += group.batch * work(group.widths)
+                assert group.batch <= stack.batch
+                assert (group.batch == group.n) == stack.full
+                for k, own_widths, padded in zip(group.members, group.widths, stack.widths, strict=True):
                     width = crowd[k].width
                     assert own_widths == ((width,) * recipe.depth if isinstance(width, int) else width)
                     assert all(a <= b for a, b in zip(own_widths, padded, strict=True))
-                    assert torch.equal(crowd[k].rows, crowd[block.members[0]].rows)
-                    assert family.full or crowd[k].order_seed == crowd[block.members[0]].order_seed
-            assert family.batch * work(family.widths) * len(family.blocks) <= PADDING * own
+                    assert torch.equal(crowd[k].rows, crowd[group.members[0]].rows)
+                    assert stack.full or crowd[k].order_seed == crowd[group.members[0]].order_seed
+            assert stack.batch * work(stack.widths) * len(stack.groups) <= PADDING * own
     assert sorted(places) == list(range(len(crowd)))
 
 

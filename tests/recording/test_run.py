@@ -125,3 +125,22 @@ def test_several_runs_can_be_read_at_once(lab):
     runs = [Run.open(lab.record(directory=lab.directory / name)[0]) for name in ("a", "b")]
     again = Run.open(lab.directory / "a")
     assert runs[0].steps[6].after == runs[1].steps[6].after == again.steps[6].after
+
+
+def test_a_run_prints_and_tabulates_its_steps(lab):
+    directory, _, _ = lab.record(keep=3, steps=7, loop=lab.loop(schedule=True))
+    run = Run.open(directory)
+    text = str(run)
+    assert text == repr(run)
+    assert text.splitlines()[0] == f"Run of 7 steps in {directory}"
+    assert "SGD, mean of cross_entropy" in text
+    assert "51 parameters in 4 tensors (float32), 0 buffers" in text
+    assert "weights kept: 4 of 8" in text
+    frame = run.to_frame()
+    assert frame["step"].tolist() == list(range(7))
+    assert frame["kept"].tolist() == [False, False, True, False, False, True, True]
+    assert frame["batch_size"].tolist() == [len(step.examples) for step in run.steps]
+    assert frame["lr"].tolist() == [step.groups[0]["lr"] for step in run.steps]
+    assert repr(run.steps) == f"Steps(7 steps of {directory})"
+    assert repr(run.steps[0]) == "Step(0: 6 examples, lr 0.1, gradient scale 1)"
+    assert repr(run.checkpoint(3)) == "Checkpoint(4 tensors, optimizer state of 4 parameters)"

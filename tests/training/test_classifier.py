@@ -7,7 +7,7 @@ from torch import nn
 
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.weight_files import weights_sha256
-from kernelmem.training.classifier import train_classifier
+from kernelmem.training.classifier import Training, train_classifier
 from kernelmem.training.mlp import Standardize, standardized_mlp
 
 
@@ -88,3 +88,19 @@ def test_standardize_makes_no_signal_of_rounding():
     x = torch.cat([data()[0].double(), torch.full((60, 1), 0.1, dtype=torch.float64)], 1)
     seen = Standardize(x, per_feature=True)
     assert seen.double()(x)[:, 5].abs().max() < 1e-6  # an audit looks in float64 at constants that were kept in float32
+
+
+def test_a_training_is_saved_printed_and_tabulated(tmp_path):
+    x, y = data()
+    training = train_classifier(nn.Linear(5, 3), x, y, epochs=2, seed=0, progress=False)
+    assert vars(Training.load(training.save(tmp_path / "training.safetensors"))) == vars(training)
+    assert len(str(training).splitlines()) == 2
+    assert training.recipe in repr(training)
+    assert training.to_frame()["steps"].tolist() == [training.steps]
+
+
+def test_progress_counts_epochs():
+    x, y = data()
+    calls = []
+    train_classifier(nn.Linear(5, 3), x, y, epochs=3, seed=0, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]

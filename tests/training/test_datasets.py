@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.training.datasets import digits, labeled_data, read_npz
+from kernelmem.training.datasets import LabeledData, digits, labeled_data, read_npz
 
 
 def arrays(**changes):
@@ -43,7 +43,7 @@ def test_reads_what_numpy_saves(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"x_test": None}, r"without x_test \(it holds x_train \(12, 5\)"),
+        ({"x_test": None}, r"without x_test \(it contains x_train \(12, 5\)"),
         ({"y_train": np.arange(11) % 3}, r"y_train of shape \(11,\).*12 labels"),
         ({"x_train": np.full((12, 5), np.nan)}, r"x_train of shape \(12, 5\) with 60 NaN"),
         ({"y_train": np.zeros(12)}, "one class only"),
@@ -125,3 +125,20 @@ def test_pictures_are_recognized(row, given, expected):
     x = np.zeros((4, *row))
     data = labeled_data(x, [0, 1, 0, 1], x, [0, 1, 0, 1], image_shape=given)
     assert data.image_shape == expected
+
+
+def test_labeled_data_is_saved_printed_and_tabulated(tmp_path):
+    data = digits(n_train=30)
+    data = data.with_labels(data.y_train, torch.arange(30) < 4)
+    read = LabeledData.load(data.save(tmp_path / "digits.safetensors"))
+    assert (read.name, read.image_shape) == (data.name, data.image_shape)
+    for name in ("x_train", "y_train", "x_test", "y_test", "flipped"):
+        assert torch.equal(getattr(read, name), getattr(data, name))
+    assert str(data) == (
+        "scikit-learn digits: 30 training and 1767 test images (8, 8), float32, 10 classes,"
+        " 4 training labels known to be wrong"
+    )
+    frame = data.to_frame()
+    assert frame.groupby("split")["rows"].sum().to_dict() == {"train": 30, "test": 1767}
+    assert frame["flipped"].sum() == 4
+    assert frame["split"].tolist() == sorted(frame["split"], reverse=True)

@@ -1,7 +1,8 @@
-"""Which networks of an ensemble are computed in one product, so that hardly any work is spent on padding.
+"""Layout of MLPs of different widths in padded batched products, with little work spent on padding.
 
-A *block* is the members that see the same rows in every step: their first layers are one matrix, side by side. Its
-*slots* are the members, the widest first. A *family* is blocks of the same shape up to padding, one batched product.
+A *batch group* holds the members that see the same rows in every step: their first layers form one matrix, side by side.
+Its *slots* are the members, the widest first. A *padded stack* holds batch groups of similar shape, computed as one batched
+product.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,37 +15,37 @@ from kernelmem.training.ensemble.members import EnsembleTask
 
 __all__ = ["BatchGroup", "PaddedStack", "chunks", "hidden_widths", "padded_stacks"]
 
-PADDING = 1.25  # the most that the padded work of a family may exceed the work of its members
-COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # parameters, gradient, and what the optimizer keeps of each
-ACTIVATION_COPIES = 3  # hidden values, their gradient, and one temporary
+PADDING = 1.25  # largest ratio of the padded work of a stack to the work of its members
+COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of the parameters: values, gradients, optimizer states
+ACTIVATION_COPIES = 3  # hidden values, their gradients, and one temporary
 
 
 @dataclass(frozen=True)
 class BatchGroup:
-    """Members (their numbers) that see the same rows, and their hidden widths, the widest first."""
+    """Members (their numbers) that see the same rows in every step, and their hidden widths, the widest first."""
 
     members: tuple[int, ...]
     widths: tuple[tuple[int, ...], ...]
     n: int  # training rows
-    batch: int  # rows in a step
+    batch: int  # rows per step
 
 
 @dataclass(frozen=True)
 class PaddedStack:
-    """Blocks with the same number of slots; ``widths`` (of each slot) and ``batch`` are the largest of the blocks."""
+    """Batch groups with the same number of slots; ``widths`` (per slot) and ``batch`` are the largest of the groups."""
 
-    blocks: tuple[BatchGroup, ...]
+    groups: tuple[BatchGroup, ...]
     widths: tuple[tuple[int, ...], ...]
     batch: int
 
     @property
     def full(self) -> bool:
-        """Whether every step has all rows."""
-        return self.blocks[0].batch == self.blocks[0].n
+        """True if every step uses all rows."""
+        return self.groups[0].batch == self.groups[0].n
 
 
 def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int, ...]:
-    """The hidden widths of an MLP member.
+    """Return the hidden widths of member k, an MLP.
 
     Raises:
         InputError: no width, or one below 1.
@@ -59,100 +60,96 @@ def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int
     return widths
 
 
-def _blocks(task: EnsembleTask) -> list[BatchGroup]:
-    together: dict[tuple, list[int]] = {}
+def _batch_groups(task: EnsembleTask) -> list[BatchGroup]:
+    by_batches: dict[tuple, list[int]] = {}
     widths = [hidden_widths(member.width, task.recipe.depth, k) for k, member in enumerate(task.members)]
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
         batch = rows_per_step(len(rows), task.recipe.batch_size)
-        order = None if batch == len(rows) else member.order_seed  # the order does not matter where all rows are seen
-        together.setdefault((order, len(widths[k]), rows.cpu().numpy().tobytes()), []).append(k)
-    found = []
-    for members in together.values():
+        order = None if batch == len(rows) else member.order_seed  # with all rows per step the order does not matter
+        by_batches.setdefault((order, len(widths[k]), rows.cpu().numpy().tobytes()), []).append(k)
+    groups = []
+    for members in by_batches.values():
         slots = sorted(members, key=lambda k: widths[k], reverse=True)
         n = len(task.rows[slots[0]])
-        found.append(
-            BatchGroup(tuple(slots), tuple(widths[k] for k in slots), n, rows_per_step(n, task.recipe.batch_size))
-        )
-    return found
+        batch = rows_per_step(n, task.recipe.batch_size)
+        groups.append(BatchGroup(tuple(slots), tuple(widths[k] for k in slots), n, batch))
+    return groups
 
 
 def _work(widths: Sequence[tuple[int, ...]], d: int, C: int) -> int:
-    """Products of one row through the networks of a block."""
+    """Return the number of multiplications of one row through the networks of a group."""
     sizes = [(d, *slot, C) for slot in widths]
     return sum(a * b for slot in sizes for a, b in pairwise(slot))
 
 
-def padded_stacks(blocks: Sequence[BatchGroup], d: int, C: int) -> list[PaddedStack]:
-    """Gather blocks into families: neighbors by shape join while the padded work stays within ``PADDING``."""
+def padded_stacks(groups: Sequence[BatchGroup], d: int, C: int) -> list[PaddedStack]:
+    """Collect groups of similar shape in stacks while the padded work stays within ``PADDING``."""
 
-    def shape(block: BatchGroup) -> tuple:
-        full = block.batch == block.n
-        return (full, len(block.members), len(block.widths[0]), block.widths, block.batch)
+    def shape(group: BatchGroup) -> tuple:
+        return (group.batch == group.n, len(group.members), len(group.widths[0]), group.widths, group.batch)
 
-    found: list[PaddedStack] = []
-    spent = 0  # work of the blocks of the last family, without padding
-    for block in sorted(blocks, key=shape):
-        work = block.batch * _work(block.widths, d, C)
-        if found and shape(found[-1].blocks[0])[:3] == shape(block)[:3]:
-            last = found[-1]
-            widths = tuple(tuple(map(max, a, b)) for a, b in zip(last.widths, block.widths, strict=True))
-            batch = max(last.batch, block.batch)
-            joined = PaddedStack((*last.blocks, block), widths, batch)
-            if len(joined.blocks) * batch * _work(widths, d, C) <= PADDING * (spent + work):
-                found[-1], spent = joined, spent + work
+    stacks: list[PaddedStack] = []
+    stack_work = 0  # of the last stack, without padding
+    for group in sorted(groups, key=shape):
+        work = group.batch * _work(group.widths, d, C)
+        if stacks and shape(stacks[-1].groups[0])[:3] == shape(group)[:3]:
+            last = stacks[-1]
+            widths = tuple(tuple(map(max, a, b)) for a, b in zip(last.widths, group.widths, strict=True))
+            batch = max(last.batch, group.batch)
+            joined = PaddedStack((*last.groups, group), widths, batch)
+            if len(joined.groups) * batch * _work(widths, d, C) <= PADDING * (stack_work + work):
+                stacks[-1], stack_work = joined, stack_work + work
                 continue
-        found.append(PaddedStack((block,), block.widths, block.batch))
-        spent = work
-    return found
+        stacks.append(PaddedStack((group,), group.widths, group.batch))
+        stack_work = work
+    return stacks
 
 
 def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[BatchGroup]]:
-    """Cut the members into parts whose tensors fit into ``memory``; a block that is too large is cut, too.
+    """Split the members into parts whose tensors fit into ``memory``; a group that is too large is split as well.
 
     Raises:
-        InputError: one network alone does not fit.
+        InputError: a single network that does not fit.
     """
     d, C = task.x[0].numel(), task.C
 
-    def cost(block: BatchGroup) -> int:
-        parameters = COPIES[task.recipe.optimizer] * (_work(block.widths, d, C) + sum(map(sum, block.widths)) + C)
-        hidden = ACTIVATION_COPIES * sum(map(sum, block.widths)) + d + 6 * C * len(block.members)
-        return round(
-            PADDING * itemsize * (parameters + max(block.batch, min(max(block.n, len(task.x_test)), 1024)) * hidden)
-        )
+    def cost(group: BatchGroup) -> int:
+        units = sum(map(sum, group.widths))
+        parameters = COPIES[task.recipe.optimizer] * (_work(group.widths, d, C) + units + C)
+        activations = ACTIVATION_COPIES * units + d + 6 * C * len(group.members)
+        rows = max(group.batch, min(max(group.n, len(task.x_test)), 1024))
+        return round(PADDING * itemsize * (parameters + rows * activations))
 
-    open_chunk: list[BatchGroup] = []
+    chunk: list[BatchGroup] = []
     used = 0
-    for block in sorted(_blocks(task), key=lambda block: (len(block.members), block.widths, block.n)):
-        for part in _parts(block, cost, memory):
+    for group in sorted(_batch_groups(task), key=lambda group: (len(group.members), group.widths, group.n)):
+        for part in _parts(group, cost, memory):
             size = cost(part)
-            if open_chunk and used + size > memory:
-                yield open_chunk
-                open_chunk, used = [], 0
-            open_chunk.append(part)
+            if chunk and used + size > memory:
+                yield chunk
+                chunk, used = [], 0
+            chunk.append(part)
             used += size
-    yield open_chunk
+    yield chunk
 
 
-def _parts(block: BatchGroup, cost: Callable[[BatchGroup], int], memory: int) -> Iterator[BatchGroup]:
-    members: list[int] = []
-    for slot, k in enumerate(block.members):
-        one = BatchGroup((k,), (block.widths[slot],), block.n, block.batch)
-        if cost(one) > memory:
+def _parts(group: BatchGroup, cost: Callable[[BatchGroup], int], memory: int) -> Iterator[BatchGroup]:
+    slots: list[int] = []
+    for slot, k in enumerate(group.members):
+        needed = cost(_subgroup(group, [slot]))
+        if needed > memory:
             raise InputError(
-                f"member {k} with hidden widths {block.widths[slot]}, which needs {cost(one):,} bytes; memory={memory:,}",
+                f"member {k} with hidden widths {group.widths[slot]}, which needs {needed:,} bytes; memory={memory:,}",
                 expected="memory for one network at a time",
-                hint=f"pass memory={cost(one)} or more, or smaller batches",
+                hint=f"pass memory={needed} or more, or smaller batches",
             )
-        several = [*members, slot]
-        if members and cost(_cut(block, several)) > memory:
-            yield _cut(block, members)
-            several = [slot]
-        members = several
-    yield _cut(block, members)
+        if slots and cost(_subgroup(group, [*slots, slot])) > memory:
+            yield _subgroup(group, slots)
+            slots = []
+        slots.append(slot)
+    yield _subgroup(group, slots)
 
 
-def _cut(block: BatchGroup, slots: list[int]) -> BatchGroup:
-    return BatchGroup(
-        tuple(block.members[s] for s in slots), tuple(block.widths[s] for s in slots), block.n, block.batch
-    )
+def _subgroup(group: BatchGroup, slots: list[int]) -> BatchGroup:
+    members, widths = tuple(group.members[s] for s in slots), tuple(group.widths[s] for s in slots)
+    return BatchGroup(members, widths, group.n, group.batch)

@@ -1,7 +1,7 @@
-"""Many MLPs of different widths in one batch, forward and backward by hand (see :mod:`kernelmem.training.ensemble.ragged_layout`).
+"""Many MLPs of different widths in one batch, with hand-written forward and backward passes.
 
-Padding is exact: where the weights and biases of a unit are zero, the unit gives act(0) = 0, its gradient is zero, and
-Adam, AdamW and SGD leave it at zero. It holds for relu, tanh and gelu.
+For groups, slots and stacks see :mod:`kernelmem.training.ensemble.ragged_layout`. Padding is exact: a unit with zero
+weights and biases has activation act(0) = 0 and zero gradient, and Adam, AdamW and SGD keep it at zero (relu, tanh, gelu).
 """
 
 from collections.abc import Sequence
@@ -21,79 +21,81 @@ __all__ = ["RaggedMLPs"]
 
 aten = torch.ops.aten
 AHEAD = 32  # steps whose batches are drawn at once
-ROWS = 1024  # rows of one product when outputs are computed
+ROWS = 1024  # rows per product when outputs are evaluated
 
 
 class RaggedMLPs:
-    """The networks of one chunk: ``parameters`` (flat, of all of them), ``gradient()``, ``outputs``, ``state``."""
+    """The networks of one chunk, with all parameters in one flat tensor."""
 
-    def __init__(self, task: EnsembleTask, blocks: Sequence[BatchGroup]) -> None:
+    def __init__(self, task: EnsembleTask, groups: Sequence[BatchGroup]) -> None:
         self.task = task
         x, d, C = task.x.flatten(1), task.x[0].numel(), task.C
-        shapes = padded_stacks(blocks, d, C)
-        sizes = [_numbers(family, d, C) for family in shapes]
+        layouts = padded_stacks(groups, d, C)
+        sizes = [_n_parameters(layout, d, C) for layout in layouts]
         flat = torch.zeros(sum(sizes), dtype=x.dtype, device=x.device)
         flat.grad = torch.zeros_like(flat)
         self.parameters = [flat]
-        self.families = [
-            _FamilyMLPs(task, family, x, values, gradients)
-            for family, values, gradients in zip(shapes, flat.split(sizes), flat.grad.split(sizes), strict=True)
+        self.stacks = [
+            _StackedMLPs(task, layout, x, values, gradients)
+            for layout, values, gradients in zip(layouts, flat.split(sizes), flat.grad.split(sizes), strict=True)
         ]
-        self.members = [k for family in self.families for k in family.members]
+        self.members = [k for stack in self.stacks for k in stack.members]
 
     def gradient(self) -> None:
-        """Put the gradient of every member's loss on its next batch into ``grad`` of the parameters."""
-        for family in self.families:
-            family.gradient()
+        """Write the gradients of all members on their next batches to ``.grad`` of the parameters."""
+        for stack in self.stacks:
+            stack.gradient()
 
     def test_outputs(self) -> dict[int, Tensor]:
-        """The test outputs (m, C) of each member."""
+        """Return the test outputs (m, C) of each member."""
         x = self.task.x_test.flatten(1)
-        found: dict[int, Tensor] = {}
-        for family in self.families:
-            outputs = family.outputs(x.unsqueeze(0), slice(None))
-            for s, g, k in family.places:
-                found[k] = outputs[s, g]
-        return found
+        by_member: dict[int, Tensor] = {}
+        for stack in self.stacks:
+            outputs = stack.outputs(x.unsqueeze(0), slice(None))
+            by_member |= {k: outputs[s, g] for s, g, k in stack.positions}
+        return by_member
 
     def train_outputs(self) -> dict[int, Tensor]:
-        """The outputs (n_k, C) of each member on its own training rows."""
-        found: dict[int, Tensor] = {}
-        for family in self.families:
-            for g, block in enumerate(family.family.blocks):
-                rows = self.task.rows[block.members[0]]
-                outputs = family.outputs(family.x[rows].unsqueeze(0), slice(g, g + 1))
-                found |= {k: outputs[s, 0] for s, k in enumerate(block.members)}
-        return found
+        """Return the outputs (n_k, C) of each member on its own training rows."""
+        by_member: dict[int, Tensor] = {}
+        for stack in self.stacks:
+            for g, group in enumerate(stack.layout.groups):
+                rows = self.task.rows[group.members[0]]
+                outputs = stack.outputs(stack.x[rows].unsqueeze(0), slice(g, g + 1))
+                by_member |= {k: outputs[s, 0] for s, k in enumerate(group.members)}
+        return by_member
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """The state dict of each member, with the keys of :func:`kernelmem.training.mlp.mlp`, on the CPU."""
-        return {k: part for family in self.families for k, part in family.state().items()}
+        """Return the state dict of each member on the CPU, with the keys of :func:`kernelmem.training.mlp`."""
+        return {k: state for stack in self.stacks for k, state in stack.state().items()}
 
 
-def _numbers(family: PaddedStack, d: int, C: int) -> int:
-    sizes = [(d, *slot, C) for slot in family.widths]
-    return len(family.blocks) * sum(b * (a + 1) for slot in sizes for a, b in pairwise(slot))
+def _n_parameters(layout: PaddedStack, d: int, C: int) -> int:
+    sizes = [(d, *slot, C) for slot in layout.widths]
+    return len(layout.groups) * sum(b * (a + 1) for slot in sizes for a, b in pairwise(slot))
 
 
-class _FamilyMLPs:
-    """G blocks of S slots. First layers: one (G, H, d); the others: a chain for each slot; outputs: (S, G, n, C)."""
+class _StackedMLPs:
+    """G batch groups of S slots each; d inputs, H first-layer units of all slots together, C outputs.
 
-    def __init__(self, task: EnsembleTask, family: PaddedStack, x: Tensor, flat: Tensor, grad: Tensor) -> None:
-        self.task, self.family, self.x = task, family, x
+    First layers: one tensor (G, H, d); further layers: a chain per slot; outputs: (S, G, n, C).
+    """
+
+    def __init__(self, task: EnsembleTask, layout: PaddedStack, x: Tensor, flat: Tensor, grad: Tensor) -> None:
+        self.task, self.layout, self.x = task, layout, x
         self.d, self.C = x.shape[1], task.C
-        self.G, self.S = len(family.blocks), len(family.widths)
-        firsts = [slot[0] for slot in family.widths]
-        ends = torch.tensor(firsts).cumsum(0).tolist()
+        self.G, self.S = len(layout.groups), len(layout.widths)
+        first_widths = [slot[0] for slot in layout.widths]
+        ends = torch.tensor(first_widths).cumsum(0).tolist()
         self.H = ends[-1]
-        self.columns = [slice(end - first, end) for first, end in zip(firsts, ends, strict=True)]
-        self.places = [(s, g, k) for g, block in enumerate(family.blocks) for s, k in enumerate(block.members)]
-        self.members = [k for _, _, k in self.places]
+        self.columns = [slice(end - width, end) for width, end in zip(first_widths, ends, strict=True)]
+        self.positions = [(s, g, k) for g, group in enumerate(layout.groups) for s, k in enumerate(group.members)]
+        self.members = [k for _, _, k in self.positions]
         self.value, self.grad = self._views(flat), self._views(grad)
         self._initialize()
         self._prepare()
 
-    def _views(self, flat: Tensor) -> "_Weights":
+    def _views(self, flat: Tensor) -> "_ParameterViews":
         G, d, C, H = self.G, self.d, self.C, self.H
         cursor = 0
 
@@ -104,90 +106,92 @@ class _FamilyMLPs:
             return flat[cursor - size : cursor].view(shape)
 
         first = view(G, H, d), view(G, H)
-        hidden = [[(view(G, b, a), view(G, b)) for a, b in pairwise(slot)] for slot in self.family.widths]
-        last = [view(G, C, slot[-1]) for slot in self.family.widths]
-        return _Weights(*first, hidden, last, view(self.S, G, C))
+        hidden = [[(view(G, b, a), view(G, b)) for a, b in pairwise(slot)] for slot in self.layout.widths]
+        last = [view(G, C, slot[-1]) for slot in self.layout.widths]
+        return _ParameterViews(*first, hidden, last, view(self.S, G, C))
 
-    def _layers(self, weights: "_Weights", s: int, g: int, widths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        """Views of the layers of one member, without padding."""
+    def _layers(self, views: "_ParameterViews", s: int, g: int, widths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Return views of the layers of one member, without padding."""
         first = slice(self.columns[s].start, self.columns[s].start + widths[0])
-        layers = [(weights.first[g, first], weights.first_bias[g, first])]
-        for (W, b), fan_in, fan_out in zip(weights.hidden[s], widths, widths[1:], strict=False):
+        layers = [(views.first[g, first], views.first_bias[g, first])]
+        for (W, b), fan_in, fan_out in zip(views.hidden[s], widths, widths[1:], strict=False):
             layers.append((W[g, :fan_out, :fan_in], b[g, :fan_out]))
-        return [*layers, (weights.last[s][g, :, : widths[-1]], weights.last_bias[s, g])]
+        return [*layers, (views.last[s][g, :, : widths[-1]], views.last_bias[s, g])]
 
     def _initialize(self) -> None:
-        for s, g, k in self.places:
-            widths = self._own_widths(k)
-            own = mlp(self.d, widths, self.C, self.task.recipe.activation, seed=self.task.members[k].init_seed)
-            numbers = [p.detach() for p in own.parameters()]  # weight, bias of each layer
+        for s, g, k in self.positions:
+            widths = self._hidden_widths(k)
+            model = mlp(self.d, widths, self.C, self.task.recipe.activation, seed=self.task.members[k].init_seed)
+            initial = [p.detach() for p in model.parameters()]  # weight, bias of each layer
             for layer, (W, b) in enumerate(self._layers(self.value, s, g, widths)):
-                W.copy_(numbers[2 * layer])
-                b.copy_(numbers[2 * layer + 1])
+                W.copy_(initial[2 * layer])
+                b.copy_(initial[2 * layer + 1])
 
-    def _own_widths(self, k: int) -> tuple[int, ...]:
+    def _hidden_widths(self, k: int) -> tuple[int, ...]:
         return hidden_widths(self.task.members[k].width, self.task.recipe.depth, k)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        found = {}
-        for s, g, k in self.places:
-            layers = self._layers(self.value, s, g, self._own_widths(k))
-            found[k] = {
-                f"{2 * depth}.{name}": part.to("cpu", copy=True)
-                for depth, pair in enumerate(layers)
-                for name, part in zip(("weight", "bias"), pair, strict=True)
+        states = {}
+        for s, g, k in self.positions:
+            layers = self._layers(self.value, s, g, self._hidden_widths(k))
+            states[k] = {
+                f"{2 * depth}.{name}": value.to("cpu", copy=True)
+                for depth, layer in enumerate(layers)
+                for name, value in zip(("weight", "bias"), layer, strict=True)
             }
-        return found
+        return states
 
     def _prepare(self) -> None:
-        """Tables of rows and targets of the blocks, padded to the longest, and buffers of a step."""
-        task, blocks, batch = self.task, self.family.blocks, self.family.batch
+        """Allocate rows and targets of the groups, padded to the largest n, and the buffers of a step."""
+        task, groups, batch = self.task, self.layout.groups, self.layout.batch
         G, S, device = self.G, self.S, self.x.device
-        longest = max(block.n for block in blocks)
+        longest = max(group.n for group in groups)
         self.rows = torch.zeros(G, longest, dtype=torch.int64, device=device)
         like = task.targets[self.members[0]]
         self.targets = torch.zeros(S, G, longest, *like.shape[1:], dtype=like.dtype, device=device)
-        for s, g, k in self.places:
+        for s, g, k in self.positions:
             self.rows[g, : len(task.rows[k])] = task.rows[k]
             self.targets[s, g, : len(task.rows[k])] = task.targets[k]
-        seeds = [task.members[block.members[0]].order_seed for block in blocks]
-        self.orders = [BatchOrder(seed, b.n, task.recipe.batch_size) for seed, b in zip(seeds, blocks, strict=True)]
-        weights = torch.zeros(G, 1, batch, dtype=self.x.dtype, device=device)  # 0 on the rows that are padding
-        for g, block in enumerate(blocks):
-            weights[g, :, : block.batch] = 1 / block.batch
+        seeds = [task.members[group.members[0]].order_seed for group in groups]
+        self.orders = [
+            BatchOrder(seed, group.n, task.recipe.batch_size) for seed, group in zip(seeds, groups, strict=True)
+        ]
+        weights = torch.zeros(G, 1, batch, dtype=self.x.dtype, device=device)  # 0 for padded rows
+        for g, group in enumerate(groups):
+            weights[g, :, : group.batch] = 1 / group.batch
         self.row_weights, self.minus = weights, (-weights).expand(S, G, 1, batch)
         empty = partial(torch.empty, dtype=self.x.dtype, device=device)
         self.batch_x, self.z, self.dz = empty(G, batch, self.d), empty(G, batch, self.H), empty(G, batch, self.H)
         self.a = self.z if task.recipe.activation != "gelu" else empty(G, batch, self.H)
-        self.f = empty(S, G, self.C, batch)  # rows last: a softmax over a short last axis is ten times slower
+        self.f = empty(S, G, self.C, batch)  # rows last, because a softmax over a short last axis is ten times slower
         self.slots = [
-            _Slot(self.a[:, :, c], self.dz[:, :, c], self.f[s], self.value.last[s], self.grad.last[s])
+            _SlotBuffers(self.a[:, :, c], self.dz[:, :, c], self.f[s], self.value.last[s], self.grad.last[s])
             for s, c in enumerate(self.columns)
         ]
-        self.drawn = 0
-        if self.family.full:
+        self.step = 0
+        if self.layout.full:
             self.batch_x.copy_(self.x[self.rows])
             self.batch_targets = self.targets.unsqueeze(2) if like.ndim == 1 else self.targets.mT.contiguous()
 
     def _next_batch(self) -> None:
-        if self.family.full:
+        if self.layout.full:
             return
-        at = self.drawn % AHEAD
+        at = self.step % AHEAD
         if at == 0:
             positions = torch.stack([order.take(AHEAD) for order in self.orders], 1).to(self.x.device)  # (T, G, b)
             self.ahead_rows = self.rows.expand(AHEAD, -1, -1).gather(2, positions)
-            spread = positions.unsqueeze(1).expand(-1, self.S, -1, -1)
-            table = self.targets.expand(AHEAD, *self.targets.shape)
+            index = positions.unsqueeze(1).expand(-1, self.S, -1, -1)  # (T, S, G, b)
+            table = self.targets.expand(AHEAD, *self.targets.shape)  # (T, S, G, n) or (T, S, G, n, C)
             if self.targets.ndim == 4:
-                self.ahead_targets = table.gather(3, spread.unsqueeze(-1).expand(-1, -1, -1, -1, self.C)).mT
+                self.ahead_targets = table.gather(3, index.unsqueeze(-1).expand(-1, -1, -1, -1, self.C)).mT
             else:
-                self.ahead_targets = table.gather(3, spread).unsqueeze(3)
-        self.drawn += 1
+                self.ahead_targets = table.gather(3, index).unsqueeze(3)
+        self.step += 1
         torch.index_select(self.x, 0, self.ahead_rows[at].flatten(), out=self.batch_x.view(-1, self.d))
         self.batch_targets = self.ahead_targets[at]
 
     def gradient(self) -> None:
-        """Forward and backward on the next batch; losses are means over the rows of a member's batch."""
+        """Forward and backward pass on the next batches; each loss is the mean over the rows of the member's batch."""
         self._next_batch()
         value, grad, X = self.value, self.grad, self.batch_x
         torch.baddbmm(value.first_bias.unsqueeze(1), X, value.first.mT, out=self.z)
@@ -209,7 +213,7 @@ class _FamilyMLPs:
         torch.sum(self.dz, 1, out=grad.first_bias)
 
     def _hidden_forward(self, s: int, a: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """The input and the sum z of each further hidden layer, and the last activation."""
+        """Return input and pre-activation z of each further hidden layer, and the last activation."""
         chain = []
         for W, b in self.value.hidden[s]:
             z = torch.baddbmm(b.unsqueeze(1), a, W.mT)
@@ -219,16 +223,16 @@ class _FamilyMLPs:
 
     def _hidden_backward(self, s: int, chain: list[tuple[Tensor, Tensor]], a: Tensor, da: Tensor) -> None:
         for layer in reversed(range(len(chain))):
-            before, z = chain[layer]
+            layer_input, z = chain[layer]
             dW, db = self.grad.hidden[s][layer]
             self._activation_gradient(da, z, a)
-            torch.bmm(da.mT, before, out=dW)
+            torch.bmm(da.mT, layer_input, out=dW)
             torch.sum(da, 1, out=db)
-            W, a = self.value.hidden[s][layer][0], before
+            W, a = self.value.hidden[s][layer][0], layer_input
             da = torch.bmm(da, W) if layer else torch.bmm(da, W, out=self.slots[s].da)
 
     def _loss_gradient(self) -> None:
-        """Overwrite the outputs with the gradient of the mean losses with respect to them."""
+        """Overwrite the outputs with the gradients of the mean losses with respect to the outputs."""
         f = self.f
         if self.task.recipe.loss == "mse":
             f.sub_(self.batch_targets).mul_(self.row_weights)
@@ -255,11 +259,11 @@ class _FamilyMLPs:
             case _:
                 da.copy_(aten.gelu_backward(da, z))
 
-    def outputs(self, x: Tensor, blocks: slice) -> Tensor:
-        """The outputs (S, blocks, n, C) of some blocks on rows x (1, n, d) or (blocks, n, d)."""
+    def outputs(self, x: Tensor, groups: slice) -> Tensor:
+        """Return the outputs (S, groups, n, C) of some groups on rows x (1, n, d) or (groups, n, d)."""
         value = self.value
-        first, bias = value.first[blocks], value.first_bias[blocks]
-        found = torch.empty(self.S, len(first), x.shape[1], self.C, dtype=x.dtype, device=x.device)
+        first, bias = value.first[groups], value.first_bias[groups]
+        outputs = torch.empty(self.S, len(first), x.shape[1], self.C, dtype=x.dtype, device=x.device)
         for start in range(0, x.shape[1], ROWS):
             piece = x[:, start : start + ROWS].expand(len(first), -1, -1)
             z = torch.baddbmm(bias.unsqueeze(1), piece, first.mT)
@@ -267,14 +271,14 @@ class _FamilyMLPs:
             for s, columns in enumerate(self.columns):
                 a = hidden[:, :, columns]
                 for W, b in value.hidden[s]:
-                    z = torch.baddbmm(b[blocks].unsqueeze(1), a, W[blocks].mT)
+                    z = torch.baddbmm(b[groups].unsqueeze(1), a, W[groups].mT)
                     a = self._activate(z, torch.empty_like(z))
-                torch.bmm(a, value.last[s][blocks].mT, out=found[s][:, start : start + ROWS])
-        return found.add_(value.last_bias[:, blocks].unsqueeze(2))
+                torch.bmm(a, value.last[s][groups].mT, out=outputs[s][:, start : start + ROWS])
+        return outputs.add_(value.last_bias[:, groups].unsqueeze(2))
 
 
 @dataclass(frozen=True)
-class _Weights:
+class _ParameterViews:
     """Views into one flat tensor: the values of the parameters, or their gradient."""
 
     first: Tensor  # (G, H, d)
@@ -285,8 +289,8 @@ class _Weights:
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Views of one slot into the tensors of a step, made once: a step is many small products."""
+class _SlotBuffers:
+    """Views of one slot into the tensors of a step, created once because a step consists of many small products."""
 
     a: Tensor  # (G, b, w), of the first layer
     da: Tensor  # (G, b, w)

@@ -1,4 +1,4 @@
-"""One member of an ensemble by the plain loop of nn.Module and torch.optim: what the batched engines must equal."""
+"""One member of an ensemble as a plain nn.Module: the reference that the batched engines must reproduce."""
 
 import copy
 
@@ -12,11 +12,11 @@ from kernelmem.training.ensemble.metrics import mean_loss
 
 __all__ = ["OneModule"]
 
-ROWS = 1024
+ROWS = 1024  # rows per forward pass when outputs are evaluated
 
 
 class OneModule:
-    """A copy of ``model`` that trains as the only member of ``task``."""
+    """A copy of ``model``, trained as the only member of ``task``."""
 
     def __init__(self, task: EnsembleTask, model: nn.Module) -> None:
         self.task, self.members = task, [0]
@@ -27,7 +27,7 @@ class OneModule:
         self.order = BatchOrder(task.members[0].order_seed, len(task.rows[0]), task.recipe.batch_size)
 
     def gradient(self) -> None:
-        """Put the gradient of the loss on the next batch into ``grad`` of the parameters."""
+        """Write the gradient of the loss on the next batch to ``.grad`` of the parameters."""
         self.model.train()
         positions = self.order.take(1)[0].to(self.task.x.device)
         outputs = self.model(self.task.x[self.task.rows[0][positions]])
@@ -38,15 +38,15 @@ class OneModule:
             mean_loss(outputs, self.task.targets[0][positions]).backward()
 
     def test_outputs(self) -> dict[int, Tensor]:
-        """The test outputs (m, C)."""
+        """Return the test outputs (m, C)."""
         return {0: self._outputs(self.task.x_test)}
 
     def train_outputs(self) -> dict[int, Tensor]:
-        """The outputs (n, C) on its own training rows."""
+        """Return the outputs (n, C) on the training rows."""
         return {0: self._outputs(self.task.x[self.task.rows[0]])}
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Its state dict, on the CPU."""
+        """Return the state dict, on the CPU."""
         return {0: {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}}
 
     def _outputs(self, x: Tensor) -> Tensor:
@@ -58,14 +58,14 @@ class OneModule:
 
 
 def check_outputs(outputs: Tensor, n: int, C: int) -> None:
-    """Refuse outputs that are not (n, C).
+    """Check that outputs have the shape (n, C).
 
     Raises:
-        InputError: with both shapes.
+        InputError: names both shapes.
     """
     if tuple(outputs.shape) != (n, C):
         raise InputError(
-            f"a model that gives {tuple(outputs.shape)} for {n} rows",
-            expected=f"({n}, {C}): one output for each class of the labels",
-            hint="give the model that many outputs, or pass n_classes",
+            f"a model with outputs {tuple(outputs.shape)} for {n} rows",
+            expected=f"({n}, {C}), one output per class",
+            hint="change the number of outputs of the model, or pass n_classes",
         )

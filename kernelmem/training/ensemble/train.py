@@ -1,7 +1,7 @@
 """Train many networks in one batch: MLPs of different widths, modules grouped by width, one network by a plain loop."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,7 @@ from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import Recipe, lr_at, make_optimizer
 from kernelmem.training.ensemble.sequential import OneModule
-from kernelmem.training.ensemble.vmapped import Modules, module_chunks
+from kernelmem.training.ensemble.vmapped import MakeModel, Modules, module_chunks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +149,7 @@ def train_mlps(
 
 
 def train_modules(
-    make_model: Callable[[int | tuple[int, ...]], nn.Module],
+    make_model: MakeModel,
     members: Sequence[Member],
     x: ArrayLike,
     *,

@@ -1,7 +1,7 @@
-"""Many networks of any architecture, those of one width in one batch: vmap over stacked parameters and buffers."""
+"""Many networks of any architecture, all of one width in one batch: vmap over stacked parameters and buffers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,33 +13,36 @@ from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
 from kernelmem.training.ensemble.sequential import check_outputs
 
-__all__ = ["Modules", "module_chunks"]
+__all__ = ["MakeModel", "Modules", "module_chunks"]
 
-ROWS = 256  # rows of one product when outputs are computed
-HELD = 4  # parameters, gradient, and what Adam keeps of each
+MakeModel: TypeAlias = Callable[[int | tuple[int, ...]], nn.Module]
+"""Maps the width of a member to an untrained module."""
+
+ROWS = 256  # rows per forward pass when outputs are evaluated
+COPIES = 4  # of the parameters: values, gradients, two states of Adam
 
 
-def module_chunks(task: EnsembleTask, make_model: Callable[[Any], nn.Module], memory: int) -> Iterator[list[int]]:
-    """Members of one width and one batch size, cut into parts that fit into ``memory``.
+def module_chunks(task: EnsembleTask, make_model: MakeModel, memory: int) -> Iterator[list[int]]:
+    """Group the members by width and batch size, and split the groups into parts that fit into ``memory``.
 
-    The memory of a step is measured on one network: what autograd saves of a forward pass, twice.
+    The memory of a step is measured on one network: twice what autograd saves in a forward pass.
 
     Raises:
-        InputError: one network alone does not fit.
-        UnsupportedModelError: as :func:`_made`.
+        InputError: a single network that does not fit.
+        UnsupportedModelError: a model that cannot be trained in a batch.
     """
-    together: dict[tuple, list[int]] = {}
+    groups: dict[tuple, list[int]] = {}
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
-        together.setdefault((member.width, rows_per_step(len(rows), task.recipe.batch_size)), []).append(k)
-    for (width, batch), members in together.items():
-        one = _bytes(_made(make_model, task, members[0]), task, members[0], batch)
-        if one > memory:
+        groups.setdefault((member.width, rows_per_step(len(rows), task.recipe.batch_size)), []).append(k)
+    for (width, batch), members in groups.items():
+        needed = _bytes(_build(make_model, task, members[0]), task, members[0], batch)
+        if needed > memory:
             raise InputError(
-                f"a network of width {width!r} that needs {one:,} bytes; memory={memory:,}",
+                f"a network of width {width!r} that needs {needed:,} bytes; memory={memory:,}",
                 expected="memory for one network at a time",
-                hint=f"pass memory={one} or more, or smaller batches",
+                hint=f"pass memory={needed} or more, or smaller batches",
             )
-        size = memory // one
+        size = memory // needed
         yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
@@ -54,12 +57,12 @@ def _bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(task.x[task.rows[k][:batch]])
     check_outputs(outputs, min(batch, len(task.rows[k])), task.C)
-    numbers = sum(p.nbytes for p in model.parameters())
-    return max(1, HELD * numbers + 2 * sum(saved.values()))
+    parameters = sum(p.nbytes for p in model.parameters())
+    return max(1, COPIES * parameters + 2 * sum(saved.values()))
 
 
-def _made(make_model: Callable[[Any], nn.Module], task: EnsembleTask, k: int) -> nn.Module:
-    """The module of member k, from its own seed, on the device and in the dtype of the task."""
+def _build(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Module:
+    """Build the module of member k from its seed, on the device and in the dtype of the task."""
     member = task.members[k]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.init_seed)
@@ -68,7 +71,7 @@ def _made(make_model: Callable[[Any], nn.Module], task: EnsembleTask, k: int) ->
         raise UnsupportedModelError(
             f"make_model({member.width!r}) of type {type(model).__name__}",
             expected="an nn.Module",
-            hint="return a module",
+            hint="return a module from make_model",
         )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
@@ -82,22 +85,22 @@ def _made(make_model: Callable[[Any], nn.Module], task: EnsembleTask, k: int) ->
 
 
 class Modules:
-    """The networks of one chunk: stacked parameters, ``gradient()``, outputs, state."""
+    """The networks of one chunk, with stacked parameters."""
 
-    def __init__(self, task: EnsembleTask, make_model: Callable[[Any], nn.Module], members: Sequence[int]) -> None:
+    def __init__(self, task: EnsembleTask, make_model: MakeModel, members: Sequence[int]) -> None:
         self.task, self.members = task, list(members)
-        models = [_made(make_model, task, k) for k in members]
+        models = [_build(make_model, task, k) for k in members]
         self.model = models[0]
         shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
         if any(shape != shapes[0] for shape in shapes):
             raise UnsupportedModelError(
                 f"make_model({task.members[members[0]].width!r}) with different parameters for different seeds",
                 expected="the same architecture for the same width",
-                hint="put into width what the architecture depends on",
+                hint="let the architecture depend on width only",
             )
         self.trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        every = [{**dict(model.named_parameters()), **dict(model.named_buffers())} for model in models]
-        self.values = {name: torch.stack([one[name].detach() for one in every]) for name in every[0]}
+        states = [{**dict(model.named_parameters()), **dict(model.named_buffers())} for model in models]
+        self.values = {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
         for name in self.trained:
             self.values[name].requires_grad_()
         self.parameters = [self.values[name] for name in self.trained]
@@ -108,38 +111,38 @@ class Modules:
         ]
 
     def gradient(self) -> None:
-        """Put the gradient of every member's loss on its next batch into ``grad`` of the stacked parameters."""
+        """Write the gradients of all members on their next batches to ``.grad`` of the stacked parameters."""
         task = self.task
-        picked = [order.take(1)[0].to(task.x.device) for order in self.orders]
-        x = torch.stack([task.x[task.rows[k][at]] for k, at in zip(self.members, picked, strict=True)])
-        target = torch.stack([task.targets[k][at] for k, at in zip(self.members, picked, strict=True)])
+        positions = [order.take(1)[0].to(task.x.device) for order in self.orders]
+        x = torch.stack([task.x[task.rows[k][at]] for k, at in zip(self.members, positions, strict=True)])
+        target = torch.stack([task.targets[k][at] for k, at in zip(self.members, positions, strict=True)])
         self.model.train()
         with torch.enable_grad():
             outputs = self._call(x, 0)
-            # no term of one member holds a parameter of another: the gradient of the sum is each one's own
+            # members share no parameters, so the gradient of the sum holds the gradient of each member
             losses = vmap(mean_loss)(outputs, target)
             gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
         for p, gradient in zip(self.parameters, gradients, strict=True):
-            # torch's one-pass updates on the CPU read the gradient in the order of memory, whatever its strides
+            # torch's fused updates on the CPU read the gradient in memory order and ignore its strides
             p.grad = None if gradient is None else gradient.contiguous()
 
     def test_outputs(self) -> dict[int, Tensor]:
-        """The test outputs (m, C) of each member."""
+        """Return the test outputs (m, C) of each member."""
         self.model.eval()
         pieces = [self._call(piece, None) for piece in self.task.x_test.split(ROWS)]
         return dict(zip(self.members, torch.cat(pieces, 1), strict=True))
 
     def train_outputs(self) -> dict[int, Tensor]:
-        """The outputs (n_k, C) of each member on its own training rows; shorter ones are filled up and cut."""
+        """Return the outputs (n_k, C) of each member on its own training rows, computed with padding to the largest n_k."""
         self.model.eval()
         rows = [self.task.rows[k] for k in self.members]
-        filled = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        pieces = [self._call(self.task.x[piece], 0) for piece in filled.split(ROWS, 1)]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        pieces = [self._call(self.task.x[piece], 0) for piece in padded.split(ROWS, 1)]
         outputs = torch.cat(pieces, 1)
         return {k: outputs[g, : len(rows[g])] for g, k in enumerate(self.members)}
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """The state dict of each member, on the CPU."""
+        """Return the state dict of each member, on the CPU."""
         names = list(self.model.state_dict())
         return {
             k: {name: self.values[name][g].detach().to("cpu", copy=True) for name in names}
@@ -147,11 +150,11 @@ class Modules:
         }
 
     def _call(self, x: Tensor, in_dim: int | None) -> Tensor:
-        def one(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+        def call(values: dict[str, Tensor], rows: Tensor) -> Tensor:
             return functional_call(self.model, values, (rows,))
 
         try:
-            outputs = vmap(one, in_dims=(0, in_dim))(self.values, x)
+            outputs = vmap(call, in_dims=(0, in_dim))(self.values, x)
         except RuntimeError as error:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}, which torch.func.vmap refuses: {str(error).splitlines()[0]}",

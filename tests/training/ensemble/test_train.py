@@ -1,4 +1,4 @@
-"""kernelmem.training.ensemble.train: many MLPs in one batch are the plain loops of the same networks."""
+"""kernelmem.training.ensemble.train: many MLPs in one batch equal the plain loops of the same networks."""
 
 import dataclasses
 import itertools
@@ -17,11 +17,11 @@ from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.ragged_layout import chunks
 from kernelmem.training.ensemble.ragged_mlp import RaggedMLPs
 from kernelmem.training.ensemble.recipe import Recipe, lr_at
-from kernelmem.training.ensemble.train import train_mlps, train_one
+from kernelmem.training.ensemble.train import Ensemble, train_mlps, train_one
 from kernelmem.training.mlp import mlp
 
 N, D, C, MORE = 40, 5, 3, 11
-FIGURES = ("train_loss", "train_error", "test_loss", "test_error")
+METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 
 
 def data(dtype=torch.float64):
@@ -59,7 +59,7 @@ def gap(many, k, one, j=0):
     assert [s.step for s in many.metrics] == [s.step for s in one.metrics]
     found = [0.0]
     for a, b in zip(many.metrics, one.metrics, strict=True):
-        found += [float((getattr(a, name)[k] - getattr(b, name)[j]).abs()) for name in FIGURES]
+        found += [float((getattr(a, name)[k] - getattr(b, name)[j]).abs()) for name in METRICS]
         found.append(float((a.logits[k] - b.logits[j]).abs().max()))
         assert torch.equal(a.train_predictions[k], b.train_predictions[j])
     assert list(many.parameters[k]) == list(one.parameters[j])
@@ -72,7 +72,7 @@ SCHEDULES, ACTIVATIONS = ("constant", "wsd", "cosine"), ("relu", "tanh", "gelu")
 
 
 @pytest.mark.parametrize(("turn", "combination"), list(enumerate(COMBINATIONS)))
-def test_a_crowd_is_its_plain_loops(turn, combination):
+def test_batched_training_equals_the_plain_loops(turn, combination):
     optimizer, loss, batch_size, depth = combination
     recipe = Recipe(
         optimizer,
@@ -99,8 +99,8 @@ def test_a_crowd_is_its_plain_loops(turn, combination):
     ("optimizer", "schedule"), list(itertools.product(("adam", "adamw", "sgd"), ("constant", "wsd", "cosine")))
 )
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-def test_the_plain_loop_is_torchs(optimizer, schedule, loss):
-    """Written anew with torch's own schedulers, orders and losses."""
+def test_the_plain_loop_equals_torch_optim(optimizer, schedule, loss):
+    """The reference uses torch's own schedulers and losses."""
     steps, batch = 50, 12
     recipe = Recipe(optimizer, 0.03, weight_decay=0.1, schedule=schedule, batch_size=batch, steps=steps, loss=loss)
     if optimizer == "sgd":
@@ -235,7 +235,7 @@ def test_real_targets():
         torch.testing.assert_close(one.metrics[-1].logits[0], last.logits[1], rtol=0, atol=1e-9)
 
 
-def test_figures_in_closed_form():
+def test_metrics_in_closed_form():
     f = torch.zeros(1, 4, 3)
     f[0, 1, 2] = 5.0
     loss, error, predicted = loss_and_error(f, torch.tensor([[0, 2, 0, 1]]))
@@ -258,7 +258,7 @@ def test_a_diverged_member_leaves_the_others_alone():
     many = train_mlps(crowd, x, options=options, **common)
     assert many.diverged == (1,)
     last = many.metrics[-1]
-    assert all(bool(torch.isnan(getattr(last, name)[1])) for name in FIGURES)
+    assert all(bool(torch.isnan(getattr(last, name)[1])) for name in METRICS)
     healthy = train_mlps([crowd[0], crowd[2]], x, options=options, **common)
     assert healthy.diverged == ()
     assert max(gap(many, 0, healthy, 0), gap(many, 2, healthy, 1)) < 1e-12
@@ -274,7 +274,7 @@ def test_padding_stays_zero():
         task = as_task(crowd, x, test=(x_test, y_test), recipe=recipe, options=chosen())
         (part,) = chunks(task, 2**30, 8)
         engine = RaggedMLPs(task, part)
-        assert len(engine.families) == 1, "near widths are to share a product"
+        assert len(engine.stacks) == 1, "similar widths must share a product"
         optimizer = torch.optim.AdamW(engine.parameters, weight_decay=0.1)
         for _ in range(30):
             engine.gradient()
@@ -380,7 +380,7 @@ def test_arguments_refused(options, message):
 
 def test_a_model_with_other_outputs_is_refused():
     x, _, x_test, y_test = data()
-    with pytest.raises(InputError, match="one output for each class"):
+    with pytest.raises(InputError, match="one output per class"):
         train_one(mlp(D, 4, C + 1, seed=0), member(), x, test=(x_test, y_test), recipe=Recipe(steps=2))
 
 
@@ -400,7 +400,7 @@ def test_members_with_different_numbers_of_rows_share_a_product(loss):
     x, _, x_test, y_test = data()
     task = as_task(crowd, x, test=(x_test, y_test), recipe=recipe, options=chosen())
     (part,) = chunks(task, 2**30, 8)
-    assert len(RaggedMLPs(task, part).families) == 1
+    assert len(RaggedMLPs(task, part).stacks) == 1
     many = trained(crowd, recipe)
     for k, one in enumerate(crowd):
         assert gap(many, k, alone(one, recipe)) < 1e-9
@@ -417,9 +417,32 @@ def test_outputs_beyond_the_range_of_exp():
 
 
 @pytest.mark.parametrize("widths", [(4, 4), (4, 5), (5, 4)])
-def test_a_full_batch_beside_pieces_of_the_same_size(widths):
+def test_a_full_batch_and_partial_batches_of_the_same_size(widths):
     recipe = Recipe("adam", steps=12, batch_size=20)
     members = [member(widths[0], 20, init=1, order=3), member(widths[1], 40, init=2, order=4)]
     for crowd in (members, members[::-1]):
         many = trained(crowd, recipe)
         assert max(gap(many, k, alone(one, recipe)) for k, one in enumerate(crowd)) < 1e-9
+
+
+def test_an_ensemble_is_saved_printed_and_tabulated(tmp_path):
+    recipe = Recipe(steps=7, batch_size=8)
+    many = trained([member(), member((3, 5), 20, 2, 1)], recipe, evaluate_at=[0, 5])
+    read = Ensemble.load(many.save(tmp_path / "ensemble.safetensors"))
+    assert gap(read, 0, many, 0) == gap(read, 1, many, 1) == 0
+    assert (read.recipe, read.seconds, read.diverged) == (recipe, many.seconds, ())
+    for one, other in zip(read.members, many.members, strict=True):
+        assert (one.width, one.init_seed, one.order_seed) == (other.width, other.init_seed, other.order_seed)
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.labels, other.labels)
+    frame = many.to_frame()
+    assert frame.groupby("step").size().to_dict() == {0: 2, 5: 2, 7: 2}
+    assert frame[frame.step == 7]["test_loss"].tolist() == many.metrics[-1].test_loss.tolist()
+    assert frame["width"].tolist() == ["4", "(3, 5)"] * 3
+    assert frame["n"].tolist() == [N, 20] * 3
+    for text in (str(many), repr(many)):
+        assert len(text.splitlines()) <= 10
+        assert "2 networks, 7 steps" in text
+        assert "final test error" in text
+    assert len(repr(many.metrics)) + len(repr(many.members)) < 400
+    assert "<table" in many._repr_html_()

@@ -1,4 +1,4 @@
-"""kernelmem.training.ensemble.train.train_modules: networks of any architecture, by width, are their plain loops."""
+"""kernelmem.training.ensemble.train.train_modules: networks of any architecture, batched by width, equal their plain loops."""
 
 from dataclasses import replace
 
@@ -67,7 +67,7 @@ def alone(make_model, one, recipe):
     ],
     ids=lambda recipe: recipe.optimizer,
 )
-def test_modules_are_their_plain_loops(make_model, recipe):
+def test_modules_equal_their_plain_loops(make_model, recipe):
     members, state = crowd(), torch.get_rng_state()
     many = trained(make_model, members, recipe)
     assert torch.equal(torch.get_rng_state(), state)
@@ -77,7 +77,7 @@ def test_modules_are_their_plain_loops(make_model, recipe):
         assert gap(many, k, alone(make_model, one, recipe)) < tolerance
 
 
-def test_an_mlp_is_the_same_by_both_ways():
+def test_an_mlp_is_the_same_in_both_engines():
     members, recipe = crowd(), Recipe(batch_size=8, steps=60)
     x, _, *test = data()
     by_module = trained(perceptron, members, recipe)
@@ -140,7 +140,7 @@ def by_seed(width):
         (Noisy, UnsupportedModelError, "vmap refuses"),
         (by_seed, UnsupportedModelError, "same architecture"),
         (lambda width: width, UnsupportedModelError, "an nn.Module"),
-        (lambda width: nn.Sequential(nn.Flatten(), mlp(36, width, C + 1)), InputError, "one output for each class"),
+        (lambda width: nn.Sequential(nn.Flatten(), mlp(36, width, C + 1)), InputError, "one output per class"),
     ],
 )
 def test_models_refused(make_model, error, message):

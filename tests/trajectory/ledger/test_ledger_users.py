@@ -112,7 +112,7 @@ def test_what_is_no_run_and_no_module_is_refused(wine):
         refused(lambda call=call: call(run, torch.tanh, x=X[:2]), "torch.nn.Module")
     refused(lambda: path_kernel(str(run.path), model, X[:2]), "run of type str")
     for call in (lambda: path_kernel(run, model, X[:3], X[:2, :4]), lambda: ntk(model, X[:3], X[:2, :4])):
-        refused(call, "(2, 4)", "does not take")
+        refused(call, "(2, 4)", "does not accept")
 
 
 def test_a_target_that_is_wrong_in_part_does_not_keep_the_quadrature_busy(wine):
