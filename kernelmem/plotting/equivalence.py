@@ -48,8 +48,8 @@ class MovementLike(Protocol):
 def comparison_figure(fits: Sequence[FitLike], movement: Sequence[MovementLike] = ()) -> "Figure":
     """Draw one row per kernel machine, from top to bottom; below, the movement of the kernel if it was computed."""
     with style():
-        height = 0.32 * len(fits) + 1.1
-        figure = new_figure(7.6, height + (2.4 if movement else 0))
+        height = 0.32 * len(fits) + 1.3
+        figure = new_figure(8.4, height + (2.4 if movement else 0))
         n_rows = 2 if movement else 1
         grid = figure.add_gridspec(n_rows, 2, height_ratios=[height, 2.4][:n_rows])
         _errors(figure.add_subplot(grid[0, :]), fits[::-1])
@@ -57,7 +57,7 @@ def comparison_figure(fits: Sequence[FitLike], movement: Sequence[MovementLike] 
             steps = [at.step for at in movement]
             change = figure.add_subplot(grid[1, 0])
             change.plot(steps, [at.change for at in movement], "o-", color=BLUE, markersize=3.5)
-            change.set(title="Change of the kernel, |K − K_0| / |K_0|", xlabel="step")
+            change.set(title="Change of the kernel |K − K₀| / |K₀|", xlabel="step")
             alignment = figure.add_subplot(grid[1, 1])
             alignment.plot(steps, [at.alignment for at in movement], "o-", color=BLUE, markersize=3.5)
             alignment.plot(
@@ -79,7 +79,7 @@ def _errors(axes: "Axes", fits: Sequence[FitLike]) -> None:
                 if fit.status == "undefined"
                 else f"diverges (learning rate × curvature = {fit.stability:.3g})"
             )
-            axes.text(0.98, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", color=ORANGE)
+            axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=ORANGE)
             continue
         axes.plot([fit.error], [place], "o", color=GRAY if fit.name == "null" else BLUE, markersize=6)
         axes.plot([fit.null_error], [place], "|", color=GRAY, markersize=11)
@@ -88,5 +88,6 @@ def _errors(axes: "Axes", fits: Sequence[FitLike]) -> None:
     axes.set_ylim(-0.6, len(fits) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("relative error (1: as bad as predicting no change); gray bars: permuted outputs")
+    axes.set_title("Relative error on test rows (1: no change predicted)")
+    axes.set_xlabel("relative error; gray bars: null, outputs permuted")
     number_ticks(axes.xaxis, axes.get_xlim())

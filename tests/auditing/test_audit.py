@@ -189,7 +189,31 @@ def test_save_load_frame_plot(result, tmp_path):
     ]
     assert int(frame.memorized.sum()) == len(result.document.memorization.memorized)
     assert result.plot().axes
-    assert "memorized" in str(result)
+    text = repr(result)
+    assert "memorized" in text
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= 120
+    assert "<table" in result._repr_html_()
+
+
+def test_the_numbers_are_on_disk_before_the_report_is_drawn(result, tmp_path, monkeypatch):
+    (tmp_path / "audit.html").write_text("an older report")
+
+    def fail(_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("kernelmem.auditing.report.render", fail)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        result.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
+    assert km.Audit.load(tmp_path).document == result.document
+
+
+def test_progress_counts_stages(trained):
+    model, train, test, _ = trained
+    calls = []
+    km.audit(model, train, test, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(k, 4) for k in range(5)]
 
 
 @pytest.mark.parametrize(
