@@ -167,7 +167,7 @@ def audit(
     return result
 
 
-def _pair(value: object, name: str) -> tuple[Any, Any]:
+def _pair(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise InputError(
             f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", hint="pass rows and labels"

@@ -155,7 +155,7 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
 
 
 def known_flips(flipped: np.ndarray, margin: np.ndarray) -> Flips:
-    found = flipped[np.argsort(margin)].cumsum()
+    hits = flipped[np.argsort(margin)].cumsum()
     ranks = np.arange(1, 2 * flipped.sum() + 1)
     return Flips(
         n=int(flipped.sum()),
@@ -165,8 +165,8 @@ def known_flips(flipped: np.ndarray, margin: np.ndarray) -> Flips:
         auroc_network_memorization=0.9544,
         permuted_auroc=0.5012,
         permuted_sd=0.031,
-        precision=tuples(found[ranks - 1] / ranks),
-        recall=tuples(found[ranks - 1] / flipped.sum()),
+        precision=tuples(hits[ranks - 1] / ranks),
+        recall=tuples(hits[ranks - 1] / flipped.sum()),
         ranks=tuples(ranks),
     )
 

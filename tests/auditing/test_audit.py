@@ -48,7 +48,7 @@ def test_finds_the_flips(result, trained):
 def test_every_number_from_literal_refits(trained, result):
     """The definition: refit both regressions without the row, by plain linear algebra on the reference's kernel."""
     model, (x, y), (x_test, y_test), _ = trained
-    found = result.document
+    document = result.document
     double = standardized_mlp(x, 10, widths=(64,), seed=0).double()
     double.load_state_dict(model.state_dict())
     J, J_test = reference.jacobian(double, x.double()), reference.jacobian(double, x_test[:20].double())
@@ -60,40 +60,42 @@ def test_every_number_from_literal_refits(trained, result):
     for i in (0, 17, 299):
         keep = torch.arange(len(x)) != i
         for targets, ridge, which in (
-            (Y, found.fidelity.label_regression_ridge, "label"),
-            (F, found.fidelity.surrogate_ridge, "network"),
+            (Y, document.fidelity.label_regression_ridge, "label"),
+            (F, document.fidelity.surrogate_ridge, "network"),
         ):
             inner = (K + ridge * eye)[keep][:, keep]
             without = K[i, keep] @ torch.linalg.solve(inner, targets[keep])
-            whole = K[i] @ torch.linalg.solve(K + ridge * eye, targets)
-            left_margin = float(margin(without[None], y[i : i + 1]))
+            full = K[i] @ torch.linalg.solve(K + ridge * eye, targets)
+            loo_margin = float(margin(without[None], y[i : i + 1]))
             if which == "label":
-                assert found.memorization.label_memorization[i] == pytest.approx(
-                    float((whole - without)[y[i]]), abs=1e-7
+                assert document.memorization.label_memorization[i] == pytest.approx(
+                    float((full - without)[y[i]]), abs=1e-7
                 )
-                assert found.memorization.loo_margin[i] == pytest.approx(left_margin, abs=1e-7)
-                assert found.memorization.loo_prediction[i] == int(without.argmax())
+                assert document.memorization.loo_margin[i] == pytest.approx(loo_margin, abs=1e-7)
+                assert document.memorization.loo_prediction[i] == int(without.argmax())
             else:
-                expected = float(margin(F[i : i + 1], y[i : i + 1])) - left_margin
-                assert found.memorization.network_memorization[i] == pytest.approx(expected, abs=1e-5)
-    alpha = torch.linalg.solve(K + found.fidelity.surrogate_ridge * eye, F)
+                expected = float(margin(F[i : i + 1], y[i : i + 1])) - loo_margin
+                assert document.memorization.network_memorization[i] == pytest.approx(expected, abs=1e-5)
+    alpha = torch.linalg.solve(K + document.fidelity.surrogate_ridge * eye, F)
     outputs = double(x_test[:20].double()).detach()
     expected = margin(outputs, y_test[:20]) - margin(K_test @ alpha, y_test[:20])
-    assert np.allclose(found.memorization.null[:20], expected.numpy(), atol=1e-5)
+    assert np.allclose(document.memorization.null[:20], expected.numpy(), atol=1e-5)
 
 
 def test_null_threshold_and_count(result):
-    found = result.document.memorization
-    assert found.threshold == np.quantile(found.null, 0.99, method="higher")
-    assert set(found.memorized) == set(np.flatnonzero(np.array(found.network_memorization) > found.threshold).tolist())
-    statistics = [found.network_memorization[i] for i in found.memorized]
+    memorization = result.document.memorization
+    assert memorization.threshold == np.quantile(memorization.null, 0.99, method="higher")
+    assert set(memorization.memorized) == set(
+        np.flatnonzero(np.array(memorization.network_memorization) > memorization.threshold).tolist()
+    )
+    statistics = [memorization.network_memorization[i] for i in memorization.memorized]
     assert statistics == sorted(statistics, reverse=True)
-    assert found.null_mean == pytest.approx(np.mean(found.null))
-    assert found.null_se == pytest.approx(np.std(found.null, ddof=1) / len(found.null) ** 0.5)
+    assert memorization.null_mean == pytest.approx(np.mean(memorization.null))
+    assert memorization.null_se == pytest.approx(np.std(memorization.null, ddof=1) / len(memorization.null) ** 0.5)
 
 
 def test_a_network_that_never_saw_the_rows_has_memorized_none_of_them(trained):
-    """The negative control: audit rows that are no training rows of this network, against others that are none either."""
+    """Negative control: neither the audited rows nor the null rows are training rows of this network."""
     model, _, (x, y), _ = trained
     data = digits(n_train=300, seed=5)
     rest, labels = data.x_test[400:], data.y_test[400:]
@@ -114,7 +116,7 @@ def test_the_count_has_its_exact_law_under_exchangeability():
         K = features @ features.T + 1
         labels = outputs.argmax(1)
         # leave-one-out on both sides: the surrogate is fitted to rows of neither half
-        found = analyze(
+        memorization = analyze(
             K[:50, :50] + 0.0,
             K[50:, :50],
             outputs[:50],
@@ -123,7 +125,7 @@ def test_the_count_has_its_exact_law_under_exchangeability():
             labels[50:],
             unseen=torch.ones(80, dtype=torch.bool),
         ).memorization
-        p_values.append(found.p_value)
+        p_values.append(memorization.p_value)
     assert np.mean(np.array(p_values) < 0.05) < 0.15
 
 

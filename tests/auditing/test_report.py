@@ -1,4 +1,4 @@
-"""The report says what the document says, runs nothing, fetches nothing, and fits a phone."""
+"""The report shows the content of the document, runs nothing, fetches nothing, and fits a phone."""
 
 import re
 import shutil
@@ -134,17 +134,17 @@ def test_verdict_limits_hashes_and_counts_stand_on_the_page(document, page):
     assert page.all("section")[0]["class"] == f"verdict {document.verdict.status}"
 
 
-def test_every_index_displayed_has_its_picture_or_row(document, page):
+def test_every_index_displayed_has_its_image_or_features(document, page):
     expected = [e.index for e in document.examples] + [p.index for e in document.examples for p in e.influential]
     if document.data.image_shape is None:
         shown = [a["aria-label"] for a in page.all("ul") if a.get("class") == "features"]
         assert page.all("img") == []
     else:
         shown = [a["alt"] for a in page.all("img")]
-        for picture in page.all("img"):
-            index = re.match(r"Training row (\d+), labeled", str(picture["alt"]))
+        for image in page.all("img"):
+            index = re.match(r"Training row (\d+), labeled", str(image["alt"]))
             assert index
-            assert picture["src"] == document.images[index[1]]
+            assert image["src"] == document.images[index[1]]
     indices = [int(re.match(r"Training row (\d+)", str(label))[1]) for label in shown]
     assert sorted(indices) == sorted(expected)
 
@@ -176,7 +176,7 @@ def test_all_classes_are_listed(make_document, report):
     assert report("many-classes").count('<th scope="row">') == len(document.classes) + 4
 
 
-def test_an_example_without_its_picture_is_refused(make_document):
+def test_an_example_without_its_image_is_refused(make_document):
     document = make_document("flips")
     index = document.examples[0].influential[0].index
     without = {key: uri for key, uri in document.images.items() if key != str(index)}
@@ -249,7 +249,7 @@ def chromium(directory: Path, *arguments: str) -> str:
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("variant", ["flips", "hostile"])
 def test_a_browser_fits_it_into_a_phone_without_sideways_scrolling(report, tmp_path, variant):
-    """No window is as narrow as a phone, so the page stands in a frame, and a script beside it."""
+    """Browser windows have a minimum width, so the page is loaded in a narrow frame and measured by a script."""
     (tmp_path / "audit.html").write_text(report(variant), encoding="utf-8")
     wrapper = tmp_path / "phone.html"
     wrapper.write_text(
@@ -271,13 +271,13 @@ def test_a_browser_fits_it_into_a_phone_without_sideways_scrolling(report, tmp_p
 def test_a_browser_shows_it_light_and_dark(report, tmp_path):
     page = tmp_path / "audit.html"
     page.write_text(report("flips"), encoding="utf-8")
-    pictures = []
+    screenshots = []
     for flags in ((), ("--blink-settings=preferredColorScheme=0",)):
-        target = tmp_path / f"{len(pictures)}.png"
+        target = tmp_path / f"{len(screenshots)}.png"
         chromium(tmp_path, "--window-size=1000,1400", f"--screenshot={target}", *flags, page.as_uri())
         with Image.open(target) as image:
-            pictures.append(np.asarray(image.convert("L")).astype(float))
-    light, dark = pictures
+            screenshots.append(np.asarray(image.convert("L")).astype(float))
+    light, dark = screenshots
     assert light.shape == dark.shape == (1400, 1000)
     assert np.median(light) > 230
     assert np.median(dark) < 60

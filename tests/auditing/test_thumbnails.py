@@ -1,4 +1,4 @@
-"""A picture shows the row that it was made from, and nothing else."""
+"""Thumbnails have the pixels of their row."""
 
 import base64
 import io
@@ -59,7 +59,7 @@ def test_constant_data_are_black():
     assert decode(png_data_uri(np.full((4, 4), 7.0), (4, 4), low=7, high=7)).max() == 0
 
 
-def test_large_pictures_shrink_and_small_ones_are_repeated_in_whole_pixels(gray):
+def test_large_images_shrink_and_small_ones_are_repeated_in_whole_pixels(gray):
     assert decode(png_data_uri(gray, (5, 7), low=0, high=1)).shape == (5 * 13, 7 * 13)
     assert decode(png_data_uri(np.zeros((70, 90)), (70, 90), low=0, high=1)).shape == (70, 90)
     large = np.random.default_rng(2).uniform(size=(300, 200, 3))
@@ -80,6 +80,6 @@ def test_same_row_same_bytes(color):
         ((5, 7), (5, 7), (0, float("nan"))),
     ],
 )
-def test_what_is_no_picture_is_refused(shape, image_shape, value_range):
+def test_rows_that_are_not_images_are_refused(shape, image_shape, value_range):
     with pytest.raises(InputError):
         png_data_uri(np.zeros(shape), image_shape, low=value_range[0], high=value_range[1])

@@ -1,4 +1,4 @@
-"""kernelmem.plotting.ledger: the figure says what the ledger says."""
+"""kernelmem.plotting.ledger: the figure shows the numbers of the ledger."""
 
 import io
 
@@ -15,12 +15,14 @@ from kernelmem.trajectory.ledger.ledger import Ledger
 
 def account(values, **lines):
     """A ledger of one row and one output with these contributions."""
-    own = torch.tensor(values, dtype=torch.float64)[None, :, None]
+    contributions = torch.tensor(values, dtype=torch.float64)[None, :, None]
     zero = torch.zeros(1, 1, dtype=torch.float64)
     parts = {"initial": zero, "decay": zero, "rounding": zero, "buffers": zero, "residual": zero}
     parts |= {name: zero + value for name, value in lines.items()}
-    final = own.sum(1) + sum(parts.values())
-    return Ledger(own, final=final, residuals=zero[None], evaluations=torch.ones(1), names=("margin",), **parts)
+    final = contributions.sum(1) + sum(parts.values())
+    return Ledger(
+        contributions, final=final, residuals=zero[None], evaluations=torch.ones(1), names=("margin",), **parts
+    )
 
 
 VALUES = [0.5, -2.0, 0.0, 3.0, -0.25, 1.0]
@@ -30,11 +32,11 @@ def bars(axes):
     return [bar.get_width() for bar in axes.patches]
 
 
-def words(figure):
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
-    found += [tick.get_text() for axes in figure.axes for tick in axes.get_yticklabels()]
+def texts(figure):
+    labels = [text.get_text() for axes in figure.axes for text in axes.texts]
+    labels += [tick.get_text() for axes in figure.axes for tick in axes.get_yticklabels()]
     return [
-        *found,
+        *labels,
         *(axes.get_title(loc="left") for axes in figure.axes),
         figure.get_suptitle(),
         figure.get_supxlabel(),
@@ -59,7 +61,7 @@ def test_every_line_and_the_cancellation_are_there():
         account(VALUES, initial=0.5, decay=-0.125, rounding=1e-3, buffers=0.75, residual=2e-13), 0, n=1
     )
     assert bars(figure.axes[1]) == pytest.approx([0.5, 4.5, -2.25, -0.125, 1e-3, 0.75, 2e-13, 3.376])
-    text = words(figure)
+    text = texts(figure)
     assert "Contributions to margin of row 0: +2.88" in text
     assert {"+0.500", "+4.50", "\N{MINUS SIGN}0.125", "+2.00e\N{MINUS SIGN}13", "+3.38"} <= set(text)
     caption = figure.get_supxlabel()
@@ -78,21 +80,21 @@ def test_the_output_that_is_largest_after_training_is_drawn():
 OTHER = ("evaluations", "names", "by", "sources", "history", "tape")
 
 
-def test_pictures_and_labels_stand_beside_their_bars():
-    pictures = np.arange(6 * 4).reshape(6, 2, 2)
+def test_images_and_labels_belong_to_their_bars():
+    thumbnails = np.arange(6 * 4).reshape(6, 2, 2)
     figure = ledger_figure(
-        account(VALUES), 0, image=np.eye(3), images=torch.tensor(pictures), labels=torch.arange(6), n=2
+        account(VALUES), 0, image=np.eye(3), images=torch.tensor(thumbnails), labels=torch.arange(6), n=2
     )
     row, examples, _ = figure.axes
     (shown,) = (child for child in row.get_children() if isinstance(child, AxesImage))
     assert np.array_equal(shown.get_array(), np.eye(3))
-    beside = [child for child in examples.get_children() if isinstance(child, AnnotationBbox)]
-    found = {box.xy[1]: box.offsetbox.get_data() for box in beside}
+    boxes = [child for child in examples.get_children() if isinstance(child, AnnotationBbox)]
+    pixels = {box.xy[1]: box.offsetbox.get_data() for box in boxes}
     places = examples.get_yticks()
     for place, example in zip(places, [3, 5, 4, 1], strict=True):
-        assert np.array_equal(found[place], pictures[example])
+        assert np.array_equal(pixels[place], thumbnails[example])
     assert examples.get_yticklabels()[0].get_text() == "3 · no. 3"
-    assert {box.offsetbox.image.get_clim() for box in beside} == {(0.0, 23.0)}
+    assert {box.offsetbox.image.get_clim() for box in boxes} == {(0.0, 23.0)}
 
 
 def test_curves_end_at_the_contributions():
@@ -105,23 +107,23 @@ def test_curves_end_at_the_contributions():
     assert np.allclose(total.lines[1].get_ydata()[1:], steps.sum(1))
 
 
-def test_words_are_spread_apart_and_keep_their_order():
-    found = _spread([1.0, 0.0, 1.001, 0.999, -5.0], 0.5)
-    assert np.diff(np.sort(found)).min() > 0.499
-    assert np.argsort(found).tolist() == np.argsort([1.0, 0.0, 1.001, 0.999, -5.0]).tolist()
+def test_labels_are_spread_apart_and_keep_their_order():
+    spread = _spread([1.0, 0.0, 1.001, 0.999, -5.0], 0.5)
+    assert np.diff(np.sort(spread)).min() > 0.499
+    assert np.argsort(spread).tolist() == np.argsort([1.0, 0.0, 1.001, 0.999, -5.0]).tolist()
     assert _spread([0.0, 2.0], 0.5) == [0.0, 2.0]
     assert _spread([0.0, 0.2], 0.4) == pytest.approx([-0.1, 0.3])
 
 
-def test_nothing_moved_and_one_side_alone():
+def test_zero_contributions_and_one_sign_alone():
     figure = ledger_figure(account([0.0, 0.0]), 0)
-    assert "all contributions are zero" in words(figure)
+    assert "all contributions are zero" in texts(figure)
     assert "Σc is zero" in figure.get_supxlabel()
     assert bars(ledger_figure(account([1.0, 2.0]), 0).axes[0]) == [2.0, 1.0]
     figure.savefig(io.BytesIO(), format="svg")
 
 
-def test_names_are_no_mathematics_and_equal_ledgers_give_equal_bytes():
+def test_labels_are_not_parsed_as_mathematics_and_equal_ledgers_give_equal_bytes():
     files = []
     for _ in range(2):
         figure = ledger_figure(account(VALUES), 0, labels=["$x_1$"] * 6, images=np.zeros((6, 3, 3, 3)))
@@ -146,6 +148,6 @@ def test_names_are_no_mathematics_and_equal_ledgers_give_equal_bytes():
         ({"image": np.zeros(4)}, "image"),
     ],
 )
-def test_what_does_not_fit_is_refused(options, message):
+def test_wrong_shapes_and_indices_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         ledger_figure(account(VALUES), options.pop("row", 0), **options)
