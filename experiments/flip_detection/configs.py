@@ -1,4 +1,4 @@
-"""What is measured: kinds and rates of label noise, seeds, where to write."""
+"""Options: kinds and rates of label noise, seeds, output directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,16 @@ class Cell:
 
     kind: str
     rate: float
-    claim: float | None = None  # AUROC that every seed is claimed to reach
+    claim: float | None = None  # claimed lower bound of the AUROC of every seed
 
     @property
     def name(self) -> str:
-        """As tables and options call it."""
+        """Name in tables and options."""
         return f"{self.kind}-{self.rate:.2f}" if self.rate else "clean"
 
 
 CELLS = (
-    Cell("symmetric", 0.0),  # control: no row is wrong, what is memorized all the same
+    Cell("symmetric", 0.0),  # control: what is memorized without wrong labels
     Cell("symmetric", 0.15, claim=0.99),
     Cell("symmetric", 0.20),
     Cell("instance", 0.20, claim=0.99),
@@ -32,12 +32,12 @@ CELLS = (
 
 @dataclass(frozen=True)
 class Options:
-    """Flip training labels of the digits, train the default network on them, audit it, and count what is found."""
+    """Flip training labels of the digits, train the default network, audit it, and measure the detection of the flips."""
 
     seeds: int = 10
-    """Seeds 0, 1, ... of split, flips, initial weights and batches."""
+    """Number of seeds 0, 1, ... of split, flips, initial weights and batches."""
     cells: tuple[str, ...] = tuple(cell.name for cell in CELLS)
-    """Which cells to run."""
+    """Cells to run."""
     epochs: int = 80
     """Passes over the data; the default is that of `kernelmem audit`."""
     out: Path = Path("out/flip_detection")

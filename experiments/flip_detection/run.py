@@ -27,7 +27,7 @@ EXPECTED = Path(__file__).with_name("expected.json")
 
 
 def run(options: Options) -> None:
-    """Measure every cell, print the table beside the committed figures, write the files."""
+    """Measure every cell, print the table with the committed numbers, write the files."""
     cells = [cell for cell in CELLS if cell.name in options.cells]
     if not cells or len(cells) != len(options.cells):
         names = ", ".join(cell.name for cell in CELLS)
@@ -51,7 +51,7 @@ def run(options: Options) -> None:
 
 
 def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
-    """One audit, with the seeds that `kernelmem audit --seed` derives; what has no meaning without flips is NaN."""
+    """Run one audit with the seeds that `kernelmem audit --seed` derives; NaN for what is undefined without flips."""
     seeds = seed_sequence(seed, ["split", "flips", "weights", "batches"])
     data = digits(seed=seed)
     noisy = km.corrupt_labels(data.y_train, cell.rate, cell.kind, seed=seeds["flips"], x=data.x_train)
@@ -60,9 +60,9 @@ def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
     document = km.audit(
         model, (data.x_train, noisy.y), (data.x_test, data.y_test), flipped=noisy.flipped, seed=seed
     ).document
-    flips, found = document.flips, document.memorization
+    flips, memorization = document.flips, document.memorization
     above = torch.zeros(len(noisy.y), dtype=torch.bool)
-    above[list(found.memorized)] = True
+    above[list(memorization.memorized)] = True
     return {
         "cell": cell.name,
         "seed": seed,
@@ -81,7 +81,7 @@ def measure(cell: Cell, seed: int, epochs: int) -> dict[str, float | int | str]:
 
 
 def summarize(runs: pd.DataFrame) -> dict[str, dict[str, float] | None]:
-    """Mean, its standard error over seeds, smallest and largest of every figure."""
+    """Return mean, standard error over seeds, minimum and maximum of every metric."""
     return {name: _summary(runs[name].to_numpy()) for name in runs.columns.drop(["cell", "seed"])}
 
 
@@ -89,8 +89,8 @@ def _summary(values: np.ndarray) -> dict[str, float] | None:
     if np.isnan(values).any():
         return None
     se = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    figures = {"mean": values.mean(), "se": se, "min": values.min(), "max": values.max()}
-    return {name: round(float(value), 6) for name, value in figures.items()}
+    metrics = {"mean": values.mean(), "se": se, "min": values.min(), "max": values.max()}
+    return {name: round(float(value), 6) for name, value in metrics.items()}
 
 
 def _or_nan(value: float | None) -> float:
@@ -98,7 +98,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def table(results: dict) -> str:
-    """One line a cell; the last columns hold the claim against the worst seed, and the committed mean."""
+    """Return one line per cell; the last columns compare the worst seed with the claim and give the committed mean."""
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))["cells"] if EXPECTED.is_file() else {}
     lines = ["", HEADER]
     for name, cell in results["cells"].items():

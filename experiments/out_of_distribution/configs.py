@@ -1,4 +1,4 @@
-"""Which rows are unusual, which scores are asked, which ridges are tried beside, where to write."""
+"""Options: shifts of the images, scores, ridges, output directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,23 +8,23 @@ __all__ = ["BASELINES", "ERRORS_ON", "RIDGES", "SCORES", "SHIFTS", "Options", "S
 
 @dataclass(frozen=True)
 class Shift:
-    """One way to change pictures, and how much."""
+    """One way to change images, and its size."""
 
     kind: str
     size: int = 0
 
     @property
     def name(self) -> str:
-        """As tables call it."""
+        """Name in tables."""
         unit = {"rotated": f" {self.size}°", "shifted": f" {self.size} px"}
         return self.kind + unit.get(self.kind, "")
 
 
 SHIFTS = (
-    Shift("unchanged"),  # null: other held-out rows, as they are
+    Shift("unchanged"),  # null: other held-out rows, unchanged
     *(Shift("rotated", angle) for angle in (15, 30, 45, 60, 90)),
     *(Shift("shifted", pixels) for pixels in (1, 2, 3)),
-    Shift("rotated and back"),  # 45° and back: what interpolation alone does
+    Shift("rotated and back"),  # 45° and back: the effect of interpolation alone
     Shift("pixels permuted"),
     Shift("uniform pixels"),
 )
@@ -45,20 +45,20 @@ SCORES = {
 BASELINES = ("softmax", "neighbor_pixels")
 ERRORS_ON = ("held out", "rotated 30°")
 
-# Tried beside the ridge of least leave-one-out error, which all other figures have: in mean diagonals, or by evidence.
+# In addition to the ridge with the smallest leave-one-out error (used elsewhere): in mean diagonals, or by evidence.
 RIDGES = ("1e-06", "1e-04", "1e-02", "1e+00", "evidence")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train a network on digits, and ask scores which of changed digits it was not made for, and where it errs."""
+    """Train a network on digits; measure how well scores detect changed digits and errors of the network."""
 
     seeds: int = 10
-    """Seeds 0, 1, ... of split, initial weights, batches and changes of pictures."""
+    """Number of seeds 0, 1, ... of split, initial weights, batches and changes of images."""
     n_train: int = 1000
-    """Training rows; of the others one half is in distribution, one half is changed."""
+    """Training rows; half of the other rows stay in distribution, half are changed."""
     n_test: int = 797
-    """Held-out rows, at most."""
+    """Maximal number of held-out rows."""
     width: int = 128
     """Units of both hidden layers."""
     epochs: int = 40

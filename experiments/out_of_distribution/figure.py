@@ -1,4 +1,4 @@
-"""The figure: AUROC against angle and distance, the harder questions beside it, the strangest held-out digits below."""
+"""Figure: AUROC against angle and distance, harder tasks, and the most unusual held-out digits."""
 
 import io
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ HARDER = (
     ("errors", ERRORS_ON[0], BLUE, "o"),
     ("errors", ERRORS_ON[1], RED, "D"),
 )
-SHOWN = 16  # pictures in a row
+SHOWN = 16  # images per line
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pictured:
 
 
 def draw(results: dict[str, Any], pictured: Pictured) -> dict[str, bytes]:
-    """Draw means over seeds with 95 % intervals, and pictures of seed 0, as figure.svg and figure.png."""
+    """Draw means over seeds with 95 % intervals, and images of seed 0, as figure.svg and figure.png."""
     with mpl.rc_context({"svg.hashsalt": "out_of_distribution", "svg.fonttype": "path", "text.parse_math": False}):
         figure = Figure(figsize=(12.4, 7.4), layout="constrained")
         above, below = figure.subfigures(2, 1, height_ratios=(2.4, 1.0), hspace=0.04)
@@ -73,14 +73,14 @@ def draw(results: dict[str, Any], pictured: Pictured) -> dict[str, bytes]:
 
 
 def _curves(axes: Axes, results: dict[str, Any], kind: str, label: str) -> None:
-    own = [("unchanged", 0), *((shift.name, shift.size) for shift in SHIFTS if shift.kind == kind)]
-    sizes = np.array([size for _, size in own], dtype=float)
+    places = [("unchanged", 0), *((shift.name, shift.size) for shift in SHIFTS if shift.kind == kind)]
+    sizes = np.array([size for _, size in places], dtype=float)
     step = 0.006 * sizes.max()
     for place, (name, (color, style)) in enumerate(DRAWN.items()):
-        found = [results["shift"][where][name]["auroc"] for where, _ in own]
-        means = np.array([figures["mean"] for figures in found])
-        reach = np.array([[f["mean"] - f["low"], f["high"] - f["mean"]] for f in found]).T
-        x = sizes + step * (place - len(DRAWN) / 2)  # side by side, so that intervals do not hide each other
+        aurocs = [results["shift"][where][name]["auroc"] for where, _ in places]
+        means = np.array([auroc["mean"] for auroc in aurocs])
+        reach = np.array([[a["mean"] - a["low"], a["high"] - a["mean"]] for a in aurocs]).T
+        x = sizes + step * (place - len(DRAWN) / 2)  # shifted, so that intervals do not hide each other
         if not np.isnan(reach).any():
             axes.errorbar(x, means, yerr=reach, fmt="none", ecolor=color, elinewidth=1.0, alpha=0.7)
         axes.plot(x, means, color=color, ls=style, lw=1.6, marker="o", ms=3)
@@ -93,12 +93,12 @@ def _curves(axes: Axes, results: dict[str, Any], kind: str, label: str) -> None:
 def _harder(axes: Axes, results: dict[str, Any]) -> None:
     for place, name in enumerate(SCORES):
         for offset, (kind, where, color, marker) in zip((-0.2, 0.0, 0.2), HARDER, strict=True):
-            figures = results[kind][where][name]["auroc"]
-            if figures is None:
+            auroc = results[kind][where][name]["auroc"]
+            if auroc is None:
                 continue
-            if figures["se"] == figures["se"]:
-                axes.plot([figures["low"], figures["high"]], [place + offset] * 2, color=color, lw=1.2, alpha=0.7)
-            axes.plot(figures["mean"], place + offset, marker, color=color, ms=4)
+            if auroc["se"] == auroc["se"]:
+                axes.plot([auroc["low"], auroc["high"]], [place + offset] * 2, color=color, lw=1.2, alpha=0.7)
+            axes.plot(auroc["mean"], place + offset, marker, color=color, ms=4)
     axes.plot([0.5, 0.5], [-0.6, len(SCORES) - 0.4], color=GRAY, lw=0.8, ls="--", zorder=0)
     axes.set(yticks=range(len(SCORES)), xlim=(0, 1.02))
     axes.set_ylim(len(SCORES) - 0.4, -2.6)
@@ -123,14 +123,14 @@ def _pictures(figure: Any, pictured: Pictured) -> None:
     rows = (order[:SHOWN], order[-SHOWN:].flip(0))
     axes = figure.subplots(2, SHOWN)
     for line, (indices, title) in enumerate(zip(rows, ("most unusual", "most usual"), strict=True)):
-        for own in axes[line]:
-            own.set_axis_off()
-        for own, i in zip(axes[line], indices.tolist(), strict=False):
+        for panel in axes[line]:
+            panel.set_axis_off()
+        for panel, i in zip(axes[line], indices.tolist(), strict=False):
             label, predicted = int(pictured.labels[i]), int(pictured.predicted[i])
-            own.imshow(pictured.x[i].reshape(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            panel.imshow(pictured.x[i].reshape(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             wrong = label != predicted
             text = f"{label}, read {predicted}" if wrong else f"{label}"
-            own.set_title(
+            panel.set_title(
                 f"{float(pictured.deviation[i]):.2f}\n{text}", fontsize=7.5, color=RED if wrong else GRAY, pad=2
             )
         axes[line][0].text(

@@ -1,4 +1,4 @@
-"""The scores: for every row one number that is larger the more unusual the row is said to be."""
+"""Scores of unusualness: one number per row, larger for more unusual rows."""
 
 import math
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of training rows, of test rows with them, and of each row with itself; float64."""
+    """Kernel of training rows, of test rows with training rows, and its diagonal on test rows; float64."""
 
     train: Tensor  # (n, n)
     cross: Tensor  # (m, n)
-    own: Tensor  # (m,)
+    diagonal: Tensor  # (m,), of each test row with itself
 
     @property
     def size(self) -> float:
-        """Mean of the diagonal: the unit of the ridge."""
+        """Mean of the training diagonal: the unit of the ridge."""
         return float(self.train.diagonal().mean())
 
 
@@ -55,27 +55,27 @@ def pixel_kernel(x_train: Tensor, x: Tensor) -> Kernel:
 
 
 def targets_of(labels: Tensor) -> Tensor:
-    """Labels as a regression takes them: one-hot - 1/C, (n, C)."""
+    """Return regression targets of labels: one-hot − 1/C, (n, C)."""
     return F.one_hot(labels, 10).double() - 0.1
 
 
 def deviations(kernel: Kernel, labels: Tensor, ridge: float) -> Tensor:
     """Posterior standard deviation of the Gaussian process at every test row, (m,)."""
-    machine = km.KernelMachineGP(kernel="precomputed", ridge=ridge)
-    machine.fit(kernel.train.numpy(), targets_of(labels).numpy())
-    _, found = machine.predict(kernel.cross.numpy(), return_std=True, K_test_diag=kernel.own.numpy())
-    return torch.from_numpy(found)
+    process = km.KernelMachineGP(kernel="precomputed", ridge=ridge)
+    process.fit(kernel.train.numpy(), targets_of(labels).numpy())
+    _, std = process.predict(kernel.cross.numpy(), return_std=True, K_test_diag=kernel.diagonal.numpy())
+    return torch.from_numpy(std)
 
 
 def loo_ridge(kernel: Kernel, labels: Tensor) -> float:
-    """The ridge of least leave-one-out error on the training labels: it sees no test row."""
+    """Return the ridge with the smallest leave-one-out error on the training labels."""
     return km.choose_ridge(kernel.train, targets_of(labels)).ridge
 
 
 def evidence_ridge(kernel: Kernel, labels: Tensor) -> float:
-    """The ridge of most evidence on the training labels, where the scale s of the kernel is free, too.
+    """Return the ridge with the largest evidence on the training labels, maximized over the scale s of the kernel, too.
 
-    Of s (K + ridge I) the best s is q / (n C), q = Σ_c y_cᵀ (K + ridge I)⁻¹ y_c; what is left to minimize is
+    For s (K + ridge I) the best s is q / (n C), q = Σ_c y_cᵀ (K + ridge I)⁻¹ y_c; it remains to minimize
     n log q + log det (K + ridge I). The grid is that of ``choose_ridge``.
     """
     targets = targets_of(labels)
@@ -88,26 +88,26 @@ def evidence_ridge(kernel: Kernel, labels: Tensor) -> float:
 
 
 def of_kernel(kernel: Kernel, labels: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Posterior deviation, and its ratio to the prior deviation √k(x, x), in 0..1; both (m,)."""
+    """Return the posterior deviation, and its ratio to the prior deviation √k(x, x), in 0..1; both (m,)."""
     std = deviations(kernel, labels, ridge)
-    return std, std / kernel.own.sqrt()
+    return std, std / kernel.diagonal.sqrt()
 
 
 def of_network(outputs: Tensor) -> dict[str, Tensor]:
-    """Scores that a network's logits (m, C) give: 1 - max softmax, - margin of the two largest, energy -log Σ exp."""
-    all_of_them = outputs.logsumexp(1)
+    """Return the scores of logits (m, C): 1 − max softmax, −margin of the two largest, energy −log Σ exp."""
+    log_sum = outputs.logsumexp(1)
     two = outputs.topk(2, dim=1).values
-    # 1 - max p from the other probabilities: near certainty the difference would round to 0, and ties would decide
+    # 1 − max p as the sum of the other probabilities: near certainty the difference would round to 0 and create ties
     rest = outputs.scatter(1, outputs.argmax(1, keepdim=True), -math.inf).logsumexp(1)
-    return {"softmax": (rest - all_of_them).exp(), "margin": two[:, 1] - two[:, 0], "energy": -all_of_them}
+    return {"softmax": (rest - log_sum).exp(), "margin": two[:, 1] - two[:, 0], "energy": -log_sum}
 
 
 def scores(problem: Problem, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Every score of rows x; those of ``gp_tangent`` under other ridges, by name; the chosen ridges."""
+    """Return every score of rows x; those of ``gp_tangent`` with other ridges, by name; the chosen ridges."""
     x_train, labels = problem.data.x_train, problem.data.y_train
     with torch.no_grad():
         outputs = problem.trained(x).double()
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     chosen: dict[str, float] = {}
     kernels = {
         "tangent": tangent_kernel(problem.trained, x_train, x),
@@ -117,18 +117,18 @@ def scores(problem: Problem, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
     for name, kernel in kernels.items():
         ridge = loo_ridge(kernel, labels)
         chosen[f"log10 ridge, {name}"] = math.log10(ridge / kernel.size)
-        found[f"gp_{name}"], found[f"gp_{name}_relative"] = of_kernel(kernel, labels, ridge)
-    del found["gp_rbf_relative"]  # its prior deviation is 1 everywhere
+        by_name[f"gp_{name}"], by_name[f"gp_{name}_relative"] = of_kernel(kernel, labels, ridge)
+    del by_name["gp_rbf_relative"]  # its prior deviation is 1 everywhere
     tangent = kernels["tangent"]
     trained = tangent.train.diagonal()
     flat = (x_train.double().flatten(1), x.double().flatten(1))
     return (
-        found
+        by_name
         | of_network(outputs)
         | {
             "neighbor_pixels": torch.cdist(flat[1], flat[0]).amin(1),
-            "neighbor_tangents": kernel_distances(tangent.cross, tangent.own, trained).amin(1).sqrt(),
-            "length": tangent.own.sqrt(),
+            "neighbor_tangents": kernel_distances(tangent.cross, tangent.diagonal, trained).amin(1).sqrt(),
+            "length": tangent.diagonal.sqrt(),
         },
         _other_ridges(tangent, labels, chosen),
         chosen,
@@ -136,10 +136,10 @@ def scores(problem: Problem, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def _other_ridges(kernel: Kernel, labels: Tensor, chosen: dict[str, Any]) -> dict[str, Tensor]:
-    found = {}
+    by_name = {}
     for name in RIDGES:
         ridge = evidence_ridge(kernel, labels) if name == "evidence" else float(name) * kernel.size
         if name == "evidence":
             chosen["log10 ridge, tangent, evidence"] = math.log10(ridge / kernel.size)
-        found[f"gp_tangent at {name}"], found[f"gp_tangent_relative at {name}"] = of_kernel(kernel, labels, ridge)
-    return found
+        by_name[f"gp_tangent at {name}"], by_name[f"gp_tangent_relative at {name}"] = of_kernel(kernel, labels, ridge)
+    return by_name

@@ -1,4 +1,4 @@
-"""Digits, a network before and after training on them: what every seed begins with."""
+"""Digits, and a network before and after training on them."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ __all__ = ["Problem", "make"]
 
 @dataclass(frozen=True)
 class Problem:
-    """Training rows, held-out rows in two halves, the network at both ends of training."""
+    """Training rows, held-out rows in two halves, the network before and after training."""
 
     data: LabeledData
-    inside: tuple[Tensor, Tensor]  # held-out rows and labels that stay as they are
+    inside: tuple[Tensor, Tensor]  # held-out rows and labels that stay unchanged
     outside: tuple[Tensor, Tensor]  # held-out rows and labels that are changed
     initial: nn.Module
     trained: nn.Module
@@ -25,7 +25,7 @@ class Problem:
 
 
 def make(seed: int, *, n_train: int, n_test: int, width: int, epochs: int, other: bool = False) -> Problem:
-    """Everything that the seed decides; ``other`` takes other weights and batches for the same rows."""
+    """Return data and networks of one seed; ``other`` uses other weights and batches for the same rows."""
     seeds = seed_sequence(seed, ["split", "weights", "batches", "changes", "null", "other weights", "other batches"])
     data = digits(n_train=n_train, seed=seed)
     data = replace(data, x_test=data.x_test[:n_test], y_test=data.y_test[:n_test])
@@ -34,5 +34,5 @@ def make(seed: int, *, n_train: int, n_test: int, width: int, epochs: int, other
     initial = copy.deepcopy(model)
     training = train_classifier(model, data.x_train, data.y_train, epochs=epochs, seed=seeds[f"{prefix}batches"])
     half = len(data.x_test) // 2
-    inside, outside = ((data.x_test[part], data.y_test[part]) for part in (slice(half), slice(half, None)))
+    inside, outside = ((data.x_test[rows], data.y_test[rows]) for rows in (slice(half), slice(half, None)))
     return Problem(data, inside, outside, initial, model, training, seeds)

@@ -1,4 +1,4 @@
-"""Which machines are fitted to what, what is claimed, where to write."""
+"""Options: kernel machines and their targets, the claim, output directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ class Machine:
     title: str
     kernel: str = "trained"  # tangent kernel of the "trained" or "initial" network, or "rbf" of pixels
     outputs: str = "trace"
-    layers: str = "all"  # whose parameters the tangents are by: "all", the "last" alone, the "hidden" ones alone
+    layers: str = "all"  # layers whose parameters are differentiated: "all", only the "last", only the "hidden" ones
     prior: bool = False  # starts from the network at initialization, learns the change
     targets: str = "logits"  # of the trained network; "permuted": over rows; "labels": one-hot - 1/C
     ridge: str = "loo"  # or a number, in mean diagonals of the kernel
@@ -24,7 +24,7 @@ MACHINES = {
     "trained_prior": Machine("trained tangents, prior", prior=True),
     "trained_pseudo": Machine("trained tangents, pseudo", outputs="pseudo"),
     "trained_pseudo_prior": Machine("trained tangents, pseudo, prior", outputs="pseudo", prior=True),
-    # logits are linear in what the last layer is given, so its tangents alone hold the network; the others do not
+    # Logits are linear in the input of the last layer, so its tangents alone represent the network.
     "last": Machine("trained tangents, last layer", layers="last"),
     "hidden": Machine("trained tangents, hidden layers", layers="hidden"),
     "initial": Machine("initial tangents", kernel="initial"),
@@ -43,14 +43,14 @@ CLAIM = ("trained", 0.98)  # mean agreement with the network on held-out rows
 
 @dataclass(frozen=True)
 class Options:
-    """Fit kernel machines to a trained network's outputs, and count how often they say what it says on other rows."""
+    """Fit kernel machines to the outputs of a trained network and measure their agreement with it on held-out rows."""
 
     seeds: int = 10
-    """Seeds 0, 1, ... of split, initial weights and batches."""
+    """Number of seeds 0, 1, ... of split, initial weights and batches."""
     n_train: int = 1000
     """Training rows of the network and of the machines."""
     n_test: int = 797
-    """Held-out rows, at most."""
+    """Maximal number of held-out rows."""
     width: int = 128
     """Units of both hidden layers."""
     epochs: int = 40

@@ -1,4 +1,4 @@
-"""The figure: agreement of each machine with the network, one dot a seed."""
+"""Figure: agreement of each kernel machine with the network, one dot per seed."""
 
 import io
 from typing import Any
@@ -22,13 +22,13 @@ def draw(frame: pd.DataFrame, titles: dict[str, str], facts: dict[str, Any]) -> 
         figure = Figure(figsize=(10.0, 0.36 * len(names) + 1.3), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for place, name in enumerate(names):
-            own = frame[frame.machine == name]
+            runs = frame[frame.machine == name]
             color = GRAY if name == "another" or name.startswith("permuted") else BLUE
-            for axes, figures in ((left, 100 * own.agreement), (right, 100 * own.agreement_on_errors)):
-                axes.plot(figures, [place] * len(own), "o", color=color, alpha=0.45, ms=5, mew=0)
-                axes.plot([figures.mean()] * 2, [place - 0.3, place + 0.3], color=color, lw=1.8)
+            for axes, shares in ((left, 100 * runs.agreement), (right, 100 * runs.agreement_on_errors)):
+                axes.plot(shares, [place] * len(runs), "o", color=color, alpha=0.45, ms=5, mew=0)
+                axes.plot([shares.mean()] * 2, [place - 0.3, place + 0.3], color=color, lw=1.8)
             if name.startswith("permuted"):  # far below the axis
-                text = f"mean {100 * own.agreement.mean():.1f} %, below the axis"
+                text = f"mean {100 * runs.agreement.mean():.1f} %, below the axis"
                 style = {"fontsize": 8, "va": "center", "transform": left.get_yaxis_transform()}
                 left.text(0.01, place, text, color=GRAY, bbox={"fc": "white", "ec": "none", "pad": 1.5}, **style)
         name, claim = CLAIM

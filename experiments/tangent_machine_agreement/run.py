@@ -1,4 +1,4 @@
-"""Fit every machine for every seed, compare it with the network on held-out rows; print a table, write results and figure."""
+"""Fit kernel machines to networks, compare them on held-out rows; print a table, write results and figure."""
 
 import json
 import math
@@ -22,12 +22,12 @@ from kernelmem.core import write_files
 __all__ = ["compare", "fitted", "measure", "run", "table"]
 
 EXPECTED = Path(__file__).with_name("expected.json")
-TITLES = {name: own.title for name, own in MACHINES.items()} | {"another": "another network"}
+TITLES = {name: config.title for name, config in MACHINES.items()} | {"another": "another network"}
 FIGURES = ("agreement", "agreement_on_errors", "accuracy", "r2", "relative_error", "log10_ridge")
 
 
 def run(options: Options) -> None:
-    """Measure every seed on one thread, print the table beside the committed figures, write the files."""
+    """Measure every seed on one thread, print the table with the committed numbers, write the files."""
     torch.set_num_threads(1)
     lines, facts = [], []
     for seed in range(options.seeds):
@@ -42,15 +42,15 @@ def run(options: Options) -> None:
             )
             for other in (False, True)
         )
-        own, about = measure(problem, another.trained, seed)
-        lines += own
-        facts.append(about)
-        print(f"seed {seed:>2}  agreement of the trained tangents {own[0]['agreement']:.4f}", flush=True)
+        seed_lines, seed_facts = measure(problem, another.trained, seed)
+        lines += seed_lines
+        facts.append(seed_facts)
+        print(f"seed {seed:>2}  agreement of the trained tangents {seed_lines[0]['agreement']:.4f}", flush=True)
     frame = pd.DataFrame(lines)
     results = {
         "options": {name: value for name, value in asdict(options).items() if name != "out"},
         "machine": machine.describe(),
-        "facts": {name: summary([about[name] for about in facts]) for name in facts[0]},
+        "facts": {name: summary([line[name] for line in facts]) for name in facts[0]},
         "machines": {
             name: {figure: summary(frame[frame.machine == name][figure].to_numpy()) for figure in FIGURES}
             for name in TITLES
@@ -63,17 +63,17 @@ def run(options: Options) -> None:
 
 
 def measure(problem: Problem, another: nn.Module, seed: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A line for each machine, and for a network of other initial weights and batches on the same rows; facts."""
+    """Return one line per kernel machine and for a network with other initial weights and batches; facts about the network."""
     x, labels = problem.data.x_test, problem.data.y_test
     with torch.no_grad():
         network = problem.trained(x).double()
-        found = {"another": (another(x).double(), math.nan)}
-    for name, own in MACHINES.items():
-        model = fitted(own, problem)
+        outputs = {"another": (another(x).double(), math.nan)}
+    for name, config in MACHINES.items():
+        model = fitted(config, problem)
         ridge = model.ridge_ / _size(model, problem.data.x_train)
-        found[name] = (torch.from_numpy(model.predict(x.numpy())), math.log10(ridge))
+        outputs[name] = (torch.from_numpy(model.predict(x.numpy())), math.log10(ridge))
     lines = [
-        {"seed": seed, "machine": name, **compare(found[name][0], network, labels), "log10_ridge": found[name][1]}
+        {"seed": seed, "machine": name, **compare(outputs[name][0], network, labels), "log10_ridge": outputs[name][1]}
         for name in TITLES
     ]
     errors = int((network.argmax(1) != labels).sum())
@@ -85,33 +85,35 @@ def measure(problem: Problem, another: nn.Module, seed: int) -> tuple[list[dict[
     return lines, facts
 
 
-def fitted(own: Machine, problem: Problem) -> km.KernelMachineRegressor:
-    """The machine, fitted on the training rows."""
+def fitted(config: Machine, problem: Problem) -> km.KernelMachineRegressor:
+    """Return the kernel machine fitted on the training rows."""
     x = problem.data.x_train
     kernel: Any = "rbf"
-    if own.kernel != "rbf":
-        model = problem.trained if own.kernel == "trained" else problem.initial
-        kernel = km.TangentKernel(model, outputs=own.outputs, parameters=_names(model, own.layers), dtype=torch.float64)
+    if config.kernel != "rbf":
+        model = problem.trained if config.kernel == "trained" else problem.initial
+        kernel = km.TangentKernel(
+            model, outputs=config.outputs, parameters=_names(model, config.layers), dtype=torch.float64
+        )
     with torch.no_grad():
         targets = problem.trained(x).double()
-    if own.targets == "labels":
+    if config.targets == "labels":
         targets = targets_of(problem.data.y_train)
-    if own.targets == "permuted":
+    if config.targets == "permuted":
         generator = torch.Generator().manual_seed(problem.seeds["null"])
         targets = targets[torch.randperm(len(targets), generator=generator)]
-    machine_ = km.KernelMachineRegressor(
-        kernel=kernel, gamma="scale", prior=problem.initial if own.prior else None, ridge="loo"
+    regressor = km.KernelMachineRegressor(
+        kernel=kernel, gamma="scale", prior=problem.initial if config.prior else None, ridge="loo"
     )
-    if own.ridge != "loo":
-        machine_.set_params(ridge=float(own.ridge) * _mean_diagonal(kernel, x))
-    return machine_.fit(x.numpy(), targets.numpy())
+    if config.ridge != "loo":
+        regressor.set_params(ridge=float(config.ridge) * _mean_diagonal(kernel, x))
+    return regressor.fit(x.numpy(), targets.numpy())
 
 
 def _names(model: nn.Module, layers: str) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     last = names[-1].split(".")[0] + "."
-    chosen = {"all": names, "last": [own for own in names if own.startswith(last)]}
-    chosen["hidden"] = [own for own in names if own not in chosen["last"]]
+    chosen = {"all": names, "last": [name for name in names if name.startswith(last)]}
+    chosen["hidden"] = [name for name in names if name not in chosen["last"]]
     return chosen[layers]
 
 
@@ -124,7 +126,7 @@ def _mean_diagonal(kernel: Any, x: Tensor) -> float:
 
 
 def compare(outputs: Tensor, network: Tensor, labels: Tensor) -> dict[str, float]:
-    """Agreement with the network on all rows and on its errors, own accuracy, R² and relative error of the outputs.
+    """Return agreement with the network on all rows and on its errors, accuracy, R² and relative error of the outputs.
 
     R² = 1 - |outputs - network|² / |network - mean over rows|² over all rows and outputs; it is below 0 where the
     mean of each output would do better. Agreement on errors is NaN for a network without any.
@@ -132,39 +134,39 @@ def compare(outputs: Tensor, network: Tensor, labels: Tensor) -> dict[str, float
     same = outputs.argmax(1) == network.argmax(1)
     wrong = network.argmax(1) != labels
     spread = float((network - network.mean(0)).square().sum())
-    own = km.fidelity(outputs, network)
+    fidelity = km.fidelity(outputs, network)
     return {
-        "agreement": own.agreement,
+        "agreement": fidelity.agreement,
         "agreement_on_errors": float(same[wrong].double().mean()) if bool(wrong.any()) else math.nan,
         "accuracy": float((outputs.argmax(1) == labels).double().mean()),
         "r2": 1 - float((outputs - network).square().sum()) / spread,
-        "relative_error": own.relative_error,
+        "relative_error": fidelity.relative_error,
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """One line a machine; the last column holds the committed mean of the agreement."""
+    """Return one line per kernel machine; the last column is the committed mean of the agreement."""
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))["machines"] if EXPECTED.is_file() else {}
     titles = ("agreement", "least", "on its errors", "accuracy", "R² of logits", "relative error", "log10 ridge")
     widths = (18, 9, 18, 18, 18, 18, 16)
-    lines = ["", f"{'':<36}" + "".join(f"{own:>{width}}" for own, width in zip(titles, widths, strict=True))]
+    lines = ["", f"{'':<36}" + "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))]
     lines[-1] += "   committed"
-    for name, own in results["machines"].items():
-        labels = own["r2"] if MACHINES.get(name, Machine("")).targets != "labels" else None  # of another scale
-        errors = own["relative_error"] if labels else None
+    for name, metrics in results["machines"].items():
+        labels = metrics["r2"] if MACHINES.get(name, Machine("")).targets != "labels" else None  # of another scale
+        errors = metrics["relative_error"] if labels else None
         cells = [
-            plus_minus(own["agreement"], 4),
-            f"{own['agreement']['min']:.4f}",
-            plus_minus(own["agreement_on_errors"]),
-            plus_minus(own["accuracy"], 4),
+            plus_minus(metrics["agreement"], 4),
+            f"{metrics['agreement']['min']:.4f}",
+            plus_minus(metrics["agreement_on_errors"]),
+            plus_minus(metrics["accuracy"], 4),
             plus_minus(labels),
             plus_minus(errors),
-            plus_minus(own["log10_ridge"], 2),
+            plus_minus(metrics["log10_ridge"], 2),
         ]
         before = f"{expected[name]['agreement']['mean']:.4f}" if name in expected else ""
         row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         lines.append(f"{TITLES[name]:<36}{row}   {before}")
-    lines += [f"{name:<36}{plus_minus(own, 4):>18}" for name, own in results["facts"].items()]
+    lines += [f"{name:<36}{plus_minus(fact, 4):>18}" for name, fact in results["facts"].items()]
     name, claim = CLAIM
     mean = results["machines"][name]["agreement"]["mean"]
     lines.append(f"claim: {TITLES[name]}, mean agreement at least {claim}: {'holds' if mean >= claim else 'FAILS'}")

@@ -48,7 +48,9 @@ def test_every_public_name_is_the_one_that_type_checkers_see():
     assert {f"kernelmem.{km._MODULE_OF[name]}" for name in seen} == set(seen.values())
     for name, module in seen.items():
         assert getattr(km, name) is getattr(import_module(module), name)
-    assert set(km._MODULE_OF) - set(seen) == {f"KernelMachine{kind}" for kind in ("Classifier", "GP", "Regressor", "SVC")}
+    assert set(km._MODULE_OF) - set(seen) == {
+        f"KernelMachine{kind}" for kind in ("Classifier", "GP", "Regressor", "SVC")
+    }
     assert set(km._MODULE_OF) <= set(dir(km))
     assert all(getattr(km, name).__name__ == name for name in km._MODULE_OF)
     with pytest.raises(AttributeError, match="no attribute 'ntks'"):

@@ -1,4 +1,4 @@
-"""scikit-learn's own conformance suite on the ridge machines, named and precomputed kernels, given and chosen ridges."""
+"""scikit-learn's conformance suite on the kernel ridge estimators: named and precomputed kernels, fixed and chosen ridges."""
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 

@@ -1,4 +1,4 @@
-"""scikit-learn's own conformance suite on the support vector machine and the Gaussian process."""
+"""scikit-learn's conformance suite on the support vector classifier and the Gaussian process."""
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 

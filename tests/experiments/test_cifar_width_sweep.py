@@ -43,7 +43,9 @@ def test_a_sweep_of_widths_runs_and_resumes(folder, tmp_path, family, monkeypatc
     cifar_sweep(folder, **longer, progress=lambda done, total: again.append((done, total)))
     assert again[0] == (0, 2)  # another training is another network
     monkeypatch.setattr("kernelmem.double_descent.sweeps.jobs.EVALUATED", 7)  # the last part is smaller
-    parts = cifar_sweep(folder, **options | {"execution": Execution(), "n_seeds": 1, "options": SweepOptions(control=0)})
+    parts = cifar_sweep(
+        folder, **options | {"execution": Execution(), "n_seeds": 1, "options": SweepOptions(control=0)}
+    )
     assert parts.curves.test_loss[0].tolist() == pytest.approx(found.curves.test_loss[0].tolist(), rel=1e-5)
 
 

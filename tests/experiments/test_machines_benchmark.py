@@ -1,4 +1,4 @@
-"""The benchmark of kernel machines: its engines solve the same system, its counts are of our own making."""
+"""experiments/benchmarks/machines: all engines solve the same system; counts of detected invalid systems."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""experiments/out_of_distribution: changed pictures, the laws of its scores, a small run, the committed figures."""
+"""experiments/out_of_distribution: shifts of images, laws of the scores, a small run, committed results."""
 
 import json
 import math
@@ -104,9 +104,7 @@ class TestScores:
         found = scores.of_network(outputs)
         probabilities = outputs.softmax(1)
         torch.testing.assert_close(found["softmax"], 1 - probabilities.amax(1))
-        torch.testing.assert_close(
-            found["margin"], -km.kernel_machines.margin(outputs, outputs.argmax(1))
-        )
+        torch.testing.assert_close(found["margin"], -km.kernel_machines.margin(outputs, outputs.argmax(1)))
         torch.testing.assert_close(found["energy"], -outputs.exp().sum(1).log())
 
     def test_near_certainty_no_tie_decides(self):
@@ -123,7 +121,7 @@ class TestScores:
         _, wanted = direct.predict(rows.numpy(), return_std=True)
         std, relative = scores.of_kernel(kernel, labels, ridge)
         np.testing.assert_allclose(std.numpy(), wanted, rtol=1e-7)
-        np.testing.assert_allclose(relative.numpy(), wanted / np.sqrt(kernel.own.numpy()), rtol=1e-7)
+        np.testing.assert_allclose(relative.numpy(), wanted / np.sqrt(kernel.diagonal.numpy()), rtol=1e-7)
         pixels = scores.pixel_kernel(x, rows)
         of_pixels = km.KernelMachineGP(kernel="rbf", gamma="scale", ridge=0.1)
         of_pixels.fit(x.double().numpy(), scores.targets_of(labels).numpy())
@@ -134,7 +132,7 @@ class TestScores:
     def test_the_relative_deviation_has_no_unit_and_lies_in_0_to_1(self, problem, factor):
         x, labels, rows = problem.data.x_train, problem.data.y_train, problem.inside[0][:40]
         kernel = scores.tangent_kernel(problem.trained, x, rows)
-        scaled = scores.Kernel(factor * kernel.train, factor * kernel.cross, factor * kernel.own)
+        scaled = scores.Kernel(factor * kernel.train, factor * kernel.cross, factor * kernel.diagonal)
         std, relative = scores.of_kernel(kernel, labels, 1e-2 * kernel.size)
         of_scaled = scores.of_kernel(scaled, labels, 1e-2 * scaled.size)
         torch.testing.assert_close(of_scaled[1], relative, rtol=1e-8, atol=0)

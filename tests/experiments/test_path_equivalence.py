@@ -33,12 +33,12 @@ def test_frozen_kernel_descent_and_ridge_are_a_linear_network():
         found = machines._of_run(own, model, run)
     errors = found["errors"]
     assert tuple(errors) == machines.MACHINES
-    for name in ("initial kernel, same descent", "final kernel, same descent", "left ledger", "exact ledger"):
+    for name in ("SGD with the initial kernel", "SGD with the final kernel", "first-order ledger", "exact ledger"):
         assert errors[name] < 1e-12, name
-    assert errors["mean path kernel, same descent"] < 1e-12
-    assert errors["path kernel, coefficients free of x"] < 1e-12
+    assert errors["SGD with the mean path kernel"] < 1e-12
+    assert errors["Domingos, constant coefficients"] < 1e-12
     assert errors["ridge on outputs, path kernel"] < 1e-3
-    assert errors["null: the same, outputs permuted"] > 0.5
+    assert errors["null: path kernel, outputs permuted"] > 0.5
     assert found["movement"] < 1e-14
     largest = float(torch.linalg.eigvalsh(4 * (own.x @ own.x.T + 1))[-1])
     assert found["stability"]["initial"] == pytest.approx(0.01 * largest / N_TRAIN, rel=1e-9)
@@ -81,11 +81,11 @@ def test_the_committed_results_hold_what_is_claimed():
         errors = own["errors"]
         assert max(errors["exact ledger"]["values"]) < 1e-11
         assert errors["ridge on outputs, path kernel"]["mean"] < errors["ridge on outputs, initial kernel"]["mean"]
-        assert min(errors["null: the same, outputs permuted"]["values"]) > 0.5
+        assert min(errors["null: path kernel, outputs permuted"]["values"]) > 0.5
     rich = {name: own["mean"] for name, own in results["machines"]["rich"]["errors"].items()}
     fitted = [rich[f"ridge on outputs, {kernel} kernel"] for kernel in ("path", "final", "initial")]
     assert fitted == sorted(fitted)
-    frozen = rich["path kernel, coefficients free of x"]
+    frozen = rich["Domingos, constant coefficients"]
     assert frozen == max(value for name, value in rich.items() if not name.startswith("null"))
     with mpl.rc_context():
         assert set(figure.files("rules", figure.draw_rules(results))) == {"rules.svg", "rules.png"}

@@ -1,4 +1,4 @@
-"""experiments/tangent_machine_agreement: the machines that it fits, a small run, the committed figures."""
+"""experiments/tangent_machine_agreement: fitted kernel machines, a small run, committed results."""
 
 import json
 import math

@@ -21,7 +21,7 @@ from kernelmem.kernel_machines.solvers.solve import solve
 from kernelmem.testing.kernels import gaussian_kernel
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import DomingosKernelMachine, domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.exact_kernel_machine import ExactKernelMachine, exact_kernel_machine
-from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, PathKernel, path_kernel
+from kernelmem.trajectory.path_kernel.path_kernel import PathKernel, PathKernelOptions, path_kernel
 from tests.trajectory.path_kernel.test_path_kernel import data, small, train
 
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def results(tmp_path_factory):
         model,
         rows,
         data=(x, y),
-        methods=["left_ledger", "ridge_final"],
+        methods=["first_order_ledger", "ridge_final"],
         options=ComparisonOptions(checkpoints=2),
     )
     return [
@@ -81,7 +81,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("index", range(14))
-def test_what_is_loaded_is_what_was_saved_to_the_bit(results, index, tmp_path):
+def test_loaded_results_equal_saved_results_to_the_bit(results, index, tmp_path):
     one = results[index]
     path = one.save(tmp_path / "deep" / "result.safetensors")
     found = type(one).load(path)

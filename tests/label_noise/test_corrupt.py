@@ -1,4 +1,4 @@
-"""Laws of label corruption: how many labels change, to what, with which law, and from which seed."""
+"""Laws of label corruption: number of changed labels, target classes, transition matrix, seed."""
 
 import math
 from types import SimpleNamespace
@@ -469,7 +469,7 @@ GOOD = np.full((3, 3), 1 / 3)
         (lambda: corrupt_labels(Y, None, "matrix", seed=0, matrix=GOOD * np.nan), "NaN"),
     ],
 )
-def test_bad_arguments_are_refused_with_what_to_do(call, says):
+def test_bad_arguments_are_refused_with_a_hint(call, says):
     with pytest.raises(InputError, match=says) as caught:
         call()
     assert caught.value.hint

@@ -1,4 +1,4 @@
-"""Detection figures: against scikit-learn and simulation, under ties, monotone transforms and permutation."""
+"""Tests of detect: equality with scikit-learn and simulation, ties, monotone transforms, permutation."""
 
 import dataclasses
 import math

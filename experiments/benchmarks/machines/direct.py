@@ -1,4 +1,4 @@
-"""One engine in this process, several times: seconds of each call, and the peak memory above what the kernel takes."""
+"""Run one engine several times in this process: seconds per call, and peak memory in addition to the kernel."""
 
 import json
 import sys
@@ -32,11 +32,11 @@ ENGINES: dict[str, Engine] = {
 
 
 def kernel_of_rows(n: int, *, columns: slice = slice(None), dtype: type = np.float64) -> np.ndarray:
-    """Gaussian kernel of standard normal rows in 20 dimensions, bandwidth √20: all of it, or some rows of it."""
+    """Return the Gaussian kernel of standard normal rows in 20 dimensions, bandwidth √20, or some of its rows."""
     x = np.random.default_rng(0).standard_normal((n, 20)).astype(dtype)
-    own = x[columns]
-    K = own @ (x.T / dtype(10))
-    K -= (own * own).sum(1)[:, None] / dtype(20)
+    rows = x[columns]
+    K = rows @ (x.T / dtype(10))
+    K -= (rows * rows).sum(1)[:, None] / dtype(20)
     K -= (x * x).sum(1) / dtype(20)
     np.exp(K, out=K)
     return K

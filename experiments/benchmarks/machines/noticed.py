@@ -1,6 +1,6 @@
-"""How many bad systems does each library notice, how many good ones does it solve?
+"""Count how many invalid systems each library reports, and how many solvable ones it solves.
 
-Noticed: it raises or warns, or returns a code that says so. Solved: no error, no warning, and a backward error
+Reported: it raises, warns, or returns an error code. Solved: no error, no warning, and a backward error
 |A a - y| / (|A| |a| + |y|) of at most n times the rounding of float64.
 """
 
@@ -36,7 +36,7 @@ LIBRARIES: dict[str, Solve] = {
 
 
 def count(library: str) -> dict[str, int]:
-    """Of each kind of bad system the number noticed; of each kind of good system the number solved."""
+    """Return the number of reported systems of each invalid kind, and of solved systems of each solvable kind."""
     solve = LIBRARIES[library]
     noticed = {
         kind: sum(_attempt(solve, *invalid_system(kind, seed)) is None for seed in range(SYSTEMS))

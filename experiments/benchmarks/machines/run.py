@@ -20,13 +20,13 @@ REFERENCE = "scipy.linalg.cholesky"
 
 
 def run(options: Options) -> None:
-    """Measure what is asked for, keep the rest of an earlier results.json."""
+    """Measure the selected kinds and keep the others of an earlier results.json."""
     path = options.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results |= {"outputs": OUTPUTS, "ridge": RIDGE}
     for name in options.only:
-        found = {"direct": _direct, "streamed": _streamed, "noticed": _noticed}[name](options)
-        results[name] = {"machine": machine.describe(), **found}
+        measured = {"direct": _direct, "streamed": _streamed, "noticed": _noticed}[name](options)
+        results[name] = {"machine": machine.describe(), **measured}
         write_file(path, json.dumps(results, indent=1) + "\n")
 
 
@@ -40,7 +40,7 @@ def _direct(options: Options) -> dict:
             for name in ENGINES:
                 load.append(os.getloadavg()[0])
                 one = _child("direct", name, str(n), "2")
-                seconds[name].append(min(one["seconds"]))  # the first call meets cold memory, and starts threads
+                seconds[name].append(min(one["seconds"]))  # the first call has cold memory, and starts threads
                 peaks[name] = one["peak_above_kernel"]
                 print(
                     f"\r{n} rows, round {turn + 1} of {options.rounds}, {name:<36}", end="", file=sys.stderr, flush=True

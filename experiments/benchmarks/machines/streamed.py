@@ -1,4 +1,4 @@
-"""A kernel in a file that does not fit into the memory allowed: written, then solved in a fresh process."""
+"""Write a kernel that does not fit into memory to a file, and solve with it in a fresh process."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ BLOCK = 1000
 
 
 def write(path: Path, n: int) -> None:
-    """The kernel of n rows in float32, block by block."""
+    """Write the kernel of n rows in float32, block by block."""
     K = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, n))
     for i in range(0, n, BLOCK):
         K[i : i + BLOCK] = kernel_of_rows(n, columns=slice(i, i + BLOCK), dtype=np.float32)
@@ -25,7 +25,7 @@ def write(path: Path, n: int) -> None:
 
 
 def measure(path: Path) -> dict:
-    """Seconds of one pass over the file and of the solve; what the solve says of itself; memory."""
+    """Return seconds of one pass over the file and of the solve, the fields of the solution, and memory."""
     K = np.load(path, mmap_mode="r")
     n = len(K)
     rng = np.random.default_rng(1)
@@ -37,24 +37,24 @@ def measure(path: Path) -> dict:
             pass
     once = time.perf_counter() - began
     began = time.perf_counter()
-    found = solve(K, y, NOISE, tolerance=1e-6)
+    solution = solve(K, y, NOISE, tolerance=1e-6)
     seconds = time.perf_counter() - began
     return {
         "read_once_s": once,
         "solve_s": seconds,
-        "products": found.iterations,
-        "code": found.code.value,
-        "solver": found.solver,
-        "residual": found.residual,
-        "condition": found.condition,
-        "detail": found.detail,
+        "products": solution.iterations,
+        "code": solution.code.value,
+        "solver": solution.solver,
+        "residual": solution.residual,
+        "condition": solution.condition,
+        "detail": solution.detail,
         "peak_bytes": peak_bytes(),
         "file_bytes": path.stat().st_size,
     }
 
 
 def beat() -> None:
-    """A line a minute on the error stream: the solve itself reports nothing until it ends."""
+    """Print one line per minute to the error stream, because the solve reports nothing until it ends."""
     began = time.perf_counter()
     while True:
         time.sleep(60)

@@ -50,7 +50,7 @@ def compare_kernel_machines(
     ridge_final         the same with the kernel at w_T
     ridge_path          the same with the mean kernel of the path
     null                ridge_path, fitted to the outputs permuted over training rows
-    left_ledger         f_0 + Σ_t J(x; w_t) (w_{t+1} − w_t): first-order change of every step
+    first_order_ledger  f_0 + Σ_t J(x; w_t) (w_{t+1} − w_t): first-order change of every step
     domingos            Domingos' kernel machine, whose coefficients depend on x, on ``domingos_rows`` rows
     exact_ledger        :func:`kernelmem.ledger`, on ``ledger_rows`` rows
     =================== ====================================================================================
@@ -107,7 +107,7 @@ def compare_kernel_machines(
         run,
         model,
         both,
-        first_order=range(n, n + m) if "left_ledger" in names else None,
+        first_order=range(n, n + m) if "first_order_ledger" in names else None,
         checkpoints=steps,
         loss=loss,
         forward=forward,
@@ -118,7 +118,7 @@ def compare_kernel_machines(
     fits.fit_kernels(options)
     network, initial = passed.final[n:], passed.initial[n:]
     if passed.first_order is not None:
-        fits.predictions["left_ledger"] = initial + passed.first_order
+        fits.predictions["first_order_ledger"] = initial + passed.first_order
     cancellation = math.nan
     if "exact_ledger" in names:
         result = ledger(run, model, rows.slice(0, min(options.ledger_rows, m)), **common)

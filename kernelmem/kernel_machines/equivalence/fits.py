@@ -253,7 +253,7 @@ class KernelFits:
                 f"kernels of {n:,} by {m:,} rows and {C} outputs, {size / 2**30:.3g} GiB each,"
                 f" memory={self.memory / 2**30:.3g} GiB",
                 expected=f"memory for {n_kernels + 4} such kernels",
-                hint='raise options.memory, pass outputs="trace", fewer rows, or methods without kernels ("left_ledger")',
+                hint='raise options.memory, pass outputs="trace", fewer rows, or methods without kernels ("first_order_ledger")',
             )
 
 

@@ -19,16 +19,16 @@ __all__ = ["METHODS", "KernelMachineComparison", "MachineFit", "score_fit"]
 
 # Titles of the methods, in the order of the tables.
 METHODS = {
-    "sgd_initial": "initial kernel, same descent",
-    "sgd_final": "final kernel, same descent",
-    "sgd_path": "mean path kernel, same descent",
-    "domingos_constant": "path kernel, coefficients free of x",
+    "sgd_initial": "SGD with the initial kernel",
+    "sgd_final": "SGD with the final kernel",
+    "sgd_path": "SGD with the mean path kernel",
+    "domingos_constant": "Domingos, constant coefficients",
     "ridge_initial": "ridge on outputs, initial kernel",
     "ridge_final": "ridge on outputs, final kernel",
     "ridge_path": "ridge on outputs, path kernel",
-    "null": "null: the same, outputs permuted",
-    "left_ledger": "left ledger",
-    "domingos": "path kernel, coefficients depend on x",
+    "null": "null: path kernel, outputs permuted",
+    "first_order_ledger": "first-order ledger",
+    "domingos": "Domingos, coefficients depend on x",
     "exact_ledger": "exact ledger",
 }
 NULLS = 32  # permutations of the network's outputs

@@ -20,7 +20,7 @@ from kernelmem.tangents.derivatives.jvp import load_dual_rules
 from tests.trajectory.recorded import record
 
 FROZEN = ["sgd_initial", "sgd_final"]
-QUICK = ["sgd_initial", "sgd_final", "ridge_initial", "ridge_final", "left_ledger"]
+QUICK = ["sgd_initial", "sgd_final", "ridge_initial", "ridge_final", "first_order_ledger"]
 
 load_dual_rules()
 
@@ -63,7 +63,7 @@ def test_a_linear_network_is_its_frozen_kernels_machine(tmp_path, optimizer, los
     )
     with torch.no_grad():
         assert float((found.network - model(x_test)).abs().max()) < 1e-14
-    for name in (*FROZEN, "left_ledger"):
+    for name in (*FROZEN, "first_order_ledger"):
         assert found[name].error < 1e-12, name
         assert found[name].agreement == 1.0
         assert found[name].r2 > 1 - 1e-12
@@ -104,7 +104,7 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     assert list(found.movement_frame().index) == checkpoint_steps(9, 9)
     assert 0 < found.kernel_change < 1
     text = str(found)
-    assert "initial kernel, same descent" in text
+    assert "SGD with the initial kernel" in text
     assert "alignment" in text
     assert "on 2 rows" in text
     assert found.plot().get_axes()
@@ -113,14 +113,14 @@ def test_the_table_prints_and_is_drawn(tmp_path):
     again = KernelMachineComparison.load(path)
     assert str(again) == text
     assert list(again.predictions) == list(found.predictions)
-    assert torch.equal(again.predictions["left_ledger"], found.predictions["left_ledger"])
+    assert torch.equal(again.predictions["first_order_ledger"], found.predictions["first_order_ledger"])
     pd.testing.assert_frame_equal(again.to_frame(), frame)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FileCorruptError, match="KernelMachineComparison"):
         KernelMachineComparison.load(path)
 
 
-def test_the_movement_of_the_kernel_is_what_alignment_says(tmp_path):
+def test_the_movement_of_the_kernel_equals_that_of_alignment(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=10)
@@ -129,7 +129,7 @@ def test_the_movement_of_the_kernel_is_what_alignment_says(tmp_path):
         model,
         x_test,
         data=(x, y),
-        methods=["left_ledger"],
+        methods=["first_order_ledger"],
         options=ComparisonOptions(checkpoints=3, movement_rows=100),
     )
     kernels = []
@@ -221,7 +221,7 @@ def test_adam_has_no_form_in_function_space_but_ledgers_and_fits(tmp_path):
     assert "Adam has no form" in str(found)
     assert found["exact_ledger"].error < 1e-10
     assert found["ridge_path"].error < found["null"].error
-    assert 0 < found["left_ledger"].error < 0.1
+    assert 0 < found["first_order_ledger"].error < 0.1
 
 
 def test_reasons_for_no_frozen_descent(tmp_path):
@@ -236,14 +236,14 @@ def test_reasons_for_no_frozen_descent(tmp_path):
     cases["statistics"] = (model, torch.optim.SGD(model.parameters(), lr=0.1), {})
     for reason, (model, optimizer, options) in cases.items():
         run = record(tmp_path / reason, model, optimizer, x, y, batch=8, steps=4, **options)
-        wanted = ["sgd_initial", "domingos_constant", "left_ledger"]
+        wanted = ["sgd_initial", "domingos_constant", "first_order_ledger"]
         found = compare_kernel_machines(
             run, model, x_test, data=(x, y), methods=wanted, options=ComparisonOptions(checkpoints=0)
         )
         assert found["sgd_initial"].status == "undefined"
         assert reason in found["sgd_initial"].note
         assert found["domingos_constant"].status == "undefined"
-        assert found["left_ledger"].status == "computed"
+        assert found["first_order_ledger"].status == "computed"
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
     run = record(tmp_path / "decay", model, optimizer, x, y, batch=8, steps=4)
@@ -342,15 +342,15 @@ def test_the_left_ledger_takes_tangents_at_the_start_of_each_step(tmp_path):
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["momentum"](model.parameters()), x, y, batch=8, steps=5)
     found = compare_kernel_machines(
-        run, model, x_test, data=(x, y), methods=["left_ledger"], options=ComparisonOptions(checkpoints=0)
+        run, model, x_test, data=(x, y), methods=["first_order_ledger"], options=ComparisonOptions(checkpoints=0)
     )
     states = [run.weights(t) for t in range(6)]
     expected = functional_call(model, states[0], (x_test,)).detach()
     for now, after in pairwise(states):
         step = {name: after[name] - now[name] for name in now}
         expected += jvp(lambda w: functional_call(model, w, (x_test,)), (now,), (step,))[1].detach()
-    assert float((found.predictions["left_ledger"] - expected).abs().max()) < 1e-13
-    assert found["left_ledger"].error > 1e-4
+    assert float((found.predictions["first_order_ledger"] - expected).abs().max()) < 1e-13
+    assert found["first_order_ledger"].error > 1e-4
 
 
 def test_float32_networks_and_arrays(tmp_path):
@@ -362,10 +362,10 @@ def test_float32_networks_and_arrays(tmp_path):
     )
     assert found.network.dtype == torch.float64
     assert found["sgd_initial"].error < 0.2
-    assert found["left_ledger"].error < 0.1
+    assert found["first_order_ledger"].error < 0.1
 
 
-def test_one_output_agrees_by_sign_and_nothing_learned_is_no_agreement():
+def test_one_output_agrees_by_sign_and_without_a_change_the_error_is_infinite():
     network = torch.tensor([[1.0], [-1.0], [2.0], [-3.0]]).double()
     found = score_fit("null", torch.tensor([[0.1], [-0.1], [-0.1], [-1.0]]).double(), network, 0 * network, seed=0)
     assert found.agreement == 0.75
@@ -382,7 +382,7 @@ def test_one_output_agrees_by_sign_and_nothing_learned_is_no_agreement():
     assert by_chance.null_error == pytest.approx(math.sqrt(2), abs=0.05)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     x, y, x_test = setting()
     model = small()
     run = record(tmp_path / "run", model, OPTIMIZERS["gd"](model.parameters()), x, y, batch=24, steps=3)

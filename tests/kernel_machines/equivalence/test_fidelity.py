@@ -1,4 +1,4 @@
-"""kernelmem.kernel_machines.equivalence.fidelity."""
+"""Tests of fidelity and margin."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.equivalence.fidelity import fidelity, margin
 
 
-def test_a_machine_that_is_the_network_has_no_error():
+def test_the_network_itself_has_error_zero():
     outputs = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     same = fidelity(outputs + torch.randn(50, 1, dtype=torch.float64), outputs)  # a constant on all logits is nothing
     assert same.agreement == 1.0

@@ -1,4 +1,4 @@
-"""The estimators against scikit-learn on common ground, their laws, kernels of every kind, priors and refusals."""
+"""Tests of the estimators: equality with scikit-learn, laws, kernels of every kind, priors, errors."""
 
 import copy
 import pickle
@@ -346,7 +346,7 @@ def test_bad_kernels_raise(make, kind):
             make(kernel=lambda A, B, K=K: K).fit(y, targets)
 
 
-def test_a_ridge_lost_in_rounding_is_said():
+def test_a_ridge_lost_in_rounding_warns():
     for seed in range(10):
         K, y, _ = invalid_system("condition", seed)
         with pytest.warns(LinAlgWarning, match="singular"):
@@ -430,11 +430,11 @@ def test_rows_of_weight_zero_take_their_class_with_them():
     )
 
 
-def test_of_spectrum_is_what_it_says():
+def test_kernels_have_the_requested_spectrum():
     assert np.allclose(np.linalg.eigvalsh(kernel_with_spectrum(np.array([1.0, 2.0]), RNG)), [1.0, 2.0])
 
 
-def test_a_process_on_a_kernel_below_zero_by_rounding_keeps_the_ridge_in_what_it_keeps():
+def test_a_process_with_a_kernel_negative_by_rounding_keeps_the_ridge():
     values, ridge = np.array([1.0, 3e-7, -1e-7]), 5e-8
     y = np.array([[0.3], [2e-4], [0.0]])
     with pytest.warns(LinAlgWarning):

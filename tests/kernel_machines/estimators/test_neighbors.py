@@ -1,4 +1,4 @@
-"""Baselines against scikit-learn's and their definitions."""
+"""Tests of the memorizing baselines: equality with scikit-learn and with their definitions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tensors of another device come to the CPU at the border of the estimators; a stand-in device refuses all else."""
+"""Tests that estimators move tensors of other devices to the CPU, with a simulated device."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A path kernel of a real run as ``kernel=`` of the estimators: row numbers as X, the same machine as its square."""
+"""Tests of a path kernel as ``kernel=`` of the estimators: X are row numbers, results equal those of its array."""
 
 import copy
 import pickle
@@ -127,7 +127,7 @@ def test_a_float32_kernel_of_a_float32_run(tmp_path):
     assert np.allclose(machine.decision_function(TEST), square.decision_function(K[N:, :N]), rtol=1e-9, atol=1e-9)
 
 
-def test_what_is_no_square_and_what_are_no_row_numbers_are_refused(setting):
+def test_kernels_that_are_not_square_and_invalid_row_numbers_are_refused(setting):
     run, model, x, y, kernel = setting
     Y = np.eye(10)[y]
     with pytest.raises(InputError, match=r"\(40, 12\).*without y"):
@@ -142,6 +142,6 @@ def test_what_is_no_square_and_what_are_no_row_numbers_are_refused(setting):
             machine.predict(wrong)
 
 
-def test_it_is_what_the_stored_kernel_reads(setting):
+def test_a_path_kernel_equals_its_stored_kernel(setting):
     kernel: PathKernel = setting[-1]
     assert np.shares_memory(StoredKernel(kernel)(np.arange(N + M)), kernel.values.numpy())

@@ -1,4 +1,4 @@
-"""``TangentKernel`` against ``ntk``, and inside estimators."""
+"""Tests of TangentKernel: equality with ntk, use in estimators."""
 
 import copy
 import pickle

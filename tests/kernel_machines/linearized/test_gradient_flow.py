@@ -272,7 +272,7 @@ def test_descent_without_end_interpolates_and_slow_modes_keep_their_digits():
     assert abs(-1e-9 * float(powers[0, 0, 0, 0]) / exact - 1) < 1e-13
 
 
-def test_a_singular_kernel_leaves_what_it_cannot_reach():
+def test_a_singular_kernel_leaves_the_residual_in_its_null_space():
     K = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]).double()
     y = torch.tensor([1.0, 0.0, 3.0]).double()
     for found in (
@@ -391,7 +391,7 @@ def test_a_permuted_kernel_is_a_null():
     assert errors[1] > 0.8
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_refused():
     _, _, y, K, where = setting()
     cases = [
         (lambda: gradient_descent(K[:3, :3], y, steps=1, sgd=SGDConfig(lr=0.1)), "kernel of shape"),

@@ -1,4 +1,4 @@
-"""Wide networks in NTK parametrization are the machines of their kernels: of their own at w_0, and of the infinite one.
+"""Wide networks in NTK parametrization approach their linearization: at w_0, and with the infinite-width kernel.
 
 Lee et al. 2019 bound the distance to the own linearization by O(1/√width). What is seen is faster: with output weights of mean
 zero the terms of order 1/√width cancel, and 1/width is left. What falls as 1/√width is the distance to the training that

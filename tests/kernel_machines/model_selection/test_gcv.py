@@ -1,4 +1,4 @@
-"""Ridges chosen by the estimators where the kernel has negative eigenvalues: taken, left out or refused as solve does."""
+"""Tests of the weighted choice of ridges, also for kernels with negative eigenvalues."""
 
 import numpy as np
 import pytest
@@ -130,7 +130,7 @@ def test_an_indefinite_kernel_is_never_answered(seed, criterion, share):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_no_ridge_that_outweighs_is_said(criterion):
+def test_negative_eigenvalues_larger_than_every_ridge_raise(criterion):
     K = 1e-3 * gaussian_kernel(X) - 10.0
     with pytest.raises(NumericalError, match="positive definite"):
         choose(K, criterion)

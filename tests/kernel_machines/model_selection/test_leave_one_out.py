@@ -1,4 +1,4 @@
-"""Leave-one-out in closed form against literal refits, and the border of ``leave_one_out``."""
+"""Tests of leave_one_out: equality with literal refits, input checks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -204,7 +204,7 @@ def test_more_rows_than_one_panel_of_the_diagonal():
     assert_close(got.leverage, 1 - 0.2 * inverse.diagonal(), 1e-12)
 
 
-def test_what_counts_as_labels():
+def test_targets_that_count_as_labels():
     K, _, labels, y = problem("regular")
     one_hot = torch.nn.functional.one_hot(labels)
     want = leave_one_out(K, labels, 0.1)

@@ -1,4 +1,4 @@
-"""``choose_ridge`` against brute force over ``leave_one_out``, its symmetries and its border."""
+"""Tests of choose_ridge: equality with brute force over leave_one_out, symmetries, input checks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What ``diagnosis`` sees: NaN, asymmetry, the eigenvalue rule at its edges, duplicate rows."""
+"""Tests of the diagnosis: NaN, asymmetry, limits of the eigenvalue rule, duplicate rows."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_large_finite_values_are_no_fault():
     assert inspect(as_system(torch.full((3, 3), 7, dtype=torch.int64))) is None
 
 
-def test_operators_are_held_against_their_transpose():
+def test_operators_are_compared_with_their_transpose():
     assert inspect(as_system(aslinearoperator(K))) is None
     lopsided = K + np.triu(np.ones_like(K), 1)
     found = inspect(as_system(aslinearoperator(lopsided)))

@@ -1,4 +1,4 @@
-"""Landmarks, leverage scores and the preconditioner against their definitions."""
+"""Tests of landmarks, leverage scores and preconditioner: equality with their definitions."""
 
 import numpy as np
 import pytest

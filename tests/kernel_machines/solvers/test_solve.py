@@ -1,4 +1,4 @@
-"""``solve`` against dense linear algebra: every solver, weights, streaming, operators, and its codes."""
+"""Tests of solve: equality with dense linear algebra for every solver, weights, streaming, operators, codes."""
 
 import dataclasses
 
@@ -126,7 +126,7 @@ def test_the_diagonal_is_read_in_parts(tmp_path, monkeypatch):
         assert np.array_equal(diagonal.numpy(), K.diagonal())
 
 
-def test_what_was_written_to_a_private_map_is_not_let_go(tmp_path):
+def test_modified_pages_of_a_private_map_are_not_released(tmp_path):
     K, y, _ = problem()
     np.save(tmp_path / "K.npy", np.zeros_like(K))
     for mode, kept in (("c", None), ("r+", "a mapping")):
@@ -176,7 +176,7 @@ def test_the_preconditioner_saves_iterations():
     assert few.iterations < many.iterations / 4
 
 
-def test_an_end_of_iterations_is_said():
+def test_missing_convergence_is_reported():
     K, y, _ = problem(n=100)
     got = solve(K, y, 1e-9, solver="cg", rank=0, max_iter=3)
     assert got.code is Code.not_converged
@@ -324,7 +324,7 @@ def test_the_solution_is_frozen_and_the_code_has_a_meaning():
         {"sample_weight": [1.0, 1.0]},
     ],
 )
-def test_what_is_not_a_system_is_refused(arguments):
+def test_invalid_systems_are_refused(arguments):
     given = {"kernel": np.eye(3), "targets": np.ones(3), "ridge": 0.1} | arguments
     with pytest.raises(InputError):
         solve(given.pop("kernel"), given.pop("targets"), given.pop("ridge"), **given)
