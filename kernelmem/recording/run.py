@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from torch import Tensor
 
+from kernelmem.core.batches import Tree
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_averaged, read_checkpoint, state_sha256
@@ -125,7 +126,7 @@ class Run:
         ]
         return pd.DataFrame(rows, columns=["step", "batch_size", "lr", "scale", "kept"])
 
-    def batch(self, t: int) -> tuple[Any, Tensor]:
+    def batch(self, t: int) -> tuple[Tree, Tensor]:
         """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of step ``t``, as recorded.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Laws of training many networks in one batch: a member does not know who else is in it."""
+"""Laws of training many networks in one batch: a member does not depend on the other members."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -52,8 +52,8 @@ def recipes(draw):
     )
 
 
-def trained(crowd, recipe, **options):
-    return train_mlps(crowd, X, test=(X_TEST, Y_TEST), recipe=recipe, options=replace(OPTIONS, **options))
+def trained(networks, recipe, **options):
+    return train_mlps(networks, X, test=(X_TEST, Y_TEST), recipe=recipe, options=replace(OPTIONS, **options))
 
 
 def assert_same(a, k, b, j):
@@ -67,36 +67,36 @@ def assert_same(a, k, b, j):
 
 @examples(0.625)
 @given(members(), recipes())
-def test_a_member_is_its_plain_loop(crowd, recipe):
-    many = trained(crowd, recipe)
-    one = crowd[-1]
+def test_a_member_equals_its_plain_loop(networks, recipe):
+    many = trained(networks, recipe)
+    one = networks[-1]
     widths = (one.width,) * recipe.depth if isinstance(one.width, int) else one.width
     model = mlp(D, widths, C, recipe.activation, seed=one.init_seed)
     loop = train_one(model, one, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
-    assert_same(many, len(crowd) - 1, loop, 0)
+    assert_same(many, len(networks) - 1, loop, 0)
 
 
 @examples(0.625)
 @given(members(at_least=2), recipes(), st.data())
-def test_company_order_and_chunks_do_not_matter(crowd, recipe, data):
-    many = trained(crowd, recipe)
-    order = data.draw(st.permutations(range(len(crowd))))
-    shuffled = trained([crowd[k] for k in order], recipe)
+def test_other_members_order_and_chunks_do_not_matter(networks, recipe, data):
+    many = trained(networks, recipe)
+    order = data.draw(st.permutations(range(len(networks))))
+    shuffled = trained([networks[k] for k in order], recipe)
     for place, k in enumerate(order):
         assert_same(many, k, shuffled, place)
-    task = as_task(crowd, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
+    task = as_task(networks, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
     largest = 100_000
     assert len(list(chunks(task, 2**30, 8))) == 1
-    cut = trained(crowd, recipe, memory=largest)
-    alone = trained([crowd[order[0]]], recipe)
+    cut = trained(networks, recipe, memory=largest)
+    alone = trained([networks[order[0]]], recipe)
     assert_same(many, order[0], alone, 0)
-    for k in range(len(crowd)):
+    for k in range(len(networks)):
         assert_same(many, k, cut, k)
 
 
 @given(members(), recipes(), st.sampled_from([100_000, 2**20, 2**30]))
-def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory):
-    task = as_task(crowd, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
+def test_every_member_is_placed_once_and_padding_is_bounded(networks, recipe, memory):
+    task = as_task(networks, X, test=(X_TEST, Y_TEST), recipe=recipe, options=OPTIONS)
     places = []
 
     def work(widths):
@@ -112,13 +112,13 @@ def test_every_member_has_one_place_and_padding_is_bounded(crowd, recipe, memory
                 assert group.batch <= stack.batch
                 assert (group.batch == group.n) == stack.full
                 for k, own_widths, padded in zip(group.members, group.widths, stack.widths, strict=True):
-                    width = crowd[k].width
+                    width = networks[k].width
                     assert own_widths == ((width,) * recipe.depth if isinstance(width, int) else width)
                     assert all(a <= b for a, b in zip(own_widths, padded, strict=True))
-                    assert torch.equal(crowd[k].rows, crowd[group.members[0]].rows)
-                    assert stack.full or crowd[k].order_seed == crowd[group.members[0]].order_seed
+                    assert torch.equal(networks[k].rows, networks[group.members[0]].rows)
+                    assert stack.full or networks[k].order_seed == networks[group.members[0]].order_seed
             assert stack.batch * work(stack.widths) * len(stack.groups) <= PADDING * own
-    assert sorted(places) == list(range(len(crowd)))
+    assert sorted(places) == list(range(len(networks)))
 
 
 @given(st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 50), st.integers(1, 7), st.integers(1, 7))

@@ -1,4 +1,4 @@
-"""What the tests of recorded runs share: tiny networks and one training loop, run with and without a recorder."""
+"""Shared by the tests of recorded runs: tiny networks and one training loop, with and without a recorder."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""kernelmem.recording.averaging: averaged weights are the recorded combination of the weights of the steps."""
+"""kernelmem.recording.averaging: averaged weights equal the recorded combination of the weights of all steps."""
 
 import copy
 import shutil
@@ -95,7 +95,7 @@ def test_the_averaged_weights_are_the_recorded_combination(lab, kind, dtype):
     assert all(torch.equal(found[name], averaged.module.get_buffer(name)) for name in run.buffers)
 
 
-def test_the_null_control_other_coefficients_do_not_give_the_averaged_weights(lab):
+def test_control_other_coefficients_do_not_give_the_averaged_weights(lab):
     run, _, _ = record(lab)
     found = run.averaged()["0.weight"]
     a = average_coefficients(run).roll(1)
@@ -125,7 +125,7 @@ def test_recording_changes_neither_the_training_nor_the_average(lab):
     st.lists(st.floats(0, 1), max_size=12),
     st.lists(st.integers(0, 4), min_size=13, max_size=13),
 )
-def test_combined_is_the_recursion(kappas, gaps):
+def test_combined_coefficients_equal_the_recursion(kappas, gaps):
     steps, places = 0, []
     for gap in gaps[: len(kappas) + 1]:
         steps += gap
@@ -167,7 +167,7 @@ def test_the_coefficient_is_found_within_rounding(dtype, kappa, seed, size):
         fit_coefficient(old, new, now)
 
 
-def test_a_coefficient_next_to_a_likely_one_is_told_from_it():
+def test_a_coefficient_near_a_likely_one_is_distinguished_from_it():
     generator = torch.Generator().manual_seed(0)
     old = {"w": torch.randn(1000, generator=generator)}
     now = {"w": old["w"] + torch.randn(1000, generator=generator)}
@@ -249,7 +249,7 @@ def test_averaged_parameters_that_change_elsewhere_are_refused(lab):
         run.averaged()
 
 
-def test_what_is_no_average_is_refused(lab):
+def test_updates_that_are_not_averages_are_refused(lab):
     model = lab.network(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -292,7 +292,7 @@ def test_what_is_no_average_is_refused(lab):
         recorder.average(AveragedModel(model))
 
 
-def test_a_run_without_averages_says_so(lab):
+def test_a_run_without_averages_raises(lab):
     run = Run.open(lab.record()[0])
     assert run.averages == ()
     for read in (run.averaged, lambda: average_coefficients(run)):
@@ -456,7 +456,7 @@ def check_resumed(lab, directory, where, keep):
     assert lab.same([resumed.averaged()], [other.averaged()])
 
 
-def test_resuming_where_the_run_was_left_and_dropping_later_averages(lab):
+def test_resuming_from_the_last_state_and_dropping_later_averages(lab):
     run, model, averaged = record(lab)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     other = KINDS["ema 0.9"](model)

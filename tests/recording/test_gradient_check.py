@@ -1,4 +1,4 @@
-"""kernelmem.recording.gradient_check: one number between two gradients, or a refusal."""
+"""kernelmem.recording.gradient_check: the scale between two gradients, or an error."""
 
 import math
 
@@ -56,13 +56,13 @@ def test_equal_and_zero_gradients():
 
 
 @pytest.mark.parametrize(("factor", "small"), [(2.0, 1e-5), (0.0, 1e-5), (-1.0, 1e-5), (1.01, 1e-2)])
-def test_surgery_on_one_parameter_is_refused_even_where_its_share_is_small(factor, small):
+def test_changing_the_gradient_of_one_small_parameter_is_refused(factor, small):
     h = gradients(small=small)
     with pytest.raises(InputError, match="mismatch is in small"):
         fit({**h, "small": h["small"] * factor}, h)
 
 
-def test_the_tolerance_is_of_the_norm():
+def test_the_tolerance_is_relative_to_the_norm():
     h = {"only": torch.tensor([1.0, 0.0], dtype=torch.float64)}
     assert fit({"only": torch.tensor([1.0, 0.995e-4], dtype=torch.float64)}, h) == 1.0
     with pytest.raises(InputError, match="mismatch is in only"):
@@ -77,7 +77,7 @@ def test_nan_is_refused():
         fit({**h, "large": bad}, h)
 
 
-def test_the_random_state_is_put_back_after_an_error_too():
+def test_the_random_state_is_restored_after_an_error():
     start = torch.get_rng_state()
     other = torch.Generator().manual_seed(5).get_state()
 

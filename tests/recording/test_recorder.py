@@ -1,4 +1,4 @@
-"""kernelmem.recording.recorder: training goes on as without it, and what each step was made of is on the tape."""
+"""kernelmem.recording.recorder: training is not changed, and the tape holds the contents of each step."""
 
 import copy
 import random
@@ -15,7 +15,7 @@ from kernelmem.recording.run import Run
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}, {"norm": True}, {"dropout": 0.3, "norm": True}])
-def test_training_is_bitwise_what_it_is_without_the_recorder(lab, dtype, options):
+def test_training_is_bitwise_the_same_without_the_recorder(lab, dtype, options):
     results = []
     for recorded in (False, True):
         model, loop = lab.network(dtype, **options), lab.loop(dtype, clip=0.5, weighted=True)
@@ -35,7 +35,7 @@ def test_training_is_bitwise_what_it_is_without_the_recorder(lab, dtype, options
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_too, strict=True))
 
 
-def test_what_a_step_was_made_of(lab):
+def test_the_contents_of_a_step(lab):
     directory, model, _ = lab.record(loop=lab.loop(schedule=True, weighted=True), keep=2)
     run = Run.open(directory)
     assert len(run) == 7
@@ -131,7 +131,7 @@ def test_a_skipped_batch_and_evaluations_between_steps_do_not_disturb_dropout(la
     assert len(Run.open(lab.directory / "run")) == 4
 
 
-def test_the_batch_is_left_as_it_was(lab):
+def test_the_batch_is_not_changed(lab):
     model = nn.Sequential(nn.ReLU(inplace=True), lab.network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     index, x, y = lab.batch(0)
@@ -152,7 +152,7 @@ def test_parameters_without_gradient_are_skipped(lab):
     assert Run.open(directory).steps[1].skipped == {"0.bias", "unused.weight", "unused.bias"}
 
 
-def test_parameters_outside_the_optimizer_may_carry_any_gradient(lab):
+def test_parameters_outside_the_optimizer_may_have_any_gradient(lab):
     model = lab.network()
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
     model[0].weight.grad = torch.ones_like(model[0].weight)
@@ -163,7 +163,7 @@ def test_parameters_outside_the_optimizer_may_carry_any_gradient(lab):
     assert step.skipped == frozenset()
 
 
-def test_buffers_and_modes_are_noted(lab):
+def test_buffers_and_modes_are_recorded(lab):
     model = lab.network(norm=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
@@ -210,7 +210,7 @@ def test_the_square_root_policy():
         assert len(below) <= 3 * steps**0.5 + 1
 
 
-def test_a_copy_of_the_model_does_not_carry_the_recorder(lab):
+def test_a_copy_of_the_model_is_not_recorded(lab):
     model = lab.network(dropout=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:

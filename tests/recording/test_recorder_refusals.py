@@ -1,4 +1,4 @@
-"""kernelmem.recording.recorder: what does not fit is refused before the step is taken."""
+"""kernelmem.recording.recorder: invalid steps are refused before they are taken."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_another_loss_batch_or_clipping_is_refused(lab, dtype, case):
 
 @pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight", "2.bias"])
 @pytest.mark.parametrize("factor", [0.0, 1.01, float("nan")])
-def test_surgery_on_one_parameter_is_refused(lab, name, factor):
+def test_changing_the_gradient_of_one_parameter_is_refused(lab, name, factor):
     with pytest.raises(InputError, match="largest mismatch is in"):
         one_step(lab, multiply(name, factor))
 
@@ -69,11 +69,11 @@ def test_the_parameter_with_the_mismatch_is_named(lab):
         one_step(lab, multiply("2.bias", 1.05))
 
 
-def test_tolerance_is_the_users(lab):
+def test_the_user_sets_the_tolerance(lab):
     assert one_step(lab, multiply("2.bias", 1.01), tolerance=0.1).steps[0].scale == pytest.approx(1, abs=0.01)
 
 
-def test_a_refused_step_can_be_taken_again(lab):
+def test_a_refused_step_can_be_repeated(lab):
     model = lab.network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
@@ -102,7 +102,7 @@ def test_a_model_that_writes_over_its_input(lab):
     assert torch.equal(run.batch(0)[0], lab.batch(0)[1].relu())
 
 
-def test_arrays_are_taken_for_tensors(lab):
+def test_arrays_are_accepted_as_tensors(lab):
     run = one_step(lab, hand_in=lambda index, x, y: (index.tolist(), x.numpy(), y.numpy()))
     assert torch.equal(run.batch(0)[0], lab.batch(0)[1])
 
@@ -163,7 +163,7 @@ def test_optimizers_that_are_refused(lab, make, words):
         ({"tolerance": float("nan")}, "tolerance=nan"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(lab, options, words):
+def test_invalid_options_are_refused(lab, options, words):
     model = lab.network()
     options = {"loss": "mse", **options}
     with pytest.raises(InputError, match=words):

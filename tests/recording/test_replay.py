@@ -218,7 +218,7 @@ def test_spectral_normalization_starts_from_the_buffers_before_the_step(lab):
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
-def test_the_replay_belongs_to_the_caller(lab):
+def test_the_caller_may_change_replayed_states(lab):
     directory, _, states = lab.record(keep=3)
     for t, weights in replay(Run.open(directory), lab.network()):
         if t:
@@ -228,7 +228,7 @@ def test_the_replay_belongs_to_the_caller(lab):
         torch.rand(3)
 
 
-def test_a_run_that_is_still_going_on_and_one_of_no_steps(lab):
+def test_a_run_that_is_still_recording_and_an_empty_run(lab):
     model = lab.network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy", keep=4) as recorder:
@@ -239,7 +239,7 @@ def test_a_run_that_is_still_going_on_and_one_of_no_steps(lab):
 
 @pytest.mark.parametrize("keep", ["all", "sqrt", 5, 100])
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5, "norm": True}])
-def test_every_part_of_a_replay_is_that_part_of_the_whole(lab, keep, options):
+def test_a_partial_replay_equals_that_part_of_the_full_replay(lab, keep, options):
     directory, model, states = lab.record(OPTIMIZERS["adam"], model=lab.network(**options), keep=keep, steps=9)
     run = Run.open(directory)
     states = [run.weights(0), *states]
@@ -252,7 +252,7 @@ def test_every_part_of_a_replay_is_that_part_of_the_whole(lab, keep, options):
                 assert all(torch.equal(weights[name], states[t][name]) for name in states[t])
 
 
-def test_a_part_reads_nothing_before_its_anchor_and_nothing_after_its_end(lab):
+def test_a_partial_replay_reads_only_from_its_anchor_to_its_end(lab):
     directory, model, states = lab.record(keep=3, steps=9)
     (directory / "weights" / "00000000.safetensors").unlink()
     (directory / "weights" / "00000003.safetensors").unlink()
@@ -265,7 +265,7 @@ def test_a_part_reads_nothing_before_its_anchor_and_nothing_after_its_end(lab):
     assert torch.equal(weights["0.weight"], states[5]["0.weight"])
 
 
-def test_forward_stands_for_the_call_of_the_model(lab):
+def test_forward_replaces_the_call_of_the_model(lab):
     directory, model, states = lab.record(keep=100)
     called = []
 

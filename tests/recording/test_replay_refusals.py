@@ -1,4 +1,4 @@
-"""kernelmem.recording.replay: what cannot be replayed to the bit is an error that names the step."""
+"""kernelmem.recording.replay: errors name the step that cannot be replayed to the bit."""
 
 import copy
 from itertools import islice
@@ -18,7 +18,7 @@ def smoothed(f, y):
     return F.cross_entropy(f, y, reduction="none", label_smoothing=0.1)
 
 
-def test_a_callable_loss_must_be_handed_in_again(lab):
+def test_a_callable_loss_must_be_passed_again(lab):
     model = lab.network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss=smoothed, keep=100) as recorder:
@@ -63,7 +63,7 @@ def test_other_bits_are_an_error_that_names_the_step(lab, accumulated):
         list(replay(run, lab.network()))
 
 
-def test_reanchoring_goes_on_from_the_next_kept_weights(lab, accumulated):
+def test_reanchoring_continues_from_the_next_kept_weights(lab, accumulated):
     run, states = accumulated
     seen = dict(replay(run, lab.network(), reanchor=True))
     assert list(seen) == list(range(8))
@@ -123,13 +123,13 @@ def test_a_damaged_checkpoint_stops_the_replay_there(lab):
         ({"stop": 8}, "stop=8"),
     ],
 )
-def test_steps_that_the_run_has_not_are_refused_at_once(lab, part, named):
+def test_steps_beyond_the_run_are_refused_immediately(lab, part, named):
     run = Run.open(lab.record()[0])
     with pytest.raises(InputError, match=named):
         replay(run, lab.network(), **part)
 
 
-def test_a_part_compares_the_steps_that_lead_to_it(lab, accumulated):
+def test_a_partial_replay_compares_the_steps_before_it(lab, accumulated):
     run, states = accumulated
     with pytest.raises(VerificationError, match=r"after 4 steps.*recomputed from step 3"):
         next(replay(run, lab.network(), start=5))

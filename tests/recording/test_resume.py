@@ -1,4 +1,4 @@
-"""kernelmem.recording.recorder: a run that ended early is whole up to its last step, and goes on to the same weights."""
+"""kernelmem.recording.recorder: an interrupted run is complete up to its last step, and resumes to the same weights."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 
 
-def test_a_directory_with_a_run_is_refused_and_resuming_asks_for_one(lab):
+def test_a_directory_with_a_run_is_refused_and_resuming_requires_one(lab):
     directory, model, _ = lab.record()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with pytest.raises(InputError, match=r"already holds a run.*resume=True"):
@@ -45,7 +45,7 @@ def test_an_error_in_the_loop_leaves_a_run_that_ends_there(lab):
     assert lab.same([run.weights(3)], states[-1:])
 
 
-def test_a_full_disk_ends_the_run_at_the_last_step_and_restore_goes_on(lab, monkeypatch):
+def test_a_full_disk_ends_the_run_at_the_last_step_and_restore_resumes(lab, monkeypatch):
     model = lab.network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy", keep=2) as recorder:
@@ -71,7 +71,7 @@ def full_disk(*_):
     raise OSError("no space left on device")
 
 
-def test_resuming_wants_the_state_in_which_the_run_was_left(lab):
+def test_resuming_requires_the_state_after_the_last_step(lab):
     directory, model, _ = lab.record(steps=4)
     options = {"loss": "cross_entropy", "resume": True}
     # weights alone are not the state: momentum is missing

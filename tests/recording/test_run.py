@@ -1,4 +1,4 @@
-"""kernelmem.recording.run: what is read is what was written, or refused."""
+"""kernelmem.recording.run: data are read as written, or refused."""
 
 import sqlite3
 from contextlib import closing
@@ -38,7 +38,7 @@ def test_steps_are_a_sequence(lab):
         run.batch(-8)
 
 
-def test_weights_that_were_not_kept_are_for_replay(lab):
+def test_weights_that_were_not_kept_need_replay(lab):
     run = Run.open(lab.record(keep=3)[0])
     for t in (1, 5, 8, -1):
         with pytest.raises(InputError, match=f"weights after {t} steps of 7.*Hint: .*replay"):

@@ -43,7 +43,7 @@ def test_one_full_batch_step_is_torch_adam():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_rows_take_the_dtype_of_the_model():
+def test_rows_are_converted_to_the_dtype_of_the_model():
     x, y = data()
     models = [standardized_mlp(x, 3, seed=1, per_feature=True) for _ in range(2)]
     for model, rows in zip(models, (x, x.double()), strict=True):
@@ -84,7 +84,7 @@ def test_standardize_does_not_depend_on_the_unit(unit, per_feature):
     assert torch.allclose(Standardize(scaled, per_feature=per_feature)(scaled.float()), expected, atol=1e-5)
 
 
-def test_standardize_makes_no_signal_of_rounding():
+def test_standardize_does_not_amplify_rounding():
     x = torch.cat([data()[0].double(), torch.full((60, 1), 0.1, dtype=torch.float64)], 1)
     seen = Standardize(x, per_feature=True)
     assert seen.double()(x)[:, 5].abs().max() < 1e-6  # an audit looks in float64 at constants that were kept in float32

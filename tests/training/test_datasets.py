@@ -1,4 +1,4 @@
-"""kernelmem.training.datasets: what is wrong in a file is named with its array and shape."""
+"""kernelmem.training.datasets: errors name the array and its shape."""
 
 import zipfile
 
@@ -62,13 +62,13 @@ def test_reads_what_numpy_saves(tmp_path):
         ({"flipped": np.array(["no"] * 12)}, r"flipped of shape \(12,\) and dtype <U2"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, changes, words):
+def test_errors_name_the_array(tmp_path, changes, words):
     np.savez(tmp_path / "d.npz", **arrays(**changes))
     with pytest.raises(InputError, match=words):
         read_npz(tmp_path / "d.npz")
 
 
-def test_files_that_are_no_arrays(tmp_path):
+def test_files_that_are_not_arrays(tmp_path):
     np.savez(tmp_path / "o.npz", **arrays(x_train=np.array([{"a": 1}] * 12, dtype=object)))
     np.save(tmp_path / "single.npy", np.zeros(3))
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
@@ -121,7 +121,7 @@ def test_number_types(tmp_path, given, read):
         ((7, 8, 8), None, None),
     ],
 )
-def test_pictures_are_recognized(row, given, expected):
+def test_images_are_recognized(row, given, expected):
     x = np.zeros((4, *row))
     data = labeled_data(x, [0, 1, 0, 1], x, [0, 1, 0, 1], image_shape=given)
     assert data.image_shape == expected

@@ -1,4 +1,4 @@
-"""CIFAR-10 and MNIST from files made here: what is read is what was written; what is broken or dangerous is refused."""
+"""CIFAR-10 and MNIST from generated files: read as written; broken or dangerous files are refused."""
 
 import gzip
 import pickle
@@ -58,7 +58,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("cut", [1, 100, 3072])
-def test_cut_cifar_files_are_refused(tmp_path, cut):
+def test_truncated_cifar_files_are_refused(tmp_path, cut):
     for name in ("data_batch_1", "test_batch"):
         write_binary(tmp_path, name, *drawn(2))
     whole = (tmp_path / "test_batch.bin").read_bytes()
@@ -96,7 +96,7 @@ def write_idx(path, array, packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_mnist_is_read_and_cut_files_are_refused(tmp_path, packed):
+def test_mnist_is_read_and_truncated_files_are_refused(tmp_path, packed):
     x, y = RNG.integers(0, 256, (4, 6, 5), dtype=np.uint8), RNG.integers(0, 10, 4).astype(np.uint8)
     for stem in ("train", "t10k"):
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte", x, packed)

@@ -1,4 +1,4 @@
-"""kernelmem.training.losses: each name is torch's loss, one number an example."""
+"""kernelmem.training.losses: each name is torch's loss, one number per example."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def outputs_and_labels(dtype=torch.float64):
     return torch.randn(5, 3, dtype=dtype, generator=generator), torch.randint(3, (5,), generator=generator)
 
 
-def test_cross_entropy_is_torchs():
+def test_cross_entropy_equals_torch():
     f, y = outputs_and_labels()
     torch.testing.assert_close(per_example_loss("cross_entropy")(f, y), F.cross_entropy(f, y, reduction="none"))
     soft = torch.softmax(f.flip(1), 1)
@@ -21,7 +21,7 @@ def test_cross_entropy_is_torchs():
     assert torch.equal(per_example_loss("cross_entropy")(f, y.int()), per_example_loss("cross_entropy")(f, y))
 
 
-def test_mse_is_half_the_squared_distance_and_mse_mean_is_torchs():
+def test_mse_is_half_the_squared_distance_and_mse_mean_equals_torch():
     f, y = outputs_and_labels()
     one_hot = F.one_hot(y, 3).double()
     by_hand = torch.stack([0.5 * sum((f[i, c] - one_hot[i, c]) ** 2 for c in range(3)) for i in range(5)])
@@ -31,7 +31,7 @@ def test_mse_is_half_the_squared_distance_and_mse_mean_is_torchs():
     torch.testing.assert_close(batch_loss("mse_mean", f, y, None, reduction="mean"), F.mse_loss(f, one_hot))
 
 
-def test_one_output_takes_real_targets_with_or_without_its_axis():
+def test_one_output_accepts_real_targets_with_or_without_its_axis():
     f, y = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0])
     assert per_example_loss("mse")(f, y).tolist() == [0.5, 2.0]
     assert per_example_loss("mse")(f, y[:, None]).tolist() == [0.5, 2.0]
@@ -68,7 +68,7 @@ def test_names():
         (lambda f, y: 3.0, (5, 3), (5,), InputError, "returns float"),
     ],
 )
-def test_what_does_not_fit_is_refused(loss, outputs, targets, kind, words):
+def test_wrong_outputs_and_targets_are_refused(loss, outputs, targets, kind, words):
     labels = torch.full(targets, 2)
     with pytest.raises(kind, match=words):
         per_example_loss(loss)(torch.zeros(outputs), labels)

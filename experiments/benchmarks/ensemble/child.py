@@ -1,4 +1,4 @@
-"""In this process: the time of all engines in turn, the peak memory of one, or the whole sweep; printed as JSON."""
+"""Measure in this process the time of all engines, the peak memory of one, or the sweep; print JSON."""
 
 import json
 import re
@@ -18,16 +18,16 @@ SWEEP_WIDTHS = (5, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 36, 50, 72, 110)
 
 
 def timed(workload: str, threads: int, rounds: int, seconds: float) -> dict:
-    """Milliseconds of a step of all networks, for each engine and round; the first round is not counted."""
+    """Measure milliseconds per step of all networks, for each engine and round after a warm-up round."""
     torch.set_num_threads(threads)
     double = problem(*WORKLOADS[workload], torch.float64)
-    reached = {}
+    outputs_of = {}
     for name, make in ENGINES.items():
         engine = make(double)
         for _ in range(COMPARED):
             engine.step()
-        reached[name] = engine.outputs(double.x_test)
-    reference = next(iter(reached.values()))
+        outputs_of[name] = engine.outputs(double.x_test)
+    reference = next(iter(outputs_of.values()))
     single = problem(*WORKLOADS[workload], torch.float32)
     engines = {name: make(single) for name, make in ENGINES.items()}
     ms: dict[str, list[float]] = {name: [] for name in engines}
@@ -46,7 +46,7 @@ def timed(workload: str, threads: int, rounds: int, seconds: float) -> dict:
     operations = 2 * rows * units * (2 * task.x.shape[1] + 3 * task.C)
     return {
         "ms": {name: values[1:] for name, values in ms.items()},
-        "difference_float64": {name: float((f - reference).abs().max()) for name, f in reached.items()},
+        "difference_float64": {name: float((f - reference).abs().max()) for name, f in outputs_of.items()},
         "floor_ms": round(1e3 * operations / max(gemm), 3),
         "gemm_gflops": round(max(gemm) / 1e9, 1),
     }
@@ -61,7 +61,7 @@ def _gemm_flops() -> float:
 
 
 def memory(workload: str, name: str) -> dict:
-    """Bytes at the peak of 20 steps, above what is resident before the engine is made."""
+    """Measure the peak resident memory of 20 steps, in bytes above that before the engine is created."""
     torch.set_num_threads(1)
     single = problem(*WORKLOADS[workload], torch.float32)
     torch.nn.functional.cross_entropy(mlp_warm(single.x[:8]), torch.zeros(8, dtype=torch.int64)).backward()
@@ -73,7 +73,7 @@ def memory(workload: str, name: str) -> dict:
 
 
 def mlp_warm(x: torch.Tensor) -> torch.Tensor:
-    """One small network forward, so that threads and libraries are there before memory is measured."""
+    """Run one small network, so that threads and libraries are loaded before memory is measured."""
     return torch.nn.Sequential(torch.nn.Linear(x.shape[1], 10), torch.nn.ReLU())(x)
 
 
@@ -83,7 +83,7 @@ def _status(field: str) -> int:
 
 
 def sweep(threads: int) -> dict:
-    """The model-wise double descent: 15 widths, 6 seeds, 950 rows with 20 % wrong labels, 5,000 steps of 200 rows."""
+    """Train a model-wise double descent: 15 widths, 6 seeds, 950 rows with 20 % wrong labels, 5,000 steps of 200 rows."""
     torch.set_num_threads(threads)
     data = digits(n_train=997, seed=0)
     x, x_test = (data.x_train - 0.3) * 2, (data.x_test - 0.3) * 2
@@ -93,14 +93,14 @@ def sweep(threads: int) -> dict:
         labels = corrupt_labels(data.y_train[rows], 0.2, "symmetric", seed=seed).y
         members += [Member(width, rows, labels, seed, seed) for width in SWEEP_WIDTHS]
     recipe = Recipe(lr=0.01, schedule="wsd", batch_size=200, steps=5000)
-    found = train_mlps(members, x, test=(x_test, data.y_test), recipe=recipe)
-    errors = found.metrics[-1].test_error.view(6, len(SWEEP_WIDTHS)).mean(0)
-    trained = found.metrics[-1].train_error.view(6, len(SWEEP_WIDTHS)).mean(0)
+    ensemble = train_mlps(members, x, test=(x_test, data.y_test), recipe=recipe)
+    errors = ensemble.metrics[-1].test_error.view(6, len(SWEEP_WIDTHS)).mean(0)
+    trained = ensemble.metrics[-1].train_error.view(6, len(SWEEP_WIDTHS)).mean(0)
     return {
         "threads": threads,
         "networks": len(members),
         "steps": recipe.steps,
-        "seconds": round(found.seconds, 2),
+        "seconds": round(ensemble.seconds, 2),
         "widths": SWEEP_WIDTHS,
         "test_error": [round(float(value), 4) for value in errors],
         "train_error": [round(float(value), 4) for value in trained],
@@ -108,9 +108,9 @@ def sweep(threads: int) -> dict:
 
 
 if __name__ == "__main__":
-    what, *rest = sys.argv[1:]
-    if what == "time":
+    task, *rest = sys.argv[1:]
+    if task == "time":
         result = timed(rest[0], int(rest[1]), int(rest[2]), float(rest[3]))
     else:
-        result = memory(*rest) if what == "memory" else sweep(int(rest[0]))
+        result = memory(*rest) if task == "memory" else sweep(int(rest[0]))
     print(json.dumps(result))

@@ -1,4 +1,4 @@
-"""What is measured: the networks, the batches, rounds, where to write."""
+"""Configuration of the ensemble benchmark: networks, batches, rounds, output directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ WORKLOADS = {"batch 64": (900, 64), "all 400 rows": (400, None), "all 900 rows":
 
 @dataclass(frozen=True)
 class Options:
-    """Time and memory of training many MLPs of different widths at once, beside what people use."""
+    """Time and memory of training many MLPs of different widths at once, compared with common alternatives."""
 
     only: tuple[str, ...] = tuple(WORKLOADS)
-    """Workloads by name."""
+    """Names of the workloads to run."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of threads."""
     rounds: int = 5
-    """Rounds of all engines in turn, after one that is not counted."""
+    """Number of rounds over all engines, after one warm-up round."""
     seconds: float = 0.5
-    """About how long an engine runs in a round."""
+    """Approximate time per engine and round, in seconds."""
     sweep: bool = True
-    """Also one model-wise sweep by train_mlps: 15 widths, 6 seeds, 5,000 steps."""
+    """Run also one model-wise sweep by train_mlps: 15 widths, 6 seeds, 5,000 steps."""
     out: Path = Path("out/benchmarks/ensemble")
     """Directory for results.json."""

@@ -1,6 +1,6 @@
-"""Engines that train the same networks on the same batches: each has ``step()`` and ``outputs(x)`` (nets, n, C).
+"""Engines that train the same networks on the same batches; each has ``step()`` and ``outputs(x)`` (nets, n, C).
 
-The peers get their batches drawn beforehand, for nothing; ours draws its own.
+The batches of the alternatives are drawn before the measurement, ours during it.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kernelmem.training.ensemble import EnsembleTask, RaggedMLPs, as_task, chunk
 
 __all__ = ["ENGINES", "problem"]
 
-DRAWN = 64  # steps after which the peers see the same batches again
+DRAWN = 64  # steps after which the batches of the alternatives repeat
 
 
 class Engine(Protocol):
@@ -27,22 +27,22 @@ class Engine(Protocol):
 
 
 def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> EnsembleTask:
-    """WIDTHS times SEEDS networks on the digits; a seed has its own rows, labels (20 % wrong), and order."""
+    """Return WIDTHS times SEEDS networks on the digits; each seed has other rows, labels (20 % wrong), and order."""
     data = digits(n_train=1000, seed=0)
     x, x_test = (data.x_train - 0.3) * 2, (data.x_test - 0.3) * 2
     members = []
     for seed in range(SEEDS):
-        own = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:rows]
-        labels = data.y_train[own].clone()
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:rows]
+        labels = data.y_train[chosen].clone()
         labels[: rows // 5] = (labels[: rows // 5] + 1) % 10
-        members += [Member(width, own, labels, 100 + seed, seed) for width in WIDTHS]
+        members += [Member(width, chosen, labels, 100 + seed, seed) for width in WIDTHS]
     recipe = Recipe(lr=0.01, batch_size=batch_size, steps=10**6)
     options = EnsembleOptions(dtype=dtype, n_classes=10)
     return as_task(members, x, test=(x_test, data.y_test), recipe=recipe, options=options)
 
 
 def _batches(task: EnsembleTask) -> list[list[Tensor]]:
-    """For each member, the positions of its rows in each of DRAWN steps."""
+    """Return for each member the positions of its rows in each of DRAWN steps."""
     return [
         list(BatchOrder(m.order_seed, len(rows), task.recipe.batch_size).take(DRAWN))
         for m, rows in zip(task.members, task.rows, strict=True)
@@ -61,11 +61,13 @@ class Loop:
         self.models = _models(task)
         self.optimizers = [torch.optim.Adam(model.parameters(), lr=0.01, **options) for model in self.models]
         self.full = task.recipe.batch_size is None
-        self.own = [(task.x[rows], target) for rows, target in zip(task.rows, task.targets, strict=True)]
+        self.data = [(task.x[rows], target) for rows, target in zip(task.rows, task.targets, strict=True)]
         self.batches, self.t = _batches(task), 0
 
     def step(self) -> None:
-        for model, optimizer, (x, y), batches in zip(self.models, self.optimizers, self.own, self.batches, strict=True):
+        for model, optimizer, (x, y), batches in zip(
+            self.models, self.optimizers, self.data, self.batches, strict=True
+        ):
             if not self.full:
                 at = batches[self.t % DRAWN]
                 x, y = x[at], y[at]
@@ -80,15 +82,15 @@ class Loop:
 
 
 class ByWidth:
-    """torch.func.vmap(grad) over the networks of one width, one fused Adam for each width."""
+    """torch.func.vmap(grad) over the networks of one width, one fused Adam per width."""
 
     def __init__(self, task: EnsembleTask) -> None:
         self.task, models, batches = task, _models(task), _batches(task)
         self.t, self.groups = 0, []
         for width in dict.fromkeys(member.width for member in task.members):
             at = [k for k, member in enumerate(task.members) if member.width == width]
-            every = [dict(models[k].named_parameters()) for k in at]
-            stacked = {name: torch.stack([one[name].detach() for one in every]) for name in every[0]}
+            states = [dict(models[k].named_parameters()) for k in at]
+            stacked = {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
             x = torch.stack([task.x[task.rows[k]] for k in at])
             y = torch.stack([task.targets[k] for k in at])
             positions = [torch.stack(step) for step in zip(*(batches[k] for k in at), strict=True)]
@@ -106,15 +108,15 @@ class ByWidth:
                 return F.cross_entropy(functional_call(model, values, (x,)), y)
 
             for name, gradient in vmap(grad(loss))(stacked, x, y).items():
-                stacked[name].grad = gradient.contiguous()  # what the fused update takes for granted
+                stacked[name].grad = gradient.contiguous()  # required by the fused update
             optimizer.step()
         self.t += 1
 
     def outputs(self, x: Tensor) -> Tensor:
-        found = torch.empty(len(self.task.members), len(x), self.task.C, dtype=x.dtype)
+        outputs = torch.empty(len(self.task.members), len(x), self.task.C, dtype=x.dtype)
         for at, model, stacked, *_ in self.groups:
-            found[at] = vmap(lambda values, model=model: functional_call(model, values, (x,)))(stacked)
-        return found
+            outputs[at] = vmap(lambda values, model=model: functional_call(model, values, (x,)))(stacked)
+        return outputs
 
 
 class Padded:
@@ -123,9 +125,9 @@ class Padded:
     def __init__(self, task: EnsembleTask) -> None:
         models, width = _models(task), max(WIDTHS)
         M, d, C = len(models), task.x.shape[1], task.C
-        made = {"dtype": task.x.dtype}
-        self.W1, self.b1 = torch.zeros(M, d, width, **made), torch.zeros(M, 1, width, **made)
-        self.W2, self.b2 = torch.zeros(M, width, C, **made), torch.zeros(M, 1, C, **made)
+        options = {"dtype": task.x.dtype}
+        self.W1, self.b1 = torch.zeros(M, d, width, **options), torch.zeros(M, 1, width, **options)
+        self.W2, self.b2 = torch.zeros(M, width, C, **options), torch.zeros(M, 1, C, **options)
         for k, model in enumerate(models):
             h = task.members[k].width
             self.W1[k, :, :h] = model[0].weight.detach().T
@@ -157,7 +159,7 @@ class Padded:
 
 
 class Ours:
-    """kernelmem.training.ensemble.train.train_mlps, one step of it."""
+    """One step of kernelmem.training.train_mlps."""
 
     def __init__(self, task: EnsembleTask) -> None:
         (part,) = chunks(task, 2**31, task.x.element_size())
@@ -170,8 +172,8 @@ class Ours:
 
     def outputs(self, x: Tensor) -> Tensor:
         del x  # the test rows of the task
-        found = self.engine.test_outputs()
-        return torch.stack([found[k] for k in range(len(self.task.members))])
+        by_member = self.engine.test_outputs()
+        return torch.stack([by_member[k] for k in range(len(self.task.members))])
 
 
 ENGINES: dict[str, Callable[[EnsembleTask], Engine]] = {

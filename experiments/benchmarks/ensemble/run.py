@@ -1,4 +1,4 @@
-"""Measure every workload in processes of its own; print tables, write results.json."""
+"""Measure every workload in separate processes, print tables, write results.json."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ENGINES = ("loop, Adam", "loop, Adam(fused=True)", "vmap by width", "padded to t
 
 
 def run(options: Options) -> None:
-    """Measure what is asked for, keep the rest of an earlier results.json."""
+    """Measure the chosen workloads, and keep the other entries of an existing results.json."""
     path = options.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results |= {"machine": machine.describe(), "widths": WIDTHS, "seeds": SEEDS}
@@ -26,38 +26,39 @@ def run(options: Options) -> None:
         write_file(path, json.dumps(results, indent=1) + "\n")
     if options.sweep:
         results["sweep"] = [_child("sweep", str(threads)) for threads in options.threads]
-        for one in results["sweep"]:
+        for sweep in results["sweep"]:
             print(
-                f"\nsweep, {one['networks']} networks, {one['steps']} steps, {one['threads']} threads: {one['seconds']} s"
+                f"\nsweep, {sweep['networks']} networks, {sweep['steps']} steps, {sweep['threads']} threads:"
+                f" {sweep['seconds']} s"
             )
         write_file(path, json.dumps(results, indent=1) + "\n")
 
 
 def _workload(workload: str, options: Options) -> dict:
     peaks = {name: _child("memory", workload, name)["peak_bytes"] for name in ENGINES}
-    found: dict = {"rows": WORKLOADS[workload][0], "batch_size": WORKLOADS[workload][1], "peak_bytes": peaks}
+    result: dict = {"rows": WORKLOADS[workload][0], "batch_size": WORKLOADS[workload][1], "peak_bytes": peaks}
     for threads in options.threads:
         load = os.getloadavg()[0]
-        one = _child("time", workload, str(threads), str(options.rounds), str(options.seconds))
-        ours = one["ms"]["train_mlps"]
+        timing = _child("time", workload, str(threads), str(options.rounds), str(options.seconds))
+        ours = timing["ms"]["train_mlps"]
         print(
-            f"\n{workload}, {threads} threads{'ms a step':>24}{'range':>18}{'/ ours':>9}{'difference':>12}{'memory':>10}"
+            f"\n{workload}, {threads} threads{'ms per step':>24}{'range':>18}{'/ ours':>9}{'difference':>12}{'memory':>10}"
         )
-        one["times_ours"] = {}
-        for name, values in one["ms"].items():
+        timing["times_ours"] = {}
+        for name, values in timing["ms"].items():
             ratio = statistics.median(a / b for a, b in zip(values, ours, strict=True))
-            one["times_ours"][name] = round(ratio, 2)
+            timing["times_ours"][name] = round(ratio, 2)
             span = f"{min(values):.2f} .. {max(values):.2f}"
             print(
                 f"{name:<34}{statistics.median(values):>9.2f}{span:>18}{ratio:>9.2f}"
-                f"{one['difference_float64'][name]:>12.1e}{peaks[name] / 1e6:>7.0f} MB"
+                f"{timing['difference_float64'][name]:>12.1e}{peaks[name] / 1e6:>7.0f} MB"
             )
         print(
-            f"floor by operations {one['floor_ms']} ms at {one['gemm_gflops']} GFLOP/s; load before {load:.1f}",
+            f"floor by operations {timing['floor_ms']} ms at {timing['gemm_gflops']} GFLOP/s; load before {load:.1f}",
             flush=True,
         )
-        found[f"{threads} threads"] = one | {"load": round(load, 2)}
-    return found
+        result[f"{threads} threads"] = timing | {"load": round(load, 2)}
+    return result
 
 
 def _child(*arguments: str) -> dict:

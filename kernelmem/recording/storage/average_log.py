@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
                 break
             columns = (step, coefficient, sha256)
             if position != count or step < before or stored != _link(chain, chains[step], *columns):
-                raise ValueError(f"update {count} is not what was written")
+                raise ValueError(f"update {count} was altered")
             chain, before = stored, step
             links[count + 1] = chain
         for updates, sha256, stored in self._all("SELECT updates, sha256, seal FROM averaged"):

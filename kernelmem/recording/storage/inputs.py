@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import Batch, map_tree, named_leaves
+from kernelmem.core.batches import Batch, Tree, map_tree, named_leaves
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.recording.storage.pytree import TensorTree, tree_row_bytes
+from kernelmem.recording.storage.pytree import tree_row_bytes
 
 __all__ = ["InputRegistry", "RecordedBatch", "StoredInput", "read_batch", "stored_sha256"]
 
@@ -20,7 +20,7 @@ class RecordedBatch:
     """One batch of the training loop."""
 
     examples: Tensor  # (B,) int64
-    x: TensorTree  # (B, ...), or a tree of such tensors
+    x: Tree  # (B, ...), or a tree of such tensors
     y: Tensor  # (B, ...)
     sample_weight: Tensor | None  # (B,) float64; None: all ones
 

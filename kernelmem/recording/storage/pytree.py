@@ -2,24 +2,20 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from kernelmem.core.batches import named_leaves
+from kernelmem.core.batches import Tree, named_leaves
 from kernelmem.core.errors import InputError
 from kernelmem.recording.storage.npy import row_bytes, rows_from_bytes
 
-__all__ = ["TensorTree", "tree_from_row_bytes", "tree_row_bytes"]
-
-TensorTree: TypeAlias = Any
-"""A tensor, or a dict, tuple or list of tensors, nested."""
+__all__ = ["tree_from_row_bytes", "tree_row_bytes"]
 
 MAGIC = b"KMTREE1\n"  # .npy bytes begin with \x93NUMPY
 
 
-def tree_row_bytes(tree: TensorTree) -> list[bytes]:
+def tree_row_bytes(tree: Tree) -> list[bytes]:
     """Return the bytes of every row of a tree of CPU tensors (B, ...); for a plain tensor .npy bytes.
 
     Raises:
@@ -34,7 +30,7 @@ def tree_row_bytes(tree: TensorTree) -> list[bytes]:
     return [b"".join((prefix, *row)) for row in zip(*columns, strict=True)]
 
 
-def tree_from_row_bytes(rows: Sequence[bytes]) -> TensorTree:
+def tree_from_row_bytes(rows: Sequence[bytes]) -> Tree:
     """Return the tree of tensors (B, ...) with these rows.
 
     Raises:
@@ -58,7 +54,7 @@ def tree_from_row_bytes(rows: Sequence[bytes]) -> TensorTree:
     return _fill(structure, iter(leaves))
 
 
-def _structure(tree: TensorTree) -> dict[str, list] | None:
+def _structure(tree: Tree) -> dict[str, list] | None:
     """Return None for a leaf, {"dict": [[key, structure], ...]}, {"tuple": [...]}, {"list": [...]}."""
     if isinstance(tree, Tensor):
         return None
@@ -72,7 +68,7 @@ def _structure(tree: TensorTree) -> dict[str, list] | None:
     return {"dict": [[key, _structure(child)] for key, child in tree.items()]}
 
 
-def _fill(structure: dict[str, list] | None, leaves: Iterator[Tensor]) -> TensorTree:
+def _fill(structure: dict[str, list] | None, leaves: Iterator[Tensor]) -> Tree:
     if structure is None:
         return next(leaves)
     ((kind, children),) = structure.items()

@@ -6,16 +6,17 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
 from kernelmem.core.atomic_files import write_file
+from kernelmem.core.batches import Tree
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average, AverageLog
 from kernelmem.recording.storage.header import Header
 from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
-from kernelmem.recording.storage.pytree import TensorTree, tree_from_row_bytes
+from kernelmem.recording.storage.pytree import tree_from_row_bytes
 from kernelmem.recording.storage.step import Row, Step, decode_step, digest, encode_step, link, seal
 
 __all__ = ["FILE", "Step", "Tape"]
@@ -179,7 +180,7 @@ class Tape:
         with self._reading(f"step {index}"):
             return decode_step(index, cast(Row, self._one(f"SELECT {ROW} FROM steps WHERE step = ?", index)))
 
-    def inputs(self, step: Step) -> tuple[TensorTree, Tensor]:
+    def inputs(self, step: Step) -> tuple[Tree, Tensor]:
         """Return the inputs x (B, ...), a tensor or a tree of tensors, and the targets y (B, ...) of a step.
 
         Raises:
@@ -216,7 +217,7 @@ class Tape:
                 columns = cast(Row, row[:5])
                 chain = link(chain, columns, self._checked_inputs(index))
                 if chain != row[5]:
-                    raise ValueError("its row, or the header before it, is not what was written")
+                    raise ValueError("its row, or the header before it, was altered")
                 decode_step(index, columns)
                 chains[index + 1] = chain
         with self._reading("its checkpoints"):
@@ -253,7 +254,7 @@ class Tape:
         query = "SELECT example, version, sha256, x, y FROM examples WHERE step = ?"
         for example, version, sha256, x, y in self._connection.execute(query, (index,)):
             if stored_sha256(x, y) != sha256:
-                raise ValueError(f"input {version} of example {example} is not what was written")
+                raise ValueError(f"input {version} of example {example} was altered")
             yield example, version, sha256
 
     def _chain_after(self, length: int) -> str:
@@ -262,7 +263,7 @@ class Tape:
         with self._reading(f"step {length - 1}"):
             return str(self._one("SELECT chain FROM steps WHERE step = ?", length - 1)[0])
 
-    def _one(self, query: str, *values: int) -> tuple[Any, ...]:
+    def _one(self, query: str, *values: int) -> tuple:
         row = self._connection.execute(query, values).fetchone()
         if row is None:
             raise ValueError("the row is missing")

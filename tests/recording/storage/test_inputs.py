@@ -1,4 +1,4 @@
-"""kernelmem.recording.storage.inputs and arrays: each input is stored once, as plain .npy bytes."""
+"""kernelmem.recording.storage.inputs and npy: each input is stored once, as plain .npy bytes."""
 
 import io
 
@@ -80,6 +80,6 @@ def test_an_input_is_stored_once_and_a_different_one_is_a_new_version():
         ([0, 1], (), torch.zeros(2), None, "x without a tensor"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused(index, x, y, weight, words):
+def test_an_inconsistent_batch_is_refused(index, x, y, weight, words):
     with pytest.raises(InputError, match=words):
         read_batch(index, x, y, weight)

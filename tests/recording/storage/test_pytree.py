@@ -1,4 +1,4 @@
-"""kernelmem.training: models whose inputs are no single tensor are recorded and replayed like others."""
+"""kernelmem.recording.storage.pytree: models whose input is not a single tensor are recorded and replayed."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_rows_of_a_tree_come_back_in_any_order(tree, order):
     assert taken == [rows[i] for i in order]
 
 
-def test_what_is_no_tree_is_refused():
+def test_invalid_trees_are_refused():
     rows = tree_row_bytes({"a": torch.zeros(2, 3), "b": torch.zeros(2)})
     with pytest.raises(ValueError, match="different shapes"):
         tree_from_row_bytes([rows[0], tree_row_bytes({"a": torch.zeros(1, 3), "c": torch.zeros(1)})[0]])
@@ -188,7 +188,7 @@ def test_a_hugging_face_model_is_recorded_from_dicts(lab):
         assert all(torch.equal(weights[name], value) for name, value in states[t - 1].items())
 
 
-def test_tapes_of_the_first_format_are_read_and_gone_on_with(lab, monkeypatch):
+def test_tapes_of_the_first_format_are_read_and_resumed(lab, monkeypatch):
     with monkeypatch.context() as old:
         old.setattr(tape_module, "FORMAT", 1)
         old.setattr(tape_module.AverageLog, "SCHEMA", "")

@@ -1,4 +1,4 @@
-"""kernelmem.recording.storage.tape: what was committed is there, and what was altered is found."""
+"""kernelmem.recording.storage.tape: committed rows are read, altered rows are detected."""
 
 import sqlite3
 from contextlib import closing
@@ -60,7 +60,7 @@ def alter(directory, *statements):
             assert connection.execute(statement).rowcount != 0, statement
 
 
-def test_gives_back_what_was_appended(directory):
+def test_returns_what_was_appended(directory):
     tape = Tape(directory)
     assert len(tape) == 4
     assert tape.meta == {**META, "format": 2}
@@ -162,7 +162,7 @@ def test_only_the_next_step_can_be_appended(directory):
     Tape(directory).verify()
 
 
-def test_a_step_is_committed_whole_or_not_at_all(directory):
+def test_a_step_is_committed_atomically(directory):
     tape = Tape(directory, write=True)
     new = new_inputs(4)
     with pytest.raises(InputError, match="another process"):
@@ -210,7 +210,7 @@ def test_truncation_drops_steps_with_their_inputs_and_checkpoints(directory):
     assert Tape(directory).step(2).scale == 0.5
 
 
-def test_an_empty_tape_is_whole(tmp_path):
+def test_an_empty_tape_is_valid(tmp_path):
     Tape.create(tmp_path, META, initial="a").close()
     tape = Tape(tmp_path)
     tape.verify()
@@ -224,7 +224,7 @@ def test_a_directory_with_a_run_is_not_overwritten(directory):
     Tape(directory).verify()
 
 
-def test_what_is_no_tape_is_refused(tmp_path, directory):
+def test_files_that_are_not_tapes_are_refused(tmp_path, directory):
     with pytest.raises(InputError, match=r"Got directory .* without a tape.sqlite.*expected.*Hint: check the path"):
         Tape(tmp_path)
     (tmp_path / FILE).write_text("no database, but long enough to be read as the header of one" * 3)

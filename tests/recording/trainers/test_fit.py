@@ -1,4 +1,4 @@
-"""kernelmem.recording.trainers.fit: train and record in one call, to the same bytes for the same seed, killed or not."""
+"""kernelmem.recording.trainers.fit: train and record in one call; the same seed gives the same bytes, also after a crash."""
 
 import copy
 import subprocess
@@ -51,7 +51,7 @@ def trained(lab, name="run", *, seed=1, dtype=torch.float32, model=None, **optio
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_fit_is_the_plain_loop_and_replays(lab, name, dtype):
+def test_fit_equals_the_plain_loop_and_replays(lab, name, dtype):
     options = OPTIONS[name]
     run, model = trained(lab, dtype=dtype, **options)
     run.verify()
@@ -86,7 +86,7 @@ def test_a_fit_is_the_plain_loop_and_replays(lab, name, dtype):
     assert {step.scale == 1.0 for step in run.steps} == {"clip" not in options}
 
 
-def test_every_row_is_met_once_an_epoch_and_a_single_row_joins_the_batch_before_it(lab):
+def test_every_row_appears_once_per_epoch_and_a_single_row_joins_the_batch_before_it(lab):
     run, _ = trained(lab, batch_size=11)
     assert [len(step.examples) for step in run.steps] == [11, 12] * 3
     epochs = [torch.cat([step.examples for step in run.steps[2 * i : 2 * i + 2]]) for i in range(3)]
@@ -96,7 +96,7 @@ def test_every_row_is_met_once_an_epoch_and_a_single_row_joins_the_batch_before_
     assert batch_sizes(1, 4) == [1]
 
 
-def test_the_seed_alone_decides(lab):
+def test_the_seed_determines_everything(lab):
     torch.manual_seed(1)
     first, model = trained(lab, "first")
     torch.manual_seed(2)
@@ -110,7 +110,7 @@ def test_the_seed_alone_decides(lab):
     assert third.steps[0].random != first.steps[0].random
 
 
-def test_progress_rows_as_a_user_has_them_and_an_optimizer_made_before(lab):
+def test_progress_dicts_of_arrays_and_an_existing_optimizer(lab):
     seen = []
     model = lab.network(torch.float32)
     x, y = data(torch.float64)
@@ -155,13 +155,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step(lab):
         ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())}, "not the model's"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(lab, options, words):
+def test_invalid_arguments_are_refused_before_anything_is_written(lab, options, words):
     with pytest.raises(InputError, match=words):
         trained(lab, **options)
     assert not (lab.directory / "run").exists()
 
 
-def test_targets_that_do_not_fit_and_a_directory_with_a_run_are_refused(lab):
+def test_wrong_targets_and_a_directory_with_a_run_are_refused(lab):
     x, y = data()
     with pytest.raises(InputError, match=r"y of shape \(22,\) for 23 rows"):
         fit(lab.network(), x, y[1:], out=lab.directory / "run", epochs=1, seed=0)
@@ -219,7 +219,7 @@ def test_a_killed_fit_resumes_to_the_same_bits(lab):
 
 
 @pytest.mark.parametrize("name", ["scheduled", "cycle", "sgd"])
-def test_more_epochs_go_on_with_schedule_and_moments(lab, name):
+def test_more_epochs_continue_with_schedule_and_optimizer_state(lab, name):
     options = OPTIONS[name]
     trained(lab, epochs=2, **options)
     longer, model = trained(lab, epochs=4, resume=True, model=lab.network(dropout=0.3, norm=True, seed=5), **options)

@@ -1,4 +1,4 @@
-"""kernelmem.recording.trainers.huggingface: models with keyword arguments and output objects, as Hugging Face makes them."""
+"""kernelmem.recording.trainers.huggingface: Hugging Face models with keyword arguments and output objects."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ def test_kernel_of_a_model_with_dict_batches(batch, every_position):
     assert loss.shape == (5, 5)
 
 
-def test_what_it_does_not_take_is_refused(batch):
+def test_unsupported_inputs_are_refused(batch):
     with pytest.raises(km.InputError, match="dict of tensors"):
         km.logits(TinyClassifier(), batch["input_ids"])
 

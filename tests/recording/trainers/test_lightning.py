@@ -1,4 +1,4 @@
-"""kernelmem.recording.trainers.lightning: what Lightning trains is recorded, replayed and accounted for."""
+"""kernelmem.recording.trainers.lightning: training with Lightning is recorded, replayed and explained by the ledger."""
 
 import logging
 import subprocess
@@ -75,7 +75,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
+def test_recording_does_not_change_the_training_and_the_ledger_explains_it(lab, case):
     torch.manual_seed(0)
     plain = Classifier(lab.network(torch.float64), schedule=True)
     fit(plain, **CASES[case])
@@ -178,12 +178,12 @@ def test_what_cannot_be_recorded_is_refused(lab, make, options, words):
         assert len(run) == 0
 
 
-def test_a_part_that_there_is_not_is_refused(lab):
+def test_a_missing_submodule_is_refused(lab):
     with pytest.raises(InputError, match=r"module='encoder'.*a part of Classifier: net"):
         fit(Classifier(lab.network()), LightningRecorder(lab.directory / "run", loss="cross_entropy", module="encoder"))
 
 
-def test_a_training_that_is_gone_on_with_is_refused(lab):
+def test_a_resumed_training_is_refused(lab):
     module = Classifier(lab.network(torch.float64))
     trainer = fit(module)
     trainer.save_checkpoint(lab.directory / "one.ckpt")
@@ -216,7 +216,7 @@ def test_an_error_in_the_training_leaves_a_run_that_ends_there(lab):
     assert run.kept == (0, 3)
 
 
-def test_a_batch_that_the_module_skips_is_forgotten(lab):
+def test_a_batch_that_the_module_skips_is_dropped(lab):
     class Skipping(Classifier):
         def on_train_batch_start(self, batch, i):
             return -1 if (self.current_epoch, i) == (0, 2) else None

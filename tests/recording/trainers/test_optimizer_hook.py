@@ -1,4 +1,4 @@
-"""kernelmem.recording.trainers.optimizer_hook and indexed: loops of other libraries, and who is who in their batches."""
+"""kernelmem.recording.trainers.optimizer_hook and indexed_dataset: loops of other libraries, and positions in their batches."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
 
 
 @pytest.mark.parametrize("schedules", ["none", "before", "after", "both"])
-def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, schedules):
+def test_steps_with_closures_are_recorded_under_any_wrapper(lab, schedules):
     def train(recorded):
         model = lab.network(torch.float64)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -65,7 +65,7 @@ def test_steps_with_closures_go_through_the_recorder_whoever_wraps_them(lab, sch
     assert (run.steps[3].groups[0]["lr"] < 0.1) == (schedules != "none")
 
 
-def test_what_was_noted_belongs_to_one_step(lab):
+def test_added_batches_belong_to_one_step(lab):
     model = lab.network(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:

@@ -1,4 +1,4 @@
-"""kernelmem.recording.trainers.skorch: what skorch trains is recorded, replayed and accounted for."""
+"""kernelmem.recording.trainers.skorch: training with skorch is recorded, replayed and explained by the ledger."""
 
 import pickle
 import warnings
@@ -80,7 +80,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
+def test_recording_does_not_change_the_training_and_the_ledger_explains_it(lab, case):
     plain = fitted(skorch.NeuralNetClassifier, **CASES[case])
     net = fitted(RecordedClassifier, out=lab.directory / "run", **CASES[case])
     assert lab.same([net.module_.state_dict()], [plain.module_.state_dict()])
@@ -104,7 +104,7 @@ def test_a_run_is_the_same_training_and_is_accounted_for(lab, case):
     assert not net.module_._forward_pre_hooks
 
 
-def test_probabilities_with_nll_loss_are_recorded_with_a_loss_of_their_own(lab):
+def test_probabilities_with_nll_loss_are_recorded_with_nll_of_probabilities(lab):
     net = fitted(RecordedClassifier, out=lab.directory / "run", criterion=nn.NLLLoss, module__softmax=True, keep=4)
     run = Run.open(lab.directory / "run")
     assert run.loss.endswith("nll_of_probabilities")
@@ -200,7 +200,7 @@ def test_what_cannot_be_recorded_is_refused(lab, make, options, words):
         fitted(make, out=lab.directory / "run", **options)
 
 
-def test_a_loss_of_ones_own(lab):
+def test_a_user_defined_loss(lab):
     def smoothed(f, y):
         return F.cross_entropy(f, y, label_smoothing=0.1, reduction="none")
 

@@ -87,12 +87,12 @@ def test_batched_training_equals_the_plain_loops(turn, combination):
         depth=depth,
     )
     # of near widths, of near numbers of rows, two that share rows and order, one that has fewer rows than a batch
-    crowd = [member(7, 40, 0, 0), member(3, 40, 1, 0), member(8, 37, 2, 5), member(20, 6, 3, 1), member(8, 40, 4, 3)]
-    many = trained(crowd, recipe, evaluate_at=(0, 3))
+    networks = [member(7, 40, 0, 0), member(3, 40, 1, 0), member(8, 37, 2, 5), member(20, 6, 3, 1), member(8, 40, 4, 3)]
+    many = trained(networks, recipe, evaluate_at=(0, 3))
     for k in (0, 2, 3) if turn % 2 else (1, 3, 4):
-        assert gap(many, k, alone(crowd[k], recipe, evaluate_at=(0, 3))) < 1e-9
+        assert gap(many, k, alone(networks[k], recipe, evaluate_at=(0, 3))) < 1e-9
     assert many.recipe is recipe
-    assert many.members == tuple(crowd)
+    assert many.members == tuple(networks)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_no_learning_keeps_the_initial_network(activation):
 
 def test_float32_is_near_float64_for_a_few_steps():
     recipe = Recipe("sgd", 0.05, momentum=0.5, batch_size=8, steps=10)
-    crowd = [member(7), member(9, 30, 2, 1)]
-    double, single = (trained(crowd, recipe, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    networks = [member(7), member(9, 30, 2, 1)]
+    double, single = (trained(networks, recipe, dtype=dtype) for dtype in (torch.float64, torch.float32))
     assert single.parameters[0]["0.weight"].dtype == torch.float32
     assert single.metrics[-1].test_loss.dtype == torch.float64
     torch.testing.assert_close(single.metrics[-1].logits, double.metrics[-1].logits, rtol=1e-4, atol=1e-5)
@@ -222,16 +222,16 @@ def test_real_targets():
     real = torch.randn(20, C, generator=generator, dtype=torch.float64)
     x, _, x_test, _ = data()
     y_test = torch.randn(MORE, C, generator=generator, dtype=torch.float64)
-    crowd = [member(4, 20, labels=real), member(9, 20, labels=real, order=2)]
+    networks = [member(4, 20, labels=real), member(9, 20, labels=real, order=2)]
     for batch_size in (None, 6):
         recipe = Recipe("sgd", 0.05, loss="mse", steps=40, batch_size=batch_size)
         options = {"recipe": recipe, "options": EnsembleOptions(dtype=torch.float64, keep_outputs=True)}
-        many = train_mlps(crowd, x, test=(x_test, y_test), **options)
+        many = train_mlps(networks, x, test=(x_test, y_test), **options)
         last = many.metrics[-1]
         torch.testing.assert_close(last.test_loss, 0.5 * (last.logits - y_test).square().sum(2).mean(1))
         torch.testing.assert_close(last.test_error, (last.logits.argmax(2) != y_test.argmax(1)).double().mean(1))
         model = mlp(D, 9, C, seed=0)
-        one = train_one(model, crowd[1], x, test=(x_test, y_test), **options)
+        one = train_one(model, networks[1], x, test=(x_test, y_test), **options)
         torch.testing.assert_close(one.metrics[-1].logits[0], last.logits[1], rtol=0, atol=1e-9)
 
 
@@ -252,26 +252,26 @@ def test_a_diverged_member_leaves_the_others_alone():
     x[0] = 1e6
     rows = torch.arange(1, 20)
     bad = torch.arange(20)
-    crowd = [Member(6, rows, y[rows], 0, 0), Member(6, bad, y[bad], 0, 0), Member(9, rows, y[rows], 1, 0)]
+    networks = [Member(6, rows, y[rows], 0, 0), Member(6, bad, y[bad], 0, 0), Member(9, rows, y[rows], 1, 0)]
     options = EnsembleOptions(dtype=torch.float64, keep_outputs=True, keep_parameters=True)
     common = {"test": (x_test, y_test), "recipe": Recipe("sgd", 0.1, steps=60, loss="mse")}
-    many = train_mlps(crowd, x, options=options, **common)
+    many = train_mlps(networks, x, options=options, **common)
     assert many.diverged == (1,)
     last = many.metrics[-1]
     assert all(bool(torch.isnan(getattr(last, name)[1])) for name in METRICS)
-    healthy = train_mlps([crowd[0], crowd[2]], x, options=options, **common)
+    healthy = train_mlps([networks[0], networks[2]], x, options=options, **common)
     assert healthy.diverged == ()
     assert max(gap(many, 0, healthy, 0), gap(many, 2, healthy, 1)) < 1e-12
     with pytest.raises(NumericalError, match="members 1 with losses"):
-        train_mlps(crowd, x, options=dataclasses.replace(options, diverged="raise"), **common)
+        train_mlps(networks, x, options=dataclasses.replace(options, diverged="raise"), **common)
 
 
 def test_padding_stays_zero():
     x, _, x_test, y_test = data()
     for activation in ("relu", "tanh", "gelu"):
         recipe = Recipe(steps=30, weight_decay=0.1, activation=activation, batch_size=8, depth=2)
-        crowd = [member(8, order=0), member(7, order=1, init=1)]
-        task = as_task(crowd, x, test=(x_test, y_test), recipe=recipe, options=chosen())
+        networks = [member(8, order=0), member(7, order=1, init=1)]
+        task = as_task(networks, x, test=(x_test, y_test), recipe=recipe, options=chosen())
         (part,) = chunks(task, 2**30, 8)
         engine = RaggedMLPs(task, part)
         assert len(engine.stacks) == 1, "similar widths must share a product"
@@ -396,13 +396,13 @@ def test_networks_refused(arguments):
 def test_members_with_different_numbers_of_rows_share_a_product(loss):
     """By SGD: Adam would not notice a gradient that is wrong by a factor."""
     recipe = Recipe("sgd", 0.1, steps=40, loss=loss)
-    crowd = [member(8, 40, 0), member(8, 37, 1), member(7, 36, 2)]
+    networks = [member(8, 40, 0), member(8, 37, 1), member(7, 36, 2)]
     x, _, x_test, y_test = data()
-    task = as_task(crowd, x, test=(x_test, y_test), recipe=recipe, options=chosen())
+    task = as_task(networks, x, test=(x_test, y_test), recipe=recipe, options=chosen())
     (part,) = chunks(task, 2**30, 8)
     assert len(RaggedMLPs(task, part).stacks) == 1
-    many = trained(crowd, recipe)
-    for k, one in enumerate(crowd):
+    many = trained(networks, recipe)
+    for k, one in enumerate(networks):
         assert gap(many, k, alone(one, recipe)) < 1e-9
 
 
@@ -420,9 +420,9 @@ def test_outputs_beyond_the_range_of_exp():
 def test_a_full_batch_and_partial_batches_of_the_same_size(widths):
     recipe = Recipe("adam", steps=12, batch_size=20)
     members = [member(widths[0], 20, init=1, order=3), member(widths[1], 40, init=2, order=4)]
-    for crowd in (members, members[::-1]):
-        many = trained(crowd, recipe)
-        assert max(gap(many, k, alone(one, recipe)) for k, one in enumerate(crowd)) < 1e-9
+    for networks in (members, members[::-1]):
+        many = trained(networks, recipe)
+        assert max(gap(many, k, alone(one, recipe)) for k, one in enumerate(networks)) < 1e-9
 
 
 def test_an_ensemble_is_saved_printed_and_tabulated(tmp_path):

@@ -36,7 +36,7 @@ def perceptron(width):
     return nn.Sequential(nn.Flatten(), *mlp(36, width, C))
 
 
-def crowd(shared=((2, N, 0, 0), (3, N, 1, 1), (2, 17, 2, 2), (2, N, 3, 0), (3, 5, 4, 1))):
+def example_members(shared=((2, N, 0, 0), (3, N, 1, 1), (2, 17, 2, 2), (2, N, 3, 0), (3, 5, 4, 1))):
     found = []
     for width, n, init, order in shared:
         rows = torch.randperm(N, generator=torch.Generator().manual_seed(n))[:n]
@@ -68,7 +68,7 @@ def alone(make_model, one, recipe):
     ids=lambda recipe: recipe.optimizer,
 )
 def test_modules_equal_their_plain_loops(make_model, recipe):
-    members, state = crowd(), torch.get_rng_state()
+    members, state = example_members(), torch.get_rng_state()
     many = trained(make_model, members, recipe)
     assert torch.equal(torch.get_rng_state(), state)
     # Adam divides the rounding of a gradient that is zero (of a bias before BatchNorm) by its own size
@@ -78,7 +78,7 @@ def test_modules_equal_their_plain_loops(make_model, recipe):
 
 
 def test_an_mlp_is_the_same_in_both_engines():
-    members, recipe = crowd(), Recipe(batch_size=8, steps=60)
+    members, recipe = example_members(), Recipe(batch_size=8, steps=60)
     x, _, *test = data()
     by_module = trained(perceptron, members, recipe)
     ragged = train_mlps(members, x, test=test, recipe=recipe, options=OPTIONS)
@@ -87,7 +87,7 @@ def test_an_mlp_is_the_same_in_both_engines():
 
 
 def test_chunks_change_nothing():
-    members, recipe = crowd(), Recipe(batch_size=8, steps=20)
+    members, recipe = example_members(), Recipe(batch_size=8, steps=20)
     whole, cut = trained(normalized, members, recipe), trained(normalized, members, recipe, memory=60_000)
     assert max(gap(whole, k, cut, k) for k in range(len(members))) < 1e-7
     with pytest.raises(InputError, match="one network at a time"):
@@ -109,7 +109,7 @@ class Partly(nn.Sequential):
 
 
 def test_frozen_and_unused_parameters_stay():
-    members, recipe = crowd()[:1], Recipe(steps=6, weight_decay=0.1)
+    members, recipe = example_members()[:1], Recipe(steps=6, weight_decay=0.1)
     many = trained(Partly, members, recipe)
     assert gap(many, 0, alone(Partly, members[0], recipe)) < 1e-9
     with torch.random.fork_rng():
@@ -145,4 +145,4 @@ def by_seed(width):
 )
 def test_models_refused(make_model, error, message):
     with pytest.raises(error, match=message):
-        trained(make_model, crowd(), Recipe(steps=6))
+        trained(make_model, example_members(), Recipe(steps=6))
