@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernels.alignment import (
+    AlignmentEstimate,
     alignment,
     centered_alignment,
     centered_target_alignment,
@@ -203,3 +204,13 @@ def test_constant_targets_have_no_centered_direction():
         centered_target_alignment(torch.eye(3), torch.full((3,), 0.1))
     with pytest.raises(NumericalError, match="variation"):
         centered_target_alignment(torch.eye(3), [1, 1, 1])
+
+
+def test_an_estimate_is_a_result(tmp_path):
+    K, L = next(draws(20, 5, 0.5, 1))
+    estimate = debiased_alignment(K, L)
+    loaded = AlignmentEstimate.load(estimate.save(tmp_path / "alignment.safetensors"))
+    assert (loaded.value, loaded.se) == (estimate.value, estimate.se)
+    assert str(estimate) == f"debiased alignment {estimate.value:.4g} ± {estimate.se:.2g} (jackknife standard error)"
+    assert repr(estimate) == str(estimate)
+    assert list(estimate.to_frame().columns) == ["value", "se"]

@@ -9,8 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kernelmem.core.errors import InputError, UnsupportedModelError, VerificationError
+from kernelmem.core.options import as_bytes
 from kernelmem.kernels import reference
-from kernelmem.kernels.ntk import as_bytes, ntk
+from kernelmem.kernels.ntk import ntk
+from kernelmem.testing.cases import with_random_weights
+from kernelmem.testing.closeness import assert_exact
+from kernelmem.testing.modules import Apply, Recurrent
 
 KINDS = ("trace", "diagonal", "full", "pseudo")
 
@@ -76,7 +80,7 @@ class Tied(nn.Module):
         return self.out(torch.nn.functional.linear(x, self.out.weight.T @ self.out.weight))
 
 
-class Recurrent(nn.Module):
+class RecurrentNetwork(nn.Module):
     def __init__(self):
         super().__init__()
         self.rnn = nn.LSTM(5, 4, batch_first=True)
@@ -95,7 +99,7 @@ class Convolutional(nn.Module):
         return self.body(x[:, None])
 
 
-@pytest.mark.parametrize("make", [Tied, Recurrent, Convolutional])
+@pytest.mark.parametrize("make", [Tied, RecurrentNetwork, Convolutional])
 @pytest.mark.parametrize("outputs", KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_other_modules_equal_the_oracle(make, outputs, dtype, tolerance, x):
@@ -270,3 +274,45 @@ def test_sizes_in_words():
     assert as_bytes("2GiB") == 2**31
     assert as_bytes("500 MB") == 500_000_000
     assert as_bytes(12.0) == 12
+
+
+def rows(*size, seed=1):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_duplicate_rows_make_a_singular_kernel():
+    model, x = (
+        with_random_weights(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), dtype=torch.float32),
+        rows(6, 4).float(),
+    )
+    K = ntk(model, x.repeat(3, 1))
+    assert torch.equal(K, K.T)
+    values = torch.linalg.eigvalsh(K.double())
+    assert float(values.min()) >= -len(K) * torch.finfo(torch.float32).eps * float(values.max())
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("C", [1, 3])
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 4)),
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten()),
+        lambda: nn.Sequential(nn.Conv1d(3, 2, 2), nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten()),
+        lambda: nn.Sequential(Recurrent(nn.GRU(3, 4, batch_first=True)), Apply(lambda h: h[:, -1])),
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(3, 1, 4, batch_first=True), Apply(lambda h: h.sum(1))),
+    ],
+    ids=["linear", "conv", "norm", "gru", "transformer"],
+)
+def test_one_row_and_one_output(first, n, C):
+    body = first()
+    with torch.no_grad():
+        width = body.eval()(torch.zeros(1, 3, 3)).shape[1]
+    assert_exact(with_random_weights(nn.Sequential(body, nn.Tanh(), nn.Linear(width, C))), rows(n, 3, 3))
+
+
+def test_one_output_without_a_readout():
+    assert_exact(
+        with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Apply(lambda h: h.sum(1, keepdim=True)))),
+        rows(3, 4),
+    )

@@ -1,7 +1,5 @@
 """km.ntk beyond the kinds of outputs: targets, summands by layer, the plan, verification."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,6 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.kernels import reference, verification
-from kernelmem.tangents.groups.outer import ReadoutGroup, VectorGroup
 
 N, C = 6, 4
 
@@ -107,38 +104,6 @@ def test_layers_are_summands(model, x):
         assert relative(sum(parts.values()), km.ntk(model, x, outputs=outputs)) < 1e-13
         own = reference.ntk(model, x, outputs=outputs, parameters=["3.weight", "3.bias"])
         assert relative(parts["3"], own) < 1e-12
-
-
-def test_head_compression_takes_as_many_sweeps_as_hidden_units():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 40)).double()
-    x = torch.randn(5, 5, dtype=torch.float64)
-    assert km.ntk_plan(model, x).sweeps == 7
-    assert km.ntk_plan(model, x, outputs="diagonal").sweeps == 40
-    assert relative(km.ntk(model, x), reference.ntk(model, x)) < 1e-12
-
-
-def test_the_plan_is_a_value_that_prints_and_runs_nothing_large(model, x):
-    plan = km.ntk_plan(model, x.repeat(10_000, 1, 1, 1), memory="60GiB")
-    assert plan.n == plan.m == 60_000
-    text = str(plan)
-    assert all(word in text for word in ("60,000 x 60,000", "symmetric", "0.weight", "explicit", "readout", "GFLOP"))
-    assert max(len(line) for line in text.splitlines()[:-1]) < 140
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.tile = 3
-    kinds = [type(group) for group in plan.groups]
-    assert kinds[-1] is ReadoutGroup
-    assert kinds[1] is VectorGroup
-    assert plan.groups[1].factored
-
-
-def test_a_smaller_memory_makes_smaller_tiles(model, x):
-    rows = x.repeat(100, 1, 1, 1)
-    plans = [km.ntk_plan(model, rows, outputs="full", memory=m) for m in ("1GiB", 49_000_000)]
-    assert plans[0].tile > plans[1].tile
-    assert plans[1].expected_bytes < 49_000_000
-    found = [km.ntk(model, rows[:60], memory=memory) for memory in ("1GiB", "1MiB")]
-    assert relative(found[1], found[0]) < 1e-13
 
 
 def test_verification_is_done_once_for_each_model_and_kind(model, x, monkeypatch):

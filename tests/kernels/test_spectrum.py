@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.kernels.spectrum import spectrum
+from kernelmem.kernels.spectrum import PowerLaw, Spectrum, spectrum
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -190,3 +190,30 @@ def test_picture(values, tmp_path):
     assert axes.get_xlabel() == "rank k"
     drawn = axes.get_lines()[0]
     assert sorted(drawn.get_ydata(), reverse=True) == list(drawn.get_ydata())
+
+
+def test_a_spectrum_is_a_result(tmp_path):
+    K = torch.diag(torch.arange(8.0, 0.0, -1.0, dtype=torch.float64) ** 2)
+    result = spectrum(K)
+    loaded = Spectrum.load(result.save(tmp_path / "spectrum.safetensors"))
+    assert torch.equal(loaded.eigenvalues, result.eigenvalues)
+    assert loaded.rounding == result.rounding
+    text = str(result)
+    assert repr(result) == text
+    assert all(part in text for part in ("8 x 8 kernel", "204", "64, 49, 36, 25, 16, ...", "8 of 8", "ranks 1 to 4"))
+    assert len(text.splitlines()) <= 8
+    assert list(result.to_frame().columns) == ["eigenvalue", "cumulative", "above_rounding"]
+    assert "<table" in result._repr_html_()
+
+
+def test_a_zero_kernel_prints():
+    text = str(spectrum(torch.zeros(3, 3)))
+    assert "0 of 3" in text
+    assert "inf" in text
+
+
+def test_a_power_law_is_a_result(tmp_path):
+    law = spectrum(torch.diag(torch.arange(1.0, 9.0, dtype=torch.float64) ** -2)).decay()
+    assert PowerLaw.load(law.save(tmp_path / "law.safetensors")).exponent == law.exponent
+    assert str(law).startswith("1 · k^−2.000 (± ")
+    assert law.to_frame().shape == (1, 5)

@@ -1,4 +1,4 @@
-"""Every feature of the zoo, by name: all kinds of kernels equal the definition, alone and in parts."""
+"""kernelmem.tangents.engine.engine: every kind of kernel of every model of the zoo equals the definition, whole and in parts."""
 
 from functools import cache
 
@@ -13,13 +13,18 @@ from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.zoo import zoo_entries
 
 KINDS = ("trace", "diagonal", "full", "pseudo")
+
+
 ENTRIES = {entry.name: entry for entry in zoo_entries()}
+
 
 pytestmark = [
     # Torch says once a process that such convolutions copy their input, and such LSTMs do without oneDNN.
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
 ]
+
+
 every = pytest.mark.parametrize("name", ENTRIES)
 
 
@@ -110,38 +115,3 @@ def test_chunks_of_rows_change_nothing(name):
     for rows in (1, 3):
         parts = [ntk(case.model, part, case.y, verify=False) for part in case.x.split(rows)]
         assert_close(torch.cat(parts), whole, 1e-12, scale_of(left, right), f"{rows} rows")
-
-
-@every
-def test_cases_are_replayed_to_the_bit_and_take_rows_one_by_one(name):
-    torch.manual_seed(1)
-    case, _, _ = known(name)
-    torch.manual_seed(2)
-    again = ENTRIES[name].case()
-    assert torch.equal(case.x, again.x)
-    assert torch.equal(case.y, again.y)
-    pairs = zip(case.model.state_dict().items(), again.model.state_dict().items(), strict=True)
-    assert all(key == other and torch.equal(a, b) for (key, a), (other, b) in pairs)
-    with torch.no_grad():
-        outputs = case.model(case.x.clone())
-        single = torch.cat([case.model(row[None].clone()) for row in case.x])
-    assert outputs.ndim == 2
-    assert_close(outputs, single, 1e-12, float(outputs.abs().max()))
-
-
-@every
-def test_every_parameter_counts(name):
-    """An entry whose parameter had no part in the outputs would test nothing."""
-    case, left, _ = known(name)
-    sizes = [value.numel() for value in case.model.parameters()]
-    silent = [
-        parameter
-        for (parameter, _), J in zip(case.model.named_parameters(), left.split(sizes, dim=2), strict=True)
-        if not bool(J.any())
-    ]
-    idle = ["free", "probe.weight", "probe.bias", "never.weight", "never.bias"]
-    assert silent == (idle if name == "unused parameters" else [])
-
-
-def test_names_are_unique():
-    assert len(ENTRIES) == len(zoo_entries())

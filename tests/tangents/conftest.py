@@ -1,0 +1,56 @@
+"""Shared steps of the tests of tangents: an engine on given rows, and one group's kernel block."""
+
+import pytest
+import torch
+
+from kernelmem.core.batches import as_rows
+from kernelmem.tangents.engine.backward import ForwardPass
+from kernelmem.tangents.engine.engine import Engine
+from kernelmem.tangents.groups.directions import OutputDirections
+from kernelmem.tangents.prepare import prepare
+
+
+@pytest.fixture
+def engine_of():
+    """Return a function (model, x, outputs) -> engine."""
+
+    def build(model, x, outputs="trace"):
+        rows = as_rows(x)
+        prepared = prepare(model, rows)
+        return Engine.build(prepared, rows, OutputDirections(outputs, prepared.n_outputs))
+
+    return build
+
+
+@pytest.fixture
+def forward_pass_of():
+    """Return a function (engine, x, groups) -> forward pass over all rows."""
+
+    def run(engine, x, groups):
+        captured = engine.capture(as_rows(x).slice(0, len(x)), len(x))
+        return ForwardPass(captured, groups, engine.directions, engine.survey.readout, engine.directions.k)
+
+    return run
+
+
+@pytest.fixture
+def blocks_of(engine_of, forward_pass_of):
+    """Return a function (model, x, outputs) -> [(group, its kernel block in public axis order)]."""
+
+    def compute(model, x, outputs):
+        engine, n = engine_of(model, x, outputs), len(x)
+        groups, directions = engine.plan(n, n, symmetric=False, memory=2**30).groups, engine.directions
+        forward_pass = forward_pass_of(engine, x, groups)
+        gradients = forward_pass.gradients(range(directions.k), all_directions=True)
+        blocks = []
+        for group in groups:
+            k = 1 if group.all_directions else directions.k
+            of_group = [gradients.get(key) for key in group.keys]
+            buffers = group.write(forward_pass.uses_of(group), of_group, n, k, directions.combine)
+            for symmetric in (False, True):
+                out = torch.zeros(directions.result_shape(n, n), dtype=torch.float64)
+                group.add(out, buffers, buffers, directions.combine, symmetric=symmetric)
+                blocks.append((group, directions.public(out), symmetric))
+        return blocks
+
+    return compute

@@ -1,0 +1,96 @@
+"""kernelmem.tangents.engine.plan: a frozen value that prints, its methods, and memory limits."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import kernelmem as km
+from kernelmem.core.errors import InputError
+from kernelmem.kernels import reference
+from kernelmem.kernels.ntk import ntk_plan
+from kernelmem.tangents.groups.outer import (
+    ReadoutGroup,
+    VectorGroup,
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, C)
+    ).double()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+N, C = 6, 4
+
+
+def relative(found, expected):
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def test_head_compression_takes_as_many_sweeps_as_hidden_units():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 40)).double()
+    x = torch.randn(5, 5, dtype=torch.float64)
+    assert km.ntk_plan(model, x).sweeps == 7
+    assert km.ntk_plan(model, x, outputs="diagonal").sweeps == 40
+    assert relative(km.ntk(model, x), reference.ntk(model, x)) < 1e-12
+
+
+def test_the_plan_is_a_value_that_prints_and_runs_nothing_large(model, x):
+    plan = km.ntk_plan(model, x.repeat(10_000, 1, 1, 1), memory="60GiB")
+    assert plan.n == plan.m == 60_000
+    text = str(plan)
+    assert all(word in text for word in ("60,000 x 60,000", "symmetric", "0.weight", "explicit", "readout", "GFLOP"))
+    assert max(len(line) for line in text.splitlines()[:-1]) < 140
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.tile = 3
+    kinds = [type(group) for group in plan.groups]
+    assert kinds[-1] is ReadoutGroup
+    assert kinds[1] is VectorGroup
+    assert plan.groups[1].factored
+
+
+def test_a_smaller_memory_makes_smaller_tiles(model, x):
+    rows = x.repeat(100, 1, 1, 1)
+    plans = [km.ntk_plan(model, rows, outputs="full", memory=m) for m in ("1GiB", 49_000_000)]
+    assert plans[0].tile > plans[1].tile
+    assert plans[1].expected_bytes < 49_000_000
+    found = [km.ntk(model, rows[:60], memory=memory) for memory in ("1GiB", "1MiB")]
+    assert relative(found[1], found[0]) < 1e-13
+
+
+def test_the_plan_is_a_table(model, x):
+    result = ntk_plan(model, x, outputs="full")
+    frame = result.to_frame()
+    assert list(frame.columns) == ["parameters", "method", "operations", "numbers_per_row", "alternative"]
+    assert list(frame["method"]) == ["explicit", "vector", "readout"]
+    assert ", ".join(name for name, _ in model.named_parameters()) == ", ".join(frame["parameters"])
+    assert repr(result) == str(result)
+    assert result._repr_html_().startswith("<pre>kernel (full) of 6 x 6 rows")
+
+
+def test_a_plan_of_many_groups_fits_one_screen():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(60)), nn.Linear(3, 2))
+    lines = str(ntk_plan(model, torch.zeros(5, 3))).splitlines()
+    assert len(lines) <= 40
+    assert lines[-2].startswith("... 26 more groups")
+
+
+def test_the_operations_of_a_linear_model():
+    """Symmetric readout: 2 · (n²/2) · (in + 1) operations."""
+    (cost,) = ntk_plan(nn.Linear(10, 3), torch.zeros(100, 10)).costs
+    assert (cost.method, cost.operations, cost.numbers_per_row) == ("readout", 100**2 * 11, 11)
+
+
+def test_too_little_memory_is_refused(model, x):
+    with pytest.raises(InputError, match="memory of"):
+        ntk_plan(model, x, memory=1000)

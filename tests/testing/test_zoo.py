@@ -1,0 +1,57 @@
+"""kernelmem.testing.zoo: cases are reproducible, take rows one by one, and use every parameter."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from kernelmem.kernels import reference
+from kernelmem.testing.closeness import assert_close
+from kernelmem.testing.zoo import zoo_entries
+
+ENTRIES = {entry.name: entry for entry in zoo_entries()}
+
+
+every = pytest.mark.parametrize("name", ENTRIES)
+
+
+@cache
+def known(name):
+    """The float64 case and its Jacobians by the definition."""
+    case = ENTRIES[name].case()
+    return case, reference.jacobian(case.model, case.x), reference.jacobian(case.model, case.y)
+
+
+@every
+def test_cases_are_replayed_to_the_bit_and_take_rows_one_by_one(name):
+    torch.manual_seed(1)
+    case, _, _ = known(name)
+    torch.manual_seed(2)
+    again = ENTRIES[name].case()
+    assert torch.equal(case.x, again.x)
+    assert torch.equal(case.y, again.y)
+    pairs = zip(case.model.state_dict().items(), again.model.state_dict().items(), strict=True)
+    assert all(key == other and torch.equal(a, b) for (key, a), (other, b) in pairs)
+    with torch.no_grad():
+        outputs = case.model(case.x.clone())
+        single = torch.cat([case.model(row[None].clone()) for row in case.x])
+    assert outputs.ndim == 2
+    assert_close(outputs, single, 1e-12, float(outputs.abs().max()))
+
+
+@every
+def test_every_parameter_counts(name):
+    """An entry whose parameter had no part in the outputs would test nothing."""
+    case, left, _ = known(name)
+    sizes = [value.numel() for value in case.model.parameters()]
+    silent = [
+        parameter
+        for (parameter, _), J in zip(case.model.named_parameters(), left.split(sizes, dim=2), strict=True)
+        if not bool(J.any())
+    ]
+    idle = ["free", "probe.weight", "probe.bias", "never.weight", "never.bias"]
+    assert silent == (idle if name == "unused parameters" else [])
+
+
+def test_names_are_unique():
+    assert len(ENTRIES) == len(zoo_entries())
