@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from kernelmem.core.batches import as_rows
+from kernelmem.kernels import reference
 from kernelmem.tangents.engine.backward import ForwardPass
 from kernelmem.tangents.engine.engine import Engine
 from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.prepare import prepare
+from kernelmem.testing.closeness import assert_close
 
 
 @pytest.fixture
@@ -54,3 +56,40 @@ def blocks_of(engine_of, forward_pass_of):
         return blocks
 
     return compute
+
+
+@pytest.fixture
+def assert_factors(engine_of, forward_pass_of):
+    """Return a check (model, x, name of a weight): its factors, and those of its bias, give the dense Jacobian."""
+
+    def check(model, x, name):
+        engine, J = engine_of(model, x, "diagonal"), reference.jacobian(model, x)
+        forward_pass, k = forward_pass_of(engine, x, engine.survey.groups), engine.directions.k
+        gradients = forward_pass.gradients(range(k), all_directions=False)
+        (group,) = [group for group in engine.survey.groups if group.names[0] == name]
+        (use,) = forward_pass.uses_of(group)
+        a, g = group.factors([use], [gradients[use.key]], len(x), k)
+        tangents = torch.einsum("ngski,ngsj->nkgij", g, a)  # (n, k, groups, fan_out, fan_in + 1)
+        size, scale = model.get_parameter(name).numel(), float(J.abs().max())
+        weight = use.rule.to_weight_shape(use, tangents[..., :-1])
+        assert_close(weight.reshape(*J.shape[:2], -1), J[..., :size], 1e-13, scale)
+        bias = tangents[..., -1].reshape(*J.shape[:2], -1)
+        assert_close(bias, J[..., size : size + bias.shape[-1]], 1e-13, scale)
+
+    return check
+
+
+@pytest.fixture
+def by_autograd():
+    """Return a function (model, x) -> trace kernel from the caller's own module: no copy, nothing of this package."""
+
+    def kernel(model, x):
+        tangents = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(f, list(model.parameters()), retain_graph=True)])
+            for row in x
+            for f in model(row[None])[0]
+        ]
+        J = torch.stack(tangents).reshape(len(x), -1)
+        return J @ J.T
+
+    return kernel

@@ -123,17 +123,6 @@ def test_parameters_that_have_no_part_in_the_outputs():
         assert not bool(ntk(model, x, parameters=[f"{idle}.weight", f"{idle}.bias"]).any())
 
 
-def by_autograd(model, x):
-    """The trace kernel from the caller's own module: no copy, nothing of this package."""
-    tangents = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(f, list(model.parameters()), retain_graph=True)])
-        for row in x
-        for f in model(row[None])[0]
-    ]
-    J = torch.stack(tangents).reshape(len(x), -1)
-    return J @ J.T
-
-
 class Recomputed(nn.Module):
     """Activation checkpointing: the layer runs again in the backward pass, out of sight of a capture."""
 
@@ -187,7 +176,7 @@ def test_hooks_of_the_module():
     assert_exact(model, rows(3, 4))
 
 
-def test_a_function_that_holds_on_to_the_caller_s_weight():
+def test_a_function_that_holds_on_to_the_caller_s_weight(by_autograd):
     """A copy of the network does not copy what a lambda closes over: that use of the weight must not be lost."""
     inner = nn.Linear(4, 4)
     model, x = (
@@ -202,7 +191,7 @@ def test_a_function_that_holds_on_to_the_caller_s_weight():
     assert_close(found, expected, 1e-10, float(expected.max()))
 
 
-def test_a_forward_that_runs_the_caller_s_module_and_not_the_one_it_is_given():
+def test_a_forward_that_runs_the_caller_s_module_and_not_the_one_it_is_given(by_autograd):
     model, x = with_random_weights(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))), rows(3, 4)
     expected = by_autograd(model, x)
     try:

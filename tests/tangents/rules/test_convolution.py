@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close, assert_exact
@@ -34,7 +33,7 @@ def test_signals_of_few_positions_from_sequences(length, n):
     assert_exact(with_random_weights(model), rows(n, length, 3))
 
 
-def test_factors_give_the_dense_jacobian(engine_of, forward_pass_of):
+def test_factors_give_the_dense_jacobian(assert_factors):
     model, x = (
         with_random_weights(
             nn.Sequential(
@@ -43,20 +42,7 @@ def test_factors_give_the_dense_jacobian(engine_of, forward_pass_of):
         ),
         rows(3, 4, 3, 6),
     )
-    engine, J = engine_of(model, x, "diagonal"), reference.jacobian(model, x)
-    forward_pass = forward_pass_of(engine, x, engine.survey.groups)
-    gradients = forward_pass.gradients(range(engine.directions.k), all_directions=False)
-    (group,) = [group for group in engine.survey.groups if group.names[0] == "0.weight"]
-    a, g = group.factors(
-        forward_pass.uses_of(group), [gradients[key] for key in group.keys], len(x), engine.directions.k
-    )
-    tangents = torch.einsum("ngski,ngsj->nkgij", g, a)  # (n, k, groups, fan_out, fan_in + 1)
-    size = model.get_parameter("0.weight").numel()
-    use = forward_pass.uses_of(group)[0]
-    weight = use.rule.to_weight_shape(use, tangents[..., :-1])
-    assert_close(weight.reshape(*J.shape[:2], -1), J[..., :size], 1e-13, float(J.abs().max()))
-    bias = tangents[..., -1].reshape(*J.shape[:2], -1)
-    assert_close(bias, J[..., size : size + bias.shape[-1]], 1e-13, float(J.abs().max()))
+    assert_factors(model, x, "0.weight")
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

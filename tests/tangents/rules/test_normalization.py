@@ -16,17 +16,6 @@ def rows(*size, seed=1):
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def by_autograd(model, x):
-    """The trace kernel from the caller's own module: no copy, nothing of this package."""
-    tangents = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(f, list(model.parameters()), retain_graph=True)])
-        for row in x
-        for f in model(row[None])[0]
-    ]
-    J = torch.stack(tangents).reshape(len(x), -1)
-    return J @ J.T
-
-
 TOKENS = {
     "channels": lambda h: h.square().flatten(1),  # the control, which torch has right
     "tokens": lambda h: h.flatten(2).transpose(1, 2).square().flatten(1),
@@ -51,7 +40,7 @@ def by_arithmetic(norm):
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3)], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("way", TOKENS)
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_normalized_images_that_are_read_as_tokens(norm, way, n):
+def test_normalized_images_that_are_read_as_tokens(norm, way, n, by_autograd):
     """Torch's CPU backward of batch_norm is wrong for a batch of one whose output gradient is strided as channels-last.
 
     A batch of one is what a row-by-row definition runs, and what instance_norm makes of every batch.
