@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -51,7 +51,7 @@ class PreregisteredPrediction(Result):
         """Return one row per number of training examples: prediction and measurement."""
         return self.prediction.to_frame().join(self.score.to_frame())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return the summary of the sweep, with kind "prediction" and the prediction and its score added."""
         score = self.score
         return self.sweep.summary() | {

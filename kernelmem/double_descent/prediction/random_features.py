@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ class FeatureTheory(Result):
         """Number of features with the largest expected error."""
         return float(self.axis[self.expected.argmax()])
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return the theory as JSON values, for summary.json."""
         worst = self.relative_error.abs().nan_to_num(0).max()
         return {

@@ -91,9 +91,9 @@ class PhaseDiagram(Result):
     seconds: float
     config: dict[str, Any]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return axes, means over seeds and their standard errors as nested lists, None for NaN."""
-        summary: dict[str, Any] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
+        summary: dict[str, object] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):

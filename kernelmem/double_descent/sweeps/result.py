@@ -224,7 +224,8 @@ class Sweep(Result):
                 )
         at = summary["threshold"]
         place = at["outside"] or ("none" if at["value"] is None else f"{at['value']:.4g}")
-        lines.append(f"training error {at['epsilon']:g} at {place} (from {at['source']})")
+        source = "located before the sweep" if self.threshold else "read from the sweep"
+        lines.append(f"training error {at['epsilon']:g} at {place} ({source})")
         return "\n".join(lines)
 
 
@@ -239,7 +240,7 @@ def _cell(mean: float | None, se: float | None) -> str:
     return f"{mean:.3f}" + ("" if se is None else f" ± {se:.3f}")
 
 
-def _peak(sweep: Sweep, metric: str, *, control: bool) -> dict[str, Any]:
+def _peak(sweep: Sweep, metric: str, *, control: bool) -> dict[str, object]:
     curves = sweep.control if control else sweep.curves
     assert curves is not None
     if curves.shape[0] < MIN_SEEDS or not bool(torch.isfinite(curves.tensors()[metric]).all()):

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,12 +95,12 @@ def sweep(
         check_directory(execution.out)
     if over == "steps":
         recipe = replace(recipe, steps=int(axis[-1]))
-    n_seeds, control = as_count(n_seeds, "n_seeds"), as_count(options.control, "control", minimum=0)
+    n_seeds, n_control = as_count(n_seeds, "n_seeds"), as_count(options.control, "control", minimum=0)
     pool = pool_data(data)
     settings = {"width": options.width, "samples": len(pool.x) if options.n is None else options.n, "noise": noise}
     cells = [
         cell
-        for is_control, rows in ((False, n_seeds), (True, 0 if over == "noise" else min(control, n_seeds)))
+        for is_control, rows in ((False, n_seeds), (True, 0 if over == "noise" else min(n_control, n_seeds)))
         for row in range(rows)
         for cell in _cells(over, axis, settings, recipe, pool.y, pool.y_test, control=is_control, row=row, seed=seed)
     ]
@@ -127,7 +127,7 @@ def sweep(
     ]
     out = None if execution.out is None else Path(execution.out)
     results = run_jobs(jobs, out, execution.executor, as_progress(progress, f"sweep over {over}", "network"))
-    curves, control_curves = (_curves(chunks, results, len(axis), control=own) for own in (False, True))
+    curves, control_curves = (_curves(chunks, results, len(axis), control=control) for control in (False, True))
     assert curves is not None
     threshold = options.threshold
     if threshold is not None and not (threshold.found and axis[0] <= threshold.value <= axis[-1]):
@@ -159,7 +159,7 @@ def sweep(
 def _cells(
     over: Over,
     axis: Sequence[float],
-    settings: dict,
+    settings: dict[str, Any],
     recipe: Recipe,
     y: Tensor,
     y_test: Tensor,
