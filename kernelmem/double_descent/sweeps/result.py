@@ -244,7 +244,7 @@ def _peak(sweep: Sweep, metric: str, *, control: bool) -> dict[str, object]:
     curves = sweep.control if control else sweep.curves
     assert curves is not None
     if curves.shape[0] < MIN_SEEDS or not bool(torch.isfinite(curves.tensors()[metric]).all()):
-        blank = {item.name: None for item in fields(Peak)}
+        blank: dict[str, object] = {item.name: None for item in fields(Peak)}
         return blank | {"metric": metric, "seeds": curves.shape[0]}
     return asdict(sweep.peak(metric, control=control))
 
