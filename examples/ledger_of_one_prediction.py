@@ -1,7 +1,7 @@
-"""The ledger of one prediction: which training examples made it, and whether their labels were right.
+"""The ledger of one prediction: contributions of training examples with correct and with wrong labels.
 
-Digits with a tenth of the labels flipped; a network learns them all, and its training is recorded. The ledger of one test
-digit says what every example did to its score in that training; influence says what would change if one weighed more.
+A network learns digits, a tenth of them with flipped labels, and its training is recorded. The ledger of one test digit
+gives the contribution of every example to its score in that training; influence, what would change if one weighed more.
 
 Run: python examples/ledger_of_one_prediction.py
 """
@@ -31,7 +31,7 @@ run = km.fit(
     options=km.FitOptions(optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2), batch_size=32),
 )
 
-# The test digit whose margin (the score of its label less the largest other one) is smallest.
+# The test digit whose margin (the score of its label minus the largest other one) is smallest.
 rows = data.x_test[:100].to(torch.float32)
 scores = model(rows).detach()
 true = data.y_test[:100]
@@ -39,7 +39,7 @@ others = scores.scatter(1, true[:, None], float("-inf")).max(1).values
 row = int((scores.gather(1, true[:, None])[:, 0] - others).argmin())
 x, y = rows[row : row + 1], true[row : row + 1]
 
-# By group: clean and flipped. The lines add up to the change of the margin, exactly but for the residual.
+# By group: clean and flipped. The terms add up to the change of the margin, up to the residual.
 groups = np.where(noisy.flipped.numpy(), "flipped", "clean")
 print(f"test digit {row}, a {int(y)}: the margin of its label\n")
 print(km.ledger(run, model, x, labels=y, target="margin", by=groups))
@@ -47,14 +47,14 @@ print(km.ledger(run, model, x, labels=y, target="margin", by=groups))
 # By example, with the history for the curves.
 ledger = km.ledger(run, model, x, labels=y, target="margin", options=km.LedgerOptions(history=True))
 influence = km.influence(run, model, x, labels=y, target="margin")
-print("\nwhat moved it most                      ledger  influence")
+print("\nlargest contributions                   ledger  influence")
 for example, contribution in ledger.top(0, 6):
-    was = f", flipped from {int(data.y_train[example])}" if noisy.flipped[example] else ""
-    name = f"no. {example}, labeled {int(noisy.y[example])}{was}"
+    flip = f", flipped from {int(data.y_train[example])}" if noisy.flipped[example] else ""
+    name = f"no. {example}, labeled {int(noisy.y[example])}{flip}"
     print(f"{name:<36}{contribution:>+10.3f} {float(influence.influence[0, example, 0]):>+10.3f}")
 print(
-    "\nThe ledger answers what an example did in the training that took place; influence answers what"
-    "\nwould change if it weighed more in another one."
+    "\nThe ledger gives the contribution of an example to the recorded training; influence, what would"
+    "\nchange if it weighed more."
 )
 
 figure = ledger.plot(
@@ -69,4 +69,4 @@ out = Path("out/ledger.png")
 out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(out, dpi=120)
 saved = ledger.save(run.path / "ledger.safetensors")
-print(f"\npicture: {out}; check it all from the files: kernelmem ledger verify {saved.parent}")
+print(f"\nfigure: {out}; verify run and ledger from the files: kernelmem ledger verify {saved.parent}")

@@ -1,4 +1,4 @@
-"""What is trained, what is left out, what is compared, where to write."""
+"""Options of the experiment: data, training, scores, output directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,17 @@ SCORES = {
     "tracin": "TracIn",
     "last": "last checkpoint",
 }
-CLAIMS = {"self": 0.98, "test": 0.75}  # mean Spearman correlation of the unrolled influence with training again
+CLAIMS = {"self": 0.98, "test": 0.75}  # mean Spearman correlation of the unrolled influence with retraining
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train a small network on digits with wrong labels, train it again without each example, and compare with scores."""
+    """Train a small network on digits with wrong labels, retrain it without each example, and compare with scores."""
 
     seeds: int = 10
     """Seeds 0, 1, ... of split, flips, initial weights and batches."""
     n_train: int = 128
-    """Training rows: as many networks are trained again."""
+    """Training rows; as many networks are retrained."""
     n_test: int = 50
     """Test rows."""
     rate: float = 0.15
@@ -29,7 +29,7 @@ class Options:
     steps: int = 150
     """Steps of stochastic gradient descent with momentum and decay."""
     batch: int = 32
-    """Rows of a batch."""
+    """Rows per batch."""
     lr: float = 0.04
     """Learning rate."""
     momentum: float = 0.9

@@ -1,4 +1,4 @@
-"""The figure: training again against every score, one dot an example (above) or a pair of example and test row (below)."""
+"""Figure: retraining against every score, one dot per example (top) or per pair of example and test row (bottom)."""
 
 import io
 from typing import Any
@@ -25,28 +25,28 @@ def draw(
     colors = [RED if flag else BLUE for flag in problem.flipped.tolist()]
     for column, (name, title) in enumerate(SCORES.items()):
         for row, kind in enumerate(("self", "test")):
-            own: Axes = axes[row, column]
+            panel: Axes = axes[row, column]
             score, effect = scores[name][row], truth[row]
             if row == 0:
-                own.scatter(score, effect, c=colors, s=14, alpha=0.7, lw=0)
+                panel.scatter(score, effect, c=colors, s=14, alpha=0.7, lw=0)
             else:
                 pairs = [part.flatten() for part in (score, effect)]
-                own.scatter(*pairs, c=[*colors] * len(score), s=3, alpha=0.25, lw=0, rasterized=True)
+                panel.scatter(*pairs, c=[*colors] * len(score), s=3, alpha=0.25, lw=0, rasterized=True)
             if name == "unrolled":
                 low, high = float(score.min()), float(score.max())
-                own.axline((0, 0), slope=1, color=GRAY, lw=0.8, zorder=1)
-                own.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+                panel.axline((0, 0), slope=1, color=GRAY, lw=0.8, zorder=1)
+                panel.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
             summary = figures[f"{name}_{kind}"]
             error = f" ± {summary['se']:.3f}" if summary["se"] == summary["se"] else ""
-            own.set_title(f"Spearman {summary['mean']:.3f}{error}", fontsize=9, color=GRAY, loc="left")
-            own.spines[["top", "right"]].set_visible(False)
-            own.tick_params(labelsize=8, color="#d1d5db")
-            own.locator_params(axis="x", nbins=4)
-            own.grid(color="#eef0f3", lw=0.8)
-            own.set_axisbelow(True)
+            panel.set_title(f"Spearman {summary['mean']:.3f}{error}", fontsize=9, color=GRAY, loc="left")
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.tick_params(labelsize=8, color="#d1d5db")
+            panel.locator_params(axis="x", nbins=4)
+            panel.grid(color="#eef0f3", lw=0.8)
+            panel.set_axisbelow(True)
         axes[1, column].set_xlabel(title, fontsize=9)
-    axes[0, 0].set_ylabel("on the example itself\nchange when trained without it", fontsize=9)
-    axes[1, 0].set_ylabel("on test rows\nchange when trained without it", fontsize=9)
+    axes[0, 0].set_ylabel("on the example itself\nchange when retrained without it", fontsize=9)
+    axes[1, 0].set_ylabel("on test rows\nchange when retrained without it", fontsize=9)
     seeds = problem.options.seeds
     figure.supxlabel(
         "change of the own-label logit without the example, by each score (line: equal). Dots: seed 0;"

@@ -1,4 +1,4 @@
-"""Compare scores with training again without each example, over seeds; print a table, write results and figure."""
+"""Compare scores with retraining without each example, over seeds; print a table, write results and figure."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from kernelmem.trajectory import InfluenceOptions, influence, self_influence
 __all__ = ["run"]
 
 EXPECTED = Path(__file__).with_name("expected.json")
-TOLERANCE = 1e-8  # of the ledger: far below what ranks can show
+TOLERANCE = 1e-8  # of the ledger: far below the effect on ranks
 SHUFFLES = 100
 Effects = dict[
     str, tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ Effects = dict[
 
 
 def run(options: Options) -> None:
-    """Measure every seed, print the table beside the committed figures, write the files."""
+    """Measure every seed, print the table next to the committed numbers, write the files."""
     rows, pictured = [], None
     for seed in range(options.seeds):
         problem = make(options, seed)
@@ -58,14 +58,14 @@ def run(options: Options) -> None:
 
 
 def effects(problem: Problem) -> tuple[Effects, Effects, dict[str, float]]:
-    """The change of the own-label centered logit without each example: by training again, and by every score."""
+    """Compute the change of the own-label centered logit without each example: by retraining, and by every score."""
     n = problem.options.n_train
     first = {name: own.detach().clone() for name, own in problem.model.state_dict().items()}
     with tempfile.TemporaryDirectory() as directory:
         recorded = record(problem, Path(directory) / "run")
         scores: Effects = {}
         for method in ("unrolled", "tracin", "last"):
-            own = self_influence(
+            of_itself = self_influence(
                 recorded,
                 problem.model,
                 problem.x,
@@ -83,8 +83,8 @@ def effects(problem: Problem) -> tuple[Effects, Effects, dict[str, float]]:
                 method=method,
                 options=InfluenceOptions(data=(problem.x, problem.y)),
             )
-            scores[method] = (-own[:, 0], tested.leave_one_out[:, :, 0])
-        account = km.ledger(
+            scores[method] = (-of_itself[:, 0], tested.leave_one_out[:, :, 0])
+        contributions = km.ledger(
             recorded,
             problem.model,
             torch.cat([problem.x, problem.x_test]),
@@ -92,12 +92,12 @@ def effects(problem: Problem) -> tuple[Effects, Effects, dict[str, float]]:
             target=centered_logit,
             options=km.LedgerOptions(data=(problem.x, problem.y), tolerance=TOLERANCE),
         ).contributions[:, :, 0]
-        scores["ledger"] = (-account[:n].diagonal(), -account[n:])
+        scores["ledger"] = (-contributions[:n].diagonal(), -contributions[n:])
     everyone, alone = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
     before = retrain(problem, first, everyone)
     with torch.no_grad():
         gap = float((before[0][0] - problem.model(problem.x)).abs().max())
-    assert gap < 1e-8, f"training again is not the recorded training: {gap}"
+    assert gap < 1e-8, f"retraining differs from the recorded training by {gap}"
     truths = {
         name: _change(problem, before, retrain(problem, first, everyone - part * alone))
         for name, part in (("left_out", 1.0), ("halved", 0.5))
@@ -119,7 +119,7 @@ def _change(problem: Problem, before: tuple[Tensor, Tensor], after: tuple[Tensor
 
 
 def measure(problem: Problem, truths: Effects, scores: Effects, seed: int) -> dict[str, float]:
-    """Every figure of one seed; "permuted" is the null: the examples of a score shuffled, mean over many times."""
+    """Compute all metrics of one seed; "permuted" is the null: the examples of a score shuffled, mean over 100 shuffles."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = [torch.randperm(problem.options.n_train, generator=generator) for _ in range(SHUFFLES)]
     figures: dict[str, float] = {}
@@ -145,14 +145,14 @@ def measure(problem: Problem, truths: Effects, scores: Effects, seed: int) -> di
 
 
 def spearman(a: Tensor, b: Tensor) -> np.ndarray:
-    """Spearman correlation row by row: (rows,)."""
+    """Compute the Spearman correlation row by row: (rows,)."""
     ranks = [rankdata(value.numpy(), axis=1) for value in (a, b)]
     centered = [value - value.mean(1, keepdims=True) for value in ranks]
     return (centered[0] * centered[1]).sum(1) / np.sqrt((centered[0] ** 2).sum(1) * (centered[1] ** 2).sum(1))
 
 
 def summarize(runs: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Mean over seeds, its standard error and 95 % interval, smallest and largest, of every figure."""
+    """Summarize every metric over seeds: mean, standard error, 95 % interval, smallest and largest."""
     return {name: _summary(runs[name].to_numpy()) for name in runs.columns.drop("seed")}
 
 
@@ -167,12 +167,12 @@ def _summary(values: np.ndarray) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """One line a score; the last columns hold the claim against the mean, and the committed means."""
+    """Format one line per score, the committed means, and the claims."""
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))["figures"] if EXPECTED.is_file() else {}
     found = results["figures"]
     lines = [
         "",
-        "Spearman correlation with training again without the example, mean ± standard error over seeds",
+        "Spearman correlation with retraining without the example, mean ± standard error over seeds",
         f"{'':<20}{'':>32}{'halved, not left out':>32}{'examples permuted':>33}{'AUROC of':>16}",
         f"{'':<20}{'self':>16}{'test rows':>16}{'self':>16}{'test rows':>16}{'self':>17}{'test rows':>16}{'the flips':>16}"
         "   committed",
@@ -184,7 +184,7 @@ def table(results: dict[str, Any]) -> str:
         widths = (16, 16, 16, 16, 17, 16, 16)
         parts = [f"{_pm(column):>{width}}" for column, width in zip(columns, widths, strict=True)]
         lines.append(f"{title:<20}{''.join(parts)}   {', '.join(filter(None, before))}")
-    lines.append(f"{'training again':<20}{_pm(found['left_out_auroc']):>113}")
+    lines.append(f"{'retraining':<20}{_pm(found['left_out_auroc']):>113}")
     for kind, claim in CLAIMS.items():
         mean = found[f"unrolled_{kind}"]["mean"]
         lines.append(

@@ -1,4 +1,4 @@
-"""The recorded run, and the same run again for many networks at once, each with its own weights of the examples."""
+"""The recorded run, and its repetition for many networks at once, each with different weights of the examples."""
 
 from dataclasses import dataclass
 from pathlib import Path

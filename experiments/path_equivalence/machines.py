@@ -1,4 +1,4 @@
-"""Which kernel machine the trained network is: its outputs on test rows beside those of kernel machines and ledgers."""
+"""Outputs of a trained network on test rows compared with those of kernel machines and ledgers."""
 
 import time
 
@@ -14,7 +14,7 @@ __all__ = ["DIVERGES", "MACHINES", "measure"]
 
 RIDGE = 1e-8  # times the largest eigenvalue
 DIVERGES = "diverges"
-FORM_ROWS = 4  # of the test rows: on these the form of Domingos is computed
+FORM_ROWS = 4  # test rows of the Domingos kernel machine
 MACHINES = tuple(METHODS.values())
 
 

@@ -17,7 +17,7 @@ FLIPS, BATCH, EPOCHS, RATE = 0.15, 16, 12, 3e-3
 
 
 def draw(directory: str, seed: int = 0) -> tuple[Figure, dict]:
-    """Train a tanh network with AdamW on digits, some with wrong labels, and account for the test row it is least sure of."""
+    """Train a tanh network with AdamW on digits, some with wrong labels, and explain the test row that it is least sure of."""
     own = problem(seed, nn.Tanh)
     noisy = km.corrupt_labels(own.y, FLIPS, seed=seed)
     model, labels = own.network.float(), noisy.y
@@ -52,20 +52,20 @@ def draw(directory: str, seed: int = 0) -> tuple[Figure, dict]:
         steps=steps,
         n=7,
     )
-    own_line = ledger.contributions[0, :, chosen]
-    gap = float((steps[-1] - own_line).abs().max())
+    contributions = ledger.contributions[0, :, chosen]
+    gap = float((steps[-1] - contributions).abs().max())
     return figure, {
         "test_row": row,
         "digit": int(own.y_test[row]),
         "output": chosen,
         "margin": float(best.values[row, 0] - best.values[row, 1]),
         "change": float((ledger.final - ledger.initial)[0, chosen]),
-        "mass": float(own_line.abs().sum()),
+        "mass": float(contributions.abs().sum()),
         "cancellation": float(ledger.cancellation[0, chosen]),
         "rounding": float(ledger.rounding[0, chosen]),
         "decay": float(ledger.decay[0, chosen]),
         "residual": ledger.largest_residual,
-        "mass_of_flipped": float(own_line[noisy.flipped].abs().sum() / own_line.abs().sum()),
+        "mass_of_flipped": float(contributions[noisy.flipped].abs().sum() / contributions.abs().sum()),
         "share_flipped": float(noisy.flipped.double().mean()),
         "ledger_and_exact_kernel_machine": gap,
         "test_accuracy": float(np.mean((outputs.argmax(1) == own.y_test).numpy())),

@@ -1,4 +1,4 @@
-"""How fast the residual of f_T − f_0 = Σ_t ∫ J(w_t + s d_t) d_t ds shrinks with the learning rate, for fixed rules."""
+"""Order in the learning rate of the residual of f_T − f_0 = Σ_t ∫ J(w_t + s d_t) d_t ds for fixed rules."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from kernelmem.trajectory import gauss_legendre
 
 __all__ = ["NOISE", "measure", "order_of", "slopes_at"]
 
-NOISE = 2e-14  # residuals below are rounding: no order is read from them
+NOISE = 2e-14  # residuals below are rounding, from which no order is estimated
 
 
 def measure(options: Options) -> list[dict]:
@@ -39,7 +39,7 @@ def measure(options: Options) -> list[dict]:
 
 
 def residuals(own: Problem, states: dict[str, Tensor]) -> dict[str, float]:
-    """By rule; ``change`` is the largest change of an output, beside which they are to be seen."""
+    """Compute the residual of every rule; ``change`` is the largest change of an output, for comparison."""
 
     def summed(place: float) -> Tensor:
         return slopes_at(own.network, states, own.x_test, place)

@@ -1,4 +1,4 @@
-"""Measure rules, machines and one prediction; print tables beside the committed figures, write results and pictures."""
+"""Measure rules, machines and one prediction; print tables next to the committed numbers, write results and figures."""
 
 import json
 import math

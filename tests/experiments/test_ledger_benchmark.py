@@ -122,7 +122,7 @@ def test_times_are_of_a_step(in_process, tmp_path, monkeypatch):
     found = child.main(task | {"task": "analyze", "engine": "ours"})
     assert found["ms_per_step"] == [1000 / 4] * 3  # then patience is at an end
     assert found["cpu_ms_per_step"] == [2000 / 4] * 3
-    found = child.main(task | {"task": "beside_training", "outputs": "all"})
+    found = child.main(task | {"task": "with_training", "outputs": "all"})
     assert found["training_ms"] == 1000
     assert found["ms_per_step"] == [250] * 3
     assert found["per_step"] == [0.25] * 3
@@ -167,7 +167,7 @@ def test_operations_are_counted_layer_by_layer():
     assert training_operations(TINY) == 2 * 8 * (64 + 12)
 
 
-def test_the_recorder_is_timed_beside_the_plain_loop():
+def test_the_recorder_is_timed_against_the_plain_loop():
     found = recording.measure(TINY, {"calls": 2})
     assert {name: len(values) for name, values in found.items() if name != "bytes_per_step"} == {
         "plain_ms": 2,

@@ -1,4 +1,4 @@
-"""The ledger of a run under SGD by its definition: every tangent dense, and torch.optim.SGD run on each example's part.
+"""Ledger of an SGD run by its definition: dense tangents, and torch.optim.SGD applied to each example's part.
 
 SGD is linear in the gradients, whatever its momentum: run on the gradients of one example alone, from weights of zero, it
 makes that example's part of every step. A further source has the gradient λ w of weight decay.

@@ -1,4 +1,4 @@
-"""Recorded runs trained again with real torch.optim, the loss of one example weighing 1 + ε: what influence is held against."""
+"""Reference for influence: recorded runs trained again by torch.optim with weight 1 + ε on the loss of one example."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Models that are called through forward=, on dicts of tensors: every analysis of a run takes it."""
+"""Every analysis of a run takes forward=, for models called on dicts of tensors."""
 
 import torch
 from torch import nn

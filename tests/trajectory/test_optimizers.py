@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.optimizers: every filter equals torch.optim's, and its recursion backward is its adjoint."""
+"""Optimizer filters: steps equal torch.optim's, and the backward recursion is the adjoint."""
 
 import dataclasses
 

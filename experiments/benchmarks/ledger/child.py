@@ -1,4 +1,4 @@
-"""One measurement in a process of its own; the last line of its output is the result as JSON.
+"""One measurement in its own process; the last line of its output is the result as JSON.
 
     python -m experiments.benchmarks.ledger.child '{"task": "analyze", "engine": "ours", ...}'
 
@@ -35,7 +35,7 @@ def main(task: dict) -> dict:
 
 
 def _analyze(workload: Workload, task: dict) -> dict:
-    """Time, memory and what is left unexplained."""
+    """Time, memory and residual."""
     entry = ENGINES[task["engine"]]
     if entry.peer:
         sys.path.append(str(PEER_PACKAGES))
@@ -76,7 +76,7 @@ def _analyze(workload: Workload, task: dict) -> dict:
 
 TASKS: dict[str, Callable[[Workload, dict], dict]] = {
     "analyze": _analyze,
-    "beside_training": training.measure,
+    "with_training": training.measure,
     "recording": recording.measure,
 }
 

@@ -20,7 +20,7 @@ class Row:
     workload: Workload
     engines: tuple[str, ...] = ()
     outputs: str = "all"  # of "training": "all" or "one"
-    target: float | None = None  # ms a step of "long"; training steps a node of "training"
+    target: float | None = None  # ms per step of "long"; training steps per node of "training"
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ ROWS = (*PEER, *LONG, *TRAINING, *GROUPS, *RECORDER)
 
 @dataclass(frozen=True)
 class Options:
-    """km.ledger beside ExPLAIND and beside training: interleaved rounds, every engine in a fresh process."""
+    """km.ledger compared with ExPLAIND and compared with training: interleaved rounds, every engine in a fresh process."""
 
     quick: bool = False
     """Few steps and rows, one round: does the harness work?"""
@@ -102,4 +102,4 @@ class Options:
     calls: int = 3
     """Timed calls a process after its warm-up."""
     out: Path = Path("out/benchmarks/ledger")
-    """Directory for results.json and figures; the committed ones are beside this file."""
+    """Directory for results.json and figures; the committed ones are next to this file."""

@@ -70,7 +70,7 @@ ENGINES = {
         ),
         Entry(
             "explaind-steps-repaired",
-            "the same, its first node put right",
+            "the same, its first node corrected",
             "explaind_steps",
             settings={"first": 10, "steps": 1, "repaired": True},
         ),

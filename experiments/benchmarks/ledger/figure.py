@@ -1,4 +1,4 @@
-"""The figure: time and residual of every engine; the ledger beside training and beside its floor."""
+"""The figure: time and residual of every engine; the ledger compared with training and compared with its floor."""
 
 import io
 
@@ -26,7 +26,7 @@ def draw(results: dict) -> dict[str, bytes]:
     rows = results["rows"].values()
     peer = [row for row in rows if row["kind"] == "peer"]
     training = [row for row in rows if row["kind"] == "training"]
-    panels = [(panel, own) for panel, own in ((_engines, peer), (_beside_training, training)) if own]
+    panels = [(panel, own) for panel, own in ((_engines, peer), (_with_training, training)) if own]
     if not panels:
         return {}
     figure = Figure(figsize=(5.9 * len(panels), 4.4), layout="constrained")
@@ -55,14 +55,14 @@ def _engines(axes: Axes, rows: list[dict]) -> None:
             options = {"ha": "center", "va": "bottom" if side > 0 else "top", "fontsize": 8}
             color = PEER if ENGINES[name].peer else OURS
             axes.annotate(label, place, (0, 8 * side), textcoords="offset points", color=color, **options)
-    axes.set(xscale="log", yscale="log", xlabel="ms a step of the run", ylabel="largest residual")
+    axes.set(xscale="log", yscale="log", xlabel="ms per step of the run", ylabel="largest residual")
     size = f"{rows[0]['tests']} rows x {rows[0]['classes']} outputs, {rows[0]['steps']} steps"
     axes.set_title(f"an account of {size}; lower left is better", fontsize=9, loc="left", color=GRAY)
     axes.margins(0.16)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
-def _beside_training(axes: Axes, rows: list[dict]) -> None:
+def _with_training(axes: Axes, rows: list[dict]) -> None:
     """A line for each optimizer and number of outputs: training, floor, ledger, with one thread."""
     shown = [(row, row["engines"]["threads-1"]) for row in rows if row["engines"]["threads-1"]["status"] == "ok"]
     for place, (_, own) in enumerate(shown):

@@ -1,4 +1,4 @@
-"""Install the peer beside the development environment, not into it: `python -m experiments.benchmarks.ledger.peers_setup`.
+"""Install the peer into its own environment: `python -m experiments.benchmarks.ledger.peers_setup`.
 
 `.venv-peers/explaind`: explaind without its dependencies (plots, a pinned pandas, a torch that would replace the one under
 test), and tensordict with its own, which its StepExplainer needs. It asks for Python 3.12, and runs on 3.11.

@@ -17,9 +17,7 @@ def report(folder: Path) -> None:
     """Everything in README.md from "## Results" on is written anew; figure.svg and figure.png too."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     text = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0].rstrip()
-    section = (
-        f"{HEADING}\n\n![Time and residual beside ExPLAIND; time beside training](figure.svg)\n\n{tables(results)}"
-    )
+    section = f"{HEADING}\n\n![Time and residual compared with ExPLAIND; time compared with training](figure.svg)\n\n{tables(results)}"
     write_files(folder, {"README.md": f"{text}\n\n{section}", **draw(results)})
 
 

@@ -15,14 +15,14 @@ from experiments.benchmarks.ledger.workloads import Problem, Workload
 __all__ = ["compare", "measure_row"]
 
 ROUNDING = 1e-15  # of float64: no residual is called smaller than that
-SLOW = 1.5  # seconds a call, from where one round is enough
-THREADS = (1, 2)  # of ours beside training
+SLOW = 1.5  # seconds per call, from where one round is enough
+THREADS = (1, 2)  # of ours compared with training
 PUBLISHED = ("explaind", "explaind-100", "explaind-2", "explaind-2-2")  # the whole ledger of a run
 
 
 def measure_row(row: Row, options: Options, say: Callable[[str], None]) -> dict:
     """Everything that is measured on one run."""
-    measured = {"training": _beside_training, "recorder": _recorder}.get(row.kind, _engines)(row, options, say)
+    measured = {"training": _with_training, "recorder": _recorder}.get(row.kind, _engines)(row, options, say)
     return {"kind": row.kind, "network": row.workload.network, **_facts(row.workload), "target": row.target, **measured}
 
 
@@ -121,7 +121,7 @@ def compare(found: dict[str, dict]) -> dict:
     return {"compared": ratios} if ratios else {}
 
 
-def _beside_training(row: Row, options: Options, say: Callable[[str], None]) -> dict:
+def _with_training(row: Row, options: Options, say: Callable[[str], None]) -> dict:
     found: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -132,7 +132,7 @@ def _beside_training(row: Row, options: Options, say: Callable[[str], None]) -> 
                 if turn and _done(found[key]):
                     continue
                 given = {"outputs": row.outputs, "calls": options.calls}
-                result = measure("beside_training", row.workload, threads=threads, run=run, **given)
+                result = measure("with_training", row.workload, threads=threads, run=run, **given)
                 result = result if result["status"] != "ok" else {**result, "training_ms": [result["training_ms"]]}
                 found[key] = _merged(found.get(key), result)
                 say(f"{row.name}  round {turn + 1}  {threads} thread(s): {_short(found[key])}")
@@ -145,7 +145,7 @@ def _recorder(row: Row, options: Options, say: Callable[[str], None]) -> dict:
         shown = ", ".join(
             f"{name.removesuffix('_ms')} {result[name]['median']:.3g}" for name in result if name[-3:] == "_ms"
         )
-        say(f"{row.name}: {shown} ms a step")
+        say(f"{row.name}: {shown} ms per step")
     return {"engines": {"recorder": result}}
 
 
@@ -153,7 +153,5 @@ def _short(result: dict) -> str:
     if result["status"] != "ok":
         return f"{result['status']} ({result['reason']})"
     own = result["ms_per_step"]
-    ratio = f", {result['per_node']['median']:.2f} training steps a node" if "per_node" in result else ""
-    return (
-        f"{own['median']:.4g} ms a step, residual {result['residual']:.1e}, {result['peak_bytes'] / 1e6:.0f} MB{ratio}"
-    )
+    ratio = f", {result['per_node']['median']:.2f} training steps per node" if "per_node" in result else ""
+    return f"{own['median']:.4g} ms per step, residual {result['residual']:.1e}, {result['peak_bytes'] / 1e6:.0f} MB{ratio}"

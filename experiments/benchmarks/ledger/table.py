@@ -4,7 +4,7 @@ from experiments.benchmarks.ledger.engines import ENGINES
 
 __all__ = ["tables"]
 
-FASTER, CLOSER = 100, 100_000  # what is asked for, beside explaind's defaults
+FASTER, CLOSER = 100, 100_000  # targets, relative to explaind's defaults
 SMALLEST = 1e-11  # residual that is asked for
 
 
@@ -25,13 +25,13 @@ def tables(results: dict) -> str:
 
 
 def _peer(rows: list[dict]) -> str:
-    parts = ["### Beside ExPLAIND"]
+    parts = ["### Compared with ExPLAIND"]
     for row in rows:
         lines = [
             f"{row['network']}, {row['optimizer']}, {row['steps']} steps of batch {row['batch']}, {row['tests']} rows,"
             f" {row['classes']} outputs, run in {row['dtype']}:",
             "",
-            *_head("", "ms a step", "residual", "peak MB (above start)", "contributions off by"),
+            *_head("", "ms per step", "residual", "peak MB (above start)", "contribution error"),
         ]
         for name, own in row["engines"].items():
             if own["status"] != "ok":
@@ -44,8 +44,8 @@ def _peer(rows: list[dict]) -> str:
             )
         parts += ["\n".join(lines), *_compared(row)]
     parts.append(
-        f"Asked for beside the peer's defaults on the first run: {FASTER} times faster, {CLOSER:,} times closer."
-        ' "Contributions off by": the largest difference to kernelmem\'s ledger of the same outputs.'
+        f"Target relative to the peer's defaults on the first run: {FASTER} times faster, {CLOSER:,} times closer."
+        ' "Contribution error": the largest difference to kernelmem\'s ledger of the same outputs.'
     )
     return "\n\n".join(parts)
 
@@ -70,7 +70,7 @@ def _long(rows: list[dict]) -> str:
     lines = [
         "### Longer runs",
         "",
-        *_head("run", "", "ms a step", "residual", "rounding line", "nodes", "peak MB (above start)"),
+        *_head("run", "", "ms per step", "residual", "rounding line", "nodes", "peak MB (above start)"),
     ]
     for row in rows:
         for name, own in row["engines"].items():
@@ -83,14 +83,22 @@ def _long(rows: list[dict]) -> str:
                 f"| {_run(row)} | {ENGINES[name].title} | {_range(own['ms_per_step'])}{missed} | {own['residual']:.1e} |"
                 f" {own['rounding']:.1e} | {own['evaluations']:.1f} | {_peak(own)} |"
             )
-    lines += ["", f"Asked for: {rows[0]['target']:g} ms a step at a residual of {SMALLEST:g}."]
+    lines += ["", f"Asked for: {rows[0]['target']:g} ms per step at a residual of {SMALLEST:g}."]
     return "\n".join(lines)
 
 
 def _training(rows: list[dict]) -> str:
-    heads = ("outputs", "threads", "training step, ms", "ledger, ms a step", "nodes", "training steps a step", "a node")
+    heads = (
+        "outputs",
+        "threads",
+        "training step, ms",
+        "ledger, ms per step",
+        "nodes",
+        "training steps per step",
+        "per node",
+    )
     lines = [
-        "### Beside training",
+        "### Compared with training",
         "",
         f"{rows[0]['network']}, float64, batch {rows[0]['batch']}, {rows[0]['tests']} rows, {rows[0]['steps']} steps:",
         "",
@@ -129,7 +137,7 @@ def _training(rows: list[dict]) -> str:
 
 
 def _groups(rows: list[dict]) -> str:
-    lines = ["### By group", "", *_head("run", "", "ms a step", "residual", "off the sum over examples by")]
+    lines = ["### By group", "", *_head("run", "", "ms per step", "residual", "difference to the sum over examples")]
     lines += [
         f"| {_run(row)} | {ENGINES[name].title} | {_range(own['ms_per_step'])} | {own['residual']:.1e} |"
         f" {own['contributions_differ']:.1e} |"
@@ -142,7 +150,7 @@ def _groups(rows: list[dict]) -> str:
 
 
 def _recorder(rows: list[dict]) -> str:
-    heads = ("without, ms a step", "recorded", "recorded, fewer checkpoints (`sqrt`)", "kB a step on disk")
+    heads = ("without, ms per step", "recorded", "recorded, fewer checkpoints (`sqrt`)", "kB per step on disk")
     lines = ["### The recorder", "", *_head("run", *heads)]
     for row in rows:
         own = row["engines"]["recorder"]

@@ -1,4 +1,4 @@
-"""The ledger beside the training that it explains: one process, steps of training before every analysis."""
+"""The ledger compared with the training that it explains: one process, steps of training before every analysis."""
 
 import copy
 import statistics

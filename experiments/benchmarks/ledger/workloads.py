@@ -113,7 +113,7 @@ class Problem:
 
     @classmethod
     def make(cls, workload: Workload, directory: Path) -> "Problem":
-        """Record the run; the data goes to a file beside it, so that no analysis must load what draws it."""
+        """Record the run; the data go to a file next to it, so that no analysis loads the code that draws them."""
         run = record(workload, directory)
         torch.save(workload.data(), directory / "data.pt")
         return cls.open(workload, run.path)

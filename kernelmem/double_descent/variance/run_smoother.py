@@ -33,7 +33,7 @@ from kernelmem.recording.verify_model import verify_model
 from kernelmem.training.losses import per_example_loss
 from kernelmem.trajectory.argument_checks import check_run, number_of_examples
 from kernelmem.trajectory.integration.quadrature import Quadrature
-from kernelmem.trajectory.integration.step_integral import dense_mean_tangents
+from kernelmem.trajectory.integration.step_integral import Integrand, dense_mean_tangents
 from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.network.weight_blocks import Segments
 from kernelmem.trajectory.optimizers import filter_of
@@ -188,13 +188,9 @@ def run_smoother(
             gradient = affine.gradient(batch, tangents, t)
             moved = affine.step(gradient, stretch, i)
             network.set_state(stretch.states[i])
+            integrand = Integrand(network, rows, segment, affine.outputs_explained)
             mean = dense_mean_tangents(
-                network,
-                rows,
-                segment,
-                affine.outputs_explained,
-                n_nodes=quadrature.n_nodes,
-                tolerance=quadrature.tolerance / len(steps),
+                integrand, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / len(steps)
             )
             affine.outputs += torch.einsum("rcp,dp->rcd", mean, moved)
             report(t + 1, len(steps))

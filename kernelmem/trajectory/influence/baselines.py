@@ -1,12 +1,12 @@
-r"""What is commonly used in place of the counterfactual, to be compared with it: products of gradients.
+r"""Gradient-product baselines for influence: TracIn and last checkpoint.
 
-- TracIn: −Σ_{s: i in batch s} h_s v_i ⟨J_s(x), ∇ℓ_i(w_s)⟩, the change of φ to first order if every step were one of plain
-  gradient descent. Momentum, adaptive denominators and decay play no part.
-- last checkpoint: −⟨J_T(x), ∇ℓ_i(w_T)⟩, in units without a learning rate: only its ranks mean something.
+- TracIn: −Σ_{s: i in batch s} h_s v_i ⟨J_s(x), ∇ℓ_i(w_s)⟩, the change of φ to first order if every step were plain
+  gradient descent. Momentum, adaptive denominators and decay are ignored.
+- last checkpoint: −⟨J_T(x), ∇ℓ_i(w_T)⟩, in units without a learning rate: only ranks are meaningful.
 
-Both have the sign of an influence: positive where more of the example raises φ.
+Both have the sign of an influence: positive if more of the example raises φ.
 
-Source: Pruthi et al. 2020; for the last checkpoint alone also Charpiat et al. 2019.
+Source: Pruthi et al. 2020; for the last checkpoint also Charpiat et al. 2019.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def tracin(
     n_examples: int,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """TracIn of the rows at ``index`` with every recorded step as a checkpoint: (rows · k, n).
+    """Compute TracIn of the rows at ``index`` with every recorded step as a checkpoint: (rows · k, n).
 
     Cost: for each step a gradient of the batch with its graph, a tangent of every row, and rows · k derivatives.
     """
@@ -39,7 +39,7 @@ def tracin(
     for t in range(len(program)):
         tangents, _ = program.tangents(t, rows, phi, index)
         moving = program.moving(t)
-        alpha = {name: torch.zeros_like(own) for name, own in tangents.items()}
+        alpha = {name: torch.zeros_like(tangent) for name, tangent in tangents.items()}
         for name, options in moving.items():
             alpha[name] = (1 if options.get("maximize") else -1) * options["lr"] * tangents[name]
         result.index_add_(1, program.batches[t].examples, program.gradient(t).shares(alpha))
@@ -50,22 +50,22 @@ def tracin(
 def last_checkpoint(
     program: TrainingProgram, rows: Rows, phi: TargetFunctions, index: Tensor, *, n_examples: int
 ) -> Tensor:
-    """The product of gradients at the last weights, all modules in eval mode, each example as it was last met: (rows · k, n).
+    """Compute gradient products at the last weights in eval mode, with each example as it was last used: (rows · k, n).
 
-    Cost: a gradient of every example with its graph, a tangent of every row, and rows · k derivatives a batch.
+    Cost: a gradient of every example with its graph, a tangent of every row, and rows · k derivatives per batch.
     """
     result = torch.zeros(len(index) * len(phi.names), n_examples, dtype=torch.float64)
     tangents, _ = program.tangents(len(program), rows, phi, index)
-    alpha = {name: -own for name, own in tangents.items()}
-    met: set[int] = set()
+    alpha = {name: -tangent for name, tangent in tangents.items()}
+    seen: set[int] = set()
     for batch in reversed(program.batches):
-        new = {example: place for place, example in enumerate(batch.examples.tolist()) if example not in met}
+        new = {example: place for place, example in enumerate(batch.examples.tolist()) if example not in seen}
         if not new:
             continue
-        met.update(new)
+        seen.update(new)
         places = torch.tensor(sorted(new.values()))
         ones = torch.ones(len(places), dtype=torch.float64)
-        rows_met = Rows(batch.rows.take(places.tolist()), len(places))
-        own = StepBatch(rows_met, batch.targets[places], batch.examples[places], ones)
-        result[:, own.examples] = program.gradient_here(own).shares(alpha)
+        new_rows = Rows(batch.rows.take(places.tolist()), len(places))
+        part = StepBatch(new_rows, batch.targets[places], batch.examples[places], ones)
+        result[:, part.examples] = program.gradient_here(part).shares(alpha)
     return result

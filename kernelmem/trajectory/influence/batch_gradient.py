@@ -1,7 +1,7 @@
-"""The gradient of a batch with its graph, to be differentiated in many directions at once.
+"""Gradient of a batch with its graph, to be differentiated in many directions at once.
 
-It is linear in what each example's loss weighs, g = Σ_i v_i ∇ℓ_i(w). So differentiating ⟨α, g⟩ once gives both ⟨α, ∇ℓ_i⟩ of all
-examples and the Hessian-vector product H α, with the masks and batch statistics that the forward pass had.
+It is linear in the weights of the examples' losses, g = Σ_i v_i ∇ℓ_i(w). So differentiating ⟨α, g⟩ once gives both ⟨α, ∇ℓ_i⟩
+of all examples and the Hessian-vector product H α, with the masks and batch statistics of the forward pass.
 
 Source: Hessian-vector products: Pearlmutter 1994.
 """
@@ -17,11 +17,11 @@ from kernelmem.core.errors import UnsupportedModelError, VerificationError
 __all__ = ["BatchGradient", "Tensors"]
 
 Tensors = dict[str, Tensor]  # parameter name -> tensor
-TOGETHER = 32  # directions in one pass: of more, the activations leave the cache, and each takes longer
+DIRECTIONS_TOGETHER = 32  # in one pass: with more, the activations leave the cache, and each takes longer
 
 
 class BatchGradient:
-    """g = Σ_i v_i ∇ℓ_i(w) with its graph: to be differentiated in many directions α."""
+    """g = Σ_i v_i ∇ℓ_i(w) with its graph."""
 
     def __init__(
         self,
@@ -32,107 +32,112 @@ class BatchGradient:
         after: Tensors,
         batched: bool,
     ) -> None:
-        """v, w, g, and running statistics before and after the step."""
+        """Store v, w, g, and the running statistics before and after the step."""
         self.weights, self.parameters, self.before, self.batched = weights, parameters, before, batched
-        self.gradient = {name: own.detach() for name, own in gradient.items()}
+        self.gradient = {name: g.detach() for name, g in gradient.items()}
         self.after = after
-        self.graph = {name: own for name, own in (gradient | after).items() if own.requires_grad}
+        self.graph = {name: value for name, value in (gradient | after).items() if value.requires_grad}
 
     def shares(self, alpha: Tensors) -> Tensor:
-        """v_i ⟨α_d, ∇ℓ_i⟩: (D, B) for α a tensor (D, shape) for each parameter.
+        """Return v_i ⟨α_d, ∇ℓ_i⟩, (D, B), for α with a tensor (D, shape) for each parameter.
 
         Raises:
-            VerificationError: an operation whose derivative cannot be differentiated dropped out of the graph.
+            VerificationError: an operation without a second derivative dropped out of the graph.
         """
-        return self._checked(self._differentiated(alpha, [self.weights])[0], alpha)
+        return self._checked(self._differentiate(alpha, [self.weights])[0], alpha)
 
-    def transported(self, alpha: Tensors, statistics: Tensors) -> tuple[Tensor, Tensors, Tensors]:
-        """The shares (D, B); H α_d for each parameter, H the Hessian of Σ_i v_i ℓ_i; adjoints of the statistics before.
+    def pull_back(self, alpha: Tensors, statistics: Tensors) -> tuple[Tensor, Tensors, Tensors]:
+        """Return the shares (D, B); H α_d for each parameter, H the Hessian of Σ_i v_i ℓ_i; adjoints of the statistics before.
 
-        What the weights do to running statistics is added to H α for ``statistics``, the adjoints of those after the step.
+        ``statistics`` are the adjoints of the running statistics after the step; H α includes their derivatives.
 
         Raises:
             VerificationError: as in :meth:`shares`.
         """
         inputs = [self.weights, *self.parameters.values(), *self.before.values()]
-        raw, *moved = self._differentiated(alpha | statistics, inputs)
-        hessian = dict(zip(self.parameters, moved, strict=False))
-        carried = dict(zip(self.before, moved[len(self.parameters) :], strict=True))
-        for name, own in statistics.items():
-            if name not in self.after:  # it stays as it was
-                carried[name] = own + carried[name] if name in carried else own
-        return self._checked(raw, alpha), hessian, carried
+        raw, *products = self._differentiate(alpha | statistics, inputs)
+        hessian = dict(zip(self.parameters, products, strict=False))
+        before = dict(zip(self.before, products[len(self.parameters) :], strict=True))
+        for name, adjoint in statistics.items():
+            if name not in self.after:  # unchanged by the step
+                before[name] = adjoint + before[name] if name in before else adjoint
+        return self._checked(raw, alpha), hessian, before
 
     def _checked(self, raw: Tensor, alpha: Tensors) -> Tensor:
-        """The shares of ⟨α_d, ∇ℓ_i⟩, which add up to ⟨α_d, g⟩."""
+        """Return v_i ⟨α_d, ∇ℓ_i⟩, and check that they add up to ⟨α_d, g⟩."""
         shares = raw * self.weights.detach()
-        terms = torch.cat([own.reshape(len(own), -1) * self.gradient[name].flatten() for name, own in alpha.items()], 1)
+        terms = torch.cat([a.reshape(len(a), -1) * self.gradient[name].flatten() for name, a in alpha.items()], 1)
         gap = (shares.sum(1) - terms.sum(1)).abs()
         if not bool((gap <= 1e-8 * (terms.abs().sum(1) + shares.abs().sum(1))).all()):
             raise VerificationError(
-                "a model whose gradient, differentiated by the weights of the losses, does not give their gradients back",
+                "a model whose gradient is not the sum of its derivatives with respect to the weights of the losses",
                 expected="operations with a second derivative",
-                hint="replace custom functions whose backward pass is not itself made of torch operations",
+                hint="replace custom functions whose backward pass does not consist of torch operations",
             )
         return shares
 
-    def batches(self) -> bool:
-        """Whether torch differentiates many directions at once, and rightly: held against one by one on three.
+    def can_batch(self) -> bool:
+        """Return True if torch differentiates many directions at once correctly, compared with one by one on three.
 
         Raises:
-            UnsupportedModelError: not even one by one.
+            UnsupportedModelError: it fails even one by one.
         """
         if not self.graph:
             return True
         inputs = [self.weights, *self.parameters.values(), *self.before.values()]
         generator = torch.Generator().manual_seed(0)
-        few = [torch.randn(3, *own.shape, generator=generator, dtype=own.dtype) for own in self.graph.values()]
+        alpha = [torch.randn(3, *g.shape, generator=generator, dtype=g.dtype) for g in self.graph.values()]
         try:
-            expected = self._singly(few, inputs)
+            expected = self._one_by_one(alpha, inputs)
         except RuntimeError as error:
             raise UnsupportedModelError(
                 f"a model whose gradient cannot be differentiated ({str(error).splitlines()[0]})",
                 expected="operations with a second derivative",
-                hint="replace the operation that is named here",
+                hint="replace the operation named in this message",
             ) from error
         try:
-            found = self._together(few, inputs)
+            batched = self._together(alpha, inputs)
         except RuntimeError:  # an operation without a rule for batches
             return False
-        return all(bool(((a - b).norm() <= 1e-9 * b.norm()).item()) for a, b in zip(found, expected, strict=True))
+        return all(bool(((a - b).norm() <= 1e-9 * b.norm()).item()) for a, b in zip(batched, expected, strict=True))
 
-    def _differentiated(self, alpha: Tensors, inputs: list[Tensor]) -> list[Tensor]:
-        """∂⟨α_d, g⟩ by each input, (D, shape)."""
+    def _differentiate(self, alpha: Tensors, inputs: list[Tensor]) -> list[Tensor]:
+        """Return the derivatives of ⟨α_d, g⟩ with respect to each input, (D, shape)."""
         D = len(next(iter(alpha.values())))
         if not self.graph:
-            return [own.new_zeros(D, *own.shape) for own in inputs]
+            return [leaf.new_zeros(D, *leaf.shape) for leaf in inputs]
         parts = []
-        for start in range(0, D, TOGETHER):
-            some = [
-                alpha[name][start : start + TOGETHER]
-                if name in alpha
-                else own.new_zeros(min(TOGETHER, D - start), *own.shape)
-                for name, own in self.graph.items()
+        for start in range(0, D, DIRECTIONS_TOGETHER):
+            stop = min(start + DIRECTIONS_TOGETHER, D)
+            part = [
+                alpha[name][start:stop] if name in alpha else value.new_zeros(stop - start, *value.shape)
+                for name, value in self.graph.items()
             ]
-            parts.append(self._together(some, inputs) if self.batched else self._singly(some, inputs))
-        return [torch.cat(own) for own in zip(*parts, strict=True)]
+            parts.append(self._together(part, inputs) if self.batched else self._one_by_one(part, inputs))
+        return [torch.cat(of_input) for of_input in zip(*parts, strict=True)]
 
     def _together(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        with warnings.catch_warnings():  # some operations are looped over inside: slower, not wrong
+        with warnings.catch_warnings():  # torch loops over some operations: slower, but correct
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            found = torch.autograd.grad(
+            derivatives = torch.autograd.grad(
                 list(self.graph.values()), inputs, alpha, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
         D = len(alpha[0])
         return [
-            given.new_zeros(D, *given.shape) if own is None else own for own, given in zip(found, inputs, strict=True)
+            leaf.new_zeros(D, *leaf.shape) if derivative is None else derivative
+            for derivative, leaf in zip(derivatives, inputs, strict=True)
         ]
 
-    def _singly(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    def _one_by_one(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         rows = []
-        for own in zip(*alpha, strict=True):
-            found = torch.autograd.grad(
-                list(self.graph.values()), inputs, own, retain_graph=True, allow_unused=True, materialize_grads=True
+        for direction in zip(*alpha, strict=True):
+            derivatives = torch.autograd.grad(
+                list(self.graph.values()),
+                inputs,
+                direction,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
             )
-            rows.append(found)
-        return [torch.stack(own) for own in zip(*rows, strict=True)]
+            rows.append(derivatives)
+        return [torch.stack(of_input) for of_input in zip(*rows, strict=True)]

@@ -1,7 +1,7 @@
-"""Running statistics of batch normalization as part of what training computes: they follow the weights and act at the end."""
+"""Differentiable running statistics of batch normalization: functions of the weights that act on the final network."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ SIGNATURE = inspect.signature(F.batch_norm)
 
 
 class RunningStatistics(TorchFunctionMode):
-    """Inside, batch normalization can be differentiated by its running statistics, and they by what it was given.
+    """Makes batch normalization differentiable with respect to its running statistics, and these to its inputs.
 
-    ``before``: the statistics that were met, as leaves; ``after``: those of layers in train mode, as functions of them and
+    ``before``: the statistics that were used, as leaves; ``after``: those of layers in train mode, as functions of them and
     of the inputs.
     """
 
@@ -26,29 +26,31 @@ class RunningStatistics(TorchFunctionMode):
         self.before: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
         bound = SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
-        given = bound.arguments
-        mean, var = (self.names.get(id(given[key])) for key in ("running_mean", "running_var"))
-        if mean is None or var is None:  # it keeps none
+        arguments = bound.arguments
+        mean, var = (self.names.get(id(arguments[key])) for key in ("running_mean", "running_var"))
+        if mean is None or var is None:  # no running statistics
             return func(*args, **kwargs)
-        old = [self._now(name, given[key]) for name, key in ((mean, "running_mean"), (var, "running_var"))]
-        x: Tensor = given["input"]
-        if given["training"]:
+        old = [self._now(name, arguments[key]) for name, key in ((mean, "running_mean"), (var, "running_var"))]
+        x: Tensor = arguments["input"]
+        if arguments["training"]:
             axes = [axis for axis in range(x.ndim) if axis != 1]
-            factor = given["momentum"]
+            factor = arguments["momentum"]
             for name, was, now in zip((mean, var), old, (x.mean(axes), x.var(axes)), strict=True):
                 self.after[name] = (1 - factor) * was + factor * now
             return func(*args, **kwargs)
         shape = [1, -1] + [1] * (x.ndim - 2)
-        normal = (x - old[0].view(shape)) * (old[1].view(shape) + given["eps"]).rsqrt()
-        if given["weight"] is not None:
-            normal = normal * given["weight"].view(shape)
-        return normal if given["bias"] is None else normal + given["bias"].view(shape)
+        normal = (x - old[0].view(shape)) * (old[1].view(shape) + arguments["eps"]).rsqrt()
+        if arguments["weight"] is not None:
+            normal = normal * arguments["weight"].view(shape)
+        return normal if arguments["bias"] is None else normal + arguments["bias"].view(shape)
 
     def _now(self, name: str, buffer: Tensor) -> Tensor:
         if name not in self.before:

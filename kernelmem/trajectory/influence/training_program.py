@@ -1,9 +1,8 @@
-"""A recorded training run as a program in float64: its steps, and the gradient of each with its graph."""
+"""Recorded training run as a program in float64: its steps, and the gradient of each with its graph."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +21,22 @@ from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.influence.batch_gradient import BatchGradient, Tensors
 from kernelmem.trajectory.influence.batch_norm import RunningStatistics
 from kernelmem.trajectory.network.network import seeded
-from kernelmem.trajectory.optimizers import ParameterFilter, filter_of
+from kernelmem.trajectory.optimizers import Options, ParameterFilter, filter_of
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch, batch_of
 
 __all__ = ["TrainingProgram", "check_second_derivative", "load_program"]
 
 CPU = torch.device("cpu")
-DIRECTIONS = 4  # that may each meet a kink
-STEP = 1e-7  # of the length of all weights: so short that few kinks lie in it
-AGREES = 1e-3
-TINY = 1e-300  # keeps 0 / 0 out
+N_DIRECTIONS = 4  # a kink can spoil each of them
+STEP = 1e-7  # of the norm of all weights: so short that few kinks lie on it
+MAX_GAP = 1e-3  # relative
+TINY = 1e-300  # avoids 0 / 0
 
 
 @dataclass(frozen=True)
 class TrainingProgram:
-    """The steps of a run, what each began with, and a private float64 copy of the model."""
+    """Steps of a run with the states before them, and a private float64 copy of the model."""
 
     prepared: PreparedModel
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -45,8 +44,8 @@ class TrainingProgram:
     steps: Sequence[Step]
     batches: Sequence[StepBatch]
     states: Sequence[Tensors]  # T + 1: weights and buffers
-    tape: str  # the hash that the run ends with
-    batched: bool = True  # whether torch differentiates many directions at once, and rightly
+    tape: str  # hash of the run
+    batched: bool = True  # True if torch differentiates many directions at once correctly
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -56,8 +55,8 @@ class TrainingProgram:
         """Number of examples up to the last one that the run used."""
         return 1 + max(int(batch.examples.max()) for batch in self.batches)
 
-    def moving(self, t: int) -> dict[str, Mapping[str, Any]]:
-        """The parameters that step t moves, with the options of their groups."""
+    def moving(self, t: int) -> dict[str, Options]:
+        """Return the parameters that step t moves, with the options of their groups."""
         step = self.steps[t]
         members = {name: group for group in step.groups for name in group["parameters"]}
         return {
@@ -77,12 +76,12 @@ class TrainingProgram:
             set_modes(module, evaluating)
 
     def gradient(self, t: int) -> BatchGradient:
-        """Σ_i v_i ∇ℓ_i of step t at the weights before it, in the modes and with the random numbers that it had."""
+        """Return Σ_i v_i ∇ℓ_i of step t at the weights before it, in the recorded modes and with the recorded random numbers."""
         self.put(t, evaluating=self.steps[t].evaluating)
         return self.gradient_here(self.batches[t], self.steps[t].random)
 
     def gradient_here(self, batch: StepBatch, random: bytes | None = None) -> BatchGradient:
-        """The same of any batch, as the model stands."""
+        """Return Σ_i v_i ∇ℓ_i of any batch at the current weights and modes."""
         weights = batch.weights.clone().requires_grad_()
         parameters = self.prepared.parameters
         running = RunningStatistics(self.prepared.module)
@@ -90,38 +89,38 @@ class TrainingProgram:
             with running:
                 outputs = self.prepared.outputs(batch.rows.slice(0, batch.rows.n), batch.rows.n)
             total = (weights * self.loss(outputs, batch.targets)).sum()
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 total, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
             )
-        gradient = dict(zip(parameters, found, strict=True))
+        gradient = dict(zip(parameters, gradients, strict=True))
         return BatchGradient(weights, parameters, gradient, running.before, running.after, self.batched)
 
     def tangents(self, t: int, rows: Rows, phi: TargetFunctions, index: Tensor) -> tuple[Tensors, Tensors]:
-        """∂φ of the rows at ``index`` after t steps, in eval mode, by parameters and by running statistics: (rows · k, shape).
+        """Return ∂φ/∂(parameters) and ∂φ/∂(running statistics) of some rows after t steps, in eval mode: (rows · k, shape).
 
         Raises:
             UnsupportedModelError: a model that mixes rows in eval mode.
         """
         self.put(t, evaluating=None)
-        own = Rows(rows.take(index.tolist()), len(index))
+        part = Rows(rows.take(index.tolist()), len(index))
         parameters = self.prepared.parameters
-        found: dict[str, list[Tensor]] = {}
+        tangents: dict[str, list[Tensor]] = {}
         with differentiable_kernels(CPU):
-            together = self.prepared.outputs(own.slice(0, own.n), own.n).detach()
-            for i in range(own.n):
+            together = self.prepared.outputs(part.slice(0, part.n), part.n).detach()
+            for i in range(part.n):
                 running = RunningStatistics(self.prepared.module)
                 with running:
-                    outputs = self.prepared.outputs(own.slice(i, i + 1), 1)
+                    outputs = self.prepared.outputs(part.slice(i, i + 1), 1)
                 if not torch.allclose(outputs[0], together[i], rtol=1e-9, atol=1e-9):
-                    raise _mixed(float((outputs[0] - together[i]).detach().abs().max()))
+                    raise _mixed_rows(float((outputs[0] - together[i]).detach().abs().max()))
                 leaves = {**parameters, **running.before}
                 for direction in phi.directions(outputs.detach(), index[i : i + 1])[0]:
                     gradients = torch.autograd.grad(
                         outputs[0], list(leaves.values()), direction, retain_graph=True, allow_unused=True
                     )
                     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
-                        found.setdefault(name, []).append(torch.zeros_like(leaf) if gradient is None else gradient)
-        stacked = {name: torch.stack(parts).detach() for name, parts in found.items()}
+                        tangents.setdefault(name, []).append(torch.zeros_like(leaf) if gradient is None else gradient)
+        stacked = {name: torch.stack(parts).detach() for name, parts in tangents.items()}
         return {name: stacked.pop(name) for name in parameters}, stacked
 
 
@@ -133,10 +132,10 @@ def load_program(
     loss: Loss | None = None,
     forward: Forward | None = None,
 ) -> TrainingProgram:
-    """Read a run: T + 1 states of P numbers and all batches are held in memory.
+    """Read a run into memory: T + 1 states of P numbers and all batches.
 
     Raises:
-        InputError: a run of no step, an optimizer whose update is not known, rows that the model does not take.
+        InputError: a run without steps, an optimizer whose update is not known, rows that the model does not take.
         UnsupportedModelError: an operation without a second derivative.
     """
     check_run(run, model)
@@ -162,63 +161,61 @@ def load_program(
         states,
         run.tape.head,
     )
-    return replace(program, batched=all(program.gradient(t).batches() for t in {0, len(program) - 1}))
+    return replace(program, batched=all(program.gradient(t).can_batch() for t in {0, len(program) - 1}))
 
 
 def check_second_derivative(program: TrainingProgram) -> None:
-    """Hold a Hessian-vector product of the last step against differences of gradients.
+    """Compare Hessian-vector products of the last step with finite differences of gradients.
 
-    A kink between the two gradients spoils a difference, so one of a few random directions has to agree.
+    A kink between the two gradients spoils a difference, so one of a few random directions must agree.
 
     Raises:
-        VerificationError: none does.
+        VerificationError: none agrees.
 
     Cost: twice as many gradients as directions, and a Hessian-vector product of each.
     """
     t = len(program) - 1
     generator = torch.Generator().manual_seed(0)
     parameters = program.prepared.parameters
-    found = program.gradient(t)
+    gradient = program.gradient(t)
     length = _norm(parameters)
     directions = {
-        name: torch.randn(DIRECTIONS, *own.shape, generator=generator, dtype=own.dtype)
-        for name, own in parameters.items()
+        name: torch.randn(N_DIRECTIONS, *p.shape, generator=generator, dtype=p.dtype) for name, p in parameters.items()
     }
-    products = found.transported(directions, {})[1]
+    products = gradient.pull_back(directions, {})[1]
     worst = 0.0
-    for i in range(DIRECTIONS):
-        shift = {name: own[i] for name, own in directions.items()}
-        shift = {name: own * (STEP * length / _norm(shift)) for name, own in shift.items()}
+    for i in range(N_DIRECTIONS):
+        direction = {name: u[i] for name, u in directions.items()}
+        scale = STEP * length / _norm(direction)
         ends = []
         for sign in (1, -1):
             program.put(t, evaluating=program.steps[t].evaluating)
             with torch.no_grad():
-                for name, own in parameters.items():
-                    own.add_(sign * shift[name])
+                for name, p in parameters.items():
+                    p.add_(sign * (direction[name] * scale))
             ends.append(program.gradient_here(program.batches[t], program.steps[t].random).gradient)
-        scale = 2 * STEP * length / _norm({name: own[i] for name, own in directions.items()})
         change = {name: (ends[0][name] - ends[1][name]) for name in parameters}
-        product = {name: own[i] * scale for name, own in products.items()}
+        product = {name: Hu[i] * (2 * scale) for name, Hu in products.items()}
         gap = _norm({name: change[name] - product[name] for name in parameters})
-        size = max(_norm(change), _norm(product)) + STEP * _norm(found.gradient)
+        size = max(_norm(change), _norm(product)) + STEP * _norm(gradient.gradient)
         worst = max(worst, gap / max(size, TINY))
-        if gap <= AGREES * size:
+        if gap <= MAX_GAP * size:
             return
     raise VerificationError(
-        f"a model whose gradient, differentiated, differs from its change between near weights by {worst:.2g} (relative)",
-        expected=f"operations with a second derivative (a difference of at most {AGREES:g})",
-        hint="replace custom functions whose backward pass treats what it saved as constant, or rounding with a surrogate"
+        f"a model whose second derivative differs from finite differences of its gradient by {worst:.2g} (relative)",
+        expected=f"operations with a second derivative (a difference of at most {MAX_GAP:g})",
+        hint="replace custom functions whose backward pass treats saved tensors as constant, or rounding with a surrogate"
         " gradient",
     )
 
 
 def _norm(tensors: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(own.detach().square().sum()) for own in tensors.values()))
+    return math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in tensors.values()))
 
 
-def _mixed(gap: float) -> UnsupportedModelError:
+def _mixed_rows(gap: float) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"a model whose outputs on a row alone and among others differ by {gap:.2g} in eval mode",
-        expected="a model in which a row's output depends on that row alone",
+        f"a model whose outputs of a row alone and among others differ by {gap:.2g} in eval mode",
+        expected="a model in which the output of a row depends on that row only",
         hint="use batch normalization with running statistics, and no operation that mixes the rows of a batch",
     )

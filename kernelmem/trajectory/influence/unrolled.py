@@ -1,15 +1,15 @@
-r"""The derivative of a recorded training run by the weight of every example's loss, swept from the last step to the first.
+r"""Derivative of a recorded training run with respect to the weight of every example's loss (reverse mode).
 
-Carried are the adjoints λ of the weights and μ of the optimizer's state, one pair for each direction that is asked for. With
+Carried from the last step to the first are the adjoints λ of the weights and μ of the optimizer's state, for each direction. With
 the update (w, s, g) -> (w', s') and the gradient g = Σ_i v_i ∇ℓ_i(w) of step t,
 
     α = λ ∂w'/∂g + μ ∂s'/∂g,
-    the derivative by the weight of example i  +=  v_i ⟨α, ∇ℓ_i(w)⟩,
+    derivative with respect to the weight of example i  +=  v_i ⟨α, ∇ℓ_i(w)⟩,
     λ  <-  λ ∂w'/∂w + μ ∂s'/∂w + H α,
     μ  <-  λ ∂w'/∂s + μ ∂s'/∂s,
 
 H the Hessian of the batch's loss. A gradient that was clipped at norm M is g = M G/(|G| + 10⁻⁶); with u = G/|G|, the α of
-what was clipped is α − u ⟨u, α⟩ |G|/(|G| + 10⁻⁶), in all three lines. Running statistics of batch normalization are carried
+the clipped gradient is α − u ⟨u, α⟩ |G|/(|G| + 10⁻⁶), in all three lines. Running statistics of batch normalization are carried
 like state that moves with the weights.
 
 Source: Hara, Nitanda and Maehara 2019 for stochastic gradient descent; Maclaurin, Duvenaud and Adams 2015 for momentum; state of
@@ -17,9 +17,8 @@ adaptive optimizers, running statistics and clipping: derived here.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,33 +26,33 @@ from torch import Tensor
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.influence.batch_gradient import Tensors
 from kernelmem.trajectory.influence.training_program import TrainingProgram, check_second_derivative
-from kernelmem.trajectory.optimizers import ParameterFilter
+from kernelmem.trajectory.optimizers import Options, ParameterFilter
 
 __all__ = ["CLIPS", "OptimizerTrace", "trace_states", "unroll"]
 
-WEIGHTS = "weights"  # beside the names of the optimizer's own state
+WEIGHTS = "weights"  # key next to the names of the optimizer's state
 
 CLIPS = (None, "norm", "fixed")
 TORCH_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm plus this
-SAME = 1e-4  # relative: norms of gradients clipped in float32 agree to less
+SAME = 1e-4  # relative difference; norms of gradients clipped in float32 agree better
 
 
 @dataclass(frozen=True)
 class OptimizerTrace:
-    """What the sweep back needs beside the program: the optimizer's state before every step."""
+    """The optimizer's state before every step of a program."""
 
     counts: Sequence[dict[str, int]]
     states: Sequence[dict[str, Tensors]]
-    clipped: Sequence[bool]  # whether the factor of a step moves with its gradient
+    clipped: Sequence[bool]  # True if the factor of a step depends on its gradient
 
 
 def trace_states(
     program: TrainingProgram, *, clip: str | None = None, advance: Callable[[int], None]
 ) -> OptimizerTrace:
-    """Follow the optimizer's state along the run, in float64 at the recorded weights.
+    """Compute the optimizer's state along the run, in float64 at the recorded weights.
 
     Raises:
-        InputError: factors of which the tape does not say what they are (see ``clip`` of :func:`influence`).
+        InputError: gradient factors that cannot be classified (see :class:`InfluenceOptions`).
         VerificationError: a model that cannot be differentiated twice.
 
     Cost: a gradient of every batch; memory T times the optimizer's state.
@@ -77,41 +76,42 @@ def trace_states(
 def unroll(
     program: TrainingProgram,
     trace: OptimizerTrace,
-    seeds: Tensors,  # ∂φ/∂w after the last step, (D, shape) for each parameter
-    statistics: Tensors,  # ∂φ by running statistics, (D, shape)
+    tangents: Tensors,  # ∂φ/∂w after the last step, (D, shape) for each parameter
+    statistics: Tensors,  # ∂φ/∂(running statistics), (D, shape)
     *,
     n_examples: int,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """The derivative of φ by every example's weight: (D, n).
+    """Return the derivative of φ with respect to every example's weight: (D, n).
 
     Cost: for each step a gradient of the batch with its graph, D Hessian-vector products of it, D·P operations of the
     update; memory D·P numbers for the weights and as many for every tensor of the optimizer's state.
     """
-    result = torch.zeros(len(next(iter(seeds.values()))), n_examples, dtype=torch.float64)
-    adjoint = {name: {WEIGHTS: own} for name, own in seeds.items()}
+    result = torch.zeros(len(next(iter(tangents.values()))), n_examples, dtype=torch.float64)
+    adjoint = {name: {WEIGHTS: tangent} for name, tangent in tangents.items()}
     for t in reversed(range(len(program))):
-        found = program.gradient(t)
-        alpha = {name: torch.zeros_like(own[WEIGHTS]) for name, own in adjoint.items()}
+        gradient = program.gradient(t)
+        alpha = {name: torch.zeros_like(of_parameter[WEIGHTS]) for name, of_parameter in adjoint.items()}
         for name, options in program.moving(t).items():
             derivatives = _derivatives(
                 program.kind,
                 trace.counts[t][name],
                 trace.states[t][name],
-                found.gradient[name],
+                gradient.gradient[name],
                 program.states[t][name].double(),
                 options,
             )
-            pulled = _pulled(adjoint[name], derivatives)
+            pulled = _pull_back(adjoint[name], derivatives)
             alpha[name] = pulled.pop("gradient", alpha[name])
             adjoint[name] = pulled
         if trace.clipped[t]:
-            _through_clipping(alpha, {name: found.gradient[name] for name in program.moving(t)}, program.steps[t].scale)
-        shares, hessian, statistics = found.transported(alpha, statistics)
+            moving = {name: gradient.gradient[name] for name in program.moving(t)}
+            _pull_back_clipping(alpha, moving, program.steps[t].scale)
+        shares, hessian, statistics = gradient.pull_back(alpha, statistics)
         result.index_add_(1, program.batches[t].examples, shares)
-        for name, own in hessian.items():
-            adjoint[name][WEIGHTS] = adjoint[name][WEIGHTS] + own
-        del found  # its graph, before that of the next step is made
+        for name, product in hessian.items():
+            adjoint[name][WEIGHTS] = adjoint[name][WEIGHTS] + product
+        del gradient  # free its graph before the next step builds one
         advance(1)
     return result
 
@@ -122,14 +122,14 @@ def _derivatives(
     state: Tensors,
     gradient: Tensor,
     weights: Tensor,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> dict[str, Tensors]:
-    """∂(w', s')/∂(w, s, g), entry by entry: result[output][input], absent where it is zero throughout.
+    """Return ∂(w', s')/∂(w, s, g) entry by entry: result[output][input], absent if it is zero everywhere.
 
     Outputs are "weights" and the names of the state after the step; inputs "weights", "gradient" and the names before it.
     """
     with torch.enable_grad():
-        before = {key: own.detach().clone().requires_grad_() for key, own in state.items()}
+        before = {key: value.detach().clone().requires_grad_() for key, value in state.items()}
         leaves = {
             WEIGHTS: weights.detach().clone().requires_grad_(),
             "gradient": gradient.detach().clone().requires_grad_(),
@@ -140,13 +140,13 @@ def _derivatives(
         inputs = leaves | before
         derivatives: dict[str, Tensors] = {}
         for output, value in after.items():
-            found = torch.autograd.grad(value.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
-            derivatives[output] = {key: own for key, own in zip(inputs, found, strict=True) if own is not None}
+            of_output = torch.autograd.grad(value.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
+            derivatives[output] = {key: d for key, d in zip(inputs, of_output, strict=True) if d is not None}
     return derivatives
 
 
-def _pulled(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
-    """The adjoints of an update's inputs from those of its outputs."""
+def _pull_back(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
+    """Return the adjoints of an update's inputs from those of its outputs."""
     pulled: Tensors = {}
     for output, row in derivatives.items():
         if output not in adjoint:  # a state that no later step has used
@@ -159,22 +159,22 @@ def _pulled(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
     return pulled
 
 
-def _through_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
-    """Take from α its part along the gradient, which clipping holds at one norm."""
+def _pull_back_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
+    """Subtract from α its component along the gradient, whose norm clipping keeps constant."""
     norm = _norm(gradient.values())
     if norm == 0:
         return
     unclipped = norm / scale
     along = sum(
-        (alpha[name].reshape(len(alpha[name]), -1) @ own.flatten() for name, own in gradient.items()), torch.zeros(())
+        (alpha[name].reshape(len(alpha[name]), -1) @ g.flatten() for name, g in gradient.items()), torch.zeros(())
     )
-    kept = unclipped / (unclipped + TORCH_EPSILON) / norm**2
-    for name, own in gradient.items():
-        alpha[name] -= (kept * along).view(-1, *[1] * own.ndim) * own
+    factor = unclipped / (unclipped + TORCH_EPSILON) / norm**2
+    for name, g in gradient.items():
+        alpha[name] -= (factor * along).view(-1, *[1] * g.ndim) * g
 
 
 def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) -> list[bool]:
-    """Which factors are those of clipping."""
+    """Return for each step whether its gradient was clipped."""
     below = [t for t, scale in enumerate(scales) if scale < 1]
     if clip == "fixed" or not below:
         return [False] * len(scales)
@@ -185,14 +185,14 @@ def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) 
             if max(factors) - min(factors) <= SAME * max(factors):
                 return [False] * len(scales)
             raise InputError(
-                f"{len(below)} steps whose gradients were multiplied by {min(factors):.3g} to {max(factors):.3g} and then had"
-                f" norms from {min(used):.3g} to {max(used):.3g}",
+                f"{len(below)} steps with gradients multiplied by {min(factors):.3g} to {max(factors):.3g}, then of"
+                f" norms {min(used):.3g} to {max(used):.3g}",
                 expected="one norm (clipping), or one factor (scaling)",
-                hint='pass clip="norm" if clip_grad_norm_ was called with a norm that changed, clip="fixed" if the factors do'
-                " not depend on the gradients",
+                hint='pass InfluenceOptions(clip="norm") if clip_grad_norm_ was called with varying norms, clip="fixed" if the'
+                " factors do not depend on the gradients",
             )
     return [scale < 1 for scale in scales]
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(own.square().sum()) for own in tensors))
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))

@@ -1,28 +1,29 @@
-"""How many nodes are tried on the next step: what was enough for the one before, and now and then fewer."""
+"""Adaptive number of quadrature nodes for the next step."""
 
 from dataclasses import dataclass
 
 __all__ = ["NodeSchedule"]
 
-MANY = 5  # nodes: where a step has so many, a try with fewer gains more than it risks
+MANY_NODES = 5  # from here on, a try with fewer nodes gains more than it risks
+FIRST_WAIT, LONGEST_WAIT = 8, 512  # steps
 
 
 @dataclass
 class NodeSchedule:
-    """How many nodes are tried next: fewer after some steps that went well, more rarely where that has failed."""
+    """Tries fewer nodes after some steps without refinement, more rarely after such a try has failed."""
 
-    wait: int = 8  # steps that went well before fewer are tried
-    met: int = 0
-    known: int | None = None  # what was enough before, where this try is one with fewer
+    wait: int = FIRST_WAIT  # steps without refinement before fewer nodes are tried
+    succeeded: int = 0
+    known: int | None = None  # nodes that were enough before, if this try is one with fewer
 
     def next(self, tried: int, enough: int, steps: int = 1) -> int:
-        """The order to try, given the one that was tried for so many steps and the one that was enough."""
+        """Return the number of nodes to try, given the number tried for ``steps`` steps and the number that was enough."""
         lowered, self.known = self.known is not None, None
         if enough > tried:
-            self.wait, self.met = (min(512, 2 * self.wait) if lowered else self.wait), 0
+            self.wait, self.succeeded = (min(LONGEST_WAIT, 2 * self.wait) if lowered else self.wait), 0
             return enough
-        self.wait, self.met = (8 if lowered else self.wait), self.met + steps
-        if self.met < self.wait and enough < MANY:
+        self.wait, self.succeeded = (FIRST_WAIT if lowered else self.wait), self.succeeded + steps
+        if self.succeeded < self.wait and enough < MANY_NODES:
             return enough
-        self.met, self.known = 0, enough
+        self.succeeded, self.known = 0, enough
         return max(1, enough - max(1, enough // 4))

@@ -7,10 +7,8 @@ inputs is a polynomial of the step whose degree is the number of weight layers.
 Source: Gauss 1814; nodes from NumPy (Golub and Welsch 1969).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,13 +16,11 @@ from kernelmem.core.checks import as_count, as_number
 
 __all__ = [
     "DEFAULT_QUADRATURE",
-    "LEFT",
     "MAX_NODES",
     "NODE_COUNTS",
     "Quadrature",
     "QuadratureRule",
     "gauss_legendre",
-    "panels",
 ]
 
 NODE_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tried by the adaptive quadrature
@@ -63,9 +59,6 @@ class QuadratureRule:
     weights: tuple[float, ...]
 
 
-LEFT = QuadratureRule((0.0,), (1.0,))  # the tangent at the start of a step: TracIn, the telescoped linearization
-
-
 @cache
 def gauss_legendre(n: int) -> QuadratureRule:
     """Return the rule with n nodes.
@@ -80,16 +73,3 @@ def gauss_legendre(n: int) -> QuadratureRule:
     return QuadratureRule(
         tuple(float(0.5 * (node + 1)) for node in nodes), tuple(float(0.5 * weight) for weight in weights)
     )
-
-
-def panels(edges: Sequence[float], n: int) -> QuadratureRule:
-    """Return the rule with n nodes on each panel between edges 0 = e_0 < e_1 < ... = 1.
-
-    >>> panels([0.0, 0.5, 1.0], 1)
-    QuadratureRule(nodes=(0.25, 0.75), weights=(0.5, 0.5))
-    """
-    rule, nodes, weights = gauss_legendre(n), [], []
-    for start, stop in pairwise(edges):
-        nodes += [start + (stop - start) * node for node in rule.nodes]
-        weights += [(stop - start) * weight for weight in rule.weights]
-    return QuadratureRule(tuple(nodes), tuple(weights))

@@ -1,4 +1,4 @@
-"""Averaged weights (EMA, SWA) at the end of a run: one more segment, and a share of it in every step's cotangent."""
+"""Averaged weights (EMA, SWA) at the end of a run: one more segment of the path, with a share in every step's cotangent."""
 
 from dataclasses import dataclass
 
@@ -12,22 +12,22 @@ __all__ = ["WeightAverage"]
 
 @dataclass
 class WeightAverage:
-    """The last segment of a run whose weights were averaged: w̃ − w_T = Σ_t γ_t d_t + rounding, γ_t = −Σ_{u<=t} a_u."""
+    """Last segment of a run whose weights were averaged: w̃ − w_T = Σ_t γ_t d_t + rounding, with γ_t = −Σ_{u<=t} a_u."""
 
-    tangents: Tensor  # (m, k, P) mean tangents of the segment
+    tangents: Tensor  # (m, k, P): mean tangents J̃ of the segment
     slices: dict[str, slice]
-    shares: Tensor  # (T,) γ
-    left: Tensor  # (P,): w̃ − w_T less the γ_t d_t that were passed
+    shares: Tensor  # (T,): γ
+    remainder: Tensor  # (P,): w̃ − w_T minus γ_t d_t of the steps that were passed
 
-    def added(self, own: Tensor, name: str, who: slice | Tensor, part: slice, first: int) -> Tensor:
-        """J̄_t + γ_t J̃ for a slice (S, r, k, p) of the steps from ``first`` on."""
+    def added(self, J: Tensor, name: str, rows: slice | Tensor, part: slice, first: int) -> Tensor:
+        """Return J̄_t + γ_t J̃ for a slice (S, r, k, p) of the steps from ``first`` on."""
         start = self.slices[name].start
-        of_segment = self.tangents[who][..., start + part.start : start + part.stop]
-        return own + self.shares[first : first + len(own), None, None, None] * of_segment
+        of_segment = self.tangents[rows][..., start + part.start : start + part.stop]
+        return J + self.shares[first : first + len(J), None, None, None] * of_segment
 
     def passed(self, segments: Segments, rounding: Tensor, first: int) -> Tensor:
-        """Count steps as passed; what their rounding (S, P) did to the average, (m, k)."""
+        """Subtract these steps from the remainder; return the effect of their rounding (S, P) on the average, (m, k)."""
         shares = self.shares[first : first + len(segments)]
         steps = torch.cat([step.reshape(len(step), -1) for step in segments.steps().values()], 1)
-        self.left -= shares @ steps
+        self.remainder -= shares @ steps
         return self.tangents @ (shares @ rounding)

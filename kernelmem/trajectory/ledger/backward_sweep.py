@@ -1,19 +1,21 @@
-"""From the last step to the first: every gradient's share in the change of what is explained.
+"""Ledger by example or step: one sweep from the last step to the first.
 
-Two ways to A_t(x) · g_i. Where a step hands nothing on to later ones (plain gradient descent) and a layer has one position
-a row, both are outer products, and so is their inner product: Σ_q (a_q · a_i)(g_q · g_i), no tangent is formed. Otherwise
-A_t is carried from step to step, a number for every row, output and parameter, and met slice by slice.
+Two ways to compute A_t(x) · g_i. If a step carries nothing to later ones (plain gradient descent) and a layer has one
+position per row, both are outer products, and so is their inner product: Σ_q (a_q · a_i)(g_q · g_i) without forming a
+tangent. Otherwise A_t is carried from step to step, one number per row, output and parameter, and contracted slice by slice.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import (
-    NUMBERS,
+    MAX_NUMBERS,
     START,
+    Integrand,
     OutputChange,
     QuadratureNodes,
     factor_numbers,
@@ -31,8 +33,8 @@ from kernelmem.trajectory.network.tangent_factors import DenseTangents, OuterFac
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.optimizers import AdjointState, ParameterStep, filter_of
 from kernelmem.trajectory.trace import (
-    MOST_STEPS,
-    TOGETHER,
+    MAX_NUMBERS_TOGETHER,
+    MAX_STEPS_TOGETHER,
     TracedSteps,
     can_share_pass,
     concatenate_batches,
@@ -41,15 +43,33 @@ from kernelmem.trajectory.trace import (
 
 __all__ = ["BackwardSweep"]
 
-WIDTH = 2048  # about as many parameters are worked on at a time,
-SLICE = 2**18  # and about as many numbers of their tangents, which then stay in cache,
-ROWS = 128  # but no fewer rows of a product than this
+SLICE_PARAMETERS = 2048  # parameters contracted at a time (approximately),
+SLICE_NUMBERS = 2**18  # and numbers of their tangents, which then stay in cache,
+SLICE_ROWS = 128  # but at least this many rows of a matrix product
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Steps that share a pass, the gradients of their examples, and the inner products A_t(x) · g_i as they are summed."""
+
+    steps: TracedSteps
+    gradients: Tangents  # rows (1, B_1 + ... + B_S), one direction
+    products: list[Tensor]  # of each step, (m, k, B)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """B of each step."""
+        return [batch.rows.n for batch in self.steps.batches]
+
+    def of_parameter(self, name: str) -> list[ParameterStep | None]:
+        """What each step did to one parameter."""
+        return [step.get(name) for step in self.steps.moved]
 
 
 class BackwardSweep:
-    """Carries A_t(x) from traced to traced, the last one first.
+    """Carries A_t(x) through the traced steps, the last ones first.
 
-    Cost: for every step the integral of m rows and one tangent of every example in the batch. Where nothing is carried,
+    Cost: for every step the integral of m rows and one tangent of every example in the batch. If nothing is carried,
     products of factors; otherwise m·k·P·B operations and memory for m·k·P numbers.
     """
 
@@ -66,43 +86,42 @@ class BackwardSweep:
         m, k = self.rows.n, len(self.phi.names)
         self.entries = LedgerEntries.zeros(m, n_sources, k, setup.n_steps + (setup.coefficients is not None))
         self.filter = filter_of(setup.optimizer)()
-        self.carried: dict[str, Tensor] = {}  # q (m, k, size) of the parameters that have one
-        self.factors: dict[str, float] = {}
+        self.q: dict[str, Tensor] = {}  # (m, k, size): carried, of the parameters that carry anything
+        self.factors: dict[str, float] = {}  # by which the next step multiplied what it carried
         self.average: WeightAverage | None = None
 
     def from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
-        """Begin at averaged weights Σ_t a_t w_t: one more segment, from w_T to them; before the first traced."""
+        """Start at averaged weights Σ_t a_t w_t: one more segment, from w_T to them. To be called before :meth:`back`."""
         self.tested.set_state(last)
         segments = Segments.of([last, averaged], list(self.tested.selected))
         T, k, P = len(self.entries.residuals) - 1, len(self.phi.names), self.tested.n_parameters
-        _, found = self._mean_tangents(segments, slice(T, T + 1))
-        whole = torch.zeros(self.rows.n, k, P, dtype=torch.float64)
-        for index, tangents in found:
-            whole[index] = join(tangents, list(self.tested.sizes))[0]
+        J = torch.zeros(self.rows.n, k, P, dtype=torch.float64)
+        for index, tangents in self._mean_tangents(segments, slice(T, T + 1))[1]:
+            J[index] = join(tangents, list(self.tested.sizes))[0]
         difference = self.tested.flat(averaged) - self.tested.flat(last)
-        self.average = WeightAverage(whole, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
+        self.average = WeightAverage(J, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
 
     def finish(self) -> LedgerEntries:
-        """The lines, once all tracedes were taken."""
+        """Return the entries after the first step of the run."""
         if self.average is not None:
-            self.entries.rounding.add_(self.average.tangents @ self.average.left)
+            self.entries.rounding.add_(self.average.tangents @ self.average.remainder)
         return self.entries
 
     def back(self, traced: TracedSteps) -> None:
-        """Take the steps of one traced."""
+        """Sweep back through these steps, in blocks that share a pass."""
         stop = max(0, min(len(traced.steps), self.setup.steps.stop - traced.start))
         self.setup.advance(len(traced.steps) - stop)
         while stop:
-            start = self._first(traced, stop)
-            self._piece(traced, start, stop)
+            start = self._block_start(traced, stop)
+            self._add_block(traced.part(start, stop))
             self.setup.advance(stop - start)
             stop = start
 
-    def _first(self, traced: TracedSteps, stop: int) -> int:
-        """The first of the steps that are taken together with step ``stop`` − 1."""
+    def _block_start(self, traced: TracedSteps, stop: int) -> int:
+        """Return the first of the steps that share a pass with step ``stop`` − 1."""
         numbers = self.rows.n * len(self.phi.names) * self.tested.n_parameters
         together = self.setup.trained.takes_steps_together(traced.steps[stop - 1].evaluating) and self.tested.in_blocks
-        most = min(MOST_STEPS, max(1, TOGETHER // numbers)) if together else 1
+        most = min(MAX_STEPS_TOGETHER, max(1, MAX_NUMBERS_TOGETHER // numbers)) if together else 1
         start, lowest = stop - 1, max(0, stop - most)
         if traced.start + stop > self.setup.steps.start:
             lowest = max(lowest, self.setup.steps.start - traced.start)
@@ -110,211 +129,211 @@ class BackwardSweep:
             start -= 1
         return start
 
-    def _piece(self, traced: TracedSteps, start: int, stop: int) -> None:
-        """Steps start..stop−1 of the traced together: their mean tangents, their gradients, then one after the other."""
-        if traced.start + start < self.setup.steps.start and not self.carried:
-            return  # before what is explained, and nothing of it acts on
-        states = traced.states[start : stop + 1]
-        self.tested.set_state(states[0])
-        segments = Segments.of(states, list(self.tested.selected))
-        first = traced.start + start
-        every = slice(first, first + len(segments))
-        found: Iterable[tuple[Tensor, Tangents]]
-        if first in self.setup.steps:
-            nodes, found = self._mean_tangents(segments, every)
+    def _add_block(self, steps: TracedSteps) -> None:
+        """Add some steps: their mean tangents and gradients in one pass, then the recursion from the last to the first."""
+        explained = steps.start in self.setup.steps
+        if not explained and not self.q:
+            return  # before the explained steps, and nothing is carried to them
+        m, k = self.rows.n, len(self.phi.names)
+        self.tested.set_state(steps.states[0])
+        segments = Segments.of(steps.states, list(self.tested.selected))
+        in_run = slice(steps.start, steps.stop)
+        tangent_groups: Iterable[tuple[Tensor, Tangents]]
+        if explained:
+            nodes, tangent_groups = self._mean_tangents(segments, in_run)
             if self.setup.quadrature.n_nodes is None:
                 self.n_nodes = self.schedule.next(self.n_nodes, nodes.n_nodes, len(segments))
-        else:  # gradients of steps before act on through what is carried
-            shape = (len(segments), self.rows.n, len(self.phi.names))
-            found = [(torch.arange(self.rows.n), ZeroTangents(shape, self.tested.sizes))]
-        gradients = self._gradients(traced, start, stop, segments)
-        batches = traced.batches[start:stop]
-        sizes = [batch.rows.n for batch in batches]
-        k = len(self.phi.names)
-        shares = [torch.zeros(self.rows.n, k, B, dtype=torch.float64) for B in sizes]
-        moved, rounding = traced.moved[start:stop], torch.stack(traced.rounding[start:stop])
-        factors = dict(self.factors)
-        rounding_of = {
-            name: rounding[:, part].view(-1, *self.tested.selected[name].shape)
-            for name, part in self.tested.slices.items()
-        }
-        if self.average is not None:
-            self.entries.rounding.add_(self.average.passed(segments, rounding, first))
-        for index, tangents in found:
-            self.entries.rounding.index_add_(0, index, self._along(tangents, rounding_of).sum(0))
-            crossed: dict[int, list[tuple[str, OuterFactors, OuterFactors]]] = {}
-            for name in self.tested.selected:
-                own = [step.get(name) for step in moved]
-                pair = None if self._carries(name, own) else (tangents.vector(name), gradients.vector(name))
-                if pair is not None and pair[0] is not None and pair[1] is not None:
-                    crossed.setdefault(pair[0].key, []).append((name, pair[0], pair[1]))
-                else:
-                    factors[name] = self._formed(name, index, tangents, gradients, own, first, shares, sizes)
-            for members in crossed.values():
-                self._crossed(members, index, moved, shares, sizes)
-        self.factors = factors
-        for i, (batch, own) in enumerate(zip(batches, shares, strict=True)):
+        else:  # gradients of earlier steps act only through what is carried
+            tangent_groups = [(torch.arange(m), ZeroTangents((len(segments), m, k), self.tested.sizes))]
+        products = [torch.zeros(m, k, batch.rows.n, dtype=torch.float64) for batch in steps.batches]
+        block = _Block(steps, self._gradients(steps, segments), products)
+        self._add_products(block, tangent_groups, segments)
+        for t, (batch, product) in enumerate(zip(steps.batches, products, strict=True), steps.start):
+            by_example = product.transpose(1, 2)
             if self.by_step:
-                self.entries.contributions[:, first + i] += own.sum(2)
+                self.entries.contributions[:, t] += product.sum(2)
             else:
-                self.entries.contributions.index_add_(1, batch.examples, own.transpose(1, 2))
+                self.entries.contributions.index_add_(1, batch.examples, by_example)
             if self.history is not None:
-                self.history[:, first + i].index_add_(1, batch.examples, own.transpose(1, 2))
+                self.history[:, t].index_add_(1, batch.examples, by_example)
+
+    def _add_products(
+        self, block: _Block, tangent_groups: Iterable[tuple[Tensor, Tangents]], segments: Segments
+    ) -> None:
+        """Fill the inner products of a block, and add its rounding and decay."""
+        rounding = torch.stack(block.steps.rounding)
+        if self.average is not None:
+            self.entries.rounding.add_(self.average.passed(segments, rounding, block.steps.start))
+        rounding_steps = {
+            name: rounding[:, place].view(-1, *self.tested.selected[name].shape)
+            for name, place in self.tested.slices.items()
+        }
+        factors = dict(self.factors)
+        for index, tangents in tangent_groups:
+            self.entries.rounding.index_add_(0, index, self._along(tangents, rounding_steps).sum(0))
+            by_use: dict[int, list[tuple[str, OuterFactors, OuterFactors]]] = {}
+            for name in self.tested.selected:
+                J = g = None
+                if not self._carries(name, block.of_parameter(name)):
+                    J, g = tangents.outer_factors(name), block.gradients.outer_factors(name)
+                if J is not None and g is not None:
+                    by_use.setdefault(J.use, []).append((name, J, g))
+                else:
+                    factors[name] = self._contract_slices(name, index, tangents, block)
+            for members in by_use.values():
+                self._contract_factors(members, index, block)
+        self.factors = factors
 
     def _mean_tangents(
-        self, segments: Segments, every: slice
+        self, segments: Segments, in_run: slice
     ) -> tuple[QuadratureNodes, Iterable[tuple[Tensor, Tangents]]]:
-        """J̄ of all rows on all segments, with a residual within the tolerance, or within rounding.
+        """Return J̄ of all rows on all segments, with a residual within the tolerance or within rounding.
 
-        The order that was enough for the step after is taken first, and its residual found from the factors; where they do
-        not tell it, or it is too large, slopes are evaluated before tangents are.
+        The number of nodes that was enough for the step after is tried first, and its residual computed from the factors.
+        If factors do not suffice for that, or the residual is too large, nodes are chosen from slopes before tangents are
+        computed.
         """
-        tested, rows, phi = self.tested, self.rows, self.phi
-        panels = initial_panels(tested, rows, segments)
-        must = output_change(tested, rows, segments, phi)
-        limit = must.limit(panels, self.setup.step_tolerance)
+        integrand = self.setup.integrand(segments)
+        panels, change = initial_panels(integrand), output_change(integrand)
+        limit = change.limit(panels, self.setup.step_tolerance)
         for n_nodes in [self.n_nodes] if self.schedule.known is None else [self.n_nodes, self.schedule.known]:
-            nodes = nodes_on([(panel, n_nodes) for panel in panels], len(segments), rows.n)
-            if factor_numbers(tested, rows, nodes, phi) > NUMBERS:
+            nodes = nodes_on([(panel, n_nodes) for panel in panels], len(segments), self.rows.n)
+            if factor_numbers(integrand, nodes) > MAX_NUMBERS:
                 break
-            explained = torch.zeros_like(must.values)
-            tried = list(mean_tangents(tested, rows, segments, phi, nodes))
-            along = [own.along(segments.steps()) for _, own in tried]
-            if any(part is None for part in along):
+            tangent_groups = list(mean_tangents(integrand, nodes))
+            residual = _residual(change, tangent_groups, segments)
+            if residual is None:
                 break
-            for (index, _), part in zip(tried, along, strict=True):
-                assert part is not None
-                explained[:, index] = part
-            residual = must.values - explained
             if bool((residual.abs().amax(2) <= limit).all()):
-                self.entries.residuals[every], self.entries.evaluations[every] = residual, nodes.evaluations
-                return nodes, tried
-        nodes = refine(tested, rows, segments, phi, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance)
-        self.entries.evaluations[every] = nodes.evaluations
-        return nodes, self._measured(segments, must, nodes, every)
+                self.entries.residuals[in_run], self.entries.evaluations[in_run] = residual, nodes.evaluations
+                return nodes, tangent_groups
+        nodes = refine(integrand, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance)
+        self.entries.evaluations[in_run] = nodes.evaluations
+        return nodes, self._measured(integrand, change, nodes, in_run)
 
     def _measured(
-        self, segments: Segments, must: OutputChange, nodes: QuadratureNodes, every: slice
+        self, integrand: Integrand, change: OutputChange, nodes: QuadratureNodes, in_run: slice
     ) -> Iterator[tuple[Tensor, Tangents]]:
-        """The tangents at these nodes; what they leave is written down on the way."""
-        self.entries.residuals[every] = must.values
-        steps = segments.steps()
-        for index, tangents in mean_tangents(self.tested, self.rows, segments, self.phi, nodes):
-            residual = self.entries.residuals[every]
+        """Yield the tangents at these nodes, and record their residual on the way."""
+        self.entries.residuals[in_run] = change.values
+        steps = integrand.segments.steps()
+        for index, tangents in mean_tangents(integrand, nodes):
+            residual = self.entries.residuals[in_run]
             residual[:, index] -= self._along(tangents, steps)
             yield index, tangents
 
     def _along(self, tangents: Tangents, steps: dict[str, Tensor]) -> Tensor:
-        """⟨J̄, step⟩, (S, r, k): from factors, or by forming J̄ a slice at a time."""
-        found = tangents.along(steps)
-        if found is not None:
-            return found
+        """Return ⟨J̄, step⟩, (S, r, k): from factors, or by forming J̄ a slice at a time."""
+        along = tangents.along(steps)
+        if along is not None:
+            return along
         total = torch.zeros(tangents.shape, dtype=torch.float64)
         for name, step in steps.items():
-            for part in tangents.parts(name, WIDTH):
-                own = tangents.form(name, part, slice(None))
-                total += (own.flatten(1, 2) @ step.reshape(len(step), -1)[:, part, None]).view(tangents.shape)
+            for part in tangents.parts(name, SLICE_PARAMETERS):
+                J = tangents.form(name, part, slice(None))
+                total += (J.flatten(1, 2) @ step.reshape(len(step), -1)[:, part, None]).view(tangents.shape)
         return total
 
-    def _gradients(self, traced: TracedSteps, start: int, stop: int, segments: Segments) -> Tangents:
-        """The gradients of all examples of these steps: rows (1, B in all), one direction."""
-        step = traced.steps[start]
-        batch = concatenate_batches(traced.batches[start:stop])
-        self.setup.trained.set_state(traced.states[start])
-        self.setup.trained.set_modes(step.evaluating)
+    def _gradients(self, steps: TracedSteps, segments: Segments) -> Tangents:
+        """Return the weighted loss gradients of all examples of these steps: rows (1, B_1 + ... + B_S), one direction."""
+        batch = concatenate_batches(steps.batches)
+        trained, first = self.setup.trained, steps.steps[0]
+        trained.set_state(steps.states[0])
+        trained.set_modes(first.evaluating)
         blocks = None
-        if stop - start > 1:
-            counts = tuple(own.rows.n for own in traced.batches[start:stop])
-            blocks = Blocks(counts, segments.start)
-        with seeded(step.random):
-            return self.setup.trained.factors(batch.rows, loss_directions(self.setup.loss, batch), blocks)[0]
+        if len(steps.steps) > 1:
+            blocks = Blocks(tuple(one.rows.n for one in steps.batches), segments.start)
+        with seeded(first.random):
+            return trained.factors(batch.rows, loss_directions(self.setup.loss, batch), blocks)[0]
 
-    def _carries(self, name: str, moved: Sequence[ParameterStep | None]) -> bool:
-        """Whether A_t of a parameter is more than a multiple of the mean tangent."""
-        return (
-            name in self.carried
-            or self.average is not None
-            or any(
-                own is not None and (own.denominator is not None or self.filter.carries(own.options)) for own in moved
-            )
-        )
+    def _carries(self, name: str, steps: Sequence[ParameterStep | None]) -> bool:
+        """Return True if A_t of a parameter is more than a multiple of the mean tangent."""
+        if name in self.q or self.average is not None:
+            return True
+        return any(s is not None and (s.denominator is not None or self.filter.carries(s.options)) for s in steps)
 
-    def _formed(
-        self,
-        name: str,
-        index: Tensor,
-        tangents: Tangents,
-        gradients: Tangents,
-        moved: Sequence[ParameterStep | None],
-        first: int,
-        shares: Sequence[Tensor],
-        sizes: Sequence[int],
-    ) -> float:
-        """Carry one parameter's slices through the steps; returns the factor of the first one."""
+    def _contract_slices(self, name: str, index: Tensor, tangents: Tangents, block: _Block) -> float:
+        """Carry A_t of one parameter through the steps, slice by slice; return the factor of the first step."""
         S, r, k = tangents.shape
-        keeps = name in self.carried or any(own is not None and self.filter.carries(own.options) for own in moved)
-        if keeps and name not in self.carried:
-            self.carried[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
+        steps, sizes = block.of_parameter(name), block.batch_sizes
+        keeps = name in self.q or any(step is not None and self.filter.carries(step.options) for step in steps)
+        if keeps and name not in self.q:
+            self.q[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
         contiguous = len(index) == self.rows.n
         factor = self.factors.get(name, 0.0)
-        # what is kept as factors is cut by units, what is formed anywhere
-        cut = gradients if isinstance(tangents, DenseTangents | ZeroTangents) else tangents
-        for part in cut.parts(name, max(WIDTH, SLICE // (S * r * k))):
+        # Factored tangents are cut between units of the layer, dense ones anywhere.
+        cut = block.gradients if isinstance(tangents, DenseTangents | ZeroTangents) else tangents
+        for part in cut.parts(name, max(SLICE_PARAMETERS, SLICE_NUMBERS // (S * r * k))):
             width = part.stop - part.start
-            own_gradients = gradients.form(name, part, slice(None))[0, :, 0].split(sizes)
-            step = max(-(-ROWS // k), SLICE // (S * k * width))
-            for i in range(0, r, step):
-                piece = slice(i, min(i + step, r))
-                who = piece if contiguous else index[piece]
-                own = tangents.form(name, part, piece)
+            gradients = block.gradients.form(name, part, slice(None))[0, :, 0].split(sizes)  # S of (B, width)
+            n_rows = max(-(-SLICE_ROWS // k), SLICE_NUMBERS // (S * k * width))
+            for i in range(0, r, n_rows):
+                chunk = slice(i, min(i + n_rows, r))
+                place = chunk if contiguous else index[chunk]
+                J = tangents.form(name, part, chunk)  # (S, rows, k, width)
                 if self.average is not None:
-                    own = self.average.added(own, name, who, part, first)
-                carried = AdjointState(self.carried[name][who, :, part] if keeps else None, self.factors.get(name, 0.0))
+                    J = self.average.added(J, name, place, part, block.steps.start)
+                state = AdjointState(self.q[name][place, :, part] if keeps else None, self.factors.get(name, 0.0))
                 for s in reversed(range(S)):
-                    one = moved[s]
-                    if one is None:
+                    step = steps[s]
+                    if step is None:
                         continue
-                    cotangent, decay = self.filter.backward(own[s], one.part(part), carried)
-                    flat = cotangent.reshape(-1, width)
-                    if isinstance(who, slice):
-                        shares[s][who].view(-1, sizes[s]).addmm_(flat, own_gradients[s].T)
+                    A, decay = self.filter.backward(J[s], step.part(part), state)
+                    A = A.reshape(-1, width)  # (rows · k, width)
+                    if isinstance(place, slice):
+                        block.products[s][place].view(-1, sizes[s]).addmm_(A, gradients[s].T)
                     else:
-                        shares[s].index_add_(0, who, (flat @ own_gradients[s].T).view(-1, k, sizes[s]))
+                        block.products[s].index_add_(0, place, (A @ gradients[s].T).view(-1, k, sizes[s]))
                     if decay is not None:
-                        self.entries.decay.index_add_(0, index[piece], decay)
+                        self.entries.decay.index_add_(0, index[chunk], decay)
                 if keeps and not contiguous:
-                    assert carried.q is not None
-                    self.carried[name][who, :, part] = carried.q
-                factor = carried.factor
+                    assert state.q is not None
+                    self.q[name][place, :, part] = state.q
+                factor = state.factor
         return factor
 
-    def _crossed(
-        self,
-        members: Sequence[tuple[str, OuterFactors, OuterFactors]],
-        index: Tensor,
-        moved: Sequence[dict[str, ParameterStep]],
-        shares: Sequence[Tensor],
-        sizes: Sequence[int],
+    def _contract_factors(
+        self, members: Sequence[tuple[str, OuterFactors, OuterFactors]], index: Tensor, block: _Block
     ) -> None:
-        """A weight and its bias, by products of their factors."""
-        starts = [sum(sizes[:s]) for s in range(len(sizes))]
-        for s, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-            own = slice(start, start + size)
-            g = members[0][1].gradients[s]  # (q, r, k, out)
+        """Add the inner products of a weight and its bias from their outer factors.
+
+        Axes: q nodes, r rows of x at ``index``, k functions φ, B examples, i inputs and o outputs of the layer:
+        product[r, k, B] = Σ_q scale[q, r, B] Σ_o g[q, r, k, o] e[B, o],  scale[q, r, B] = −h (1 + Σ_i a[q, r, i] b[B, i]).
+        """
+        start = 0
+        for s, size in enumerate(block.batch_sizes):
+            examples = slice(start, start + size)
+            start += size
+            g = members[0][1].gradients[s]  # (q, r, k, o)
+            e = members[0][2].gradients[0, 0, examples, 0]  # (B, o)
             q, r, k = g.shape[:3]
             scale = torch.zeros(q, r, size, dtype=torch.float64)
-            for name, left, right in members:
-                one = moved[s].get(name)
-                if one is None:
+            for name, J, gradient in members:
+                step = block.steps.moved[s].get(name)
+                if step is None:
                     continue
-                rate = one.options["lr"] * (-1.0 if one.options.get("maximize") else 1.0)
-                if left.activations is None or right.activations is None:
+                rate = step.options["lr"] * (-1.0 if step.options.get("maximize") else 1.0)
+                if J.activations is None or gradient.activations is None:
                     scale -= rate
                 else:
-                    inner = left.activations[s].flatten(0, 1) @ right.activations[0, 0, own].T
+                    b = gradient.activations[0, 0, examples]  # (B, i)
+                    inner = J.activations[s].flatten(0, 1) @ b.T  # (q · r, B)
                     scale.sub_(inner.view(q, r, size), alpha=rate)
-                if one.weights is not None:
-                    strength = one.options["lr"] * one.options["weight_decay"]
-                    self.entries.decay.index_add_(0, index, -strength * left.segment(s).along(one.weights[None])[0])
-            product = (g.flatten(0, 2) @ members[0][2].gradients[0, 0, own, 0].T).view(q, r, k, size)
-            shares[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))
+                if step.weights is not None:
+                    strength = step.options["lr"] * step.options["weight_decay"]
+                    self.entries.decay.index_add_(0, index, -strength * J.segment(s).along(step.weights[None])[0])
+            product = (g.flatten(0, 2) @ e.T).view(q, r, k, size)
+            block.products[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))
+
+
+def _residual(
+    change: OutputChange, tangent_groups: Sequence[tuple[Tensor, Tangents]], segments: Segments
+) -> Tensor | None:
+    """Return the change minus ⟨J̄, step⟩, (S, m, k); None if that needs dense tangents."""
+    residual, steps = change.values.clone(), segments.steps()
+    for index, tangents in tangent_groups:
+        along = tangents.along(steps)
+        if along is None:
+            return None
+        residual[:, index] -= along
+    return residual

@@ -1,11 +1,12 @@
-"""The ledger of groups of examples, or of layers: forward along the run in one pass, nothing kept but the groups.
+"""Ledger by group of examples or by layer: one sweep along the run that keeps the groups only.
 
-The optimizer is a linear filter given its statistics, so each group's own gradients, filtered, are its part of every step:
-d_t = Σ_g d_t^g + decay + rounding. What a part did to the outputs is the derivative along it, ∫₀¹ J(x; w + s d) d^g ds, by
-dual numbers: all outputs at once, and no tangent is formed. Memory: G·P numbers, whatever the number of rows and outputs.
+Given its statistics the optimizer is a linear filter, so the filtered gradients of each group are its part of every step:
+d_t = Σ_g d_t^g + decay + rounding. The effect of a part on the outputs is the derivative along it, ∫₀¹ J(x; w + s d) d^g ds,
+computed with dual numbers for all outputs at once, without forming a tangent. Memory: G·P numbers for any number of rows and
+outputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import (
-    NUMBERS,
+    MAX_NUMBERS,
     START,
     QuadratureNodes,
     initial_panels,
@@ -35,25 +36,25 @@ __all__ = ["GroupedSweep", "Groups", "layers", "read_groups"]
 
 @dataclass(frozen=True)
 class Groups:
-    """How the examples' part of every step is split."""
+    """Sources into which every step is split: groups of examples, or layers."""
 
     names: tuple[str, ...]
-    of_example: Tensor | None  # (n,) of 0..G−1; None: by layers
-    of_parameter: dict[str, int] | None = None  # its layer
+    of_example: Tensor | None  # (n,) of 0..G−1; None: layers
+    of_parameter: dict[str, int] | None = None  # index of its layer
 
 
 def layers(parameters: Sequence[str]) -> Groups:
-    """One group for each module that holds parameters."""
-    owners = [name.rpartition(".")[0] or name for name in parameters]
-    names = tuple(dict.fromkeys(owners))
-    return Groups(names, None, {name: names.index(own) for name, own in zip(parameters, owners, strict=True)})
+    """Return one group for each module that holds parameters."""
+    modules = [name.rpartition(".")[0] or name for name in parameters]
+    names = tuple(dict.fromkeys(modules))
+    return Groups(names, None, {name: names.index(module) for name, module in zip(parameters, modules, strict=True)})
 
 
 def read_groups(by: object, parameters: Sequence[str], n: int) -> Groups:
-    """Read ``by=``: "layer", or n integers or names.
+    """Read ``by=``: "layer", or one integer or name per training example.
 
     Raises:
-        InputError: not one for each example.
+        InputError: fewer than n, or not integers or names.
     """
     if isinstance(by, str):
         return layers(parameters)
@@ -73,7 +74,7 @@ def read_groups(by: object, parameters: Sequence[str], n: int) -> Groups:
 
 
 class GroupedSweep:
-    """Takes tracedes of a run in their order.
+    """Adds the traced steps of a run in their order.
 
     Cost: for every step and node one dual pass of m rows for each group, decay and rounding.
     """
@@ -88,32 +89,31 @@ class GroupedSweep:
         self.filter = filter_of(setup.optimizer)()
         self.filter_states: dict[str, dict[str, Tensor]] = {name: {} for name in self.tested.selected}
         self.gamma = None if coefficients is None else -coefficients.cumsum(0)
-        self.average_parts = {  # Σ_t γ_t of the parts of every step
+        self.average_parts = {  # Σ_t γ_t d_t, split like every step
             name: torch.zeros(G + 2, *p.shape, dtype=torch.float64) for name, p in self.tested.selected.items()
         }
 
     def to_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
-        """Take the segment from w_T to the averaged weights, Σ_t γ_t d_t and rounding; after the last traced."""
-        names = list(self.tested.selected)
+        """Add the segment from w_T to the averaged weights, Σ_t γ_t d_t plus rounding. To be called after all steps."""
         self.tested.set_state(last)
-        segments = Segments.of([last, averaged], names)
+        segments = Segments.of([last, averaged], list(self.tested.selected))
         for name, step in segments.steps().items():
             self.average_parts[name][-1] += step[0] - self.average_parts[name].sum(0)
         self._integrate(segments, self.average_parts, len(self.entries.residuals) - 1)
 
     def along(self, traced: TracedSteps) -> None:
-        """Take the steps of one traced."""
+        """Add some traced steps."""
         for i in range(len(traced.steps)):
-            self._step(traced, i)
+            self._add_step(traced.part(i, i + 1))
             self.setup.advance(1)
 
-    def _step(self, traced: TracedSteps, i: int) -> None:
-        tested, t = self.tested, traced.start + i
-        tested.set_state(traced.states[i])
-        segments = Segments.of(traced.states[i : i + 2], list(tested.selected))
+    def _add_step(self, step: TracedSteps) -> None:
+        t = step.start
+        self.tested.set_state(step.states[0])
+        segments = Segments.of(step.states, list(self.tested.selected))
         if t >= self.setup.steps.stop:
             return
-        parts = self._parts(traced, i)  # what is carried on from steps before is part of those that are explained
+        parts = self._parts(step)  # of earlier steps too: what they carry is part of the steps that are explained
         if self.gamma is not None:
             for name, part in parts.items():
                 self.average_parts[name] += self.gamma[t] * part
@@ -121,111 +121,97 @@ class GroupedSweep:
             self._integrate(segments, parts, t)
 
     def _integrate(self, segments: Segments, parts: dict[str, Tensor], t: int) -> None:
-        """Integrate the derivatives along the parts of one segment, and add them to the lines."""
-        tested, rows, phi = self.tested, self.rows, self.phi
-        panels = initial_panels(tested, rows, segments)
-        must = output_change(tested, rows, segments, phi)
-        nodes = nodes_on([(panel, self.n_nodes) for panel in panels], 1, rows.n)
-        found = self._derivatives(segments, nodes, parts)
-        residual = must.values[0] - found.sum(1)
-        if bool((residual.abs().amax(1) > must.limit(panels, self.setup.step_tolerance)[0]).any()):
-            nodes = refine(
-                tested, rows, segments, phi, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance
-            )
-            found = self._derivatives(segments, nodes, parts)
-            residual = must.values[0] - found.sum(1)
+        """Add the derivatives along the parts, integrated over one segment, to the entries."""
+        integrand, tolerance = self.setup.integrand(segments), self.setup.step_tolerance
+        panels, change = initial_panels(integrand), output_change(integrand)
+        nodes = nodes_on([(panel, self.n_nodes) for panel in panels], 1, self.rows.n)
+        effects = self._derivatives(segments, nodes, parts)
+        residual = change.values[0] - effects.sum(1)
+        if bool((residual.abs().amax(1) > change.limit(panels, tolerance)[0]).any()):
+            nodes = refine(integrand, panels, n_nodes=self.n_nodes, tolerance=tolerance)
+            effects = self._derivatives(segments, nodes, parts)
+            residual = change.values[0] - effects.sum(1)
         if self.setup.quadrature.n_nodes is None:
             self.n_nodes = self.schedule.next(self.n_nodes, nodes.n_nodes)
-        self.entries.contributions.add_(found[:, :-2])
-        self.entries.decay.add_(found[:, -2])
-        self.entries.rounding.add_(found[:, -1])
+        self.entries.contributions.add_(effects[:, :-2])
+        self.entries.decay.add_(effects[:, -2])
+        self.entries.rounding.add_(effects[:, -1])
         self.entries.residuals[t], self.entries.evaluations[t] = residual, nodes.evaluations[0]
 
-    def _parts(self, traced: TracedSteps, i: int) -> dict[str, Tensor]:
-        """The step as parts (G + 2, *shape) of each parameter: of the groups, of decay, of rounding."""
-        G, moved, rounding = len(self.groups.names), traced.moved[i], traced.rounding[i]
-        gradients = self._gradients(traced, i)
+    def _parts(self, step: TracedSteps) -> dict[str, Tensor]:
+        """Split one step: (G + 2, *shape) of each parameter, of the groups, decay and rounding."""
+        G, gradients = len(self.groups.names), self._gradients(step)
         parts = {}
         for name, parameter in self.tested.selected.items():
-            whole = torch.zeros(G + 2, parameter.numel(), dtype=torch.float64)
-            whole[-1] = rounding[self.tested.slices[name]]
-            one = moved.get(name)
-            if one is not None:
-                own = gradients[name]  # (G or 1, p)
-                own = -own if one.options.get("maximize") else own
-                strength, decoupled = one.options.get("weight_decay", 0.0), self.filter.decoupled(one.options)
-                coupled = torch.zeros_like(own[:1])
+            split = torch.zeros(G + 2, parameter.numel(), dtype=torch.float64)
+            split[-1] = step.rounding[0][self.tested.slices[name]]
+            moved = step.moved[0].get(name)
+            if moved is not None:
+                options = moved.options
+                g = -gradients[name] if options.get("maximize") else gradients[name]  # (G or 1, p)
+                strength, decoupled = options.get("weight_decay", 0.0), self.filter.decoupled(options)
+                coupled = torch.zeros_like(g[:1])
                 if strength and not decoupled:
-                    assert one.weights is not None
-                    coupled[0] = strength * one.weights
-                step = self.filter.linear(torch.cat([own, coupled]), one, self.filter_states[name])
+                    assert moved.weights is not None
+                    coupled[0] = strength * moved.weights
+                filtered = self.filter.linear(torch.cat([g, coupled]), moved, self.filter_states[name])
                 if self.groups.of_parameter is None:
-                    whole[:G] = step[:-1]
+                    split[:G] = filtered[:-1]
                 else:
-                    whole[self.groups.of_parameter[name]] = step[0]
-                whole[-2] = step[-1]
+                    split[self.groups.of_parameter[name]] = filtered[0]
+                split[-2] = filtered[-1]
                 if strength and decoupled:
-                    assert one.weights is not None
-                    whole[-2] -= one.options["lr"] * strength * one.weights
-            parts[name] = whole.view(G + 2, *parameter.shape)
+                    assert moved.weights is not None
+                    split[-2] -= options["lr"] * strength * moved.weights
+            parts[name] = split.view(G + 2, *parameter.shape)
         return parts
 
-    def _gradients(self, traced: TracedSteps, i: int) -> dict[str, Tensor]:
-        """The weighted gradients of the examples of each group, summed: (G, p); of all examples where layers are asked."""
-        step, batch = traced.steps[i], traced.batches[i]
-        self.setup.trained.set_state(traced.states[i])
-        self.setup.trained.set_modes(step.evaluating)
-        with seeded(step.random):
-            found, _ = self.setup.trained.factors(batch.rows, loss_directions(self.setup.loss, batch))
-        summed = {}
-        for name, size in self.setup.trained.sizes.items():
-            own = torch.cat([found.form(name, part, slice(None))[0, :, 0] for part in found.parts(name, size)], 1)
+    def _gradients(self, step: TracedSteps) -> dict[str, Tensor]:
+        """Return the weighted loss gradients of each parameter summed over each group, (G, p); for layers over all, (1, p)."""
+        trained, batch = self.setup.trained, step.batches[0]
+        trained.set_state(step.states[0])
+        trained.set_modes(step.steps[0].evaluating)
+        with seeded(step.steps[0].random):
+            factors, _ = trained.factors(batch.rows, loss_directions(self.setup.loss, batch))
+        sums = {}
+        for name, size in trained.sizes.items():
+            parts = [factors.form(name, part, slice(None))[0, :, 0] for part in factors.parts(name, size)]
+            by_example = torch.cat(parts, 1)  # (B, p)
             if self.groups.of_example is None:
-                summed[name] = own.sum(0, keepdim=True)
+                sums[name] = by_example.sum(0, keepdim=True)
             else:
                 total = torch.zeros(len(self.groups.names), size, dtype=torch.float64)
-                summed[name] = total.index_add_(0, self.groups.of_example[batch.examples], own)
-        return summed
+                sums[name] = total.index_add_(0, self.groups.of_example[batch.examples], by_example)
+        return sums
 
     def _derivatives(self, segments: Segments, nodes: QuadratureNodes, parts: dict[str, Tensor]) -> Tensor:
-        """∫₀¹ ∂φ/∂w · part ds of every row: (m, parts, k)."""
+        """Return ∫₀¹ ∂φ/∂w · part ds of every row, (m, D, k) for D parts."""
         m, k, D = self.rows.n, len(self.phi.names), len(next(iter(parts.values())))
+        index, weights, blocks = self._blocks_at(segments, nodes)
+        S = len(blocks.counts)
         total = torch.zeros(m, D, k, dtype=torch.float64)
-        for index, weights, blocks in self._nodes(segments, nodes):
-            B = len(blocks.counts)
-            # About as many parts at a time as weights of that many blocks are worth a pass.
-            together = max(1, min(D, NUMBERS // (B * self.tested.n_parameters + blocks.n * self.tested.row_numbers)))
-            for d in range(0, D, together):
-                some = {name: part[d : d + together] for name, part in parts.items()}
-                G = len(next(iter(some.values())))
-                many = Blocks(
-                    blocks.counts * G,
-                    {name: w.repeat(G, *[1] * (w.ndim - 1)) for name, w in blocks.start.items()},
-                    None
-                    if blocks.stop is None
-                    else {name: w.repeat(G, *[1] * (w.ndim - 1)) for name, w in blocks.stop.items()},
-                    None if blocks.places is None else blocks.places.repeat(G),
-                )
-                along = {name: part.repeat_interleave(B, 0) for name, part in some.items()}
-                every = index.repeat(G)
-                outputs, slopes = self.tested.slopes(take(self.rows, every), many, along)
-                rates = (self.phi.directions(outputs, every) * slopes[:, None]).sum(2)  # (G · n, k)
-                weighted = rates.view(G, -1, k) * weights[:, None]
-                part = torch.zeros(m, G, k, dtype=torch.float64)
-                total[:, d : d + G] += part.index_add_(0, index, weighted.transpose(0, 1))
+        together = max(1, min(D, MAX_NUMBERS // (S * self.tested.n_parameters + blocks.n * self.tested.row_numbers)))
+        for start in range(0, D, together):
+            d = min(together, D - start)
+            along = {name: part[start : start + d].repeat_interleave(S, 0) for name, part in parts.items()}
+            row = index.repeat(d)
+            outputs, slopes = self.tested.slopes(take(self.rows, row), blocks.repeat(d), along)
+            rates = (self.phi.directions(outputs, row) * slopes[:, None]).sum(2)  # (d · n, k)
+            weighted = rates.view(d, -1, k) * weights[:, None]
+            sums = torch.zeros(m, d, k, dtype=torch.float64)
+            total[:, start : start + d] += sums.index_add_(0, index, weighted.transpose(0, 1))
         return total
 
-    def _nodes(self, segments: Segments, nodes: QuadratureNodes) -> Iterator[tuple[Tensor, Tensor, Blocks]]:
-        """Ordinals of rows (n,), the weights of their nodes (n,), and where they stand."""
+    def _blocks_at(self, segments: Segments, nodes: QuadratureNodes) -> tuple[Tensor, Tensor, Blocks]:
+        """Return rows (n,), the weights of their nodes (n,), and the network's weights there."""
         m = self.rows.n
         if (0, -1) in nodes.of:
             places, weights = (torch.tensor(values, dtype=torch.float64) for values in nodes.of[0, -1])
             blocks = segments.points(torch.zeros(len(places), dtype=torch.int64), places, m)
-            yield torch.arange(m).repeat(len(places)), weights.repeat_interleave(m), blocks
-            return
+            return torch.arange(m).repeat(len(places)), weights.repeat_interleave(m), blocks
         index = torch.tensor([row for (_, row), (places, _) in nodes.of.items() for _ in places])
         places, weights = (
-            torch.tensor([value for own in nodes.of.values() for value in own[which]], dtype=torch.float64)
-            for which in (0, 1)
+            torch.tensor([value for pair in nodes.of.values() for value in pair[i]], dtype=torch.float64)
+            for i in (0, 1)
         )
-        yield index, weights, segments.lines(torch.zeros(len(index), dtype=torch.int64), places)
+        return index, weights, segments.lines(torch.zeros(len(index), dtype=torch.int64), places)

@@ -1,4 +1,4 @@
-"""Inputs that both sweeps of the ledger share: the two networks, the rows, and what is to be explained."""
+"""Inputs that both sweeps of the ledger share: the networks, the rows, and the change to be explained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from torch import Tensor
 
 from kernelmem.core.batches import Rows
 from kernelmem.trajectory.integration.quadrature import Quadrature
+from kernelmem.trajectory.integration.step_integral import Integrand
 from kernelmem.trajectory.network.network import Network
+from kernelmem.trajectory.network.weight_blocks import Segments
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import PerExample
 
@@ -34,3 +36,7 @@ class SweepSetup:
     def step_tolerance(self) -> float:
         """Largest residual of one step."""
         return self.quadrature.tolerance / self.n_steps
+
+    def integrand(self, segments: Segments) -> Integrand:
+        """Return φ of the rows along segments of the path."""
+        return Integrand(self.tested, self.rows, segments, self.phi)

@@ -1,8 +1,8 @@
-"""Tangents summed over the nodes of a rule, kept as factors and formed a slice of one parameter at a time.
+"""Tangents summed over the nodes of a quadrature rule, kept as factors and formed a slice of one parameter at a time.
 
-A sweep's output gradients and the activations take a few numbers a unit; the tangents they stand for take a number a
-parameter. So what is done with tangents is done slice by slice, while a slice is in cache; nodes are more positions of a
-row, so that their weighted sum is formed by the product that forms a single tangent.
+Output gradients and activations take a few numbers per unit, the tangents one number per parameter. So tangents are
+formed and used slice by slice, while a slice is in cache. Nodes are additional positions of a row, so that their weighted
+sum is formed by the product that forms a single tangent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from kernelmem.tangents.groups.base import UseGradients
 from kernelmem.tangents.groups.outer import outer_product, split_directions
 from kernelmem.tangents.rules.linear import LinearRule
 
-__all__ = ["DenseTangents", "FactoredTangents", "OuterFactors", "Tangents", "ZeroTangents", "join", "sweeps"]
+__all__ = ["DenseTangents", "FactoredTangents", "OuterFactors", "Tangents", "ZeroTangents", "join", "output_gradients"]
 
 
 @dataclass(frozen=True)
 class OuterFactors:
-    """A weight's tangents where a row has one position: Σ_q g_q ⊗ a_q."""
+    """Tangents of a weight whose rows have one position: Σ_q g_q ⊗ a_q."""
 
-    key: int  # of the use: a weight and its bias share it, and the gradients
-    activations: Tensor | None  # (S, q, r, in); None: of a bias, one
+    use: int  # key of the use; a weight and its bias share it, and the gradients
+    activations: Tensor | None  # (S, q, r, in); None: ones, of a bias
     gradients: Tensor  # (S, q, r, k, out)
 
     def segment(self, s: int) -> "OuterFactors":
-        """Those of one segment."""
+        """Return the factors of one segment."""
         a = self.activations
-        return OuterFactors(self.key, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
+        return OuterFactors(self.use, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
 
     def along(self, direction: Tensor) -> Tensor:
-        """⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
+        """Return ⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
         S, q, r, _, out = self.gradients.shape
         if self.activations is None:
             return (self.gradients @ direction[:, None, None, :, None])[..., 0].sum(1)
@@ -52,25 +52,25 @@ class Tangents(Protocol):
         ...
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """How the parameter is cut where a slice should have about ``width`` numbers."""
+        """Return slices of the parameter of about ``width`` numbers."""
         ...
 
     def form(self, name: str, part: slice, rows: slice) -> Tensor:
-        """(S, rows, k, numbers of the part)."""
+        """Return a slice as a dense tensor (S, rows, k, width)."""
         ...
 
-    def vector(self, name: str) -> OuterFactors | None:
-        """The factors, where tangents of this parameter need not be formed at all."""
+    def outer_factors(self, name: str) -> OuterFactors | None:
+        """Return the outer factors if tangents of this parameter need not be formed; None otherwise."""
         ...
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
-        """⟨tangents, direction of each segment⟩, (S, r, k), for directions (S, *shape); None: not without forming them."""
+        """Return ⟨tangents, direction of each segment⟩, (S, r, k), for directions (S, *shape); None: only by forming them."""
         ...
 
 
 @dataclass(frozen=True)
 class DenseTangents:
-    """Tangents in full: (S, r, k, P)."""
+    """Tangents as a dense tensor (S, r, k, P)."""
 
     values: Tensor
     slices: Mapping[str, slice]
@@ -81,75 +81,74 @@ class DenseTangents:
         return self.values.shape[0], self.values.shape[1], self.values.shape[2]
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Any cut will do."""
-        own = self.slices[name]
-        size = own.stop - own.start
+        """Cut anywhere."""
+        size = self.slices[name].stop - self.slices[name].start
         return [slice(i, min(i + width, size)) for i in range(0, size, width)]
 
     def form(self, name: str, part: slice, rows: slice) -> Tensor:
-        """A view."""
+        """Return a view."""
         start = self.slices[name].start
         return self.values[:, rows, :, start + part.start : start + part.stop]
 
-    def vector(self, name: str) -> None:
-        """They are formed."""
+    def outer_factors(self, name: str) -> None:
+        """Return None: they are dense."""
         return None
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """A product."""
+        """Multiply."""
         flat = torch.cat([directions[name].reshape(self.shape[0], -1) for name in self.slices], 1)
         return (self.values.flatten(1, 2) @ flat[:, :, None]).view(self.shape)
 
 
 @dataclass(frozen=True)
 class ZeroTangents:
-    """No tangents, in the place of some."""
+    """Zero tangents (placeholder)."""
 
     shape: tuple[int, int, int]
     sizes: Mapping[str, int]
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Any cut will do."""
+        """Cut anywhere."""
         return [slice(i, min(i + width, self.sizes[name])) for i in range(0, self.sizes[name], width)]
 
     def form(self, name: str, part: slice, rows: slice) -> Tensor:
-        """Zeros."""
+        """Return zeros."""
         S, r, k = self.shape
         return torch.zeros(S, len(range(*rows.indices(r))), k, part.stop - part.start, dtype=torch.float64)
 
-    def vector(self, name: str) -> None:
-        """There are no factors."""
+    def outer_factors(self, name: str) -> None:
+        """Return None: there are no factors."""
         return None
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """Zeros."""
+        """Return zeros."""
         return torch.zeros(self.shape, dtype=torch.float64)
 
 
 class FactoredTangents:
-    """Tangents as factors; the rows of the pass lie as (S, q, r)."""
+    """Tangents as factors of a captured pass, whose rows are ordered as (S, q, r)."""
 
     def __init__(
         self,
         captured: Capture,
-        stacks: Mapping[int, UseGradients],
+        gradients: Mapping[int, UseGradients],
         sizes: Mapping[str, int],
-        lying: tuple[int, int, int],
+        row_axes: tuple[int, int, int],
         k: int,
     ) -> None:
-        self.sizes, self.stacks, self.n = sizes, stacks, captured.n
-        self.S, self.q, self.r = lying
+        self.sizes, self.gradients, self.n = sizes, gradients, captured.n
+        self.S, self.q, self.r = row_axes
         self.shape = (self.S, self.r, k)
         self.like = captured.outputs
         self.uses: dict[str, list[tuple[ParameterUse, str]]] = {name: [] for name in sizes}
         for use in captured.uses:
             for slot, name in use.names.items():
-                if stacks.get(use.key) is not None:
+                if gradients.get(use.key) is not None:
                     self.uses[name].append((use, slot))
         self._activations: dict[int, Tensor] = {}
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """By units of the layer."""
+        """Cut between units of the layer."""
         size = self.sizes[name]
         fan_in = self._sliced(name)
         if fan_in is None:
@@ -158,21 +157,21 @@ class FactoredTangents:
         return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
     def form(self, name: str, part: slice, rows: slice) -> Tensor:
-        """The sum over all uses of the parameter."""
+        """Sum over all uses of the parameter."""
         total = None
         for use, slot in self.uses[name]:
-            found = self._form(use, slot, part, rows, self._sliced(name))
-            total = found if total is None else total + found
+            of_use = self._form(use, slot, part, rows, self._sliced(name))
+            total = of_use if total is None else total + of_use
         if total is not None:
             return total
         return self.like.new_zeros(self.S, len(range(*rows.indices(self.r))), self.shape[2], part.stop - part.start)
 
-    def vector(self, name: str) -> OuterFactors | None:
-        """Of a parameter that is used once, at one position a row."""
+    def outer_factors(self, name: str) -> OuterFactors | None:
+        """Return the factors of a parameter that is used once, at one position per row."""
         if len(self.uses[name]) != 1:
             return None
         ((use, slot),) = self.uses[name]
-        stacked = self.stacks[use.key]
+        stacked = self.gradients[use.key]
         outer = use.rule.outer_shape(use, self.n)
         if not isinstance(use.rule, LinearRule) or use.settings.get("transposed"):
             return None
@@ -186,17 +185,17 @@ class FactoredTangents:
         return OuterFactors(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
-        """From the factors of linear layers."""
-        vectors = {name: self.vector(name) for name in self.sizes if self.uses[name]}
+        """Contract the factors of linear layers; None if another layer has parameters."""
+        factors = {name: self.outer_factors(name) for name in self.sizes if self.uses[name]}
         total = self.like.new_zeros(self.shape)
-        for name, vector in vectors.items():
-            if vector is None:
+        for name, of_parameter in factors.items():
+            if of_parameter is None:
                 return None
-            total += vector.along(directions[name])
+            total += of_parameter.along(directions[name])
         return total
 
     def _sliced(self, name: str) -> int | None:
-        """The fan-in of a weight that can be formed unit by unit."""
+        """Return the fan-in of a weight that can be formed unit by unit; None otherwise."""
         if len(self.uses[name]) != 1:
             return None
         ((use, slot),) = self.uses[name]
@@ -206,58 +205,59 @@ class FactoredTangents:
         return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
 
     def _form(self, use: ParameterUse, slot: str, part: slice, rows: slice, fan_in: int | None) -> Tensor:
-        stacked = self.stacks[use.key]
+        stacked = self.gradients[use.key]
         if not isinstance(stacked, Tensor):
             assert stacked is not None
-            own = self._over_nodes(stacked[slot], rows)
-            return own.reshape(*own.shape[:4], -1).sum(2)[..., part]
+            dense = self._split_rows(stacked[slot], rows)
+            return dense.reshape(*dense.shape[:4], -1).sum(2)[..., part]
         g = use.rule.output_gradients(use, stacked)  # (n, G, s, k, out)
         if slot == "bias":
-            return self._over_nodes(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., part]
+            return self._split_rows(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., part]
         start = 0
-        if fan_in is not None:  # the units that the part lies in: other tangents may be cut between two of them
+        if (
+            fan_in is not None
+        ):  # units that overlap the part; the cut may have been made for other tangents, inside a unit
             unit = part.start // fan_in
             g, start = g[..., unit : -(-part.stop // fan_in)], unit * fan_in
-        a = self._over_nodes(self._activations_of(use), rows)  # (S, r, q, G, s, in)
-        g = self._over_nodes(g, rows)
+        a = self._split_rows(self._activations_of(use), rows)  # (S, r, q, G, s, in)
+        g = self._split_rows(g, rows)
         S, r, q = a.shape[:3]
         a, g = (t.transpose(2, 3).reshape(S * r, t.shape[3], q * t.shape[4], *t.shape[5:]) for t in (a, g))
         tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
-        whole = use.rule.to_weight_shape(use, tangent).reshape(S, r, self.shape[2], -1)
-        return whole[..., part.start - start : part.stop - start]
+        units = use.rule.to_weight_shape(use, tangent).reshape(S, r, self.shape[2], -1)
+        return units[..., part.start - start : part.stop - start]
 
     def _activations_of(self, use: ParameterUse) -> Tensor:
         if use.key not in self._activations:
             self._activations[use.key] = use.rule.activations(use, self.n, ones=False)
         return self._activations[use.key]
 
-    def _over_nodes(self, tensor: Tensor, rows: slice) -> Tensor:
-        """(n, ...) -> (S, rows, q, ...)."""
+    def _split_rows(self, tensor: Tensor, rows: slice) -> Tensor:
+        """Reshape (n, ...) to (S, rows, q, ...)."""
         return tensor.unflatten(0, (self.S, self.q, self.r))[:, :, rows].transpose(1, 2)
 
 
-def sweeps(captured: Capture, cotangents: Tensor) -> dict[int, UseGradients]:
-    """Output gradients of every use in all directions: ``cotangents`` (n, k, C)."""
-    stacks: dict[int, UseGradients] = {}
+def output_gradients(captured: Capture, cotangents: Tensor) -> dict[int, UseGradients]:
+    """Return the output gradients of every use in all directions, ``cotangents`` (n, k, C)."""
+    gradients: dict[int, UseGradients] = {}
     k = cotangents.shape[1]
     if not captured.uses or not captured.outputs.requires_grad:
-        return stacks
+        return gradients
     edges = [use.edge for use in captured.uses]
     for c in range(k):
-        found = torch.autograd.grad(
+        of_direction = torch.autograd.grad(
             captured.outputs, edges, cotangents[:, c], retain_graph=c + 1 < k, allow_unused=True
         )
-        for use, gradient in zip(captured.uses, found, strict=True):
+        for use, gradient in zip(captured.uses, of_direction, strict=True):
             part = one_direction(use, gradient, captured.n)
             if k == 1:
-                stacks[use.key] = part
+                gradients[use.key] = part
             else:
-                store_direction(stacks, use, part, c, k)
-    return stacks
+                store_direction(gradients, use, part, c, k)
+    return gradients
 
 
 def join(tangents: Tangents, names: Sequence[str]) -> Tensor:
-    """All of them side by side: (S, r, k, P)."""
-    every = slice(0, tangents.shape[1])
-    whole = [tangents.form(name, part, every) for name in names for part in tangents.parts(name, 2**62)]
-    return torch.cat(whole, 3)
+    """Return the tangents of all parameters as one dense tensor (S, r, k, P)."""
+    rows = slice(0, tangents.shape[1])
+    return torch.cat([tangents.form(name, part, rows) for name in names for part in tangents.parts(name, 2**62)], 3)

@@ -1,9 +1,8 @@
-"""Passes in which not all rows see the same weights: many steps of a run, and many places of a step, in one pass.
+"""Passes in which blocks of rows have different weights: many steps of a run, or many places of a step, in one pass.
 
-Rows come in blocks, each with weights of its own; and a block may lie on a line from w to w + d, every row at a place of
-its own: a layer's output is affine in its weights, so at place s it is (1 − s) · (the layer with w) + s · (the layer with
-w + d), and no row needs weights of its own. Only the operations that use parameters are run block by block; all others,
-and the sweeps back, see one batch.
+A block may also be a segment from w to w + d with every row at its own place s on it: a layer's output is affine in its
+weights, so there it is (1 − s) · (layer with w) + s · (layer with w + d), without a copy of the weights per row. Only the
+operations that use parameters are run block by block; all others, and the backward passes, see one batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,82 +24,98 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Blocks:
-    """What every row of a pass sees: S blocks of ``counts`` rows."""
+    """Weights of S blocks of rows, of ``counts`` rows each."""
 
     counts: tuple[int, ...]
-    start: Mapping[str, Tensor]  # of every parameter, (S, *shape)
-    stop: Mapping[str, Tensor] | None = None  # the other ends of the lines
-    places: Tensor | None = None  # (n,) of each row on its line, 0 to 1
+    start: Mapping[str, Tensor]  # (S, *shape) of every parameter
+    stop: Mapping[str, Tensor] | None = None  # the other ends of the segments
+    places: Tensor | None = None  # (n,) of each row on its segment, 0 to 1
 
     @property
     def n(self) -> int:
-        """Rows in all."""
+        """Total number of rows."""
         return sum(self.counts)
 
     @cached_property
-    def evened(self) -> tuple[Tensor | None, Tensor | None]:
-        """Which row stands where once all blocks are as long as the longest, and where each row is then; None: they are."""
+    def padding(self) -> tuple[Tensor | None, Tensor | None]:
+        """Indices that pad all blocks to the longest one, and those that undo it; None: all have one length."""
         longest = max(self.counts)
         if min(self.counts) == longest:
             return None, None
         counts = torch.tensor(self.counts)
         starts = counts.cumsum(0) - counts
         rank = torch.arange(longest)
-        even = starts[:, None] + torch.minimum(rank, counts[:, None] - 1)  # filled up with each block's last row
-        back = torch.repeat_interleave(torch.arange(len(counts)) * longest - starts, counts) + torch.arange(self.n)
-        return even.flatten(), back
+        pad = starts[:, None] + torch.minimum(rank, counts[:, None] - 1)  # each block's last row is repeated
+        unpad = torch.repeat_interleave(torch.arange(len(counts)) * longest - starts, counts) + torch.arange(self.n)
+        return pad.flatten(), unpad
 
     def state(self, block: int, place: float) -> dict[str, Tensor]:
-        """The weights at one place of one block's line."""
+        """Return the weights at one place of one block's segment."""
         if self.stop is None:
-            return {name: parts[block] for name, parts in self.start.items()}
-        return {name: torch.lerp(parts[block], self.stop[name][block], place) for name, parts in self.start.items()}
+            return {name: w[block] for name, w in self.start.items()}
+        return {name: torch.lerp(w[block], self.stop[name][block], place) for name, w in self.start.items()}
+
+    def each(self) -> Iterator[tuple[int, slice]]:
+        """Yield the index of every block and the slice of its rows."""
+        start = 0
+        for block, count in enumerate(self.counts):
+            yield block, slice(start, start + count)
+            start += count
+
+    def repeat(self, d: int) -> "Blocks":
+        """Return all blocks d times in a row."""
+        start, stop = (
+            None if end is None else {name: w.repeat(d, *[1] * (w.ndim - 1)) for name, w in end.items()}
+            for end in (self.start, self.stop)
+        )
+        assert start is not None
+        return Blocks(self.counts * d, start, stop, None if self.places is None else self.places.repeat(d))
 
 
 @dataclass(frozen=True)
 class Segments:
-    """S steps of a run, each a line from its weights to the next."""
+    """S steps of a run, each a segment from its weights to the next ones."""
 
     start: Mapping[str, Tensor]  # (S, *shape), float64
     stop: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, states: Sequence[State], names: Sequence[str]) -> "Segments":
-        """The lines between S + 1 states that follow each other."""
-        if len(states) == 2:  # no copies
+        """Return the segments between S + 1 consecutive states."""
+        if len(states) == 2:  # without copies
             start, stop = ({name: state[name].detach().double()[None] for name in names} for state in states)
             return cls(start, stop)
-        joined = {name: torch.stack([state[name].detach().double() for state in states]) for name in names}
-        return cls({name: w[:-1] for name, w in joined.items()}, {name: w[1:] for name, w in joined.items()})
+        stacked = {name: torch.stack([state[name].detach().double() for state in states]) for name in names}
+        return cls({name: w[:-1] for name, w in stacked.items()}, {name: w[1:] for name, w in stacked.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.start.values())))
 
     def lines(self, segments: Tensor, places: Tensor) -> Blocks:
-        """Rows on their lines; ``segments`` (n,) ascending, ``places`` (n,)."""
-        own, counts = torch.unique_consecutive(segments, return_counts=True)
+        """Return rows at their own places on segments; ``segments`` (n,) ascending, ``places`` (n,)."""
+        used, counts = torch.unique_consecutive(segments, return_counts=True)
         start, stop = (
-            end if len(own) == len(self) else {name: w[own] for name, w in end.items()}
+            end if len(used) == len(self) else {name: w[used] for name, w in end.items()}
             for end in (self.start, self.stop)
         )
         return Blocks(tuple(counts.tolist()), start, stop, places)
 
     def points(self, segments: Tensor, places: Tensor, count: int) -> Blocks:
-        """One block of ``count`` rows at each point; ``segments`` and ``places`` (b,)."""
-        found, one = {}, len(self) == 1
+        """Return one block of ``count`` rows at each point; ``segments`` and ``places`` (b,)."""
+        weights = {}
         for name, start in self.start.items():
             share = places.view(-1, *[1] * (start.ndim - 1))
-            ends = (start, self.stop[name]) if one else (start[segments], self.stop[name][segments])
-            found[name] = torch.lerp(*ends, share)
-        return Blocks((count,) * len(segments), found)
+            ends = (start, self.stop[name]) if len(self) == 1 else (start[segments], self.stop[name][segments])
+            weights[name] = torch.lerp(*ends, share)
+        return Blocks((count,) * len(segments), weights)
 
     def steps(self) -> dict[str, Tensor]:
-        """w_{t+1} − w_t, (S, *shape)."""
+        """Return w_{t+1} − w_t, (S, *shape)."""
         return {name: self.stop[name] - start for name, start in self.start.items()}
 
 
 def _mapped(tree: Any, fixed: frozenset[int], axis: int, length: int, change: Callable[[Tensor], Tensor]) -> Any:
-    """Arguments of a call with those of its tensors that hold all rows changed."""
+    """Apply ``change`` to those tensors in the arguments of a call that hold all rows."""
     if isinstance(tree, Tensor):
         return change(tree) if id(tree) not in fixed and tree.ndim > axis and tree.shape[axis] == length else tree
     if isinstance(tree, dict):
@@ -110,8 +125,8 @@ def _mapped(tree: Any, fixed: frozenset[int], axis: int, length: int, change: Ca
     return tree
 
 
-def _gathered(tensor: Tensor, index: Tensor, m: int) -> Tensor:
-    """Rows, of m entries of the first axis each, in another order."""
+def _take_groups(tensor: Tensor, index: Tensor, m: int) -> Tensor:
+    """Take groups of m consecutive entries of the first axis."""
     if m == 1:
         return tensor.index_select(0, index)
     return tensor.unflatten(0, (-1, m)).index_select(0, index).flatten(0, 1)
@@ -119,84 +134,86 @@ def _gathered(tensor: Tensor, index: Tensor, m: int) -> Tensor:
 
 def run_blocks(
     blocks: Blocks,
-    layout: BatchAxis,
+    batch_axis: BatchAxis,
     fixed: frozenset[int],
     call: ParsedCall,
     names: Mapping[str, str],
     weights: Mapping[str, Tensor | None],
     again: Reparse,
 ) -> Tensor:
-    """Run one operation, the rows of each block with that block's weights."""
-    m, S = layout.multiplicity, len(blocks.counts)
+    """Run one operation with each block's weights on its rows."""
+    m, S = batch_axis.multiplicity, len(blocks.counts)
     ends = [blocks.start] if blocks.stop is None else [blocks.start, blocks.stop]
-    leading = layout.axis == 0 and (m == 1 or layout.major)
+    leading = batch_axis.axis == 0 and (m == 1 or batch_axis.major)
     if S == 1:
-        whole = [call.run(_swapped(weights, names, end, 0)) for end in ends]
+        results = [call.run(_replaced(weights, names, end, 0)) for end in ends]
     elif call.run_blocks is not None and leading:
-        even, back = blocks.evened
+        pad, unpad = blocks.padding
         padded: ParsedCall | None = call
-        if even is not None:
-            padded = again(lambda tree: _mapped(tree, fixed, 0, blocks.n * m, lambda t: _gathered(t, even, m)))
+        if pad is not None:
+            padded = again(lambda tree: _mapped(tree, fixed, 0, blocks.n * m, lambda t: _take_groups(t, pad, m)))
         assert padded is not None
         assert padded.run_blocks is not None
-        whole = [padded.run_blocks(_swapped(weights, names, end, None)) for end in ends]
-        if back is not None:
-            whole = [_gathered(part, back, m) for part in whole]
+        results = [padded.run_blocks(_replaced(weights, names, end, None)) for end in ends]
+        if unpad is not None:
+            results = [_take_groups(result, unpad, m) for result in results]
     else:
         calls, start = [], 0
         for count in blocks.counts:
-            cut = partial(torch.narrow, dim=layout.axis, start=start * m, length=count * m)
-            piece = again(lambda tree, cut=cut: _mapped(tree, fixed, layout.axis, blocks.n * m, cut))
+            cut = partial(torch.narrow, dim=batch_axis.axis, start=start * m, length=count * m)
+            piece = again(lambda tree, cut=cut: _mapped(tree, fixed, batch_axis.axis, blocks.n * m, cut))
             assert piece is not None
             calls.append(piece)
             start += count
-        whole = [
-            torch.cat([own.run(_swapped(weights, names, end, b)) for b, own in enumerate(calls)], layout.axis)
+        results = [
+            torch.cat([one.run(_replaced(weights, names, end, b)) for b, one in enumerate(calls)], batch_axis.axis)
             for end in ends
         ]
     if blocks.places is None:
-        return whole[0]
+        return results[0]
     places = blocks.places
     if m > 1:
-        places = places.repeat_interleave(m) if layout.major else places.repeat(m)
-    shape = [1] * whole[0].ndim
-    shape[layout.axis] = -1
-    return torch.lerp(whole[0], whole[1], places.view(shape))
+        places = places.repeat_interleave(m) if batch_axis.major else places.repeat(m)
+    shape = [1] * results[0].ndim
+    shape[batch_axis.axis] = -1
+    return torch.lerp(results[0], results[1], places.view(shape))
 
 
-def _swapped(
+def _replaced(
     weights: Mapping[str, Tensor | None], names: Mapping[str, str], end: Mapping[str, Tensor], block: int | None
 ) -> dict[str, Tensor | None]:
-    """The weights of one block, or of all blocks, in the slots of the parameters."""
-    found: dict[str, Tensor | None] = {}
+    """Return the weights of one block, or of all blocks (None), in the slots of the parameters."""
+    replaced: dict[str, Tensor | None] = {}
     for slot, weight in weights.items():
         if slot in names:
-            found[slot] = end[names[slot]] if block is None else end[names[slot]][block]
+            replaced[slot] = end[names[slot]] if block is None else end[names[slot]][block]
         elif block is None and weight is not None:
-            found[slot] = weight.expand(len(next(iter(end.values()))), *weight.shape)
+            replaced[slot] = weight.expand(len(next(iter(end.values()))), *weight.shape)
         else:
-            found[slot] = weight
-    return found
+            replaced[slot] = weight
+    return replaced
 
 
 class BlockRecorder(OperationRecorder):
-    """Meets every use of the parameters, each block of rows with its own."""
+    """Captures every use of the parameters, with each block's weights on its rows."""
 
     def __init__(
-        self, blocks: Blocks, layouts: Mapping[int, BatchAxis], fixed: frozenset[int], *arguments: Any
+        self, blocks: Blocks, batch_axes: Mapping[int, BatchAxis], fixed: frozenset[int], *arguments: Any
     ) -> None:
         super().__init__(*arguments)
-        self.blocks, self.layouts, self.fixed = blocks, layouts, fixed
+        self.blocks, self.batch_axes, self.fixed = blocks, batch_axes, fixed
 
     def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
-        """Block by block."""
-        return run_blocks(self.blocks, self.layouts[self.calls], self.fixed, call, names, weights, again)
+        """Run the operation block by block."""
+        return run_blocks(self.blocks, self.batch_axes[self.calls], self.fixed, call, names, weights, again)
 
 
 class BlockForward(BlockRecorder):
-    """The same, without keeping what sweeps need: for values and slopes."""
+    """The same without recording for a backward pass: for values and slopes."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         rule = self.rules.get(func)
         if isinstance(rule, Rule):
@@ -216,7 +233,7 @@ class BlockForward(BlockRecorder):
 
 
 def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
-    """The same weights as dual numbers, with a direction (S, *shape) for each block."""
+    """Return the weights as dual numbers, with a direction (S, *shape) for each block."""
 
     def dual(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: forward_ad.make_dual(w, directions[name]) for name, w in end.items()}
@@ -225,21 +242,13 @@ def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
 
 
 def dual_places(blocks: Blocks) -> Blocks:
-    """The same with places as dual numbers: the derivative along each row's line."""
+    """Return the blocks with places as dual numbers: for the derivative along each row's segment."""
     assert blocks.places is not None
     assert blocks.stop is not None
 
-    def still(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # torch adds a bias that is no dual number to one that is several times slower than two dual numbers
+    def constant(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Adding a plain bias to a dual number is several times slower in torch than adding two dual numbers.
         return {name: forward_ad.make_dual(w, torch.zeros_like(w)) if w.ndim <= 2 else w for name, w in end.items()}
 
     places = forward_ad.make_dual(blocks.places, torch.ones_like(blocks.places))
-    return Blocks(blocks.counts, still(blocks.start), still(blocks.stop), places)
-
-
-def each(blocks: Blocks) -> Iterator[tuple[int, slice]]:
-    """The blocks and where their rows lie."""
-    start = 0
-    for block, count in enumerate(blocks.counts):
-        yield block, slice(start, start + count)
-        start += count
+    return Blocks(blocks.counts, constant(blocks.start), constant(blocks.stop), places)

@@ -31,7 +31,7 @@ from kernelmem.recording.verify_model import verify_model
 from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_run, step_counter
 from kernelmem.trajectory.integration.quadrature import DEFAULT_QUADRATURE, Quadrature
-from kernelmem.trajectory.integration.step_integral import dense_mean_tangents
+from kernelmem.trajectory.integration.step_integral import Integrand, dense_mean_tangents
 from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.network.weight_blocks import Segments
 from kernelmem.trajectory.optimizers import ParameterStep, filter_of
@@ -186,9 +186,8 @@ def exact_kernel_machine(
     for t in reversed(range(T)):
         tested.set_state(states[t])
         segment = Segments.of(states[t : t + 2], list(tested.selected))
-        mean_tangents = dense_mean_tangents(
-            tested, rows, segment, phi, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / T
-        )
+        integrand = Integrand(tested, rows, segment, phi)
+        mean_tangents = dense_mean_tangents(integrand, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / T)
         rounding += mean_tangents @ rounding_steps[t]
         A = torch.zeros_like(mean_tangents)  # A_t(x), (m, k, P)
         for name, step in moved[t].items():

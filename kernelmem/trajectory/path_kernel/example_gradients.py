@@ -1,6 +1,6 @@
-"""The examples of one step as it was taken: their tangents, and the loss's derivative by their outputs."""
+"""Tangents of the examples of one step, and derivatives of their losses with respect to their outputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.training.losses import Loss, per_example_loss
-from kernelmem.trajectory.network.network import Network
+from kernelmem.trajectory.network.network import Directions, Network
 from kernelmem.trajectory.trace import StepBatch, batch_of
 
 __all__ = ["StepExamples"]
 
 
 class StepExamples:
-    """For every step of a run the derivatives of its examples, each by its own outputs alone."""
+    """Derivatives of the examples of every step, each a function of that example only."""
 
     def __init__(
         self,
@@ -41,17 +41,15 @@ class StepExamples:
         self.network = Network(model, rows, parameters=parameters, forward=forward, evaluating=first.evaluating)
 
     def derivatives(self, step: Step, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(weight · clip factor / batch size) ∂ℓ_i/∂f (B, C), and the examples (B,)."""
-        own = self._at(step, state)
+        """Return (weight · clip factor / batch size) ∂ℓ_i/∂f (B, C), and the indices of the examples (B,)."""
+        batch = self._at(step, state)
         with torch.enable_grad():
-            leaf = self.network.outputs(own.rows).requires_grad_()
-            total = (own.weights * self.loss(leaf, own.targets)).sum()
-            return torch.autograd.grad(total, leaf)[0], own.examples
+            leaf = self.network.outputs(batch.rows).requires_grad_()
+            total = (batch.weights * self.loss(leaf, batch.targets)).sum()
+            return torch.autograd.grad(total, leaf)[0], batch.examples
 
-    def tangents(
-        self, step: Step, state: Mapping[str, Tensor], directions: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """Σ_c v_c ∂f_c(x_i)/∂w at the start of the step for directions v (B, k, C): (B, k, P)."""
+    def tangents(self, step: Step, state: Mapping[str, Tensor], directions: Directions) -> Tensor:
+        """Return Σ_c v_c ∂f_c(x_i)/∂w at the start of the step for directions v (B, k, C): (B, k, P)."""
         return self.network.tangents(self._at(step, state).rows, directions)[0]
 
     def _at(self, step: Step, state: Mapping[str, Tensor]) -> StepBatch:
@@ -64,9 +62,9 @@ def _check(step: Step, model: nn.Module) -> None:
     batch_norm = nn.modules.batchnorm._BatchNorm
     mixing = any(isinstance(m, batch_norm) and name not in step.evaluating for name, m in model.named_modules())
     if step.random is not None or step.buffers_changed or mixing:
-        what = "drew random numbers" if step.random is not None else "used statistics of its batch"
+        reason = "drew random numbers" if step.random is not None else "used statistics of its batch"
         raise UnsupportedModelError(
-            f"a run whose step {step.index} {what}",
-            expected="steps in which the outputs of an example depend on that example and the weights alone",
-            hint="train without dropout and with normalization in eval mode, or take km.ledger",
+            f"a run whose step {step.index} {reason}",
+            expected="steps in which the outputs of an example depend only on that example and the weights",
+            hint="train without dropout and with normalization in eval mode, or use km.ledger",
         )

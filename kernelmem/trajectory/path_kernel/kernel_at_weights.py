@@ -1,4 +1,4 @@
-"""A kernel whose weights move: one prepared model, one survey and one plan serve every state of a run."""
+"""Tangent kernel evaluated at any recorded weights, sharing one prepared model and plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ __all__ = ["KernelAtWeights"]
 
 
 class KernelAtWeights:
-    """The tangent kernel of x (and y) as a function of the weights, the model in eval mode."""
+    """Tangent kernel of x (and y) as a function of the weights, with the model in eval mode."""
 
     def __init__(
         self,
@@ -38,51 +38,51 @@ class KernelAtWeights:
         dtype: torch.dtype | None,
         device: torch.device | str | None,
     ) -> None:
-        """Copy the model and learn how it uses its parameters; arguments as of :func:`kernelmem.ntk`.
+        """Copy the model and survey how it uses its parameters; arguments as in :func:`kernelmem.ntk`.
 
         Raises:
-            InputError: an unknown kind of outputs, rows the model does not take, labels that do not fit.
+            InputError: an unknown kind of outputs, rows that the model does not take, labels that do not fit.
         """
         if outputs not in OUTPUT_KINDS:
             raise InputError(
                 f"outputs={outputs!r}",
                 expected='"trace", "diagonal", "full" or "pseudo"',
-                hint='use "trace" for one kernel value a pair of rows',
+                hint='use "trace" for one kernel value per pair of rows',
             )
         left, right = as_rows(x, "x"), None if y is None else as_rows(y, "y")
         self.prepared = prepare(
             model, left, forward=forward, parameters=parameters, dtype=dtype, device=device, evaluation=True
         )
-        mine, theirs = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
-        if right is not None and mine is not None and theirs is None:
+        labels_x, labels_y = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
+        if right is not None and labels_x is not None and labels_y is None:
             raise InputError(
                 "labels for x alone", expected="a pair (labels of x, labels of y)", hint="pass labels=(a, b)"
             )
         if right is not None:
             check_rows(self.prepared, right)
-        self.left = self._side(left, mine, "labels of x")
-        self.right = None if right is None else self._side(right, theirs, "labels of y")
+        self.left = self._side(left, labels_x, "labels of x")
+        self.right = None if right is None else self._side(right, labels_y, "labels of y")
         C = self.prepared.n_outputs
         directions = (
             OutputDirections(outputs, C) if target is None else OutputDirections("target", C, named_target(target))
         )
-        self._disturb()
+        self._perturb()
         engine = Engine.build(self.prepared, self.left.rows, directions)
-        self.engine = replace(engine, survey=_following(engine.survey, self.prepared.module))
+        self.engine = replace(engine, survey=_without_computed_readout(engine.survey, self.prepared.module))
 
     @property
     def numbers(self) -> int:
-        """Numbers in a result."""
+        """Number of entries of a result."""
         m = (self.right or self.left).rows.n
         return int(torch.Size(self.engine.directions.result_shape(self.left.rows.n, m)).numel())
 
     def plan(self, memory: int) -> Plan:
-        """Count the work; it is the same at all weights."""
+        """Plan the computation, which is the same at all weights."""
         m = (self.right or self.left).rows.n
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=memory)
 
     def at(self, state: Mapping[str, Tensor], plan: Plan, *, check: bool = False) -> Tensor:
-        """The kernel at these parameters and buffers; with ``check`` a few rows are held against the definition.
+        """Return the kernel at these parameters and buffers; with ``check`` a few rows are compared with the definition.
 
         Raises:
             VerificationError: the contraction differs from the definition.
@@ -91,14 +91,14 @@ class KernelAtWeights:
             self.set_state(state)
             readout = self.engine.survey.readout
             fresh = None if readout is None else Readout(readout.key, readout.weight, readout.factored)
-            # What a readout computes from its weight it computes once.
+            # A readout caches what it computes from its weight.
             engine = replace(self.engine, survey=replace(self.engine.survey, readout=fresh))
             if check:
                 verify(engine, self.left, self.right, plan)
             return engine.kernel(self.left, self.right, plan)[""]
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put parameters and buffers in place."""
+        """Copy parameters and buffers into the model."""
         module = self.prepared.module
         with torch.no_grad():
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -107,13 +107,13 @@ class KernelAtWeights:
 
     def _side(self, rows: Rows, labels: ArrayLike | None, name: str) -> LabeledRows:
         prepared = self.prepared
-        found = None
+        classes = None
         if labels is not None:
-            found = as_labels(labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
-        return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), found)
+            classes = as_labels(labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
+        return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), classes)
 
-    def _disturb(self) -> None:
-        """Move the weights to where none is zero by chance: what the survey then finds holds at all weights."""
+    def _perturb(self) -> None:
+        """Perturb the weights so that none is zero by chance and the survey holds at all weights."""
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in self.prepared.module.parameters():
@@ -122,8 +122,8 @@ class KernelAtWeights:
                     parameter += 0.05 * (parameter.square().mean().sqrt() + 0.02) * noise
 
 
-def _following(found: Survey, module: nn.Module) -> Survey:
-    """The survey without a readout whose weight is computed: only one that is a parameter follows the weights."""
+def _without_computed_readout(found: Survey, module: nn.Module) -> Survey:
+    """Return the survey without a readout whose weight is computed from parameters: it would not follow the weights."""
     storages = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     readout = found.readout
     if readout is not None and readout.weight.untyped_storage().data_ptr() not in storages:

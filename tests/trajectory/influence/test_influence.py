@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.influence.influence: equal to training again with another weight of an example, for every optimizer and layer."""
+"""Influence equals finite differences of retraining with another weight of an example, for every optimizer and layer."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def agrees(run, model, x, found, *, h=2e-3, tolerance=1e-6, examples=(0, 22), **
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_influence_is_the_derivative_of_training_again(tmp_path, update):
+def test_influence_is_the_derivative_of_retraining(tmp_path, update):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES[update])
     found = influence(run, model, x[30:33])
     h = 2e-3 if UPDATES[update][0] is SGD else 2e-4
@@ -124,7 +124,7 @@ def test_loss_weights_sums_and_an_example_twice_in_a_batch(tmp_path):
 
 
 @pytest.mark.parametrize("update", ["nesterov", "adamw"])
-def test_a_parameter_without_a_gradient_stays_where_it_is(tmp_path, update):
+def test_a_parameter_without_a_gradient_is_unchanged(tmp_path, update):
     """Its momentum and its decay do not act in such a step, and its corrections of bias do not count it."""
     x, y = digits(40)
     model = small()
@@ -176,7 +176,7 @@ def test_recurrent_networks(tmp_path):
     agrees(run, model, x, influence(run, model, x[30:33]), h=1e-3)
 
 
-def test_a_constant_factor_is_no_clipping(tmp_path):
+def test_a_constant_factor_is_not_clipping(tmp_path):
     """Half the loss in every step (accumulation): held fixed, as finite differences have it."""
     x, y = digits(40)
     model = small()

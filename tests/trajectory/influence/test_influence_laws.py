@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.influence.influence: closed forms, sums, invariances, nulls; the baselines against their definitions."""
+"""Laws of influence: closed forms, sums, invariances, nulls; baselines compared with their definitions."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def scaled(run, model, function, factor):
     return function(retrained(run, model, torch.full((N,), factor, dtype=torch.float64)))
 
 
-def test_the_sum_over_examples_is_the_derivative_by_the_scale_of_the_loss(tmp_path):
+def test_sum_over_examples_is_the_derivative_wrt_the_scale_of_the_loss(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["nesterov"])
     found = influence(run, model, x[30:33]).influence.sum(1)
 
@@ -103,7 +103,7 @@ def test_the_sum_over_examples_is_the_derivative_by_the_scale_of_the_loss(tmp_pa
 
 
 @pytest.mark.parametrize("case", ["adam", "clipped"])
-def test_null_where_the_scale_of_the_loss_plays_no_part_influences_sum_to_zero(tmp_path, case):
+def test_null_influences_sum_to_zero_if_the_scale_of_the_loss_is_irrelevant(tmp_path, case):
     """Adam without an epsilon, and gradients that are always clipped: the same training whatever all examples weigh."""
     options = (ADAMW, {"lr": 0.02, "eps": 1e-14}) if case == "adam" else (SGD, {"lr": 0.1, "momentum": 0.9})
     run, model, x, _ = run_of(tmp_path / "run", *options, clip=0.3 if case == "clipped" else None, model=small())
@@ -117,7 +117,7 @@ def test_without_a_learning_rate_nothing_has_influence(tmp_path):
     assert float(influence(run, model, x[30:33]).influence.abs().max()) == 0.0
 
 
-def test_examples_that_were_never_met_have_none(tmp_path):
+def test_unused_examples_have_no_influence(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["adam"], steps=2)
     met = {i for step in run.steps for i in step.examples.tolist()}
     for method in ("unrolled", "tracin", "last"):
@@ -138,15 +138,15 @@ def test_targets_follow_the_chain_rule(tmp_path):
     assert torch.allclose(loss, (whole * slope[:, None]).sum(2), rtol=1e-12, atol=1e-14)
 
 
-def test_rows_carried_back_in_pieces_and_one_by_one_give_the_same(tmp_path, monkeypatch):
+def test_chunks_of_rows_and_directions_do_not_matter(tmp_path, monkeypatch):
     from kernelmem.trajectory.influence import batch_gradient
 
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["adamw"], clip=1.0)
     for method in ("unrolled", "tracin", "last"):
         whole = influence(run, model, x[30:35], method=method).influence
-        monkeypatch.setattr(batch_gradient, "TOGETHER", 7)
+        monkeypatch.setattr(batch_gradient, "DIRECTIONS_TOGETHER", 7)
         pieces = influence(run, model, x[30:35], method=method, options=InfluenceOptions(chunk=2)).influence
-        monkeypatch.setattr(batch_gradient.BatchGradient, "batches", lambda self: False)
+        monkeypatch.setattr(batch_gradient.BatchGradient, "can_batch", lambda self: False)
         single = influence(run, model, x[30:35], method=method, options=InfluenceOptions(chunk=3)).influence
         monkeypatch.undo()
         for other in (pieces, single):
@@ -154,7 +154,7 @@ def test_rows_carried_back_in_pieces_and_one_by_one_give_the_same(tmp_path, monk
 
 
 @pytest.mark.parametrize("method", ["unrolled", "tracin", "last"])
-def test_influence_on_itself_is_the_diagonal(tmp_path, method):
+def test_self_influence_is_the_diagonal(tmp_path, method):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["adamw"], steps=5)
     data = (x[:N], y[:N])
     whole = influence(run, model, x[:N], labels=y[:N], target="loss", method=method).influence[..., 0]
@@ -166,7 +166,7 @@ def test_influence_on_itself_is_the_diagonal(tmp_path, method):
         assert float((own[:, 0] - whole.diagonal()).abs().max()) < 1e-13
 
 
-def test_the_order_of_a_batch_and_the_names_of_parameters_play_no_part(tmp_path):
+def test_order_of_a_batch_and_names_of_parameters_do_not_matter(tmp_path):
     class Renamed(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -203,7 +203,7 @@ def test_training_in_float32_gives_what_training_in_float64_gives(tmp_path):
     assert 0 < float((found[0] - found[1]).abs().max()) < 1e-4 * float(found[0].abs().max())
 
 
-def test_how_many_states_were_kept_and_how_the_model_is_called_play_no_part(tmp_path):
+def test_checkpoints_and_forward_do_not_matter(tmp_path):
     found = []
     for name, keep in (("a", "all"), ("b", 4)):
         run, model, x, _ = run_of(tmp_path / name, *UPDATES["adamw"], keep=keep)

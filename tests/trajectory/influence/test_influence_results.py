@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.influence.influence: what is refused, what is returned, what is left alone."""
+"""Influence: refused inputs, results, and what is not changed."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.trajectory.recorded import digits
 from tests.trajectory.retrained import SGD, UPDATES, N, run_of, small
 
 
-def test_the_model_and_the_random_state_are_left_alone(tmp_path):
+def test_model_and_random_state_are_unchanged(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["adam"], steps=3)
     model.train()
     before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
@@ -31,7 +31,7 @@ def test_the_model_and_the_random_state_are_left_alone(tmp_path):
     assert reports == [(i, 9) for i in range(1, 10)]
 
 
-def test_factors_that_are_neither_are_refused(tmp_path):
+def test_unclassified_gradient_factors_are_refused(tmp_path):
     x, y = digits(40)
     model = small()
     optimizer = SGD(model.parameters(), lr=0.2)
@@ -135,7 +135,7 @@ def test_a_model_that_mixes_rows_is_refused(tmp_path):
         influence(run, model, x[30:33])
 
 
-def test_results_are_read_ranked_saved_and_tabled(tmp_path):
+def test_results_are_ranked_saved_and_tabulated(tmp_path):
     run, model, x, _ = run_of(tmp_path / "run", *UPDATES["plain"], steps=5)
     own = influence(run, model, x[30:33])
     assert "weighed more" in own.question

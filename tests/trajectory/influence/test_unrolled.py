@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.influence.unrolled: the derivative of every optimizer's update, entry by entry; what a recorded factor is."""
+"""Derivatives of every optimizer's update, entry by entry; classification of recorded gradient factors."""
 
 import pytest
 import torch
@@ -79,10 +79,10 @@ def test_entries_without_a_gradient_so_far_have_a_finite_derivative(update, seed
         ([1.0, 0.5, 0.2], [0.9, 1.0, 1.0], "fixed", [False, False, False]),
     ],
 )
-def test_a_factor_is_clipping_where_it_leaves_one_norm(scales, norms, clip, expected):
+def test_factors_that_give_one_norm_are_clipping(scales, norms, clip, expected):
     assert _clipped(scales, norms, clip) == expected
 
 
-def test_a_factor_that_is_neither_is_refused():
-    with pytest.raises(InputError, match=r"0\.2 to 0\.5.*norms from 1 to 2"):
+def test_other_factors_are_refused():
+    with pytest.raises(InputError, match=r"0\.2 to 0\.5.*norms 1 to 2"):
         _clipped([1.0, 0.5, 0.2], [0.9, 1.0, 2.0], None)

@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.integration.kinks: every change of piece on a line is found, and the tangent is a polynomial between two of them."""
+"""Kinks: all on a segment are located, and tangents are polynomials between them."""
 
 from itertools import pairwise
 
@@ -8,7 +8,13 @@ from torch import nn
 
 from kernelmem.core.batches import as_rows
 from kernelmem.trajectory.integration.kinks import RowSegmentPairs, kinks
-from kernelmem.trajectory.integration.step_integral import initial_panels, mean_tangents, output_change, refine
+from kernelmem.trajectory.integration.step_integral import (
+    Integrand,
+    initial_panels,
+    mean_tangents,
+    output_change,
+    refine,
+)
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.tangent_factors import join
 from kernelmem.trajectory.network.weight_blocks import Segments
@@ -56,7 +62,7 @@ def test_all_kinks_of_a_fine_grid_are_found(activation, seed):
         assert found[i] == sorted(found[i])
 
 
-def test_smooth_networks_have_none():
+def test_smooth_networks_have_no_kinks():
     network, rows, line = case(relu_network(activation=nn.Tanh), torch.randn(4, 5, dtype=torch.float64))
     assert kinks(network, rows, line) == [[[], [], [], []]]
 
@@ -67,30 +73,30 @@ def test_few_nodes_between_kinks_are_exact(depth):
     torch.manual_seed(0)
     network, rows, line = case(relu_network(depth=depth), torch.randn(6, 5, dtype=torch.float64))
     phi = target_functions(None, None, rows.n, 3)
-    found = refine(
-        network, rows, line, phi, initial_panels(network, rows, line), n_nodes=(depth + 2) // 2, tolerance=1e-11
-    )
+    integrand = Integrand(network, rows, line, phi)
+    found = refine(integrand, initial_panels(integrand), n_nodes=(depth + 2) // 2, tolerance=1e-11)
     panels = sum(len(own) + 1 for own in kinks(network, rows, line)[0]) / rows.n
     assert found.n_nodes == (depth + 2) // 2  # no panel had to be refined
     assert float(found.evaluations) <= 1.1 * panels * ((depth + 2) // 2)
     start, stop = ({name: w[0] for name, w in end.items()} for end in (line.start, line.stop))
     step = network.flat(stop) - network.flat(start)
     network.set_state(stop)
-    output_change = network.outputs(rows)
+    change = network.outputs(rows)
     network.set_state(start)
-    output_change -= network.outputs(rows)
-    for index, tangents in mean_tangents(network, rows, line, phi, found):
+    change -= network.outputs(rows)
+    for index, tangents in mean_tangents(integrand, found):
         explained_change = join(tangents, list(network.sizes))[0] @ step
-        assert float((explained_change - output_change[index]).abs().max()) < 1e-10
+        assert float((explained_change - change[index]).abs().max()) < 1e-10
 
 
-def test_max_pooling_is_met_by_halving():
+def test_max_pooling_is_resolved_by_halving():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 2)).double()
     network, rows, line = case(model, torch.randn(5, 1, 8, dtype=torch.float64))
     phi = target_functions(None, None, rows.n, 2)
-    found = refine(network, rows, line, phi, initial_panels(network, rows, line), n_nodes=2, tolerance=1e-10)
+    integrand = Integrand(network, rows, line, phi)
+    found = refine(integrand, initial_panels(integrand), n_nodes=2, tolerance=1e-10)
     steps = torch.cat([step.flatten() for step in line.steps().values()])
-    must = output_change(network, rows, line, phi).values[0]
-    for index, tangents in mean_tangents(network, rows, line, phi, found):
+    must = output_change(integrand).values[0]
+    for index, tangents in mean_tangents(integrand, found):
         assert float((join(tangents, list(network.sizes))[0] @ steps - must[index]).abs().max()) < 1e-9

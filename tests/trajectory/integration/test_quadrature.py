@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.integration.quadrature: exact where it must be, of the order that theory gives elsewhere."""
+"""Gauss-Legendre rules: exactness and errors by theory; schedule of the number of nodes."""
 
 import math
 from itertools import pairwise
@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
-from kernelmem.trajectory.integration.quadrature import LEFT, NODE_COUNTS, gauss_legendre, panels
+from kernelmem.trajectory.integration.quadrature import NODE_COUNTS, gauss_legendre
+from kernelmem.trajectory.integration.step_integral import nodes_on
 
 
 @pytest.mark.parametrize("n", NODE_COUNTS)
@@ -22,23 +23,24 @@ def test_exact_for_polynomials_of_degree_2n_minus_1(n):
 
 
 def test_panels_are_exact_on_each_side_of_a_kink():
-    rule = panels([0.0, 0.3, 1.0], 2)
-    found = math.fsum(w * abs(s - 0.3) ** 3 for s, w in zip(rule.nodes, rule.weights, strict=True))
+    nodes = nodes_on([((0, -1, 0.0, 0.3), 2), ((0, -1, 0.3, 1.0), 2)], 1, 1)
+    places, weights = nodes.of[0, -1]
+    found = math.fsum(w * abs(s - 0.3) ** 3 for s, w in zip(places, weights, strict=True))
     assert abs(found - (0.3**4 + 0.7**4) / 4) < 1e-15
-    assert abs(math.fsum(rule.weights) - 1) < 1e-15
-    assert (LEFT.nodes, LEFT.weights) == ((0.0,), (1.0,))
+    assert abs(math.fsum(weights) - 1) < 1e-15
+    assert nodes.evaluations.tolist() == [4]
 
 
 def tried(needed):
     """The orders that are tried, step by step, where these are needed."""
-    pace, order, found = NodeSchedule(), 3, []
+    schedule, order, found = NodeSchedule(), 3, []
     for need in needed:
         found.append(order)
-        order = pace.next(order, max(order, need))
+        order = schedule.next(order, max(order, need))
     return found
 
 
-def test_fewer_nodes_are_tried_more_rarely_where_that_fails():
+def test_fewer_nodes_are_tried_less_often_after_failures():
     found = tried([3] * 2000)
     failures = [t for t, order in enumerate(found) if order < 3]
     assert set(found) == {2, 3}
@@ -48,7 +50,7 @@ def test_fewer_nodes_are_tried_more_rarely_where_that_fails():
     assert 500 <= max(gaps) <= 514
 
 
-def test_the_order_follows_what_is_needed_down_and_up():
+def test_number_of_nodes_follows_the_need():
     found = tried([16] * 10 + [1] * 60 + [4] * 5)
     assert 16 in found[:4]
     assert found[69] == 1
@@ -56,19 +58,19 @@ def test_the_order_follows_what_is_needed_down_and_up():
     assert found[71] == 4
 
 
-def test_many_nodes_are_lowered_at_every_step_that_goes_well():
+def test_large_numbers_of_nodes_are_lowered_at_every_success():
     assert tried([16, 1, 1, 1, 1, 1, 1, 1])[1:] == [16, 12, 9, 7, 6, 5, 4]
 
 
-def test_a_fall_starts_the_waiting_anew():
-    pace = NodeSchedule(wait=64, met=63)
-    assert pace.next(3, 3) == 2  # a try with one node less
-    assert pace.known == 3
-    assert pace.next(2, 2) == 2  # which goes well
-    assert (pace.wait, pace.known) == (8, None)
-    assert [pace.next(2, 2) for _ in range(7)] == [2] * 6 + [1]
+def test_a_success_with_fewer_nodes_resets_the_wait():
+    schedule = NodeSchedule(wait=64, succeeded=63)
+    assert schedule.next(3, 3) == 2  # a try with one node less
+    assert schedule.known == 3
+    assert schedule.next(2, 2) == 2  # which goes well
+    assert (schedule.wait, schedule.known) == (8, None)
+    assert [schedule.next(2, 2) for _ in range(7)] == [2] * 6 + [1]
 
 
-def test_steps_that_are_taken_together_count_as_many():
-    pace = NodeSchedule()
-    assert [pace.next(3, 3, 4), pace.next(3, 3, 4)] == [3, 2]
+def test_steps_of_one_pass_count_separately():
+    schedule = NodeSchedule()
+    assert [schedule.next(3, 3, 4), schedule.next(3, 3, 4)] == [3, 2]

@@ -1,4 +1,4 @@
-"""How the work of a ledger is cut into pieces plays no part: rows, slices, nodes, steps in one pass, stretches of a run."""
+"""The ledger does not depend on how the work is split: rows, slices, nodes, steps in one pass, parts of a run."""
 
 import copy
 from dataclasses import replace
@@ -65,17 +65,17 @@ CASES = {
 }
 SETTINGS = {
     "everything": [
-        *((module, "MOST_STEPS", 1) for module in (forward, backward)),
-        *((module, "NUMBERS", 1) for module in (backward, integral, grouped)),
-        *((backward, name, 3) for name in ("WIDTH", "SLICE", "ROWS")),
-        (forward, "HELD", 1),
+        *((module, "MAX_STEPS_TOGETHER", 1) for module in (forward, backward)),
+        *((module, "MAX_NUMBERS", 1) for module in (backward, integral, grouped)),
+        *((backward, name, 3) for name in ("SLICE_PARAMETERS", "SLICE_NUMBERS", "SLICE_ROWS")),
+        (forward, "MAX_BYTES", 1),
     ],
-    "slices": [(backward, "WIDTH", 5), (backward, "SLICE", 7), (backward, "ROWS", 4)],
-    "nodes": [(integral, "NUMBERS", 1), (grouped, "NUMBERS", 1)],
-    "slopes first": [(backward, "NUMBERS", 1), (integral, "NUMBERS", 300)],
-    "a step at a time": [(forward, "MOST_STEPS", 1), (backward, "MOST_STEPS", 1)],
-    "two steps at a time": [(forward, "MOST_STEPS", 2), (backward, "MOST_STEPS", 2)],
-    "stretches": [(forward, "HELD", 4 * 8 * 4 * 48)],
+    "slices": [(backward, "SLICE_PARAMETERS", 5), (backward, "SLICE_NUMBERS", 7), (backward, "SLICE_ROWS", 4)],
+    "nodes": [(integral, "MAX_NUMBERS", 1), (grouped, "MAX_NUMBERS", 1)],
+    "slopes first": [(backward, "MAX_NUMBERS", 1), (integral, "MAX_NUMBERS", 300)],
+    "a step at a time": [(forward, "MAX_STEPS_TOGETHER", 1), (backward, "MAX_STEPS_TOGETHER", 1)],
+    "two steps at a time": [(forward, "MAX_STEPS_TOGETHER", 2), (backward, "MAX_STEPS_TOGETHER", 2)],
+    "stretches": [(forward, "MAX_BYTES", 4 * 8 * 4 * 48)],
 }
 
 
@@ -89,7 +89,7 @@ SETTINGS = {
         (lambda: Sequences().double(), False),  # some of its rows are no piece of its batch
     ],
 )
-def test_networks_that_can_take_blocks_of_rows_do(make, together):
+def test_networks_run_in_blocks_if_possible(make, together):
     """What goes wrong in blocks is found when the network is made, and costs time only: so it would not be seen elsewhere."""
     model, (x, _) = make(), data()
     names = [name for name, _ in model.named_parameters()]
@@ -113,16 +113,16 @@ def test_networks_that_can_take_blocks_of_rows_do(make, together):
             assert largest(found[i] - expected[0]) <= 1e-12 * (1 + largest(expected))
 
 
-def test_blocks_are_evened_out_and_put_back():
+def test_blocks_are_padded_and_unpadded():
     blocks = Blocks((2, 4, 1), {})
-    even, back = blocks.evened
+    pad, unpad = blocks.padding
     rows = torch.arange(7)
-    padded = rows[even].view(3, 4)
+    padded = rows[pad].view(3, 4)
     assert padded[1].tolist() == [2, 3, 4, 5]
     assert padded[0, :2].tolist() == [0, 1]
     assert padded[2].unique().tolist() == [6]  # a block is filled up with its own rows
-    assert torch.equal(rows[even][back], rows)
-    assert Blocks((3, 3), {}).evened == (None, None)
+    assert torch.equal(rows[pad][unpad], rows)
+    assert Blocks((3, 3), {}).padding == (None, None)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def agree(one, other, tolerance=1e-12):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_runs_of_every_kind_are_what_they_are(runs, case):
+def test_all_kinds_of_runs_equal_the_definition(runs, case):
     """Against the definition where there is one, and two ways of computing it elsewhere."""
     run, model, rows, _, own, by_group = runs(case)
     assert largest(own.contributions) > 1e-3
@@ -176,7 +176,7 @@ def test_runs_of_every_kind_are_what_they_are(runs, case):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("case", CASES)
-def test_pieces_play_no_part(runs, monkeypatch, case, setting):
+def test_splitting_the_work_does_not_matter(runs, monkeypatch, case, setting):
     run, model, rows, groups, own, by_group = runs(case)
     for module, name, value in SETTINGS[setting]:
         monkeypatch.setattr(module, name, value)
@@ -188,7 +188,7 @@ def test_pieces_play_no_part(runs, monkeypatch, case, setting):
         agree(ledger(run, model, **rows, **groups), by_group, 1e-11)
 
 
-def test_rows_by_themselves_have_the_lines_that_they_have_among_others(runs):
+def test_a_row_alone_has_the_same_terms(runs):
     for case in ("tanh, plain", "relu, momentum"):
         run, model, rows, _, own, _ = runs(case)
         for i in (0, 3):
@@ -197,7 +197,7 @@ def test_rows_by_themselves_have_the_lines_that_they_have_among_others(runs):
             assert largest(alone.decay[0] - own.decay[i]) <= 1e-11
 
 
-def test_the_trained_model_is_not_touched(runs):
+def test_the_trained_model_is_unchanged(runs):
     run, model, rows, _, _, _ = runs("tanh, momentum")
     before = copy.deepcopy(model.state_dict())
     ledger(run, model, **rows)

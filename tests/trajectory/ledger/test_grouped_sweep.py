@@ -1,4 +1,4 @@
-"""Ledgers by group, by layer and by step: the same account, summed in other ways."""
+"""Ledgers by group, by layer and by step: the same contributions, summed differently."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_steps_and_layers_add_up_to_the_examples(tmp_path, optimizer):
         assert own.largest_residual <= 1e-12
 
 
-def test_a_layer_that_was_frozen_did_nothing(tmp_path):
+def test_frozen_layers_contribute_nothing(tmp_path):
     x, y = digits(64)
     model = mlp()
     model[2].requires_grad_(False)
@@ -99,7 +99,7 @@ def test_groups_with_names_targets_and_buffers(tmp_path):
     assert float(own.buffers.abs().max()) > 1e-3
 
 
-def test_networks_that_take_a_pass_for_each_place(tmp_path):
+def test_networks_with_one_pass_per_place(tmp_path):
     """Weight norm: weights are no affine function of the parameters."""
     x, y = digits(32)
     torch.manual_seed(0)
@@ -135,13 +135,13 @@ def test_wrong_groups_are_refused(tmp_path):
         ledger(run, model, x[:2], by="row")
 
 
-def test_long_runs_are_traced_in_stretches(tmp_path, monkeypatch):
+def test_long_runs_are_traced_part_by_part(tmp_path, monkeypatch):
     """Where a run does not fit into memory as a whole, its stretches give the same lines."""
     import kernelmem.trajectory.trace as forward
 
     run, model, x, y = run_of(tmp_path / "run", "adam", steps=11, keep="sqrt")
     whole = ledger(run, model, x[:3])
-    monkeypatch.setattr(forward, "HELD", 8 * 4 * 3466 * 4)  # four steps
+    monkeypatch.setattr(forward, "MAX_BYTES", 8 * 4 * 3466 * 4)  # four steps
     calls = []
     parts = ledger(run, model, x[:3], progress=lambda done, total: calls.append((done, total)))
     assert float((parts.contributions - whole.contributions).abs().max()) <= 1e-13
@@ -169,7 +169,7 @@ def test_ledgers_of_parts_of_the_run_add_up(tmp_path, optimizer):
         assert torch.equal(parts[0].final, parts[1].initial)
 
 
-def test_a_part_of_no_step_has_nothing_in_it(tmp_path):
+def test_a_part_without_steps_has_no_change(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", "momentum", steps=4)
     for by in ("example", "step", y):
         own = ledger(run, model, x[:3], by=by, options=LedgerOptions(steps=(2, 2)))
@@ -206,7 +206,7 @@ def averaged_run(path, average, *, optimizer="momentum", norm=False):
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
-def test_averaged_weights_are_accounted_for(tmp_path, average, optimizer):
+def test_averaged_weights_are_explained(tmp_path, average, optimizer):
     run, model, averaged, x, y = averaged_run(tmp_path / "run", average, optimizer=optimizer)
     own = ledger(run, model, x[:4], options=LedgerOptions(final_weights="average"))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.ledger.ledger: complete to rounding, for every optimizer; the laws that an account must obey."""
+"""The ledger is complete to rounding for every optimizer, and obeys its laws."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def complete(own, tolerance):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-def test_smooth_networks_are_accounted_for_to_rounding(tmp_path, optimizer, loss):
+def test_smooth_networks_are_explained_to_rounding(tmp_path, optimizer, loss):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, loss=loss)
     own = ledger(run, model, x[:6])
     complete(own, 1e-12)
@@ -37,13 +37,13 @@ def test_smooth_networks_are_accounted_for_to_rounding(tmp_path, optimizer, loss
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
-def test_relu_networks_are_accounted_for(tmp_path, optimizer):
+def test_relu_networks_are_explained(tmp_path, optimizer):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, activation=nn.ReLU)
     complete(ledger(run, model, x[:6]), 1e-10)
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
-def test_training_in_float32_has_its_rounding_on_a_line_of_its_own(tmp_path, optimizer):
+def test_rounding_of_float32_training_is_a_separate_term(tmp_path, optimizer):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, dtype=torch.float32)
     own = ledger(run, model, x[:6])
     complete(own, 1e-10)
@@ -96,7 +96,7 @@ def test_targets_are_explained_like_outputs(tmp_path):
     assert own.names == ("log_probability",)
 
 
-def test_examples_that_were_never_met_contribute_nothing(tmp_path):
+def test_unused_examples_contribute_nothing(tmp_path):
     x, y = digits(40)
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, batch=8, steps=2)
@@ -107,7 +107,7 @@ def test_examples_that_were_never_met_contribute_nothing(tmp_path):
     assert float(own.contributions[:, never].abs().max()) == 0.0
 
 
-def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_line(tmp_path):
+def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_term(tmp_path):
     import dataclasses
 
     run, model, x, _ = run_of(tmp_path / "run", "sgd")
@@ -129,7 +129,7 @@ def test_wrong_learning_rate_in_the_tape_shows_in_the_rounding_line(tmp_path):
     assert float(altered.rounding.abs().max()) > 1e6 * float(true.rounding.abs().max())
 
 
-def test_batch_norm_has_its_buffers_on_a_line_of_their_own(tmp_path):
+def test_batch_norm_buffers_are_a_separate_term(tmp_path):
     """Contributions are those of the activation rows; running statistics move what is tested in eval mode."""
     x, y = digits()
     torch.manual_seed(0)
@@ -150,7 +150,7 @@ def test_dropout_is_replayed_with_its_masks(tmp_path):
     assert float(own.rounding.abs().max()) < 1e-11
 
 
-def test_small_convolutional_networks_with_relu_are_accounted_for(tmp_path):
+def test_small_convolutional_networks_with_relu_are_explained(tmp_path):
     x, y = digits(96)
     torch.manual_seed(0)
     layers = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU()]
@@ -194,7 +194,7 @@ def test_a_ledger_is_saved_and_checked_from_its_file(tmp_path, capsys):
     assert main(["ledger", "verify", str(run.path)]) == 2
 
 
-def test_the_order_of_a_batch_plays_no_part(tmp_path):
+def test_order_of_a_batch_does_not_matter(tmp_path):
     x, y = digits(32)
     found = []
     for name, order in (("a", slice(None)), ("b", torch.arange(31, -1, -1))):
@@ -229,7 +229,7 @@ def test_rows_that_the_model_does_not_take_are_refused(tmp_path):
         ledger(run, model, x[:3], target="margin")
 
 
-def test_networks_whose_rows_see_each_other_are_refused(tmp_path):
+def test_networks_that_mix_rows_are_refused(tmp_path):
     x, y = digits(32)
     torch.manual_seed(0)
     layers = [nn.Linear(64, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Tanh(), nn.Linear(8, 10)]
@@ -253,7 +253,7 @@ class TwoHeads(nn.Module):
         return self.head(h) + self.halves(h.reshape(-1, 4)).reshape(len(x), 2, 10).sum(1)
 
 
-def test_modes_that_change_what_is_run_are_looked_at_by_themselves(tmp_path):
+def test_every_combination_of_modes_is_surveyed(tmp_path):
     x, y = digits(32)
     torch.manual_seed(0)
     model = TwoHeads().double()

@@ -1,4 +1,4 @@
-"""Laws of the ledger on small random networks: it is the definition, and no name, order or batching plays a part in it."""
+"""Laws of the ledger on small random networks: equal to the definition; independent of names, order and batching."""
 
 import tempfile
 from dataclasses import replace
@@ -144,7 +144,7 @@ class Renamed(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "options"), [("SGD", {"lr": 0.2}), ("AdamW", {"lr": 0.01, "weight_decay": 0.1})])
-def test_names_and_the_order_of_parameters_play_no_part(tmp_path, name, options):
+def test_names_and_order_of_parameters_do_not_matter(tmp_path, name, options):
     x, y = data()
     found = []
     for other in (False, True):
@@ -163,7 +163,7 @@ def test_names_and_the_order_of_parameters_play_no_part(tmp_path, name, options)
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_other_ordinals_of_examples_and_rows_permute_the_lines(tmp_path, activation):
+def test_permuted_examples_and_rows_permute_the_terms(tmp_path, activation):
     x, y = data()
     order, rows = torch.randperm(12, generator=torch.Generator().manual_seed(3)), torch.tensor([2, 0, 2, 1])
     found = []
@@ -184,7 +184,7 @@ def test_other_ordinals_of_examples_and_rows_permute_the_lines(tmp_path, activat
     assert largest(found[0]) > 1e-3
 
 
-def test_an_example_that_is_twice_in_a_batch_counts_twice(tmp_path):
+def test_an_example_repeated_in_a_batch_counts_twice(tmp_path):
     x, y = data()
     batches = [torch.tensor([3, 3, 3, 5]), torch.tensor([1, 1]), torch.tensor([0, 3, 0])]
     model = small()
@@ -247,8 +247,8 @@ EVENTS = {
 
 @pytest.mark.parametrize("together", [1, 32])
 @pytest.mark.parametrize("event", EVENTS)
-def test_what_changes_in_the_middle_of_a_run_is_met(tmp_path, monkeypatch, event, together):
-    monkeypatch.setattr(backward, "MOST_STEPS", together)
+def test_changes_in_the_middle_of_a_run_are_explained(tmp_path, monkeypatch, event, together):
+    monkeypatch.setattr(backward, "MAX_STEPS_TOGETHER", together)
     x, y = data()
     before, options, part = EVENTS[event]
     model = small()
@@ -314,7 +314,7 @@ def test_the_residual_of_a_step_of_length_h_is_of_order_2n_plus_1(tmp_path, n, b
     assert abs(ratio - (2 * n + 1)) < 0.3
 
 
-def test_a_fixed_order_is_refined_where_it_is_not_enough(tmp_path):
+def test_a_fixed_number_of_nodes_is_refined_if_needed(tmp_path):
     x, y = data()
     model = small()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=1.0), x, y, ragged())
@@ -326,7 +326,7 @@ def test_a_fixed_order_is_refined_where_it_is_not_enough(tmp_path):
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("by", ["example", "group"])
-def test_a_tolerance_is_shared_by_the_steps_and_saves_work(tmp_path, activation, by):
+def test_tolerance_is_shared_by_the_steps_and_saves_work(tmp_path, activation, by):
     x, y = data()
     model = small(activation, widths=(4, 5, 5, 3))
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=1.0), x, y, ragged())
@@ -340,9 +340,9 @@ def test_a_tolerance_is_shared_by_the_steps_and_saves_work(tmp_path, activation,
 
 
 @pytest.mark.parametrize("together", [1, 32])
-def test_averages_of_training_in_float32_have_its_rounding_on_a_line_of_its_own(tmp_path, monkeypatch, together):
+def test_rounding_of_averaged_float32_training_is_a_separate_term(tmp_path, monkeypatch, together):
     """What rounding did to single steps acts on the average too, with what each step counts in it."""
-    monkeypatch.setattr(backward, "MOST_STEPS", together)
+    monkeypatch.setattr(backward, "MAX_STEPS_TOGETHER", together)
     x, y = (own.float() if own.is_floating_point() else own for own in data())
     model = small().float()
     averaged = torch.optim.swa_utils.AveragedModel(model)
@@ -436,7 +436,7 @@ def test_modes_that_change_between_steps_are_those_of_each_step(tmp_path, make, 
     assert largest(groups.contributions - own.contributions) <= 1e-12
 
 
-def test_what_no_ledger_can_be_computed_from_is_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     x, y = data()
     model = small()
     run = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, ragged())

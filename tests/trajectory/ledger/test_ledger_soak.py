@@ -1,4 +1,4 @@
-"""Whole training runs of 150 steps and more: the largest residual of the ledger, printed beside what it must reach."""
+"""Training runs of 150 steps and more: the largest residual of the ledger, printed next to its bound."""
 
 import pytest
 import torch

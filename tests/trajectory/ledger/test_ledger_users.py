@@ -1,4 +1,4 @@
-"""What a new user meets: data and networks of other kinds, wrong input, files that were altered, and what is printed."""
+"""Ledgers as users see them: other data and networks, wrong input, altered files, printed text."""
 
 import json
 import sqlite3
@@ -48,7 +48,7 @@ def refused(call, *words, error=InputError):
 
 
 @pytest.mark.parametrize("by", ["example", "step"])
-def test_steps_of_wide_piecewise_networks_with_momentum_are_taken_together(tmp_path, by):
+def test_steps_of_wide_piecewise_networks_with_momentum_share_a_pass(tmp_path, by):
     """Mean tangents that are formed are cut where the factors of the gradients can be."""
     data = load_breast_cancer()
     x, y = (data.data - data.data.mean(0)) / data.data.std(0), data.target
@@ -105,7 +105,7 @@ def test_wrong_options_are_named(options, words):
         refused(lambda kind=kind: kind(**options), *words, "expected ", "Hint: ")
 
 
-def test_what_is_no_run_and_no_module_is_refused(wine):
+def test_wrong_types_of_run_and_model_are_refused(wine):
     run, model = wine
     for call in (ledger, influence, exact_kernel_machine):
         refused(lambda call=call: call(str(run.path), model, x=X[:2]), "run of type str", "km.Run.open")
@@ -115,7 +115,7 @@ def test_what_is_no_run_and_no_module_is_refused(wine):
         refused(call, "(2, 4)", "does not accept")
 
 
-def test_a_target_that_is_wrong_in_part_does_not_keep_the_quadrature_busy(wine):
+def test_quadrature_stops_on_targets_with_wrong_derivatives(wine):
     run, model = wine
     refused(
         lambda: ledger(run, model, X[:3], target=lambda f, y: f[:, 0] * f[:, 1].detach()),
@@ -127,7 +127,7 @@ def test_a_target_that_is_wrong_in_part_does_not_keep_the_quadrature_busy(wine):
 
 
 @pytest.mark.parametrize("options", [{}, {"by": "layer"}], ids=["examples", "layers"])
-def test_gradients_of_their_own_are_refused(tmp_path, options):
+def test_custom_gradients_are_refused(tmp_path, options):
     class StraightThrough(nn.Module):
         def __init__(self):
             super().__init__()
@@ -187,7 +187,7 @@ def test_another_network_of_the_same_shapes_is_refused(tmp_path, optimizer, dtyp
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
-def test_rounding_of_half_precision_and_of_micro_batches_is_none(tmp_path, kind):
+def test_rounding_of_half_precision_and_micro_batches_is_accepted(tmp_path, kind):
     class Half(nn.Module):
         def __init__(self):
             super().__init__()
@@ -243,7 +243,7 @@ def test_wrong_data_of_a_fit(tmp_path, changes, words):
     refused(lambda: fit(network(), options.pop("x"), options.pop("y"), **options), *words)
 
 
-def test_rows_without_a_loss_are_taken_as_torch_takes_them(tmp_path):
+def test_ignored_labels_have_no_loss_as_in_torch(tmp_path):
     y = Y.copy()
     y[:40] = -100
     model = network()
@@ -253,7 +253,7 @@ def test_rows_without_a_loss_are_taken_as_torch_takes_them(tmp_path):
     assert float(found.contributions[:, :40].abs().max()) == 0
 
 
-def test_rows_and_outputs_that_there_are_not(wine):
+def test_rows_and_outputs_out_of_range_are_refused(wine):
     run, model = wine
     own, other = ledger(run, model, X[:2]), influence(run, model, X[:2])
     for result in (own, other):
@@ -262,7 +262,7 @@ def test_rows_and_outputs_that_there_are_not(wine):
         refused(lambda result=result: result.top(0, output=3), "output=3", "0..2")
 
 
-def test_printed_in_80_columns_with_the_groups(wine):
+def test_text_has_80_columns_and_the_groups(wine):
     run, model = wine
     names = [f"{WINE.target_names[label]} of a long name, really" for label in Y]
     for options in ({}, {"by": "step"}, {"by": names}, {"options": LedgerOptions(steps=(2, 2))}):
@@ -273,7 +273,7 @@ def test_printed_in_80_columns_with_the_groups(wine):
 
 
 @pytest.mark.parametrize("by", ["example", "group", "step"])
-def test_frames_of_lines_and_of_sources(wine, by):
+def test_tables_of_outputs_and_of_sources(wine, by):
     run, model = wine
     own = ledger(run, model, X[:2], by=WINE.target_names[Y] if by == "group" else by)
     lines = own.to_frame()
@@ -289,7 +289,7 @@ def test_frames_of_lines_and_of_sources(wine, by):
 
 
 @pytest.mark.parametrize(("by", "word"), [("group", "class_1"), ("step", "step 0")])
-def test_pictures_of_groups_and_steps_call_them_so(wine, by, word):
+def test_figures_name_groups_and_steps(wine, by, word):
     run, model = wine
     own = ledger(run, model, X[:2], by=WINE.target_names[Y] if by == "group" else by)
     figure = own.plot(0)
@@ -314,7 +314,7 @@ def saved(tmp_path):
     return run.path
 
 
-def test_all_ledgers_of_a_run_are_in_the_table(saved, capsys, tmp_path):
+def test_verify_lists_all_ledgers_of_a_run(saved, capsys, tmp_path):
     assert verify(saved) == 0
     text = capsys.readouterr().out
     assert "3 steps, 4 checkpoints" in text
@@ -334,7 +334,7 @@ def test_all_ledgers_of_a_run_are_in_the_table(saved, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("place", [0.001, 0.1, 0.5, 0.9, 0.9999])
-def test_one_bit_of_a_ledger(saved, capsys, place):
+def test_one_flipped_bit_of_a_ledger_is_found(saved, capsys, place):
     path = saved / "a.safetensors"
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1
@@ -348,7 +348,7 @@ def test_one_bit_of_a_ledger(saved, capsys, place):
     assert "a.safetensors" in found.err
 
 
-def test_one_learning_rate_one_weight_one_step_less_another_run(saved, capsys, tmp_path):
+def test_verify_finds_altered_rates_weights_steps_and_other_runs(saved, capsys, tmp_path):
     def altered(change):
         content = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
         change()

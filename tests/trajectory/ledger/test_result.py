@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.ledger.result: what is read off a ledger, on one that is made by hand."""
+"""Summaries, table and file of a ledger made by hand."""
 
 import pytest
 import torch
@@ -38,14 +38,14 @@ def test_mass_and_cancellation():
     assert float(found[1, 1]) == 1.0
 
 
-def test_the_largest_sources_are_those_that_did_most_in_either_direction():
+def test_top_ranks_by_absolute_contribution():
     own = by_hand()
     assert own.top(0, 2) == [(1, -3.0), (0, 1.0)]
     assert own.top(1, output=1) == [(2, 4.0), (1, 2.0), (0, 1.0)]
     assert own.largest_residual == 4e-3
 
 
-def test_the_frame_has_a_line_for_every_row_and_output():
+def test_table_has_a_row_for_every_row_and_output():
     frame = by_hand().to_frame()
     assert frame["row"].tolist() == [0, 0, 1, 1]
     assert frame["output"].tolist() == ["a", "b", "a", "b"]
@@ -56,7 +56,7 @@ def test_the_frame_has_a_line_for_every_row_and_output():
 
 
 @pytest.mark.parametrize("name", ["contributions", "initial", "final", "decay", "rounding", "buffers", "residual"])
-def test_a_line_that_was_altered_is_met(name):
+def test_altered_terms_are_found(name):
     own = by_hand()
     assert own.recomputed_residual() == pytest.approx(4e-3, abs=1e-15)
     for change in (1e-9, float("nan")):
@@ -66,7 +66,7 @@ def test_a_line_that_was_altered_is_met(name):
             by_hand(**{name: altered}).recomputed_residual()
 
 
-def test_the_file_keeps_every_line(tmp_path):
+def test_file_keeps_every_field(tmp_path):
     own = by_hand(by="group", sources=("one", "two", "three"))
     again = Ledger.load(own.save(tmp_path / "ledger.safetensors"))
     for name, value in vars(own).items():

@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.network.network: tangents at the weights that are set, and of rows at places of their own on a line."""
+"""Network: tangents at the current weights, and of rows at their own places on a segment."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_tangents_equal_the_definition(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_at_places_of_their_own_equal_passes_place_by_place(name):
+def test_rows_at_different_places_equal_separate_passes(name):
     case = ENTRIES[name].case()
     own, names = network(case)
     rows = as_rows(case.x).to(dtype=torch.float64, device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.path_kernel.exact_kernel_machine and .domingos: what kernel machine the trained network is, held against the ledger."""
+"""Exact kernel machine and Domingos kernel machine of a trained network, compared with the ledger."""
 
 import re
 
@@ -119,7 +119,7 @@ def test_a_machine_too_large_is_refused_with_its_size(tmp_path):
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.4), nn.BatchNorm1d(6), nn.BatchNorm1d(6, track_running_stats=False)])
-def test_examples_without_outputs_of_their_own_are_refused(tmp_path, layer):
+def test_steps_that_mix_examples_are_refused(tmp_path, layer):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), layer, nn.Tanh(), nn.Linear(6, 3)).double()
     run = train(tmp_path / "run", model)
@@ -167,7 +167,7 @@ def test_examples_are_seen_in_the_mode_of_their_step(tmp_path):
     assert float(machine.residual.abs().max()) < 1e-12
 
 
-def test_buffers_of_the_model_are_of_no_account(tmp_path):
+def test_buffers_of_the_model_are_irrelevant(tmp_path):
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
     run = train(tmp_path / "run", model)
     x = data(4, seed=1)[0]
@@ -237,7 +237,7 @@ def test_a_linear_model_needs_no_coefficients_that_depend_on_x(tmp_path):
     assert gap(form.kernel, 3.0 * ntk(model, test, data()[0], outputs="full")) < 1e-11
 
 
-def test_a_network_needs_them(tmp_path):
+def test_a_network_needs_coefficients_that_depend_on_x(tmp_path):
     model = small()
     run = train(tmp_path / "run", model, batch=12, steps=30)
     form = domingos_kernel_machine(run, model, data(5, seed=1)[0], data=data())
@@ -256,7 +256,7 @@ def test_a_network_needs_them(tmp_path):
         lambda p: torch.optim.Adam(p, lr=0.01),
     ],
 )
-def test_other_optimizers_have_no_domingos_kernel_machine(tmp_path, make):
+def test_domingos_kernel_machine_refuses_other_optimizers(tmp_path, make):
     model = small()
     run = train(tmp_path / "run", model, optimizer=make(model.parameters()), steps=2)
     with pytest.raises(InputError, match="plain gradient descent"):

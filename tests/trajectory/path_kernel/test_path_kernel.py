@@ -1,4 +1,4 @@
-"""kernelmem.trajectory.path_kernel.path_kernel: laws, closed forms, and the definition by dense Jacobians."""
+"""Path kernel: laws, closed forms, and the definition by dense Jacobians."""
 
 import itertools
 import math
@@ -81,7 +81,7 @@ def lengths(run, model):
 
 
 @pytest.mark.parametrize(("weighting", "order"), [("mean", 1), ("time", 3), ("length", 2)])
-def test_it_is_the_definition(tmp_path, weighting, order):
+def test_path_kernel_equals_the_definition(tmp_path, weighting, order):
     model = small()
     run = train(tmp_path / "run", model, optimizer=torch.optim.AdamW(model.parameters(), lr=0.02))
     x, y = data(4, seed=1)[0], data(3, seed=2)[0]
@@ -104,7 +104,7 @@ KINDS = ("trace", "diagonal", "full", "pseudo")
 
 @given(st.sampled_from(list(OPTIMIZERS)), st.sampled_from(KINDS), st.integers(1, 4), st.integers(0, 10**6))
 @examples(0.2)
-def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_factory, optimizer, kind, order, seed):
+def test_linear_model_has_its_tangent_kernel_for_any_run(tmp_path_factory, optimizer, kind, order, seed):
     torch.manual_seed(seed)
     model = nn.Linear(4, 3).double()
     path = tmp_path_factory.mktemp("linear") / "run"
@@ -119,7 +119,7 @@ def test_of_a_linear_model_it_is_the_tangent_kernel_whatever_the_run(tmp_path_fa
 
 @given(st.sampled_from(["mean", "time", "length"]), st.sampled_from([nn.Tanh, nn.ReLU]), st.integers(0, 10**6))
 @examples(0.15)
-def test_symmetric_positive_semidefinite_and_blind_to_the_order_of_rows(tmp_path_factory, weighting, activation, seed):
+def test_symmetric_positive_semidefinite_and_permutation_equivariant(tmp_path_factory, weighting, activation, seed):
     model = small(activation, seed=seed)
     run = train(tmp_path_factory.mktemp("laws") / "run", model, steps=4, seed=seed)
     x = data(9, seed=seed)[0]
@@ -141,7 +141,7 @@ def test_symmetric_positive_semidefinite_and_blind_to_the_order_of_rows(tmp_path
     assert float(values.min()) >= -len(matrix) * torch.finfo(own.dtype).eps * float(values.max())
 
 
-def test_a_step_of_no_length_has_the_tangent_kernel_at_the_start(tmp_path):
+def test_steps_of_length_zero_give_the_tangent_kernel(tmp_path):
     model = small()
     before = ntk(model, data(5)[0])
     run = train(tmp_path / "run", model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), steps=1)
@@ -228,7 +228,7 @@ def test_thinning_is_labelled_and_its_error_is_not_understated(tmp_path):
             assert "estimated from one step in" in str(own)
 
 
-def test_the_middle_step_stands_for_its_block(tmp_path):
+def test_the_middle_step_is_used_for_its_block(tmp_path):
     model = small()
     run = train(tmp_path / "run", model, keep="all", steps=8)
     x = data(6, seed=1)[0]
@@ -316,7 +316,7 @@ def convolutional():
 @pytest.mark.parametrize(
     "make", [lambda: Zeroed().double(), lambda: Wide().double(), normed, batch_normed, convolutional]
 )
-def test_nothing_of_the_first_weights_is_kept(tmp_path, make, outputs):
+def test_kernel_does_not_depend_on_the_weights_of_the_model(tmp_path, make, outputs):
     """What is learned once about a network must hold all along the run."""
     model = make()
     run = train(tmp_path / "run", model, steps=5)
@@ -347,7 +347,7 @@ def test_models_that_mix_the_rows_of_a_batch_are_refused(tmp_path):
         path_kernel(run, model, data(4)[0])
 
 
-def test_only_what_the_optimizer_held_is_differentiated(tmp_path):
+def test_only_parameters_of_the_optimizer_are_differentiated(tmp_path):
     model = small()
     parameters = [*model[0].parameters(), model[4].weight]
     run = train(tmp_path / "run", model, optimizer=torch.optim.SGD(parameters, lr=0.0), steps=1)
@@ -356,7 +356,7 @@ def test_only_what_the_optimizer_held_is_differentiated(tmp_path):
     assert relative(path_kernel(run, model, x).values, ntk(model, x, parameters=names)) < 1e-13
 
 
-def test_the_model_is_left_alone_and_results_read_as_arrays(tmp_path):
+def test_model_is_unchanged_and_results_convert_to_arrays(tmp_path):
     model = small().train()
     run = train(tmp_path / "run", model)
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -374,7 +374,7 @@ def test_the_model_is_left_alone_and_results_read_as_arrays(tmp_path):
     assert float(own.values.abs().max()) > 0
 
 
-def test_tiles_of_little_memory_give_the_same(tmp_path):
+def test_small_memory_gives_the_same_kernel(tmp_path):
     x, y = digits(40)
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=6)
@@ -422,7 +422,7 @@ def test_bad_arguments_are_refused(tmp_path):
         path_kernel(run, model, x[:, :2])
 
 
-def test_different_learning_rates_have_no_time(tmp_path):
+def test_time_weighting_refuses_different_learning_rates(tmp_path):
     model = small()
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": list(model[2:].parameters())}]
     run = train(tmp_path / "run", model, optimizer=torch.optim.SGD(groups, lr=0.2))
