@@ -38,8 +38,8 @@ def read_steps(steps: object, T: int) -> tuple[int, int]:
     if steps is None:
         return 0, T
     ends = list(steps) if isinstance(steps, tuple | list) else []
-    whole = len(ends) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in ends)
-    if not whole or not 0 <= ends[0] <= ends[1] <= T:
+    valid = len(ends) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in ends)
+    if not valid or not 0 <= ends[0] <= ends[1] <= T:
         raise InputError(
             f"steps={steps!r}",
             expected=f"two whole numbers of steps (a, b), 0 <= a <= b <= {T}",

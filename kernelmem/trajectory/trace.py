@@ -1,4 +1,4 @@
-"""Recorded steps traced in float64: gradients, the optimizer's formula, and what the record deviates from it (rounding)."""
+"""Recorded steps traced in float64: gradients, the optimizer's formula, and the deviation of the record (rounding)."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence

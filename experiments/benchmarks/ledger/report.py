@@ -14,10 +14,11 @@ HEADING = "## Results"
 
 
 def report(folder: Path) -> None:
-    """Everything in README.md from "## Results" on is written anew; figure.svg and figure.png too."""
+    """Rewrite README.md from "## Results" on, figure.svg and figure.png."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     text = (folder / "README.md").read_text(encoding="utf-8").partition(HEADING)[0].rstrip()
-    section = f"{HEADING}\n\n![Time and residual compared with ExPLAIND; time compared with training](figure.svg)\n\n{tables(results)}"
+    caption = "Time and residual compared with ExPLAIND; time compared with training"
+    section = f"{HEADING}\n\n![{caption}](figure.svg)\n\n{tables(results)}"
     write_files(folder, {"README.md": f"{text}\n\n{section}", **draw(results)})
 
 

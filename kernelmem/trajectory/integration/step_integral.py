@@ -165,7 +165,7 @@ def refine(integrand: Integrand, panels: list[Panel], *, n_nodes: int, tolerance
 
 
 def _check_progress(left: list[tuple[int, float]]) -> None:
-    """Refuse panels that double at every depth with the same sum of residuals: a kink, or a jump, would stay with one."""
+    """Refuse panels that double at every depth with the same sum of residuals: a kink or jump would affect only one."""
     if not math.isfinite(left[-1][1]):
         raise NumericalError(
             "outputs, or a target of them, that are NaN or infinite along a step",

@@ -113,7 +113,7 @@ class GroupedSweep:
         segments = Segments.of(step.states, list(self.tested.selected))
         if t >= self.setup.steps.stop:
             return
-        parts = self._parts(step)  # of earlier steps too: what they carry is part of the steps that are explained
+        parts = self._parts(step)  # of earlier steps too: what they carry acts on the explained steps
         if self.gamma is not None:
             for name, part in parts.items():
                 self.average_parts[name] += self.gamma[t] * part

@@ -1,18 +1,18 @@
-r"""The exact ledger of a training run: f_T(x) − f_0(x) as a sum over training examples.
+r"""Exact ledger of a training run: f_T(x) − f_0(x) as a sum over training examples.
 
 For weights w_0, ..., w_T with steps d_t = w_{t+1} − w_t, the fundamental theorem of calculus gives, with no assumption on the
 learning rate,
 
     f_T(x) − f_0(x) = Σ_t J̄_t(x) d_t,    J̄_t(x) = ∫₀¹ J(x; w_t + s d_t) ds.
 
-The optimizer makes d_t a linear map of the gradients of all examples met so far, given its realized statistics
+Given its realized statistics, the optimizer makes d_t a linear map of the gradients of all examples used so far
 (:mod:`kernelmem.trajectory.optimizers`), so that a sweep from the last step to the first splits the change exactly:
 
     f_T(x) − f_0(x) = Σ_i c_i(x) + decay(x) + rounding(x) + buffers(x) + residual(x),
     c_i(x) = Σ_{s: i in batch s} (weight · clip factor / batch size) A_s(x) J(x_i; w_s)ᵀ ∂ℓ_i/∂f.
 
-``rounding`` is what the recorded steps differ from the optimizer's formula evaluated in float64; ``buffers`` what running
-statistics changed; ``residual`` what quadrature left, known for every x, output and step.
+``rounding`` is the effect of the difference between the recorded steps and the optimizer's formula in float64; ``buffers`` the
+effect of running statistics; ``residual`` the error of the quadrature, known for every x, output and step.
 
 Contributions describe the recorded run; for counterfactuals (training without an example) use :func:`kernelmem.influence`.
 
@@ -97,7 +97,7 @@ def ledger(
         labels: (m,) integers, if ``target`` needs them.
         loss: the per-example loss, if the run was recorded with a callable.
         forward: maps (model, batch) to (n, C) outputs.
-        options: accuracy, part of the run, and what is kept.
+        options: accuracy, part of the run, final weights, history.
         progress: called with (steps done, 2 T).
 
     Returns:

@@ -157,7 +157,7 @@ class Ledger(Result):
         return {"contributions": self.contributions.sum(1), **others}
 
     def recomputed_residual(self) -> float:
-        """Return the largest |change − all terms| computed from the terms: what a reader of the file can check.
+        """Return the largest |change − all terms|, recomputed from the terms in the file.
 
         Raises:
             FileCorruptError: it differs from the residual in the ledger.

@@ -137,7 +137,7 @@ def exact_kernel_machine(
     Raises:
         InputError: more than ``memory`` is needed (with the number); invalid arguments; a model, loss or forward other than
             the recorded one; an optimizer without a filter; rows that the model does not take.
-        UnsupportedModelError: steps with dropout or batch statistics, in which an example has no outputs of its own.
+        UnsupportedModelError: steps with dropout or batch statistics (outputs that depend on other examples or on chance).
         VerificationError, NumericalError: as in :func:`kernelmem.ledger`.
 
     Cost: as :func:`kernelmem.ledger` with C tangents of every example; memory m·k·C numbers per atom, and about 4 P per step.

@@ -122,10 +122,10 @@ class KernelAtWeights:
                     parameter += 0.05 * (parameter.square().mean().sqrt() + 0.02) * noise
 
 
-def _without_computed_readout(found: Survey, module: nn.Module) -> Survey:
+def _without_computed_readout(survey: Survey, module: nn.Module) -> Survey:
     """Return the survey without a readout whose weight is computed from parameters: it would not follow the weights."""
     storages = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    readout = found.readout
+    readout = survey.readout
     if readout is not None and readout.weight.untyped_storage().data_ptr() not in storages:
-        return replace(found, readout=None)
-    return found
+        return replace(survey, readout=None)
+    return survey

@@ -40,7 +40,7 @@ __all__ = ["PathKernel", "PathKernelOptions", "moved_parameters", "path_kernel",
 
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
-N_SUMS = 4  # float64 results in memory: the sum, a step's integral, the one with one more node, and what is added to it
+N_SUMS = 4  # float64 results in memory: the sum, a step's integral, that with one more node, and the kernel at a node
 N_SAMPLED = 8  # steps at which one more node is tried
 
 

@@ -119,7 +119,7 @@ def test_quadrature_stops_on_targets_with_wrong_derivatives(wine):
     run, model = wine
     refused(
         lambda: ledger(run, model, X[:3], target=lambda f, y: f[:, 0] * f[:, 1].detach()),
-        "derivatives say",
+        "the integral of their derivatives",
         "detach()",
         error=VerificationError,
     )
