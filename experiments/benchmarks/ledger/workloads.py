@@ -67,7 +67,7 @@ class Workload:
         flipped = torch.zeros(self.n, dtype=torch.bool)
         if self.flipped:
             noisy = corrupt_labels(y, self.flipped, seed=0)
-            y, flipped = (torch.as_tensor(part) for part in noisy[:2])
+            y, flipped = noisy.y, noisy.flipped
         return x.to(getattr(torch, self.dtype)), y.long(), flipped
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
