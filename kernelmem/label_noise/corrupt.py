@@ -1,6 +1,5 @@
 """Corrupt labels on purpose, with a record of the flips and of the transition matrix (ground truth for audits)."""
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_labels, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_labels, as_number, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.label_noise import sampling, transition_matrices
@@ -103,7 +102,7 @@ def corrupt_labels(
     streams = seed_sequence(seed, ["law", "row", "target"])
     matrix_rng, row_rng, target_rng = map(np.random.default_rng, streams.values())
     _check_choice(kind, tensor, x, matrix)
-    share = None if kind == "matrix" and rate is None else _checked_rate(rate, kind)
+    share = None if kind == "matrix" and rate is None else as_number(rate, "rate", maximum=1.0)
     labels = tensor.cpu().numpy()
     T = _transition_matrix(kind, labels, share, x, matrix, exact=exact, rng=matrix_rng)  # (C, C) or (n, C)
 
@@ -185,17 +184,3 @@ def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayL
             expected=f"at most {MAX_CLASSES} classes (the transition matrix is C x C)",
             hint="renumber the classes from 0, without gaps",
         )
-
-
-def _checked_rate(rate: float | None, kind: str) -> float:
-    try:
-        number = math.nan if rate is None or isinstance(rate, bool | str) else float(rate)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise InputError(
-            f'rate {rate!r} with kind="{kind}"',
-            expected="a number from 0 to 1, the probability that a label is corrupted",
-            hint='pass a rate in [0, 1], e.g. 0.2; only kind="matrix" needs no rate',
-        )
-    return number
