@@ -186,7 +186,7 @@ def test_a_ledger_is_saved_and_checked_from_its_file(tmp_path, capsys):
     again = Ledger.load(path)
     assert torch.equal(again.contributions, own.contributions)
     assert main(["ledger", "verify", str(run.path)]) == 0
-    assert "largest residual" in capsys.readouterr().out
+    assert "Residual: largest" in capsys.readouterr().out
     altered = Ledger(**{**vars(own), "contributions": own.contributions + 1e-6})
     altered.save(path)
     assert main(["ledger", "verify", str(run.path)]) == 2
