@@ -15,14 +15,14 @@ Source: the sum over steps is from Jeffares, Curth and van der Schaar 2024, with
 averaged over the step, momentum, decay and adaptive optimizers are derived here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Batch, Rows, as_rows, named_leaves
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows, named_leaves
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
@@ -119,7 +119,7 @@ def run_smoother(
     data: tuple[Batch, ArrayLike],
     n_nodes: int = 3,
     tolerance: float = 1e-10,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     memory: int | str = MEMORY,
     progress: Progress = None,
 ) -> RunSmoother:

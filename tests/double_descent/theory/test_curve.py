@@ -1,4 +1,4 @@
-"""Curves and simulations as values: tables, pictures, generators."""
+"""Curves and simulations as values: tables, plots, generators."""
 
 import math
 import subprocess
@@ -35,7 +35,7 @@ def test_a_curve_is_a_table():
         Curve("a", "b", torch.ones(2), torch.ones(3), 0.0, True, "c")
 
 
-def test_pictures_draw_what_the_values_say():
+def test_plots_show_the_values():
     curve = gaussian_features_curve([5, 20, 60], n=20, power=[0.02] * 60, noise=0.5)
     lines = {line.get_label(): line for line in curve.plot().axes[0].lines}
     shown = lines["new rows"].get_ydata()

@@ -1,4 +1,4 @@
-"""Exact curves of Gaussian least squares: figures, infinities, simulation, and the bound for any features."""
+"""Exact curves of Gaussian least squares: reference values, infinities, simulation, and the bound for any features."""
 
 import math
 
@@ -22,11 +22,11 @@ levels = st.floats(0.0, 10.0)
 
 
 def isotropic(p: list[int], n: int, noise: float = 0.25) -> torch.Tensor:
-    """Excess risk where each p holds the whole signal of 1."""
+    """Excess risk if each p carries the full signal of 1."""
     return torch.tensor([float(gaussian_features_curve([k], n=n, power=[1 / k] * k, noise=noise).excess[0]) for k in p])
 
 
-def test_figures_of_the_isotropic_model():
+def test_values_of_the_isotropic_model():
     measured = [0.0279, 0.2525, 2.368, 5.28, 5.60, 2.72, 0.838, 0.751, 0.8335]
     got = isotropic([20, 100, 180, 190, 210, 220, 300, 400, 800], 200)
     assert torch.allclose(got, torch.tensor(measured), rtol=3e-3)
@@ -54,7 +54,7 @@ def test_infinite_exactly_within_one_of_n(n, noise):
 
 
 @given(n=sizes, p=sizes, signal=levels, noise=levels)
-def test_rows_and_features_are_one_formula(n, p, signal, noise):
+def test_sample_and_feature_curves_agree(n, p, signal, noise):
     by_rows = gaussian_samples_curve([n], n_features=p, signal=signal, noise=noise)
     by_features = gaussian_features_curve([p], n=n, power=[signal / p] * p, noise=noise)
     assert torch.allclose(by_rows.test, by_features.test)
@@ -64,7 +64,7 @@ def test_rows_and_features_are_one_formula(n, p, signal, noise):
 
 
 @given(n=st.integers(4, 60), noise=levels)
-def test_without_noise_the_truth_is_found_from_p_rows_on(n, noise):
+def test_without_noise_p_examples_recover_the_target(n, noise):
     curve = gaussian_features_curve([n - 2, n, n + 2], n=n, power=np.eye(n + 2)[0], noise=0.0)
     assert curve.test[0] == 0
     assert torch.isfinite(curve.test).all()
@@ -120,12 +120,12 @@ def noise_risk(name: str, n: int, p: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", ["sphere", "anisotropic", "legendre", "student", "relu"])
 @pytest.mark.parametrize(("n", "p"), [(1, 1), (6, 10), (10, 6), (30, 4)])
-def test_other_features_stay_above_it(name, n, p):
+def test_other_features_stay_above_the_bound(name, n, p):
     mean, se = noise_risk(name, n, p)
     assert mean >= universal_lower_bound(n, p, noise=1.0) - 3 * se
 
 
-def test_rows_that_repeat_may_go_below_it():
+def test_repeated_examples_can_violate_the_bound():
     mean, se = noise_risk("signs", 3, 2)
     assert mean < universal_lower_bound(3, 2, noise=1.0) - 3 * se
 

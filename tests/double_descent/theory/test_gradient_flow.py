@@ -26,7 +26,7 @@ ratios = st.one_of(st.floats(0.1, 0.9), st.floats(1.1, 8.0))
 
 @examples(0.3)
 @given(gamma=ratios, t=st.floats(0, 30), signal=st.floats(0, 3), noise=st.floats(0, 3))
-def test_integrals_over_the_law_of_eigenvalues(gamma, t, signal, noise):
+def test_integrals_over_the_marchenko_pastur_law(gamma, t, signal, noise):
     low, high = (1 - math.sqrt(gamma)) ** 2, (1 + math.sqrt(gamma)) ** 2
 
     def mean(function) -> float:
@@ -45,7 +45,7 @@ def test_integrals_over_the_law_of_eigenvalues(gamma, t, signal, noise):
 
 
 @given(gamma=ratios, signal=st.floats(0, 3), noise=st.floats(0, 3))
-def test_from_nothing_to_least_squares(gamma, signal, noise):
+def test_time_zero_and_infinity_are_zero_and_least_squares(gamma, signal, noise):
     curve = gradient_flow_curve([0, 1e5], ratio=gamma, signal=signal, noise=noise)
     end = isotropic_curve([gamma], signal=signal, noise=noise)
     assert math.isclose(float(curve.test[0]), signal + noise, rel_tol=1e-12, abs_tol=1e-12)
@@ -54,7 +54,7 @@ def test_from_nothing_to_least_squares(gamma, signal, noise):
     assert math.isclose(float(curve.train[0]), signal + noise, rel_tol=1e-10, abs_tol=1e-12)
 
 
-def test_measured_figures_of_the_flow():
+def test_reference_values_of_the_flow():
     under = gradient_flow_curve([0.5, 2, 20], ratio=0.8, signal=1, noise=1.0)
     over = gradient_flow_curve([5, 100], ratio=2, signal=1, noise=1.0)
     assert torch.allclose(over.excess, torch.tensor([1.32, 1.5], dtype=torch.float64), rtol=3e-3)
@@ -81,7 +81,7 @@ def designs(draw):
 
 
 @given(designs())
-def test_weights_are_those_of_the_loop(case):
+def test_weights_equal_the_iteration(case):
     X, eta, rng = case
     n, p = X.shape
     for y in (rng.standard_normal(n), rng.standard_normal((n, 3))):
@@ -93,7 +93,7 @@ def test_weights_are_those_of_the_loop(case):
         assert np.allclose(got, np.stack([seen[t] for t in (0, 1, 2, 5, 12)]), atol=1e-9)
 
 
-def test_flat_directions_move_at_their_own_pace():
+def test_small_curvatures_are_accurate():
     X, y, eta = np.diag([1.0, 1e-9]), np.array([0.0, 3.0]), 0.5
     got = gradient_descent_weights(X, y, [0, 1, 1000], lr=eta)[:, 1]
     expected = torch.tensor([0.0, 1.0, 1000.0], dtype=torch.float64) * eta * 1e-9 * 3.0 / 2
@@ -101,7 +101,7 @@ def test_flat_directions_move_at_their_own_pace():
 
 
 @given(designs())
-def test_the_risk_of_a_design_is_that_of_the_loop(case):
+def test_the_risk_of_a_design_equals_the_iteration(case):
     X, eta, rng = case
     n, p = X.shape
     beta, root = rng.standard_normal(p), rng.standard_normal((p, p))
@@ -120,14 +120,14 @@ def test_the_risk_of_a_design_is_that_of_the_loop(case):
     assert curve.exact
 
 
-def test_the_law_is_the_mean_over_designs():
+def test_the_limit_is_the_mean_over_designs():
     steps, eta = [10, 100, 2000], 0.01
     rng = np.random.default_rng(0)
     tests = []
     for _ in range(12):
         X = rng.standard_normal((150, 300))
-        own = gradient_descent_curve(steps, X=X, coefficients=np.full(300, 300**-0.5), noise=1.0, lr=eta)
-        tests.append(own.test)
+        curve = gradient_descent_curve(steps, X=X, coefficients=np.full(300, 300**-0.5), noise=1.0, lr=eta)
+        tests.append(curve.test)
     theory = gradient_flow_curve([eta * t for t in steps], ratio=2, signal=1, noise=1.0)
     assert torch.allclose(torch.stack(tests).mean(0), theory.test, rtol=0.02)
 
@@ -137,7 +137,7 @@ def two_scales(n: int = 700):
     return {"scales": scales, "coefficients": coefficients, "n": n, "noise": 4.0}
 
 
-def test_two_scales_descend_twice_and_one_pace_does_not():
+def test_two_scales_give_two_minima_and_equalized_rates_one():
     steps = [0, 1, 20, 6310, 30000]
     curve = superposition_curve(steps, lr=0.3, **two_scales())
     figures = torch.tensor([0.6, 0.554, 0.787, 0.434, 0.457], dtype=torch.float64)
@@ -161,14 +161,15 @@ def test_superposition_is_exact_for_orthogonal_columns(seed, n, p, eta):
     assert torch.allclose(got.test, exact.test, rtol=1e-8)
 
 
-def test_superposition_is_low_by_p_over_n():
-    own, gaps = two_scales(), []
+def test_superposition_is_too_low_by_p_over_n():
+    features, gaps = two_scales(), []
     for n in (700, 5600):
         rng = np.random.default_rng(1)
-        designs = [rng.standard_normal((n, 80)) * own["scales"] for _ in range(4)]
-        settings_ = {"noise": 4.0, "lr": 0.3, "coefficients": own["coefficients"]}
+        designs = [rng.standard_normal((n, 80)) * features["scales"] for _ in range(4)]
+        settings_ = {"noise": 4.0, "lr": 0.3, "coefficients": features["coefficients"]}
         exact = [
-            gradient_descent_curve([20], X=X, covariance=np.square(own["scales"]), **settings_).excess for X in designs
+            gradient_descent_curve([20], X=X, covariance=np.square(features["scales"]), **settings_).excess
+            for X in designs
         ]
         theory = superposition_curve([20], lr=0.3, **two_scales(n)).excess
         gaps.append(float(torch.stack(exact).mean() / theory - 1))

@@ -58,7 +58,7 @@ def test_a_huge_ridge_predicts_zero(gamma, signal, noise):
 
 
 @given(signal=levels, noise=levels)
-def test_the_best_ridge_is_best_and_has_no_peak(signal, noise):
+def test_the_optimal_ridge_is_optimal_and_has_no_peak(signal, noise):
     gammas = np.geomspace(0.05, 20, 80)
     best = optimal_ridge_curve(gammas, signal=signal, noise=noise)
     assert (torch.diff(best.test) > 0).all()
@@ -80,7 +80,7 @@ def test_risk_scales_with_the_targets(gamma, signal, noise, scale):
     assert torch.allclose(scale * one.train, other.train)
 
 
-def test_infinite_at_one_alone():
+def test_infinite_only_at_ratio_one():
     curve = isotropic_curve([0.999, 1.0, 1.001], signal=1, noise=0.1)
     assert torch.isinf(curve.test).tolist() == [False, True, False]
     assert curve.threshold == 1.0
@@ -90,7 +90,7 @@ def test_infinite_at_one_alone():
     assert not curve.exact
 
 
-def test_features_that_hold_part_of_the_signal():
+def test_features_with_part_of_the_signal():
     gammas = torch.tensor([0.33, 2.0, 4.0], dtype=torch.float64)
     curve = misspecified_curve(gammas, signal=1, noise=0.25, signal_fraction=gammas / 4)
     under = 0.25 + 0.9175 + 1.1675 * 0.33 / 0.67

@@ -1,4 +1,4 @@
-"""Random features on a sphere: figures, the paper's own equations, limits, simulation."""
+"""Random features on a sphere: reference values, the equations of the paper, limits, simulation."""
 
 import math
 
@@ -51,17 +51,17 @@ def risk_of_the_paper(psi1, psi2, linear, nonlinear, noise, ridge, moments=RELU)
 
 @given(psi1=ratios, psi2=ratios, ridge=st.floats(0.01, 2), noise=st.floats(0, 1), nonlinear=st.floats(0, 1))
 def test_the_equations_of_the_paper(psi1, psi2, ridge, noise, nonlinear):
-    for own in (0.0, ridge):
-        if own == 0 and abs(psi1 - psi2) < 0.02:
+    for delta in (0.0, ridge):
+        if delta == 0 and abs(psi1 - psi2) < 0.02:
             continue
-        expected = risk_of_the_paper(psi1, psi2, 0.7, nonlinear, noise, own)
+        expected = risk_of_the_paper(psi1, psi2, 0.7, nonlinear, noise, delta)
         curve = sphere_features_curve(
-            [psi1], samples_per_dimension=psi2, linear=0.7, nonlinear=nonlinear, noise=noise, ridge=own
+            [psi1], samples_per_dimension=psi2, linear=0.7, nonlinear=nonlinear, noise=noise, ridge=delta
         )
         assert math.isclose(float(curve.excess[0]), expected, rel_tol=1e-5, abs_tol=1e-9)
 
 
-def test_measured_figures():
+def test_reference_values():
     curve = sphere_features_curve([0.5, 1, 2, 2.7, 4, 6, 12], samples_per_dimension=3, linear=1, noise=0.2)
     figures = torch.tensor([0.850, 0.772, 1.085, 3.43, 1.13, 0.437, 0.2072], dtype=torch.float64)
     assert torch.allclose(curve.excess, figures, rtol=4e-3)
@@ -71,15 +71,15 @@ def test_measured_figures():
 
 @given(psi1=ratios, psi2=ratios, noise=st.floats(0, 1), nonlinear=st.floats(0, 1))
 def test_limits_of_the_ridge(psi1, psi2, noise, nonlinear):
-    own = {"samples_per_dimension": psi2, "linear": 1.0, "noise": noise, "nonlinear": nonlinear}
-    huge = sphere_features_curve([psi1], ridge=1e9, **own)
+    setting = {"samples_per_dimension": psi2, "linear": 1.0, "noise": noise, "nonlinear": nonlinear}
+    huge = sphere_features_curve([psi1], ridge=1e9, **setting)
     assert math.isclose(float(huge.test[0]), 1 + noise + nonlinear, rel_tol=1e-5)
     if abs(psi1 - psi2) > 0.1:
-        none, small = sphere_features_curve([psi1], **own), sphere_features_curve([psi1], ridge=1e-9, **own)
+        none, small = sphere_features_curve([psi1], **setting), sphere_features_curve([psi1], ridge=1e-9, **setting)
         assert torch.allclose(none.test, small.test, rtol=max(1e-4, 5e-5 / (psi1 - psi2) ** 2))
 
 
-def test_infinite_at_the_threshold_alone():
+def test_infinite_only_at_the_threshold():
     curve = sphere_features_curve([2.99, 3.0, 3.01], samples_per_dimension=3, linear=1, noise=0.1)
     assert torch.isinf(curve.test).tolist() == [False, True, False]
     assert curve.threshold == 3
@@ -132,7 +132,7 @@ def test_refusals(call):
         call()
 
 
-def test_other_activations_have_other_peaks_at_the_same_place():
+def test_other_activations_peak_at_the_same_threshold():
     erf = ActivationMoments(0.0, 0.7, 0.2)
     curve = sphere_features_curve([1, 2.9, 3.1, 9], samples_per_dimension=3, linear=1, noise=0.2, moments=erf)
     assert curve.test.argmax() in (1, 2)

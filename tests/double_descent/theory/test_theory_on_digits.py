@@ -1,4 +1,4 @@
-"""The pool equations on real rows: digits with 20 % wrong labels, kernel ridge and random Fourier features."""
+"""The pool equations on real data: digits with 20 % wrong labels, kernel ridge and random Fourier features."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def digits():
 
 
 def draw(labels: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows to train on, rows that are held out, and labels of which exactly a fifth is wrong."""
+    """Training examples, held-out examples, and labels of which exactly a fifth is wrong."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     train, test = order[:n], order[n:]

@@ -20,19 +20,19 @@ def draw(*shape, seed=0):
 
 
 @given(st.integers(1, 8), st.integers(1, 9), st.integers(0, 1000))
-def test_it_is_the_definition(m, n, seed):
+def test_it_matches_the_definition(m, n, seed):
     s = draw(m, n, seed=seed)
-    found = effective_parameters(s)
-    assert found.value == pytest.approx(n / m * float((s**2).sum()), rel=1e-12)
-    assert found.per_example.shape == (m,)
+    result = effective_parameters(s)
+    assert result.value == pytest.approx(n / m * float((s**2).sum()), rel=1e-12)
+    assert result.per_example.shape == (m,)
     if m > 1:
-        assert found.se == pytest.approx(float(found.per_example.std()) / m**0.5, rel=1e-12)
+        assert result.se == pytest.approx(float(result.per_example.std()) / m**0.5, rel=1e-12)
     else:
-        assert math.isnan(found.se)
+        assert math.isnan(result.se)
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000))
-def test_copies_of_a_smoother_for_every_output_count_as_it(m, n, C, seed):
+def test_copies_of_a_smoother_for_every_output_count_once(m, n, C, seed):
     s = draw(m, n, seed=seed)
     copies = torch.einsum("mn,cd->mcnd", s, torch.eye(C, dtype=torch.float64))
     assert effective_parameters(copies).value == pytest.approx(effective_parameters(s).value, rel=1e-12)
@@ -47,13 +47,13 @@ def test_nearest_neighbors_have_n_over_k_and_the_mean_has_one(k):
 
 
 @pytest.mark.parametrize("p", [3, 19, 20, 21, 60])
-def test_least_squares_has_p_on_its_training_rows_and_n_from_there_on(p):
+def test_least_squares_has_min_p_n_on_training_examples(p):
     phi, new = draw(20, p), draw(9, p, seed=1)
     assert effective_parameters(feature_smoother(phi)).value == pytest.approx(min(p, 20), rel=1e-7)
     assert torch.allclose(feature_smoother(phi, test_features=new), new @ torch.linalg.pinv(phi), rtol=0, atol=1e-8)
 
 
-def test_on_test_rows_there_is_a_peak_at_the_threshold_that_training_rows_do_not_show():
+def test_only_test_examples_show_a_peak_at_the_threshold():
     n = 40
     values = {}
     for p in (20, 40, 400):
@@ -64,7 +64,7 @@ def test_on_test_rows_there_is_a_peak_at_the_threshold_that_training_rows_do_not
 
 
 @given(st.integers(2, 12), st.integers(1, 15), st.sampled_from([0.0, 1e-3, 0.5]), st.integers(0, 1000))
-def test_kernel_and_feature_smoothers_are_one(n, p, ridge, seed):
+def test_kernel_and_feature_smoothers_agree(n, p, ridge, seed):
     phi, new = draw(n, p, seed=seed), draw(4, p, seed=seed + 1)
     got = kernel_smoother(phi @ phi.T, K_test=new @ phi.T, ridge=ridge)
     want = feature_smoother(phi, test_features=new, ridge=ridge)
@@ -74,7 +74,7 @@ def test_kernel_and_feature_smoothers_are_one(n, p, ridge, seed):
     )
 
 
-def test_kernel_ridge_is_the_solve_and_its_trace_the_degrees_of_freedom():
+def test_kernel_ridge_equals_a_solve_and_its_trace_the_degrees_of_freedom():
     phi, new = draw(12, 30), draw(4, 30, seed=1)
     K = phi @ phi.T
     want = torch.linalg.solve(K + 0.3 * torch.eye(12, dtype=K.dtype), phi @ new.T).T
@@ -90,12 +90,12 @@ def test_kernel_ridge_is_the_solve_and_its_trace_the_degrees_of_freedom():
     "bad",
     [torch.ones(3), torch.ones(0, 3), torch.ones(3, 0), torch.ones(3, 2, 3, 4), torch.full((2, 2), float("nan")), "s"],
 )
-def test_what_is_no_smoother_is_refused(bad):
+def test_invalid_smoothers_are_refused(bad):
     with pytest.raises(InputError):
         effective_parameters(bad)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_are_refused():
     K = torch.eye(3)
     for ridge in (-1.0, float("nan"), float("inf"), "0", True):
         with pytest.raises(InputError):

@@ -42,11 +42,11 @@ def record(path, model, optimizer, x, y, *, steps=9, batch=4, loss="mse", clip=N
             optimizer.zero_grad()
             losses = (model(x[index]) - target).square()
             losses = 0.5 * losses.sum(1) if loss == "mse" else losses.mean(1)
-            own = None if weight is None else weight[index]
-            (losses if own is None else losses * own).mean().backward()
+            weights = None if weight is None else weight[index]
+            (losses if weights is None else losses * weights).mean().backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
-            recorder.step(index, x[index], y[index], own)
+            recorder.step(index, x[index], y[index], weights)
     return Run.open(path)
 
 
@@ -59,19 +59,19 @@ def trained(path, kind="momentum", *, model=None, y=None, **options):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_offset_and_smoother_times_labels_are_the_network(tmp_path, kind):
+def test_offset_and_smoother_times_labels_equal_the_network(tmp_path, kind):
     run, model, x, y = trained(tmp_path / "run", kind)
-    found = run_smoother(run, model, x[N:], data=(x[:N], y))
-    assert found.S_train.shape == (N, C, N, C)
-    assert found.S.shape == (M, C, N, C)
-    assert torch.allclose(found.outputs, model(x).detach(), atol=1e-12)
-    assert float(found.residual.abs().max()) < 1e-10
-    assert torch.equal(found.targets, nn.functional.one_hot(y, C).double())
-    assert float(found.S.abs().max()) > 1e-3
+    result = run_smoother(run, model, x[N:], data=(x[:N], y))
+    assert result.S_train.shape == (N, C, N, C)
+    assert result.S.shape == (M, C, N, C)
+    assert torch.allclose(result.outputs, model(x).detach(), atol=1e-12)
+    assert float(result.residual.abs().max()) < 1e-10
+    assert torch.equal(result.targets, nn.functional.one_hot(y, C).double())
+    assert float(result.S.abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("case", ["relu", "mse_mean", "clip", "weights", "real", "float32", "sum"])
-def test_so_with_kinks_other_conventions_clipping_weights_and_real_targets(tmp_path, case):
+def test_also_with_kinks_other_conventions_clipping_weights_and_real_targets(tmp_path, case):
     options = {
         "mse_mean": {"loss": "mse_mean"},
         "clip": {"clip": 0.3},
@@ -101,9 +101,9 @@ def test_so_with_kinks_other_conventions_clipping_weights_and_real_targets(tmp_p
                 (0.5 * (model(x[index]) - nn.functional.one_hot(y[index], C)).square().sum()).backward()
                 recorder.step(index, x[index], y[index])
         run = Run.open(tmp_path / "sum")
-    found = run_smoother(run, model, x[N:], data=(x[:N], y))
-    assert float(found.residual.abs().max()) < 1e-10
-    assert float(found.S.abs().max()) > 1e-3
+    result = run_smoother(run, model, x[N:], data=(x[:N], y))
+    assert float(result.residual.abs().max()) < 1e-10
+    assert float(result.S.abs().max()) > 1e-3
 
 
 def test_a_linear_model_has_the_closed_form_and_predicts_other_labels(tmp_path):
@@ -121,31 +121,31 @@ def test_a_linear_model_has_the_closed_form_and_predicts_other_labels(tmp_path):
     sigma = X.T @ X / N
     powers = torch.linalg.matrix_power(torch.eye(4, dtype=X.dtype) - h * sigma, T)
     want = x @ (torch.eye(4, dtype=X.dtype) - powers) @ torch.linalg.solve(sigma, X.T) / N
-    found = outcomes["a"]
+    result = outcomes["a"]
     eye = torch.eye(C, dtype=X.dtype)
-    assert torch.allclose(found.S_train, torch.einsum("mn,cd->mcnd", want[:N], eye), atol=1e-12)
-    assert torch.allclose(found.S, torch.einsum("mn,cd->mcnd", want[N:], eye), atol=1e-12)
-    assert torch.allclose(found.offsets, x @ powers @ start.T, atol=1e-12)
-    assert torch.allclose(found.S, outcomes["b"].S, atol=1e-12)
-    other = found.offsets + torch.einsum("rcnd,nd->rc", torch.cat([found.S_train, found.S]), outcomes["b"].targets)
+    assert torch.allclose(result.S_train, torch.einsum("mn,cd->mcnd", want[:N], eye), atol=1e-12)
+    assert torch.allclose(result.S, torch.einsum("mn,cd->mcnd", want[N:], eye), atol=1e-12)
+    assert torch.allclose(result.offsets, x @ powers @ start.T, atol=1e-12)
+    assert torch.allclose(result.S, outcomes["b"].S, atol=1e-12)
+    other = result.offsets + torch.einsum("rcnd,nd->rc", torch.cat([result.S_train, result.S]), outcomes["b"].targets)
     assert torch.allclose(other, outcomes["b"].outputs, atol=1e-12)
-    assert found.p_eff_train.value == pytest.approx(N / N * float(want[:N].square().sum()), rel=1e-10)
-    assert found.p_eff.value == pytest.approx(N / M * float(want[N:].square().sum()), rel=1e-10)
+    assert result.p_eff_train.value == pytest.approx(N / N * float(want[:N].square().sum()), rel=1e-10)
+    assert result.p_eff.value == pytest.approx(N / M * float(want[N:].square().sum()), rel=1e-10)
 
 
 def test_a_network_in_the_lazy_regime_has_the_smoother_of_its_tangent_kernel(tmp_path):
     """Very short training: S = h/n K(x, X) + O(h²), K the tangent kernel before training."""
     h, x, y, fresh = 1e-6, rows(), torch.arange(N) % C, network()
     run = record(tmp_path / "run", fresh, torch.optim.SGD(fresh.parameters(), lr=h), x[:N], y, steps=1, batch=N)
-    found = run_smoother(run, fresh, x[N:], data=(x[:N], y))
+    result = run_smoother(run, fresh, x[N:], data=(x[:N], y))
     start = network()
     jacobian = []
     for row in x:
         parts = [torch.autograd.grad(start(row[None])[0, c], list(start.parameters())) for c in range(C)]
-        jacobian.append(torch.stack([torch.cat([g.flatten() for g in own]) for own in parts]))
+        jacobian.append(torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in parts]))
     J = torch.stack(jacobian)
     want = h / N * torch.einsum("mcp,ndp->mcnd", J, J[:N])
-    got = torch.cat([found.S_train, found.S])
+    got = torch.cat([result.S_train, result.S])
     assert float((got - want).abs().max()) < 1e-4 * float(want.abs().max())
 
 
@@ -157,19 +157,19 @@ def test_more_training_uses_more_of_the_labels(tmp_path):
     assert values == sorted(values)
 
 
-def test_an_example_that_no_batch_held_has_no_part(tmp_path):
+def test_an_example_in_no_batch_has_no_effect(tmp_path):
     x, y = rows(), torch.arange(N) % C
     model = network()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x[: N - 2], y[: N - 2])
-    found = run_smoother(run, model, data=(x[:N], y))
-    assert float(found.S_train[:, :, N - 2 :].abs().max()) == 0
-    assert float(found.S_train[N - 2 :, :, : N - 2].abs().max()) > 0
-    assert float(found.residual.abs().max()) < 1e-10
+    result = run_smoother(run, model, data=(x[:N], y))
+    assert float(result.S_train[:, :, N - 2 :].abs().max()) == 0
+    assert float(result.S_train[N - 2 :, :, : N - 2].abs().max()) > 0
+    assert float(result.residual.abs().max()) < 1e-10
     with pytest.raises(InputError):
-        found.p_eff  # there are no other rows
+        result.p_eff  # there are no other rows
 
 
-def test_the_order_of_the_examples_goes_along(tmp_path):
+def test_the_smoother_follows_the_order_of_the_examples(tmp_path):
     run, model, x, y = trained(tmp_path / "a", "momentum", batch=N, steps=4)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(4))
     same = network()
@@ -180,14 +180,14 @@ def test_the_order_of_the_examples_goes_along(tmp_path):
     assert torch.allclose(one.S_train[order][:, :, order], two.S_train, atol=1e-12)
 
 
-def test_it_is_saved_and_read(tmp_path):
+def test_it_is_saved_and_loaded(tmp_path):
     run, model, x, y = trained(tmp_path / "run", steps=2)
     seen = []
-    found = run_smoother(run, model, x[N:], data=(x[:N], y), progress=lambda *done: seen.append(done))
+    result = run_smoother(run, model, x[N:], data=(x[:N], y), progress=lambda *done: seen.append(done))
     assert seen == [(1, 2), (2, 2)]
-    again = RunSmoother.load(found.save(tmp_path / "s.safetensors"))
-    assert torch.equal(again.S, found.S)
-    assert torch.equal(again.offsets, found.offsets)
+    again = RunSmoother.load(result.save(tmp_path / "s.safetensors"))
+    assert torch.equal(again.S, result.S)
+    assert torch.equal(again.offsets, result.offsets)
     assert "largest residual" in str(again)
     (tmp_path / "s.safetensors").write_bytes(b"x")
     with pytest.raises(FileCorruptError):
@@ -204,7 +204,7 @@ def test_other_losses_are_refused(tmp_path):
         run_smoother(Run.open(tmp_path / "run"), model, data=(x[:N], y))
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     run, model, x, y = trained(tmp_path / "run", steps=3)
     with pytest.raises(InputError, match="other inputs"):
         run_smoother(run, model, data=(x[:N].flip(0), y))

@@ -30,7 +30,7 @@ levels = st.floats(0.01, 3.0)
 
 @st.composite
 def tasks(draw, pool=False):
-    """Power-law or stepwise spectra and random targets; of a pool, matrices of N rows."""
+    """Power-law or stepwise spectra and random targets; for a pool, matrices of N examples."""
     size = draw(st.integers(12, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     values = np.arange(1.0, size + 1) ** -draw(st.floats(0.0, 2.5)) * rng.uniform(0.5, 2, size)
@@ -191,7 +191,9 @@ def test_a_large_pool_is_a_population(task, n, ridge, k):
         assert torch.allclose(large.test, limit.test, rtol=2e-3)
         assert torch.allclose(large.train, limit.train, rtol=5e-3)
         flips = FlipNoise(0.6, 0.3)
-        large, limit = (learning_curve(own, [n], ridge=ridge, noise=flips, n_features=features) for own in (pool, task))
+        large, limit = (
+            learning_curve(each, [n], ridge=ridge, noise=flips, n_features=features) for each in (pool, task)
+        )
         assert torch.allclose(large.clean, limit.clean, rtol=2e-3)
         # The pool's own spectrum taken for the population's: the same equations as the task's.
         plain = learning_curve(pool.as_population(), [n], ridge=ridge, noise=0.3, n_features=features)
@@ -215,15 +217,15 @@ def test_scales_of_kernel_and_targets(task, pool, scale, ridge, k):
 @given(gamma_n=st.integers(1, 200), n=st.integers(1, 100), ridge=levels, signal=levels, noise=levels)
 def test_equal_eigenvalues_are_the_isotropic_model(gamma_n, n, ridge, signal, noise):
     task = population_task([1.0] * gamma_n, [signal / gamma_n] * gamma_n)
-    for own in (0.0, ridge):
-        here = learning_curve(task, [n], ridge=n * own, noise=noise)
-        there = isotropic_curve([gamma_n / n], signal=signal, noise=noise, ridge=own)
+    for delta in (0.0, ridge):
+        here = learning_curve(task, [n], ridge=n * delta, noise=noise)
+        there = isotropic_curve([gamma_n / n], signal=signal, noise=noise, ridge=delta)
         assert torch.allclose(here.test, there.test, rtol=1e-8)
         assert torch.allclose(here.train, there.train, rtol=1e-7, atol=1e-12)
 
 
 @given(N=st.integers(3, 40), share=st.floats(0.1, 0.9), a=levels, ridge=st.floats(0, 3), noise=levels)
-def test_an_orthogonal_pool_learns_nothing_of_other_rows(N, share, a, ridge, noise):
+def test_an_orthogonal_pool_learns_nothing_about_other_examples(N, share, a, ridge, noise):
     n = min(max(1, round(share * N)), N - 1)
     power = np.random.default_rng(N).exponential(size=N)
     curve = learning_curve(
@@ -240,7 +242,7 @@ def test_an_orthogonal_pool_learns_nothing_of_other_rows(N, share, a, ridge, noi
     assert math.isclose(float(curve.train[0]), train, rel_tol=1e-7, abs_tol=1e-12)
 
 
-def test_infinite_at_the_threshold_alone():
+def test_infinite_only_at_the_threshold():
     values = np.arange(1.0, 81) ** -1.5
     for task in (population_task(values, values), SpectralTask(torch.from_numpy(values), torch.from_numpy(values), 80)):
         width = feature_curve(task, [29, 30, 31], n=30, noise=0.1)
@@ -263,7 +265,7 @@ def test_infinite_at_the_threshold_alone():
     assert feature_curve(few, [2, 3], n=4, noise=0.1).test.tolist() == pytest.approx([0.2, 0.2])
 
 
-def test_what_the_kernel_cannot_see_is_never_learned():
+def test_targets_outside_the_range_of_the_kernel_are_never_learned():
     task = population_task([1.0, 0.0], [1.0, 3.0])
     assert math.isclose(float(learning_curve(task, [100], noise=0.5).excess[0]), 3.0 + 3.5 / 99)
 
@@ -285,7 +287,7 @@ def test_a_good_ridge_removes_the_peak():
     )
 
 
-def test_sphere_features_are_one_of_its_cases():
+def test_sphere_features_are_a_special_case():
     d, bulk = 400, 40_000
     linear, rest = 0.25, 0.25 - 1 / (2 * math.pi)
     values = np.concatenate([np.full(d, linear / d), np.full(bulk, rest / bulk)])
@@ -332,7 +334,7 @@ def test_simulations_of_gaussian_designs_agree():
     assert ridgeless.z.abs().max() <= 3
 
 
-def test_simulations_of_rotated_pools_agree_and_the_plain_equations_do_not():
+def test_simulations_of_rotated_pools_agree_and_population_equations_do_not():
     task = pool_of(240)
     simulated = simulate_learning(task, [40, 120, 200], ridge=0.1, noise=0.3, repetitions=24, seed=5)
     assert simulated.z.abs().max() <= 3

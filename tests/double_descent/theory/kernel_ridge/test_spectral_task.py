@@ -1,4 +1,4 @@
-"""Tasks, flipped labels, and estimates from training rows."""
+"""Tasks, flipped labels, and risk estimates from training data."""
 
 import math
 
@@ -15,7 +15,7 @@ from kernelmem.label_noise.corrupt import corrupt_labels
 
 @pytest.mark.parametrize("kind", ["symmetric", "uniform"])
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
-def test_flips_as_they_are_drawn(kind, n_classes):
+def test_flip_noise_matches_drawn_flips(kind, n_classes):
     labels = torch.arange(n_classes).repeat(20_000 // n_classes)
     corrupted = corrupt_labels(labels, 0.3, kind, seed=0)
     noisy, law = corrupted.y, corrupted.matrix
@@ -84,8 +84,8 @@ def test_estimates_by_definition(seed, n, width, ridge):
     if ridge == 0 and abs(width - n) < 3:
         return
     got = estimate_risk(K, Y, ridge=ridge)
-    own = ridge if ridge else 1e-9
-    H = K @ np.linalg.inv(K + own * np.eye(n))
+    positive_ridge = ridge if ridge else 1e-9
+    H = K @ np.linalg.inv(K + positive_ridge * np.eye(n))
     if ridge == 0 and (np.linalg.eigvalsh(K)[-min(n, width)] < 1e-2 or (width < n and (1 - np.diag(H)).min() < 1e-2)):
         return  # the small ridge of the definition is not small there
     gcv = ((Y - H @ Y) ** 2).sum() / n / (1 - np.trace(H) / n) ** 2
@@ -121,7 +121,7 @@ def test_refusals(call):
         call()
 
 
-def test_rounding_of_eigenvalues_is_taken_for_zero():
+def test_eigenvalues_within_rounding_are_zero():
     task = population_task([1.0, 1e-17, -1e-17], [1.0, 1.0, 1.0])
     assert task.eigenvalues.tolist() == [1.0, 0.0, 0.0]
     assert population_task([1.0, 1e-30], [1.0, 1.0]).eigenvalues[1] == 1e-30
