@@ -11,7 +11,10 @@ from kernelmem.testing.zoo import zoo_entries
 
 ENTRIES = {entry.name: entry for entry in zoo_entries()}
 
-
+pytestmark = [  # warnings that torch shows once per process
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections"),
+]
 every = pytest.mark.parametrize("name", ENTRIES)
 
 
