@@ -26,7 +26,6 @@ lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
-	$(BIN)/python -m tests.house
 
 benchmarks: .venv/.tested
 	$(BIN)/python -m experiments.benchmarks $(ARGS)

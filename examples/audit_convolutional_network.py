@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.auditing import ReportOptions
 from kernelmem.training import digits, train_classifier
 
 data = digits(n_train=300, seed=1)
@@ -30,6 +29,7 @@ audit = km.audit(
     (images, noisy.y),
     (test_images, data.y_test[:300]),
     flipped=noisy.flipped,
-    report=ReportOptions(out="out/convolutional", name="digits", image_shape=(8, 8)),
+    out="out/convolutional",
+    options=km.AuditOptions(name="digits", image_shape=(8, 8)),
 )
 print(audit)

@@ -19,40 +19,45 @@ files are private. The names below are the main interface; the rest is exported 
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # True for type checkers
 if TYPE_CHECKING:
     from kernelmem.auditing import Audit as Audit
+    from kernelmem.auditing import AuditOptions as AuditOptions
     from kernelmem.auditing import audit as audit
-    from kernelmem.core.errors import FileCorruptError as FileCorruptError
-    from kernelmem.core.errors import InputError as InputError
-    from kernelmem.core.errors import KernelmemError as KernelmemError
-    from kernelmem.core.errors import NumericalError as NumericalError
-    from kernelmem.core.errors import UnsupportedModelError as UnsupportedModelError
-    from kernelmem.core.errors import VerificationError as VerificationError
-    from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines as compare_kernel_machines
-    from kernelmem.kernel_machines.equivalence.fidelity import fidelity as fidelity
-    from kernelmem.kernel_machines.estimators.tangent_kernel import TangentKernel as TangentKernel
-    from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out as leave_one_out
-    from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge as choose_ridge
-    from kernelmem.kernels.alignment import alignment as alignment
-    from kernelmem.kernels.alignment import centered_alignment as centered_alignment
-    from kernelmem.kernels.alignment import kernel_distance as kernel_distance
-    from kernelmem.kernels.alignment import target_alignment as target_alignment
-    from kernelmem.kernels.infinite import infinite_nngp as infinite_nngp
-    from kernelmem.kernels.infinite import infinite_ntk as infinite_ntk
-    from kernelmem.kernels.ntk import ntk as ntk
-    from kernelmem.kernels.ntk import ntk_plan as ntk_plan
-    from kernelmem.kernels.operator import ntk_operator as ntk_operator
-    from kernelmem.kernels.spectrum import spectrum as spectrum
-    from kernelmem.label_noise.corrupt import corrupt_labels as corrupt_labels
-    from kernelmem.label_noise.detection import detect as detect
-    from kernelmem.recording.recorder import Recorder as Recorder
-    from kernelmem.recording.run import Run as Run
-    from kernelmem.recording.trainers.fit import FitOptions as FitOptions
-    from kernelmem.recording.trainers.fit import fit as fit
-    from kernelmem.recording.trainers.huggingface import logits as logits
-    from kernelmem.tangents.sketch import tangent_features as tangent_features
+    from kernelmem.core import FileCorruptError as FileCorruptError
+    from kernelmem.core import InputError as InputError
+    from kernelmem.core import KernelmemError as KernelmemError
+    from kernelmem.core import NumericalError as NumericalError
+    from kernelmem.core import UnsupportedModelError as UnsupportedModelError
+    from kernelmem.core import VerificationError as VerificationError
+    from kernelmem.kernel_machines import KernelMachineClassifier as KernelMachineClassifier
+    from kernelmem.kernel_machines import KernelMachineGP as KernelMachineGP
+    from kernelmem.kernel_machines import KernelMachineRegressor as KernelMachineRegressor
+    from kernelmem.kernel_machines import KernelMachineSVC as KernelMachineSVC
+    from kernelmem.kernel_machines import TangentKernel as TangentKernel
+    from kernelmem.kernel_machines import choose_ridge as choose_ridge
+    from kernelmem.kernel_machines import compare_kernel_machines as compare_kernel_machines
+    from kernelmem.kernel_machines import fidelity as fidelity
+    from kernelmem.kernel_machines import leave_one_out as leave_one_out
+    from kernelmem.kernels import alignment as alignment
+    from kernelmem.kernels import centered_alignment as centered_alignment
+    from kernelmem.kernels import infinite_nngp as infinite_nngp
+    from kernelmem.kernels import infinite_ntk as infinite_ntk
+    from kernelmem.kernels import kernel_distance as kernel_distance
+    from kernelmem.kernels import ntk as ntk
+    from kernelmem.kernels import ntk_operator as ntk_operator
+    from kernelmem.kernels import ntk_plan as ntk_plan
+    from kernelmem.kernels import spectrum as spectrum
+    from kernelmem.kernels import target_alignment as target_alignment
+    from kernelmem.label_noise import corrupt_labels as corrupt_labels
+    from kernelmem.label_noise import detect as detect
+    from kernelmem.recording import FitOptions as FitOptions
+    from kernelmem.recording import Recorder as Recorder
+    from kernelmem.recording import Run as Run
+    from kernelmem.recording import fit as fit
+    from kernelmem.recording import logits as logits
+    from kernelmem.tangents import tangent_features as tangent_features
     from kernelmem.trajectory import InfluenceOptions as InfluenceOptions
     from kernelmem.trajectory import Ledger as Ledger
     from kernelmem.trajectory import LedgerOptions as LedgerOptions
@@ -64,48 +69,33 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# module -> public names, imported on first use: torch and scikit-learn take seconds to import, `kernelmem --help` needs neither
-_MODULES = {
-    "auditing": "Audit audit",
-    "core.errors": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
-    "kernel_machines.equivalence.compare": "compare_kernel_machines",
-    "kernel_machines.equivalence.fidelity": "fidelity",
-    "kernel_machines.estimators.tangent_kernel": "TangentKernel",
-    "kernel_machines.model_selection.leave_one_out": "leave_one_out",
-    "kernel_machines.model_selection.ridge_selection": "choose_ridge",
-    "kernels.alignment": "alignment centered_alignment kernel_distance target_alignment",
-    "kernels.infinite": "infinite_nngp infinite_ntk",
-    "kernels.ntk": "ntk ntk_plan",
-    "kernels.operator": "ntk_operator",
-    "kernels.spectrum": "spectrum",
-    "label_noise.corrupt": "corrupt_labels",
-    "label_noise.detection": "detect",
-    "recording.recorder": "Recorder",
-    "recording.run": "Run",
-    "recording.trainers.fit": "FitOptions fit",
-    "recording.trainers.huggingface": "logits",
-    "tangents.sketch": "tangent_features",
-    "trajectory": "InfluenceOptions Ledger LedgerOptions PathKernelOptions exact_kernel_machine influence ledger path_kernel",
-    "kernel_machines.estimators.gaussian_process": "KernelMachineGP",
-    "kernel_machines.estimators.ridge": "KernelMachineClassifier KernelMachineRegressor",
-    "kernel_machines.estimators.svm": "KernelMachineSVC",
+# Public names by package, imported on first use: torch takes seconds to import, and `kernelmem --help` does not need it.
+_NAMES = {
+    "auditing": "Audit AuditOptions audit",
+    "core": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
+    "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
+    "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",
+    "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
+    "ntk ntk_operator ntk_plan spectrum target_alignment",
+    "label_noise": "corrupt_labels detect",
+    "recording": "FitOptions Recorder Run fit logits",
+    "tangents": "tangent_features",
+    "trajectory": "InfluenceOptions Ledger LedgerOptions PathKernelOptions "
+    "exact_kernel_machine influence ledger path_kernel",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
-_PACKAGES = (
-    "auditing", "cli", "core", "double_descent", "kernel_machines", "kernels", "label_noise", "plotting", "recording",
-    "tangents", "testing", "training", "trajectory",
-)  # fmt: skip
+_PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names.split()}
+_PACKAGES = {*_NAMES, "cli", "double_descent", "plotting", "testing", "training"}
 
 
 def __getattr__(name: str) -> object:
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _MODULE_OF:
+    if name not in _PACKAGE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_PACKAGE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF, *_PACKAGES])
+    return sorted({*globals(), *_PACKAGE_OF, *_PACKAGES})

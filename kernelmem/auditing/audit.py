@@ -26,7 +26,7 @@ from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
 
-__all__ = ["ReportOptions", "audit"]
+__all__ = ["AuditOptions", "audit"]
 
 EXAMPLES = 12
 FEATURES_SHOWN = 64
@@ -35,11 +35,11 @@ STAGES = 4  # kernel of training rows, kernel of test rows, leave-one-out, repor
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Files that :func:`audit` writes, and how its report describes model and data.
+class AuditOptions:
+    """Description of model and data in the report of :func:`audit`, and further files to write.
 
     Attributes:
-        out: directory for audit.json and audit.html; None: nothing is written.
+        n_classes: C, if the largest label is less than C − 1; None: the largest label + 1.
         name: name of the data.
         model_name: name of the network; None: its class.
         image_shape: (H, W) or (H, W, 3) if rows are images, also flattened ones.
@@ -48,7 +48,7 @@ class ReportOptions:
         extra_files: more files to write into ``out``: name -> content.
     """
 
-    out: str | Path | None = None
+    n_classes: int | None = None
     name: str = "data"
     model_name: str | None = None
     image_shape: tuple[int, ...] | None = None
@@ -64,12 +64,12 @@ def audit(
     test: tuple[ArrayLike, ArrayLike],
     *,
     flipped: ArrayLike | None = None,
-    n_classes: int | None = None,
     forward: Forward | None = None,
+    out: str | Path | None = None,
     seed: int = 0,
     memory: int | str = MEMORY,
+    options: AuditOptions = AuditOptions(),
     progress: Progress = None,
-    report: ReportOptions = ReportOptions(),
 ) -> Audit:
     """Measure what a trained classifier memorized of its training rows.
 
@@ -87,19 +87,19 @@ def audit(
         train: (x, y), the rows and labels that it was trained on: x (n, ...), y (n,) integers.
         test: (x, y), rows that it never saw.
         flipped: (n,) booleans, training labels known to be wrong. They are used to evaluate the audit, never in it.
-        n_classes: C, if the largest label is less than C − 1.
         forward: maps (model, batch) to (n, C), for models with other outputs.
+        out: directory for audit.json and audit.html; None: nothing is written.
         seed: of the permutation null for known flips; recorded.
         memory: bytes that the kernel computation may allocate.
+        options: number of classes, names and image shape for the report.
         progress: see :data:`kernelmem.core.options.Progress`; counts 4 stages.
-        report: files to write, and names in the report.
 
     Returns:
         Audit: ``.document`` (plain values), ``.to_frame()``, ``.to_html()``, ``.to_json()``, ``.plot()``, ``.save(dir)``.
 
     Raises:
         InputError: arrays, labels or outputs that do not match. UnsupportedModelError: a model without row-wise outputs.
-        NumericalError: a kernel that is not positive semidefinite. Nothing is written then. With ``report.out``, audit.json
+        NumericalError: a kernel that is not positive semidefinite. Nothing is written then. With ``out``, audit.json
             is written before the report is drawn.
 
     Cost: the kernel (see :func:`kernelmem.ntk`) + O(n³) time; O(n²) memory: for n up to about 10,000.
@@ -108,11 +108,15 @@ def audit(
     difference: Feldman and Zhang 2020; NTK surrogate: Engel et al. 2024.
     """
     data = labeled_data(
-        *_pair(train, "train"), *_pair(test, "test"), name=report.name, image_shape=report.image_shape, flipped=flipped
+        *_pair(train, "train"),
+        *_pair(test, "test"),
+        name=options.name,
+        image_shape=options.image_shape,
+        flipped=flipped,
     )
     seeds = seed_sequence(seed, ["permutations"])
-    if report.out is not None:
-        check_directory(report.out)
+    if out is not None:
+        check_directory(out)
     started = time.perf_counter()
     tick = as_progress(progress, "audit", "stage")
     seen, duplicates, conflicting = seen_rows(data)
@@ -123,13 +127,13 @@ def audit(
             hint="hold out rows before training; without them there is no null control",
         )
 
-    module, train_outputs, test_outputs = _outputs(model, data, forward, n_classes)
+    module, train_outputs, test_outputs = _outputs(model, data, forward, options.n_classes)
     tick(0, STAGES)
     bar = False if callable(progress) else progress  # a function counts stages only
-    options: dict[str, Any] = {"forward": forward, "dtype": torch.float64, "memory": memory, "progress": bar}
-    kernel = ntk(module, data.x_train, **options).cpu()
+    settings: dict[str, Any] = {"forward": forward, "dtype": torch.float64, "memory": memory, "progress": bar}
+    kernel = ntk(module, data.x_train, **settings).cpu()
     tick(1, STAGES)
-    test_kernel = ntk(module, data.x_test, data.x_train, **options).cpu()
+    test_kernel = ntk(module, data.x_test, data.x_train, **settings).cpu()
     tick(2, STAGES)
     analysis = analyze(kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen)
     memorization = analysis.memorization
@@ -145,7 +149,7 @@ def audit(
         schema_version=SCHEMA_VERSION,
         verdict=verdict(analysis.fidelity, memorization, identity),
         data=identity,
-        model=model_identity(model, report.model_name, report.training, *accuracies),
+        model=model_identity(model, options.model_name, options.training, *accuracies),
         fidelity=analysis.fidelity,
         memorization=memorization,
         flips=_flips(memorization, data.flipped, seeds["permutations"]),
@@ -153,16 +157,16 @@ def audit(
         classes=per_class(memorization, data.y_train, data.y_test, train_outputs, test_outputs),
         images=images,
         features=features,
-        reproduce=report.reproduce,
+        reproduce=options.reproduce,
         seed=seed,
         versions=_versions(),
         seconds=round(time.perf_counter() - started, 3),
     )
     result = Audit(document)
-    if report.out is not None:
-        if report.extra_files:
-            write_files(report.out, report.extra_files)
-        result.save(report.out)
+    if out is not None:
+        if options.extra_files:
+            write_files(out, options.extra_files)
+        result.save(out)
     tick(STAGES, STAGES)
     return result
 
@@ -189,7 +193,7 @@ def _outputs(
             f" (y_train of shape {tuple(data.y_train.shape)}, y_test of shape {tuple(data.y_test.shape)})",
             expected=f"{expected} outputs, one for each class",
             hint=f"use a model with {data.n_classes} outputs"
-            + (f", or pass n_classes={C} if some classes have no rows here" if data.n_classes < C else ""),
+            + (f", or pass km.AuditOptions(n_classes={C}) if some have no rows here" if data.n_classes < C else ""),
         )
     outputs = []
     for key, rows in (("x_train", train_rows), ("x_test", test_rows)):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelmem.auditing.document import AuditDocument
-from kernelmem.auditing.load import read_document
+from kernelmem.auditing.document import AuditDocument, read_document
 from kernelmem.core.atomic_files import write_files
 from kernelmem.core.result_files import Result
 

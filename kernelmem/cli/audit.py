@@ -61,7 +61,7 @@ class AuditCommand:
 
     def run(self) -> None:
         """Run the command."""
-        from kernelmem.auditing.audit import ReportOptions, audit
+        from kernelmem.auditing.audit import AuditOptions, audit
         from kernelmem.cli.options import as_device
         from kernelmem.core.atomic_files import check_directory
         from kernelmem.core.checks import seed_sequence
@@ -86,8 +86,7 @@ class AuditCommand:
         files = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
         if rate:
             files["labels.npz"] = _npz(y_train=data.y_train, flipped=data.flipped, y_train_before=clean)
-        report = ReportOptions(
-            out=self.out,
+        options = AuditOptions(
             name=data.name,
             model_name=self.model or "default MLP",
             image_shape=data.image_shape,
@@ -96,7 +95,7 @@ class AuditCommand:
             extra_files=files,
         )
         train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
-        result = audit(model, train, test, flipped=data.flipped, seed=self.seed, report=report)
+        result = audit(model, train, test, flipped=data.flipped, out=self.out, seed=self.seed, options=options)
         if self.json:
             print(result.to_json(), end="")
         else:

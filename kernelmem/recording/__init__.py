@@ -20,4 +20,5 @@ from kernelmem.recording.storage.checkpoints import Checkpoint as Checkpoint
 from kernelmem.recording.storage.tape import Step as Step
 from kernelmem.recording.trainers.fit import FitOptions as FitOptions
 from kernelmem.recording.trainers.fit import fit as fit
+from kernelmem.recording.trainers.huggingface import logits as logits
 from kernelmem.recording.verify_model import verify_model as verify_model

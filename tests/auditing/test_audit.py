@@ -9,7 +9,7 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.auditing.analysis import analyze
-from kernelmem.auditing.audit import ReportOptions
+from kernelmem.auditing.audit import AuditOptions
 from kernelmem.kernel_machines.equivalence.fidelity import margin
 from kernelmem.kernels import reference
 from kernelmem.training.classifier import train_classifier
@@ -30,7 +30,7 @@ def trained():
 @pytest.fixture(scope="module")
 def result(trained):
     model, train, test, flipped = trained
-    return km.audit(model, train, test, flipped=flipped, report=ReportOptions(image_shape=(8, 8)))
+    return km.audit(model, train, test, flipped=flipped, options=AuditOptions(image_shape=(8, 8)))
 
 
 def test_finds_the_flips(result, trained):
@@ -132,8 +132,8 @@ def test_the_count_has_its_exact_law_under_exchangeability():
 def test_same_seed_same_bytes_apart_from_seconds(trained, result, tmp_path):
     model, train, test, flipped = trained
     torch.manual_seed(123)
-    report = ReportOptions(image_shape=(8, 8), out=tmp_path / "o")
-    km.audit(model, train, test, flipped=flipped, report=report)
+    options = AuditOptions(image_shape=(8, 8))
+    km.audit(model, train, test, flipped=flipped, out=tmp_path / "o", options=options)
     again = json.loads((tmp_path / "o/audit.json").read_text(encoding="utf-8"))
     first = result.to_dict()
     assert first.pop("seconds") > 0
@@ -144,7 +144,7 @@ def test_same_seed_same_bytes_apart_from_seconds(trained, result, tmp_path):
 
 def test_flips_do_not_enter_the_analysis(trained, result):
     model, train, test, _ = trained
-    blind = km.audit(model, train, test, report=ReportOptions(image_shape=(8, 8))).document
+    blind = km.audit(model, train, test, options=AuditOptions(image_shape=(8, 8))).document
     assert blind.memorization == result.document.memorization
     assert blind.fidelity == result.document.fidelity
     assert blind.flips.auroc is None
@@ -302,11 +302,11 @@ def test_duplicates_are_counted_and_kept_out_of_the_null(trained):
 def test_bad_input_writes_nothing(trained, tmp_path, change, words):
     model, train, test, _ = trained
     arguments = {"model": model, "train": train, "test": test}
-    shape = change.pop("image_shape", None)
+    options = AuditOptions(image_shape=change.pop("image_shape", None), n_classes=change.pop("n_classes", None))
     for key, value in change.items():
         arguments[key] = value(*arguments[key]) if key in ("train", "test") else value
     with pytest.raises(km.InputError, match=words):
-        km.audit(**arguments, report=ReportOptions(out=tmp_path / "o", image_shape=shape))
+        km.audit(**arguments, out=tmp_path / "o", options=options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -317,5 +317,5 @@ def test_weights_that_give_nan_are_refused(trained, tmp_path):
         model[1].weight.fill_(3e38)
         model[3].weight.fill_(torch.inf)
     with pytest.raises(km.InputError, match="outputs"):
-        km.audit(model, train, test, report=ReportOptions(out=tmp_path / "o"))
+        km.audit(model, train, test, out=tmp_path / "o")
     assert list(tmp_path.iterdir()) == []

@@ -45,13 +45,11 @@ def test_every_public_name_is_the_one_that_type_checkers_see():
     tree = ast.parse(inspect.getsource(km))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.asname: node.module for node in block.body for alias in node.names}
-    assert {f"kernelmem.{km._MODULE_OF[name]}" for name in seen} == set(seen.values())
+    assert {f"kernelmem.{km._PACKAGE_OF[name]}" for name in seen} == set(seen.values())
     for name, module in seen.items():
         assert getattr(km, name) is getattr(import_module(module), name)
-    assert set(km._MODULE_OF) - set(seen) == {
-        f"KernelMachine{kind}" for kind in ("Classifier", "GP", "Regressor", "SVC")
-    }
-    assert set(km._MODULE_OF) <= set(dir(km))
-    assert all(getattr(km, name).__name__ == name for name in km._MODULE_OF)
+    assert set(km._PACKAGE_OF) == set(seen)
+    assert set(km._PACKAGE_OF) <= set(dir(km))
+    assert all(getattr(km, name).__name__ == name for name in km._PACKAGE_OF)
     with pytest.raises(AttributeError, match="no attribute 'ntks'"):
         _ = km.ntks
