@@ -12,8 +12,6 @@ from kernelmem.kernel_machines.equivalence.fidelity import centered, fidelity, m
 from kernelmem.kernel_machines.model_selection.leave_one_out import LeaveOneOut, leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
 
-__all__ = ["Analysis", "accuracy", "analyze", "memorized_examples", "per_class"]
-
 
 @dataclass(frozen=True)
 class Analysis:

@@ -26,8 +26,6 @@ from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
 
-__all__ = ["AuditOptions", "audit"]
-
 EXAMPLES = 12
 FEATURES_SHOWN = 64
 CHUNK = 256  # rows per forward pass

@@ -10,21 +10,6 @@ from typing import Any
 
 from kernelmem.core.errors import FileCorruptError, InputError
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "AuditDocument",
-    "ClassRow",
-    "DataIdentity",
-    "Example",
-    "Flips",
-    "InfluentialRow",
-    "KernelFidelity",
-    "Memorization",
-    "ModelIdentity",
-    "Verdict",
-    "read_document",
-]
-
 SCHEMA_VERSION = 2  # version 1 had other names of fields
 
 

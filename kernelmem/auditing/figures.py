@@ -16,8 +16,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from kernelmem.auditing.document import AuditDocument
 from kernelmem.plotting.style import BLUE, DASHED, LINE, ORANGE, PAGE, SOFT, TEXT, new_figure, style
 
-__all__ = ["distribution", "flip_curves", "plot", "two_statistics"]
-
 # One color per role, none twice: each becomes var(--figure-<role>), so that one SVG serves light and dark.
 COLORS = {
     "text": TEXT,

@@ -9,8 +9,6 @@ from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.weight_files import weights_sha256
 from kernelmem.training.datasets import LabeledData
 
-__all__ = ["data_identity", "model_identity", "seen_rows"]
-
 
 def seen_rows(data: LabeledData) -> tuple[Tensor, int, int]:
     """Find bitwise equal rows: (mask of test rows that are training rows, training duplicates, those with another label)."""

@@ -11,8 +11,6 @@ from kernelmem.auditing.document import AuditDocument, Example
 from kernelmem.auditing.thumbnails import PREFIX
 from kernelmem.core.errors import InputError
 
-__all__ = ["render"]
-
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 STATUS = {"memorized": "Memorization found", "nothing-found": "Nothing found", "no-claim": "No claim"}

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["Audit"]
-
 EXAMPLES_PRINTED = 5
 LINE_WIDTH = 110  # characters
 

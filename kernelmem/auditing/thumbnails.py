@@ -8,8 +8,6 @@ from PIL import Image
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["png_data_uri"]
-
 PREFIX = "data:image/png;base64,"
 CRISP_SIDE = 96
 

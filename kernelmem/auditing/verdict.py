@@ -2,8 +2,6 @@
 
 from kernelmem.auditing.document import DataIdentity, KernelFidelity, Memorization, Verdict
 
-__all__ = ["AGREEMENT_REQUIRED", "NULL_LEVEL", "SIGNIFICANCE", "verdict"]
-
 AGREEMENT_REQUIRED = 0.9  # below it a statement about the surrogate says nothing about the network
 NULL_LEVEL = 0.99  # quantile of the null above which a training row counts as memorized
 SIGNIFICANCE = 0.01  # of the number of such rows

@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
 
     from kernelmem.training.datasets import LabeledData
 
-__all__ = ["AuditCommand"]
-
 DEFAULT_NOISE = 0.15  # for the built-in digits; labels of the user are flipped only with --noise
 
 

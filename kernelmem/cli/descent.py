@@ -12,8 +12,6 @@ import tyro
 
 from kernelmem.cli.options import DEVICE, hint
 
-__all__ = ["DescentCommand"]
-
 
 @dataclass(frozen=True)
 class DescentCommand:

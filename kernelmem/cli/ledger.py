@@ -11,8 +11,6 @@ from kernelmem.cli.options import hint
 if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     from kernelmem.recording.run import Run
 
-__all__ = ["LedgerCommand"]
-
 NOTE = """\
 Residual: largest |change of the output - examples - decay - rounding - buffers|
 over rows and outputs, recomputed from the file. The hash of every ledger, and

@@ -10,8 +10,6 @@ from kernelmem.cli.descent import DescentCommand
 from kernelmem.cli.ledger import LedgerCommand
 from kernelmem.cli.ntk import NtkCommand
 
-__all__ = ["main"]
-
 DESCRIPTION = """Kernel and memorization analysis of PyTorch networks.
 
 kernelmem --version prints the version."""

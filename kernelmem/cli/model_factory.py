@@ -9,8 +9,6 @@ from torch import nn
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["build_model"]
-
 
 def build_model(name: str, **arguments: object) -> nn.Module:
     """Import ``package.module:factory`` (the working directory is searched too) and call it.

@@ -14,8 +14,6 @@ from kernelmem.cli.options import DEVICE, hint
 if TYPE_CHECKING:  # numpy and torch are slow to import, and --help does not need them
     import numpy as np
 
-__all__ = ["NtkCommand"]
-
 
 @dataclass(frozen=True)
 class NtkCommand:

@@ -7,8 +7,6 @@ import tyro
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEVICE", "as_device", "hint"]
-
 DEVICE = Annotated[str, tyro.conf.arg(metavar="cpu|cuda|cuda:1|...")]
 
 

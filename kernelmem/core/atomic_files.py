@@ -10,8 +10,6 @@ import numpy as np
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["array_sha256", "check_directory", "write_file", "write_files"]
-
 
 def check_directory(directory: str | Path) -> Path:
     """Check, without creating anything, that files can be written to ``directory``, and return it as a Path.

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["Batch", "Forward", "Rows", "Tree", "as_rows", "map_tree", "named_leaves"]
-
 Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
 """Examples as a model takes them: an array, a dict or tuple of arrays (nested too), a Dataset or a DataLoader."""
 

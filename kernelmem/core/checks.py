@@ -12,17 +12,6 @@ from torch import Tensor
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.symmetry import symmetry
 
-__all__ = [
-    "ArrayLike",
-    "as_count",
-    "as_labels",
-    "as_number",
-    "as_square_kernel",
-    "as_tensor",
-    "finite",
-    "seed_sequence",
-]
-
 ArrayLike: TypeAlias = Tensor | numpy.typing.ArrayLike
 """A tensor, a NumPy array, or numbers in nested sequences."""
 

@@ -1,14 +1,5 @@
 """The exception tree. Every error says what was given, what was expected, and what to try."""
 
-__all__ = [
-    "FileCorruptError",
-    "InputError",
-    "KernelmemError",
-    "NumericalError",
-    "UnsupportedModelError",
-    "VerificationError",
-]
-
 
 class KernelmemError(Exception):
     """Base class of the errors that kernelmem raises on purpose.

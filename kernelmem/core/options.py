@@ -5,8 +5,6 @@ from typing import TypeAlias
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["MEMORY", "Progress", "as_bytes", "as_progress"]
-
 MEMORY = "4GiB"  # what a call may allocate unless the user says otherwise
 
 Progress: TypeAlias = Callable[[int, int], object] | bool | None

@@ -22,8 +22,6 @@ from kernelmem.core.errors import FileCorruptError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Result", "read_result", "write_result"]
-
 JSON: TypeAlias = Any  # what json.loads returns
 
 FRAME_ROWS = 20  # rows of the table that a notebook shows

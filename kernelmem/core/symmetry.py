@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Symmetry", "symmetry"]
-
 # Pairs of tiles stay in cache, and below the size that torch splits over threads, which stall on a busy machine.
 TILE = 176
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import FileCorruptError, InputError
 
-__all__ = ["fit_weights", "load_weights", "weights_bytes", "weights_sha256"]
-
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from .pt/.pth by ``torch.load(weights_only=True)``.

@@ -7,8 +7,6 @@ import numpy as np
 from kernelmem.core.checks import ArrayLike, as_count, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["as_axis", "as_powers", "as_scaled_count", "generators"]
-
 
 def as_axis(
     value: ArrayLike,

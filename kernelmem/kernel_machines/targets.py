@@ -6,8 +6,6 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_labels, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["as_targets"]
-
 EPS32 = torch.finfo(torch.float32).eps
 
 

@@ -10,17 +10,6 @@ from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_ten
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 
-__all__ = [
-    "AlignmentEstimate",
-    "alignment",
-    "centered_alignment",
-    "centered_target_alignment",
-    "debiased_alignment",
-    "kernel_distance",
-    "relative_distance",
-    "target_alignment",
-]
-
 EPS = torch.finfo(torch.float64).eps
 
 

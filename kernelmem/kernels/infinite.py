@@ -12,8 +12,6 @@ from kernelmem.core.batches import Batch, as_rows
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 
-__all__ = ["infinite_nngp", "infinite_ntk"]
-
 Activation = Literal["relu", "erf"]
 
 BLOCK = 2**20  # kernel entries computed at once, with about twelve float64 temporaries of this size

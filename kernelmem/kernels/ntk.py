@@ -17,8 +17,6 @@ from kernelmem.tangents.engine.plan import Plan
 from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections, TargetLike, named_target
 from kernelmem.tangents.prepare import PreparedModel, check_rows, prepare
 
-__all__ = ["Labels", "Outputs", "ntk", "ntk_plan"]
-
 Outputs = Literal["trace", "diagonal", "full", "pseudo"]
 Labels = ArrayLike | tuple[ArrayLike, ArrayLike] | None  # of x, or of (x, y)
 

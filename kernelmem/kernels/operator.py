@@ -18,8 +18,6 @@ from kernelmem.tangents.derivatives.jacobian import vectorized_jacobian
 from kernelmem.tangents.derivatives.jvp import JvpMode, Linearized, choose_mode
 from kernelmem.tangents.prepare import PreparedModel, prepare
 
-__all__ = ["NTKOperator", "ntk_operator"]
-
 # Bytes of the graph of one chunk on a CPU. Larger chunks are not faster, and three times slower once an activation is
 # larger than 32 MiB: then the C library maps and unmaps fresh pages for each tensor.
 GRAPH_BYTES = 2**27

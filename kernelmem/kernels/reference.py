@@ -10,8 +10,6 @@ from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
 from kernelmem.tangents.prepare import PreparedModel, prepare
 
-__all__ = ["jacobian", "jacobian_of", "kernel_of", "ntk"]
-
 
 def jacobian(
     model: nn.Module,

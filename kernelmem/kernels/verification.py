@@ -12,8 +12,6 @@ from kernelmem.kernels.reference import jacobian_of
 from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
 
-__all__ = ["verify"]
-
 BYTES = 2**24  # of tangents held at a time
 PAIRS = 16  # outputs of a full kernel that are compared, all pairs of them
 FAINT = 1e-6  # relative to the kernel along another direction

@@ -12,8 +12,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.label_noise import sampling, transition_matrices
 
-__all__ = ["KINDS", "CorruptedLabels", "corrupt_labels"]
-
 KINDS = ("symmetric", "uniform", "pair", "confusable", "matrix", "instance")
 MAX_CLASSES = 16384  # a transition matrix of 2 GiB; larger labels are identifiers, not classes
 

@@ -11,8 +11,6 @@ from kernelmem.core.checks import ArrayLike, as_count, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
-__all__ = ["Detection", "detect"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detection(Result):

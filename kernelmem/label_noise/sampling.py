@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["by_propensity", "by_quota", "systematic", "targets"]
-
 CHUNK = 4096  # examples per block, which bounds the (examples, C) table of cumulative sums
 
 

@@ -9,8 +9,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
 
-__all__ = ["confusable", "instance", "most_confused", "pair", "symmetric", "uniform", "user_defined"]
-
 CONFUSION_ROWS = 1000  # leave-one-out is cubic in the rows; a sample suffices to find similar classes
 PROPENSITY_SD = 0.1  # Xia et al. 2020
 TOLERANCE = 1e-6  # a float32 matrix sums to 1 only to about this

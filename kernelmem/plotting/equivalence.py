@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FitLike", "MovementLike", "comparison_figure"]
-
 
 class FitLike(Protocol):
     """What is drawn of one kernel machine."""

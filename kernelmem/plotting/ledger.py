@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LedgerLike", "ledger_figure"]
-
 UP, DOWN = BLUE, ORANGE
 PARAMETERS: dict[str, object] = {
     "font.size": 10.5,

@@ -4,8 +4,6 @@ import io
 
 from matplotlib.figure import Figure
 
-__all__ = ["NotebookFigure"]
-
 SCREEN = 96  # CSS pixels per inch
 DPI = 2 * SCREEN  # sharp on screens of double density
 

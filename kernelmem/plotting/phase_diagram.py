@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PhaseDiagramLike", "phase_diagram_figure"]
-
 
 class PhaseDiagramLike(Protocol):
     """What is drawn of a phase diagram: metrics (S, R, N, W, T), ``kernel_flips`` (S, R, N, W), and the four axes."""

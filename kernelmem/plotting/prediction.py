@@ -16,8 +16,6 @@ from kernelmem.plotting.style import BLUE, GRAY, ORANGE, as_array, new_figure, n
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PredictionLike", "prediction_figure"]
-
 AXIS_LABELS = {"samples": "training examples"}
 TICKS = 9
 TITLE_WIDTH = 80  # characters

@@ -12,8 +12,6 @@ from kernelmem.plotting.style import BLUE, ORANGE, PALE, SOFT, as_array, new_fig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RidgeChoiceLike", "ridge_figure"]
-
 
 class RidgeChoiceLike(Protocol):
     """What is drawn of a ridge choice: ``grid`` and ``errors`` (G,), the chosen ridge and its index."""

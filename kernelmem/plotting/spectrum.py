@@ -12,8 +12,6 @@ from kernelmem.plotting.style import BLUE, DASHED, GRAY, ORANGE, SOFT, as_array,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PowerLaw", "spectrum_figure"]
-
 
 class PowerLaw(Protocol):
     """A fit λ_k ≈ scale · k^(−exponent) over ranks first..last, with the standard error of the exponent."""

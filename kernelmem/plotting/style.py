@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = [
-    "BLUE", "DASHED", "GRAY", "GREEN", "LINE", "ORANGE", "PAGE", "PALE", "PURPLE", "SOFT", "TEXT", "as_array", "band",
-    "figure_files", "new_figure", "number_ticks", "style",
-]  # fmt: skip
-
 # Blue and orange are distinguishable with every kind of color vision; they carry the main contrast of every figure.
 BLUE, ORANGE, GREEN, PURPLE = "#3b6fc4", "#d9780f", "#3d8b57", "#7b4fa3"
 TEXT, SOFT, GRAY, LINE, PALE, PAGE = "#1d2433", "#5b6475", "#8a93a3", "#d5d9e1", "#eef0f4", "#fefefd"

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SweepLike", "Theory", "ThresholdLike", "sweep_figure"]
-
 # (axis, values, label), drawn among the losses; a fourth entry, "test_error" or "test_loss", names the panel.
 Theory = tuple[ArrayLike, ArrayLike, str] | tuple[ArrayLike, ArrayLike, str, str]
 PANELS = {"Error": ("test_error", "train_error"), "Loss": ("test_loss", "train_loss")}

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CurveLike", "curve_figure", "simulation_figure"]
-
 
 class CurveLike(Protocol):
     """What is drawn of a theory's curve: ``axis``, ``test`` and ``train`` (G,)."""

@@ -17,8 +17,6 @@ from kernelmem.recording.run import Run, no_averages
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import load_model_state, model_state, state_sha256
 
-__all__ = ["Average", "AverageTracker", "average_coefficients", "combine_coefficients", "fit_coefficient"]
-
 ROUNDINGS = (
     8.0  # allowed error of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
 )

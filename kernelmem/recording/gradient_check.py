@@ -15,8 +15,6 @@ from kernelmem.recording.storage.inputs import RecordedBatch
 from kernelmem.training import losses
 from kernelmem.training.losses import Loss, batch_loss
 
-__all__ = ["ForwardRandomState", "GradientCheck", "batch_gradient", "call_model", "fit_scale", "random_state"]
-
 NEIGHBORS = 3  # floats tried on each side of the ratio: its two roundings displace it by less than two floats
 TOTAL_SHARE = 0.01  # sums that cancel: a parameter may miss by this share of the tolerance for all parameters
 

@@ -21,8 +21,6 @@ from kernelmem.recording.storage.param_groups import read_groups
 from kernelmem.recording.storage.tape import Step, Tape, refuse_existing
 from kernelmem.training import losses
 
-__all__ = ["Recorder"]
-
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 HALF_TOLERANCE = 3e-2  # for bfloat16 and float16: a few roundings
 

@@ -23,8 +23,6 @@ from kernelmem.recording.storage.param_groups import build_optimizer, set_groups
 from kernelmem.recording.storage.tape import Step
 from kernelmem.training.losses import Loss, check_loss
 
-__all__ = ["replay", "replay_step", "set_modes"]
-
 
 def replay(
     run: Run,

@@ -12,8 +12,6 @@ from kernelmem.recording.averaging import AverageTracker
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_checkpoint
 from kernelmem.recording.storage.tape import Tape
 
-__all__ = ["last_whole_checkpoint", "matches_last_step"]
-
 
 def last_whole_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
     """Return step and content of the last checkpoint that includes all averages of its step.

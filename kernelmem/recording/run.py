@@ -18,8 +18,6 @@ from kernelmem.recording.storage.tape import Step, Tape
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "Steps"]
-
 
 class Steps(Sequence[Step]):
     """The steps of a run in order, each read from disk on access."""

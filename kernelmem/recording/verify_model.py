@@ -12,8 +12,6 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import Checkpoint
 from kernelmem.training.losses import Loss
 
-__all__ = ["verify_model"]
-
 GRADIENT_STATES = ("exp_avg", "momentum_buffer", "square_avg", "sum")  # optimizer states that determine the gradient
 TOLERANCE = 0.3  # relative; another network gives about 1, rounding 1e-4 in float32 and a few 1e-2 in bfloat16
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BatchAxis", "find_batch_axis"]
-
 
 @dataclass(frozen=True)
 class BatchAxis:

@@ -26,8 +26,6 @@ from kernelmem.core.errors import UnsupportedModelError
 from kernelmem.tangents.batch_axis import BatchAxis
 from kernelmem.tangents.prepare import PreparedModel
 
-__all__ = ["Capture", "Decomposition", "OuterShape", "ParameterUse", "ParsedCall", "Reparse", "Rule", "capture"]
-
 
 @dataclass
 class ParsedCall:

@@ -13,8 +13,6 @@ from kernelmem.core.batches import Batch, Forward, Rows, named_leaves
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.core.torch_func import is_transformed
 
-__all__ = ["PreparedModel", "check_eval_mode", "check_rows", "prepare"]
-
 
 class _ContiguousGradients(TorchFunctionMode):
     """Makes the gradients of normalization layers contiguous: torch 2.13 is wrong on the CPU for some other strides."""

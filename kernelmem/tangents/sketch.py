@@ -22,8 +22,6 @@ from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.groups.outer import OuterGroup
 from kernelmem.tangents.prepare import prepare
 
-__all__ = ["tangent_features"]
-
 CHUNK_BYTES = 64 * 2**20
 BLOCK = 2**22  # random signs drawn at a time for tangents that are formed
 

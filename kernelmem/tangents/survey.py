@@ -17,8 +17,6 @@ from kernelmem.tangents.groups.outer import OuterGroup, VectorGroup
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.linear import LinearRule
 
-__all__ = ["Readout", "Survey", "find_readout", "hidden_gradients", "survey"]
-
 # Autograd nodes that may act on each channel separately (the numerical test rejects those that move or mix channels).
 # fmt: off
 CHANNELWISE = (

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-__all__ = ["Case", "Inputs", "draw_weights", "make_case", "with_random_weights"]
-
 
 @dataclass(frozen=True)
 class Case:

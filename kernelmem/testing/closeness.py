@@ -9,8 +9,6 @@ from kernelmem.core.batches import Batch
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 
-__all__ = ["assert_close", "assert_exact", "scale_of"]
-
 # Tangents that are zero up to rounding (mean of an instance norm) do not define a scale.
 SMALLEST_SCALE = 1e-3
 

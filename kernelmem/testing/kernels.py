@@ -2,16 +2,6 @@
 
 import numpy as np
 
-__all__ = [
-    "INVALID_KINDS",
-    "SOLVABLE_KINDS",
-    "gaussian_kernel",
-    "invalid_system",
-    "kernel_with_spectrum",
-    "random_rotation",
-    "solvable_system",
-]
-
 INVALID_KINDS = ("asymmetric", "indefinite", "nan", "condition")
 SOLVABLE_KINDS = ("conditioned", "duplicates")
 

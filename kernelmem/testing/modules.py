@@ -7,28 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "Apply",
-    "Attention",
-    "BorrowedWeight",
-    "ByPosition",
-    "CalledTwice",
-    "CellLoop",
-    "ClassToken",
-    "Gain",
-    "Parallel",
-    "ProjectedAttention",
-    "ReadoutWithSkip",
-    "Recurrent",
-    "Residual",
-    "SelfBilinear",
-    "SequenceFirst",
-    "Shift",
-    "TiedMatrix",
-    "TiedReadout",
-    "WithUnusedParameters",
-]
-
 
 class Apply(nn.Module):
     """Wrap a function without parameters as a module."""

@@ -6,8 +6,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NTKLinear", "ntk_mlp"]
-
 
 class Erf(nn.Module):
     """The error function, elementwise."""

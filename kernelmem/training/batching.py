@@ -9,8 +9,6 @@ from kernelmem.core.batches import Rows, named_leaves
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
 
-__all__ = ["BatchOrder", "batch_sizes", "in_dtype", "rows_per_step", "shuffled"]
-
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:
     """Return the batch sizes of one pass over ``n`` rows.

@@ -12,8 +12,6 @@ from kernelmem.core.result_files import Result
 from kernelmem.training.batching import batch_sizes, in_dtype, shuffled
 from kernelmem.training.loop import train_epochs
 
-__all__ = ["Training", "train_classifier"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Training(Result):

@@ -17,8 +17,6 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LabeledData", "digits", "labeled_data", "read_arrays", "read_npz"]
-
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 WRITE_HINT = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
 KEPT_DTYPES = (

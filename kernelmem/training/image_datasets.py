@@ -12,8 +12,6 @@ import torch
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.training.datasets import LabeledData
 
-__all__ = ["cifar10", "mnist"]
-
 SIDE, CHANNELS = 32, 3
 ROW = 1 + CHANNELS * SIDE * SIDE  # bytes: a label, then the planes of red, green and blue
 TRAIN_FILES, TEST_FILE = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"

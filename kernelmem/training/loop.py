@@ -9,8 +9,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kernelmem.core.errors import NumericalError
 
-__all__ = ["train_epochs"]
-
 
 def train_epochs(
     model: nn.Module,

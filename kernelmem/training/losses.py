@@ -7,8 +7,6 @@ from torch import Tensor
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
 
-__all__ = ["LOSSES", "REDUCTIONS", "Loss", "batch_loss", "check_loss", "loss_name", "per_example_loss"]
-
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("cross_entropy", "mse", "mse_mean")
 REDUCTIONS = ("mean", "sum")

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["ACTIVATIONS", "Standardize", "mlp", "standardized_mlp"]
-
 
 class Standardize(nn.Module):
     """Flatten rows, subtract the mean of each feature and divide by a standard deviation, both stored as buffers.

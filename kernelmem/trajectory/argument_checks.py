@@ -7,8 +7,6 @@ from torch import nn
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 
-__all__ = ["check_place", "check_run", "number_of_examples", "read_steps", "step_counter"]
-
 
 def check_run(run: object, model: object) -> None:
     """Validate ``run`` (a non-empty Run) and ``model`` (an nn.Module).

@@ -32,9 +32,6 @@ from torch import Tensor
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["FILTERS", "AdjointState", "Options", "ParameterFilter", "ParameterStep", "filter_of"]
-
-
 Options: TypeAlias = Mapping[str, Any]
 """Hyper-parameters of a parameter group, by their names in torch.optim."""
 

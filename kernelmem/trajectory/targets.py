@@ -12,8 +12,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.tangents.groups.directions import Target, named_target
 from kernelmem.trajectory.network.network import each_output
 
-__all__ = ["TargetFunctions", "TargetLike", "target_functions"]
-
 TargetLike: TypeAlias = str | tuple[str, int] | Target | None
 """What ``target=`` takes: None (every output), "margin", "loss", "log_probability", ("logit", c), or a callable."""
 

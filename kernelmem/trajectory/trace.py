@@ -19,19 +19,6 @@ from kernelmem.trajectory.network.tangent_factors import join
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.optimizers import ParameterFilter, ParameterStep, filter_of
 
-__all__ = [
-    "MAX_NUMBERS_TOGETHER",
-    "MAX_STEPS_TOGETHER",
-    "PerExample",
-    "RunTracer",
-    "StepBatch",
-    "TracedSteps",
-    "batch_of",
-    "can_share_pass",
-    "concatenate_batches",
-    "loss_directions",
-]
-
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
 MAX_NUMBERS_TOGETHER = 2**21  # of tangents formed at a time (approximately): many steps of a small network
 MAX_STEPS_TOGETHER = 32

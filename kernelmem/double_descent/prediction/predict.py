@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Prediction", "PredictionOptions", "predict_curve"]
-
 AXES = ("width", "samples", "ridge")
 Axis: TypeAlias = float | Sequence[float] | ArrayLike
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["PreregisteredPrediction", "preregister"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreregisteredPrediction(Result):

@@ -14,8 +14,6 @@ from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
 from kernelmem.training.datasets import LabeledData
 
-__all__ = ["FeatureTheory", "feature_theory"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureTheory(Result):

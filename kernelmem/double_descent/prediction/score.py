@@ -17,8 +17,6 @@ from kernelmem.double_descent.prediction.predict import Prediction
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PredictionScore", "score_prediction"]
-
 EXACT = 7  # number of values up to which all permutations are tried
 
 

@@ -16,8 +16,6 @@ from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents.prepare import prepare
 
-__all__ = ["ExpectedErrors", "UntrainedNetwork", "ridge_of_time"]
-
 EPS = torch.finfo(torch.float64).eps
 
 

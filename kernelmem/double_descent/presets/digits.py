@@ -27,11 +27,6 @@ from kernelmem.plotting.sweep import Theory
 from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = [
-    "KINDS", "Kind", "Preset", "Size", "digits_pool", "preset", "run_phase_diagram", "run_prediction", "run_preset",
-    "write_sweep",
-]  # fmt: skip
-
 Kind = Literal["model", "sample", "epoch", "features"]
 Size = Literal["quick", "paper"]
 Settings = TypeVar("Settings")

@@ -21,8 +21,6 @@ from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.ensemble.train import train_mlps, train_modules
 
-__all__ = ["METRICS", "Job", "chunk_file", "read_chunk", "run_job", "run_jobs", "write_chunk"]
-
 KIND = "sweep chunk 1"
 METRICS = (
     "test_error", "test_loss", "train_error", "train_loss", "memorized_flips", "recovered_flips", "noisy_test_error",

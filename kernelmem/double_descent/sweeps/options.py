@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from kernelmem.core.options import MEMORY
 from kernelmem.double_descent.sweeps.threshold import Threshold
 
-__all__ = ["EXECUTION", "OPTIONS", "Execution", "SweepOptions", "Train"]
-
 Train: TypeAlias = Callable[[nn.Module, Tensor, Tensor, int], None]
 """A training procedure of the user: train(model, x, y, seed), in place."""
 

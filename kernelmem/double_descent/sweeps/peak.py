@@ -14,8 +14,6 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MIN_SEEDS", "Peak", "find_peak", "mean_se", "peak"]
-
 MIN_SEEDS = 4  # each half needs two seeds for a standard error
 MAX_SPLITS = 64  # 8 seeds have C(8, 4) / 2 = 35 splits; for more seeds 64 are drawn
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Grid", "PhaseDiagram", "phase_diagram"]
-
 RIDGE = 1e-2  # relative to the mean diagonal of the tangent kernel
 NAMES = ("noise", "samples", "width", "step")  # names of the axes, in the order of the dimensions
 

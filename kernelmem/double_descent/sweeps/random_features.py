@@ -19,8 +19,6 @@ from kernelmem.double_descent.sweeps.threshold import Threshold
 from kernelmem.double_descent.sweeps.training_sets import SeedDraw, draw, pool_data
 from kernelmem.training.datasets import LabeledData
 
-__all__ = ["FeatureOptions", "feature_sweep", "random_features"]
-
 Over = Literal["width", "samples", "ridge", "noise"]
 KINDS = {"width": "features", "samples": "features_sample", "ridge": "features_ridge", "noise": "features_noise"}
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from kernelmem.plotting.sweep import Theory
 
-__all__ = ["AXES", "Curves", "Sweep", "as_json", "evenly_spaced"]
-
 # Name of the axis of each kind, and how the training error changes along it.
 AXES: dict[str, tuple[str, Literal["falling", "rising"]]] = {
     "model": ("width", "falling"),

@@ -23,8 +23,6 @@ from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.members import Member
 from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = ["Over", "ThresholdWarning", "sweep"]
-
 Over = Literal["width", "depth", "samples", "steps", "noise", "ridge"]
 KINDS = {"width": "model", "depth": "depth", "samples": "sample", "steps": "epoch", "noise": "noise", "ridge": "ridge"}
 CHUNK = 32  # networks per chunk, about: batches stay efficient, and a killed run loses little

@@ -15,8 +15,6 @@ from kernelmem.double_descent.sweeps.peak import mean_se
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Threshold", "crossing"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Threshold(Result):

@@ -16,8 +16,6 @@ from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
 from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = ["SearchOptions", "bisect", "find_threshold"]
-
 
 @dataclass(frozen=True)
 class SearchOptions:

@@ -12,8 +12,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.label_noise.corrupt import corrupt_labels
 from kernelmem.training.datasets import LabeledData
 
-__all__ = ["PoolData", "SeedDraw", "TrainingSet", "draw", "pool_data"]
-
 
 class PoolData(NamedTuple):
     """Checked examples and clean labels: the pool (N, ...), (N,), and the test set (m, ...), (m,)."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["RCOND", "Curve", "Simulation", "as_curve", "least_squares", "simulate"]
-
 RCOND = 1e-13  # singular values below RCOND times the largest are rounding errors; the peak comes from larger ones
 PRINTED_ROWS = 25
 EQUAL = 1e-12  # relative difference below which simulation and theory agree to rounding

@@ -9,8 +9,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_powers
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
-__all__ = ["gaussian_features_curve", "gaussian_samples_curve", "simulate_gaussian_features", "universal_lower_bound"]
-
 NAME = "least squares on Gaussian features"
 SOURCE = "Belkin, Hsu, Xu 2020"
 

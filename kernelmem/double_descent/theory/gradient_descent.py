@@ -13,8 +13,6 @@ from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Curve, as_curve
 from kernelmem.double_descent.theory.gradient_flow import check_stable
 
-__all__ = ["gradient_descent_curve", "gradient_descent_weights"]
-
 
 def gradient_descent_weights(X: ArrayLike, y: ArrayLike, steps: ArrayLike, *, lr: float) -> Tensor:
     """Return the weights (G, p) or (G, p, C) of gradient descent on |y - X b|²/(2 n) from 0 after each number of steps.

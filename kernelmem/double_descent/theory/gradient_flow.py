@@ -11,14 +11,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_powers, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, simulate
 
-__all__ = [
-    "check_stable",
-    "equalizing_learning_rates",
-    "gradient_flow_curve",
-    "simulate_gradient_flow",
-    "superposition_curve",
-]
-
 
 def gradient_flow_curve(times: ArrayLike, *, ratio: float, signal: float, noise: float, n_nodes: int = 8192) -> Curve:
     """Compute the limiting risk of gradient flow on |y - X b|²/(2 n) from 0, isotropic features, p = ratio · n.

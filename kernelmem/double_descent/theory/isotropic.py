@@ -10,14 +10,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
-__all__ = [
-    "isotropic_curve",
-    "misspecified_curve",
-    "optimal_ridge_curve",
-    "polynomial_signal_fraction",
-    "simulate_isotropic",
-]
-
 SOURCE = "Hastie, Montanari, Rosset, Tibshirani 2022"
 AXIS = "features per example, p / n"
 

@@ -9,8 +9,6 @@ from kernelmem.core.checks import ArrayLike, as_square_kernel
 from kernelmem.core.result_files import Result
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 
-__all__ = ["RiskEstimate", "estimate_risk"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RiskEstimate(Result):

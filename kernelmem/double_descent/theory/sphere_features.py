@@ -11,8 +11,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
-__all__ = ["RELU", "ActivationMoments", "activation_moments", "simulate_sphere_features", "sphere_features_curve"]
-
 BISECTIONS = 200  # of an interval: down to rounding
 
 

@@ -31,8 +31,6 @@ from kernelmem.double_descent.variance.bias_variance import as_targets
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FACTORS", "Component", "VarianceComponents", "variance_components"]
-
 FACTORS = ("initialization", "data", "noise", "order")
 MIN_LEVELS = 3  # for a jackknife: with one level left out, two are needed to estimate a variance
 

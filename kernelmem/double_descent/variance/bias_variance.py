@@ -27,8 +27,6 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Decomposition", "as_targets", "decompose_cross_entropy", "decompose_squared"]
-
 PROBABILITY_TOLERANCE = 1e-6  # on the sum of the probabilities of an example
 
 

@@ -21,8 +21,6 @@ from kernelmem.core.checks import ArrayLike, as_number, as_square_kernel, as_ten
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
-__all__ = ["EffectiveParameters", "effective_parameters", "feature_smoother", "kernel_smoother"]
-
 EPS = torch.finfo(torch.float64).eps
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from kernelmem.training.ensemble.members import Member
 
-__all__ = ["Cell", "FactorialDesign", "factorial_design"]
-
 MAX_CELLS = 10**6
 
 

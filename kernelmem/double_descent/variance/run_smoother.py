@@ -45,8 +45,6 @@ from kernelmem.trajectory.trace import RunTracer, StepBatch, TracedSteps
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunSmoother", "run_smoother"]
-
 SQUARED = ("mse", "mse_mean")
 
 

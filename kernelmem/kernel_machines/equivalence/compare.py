@@ -20,8 +20,6 @@ from kernelmem.kernel_machines.linearized.recorded_sgd import RecordedSGD
 from kernelmem.recording.run import Run
 from kernelmem.trajectory.ledger.ledger import ledger
 
-__all__ = ["compare_kernel_machines"]
-
 
 def compare_kernel_machines(
     run: Run,

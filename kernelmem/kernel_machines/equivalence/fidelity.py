@@ -8,8 +8,6 @@ from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
-__all__ = ["Fidelity", "centered", "fidelity", "margin"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fidelity(Result):

@@ -26,8 +26,6 @@ from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, moved_parameters, path_kernel, step_rate
 
-__all__ = ["KernelFits", "RunOptions"]
-
 KINDS = ("initial", "final", "path")
 PLAIN_ONLY = "only plain gradient descent has this form: SGD without momentum and weight decay, one learning rate"
 

@@ -8,8 +8,6 @@ from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 
-__all__ = ["ComparisonOptions"]
-
 
 @dataclass(frozen=True)
 class ComparisonOptions:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["METHODS", "KernelMachineComparison", "MachineFit", "score_fit"]
-
 # Titles of the methods, in the order of the tables.
 METHODS = {
     "sgd_initial": "SGD with the initial kernel",

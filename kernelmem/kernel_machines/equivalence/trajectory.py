@@ -18,16 +18,6 @@ from kernelmem.tangents.prepare import PreparedModel, prepare
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
 
-__all__ = [
-    "KernelMovement",
-    "TrajectoryPass",
-    "checkpoint_steps",
-    "concatenate",
-    "movement",
-    "tangent_times_weights",
-    "trajectory_pass",
-]
-
 NULLS = 16  # permutations of the targets
 State = dict[str, Tensor]
 

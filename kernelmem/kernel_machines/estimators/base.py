@@ -18,18 +18,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.estimators.precomputed_kernel import StoredKernel, as_array
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-__all__ = [
-    "Kernel",
-    "KernelEstimator",
-    "Prior",
-    "checked_solution",
-    "classes_of",
-    "diagonal_of",
-    "positive_weight",
-    "prior_outputs",
-    "weights_of",
-]
-
 Kernel: TypeAlias = str | Callable[..., ArrayLike] | ArrayLike
 """A scikit-learn pairwise name, "precomputed", a callable kernel(X, Y), or an array (N, N)."""
 Prior: TypeAlias = nn.Module | Callable[[np.ndarray], ArrayLike]

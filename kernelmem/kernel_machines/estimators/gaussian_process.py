@@ -24,8 +24,6 @@ from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernel_machines.solvers.solve import above_rounding, factorized, solve
 
-__all__ = ["KernelMachineGP"]
-
 
 class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
     """Gaussian process regression with a fixed kernel: y = f(x) + noise, f ~ GP(f_0, K), noise variance ridge.

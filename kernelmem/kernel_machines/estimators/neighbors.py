@@ -6,8 +6,6 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_count, as_tensor
 from kernelmem.core.errors import InputError
 
-__all__ = ["kernel_distances", "nadaraya_watson", "nearest_neighbors"]
-
 
 def kernel_distances(K_test: ArrayLike, K_test_diag: ArrayLike, K_train_diag: ArrayLike) -> Tensor:
     """Squared distances |φ(x*) - φ(x_i)|² = k(x*, x*) + k(x_i, x_i) - 2 k(x*, x_i): (m, n), float64, >= 0.

@@ -10,8 +10,6 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 
-__all__ = ["StoredKernel", "as_array"]
-
 T = TypeVar("T")
 
 

@@ -26,8 +26,6 @@ from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Solution
 from kernelmem.kernel_machines.solvers.solve import Solver, solve
 
-__all__ = ["KernelMachineClassifier", "KernelMachineRegressor"]
-
 
 class _Ridge(KernelEstimator):
     """f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X)."""

@@ -13,8 +13,6 @@ from kernelmem.core.checks import ArrayLike
 from kernelmem.kernel_machines.estimators.base import Kernel, KernelEstimator, classes_of, positive_weight, weights_of
 from kernelmem.kernel_machines.solvers.diagnosis import require_kernel
 
-__all__ = ["KernelMachineSVC"]
-
 TOLERANCES = (1e-8, 1e-6, 1e-4)
 ITERATIONS = 100_000  # plus 100 per row: limit for one tolerance before the next is tried
 

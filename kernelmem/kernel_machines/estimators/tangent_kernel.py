@@ -14,8 +14,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 from kernelmem.kernels.ntk import ntk
 
-__all__ = ["TangentKernel"]
-
 
 @dataclass(frozen=True, eq=False)
 class TangentKernel:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 
-__all__ = ["A", "B", "E", "P", "mode_states"]
-
 A, B, E, P, ONE = range(5)  # state: coefficient a, its momentum b, s − 1, the momentum of s, the constant 1
 
 

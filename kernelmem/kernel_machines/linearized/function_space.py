@@ -23,8 +23,6 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FunctionSpace", "Linearization", "LinearizedTraining", "as_matrix", "as_times", "function_space"]
-
 SHOWN = 30  # times that the summary lists
 
 

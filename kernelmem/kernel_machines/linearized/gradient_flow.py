@@ -31,8 +31,6 @@ from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd
 from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD
 from kernelmem.kernel_machines.solvers.factorization import eigensystem
 
-__all__ = ["gradient_descent", "gradient_flow"]
-
 EPS = torch.finfo(torch.float64).eps
 
 

@@ -20,8 +20,6 @@ from kernelmem.kernel_machines.linearized.function_space import (
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, refuse_divergence
 from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD, gradient_of, largest_eigenvalue
 
-__all__ = ["minibatch_sgd"]
-
 
 def minibatch_sgd(
     kernel: ArrayLike,

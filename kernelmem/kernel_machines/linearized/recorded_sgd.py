@@ -16,8 +16,6 @@ from kernelmem.recording.storage.step import Step
 from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.trace import batch_of
 
-__all__ = ["RecordedSGD", "read_recorded_sgd", "replay_with_kernel"]
-
 
 @dataclass(frozen=True, eq=False)
 class RecordedSGD:

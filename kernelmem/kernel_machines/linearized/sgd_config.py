@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from kernelmem.core.checks import as_number
 from kernelmem.core.errors import InputError, NumericalError
 
-__all__ = ["SGDConfig", "check_sgd", "refuse_divergence"]
-
 
 @dataclass(frozen=True)
 class SGDConfig:

@@ -10,8 +10,6 @@ from kernelmem.kernel_machines.linearized.function_space import FunctionSpace
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.training.losses import per_example_loss
 
-__all__ = ["FunctionSpaceSGD", "gradient_of", "largest_eigenvalue"]
-
 DENSE = 512  # up to this size all eigenvalues are computed
 
 

@@ -12,8 +12,6 @@ from kernelmem.kernel_machines.solvers.diagnosis import EPS32, diagnose
 from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-__all__ = ["choose_weighted_ridge", "generalized_cross_validation", "leave_one_copy_out"]
-
 Eigen = tuple[Tensor, Tensor]  # eigenvalues, ascending, (n,), and eigenvectors (n, n)
 
 

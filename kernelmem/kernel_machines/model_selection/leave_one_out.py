@@ -17,8 +17,6 @@ from kernelmem.kernel_machines.targets import as_targets
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LeaveOneOut", "leave_one_out"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeaveOneOut(Result):

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["RidgeChoice", "choose_ridge"]
-
 TIE = 1e-10  # relative difference of errors below which rounding, not data, would choose
 
 

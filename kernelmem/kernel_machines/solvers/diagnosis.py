@@ -11,17 +11,6 @@ from kernelmem.kernel_machines.solvers.factorization import cholesky_in_place
 from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-__all__ = [
-    "Finding",
-    "condition_limit",
-    "describe_duplicates",
-    "diagnose",
-    "duplicates",
-    "inspect",
-    "inspect_and_copy",
-    "require_kernel",
-]
-
 EPS32 = torch.finfo(torch.float32).eps
 ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
 

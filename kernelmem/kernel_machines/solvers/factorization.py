@@ -8,8 +8,6 @@ from torch import Tensor
 
 from kernelmem.core.errors import NumericalError
 
-__all__ = ["CholeskyFactor", "EigenFactor", "cholesky_in_place", "decompose", "eigensystem", "factorize"]
-
 EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
 PANEL = 1024  # columns of the triangular inverse held at once

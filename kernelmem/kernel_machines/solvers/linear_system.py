@@ -13,8 +13,6 @@ from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.core.symmetry import symmetry
 
-__all__ = ["LinearOperator", "System", "as_system"]
-
 EPS = torch.finfo(torch.float64).eps
 ROWS = 64  # rows gathered at once
 TILE = 1024  # diagonal entries read at once

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from kernelmem.kernel_machines.solvers.linear_system import EPS, System
 
-__all__ = ["Preconditioner", "landmarks", "leverage_scores", "preconditioner", "solve_over_landmarks"]
-
 ROWS = 4096  # rows of the tall matrices processed at once
 
 

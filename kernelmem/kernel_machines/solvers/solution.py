@@ -8,8 +8,6 @@ from torch import Tensor
 from kernelmem.core.errors import NumericalError
 from kernelmem.core.result_files import Result
 
-__all__ = ["Code", "Solution"]
-
 
 class Code(StrEnum):
     """How a solve ended; ``meaning`` explains it in one sentence."""

@@ -26,8 +26,6 @@ from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator,
 from kernelmem.kernel_machines.solvers.nystroem import Preconditioner, landmarks, preconditioner, solve_over_landmarks
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-__all__ = ["Solver", "above_rounding", "factorized", "solve"]
-
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
 IN_MEMORY = 2**31  # bytes of the factorization of a memory-mapped kernel above which "auto" iterates

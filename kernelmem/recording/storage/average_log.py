@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from kernelmem.recording.storage.step import digest
 
-__all__ = ["Average", "AverageLog"]
-
 
 @dataclass(frozen=True)
 class Average:

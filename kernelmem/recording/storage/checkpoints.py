@@ -15,21 +15,6 @@ from torch import Tensor, nn
 from kernelmem.core.atomic_files import array_sha256, write_file
 from kernelmem.core.errors import FileCorruptError, InputError
 
-__all__ = [
-    "Checkpoint",
-    "averaged_path",
-    "is_kept",
-    "load_model_state",
-    "model_state",
-    "optimizer_state",
-    "read_averaged",
-    "read_checkpoint",
-    "set_optimizer_state",
-    "state_sha256",
-    "write_averaged",
-    "write_checkpoint",
-]
-
 PREFIXES = ("model.", "averaged.")  # of tensor names in a checkpoint, in addition to "optimizer."
 
 

@@ -12,8 +12,6 @@ from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
 from kernelmem.training.losses import REDUCTIONS, Loss, loss_name
 
-__all__ = ["Header", "check_model", "check_options", "check_same_run", "run_header"]
-
 Header: TypeAlias = dict[str, Any]
 """JSON values that describe the whole run."""
 

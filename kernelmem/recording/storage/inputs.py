@@ -12,8 +12,6 @@ from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.recording.storage.pytree import tree_row_bytes
 
-__all__ = ["InputRegistry", "RecordedBatch", "StoredInput", "read_batch", "stored_sha256"]
-
 
 @dataclass(frozen=True, eq=False)
 class RecordedBatch:

@@ -8,8 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["array_bytes", "array_from_bytes", "row_bytes", "rows_from_bytes"]
-
 
 def array_bytes(array: np.ndarray) -> bytes:
     """Return the .npy bytes of one array (C order)."""

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
 
-__all__ = ["OPTIMIZERS", "ParamGroup", "build_optimizer", "plain_defaults", "read_groups", "set_groups"]
-
 ParamGroup: TypeAlias = dict[str, Any]
 """Hyper-parameters of one group as JSON values, and the names of its parameters under "parameters"."""
 

@@ -10,8 +10,6 @@ from kernelmem.core.batches import Tree, named_leaves
 from kernelmem.core.errors import InputError
 from kernelmem.recording.storage.npy import row_bytes, rows_from_bytes
 
-__all__ = ["tree_from_row_bytes", "tree_row_bytes"]
-
 MAGIC = b"KMTREE1\n"  # .npy bytes begin with \x93NUMPY
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from kernelmem.recording.storage.npy import array_bytes, array_from_bytes
 from kernelmem.recording.storage.param_groups import ParamGroup
 
-__all__ = ["Row", "Step", "decode_step", "digest", "encode_step", "link", "seal"]
-
 Row: TypeAlias = tuple[str, bytes, bytes, bytes, bytes | None]
 """facts (JSON), examples, versions, weights (.npy), random."""
 

@@ -19,8 +19,6 @@ from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
 from kernelmem.recording.storage.pytree import tree_from_row_bytes
 from kernelmem.recording.storage.step import Row, Step, decode_step, digest, encode_step, link, seal
 
-__all__ = ["FILE", "Step", "Tape"]
-
 FILE = "tape.sqlite"
 FORMAT = 2  # 1: inputs were single tensors, no averages
 SCHEMA = """

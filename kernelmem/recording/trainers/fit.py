@@ -23,8 +23,6 @@ from kernelmem.training.batching import in_dtype, shuffled
 from kernelmem.training.loop import train_epochs
 from kernelmem.training.losses import Loss, batch_loss
 
-__all__ = ["FitOptions", "fit"]
-
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 

@@ -5,8 +5,6 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch
 from kernelmem.core.errors import InputError, UnsupportedModelError
 
-__all__ = ["logits"]
-
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits (n, C) of a Hugging Face model for a dict of tensors (the output of a tokenizer).

@@ -2,8 +2,6 @@
 
 from torch.utils.data import Dataset, Subset
 
-__all__ = ["Indexed", "position_in"]
-
 
 class Indexed(Dataset):
     """Prepend its position to every item of a map-style dataset: (x, y) becomes (position, x, y), z becomes (position, z).

@@ -14,8 +14,6 @@ from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
 from kernelmem.training.losses import Loss
 
-__all__ = ["LightningRecorder"]
-
 IndexedBatch: TypeAlias = tuple[ArrayLike, Batch, ArrayLike]
 """index, x, y."""
 

@@ -13,8 +13,6 @@ from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 
-__all__ = ["OptimizerHook"]
-
 
 class _MicroBatch(NamedTuple):
     examples: Tensor

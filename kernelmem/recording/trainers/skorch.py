@@ -17,8 +17,6 @@ from kernelmem.recording.trainers.indexed_dataset import position_in
 from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
 from kernelmem.training.losses import Loss
 
-__all__ = ["Recorded", "call_with_keywords", "nll_of_probabilities"]
-
 if TYPE_CHECKING:
     from skorch import NeuralNet as Base
 else:

@@ -12,8 +12,6 @@ from kernelmem.core.torch_func import functional_call, jacrev, vmap
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.elementwise import PReLURule
 
-__all__ = ["BoundModel", "rowwise_jacobian", "vectorized_jacobian", "vectorizes"]
-
 
 def rowwise_jacobian(
     prepared: PreparedModel, rows: Sequence[Batch], names: list[str], directions: Tensor | None = None

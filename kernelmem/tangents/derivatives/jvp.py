@@ -30,17 +30,6 @@ from kernelmem.core.torch_func import jvp as dual_jvp
 from kernelmem.tangents.derivatives.jacobian import BoundModel
 from kernelmem.tangents.prepare import PreparedModel
 
-__all__ = [
-    "JvpMode",
-    "Linearized",
-    "Tangents",
-    "choose_mode",
-    "differentiable_kernels",
-    "jvp",
-    "load_dual_rules",
-    "vjp",
-]
-
 Tangents = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
 JvpMode = Literal["reverse", "forward"]
 

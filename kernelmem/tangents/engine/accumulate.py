@@ -7,8 +7,6 @@ from torch import Tensor
 
 from kernelmem.tangents.groups.base import Buffers, Combine, add_explicit
 
-__all__ = ["KernelAccumulator", "TangentAssembler", "add_dense", "mirror"]
-
 ALL = slice(None), slice(None)
 
 

@@ -13,8 +13,6 @@ from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.groups.outer import ChannelGroup, ReadoutGroup
 from kernelmem.tangents.survey import Readout, hidden_gradients, scaled_by_channel
 
-__all__ = ["ForwardPass", "ResidentRows", "one_direction"]
-
 
 class ForwardPass:
     """Recorded forward pass over n rows, and the backward sweeps through it."""

@@ -18,8 +18,6 @@ from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules import RULES
 from kernelmem.tangents.survey import Survey, survey
 
-__all__ = ["Engine", "LabeledRows"]
-
 Progress = Callable[[int, int], object] | None
 
 

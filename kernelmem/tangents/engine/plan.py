@@ -26,8 +26,6 @@ from kernelmem.tangents.survey import Survey
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["GroupCost", "Plan", "make_plan"]
-
 TABLE_ROWS = 36  # of a printed plan
 
 CHUNK_BYTES = (

@@ -14,8 +14,6 @@ from torch import Tensor
 from kernelmem.tangents.capture import ParameterUse
 from kernelmem.tangents.groups.gemm import add_gram
 
-__all__ = ["ActivationCache", "Buffers", "Combine", "Group", "UseGradients", "add_explicit"]
-
 Combine = Literal["sum", "diagonal", "full"]
 Buffers = dict[str, Tensor]  # by name, each (rows, ...)
 UseGradients = (

@@ -11,8 +11,6 @@ from torch import Tensor
 from kernelmem.core.errors import InputError
 from kernelmem.tangents.groups.base import Combine
 
-__all__ = ["OUTPUT_KINDS", "OutputDirections", "Target", "TargetLike", "named_target"]
-
 OUTPUT_KINDS = ("trace", "diagonal", "full", "pseudo")
 Target = Callable[[Tensor, Tensor | None], Tensor]  # outputs (n, C), labels (n,) or None -> (n,)
 TargetLike = Target | str | tuple[str, int]  # what users pass: a callable, "margin", "loss" or ("logit", c)

@@ -5,8 +5,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["add_gram", "row_blocks"]
-
 SMALLEST_BLOCK = 64  # rows; smaller products do not run at full speed
 
 

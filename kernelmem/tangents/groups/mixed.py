@@ -9,8 +9,6 @@ from kernelmem.tangents.capture import ParameterUse
 from kernelmem.tangents.groups.base import Buffers, Group
 from kernelmem.tangents.groups.outer import outer_product, split_directions
 
-__all__ = ["MixedGroup"]
-
 
 @dataclass(frozen=True)
 class MixedGroup(Group):

@@ -17,17 +17,6 @@ from kernelmem.tangents.capture import OuterShape, ParameterUse
 from kernelmem.tangents.groups.base import ActivationCache, Buffers, Combine, Group, UseGradients, add_explicit
 from kernelmem.tangents.groups.gemm import add_gram, add_scaled_gram
 
-__all__ = [
-    "ChannelGroup",
-    "ExplicitGroup",
-    "OuterGroup",
-    "ReadoutGroup",
-    "TokenGroup",
-    "VectorGroup",
-    "outer_product",
-    "split_directions",
-]
-
 
 @dataclass(frozen=True)
 class OuterGroup(Group):

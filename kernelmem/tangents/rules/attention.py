@@ -8,8 +8,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Decomposition, Function
 
-__all__ = ["AttentionRule"]
-
 SIGNATURE = signature(F.multi_head_attention_forward)
 
 

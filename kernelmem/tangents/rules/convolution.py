@@ -8,8 +8,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, ParsedCall, Rule, required
 
-__all__ = ["ConvolutionRule"]
-
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 

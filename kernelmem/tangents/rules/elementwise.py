@@ -7,8 +7,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Decomposition, Function, ParameterUse, ParsedCall, Rule, required
 
-__all__ = ["ElementwiseRule", "PReLURule"]
-
 ADD = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 SUBTRACT = (torch.sub, torch.subtract, Tensor.sub, Tensor.__sub__)
 MULTIPLY = (torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)

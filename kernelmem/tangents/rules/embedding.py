@@ -6,8 +6,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule, required
 
-__all__ = ["EmbeddingRule"]
-
 NAMES = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
 

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, ParsedCall, Rule, required
 
-__all__ = ["LinearRule"]
-
 
 class LinearRule(Rule):
     """Tangent of the weight: Σ_s g_s ⊗ a_s over the positions s of a row; of the bias: Σ_s g_s."""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule
 
-__all__ = ["NormalizationRule"]
-
 NAMES = {
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.rms_norm: ("input", "normalized_shape", "weight", "eps"),

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Decomposition, Function
 
-__all__ = ["RecurrentRule"]
-
 LAYERS = {torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu", torch.lstm: "lstm", torch.gru: "gru"}
 CELLS = {
     torch.rnn_tanh_cell: "rnn_tanh",

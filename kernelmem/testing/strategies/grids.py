@@ -7,8 +7,6 @@ from torch import nn
 from kernelmem.testing.modules import Gain, Residual, Shift
 from kernelmem.testing.strategies.layers import EPSILONS, Block, Choices, Size
 
-__all__ = ["GRID_BLOCKS"]
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

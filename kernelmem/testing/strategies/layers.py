@@ -29,8 +29,6 @@ from kernelmem.testing.modules import (
     WithUnusedParameters,
 )
 
-__all__ = ["EPSILONS", "SEQUENCE_BLOCKS", "VECTOR_BLOCKS", "Block", "Choices", "Size"]
-
 Size = tuple[int, ...]  # of one example
 T = TypeVar("T")
 

@@ -20,8 +20,6 @@ from kernelmem.testing.strategies.layers import (
     last_cell_state,
 )
 
-__all__ = ["Case", "linear_networks", "networks"]
-
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
 
 

@@ -7,8 +7,6 @@ from kernelmem.testing.cases import Inputs
 from kernelmem.testing.modules import Apply, Attention, ClassToken, ProjectedAttention, Residual, Shift
 from kernelmem.testing.zoo.layers import Group
 
-__all__ = ["attention"]
-
 SEQUENCE, TOKENS = Inputs((4, 4)), Inputs((4,), vocabulary=6)
 
 

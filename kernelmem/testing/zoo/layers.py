@@ -9,8 +9,6 @@ from torch.nn.utils import parametrizations
 from kernelmem.testing.cases import Inputs
 from kernelmem.testing.modules import Apply, Gain, SelfBilinear
 
-__all__ = ["Group", "convolutions", "linears", "normalizations", "pools"]
-
 Group = Mapping[str, tuple[Callable[[], nn.Module], Inputs]]
 
 VECTOR, SEQUENCE = Inputs((5,)), Inputs((4, 5))

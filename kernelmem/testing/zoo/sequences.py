@@ -9,8 +9,6 @@ from kernelmem.testing.cases import Inputs
 from kernelmem.testing.modules import Apply, ByPosition, CellLoop, Recurrent, SequenceFirst, Shift, TiedReadout
 from kernelmem.testing.zoo.layers import Group
 
-__all__ = ["embeddings", "recurrences"]
-
 TOKENS, SEQUENCE = Inputs((4,), vocabulary=6), Inputs((4, 3))
 
 

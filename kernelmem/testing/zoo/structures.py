@@ -22,8 +22,6 @@ from kernelmem.testing.modules import (
 )
 from kernelmem.testing.zoo.layers import Group
 
-__all__ = ["outputs", "parameters", "structures"]
-
 VECTOR, SEQUENCE = Inputs((5,)), Inputs((4, 5))
 
 

@@ -12,8 +12,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 from kernelmem.training.ensemble.recipe import Recipe
 
-__all__ = ["EnsembleOptions", "EnsembleTask", "Member", "as_task"]
-
 
 @dataclass(frozen=True, eq=False)
 class Member:

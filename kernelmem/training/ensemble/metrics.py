@@ -8,8 +8,6 @@ from torch import Tensor
 
 from kernelmem.training.ensemble.members import EnsembleTask
 
-__all__ = ["MetricsLog", "StepMetrics", "loss_and_error", "mean_loss"]
-
 
 @dataclass(frozen=True, eq=False)
 class StepMetrics:

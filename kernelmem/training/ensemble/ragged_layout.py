@@ -13,8 +13,6 @@ from kernelmem.core.errors import InputError
 from kernelmem.training.batching import rows_per_step
 from kernelmem.training.ensemble.members import EnsembleTask
 
-__all__ = ["BatchGroup", "PaddedStack", "chunks", "hidden_widths", "padded_stacks"]
-
 PADDING = 1.25  # largest ratio of the padded work of a stack to the work of its members
 COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of the parameters: values, gradients, optimizer states
 ACTIVATION_COPIES = 3  # hidden values, their gradients, and one temporary

@@ -17,8 +17,6 @@ from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.ragged_layout import BatchGroup, PaddedStack, hidden_widths, padded_stacks
 from kernelmem.training.mlp import mlp
 
-__all__ = ["RaggedMLPs"]
-
 aten = torch.ops.aten
 AHEAD = 32  # steps whose batches are drawn at once
 ROWS = 1024  # rows per product when outputs are evaluated

@@ -11,8 +11,6 @@ from torch import Tensor
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 
-__all__ = ["Recipe", "lr_at", "make_optimizer"]
-
 DECAY = 0.3  # share of the steps in which "wsd" falls to zero
 CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),

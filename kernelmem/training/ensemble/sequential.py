@@ -10,8 +10,6 @@ from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
 
-__all__ = ["OneModule"]
-
 ROWS = 1024  # rows per forward pass when outputs are evaluated
 
 

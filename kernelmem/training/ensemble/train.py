@@ -23,8 +23,6 @@ from kernelmem.training.ensemble.vmapped import MakeModel, Modules, module_chunk
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Ensemble", "train_mlps", "train_modules", "train_one"]
-
 METRICS = ("train_loss", "train_error", "test_loss", "test_error")
 OPTIONS = EnsembleOptions()
 

@@ -13,8 +13,6 @@ from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
 from kernelmem.training.ensemble.sequential import check_outputs
 
-__all__ = ["MakeModel", "Modules", "module_chunks"]
-
 MakeModel: TypeAlias = Callable[[int | tuple[int, ...]], nn.Module]
 """Maps the width of a member to an untrained module."""
 

@@ -19,8 +19,6 @@ from kernelmem.trajectory.influence.training_program import TrainingProgram
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch
 
-__all__ = ["last_checkpoint", "tracin"]
-
 
 def tracin(
     program: TrainingProgram,

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from kernelmem.core.errors import UnsupportedModelError, VerificationError
 
-__all__ = ["BatchGradient", "Tensors"]
-
 Tensors = dict[str, Tensor]  # parameter name -> tensor
 DIRECTIONS_TOGETHER = 32  # in one pass: with more, the activations leave the cache, and each takes longer
 

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["RunningStatistics"]
-
 SIGNATURE = inspect.signature(F.batch_norm)
 
 

@@ -40,8 +40,6 @@ from kernelmem.trajectory.targets import TargetFunctions, TargetLike, target_fun
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Influence", "InfluenceOptions", "influence", "self_influence"]
-
 Method = Literal["unrolled", "tracin", "last"]
 QUESTIONS: dict[str, str] = {
     "unrolled": "exact derivative of the recorded training with respect to an example's weight: what would change if it"

@@ -25,8 +25,6 @@ from kernelmem.trajectory.optimizers import Options, ParameterFilter, filter_of
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch, batch_of
 
-__all__ = ["TrainingProgram", "check_second_derivative", "load_program"]
-
 CPU = torch.device("cpu")
 N_DIRECTIONS = 4  # a kink can spoil each of them
 STEP = 1e-7  # of the norm of all weights: so short that few kinks lie on it

@@ -28,8 +28,6 @@ from kernelmem.trajectory.influence.batch_gradient import Tensors
 from kernelmem.trajectory.influence.training_program import TrainingProgram, check_second_derivative
 from kernelmem.trajectory.optimizers import Options, ParameterFilter
 
-__all__ = ["CLIPS", "OptimizerTrace", "trace_states", "unroll"]
-
 WEIGHTS = "weights"  # key next to the names of the optimizer's state
 
 CLIPS = (None, "norm", "fixed")

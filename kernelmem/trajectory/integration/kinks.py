@@ -18,8 +18,6 @@ from kernelmem.core.batches import Rows
 from kernelmem.trajectory.network.network import Network, take
 from kernelmem.trajectory.network.weight_blocks import Segments
 
-__all__ = ["kinks"]
-
 # Functions with kinks, and the inputs at which these lie.
 PIECEWISE = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.leaky_relu, torch.prelu), (0.0,)),

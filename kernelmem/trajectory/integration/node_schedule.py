@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-__all__ = ["NodeSchedule"]
-
 MANY_NODES = 5  # from here on, a try with fewer nodes gains more than it risks
 FIRST_WAIT, LONGEST_WAIT = 8, 512  # steps
 

@@ -14,15 +14,6 @@ import numpy as np
 
 from kernelmem.core.checks import as_count, as_number
 
-__all__ = [
-    "DEFAULT_QUADRATURE",
-    "MAX_NODES",
-    "NODE_COUNTS",
-    "Quadrature",
-    "QuadratureRule",
-    "gauss_legendre",
-]
-
 NODE_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tried by the adaptive quadrature
 MAX_NODES = 32  # per panel
 

@@ -25,21 +25,6 @@ from kernelmem.trajectory.network.tangent_factors import DenseTangents, Tangents
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.targets import TargetFunctions
 
-__all__ = [
-    "MAX_NUMBERS",
-    "START",
-    "Integrand",
-    "OutputChange",
-    "QuadratureNodes",
-    "dense_mean_tangents",
-    "factor_numbers",
-    "initial_panels",
-    "mean_tangents",
-    "nodes_on",
-    "output_change",
-    "refine",
-]
-
 MAX_HALVINGS = 44  # of a panel: beyond, its length is rounding
 STALLED_HALVINGS = 4  # after which the residuals must have become fewer or smaller
 N_RAISED = 4  # node counts that are tried before a panel is halved

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from kernelmem.trajectory.network.weight_blocks import Segments
 
-__all__ = ["WeightAverage"]
-
 
 @dataclass
 class WeightAverage:

@@ -41,8 +41,6 @@ from kernelmem.trajectory.trace import (
     loss_directions,
 )
 
-__all__ = ["BackwardSweep"]
-
 SLICE_PARAMETERS = 2048  # parameters contracted at a time (approximately),
 SLICE_NUMBERS = 2**18  # and numbers of their tangents, which then stay in cache,
 SLICE_ROWS = 128  # but at least this many rows of a matrix product

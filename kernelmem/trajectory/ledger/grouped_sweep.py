@@ -31,8 +31,6 @@ from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.optimizers import filter_of
 from kernelmem.trajectory.trace import TracedSteps, loss_directions
 
-__all__ = ["GroupedSweep", "Groups", "layers", "read_groups"]
-
 
 @dataclass(frozen=True)
 class Groups:

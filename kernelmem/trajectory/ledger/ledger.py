@@ -48,8 +48,6 @@ from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.targets import TargetLike, target_functions
 from kernelmem.trajectory.trace import RunTracer, TracedSteps, batch_of
 
-__all__ = ["Ledger", "LedgerOptions", "ledger"]
-
 MAX_HISTORY = 2**31  # bytes
 
 

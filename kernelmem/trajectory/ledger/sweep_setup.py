@@ -13,8 +13,6 @@ from kernelmem.trajectory.network.weight_blocks import Segments
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import PerExample
 
-__all__ = ["SweepSetup"]
-
 
 @dataclass(frozen=True)
 class SweepSetup:

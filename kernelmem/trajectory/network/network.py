@@ -38,8 +38,6 @@ from kernelmem.trajectory.network.weight_blocks import (
     dual_places,
 )
 
-__all__ = ["Directions", "Network", "each_output", "seeded", "take"]
-
 Directions = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), indices of the rows (n,) -> (n, k, C)
 
 

@@ -18,8 +18,6 @@ from kernelmem.tangents.groups.base import UseGradients
 from kernelmem.tangents.groups.outer import outer_product, split_directions
 from kernelmem.tangents.rules.linear import LinearRule
 
-__all__ = ["DenseTangents", "FactoredTangents", "OuterFactors", "Tangents", "ZeroTangents", "join", "output_gradients"]
-
 
 @dataclass(frozen=True)
 class OuterFactors:

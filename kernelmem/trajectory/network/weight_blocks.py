@@ -17,8 +17,6 @@ from torch.autograd import forward_ad
 from kernelmem.tangents.batch_axis import BatchAxis
 from kernelmem.tangents.capture import OperationRecorder, ParsedCall, Reparse, Rule
 
-__all__ = ["BlockForward", "BlockRecorder", "Blocks", "Segments"]
-
 State = Mapping[str, Tensor]
 
 

@@ -37,8 +37,6 @@ from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, move
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["DomingosKernelMachine", "domingos_kernel_machine"]
-
 SINGULAR = 1e-10  # directions of K below this share of its largest have no coefficient
 
 

@@ -43,8 +43,6 @@ from kernelmem.trajectory.trace import RunTracer
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["ExactKernelMachine", "exact_kernel_machine"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExactKernelMachine(Result):

@@ -13,8 +13,6 @@ from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.network.network import Directions, Network
 from kernelmem.trajectory.trace import StepBatch, batch_of
 
-__all__ = ["StepExamples"]
-
 
 class StepExamples:
     """Derivatives of the examples of every step, each a function of that example only."""

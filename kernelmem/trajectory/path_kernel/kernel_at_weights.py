@@ -18,8 +18,6 @@ from kernelmem.tangents.prepare import check_rows, prepare
 from kernelmem.tangents.survey import Readout, Survey
 from kernelmem.trajectory.targets import TargetLike
 
-__all__ = ["KernelAtWeights"]
-
 
 class KernelAtWeights:
     """Tangent kernel of x (and y) as a function of the weights, with the model in eval mode."""

@@ -36,8 +36,6 @@ from kernelmem.trajectory.integration.quadrature import MAX_NODES, gauss_legendr
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.targets import TargetLike
 
-__all__ = ["PathKernel", "PathKernelOptions", "moved_parameters", "path_kernel", "step_rate"]
-
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
 N_SUMS = 4  # float64 results in memory: the sum, a step's integral, that with one more node, and the kernel at a node

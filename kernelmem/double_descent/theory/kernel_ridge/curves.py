@@ -13,8 +13,6 @@ from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.kernel_ridge.equations import compute_risks, solve_shrinkage
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
-__all__ = ["feature_curve", "learnabilities", "learning_curve", "ridge_curve"]
-
 KERNEL = "Simon, Dickens, Karkada, DeWeese 2021; Canatar, Bordelon, Pehlevan 2021; Jacot et al. 2020"
 FEATURES = "Simon, Karkada, Ghosh, Belkin 2023; Defilippis, Loureiro, Misiakiewicz 2024"
 

@@ -8,8 +8,6 @@ import numpy as np
 from kernelmem.core.errors import NumericalError
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
-__all__ = ["Risks", "Shrinkage", "compute_risks", "solve_shrinkage"]
-
 BISECTIONS = 90  # of log γ: its range is below 2^10, so that the last step is below rounding
 BRACKET_STEPS = 600
 

@@ -11,8 +11,6 @@ from kernelmem.double_descent.theory.curve import Simulation, least_squares, sim
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import SpectralTask
 
-__all__ = ["simulate_features", "simulate_learning"]
-
 
 def simulate_learning(
     task: SpectralTask,

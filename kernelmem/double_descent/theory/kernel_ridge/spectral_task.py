@@ -14,8 +14,6 @@ from kernelmem.double_descent.argument_checks import as_powers
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FlipNoise", "SpectralTask", "error_bound", "flip_noise", "pool_task", "population_task"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SpectralTask(Result):
