@@ -16,7 +16,7 @@ def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tens
     to one constant of the array, the label is the argmax. Real (n,) is one output.
 
     Raises:
-        InputError: wrong shape or length, complex, NaN, no output, labels of only one class.
+        InputError: y has a wrong shape or length, is complex, has NaN or no outputs, or its labels have only one class.
     """
     tensor = as_tensor(y, "y").to(device)
     if tensor.ndim not in (1, 2) or tensor.is_complex() or len(tensor) != n or tensor.numel() == 0:
@@ -26,7 +26,7 @@ def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tens
             hint="pair every row of the kernel with its label or targets",
         )
     if tensor.ndim == 1 and not tensor.is_floating_point():
-        labels = _several_classes(as_labels(tensor, "y")).clone()
+        labels = _require_two_classes(as_labels(tensor, "y")).clone()
         one_hot = torch.nn.functional.one_hot(labels).to(torch.float64)
         return one_hot - 1 / one_hot.shape[1], labels
     targets = (tensor if tensor.ndim == 2 else tensor[:, None]).to(torch.float64, copy=True)
@@ -34,17 +34,19 @@ def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tens
 
 
 def _one_hot_labels(targets: Tensor) -> Tensor | None:
-    outputs = targets.shape[1]
+    """Return labels (n,) if every row of ``targets`` is one-hot up to one constant, otherwise None."""
+    n_outputs = targets.shape[1]
     labels = targets.argmax(1)
-    constant = targets.mean() - 1 / outputs
-    deviation = (targets - constant - torch.nn.functional.one_hot(labels, outputs)).abs().max()
+    constant = targets.mean() - 1 / n_outputs
+    deviation = (targets - constant - torch.nn.functional.one_hot(labels, n_outputs)).abs().max()
     # One-hot rows minus 1/C were often computed in float32, whatever their dtype is now.
-    if outputs == 1 or deviation > 4 * EPS32 * max(1.0, float(targets.abs().max())):
+    if n_outputs == 1 or deviation > 4 * EPS32 * max(1.0, float(targets.abs().max())):
         return None
-    return _several_classes(labels)
+    return _require_two_classes(labels)
 
 
-def _several_classes(labels: Tensor) -> Tensor:
+def _require_two_classes(labels: Tensor) -> Tensor:
+    """Return the labels if they have at least two classes."""
     if bool((labels == labels[0]).all()):
         raise InputError(
             f"y with one class only: {len(labels)} labels that are all {int(labels[0])}",

@@ -76,9 +76,9 @@ def corrupt_labels(
     Args:
         y: integer labels (n,), tensor or array.
         rate: r in [0, 1]; 0 returns the labels and the identity.
-        kind: one of the six above.
-        seed: a whole number >= 0; the same seed gives the same bytes. Global random states are neither used nor changed.
-        exact: fix the number of flips instead of drawing it.
+        kind: one of the six kinds above.
+        seed: a whole number >= 0; the same seed gives identical labels. Global random states are neither used nor changed.
+        exact: True fixes the number of flips; False draws it at random.
         x: features (n, ...) for ``"confusable"`` and ``"instance"``; ignored by the others.
         matrix: row-stochastic (C, C), only with ``kind="matrix"``.
 
@@ -86,7 +86,7 @@ def corrupt_labels(
         CorruptedLabels: noisy labels, the mask of flips and the transition matrix.
 
     Raises:
-        InputError: other arguments than these, fewer than two classes, or NaN or infinite features.
+        InputError: an argument outside the ranges above, fewer than two classes, or NaN or infinite features.
 
     Cost: O(n C) time, O(C²) memory; ``"instance"`` O(n d C) and O(n C); ``"confusable"`` O(min(n, 1000)³).
 
@@ -96,67 +96,73 @@ def corrupt_labels(
     >>> corrupt_labels([0, 1, 2, 3], 1.0, "pair", seed=0).y.tolist()
     [1, 2, 3, 0]
     """
-    tensor = as_labels(y, "y")
+    clean_labels = as_labels(y, "y")
     streams = seed_sequence(seed, ["law", "row", "target"])
     matrix_rng, row_rng, target_rng = map(np.random.default_rng, streams.values())
-    _check_choice(kind, tensor, x, matrix)
-    share = None if kind == "matrix" and rate is None else as_number(rate, "rate", maximum=1.0)
-    labels = tensor.cpu().numpy()
-    T = _transition_matrix(kind, labels, share, x, matrix, exact=exact, rng=matrix_rng)  # (C, C) or (n, C)
+    _check_arguments(kind, clean_labels, x, matrix)
+    checked_rate = None if kind == "matrix" and rate is None else as_number(rate, "rate", maximum=1.0)
+    true_labels = clean_labels.cpu().numpy()
+    T = _transition_matrix(kind, true_labels, checked_rate, x, matrix, exact=exact, rng=matrix_rng)  # (C, C) or (n, C)
 
-    true_label = labels if kind == "instance" else np.arange(len(T))  # of each row of T
-    row_of = np.arange(len(labels)) if kind == "instance" else labels  # row of T of each example
-    wrong = T.copy()
-    wrong[np.arange(len(T)), true_label] = 0
-    noisy = labels.copy()
+    row_label = true_labels if kind == "instance" else np.arange(len(T))  # true label of each row of T
+    matrix_row = np.arange(len(true_labels)) if kind == "instance" else true_labels  # row of T of each example
+    wrong_probabilities = T.copy()
+    wrong_probabilities[np.arange(len(T)), row_label] = 0
+    noisy = true_labels.copy()
     if exact and kind == "matrix":
-        sampling.by_quota(noisy, wrong, share, row_rng)
+        sampling.flip_by_quota(noisy, wrong_probabilities, checked_rate, row_rng)
     else:
         if not exact:
-            chosen = np.flatnonzero(row_rng.random(len(labels)) < wrong.sum(1)[row_of])
+            chosen_examples = np.flatnonzero(row_rng.random(len(true_labels)) < wrong_probabilities.sum(1)[matrix_row])
         elif kind == "instance":
-            chosen = sampling.by_propensity(wrong.sum(1), row_rng)
+            chosen_examples = sampling.choose_by_propensity(wrong_probabilities.sum(1), row_rng)
         else:
-            chosen = row_rng.permutation(len(labels))[: round(cast(float, share) * len(labels))]
-        redrawn = np.ones_like(T) if exact and kind == "uniform" else wrong
-        noisy[chosen] = sampling.targets(redrawn, row_of[chosen], target_rng.random(len(labels))[chosen])
-    y_noisy = torch.from_numpy(noisy).to(tensor.device)
-    return CorruptedLabels(y_noisy, y_noisy != tensor, torch.from_numpy(T))
+            n_chosen = round(cast(float, checked_rate) * len(true_labels))
+            chosen_examples = row_rng.permutation(len(true_labels))[:n_chosen]
+        distributions = np.ones_like(T) if exact and kind == "uniform" else wrong_probabilities
+        uniforms = target_rng.random(len(true_labels))[chosen_examples]
+        noisy[chosen_examples] = sampling.draw_labels(distributions, matrix_row[chosen_examples], uniforms)
+    y_noisy = torch.from_numpy(noisy).to(clean_labels.device)
+    return CorruptedLabels(y_noisy, y_noisy != clean_labels, torch.from_numpy(T))
 
 
 def _transition_matrix(
     kind: str,
     labels: np.ndarray,
-    share: float | None,
+    rate: float | None,
     x: ArrayLike | None,
     matrix: ArrayLike | None,
     *,
     exact: bool,
     rng: np.random.Generator,
 ) -> np.ndarray:
+    """Return the transition matrix of a kind of noise, (C, C), or (n, C) for instance-dependent noise."""
     if kind == "matrix":
         assert matrix is not None  # checked by _check_choice
-        return transition_matrices.user_defined(matrix, labels, share)
-    assert share is not None  # only "matrix" needs no rate
+        return transition_matrices.user_matrix(matrix, labels, rate)
+    assert rate is not None  # only "matrix" needs no rate
     n_classes = int(labels.max()) + 1
     if kind == "instance":
         assert x is not None
-        total = round(share * len(labels)) if exact else None
-        return transition_matrices.instance(x, labels, n_classes, share, rng=rng, total=total)
+        n_flips = round(rate * len(labels)) if exact else None
+        return transition_matrices.instance(x, labels, n_classes, rate, rng=rng, n_flips=n_flips)
     if kind == "confusable":
         assert x is not None
-        return transition_matrices.confusable(x, labels, n_classes, share)
-    by_class = {
+        return transition_matrices.confusable(x, labels, n_classes, rate)
+    class_matrices = {
         "symmetric": transition_matrices.symmetric,
         "uniform": transition_matrices.uniform,
         "pair": transition_matrices.pair,
     }
-    return by_class[kind](n_classes, share)
+    return class_matrices[kind](n_classes, rate)
 
 
-def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayLike | None) -> None:
+def _check_arguments(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayLike | None) -> None:
+    """Validate the kind of noise, the arguments that it needs and the number of classes."""
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", hint="pass one of these")
+        raise InputError(
+            f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", hint="pass one of these names"
+        )
     if kind in ("confusable", "instance") and x is None:
         raise InputError(
             f'kind="{kind}" with x=None',
@@ -165,7 +171,7 @@ def _check_choice(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayL
         )
     if (kind == "matrix") != (matrix is not None):
         raise InputError(
-            'kind="matrix" with matrix=None' if matrix is None else f'kind="{kind}" with a matrix',
+            'kind="matrix" with matrix=None' if matrix is None else f'kind="{kind}" with matrix=...',
             expected='a (C, C) matrix with kind="matrix", and only with it',
             hint='pass kind="matrix", matrix=..., rate=None',
         )

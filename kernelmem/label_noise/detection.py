@@ -18,15 +18,15 @@ class Detection(Result):
 
     Attributes:
         auroc: P(score of a flip > score of a clean row) + P(equal) / 2.
-        auroc_se: its standard error (DeLong et al. 1988). It is 0 for fully separated groups, where the sample does not
+        auroc_se: standard error of ``auroc`` (DeLong et al. 1988). It is 0 for fully separated groups, where the sample does not
             determine it.
         average_precision: Σ over distinct scores of (increase in recall) × precision; tied rows count together.
         n_flipped: number m of flips.
         ranks: int64 (k,), increasing, at most 102: dense from 1 to 2m, sparse up to n; includes m and n.
         precision: float64 (k,), share of flips among the ``ranks`` most suspicious rows.
-        recall: float64 (k,), share of all flips among them.
+        recall: float64 (k,), share of all flips that are among the ``ranks`` most suspicious rows.
         permuted_auroc: mean AUROC over permutations of the flags (null control): 0.5 within its error.
-        permuted_sd: standard deviation of these, the noise of the AUROC of a random score.
+        permuted_sd: standard deviation of the AUROC over permutations, which is the noise of a random score.
     """
 
     auroc: float
@@ -40,12 +40,12 @@ class Detection(Result):
     permuted_sd: float
 
     def __str__(self) -> str:
-        at_m = int((self.ranks == self.n_flipped).nonzero()[0])
+        flip_count_index = int((self.ranks == self.n_flipped).nonzero()[0])
         return (
             f"AUROC {self.auroc:.4f} ± {self.auroc_se:.4f} for {self.n_flipped:,} flips among {int(self.ranks[-1]):,} rows"
             f" (permuted flags {self.permuted_auroc:.4f} ± {self.permuted_sd:.4f})\n"
             f"average precision {self.average_precision:.4f}; precision = recall ="
-            f" {float(self.precision[at_m]):.4f} among the {self.n_flipped:,} most suspicious rows"
+            f" {float(self.precision[flip_count_index]):.4f} among the {self.n_flipped:,} most suspicious rows"
         )
 
 
@@ -59,7 +59,7 @@ def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int
 
     Args:
         score: real numbers (n,), tensor or array.
-        flipped: bool or 0/1 (n,), with at least one of each.
+        flipped: bool or 0/1 (n,), True for a flipped label; at least one flipped and one clean label.
         seed: seed of the permutations, a whole number >= 0.
         permutations: number of permutations of the flags, at least 2.
 
@@ -76,37 +76,40 @@ def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int
     >>> detect([7.0, 7.0, 7.0], [True, False, False], seed=0).auroc
     0.5
     """
-    from scipy.stats import rankdata  # both are slow to import
+    from scipy.stats import rankdata  # SciPy and scikit-learn are slow to import
     from sklearn.metrics import average_precision_score
 
-    values, flags = _checked(score, flipped)
+    scores, flags = _check_scores_and_flags(score, flipped)
     permutations = as_count(permutations, "permutations", minimum=2)
     rng = np.random.default_rng(seed_sequence(seed, ["permutations"])["permutations"])
-    n, m = len(flags), int(flags.sum())
-    midranks = rankdata(values)
-    null = np.array([_area(midranks[rng.permutation(n)[:m]], n) for _ in range(permutations)])
-    auroc = _area(midranks[flags], n)
-    ranks = _ranks(n, m)
-    hits = _expected_hits(values, flags, ranks)
+    n, n_flipped = len(flags), int(flags.sum())
+    midranks = rankdata(scores)
+    permuted_aurocs = np.array(
+        [_auroc_from_midranks(midranks[rng.permutation(n)[:n_flipped]], n) for _ in range(permutations)]
+    )
+    auroc = _auroc_from_midranks(midranks[flags], n)
+    ranks = _reported_ranks(n, n_flipped)
+    expected_hits = _expected_hits(scores, flags, ranks)
     return Detection(
         auroc=auroc,
-        auroc_se=_delong(values, midranks, flags, auroc),
-        average_precision=float(average_precision_score(flags, values)),
-        n_flipped=m,
+        auroc_se=_delong_standard_error(scores, midranks, flags, auroc),
+        average_precision=float(average_precision_score(flags, scores)),
+        n_flipped=n_flipped,
         ranks=torch.from_numpy(ranks),
-        precision=torch.from_numpy(hits / ranks),
-        recall=torch.from_numpy(hits / m),
-        permuted_auroc=float(null.mean()),
-        permuted_sd=float(null.std(ddof=1)),
+        precision=torch.from_numpy(expected_hits / ranks),
+        recall=torch.from_numpy(expected_hits / n_flipped),
+        permuted_auroc=float(permuted_aurocs.mean()),
+        permuted_sd=float(permuted_aurocs.std(ddof=1)),
     )
 
 
-def _checked(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    values = as_tensor(score, "score", dtype=torch.float64).cpu().numpy()
+def _check_scores_and_flags(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores as float64 and flags as bool, both (n,), after validating them."""
+    scores = as_tensor(score, "score", dtype=torch.float64).cpu().numpy()
     flags = as_tensor(flipped, "flipped").cpu().numpy()
-    if values.ndim != 1 or flags.shape != values.shape:
+    if scores.ndim != 1 or flags.shape != scores.shape:
         raise InputError(
-            f"score of shape {values.shape} and flipped of shape {flags.shape}",
+            f"score of shape {scores.shape} and flipped of shape {flags.shape}",
             expected="one score and one flag per row, both of shape (n,)",
             hint="pass one-dimensional score and flipped of the same rows",
         )
@@ -116,43 +119,45 @@ def _checked(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarr
             expected="True where the label was changed",
             hint="pass the mask of corrupt_labels, or y_noisy != y",
         )
-    count = int(flags.sum())
-    if count in (0, len(flags)):
+    n_flipped = int(flags.sum())
+    if n_flipped in (0, len(flags)):
         raise InputError(
-            f"score and flipped of {len(flags)} rows, {count} of them flipped",
+            f"score and flipped of {len(flags)} rows, {n_flipped} of them flipped",
             expected="at least one flipped and one clean row",
             hint="corrupt some of the labels and keep some",
         )
-    return values, flags.astype(bool)
+    return scores, flags.astype(bool)
 
 
-def _area(flip_ranks: np.ndarray, n: int) -> float:
-    m = len(flip_ranks)
-    return float((flip_ranks.sum() - m * (m + 1) / 2) / (m * (n - m)))
+def _auroc_from_midranks(flip_midranks: np.ndarray, n_rows: int) -> float:
+    """Return the AUROC from the midranks of the flips among all rows."""
+    n_flipped = len(flip_midranks)
+    return float((flip_midranks.sum() - n_flipped * (n_flipped + 1) / 2) / (n_flipped * (n_rows - n_flipped)))
 
 
-def _delong(values: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: float) -> float:
-    m, clean = int(flags.sum()), int((~flags).sum())
-    if min(m, clean) < 2:
+def _delong_standard_error(scores: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: float) -> float:
+    """Return the standard error of the AUROC by DeLong's method, or its upper bound for a group of one row."""
+    n_flipped, n_clean = int(flags.sum()), int((~flags).sum())
+    if min(n_flipped, n_clean) < 2:
         return math.sqrt(auroc * (1 - auroc))
     from scipy.stats import rankdata
 
     # Placements: share of the other group below a row, from its rank among all minus its rank in its group.
-    of_flips = (midranks[flags] - rankdata(values[flags])) / clean
-    of_clean = 1 - (midranks[~flags] - rankdata(values[~flags])) / m
-    return math.sqrt(float(of_flips.var(ddof=1)) / m + float(of_clean.var(ddof=1)) / clean)
+    flip_placements = (midranks[flags] - rankdata(scores[flags])) / n_clean
+    clean_placements = 1 - (midranks[~flags] - rankdata(scores[~flags])) / n_flipped
+    return math.sqrt(float(flip_placements.var(ddof=1)) / n_flipped + float(clean_placements.var(ddof=1)) / n_clean)
 
 
-def _ranks(n: int, m: int) -> np.ndarray:
+def _reported_ranks(n_rows: int, n_flipped: int) -> np.ndarray:
     """Return about 100 ranks: dense up to twice the number of flips, where the curves bend, and sparse from there to n."""
-    dense = np.linspace(1, min(n, 2 * m), 80)
-    sparse = np.linspace(min(n, 2 * m), n, 20)
-    return np.unique(np.concatenate([dense, sparse, [m, n]]).round().astype(np.int64))
+    dense = np.linspace(1, min(n_rows, 2 * n_flipped), 80)
+    sparse = np.linspace(min(n_rows, 2 * n_flipped), n_rows, 20)
+    return np.unique(np.concatenate([dense, sparse, [n_flipped, n_rows]]).round().astype(np.int64))
 
 
-def _expected_hits(values: np.ndarray, flags: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+def _expected_hits(scores: np.ndarray, flags: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Return the expected number of flips among the k largest scores, with ties at k in random order."""
-    _, group, sizes = np.unique(-values, return_inverse=True, return_counts=True)
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    hits = np.concatenate([[0], np.cumsum(np.bincount(group, flags, len(sizes)))])
-    return np.interp(ranks, ends, hits)
+    _, tie_group, group_sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    group_ends = np.concatenate([[0], np.cumsum(group_sizes)])
+    cumulative_flips = np.concatenate([[0], np.cumsum(np.bincount(tie_group, flags, len(group_sizes)))])
+    return np.interp(ranks, group_ends, cumulative_flips)

@@ -5,56 +5,61 @@ import numpy as np
 CHUNK = 4096  # examples per block, which bounds the (examples, C) table of cumulative sums
 
 
-def targets(rows: np.ndarray, index: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Draw labels (k,): label i from the distribution ``rows[index[i]]`` (any positive sum) with the uniform number ``u[i]``."""
-    drawn = np.empty(len(index), dtype=np.int64)
-    for start in range(0, len(index), CHUNK):
+def draw_labels(distributions: np.ndarray, distribution_index: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """Draw labels (k,) by inversion of cumulative sums.
+
+    Label i is drawn from ``distributions[distribution_index[i]]`` (any positive sum) with the uniform number ``uniforms[i]``.
+    """
+    labels = np.empty(len(distribution_index), dtype=np.int64)
+    for start in range(0, len(distribution_index), CHUNK):
         block = slice(start, start + CHUNK)
-        cumulative = np.cumsum(rows[index[block]], axis=1)
-        total = cumulative[:, -1]
+        cumulative = np.cumsum(distributions[distribution_index[block]], axis=1)
+        totals = cumulative[:, -1]
         # Strictly below the total even if the product rounds up to it, so that no label of probability 0 is drawn.
-        point = np.minimum(u[block] * total, np.nextafter(total, 0))
-        drawn[block] = (cumulative <= point[:, None]).sum(1)
-    return drawn
+        thresholds = np.minimum(uniforms[block] * totals, np.nextafter(totals, 0))
+        labels[block] = (cumulative <= thresholds[:, None]).sum(1)
+    return labels
 
 
-def systematic(expected: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+def systematic_rounding(expected: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
     """Round ``expected`` (k,) to whole numbers that sum to ``total``, its own sum rounded down or up.
 
     Every block of neighbors, not only every entry, sums to its expectation rounded down or up; if the sum is a whole
     number, the mean of every entry over draws is its expectation. Systematic sampling (Madow 1949): the increments of
     floor(cumulative sum + u) for one uniform u.
     """
-    bounds = np.round(np.cumsum(expected), 9)  # three thirds must sum to 1
-    fraction = bounds[-1] % 1
-    u = rng.uniform(0, 1 - fraction) if total <= bounds[-1] else rng.uniform(1 - fraction, 1)
-    steps = np.minimum(np.floor(bounds + u), total)
-    steps[bounds == bounds[-1]] = total
-    return np.diff(steps, prepend=0).astype(np.int64)
+    cumulative = np.round(np.cumsum(expected), 9)  # three thirds must sum to 1
+    fraction = cumulative[-1] % 1
+    offset = rng.uniform(0, 1 - fraction) if total <= cumulative[-1] else rng.uniform(1 - fraction, 1)
+    rounded = np.minimum(np.floor(cumulative + offset), total)
+    rounded[cumulative == cumulative[-1]] = total
+    return np.diff(rounded, prepend=0).astype(np.int64)
 
 
-def by_propensity(q: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Choose round(Σ q) examples, example i with probability q_i."""
-    order = rng.permutation(len(q))
-    return order[systematic(q[order], round(float(q.sum())), rng) > 0]
+def choose_by_propensity(propensities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Choose round(Σ q_i) examples, example i with probability q_i = ``propensities[i]``."""
+    examples = rng.permutation(len(propensities))
+    return examples[systematic_rounding(propensities[examples], round(float(propensities.sum())), rng) > 0]
 
 
-def by_quota(noisy: np.ndarray, wrong: np.ndarray, rate: float | None, rng: np.random.Generator) -> None:
-    """Change ``noisy`` (n,) in place: n_i wrong_ij labels of class i become j, rounded down or up.
+def flip_by_quota(
+    noisy: np.ndarray, wrong_probabilities: np.ndarray, rate: float | None, rng: np.random.Generator
+) -> None:
+    """Change ``noisy`` (n,) in place: n_i wrong_probabilities_ij labels of class i become j, rounded down or up.
 
-    The number of labels that leave class i is also rounded down or up; the total is round(rate n), or without a rate the
-    nearest whole number.
+    The number of labels that leave class i is also its expectation rounded down or up. The total number of flips is
+    round(rate n), or the expected total rounded to the nearest whole number if the rate is None.
     """
-    n_classes = len(wrong)
-    by_class = np.bincount(noisy, minlength=n_classes)
-    shuffled = rng.permutation(n_classes)  # otherwise rounding would favor the first pairs
-    expected = (by_class[:, None] * wrong)[np.ix_(shuffled, shuffled)].ravel()
-    mean = round(float(expected.sum()), 9)
-    requested = round(mean if rate is None else rate * len(noisy))
-    total = min(max(requested, int(np.floor(mean))), int(np.ceil(mean)))
-    counts = np.empty((n_classes, n_classes), dtype=np.int64)
-    counts[np.ix_(shuffled, shuffled)] = systematic(expected, total, rng).reshape(n_classes, n_classes)
-    order = rng.permutation(len(noisy))
-    grouped = order[np.argsort(noisy[order], kind="stable")]
-    for i, examples in enumerate(np.split(grouped, np.cumsum(by_class)[:-1])):
-        noisy[examples[: counts[i].sum()]] = np.repeat(np.arange(n_classes), counts[i])
+    n_classes = len(wrong_probabilities)
+    class_counts = np.bincount(noisy, minlength=n_classes)
+    classes = rng.permutation(n_classes)  # otherwise rounding would favor the first pairs
+    expected = (class_counts[:, None] * wrong_probabilities)[np.ix_(classes, classes)].ravel()
+    expected_total = round(float(expected.sum()), 9)
+    requested_total = round(expected_total if rate is None else rate * len(noisy))
+    total = min(max(requested_total, int(np.floor(expected_total))), int(np.ceil(expected_total)))
+    flip_counts = np.empty((n_classes, n_classes), dtype=np.int64)
+    flip_counts[np.ix_(classes, classes)] = systematic_rounding(expected, total, rng).reshape(n_classes, n_classes)
+    shuffled_examples = rng.permutation(len(noisy))
+    examples_by_class = shuffled_examples[np.argsort(noisy[shuffled_examples], kind="stable")]
+    for true_class, examples in enumerate(np.split(examples_by_class, np.cumsum(class_counts)[:-1])):
+        noisy[examples[: flip_counts[true_class].sum()]] = np.repeat(np.arange(n_classes), flip_counts[true_class])

@@ -11,39 +11,40 @@ from kernelmem.kernel_machines.model_selection.ridge_selection import choose_rid
 
 CONFUSION_ROWS = 1000  # leave-one-out is cubic in the rows; a sample suffices to find similar classes
 PROPENSITY_SD = 0.1  # Xia et al. 2020
-TOLERANCE = 1e-6  # a float32 matrix sums to 1 only to about this
+ROW_SUM_TOLERANCE = 1e-6  # a float32 matrix sums to 1 only to about this
 
 
 def symmetric(n_classes: int, rate: float) -> np.ndarray:
-    """With probability r a wrong label, each equally likely: T_ii = 1 − r, T_ij = r / (C − 1)."""
+    """Return symmetric noise: with probability r a wrong label, each equally likely; T_ii = 1 − r, T_ij = r / (C − 1)."""
     matrix = np.full((n_classes, n_classes), rate / (n_classes - 1))
     np.fill_diagonal(matrix, 1 - rate)
     return matrix
 
 
 def uniform(n_classes: int, rate: float) -> np.ndarray:
-    """With probability r a label drawn uniformly from all C classes: T = (1 − r) I + r / C."""
+    """Return uniform noise: with probability r a label drawn uniformly from all C classes; T = (1 − r) I + r / C."""
     return (1 - rate) * np.eye(n_classes) + rate / n_classes
 
 
 def pair(n_classes: int, rate: float) -> np.ndarray:
-    """With probability r the next class: T_ii = 1 − r, T_{i, (i + 1) mod C} = r."""
-    return _toward(np.roll(np.arange(n_classes), -1), rate)
+    """Return pair noise: with probability r the next class; T_ii = 1 − r, T_{i, (i + 1) mod C} = r."""
+    return _flip_to_partner(np.roll(np.arange(n_classes), -1), rate)
 
 
 def confusable(x: ArrayLike, labels: np.ndarray, n_classes: int, rate: float) -> np.ndarray:
-    """With probability r the class with which the true class is most confused; see :func:`most_confused`."""
-    return _toward(most_confused(_features(x, len(labels)), labels, n_classes), rate)
+    """Return confusion noise: with probability r the class that :func:`most_confused` assigns to the true class."""
+    return _flip_to_partner(most_confused(_scaled_features(x, len(labels)), labels, n_classes), rate)
 
 
-def _toward(partner: np.ndarray, rate: float) -> np.ndarray:
-    classes = np.arange(len(partner))
-    matrix = np.zeros((len(classes), len(classes)))
-    matrix[classes, classes] = 1 - rate
-    matrix[classes, partner] += rate
-    unpaired = classes[partner == classes]  # classes without rows keep their label: exactly 1, not 1 - r + r
-    matrix[unpaired, unpaired] = 1.0
-    return matrix
+def _flip_to_partner(partners: np.ndarray, rate: float) -> np.ndarray:
+    """Return the matrix (C, C) that replaces a label by the partner of its class with probability r."""
+    classes = np.arange(len(partners))
+    T = np.zeros((len(classes), len(classes)))
+    T[classes, classes] = 1 - rate
+    T[classes, partners] += rate
+    without_partner = classes[partners == classes]  # classes without rows keep their label: exactly 1, not 1 - r + r
+    T[without_partner, without_partner] = 1.0
+    return T
 
 
 def most_confused(features: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
@@ -54,39 +55,45 @@ def most_confused(features: np.ndarray, labels: np.ndarray, n_classes: int) -> n
     spaced in the given order. Scores that agree to nine digits are tied, and the lower class wins. A class without rows is
     its own partner, and not the partner of another class.
     """
-    counts = np.bincount(labels, minlength=n_classes)
-    present = counts > 0
-    if present.sum() < 2:
+    class_counts = np.bincount(labels, minlength=n_classes)
+    has_rows = class_counts > 0
+    if has_rows.sum() < 2:
         raise InputError(
             f"y with rows of one class only ({int(labels[0])})",
             expected='rows of at least two classes for kind="confusable"',
             hint='pass labels of more classes, or use kind="symmetric"',
         )
-    chosen = _evenly_spaced(labels, present, counts)
-    kernel = _radial_kernel(features[chosen])
-    y = torch.from_numpy(labels[chosen])
-    predictions = leave_one_out(kernel, y, choose_ridge(kernel, y).ridge).predictions.cpu().numpy()
-    partner = np.arange(n_classes)
-    for a in np.flatnonzero(present):
-        mean = np.round(predictions[labels[chosen] == a].mean(0), 9)
-        mean[~present] = -np.inf
-        mean[a] = -np.inf
-        partner[a] = int(mean.argmax())
-    return partner
+    sampled_rows = _evenly_spaced_rows(labels, has_rows, class_counts)
+    kernel = _radial_kernel(features[sampled_rows])
+    sampled_labels = torch.from_numpy(labels[sampled_rows])
+    predictions = (
+        leave_one_out(kernel, sampled_labels, choose_ridge(kernel, sampled_labels).ridge).predictions.cpu().numpy()
+    )
+    partners = np.arange(n_classes)
+    for true_class in np.flatnonzero(has_rows):
+        mean_prediction = np.round(predictions[labels[sampled_rows] == true_class].mean(0), 9)
+        mean_prediction[~has_rows] = -np.inf
+        mean_prediction[true_class] = -np.inf
+        partners[true_class] = int(mean_prediction.argmax())
+    return partners
 
 
-def _evenly_spaced(labels: np.ndarray, present: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _evenly_spaced_rows(labels: np.ndarray, has_rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
+    """Return at most about ``CONFUSION_ROWS`` rows, the same number from every class, evenly spaced in the given order."""
     if len(labels) <= CONFUSION_ROWS:
         return np.arange(len(labels))
-    share = max(1, CONFUSION_ROWS // int(present.sum()))
-    picks = [
-        np.flatnonzero(labels == a)[np.linspace(0, counts[a] - 1, min(share, counts[a])).astype(np.int64)]
-        for a in np.flatnonzero(present)
+    rows_per_class = max(1, CONFUSION_ROWS // int(has_rows.sum()))
+    sampled_rows = [
+        np.flatnonzero(labels == label)[
+            np.linspace(0, class_counts[label] - 1, min(rows_per_class, class_counts[label])).astype(np.int64)
+        ]
+        for label in np.flatnonzero(has_rows)
     ]
-    return np.sort(np.concatenate(picks))
+    return np.sort(np.concatenate(sampled_rows))
 
 
 def _radial_kernel(features: np.ndarray) -> torch.Tensor:
+    """Return the Gaussian kernel exp(−d² / (2 median d²)) of the rows with themselves, (n, n)."""
     if (features == features[0]).all():
         raise InputError(
             "x with rows that are all the same",
@@ -94,17 +101,17 @@ def _radial_kernel(features: np.ndarray) -> torch.Tensor:
             hint='pass the features of each row, or use kind="symmetric"',
         )
     centered = features - features.mean(0)  # reduces cancellation in the distances
-    norms = (centered**2).sum(1)
-    squares = np.maximum(norms[:, None] + norms[None] - 2 * centered @ centered.T, 0)
-    np.fill_diagonal(squares, 0)
-    pairs = squares[np.triu_indices(len(squares), 1)]
-    width = np.median(pairs)
-    if width <= 1e-12 * pairs.max():  # more than half of the pairs are duplicates
-        width = pairs.mean()
-    return torch.from_numpy(np.exp(-squares / (2 * width)))
+    squared_norms = (centered**2).sum(1)
+    squared_distances = np.maximum(squared_norms[:, None] + squared_norms[None] - 2 * centered @ centered.T, 0)
+    np.fill_diagonal(squared_distances, 0)
+    pair_distances = squared_distances[np.triu_indices(len(squared_distances), 1)]
+    squared_width = np.median(pair_distances)
+    if squared_width <= 1e-12 * pair_distances.max():  # more than half of the pairs are duplicates
+        squared_width = pair_distances.mean()
+    return torch.from_numpy(np.exp(-squared_distances / (2 * squared_width)))
 
 
-def user_defined(matrix: ArrayLike, labels: np.ndarray, rate: float | None) -> np.ndarray:
+def user_matrix(matrix: ArrayLike, labels: np.ndarray, rate: float | None) -> np.ndarray:
     """Return the user's matrix with rows scaled to sum to 1 exactly.
 
     Raises:
@@ -112,38 +119,38 @@ def user_defined(matrix: ArrayLike, labels: np.ndarray, rate: float | None) -> n
             the share of labels that the matrix changes, Σ_i n_i (1 − T_ii) / n.
     """
     T = as_tensor(matrix, "matrix", dtype=torch.float64).cpu().numpy()
-    where = f"matrix of shape {T.shape}"
+    description = f"matrix of shape {T.shape}"
     if T.ndim != 2 or T.shape[0] != T.shape[1] or len(T) < 2:
         raise InputError(
-            where,
+            description,
             expected="a square matrix (C, C) with C >= 2, row i the distribution of the noisy label of class i",
             hint="pass one row and one column for each class",
         )
     if int(labels.max()) >= len(T):
         raise InputError(
-            f"y with label {int(labels.max())} outside 0..{len(T) - 1}, the classes of the {where}",
+            f"y with label {int(labels.max())} outside 0..{len(T) - 1}, the classes of the {description}",
             expected="one row of the matrix for each class",
             hint="add the missing classes to the matrix, or renumber the labels",
         )
     if (T < 0).any():
         raise InputError(
-            f"{where} with negative entries (the smallest is {T.min():.3g})",
+            f"{description} with negative entries (the smallest is {T.min():.3g})",
             expected="probabilities",
             hint="clip negative rounding errors, then divide each row by its sum",
         )
-    sums = T.sum(1)
-    if np.abs(sums - 1).max() > TOLERANCE:
-        worst = int(np.abs(sums - 1).argmax())
+    row_sums = T.sum(1)
+    if np.abs(row_sums - 1).max() > ROW_SUM_TOLERANCE:
+        worst_row = int(np.abs(row_sums - 1).argmax())
         raise InputError(
-            f"{where} with row {worst} that sums to {sums[worst]:.6g}",
+            f"{description} with row {worst_row} that sums to {row_sums[worst_row]:.6g}",
             expected="rows that sum to 1 (T_ij = P(noisy j | true i))",
             hint="divide each row by its sum; if the columns sum to 1, pass the transpose",
         )
-    T = T / sums[:, None]
-    implied = float((1 - T.diagonal())[labels].mean())
-    if rate is not None and abs(rate - implied) > TOLERANCE:
+    T = T / row_sums[:, None]
+    implied_rate = float((1 - T.diagonal())[labels].mean())
+    if rate is not None and abs(rate - implied_rate) > ROW_SUM_TOLERANCE:
         raise InputError(
-            f"rate {rate:g} and a matrix that changes the share {implied:.6g} of these labels",
+            f"rate {rate:g} and a matrix that changes the share {implied_rate:.6g} of these labels",
             expected='rate=None, or that share, for kind="matrix"',
             hint="pass rate=None: the matrix determines the number of changed labels",
         )
@@ -151,48 +158,54 @@ def user_defined(matrix: ArrayLike, labels: np.ndarray, rate: float | None) -> n
 
 
 def instance(
-    x: ArrayLike, labels: np.ndarray, n_classes: int, rate: float, *, rng: np.random.Generator, total: int | None
+    x: ArrayLike, labels: np.ndarray, n_classes: int, rate: float, *, rng: np.random.Generator, n_flips: int | None
 ) -> np.ndarray:
-    """Instance-dependent noise, (n, C): 1 − q_i at the label of row i, q_i softmax(z_i W_{y_i}) elsewhere.
+    """Return instance-dependent noise, (n, C): 1 − q_i at the label of row i, q_i softmax(z_i W_{y_i}) elsewhere.
 
-    q_i ~ TruncNormal(r, 0.1², [0, 1]), scaled to mean r; with ``total`` scaled so that its sum is ``total``. z are the
+    q_i ~ TruncNormal(r, 0.1², [0, 1]), scaled to mean r, or so that Σ q_i is ``n_flips`` unless that is None. z are the
     standardized features divided by √d, so that the logits have unit variance in any units of x and the softmax does not
     collapse to one class. W_c ~ N(0, 1) of shape (d, C) for every class c.
 
     Source: Xia et al. 2020.
     """
     n = len(labels)
-    features = _features(x, n)
-    sd = features.std(0)
-    varies = sd > 1e-12 * np.abs(features).max(0)
-    scale = np.zeros(len(sd))  # constant features carry no information
-    scale[varies] = 1 / (sd[varies] * np.sqrt(varies.sum()))
-    mean = features.mean(0)
-    q = _propensities(rng.random(n), rate, None if total is None else total / n)
-    rows = np.empty((n, n_classes))
+    features = _scaled_features(x, n)
+    standard_deviations = features.std(0)
+    is_varying = standard_deviations > 1e-12 * np.abs(features).max(0)
+    scale = np.zeros(len(standard_deviations))  # constant features carry no information
+    scale[is_varying] = 1 / (standard_deviations[is_varying] * np.sqrt(is_varying.sum()))
+    means = features.mean(0)
+    propensities = _propensities(rng.random(n), rate, None if n_flips is None else n_flips / n)
+    distributions = np.empty((n, n_classes))
     for label in np.unique(labels):
-        of_class = labels == label
-        logits = (features[of_class] - mean) * scale @ rng.standard_normal((len(scale), n_classes))
+        in_class = labels == label
+        logits = (features[in_class] - means) * scale @ rng.standard_normal((len(scale), n_classes))
         logits[:, label] = -np.inf
-        rows[of_class] = q[of_class, None] * softmax(logits, axis=1)
-    rows[np.arange(n), labels] = 1 - q
-    return rows
+        distributions[in_class] = propensities[in_class, None] * softmax(logits, axis=1)
+    distributions[np.arange(n), labels] = 1 - propensities
+    return distributions
 
 
-def _propensities(u: np.ndarray, rate: float, mean: float | None) -> np.ndarray:
-    low, high = -rate / PROPENSITY_SD, (1 - rate) / PROPENSITY_SD
-    mass = ndtr(high) - ndtr(low)
-    q = np.clip(rate + PROPENSITY_SD * ndtri(ndtr(low) + u * mass), 0, 1)
+def _propensities(uniforms: np.ndarray, rate: float, target_mean: float | None) -> np.ndarray:
+    """Return flip probabilities q ~ TruncNormal(rate, 0.1², [0, 1]), scaled to ``target_mean``; None: mean ``rate``."""
+    lower, upper = -rate / PROPENSITY_SD, (1 - rate) / PROPENSITY_SD
+    probability_mass = ndtr(upper) - ndtr(lower)
+    q = np.clip(rate + PROPENSITY_SD * ndtri(ndtr(lower) + uniforms * probability_mass), 0, 1)
     # Truncation moves the mean (rate 0.1: to 0.129); rescale to the requested rate.
-    if mean is None:
-        density = (np.exp(-(low**2) / 2) - np.exp(-(high**2) / 2)) / np.sqrt(2 * np.pi)
-        actual, requested = rate + PROPENSITY_SD * density / mass, rate
+    if target_mean is None:
+        density = (np.exp(-(lower**2) / 2) - np.exp(-(upper**2) / 2)) / np.sqrt(2 * np.pi)
+        actual_mean, requested_mean = rate + PROPENSITY_SD * density / probability_mass, rate
     else:
-        actual, requested = q.mean(), mean
-    return q * (requested / actual) if requested <= actual else 1 - (1 - q) * ((1 - requested) / (1 - actual))
+        actual_mean, requested_mean = q.mean(), target_mean
+    return (
+        q * (requested_mean / actual_mean)
+        if requested_mean <= actual_mean
+        else 1 - (1 - q) * ((1 - requested_mean) / (1 - actual_mean))
+    )
 
 
-def _features(x: ArrayLike, n: int) -> np.ndarray:
+def _scaled_features(x: ArrayLike, n: int) -> np.ndarray:
+    """Return features as a matrix (n, d) divided by their largest magnitude."""
     features = as_tensor(x, "x", dtype=torch.float64).cpu().numpy()
     if features.ndim == 0 or len(features) != n or features.size == 0:
         raise InputError(
@@ -200,6 +213,6 @@ def _features(x: ArrayLike, n: int) -> np.ndarray:
             expected=f"one row of features per label, shape ({n}, ...)",
             hint="pair every row of x with its label",
         )
-    flat = features.reshape(n, -1)
-    largest = np.abs(flat).max()
-    return flat / largest if largest > 0 else flat  # prevents overflow of squares
+    flat_features = features.reshape(n, -1)
+    largest = np.abs(flat_features).max()
+    return flat_features / largest if largest > 0 else flat_features  # prevents overflow of squares

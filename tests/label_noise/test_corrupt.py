@@ -324,7 +324,7 @@ def test_matrix_exact_rounding_favors_no_class():
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-53])
 def test_targets_of_probability_zero_are_never_drawn(u):
     rows = np.array([[0, 0.1, 0, 0.7, 0], [0, 5e-324, 0, 0, 0]])
-    first, second = draws.targets(rows, np.array([0, 1]), np.array([u, u]))
+    first, second = draws.draw_labels(rows, np.array([0, 1]), np.array([u, u]))
     assert first in (1, 3)
     assert second == 1
 

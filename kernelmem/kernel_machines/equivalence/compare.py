@@ -15,7 +15,12 @@ from kernelmem.core.options import Progress, as_bytes, as_progress
 from kernelmem.kernel_machines.equivalence.fits import KernelFits, RunOptions
 from kernelmem.kernel_machines.equivalence.options import ComparisonOptions
 from kernelmem.kernel_machines.equivalence.result import METHODS, KernelMachineComparison, MachineFit, score_fit
-from kernelmem.kernel_machines.equivalence.trajectory import checkpoint_steps, concatenate, movement, trajectory_pass
+from kernelmem.kernel_machines.equivalence.trajectory import (
+    checkpoint_steps,
+    concatenate_rows,
+    measure_movement,
+    trajectory_pass,
+)
 from kernelmem.kernel_machines.linearized.recorded_sgd import RecordedSGD
 from kernelmem.recording.run import Run
 from kernelmem.trajectory.ledger.ledger import ledger
@@ -60,9 +65,9 @@ def compare_kernel_machines(
     Args:
         run: recorded by :class:`kernelmem.Recorder`.
         model: the module that was trained, in any state; never changed. Analyzed in eval mode and float64.
-        x: m test rows.
+        x: inputs of the m test rows.
         data: (inputs, targets) of all n training examples, in the order of their ids in the run.
-        methods: a subset of the table; None: all.
+        methods: names of methods in the table; None: all of them.
         outputs: "full": kernels between all pairs of outputs; "trace": their mean over outputs, used for each output
             separately, an approximation C² times smaller.
         loss: the per-example loss, if the run was recorded with a callable.
@@ -71,8 +76,8 @@ def compare_kernel_machines(
         progress: counts the steps of the first of up to four passes along the run.
 
     Raises:
-        InputError: unknown methods, fewer rows in ``data`` than examples in the run, too little memory.
-        NumericalError: a kernel that is not finite, or a ridge lost in rounding.
+        InputError: a method is unknown, ``data`` has fewer rows than the run has examples, or there is too little memory.
+        NumericalError: a kernel is not finite, or the ridge is lost in rounding.
 
     Cost: two tangent kernels of n + m rows; the path kernel n_nodes · T / stride of them, most of the time; (nC)³ for a
     factorization and an eigenvalue of each full kernel; O(n B C²) per step and frozen kernel; the ledgers and ``domingos``
@@ -83,60 +88,68 @@ def compare_kernel_machines(
     Source: Domingos 2020; Fort et al. 2020 (movement of the kernel); Long 2021 (after-kernel); Atanasov et al. 2022.
     """
     options = options or ComparisonOptions()
-    names = _checked_methods(methods)
+    method_names = _select_methods(methods)
     if outputs not in ("full", "trace"):
         raise InputError(f"outputs={outputs!r}", expected='"full" or "trace"', hint='pass outputs="full"')
     n_steps = len(run)
     if not n_steps:
-        raise InputError("run without recorded steps", expected="at least one step", hint="record a step")
+        raise InputError(
+            "run without recorded steps", expected="at least one step", hint="record at least one optimizer step"
+        )
     rows, examples = as_rows(x, "x"), as_rows(data[0], "data")
     targets = torch.as_tensor(data[1])
-    n_seen = 1 + max(int(step.examples.max()) for step in run.steps)
-    if examples.n < n_seen or len(targets) != examples.n:
+    n_recorded = 1 + max(int(step.examples.max()) for step in run.steps)
+    if examples.n < n_recorded or len(targets) != examples.n:
         raise InputError(
-            f"data of {examples.n} rows and {len(targets)} targets, and a run with example ids up to {n_seen - 1}",
-            expected=f"one target per row, and at least {n_seen} rows",
+            f"data of {examples.n} rows and {len(targets)} targets, for a run with example ids up to {n_recorded - 1}",
+            expected=f"one target per row, and at least {n_recorded} rows",
             hint="pass all training examples, in the order of their ids",
         )
-    n, m = examples.n, rows.n
-    steps = checkpoint_steps(n_steps, options.checkpoints) if options.checkpoints else []
-    both = concatenate(examples, rows)
-    passed = trajectory_pass(
+    n, n_test = examples.n, rows.n
+    movement_steps = checkpoint_steps(n_steps, options.checkpoints) if options.checkpoints else []
+    all_rows = concatenate_rows(examples, rows)
+    trajectory = trajectory_pass(
         run,
         model,
-        both,
-        first_order=range(n, n + m) if "first_order_ledger" in names else None,
-        checkpoints=steps,
+        all_rows,
+        first_order=range(n, n + n_test) if "first_order_ledger" in method_names else None,
+        checkpoints=movement_steps,
         loss=loss,
         forward=forward,
         progress=as_progress(progress, "comparing kernel machines"),
     )
-    common: RunOptions = {"loss": loss, "forward": forward}
-    fits = KernelFits(run, model, examples, both, passed, outputs, as_bytes(options.memory), names, common)
+    run_options: RunOptions = {"loss": loss, "forward": forward}
+    fits = KernelFits(
+        run, model, examples, all_rows, trajectory, outputs, as_bytes(options.memory), method_names, run_options
+    )
     fits.fit_kernels(options)
-    network, initial = passed.final[n:], passed.initial[n:]
-    if passed.first_order is not None:
-        fits.predictions["first_order_ledger"] = initial + passed.first_order
+    final_outputs, initial_outputs = trajectory.final_outputs[n:], trajectory.initial_outputs[n:]
+    if trajectory.first_order is not None:
+        fits.predictions["first_order_ledger"] = initial_outputs + trajectory.first_order
     cancellation = math.nan
-    if "exact_ledger" in names:
-        result = ledger(run, model, rows.slice(0, min(options.ledger_rows, m)), **common)
-        change = result.contributions.sum(1) + result.decay + result.rounding + result.buffers
-        fits.predictions["exact_ledger"] = result.initial + change
-        fits.diagnostics["exact_ledger"] = {"residual": result.largest_residual}
-        cancellation = float(result.cancellation.median())
-    if "domingos" in names:
-        fits.fit_domingos(rows.slice(0, min(options.domingos_rows, m)), (data[0], targets))
-    moved = ()
-    if steps:
-        subset = torch.linspace(0, n - 1, min(options.movement_rows, n)).round().long()
-        kernel = fits.kernel_at_weights(Rows(examples.take(subset), len(subset)), None, "trace")
-        moved = movement(kernel, passed.states, targets[subset], memory=fits.memory, seed=options.seed)
+    if "exact_ledger" in method_names:
+        exact_ledger = ledger(run, model, rows.slice(0, min(options.ledger_rows, n_test)), **run_options)
+        output_change = (
+            exact_ledger.contributions.sum(1) + exact_ledger.decay + exact_ledger.rounding + exact_ledger.buffers
+        )
+        fits.predictions["exact_ledger"] = exact_ledger.initial + output_change
+        fits.diagnostics["exact_ledger"] = {"residual": exact_ledger.largest_residual}
+        cancellation = float(exact_ledger.cancellation.median())
+    if "domingos" in method_names:
+        fits.fit_domingos(rows.slice(0, min(options.domingos_rows, n_test)), (data[0], targets))
+    kernel_movement = ()
+    if movement_steps:
+        movement_rows = torch.linspace(0, n - 1, min(options.movement_rows, n)).round().long()
+        kernel = fits.kernel_at_weights(Rows(examples.take(movement_rows), len(movement_rows)), None, "trace")
+        kernel_movement = measure_movement(
+            kernel, trajectory.checkpoint_states, targets[movement_rows], memory=fits.memory, seed=options.seed
+        )
     return KernelMachineComparison(
-        fits=tuple(_fit_of(name, fits, network, initial, options.seed) for name in names),
-        movement=moved,
-        predictions={name: fits.predictions[name] for name in names if name in fits.predictions},
-        network=network,
-        initial=initial,
+        fits=tuple(_score_method(name, fits, final_outputs, initial_outputs, options.seed) for name in method_names),
+        movement=kernel_movement,
+        predictions={name: fits.predictions[name] for name in method_names if name in fits.predictions},
+        network=final_outputs,
+        initial=initial_outputs,
         kernel_change=fits.kernel_change,
         kernel_distance=fits.kernel_distance,
         limit=fits.recorded.limit if isinstance(fits.recorded, RecordedSGD) else math.nan,
@@ -147,7 +160,8 @@ def compare_kernel_machines(
     )
 
 
-def _fit_of(name: str, fits: KernelFits, network: Tensor, initial: Tensor, seed: int) -> MachineFit:
+def _score_method(name: str, fits: KernelFits, network: Tensor, initial: Tensor, seed: int) -> MachineFit:
+    """Return the errors of a method with predictions, or its status and reason without them."""
     if name in fits.predictions:
         fit = score_fit(name, fits.predictions[name], network, initial, seed=seed)
     else:
@@ -155,7 +169,8 @@ def _fit_of(name: str, fits: KernelFits, network: Tensor, initial: Tensor, seed:
     return dataclasses.replace(fit, **fits.diagnostics.get(name, {}))
 
 
-def _checked_methods(methods: Collection[str] | None) -> tuple[str, ...]:
+def _select_methods(methods: Collection[str] | None) -> tuple[str, ...]:
+    """Return the selected methods in the order of METHODS, after validating them."""
     if methods is None:
         return tuple(METHODS)
     unknown = [name for name in methods if name not in METHODS]

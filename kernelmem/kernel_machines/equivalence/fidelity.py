@@ -17,7 +17,7 @@ class Fidelity(Result):
         agreement: share of rows with the same argmax.
         agreement_se: binomial standard error by the (k + 1)/(n + 2) rule, which is not 0 at agreement 1.
         relative_error: |surrogate − network| / |network| in the Frobenius norm, after centering over outputs.
-        n: number of rows.
+        n: number of rows compared.
     """
 
     agreement: float
@@ -40,25 +40,30 @@ def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
     neither the prediction nor the softmax).
 
     Raises:
-        InputError: shapes that differ, no rows, NaN.
+        InputError: the shapes differ, there are no rows, or there is NaN.
 
     >>> import torch
     >>> fidelity(torch.eye(3), torch.eye(3)).agreement
     1.0
     """
-    first, second = as_tensor(surrogate, "surrogate"), as_tensor(network, "network")
-    if first.shape != second.shape or first.ndim != 2 or len(first) == 0:
+    surrogate_outputs, network_outputs = as_tensor(surrogate, "surrogate"), as_tensor(network, "network")
+    if surrogate_outputs.shape != network_outputs.shape or surrogate_outputs.ndim != 2 or len(surrogate_outputs) == 0:
         raise InputError(
-            f"outputs of shape {tuple(first.shape)} and {tuple(second.shape)}",
+            f"surrogate of shape {tuple(surrogate_outputs.shape)}, network of shape {tuple(network_outputs.shape)}",
             expected="the same shape (m, C), m >= 1",
-            hint="predict with both on the same rows",
+            hint="compute both outputs on the same rows",
         )
-    n_same = int((first.argmax(1) == second.argmax(1)).sum())
-    n = len(first)
-    smoothed = (n_same + 1) / (n + 2)
-    gap = float((centered(first) - centered(second)).norm())
-    size = float(centered(second).norm())
-    return Fidelity(n_same / n, (smoothed * (1 - smoothed) / n) ** 0.5, gap / size if size else float("inf"), n)
+    n_same = int((surrogate_outputs.argmax(1) == network_outputs.argmax(1)).sum())
+    n = len(surrogate_outputs)
+    smoothed_agreement = (n_same + 1) / (n + 2)
+    error_norm = float((centered(surrogate_outputs) - centered(network_outputs)).norm())
+    network_norm = float(centered(network_outputs).norm())
+    return Fidelity(
+        n_same / n,
+        (smoothed_agreement * (1 - smoothed_agreement) / n) ** 0.5,
+        error_norm / network_norm if network_norm else float("inf"),
+        n,
+    )
 
 
 def centered(outputs: Tensor) -> Tensor:
@@ -73,6 +78,6 @@ def margin(outputs: Tensor, labels: Tensor) -> Tensor:
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([1]))
     tensor([-2.])
     """
-    column = labels.unsqueeze(1)
-    others = outputs.scatter(1, column, float("-inf")).amax(1)
-    return outputs.gather(1, column).squeeze(1) - others
+    label_column = labels.unsqueeze(1)
+    largest_other = outputs.scatter(1, label_column, float("-inf")).amax(1)
+    return outputs.gather(1, label_column).squeeze(1) - largest_other

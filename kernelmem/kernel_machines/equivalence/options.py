@@ -16,17 +16,17 @@ class ComparisonOptions:
     Attributes:
         ridge: ridge of the fits as a multiple of the kernel's largest eigenvalue; "loo": chosen by leave-one-out over rows
             (and outputs, for full kernels).
-        n_nodes: quadrature nodes per step of the path kernel.
-        stride: k > 1: the path kernel is evaluated on every k-th step, with weight k.
-        domingos_rows: test rows of the method "domingos".
-        ledger_rows: test rows of the method "exact_ledger".
+        n_nodes: number of quadrature nodes per step of the path kernel.
+        stride: k >= 1; the path kernel is evaluated on every k-th step, with weight k.
+        domingos_rows: number of test rows of the method "domingos".
+        ledger_rows: number of test rows of the method "exact_ledger".
         checkpoints: number of steps at which the movement of the kernel is measured; 0: none.
-        movement_rows: number of training rows, evenly spaced, on which it is measured.
-        seed: seed of the permutations.
-        memory: bytes for kernels.
+        movement_rows: number of training rows, evenly spaced, on which the movement of the kernel is measured.
+        seed: seed of the random permutations of the null controls.
+        memory: bytes that kernels may allocate.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number is out of range.
     """
 
     ridge: float | Literal["loo"] = 1e-8

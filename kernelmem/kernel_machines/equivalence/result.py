@@ -29,7 +29,7 @@ METHODS = {
     "domingos": "Domingos, coefficients depend on x",
     "exact_ledger": "exact ledger",
 }
-NULLS = 32  # permutations of the network's outputs
+N_PERMUTATIONS = 32  # permutations of the network's outputs
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MachineFit:
 
     @property
     def title(self) -> str:
-        """Title in tables."""
+        """Title of the method in tables."""
         return METHODS[self.name]
 
 
@@ -66,18 +66,18 @@ class KernelMachineComparison(Result):
     """A trained network compared with the kernel machines of its run, and the movement of its kernel.
 
     Attributes:
-        fits: one per method, in the order of :data:`METHODS`.
-        movement: the trace kernel of training rows at checkpoints.
-        predictions: by method, (rows, C) float64, of the first ``rows`` test rows (all of them for most methods).
+        fits: result of each method, in the order of :data:`METHODS`.
+        movement: change of the trace kernel of training rows at each checkpoint.
+        predictions: outputs of each method, (rows, C) float64, on the first ``rows`` test rows (all rows for most methods).
         network: (m, C) outputs of the trained network on the test rows.
         initial: (m, C) outputs of the untrained network.
         kernel_change: |K_T − K_0| / |K_0| of the training rows; NaN unless both kernels were computed.
-        kernel_distance: 1 − cosine of their traces; likewise.
+        kernel_distance: 1 − cosine of the trace kernels of K_T and K_0; NaN unless both kernels were computed.
         limit: stability limit of the recorded SGD.
         path_error: estimated relative error of the path kernel.
         cancellation: median of Σ|c| / |Σ c| over rows and outputs of the exact ledger.
-        n: training rows.
-        steps: recorded steps.
+        n: number of training rows.
+        steps: number of recorded steps.
     """
 
     fits: tuple[MachineFit, ...]
@@ -98,7 +98,7 @@ class KernelMachineComparison(Result):
         return {fit.name: fit for fit in self.fits}[name]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one line per method."""
+        """Return a data frame with one line per method."""
         import pandas as pd
 
         frame = pd.DataFrame([vars(fit) for fit in self.fits])
@@ -106,10 +106,10 @@ class KernelMachineComparison(Result):
         return frame.set_index("name")
 
     def movement_frame(self) -> "pd.DataFrame":
-        """Return one line per checkpoint."""
+        """Return a data frame with one line per checkpoint."""
         import pandas as pd
 
-        return pd.DataFrame([vars(moved) for moved in self.movement]).set_index("step")
+        return pd.DataFrame([vars(checkpoint) for checkpoint in self.movement]).set_index("step")
 
     def plot(self) -> "Figure":
         """Plot errors and null errors on a logarithmic axis, and the movement of the kernel along the run."""
@@ -118,9 +118,9 @@ class KernelMachineComparison(Result):
         return comparison_figure(self.fits, self.movement)
 
     def __str__(self) -> str:
-        m, C = self.network.shape
+        n_test, C = self.network.shape
         lines = [
-            f"network compared with kernel machines: {self.n:,} training rows, {m:,} test rows,"
+            f"network compared with kernel machines: {self.n:,} training rows, {n_test:,} test rows,"
             f" {C} output{'s' * (C != 1)}, {self.steps:,} steps",
             f"{'method':<40}{'rel. error':>12}{'null':>8}{'agreement':>16}{'null':>8}{'R²':>9}",
         ]
@@ -131,7 +131,7 @@ class KernelMachineComparison(Result):
                 line += (
                     f"{fit.error:>12.2g}{fit.null_error:>8.2g}{agreement:>16}{fit.null_agreement:>8.2f}{fit.r2:>9.4f}"
                 )
-                line += f"   on {fit.rows} rows" if fit.rows < m else ""
+                line += f"   on {fit.rows} rows" if fit.rows < n_test else ""
             else:
                 line += f"  {fit.status}: {fit.note}"
             lines.append(line)
@@ -142,41 +142,46 @@ class KernelMachineComparison(Result):
             )
         if self.movement:
             lines.append(f"{'step':>8}{'distance':>12}{'change':>10}{'velocity':>12}{'alignment':>12}{'null':>16}")
-            table = [
-                f"{moved.step:>8}{moved.distance:>12.3g}{moved.change:>10.3g}{moved.velocity:>12.2g}"
-                f"{moved.alignment:>12.3f}{f'{moved.null_alignment:.3f} ± {moved.null_spread:.3f}':>16}"
-                for moved in self.movement
+            movement_lines = [
+                f"{checkpoint.step:>8}{checkpoint.distance:>12.3g}{checkpoint.change:>10.3g}{checkpoint.velocity:>12.2g}"
+                f"{checkpoint.alignment:>12.3f}{f'{checkpoint.null_alignment:.3f} ± {checkpoint.null_spread:.3f}':>16}"
+                for checkpoint in self.movement
             ]
-            shown = 39 - len(lines)
-            lines += table if len(table) <= shown else [*table[: shown - 2], f"{'...':>8}", table[-1]]
+            max_lines = 39 - len(lines)
+            lines += (
+                movement_lines
+                if len(movement_lines) <= max_lines
+                else [*movement_lines[: max_lines - 2], f"{'...':>8}", movement_lines[-1]]
+            )
         return "\n".join(lines)
 
 
 def score_fit(name: str, predictions: Tensor, network: Tensor, initial: Tensor, *, seed: int) -> MachineFit:
-    """Compare a machine's outputs (rows, C) with the network's on the same rows, and with permuted ones."""
-    rows = len(predictions)
-    network, initial = network[:rows], initial[:rows]
-    size = float((network - initial).norm())
-    error = float((predictions - network).norm())
+    """Compare the outputs of a machine, (rows, C), with those of the network on the same rows and on permuted rows."""
+    n_rows = len(predictions)
+    network, initial = network[:n_rows], initial[:n_rows]
+    change_norm = float((network - initial).norm())
+    error_norm = float((predictions - network).norm())
     variance = float((network - network.mean(0)).square().sum())
-    same = _agreement(predictions, network)
+    network_agreement = _argmax_agreement(predictions, network)
     generator = torch.Generator().manual_seed(seed)
-    permuted = [network[torch.randperm(rows, generator=generator)] for _ in range(NULLS)]
-    null_error = sum(float((predictions - other).norm()) for other in permuted) / NULLS
+    permuted_networks = [network[torch.randperm(n_rows, generator=generator)] for _ in range(N_PERMUTATIONS)]
+    null_error = sum(float((predictions - permuted).norm()) for permuted in permuted_networks) / N_PERMUTATIONS
     return MachineFit(
         name,
         "computed",
-        rows=rows,
-        error=error / size if size else math.inf,
-        agreement=same.agreement,
-        agreement_se=same.agreement_se,
-        r2=1 - error**2 / variance if variance else math.nan,
-        null_error=null_error / size if size else math.nan,
-        null_agreement=sum(_agreement(predictions, other).agreement for other in permuted) / NULLS,
+        rows=n_rows,
+        error=error_norm / change_norm if change_norm else math.inf,
+        agreement=network_agreement.agreement,
+        agreement_se=network_agreement.agreement_se,
+        r2=1 - error_norm**2 / variance if variance else math.nan,
+        null_error=null_error / change_norm if change_norm else math.nan,
+        null_agreement=sum(_argmax_agreement(predictions, permuted).agreement for permuted in permuted_networks)
+        / N_PERMUTATIONS,
     )
 
 
-def _agreement(first: Tensor, second: Tensor) -> Fidelity:
+def _argmax_agreement(first: Tensor, second: Tensor) -> Fidelity:
     """Return the fidelity of the argmax; one output f counts as the two outputs −f and f, so that its sign decides."""
     if first.shape[1] == 1:
         first, second = (torch.cat([-outputs, outputs], 1) for outputs in (first, second))

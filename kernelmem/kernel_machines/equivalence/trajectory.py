@@ -18,7 +18,7 @@ from kernelmem.tangents.prepare import PreparedModel, prepare
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
 
-NULLS = 16  # permutations of the targets
+N_PERMUTATIONS = 16  # permutations of the targets
 State = dict[str, Tensor]
 
 
@@ -31,20 +31,20 @@ class KernelMovement:
     change: float  # |K − K_0| / |K_0|
     velocity: float  # 1 − cosine with the kernel of the previous checkpoint, per step; NaN at the first
     alignment: float  # centered kernel-target alignment
-    null_alignment: float  # the same with permuted targets: mean of 16
-    null_spread: float  # standard deviation over the permutations
+    null_alignment: float  # centered kernel-target alignment with permuted targets: mean over 16 permutations
+    null_spread: float  # standard deviation of the alignment over these permutations
 
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryPass:
-    """Result of one pass; outputs are those of all given rows, in float64."""
+    """Result of one pass along a run; outputs are those of all rows, in float64."""
 
-    first: State
-    last: State
-    initial: Tensor  # (rows, C)
-    final: Tensor  # (rows, C)
+    first_state: State
+    last_state: State
+    initial_outputs: Tensor  # (rows, C)
+    final_outputs: Tensor  # (rows, C)
     first_order: Tensor | None  # (rows, C): Σ_t J(x; w_t) (w_{t+1} − w_t)
-    states: dict[int, State]  # at the checkpoints
+    checkpoint_states: dict[int, State]  # by checkpoint step
 
 
 def trajectory_pass(
@@ -58,40 +58,46 @@ def trajectory_pass(
     forward: Forward | None,
     progress: Callable[[int, int], object],
 ) -> TrajectoryPass:
-    """Replay a run once.
+    """Replay a run once and collect outputs, first-order changes and checkpoint states.
 
     ``first_order`` selects the rows whose first-order changes J(x; w_t) (w_{t+1} − w_t) are summed; None: no rows.
 
     Cost: two forward passes of all rows, one Jacobian-vector product of the selected rows per step, and the replay.
     Memory: the checkpoints.
     """
-    names = moved_parameters(run, list(run.steps))
+    parameter_names = moved_parameters(run, list(run.steps))
     prepared = prepare(
-        model, rows, forward=forward, parameters=names, dtype=torch.float64, device="cpu", evaluation=True
+        model, rows, forward=forward, parameters=parameter_names, dtype=torch.float64, device="cpu", evaluation=True
     )
     rows = rows.to(dtype=torch.float64, device=torch.device("cpu"))
-    selected = None if first_order is None else Rows(rows.slice(first_order.start, first_order.stop), len(first_order))
-    mode = None if selected is None else choose_mode(prepared, selected)
-    wanted = set(checkpoints)
-    states: dict[int, State] = {}
+    selected_rows = (
+        None if first_order is None else Rows(rows.slice(first_order.start, first_order.stop), len(first_order))
+    )
+    mode = None if selected_rows is None else choose_mode(prepared, selected_rows)
+    checkpoint_set = set(checkpoints)
+    checkpoint_states: dict[int, State] = {}
     end_outputs: list[Tensor] = []
-    first: State = {}
-    previous: State = {}
-    total: Tensor | None = None
+    first_state: State = {}
+    previous_state: State = {}
+    first_order_total: Tensor | None = None
     for t, state in replay(run, model, loss=loss, forward=forward):
-        if mode is not None and selected is not None and t > 0:
-            _load_state(prepared, previous)
-            step = {name: state[name].double() - previous[name].double() for name in prepared.parameters}
-            change = Linearized(prepared, selected.slice(0, selected.n), selected.n, mode=mode).jvp(step)
-            total = change if total is None else total + change
-        if t in wanted:
-            states[t] = state
+        if mode is not None and selected_rows is not None and t > 0:
+            _load_state(prepared, previous_state)
+            weight_change = {name: state[name].double() - previous_state[name].double() for name in prepared.parameters}
+            output_change = Linearized(
+                prepared, selected_rows.slice(0, selected_rows.n), selected_rows.n, mode=mode
+            ).jvp(weight_change)
+            first_order_total = output_change if first_order_total is None else first_order_total + output_change
+        if t in checkpoint_set:
+            checkpoint_states[t] = state
         if t in (0, len(run)):
-            first = first or state
+            first_state = first_state or state
             end_outputs.append(outputs_at(prepared, state, rows))
-        previous = state
+        previous_state = state
         progress(t, len(run))
-    return TrajectoryPass(first, previous, end_outputs[0], end_outputs[-1], total, states)
+    return TrajectoryPass(
+        first_state, previous_state, end_outputs[0], end_outputs[-1], first_order_total, checkpoint_states
+    )
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:
@@ -99,38 +105,40 @@ def checkpoint_steps(steps: int, count: int) -> list[int]:
     return sorted({round(float(t)) for t in np.linspace(0, steps, max(2, count))})
 
 
-def movement(
+def measure_movement(
     kernel: KernelAtWeights, states: dict[int, State], targets: Tensor, *, memory: int, seed: int
 ) -> tuple[KernelMovement, ...]:
     """Return the movement of the kernel and its alignment with the targets at every checkpoint."""
     plan = kernel.plan(memory)
-    y = as_tensor(targets, "y")
+    labels = as_tensor(targets, "y")
     generator = torch.Generator().manual_seed(seed)
-    permutations = [torch.randperm(len(y), generator=generator) for _ in range(NULLS)]
-    moved: list[KernelMovement] = []
-    K_first: Tensor | None = None
-    previous: tuple[int, Tensor] | None = None
+    permutations = [torch.randperm(len(labels), generator=generator) for _ in range(N_PERMUTATIONS)]
+    movements: list[KernelMovement] = []
+    K_initial: Tensor | None = None
+    previous_checkpoint: tuple[int, Tensor] | None = None
     for t, state in sorted(states.items()):
         K = kernel.at(state, plan).double().cpu()
         K = (K + K.T) / 2
-        K_first = K if K_first is None else K_first
-        nulls = np.array([_alignment(K, y[permutation]) for permutation in permutations])
-        moved.append(
+        K_initial = K if K_initial is None else K_initial
+        null_alignments = np.array([_alignment(K, labels[permutation]) for permutation in permutations])
+        movements.append(
             KernelMovement(
                 step=t,
-                distance=kernel_distance(K, K_first),
-                change=relative_distance(K, K_first),
-                velocity=float("nan") if previous is None else kernel_distance(previous[1], K) / (t - previous[0]),
-                alignment=_alignment(K, y),
-                null_alignment=float(nulls.mean()),
-                null_spread=float(nulls.std(ddof=1)),
+                distance=kernel_distance(K, K_initial),
+                change=relative_distance(K, K_initial),
+                velocity=float("nan")
+                if previous_checkpoint is None
+                else kernel_distance(previous_checkpoint[1], K) / (t - previous_checkpoint[0]),
+                alignment=_alignment(K, labels),
+                null_alignment=float(null_alignments.mean()),
+                null_spread=float(null_alignments.std(ddof=1)),
             )
         )
-        previous = t, K
-    return tuple(moved)
+        previous_checkpoint = t, K
+    return tuple(movements)
 
 
-def concatenate(first: Rows, second: Rows) -> Rows:
+def concatenate_rows(first: Rows, second: Rows) -> Rows:
     """Return the rows of ``first`` followed by those of ``second``."""
     leaves: list[Tensor] = []
     second.map(lambda leaf: leaves.append(leaf) or leaf)
@@ -139,7 +147,7 @@ def concatenate(first: Rows, second: Rows) -> Rows:
 
 
 def outputs_at(prepared: PreparedModel, state: State, rows: Rows) -> Tensor:
-    """Return the outputs (n, C) at a state."""
+    """Return the outputs (n, C) of the model with the weights of a state."""
     _load_state(prepared, state)
     with torch.no_grad():
         return prepared.outputs(rows.slice(0, rows.n), rows.n).detach().clone()
@@ -150,8 +158,8 @@ def tangent_times_weights(prepared: PreparedModel, state: State, weights: State,
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     mode = choose_mode(prepared, rows)
     _load_state(prepared, state)
-    direction = {name: weights[name].to(p) for name, p in prepared.parameters.items()}
-    return Linearized(prepared, rows.slice(0, rows.n), rows.n, mode=mode).jvp(direction).detach()
+    weight_direction = {name: weights[name].to(parameter) for name, parameter in prepared.parameters.items()}
+    return Linearized(prepared, rows.slice(0, rows.n), rows.n, mode=mode).jvp(weight_direction).detach()
 
 
 def _alignment(K: Tensor, y: Tensor) -> float:

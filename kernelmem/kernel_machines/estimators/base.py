@@ -21,11 +21,11 @@ from kernelmem.kernel_machines.solvers.solution import Code, Solution
 Kernel: TypeAlias = str | Callable[..., ArrayLike] | ArrayLike
 """A scikit-learn pairwise name, "precomputed", a callable kernel(X, Y), or an array (N, N)."""
 Prior: TypeAlias = nn.Module | Callable[[np.ndarray], ArrayLike]
-"""f_0: a torch module, or a callable on X."""
+"""Prior function f_0: a torch module, or a callable on X."""
 
 
 class KernelEstimator(BaseEstimator):
-    """Kernel matrices of rows, by the parameters kernel, gamma, degree, coef0 and kernel_params of the estimator."""
+    """Base class that computes kernel matrices from the parameters kernel, gamma, degree, coef0 and kernel_params."""
 
     kernel: Kernel
     gamma: float | str | None
@@ -36,38 +36,38 @@ class KernelEstimator(BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.pairwise = _is(self.kernel, "precomputed")
+        tags.input_tags.pairwise = _is_named(self.kernel, "precomputed")
         tags.input_tags.sparse = isinstance(self.kernel, str) and not tags.input_tags.pairwise
         return tags
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> np.ndarray:
         """Validate rows like scikit-learn; memory-mapped kernels are not copied."""
-        arguments = self._validation(X, reset=reset)
+        arguments = self._validation_arguments(X, reset=reset)
         return validate_data(self, **arguments)  # pyright: ignore[reportReturnType]
 
     def _validate_targets(
         self, X: ArrayLike, y: ArrayLike, *, multi_output: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """Validate training rows and targets like scikit-learn; memory-mapped kernels are not copied."""
-        arguments = self._validation(X, reset=True)
+        arguments = self._validation_arguments(X, reset=True)
         return validate_data(self, y=as_array(y), multi_output=multi_output, **arguments)  # pyright: ignore[reportArgumentType, reportReturnType]
 
-    def _validation(self, X: ArrayLike, *, reset: bool) -> dict[str, Any]:
+    def _validation_arguments(self, X: ArrayLike, *, reset: bool) -> dict[str, Any]:
         """Return the arguments of scikit-learn's validation that fit the kernel."""
         X = as_array(X)
         arguments: dict[str, Any] = {"X": X, "reset": reset}
-        if isinstance(self.kernel, str) and not _is(self.kernel, "precomputed"):
+        if isinstance(self.kernel, str) and not _is_named(self.kernel, "precomputed"):
             if self.kernel not in PAIRWISE_KERNEL_FUNCTIONS:
-                raise _unknown(self.kernel)
+                raise _unknown_kernel_error(self.kernel)
             arguments |= {"accept_sparse": ("csr", "csc"), "dtype": (np.float64, np.float32)}
         elif not isinstance(self.kernel, str):
-            is_row_numbers = np.ndim(X) == 1 and (isinstance(self.kernel, StoredKernel) or not callable(self.kernel))
-            arguments |= {"X": np.asarray(X)[:, None] if is_row_numbers else X, "allow_nd": True}
+            are_row_numbers = np.ndim(X) == 1 and (isinstance(self.kernel, StoredKernel) or not callable(self.kernel))
+            arguments |= {"X": np.asarray(X)[:, None] if are_row_numbers else X, "allow_nd": True}
         return arguments
 
     def _gram(self, X: np.ndarray, Y: np.ndarray | None = None) -> np.ndarray:
         """Return the kernel of rows X with rows Y, (n, m); a precomputed X is already the kernel of the training rows."""
-        if _is(self.kernel, "precomputed"):
+        if _is_named(self.kernel, "precomputed"):
             if X.shape[0] != X.shape[1]:
                 raise InputError(
                     f"X of shape {X.shape} with kernel='precomputed'",
@@ -96,7 +96,7 @@ class KernelEstimator(BaseEstimator):
             if gamma not in ("scale", "auto"):
                 raise InputError(f"gamma={gamma!r}", expected='a number, "scale", "auto" or None', hint='pass "scale"')
             gamma = None
-            if self.gamma == "scale" and isinstance(self.kernel, str) and not _is(self.kernel, "precomputed"):
+            if self.gamma == "scale" and isinstance(self.kernel, str) and not _is_named(self.kernel, "precomputed"):
                 variance = _variance(X, weights)
                 gamma = 1.0 / (X.shape[1] * variance) if variance > 0 else 1.0
         self._gamma = gamma
@@ -105,12 +105,12 @@ class KernelEstimator(BaseEstimator):
         """Return the validated rows, and their kernel with the training rows, (m, n), float64."""
         check_is_fitted(self)
         rows = self._validate(X, reset=False)
-        K = rows if _is(self.kernel, "precomputed") else self._gram(rows, self.X_fit_)
+        K = rows if _is_named(self.kernel, "precomputed") else self._gram(rows, self.X_fit_)
         return rows, np.asarray(K, dtype=np.float64)
 
     def _store_rows(self, X: np.ndarray) -> None:
         # Not needed for a precomputed kernel: a test kernel already refers to the training rows.
-        self.X_fit_ = None if _is(self.kernel, "precomputed") else X
+        self.X_fit_ = None if _is_named(self.kernel, "precomputed") else X
 
 
 def prior_outputs(
@@ -123,13 +123,13 @@ def prior_outputs(
     """
     if prior is None:
         return 0.0
-    if _is(kernel, "precomputed"):
+    if _is_named(kernel, "precomputed"):
         raise InputError(
             "prior= with kernel='precomputed'",
             expected="a kernel of rows, so that the prior can be computed on them",
             hint="fit y - f_0, and add f_0 of the test rows to the predictions",
         )
-    outputs = _outputs(prior, X)
+    outputs = _evaluate_prior(prior, X)
     outputs = outputs if outputs.ndim == 2 else outputs[:, None]
     if len(outputs) != X.shape[0] or outputs.ndim != 2 or n_outputs not in (None, outputs.shape[1]):
         raise InputError(
@@ -144,7 +144,7 @@ def checked_solution(solution: Solution) -> Solution:
     """Return a usable solution, with a warning if the system is singular up to rounding.
 
     Raises:
-        NumericalError: it is not usable.
+        NumericalError: the solution is not usable.
     """
     if solution.require().code is Code.singular:
         warnings.warn(
@@ -155,7 +155,7 @@ def checked_solution(solution: Solution) -> Solution:
     return solution
 
 
-def positive_weight(sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray:
+def has_positive_weight(sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray:
     """Return the mask of rows with positive weight, (n,) bool.
 
     Raises:
@@ -163,10 +163,10 @@ def positive_weight(sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarra
     """
     if sample_weight is None:
         return np.ones(X.shape[0], dtype=bool)
-    return weights_of(sample_weight, X) > 0
+    return check_sample_weight(sample_weight, X) > 0
 
 
-def weights_of(sample_weight: ArrayLike, X: np.ndarray) -> np.ndarray:
+def check_sample_weight(sample_weight: ArrayLike, X: np.ndarray) -> np.ndarray:
     """Return sample weights as (n,) float64.
 
     Raises:
@@ -175,11 +175,11 @@ def weights_of(sample_weight: ArrayLike, X: np.ndarray) -> np.ndarray:
     return _check_sample_weight(as_array(sample_weight), X, dtype=np.float64, ensure_non_negative=True)
 
 
-def classes_of(y: np.ndarray) -> np.ndarray:
+def distinct_classes(y: np.ndarray) -> np.ndarray:
     """Return the sorted distinct labels, (C,).
 
     Raises:
-        InputError: fewer than two.
+        InputError: there are fewer than two distinct labels.
     """
     classes = np.unique(y)
     if len(classes) < 2:
@@ -191,9 +191,9 @@ def classes_of(y: np.ndarray) -> np.ndarray:
     return classes
 
 
-def diagonal_of(kernel: Callable[[np.ndarray], np.ndarray], X: np.ndarray, block: int = 64) -> np.ndarray:
+def kernel_diagonal(kernel: Callable[[np.ndarray], np.ndarray], X: np.ndarray, block_size: int = 64) -> np.ndarray:
     """Return K(x, x) of each row, (m,), from small square blocks of the kernel."""
-    diagonals = [np.diagonal(kernel(X[i : i + block])) for i in range(0, X.shape[0], block)]
+    diagonals = [np.diagonal(kernel(X[start : start + block_size])) for start in range(0, X.shape[0], block_size)]
     return np.concatenate(diagonals).astype(np.float64)
 
 
@@ -201,16 +201,20 @@ def _variance(X: Any, weights: np.ndarray | None) -> float:  # array or sparse m
     """Return the variance of all entries of X; an entry of a row of weight w counts w times."""
     if weights is None:
         return float(X.multiply(X).mean() - X.mean() ** 2) if hasattr(X, "multiply") else float(X.var())
-    share = weights / (weights.sum() * X.shape[1])
-    squares = X.multiply(X) if hasattr(X, "multiply") else np.square(X)
-    return float(share @ np.asarray(squares.sum(axis=1)).ravel() - (share @ np.asarray(X.sum(axis=1)).ravel()) ** 2)
+    entry_weights = weights / (weights.sum() * X.shape[1])
+    squared_entries = X.multiply(X) if hasattr(X, "multiply") else np.square(X)
+    return float(
+        entry_weights @ np.asarray(squared_entries.sum(axis=1)).ravel()
+        - (entry_weights @ np.asarray(X.sum(axis=1)).ravel()) ** 2
+    )
 
 
-def _outputs(prior: Prior, X: np.ndarray) -> np.ndarray:
+def _evaluate_prior(prior: Prior, X: np.ndarray) -> np.ndarray:
+    """Return the outputs of a prior as float64; a torch module is evaluated in its own dtype and on its device."""
     if isinstance(prior, nn.Module):
-        first = next((p for p in prior.parameters() if p.is_floating_point()), None)
-        dtype = torch.float64 if first is None else first.dtype
-        device = None if first is None else first.device
+        first_parameter = next((parameter for parameter in prior.parameters() if parameter.is_floating_point()), None)
+        dtype = torch.float64 if first_parameter is None else first_parameter.dtype
+        device = None if first_parameter is None else first_parameter.device
         rows = torch.as_tensor(np.asarray(X), device=device)
         with torch.no_grad():
             outputs = prior(rows.to(dtype) if rows.is_floating_point() else rows)
@@ -219,11 +223,11 @@ def _outputs(prior: Prior, X: np.ndarray) -> np.ndarray:
     return np.asarray(as_array(outputs), dtype=np.float64)
 
 
-def _is(kernel: Kernel, name: str) -> bool:
+def _is_named(kernel: Kernel, name: str) -> bool:
     return isinstance(kernel, str) and kernel == name
 
 
-def _unknown(kernel: str) -> InputError:
+def _unknown_kernel_error(kernel: str) -> InputError:
     names = ", ".join(sorted(PAIRWISE_KERNEL_FUNCTIONS))
     return InputError(
         f"kernel={kernel!r}",

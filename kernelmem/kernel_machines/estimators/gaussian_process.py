@@ -15,14 +15,14 @@ from kernelmem.kernel_machines.estimators.base import (
     KernelEstimator,
     Prior,
     checked_solution,
-    diagonal_of,
+    kernel_diagonal,
     prior_outputs,
 )
 from kernelmem.kernel_machines.estimators.precomputed_kernel import as_array
 from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspect_and_copy
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
-from kernelmem.kernel_machines.solvers.solve import above_rounding, factorized, solve
+from kernelmem.kernel_machines.solvers.solve import above_rounding, solve, try_cholesky
 
 
 class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
@@ -84,21 +84,23 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self.prior = prior
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> "KernelMachineGP":
-        """Condition on targets y, (n,) or (n, C)."""
+        """Fit the posterior to targets y, (n,) or (n, C)."""
         rows, targets = self._validate_targets(X, y)
-        self._flat = targets.ndim == 1
+        self._has_1d_targets = targets.ndim == 1
         targets = targets.astype(np.float64).reshape(len(targets), -1)
         self._resolve_gamma(rows)
-        change = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, rows, targets.shape[1]))
+        change_from_prior = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, rows, targets.shape[1]))
         ridge = as_number(self.ridge, "ridge")
         K = self._gram(rows)
-        self._factor, self.solution_ = _condition(K, change, ridge)
+        self._factor, self.solution_ = _factorize_and_solve(K, change_from_prior, ridge)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self.log_evidence_ = float("nan")
         if self._factor is not None:
             rank, logdet = self._factor.rank_and_logdet()
-            quadratic = float((change * self.solution_.coefficients).sum())
-            self.log_evidence_ = -0.5 * (quadratic + change.shape[1] * (logdet + rank * math.log(2 * math.pi)))
+            quadratic_form = float((change_from_prior * self.solution_.coefficients).sum())
+            self.log_evidence_ = -0.5 * (
+                quadratic_form + change_from_prior.shape[1] * (logdet + rank * math.log(2 * math.pi))
+            )
         self._store_rows(rows)
         return self
 
@@ -117,15 +119,17 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         ``K_test_test`` (m, m), for the covariance.
 
         Raises:
-            InputError: both, or the kernel of the test rows missing.
+            InputError: both the standard deviation and the covariance are requested, or the kernel of the test rows is missing.
         """
         if return_std and return_cov:
             raise InputError(
-                "return_std=True and return_cov=True", expected="one of them", hint="compute std from the covariance"
+                "return_std=True and return_cov=True",
+                expected="at most one of them",
+                hint="compute the standard deviation from the covariance",
             )
         rows, K = self._test_gram(X)
         mean = K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, rows, self.dual_coef_.shape[1])
-        mean = mean[:, 0] if self._flat else mean
+        mean = mean[:, 0] if self._has_1d_targets else mean
         if not (return_std or return_cov):
             return mean
         if self._factor is None:
@@ -134,28 +138,28 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
                 expected="a positive semidefinite kernel for a variance",
                 hint="add a constant to the kernel, on test rows too; without it only the mean is defined",
             )
-        prior = self._prior_covariance(rows, K_test_test if return_cov else K_test_diag, full=return_cov)
+        prior_covariance = self._prior_covariance(rows, K_test_test if return_cov else K_test_diag, full=return_cov)
         whitened = self._factor.whiten(torch.from_numpy(K)).numpy()  # (r, m)
         if return_cov:
-            return mean, prior - whitened.T @ whitened
-        return mean, np.sqrt(np.maximum(prior - np.square(whitened).sum(0), 0.0))
+            return mean, prior_covariance - whitened.T @ whitened
+        return mean, np.sqrt(np.maximum(prior_covariance - np.square(whitened).sum(0), 0.0))
 
-    def _prior_covariance(self, X: np.ndarray, given: ArrayLike | None, *, full: bool) -> np.ndarray:
+    def _prior_covariance(self, X: np.ndarray, test_kernel: ArrayLike | None, *, full: bool) -> np.ndarray:
         """Return K(X, X), (m, m), or its diagonal, (m,)."""
         shape = (X.shape[0], X.shape[0]) if full else (X.shape[0],)
         name = "K_test_test" if full else "K_test_diag"
-        if given is None and isinstance(self.kernel, str) and self.kernel == "precomputed":
+        if test_kernel is None and isinstance(self.kernel, str) and self.kernel == "precomputed":
             raise InputError(
                 f"{name}=None with kernel='precomputed'",
                 expected=f"the kernel of the test rows with themselves, {shape}",
                 hint="pass predict(K_test, return_std=True, K_test_diag=diagonal)",
             )
-        if given is None:
-            return np.asarray(self._gram(X), dtype=np.float64) if full else diagonal_of(self._gram, X)
-        covariance = np.asarray(as_array(given), dtype=np.float64)
+        if test_kernel is None:
+            return np.asarray(self._gram(X), dtype=np.float64) if full else kernel_diagonal(self._gram, X)
+        covariance = np.asarray(as_array(test_kernel), dtype=np.float64)
         if covariance.shape != shape:
             raise InputError(
-                f"{name} of shape {covariance.shape}", expected=f"{shape}", hint="match it to the rows of X"
+                f"{name} of shape {covariance.shape}", expected=f"{shape}", hint="compute it on the rows of X"
             )
         return covariance
 
@@ -175,26 +179,29 @@ class _InverseRoot:
         return (self.V.T @ rows.T) / self.values.sqrt()[:, None]
 
     def rank_and_logdet(self) -> tuple[int, float]:
-        """Return rank and log determinant."""
+        """Return the rank and the log determinant of A, restricted to eigenvalues above rounding."""
         if self.L is not None:
             return len(self.L), 2 * float(self.L.diagonal().log().sum())
         assert self.values is not None
         return len(self.values), float(self.values.log().sum())
 
 
-def _condition(K: np.ndarray, targets: Tensor, ridge: float) -> tuple[_InverseRoot | None, Solution]:
+def _factorize_and_solve(K: np.ndarray, targets: Tensor, ridge: float) -> tuple[_InverseRoot | None, Solution]:
+    """Return W with A⁻¹ = Wᵀ W, A = K + ridge I, and the solution of A a = targets; no W if A is not a covariance."""
     system = as_system(K)
-    fault, dense = inspect_and_copy(system)
+    fault, K_dense = inspect_and_copy(system)
     if fault is None:
-        factor, condition = factorized(dense, targets, ridge)
+        factor, condition = try_cholesky(K_dense, targets, ridge)
         if factor is not None and condition <= condition_limit(system.n):
             a = factor.alpha()
-            gap, size = float((system @ a + ridge * a - targets).norm()), float(targets.norm())
-            return _InverseRoot(factor.L, None, None), Solution(a, Code.solved, gap / size if size else gap, condition)
+            residual_norm, target_norm = float((system @ a + ridge * a - targets).norm()), float(targets.norm())
+            return _InverseRoot(factor.L, None, None), Solution(
+                a, Code.solved, residual_norm / target_norm if target_norm else residual_norm, condition
+            )
     solution = checked_solution(solve(K, targets, ridge, solver="eigen"))
     if solution.code is Code.conditionally_positive:
         return None, solution
-    dense = system.symmetric()  # the factorization has overwritten the first copy
-    values, V = torch.linalg.eigh(dense)
-    nonzero = above_rounding(values, ridge, system, float(dense.abs().max()))
-    return _InverseRoot(None, values[nonzero] + ridge, V[:, nonzero]), solution
+    K_dense = system.symmetric()  # the factorization has overwritten the first copy
+    eigenvalues, V = torch.linalg.eigh(K_dense)
+    nonzero = above_rounding(eigenvalues, ridge, system, float(K_dense.abs().max()))
+    return _InverseRoot(None, eigenvalues[nonzero] + ridge, V[:, nonzero]), solution

@@ -1,4 +1,4 @@
-"""Kernel with precomputed values in an array or a file; X are its row numbers."""
+"""Kernel with precomputed values in an array or a file; the rows X are row numbers of that kernel."""
 
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -22,7 +22,7 @@ class StoredKernel:
     array is then streamed by the solver and never copied.
 
     Raises:
-        InputError: row numbers that are not whole or out of range; values that are not square.
+        InputError: row numbers are not whole or out of range, or the values are not a square matrix.
 
     >>> kernel = StoredKernel(np.array([[2.0, 1.0], [1.0, 3.0]]))
     >>> kernel([[1]], [[0], [1]]).tolist()
@@ -40,8 +40,8 @@ class StoredKernel:
                 expected="(N, N), one number per pair of rows",
                 hint='compute it on all rows, training and test, without y, with outputs="trace"',
             )
-        rows = _row_numbers(X, len(values))
-        columns = rows if Y is None else _row_numbers(Y, len(values))
+        rows = _check_row_numbers(X, len(values))
+        columns = rows if Y is None else _check_row_numbers(Y, len(values))
         all_rows = np.arange(len(values))
         if np.array_equal(rows, all_rows) and np.array_equal(columns, all_rows):
             return values
@@ -59,11 +59,12 @@ def as_array(value: T) -> T:
     return cast(T, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
-def _row_numbers(rows: ArrayLike, n: int) -> np.ndarray:
+def _check_row_numbers(rows: ArrayLike, n: int) -> np.ndarray:
+    """Return row numbers (m,) of a stored kernel of n rows, after validating them."""
     array = np.asarray(rows)
     numbers = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
-    whole = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and bool(np.all(numbers == np.round(numbers)))
-    if not whole or (len(numbers) and (numbers.min() < 0 or numbers.max() >= n)):
+    are_whole = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and bool(np.all(numbers == np.round(numbers)))
+    if not are_whole or (len(numbers) and (numbers.min() < 0 or numbers.max() >= n)):
         raise InputError(
             f"rows of shape {array.shape} and dtype {array.dtype}",
             expected=f"row numbers in 0..{n - 1} of the stored kernel, (n,) or (n, 1)",

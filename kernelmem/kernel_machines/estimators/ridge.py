@@ -14,21 +14,21 @@ from kernelmem.kernel_machines.estimators.base import (
     Kernel,
     KernelEstimator,
     Prior,
+    check_sample_weight,
     checked_solution,
-    classes_of,
-    positive_weight,
+    distinct_classes,
+    has_positive_weight,
     prior_outputs,
-    weights_of,
 )
 from kernelmem.kernel_machines.model_selection.gcv import choose_weighted_ridge
-from kernelmem.kernel_machines.solvers.diagnosis import inspect
+from kernelmem.kernel_machines.solvers.diagnosis import inspect_kernel
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Solution
 from kernelmem.kernel_machines.solvers.solve import Solver, solve
 
 
-class _Ridge(KernelEstimator):
-    """f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X)."""
+class _KernelRidge(KernelEstimator):
+    """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X)."""
 
     def __init__(
         self,
@@ -53,37 +53,39 @@ class _Ridge(KernelEstimator):
         self.solver: Solver = solver
         self.solver_params = solver_params
 
-    def _fit(self, X: np.ndarray, targets: np.ndarray, sample_weight: ArrayLike | None) -> None:
-        weights = None if sample_weight is None else weights_of(sample_weight, X)
+    def _fit_targets(self, X: np.ndarray, targets: np.ndarray, sample_weight: ArrayLike | None) -> None:
+        """Choose the ridge, solve for the coefficients and store the results as attributes."""
+        weights = None if sample_weight is None else check_sample_weight(sample_weight, X)
         self._resolve_gamma(X)
-        change = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
+        change_from_prior = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
         K = self._gram(X)
-        self.ridge_ = self._choose(K, change, weights)
+        self.ridge_ = self._select_ridge(K, change_from_prior, weights)
         solution = solve(
-            K, change, self.ridge_, solver=self.solver, sample_weight=weights, **(self.solver_params or {})
+            K, change_from_prior, self.ridge_, solver=self.solver, sample_weight=weights, **(self.solver_params or {})
         )  # type: ignore[arg-type]
         self.solution_: Solution = checked_solution(solution)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self._store_rows(X)
 
-    def _choose(self, K: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
+    def _select_ridge(self, K: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
+        """Return the given ridge, or the one chosen by leave-one-out or generalized cross-validation."""
         if not isinstance(self.ridge, str):
             return as_number(self.ridge, "ridge")
         if self.ridge not in ("loo", "gcv"):
             raise InputError(f"ridge={self.ridge!r}", expected='a number >= 0, "loo" or "gcv"', hint='pass ridge="loo"')
         system = as_system(K)
-        if inspect(system) is not None:  # solve() reports the fault, as for a given ridge
+        if inspect_kernel(system) is not None:  # solve() reports the fault, as for a given ridge
             return 0.0
-        w = torch.ones(system.n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
-        self.ridge_choice_ = choose_weighted_ridge(system, torch.from_numpy(targets), w, self.ridge)  # type: ignore[arg-type]
+        sample_weights = torch.ones(system.n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
+        self.ridge_choice_ = choose_weighted_ridge(system, torch.from_numpy(targets), sample_weights, self.ridge)  # type: ignore[arg-type]
         return self.ridge_choice_.ridge
 
-    def _outputs(self, X: ArrayLike) -> np.ndarray:
+    def _compute_outputs(self, X: ArrayLike) -> np.ndarray:
         rows, K = self._test_gram(X)
         return K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, rows, self.dual_coef_.shape[1])
 
 
-class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
+class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _KernelRidge):
     """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X); no intercept.
 
     Parameters
@@ -107,7 +109,7 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
 
     Raises
     ------
-        InputError: parameters other than those above.
+        InputError: a parameter is outside the values above.
         NumericalError: a kernel that is asymmetric, indefinite beyond rounding, or holds NaN; no convergence.
 
     Warns
@@ -125,17 +127,17 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineRegressor":
         """Fit targets y, (n,) or (n, C); a weight of 2 is equal to repeating a row."""
         rows, targets = self._validate_targets(X, y)
-        self._flat = targets.ndim == 1
-        self._fit(rows, targets.astype(np.float64).reshape(len(targets), -1), sample_weight)
+        self._has_1d_targets = targets.ndim == 1
+        self._fit_targets(rows, targets.astype(np.float64).reshape(len(targets), -1), sample_weight)
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return predictions, (m,) or (m, C) as y was."""
-        outputs = self._outputs(X)
-        return outputs[:, 0] if self._flat else outputs
+        outputs = self._compute_outputs(X)
+        return outputs[:, 0] if self._has_1d_targets else outputs
 
 
-class KernelMachineClassifier(ClassifierMixin, _Ridge):
+class KernelMachineClassifier(ClassifierMixin, _KernelRidge):
     """Kernel ridge regression on labels: fits one-hot rows minus 1/C and predicts the label of the largest output.
 
     Parameters, attributes, errors and cost are those of :class:`KernelMachineRegressor`; ``prior`` gives (n, C) outputs
@@ -150,20 +152,20 @@ class KernelMachineClassifier(ClassifierMixin, _Ridge):
         """Fit labels y, (n,); a weight of 2 is equal to repeating a row."""
         rows, labels = self._validate_targets(X, y, multi_output=False)
         check_classification_targets(labels)
-        used = positive_weight(sample_weight, rows)
-        self.classes_ = classes_of(labels[used])  # rows of weight 0 do not count, nor do their classes
-        C = len(self.classes_)
-        targets = np.zeros((len(labels), C))
-        targets[used] = np.eye(C)[np.searchsorted(self.classes_, labels[used])] - 1 / C
-        self._fit(rows, targets, sample_weight)
+        has_weight = has_positive_weight(sample_weight, rows)
+        self.classes_ = distinct_classes(labels[has_weight])  # rows of weight 0 do not count, nor do their classes
+        n_classes = len(self.classes_)
+        targets = np.zeros((len(labels), n_classes))
+        targets[has_weight] = np.eye(n_classes)[np.searchsorted(self.classes_, labels[has_weight])] - 1 / n_classes
+        self._fit_targets(rows, targets, sample_weight)
         return self
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return the outputs, (m, C); for two classes their difference, (m,), as in scikit-learn."""
-        outputs = self._outputs(X)
+        outputs = self._compute_outputs(X)
         return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the label of the largest output, (m,)."""
-        outputs = self._outputs(X)
+        outputs = self._compute_outputs(X)
         return self.classes_[outputs.argmax(1)]

@@ -10,11 +10,17 @@ from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 
 from kernelmem.core.checks import ArrayLike
-from kernelmem.kernel_machines.estimators.base import Kernel, KernelEstimator, classes_of, positive_weight, weights_of
+from kernelmem.kernel_machines.estimators.base import (
+    Kernel,
+    KernelEstimator,
+    check_sample_weight,
+    distinct_classes,
+    has_positive_weight,
+)
 from kernelmem.kernel_machines.solvers.diagnosis import require_kernel
 
-TOLERANCES = (1e-8, 1e-6, 1e-4)
-ITERATIONS = 100_000  # plus 100 per row: limit for one tolerance before the next is tried
+TOLERANCES = (1e-8, 1e-6, 1e-4)  # tried in this order if tol=None
+MIN_ITERATIONS = 100_000  # this plus 100 per row is the limit for one tolerance before the next is tried
 
 
 class KernelMachineSVC(ClassifierMixin, KernelEstimator):
@@ -78,26 +84,27 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineSVC":
         """Fit labels y, (n,); weights multiply C row by row."""
         rows, labels = self._validate_targets(X, y, multi_output=False)
-        used = positive_weight(sample_weight, rows).nonzero()[0]
-        weights = None if sample_weight is None else weights_of(sample_weight, rows)[used]
+        used_rows = has_positive_weight(sample_weight, rows).nonzero()[0]
+        weights = None if sample_weight is None else check_sample_weight(sample_weight, rows)[used_rows]
         check_classification_targets(labels)
-        classes_of(labels[used])
-        self._resolve_gamma(rows[used], weights)
+        distinct_classes(labels[used_rows])
+        self._resolve_gamma(rows[used_rows], weights)
         K = self._gram(rows)
         require_kernel(K)
         # Rows of weight 0 are removed here, because libsvm drops them and numbers its support vectors without them.
-        all_used = len(used) == rows.shape[0]
-        K = np.asarray(K if all_used else np.asarray(K)[np.ix_(used, used)], dtype=np.float64)
-        self.svc_ = svc = self._solve(K, labels[used], weights)
+        uses_all_rows = len(used_rows) == rows.shape[0]
+        K = np.asarray(K if uses_all_rows else np.asarray(K)[np.ix_(used_rows, used_rows)], dtype=np.float64)
+        self.svc_ = svc = self._fit_svc(K, labels[used_rows], weights)
         self.tol_ = svc.tol
-        self._used = used
-        self.classes_, self.support_ = svc.classes_, used[svc.support_]
+        self._used_rows = used_rows
+        self.classes_, self.support_ = svc.classes_, used_rows[svc.support_]
         self.n_support_, self.dual_coef_, self.intercept_ = svc.n_support_, svc.dual_coef_, svc.intercept_
         self.n_iter_ = svc.n_iter_
         self._store_rows(rows)
         return self
 
-    def _solve(self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SVC:
+    def _fit_svc(self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SVC:
+        """Fit scikit-learn's SVC to a kernel matrix at the smallest tolerance that it reaches."""
         svc = SVC(
             kernel="precomputed",
             C=self.C,
@@ -112,7 +119,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
             for tol in TOLERANCES:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ConvergenceWarning)
-                    svc.set_params(tol=tol, max_iter=ITERATIONS + 100 * len(K)).fit(K, y, weights)
+                    svc.set_params(tol=tol, max_iter=MIN_ITERATIONS + 100 * len(K)).fit(K, y, weights)
                 if svc.fit_status_ == 0:
                     return svc
         return svc.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
@@ -120,9 +127,9 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
     def decision_function(self, X: ArrayLike) -> np.ndarray:
         """Return signed distances in units of the margin, (m,) for two classes, otherwise (m, C) or one per pair."""
         K = self._test_gram(X)[1]
-        return self.svc_.decision_function(K[:, self._used])
+        return self.svc_.decision_function(K[:, self._used_rows])
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return predicted labels, (m,)."""
         K = self._test_gram(X)[1]
-        return self.svc_.predict(K[:, self._used])
+        return self.svc_.predict(K[:, self._used_rows])

@@ -33,7 +33,7 @@ class TangentKernel:
         memory: bytes that a call may allocate.
 
     Raises:
-        InputError: outputs= other than the two; errors of :func:`kernelmem.ntk`.
+        InputError: ``outputs`` is not one of these two; also the errors of :func:`kernelmem.ntk`.
 
     Cost: that of ``km.ntk``. For estimators that call a kernel row by row (scikit-learn's KernelRidge, n² calls) use
     ``kernel="precomputed"`` with ``TangentKernel(model)(X, X)``.
@@ -75,8 +75,8 @@ class TangentKernel:
             return float(self(X[None], Y[None])[0, 0])
         K = ntk(
             self.model,
-            self._rows(X),
-            None if Y is None or Y is X else self._rows(Y),
+            self._as_model_inputs(X),
+            None if Y is None or Y is X else self._as_model_inputs(Y),
             outputs=self.outputs,
             parameters=self.parameters,
             forward=self.forward,
@@ -94,13 +94,13 @@ class TangentKernel:
         """Return K(x, x) of each row, (n,): the squared norm of its tangent."""
         starts = range(0, len(X), 32)
         if isinstance(X, Tensor):
-            return torch.cat([self(X[i : i + 32]).diagonal() for i in starts])
-        return np.concatenate([self(X[i : i + 32]).diagonal() for i in starts])
+            return torch.cat([self(X[start : start + 32]).diagonal() for start in starts])
+        return np.concatenate([self(X[start : start + 32]).diagonal() for start in starts])
 
     def __sklearn_clone__(self) -> "TangentKernel":
         return self
 
-    def _rows(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    def _as_model_inputs(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
         if self.shape is None or not hasattr(X, "reshape"):
             return X
         return X.reshape(len(X), *self.shape)

@@ -23,7 +23,7 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = 30  # times that the summary lists
+MAX_SHOWN_TIMES = 30  # largest number of times in the summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,10 @@ class LinearizedTraining(Result):
         stability: learning rate times curvature, lr (κ_max / n + weight_decay); the curvature of cross-entropy is taken as
             its maximum 1/2; 0 for gradient flow. SGD on the squared error diverges at ``limit`` or above.
         limit: stability limit; 2 without momentum.
-        largest: κ_max, the largest eigenvalue of the kernel.
+        largest: largest eigenvalue κ_max of the kernel.
         condition: κ_max over the smallest eigenvalue above rounding; infinite for step-by-step training, where it is not
             computed.
-        residual: error of the last time in its own equation, evaluated with the kernel, relative to the first gradient.
+        residual: error of the result at the last time in the equation that it solves, relative to the first gradient.
         full: True if the kernel couples outputs.
     """
 
@@ -83,33 +83,33 @@ class LinearizedTraining(Result):
         """Return outputs on other rows, (S, m, C), from their kernel with the training rows.
 
         Args:
-            K_test: as in :class:`Linearization`.
+            K_test: kernel of these rows with the training rows, as in :class:`Linearization`.
             initial: (m, C) outputs f_0 of these rows; None: zeros.
             origin: (m, C) outputs f_0 − J w_0 of these rows; needed with weight decay.
 
         Raises:
-            InputError: shapes that do not fit; weight decay without ``origin``.
+            InputError: shapes do not match, or ``origin`` is missing with weight decay.
         """
         S, n, C = self.coefficients.shape
-        K = _as_test_kernel(K_test, n, C, self.full).to(self.coefficients.device)
-        m = len(K) // C if self.full else len(K)
-        f0 = _outputs(initial, m, C, "initial").to(K)
+        K = _check_test_kernel(K_test, n, C, self.full).to(self.coefficients.device)
+        n_rows = len(K) // C if self.full else len(K)
+        f0 = _check_outputs(initial, n_rows, C, "initial").to(K)
         if origin is None and bool((self.scale != 1).any()):
-            raise _missing_origin("rows to predict")
-        Jw0 = f0 - _outputs(origin, m, C, "origin").to(K) if origin is not None else torch.zeros_like(f0)
-        change = (K @ self.coefficients.reshape(S, K.shape[1], -1)).reshape(S, m, C)
+            raise _missing_origin_error("rows to predict")
+        Jw0 = f0 - _check_outputs(origin, n_rows, C, "origin").to(K) if origin is not None else torch.zeros_like(f0)
+        change = (K @ self.coefficients.reshape(S, K.shape[1], -1)).reshape(S, n_rows, C)
         return f0 + change + (self.scale - 1)[:, None, None] * Jw0
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one line per time, part ("train" or "test"), row and output, with its value."""
+        """Return a data frame with one line per time, part ("train" or "test"), row and output."""
         import pandas as pd
 
         tables = []
-        for part, values in {"train": self.train, "test": self.test}.items():
-            if values is not None:
-                levels = [self.times, [part], range(values.shape[1]), range(values.shape[2])]
+        for part, outputs in {"train": self.train, "test": self.test}.items():
+            if outputs is not None:
+                levels = [self.times, [part], range(outputs.shape[1]), range(outputs.shape[2])]
                 index = pd.MultiIndex.from_product(levels, names=["time", "part", "row", "output"])
-                tables.append(pd.DataFrame({"value": values.flatten().cpu().numpy()}, index=index).reset_index())
+                tables.append(pd.DataFrame({"value": outputs.flatten().cpu().numpy()}, index=index).reset_index())
         return pd.concat(tables, ignore_index=True)
 
     def __str__(self) -> str:
@@ -120,10 +120,10 @@ class LinearizedTraining(Result):
             f"{'time':>12}{'|coefficients|':>18}",
         ]
         norms = self.coefficients.flatten(1).norm(dim=1).tolist()
-        table = [f"{t:>12g}{norm:>18.4g}" for t, norm in zip(self.times, norms, strict=True)]
-        if len(table) > SHOWN:
-            table = [*table[: SHOWN - 2], f"{'...':>12}", table[-1]]
-        return "\n".join(lines + table)
+        table_lines = [f"{t:>12g}{norm:>18.4g}" for t, norm in zip(self.times, norms, strict=True)]
+        if len(table_lines) > MAX_SHOWN_TIMES:
+            table_lines = [*table_lines[: MAX_SHOWN_TIMES - 2], f"{'...':>12}", table_lines[-1]]
+        return "\n".join(lines + table_lines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ class FunctionSpace:
 
     @property
     def n_outputs(self) -> int:
-        """C."""
+        """Number C of outputs."""
         return self.initial.shape[1]
 
     def fold(self, values: Tensor) -> Tensor:
@@ -161,12 +161,12 @@ class FunctionSpace:
         """Reshape (..., N, k) to (..., n, C)."""
         return values.reshape(*values.shape[:-2], self.n, self.n_outputs)
 
-    def columns(self, index: Tensor) -> Tensor:
-        """Return the columns of the matrix that belong to training rows ``index`` (B,)."""
+    def columns(self, row_index: Tensor) -> Tensor:
+        """Return the columns of the matrix that belong to training rows ``row_index`` (B,)."""
         if not self.full:
-            return index
+            return row_index
         C = self.n_outputs
-        return (index[:, None] * C + torch.arange(C, device=index.device)).flatten()
+        return (row_index[:, None] * C + torch.arange(C, device=row_index.device)).flatten()
 
     def outputs(self, coefficients: Tensor, s_minus_1: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return outputs on training and test rows for coefficients (S, N, k) and s − 1 (S,)."""
@@ -179,7 +179,7 @@ class FunctionSpace:
 
 
 def function_space(
-    kernel: ArrayLike, y: ArrayLike, linearization: Linearization | None, *, decay: bool, one_hot: bool = True
+    kernel: ArrayLike, y: ArrayLike, linearization: Linearization | None, *, with_decay: bool, one_hot: bool = True
 ) -> FunctionSpace:
     """Check kernel, targets and linearization, and arrange them as one linear system.
 
@@ -187,37 +187,41 @@ def function_space(
         kernel: (n, n), (n, n, C, C) or (nC, nC).
         y: targets (n, C) or (n,), or integer labels (n,).
         linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
-        decay: True if weights decay, so that the origin is needed.
-        one_hot: turn labels into one-hot rows (squared error).
+        with_decay: True if the weights decay, so that the origin is needed.
+        one_hot: True turns labels into one-hot rows, for the squared error.
 
     Raises:
-        InputError: shapes that do not fit, NaN; weight decay without the outputs at zero weights.
-        NumericalError: an asymmetric kernel.
+        InputError: shapes do not match, there is NaN, or the outputs at zero weights are missing with weight decay.
+        NumericalError: the kernel is asymmetric.
     """
-    given = linearization or Linearization()
-    initial = None if given.initial is None else _two_dimensional(given.initial, "initial")
-    targets = _targets(y, None if initial is None else initial.shape[1])
-    C = initial.shape[1] if initial is not None else _n_outputs(targets)
+    linearization = linearization or Linearization()
+    initial = None if linearization.initial is None else _as_two_dimensional(linearization.initial, "initial")
+    targets = _check_targets(y, None if initial is None else initial.shape[1])
+    C = initial.shape[1] if initial is not None else _count_outputs(targets)
     n = len(targets)
     matrix = as_matrix(kernel, n, C)
     full = len(matrix) != n
     device = matrix.device
     if one_hot and targets.ndim == 1:
         targets = torch.nn.functional.one_hot(targets, C).double()
-    f0 = _outputs(initial, n, C, "initial").to(device)
-    if decay and given.origin is None:
-        raise _missing_origin("the training rows")
-    Jw0 = torch.zeros_like(f0) if given.origin is None else f0 - _outputs(given.origin, n, C, "origin").to(device)
+    f0 = _check_outputs(initial, n, C, "initial").to(device)
+    if with_decay and linearization.origin is None:
+        raise _missing_origin_error("the training rows")
+    Jw0 = (
+        torch.zeros_like(f0)
+        if linearization.origin is None
+        else f0 - _check_outputs(linearization.origin, n, C, "origin").to(device)
+    )
     K_test = f0_test = Jw0_test = None
-    if given.K_test is not None:
-        K_test = _as_test_kernel(given.K_test, n, C, full).to(device)
-        m = len(K_test) // C if full else len(K_test)
-        f0_test = _outputs(given.initial_test, m, C, "initial_test").to(device)
-        if decay and given.origin_test is None:
-            raise _missing_origin("the test rows")
+    if linearization.K_test is not None:
+        K_test = _check_test_kernel(linearization.K_test, n, C, full).to(device)
+        n_test = len(K_test) // C if full else len(K_test)
+        f0_test = _check_outputs(linearization.initial_test, n_test, C, "initial_test").to(device)
+        if with_decay and linearization.origin_test is None:
+            raise _missing_origin_error("the test rows")
         Jw0_test = torch.zeros_like(f0_test)
-        if given.origin_test is not None:
-            Jw0_test = f0_test - _outputs(given.origin_test, m, C, "origin_test").to(device)
+        if linearization.origin_test is not None:
+            Jw0_test = f0_test - _check_outputs(linearization.origin_test, n_test, C, "origin_test").to(device)
     return FunctionSpace(matrix, targets.to(device), f0, Jw0, K_test, f0_test, Jw0_test, full)
 
 
@@ -225,7 +229,7 @@ def as_matrix(kernel: ArrayLike, n: int, C: int) -> Tensor:
     """Return a kernel of n rows as a symmetric float64 matrix: (n, n) as it is; (n, n, C, C) as (nC, nC), row i C + c.
 
     Raises:
-        InputError: another shape. NumericalError: asymmetric.
+        InputError: the kernel has another shape. NumericalError: the kernel is asymmetric.
     """
     K = as_tensor(kernel, "kernel", dtype=torch.float64)
     if K.shape == (n, n, C, C):
@@ -243,14 +247,14 @@ def as_times(values: float | Iterable[float] | None, name: str, *, whole: bool) 
     """Return training times or numbers of steps: one or several numbers >= 0, where infinity means the limit.
 
     Raises:
-        InputError: empty, negative, NaN, or fractions of steps.
+        InputError: the times are empty, negative, NaN, or fractions of steps.
     """
     try:
         times = tuple(float(t) for t in ([values] if isinstance(values, int | float) else values))  # type: ignore[union-attr]
     except (TypeError, ValueError):
         times = ()
-    valid = all(t >= 0 and (not whole or t == math.inf or t == int(t)) for t in times)
-    if not times or not valid:
+    are_valid = all(t >= 0 and (not whole or t == math.inf or t == int(t)) for t in times)
+    if not times or not are_valid:
         raise InputError(
             f"{name}={values!r}",
             expected=f"one or more {'whole ' if whole else ''}numbers >= 0",
@@ -259,11 +263,12 @@ def as_times(values: float | Iterable[float] | None, name: str, *, whole: bool) 
     return times
 
 
-def _targets(y: ArrayLike, C: int | None) -> Tensor:
+def _check_targets(y: ArrayLike, C: int | None) -> Tensor:
+    """Return labels (n,) or real targets (n, C) after validating the number of outputs."""
     tensor = as_tensor(y, "y")
     if tensor.ndim == 1 and not tensor.is_floating_point():
         return as_labels(tensor, "y", n_classes=C)
-    targets = _two_dimensional(tensor, "y")
+    targets = _as_two_dimensional(tensor, "y")
     if C is not None and targets.shape[1] != C:
         raise InputError(
             f"y of shape {tuple(tensor.shape)} and initial outputs with {C} columns",
@@ -273,11 +278,12 @@ def _targets(y: ArrayLike, C: int | None) -> Tensor:
     return targets
 
 
-def _n_outputs(targets: Tensor) -> int:
+def _count_outputs(targets: Tensor) -> int:
     return targets.shape[1] if targets.ndim == 2 else max(2, int(targets.max()) + 1)
 
 
-def _two_dimensional(values: ArrayLike, name: str) -> Tensor:
+def _as_two_dimensional(values: ArrayLike, name: str) -> Tensor:
+    """Return real numbers (n, C) or (n,) as (n, C) float64."""
     tensor = as_tensor(values, name)
     if tensor.ndim not in (1, 2) or tensor.is_complex() or tensor.numel() == 0:
         raise InputError(
@@ -288,11 +294,11 @@ def _two_dimensional(values: ArrayLike, name: str) -> Tensor:
     return tensor.to(torch.float64).reshape(len(tensor), -1)
 
 
-def _outputs(values: ArrayLike | None, n: int, C: int, name: str) -> Tensor:
+def _check_outputs(values: ArrayLike | None, n: int, C: int, name: str) -> Tensor:
     """Return outputs as (n, C) float64; zeros for None."""
     if values is None:
         return torch.zeros(n, C, dtype=torch.float64)
-    outputs = _two_dimensional(values, name)
+    outputs = _as_two_dimensional(values, name)
     if tuple(outputs.shape) != (n, C):
         raise InputError(
             f"{name} of shape {tuple(outputs.shape)}",
@@ -302,7 +308,8 @@ def _outputs(values: ArrayLike | None, n: int, C: int, name: str) -> Tensor:
     return outputs
 
 
-def _as_test_kernel(K_test: ArrayLike, n: int, C: int, full: bool) -> Tensor:
+def _check_test_kernel(K_test: ArrayLike, n: int, C: int, full: bool) -> Tensor:
+    """Return the kernel of test rows with training rows as one matrix, (m, n) or (mC, nC), float64."""
     K = as_tensor(K_test, "K_test", dtype=torch.float64)
     if K.ndim == 4 and full and K.shape[1:] == (n, C, C):
         K = K.transpose(1, 2).reshape(-1, n * C)  # axes (i, j, c, d) -> (i, c, j, d)
@@ -316,7 +323,7 @@ def _as_test_kernel(K_test: ArrayLike, n: int, C: int, full: bool) -> Tensor:
     return K
 
 
-def _missing_origin(rows: str) -> InputError:
+def _missing_origin_error(rows: str) -> InputError:
     return InputError(
         f"weight decay without the outputs at zero weights of {rows}",
         expected="origin= and, with K_test, origin_test=: f_0(x) − J(x) w_0, the linearized network at w = 0",

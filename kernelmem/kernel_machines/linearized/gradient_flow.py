@@ -27,7 +27,7 @@ from kernelmem.kernel_machines.linearized.function_space import (
     as_times,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, refuse_divergence
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, check_stability
 from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD
 from kernelmem.kernel_machines.solvers.factorization import eigensystem
 
@@ -51,12 +51,13 @@ def gradient_flow(
         kernel: Θ of the n training rows: (n, n), which acts on every output by itself, (n, n, C, C) from
             ``km.ntk(outputs="full")``, or (nC, nC) with row i C + c.
         y: (n, C) or (n,) targets; integer labels (n,) become one-hot rows.
-        times: one or several, >= 0.
-        weight_decay: λ, towards zero weights.
+        times: one or several times >= 0.
+        weight_decay: λ of the decay towards zero weights.
         linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
 
     Raises:
-        InputError: shapes that do not fit, NaN. NumericalError: a kernel that is asymmetric, or indefinite beyond float32.
+        InputError: shapes do not match, or there is NaN.
+        NumericalError: the kernel is asymmetric, or indefinite beyond float32 rounding.
 
     Cost: one eigendecomposition of the kernel, (nC)³ for a full one, then O((nC)²) per time.
 
@@ -68,27 +69,30 @@ def gradient_flow(
     """
     checked_times = as_times(times, "times", whole=False)
     decay = as_number(weight_decay, "weight_decay")
-    space = function_space(kernel, y, linearization, decay=decay > 0)
-    values, U, condition = _spectrum(space)
+    space = function_space(kernel, y, linearization, with_decay=decay > 0)
+    eigenvalues, U, condition = _eigendecomposition(space)
     residual_modes, Jw0_modes = _source_modes(space, U)
     n = space.n
     coefficients, shrinkage = [], []
     for t in checked_times:
-        # with q = κ/n + λ: a = −[(r − φ) (1 − e^{−qt})/q + φ e^{−λt} (1 − e^{−κt/n})/(κ/n)]/n
-        modes = -_rise(values / n + decay, t)[:, None] * (residual_modes - Jw0_modes)
-        coefficients.append(U @ (modes - _decayed_rise(values / n, decay, t)[:, None] * Jw0_modes) / n)
+        # With q = κ/n + λ: a = −[(r − φ) (1 − e^{−qt})/q + φ e^{−λt} (1 − e^{−κt/n})/(κ/n)]/n
+        modes = -_integrated_exponential(eigenvalues / n + decay, t)[:, None] * (residual_modes - Jw0_modes)
+        coefficients.append(
+            U @ (modes - _decayed_integrated_exponential(eigenvalues / n, decay, t)[:, None] * Jw0_modes) / n
+        )
         shrinkage.append(math.expm1(-decay * t) if decay > 0 else 0.0)
     a = torch.stack(coefficients)  # (S, N, k)
-    s_minus_1 = torch.tensor(shrinkage, dtype=torch.float64, device=values.device)
+    s_minus_1 = torch.tensor(shrinkage, dtype=torch.float64, device=eigenvalues.device)
     train, test = space.outputs(a, s_minus_1)
     # Residual: da/dt of the closed form, compared with the gradient that the kernel gives.
-    last, rate = checked_times[-1], values / n + decay
-    decayed = torch.exp(-torch.where(rate > 0, rate * last, 0.0))
+    last_time, mode_rates = checked_times[-1], eigenvalues / n + decay
+    decay_factors = torch.exp(-torch.where(mode_rates > 0, mode_rates * last_time, 0.0))
     velocity_modes = (
-        decayed[:, None] * residual_modes - decay * _decayed_rise(values / n, decay, last)[:, None] * Jw0_modes
+        decay_factors[:, None] * residual_modes
+        - decay * _decayed_integrated_exponential(eigenvalues / n, decay, last_time)[:, None] * Jw0_modes
     ) / n
     gradient = space.fold(train[-1] - space.targets) / n + decay * a[-1]
-    largest = float(values[-1])
+    kappa_max = float(eigenvalues[-1])
     return LinearizedTraining(
         times=checked_times,
         train=train,
@@ -97,9 +101,9 @@ def gradient_flow(
         scale=1 + s_minus_1,
         stability=0.0,
         limit=2.0,
-        largest=largest,
+        largest=kappa_max,
         condition=condition,
-        residual=_relative_to_kernel(space, gradient - U @ velocity_modes, largest) / _first_gradient(space),
+        residual=_relative_output_norm(space, gradient - U @ velocity_modes, kappa_max) / _first_gradient_norm(space),
         full=space.full,
     )
 
@@ -124,9 +128,9 @@ def gradient_descent(
         linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
 
     Raises:
-        InputError: shapes that do not fit, NaN, hyperparameters that torch refuses.
-        NumericalError: h (κ_max / n + λ) at or above the limit (2; with momentum 2 (1 + μ) / (1 − τ), Nesterov
-            2 (1 + μ) / (1 + 2 μ)); a kernel that is asymmetric, or indefinite beyond float32.
+        InputError: shapes do not match, there is NaN, or torch rejects the hyperparameters.
+        NumericalError: h (κ_max / n + λ) is at or above the limit (2; with momentum 2 (1 + μ) / (1 − τ), Nesterov
+            2 (1 + μ) / (1 + 2 μ)); or the kernel is asymmetric, or indefinite beyond float32 rounding.
 
     Cost: one eigendecomposition, (nC)³ for a full kernel, then O((nC)²) per entry of ``steps``, whatever its size.
 
@@ -138,58 +142,59 @@ def gradient_descent(
     """
     checked_steps = as_times(steps, "steps", whole=True)
     sgd = check_sgd(sgd)
-    space = function_space(kernel, y, linearization, decay=sgd.weight_decay > 0)
-    values, U, condition = _spectrum(space)
-    largest = float(values[-1])
-    refuse_divergence(sgd, largest, space.n)
+    space = function_space(kernel, y, linearization, with_decay=sgd.weight_decay > 0)
+    eigenvalues, U, condition = _eigendecomposition(space)
+    kappa_max = float(eigenvalues[-1])
+    check_stability(sgd, kappa_max, space.n)
     residual_modes, Jw0_modes = _source_modes(space, U)
     # One step more than the last: it is also taken with the kernel itself, and the difference is the residual.
-    last = checked_steps[-1]
-    states = mode_states(values, space.n, sgd, (*checked_steps, last + 1), decay=sgd.weight_decay > 0)
+    last_step = checked_steps[-1]
+    states = mode_states(eigenvalues, space.n, sgd, (*checked_steps, last_step + 1), with_decay=sgd.weight_decay > 0)
 
-    def coefficients_of(states: Tensor) -> Tensor:
-        """(..., N modes, 2 sources) -> (..., N rows, k columns): Σ_source state × source mode, rotated by U."""
+    def combine_modes(states: Tensor) -> Tensor:
+        """Sum state × source mode over the 2 sources and rotate by U: (..., N modes, 2) -> (..., N rows, k)."""
         return U @ (states[..., :1] * residual_modes + states[..., 1:] * Jw0_modes)
 
-    a, s_minus_1 = coefficients_of(states[:, :, A]), states[:, 0, E, 0]  # (S + 1, N, k), (S + 1,)
+    a, s_minus_1 = combine_modes(states[:, :, A]), states[:, 0, E, 0]  # (S + 1, N, k), (S + 1,)
     train, test = space.outputs(a[:-1], s_minus_1[:-1])
-    stepped = FunctionSpaceSGD(space)
-    b, s_buffer = coefficients_of(states[-2, :, B]), float(states[-2, 0, P, 0])
-    stepped.restore(a[-2], b, float(s_minus_1[-2]), s_buffer, n_steps=int(last > 0))
+    next_step = FunctionSpaceSGD(space)
+    b, s_buffer = combine_modes(states[-2, :, B]), float(states[-2, 0, P, 0])
+    next_step.restore(a[-2], b, float(s_minus_1[-2]), s_buffer, n_steps=int(last_step > 0))
     all_rows = torch.arange(space.n, device=a.device)
-    stepped.step(all_rows, (train[-1] - space.targets) / space.n, sgd)
-    gap = _relative_to_kernel(space, stepped.a - a[-1], largest) / (sgd.lr or 1.0)
+    next_step.step(all_rows, (train[-1] - space.targets) / space.n, sgd)
+    step_error = _relative_output_norm(space, next_step.a - a[-1], kappa_max) / (sgd.lr or 1.0)
     return LinearizedTraining(
         times=checked_steps,
         train=train,
         test=test,
         coefficients=space.unfold(a[:-1]),
         scale=1 + s_minus_1[:-1],
-        stability=sgd.lr * (largest / space.n + sgd.weight_decay),
+        stability=sgd.lr * (kappa_max / space.n + sgd.weight_decay),
         limit=sgd.limit,
-        largest=largest,
+        largest=kappa_max,
         condition=condition,
-        residual=gap / _first_gradient(space),
+        residual=step_error / _first_gradient_norm(space),
         full=space.full,
     )
 
 
-def _relative_to_kernel(space: FunctionSpace, difference: Tensor, largest: float) -> float:
+def _relative_output_norm(space: FunctionSpace, difference: Tensor, kappa_max: float) -> float:
     """Return |K d| / κ_max: the part of a difference d of coefficients that changes outputs."""
-    return float((space.matrix @ difference).norm() / largest) if largest > 0 else 0.0
+    return float((space.matrix @ difference).norm() / kappa_max) if kappa_max > 0 else 0.0
 
 
-def _first_gradient(space: FunctionSpace) -> float:
+def _first_gradient_norm(space: FunctionSpace) -> float:
+    """Return the norm of the gradient of the loss at the initial outputs; 1 if it is zero."""
     return float((space.initial - space.targets + space.Jw0).norm()) / space.n or 1.0
 
 
-def _spectrum(space: FunctionSpace) -> tuple[Tensor, Tensor, float]:
+def _eigendecomposition(space: FunctionSpace) -> tuple[Tensor, Tensor, float]:
     """Return eigenvalues, ascending and with rounding set to 0, eigenvectors, and the condition of the nonzero ones."""
-    values, U = eigensystem(space.matrix)
-    noise = max(len(values) * EPS * float(values[-1]), -2 * float(values[0]))
-    nonzero = values[values > noise]
+    eigenvalues, U = eigensystem(space.matrix)
+    rounding = max(len(eigenvalues) * EPS * float(eigenvalues[-1]), -2 * float(eigenvalues[0]))
+    nonzero = eigenvalues[eigenvalues > rounding]
     condition = float(nonzero[-1] / nonzero[0]) if len(nonzero) else 1.0
-    return torch.where(values > noise, values, 0.0), U, condition
+    return torch.where(eigenvalues > rounding, eigenvalues, 0.0), U, condition
 
 
 def _source_modes(space: FunctionSpace, U: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,14 +202,14 @@ def _source_modes(space: FunctionSpace, U: Tensor) -> tuple[Tensor, Tensor]:
     return U.T @ space.fold(space.initial - space.targets), U.T @ space.fold(space.Jw0)
 
 
-def _rise(rate: Tensor, t: float) -> Tensor:
+def _integrated_exponential(rate: Tensor, t: float) -> Tensor:
     """Return (1 − e^{−rate t}) / rate; t where the rate is 0, and 0 there for t = ∞."""
-    safe = torch.where(rate > 0, rate, 1.0)
-    return torch.where(rate > 0, -torch.expm1(-safe * t) / safe, 0.0 if t == math.inf else t)
+    positive_rate = torch.where(rate > 0, rate, 1.0)
+    return torch.where(rate > 0, -torch.expm1(-positive_rate * t) / positive_rate, 0.0 if t == math.inf else t)
 
 
-def _decayed_rise(rate: Tensor, decay: float, t: float) -> Tensor:
+def _decayed_integrated_exponential(rate: Tensor, weight_decay: float, t: float) -> Tensor:
     """Return e^{−λt} (1 − e^{−rate t}) / rate."""
-    if decay > 0 and t == math.inf:
+    if weight_decay > 0 and t == math.inf:
         return torch.zeros_like(rate)
-    return _rise(rate, t) * (math.exp(-decay * t) if decay > 0 else 1.0)
+    return _integrated_exponential(rate, t) * (math.exp(-weight_decay * t) if weight_decay > 0 else 1.0)

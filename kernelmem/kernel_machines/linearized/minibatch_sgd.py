@@ -17,8 +17,8 @@ from kernelmem.kernel_machines.linearized.function_space import (
     as_times,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, refuse_divergence
-from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD, gradient_of, largest_eigenvalue
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, check_stability
+from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD, largest_eigenvalue, output_gradient_function
 
 
 def minibatch_sgd(
@@ -41,8 +41,8 @@ def minibatch_sgd(
         y: targets (n, C) or labels (n,); for cross-entropy labels or class probabilities.
         steps: numbers of steps after which outputs are returned; None: after the last batch only.
         sgd: learning rate, momentum, dampening, Nesterov momentum, weight decay.
-        batches: the training rows of every step, integers (B,); None: all of them in every step.
-        lr_factors: the learning rate of every step as a multiple of ``sgd.lr`` (as in torch's LambdaLR); None: constant.
+        batches: row numbers of the training rows of every step, integers (B,); None: all rows in every step.
+        lr_factors: learning rate of every step as a multiple of ``sgd.lr`` (as in torch's LambdaLR); None: constant.
         loss: "mse" (half the squared error), "cross_entropy", or a callable (outputs (B, C), targets) -> (B,); SGD
             minimizes its mean over the batch.
         linearization: outputs at w_0 and the kernel of the test rows; None: f_0 = 0, no test rows.
@@ -53,8 +53,9 @@ def minibatch_sgd(
         rounding grows with it. For a callable it is NaN.
 
     Raises:
-        InputError: shapes that do not fit, NaN, rows out of range, too few batches or learning rates.
-        NumericalError: squared error at or above the limit; outputs that overflow (small batches can diverge below it).
+        InputError: shapes do not match, there is NaN, rows are out of range, or there are too few batches or factors.
+        NumericalError: the squared error is trained at or above the limit, or outputs overflow (small batches can diverge
+            below it).
 
     Cost: O(n B C²) per step for a full kernel, O(n B C) for one of (n, n), and the largest eigenvalue.
 
@@ -63,36 +64,36 @@ def minibatch_sgd(
     [0.75, 0.5]
     """
     sgd = check_sgd(sgd)
-    rates = None if lr_factors is None else [sgd.lr * as_number(factor, "lr_factors") for factor in lr_factors]
-    if rates is not None:
-        sgd = dataclasses.replace(sgd, lr=max(rates, default=0.0))
-    space = function_space(kernel, y, linearization, decay=sgd.weight_decay > 0, one_hot=loss == "mse")
-    batch_rows = None if batches is None else [_batch(batch, space) for batch in batches]
+    learning_rates = None if lr_factors is None else [sgd.lr * as_number(factor, "lr_factors") for factor in lr_factors]
+    if learning_rates is not None:
+        sgd = dataclasses.replace(sgd, lr=max(learning_rates, default=0.0))
+    space = function_space(kernel, y, linearization, with_decay=sgd.weight_decay > 0, one_hot=loss == "mse")
+    batch_rows = None if batches is None else [_check_batch(batch, space) for batch in batches]
     times = as_times(len(batch_rows) if steps is None and batch_rows is not None else steps, "steps", whole=True)
-    lengths = [len(given) for given in (batch_rows, rates) if given is not None]
-    if min(lengths, default=math.inf) < max(times) or max(times) == math.inf:
+    sequence_lengths = [len(per_step) for per_step in (batch_rows, learning_rates) if per_step is not None]
+    if min(sequence_lengths, default=math.inf) < max(times) or max(times) == math.inf:
         raise InputError(
-            f"steps={steps!r} with {lengths or 'no'} batches or learning rates",
-            expected="finite numbers of steps, with a batch (and a learning-rate factor, if given) for each step",
+            f"steps={steps!r} with {sequence_lengths or 'no'} batches or learning rates",
+            expected="finite numbers of steps, with one batch (and one learning-rate factor, if these are given) per step",
             hint="pass more batches or factors, or fewer steps",
         )
     curvature = {"mse": 1.0, "cross_entropy": 0.5}.get(loss, math.nan) if isinstance(loss, str) else math.nan
-    output_gradient = gradient_of(loss)
-    largest = largest_eigenvalue(space.matrix)
+    output_gradient = output_gradient_function(loss)
+    kappa_max = largest_eigenvalue(space.matrix)
     if loss == "mse":
-        refuse_divergence(sgd, largest, space.n)
+        check_stability(sgd, kappa_max, space.n)
     all_rows = torch.arange(space.n, device=space.matrix.device)
     training = FunctionSpaceSGD(space)
-    wanted = set(times)
-    states = {0.0: training.state()} if 0 in wanted else {}
+    output_steps = set(times)
+    states = {0.0: training.state()} if 0 in output_steps else {}
     for t in range(int(max(times))):
-        index = all_rows if batch_rows is None else batch_rows[t]
-        step_sgd = sgd if rates is None else dataclasses.replace(sgd, lr=rates[t])
-        gradient = output_gradient(training.outputs(index), space.targets[index]) / len(index)
-        training.step(index, gradient, step_sgd)
-        if t + 1 in wanted:
+        batch_index = all_rows if batch_rows is None else batch_rows[t]
+        step_sgd = sgd if learning_rates is None else dataclasses.replace(sgd, lr=learning_rates[t])
+        gradient = output_gradient(training.outputs(batch_index), space.targets[batch_index]) / len(batch_index)
+        training.step(batch_index, gradient, step_sgd)
+        if t + 1 in output_steps:
             states[float(t + 1)] = training.state()
-    a, s_minus_1 = (torch.stack([states[t][part] for t in times]) for part in (0, 1))
+    a, s_minus_1 = (torch.stack([states[t][state_index] for t in times]) for state_index in (0, 1))
     train, test = space.outputs(a, s_minus_1)
     scale = float((train - space.initial).abs().max()) or 1.0
     return LinearizedTraining(
@@ -101,22 +102,23 @@ def minibatch_sgd(
         test=test,
         coefficients=space.unfold(a),
         scale=1 + s_minus_1,
-        stability=sgd.lr * (curvature * largest / space.n + sgd.weight_decay),
+        stability=sgd.lr * (curvature * kappa_max / space.n + sgd.weight_decay),
         limit=sgd.limit,
-        largest=largest,
+        largest=kappa_max,
         condition=math.inf,
         residual=training.drift() / scale,
         full=space.full,
     )
 
 
-def _batch(batch: ArrayLike, space: FunctionSpace) -> Tensor:
-    index = as_tensor(batch, "batch")
-    whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
-    if not whole or index.ndim != 1 or len(index) == 0 or bool(((index < 0) | (index >= space.n)).any()):
+def _check_batch(batch: ArrayLike, space: FunctionSpace) -> Tensor:
+    """Return the row numbers of a batch, (B,) int64, after validating them."""
+    rows = as_tensor(batch, "batch")
+    are_integers = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    if not are_integers or rows.ndim != 1 or len(rows) == 0 or bool(((rows < 0) | (rows >= space.n)).any()):
         raise InputError(
-            f"batch of shape {tuple(index.shape)} and dtype {index.dtype}".replace("torch.", ""),
+            f"batch of shape {tuple(rows.shape)} and dtype {rows.dtype}".replace("torch.", ""),
             expected=f"at least one row number in 0..{space.n - 1}",
             hint="pass the indices that the sampler drew",
         )
-    return index.to(torch.int64).to(space.matrix.device)
+    return rows.to(torch.int64).to(space.matrix.device)

@@ -24,18 +24,18 @@ class RecordedSGD:
     steps: list[tuple[Tensor, Tensor, Tensor, SGDConfig]]  # example ids (B,), weights (B,), targets, optimizer
     loss: Callable[[Tensor, Tensor], Tensor]  # per example
     curvature: float  # largest second derivative of an example's loss with respect to its outputs; NaN if unknown
-    quadratic: bool
+    quadratic: bool  # True if the loss is a squared error
 
-    def stability(self, largest: float, n: int) -> float:
-        """Return the largest lr (weight · curvature · κ_max / n + weight_decay) of a step, as for a full batch."""
+    def stability(self, kappa_max: float, n: int) -> float:
+        """Return max over steps of lr (Σ weights · curvature · κ_max / n + weight_decay), as for full batches."""
         return max(
-            sgd.lr * (float(weights.sum()) * self.curvature * largest / n + sgd.weight_decay)
+            sgd.lr * (float(weights.sum()) * self.curvature * kappa_max / n + sgd.weight_decay)
             for _, weights, _, sgd in self.steps
         )
 
     @property
     def limit(self) -> float:
-        """Smallest stability limit of the steps."""
+        """Smallest stability limit of all steps."""
         return min(sgd.limit for *_, sgd in self.steps)
 
     @property
@@ -47,54 +47,57 @@ class RecordedSGD:
 def read_recorded_sgd(run: Run, loss: Loss | None, n_outputs: int) -> RecordedSGD | str:
     """Read a run as SGD in function space, or return the reason why it has no such form."""
     steps = list(run.steps)
-    reason = _unsupported(run, steps)
+    reason = _unsupported_reason(run, steps)
     if reason:
         return reason
     used_loss = loss or run.loss
     curvatures = {"mse": 1.0, "mse_mean": 2.0 / n_outputs, "cross_entropy": 0.5}
-    read_steps = []
+    sgd_steps = []
     for step in steps:
         batch = batch_of(run, step)
-        group = step.groups[0]
-        options = {name: float(group.get(name, 0.0)) for name in ("lr", "momentum", "dampening", "weight_decay")}
-        sgd = SGDConfig(nesterov=bool(group.get("nesterov", False)), **options)
-        read_steps.append((batch.examples, batch.weights, batch.targets, sgd))
+        parameter_group = step.groups[0]
+        hyperparameters = {
+            name: float(parameter_group.get(name, 0.0)) for name in ("lr", "momentum", "dampening", "weight_decay")
+        }
+        sgd = SGDConfig(nesterov=bool(parameter_group.get("nesterov", False)), **hyperparameters)
+        sgd_steps.append((batch.examples, batch.weights, batch.targets, sgd))
     curvature = curvatures.get(used_loss, math.nan) if isinstance(used_loss, str) else math.nan
-    return RecordedSGD(read_steps, per_example_loss(used_loss), curvature, used_loss in ("mse", "mse_mean"))
+    return RecordedSGD(sgd_steps, per_example_loss(used_loss), curvature, used_loss in ("mse", "mse_mean"))
 
 
 def replay_with_kernel(recorded: RecordedSGD, space: FunctionSpace) -> tuple[Tensor, Tensor]:
     """Return coefficients (N, k) and s − 1 after all steps of the run; O(n B C²) per step.
 
     Raises:
-        NumericalError: outputs that are no longer finite, or whose digits are lost to rounding.
+        NumericalError: outputs are no longer finite, or have lost their digits to rounding.
     """
     training = FunctionSpaceSGD(space)
-    for index, weights, targets, sgd in recorded.steps:
+    for example_ids, weights, targets, sgd in recorded.steps:
         with torch.enable_grad():
-            leaf = training.outputs(index).requires_grad_()
-            total = (weights * recorded.loss(leaf, targets)).sum()
-            gradient = torch.autograd.grad(total, leaf)[0]
-        training.step(index, gradient, sgd)
+            outputs = training.outputs(example_ids).requires_grad_()
+            batch_loss = (weights * recorded.loss(outputs, targets)).sum()
+            gradient = torch.autograd.grad(batch_loss, outputs)[0]
+        training.step(example_ids, gradient, sgd)
     a, s_minus_1 = training.state()
     if training.drift() > 1e-6 * float(training.Ka.abs().max() + 1):
         raise NumericalError(
-            "outputs of linearized training whose digits are lost to rounding",
+            "linearized training whose outputs have lost their digits to rounding",
             expected="steps that do not diverge",
             hint="use a smaller learning rate, or larger batches",
         )
     return a, s_minus_1
 
 
-def _unsupported(run: Run, steps: list[Step]) -> str:
+def _unsupported_reason(run: Run, steps: list[Step]) -> str:
+    """Return the reason why a run has no form in function space; empty if it has one."""
     if run.optimizer != "SGD":
         return f"{run.optimizer} has no form in function space: its denominators couple parameters"
-    names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
     for step in steps:
-        if len({tuple(group.get(name) for name in names) for group in step.groups}) != 1:
-            return "parameter groups with different hyperparameters have one kernel each"
+        if len({tuple(group.get(name) for name in hyperparameters) for group in step.groups}) != 1:
+            return "parameter groups have different hyperparameters, so that each would need its own kernel"
         if step.groups[0].get("maximize"):
-            return "the run maximized its loss"
+            return "the optimizer maximized the loss"
         if bool((step.versions != 0).any()):
             return "examples were augmented: their inputs changed from step to step"
     if any(step.random is not None or step.buffers_changed for step in steps):

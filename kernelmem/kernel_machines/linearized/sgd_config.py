@@ -18,7 +18,7 @@ class SGDConfig:
         lr: learning rate h >= 0.
         momentum: μ in [0, 1).
         dampening: τ in [0, 1).
-        nesterov: Nesterov momentum; needs μ > 0 and τ = 0.
+        nesterov: True for Nesterov momentum, which needs μ > 0 and τ = 0.
         weight_decay: λ >= 0.
     """
 
@@ -48,7 +48,7 @@ def check_sgd(sgd: SGDConfig) -> SGDConfig:
     """Check that torch.optim.SGD accepts these hyperparameters and return them as floats.
 
     Raises:
-        InputError: not an SGDConfig, values that are not finite or negative, combinations that torch refuses.
+        InputError: ``sgd`` is not an SGDConfig, has values that are negative or not finite, or torch rejects them.
     """
     if not isinstance(sgd, SGDConfig):
         raise InputError(f"sgd={sgd!r}", expected="an SGDConfig", hint="pass sgd=SGDConfig(lr=0.1, momentum=0.9)")
@@ -69,21 +69,21 @@ def check_sgd(sgd: SGDConfig) -> SGDConfig:
     return checked
 
 
-def refuse_divergence(sgd: SGDConfig, largest: float, n: int) -> None:
+def check_stability(sgd: SGDConfig, kappa_max: float, n: int) -> None:
     """Raise an error if training on the squared error is at or above its stability limit.
 
     Args:
-        sgd: the optimizer.
-        largest: κ_max, the largest eigenvalue of the kernel.
-        n: training rows, over which the loss is a mean.
+        sgd: hyperparameters of the optimizer.
+        kappa_max: largest eigenvalue κ_max of the kernel.
+        n: number of training rows, over which the loss is a mean.
 
     Raises:
-        NumericalError: lr (κ_max / n + weight_decay) >= limit; the message has the largest stable learning rate.
+        NumericalError: lr (κ_max / n + weight_decay) >= limit; the message states the largest stable learning rate.
     """
-    stability = sgd.lr * (largest / n + sgd.weight_decay)
+    stability = sgd.lr * (kappa_max / n + sgd.weight_decay)
     if stability >= sgd.limit:
         raise NumericalError(
-            f"learning rate {sgd.lr:.4g} on a kernel with κ_max / n = {largest / n:.4g}: lr (κ_max / n + weight_decay)"
+            f"learning rate {sgd.lr:.4g} on a kernel with κ_max / n = {kappa_max / n:.4g}: lr (κ_max / n + weight_decay)"
             f" = {stability:.4g}",
             expected=f"below {sgd.limit:.4g}, where SGD on the squared error is stable",
             hint=f"use a learning rate below {sgd.limit * sgd.lr / stability:.4g}",

@@ -10,7 +10,7 @@ from kernelmem.kernel_machines.linearized.function_space import FunctionSpace
 from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig
 from kernelmem.training.losses import per_example_loss
 
-DENSE = 512  # up to this size all eigenvalues are computed
+MAX_DENSE_SIZE = 512  # all eigenvalues are computed up to this matrix size, Lanczos is used above it
 
 
 class FunctionSpaceSGD:
@@ -21,9 +21,9 @@ class FunctionSpaceSGD:
 
     def __init__(self, space: FunctionSpace) -> None:
         self.space = space
-        zero = torch.zeros_like(space.fold(space.initial))
-        self.a, self.b = zero, zero  # coefficients, and those of the momentum
-        self.Ka, self.Kb = zero, zero
+        zeros = torch.zeros_like(space.fold(space.initial))
+        self.a, self.b = zeros, zeros  # coefficients, and those of the momentum
+        self.Ka, self.Kb = zeros, zeros
         self.s_minus_1, self.s_buffer = 0.0, 0.0  # s − 1, and the momentum of s
         self.n_steps = 0
 
@@ -36,27 +36,28 @@ class FunctionSpaceSGD:
         """Return coefficients (N, k), and s − 1."""
         return self.a.clone(), self.a.new_tensor(self.s_minus_1)
 
-    def outputs(self, index: Tensor) -> Tensor:
-        """Return the outputs of training rows ``index``, (B, C)."""
-        change = self.space.unfold(self.Ka)[index]
-        return self.space.initial[index] + change + self.s_minus_1 * self.space.Jw0[index]
+    def outputs(self, row_index: Tensor) -> Tensor:
+        """Return the outputs of training rows ``row_index``, (B, C)."""
+        change = self.space.unfold(self.Ka)[row_index]
+        return self.space.initial[row_index] + change + self.s_minus_1 * self.space.Jw0[row_index]
 
-    def step(self, index: Tensor, output_gradient: Tensor, sgd: SGDConfig) -> None:
+    def step(self, row_index: Tensor, output_gradient: Tensor, sgd: SGDConfig) -> None:
         """Take one step; ``output_gradient`` (B, C) is ∂L/∂f of the batch loss at the outputs of its rows.
 
         Raises:
-            NumericalError: coefficients that are not finite.
+            NumericalError: the outputs are no longer finite.
         """
         space, decay, mu = self.space, sgd.weight_decay, sgd.momentum
-        columns = space.columns(index)
+        columns = space.columns(row_index)
         batch_gradient = output_gradient.reshape(len(columns), -1)
         g = (decay * self.a).index_add(0, columns, batch_gradient)  # rows may repeat
         Kg = decay * self.Ka + space.matrix[:, columns] @ batch_gradient
         s_gradient = decay * (1 + self.s_minus_1)
         if mu:
-            undamped = 1.0 if self.n_steps == 0 else 1 - sgd.dampening  # torch does not dampen the first gradient
-            self.b, self.Kb = mu * self.b + undamped * g, mu * self.Kb + undamped * Kg
-            self.s_buffer = mu * self.s_buffer + undamped * s_gradient
+            # torch does not dampen the first gradient
+            gradient_factor = 1.0 if self.n_steps == 0 else 1 - sgd.dampening
+            self.b, self.Kb = mu * self.b + gradient_factor * g, mu * self.Kb + gradient_factor * Kg
+            self.s_buffer = mu * self.s_buffer + gradient_factor * s_gradient
             if sgd.nesterov:
                 g, Kg, s_gradient = g + mu * self.b, Kg + mu * self.Kb, s_gradient + mu * self.s_buffer
             else:
@@ -66,7 +67,7 @@ class FunctionSpaceSGD:
         self.n_steps += 1
         if not bool(torch.isfinite(self.Ka).all()):
             raise NumericalError(
-                f"outputs of linearized training that are no longer finite after {self.n_steps} steps",
+                f"linearized training whose outputs are no longer finite after {self.n_steps} steps",
                 expected="steps that do not diverge",
                 hint="use a smaller learning rate, or larger batches",
             )
@@ -76,11 +77,11 @@ class FunctionSpaceSGD:
         return float((self.space.matrix @ self.a - self.Ka).abs().max())
 
 
-def gradient_of(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def output_gradient_function(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the function (outputs (B, C), targets) -> ∂ℓ_i/∂f_i (B, C) of a per-example loss.
 
     Raises:
-        InputError: an unknown name; a callable that does not return (B,).
+        InputError: the name is unknown, or the callable does not return (B,).
     """
     if loss == "mse":
         return lambda outputs, targets: outputs - targets
@@ -88,15 +89,15 @@ def gradient_of(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Ten
 
     def gradient(outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            return torch.autograd.grad(example_loss(leaf, targets).sum(), leaf)[0]
+            differentiable_outputs = outputs.detach().requires_grad_()
+            return torch.autograd.grad(example_loss(differentiable_outputs, targets).sum(), differentiable_outputs)[0]
 
     return gradient
 
 
 def largest_eigenvalue(matrix: Tensor) -> float:
     """Return κ_max of a symmetric matrix: O(N³) up to N = 512, otherwise by Lanczos to 1e-9."""
-    if len(matrix) <= DENSE:
+    if len(matrix) <= MAX_DENSE_SIZE:
         return float(torch.linalg.eigvalsh(matrix)[-1])
     import numpy as np
     from scipy.sparse.linalg import eigsh  # slow to import

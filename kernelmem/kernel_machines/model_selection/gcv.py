@@ -7,15 +7,17 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.kernel_machines.model_selection.ridge_selection import TIE, RidgeChoice
+from kernelmem.kernel_machines.model_selection.ridge_selection import TIE_TOLERANCE, RidgeChoice
 from kernelmem.kernel_machines.solvers.diagnosis import EPS32, diagnose
 from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
-Eigen = tuple[Tensor, Tensor]  # eigenvalues, ascending, (n,), and eigenvectors (n, n)
+Eigendecomposition = tuple[Tensor, Tensor]  # eigenvalues, ascending, (n,), and eigenvectors (n, n)
 
 
-def generalized_cross_validation(eigen: Eigen, targets: Tensor, grid: Tensor, *, n_rows: float) -> RidgeChoice:
+def generalized_cross_validation(
+    eigendecomposition: Eigendecomposition, targets: Tensor, grid: Tensor, *, n_rows: float
+) -> RidgeChoice:
     """Choose the ridge with the smallest GCV = (|r|² / n) / (1 − tr H / n)², r = y − H y, H = K (K + ridge I)⁻¹.
 
     ``n_rows`` is n, or the sum of the weights of a weighted system, so that a weight of 2 is equal to repeating a row.
@@ -29,16 +31,18 @@ def generalized_cross_validation(eigen: Eigen, targets: Tensor, grid: Tensor, *,
 
     Source: Golub, Heath, Wahba 1979.
     """
-    values, V = eigen
-    shrink = grid / (values[:, None] + grid)  # eigenvalues of I - H, (n, G)
-    squares = (V.T @ targets).square().sum(1)
+    eigenvalues, V = eigendecomposition
+    residual_factors = grid / (eigenvalues[:, None] + grid)  # eigenvalues of I - H, (n, G)
+    squared_modes = (V.T @ targets).square().sum(1)
     # I − H has eigenvalue 1 for the rows that n_rows counts in addition to those of K (a row of weight 2 is two rows).
-    freedom = shrink.sum(0) + (n_rows - len(V))
-    errors = (squares @ shrink.square()) * n_rows / (freedom.square() * targets.shape[1])
-    return _select(torch.where(freedom > 0, errors, torch.inf), values, grid)
+    residual_freedom = residual_factors.sum(0) + (n_rows - len(V))
+    errors = (squared_modes @ residual_factors.square()) * n_rows / (residual_freedom.square() * targets.shape[1])
+    return _select_ridge(torch.where(residual_freedom > 0, errors, torch.inf), eigenvalues, grid)
 
 
-def leave_one_copy_out(eigen: Eigen, targets: Tensor, weights: Tensor, grid: Tensor) -> RidgeChoice:
+def leave_one_copy_out(
+    eigendecomposition: Eigendecomposition, targets: Tensor, weights: Tensor, grid: Tensor
+) -> RidgeChoice:
     """Choose the ridge with the smallest leave-one-out error of the weighted system S K S, S y with S² = diag(weights).
 
     A row of weight w > 1 counts as w copies, of which one is left out; a row of weight w <= 1 is left out entirely. With
@@ -49,24 +53,24 @@ def leave_one_copy_out(eigen: Eigen, targets: Tensor, weights: Tensor, grid: Ten
     and the error is its weighted mean square.
 
     Raises:
-        NumericalError: as :func:`generalized_cross_validation`.
+        NumericalError: no ridge exceeds the negative eigenvalues.
 
     Cost: O(n² C) per ridge.
 
     Source: Allen 1974 (PRESS), by a rank-one change of one weight.
     """
-    values, V = eigen
+    eigenvalues, V = eigendecomposition
     target_modes = V.T @ targets
-    inverse = 1 / (values[:, None] + grid)  # (n, G), eigenvalues of A
+    inverse_eigenvalues = 1 / (eigenvalues[:, None] + grid)  # (n, G), eigenvalues of A
     c = (1 / weights).clamp_max(1.0)[:, None]
-    denominator = 1 - c + c * grid * (V.square() @ inverse)  # (n, G)
+    denominator = 1 - c + c * grid * (V.square() @ inverse_eigenvalues)  # (n, G)
     errors = torch.stack(
         [
-            (ridge * (V @ (target_modes * inverse[:, [g]])) / denominator[:, [g]]).square().sum()
+            (ridge * (V @ (target_modes * inverse_eigenvalues[:, [g]])) / denominator[:, [g]]).square().sum()
             for g, ridge in enumerate(grid.tolist())
         ]
     )
-    return _select(errors / (weights.sum() * targets.shape[1]), values, grid)
+    return _select_ridge(errors / (weights.sum() * targets.shape[1]), eigenvalues, grid)
 
 
 def choose_weighted_ridge(
@@ -88,46 +92,47 @@ def choose_weighted_ridge(
 
     Cost: one eigendecomposition; two more eigenvalue problems if there are negative eigenvalues.
     """
-    system, used = as_system(kernel), weights > 0
-    K, targets, weights = system.symmetric()[used][:, used], targets[used], weights[used]
-    n_rows, scale = float(weights.sum()), weights.sqrt()
+    system, has_weight = as_system(kernel), weights > 0
+    K, targets, weights = system.symmetric()[has_weight][:, has_weight], targets[has_weight], weights[has_weight]
+    n_rows, sqrt_weights = float(weights.sum()), weights.sqrt()
     if len(K) < 2:
         raise InputError(
             f"{len(K)} rows with weight (n_samples = {len(K)}) for the choice of a ridge",
             expected="at least two rows with weight",
             hint="pass more rows, or the ridge as a number",
         )
-    weighted, outputs = scale[:, None] * K * scale, scale[:, None] * targets
-    mean = float(weights @ K.diagonal()) / n_rows
-    values, V = torch.linalg.eigh((weighted + weighted.T) / 2)
-    if float(values[0]) < -len(K) * EPS32 * float(values.abs().max()):
+    weighted_kernel, weighted_targets = sqrt_weights[:, None] * K * sqrt_weights, sqrt_weights[:, None] * targets
+    mean_diagonal = float(weights @ K.diagonal()) / n_rows
+    eigenvalues, V = torch.linalg.eigh((weighted_kernel + weighted_kernel.T) / 2)
+    if float(eigenvalues[0]) < -len(K) * EPS32 * float(eigenvalues.abs().max()):
         finding = diagnose(system)
         Solution(torch.empty(0), finding.code, float("nan"), float("nan"), detail=finding.detail).require()
         if finding.code is Code.conditionally_positive:
-            mean -= float(weights @ K @ weights) / n_rows**2
-    if mean <= 0:
+            mean_diagonal -= float(weights @ K @ weights) / n_rows**2
+    if mean_diagonal <= 0:
         raise InputError(
-            f"kernel with mean diagonal {mean:.3g} for the choice of a ridge",
+            f"kernel with mean diagonal {mean_diagonal:.3g} for the choice of a ridge",
             expected="a positive mean diagonal, which sets the scale of the ridge",
             hint="check that the kernel is not zero, or pass the ridge as a number",
         )
-    grid = mean * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
+    grid = mean_diagonal * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
     if criterion == "loo":
-        return leave_one_copy_out((values, V), outputs, weights, grid)
-    return generalized_cross_validation((values, V), outputs, grid, n_rows=n_rows)
+        return leave_one_copy_out((eigenvalues, V), weighted_targets, weights, grid)
+    return generalized_cross_validation((eigenvalues, V), weighted_targets, grid, n_rows=n_rows)
 
 
-def _select(errors: Tensor, values: Tensor, grid: Tensor) -> RidgeChoice:
-    n, smallest, size = len(values), float(values[0]), float(values.abs().max())
-    usable = smallest + grid > n * EPS * size
-    if smallest < -n * EPS32 * size:  # negative beyond rounding but accepted: keep a margin
+def _select_ridge(errors: Tensor, eigenvalues: Tensor, grid: Tensor) -> RidgeChoice:
+    """Return the largest of the tied ridges with the smallest error, among those that are usable for K."""
+    n, smallest, largest_magnitude = len(eigenvalues), float(eigenvalues[0]), float(eigenvalues.abs().max())
+    usable = smallest + grid > n * EPS * largest_magnitude
+    if smallest < -n * EPS32 * largest_magnitude:  # negative beyond rounding but accepted: keep a margin
         usable &= grid > -2 * smallest
     if not bool((usable & torch.isfinite(errors)).any()):
         raise NumericalError(
-            f"ridges up to {float(grid[-1]):.3g}, kernel with smallest eigenvalue {smallest:.3g}",
+            f"largest ridge {float(grid[-1]):.3g}, and a kernel with smallest eigenvalue {smallest:.3g}",
             expected="a ridge that makes K + ridge I positive definite, beyond rounding",
             hint="compute the kernel in float64, or pass the ridge as a number",
         )
     errors = torch.where(usable, errors, torch.inf)
-    index = int((errors <= errors.min() * (1 + TIE)).nonzero()[-1])
-    return RidgeChoice(float(grid[index]), index, grid, errors)
+    ridge_index = int((errors <= errors.min() * (1 + TIE_TOLERANCE)).nonzero()[-1])
+    return RidgeChoice(float(grid[ridge_index]), ridge_index, grid, errors)

@@ -23,7 +23,7 @@ class LeaveOneOut(Result):
     """The fit on all n rows and the n leave-one-out fits; tensors are float64, on the kernel's device.
 
     Attributes:
-        ridge: the ridge, in units of the kernel.
+        ridge: number added to the diagonal, in units of the kernel.
         residual: |(K + ridge I) alpha − y| / |y|, for the reachable part of y (at ridge 0, its part in the range of K).
         targets: (n, C) fitted targets; labels are centered to one-hot − 1/C.
         labels: (n,) class indices, or None if the targets are real numbers.
@@ -70,9 +70,9 @@ class LeaveOneOut(Result):
         Raises:
             InputError: the targets are real numbers, so that there is no label.
         """
-        labels = self._require_labels("margin")[:, None]
-        others = self.predictions.scatter(1, labels, -torch.inf)
-        return self.predictions.gather(1, labels)[:, 0] - others.amax(1)
+        label_columns = self._require_labels("margin")[:, None]
+        other_predictions = self.predictions.scatter(1, label_columns, -torch.inf)
+        return self.predictions.gather(1, label_columns)[:, 0] - other_predictions.amax(1)
 
     @cached_property
     def condition(self) -> float:
@@ -91,7 +91,7 @@ class LeaveOneOut(Result):
         Raises:
             InputError: ``K_test`` is not (m, n) or not finite.
         """
-        return self._test_rows(K_test) @ self.alpha
+        return self._check_test_kernel(K_test) @ self.alpha
 
     def influence(self, K_test: ArrayLike) -> Tensor:
         """Return f(x*) − f_{-i}(x*) = (k*ᵀ A)_i alpha_i / A_ii, (m, n, C), with A = (K + ridge I)⁻¹.
@@ -102,7 +102,7 @@ class LeaveOneOut(Result):
         Raises:
             InputError: ``K_test`` is not (m, n) or not finite.
         """
-        return self._factor.solve(self._test_rows(K_test))[:, :, None] * self.errors
+        return self._factor.solve(self._check_test_kernel(K_test))[:, :, None] * self.errors
 
     def block(self, indices: ArrayLike) -> Tensor:
         """Return f_{-B}(X_B) = y_B − (A_BB)⁻¹ alpha_B, (b, C): predictions of rows B without all rows in B.
@@ -110,9 +110,9 @@ class LeaveOneOut(Result):
         ``indices`` are b different row numbers, at most n − 1. Cost O(n² b + n b²).
 
         Raises:
-            InputError: no index, one that repeats or is out of range, all rows, or not whole numbers.
+            InputError: there are no indices, they are not whole numbers, repeat or are out of range, or select all rows.
         """
-        rows = _as_indices(indices, len(self.targets)).to(self.targets.device)
+        rows = _check_block_indices(indices, len(self.targets)).to(self.targets.device)
         return self.targets[rows] - self._factor.block_residual(rows)
 
     def to_frame(self) -> "pd.DataFrame":
@@ -128,19 +128,19 @@ class LeaveOneOut(Result):
 
     def __str__(self) -> str:
         n, C = self.targets.shape
-        mean_squared = float(self.errors.square().mean())
+        mean_squared_error = float(self.errors.square().mean())
         lines = [
             f"leave-one-out of {n:,} rows, {C} output{'s' * (C != 1)}: ridge {self.ridge:.4g} (units of the kernel),"
             f" condition {self.condition:.2g}, residual {self.residual:.1g}",
-            f"mean squared leave-one-out error {mean_squared:.4g} (training error"
+            f"mean squared leave-one-out error {mean_squared_error:.4g} (training error"
             f" {float((self.targets - self.fitted).square().mean()):.4g}), mean leverage {float(self.leverage.mean()):.3g}",
         ]
         if self.labels is not None:
-            wrong = int((self.margin <= 0).sum())
-            most = self.memorization.argsort(descending=True)[:5].tolist()
+            n_contradicted = int((self.margin <= 0).sum())
+            most_memorized = self.memorization.argsort(descending=True)[:5].tolist()
             lines += [
-                f"{wrong:,} of {n:,} labels are contradicted by the other rows (margin <= 0)",
-                f"mean memorization {float(self.memorization.mean()):.3g}, most memorized rows {most}",
+                f"{n_contradicted:,} of {n:,} labels are contradicted by the other rows (margin <= 0)",
+                f"mean memorization {float(self.memorization.mean()):.3g}, most memorized rows {most_memorized}",
             ]
         return "\n".join(lines)
 
@@ -150,7 +150,8 @@ class LeaveOneOut(Result):
         assert factor is not None
         return factor
 
-    def _test_rows(self, K_test: ArrayLike) -> Tensor:
+    def _check_test_kernel(self, K_test: ArrayLike) -> Tensor:
+        """Return the kernel of test rows with training rows, (m, n) float64, after validating it."""
         K = as_tensor(K_test, "K_test", dtype=torch.float64).to(self.alpha.device)
         if K.ndim != 2 or K.shape[1] != len(self.alpha):
             raise InputError(
@@ -161,6 +162,7 @@ class LeaveOneOut(Result):
         return K
 
     def _require_labels(self, name: str) -> Tensor:
+        """Return the labels, or raise an error that names the attribute that needs them."""
         if self.labels is None:
             raise InputError(
                 f"{name} of targets that are real numbers, shape {tuple(self.targets.shape)}",
@@ -190,7 +192,8 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
         ridge: added to the diagonal, in units of the kernel: K + ridge I, not n ridge.
 
     Raises:
-        InputError: ridge not a finite number >= 0; wrong length of y; n < 2; labels of only one class; NaN.
+        InputError: the ridge is not a finite number >= 0, y has a wrong length, n < 2, the labels have only one class, or
+            the kernel or y has NaN.
         NumericalError: the kernel has a negative eigenvalue (at ridge 0, beyond n eps(float32) λ_max, since kernels often
             come from float32; otherwise, beyond the ridge), or the ridge is lost in rounding.
 
@@ -214,15 +217,15 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
         raise InputError("kernel of one row", expected="n >= 2 rows", hint="pass the kernel of at least two rows")
     ridge = as_number(ridge, "ridge")
     targets, labels = as_targets(y, n, K.device)
-    factor = factorize(K, targets, ridge) if ridge > 0 else decompose(K, targets, _rounding(kernel))
+    factor = factorize(K, targets, ridge) if ridge > 0 else decompose(K, targets, _machine_epsilon(kernel))
     alpha = factor.alpha()
     fitted = K @ alpha
-    gap = torch.linalg.norm(fitted + ridge * alpha - factor.reachable(targets))
-    size = torch.linalg.norm(targets)
+    residual_norm = torch.linalg.norm(fitted + ridge * alpha - factor.reachable(targets))
+    target_norm = torch.linalg.norm(targets)
     errors, leverage = factor.leave_one_out_residuals(alpha)
     return LeaveOneOut(
         ridge=ridge,
-        residual=float(gap / size) if size > 0 else float(gap),
+        residual=float(residual_norm / target_norm) if target_norm > 0 else float(residual_norm),
         targets=targets,
         labels=labels,
         alpha=alpha,
@@ -234,19 +237,20 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
     )
 
 
-def _rounding(kernel: ArrayLike) -> float:
-    """Return eps of the dtype in which the kernel was given."""
+def _machine_epsilon(kernel: ArrayLike) -> float:
+    """Return the machine epsilon of the dtype of the kernel."""
     if isinstance(kernel, Tensor):
         return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS
     dtype = np.asarray(kernel).dtype
     return float(np.finfo(dtype).eps) if dtype.kind == "f" else EPS
 
 
-def _as_indices(indices: ArrayLike, n: int) -> Tensor:
+def _check_block_indices(indices: ArrayLike, n: int) -> Tensor:
+    """Return the row numbers of a block that is left out, (b,) int64, after validating them."""
     rows = as_tensor(indices, "indices")
-    whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
-    inside = whole and rows.ndim == 1 and 0 < len(rows) < n and bool(((rows >= 0) & (rows < n)).all())
-    if not inside or len(rows.unique()) != len(rows):
+    are_whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    are_valid = are_whole and rows.ndim == 1 and 0 < len(rows) < n and bool(((rows >= 0) & (rows < n)).all())
+    if not are_valid or len(rows.unique()) != len(rows):
         raise InputError(
             f"indices {str(rows.tolist())[:80]} of dtype {rows.dtype}".replace("torch.", ""),
             expected=f"1 to {n - 1} different whole numbers in 0..{n - 1}, so that at least one row remains",

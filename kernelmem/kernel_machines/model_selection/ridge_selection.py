@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-TIE = 1e-10  # relative difference of errors below which rounding, not data, would choose
+TIE_TOLERANCE = 1e-10  # relative difference of errors below which rounding, not data, would choose
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,7 +25,7 @@ class RidgeChoice(Result):
 
     Attributes:
         ridge: the chosen ridge, in units of the kernel: grid[index].
-        index: its index in the grid.
+        index: index of the chosen ridge in the grid.
         grid: (G,) ridges compared, ascending, float64.
         errors: (G,) mean squared leave-one-out residual over rows and outputs (or another estimate of the error on new
             rows); infinite if K + ridge I is not positive definite beyond rounding.
@@ -77,7 +77,8 @@ def choose_ridge(kernel: ArrayLike, y: ArrayLike, *, grid: ArrayLike | None = No
             0.12 %.
 
     Raises:
-        InputError: grid not positive; a kernel of zeros without a grid; y as in ``leave_one_out``.
+        InputError: a ridge of the grid is not positive, the kernel is zero and there is no grid, or y is invalid as in
+            ``leave_one_out``.
         NumericalError: the kernel has an eigenvalue below −n eps(float32) λ_max, or no ridge of the grid exceeds its
             negative eigenvalues.
 
@@ -98,38 +99,43 @@ def choose_ridge(kernel: ArrayLike, y: ArrayLike, *, grid: ArrayLike | None = No
     if n < 2:
         raise InputError("kernel of one row", expected="n >= 2 rows", hint="pass the kernel of at least two rows")
     targets, _ = as_targets(y, n, K.device)
-    ridges = _default_grid(K) if grid is None else _as_grid(grid).to(K.device)
-    values, V = eigensystem(K)
-    inverse = 1 / (values[:, None] + ridges)  # (n, G), eigenvalues of A
-    A_diagonal = V.square() @ inverse  # (n, G)
+    ridges = _default_grid(K) if grid is None else _check_grid(grid).to(K.device)
+    eigenvalues, V = eigensystem(K)
+    inverse_eigenvalues = 1 / (eigenvalues[:, None] + ridges)  # (n, G), eigenvalues of A
+    A_diagonal = V.square() @ inverse_eigenvalues  # (n, G)
     target_modes = V.T @ targets
     errors = torch.stack(
-        [((V @ (target_modes * inverse[:, [g]])) / A_diagonal[:, [g]]).square().mean() for g in range(len(ridges))]
+        [
+            ((V @ (target_modes * inverse_eigenvalues[:, [g]])) / A_diagonal[:, [g]]).square().mean()
+            for g in range(len(ridges))
+        ]
     )
-    singular = values[0] + ridges <= n * EPS * values[-1]
-    errors = torch.where(singular, torch.inf, errors)
-    if bool(singular.all()):
+    is_singular = eigenvalues[0] + ridges <= n * EPS * eigenvalues[-1]
+    errors = torch.where(is_singular, torch.inf, errors)
+    if bool(is_singular.all()):
         raise NumericalError(
-            f"grid up to {float(ridges[-1]):.3g}, kernel with smallest eigenvalue {float(values[0]):.3g}",
+            f"grid with largest ridge {float(ridges[-1]):.3g}, and a kernel with smallest eigenvalue {float(eigenvalues[0]):.3g}",
             expected="a ridge that makes K + ridge I positive definite, beyond rounding",
             hint="add larger ridges to the grid, or compute the kernel in float64",
         )
-    index = int((errors <= errors.min() * (1 + TIE)).nonzero()[-1])
-    return RidgeChoice(float(ridges[index]), index, ridges, errors)
+    ridge_index = int((errors <= errors.min() * (1 + TIE_TOLERANCE)).nonzero()[-1])
+    return RidgeChoice(float(ridges[ridge_index]), ridge_index, ridges, errors)
 
 
 def _default_grid(K: Tensor) -> Tensor:
-    mean = float(K.diagonal().mean())
-    if mean <= 0:
+    """Return 53 ridges from 1e-9 to 1e4 times the mean diagonal of the kernel, ascending."""
+    mean_diagonal = float(K.diagonal().mean())
+    if mean_diagonal <= 0:
         raise InputError(
-            f"kernel with mean diagonal {mean:.3g}",
+            f"kernel with mean diagonal {mean_diagonal:.3g}",
             expected="a positive mean diagonal, which sets the scale of the ridge",
             hint="check that the kernel is not zero, or pass grid=[...]",
         )
-    return mean * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
+    return mean_diagonal * torch.logspace(-9, 4, 53, dtype=torch.float64, device=K.device)
 
 
-def _as_grid(grid: ArrayLike) -> Tensor:
+def _check_grid(grid: ArrayLike) -> Tensor:
+    """Return the ridges of the user as float64, ascending, after validating them."""
     ridges = as_tensor(grid, "grid")
     if ridges.is_complex() or ridges.ndim != 1 or len(ridges) == 0 or bool((ridges <= 0).any()):
         raise InputError(

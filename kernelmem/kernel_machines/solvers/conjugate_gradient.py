@@ -6,24 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Apply = Callable[[Tensor], Tensor]
+MatrixProduct = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class CGResult:
-    """State at the last iteration."""
+    """Approximate solution and diagnostics at the last iteration of conjugate gradients."""
 
     x: Tensor  # (n, C)
-    residual: float  # largest |b − A x| / |b| over the columns, recomputed at the end
-    products: int  # with A
+    residual: float  # largest |b − A x| / |b| over the columns, recomputed from x at the end
+    products: int  # number of products with A
     converged: bool
     min_curvature: float  # smallest pᵀ A p / pᵀ p of all search directions: negative if A is indefinite
-    max_curvature: float  # largest of these
+    max_curvature: float  # largest pᵀ A p / pᵀ p
     condition: float  # lower bound: ratio of the extreme Ritz values of the preconditioned A
 
 
 def conjugate_gradient(
-    apply: Apply, b: Tensor, *, precondition: Apply, tolerance: float, max_products: int
+    apply: MatrixProduct, b: Tensor, *, precondition: MatrixProduct, tolerance: float, max_products: int
 ) -> CGResult:
     """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b − A x| <= tolerance |b|.
 
@@ -39,33 +39,35 @@ def conjugate_gradient(
     b_norm = b.norm(dim=0)
     b_norm = torch.where(b_norm > 0, b_norm, torch.ones_like(b_norm))
     x, r = torch.zeros_like(b), b.clone()
-    products, min_curvature, max_curvature, condition, best = 0, torch.inf, 0.0, float("nan"), torch.inf
+    products, min_curvature, max_curvature, condition, previous_residual = 0, torch.inf, 0.0, float("nan"), torch.inf
     while True:
         residuals = r.norm(dim=0) / b_norm
-        worst = float(residuals.max())
-        converged = worst <= tolerance
-        if converged or products >= max_products or min_curvature <= 0 or not worst < best / 2:
-            return CGResult(x, worst, products, converged, min_curvature, max_curvature, condition)
-        best = worst
+        largest_residual = float(residuals.max())
+        converged = largest_residual <= tolerance
+        if converged or products >= max_products or min_curvature <= 0 or not largest_residual < previous_residual / 2:
+            return CGResult(x, largest_residual, products, converged, min_curvature, max_curvature, condition)
+        previous_residual = largest_residual
         unfinished = (residuals > tolerance).nonzero()[:, 0]
-        step = _recurrence(
+        correction = _run_recurrence(
             apply, r[:, unfinished], precondition, tolerance * b_norm[unfinished], max_products - products
         )
-        x[:, unfinished] += step.x
-        products += step.products + 1
-        min_curvature = min(min_curvature, step.min_curvature)
-        max_curvature = max(max_curvature, step.max_curvature)
-        condition = condition if condition == condition else step.condition
+        x[:, unfinished] += correction.x
+        products += correction.products + 1
+        min_curvature = min(min_curvature, correction.min_curvature)
+        max_curvature = max(max_curvature, correction.max_curvature)
+        condition = condition if condition == condition else correction.condition
         r = b - apply(x)
 
 
-def _recurrence(apply: Apply, b: Tensor, precondition: Apply, thresholds: Tensor, max_products: int) -> CGResult:
+def _run_recurrence(
+    apply: MatrixProduct, b: Tensor, precondition: MatrixProduct, thresholds: Tensor, max_products: int
+) -> CGResult:
     """Run preconditioned CG from x = 0 (Saad 2003, algorithm 9.1) until |r| <= thresholds, (C,)."""
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z.clone(), (r * z).sum(0)
     active = torch.arange(b.shape[1], device=b.device)  # columns that have not converged
-    alphas: list[float] = []  # of the first column
+    alphas: list[float] = []  # CG coefficients of the first column
     betas: list[float] = []
     min_curvature, max_curvature, products = torch.inf, 0.0, 0
     while len(active) and products < max_products:
@@ -90,11 +92,11 @@ def _recurrence(apply: Apply, b: Tensor, precondition: Apply, thresholds: Tensor
             alphas.append(float(alpha[0]))
             betas.append(float(beta[0]))
         active = active[r[:, active].norm(dim=0) > thresholds[active]]
-    condition = _condition(alphas, betas)
+    condition = _ritz_condition(alphas, betas)
     return CGResult(x, float("nan"), products, not len(active), min_curvature, max_curvature, condition)
 
 
-def _condition(alphas: list[float], betas: list[float]) -> float:
+def _ritz_condition(alphas: list[float], betas: list[float]) -> float:
     """Return the ratio of the extreme Ritz values, from the Lanczos matrix of the CG coefficients (Saad 2003, 6.7.3)."""
     if not alphas:
         return float("nan")
@@ -102,6 +104,6 @@ def _condition(alphas: list[float], betas: list[float]) -> float:
     diagonal = 1 / alpha
     diagonal[1:] += beta[:-1] / alpha[:-1]
     off_diagonal = beta[:-1].clamp_min(0).sqrt() / alpha[:-1]
-    T = torch.diag(diagonal) + torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
-    values = torch.linalg.eigvalsh(T)
-    return float(values[-1] / values[0]) if float(values[0]) > 0 else float("inf")
+    lanczos_matrix = torch.diag(diagonal) + torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1)
+    ritz_values = torch.linalg.eigvalsh(lanczos_matrix)
+    return float(ritz_values[-1] / ritz_values[0]) if float(ritz_values[0]) > 0 else float("inf")

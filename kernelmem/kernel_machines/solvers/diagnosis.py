@@ -12,7 +12,7 @@ from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator,
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
 EPS32 = torch.finfo(torch.float32).eps
-ASYMMETRY = 1e-6  # of the largest entry: the rounding of a float32 kernel
+ASYMMETRY_TOLERANCE = 1e-6  # relative to the largest entry: the rounding of a float32 kernel
 
 
 @dataclass(frozen=True)
@@ -21,39 +21,39 @@ class Finding:
 
     code: Code
     detail: str
-    smallest: float = float("nan")
-    largest: float = float("nan")
+    smallest_eigenvalue: float = float("nan")
+    largest_eigenvalue: float = float("nan")
 
 
-def inspect(system: System, into: Tensor | None = None) -> Finding | None:
+def inspect_kernel(system: System, symmetrized: Tensor | None = None) -> Finding | None:
     """Look for NaN, infinities and asymmetry beyond 1e-6 of the largest entry; return None if there are none.
 
-    Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. ``into`` (n, n), float64, is
-    filled in the same pass with the mean of the kernel and its transpose. An operator is compared with its transpose on
-    two random vectors: |u·Kv − v·Ku| at most the same share of |Ku| |v| + |u| |Kv|.
+    Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. ``symmetrized``,
+    (n, n) float64, is filled in the same pass with the mean of the kernel and its transpose. An operator is compared with
+    its transpose on two random vectors: |u·Kv − v·Ku| at most the same share of |Ku| |v| + |u| |Kv|.
     """
     if system.matrix_free:
         return _inspect_products(system)
-    seen = symmetry(system.tile, system.n, into, read=2048 if system.mapped else None)
-    if seen.not_finite is not None:
-        return Finding(Code.not_finite, "the first at row {}, column {}".format(*seen.not_finite))
-    if seen.gap > ASYMMETRY * seen.largest:
-        row, column = seen.where
+    report = symmetry(system.tile, system.n, symmetrized, read=2048 if system.mapped else None)
+    if report.not_finite is not None:
+        return Finding(Code.not_finite, "the first such entry is at row {}, column {}".format(*report.not_finite))
+    if report.gap > ASYMMETRY_TOLERANCE * report.largest:
+        row, column = report.where
         return Finding(
             Code.asymmetric,
-            f"entries ({row}, {column}) and ({column}, {row}) differ by {seen.gap:.3g};"
-            f" the largest is {seen.largest:.3g}",
+            f"entries ({row}, {column}) and ({column}, {row}) differ by {report.gap:.3g};"
+            f" the largest is {report.largest:.3g}",
         )
     return None
 
 
 def inspect_and_copy(system: System) -> tuple[Finding | None, Tensor]:
-    """Run :func:`inspect` and return the kernel as a new symmetric tensor (n, n) in the same pass; empty if a fault is found."""
+    """Inspect a kernel and return it as a new symmetric tensor (n, n) in the same pass; empty if a fault is found."""
     if system.matrix_free:
-        finding = inspect(system)
+        finding = inspect_kernel(system)
         return finding, torch.empty(0) if finding is not None else system.symmetric()
     K = torch.empty(system.n, system.n, dtype=torch.float64, device=system.device)
-    finding = inspect(system, K)
+    finding = inspect_kernel(system, K)
     return finding, torch.empty(0) if finding is not None else K
 
 
@@ -68,38 +68,45 @@ def diagnose(system: System) -> Finding:
     * ``singular`` otherwise: the negative eigenvalues of K are rounding.
     """
     K = system.symmetric()
-    values = torch.linalg.eigvalsh(K)
-    smallest, largest = float(values[0]), float(values[-1])
-    means = K.mean(0)
-    centered = torch.linalg.eigvalsh(K - means - means[:, None] + means.mean())
-    smallest_centered = float(centered[0])
-    allowed = _allowed(system, centered)
+    eigenvalues = torch.linalg.eigvalsh(K)
+    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    row_means = K.mean(0)
+    centered_eigenvalues = torch.linalg.eigvalsh(K - row_means - row_means[:, None] + row_means.mean())
+    smallest_centered = float(centered_eigenvalues[0])
+    allowed = _allowed_negative_eigenvalue(system, centered_eigenvalues)
     if smallest_centered < -allowed:
         detail = (
             f"smallest eigenvalue {smallest:.3g}, on zero-sum vectors {smallest_centered:.3g}, allowed -{allowed:.2g}"
         )
-        return Finding(Code.indefinite, detail + describe_duplicates(duplicates(system)), smallest, largest)
-    code = Code.conditionally_positive if smallest < -_allowed(system, values) else Code.singular
+        return Finding(
+            Code.indefinite,
+            detail + describe_duplicates(duplicate_rows(system)),
+            smallest,
+            largest,
+        )
+    code = (
+        Code.conditionally_positive if smallest < -_allowed_negative_eigenvalue(system, eigenvalues) else Code.singular
+    )
     detail = f"eigenvalues {smallest:.3g} to {largest:.3g}, on zero-sum vectors from {smallest_centered:.3g}"
-    return Finding(code, detail + describe_duplicates(duplicates(system)), smallest, largest)
+    return Finding(code, detail + describe_duplicates(duplicate_rows(system)), smallest, largest)
 
 
-def duplicates(system: System) -> list[tuple[int, ...]]:
+def duplicate_rows(system: System) -> list[tuple[int, ...]]:
     """Return groups of rows whose kernel rows are equal up to rounding, in order of their first row; n² work."""
     generator = torch.Generator().manual_seed(0)
     probes = torch.rand(system.n, 2, generator=generator, dtype=torch.float64).to(system.device) + 0.5
     images = system @ probes
     # Rounding of a product of n terms; different rows have equal images of both random vectors with probability zero.
     tolerance = 4 * system.n * system.eps * float(images.abs().max())
-    order = images[:, 0].argsort()
+    sorted_rows = images[:, 0].argsort()
     groups: list[list[int]] = []
-    last: Tensor | None = None
-    for i in order.tolist():
-        if last is not None and float((images[i] - last).abs().max()) <= tolerance:
-            groups[-1].append(i)
+    previous_image: Tensor | None = None
+    for row in sorted_rows.tolist():
+        if previous_image is not None and float((images[row] - previous_image).abs().max()) <= tolerance:
+            groups[-1].append(row)
         else:
-            groups.append([i])
-        last = images[i]
+            groups.append([row])
+        previous_image = images[row]
     return sorted(tuple(sorted(group)) for group in groups if len(group) > 1)
 
 
@@ -121,21 +128,23 @@ def condition_limit(n: int) -> float:
     return 0.1 / (n**0.5 * EPS)
 
 
-def _allowed(system: System, values: Tensor) -> float:
-    rounding = system.n * EPS32 * float(values.abs().max())
+def _allowed_negative_eigenvalue(system: System, eigenvalues: Tensor) -> float:
+    """Return the magnitude up to which a negative eigenvalue may be rounding or integer truncation."""
+    rounding = system.n * EPS32 * float(eigenvalues.abs().max())
     return max(rounding, float(system.n)) if system.integer else rounding
 
 
 def _inspect_products(system: System) -> Finding | None:
+    """Look for NaN, infinities and asymmetry in products of an operator with two random vectors."""
     generator = torch.Generator().manual_seed(0)
-    pair = torch.randn(system.n, 2, generator=generator, dtype=torch.float64).to(system.device)
-    images = system @ pair
+    probes = torch.randn(system.n, 2, generator=generator, dtype=torch.float64).to(system.device)
+    images = system @ probes
     if not bool(torch.isfinite(images).all()):
-        return Finding(Code.not_finite, "in a product with a random vector")
-    u, v = pair.T
+        return Finding(Code.not_finite, "found in the product with a random vector")
+    u, v = probes.T
     Ku, Kv = images.T
     gap, scale = abs(float(u @ Kv - v @ Ku)), float(Ku.norm() * v.norm() + u.norm() * Kv.norm())
-    if gap > max(ASYMMETRY, 10 * system.eps) * scale:
+    if gap > max(ASYMMETRY_TOLERANCE, 10 * system.eps) * scale:
         return Finding(Code.asymmetric, f"u·Kv and v·Ku differ by {gap:.3g} relative to {scale:.3g} for random u, v")
     return None
 
@@ -144,7 +153,7 @@ def require_kernel(kernel: ArrayLike | LinearOperator) -> None:
     """Check that a kernel is finite, symmetric, and positive on zero-sum vectors up to float32 rounding.
 
     Raises:
-        NumericalError: it is not.
+        NumericalError: the kernel violates one of these conditions.
 
     Cost: one Cholesky factorization; two eigenvalue problems only if it fails.
     """

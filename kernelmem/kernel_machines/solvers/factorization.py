@@ -10,7 +10,7 @@ from kernelmem.core.errors import NumericalError
 
 EPS = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
-PANEL = 1024  # columns of the triangular inverse held at once
+PANEL = 1024  # columns of the triangular inverse computed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +53,13 @@ class CholeskyFactor:
         return torch.cholesky_solve(rows.T, self.L).T
 
     def condition(self) -> float:
-        """Estimate the condition number from below by Lanczos steps on the factor and on its inverse."""
-        v = torch.cos(torch.arange(len(self.L), dtype=self.L.dtype, device=self.L.device))[:, None]
-        largest = _largest(lambda u: self.L @ (self.L.T @ u), v)
+        """Estimate the condition number from below by Lanczos steps on K + ridge I and on its inverse."""
+        start_vector = torch.cos(torch.arange(len(self.L), dtype=self.L.dtype, device=self.L.device))[:, None]
+        largest = _largest_ritz_value(lambda u: self.L @ (self.L.T @ u), start_vector)
         solve = torch.linalg.solve_triangular  # for one column ten times faster than cholesky_solve
-        return largest * _largest(lambda u: solve(self.L.T, solve(self.L, u, upper=False), upper=True), v)
+        return largest * _largest_ritz_value(
+            lambda u: solve(self.L.T, solve(self.L, u, upper=False), upper=True), start_vector
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ class EigenFactor:
     Z: Tensor  # (n, n - r)
     whitened: Tensor  # (r, C), values^(-1/2) Vᵀ y
     null: Tensor  # (n - r, C), Zᵀ y
-    noise: float  # eigenvalues up to here count as zero
+    noise: float  # eigenvalues up to this value count as zero
 
     def alpha(self) -> Tensor:
         """Return K⁺ y, (n, C)."""
@@ -84,13 +86,13 @@ class EigenFactor:
 
     def leave_one_out_residuals(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Return the leave-one-out residuals, (n, C), and the leverages 1 − N_ii, (n,)."""
-        squares = self.V.square()
+        squared_vectors = self.V.square()
         N_diagonal = self.Z.square().sum(1)
-        is_null = N_diagonal > self._leak(squares @ self.values**-2)
-        one = torch.ones_like(N_diagonal)
-        in_range = alpha / torch.where(is_null, one, squares @ (1 / self.values))[:, None]
-        in_null = (self.Z @ self.null) / torch.where(is_null, N_diagonal, one)[:, None]
-        return torch.where(is_null[:, None], in_null, in_range), squares.sum(1)
+        is_null = N_diagonal > self._null_weight_tolerance(squared_vectors @ self.values**-2)
+        ones = torch.ones_like(N_diagonal)
+        in_range = alpha / torch.where(is_null, ones, squared_vectors @ (1 / self.values))[:, None]
+        in_null = (self.Z @ self.null) / torch.where(is_null, N_diagonal, ones)[:, None]
+        return torch.where(is_null[:, None], in_null, in_range), squared_vectors.sum(1)
 
     def block_residual(self, rows: Tensor) -> Tensor:
         """Return the leave-block-out residual, the limit of (A_BB)⁻¹ alpha_B, (b, C)."""
@@ -98,7 +100,9 @@ class EigenFactor:
         # after the part explained by E is subtracted.
         Z, X = self.Z[rows], (self.V[rows] / self.values.sqrt()).T
         null_weights, basis = torch.linalg.eigh(Z @ Z.T)
-        is_null = null_weights > self._leak(((X / self.values.sqrt()[:, None]) @ basis).square().sum(0))
+        is_null = null_weights > self._null_weight_tolerance(
+            ((X / self.values.sqrt()[:, None]) @ basis).square().sum(0)
+        )
         E, E0 = basis[:, is_null], basis[:, ~is_null]
         in_null = E @ ((E.T @ (Z @ self.null)) / null_weights[is_null, None])
         return in_null + E0 @ _least_squares(X @ E0, self.whitened - X @ in_null) if E0.numel() else in_null
@@ -111,40 +115,41 @@ class EigenFactor:
         """Return the ratio of the extreme eigenvalues above rounding; 1 for the zero kernel."""
         return float(self.values[-1] / self.values[0]) if len(self.values) else 1.0
 
-    def _leak(self, squared: Tensor) -> Tensor:
+    def _null_weight_tolerance(self, squared_norms: Tensor) -> Tensor:
+        """Return the weight in the null space, for each vector, below which it may be rounding of K."""
         # To first order, noise E in K rotates a unit vector v of its range by |E K⁺ v| toward the null space, and
-        # ``squared`` is |K⁺ v|². A null weight below that is indistinguishable from zero.
-        return (self.noise**2 * squared).clamp(min=len(self.V) * EPS)
+        # the argument is |K⁺ v|². A null weight below that is indistinguishable from zero.
+        return (self.noise**2 * squared_norms).clamp(min=len(self.V) * EPS)
 
 
 def factorize(K: Tensor, targets: Tensor, ridge: float) -> CholeskyFactor:
-    """Factorize K + ridge I.
+    """Compute the Cholesky factor of K + ridge I and L⁻¹ times the targets.
 
     Raises:
-        NumericalError: not positive definite beyond rounding.
+        NumericalError: K + ridge I is not positive definite beyond rounding.
     """
-    L, top, positive = cholesky_in_place(K.clone(), ridge)
+    L, largest_diagonal, positive = cholesky_in_place(K.clone(), ridge)
     # A pivot at the level of rounding is noise, even if it happens to be positive.
-    noise = len(K) * EPS * top
-    if not positive or float(L.diagonal().min()) ** 2 <= noise:
+    rounding = len(K) * EPS * largest_diagonal
+    if not positive or float(L.diagonal().min()) ** 2 <= rounding:
         smallest = float(torch.linalg.eigvalsh(K)[0])
         raise NumericalError(
             f"kernel {tuple(K.shape)} with smallest eigenvalue {smallest:.3g}, and ridge {ridge:.3g}",
             expected="K + ridge I positive definite, beyond rounding",
-            hint=f"raise the ridge well above {max(-smallest, noise):.2g}, or compute the kernel in float64;"
+            hint=f"raise the ridge well above {max(-smallest, rounding):.2g}, or compute the kernel in float64;"
             " if it is singular but not negative, ridge=0 gives the minimum-norm fit",
         )
     return CholeskyFactor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
 
 
 def cholesky_in_place(K: Tensor, ridge: float) -> tuple[Tensor, float, bool]:
-    """Overwrite a symmetric K with the factor L of K + ridge I = L Lᵀ; return L, the largest diagonal entry, and if L exists."""
+    """Overwrite K with the factor L of K + ridge I = L Lᵀ; return L, the largest diagonal entry, and whether L exists."""
     K.diagonal().add_(ridge)
-    top = float(K.diagonal().max())
+    largest_diagonal = float(K.diagonal().max())
     factor = K.mT  # column-major as LAPACK needs it: no copy
     info = torch.empty((), dtype=torch.int32, device=K.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))
-    return factor, top, not int(info)
+    return factor, largest_diagonal, not int(info)
 
 
 def decompose(K: Tensor, targets: Tensor, rounding: float) -> EigenFactor:
@@ -153,13 +158,13 @@ def decompose(K: Tensor, targets: Tensor, rounding: float) -> EigenFactor:
     Raises:
         NumericalError: an eigenvalue below -n eps(float32) λ_max.
     """
-    values, vectors = eigensystem(K)
+    eigenvalues, eigenvectors = eigensystem(K)
     # Rounding of entries moves eigenvalues by at most n eps max|K|; the most negative eigenvalue shows its size.
-    zero = len(K) * max(EPS * float(values[-1]), rounding * float(K.abs().max()))
-    zero = max(zero, -2 * float(values[0]))
-    in_range = values > zero
-    V, Z, values = vectors[:, in_range], vectors[:, ~in_range], values[in_range]
-    return EigenFactor(values, V, Z, (V.T @ targets) / values.sqrt()[:, None], Z.T @ targets, zero)
+    zero_threshold = len(K) * max(EPS * float(eigenvalues[-1]), rounding * float(K.abs().max()))
+    zero_threshold = max(zero_threshold, -2 * float(eigenvalues[0]))
+    in_range = eigenvalues > zero_threshold
+    V, Z, eigenvalues = eigenvectors[:, in_range], eigenvectors[:, ~in_range], eigenvalues[in_range]
+    return EigenFactor(eigenvalues, V, Z, (V.T @ targets) / eigenvalues.sqrt()[:, None], Z.T @ targets, zero_threshold)
 
 
 def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,36 +173,37 @@ def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: an eigenvalue below -n eps(float32) λ_max.
     """
-    values, vectors = torch.linalg.eigh(K)
-    smallest, largest = float(values[0]), float(values[-1])
-    allowed = len(K) * EPS32 * abs(largest)
-    if smallest < -allowed:
+    eigenvalues, eigenvectors = torch.linalg.eigh(K)
+    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    allowed_negative = len(K) * EPS32 * abs(largest)
+    if smallest < -allowed_negative:
         raise NumericalError(
             f"kernel {tuple(K.shape)} with smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
-            expected=f"positive semidefinite up to float32 rounding, n eps(float32) λ_max = {allowed:.2g}",
+            expected=f"positive semidefinite up to float32 rounding, n eps(float32) λ_max = {allowed_negative:.2g}",
             hint=f"compute the kernel in float64 and eval mode, or use a ridge well above {-smallest:.2g}",
         )
-    return values, vectors
+    return eigenvalues, eigenvectors
 
 
 def _least_squares(X: Tensor, y: Tensor) -> Tensor:
+    """Return the minimizer of |X b − y| by QR, for X of full column rank."""
     Q, R = torch.linalg.qr(X)
     return torch.linalg.solve_triangular(R, Q.T @ y, upper=True)
 
 
-def _largest(apply: Callable[[Tensor], Tensor], v: Tensor, steps: int = 6) -> float:
+def _largest_ritz_value(apply: Callable[[Tensor], Tensor], v: Tensor, steps: int = 6) -> float:
     """Return the largest Ritz value of a positive operator after six Lanczos steps (more accurate than ten power steps)."""
     basis, images = [v / v.norm()], []  # q_1, q_2, ... and A q_1, A q_2, ...
     for _ in range(steps):
         image = apply(basis[-1])
-        size = float(image.norm())
+        image_norm = float(image.norm())
         images.append(image)
         Q = torch.cat(basis, 1)
-        rest = image - Q @ (Q.T @ image)
-        rest -= Q @ (Q.T @ rest)  # twice, for full orthogonality
-        if not float(rest.norm()) > 1e-10 * size:  # the Krylov space is exhausted, or not finite
+        orthogonal_part = image - Q @ (Q.T @ image)
+        orthogonal_part -= Q @ (Q.T @ orthogonal_part)  # twice, for full orthogonality
+        if not float(orthogonal_part.norm()) > 1e-10 * image_norm:  # the Krylov space is exhausted, or not finite
             break
-        basis.append(rest / rest.norm())
+        basis.append(orthogonal_part / orthogonal_part.norm())
     Q, AQ = torch.cat(basis[: len(images)], 1), torch.cat(images, 1)
     T = Q.T @ AQ
     if not bool(torch.isfinite(T).all()):

@@ -14,8 +14,8 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.symmetry import symmetry
 
 EPS = torch.finfo(torch.float64).eps
-ROWS = 64  # rows gathered at once
-TILE = 1024  # diagonal entries read at once
+GATHERED_ROWS = 64  # rows gathered at once by System.columns
+TILE = 1024  # diagonal entries of a file read at once
 BLOCK = 2**23  # numbers in a block of rows: 64 MiB in float64
 Entries = Tensor | np.ndarray
 
@@ -35,17 +35,17 @@ class LinearOperator(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A kernel (n, n), by its entries, read in blocks of rows, or by its products; both are float64."""
+    """A kernel (n, n) given by its entries, read in blocks of rows, or by its products; results are float64."""
 
     n: int
     device: torch.device
-    eps: float  # of the dtype in which the kernel was given
-    integer: bool
-    mapped: bool  # memory-mapped file
-    mapping: mmap.mmap | None  # of that file, if its pages can be released
+    eps: float  # machine epsilon of the dtype of the entries
+    integer: bool  # True if the entries are integers
+    mapped: bool  # True if the entries are in a memory-mapped file
+    mapping: mmap.mmap | None  # memory map of that file, if its pages can be released
     entries: Entries | None  # None for an operator
-    product: Callable[[Tensor], Tensor] | None  # of an operator
-    known_diagonal: Callable[[], Tensor] | None
+    product: Callable[[Tensor], Tensor] | None  # product of an operator with (n, k)
+    known_diagonal: Callable[[], Tensor] | None  # diagonal of an operator that provides it
 
     @property
     def matrix_free(self) -> bool:
@@ -54,12 +54,12 @@ class System:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows start..stop, (stop - start, n)."""
-        return self._read(self._entries[start:stop])
+        return self._as_float64(self._stored_entries[start:stop])
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Return a block of the kernel in its own dtype."""
-        block = self._entries[rows, columns]
-        return block if isinstance(block, Tensor) else self._copy(block, block.dtype)
+        """Return the entries at ``rows`` and ``columns`` in the dtype of the kernel."""
+        block = self._stored_entries[rows, columns]
+        return block if isinstance(block, Tensor) else self._copy_to_memory(block, block.dtype)
 
     def dense(self) -> Tensor:
         """Return the kernel as a new tensor (n, n), not symmetrized."""
@@ -67,7 +67,7 @@ class System:
             return self.columns(torch.arange(self.n))
         if isinstance(self.entries, Tensor):
             return self.entries.to(torch.float64, copy=True)
-        return self._read(self.entries)
+        return self._as_float64(self.entries)
 
     def symmetric(self) -> Tensor:
         """Return the mean of the kernel and its transpose as a new tensor (n, n), symmetric to the bit."""
@@ -83,11 +83,15 @@ class System:
             return self @ unit
         # Rows instead of columns, because the kernel is symmetric and rows are contiguous in a file.
         columns = torch.empty(self.n, len(indices), dtype=torch.float64, device=self.device)
-        for start in range(0, len(indices), ROWS):
-            chunk = indices[start : start + ROWS]
+        for start in range(0, len(indices), GATHERED_ROWS):
+            block_indices = indices[start : start + GATHERED_ROWS]
             entries = self.entries
-            rows = entries[chunk.to(self.device)] if isinstance(entries, Tensor) else entries[chunk.numpy()]
-            columns[:, start : start + ROWS] = self._read(rows).T
+            rows = (
+                entries[block_indices.to(self.device)]
+                if isinstance(entries, Tensor)
+                else entries[block_indices.numpy()]
+            )
+            columns[:, start : start + GATHERED_ROWS] = self._as_float64(rows).T
         return columns
 
     def diagonal(self) -> Tensor | None:
@@ -95,45 +99,47 @@ class System:
         if self.entries is None:
             return None if self.known_diagonal is None else self.known_diagonal().to(torch.float64)
         if isinstance(self.entries, Tensor):
-            return self._read(self.entries.diagonal())
+            return self._as_float64(self.entries.diagonal())
         # In tiles: in a file, each entry loads many pages.
-        tiles = [slice(i, i + TILE) for i in range(0, self.n, TILE)]
-        return torch.cat([self._read(self.entries[tile, tile].diagonal()) for tile in tiles])
+        tiles = [slice(start, start + TILE) for start in range(0, self.n, TILE)]
+        return torch.cat([self._as_float64(self.entries[tile, tile].diagonal()) for tile in tiles])
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return K v for v (n, k), computed in blocks of rows."""
         if self.product is not None:
             return self.product(v)
         if self.mapped:
-            return self._by_lower_triangle(v)
-        return torch.cat([self.rows(i, i + self.step) @ v for i in range(0, self.n, self.step)])
+            return self._product_by_lower_triangle(v)
+        return torch.cat([self.rows(i, i + self.rows_per_block) @ v for i in range(0, self.n, self.rows_per_block)])
 
-    def _by_lower_triangle(self, v: Tensor) -> Tensor:
-        """Return K v of a kernel in a file: only half of it is read, and rounding cannot make the product asymmetric."""
+    def _product_by_lower_triangle(self, v: Tensor) -> Tensor:
+        """Return K v for a kernel in a file: only half of it is read, and rounding cannot make the product asymmetric."""
         product = torch.zeros_like(v)
-        for i in range(0, self.n, self.step):
-            j = min(i + self.step, self.n)
-            block = self._read(self._entries[i:j, :j])
-            diagonal_block = block[:, i:]
-            block[:, i:] = diagonal_block.tril() + diagonal_block.tril(-1).T
-            product[i:j] += block @ v[:j]
-            product[:i] += block[:, :i].T @ v[i:j]
+        for start in range(0, self.n, self.rows_per_block):
+            stop = min(start + self.rows_per_block, self.n)
+            block = self._as_float64(self._stored_entries[start:stop, :stop])
+            diagonal_block = block[:, start:]
+            block[:, start:] = diagonal_block.tril() + diagonal_block.tril(-1).T
+            product[start:stop] += block @ v[:stop]
+            product[:start] += block[:, :start].T @ v[start:stop]
         return product
 
     @property
-    def step(self) -> int:
+    def rows_per_block(self) -> int:
         """Number of rows in a block."""
         return max(1, BLOCK // self.n)
 
     @property
-    def _entries(self) -> Entries:
+    def _stored_entries(self) -> Entries:
         assert self.entries is not None
         return self.entries
 
-    def _read(self, block: Entries) -> Tensor:
-        return block.to(torch.float64) if isinstance(block, Tensor) else self._copy(block, np.dtype(np.float64))
+    def _as_float64(self, block: Entries) -> Tensor:
+        return (
+            block.to(torch.float64) if isinstance(block, Tensor) else self._copy_to_memory(block, np.dtype(np.float64))
+        )
 
-    def _copy(self, block: np.ndarray, dtype: np.dtype) -> Tensor:
+    def _copy_to_memory(self, block: np.ndarray, dtype: np.dtype) -> Tensor:
         copy = torch.from_numpy(np.array(block, dtype=dtype))
         if self.mapping is not None:  # pages count as memory of this process until released; the system caches them
             self.mapping.madvise(mmap.MADV_DONTNEED)
@@ -146,33 +152,34 @@ def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
     Entries are neither copied nor checked.
 
     Raises:
-        InputError: not square, empty, complex, not numbers.
+        InputError: the kernel is not square, is empty or complex, or does not consist of numbers.
     """
     if isinstance(kernel, System):
         return kernel
     if hasattr(kernel, "__matmul__") and not hasattr(kernel, "__array__") and hasattr(kernel, "shape"):
-        return _operator(cast(LinearOperator, kernel))
+        return _operator_system(cast(LinearOperator, kernel))
     if isinstance(kernel, Tensor):
         entries = kernel.detach()
-        integer, eps = not entries.is_floating_point(), EPS
-        plain = not entries.is_complex()
-        if plain and entries.is_floating_point():
+        is_integer, eps = not entries.is_floating_point(), EPS
+        is_real = not entries.is_complex()
+        if is_real and entries.is_floating_point():
             eps = torch.finfo(entries.dtype).eps
         device = entries.device
     else:
         entries = np.asarray(kernel)
-        integer, plain, device = entries.dtype.kind in "iub", entries.dtype.kind in "iubf", torch.device("cpu")
+        is_integer, is_real, device = entries.dtype.kind in "iub", entries.dtype.kind in "iubf", torch.device("cpu")
         eps = float(np.finfo(entries.dtype).eps) if entries.dtype.kind == "f" else EPS
-    if not plain or entries.ndim != 2 or entries.shape[0] != entries.shape[1] or entries.shape[0] == 0:
+    if not is_real or entries.ndim != 2 or entries.shape[0] != entries.shape[1] or entries.shape[0] == 0:
         raise InputError(
             f"kernel of shape {tuple(entries.shape)} and dtype {entries.dtype}".replace("torch.", ""),
             expected="a square matrix (n, n) of real numbers, n >= 1",
             hint="pass the kernel of the training rows with themselves",
         )
-    return System(len(entries), device, max(eps, EPS), integer, *_memory_map(entries), entries, None, None)
+    return System(len(entries), device, max(eps, EPS), is_integer, *_memory_map(entries), entries, None, None)
 
 
-def _operator(kernel: LinearOperator) -> System:
+def _operator_system(kernel: LinearOperator) -> System:
+    """Return an operator as a System whose products convert to the dtype of the operator and back to float64."""
     shape = tuple(kernel.shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise InputError(
@@ -196,12 +203,12 @@ def _operator(kernel: LinearOperator) -> System:
 
 
 def _memory_map(entries: object) -> tuple[bool, mmap.mmap | None]:
-    """Return True and the map if the entries are in a memory-mapped file; no map if its pages must not be released."""
-    base, mode = entries, None
-    while base is not None and not isinstance(base, Tensor | mmap.mmap):
-        mode = getattr(base, "mode", mode)
-        base = getattr(base, "base", None)
-    if not isinstance(base, mmap.mmap):
+    """Return whether the entries are in a memory-mapped file, and its map unless its pages must not be released."""
+    owner, mode = entries, None
+    while owner is not None and not isinstance(owner, Tensor | mmap.mmap):
+        mode = getattr(owner, "mode", mode)
+        owner = getattr(owner, "base", None)
+    if not isinstance(owner, mmap.mmap):
         return False, None
     # Only for a shared map: releasing modified pages of a private map would lose what was written.
-    return True, base if mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED") else None
+    return True, owner if mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED") else None

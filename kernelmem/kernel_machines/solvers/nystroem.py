@@ -15,7 +15,7 @@ class Preconditioner:
     """The inverse of U Λ Uᵀ + ridge I up to a factor: the identity on the orthogonal complement of U."""
 
     U: Tensor  # (n, k), orthonormal columns
-    values: Tensor  # (k,), descending
+    values: Tensor  # (k,), diagonal of Λ, descending
     ridge: float
 
     def __call__(self, r: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Preconditioner:
         return r + self.U @ (scale[:, None] * (self.U.T @ r))
 
 
-def leverage_scores(system: System, scale: Tensor, ridge: float, pilot: Tensor) -> Tensor:
+def leverage_scores(system: System, sqrt_weights: Tensor, ridge: float, pilot: Tensor) -> Tensor:
     r"""Approximate ridge leverage scores l_i = [K (K + ridge I)⁻¹]_ii from the columns of a pilot sample S, (n,).
 
     l_i ≈ (K_ii − k_iᵀ (K_SS + (|S|/n) ridge I)⁻¹ k_i) / ridge with k_i = K_Si, clipped to [0, 1]: the part of row i that
@@ -37,47 +37,49 @@ def leverage_scores(system: System, scale: Tensor, ridge: float, pilot: Tensor) 
     diagonal = system.diagonal()
     if diagonal is None:
         return torch.ones(system.n, dtype=torch.float64, device=system.device)
-    diagonal = diagonal * scale.square()
-    columns = system.columns(pilot) * scale[:, None] * scale[pilot]
-    inner = columns[pilot].clone()
-    inner = (inner + inner.T) / 2
-    inner.diagonal().add_(ridge * len(pilot) / system.n + len(pilot) * EPS * float(inner.diagonal().max()))
-    L, info = torch.linalg.cholesky_ex(inner)
+    diagonal = diagonal * sqrt_weights.square()
+    columns = system.columns(pilot) * sqrt_weights[:, None] * sqrt_weights[pilot]
+    K_pilot = columns[pilot].clone()
+    K_pilot = (K_pilot + K_pilot.T) / 2
+    K_pilot.diagonal().add_(ridge * len(pilot) / system.n + len(pilot) * EPS * float(K_pilot.diagonal().max()))
+    L, info = torch.linalg.cholesky_ex(K_pilot)
     if int(info):
         return torch.ones_like(diagonal)
     explained = torch.linalg.solve_triangular(L, columns.T, upper=False).square().sum(0)
     floor = ridge * 1e-3 if ridge > 0 else EPS * float(diagonal.max())
-    return ((diagonal - explained).clamp_min(floor) / max(ridge, floor)).clamp_max(1.0) * (scale > 0)
+    return ((diagonal - explained).clamp_min(floor) / max(ridge, floor)).clamp_max(1.0) * (sqrt_weights > 0)
 
 
-def landmarks(system: System, scale: Tensor, ridge: float, rank: int, *, seed: int) -> Tensor:
-    """Draw ``rank`` different rows: one half uniformly (the pilot), the other half by leverage given the pilot."""
+def draw_landmarks(system: System, sqrt_weights: Tensor, ridge: float, rank: int, *, seed: int) -> Tensor:
+    """Draw ``rank`` different landmark rows: half of them uniformly (the pilot), half by leverage scores given the pilot."""
     generator = torch.Generator().manual_seed(seed)
-    weighted = (scale > 0).nonzero()[:, 0].cpu()
-    rank = min(rank, len(weighted))
-    pilot = weighted[torch.randperm(len(weighted), generator=generator)[: max(1, rank // 2)]]
+    candidate_rows = (sqrt_weights > 0).nonzero()[:, 0].cpu()
+    rank = min(rank, len(candidate_rows))
+    pilot = candidate_rows[torch.randperm(len(candidate_rows), generator=generator)[: max(1, rank // 2)]]
     if len(pilot) >= rank:
         return pilot[:rank].sort().values
-    scores = leverage_scores(system, scale, ridge, pilot).cpu()
+    scores = leverage_scores(system, sqrt_weights, ridge, pilot).cpu()
     scores[pilot] = 0
-    scores = torch.where(scale.cpu() > 0, scores, torch.zeros_like(scores))
+    scores = torch.where(sqrt_weights.cpu() > 0, scores, torch.zeros_like(scores))
     n_more = min(rank - len(pilot), int((scores > 0).sum()))
     if not n_more:
         return pilot.sort().values
     return torch.cat([pilot, torch.multinomial(scores, n_more, generator=generator)]).sort().values
 
 
-def preconditioner(system: System, scale: Tensor, ridge: float, chosen: Tensor) -> Preconditioner:
-    """Build a preconditioner for S K S + ridge I, S = diag(scale), from K̂ = C (K_ll)⁻¹ Cᵀ over landmarks l.
+def build_preconditioner(system: System, sqrt_weights: Tensor, ridge: float, landmark_rows: Tensor) -> Preconditioner:
+    """Build a preconditioner for S K S + ridge I, S = diag(sqrt_weights), from K̂ = C (K_ll)⁻¹ Cᵀ over landmarks l.
 
     Source: Frangella, Tropp, Udell 2023. Cost: n k² for k landmarks, and their columns.
     """
-    columns = system.columns(chosen) * scale[:, None] * scale[chosen.to(scale.device)]
-    inner = (columns[chosen] + columns[chosen].T) / 2
-    shift = len(chosen) * EPS * max(float(inner.diagonal().max()), float(columns.abs().max()))
-    shift = max(shift, system.eps * float(inner.norm()))  # rounding of the kernel's dtype, subtracted again below
-    inner.diagonal().add_(shift)
-    L, info = torch.linalg.cholesky_ex(inner)
+    columns = (
+        system.columns(landmark_rows) * sqrt_weights[:, None] * sqrt_weights[landmark_rows.to(sqrt_weights.device)]
+    )
+    K_landmarks = (columns[landmark_rows] + columns[landmark_rows].T) / 2
+    shift = len(landmark_rows) * EPS * max(float(K_landmarks.diagonal().max()), float(columns.abs().max()))
+    shift = max(shift, system.eps * float(K_landmarks.norm()))  # rounding of the kernel's dtype, subtracted again below
+    K_landmarks.diagonal().add_(shift)
+    L, info = torch.linalg.cholesky_ex(K_landmarks)
     if int(info):
         empty = torch.empty(system.n, 0, dtype=torch.float64, device=columns.device)
         return Preconditioner(empty, empty[0], ridge)
@@ -85,14 +87,16 @@ def preconditioner(system: System, scale: Tensor, ridge: float, chosen: Tensor) 
         block.copy_(torch.linalg.solve_triangular(L.mT, block, upper=True, left=False))  # now K̂ = columns columnsᵀ
     Q, R = torch.linalg.qr(columns)  # then the SVD of the small R: faster and smaller than an SVD of the tall matrix
     del columns
-    left, singular, _ = torch.linalg.svd(R)
+    left_vectors, singular_values, _ = torch.linalg.svd(R)
     for block in Q.split(ROWS):
-        block.copy_(block @ left)
-    values = (singular.square() - shift).clamp_min(0)
+        block.copy_(block @ left_vectors)
+    values = (singular_values.square() - shift).clamp_min(0)
     return Preconditioner(Q, values, ridge)
 
 
-def solve_over_landmarks(system: System, scale: Tensor, targets: Tensor, ridge: float, chosen: Tensor) -> Tensor:
+def solve_over_landmarks(
+    system: System, sqrt_weights: Tensor, targets: Tensor, ridge: float, landmark_rows: Tensor
+) -> Tensor:
     """Solve kernel ridge over the functions spanned by the landmarks: coefficients (n, C), zero for other rows.
 
     β minimizes |S y − S K_nl β|² + ridge βᵀ K_ll β; with all rows as landmarks this is the full solution. It is computed
@@ -100,18 +104,18 @@ def solve_over_landmarks(system: System, scale: Tensor, targets: Tensor, ridge: 
 
     Source: Williams and Seeger 2001; Rudi, Carratino, Rosasco 2017.
     """
-    columns = system.columns(chosen)
-    inner = (columns[chosen] + columns[chosen].T) / 2
-    values, V = torch.linalg.eigh(inner)
-    nonzero = values > len(chosen) * system.eps * float(values[-1])
-    basis = V[:, nonzero] / values[nonzero].sqrt()  # orthonormal functions: basisᵀ K_ll basis = I
-    features = scale[:, None] * (columns @ basis)
+    columns = system.columns(landmark_rows)
+    K_landmarks = (columns[landmark_rows] + columns[landmark_rows].T) / 2
+    eigenvalues, V = torch.linalg.eigh(K_landmarks)
+    nonzero = eigenvalues > len(landmark_rows) * system.eps * float(eigenvalues[-1])
+    basis = V[:, nonzero] / eigenvalues[nonzero].sqrt()  # orthonormal functions: basisᵀ K_ll basis = I
+    features = sqrt_weights[:, None] * (columns @ basis)
     k, C = features.shape[1], targets.shape[1]
     stacked = torch.cat([features, ridge**0.5 * torch.eye(k, dtype=features.dtype, device=features.device)])
     zeros = torch.zeros(k, C, dtype=features.dtype, device=features.device)
-    stacked_targets = torch.cat([scale[:, None] * targets, zeros])
+    stacked_targets = torch.cat([sqrt_weights[:, None] * targets, zeros])
     driver = "gelsd" if stacked.device.type == "cpu" else "gels"
     solution = torch.linalg.lstsq(stacked, stacked_targets, driver=driver).solution
     coefficients = torch.zeros_like(targets)
-    coefficients[chosen.to(targets.device)] = basis @ solution
+    coefficients[landmark_rows.to(targets.device)] = basis @ solution
     return coefficients

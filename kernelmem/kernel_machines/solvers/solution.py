@@ -10,7 +10,7 @@ from kernelmem.core.result_files import Result
 
 
 class Code(StrEnum):
-    """How a solve ended; ``meaning`` explains it in one sentence."""
+    """Status code of a solve; ``meaning`` explains it in one sentence."""
 
     solved = "solved"
     jittered = "jittered"
@@ -52,14 +52,14 @@ class Solution(Result):
     """Dual coefficients a of (K + ridge I) a = y with their diagnostics.
 
     Attributes:
-        coefficients: shaped like the targets, (n,) or (n, C), float64; NaN if the system was refused.
-        code: how the solve ended.
-        residual: |(K + ridge I) a − y| / |y|, measured; with sample weights, of the weighted system.
+        coefficients: shaped like the targets, (n,) or (n, C), float64; NaN if the kernel was rejected.
+        code: status code that states how the solve ended.
+        residual: relative residual |(K + ridge I) a − y| / |y|; with sample weights, that of the weighted system.
         condition: estimate of the condition number of K + ridge I; NaN if nothing was factorized.
         iterations: products with the kernel used by the iterations; 0 for a direct solve.
         solver: the solver that produced the coefficients.
-        jitter: added to the diagonal in addition to the ridge.
-        detail: the numbers behind the code: eigenvalues, rows.
+        jitter: number added to the diagonal in addition to the ridge.
+        detail: numbers that explain the code, such as eigenvalues and row numbers.
     """
 
     coefficients: Tensor
@@ -75,7 +75,7 @@ class Solution(Result):
         """Return the solution if it is usable.
 
         Raises:
-            NumericalError: the system was refused, or the iterations did not converge.
+            NumericalError: the kernel was rejected, or the iterations did not converge.
         """
         if self.code.usable:
             return self

@@ -17,19 +17,24 @@ from kernelmem.kernel_machines.solvers.diagnosis import (
     condition_limit,
     describe_duplicates,
     diagnose,
-    duplicates,
-    inspect,
+    duplicate_rows,
     inspect_and_copy,
+    inspect_kernel,
 )
 from kernelmem.kernel_machines.solvers.factorization import CholeskyFactor, cholesky_in_place
 from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
-from kernelmem.kernel_machines.solvers.nystroem import Preconditioner, landmarks, preconditioner, solve_over_landmarks
+from kernelmem.kernel_machines.solvers.nystroem import (
+    Preconditioner,
+    build_preconditioner,
+    draw_landmarks,
+    solve_over_landmarks,
+)
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
-IN_MEMORY = 2**31  # bytes of the factorization of a memory-mapped kernel above which "auto" iterates
-RANK = 500  # default number of landmarks
+MAX_DIRECT_BYTES = 2**31  # "auto" uses CG if the factorization of a memory-mapped kernel takes more bytes
+DEFAULT_RANK = 500  # default number of landmarks
 NAN = float("nan")
 
 
@@ -67,21 +72,22 @@ def solve(
         kernel: (n, n) tensor, array, memory-mapped array, path kernel, NTKOperator or SciPy LinearOperator.
         targets: (n,) or (n, C) real numbers.
         ridge: added to the diagonal, >= 0, in units of the kernel.
-        solver: see above.
+        solver: method, see the table above.
         sample_weight: (n,) numbers >= 0; None: all 1.
         jitter: maximal addition to the diagonal if the factorization fails, as a share of the mean diagonal; 0: none. It
             grows from 1e-14 by factors of ten; the result states what was added, code ``jittered``.
         tolerance: relative residual of each column at which "cg" stops.
         max_iter: maximal number of iterations of "cg".
         rank: landmarks of "cg" and "nystroem"; None: min(n / 10 + 10, max(500, √(80 n))) and min(500, n).
-        seed: seed of the landmarks.
+        seed: seed of the random choice of landmarks.
 
     Returns:
         A :class:`Solution`. Bad systems are reported by its code, with NaN coefficients if there is no solution;
         ``.require()`` raises instead.
 
     Raises:
-        InputError: shapes, NaN in the targets, ridge or weights that are not finite numbers >= 0, unknown solver.
+        InputError: shapes that do not match, NaN in the targets, a ridge or weights that are not finite numbers >= 0, or
+            an unknown solver.
 
     Cost: "cholesky" n³/6 multiply-adds and one n x n matrix in addition to the kernel; "eigen" about ten times that; "cg"
     n² C per iteration, n rank² before, and four n x rank matrices; "nystroem" n rank².
@@ -103,122 +109,134 @@ def solve(
             expected=f"targets ({system.n},) or ({system.n}, C)",
             hint="pair every row of the kernel with its target",
         )
-    scale = _scale(sample_weight, system)
-    chosen = _choose(system) if solver == "auto" else solver
-    direct = chosen in ("cholesky", "eigen")
-    fault, K = inspect_and_copy(system) if direct else (inspect(system), y[:0])
+    sqrt_weights = _sqrt_weights(sample_weight, system)
+    method = _automatic_solver(system) if solver == "auto" else solver
+    is_direct = method in ("cholesky", "eigen")
+    fault, K = inspect_and_copy(system) if is_direct else (inspect_kernel(system), y[:0])
     if fault is not None:
-        return _refused(y, fault, chosen)
-    columns = y if y.ndim == 2 else y[:, None]
-    if chosen == "cg":
-        solution = _iterate(system, scale, columns, ridge, tolerance=tolerance, max_iter=max_iter, rank=rank, seed=seed)
-    elif chosen == "nystroem":
-        chosen_rows = landmarks(system, scale, ridge, rank or min(RANK, system.n), seed=seed)
-        a = solve_over_landmarks(system, scale, columns, ridge, chosen_rows)
-        solution = Solution(a, Code.approximate, 0.0, NAN, solver=chosen, detail=f"{len(chosen_rows)} landmarks")
+        return _rejected_solution(y, fault, method)
+    target_columns = y if y.ndim == 2 else y[:, None]
+    if method == "cg":
+        solution = _solve_by_cg(
+            system, sqrt_weights, target_columns, ridge, tolerance=tolerance, max_iter=max_iter, rank=rank, seed=seed
+        )
+    elif method == "nystroem":
+        landmark_rows = draw_landmarks(system, sqrt_weights, ridge, rank or min(DEFAULT_RANK, system.n), seed=seed)
+        a = solve_over_landmarks(system, sqrt_weights, target_columns, ridge, landmark_rows)
+        solution = Solution(a, Code.approximate, 0.0, NAN, solver=method, detail=f"{len(landmark_rows)} landmarks")
     else:
-        solution = _direct(system, K, scale, columns, ridge, chosen, jitter)
-    residual = solution.residual
+        solution = _solve_directly(system, K, sqrt_weights, target_columns, ridge, method, jitter)
+    relative_residual = solution.residual
     if solution.code.usable:
-        residual = _residual(system, scale, solution.coefficients, columns, ridge)
-    return replace(solution, coefficients=solution.coefficients.reshape(y.shape), residual=residual)
+        relative_residual = _relative_residual(system, sqrt_weights, solution.coefficients, target_columns, ridge)
+    return replace(solution, coefficients=solution.coefficients.reshape(y.shape), residual=relative_residual)
 
 
-def _direct(system: System, K: Tensor, scale: Tensor, y: Tensor, ridge: float, solver: str, jitter: float) -> Solution:
-    K = _weighted(K, scale)
-    targets = scale[:, None] * y
+def _solve_directly(
+    system: System, K: Tensor, sqrt_weights: Tensor, y: Tensor, ridge: float, solver: str, jitter: float
+) -> Solution:
+    """Solve by Cholesky factorization, with jitter, LDLᵀ or an eigendecomposition if it fails."""
+    K = _apply_weights(K, sqrt_weights)
+    targets = sqrt_weights[:, None] * y
     if solver == "eigen":
-        return _eigen(system, K, scale, targets, ridge, None)
-    mean = float(K.diagonal().mean())
-    factor, condition = factorized(K, targets, ridge)  # K is overwritten; the code below recomputes it
+        return _solve_by_eigenvalues(system, K, sqrt_weights, targets, ridge, None)
+    mean_diagonal = float(K.diagonal().mean())
+    factor, condition = try_cholesky(K, targets, ridge)  # K is overwritten; the code below recomputes it
     if factor is not None and condition <= condition_limit(system.n):
-        return Solution(scale[:, None] * factor.alpha(), Code.solved, 0.0, condition)
+        return Solution(sqrt_weights[:, None] * factor.alpha(), Code.solved, 0.0, condition)
     finding = diagnose(system) if factor is None else None
     del factor, K
     if finding is not None and finding.code is Code.indefinite:
-        return _refused(y, finding, "cholesky")
+        return _rejected_solution(y, finding, "cholesky")
     if finding is not None and finding.code is Code.conditionally_positive:
-        return _ldl(system, _weighted(system.symmetric(), scale), scale, targets, ridge, finding)
-    max_jitter = jitter * mean
-    step = min(1e-14 * mean, max_jitter)
-    while 0 < step <= max_jitter:
-        factor, condition = factorized(_weighted(system.symmetric(), scale), targets, ridge + step)
+        return _solve_by_ldl(
+            system, _apply_weights(system.symmetric(), sqrt_weights), sqrt_weights, targets, ridge, finding
+        )
+    max_jitter = jitter * mean_diagonal
+    added = min(1e-14 * mean_diagonal, max_jitter)
+    while 0 < added <= max_jitter:
+        factor, condition = try_cholesky(_apply_weights(system.symmetric(), sqrt_weights), targets, ridge + added)
         if factor is not None and condition <= condition_limit(system.n):
-            detail = f"jitter {step:.3g} of at most {max_jitter:.3g}"
-            a = scale[:, None] * factor.alpha()
-            return Solution(a, Code.jittered, 0.0, condition, jitter=step, detail=detail)
-        step = 10 * step if 10 * step <= max_jitter or step == max_jitter else max_jitter
-    return _eigen(system, _weighted(system.symmetric(), scale), scale, targets, ridge, finding)
+            detail = f"jitter {added:.3g} of at most {max_jitter:.3g}"
+            a = sqrt_weights[:, None] * factor.alpha()
+            return Solution(a, Code.jittered, 0.0, condition, jitter=added, detail=detail)
+        added = 10 * added if 10 * added <= max_jitter or added == max_jitter else max_jitter
+    return _solve_by_eigenvalues(
+        system, _apply_weights(system.symmetric(), sqrt_weights), sqrt_weights, targets, ridge, finding
+    )
 
 
-def _weighted(K: Tensor, scale: Tensor) -> Tensor:
-    return K if bool((scale == 1).all()) else K.mul_(scale).mul_(scale[:, None])
+def _apply_weights(K: Tensor, sqrt_weights: Tensor) -> Tensor:
+    return K if bool((sqrt_weights == 1).all()) else K.mul_(sqrt_weights).mul_(sqrt_weights[:, None])
 
 
-def factorized(K: Tensor, targets: Tensor, ridge: float) -> tuple[CholeskyFactor | None, float]:
+def try_cholesky(K: Tensor, targets: Tensor, ridge: float) -> tuple[CholeskyFactor | None, float]:
     """Overwrite K with the Cholesky factor of K + ridge I; return it (None if a pivot is rounding) and its condition."""
-    L, top, positive = cholesky_in_place(K, ridge)
+    L, largest_diagonal, positive = cholesky_in_place(K, ridge)
     # A pivot at the level of rounding is noise, even if it happens to be positive.
-    if not positive or float(L.diagonal().min()) ** 2 <= len(K) ** 0.5 * EPS * top:
+    if not positive or float(L.diagonal().min()) ** 2 <= len(K) ** 0.5 * EPS * largest_diagonal:
         return None, float("inf")
     factor = CholeskyFactor(ridge, L, torch.linalg.solve_triangular(L, targets, upper=False))
     return factor, factor.condition()
 
 
-def _eigen(
-    system: System, K: Tensor, scale: Tensor, targets: Tensor, ridge: float, finding: Finding | None
+def _solve_by_eigenvalues(
+    system: System, K: Tensor, sqrt_weights: Tensor, targets: Tensor, ridge: float, finding: Finding | None
 ) -> Solution:
-    values, V = torch.linalg.eigh(K)
-    shifted = values + ridge
-    size = float(values.abs().max())
-    finding = finding or (diagnose(system) if float(values[0]) < -system.n * EPS * size else None)
+    """Solve by eigendecomposition, without the eigenvalues of K + ridge I at the level of rounding."""
+    eigenvalues, V = torch.linalg.eigh(K)
+    shifted = eigenvalues + ridge
+    largest_magnitude = float(eigenvalues.abs().max())
+    finding = finding or (diagnose(system) if float(eigenvalues[0]) < -system.n * EPS * largest_magnitude else None)
     if finding is not None and finding.code is Code.indefinite:
-        return _refused(targets, finding, "eigen")
+        return _rejected_solution(targets, finding, "eigen")
     if finding is not None and finding.code is Code.conditionally_positive:
-        return _ldl(system, K, scale, targets, ridge, finding)
-    nonzero = above_rounding(values, ridge, system, float(K.abs().max()))
-    a = scale[:, None] * (V[:, nonzero] @ ((V[:, nonzero].T @ targets) / shifted[nonzero, None]))
+        return _solve_by_ldl(system, K, sqrt_weights, targets, ridge, finding)
+    nonzero = above_rounding(eigenvalues, ridge, system, float(K.abs().max()))
+    a = sqrt_weights[:, None] * (V[:, nonzero] @ ((V[:, nonzero].T @ targets) / shifted[nonzero, None]))
     if bool(nonzero.all()):
         return Solution(a, Code.solved, 0.0, float(shifted[-1] / shifted[nonzero][0]), solver="eigen")
     detail = (
         f"{int(nonzero.sum())} of {system.n} eigenvalues above rounding, range {float(shifted[0]):.3g} to"
-        f" {float(shifted[-1]):.3g}{describe_duplicates(duplicates(system))}"
+        f" {float(shifted[-1]):.3g}{describe_duplicates(duplicate_rows(system))}"
     )
-    return Solution(a, Code.singular, 0.0, _ratio(shifted), solver="eigen", detail=detail)
+    return Solution(a, Code.singular, 0.0, _magnitude_ratio(shifted), solver="eigen", detail=detail)
 
 
-def above_rounding(values: Tensor, ridge: float, system: System, largest: float) -> Tensor:
+def above_rounding(eigenvalues: Tensor, ridge: float, system: System, largest_entry: float) -> Tensor:
     """Return a mask (n,) of the ascending eigenvalues of K that, with the ridge, exceed rounding.
 
-    ``largest`` is the largest entry of the kernel.
+    ``largest_entry`` is the largest magnitude of an entry of the kernel.
     """
-    shifted = values + ridge
+    shifted = eigenvalues + ridge
     # Rounding of the entries, in the dtype of the input, moves eigenvalues by this; the most negative one shows its size.
-    noise = system.n * (EPS * float(shifted.abs().max()) + (system.eps if ridge == 0 else 0.0) * largest)
-    return shifted > max(noise, -2 * float(values[0]), 0.0)
+    noise = system.n * (EPS * float(shifted.abs().max()) + (system.eps if ridge == 0 else 0.0) * largest_entry)
+    return shifted > max(noise, -2 * float(eigenvalues[0]), 0.0)
 
 
-def _ldl(system: System, K: Tensor, scale: Tensor, targets: Tensor, ridge: float, finding: Finding) -> Solution:
+def _solve_by_ldl(
+    system: System, K: Tensor, sqrt_weights: Tensor, targets: Tensor, ridge: float, finding: Finding
+) -> Solution:
     """Solve an indefinite system by Bunch-Kaufman LDLᵀ, or by least norm if it is singular."""
-    shifted = K.clone()
-    shifted.diagonal().add_(ridge)
-    values, V = torch.linalg.eigh(shifted)
-    size = values.abs()
-    nonzero = size > system.n * EPS * float(size.max())
+    shifted_kernel = K.clone()
+    shifted_kernel.diagonal().add_(ridge)
+    eigenvalues, V = torch.linalg.eigh(shifted_kernel)
+    magnitudes = eigenvalues.abs()
+    nonzero = magnitudes > system.n * EPS * float(magnitudes.max())
     code = Code.conditionally_positive
     if not bool(nonzero.all()):  # a null direction: the least-norm solution on the others
-        a = V[:, nonzero] @ ((V[:, nonzero].T @ targets) / values[nonzero, None])
+        a = V[:, nonzero] @ ((V[:, nonzero].T @ targets) / eigenvalues[nonzero, None])
         detail = f"{int(nonzero.sum())} of {system.n} eigenvalues above rounding; {finding.detail}"
-        return Solution(scale[:, None] * a, code, 0.0, float("inf"), solver="eigen", detail=detail)
-    factors, pivots = torch.linalg.ldl_factor(shifted)
+        return Solution(sqrt_weights[:, None] * a, code, 0.0, float("inf"), solver="eigen", detail=detail)
+    factors, pivots = torch.linalg.ldl_factor(shifted_kernel)
     a = torch.linalg.ldl_solve(factors, pivots, targets)
-    condition = float(size.max() / size.min())
-    return Solution(scale[:, None] * a, code, 0.0, condition, solver="ldl", detail=finding.detail)
+    condition = float(magnitudes.max() / magnitudes.min())
+    return Solution(sqrt_weights[:, None] * a, code, 0.0, condition, solver="ldl", detail=finding.detail)
 
 
-def _iterate(
+def _solve_by_cg(
     system: System,
-    scale: Tensor,
+    sqrt_weights: Tensor,
     y: Tensor,
     ridge: float,
     *,
@@ -227,13 +245,20 @@ def _iterate(
     rank: int | None,
     seed: int,
 ) -> Solution:
+    """Solve by conjugate gradients with a Nyström preconditioner."""
     if rank is None:  # n rank² of preparation are then the work of about forty products with two columns
-        rank = min(system.n // 10 + 10, max(RANK, math.isqrt(80 * system.n)))
+        rank = min(system.n // 10 + 10, max(DEFAULT_RANK, math.isqrt(80 * system.n)))
     P = Preconditioner(y[:, :0], y[0, :0], ridge)
     if rank > 0 and ridge > 0:
-        P = preconditioner(system, scale, ridge, landmarks(system, scale, ridge, rank, seed=seed))
+        P = build_preconditioner(
+            system, sqrt_weights, ridge, draw_landmarks(system, sqrt_weights, ridge, rank, seed=seed)
+        )
     result = conjugate_gradient(
-        _shifted(system, scale, ridge), scale[:, None] * y, precondition=P, tolerance=tolerance, max_products=max_iter
+        _weighted_operator(system, sqrt_weights, ridge),
+        sqrt_weights[:, None] * y,
+        precondition=P,
+        tolerance=tolerance,
+        max_products=max_iter,
     )
     n_landmarks = len(P.values)
     condition = float(P.values[0] + ridge) / ridge if n_landmarks else result.condition
@@ -242,44 +267,48 @@ def _iterate(
         code = Code.indefinite
     detail = f"relative residual {result.residual:.3g}, {n_landmarks} landmarks"
     detail += f", curvature {result.min_curvature:.3g}" if result.min_curvature <= 0 else ""
-    return Solution(scale[:, None] * result.x, code, result.residual, condition, result.products, "cg", detail=detail)
+    return Solution(
+        sqrt_weights[:, None] * result.x, code, result.residual, condition, result.products, "cg", detail=detail
+    )
 
 
-def _shifted(system: System, scale: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
-    return lambda v: scale[:, None] * (system @ (scale[:, None] * v)) + ridge * v
+def _weighted_operator(system: System, sqrt_weights: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    return lambda v: sqrt_weights[:, None] * (system @ (sqrt_weights[:, None] * v)) + ridge * v
 
 
-def _residual(system: System, scale: Tensor, a: Tensor, y: Tensor, ridge: float) -> float:
+def _relative_residual(system: System, sqrt_weights: Tensor, a: Tensor, y: Tensor, ridge: float) -> float:
+    """Return |(S K S + ridge I) b − S y| / |S y| for a = S b."""
     # b = S⁻¹ a; zero-weight rows have b = 0 and drop out of the residual.
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    gap = scale[:, None] * (system @ a - y) + ridge * a / safe[:, None]
-    size = float((scale[:, None] * y).norm())
-    return float(gap.norm()) / size if size else float(gap.norm())
+    nonzero_sqrt_weights = torch.where(sqrt_weights > 0, sqrt_weights, torch.ones_like(sqrt_weights))
+    residual = sqrt_weights[:, None] * (system @ a - y) + ridge * a / nonzero_sqrt_weights[:, None]
+    target_norm = float((sqrt_weights[:, None] * y).norm())
+    return float(residual.norm()) / target_norm if target_norm else float(residual.norm())
 
 
-def _refused(y: Tensor, finding: Finding, solver: str) -> Solution:
+def _rejected_solution(y: Tensor, finding: Finding, solver: str) -> Solution:
     return Solution(torch.full_like(y, NAN), finding.code, NAN, NAN, solver=solver, detail=finding.detail)
 
 
-def _choose(system: System) -> str:
-    if system.matrix_free or (system.mapped and 16 * system.n**2 > IN_MEMORY):
+def _automatic_solver(system: System) -> str:
+    if system.matrix_free or (system.mapped and 16 * system.n**2 > MAX_DIRECT_BYTES):
         return "cg"
     return "cholesky"
 
 
-def _scale(sample_weight: ArrayLike | None, system: System) -> Tensor:
+def _sqrt_weights(sample_weight: ArrayLike | None, system: System) -> Tensor:
+    """Return the square roots of the sample weights, (n,), after validating them."""
     if sample_weight is None:
         return torch.ones(system.n, dtype=torch.float64, device=system.device)
-    w = as_tensor(sample_weight, "sample_weight", dtype=torch.float64).to(system.device)
-    if w.shape != (system.n,) or bool((w < 0).any()) or not bool((w > 0).any()):
+    weights = as_tensor(sample_weight, "sample_weight", dtype=torch.float64).to(system.device)
+    if weights.shape != (system.n,) or bool((weights < 0).any()) or not bool((weights > 0).any()):
         raise InputError(
-            f"sample_weight of shape {tuple(w.shape)} and minimum {float(w.min()) if w.numel() else 0:.3g}",
+            f"sample_weight of shape {tuple(weights.shape)} and minimum {float(weights.min()) if weights.numel() else 0:.3g}",
             expected=f"({system.n},) numbers >= 0, not all zero",
-            hint="give each row one weight; a row of weight 0 is left out",
+            hint="give each row one weight; rows of weight 0 have no effect on the fit",
         )
-    return w.sqrt()
+    return weights.sqrt()
 
 
-def _ratio(shifted: Tensor) -> float:
-    smallest = float(shifted.abs().min())
-    return float(shifted.abs().max()) / smallest if smallest > 0 else float("inf")
+def _magnitude_ratio(eigenvalues: Tensor) -> float:
+    smallest_magnitude = float(eigenvalues.abs().min())
+    return float(eigenvalues.abs().max()) / smallest_magnitude if smallest_magnitude > 0 else float("inf")

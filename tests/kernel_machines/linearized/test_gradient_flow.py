@@ -268,7 +268,7 @@ def test_descent_without_end_interpolates_and_slow_modes_keep_their_digits():
     exact = -math.expm1(1e6 * math.log1p(-0.5e-9))
     assert abs(float(slow.train[0, 1, 0]) / exact - 1) < 1e-6  # eps κ_max of an eigenvalue is rounding
     assert slow.condition == pytest.approx(1e9, rel=1e-6)
-    powers = mode_states(torch.tensor([1e-9], dtype=torch.float64), 2, SGDConfig(1.0), (10**6,), decay=False)
+    powers = mode_states(torch.tensor([1e-9], dtype=torch.float64), 2, SGDConfig(1.0), (10**6,), with_decay=False)
     assert abs(-1e-9 * float(powers[0, 0, 0, 0]) / exact - 1) < 1e-13
 
 

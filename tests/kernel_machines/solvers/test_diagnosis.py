@@ -7,7 +7,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import kernelmem.kernel_machines.solvers.diagnosis as module
 from kernelmem.core.errors import NumericalError
-from kernelmem.kernel_machines.solvers.diagnosis import diagnose, duplicates, inspect, require_kernel
+from kernelmem.kernel_machines.solvers.diagnosis import diagnose, duplicate_rows, inspect_kernel, require_kernel
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code
 from kernelmem.testing.kernels import gaussian_kernel, kernel_with_spectrum
@@ -31,7 +31,7 @@ def test_values_that_are_not_finite_are_found_at_their_place(tile, value, place,
     monkeypatch.setattr("kernelmem.core.symmetry.TILE", tile)
     bad = K.copy()
     bad[place] = value
-    found = inspect(as_system(bad))
+    found = inspect_kernel(as_system(bad))
     assert found is not None
     assert found.code is Code.not_finite
     assert f"row {place[0]}, column {place[1]}" in found.detail
@@ -40,13 +40,13 @@ def test_values_that_are_not_finite_are_found_at_their_place(tile, value, place,
 @pytest.mark.parametrize("tile", [256, 7])
 def test_asymmetry_is_found_beyond_the_rounding_of_float32(tile, monkeypatch):
     monkeypatch.setattr("kernelmem.core.symmetry.TILE", tile)
-    assert inspect(as_system(K)) is None
-    assert inspect(as_system(K.astype(np.float32))) is None
+    assert inspect_kernel(as_system(K)) is None
+    assert inspect_kernel(as_system(K.astype(np.float32))) is None
     for place in [(3, 35), (35, 3)]:
         for share, bad in [(0.5e-6, False), (2e-6, True)]:
             near = 50 * K
             near[place] += share * np.abs(near).max()
-            found = inspect(as_system(near))
+            found = inspect_kernel(as_system(near))
             assert (found is not None) == bad
             if found is not None:
                 assert found.code is Code.asymmetric
@@ -54,18 +54,18 @@ def test_asymmetry_is_found_beyond_the_rounding_of_float32(tile, monkeypatch):
 
 
 def test_large_finite_values_are_no_fault():
-    assert inspect(as_system(np.full((3, 3), 1e308))) is None
-    assert inspect(as_system(torch.full((3, 3), 7, dtype=torch.int64))) is None
+    assert inspect_kernel(as_system(np.full((3, 3), 1e308))) is None
+    assert inspect_kernel(as_system(torch.full((3, 3), 7, dtype=torch.int64))) is None
 
 
 def test_operators_are_compared_with_their_transpose():
-    assert inspect(as_system(aslinearoperator(K))) is None
+    assert inspect_kernel(as_system(aslinearoperator(K))) is None
     lopsided = K + np.triu(np.ones_like(K), 1)
-    found = inspect(as_system(aslinearoperator(lopsided)))
+    found = inspect_kernel(as_system(aslinearoperator(lopsided)))
     assert found is not None
     assert found.code is Code.asymmetric
     broken = LinearOperator((4, 4), matvec=lambda v: v * np.nan, matmat=lambda v: v * np.nan, dtype=np.float64)
-    found = inspect(as_system(broken))
+    found = inspect_kernel(as_system(broken))
     assert found is not None
     assert found.code is Code.not_finite
 
@@ -93,7 +93,7 @@ def test_positive_on_zero_sum_vectors_alone_is_its_own_code():
     for along, code in [(-1.0, "conditionally_positive"), (-1e-7, "singular"), (1.0, "singular")]:
         found = diagnose(as_system(zero_sum(20, values, along)))
         assert found.code == code
-        assert found.smallest == pytest.approx(min(along, 0.1), rel=1e-6)
+        assert found.smallest_eigenvalue == pytest.approx(min(along, 0.1), rel=1e-6)
     # The figure that the rounding is measured by is that of zero-sum vectors: a large constant hides no negative one.
     values[0] = -1e-3
     assert diagnose(as_system(zero_sum(20, values, 1e6))).code is Code.indefinite
@@ -104,12 +104,12 @@ def test_duplicate_rows_are_named_in_groups():
     rows[7], rows[9], rows[11] = rows[2], rows[2], rows[0]
     for dtype in (np.float64, np.float32):
         kernel = gaussian_kernel(rows).astype(dtype)
-        assert duplicates(as_system(kernel)) == [(0, 11), (2, 7, 9)]
+        assert duplicate_rows(as_system(kernel)) == [(0, 11), (2, 7, 9)]
     assert "duplicate rows (0, 11), (2, 7, 9)" in diagnose(as_system(gaussian_kernel(rows))).detail
-    assert duplicates(as_system(K)) == []
+    assert duplicate_rows(as_system(K)) == []
     near = rows.copy()
     near[11] += 1e-4
-    assert duplicates(as_system(gaussian_kernel(near))) == [(2, 7, 9)]
+    assert duplicate_rows(as_system(gaussian_kernel(near))) == [(2, 7, 9)]
     many = module.describe_duplicates([(i, i + 1) for i in range(0, 10, 2)])
     assert "(4, 5) and 2 more groups" in many
     assert "0, 1, 2, 3, 4, ...)" in module.describe_duplicates([tuple(range(9))])

@@ -6,7 +6,7 @@ import torch
 from scipy.sparse.linalg import aslinearoperator
 
 from kernelmem.kernel_machines.solvers.linear_system import as_system
-from kernelmem.kernel_machines.solvers.nystroem import landmarks, leverage_scores, preconditioner
+from kernelmem.kernel_machines.solvers.nystroem import build_preconditioner, draw_landmarks, leverage_scores
 from kernelmem.testing.kernels import gaussian_kernel
 
 RNG = np.random.default_rng(0)
@@ -38,14 +38,16 @@ def test_landmarks_are_different_rows_with_weight_and_prefer_those_alone():
     scale = ONES.clone()
     scale[::4] = 0
     for rank in (1, 10, 200):
-        rows = landmarks(as_system(K), scale, 0.1, rank, seed=0)
+        rows = draw_landmarks(as_system(K), scale, 0.1, rank, seed=0)
         assert len(rows) == len(rows.unique()) == min(rank, 60)
         assert bool((scale[rows] > 0).all())
-    assert torch.equal(landmarks(as_system(K), ONES, 0.1, 10, seed=5), landmarks(as_system(K), ONES, 0.1, 10, seed=5))
+    assert torch.equal(
+        draw_landmarks(as_system(K), ONES, 0.1, 10, seed=5), draw_landmarks(as_system(K), ONES, 0.1, 10, seed=5)
+    )
     crowd = np.concatenate([0.01 * RNG.standard_normal((95, 2)), 10 * RNG.standard_normal((5, 2)) + 30])
     ones = torch.ones(100, dtype=torch.float64)
     chosen = [
-        int((landmarks(as_system(gaussian_kernel(crowd)), ones, 1e-2, 10, seed=s) >= 95).sum()) for s in range(20)
+        int((draw_landmarks(as_system(gaussian_kernel(crowd)), ones, 1e-2, 10, seed=s) >= 95).sum()) for s in range(20)
     ]
     assert np.mean(chosen) > 3
 
@@ -54,10 +56,10 @@ def test_landmarks_are_different_rows_with_weight_and_prefer_those_alone():
 def test_with_all_rows_the_preconditioner_is_the_inverse_up_to_a_factor(scale):
     ridge = 1e-2
     weighted = scale[:, None] * torch.tensor(K) * scale
-    P = preconditioner(as_system(K), scale, ridge, torch.arange(N))
+    P = build_preconditioner(as_system(K), scale, ridge, torch.arange(N))
     image = P(weighted + ridge * torch.eye(N, dtype=torch.float64))
     factor = image.diagonal().mean()
     assert float((image / factor - torch.eye(N)).abs().max()) < 1e-6
-    few = preconditioner(as_system(K), scale, ridge, torch.arange(0, N, 2))
+    few = build_preconditioner(as_system(K), scale, ridge, torch.arange(0, N, 2))
     values = torch.linalg.eigvals(few(weighted + ridge * torch.eye(N, dtype=torch.float64))).real
     assert float(values.max() / values.min()) < float(torch.linalg.cond(weighted + ridge * torch.eye(N))) / 5

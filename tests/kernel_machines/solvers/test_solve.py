@@ -93,11 +93,11 @@ def test_a_memory_mapped_kernel_is_streamed(tmp_path, monkeypatch):
     assert as_system(np.asarray(mapped)).mapped
     assert as_system(mapped[:]).mapped
     assert not as_system(K).mapped
-    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "MAX_DIRECT_BYTES", 0)
     monkeypatch.setattr("kernelmem.kernel_machines.solvers.linear_system.BLOCK", 7 * 150)
     parts = []
-    read = type(as_system(K))._read
-    monkeypatch.setattr(type(as_system(K)), "_read", lambda s, part: parts.append(part.shape) or read(s, part))
+    read = type(as_system(K))._as_float64
+    monkeypatch.setattr(type(as_system(K)), "_as_float64", lambda s, part: parts.append(part.shape) or read(s, part))
     got = solve(mapped, y, 1e-2, tolerance=1e-12)
     assert got.solver == "cg"
     blocks = [part for part in parts if len(part) == 2 and part[1] != 150]  # landmarks are whole rows
