@@ -10,12 +10,17 @@ from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_ten
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 
-EPS = torch.finfo(torch.float64).eps
+EPS64 = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AlignmentEstimate(Result):
-    """Estimate of the alignment in the population that the examples were drawn from, with its standard error."""
+    """Estimate of the alignment in the population that the examples were drawn from, with its standard error.
+
+    Attributes:
+        value: estimated alignment; it can be negative.
+        se: jackknife standard error of ``value``.
+    """
 
     value: float
     se: float
@@ -39,7 +44,7 @@ def alignment(first: ArrayLike, second: ArrayLike) -> float:
     >>> alignment([[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]])
     0.7071067811865475
     """
-    return _cosine(*_as_pair(first, second))
+    return _frobenius_cosine(*_validated_pair(first, second))
 
 
 def centered_alignment(first: ArrayLike, second: ArrayLike) -> float:
@@ -56,8 +61,8 @@ def centered_alignment(first: ArrayLike, second: ArrayLike) -> float:
     >>> round(centered_alignment(x @ x.T, (2 * x + 5) @ (2 * x + 5).T), 12)
     1.0
     """
-    K, L = _as_pair(first, second)
-    return _cosine(_centered(K, "first kernel"), _centered(L, "second kernel"))
+    K, L = _validated_pair(first, second)
+    return _frobenius_cosine(_centered(K, "first kernel"), _centered(L, "second kernel"))
 
 
 def debiased_alignment(first: ArrayLike, second: ArrayLike) -> AlignmentEstimate:
@@ -81,14 +86,14 @@ def debiased_alignment(first: ArrayLike, second: ArrayLike) -> AlignmentEstimate
     >>> debiased_alignment(x @ x.T, x @ x.T)
     debiased alignment 1 ± 0 (jackknife standard error)
     """
-    K, L = (kernel.clone().fill_diagonal_(0) for kernel in _as_pair(first, second))
+    K, L = (kernel.clone().fill_diagonal_(0) for kernel in _validated_pair(first, second))
     n = len(K)
     if n < 5:
         raise InputError(f"kernels of {n} examples", expected="n >= 5", hint="use more examples, or centered_alignment")
     hsic_KL, hsic_KK, hsic_LL = _hsic(K, L), _hsic(K, K), _hsic(L, L)
     # For a constant kernel only rounding is left, about eps times the mean square of its entries.
-    rounding = [n * EPS * float(kernel.square().mean()) for kernel in (K, L)]
-    if not (bool((hsic_KK > rounding[0]).all()) and bool((hsic_LL > rounding[1]).all())):
+    rounding_errors = [n * EPS64 * float(kernel.square().mean()) for kernel in (K, L)]
+    if not (bool((hsic_KK > rounding_errors[0]).all()) and bool((hsic_LL > rounding_errors[1]).all())):
         raise NumericalError(
             f"kernels whose unbiased HSIC with themselves falls to {min(float(hsic_KK.min()), float(hsic_LL.min())):.3g}",
             expected="positive values, on all examples and without any one of them",
@@ -129,7 +134,7 @@ def centered_target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
     K = as_square_kernel(kernel)
     Y = _as_targets(y, len(K)).to(K.device)
     centered = Y - Y.mean(0)
-    if bool(torch.linalg.vector_norm(centered) <= len(K) * EPS * torch.linalg.vector_norm(Y)):
+    if bool(torch.linalg.vector_norm(centered) <= len(K) * EPS64 * torch.linalg.vector_norm(Y)):
         centered = torch.zeros_like(Y)
     return _target_cosine(_centered(K, "kernel"), centered)
 
@@ -145,8 +150,8 @@ def kernel_distance(first: ArrayLike, second: ArrayLike) -> float:
     >>> kernel_distance(torch.eye(2), 3 * torch.eye(2))
     0.0
     """
-    K, L = _as_pair(first, second)
-    return float((_unit(K, "first kernel") - _unit(L, "second kernel")).square().sum()) / 2
+    K, L = _validated_pair(first, second)
+    return float((_normalized(K, "first kernel") - _normalized(L, "second kernel")).square().sum()) / 2
 
 
 def relative_distance(kernel: ArrayLike, reference: ArrayLike) -> float:
@@ -157,12 +162,13 @@ def relative_distance(kernel: ArrayLike, reference: ArrayLike) -> float:
     >>> relative_distance(3 * torch.eye(2), torch.eye(2))
     2.0
     """
-    K, reference = _as_pair(kernel, reference)
-    _unit(reference, "reference kernel")
+    K, reference = _validated_pair(kernel, reference)
+    _normalized(reference, "reference kernel")
     return float(torch.linalg.vector_norm(K - reference) / torch.linalg.vector_norm(reference))
 
 
-def _as_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor]:
+def _validated_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Validate two kernels of the same examples and move them to the same device."""
     K, L = as_square_kernel(first, "first kernel"), as_square_kernel(second, "second kernel")
     if K.shape != L.shape:
         raise InputError(
@@ -173,37 +179,42 @@ def _as_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor]:
     return K, L.to(K.device)
 
 
-def _unit(kernel: Tensor, name: str) -> Tensor:
+def _normalized(kernel: Tensor, name: str) -> Tensor:
+    """Divide a kernel by its Frobenius norm; ``name`` is used in the error message."""
     # Divide by the largest entry first: squares of very small or large entries would underflow or overflow.
     scale = kernel.abs().max()
     if scale == 0:
         raise NumericalError(
-            f"{name} of zeros", expected="a nonzero kernel", hint="check the examples it was computed from"
+            f"{name} that contains only zeros",
+            expected="a nonzero kernel",
+            hint="check the examples it was computed from",
         )
     kernel = kernel / scale
     return kernel / torch.linalg.vector_norm(kernel)
 
 
-def _cosine(first: Tensor, second: Tensor) -> float:
-    cosine = float((_unit(first, "first kernel") * _unit(second, "second kernel")).sum())
-    return min(max(cosine, -1.0), 1.0)  # rounding can exceed the ends by eps
+def _frobenius_cosine(first: Tensor, second: Tensor) -> float:
+    cosine = float((_normalized(first, "first kernel") * _normalized(second, "second kernel")).sum())
+    return min(max(cosine, -1.0), 1.0)  # rounding can move the cosine outside [-1, 1]
 
 
 def _target_cosine(kernel: Tensor, targets: Tensor) -> float:
+    """Compute ⟨K, YYᵀ⟩ / (|K| |YYᵀ|) for targets Y (n, C), without forming YYᵀ."""
     scale = targets.abs().max()
     if scale == 0:
         raise NumericalError(
             "targets y without variation", expected="targets that differ between examples", hint="check the labels"
         )
     Y = targets / scale
-    inner = (Y * (_unit(kernel, "kernel") @ Y)).sum()
-    return min(max(float(inner / torch.linalg.vector_norm(Y.T @ Y)), -1.0), 1.0)
+    inner_product = (Y * (_normalized(kernel, "kernel") @ Y)).sum()
+    return min(max(float(inner_product / torch.linalg.vector_norm(Y.T @ Y)), -1.0), 1.0)
 
 
 def _centered(kernel: Tensor, name: str) -> Tensor:
+    """Compute HKH with H = I − 11ᵀ/n; ``name`` is used in the error message."""
     means = kernel.mean(0)
     centered = kernel - means - means[:, None] + means.mean()
-    if bool(centered.abs().max() <= len(kernel) * EPS * kernel.abs().max()):
+    if bool(centered.abs().max() <= len(kernel) * EPS64 * kernel.abs().max()):
         raise NumericalError(
             f"{name} that is constant, so that centering leaves 0",
             expected="a kernel that differs between examples",
@@ -215,19 +226,23 @@ def _centered(kernel: Tensor, name: str) -> Tensor:
 def _hsic(K: Tensor, L: Tensor) -> Tensor:
     """Unbiased HSIC of kernels with zero diagonal, (n + 1,): on all examples, then without each in turn; O(n²)."""
     n = len(K)
-    k, m = K.sum(1), L.sum(1)  # K1, L1
-    products = (K * L).sum(1)  # Σ_j K_ij L_ij
-    zero = k.new_zeros(1)
+    row_sums_K, row_sums_L = K.sum(1), L.sum(1)  # K1 and L1
+    product_sums = (K * L).sum(1)  # Σ_j K_ij L_ij
+    zero = row_sums_K.new_zeros(1)
     # Entry 0 is the sum over all examples; entry i + 1 subtracts the row and the column of example i.
-    trace = products.sum() - torch.cat([zero, 2 * products])
-    sum_K, sum_L = k.sum() - torch.cat([zero, 2 * k]), m.sum() - torch.cat([zero, 2 * m])
-    sum_KL = k @ m - torch.cat([zero, k * m + K @ m + L @ k - products])  # 1ᵀKL1
-    size = torch.full_like(trace, n - 1)
-    size[0] = n
-    return (trace + sum_K * sum_L / ((size - 1) * (size - 2)) - 2 * sum_KL / (size - 2)) / (size * (size - 3))
+    trace = product_sums.sum() - torch.cat([zero, 2 * product_sums])
+    total_K = row_sums_K.sum() - torch.cat([zero, 2 * row_sums_K])
+    total_L = row_sums_L.sum() - torch.cat([zero, 2 * row_sums_L])
+    removed_KL = row_sums_K * row_sums_L + K @ row_sums_L + L @ row_sums_K - product_sums
+    total_KL = row_sums_K @ row_sums_L - torch.cat([zero, removed_KL])  # 1ᵀKL1
+    count = torch.full_like(trace, n - 1)
+    count[0] = n
+    sums = trace + total_K * total_L / ((count - 1) * (count - 2)) - 2 * total_KL / (count - 2)
+    return sums / (count * (count - 3))
 
 
 def _as_targets(y: ArrayLike, n: int) -> Tensor:
+    """Convert labels or real targets of n examples to targets Y (n, C) in float64."""
     targets = as_tensor(y, "y")
     if targets.ndim not in (1, 2) or len(targets) != n or targets.is_complex() or targets.numel() == 0:
         raise InputError(

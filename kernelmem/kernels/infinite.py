@@ -14,11 +14,12 @@ from kernelmem.core.errors import InputError
 
 Activation = Literal["relu", "erf"]
 
-BLOCK = 2**20  # kernel entries computed at once, with about twelve float64 temporaries of this size
-CLOSE = 2**-6  # pairs with |cosine| > 1 - CLOSE: the error eps / sin(angle) of the angle from a GEMM exceeds 6 eps
-MANY = 30  # one gathered pair costs as much as this many pairs of a block of differences
-DIRECT = "donot_use_mm_for_euclid_dist"
-LARGEST = 1e75  # norm of a row: its fourth power must be finite
+BLOCK_ENTRIES = 2**20  # kernel entries computed at once, with about twelve float64 temporaries of this size
+# Pairs with |cosine| > 1 - CLOSE_COSINE are close: the error eps / sin(angle) of the angle from a GEMM exceeds 6 eps.
+CLOSE_COSINE = 2**-6
+GATHERED_PAIR_COST = 30  # one gathered pair costs as much as this many pairs of a block of differences
+DIFFERENCE_MODE = "donot_use_mm_for_euclid_dist"
+MAX_NORM = 1e75  # norm of a row: its fourth power must be finite
 
 
 def infinite_ntk(
@@ -45,11 +46,11 @@ def infinite_ntk(
 
     Args:
         x: n rows (n, d): tensor, array, Dataset or DataLoader; further axes are flattened.
-        y: m rows; None: y = x.
+        y: m rows (m, d), in the same forms; None means y = x.
         depth: number of hidden layers; 0 is the linear model, w x·y/d + b.
-        activation: "relu" or "erf".
-        weight_var: w > 0; 2 preserves the scale of relu networks.
-        bias_var: b >= 0.
+        activation: activation function φ, "relu" or "erf".
+        weight_var: variance w > 0 of the weights; 2 preserves the scale of relu networks.
+        bias_var: variance b >= 0 of the biases.
 
     Returns:
         (n, m), float32 if x and y are float32 or narrower, otherwise float64 (integers too); on x's device, computed in
@@ -73,7 +74,7 @@ def infinite_ntk(
     tensor([[50.,  0.],
             [ 0., 50.]])
     """
-    return _kernel(x, y, _Network(depth, activation, weight_var, bias_var), tangent=True)
+    return _kernel_in_blocks(x, y, _Network(depth, activation, weight_var, bias_var), tangent=True)
 
 
 def infinite_nngp(
@@ -100,7 +101,7 @@ def infinite_nngp(
     tensor([[3.1416, 1.0000],
             [1.0000, 3.1416]], dtype=torch.float64)
     """
-    return _kernel(x, y, _Network(depth, activation, weight_var, bias_var), tangent=False)
+    return _kernel_in_blocks(x, y, _Network(depth, activation, weight_var, bias_var), tangent=False)
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ class _Network:
     bias_var: float
 
     def __post_init__(self) -> None:
-        if self.activation not in LAYERS:
+        if self.activation not in LAYER_RECURSIONS:
             raise InputError(
                 f"activation={self.activation!r}",
-                expected=" or ".join(f'"{name}"' for name in LAYERS),
+                expected=" or ".join(f'"{name}"' for name in LAYER_RECURSIONS),
                 hint="for another activation, average km.ntk over wide random networks",
             )
         # Python numbers: a NumPy float32 would reduce the precision of the recursion.
@@ -146,25 +147,26 @@ class _Angles:
     right: Tensor  # (1, m) lengths
 
 
-def _kernel(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> Tensor:
-    x_rows = _as_matrix(x, "x")
-    y_rows = x_rows if y is None else _as_matrix(y, "y").to(x_rows.device)
+def _kernel_in_blocks(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> Tensor:
+    """Compute Θ (``tangent``) or Σ of the last layer, block of rows by block of rows."""
+    x_rows = _validated_matrix(x, "x")
+    y_rows = x_rows if y is None else _validated_matrix(y, "y").to(x_rows.device)
     if x_rows.shape[1] != y_rows.shape[1]:
         raise InputError(
             f"x with {x_rows.shape[1]} and y with {y_rows.shape[1]} features per row",
             expected="the same number of features",
-            hint="give x and y the same columns",
+            hint="pass rows x and y with the same features",
         )
     left = _as_rays(x_rows, "x", network)
     right = left if y is None else _as_rays(y_rows, "y", network)
     dtype = _result_dtype(x_rows.dtype, y_rows.dtype)
     n, m = len(left.lengths), len(right.lengths)
     kernel = x_rows.new_empty((n, m), dtype=dtype)
-    step = max(1, BLOCK // m)
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
+    rows_per_block = max(1, BLOCK_ENTRIES // m)
+    for start in range(0, n, rows_per_block):
+        rows = slice(start, min(start + rows_per_block, n))
         columns = slice(start if y is None else 0, m)
-        kernel[rows, columns] = _block(left[rows], right[columns], network, tangent)
+        kernel[rows, columns] = _kernel_block(left[rows], right[columns], network, tangent)
         if not bool(torch.isfinite(kernel[rows, columns]).all()):
             raise InputError(
                 f"depth={network.depth}, weight_var={network.weight_var} and rows of norm up to"
@@ -180,34 +182,39 @@ def _kernel(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> T
     return kernel
 
 
-def _block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tensor:
-    angles = _angles(left, right)
+def _kernel_block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tensor:
+    """Compute one block of the kernel by the recursion over layers."""
+    angles = _angles_between(left, right)
     covariance = angles.left * angles.right * (angles.cohaversine - angles.haversine)
     total = covariance
     # range comes first in zip, so that the generator does not compute a layer that is not used
-    for _, (covariance, slope) in zip(range(network.depth), LAYERS[network.activation](angles, network), strict=False):
+    for _, (covariance, slope) in zip(
+        range(network.depth), LAYER_RECURSIONS[network.activation](angles, network), strict=False
+    ):
         total = total.mul(slope).add_(covariance) if tangent else covariance
     return total
 
 
-def _angles(left: _Rays, right: _Rays) -> _Angles:
+def _angles_between(left: _Rays, right: _Rays) -> _Angles:
+    """Compute the angles between all pairs of rays, accurately for nearly equal and nearly opposite rays too."""
     cosine = left.directions @ right.directions.T
     haversine, cohaversine = (1 - cosine) / 2, (1 + cosine) / 2
     # Near 0 and π the cosine is inaccurate; the length of the difference (sum) of the unit vectors is not.
-    for sign, small, large in ((1, haversine, cohaversine), (-1, cohaversine, haversine)):
-        close = sign * cosine > 1 - CLOSE
-        count = int(close.sum())
-        if count > close.numel() // MANY:
-            chord = torch.cdist(left.directions, sign * right.directions, compute_mode=DIRECT)
-            torch.where(close, chord.square_().div_(4), small, out=small)
-        elif count:
-            for i, j in (pairs.T for pairs in close.nonzero().split(max(1, BLOCK // left.directions.shape[1]))):
-                small[i, j] = (left.directions[i] - sign * right.directions[j]).square().sum(1) / 4
-        torch.where(close, 1 - small, large, out=large)
+    for sign, inaccurate, accurate in ((1, haversine, cohaversine), (-1, cohaversine, haversine)):
+        close = sign * cosine > 1 - CLOSE_COSINE
+        n_close = int(close.sum())
+        if n_close > close.numel() // GATHERED_PAIR_COST:
+            chord_lengths = torch.cdist(left.directions, sign * right.directions, compute_mode=DIFFERENCE_MODE)
+            torch.where(close, chord_lengths.square_().div_(4), inaccurate, out=inaccurate)
+        elif n_close:
+            pairs_per_block = max(1, BLOCK_ENTRIES // left.directions.shape[1])
+            for i, j in (pairs.T for pairs in close.nonzero().split(pairs_per_block)):
+                inaccurate[i, j] = (left.directions[i] - sign * right.directions[j]).square().sum(1) / 4
+        torch.where(close, 1 - inaccurate, accurate, out=accurate)
     return _Angles(haversine, cohaversine, left.lengths[:, None], right.lengths[None])
 
 
-def _relu(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
+def _relu_layers(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
     """Σˡ⁺¹ = a r r' κ₁ + b and the slope a κ₀, a = w/2: κ₀ = (π − θ)/π, κ₁ = (sin θ + (π − θ) cos θ)/π.
 
     The next angle follows from the haversine formula. The next preactivation is (√a r h, √b) with a unit vector h, at
@@ -217,51 +224,61 @@ def _relu(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]
 
     Both terms are >= 0 and accurate to rounding, so that no digit of θ⁺ is lost as θ goes to 0.
     """
-    root, bias = math.sqrt(network.weight_var / 2), math.sqrt(network.bias_var)
+    gain, bias_std = math.sqrt(network.weight_var / 2), math.sqrt(network.bias_var)
     left, right = angles.left, angles.right
-    hav, cohav = angles.haversine, angles.cohaversine
-    theta = 2 * torch.atan2(hav.sqrt(), cohav.sqrt())
-    supplement = 2 * torch.atan2(cohav.sqrt(), hav.sqrt())  # π − θ, exact at opposite rows
+    haversine, cohaversine = angles.haversine, angles.cohaversine
+    theta = 2 * torch.atan2(haversine.sqrt(), cohaversine.sqrt())
+    supplement = 2 * torch.atan2(cohaversine.sqrt(), haversine.sqrt())  # π − θ, exact at opposite rows
     while True:
-        left, right = root * left, root * right
-        sine, cosine = 2 * (hav * cohav).sqrt(), cohav - hav
+        left, right = gain * left, gain * right
+        sine, cosine = 2 * (haversine * cohaversine).sqrt(), cohaversine - haversine
         kappa = (sine + supplement * cosine) / math.pi
         yield left * right * kappa + network.bias_var, supplement * (network.weight_var / 2 / math.pi)
-        hav = (hav - (sine - theta * cosine) / (2 * math.pi)).clamp_min_(0)  # for theta = 1e-16 it can round below 0
-        if bias:
-            latitude, latitude_right = (torch.atan2(torch.full_like(r, bias), r) for r in (left, right))
-            hav *= latitude.cos() * latitude_right.cos()
-            hav += ((latitude - latitude_right) / 2).sin().square()
-            left, right = (torch.hypot(r, torch.full_like(r, bias)) for r in (left, right))
+        # The difference can round below 0, e.g. for theta = 1e-16.
+        haversine = (haversine - (sine - theta * cosine) / (2 * math.pi)).clamp_min_(0)
+        if bias_std:
+            latitude_left, latitude_right = (
+                torch.atan2(torch.full_like(length, bias_std), length) for length in (left, right)
+            )
+            haversine *= latitude_left.cos() * latitude_right.cos()
+            haversine += ((latitude_left - latitude_right) / 2).sin().square()
+            left, right = (torch.hypot(length, torch.full_like(length, bias_std)) for length in (left, right))
         # After the first layer κ₁ >= 0, so θ <= π/2, where asin and 1 − hav are well conditioned.
-        cohav = 1 - hav
-        theta = 2 * hav.sqrt().asin_()
+        cohaversine = 1 - haversine
+        theta = 2 * haversine.sqrt().asin_()
         supplement = math.pi - theta
 
 
-def _erf(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
+def _erf_layers(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
     """Σˡ⁺¹ = w (2/π) asin(2Σ/√D) + b and the slope w (4/π)/√(D − 4Σ²), D = (1 + 2Σ(x, x))(1 + 2Σ(x', x')).
 
     asin(2Σ/√D) = atan2(2Σ, √(D − 4Σ²)) and D − 4Σ² = 1 + 2q + 2q' + 4(q q' − Σ²): neither cancels when q is large,
     and at the first layer q q' − Σ² = q q' sin²θ.
     """
-    scale, bias = 2 * network.weight_var / math.pi, network.bias_var
-    left, right = angles.left.square(), angles.right.square()
+    scale, bias_var = 2 * network.weight_var / math.pi, network.bias_var
+    left_var, right_var = angles.left.square(), angles.right.square()
     covariance = angles.left * angles.right * (angles.cohaversine - angles.haversine)
-    gap = 4 * left * right * angles.haversine * angles.cohaversine
+    determinant = 4 * left_var * right_var * angles.haversine * angles.cohaversine
     while True:
-        root = (1 + 2 * left + 2 * right + 4 * gap).sqrt_()
-        covariance = scale * torch.atan2(2 * covariance, root) + bias
-        yield covariance, 2 * scale / root
+        denominator = (1 + 2 * left_var + 2 * right_var + 4 * determinant).sqrt_()
+        covariance = scale * torch.atan2(2 * covariance, denominator) + bias_var
+        yield covariance, 2 * scale / denominator
         # 1 + 2q + 2q in this order, so that q q' − Σ² = 0 to the bit for duplicates
-        left, right = (scale * torch.atan2(2 * q, (1 + 2 * q + 2 * q).sqrt()) + bias for q in (left, right))
-        gap = (left * right - covariance.square()).clamp_min_(0)
+        left_var, right_var = (
+            scale * torch.atan2(2 * variance, (1 + 2 * variance + 2 * variance).sqrt()) + bias_var
+            for variance in (left_var, right_var)
+        )
+        determinant = (left_var * right_var - covariance.square()).clamp_min_(0)
 
 
-LAYERS: dict[str, Callable[[_Angles, _Network], Iterator[tuple[Tensor, Tensor]]]] = {"relu": _relu, "erf": _erf}
+LAYER_RECURSIONS: dict[str, Callable[[_Angles, _Network], Iterator[tuple[Tensor, Tensor]]]] = {
+    "relu": _relu_layers,
+    "erf": _erf_layers,
+}
 
 
-def _as_matrix(rows: Batch, name: str) -> Tensor:
+def _validated_matrix(rows: Batch, name: str) -> Tensor:
+    """Validate real rows and flatten their axes, (n, d)."""
     tree = as_rows(rows, name).tree
     if not isinstance(tree, Tensor) or tree.ndim < 2 or tree[0].numel() == 0 or tree.is_complex():
         shape = f" of shape {tuple(tree.shape)} and dtype {tree.dtype}" if isinstance(tree, Tensor) else ""
@@ -274,6 +291,7 @@ def _as_matrix(rows: Batch, name: str) -> Tensor:
 
 
 def _as_rays(rows: Tensor, name: str, network: _Network) -> _Rays:
+    """Convert rows (n, d) to unit vectors and lengths of the first-layer preactivations."""
     vectors = rows.new_full((len(rows), rows.shape[1] + 1), math.sqrt(network.bias_var), dtype=torch.float64)
     vectors[:, :-1] = rows
     vectors[:, :-1] *= math.sqrt(network.weight_var / rows.shape[1])
@@ -283,15 +301,16 @@ def _as_rays(rows: Tensor, name: str, network: _Network) -> _Rays:
     norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     vectors /= norms.clamp_min(1.0)
     lengths = (scale * norms)[:, 0]
-    if float(lengths.max()) > LARGEST:
+    if float(lengths.max()) > MAX_NORM:
         raise InputError(
             f"{name} with a row of norm {float(lengths.max()):.3g} after the first layer's scaling",
-            expected=f"at most {LARGEST:g}",
+            expected=f"at most {MAX_NORM:g}",
             hint="rescale the rows",
         )
     return _Rays(vectors, lengths)
 
 
 def _result_dtype(x: torch.dtype, y: torch.dtype) -> torch.dtype:
-    both = torch.promote_types(x, y)
-    return torch.float32 if both.is_floating_point and both != torch.float64 else torch.float64
+    """Return float32 for floating-point rows of at most that precision, otherwise float64."""
+    promoted = torch.promote_types(x, y)
+    return torch.float32 if promoted.is_floating_point and promoted != torch.float64 else torch.float64

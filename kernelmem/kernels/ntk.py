@@ -18,10 +18,10 @@ from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections,
 from kernelmem.tangents.prepare import PreparedModel, check_rows, prepare
 
 Outputs = Literal["trace", "diagonal", "full", "pseudo"]
-Labels = ArrayLike | tuple[ArrayLike, ArrayLike] | None  # of x, or of (x, y)
+Labels = ArrayLike | tuple[ArrayLike, ArrayLike] | None  # labels of x, or a pair of those of x and y
 
-# Per model, the kinds of kernel that were verified. The callables are kept alive so that their ids are not reused.
-_verified: weakref.WeakKeyDictionary[nn.Module, dict[object, object]] = weakref.WeakKeyDictionary()
+# Kinds of kernel that were verified, per model. The callables are kept alive so that their ids are not reused.
+_verified_kinds: weakref.WeakKeyDictionary[nn.Module, dict[object, object]] = weakref.WeakKeyDictionary()
 
 
 @torch.inference_mode(mode=False)  # the caller may be in inference mode, where nothing can be differentiated
@@ -62,14 +62,14 @@ def ntk(
         model: any module whose ``model(x)`` is (n, C); never changed (a copy is analyzed). It must be in eval mode if
             that changes its outputs.
         x: n rows: tensor, array, dict or tuple of them, Dataset or DataLoader.
-        y: m rows, in the same forms; None: y = x (symmetric, half the work).
-        outputs: which of the kernels above.
+        y: m rows, in the same forms; None means y = x (symmetric, half the work).
+        outputs: kind of kernel, from the table above.
         target: the kernel of a scalar function of outputs and labels, instead of ``outputs``: "margin"
             (f_y − max_{k≠y} f_k), "loss" (cross-entropy), ("logit", c), or a callable (outputs (n, C), labels) -> (n,).
             One backward sweep for any number of outputs; the kernel is (n, m).
-        labels: (n,) integers for ``target``, or a pair for (x, y).
+        labels: integer labels (n,) that ``target`` needs, or a pair of them for x and y.
         parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
-        by: "layer" returns {module name: kernel}; these kernels sum to the total.
+        by: "layer" returns a dict {module name: kernel}, whose kernels sum to the total; None returns the total.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs or outputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
         device: where to compute; None: where the model is.
@@ -98,12 +98,14 @@ def ntk(
     if by not in (None, "layer"):
         raise InputError(f"by={by!r}", expected='None or "layer"', hint='pass by="layer" for one kernel per layer')
     names = None if parameters is None else list(parameters)
-    task = _Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
-    plan = task.plan(memory)
+    computation = _Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
+    plan = computation.plan(memory)
     if verify:
-        task.verify(plan)
-    report = as_progress(progress, "NTK", "part")
-    kernels = task.engine.kernel(task.left, task.right, plan, by_layer=by is not None, progress=report)
+        computation.verify(plan)
+    report_progress = as_progress(progress, "NTK", "part")
+    kernels = computation.engine.kernel(
+        computation.left, computation.right, plan, by_layer=by is not None, progress=report_progress
+    )
     return kernels if by is not None else kernels[""]
 
 
@@ -160,20 +162,21 @@ class _Computation:
         self.left, self.right = labeled_rows(self.prepared, left, right, labels)
         directions = output_directions(outputs, target, self.prepared.n_outputs)
         self.engine = Engine.build(self.prepared, self.left.rows, directions)
-        self.callables = target, forward
-        kind = (outputs, self.prepared.dtype, tuple(self.prepared.parameters))
-        self.key = (*kind, id(target) if callable(target) else target, id(forward))
+        self.keyed_callables = target, forward
+        kernel_kind = (outputs, self.prepared.dtype, tuple(self.prepared.parameters))
+        self.kind_key = (*kernel_kind, id(target) if callable(target) else target, id(forward))
 
     def plan(self, memory: int | str) -> Plan:
+        """Plan the computation within ``memory`` bytes."""
         m = (self.right or self.left).rows.n
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
 
     def verify(self, plan: Plan) -> None:
         """Compare a few rows with the definition, once per model and kind of kernel."""
-        done, key = _verified.setdefault(self.model, {}), (self.key, plan.groups, plan.streamed)
-        if key not in done:
+        verified, key = _verified_kinds.setdefault(self.model, {}), (self.kind_key, plan.groups, plan.streamed)
+        if key not in verified:
             verification.verify(self.engine, self.left, self.right, plan)
-            done[key] = self.callables
+            verified[key] = self.keyed_callables
 
 
 def output_directions(outputs: str, target: TargetLike | None, n_outputs: int) -> OutputDirections:
@@ -201,14 +204,16 @@ def labeled_rows(
     Raises:
         InputError: labels of x without labels of y, or labels that do not fit the rows or the outputs.
     """
-    of_x, of_y = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
-    if y is not None and of_x is not None and of_y is None:
-        raise InputError("labels for x alone", expected="a pair (labels of x, labels of y)", hint="pass labels=(a, b)")
+    x_labels, y_labels = labels if isinstance(labels, tuple) and len(labels) == 2 else (labels, None)
+    if y is not None and x_labels is not None and y_labels is None:
+        raise InputError(
+            "labels for x and none for y", expected="a pair (labels of x, labels of y)", hint="pass labels=(a, b)"
+        )
 
-    def side(rows: Rows, values: ArrayLike | None, name: str) -> LabeledRows:
-        checked = None
-        if values is not None:
-            checked = as_labels(values, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
-        return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), checked)
+    def with_labels(rows: Rows, side_labels: ArrayLike | None, name: str) -> LabeledRows:
+        valid_labels = None
+        if side_labels is not None:
+            valid_labels = as_labels(side_labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
+        return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), valid_labels)
 
-    return side(x, of_x, "labels of x"), None if y is None else side(y, of_y, "labels of y")
+    return with_labels(x, x_labels, "labels of x"), None if y is None else with_labels(y, y_labels, "labels of y")

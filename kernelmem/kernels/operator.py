@@ -56,7 +56,7 @@ def ntk_operator(
         model: any module whose ``model(x)`` is (n, C); never changed. The operator holds a copy, so that later training
             does not change it. It must be in eval mode if that changes its outputs.
         x: n rows: tensor, array, dict or tuple of them, Dataset or DataLoader.
-        outputs: which of the kernels above ("diagonal" is C matrices, one per output: see ``forward``).
+        outputs: kind of kernel, from the table above ("diagonal" is C matrices, one per output: see ``forward``).
         parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
         forward: maps (model, batch) to (n, C) outputs, for models with other inputs or outputs.
         dtype: torch.float32 or torch.float64; None: the model's own.
@@ -101,9 +101,9 @@ def ntk_operator(
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     n_outputs = prepared.n_outputs
     if outputs == "pseudo":  # the trace kernel of one output
-        prepared = dataclasses.replace(prepared, forward=_mean_output(prepared), n_outputs=1)
+        prepared = dataclasses.replace(prepared, forward=_pseudo_output(prepared), n_outputs=1)
     mode = choose_mode(prepared, rows)
-    return NTKOperator(rows.n, n_outputs, outputs, prepared, rows, _Plan.of(prepared, rows, mode, max_bytes))
+    return NTKOperator(rows.n, n_outputs, outputs, prepared, rows, _Plan.build(prepared, rows, mode, max_bytes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class NTKOperator:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, n), or (n·C, n·C) for the full kernel."""
+        """Shape of K: (n, n), or (n·C, n·C) for the full kernel."""
         size = self.n * self.n_outputs if self.outputs == "full" else self.n
         return size, size
 
@@ -158,7 +158,7 @@ class NTKOperator:
             )
         columns = 1 if vectors.ndim == 1 else vectors.shape[1]
         values = vectors.to(self.device).reshape(self.n, self.shape[0] // self.n, columns)
-        result = self._product(values).reshape(vectors.shape)
+        result = self._multiply(values).reshape(vectors.shape)
         if not bool(torch.isfinite(result).all()):
             raise NumericalError(
                 "a product K v with NaN or infinite values",
@@ -172,7 +172,7 @@ class NTKOperator:
 
         Cost: nC backward passes (n for "pseudo"); memory within the operator's limit, never n x P.
         """
-        squares = _squared_norms(self._prepared, self._rows, self._plan.spare)  # (n, C)
+        squares = _squared_norms(self._prepared, self._rows, self._plan.spare_bytes)  # (n, C)
         return squares.reshape(-1) if self.outputs == "full" else squares.sum(1)
 
     def trace(self) -> float:
@@ -202,47 +202,54 @@ class NTKOperator:
         products = {"matvec": apply, "rmatvec": apply, "matmat": apply, "rmatmat": apply}
         return LinearOperator(self.shape, dtype=dtype, **products)  # type: ignore[call-arg]  # the stub has no keywords
 
-    def _product(self, v: Tensor) -> Tensor:
+    def _multiply(self, v: Tensor) -> Tensor:
         """Compute K v for v (n, C or 1, k) in the same shape: u = Jᵀ v over all chunks, then J u chunk by chunk."""
         result = torch.zeros_like(v)
-        chunks = [(i, min(i + self._plan.chunk, self.n)) for i in range(0, self.n, self._plan.chunk)]
+        size = self._plan.rows_per_chunk
+        chunks = [(start, min(start + size, self.n)) for start in range(0, self.n, size)]
         # One value per output is one direction; one value per row (trace kernel) is one direction per output.
         outputs: list[int | None] = [None] if v.shape[1] == self._prepared.n_outputs else [*range(self.n_outputs)]
-        directions = [(column, c) for column in range(v.shape[2]) for c in outputs]
-        kept = [self._linearize(*chunk) for chunk in chunks] if self._plan.keep_graphs else None
+        directions = [(column, output_index) for column in range(v.shape[2]) for output_index in outputs]
+        linearized_chunks = [self._linearize(*chunk) for chunk in chunks] if self._plan.keep_graphs else None
         parameters = self._prepared.parameters
-        size = max(1, min(self._plan.group, len(directions)))
-        buffers = [{name: torch.empty_like(p) for name, p in parameters.items()} for _ in range(size)]  # Jᵀ v
-        for k in range(0, len(directions), size):
-            group = directions[k : k + size]
-            for u in buffers:  # gradients are added to zeros: they may be views of the cotangent
+        group_size = max(1, min(self._plan.directions_per_pass, len(directions)))
+        parameter_vectors = [
+            {name: torch.empty_like(p) for name, p in parameters.items()} for _ in range(group_size)
+        ]  # Jᵀ v of each direction
+        for first in range(0, len(directions), group_size):
+            direction_group = directions[first : first + group_size]
+            for u in parameter_vectors:  # gradients are added to zeros: they may be views of the cotangent
                 for tensor in u.values():
                     tensor.zero_()
-            for i, (start, stop) in enumerate(chunks):
-                linearized = kept[i] if kept else self._linearize(start, stop)
-                for u, (column, c) in zip(buffers, group, strict=False):
-                    for name, gradient in linearized.vjp(self._cotangents(v[start:stop, :, column], c)).items():
+            for chunk_index, (start, stop) in enumerate(chunks):
+                linearized = linearized_chunks[chunk_index] if linearized_chunks else self._linearize(start, stop)
+                for u, (column, output_index) in zip(parameter_vectors, direction_group, strict=False):
+                    cotangents = self._cotangents(v[start:stop, :, column], output_index)
+                    for name, gradient in linearized.vjp(cotangents).items():
                         u[name] += gradient
-            for i, (start, stop) in enumerate(chunks):
-                linearized = kept[i] if kept else self._linearize(start, stop)
-                for u, (column, c) in zip(buffers, group, strict=False):
-                    result[start:stop, :, column] += linearized.jvp(u)[:, slice(None) if c is None else slice(c, c + 1)]
+            for chunk_index, (start, stop) in enumerate(chunks):
+                linearized = linearized_chunks[chunk_index] if linearized_chunks else self._linearize(start, stop)
+                for u, (column, output_index) in zip(parameter_vectors, direction_group, strict=False):
+                    columns = slice(None) if output_index is None else slice(output_index, output_index + 1)
+                    result[start:stop, :, column] += linearized.jvp(u)[:, columns]
         return result
 
     def _linearize(self, start: int, stop: int) -> Linearized:
+        """Linearize the model at the rows start..stop."""
         batch = self._rows.slice(start, stop)
         return Linearized(self._prepared, batch, stop - start, mode=self._plan.mode, keep_graph=self._plan.keep_graphs)
 
-    def _cotangents(self, v: Tensor, c: int | None) -> Tensor:
-        """Cotangents (n, C): v itself (c None), or v (n, 1) on output c."""
-        if c is None:
+    def _cotangents(self, v: Tensor, output_index: int | None) -> Tensor:
+        """Return cotangents (n, C): v itself, or v (n, 1) on the output ``output_index``."""
+        if output_index is None:
             return v
         cotangents = v.new_zeros(len(v), self._prepared.n_outputs)
-        cotangents[:, c] = v[:, 0]
+        cotangents[:, output_index] = v[:, 0]
         return cotangents
 
 
-def _mean_output(prepared: PreparedModel) -> Forward:
+def _pseudo_output(prepared: PreparedModel) -> Forward:
+    """Return a forward function with the single output Σ_c f_c / √C."""
     scale = prepared.n_outputs**-0.5
     return lambda module, batch: prepared.forward(module, batch).sum(1, keepdim=True) * scale
 
@@ -251,40 +258,50 @@ def _mean_output(prepared: PreparedModel) -> Forward:
 class _Plan:
     """Split of the work into chunks that fit in memory."""
 
-    mode: JvpMode  # of J u
-    chunk: int  # rows per graph
-    keep_graphs: bool  # of all chunks, from Jᵀ v to J u and from one direction to the next
-    group: int  # directions whose Jᵀ v are held at once, so that a graph that is not kept serves all of them
-    spare: int  # bytes besides the copy of the model
+    mode: JvpMode  # how J u is computed
+    rows_per_chunk: int  # rows of one autograd graph
+    keep_graphs: bool  # whether the graphs of all chunks stay in memory for all products
+    directions_per_pass: int  # directions that share each graph if graphs are not kept; each needs a vector Jᵀ v
+    spare_bytes: int  # bytes available in addition to the copy of the model
 
     @classmethod
-    def of(cls, prepared: PreparedModel, rows: Rows, mode: JvpMode, memory: int) -> "_Plan":
-        copied = sum(t.nbytes for t in (*prepared.module.parameters(), *prepared.module.buffers()))
-        direction = sum(p.nbytes for p in prepared.parameters.values())
-        row_bytes, fixed = _graph_bytes(prepared, rows, mode)
+    def build(cls, prepared: PreparedModel, rows: Rows, mode: JvpMode, max_bytes: int) -> "_Plan":
+        """Choose the number of rows per chunk, and whether graphs are kept, within ``max_bytes`` bytes."""
+        copy_bytes = sum(t.nbytes for t in (*prepared.module.parameters(), *prepared.module.buffers()))
+        vector_bytes = sum(p.nbytes for p in prepared.parameters.values())
+        row_bytes, fixed_bytes = _graph_bytes(prepared, rows, mode)
         # Three vectors of P: Jᵀ v, the gradient added to it, and the one that the next backward pass allocates.
-        spare = memory - copied - 3 * direction - fixed
-        if spare < row_bytes:
+        spare_bytes = max_bytes - copy_bytes - 3 * vector_bytes - fixed_bytes
+        if spare_bytes < row_bytes:
             raise InputError(
-                f"memory of {memory / 2**20:.1f} MiB for {prepared.n_parameters} parameters"
+                f"memory of {max_bytes / 2**20:.1f} MiB for {prepared.n_parameters} parameters"
                 f" and {row_bytes / 2**20:.2f} MiB of activations per row",
-                expected=f"at least {(memory - spare + row_bytes) / 2**20:.1f} MiB: the copy of the model, three vectors of"
-                " its parameters, the graph of one row",
+                expected=f"at least {(max_bytes - spare_bytes + row_bytes) / 2**20:.1f} MiB: the copy of the model,"
+                " three vectors of its parameters, the graph of one row",
                 hint="raise memory=, or choose fewer parameters=",
             )
-        graph_bytes = GRAPH_BYTES if prepared.device.type == "cpu" else spare
-        if rows.n * row_bytes <= spare:
-            return cls(mode, min(rows.n, max(1, int(graph_bytes // row_bytes))), True, 1, memory - copied)
-        group = max(1, int(spare / 2 // (FRAGMENTATION * direction)))
-        rest = spare - (group - 1) * FRAGMENTATION * direction
-        return cls(mode, max(1, int(min(graph_bytes, rest) // row_bytes)), False, group, memory - copied)
+        graph_bytes = GRAPH_BYTES if prepared.device.type == "cpu" else spare_bytes
+        if rows.n * row_bytes <= spare_bytes:
+            return cls(mode, min(rows.n, max(1, int(graph_bytes // row_bytes))), True, 1, max_bytes - copy_bytes)
+        directions_per_pass = max(1, int(spare_bytes / 2 // (FRAGMENTATION * vector_bytes)))
+        remaining_bytes = spare_bytes - (directions_per_pass - 1) * FRAGMENTATION * vector_bytes
+        return cls(
+            mode,
+            max(1, int(min(graph_bytes, remaining_bytes) // row_bytes)),
+            False,
+            directions_per_pass,
+            max_bytes - copy_bytes,
+        )
 
 
 def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[float, float]:
-    """Bytes per row and fixed bytes that autograd keeps for a chunk, doubled for temporaries."""
-    known = {t.untyped_storage().data_ptr() for t in (*prepared.module.parameters(), *prepared.module.buffers())}
+    """Measure the bytes per row and the fixed bytes that autograd keeps for a chunk, doubled for temporaries."""
+    parameter_pointers = {
+        t.untyped_storage().data_ptr() for t in (*prepared.module.parameters(), *prepared.module.buffers())
+    }
 
     def saved_bytes(n: int) -> int:
+        """Measure the bytes that autograd saves for n rows, without the parameters."""
         storages: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -295,28 +312,30 @@ def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[fl
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             linearized = Linearized(prepared, batch, n, mode=mode, keep_graph=True)
             linearized.vjp(torch.ones(n, prepared.n_outputs, dtype=prepared.dtype, device=prepared.device))
-        return sum(size for pointer, size in storages.items() if pointer not in known)
+        return sum(size for pointer, size in storages.items() if pointer not in parameter_pointers)
 
-    of_two, of_six = saved_bytes(2), saved_bytes(6)
-    row_bytes = max((of_six - of_two) / 4, prepared.n_outputs * torch.finfo(prepared.dtype).bits / 8)
-    return 2 * FRAGMENTATION * row_bytes, max(0.0, of_two - 2 * row_bytes)
+    bytes_of_two_rows, bytes_of_six_rows = saved_bytes(2), saved_bytes(6)
+    row_bytes = max(
+        (bytes_of_six_rows - bytes_of_two_rows) / 4, prepared.n_outputs * torch.finfo(prepared.dtype).bits / 8
+    )
+    return 2 * FRAGMENTATION * row_bytes, max(0.0, bytes_of_two_rows - 2 * row_bytes)
 
 
-def _squared_norms(prepared: PreparedModel, rows: Rows, memory: int) -> Tensor:
-    """Compute |∂f_c(x_n)/∂θ|² of each row and output, (n, C), with at most ``memory`` bytes of Jacobian at a time."""
+def _squared_norms(prepared: PreparedModel, rows: Rows, max_bytes: int) -> Tensor:
+    """Compute |∂f_c(x_n)/∂θ|² of each row and output, (n, C), with at most ``max_bytes`` bytes of Jacobian at a time."""
     names = list(prepared.parameters)
     row_bytes = (
         3 * prepared.n_outputs * sum(p.nbytes for p in prepared.parameters.values())
-    )  # in vmap, cat and their result
-    chunk = int(memory // row_bytes)
-    if chunk and _vectorizes(prepared, rows, names):
+    )  # the Jacobian, its copy in torch.cat, and the temporaries of vmap
+    rows_per_chunk = int(max_bytes // row_bytes)
+    if rows_per_chunk and _supports_vectorized_jacobian(prepared, rows, names):
         blocks = []
-        for start in range(0, rows.n, chunk):
-            stop = min(start + chunk, rows.n)
+        for start in range(0, rows.n, rows_per_chunk):
+            stop = min(start + rows_per_chunk, rows.n)
             jacobian = vectorized_jacobian(prepared, rows.slice(start, stop), names, _one_hot(prepared, stop - start))
             blocks.append(torch.einsum("ncp,ncp->nc", jacobian, jacobian))
         return torch.cat(blocks)
-    return torch.stack([_row_norms(prepared, rows.slice(i, i + 1)) for i in range(rows.n)])
+    return torch.stack([_squared_norms_of_row(prepared, rows.slice(i, i + 1)) for i in range(rows.n)])
 
 
 def _one_hot(prepared: PreparedModel, n: int) -> Tensor:
@@ -324,26 +343,28 @@ def _one_hot(prepared: PreparedModel, n: int) -> Tensor:
     return torch.eye(C, dtype=prepared.dtype, device=prepared.device).expand(n, C, C)
 
 
-def _vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
+def _supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
     """Return True if torch.func supports this model and agrees with autograd on one row."""
     try:
         squares = vectorized_jacobian(prepared, rows.slice(0, 1), names, _one_hot(prepared, 1))[0].norm(dim=1) ** 2
     except Exception:  # vmap and jacrev raise many types, also from the user's module
         return False
-    expected = _row_norms(prepared, rows.slice(0, 1))
+    expected = _squared_norms_of_row(prepared, rows.slice(0, 1))
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
     return bool((squares - expected).norm() <= tolerance * expected.norm())
 
 
-def _row_norms(prepared: PreparedModel, row: Batch) -> Tensor:
+def _squared_norms_of_row(prepared: PreparedModel, row: Batch) -> Tensor:
     """Compute |∂f_c(x)/∂θ|² of one row, (C,), by one backward pass per output, one gradient at a time."""
     with torch.enable_grad():
         outputs = prepared.outputs(row, 1)[0]
         squares = torch.zeros_like(outputs)
         if outputs.requires_grad:
-            for c in range(len(outputs)):
+            for output_index in range(len(outputs)):
                 gradients = torch.autograd.grad(
-                    outputs[c], list(prepared.parameters.values()), retain_graph=True, allow_unused=True
+                    outputs[output_index], list(prepared.parameters.values()), retain_graph=True, allow_unused=True
                 )
-                squares[c] = sum(float(g.to_dense().norm(dtype=torch.float64)) ** 2 for g in gradients if g is not None)
+                squares[output_index] = sum(
+                    float(g.to_dense().norm(dtype=torch.float64)) ** 2 for g in gradients if g is not None
+                )
     return squares.detach()

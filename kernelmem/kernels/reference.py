@@ -30,8 +30,8 @@ def jacobian(
 def jacobian_of(prepared: PreparedModel, rows: Rows, directions: Tensor | None = None) -> Tensor:
     """Compute the Jacobian of a prepared model along ``directions`` (n, k, C) of its outputs, (n, k, P)."""
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
-    single = [rows.slice(i, i + 1) for i in range(rows.n)]
-    return rowwise_jacobian(prepared, single, list(prepared.parameters), directions)
+    single_rows = [rows.slice(i, i + 1) for i in range(rows.n)]
+    return rowwise_jacobian(prepared, single_rows, list(prepared.parameters), directions)
 
 
 def kernel_of(left: Tensor, right: Tensor, outputs: str = "trace") -> Tensor:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-EPS = torch.finfo(torch.float64).eps
+EPS64 = torch.finfo(torch.float64).eps
 EPS32 = torch.finfo(torch.float32).eps
 
 
@@ -23,8 +23,13 @@ EPS32 = torch.finfo(torch.float32).eps
 class PowerLaw(Result):
     """Power law λ_k ≈ scale · k^(−exponent), fitted by least squares of log λ on log k over ranks first..last.
 
-    ``se`` is the standard error of the exponent from the residuals of the fit. It measures how far these eigenvalues are
-    from one power law, not how they vary over samples of examples (neighboring eigenvalues are not independent).
+    Attributes:
+        exponent: exponent of the decay, positive for decreasing eigenvalues.
+        se: standard error of the exponent from the residuals of the fit. It measures how far these eigenvalues are from
+            one power law, not how they vary over samples of examples (neighboring eigenvalues are not independent).
+        scale: fitted value at rank 1.
+        first: first rank of the fit (ranks start at 1).
+        last: last rank of the fit, included.
     """
 
     exponent: float
@@ -68,7 +73,7 @@ class Spectrum(Result):
 
     @property
     def trace(self) -> float:
-        """The trace of K, Σ_k λ_k."""
+        """Trace of K, Σ_k λ_k."""
         return float(self.eigenvalues.sum())
 
     @property
@@ -77,14 +82,14 @@ class Spectrum(Result):
         return int((self.eigenvalues > self.rounding).sum())
 
     def condition(self, ridge: float = 0.0) -> float:
-        """Condition number (λ_max + ridge) / (λ_min + ridge) of K + ridge I; infinite if that is singular.
+        """Compute the condition number (λ_max + ridge) / (λ_min + ridge) of K + ridge I; infinite if that is singular.
 
         Raises:
             InputError: ridge not a finite number >= 0.
         """
-        least = float(self.eigenvalues[-1])
-        floor = as_number(ridge, "ridge") + (least if least > self.rounding else 0.0)
-        return (float(self.eigenvalues[0]) + ridge) / floor if floor > 0 else float("inf")
+        smallest = float(self.eigenvalues[-1])
+        denominator = as_number(ridge, "ridge") + (smallest if smallest > self.rounding else 0.0)
+        return (float(self.eigenvalues[0]) + ridge) / denominator if denominator > 0 else float("inf")
 
     def effective_dimension(self, ridge: float) -> float:
         """Compute d_eff = tr K (K + ridge I)⁻¹ = Σ_k λ_k / (λ_k + ridge), between 0 and n; at ridge 0 it is the rank.
@@ -118,13 +123,13 @@ class Spectrum(Result):
                 expected="at least three ranks, from 1 to the numerical rank",
                 hint="choose the range where .plot() shows a straight line",
             )
-        log_rank = np.log(np.arange(first, last + 1))
-        log_value = self.eigenvalues[first - 1 : last].log().cpu().numpy()
-        centered = log_rank - log_rank.mean()
-        slope = float(centered @ log_value / (centered @ centered))
-        intercept = float(log_value.mean() - slope * log_rank.mean())
-        residual = log_value - intercept - slope * log_rank
-        se = float(np.sqrt(residual @ residual / (len(log_rank) - 2) / (centered @ centered)))
+        log_ranks = np.log(np.arange(first, last + 1))
+        log_eigenvalues = self.eigenvalues[first - 1 : last].log().cpu().numpy()
+        centered_log_ranks = log_ranks - log_ranks.mean()
+        slope = float(centered_log_ranks @ log_eigenvalues / (centered_log_ranks @ centered_log_ranks))
+        intercept = float(log_eigenvalues.mean() - slope * log_ranks.mean())
+        residuals = log_eigenvalues - intercept - slope * log_ranks
+        se = float(np.sqrt(residuals @ residuals / (len(log_ranks) - 2) / (centered_log_ranks @ centered_log_ranks)))
         return PowerLaw(-slope, se, float(np.exp(intercept)), first, last)
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -132,8 +137,10 @@ class Spectrum(Result):
         import pandas
 
         values = self.eigenvalues.cpu().numpy()
-        share = values.cumsum() / (values.sum() or 1.0)
-        frame = pandas.DataFrame({"eigenvalue": values, "cumulative": share, "above_rounding": values > self.rounding})
+        cumulative_share = values.cumsum() / (values.sum() or 1.0)
+        frame = pandas.DataFrame(
+            {"eigenvalue": values, "cumulative": cumulative_share, "above_rounding": values > self.rounding}
+        )
         frame.index = pandas.RangeIndex(1, len(values) + 1, name="rank")
         return frame
 
@@ -170,12 +177,13 @@ def spectrum(kernel: ArrayLike) -> Spectrum:
             expected="a positive semidefinite matrix",
             hint="pass the kernel of examples with themselves (a similarity or distance matrix can be indefinite)",
         )
-    rounding = max(len(K) * _eps(kernel) * largest, -2 * smallest)
+    rounding = max(len(K) * _machine_epsilon(kernel) * largest, -2 * smallest)
     return Spectrum(eigenvalues.clamp_min(0), rounding)
 
 
-def _eps(kernel: ArrayLike) -> float:
+def _machine_epsilon(kernel: ArrayLike) -> float:
+    """Return the machine epsilon of the kernel's dtype; float64's for integers."""
     if isinstance(kernel, Tensor):
-        return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS
+        return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS64
     dtype = np.asarray(kernel).dtype
-    return float(np.finfo(dtype).eps) if dtype.kind == "f" else EPS
+    return float(np.finfo(dtype).eps) if dtype.kind == "f" else EPS64

@@ -9,7 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BatchAxis:
-    """Axis that holds n rows, or n · multiplicity entries (windows, frames) with the row index slowest (``major``) or fastest."""
+    """Axis that holds n rows, or n · multiplicity entries (windows, frames of each row).
+
+    Attributes:
+        axis: position of the axis in the tensor's shape.
+        multiplicity: number of entries per row along the axis.
+        major: True if the entries of a row are adjacent; False if the row index changes fastest.
+    """
 
     axis: int
     multiplicity: int = 1
@@ -17,16 +23,16 @@ class BatchAxis:
 
     def rows(self, tensor: Tensor, n: int) -> Tensor:
         """Return (n, [multiplicity,] other axes in their order): the row axis first; a view, or a copy if needed."""
-        moved = tensor.movedim(self.axis, 0)
+        batch_first = tensor.movedim(self.axis, 0)
         if self.multiplicity == 1:
-            return moved
+            return batch_first
         if self.major:
-            return moved.reshape(n, self.multiplicity, *moved.shape[1:])
-        return moved.reshape(self.multiplicity, n, *moved.shape[1:]).transpose(0, 1)
+            return batch_first.reshape(n, self.multiplicity, *batch_first.shape[1:])
+        return batch_first.reshape(self.multiplicity, n, *batch_first.shape[1:]).transpose(0, 1)
 
 
 def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> BatchAxis | None:
-    """Find the axis whose length is proportional to the batch size; None if no axis, or more than one, is.
+    """Find the axis whose length is proportional to the batch size; return None if there is not exactly one.
 
     >>> find_batch_axis([torch.Size((7, 2, 3)), torch.Size((7, 3, 3))], [2, 3])
     BatchAxis(axis=1, multiplicity=1, major=True)
@@ -35,10 +41,10 @@ def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Batch
     """
     if len({len(shape) for shape in shapes}) != 1:
         return None
-    changing = [axis for axis in range(len(shapes[0])) if len({shape[axis] for shape in shapes}) > 1]
-    if len(changing) != 1:
+    changing_axes = [axis for axis in range(len(shapes[0])) if len({shape[axis] for shape in shapes}) > 1]
+    if len(changing_axes) != 1:
         return None
-    axis = changing[0]
+    axis = changing_axes[0]
     multiplicities = {shape[axis] / size for shape, size in zip(shapes, sizes, strict=True)}
     if len(multiplicities) != 1 or not (multiplicity := multiplicities.pop()).is_integer():
         return None
@@ -48,16 +54,16 @@ def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Batch
 def resolve_interleaving(batch_axis: BatchAxis, gradient: Tensor, n: int) -> BatchAxis | None:
     """Tell row-major from interleaved flattening, from the gradient of the outputs of the first row.
 
-    That gradient is nonzero only in entries of the first row. None: neither order explains it, or it is zero.
+    That gradient is nonzero only in entries of the first row. Returns None if neither order explains it, or if it is zero.
     """
     if batch_axis.multiplicity == 1:
         return batch_axis
-    nonzero = gradient.movedim(batch_axis.axis, 0).flatten(1).abs().sum(1) > 0
-    k = batch_axis.multiplicity
-    if not bool(nonzero.any()):
+    is_nonzero = gradient.movedim(batch_axis.axis, 0).flatten(1).abs().sum(1) > 0
+    multiplicity = batch_axis.multiplicity
+    if not bool(is_nonzero.any()):
         return None
-    if not bool(nonzero[k:].any()):
+    if not bool(is_nonzero[multiplicity:].any()):
         return batch_axis
-    if not bool(nonzero.reshape(k, n)[:, 1:].any()):
-        return BatchAxis(batch_axis.axis, k, major=False)
+    if not bool(is_nonzero.reshape(multiplicity, n)[:, 1:].any()):
+        return BatchAxis(batch_axis.axis, multiplicity, major=False)
     return None

@@ -29,7 +29,7 @@ from kernelmem.tangents.prepare import PreparedModel
 
 @dataclass
 class ParsedCall:
-    """One call as a rule reads it: the tensors that may be parameters, and how to run it with other values for them."""
+    """Call that a rule has parsed: the tensors that may be parameters, and how to run it with other values for them."""
 
     weights: dict[str, Tensor | None]  # slot -> tensor that may be a parameter (or computed from parameters)
     inputs: dict[str, Tensor]  # name -> activation that the rule needs later
@@ -61,11 +61,11 @@ class Rule:
     functions: tuple[Function, ...]
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse a call; None: the rule does not cover this form of it."""
+        """Parse a call; return None if the rule does not cover this form of it."""
         raise AssertionError("every rule implements read")
 
     def outer_shape(self, use: "ParameterUse", n: int) -> OuterShape | None:
-        """Return the sizes of the outer products that the weight's tangents are sums of; None: they have another form."""
+        """Return the sizes of the outer products that the weight's tangents are sums of; None if they have another form."""
         return None
 
     def is_direct(self, use: "ParameterUse") -> bool:
@@ -81,19 +81,19 @@ class Rule:
         return 1
 
     def activations(self, use: "ParameterUse", n: int, *, ones: bool) -> Tensor:
-        """Return A as (n, G, S, fan_in), with ``ones`` with a last column of ones for the bias; outer products only."""
+        """Return A (n, G, S, fan_in); ``ones`` appends a column of ones for the bias (outer products only)."""
         raise AssertionError("rules with outer products implement activations")
 
     def output_gradients(self, use: "ParameterUse", gradient: Tensor) -> Tensor:
-        """Return the output gradients as a view (n, G, S, k, fan_out); outer products only."""
+        """Return the output gradients as a view (n, G, S, k, fan_out) (outer products only)."""
         raise AssertionError("rules with outer products implement output_gradients")
 
     def to_weight_shape(self, use: "ParameterUse", tangent: Tensor) -> Tensor:
-        """Return a tangent (n, k, G, out, fan_in) in the shape of the weight; outer products only."""
+        """Return a tangent (n, k, G, out, fan_in) in the shape of the weight (outer products only)."""
         return tangent
 
     def direct_tangents(self, use: "ParameterUse", gradient: Tensor, n: int) -> dict[str, Tensor]:
-        """Return tangents entry by entry, slot -> (n, k, ...); if ``is_direct``."""
+        """Return tangents entry by entry, slot -> (n, k, ...) (only if ``is_direct`` returns True)."""
         raise AssertionError("direct rules implement direct_tangents")
 
 
@@ -103,7 +103,7 @@ class Decomposition:
     functions: tuple[Function, ...]
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """Return the same outputs up to rounding; NotImplemented: this form of the call is not covered."""
+        """Return the same outputs up to rounding, or NotImplemented if this form of the call is not covered."""
         raise AssertionError("every decomposition implements expand")
 
 
@@ -118,8 +118,8 @@ class ParameterUse:
     weights: dict[str, Tensor | None]  # all slots, as passed to the operation (detached)
     inputs: dict[str, Tensor]
     settings: dict[str, Any]
-    edge: GradientEdge  # of the output
-    input_edge: GradientEdge | None  # of the activation "input", if it is on the graph
+    edge: GradientEdge  # autograd edge of the output
+    input_edge: GradientEdge | None  # autograd edge of the activation "input", if it is on the graph
     output_shape: torch.Size
     batch_axis: BatchAxis = field(default_factory=lambda: BatchAxis(0))
     versions: dict[str, int] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class ParameterUse:
         """Return an input of the operation, unless it was modified in place after the operation.
 
         Raises:
-            UnsupportedModelError: it was modified.
+            UnsupportedModelError: the activation was modified in place.
         """
         tensor = self.inputs[name]
         if tensor._version != self.versions[name]:
@@ -178,26 +178,26 @@ def capture(
     Calls whose ordinal is in ``skip`` are not intercepted; parameters in ``dense`` are treated as constants (the dense
     fallback differentiates them). Cost: one forward pass.
     """
-    constants = [prepared.parameters[name] for name in dense]
+    dense_parameters = [prepared.parameters[name] for name in dense]
     try:
-        for parameter in constants:
+        for parameter in dense_parameters:
             parameter.requires_grad_(False)
-        tracked = {name: p for name, p in prepared.parameters.items() if p.requires_grad}
-        operations = (recorder or OperationRecorder)(tracked, rules, skip)
-        operations.mark(batch)
-        with torch.enable_grad(), operations:
+        tracked_parameters = {name: p for name, p in prepared.parameters.items() if p.requires_grad}
+        operation_recorder = (recorder or OperationRecorder)(tracked_parameters, rules, skip)
+        operation_recorder.mark_as_data(batch)
+        with torch.enable_grad(), operation_recorder:
             outputs = prepared.outputs(batch, n)
     finally:
-        for parameter in constants:
+        for parameter in dense_parameters:
             parameter.requires_grad_(True)
-    operations.data.clear()  # its callbacks keep the recorder alive, and with it the graph
-    known = {id(parameter): name for name, parameter in prepared.parameters.items()}
-    known |= {id(leaf): "" for leaf in operations.leaves}
-    for use in operations.uses:
+    operation_recorder.data_tensors.clear()  # callbacks of the weak references keep the recorder and the graph alive
+    name_of_id = {id(parameter): name for name, parameter in prepared.parameters.items()}
+    name_of_id |= {id(leaf): "" for leaf in operation_recorder.graph_leaves}
+    for use in operation_recorder.uses:
         use.batch_axis = (batch_axes or {}).get(use.key, use.batch_axis)
         for slot, tensor in use.derived.items():
-            use.sources[slot] = {name: prepared.parameters[name] for name in sorted(_source_names(tensor, known))}
-    return Capture(outputs, tuple(operations.uses), frozenset(_source_names(outputs, known)), n)
+            use.sources[slot] = {name: prepared.parameters[name] for name in sorted(_source_names(tensor, name_of_id))}
+    return Capture(outputs, tuple(operation_recorder.uses), frozenset(_source_names(outputs, name_of_id)), n)
 
 
 class OperationRecorder(TorchFunctionMode):
@@ -212,18 +212,18 @@ class OperationRecorder(TorchFunctionMode):
         self.skip = skip
         self.uses: list[ParameterUse] = []
         self.calls = 0
-        self.data: dict[int, weakref.ref] = {}
-        self.leaves: list[Tensor] = []
+        self.data_tensors: dict[int, weakref.ref] = {}
+        self.graph_leaves: list[Tensor] = []
 
-    def mark(self, tree: object) -> None:
+    def mark_as_data(self, tree: object) -> None:
         """Record that the tensors in ``tree`` depend on the data."""
         for tensor in tensors_in(tree):
             key = id(tensor)
-            self.data[key] = weakref.ref(tensor, lambda _, key=key: self.data.pop(key, None))
+            self.data_tensors[key] = weakref.ref(tensor, lambda _, key=key: self.data_tensors.pop(key, None))
 
-    def from_data(self, tree: object) -> bool:
+    def depends_on_data(self, tree: object) -> bool:
         """Return True if any tensor in ``tree`` depends on the data."""
-        return any(id(tensor) in self.data for tensor in tensors_in(tree))
+        return any(id(tensor) in self.data_tensors for tensor in tensors_in(tree))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -231,7 +231,7 @@ class OperationRecorder(TorchFunctionMode):
         if isinstance(rule, Rule):
             output = self._record(rule, func, args, kwargs)
             if output is not None:
-                self.mark(output)
+                self.mark_as_data(output)
                 return output
         elif rule is not None:
             with self:
@@ -241,8 +241,8 @@ class OperationRecorder(TorchFunctionMode):
         if func is Tensor.view and args[0].ndim == 4 and not args[0].is_contiguous():
             args = (args[0].contiguous(), *args[1:])  # the convolution rule may have changed the memory layout
         output = func(*args, **kwargs)
-        if self.from_data((args, kwargs)):
-            self.mark(output)
+        if self.depends_on_data((args, kwargs)):
+            self.mark_as_data(output)
         return output
 
     def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
@@ -250,6 +250,7 @@ class OperationRecorder(TorchFunctionMode):
         return call.run(weights)
 
     def _record(self, rule: Rule, func: Function, args: tuple, kwargs: dict) -> Tensor | None:
+        """Run a call that a rule covers and record its use of parameters; return None if there is none to record."""
         call = rule.read(func, args, kwargs)
         if call is None:
             return None
@@ -259,7 +260,7 @@ class OperationRecorder(TorchFunctionMode):
                 continue
             if id(value) in self.names:
                 names[slot] = self.names[id(value)]
-            elif not self.from_data(value):
+            elif not self.depends_on_data(value):
                 derived[slot] = value
             else:
                 return None  # the weight depends on the data and differs between rows
@@ -274,7 +275,7 @@ class OperationRecorder(TorchFunctionMode):
         output = self.run(call, names, weights, lambda change: rule.read(func, change(args), change(kwargs)))
         if not output.requires_grad:  # no earlier operation is tracked: the graph starts here
             leaf = output.detach().requires_grad_()
-            self.leaves.append(leaf)
+            self.graph_leaves.append(leaf)
             output = leaf.clone()
         elif output._is_view():  # an in-place operation on a view would rewrite the graph that the edge points to
             output = output.clone()
@@ -316,26 +317,30 @@ def tensors_in(tree: object) -> list[Tensor]:
     return [tensor for item in tree for tensor in tensors_in(item)]
 
 
-def _source_names(tensor: Tensor, known: dict[int, str]) -> set[str]:
-    """Names of the parameters on the graph of ``tensor``; a leaf that does not belong to the model is refused."""
-    leaves: list[Tensor] = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
-    seen: set[Node] = set()
+def _source_names(tensor: Tensor, name_of_id: dict[int, str]) -> set[str]:
+    """Return the names of the parameters on the graph of ``tensor``.
+
+    Raises:
+        UnsupportedModelError: a leaf of the graph does not belong to the model.
+    """
+    graph_leaves: list[Tensor] = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
+    visited: set[Node] = set()
     stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None:
-            leaves.append(variable)
+            graph_leaves.append(variable)
         stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    foreign = [tuple(leaf.shape) for leaf in leaves if id(leaf) not in known]
-    if foreign:
+    foreign_shapes = [tuple(leaf.shape) for leaf in graph_leaves if id(leaf) not in name_of_id]
+    if foreign_shapes:
         raise UnsupportedModelError(
-            f"a forward pass that uses a tensor of shape {foreign[0]} that requires gradients and is not a parameter of the"
-            " model",
+            f"a forward pass that uses a tensor of shape {foreign_shapes[0]} that requires gradients and is not a"
+            " parameter of the model",
             expected="parameters of the module that forward= receives (a copy of your module is analyzed)",
             hint="use the model argument in forward=lambda model, batch: ..., and register free tensors as nn.Parameter",
         )
-    return {known[id(leaf)] for leaf in leaves} - {""}
+    return {name_of_id[id(leaf)] for leaf in graph_leaves} - {""}

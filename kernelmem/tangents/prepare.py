@@ -41,14 +41,14 @@ class PreparedModel:
         """Run the model on a batch of n rows and check that the result is (n, C).
 
         Raises:
-            UnsupportedModelError: it is not.
+            UnsupportedModelError: the result is not a tensor of shape (n, C).
         """
         with _ContiguousGradients():
             result = self.forward(self.module, batch)
         if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != n or result.shape[1] == 0:
-            kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            description = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise UnsupportedModelError(
-                f"a model whose output on {n} rows is {kind}",
+                f"a model whose output on {n} rows is {description}",
                 expected=f"a tensor of shape ({n}, C): C outputs per example",
                 hint="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
             )
@@ -87,17 +87,17 @@ def prepare(
         )
     if not evaluation:
         check_eval_mode(model)
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if reference is None:
+    first_parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if first_parameter is None:
         raise InputError(
             "a model without parameters",
             expected="parameters",
             hint="pass a model with at least one floating-point parameter",
         )
-    dtype = dtype or reference.dtype
+    dtype = dtype or first_parameter.dtype
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", hint="pass dtype=torch.float32")
-    device = torch.device(device) if device is not None else reference.device
+    device = torch.device(device) if device is not None else first_parameter.device
     try:
         module = copy.deepcopy(model).to(device=device, dtype=dtype)
     except RuntimeError as error:  # deepcopy of a module that holds non-leaf tensors
@@ -108,29 +108,31 @@ def prepare(
         ) from error
     if evaluation:
         module.eval()
-    named = dict(module.named_parameters())
-    selected = [name for name, p in named.items() if p.requires_grad] if parameters is None else list(parameters)
-    unknown = [name for name in selected if name not in named]
-    if unknown or not selected:
+    parameter_of_name = dict(module.named_parameters())
+    selected_names = (
+        [name for name, p in parameter_of_name.items() if p.requires_grad] if parameters is None else list(parameters)
+    )
+    unknown_names = [name for name in selected_names if name not in parameter_of_name]
+    if unknown_names or not selected_names:
         raise InputError(
-            f"parameters {unknown or selected}",
-            expected=f"names among {', '.join(list(named)[:8])}{', ...' if len(named) > 8 else ''}",
+            f"parameters {unknown_names or selected_names}",
+            expected=f"names among {', '.join(list(parameter_of_name)[:8])}{', ...' if len(parameter_of_name) > 8 else ''}",
             hint="use names of model.named_parameters(); with parameters=None at least one must require grad",
         )
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in selected)
-    kept = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    prepared = PreparedModel(module, forward or (lambda m, batch: m(batch)), kept, dtype, device)
-    return replace(prepared, n_outputs=_probe(prepared, rows))
+    for name, parameter in parameter_of_name.items():
+        parameter.requires_grad_(name in selected_names)
+    selected_parameters = {name: parameter for name, parameter in parameter_of_name.items() if parameter.requires_grad}
+    prepared = PreparedModel(module, forward or (lambda m, batch: m(batch)), selected_parameters, dtype, device)
+    return replace(prepared, n_outputs=_check_outputs(prepared, rows))
 
 
 def check_rows(prepared: PreparedModel, rows: Rows) -> None:
     """Check that the model accepts other rows than those it was prepared on.
 
     Raises:
-        InputError: their shape or dtype does not fit the model, or they get another number of outputs.
+        InputError: the model does not accept their shape or dtype, or returns a different number of outputs.
     """
-    n_outputs = _probe(prepared, rows)
+    n_outputs = _check_outputs(prepared, rows)
     if n_outputs != prepared.n_outputs:
         raise InputError(
             f"rows x with {prepared.n_outputs} outputs and rows y with {n_outputs}",
@@ -139,7 +141,7 @@ def check_rows(prepared: PreparedModel, rows: Rows) -> None:
         )
 
 
-def _probe(prepared: PreparedModel, rows: Rows) -> int:
+def _check_outputs(prepared: PreparedModel, rows: Rows) -> int:
     """Return the number of outputs C, and check that two runs on the same rows agree."""
     indices = [0, min(1, rows.n - 1)]
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take(indices)
@@ -172,15 +174,15 @@ def check_eval_mode(model: nn.Module) -> None:
         UnsupportedModelError: BatchNorm in training mode or without running statistics, or active dropout.
     """
     for name, module in model.named_modules():
-        batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-        if not module.training and not batch_statistics:
+        uses_batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if not module.training and not uses_batch_statistics:
             continue
-        dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        recurrent = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
-        attention = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
-        normalization = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if dropout or recurrent or attention or normalization:
-            effect = "mixes the rows of a batch" if normalization else "drops units at random"
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        is_recurrent_with_dropout = isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
+        is_attention_with_dropout = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+        is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_dropout or is_recurrent_with_dropout or is_attention_with_dropout or is_batch_norm:
+            effect = "mixes the rows of a batch" if is_batch_norm else "drops units at random"
             raise UnsupportedModelError(
                 f"module {name or '(root)'!r} ({type(module).__name__})"
                 f" {'in training mode' if module.training else 'without running statistics'}, which {effect}",

@@ -23,7 +23,7 @@ from kernelmem.tangents.groups.outer import OuterGroup
 from kernelmem.tangents.prepare import prepare
 
 CHUNK_BYTES = 64 * 2**20
-BLOCK = 2**22  # random signs drawn at a time for tangents that are formed
+SIGNS_PER_BLOCK = 2**22  # random signs drawn at a time for tangents in explicit form
 
 
 @torch.inference_mode(mode=False)
@@ -50,7 +50,7 @@ def tangent_features(
         model: any module whose ``model(x)`` is (n, C); never changed.
         x: n rows, as in :func:`kernelmem.ntk`.
         dim: number of features; a relative error ε (of the norms) needs dim ≈ 9/ε².
-        seed: of the projection. With the same seed the features of a row do not depend on the other rows, so that
+        seed: seed of the random projection. With the same seed the features of a row do not depend on the other rows, so that
             features of training and test rows can be computed in separate calls.
         outputs: "pseudo" (kernel of Σ_c f_c / √C, one backward sweep) or "trace" (C sweeps).
         parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
@@ -84,57 +84,66 @@ def tangent_features(
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     engine = Engine.build(prepared, rows, OutputDirections(outputs, prepared.n_outputs))
     seeds = seed_sequence(seed, [group.names[0] for group in engine.survey.groups] + list(engine.survey.dense))
-    k, itemsize = engine.directions.k, torch.finfo(prepared.dtype).bits // 8
-    swept = sum(output for _, output in engine.survey.elements.values())
-    chunk = max(1, min(1024, CHUNK_BYTES // max(1, itemsize * (2 * engine.survey.saved + 3 * k * swept))))
-    result = torch.empty(rows.n, dim, dtype=prepared.dtype, device=prepared.device)
-    for start in range(0, rows.n, chunk):
-        stop = min(start + chunk, rows.n)
-        result[start:stop] = _project(engine, rows.slice(start, stop), stop - start, dim, seeds)
-    return result.mul_(dim**-0.5)
+    k, bytes_per_number = engine.directions.k, torch.finfo(prepared.dtype).bits // 8
+    gradient_numbers = sum(output_numbers for _, output_numbers in engine.survey.elements.values())
+    rows_per_chunk = max(
+        1, min(1024, CHUNK_BYTES // max(1, bytes_per_number * (2 * engine.survey.saved + 3 * k * gradient_numbers)))
+    )
+    features = torch.empty(rows.n, dim, dtype=prepared.dtype, device=prepared.device)
+    for start in range(0, rows.n, rows_per_chunk):
+        stop = min(start + rows_per_chunk, rows.n)
+        features[start:stop] = _project_rows(engine, rows.slice(start, stop), stop - start, dim, seeds)
+    return features.mul_(dim**-0.5)
 
 
-def _project(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
+def _project_rows(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
+    """Project the tangents of one chunk of n rows, without the factor 1/√dim."""
     captured, k = engine.capture(batch, n), engine.directions.k
     forward_pass = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
     gradients = forward_pass.gradients(range(k), all_directions=True)
-    total = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
+    features = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
     for group in engine.survey.groups:
-        in_group = [gradients.get(key) for key in group.keys]
-        total += _project_group(group, forward_pass.uses_of(group), in_group, n, k, dim, seeds[group.names[0]])
+        group_gradients = [gradients.get(key) for key in group.keys]
+        features += _project_group(
+            group, forward_pass.uses_of(group), group_gradients, n, k, dim, seeds[group.names[0]]
+        )
     if engine.survey.dense:
         jacobian = engine.dense(batch, n, forward_pass.cotangents(range(k)))
         sizes = [engine.prepared.parameters[name].numel() for name in engine.survey.dense]
         for name, tangents in zip(engine.survey.dense, jacobian.split(sizes, dim=2), strict=True):
-            total += _project_formed(tangents.flatten(1), dim, seeds[name])
-    return total
+            features += _project_tangents(tangents.flatten(1), dim, seeds[name])
+    return features
 
 
 def _project_group(
     group: Group, uses: list[ParameterUse], gradients: list[UseGradients], n: int, k: int, dim: int, seed: int
 ) -> Tensor:
+    """Project the tangents of one group, from their factors if they are outer products."""
     if isinstance(group, MixedGroup):
-        return _project_formed(group.write(uses, gradients, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
+        return _project_tangents(group.write(uses, gradients, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
     assert isinstance(group, OuterGroup)
-    a, g = group.factors(uses, gradients, n, k)  # (n, G, S, in), (n, G, S, k, out)
+    activations, output_gradients = group.factors(uses, gradients, n, k)  # (n, G, S, in), (n, G, S, k, out)
     generator = torch.Generator().manual_seed(seed)
-    total = a.new_zeros(n, dim)
-    for index in range(a.shape[1]):
-        # The last column of a is that of the bias: signs for the weight are drawn first.
-        v = _signs((a.shape[3], dim), generator).to(a)
-        u = _signs((k * g.shape[4], dim), generator).to(a)
-        total += ((a[:, index] @ v) * (g[:, index].flatten(2) @ u)).sum(1)
-    return total
+    features = activations.new_zeros(n, dim)
+    for channel_group in range(activations.shape[1]):
+        # The last column of the activations is that of the bias: signs for the weight are drawn first.
+        activation_signs = _random_signs((activations.shape[3], dim), generator).to(activations)
+        gradient_signs = _random_signs((k * output_gradients.shape[4], dim), generator).to(activations)
+        projected_activations = activations[:, channel_group] @ activation_signs
+        projected_gradients = output_gradients[:, channel_group].flatten(2) @ gradient_signs
+        features += (projected_activations * projected_gradients).sum(1)
+    return features
 
 
-def _project_formed(tangents: Tensor, dim: int, seed: int) -> Tensor:
+def _project_tangents(tangents: Tensor, dim: int, seed: int) -> Tensor:
     """Project (n, p) by a (p, dim) matrix of random signs, drawn block by block."""
     generator = torch.Generator().manual_seed(seed)
-    total = tangents.new_zeros(len(tangents), dim)
-    for block in tangents.split(max(1, BLOCK // dim), dim=1):
-        total += block @ _signs((block.shape[1], dim), generator).to(block)
-    return total
+    features = tangents.new_zeros(len(tangents), dim)
+    for block in tangents.split(max(1, SIGNS_PER_BLOCK // dim), dim=1):
+        features += block @ _random_signs((block.shape[1], dim), generator).to(block)
+    return features
 
 
-def _signs(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def _random_signs(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Draw independent signs ±1 in int8."""
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1

@@ -32,15 +32,21 @@ CHANNELWISE = (
 
 @dataclass(frozen=True)
 class Readout:
-    """Linear readout: its use, its weight, and the uses below it whose output gradients factor as W_ck D_nk."""
+    """Linear readout.
+
+    Attributes:
+        key: key of its :class:`ParameterUse`.
+        weight: its weight W (C, H).
+        factored: keys of the uses below it whose output gradients factor as W_ck D_nk.
+    """
 
     key: int
-    weight: Tensor = field(compare=False)  # W (C, H)
+    weight: Tensor = field(compare=False)
     factored: frozenset[int]
 
     @cached_property
     def compressed(self) -> Tensor:
-        """R (r, H) with RᵀR = WᵀW and r = min(C, H); W itself if C <= H."""
+        """Matrix R (r, H) with RᵀR = WᵀW and r = min(C, H), which is W itself if C <= H."""
         C, H = self.weight.shape
         if C <= H:
             return self.weight
@@ -49,22 +55,22 @@ class Readout:
 
     @cached_property
     def scale(self) -> Tensor:
-        """√(Σ_c W_ck²), (H,): the weight of channel k in the trace."""
+        """Weight √(Σ_c W_ck²) of each channel k in the trace, (H,)."""
         return self.weight.double().square().sum(0).sqrt().to(self.weight)
 
 
 def find_readout(probe: Capture) -> Readout | None:
     """Find a linear layer whose output is the model's output, and the uses below it that factor."""
-    final = probe.outputs.grad_fn
+    output_node = probe.outputs.grad_fn
     for use in probe.uses:
-        if use.edge.node is not final or use.edge.output_nr != probe.outputs.output_nr:
+        if use.edge.node is not output_node or use.edge.output_nr != probe.outputs.output_nr:
             continue
         if not isinstance(use.rule, LinearRule) or use.inputs["input"].ndim != 2:
             return None
         weight = use.weights["weight"]
         assert weight is not None
         weight = weight.T if use.settings.get("transposed") else weight
-        factored = frozenset() if use.input_edge is None else _factored(probe, use, weight)
+        factored = frozenset() if use.input_edge is None else _factored_uses(probe, use, weight)
         return Readout(use.key, weight, factored)
     return None
 
@@ -72,7 +78,7 @@ def find_readout(probe: Capture) -> Readout | None:
 def hidden_gradients(
     use: ParameterUse, cotangents: Tensor, edges: Sequence[GradientEdge]
 ) -> list[tuple[Tensor | None, ...]]:
-    """Gradients at ``edges`` of the readout's input along each of the cotangents (k, n, H), by k sweeps."""
+    """Compute the gradients at ``edges`` of the readout's input along the cotangents (k, n, H), by k sweeps."""
     assert use.input_edge is not None
     return [
         torch.autograd.grad(use.input_edge, edges, cotangent, retain_graph=True, allow_unused=True)
@@ -80,33 +86,33 @@ def hidden_gradients(
     ]
 
 
-def _factored(probe: Capture, readout: ParameterUse, weight: Tensor) -> frozenset[int]:
-    """Uses whose output gradient is W_ck D_nk: candidates from the graph, then a test along a random direction."""
+def _factored_uses(probe: Capture, readout: ParameterUse, weight: Tensor) -> frozenset[int]:
+    """Find the uses whose output gradient is W_ck D_nk: candidates from the graph, tested along a random direction."""
     H, n = weight.shape[1], probe.n
     candidates = []
     for use in probe.uses:
-        outer = use.rule.outer_shape(use, n)
-        if use is readout or use.derived or outer is None or outer.groups != 1 or outer.fan_out != H:
+        outer_shape = use.rule.outer_shape(use, n)
+        if use is readout or use.derived or outer_shape is None or outer_shape.groups != 1 or outer_shape.fan_out != H:
             continue
-        if use.batch_axis.multiplicity == 1 and _channelwise_path(readout.input_edge, use.edge.node):
+        if use.batch_axis.multiplicity == 1 and _is_channelwise_path(readout.input_edge, use.edge.node):
             candidates.append(use)
     if not candidates:
         return frozenset()
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(len(weight), generator=generator, dtype=torch.float64).to(weight)
+    output_weights = torch.randn(len(weight), generator=generator, dtype=torch.float64).to(weight)
     edges = [use.edge for use in candidates]
     ones = torch.ones(1, n, H, dtype=weight.dtype, device=weight.device)
     (channel_gradients,) = hidden_gradients(readout, ones, edges)
-    (expected,) = hidden_gradients(readout, (v @ weight).expand(1, n, H), edges)
+    (expected_gradients,) = hidden_gradients(readout, (output_weights @ weight).expand(1, n, H), edges)
     tolerance = 1e-4 if weight.dtype == torch.float32 else 1e-10
-    factored = set()
-    for use, D, g in zip(candidates, channel_gradients, expected, strict=True):
-        if D is None or g is None:
+    factored_keys = set()
+    for use, channel_gradient, expected_gradient in zip(candidates, channel_gradients, expected_gradients, strict=True):
+        if channel_gradient is None or expected_gradient is None:
             continue
-        predicted = scaled_by_channel(use, D, v @ weight)
-        if float((predicted - g).norm()) <= tolerance * float(g.norm() + 1e-30):
-            factored.add(use.key)
-    return frozenset(factored)
+        predicted = scaled_by_channel(use, channel_gradient, output_weights @ weight)
+        if float((predicted - expected_gradient).norm()) <= tolerance * float(expected_gradient.norm() + 1e-30):
+            factored_keys.add(use.key)
+    return frozenset(factored_keys)
 
 
 def scaled_by_channel(use: ParameterUse, gradient: Tensor, values: Tensor) -> Tensor:
@@ -116,40 +122,40 @@ def scaled_by_channel(use: ParameterUse, gradient: Tensor, values: Tensor) -> Te
     return gradient * values.reshape(-1, *(1,) * (gradient.ndim - 2))
 
 
-def _channelwise_path(start: GradientEdge | None, end: Node) -> bool:
+def _is_channelwise_path(start: GradientEdge | None, end: Node) -> bool:
     """Return True if all operations on the graph between ``start`` (outputs) and ``end`` act on each channel separately."""
     if start is None:
         return False
-    reaches: dict[Node, bool] = {end: True}  # whether a path leads from the node to ``end``
-    visited, stack = [], [start.node]
-    seen = set()
+    reaches_end: dict[Node, bool] = {end: True}  # whether a path leads from the node to ``end``
+    decided, stack = [], [start.node]
+    expanded = set()
     while stack:  # depth first, so that the inputs of a node are decided before the node
         node = stack[-1]
-        if node in seen or node in reaches:
+        if node in expanded or node in reaches_end:
             stack.pop()
-            if node not in reaches:
-                reaches[node] = any(
-                    reaches.get(parent, False) for parent, _ in node.next_functions if parent is not None
+            if node not in reaches_end:
+                reaches_end[node] = any(
+                    reaches_end.get(parent, False) for parent, _ in node.next_functions if parent is not None
                 )
-                visited.append(node)
+                decided.append(node)
             continue
-        seen.add(node)
-        stack.extend(p for p, _ in node.next_functions if p is not None and p not in seen and p not in reaches)
-    if not reaches.get(start.node, False):
+        expanded.add(node)
+        stack.extend(p for p, _ in node.next_functions if p is not None and p not in expanded and p not in reaches_end)
+    if not reaches_end.get(start.node, False):
         return False
-    return all(node.name().startswith(CHANNELWISE) for node in visited if reaches[node])
+    return all(node.name().startswith(CHANNELWISE) for node in decided if reaches_end[node])
 
 
-PROBE_SIZES = (2, 3)  # rows
+PROBE_SIZES = (2, 3)  # numbers of rows of the two probes
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the probes found: groups of uses, batch axes, and the parameters left to the dense fallback."""
+    """Result of the probes: groups of uses, batch axes, and the parameters left to the dense fallback."""
 
     groups: tuple[Group, ...]
     dense: tuple[str, ...]
-    skip: frozenset[int]  # calls that are not intercepted
+    skip: frozenset[int]  # ordinals of the calls that are not intercepted
     batch_axes: dict[int, BatchAxis]
     elements: dict[
         int, tuple[int, int]
@@ -168,13 +174,13 @@ def survey(prepared: PreparedModel, rows: Rows, rules: Sequence[Rule | Decomposi
     skip: set[int] = set()
     dense: set[str] = set()
     while True:
-        probes, saved = [], []
+        probes, saved_numbers = [], []
         for size in PROBE_SIZES:
             counter = _SavedTensorCounter()
             with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
                 batch = rows.take([i % rows.n for i in range(size)])
                 probes.append(capture(prepared, batch, size, rules, skip=frozenset(skip), dense=dense))
-            saved.append(counter.elements)
+            saved_numbers.append(counter.elements)
         batch_axes, unsupported = _batch_axes(probes)
         if unsupported:  # probe again: what such a call computes may enter a later one
             skip |= unsupported
@@ -183,76 +189,80 @@ def survey(prepared: PreparedModel, rows: Rows, rules: Sequence[Rule | Decomposi
         if uncovered:
             dense |= uncovered
             continue
-        shared = _closure(dense, probes[1].uses)
-        if shared - dense:
-            dense |= shared
+        dense_with_shared = _with_shared_sources(dense, probes[1].uses)
+        if dense_with_shared - dense:
+            dense |= dense_with_shared
             continue
         break
-    last = probes[1]
-    for use in last.uses:
+    large_probe = probes[1]
+    for use in large_probe.uses:
         use.batch_axis = batch_axes[use.key]
     elements = {
         use.key: (
             sum(t.numel() for t in use.inputs.values()) // PROBE_SIZES[1],
             use.output_shape.numel() // PROBE_SIZES[1] if use.rule.outer_shape(use, PROBE_SIZES[1]) is not None else 0,
         )
-        for use in last.uses
+        for use in large_probe.uses
     }
-    groups = _groups(prepared, last)
-    names = tuple(name for name in prepared.parameters if name in dense)
-    growth = max(saved[1] - saved[0], 0)
-    return Survey(groups, names, frozenset(skip), batch_axes, elements, growth, find_readout(last))
+    groups = _join_into_groups(prepared, large_probe)
+    dense_names = tuple(name for name in prepared.parameters if name in dense)
+    saved_per_row = max(saved_numbers[1] - saved_numbers[0], 0)
+    return Survey(groups, dense_names, frozenset(skip), batch_axes, elements, saved_per_row, find_readout(large_probe))
 
 
 class _SavedTensorCounter:
     """Counts the elements that autograd saves, each storage once."""
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
+        self.storage_pointers: set[int] = set()
         self.elements = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that autograd saves, and return it unchanged."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
+        if storage.data_ptr() not in self.storage_pointers:
+            self.storage_pointers.add(storage.data_ptr())
             self.elements += storage.nbytes() // tensor.element_size()
         return tensor
 
 
 def _batch_axes(probes: list[Capture]) -> tuple[dict[int, BatchAxis], set[int]]:
-    """Batch axis of each use's output; and the uses without a unique one, or whose rule does not support it."""
-    small, large = ({use.key: use for use in probe.uses} for probe in probes)
-    batch_axes, unsupported = {}, set(small) ^ set(large)
-    for key in set(small) & set(large):
-        batch_axis = find_batch_axis([small[key].output_shape, large[key].output_shape], PROBE_SIZES)
+    """Return the batch axis of each use's output, and the uses without a unique axis that their rule supports."""
+    small_uses, large_uses = ({use.key: use for use in probe.uses} for probe in probes)
+    batch_axes, unsupported = {}, set(small_uses) ^ set(large_uses)
+    for key in set(small_uses) & set(large_uses):
+        batch_axis = find_batch_axis([small_uses[key].output_shape, large_uses[key].output_shape], PROBE_SIZES)
         if batch_axis is not None and batch_axis.multiplicity > 1:
-            batch_axis = resolve_interleaving(batch_axis, _first_row_gradient(probes[1], large[key]), PROBE_SIZES[1])
-        large[key].batch_axis = batch_axis or large[key].batch_axis
-        if batch_axis is None or not _fits(large[key], PROBE_SIZES[1]):
+            batch_axis = resolve_interleaving(
+                batch_axis, _first_row_gradient(probes[1], large_uses[key]), PROBE_SIZES[1]
+            )
+        large_uses[key].batch_axis = batch_axis or large_uses[key].batch_axis
+        if batch_axis is None or not _supports_batch_axis(large_uses[key], PROBE_SIZES[1]):
             unsupported.add(key)
         else:
             batch_axes[key] = batch_axis
     return batch_axes, unsupported
 
 
-def _fits(use: ParameterUse, n: int) -> bool:
+def _supports_batch_axis(use: ParameterUse, n: int) -> bool:
     """Return True if the rule supports the batch axis of the use."""
     return use.rule.outer_shape(use, n) is not None or use.rule.is_direct(use)
 
 
 def _first_row_gradient(probe: Capture, use: ParameterUse) -> Tensor:
+    """Compute the gradient of a random combination of the first row's outputs at the output of a use."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    weights = torch.randn(probe.outputs.shape[1], generator=generator, dtype=torch.float64)
+    output_weights = torch.randn(probe.outputs.shape[1], generator=generator, dtype=torch.float64)
     cotangent = torch.zeros_like(probe.outputs)
-    cotangent[0] = weights.to(cotangent)
+    cotangent[0] = output_weights.to(cotangent)
     if not probe.outputs.requires_grad:
         return probe.outputs.new_zeros(use.output_shape)
     (gradient,) = torch.autograd.grad(probe.outputs, [use.edge], cotangent, retain_graph=True, allow_unused=True)
     return probe.outputs.new_zeros(use.output_shape) if gradient is None else gradient
 
 
-def _closure(dense: set[str], uses: Sequence[ParameterUse]) -> set[str]:
-    """Add the parameters from which a weight is computed together with a dense parameter."""
+def _with_shared_sources(dense: set[str], uses: Sequence[ParameterUse]) -> set[str]:
+    """Return ``dense`` and the parameters from which a weight is computed together with a dense parameter."""
     closure = set(dense)
     for use in uses:
         for names in use.sources.values():
@@ -261,58 +271,58 @@ def _closure(dense: set[str], uses: Sequence[ParameterUse]) -> set[str]:
     return closure
 
 
-def _groups(prepared: PreparedModel, probe: Capture) -> tuple[Group, ...]:
+def _join_into_groups(prepared: PreparedModel, probe: Capture) -> tuple[Group, ...]:
     """Join uses that share parameters into groups."""
-    owner: dict[str, int] = {}
-    sets: list[tuple[list[ParameterUse], set[str]]] = []
+    group_of_name: dict[str, int] = {}
+    members: list[tuple[list[ParameterUse], set[str]]] = []
     for use in probe.uses:
         names = set(use.names.values()).union(*use.sources.values())
-        shared = sorted({owner[name] for name in names if name in owner})
-        if shared:
-            target = shared[0]
-            for other in shared[1:]:
-                sets[target][0].extend(sets[other][0])
-                sets[target][1].update(sets[other][1])
-                sets[other] = ([], set())
+        shared_groups = sorted({group_of_name[name] for name in names if name in group_of_name})
+        if shared_groups:
+            target = shared_groups[0]
+            for merged in shared_groups[1:]:
+                members[target][0].extend(members[merged][0])
+                members[target][1].update(members[merged][1])
+                members[merged] = ([], set())
         else:
-            target = len(sets)
-            sets.append(([], set()))
-        sets[target][0].append(use)
-        sets[target][1].update(names)
-        for name in sets[target][1]:
-            owner[name] = target
+            target = len(members)
+            members.append(([], set()))
+        members[target][0].append(use)
+        members[target][1].update(names)
+        for name in members[target][1]:
+            group_of_name[name] = target
     order = {name: i for i, name in enumerate(prepared.parameters)}
-    groups = [_group(prepared, uses, sorted(names, key=order.__getitem__), probe.n) for uses, names in sets if uses]
+    groups = [
+        _build_group(prepared, uses, sorted(names, key=order.__getitem__), probe.n) for uses, names in members if uses
+    ]
     return tuple(sorted(groups, key=lambda group: order[group.names[0]]))
 
 
-def _group(prepared: PreparedModel, uses: list[ParameterUse], names: list[str], n: int) -> Group:
+def _build_group(prepared: PreparedModel, uses: list[ParameterUse], names: list[str], n: int) -> Group:
+    """Build the group of some uses: outer products if they share one weight, otherwise a mixed group."""
     uses = sorted(uses, key=lambda use: use.key)
     keys = tuple(use.key for use in uses)
     layer = names[0].rpartition(".")[0] or names[0]
-    outers = [use.rule.outer_shape(use, n) for use in uses]
-    if _one_outer(uses, outers):
-        first = outers[0]
-        assert first is not None
-        positions = sum(outer.positions for outer in outers if outer is not None)
-        shape = OuterShape(positions, first.fan_in, first.fan_out, first.groups)
+    outer_shapes = [use.rule.outer_shape(use, n) for use in uses]
+    if _share_one_weight(uses, outer_shapes):
+        first_shape = outer_shapes[0]
+        assert first_shape is not None
+        positions = sum(outer_shape.positions for outer_shape in outer_shapes if outer_shape is not None)
+        shape = OuterShape(positions, first_shape.fan_in, first_shape.fan_out, first_shape.groups)
         has_weight, has_bias = "weight" in uses[0].names, "bias" in uses[0].names
-        kind = VectorGroup if positions == 1 and first.groups == 1 and len(uses) == 1 else OuterGroup
-        return kind(tuple(names), keys, layer, shape, has_weight, has_bias)
+        group_type = VectorGroup if positions == 1 and first_shape.groups == 1 and len(uses) == 1 else OuterGroup
+        return group_type(tuple(names), keys, layer, shape, has_weight, has_bias)
     shapes = tuple(prepared.parameters[name].shape for name in names)
     return MixedGroup(tuple(names), keys, layer, shapes)
 
 
-def _one_outer(uses: list[ParameterUse], outers: list[OuterShape | None]) -> bool:
+def _share_one_weight(uses: list[ParameterUse], outer_shapes: list[OuterShape | None]) -> bool:
     """Return True if all uses are outer products of the same weight and bias, so that their positions can be joined."""
-    first = outers[0]
-    if first is None or any(use.derived for use in uses):
+    if any(use.derived for use in uses):
         return False
-    form: tuple[object, ...] = (uses[0].names, first.fan_in, first.fan_out, first.groups, type(uses[0].rule))
-    form += (uses[0].settings.get("transposed"),)
-    return all(
-        outer is not None
-        and form
-        == (use.names, outer.fan_in, outer.fan_out, outer.groups, type(use.rule), use.settings.get("transposed"))
-        for use, outer in zip(uses, outers, strict=True)
-    )
+    forms = [
+        None if shape is None else (use.names, shape.fan_in, shape.fan_out, shape.groups, type(use.rule))
+        for use, shape in zip(uses, outer_shapes, strict=True)
+    ]
+    transposed = {bool(use.settings.get("transposed")) for use in uses}
+    return forms[0] is not None and all(form == forms[0] for form in forms) and len(transposed) == 1

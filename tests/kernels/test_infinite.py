@@ -103,7 +103,7 @@ def test_independent_values_to_machine_precision(case, kind):
 def test_fifty_digits(many, kind, x, network):
     """Also at angles of 1e-15, where arccos of the correlation has lost half the digits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infinite, "MANY", many)
+        patch.setattr(infinite, "GATHERED_PAIR_COST", many)
         assert gap(KERNELS[kind](x, **network), exactly(x, **network)[kind]) <= 100 * EPS
 
 
@@ -194,7 +194,7 @@ def test_rotations_of_the_inputs_change_nothing(x, network, seed):
 def test_blocks_change_nothing(x, network):
     whole = infinite_ntk(x, **network)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infinite, "BLOCK", 3)
+        patch.setattr(infinite, "BLOCK_ENTRIES", 3)
         assert gap(infinite_ntk(x, **network), whole) <= 100 * EPS
         K = infinite_ntk(x, **network)
         assert torch.equal(K, K.T)

@@ -135,13 +135,13 @@ def test_verification_of_many_outputs_holds_few_tangents_at_a_time(monkeypatch):
     x = torch.randn(4, 64, dtype=torch.float64)
     numbers, true = [], verification.jacobian_of
     monkeypatch.setattr(verification, "jacobian_of", lambda *a: numbers.append((t := true(*a)).numel()) or t)
-    monkeypatch.setattr(verification, "BYTES", 2**23)
+    monkeypatch.setattr(verification, "TANGENT_BYTES", 2**23)
     assert relative(km.ntk(model, x), 300 * (x @ x.T + 1)) < 1e-13
     assert max(numbers) * 8 <= 2**23
     assert sum(numbers) == 3 * 300 * model.weight.shape[0] * 65  # 3 rows, every output
     numbers.clear()
     km.ntk(model, x, outputs="full")
-    assert sum(numbers) == 3 * verification.PAIRS * model.weight.shape[0] * 65
+    assert sum(numbers) == 3 * verification.MAX_FULL_OUTPUTS * model.weight.shape[0] * 65
 
 
 @pytest.mark.parametrize("outputs", ["trace", "diagonal", "full", "pseudo"])
@@ -161,7 +161,7 @@ def test_some_outputs_stand_for_very_many(outputs, monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 50)).double()
     x = torch.randn(5, 3, dtype=torch.float64)
-    monkeypatch.setattr(verification, "NUMBERS", 3 * 266 * 7)
+    monkeypatch.setattr(verification, "MAX_TANGENT_NUMBERS", 3 * 266 * 7)
     assert relative(km.ntk(model, x, outputs=outputs), reference.ntk(model, x, outputs=outputs)) < 1e-12
     mixing = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 50)).double()
     mixed = lambda module, batch: module(batch - batch.mean(0))  # noqa: E731

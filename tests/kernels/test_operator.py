@@ -148,12 +148,12 @@ def limited(op, model, x, *, chunk, **options):
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            fits = ntk_operator(model, x, memory=middle, **options)._plan.chunk >= chunk
+            fits = ntk_operator(model, x, memory=middle, **options)._plan.rows_per_chunk >= chunk
         except InputError:
             fits = False
         low, high = (low, middle) if fits else (middle, high)
     found = ntk_operator(model, x, memory=high, **options)
-    assert chunk <= found._plan.chunk < op.n
+    assert chunk <= found._plan.rows_per_chunk < op.n
     return found
 
 
@@ -170,7 +170,9 @@ def test_group_of_directions_changes_no_value(model, x, outputs):
     op = ntk_operator(model, x, outputs=outputs)
     V = normal(op.shape[0], 4)
     for chunk, group, keep in [(1, 1, False), (2, 5, False), (3, 100, True), (3, 1, True), (7, 1, False)]:
-        cut = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=group, keep_graphs=keep))
+        cut = dataclasses.replace(
+            op, _plan=dataclasses.replace(op._plan, rows_per_chunk=chunk, directions_per_pass=group, keep_graphs=keep)
+        )
         assert relative(cut @ V, op @ V) < 1e-13
     assert relative(torch.stack([op @ V[:, k] for k in range(4)], 1), op @ V) < 1e-13
 
@@ -227,7 +229,9 @@ def test_one_output_one_row_one_column(outputs):
 def test_the_vector_is_not_written_to(outputs, chunk):
     model, x = made("tied")
     op = ntk_operator(model, x, outputs=outputs, dtype=torch.float64)
-    op = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=3, keep_graphs=False))
+    op = dataclasses.replace(
+        op, _plan=dataclasses.replace(op._plan, rows_per_chunk=chunk, directions_per_pass=3, keep_graphs=False)
+    )
     v = normal(op.shape[0])
     before = v.clone()
     found = op @ v

@@ -29,7 +29,7 @@ op @ torch.ones(op.shape[0])
 if "diagonal" in sys.argv:
     op.diagonal()
 high = [int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
-print(high - before, op._plan.chunk, op._plan.group, op._plan.keep_graphs)
+print(high - before, op._plan.rows_per_chunk, op._plan.directions_per_pass, op._plan.keep_graphs)
 """
 
 

@@ -18,7 +18,7 @@ def rowwise_jacobian(
 ) -> Tensor:
     """Compute Σ_c v_nkc ∂f_c(x_n)/∂θ, (n, k, P), by one backward pass per row and direction.
 
-    ``rows`` are batches of one row each; ``directions`` is v (n, k, C), None: each output by itself. Cost: nk backward
+    ``rows`` are batches of one row each; ``directions`` is v (n, k, C); None means each output separately. Cost: nk backward
     passes of one row; memory nkP.
     """
     parameters = [prepared.parameters[name] for name in names]
@@ -26,11 +26,11 @@ def rowwise_jacobian(
         one_hot = torch.eye(prepared.n_outputs, dtype=prepared.dtype, device=prepared.device)
         directions = one_hot.expand(len(rows), *one_hot.shape)
     jacobian = []
-    for row, of_row in zip(rows, directions, strict=True):
+    for row, row_directions in zip(rows, directions, strict=True):
         with torch.enable_grad():
             outputs = prepared.outputs(row, 1)[0]
             tangents = []
-            for direction in of_row:
+            for direction in row_directions:
                 if not outputs.requires_grad:
                     tangents.append(torch.cat([torch.zeros_like(p).flatten() for p in parameters]))
                     continue
@@ -67,29 +67,29 @@ class _SafeUnderVmap(TorchFunctionMode):
 def vectorized_jacobian(
     prepared: PreparedModel, batch: Batch, names: list[str], directions: Tensor | None = None
 ) -> Tensor:
-    """Compute :func:`rowwise_jacobian` by torch.func, all rows of a batch at once; raises if vmap does not support the model."""
+    """Compute :func:`rowwise_jacobian` by torch.func, all rows of a batch at once; raise if vmap does not support the model."""
 
     def run(row: Batch) -> Tensor:
         with _SafeUnderVmap():
             return prepared.forward(prepared.module, row)
 
     bound = BoundModel(prepared.module, run)
-    fixed = {name: p.detach() for name, p in bound.named_parameters()} | dict(bound.named_buffers())
+    constants = {name: p.detach() for name, p in bound.named_parameters()} | dict(bound.named_buffers())
     selected = {f"module.{name}": prepared.parameters[name].detach() for name in names}
 
-    def outputs(values: dict[str, Tensor], row: Batch, of_row: Tensor | None = None) -> Tensor:
+    def outputs(values: dict[str, Tensor], row: Batch, row_directions: Tensor | None = None) -> Tensor:
         batch_of_one = Rows(row, 1).map(lambda leaf: leaf.unsqueeze(0))
-        result = functional_call(bound, fixed | values, (batch_of_one,))[0]
-        return result if of_row is None else of_row @ result
+        result = functional_call(bound, constants | values, (batch_of_one,))[0]
+        return result if row_directions is None else row_directions @ result
 
     with warnings.catch_warnings():  # vmap loops over some operations: slower, not wrong
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        mapped = (batch,) if directions is None else (batch, directions)
-        jacobian = vmap(jacrev(outputs), in_dims=(None, *(0 for _ in mapped)))(selected, *mapped)
+        mapped_inputs = (batch,) if directions is None else (batch, directions)
+        jacobian = vmap(jacrev(outputs), in_dims=(None, *(0 for _ in mapped_inputs)))(selected, *mapped_inputs)
     return torch.cat([jacobian[name].flatten(2) for name in selected], dim=2)
 
 
-def vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
+def supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
     """Return True if torch.func supports this model and agrees with autograd, on a few rows and directions."""
     if len(list(prepared.module.named_modules())) != len(list(prepared.module.named_modules(remove_duplicate=False))):
         return False  # functional_call does not restore a module that is registered in two places
@@ -98,14 +98,14 @@ def vectorizes(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
     directions = directions.to(dtype=prepared.dtype, device=prepared.device)
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
     for size in (2, 3):  # two sizes: a batch size that equals another dimension hides some errors of torch
-        single = [rows.take([i % rows.n]) for i in range(size)]
-        of_rows = directions.expand(size, *directions.shape)
+        single_rows = [rows.take([i % rows.n]) for i in range(size)]
+        expanded_directions = directions.expand(size, *directions.shape)
         try:
             batch = rows.take([i % rows.n for i in range(size)])
-            vectorized = vectorized_jacobian(prepared, batch, names, of_rows)
+            vectorized = vectorized_jacobian(prepared, batch, names, expanded_directions)
         except Exception:  # vmap and jacrev raise many types, also from the user's module
             return False
-        expected = rowwise_jacobian(prepared, single, names, of_rows)
+        expected = rowwise_jacobian(prepared, single_rows, names, expanded_directions)
         if not bool((vectorized - expected).norm() <= tolerance * expected.norm()):
             return False
     return True

@@ -58,28 +58,30 @@ class Linearized:
         self, prepared: PreparedModel, batch: Batch, n: int, *, mode: JvpMode = "reverse", keep_graph: bool = False
     ) -> None:
         self.prepared, self.batch, self.n, self.mode, self.keep_graph = prepared, batch, n, mode, keep_graph
-        self._transposed: tuple[Tensor, dict[str, GradientEdge]] | None = None  # w, and Jᵀ w as its graph
+        self._vjp_graph: tuple[Tensor, dict[str, GradientEdge]] | None = None  # w, and Jᵀ w as its graph
         self._outputs: Tensor | None = None
 
     def vjp(self, cotangents: Tensor) -> Tangents:
         """Compute Jᵀ w, one tensor per selected parameter, for ``cotangents`` w (n, C)."""
         with differentiable_kernels(self.prepared.device):
-            if self.keep_graph and self.mode == "reverse" and self._transposed is None:
-                return {name: g.detach() for name, g in self._transpose(cotangents).items()}
-            return self._gradients(cotangents, create_graph=False)
+            if self.keep_graph and self.mode == "reverse" and self._vjp_graph is None:
+                return {name: g.detach() for name, g in self._vjp_with_graph(cotangents).items()}
+            return self._parameter_gradients(cotangents, create_graph=False)
 
     def jvp(self, tangents: Tangents) -> Tensor:
         """Compute J u, (n, C), for ``tangents`` u, one tensor per selected parameter."""
         with differentiable_kernels(self.prepared.device):
-            return self._dual(tangents) if self.mode == "forward" else self._double_backward(tangents)
+            compute = self._jvp_by_dual_numbers if self.mode == "forward" else self._jvp_by_double_backward
+            return compute(tangents)
 
-    def _forward(self) -> Tensor:
+    def _cached_outputs(self) -> Tensor:
         if self._outputs is None:
             self._outputs = self.prepared.outputs(self.batch, self.n)
         return self._outputs
 
-    def _gradients(self, cotangents: Tensor, *, create_graph: bool) -> Tangents:
-        outputs = self._forward()
+    def _parameter_gradients(self, cotangents: Tensor, *, create_graph: bool) -> Tangents:
+        """Compute Jᵀ w by one backward pass, optionally with the graph of its derivative."""
+        outputs = self._cached_outputs()
         parameters = self.prepared.parameters
         if not outputs.requires_grad:
             return {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -95,19 +97,20 @@ class Linearized:
         dense = (g if g.layout == torch.strided else g.to_dense() for g in gradients)  # sparse embeddings
         return dict(zip(parameters, dense, strict=True))
 
-    def _transpose(self, cotangents: Tensor) -> Tangents:
+    def _vjp_with_graph(self, cotangents: Tensor) -> Tangents:
         """Compute Jᵀ w and keep its graph. The value of w is irrelevant because the map is linear."""
         w = cotangents.detach().clone().requires_grad_()
-        gradients = self._gradients(w, create_graph=True)
+        gradients = self._parameter_gradients(w, create_graph=True)
         # Keep the edges, not the tensors: the values of Jᵀ w (P numbers) can be freed before the graph.
-        self._transposed = w, {name: get_gradient_edge(g) for name, g in gradients.items() if g.requires_grad}
+        self._vjp_graph = w, {name: get_gradient_edge(g) for name, g in gradients.items() if g.requires_grad}
         return gradients
 
-    def _double_backward(self, tangents: Tangents) -> Tensor:
-        if self._transposed is None:
-            self._transpose(torch.zeros_like(self._forward()))
-        assert self._transposed is not None
-        w, edges = self._transposed
+    def _jvp_by_double_backward(self, tangents: Tangents) -> Tensor:
+        """Compute J u as the gradient of ⟨Jᵀ w, u⟩ with respect to w."""
+        if self._vjp_graph is None:
+            self._vjp_with_graph(torch.zeros_like(self._cached_outputs()))
+        assert self._vjp_graph is not None
+        w, edges = self._vjp_graph
         if not edges:  # the outputs depend on none of the selected parameters
             return torch.zeros_like(w)
         u = [tangents[name] for name in edges]
@@ -116,7 +119,8 @@ class Linearized:
         )
         return result
 
-    def _dual(self, tangents: Tangents) -> Tensor:
+    def _jvp_by_dual_numbers(self, tangents: Tangents) -> Tensor:
+        """Compute J u by a forward pass with dual numbers."""
         load_dual_rules()
         bound = BoundModel(self.prepared.module, self.prepared.outputs)
         primals = {f"module.{name}": p.detach() for name, p in self.prepared.parameters.items()}
@@ -131,7 +135,7 @@ class Linearized:
 
 @cache
 def load_dual_rules() -> None:
-    """Make a dual number: the first in a process compiles rules by torch.jit, which emits a deprecation warning."""
+    """Create a first dual number, which makes torch compile its rules by torch.jit, without the deprecation warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         with torch.autograd.forward_ad.dual_level():
@@ -140,14 +144,14 @@ def load_dual_rules() -> None:
 
 @contextmanager
 def differentiable_kernels(device: torch.device) -> Iterator[None]:
-    """Context in which operations can be differentiated twice and by dual numbers; global flags are restored on exit.
+    """Enter a context in which operations can be differentiated twice and by dual numbers; global flags are restored on exit.
 
     Fused attention has a first derivative only, the fused TransformerEncoder layer none. Autocast would compute
     products in half precision.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
+    fastpath_enabled = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath_enabled)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -173,69 +177,80 @@ def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
     indices = [0, rows.n - 1]
     generator = torch.Generator().manual_seed(0)  # local: the user's random state is not changed
     w = torch.randn(2, prepared.n_outputs, generator=generator, dtype=prepared.dtype).to(prepared.device)
-    exact, norm = _definition(prepared, rows, indices, w)
-    if not math.isfinite(norm):
+    expected_gradients, expected_norm = _rowwise_vjp(prepared, rows, indices, w)
+    if not math.isfinite(expected_norm):
         raise NumericalError(
             "a model whose parameter derivatives are NaN or infinite on the first or last row",
             expected="finite derivatives",
             hint="check the weights (a diverged run?) and the scale of the inputs",
         )
-    u = {name: torch.rand(g.shape, generator=generator, dtype=g.dtype).to(g.device) for name, g in exact.items()}
-    for name, g in exact.items():
-        u[name].add_(0.5).mul_(g)
-    expected = sum(_inner(g, u[name]) for name, g in exact.items())
-    scale = max(norm * sum(_inner(tensor, tensor) for tensor in u.values()) ** 0.5, TINY)
+    u = {
+        name: torch.rand(gradient.shape, generator=generator, dtype=gradient.dtype).to(gradient.device)
+        for name, gradient in expected_gradients.items()
+    }
+    for name, gradient in expected_gradients.items():
+        u[name].add_(0.5).mul_(gradient)
+    expected_inner_product = sum(_inner_product(gradient, u[name]) for name, gradient in expected_gradients.items())
+    scale = max(expected_norm * sum(_inner_product(direction, direction) for direction in u.values()) ** 0.5, TINY)
     tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
     batch = rows.take(indices)
-    batched = Linearized(prepared, batch, 2).vjp(w)
-    gap = sum(float((batched[name] - g).norm(dtype=torch.float64)) ** 2 for name, g in exact.items()) ** 0.5
-    del batched
-    if not gap <= tolerance * max(norm, TINY):
+    batched_gradients = Linearized(prepared, batch, 2).vjp(w)
+    differences = (batched_gradients[name] - gradient for name, gradient in expected_gradients.items())
+    batch_error = sum(float(difference.norm(dtype=torch.float64)) ** 2 for difference in differences) ** 0.5
+    del batched_gradients
+    if not batch_error <= tolerance * max(expected_norm, TINY):
         raise VerificationError(
             f"a model whose derivatives on 2 rows in one batch differ from the row-by-row definition by"
-            f" {gap / max(norm, TINY):.2g} (relative)",
+            f" {batch_error / max(expected_norm, TINY):.2g} (relative)",
             expected=f"a difference of at most {tolerance:g}",
             hint="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows)",
         )
-    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
-    modes: tuple[JvpMode, JvpMode] = ("forward", "reverse") if convolves else ("reverse", "forward")
+    has_convolutions = any(isinstance(module, nn.modules.conv._ConvNd) for module in prepared.module.modules())
+    modes: tuple[JvpMode, JvpMode] = ("forward", "reverse") if has_convolutions else ("reverse", "forward")
     problems: list[str] = []
     for mode in modes:
         try:
-            inner = float((Linearized(prepared, batch, 2, mode=mode).jvp(u) * w).sum(dtype=torch.float64))
+            inner_product = float((Linearized(prepared, batch, 2, mode=mode).jvp(u) * w).sum(dtype=torch.float64))
         except Exception as error:  # autograd raises many types, also from the user's module
             problems.append(f"{mode} mode: {(str(error) or type(error).__name__).splitlines()[0]}")
             continue
         # A once-differentiable custom function does not raise in reverse mode: its part of the graph is lost.
-        if abs(inner - expected) <= tolerance * scale:
+        if abs(inner_product - expected_inner_product) <= tolerance * scale:
             return mode
-        problems.append(f"{mode} mode: J u has relative error {abs(inner - expected) / scale:.2g}")
-    raise _cannot_differentiate(problems)
+        problems.append(
+            f"{mode} mode: J u has relative error {abs(inner_product - expected_inner_product) / scale:.2g}"
+        )
+    raise _unsupported_error(problems)
 
 
-def _definition(prepared: PreparedModel, rows: Rows, indices: list[int], w: Tensor) -> tuple[Tangents, float]:
+def _rowwise_vjp(prepared: PreparedModel, rows: Rows, indices: list[int], w: Tensor) -> tuple[Tangents, float]:
     """Compute Σ_n J_nᵀ w_n with each row in a batch of its own, and (Σ_n |J_nᵀ w_n|²)^½."""
     parameters = prepared.parameters
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = 0.0
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(prepared.device.type, enabled=False):
-        for k, i in enumerate(indices):
-            outputs = prepared.outputs(rows.slice(i, i + 1), 1)
+        for position, row_index in enumerate(indices):
+            outputs = prepared.outputs(rows.slice(row_index, row_index + 1), 1)
             if not outputs.requires_grad:
                 continue
             try:
                 gradients = torch.autograd.grad(
-                    outputs, list(parameters.values()), w[k : k + 1], allow_unused=True, materialize_grads=True
+                    outputs,
+                    list(parameters.values()),
+                    w[position : position + 1],
+                    allow_unused=True,
+                    materialize_grads=True,
                 )
             except RuntimeError as error:
-                raise _cannot_differentiate([f"backward: {str(error).splitlines()[0]}"]) from error
+                raise _unsupported_error([f"backward: {str(error).splitlines()[0]}"]) from error
             for name, gradient in zip(parameters, gradients, strict=True):
                 total[name] += gradient
                 squares += float(gradient.to_dense().norm(dtype=torch.float64)) ** 2
     return total, squares**0.5
 
 
-def _cannot_differentiate(problems: list[str]) -> UnsupportedModelError:
+def _unsupported_error(problems: list[str]) -> UnsupportedModelError:
+    """Return the error for a model of which no mode computes J u, with the reason per mode."""
     return UnsupportedModelError(
         f"a model whose products J u cannot be computed ({'; '.join(problems)})",
         expected="operations with a second derivative or a forward-mode rule, and no tensor changed in place"
@@ -244,5 +259,5 @@ def _cannot_differentiate(problems: list[str]) -> UnsupportedModelError:
     )
 
 
-def _inner(a: Tensor, b: Tensor) -> float:
+def _inner_product(a: Tensor, b: Tensor) -> float:
     return float(torch.sum(a * b, dtype=torch.float64))

@@ -12,7 +12,14 @@ ALL = slice(None), slice(None)
 
 @dataclass(frozen=True)
 class KernelAccumulator:
-    """Result tensors by name, to which the contractions of groups are added; ``names[i]`` is that of group i."""
+    """Result tensors, to which the contractions of groups are added.
+
+    Attributes:
+        combine: combination of several directions in the result.
+        tensors: results by name.
+        names: name of the result to which each group is added.
+        symmetric: True if only the upper triangle is computed.
+    """
 
     combine: Combine
     tensors: dict[str, Tensor]
@@ -21,8 +28,8 @@ class KernelAccumulator:
 
     def add(
         self,
-        index: int,
-        add: Callable[..., None],
+        group_index: int,
+        add_block: Callable[..., None],
         x: Buffers,
         y: Buffers,
         block: range,
@@ -31,14 +38,14 @@ class KernelAccumulator:
         symmetric: bool,
     ) -> None:
         """Add the contraction of one group for a tile of (rows, columns) and a block of directions."""
-        result, (rows, columns) = self.tensors[self.names[index]], tile
+        result, (rows, columns) = self.tensors[self.names[group_index]], tile
         if self.combine == "sum":
-            out = result[rows, columns]
+            tile_result = result[rows, columns]
         elif self.combine == "diagonal":
-            out = result[block.start : block.stop, rows, columns]
+            tile_result = result[block.start : block.stop, rows, columns]
         else:
-            out = result[rows, :, columns]
-        add(out, x, y, self.combine, symmetric=symmetric)
+            tile_result = result[rows, :, columns]
+        add_block(tile_result, x, y, self.combine, symmetric=symmetric)
 
 
 def add_dense(out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
@@ -47,26 +54,26 @@ def add_dense(out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetri
 
 
 class TangentAssembler:
-    """Tangents of one group for n rows, put together pass by pass, without a copy for those written into ``buffer``."""
+    """Tangents of one group for n rows, assembled pass by pass, without a copy of those written into ``buffer``."""
 
     def __init__(self, n: int, buffer: Tensor | None = None) -> None:
         self.n, self.buffer, self.start = n, buffer, 0
         self.buffers: Buffers = {}
 
     def add(self, chunk: Buffers) -> None:
-        """Append the next rows."""
-        rows = 0
+        """Append the tangents of the next rows."""
+        n_rows = 0
         for name, tensor in chunk.items():
-            rows = len(tensor)
-            if rows == self.n:
+            n_rows = len(tensor)
+            if n_rows == self.n:
                 self.buffers[name] = tensor
             elif self.buffer is not None and _same_storage(tensor, self.buffer):
                 self.buffers[name] = self.buffer.view(self.n, *tensor.shape[1:])
             else:
                 if name not in self.buffers:
                     self.buffers[name] = tensor.new_empty(self.n, *tensor.shape[1:])
-                self.buffers[name][self.start : self.start + rows] = tensor
-        self.start += rows
+                self.buffers[name][self.start : self.start + n_rows] = tensor
+        self.start += n_rows
 
 
 def _same_storage(first: Tensor, second: Tensor) -> bool:

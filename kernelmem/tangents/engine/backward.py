@@ -30,18 +30,18 @@ class ForwardPass:
         self.uses = {use.key: use for use in captured.uses}
         self.groups, self.directions, self.readout, self.sweeps = groups, directions, readout, sweeps
         self.activation_cache: dict[int, Tensor] = {}  # activations, kept from one direction to the next
-        factored = [group for group in groups if isinstance(group, ChannelGroup) or group.factored]
-        self.factored = [self.uses[key] for group in factored for key in group.keys]
+        factored_groups = [group for group in groups if isinstance(group, ChannelGroup) or group.factored]
+        self.factored = [self.uses[key] for group in factored_groups for key in group.keys]
         self.readout_keys = {key for group in groups if isinstance(group, ReadoutGroup) for key in group.keys}
-        separate = self.readout_keys.union(use.key for use in self.factored)
-        self.swept = [use for use in captured.uses if use.key not in separate]
+        separate_keys = self.readout_keys.union(use.key for use in self.factored)
+        self.swept = [use for use in captured.uses if use.key not in separate_keys]
 
     def uses_of(self, group: Group) -> list[ParameterUse]:
         """Return the uses of a group's parameters."""
         return [self.uses[key] for key in group.keys]
 
     def sweep(self, block: range) -> Iterator[tuple[int, list[tuple[ParameterUse, UseGradients]]]]:
-        """Yield per direction of ``block`` its ordinal there and the gradients of each swept use (k = 1)."""
+        """Yield, for each direction of ``block``, its position in it and the gradients of each swept use (k = 1)."""
         edges = [use.edge for use in self.swept]
         start: Tensor | GradientEdge | None = self.outputs
         readout = self.readout
@@ -52,81 +52,90 @@ class ForwardPass:
             cotangents = rows[block.start : block.stop, None].expand(-1, self.n, -1)
         else:
             cotangents = self.cotangents(block).transpose(0, 1)
-        for c, cotangent in enumerate(cotangents):
+        for direction, cotangent in enumerate(cotangents):
             if edges and start is not None and self.outputs.requires_grad:
                 gradients = torch.autograd.grad(start, edges, cotangent, retain_graph=True, allow_unused=True)
-                yield c, [(use, one_direction(use, g, self.n)) for use, g in zip(self.swept, gradients, strict=True)]
+                pairs = zip(self.swept, gradients, strict=True)
+                yield direction, [(use, one_direction(use, gradient, self.n)) for use, gradient in pairs]
             else:  # no use is on the graph of the outputs
-                yield c, []
+                yield direction, []
 
     def cotangents(self, block: range) -> Tensor:
         """Return the directions of ``block`` in output space, (n, k, C)."""
         return self.directions.cotangents(self.outputs.detach(), block, self.labels)
 
     def factored_gradients(self) -> dict[int, UseGradients]:
-        """Return the gradients D_nk of the uses that factor under the readout; for the trace times √(Σ_c W_ck²)."""
+        """Return the gradients D_nk of the uses that factor under the readout, times √(Σ_c W_ck²) for the trace."""
         gradients: dict[int, UseGradients] = {}
         if self.factored and self.readout is not None:
             weight = self.readout.weight
             ones = torch.ones(1, self.n, weight.shape[1], dtype=weight.dtype, device=weight.device)
             edges = [use.edge for use in self.factored]
-            (hidden,) = hidden_gradients(self.uses[self.readout.key], ones, edges)
-            for use, gradient in zip(self.factored, hidden, strict=True):
+            (channel_gradients,) = hidden_gradients(self.uses[self.readout.key], ones, edges)
+            for use, gradient in zip(self.factored, channel_gradients, strict=True):
                 if gradient is not None and self.directions.outputs == "trace":
                     gradient = scaled_by_channel(use, gradient, self.readout.scale)
                 gradients[use.key] = one_direction(use, gradient, self.n)
         return gradients
 
     def gradients(self, block: range, *, all_directions: bool) -> dict[int, UseGradients]:
-        """Return the gradients of all uses in the directions of ``block``; with ``all_directions`` also factored ones."""
+        """Return the gradients of all uses in the directions of ``block``; with ``all_directions`` also the factored ones."""
         gradients: dict[int, UseGradients] = {}
-        for c, by_use in self.sweep(block):
-            for use, gradient in by_use:
-                store_direction(gradients, use, gradient, c, len(block))
+        for direction, use_gradients in self.sweep(block):
+            for use, gradient in use_gradients:
+                store_direction(gradients, use, gradient, direction, len(block))
         return gradients | (self.factored_gradients() if all_directions else {})
 
 
 class ResidentRows:
     """All rows of one side with their graphs, while one direction after another is swept.
 
-    Output gradients of the uses in ``streaming`` are returned per direction, those of the others collected.
+    Output gradients of the uses in ``streaming`` are returned per direction; those of the other uses are collected.
     """
 
-    def __init__(self, passes: Sequence[ForwardPass], numbers_per_row: int, streaming: set[int]) -> None:
-        self.passes, self.streaming = passes, streaming
-        self.n = sum(forward_pass.n for forward_pass in passes)
-        like = passes[0].outputs
-        self.work = torch.empty(self.n * numbers_per_row, dtype=like.dtype, device=like.device)
-        self.collected: list[dict[int, UseGradients]] = [{} for _ in passes]
+    def __init__(self, forward_passes: Sequence[ForwardPass], numbers_per_row: int, streaming: set[int]) -> None:
+        self.forward_passes, self.streaming = forward_passes, streaming
+        self.n = sum(forward_pass.n for forward_pass in forward_passes)
+        outputs = forward_passes[0].outputs
+        self.stream_buffer = torch.empty(self.n * numbers_per_row, dtype=outputs.dtype, device=outputs.device)
+        self.collected: list[dict[int, UseGradients]] = [{} for _ in forward_passes]
 
     def factored_gradients(self) -> list[dict[int, UseGradients]]:
-        """Return per pass the gradients of the uses that factor under the readout."""
-        return [forward_pass.factored_gradients() for forward_pass in self.passes]
+        """Return, for each pass, the gradients of the uses that factor under the readout."""
+        return [forward_pass.factored_gradients() for forward_pass in self.forward_passes]
 
-    def sweep(self, c: int) -> list[dict[int, UseGradients]]:
-        """Return per pass the gradients of the streaming uses in direction c."""
-        swept = []
-        for forward_pass, collected in zip(self.passes, self.collected, strict=True):
-            ((_, by_use),) = forward_pass.sweep(range(c, c + 1))
-            swept.append({use.key: gradient for use, gradient in by_use if use.key in self.streaming})
-            for use, gradient in by_use:
+    def sweep(self, direction: int) -> list[dict[int, UseGradients]]:
+        """Return, for each pass, the gradients of the streaming uses in one direction."""
+        gradients_per_pass = []
+        for forward_pass, collected in zip(self.forward_passes, self.collected, strict=True):
+            ((_, use_gradients),) = forward_pass.sweep(range(direction, direction + 1))
+            gradients_per_pass.append(
+                {use.key: gradient for use, gradient in use_gradients if use.key in self.streaming}
+            )
+            for use, gradient in use_gradients:
                 if use.key not in self.streaming:
-                    store_direction(collected, use, gradient, c, forward_pass.sweeps)
-        return swept
+                    store_direction(collected, use, gradient, direction, forward_pass.sweeps)
+        return gradients_per_pass
 
     def tangents(self, group: Group, gradients: Sequence[dict[int, UseGradients]], k: int, combine: Combine) -> Buffers:
         """Return the tangents of one group in k directions; streaming groups share one buffer, overwritten by the next."""
-        shape, buffer = group.buffer_shape(self.n, k), None
-        if shape is not None:
-            buffer = self.work[: shape[0] * shape[1]].view(shape) if group.streams else self.work.new_empty(shape)
-        tangents = TangentAssembler(self.n, buffer)
-        for forward_pass, by_use in zip(self.passes, gradients, strict=True):
+        buffer_shape, buffer = group.buffer_shape(self.n, k), None
+        if buffer_shape is not None:
+            buffer = (
+                self.stream_buffer[: buffer_shape[0] * buffer_shape[1]].view(buffer_shape)
+                if group.streams
+                else self.stream_buffer.new_empty(buffer_shape)
+            )
+        assembler = TangentAssembler(self.n, buffer)
+        for forward_pass, use_gradients in zip(self.forward_passes, gradients, strict=True):
             n = forward_pass.n
-            out = None if buffer is None else buffer[tangents.start : tangents.start + n]
+            out = None if buffer is None else buffer[assembler.start : assembler.start + n]
             cache = forward_pass.activation_cache if group.streams else None
-            in_group = [by_use.get(key) for key in group.keys]
-            tangents.add(group.write(forward_pass.uses_of(group), in_group, n, k, combine, cache=cache, out=out))
-        return tangents.buffers
+            group_gradients = [use_gradients.get(key) for key in group.keys]
+            assembler.add(
+                group.write(forward_pass.uses_of(group), group_gradients, n, k, combine, cache=cache, out=out)
+            )
+        return assembler.buffers
 
     def drop(self, group: Group) -> None:
         """Free the collected gradients of a group."""
@@ -135,27 +144,29 @@ class ResidentRows:
                 collected.pop(key, None)
 
 
-def store_direction(stored: dict[int, UseGradients], use: ParameterUse, gradient: UseGradients, c: int, k: int) -> None:
-    """Write direction c of k into ``stored``: output gradients along the axis that the rule asks for, or tangents."""
+def store_direction(
+    stored: dict[int, UseGradients], use: ParameterUse, gradient: UseGradients, direction: int, k: int
+) -> None:
+    """Write one direction of k into ``stored``: output gradients along the axis that the rule asks for, or tangents."""
     target = stored.get(use.key)
     if gradient is None:
         if isinstance(target, Tensor):
-            target.select(use.rule.direction_axis(use) % target.ndim, c).zero_()
+            target.select(use.rule.direction_axis(use) % target.ndim, direction).zero_()
         elif target is not None:
             for tangents in target.values():
-                tangents[:, c] = 0.0
+                tangents[:, direction] = 0.0
         return
     if isinstance(gradient, Tensor):
         axis = use.rule.direction_axis(use) % gradient.ndim
         if not isinstance(target, Tensor):
             shape = (*gradient.shape[:axis], k, *gradient.shape[axis + 1 :])
-            target = stored[use.key] = gradient.new_empty(shape) if c == 0 else gradient.new_zeros(shape)
-        target.select(axis, c).copy_(gradient.select(axis, 0))
+            target = stored[use.key] = gradient.new_empty(shape) if direction == 0 else gradient.new_zeros(shape)
+        target.select(axis, direction).copy_(gradient.select(axis, 0))
         return
     if not isinstance(target, dict):
         target = stored[use.key] = {slot: t.new_zeros(len(t), k, *t.shape[2:]) for slot, t in gradient.items()}
     for slot, tangent in gradient.items():
-        target[slot][:, c] = tangent[:, 0]
+        target[slot][:, direction] = tangent[:, 0]
 
 
 def one_direction(use: ParameterUse, gradient: Tensor | None, n: int) -> UseGradients:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.tangents.capture import Capture, capture
-from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, vectorized_jacobian, vectorizes
+from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, supports_vectorized_jacobian, vectorized_jacobian
 from kernelmem.tangents.engine.accumulate import KernelAccumulator, TangentAssembler, add_dense, mirror
 from kernelmem.tangents.engine.backward import ForwardPass, ResidentRows
 from kernelmem.tangents.engine.plan import Plan, make_plan
@@ -36,13 +36,13 @@ class Engine:
     prepared: PreparedModel
     survey: Survey
     directions: OutputDirections
-    vectorized: bool  # the dense Jacobian is computed by torch.func, otherwise row by row
+    vectorized: bool  # whether the dense Jacobian is computed by torch.func instead of row by row
 
     @classmethod
     def build(cls, prepared: PreparedModel, rows: Rows, directions: OutputDirections) -> "Engine":
         """Probe the model on a few rows."""
         surveyed = survey(prepared, rows, RULES)
-        vectorized = bool(surveyed.dense) and vectorizes(prepared, rows, list(surveyed.dense))
+        vectorized = bool(surveyed.dense) and supports_vectorized_jacobian(prepared, rows, list(surveyed.dense))
         return cls(prepared, surveyed, directions, vectorized)
 
     def capture(self, batch: Batch, n: int) -> Capture:
@@ -66,12 +66,12 @@ class Engine:
         progress: Callable[[int, int], object] | None = None,
     ) -> dict[str, Tensor]:
         """Compute K(left, right), or the symmetric K(left, left), as {"": kernel}, or one kernel per layer."""
-        names = self._layers(plan) if by_layer else [""] * (len(plan.groups) + len(plan.dense))
+        names = self._layer_names(plan) if by_layer else [""] * (len(plan.groups) + len(plan.dense))
         shape = self.directions.result_shape(left.rows.n, (right or left).rows.n)
-        like = {"dtype": self.prepared.dtype, "device": self.prepared.device}
-        results = {name: torch.zeros(shape, **like) for name in (dict.fromkeys(names) if by_layer else [""])}
-        run = self._streamed if plan.streamed else self._tiled
-        run(
+        tensor_options = {"dtype": self.prepared.dtype, "device": self.prepared.device}
+        results = {name: torch.zeros(shape, **tensor_options) for name in (dict.fromkeys(names) if by_layer else [""])}
+        compute = self._compute_streamed if plan.streamed else self._compute_tiled
+        compute(
             KernelAccumulator(self.directions.combine, results, names, right is None),
             left,
             right or left,
@@ -83,93 +83,105 @@ class Engine:
                 mirror(result, self.directions.combine)
         return {layer: self.directions.public(result) for layer, result in results.items()}
 
-    def _layers(self, plan: Plan) -> list[str]:
-        """Module name of each group, then of each parameter of the dense fallback."""
+    def _layer_names(self, plan: Plan) -> list[str]:
+        """Return the module name of each group, then of each parameter of the dense fallback."""
         return [group.layer for group in plan.groups] + [name.rpartition(".")[0] or name for name in plan.dense]
 
-    def _pass(self, side: LabeledRows, rows: range, plan: Plan) -> ForwardPass:
+    def _forward_pass(self, side: LabeledRows, rows: range, plan: Plan) -> ForwardPass:
+        """Record the forward pass of some rows of one side."""
         captured = self.capture(side.rows.slice(rows.start, rows.stop), len(rows))
         labels = None if side.labels is None else side.labels[rows.start : rows.stop]
         return ForwardPass(captured, plan.groups, self.directions, self.survey.readout, plan.sweeps, labels)
 
-    def _streamed(
+    def _compute_streamed(
         self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
     ) -> None:
-        """All rows at once, one direction after another, each contracted as soon as its tangents are computed.
+        """Compute with all rows in memory, contracting each direction as soon as its tangents are computed.
 
         The output gradients of groups that do not stream are collected and contracted at the end.
         """
         groups, all_sweeps = plan.groups, range(plan.sweeps)
-        streams = [i for i, group in enumerate(groups) if group.streams]
-        all_directions = [i for i, group in enumerate(groups) if group.all_directions]
-        buffer = max((groups[i].numbers_per_row(1) for i in streams), default=0)
+        streaming = [index for index, group in enumerate(groups) if group.streams]
+        contracted_once = [index for index, group in enumerate(groups) if group.all_directions]
+        buffer_numbers = max((groups[index].numbers_per_row(1) for index in streaming), default=0)
         sides: list[ResidentRows] = []
         for side in (left,) if results.symmetric else (left, right):
-            passes = [self._pass(side, rows, plan) for rows in _chunks(0, side.rows.n, plan.chunk)]
-            sides.append(ResidentRows(passes, buffer, {key for i in streams for key in groups[i].keys}))
+            forward_passes = [self._forward_pass(side, rows, plan) for rows in _row_ranges(0, side.rows.n, plan.chunk)]
+            sides.append(
+                ResidentRows(forward_passes, buffer_numbers, {key for index in streaming for key in groups[index].keys})
+            )
 
-        def add(i: int, gradients: list[list[dict[int, UseGradients]]], block: range) -> None:
-            k = 1 if groups[i].all_directions else len(block)
+        def add_group(index: int, gradients: list[list[dict[int, UseGradients]]], block: range) -> None:
+            """Add the contraction of one group in a block of directions."""
+            k = 1 if groups[index].all_directions else len(block)
             tangents = [
-                side.tangents(groups[i], by_pass, k, results.combine)
-                for side, by_pass in zip(sides, gradients, strict=True)
+                side.tangents(groups[index], pass_gradients, k, results.combine)
+                for side, pass_gradients in zip(sides, gradients, strict=True)
             ]
-            results.add(i, groups[i].add, tangents[0], tangents[-1], block, symmetric=results.symmetric)
+            results.add(index, groups[index].add, tangents[0], tangents[-1], block, symmetric=results.symmetric)
 
-        if all_directions:
-            factored = [side.factored_gradients() for side in sides]
-            for i in all_directions:
-                add(i, factored, all_sweeps)
-        for c in all_sweeps:
-            swept = [side.sweep(c) for side in sides]
-            for i in streams:
-                add(i, swept, range(c, c + 1))
+        if contracted_once:
+            factored_gradients = [side.factored_gradients() for side in sides]
+            for index in contracted_once:
+                add_group(index, factored_gradients, all_sweeps)
+        for direction in all_sweeps:
+            swept_gradients = [side.sweep(direction) for side in sides]
+            for index in streaming:
+                add_group(index, swept_gradients, range(direction, direction + 1))
             if progress is not None:
-                progress(c + 1, plan.sweeps)
-        for i in sorted({*range(len(groups))} - {*streams, *all_directions}):
-            add(i, [side.collected for side in sides], all_sweeps)
+                progress(direction + 1, plan.sweeps)
+        for index in sorted({*range(len(groups))} - {*streaming, *contracted_once}):
+            add_group(index, [side.collected for side in sides], all_sweeps)
             for side in sides:
-                side.drop(groups[i])
+                side.drop(groups[index])
 
-    def _tiled(
+    def _compute_tiled(
         self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
     ) -> None:
-        """Tile by tile: tangents of two sets of rows in a block of directions, and their contraction."""
+        """Compute tile by tile: the tangents of two sets of rows in a block of directions, then their contraction."""
         starts = [range(0, side.rows.n, plan.tile) for side in (left, right)]
         blocks = [range(c, min(c + plan.block, plan.sweeps)) for c in range(0, plan.sweeps, plan.block)]
-        tiles = [(b, i, j) for b in blocks for i in starts[0] for j in starts[1] if not results.symmetric or j >= i]
+        tiles = [
+            (block, row_start, column_start)
+            for block in blocks
+            for row_start in starts[0]
+            for column_start in starts[1]
+            if not results.symmetric or column_start >= row_start
+        ]
         left_tangents: list[Buffers] = []
         right_tangents: list[Buffers] = []
-        current = None
-        for done, (block, i, j) in enumerate(tiles, 1):
+        left_position = None
+        for n_done, (block, row_start, column_start) in enumerate(tiles, 1):
             right_tangents = []  # free the old tile before the new one is computed
-            if current != (block, i):
-                left_tangents, current = [], (block, i)
-                left_tangents = self._tangents(left, i, plan, block)
-            same = results.symmetric and i == j
-            right_tangents = left_tangents if same else self._tangents(right, j, plan, block)
-            tile = slice(i, i + plan.tile), slice(j, j + plan.tile)
+            if left_position != (block, row_start):
+                left_tangents, left_position = [], (block, row_start)
+                left_tangents = self._tangents(left, row_start, plan, block)
+            is_diagonal = results.symmetric and row_start == column_start
+            right_tangents = left_tangents if is_diagonal else self._tangents(right, column_start, plan, block)
+            tile = slice(row_start, row_start + plan.tile), slice(column_start, column_start + plan.tile)
             for index, (x, y) in enumerate(zip(left_tangents, right_tangents, strict=True)):
                 if x and y:
-                    add = plan.groups[index].add if index < len(plan.groups) else add_dense
-                    results.add(index, add, x, y, block, tile, symmetric=same)
+                    add_block = plan.groups[index].add if index < len(plan.groups) else add_dense
+                    results.add(index, add_block, x, y, block, tile, symmetric=is_diagonal)
             if progress is not None:
-                progress(done, len(tiles))
+                progress(n_done, len(tiles))
 
     def _tangents(self, side: LabeledRows, start: int, plan: Plan, block: range) -> list[Buffers]:
-        """Tangents of one tile per group, put together pass by pass."""
+        """Compute the tangents of one tile for each group, assembled pass by pass."""
         stop = min(start + plan.tile, side.rows.n)
         combine = self.directions.combine
         buffers: dict[int, Tensor] = {}
-        tangents: list[TangentAssembler] = []
-        for rows in _chunks(start, stop, plan.chunk):
-            first = block.start == 0 or combine != "sum"  # in a sum, all_directions groups are added once
-            chunk = self._chunk_tangents(side, rows, range(start, stop), plan, block, buffers, all_directions=first)
-            tangents = tangents or [TangentAssembler(stop - start, buffers.get(i)) for i in range(len(chunk))]
-            for assembler, of_group in zip(tangents, chunk, strict=True):
-                assembler.add(of_group)
+        assemblers: list[TangentAssembler] = []
+        for rows in _row_ranges(start, stop, plan.chunk):
+            all_directions = block.start == 0 or combine != "sum"  # in a sum, all_directions groups are added once
+            chunk = self._chunk_tangents(
+                side, rows, range(start, stop), plan, block, buffers, all_directions=all_directions
+            )
+            assemblers = assemblers or [TangentAssembler(stop - start, buffers.get(i)) for i in range(len(chunk))]
+            for assembler, group_tangents in zip(assemblers, chunk, strict=True):
+                assembler.add(group_tangents)
             del chunk  # free it before the next pass
-        return [assembler.buffers for assembler in tangents]
+        return [assembler.buffers for assembler in assemblers]
 
     def _chunk_tangents(
         self,
@@ -182,8 +194,8 @@ class Engine:
         *,
         all_directions: bool,
     ) -> list[Buffers]:
-        """Tangents of the rows of one pass per group; ``all_directions`` includes the groups contracted once for all."""
-        forward_pass, combine = self._pass(side, rows, plan), self.directions.combine
+        """Compute the tangents of one pass for each group; ``all_directions`` includes groups contracted only once."""
+        forward_pass, combine = self._forward_pass(side, rows, plan), self.directions.combine
         gradients = forward_pass.gradients(block, all_directions=all_directions)
         n, tangents = forward_pass.n, list[Buffers]()
         for index, group in enumerate(plan.groups):
@@ -191,9 +203,9 @@ class Engine:
                 tangents.append({})
                 continue
             uses, k = forward_pass.uses_of(group), 1 if group.all_directions else len(block)
-            shape = group.buffer_shape(len(tile), k)
-            if shape is not None and index not in buffers:
-                buffers[index] = torch.empty(shape, dtype=self.prepared.dtype, device=self.prepared.device)
+            buffer_shape = group.buffer_shape(len(tile), k)
+            if buffer_shape is not None and index not in buffers:
+                buffers[index] = torch.empty(buffer_shape, dtype=self.prepared.dtype, device=self.prepared.device)
             out = buffers[index][rows.start - tile.start : rows.stop - tile.start] if index in buffers else None
             tangents.append(group.write(uses, [gradients.get(key) for key in group.keys], n, k, combine, out=out))
         if self.survey.dense:
@@ -211,6 +223,6 @@ class Engine:
         return rowwise_jacobian(self.prepared, [chunk.slice(i, i + 1) for i in range(n)], names, cotangents)
 
 
-def _chunks(start: int, stop: int, size: int) -> Iterator[range]:
-    """Split rows into those of one forward pass each."""
+def _row_ranges(start: int, stop: int, size: int) -> Iterator[range]:
+    """Split rows into ranges of one forward pass each."""
     return (range(first, min(first + size, stop)) for first in range(start, stop, size))

@@ -24,7 +24,13 @@ ActivationCache = dict[int, Tensor] | None  # use -> activations, kept from one 
 
 @dataclass(frozen=True)
 class Group:
-    """Base class of groups: the parameters ``names``, used by the uses ``keys``."""
+    """Base class of groups.
+
+    Attributes:
+        names: names of the parameters.
+        keys: keys of the :class:`ParameterUse` objects that use them.
+        layer: name of the module that the kernel of the group is attributed to.
+    """
 
     names: tuple[str, ...]
     keys: tuple[int, ...]
@@ -34,7 +40,7 @@ class Group:
 
     @property
     def all_directions(self) -> bool:
-        """True if the group is contracted once for all directions, not once per direction."""
+        """Whether the group is contracted once for all directions, not once per direction."""
         return self.factored
 
     def write(
@@ -52,11 +58,11 @@ class Group:
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def numbers_per_row(self, k: int) -> int:
-        """Return how many numbers are kept per row with k directions."""
+        """Return the number of buffer entries per row with k directions."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def buffer_shape(self, n: int, k: int) -> tuple[int, int] | None:
-        """Return the shape of ``out`` for n rows with k directions; None: ``write`` does not use it."""
+        """Return the shape of ``out`` for n rows with k directions, or None if ``write`` does not use it."""
         return None
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
@@ -69,12 +75,12 @@ def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, 
     if combine == "sum":
         add_gram(out, left.flatten(1), right.flatten(1), symmetric=symmetric)
     elif combine == "diagonal":
-        for c in range(left.shape[1]):
-            add_gram(out[c], left[:, c], right[:, c], symmetric=symmetric)
+        for direction in range(left.shape[1]):
+            add_gram(out[direction], left[:, direction], right[:, direction], symmetric=symmetric)
     else:
         n, k, m = *left.shape[:2], len(right)
-        flat = out.view(n * k, m * k) if out.is_contiguous() else None
-        if flat is not None:
-            add_gram(flat, left.flatten(0, 1), right.flatten(0, 1), symmetric=symmetric)
+        flat_out = out.view(n * k, m * k) if out.is_contiguous() else None
+        if flat_out is not None:
+            add_gram(flat_out, left.flatten(0, 1), right.flatten(0, 1), symmetric=symmetric)
         else:
             out += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(n, k, m, k)

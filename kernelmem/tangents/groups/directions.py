@@ -31,7 +31,7 @@ class OutputDirections:
 
     @property
     def combine(self) -> Combine:
-        """How tangents of several directions are combined in the kernel."""
+        """Combination of the tangents of several directions in the kernel."""
         return self.outputs if self.outputs in ("diagonal", "full") else "sum"  # type: ignore[return-value]
 
     def cotangents(self, outputs: Tensor, block: Sequence[int], labels: Tensor | None) -> Tensor:
@@ -46,20 +46,21 @@ class OutputDirections:
         return one_hot.expand(n, len(block), C)
 
     def _target_gradient(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the gradient (n, C) of the target with respect to the outputs."""
         assert self.target is not None
         with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            values = self.target(leaf, labels)
+            outputs_leaf = outputs.detach().requires_grad_()
+            values = self.target(outputs_leaf, labels)
             if not isinstance(values, Tensor) or values.shape != (len(outputs),):
-                shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                description = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise InputError(
-                    f"a target that returns {shape} for {len(outputs)} rows",
+                    f"a target that returns {description} for {len(outputs)} rows",
                     expected=f"one number per row, shape ({len(outputs)},)",
                     hint="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
                 )
             if not values.requires_grad:
                 return torch.zeros_like(outputs)
-            return torch.autograd.grad(values.sum(), leaf)[0]
+            return torch.autograd.grad(values.sum(), outputs_leaf)[0]
 
     def result_shape(self, n: int, m: int) -> tuple[int, ...]:
         """Return the shape in which the result is accumulated: (n, m), (C, n, m) or (n, C, m, C)."""
@@ -87,7 +88,7 @@ def named_target(target: TargetLike) -> Target:
     if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
         return lambda outputs, labels: _logit(outputs, target[1])
     if isinstance(target, str) and target == "loss":
-        return lambda outputs, labels: F.cross_entropy(outputs, _checked_labels(outputs, labels), reduction="none")
+        return lambda outputs, labels: F.cross_entropy(outputs, _validated_labels(outputs, labels), reduction="none")
     if isinstance(target, str) and target == "margin":
         return _margin
     raise InputError(
@@ -97,25 +98,30 @@ def named_target(target: TargetLike) -> Target:
     )
 
 
-def _logit(outputs: Tensor, c: int) -> Tensor:
-    if not 0 <= c < outputs.shape[1]:
+def _logit(outputs: Tensor, output_index: int) -> Tensor:
+    """Return the column ``output_index`` of the outputs."""
+    if not 0 <= output_index < outputs.shape[1]:
         raise InputError(
-            f"target=('logit', {c}) for a model with {outputs.shape[1]} outputs",
+            f"target=('logit', {output_index}) for a model with {outputs.shape[1]} outputs",
             expected=f"an output 0..{outputs.shape[1] - 1}",
             hint="number outputs from 0",
         )
-    return outputs[:, c]
+    return outputs[:, output_index]
 
 
 def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    column = _checked_labels(outputs, labels)[:, None]
-    others = outputs.scatter(1, column, float("-inf"))
-    return outputs.gather(1, column)[:, 0] - others.max(1).values
+    """Compute f_y − max_{k≠y} f_k per row."""
+    label_column = _validated_labels(outputs, labels)[:, None]
+    others = outputs.scatter(1, label_column, float("-inf"))
+    return outputs.gather(1, label_column)[:, 0] - others.max(1).values
 
 
-def _checked_labels(outputs: Tensor, labels: Tensor | None) -> Tensor:
+def _validated_labels(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Check that there are labels and that each is the index of an output."""
     if labels is None:
-        raise InputError("a target that needs labels and labels=None", expected="labels=", hint="pass labels=y")
+        raise InputError(
+            "a target that needs labels, and labels=None", expected="labels of all rows", hint="pass labels=y"
+        )
     C = outputs.shape[1]
     if C == 1:
         raise InputError(
@@ -123,10 +129,10 @@ def _checked_labels(outputs: Tensor, labels: Tensor | None) -> Tensor:
             expected="one output per class",
             hint='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
         )
-    largest = int(labels.max())
-    if largest >= C:
+    largest_label = int(labels.max())
+    if largest_label >= C:
         raise InputError(
-            f"label {largest} for a model with {C} outputs",
+            f"label {largest_label} for a model with {C} outputs",
             expected=f"labels 0..{C - 1}",
             hint="number the classes as in training",
         )

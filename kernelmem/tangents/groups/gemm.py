@@ -18,21 +18,23 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
     """
     if not symmetric:
         return [(0, n, 0)]
-    count = max(1, min(16, n // SMALLEST_BLOCK))
-    edges = [n * i // count for i in range(count + 1)]
+    n_blocks = max(1, min(16, n // SMALLEST_BLOCK))
+    edges = [n * i // n_blocks for i in range(n_blocks + 1)]
     return [(start, stop, start) for start, stop in pairwise(edges)]
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:
-    """Add left @ right.T to out, (n, p), (m, p) -> (n, m); with ``symmetric`` only on and above the diagonal."""
-    for start, stop, first in row_blocks(len(left), symmetric=symmetric):
-        out[start:stop, first:].addmm_(left[start:stop], right[first:].T)
+    """Add left @ right.T to ``out`` (n, m), of left (n, p) and right (m, p); if symmetric, only from the diagonal up."""
+    for start, stop, first_column in row_blocks(len(left), symmetric=symmetric):
+        out[start:stop, first_column:].addmm_(left[start:stop], right[first_column:].T)
 
 
 def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:
-    """Add scale ∘ (left @ right.T) to out, block by block so that the product stays in cache."""
+    """Add scale ∘ (left @ right.T) to ``out``, block by block so that the product stays in cache."""
     blocks = row_blocks(len(left), symmetric=symmetric)
     if len(blocks) == 1 and len(left) > 512:
         blocks = [(i, min(i + 256, len(left)), 0) for i in range(0, len(left), 256)]
-    for start, stop, first in blocks:
-        out[start:stop, first:].addcmul_(torch.mm(left[start:stop], right[first:].T), scale[start:stop, first:])
+    for start, stop, first_column in blocks:
+        out[start:stop, first_column:].addcmul_(
+            torch.mm(left[start:stop], right[first_column:].T), scale[start:stop, first_column:]
+        )

@@ -17,7 +17,7 @@ class MixedGroup(Group):
     shapes: tuple[torch.Size, ...]
 
     def numbers_per_row(self, k: int) -> int:
-        """One tangent per direction."""
+        """Return the entries of one tangent per direction."""
         return k * sum(shape.numel() for shape in self.shapes)
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
@@ -31,23 +31,23 @@ class MixedGroup(Group):
         for use, gradient in zip(uses, gradients, strict=True):
             if gradient is None:
                 continue
-            tangents = gradient if isinstance(gradient, dict) else _explicit(use, gradient, n)
+            tangents = gradient if isinstance(gradient, dict) else _explicit_tangents(use, gradient, n)
             for slot, tangent in tangents.items():
                 if slot in use.names:
                     add_to(use.names[slot], tangent)
                 else:
-                    for name, pulled in _pull_back(use.derived[slot], tangent, use.sources[slot]).items():
-                        add_to(name, pulled)
-        like = next(w for use in uses for w in use.weights.values() if w is not None)
+                    for name, source_tangent in _pull_back(use.derived[slot], tangent, use.sources[slot]).items():
+                        add_to(name, source_tangent)
+        template = next(w for use in uses for w in use.weights.values() if w is not None)
         blocks = [
-            totals[name] if name in totals else like.new_zeros(n, k, shape.numel())
+            totals[name] if name in totals else template.new_zeros(n, k, shape.numel())
             for name, shape in zip(self.names, self.shapes, strict=True)
         ]
         return {"tangents": blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)}
 
 
-def _explicit(use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
-    """Tangents of an outer-product use in the shapes of its weight and bias."""
+def _explicit_tangents(use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
+    """Compute the tangents of an outer-product use in the shapes of its weight and bias."""
     g = use.rule.output_gradients(use, gradient)
     tangents = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
     if "weight" in use.slots:
@@ -59,11 +59,13 @@ def _explicit(use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
 def _pull_back(derived: Tensor, tangent: Tensor, sources: dict[str, Tensor]) -> dict[str, Tensor]:
     """Pull tangents T of a weight back to the parameters it is computed from: T ∂(weight)/∂(parameter)."""
     n, k = tangent.shape[:2]
-    pulled = torch.autograd.grad(
+    source_tangents = torch.autograd.grad(
         derived,
         list(sources.values()),
         tangent.reshape(n * k, *derived.shape),
         retain_graph=True,
         is_grads_batched=True,
     )
-    return {name: p.reshape(n, k, -1) for name, p in zip(sources, pulled, strict=True)}
+    return {
+        name: source_tangent.reshape(n, k, -1) for name, source_tangent in zip(sources, source_tangents, strict=True)
+    }

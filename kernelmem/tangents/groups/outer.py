@@ -28,7 +28,7 @@ class OuterGroup(Group):
 
     @property
     def fan_in(self) -> int:
-        """Columns of A: those of the weight, if selected, and one for the bias."""
+        """Number of columns of A: those of the weight, if selected, and one for the bias."""
         return (self.shape.fan_in if self.has_weight else 0) + self.has_bias
 
     def factors(
@@ -40,25 +40,28 @@ class OuterGroup(Group):
         cache: ActivationCache = None,
     ) -> tuple[Tensor, Tensor]:
         """Return activations A (n, G, S, fan_in) and output gradients (n, G, S, k, fan_out)."""
-        left, right = [], []
+        activations, output_gradients = [], []
         for use, gradient in zip(uses, gradients, strict=True):
             if not isinstance(gradient, Tensor):  # the outputs do not depend on this use
                 continue
-            right.append(use.rule.output_gradients(use, gradient))
+            output_gradients.append(use.rule.output_gradients(use, gradient))
             if not self.has_weight:
-                left.append(right[-1].new_ones(*right[-1].shape[:3], 1))
+                activations.append(output_gradients[-1].new_ones(*output_gradients[-1].shape[:3], 1))
             elif cache is None:
-                left.append(use.rule.activations(use, n, ones=self.has_bias))
+                activations.append(use.rule.activations(use, n, ones=self.has_bias))
             else:
                 if use.key not in cache:
                     cache[use.key] = use.rule.activations(use, n, ones=self.has_bias)
-                left.append(cache[use.key])
-        if not right:
-            like = uses[0].weights["weight" if self.has_weight else "bias"]
-            assert like is not None
-            groups = self.shape.groups
-            return like.new_zeros(n, groups, 1, self.fan_in), like.new_zeros(n, groups, 1, k, self.shape.fan_out)
-        return (left[0], right[0]) if len(left) == 1 else (torch.cat(left, 2), torch.cat(right, 2))
+                activations.append(cache[use.key])
+        if not output_gradients:
+            template = uses[0].weights["weight" if self.has_weight else "bias"]
+            assert template is not None
+            n_groups = self.shape.groups
+            gradients_shape = n, n_groups, 1, k, self.shape.fan_out
+            return template.new_zeros(n, n_groups, 1, self.fan_in), template.new_zeros(gradients_shape)
+        if len(activations) == 1:
+            return activations[0], output_gradients[0]
+        return torch.cat(activations, 2), torch.cat(output_gradients, 2)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class VectorGroup(OuterGroup):
     """One position per row: contracted without forming tangents."""
 
     def numbers_per_row(self, k: int) -> int:
-        """Activations and output gradients of one row."""
+        """Count the activations and output gradients of one row."""
         return self.fan_in + (1 if self.factored else k) * self.shape.fan_out
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
@@ -75,8 +78,8 @@ class VectorGroup(OuterGroup):
         if isinstance(gradient, Tensor):
             buffers = {"gradients": use.rule.output_gradients(use, gradient).reshape(n, k, self.shape.fan_out)}
         else:
-            like = use.inputs["input"]
-            buffers = {"gradients": torch.zeros(n, k, self.shape.fan_out, dtype=like.dtype, device=like.device)}
+            template = use.inputs["input"]
+            buffers = {"gradients": torch.zeros(n, k, self.shape.fan_out, dtype=template.dtype, device=template.device)}
         if self.has_weight:
             buffers["activations"] = use.rule.activations(use, n, ones=False).reshape(n, -1)
         return buffers
@@ -93,17 +96,17 @@ class VectorGroup(OuterGroup):
         if combine == "sum":
             add_scaled_gram(out, left.flatten(1), right.flatten(1), scale, symmetric=symmetric)
         elif combine == "diagonal":
-            for c in range(k):
-                add_scaled_gram(out[c], left[:, c], right[:, c], scale, symmetric=symmetric)
+            for direction in range(k):
+                add_scaled_gram(out[direction], left[:, direction], right[:, direction], scale, symmetric=symmetric)
         else:
-            flat, scale = out.view(n, k, m * k), scale.repeat_interleave(k, 1)  # (n, k, m·k): long inner loops
+            flat_out, scale = out.view(n, k, m * k), scale.repeat_interleave(k, 1)  # (n, k, m·k): long inner loops
             step, width = max(1, 512 // k), max(1, 2048 // k)  # products stay in cache
             for i in range(0, n, step):
                 rows = left[i : i + step].flatten(0, 1)
                 for j in range(i if symmetric else 0, m, width):
                     columns = slice(j * k, (j + width) * k)
                     block = torch.mm(rows, right[j : j + width].flatten(0, 1).T).view(-1, k, min(width, m - j) * k)
-                    flat[i : i + step, :, columns].addcmul_(block, scale[i : i + step, None, columns])
+                    flat_out[i : i + step, :, columns].addcmul_(block, scale[i : i + step, None, columns])
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class TokenGroup(OuterGroup):
     """Several positions per row, contracted position by position; "sum" only, one group of channels."""
 
     def numbers_per_row(self, k: int) -> int:
-        """Activations and output gradients at every position."""
+        """Count the activations and output gradients at every position."""
         return self.shape.positions * (self.fan_in + (1 if self.factored else k) * self.shape.fan_out)
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
@@ -125,9 +128,9 @@ class TokenGroup(OuterGroup):
         step = max(1, 2**22 // (S * S * m))
         for i in range(0, n, step):
             first = i if symmetric else 0
-            tokens = x["activations"][i : i + step].flatten(0, 1) @ y["activations"][first:].flatten(0, 1).T
-            tokens *= x["gradients"][i : i + step].flatten(0, 1) @ y["gradients"][first:].flatten(0, 1).T
-            out[i : i + step, first:] += tokens.view(-1, S, m - first, S).sum((1, 3))
+            token_products = x["activations"][i : i + step].flatten(0, 1) @ y["activations"][first:].flatten(0, 1).T
+            token_products *= x["gradients"][i : i + step].flatten(0, 1) @ y["gradients"][first:].flatten(0, 1).T
+            out[i : i + step, first:] += token_products.view(-1, S, m - first, S).sum((1, 3))
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class ExplicitGroup(OuterGroup):
     """Several positions per row, summed to the tangent."""
 
     def numbers_per_row(self, k: int) -> int:
-        """One tangent per direction."""
+        """Return the entries of one tangent per direction."""
         return (1 if self.factored else k) * self.shape.groups * self.fan_in * self.shape.fan_out
 
     def buffer_shape(self, n: int, k: int) -> tuple[int, int]:
@@ -162,11 +165,11 @@ class ReadoutGroup(OuterGroup):
 
     @property
     def all_directions(self) -> bool:
-        """True: the outputs enter as a factor."""
+        """True, since the outputs enter as a factor."""
         return True
 
     def numbers_per_row(self, k: int) -> int:
-        """Hidden features."""
+        """Count the hidden features."""
         return self.fan_in
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
@@ -186,8 +189,8 @@ class ReadoutGroup(OuterGroup):
         elif combine == "diagonal":
             out += gram
         else:
-            for c in range(out.shape[1]):
-                out[:, c, :, c] += gram
+            for output_index in range(out.shape[1]):
+                out[:, output_index, :, output_index] += gram
 
 
 @dataclass(frozen=True)
@@ -198,11 +201,11 @@ class ChannelGroup(OuterGroup):
 
     @property
     def all_directions(self) -> bool:
-        """True: all outputs are contracted together."""
+        """True, since all outputs are contracted together."""
         return True
 
     def numbers_per_row(self, k: int) -> int:
-        """One tangent without its output weight."""
+        """Count the entries of one tangent without its output weight."""
         return self.shape.groups * self.fan_in * self.shape.fan_out
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
@@ -214,27 +217,27 @@ class ChannelGroup(OuterGroup):
         """Add one Gram matrix per channel, in blocks of rows, times the products of output weights; "full" only."""
         W = self.readout
         C, H = W.shape
-        pairs = (W[:, None] * W[None]).reshape(C * C, H)  # W_ck W_c'k
+        weight_products = (W[:, None] * W[None]).reshape(C * C, H)  # W_ck W_c'k
         left, right = x["tangents"].transpose(0, 1), y["tangents"].permute(1, 2, 0)  # (H, n, in), (H, in, m)
         n, m = left.shape[1], right.shape[2]
-        step = max(1, 2**23 // (m * (H + len(pairs))))
+        step = max(1, 2**23 // (m * (H + len(weight_products))))
         for i in range(0, n, step):
             first = i if symmetric else 0
             channel_grams = torch.bmm(left[:, i : i + step], right[:, :, first:]).flatten(1)
-            block = pairs @ channel_grams  # (C·C, rows·m)
-            out[i : i + step, :, first:] += block.view(C, C, -1, m - first).permute(2, 0, 3, 1)
+            kernel_block = weight_products @ channel_grams  # (C·C, rows·m)
+            out[i : i + step, :, first:] += kernel_block.view(C, C, -1, m - first).permute(2, 0, 3, 1)
 
 
 def outer_product(a: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:
     """Compute Σ_s g_s ⊗ a_s of a (n, G, S, in) and g (n, G, S, k, out) as (n, G, k·out, in), in ``out`` if given."""
-    n, groups, S, fan_in = a.shape
-    left = g.reshape(n * groups, S, -1)
+    n, n_groups, S, fan_in = a.shape
+    gradients = g.reshape(n * n_groups, S, -1)
     if out is not None:
-        out = out.view(n * groups, left.shape[2], fan_in)
-    return torch.bmm(left.mT, a.reshape(n * groups, S, fan_in), out=out).view(n, groups, -1, fan_in)
+        out = out.view(n * n_groups, gradients.shape[2], fan_in)
+    return torch.bmm(gradients.mT, a.reshape(n * n_groups, S, fan_in), out=out).view(n, n_groups, -1, fan_in)
 
 
 def split_directions(product: Tensor, g: Tensor) -> Tensor:
     """Reshape an outer product (n, G, k·out, in) to (n, k, G, out, in)."""
-    n, groups, _, fan_in = product.shape
-    return product.view(n, groups, *g.shape[3:], fan_in).transpose(1, 2)
+    n, n_groups, _, fan_in = product.shape
+    return product.view(n, n_groups, *g.shape[3:], fan_in).transpose(1, 2)

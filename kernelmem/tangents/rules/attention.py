@@ -17,55 +17,65 @@ class AttentionRule(Decomposition):
     functions = (F.multi_head_attention_forward,)
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """Project, attend, project: the outputs of torch's function up to rounding."""
+        """Project, attend and project again; the outputs are those of torch's function up to rounding."""
         bound = SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
-        a = bound.arguments
-        if a["static_k"] is not None or a["static_v"] is not None or (a["training"] and a["dropout_p"] > 0):
+        arguments = bound.arguments
+        if (
+            arguments["static_k"] is not None
+            or arguments["static_v"] is not None
+            or (arguments["training"] and arguments["dropout_p"] > 0)
+        ):
             return NotImplemented
-        query, key, value = a["query"], a["key"], a["value"]
+        query, key, value = arguments["query"], arguments["key"], arguments["value"]
         batched = query.dim() == 3
         if not batched:
-            query, key, value = (t.unsqueeze(1) for t in (query, key, value))
+            query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
         length, n, width = query.shape
-        heads = a["num_heads"]
-        q, k, v = self._project(a, query, key, value)
-        mask = _merged_mask(a, q, n, heads, k.shape[0])
-        if a["bias_k"] is not None:
-            k = torch.cat([k, a["bias_k"].expand(1, n, width)])
-            v = torch.cat([v, a["bias_v"].expand(1, n, width)])
+        heads = arguments["num_heads"]
+        q, k, v = self._project_inputs(arguments, query, key, value)
+        mask = _merged_mask(arguments, q, n, heads, k.shape[0])
+        if arguments["bias_k"] is not None:
+            k = torch.cat([k, arguments["bias_k"].expand(1, n, width)])
+            v = torch.cat([v, arguments["bias_v"].expand(1, n, width)])
             mask = None if mask is None else F.pad(mask, (0, 1))
-        q, k, v = (t.reshape(t.shape[0], n, heads, width // heads).permute(1, 2, 0, 3) for t in (q, k, v))
-        if a["add_zero_attn"]:
-            k, v = (torch.cat([t, torch.zeros_like(t[:, :, :1])], 2) for t in (k, v))
+        q, k, v = (
+            tensor.reshape(tensor.shape[0], n, heads, width // heads).permute(1, 2, 0, 3) for tensor in (q, k, v)
+        )
+        if arguments["add_zero_attn"]:
+            k, v = (torch.cat([tensor, torch.zeros_like(tensor[:, :, :1])], 2) for tensor in (k, v))
             mask = None if mask is None else F.pad(mask, (0, 1))
         scores = torch.matmul(q * (width // heads) ** -0.5, k.transpose(2, 3))
         probabilities = torch.softmax(scores if mask is None else scores + mask, -1)
-        mixed = torch.matmul(probabilities, v).permute(2, 0, 1, 3).reshape(length, n, width)
-        out = F.linear(mixed, a["out_proj_weight"], a["out_proj_bias"])
+        attended = torch.matmul(probabilities, v).permute(2, 0, 1, 3).reshape(length, n, width)
+        output = F.linear(attended, arguments["out_proj_weight"], arguments["out_proj_bias"])
         attention = None
-        if a["need_weights"]:
-            attention = probabilities.mean(1) if a["average_attn_weights"] else probabilities
+        if arguments["need_weights"]:
+            attention = probabilities.mean(1) if arguments["average_attn_weights"] else probabilities
             attention = attention if batched else attention.squeeze(0)
-        return out if batched else out.squeeze(1), attention
+        return output if batched else output.squeeze(1), attention
 
     @staticmethod
-    def _project(a: dict, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        bias, width = a["in_proj_bias"], query.shape[-1]
-        if a["use_separate_proj_weight"]:
-            weights = [a["q_proj_weight"], a["k_proj_weight"], a["v_proj_weight"]]
-        elif a["query"] is a["key"] and a["key"] is a["value"]:
-            return tuple(F.linear(query, a["in_proj_weight"], bias).split(width, -1))
+    def _project_inputs(arguments: dict, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Apply the input projections to queries, keys and values."""
+        bias, width = arguments["in_proj_bias"], query.shape[-1]
+        if arguments["use_separate_proj_weight"]:
+            weights = [arguments["q_proj_weight"], arguments["k_proj_weight"], arguments["v_proj_weight"]]
+        elif arguments["query"] is arguments["key"] and arguments["key"] is arguments["value"]:
+            return tuple(F.linear(query, arguments["in_proj_weight"], bias).split(width, -1))
         else:
-            weights = a["in_proj_weight"].split(width)
+            weights = arguments["in_proj_weight"].split(width)
         biases = [None] * 3 if bias is None else bias.split(width)
-        return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        return tuple(
+            F.linear(tokens, weight, part_bias)
+            for tokens, weight, part_bias in zip((query, key, value), weights, biases, strict=True)
+        )
 
 
-def _merged_mask(a: dict, q: Tensor, n: int, heads: int, source: int) -> Tensor | None:
+def _merged_mask(arguments: dict, q: Tensor, n: int, heads: int, source_length: int) -> Tensor | None:
     """Combine attn_mask and key_padding_mask into one additive mask that broadcasts to (n, heads, L, S)."""
     merged = None
-    for mask, shape in ((a["attn_mask"], None), (a["key_padding_mask"], (n, 1, 1, source))):
+    for mask, shape in ((arguments["attn_mask"], None), (arguments["key_padding_mask"], (n, 1, 1, source_length))):
         if mask is None:
             continue
         if mask.dtype == torch.bool:

@@ -20,14 +20,14 @@ class ConvolutionRule(Rule):
         """Parse a batched convolution."""
         arguments = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         arguments |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs
-        x, dims = arguments["input"], arguments["weight"].ndim - 2
-        if x.ndim != dims + 2:
+        x, n_dimensions = arguments["input"], arguments["weight"].ndim - 2
+        if x.ndim != n_dimensions + 2:
             return None
-        rest = [arguments[name] for name in ARGUMENTS[3:]]
+        other_arguments = [arguments[name] for name in ARGUMENTS[3:]]
         settings = {
             "size": tuple(arguments["weight"].shape[2:]),
-            "stride": _per_dimension(arguments["stride"], dims),
-            "dilation": _per_dimension(arguments["dilation"], dims),
+            "stride": _per_dimension(arguments["stride"], n_dimensions),
+            "dilation": _per_dimension(arguments["dilation"], n_dimensions),
             "groups": arguments["groups"],
         }
         padding = arguments["padding"]
@@ -37,29 +37,29 @@ class ConvolutionRule(Rule):
                 (0, 0) if padding == "valid" else (total // 2, total - total // 2) for total in total_padding
             ]
         else:
-            settings["padding"] = [(p, p) for p in _per_dimension(padding, dims)]
+            settings["padding"] = [(p, p) for p in _per_dimension(padding, n_dimensions)]
         return ParsedCall(
             {"weight": arguments["weight"], "bias": arguments["bias"]},
             {"input": x},
-            lambda w: function(_channels_last(x), required(w["weight"]), w["bias"], *rest),
+            lambda weights: function(_channels_last(x), required(weights["weight"]), weights["bias"], *other_arguments),
             settings,
         )
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
-        """Positions are output positions, times the frames or windows of a row."""
+        """Count the output positions, times the frames or windows of a row, as positions."""
         if use.batch_axis.axis != 0:
             return None
         groups, channels = use.settings["groups"], use.inputs["input"].shape[1]
-        patch = channels // groups * torch.Size(use.settings["size"]).numel()
+        patch_size = channels // groups * torch.Size(use.settings["size"]).numel()
         positions = use.output_shape[2:].numel() * use.batch_axis.multiplicity
-        return OuterShape(positions, patch, use.output_shape[1] // groups, groups)
+        return OuterShape(positions, patch_size, use.output_shape[1] // groups, groups)
 
     def arrange(self, use: ParameterUse, rows: Tensor) -> Tensor:
         """Return (n, [m,] positions..., channels)."""
         return rows.movedim(1 if use.batch_axis.multiplicity == 1 else 2, -1)
 
     def direction_axis(self, use: ParameterUse) -> int:
-        """Just before the channels."""
+        """Return the axis just before the channels."""
         return -2
 
     def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
@@ -68,10 +68,10 @@ class ConvolutionRule(Rule):
         groups, size, padding = use.settings["groups"], use.settings["size"], use.settings["padding"]
         if any(low or high for low, high in padding):
             x = F.pad(x, [0, 0, *(side for pair in reversed(padding) for side in pair)])
-        x, channels, out = x.contiguous(), x.shape[-1] // groups, use.output_shape[2:]
+        x, channels, output_lengths = x.contiguous(), x.shape[-1] // groups, use.output_shape[2:]
         strides = x.stride()[1:-1]
-        view = x.as_strided(
-            (x.shape[0], groups, *out, *size, channels),
+        patch_view = x.as_strided(
+            (x.shape[0], groups, *output_lengths, *size, channels),
             (
                 x.stride(0),
                 channels,
@@ -81,8 +81,8 @@ class ConvolutionRule(Rule):
             ),
         )
         fan_in = torch.Size(size).numel() * channels
-        patches = x.new_empty(x.shape[0], groups, *out, fan_in + ones)
-        patches[..., :fan_in].unflatten(-1, (*size, channels)).copy_(view)
+        patches = x.new_empty(x.shape[0], groups, *output_lengths, fan_in + ones)
+        patches[..., :fan_in].unflatten(-1, (*size, channels)).copy_(patch_view)
         if ones:
             patches[..., fan_in] = 1.0
         patches = patches.flatten(2, -2)  # (n·m, G, S, fan_in)
@@ -111,6 +111,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _per_dimension(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+def _per_dimension(value: int | Sequence[int], n_dimensions: int) -> tuple[int, ...]:
+    """Expand one value to all spatial dimensions."""
     values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
+    return values * n_dimensions if len(values) == 1 else values

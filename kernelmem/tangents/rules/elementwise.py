@@ -21,21 +21,21 @@ class ElementwiseRule(Rule):
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Parse an operation in which one operand is a parameter (or computed from parameters)."""
         if function in EXPAND:
-            return _expansion(function, args[0], [*args[1:], *kwargs.values()])
+            return _parse_expansion(function, args[0], [*args[1:], *kwargs.values()])
         if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return None
-        candidates = [i for i, a in enumerate(args) if a.requires_grad]
-        if not candidates:
+        gradient_operands = [i for i, a in enumerate(args) if a.requires_grad]
+        if not gradient_operands:
             return None
         # If both operands require gradients, the parameter is the leaf, or the one with fewer axes.
-        index = min(candidates, key=lambda i: (not args[i].is_leaf, args[i].ndim))
-        weight, other = args[index], args[1 - index]
-        sign = -1.0 if function in SUBTRACT and index == 1 else 1.0
+        weight_position = min(gradient_operands, key=lambda i: (not args[i].is_leaf, args[i].ndim))
+        weight, other = args[weight_position], args[1 - weight_position]
+        sign = -1.0 if function in SUBTRACT and weight_position == 1 else 1.0
         inputs = {"input": other} if function in MULTIPLY else {}
 
         def run(w: dict[str, Tensor | None]) -> Tensor:
             value = required(w["weight"])
-            return function(value, other) if index == 0 else function(other, value)
+            return function(value, other) if weight_position == 0 else function(other, value)
 
         return ParsedCall({"weight": weight}, inputs, run, {"shape": weight.shape, "sign": sign})
 
@@ -54,16 +54,16 @@ class ElementwiseRule(Rule):
         if use.settings.get("sign", 1.0) < 0:
             gradient = -gradient
         # The gradient is (n, k, [m,] output axes without the batch axis): m entries of the batch axis per row.
-        has_m = use.batch_axis.multiplicity > 1
+        has_multiplicity = use.batch_axis.multiplicity > 1
         axes = [axis for axis in range(rank) if axis != use.batch_axis.axis]
         parameter_axis = {axis: axis - (rank - len(shape)) for axis in axes}  # aligned at the last axis; < 0: none
-        broadcast = [2] if has_m else []
-        broadcast += [
-            2 + has_m + position
+        summed_axes = [2] if has_multiplicity else []
+        summed_axes += [
+            2 + has_multiplicity + position
             for position, axis in enumerate(axes)
             if parameter_axis[axis] < 0 or (shape[parameter_axis[axis]] == 1 and use.output_shape[axis] != 1)
         ]
-        reduced = gradient.sum(broadcast) if broadcast else gradient
+        reduced = gradient.sum(summed_axes) if summed_axes else gradient
         return {"weight": reduced.reshape(n, gradient.shape[1], *shape)}
 
 
@@ -80,7 +80,7 @@ class PReLURule(Decomposition):
         return torch.where(x > 0, x, x * slope)
 
 
-def _expansion(function: Function, weight: Tensor, sizes: Sequence[int]) -> ParsedCall | None:
+def _parse_expansion(function: Function, weight: Tensor, sizes: Sequence[int]) -> ParsedCall | None:
     """Parse p.expand(sizes), or p.repeat(counts) if every repeated axis has length 1."""
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
     if not weight.requires_grad:

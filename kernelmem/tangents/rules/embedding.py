@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule, required
 
-NAMES = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+ARGUMENTS = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
 
 class EmbeddingRule(Rule):
@@ -16,7 +16,9 @@ class EmbeddingRule(Rule):
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
         """Parse a lookup; max_norm (which modifies the table) and frequency scaling are left to the dense fallback."""
-        names = NAMES if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")
+        names = (
+            ARGUMENTS if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")
+        )
         arguments = dict(zip(names, args, strict=False)) | kwargs
         indices, weight, padding = arguments["input"], arguments["weight"], arguments.get("padding_idx")
         if arguments.get("max_norm") is not None or arguments.get("scale_grad_by_freq"):
@@ -38,9 +40,9 @@ class EmbeddingRule(Rule):
         """Add output gradients (n, k, S, d) to the rows of tables (n, k, V, d)."""
         indices = use.batch_axis.rows(use.activation(), n).reshape(n, -1)
         k, width = gradient.shape[1], gradient.shape[-1]
-        g = gradient.reshape(n, k, -1, width)
+        gradients = gradient.reshape(n, k, -1, width)
         if use.settings["padding"] is not None:
-            g = g * (indices != use.settings["padding"])[:, None, :, None]
-        table = g.new_zeros(n, k, use.settings["rows"], width)
-        table.scatter_add_(2, indices[:, None, :, None].expand_as(g), g)
+            gradients = gradients * (indices != use.settings["padding"])[:, None, :, None]
+        table = gradients.new_zeros(n, k, use.settings["rows"], width)
+        table.scatter_add_(2, indices[:, None, :, None].expand_as(gradients), gradients)
         return {"weight": table}

@@ -22,7 +22,7 @@ class LinearRule(Rule):
                 weights,
                 {"input": x},
                 lambda w: F.linear(x, required(w["weight"]), w["bias"]),
-                run_blocks=lambda w: _in_blocks(x, required(w["weight"]).mT, w["bias"]),
+                run_blocks=lambda w: _multiply_blocks(x, required(w["weight"]).mT, w["bias"]),
             )
         x, weight = (*args, *kwargs.values())[:2]
         if weight.ndim != 2 or x.ndim < 2 or not weight.requires_grad:
@@ -32,18 +32,18 @@ class LinearRule(Rule):
             {"input": x},
             lambda w: torch.matmul(x, required(w["weight"])),
             settings={"transposed": True},
-            run_blocks=lambda w: _in_blocks(x, required(w["weight"]), None),
+            run_blocks=lambda w: _multiply_blocks(x, required(w["weight"]), None),
         )
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
-        """Positions are all leading axes but the batch axis."""
+        """Count all leading axes except the batch axis as positions."""
         shape = use.rows_shape(n)
         if use.batch_axis.axis == len(use.output_shape) - 1:
             return None  # batch axis on the features: no outer product per row
         return OuterShape(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
 
     def direction_axis(self, use: ParameterUse) -> int:
-        """Just before the features."""
+        """Return the axis just before the features."""
         return -2
 
     def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class LinearRule(Rule):
         return gradient.reshape(len(gradient), 1, -1, *gradient.shape[-2:])
 
 
-def _in_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Multiply S blocks of rows of x (S·b, ..., in) by S weights (S, in, out), and add S biases."""
     blocks = x.reshape(len(weight), -1, x.shape[-1])
     outputs = torch.bmm(blocks, weight) if bias is None else torch.baddbmm(bias[:, None], blocks, weight)

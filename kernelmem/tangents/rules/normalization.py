@@ -32,19 +32,24 @@ class NormalizationRule(Rule):
         depend on the other rows.
         """
         arguments = dict(zip(NAMES[function], args, strict=False)) | kwargs
-        last = function in (F.layer_norm, F.rms_norm)
+        features_last = function in (F.layer_norm, F.rms_norm)
         weights = {"weight": arguments.pop("weight", None), "bias": arguments.pop("bias", None)}
 
-        def unchanged(w: dict[str, Tensor | None]) -> Tensor:
-            return function(**arguments, **{slot: value for slot, value in w.items() if value is not None})
+        def run_original(slot_values: dict[str, Tensor | None]) -> Tensor:
+            return function(**arguments, **{slot: value for slot, value in slot_values.items() if value is not None})
 
         # The backward pass of an affine map is one product; that of torch's batch_norm is several times slower.
-        running = (
+        uses_running_statistics = (
             function is F.batch_norm and not arguments.get("training") and arguments.get("running_var") is not None
         )
-        run = _affine(arguments) if running else unchanged
-        axes = len(arguments["normalized_shape"]) if last else 1
-        return ParsedCall(weights, {"input": arguments["input"]}, run, {"last": last, "axes": axes, "normalize": run})
+        run = _affine_batch_norm(arguments) if uses_running_statistics else run_original
+        n_feature_axes = len(arguments["normalized_shape"]) if features_last else 1
+        return ParsedCall(
+            weights,
+            {"input": arguments["input"]},
+            run,
+            {"last": features_last, "axes": n_feature_axes, "normalize": run},
+        )
 
     def is_direct(self, use: ParameterUse) -> bool:
         """Return True if the batch axis precedes the features (features last), or is the first (channels second)."""
@@ -53,7 +58,7 @@ class NormalizationRule(Rule):
         return use.batch_axis.axis == 0
 
     def direction_axis(self, use: ParameterUse) -> int:
-        """Just before the features (features last), or just after the channels (channels second)."""
+        """Return the axis before the features (features last), or after the channels (channels second)."""
         return -1 - use.settings["axes"] if use.settings["last"] else _channel_axis(use) + 1
 
     def direct_tangents(self, use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
@@ -73,8 +78,8 @@ class NormalizationRule(Rule):
         return {slot: tangent.reshape(n, 1, -1) for slot, tangent in tangents.items()}
 
 
-def _affine(arguments: dict) -> Callable[[dict[str, Tensor | None]], Tensor]:
-    """BatchNorm in eval mode as x · scale + shift."""
+def _affine_batch_norm(arguments: dict) -> Callable[[dict[str, Tensor | None]], Tensor]:
+    """Return a function that computes BatchNorm in eval mode as x · scale + shift."""
     x, mean, variance = arguments["input"], arguments["running_mean"], arguments["running_var"]
     shape = (-1, *(1,) * (x.ndim - 2))
     inverse_std = torch.rsqrt(variance + arguments.get("eps", 1e-5))
@@ -89,5 +94,5 @@ def _affine(arguments: dict) -> Callable[[dict[str, Tensor | None]], Tensor]:
 
 
 def _channel_axis(use: ParameterUse) -> int:
-    """Channel axis of the rows view."""
+    """Return the channel axis of the rows view."""
     return 1 if use.batch_axis.multiplicity == 1 else 2

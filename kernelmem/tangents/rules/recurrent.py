@@ -27,44 +27,44 @@ class RecurrentRule(Decomposition):
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
         """Return the outputs of torch's fused function, up to rounding."""
         if function in CELLS:
-            return self._cell(CELLS[function], *args, **kwargs)
+            return self._expand_cell(CELLS[function], *args, **kwargs)
         if len(args) != 9 or kwargs or not isinstance(args[3], bool):  # packed sequences: data, batch_sizes, ...
             return NotImplemented
         kind = LAYERS[function]
         x, state, weights, has_biases, layers, _dropout, _training, bidirectional, batch_first = args
-        hidden, cells = state if kind == "lstm" else (state, None)
+        initial_hidden, initial_cells = state if kind == "lstm" else (state, None)
         if batch_first:
             x = x.transpose(0, 1)
         n_directions = 2 if bidirectional else 1
-        per_direction = len(weights) // (layers * n_directions)
+        n_parameters = len(weights) // (layers * n_directions)
         last_hidden, last_cells = [], []
         for layer in range(layers):
             outputs = []
             for direction in range(n_directions):
                 index = layer * n_directions + direction
-                parameters = weights[index * per_direction : (index + 1) * per_direction]
+                parameters = weights[index * n_parameters : (index + 1) * n_parameters]
                 w_in, w_hidden = parameters[0], parameters[1]
                 b_in, b_hidden = (parameters[2], parameters[3]) if has_biases else (None, None)
-                projection = parameters[-1] if per_direction == (5 if has_biases else 3) else None
-                h = hidden[index]
-                c = None if cells is None else cells[index]
+                projection = parameters[-1] if n_parameters == (5 if has_biases else 3) else None
+                h = initial_hidden[index]
+                c = None if initial_cells is None else initial_cells[index]
                 steps = range(len(x) - 1, -1, -1) if direction else range(len(x))
-                from_input = F.linear(x, w_in, b_in)  # all steps at once: it does not depend on the state
+                input_terms = F.linear(x, w_in, b_in)  # all steps at once: it does not depend on the state
                 hidden_states: list[Tensor] = [h] * len(x)
                 for t in steps:
-                    h, c = _step(kind, from_input[t], h, c, w_hidden, b_hidden, projection)
+                    h, c = _run_step(kind, input_terms[t], h, c, w_hidden, b_hidden, projection)
                     hidden_states[t] = h
                 outputs.append(torch.stack(hidden_states))
                 last_hidden.append(h)
                 last_cells.append(c)
             x = torch.cat(outputs, -1) if bidirectional else outputs[0]
-        out = x.transpose(0, 1) if batch_first else x
+        result = x.transpose(0, 1) if batch_first else x
         if kind == "lstm":
-            return out, torch.stack(last_hidden), torch.stack(last_cells)
-        return out, torch.stack(last_hidden)
+            return result, torch.stack(last_hidden), torch.stack(last_cells)
+        return result, torch.stack(last_hidden)
 
     @staticmethod
-    def _cell(
+    def _expand_cell(
         kind: str,
         x: Tensor,
         state: Tensor | tuple[Tensor, Tensor],
@@ -73,14 +73,15 @@ class RecurrentRule(Decomposition):
         b_in: Tensor | None = None,
         b_hidden: Tensor | None = None,
     ) -> object:
+        """Run one step of a cell."""
         h, c = (state, None) if isinstance(state, Tensor) else state
-        h, c = _step(kind, F.linear(x, w_in, b_in), h, c, w_hidden, b_hidden, None)
+        h, c = _run_step(kind, F.linear(x, w_in, b_in), h, c, w_hidden, b_hidden, None)
         return (h, c) if kind == "lstm" else h
 
 
-def _step(
+def _run_step(
     kind: str,
-    from_input: Tensor,
+    input_term: Tensor,
     h: Tensor,
     c: Tensor | None,
     w_hidden: Tensor,
@@ -88,18 +89,18 @@ def _step(
     projection: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute one step of one layer: the new hidden state, and the new cell state of an LSTM."""
-    from_state = F.linear(h, w_hidden, b_hidden)
+    state_term = F.linear(h, w_hidden, b_hidden)
     if kind == "lstm":
         assert c is not None
-        gate_in, gate_forget, candidate, gate_out = (from_input + from_state).chunk(4, -1)
+        gate_in, gate_forget, candidate, gate_out = (input_term + state_term).chunk(4, -1)
         c = torch.sigmoid(gate_forget) * c + torch.sigmoid(gate_in) * torch.tanh(candidate)
         h = torch.sigmoid(gate_out) * torch.tanh(c)
         return (h if projection is None else F.linear(h, projection)), c
     if kind == "gru":
-        reset_in, update_in, new_in = from_input.chunk(3, -1)
-        reset_state, update_state, new_state = from_state.chunk(3, -1)
+        reset_in, update_in, new_in = input_term.chunk(3, -1)
+        reset_state, update_state, new_state = state_term.chunk(3, -1)
         update = torch.sigmoid(update_in + update_state)
-        new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_state) * new_state)
-        return (1 - update) * new + update * h, None
-    pre = from_input + from_state
-    return (torch.tanh(pre) if kind == "rnn_tanh" else torch.relu(pre)), None
+        candidate_state = torch.tanh(new_in + torch.sigmoid(reset_in + reset_state) * new_state)
+        return (1 - update) * candidate_state + update * h, None
+    preactivation = input_term + state_term
+    return (torch.tanh(preactivation) if kind == "rnn_tanh" else torch.relu(preactivation)), None

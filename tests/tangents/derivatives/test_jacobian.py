@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.batches import as_rows
-from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, vectorized_jacobian, vectorizes
+from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, supports_vectorized_jacobian, vectorized_jacobian
 from kernelmem.tangents.prepare import prepare
 from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close
@@ -45,7 +45,7 @@ def test_vectorized_equals_row_by_row(body):
     x = rows(5, 4)
     prepared, data, single = prepared_and_rows(with_random_weights(body()), x)
     names = list(prepared.parameters)
-    assert vectorizes(prepared, data, names)
+    assert supports_vectorized_jacobian(prepared, data, names)
     for v in (None, rows(5, 3, prepared.n_outputs, seed=3)):
         expected = rowwise_jacobian(prepared, single, names, v)
         assert_close(
@@ -64,7 +64,7 @@ def test_parameters_without_influence_have_zero_columns():
 def test_models_that_vmap_does_not_support_are_left_to_the_rows():
     data_dependent = nn.Sequential(nn.Linear(4, 2), Apply(lambda h: h * float(h.sum() > 0)))
     prepared, data, _ = prepared_and_rows(with_random_weights(data_dependent), rows(3, 4))
-    assert not vectorizes(prepared, data, list(prepared.parameters))
+    assert not supports_vectorized_jacobian(prepared, data, list(prepared.parameters))
     inner = nn.Linear(4, 4)
     prepared, data, _ = prepared_and_rows(with_random_weights(nn.Sequential(inner, nn.Tanh(), inner)), rows(3, 4))
-    assert not vectorizes(prepared, data, list(prepared.parameters))  # a module in two places
+    assert not supports_vectorized_jacobian(prepared, data, list(prepared.parameters))  # a module in two places

@@ -100,7 +100,7 @@ def test_one_direction_after_another_equals_the_oracle(name, streams, monkeypatc
     """All rows held in passes of one row each, tangents streamed or their gradients collected."""
     case, left, right = known(name)
     monkeypatch.setattr(plan, "STREAM_BYTES", 1)
-    monkeypatch.setattr(plan, "_streams", lambda *_: streams)
+    monkeypatch.setattr(plan, "_prefers_streaming", lambda *_: streams)
     for outputs in ("trace", "diagonal"):
         found = ntk(case.model, case.x, outputs=outputs, verify=False)
         assert_close(found, reference.kernel_of(left, left, outputs), 1e-10, scale_of(left), f"{outputs}, y=None")
