@@ -17,11 +17,10 @@ from kernelmem.recording.run import Run, no_averages
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import load_model_state, model_state, state_sha256
 
-ROUNDINGS = (
-    8.0  # allowed error of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
-)
+# allowed error of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
+MAX_ROUNDINGS = 8.0
 MAX_KAPPA = 2.0  # larger values do not average, and rounding of one entry could pass for a step of all entries
-FORMULAS: tuple[Callable[[Tensor, Tensor, float], Tensor], ...] = (  # of torch.optim.swa_utils
+UPDATE_FORMULAS: tuple[Callable[[Tensor, Tensor, float], Tensor], ...] = (  # of torch.optim.swa_utils
     torch.lerp,
     lambda old, weights, kappa: (1.0 - kappa) * old + kappa * weights,
     lambda old, weights, kappa: old + (weights - old) / round(1.0 / kappa),
@@ -41,7 +40,7 @@ def average_coefficients(run: Run) -> Tensor:
         Tensor (T + 1,) float64. Cost O(T + updates).
 
     Raises:
-        InputError: a run without averages.
+        InputError: the run has no averaged weights.
     """
     if not run.averages:
         raise no_averages(run.path)
@@ -62,53 +61,57 @@ def combine_coefficients(averages: Sequence[Average], steps: int) -> Tensor:
 
 
 def fit_coefficient(
-    old: Mapping[str, Tensor], new: Mapping[str, Tensor], weights: Mapping[str, Tensor], likely: Sequence[float] = ()
+    old: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    expected_coefficients: Sequence[float] = (),
 ) -> float:
     """Return the number kappa with new = old + kappa (weights - old), up to rounding in the dtype of ``new``.
 
-    A number of ``likely`` for which one of the usual formulas reproduces ``new`` to the bit is returned at once. Otherwise
+    One of ``expected_coefficients`` for which a usual formula reproduces ``new`` to the bit is returned at once. Otherwise
     kappa is the least-squares solution, with every entry in units of its own rounding s = eps (|old| + |weights|). It is
-    replaced by a number of ``likely``, by one minus a short decimal (a decay), or by either rounded to float32 as torch may
-    do, if the data cannot tell them apart: |difference| |(weights - old)/s| <= 4 roundings. If weights = old, every number
-    fits and kappa is 0.
+    replaced by one of ``expected_coefficients``, by one minus a short decimal (a decay), or by either rounded to float32
+    as torch may do, if the data cannot tell them apart: |difference| |(weights - old)/s| <= 4 roundings. If weights = old,
+    every number fits and kappa is 0.
 
     Raises:
-        InputError: no such number: names the parameter with the largest mismatch.
+        InputError: no such number exists; the message names the parameter with the largest mismatch.
     """
-    changed = any(not torch.equal(value, old[name]) for name, value in weights.items())
-    for kappa in likely if changed else ():
+    weights_moved = any(not torch.equal(value, old[name]) for name, value in weights.items())
+    for kappa in expected_coefficients if weights_moved else ():
         if kappa and any(
             all(torch.equal(formula(old[name], weights[name], kappa), value) for name, value in new.items())
-            for formula in FORMULAS
+            for formula in UPDATE_FORMULAS
         ):
             return kappa
     changes, targets = [], []  # (weights - old) / s and (new - old) / s
     for name, value in new.items():
-        before, current = old[name].double(), weights[name].double()
-        info = torch.finfo(value.dtype)
-        rounding = info.eps * (before.abs() + current.abs()) + info.smallest_normal * info.eps
-        changes.append(((current - before) / rounding).flatten())
-        targets.append(((value.double() - before) / rounding).flatten())
-    u, v = torch.cat(changes), torch.cat(targets)
-    square = float(u @ u)
-    kappa = float(u @ v) / square if square else 0.0
-    errors = (v - kappa * u).abs()
-    fits = abs(kappa) <= MAX_KAPPA and float(errors.max()) <= ROUNDINGS * max(1.0, abs(kappa))  # False for NaN
-    if not fits:
+        old_value, weight = old[name].double(), weights[name].double()
+        float_info = torch.finfo(value.dtype)
+        rounding = float_info.eps * (old_value.abs() + weight.abs()) + float_info.smallest_normal * float_info.eps
+        changes.append(((weight - old_value) / rounding).flatten())
+        targets.append(((value.double() - old_value) / rounding).flatten())
+    scaled_changes, scaled_targets = torch.cat(changes), torch.cat(targets)
+    squared_norm = float(scaled_changes @ scaled_changes)
+    kappa = float(scaled_changes @ scaled_targets) / squared_norm if squared_norm else 0.0
+    errors = (scaled_targets - kappa * scaled_changes).abs()
+    max_error = MAX_ROUNDINGS * max(1.0, abs(kappa))
+    has_solution = abs(kappa) <= MAX_KAPPA and float(errors.max()) <= max_error  # False for NaN
+    if not has_solution:
         by_parameter = errors.nan_to_num(torch.inf).split([len(change) for change in changes])
-        worst = max(zip(new, by_parameter, strict=True), key=lambda pair: pair[1].max())[0]
+        worst_parameter = max(zip(new, by_parameter, strict=True), key=lambda pair: pair[1].max())[0]
         raise InputError(
             f"averaged weights that are not w_avg + kappa (w - w_avg) with one number kappa: at the best kappa, {kappa:.6g},"
-            f" {worst} is off by {float(errors.max()):.3g} roundings",
-            expected=f"at most {ROUNDINGS:g} roundings in every parameter, and |kappa| <= {MAX_KAPPA:g}",
+            f" {worst_parameter} is off by {float(errors.max()):.3g} roundings",
+            expected=f"at most {MAX_ROUNDINGS:g} roundings in every parameter, and |kappa| <= {MAX_KAPPA:g}",
             hint="average with one coefficient for all parameters, as torch.optim.swa_utils does, and change nothing else",
         )
-    if not square:
+    if not squared_norm:
         return 0.0
-    uncertainty = 4 * max(float(errors.square().mean().sqrt()), 0.25) / square**0.5
-    simple = [*likely, *(1.0 - round(1.0 - kappa, digits) for digits in range(1, DECAY_DIGITS + 1))]
-    simple += torch.tensor(simple, dtype=torch.float32).tolist()
-    return next((value for value in simple if abs(value - kappa) <= uncertainty), kappa)
+    uncertainty = 4 * max(float(errors.square().mean().sqrt()), 0.25) / squared_norm**0.5
+    candidates = [*expected_coefficients, *(1.0 - round(1.0 - kappa, digits) for digits in range(1, DECAY_DIGITS + 1))]
+    candidates += torch.tensor(candidates, dtype=torch.float32).tolist()
+    return next((value for value in candidates if abs(value - kappa) <= uncertainty), kappa)
 
 
 class AverageTracker:
@@ -118,7 +121,7 @@ class AverageTracker:
         """Check that ``averaged`` is an average of ``model``.
 
         Raises:
-            InputError: another class, other parameters, not on the CPU.
+            InputError: ``averaged`` is not an AveragedModel, or its parameters differ from those of ``model``.
         """
         if not isinstance(averaged, AveragedModel):
             raise InputError(
@@ -132,7 +135,7 @@ class AverageTracker:
         )
         if averaged_shapes != model_shapes:
             raise InputError(
-                f"an averaged model with {len(averaged_shapes)} parameters that are not those of the recorded model",
+                f"an averaged model with {len(averaged_shapes)} parameters, which differ from those of the recorded model",
                 expected="names, shapes and devices of the recorded model",
                 hint="create it from the recorded model: AveragedModel(model)",
             )
@@ -140,7 +143,7 @@ class AverageTracker:
         self.count = 0  # recorded updates
         self.coefficient = 1.0  # of the last update
         self.state: dict[str, Tensor] | None = None  # after the last update; None: unknown
-        self._names = list(averaged_shapes)
+        self._parameter_names = list(averaged_shapes)
 
     def update(self, model: nn.Module, weights: Mapping[str, Tensor], commit: Callable[[float, str], None]) -> None:
         """Update the average, and pass its coefficient and the SHA-256 of the averaged parameters to ``commit``.
@@ -148,14 +151,14 @@ class AverageTracker:
         After an error the averaged model is unchanged.
 
         Raises:
-            InputError: updates that were not recorded, weights changed in between, no combination with one number.
+            InputError: the average was updated or changed outside the recorder, or the update has no single coefficient.
         """
         self._check_unchanged()
         old = model_state(self.model.module)
         try:
             self.model.update_parameters(model)
             new = model_state(self.model.module)
-            kappa = self._coefficient(old, new, weights)
+            kappa = self._update_coefficient(old, new, weights)
             commit(kappa, self.sha256(new))
         except BaseException:
             load_model_state(self.model.module, old)
@@ -164,14 +167,14 @@ class AverageTracker:
         self.state, self.count, self.coefficient = new, self.count + 1, kappa
 
     def restore(self, state: Mapping[str, Tensor], averages: Sequence[Average]) -> None:
-        """Load the state recorded after ``averages``; only the number of updates if there were none."""
+        """Load the state recorded after ``averages``; without averages, reset only the number of updates."""
         if averages:
             load_model_state(self.model.module, state)
         self.model.n_averaged.fill_(len(averages))
         self.accept(averages)
 
     def accept(self, averages: Sequence[Average]) -> None:
-        """Take the current state of the averaged model as that after ``averages``."""
+        """Treat the current state of the averaged model as the state recorded after ``averages``."""
         self.count = len(averages)
         self.coefficient = averages[-1].coefficient if averages else 1.0
         self.state = model_state(self.model.module) if averages else None
@@ -181,35 +184,37 @@ class AverageTracker:
         same_count = int(self.model.n_averaged) == len(averages)
         return same_count and (not averages or self.sha256(model_state(self.model.module)) == averages[-1].sha256)
 
-    def final(self) -> dict[str, Tensor]:
+    def final_state(self) -> dict[str, Tensor]:
         """Return the current averaged model: parameters of the last update, buffers possibly from ``update_bn`` since.
 
         Raises:
-            InputError: parameters that changed since.
+            InputError: the averaged parameters changed after the last update.
         """
         self._check_unchanged()
         return model_state(self.model.module)
 
     def sha256(self, state: Mapping[str, Tensor]) -> str:
         """Return the SHA-256 of the parameters in a state of the averaged model."""
-        return state_sha256({name: state[name] for name in self._names})
+        return state_sha256({name: state[name] for name in self._parameter_names})
 
-    def _coefficient(
+    def _update_coefficient(
         self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     ) -> float:
-        old, new, weights = ({name: state[name] for name in self._names} for state in (old, new, weights))
+        """Return the coefficient of the update ``old`` -> ``new``, fitted to the parameters only."""
+        old, new, weights = ({name: state[name] for name in self._parameter_names} for state in (old, new, weights))
         if self.count:
-            return fit_coefficient(old, new, weights, likely=(self.coefficient, 1.0 / (self.count + 1)))
+            return fit_coefficient(old, new, weights, expected_coefficients=(self.coefficient, 1.0 / (self.count + 1)))
         for name, value in new.items():
             if not torch.equal(value, weights[name].to(value.dtype)):
                 raise InputError(
-                    f"a first average whose {name} is not that of the model",
+                    f"the first averaged {name}, which differs from the {name} of the model",
                     expected="a copy, as AveragedModel makes it",
                     hint="use torch.optim.swa_utils.AveragedModel without changes",
                 )
         return 1.0
 
     def _check_unchanged(self) -> None:
+        """Check that every update was recorded and that the averaged parameters have not changed since."""
         updates = int(self.model.n_averaged)
         if updates != self.count:
             raise InputError(

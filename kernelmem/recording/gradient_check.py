@@ -15,20 +15,20 @@ from kernelmem.recording.storage.inputs import RecordedBatch
 from kernelmem.training import losses
 from kernelmem.training.losses import Loss, batch_loss
 
-NEIGHBORS = 3  # floats tried on each side of the ratio: its two roundings displace it by less than two floats
-TOTAL_SHARE = 0.01  # sums that cancel: a parameter may miss by this share of the tolerance for all parameters
+NEIGHBOR_FLOATS = 3  # floats tried on each side of the ratio: its two roundings displace it by less than two floats
+TOTAL_NORM_SHARE = 0.01  # sums that cancel: a parameter may miss by this share of the tolerance for all parameters
 
 
 @contextmanager
 def random_state(state: Tensor | None) -> Iterator[None]:
     """Run the block from ``state`` of torch's CPU generator (None: the current one), then restore the current state."""
-    current = torch.get_rng_state()
+    state_before = torch.get_rng_state()
     try:
         if state is not None:
             torch.set_rng_state(state)
         yield
     finally:
-        torch.set_rng_state(current)
+        torch.set_rng_state(state_before)
 
 
 def batch_gradient(
@@ -46,15 +46,15 @@ def batch_gradient(
     One forward and one backward pass. The ``.grad`` of the parameters is neither read nor written.
 
     Raises:
-        InputError, UnsupportedModelError: outputs and targets that the loss does not accept.
+        InputError, UnsupportedModelError: the loss does not accept the outputs or targets.
     """
     trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
     gradients: dict[nn.Parameter, Tensor | None] = {}
     with torch.enable_grad():
-        copied = map_tree(x, Tensor.clone)  # a model may write to its input
-        value = batch_loss(loss, forward(copied), y, sample_weight, reduction=reduction)
-        if trainable and value.requires_grad:
-            gradients = dict(zip(trainable, torch.autograd.grad(value, trainable, allow_unused=True), strict=True))
+        copied_inputs = map_tree(x, Tensor.clone)  # a model may write to its input
+        loss_value = batch_loss(loss, forward(copied_inputs), y, sample_weight, reduction=reduction)
+        if trainable and loss_value.requires_grad:
+            gradients = dict(zip(trainable, torch.autograd.grad(loss_value, trainable, allow_unused=True), strict=True))
     return {
         name: torch.zeros_like(parameter) if (gradient := gradients.get(parameter)) is None else gradient
         for name, parameter in parameters.items()
@@ -64,7 +64,7 @@ def batch_gradient(
 def fit_scale(
     gradients: Mapping[str, Tensor], recomputed: Mapping[str, Tensor], *, tolerance: float, description: str
 ) -> float:
-    """Return the number c with gradients = c recomputed: clipping of the total norm, loss scaling, accumulation.
+    """Return the scale c with gradients = c recomputed, as after clipping of the total norm, loss scaling, accumulation.
 
     c = <g, h>/<h, h>, over all parameters. If a float c gives g = fl(c h) in every bit, as after ``clip_grad_norm_``, c is
     that float; if g = h, c is 1. Required: |g - c h| at most ``tolerance`` |g| over all parameters, and for each
@@ -73,27 +73,29 @@ def fit_scale(
     Args:
         gradients: the gradients g that the optimizer will use.
         recomputed: the gradients h of the batch loss.
-        tolerance: relative, see above.
-        description: of the recomputed loss, for the error.
+        tolerance: largest relative error, as defined above.
+        description: name of the recomputed loss in the error message.
 
     Raises:
-        InputError: no such number, or NaN: names the parameter with the largest mismatch.
+        InputError: no such number exists, or a gradient is NaN; the message names the parameter with the largest mismatch.
     """
     if all(torch.equal(gradient, recomputed[name]) for name, gradient in gradients.items()):
         return 1.0
-    square = sum(_dot(h, h) for h in recomputed.values())
-    scale = sum(_dot(g, recomputed[name]) for name, g in gradients.items()) / square if square else 1.0
+    squared_norm = sum(_dot(h, h) for h in recomputed.values())
+    scale = sum(_dot(g, recomputed[name]) for name, g in gradients.items()) / squared_norm if squared_norm else 1.0
     norms = {name: math.sqrt(_dot(g, g)) for name, g in gradients.items()}
     errors = {name: _norm(g.double() - scale * recomputed[name].double()) for name, g in gradients.items()}
     total_norm, total_error = math.hypot(*norms.values()), math.hypot(*errors.values())
-    within = all(errors[name] <= tolerance * (norms[name] + TOTAL_SHARE * total_norm) for name in gradients)
-    if not (within and total_error <= tolerance * total_norm):  # negated, so that NaN is refused
+    within_tolerance = all(
+        errors[name] <= tolerance * (norms[name] + TOTAL_NORM_SHARE * total_norm) for name in gradients
+    )
+    if not (within_tolerance and total_error <= tolerance * total_norm):  # negated, so that NaN is refused
         # one NaN makes all errors NaN: name the parameter whose own norm is not finite
-        worst = max(errors, key=lambda name: (not math.isfinite(norms[name]), errors[name]))
+        worst_parameter = max(errors, key=lambda name: (not math.isfinite(norms[name]), errors[name]))
         raise InputError(
-            f"gradients that are not a multiple of those of {description}: the largest mismatch is in {worst}"
-            f" (error {errors[worst]:.3g} at gradient norm {norms[worst]:.3g}; all parameters: {total_error:.3g} at"
-            f" {total_norm:.3g})",
+            f"gradients that are not a multiple of those of {description}: the largest mismatch is in {worst_parameter}"
+            f" (error {errors[worst_parameter]:.3g} at gradient norm {norms[worst_parameter]:.3g};"
+            f" all parameters: {total_error:.3g} at {total_norm:.3g})",
             expected=f"gradients of this loss on this batch, times one number, with relative error at most {tolerance:g}",
             hint="check index, x, y, sample_weight, loss and reduction; clip the norm of all gradients, not of single"
             " parameters or entries; with accumulation pass the concatenated micro-batches",
@@ -103,18 +105,23 @@ def fit_scale(
 
 def _exact_multiplier(gradients: Mapping[str, Tensor], recomputed: Mapping[str, Tensor]) -> float | None:
     """Return the float c with gradients = fl(c recomputed) in every bit, if it is near the ratio of the largest entries."""
-    name = max(recomputed, key=lambda key: float(recomputed[key].abs().max()) if recomputed[key].numel() else 0.0)
-    entry = recomputed[name].abs().argmax()
-    wide = torch.float64 if recomputed[name].dtype == torch.float64 else torch.float32
-    ratio = gradients[name].reshape(-1)[entry].to(wide) / recomputed[name].reshape(-1)[entry].to(wide)
+    largest_parameter = max(
+        recomputed, key=lambda name: float(recomputed[name].abs().max()) if recomputed[name].numel() else 0.0
+    )
+    largest_entry = recomputed[largest_parameter].abs().argmax()
+    ratio_dtype = torch.float64 if recomputed[largest_parameter].dtype == torch.float64 else torch.float32
+    numerator, denominator = (
+        tensors[largest_parameter].reshape(-1)[largest_entry].to(ratio_dtype) for tensors in (gradients, recomputed)
+    )
+    ratio = numerator / denominator
     below = above = ratio
     candidates = [ratio]
-    for _ in range(NEIGHBORS):
+    for _ in range(NEIGHBOR_FLOATS):
         below = torch.nextafter(below, torch.full_like(below, -math.inf))
         above = torch.nextafter(above, torch.full_like(above, math.inf))
         candidates += [below, above]
     for candidate in map(float, candidates):
-        if all(torch.equal(recomputed[key] * candidate, gradient) for key, gradient in gradients.items()):
+        if all(torch.equal(recomputed[name] * candidate, gradient) for name, gradient in gradients.items()):
             return candidate
     return None
 
@@ -133,7 +140,7 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class ForwardRandomState:
-    """State of torch's generator before the last forward pass with gradients since the last step.
+    """Observer of torch's random state before the last forward pass with gradients since the last step.
 
     A forward pre-hook on the model records it. A copy of the model (an average of weights, a pickle) has a hook that does
     nothing.
@@ -150,7 +157,7 @@ class ForwardRandomState:
             self.random = torch.get_rng_state()
 
     def __reduce__(self):
-        return (_hook_of_a_copy, ())
+        return (_inactive_hook, ())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -166,11 +173,11 @@ class ForwardRandomState:
         self._hook.remove()
 
 
-def _hook_of_a_copy() -> Callable[..., None]:
-    return _nothing
+def _inactive_hook() -> Callable[..., None]:
+    return _ignore_call
 
 
-def _nothing(*_: object) -> None:
+def _ignore_call(*_: object) -> None:
     pass
 
 
@@ -200,33 +207,33 @@ class GradientCheck:
         self,
         step: int,
         batch: RecordedBatch,
-        names: list[str],
-        before: Mapping[str, Tensor],
-        forward_random: ForwardRandomState,
+        parameter_names: list[str],
+        state_before: Mapping[str, Tensor],
+        forward_state: ForwardRandomState,
     ) -> tuple[float, frozenset[str], bytes | None]:
         """Return the scale of the gradients, the parameters without one, and the random state of the forward pass.
 
         Args:
-            step: for messages.
-            batch: from which the gradients were computed.
-            names: parameters of the optimizer.
-            before: parameters and buffers before the step.
-            forward_random: random state before the forward pass of the training loop.
+            step: index of the step, for messages.
+            batch: the batch from which the gradients were computed.
+            parameter_names: names of the parameters that the optimizer updates.
+            state_before: parameters and buffers of the model before the step.
+            forward_state: observer of the random state before the forward pass of the training loop.
 
         Raises:
-            InputError: no number makes them equal (names the parameter), a sparse gradient, a forward pass that drew
-                random numbers but was not observed.
+            InputError: no scale makes the gradients equal (names the parameter), a gradient is sparse, or the forward pass drew
+                random numbers without being observed.
         """
         parameters = self.parameters
-        gradients = {name: grad for name in names if (grad := parameters[name].grad) is not None}
+        gradients = {name: grad for name in parameter_names if (grad := parameters[name].grad) is not None}
         for name, gradient in gradients.items():
             if gradient.layout != torch.strided:
                 raise InputError(f"a sparse gradient of {name}", expected="dense gradients", hint="pass sparse=False")
         # copies: the pass may write to buffers (BatchNorm), and the first pass has already changed the model's own
-        buffers = {f"model.{name}": value.clone() for name, value in before.items() if name not in parameters}
+        buffers = {f"model.{name}": value.clone() for name, value in state_before.items() if name not in parameters}
         model = _ForwardModule(self.model, self.forward)
-        with forward_random.paused(), random_state(forward_random.random):
-            start = torch.get_rng_state()
+        with forward_state.paused(), random_state(forward_state.random):
+            initial_state = torch.get_rng_state()
             recomputed = batch_gradient(
                 lambda rows: functional_call(model, buffers, (rows,)) if buffers else model(rows),
                 {name: parameters[name] for name in gradients},
@@ -236,8 +243,8 @@ class GradientCheck:
                 loss=self.loss,
                 reduction=self.reduction,
             )
-            drew = not torch.equal(start, torch.get_rng_state())
-        if drew and forward_random.random is None:
+            used_random_numbers = not torch.equal(initial_state, torch.get_rng_state())
+        if used_random_numbers and forward_state.random is None:
             raise InputError(
                 f"step {step}, whose forward pass draws random numbers but was not observed",
                 expected="a call of the model itself before each step, with gradients",
@@ -245,4 +252,5 @@ class GradientCheck:
             )
         description = f"the {self.reduction} of {losses.loss_name(self.loss)} on the batch of step {step}"
         scale = fit_scale(gradients, recomputed, tolerance=self.tolerance, description=description)
-        return scale, frozenset(names) - gradients.keys(), start.numpy().tobytes() if drew else None
+        forward_random = initial_state.numpy().tobytes() if used_random_numbers else None
+        return scale, frozenset(parameter_names) - gradients.keys(), forward_random

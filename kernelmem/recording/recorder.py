@@ -13,7 +13,7 @@ from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.recording.averaging import AverageTracker
 from kernelmem.recording.gradient_check import ForwardRandomState, GradientCheck, call_model
-from kernelmem.recording.resume import last_whole_checkpoint, matches_last_step
+from kernelmem.recording.resume import last_complete_checkpoint, matches_last_step
 from kernelmem.recording.storage import checkpoints
 from kernelmem.recording.storage.header import Header, check_model, check_options, check_same_run, run_header
 from kernelmem.recording.storage.inputs import InputRegistry, read_batch
@@ -22,7 +22,7 @@ from kernelmem.recording.storage.tape import Step, Tape, refuse_existing
 from kernelmem.training import losses
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
-HALF_TOLERANCE = 3e-2  # for bfloat16 and float16: a few roundings
+HALF_TOLERANCE = 3e-2  # relative, for bfloat16 and float16: a few roundings
 
 
 class Recorder:
@@ -88,41 +88,41 @@ class Recorder:
         Args:
             model: maps x to outputs (B, C); on the CPU. Only the optimizer changes it.
             optimizer: torch.optim.SGD, Adam, AdamW, RMSprop or Adagrad.
-            directory: of the run, for ``tape.sqlite`` and ``weights/``.
+            directory: directory of the run, which will contain ``tape.sqlite`` and ``weights/``.
             loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), or a callable
                 (outputs, targets) -> (B,) losses.
             reduction: "mean": sum_i w_i l_i / B; "sum": sum_i w_i l_i.
             keep: "all", "sqrt", or k for every k-th step.
-            resume: resume the run in ``directory``.
-            tolerance: of the gradient check, relative to the gradient norm; None: 1e-4 in float32, 1e-10 in float64.
+            resume: True to resume the run that is in ``directory``.
+            tolerance: relative tolerance of the gradient check; None: 1e-4 in float32, 1e-10 in float64.
             forward: maps (model, x) to outputs (B, C); it must call the model itself. None: ``model(x)``.
             averaged: the AveragedModel that :meth:`average` will update; every checkpoint then includes its state, and is
                 written just before the next step.
 
         Raises:
-            InputError: an unknown option, an optimizer not listed above, a directory that holds a run (or, to resume,
-                none). UnsupportedModelError: a scripted or data-parallel model, parameters that are lazy, complex or not
-                on the CPU.
+            InputError: an option is unknown, the optimizer is not listed above, or the directory already holds a run (or,
+                to resume, holds none). UnsupportedModelError: the model is scripted or data-parallel, or a parameter is
+                lazy, complex or not on the CPU.
         """
         losses.check_loss(loss)
         check_options(reduction, keep, tolerance)
         check_model(model)
         self._model, self._optimizer, self._forward = model, optimizer, forward
-        self._directory, self._keep, self._resume = Path(directory), keep, resume
+        self._directory, self._keep_rule, self._resume = Path(directory), keep, resume
         self._parameters = dict(model.named_parameters())
-        self._names = {parameter: name for name, parameter in self._parameters.items()}
-        read_groups(optimizer, self._names)
-        coarsest = max(
+        self._parameter_names = {parameter: name for name, parameter in self._parameters.items()}
+        read_groups(optimizer, self._parameter_names)
+        default_tolerance = max(
             (TOLERANCES.get(p.dtype, HALF_TOLERANCE) for p in self._parameters.values()), default=HALF_TOLERANCE
         )
-        tolerance = coarsest if tolerance is None else float(tolerance)
-        self._check = GradientCheck(model, self._parameters, forward or call_model, loss, reduction, tolerance)
-        self._averaging = None if averaged is None else AverageTracker(averaged, model)
+        tolerance = default_tolerance if tolerance is None else float(tolerance)
+        self._gradient_check = GradientCheck(model, self._parameters, forward or call_model, loss, reduction, tolerance)
+        self._average_tracker = None if averaged is None else AverageTracker(averaged, model)
         if not resume:
             refuse_existing(check_directory(directory))
         self._tape: Tape | None = None
         self._inputs = InputRegistry()
-        self._state: dict[str, Tensor] | None = None  # after the last recorded step; None: the model differs
+        self._recorded_state: dict[str, Tensor] | None = None  # after the last recorded step; None: the model differs
         self._random_after = torch.get_rng_state()
         self._checkpoint_due = False  # the checkpoint of the last step waits for the averages after it
 
@@ -132,33 +132,38 @@ class Recorder:
             check_same_run(self._header(state), Tape(self._directory).meta, self._directory)
             self._tape = Tape(self._directory, write=True)
             self._inputs = InputRegistry(self._tape.known_inputs())
-            optimizer = checkpoints.optimizer_state(self._optimizer, self._names)
-            current = matches_last_step(self._directory, self._tape, state, optimizer, self._averaging)
-            self._state = state if current else None
+            optimizer_state = checkpoints.optimizer_state(self._optimizer, self._parameter_names)
+            matches_recording = matches_last_step(
+                self._directory, self._tape, state, optimizer_state, self._average_tracker
+            )
+            self._recorded_state = state if matches_recording else None
         else:
             refuse_existing(self._directory)
-            self._state = checkpoints.model_state(self._model)
+            self._recorded_state = checkpoints.model_state(self._model)
             self._random_after = torch.get_rng_state()
-            header = self._header(self._state)
-            self._tape = Tape.create(self._directory, header, initial=self._write_checkpoint(0, self._state))
+            header = self._header(self._recorded_state)
+            initial_sha256 = self._write_checkpoint(0, self._recorded_state)
+            self._tape = Tape.create(self._directory, header, initial_sha256=initial_sha256)
         self._forward_random = ForwardRandomState(self._model)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         tape, self._tape = self._tape, None
         if tape is None:
             return
         self._forward_random.remove()
         try:
-            if self._state is not None and len(tape) not in tape.checkpoints():
-                tape.keep(self._write_checkpoint(len(tape), self._state))
-            if self._averaging is not None and self._averaging.count:
-                for old in tape.keep_averaged(checkpoints.write_averaged(self._directory, self._averaging.final())):
-                    checkpoints.averaged_path(self._directory, old).unlink(missing_ok=True)
+            if self._recorded_state is not None and len(tape) not in tape.checkpoints():
+                tape.keep(self._write_checkpoint(len(tape), self._recorded_state))
+            if self._average_tracker is not None and self._average_tracker.count:
+                sha256 = checkpoints.write_averaged(self._directory, self._average_tracker.final_state())
+                for replaced_sha256 in tape.keep_averaged(sha256):
+                    checkpoints.averaged_path(self._directory, replaced_sha256).unlink(missing_ok=True)
         except Exception:
-            if kind is None:  # otherwise the error of the loop is raised; the run stays readable without these files
+            # otherwise the error of the loop is raised; the run stays readable without these files
+            if error_type is None:
                 raise
         finally:
             tape.close()
@@ -167,28 +172,30 @@ class Recorder:
         """Check the gradients, take the optimizer's step, and record it; the step is on disk when this returns.
 
         Args:
-            index: (B,) position of each row in the training data.
+            index: (B,) positions of the rows of the batch in the training data.
             x: (B, ...) input of the model, or a dict, tuple or list of such tensors; with gradient accumulation, all
                 micro-batches of the step concatenated.
             y: (B,) or (B, C) targets of the loss.
-            sample_weight: (B,) loss weights; None: ones.
+            sample_weight: (B,) loss weights of the rows; None: ones.
 
         Raises:
-            InputError: gradients that are not those of the loss on this batch (names the parameter with the largest
-                mismatch), weights that changed between the steps, inconsistent lengths. The step is then not taken.
+            InputError: the gradients are not those of the loss on this batch (names the parameter with the largest
+                mismatch), weights changed between the steps, or lengths differ. The step is then not taken.
         """
-        tape = self._started()
+        tape = self._require_tape()
         batch = read_batch(index, x, y, sample_weight)
-        versions, new = self._inputs.versions(batch)
-        before = self._current_state(tape)
-        groups = read_groups(self._optimizer, self._names)
-        trained = [name for group in groups for name in group["parameters"]]
-        scale, skipped, random = self._check.run(len(tape), batch, trained, before, self._forward_random)
+        versions, new_inputs = self._inputs.versions(batch)
+        state_before = self._current_state(tape)
+        groups = read_groups(self._optimizer, self._parameter_names)
+        trained_names = [name for group in groups for name in group["parameters"]]
+        scale, skipped, forward_random_state = self._gradient_check.run(
+            len(tape), batch, trained_names, state_before, self._forward_random
+        )
         if self._checkpoint_due:
-            tape.keep(self._write_checkpoint(len(tape), before))
+            tape.keep(self._write_checkpoint(len(tape), state_before))
             self._checkpoint_due = False
-        evaluating = frozenset(name for name, module in self._model.named_modules() if not module.training)
-        self._state = None  # if anything fails from here on, the model differs from the last recorded step
+        eval_modules = frozenset(name for name, module in self._model.named_modules() if not module.training)
+        self._recorded_state = None  # if anything fails from here on, the model differs from the last recorded step
         self._optimizer.step()
         state = checkpoints.model_state(self._model)
         step = Step(
@@ -201,22 +208,24 @@ class Recorder:
             groups=groups,
             scale=scale,
             skipped=skipped,
-            random=random,
+            random=forward_random_state,
             after=checkpoints.state_sha256(state),
             buffers_changed=any(
-                not torch.equal(value, before[name]) for name, value in state.items() if name not in self._parameters
+                not torch.equal(value, state_before[name])
+                for name, value in state.items()
+                if name not in self._parameters
             ),
-            evaluating=evaluating,
+            evaluating=eval_modules,
         )
         self._random_after = torch.get_rng_state()
-        due = checkpoints.is_kept(len(tape) + 1, self._keep)
-        kept = due and self._averaging is None
+        checkpoint_due = checkpoints.is_kept(len(tape) + 1, self._keep_rule)
+        write_now = checkpoint_due and self._average_tracker is None
         # file before row: an unrecorded checkpoint does no harm, a recorded one must exist
-        checkpoint = self._write_checkpoint(len(tape) + 1, state) if kept else None
-        tape.append(step, new, checkpoint=checkpoint)
-        self._inputs.add(new)
-        self._state, self._forward_random.random = state, None
-        self._checkpoint_due = due and not kept
+        checkpoint_sha256 = self._write_checkpoint(len(tape) + 1, state) if write_now else None
+        tape.append(step, new_inputs, checkpoint_sha256=checkpoint_sha256)
+        self._inputs.add(new_inputs)
+        self._recorded_state, self._forward_random.random = state, None
+        self._checkpoint_due = checkpoint_due and not write_now
 
     def average(self, averaged: AveragedModel | None = None) -> None:
         """Update the averaged weights, instead of ``averaged.update_parameters(model)``, and record the update.
@@ -225,19 +234,19 @@ class Recorder:
             averaged: the averaged model of the recorder; required in the first call if ``Recorder`` was given none.
 
         Raises:
-            InputError: another averaged model, one that was updated elsewhere, or an update that is not
+            InputError: the averaged model is another one, was updated elsewhere, or its update is not
                 w_avg <- w_avg + kappa (w - w_avg) with one number kappa for all parameters. The average is then unchanged.
         """
-        tape = self._started()
-        if self._averaging is None and averaged is not None:
-            self._averaging = AverageTracker(averaged, self._model)
-        if self._averaging is None or (averaged is not None and averaged is not self._averaging.model):
+        tape = self._require_tape()
+        if self._average_tracker is None and averaged is not None:
+            self._average_tracker = AverageTracker(averaged, self._model)
+        if self._average_tracker is None or (averaged is not None and averaged is not self._average_tracker.model):
             raise InputError(
                 "no averaged model" if averaged is None else "another averaged model than before",
                 expected="one AveragedModel per run",
                 hint="pass it to the recorder: Recorder(..., averaged=averaged)",
             )
-        self._averaging.update(self._model, self._current_state(tape), tape.append_average)
+        self._average_tracker.update(self._model, self._current_state(tape), tape.append_average)
 
     def restore(self) -> int:
         """Restore weights, buffers, optimizer, averages and random state of the last kept checkpoint; drop later steps.
@@ -248,23 +257,25 @@ class Recorder:
             The number of recorded steps that remain, i.e. the index of the next step.
 
         Raises:
-            InputError: another model. FileCorruptError: a checkpoint that is missing or altered.
+            InputError: the model is not the recorded one. FileCorruptError: a checkpoint is missing or altered.
         """
-        tape = self._started()
+        tape = self._require_tape()
         averages = tape.averages()
-        last, checkpoint = last_whole_checkpoint(self._directory, tape)
+        last_step, checkpoint = last_complete_checkpoint(self._directory, tape)
         checkpoints.load_model_state(self._model, checkpoint.model)
         checkpoints.set_optimizer_state(self._optimizer, checkpoint.optimizer, self._parameters)
         torch.set_rng_state(checkpoint.random)
-        if self._averaging is not None:
-            self._averaging.restore(checkpoint.averaged, averages[: checkpoint.updates])
-        tape.truncate(last, averages=checkpoint.updates)
+        if self._average_tracker is not None:
+            self._average_tracker.restore(checkpoint.averaged, averages[: checkpoint.updates])
+        tape.truncate(last_step, averages=checkpoint.updates)
         self._inputs = InputRegistry(tape.known_inputs())
-        self._state, self._forward_random.random, self._random_after = checkpoint.model, None, checkpoint.random
+        self._recorded_state, self._random_after = checkpoint.model, checkpoint.random
+        self._forward_random.random = None
         self._checkpoint_due = False
-        return last
+        return last_step
 
-    def _started(self) -> Tape:
+    def _require_tape(self) -> Tape:
+        """Return the tape; raise outside the ``with`` block."""
         if self._tape is None:
             raise InputError(
                 "a call outside the recorder's with block",
@@ -275,35 +286,37 @@ class Recorder:
 
     def _current_state(self, tape: Tape) -> dict[str, Tensor]:
         """Return the state after the last recorded step, after checking that the model still has these weights."""
-        if self._state is None:
+        if self._recorded_state is None:
             raise InputError(
                 f"model or optimizer state that differs from the last recorded step (step {len(tape)})",
                 expected="the state after the last recorded step",
                 hint="call recorder.restore() before the first step: it returns the index of the next step",
             )
         for name, parameter in self._parameters.items():
-            if not torch.equal(parameter, self._state[name]):
+            if not torch.equal(parameter, self._recorded_state[name]):
                 raise InputError(
                     f"parameter {name}, which has changed since the last recorded step (step {len(tape)})",
                     expected="weights that change only in recorder.step",
                     hint="call recorder.restore(), or record a new run from these weights",
                 )
-        return self._state
+        return self._recorded_state
 
     def _write_checkpoint(self, step: int, state: dict[str, Tensor]) -> str:
-        optimizer = checkpoints.optimizer_state(self._optimizer, self._names)
-        average = self._averaging
-        averaged, updates = ({}, 0) if average is None else (average.state or {}, average.count)
-        checkpoint = checkpoints.Checkpoint(state, optimizer, self._random_after, averaged, updates)
+        """Write the checkpoint after ``step`` steps and return its SHA-256."""
+        optimizer_state = checkpoints.optimizer_state(self._optimizer, self._parameter_names)
+        averaging = self._average_tracker
+        averaged, updates = ({}, 0) if averaging is None else (averaging.state or {}, averaging.count)
+        checkpoint = checkpoints.Checkpoint(state, optimizer_state, self._random_after, averaged, updates)
         return checkpoints.write_checkpoint(self._directory, step, checkpoint)
 
     def _header(self, state: dict[str, Tensor]) -> Header:
+        """Return the header of a run that starts from ``state``."""
         return run_header(
             self._model,
             self._optimizer,
             state,
-            loss=self._check.loss,
+            loss=self._gradient_check.loss,
             forward=self._forward,
-            reduction=self._check.reduction,
-            keep=self._keep,
+            reduction=self._gradient_check.reduction,
+            keep=self._keep_rule,
         )

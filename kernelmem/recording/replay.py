@@ -43,7 +43,7 @@ def replay(
     Args:
         run: an open run.
         model: of the recorded architecture; its weights do not matter.
-        loss: the callable, if the run was recorded with one.
+        loss: the loss function, required if the run was recorded with a callable.
         reanchor: allow recomputed states to differ from the recorded ones (another thread count or torch version,
             accumulated gradients); each kept state is exact again.
         start: the first t. Nothing before the largest kept t <= start is read.
@@ -54,9 +54,10 @@ def replay(
         An iterator over stop - start + 1 states, each a dict of tensors that the caller may change.
 
     Raises:
-        InputError: another model, no loss or forward where the run was recorded with a callable, steps beyond the run.
-            While iterating: VerificationError, a state that differs from the recorded one (names the step);
-            FileCorruptError, altered files.
+        InputError: the model is not the recorded one, a loss or forward recorded as a callable is missing, or steps are
+            beyond the run.
+            While iterating: VerificationError if a state differs from the recorded one (names the
+            step); FileCorruptError if a file was altered.
 
     Cost: one forward and one backward pass for each step that was not kept.
     """
@@ -64,9 +65,9 @@ def replay(
     stop = len(run) if stop is None else stop
     _check_range(run, start, stop)
     anchor = max(t for t in run.kept if t <= start)
-    copied = copy.deepcopy(model)
-    load_model_state(copied, run.weights(anchor))  # refuses another architecture here, not at the first step
-    states = _states(run, copied, loss, reanchor, forward, anchor, stop)
+    replay_model = copy.deepcopy(model)
+    load_model_state(replay_model, run.weights(anchor))  # refuses another architecture here, not at the first step
+    states = _replayed_states(run, replay_model, loss, reanchor, forward, anchor, stop)
     return ((t, {name: value.clone() for name, value in state.items()}) for t, state in states if t >= start)
 
 
@@ -76,42 +77,44 @@ def replay_step(
     """Repeat step ``t`` from the kept state before it, in ``model`` (which is changed), and return the resulting state.
 
     Raises:
-        InputError: another model, no loss or forward where the run was recorded with a callable, a state that was not kept.
+        InputError: the model is not the recorded one, a loss or forward recorded as a callable is missing, or the state
+            before the step was not kept.
     """
     loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)
-    begin = run.checkpoint(t)
-    optimizer = _begin(run, model, begin, t)
-    _advance(run, run.steps[t], model, optimizer, loss, forward)
+    checkpoint = run.checkpoint(t)
+    optimizer = _start_from_checkpoint(run, model, checkpoint, t)
+    _repeat_step(run, run.steps[t], model, optimizer, loss, forward)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return Checkpoint(model_state(model), optimizer_state(optimizer, names), begin.random)
+    return Checkpoint(model_state(model), optimizer_state(optimizer, names), checkpoint.random)
 
 
-def _states(
+def _replayed_states(
     run: Run, model: nn.Module, loss: Loss, reanchor: bool, forward: Forward, anchor: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield (t, state) from the kept state ``anchor`` to ``stop``; ``model`` holds the recomputed states."""
     kept = frozenset(run.kept)
-    begin: Checkpoint | None = None  # the kept state at t - 1; None if that state was recomputed
+    checkpoint: Checkpoint | None = None  # the kept state at t - 1; None if that state was recomputed
     optimizer: torch.optim.Optimizer | None = None
     for t in range(anchor, stop + 1):
-        expected = run.steps[t - 1].after if t else run.meta.get("initial")
+        recorded_sha256 = run.steps[t - 1].after if t else run.meta.get("initial")
         if t in kept:
-            begin, anchor = run.checkpoint(t), t
-            state = begin.model
+            checkpoint, anchor = run.checkpoint(t), t
+            state = checkpoint.model
             # a kept state is never recomputed, so it must be exact even with reanchor
-            _compare(run, t, t, state, expected)
+            _check_sha256(run, t, t, state, recorded_sha256)
         else:
-            if begin is not None:
-                optimizer = _begin(run, model, begin, t - 1)
-                begin = None
+            if checkpoint is not None:
+                optimizer = _start_from_checkpoint(run, model, checkpoint, t - 1)
+                checkpoint = None
             assert optimizer is not None
-            _advance(run, run.steps[t - 1], model, optimizer, loss, forward)
+            _repeat_step(run, run.steps[t - 1], model, optimizer, loss, forward)
             state = model_state(model)
             if not reanchor:
-                _compare(run, t, anchor, state, expected)
+                _check_sha256(run, t, anchor, state, recorded_sha256)
         yield t, state
 
 
-def _begin(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.optim.Optimizer:
+def _start_from_checkpoint(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.optim.Optimizer:
     """Load the checkpoint into the model and return an optimizer in its state."""
     load_model_state(model, checkpoint.model)
     parameters = dict(model.named_parameters())
@@ -120,27 +123,27 @@ def _begin(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.
     return optimizer
 
 
-def _advance(
+def _repeat_step(
     run: Run, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, forward: Forward
 ) -> None:
-    """Repeat one recorded step."""
+    """Repeat one recorded step: same batch, modes, random state, gradient scale and hyper-parameters."""
     parameters = dict(model.named_parameters())
     set_groups(optimizer, step.groups, parameters)
     set_modes(model, step.evaluating)
-    trained = {name for group in step.groups for name in group["parameters"]} - step.skipped
+    trained_names = {name for group in step.groups for name in group["parameters"]} - step.skipped
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in trained)
+        parameter.requires_grad_(name in trained_names)
         parameter.grad = None
     x, y = run.tape.inputs(step)
-    weights = None if bool((step.sample_weight == 1).all()) else step.sample_weight
-    random = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
-    with random_state(random):
+    sample_weight = None if bool((step.sample_weight == 1).all()) else step.sample_weight
+    forward_random_state = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
+    with random_state(forward_random_state):
         gradients = batch_gradient(
             lambda batch: forward(model, batch),
-            {name: parameters[name] for name in parameters if name in trained},
+            {name: parameters[name] for name in parameters if name in trained_names},
             x,
             y,
-            weights,
+            sample_weight,
             loss=loss,
             reduction=run.reduction,
         )
@@ -149,18 +152,19 @@ def _advance(
     optimizer.step()
 
 
-def set_modes(model: nn.Module, evaluating: frozenset[str]) -> None:
-    """Set every module of ``model`` to train mode, except those named in ``evaluating``, which get eval mode."""
+def set_modes(model: nn.Module, eval_modules: frozenset[str]) -> None:
+    """Set every module of ``model`` to train mode, except those named in ``eval_modules``, which are set to eval mode."""
     for name, module in model.named_modules():
-        module.training = name not in evaluating
+        module.training = name not in eval_modules
 
 
-def _compare(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], expected: str | None) -> None:
-    if state_sha256(state) != expected:
+def _check_sha256(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], recorded_sha256: str | None) -> None:
+    """Check that the state after t steps has the recorded SHA-256."""
+    if state_sha256(state) != recorded_sha256:
         source = f"recomputed from step {anchor}" if t != anchor else "read from its checkpoint"
         raise VerificationError(
             f"weights after {t} steps of {run.path}, {source}, that differ from the recorded ones",
-            expected=f"the same bytes: sha256 {expected}",
+            expected=f"the same bytes: sha256 {recorded_sha256}",
             hint=f"replay with torch {run.meta.get('torch')} on {run.meta.get('threads')} threads as recorded (here:"
             f" torch {torch.__version__}, {torch.get_num_threads()} threads), or pass reanchor=True to continue from"
             " the next kept weights",
@@ -173,10 +177,11 @@ def _check_range(run: Run, start: int, stop: int) -> None:
 
 
 def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
-    recorded = run.meta.get("forward")
-    if recorded is not None and forward is None:
+    """Return ``forward`` or its default; require it if the run was recorded with one."""
+    forward_name = run.meta.get("forward")
+    if forward_name is not None and forward is None:
         raise InputError(
-            f"a run recorded with forward {recorded.removeprefix('callable:')}",
+            f"a run recorded with forward {forward_name.removeprefix('callable:')}",
             expected="that function: code is not stored",
             hint="pass forward=...",
         )
@@ -184,6 +189,7 @@ def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
 
 
 def _recorded_loss(run: Run, loss: Loss | None) -> Loss:
+    """Return the recorded loss; a callable must be passed again."""
     if run.loss.startswith("callable:"):
         if not callable(loss):
             raise InputError(

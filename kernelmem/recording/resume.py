@@ -13,21 +13,21 @@ from kernelmem.recording.storage.checkpoints import Checkpoint, read_checkpoint
 from kernelmem.recording.storage.tape import Tape
 
 
-def last_whole_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
-    """Return step and content of the last checkpoint that includes all averages of its step.
+def last_complete_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
+    """Return step and content of the last checkpoint that includes all updates of the average up to its step.
 
     A checkpoint may have been written before an average that followed the same step.
 
     Raises:
-        FileCorruptError: the checkpoint is missing or altered.
+        FileCorruptError: a checkpoint is missing or altered.
     """
     average_steps = [average.after_steps for average in tape.averages()]
-    kept = tape.checkpoints()
-    for step in sorted(kept, reverse=True):
-        checkpoint = read_checkpoint(directory, step, kept[step])
+    checkpoint_hashes = tape.checkpoints()
+    for step in sorted(checkpoint_hashes, reverse=True):
+        checkpoint = read_checkpoint(directory, step, checkpoint_hashes[step])
         if checkpoint.updates == bisect_right(average_steps, step):
             return step, checkpoint
-    return 0, read_checkpoint(directory, 0, kept[0])
+    return 0, read_checkpoint(directory, 0, checkpoint_hashes[0])
 
 
 def matches_last_step(
@@ -35,34 +35,36 @@ def matches_last_step(
     tape: Tape,
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Mapping[str, Tensor]],
-    averaging: AverageTracker | None,
+    average_tracker: AverageTracker | None,
 ) -> bool:
     """Return True if model, optimizer and averaged model are in the state after the last recorded step.
 
-    ``averaging`` then accepts its current state.
+    If so, ``average_tracker`` treats the current averaged model as the recorded one.
 
     Raises:
-        InputError: no averaged model for a run that has one.
+        InputError: the run has averaged weights, but no averaged model was passed.
     """
     averages = tape.averages()
-    if averages and averaging is None:
+    if averages and average_tracker is None:
         raise InputError(
             f"no averaged model for the run in {directory}, which has averaged weights",
             expected="averaged=, an AveragedModel of the model",
             hint="pass the averaged model: restore() puts it in its recorded state",
         )
-    kept = tape.checkpoints()
-    if len(tape) not in kept or not (averaging is None or averaging.matches(averages)):
+    checkpoint_hashes = tape.checkpoints()
+    if len(tape) not in checkpoint_hashes or not (average_tracker is None or average_tracker.matches(averages)):
         return False
-    last = read_checkpoint(directory, len(tape), kept[len(tape)])
-    names = {**optimizer, **last.optimizer}
-    same_optimizer = all(_equal(optimizer.get(name, {}), last.optimizer.get(name, {})) for name in names)
-    if not (same_optimizer and _equal(model, last.model)):
+    last_checkpoint = read_checkpoint(directory, len(tape), checkpoint_hashes[len(tape)])
+    names = {**optimizer, **last_checkpoint.optimizer}
+    optimizer_matches = all(
+        _same_tensors(optimizer.get(name, {}), last_checkpoint.optimizer.get(name, {})) for name in names
+    )
+    if not (optimizer_matches and _same_tensors(model, last_checkpoint.model)):
         return False
-    if averaging is not None:
-        averaging.accept(averages)
+    if average_tracker is not None:
+        average_tracker.accept(averages)
     return True
 
 
-def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+def _same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())

@@ -34,10 +34,10 @@ class Steps(Sequence[Step]):
     @overload
     def __getitem__(self, index: slice) -> list[Step]: ...
     def __getitem__(self, index: int | slice) -> Step | list[Step]:
-        """Step ``index`` (negative: from the end), or a list of steps.
+        """Return step ``index`` (a negative index counts from the end), or a list of steps for a slice.
 
         Raises:
-            IndexError: out of range. FileCorruptError: the row cannot be read.
+            IndexError: ``index`` is out of range. FileCorruptError: the step cannot be read.
         """
         if isinstance(index, slice):
             return [self._tape.step(i) for i in range(*index.indices(self._length))]
@@ -53,14 +53,14 @@ class Run:
 
     Attributes:
         path: directory of the run.
-        meta: header of the tape.
-        steps: the T steps.
+        meta: header of the tape: facts about the whole run.
+        steps: the T recorded steps, read from disk on access.
         optimizer: class name of the optimizer.
         loss: name of the loss, or "callable:" and the qualified name of a callable.
         reduction: "mean" or "sum".
-        parameters, buffers: names in the order of ``named_parameters`` and ``named_buffers``.
-        kept: the t for which weights after t steps are on disk, in order.
-        tape: the SQLite file.
+        parameters, buffers: names of parameters and buffers, in the order of ``named_parameters`` and ``named_buffers``.
+        kept: step counts t whose weights (after t steps) are on disk, in increasing order.
+        tape: the SQLite file of the run.
         averages: updates of averaged weights (EMA, SWA), in order.
     """
 
@@ -81,19 +81,21 @@ class Run:
         """Open the run in directory ``path``; after a crash, up to its last acknowledged step.
 
         Raises:
-            InputError: no run in ``path``, or one in a later format. FileCorruptError: not a tape.
+            InputError: ``path`` holds no run, or one in a later format. FileCorruptError: the file is not a tape.
         """
         tape = Tape(path)
         meta = tape.meta
         try:
             parameters, buffers = (tuple(name for name, *_ in meta[key]) for key in ("parameters", "buffers"))
-            described = (meta["optimizer"], meta["loss"], meta["reduction"])
+            options = (meta["optimizer"], meta["loss"], meta["reduction"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileCorruptError(
-                f"{tape.file}, its header ({error})", expected="what the recorder wrote", hint="record the run again"
+                f"an unreadable header of {tape.file} ({error})",
+                expected="the header that the recorder wrote",
+                hint="record the run again",
             ) from error
         kept, averages = tuple(tape.checkpoints()), tape.averages()
-        return cls(Path(path), meta, Steps(tape), *described, parameters, buffers, kept, tape, averages)
+        return cls(Path(path), meta, Steps(tape), *options, parameters, buffers, kept, tape, averages)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -128,7 +130,7 @@ class Run:
         """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of step ``t``, as recorded.
 
         Raises:
-            IndexError: no such step. FileCorruptError: unreadable inputs.
+            IndexError: the step does not exist. FileCorruptError: the inputs cannot be read.
         """
         return self.tape.inputs(self.steps[t])
 
@@ -136,7 +138,7 @@ class Run:
         """Return parameters and buffers after ``t`` steps, from disk.
 
         Raises:
-            InputError: weights that were not kept. FileCorruptError: a file that is missing or altered.
+            InputError: these weights were not kept. FileCorruptError: the file is missing or altered.
         """
         return self.checkpoint(t).model
 
@@ -144,7 +146,7 @@ class Run:
         """Return the checkpoint after ``t`` steps: weights, buffers, optimizer state, random state.
 
         Raises:
-            InputError: weights that were not kept. FileCorruptError: a file that is missing or altered.
+            InputError: these weights were not kept. FileCorruptError: the file is missing or altered.
         """
         if t not in self.kept:
             raise InputError(
@@ -153,7 +155,7 @@ class Run:
                 hint="iterate over kernelmem.recording.replay(run, model), which recomputes the others",
             )
         checkpoint = read_checkpoint(self.path, t, self.tape.checkpoints()[t])
-        model, averaged = self._ordered(checkpoint.model), self._ordered(checkpoint.averaged)
+        model, averaged = self._in_model_order(checkpoint.model), self._in_model_order(checkpoint.averaged)
         return replace(checkpoint, model=model, averaged=averaged)
 
     def averaged(self) -> dict[str, Tensor]:
@@ -162,8 +164,8 @@ class Run:
         The parameters are those after the last of ``averages``; buffers may come from ``update_bn`` after it.
 
         Raises:
-            InputError: a run without averages, or one that crashed before they were written.
-            FileCorruptError: a file that is missing or altered.
+            InputError: the run has no averaged weights, or crashed before they were written.
+            FileCorruptError: the file is missing or altered.
         """
         if not self.averages:
             raise no_averages(self.path)
@@ -174,11 +176,13 @@ class Run:
                 expected="a recorder that left its with block after the last average",
                 hint="resume the run: Recorder(..., averaged=averaged, resume=True) and restore()",
             )
-        return self._ordered(read_averaged(self.path, sha256))
+        return self._in_model_order(read_averaged(self.path, sha256))
 
-    def _ordered(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        order = {name: i for i, name in enumerate([*self.parameters, *self.buffers])}  # files are in another order
-        return {name: state[name] for name in sorted(state, key=lambda name: order.get(name, len(order)))}
+    def _in_model_order(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``state`` in the order of the model's parameters and buffers."""
+        # safetensors files are in another order
+        positions = {name: position for position, name in enumerate([*self.parameters, *self.buffers])}
+        return {name: state[name] for name in sorted(state, key=lambda name: positions.get(name, len(positions)))}
 
     def verify(self) -> None:
         """Check all hashes: the chain of the tape, every checkpoint, and the weights in it. Reads all files.
@@ -189,17 +193,18 @@ class Run:
         self.tape.verify()
         for t in self.kept:
             checkpoint = self.checkpoint(t)
-            after = self.steps[t - 1].after if t else self.meta.get("initial")
-            if state_sha256(checkpoint.model) != after:
-                raise _altered(f"checkpoint of step {t} in {self.path}, whose weights")
-            last = self.averages[: checkpoint.updates][-1:]
-            if checkpoint.updates and self._averaged_sha256(checkpoint.averaged) != (last[0].sha256 if last else None):
-                raise _altered(f"checkpoint of step {t} in {self.path}, whose averaged weights")
-        written = bool(self.averages) and self.tape.averaged_file() is not None
-        if written and self._averaged_sha256(self.averaged()) != self.averages[-1].sha256:
-            raise _altered(f"averaged weights in {self.path}, whose parameters")
+            recorded_sha256 = self.steps[t - 1].after if t else self.meta.get("initial")
+            if state_sha256(checkpoint.model) != recorded_sha256:
+                raise _weights_differ(f"checkpoint of step {t} in {self.path}, whose weights")
+            last_update = self.averages[: checkpoint.updates][-1:]
+            recorded_sha256 = last_update[0].sha256 if last_update else None
+            if checkpoint.updates and self._averaged_parameters_sha256(checkpoint.averaged) != recorded_sha256:
+                raise _weights_differ(f"checkpoint of step {t} in {self.path}, whose averaged weights")
+        averaged_is_saved = bool(self.averages) and self.tape.averaged_file() is not None
+        if averaged_is_saved and self._averaged_parameters_sha256(self.averaged()) != self.averages[-1].sha256:
+            raise _weights_differ(f"averaged weights in {self.path}, whose parameters")
 
-    def _averaged_sha256(self, state: dict[str, Tensor]) -> str:
+    def _averaged_parameters_sha256(self, state: dict[str, Tensor]) -> str:
         return state_sha256({name: state[name] for name in self.parameters})
 
 
@@ -212,9 +217,9 @@ def no_averages(path: Path) -> InputError:
     )
 
 
-def _altered(weights: str) -> FileCorruptError:
+def _weights_differ(description: str) -> FileCorruptError:
     return FileCorruptError(
-        f"{weights} differ from those recorded on the tape",
+        f"{description} differ from those recorded on the tape",
         expected="the weights that the recorder wrote",
         hint="put the file back from a copy",
     )

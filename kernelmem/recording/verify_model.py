@@ -25,24 +25,28 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
     recomputes and compares them to the bit.
 
     Raises:
-        InputError: another model, loss or forward; none where the run was recorded with a callable.
+        InputError: model, loss or forward is not the recorded one, or a recorded callable was not passed.
 
     Cost: the gradient of one batch.
     """
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return
     before, after = run.checkpoint(0), run.checkpoint(1)
-    repeated = replay_step(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
-    recorded_trace, rounding = _gradient_trace(before, after)
-    trace, _ = _gradient_trace(before, repeated)
-    if set(trace) == set(recorded_trace):
-        error = _norm([trace[name] - recorded_trace[name] for name in recorded_trace])
-        size = _norm(list(recorded_trace.values()))
-        if error <= TOLERANCE * size + rounding:
+    repeated_checkpoint = replay_step(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
+    recorded_trace, rounding_norm = _gradient_trace(before, after)
+    repeated_trace, _ = _gradient_trace(before, repeated_checkpoint)
+    if set(repeated_trace) == set(recorded_trace):
+        absolute_error = _total_norm([repeated_trace[name] - recorded_trace[name] for name in recorded_trace])
+        recorded_norm = _total_norm(list(recorded_trace.values()))
+        if absolute_error <= TOLERANCE * recorded_norm + rounding_norm:
             return
-        reason = f"relative error {error / size:.0%}" if size else "the recorded gradient was zero"
+        reason = (
+            f"relative error {absolute_error / recorded_norm:.0%}"
+            if recorded_norm
+            else "the recorded gradient was zero"
+        )
     else:
-        reason = "its gradient reaches other parameters"
+        reason = "its gradient is nonzero for a different set of parameters"
     raise InputError(
         f"a model that does not reproduce the first recorded step of {run.path} ({reason})",
         expected="the model, loss= and forward= of the recording (names and shapes of the weights agree)",
@@ -57,9 +61,11 @@ def _gradient_trace(before: Checkpoint, after: Checkpoint) -> tuple[dict[str, Te
         if states:
             return states, 0.0
     weights = {name: after.model[name] for name in before.model if after.model[name].is_floating_point()}
-    steps = {name: value.double() - before.model[name].double() for name, value in weights.items()}
-    return steps, 2 * _norm([value.double() * torch.finfo(value.dtype).eps for value in weights.values()])
+    weight_changes = {name: value.double() - before.model[name].double() for name, value in weights.items()}
+    return weight_changes, 2 * _total_norm(
+        [value.double() * torch.finfo(value.dtype).eps for value in weights.values()]
+    )
 
 
-def _norm(tensors: list[Tensor]) -> float:
+def _total_norm(tensors: list[Tensor]) -> float:
     return sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5

@@ -25,7 +25,7 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
 
 
 def shuffled(n: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the batches of every epoch as positions of rows, shuffled by a separate generator."""
+    """Yield, for every epoch, its batches as positions of rows, shuffled by a generator seeded with ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     sizes = batch_sizes(n, batch_size)
     for _ in range(epochs):
@@ -36,7 +36,7 @@ def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
     """Convert floating-point rows to the dtype of the model's parameters.
 
     Raises:
-        InputError: values beyond the range of that dtype.
+        InputError: values exceed the range of that dtype.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
@@ -45,10 +45,10 @@ def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
 
     converted = Rows(rows.map(convert), rows.n)
     pairs = zip(named_leaves(rows.tree, name), named_leaves(converted.tree, name), strict=True)
-    for (leaf_name, before), (_, after) in pairs:
-        if after is not before and not bool(after.isfinite().all()):
+    for (leaf_name, values), (_, converted_values) in pairs:
+        if converted_values is not values and not bool(converted_values.isfinite().all()):
             raise InputError(
-                f"{leaf_name} with values up to {float(before.abs().max()):.3g}",
+                f"{leaf_name} with values up to {float(values.abs().max()):.3g}",
                 expected=f"values in the range of the model's dtype, {str(dtype).removeprefix('torch.')}",
                 hint="scale the features, or call model.double()",
             )
@@ -71,7 +71,7 @@ class BatchOrder:
 
     def __init__(self, seed: int, n: int, batch_size: int | None) -> None:
         self.n, self.size = n, rows_per_step(n, batch_size)
-        # derived, so that an order seed equal to an initialization seed gives another stream
+        # a derived seed, so that equal order and initialization seeds give different random numbers
         self._generator = torch.Generator().manual_seed(seed_sequence(seed, ["order"])["order"])
         self._remaining = torch.empty(0, dtype=torch.int64)
 
@@ -81,11 +81,11 @@ class BatchOrder:
         return self.size == self.n
 
     def take(self, steps: int) -> Tensor:
-        """Return the positions (steps, batch) of the next steps."""
+        """Return the positions (steps, batch size) of the rows in the next ``steps`` steps."""
         if self.full:
             return torch.arange(self.n).expand(steps, -1)
-        missing = steps * self.size - len(self._remaining)
-        permutations = [torch.randperm(self.n, generator=self._generator) for _ in range(-(-missing // self.n))]
+        n_missing = steps * self.size - len(self._remaining)
+        permutations = [torch.randperm(self.n, generator=self._generator) for _ in range(-(-n_missing // self.n))]
         positions = torch.cat([self._remaining, *permutations])
         self._remaining = positions[steps * self.size :]
         return positions[: steps * self.size].view(steps, self.size)

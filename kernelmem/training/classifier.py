@@ -18,10 +18,10 @@ class Training(Result):
     """Summary of a finished training run.
 
     Attributes:
-        epochs, steps: completed epochs and optimizer steps.
+        epochs, steps: numbers of completed epochs and optimizer steps.
         loss: mean cross-entropy over the last epoch, in nats.
         train_accuracy: share of training rows predicted as labeled, after training.
-        recipe: optimizer, schedule and batches in one line.
+        recipe: description of optimizer, schedule and batches in one line.
     """
 
     epochs: int
@@ -57,23 +57,23 @@ def train_classifier(
         model: maps (b, ...) to (b, C); trained in place.
         x: (n, ...) rows; floating-point rows are converted to the dtype of the model.
         y: (n,) int64 labels.
-        epochs: passes over the data.
-        batch_size: rows per step; the last batch may be smaller, but a single row (whose variance BatchNorm cannot
+        epochs: number of passes over the data.
+        batch_size: number of rows per step; the last batch may be smaller, but a single row (whose variance BatchNorm cannot
             compute) joins the batch before it.
         lr: learning rate of the first step.
-        seed: of the batch order.
+        seed: seed of the batch order.
         progress: called with (epochs done, all epochs).
 
     Raises:
-        NumericalError: a loss that is not finite. InputError: rows beyond the range of the model's dtype.
+        NumericalError: the loss is not finite. InputError: rows exceed the range of the model's dtype.
     """
     x = in_dtype(Rows(x, len(x)), model).tree
     steps = epochs * len(batch_sizes(len(x), batch_size))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    report = as_progress(progress, "training", "epoch")
+    report_progress = as_progress(progress, "training", "epoch")
 
-    def batch_loss(index: Tensor) -> Tensor:
-        rows = index.to(x.device)
+    def batch_loss(positions: Tensor) -> Tensor:
+        rows = positions.to(x.device)
         return F.cross_entropy(model(x[rows]), y[rows])
 
     model.train()
@@ -83,7 +83,7 @@ def train_classifier(
         shuffled(len(x), batch_size, epochs=epochs, seed=seed),
         batch_loss,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
-        after_epoch=lambda done: report(done, epochs),
+        after_epoch=lambda completed_epochs: report_progress(completed_epochs, epochs),
     )
     model.eval()
     with torch.no_grad():

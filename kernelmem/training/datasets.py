@@ -17,14 +17,10 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+REQUIRED_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 WRITE_HINT = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
-KEPT_DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.int32,
-    torch.int64,
-)  # integers may be tokens; narrower ones are pixels
+# integers may be tokens; narrower ones are pixels
+UNCONVERTED_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +28,7 @@ class LabeledData(Result):
     """Training and test rows with integer labels.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         x_train, y_train: (n, ...) rows and (n,) int64 labels.
         x_test, y_test: (m, ...) rows and (m,) int64 labels.
         image_shape: (H, W) or (H, W, 3) if rows are images, else None.
@@ -86,7 +82,7 @@ def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
     """Load scikit-learn's 1,797 digits (8x8 images, values 0..1), split at random into training and test rows.
 
     Raises:
-        InputError: ``n_train`` outside 1..1796.
+        InputError: ``n_train`` is outside 1..1796.
 
     >>> data = digits()
     >>> tuple(data.x_train.shape), tuple(data.x_test.shape), data.n_classes
@@ -110,22 +106,22 @@ def read_npz(path: str | Path) -> LabeledData:
     Optional arrays: ``flipped`` (n_train,) bool, training labels known to be wrong; ``image_shape`` (2 or 3 numbers).
 
     Raises:
-        InputError: a missing array, no rows, NaN, inconsistent lengths or row shapes, invalid labels; the message
-            names the array and its shape.
-        FileCorruptError: a file that is not an .npz file, is truncated, or contains pickled objects.
+        InputError: an array is missing or has no rows, contains NaN, lengths or row shapes are inconsistent, or labels
+            are invalid; the message names the array and its shape.
+        FileCorruptError: the file is not an .npz file, is truncated, or contains pickled objects.
     """
     path = Path(path)
     arrays = read_arrays(path)
-    missing = [name for name in REQUIRED if name not in arrays]
-    if missing:
-        present = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
+    missing_arrays = [name for name in REQUIRED_ARRAYS if name not in arrays]
+    if missing_arrays:
+        contents = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
         raise InputError(
-            f"data file {path} without {', '.join(missing)} (it contains {present})",
-            expected=f"arrays {', '.join(REQUIRED)}",
+            f"data file {path} without {', '.join(missing_arrays)} (it contains {contents})",
+            expected=f"arrays {', '.join(REQUIRED_ARRAYS)}",
             hint=WRITE_HINT,
         )
     return labeled_data(
-        *(arrays[name] for name in REQUIRED),
+        *(arrays[name] for name in REQUIRED_ARRAYS),
         name=path.name,
         image_shape=arrays.get("image_shape"),
         flipped=arrays.get("flipped"),
@@ -136,8 +132,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of a .npz file, in native byte order.
 
     Raises:
-        InputError: no such file.
-        FileCorruptError: a file that is not an .npz file, is truncated, or contains pickled objects.
+        InputError: the file does not exist.
+        FileCorruptError: the file is not an .npz file, is truncated, or contains pickled objects.
     """
     if not path.is_file():
         raise InputError(f"data file {path}", expected="an existing .npz file", hint="check the path")
@@ -171,16 +167,16 @@ def labeled_data(
 ) -> LabeledData:
     """Check arrays or tensors and return them as labeled data; errors are those of :func:`read_npz`."""
     rows = {}
-    for key, value in (("x_train", x_train), ("x_test", x_test)):
-        tensor = _as_numbers(value, key)
+    for array_name, value in (("x_train", x_train), ("x_test", x_test)):
+        tensor = _as_numbers(value, array_name)
         if tensor.ndim < 2 or tensor.numel() == 0:
             raise InputError(
-                f"{key} of shape {tuple(tensor.shape)}",
+                f"{array_name} of shape {tuple(tensor.shape)}",
                 expected="at least one row: shape (n, features) or (n, ...)",
-                hint="put the examples along the first axis" if tensor.ndim else f"fill {key}",
+                hint="put the examples along the first axis" if tensor.ndim else f"fill {array_name}",
             )
-        wide = torch.float64 if tensor.dtype.itemsize >= 4 else torch.float32
-        rows[key] = tensor if tensor.dtype in KEPT_DTYPES else tensor.to(wide)
+        float_dtype = torch.float64 if tensor.dtype.itemsize >= 4 else torch.float32
+        rows[array_name] = tensor if tensor.dtype in UNCONVERTED_DTYPES else tensor.to(float_dtype)
     if rows["x_train"].shape[1:] != rows["x_test"].shape[1:]:
         raise InputError(
             f"x_train of shape {tuple(rows['x_train'].shape)} and x_test of shape {tuple(rows['x_test'].shape)}",
@@ -188,35 +184,35 @@ def labeled_data(
             hint="preprocess both in the same way",
         )
     labels = {
-        key: as_labels(_as_numbers(value, key), key, n=len(rows[x]))
-        for key, value, x in (("y_train", y_train, "x_train"), ("y_test", y_test, "x_test"))
+        array_name: as_labels(_as_numbers(value, array_name), array_name, n=len(rows[rows_name]))
+        for array_name, value, rows_name in (("y_train", y_train, "x_train"), ("y_test", y_test, "x_test"))
     }
-    present = labels["y_train"].unique()
-    if len(present) < 2:
+    classes = labels["y_train"].unique()
+    if len(classes) < 2:
         raise InputError(
-            f"y_train of shape {tuple(labels['y_train'].shape)} with one class only ({int(present[0])})",
+            f"y_train of shape {tuple(labels['y_train'].shape)} with one class only ({int(classes[0])})",
             expected="at least two classes",
             hint="check that the labels were read from the right column",
         )
-    mask = None
+    flipped_mask = None
     if flipped is not None:
-        mask = _as_numbers(flipped, "flipped")
-        if mask.shape != labels["y_train"].shape or not bool(((mask == 0) | (mask == 1)).all()):
+        flipped_mask = _as_numbers(flipped, "flipped")
+        if flipped_mask.shape != labels["y_train"].shape or not bool(((flipped_mask == 0) | (flipped_mask == 1)).all()):
             raise InputError(
-                f"flipped of shape {tuple(mask.shape)} and dtype {mask.dtype}",
+                f"flipped of shape {tuple(flipped_mask.shape)} and dtype {flipped_mask.dtype}",
                 expected=f"{len(labels['y_train'])} booleans, one per training row",
                 hint="omit it if the wrong labels are unknown",
             )
-        mask = mask.bool()
-    shape = _image_shape(rows["x_train"], image_shape)
+        flipped_mask = flipped_mask.bool()
+    row_image_shape = _infer_image_shape(rows["x_train"], image_shape)
     return LabeledData(
         name,
         rows["x_train"],
         labels["y_train"],
         rows["x_test"],
         labels["y_test"],
-        image_shape=shape,
-        flipped=mask,
+        image_shape=row_image_shape,
+        flipped=flipped_mask,
     )
 
 
@@ -233,24 +229,24 @@ def _as_numbers(value: ArrayLike, name: str) -> Tensor:
     return as_tensor(array, name)
 
 
-def _image_shape(x: Tensor, image_shape: ArrayLike | None) -> tuple[int, ...] | None:
-    """Return the image shape of a row: as given, or inferred from rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
-    row = tuple(x.shape[1:])
+def _infer_image_shape(x: Tensor, image_shape: ArrayLike | None) -> tuple[int, ...] | None:
+    """Return the image shape of a row: ``image_shape``, or inferred from rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
+    row_shape = tuple(x.shape[1:])
     if image_shape is not None:
         sizes = np.asarray(image_shape).ravel()
         shape = tuple(int(size) for size in sizes) if sizes.dtype.kind in "iu" else ()
-        fits = len(shape) in (2, 3) and min(shape) >= 1 and int(np.prod(shape)) == int(np.prod(row))
-        if not fits or (len(shape) == 3 and shape[2] != 3):
+        fits_row = len(shape) in (2, 3) and min(shape) >= 1 and int(np.prod(shape)) == int(np.prod(row_shape))
+        if not fits_row or (len(shape) == 3 and shape[2] != 3):
             raise InputError(
-                f"image_shape {tuple(sizes.tolist())} for rows of shape {row}",
+                f"image_shape {tuple(sizes.tolist())} for rows of shape {row_shape}",
                 expected="(H, W) or (H, W, 3) with as many values as a row",
                 hint="omit it if rows are not images",
             )
         return shape
-    if len(row) == 2 and min(row) >= 4:
-        return row
-    if len(row) == 3 and row[0] in (1, 3) and min(row[1:]) >= 4:
-        return (row[1], row[2]) if row[0] == 1 else (row[1], row[2], 3)
-    if len(row) == 3 and row[2] == 3 and min(row[:2]) >= 4:
-        return row
+    if len(row_shape) == 2 and min(row_shape) >= 4:
+        return row_shape
+    if len(row_shape) == 3 and row_shape[0] in (1, 3) and min(row_shape[1:]) >= 4:
+        return (row_shape[1], row_shape[2]) if row_shape[0] == 1 else (row_shape[1], row_shape[2], 3)
+    if len(row_shape) == 3 and row_shape[2] == 3 and min(row_shape[:2]) >= 4:
+        return row_shape
     return None

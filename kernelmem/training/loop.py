@@ -19,39 +19,39 @@ def train_epochs(
     step: Callable[[Tensor], object] | None = None,
     scheduler: LRScheduler | None = None,
     clip: float | None = None,
-    done: int = 0,
+    completed_steps: int = 0,
     after_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> float:
     """Minimize the losses of the batches in order; return the mean loss per row of the last epoch.
 
     Args:
-        model: its parameters' gradients are clipped.
-        optimizer: takes the steps.
-        epochs: for each epoch its batches, as positions of rows.
+        model: the model whose parameters are trained and whose gradients are clipped.
+        optimizer: optimizer of the model's parameters.
+        epochs: the batches of each epoch, as positions of rows.
         batch_loss: maps positions to the scalar loss of these rows, with gradients.
-        step: replaces ``optimizer.step()``; called with the positions once the gradients are in ``.grad``.
-        scheduler: stepped after every optimizer step.
-        clip: largest norm of the gradient; None: no clipping.
-        done: number of steps to skip, already taken by an interrupted run.
-        after_epoch: called with the number of completed epochs.
+        step: function called with the positions instead of ``optimizer.step()``, once gradients are in ``.grad``.
+        scheduler: learning-rate scheduler, stepped after every optimizer step.
+        clip: gradients with a larger norm are scaled down to it; None: no clipping.
+        completed_steps: number of steps to skip because an interrupted run has already taken them.
+        after_epoch: function called with the number of completed epochs.
 
     Raises:
-        NumericalError: a loss that is not finite; the step with it is not taken.
+        NumericalError: the loss is not finite; its step is not taken.
     """
-    t, mean = 0, math.nan
+    step_number, mean_loss = 0, math.nan
     for epoch, batches in enumerate(epochs, start=1):
-        total, rows = torch.zeros(()), 0
-        for index in batches:
-            t += 1
-            if t <= done:
+        loss_sum, n_rows = torch.zeros(()), 0
+        for positions in batches:
+            step_number += 1
+            if step_number <= completed_steps:
                 continue
             optimizer.zero_grad()
-            loss = batch_loss(index)
+            loss = batch_loss(positions)
             loss.backward()
-            value = loss.detach().cpu()
-            if not math.isfinite(float(value)):
+            loss_value = loss.detach().cpu()
+            if not math.isfinite(float(loss_value)):
                 raise NumericalError(
-                    f"a loss of {float(value)} in step {t - 1}, epoch {epoch}",
+                    f"a loss of {float(loss_value)} in step {step_number - 1}, epoch {epoch}",
                     expected="a finite loss",
                     hint="lower the learning rate, clip the gradient, or scale the inputs",
                 )
@@ -60,12 +60,12 @@ def train_epochs(
             if step is None:
                 optimizer.step()
             else:
-                step(index)
+                step(positions)
             if scheduler is not None:
                 scheduler.step()
-            total += value * len(index)
-            rows += len(index)
-        if rows:
-            mean = float(total) / rows
+            loss_sum += loss_value * len(positions)
+            n_rows += len(positions)
+        if n_rows:
+            mean_loss = float(loss_sum) / n_rows
             after_epoch(epoch)
-    return mean
+    return mean_loss

@@ -10,7 +10,7 @@ from kernelmem.core.errors import InputError, UnsupportedModelError
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("cross_entropy", "mse", "mse_mean")
 REDUCTIONS = ("mean", "sum")
-IGNORED = -100  # label of rows without a loss, as in torch
+IGNORED_LABEL = -100  # label of rows without a loss, as in torch
 
 
 def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
@@ -24,8 +24,8 @@ def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
       ``lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1, reduction="none")``.
 
     Raises:
-        InputError: an unknown name; when called: losses that are not (n,), targets of another shape or range.
-        UnsupportedModelError: when called, outputs that are not (n, C).
+        InputError: the name is unknown; when called: losses are not (n,), or targets have a wrong shape or range.
+        UnsupportedModelError: when called: outputs are not (n, C).
 
     >>> import torch
     >>> per_example_loss("mse")(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
@@ -33,7 +33,7 @@ def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """
     check_loss(loss)
     if callable(loss):
-        return lambda outputs, targets: _checked(loss(outputs, targets), len(outputs))
+        return lambda outputs, targets: _check_losses(loss(outputs, targets), len(outputs))
     return {"cross_entropy": _cross_entropy, "mse": _mse, "mse_mean": _mse_mean}[loss]
 
 
@@ -59,7 +59,7 @@ def check_loss(loss: Loss) -> None:
     """Check that ``loss`` is a known name or a callable.
 
     Raises:
-        InputError: lists the known names.
+        InputError: the name is unknown; the message lists the known ones.
     """
     if not callable(loss) and loss not in LOSSES:
         raise InputError(
@@ -77,16 +77,17 @@ def loss_name(loss: Loss) -> str:
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy (n,) for integer labels or class probabilities, after checking their range and shape."""
     _check_outputs(outputs)
     labels = targets if targets.is_floating_point() else targets.long()
     if tuple(labels.shape) not in ((len(outputs),), tuple(outputs.shape)) or labels.is_floating_point() != (
         labels.ndim == 2
     ):
-        raise _misfit(outputs, targets, "integer labels (n,), or class probabilities (n, C)")
+        raise _target_mismatch(outputs, targets, "integer labels (n,), or class probabilities (n, C)")
     if labels.ndim == 1 and labels.numel():
-        low, high = (int(end) for end in labels.aminmax())
-        if high >= outputs.shape[1] or (low < 0 and bool(((labels < 0) & (labels != IGNORED)).any())):
-            raise _misfit(outputs, targets, f"labels 0..{outputs.shape[1] - 1} (here {low}..{high})")
+        smallest, largest = (int(bound) for bound in labels.aminmax())
+        if largest >= outputs.shape[1] or (smallest < 0 and bool(((labels < 0) & (labels != IGNORED_LABEL)).any())):
+            raise _target_mismatch(outputs, targets, f"labels 0..{outputs.shape[1] - 1} (here {smallest}..{largest})")
     return F.cross_entropy(outputs, labels, reduction="none")
 
 
@@ -103,11 +104,11 @@ def _mse_mean(outputs: Tensor, targets: Tensor) -> Tensor:
 def _real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return targets (n, C) in the outputs' dtype: real targets unchanged, labels (n,) as one-hot rows."""
     n, c = outputs.shape
-    labels = not targets.is_floating_point() and targets.ndim == 1 and c > 1
-    if labels and len(targets) == n and int(targets.min()) >= 0 and int(targets.max()) < c:
+    are_labels = not targets.is_floating_point() and targets.ndim == 1 and c > 1
+    if are_labels and len(targets) == n and int(targets.min()) >= 0 and int(targets.max()) < c:
         return F.one_hot(targets.long(), c).to(outputs.dtype)
-    if labels or targets.numel() != n * c or len(targets) != n:
-        raise _misfit(outputs, targets, f"real targets {(n, c)}, or labels ({n},) in 0..{c - 1}")
+    if are_labels or targets.numel() != n * c or len(targets) != n:
+        raise _target_mismatch(outputs, targets, f"real targets {(n, c)}, or labels ({n},) in 0..{c - 1}")
     return targets.reshape(n, c).to(outputs.dtype)
 
 
@@ -120,18 +121,19 @@ def _check_outputs(outputs: Tensor) -> None:
         )
 
 
-def _checked(losses: Tensor, n: int) -> Tensor:
+def _check_losses(losses: Tensor, n: int) -> Tensor:
+    """Check that a callable returned one loss per example."""
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
-        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        returned = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise InputError(
-            f"a loss that returns {shape} for {n} examples",
+            f"a loss that returns {returned} for {n} examples",
             expected=f"a tensor ({n},), one loss per example",
             hint='compute the loss with reduction="none"',
         )
     return losses
 
 
-def _misfit(outputs: Tensor, targets: Tensor, expected: str) -> InputError:
+def _target_mismatch(outputs: Tensor, targets: Tensor, expected: str) -> InputError:
     return InputError(
         f"targets of shape {tuple(targets.shape)} and dtype {str(targets.dtype).removeprefix('torch.')}"
         f" for outputs {tuple(outputs.shape)}",

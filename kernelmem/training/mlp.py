@@ -18,8 +18,8 @@ class Standardize(nn.Module):
     it, and dividing by it would turn rounding into signal.
 
     Args:
-        x: (n, ...) training rows.
-        per_feature: one scale per feature instead of a common one.
+        x: (n, ...) training rows from which mean and scale are computed.
+        per_feature: True for one scale per feature instead of a common one.
     """
 
     mean: Tensor
@@ -27,16 +27,16 @@ class Standardize(nn.Module):
 
     def __init__(self, x: Tensor, *, per_feature: bool = False) -> None:
         super().__init__()
-        flat = x.reshape(len(x), -1).to(torch.float64)  # squares of large or tiny values leave the range of float32
-        spread, size = flat.std(0, correction=0), flat.abs().amax(0)
+        features = x.reshape(len(x), -1).to(torch.float64)  # squares of large or tiny values leave the range of float32
+        std, max_abs = features.std(0, correction=0), features.abs().amax(0)
         if not per_feature:
-            spread, size = spread.square().mean().sqrt(), size.amax()
-        constant = spread <= 1e-6 * size
-        self.register_buffer("mean", flat.mean(0).to(torch.float32))
-        self.register_buffer("scale", spread.masked_fill(constant, 1.0).to(torch.float32))
+            std, max_abs = std.square().mean().sqrt(), max_abs.amax()
+        is_constant = std <= 1e-6 * max_abs
+        self.register_buffer("mean", features.mean(0).to(torch.float32))
+        self.register_buffer("scale", std.masked_fill(is_constant, 1.0).to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, ...) to (n, d)."""
+        """Map rows (n, ...) to standardized features (n, d)."""
         return (x.reshape(len(x), -1) - self.mean) / self.scale
 
 
@@ -51,9 +51,9 @@ def standardized_mlp(
     torch.Size([2, 10])
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = [int(x[0].numel()), *widths]
+    layer_inputs = [int(x[0].numel()), *widths]
     layers: list[nn.Module] = [Standardize(x, per_feature=per_feature)]
-    for fan_in, fan_out in zip(sizes, [*sizes[1:], n_classes], strict=True):
+    for fan_in, fan_out in zip(layer_inputs, [*layer_inputs[1:], n_classes], strict=True):
         layer = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
@@ -75,7 +75,7 @@ def mlp(
     The module maps (n, d) to (n, C); its keys are ``0.weight, 0.bias, 2.weight, ...``.
 
     Raises:
-        InputError: sizes below 1, no hidden layer, an unknown activation.
+        InputError: a size is below 1, there is no hidden layer, or the activation is unknown.
 
     >>> mlp(4, (8, 6), 3, seed=0)(torch.zeros(2, 4)).shape
     torch.Size([2, 3])
@@ -83,17 +83,19 @@ def mlp(
     widths = (widths,) if isinstance(widths, int) else tuple(widths)
     if not widths or min(d, C, *widths) < 1:
         raise InputError(
-            f"sizes {d}, {widths}, {C}",
+            f"layer sizes d={d}, widths={widths}, C={C}",
             expected="whole numbers >= 1, at least one hidden layer",
             hint="pass e.g. mlp(64, (100,), 10)",
         )
     if activation not in ACTIVATIONS:
-        raise InputError(f"activation={activation!r}", expected=f"one of {', '.join(ACTIVATIONS)}", hint="pass one")
+        raise InputError(
+            f"activation={activation!r}", expected=f"one of {', '.join(ACTIVATIONS)}", hint="pass activation='relu'"
+        )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    sizes = (d, *widths, C)
+    layer_sizes = (d, *widths, C)
     layers: list[nn.Module] = []
-    for depth, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-        gain = 1.0 if depth == len(widths) else 2.0
+    for layer_index, (fan_in, fan_out) in enumerate(pairwise(layer_sizes)):
+        gain = 1.0 if layer_index == len(widths) else 2.0
         layer = nn.Linear(fan_in, fan_out, device="meta").to(torch.float32).to_empty(device="cpu")
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt(gain / fan_in), generator=generator)

@@ -268,7 +268,7 @@ def test_updates_that_are_not_averages_are_refused(lab):
         (lambda: AveragedModel(model, avg_fn=uneven), None, r"one number kappa.* \d\.(weight|bias) is off by"),
         (lambda: AveragedModel(model), another, "another averaged model"),
         (lambda: AveragedModel(model), unseen, "after 1 updates, 0 of them recorded"),
-        (lambda: AveragedModel(nn.Linear(4, 3)), None, "2 parameters that are not those"),
+        (lambda: AveragedModel(nn.Linear(4, 3)), None, "2 parameters, which differ from those"),
         (lambda: copy.deepcopy(model), None, "averaged of type Sequential"),
         (lambda: None, None, "no averaged model"),
     ]

@@ -28,36 +28,36 @@ CREATE TABLE IF NOT EXISTS averages (position INTEGER PRIMARY KEY, step INTEGER 
 CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, seal TEXT NOT NULL);
 """
 
-    def __init__(self, connection: sqlite3.Connection, genesis: str) -> None:
-        self._connection, self._genesis = connection, genesis
+    def __init__(self, connection: sqlite3.Connection, header_hash: str) -> None:
+        self._connection, self._header_hash = connection, header_hash
         query = "SELECT count(*) FROM sqlite_master WHERE name IN ('averages', 'averaged')"
-        self._present = connection.execute(query).fetchone()[0] == 2  # a tape of format 1 has none
+        self._tables_exist = connection.execute(query).fetchone()[0] == 2  # a tape of format 1 has none
 
-    def insert(self, average: Average, *, rows: str) -> None:
-        """Add an update after the steps with the hash ``rows``."""
-        position, chain = self._last()
+    def insert(self, average: Average, *, steps_hash: str) -> None:
+        """Add an update that follows the steps with the hash ``steps_hash``."""
+        position, previous_hash = self._next_position()
         values = (average.after_steps, average.coefficient, average.sha256)
-        row = (position, *values, _link(chain, rows, *values))
+        row = (position, *values, _update_hash(previous_hash, steps_hash, *values))
         self._connection.execute("INSERT INTO averages VALUES (?, ?, ?, ?, ?)", row)
 
     def read(self, length: int) -> tuple[Average, ...]:
         """Return the updates after at most ``length`` steps."""
         query = "SELECT step, coefficient, sha256 FROM averages WHERE step <= ? ORDER BY position"
-        return tuple(Average(*row) for row in self._all(query, length))
+        return tuple(Average(*row) for row in self._fetch_rows(query, length))
 
     def keep(self, sha256: str) -> list[str]:
         """Record the file of the averaged model after the last update; return the SHA-256 of the files that it replaces."""
-        updates, chain = self._last()
-        replaced = [row[0] for row in self._all("SELECT sha256 FROM averaged")]
+        updates, last_hash = self._next_position()
+        saved_sha256 = [row[0] for row in self._fetch_rows("SELECT sha256 FROM averaged")]
         self._connection.execute("DELETE FROM averaged")
-        row = (updates, sha256, _seal(chain, updates, sha256))
+        row = (updates, sha256, _file_hash(last_hash, updates, sha256))
         self._connection.execute("INSERT INTO averaged VALUES (?, ?, ?)", row)
-        return [old for old in replaced if old != sha256]
+        return [file_sha256 for file_sha256 in saved_sha256 if file_sha256 != sha256]
 
     def file(self) -> str | None:
         """Return the SHA-256 of the file after the last update, or None."""
-        updates, _ = self._last()
-        rows = self._all("SELECT sha256 FROM averaged WHERE updates = ?", updates)
+        updates, _ = self._next_position()
+        rows = self._fetch_rows("SELECT sha256 FROM averaged WHERE updates = ?", updates)
         return rows[0][0] if rows else None
 
     def truncate(self, count: int) -> None:
@@ -65,38 +65,45 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
         self._connection.execute("DELETE FROM averages WHERE position >= ?", (count,))
         self._connection.execute("DELETE FROM averaged WHERE updates > ?", (count,))
 
-    def verify(self, chains: dict[int, str]) -> None:
-        """Check all hashes, given the hashes ``chains`` of the steps by number; later updates are ignored.
+    def verify(self, step_hashes: dict[int, str]) -> None:
+        """Check all hashes, given ``step_hashes`` by number of steps; updates after these steps are ignored.
 
         Raises:
-            ValueError: names the update.
+            ValueError: a hash differs; the message names the update.
         """
-        chain, before = self._genesis, 0
-        links = {0: chain}
-        rows = self._all("SELECT position, step, coefficient, sha256, chain FROM averages ORDER BY position")
-        for count, (position, step, coefficient, sha256, stored) in enumerate(rows):
-            if step > max(chains):  # recorded since this tape was opened
+        previous_hash, previous_step = self._header_hash, 0
+        update_hashes = {0: previous_hash}
+        rows = self._fetch_rows("SELECT position, step, coefficient, sha256, chain FROM averages ORDER BY position")
+        for expected_position, (position, step, coefficient, sha256, stored_hash) in enumerate(rows):
+            if step > max(step_hashes):  # recorded since this tape was opened
                 break
             columns = (step, coefficient, sha256)
-            if position != count or step < before or stored != _link(chain, chains[step], *columns):
-                raise ValueError(f"update {count} was altered")
-            chain, before = stored, step
-            links[count + 1] = chain
-        for updates, sha256, stored in self._all("SELECT updates, sha256, seal FROM averaged"):
-            if updates in links and stored != _seal(links[updates], updates, sha256):
+            if (
+                position != expected_position
+                or step < previous_step
+                or stored_hash != _update_hash(previous_hash, step_hashes[step], *columns)
+            ):
+                raise ValueError(f"update {expected_position} was altered")
+            previous_hash, previous_step = stored_hash, step
+            update_hashes[expected_position + 1] = previous_hash
+        for updates, sha256, stored_hash in self._fetch_rows("SELECT updates, sha256, seal FROM averaged"):
+            if updates in update_hashes and stored_hash != _file_hash(update_hashes[updates], updates, sha256):
                 raise ValueError("the averaged file does not belong to the updates before it")
 
-    def _last(self) -> tuple[int, str]:
-        rows = self._all("SELECT position + 1, chain FROM averages ORDER BY position DESC LIMIT 1")
-        return rows[0] if rows else (0, self._genesis)
+    def _next_position(self) -> tuple[int, str]:
+        """Return the position of the next update and the hash of the last one."""
+        rows = self._fetch_rows("SELECT position + 1, chain FROM averages ORDER BY position DESC LIMIT 1")
+        return rows[0] if rows else (0, self._header_hash)
 
-    def _all(self, query: str, *values: int) -> list[tuple]:
-        return self._connection.execute(query, values).fetchall() if self._present else []
-
-
-def _link(chain: str, rows: str, after_steps: int, coefficient: float, sha256: str) -> str:
-    return digest(chain.encode(), rows.encode(), f"average {after_steps} {coefficient!r} {sha256}".encode())
+    def _fetch_rows(self, query: str, *values: int) -> list[tuple]:
+        return self._connection.execute(query, values).fetchall() if self._tables_exist else []
 
 
-def _seal(chain: str, updates: int, sha256: str) -> str:
-    return digest(chain.encode(), f"averaged {updates} {sha256}".encode())
+def _update_hash(previous_hash: str, steps_hash: str, after_steps: int, coefficient: float, sha256: str) -> str:
+    return digest(
+        previous_hash.encode(), steps_hash.encode(), f"average {after_steps} {coefficient!r} {sha256}".encode()
+    )
+
+
+def _file_hash(previous_hash: str, updates: int, sha256: str) -> str:
+    return digest(previous_hash.encode(), f"averaged {updates} {sha256}".encode())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kernelmem.core.atomic_files import array_sha256, write_file
 from kernelmem.core.errors import FileCorruptError, InputError
 
-PREFIXES = ("model.", "averaged.")  # of tensor names in a checkpoint, in addition to "optimizer."
+PREFIXES = ("model.", "averaged.")  # prefixes of tensor names in a checkpoint, in addition to "optimizer."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +26,7 @@ class Checkpoint:
     optimizer: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
     random: Tensor  # the state of torch's CPU generator, uint8
     averaged: dict[str, Tensor] = field(default_factory=dict)  # parameters and buffers of the averaged model, if any
-    updates: int = 0  # of the averaged model
+    updates: int = 0  # number of updates of the averaged model
 
     def __repr__(self) -> str:
         averaged = f", averaged model after {self.updates} updates" if self.updates else ""
@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def is_kept(step: int, keep: str | int) -> bool:
-    """Return True if the weights after ``step`` steps are kept; does not depend on the total number of steps.
+    """Return True if the weights after ``step`` steps are kept; the rule does not depend on the total number of steps.
 
     ``"all"``: every step; k: every k-th; ``"sqrt"``: multiples of 2^floor(log2(t)/2) around step t, which is at most
     sqrt(t): of T steps about 3 sqrt(T) or fewer are kept, and replay recomputes fewer than sqrt(T) to reach any other.
@@ -50,14 +50,14 @@ def is_kept(step: int, keep: str | int) -> bool:
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers by name (non-persistent buffers too), tied ones once."""
-    return {name: _copy(value) for name, value in _live_state(model).items()}
+    return {name: _detached_copy(value) for name, value in _named_tensors(model).items()}
 
 
-def _live_state(model: nn.Module) -> dict[str, Tensor]:
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _copy(value: Tensor) -> Tensor:
+def _detached_copy(value: Tensor) -> Tensor:
     return value.detach().clone(memory_format=torch.contiguous_format)
 
 
@@ -65,14 +65,14 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy ``state`` into the model's parameters and buffers, in place.
 
     Raises:
-        InputError: names, shapes or dtypes that differ; nothing is then copied.
+        InputError: names, shapes or dtypes differ; nothing is then copied.
     """
-    current = _live_state(model)
+    current = _named_tensors(model)
     for name in {**current, **state}:
-        given, recorded = _describe(current.get(name)), _describe(state.get(name))
-        if given != recorded:
+        current_layout, recorded_layout = _shape_and_dtype(current.get(name)), _shape_and_dtype(state.get(name))
+        if current_layout != recorded_layout:
             raise InputError(
-                f"a model with {name} {given}, where the run has {recorded}",
+                f"a model with {name} {current_layout}, where the run has {recorded_layout}",
                 expected="the parameters and buffers of the recorded model",
                 hint="build the model as for the recording",
             )
@@ -81,16 +81,16 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             value.copy_(state[name])
 
 
-def _describe(value: Tensor | None) -> str:
+def _shape_and_dtype(value: Tensor | None) -> str:
     return "absent" if value is None else f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and bytes of parameters and buffers, sorted by name."""
-    return array_sha256({name: _numpy(state[name]) for name in sorted(state)})
+    return array_sha256({name: _as_numpy(state[name]) for name in sorted(state)})
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def _as_numpy(value: Tensor) -> np.ndarray:
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
 
 
@@ -101,7 +101,7 @@ def optimizer_state(
     """Return copies of the optimizer's state by parameter name; entries that are not yet set (None) are left out."""
     return {
         names[cast(nn.Parameter, parameter)]: {
-            key: _copy(torch.as_tensor(value)) for key, value in state.items() if value is not None
+            key: _detached_copy(torch.as_tensor(value)) for key, value in state.items() if value is not None
         }
         for parameter, state in optimizer.state.items()
     }
@@ -122,7 +122,7 @@ def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
     """Write ``weights/<step>.safetensors`` in the run's directory atomically, and return its SHA-256.
 
     Raises:
-        OSError: a disk that is full or not writable.
+        OSError: the disk is full or not writable.
     """
     tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
     for name, state in checkpoint.optimizer.items():
@@ -131,7 +131,7 @@ def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
         tensors |= {f"averaged.{name}": value for name, value in checkpoint.averaged.items()}
         tensors["updates"] = torch.tensor(checkpoint.updates)
     content = safetensors.torch.save({**tensors, "random": checkpoint.random})
-    write_file(_path(directory, step), content)
+    write_file(_checkpoint_path(directory, step), content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -139,11 +139,11 @@ def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
     """Read ``weights/<step>.safetensors`` and check its SHA-256.
 
     Raises:
-        FileCorruptError: a file that is missing, unreadable or altered.
+        FileCorruptError: the file is missing, unreadable or altered.
     """
-    path = _path(directory, step)
+    path = _checkpoint_path(directory, step)
     try:
-        tensors = _read(path, sha256)
+        tensors = _read_verified(path, sha256)
         model, averaged = ({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in PREFIXES)
         optimizer: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -166,7 +166,7 @@ def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
     The file is named by its content, so the recorded one is never overwritten.
 
     Raises:
-        OSError: a disk that is full or not writable.
+        OSError: the disk is full or not writable.
     """
     content = safetensors.torch.save(dict(state))
     sha256 = hashlib.sha256(content).hexdigest()
@@ -175,14 +175,14 @@ def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
-    """Read a file of :func:`write_averaged`.
+    """Read the averaged weights that :func:`write_averaged` wrote, and check their SHA-256.
 
     Raises:
-        FileCorruptError: a file that is missing, unreadable or altered.
+        FileCorruptError: the file is missing, unreadable or altered.
     """
     path = averaged_path(directory, sha256)
     try:
-        return _read(path, sha256)
+        return _read_verified(path, sha256)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise FileCorruptError(
             f"averaged weights {path} ({error})",
@@ -196,12 +196,13 @@ def averaged_path(directory: Path, sha256: str) -> Path:
     return directory / "weights" / f"averaged-{sha256[:16]}.safetensors"
 
 
-def _read(path: Path, sha256: str) -> dict[str, Tensor]:
+def _read_verified(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read a safetensors file after checking its SHA-256."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("its sha256 differs from the recorded one")
     return safetensors.torch.load(content)
 
 
-def _path(directory: Path, step: int) -> Path:
+def _checkpoint_path(directory: Path, step: int) -> Path:
     return directory / "weights" / f"{step:08d}.safetensors"

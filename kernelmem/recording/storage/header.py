@@ -15,7 +15,7 @@ from kernelmem.training.losses import REDUCTIONS, Loss, loss_name
 Header: TypeAlias = dict[str, Any]
 """JSON values that describe the whole run."""
 
-SAME_ON_RESUME = ("optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
+FIXED_ON_RESUME = ("optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
 
 
 def run_header(
@@ -29,16 +29,16 @@ def run_header(
     keep: str | int,
 ) -> Header:
     """Return the header of a run that starts from the parameters and buffers ``state``."""
-    parameters = {name for name, _ in model.named_parameters()}
-    described = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()]
+    parameter_names = {name for name, _ in model.named_parameters()}
+    layout = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()]
     return {
         "optimizer": type(optimizer).__name__,
         "defaults": plain_defaults(optimizer),
         "loss": loss_name(loss),
         "forward": None if forward is None else loss_name(forward),
         "reduction": reduction,
-        "parameters": [row for row in described if row[0] in parameters],
-        "buffers": [row for row in described if row[0] not in parameters],
+        "parameters": [entry for entry in layout if entry[0] in parameter_names],
+        "buffers": [entry for entry in layout if entry[0] not in parameter_names],
         "keep": keep,
         "training": model.training,
         "initial": state_sha256(state),
@@ -48,15 +48,15 @@ def run_header(
 
 
 def check_same_run(header: Header, recorded: Header, directory: Path) -> None:
-    """Check that a run is resumed with its model, optimizer and options.
+    """Check that a run is resumed with the model, optimizer and options of its recording.
 
     Raises:
-        InputError: names the first entry that differs.
+        InputError: an entry of ``header`` differs; the message names the first one.
     """
-    for key in SAME_ON_RESUME:
+    for key in FIXED_ON_RESUME:
         if header[key] != recorded.get(key):  # an older header has no forward
             raise InputError(
-                f"{key} {header[key]} for the run in {directory}",
+                f"{key} {header[key]}, which differs from the {key} of the run in {directory}",
                 expected=f"{key} {recorded.get(key)}, as recorded",
                 hint="resume with the model, optimizer and options of the run",
             )
@@ -66,7 +66,7 @@ def check_options(reduction: str, keep: str | int, tolerance: float | None) -> N
     """Check the options of a recorder.
 
     Raises:
-        InputError: names the option.
+        InputError: an option is invalid; the message names it.
     """
     if reduction not in REDUCTIONS:
         raise InputError(f"reduction={reduction!r}", expected='"mean" or "sum"', hint="pass that of your loss")
@@ -80,7 +80,7 @@ def check_model(model: nn.Module) -> None:
     """Check that the steps of the model can be recomputed.
 
     Raises:
-        UnsupportedModelError: a scripted or data-parallel model, or parameters that are lazy, complex or not on the CPU.
+        UnsupportedModelError: the model is scripted or data-parallel, or a parameter is lazy, complex or not on the CPU.
     """
     if isinstance(model, torch.jit.ScriptModule | nn.DataParallel):
         raise UnsupportedModelError(

@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     kind.__name__: kind
     for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
 }
-UNSUPPORTED = ("capturable", "differentiable")
+UNSUPPORTED_OPTIONS = ("capturable", "differentiable")
 
 
 def read_groups(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[ParamGroup, ...]:
@@ -26,8 +26,8 @@ def read_groups(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, s
     that schedulers or users add (``initial_lr``) do not affect a step and are left out.
 
     Raises:
-        InputError: a class not in OPTIMIZERS (subclasses may compute other steps), ``capturable`` or
-            ``differentiable``, a hyper-parameter that is a tensor, a parameter that is not the model's.
+        InputError: the class is not in OPTIMIZERS (subclasses may compute other steps), ``capturable`` or
+            ``differentiable`` is set, a hyper-parameter is a tensor, or a parameter is not the model's.
     """
     if type(optimizer) not in OPTIMIZERS.values():
         raise InputError(
@@ -35,22 +35,23 @@ def read_groups(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, s
             expected=f"torch.optim.{', '.join(OPTIMIZERS)} (the class itself, not a subclass)",
             hint="train with one of these: the steps of other optimizers cannot be attributed to examples",
         )
-    return tuple(_read_group(group, optimizer.defaults, names) for group in optimizer.param_groups)
+    return tuple(_group_as_json(group, optimizer.defaults, names) for group in optimizer.param_groups)
 
 
-def _read_group(group: ParamGroup, defaults: ParamGroup, names: Mapping[nn.Parameter, str]) -> ParamGroup:
-    for option in UNSUPPORTED:
+def _group_as_json(group: ParamGroup, defaults: ParamGroup, names: Mapping[nn.Parameter, str]) -> ParamGroup:
+    """Return one parameter group as JSON values, after checking its options and parameters."""
+    for option in UNSUPPORTED_OPTIONS:
         if group.get(option):
             raise InputError(f"an optimizer with {option}=True", expected=f"{option}=False", hint="omit the option")
-    foreign = [tuple(p.shape) for p in group["params"] if p not in names]
-    if foreign:
+    unknown_shapes = [tuple(p.shape) for p in group["params"] if p not in names]
+    if unknown_shapes:
         raise InputError(
-            f"an optimizer with {len(foreign)} parameters that are not the model's (the first of shape {foreign[0]})",
+            f"an optimizer with {len(unknown_shapes)} parameters that are not the model's (first shape: {unknown_shapes[0]})",
             expected="parameters of the recorded model only",
             hint="record the model that holds all of them, or use a separate optimizer for the others",
         )
-    values = {key: _plain(group[key], key) for key in defaults}
-    return {"parameters": [names[p] for p in group["params"]], **values}
+    hyper_parameters = {key: _as_json_value(group[key], key) for key in defaults}
+    return {"parameters": [names[p] for p in group["params"]], **hyper_parameters}
 
 
 def plain_defaults(optimizer: torch.optim.Optimizer) -> ParamGroup:
@@ -59,37 +60,40 @@ def plain_defaults(optimizer: torch.optim.Optimizer) -> ParamGroup:
     Raises:
         InputError: see :func:`read_groups`.
     """
-    return {key: _plain(value, key) for key, value in optimizer.defaults.items()}
+    return {key: _as_json_value(value, key) for key, value in optimizer.defaults.items()}
 
 
-def _plain(value: object, key: str) -> object:
+def _as_json_value(value: object, key: str) -> object:
+    """Return a hyper-parameter as a JSON value; tensors are refused."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
-        return [_plain(item, key) for item in value]
+        return [_as_json_value(item, key) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    kind = "a tensor" if isinstance(value, Tensor) else type(value).__name__
+    type_name = "a tensor" if isinstance(value, Tensor) else type(value).__name__
     raise InputError(
-        f"optimizer hyper-parameter {key} that is {kind}",
+        f"optimizer hyper-parameter {key} that is {type_name}",
         expected="a number",
         hint=f"pass {key} as a Python float: a tensor can change unnoticed and rounds to its dtype",
     )
 
 
 def build_optimizer(
-    name: str, defaults: ParamGroup, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
+    optimizer_name: str, defaults: ParamGroup, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of class ``name`` with the recorded groups; its state is not yet set (except in Adagrad).
+    """Return an optimizer of class ``optimizer_name`` with the recorded groups; only Adagrad sets its state here.
 
     Raises:
-        InputError: a class that is not in OPTIMIZERS.
+        InputError: the class is not in OPTIMIZERS.
     """
-    if name not in OPTIMIZERS:
-        raise InputError(f"a run trained with {name}", expected=", ".join(OPTIMIZERS), hint="upgrade kernelmem")
-    trained = [parameters[key] for group in groups for key in group["parameters"]]
-    optimizer = OPTIMIZERS[name](trained)  # pyright: ignore[reportCallIssue]  # all of them have defaults
-    optimizer.defaults.update({key: _from_json(value) for key, value in defaults.items()})
+    if optimizer_name not in OPTIMIZERS:
+        raise InputError(
+            f"a run trained with {optimizer_name}", expected=", ".join(OPTIMIZERS), hint="upgrade kernelmem"
+        )
+    trained_parameters = [parameters[name] for group in groups for name in group["parameters"]]
+    optimizer = OPTIMIZERS[optimizer_name](trained_parameters)  # pyright: ignore[reportCallIssue]  # all of them have defaults
+    optimizer.defaults.update({name: _from_json_value(value) for name, value in defaults.items()})
     set_groups(optimizer, groups, parameters)
     return optimizer
 
@@ -101,11 +105,11 @@ def set_groups(
     optimizer.param_groups = [
         {
             "params": [parameters[name] for name in group["parameters"]],
-            **{key: _from_json(value) for key, value in group.items() if key != "parameters"},
+            **{key: _from_json_value(value) for key, value in group.items() if key != "parameters"},
         }
         for group in groups
     ]
 
 
-def _from_json(value: object) -> object:
+def _from_json_value(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value

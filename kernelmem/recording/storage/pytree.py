@@ -17,7 +17,7 @@ def tree_row_bytes(tree: Tree) -> list[bytes]:
     """Return the bytes of every row of a tree of CPU tensors (B, ...); for a plain tensor .npy bytes.
 
     Raises:
-        InputError: keys that are not strings.
+        InputError: a dict has keys that are not strings.
     """
     leaves = [leaf for _, leaf in named_leaves(tree, "x")]
     columns = [row_bytes(leaf.detach().numpy()) for leaf in leaves]
@@ -32,28 +32,28 @@ def tree_from_row_bytes(rows: Sequence[bytes]) -> Tree:
     """Return the tree of tensors (B, ...) with these rows.
 
     Raises:
-        ValueError: bytes that :func:`tree_row_bytes` did not write, or rows of different trees.
+        ValueError: the bytes were not written by :func:`tree_row_bytes`, or rows belong to different trees.
     """
-    first = rows[0]
-    if not first.startswith(MAGIC):
+    first_row = rows[0]
+    if not first_row.startswith(MAGIC):
         return torch.from_numpy(rows_from_bytes(rows))
-    start = len(MAGIC) + 4
-    end = start + int.from_bytes(first[len(MAGIC) : start], "little")
+    header_start = len(MAGIC) + 4
+    leaf_start = header_start + int.from_bytes(first_row[len(MAGIC) : header_start], "little")
     try:
-        structure, sizes = json.loads(first[start:end])
+        structure, leaf_sizes = json.loads(first_row[header_start:leaf_start])
     except RecursionError as error:
         raise ValueError("a tree that is nested too deeply") from error
-    if any(row[:end] != first[:end] or len(row) != end + sum(sizes) for row in rows):
+    if any(row[:leaf_start] != first_row[:leaf_start] or len(row) != leaf_start + sum(leaf_sizes) for row in rows):
         raise ValueError("rows of different shapes or dtypes in one batch")
     leaves = []
-    for size in sizes:
-        leaves.append(torch.from_numpy(rows_from_bytes([row[end : end + size] for row in rows])))
-        end += size
-    return _fill(structure, iter(leaves))
+    for leaf_size in leaf_sizes:
+        leaves.append(torch.from_numpy(rows_from_bytes([row[leaf_start : leaf_start + leaf_size] for row in rows])))
+        leaf_start += leaf_size
+    return _build_tree(structure, iter(leaves))
 
 
 def _structure(tree: Tree) -> dict[str, list] | None:
-    """Return None for a leaf, {"dict": [[key, structure], ...]}, {"tuple": [...]}, {"list": [...]}."""
+    """Return the structure: None for a leaf, {"dict": [[key, structure], ...]}, {"tuple": [...]}, {"list": [...]}."""
     if isinstance(tree, Tensor):
         return None
     if not isinstance(tree, Mapping):
@@ -66,10 +66,11 @@ def _structure(tree: Tree) -> dict[str, list] | None:
     return {"dict": [[key, _structure(child)] for key, child in tree.items()]}
 
 
-def _fill(structure: dict[str, list] | None, leaves: Iterator[Tensor]) -> Tree:
+def _build_tree(structure: dict[str, list] | None, leaves: Iterator[Tensor]) -> Tree:
+    """Build the tree of a structure, taking its leaves in order."""
     if structure is None:
         return next(leaves)
     ((kind, children),) = structure.items()
     if kind == "dict":
-        return {key: _fill(child, leaves) for key, child in children}
-    return {"tuple": tuple, "list": list}[kind](_fill(child, leaves) for child in children)
+        return {key: _build_tree(child, leaves) for key, child in children}
+    return {"tuple": tuple, "list": list}[kind](_build_tree(child, leaves) for child in children)

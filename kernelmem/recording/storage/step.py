@@ -53,10 +53,10 @@ def encode_step(step: Step) -> Row:
 
 
 def decode_step(index: int, row: Row) -> Step:
-    """Return the step of a row that was read from a tape.
+    """Return the step that a row of the tape encodes.
 
     Raises:
-        ValueError, TypeError, KeyError: an altered row.
+        ValueError, TypeError, KeyError: the row was altered.
     """
     facts = json.loads(row[0])
     examples, versions, weights = (torch.from_numpy(array_from_bytes(column)) for column in row[1:4])
@@ -75,23 +75,23 @@ def decode_step(index: int, row: Row) -> Step:
     )
 
 
-def link(chain: str, row: Row, inputs: Iterable[tuple[int, int, str]]) -> str:
+def step_hash(previous_hash: str, row: Row, inputs: Iterable[tuple[int, int, str]]) -> str:
     """Return the hash of a row, of its new inputs (example, version, sha256), and of the previous hash."""
     facts, examples, versions, weights, random = row
-    new = (f"{example} {version} {sha256}".encode() for example, version, sha256 in sorted(inputs))
-    drawn = b"absent" if random is None else b"random" + random
-    return digest(chain.encode(), facts.encode(), examples, versions, weights, drawn, *new)
+    encoded_inputs = (f"{example} {version} {sha256}".encode() for example, version, sha256 in sorted(inputs))
+    encoded_random = b"absent" if random is None else b"random" + random
+    return digest(previous_hash.encode(), facts.encode(), examples, versions, weights, encoded_random, *encoded_inputs)
 
 
-def seal(chain: str, step: int, sha256: str) -> str:
+def checkpoint_hash(previous_hash: str, step: int, sha256: str) -> str:
     """Return the hash that binds the checkpoint after ``step`` steps to the rows before it."""
-    return digest(chain.encode(), f"checkpoint {step} {sha256}".encode())
+    return digest(previous_hash.encode(), f"checkpoint {step} {sha256}".encode())
 
 
 def digest(*parts: bytes) -> str:
     """Return the SHA-256 of byte strings, each preceded by its length, so that their boundaries are hashed too."""
-    hashed = hashlib.sha256()
+    hasher = hashlib.sha256()
     for part in parts:
-        hashed.update(len(part).to_bytes(8, "little"))
-        hashed.update(part)
-    return hashed.hexdigest()
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.hexdigest()

@@ -17,7 +17,7 @@ from kernelmem.recording.storage.average_log import Average, AverageLog
 from kernelmem.recording.storage.header import Header
 from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
 from kernelmem.recording.storage.pytree import tree_from_row_bytes
-from kernelmem.recording.storage.step import Row, Step, decode_step, digest, encode_step, link, seal
+from kernelmem.recording.storage.step import Row, Step, checkpoint_hash, decode_step, digest, encode_step, step_hash
 
 FILE = "tape.sqlite"
 FORMAT = 2  # 1: inputs were single tensors, no averages
@@ -30,8 +30,8 @@ CREATE TABLE examples (example INTEGER NOT NULL, version INTEGER NOT NULL, step 
 CREATE INDEX examples_of_step ON examples (step);
 CREATE TABLE checkpoints (step INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, seal TEXT NOT NULL);
 """
-ROW = "facts, examples, versions, weights, random"
-UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError)
+ROW_COLUMNS = "facts, examples, versions, weights, random"
+READ_ERRORS = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError)
 
 
 class Tape:
@@ -46,8 +46,8 @@ class Tape:
         """Open the tape of a run, read-only unless ``write``.
 
         Raises:
-            InputError: no run in ``directory``, or one in a later format.
-            FileCorruptError: a file that is not a tape.
+            InputError: ``directory`` holds no run, or one in a later format.
+            FileCorruptError: the file is not a tape.
         """
         self.file = Path(directory) / FILE
         if not self.file.is_file():
@@ -56,46 +56,49 @@ class Tape:
                 expected="a run recorded by kernelmem.Recorder",
                 hint="check the path, or record the run first (resume=False)",
             )
-        self._write = write
-        address = f"{self.file.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
-        with self._reading("its header"):
+        self._writable = write
+        uri = f"{self.file.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
+        with self._translate_read_errors("its header"):
             # a Run may be used in worker threads: SQLite serializes their access
-            self._connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
             self._finalizer = weakref.finalize(self, self._connection.close)
             rows = self._connection.execute("SELECT key, value FROM meta").fetchall()
             self.meta: Header = {key: json.loads(value) for key, value in rows}
-            format_ = int(self.meta["format"])
-            self._genesis = digest(*(part.encode() for row in sorted(rows) for part in row))
-        if format_ > FORMAT:
+            tape_format = int(self.meta["format"])
+            self._header_hash = digest(*(part.encode() for row in sorted(rows) for part in row))
+        if tape_format > FORMAT:
             self.close()
             raise InputError(
-                f"{self.file} in format {format_}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
+                f"{self.file} in format {tape_format}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
             )
-        with self._reading("its header"):
+        with self._translate_read_errors("its header"):
             if write:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=FULL")
                 self._connection.executescript(AverageLog.SCHEMA)  # a tape of format 1 has none
-            self._averages = AverageLog(self._connection, self._genesis)
+            self._averages = AverageLog(self._connection, self._header_hash)
             self._length = self._count_steps()
-        self._chain = self._chain_after(self._length)
+        self._last_hash = self._hash_after(self._length)
 
     @classmethod
-    def create(cls, directory: str | Path, meta: Header, *, initial: str) -> "Tape":
-        """Create a tape with the header ``meta`` and the SHA-256 of the checkpoint of the initial weights.
+    def create(cls, directory: str | Path, meta: Header, *, initial_sha256: str) -> "Tape":
+        """Create a tape with the header ``meta``; ``initial_sha256`` is that of the checkpoint of the initial weights.
 
         Raises:
-            InputError: a directory that already holds a run, or is not writable.
+            InputError: the directory already holds a run, or is not writable.
         """
         file = Path(directory) / FILE
         refuse_existing(directory)
-        content = {key: json.dumps(value, sort_keys=True) for key, value in {**meta, "format": FORMAT}.items()}
-        genesis = digest(*(part.encode() for row in sorted(content.items()) for part in row))
+        header_values = {key: json.dumps(value, sort_keys=True) for key, value in {**meta, "format": FORMAT}.items()}
+        header_hash = digest(*(part.encode() for row in sorted(header_values.items()) for part in row))
         connection = sqlite3.connect(":memory:", isolation_level=None)
         try:
             connection.executescript(SCHEMA + AverageLog.SCHEMA)
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", content.items())
-            connection.execute("INSERT INTO checkpoints VALUES (0, ?, ?)", (initial, seal(genesis, 0, initial)))
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", header_values.items())
+            connection.execute(
+                "INSERT INTO checkpoints VALUES (0, ?, ?)",
+                (initial_sha256, checkpoint_hash(header_hash, 0, initial_sha256)),
+            )
             write_file(file, connection.serialize())  # atomic
         finally:
             connection.close()
@@ -104,17 +107,19 @@ class Tape:
     @property
     def head(self) -> str:
         """The hash of the last row, and so of all rows before it."""
-        return self._chain
+        return self._last_hash
 
     def __len__(self) -> int:
         """Return the number of steps when the tape was opened, plus those appended since."""
         return self._length
 
-    def append(self, step: Step, inputs: Sequence[StoredInput] = (), *, checkpoint: str | None = None) -> None:
+    def append(
+        self, step: Step, new_inputs: Sequence[StoredInput] = (), *, checkpoint_sha256: str | None = None
+    ) -> None:
         """Commit one step, its new inputs, and the SHA-256 of the checkpoint after it, if there is one.
 
         Raises:
-            InputError: a step that is not the next one, or that another process has written.
+            InputError: the step is not the next one, or another process has written it.
         """
         if step.index != self._length:
             raise InputError(
@@ -123,30 +128,34 @@ class Tape:
                 hint="append the steps in order",
             )
         row = encode_step(step)
-        chain = link(self._chain, row, ((new.example, new.version, new.sha256) for new in inputs))
+        input_hashes = [(stored.example, stored.version, stored.sha256) for stored in new_inputs]
+        new_hash = step_hash(self._last_hash, row, input_hashes)
         with self._transaction():
-            self._connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?)", (step.index, *row, chain))
+            self._connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?)", (step.index, *row, new_hash))
             self._connection.executemany(
                 "INSERT INTO examples VALUES (?, ?, ?, ?, ?, ?)",
-                [(new.example, new.version, step.index, new.sha256, new.x, new.y) for new in inputs],
+                [
+                    (stored.example, stored.version, step.index, stored.sha256, stored.x, stored.y)
+                    for stored in new_inputs
+                ],
             )
-            if checkpoint is not None:
-                self._insert_checkpoint(chain, step.index + 1, checkpoint)
-        self._chain, self._length = chain, self._length + 1
+            if checkpoint_sha256 is not None:
+                self._insert_checkpoint(new_hash, step.index + 1, checkpoint_sha256)
+        self._last_hash, self._length = new_hash, self._length + 1
 
-    def keep(self, checkpoint: str) -> None:
+    def keep(self, checkpoint_sha256: str) -> None:
         """Commit the SHA-256 of a checkpoint of the weights after the last step."""
         with self._transaction():
-            self._insert_checkpoint(self._chain, self._length, checkpoint)
+            self._insert_checkpoint(self._last_hash, self._length, checkpoint_sha256)
 
     def append_average(self, coefficient: float, sha256: str) -> None:
         """Commit an update of the averaged weights after the last step."""
         with self._transaction():
-            self._averages.insert(Average(self._length, coefficient, sha256), rows=self._chain)
+            self._averages.insert(Average(self._length, coefficient, sha256), steps_hash=self._last_hash)
 
     def averages(self) -> tuple[Average, ...]:
         """Return the updates of the averaged weights, in order."""
-        with self._reading("its averages"):
+        with self._translate_read_errors("its averages"):
             return self._averages.read(self._length)
 
     def keep_averaged(self, sha256: str) -> list[str]:
@@ -156,7 +165,7 @@ class Tape:
 
     def averaged_file(self) -> str | None:
         """Return the SHA-256 of the averaged model's file after the last update, or None if it was not written."""
-        with self._reading("its averages"):
+        with self._translate_read_errors("its averages"):
             return self._averages.file()
 
     def truncate(self, length: int, *, averages: int = 0) -> None:
@@ -167,37 +176,38 @@ class Tape:
             self._connection.execute("DELETE FROM examples WHERE step >= ?", (length,))
             self._connection.execute("DELETE FROM checkpoints WHERE step > ?", (length,))
         self._length = length
-        self._chain = self._chain_after(length)
+        self._last_hash = self._hash_after(length)
 
     def step(self, index: int) -> Step:
-        """Read one step.
+        """Read step ``index``, without its inputs and weights.
 
         Raises:
-            FileCorruptError: a row that is missing or unreadable.
+            FileCorruptError: the row is missing or unreadable.
         """
-        with self._reading(f"step {index}"):
-            return decode_step(index, cast(Row, self._one(f"SELECT {ROW} FROM steps WHERE step = ?", index)))
+        with self._translate_read_errors(f"step {index}"):
+            row = self._fetch_row(f"SELECT {ROW_COLUMNS} FROM steps WHERE step = ?", index)
+            return decode_step(index, cast(Row, row))
 
     def inputs(self, step: Step) -> tuple[Tree, Tensor]:
         """Return the inputs x (B, ...), a tensor or a tree of tensors, and the targets y (B, ...) of a step.
 
         Raises:
-            FileCorruptError: an input that is missing or unreadable.
+            FileCorruptError: an input is missing or unreadable.
         """
         query = "SELECT x, y FROM examples WHERE example = ? AND version = ?"
-        with self._reading(f"the inputs of step {step.index}"):
+        with self._translate_read_errors(f"the inputs of step {step.index}"):
             keys = zip(step.examples.tolist(), step.versions.tolist(), strict=True)
-            x, y = zip(*(self._one(query, *key) for key in keys), strict=True)
+            x, y = zip(*(self._fetch_row(query, *key) for key in keys), strict=True)
             return tree_from_row_bytes(x), tree_from_row_bytes(y)
 
     def known_inputs(self) -> list[tuple[int, int, str]]:
         """Return (example, version, sha256) of all stored inputs."""
-        with self._reading("its examples"):
+        with self._translate_read_errors("its examples"):
             return self._connection.execute("SELECT example, version, sha256 FROM examples").fetchall()
 
     def checkpoints(self) -> dict[int, str]:
         """Return the SHA-256 of each checkpoint by step, in order."""
-        with self._reading("its checkpoints"):
+        with self._translate_read_errors("its checkpoints"):
             query = "SELECT step, sha256 FROM checkpoints WHERE step <= ? ORDER BY step"
             return dict(self._connection.execute(query, (self._length,)).fetchall())
 
@@ -207,71 +217,77 @@ class Tape:
         Raises:
             FileCorruptError: names the first step with an altered row or new input.
         """
-        chain = self._genesis
-        chains = {0: chain}
+        expected_hash = self._header_hash
+        step_hashes = {0: expected_hash}
         for index in range(self._length):
-            with self._reading(f"step {index}"):
-                row = self._one(f"SELECT {ROW}, chain FROM steps WHERE step = ?", index)
+            with self._translate_read_errors(f"step {index}"):
+                row = self._fetch_row(f"SELECT {ROW_COLUMNS}, chain FROM steps WHERE step = ?", index)
                 columns = cast(Row, row[:5])
-                chain = link(chain, columns, self._checked_inputs(index))
-                if chain != row[5]:
+                expected_hash = step_hash(expected_hash, columns, self._verified_inputs(index))
+                if expected_hash != row[5]:
                     raise ValueError("its row, or the header before it, was altered")
                 decode_step(index, columns)
-                chains[index + 1] = chain
-        with self._reading("its checkpoints"):
+                step_hashes[index + 1] = expected_hash
+        with self._translate_read_errors("its checkpoints"):
             rows = self._connection.execute("SELECT step, sha256, seal FROM checkpoints ORDER BY step").fetchall()
-            inputs = self._one("SELECT count(*) FROM examples WHERE step NOT BETWEEN 0 AND ?", self._length - 1)[0]
+            query = "SELECT count(*) FROM examples WHERE step NOT BETWEEN 0 AND ?"
+            n_extra_inputs = self._fetch_row(query, self._length - 1)[0]
             # a recorder may have added rows beyond the end since this tape was opened
-            if (inputs or any(row[0] > self._length for row in rows)) and self._count_steps() <= self._length:
+            if (n_extra_inputs or any(row[0] > self._length for row in rows)) and self._count_steps() <= self._length:
                 raise ValueError(f"inputs or checkpoints of steps after the last one, {self._length - 1}")
             if not rows or rows[0][0] != 0:
                 raise ValueError("the initial one is missing")
-        for step, sha256, sealed in rows:
-            with self._reading(f"the checkpoint of step {step}"):
-                if step <= self._length and sealed != seal(chains[step], step, sha256):
+        for step, sha256, stored_hash in rows:
+            with self._translate_read_errors(f"the checkpoint of step {step}"):
+                if step <= self._length and stored_hash != checkpoint_hash(step_hashes[step], step, sha256):
                     raise ValueError("it does not belong to the steps before it")
-        with self._reading("its averages"):
-            self._averages.verify(chains)
-        with self._reading("its pages"):
+        with self._translate_read_errors("its averages"):
+            self._averages.verify(step_hashes)
+        with self._translate_read_errors("its pages"):
             # also covers the indexes, which the hashes do not
-            report = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if report != "ok":
-                raise ValueError(report)
+            integrity_report = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if integrity_report != "ok":
+                raise ValueError(integrity_report)
 
     def close(self) -> None:
         """Close the file; for a tape opened to write, merge its write-ahead log into it."""
-        if self._write and self._finalizer.alive:
+        if self._writable and self._finalizer.alive:
             with suppress(sqlite3.Error):  # another process is reading the run: the log stays
                 self._connection.execute("PRAGMA journal_mode=DELETE")
         self._finalizer()
 
     def _count_steps(self) -> int:
-        return self._one("SELECT count(*) FROM steps")[0]
+        return self._fetch_row("SELECT count(*) FROM steps")[0]
 
-    def _checked_inputs(self, index: int) -> Iterator[tuple[int, int, str]]:
+    def _verified_inputs(self, index: int) -> Iterator[tuple[int, int, str]]:
+        """Yield (example, version, sha256) of the new inputs of a step, after checking each hash."""
         query = "SELECT example, version, sha256, x, y FROM examples WHERE step = ?"
         for example, version, sha256, x, y in self._connection.execute(query, (index,)):
             if stored_sha256(x, y) != sha256:
                 raise ValueError(f"input {version} of example {example} was altered")
             yield example, version, sha256
 
-    def _chain_after(self, length: int) -> str:
+    def _hash_after(self, length: int) -> str:
+        """Return the hash of the first ``length`` steps."""
         if length == 0:
-            return self._genesis
-        with self._reading(f"step {length - 1}"):
-            return str(self._one("SELECT chain FROM steps WHERE step = ?", length - 1)[0])
+            return self._header_hash
+        with self._translate_read_errors(f"step {length - 1}"):
+            return str(self._fetch_row("SELECT chain FROM steps WHERE step = ?", length - 1)[0])
 
-    def _one(self, query: str, *values: int) -> tuple:
+    def _fetch_row(self, query: str, *values: int) -> tuple:
         row = self._connection.execute(query, values).fetchone()
         if row is None:
             raise ValueError("the row is missing")
         return row
 
-    def _insert_checkpoint(self, chain: str, step: int, sha256: str) -> None:
-        self._connection.execute("INSERT INTO checkpoints VALUES (?, ?, ?)", (step, sha256, seal(chain, step, sha256)))
+    def _insert_checkpoint(self, steps_hash: str, step: int, sha256: str) -> None:
+        self._connection.execute(
+            "INSERT INTO checkpoints VALUES (?, ?, ?)", (step, sha256, checkpoint_hash(steps_hash, step, sha256))
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Commit the statements of the block as one transaction, or roll all of them back."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
@@ -288,12 +304,13 @@ class Tape:
             raise
 
     @contextmanager
-    def _reading(self, part: str) -> Iterator[None]:
+    def _translate_read_errors(self, description: str) -> Iterator[None]:
+        """Raise FileCorruptError, naming what was read, for any error of reading the file."""
         try:
             yield
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise FileCorruptError(
-                f"{self.file}, {part} ({error})",
+                f"{self.file}, {description} ({error})",
                 expected="the file that the recorder wrote",
                 hint="restore the file from a copy, or record the run again",
             ) from error
@@ -303,7 +320,7 @@ def refuse_existing(directory: str | Path) -> None:
     """Check that the directory does not hold a run yet, before anything is written to it.
 
     Raises:
-        InputError: says how to resume that run.
+        InputError: the directory holds a run; the message says how to resume it.
     """
     if (Path(directory) / FILE).exists():
         raise InputError(

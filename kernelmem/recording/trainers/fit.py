@@ -34,15 +34,15 @@ class FitOptions:
         loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), or a callable
             (outputs, targets) -> (B,) losses.
         optimizer: a torch optimizer of ``model.parameters()``, or a function that makes one; None: AdamW, lr 1e-3.
-        batch_size: rows per step; the last batch may be smaller, but a single row joins the batch before it.
+        batch_size: number of rows per step; the last batch may be smaller, but a single row joins the batch before it.
         schedule: makes a learning-rate scheduler, which is stepped after every optimizer step (not every epoch).
-        clip: largest norm of the gradient; None: no clipping.
+        clip: gradients with a larger norm are scaled down to it; None: no clipping.
         keep: which weights are kept: "all", "sqrt", or k for every k-th step, as in
             :class:`~kernelmem.recording.Recorder`.
         resume: resume the run in ``out`` if there is one.
 
     Raises:
-        InputError: a batch size below 1, a norm that is not positive.
+        InputError: the batch size is below 1, or the norm is not positive.
     """
 
     loss: Loss = "cross_entropy"
@@ -59,7 +59,7 @@ class FitOptions:
             as_number(self.clip, "clip", exclusive=True)
 
 
-DEFAULT = FitOptions()
+DEFAULT_OPTIONS = FitOptions()
 
 
 def fit(
@@ -72,7 +72,7 @@ def fit(
     seed: int,
     sample_weight: ArrayLike | None = None,
     forward: Forward | None = None,
-    options: FitOptions = DEFAULT,
+    options: FitOptions = DEFAULT_OPTIONS,
     progress: Progress = None,
 ) -> Run:
     """Train a model, in place, by minimizing mean_i w_i l_i over shuffled batches, and record the run.
@@ -95,25 +95,25 @@ def fit(
             dtype of the model.
         y: (n,) or (n, C) targets of the loss.
         out: directory of the run.
-        epochs: passes over the rows.
-        seed: of everything random, a whole number >= 0.
-        sample_weight: (n,) loss weights; None: ones.
+        epochs: number of passes over the rows.
+        seed: seed of the batch order and of the model's random numbers, a whole number >= 0.
+        sample_weight: (n,) loss weights of the rows; None: ones.
         forward: maps (model, batch) to outputs (B, C); None: ``model(batch)``.
         options: loss, optimizer, batches, schedule, clipping, kept weights, resuming.
         progress: called after every epoch with (epochs done, all epochs).
 
     Returns:
-        Run: with (epochs x number of batches) steps.
+        Run: the recorded run, with (epochs x number of batches per epoch) steps.
 
     Raises:
-        InputError: rows that the model does not accept, lengths that differ, labels that are not classes, a scheduler that
-            needs a metric, another reason of the recorder; to resume, other arguments than those of the run.
+        InputError: the model does not accept the rows, lengths differ, labels are not classes, the scheduler needs a
+            metric, the recorder refuses its arguments, or, to resume, the arguments are not those of the run.
             NumericalError: the loss is not finite; the run ends before that step.
 
     Cost: twice the forward and backward passes of plain training, and the recorder's writing.
     """
     epochs = as_count(epochs, "epochs")
-    rows, targets, weights = _checked(model, x, y, sample_weight)
+    rows, targets, weights = _check_data(model, x, y, sample_weight)
     seeds = seed_sequence(seed, ["order", "model"])
     resume = options.resume and (Path(out) / FILE).exists()  # the process may have been killed before it wrote anything
     model.train()
@@ -126,15 +126,15 @@ def fit(
             expected="a scheduler without a metric",
             hint="write the training loop around kernelmem.Recorder",
         )
-    report = as_progress(progress, "training", "epoch")
+    report_progress = as_progress(progress, "training", "epoch")
 
-    def order() -> Iterator[tuple[Tensor, ...]]:
+    def epoch_batches() -> Iterator[tuple[Tensor, ...]]:
         return shuffled(rows.n, options.batch_size, epochs=epochs, seed=seeds["order"])
 
     def batch_weight(index: Tensor) -> Tensor | None:
         return None if weights is None or bool((weights[index] == 1).all()) else weights[index]
 
-    def loss(index: Tensor) -> Tensor:
+    def step_loss(index: Tensor) -> Tensor:
         batch = rows.take(index)  # a copy that a model may overwrite
         try:
             outputs = (forward or call_model)(model, batch)
@@ -150,28 +150,35 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds["model"])
         with recorder:
-            done = recorder.restore() if resume else 0
-            _compare_recorded(
-                Path(out), done, chain.from_iterable(order()), optimizer, scheduler, model, (rows, targets)
+            completed_steps = recorder.restore() if resume else 0
+            _resume_schedule(
+                Path(out),
+                completed_steps,
+                chain.from_iterable(epoch_batches()),
+                optimizer,
+                scheduler,
+                model,
+                (rows, targets),
             )
             train_epochs(
                 model,
                 optimizer,
-                order(),
-                loss,
+                epoch_batches(),
+                step_loss,
                 step=lambda index: recorder.step(index, rows.take(index), targets[index], batch_weight(index)),
                 scheduler=scheduler,
                 clip=options.clip,
-                done=done,
-                after_epoch=lambda completed: report(completed, epochs),
+                completed_steps=completed_steps,
+                after_epoch=lambda completed_epochs: report_progress(completed_epochs, epochs),
             )
     model.eval()
     return Run.open(out)
 
 
-def _checked(
+def _check_data(
     model: nn.Module, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Rows, Tensor, Tensor | None]:
+    """Return rows, targets and loss weights as tensors, after checking that their lengths agree."""
     rows = in_dtype(as_rows(x, "x"), model)
     targets = as_tensor(y, "y")
     weights = None if sample_weight is None else as_tensor(sample_weight, "sample_weight", dtype=torch.float64)
@@ -188,40 +195,41 @@ def _checked(
 
 
 def _as_optimizer(optimizer: torch.optim.Optimizer | MakeOptimizer | None, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer, made from the model's parameters if ``optimizer`` is a function or None."""
     if optimizer is None:
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
-    made = optimizer(model.parameters()) if callable(optimizer) else optimizer
-    if not isinstance(made, torch.optim.Optimizer):
+    torch_optimizer = optimizer(model.parameters()) if callable(optimizer) else optimizer
+    if not isinstance(torch_optimizer, torch.optim.Optimizer):
         raise InputError(
             f"optimizer={optimizer!r}",
             expected="a torch optimizer, or a function that makes one from the parameters",
             hint="pass e.g. optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)",
         )
-    return made
+    return torch_optimizer
 
 
-def _compare_recorded(
-    out: Path,
-    done: int,
-    order: Iterator[Tensor],
+def _resume_schedule(
+    directory: Path,
+    completed_steps: int,
+    batches: Iterator[Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler | None,
     model: nn.Module,
     data: tuple[Rows, Tensor],
 ) -> None:
-    """Advance the schedule by ``done`` steps, and compare the recorded steps with those that these arguments give."""
-    if done == 0:
+    """Advance the schedule by ``completed_steps``, and check that batches, hyper-parameters and data are as recorded."""
+    if completed_steps == 0:
         return
-    run = Run.open(out)
+    run = Run.open(directory)
     names = {parameter: name for name, parameter in model.named_parameters()}
     try:
-        for t in range(done):
-            step, index = run.steps[t], next(order, None)
-            same = index is not None and torch.equal(step.examples, index)
-            if not same or read_groups(optimizer, names) != step.groups:
-                different = "hyper-parameters" if same else "batch"
+        for t in range(completed_steps):
+            step, index = run.steps[t], next(batches, None)
+            same_batch = index is not None and torch.equal(step.examples, index)
+            if not same_batch or read_groups(optimizer, names) != step.groups:
+                difference = "hyper-parameters" if same_batch else "batch"
                 raise InputError(
-                    f"arguments that give step {t} of the run in {out} another {different}",
+                    f"arguments that give step {t} of the run in {directory} another {difference} than recorded",
                     expected="the arguments of the first call",
                     hint="pass the same data, seed, batch_size, optimizer and schedule, and at least as many epochs",
                 )
@@ -229,13 +237,16 @@ def _compare_recorded(
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # "optimizer not stepped": it was, before the interruption
                     scheduler.step()
-        x, y = run.batch(done - 1)
-        rows = run.steps[done - 1].examples
-        parts = [*named_leaves(x, "x"), ("y", y)], [*named_leaves(data[0].take(rows), "x"), ("y", data[1][rows])]
-        for (name, stored), (_, given) in zip(*parts, strict=True):
-            if not torch.equal(stored, given):
+        x, y = run.batch(completed_steps - 1)
+        rows = run.steps[completed_steps - 1].examples
+        recorded_and_passed = (
+            [*named_leaves(x, "x"), ("y", y)],
+            [*named_leaves(data[0].take(rows), "x"), ("y", data[1][rows])],
+        )
+        for (name, recorded_value), (_, passed_value) in zip(*recorded_and_passed, strict=True):
+            if not torch.equal(recorded_value, passed_value):
                 raise InputError(
-                    f"{name} that differs from the run in {out}",
+                    f"{name} that differs from the run in {directory}",
                     expected="the recorded data",
                     hint="pass the same data",
                 )

@@ -14,7 +14,7 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     this is a padding token of shorter rows: pad on the left, or write your own forward.
 
     Raises:
-        InputError: a batch that is not a dict. UnsupportedModelError: a model whose output has no logits.
+        InputError: the batch is not a dict. UnsupportedModelError: the output of the model has no logits.
 
     >>> import torch, types
     >>> class Tiny(nn.Module):

@@ -17,7 +17,7 @@ from kernelmem.training.losses import Loss
 IndexedBatch: TypeAlias = tuple[ArrayLike, Batch, ArrayLike]
 """index, x, y."""
 
-PRECISIONS = ("32-true", "64-true")
+SUPPORTED_PRECISIONS = ("32-true", "64-true")
 
 
 class LightningRecorder(Callback):
@@ -63,35 +63,37 @@ class LightningRecorder(Callback):
             unpack: maps the batch to (index, x, y); None: the batch is (index, x, y).
             forward: maps (module, x) to outputs (B, C); None: ``module(x)``.
             keep: which weights are kept: "all", "sqrt", or k for every k-th step.
-            tolerance: of the gradient check.
+            tolerance: relative tolerance of the gradient check, as in :class:`~kernelmem.recording.Recorder`.
         """
-        self._out, self._module, self._unpack = out, module, unpack
-        self._options = {"loss": loss, "forward": forward, "keep": keep, "tolerance": tolerance}
-        self._open: ExitStack | None = None
+        self._directory, self._module_path, self._unpack = out, module, unpack
+        self._recorder_options = {"loss": loss, "forward": forward, "keep": keep, "tolerance": tolerance}
+        self._exit_stack: ExitStack | None = None
         self._hook: OptimizerHook | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the run.
+        """Open the run and attach the recorder to the optimizer.
 
         Raises:
             InputError: manual optimization, several optimizers or processes, another precision, training resumed from a
-                Lightning checkpoint; what the recorder refuses.
+                Lightning checkpoint, or arguments that the recorder refuses.
         """
         _check_trainer(trainer, pl_module)
         try:
-            recorded = pl_module.get_submodule(self._module)
+            recorded_module = pl_module.get_submodule(self._module_path)
         except AttributeError as error:
             raise InputError(
-                f"module={self._module!r} ({error})",
+                f"module={self._module_path!r} ({error})",
                 expected=f"a part of {type(pl_module).__name__}: {', '.join(name for name, _ in pl_module.named_children())}",
                 hint='omit module to record all of it, or pass the path of a part, e.g. "net.encoder"',
             ) from error
         optimizer = trainer.optimizers[0]
         with ExitStack() as stack:
-            recorder = stack.enter_context(Recorder(recorded, optimizer, self._out, **self._options))
+            recorder = stack.enter_context(
+                Recorder(recorded_module, optimizer, self._directory, **self._recorder_options)
+            )
             self._hook = OptimizerHook(recorder, optimizer)
             stack.callback(self._hook.detach)
-            self._open = stack.pop_all()
+            self._exit_stack = stack.pop_all()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop batches of an epoch that ended early."""
@@ -99,21 +101,21 @@ class LightningRecorder(Callback):
             self._hook.clear()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Pass the batch to the recorder.
+        """Pass the batch to the recorder, which uses it in the next optimizer step.
 
         Raises:
-            InputError: a batch that is not (index, x, y).
+            InputError: the batch is not (index, x, y).
         """
-        parts = batch if self._unpack is None else self._unpack(batch)
-        if not isinstance(parts, list | tuple) or len(parts) != 3:
-            length = f" and length {len(parts)}" if isinstance(parts, Sized) else ""
+        indexed_batch = batch if self._unpack is None else self._unpack(batch)
+        if not isinstance(indexed_batch, list | tuple) or len(indexed_batch) != 3:
+            length = f" and length {len(indexed_batch)}" if isinstance(indexed_batch, Sized) else ""
             raise InputError(
-                f"a batch of type {type(parts).__name__}{length}",
+                f"a batch of type {type(indexed_batch).__name__}{length}",
                 expected="(index, x, y)",
                 hint="wrap the dataset in kernelmem.recording.trainers.Indexed, or pass unpack=lambda batch: (index, x, y)",
             )
         if self._hook is not None:
-            self._hook.add_batch(*cast(IndexedBatch, parts))
+            self._hook.add_batch(*cast(IndexedBatch, indexed_batch))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run."""
@@ -124,19 +126,27 @@ class LightningRecorder(Callback):
         self._close(exception)
 
     def _close(self, error: BaseException | None) -> None:
-        stack, self._open, self._hook = self._open, None, None
+        """Detach from the optimizer and close the run; ``error`` is the exception that ended training, if any."""
+        stack, self._exit_stack, self._hook = self._exit_stack, None, None
         if stack is not None:
             stack.__exit__(None if error is None else type(error), error, None)
 
 
 def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
-    n = len(trainer.optimizers)
-    for setting, unsupported, expected in (
+    """Check that one optimizer trains one module from its start, in float32 or float64."""
+    n_optimizers = len(trainer.optimizers)
+    for description, is_unsupported, expected in (
         ("manual optimization", not pl_module.automatic_optimization, "automatic_optimization=True"),
-        (f"{n} optimizers", n != 1, "one optimizer"),
-        (f"precision {trainer.precision}", trainer.precision not in PRECISIONS, 'precision="32-true" or "64-true"'),
+        (f"{n_optimizers} optimizers", n_optimizers != 1, "one optimizer"),
+        (
+            f"precision {trainer.precision}",
+            trainer.precision not in SUPPORTED_PRECISIONS,
+            'precision="32-true" or "64-true"',
+        ),
         (f"{trainer.world_size} processes", trainer.world_size != 1, "devices=1"),
         (f"training that starts at step {trainer.global_step}", trainer.global_step != 0, "fit without ckpt_path"),
     ):
-        if unsupported:
-            raise InputError(setting, expected=expected, hint="write your own training loop with kernelmem.Recorder")
+        if is_unsupported:
+            raise InputError(
+                description, expected=expected, hint="write your own training loop with kernelmem.Recorder"
+            )

@@ -32,34 +32,34 @@ class OptimizerHook:
         """Attach to the optimizer of an entered recorder."""
         self._optimizer = optimizer
         self._batches: list[_MicroBatch] = []
-        self._active, self._inside = True, False
-        self._previous = vars(optimizer).get("step")  # the wrapper of a scheduler
-        original = optimizer.step
+        self._attached, self._recording = True, False
+        self._previous_step = vars(optimizer).get("step")  # set by a scheduler that wraps it
+        original_step = optimizer.step
 
-        @wraps(original)  # schedulers look for their mark on it
+        @wraps(original_step)  # schedulers look for their mark on it
         def step(_: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
-            if self._inside or not self._active:
-                return original() if closure is None else original(closure)
-            result = None
+            if self._recording or not self._attached:
+                return original_step() if closure is None else original_step(closure)
+            closure_result = None
             if closure is not None:
                 with torch.enable_grad():
-                    result = closure()
-            index, x, y, sample_weight = self._accumulated()
-            self._inside = True
+                    closure_result = closure()
+            index, x, y, sample_weight = self._take_accumulated()
+            self._recording = True
             try:
                 recorder.step(index, x, y, sample_weight)
             finally:
-                self._inside = False
-            return result
+                self._recording = False
+            return closure_result
 
-        self._step = MethodType(step, optimizer)  # bound, because a scheduler created later wraps its __func__
-        optimizer.step = self._step
+        self._recorded_step = MethodType(step, optimizer)  # bound, because a scheduler created later wraps its __func__
+        optimizer.step = self._recorded_step
 
     def __reduce__(self):
-        return (_absent, ())  # objects that hold the hook may be pickled during training
+        return (_no_hook, ())  # objects that hold the hook may be pickled during training
 
     def add_batch(self, index: ArrayLike, x: Batch, y: ArrayLike) -> None:
-        """Add a batch that contributes to the next step."""
+        """Add a batch that contributes to the gradient of the next step."""
         self._batches.append(_MicroBatch(torch.as_tensor(index), x, torch.as_tensor(y)))
 
     def clear(self) -> None:
@@ -68,14 +68,16 @@ class OptimizerHook:
 
     def detach(self) -> None:
         """Restore the optimizer's original step."""
-        self._active = False
-        if vars(self._optimizer).get("step") is self._step:  # otherwise it was wrapped since, and the wrapper calls it
-            if self._previous is None:
+        self._attached = False
+        # otherwise it was wrapped since, and the wrapper calls it
+        if vars(self._optimizer).get("step") is self._recorded_step:
+            if self._previous_step is None:
                 del self._optimizer.step
             else:
-                self._optimizer.step = self._previous
+                self._optimizer.step = self._previous_step
 
-    def _accumulated(self) -> tuple[Tensor, Batch, Tensor, Tensor | None]:
+    def _take_accumulated(self) -> tuple[Tensor, Batch, Tensor, Tensor | None]:
+        """Remove and return the accumulated batches, joined: index, x, y and the weights of their rows."""
         batches, self._batches = self._batches, []
         if not batches:
             raise InputError(
@@ -83,16 +85,19 @@ class OptimizerHook:
                 expected="a training batch before every step",
                 hint="record loops that step the optimizer once per batch, or once per several batches",
             )
-        index, y = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("examples", "y"))
-        sizes = [len(batch.examples) for batch in batches]
+        index, y = (torch.cat([getattr(batch, field) for batch in batches]) for field in ("examples", "y"))
+        batch_sizes = [len(batch.examples) for batch in batches]
         sample_weight = None
-        if len(set(sizes)) > 1:
-            weights = [torch.full((size,), len(index) / (len(sizes) * size), dtype=torch.float64) for size in sizes]
-            sample_weight = torch.cat(weights)
+        if len(set(batch_sizes)) > 1:
+            row_weights = [
+                torch.full((batch_size,), len(index) / (len(batch_sizes) * batch_size), dtype=torch.float64)
+                for batch_size in batch_sizes
+            ]
+            sample_weight = torch.cat(row_weights)
         return index, _concatenate([batch.x for batch in batches]), y, sample_weight
 
 
-def _absent() -> None:
+def _no_hook() -> None:
     return None
 
 

@@ -24,8 +24,8 @@ else:
 
 Collate: TypeAlias = Callable[[list], Sequence[Batch]]
 
-LOSSES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "mse_mean"}
-DEFAULTS = {"ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
+LOSS_NAMES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "mse_mean"}
+DEFAULT_CRITERION_OPTIONS = {"ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
 
 
 def nll_of_probabilities(outputs: Tensor, y: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Recorded(Base):
         """Set the options of the recorder and those of skorch.
 
         Args:
-            args: skorch's.
+            args: positional arguments of the skorch class.
             out: directory of the run.
             loss: as in :class:`~kernelmem.recording.Recorder`; None: that of the criterion, if it is CrossEntropyLoss,
                 MSELoss, or NLLLoss (analyses of the run then need ``loss=`` :func:`nll_of_probabilities`), without weights
@@ -77,16 +77,16 @@ class Recorded(Base):
             call: maps (module, x) to outputs (B, C); None: ``module(x)``, or :func:`call_with_keywords` if X is a dict.
                 Pass it to analyses of the run as ``forward=``.
             keep: which weights are kept: "all", "sqrt", or k for every k-th step.
-            options: skorch's.
+            options: keyword arguments of the skorch class.
         """
         super().__init__(*args, **options)
         self.out, self.loss, self.call, self.keep = out, loss, call, keep
 
-    def fit_loop(self, X: Any, y: Any = None, *args: Any, **options: Any) -> Any:
-        """Run skorch's loop inside a recorder.
+    def fit_loop(self, X: Any, y: Any = None, *args: Any, **fit_params: Any) -> Any:
+        """Run the training loop of skorch inside a recorder.
 
         Raises:
-            InputError: several optimizers, a criterion without a known loss; what the recorder refuses.
+            InputError: the net has several optimizers, the criterion has no known loss, or the recorder refuses its arguments.
         """
         if self._optimizers != ["optimizer"]:
             raise InputError(
@@ -94,20 +94,20 @@ class Recorded(Base):
                 expected="one optimizer",
                 hint="write your own training loop with kernelmem.Recorder",
             )
-        loss = _loss_of(self.criterion_) if self.loss is None else self.loss
-        call = call_with_keywords if self.call is None and isinstance(X, Mapping) else self.call
-        recorder = Recorder(self.module_, self.optimizer_, self.out, loss=loss, forward=call, keep=self.keep)
+        loss = _criterion_loss(self.criterion_) if self.loss is None else self.loss
+        forward = call_with_keywords if self.call is None and isinstance(X, Mapping) else self.call
+        recorder = Recorder(self.module_, self.optimizer_, self.out, loss=loss, forward=forward, keep=self.keep)
         with recorder, ExitStack() as stack:
             self.recording_ = OptimizerHook(recorder, self.optimizer_)
             stack.callback(self.recording_.detach)
             stack.callback(setattr, self, "recording_", None)
-            return super().fit_loop(X, y, *args, **options)
+            return super().fit_loop(X, y, *args, **fit_params)
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         """Return skorch's batches; training batches are passed to the recorder with the positions of their rows.
 
         Raises:
-            InputError: an iterator that is not a DataLoader.
+            InputError: the iterator is not a DataLoader.
         """
         hook = getattr(self, "recording_", None)
         if not training or hook is None:
@@ -162,15 +162,18 @@ class _RecordedBatches:
             yield batch
 
 
-def _loss_of(criterion: nn.Module) -> Loss:
-    known: dict[type, Loss] = {**LOSSES, nn.NLLLoss: nll_of_probabilities}
-    values = {name: getattr(criterion, name, value) for name, value in DEFAULTS.items()}
-    options = [f"{name}={value!r}" for name, value in values.items() if value != DEFAULTS[name]]
-    options += ["weight"] if getattr(criterion, "weight", None) is not None else []
-    if type(criterion) not in known or options:
+def _criterion_loss(criterion: nn.Module) -> Loss:
+    """Return the loss that a torch criterion computes, if it has default options."""
+    known_losses: dict[type, Loss] = {**LOSS_NAMES, nn.NLLLoss: nll_of_probabilities}
+    criterion_options = {name: getattr(criterion, name, value) for name, value in DEFAULT_CRITERION_OPTIONS.items()}
+    unsupported_options = [
+        f"{name}={value!r}" for name, value in criterion_options.items() if value != DEFAULT_CRITERION_OPTIONS[name]
+    ]
+    unsupported_options += ["weight"] if getattr(criterion, "weight", None) is not None else []
+    if type(criterion) not in known_losses or unsupported_options:
         raise InputError(
-            f"the criterion {type(criterion).__name__}({', '.join(options)}) without loss=",
-            expected=f"{', '.join(kind.__name__ for kind in known)} without weights or other options",
+            f"the criterion {type(criterion).__name__}({', '.join(unsupported_options)}) without loss=",
+            expected=f"{', '.join(criterion_type.__name__ for criterion_type in known_losses)} without weights or other options",
             hint="pass loss=, a callable (outputs, targets) -> (n,) losses",
         )
-    return known[type(criterion)]
+    return known_losses[type(criterion)]

@@ -44,17 +44,17 @@ class EnsembleOptions:
     Attributes:
         evaluate_at: numbers of completed steps, 0..steps, at which metrics are computed; always also after the last step.
         dtype: float32 or float64.
-        device: where everything is computed; None: the device of x.
+        device: device of all computations; None: the device of x.
         memory: bytes that one chunk of networks may allocate in addition to data and results; the rest is trained in
             further chunks.
         n_classes: C; None: one more than the largest label of all members and of the test rows.
-        keep_outputs: keep the test outputs (M, m, C) at every evaluation.
-        keep_parameters: keep the final state dicts.
+        keep_outputs: True to keep the test outputs (M, m, C) of every evaluation.
+        keep_parameters: True to keep the final state dict of every member.
         diverged: "keep" reports NaN metrics for a diverged member (the others are unaffected), "raise" raises
             NumericalError after training.
 
     Raises:
-        InputError: another dtype, an unknown value of ``diverged``.
+        InputError: the dtype is another one, or the value of ``diverged`` is unknown.
     """
 
     evaluate_at: Sequence[int] = ()
@@ -99,7 +99,8 @@ def as_task(
     """Check members, data and options, and convert labels to targets of the loss.
 
     Raises:
-        InputError: no members, rows or labels out of range or of another length, NaN, wrong shapes, steps out of range.
+        InputError: there are no members, rows, labels or steps are out of range, lengths or shapes are inconsistent, or
+            values are NaN.
     """
     members = tuple(members)
     if not members or not all(isinstance(member, Member) for member in members):
@@ -122,12 +123,12 @@ def as_task(
     for k, member in enumerate(members):
         for name in ("init_seed", "order_seed"):
             as_count(getattr(member, name), f"{name} of member {k}", minimum=0, maximum=2**63 - 1)
-    rows = tuple(_rows(member, k, len(x_train)) for k, member in enumerate(members))
+    rows = tuple(_check_rows(member, k, len(x_train)) for k, member in enumerate(members))
     names = [*(f"labels of member {k}" for k in range(len(members))), "y_test"]
     labels = [as_tensor(y, name) for y, name in zip([*(m.labels for m in members), test[1]], names, strict=True)]
-    C = options.n_classes if options.n_classes is not None else _classes(labels)
+    C = options.n_classes if options.n_classes is not None else _count_classes(labels)
     targets = tuple(
-        _target(value, name, n, C, recipe.loss, dtype).to(device=device)
+        _as_target(value, name, n, C, recipe.loss, dtype).to(device=device)
         for value, name, n in zip(labels, names, [*map(len, rows), len(x_test)], strict=True)
     )
     evaluate_at = {as_count(t, "step of evaluate_at", minimum=0, maximum=recipe.steps) for t in options.evaluate_at}
@@ -144,7 +145,8 @@ def as_task(
     )
 
 
-def _rows(member: Member, k: int, N: int) -> Tensor:
+def _check_rows(member: Member, k: int, n_rows: int) -> Tensor:
+    """Return the rows of member k as int64, after checking that they are in 0..n_rows - 1."""
     rows = as_tensor(member.rows, f"rows of member {k}")
     if rows.ndim != 1 or not len(rows) or rows.is_floating_point() or rows.dtype == torch.bool:
         raise InputError(
@@ -152,29 +154,34 @@ def _rows(member: Member, k: int, N: int) -> Tensor:
             expected="at least one row number, shape (n,), integers",
             hint="pass mask.nonzero()[:, 0] for a mask",
         )
-    low, high = (int(end) for end in rows.aminmax())
-    if low < 0 or high >= N:
-        raise InputError(f"rows of member {k} in {low}..{high}", expected=f"0..{N - 1}", hint="pass rows of x")
+    smallest, largest = (int(bound) for bound in rows.aminmax())
+    if smallest < 0 or largest >= n_rows:
+        raise InputError(
+            f"rows of member {k} in {smallest}..{largest}", expected=f"0..{n_rows - 1}", hint="pass rows of x"
+        )
     return rows.to(torch.int64)
 
 
-def _classes(labels: list[Tensor]) -> int:
-    columns = {int(value.shape[1]) for value in labels if value.ndim == 2}
-    if len(columns) > 1:
+def _count_classes(labels: list[Tensor]) -> int:
+    """Return the number of outputs: columns of real targets, or one more than the largest label."""
+    column_counts = {int(value.shape[1]) for value in labels if value.ndim == 2}
+    if len(column_counts) > 1:
         raise InputError(
-            f"targets with {sorted(columns)} columns", expected="the same number of outputs", hint="pass (n, C)"
+            f"targets with {sorted(column_counts)} columns", expected="the same number of outputs", hint="pass (n, C)"
         )
-    return columns.pop() if columns else max(int(value.max()) if value.numel() else 0 for value in labels) + 1
+    return (
+        column_counts.pop() if column_counts else max(int(value.max()) if value.numel() else 0 for value in labels) + 1
+    )
 
 
-def _target(value: Tensor, name: str, n: int, C: int, loss: str, dtype: torch.dtype) -> Tensor:
-    if value.ndim == 2:
-        if loss != "mse" or tuple(value.shape) != (n, C):
+def _as_target(labels_or_targets: Tensor, name: str, n: int, C: int, loss: str, dtype: torch.dtype) -> Tensor:
+    if labels_or_targets.ndim == 2:
+        if loss != "mse" or tuple(labels_or_targets.shape) != (n, C):
             raise InputError(
-                f"{name} of shape {tuple(value.shape)} for loss={loss!r}",
+                f"{name} of shape {tuple(labels_or_targets.shape)} for loss={loss!r}",
                 expected=f"({n},) labels" + (f", or ({n}, {C}) real targets" if loss == "mse" else ""),
                 hint="pass labels, or loss='mse'",
             )
-        return value.to(dtype)
-    labels = as_labels(value, name, n=n, n_classes=C)
+        return labels_or_targets.to(dtype)
+    labels = as_labels(labels_or_targets, name, n=n, n_classes=C)
     return labels if loss == "cross_entropy" else torch.eye(C, dtype=dtype, device=labels.device)[labels] - 1 / C

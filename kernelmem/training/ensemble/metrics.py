@@ -46,19 +46,19 @@ def loss_and_error(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Ten
 
     Targets are (n,), (K, n), (n, C) or (K, n, C).
     """
-    f = outputs.to(torch.float64)
+    outputs64 = outputs.to(torch.float64)
     labels = target if not target.is_floating_point() else target.argmax(-1)
     if not target.is_floating_point():
-        label_outputs = f.gather(-1, labels.expand(f.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-        loss = (f.logsumexp(-1) - label_outputs).mean(-1)
+        label_outputs = outputs64.gather(-1, labels.expand(outputs64.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+        loss = (outputs64.logsumexp(-1) - label_outputs).mean(-1)
     else:
-        loss = 0.5 * (f - target).square().sum(-1).mean(-1)
-    predicted = f.argmax(-1)
+        loss = 0.5 * (outputs64 - target).square().sum(-1).mean(-1)
+    predicted = outputs64.argmax(-1)
     error = (predicted != labels).to(torch.float64).mean(-1)
-    finite = torch.isfinite(f).flatten(1).all(1)
+    finite = torch.isfinite(outputs64).flatten(1).all(1)
     # an infinite output would leave -inf or a plausible number in the loss of some rows
-    nan = torch.full_like(loss, torch.nan)
-    return torch.where(finite, loss, nan), torch.where(finite, error, nan), predicted
+    nan_per_member = torch.full_like(loss, torch.nan)
+    return torch.where(finite, loss, nan_per_member), torch.where(finite, error, nan_per_member), predicted
 
 
 class MetricsLog:
@@ -70,34 +70,36 @@ class MetricsLog:
 
     def add(self, step: int, train: dict[int, Tensor], test: dict[int, Tensor]) -> None:
         """Add the outputs of some members on their own training rows and on the test rows after ``step`` steps."""
-        metrics = self._by_step.setdefault(step, self._empty(step))
-        for members in _by_length(train):
-            target = torch.stack([self.task.targets[k] for k in members])
-            loss, error, predicted = loss_and_error(torch.stack([train[k] for k in members]), target)
-            metrics.train_loss[members], metrics.train_error[members] = loss.cpu(), error.cpu()
-            for k, labels in zip(members, predicted.cpu(), strict=True):
+        metrics = self._by_step.setdefault(step, self._empty_metrics(step))
+        for member_indices in _group_by_length(train):
+            target = torch.stack([self.task.targets[k] for k in member_indices])
+            loss, error, predicted = loss_and_error(torch.stack([train[k] for k in member_indices]), target)
+            metrics.train_loss[member_indices], metrics.train_error[member_indices] = loss.cpu(), error.cpu()
+            for k, labels in zip(member_indices, predicted.cpu(), strict=True):
                 metrics.train_predictions[k] = labels
-        members = sorted(test)
-        outputs = torch.stack([test[k] for k in members])
+        member_indices = sorted(test)
+        outputs = torch.stack([test[k] for k in member_indices])
         loss, error, _ = loss_and_error(outputs, self.task.test_target)
-        metrics.test_loss[members], metrics.test_error[members] = loss.cpu(), error.cpu()
+        metrics.test_loss[member_indices], metrics.test_error[member_indices] = loss.cpu(), error.cpu()
         if metrics.logits is not None:
-            metrics.logits[members] = outputs.to("cpu", torch.float64)
+            metrics.logits[member_indices] = outputs.to("cpu", torch.float64)
 
     def collected(self) -> tuple[StepMetrics, ...]:
         """Return the metrics in the order of the steps."""
         return tuple(self._by_step[step] for step in sorted(self._by_step))
 
-    def _empty(self, step: int) -> StepMetrics:
+    def _empty_metrics(self, step: int) -> StepMetrics:
+        """Return metrics with NaN for all members, to be filled chunk by chunk."""
         M, m = len(self.task.members), len(self.task.x_test)
-        nan = torch.full((4, M), torch.nan, dtype=torch.float64)
+        nan_rows = torch.full((4, M), torch.nan, dtype=torch.float64)
         logits = torch.empty(M, m, self.task.C, dtype=torch.float64) if self.keep_outputs else None
-        return StepMetrics(step, nan[0], nan[1], nan[2], nan[3], logits, [torch.empty(0, dtype=torch.int64)] * M)
+        predictions = [torch.empty(0, dtype=torch.int64)] * M
+        return StepMetrics(step, nan_rows[0], nan_rows[1], nan_rows[2], nan_rows[3], logits, predictions)
 
 
-def _by_length(outputs: dict[int, Tensor]) -> list[list[int]]:
+def _group_by_length(outputs: dict[int, Tensor]) -> list[list[int]]:
     """Return the members grouped by their number of rows."""
-    members: dict[int, list[int]] = {}
+    members_by_length: dict[int, list[int]] = {}
     for k, value in outputs.items():
-        members.setdefault(len(value), []).append(k)
-    return list(members.values())
+        members_by_length.setdefault(len(value), []).append(k)
+    return list(members_by_length.values())

@@ -14,7 +14,7 @@ from kernelmem.training.batching import rows_per_step
 from kernelmem.training.ensemble.members import EnsembleTask
 
 PADDING = 1.25  # largest ratio of the padded work of a stack to the work of its members
-COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of the parameters: values, gradients, optimizer states
+PARAMETER_COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of the parameters: values, gradients, optimizer states
 ACTIVATION_COPIES = 3  # hidden values, their gradients, and one temporary
 
 
@@ -46,7 +46,7 @@ def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int
     """Return the hidden widths of member k, an MLP.
 
     Raises:
-        InputError: no width, or one below 1.
+        InputError: there is no width, or a width is below 1.
     """
     widths = (width,) * depth if isinstance(width, int) else width
     if not isinstance(widths, tuple) or not widths or not all(isinstance(h, int) and h >= 1 for h in widths):
@@ -59,47 +59,52 @@ def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int
 
 
 def _batch_groups(task: EnsembleTask) -> list[BatchGroup]:
-    by_batches: dict[tuple, list[int]] = {}
+    """Collect the members that see the same rows in every step and have the same number of hidden layers."""
+    members_by_batches: dict[tuple, list[int]] = {}
     widths = [hidden_widths(member.width, task.recipe.depth, k) for k, member in enumerate(task.members)]
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
-        batch = rows_per_step(len(rows), task.recipe.batch_size)
-        order = None if batch == len(rows) else member.order_seed  # with all rows per step the order does not matter
-        by_batches.setdefault((order, len(widths[k]), rows.cpu().numpy().tobytes()), []).append(k)
+        batch_size = rows_per_step(len(rows), task.recipe.batch_size)
+        # with all rows per step the order does not matter
+        order_seed = None if batch_size == len(rows) else member.order_seed
+        members_by_batches.setdefault((order_seed, len(widths[k]), rows.cpu().numpy().tobytes()), []).append(k)
     groups = []
-    for members in by_batches.values():
-        slots = sorted(members, key=lambda k: widths[k], reverse=True)
-        n = len(task.rows[slots[0]])
-        batch = rows_per_step(n, task.recipe.batch_size)
-        groups.append(BatchGroup(tuple(slots), tuple(widths[k] for k in slots), n, batch))
+    for members in members_by_batches.values():
+        by_width = sorted(members, key=lambda k: widths[k], reverse=True)
+        n = len(task.rows[by_width[0]])
+        batch_size = rows_per_step(n, task.recipe.batch_size)
+        groups.append(BatchGroup(tuple(by_width), tuple(widths[k] for k in by_width), n, batch_size))
     return groups
 
 
-def _work(widths: Sequence[tuple[int, ...]], d: int, C: int) -> int:
+def _multiplications(widths: Sequence[tuple[int, ...]], d: int, C: int) -> int:
     """Return the number of multiplications of one row through the networks of a group."""
-    sizes = [(d, *slot, C) for slot in widths]
-    return sum(a * b for slot in sizes for a, b in pairwise(slot))
+    layer_sizes = [(d, *slot, C) for slot in widths]
+    return sum(fan_in * fan_out for slot in layer_sizes for fan_in, fan_out in pairwise(slot))
 
 
 def padded_stacks(groups: Sequence[BatchGroup], d: int, C: int) -> list[PaddedStack]:
     """Collect groups of similar shape in stacks while the padded work stays within ``PADDING``."""
 
-    def shape(group: BatchGroup) -> tuple:
+    def shape_key(group: BatchGroup) -> tuple:
         return (group.batch == group.n, len(group.members), len(group.widths[0]), group.widths, group.batch)
 
     stacks: list[PaddedStack] = []
     stack_work = 0  # of the last stack, without padding
-    for group in sorted(groups, key=shape):
-        work = group.batch * _work(group.widths, d, C)
-        if stacks and shape(stacks[-1].groups[0])[:3] == shape(group)[:3]:
-            last = stacks[-1]
-            widths = tuple(tuple(map(max, a, b)) for a, b in zip(last.widths, group.widths, strict=True))
-            batch = max(last.batch, group.batch)
-            joined = PaddedStack((*last.groups, group), widths, batch)
-            if len(joined.groups) * batch * _work(widths, d, C) <= PADDING * (stack_work + work):
-                stacks[-1], stack_work = joined, stack_work + work
+    for group in sorted(groups, key=shape_key):
+        group_work = group.batch * _multiplications(group.widths, d, C)
+        if stacks and shape_key(stacks[-1].groups[0])[:3] == shape_key(group)[:3]:
+            last_stack = stacks[-1]
+            widths = tuple(
+                tuple(map(max, stack_widths, group_widths))
+                for stack_widths, group_widths in zip(last_stack.widths, group.widths, strict=True)
+            )
+            batch = max(last_stack.batch, group.batch)
+            joined_stack = PaddedStack((*last_stack.groups, group), widths, batch)
+            if len(joined_stack.groups) * batch * _multiplications(widths, d, C) <= PADDING * (stack_work + group_work):
+                stacks[-1], stack_work = joined_stack, stack_work + group_work
                 continue
         stacks.append(PaddedStack((group,), group.widths, group.batch))
-        stack_work = work
+        stack_work = group_work
     return stacks
 
 
@@ -107,41 +112,42 @@ def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Batc
     """Split the members into parts whose tensors fit into ``memory``; a group that is too large is split as well.
 
     Raises:
-        InputError: a single network that does not fit.
+        InputError: a single network does not fit into ``memory``.
     """
     d, C = task.x[0].numel(), task.C
 
-    def cost(group: BatchGroup) -> int:
-        units = sum(map(sum, group.widths))
-        parameters = COPIES[task.recipe.optimizer] * (_work(group.widths, d, C) + units + C)
-        activations = ACTIVATION_COPIES * units + d + 6 * C * len(group.members)
-        rows = max(group.batch, min(max(group.n, len(task.x_test)), 1024))
-        return round(PADDING * itemsize * (parameters + rows * activations))
+    def bytes_needed(group: BatchGroup) -> int:
+        n_units = sum(map(sum, group.widths))
+        parameters = PARAMETER_COPIES[task.recipe.optimizer] * (_multiplications(group.widths, d, C) + n_units + C)
+        activations = ACTIVATION_COPIES * n_units + d + 6 * C * len(group.members)
+        n_rows = max(group.batch, min(max(group.n, len(task.x_test)), 1024))
+        return round(PADDING * itemsize * (parameters + n_rows * activations))
 
     chunk: list[BatchGroup] = []
-    used = 0
+    used_bytes = 0
     for group in sorted(_batch_groups(task), key=lambda group: (len(group.members), group.widths, group.n)):
-        for part in _parts(group, cost, memory):
-            size = cost(part)
-            if chunk and used + size > memory:
+        for part in _split_group(group, bytes_needed, memory):
+            part_bytes = bytes_needed(part)
+            if chunk and used_bytes + part_bytes > memory:
                 yield chunk
-                chunk, used = [], 0
+                chunk, used_bytes = [], 0
             chunk.append(part)
-            used += size
+            used_bytes += part_bytes
     yield chunk
 
 
-def _parts(group: BatchGroup, cost: Callable[[BatchGroup], int], memory: int) -> Iterator[BatchGroup]:
+def _split_group(group: BatchGroup, bytes_needed: Callable[[BatchGroup], int], memory: int) -> Iterator[BatchGroup]:
+    """Split a group into groups that fit into ``memory``."""
     slots: list[int] = []
     for slot, k in enumerate(group.members):
-        needed = cost(_subgroup(group, [slot]))
-        if needed > memory:
+        single_bytes = bytes_needed(_subgroup(group, [slot]))
+        if single_bytes > memory:
             raise InputError(
-                f"member {k} with hidden widths {group.widths[slot]}, which needs {needed:,} bytes; memory={memory:,}",
+                f"member {k} with hidden widths {group.widths[slot]}, which needs {single_bytes:,} bytes; memory={memory:,}",
                 expected="memory for one network at a time",
-                hint=f"pass memory={needed} or more, or smaller batches",
+                hint=f"pass memory={single_bytes} or more, or smaller batches",
             )
-        if slots and cost(_subgroup(group, [*slots, slot])) > memory:
+        if slots and bytes_needed(_subgroup(group, [*slots, slot])) > memory:
             yield _subgroup(group, slots)
             slots = []
         slots.append(slot)

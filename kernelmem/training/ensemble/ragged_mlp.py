@@ -18,8 +18,8 @@ from kernelmem.training.ensemble.ragged_layout import BatchGroup, PaddedStack, h
 from kernelmem.training.mlp import mlp
 
 aten = torch.ops.aten
-AHEAD = 32  # steps whose batches are drawn at once
-ROWS = 1024  # rows per product when outputs are evaluated
+STEPS_AHEAD = 32  # steps whose batches are drawn at once
+EVALUATION_ROWS = 1024  # rows per product when outputs are evaluated
 
 
 class RaggedMLPs:
@@ -29,7 +29,7 @@ class RaggedMLPs:
         self.task = task
         x, d, C = task.x.flatten(1), task.x[0].numel(), task.C
         layouts = padded_stacks(groups, d, C)
-        sizes = [_n_parameters(layout, d, C) for layout in layouts]
+        sizes = [_padded_parameters(layout, d, C) for layout in layouts]
         flat = torch.zeros(sum(sizes), dtype=x.dtype, device=x.device)
         flat.grad = torch.zeros_like(flat)
         self.parameters = [flat]
@@ -50,7 +50,7 @@ class RaggedMLPs:
         by_member: dict[int, Tensor] = {}
         for stack in self.stacks:
             outputs = stack.outputs(x.unsqueeze(0), slice(None))
-            by_member |= {k: outputs[s, g] for s, g, k in stack.positions}
+            by_member |= {k: outputs[s, g] for s, g, k in stack.slot_positions}
         return by_member
 
     def train_outputs(self) -> dict[int, Tensor]:
@@ -68,7 +68,7 @@ class RaggedMLPs:
         return {k: state for stack in self.stacks for k, state in stack.state().items()}
 
 
-def _n_parameters(layout: PaddedStack, d: int, C: int) -> int:
+def _padded_parameters(layout: PaddedStack, d: int, C: int) -> int:
     sizes = [(d, *slot, C) for slot in layout.widths]
     return len(layout.groups) * sum(b * (a + 1) for slot in sizes for a, b in pairwise(slot))
 
@@ -87,13 +87,14 @@ class _StackedMLPs:
         ends = torch.tensor(first_widths).cumsum(0).tolist()
         self.H = ends[-1]
         self.columns = [slice(end - width, end) for width, end in zip(first_widths, ends, strict=True)]
-        self.positions = [(s, g, k) for g, group in enumerate(layout.groups) for s, k in enumerate(group.members)]
-        self.members = [k for _, _, k in self.positions]
-        self.value, self.grad = self._views(flat), self._views(grad)
+        self.slot_positions = [(s, g, k) for g, group in enumerate(layout.groups) for s, k in enumerate(group.members)]
+        self.members = [k for _, _, k in self.slot_positions]
+        self.value, self.grad = self._parameter_views(flat), self._parameter_views(grad)
         self._initialize()
-        self._prepare()
+        self._allocate()
 
-    def _views(self, flat: Tensor) -> "_ParameterViews":
+    def _parameter_views(self, flat: Tensor) -> "_ParameterViews":
+        """Return views of all layers into one flat tensor."""
         G, d, C, H = self.G, self.d, self.C, self.H
         cursor = 0
 
@@ -108,7 +109,9 @@ class _StackedMLPs:
         last = [view(G, C, slot[-1]) for slot in self.layout.widths]
         return _ParameterViews(*first, hidden, last, view(self.S, G, C))
 
-    def _layers(self, views: "_ParameterViews", s: int, g: int, widths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    def _member_layers(
+        self, views: "_ParameterViews", s: int, g: int, widths: tuple[int, ...]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return views of the layers of one member, without padding."""
         first = slice(self.columns[s].start, self.columns[s].start + widths[0])
         layers = [(views.first[g, first], views.first_bias[g, first])]
@@ -117,11 +120,12 @@ class _StackedMLPs:
         return [*layers, (views.last[s][g, :, : widths[-1]], views.last_bias[s, g])]
 
     def _initialize(self) -> None:
-        for s, g, k in self.positions:
+        """Copy the initial weights of every member into its views."""
+        for s, g, k in self.slot_positions:
             widths = self._hidden_widths(k)
             model = mlp(self.d, widths, self.C, self.task.recipe.activation, seed=self.task.members[k].init_seed)
             initial = [p.detach() for p in model.parameters()]  # weight, bias of each layer
-            for layer, (W, b) in enumerate(self._layers(self.value, s, g, widths)):
+            for layer, (W, b) in enumerate(self._member_layers(self.value, s, g, widths)):
                 W.copy_(initial[2 * layer])
                 b.copy_(initial[2 * layer + 1])
 
@@ -129,9 +133,10 @@ class _StackedMLPs:
         return hidden_widths(self.task.members[k].width, self.task.recipe.depth, k)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
+        """Return the state dict of each member on the CPU."""
         states = {}
-        for s, g, k in self.positions:
-            layers = self._layers(self.value, s, g, self._hidden_widths(k))
+        for s, g, k in self.slot_positions:
+            layers = self._member_layers(self.value, s, g, self._hidden_widths(k))
             states[k] = {
                 f"{2 * depth}.{name}": value.to("cpu", copy=True)
                 for depth, layer in enumerate(layers)
@@ -139,15 +144,17 @@ class _StackedMLPs:
             }
         return states
 
-    def _prepare(self) -> None:
+    def _allocate(self) -> None:
         """Allocate rows and targets of the groups, padded to the largest n, and the buffers of a step."""
         task, groups, batch = self.task, self.layout.groups, self.layout.batch
         G, S, device = self.G, self.S, self.x.device
-        longest = max(group.n for group in groups)
-        self.rows = torch.zeros(G, longest, dtype=torch.int64, device=device)
-        like = task.targets[self.members[0]]
-        self.targets = torch.zeros(S, G, longest, *like.shape[1:], dtype=like.dtype, device=device)
-        for s, g, k in self.positions:
+        max_rows = max(group.n for group in groups)
+        self.rows = torch.zeros(G, max_rows, dtype=torch.int64, device=device)
+        example_targets = task.targets[self.members[0]]
+        self.targets = torch.zeros(
+            S, G, max_rows, *example_targets.shape[1:], dtype=example_targets.dtype, device=device
+        )
+        for s, g, k in self.slot_positions:
             self.rows[g, : len(task.rows[k])] = task.rows[k]
             self.targets[s, g, : len(task.rows[k])] = task.targets[k]
         seeds = [task.members[group.members[0]].order_seed for group in groups]
@@ -157,7 +164,7 @@ class _StackedMLPs:
         weights = torch.zeros(G, 1, batch, dtype=self.x.dtype, device=device)  # 0 for padded rows
         for g, group in enumerate(groups):
             weights[g, :, : group.batch] = 1 / group.batch
-        self.row_weights, self.minus = weights, (-weights).expand(S, G, 1, batch)
+        self.row_weights, self.negative_weights = weights, (-weights).expand(S, G, 1, batch)
         empty = partial(torch.empty, dtype=self.x.dtype, device=device)
         self.batch_x, self.z, self.dz = empty(G, batch, self.d), empty(G, batch, self.H), empty(G, batch, self.H)
         self.a = self.z if task.recipe.activation != "gelu" else empty(G, batch, self.H)
@@ -169,24 +176,29 @@ class _StackedMLPs:
         self.step = 0
         if self.layout.full:
             self.batch_x.copy_(self.x[self.rows])
-            self.batch_targets = self.targets.unsqueeze(2) if like.ndim == 1 else self.targets.mT.contiguous()
+            self.batch_targets = (
+                self.targets.unsqueeze(2) if example_targets.ndim == 1 else self.targets.mT.contiguous()
+            )
 
     def _next_batch(self) -> None:
+        """Gather rows and targets of the next step; batches are drawn for STEPS_AHEAD steps at once."""
         if self.layout.full:
             return
-        at = self.step % AHEAD
-        if at == 0:
-            positions = torch.stack([order.take(AHEAD) for order in self.orders], 1).to(self.x.device)  # (T, G, b)
-            self.ahead_rows = self.rows.expand(AHEAD, -1, -1).gather(2, positions)
-            index = positions.unsqueeze(1).expand(-1, self.S, -1, -1)  # (T, S, G, b)
-            table = self.targets.expand(AHEAD, *self.targets.shape)  # (T, S, G, n) or (T, S, G, n, C)
+        ahead_index = self.step % STEPS_AHEAD
+        if ahead_index == 0:
+            positions = torch.stack([order.take(STEPS_AHEAD) for order in self.orders], 1)  # (T, G, b)
+            positions = positions.to(self.x.device)
+            self.ahead_rows = self.rows.expand(STEPS_AHEAD, -1, -1).gather(2, positions)
+            position_index = positions.unsqueeze(1).expand(-1, self.S, -1, -1)  # (T, S, G, b)
+            targets_by_step = self.targets.expand(STEPS_AHEAD, *self.targets.shape)  # (T, S, G, n) or (T, S, G, n, C)
             if self.targets.ndim == 4:
-                self.ahead_targets = table.gather(3, index.unsqueeze(-1).expand(-1, -1, -1, -1, self.C)).mT
+                position_index = position_index.unsqueeze(-1).expand(-1, -1, -1, -1, self.C)
+                self.ahead_targets = targets_by_step.gather(3, position_index).mT
             else:
-                self.ahead_targets = table.gather(3, index).unsqueeze(3)
+                self.ahead_targets = targets_by_step.gather(3, position_index).unsqueeze(3)
         self.step += 1
-        torch.index_select(self.x, 0, self.ahead_rows[at].flatten(), out=self.batch_x.view(-1, self.d))
-        self.batch_targets = self.ahead_targets[at]
+        torch.index_select(self.x, 0, self.ahead_rows[ahead_index].flatten(), out=self.batch_x.view(-1, self.d))
+        self.batch_targets = self.ahead_targets[ahead_index]
 
     def gradient(self) -> None:
         """Forward and backward pass on the next batches; each loss is the mean over the rows of the member's batch."""
@@ -220,6 +232,7 @@ class _StackedMLPs:
         return chain, a
 
     def _hidden_backward(self, s: int, chain: list[tuple[Tensor, Tensor]], a: Tensor, da: Tensor) -> None:
+        """Write the gradients of the further hidden layers of a slot, and that of its first activation."""
         for layer in reversed(range(len(chain))):
             layer_input, z = chain[layer]
             dW, db = self.grad.hidden[s][layer]
@@ -237,7 +250,7 @@ class _StackedMLPs:
             return
         f.sub_(f.amax(2, keepdim=True)).exp_()
         f.mul_(self.row_weights / f.sum(2, keepdim=True))
-        f.scatter_add_(2, self.batch_targets, self.minus)
+        f.scatter_add_(2, self.batch_targets, self.negative_weights)
 
     def _activate(self, z: Tensor, out: Tensor) -> Tensor:
         match self.task.recipe.activation:
@@ -262,16 +275,16 @@ class _StackedMLPs:
         value = self.value
         first, bias = value.first[groups], value.first_bias[groups]
         outputs = torch.empty(self.S, len(first), x.shape[1], self.C, dtype=x.dtype, device=x.device)
-        for start in range(0, x.shape[1], ROWS):
-            piece = x[:, start : start + ROWS].expand(len(first), -1, -1)
-            z = torch.baddbmm(bias.unsqueeze(1), piece, first.mT)
+        for start in range(0, x.shape[1], EVALUATION_ROWS):
+            x_piece = x[:, start : start + EVALUATION_ROWS].expand(len(first), -1, -1)
+            z = torch.baddbmm(bias.unsqueeze(1), x_piece, first.mT)
             hidden = self._activate(z, torch.empty_like(z))
             for s, columns in enumerate(self.columns):
                 a = hidden[:, :, columns]
                 for W, b in value.hidden[s]:
                     z = torch.baddbmm(b[groups].unsqueeze(1), a, W[groups].mT)
                     a = self._activate(z, torch.empty_like(z))
-                torch.bmm(a, value.last[s][groups].mT, out=outputs[s][:, start : start + ROWS])
+                torch.bmm(a, value.last[s][groups].mT, out=outputs[s][:, start : start + EVALUATION_ROWS])
         return outputs.add_(value.last_bias[:, groups].unsqueeze(2))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
 
-DECAY = 0.3  # share of the steps in which "wsd" falls to zero
+DECAY_FRACTION = 0.3  # share of the steps in which "wsd" falls to zero
 CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "wsd", "cosine"),
@@ -27,19 +27,19 @@ class Recipe:
     Attributes:
         optimizer: ``torch.optim.Adam``, ``AdamW`` or ``SGD``, with torch's defaults for everything not listed here.
         lr: learning rate before the schedule.
-        momentum: of SGD, in [0, 1).
-        weight_decay: applied to all parameters.
+        momentum: momentum of SGD, in [0, 1).
+        weight_decay: weight decay of all parameters.
         schedule: factor of ``lr`` in step t = 0..T-1: 1 (``"constant"``); 1, then linearly down over the last 30 % of the
             steps, (T - t) / (T - s) from s = T - round(0.3 T) (``"wsd"``); (1 + cos(pi t / T)) / 2 (``"cosine"``).
         batch_size: rows per step; None, or at least the number of rows of a member: all its rows in every step.
         steps: number T of optimizer steps.
         loss: mean over rows of the cross-entropy, or of sum_c (f_c - t_c)^2 / 2 (``"mse"``), where t = one-hot - 1/C for
             labels and t is the target itself for real targets.
-        activation: of MLPs.
-        depth: hidden layers of MLPs whose width is one number.
+        activation: activation function of MLPs.
+        depth: number of hidden layers of MLPs whose width is one number.
 
     Raises:
-        InputError: an unknown name, a number out of range, momentum without SGD.
+        InputError: a name is unknown, a number is out of range, or momentum is set without SGD.
     """
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -84,10 +84,10 @@ def lr_at(recipe: Recipe, t: int) -> float:
     T = recipe.steps
     if recipe.schedule == "cosine":
         return recipe.lr * (1 + math.cos(math.pi * t / T)) / 2
-    start = T - round(DECAY * T)
-    if recipe.schedule == "constant" or t < start:
+    decay_start = T - round(DECAY_FRACTION * T)
+    if recipe.schedule == "constant" or t < decay_start:
         return recipe.lr
-    return recipe.lr * (T - t) / (T - start)
+    return recipe.lr * (T - t) / (T - decay_start)
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor], *, fused: bool | None = None) -> torch.optim.Optimizer:
@@ -95,7 +95,7 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor], *, fused: bool 
 
     Its update acts on each entry separately, so ``parameters`` may be flat tensors that hold many networks.
     """
-    common = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": fused}
+    common_options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **common)
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **common_options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **common_options)

@@ -10,7 +10,7 @@ from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
 
-ROWS = 1024  # rows per forward pass when outputs are evaluated
+EVALUATION_ROWS = 1024  # rows per forward pass when outputs are evaluated
 
 
 class OneModule:
@@ -37,20 +37,20 @@ class OneModule:
 
     def test_outputs(self) -> dict[int, Tensor]:
         """Return the test outputs (m, C)."""
-        return {0: self._outputs(self.task.x_test)}
+        return {0: self._evaluate(self.task.x_test)}
 
     def train_outputs(self) -> dict[int, Tensor]:
         """Return the outputs (n, C) on the training rows."""
-        return {0: self._outputs(self.task.x[self.task.rows[0]])}
+        return {0: self._evaluate(self.task.x[self.task.rows[0]])}
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         """Return the state dict, on the CPU."""
         return {0: {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}}
 
-    def _outputs(self, x: Tensor) -> Tensor:
+    def _evaluate(self, x: Tensor) -> Tensor:
         self.model.eval()
         with torch.no_grad():
-            outputs = torch.cat([self.model(piece) for piece in x.split(ROWS)])
+            outputs = torch.cat([self.model(piece) for piece in x.split(EVALUATION_ROWS)])
         check_outputs(outputs, len(x), self.task.C)
         return outputs
 
@@ -59,7 +59,7 @@ def check_outputs(outputs: Tensor, n: int, C: int) -> None:
     """Check that outputs have the shape (n, C).
 
     Raises:
-        InputError: names both shapes.
+        InputError: the shapes differ; the message states both.
     """
     if tuple(outputs.shape) != (n, C):
         raise InputError(

@@ -23,8 +23,8 @@ from kernelmem.training.ensemble.vmapped import MakeModel, Modules, module_chunk
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = ("train_loss", "train_error", "test_loss", "test_error")
-OPTIONS = EnsembleOptions()
+METRIC_NAMES = ("train_loss", "train_error", "test_loss", "test_error")
+DEFAULT_OPTIONS = EnsembleOptions()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,8 +32,8 @@ class Ensemble(Result):
     """M trained networks: their metrics during training, and their final weights if they were kept.
 
     Attributes:
-        members: the networks.
-        recipe: how they were trained.
+        members: the M networks and their training data.
+        recipe: training recipe of all members.
         metrics: one entry per evaluation, in order; the last one is after the last step.
         parameters: state dict of each member on the CPU, or None.
         seconds: wall-clock time of the training.
@@ -48,8 +48,8 @@ class Ensemble(Result):
     @property
     def diverged(self) -> tuple[int, ...]:
         """The members whose final losses are not finite."""
-        last = self.metrics[-1]
-        finite = torch.isfinite(last.train_loss) & torch.isfinite(last.test_loss)
+        final_metrics = self.metrics[-1]
+        finite = torch.isfinite(final_metrics.train_loss) & torch.isfinite(final_metrics.test_loss)
         return tuple(int(k) for k in (~finite).nonzero()[:, 0])
 
     def to_frame(self) -> "pd.DataFrame":
@@ -60,28 +60,28 @@ class Ensemble(Result):
             [
                 pd.DataFrame(
                     {
-                        "step": at.step,
+                        "step": step_metrics.step,
                         "member": range(len(self.members)),
                         "width": [str(member.width) for member in self.members],
                         "n": [len(member.rows) for member in self.members],
-                        **{name: getattr(at, name).numpy() for name in METRICS},
+                        **{name: getattr(step_metrics, name).numpy() for name in METRIC_NAMES},
                     }
                 )
-                for at in self.metrics
+                for step_metrics in self.metrics
             ],
             ignore_index=True,
         )
 
     def __str__(self) -> str:
-        last = self.metrics[-1]
+        final_metrics = self.metrics[-1]
         lines = [
             f"Ensemble of {len(self.members)} networks, {self.recipe.steps} steps in {self.seconds:.3g} s"
             f" ({self.recipe.optimizer}, lr {self.recipe.lr:g})",
-            f"  evaluated after {', '.join(str(at.step) for at in self.metrics[:12])}"
+            f"  evaluated after {', '.join(str(step_metrics.step) for step_metrics in self.metrics[:12])}"
             f"{', ...' if len(self.metrics) > 12 else ''} steps",
         ]
-        for name in METRICS:
-            values = getattr(last, name)
+        for name in METRIC_NAMES:
+            values = getattr(final_metrics, name)
             values = values[values.isfinite()]
             if len(values):
                 lines.append(
@@ -94,6 +94,8 @@ class Ensemble(Result):
 
 
 class _Engine(Protocol):
+    """Networks trained together: their parameters, gradients and outputs."""
+
     parameters: list[Tensor]
     members: list[int]
 
@@ -109,7 +111,7 @@ def train_mlps(
     *,
     test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    options: EnsembleOptions = OPTIONS,
+    options: EnsembleOptions = DEFAULT_OPTIONS,
     progress: Progress = None,
 ) -> Ensemble:
     """Train many MLPs of any widths in one batch; each equals :func:`train_one` of ``mlp(..., seed=init_seed)``.
@@ -129,7 +131,7 @@ def train_mlps(
         progress: called with (member-steps done, all member-steps).
 
     Raises:
-        InputError: bad shapes, labels or rows out of range, no rows, a member that does not fit into ``memory``.
+        InputError: shapes are invalid, labels or rows are out of range or missing, or a member does not fit into ``memory``.
         NumericalError: with ``diverged="raise"``, naming the members.
 
     Cost: 6 n sum_k P_k operations per step for batches of n rows (P_k parameters), with at most 25 % padding.
@@ -153,7 +155,7 @@ def train_modules(
     *,
     test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    options: EnsembleOptions = OPTIONS,
+    options: EnsembleOptions = DEFAULT_OPTIONS,
     progress: Progress = None,
 ) -> Ensemble:
     """Train many networks of any architecture, all of one width in one batch, by ``torch.func.vmap``.
@@ -179,7 +181,7 @@ def train_one(
     *,
     test: tuple[ArrayLike, ArrayLike],
     recipe: Recipe,
-    options: EnsembleOptions = OPTIONS,
+    options: EnsembleOptions = DEFAULT_OPTIONS,
     progress: Progress = None,
 ) -> Ensemble:
     """Train a copy of one module by a plain loop (autograd, ``torch.optim`` with its defaults); an ensemble of one.
@@ -200,13 +202,13 @@ def _train(
     *,
     fused: bool | None = True,
 ) -> Ensemble:
-    """Train the chunks one after the other. ``fused``: torch's one-pass update, equal to the default up to rounding."""
-    began = time.perf_counter()
+    """Train the chunks in sequence; ``fused`` selects torch's one-pass update, equal to the default up to rounding."""
+    start_time = time.perf_counter()
     metrics = MetricsLog(task, keep_outputs=options.keep_outputs)
     states: dict[int, dict[str, Tensor]] = {}
     steps = task.recipe.steps
-    done, total = 0, steps * len(task.members)
-    report = as_progress(progress, "training networks")
+    completed, total = 0, steps * len(task.members)
+    report_progress = as_progress(progress, "training networks")
     for engine in engines:
         optimizer = make_optimizer(task.recipe, engine.parameters, fused=fused)
         for t in range(steps + 1):
@@ -214,17 +216,17 @@ def _train(
                 with torch.no_grad():
                     metrics.add(t, engine.train_outputs(), engine.test_outputs())
             if t % max(1, steps // 100) == 0 or t == steps:
-                report(done + t * len(engine.members), total)
+                report_progress(completed + t * len(engine.members), total)
             if t < steps:
                 for group in optimizer.param_groups:
                     group["lr"] = lr_at(task.recipe, t)
                 engine.gradient()
                 optimizer.step()
-        done += steps * len(engine.members)
+        completed += steps * len(engine.members)
         if options.keep_parameters:
             states |= engine.state()
     parameters = [states[k] for k in range(len(task.members))] if options.keep_parameters else None
-    ensemble = Ensemble(task.members, task.recipe, metrics.collected(), parameters, time.perf_counter() - began)
+    ensemble = Ensemble(task.members, task.recipe, metrics.collected(), parameters, time.perf_counter() - start_time)
     if options.diverged == "raise" and ensemble.diverged:
         raise NumericalError(
             f"members {', '.join(map(str, ensemble.diverged[:10]))} with losses that are not finite after {steps} steps",

@@ -16,8 +16,8 @@ from kernelmem.training.ensemble.sequential import check_outputs
 MakeModel: TypeAlias = Callable[[int | tuple[int, ...]], nn.Module]
 """Maps the width of a member to an untrained module."""
 
-ROWS = 256  # rows per forward pass when outputs are evaluated
-COPIES = 4  # of the parameters: values, gradients, two states of Adam
+EVALUATION_ROWS = 256  # rows per forward pass when outputs are evaluated
+PARAMETER_COPIES = 4  # of the parameters: values, gradients, two states of Adam
 
 
 def module_chunks(task: EnsembleTask, make_model: MakeModel, memory: int) -> Iterator[list[int]]:
@@ -26,40 +26,41 @@ def module_chunks(task: EnsembleTask, make_model: MakeModel, memory: int) -> Ite
     The memory of a step is measured on one network: twice what autograd saves in a forward pass.
 
     Raises:
-        InputError: a single network that does not fit.
-        UnsupportedModelError: a model that cannot be trained in a batch.
+        InputError: a single network does not fit into ``memory``.
+        UnsupportedModelError: the model cannot be trained in a batch.
     """
     groups: dict[tuple, list[int]] = {}
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
         groups.setdefault((member.width, rows_per_step(len(rows), task.recipe.batch_size)), []).append(k)
-    for (width, batch), members in groups.items():
-        needed = _bytes(_build(make_model, task, members[0]), task, members[0], batch)
-        if needed > memory:
+    for (width, batch_size), members in groups.items():
+        network_bytes = _training_bytes(_build_member(make_model, task, members[0]), task, members[0], batch_size)
+        if network_bytes > memory:
             raise InputError(
-                f"a network of width {width!r} that needs {needed:,} bytes; memory={memory:,}",
+                f"a network of width {width!r} that needs {network_bytes:,} bytes; memory={memory:,}",
                 expected="memory for one network at a time",
-                hint=f"pass memory={needed} or more, or smaller batches",
+                hint=f"pass memory={network_bytes} or more, or smaller batches",
             )
-        size = memory // needed
-        yield from (members[start : start + size] for start in range(0, len(members), size))
+        chunk_size = memory // network_bytes
+        yield from (members[start : start + chunk_size] for start in range(0, len(members), chunk_size))
 
 
-def _bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) -> int:
-    saved: dict[int, int] = {}
+def _training_bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) -> int:
+    """Return the bytes that training of member k needs, measured in one forward pass."""
+    saved_bytes: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def record_size(tensor: Tensor) -> Tensor:
+        saved_bytes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     model.train()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record_size, lambda tensor: tensor):
         outputs = model(task.x[task.rows[k][:batch]])
     check_outputs(outputs, min(batch, len(task.rows[k])), task.C)
-    parameters = sum(p.nbytes for p in model.parameters())
-    return max(1, COPIES * parameters + 2 * sum(saved.values()))
+    parameter_bytes = sum(p.nbytes for p in model.parameters())
+    return max(1, PARAMETER_COPIES * parameter_bytes + 2 * sum(saved_bytes.values()))
 
 
-def _build(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Module:
+def _build_member(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Module:
     """Build the module of member k from its seed, on the device and in the dtype of the task."""
     member = task.members[k]
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +88,7 @@ class Modules:
 
     def __init__(self, task: EnsembleTask, make_model: MakeModel, members: Sequence[int]) -> None:
         self.task, self.members = task, list(members)
-        models = [_build(make_model, task, k) for k in members]
+        models = [_build_member(make_model, task, k) for k in members]
         self.model = models[0]
         shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
         if any(shape != shapes[0] for shape in shapes):
@@ -112,11 +113,15 @@ class Modules:
         """Write the gradients of all members on their next batches to ``.grad`` of the stacked parameters."""
         task = self.task
         positions = [order.take(1)[0].to(task.x.device) for order in self.orders]
-        x = torch.stack([task.x[task.rows[k][at]] for k, at in zip(self.members, positions, strict=True)])
-        target = torch.stack([task.targets[k][at] for k, at in zip(self.members, positions, strict=True)])
+        x = torch.stack(
+            [task.x[task.rows[k][row_positions]] for k, row_positions in zip(self.members, positions, strict=True)]
+        )
+        target = torch.stack(
+            [task.targets[k][row_positions] for k, row_positions in zip(self.members, positions, strict=True)]
+        )
         self.model.train()
         with torch.enable_grad():
-            outputs = self._call(x, 0)
+            outputs = self._call_all(x, 0)
             # members share no parameters, so the gradient of the sum holds the gradient of each member
             losses = vmap(mean_loss)(outputs, target)
             gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
@@ -127,7 +132,7 @@ class Modules:
     def test_outputs(self) -> dict[int, Tensor]:
         """Return the test outputs (m, C) of each member."""
         self.model.eval()
-        pieces = [self._call(piece, None) for piece in self.task.x_test.split(ROWS)]
+        pieces = [self._call_all(piece, None) for piece in self.task.x_test.split(EVALUATION_ROWS)]
         return dict(zip(self.members, torch.cat(pieces, 1), strict=True))
 
     def train_outputs(self) -> dict[int, Tensor]:
@@ -135,7 +140,7 @@ class Modules:
         self.model.eval()
         rows = [self.task.rows[k] for k in self.members]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        pieces = [self._call(self.task.x[piece], 0) for piece in padded.split(ROWS, 1)]
+        pieces = [self._call_all(self.task.x[piece], 0) for piece in padded.split(EVALUATION_ROWS, 1)]
         outputs = torch.cat(pieces, 1)
         return {k: outputs[g, : len(rows[g])] for g, k in enumerate(self.members)}
 
@@ -147,7 +152,9 @@ class Modules:
             for g, k in enumerate(self.members)
         }
 
-    def _call(self, x: Tensor, in_dim: int | None) -> Tensor:
+    def _call_all(self, x: Tensor, in_dim: int | None) -> Tensor:
+        """Return the outputs of all networks; x has one batch per network (``in_dim=0``) or is shared (None)."""
+
         def call(values: dict[str, Tensor], rows: Tensor) -> Tensor:
             return functional_call(self.model, values, (rows,))
 

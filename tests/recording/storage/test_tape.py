@@ -46,9 +46,9 @@ def new_inputs(index):
 @pytest.fixture
 def directory(tmp_path):
     """A tape of four steps with checkpoints after 0, 2 and 4."""
-    tape = Tape.create(tmp_path / "run", META, initial="0" * 64)
+    tape = Tape.create(tmp_path / "run", META, initial_sha256="0" * 64)
     for index in range(4):
-        tape.append(made_up_step(index), new_inputs(index), checkpoint="2" * 64 if index == 1 else None)
+        tape.append(made_up_step(index), new_inputs(index), checkpoint_sha256="2" * 64 if index == 1 else None)
     tape.keep("4" * 64)
     tape.close()
     return tmp_path / "run"
@@ -166,7 +166,7 @@ def test_a_step_is_committed_atomically(directory):
     tape = Tape(directory, write=True)
     new = new_inputs(4)
     with pytest.raises(InputError, match="another process"):
-        tape.append(made_up_step(4), [*new, new[0]], checkpoint="5" * 64)
+        tape.append(made_up_step(4), [*new, new[0]], checkpoint_sha256="5" * 64)
     assert len(tape) == len(Tape(directory)) == 4
     assert (12, 0) not in [row[:2] for row in tape.known_inputs()]
     tape.append(made_up_step(4), new)
@@ -188,7 +188,7 @@ def test_a_second_writer_is_refused(directory):
 def test_a_reader_sees_the_run_as_it_was_opened(directory):
     writer = Tape(directory, write=True)
     reader = Tape(directory)
-    writer.append(made_up_step(4), new_inputs(4), checkpoint="5" * 64)
+    writer.append(made_up_step(4), new_inputs(4), checkpoint_sha256="5" * 64)
     assert len(reader) == 4
     assert max(reader.checkpoints()) == 4
     reader.verify()
@@ -211,7 +211,7 @@ def test_truncation_drops_steps_with_their_inputs_and_checkpoints(directory):
 
 
 def test_an_empty_tape_is_valid(tmp_path):
-    Tape.create(tmp_path, META, initial="a").close()
+    Tape.create(tmp_path, META, initial_sha256="a").close()
     tape = Tape(tmp_path)
     tape.verify()
     assert len(tape) == 0
@@ -220,7 +220,7 @@ def test_an_empty_tape_is_valid(tmp_path):
 
 def test_a_directory_with_a_run_is_not_overwritten(directory):
     with pytest.raises(InputError, match=r"Got directory .* holds a run.*Hint: pass resume=True"):
-        Tape.create(directory, META, initial="a")
+        Tape.create(directory, META, initial_sha256="a")
     Tape(directory).verify()
 
 
