@@ -45,39 +45,41 @@ def analyze(
     Both ridges minimize the leave-one-out squared error of their own targets.
     """
     C = train_outputs.shape[1]
-    one_hot = torch.nn.functional.one_hot(y_train, C).to(torch.float64) - 1.0 / C
+    label_targets = torch.nn.functional.one_hot(y_train, C).to(torch.float64) - 1.0 / C
     network_targets = centered(train_outputs.to(torch.float64))
     test_outputs = test_outputs.to(torch.float64)
-    label_ridge = choose_ridge(kernel, one_hot).ridge
+    label_ridge = choose_ridge(kernel, label_targets).ridge
     surrogate_ridge = choose_ridge(kernel, network_targets).ridge
-    label_regression = leave_one_out(kernel, one_hot, label_ridge)
+    label_regression = leave_one_out(kernel, label_targets, label_ridge)
     surrogate = leave_one_out(kernel, network_targets, surrogate_ridge)
 
-    surrogate_test = surrogate.predict(test_kernel)
-    label_test = label_regression.predict(test_kernel)
-    network_fidelity = fidelity(surrogate_test, test_outputs)
-    network = margin(network_targets, y_train) - margin(surrogate.predictions, y_train)
-    null = margin(centered(test_outputs), y_test) - margin(surrogate_test, y_test)
+    surrogate_test_outputs = surrogate.predict(test_kernel)
+    label_test_outputs = label_regression.predict(test_kernel)
+    network_fidelity = fidelity(surrogate_test_outputs, test_outputs)
+    network_memorization = margin(network_targets, y_train) - margin(surrogate.predictions, y_train)
+    null_memorization = margin(centered(test_outputs), y_test) - margin(surrogate_test_outputs, y_test)
     return Analysis(
         KernelFidelity(
             agreement=network_fidelity.agreement,
             agreement_se=network_fidelity.agreement_se,
             agreement_required=AGREEMENT_REQUIRED,
             relative_error=network_fidelity.relative_error,
-            label_regression_agreement=fidelity(label_test, test_outputs).agreement,
-            label_regression_test_accuracy=accuracy(label_test, y_test),
-            surrogate_test_accuracy=accuracy(surrogate_test, y_test),
+            label_regression_agreement=fidelity(label_test_outputs, test_outputs).agreement,
+            label_regression_test_accuracy=accuracy(label_test_outputs, y_test),
+            surrogate_test_accuracy=accuracy(surrogate_test_outputs, y_test),
             label_regression_ridge=float(label_ridge),
             surrogate_ridge=float(surrogate_ridge),
-            label_regression_loo_error=_mean_square(one_hot - label_regression.predictions),
+            label_regression_loo_error=_mean_square(label_targets - label_regression.predictions),
             surrogate_loo_error=_mean_square(network_targets - surrogate.predictions),
         ),
-        _memorization(label_regression, network, null, unseen),
+        _memorization_statistics(label_regression, network_memorization, null_memorization, unseen),
         label_regression,
     )
 
 
-def _memorization(label_regression: LeaveOneOut, network: Tensor, null: Tensor, unseen: Tensor) -> Memorization:
+def _memorization_statistics(
+    label_regression: LeaveOneOut, network_memorization: Tensor, null_memorization: Tensor, unseen: Tensor
+) -> Memorization:
     """Compare the network's memorization with its null.
 
     The threshold is an order statistic of the null (the smallest value with at least 99 % of the null at or below it). If
@@ -86,25 +88,25 @@ def _memorization(label_regression: LeaveOneOut, network: Tensor, null: Tensor, 
     """
     from scipy import stats  # here, because it adds half a second to `import kernelmem`
 
-    null_sorted = np.sort(null[unseen].cpu().numpy())
-    m, n = len(null_sorted), len(network)
-    rank = int(np.ceil(NULL_LEVEL * (m - 1))) + 1  # 1-based; as numpy.quantile(..., method="higher")
-    threshold = float(null_sorted[rank - 1])
-    statistic = network.cpu().numpy()
-    order = np.argsort(-statistic, kind="stable")
-    memorized = [int(i) for i in order if statistic[i] > threshold]
-    count_law = stats.betabinom(n, m - rank + 1, rank)
+    null_sorted = np.sort(null_memorization[unseen].cpu().numpy())
+    m, n = len(null_sorted), len(network_memorization)
+    threshold_rank = int(np.ceil(NULL_LEVEL * (m - 1))) + 1  # from 1, as in numpy.quantile(..., method="higher")
+    threshold = float(null_sorted[threshold_rank - 1])
+    memorization = network_memorization.cpu().numpy()
+    descending = np.argsort(-memorization, kind="stable")
+    memorized = [int(i) for i in descending if memorization[i] > threshold]
+    chance_count = stats.betabinom(n, m - threshold_rank + 1, threshold_rank)
     null_sd = float(null_sorted.std(ddof=1)) if m > 1 else 0.0
     return Memorization(
-        label_memorization=_floats(label_regression.memorization),
-        loo_margin=_floats(label_regression.margin),
-        network_memorization=_floats(network),
-        null=_floats(null),
+        label_memorization=_float_tuple(label_regression.memorization),
+        loo_margin=_float_tuple(label_regression.margin),
+        network_memorization=_float_tuple(network_memorization),
+        null=_float_tuple(null_memorization),
         loo_prediction=tuple(int(k) for k in label_regression.predictions.argmax(1)),
         threshold=threshold,
         memorized=tuple(memorized),
-        expected_by_chance=float(count_law.mean()),
-        p_value=float(min(1.0, count_law.sf(len(memorized) - 1))) if memorized else 1.0,
+        expected_by_chance=float(chance_count.mean()),
+        p_value=float(min(1.0, chance_count.sf(len(memorized) - 1))) if memorized else 1.0,
         n_null=m,
         null_mean=float(null_sorted.mean()),
         null_se=null_sd / m**0.5,
@@ -117,32 +119,34 @@ def memorized_examples(
 ) -> tuple[Example, ...]:
     """Describe the ``count`` training rows that the network memorized most, and the rows with the largest influence on them.
 
-    The influence of row j on row i is exact: the margin between i's label and the strongest other class with j in the
-    training set of the label regression, minus the same without j.
+    The influence of row j on row i is exact: the margin between the label of row i and the strongest other class with row j
+    in the training set of the label regression, minus the margin without row j.
     """
     memorization, label_regression = analysis.memorization, analysis.label_regression
-    network = memorization.network_memorization
-    chosen = sorted(range(len(network)), key=lambda i: (-network[i], i))[:count]
+    network_memorization = memorization.network_memorization
+    most_memorized = sorted(range(len(network_memorization)), key=lambda row: (-network_memorization[row], row))[:count]
     examples = []
-    for i in chosen:
-        label = int(y_train[i])
-        others = label_regression.predictions[i].clone()
-        others[label] = float("-inf")
-        rival = int(others.argmax())
-        change = label_regression.influence(kernel[i : i + 1])[0]  # (n, C)
-        influence = change[:, label] - change[:, rival]
-        influence[i] = 0.0
+    for row in most_memorized:
+        label = int(y_train[row])
+        other_outputs = label_regression.predictions[row].clone()
+        other_outputs[label] = float("-inf")
+        rival = int(other_outputs.argmax())
+        output_change = label_regression.influence(kernel[row : row + 1])[0]  # (n, C)
+        influence = output_change[:, label] - output_change[:, rival]
+        influence[row] = 0.0
         largest = torch.argsort(influence.abs(), descending=True, stable=True)[: min(n_influential, len(influence) - 1)]
         examples.append(
             Example(
-                index=i,
+                index=row,
                 label=label,
-                loo_prediction=memorization.loo_prediction[i],
-                label_memorization=memorization.label_memorization[i],
-                loo_margin=memorization.loo_margin[i],
-                network_memorization=network[i],
-                flipped=None if flipped is None else bool(flipped[i]),
-                influential=tuple(InfluentialRow(int(j), int(y_train[j]), float(influence[j])) for j in largest),
+                loo_prediction=memorization.loo_prediction[row],
+                label_memorization=memorization.label_memorization[row],
+                loo_margin=memorization.loo_margin[row],
+                network_memorization=network_memorization[row],
+                flipped=None if flipped is None else bool(flipped[row]),
+                influential=tuple(
+                    InfluentialRow(int(source), int(y_train[source]), float(influence[source])) for source in largest
+                ),
             )
         )
     return tuple(examples)
@@ -184,5 +188,5 @@ def _mean_square(residual: Tensor) -> float:
     return float(residual.square().sum(1).mean())
 
 
-def _floats(values: Tensor) -> tuple[float, ...]:
+def _float_tuple(values: Tensor) -> tuple[float, ...]:
     return tuple(float(value) for value in values)

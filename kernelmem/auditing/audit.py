@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from kernelmem.auditing.analysis import accuracy, analyze, memorized_examples, per_class
 from kernelmem.auditing.document import SCHEMA_VERSION, AuditDocument, Flips, Memorization
-from kernelmem.auditing.fingerprint import data_identity, model_identity, seen_rows
+from kernelmem.auditing.fingerprint import data_identity, find_duplicates, model_identity
 from kernelmem.auditing.result import Audit
 from kernelmem.auditing.verdict import verdict
 from kernelmem.core.atomic_files import check_directory, write_files
 from kernelmem.core.batches import Forward, as_rows
-from kernelmem.core.checks import ArrayLike, finite, seed_sequence
+from kernelmem.core.checks import ArrayLike, check_finite, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.kernels.ntk import ntk
@@ -26,10 +26,10 @@ from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
 
-EXAMPLES = 12
-FEATURES_SHOWN = 64
-CHUNK = 256  # rows per forward pass
-STAGES = 4  # kernel of training rows, kernel of test rows, leave-one-out, report
+N_EXAMPLES = 12
+N_FEATURES = 64
+ROWS_PER_PASS = 256  # rows per forward pass
+N_STAGES = 4  # kernel of training rows, kernel of test rows, leave-one-out, report
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class AuditOptions:
     """Description of model and data in the report of :func:`audit`, and further files to write.
 
     Attributes:
-        n_classes: C, if the largest label is less than C − 1; None: the largest label + 1.
-        name: name of the data.
+        n_classes: number of classes C; None: the largest label + 1.
+        name: name of the data set.
         model_name: name of the network; None: its class.
-        image_shape: (H, W) or (H, W, 3) if rows are images, also flattened ones.
-        training: how the network was trained.
-        reproduce: the command or call that gives this report again.
-        extra_files: more files to write into ``out``: name -> content.
+        image_shape: (H, W) or (H, W, 3) if each row is an image, possibly flattened; None: rows are not images.
+        training: description of how the network was trained.
+        reproduce: command or call that reproduces this report.
+        extra_files: contents of further files to write into ``out``, by file name.
     """
 
     n_classes: int | None = None
@@ -81,14 +81,14 @@ def audit(
     Leave-one-out is exact (closed form); the ridges minimize the leave-one-out error.
 
     Args:
-        model: a trained module; ``model(x)`` is (n, C). A copy in eval mode is analyzed, where the model is.
-        train: (x, y), the rows and labels that it was trained on: x (n, ...), y (n,) integers.
-        test: (x, y), rows that it never saw.
-        flipped: (n,) booleans, training labels known to be wrong. They are used to evaluate the audit, never in it.
+        model: a trained module; ``model(x)`` is (n, C). A copy in eval mode is analyzed on the device of the model.
+        train: (x, y), the rows and labels that the network was trained on: x (n, ...), y (n,) integers.
+        test: (x, y), rows that the network never saw, with their labels.
+        flipped: (n,) booleans, training labels known to be wrong. They are used only to evaluate the audit.
         forward: maps (model, batch) to (n, C), for models with other outputs.
         out: directory for audit.json and audit.html; None: nothing is written.
-        seed: of the permutation null for known flips; recorded.
-        memory: bytes that the kernel computation may allocate.
+        seed: seed of the permutation null for known flips; it is recorded in the report.
+        memory: memory that the kernel computation may allocate, in bytes or as text such as "4GiB".
         options: number of classes, names and image shape for the report.
         progress: see :data:`kernelmem.core.options.Progress`; counts 4 stages.
 
@@ -96,9 +96,11 @@ def audit(
         Audit: ``.document`` (plain values), ``.to_frame()``, ``.to_html()``, ``.to_json()``, ``.plot()``, ``.save(dir)``.
 
     Raises:
-        InputError: arrays, labels or outputs that do not match. UnsupportedModelError: a model without row-wise outputs.
-        NumericalError: a kernel that is not positive semidefinite. Nothing is written then. With ``out``, audit.json
-            is written before the report is drawn.
+        InputError: the shapes of arrays, labels and outputs do not match.
+        UnsupportedModelError: the model does not return one row of outputs per input row.
+        NumericalError: the kernel is not positive semidefinite. In all three cases nothing is written.
+
+    With ``out``, audit.json is written before the report is drawn.
 
     Cost: the kernel (see :func:`kernelmem.ntk`) + O(n³) time; O(n²) memory: for n up to about 10,000.
 
@@ -106,8 +108,8 @@ def audit(
     difference: Feldman and Zhang 2020; NTK surrogate: Engel et al. 2024.
     """
     data = labeled_data(
-        *_pair(train, "train"),
-        *_pair(test, "test"),
+        *_inputs_and_labels(train, "train"),
+        *_inputs_and_labels(test, "test"),
         name=options.name,
         image_shape=options.image_shape,
         flipped=flipped,
@@ -116,32 +118,40 @@ def audit(
     if out is not None:
         check_directory(out)
     started = time.perf_counter()
-    tick = as_progress(progress, "audit", "stage")
-    seen, duplicates, conflicting = seen_rows(data)
-    if bool(seen.all()):
+    report_stage = as_progress(progress, "audit", "stage")
+    seen_in_training, duplicates, conflicting = find_duplicates(data)
+    if bool(seen_in_training.all()):
         raise InputError(
             f"x_test of shape {tuple(data.x_test.shape)}, every row of which is also a training row",
             expected="rows that the network never saw",
             hint="hold out rows before training; without them there is no null control",
         )
 
-    module, train_outputs, test_outputs = _outputs(model, data, forward, options.n_classes)
-    tick(0, STAGES)
-    bar = False if callable(progress) else progress  # a function counts stages only
-    settings: dict[str, Any] = {"forward": forward, "dtype": torch.float64, "memory": memory, "progress": bar}
-    kernel = ntk(module, data.x_train, **settings).cpu()
-    tick(1, STAGES)
-    test_kernel = ntk(module, data.x_test, data.x_train, **settings).cpu()
-    tick(2, STAGES)
-    analysis = analyze(kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen)
-    memorization = analysis.memorization
-    examples = memorized_examples(analysis, kernel, data.y_train, data.flipped, count=EXAMPLES)
-    tick(3, STAGES)
-
-    images, features = _shown_rows(
-        data, sorted({i for e in examples for i in (e.index, *(j.index for j in e.influential))})
+    module, train_outputs, test_outputs = _copy_and_outputs(model, data, forward, options.n_classes)
+    report_stage(0, N_STAGES)
+    show_bar = False if callable(progress) else progress  # a function counts stages only
+    kernel_options: dict[str, Any] = {
+        "forward": forward,
+        "dtype": torch.float64,
+        "memory": memory,
+        "progress": show_bar,
+    }
+    kernel = ntk(module, data.x_train, **kernel_options).cpu()
+    report_stage(1, N_STAGES)
+    test_kernel = ntk(module, data.x_test, data.x_train, **kernel_options).cpu()
+    report_stage(2, N_STAGES)
+    analysis = analyze(
+        kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen_in_training
     )
-    identity = data_identity(data, train_outputs.shape[1], duplicates, conflicting, int(seen.sum()))
+    memorization = analysis.memorization
+    examples = memorized_examples(analysis, kernel, data.y_train, data.flipped, count=N_EXAMPLES)
+    report_stage(3, N_STAGES)
+
+    images, features = _images_or_features(
+        data,
+        sorted({row.index for example in examples for row in (example, *example.influential)}),
+    )
+    identity = data_identity(data, train_outputs.shape[1], duplicates, conflicting, int(seen_in_training.sum()))
     accuracies = accuracy(train_outputs, data.y_train), accuracy(test_outputs, data.y_test)
     document = AuditDocument(
         schema_version=SCHEMA_VERSION,
@@ -150,7 +160,7 @@ def audit(
         model=model_identity(model, options.model_name, options.training, *accuracies),
         fidelity=analysis.fidelity,
         memorization=memorization,
-        flips=_flips(memorization, data.flipped, seeds["permutations"]),
+        flips=_flip_detection(memorization, data.flipped, seeds["permutations"]),
         examples=examples,
         classes=per_class(memorization, data.y_train, data.y_test, train_outputs, test_outputs),
         images=images,
@@ -165,11 +175,12 @@ def audit(
         if options.extra_files:
             write_files(out, options.extra_files)
         result.save(out)
-    tick(STAGES, STAGES)
+    report_stage(N_STAGES, N_STAGES)
     return result
 
 
-def _pair(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
+def _inputs_and_labels(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
+    """Return ``value`` as the pair (x, y)."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise InputError(
             f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", hint="pass rows and labels"
@@ -177,46 +188,51 @@ def _pair(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
     return value[0], value[1]
 
 
-def _outputs(
+def _copy_and_outputs(
     model: nn.Module, data: LabeledData, forward: Forward | None, n_classes: int | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a private copy in eval mode and its float64 outputs on both sets of rows, after a check of C."""
+    """Return a copy of the model in eval mode and its float64 outputs on training and test rows; check the number of outputs."""
     train_rows, test_rows = as_rows(data.x_train, "x_train"), as_rows(data.x_test, "x_test")
     prepared = prepare(model, train_rows, forward=forward, dtype=torch.float64, evaluation=True)
-    expected = data.n_classes if n_classes is None else n_classes
+    n_expected = data.n_classes if n_classes is None else n_classes
     C = prepared.n_outputs
-    if expected != C or data.n_classes > C:
+    if n_expected != C or data.n_classes > C:
         raise InputError(
             f"a model with {C} outputs for labels up to {data.n_classes - 1}"
             f" (y_train of shape {tuple(data.y_train.shape)}, y_test of shape {tuple(data.y_test.shape)})",
-            expected=f"{expected} outputs, one for each class",
+            expected=f"{n_expected} outputs, one for each class",
             hint=f"use a model with {data.n_classes} outputs"
             + (f", or pass km.AuditOptions(n_classes={C}) if some have no rows here" if data.n_classes < C else ""),
         )
     outputs = []
-    for key, rows in (("x_train", train_rows), ("x_test", test_rows)):
+    for name, rows in (("x_train", train_rows), ("x_test", test_rows)):
         rows = rows.to(dtype=torch.float64, device=prepared.device)
-        starts = range(0, rows.n, CHUNK)
+        starts = range(0, rows.n, ROWS_PER_PASS)
         with torch.no_grad():
-            chunks = [prepared.outputs(rows.slice(i, min(i + CHUNK, rows.n)), min(CHUNK, rows.n - i)) for i in starts]
-        outputs.append(finite(torch.cat(chunks).cpu(), f"the model's outputs on {key}"))
+            batches = [
+                prepared.outputs(
+                    rows.slice(start, min(start + ROWS_PER_PASS, rows.n)), min(ROWS_PER_PASS, rows.n - start)
+                )
+                for start in starts
+            ]
+        outputs.append(check_finite(torch.cat(batches).cpu(), f"the model's outputs on {name}"))
     return prepared.module, outputs[0], outputs[1]
 
 
-def _shown_rows(data: LabeledData, indices: list[int]) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
-    """Return images, or else features, of the rows that the report shows."""
+def _images_or_features(data: LabeledData, indices: list[int]) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
+    """Return (images, features) of the rows that the report shows, by row index; one of the two is empty."""
     if data.image_shape is None:
-        flat = data.x_train.reshape(len(data.x_train), -1)[:, :FEATURES_SHOWN]
-        return {}, {str(i): tuple(float(v) for v in flat[i]) for i in indices}
+        features = data.x_train.reshape(len(data.x_train), -1)[:, :N_FEATURES]
+        return {}, {str(index): tuple(float(value) for value in features[index]) for index in indices}
     from kernelmem.auditing.thumbnails import png_data_uri
 
     low, high = float(data.x_train.min()), float(data.x_train.max())
-    rows = {i: data.x_train[i].cpu().numpy() for i in indices}
-    return {str(i): png_data_uri(row, data.image_shape, low=low, high=high) for i, row in rows.items()}, {}
+    rows = {index: data.x_train[index].cpu().numpy() for index in indices}
+    return {str(index): png_data_uri(row, data.image_shape, low=low, high=high) for index, row in rows.items()}, {}
 
 
-def _flips(memorization: Memorization, flipped: Tensor | None, seed: int) -> Flips:
-    """Evaluate the statistics on the known flips. This is the only place that uses them."""
+def _flip_detection(memorization: Memorization, flipped: Tensor | None, seed: int) -> Flips:
+    """Measure how well each statistic detects the known flips. This is the only place that uses them."""
     if flipped is None or not 0 < int(flipped.sum()) < len(flipped):
         return Flips(n=None if flipped is None else int(flipped.sum()))
     by_margin = detect(-torch.tensor(memorization.loo_margin, dtype=torch.float64), flipped, seed=seed)
@@ -239,6 +255,7 @@ def _flips(memorization: Memorization, flipped: Tensor | None, seed: int) -> Fli
 
 
 def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that determine the result, and the number of threads."""
     from kernelmem import __version__  # here, because kernelmem imports this module
 
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}

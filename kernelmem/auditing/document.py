@@ -171,8 +171,8 @@ def read_document(path: Path) -> AuditDocument:
     """Read ``audit.json``.
 
     Raises:
-        InputError: no such file, or another schema version.
-        FileCorruptError: not JSON, or fields missing or of the wrong type (the field is named).
+        InputError: the file does not exist, or has another schema version.
+        FileCorruptError: the file is not JSON, or a field is missing or of the wrong type (the message names it).
     """
     if not path.is_file():
         raise InputError(f"audit file {path}", expected="an existing audit.json", hint="check the path")
@@ -180,7 +180,7 @@ def read_document(path: Path) -> AuditDocument:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["schema_version"]
         if version == SCHEMA_VERSION:
-            return _build(AuditDocument, content, "audit")
+            return _convert(AuditDocument, content, "audit")
     except (ValueError, KeyError, TypeError) as error:
         raise FileCorruptError(
             f"audit file {path} ({error})",
@@ -194,28 +194,35 @@ def read_document(path: Path) -> AuditDocument:
     )
 
 
-def _build(kind: Any, value: object, where: str) -> Any:
-    """Convert a JSON value to the annotated type ``kind``; ``where`` names the field in errors."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints, fields = typing.get_type_hints(kind), _typed(value, dict, where)
-        return kind(
-            **{f.name: _build(hints[f.name], fields[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind)}
+def _convert(annotation: Any, value: object, field_path: str) -> Any:
+    """Convert a JSON value to the annotated type; ``field_path`` names the field in errors."""
+    origin, type_arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        field_types, field_values = typing.get_type_hints(annotation), _check_type(value, dict, field_path)
+        return annotation(
+            **{
+                field.name: _convert(field_types[field.name], field_values[field.name], f"{field_path}.{field.name}")
+                for field in dataclasses.fields(annotation)
+            }
         )
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        if value is None and type(None) in type_arguments:
             return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
+        return _convert(next(member for member in type_arguments if member is not type(None)), value, field_path)
     if origin is tuple:
-        return tuple(_build(arguments[0], item, where) for item in _typed(value, list, where))
+        return tuple(_convert(type_arguments[0], item, field_path) for item in _check_type(value, list, field_path))
     if origin is dict:
-        return {key: _build(arguments[1], item, where) for key, item in _typed(value, dict, where).items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return {
+            key: _convert(type_arguments[1], item, field_path)
+            for key, item in _check_type(value, dict, field_path).items()
+        }
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    return _typed(value, kind, where)
+    return _check_type(value, annotation, field_path)
 
 
-def _typed(value: object, kind: type, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{where} is {type(value).__name__}, not {kind.__name__}")
+def _check_type(value: object, expected_type: type, field_path: str) -> Any:
+    """Return ``value`` if it is an instance of ``expected_type``; otherwise raise a TypeError that names the field."""
+    if not isinstance(value, expected_type):
+        raise TypeError(f"{field_path} is {type(value).__name__}, not {expected_type.__name__}")
     return value

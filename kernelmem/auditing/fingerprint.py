@@ -10,22 +10,28 @@ from kernelmem.core.weight_files import weights_sha256
 from kernelmem.training.datasets import LabeledData
 
 
-def seen_rows(data: LabeledData) -> tuple[Tensor, int, int]:
-    """Find bitwise equal rows: (mask of test rows that are training rows, training duplicates, those with another label)."""
-    first: dict[bytes, set[int]] = {}
+def find_duplicates(data: LabeledData) -> tuple[Tensor, int, int]:
+    """Find bitwise equal rows.
+
+    Returns:
+        The mask of test rows that are also training rows, the number of training rows equal to an earlier one, and the
+        number of those whose label differs from the earlier labels.
+    """
+    labels_by_row: dict[bytes, set[int]] = {}
     duplicates = conflicting = 0
-    for row, label in zip(_rows(data.x_train), data.y_train.tolist(), strict=True):
-        labels = first.get(row)
+    for row, label in zip(_row_bytes(data.x_train), data.y_train.tolist(), strict=True):
+        labels = labels_by_row.get(row)
         if labels is None:
-            first[row] = {label}
+            labels_by_row[row] = {label}
             continue
         duplicates += 1
         conflicting += label not in labels
         labels.add(label)
-    return torch.tensor([row in first for row in _rows(data.x_test)]), duplicates, conflicting
+    return torch.tensor([row in labels_by_row for row in _row_bytes(data.x_test)]), duplicates, conflicting
 
 
-def _rows(x: Tensor) -> list[bytes]:
+def _row_bytes(x: Tensor) -> list[bytes]:
+    """Return every row as bytes, to compare rows bitwise."""
     array = np.ascontiguousarray(x.reshape(len(x), -1).cpu().numpy())
     return [row.tobytes() for row in array + 0.0]  # + 0.0 turns minus zero into zero
 
@@ -60,7 +66,7 @@ def model_identity(
     ]
     return ModelIdentity(
         name=name or type(model).__name__,
-        n_parameters=sum(p.numel() for p in model.parameters()),
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         train_accuracy=train_accuracy,
         test_accuracy=test_accuracy,
         sha256=weights_sha256(model),

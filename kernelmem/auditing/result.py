@@ -21,7 +21,7 @@ LINE_WIDTH = 110  # characters
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Audit(Result):
-    """Result of :func:`kernelmem.audit`. ``document`` holds all of it as plain values."""
+    """Result of :func:`kernelmem.audit`. ``document`` contains it as plain values."""
 
     document: AuditDocument
 
@@ -54,12 +54,12 @@ class Audit(Result):
 
     def plot(self) -> "Figure":
         """Draw the distribution of the network's memorization with its null."""
-        from kernelmem.auditing.figures import plot  # matplotlib is slow to import
+        from kernelmem.auditing.figures import distribution_figure  # matplotlib is slow to import
 
-        return plot(self.document)
+        return distribution_figure(self.document)
 
     def save(self, path: str | Path) -> Path:
-        """Write audit.json and then audit.html into the directory ``path``, each whole or not at all; return it.
+        """Write audit.json and then audit.html into the directory ``path``, each completely or not at all; return it.
 
         An older report there is removed first, so that it never lies next to the numbers of another audit.
         """
@@ -75,8 +75,8 @@ class Audit(Result):
         """Read ``audit.json`` (or the directory that holds it).
 
         Raises:
-            InputError: no such file, or a schema version that this kernelmem does not read.
-            FileCorruptError: not an audit.json.
+            InputError: the file does not exist, or has a schema version that this kernelmem does not read.
+            FileCorruptError: the file is not an audit.json.
         """
         path = Path(path)
         return cls(read_document(path / "audit.json" if path.is_dir() else path))

@@ -9,7 +9,7 @@ from PIL import Image
 from kernelmem.core.errors import InputError
 
 PREFIX = "data:image/png;base64,"
-CRISP_SIDE = 96
+MIN_SIDE = 96
 
 
 def png_data_uri(
@@ -39,30 +39,30 @@ def png_data_uri(
         >>> uri[:30]
         'data:image/png;base64,iVBORw0K'
     """
-    pixels = _height_width(np.asarray(array, dtype=np.float64), tuple(image_shape))
+    pixels = _as_image(np.asarray(array, dtype=np.float64), tuple(image_shape))
     if not (np.isfinite([low, high]).all() and low <= high):
         raise InputError(
             f"low={low}, high={high}",
             expected="finite numbers with low <= high",
             hint="pass the smallest and the largest value of the whole data set",
         )
-    unit = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
-    image = Image.fromarray(np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8))
+    brightness = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
+    image = Image.fromarray(np.rint(255 * np.clip(brightness, 0, 1)).astype(np.uint8))
     if max(image.size) > longest_side:
         # BOX averages whole pixels: no ringing, no values out of range
         image.thumbnail((longest_side, longest_side), Image.Resampling.BOX)
-    elif (times := CRISP_SIDE // max(image.size)) > 1:
+    elif (scale := MIN_SIDE // max(image.size)) > 1:
         # Printers and PDF viewers blur small images despite the style sheet; large pixels stay sharp
-        image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+        image = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     return PREFIX + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+def _as_image(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
     """Reshape a row to (H, W) or (H, W, 3); channels may come first or last."""
-    gray = len(image_shape) == 2
-    if not (gray or (len(image_shape) == 3 and image_shape[2] == 3)) or min(image_shape) < 1:
+    is_gray = len(image_shape) == 2
+    if not (is_gray or (len(image_shape) == 3 and image_shape[2] == 3)) or min(image_shape) < 1:
         raise InputError(
             f"image_shape {image_shape}",
             expected="(H, W) or (H, W, 3)",
@@ -70,9 +70,9 @@ def _height_width(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray
         )
     if array.shape == image_shape:
         return array
-    channels_first = (1, *image_shape) if gray else (3, *image_shape[:2])
+    channels_first = (1, *image_shape) if is_gray else (3, *image_shape[:2])
     if array.shape == channels_first:
-        return array[0] if gray else np.moveaxis(array, 0, -1)
+        return array[0] if is_gray else np.moveaxis(array, 0, -1)
     if array.shape in {(*image_shape, 1), (int(np.prod(image_shape)),)}:
         return array.reshape(image_shape)
     raise InputError(

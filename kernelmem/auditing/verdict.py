@@ -4,14 +4,14 @@ from kernelmem.auditing.document import DataIdentity, KernelFidelity, Memorizati
 
 AGREEMENT_REQUIRED = 0.9  # below it a statement about the surrogate says nothing about the network
 NULL_LEVEL = 0.99  # quantile of the null above which a training row counts as memorized
-SIGNIFICANCE = 0.01  # of the number of such rows
+SIGNIFICANCE = 0.01  # largest p-value of the number of such rows for a claim
 
 
 def verdict(fidelity: KernelFidelity, memorization: Memorization, data: DataIdentity) -> Verdict:
-    """State what was found, its significance, and its limits."""
-    n, count = data.n_train, len(memorization.memorized)
+    """State how many rows were memorized, the significance of that number, and the limits of the audit."""
+    n_train, n_memorized = data.n_train, len(memorization.memorized)
     limits = _limits(memorization, data)
-    chance = f"{memorization.expected_by_chance:.1f} expected by chance"
+    chance = f"{memorization.expected_by_chance:.1f} expected by chance, p {_format_p_value(memorization.p_value)}"
     if fidelity.agreement < fidelity.agreement_required:
         return Verdict(
             "no-claim",
@@ -25,25 +25,26 @@ def verdict(fidelity: KernelFidelity, memorization: Memorization, data: DataIden
                 *limits,
             ),
         )
-    if count and memorization.p_value < SIGNIFICANCE:
+    if n_memorized and memorization.p_value < SIGNIFICANCE:
         return Verdict(
             "memorized",
-            f"This network memorized {count:,} of {n:,} training rows ({count / n:.1%})",
+            f"This network memorized {n_memorized:,} of {n_train:,} training rows ({n_memorized / n_train:.1%})",
             f"The network's margin on these rows exceeds the margin predicted without the row by more than"
-            f" {memorization.threshold:.3g} logits, the 99th percentile of the same difference on rows it never saw; {chance},"
-            f" p {_p(memorization.p_value)}.",
+            f" {memorization.threshold:.3g} logits, the 99th percentile of the same difference on rows it never saw;"
+            f" {chance}.",
             limits,
         )
     return Verdict(
         "nothing-found",
         f"No memorization found above a margin difference of {memorization.threshold:.3g} logits",
-        f"{count:,} of {n:,} training rows lie above the 99th percentile of the null; {chance}, p {_p(memorization.p_value)}."
+        f"{n_memorized:,} of {n_train:,} training rows lie above the 99th percentile of the null; {chance}."
         " This audit cannot detect rows whose margin is raised by less than that, or fewer rows than expected by chance.",
         limits,
     )
 
 
 def _limits(memorization: Memorization, data: DataIdentity) -> tuple[str, ...]:
+    """Return the limits that hold for every audit, and those that hold for this one."""
     limits = [
         "A row counts as memorized if the network's margin on it exceeds the margin predicted without it. The audit does not"
         " test whether the row can be extracted or its membership inferred by an attacker.",
@@ -52,9 +53,9 @@ def _limits(memorization: Memorization, data: DataIdentity) -> tuple[str, ...]:
         "Rows with near-duplicates in the training set support each other, so their memorization is underestimated.",
     ]
     if abs(memorization.null_mean) > 3 * memorization.null_se:
-        mean = f"{memorization.null_mean:+.3f}".replace("-", "\N{MINUS SIGN}")
+        bias = f"{memorization.null_mean:+.3f}".replace("-", "\N{MINUS SIGN}")
         limits.append(
-            f"On rows that the network never saw, the statistic averages {mean} ±"
+            f"On rows that the network never saw, the statistic averages {bias} ±"
             f" {memorization.null_se:.3f} logits, not 0: this is the bias of the NTK surrogate. The threshold comes from these"
             " same rows, so the count accounts for it."
         )
@@ -71,5 +72,5 @@ def _limits(memorization: Memorization, data: DataIdentity) -> tuple[str, ...]:
     return tuple(limits)
 
 
-def _p(value: float) -> str:
+def _format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from kernelmem.cli.options import DEVICE, hint
+from kernelmem.cli.options import DEVICE, default_hint
 
 if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     import torch
@@ -29,19 +29,25 @@ class AuditCommand:
     """
 
     data: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE.npz", help_behavior_hint=hint("scikit-learn's digits"))
+        Path | None, tyro.conf.arg(metavar="FILE.npz", help_behavior_hint=default_hint("scikit-learn's digits"))
     ] = None
     """File with arrays x_train, y_train, x_test, y_test; optional arrays: flipped, image_shape."""
     model: Annotated[
         str | None,
-        tyro.conf.arg(metavar="PACKAGE.MODULE:FACTORY", help_behavior_hint=hint("a small multilayer perceptron")),
+        tyro.conf.arg(
+            metavar="PACKAGE.MODULE:FACTORY", help_behavior_hint=default_hint("a small multilayer perceptron")
+        ),
     ] = None
     """Function that returns a torch.nn.Module. Its code is executed."""
-    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=hint("train the network"))] = None
+    weights: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=default_hint("train the network"))
+    ] = None
     """Trained weights: a .safetensors file, or a .pt file (loaded with weights_only=True)."""
     noise: Annotated[
         float | None,
-        tyro.conf.arg(metavar="RATE", help_behavior_hint=hint("0.15 for the digits, 0 with --data or --weights")),
+        tyro.conf.arg(
+            metavar="RATE", help_behavior_hint=default_hint("0.15 for the digits, 0 with --data or --weights")
+        ),
     ] = None
     """Share of training labels, between 0 and 1, that are flipped before training."""
     noise_kind: Literal["symmetric", "uniform", "pair", "confusable", "instance"] = "symmetric"
@@ -58,7 +64,7 @@ class AuditCommand:
     """Print audit.json instead of the summary."""
 
     def run(self) -> None:
-        """Run the command."""
+        """Train or load the network, audit it, write the report and print a summary."""
         from kernelmem.auditing.audit import AuditOptions, audit
         from kernelmem.cli.options import as_device
         from kernelmem.core.atomic_files import check_directory
@@ -71,25 +77,31 @@ class AuditCommand:
         check_directory(self.out)  # before minutes of training, not after
         seeds = seed_sequence(self.seed, ["split", "flips", "weights", "batches"])
         data = read_npz(self.data) if self.data else digits(seed=self.seed)
-        rate = self._rate()
-        self._check_labels(data, rate)
-        clean, flips = data.y_train, ""
-        if rate:
+        flip_rate = self._flip_rate()
+        self._check_label_options(data, flip_rate)
+        labels_before_flips, flip_note = data.y_train, ""
+        if flip_rate:
             corrupted = corrupt_labels(
-                clean, rate, self.noise_kind, seed=seeds["flips"], x=data.x_train.reshape(len(clean), -1)
+                labels_before_flips,
+                flip_rate,
+                self.noise_kind,
+                seed=seeds["flips"],
+                x=data.x_train.reshape(len(labels_before_flips), -1),
             )
             data = data.with_labels(corrupted.y, corrupted.flipped)
-            flips = f"; {int(corrupted.flipped.sum()):,} labels flipped before training ({self.noise_kind})"
-        model, training = self._network(data, seeds, device)
+            flip_note = f"; {int(corrupted.flipped.sum()):,} labels flipped before training ({self.noise_kind})"
+        model, training = self._build_network(data, seeds, device)
         files = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
-        if rate:
-            files["labels.npz"] = _npz(y_train=data.y_train, flipped=data.flipped, y_train_before=clean)
+        if flip_rate:
+            files["labels.npz"] = _npz_bytes(
+                y_train=data.y_train, flipped=data.flipped, y_train_before=labels_before_flips
+            )
         options = AuditOptions(
             name=data.name,
             model_name=self.model or "default MLP",
             image_shape=data.image_shape,
-            training=training + flips,
-            reproduce=self._command(),
+            training=training + flip_note,
+            reproduce=self._command_line(),
             extra_files=files,
         )
         train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
@@ -99,24 +111,26 @@ class AuditCommand:
         else:
             print(f"\n{result}\n\n  report            {(self.out / 'audit.html').resolve()}")
 
-    def _rate(self) -> float:
-        """Return the share of labels to flip, after a check of --noise."""
+    def _flip_rate(self) -> float:
+        """Return the share of training labels to flip, after validating --noise."""
         from kernelmem.core.errors import InputError
 
-        rate = self.noise if self.noise is not None else (0.0 if self.data or self.weights else DEFAULT_NOISE)
-        if not 0 <= rate <= 1:
+        flip_rate = self.noise if self.noise is not None else (0.0 if self.data or self.weights else DEFAULT_NOISE)
+        if not 0 <= flip_rate <= 1:
             raise InputError(
-                f"--noise {rate:g}", expected="a share between 0 and 1", hint="pass for example --noise 0.15"
+                f"--noise {flip_rate:g}", expected="a share between 0 and 1", hint="pass for example --noise 0.15"
             )
-        if rate and self.weights:
+        if flip_rate and self.weights:
             raise InputError(
-                f"--noise {rate:g} together with --weights",
+                f"--noise {flip_rate:g} together with --weights",
                 expected="the labels that the network was trained on",
                 hint="omit one of them; put flips that you know into the .npz as an array `flipped`",
             )
-        return rate
+        return flip_rate
 
-    def _network(self, data: "LabeledData", seeds: dict[str, int], device: "torch.device") -> tuple["nn.Module", str]:
+    def _build_network(
+        self, data: "LabeledData", seeds: dict[str, int], device: "torch.device"
+    ) -> tuple["nn.Module", str]:
         """Build the network, load its weights or train it; return it with a description of its training."""
         import torch
 
@@ -157,29 +171,29 @@ class AuditCommand:
         )
         return model, training.recipe
 
-    def _check_labels(self, data: "LabeledData", rate: float) -> None:
-        """Check that every class has rows, if the default network or a flip would otherwise create outputs without rows."""
+    def _check_label_options(self, data: "LabeledData", flip_rate: float) -> None:
+        """Check that every class has rows, unless a --model is given and no labels are flipped, and that flips are given once."""
         import torch
 
         from kernelmem.core.errors import InputError
 
         present = torch.cat([data.y_train, data.y_test]).unique()
-        if len(present) < data.n_classes and (self.model is None or rate):
-            absent = next(k for k, label in enumerate([*present.tolist(), -1]) if k != label)
+        if len(present) < data.n_classes and (self.model is None or flip_rate):
+            first_absent = next(k for k, label in enumerate([*present.tolist(), -1]) if k != label)
             raise InputError(
-                f"y_train and y_test with {len(present)} classes up to {data.n_classes - 1}, but none labeled {absent}",
+                f"y_train and y_test with {len(present)} classes up to {data.n_classes - 1}, but none labeled {first_absent}",
                 expected=f"classes 0..{len(present) - 1}, without gaps",
                 hint="renumber both: numpy.unique(numpy.concatenate([y_train, y_test]), return_inverse=True)[1]",
             )
-        if rate and data.flipped is not None:
+        if flip_rate and data.flipped is not None:
             raise InputError(
-                f"--noise {rate:g} for data with an array `flipped`",
+                f"--noise {flip_rate:g} together with data that contains an array `flipped`",
                 expected="known flips or new flips, not both",
                 hint="omit --noise, or remove `flipped` from the .npz",
             )
 
     def _check_model(self, model: "nn.Module", data: "LabeledData") -> None:
-        """Check before training that the model runs and has one output per class."""
+        """Check before training that the forward pass succeeds and returns one output per class."""
         import torch
 
         from kernelmem.core.batches import as_rows
@@ -187,7 +201,7 @@ class AuditCommand:
         from kernelmem.tangents.prepare import prepare
 
         try:
-            outputs = prepare(model, as_rows(data.x_train, "x_train"), dtype=torch.float64, evaluation=True).n_outputs
+            n_outputs = prepare(model, as_rows(data.x_train, "x_train"), dtype=torch.float64, evaluation=True).n_outputs
         except KernelmemError:
             raise
         except Exception as error:  # the user's forward may raise anything
@@ -196,24 +210,24 @@ class AuditCommand:
                 expected=f"a model that takes rows of shape {tuple(data.x_train.shape[1:])}",
                 hint="try model(x) on two rows of x_train",
             ) from error
-        if outputs != data.n_classes:
+        if n_outputs != data.n_classes:
             raise InputError(
-                f"a model with {outputs} outputs for labels 0..{data.n_classes - 1}",
+                f"a model with {n_outputs} outputs for labels 0..{data.n_classes - 1}",
                 expected=f"{data.n_classes} outputs, one for each class",
                 hint=f"change the factory, or let it take n_classes={data.n_classes} as an argument",
             )
 
-    def _command(self) -> str:
+    def _command_line(self) -> str:
         """Return the command line that gives this report again."""
-        parts = ["kernelmem", "audit"]
+        words = ["kernelmem", "audit"]
         for option in ("data", "model", "weights", "noise", "noise_kind", "epochs", "seed"):
             value, default = getattr(self, option), getattr(type(self), option)
             if value != default or option == "seed":
-                parts += ["--" + option.replace("_", "-"), shlex.quote(str(value))]
-        return " ".join(parts)
+                words += ["--" + option.replace("_", "-"), shlex.quote(str(value))]
+        return " ".join(words)
 
 
-def _npz(**arrays: "torch.Tensor | None") -> bytes:
+def _npz_bytes(**arrays: "torch.Tensor | None") -> bytes:
     """Return the content of an .npz file with these arrays."""
     import numpy as np
 

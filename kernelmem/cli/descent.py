@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from kernelmem.cli.options import DEVICE, hint
+from kernelmem.cli.options import DEVICE, default_hint
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class DescentCommand:
     hour."""
     seed: int = 0
     """Seed of the split into training and test examples, and of all random draws."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=hint("out/descent/KIND"))] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint=default_hint("out/descent/KIND"))] = (
+        None
+    )
     """Directory of the results."""
-    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint=hint("number of processor cores"))] = None
+    workers: Annotated[int | None, tyro.conf.arg(help_behavior_hint=default_hint("number of processor cores"))] = None
     """Number of processes that train networks."""
     device: DEVICE = "cpu"
     """Device on which networks are trained, in the notation of torch."""
@@ -45,8 +47,8 @@ class DescentCommand:
         from kernelmem.double_descent.presets.digits import KINDS, preset, run_phase_diagram, run_prediction, run_preset
         from kernelmem.double_descent.sweeps.options import Execution
 
-        base = Path("out/descent") if self.out is None else self.out
-        check_directory(base)
+        base_directory = Path("out/descent") if self.out is None else self.out
+        check_directory(base_directory)
         workers = len(os.sched_getaffinity(0)) if self.workers is None else self.workers
         if workers < 1:
             raise InputError(f"--workers {workers}", expected="at least 1", hint="omit it for one process per core")
@@ -54,8 +56,8 @@ class DescentCommand:
         spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:
             for kind in kinds:
-                out = base / kind if self.kind == "all" or self.out is None else base
-                execution = Execution(out=out, executor=executor, device=self.device)
+                directory = base_directory / kind if self.kind == "all" or self.out is None else base_directory
+                execution = Execution(out=directory, executor=executor, device=self.device)
                 if kind == "phase_diagram":
                     result = run_phase_diagram(self.preset, seed=self.seed, execution=execution)
                 elif kind == "prediction":
@@ -63,4 +65,4 @@ class DescentCommand:
                 else:
                     result = run_preset(preset(kind, self.preset), seed=self.seed, execution=execution)
                 print(result)
-                print(f"results in {out}\n", flush=True)
+                print(f"results in {directory}\n", flush=True)

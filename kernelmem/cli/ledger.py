@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from kernelmem.cli.options import hint
+from kernelmem.cli.options import default_hint
 
 if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     from kernelmem.recording.run import Run
@@ -32,15 +32,17 @@ class LedgerCommand:
     """Action: verify is the only one."""
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory that kernelmem.Recorder has written. Its *.safetensors files are the ledgers."""
-    ledgers: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint=hint("none"))] = ()
+    ledgers: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint=default_hint("none"))
+    ] = ()
     """Ledger files in other directories."""
     tolerance: Annotated[
-        float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=hint("none, every residual passes"))
+        float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=default_hint("none, every residual passes"))
     ] = None
     """Largest residual that passes, as a share of the largest change of an output."""
 
     def run(self) -> None:
-        """Run the command.
+        """Verify the run, then every ledger, and print one line per ledger.
 
         Raises:
             FileCorruptError: a file of the run or a ledger differs from what was written.
@@ -49,9 +51,11 @@ class LedgerCommand:
         from kernelmem.core.errors import KernelmemError
         from kernelmem.recording.run import Run
 
-        recorded = Run.open(self.run_directory)
-        recorded.verify()
-        print(f"{self.run_directory}: {len(recorded):,} steps, {len(recorded.kept):,} checkpoints, all hashes match")
+        recorded_run = Run.open(self.run_directory)
+        recorded_run.verify()
+        print(
+            f"{self.run_directory}: {len(recorded_run):,} steps, {len(recorded_run.kept):,} checkpoints, all hashes match"
+        )
         paths = [*sorted(self.run_directory.glob("*.safetensors")), *self.ledgers]
         if not paths:
             print('It contains no ledger; ledger.save(run.path / "ledger.safetensors") adds one.')
@@ -63,7 +67,7 @@ class LedgerCommand:
         errors: list[KernelmemError] = []
         for path in paths:
             try:
-                print(f"{path.name:<{width}}  {self._checked(path, recorded)}")
+                print(f"{path.name:<{width}}  {self._check_ledger(path, recorded_run)}")
             except KernelmemError as error:
                 print(f"{path.name:<{width}}  REFUSED")
                 errors.append(error)
@@ -71,17 +75,17 @@ class LedgerCommand:
         if errors:
             raise errors[0]
 
-    def _checked(self, path: Path, recorded: "Run") -> str:
-        """Return the line of a ledger in the table, after all checks."""
+    def _check_ledger(self, path: Path, recorded_run: "Run") -> str:
+        """Check one ledger file and return its line of the table."""
         from kernelmem.core.errors import VerificationError
         from kernelmem.trajectory.influence.influence import Influence
         from kernelmem.trajectory.ledger.ledger import Ledger
 
-        if _format(path) == f"kernelmem {Influence._format()}":
-            _check_run(path, Influence.load(path).tape, recorded)
+        if _file_format(path) == f"kernelmem {Influence._file_format()}":
+            _check_same_run(path, Influence.load(path).tape, recorded_run)
             return "influence of this run (no residual)"
         ledger = Ledger.load(path)
-        _check_run(path, ledger.tape, recorded)
+        _check_same_run(path, ledger.tape, recorded_run)
         m, n, k = ledger.contributions.shape
         residual = ledger.recomputed_residual()
         change = float((ledger.final - ledger.initial).abs().max())
@@ -95,7 +99,8 @@ class LedgerCommand:
         return f"{ledger.by:<7} {n:>7,} {m:>5,} {k:>7,} {residual:>9.2g} {share:>9.2g}"
 
 
-def _format(path: Path) -> str | None:
+def _file_format(path: Path) -> str | None:
+    """Return the format recorded in the metadata of a .safetensors file; None if it cannot be read."""
     import safetensors
 
     try:
@@ -105,12 +110,13 @@ def _format(path: Path) -> str | None:
         return None  # Ledger.load reports the reason
 
 
-def _check_run(path: Path, tape: str, recorded: "Run") -> None:
+def _check_same_run(path: Path, tape: str, recorded_run: "Run") -> None:
+    """Check that the tape hash stored in a result is the last hash of the tape of this run."""
     from kernelmem.core.errors import FileCorruptError
 
-    if tape != recorded.tape.head:
+    if tape != recorded_run.tape.head:
         raise FileCorruptError(
-            f"{path.name} of another run, or of this run before it was modified or resumed",
-            expected="the last hash of the tape",
+            f"{path.name} of another run, or of this run before it was modified or resumed (tape hash {tape[:12]})",
+            expected=f"the last hash of the tape of this run, {recorded_run.tape.head[:12]}",
             hint="compute the ledger again from this run",
         )

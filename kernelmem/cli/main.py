@@ -16,7 +16,7 @@ kernelmem --version prints the version."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the return value is the exit code.
+    """Run the command line and return the exit code.
 
     >>> main(["audit", "--noise", "2"])
     2

@@ -13,11 +13,11 @@ from kernelmem.core.errors import InputError
 def build_model(name: str, **arguments: object) -> nn.Module:
     """Import ``package.module:factory`` (the working directory is searched too) and call it.
 
-    The factory is called with those of the ``arguments`` that its signature names; it may name none.
+    The factory receives only those ``arguments`` that are parameters of its signature.
 
     Raises:
-        InputError: the name has another form, the module or attribute is missing or raises, the factory raises, or it returns
-            something else than a module.
+        InputError: the name does not have this form, the import fails, the attribute is missing, or the factory raises or
+            does not return a module.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -35,8 +35,8 @@ def build_model(name: str, **arguments: object) -> nn.Module:
             hint="run from the directory of the module, or install it",
         ) from error
     try:
-        named = inspect.signature(factory).parameters
-        model = factory(**{key: value for key, value in arguments.items() if key in named})
+        accepted_parameters = inspect.signature(factory).parameters
+        model = factory(**{argument: value for argument, value in arguments.items() if argument in accepted_parameters})
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"--model {name}, which raised {type(error).__name__}: {error}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from kernelmem.cli.options import DEVICE, hint
+from kernelmem.cli.options import DEVICE, default_hint
 
 if TYPE_CHECKING:  # numpy and torch are slow to import, and --help does not need them
     import numpy as np
@@ -24,7 +24,7 @@ class NtkCommand:
     model: Annotated[str, tyro.conf.arg(metavar="PACKAGE.MODULE:FACTORY")]
     """Function that returns a torch.nn.Module. Its code is executed."""
     weights: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=hint("those that the factory sets"))
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=default_hint("those that the factory sets"))
     ] = None
     """Trained weights: a .safetensors file, or a .pt file (loaded with weights_only=True)."""
     outputs: Literal["trace", "diagonal", "full", "pseudo"] = "trace"
@@ -42,7 +42,7 @@ class NtkCommand:
     """Device of the network, in the notation of torch."""
 
     def run(self) -> None:
-        """Run the command."""
+        """Print the plan of the computation, compute the kernel and write it to a file."""
         import numpy as np
         import torch
 
@@ -57,7 +57,7 @@ class NtkCommand:
         if self.out.suffix != ".npy":
             raise InputError(f"--out {self.out}", expected="a .npy file", hint="pass for example --out kernel.npy")
         device = as_device(self.device)
-        x, y = self._rows(read_arrays(self.data))
+        x, y = self._kernel_inputs(read_arrays(self.data))
         model = build_model(self.model, input_shape=x.shape[1:])
         if self.weights is not None:
             fit_weights(model, load_weights(self.weights), f"weights file {self.weights}")
@@ -73,7 +73,7 @@ class NtkCommand:
         write_file(self.out, stream.getvalue())
         print(f"{self.out}: {tuple(kernel.shape)} {self.dtype}, {time.perf_counter() - started:.1f} s")
 
-    def _rows(self, arrays: "dict[str, np.ndarray]") -> "tuple[np.ndarray, np.ndarray | None]":
+    def _kernel_inputs(self, arrays: "dict[str, np.ndarray]") -> "tuple[np.ndarray, np.ndarray | None]":
         """Return x and, for a kernel between two sets of rows, y."""
         from kernelmem.core.errors import InputError
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 DEVICE = Annotated[str, tyro.conf.arg(metavar="cpu|cuda|cuda:1|...")]
 
 
-def hint(default: str) -> str:
+def default_hint(default: str) -> str:
     """Return the text that replaces "(default: None)" in the help of an option."""
     return f"(default: {default})"
 

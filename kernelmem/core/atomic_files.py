@@ -20,12 +20,12 @@ def check_directory(directory: str | Path) -> Path:
         InputError: it or one of its parents is a file, or there is no permission to write.
     """
     directory = Path(directory)
-    existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        problem = "not a directory" if not existing.is_dir() else "not writable"
-        named = f" ({existing} is {problem})" if existing != directory else f", {problem}"
+    nearest_existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
+    if not nearest_existing.is_dir() or not os.access(nearest_existing, os.W_OK | os.X_OK):
+        problem = "not a directory" if not nearest_existing.is_dir() else "not writable"
+        location = f" ({nearest_existing} is {problem})" if nearest_existing != directory else f", {problem}"
         raise InputError(
-            f"output directory {directory}{named}",
+            f"output directory {directory}{location}",
             expected="a directory that can be written to or created",
             hint="pass another directory",
         )
@@ -54,7 +54,7 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
         InputError: as in :func:`check_directory`, or a name is the name of a directory.
     """
     directory = check_directory(directory)
-    created = [p for p in (directory, *directory.parents) if not p.exists()]
+    missing_directories = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     staged: list[tuple[Path, Path]] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -64,11 +64,11 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
                 raise InputError(
                     f"output file {target}, a directory", expected="the path of a file", hint="pass another name"
                 )
-            data = content.encode() if isinstance(content, str) else content
+            content_bytes = content.encode() if isinstance(content, str) else content
             descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
             staged.append((Path(temporary), target))
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
+                stream.write(content_bytes)
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(temporary).chmod(0o644)
@@ -77,15 +77,16 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
     except BaseException:
         for temporary, _ in staged:
             temporary.unlink(missing_ok=True)
-        for parent in created:  # innermost first, and only if still empty
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        for created in missing_directories:  # innermost first, and only if still empty
+            if created.is_dir() and not any(created.iterdir()):
+                created.rmdir()
         raise
     _sync_directory(directory)
     return [target for _, target in staged]
 
 
 def _sync_directory(directory: Path) -> None:
+    """Flush the directory entry to disk, so that the renamed files survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

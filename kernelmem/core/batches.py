@@ -18,7 +18,7 @@ Tree: TypeAlias = Any
 """A tensor, or a dict, tuple or list of tensors (nested too), as models take them. Models are typed no further."""
 
 Forward: TypeAlias = Callable[[nn.Module, Any], Tensor]
-"""What ``forward=`` takes: a function of (model, batch) that returns the outputs (n, C)."""
+"""Type of ``forward=``: a function of (model, batch) that returns the outputs (n, C)."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class Rows:
         return map_tree(self.tree, function)
 
     def to(self, *, dtype: torch.dtype, device: torch.device) -> "Rows":
-        """Move to ``device``; floating-point leaves to ``dtype``, integer leaves as they are."""
-        return Rows(map_tree(self.tree, lambda leaf: _cast(leaf, dtype, device)), self.n)
+        """Move all leaves to ``device`` and convert floating-point leaves to ``dtype``; integer leaves keep their type."""
+        return Rows(map_tree(self.tree, lambda leaf: _cast_floats(leaf, dtype, device)), self.n)
 
 
 def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
-    """Read ``x`` as rows. Of a Dataset or DataLoader that yields (input, label) or (input,), the inputs are taken.
+    """Read ``x`` as rows. From a Dataset or DataLoader of (input, label) or (input,), the inputs are used.
 
     Raises:
-        InputError: no rows, parts of different lengths, NaN, values that are not numbers.
+        InputError: ``x`` has no rows, parts of different lengths, NaN, or values that are not numbers.
     """
     if isinstance(x, Rows):
         return x
     if isinstance(x, DataLoader):
-        x = _concatenate([_inputs(batch) for batch in x], name)
+        x = _concatenate([_without_labels(batch) for batch in x], name)
     elif isinstance(x, Dataset):
         length = len(x)  # type: ignore[arg-type]  # map-style only: an iterable one has no length and raises
-        x = _inputs(default_collate([x[i] for i in range(length)])) if length else torch.empty(0)
+        x = _without_labels(default_collate([x[i] for i in range(length)])) if length else torch.empty(0)
     tree = map_tree(x, lambda leaf: as_tensor(leaf, name))
     lengths = {leaf.shape[0] if leaf.ndim else 0 for _, leaf in named_leaves(tree, name)}
     if len(lengths) != 1 or 0 in lengths:
@@ -69,11 +69,13 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
     return Rows(tree, lengths.pop())
 
 
-def _inputs(batch: Tree) -> Tree:
+def _without_labels(batch: Tree) -> Tree:
+    """Return the input of an (input, label) or (input,) batch; other batches are returned as they are."""
     return batch[0] if isinstance(batch, list | tuple) and len(batch) in (1, 2) else batch
 
 
 def _concatenate(batches: list[Tree], name: str) -> Tree:
+    """Concatenate batches of the same structure along the first axis."""
     if not batches:
         raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", hint="check its dataset")
     first = batches[0]
@@ -93,7 +95,7 @@ def map_tree(tree: Tree, function: Callable[[Tree], object]) -> Tree:
         return {key: map_tree(leaf, function) for key, leaf in tree.items()}
     if isinstance(tree, tuple):
         return tuple(map_tree(leaf, function) for leaf in tree)
-    if isinstance(tree, list) and _branches(tree):
+    if isinstance(tree, list) and _is_branch(tree):
         return [map_tree(leaf, function) for leaf in tree]
     return function(tree)
 
@@ -102,16 +104,17 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tree]]:
     """Return the leaves in order, each with its name: ``x``, ``x.input_ids``, ``x[0]``."""
     if isinstance(tree, Mapping):
         return [pair for key, leaf in tree.items() for pair in named_leaves(leaf, f"{name}.{key}")]
-    if isinstance(tree, tuple) or (isinstance(tree, list) and _branches(tree)):
+    if isinstance(tree, tuple) or (isinstance(tree, list) and _is_branch(tree)):
         return [pair for i, leaf in enumerate(tree) for pair in named_leaves(leaf, f"{name}[{i}]")]
     return [(name, tree)]
 
 
-def _branches(tree: object) -> bool:
+def _is_branch(tree: object) -> bool:
+    """Return True for a structure that contains tensors or mappings, False for a list of numbers."""
     if isinstance(tree, list | tuple):
-        return bool(tree) and _branches(tree[0])
+        return bool(tree) and _is_branch(tree[0])
     return isinstance(tree, Tensor | Mapping)
 
 
-def _cast(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cast_floats(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.symmetry import symmetry
+from kernelmem.core.symmetry import measure_asymmetry
 
 ArrayLike: TypeAlias = Tensor | numpy.typing.ArrayLike
 """A tensor, a NumPy array, or numbers in nested sequences."""
@@ -38,25 +38,25 @@ def as_tensor(value: ArrayLike, name: str, *, dtype: torch.dtype | None = None) 
             ) from error
     if dtype is not None:
         tensor = tensor.to(dtype)
-    return finite(tensor, name)
+    return check_finite(tensor, name)
 
 
-def finite(tensor: Tensor, name: str) -> Tensor:
+def check_finite(tensor: Tensor, name: str) -> Tensor:
     """Return ``tensor`` if all its values are finite.
 
     Raises:
-        InputError: names the number of bad values and the first of them.
+        InputError: NaN or infinite values; the message states their number and the index of the first.
     """
     # One pass without a second array: the minimum and maximum of a tensor with NaN are NaN.
     extremes = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
     if extremes and all(bool(torch.isfinite(extreme)) for extreme in extremes):
         return tensor
     if tensor.is_floating_point() or tensor.is_complex():
-        bad = ~torch.isfinite(tensor)
-        if bool(bad.any()):
-            first = tuple(int(i) for i in bad.nonzero()[0])
+        not_finite = ~torch.isfinite(tensor)
+        if bool(not_finite.any()):
+            first = tuple(int(i) for i in not_finite.nonzero()[0])
             raise InputError(
-                f"{name} of shape {tuple(tensor.shape)} with {int(bad.sum())} NaN or infinite values"
+                f"{name} of shape {tuple(tensor.shape)} with {int(not_finite.sum())} NaN or infinite values"
                 f" (the first at index {first})",
                 expected="finite numbers",
                 hint="remove or impute these rows; if they come from a model, it has diverged",
@@ -70,23 +70,23 @@ def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: i
     Floating-point labels are accepted if all of them are whole numbers.
 
     Raises:
-        InputError: wrong number of dimensions or length, not whole, negative, beyond ``n_classes``.
+        InputError: wrong number of dimensions or labels, or labels that are fractional, negative or not below ``n_classes``.
     """
     labels = as_tensor(value, name)
-    described = f"{name} of shape {tuple(labels.shape)} and dtype {labels.dtype}".replace("torch.", "")
+    description = f"{name} of shape {tuple(labels.shape)} and dtype {labels.dtype}".replace("torch.", "")
     if labels.ndim != 1 or labels.is_complex():
-        raise InputError(described, expected="one integer label per row, shape (n,)", hint=f"pass {name}.argmax(1)")
+        raise InputError(description, expected="one integer label per row, shape (n,)", hint=f"pass {name}.argmax(1)")
     if n is not None and len(labels) != n:
-        raise InputError(described, expected=f"{n} labels, one per row", hint="pass one label per row")
+        raise InputError(description, expected=f"{n} labels, one per row", hint="pass one label per row")
     if labels.is_floating_point() and bool((labels != labels.round()).any()):
-        raise InputError(f"{described} with fractions", expected="whole numbers", hint="pass class indices")
+        raise InputError(f"{description} with fractions", expected="whole numbers", hint="pass class indices")
     labels = labels.to(torch.int64)
-    upper = "" if n_classes is None else f"..{n_classes - 1}"
+    upper_bound = "" if n_classes is None else f"..{n_classes - 1}"
     outside = labels < 0 if n_classes is None else (labels < 0) | (labels >= n_classes)
     if bool(outside.any()):
         raise InputError(
-            f"{described} with {int(outside.sum())} values outside 0{upper} (the first is {int(labels[outside][0])})",
-            expected=f"class indices 0{upper or ', 1, 2, ...'}",
+            f"{description} with {int(outside.sum())} values outside 0{upper_bound} (the first is {int(labels[outside][0])})",
+            expected=f"class indices 0{upper_bound or ', 1, 2, ...'}",
             hint="renumber the classes from 0, without gaps",
         )
     return labels
@@ -108,7 +108,7 @@ def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float
             expected="a square matrix (n, n) with n >= 1",
             hint='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
         )
-    asymmetry = symmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
+    asymmetry = measure_asymmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
     if asymmetry.gap > tolerance * asymmetry.largest:
         raise NumericalError(
             f"{name} of shape {tuple(kernel.shape)} with asymmetry {asymmetry.gap:.3g} and entries up to {asymmetry.largest:.3g}",
@@ -117,9 +117,9 @@ def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float
         )
     if asymmetry.gap == 0:
         return kernel
-    mean = torch.empty_like(kernel)
-    symmetry(lambda rows, columns: kernel[rows, columns], len(kernel), mean)
-    return mean
+    symmetric_kernel = torch.empty_like(kernel)
+    measure_asymmetry(lambda rows, columns: kernel[rows, columns], len(kernel), symmetric_kernel)
+    return symmetric_kernel
 
 
 def as_number(
@@ -155,7 +155,7 @@ def as_count(value: object, name: str, *, minimum: int = 1, maximum: int | None 
 
 
 def _scalar(value: object) -> int | float | None:
-    """The Python number in ``value``; None if there is none, or a truth value."""
+    """Return ``value`` as a Python number; None if it is not a number, or is True or False."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

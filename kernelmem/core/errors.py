@@ -1,4 +1,4 @@
-"""The exception tree. Every error says what was given, what was expected, and what to try."""
+"""The exception tree. Every error states what was received, what was expected, and how to fix it."""
 
 
 class KernelmemError(Exception):
@@ -9,9 +9,9 @@ class KernelmemError(Exception):
         Got labels y_train with 3 values outside 0..9; expected integers in 0..9. Hint: ...
 
     Attributes:
-        given: what the function received.
-        expected: what it accepts.
-        hint: what to try.
+        given: description of the value that the function received.
+        expected: description of the values that it accepts.
+        hint: suggestion of how to fix the problem.
     """
 
     def __init__(self, given: str, *, expected: str, hint: str) -> None:

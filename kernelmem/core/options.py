@@ -5,13 +5,13 @@ from typing import TypeAlias
 
 from kernelmem.core.errors import InputError
 
-MEMORY = "4GiB"  # what a call may allocate unless the user says otherwise
+MEMORY = "4GiB"  # default limit of what a call may allocate
 
 Progress: TypeAlias = Callable[[int, int], object] | bool | None
-"""What ``progress=`` takes: a function of (done, total); True for a bar, False for silence; None for a bar in terminals
+"""Type of ``progress=``: a function of (done, total); True for a bar, False for silence; None for a bar in terminals
 and notebooks only."""
 
-DELAY = 1.0  # seconds before a bar appears, so that short work shows none
+BAR_DELAY = 1.0  # seconds before a bar appears, so that short work shows none
 
 
 def as_bytes(memory: int | str) -> int:
@@ -39,22 +39,22 @@ def as_progress(progress: Progress, label: str, unit: str = "step") -> Callable[
     """Return the function to call with (done, total): the user's own, a labelled bar, or one that does nothing.
 
     Args:
-        progress: what the user passed.
-        label: what the bar is called.
-        unit: what is counted, in the singular.
+        progress: function, True, False or None, as the user passed it.
+        label: name of the bar.
+        unit: name of the counted unit, in the singular.
     """
     if progress is False:
-        return _silent
+        return _ignore_progress
     if callable(progress):
         return progress
-    return _Bar(label, unit, always=progress is True)
+    return _ProgressBar(label, unit, always=progress is True)
 
 
-def _silent(done: int, total: int) -> None:
+def _ignore_progress(done: int, total: int) -> None:
     pass
 
 
-class _Bar:
+class _ProgressBar:
     """A tqdm bar that opens at the first call and closes when all is done."""
 
     def __init__(self, label: str, unit: str, *, always: bool) -> None:
@@ -66,7 +66,7 @@ class _Bar:
             from tqdm.auto import tqdm  # here, because notebooks make it import ipywidgets
 
             disable = False if self.always else None  # None: disabled unless the output is a terminal (or a notebook)
-            delay = 0.0 if self.always else DELAY
+            delay = 0.0 if self.always else BAR_DELAY
             self.bar = tqdm(total=total, desc=self.label, unit=self.unit, disable=disable, delay=delay, leave=False)
         self.bar.total = total
         self.bar.update(done - self.bar.n)

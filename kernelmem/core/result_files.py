@@ -22,7 +22,7 @@ from kernelmem.core.errors import FileCorruptError
 if TYPE_CHECKING:
     import pandas as pd
 
-JSON: TypeAlias = Any  # what json.loads returns
+JSON: TypeAlias = Any  # any value that json.loads returns
 
 FRAME_ROWS = 20  # rows of the table that a notebook shows
 
@@ -47,20 +47,20 @@ class Result:
         """
         tensors: dict[str, Tensor] = {}
         values = _encode(self, "", tensors)
-        return write_result(path, self._format(), tensors, values)
+        return write_result(path, self._file_format(), tensors, values)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a result from :meth:`save`, with tensors on the CPU.
 
         Raises:
-            FileCorruptError: missing, truncated, altered, or the file of another class.
+            FileCorruptError: the file is missing, truncated, altered, or of another result class.
         """
-        with read_result(path, cls._format()) as (tensors, values):
+        with read_result(path, cls._file_format()) as (tensors, values):
             return cast(Self, _decode(values, tensors, cls))
 
     @classmethod
-    def _format(cls) -> str:
+    def _file_format(cls) -> str:
         return f"{cls.__name__} {cls.file_version}"
 
     def to_frame(self) -> "pd.DataFrame":
@@ -73,13 +73,13 @@ class Result:
         if lengths:
             n = max(lengths, key=lengths.count)
             return pd.DataFrame({name: vector for name, vector in vectors.items() if len(vector) == n})
-        scalars = {name: _plain(value) for name, value in values.items() if _is_scalar(value)}
+        scalars = {name: _python_value(value) for name, value in values.items() if _is_scalar(value)}
         return pd.DataFrame([scalars])
 
     def __str__(self) -> str:
         width = max(len(field.name) for field in fields(self))  # pyright: ignore[reportArgumentType]
         lines = [
-            f"  {field.name:<{width}}  {_shown(getattr(self, field.name))}"
+            f"  {field.name:<{width}}  {_describe(getattr(self, field.name))}"
             for field in fields(self)  # pyright: ignore[reportArgumentType]
         ]
         return "\n".join([type(self).__name__, *lines])
@@ -93,49 +93,54 @@ class Result:
         return f"<pre>{escape(str(self))}</pre>{table}"
 
 
-def write_result(path: str | Path, kind: str, tensors: Mapping[str, Tensor], values: object) -> Path:
+def write_result(path: str | Path, file_format: str, tensors: Mapping[str, Tensor], values: object) -> Path:
     """Write tensors and JSON values (numbers to the bit, NaN too) to ``path``, whole or not at all.
 
     Args:
-        path: the file.
-        kind: what it holds and in which format, e.g. "PathKernel 1"; :func:`read_result` asks for the same.
-        tensors: by name.
-        values: what JSON can hold.
+        path: path of the file.
+        file_format: name and version of the content, e.g. "PathKernel 1"; :func:`read_result` requires the same.
+        tensors: tensors by name.
+        values: any value that JSON can represent.
 
     Raises:
         InputError: ``path`` is a directory, or one of its parents is a file.
     """
-    stored: dict[str, Tensor] = {}
+    stored_tensors: dict[str, Tensor] = {}
     for name, value in tensors.items():
         tensor = value.detach().cpu().contiguous()
-        shared = any(tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for x in stored.values())
-        stored[name] = tensor.clone() if shared else tensor  # safetensors refuses views of one memory
-    metadata = {"format": f"kernelmem {kind}", "values": json.dumps(values)}
-    return write_file(path, safetensors.torch.save(stored, metadata | {"sha256": _sha256(stored, metadata)}))
+        shares_memory = any(
+            tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+            for other in stored_tensors.values()
+        )
+        stored_tensors[name] = tensor.clone() if shares_memory else tensor  # safetensors refuses views of one memory
+    metadata = {"format": f"kernelmem {file_format}", "values": json.dumps(values)}
+    return write_file(
+        path, safetensors.torch.save(stored_tensors, metadata | {"sha256": _sha256(stored_tensors, metadata)})
+    )
 
 
 @contextmanager
-def read_result(path: str | Path, kind: str) -> Iterator[tuple[dict[str, Tensor], dict[str, JSON]]]:
+def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, Tensor], dict[str, JSON]]]:
     """Read a file of :func:`write_result`: (tensors, values), on the CPU.
 
-    A context manager, so that what its body misses (KeyError, TypeError, ValueError) is reported as an error of the
-    file too.
+    This is a context manager, so that a KeyError, TypeError or ValueError raised in its body is reported as an error of
+    the file too.
 
     Raises:
-        FileCorruptError: missing, truncated, altered (its hash differs), or of another kind.
+        FileCorruptError: the file is missing, truncated, altered (its hash differs), or has another format.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != f"kernelmem {kind}":
-                raise ValueError(f"format {metadata.get('format')}, not kernelmem {kind}")
+            if metadata.get("format") != f"kernelmem {file_format}":
+                raise ValueError(f"format {metadata.get('format')}, not kernelmem {file_format}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if _sha256(tensors, metadata) != metadata["sha256"]:
             raise ValueError("its sha256 differs from the recorded one")
         yield tensors, json.loads(metadata["values"])
     except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise FileCorruptError(
-            f"file {path} of a kernelmem {kind} ({error})",
+            f"file {path}, read as kernelmem {file_format} ({error})",
             expected="a file written by .save",
             hint="compute the result and save it again",
         ) from error
@@ -150,13 +155,13 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
         return value.value
     if is_dataclass(value):
         return {
-            f.name: _encode(getattr(value, f.name), f"{path}.{f.name}" if path else f.name, tensors)
-            for f in fields(value)
+            field.name: _encode(getattr(value, field.name), f"{path}.{field.name}" if path else field.name, tensors)
+            for field in fields(value)
         }
     if isinstance(value, Mapping):
-        return {"items": {str(k): _encode(v, f"{path}.{k}", tensors) for k, v in value.items()}}
+        return {"items": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}
     if isinstance(value, list | tuple):
-        return [_encode(v, f"{path}.{k}", tensors) for k, v in enumerate(value)]
+        return [_encode(item, f"{path}.{key}", tensors) for key, item in enumerate(value)]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str):
@@ -164,43 +169,45 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
     raise TypeError(f"{path} of type {type(value).__name__} cannot be saved")
 
 
-def _decode(data: JSON, tensors: Mapping[str, Tensor], hint: object) -> object:
-    """Rebuild what :func:`_encode` made of a value annotated with ``hint``; lists become tuples."""
-    hint = _without_none(hint)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if isinstance(data, dict) and data.keys() == {"tensor"}:
-        tensor = tensors[data["tensor"]]
-        return tensor.numpy() if hint is np.ndarray else tensor
-    if isinstance(data, dict) and data.keys() == {"items"}:
-        of = arguments[1] if len(arguments) == 2 else Any
-        return {key: _decode(item, tensors, of) for key, item in data["items"].items()}
-    if isinstance(data, dict):
-        if not (isinstance(hint, type) and is_dataclass(hint)):
-            raise ValueError(f"fields {sorted(data)} where {hint} is expected")
-        hints = get_type_hints(hint)
-        if unexpected := data.keys() - hints.keys():
+def _decode(encoded: JSON, tensors: Mapping[str, Tensor], annotation: object) -> object:
+    """Rebuild a value of type ``annotation`` from the JSON of :func:`_encode`; lists become tuples."""
+    annotation = _without_none(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(encoded, dict) and encoded.keys() == {"tensor"}:
+        tensor = tensors[encoded["tensor"]]
+        return tensor.numpy() if annotation is np.ndarray else tensor
+    if isinstance(encoded, dict) and encoded.keys() == {"items"}:
+        item_type = arguments[1] if len(arguments) == 2 else Any
+        return {key: _decode(item, tensors, item_type) for key, item in encoded["items"].items()}
+    if isinstance(encoded, dict):
+        if not (isinstance(annotation, type) and is_dataclass(annotation)):
+            raise ValueError(f"fields {sorted(encoded)} where {annotation} is expected")
+        field_types = get_type_hints(annotation)
+        if unexpected := encoded.keys() - field_types.keys():
             raise ValueError(f"unexpected fields {sorted(unexpected)}")
-        return hint(**{name: _decode(item, tensors, hints[name]) for name, item in data.items()})
-    if isinstance(data, list):
-        each = arguments if origin is tuple and len(arguments) == len(data) and ... not in arguments else None
-        of = arguments[0] if arguments else Any
-        decoded = [_decode(item, tensors, each[k] if each else of) for k, item in enumerate(data)]
+        return annotation(**{name: _decode(item, tensors, field_types[name]) for name, item in encoded.items()})
+    if isinstance(encoded, list):
+        item_types = arguments if origin is tuple and len(arguments) == len(encoded) and ... not in arguments else None
+        item_type = arguments[0] if arguments else Any
+        decoded = [
+            _decode(item, tensors, item_types[index] if item_types else item_type) for index, item in enumerate(encoded)
+        ]
         return decoded if origin is list else tuple(decoded)
-    if isinstance(hint, type) and issubclass(hint, Enum) and data is not None:
-        return hint(data)
-    return data
+    if isinstance(annotation, type) and issubclass(annotation, Enum) and encoded is not None:
+        return annotation(encoded)
+    return encoded
 
 
-def _without_none(hint: object) -> object:
-    """``X`` for ``X | None``."""
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not types.NoneType]
-        return kinds[0] if len(kinds) == 1 else hint
-    return hint
+def _without_none(annotation: object) -> object:
+    """Return ``X`` for the annotation ``X | None``; other annotations are returned as they are."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        member_types = [member_type for member_type in get_args(annotation) if member_type is not types.NoneType]
+        return member_types[0] if len(member_types) == 1 else annotation
+    return annotation
 
 
 def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Hash of the whole content of a file; the order of its tensors does not matter."""
+    """Return the SHA-256 of the whole content of a file; it does not depend on the order of the tensors."""
     header = "\n".join(metadata[key] for key in ("format", "values"))
     return array_sha256({header: np.zeros(0), **{name: tensors[name].numpy() for name in sorted(tensors)}})
 
@@ -217,20 +224,20 @@ def _is_vector(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) > 0 and all(map(_is_scalar, value))
 
 
-def _plain(value: object) -> object:
+def _python_value(value: object) -> object:
     return value.item() if isinstance(value, Tensor | np.ndarray | np.generic) else value
 
 
-def _shown(value: object) -> str:
-    """One line for a field: shape, dtype and range of a tensor, the value of anything short."""
+def _describe(value: object) -> str:
+    """Describe a field in one line: shape, dtype and range of a tensor, or the value itself, shortened to 100 characters."""
     if isinstance(value, Tensor | np.ndarray):
         if value.ndim == 0:
-            return f"{_plain(value):.6g}"
+            return f"{_python_value(value):.6g}"
         tensor = torch.as_tensor(value)
-        described = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        description = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.numel() == 0 or tensor.is_complex():
-            return described
-        return f"{described}, {float(tensor.min()):.4g} to {float(tensor.max()):.4g}"
+            return description
+        return f"{description}, {float(tensor.min()):.4g} to {float(tensor.max()):.4g}"
     if isinstance(value, float):
         return f"{value:.6g}"
     text = " ".join(repr(value).split())

@@ -11,56 +11,60 @@ TILE = 176
 
 
 @dataclass(frozen=True)
-class Symmetry:
+class Asymmetry:
     """Asymmetry of a matrix A (n, n)."""
 
     gap: float  # largest |A_ij - A_ji|
     largest: float  # upper bound of max |A_ij|, at most gap / 2 too large
-    where: tuple[int, int]  # row and column of the gap, row >= column
+    gap_index: tuple[int, int]  # row and column of the gap, row >= column
     not_finite: tuple[int, int] | None  # the first NaN or infinity, at which the pass stops
 
 
-def symmetry(
-    tile: Callable[[slice, slice], Tensor], n: int, into: Tensor | None = None, *, read: int | None = None
-) -> Symmetry:
+def measure_asymmetry(
+    tile: Callable[[slice, slice], Tensor],
+    n: int,
+    symmetric_part: Tensor | None = None,
+    *,
+    read_size: int | None = None,
+) -> Asymmetry:
     """Compare a matrix A with its transpose, and optionally write (A + Aᵀ) / 2.
 
     Args:
         tile: returns A[rows, columns].
         n: number of rows and columns.
-        into: (n, n) float64, receives (A + Aᵀ) / 2; None: not computed.
-        read: side of the tiles that are read, larger for matrices in files; None: :data:`TILE`.
+        symmetric_part: (n, n) float64, receives (A + Aᵀ) / 2; None: not computed.
+        read_size: side of the tiles that are read, larger for matrices in files; None: :data:`TILE`.
 
     Cost: every entry is read once, with five passes over tiles in cache.
     """
-    read = read or TILE
-    gap, largest, where = 0.0, 0.0, (0, 0)
-    for i in range(0, n, read):
-        for j in range(0, i + 1, read):
-            block = tile(slice(i, i + read), slice(j, j + read))
-            mirror = block if i == j else tile(slice(j, j + read), slice(i, i + read))
+    read_size = read_size or TILE
+    gap, largest, gap_index = 0.0, 0.0, (0, 0)
+    for i in range(0, n, read_size):
+        for j in range(0, i + 1, read_size):
+            block = tile(slice(i, i + read_size), slice(j, j + read_size))
+            mirror = block if i == j else tile(slice(j, j + read_size), slice(i, i + read_size))
             for a in range(0, len(block), TILE):
                 for b in range(0, (a if i == j else block.shape[1] - 1) + 1, TILE):
                     lower = block[a : a + TILE, b : b + TILE].to(torch.float64)
                     upper = mirror[b : b + TILE, a : a + TILE].to(torch.float64)
                     row, column = i + a, j + b
                     mean = (lower / 2).add_(upper.T, alpha=0.5)  # halved before the sum, which could overflow
-                    half_gap = lower - mean  # NaN where either is NaN or infinite
-                    largest_half_gap = _max_abs(half_gap)
+                    half_gaps = lower - mean  # NaN where either is NaN or infinite
+                    largest_half_gap = _max_abs(half_gaps)
                     if not largest_half_gap < torch.inf:
-                        bad = _first_bad(lower, row, column) or _first_bad(upper, column, row)
-                        if bad is not None:
-                            return Symmetry(gap, largest, where, bad)
+                        not_finite = _first_not_finite(lower, row, column) or _first_not_finite(upper, column, row)
+                        if not_finite is not None:
+                            return Asymmetry(gap, largest, gap_index, not_finite)
                     largest = max(largest, largest_half_gap + _max_abs(mean))
                     if 2 * largest_half_gap > gap:
-                        at = int(half_gap.abs().argmax())
+                        flat_index = int(half_gaps.abs().argmax())
                         gap = 2 * largest_half_gap
-                        where = (row + at // half_gap.shape[1], column + at % half_gap.shape[1])
-                    if into is not None:
+                        gap_index = (row + flat_index // half_gaps.shape[1], column + flat_index % half_gaps.shape[1])
+                    if symmetric_part is not None:
                         height, width = mean.shape
-                        into[row : row + height, column : column + width] = mean
-                        into[column : column + width, row : row + height] = mean.T
-    return Symmetry(gap, largest, (max(where), min(where)), None)
+                        symmetric_part[row : row + height, column : column + width] = mean
+                        symmetric_part[column : column + width, row : row + height] = mean.T
+    return Asymmetry(gap, largest, (max(gap_index), min(gap_index)), None)
 
 
 def _max_abs(values: Tensor) -> float:
@@ -68,6 +72,7 @@ def _max_abs(values: Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def _first_bad(values: Tensor, i: int, j: int) -> tuple[int, int] | None:
-    bad = (~torch.isfinite(values)).nonzero()
-    return (i + int(bad[0, 0]), j + int(bad[0, 1])) if len(bad) else None
+def _first_not_finite(values: Tensor, row_offset: int, column_offset: int) -> tuple[int, int] | None:
+    """Return row and column of the first NaN or infinity in a tile with these offsets; None if there is none."""
+    indices = (~torch.isfinite(values)).nonzero()
+    return (row_offset + int(indices[0, 0]), column_offset + int(indices[0, 1])) if len(indices) else None

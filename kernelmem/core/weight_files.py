@@ -20,8 +20,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     A file that needs unpickling of other objects is refused.
 
     Raises:
-        InputError: no such file, unknown extension, not a flat mapping of names to tensors.
-        FileCorruptError: truncated or altered, or a .pt file that holds more than tensors.
+        InputError: the file does not exist, has an unknown extension, or is not a flat mapping of names to tensors.
+        FileCorruptError: the file is truncated or altered, or is a .pt file that contains more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,21 +40,21 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # altered bytes can end in any exception of the unpickler
         raise FileCorruptError(
-            f"weights file {path} ({_reason(error)})",
+            f"weights file {path} ({_one_line_reason(error)})",
             expected="a whole file that holds tensors only",
             hint="save again with safetensors.torch.save_file(model.state_dict(), path)",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
-            f"weights file {path} that holds a {type(state).__name__} with more than tensors",
+            f"weights file {path} that contains a {type(state).__name__} with values other than tensors",
             expected="a flat state dict: parameter names to tensors",
             hint="save model.state_dict() itself, not a checkpoint around it",
         )
     return state
 
 
-def _reason(error: Exception) -> str:
-    """One line of explanation. Torch's own message is left out: it tells how to run the code in the file."""
+def _one_line_reason(error: Exception) -> str:
+    """Explain the error in one line, without torch's own message, which tells how to run the code in the file."""
     if isinstance(error, pickle.UnpicklingError):
         call = re.search(r"GLOBAL ([\w.]+)", str(error))
         return f"it calls {call[1]}" if call else "not a pickle of tensors"
@@ -71,59 +71,63 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"
+    wrong_shape = [
+        f"{name} {tuple(state[name].shape)}, in the model {tuple(expected[name].shape)}"
         for name in expected
         if name in state and state[name].shape != expected[name].shape
     ]
-    retyped = [
-        f"{name} {state[name].layout} {state[name].dtype} for {expected[name].layout} {expected[name].dtype}".replace(
+    wrong_type = [
+        f"{name} {state[name].layout} {state[name].dtype}, in the model {expected[name].layout} {expected[name].dtype}".replace(
             "torch.", ""
         )
         for name in expected
-        if name in state and _kind(state[name]) != _kind(expected[name])
+        if name in state and _number_kind(state[name]) != _number_kind(expected[name])
     ]
-    problems = [
-        f"{len(names)} {problem} (e.g. {names[0]})"
-        for problem, names in (
+    mismatches = [
+        f"{len(entries)} {mismatch} (e.g. {entries[0]})"
+        for mismatch, entries in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", reshaped),
-            ("of another kind", retyped),
+            ("of a different shape", wrong_shape),
+            ("of a different type", wrong_type),
         )
-        if names
+        if entries
     ]
-    if problems:
+    if mismatches:
         raise InputError(
-            f"{source} for a {type(model).__name__}: {', '.join(problems)}",
+            f"{source} for a {type(model).__name__}: {', '.join(mismatches)}",
             expected=f"the {len(expected)} tensors of model.state_dict()",
             hint="check that weights and model factory belong together",
         )
-    bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if bad:
-        raise InputError(f"{source} with NaN or infinite values in {bad[0]}", expected="finite weights", hint="retrain")
+    not_finite = [
+        name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if not_finite:
+        raise InputError(
+            f"{source} with NaN or infinite values in {not_finite[0]}", expected="finite weights", hint="retrain"
+        )
     model.load_state_dict(state)
 
 
-def _kind(value: Tensor) -> tuple[bool, bool, torch.layout]:
+def _number_kind(value: Tensor) -> tuple[bool, bool, torch.layout]:
     return value.is_floating_point(), value.is_complex(), value.layout
 
 
 def weights_bytes(model: nn.Module) -> bytes:
     """Serialize the state dict as safetensors (a tied tensor is written once per name)."""
-    state = model.state_dict().items()  # safetensors has no other layout than contiguous
+    named_tensors = model.state_dict().items()  # safetensors has no other layout than contiguous
     return safetensors.torch.save(
-        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state}
+        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named_tensors}
     )
 
 
 def weights_sha256(model: nn.Module) -> str:
     """Return the SHA-256 of names, dtypes, shapes and bytes of the state dict, sorted by name."""
     state = {name: value.detach().cpu() for name, value in sorted(model.state_dict().items())}
-    return array_sha256({name: _numpy(value) for name, value in state.items()})
+    return array_sha256({name: _as_numpy(value) for name, value in state.items()})
 
 
-def _numpy(value: Tensor) -> np.ndarray:
+def _as_numpy(value: Tensor) -> np.ndarray:
     if value.dtype == torch.bfloat16:  # NumPy has no bfloat16: hash its bits
         return value.view(torch.int16).numpy()
     return value.numpy()

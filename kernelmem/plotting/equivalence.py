@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FitLike(Protocol):
-    """What is drawn of one kernel machine."""
+    """Fields of one kernel machine that the figure uses."""
 
     @property
     def name(self) -> str: ...
@@ -31,7 +31,7 @@ class FitLike(Protocol):
 
 
 class MovementLike(Protocol):
-    """What is drawn of the kernel at one checkpoint."""
+    """Fields of the kernel at one checkpoint that the figure uses."""
 
     @property
     def step(self) -> int: ...
@@ -46,41 +46,48 @@ class MovementLike(Protocol):
 def comparison_figure(fits: Sequence[FitLike], movement: Sequence[MovementLike] = ()) -> "Figure":
     """Draw one row per kernel machine, from top to bottom; below, the movement of the kernel if it was computed."""
     with style():
-        height = 0.32 * len(fits) + 1.3
-        figure = new_figure(8.4, height + (2.4 if movement else 0))
+        errors_height = 0.32 * len(fits) + 1.3
+        figure = new_figure(8.4, errors_height + (2.4 if movement else 0))
         n_rows = 2 if movement else 1
-        grid = figure.add_gridspec(n_rows, 2, height_ratios=[height, 2.4][:n_rows])
-        _errors(figure.add_subplot(grid[0, :]), fits[::-1])
+        grid = figure.add_gridspec(n_rows, 2, height_ratios=[errors_height, 2.4][:n_rows])
+        _draw_errors(figure.add_subplot(grid[0, :]), fits[::-1])
         if movement:
-            steps = [at.step for at in movement]
-            change = figure.add_subplot(grid[1, 0])
-            change.plot(steps, [at.change for at in movement], "o-", color=BLUE, markersize=3.5)
-            change.set(title="Change of the kernel |K − K₀| / |K₀|", xlabel="step")
-            alignment = figure.add_subplot(grid[1, 1])
-            alignment.plot(steps, [at.alignment for at in movement], "o-", color=BLUE, markersize=3.5)
-            alignment.plot(
-                steps, [at.null_alignment for at in movement], color=GRAY, linewidth=1.0, label="targets permuted"
+            steps = [checkpoint.step for checkpoint in movement]
+            change_axes = figure.add_subplot(grid[1, 0])
+            change_axes.plot(steps, [checkpoint.change for checkpoint in movement], "o-", color=BLUE, markersize=3.5)
+            change_axes.set(title="Change of the kernel |K − K₀| / |K₀|", xlabel="step")
+            alignment_axes = figure.add_subplot(grid[1, 1])
+            alignment_axes.plot(
+                steps, [checkpoint.alignment for checkpoint in movement], "o-", color=BLUE, markersize=3.5
             )
-            alignment.set(title="Alignment with the targets", xlabel="step")
-            alignment.legend()
+            alignment_axes.plot(
+                steps,
+                [checkpoint.null_alignment for checkpoint in movement],
+                color=GRAY,
+                linewidth=1.0,
+                label="targets permuted",
+            )
+            alignment_axes.set(title="Alignment with the targets", xlabel="step")
+            alignment_axes.legend()
         return figure
 
 
-def _errors(axes: "Axes", fits: Sequence[FitLike]) -> None:
-    errors = [fit.error for fit in fits if fit.status == "computed" and 0 < fit.error < math.inf]
+def _draw_errors(axes: "Axes", fits: Sequence[FitLike]) -> None:
+    """Draw the relative error of every machine with its null, or the reason why there is none."""
+    computed_errors = [fit.error for fit in fits if fit.status == "computed" and 0 < fit.error < math.inf]
     axes.set_xscale("log")
-    axes.set_xlim(min([*errors, 0.1]) / 3, 30)
-    for place, fit in enumerate(fits):
+    axes.set_xlim(min([*computed_errors, 0.1]) / 3, 30)
+    for y, fit in enumerate(fits):
         if fit.status != "computed":
             text = (
                 fit.status
                 if fit.status == "undefined"
                 else f"diverges (learning rate × curvature = {fit.stability:.3g})"
             )
-            axes.text(0.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=ORANGE)
+            axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), va="center", color=ORANGE)
             continue
-        axes.plot([fit.error], [place], "o", color=GRAY if fit.name == "null" else BLUE, markersize=6)
-        axes.plot([fit.null_error], [place], "|", color=GRAY, markersize=11)
+        axes.plot([fit.error], [y], "o", color=GRAY if fit.name == "null" else BLUE, markersize=6)
+        axes.plot([fit.null_error], [y], "|", color=GRAY, markersize=11)
     axes.axvline(1.0, color=GRAY, linewidth=0.8, dashes=DASHED)
     axes.set_yticks(range(len(fits)), [fit.title for fit in fits], color=TEXT)
     axes.set_ylim(-0.6, len(fits) - 0.4)

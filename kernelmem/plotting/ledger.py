@@ -25,15 +25,15 @@ PARAMETERS: dict[str, object] = {
     "axes.spines.left": False,
     "ytick.labelcolor": TEXT,
 }
-PITCH = 0.33  # inches per bar
-THUMBNAIL = 19.0  # points
-CURVES = 3  # positive, and as many negative
-DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
+BAR_PITCH = 0.33  # inches per bar
+THUMBNAIL_SIZE = 19.0  # points
+MAX_CURVES = 3  # positive, and as many negative
+LINE_STYLES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 TERMS = ("decay", "rounding", "buffers", "residual")
 
 
 class LedgerLike(Protocol):
-    """What is drawn of a ledger: ``contributions`` (m, n, k); the other tensors (m, k)."""
+    """Fields of a ledger that the figure uses: ``contributions`` (m, n, k); the other tensors (m, k)."""
 
     @property
     def contributions(self) -> Tensor: ...
@@ -61,27 +61,27 @@ class LedgerLike(Protocol):
 class _Content:
     """Validated content of the figure.
 
-    ``contributions`` (n,) of all sources; ``terms`` (name, value) of the whole change; ``shown`` the sources with a bar, the
-    largest positive contribution first and the largest negative one last; ``by`` the kind of source; ``named`` says that
-    ``labels`` are the names of the sources.
+    ``contributions`` (n,) of all sources; ``terms`` (name, value) of the whole change; ``shown_sources`` the sources with a
+    bar, the largest positive contribution first and the largest negative one last; ``by`` the kind of source;
+    ``labels_are_names``: ``labels`` are the names of the sources.
     """
 
     contributions: np.ndarray
     terms: list[tuple[str, float]]
-    shown: list[int]
+    shown_sources: list[int]
     images: np.ndarray | None
     image: np.ndarray | None
     labels: list[object] | None
     steps: np.ndarray | None
     by: str
-    named: bool
+    labels_are_names: bool
 
     def name(self, source: int) -> str:
         """Return the label of a source in the figure."""
         number = f"step {source}" if self.by == "step" else f"no. {source}"
         if self.labels is None:
             return number
-        return str(self.labels[source]) if self.named else f"{self.labels[source]} · {number}"
+        return str(self.labels[source]) if self.labels_are_names else f"{self.labels[source]} · {number}"
 
 
 def ledger_figure(
@@ -98,32 +98,32 @@ def ledger_figure(
     """Draw the ledger of one row's output: the largest positive and negative contributions, and the other terms.
 
     Args:
-        ledger: what :func:`kernelmem.ledger` returns.
+        ledger: result of :func:`kernelmem.ledger`.
         row: index of the row.
         output: index of the output; None: the one that is largest after training.
-        image: the image of the row itself, (h, w) or (h, w, 3).
+        image: image of the row itself, (h, w) or (h, w, 3).
         images: images of the training examples (or other sources), (n, h, w) or (n, h, w, 3).
         labels: one integer or string per source.
-        n: largest number of positive bars, and of negative ones.
-        steps: contributions summed up to each step, (T, n), for curves of the largest; or of all examples together, (T,).
+        n: maximum number of bars for positive contributions, and the same for negative ones.
+        steps: cumulative contributions up to each step, (T, n) per source, drawn for the largest; or (T,) for their sum.
 
     Raises:
-        InputError: no such row or output; images, labels or steps of the wrong shape.
+        InputError: row or output is out of range; images, labels or steps have the wrong shape.
     """
-    n_rows, _, n_outputs = ledger.contributions.shape
-    _check_index(row, n_rows, "row")
-    output = int(ledger.final[row].argmax()) if output is None else output
-    _check_index(output, n_outputs, "output")
-    content = _content(ledger, row, output, n, _Extras(image, images, labels, steps))
-    bars = max(len(content.shown), 3)
-    height = PITCH * (bars + len(content.terms)) + 2.1
+    m, _, n_outputs = ledger.contributions.shape
+    _check_index(row, m, "row")
+    output_index = int(ledger.final[row].argmax()) if output is None else output
+    _check_index(output_index, n_outputs, "output")
+    content = _validated_content(ledger, row, output_index, n, _Extras(image, images, labels, steps))
+    n_bars = max(len(content.shown_sources), 3)
+    height = BAR_PITCH * (n_bars + len(content.terms)) + 2.1
     with_image, with_curves = content.image is not None, content.steps is not None
-    widths = [1.25] * with_image + [5.2] + [4.3] * with_curves
+    panel_widths = [1.25] * with_image + [5.2] + [4.3] * with_curves
     with style(PARAMETERS):
-        figure = new_figure(sum(widths) + 1.9, height)
+        figure = new_figure(sum(panel_widths) + 1.9, height)
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
         grid = figure.add_gridspec(
-            2, len(widths), width_ratios=widths, height_ratios=[bars + 1.0, len(content.terms) + 0.6]
+            2, len(panel_widths), width_ratios=panel_widths, height_ratios=[n_bars + 1.0, len(content.terms) + 0.6]
         )
         if with_image:
             _draw_image(figure.add_subplot(grid[0, 0]), content)
@@ -131,10 +131,10 @@ def ledger_figure(
         _draw_terms(figure.add_subplot(grid[1, int(with_image)]), content)
         if with_curves:
             _draw_curves(figure.add_subplot(grid[:, -1]), content)
-        change = float(ledger.final[row, output] - ledger.initial[row, output])
-        name = ledger.names[output]
-        name = f"output {name}" if name.isdigit() else name.replace("_", " ")
-        title = f"Contributions to {name} of row {row}: {_number(change, sign=True)}"
+        change = float(ledger.final[row, output_index] - ledger.initial[row, output_index])
+        output_name = ledger.names[output_index]
+        output_name = f"output {output_name}" if output_name.isdigit() else output_name.replace("_", " ")
+        title = f"Contributions to {output_name} of row {row}: {_number(change, sign=True)}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=13)
         figure.supxlabel(_caption(content), x=0.01, ha="left", fontsize=10, color=SOFT)
     return figure
@@ -150,33 +150,38 @@ class _Extras:
     steps: ArrayLike | None
 
 
-def _content(ledger: LedgerLike, row: int, output: int, n: int, extras: _Extras) -> _Content:
-    contributions = as_array(ledger.contributions[row, :, output])
-    N = len(contributions)
+def _validated_content(ledger: LedgerLike, row: int, output_index: int, n: int, extras: _Extras) -> _Content:
+    """Validate the user's arrays and choose the sources with a bar."""
+    contributions = as_array(ledger.contributions[row, :, output_index])
+    n_sources = len(contributions)
     if n < 1:
         raise InputError(f"n={n}", expected="at least one bar per direction", hint="pass n=8")
-    image, images, steps = (None if v is None else as_array(v) for v in (extras.image, extras.images, extras.steps))
+    image, images, steps = (
+        None if values is None else as_array(values) for values in (extras.image, extras.images, extras.steps)
+    )
     labels = None if extras.labels is None else list(as_array(extras.labels).tolist())  # pyright: ignore[reportArgumentType]
-    if images is not None and (len(images) != N or images.ndim not in (3, 4)):
-        raise _misfit("images", images.shape, f"({N}, h, w) or ({N}, h, w, 3)")
-    if labels is not None and len(labels) != N:
-        raise _misfit("labels", (len(labels),), f"({N},)")
-    if steps is not None and not (steps.ndim == 1 or (steps.ndim == 2 and steps.shape[1] == N)):
-        raise _misfit("steps", steps.shape, f"(T, {N}) or (T,)")
+    if images is not None and (len(images) != n_sources or images.ndim not in (3, 4)):
+        raise _shape_error("images", images.shape, f"({n_sources}, h, w) or ({n_sources}, h, w, 3)")
+    if labels is not None and len(labels) != n_sources:
+        raise _shape_error("labels", (len(labels),), f"({n_sources},)")
+    if steps is not None and not (steps.ndim == 1 or (steps.ndim == 2 and steps.shape[1] == n_sources)):
+        raise _shape_error("steps", steps.shape, f"(T, {n_sources}) or (T,)")
     if image is not None and image.ndim not in (2, 3):
-        raise _misfit("image", image.shape, "(h, w) or (h, w, 3)")
-    ranked = np.argsort(-contributions, kind="stable")
-    up = [int(i) for i in ranked[:n] if contributions[i] > 0]
-    down = [int(i) for i in ranked[::-1][:n] if contributions[i] < 0]
+        raise _shape_error("image", image.shape, "(h, w) or (h, w, 3)")
+    descending = np.argsort(-contributions, kind="stable")
+    positive = [int(source) for source in descending[:n] if contributions[source] > 0]
+    negative = [int(source) for source in descending[::-1][:n] if contributions[source] < 0]
     terms = [
-        ("before training", float(ledger.initial[row, output])),
+        ("before training", float(ledger.initial[row, output_index])),
         (f"{ledger.by}s, positive", float(contributions[contributions > 0].sum())),
         (f"{ledger.by}s, negative", float(contributions[contributions < 0].sum())),
-        *((name, float(getattr(ledger, name)[row, output])) for name in TERMS),
-        ("after training", float(ledger.final[row, output])),
+        *((name, float(getattr(ledger, name)[row, output_index])) for name in TERMS),
+        ("after training", float(ledger.final[row, output_index])),
     ]
-    named = bool(ledger.sources) and labels == list(ledger.sources)
-    return _Content(contributions, terms, up + down[::-1], images, image, labels, steps, ledger.by, named)
+    labels_are_names = bool(ledger.sources) and labels == list(ledger.sources)
+    return _Content(
+        contributions, terms, positive + negative[::-1], images, image, labels, steps, ledger.by, labels_are_names
+    )
 
 
 def _draw_image(axes: "Axes", content: _Content) -> None:
@@ -188,110 +193,120 @@ def _draw_image(axes: "Axes", content: _Content) -> None:
 
 
 def _draw_contributions(axes: "Axes", content: _Content) -> None:
+    """Draw one bar per source with a large contribution, with its thumbnail if there are images."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    values = content.contributions[content.shown]
-    places = np.arange(len(values)) + 0.6 * (values < 0)  # a gap between positive and negative
-    axes.barh(places, values, height=0.72, color=[UP if value > 0 else DOWN for value in values], linewidth=0)
-    _label_bars(axes, places, values, [content.name(i) for i in content.shown])
+    values = content.contributions[content.shown_sources]
+    bar_positions = np.arange(len(values)) + 0.6 * (values < 0)  # a gap between positive and negative
+    axes.barh(bar_positions, values, height=0.72, color=[UP if value > 0 else DOWN for value in values], linewidth=0)
+    _label_bars(axes, bar_positions, values, [content.name(source) for source in content.shown_sources])
     axes.set_title(f"largest contributions of {'training examples' if content.by == 'example' else f'{content.by}s'}")
     if len(values) == 0:
         axes.text(0.5, 0.5, "all contributions are zero", ha="center", color=SOFT, transform=axes.transAxes)
     if content.images is None:
         return
-    axes.tick_params(axis="y", pad=THUMBNAIL + 7)
+    axes.tick_params(axis="y", pad=THUMBNAIL_SIZE + 7)
     low, high = float(content.images.min()), float(content.images.max())
-    for place, source in zip(places, content.shown, strict=True):
+    for y, source in zip(bar_positions, content.shown_sources, strict=True):
         pixels = content.images[source]
-        thumbnail = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape[:2]), cmap="gray", interpolation="nearest")
+        thumbnail = OffsetImage(
+            pixels, zoom=THUMBNAIL_SIZE / max(pixels.shape[:2]), cmap="gray", interpolation="nearest"
+        )
         thumbnail.image.set_clim(low, high)
         box = AnnotationBbox(
-            thumbnail, (0, place), (-THUMBNAIL / 2 - 3, 0), xycoords=axes.get_yaxis_transform(), boxcoords="offset points",
+            thumbnail, (0, y), (-THUMBNAIL_SIZE / 2 - 3, 0), xycoords=axes.get_yaxis_transform(), boxcoords="offset points",
             frameon=False, pad=0, annotation_clip=False,
         )  # fmt: skip
         axes.add_artist(box)
 
 
 def _draw_terms(axes: "Axes", content: _Content) -> None:
+    """Draw one bar per term of the ledger, from the output before training to the output after it."""
     names, values = [name for name, _ in content.terms], np.array([value for _, value in content.terms])
     colors = {"before training": TEXT, "after training": TEXT, names[1]: UP, names[2]: DOWN}
-    places = np.arange(len(names))
-    axes.barh(places, values, height=0.6, color=[colors.get(name, SOFT) for name in names], linewidth=0)
-    _label_bars(axes, places, values, names)
+    bar_positions = np.arange(len(names))
+    axes.barh(bar_positions, values, height=0.6, color=[colors.get(name, SOFT) for name in names], linewidth=0)
+    _label_bars(axes, bar_positions, values, names)
     axes.set_title("all terms")
 
 
-def _label_bars(axes: "Axes", places: np.ndarray, values: np.ndarray, names: list[str]) -> None:
+def _label_bars(axes: "Axes", bar_positions: np.ndarray, values: np.ndarray, names: list[str]) -> None:
     """Write the names at the left and the values at the ends of the bars, with room for both."""
-    axes.set_yticks(places, names)
+    axes.set_yticks(bar_positions, names)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim((places[-1] if len(places) else 0) + 0.6, -0.6)
+    axes.set_ylim((bar_positions[-1] if len(bar_positions) else 0) + 0.6, -0.6)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.axvline(0, color=SOFT, linewidth=0.8)
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
     low, high = min(0.0, float(values.min(initial=0.0))), max(0.0, float(values.max(initial=0.0)))
-    room = 0.3 * ((high - low) or largest)  # for a value next to a bar that reaches an end
-    axes.set_xlim(low - (room if low < 0 else 0.02 * room), high + room)
-    for place, value in zip(places, values, strict=True):
+    label_width = 0.3 * ((high - low) or largest)  # for a value next to a bar that reaches an end
+    axes.set_xlim(low - (label_width if low < 0 else 0.02 * label_width), high + label_width)
+    for y, value in zip(bar_positions, values, strict=True):
         side = -1 if value < 0 else 1
         axes.annotate(
-            _number(value, sign=True), (value, place), (4 * side, 0), textcoords="offset points",
+            _number(value, sign=True), (value, y), (4 * side, 0), textcoords="offset points",
             ha="left" if side > 0 else "right", va="center", fontsize=9.5, color=SOFT,
         )  # fmt: skip
 
 
 def _draw_curves(axes: "Axes", content: _Content) -> None:
+    """Draw the cumulative contributions of the largest sources, or of all examples together."""
     assert content.steps is not None
     axes.axhline(0, color=SOFT, linewidth=0.8)
     axes.grid(axis="y")
     axes.set_xlabel("training step")
     axes.tick_params(axis="y", labelcolor=SOFT, length=0)
-    time = np.arange(len(content.steps) + 1)
-    summed = np.concatenate([np.zeros_like(content.steps[:1]), content.steps])
-    if summed.ndim == 1:
-        axes.plot(time, summed, color=TEXT, linewidth=1.8)
+    step = np.arange(len(content.steps) + 1)
+    cumulative = np.concatenate([np.zeros_like(content.steps[:1]), content.steps])
+    if cumulative.ndim == 1:
+        axes.plot(step, cumulative, color=TEXT, linewidth=1.8)
         axes.set_title("cumulative contribution of all examples")
         return
     axes.set_title("largest contributions, cumulative")
-    ups = [i for i in content.shown if content.contributions[i] > 0][:CURVES]
-    downs = [i for i in content.shown if content.contributions[i] < 0][::-1][:CURVES]
-    for color, sources in ((UP, ups), (DOWN, downs)):
-        for source, dashes in zip(sources, DASHES, strict=False):
-            axes.plot(time, summed[:, source], color=color, linewidth=1.6, linestyle=dashes)
+    positive = [source for source in content.shown_sources if content.contributions[source] > 0][:MAX_CURVES]
+    negative = [source for source in content.shown_sources if content.contributions[source] < 0][::-1][:MAX_CURVES]
+    for color, sources in ((UP, positive), (DOWN, negative)):
+        for source, line_style in zip(sources, LINE_STYLES, strict=False):
+            axes.plot(step, cumulative[:, source], color=color, linewidth=1.6, linestyle=line_style)
     low, high = axes.get_ylim()
-    sources = ups + downs
-    ends = [float(summed[-1, source]) for source in sources]
-    for source, end, place in zip(sources, ends, _spread(ends, 0.045 * (high - low)), strict=True):
+    sources = positive + negative
+    final_values = [float(cumulative[-1, source]) for source in sources]
+    for source, final_value, label_y in zip(
+        sources, final_values, _spread_apart(final_values, 0.045 * (high - low)), strict=True
+    ):
         axes.annotate(
-            content.name(source), (float(time[-1]), end), (1.05, place), textcoords=axes.get_yaxis_transform(), va="center",
+            content.name(source), (float(step[-1]), final_value), (1.05, label_y),
+            textcoords=axes.get_yaxis_transform(), va="center",
             color=UP if content.contributions[source] > 0 else DOWN, fontsize=9.5,
             arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 1},
         )  # fmt: skip
 
 
-def _spread(ends: list[float], apart: float) -> list[float]:
-    """Move values as little as needed until neighbors are ``apart``, in the same order."""
-    order = np.argsort(ends)
-    placed = np.array(ends)[order]
+def _spread_apart(positions: list[float], min_distance: float) -> list[float]:
+    """Move positions as little as needed until neighbors are ``min_distance`` apart, in the same order."""
+    order = np.argsort(positions)
+    moved = np.array(positions)[order]
     for _ in range(100):
-        overlap = np.maximum(apart - np.diff(placed), 0.0) / 2
-        if not (overlap > 1e-6 * apart).any():
+        overlap = np.maximum(min_distance - np.diff(moved), 0.0) / 2
+        if not (overlap > 1e-6 * min_distance).any():
             break
-        placed[:-1] -= overlap
-        placed[1:] += overlap
-    spread = np.empty(len(ends))
-    spread[order] = placed
+        moved[:-1] -= overlap
+        moved[1:] += overlap
+    spread = np.empty(len(positions))
+    spread[order] = moved
     return spread.tolist()
 
 
 def _caption(content: _Content) -> str:
+    """State how much the contributions cancel and how much of them the bars show."""
     contributions = content.contributions
-    mass, total = float(np.abs(contributions).sum()), float(contributions.sum())
-    share = float(np.abs(contributions[content.shown]).sum()) / mass if mass else 0.0
-    ratio = f"{mass / abs(total):.1f} times |Σc|" if total else "and Σc is zero"
+    sum_of_magnitudes, total = float(np.abs(contributions).sum()), float(contributions.sum())
+    share = float(np.abs(contributions[content.shown_sources]).sum()) / sum_of_magnitudes if sum_of_magnitudes else 0.0
+    cancellation = f"{sum_of_magnitudes / abs(total):.1f} times |Σc|" if total else "and Σc is zero"
     return (
-        f"Σ|c| over the {len(contributions):,} {content.by}s is {_number(mass)}, {ratio}; the bars hold {share:.0%} of it.\n"
+        f"Σ|c| over the {len(contributions):,} {content.by}s is {_number(sum_of_magnitudes)}, {cancellation};"
+        f" the bars hold {share:.0%} of it.\n"
         "The ledger describes the recorded run; for counterfactuals use kernelmem.influence."
     )
 
@@ -306,5 +321,5 @@ def _check_index(value: int, size: int, name: str) -> None:
         raise InputError(f"{name}={value}", expected=f"0..{size - 1}", hint="see ledger.contributions.shape")
 
 
-def _misfit(name: str, shape: Sequence[int], expected: str) -> InputError:
+def _shape_error(name: str, shape: Sequence[int], expected: str) -> InputError:
     return InputError(f"{name} of shape {tuple(shape)}", expected=expected, hint="pass one per source of the ledger")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PhaseDiagramLike(Protocol):
-    """What is drawn of a phase diagram: metrics (S, R, N, W, T), ``kernel_flips`` (S, R, N, W), and the four axes."""
+    """Fields of a phase diagram that the figure uses: metrics (S, R, N, W, T), ``kernel_flips`` (S, R, N, W), four axes."""
 
     @property
     def noise(self) -> Sequence[float]: ...
@@ -44,12 +44,12 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
     The other axes are fixed at their last value. On the white line the training error is epsilon; networks to its right fit
     their labels. The color scale of the test error ends at its 90 % quantile, since the smallest networks would use all of it.
     """
-    last, free = -1, slice(None)
+    last, whole_axis = -1, slice(None)
     # indices into (noise, samples, widths, steps): the map of each pair of axes
-    pairs: tuple[tuple[str, Sequence[float], tuple[int | slice, ...]], ...] = (
-        ("training examples", diagram.samples, (last, free, free, last)),
-        ("step", diagram.steps, (last, last, free, free)),
-        ("share of wrong labels", diagram.noise, (free, last, free, last)),
+    axis_pairs: tuple[tuple[str, Sequence[float], tuple[int | slice, ...]], ...] = (
+        ("training examples", diagram.samples, (last, whole_axis, whole_axis, last)),
+        ("step", diagram.steps, (last, last, whole_axis, whole_axis)),
+        ("share of wrong labels", diagram.noise, (whole_axis, last, whole_axis, last)),
     )
     test_error, memorized, train_error, kernel_flips = (
         as_array(values).mean(0)
@@ -62,22 +62,26 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
             ("Test error", test_error, "viridis", float(np.nanquantile(test_error[last], 0.9))),
             ("Flipped labels memorized", memorized, "magma", 1.0),
         )
-        for row, (title, metric, colors, top) in enumerate(rows):
-            for axes, (label, values, where) in zip(panels[row], pairs, strict=False):
-                image, fitted = metric[where], train_error[where]
+        for row, (title, metric, colormap, color_maximum) in enumerate(rows):
+            for axes, (label, values, index) in zip(panels[row], axis_pairs, strict=False):
+                image, train_error_map = metric[index], train_error[index]
                 if label == "step":  # (widths, steps) -> (steps, widths)
-                    image, fitted = image.T, fitted.T
-                axes.imshow(image, origin="lower", aspect="auto", cmap=colors, vmin=0, vmax=top)
-                if (fitted <= diagram.epsilon).any() and (fitted > diagram.epsilon).any() and min(fitted.shape) > 1:
+                    image, train_error_map = image.T, train_error_map.T
+                axes.imshow(image, origin="lower", aspect="auto", cmap=colormap, vmin=0, vmax=color_maximum)
+                if (
+                    (train_error_map <= diagram.epsilon).any()
+                    and (train_error_map > diagram.epsilon).any()
+                    and min(train_error_map.shape) > 1
+                ):
                     for color, linewidth in ((TEXT, 3.0), ("white", 1.6)):  # a dark rim, for light cells
-                        axes.contour(fitted, levels=[diagram.epsilon], colors=color, linewidths=linewidth)
-                _ticks(axes, diagram.widths, values, label)
+                        axes.contour(train_error_map, levels=[diagram.epsilon], colors=color, linewidths=linewidth)
+                _label_axes(axes, diagram.widths, values, label)
                 axes.set_title(title)
             figure.colorbar(panels[row, 2].images[0], ax=panels[row, 2])
-        for axes, (label, values, where) in zip(panels[:, 3], (pairs[0], pairs[2]), strict=True):
-            image = axes.imshow(kernel_flips[where[:-1]], origin="lower", aspect="auto", cmap="magma")
+        for axes, (label, values, index) in zip(panels[:, 3], (axis_pairs[0], axis_pairs[2]), strict=True):
+            image = axes.imshow(kernel_flips[index[:-1]], origin="lower", aspect="auto", cmap="magma")
             figure.colorbar(image, ax=axes)
-            _ticks(axes, diagram.widths, values, label)
+            _label_axes(axes, diagram.widths, values, label)
             axes.set_title("Flips memorized by the\ninitial tangent kernel")
         figure.suptitle(
             f"Noise {diagram.noise[-1]:g}, {diagram.samples[-1]:,} rows, step {diagram.steps[-1]:,} where not on an axis."
@@ -87,7 +91,7 @@ def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
         return figure
 
 
-def _ticks(axes: "Axes", widths: Sequence[float], values: Sequence[float], label: str) -> None:
+def _label_axes(axes: "Axes", widths: Sequence[float], values: Sequence[float], label: str) -> None:
     axes.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
     axes.set_yticks(range(len(values)), [f"{value:g}" for value in values])
     axes.set(xlabel="width", ylabel=label, facecolor=PALE)  # no color where undefined: flips without noise

@@ -22,7 +22,7 @@ TITLE_WIDTH = 80  # characters
 
 
 class PredictionLike(Protocol):
-    """What is drawn of a prediction: tensors (A,), or (S, A) for ``by_seed``."""
+    """Fields of a prediction that the figure uses: tensors (A,), or (S, A) for ``by_seed``."""
 
     @property
     def axis_name(self) -> str: ...
@@ -45,10 +45,10 @@ class PredictionLike(Protocol):
 
 
 def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = None) -> "Figure":
-    """Draw the predicted curve and, as means with bars of two standard errors, what was measured: (A,) or (runs, A).
+    """Draw the predicted curve and the measured errors, (A,) or (runs, A), as means with bars of two standard errors.
 
     Raises:
-        InputError: ``measured`` of another shape.
+        InputError: ``measured`` does not have one of these shapes.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -71,10 +71,10 @@ def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = N
                 axis, _with_gaps(prediction.gcv), "x", color=GRAY, markersize=5, label="GCV of the training examples"
             )
         if runs is not None:
-            R = len(runs)
-            error = 2 * runs.std(0, ddof=1) / R**0.5 if R > 1 else None
-            label = f"measured, {R} run{'s' * (R != 1)}" + (", ± 2 standard errors" if R > 1 else "")
-            axes.errorbar(axis, runs.mean(0), yerr=error, fmt="o", color=ORANGE, linewidth=1.2, label=label)
+            n_runs = len(runs)
+            error_bars = 2 * runs.std(0, ddof=1) / n_runs**0.5 if n_runs > 1 else None
+            label = f"measured, {n_runs} run{'s' * (n_runs != 1)}" + (", ± 2 standard errors" if n_runs > 1 else "")
+            axes.errorbar(axis, runs.mean(0), yerr=error_bars, fmt="o", color=ORANGE, linewidth=1.2, label=label)
         number_ticks(axes.xaxis, axes.get_xlim())
         number_ticks(axes.yaxis, axes.get_ylim())
         axes.xaxis.set_major_locator(FixedLocator(axis[:: -(-len(axis) // TICKS)].tolist()))
@@ -85,20 +85,20 @@ def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = N
         return figure
 
 
-def _as_runs(measured: ArrayLike, n: int) -> np.ndarray:
-    """Return ``measured`` as (runs, n)."""
+def _as_runs(measured: ArrayLike, n_points: int) -> np.ndarray:
+    """Return ``measured`` as an array (runs, n_points)."""
     runs = as_array(as_tensor(measured, "measured", dtype=torch.float64))
     runs = runs[None] if runs.ndim == 1 else runs
-    if runs.ndim != 2 or runs.shape[1] != n:
+    if runs.ndim != 2 or runs.shape[1] != n_points:
         raise InputError(
             f"measured of shape {runs.shape}",
-            expected=f"({n},) or (runs, {n})",
+            expected=f"({n_points},) or (runs, {n_points})",
             hint="pass one value for each point of the predicted axis",
         )
     return runs
 
 
 def _with_gaps(values: Tensor) -> np.ndarray:
-    """Return the values with NaN, a gap in the line, where they are infinite (at a threshold)."""
+    """Replace infinite values (at a threshold) by NaN, which leaves a gap in the line."""
     array = as_array(values)
     return np.where(np.isfinite(array), array, np.nan)

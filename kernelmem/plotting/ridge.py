@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RidgeChoiceLike(Protocol):
-    """What is drawn of a ridge choice: ``grid`` and ``errors`` (G,), the chosen ridge and its index."""
+    """Fields of a ridge choice that the figure uses: ``grid`` and ``errors`` (G,), the chosen ridge and its index."""
 
     @property
     def ridge(self) -> float: ...

@@ -32,8 +32,8 @@ def spectrum_figure(eigenvalues: Tensor, rounding: float, *, fit: PowerLaw | Non
     """Draw eigenvalues against rank on logarithmic axes.
 
     Args:
-        eigenvalues: (n,) decreasing.
-        rounding: eigenvalues up to here are indistinguishable from 0; they are drawn at this level.
+        eigenvalues: eigenvalues (n,) in decreasing order.
+        rounding: largest eigenvalue that is indistinguishable from 0; smaller ones are drawn at this level.
         fit: a power law to draw over them.
     """
     with style():
@@ -41,24 +41,26 @@ def spectrum_figure(eigenvalues: Tensor, rounding: float, *, fit: PowerLaw | Non
         axes = figure.add_subplot()
         values = as_array(eigenvalues)
         axes.set(xlabel="rank k", ylabel="eigenvalue of K")
-        resolved = values > rounding
-        rank = int(resolved.sum())
+        above_rounding = values > rounding
+        rank = int(above_rounding.sum())
         if not rank:
             axes.text(0.5, 0.5, "all eigenvalues are 0", ha="center", transform=axes.transAxes)
             return figure
         ranks = np.arange(1, len(values) + 1)
-        axes.loglog(ranks[resolved], values[resolved], "o", markersize=3, color=BLUE, label=f"{rank:,} eigenvalues")
-        if not resolved.all():
-            label = f"{(~resolved).sum():,} at or below rounding"
-            level = np.full(len(values) - rank, rounding)
-            axes.loglog(ranks[~resolved], level, "v", markersize=4, color=GRAY, label=label)
+        axes.loglog(
+            ranks[above_rounding], values[above_rounding], "o", markersize=3, color=BLUE, label=f"{rank:,} eigenvalues"
+        )
+        if not above_rounding.all():
+            label = f"{(~above_rounding).sum():,} at or below rounding"
+            drawn_level = np.full(len(values) - rank, rounding)
+            axes.loglog(ranks[~above_rounding], drawn_level, "v", markersize=4, color=GRAY, label=label)
         # The level is drawn only where it is near: far below a well-conditioned kernel it would squeeze the curve flat.
         elif rounding > values[-1] / 1e3:
             axes.axhline(rounding, color=SOFT, linewidth=0.9, dashes=DASHED, label="rounding")
         if fit is not None:
-            ends = np.array([fit.first, fit.last])
+            rank_range = np.array([fit.first, fit.last])
             label = f"power law k^−{fit.exponent:.2f} (± {fit.se:.2g}), ranks {fit.first} to {fit.last}"
-            axes.loglog(ends, fit.scale * ends**-fit.exponent, color=ORANGE, linewidth=1.6, label=label)
+            axes.loglog(rank_range, fit.scale * rank_range**-fit.exponent, color=ORANGE, linewidth=1.6, label=label)
         axes.set_title("Spectrum of the kernel")
         axes.legend(loc="upper right" if rank > 2 else "best")
         return figure

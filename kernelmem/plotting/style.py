@@ -64,14 +64,14 @@ def style(changes: Mapping[str, object] = MappingProxyType({})) -> AbstractConte
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Make an empty figure of this size in inches, which shows itself in notebooks. Call it within :func:`style`."""
+    """Create an empty figure of this size in inches that notebooks display. Call it within :func:`style`."""
     from kernelmem.plotting.notebook_figure import NotebookFigure
 
     return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def as_array(values: ArrayLike) -> np.ndarray:
-    """Return values as a NumPy array (tensors may lie on any device)."""
+    """Return the values as a NumPy array; tensors may be on any device and are detached."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
@@ -79,7 +79,7 @@ def band(
     axes: "Axes", x: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, *,
     color: str, label: str, linestyle: str = "-",
 ) -> None:  # fmt: skip
-    """Draw a curve with the band from ``low`` to ``high``, all (A,); points are marked while there are few."""
+    """Draw a curve with the band from ``low`` to ``high``, all (A,); up to 30 points get a marker."""
     marker = "o" if len(x) <= 30 else ""
     axes.plot(x, middle, linestyle, marker=marker, markersize=2.8, linewidth=1.4, color=color, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)

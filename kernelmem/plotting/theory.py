@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CurveLike(Protocol):
-    """What is drawn of a theory's curve: ``axis``, ``test`` and ``train`` (G,)."""
+    """Fields of a theoretical curve that the figure uses: ``axis``, ``test`` and ``train`` (G,)."""
 
     @property
     def name(self) -> str: ...
@@ -37,7 +37,7 @@ def curve_figure(curve: CurveLike) -> "Figure":
     """Draw test and training risk against the axis."""
     with style():
         figure = new_figure(6.4, 3.8)
-        _draw(figure.add_subplot(), curve)
+        _draw_curve(figure.add_subplot(), curve)
         return figure
 
 
@@ -47,26 +47,27 @@ def simulation_figure(curve: CurveLike, mean: Tensor, se: Tensor, *, repetitions
         figure = new_figure(6.4, 3.8)
         axes = figure.add_subplot()
         label = f"simulated, {repetitions} draws, ± 2 standard errors"
-        bars = {"yerr": 2 * as_array(se), "fmt": "o", "color": ORANGE, "linewidth": 1.2, "label": label}
-        axes.errorbar(as_array(curve.axis), as_array(mean), **bars)
-        _draw(axes, curve)
+        error_bar_style = {"yerr": 2 * as_array(se), "fmt": "o", "color": ORANGE, "linewidth": 1.2, "label": label}
+        axes.errorbar(as_array(curve.axis), as_array(mean), **error_bar_style)
+        _draw_curve(axes, curve)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)  # below: the bars leave no free corner
         return figure
 
 
-def _draw(axes: "Axes", curve: CurveLike) -> None:
-    axis, test = as_array(curve.axis), as_array(curve.test)
+def _draw_curve(axes: "Axes", curve: CurveLike) -> None:
+    """Draw test and training risk with the threshold, on axes that are logarithmic where possible."""
+    axis, test_risk = as_array(curve.axis), as_array(curve.test)
     if axis[0] > 0:
         axes.set_xscale("log")
     elif len(axis) > 1:  # time 0 is shown, the rest is logarithmic
         axes.set_xscale("symlog", linthresh=float(axis[1]))
     axes.set_yscale("log")
     if curve.train is not None:
-        _line(axes, axis, as_array(curve.train), "training rows", GRAY)
-    _line(axes, axis, test, "new rows", BLUE)
-    finite = test[np.isfinite(test)]
-    if len(finite):
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], float(finite.min()) / 30))
+        _draw_line(axes, axis, as_array(curve.train), "training rows", GRAY)
+    _draw_line(axes, axis, test_risk, "new rows", BLUE)
+    finite_test = test_risk[np.isfinite(test_risk)]
+    if len(finite_test):
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], float(finite_test.min()) / 30))
     if curve.threshold is not None:
         axes.axvline(curve.threshold, color=SOFT, linewidth=0.8, dashes=DASHED, label="threshold")
     axes.set(xlabel=curve.axis_name, ylabel="mean squared error")
@@ -76,7 +77,7 @@ def _draw(axes: "Axes", curve: CurveLike) -> None:
     axes.legend()
 
 
-def _line(axes: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
+def _draw_line(axes: "Axes", x: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
     # Zeros have no place on a logarithmic axis, infinities none on any: the line has a gap there.
     drawable = np.isfinite(values) & (values > 0)
     if drawable.any():

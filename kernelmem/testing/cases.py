@@ -49,29 +49,31 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
             noise = 0.5 * noise + (1.0 if name.rpartition(".")[2].endswith(("weight", "gain")) else 0.0)
         parameter.copy_(noise)
     for name, buffer in model.named_buffers():
-        kind = name.rpartition(".")[2]
-        if kind == "running_mean":
+        statistic = name.rpartition(".")[2]
+        if statistic == "running_mean":
             buffer.copy_(0.5 * torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
-        elif kind == "running_var":
+        elif statistic == "running_var":
             buffer.copy_(0.5 + 2.0 * torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
     for module in model.modules():
-        for chain in getattr(module, "parametrizations", {}).values() if hasattr(module, "parametrizations") else ():
-            for step in chain:
-                if isinstance(step, _SpectralNorm):
-                    _power_iterate(step, chain.original, generator)
+        for parametrization_list in (
+            getattr(module, "parametrizations", {}).values() if hasattr(module, "parametrizations") else ()
+        ):
+            for parametrization in parametrization_list:
+                if isinstance(parametrization, _SpectralNorm):
+                    _power_iterate(parametrization, parametrization_list.original, generator)
 
 
-def _power_iterate(step: nn.Module, weight: Tensor, generator: torch.Generator) -> None:
+def _power_iterate(spectral_norm: nn.Module, weight: Tensor, generator: torch.Generator) -> None:
     """Update the singular vectors of a spectral norm; those of other weights could give a norm close to 0."""
     for name in ("_u", "_v"):
-        buffer = getattr(step, name)
+        buffer = getattr(spectral_norm, name)
         buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
         buffer /= buffer.norm()
-    training = step.training
-    step.train()
+    was_training = spectral_norm.training
+    spectral_norm.train()
     for _ in range(8):
-        step(weight)
-    step.train(training)
+        spectral_norm(weight)
+    spectral_norm.train(was_training)
 
 
 def with_random_weights(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -96,13 +98,13 @@ def make_case(
     Values are drawn in float64 and cast: the float32 case equals the float64 case up to rounding.
 
     Args:
-        name: shown by ``repr`` and in test reports.
-        model: any network; changed in place.
+        name: name of the case in ``repr`` and in test reports.
+        model: any network; it is modified in place.
         inputs: shape and type of one input.
-        seed: of all draws.
+        seed: seed of all random draws.
         n: number of inputs x.
         m: number of inputs y.
-        dtype: of weights and real inputs.
+        dtype: floating-point type of weights and real inputs.
 
     >>> make_case("linear", nn.Linear(3, 2), Inputs((3,)))
     Case(linear, x (4, 3), y (3, 3))

@@ -22,8 +22,8 @@ def scale_of(left: Tensor, right: Tensor | None = None) -> float:
     >>> scale_of(torch.tensor([[[3.0, 4.0]]]))
     25.0
     """
-    largest = [float(J.flatten(1).norm(dim=1).max()) for J in (left, left if right is None else right)]
-    return max(largest[0] * largest[1], SMALLEST_SCALE)
+    largest_norms = [float(J.flatten(1).norm(dim=1).max()) for J in (left, left if right is None else right)]
+    return max(largest_norms[0] * largest_norms[1], SMALLEST_SCALE)
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, scale: float, label: str = "kernel") -> None:
@@ -32,9 +32,9 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, scale: floa
     >>> assert_close(torch.ones(2), torch.ones(2) + 1e-7, 1e-6, scale=1.0)
     """
     assert actual.shape == expected.shape, f"{label}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    gap = float((actual.double() - expected.double()).abs().max())
-    assert gap <= tolerance * scale, (
-        f"{label}: differs by {gap / scale:.2g} of the scale, at most {tolerance:g} allowed"
+    largest_difference = float((actual.double() - expected.double()).abs().max())
+    assert largest_difference <= tolerance * scale, (
+        f"{label}: differs by {largest_difference / scale:.2g} of the scale, at most {tolerance:g} allowed"
     )
 
 
@@ -45,16 +45,24 @@ def assert_exact(model: nn.Module, x: Batch, y: Batch | None = None, **options: 
 
     Args:
         model: any network.
-        x: n examples.
-        y: m examples; None: x.
-        **options: of :func:`kernelmem.ntk`.
+        x: batch of n examples.
+        y: batch of m examples; None: x.
+        **options: options of :func:`kernelmem.ntk`.
 
     >>> assert_exact(nn.Linear(2, 3), torch.eye(2))
     """
-    selected = {key: options[key] for key in ("parameters", "forward") if key in options}
-    left = reference.jacobian(model, x, dtype=torch.float64, **selected)
-    right = left if y is None else reference.jacobian(model, y, dtype=torch.float64, **selected)
+    reference_options = {key: options[key] for key in ("parameters", "forward") if key in options}
+    left_jacobian = reference.jacobian(model, x, dtype=torch.float64, **reference_options)
+    right_jacobian = (
+        left_jacobian if y is None else reference.jacobian(model, y, dtype=torch.float64, **reference_options)
+    )
     for outputs in ("trace", "diagonal", "full", "pseudo"):
         actual = ntk(model, x, y, outputs=outputs, **options)
         tolerance = 1e-4 if actual.dtype == torch.float32 else 1e-10
-        assert_close(actual, reference.kernel_of(left, right, outputs), tolerance, scale_of(left, right), outputs)
+        assert_close(
+            actual,
+            reference.kernel_of(left_jacobian, right_jacobian, outputs),
+            tolerance,
+            scale_of(left_jacobian, right_jacobian),
+            outputs,
+        )

@@ -33,7 +33,7 @@ def invalid_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]
 
     Args:
         kind: one of ``INVALID_KINDS``: asymmetric, indefinite, with NaN or infinities, condition number above 1/eps.
-        seed: of all draws.
+        seed: seed of all random draws.
     """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 60))
@@ -59,7 +59,7 @@ def solvable_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float
     Args:
         kind: one of ``SOLVABLE_KINDS``: "conditioned" (condition number up to 1e12, no ridge) or "duplicates" (repeated
             examples, with a ridge).
-        seed: of all draws.
+        seed: seed of all random draws.
     """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(5, 60))

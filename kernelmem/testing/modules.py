@@ -167,7 +167,8 @@ class WithUnusedParameters(nn.Module):
 
     def __init__(self, body: nn.Module, probe: nn.Module) -> None:
         super().__init__()
-        self.body, self.probe, self.never, self.free = body, probe, nn.Linear(2, 2), nn.Parameter(torch.ones(3))
+        self.body, self.probe = body, probe
+        self.never_called, self.free_parameter = nn.Linear(2, 2), nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return body(x) after computing probe(x)."""
@@ -176,17 +177,17 @@ class WithUnusedParameters(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An nn.RNN, nn.LSTM or nn.GRU on (n, S, d), batch first or not; returns all positions."""
+    """An nn.RNN, nn.LSTM or nn.GRU on (n, S, d), batch first or not, initial state zero or learned; returns all positions."""
 
-    def __init__(self, inner: nn.RNNBase, *, start: bool = False) -> None:
+    def __init__(self, inner: nn.RNNBase, *, learned_start: bool = False) -> None:
         super().__init__()
         self.inner = inner
-        layers = inner.num_layers * (2 if inner.bidirectional else 1)
-        self.start = nn.Parameter(torch.zeros(layers, 1, inner.hidden_size)) if start else None
+        n_states = inner.num_layers * (2 if inner.bidirectional else 1)
+        self.initial_state = nn.Parameter(torch.zeros(n_states, 1, inner.hidden_size)) if learned_start else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the hidden states, (n, S, directions · hidden)."""
-        state = None if self.start is None else self.start.expand(-1, len(x), -1).contiguous()
+        state = None if self.initial_state is None else self.initial_state.expand(-1, len(x), -1).contiguous()
         outputs = self.inner(x if self.inner.batch_first else x.transpose(0, 1), state)[0]
         return outputs if self.inner.batch_first else outputs.transpose(0, 1)
 
@@ -219,9 +220,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.inner, self.need_weights, self.padding = inner, need_weights, padding
-        width, same = inner.embed_dim, inner._qkv_same_embed_dim
-        self.key = None if same else nn.Linear(width, inner.kdim)
-        self.value = None if same else nn.Linear(width, inner.vdim)
+        width, same_width = inner.embed_dim, inner._qkv_same_embed_dim
+        self.key = None if same_width else nn.Linear(width, inner.kdim)
+        self.value = None if same_width else nn.Linear(width, inner.vdim)
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,11 +234,11 @@ class Attention(nn.Module):
         query = x if self.inner.batch_first else x.transpose(0, 1)
         key = query if self.key is None else self.key(query)
         value = query if self.value is None else self.value(query)
-        out, weights = self.inner(
+        attended, weights = self.inner(
             query, key, value, key_padding_mask=padding, need_weights=self.need_weights, attn_mask=self.mask
         )
-        out = out if self.inner.batch_first else out.transpose(0, 1)
-        return out if weights is None else out * (1 + (weights**2).sum((1, 2)))[:, None, None]
+        attended = attended if self.inner.batch_first else attended.transpose(0, 1)
+        return attended if weights is None else attended * (1 + (weights**2).sum((1, 2)))[:, None, None]
 
 
 class ProjectedAttention(nn.Module):
@@ -254,8 +255,8 @@ class ProjectedAttention(nn.Module):
         """Return the attended values, (n, S, d)."""
         n, S, width = x.shape
         qkv = self.inward(x).reshape(n, S, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=self.mask, is_causal=self.causal)
-        return self.outward(out.transpose(1, 2).reshape(n, S, width))
+        attended = F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=self.mask, is_causal=self.causal)
+        return self.outward(attended.transpose(1, 2).reshape(n, S, width))
 
 
 class ByPosition(nn.Module):
@@ -280,5 +281,5 @@ class SequenceFirst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return body at every position, (n, S, ...)."""
         x = x.transpose(0, 1)
-        out = self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.flat else self.body(x)
-        return out.transpose(0, 1)
+        outputs = self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.flat else self.body(x)
+        return outputs.transpose(0, 1)

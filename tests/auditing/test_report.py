@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kernelmem.auditing import figures
-from kernelmem.auditing.figures import plot
+from kernelmem.auditing.figures import distribution_figure
 from kernelmem.auditing.report import render
 from kernelmem.core.errors import InputError
 
@@ -208,7 +208,7 @@ def test_drawings_take_their_colors_from_the_page(make_document):
 def test_bars_hold_all_rows_and_none_straddles_the_threshold(make_document):
     memory = make_document("flips").memorization
     network, null = np.asarray(memory.network_memorization), np.asarray(memory.null)
-    edges = figures._edges(network, null, memory.threshold, 40)
+    edges = figures._bin_edges(network, null, memory.threshold, 40)
     assert edges[0] <= min(network.min(), null.min())
     assert edges[-1] >= max(network.max(), null.max())
     assert np.isclose(edges, memory.threshold).sum() == 1
@@ -233,7 +233,7 @@ def test_constant_statistics_are_drawn(make_document, constant):
 
 
 def test_plot_is_a_figure_for_notebooks(make_document, tmp_path):
-    figure = plot(make_document("flips"))
+    figure = distribution_figure(make_document("flips"))
     figure.savefig(tmp_path / "figure.png", dpi=50)
     with Image.open(tmp_path / "figure.png") as image:
         assert np.asarray(image).std() > 5

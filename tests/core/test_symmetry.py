@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core import symmetry as module
-from kernelmem.core.symmetry import symmetry
+from kernelmem.core.symmetry import measure_asymmetry
 
 
 def seen(A: torch.Tensor, into: torch.Tensor | None = None, read: int | None = None):
-    return symmetry(lambda rows, columns: A[rows, columns], len(A), into, read=read)
+    return measure_asymmetry(lambda rows, columns: A[rows, columns], len(A), into, read_size=read)
 
 
 def drawn(n: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -34,8 +34,8 @@ def test_gap_place_and_mean_are_those_of_the_definition(tile, n, dtype, read):
     wide = A.to(torch.float64)
     gap = (wide - wide.T).abs()
     assert found.gap == pytest.approx(float(gap.max()), rel=1e-14)
-    assert gap[found.where] == gap.max()
-    assert found.where[0] >= found.where[1]
+    assert gap[found.gap_index] == gap.max()
+    assert found.gap_index[0] >= found.gap_index[1]
     torch.testing.assert_close(mean, (wide + wide.T) / 2, rtol=1e-15, atol=0)
     assert torch.equal(mean, mean.T)
     assert (

@@ -98,10 +98,16 @@ def test_unknown_files(tmp_path):
     [
         (lambda s: s.pop("0.bias"), "1 missing .*0.bias"),
         (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected .*extra"),
-        (lambda s: s.update({"0.weight": torch.zeros(4, 5)}), r"0.weight \(4, 5\) for \(4, 3\)"),
+        (lambda s: s.update({"0.weight": torch.zeros(4, 5)}), r"0.weight \(4, 5\), in the model \(4, 3\)"),
         (lambda s: s.update({"0.bias": torch.full((4,), torch.nan)}), "NaN"),
-        (lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.int8)}), "1 of another kind .*0.bias strided int8"),
-        (lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.complex64)}), "complex64 for strided float32"),
+        (
+            lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.int8)}),
+            "1 of a different type .*0.bias strided int8",
+        ),
+        (
+            lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.complex64)}),
+            "complex64, in the model strided float32",
+        ),
         (lambda s: s.update({"0.weight": s["0.weight"].to_sparse()}), "sparse_coo float32"),
     ],
 )

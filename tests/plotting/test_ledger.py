@@ -9,7 +9,7 @@ from matplotlib.image import AxesImage
 from matplotlib.offsetbox import AnnotationBbox
 
 from kernelmem.core.errors import InputError
-from kernelmem.plotting.ledger import _spread, ledger_figure
+from kernelmem.plotting.ledger import _spread_apart, ledger_figure
 from kernelmem.trajectory.ledger.ledger import Ledger
 
 
@@ -108,11 +108,11 @@ def test_curves_end_at_the_contributions():
 
 
 def test_labels_are_spread_apart_and_keep_their_order():
-    spread = _spread([1.0, 0.0, 1.001, 0.999, -5.0], 0.5)
+    spread = _spread_apart([1.0, 0.0, 1.001, 0.999, -5.0], 0.5)
     assert np.diff(np.sort(spread)).min() > 0.499
     assert np.argsort(spread).tolist() == np.argsort([1.0, 0.0, 1.001, 0.999, -5.0]).tolist()
-    assert _spread([0.0, 2.0], 0.5) == [0.0, 2.0]
-    assert _spread([0.0, 0.2], 0.4) == pytest.approx([-0.1, 0.3])
+    assert _spread_apart([0.0, 2.0], 0.5) == [0.0, 2.0]
+    assert _spread_apart([0.0, 0.2], 0.4) == pytest.approx([-0.1, 0.3])
 
 
 def test_zero_contributions_and_one_sign_alone():

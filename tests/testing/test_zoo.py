@@ -52,7 +52,7 @@ def test_every_parameter_counts(name):
         for (parameter, _), J in zip(case.model.named_parameters(), left.split(sizes, dim=2), strict=True)
         if not bool(J.any())
     ]
-    idle = ["free", "probe.weight", "probe.bias", "never.weight", "never.bias"]
+    idle = ["free_parameter", "probe.weight", "probe.bias", "never_called.weight", "never_called.bias"]
     assert silent == (idle if name == "unused parameters" else [])
 
 

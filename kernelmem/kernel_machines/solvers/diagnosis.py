@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike
-from kernelmem.core.symmetry import symmetry
+from kernelmem.core.symmetry import measure_asymmetry
 from kernelmem.kernel_machines.solvers.factorization import cholesky_in_place
 from kernelmem.kernel_machines.solvers.linear_system import EPS, LinearOperator, System, as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
@@ -34,11 +34,11 @@ def inspect_kernel(system: System, symmetrized: Tensor | None = None) -> Finding
     """
     if system.matrix_free:
         return _inspect_products(system)
-    report = symmetry(system.tile, system.n, symmetrized, read=2048 if system.mapped else None)
+    report = measure_asymmetry(system.tile, system.n, symmetrized, read_size=2048 if system.mapped else None)
     if report.not_finite is not None:
         return Finding(Code.not_finite, "the first such entry is at row {}, column {}".format(*report.not_finite))
     if report.gap > ASYMMETRY_TOLERANCE * report.largest:
-        row, column = report.where
+        row, column = report.gap_index
         return Finding(
             Code.asymmetric,
             f"entries ({row}, {column}) and ({column}, {row}) differ by {report.gap:.3g};"

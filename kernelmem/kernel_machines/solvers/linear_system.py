@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
-from kernelmem.core.symmetry import symmetry
+from kernelmem.core.symmetry import measure_asymmetry
 
 EPS = torch.finfo(torch.float64).eps
 GATHERED_ROWS = 64  # rows gathered at once by System.columns
@@ -72,7 +72,7 @@ class System:
     def symmetric(self) -> Tensor:
         """Return the mean of the kernel and its transpose as a new tensor (n, n), symmetric to the bit."""
         K = self.dense()
-        symmetry(lambda rows, columns: K[rows, columns], self.n, K)
+        measure_asymmetry(lambda rows, columns: K[rows, columns], self.n, K)
         return K
 
     def columns(self, indices: Tensor) -> Tensor:

@@ -79,104 +79,107 @@ class Choices:
 Block = Callable[[Choices, Size], tuple[nn.Module, Size]]
 
 
-def _features(size: Size, width: int) -> Size:
+def _with_features(size: Size, width: int) -> Size:
     return (*size[:-1], width)
 
 
-def _linear(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width = pick.width()
-    return nn.Linear(size[-1], width, bias=pick.flag()), _features(size, width)
+def _linear(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    width = choices.width()
+    return nn.Linear(size[-1], width, bias=choices.flag()), _with_features(size, width)
 
 
-def _linear_in_place(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    layer, after = _linear(pick, size)
-    return nn.Sequential(layer, pick.in_place()), after
+def _linear_and_in_place(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    layer, output_size = _linear(choices, size)
+    return nn.Sequential(layer, choices.in_place()), output_size
 
 
-def _reparametrized(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    layer, size = _linear(pick, size)
-    wrap: Any = pick.among([parametrizations.weight_norm, parametrizations.spectral_norm])
-    return wrap(layer), size
+def _reparametrized(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    layer, size = _linear(choices, size)
+    reparametrize: Any = choices.among([parametrizations.weight_norm, parametrizations.spectral_norm])
+    return reparametrize(layer), size
 
 
-def _activation(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
+def _activation(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
     # A copy first: an in-place activation must not overwrite the input of a layer.
-    return nn.Sequential(Apply(lambda x: 1.0 * x), pick.activation()), size
+    return nn.Sequential(Apply(lambda x: 1.0 * x), choices.activation()), size
 
 
-def _layer_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    shape = list(size if pick.flag() else size[-1:])
-    if pick.flag():
-        return nn.RMSNorm(shape, eps=pick.among(EPSILONS), elementwise_affine=pick.flag()), size
-    return nn.LayerNorm(shape, eps=pick.among(EPSILONS), elementwise_affine=pick.flag(), bias=pick.flag()), size
+def _layer_norm(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    shape = list(size if choices.flag() else size[-1:])
+    if choices.flag():
+        return nn.RMSNorm(shape, eps=choices.among(EPSILONS), elementwise_affine=choices.flag()), size
+    return nn.LayerNorm(
+        shape, eps=choices.among(EPSILONS), elementwise_affine=choices.flag(), bias=choices.flag()
+    ), size
 
 
-def _broadcast(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    return pick.among([Gain, Shift])(*pick.among([size, size[-1:], ()])), size
+def _gain_or_shift(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    return choices.among([Gain, Shift])(*choices.among([size, size[-1:], ()])), size
 
 
-def _residual(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width, hidden = size[-1], pick.width()
-    first = nn.LayerNorm(width, eps=0.1) if pick.flag() else nn.Identity()
-    layers = [first, nn.Linear(width, hidden), pick.activation(), nn.Linear(hidden, width)]
-    return Residual(nn.Sequential(*layers, Gain(width)) if pick.flag() else nn.Sequential(*layers)), size
+def _residual(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    width, hidden = size[-1], choices.width()
+    normalization = nn.LayerNorm(width, eps=0.1) if choices.flag() else nn.Identity()
+    layers = [normalization, nn.Linear(width, hidden), choices.activation(), nn.Linear(hidden, width)]
+    return Residual(nn.Sequential(*layers, Gain(width)) if choices.flag() else nn.Sequential(*layers)), size
 
 
-def _shared(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width, hidden = size[-1], pick.width()
-    kind = pick.integer(0, 3)
+def _shared_weights(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    """Draw a module called twice, a weight tied to its transpose, or a weight borrowed by a function."""
+    width, hidden = size[-1], choices.width()
+    kind = choices.integer(0, 3)
     if kind == 0:
         inner = nn.Linear(width, width)
-        return nn.Sequential(inner, pick.activation(), inner), size
+        return nn.Sequential(inner, choices.activation(), inner), size
     if kind == 3:
-        return CalledTwice(nn.Linear(width, width, bias=pick.flag())), size
+        return CalledTwice(nn.Linear(width, width, bias=choices.flag())), size
     if kind == 1:
-        return TiedMatrix(width, hidden), _features(size, width)
-    return BorrowedWeight(width, hidden), _features(size, hidden)
+        return TiedMatrix(width, hidden), _with_features(size, width)
+    return BorrowedWeight(width, hidden), _with_features(size, hidden)
 
 
-def _branches(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width = pick.width()
-    make = lambda: nn.Sequential(nn.Linear(size[-1], width), pick.activation())  # noqa: E731
-    return Parallel(pick.among(["sum", "product"]), make(), make()), _features(size, width)
+def _branches(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    width = choices.width()
+    make_branch = lambda: nn.Sequential(nn.Linear(size[-1], width), choices.activation())  # noqa: E731
+    return Parallel(choices.among(["sum", "product"]), make_branch(), make_branch()), _with_features(size, width)
 
 
-def _idle(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    body, after = _linear(pick, size)
-    return WithUnusedParameters(body, nn.Linear(size[-1], 2)), after
+def _unused_parameters(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    body, output_size = _linear(choices, size)
+    return WithUnusedParameters(body, nn.Linear(size[-1], 2)), output_size
 
 
-def _dropout(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
+def _dropout(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
     return nn.Dropout(0.5), size
 
 
-def _bilinear(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width = pick.integer(1, 3)
-    return SelfBilinear(size[-1], width, bias=pick.flag()), _features(size, width)
+def _bilinear(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    width = choices.integer(1, 3)
+    return SelfBilinear(size[-1], width, bias=choices.flag()), _with_features(size, width)
 
 
-def _batch_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    return nn.BatchNorm1d(size[-1], affine=pick.flag()), size
+def _batch_norm(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    return nn.BatchNorm1d(size[-1], affine=choices.flag()), size
 
 
-def _group_norm(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    width = 2 * pick.integer(1, 2)  # at least two features per group: torch rejects one on a single example
-    layers = nn.Linear(size[-1], width), nn.GroupNorm(width // 2, width, eps=pick.among(EPSILONS))
+def _group_norm(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    width = 2 * choices.integer(1, 2)  # at least two features per group: torch rejects one on a single example
+    layers = nn.Linear(size[-1], width), nn.GroupNorm(width // 2, width, eps=choices.among(EPSILONS))
     return nn.Sequential(*layers), (width,)
 
 
 COMMON: tuple[Block, ...] = (
     _linear,
-    _linear_in_place,
+    _linear_and_in_place,
     _reparametrized,
     _activation,
     _activation,
     _layer_norm,
-    _broadcast,
+    _gain_or_shift,
     _residual,
-    _shared,
+    _shared_weights,
     _branches,
-    _idle,
+    _unused_parameters,
     _dropout,
     _bilinear,
 )
@@ -184,57 +187,60 @@ COMMON: tuple[Block, ...] = (
 VECTOR_BLOCKS: tuple[Block, ...] = (*COMMON, _batch_norm, _group_norm)
 
 
-def _recurrent(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    hidden, both, layers = pick.integer(1, 3), pick.flag(), pick.integer(1, 2)
-    options: dict[str, Any] = {"num_layers": layers, "bidirectional": both, "batch_first": pick.flag()}
-    options["bias"] = pick.flag()
-    kind = pick.among([nn.RNN, nn.GRU, nn.LSTM])
-    width, start = hidden, False
+def _recurrent(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    """Draw an RNN, GRU or LSTM with random options; returns all positions."""
+    hidden, bidirectional, n_layers = choices.integer(1, 3), choices.flag(), choices.integer(1, 2)
+    options: dict[str, Any] = {"num_layers": n_layers, "bidirectional": bidirectional, "batch_first": choices.flag()}
+    options["bias"] = choices.flag()
+    kind = choices.among([nn.RNN, nn.GRU, nn.LSTM])
+    width, learned_start = hidden, False
     if kind is nn.LSTM:
-        if hidden > 1 and pick.flag():
+        if hidden > 1 and choices.flag():
             options["proj_size"] = width = hidden - 1
     else:
-        start = pick.flag()
+        learned_start = choices.flag()
     inner = kind(size[1], hidden, **options)
-    return Recurrent(inner, start=start), (size[0], width * (2 if both else 1))
+    return Recurrent(inner, learned_start=learned_start), (size[0], width * (2 if bidirectional else 1))
 
 
-def _attention(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
+def _attention(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    """Draw a multi-head attention layer with random options."""
     S, width = size
-    options: dict[str, Any] = {"bias": pick.flag(), "batch_first": pick.flag()}
-    options |= pick.among([{}, {"add_bias_kv": True}, {"kdim": pick.width(), "vdim": pick.width()}])
-    inner = nn.MultiheadAttention(width, pick.divisor(width), **options)
-    mask = torch.ones(S, S, dtype=torch.bool).triu(1) if pick.flag() else None
-    return Attention(inner, need_weights=pick.flag(), mask=mask), size
+    options: dict[str, Any] = {"bias": choices.flag(), "batch_first": choices.flag()}
+    options |= choices.among([{}, {"add_bias_kv": True}, {"kdim": choices.width(), "vdim": choices.width()}])
+    inner = nn.MultiheadAttention(width, choices.divisor(width), **options)
+    mask = torch.ones(S, S, dtype=torch.bool).triu(1) if choices.flag() else None
+    return Attention(inner, need_weights=choices.flag(), mask=mask), size
 
 
-def _projected_attention(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    return ProjectedAttention(size[1], pick.divisor(size[1]), causal=pick.flag()), size
+def _projected_attention(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    return ProjectedAttention(size[1], choices.divisor(size[1]), causal=choices.flag()), size
 
 
-def _transformer(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    first = pick.flag()
+def _transformer(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    """Draw a transformer encoder layer with random options."""
+    batch_first = choices.flag()
     layer = nn.TransformerEncoderLayer(
         size[1],
-        pick.divisor(size[1]),
-        dim_feedforward=pick.width(),
-        activation="gelu" if pick.smooth else pick.among(["relu", "gelu"]),
-        layer_norm_eps=pick.among(EPSILONS),
-        norm_first=pick.flag(),
-        batch_first=first,
+        choices.divisor(size[1]),
+        dim_feedforward=choices.width(),
+        activation="gelu" if choices.smooth else choices.among(["relu", "gelu"]),
+        layer_norm_eps=choices.among(EPSILONS),
+        norm_first=choices.flag(),
+        batch_first=batch_first,
     )
-    return layer if first else SequenceFirst(layer), size
+    return layer if batch_first else SequenceFirst(layer), size
 
 
-def _class_token(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
+def _class_token(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
     return ClassToken(size[1]), (size[0] + 1, size[1])
 
 
-def _flattened(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
-    layer, after = _linear(pick, size[1:])
-    return pick.among([ByPosition, SequenceFirst, lambda body: SequenceFirst(body, flat=True)])(layer), (
+def _flattened(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
+    layer, output_size = _linear(choices, size[1:])
+    return choices.among([ByPosition, SequenceFirst, lambda body: SequenceFirst(body, flat=True)])(layer), (
         size[0],
-        *after,
+        *output_size,
     )
 
 
@@ -251,8 +257,8 @@ SEQUENCE_BLOCKS: tuple[Block, ...] = (
 )
 
 
-def last_cell_state(pick: Choices, size: Size) -> tuple[nn.Module, Size]:
+def last_cell_state(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
     """Draw a recurrent cell over the positions of a sequence; returns its last state."""
-    hidden = pick.integer(1, 3)
-    kind = pick.among([nn.RNNCell, nn.LSTMCell, nn.GRUCell])
-    return CellLoop(kind(size[1], hidden, bias=pick.flag())), (hidden,)
+    hidden = choices.integer(1, 3)
+    kind = choices.among([nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+    return CellLoop(kind(size[1], hidden, bias=choices.flag())), (hidden,)

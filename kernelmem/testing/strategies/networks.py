@@ -30,8 +30,8 @@ def linear_networks(draw: st.DrawFn, *, dtype: torch.dtype = torch.float64) -> C
     Weights and inputs come from a drawn seed, so a failing example is reproduced exactly.
 
     Args:
-        draw: passed by Hypothesis.
-        dtype: of weights and inputs.
+        draw: draw function, passed by Hypothesis.
+        dtype: floating-point type of weights and inputs.
     """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     widths = draw(st.lists(st.integers(1, 7), min_size=2, max_size=5))
@@ -62,107 +62,107 @@ def networks(
     readout or none. Weights and inputs come from a drawn seed, so a failing example is reproduced exactly.
 
     Args:
-        draw: passed by Hypothesis.
-        dtype: of weights and real inputs.
+        draw: draw function, passed by Hypothesis.
+        dtype: floating-point type of weights and real inputs.
         smooth: exclude kinks (ReLU, max-pooling), so that float32 and float64 are on the same side of them.
         depth: largest number of layers between input and readout.
         rows: largest number of inputs in each batch.
     """
-    pick = Choices(draw, smooth)
-    kind = pick.among(list(STARTS))
-    inputs, layers, form, size = STARTS[kind](pick)
-    for _ in range(pick.integer(1, depth)):
-        if pick.integer(0, 3) == 0:
-            layer, form, size = _bridge(pick, form, size)
+    choices = Choices(draw, smooth)
+    kind = choices.among(list(INPUT_KINDS))
+    inputs, layers, layout, size = INPUT_KINDS[kind](choices)
+    for _ in range(choices.integer(1, depth)):
+        if choices.integer(0, 3) == 0:
+            layer, layout, size = _change_layout(choices, layout, size)
         else:
-            layer, size = pick.among(BLOCKS[form])(pick, size)
+            layer, size = choices.among(BLOCKS[layout])(choices, size)
         layers.append(layer)
-    if form != "vector":
-        layer, size = _to_vector(pick, form, size)
+    if layout != "vector":
+        layer, size = _to_vector(choices, layout, size)
         layers.append(layer)
     name = " > ".join([kind, *(type(layer).__name__ for layer in layers)])
-    if pick.flag():  # results must not depend on nesting
+    if choices.flag():  # results must not depend on nesting
         layers = [nn.Sequential(*layers[:1]), nn.Sequential(*layers[1:])]
-    model = _finish(pick, inputs, nn.Sequential(*layers), size)
-    seed, n, m = pick.integer(0, 2**32 - 1), pick.integer(1, rows), pick.integer(1, rows)
+    model = _append_readout(choices, inputs, nn.Sequential(*layers), size)
+    seed, n, m = choices.integer(0, 2**32 - 1), choices.integer(1, rows), choices.integer(1, rows)
     return make_case(name, model, inputs, seed=seed, n=n, m=m, dtype=dtype)
 
 
 BLOCKS: dict[str, tuple[Block, ...]] = {"vector": VECTOR_BLOCKS, "sequence": SEQUENCE_BLOCKS, "grid": GRID_BLOCKS}
 
-Start = tuple[Inputs, list[nn.Module], str, Size]
+NetworkStart = tuple[Inputs, list[nn.Module], str, Size]  # inputs, first layers, layout and size of their output
 
 
-def _tokens(pick: Choices) -> Start:
-    length, vocabulary, width = pick.integer(1, 4), pick.integer(2, 6), pick.width()
-    embedding = nn.Embedding(vocabulary, width, padding_idx=pick.among([None, 0]))
-    layers: list[nn.Module] = [embedding, Shift(length, width)] if pick.flag() else [embedding]
+def _token_inputs(choices: Choices) -> NetworkStart:
+    length, vocabulary, width = choices.integer(1, 4), choices.integer(2, 6), choices.width()
+    embedding = nn.Embedding(vocabulary, width, padding_idx=choices.among([None, 0]))
+    layers: list[nn.Module] = [embedding, Shift(length, width)] if choices.flag() else [embedding]
     return Inputs((length,), vocabulary), layers, "sequence", (length, width)
 
 
-def _bags(pick: Choices) -> Start:
-    vocabulary, width = pick.integer(2, 6), pick.width()
-    bag = nn.EmbeddingBag(vocabulary, width, mode=pick.among(["mean", "sum"]))
-    return Inputs((pick.integer(1, 4),), vocabulary), [bag], "vector", (width,)
+def _bag_inputs(choices: Choices) -> NetworkStart:
+    vocabulary, width = choices.integer(2, 6), choices.width()
+    bag = nn.EmbeddingBag(vocabulary, width, mode=choices.among(["mean", "sum"]))
+    return Inputs((choices.integer(1, 4),), vocabulary), [bag], "vector", (width,)
 
 
-def _reals(form: str, *ranges: tuple[int, int]) -> Callable[[Choices], Start]:
-    def start(pick: Choices) -> Start:
-        size = tuple(pick.integer(low, high) for low, high in ranges)
-        return Inputs(size), [], form, size
+def _real_inputs(layout: str, *ranges: tuple[int, int]) -> Callable[[Choices], NetworkStart]:
+    def draw_start(choices: Choices) -> NetworkStart:
+        size = tuple(choices.integer(low, high) for low, high in ranges)
+        return Inputs(size), [], layout, size
 
-    return start
+    return draw_start
 
 
-STARTS: dict[str, Callable[[Choices], Start]] = {
-    "vectors": _reals("vector", (1, 6)),
-    "sequences": _reals("sequence", (1, 4), (1, 5)),
-    "tokens": _tokens,
-    "bags": _bags,
-    "signals": _reals("grid", (1, 4), (2, 6)),
-    "images": _reals("grid", (1, 3), (2, 4), (2, 4)),
-    "volumes": _reals("grid", (1, 2), (2, 3), (1, 3), (2, 3)),
+INPUT_KINDS: dict[str, Callable[[Choices], NetworkStart]] = {
+    "vectors": _real_inputs("vector", (1, 6)),
+    "sequences": _real_inputs("sequence", (1, 4), (1, 5)),
+    "tokens": _token_inputs,
+    "bags": _bag_inputs,
+    "signals": _real_inputs("grid", (1, 4), (2, 6)),
+    "images": _real_inputs("grid", (1, 3), (2, 4), (2, 4)),
+    "volumes": _real_inputs("grid", (1, 2), (2, 3), (1, 3), (2, 3)),
 }
 
 
-def _bridge(pick: Choices, form: str, size: Size) -> tuple[nn.Module, str, Size]:
+def _change_layout(choices: Choices, layout: str, size: Size) -> tuple[nn.Module, str, Size]:
     """Reshape to another form: vectors as sequences, channels as features, positions as tokens."""
-    if form == "vector":
-        if pick.flag():
+    if layout == "vector":
+        if choices.flag():
             return Apply(lambda x: x[:, None, :]), "sequence", (1, *size)
         return Apply(lambda x: x[:, :, None]), "sequence", (*size, 1)
-    if form == "grid":
+    if layout == "grid":
         length = math.prod(size[1:])
         return Apply(lambda x: x.flatten(2).transpose(1, 2)), "sequence", (length, size[0])
-    if pick.flag():
+    if choices.flag():
         return Apply(lambda x: x.transpose(1, 2)), "grid", (size[1], size[0])
-    layer, size = _to_vector(pick, form, size)
+    layer, size = _to_vector(choices, layout, size)
     return layer, "vector", size
 
 
-def _to_vector(pick: Choices, form: str, size: Size) -> tuple[nn.Module, Size]:
+def _to_vector(choices: Choices, layout: str, size: Size) -> tuple[nn.Module, Size]:
     """Reduce to one vector per example: all positions concatenated, their mean, one of them, or the last state of a cell."""
-    if math.prod(size) <= 30 and pick.flag():
+    if math.prod(size) <= 30 and choices.flag():
         return nn.Flatten(), (math.prod(size),)
-    if form == "grid":
+    if layout == "grid":
         return Apply(lambda x: x.flatten(2).mean(2)), size[:1]
-    kind = pick.integer(0, 3)
+    kind = choices.integer(0, 3)
     if kind == 0:
-        return last_cell_state(pick, size)
+        return last_cell_state(choices, size)
     return Apply([lambda x: x.mean(1), lambda x: x[:, 0], lambda x: x[:, -1]][kind - 1]), size[1:]
 
 
-def _finish(pick: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
+def _append_readout(choices: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
     """Append a linear readout with more or fewer outputs than features, another kind of output, or nothing."""
-    width, C = size[-1], pick.integer(1, 6)
-    readout = lambda outputs=C: nn.Linear(width, outputs, bias=pick.flag())  # noqa: E731
-    kind = pick.integer(0, 9)
+    width, C = size[-1], choices.integer(1, 6)
+    readout = lambda outputs=C: nn.Linear(width, outputs, bias=choices.flag())  # noqa: E731
+    kind = choices.integer(0, 9)
     if kind <= 3:
         return nn.Sequential(*body.children(), readout())
     if kind == 4:
-        return nn.Sequential(body, readout(), pick.among([nn.Softmax, nn.LogSoftmax])(dim=1))
+        return nn.Sequential(body, readout(), choices.among([nn.Softmax, nn.LogSoftmax])(dim=1))
     if kind == 5:
-        return nn.Sequential(body, Parallel(pick.among(["sum", "product", "concatenate"]), readout(), readout()))
+        return nn.Sequential(body, Parallel(choices.among(["sum", "product", "concatenate"]), readout(), readout()))
     if kind == 6 and not inputs.vocabulary:
         skip = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(inputs.size), C))
         return ReadoutWithSkip(body, readout(), skip)
@@ -171,9 +171,9 @@ def _finish(pick: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Mo
         return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(offset, nn.Flatten())))
     if kind == 8 and inputs.vocabulary:
         inner = nn.Linear(width, width)
-        return TiedReadout(inputs.vocabulary, width, nn.Sequential(inner, nn.Tanh()), share=pick.flag())
+        return TiedReadout(inputs.vocabulary, width, nn.Sequential(inner, nn.Tanh()), share=choices.flag())
     if kind == 8:
         return nn.Sequential(body, Parallel("sum", readout(), nn.Sequential(readout(), nn.Tanh())))
-    if pick.flag() or not list(body.parameters()):
+    if choices.flag() or not list(body.parameters()):
         return nn.Sequential(body, readout(), nn.Tanh())
     return body

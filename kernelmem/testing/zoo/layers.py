@@ -15,7 +15,7 @@ VECTOR, SEQUENCE = Inputs((5,)), Inputs((4, 5))
 SIGNAL, IMAGE, VOLUME = Inputs((4, 7)), Inputs((4, 5, 5)), Inputs((2, 4, 3, 4))
 
 
-def _then(*layers: nn.Module, width: int, outputs: int = 3) -> nn.Sequential:
+def _with_readout(*layers: nn.Module, width: int, outputs: int = 3) -> nn.Sequential:
     """Append tanh, flatten and a linear readout."""
     return nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(width, outputs))
 
@@ -24,23 +24,23 @@ def linears() -> Group:
     """Return entries of linear layers on vectors and sequences, bilinear layers and parametrizations."""
     mean = lambda: Apply(lambda h: h.mean(1))  # noqa: E731
     return {
-        "linear": (lambda: _then(nn.Linear(5, 4), width=4), VECTOR),
+        "linear": (lambda: _with_readout(nn.Linear(5, 4), width=4), VECTOR),
         "linear without bias": (lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 3)), VECTOR),
         "linear alone": (lambda: nn.Linear(5, 3), VECTOR),
-        "linear on sequences": (lambda: _then(nn.Linear(5, 4), width=16), SEQUENCE),
+        "linear on sequences": (lambda: _with_readout(nn.Linear(5, 4), width=16), SEQUENCE),
         "linear on sequences, long": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Tanh(), mean(), nn.Linear(3, 2)),
                                       Inputs((24, 2))),
         "linear on sequences, readout before the mean": (
             lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3), mean()), SEQUENCE),
-        "linear on grids": (lambda: _then(nn.Linear(3, 2), width=8), Inputs((2, 2, 3))),
-        "bilinear": (lambda: _then(SelfBilinear(5, 4), width=4), VECTOR),
-        "bilinear without bias": (lambda: _then(SelfBilinear(5, 4, bias=False), width=4), VECTOR),
-        "prelu": (lambda: _then(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 4), nn.PReLU(4), width=4), VECTOR),
+        "linear on grids": (lambda: _with_readout(nn.Linear(3, 2), width=8), Inputs((2, 2, 3))),
+        "bilinear": (lambda: _with_readout(SelfBilinear(5, 4), width=4), VECTOR),
+        "bilinear without bias": (lambda: _with_readout(SelfBilinear(5, 4, bias=False), width=4), VECTOR),
+        "prelu": (lambda: _with_readout(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 4), nn.PReLU(4), width=4), VECTOR),
         "in-place activations": (
             lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.SiLU(inplace=True),
                                   nn.Linear(4, 3)), VECTOR),
-        "dropout in eval mode": (lambda: _then(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 4), width=4), VECTOR),
-        "scalar inputs": (lambda: _then(nn.Linear(1, 6), width=6), Inputs((1,))),
+        "dropout in eval mode": (lambda: _with_readout(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 4), width=4), VECTOR),
+        "scalar inputs": (lambda: _with_readout(nn.Linear(1, 6), width=6), Inputs((1,))),
         "inputs without an axis": (
             lambda: nn.Sequential(Apply(lambda x: x[:, None]), nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 2)),
             Inputs(())),
@@ -52,7 +52,7 @@ def linears() -> Group:
             lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), parametrizations.orthogonal(nn.Linear(4, 4)),
                                   nn.Tanh(), nn.Linear(4, 3)), VECTOR),
         "weight norm of a convolution": (
-            lambda: _then(parametrizations.weight_norm(nn.Conv1d(4, 3, 3)), width=15), SIGNAL),
+            lambda: _with_readout(parametrizations.weight_norm(nn.Conv1d(4, 3, 3)), width=15), SIGNAL),
     }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def convolutions() -> Group:
     """Return entries of convolutions of one, two and three axes, also transposed, with every option."""
 
     def conv(kind: type[nn.Module], inputs: Inputs, width: int, *args: Any, **options: Any):
-        return lambda: _then(kind(*args, **options), width=width, outputs=2), inputs
+        return lambda: _with_readout(kind(*args, **options), width=width, outputs=2), inputs
 
     c1, c2, c3 = nn.Conv1d, nn.Conv2d, nn.Conv3d
     t1, t2, t3 = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -103,26 +103,26 @@ def convolutions() -> Group:
 
 def normalizations() -> Group:
     """Return entries of normalization layers in eval mode with nontrivial statistics."""
-    features = lambda *layers: _then(nn.Linear(5, 6), *layers, width=6)  # noqa: E731
-    image = lambda *layers: _then(nn.Conv2d(4, 4, 3), *layers, width=36)  # noqa: E731
-    signal = lambda *layers: _then(nn.Conv1d(4, 4, 3), *layers, width=20)  # noqa: E731
+    features = lambda *layers: _with_readout(nn.Linear(5, 6), *layers, width=6)  # noqa: E731
+    image = lambda *layers: _with_readout(nn.Conv2d(4, 4, 3), *layers, width=36)  # noqa: E731
+    signal = lambda *layers: _with_readout(nn.Conv1d(4, 4, 3), *layers, width=20)  # noqa: E731
     return {
         "batch norm 1d": (lambda: features(nn.BatchNorm1d(6)), VECTOR),
         "batch norm 1d on signals": (lambda: signal(nn.BatchNorm1d(4)), SIGNAL),
         "batch norm 2d": (lambda: image(nn.BatchNorm2d(4)), IMAGE),
         "batch norm 2d without affine": (lambda: image(nn.BatchNorm2d(4, affine=False)), IMAGE),
-        "batch norm 3d": (lambda: _then(nn.BatchNorm3d(2), width=96), VOLUME),
-        "batch norm first": (lambda: _then(nn.BatchNorm1d(5), width=5), VECTOR),
+        "batch norm 3d": (lambda: _with_readout(nn.BatchNorm3d(2), width=96), VOLUME),
+        "batch norm first": (lambda: _with_readout(nn.BatchNorm1d(5), width=5), VECTOR),
         "layer norm": (lambda: features(nn.LayerNorm(6)), VECTOR),
-        "layer norm on sequences": (lambda: _then(nn.Linear(5, 6), nn.LayerNorm(6), width=24), SEQUENCE),
-        "layer norm over two axes": (lambda: _then(nn.Linear(5, 6), nn.LayerNorm([4, 6]), width=24), SEQUENCE),
+        "layer norm on sequences": (lambda: _with_readout(nn.Linear(5, 6), nn.LayerNorm(6), width=24), SEQUENCE),
+        "layer norm over two axes": (lambda: _with_readout(nn.Linear(5, 6), nn.LayerNorm([4, 6]), width=24), SEQUENCE),
         "layer norm without bias": (lambda: features(nn.LayerNorm(6, bias=False)), VECTOR),
         "layer norm without affine": (lambda: features(nn.LayerNorm(6, elementwise_affine=False)), VECTOR),
         "layer norm of images": (lambda: image(nn.LayerNorm([4, 3, 3])), IMAGE),
         "group norm": (lambda: image(nn.GroupNorm(2, 4)), IMAGE),
         "group norm on vectors": (lambda: features(nn.GroupNorm(2, 6)), VECTOR),
         "rms norm": (lambda: features(nn.RMSNorm(6)), VECTOR),
-        "rms norm over two axes": (lambda: _then(nn.Linear(5, 6), nn.RMSNorm([4, 6]), width=24), SEQUENCE),
+        "rms norm over two axes": (lambda: _with_readout(nn.Linear(5, 6), nn.RMSNorm([4, 6]), width=24), SEQUENCE),
         "instance norm 1d affine": (lambda: signal(nn.InstanceNorm1d(4, affine=True)), SIGNAL),
         "instance norm 2d affine": (lambda: image(nn.InstanceNorm2d(4, affine=True)), IMAGE),
         "instance norm 2d": (lambda: image(nn.InstanceNorm2d(4)), IMAGE),

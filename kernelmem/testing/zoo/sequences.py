@@ -43,10 +43,12 @@ def embeddings() -> Group:
     }  # fmt: skip
 
 
-def _recurrent(kind: Callable[..., nn.RNNBase], width: int, *, start: bool = False, **options: Any):
+def _recurrent(kind: Callable[..., nn.RNNBase], width: int, *, learned_start: bool = False, **options: Any):
+    """Return an entry of a recurrent layer with a linear readout of all positions."""
+
     def build() -> nn.Module:
         inner = kind(3, 2, **options)
-        return nn.Sequential(Recurrent(inner, start=start), nn.Flatten(), nn.Linear(4 * width, 2))
+        return nn.Sequential(Recurrent(inner, learned_start=learned_start), nn.Flatten(), nn.Linear(4 * width, 2))
 
     return build, SEQUENCE
 
@@ -57,7 +59,7 @@ def recurrences() -> Group:
     return {
         "rnn": _recurrent(nn.RNN, 2, batch_first=True),
         "rnn relu, sequence first": _recurrent(nn.RNN, 2, nonlinearity="relu"),
-        "rnn with a learned start": _recurrent(nn.RNN, 2, batch_first=True, start=True),
+        "rnn with a learned start": _recurrent(nn.RNN, 2, batch_first=True, learned_start=True),
         "rnn two layers, bidirectional": _recurrent(nn.RNN, 4, batch_first=True, num_layers=2, bidirectional=True),
         "lstm": _recurrent(nn.LSTM, 2, batch_first=True),
         "lstm without bias, sequence first": _recurrent(nn.LSTM, 2, bias=False),
