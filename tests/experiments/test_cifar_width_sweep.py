@@ -42,7 +42,7 @@ def test_a_sweep_of_widths_runs_and_resumes(folder, tmp_path, family, monkeypatc
     longer = options | {"training": replace(TRAINING, epochs=3), "n_seeds": 1, "options": SweepOptions(control=0)}
     cifar_sweep(folder, **longer, progress=lambda done, total: again.append((done, total)))
     assert again[0] == (0, 2)  # another training is another network
-    monkeypatch.setattr("kernelmem.double_descent.sweeps.jobs.EVALUATED", 7)  # the last part is smaller
+    monkeypatch.setattr("kernelmem.double_descent.sweeps.jobs.EVALUATION_BATCH_SIZE", 7)  # the last part is smaller
     parts = cifar_sweep(
         folder, **options | {"execution": Execution(), "n_seeds": 1, "options": SweepOptions(control=0)}
     )

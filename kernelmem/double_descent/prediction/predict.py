@@ -49,18 +49,19 @@ class PredictionOptions:
     """Label noise, training and kernel of a predicted curve.
 
     Attributes:
-        time: Σ_t of the learning rates of gradient descent on the mean over examples of |f − y|²/2 (divided by
-            1 − momentum). It replaces the ridge by the one with equal degrees of freedom
+        time: sum of the learning rates over the steps of gradient descent on the mean over examples of |f − y|²/2, divided
+            by 1 − momentum. It replaces the ridge by the one with equal degrees of freedom
             (:func:`kernelmem.double_descent.prediction.ridge_of_time`). None: ``ridge`` is used.
         noise: fraction of wrong training labels.
         kind: "symmetric" (always a wrong label) or "uniform" noise.
-        initial: start from the network's own outputs; False: from zero, a pure kernel machine.
+        initial: True: training starts from the outputs of the untrained network; False: it starts from zero, as for a
+            kernel machine.
         outputs: "trace", one kernel Σ_c K^cc / C for all outputs: right if outputs share few parameters, or the width is
             large. Outputs of a narrow network share most of its P parameters, which this counts C times: it predicts the
             threshold at P ≈ n instead of P ≈ n C. "full", all kernels between outputs, O((N C)³) time: pools of up to a
             few hundred examples.
-        train: (indices, labels): examples of the pool that training will use, and their noisy labels, for GCV; for n
-            samples the first n of them. None: no GCV.
+        train: (indices, labels): indices of the pool examples that training will use, and their noisy labels, for GCV; the
+            first n of them are used for n training examples. None: GCV is not computed.
     """
 
     time: float | None = None
@@ -77,16 +78,16 @@ class Prediction(Result):
 
     Attributes:
         axis_name: "width", "samples" or "ridge".
-        axis: its values.
-        expected: error against clean labels, on examples of the pool that were not drawn for training.
+        axis: values of the swept quantity, (A,).
+        expected: error with respect to clean labels, on examples of the pool that were not drawn for training.
         low: smallest ``expected`` over the initial networks.
-        high: largest.
-        noisy: error against noisy labels.
-        train: error against the noisy labels of the training examples.
+        high: largest ``expected`` over the initial networks.
+        noisy: error with respect to noisy labels, on the same examples as ``expected``.
+        train: error with respect to the noisy labels of the training examples.
         gcv: generalized cross-validation on the given training examples, which estimates ``noisy``; or None.
         by_seed: (S, A), ``expected`` of each initial network.
-        ridges: (S, A), ridge used.
-        setting: the other arguments, in words.
+        ridges: (S, A), ridge that each value was computed with.
+        setting: description of the quantities that are not swept.
     """
 
     axis_name: str
@@ -154,8 +155,8 @@ def predict_curve(
         data: (x, y), the pool: N examples and their clean labels 0..C-1, (N,), C the number of outputs. Training examples
             are drawn from it, and errors are those on the other examples.
         widths: a width or a list of widths.
-        samples: n < N training examples, or an increasing list.
-        ridge: added to the kernel Σ_c K^cc / C of the training examples; a number >= 0 or an increasing list.
+        samples: number n < N of training examples, or an increasing list of numbers.
+        ridge: number >= 0 added to the diagonal of the kernel Σ_c K^cc / C of the training examples, or an increasing list.
         seeds: seeds of the initial networks.
         options: label noise, training time, kernel, GCV, see :class:`PredictionOptions`.
         forward: maps (model, batch) to (N, C) outputs.
@@ -166,15 +167,16 @@ def predict_curve(
         Prediction, float64.
 
     Raises:
-        InputError: no axis or more than one, arguments out of range, labels beyond the outputs, both a ridge and a time.
-        UnsupportedModelError: as :func:`kernelmem.ntk`.
+        InputError: there is no axis or more than one, an argument is out of range, a label exceeds the number of outputs,
+            or both a ridge and a time are given.
+        UnsupportedModelError: for the same models as :func:`kernelmem.ntk`.
 
     Cost: per width and seed the NTK of N examples and its eigendecomposition, O(N³); with ``time`` one of n examples per
     value. Digits (N = 1,797) with 100 units: about 4 s.
 
     Source: Simon et al. 2021 for kernels of a population; for a finite pool and an initial function: this package.
     """
-    place = _Axes.of(widths, samples, ridge, options.time)
+    axes = _Axes.parse(widths, samples, ridge, options.time)
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise InputError(f"seeds {list(seeds)}", expected="at least one seed, no repeats", hint="pass seeds=(0, 1, 2)")
     seeds = [as_count(seed, "seed", minimum=0) for seed in seeds]
@@ -183,11 +185,11 @@ def predict_curve(
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise InputError(f"data of type {type(data).__name__}", expected="(x, y)", hint="pass examples and labels")
     x, labels = data[0], as_labels(data[1], "y")
-    report, total = as_progress(progress, "prediction", "network"), len(seeds) * len(place.widths)
-    results: list[list[ExpectedErrors]] = []
+    report, total = as_progress(progress, "prediction", "network"), len(seeds) * len(axes.widths)
+    errors_by_seed: list[list[ExpectedErrors]] = []
     for s, seed in enumerate(seeds):
-        row: list[ExpectedErrors] = []
-        for w, width in enumerate(place.widths):
+        errors_of_seed: list[ExpectedErrors] = []
+        for w, width in enumerate(axes.widths):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = make_model(width)
@@ -196,40 +198,42 @@ def predict_curve(
                     f"make_model that returns a {type(model).__name__}", expected="an nn.Module", hint="return a module"
                 )
             model.eval()
-            network = UntrainedNetwork.of(model, x, labels, options.initial, forward, memory, options.outputs)
-            flips = flip_noise(options.noise, network.clean.shape[1], kind=options.kind)
-            train = None if options.train is None else _checked_train(options.train, network, max(place.samples))
-            row += [
-                network.expected_errors(n, delta, options.time, flips, train, seed)
-                for n in place.samples
-                for delta in place.ridges
+            network = UntrainedNetwork.compute(model, x, labels, options.initial, forward, memory, options.outputs)
+            flip_moments = flip_noise(options.noise, network.centered_one_hot.shape[1], kind=options.kind)
+            training_labels = (
+                None if options.train is None else _as_training_labels(options.train, network, max(axes.samples))
+            )
+            errors_of_seed += [
+                network.expected_errors(n, ridge_value, options.time, flip_moments, training_labels, seed)
+                for n in axes.samples
+                for ridge_value in axes.ridges
             ]
-            report(s * len(place.widths) + w + 1, total)
-        results.append(row)
+            report(s * len(axes.widths) + w + 1, total)
+        errors_by_seed.append(errors_of_seed)
 
-    def table(name: str) -> Tensor:  # (S, A)
-        return torch.tensor([[getattr(errors, name) for errors in row] for row in results], dtype=torch.float64)
+    def stack_errors(name: str) -> Tensor:  # (S, A)
+        return torch.tensor([[getattr(errors, name) for errors in row] for row in errors_by_seed], dtype=torch.float64)
 
-    clean = table("clean")
+    clean_errors = stack_errors("clean")
     return Prediction(
-        axis_name=place.name,
-        axis=torch.tensor(place.axis, dtype=torch.float64),
-        expected=clean.mean(0),
-        low=clean.amin(0),
-        high=clean.amax(0),
-        noisy=table("noisy").mean(0),
-        train=table("train").mean(0),
-        gcv=None if options.train is None else table("gcv").mean(0),
-        by_seed=clean,
-        ridges=table("ridge"),
-        setting=place.words(options.time)
+        axis_name=axes.name,
+        axis=torch.tensor(axes.axis, dtype=torch.float64),
+        expected=clean_errors.mean(0),
+        low=clean_errors.amin(0),
+        high=clean_errors.amax(0),
+        noisy=stack_errors("noisy").mean(0),
+        train=stack_errors("train").mean(0),
+        gcv=None if options.train is None else stack_errors("gcv").mean(0),
+        by_seed=clean_errors,
+        ridges=stack_errors("ridge"),
+        setting=axes.describe_fixed(options.time)
         + f", {options.noise:.0%} {options.kind} label noise, {len(seeds)} initial network{'s' * (len(seeds) != 1)}",
     )
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Widths, numbers of training examples and ridges, of which one has several values."""
+    """Widths, numbers of training examples and ridges; the one called ``name`` is the axis."""
 
     widths: list[int]
     samples: list[int]
@@ -237,8 +241,11 @@ class _Axes:
     name: str
 
     @classmethod
-    def of(cls, widths: Axis, samples: Axis, ridge: Axis, time: float | None) -> "_Axes":
-        is_list = [isinstance(v, Sequence | Tensor) or hasattr(v, "__array__") for v in (widths, samples, ridge)]
+    def parse(cls, widths: Axis, samples: Axis, ridge: Axis, time: float | None) -> "_Axes":
+        """Validate the three arguments and find the one that is a list."""
+        is_list = [
+            isinstance(value, Sequence | Tensor) or hasattr(value, "__array__") for value in (widths, samples, ridge)
+        ]
         if sum(is_list) != 1:
             raise InputError(
                 f"{sum(is_list)} lists among widths, samples and ridge",
@@ -248,37 +255,50 @@ class _Axes:
         if time is not None:
             as_number(time, "time", exclusive=True)
             if is_list[2] or ridge != 0.0:
-                raise InputError(f"ridge={ridge!r} and time={time!r}", expected="one of them", hint="omit one of them")
+                raise InputError(
+                    f"ridge={ridge!r} and time={time!r}",
+                    expected="a ridge or a training time, not both",
+                    hint="omit ridge or time",
+                )
         return cls(
-            as_axis(widths, "widths", whole=True).astype(int).tolist(),
-            as_axis(samples, "samples", whole=True).astype(int).tolist(),
+            as_axis(widths, "widths", integer=True).astype(int).tolist(),
+            as_axis(samples, "samples", integer=True).astype(int).tolist(),
             as_axis(ridge, "ridge", exclusive=False).tolist(),
             AXES[is_list.index(True)],
         )
 
     @property
     def axis(self) -> list[int] | list[float]:
+        """Values of the swept quantity."""
         return {"width": self.widths, "samples": self.samples, "ridge": self.ridges}[self.name]
 
-    def words(self, time: float | None) -> str:
-        parts = {
+    def describe_fixed(self, time: float | None) -> str:
+        """Describe the quantities that are not swept."""
+        descriptions = {
             "width": f"width {self.widths[0]}",
             "samples": f"{self.samples[0]} training examples",
             "ridge": f"ridge {self.ridges[0]:g}" if time is None else f"gradient flow for time {time:g}",
         }
-        return ", ".join(text for name, text in parts.items() if name != self.name)
+        return ", ".join(text for name, text in descriptions.items() if name != self.name)
 
 
-def _checked_train(train: tuple[ArrayLike, ArrayLike], network: UntrainedNetwork, most: int) -> tuple[Tensor, Tensor]:
-    N, C = network.clean.shape
+def _as_training_labels(
+    train: tuple[ArrayLike, ArrayLike], network: UntrainedNetwork, largest_n: int
+) -> tuple[Tensor, Tensor]:
+    """Validate the (indices, labels) of the training examples: different examples, and at least ``largest_n`` of them."""
+    N, C = network.centered_one_hot.shape
     if not isinstance(train, tuple | list) or len(train) != 2:
-        raise InputError(f"train of type {type(train).__name__}", expected="(indices, labels)", hint="pass both")
+        raise InputError(
+            f"train of type {type(train).__name__}",
+            expected="(indices, labels)",
+            hint="pass the indices of the training examples and their labels",
+        )
     indices = as_labels(train[0], "train[0]", n_classes=N).cpu()
     labels = as_labels(train[1], "train[1]", n=len(indices), n_classes=C).cpu()
-    if len(indices) < most or len(indices.unique()) != len(indices):
+    if len(indices) < largest_n or len(indices.unique()) != len(indices):
         raise InputError(
-            f"{len(indices)} training indices, {len(indices.unique())} different ones",
-            expected=f"at least {most}, no repeats",
+            f"train with {len(indices)} indices, {len(indices.unique())} of them different",
+            expected=f"at least {largest_n} indices (the largest number of samples) without repeats",
             hint="pass the examples of the largest number of samples, in the order in which smaller ones use them",
         )
     return indices, labels

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PreregisteredPrediction(Result):
-    """Prediction made before training, errors of the trained networks, and the score of the prediction."""
+    """Prediction made before training, errors of the trained networks, and the score of the prediction.
+
+    Attributes:
+        prediction: expected errors, computed and saved before any network was trained.
+        sweep: errors of the networks trained afterwards, at the same numbers of training examples.
+        score: comparison of the expected with the measured errors.
+    """
 
     prediction: Prediction
     sweep: Sweep
@@ -100,19 +106,19 @@ def preregister(
         noise: fraction of wrong labels.
         recipe: SGD, full batch, loss "mse", constant learning rate, no weight decay.
         n_seeds: number of trained networks per number of examples.
-        n_initial: number of initial networks that the prediction is averaged over; they are not those that train.
-        seed: seed of all draws.
-        execution: where networks train; its ``out`` gets prediction.safetensors, sweep.safetensors, summary.json,
-            results.csv and the figure.
+        n_initial: number of untrained networks that the prediction is averaged over; none of them is trained.
+        seed: seed of all random draws.
+        execution: where networks are trained; its directory ``out`` receives prediction.safetensors,
+            sweep.safetensors, summary.json, results.csv and the figure.
         progress: called with (networks done, networks in total) during training.
 
     Raises:
-        InputError: a recipe that is not lazy.
+        InputError: the recipe is not gradient descent with squared loss, full batches and a constant learning rate.
 
     Cost: that of ``predict_curve`` plus A · n_seeds networks.
     """
-    lazy = (recipe.optimizer, recipe.loss, recipe.schedule, recipe.batch_size, recipe.weight_decay)
-    if lazy != ("sgd", "mse", "constant", None, 0.0):
+    training_settings = (recipe.optimizer, recipe.loss, recipe.schedule, recipe.batch_size, recipe.weight_decay)
+    if training_settings != ("sgd", "mse", "constant", None, 0.0):
         raise InputError(
             f"recipe {recipe}",
             expected='optimizer "sgd", loss "mse", schedule "constant", full batches, no weight decay',
@@ -128,26 +134,26 @@ def preregister(
         (x, torch.cat([data.y_train, data.y_test])),
         widths=width,
         samples=list(samples),
-        seeds=tuple(10**6 + seed + k for k in range(n_initial)),  # none of them trains
+        seeds=tuple(10**6 + seed + k for k in range(n_initial)),  # no trained network has these seeds
         options=PredictionOptions(time=recipe.steps * recipe.lr / (1 - recipe.momentum), noise=noise),
         memory=execution.memory,
         progress=False,
     )
     if execution.out is not None:
         prediction.save(Path(execution.out) / "prediction.safetensors")
-    measured = sweep(
+    measured_sweep = sweep(
         data, "samples", samples, noise=noise, recipe=recipe, n_seeds=n_seeds, seed=seed,
         options=SweepOptions(width=width, control=0), execution=execution, progress=progress,
     )  # fmt: skip
     # The recipe's loss is half of the squared error summed over classes.
-    score = score_prediction(prediction, 2 * measured.curves.test_loss)
-    result = PreregisteredPrediction(prediction, measured, score)
+    score = score_prediction(prediction, 2 * measured_sweep.curves.test_loss)
+    result = PreregisteredPrediction(prediction, measured_sweep, score)
     if execution.out is not None:
         contents = {
             "summary.json": json.dumps(result.summary(), indent=1) + "\n",
-            "results.csv": measured.to_frame().to_csv(index=False),
+            "results.csv": measured_sweep.to_frame().to_csv(index=False),
             **figure_files(result.plot(), "figure"),
         }
         write_files(execution.out, contents)
-        measured.save(Path(execution.out) / "sweep.safetensors")
+        measured_sweep.save(Path(execution.out) / "sweep.safetensors")
     return result

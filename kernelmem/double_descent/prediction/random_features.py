@@ -21,10 +21,11 @@ class FeatureTheory(Result):
 
     Attributes:
         axis: numbers of features.
-        expected: expected error by the equations for a finite pool; infinite at the threshold of ridge 0.
-        control: the same without label noise.
-        population: expected error by the equations that treat the pool as the population.
-        measured: mean loss of the sweep.
+        expected: error expected from the equations for a finite pool; infinite at the interpolation threshold if the ridge
+            is 0.
+        control: error expected from the same equations without label noise.
+        population: error expected from the equations that treat the pool as the population.
+        measured: test loss of the sweep, averaged over seeds.
     """
 
     axis: Tensor
@@ -45,13 +46,13 @@ class FeatureTheory(Result):
 
     def summary(self) -> dict[str, object]:
         """Return the theory as JSON values, for summary.json."""
-        worst = self.relative_error.abs().nan_to_num(0).max()
+        largest_error = self.relative_error.abs().nan_to_num(0).max()
         return {
             "source": "eigenframework of random features, finite pool",
             "expected": as_json(self.expected),
             "population": as_json(self.population),
             "relative_error": as_json(self.relative_error),
-            "largest_relative_error": float(worst),
+            "largest_relative_error": float(largest_error),
             "peak": self.peak,
         }
 
@@ -72,7 +73,7 @@ def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
     test, with their true labels, is the pool of :func:`kernelmem.double_descent.theory.feature_curve`.
 
     Raises:
-        InputError: a sweep over another quantity, or of other features.
+        InputError: the sweep is not over the number of features, or its features are not cosine features.
 
     Cost: one eigendecomposition of all N examples, O(N³).
 
@@ -90,12 +91,12 @@ def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
     C = data.n_classes
     K = torch.exp(-(config["scale"] ** 2) * torch.cdist(x, x).square() / 2)
     pool = pool_task((K + K.T) / 2, torch.eye(C, dtype=torch.float64)[y] - 1 / C)
-    noise, no_noise = flip_noise(float(config["noise"]), C), flip_noise(0.0, C)
-    curves = []
-    for task, flips in ((pool, noise), (pool, no_noise), (pool.as_population(), noise)):
+    with_noise, without_noise = flip_noise(float(config["noise"]), C), flip_noise(0.0, C)
+    expected_errors = []
+    for task, flip_moments in ((pool, with_noise), (pool, without_noise), (pool.as_population(), with_noise)):
         curve = feature_curve(
-            task, np.asarray(sweep.axis), n=int(config["n"]), ridge=float(config["ridge"]), noise=flips
+            task, np.asarray(sweep.axis), n=int(config["n"]), ridge=float(config["ridge"]), noise=flip_moments
         )
-        curves.append(torch.full((len(sweep.axis),), math.nan) if curve.clean is None else curve.clean)
+        expected_errors.append(torch.full((len(sweep.axis),), math.nan) if curve.clean is None else curve.clean)
     axis = torch.tensor(sweep.axis, dtype=torch.float64)
-    return FeatureTheory(axis, *curves, measured=sweep.curves.test_loss.mean(0))
+    return FeatureTheory(axis, *expected_errors, measured=sweep.curves.test_loss.mean(0))

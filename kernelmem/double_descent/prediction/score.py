@@ -17,7 +17,7 @@ from kernelmem.double_descent.prediction.predict import Prediction
 if TYPE_CHECKING:
     import pandas as pd
 
-EXACT = 7  # number of values up to which all permutations are tried
+MAX_EXACT_VALUES = 7  # for up to this number of values all permutations are used, 7! = 5,040
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,13 +27,13 @@ class PredictionScore(Result):
     Attributes:
         axis: (A,) values of the axis.
         relative_error: (A,) expected / mean measured − 1; positive where the prediction is too high.
-        measured: (A,) means over runs.
-        se: (A,) their standard errors; NaN for one run.
-        rank_correlation: Spearman correlation of expected and mean measured errors; 1: the same order.
-        rank_se: its jackknife standard error over runs; NaN below three runs.
+        measured: (A,) measured errors, means over runs.
+        se: (A,) standard errors of ``measured`` over runs; NaN for one run.
+        rank_correlation: Spearman correlation of expected and mean measured errors; 1 if their order is the same.
+        rank_se: jackknife standard error of ``rank_correlation`` over runs; NaN for fewer than three runs.
         p_value: fraction of the permutations of the values with at least this rank correlation.
         null_spread: standard deviation of the rank correlation over these permutations.
-        peak: axis values of the largest expected and of the largest measured error.
+        peak: axis value of the largest expected error, and axis value of the largest measured error.
     """
 
     axis: Tensor
@@ -77,28 +77,29 @@ def score_prediction(
             standard error of the rank correlation leaves out one run at a time. In units of ``prediction.expected``:
             Σ_c (f_c − Y_c)², Y = one_hot − 1/C.
         n_permutations: random permutations for the null; for up to 7 values all permutations are used.
-        seed: seed of these.
+        seed: seed of the random permutations.
 
     Returns:
         PredictionScore.
 
     Raises:
-        InputError: fewer than three values, wrong shapes, errors that are not positive and finite, an infinite prediction.
+        InputError: there are fewer than three values, the shapes do not match, errors are not positive and finite, or
+            the prediction is infinite.
 
     Cost: O(n_permutations · A log A).
 
     Source: Spearman 1904; permutation null with one added to both counts: Phipson and Smyth 2010.
     """
-    runs = as_tensor(measured, "measured", dtype=torch.float64).cpu()
-    runs = runs[None] if runs.ndim == 1 else runs
+    measured_runs = as_tensor(measured, "measured", dtype=torch.float64).cpu()
+    measured_runs = measured_runs[None] if measured_runs.ndim == 1 else measured_runs
     A = len(prediction.axis)
-    if runs.ndim != 2 or runs.shape[1] != A or len(runs) == 0 or A < 3:
+    if measured_runs.ndim != 2 or measured_runs.shape[1] != A or len(measured_runs) == 0 or A < 3:
         raise InputError(
-            f"measured of shape {tuple(runs.shape)} for a prediction at {A} values",
+            f"measured of shape {tuple(measured_runs.shape)} for a prediction at {A} values",
             expected=f"({A},) or (runs, {A}), with at least three values",
             hint="measure at the values of the prediction",
         )
-    if not bool((runs > 0).all()):
+    if not bool((measured_runs > 0).all()):
         raise InputError("measured errors <= 0", expected="squared errors > 0", hint="pass sums over classes")
     if not bool(torch.isfinite(prediction.expected).all()):
         infinite = prediction.axis[~torch.isfinite(prediction.expected)].tolist()
@@ -108,40 +109,50 @@ def score_prediction(
             hint="remove this value of the axis, or predict with a ridge",
         )
     n_permutations = as_count(n_permutations, "n_permutations", minimum=99)
-    mean = runs.mean(0)
-    expected, R = prediction.expected.numpy(), len(runs)
-    rank_correlation, rank_se = _spearman(expected, mean.numpy()), math.nan
+    mean_measured = measured_runs.mean(0)
+    expected, R = prediction.expected.numpy(), len(measured_runs)
+    rank_correlation, rank_se = _spearman(expected, mean_measured.numpy()), math.nan
     if R >= 3:
-        jackknife = [_spearman(expected, ((runs.sum(0) - run) / (R - 1)).numpy()) for run in runs]
+        jackknife = [_spearman(expected, ((measured_runs.sum(0) - run) / (R - 1)).numpy()) for run in measured_runs]
         rank_se = float(torch.tensor(jackknife).var(correction=0) * (R - 1)) ** 0.5
-    null, added = _null(expected, mean.numpy(), n_permutations, as_count(seed, "seed", minimum=0))
+    null_correlations, pseudocount = _null_correlations(
+        expected, mean_measured.numpy(), n_permutations, as_count(seed, "seed", minimum=0)
+    )
     return PredictionScore(
         axis=prediction.axis,
-        relative_error=prediction.expected / mean - 1,
-        measured=mean,
-        se=runs.std(0, correction=1) / R**0.5 if R > 1 else torch.full_like(mean, math.nan),
+        relative_error=prediction.expected / mean_measured - 1,
+        measured=mean_measured,
+        se=measured_runs.std(0, correction=1) / R**0.5 if R > 1 else torch.full_like(mean_measured, math.nan),
         rank_correlation=rank_correlation,
         rank_se=rank_se,
-        p_value=float((np.count_nonzero(null >= rank_correlation - 1e-12) + added) / (len(null) + added)),
-        null_spread=float(null.std()),
-        peak=(prediction.peak, float(prediction.axis[mean.argmax()])),
+        p_value=float(
+            (np.count_nonzero(null_correlations >= rank_correlation - 1e-12) + pseudocount)
+            / (len(null_correlations) + pseudocount)
+        ),
+        null_spread=float(null_correlations.std()),
+        peak=(prediction.peak, float(prediction.axis[mean_measured.argmax()])),
     )
 
 
-def _null(expected: np.ndarray, mean: np.ndarray, n_permutations: int, seed: int) -> tuple[np.ndarray, int]:
-    """Rank correlations under permutations, and the number added to the counts: 1 if not all permutations are tried."""
+def _null_correlations(
+    expected: np.ndarray, mean: np.ndarray, n_permutations: int, seed: int
+) -> tuple[np.ndarray, int]:
+    """Return rank correlations under permutations, and the number added to both counts of the p-value.
+
+    It is 1 for random permutations, and 0 if all permutations are used.
+    """
     A = len(mean)
-    if A <= EXACT:
-        return np.array([_spearman(expected, mean[list(order)]) for order in permutations(range(A))]), 0
+    if A <= MAX_EXACT_VALUES:
+        return np.array([_spearman(expected, mean[list(permutation)]) for permutation in permutations(range(A))]), 0
     rng = np.random.default_rng(seed)
     return np.array([_spearman(expected, mean[rng.permutation(A)]) for _ in range(n_permutations)]), 1
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Correlation of ranks, ties at their mean rank; 0 if one side is constant (SciPy returns NaN)."""
+    """Return the rank correlation, with mean ranks for ties; 0 if x or y is constant (SciPy returns NaN)."""
     from scipy.stats import rankdata  # slow to import
 
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / norm if norm else 0.0
+    x_ranks, y_ranks = rankdata(x), rankdata(y)
+    x_ranks, y_ranks = x_ranks - x_ranks.mean(), y_ranks - y_ranks.mean()
+    norm = math.sqrt(float(x_ranks @ x_ranks) * float(y_ranks @ y_ranks))
+    return float(x_ranks @ y_ranks) / norm if norm else 0.0

@@ -34,7 +34,7 @@ def ridge_of_time(eigenvalues: ArrayLike, time: float) -> float:
         δ; the two sums agree to rounding.
 
     Raises:
-        InputError: a time that is not positive, no positive eigenvalue.
+        InputError: the time is not positive, or no eigenvalue is positive.
 
     Cost: O(100 n), bisection.
 
@@ -48,21 +48,29 @@ def ridge_of_time(eigenvalues: ArrayLike, time: float) -> float:
             expected="eigenvalues of a kernel, (n,)",
             hint="check the kernel",
         )
-    degrees = float(-torch.expm1(-time * kappa / len(kappa)).sum())
+    degrees_of_freedom = float(-torch.expm1(-time * kappa / len(kappa)).sum())
     # 1 − exp(−u) lies between u/(1 + u) and 2 u/(2 + u) for small u, and below 1: the root is within this range.
-    low, high = math.log(EPS * float(kappa.max())), math.log(2 * len(kappa) / time + float(kappa.sum()))
+    log_low, log_high = math.log(EPS * float(kappa.max())), math.log(2 * len(kappa) / time + float(kappa.sum()))
     for _ in range(100):
-        middle = (low + high) / 2
-        if float((kappa / (kappa + math.exp(middle))).sum()) > degrees:
-            low = middle
+        log_middle = (log_low + log_high) / 2
+        if float((kappa / (kappa + math.exp(log_middle))).sum()) > degrees_of_freedom:
+            log_low = log_middle
         else:
-            high = middle
-    return math.exp((low + high) / 2)
+            log_high = log_middle
+    return math.exp((log_low + log_high) / 2)
 
 
 @dataclass(frozen=True)
 class ExpectedErrors:
-    """Expected squared errors for one width, number of examples and ridge: clean, noisy, training, GCV."""
+    """Expected squared errors for one width, number of training examples and ridge.
+
+    Attributes:
+        clean: error on held-out examples with respect to clean labels.
+        noisy: error on held-out examples with respect to noisy labels.
+        train: error on the training examples with respect to their noisy labels.
+        gcv: estimate of ``noisy`` by generalized cross-validation; NaN without training labels.
+        ridge: ridge that the errors were computed with.
+    """
 
     clean: float
     noisy: float
@@ -77,36 +85,38 @@ class UntrainedNetwork:
 
     Attributes:
         kernel: (N, N), or (N C, N C) with the outputs of an example adjacent.
-        eigenvalues: (N,) or (N C,).
-        eigenvectors: columns.
-        clean: (N, C) targets one_hot − 1/C.
-        initial: (N, C) outputs f_0, or zeros.
+        eigenvalues: (N,) or (N C,), increasing; rounding errors are set to zero.
+        eigenvectors: eigenvectors of the kernel, one per column.
+        centered_one_hot: (N, C) clean targets, one_hot − 1/C.
+        initial_outputs: (N, C) outputs f_0 before training, or zeros.
     """
 
     kernel: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
-    clean: Tensor
-    initial: Tensor
+    centered_one_hot: Tensor
+    initial_outputs: Tensor
 
     @classmethod
-    def of(
+    def compute(
         cls,
         model: nn.Module,
         x: Batch,
         labels: Tensor,
-        initial: bool,
+        start_from_outputs: bool,
         forward: Callable[..., Tensor] | None,
         memory: int | str,
         outputs: Literal["trace", "full"],
     ) -> "UntrainedNetwork":
-        """Compute kernel, eigenvectors and initial outputs, in float64 on the CPU.
+        """Compute the NTK on the pool, its eigendecomposition and the initial outputs, in float64 on the CPU.
+
+        If ``start_from_outputs`` is false, the initial outputs are replaced by zeros.
 
         Raises:
-            InputError: labels that do not fit examples and outputs.
+            InputError: the number of labels differs from that of the examples, or a label exceeds the number of outputs.
         """
-        f0 = _outputs(model, x, forward)
-        N, C = f0.shape
+        initial_outputs = _initial_outputs(model, x, forward)
+        N, C = initial_outputs.shape
         if len(labels) != N or int(labels.max()) >= C:
             raise InputError(
                 f"{len(labels)} labels up to {int(labels.max())} for outputs of shape {(N, C)}",
@@ -119,73 +129,92 @@ class UntrainedNetwork:
         eigenvalues, eigenvectors = torch.linalg.eigh(kernel)
         # With few parameters the rank is below N; the remaining eigenvalues are rounding errors.
         eigenvalues = torch.where(eigenvalues > len(eigenvalues) * EPS * eigenvalues[-1], eigenvalues, 0.0)
-        clean = torch.nn.functional.one_hot(labels.cpu(), C).double() - 1 / C
-        return cls(kernel, eigenvalues, eigenvectors, clean, f0 if initial else torch.zeros_like(f0))
+        centered_one_hot = torch.nn.functional.one_hot(labels.cpu(), C).double() - 1 / C
+        return cls(
+            kernel,
+            eigenvalues,
+            eigenvectors,
+            centered_one_hot,
+            initial_outputs if start_from_outputs else torch.zeros_like(initial_outputs),
+        )
 
     def expected_errors(
         self,
         n: int,
         ridge: float,
         time: float | None,
-        flips: FlipNoise,
-        train: tuple[Tensor, Tensor] | None,
+        flip_moments: FlipNoise,
+        training_labels: tuple[Tensor, Tensor] | None,
         seed: int,
     ) -> ExpectedErrors:
-        """Return the errors after training on n examples with a ridge, or for a time (``seed`` draws examples for it)."""
-        N, C = self.clean.shape
+        """Predict the errors after training on n examples with a ridge, or for a time.
+
+        A time is converted to a ridge by the kernel of n examples, which are drawn with ``seed``.
+        """
+        N, C = self.centered_one_hot.shape
         if time is not None:
-            places = self._kernel_rows(torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:n])
-            eigenvalues = torch.linalg.eigvalsh(self.kernel[places][:, places])
-            ridge = ridge_of_time(eigenvalues, time * self.block)
+            kernel_rows = self._kernel_rows(torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:n])
+            eigenvalues = torch.linalg.eigvalsh(self.kernel[kernel_rows][:, kernel_rows])
+            ridge = ridge_of_time(eigenvalues, time * self.rows_per_example)
         # A full kernel treats each (example, output) pair as one example, so errors are scaled by C.
-        block, size = self.block, len(self.eigenvalues)
-        targets = self._spectral(flips.shrink * self.clean - self.initial)  # v = c Y − f_0
-        clean = self._spectral(self.clean)
-        task = SpectralTask(self.eigenvalues, targets.square().sum(1), size)
-        curve = learning_curve(task, [n * block], ridge=ridge, noise=flips.variance / block)
+        rows_per_example, n_rows = self.rows_per_example, len(self.eigenvalues)
+        v = flip_moments.shrink * self.centered_one_hot - self.initial_outputs
+        targets = self._to_eigenbasis(v)
+        clean_targets = self._to_eigenbasis(self.centered_one_hot)
+        task = SpectralTask(self.eigenvalues, targets.square().sum(1), n_rows)
+        curve = learning_curve(
+            task, [n * rows_per_example], ridge=ridge, noise=flip_moments.variance / rows_per_example
+        )
         assert curve.train is not None
-        L = learnabilities(task, [n * block], ridge=ridge)[0]
-        cross = block * float(((1 - L) * (targets * clean).sum(1)).sum()) / (size - float(L.sum()))
-        lost = 1 - flips.shrink
-        noisy = block * float(curve.test[0])
+        L = learnabilities(task, [n * rows_per_example], ridge=ridge)[0]
+        cross_term = (
+            rows_per_example * float(((1 - L) * (targets * clean_targets).sum(1)).sum()) / (n_rows - float(L.sum()))
+        )
+        label_shrinkage = 1 - flip_moments.shrink
+        noisy = rows_per_example * float(curve.test[0])
         return ExpectedErrors(
-            clean=noisy - flips.variance + lost**2 * (1 - 1 / C) + 2 * lost * cross,
+            clean=noisy - flip_moments.variance + label_shrinkage**2 * (1 - 1 / C) + 2 * label_shrinkage * cross_term,
             noisy=noisy,
-            train=block * float(curve.train[0]),
-            gcv=math.nan if train is None else self._gcv(train[0][:n], train[1][:n], ridge),
+            train=rows_per_example * float(curve.train[0]),
+            gcv=math.nan
+            if training_labels is None
+            else self._generalized_cross_validation(training_labels[0][:n], training_labels[1][:n], ridge),
             ridge=ridge,
         )
 
     @property
-    def block(self) -> int:
+    def rows_per_example(self) -> int:
         """Number of rows of the kernel per example: 1, or C for a full kernel."""
-        return len(self.eigenvalues) // len(self.clean)
+        return len(self.eigenvalues) // len(self.centered_one_hot)
 
     def _kernel_rows(self, examples: Tensor) -> Tensor:
-        return (examples[:, None] * self.block + torch.arange(self.block)).flatten()
+        """Return the indices of the kernel rows that belong to these examples."""
+        return (examples[:, None] * self.rows_per_example + torch.arange(self.rows_per_example)).flatten()
 
-    def _spectral(self, targets: Tensor) -> Tensor:
+    def _to_eigenbasis(self, targets: Tensor) -> Tensor:
+        """Return the coefficients of targets (N, C) in the eigenbasis of the kernel."""
         return self.eigenvectors.T @ targets.reshape(len(self.eigenvalues), -1)
 
-    def _gcv(self, examples: Tensor, labels: Tensor, ridge: float) -> float:
-        """(1/n) |(I − H) y|² / (tr(I − H) / n)², I − H = δ (K + δ)⁻¹ or its limit δ → 0."""
-        C, rows = self.clean.shape[1], self._kernel_rows(examples)
-        targets = torch.nn.functional.one_hot(labels, C).double() - 1 / C - self.initial[examples]
-        values, vectors = torch.linalg.eigh(self.kernel[rows][:, rows])
-        rounding = len(values) * EPS * float(values[-1])
+    def _generalized_cross_validation(self, examples: Tensor, labels: Tensor, ridge: float) -> float:
+        """Compute (1/n) |(I − H) y|² / (tr(I − H) / n)², with I − H = δ (K + δ)⁻¹ or its limit for δ → 0."""
+        C, kernel_rows = self.centered_one_hot.shape[1], self._kernel_rows(examples)
+        targets = torch.nn.functional.one_hot(labels, C).double() - 1 / C - self.initial_outputs[examples]
+        eigenvalues, eigenvectors = torch.linalg.eigh(self.kernel[kernel_rows][:, kernel_rows])
+        rounding = len(eigenvalues) * EPS * float(eigenvalues[-1])
         if ridge > 0:
-            shrinkage = ridge / (values.clamp_min(0) + ridge)
-        elif float(values[0]) > rounding:
-            shrinkage = values[0] / values  # no null space: 1/values up to a factor that cancels
+            shrinkage = ridge / (eigenvalues.clamp_min(0) + ridge)
+        elif float(eigenvalues[0]) > rounding:
+            shrinkage = eigenvalues[0] / eigenvalues  # no null space: 1/values up to a factor that cancels
         else:
-            shrinkage = (values <= rounding).double()
-        residual = (shrinkage[:, None] * (vectors.T @ targets.reshape(len(values), -1))).square().sum()
-        return self.block * float(residual * len(values) / shrinkage.sum() ** 2)
+            shrinkage = (eigenvalues <= rounding).double()
+        residual = (shrinkage[:, None] * (eigenvectors.T @ targets.reshape(len(eigenvalues), -1))).square().sum()
+        return self.rows_per_example * float(residual * len(eigenvalues) / shrinkage.sum() ** 2)
 
 
-def _outputs(model: nn.Module, x: Batch, forward: Callable[..., Tensor] | None) -> Tensor:
-    rows = as_rows(x, "x")
-    prepared = prepare(model, rows, forward=forward, dtype=torch.float64, device=torch.device("cpu"))
-    batch = rows.to(dtype=torch.float64, device=torch.device("cpu"))
+def _initial_outputs(model: nn.Module, x: Batch, forward: Callable[..., Tensor] | None) -> Tensor:
+    """Return the outputs (N, C) of the untrained model, in float64 on the CPU."""
+    examples = as_rows(x, "x")
+    prepared = prepare(model, examples, forward=forward, dtype=torch.float64, device=torch.device("cpu"))
+    batch = examples.to(dtype=torch.float64, device=torch.device("cpu"))
     with torch.no_grad():
         return prepared.outputs(batch.slice(0, batch.n), batch.n).double()

@@ -1,4 +1,4 @@
-"""Double descent on scikit-learn's digits: settings that take seconds, larger ones of the same, and the files of a run."""
+"""Double descent on scikit-learn's digits: quick settings, settings for a paper, and the files that a run writes."""
 
 import json
 import time
@@ -31,20 +31,21 @@ Kind = Literal["model", "sample", "epoch", "features"]
 Size = Literal["quick", "paper"]
 Settings = TypeVar("Settings")
 KINDS: tuple[Kind, ...] = ("model", "sample", "epoch", "features")
-TEST_ROWS = 800
+N_TEST = 800
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One sweep of the digits with all its settings.
+    """All settings of one sweep on the digits.
 
     Attributes:
         kind: "model", "sample", "epoch" or "features".
-        over: swept quantity.
-        values: its values.
-        width, n, noise, recipe, n_seeds, control: as for :func:`kernelmem.double_descent.sweep`.
-        search: find the interpolation threshold by bisection before the sweep.
-        chunk: networks trained and kept together; a quarter of all of them, so that two processes share the work evenly.
+        over: name of the swept quantity.
+        values: values of the swept quantity, increasing.
+        width, n, noise, recipe, n_seeds, control: arguments and options of :func:`kernelmem.double_descent.sweep`.
+        search: True if the interpolation threshold is found by bisection before the sweep.
+        chunk: number of networks trained and saved together; about a quarter of all, so that two processes share the work
+            evenly.
     """
 
     kind: Kind
@@ -117,28 +118,30 @@ def preset(kind: Kind, size: Size = "quick") -> Preset:
     """Return the settings of a kind: "quick" takes seconds to a minute on two cores, "paper" has more seeds and values.
 
     Raises:
-        InputError: an unknown kind or size.
+        InputError: the kind or the size is unknown.
     """
     sizes = {"quick": _QUICK, "paper": _PAPER}
     if size not in sizes or kind not in sizes[size]:
         raise InputError(
             f"preset kind={kind!r}, size={size!r}",
             expected=f"a kind of {', '.join(KINDS)}, a size of quick, paper",
-            hint="pass one of each",
+            hint="pass one of these kinds and one of these sizes",
         )
     return sizes[size][kind]
 
 
 def digits_pool(seed: int = 0) -> LabeledData:
     """Load the 1,797 digits, x = 2 (pixel / 16 − 0.3), split at random into 800 test examples and a pool of 997."""
-    from sklearn.datasets import load_digits  # imported here: it costs half a second
+    from sklearn.datasets import load_digits  # slow to import (half a second)
 
     pixels, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(np.asarray(pixels, dtype=np.float64) / 16 - 0.3) * 2
     y = torch.from_numpy(np.asarray(labels).astype(np.int64))
     order = torch.from_numpy(np.random.default_rng(seed_sequence(seed, ["split"])["split"]).permutation(len(y)))
-    test, pool = order[:TEST_ROWS], order[TEST_ROWS:]
-    return LabeledData("scikit-learn digits", x[pool], y[pool], x[test], y[test], image_shape=(8, 8))
+    test_indices, pool_indices = order[:N_TEST], order[N_TEST:]
+    return LabeledData(
+        "scikit-learn digits", x[pool_indices], y[pool_indices], x[test_indices], y[test_indices], image_shape=(8, 8)
+    )
 
 
 def run_preset(
@@ -153,12 +156,13 @@ def run_preset(
     """Run a preset, and write its results to ``execution.out`` if given; a killed run resumes there.
 
     Args:
-        preset: as :func:`preset` returns, or changed by ``dataclasses.replace``.
+        preset: result of :func:`preset`, possibly changed by ``dataclasses.replace``.
         seed: seed of the split into pool and test examples, and of all draws.
-        data: other examples; None: the digits.
-        theory: curves for the figure; random features over their number come with their own.
-        execution: as for :func:`kernelmem.double_descent.sweep`; random features use its ``out`` only, and its ``chunk``
-            replaces that of the preset.
+        data: examples to use instead of the digits; None: the digits.
+        theory: theoretical curves for the figure; if it is empty, a sweep over the number of random features draws the
+            curve of :func:`kernelmem.double_descent.feature_theory`.
+        execution: as for :func:`kernelmem.double_descent.sweep`; random features use only its ``out``. If its ``chunk`` is
+            given, it replaces that of the preset.
         progress: called with (networks done, networks in total).
     """
     if execution.out is not None:
@@ -183,23 +187,24 @@ def run_preset(
 
 
 def _run_networks(preset: Preset, pool: LabeledData, seed: int, execution: Execution, progress: Progress) -> Sweep:
+    """Run a preset of trained networks, after the search for the interpolation threshold if it asks for one."""
     options = SweepOptions(width=preset.width, n=preset.n, control=preset.control)
     execution = replace(execution, chunk=execution.chunk or preset.chunk)
-    seconds = 0.0
+    search_seconds = 0.0
     if preset.search and preset.over != "steps":
-        started = time.perf_counter()
+        search_start = time.perf_counter()
         threshold = find_threshold(
             pool, preset.over, preset.values, noise=preset.noise, seed=seed, recipe=preset.recipe,
             search=SearchOptions(sweep_seeds=preset.n_seeds + preset.control), options=options,
             execution=replace(execution, chunk=3 if execution.executor else None), progress=progress,
         )  # fmt: skip
-        options, seconds = replace(options, threshold=threshold), time.perf_counter() - started
+        options, search_seconds = replace(options, threshold=threshold), time.perf_counter() - search_start
     result = sweep(
         pool, preset.over, preset.values, noise=preset.noise, n_seeds=preset.n_seeds, seed=seed, recipe=preset.recipe,
         options=options, execution=execution, progress=progress,
     )  # fmt: skip
-    config = dict(result.config) | {"search_seconds": seconds}
-    return replace(result, seconds=result.seconds + seconds, config=config)
+    config = dict(result.config) | {"search_seconds": search_seconds}
+    return replace(result, seconds=result.seconds + search_seconds, config=config)
 
 
 def run_phase_diagram(
@@ -207,9 +212,9 @@ def run_phase_diagram(
 ) -> PhaseDiagram:
     """Compute the phase diagram of the digits.
 
-    ``execution.out`` gets phase_diagram.safetensors, summary.json, results.csv and the figure.
+    The directory ``execution.out`` receives phase_diagram.safetensors, summary.json, results.csv and the figure.
     """
-    grid, n_seeds = _of_size(_PHASE_DIAGRAM, size)
+    grid, n_seeds = _settings_of_size(_PHASE_DIAGRAM, size)
     result = phase_diagram(
         digits_pool(seed), grid, recipe=_SAMPLE, n_seeds=n_seeds, seed=seed, execution=execution, progress=progress
     )
@@ -228,12 +233,15 @@ def run_prediction(
     size: Size = "quick", *, seed: int = 0, execution: Execution = EXECUTION, progress: Progress = None
 ) -> PreregisteredPrediction:
     """Predict the learning curve of the digits, then train; see :func:`kernelmem.double_descent.preregister`."""
-    options = _of_size(_PREDICTION, size)
+    options = _settings_of_size(_PREDICTION, size)
     return preregister(digits_pool(seed), seed=seed, execution=execution, progress=progress, **options)
 
 
 def write_sweep(result: Sweep, out: str | Path, *, theory: Sequence[Theory] = ()) -> list[Path]:
-    """Write summary.json, results.csv, sweep.safetensors, figure.svg and figure.png, each whole or not at all."""
+    """Write summary.json, results.csv, sweep.safetensors, figure.svg and figure.png.
+
+    Each file is replaced atomically: an interrupted write leaves no partial file.
+    """
     contents: dict[str, bytes | str] = {
         "summary.json": json.dumps(result.summary(), indent=1) + "\n",
         "results.csv": result.to_frame().to_csv(index=False),
@@ -243,7 +251,8 @@ def write_sweep(result: Sweep, out: str | Path, *, theory: Sequence[Theory] = ()
     return [*paths, result.save(Path(out) / "sweep.safetensors")]
 
 
-def _of_size(settings: Mapping[str, Settings], size: str) -> Settings:
+def _settings_of_size(settings: Mapping[str, Settings], size: str) -> Settings:
+    """Return the settings of a size, or raise an InputError."""
     if size not in settings:
-        raise InputError(f"size={size!r}", expected=f"one of {', '.join(settings)}", hint="pass one of them")
+        raise InputError(f"size={size!r}", expected=f"one of {', '.join(settings)}", hint="pass one of these sizes")
     return settings[size]

@@ -1,4 +1,4 @@
-"""Chunks of networks to train: picklable jobs, their metrics, and the files that keep finished ones."""
+"""Chunks of networks to train: picklable jobs, their metrics, and the files in which finished chunks are saved."""
 
 import json
 import multiprocessing
@@ -21,36 +21,36 @@ from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.ensemble.train import train_mlps, train_modules
 
-KIND = "sweep chunk 1"
+CHUNK_FILE_KIND = "sweep chunk 1"
 METRICS = (
     "test_error", "test_loss", "train_error", "train_loss", "memorized_flips", "recovered_flips", "noisy_test_error",
 )  # fmt: skip
-EVALUATED = 500  # examples per forward pass of a user's model
-_ONE_AT_A_TIME = threading.Lock()  # a user's training draws from torch's global random state
+EVALUATION_BATCH_SIZE = 500  # examples per forward pass when a user's model is evaluated
+_USER_TRAINING_LOCK = threading.Lock()  # a user's training draws from torch's global random state
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Job:
-    """Networks that train with one recipe, and the data for their metrics; picklable.
+    """Networks that are trained with one recipe, and the data for their metrics; picklable.
 
     Attributes:
-        members: M networks.
-        clean: true labels of the training examples of each network.
-        noisy_tests: (m,) noisy test labels for each network.
+        members: M networks, each with its training examples, labels and seeds.
+        true_labels: (n,) true labels of the training examples, for each network.
+        noisy_test_labels: (m,) noisy labels of the test examples, for each network.
         x, x_test, y_test: examples of the pool, examples and clean labels of the test set.
-        recipe: how they train; with ``train`` only its loss is used.
-        evaluate_at: T numbers of steps after which networks are evaluated; the last one is the end.
-        n_classes: C.
+        recipe: optimizer, schedule, loss and number of steps; if ``train`` is given, only its loss is used.
+        evaluate_at: T numbers of steps after which networks are evaluated; the last one is the end of training.
+        n_classes: number of classes C.
         dtype: "float32" or "float64".
-        device: where they train; None: the CPU.
+        device: device of the training; None: the CPU.
         memory: bytes that a batch of networks may allocate.
-        make_model: width -> module; None: MLPs.
-        train: training procedure of the user; None: the recipe.
+        make_model: function from the width to a module; None: MLPs are trained.
+        train: training procedure of the user; None: networks are trained by the recipe.
     """
 
     members: tuple[Member, ...]
-    clean: tuple[Tensor, ...]
-    noisy_tests: tuple[Tensor, ...]
+    true_labels: tuple[Tensor, ...]
+    noisy_test_labels: tuple[Tensor, ...]
     x: Tensor
     x_test: Tensor
     y_test: Tensor
@@ -63,20 +63,24 @@ class Job:
     make_model: Callable[..., nn.Module] | None = None
     train: Train | None = None
 
-    def key(self) -> str:
-        """SHA-256 of everything that the metrics depend on; functions count by name, torch by version."""
+    def content_hash(self) -> str:
+        """Return the SHA-256 of everything that the metrics depend on.
+
+        Functions enter by their name and torch by its version.
+        """
         arrays = {"x": self.x, "x_test": self.x_test, "y_test": self.y_test}
         for k, member in enumerate(self.members):
             arrays |= {f"rows {k}": member.rows, f"labels {k}": member.labels}
-            arrays |= {f"clean {k}": self.clean[k], f"noisy {k}": self.noisy_tests[k]}
+            arrays |= {f"clean {k}": self.true_labels[k], f"noisy {k}": self.noisy_test_labels[k]}
+        function_names = [_qualified_name(function) for function in (self.make_model, self.train)]
         settings = {
             "members": [[member.width, member.init_seed, member.order_seed] for member in self.members],
             "recipe": asdict(self.recipe),
             "evaluate_at": self.evaluate_at,
-            "rest": [self.n_classes, self.dtype, torch.__version__, _name(self.make_model), _name(self.train)],
+            "rest": [self.n_classes, self.dtype, torch.__version__, *function_names],
         }
-        hashed = {name: array.cpu().numpy() for name, array in arrays.items()}
-        return array_sha256({json.dumps(settings, default=str): hashed["x"][:0], **hashed})
+        numpy_arrays = {name: array.cpu().numpy() for name, array in arrays.items()}
+        return array_sha256({json.dumps(settings, default=str): numpy_arrays["x"][:0], **numpy_arrays})
 
 
 def run_job(job: Job) -> dict[str, Tensor]:
@@ -86,7 +90,8 @@ def run_job(job: Job) -> dict[str, Tensor]:
         UnsupportedModelError: the outputs of a user's model are not (n, C).
     """
     if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)  # workers share the machine: more threads each would only wait for one another
+        # Worker processes share the cores: more threads per worker would only wait for each other.
+        torch.set_num_threads(1)
     if job.train is not None:
         columns = [_run_user_training(job, job.train)]
     else:
@@ -102,54 +107,56 @@ def run_job(job: Job) -> dict[str, Tensor]:
                 job.make_model, job.members, job.x, test=test, recipe=job.recipe, options=options, progress=False
             )
         columns = []
-        for at in ensemble.metrics:
-            if at.step in job.evaluate_at:
-                assert at.logits is not None
-                column = {name: getattr(at, name) for name in METRICS[:4]}
-                columns.append(column | _label_metrics(job, at.train_predictions, at.logits.argmax(2)))
+        for evaluation in ensemble.metrics:
+            if evaluation.step in job.evaluate_at:
+                assert evaluation.logits is not None
+                column = {name: getattr(evaluation, name) for name in METRICS[:4]}
+                columns.append(column | _label_metrics(job, evaluation.train_predictions, evaluation.logits.argmax(2)))
     return {name: torch.stack([column[name] for column in columns], 1) for name in METRICS}
 
 
-def _label_metrics(job: Job, predicted: list[Tensor], predicted_test: Tensor) -> dict[str, Tensor]:
-    """Predictions of examples with wrong labels, and the error against noisy test labels, each (M,)."""
-    memorized, recovered, noisy = [], [], []
+def _label_metrics(job: Job, train_predictions: list[Tensor], test_predictions: Tensor) -> dict[str, Tensor]:
+    """Return the metrics of predictions on wrong training labels and on noisy test labels, each (M,)."""
+    memorized_fractions, recovered_fractions, noisy_test_errors = [], [], []
     for k, member in enumerate(job.members):
-        flips = member.labels != job.clean[k]
-        predicted_flips = predicted[k].to(member.labels)[flips]
-        memorized.append((predicted_flips == member.labels[flips]).double().mean())  # NaN without wrong labels
-        recovered.append((predicted_flips == job.clean[k][flips]).double().mean())
-        noisy.append((predicted_test[k].to(job.y_test) != job.noisy_tests[k]).double().mean())
+        flips = member.labels != job.true_labels[k]
+        predicted_flips = train_predictions[k].to(member.labels)[flips]
+        # Without wrong labels, means over no examples are NaN.
+        memorized_fractions.append((predicted_flips == member.labels[flips]).double().mean())
+        recovered_fractions.append((predicted_flips == job.true_labels[k][flips]).double().mean())
+        noisy_test_errors.append((test_predictions[k].to(job.y_test) != job.noisy_test_labels[k]).double().mean())
     return {
-        "memorized_flips": torch.stack(memorized),
-        "recovered_flips": torch.stack(recovered),
-        "noisy_test_error": torch.stack(noisy),
+        "memorized_flips": torch.stack(memorized_fractions),
+        "recovered_flips": torch.stack(recovered_fractions),
+        "noisy_test_error": torch.stack(noisy_test_errors),
     }
 
 
 def _run_user_training(job: Job, train: Train) -> dict[str, Tensor]:
+    """Train every network of a job by the user's procedure and return the metrics after training, each (M,)."""
     metrics: list[dict[str, Tensor]] = []
-    predicted: list[Tensor] = []
-    predicted_test: list[Tensor] = []
+    train_predictions: list[Tensor] = []
+    test_predictions: list[Tensor] = []
     for member in job.members:
-        outputs, outputs_test = _user_outputs(job, member, train)
-        row = {}
-        for name, logits, labels in (("train", outputs, member.labels), ("test", outputs_test, job.y_test)):
+        train_logits, test_logits = _train_user_model(job, member, train)
+        member_metrics = {}
+        for name, logits, labels in (("train", train_logits, member.labels), ("test", test_logits, job.y_test)):
             target = labels
             if job.recipe.loss == "mse":
                 target = torch.eye(job.n_classes, dtype=logits.dtype)[labels] - 1 / job.n_classes
-            loss, error, classes = loss_and_error(logits[None], target)
-            row |= {f"{name}_loss": loss[0], f"{name}_error": error[0]}
-            (predicted if name == "train" else predicted_test).append(classes[0])
-        metrics.append(row)
-    stacked = {name: torch.stack([row[name] for row in metrics]) for name in METRICS[:4]}
-    return stacked | _label_metrics(job, predicted, torch.stack(predicted_test))
+            loss, error_rate, predicted_classes = loss_and_error(logits[None], target)
+            member_metrics |= {f"{name}_loss": loss[0], f"{name}_error": error_rate[0]}
+            (train_predictions if name == "train" else test_predictions).append(predicted_classes[0])
+        metrics.append(member_metrics)
+    stacked = {name: torch.stack([member_metrics[name] for member_metrics in metrics]) for name in METRICS[:4]}
+    return stacked | _label_metrics(job, train_predictions, torch.stack(test_predictions))
 
 
-def _user_outputs(job: Job, member: Member, train: Train) -> list[Tensor]:
-    """Outputs of one network, trained by the user's procedure, on its training and on the test examples."""
+def _train_user_model(job: Job, member: Member, train: Train) -> list[Tensor]:
+    """Train one network by the user's procedure; return its outputs on its training examples and on the test examples."""
     assert job.make_model is not None
     dtype = getattr(torch, job.dtype)
-    with _ONE_AT_A_TIME, torch.random.fork_rng():
+    with _USER_TRAINING_LOCK, torch.random.fork_rng():
         torch.manual_seed(member.init_seed)
         model = job.make_model(member.width).to(device=job.device, dtype=dtype)
         x, x_test = (data.to(device=job.device, dtype=dtype) for data in (job.x[member.rows], job.x_test))
@@ -159,7 +166,8 @@ def _user_outputs(job: Job, member: Member, train: Train) -> list[Tensor]:
         model.eval()
         with torch.no_grad():
             outputs = [
-                torch.cat([model(batch).double().cpu() for batch in data.split(EVALUATED)]) for data in (x, x_test)
+                torch.cat([model(batch).double().cpu() for batch in data.split(EVALUATION_BATCH_SIZE)])
+                for data in (x, x_test)
             ]
     for logits, data in zip(outputs, (x, x_test), strict=True):
         if tuple(logits.shape) != (len(data), job.n_classes):
@@ -171,14 +179,14 @@ def _user_outputs(job: Job, member: Member, train: Train) -> list[Tensor]:
     return outputs
 
 
-def chunk_file(out: Path, job: Job) -> Path:
-    """Return the file of a job's metrics, named after its key, so that another job never reads it."""
-    return out / "chunks" / f"{job.key()[:32]}.safetensors"
+def chunk_file(directory: Path, job: Job) -> Path:
+    """Return the path of a job's metrics; it is named after the job's content hash, so no other job reads it."""
+    return directory / "chunks" / f"{job.content_hash()[:32]}.safetensors"
 
 
 def write_chunk(path: Path, metrics: dict[str, Tensor]) -> None:
-    """Write the metrics of a job, whole or not at all."""
-    write_result(path, KIND, metrics, {"key": path.stem})
+    """Write the metrics of a job; an interrupted write leaves no partial file."""
+    write_result(path, CHUNK_FILE_KIND, metrics, {"key": path.stem})
 
 
 def read_chunk(path: Path) -> dict[str, Tensor] | None:
@@ -186,39 +194,44 @@ def read_chunk(path: Path) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     try:
-        with read_result(path, KIND) as (tensors, values):
+        with read_result(path, CHUNK_FILE_KIND) as (tensors, values):
             return {name: tensors[name] for name in METRICS} if values["key"] == path.stem else None
     except FileCorruptError:
         return None
 
 
 def run_jobs(
-    jobs: list[Job], out: Path | None, executor: Executor | None, progress: Callable[[int, int], object]
+    jobs: list[Job], directory: Path | None, executor: Executor | None, progress: Callable[[int, int], object]
 ) -> list[dict[str, Tensor]]:
-    """Return the metrics of all jobs in order: read from ``out`` if kept there, else computed, and kept as each ends."""
-    files = [None if out is None else chunk_file(out, job) for job in jobs]
-    results = [None if file is None else read_chunk(file) for file in files]
-    total = sum(len(job.members) for job in jobs)
-    done = sum(len(job.members) for job, metrics in zip(jobs, results, strict=True) if metrics is not None)
+    """Return the metrics of all jobs, in order.
 
-    def finish(k: int, metrics: dict[str, Tensor]) -> None:
-        nonlocal done
-        results[k] = metrics
-        if (path := files[k]) is not None:
+    Metrics saved in ``directory`` are read; the others are computed, and saved there as soon as each job ends.
+    """
+    chunk_files = [None if directory is None else chunk_file(directory, job) for job in jobs]
+    results = [None if path is None else read_chunk(path) for path in chunk_files]
+    n_total = sum(len(job.members) for job in jobs)
+    n_done = sum(len(job.members) for job, metrics in zip(jobs, results, strict=True) if metrics is not None)
+
+    def store_metrics(job_index: int, metrics: dict[str, Tensor]) -> None:
+        nonlocal n_done
+        results[job_index] = metrics
+        if (path := chunk_files[job_index]) is not None:
             write_chunk(path, metrics)
-        done += len(jobs[k].members)
-        progress(done, total)
+        n_done += len(jobs[job_index].members)
+        progress(n_done, n_total)
 
-    progress(done, total)
-    missing = [k for k, metrics in enumerate(results) if metrics is None]
+    progress(n_done, n_total)
+    unfinished = [job_index for job_index, metrics in enumerate(results) if metrics is None]
     if executor is None:
-        for k in missing:
-            finish(k, run_job(jobs[k]))
+        for job_index in unfinished:
+            store_metrics(job_index, run_job(jobs[job_index]))
     else:
-        futures: dict[Future[dict[str, Tensor]], int] = {executor.submit(run_job, jobs[k]): k for k in missing}
+        futures: dict[Future[dict[str, Tensor]], int] = {
+            executor.submit(run_job, jobs[job_index]): job_index for job_index in unfinished
+        }
         try:
             for future in as_completed(futures):
-                finish(futures[future], future.result())
+                store_metrics(futures[future], future.result())
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -226,5 +239,5 @@ def run_jobs(
     return [metrics for metrics in results if metrics is not None]
 
 
-def _name(function: Callable[..., object] | None) -> str:
+def _qualified_name(function: Callable[..., object] | None) -> str:
     return "" if function is None else f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"

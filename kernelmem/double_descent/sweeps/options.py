@@ -23,10 +23,11 @@ class SweepOptions:
     Attributes:
         width: hidden width (or widths) of an MLP, or the argument of ``make_model``; ignored if the width is swept.
         n: number of training examples; None: all. Ignored if the number of examples is swept.
-        control: number of seeds of the control without label noise; 0: no control. None is run if the noise is swept.
-        make_model: width -> module with outputs (n, C), called with torch seeded; None: MLPs.
-        train: train(model, x, y, seed) -> None, called with torch seeded; replaces the recipe (of which only the loss is
-            used), needs ``make_model``, and cannot be swept over "steps", "depth" and "ridge".
+        control: number of seeds of the control without label noise; 0: no control. There is no control if the noise is swept.
+        make_model: function from the width to a module with outputs (n, C), called after torch is seeded; None: MLPs.
+        train: function train(model, x, y, seed) that trains the model in place, called after torch is seeded. It replaces
+            the recipe (of which only the loss is used), requires ``make_model``, and excludes sweeps over "steps", "depth"
+            and "ridge".
         threshold: interpolation threshold found before the sweep; it is stored in the result, and a ThresholdWarning is
             raised if it lies outside of the swept values.
         metric: curve whose peak is summarized; None: test error, or test loss if the number of examples is swept.
@@ -48,13 +49,14 @@ class Execution:
     """Where and how networks are trained.
 
     Attributes:
-        out: directory whose ``chunks`` folder keeps finished networks; the same call resumes from there with equal
-            results. A ``make_model`` or ``train`` that was edited under its old name is not noticed. None: nothing is kept.
-        chunk: networks trained in one batch and kept together; None: about 32.
+        out: directory in whose folder ``chunks`` the metrics of finished networks are saved; the same call resumes from
+            there with equal results. A changed ``make_model`` or ``train`` with the same name is not detected. None:
+            nothing is saved.
+        chunk: number of networks trained in one batch and saved together; None: about 32.
         executor: any PEP 3148 executor, one task per chunk (with processes ``make_model`` and ``train`` must be
-            importable); None: this process.
-        dtype: float32 or float64, of the training.
-        device: where networks train; None: the CPU.
+            importable); None: networks are trained in this process.
+        dtype: floating-point type of the training, float32 or float64.
+        device: device of the training; None: the CPU.
         memory: bytes that one batch of networks may allocate.
     """
 

@@ -28,8 +28,9 @@ class Peak(Result):
         axis_value: value of the axis at the peak.
         picked: (smallest, largest) axis value selected by any half of the seeds.
         height: mean of the curve at ``axis_value``; selected and evaluated on the same seeds, hence biased upward.
-        height_se: its standard error over seeds, without the selection.
-        rise: curve at the peak minus the curve at the minimum to its left, cross-fitted; 0 if nothing lies to its left.
+        height_se: standard error of ``height`` over seeds; it ignores the selection of the peak.
+        rise: curve at the peak minus the curve at the minimum to its left, cross-fitted; 0 if the peak
+            is the first value.
         rise_se: standard error of ``rise``.
         fall: curve at the peak minus the curve at the minimum to its right, cross-fitted.
         fall_se: standard error of ``fall``.
@@ -74,11 +75,15 @@ def mean_se(curves: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         mean (A,) and standard error (A,), float64; the standard error of a single seed is NaN.
 
     Raises:
-        InputError: not two-dimensional, no seed.
+        InputError: the curves are not two-dimensional, or there is no seed.
     """
     values = np.asarray(curves, dtype=np.float64)
     if values.ndim != 2 or not len(values):
-        raise InputError(f"curves of shape {values.shape}", expected="(S, A), one curve per seed", hint="stack them")
+        raise InputError(
+            f"curves of shape {values.shape}",
+            expected="(S, A), one curve per seed",
+            hint="stack the curves of all seeds",
+        )
     if len(values) < 2:
         return values.mean(0), np.full(values.shape[1], math.nan)
     return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
@@ -111,7 +116,7 @@ def find_peak(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "test_error") -> Peak:
     """Compute the cross-fitted rise and fall of the mean curve over seeds.
 
-    For a split of the seeds in halves H and G, with (l, p, r) found on the mean of H::
+    For a split of the seeds into halves H and G, and l, p, r the left minimum, peak and right minimum of the mean of H::
 
         rise_H = mean over s in G of c_s(p) - c_s(l)        fall_H = mean over s in G of c_s(p) - c_s(r)
 
@@ -125,11 +130,11 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
 
     Args:
         curves: (S, A), S >= 4, finite.
-        axis: (A,) numbers; None: 0, 1, ...
-        metric: name of the curve, for the result.
+        axis: (A,) values of the axis; None: 0, 1, ...
+        metric: name of the curve, stored in the result.
 
     Raises:
-        InputError: fewer than 4 seeds, no values, wrong shapes, NaN.
+        InputError: there are fewer than 4 seeds or no values, the shapes do not match, or a value is NaN.
 
     Cost: O(splits · S · A).
 
@@ -148,25 +153,27 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
             hint="run more seeds",
         )
     S, A = values.shape
-    places = np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis").double().cpu().numpy()
-    if places.shape != (A,):
+    axis_values = np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis").double().cpu().numpy()
+    if axis_values.shape != (A,):
         raise InputError(
-            f"axis of shape {places.shape}", expected=f"({A},), one value per column", hint="pass them all"
+            f"axis of shape {axis_values.shape}",
+            expected=f"({A},), one value per column",
+            hint="pass the axis value of every column",
         )
 
-    halves = _halves(S)  # (J, S) bool
-    selecting = np.concatenate([halves, ~halves])  # (2J, S); the other seeds evaluate
-    weights = selecting / selecting.sum(1, keepdims=True)
-    left, top, right = find_peak(weights @ values)  # (2J,)
-    rise, rise_se = _difference(values, top, left, ~selecting)
-    fall, fall_se = _difference(values, top, right, ~selecting)
+    halves = _split_in_halves(S)  # (J, S) bool
+    selecting_seeds = np.concatenate([halves, ~halves])  # (2J, S); the differences are evaluated on the other seeds
+    weights = selecting_seeds / selecting_seeds.sum(1, keepdims=True)
+    left_minima, peaks, right_minima = find_peak(weights @ values)  # (2J,)
+    rise, rise_se = _mean_difference(values, peaks, left_minima, ~selecting_seeds)
+    fall, fall_se = _mean_difference(values, peaks, right_minima, ~selecting_seeds)
     mean, se = mean_se(values)
     index = int(find_peak(mean)[1])
     return Peak(
         metric=metric,
         index=index,
-        axis_value=float(places[index]),
-        picked=(float(places[top].min()), float(places[top].max())),
+        axis_value=float(axis_values[index]),
+        picked=(float(axis_values[peaks].min()), float(axis_values[peaks].max())),
         height=float(mean[index]),
         height_se=float(se[index]),
         rise=rise,
@@ -177,24 +184,26 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
     )
 
 
-def _difference(values: np.ndarray, high: np.ndarray, low: np.ndarray, evaluating: np.ndarray) -> tuple[float, float]:
-    """Mean of c_s(high) - c_s(low) over the evaluating seeds, averaged over the 2J halves, and its standard error."""
-    differences = (values[:, high] - values[:, low]).T  # (2J, S)
-    count = evaluating.sum(1)
-    means = (differences * evaluating).sum(1) / count
-    variances = ((differences - means[:, None]) ** 2 * evaluating).sum(1) / (count - 1)
+def _mean_difference(
+    values: np.ndarray, high_indices: np.ndarray, low_indices: np.ndarray, evaluating_seeds: np.ndarray
+) -> tuple[float, float]:
+    """Average c_s(high) - c_s(low) over the evaluating seeds and the 2J halves; return the mean and its standard error."""
+    differences = (values[:, high_indices] - values[:, low_indices]).T  # (2J, S)
+    n_evaluating = evaluating_seeds.sum(1)
+    means = (differences * evaluating_seeds).sum(1) / n_evaluating
+    variances = ((differences - means[:, None]) ** 2 * evaluating_seeds).sum(1) / (n_evaluating - 1)
     # A split has two halves, each with weight 1/2: (v_H/|H| + v_G/|G|) / 4, averaged over splits.
-    return float(means.mean()), math.sqrt(float((variances / count).mean()) / 2)
+    return float(means.mean()), math.sqrt(float((variances / n_evaluating).mean()) / 2)
 
 
-def _halves(S: int) -> np.ndarray:
-    """Splits of S seeds in halves, (J, S) bool: all of them for up to 8 seeds, else 64 drawn with a fixed seed."""
+def _split_in_halves(S: int) -> np.ndarray:
+    """Return splits of S seeds in halves, (J, S) bool: all of them for up to 8 seeds, else 64 random ones (fixed seed)."""
     if S <= 8:
-        members = [half for half in combinations(range(S), S // 2) if S % 2 or 0 in half]
+        half_indices = [indices for indices in combinations(range(S), S // 2) if S % 2 or 0 in indices]
     else:
         generator = np.random.default_rng(S)
-        members = [generator.permutation(S)[: S // 2] for _ in range(MAX_SPLITS)]
-    halves = np.zeros((len(members), S), dtype=bool)
-    for j, half in enumerate(members):
-        halves[j, list(half)] = True
+        half_indices = [generator.permutation(S)[: S // 2] for _ in range(MAX_SPLITS)]
+    halves = np.zeros((len(half_indices), S), dtype=bool)
+    for j, indices in enumerate(half_indices):
+        halves[j, list(indices)] = True
     return halves

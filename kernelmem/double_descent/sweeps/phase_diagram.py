@@ -16,8 +16,8 @@ from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
 from kernelmem.double_descent.sweeps.options import EXECUTION, Execution
-from kernelmem.double_descent.sweeps.result import as_json, evenly_spaced
-from kernelmem.double_descent.sweeps.training_sets import SeedDraw, draw, pool_data
+from kernelmem.double_descent.sweeps.result import as_json, evenly_spaced_indices
+from kernelmem.double_descent.sweeps.training_sets import SeedDraw, as_pool_data, draw_for_seed
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
 from kernelmem.training.datasets import LabeledData
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RIDGE = 1e-2  # relative to the mean diagonal of the tangent kernel
-NAMES = ("noise", "samples", "width", "step")  # names of the axes, in the order of the dimensions
+AXIS_NAMES = ("noise", "samples", "width", "step")  # names of the axes, in the order of the dimensions
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Grid:
         noise: R fractions of wrong labels.
 
     Raises:
-        InputError: an axis that is empty or does not increase, values out of range.
+        InputError: an axis is empty, does not increase, or has values out of range.
     """
 
     widths: Sequence[int]
@@ -54,7 +54,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, minimum in (("widths", 1), ("samples", 1), ("steps", 0)):
-            axis = as_axis(list(getattr(self, name)), name, whole=True, minimum=minimum, exclusive=False)
+            axis = as_axis(list(getattr(self, name)), name, integer=True, minimum=minimum, exclusive=False)
             object.__setattr__(self, name, tuple(axis.astype(int).tolist()))
         noise = as_axis(list(self.noise), "noise", maximum=1, exclusive=False)
         object.__setattr__(self, "noise", tuple(noise.tolist()))
@@ -65,15 +65,15 @@ class PhaseDiagram(Result):
     """Metrics over four axes; R noise rates, N numbers of examples, W widths, T steps, S seeds; float64.
 
     Attributes:
-        noise, samples, widths, steps: the axes.
+        noise, samples, widths, steps: values of the axes, as in :class:`Grid`.
         test_error, train_error, memorized_flips: (S, R, N, W, T), as in :class:`kernelmem.double_descent.Curves`.
         kernel_flips: (S, R, N, W) mean exact leave-one-out memorization of the examples with wrong labels,
             f(x_i) − f₋ᵢ(x_i) in the label's column, by ridge regression with the NTK of the untrained network; NaN
             without wrong labels.
-        kernel_clean: the same for the examples with correct labels.
+        kernel_clean: the same mean over the examples with correct labels.
         epsilon: training error at or below which the labels count as fitted.
-        seconds: wall-clock time.
-        config: settings.
+        seconds: wall-clock time of the computation.
+        config: recipe, seed, name of the data and ridge, as JSON values.
     """
 
     noise: tuple[float, ...]
@@ -92,13 +92,13 @@ class PhaseDiagram(Result):
     def summary(self) -> dict[str, object]:
         """Return axes, means over seeds and their standard errors as nested lists, None for NaN."""
         summary: dict[str, object] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 se = value.std(0) / len(value) ** 0.5 if len(value) > 1 else torch.full_like(value[0], torch.nan)
-                summary[item.name] = {"mean": value.mean(0), "se": se}
+                summary[field.name] = {"mean": value.mean(0), "se": se}
             elif isinstance(value, tuple):
-                summary[item.name] = list(value)
+                summary[field.name] = list(value)
         return as_json(summary | {"seconds": self.seconds, "config": self.config})
 
     def to_frame(self) -> "pd.DataFrame":
@@ -106,7 +106,7 @@ class PhaseDiagram(Result):
         import pandas as pd  # slow to import
 
         axes: list[Sequence[float]] = [self.noise, self.samples, self.widths, self.steps]
-        index = pd.MultiIndex.from_product([range(len(self.test_error)), *axes], names=["seed", *NAMES])
+        index = pd.MultiIndex.from_product([range(len(self.test_error)), *axes], names=["seed", *AXIS_NAMES])
         columns = {
             name: getattr(self, name).flatten().numpy() for name in ("test_error", "train_error", "memorized_flips")
         }
@@ -126,11 +126,11 @@ class PhaseDiagram(Result):
             f"phase diagram: {R} noise rates x {N} sample sizes x {W} widths x {T} steps, {S} seeds, {self.seconds:.1f} s",
             f"test error at noise {self.noise[-1]:g}, step {self.steps[-1]} (* training error <= {self.epsilon:g})",
         ]
-        shown = evenly_spaced(W, 9), evenly_spaced(N, 30)
-        lines.append(f"{'examples':>8}" + "".join(f"{f'width {self.widths[w]}':>12}" for w in shown[0]))
-        for n in shown[1]:
+        printed = evenly_spaced_indices(W, 9), evenly_spaced_indices(N, 30)
+        lines.append(f"{'examples':>8}" + "".join(f"{f'width {self.widths[w]}':>12}" for w in printed[0]))
+        for n in printed[1]:
             line = f"{self.samples[n]:>8}"
-            for w in shown[0]:
+            for w in printed[0]:
                 fitted = float(self.train_error[:, -1, n, w, -1].mean()) <= self.epsilon
                 line += f"{float(self.test_error[:, -1, n, w, -1].mean()):>11.3f}" + ("*" if fitted else " ")
             lines.append(line.rstrip())
@@ -157,35 +157,36 @@ def phase_diagram(
     Args:
         data: examples and clean labels.
         grid: widths, numbers of examples, steps and noise rates.
-        recipe: how networks train; its number of steps is the last one of the grid.
-        n_seeds: S.
-        seed: seed of all draws.
+        recipe: optimizer, schedule, batch size and loss; networks are trained for the last number of steps of the grid.
+        n_seeds: number of seeds S.
+        seed: seed of all random draws.
         epsilon: training error at or below which the labels count as fitted.
         execution: output directory, executor, dtype, device and memory; one task per noise rate and seed (``chunk`` is not
             used).
         progress: called with (networks done, networks in total).
 
     Raises:
-        InputError: more examples than the training set has.
+        InputError: the grid has more examples than the training set.
 
     Cost: S·R·N·W networks, and as many factorizations of n x n kernels.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     n_seeds, epsilon = as_count(n_seeds, "n_seeds"), as_number(epsilon, "epsilon", maximum=1.0)
     recipe = replace(recipe or Recipe(), steps=grid.steps[-1])
-    pool = pool_data(data)
+    pool = as_pool_data(data)
     seeds = seed_sequence(seed, [str(s) for s in range(n_seeds)])
-    draws = [draw(pool.y, draw_seed) for draw_seed in seeds.values()]
+    seed_draws = [draw_for_seed(pool.y, derived_seed) for derived_seed in seeds.values()]
     jobs = []
-    for drawn, rate in product(draws, grid.noise):
-        cells = [(drawn.training_set(n, rate), width) for n, width in product(grid.samples, grid.widths)]
+    for seed_draw, noise_rate in product(seed_draws, grid.noise):
+        networks = [(seed_draw.training_set(n, noise_rate), width) for n, width in product(grid.samples, grid.widths)]
         jobs.append(
             Job(
                 members=tuple(
-                    Member(w, rows.indices, rows.labels, drawn.init_seed, drawn.order_seed) for rows, w in cells
+                    Member(width, training_set.indices, training_set.labels, seed_draw.init_seed, seed_draw.order_seed)
+                    for training_set, width in networks
                 ),
-                clean=tuple(rows.clean for rows, _ in cells),
-                noisy_tests=(pool.y_test,) * len(cells),
+                true_labels=tuple(training_set.true_labels for training_set, _ in networks),
+                noisy_test_labels=(pool.y_test,) * len(networks),
                 x=pool.x,
                 x_test=pool.x_test,
                 y_test=pool.y_test,
@@ -197,38 +198,42 @@ def phase_diagram(
                 memory=execution.memory,
             )
         )
-    out = None if execution.out is None else Path(execution.out)
-    results = run_jobs(jobs, out, execution.executor, as_progress(progress, "phase diagram", "network"))
+    directory = None if execution.out is None else Path(execution.out)
+    results = run_jobs(jobs, directory, execution.executor, as_progress(progress, "phase diagram", "network"))
     shape = (n_seeds, len(grid.noise), len(grid.samples), len(grid.widths), len(grid.steps))
     metrics = {name: torch.stack([result[name] for result in results]).reshape(shape) for name in METRICS}
-    kernel = torch.stack([_kernel_memorization(drawn, pool.x, grid, data.n_classes) for drawn in draws])
+    kernel_memorization = torch.stack(
+        [_kernel_memorization(seed_draw, pool.x, grid, data.n_classes) for seed_draw in seed_draws]
+    )
     return PhaseDiagram(
         noise=tuple(grid.noise),
         samples=tuple(grid.samples),
         widths=tuple(grid.widths),
         steps=tuple(grid.steps),
         **{name: metrics[name] for name in ("test_error", "train_error", "memorized_flips")},
-        kernel_flips=kernel[..., 0],
-        kernel_clean=kernel[..., 1],
+        kernel_flips=kernel_memorization[..., 0],
+        kernel_clean=kernel_memorization[..., 1],
         epsilon=epsilon,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - start_time,
         config={"recipe": asdict(recipe), "seed": seed, "data": data.name, "ridge": RIDGE},
     )
 
 
-def _kernel_memorization(drawn: SeedDraw, x: Tensor, grid: Grid, C: int) -> Tensor:
-    """Mean leave-one-out memorization of examples with wrong and with correct labels, (R, N, W, 2)."""
+def _kernel_memorization(seed_draw: SeedDraw, x: Tensor, grid: Grid, C: int) -> Tensor:
+    """Return the mean leave-one-out memorization of examples with wrong and with correct labels, (R, N, W, 2)."""
     shape = (len(grid.noise), len(grid.samples), len(grid.widths), 2)
     memorization = torch.full(shape, torch.nan, dtype=torch.float64)
-    flat = x.flatten(1).float()
+    flat_x = x.flatten(1).float()
     for w, width in enumerate(grid.widths):
-        network = mlp(flat.shape[1], width, C, seed=drawn.init_seed)
-        kernel = ntk(network, flat[drawn.order[: grid.samples[-1]]], outputs="trace").double()
-        for (r, rate), (k, n) in product(enumerate(grid.noise), enumerate(grid.samples)):
-            rows, block = drawn.training_set(n, rate), kernel[:n, :n]
-            targets = torch.eye(C, dtype=torch.float64)[rows.labels]
-            scores = leave_one_out(block, targets, RIDGE * float(block.diagonal().mean())).memorization
-            for column, mask in enumerate((rows.flipped, ~rows.flipped)):
+        network = mlp(flat_x.shape[1], width, C, seed=seed_draw.init_seed)
+        kernel = ntk(network, flat_x[seed_draw.order[: grid.samples[-1]]], outputs="trace").double()
+        for (r, noise_rate), (k, n) in product(enumerate(grid.noise), enumerate(grid.samples)):
+            training_set, kernel_block = seed_draw.training_set(n, noise_rate), kernel[:n, :n]
+            targets = torch.eye(C, dtype=torch.float64)[training_set.labels]
+            memorization_scores = leave_one_out(
+                kernel_block, targets, RIDGE * float(kernel_block.diagonal().mean())
+            ).memorization
+            for column, mask in enumerate((training_set.flipped, ~training_set.flipped)):
                 if bool(mask.any()):
-                    memorization[r, k, w, column] = scores[mask].mean()
+                    memorization[r, k, w, column] = memorization_scores[mask].mean()
     return memorization

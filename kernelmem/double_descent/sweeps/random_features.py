@@ -16,7 +16,7 @@ from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
-from kernelmem.double_descent.sweeps.training_sets import SeedDraw, draw, pool_data
+from kernelmem.double_descent.sweeps.training_sets import SeedDraw, as_pool_data, draw_for_seed
 from kernelmem.training.datasets import LabeledData
 
 Over = Literal["width", "samples", "ridge", "noise"]
@@ -30,10 +30,10 @@ class FeatureOptions:
     Attributes:
         n: number of training examples.
         width: number of features N.
-        ridge: added to the squared singular values.
-        control: also run without label noise, on the same examples and features (not if the noise is swept).
+        ridge: number >= 0 added to the squared singular values.
+        control: True if the sweep is also run without label noise, on the same examples and features (not if the noise is swept).
         features: "cosine" or "relu", see :func:`random_features`.
-        scale: standard deviation of the weights of cosine features; 0.3 suits the digits, x = 2 (pixel / 16 − 0.3).
+        scale: standard deviation of the weights of cosine features; 0.3 is suitable for the digits, x = 2 (pixel / 16 − 0.3).
         rcond: at ridge 0, singular values below ``rcond`` times the largest count as zero; None: eps · max(n, N).
     """
 
@@ -56,8 +56,8 @@ def random_features(
 
     Args:
         x: (n, d) float64.
-        count: N.
-        seed: seed of the draws.
+        count: number of features N.
+        seed: seed of the random draws.
         features: "cosine" or "relu".
         scale: standard deviation of each coordinate of w, cosine only.
 
@@ -98,11 +98,11 @@ def feature_sweep(
     Args:
         data: examples and clean labels; training examples are drawn from its training set.
         over: "width" (number of features), "samples", "ridge" or "noise".
-        values: (A,) increasing values of it.
+        values: (A,) increasing values of the swept quantity.
         noise: fraction of wrong labels; ignored if the noise is swept.
         n_seeds: S, number of draws of examples, wrong labels and features.
-        seed: seed of the draws.
-        options: number of examples and features, ridge, control, kind of features.
+        seed: seed of the random draws.
+        options: number of training examples and features, ridge, control and kind of features.
         progress: called with (decompositions done, decompositions in total).
 
     Returns:
@@ -110,11 +110,11 @@ def feature_sweep(
         over the width is N = n, exactly; ``config["condition"]`` has the largest condition number over seeds per value.
 
     Raises:
-        InputError: values not increasing or out of range, more examples than the training set has.
+        InputError: the values do not increase or are out of range, or exceed the number of training examples.
 
     Cost: one decomposition, O(n N min(n, N)), per seed and (n, N); ridges and noise rates share it.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     if over not in KINDS:
         raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
     n_seeds = as_count(n_seeds, "n_seeds")
@@ -123,44 +123,52 @@ def feature_sweep(
     minimum, maximum = {"width": (1, math.inf), "samples": (2, len(data.x_train)), "noise": (0, 1)}.get(
         over, (0, math.inf)
     )
-    whole = over in ("width", "samples")
-    axis = as_axis(list(values), over, whole=whole, minimum=minimum, maximum=maximum, exclusive=False)
+    is_integer = over in ("width", "samples")
+    axis = as_axis(list(values), over, integer=is_integer, minimum=minimum, maximum=maximum, exclusive=False)
     n, width, ridge = as_count(options.n, "n"), as_count(options.width, "width"), as_number(options.ridge, "ridge")
     settings = {"samples": n, "width": width, "ridge": ridge, "noise": noise}
-    cells = [{**settings, over: value} for value in axis.tolist()]
-    shapes = [(int(cell["samples"]), int(cell["width"])) for cell in cells]
-    x, y, x_test, y_test = pool_data(data, torch.float64)
+    cell_settings = [{**settings, over: value} for value in axis.tolist()]
+    shapes = [(int(cell["samples"]), int(cell["width"])) for cell in cell_settings]
+    x, y, x_test, y_test = as_pool_data(data, torch.float64)
     x, x_test = x.flatten(1), x_test.flatten(1)
     curves: dict[bool, list[dict[str, Tensor]]] = {False: [], True: []}
     condition = torch.zeros(len(axis), dtype=torch.float64)
-    rounds = (False, True) if options.control and over != "noise" else (False,)
-    report, done, total = as_progress(progress, f"random features over {over}", "SVD"), 0, n_seeds * len({*shapes})
+    control_flags = (False, True) if options.control and over != "noise" else (False,)
+    report, n_done, n_total = as_progress(progress, f"random features over {over}", "SVD"), 0, n_seeds * len({*shapes})
     for s in range(n_seeds):
-        draw_seed = seed_sequence(seed, [f"seed {i}" for i in range(s + 1)])[f"seed {s}"]
-        drawn = draw(y, draw_seed, nested="rates" if over == "noise" else "samples")
-        test_draws = draw(y_test, drawn.order_seed)
-        phi, phi_test = (
+        derived_seed = seed_sequence(seed, [f"seed {i}" for i in range(s + 1)])[f"seed {s}"]
+        seed_draw = draw_for_seed(y, derived_seed, nested="rates" if over == "noise" else "samples")
+        test_draw = draw_for_seed(y_test, seed_draw.order_seed)
+        train_features, test_features = (
             random_features(
-                z, max(N for _, N in shapes), seed=drawn.init_seed, features=options.features, scale=options.scale
+                examples,
+                max(N for _, N in shapes),
+                seed=seed_draw.init_seed,
+                features=options.features,
+                scale=options.scale,
             )
-            for z in (x[drawn.order[: max(n for n, _ in shapes)]], x_test)
+            for examples in (x[seed_draw.order[: max(n for n, _ in shapes)]], x_test)
         )
-        columns: dict[bool, list[dict[str, Tensor]]] = {False: [], True: []}
+        metrics_along_axis: dict[bool, list[dict[str, Tensor]]] = {False: [], True: []}
         svd: _FeatureSVD | None = None
-        for a, (cell, (n_cell, N)) in enumerate(zip(cells, shapes, strict=True)):
+        for a, (cell, (n_cell, N)) in enumerate(zip(cell_settings, shapes, strict=True)):
             if svd is None or shapes[a] != shapes[a - 1]:
-                svd = _FeatureSVD.of(phi[:n_cell, :N], phi_test[:, :N], options.rcond)
-                done += 1
-                report(done, total)
+                svd = _FeatureSVD.decompose(train_features[:n_cell, :N], test_features[:, :N], options.rcond)
+                n_done += 1
+                report(n_done, n_total)
             condition[a] = max(condition[a], svd.condition(cell["ridge"]))
-            for control in rounds:
-                rate = 0.0 if control else cell["noise"]
-                columns[control].append(
-                    _metrics(svd, drawn, n_cell, rate, cell["ridge"], y_test, test_draws, data.n_classes)
+            for is_control in control_flags:
+                noise_rate = 0.0 if is_control else cell["noise"]
+                metrics_along_axis[is_control].append(
+                    _evaluate_features(
+                        svd, seed_draw, n_cell, noise_rate, cell["ridge"], y_test, test_draw, data.n_classes
+                    )
                 )
-        for control in rounds:
-            names = columns[control][0]
-            curves[control].append({name: torch.stack([column[name] for column in columns[control]]) for name in names})
+        for is_control in control_flags:
+            names = metrics_along_axis[is_control][0]
+            curves[is_control].append(
+                {name: torch.stack([column[name] for column in metrics_along_axis[is_control]]) for name in names}
+            )
     config = asdict(options) | {
         "over": over, "noise": noise, "seed": seed, "seeds": n_seeds, "data": data.name, "condition": condition.tolist(),
     }  # fmt: skip
@@ -172,44 +180,45 @@ def feature_sweep(
         threshold=Threshold(float(n), float(n), float(n), 0.5, "falling") if over == "width" else None,
         metric="test_error",
         epsilon=0.1,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - start_time,
         config=config,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _FeatureSVD:
-    """φ = U S Vᵀ of the training features, and the test features; solves for one target after the other."""
+    """Singular value decomposition φ = U S Vᵀ of the training features, and the test features φ_test."""
 
     U: Tensor  # (n, r)
     S: Tensor  # (r,)
     V: Tensor  # (N, r)
-    phi_test: Tensor  # (m, N)
+    test_features: Tensor  # (m, N)
     cutoff: float
 
     @classmethod
-    def of(cls, phi: Tensor, phi_test: Tensor, rcond: float | None) -> "_FeatureSVD":
-        root = math.sqrt(phi.shape[1])
-        U, S, V = _thin_svd(phi / root)
-        rcond = torch.finfo(torch.float64).eps * max(phi.shape) if rcond is None else rcond
-        return cls(U, S, V, phi_test / root, rcond * float(S[0]))
+    def decompose(cls, train_features: Tensor, test_features: Tensor, rcond: float | None) -> "_FeatureSVD":
+        """Decompose the features (n, N), scaled by 1/√N; singular values below rcond times the largest are cut off."""
+        sqrt_N = math.sqrt(train_features.shape[1])
+        U, S, V = _thin_svd(train_features / sqrt_N)
+        rcond = torch.finfo(torch.float64).eps * max(train_features.shape) if rcond is None else rcond
+        return cls(U, S, V, test_features / sqrt_N, rcond * float(S[0]))
 
     def condition(self, ridge: float) -> float:
-        """Largest over smallest √(s² + ridge), at ridge 0 of the singular values above the cutoff."""
-        kept = self.S if ridge > 0 else self.S[self.cutoff < self.S]
-        return math.sqrt(float((kept[0] ** 2 + ridge) / (kept[-1] ** 2 + ridge)))
+        """Return the largest over the smallest √(s² + ridge); at ridge 0 only singular values above the cutoff count."""
+        nonzero = self.S if ridge > 0 else self.S[self.cutoff < self.S]
+        return math.sqrt(float((nonzero[0] ** 2 + ridge) / (nonzero[-1] ** 2 + ridge)))
 
     def outputs(self, targets: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Outputs on the training and on the test examples."""
+        """Fit targets (n, C) and return the outputs on the training and on the test examples."""
         inverse = (
             self.S / (self.S.square() + ridge) if ridge > 0 else torch.where(self.cutoff < self.S, 1 / self.S, 0.0)
         )
         coefficients = inverse[:, None] * (self.U.T @ targets)  # (r, C); w = V coefficients
-        return self.U @ (self.S[:, None] * coefficients), self.phi_test @ (self.V @ coefficients)
+        return self.U @ (self.S[:, None] * coefficients), self.test_features @ (self.V @ coefficients)
 
 
 def _thin_svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin φ = U S Vᵀ; for an oblong φ by way of its QR, equally stable in half the time."""
+    """Compute the thin φ = U S Vᵀ; for an oblong φ after a QR decomposition, which is as stable and takes half the time."""
     n, N = phi.shape
     if 1.3 * n < N:
         Q, R = torch.linalg.qr(phi.T)
@@ -223,20 +232,28 @@ def _thin_svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U, S, Vh.T
 
 
-def _metrics(
-    svd: _FeatureSVD, drawn: SeedDraw, n: int, rate: float, ridge: float, y_test: Tensor, test_draws: SeedDraw, C: int
+def _evaluate_features(
+    svd: _FeatureSVD,
+    seed_draw: SeedDraw,
+    n: int,
+    noise_rate: float,
+    ridge: float,
+    y_test: Tensor,
+    test_draw: SeedDraw,
+    C: int,
 ) -> dict[str, Tensor]:
-    rows, noisy_test = drawn.training_set(n, rate), test_draws.noisy_labels(rate)
+    """Fit the first n training examples with noisy labels, and return the metrics of the fit."""
+    training_set, noisy_test_labels = seed_draw.training_set(n, noise_rate), test_draw.noisy_labels(noise_rate)
     one_hot = torch.eye(C, dtype=torch.float64)
-    fitted, outputs = svd.outputs(one_hot[rows.labels] - 1 / C, ridge)
-    predicted, predicted_test = fitted.argmax(1), outputs.argmax(1)
-    flips = rows.flipped
+    train_outputs, test_outputs = svd.outputs(one_hot[training_set.labels] - 1 / C, ridge)
+    train_predictions, test_predictions = train_outputs.argmax(1), test_outputs.argmax(1)
+    flipped = training_set.flipped
     return {
-        "test_error": (predicted_test != y_test).double().mean(),
-        "test_loss": (outputs - (one_hot[y_test] - 1 / C)).square().sum(1).mean(),
-        "train_error": (predicted != rows.labels).double().mean(),
-        "train_loss": (fitted - (one_hot[rows.labels] - 1 / C)).square().sum(1).mean(),
-        "memorized_flips": (predicted[flips] == rows.labels[flips]).double().mean(),
-        "recovered_flips": (predicted[flips] == rows.clean[flips]).double().mean(),
-        "noisy_test_error": (predicted_test != noisy_test).double().mean(),
+        "test_error": (test_predictions != y_test).double().mean(),
+        "test_loss": (test_outputs - (one_hot[y_test] - 1 / C)).square().sum(1).mean(),
+        "train_error": (train_predictions != training_set.labels).double().mean(),
+        "train_loss": (train_outputs - (one_hot[training_set.labels] - 1 / C)).square().sum(1).mean(),
+        "memorized_flips": (train_predictions[flipped] == training_set.labels[flipped]).double().mean(),
+        "recovered_flips": (train_predictions[flipped] == training_set.true_labels[flipped]).double().mean(),
+        "noisy_test_error": (test_predictions != noisy_test_labels).double().mean(),
     }

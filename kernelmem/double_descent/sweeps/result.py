@@ -32,8 +32,9 @@ AXES: dict[str, tuple[str, Literal["falling", "rising"]]] = {
     "features_ridge": ("ridge", "rising"),
     "features_noise": ("share of wrong labels", "rising"),
 }
-SHOWN = ("test_error", "test_loss", "train_error", "memorized_flips")  # columns of the printed table
-ROWS = 30  # rows of it
+# Columns of the printed table of a sweep, and its largest number of rows.
+PRINTED_METRICS = ("test_error", "test_loss", "train_error", "memorized_flips")
+MAX_PRINTED_ROWS = 30
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,13 +43,13 @@ class Curves(Result):
 
     Attributes:
         test_error: fraction of test examples not predicted as their clean label.
-        test_loss: mean loss of test examples against clean labels: cross-entropy, or squared error summed over classes.
+        test_loss: mean loss of test examples with respect to clean labels: cross-entropy, or squared error summed over classes.
         train_error: fraction of training examples not predicted as the label that they were trained with.
-        train_loss: mean loss of training examples against these labels.
+        train_loss: mean loss of training examples with respect to these labels.
         memorized_flips: fraction of the training examples with wrong labels that are predicted as the wrong label; NaN if
             there are none.
-        recovered_flips: fraction of them that are predicted as their true label.
-        noisy_test_error: test error against test labels with the same noise as the training labels.
+        recovered_flips: fraction of the same examples that are predicted as their true label.
+        noisy_test_error: test error with respect to test labels with the same noise as the training labels.
     """
 
     test_error: Tensor
@@ -62,7 +63,7 @@ class Curves(Result):
     @classmethod
     def stack(cls, seeds: Sequence[dict[str, Tensor]]) -> "Curves":
         """Stack the metrics of several seeds, one dictionary of (A,) tensors per seed."""
-        return cls(**{item.name: torch.stack([metrics[item.name] for metrics in seeds]) for item in fields(cls)})
+        return cls(**{field.name: torch.stack([metrics[field.name] for metrics in seeds]) for field in fields(cls)})
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,7 +72,7 @@ class Curves(Result):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all metrics by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per seed and index of the axis."""
@@ -100,14 +101,14 @@ class Sweep(Result):
     Attributes:
         kind: "model", "depth", "sample", "epoch", "noise", "ridge"; for random features "features" (over their number),
             "features_sample", "features_ridge", "features_noise".
-        axis: A values, increasing.
+        axis: A values of the swept quantity, increasing.
         curves: (S, A) metrics; all at the last step, never at the best one.
-        control: metrics without label noise for the first seeds; or None.
-        threshold: interpolation threshold found before the sweep, or known; None: it is read from the sweep.
+        control: metrics of the same networks trained without label noise, for the first seeds; None: no control.
+        threshold: interpolation threshold, if it is known or was found before the sweep; None: it is read from the sweep.
         metric: curve whose peak is summarized, "test_error" or "test_loss".
         epsilon: training error at or below which the labels count as fitted.
         seconds: wall-clock time, without that of results read from an interrupted run.
-        config: settings, as JSON values.
+        config: settings of the sweep, as JSON values.
     """
 
     kind: str
@@ -138,7 +139,7 @@ class Sweep(Result):
         """Return the cross-fitted peak of a curve; see :func:`kernelmem.double_descent.peak`.
 
         Raises:
-            InputError: fewer than 4 seeds, NaN, or no control.
+            InputError: there are fewer than 4 seeds, a value is NaN, or the sweep has no control.
         """
         name = metric or self.metric
         curves = self.control if control else self.curves
@@ -163,16 +164,17 @@ class Sweep(Result):
             "axis_name": AXES[self.kind][0],
             "axis": list(self.axis),
             "seeds": self.curves.shape[0],
-            **{name: _mean_se(value) for name, value in self.curves.tensors().items()},
-            "peak": _peak(self, self.metric, control=False),
-            "peaks": {name: _peak(self, name, control=False) for name in ("test_error", "test_loss")},
+            **{name: _mean_se_lists(value) for name, value in self.curves.tensors().items()},
+            "peak": _peak_summary(self, self.metric, control=False),
+            "peaks": {name: _peak_summary(self, name, control=False) for name in ("test_error", "test_loss")},
             "control": None,
         }
         if self.control is not None:
-            control = _peak(self, self.metric, control=True) | _mean_se(getattr(self.control, self.metric))
+            peak_summary = _peak_summary(self, self.metric, control=True)
+            control = peak_summary | _mean_se_lists(getattr(self.control, self.metric))
             summary["control"] = control | {"seeds": self.control.shape[0]}
-        of_sweep = self.interpolation()
-        threshold = self.threshold or of_sweep
+        sweep_threshold = self.interpolation()
+        threshold = self.threshold or sweep_threshold
         summary["threshold"] = {
             "value": threshold.value,
             "interval": [threshold.low, threshold.high],
@@ -180,9 +182,9 @@ class Sweep(Result):
             "outside": threshold.outside,
             "source": "before the sweep" if self.threshold else "the sweep",
             "of_sweep": {
-                "value": of_sweep.value,
-                "interval": [of_sweep.low, of_sweep.high],
-                "outside": of_sweep.outside,
+                "value": sweep_threshold.value,
+                "interval": [sweep_threshold.low, sweep_threshold.high],
+                "outside": sweep_threshold.outside,
             },
         }
         return as_json(summary | {"seconds": self.seconds, "config": self.config})
@@ -210,49 +212,50 @@ class Sweep(Result):
         summary = self.summary()
         S, A = self.curves.shape
         lines = [f"{self.kind}-wise sweep: {A} values, {S} seeds (mean ± standard error), {self.seconds:.1f} s"]
-        lines.append(f"{AXES[self.kind][0]:>22}" + "".join(f"{name:>20}" for name in SHOWN))
-        for a in evenly_spaced(A, ROWS):
-            cells = [(summary[name]["mean"][a], summary[name]["se"][a]) for name in SHOWN]
-            lines.append(f"{self.axis[a]:>22g}" + "".join(f"{_cell(*cell):>20}" for cell in cells))
-        for title, part in (("peak", summary["peak"]), ("control", summary["control"])):
-            if part is not None and part.get("rise") is not None:
+        lines.append(f"{AXES[self.kind][0]:>22}" + "".join(f"{name:>20}" for name in PRINTED_METRICS))
+        for a in evenly_spaced_indices(A, MAX_PRINTED_ROWS):
+            cells = [(summary[name]["mean"][a], summary[name]["se"][a]) for name in PRINTED_METRICS]
+            lines.append(f"{self.axis[a]:>22g}" + "".join(f"{_format_mean_se(*cell):>20}" for cell in cells))
+        for title, stats in (("peak", summary["peak"]), ("control", summary["control"])):
+            if stats is not None and stats.get("rise") is not None:
                 lines.append(
-                    f"{title} of {self.metric}: {part['height']:.3f} at {part['axis_value']:g},"
-                    f" rise {part['rise']:+.3f} ± {part['rise_se']:.3f}, fall {part['fall']:+.3f} ± {part['fall_se']:.3f}"
+                    f"{title} of {self.metric}: {stats['height']:.3f} at {stats['axis_value']:g},"
+                    f" rise {stats['rise']:+.3f} ± {stats['rise_se']:.3f}, fall {stats['fall']:+.3f} ± {stats['fall_se']:.3f}"
                 )
-        at = summary["threshold"]
-        place = at["outside"] or ("none" if at["value"] is None else f"{at['value']:.4g}")
+        threshold = summary["threshold"]
+        location = threshold["outside"] or ("none" if threshold["value"] is None else f"{threshold['value']:.4g}")
         source = "located before the sweep" if self.threshold else "read from the sweep"
-        lines.append(f"training error {at['epsilon']:g} at {place} ({source})")
+        lines.append(f"training error {threshold['epsilon']:g} at {location} ({source})")
         return "\n".join(lines)
 
 
-def _mean_se(values: Tensor) -> dict[str, list[float]]:
+def _mean_se_lists(values: Tensor) -> dict[str, list[float]]:
     mean, se = mean_se(values.numpy())
     return {"mean": mean.tolist(), "se": se.tolist()}
 
 
-def _cell(mean: float | None, se: float | None) -> str:
+def _format_mean_se(mean: float | None, se: float | None) -> str:
     if mean is None:
         return ""
     return f"{mean:.3f}" + ("" if se is None else f" ± {se:.3f}")
 
 
-def _peak(sweep: Sweep, metric: str, *, control: bool) -> dict[str, object]:
+def _peak_summary(sweep: Sweep, metric: str, *, control: bool) -> dict[str, object]:
+    """Return the peak for the summary; all values are None with fewer than 4 seeds or if a network diverged."""
     curves = sweep.control if control else sweep.curves
     assert curves is not None
     if curves.shape[0] < MIN_SEEDS or not bool(torch.isfinite(curves.tensors()[metric]).all()):
-        blank: dict[str, object] = {item.name: None for item in fields(Peak)}
-        return blank | {"metric": metric, "seeds": curves.shape[0]}
+        empty_summary: dict[str, object] = {field.name: None for field in fields(Peak)}
+        return empty_summary | {"metric": metric, "seeds": curves.shape[0]}
     return asdict(sweep.peak(metric, control=control))
 
 
 def as_json(value: object) -> Any:
     """Return tensors and tuples as lists, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {name: as_json(item) for name, item in value.items()}
+        return {name: as_json(element) for name, element in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
+        return [as_json(element) for element in value]
     if isinstance(value, Tensor):
         return as_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
@@ -260,12 +263,12 @@ def as_json(value: object) -> Any:
     return value
 
 
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """Return at most ``most`` of the indices 0..count-1, evenly spaced, with the first and the last.
+def evenly_spaced_indices(count: int, max_count: int) -> list[int]:
+    """Return at most ``max_count`` of the indices 0..count-1, evenly spaced, with the first and the last.
 
-    >>> evenly_spaced(3, 5), evenly_spaced(9, 3)
+    >>> evenly_spaced_indices(3, 5), evenly_spaced_indices(9, 3)
     ([0, 1, 2], [0, 4, 8])
     """
-    if count <= most:
+    if count <= max_count:
         return list(range(count))
-    return [round(k * (count - 1) / (most - 1)) for k in range(most)]
+    return [round(k * (count - 1) / (max_count - 1)) for k in range(max_count)]

@@ -18,14 +18,15 @@ from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
 from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
-from kernelmem.double_descent.sweeps.training_sets import draw, pool_data
+from kernelmem.double_descent.sweeps.training_sets import as_pool_data, draw_for_seed
 from kernelmem.training.datasets import LabeledData
 from kernelmem.training.ensemble.members import Member
 from kernelmem.training.ensemble.recipe import Recipe
 
 Over = Literal["width", "depth", "samples", "steps", "noise", "ridge"]
 KINDS = {"width": "model", "depth": "depth", "samples": "sample", "steps": "epoch", "noise": "noise", "ridge": "ridge"}
-CHUNK = 32  # networks per chunk, about: batches stay efficient, and a killed run loses little
+# Approximate: large enough for efficient batches, small enough that an interrupted run loses little.
+NETWORKS_PER_CHUNK = 32
 
 
 class ThresholdWarning(UserWarning):
@@ -34,15 +35,25 @@ class ThresholdWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class SweepCell:
-    """One network of a sweep, and the row (seed) and column (value) of the curves that it fills."""
+    """One network of a sweep, and the row and column of the curves that its metrics fill.
 
-    control: bool
+    Attributes:
+        is_control: True for the control without label noise.
+        row: index of the seed.
+        column: index of the swept value; None: the network fills all columns, one per evaluated step.
+        recipe: optimizer, schedule, loss and number of steps.
+        member: width, training examples, labels and seeds of the network.
+        true_labels: (n,) true labels of its training examples.
+        noisy_test_labels: (m,) labels of the test examples with the same noise rate.
+    """
+
+    is_control: bool
     row: int
-    column: int | None  # None: all columns, one per evaluated step
+    column: int | None
     recipe: Recipe
     member: Member
-    clean: Tensor
-    noisy_test: Tensor
+    true_labels: Tensor
+    noisy_test_labels: Tensor
 
 
 def sweep(
@@ -70,45 +81,48 @@ def sweep(
             its test set.
         over: "width" (model-wise), "depth" (hidden layers), "samples" (sample-wise), "steps" (epoch-wise: one network per
             seed), "noise" or "ridge" (the recipe's weight decay).
-        values: (A,) increasing values of it.
+        values: (A,) increasing values of the swept quantity.
         noise: fraction of wrong labels; ignored if the noise is swept.
         n_seeds: S, number of curves.
-        seed: seed of all draws.
-        recipe: optimizer, schedule, batches, loss, steps; over "steps" its number of steps is the last value.
+        seed: seed of all random draws.
+        recipe: optimizer, schedule, batch size, loss and number of steps; if the steps are swept, the last value is used.
         options: networks, training set, threshold and metric, see :class:`SweepOptions`.
         execution: output directory, executor, dtype, device and memory, see :class:`Execution`.
         progress: called with (networks done, networks in total); True or False for a bar or none.
 
     Raises:
-        InputError: values not increasing or out of range, ``train`` without ``make_model``, or over steps, depth or ridge.
+        InputError: the values do not increase or are out of range, or ``train`` is given without ``make_model`` or for a
+            sweep over steps, depth or ridge.
 
     Cost: A · S networks (S over "steps"), plus the control.
 
     Source: Belkin et al. 2019; Nakkiran et al. 2019.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     recipe = recipe or Recipe()
-    axis = _axis(over, values, data, options)
+    axis = _check_axis(over, values, data, options)
     if execution.out is not None:
         check_directory(execution.out)
     if over == "steps":
         recipe = replace(recipe, steps=int(axis[-1]))
     n_seeds, n_control = as_count(n_seeds, "n_seeds"), as_count(options.control, "control", minimum=0)
-    pool = pool_data(data)
+    pool = as_pool_data(data)
     settings = {"width": options.width, "samples": len(pool.x) if options.n is None else options.n, "noise": noise}
     cells = [
         cell
         for is_control, rows in ((False, n_seeds), (True, 0 if over == "noise" else min(n_control, n_seeds)))
         for row in range(rows)
-        for cell in _cells(over, axis, settings, recipe, pool.y, pool.y_test, control=is_control, row=row, seed=seed)
+        for cell in _cells_of_seed(
+            over, axis, settings, recipe, pool.y, pool.y_test, is_control=is_control, row=row, seed=seed
+        )
     ]
     cells_per_seed = 1 if over == "steps" else len(axis)
-    chunks = _chunks(cells, execution.chunk or max(1, CHUNK // cells_per_seed) * cells_per_seed)
+    chunks = _group_into_chunks(cells, execution.chunk or max(1, NETWORKS_PER_CHUNK // cells_per_seed) * cells_per_seed)
     jobs = [
         Job(
             members=tuple(cell.member for cell in chunk),
-            clean=tuple(cell.clean for cell in chunk),
-            noisy_tests=tuple(cell.noisy_test for cell in chunk),
+            true_labels=tuple(cell.true_labels for cell in chunk),
+            noisy_test_labels=tuple(cell.noisy_test_labels for cell in chunk),
             x=pool.x,
             x_test=pool.x_test,
             y_test=pool.y_test,
@@ -123,9 +137,11 @@ def sweep(
         )
         for chunk in chunks
     ]
-    out = None if execution.out is None else Path(execution.out)
-    results = run_jobs(jobs, out, execution.executor, as_progress(progress, f"sweep over {over}", "network"))
-    curves, control_curves = (_curves(chunks, results, len(axis), control=control) for control in (False, True))
+    directory = None if execution.out is None else Path(execution.out)
+    results = run_jobs(jobs, directory, execution.executor, as_progress(progress, f"sweep over {over}", "network"))
+    curves, control_curves = (
+        _collect_curves(chunks, results, len(axis), is_control=is_control) for is_control in (False, True)
+    )
     assert curves is not None
     threshold = options.threshold
     if threshold is not None and not (threshold.found and axis[0] <= threshold.value <= axis[-1]):
@@ -149,12 +165,12 @@ def sweep(
         threshold=threshold,
         metric=options.metric or ("test_loss" if over == "samples" else "test_error"),
         epsilon=options.epsilon,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - start_time,
         config=config,
     )
 
 
-def _cells(
+def _cells_of_seed(
     over: Over,
     axis: Sequence[float],
     settings: dict[str, Any],
@@ -162,45 +178,51 @@ def _cells(
     y: Tensor,
     y_test: Tensor,
     *,
-    control: bool,
+    is_control: bool,
     row: int,
     seed: int,
 ) -> list[SweepCell]:
-    """Networks of one seed along the axis."""
+    """Return the networks of one seed, one per value of the axis (a single one if the steps are swept)."""
     row_seed = seed_sequence(seed, [str(s) for s in range(row + 1)])[str(row)]
     nested: Literal["samples", "rates"] = "rates" if over == "noise" else "samples"
-    draws = draw(y, row_seed, nested=nested)
-    test_draws = draw(y_test, draws.order_seed, nested=nested)
+    seed_draw = draw_for_seed(y, row_seed, nested=nested)
+    test_draw = draw_for_seed(y_test, seed_draw.order_seed, nested=nested)
     cells = []
     for column, value in enumerate([None] if over == "steps" else axis):
-        cell = settings if value is None else settings | {over: value}
-        rate = 0.0 if control else float(cell["noise"])
-        training_set, noisy_test = draws.training_set(int(cell["samples"]), rate), test_draws.noisy_labels(rate)
-        width = int(cell["width"]) if isinstance(cell["width"], float) else cell["width"]
-        cell_recipe = replace(recipe, weight_decay=float(cell["ridge"])) if over == "ridge" else recipe
-        cell_recipe = replace(cell_recipe, depth=int(cell["depth"])) if over == "depth" else cell_recipe
-        member = Member(width, training_set.indices, training_set.labels, draws.init_seed, draws.order_seed)
-        place = None if value is None else column
-        cells.append(SweepCell(control, row, place, cell_recipe, member, training_set.clean, noisy_test))
+        cell_settings = settings if value is None else settings | {over: value}
+        noise_rate = 0.0 if is_control else float(cell_settings["noise"])
+        training_set = seed_draw.training_set(int(cell_settings["samples"]), noise_rate)
+        noisy_test_labels = test_draw.noisy_labels(noise_rate)
+        width = int(cell_settings["width"]) if isinstance(cell_settings["width"], float) else cell_settings["width"]
+        cell_recipe = replace(recipe, weight_decay=float(cell_settings["ridge"])) if over == "ridge" else recipe
+        cell_recipe = replace(cell_recipe, depth=int(cell_settings["depth"])) if over == "depth" else cell_recipe
+        member = Member(width, training_set.indices, training_set.labels, seed_draw.init_seed, seed_draw.order_seed)
+        curve_column = None if value is None else column
+        cells.append(
+            SweepCell(is_control, row, curve_column, cell_recipe, member, training_set.true_labels, noisy_test_labels)
+        )
     return cells
 
 
-def _chunks(cells: list[SweepCell], size: int) -> list[list[SweepCell]]:
-    """Cells with the same recipe, ``size`` at a time, in order."""
+def _group_into_chunks(cells: list[SweepCell], size: int) -> list[list[SweepCell]]:
+    """Group the networks with equal recipes into chunks of at most ``size``, in order."""
     by_recipe: dict[Recipe, list[SweepCell]] = {}
     for cell in cells:
         by_recipe.setdefault(cell.recipe, []).append(cell)
     return [group[k : k + size] for group in by_recipe.values() for k in range(0, len(group), size)]
 
 
-def _curves(chunks: list[list[SweepCell]], results: list[dict[str, Tensor]], A: int, *, control: bool) -> Curves | None:
-    S = 1 + max((cell.row for chunk in chunks for cell in chunk if cell.control is control), default=-1)
-    if not S:
+def _collect_curves(
+    chunks: list[list[SweepCell]], results: list[dict[str, Tensor]], n_values: int, *, is_control: bool
+) -> Curves | None:
+    """Arrange the metrics of all chunks as curves (seeds, values); None if there are no such networks."""
+    n_rows = 1 + max((cell.row for chunk in chunks for cell in chunk if cell.is_control is is_control), default=-1)
+    if not n_rows:
         return None
-    curves = {name: torch.full((S, A), torch.nan, dtype=torch.float64) for name in METRICS}
+    curves = {name: torch.full((n_rows, n_values), torch.nan, dtype=torch.float64) for name in METRICS}
     for chunk, metrics in zip(chunks, results, strict=True):
         for k, cell in enumerate(chunk):
-            if cell.control is control:
+            if cell.is_control is is_control:
                 for name, curve in curves.items():  # metrics are (networks, evaluated steps)
                     if cell.column is None:
                         curve[cell.row] = metrics[name][k]
@@ -209,13 +231,14 @@ def _curves(chunks: list[list[SweepCell]], results: list[dict[str, Tensor]], A: 
     return Curves(**curves)
 
 
-def _axis(over: str, values: Sequence[float], data: LabeledData, options: SweepOptions) -> tuple[float, ...]:
+def _check_axis(over: str, values: Sequence[float], data: LabeledData, options: SweepOptions) -> tuple[float, ...]:
+    """Validate the swept quantity and its values, and that the options allow to sweep it."""
     if over not in KINDS:
         raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
     axis = as_axis(
         list(values),
         over,
-        whole=over not in ("noise", "ridge"),
+        integer=over not in ("noise", "ridge"),
         minimum=0 if over in ("noise", "ridge", "steps") else 1,
         maximum={"samples": len(data.x_train), "noise": 1}.get(over, float("inf")),
         exclusive=False,
@@ -229,7 +252,7 @@ def _axis(over: str, values: Sequence[float], data: LabeledData, options: SweepO
     if over == "depth" and options.make_model is not None:
         raise InputError(
             "make_model= for a sweep over depth",
-            expected="MLPs",
+            expected="no make_model: the depth of MLPs is swept",
             hint='sweep over="width": make_model may read the value as a depth',
         )
     return tuple(axis.tolist())

@@ -21,13 +21,13 @@ class Threshold(Result):
     """Point where the mean training error over seeds crosses ``epsilon`` along an axis, in units of the axis.
 
     Attributes:
-        value: the crossing; NaN if it lies outside of the evaluated values.
+        value: axis value of the crossing; NaN if it lies outside of the evaluated values.
         low, high: 95 % interval over seeds (Student's t): crossings of mean ± t·se; -inf or inf if they lie outside.
-        epsilon: the level.
+        epsilon: training error at the threshold.
         direction: "falling" (width, steps: fitted from ``value`` on) or "rising" (samples, noise: fitted up to ``value``).
         outside: "" if found; "below" or "above": the threshold lies below or above all evaluated values.
-        cost: cost of the search as a fraction of the sweep's; 0 if it was read from a sweep or is known.
-        evaluated: evaluated values, increasing.
+        cost: cost of the search as a fraction of the cost of the sweep; 0 if the threshold was read from a sweep or is known.
+        evaluated: axis values at which the training error was evaluated, increasing.
     """
 
     value: float
@@ -53,10 +53,10 @@ class Threshold(Result):
         return pd.DataFrame([row])
 
     def __str__(self) -> str:
-        place = f"{self.value:.4g} (95 % interval {self.low:.4g} to {self.high:.4g})" if self.found else "not found"
+        location = f"{self.value:.4g} (95 % interval {self.low:.4g} to {self.high:.4g})" if self.found else "not found"
         if self.outside:
-            place = f"{self.outside} the evaluated values"
-        return f"interpolation threshold (training error {self.epsilon:g}, {self.direction}): {place}"
+            location = f"{self.outside} the evaluated values"
+        return f"interpolation threshold (training error {self.epsilon:g}, {self.direction}): {location}"
 
 
 def crossing(
@@ -72,49 +72,51 @@ def crossing(
     effective model complexity of Nakkiran et al. 2019 is the rising case over the number of samples.
 
     Args:
-        axis: (A,) increasing.
+        axis: (A,) increasing values of the axis.
         train_error: (S, A) training errors, one row per seed.
-        epsilon: the level; 0 < epsilon < 1.
+        epsilon: training error at the threshold, 0 < epsilon < 1.
         direction: "falling" or "rising", how the error changes along the axis.
 
     Raises:
-        InputError: axis not increasing, shapes that do not match, NaN, epsilon outside of (0, 1).
+        InputError: the axis does not increase, the shapes do not match, an error is NaN, or epsilon is outside of (0, 1).
     """
-    places, errors = np.asarray(axis, dtype=np.float64), np.asarray(train_error, dtype=np.float64)
-    if places.ndim != 1 or errors.ndim != 2 or errors.shape[1] != len(places) or not errors.size:
+    axis_values, errors = np.asarray(axis, dtype=np.float64), np.asarray(train_error, dtype=np.float64)
+    if axis_values.ndim != 1 or errors.ndim != 2 or errors.shape[1] != len(axis_values) or not errors.size:
         raise InputError(
-            f"axis of shape {places.shape} and training errors of shape {errors.shape}",
+            f"axis of shape {axis_values.shape} and training errors of shape {errors.shape}",
             expected="(A,) and (S, A)",
             hint="pass one row of errors per seed",
         )
-    if not (np.diff(places) > 0).all() or not np.isfinite(errors).all() or not 0 < epsilon < 1:
+    if not (np.diff(axis_values) > 0).all() or not np.isfinite(errors).all() or not 0 < epsilon < 1:
         raise InputError(
-            f"axis {places.tolist()} and epsilon={epsilon!r}",
+            f"axis {axis_values.tolist()} and epsilon={epsilon!r}",
             expected="an increasing axis, finite errors, epsilon between 0 and 1",
-            hint="sort the axis",
+            hint="sort the axis, and remove values at which training diverged",
         )
-    evaluated = tuple(places.tolist())
+    evaluated = tuple(axis_values.tolist())
     if direction == "rising":
-        mirrored = crossing(-places[::-1], errors[:, ::-1], epsilon=epsilon)
-        sides: dict[str, Literal["", "below", "above"]] = {"": "", "below": "above", "above": "below"}
-        outside = sides[mirrored.outside]
+        mirrored = crossing(-axis_values[::-1], errors[:, ::-1], epsilon=epsilon)
+        opposite_sides: dict[str, Literal["", "below", "above"]] = {"": "", "below": "above", "above": "below"}
+        outside = opposite_sides[mirrored.outside]
         return Threshold(
             -mirrored.value, -mirrored.high, -mirrored.low, epsilon, "rising", outside, evaluated=evaluated
         )
     mean, se = mean_se(errors)
-    reach = float(stdtrit(len(errors) - 1, 0.975)) * se if len(errors) > 1 else np.full_like(mean, math.inf)
-    value, low, high = (_first_below(places, curve, epsilon) for curve in (mean, mean - reach, mean + reach))
+    half_width = float(stdtrit(len(errors) - 1, 0.975)) * se if len(errors) > 1 else np.full_like(mean, math.inf)
+    value, low, high = (
+        _first_below(axis_values, curve, epsilon) for curve in (mean, mean - half_width, mean + half_width)
+    )
     outside: Literal["", "below", "above"] = "" if math.isfinite(value) else "above" if value > 0 else "below"
     return Threshold(value if not outside else math.nan, low, high, epsilon, "falling", outside, evaluated=evaluated)
 
 
-def _first_below(places: np.ndarray, curve: np.ndarray, level: float) -> float:
-    """Smallest place from which the curve stays at or below the level; -inf if everywhere, inf if not at the end."""
-    above = np.flatnonzero(~(curve <= level))
-    if not len(above):
+def _first_below(axis_values: np.ndarray, curve: np.ndarray, level: float) -> float:
+    """Return the axis value from which the curve stays at or below the level; -inf if it always is, inf if it never does."""
+    above_level = np.flatnonzero(~(curve <= level))
+    if not len(above_level):
         return -math.inf
-    last = int(above[-1])
-    if last == len(places) - 1:
+    last = int(above_level[-1])
+    if last == len(axis_values) - 1:
         return math.inf
     fraction = (curve[last] - level) / (curve[last] - curve[last + 1]) if math.isfinite(curve[last]) else 1.0
-    return float(places[last] + fraction * (places[last + 1] - places[last]))
+    return float(axis_values[last] + fraction * (axis_values[last + 1] - axis_values[last]))

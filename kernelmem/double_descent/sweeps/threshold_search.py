@@ -22,9 +22,9 @@ class SearchOptions:
     """Seeds and budget of a threshold search.
 
     Attributes:
-        n_seeds: networks trained at each value tried; fewer (at least 2) if the budget does not allow them.
-        sweep_seeds: seeds of the sweep that will follow, noisy ones and control together; None: ``n_seeds``.
-        budget: largest cost, as a fraction of that sweep's cost; the cost of a network is width · examples.
+        n_seeds: number of networks trained at each evaluated value; reduced (to at least 2) if the budget is too small.
+        sweep_seeds: number of seeds of the sweep that will follow, including its control; None: ``n_seeds``.
+        budget: largest cost of the search as a fraction of the cost of the sweep; a network costs width · examples.
     """
 
     n_seeds: int = 5
@@ -45,13 +45,14 @@ def bisect(
     interval is that of :func:`kernelmem.double_descent.crossing` over all evaluated points.
 
     Args:
-        errors: index into ``values`` -> training error of every seed there, with the same seeds each time.
-        values: (A,) increasing.
+        errors: function from an index into ``values`` to the training errors of all seeds at this value, for the same seeds
+            in every call.
+        values: (A,) increasing values of the grid.
         epsilon: training error at the threshold.
         direction: "falling" or "rising", how the error changes along the axis.
 
     Raises:
-        InputError: ``values`` not increasing, epsilon outside of (0, 1).
+        InputError: ``values`` do not increase, or epsilon is outside of (0, 1).
 
     Cost: ⌈log2(A + 1)⌉ evaluations.
     """
@@ -66,8 +67,8 @@ def bisect(
         else:
             low = middle
     indices = sorted(evaluated)
-    table = torch.tensor([evaluated[k] for k in indices], dtype=torch.float64).T.numpy()
-    return crossing([values[k] for k in indices], table, epsilon=epsilon, direction=direction)
+    error_table = torch.tensor([evaluated[k] for k in indices], dtype=torch.float64).T.numpy()
+    return crossing([values[k] for k in indices], error_table, epsilon=epsilon, direction=direction)
 
 
 def find_threshold(
@@ -90,68 +91,69 @@ def find_threshold(
     networks are those that :func:`kernelmem.double_descent.sweep` trains with the same arguments.
 
     Args:
-        data: as for the sweep.
-        over: "width" or "samples".
-        values: (A,) values of the sweep.
-        noise: as for the sweep, like the next two.
-        seed: seed of all draws.
-        recipe: optimizer, schedule, batches, loss, steps.
+        data: examples and clean labels, as for the sweep.
+        over: swept quantity, "width" or "samples".
+        values: (A,) increasing values of the sweep.
+        noise: fraction of wrong labels, as for the sweep.
+        seed: seed of all random draws, as for the sweep.
+        recipe: optimizer, schedule, batch size, loss and number of steps, as for the sweep.
         search: seeds and budget of the search.
         options: as for the sweep; ``control``, ``threshold`` and ``metric`` are ignored.
-        execution: as for the sweep.
-        progress: called with (values tried, largest number of values tried).
+        execution: output directory, executor, dtype, device and memory, as for the sweep.
+        progress: called with (number of values evaluated, largest number of values to evaluate).
 
     Returns:
-        Threshold, with ``cost`` as a fraction of the sweep's. Warns (ThresholdWarning) if it lies outside of ``values``.
+        Threshold, with ``cost`` as a fraction of the cost of the sweep. A ThresholdWarning is raised if it lies outside of
+        ``values``.
 
     Raises:
-        InputError: the budget does not allow two seeds, or arguments that the sweep refuses.
+        InputError: the budget is too small for two seeds, or an argument is invalid for the sweep.
     """
     n_seeds = as_count(search.n_seeds, "n_seeds", minimum=2)
     budget = as_number(search.budget, "budget", exclusive=True)
     grid = [float(value) for value in values]
     n = len(data.x_train) if options.n is None else options.n
     costs = [(value if over == "width" else 1.0) * (value if over == "samples" else n) for value in grid]
-    rounds = len(grid).bit_length()
+    max_evaluations = len(grid).bit_length()
     sweep_cost = sum(costs) * (search.sweep_seeds or n_seeds)
-    worst = _worst_cost(costs)
-    allowed = min(n_seeds, int(budget * sweep_cost / worst)) if worst else n_seeds
-    if allowed < 2:
+    worst_cost = _worst_cost(costs)
+    affordable_seeds = min(n_seeds, int(budget * sweep_cost / worst_cost)) if worst_cost else n_seeds
+    if affordable_seeds < 2:
         raise InputError(
             f"budget={budget:g} of a sweep of {len(grid)} values and {search.sweep_seeds or n_seeds} seeds",
-            expected=f"at least {2 * worst / sweep_cost:.2g}: two seeds at up to {rounds} values",
+            expected=f"at least {2 * worst_cost / sweep_cost:.2g}: two seeds at up to {max_evaluations} values",
             hint="raise the budget, or sweep more values or seeds",
         )
-    tried: list[int] = []
+    evaluated_indices: list[int] = []
     report = as_progress(progress, "threshold search", "value")
-    single = replace(options, control=0, threshold=None)
+    single_value_options = replace(options, control=0, threshold=None)
 
     def errors(index: int) -> list[float]:
-        tried.append(index)
+        evaluated_indices.append(index)
         result = sweep(
-            data, over, [grid[index]], noise=noise, n_seeds=allowed, seed=seed, recipe=recipe, options=single,
-            execution=execution, progress=False,
+            data, over, [grid[index]], noise=noise, n_seeds=affordable_seeds, seed=seed, recipe=recipe,
+            options=single_value_options, execution=execution, progress=False,
         )  # fmt: skip
-        report(len(tried), rounds)
+        report(len(evaluated_indices), max_evaluations)
         return result.curves.train_error[:, 0].tolist()
 
     direction: Literal["falling", "rising"] = "falling" if over == "width" else "rising"
     threshold = bisect(errors, grid, epsilon=options.epsilon, direction=direction)
-    if len(tried) < rounds:
-        report(rounds, rounds)  # closes a bar
+    if len(evaluated_indices) < max_evaluations:
+        report(max_evaluations, max_evaluations)  # completes a progress bar
     if not threshold.found:
-        side = "below the smallest" if threshold.outside == "below" else "above the largest"
+        location = "below the smallest" if threshold.outside == "below" else "above the largest"
         warnings.warn(
-            f"the interpolation threshold lies {side} {over} of {grid[0]:g}..{grid[-1]:g}:"
+            f"the interpolation threshold lies {location} {over} of {grid[0]:g}..{grid[-1]:g}:"
             " the sweep will not show the interpolation peak",
             ThresholdWarning,
             stacklevel=2,
         )
-    return replace(threshold, cost=allowed * sum(costs[k] for k in tried) / sweep_cost)
+    return replace(threshold, cost=affordable_seeds * sum(costs[k] for k in evaluated_indices) / sweep_cost)
 
 
 def _worst_cost(costs: Sequence[float]) -> float:
-    """Worst-case cost of bisecting this grid, per seed."""
+    """Return the worst-case cost of bisecting a grid with these costs per network, per seed."""
 
     def worst_between(low: int, high: int) -> float:
         if high - low <= 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
-from kernelmem.double_descent.argument_checks import generators
+from kernelmem.double_descent.argument_checks import spawn_generators
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RCOND = 1e-13  # singular values below RCOND times the largest are rounding errors; the peak comes from larger ones
 PRINTED_ROWS = 25
-EQUAL = 1e-12  # relative difference below which simulation and theory agree to rounding
+ROUNDING_TOLERANCE = 1e-12  # relative difference below which simulation and theory agree to rounding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,13 +27,13 @@ class Curve(Result):
     """Expected risk along one axis; tensors are (G,) float64 on the CPU.
 
     Attributes:
-        name: the estimator and the setting.
-        axis_name: the quantity that varies.
-        axis: its values, increasing.
+        name: estimator and setting that the curve describes.
+        axis_name: quantity that varies along the axis.
+        axis: values of this quantity, increasing.
         test: mean squared error on a new example with a new noisy target, summed over outputs; includes ``noise``.
         noise: variance of the target given the input (irreducible error).
-        exact: True if it holds for every n; False if it is a limit or assumes Gaussian features.
-        source: author and year.
+        exact: True if the curve holds for every n; False if it is a limit or assumes Gaussian features.
+        source: authors and year of the theory.
         train: mean squared error on the (noisy) training examples, if known.
         clean: mean squared error with respect to noiseless targets, if it differs from ``test - noise`` (label flips).
         threshold: interpolation threshold on the axis (training error 0), if there is one.
@@ -70,8 +70,8 @@ class Curve(Result):
         import pandas as pd
 
         columns = {"test": self.test, "excess": self.excess, "train": self.train, "clean": self.clean}
-        known = {name: values.numpy() for name, values in columns.items() if values is not None}
-        return pd.DataFrame(known, index=pd.Index(self.axis.numpy(), name=self.axis_name))
+        known_columns = {name: values.numpy() for name, values in columns.items() if values is not None}
+        return pd.DataFrame(known_columns, index=pd.Index(self.axis.numpy(), name=self.axis_name))
 
     def plot(self) -> "Figure":
         """Plot test and training risk against the axis, with the threshold; infinite values are left out."""
@@ -87,7 +87,7 @@ class Curve(Result):
         columns = {"test": self.test, "excess": self.excess}
         columns |= {} if self.train is None else {"train": self.train}
         columns |= {} if self.clean is None else {"clean": self.clean}
-        return "\n".join(lines + _table(self.axis_name, self.axis, columns))
+        return "\n".join(lines + _format_table(self.axis_name, self.axis, columns))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,11 +95,11 @@ class Simulation(Result):
     """Simulated test risk and the theory that predicts it; tensors are (G,) float64.
 
     Attributes:
-        theory: the predicted curve, on the same axis.
+        theory: predicted curve, on the same axis.
         mean: mean test risk over the draws, noise included.
-        se: its standard error.
+        se: standard error of ``mean`` over the draws.
         repetitions: number of draws.
-        seed: their seed.
+        seed: seed of the draws.
     """
 
     theory: Curve
@@ -116,9 +116,9 @@ class Simulation(Result):
     @property
     def z(self) -> Tensor:
         """(G,): (mean - theory) / se; NaN if the theory is infinite, 0 if both agree to rounding."""
-        gap = self.mean - self.theory.test
-        equal = gap.abs() <= EQUAL * self.theory.test
-        z = torch.where(equal, 0.0, gap / torch.where(equal, 1.0, self.se))
+        difference = self.mean - self.theory.test
+        agrees = difference.abs() <= ROUNDING_TOLERANCE * self.theory.test
+        z = torch.where(agrees, 0.0, difference / torch.where(agrees, 1.0, self.se))
         return torch.where(torch.isfinite(self.theory.test), z, torch.nan)
 
     @property
@@ -144,7 +144,7 @@ class Simulation(Result):
 
     def __str__(self) -> str:
         title = f"{self.theory.name} ({self.theory.source}), simulated with {self.repetitions} draws"
-        return "\n".join([title, *_table(self.theory.axis_name, self.axis, self._columns())])
+        return "\n".join([title, *_format_table(self.theory.axis_name, self.axis, self._columns())])
 
 
 def as_curve(
@@ -182,17 +182,17 @@ def simulate(
     has no variance, which is |p - n| <= 3 for least squares on p Gaussian features.
 
     Args:
-        theory: the curve to check.
-        draw: maps a generator to the test risk (G,) of one draw.
+        theory: curve to check.
+        draw: function from a random generator to the test risk (G,) of one draw.
         repetitions: number of draws, >= 2.
-        seed: a whole number >= 0.
+        seed: seed of the draws, a whole number >= 0.
 
     Raises:
-        InputError: fewer than 2 repetitions; an invalid seed.
+        InputError: there are fewer than 2 repetitions, or the seed is invalid.
     """
     repetitions = as_count(repetitions, "repetitions", minimum=2)
     seed = as_count(seed, "seed", minimum=0)
-    risks = np.stack([np.asarray(draw(rng), dtype=float) for rng in generators(seed, repetitions)])
+    risks = np.stack([np.asarray(draw(rng), dtype=float) for rng in spawn_generators(seed, repetitions)])
     se = risks.std(0, ddof=1) / np.sqrt(repetitions)
     return Simulation(theory, torch.from_numpy(risks.mean(0)), torch.from_numpy(se), repetitions, seed)
 
@@ -208,16 +208,16 @@ def least_squares(X: np.ndarray, Y: np.ndarray, ridge: float = 0.0) -> np.ndarra
     return Vt.T @ (filtered.reshape(-1, *[1] * (Y.ndim - 1)) * (U.T @ Y))
 
 
-def _table(axis_name: str, axis: Tensor, columns: dict[str, Tensor]) -> list[str]:
+def _format_table(axis_name: str, axis: Tensor, columns: dict[str, Tensor]) -> list[str]:
     """Return lines of text for about PRINTED_ROWS values of the axis, evenly spaced in position, and the peak."""
     width = max(len(axis_name), 12)
     lines = [f"{axis_name:>{width}}" + "".join(f"{name:>12}" for name in columns)]
-    shown = np.linspace(0, len(axis) - 1, min(len(axis), PRINTED_ROWS)).round().astype(int)
-    shown = np.union1d(shown, int(next(iter(columns.values())).argmax()))  # the peak too
+    printed_indices = np.linspace(0, len(axis) - 1, min(len(axis), PRINTED_ROWS)).round().astype(int)
+    printed_indices = np.union1d(printed_indices, int(next(iter(columns.values())).argmax()))  # always print the peak
     lines += [
         f"{float(axis[i]):>{width}g}" + "".join(f"{float(values[i]):>12.4g}" for values in columns.values())
-        for i in shown.tolist()
+        for i in printed_indices.tolist()
     ]
-    if len(shown) < len(axis):
-        lines.append(f"{len(shown)} of {len(axis)} values; all: .to_frame()")
+    if len(printed_indices) < len(axis):
+        lines.append(f"{len(printed_indices)} of {len(axis)} values; all: .to_frame()")
     return lines

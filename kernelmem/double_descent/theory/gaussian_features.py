@@ -6,7 +6,7 @@ import numpy as np
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_powers
+from kernelmem.double_descent.argument_checks import as_axis, as_nonnegative
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
 NAME = "least squares on Gaussian features"
@@ -30,7 +30,7 @@ def gaussian_features_curve(features: ArrayLike, *, n: int, power: ArrayLike, no
         noise: variance of ε, >= 0.
 
     Raises:
-        InputError: an axis that is not sorted or out of 1..d, n < 1, negative powers or noise.
+        InputError: features do not increase or are outside of 1..d, n < 1, or powers or noise are negative.
 
     Source: Belkin, Hsu, Xu 2020.
 
@@ -39,17 +39,17 @@ def gaussian_features_curve(features: ArrayLike, *, n: int, power: ArrayLike, no
     [3.01538, inf, 2.16779]
     """
     n, noise = as_count(n, "n"), as_number(noise, "noise")
-    beta2 = as_powers(power, "power")
-    p = as_axis(features, "features", whole=True)
+    beta2 = as_nonnegative(power, "power")
+    p = as_axis(features, "features", integer=True)
     if p[-1] > len(beta2):
         raise InputError(
             f"features up to {p[-1]:g} with {len(beta2)} powers",
             expected="at most as many features as the target has coefficients",
             hint="pad power with zeros for features that the target does not use",
         )
-    total = np.concatenate([[0.0], np.cumsum(beta2)])
-    observed = total[p.astype(int)]
-    unobserved = np.maximum(total[-1] - observed, 0.0)
+    cumulative_power = np.concatenate([[0.0], np.cumsum(beta2)])
+    observed = cumulative_power[p.astype(int)]
+    unobserved = np.maximum(cumulative_power[-1] - observed, 0.0)
     unobserved[p == len(beta2)] = 0.0
     test, train = _risk(np.full_like(p, n), p, observed, unobserved + noise)
     return as_curve(
@@ -65,17 +65,17 @@ def gaussian_samples_curve(samples: ArrayLike, *, n_features: int, signal: float
 
     Args:
         samples: increasing whole numbers n >= 1.
-        n_features: p.
-        signal: |β|², >= 0.
+        n_features: number of features p.
+        signal: squared norm |β|² of the coefficients, >= 0.
         noise: variance of the targets, >= 0.
 
     Raises:
-        InputError: samples that are not increasing whole numbers >= 1, n_features < 1, negative signal or noise.
+        InputError: samples are not increasing whole numbers >= 1, n_features < 1, or signal or noise is negative.
 
     Source: Belkin, Hsu, Xu 2020; Nakkiran 2019.
     """
     p, signal, noise = as_count(n_features, "n_features"), as_number(signal, "signal"), as_number(noise, "noise")
-    n = as_axis(samples, "samples", whole=True)
+    n = as_axis(samples, "samples", integer=True)
     test, train = _risk(n, np.full_like(n, p), np.full_like(n, signal), np.full_like(n, noise))
     return as_curve(
         NAME, "training examples n", n, test, noise=noise, exact=True, source=SOURCE, train=train, threshold=float(p)
@@ -92,7 +92,7 @@ def universal_lower_bound(n: int, p: int, *, noise: float) -> float:
     probability (discrete inputs).
 
     Raises:
-        InputError: n or p not a whole number >= 1, negative noise.
+        InputError: n or p is not a whole number >= 1, or the noise is negative.
 
     Source: Holzmüller 2021.
     """
@@ -109,7 +109,7 @@ def simulate_gaussian_features(
     each draw and p.
     """
     theory = gaussian_features_curve(features, n=n, power=power, noise=noise)
-    beta = np.sqrt(as_powers(power, "power"))
+    beta = np.sqrt(as_nonnegative(power, "power"))
     sigma = math.sqrt(noise)
 
     def draw(rng: np.random.Generator) -> list[float]:
@@ -124,12 +124,12 @@ def simulate_gaussian_features(
     return simulate(theory, draw, repetitions=repetitions, seed=seed)
 
 
-def _risk(n: np.ndarray, p: np.ndarray, observed: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return test and train (G,), in the notation of :func:`gaussian_features_curve`."""
-    under, over = p <= n - 2, p >= n + 2
-    n_minus_p, p_minus_n = np.where(under, n - p - 1, 1.0), np.where(over, p - n - 1, 1.0)
+def _risk(n: np.ndarray, p: np.ndarray, observed: np.ndarray, unobserved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return test and training risk (G,); ``observed`` is in and ``unobserved`` is out of :func:`gaussian_features_curve`."""
+    underparametrized, overparametrized = p <= n - 2, p >= n + 2
+    n_minus_p, p_minus_n = np.where(underparametrized, n - p - 1, 1.0), np.where(overparametrized, p - n - 1, 1.0)
     bias = observed * (1 - n / p)
-    test = np.where(out > 0, np.inf, np.maximum(bias, 0.0))
-    test = np.where(under, out * (1 + p / n_minus_p), test)
-    test = np.where(over, bias + out * (1 + n / p_minus_n), test)
-    return test, out * np.maximum(1 - p / n, 0.0)
+    test = np.where(unobserved > 0, np.inf, np.maximum(bias, 0.0))
+    test = np.where(underparametrized, unobserved * (1 + p / n_minus_p), test)
+    test = np.where(overparametrized, bias + unobserved * (1 + n / p_minus_n), test)
+    return test, unobserved * np.maximum(1 - p / n, 0.0)

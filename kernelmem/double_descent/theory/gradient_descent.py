@@ -22,13 +22,13 @@ def gradient_descent_weights(X: ArrayLike, y: ArrayLike, steps: ArrayLike, *, lr
     computed from the singular values of X, (n, p) float64; exact. Directions with Λ = 0 stay at 0.
 
     Args:
-        X: (n, p).
-        y: (n,) or (n, C).
+        X: (n, p) design matrix.
+        y: (n,) or (n, C) targets.
         steps: increasing whole numbers >= 0.
-        lr: η, in (0, 2 / λ_max(XᵀX/n)).
+        lr: learning rate η, in (0, 2 / λ_max(XᵀX/n)).
 
     Raises:
-        InputError: incompatible shapes, steps not increasing whole numbers >= 0, η out of range.
+        InputError: the shapes do not match, steps are not increasing whole numbers >= 0, or η is out of range.
 
     Cost: one decomposition of X, O(G p min(n, p) C).
     """
@@ -40,7 +40,9 @@ def gradient_descent_weights(X: ArrayLike, y: ArrayLike, steps: ArrayLike, *, lr
             f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", hint="pass one target for each row"
         )
     projected = (design.U.T @ targets.reshape(n, -1)) * math.sqrt(n)
-    filters = design.learned() / np.where(lam > 0, lam, 1.0) * np.sqrt(lam)  # (G, r): of Qᵀw per unit of Uᵀy √n / n
+    filters = (
+        design.learned_fractions() / np.where(lam > 0, lam, 1.0) * np.sqrt(lam)
+    )  # (G, r): of Qᵀw per unit of Uᵀy √n / n
     weights = np.einsum("rp,gr,rc->gpc", design.Vt, filters, projected / n)
     return torch.from_numpy(weights[:, :, 0] if targets.ndim == 1 else weights)
 
@@ -62,14 +64,14 @@ def gradient_descent_curve(
 
     Args:
         steps: increasing whole numbers >= 0.
-        X: (n, p).
-        coefficients: (p,) β.
+        X: (n, p) design matrix.
+        coefficients: (p,) coefficients β of the target.
         noise: variance of the targets.
-        lr: η, in (0, 2 / λ_max(XᵀX/n)).
-        covariance: Σ (p, p) or its diagonal (p,); None: the identity.
+        lr: learning rate η, in (0, 2 / λ_max(XᵀX/n)).
+        covariance: covariance Σ (p, p) of new inputs, or its diagonal (p,); None: the identity.
 
     Raises:
-        InputError: incompatible shapes, values out of range.
+        InputError: the shapes do not match, or a value is out of range.
 
     Cost: O(n p min(n, p) + G p²).
     """
@@ -88,11 +90,11 @@ def gradient_descent_curve(
     def times_sigma(rows: np.ndarray) -> np.ndarray:
         return rows * sigma if sigma.ndim == 1 else rows @ sigma
 
-    learned = design.learned()  # (G, r)
+    learned = design.learned_fractions()  # (G, r)
     error = beta - (learned * (Vt @ beta)) @ Vt  # (G, p), P_t β
     variances = (times_sigma(Vt) * Vt).sum(1)  # (r,), diagonal of Qᵀ Σ Q
-    inverse = np.where(lam > 0, 1 / np.where(lam > 0, lam, 1.0), 0.0)
-    test = noise + (times_sigma(error) * error).sum(1) + (noise / n) * (learned**2 @ (variances * inverse))
+    inverse_eigenvalues = np.where(lam > 0, 1 / np.where(lam > 0, lam, 1.0), 0.0)
+    test = noise + (times_sigma(error) * error).sum(1) + (noise / n) * (learned**2 @ (variances * inverse_eigenvalues))
     train_bias = (error @ Vt.T) ** 2 @ lam
     train = train_bias + noise * (1 - len(lam) / n) + (noise / n) * ((1 - learned) ** 2).sum(1)
     return as_curve(
@@ -117,17 +119,18 @@ class _Design(NamedTuple):
     lr: float
     n: int
 
-    def learned(self) -> np.ndarray:
+    def learned_fractions(self) -> np.ndarray:
         """Return 1 - (1 - ηΛ)^t, (G, r), without cancellation for small ηΛ."""
-        products, t = self.lr * self.eigenvalues, self.steps[:, None]
-        small = products < 0.5
-        accurate = -np.expm1(t * np.log1p(-np.where(small, products, 0.0)))
-        factor = 1 - products
-        return np.where(small, accurate, 1 - np.sign(factor) ** t * np.abs(factor) ** t)
+        eta_lambda, t = self.lr * self.eigenvalues, self.steps[:, None]
+        is_small = eta_lambda < 0.5
+        from_log1p = -np.expm1(t * np.log1p(-np.where(is_small, eta_lambda, 0.0)))
+        factor = 1 - eta_lambda
+        return np.where(is_small, from_log1p, 1 - np.sign(factor) ** t * np.abs(factor) ** t)
 
 
 def _as_design(X: ArrayLike, steps: ArrayLike, lr: float) -> _Design:
-    t = as_axis(steps, "steps", whole=True, exclusive=False)
+    """Validate the design matrix, steps and learning rate, and decompose the matrix."""
+    t = as_axis(steps, "steps", integer=True, exclusive=False)
     X = as_tensor(X, "X").double().cpu().numpy()
     if X.ndim != 2 or 0 in X.shape:
         raise InputError(f"X of shape {X.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")

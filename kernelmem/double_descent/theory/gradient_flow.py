@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_powers, as_scaled_count
+from kernelmem.double_descent.argument_checks import as_axis, as_nonnegative, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, simulate
 
 
@@ -23,14 +23,14 @@ def gradient_flow_curve(times: ArrayLike, *, ratio: float, signal: float, noise:
     The integrals are midpoint sums in θ, s = 1 + γ + 2 √γ cos θ: exact to rounding unless |γ - 1| < 1e-3.
 
     Args:
-        times: increasing, >= 0.
-        ratio: γ = p / n > 0.
-        signal: |β|².
+        times: increasing training times >= 0.
+        ratio: γ = p / n > 0, features per example.
+        signal: squared norm |β|² of the coefficients.
         noise: variance of the targets.
         n_nodes: number of quadrature nodes, >= 16.
 
     Raises:
-        InputError: values out of range or times not increasing.
+        InputError: a value is out of range, or times do not increase.
 
     Source: Ali, Kolter, Tibshirani 2019.
     """
@@ -62,17 +62,17 @@ def superposition_curve(
     Args:
         steps: increasing whole numbers >= 0.
         scales: (p,) standard deviations s_i > 0 of independent features.
-        coefficients: (p,) θ_i of the target.
+        coefficients: (p,) coefficients θ_i of the target.
         n: number of training examples.
         noise: variance of the targets.
         lr: learning rate η, one number or (p,); 0 < η_i s_i² < 2.
 
     Raises:
-        InputError: values out of range, different lengths, a learning rate that diverges.
+        InputError: a value is out of range, the lengths differ, or the learning rate diverges.
 
     Source: Heckel and Yilmaz 2021.
     """
-    t = as_axis(steps, "steps", whole=True, exclusive=False)
+    t = as_axis(steps, "steps", integer=True, exclusive=False)
     s2, theta2 = _squared_scales(scales), as_tensor(coefficients, "coefficients").double().cpu().numpy() ** 2
     n, noise = as_count(n, "n"), as_number(noise, "noise")
     eta = as_tensor(lr, "lr").double().cpu().numpy()
@@ -94,7 +94,7 @@ def equalizing_learning_rates(scales: ArrayLike, *, rate: float) -> Tensor:
     """Return η_i = rate / s_i², (p,): all features are learned equally fast, without epoch-wise double descent.
 
     Raises:
-        InputError: scales not positive, a rate outside (0, 2).
+        InputError: a scale is not positive, or the rate is outside of (0, 2).
     """
     return torch.from_numpy(as_number(rate, "rate", exclusive=True, maximum=1.999) / _squared_scales(scales))
 
@@ -120,10 +120,10 @@ def simulate_gradient_flow(
 
 
 def check_stable(products: np.ndarray) -> None:
-    """Check that learning rate x curvature is in [0, 2) for every direction, and positive for one.
+    """Check that learning rate times curvature is in [0, 2) for every direction, and positive for at least one.
 
     Raises:
-        InputError: gives the range of the products.
+        InputError: a product is outside of [0, 2), or none is positive.
     """
     if products.max() >= 2 or products.min() < 0 or products.max() <= 0:
         raise InputError(
@@ -134,7 +134,7 @@ def check_stable(products: np.ndarray) -> None:
 
 
 def _squared_scales(scales: ArrayLike) -> np.ndarray:
-    s2 = as_powers(as_tensor(scales, "scales").double() ** 2, "scales")
+    s2 = as_nonnegative(as_tensor(scales, "scales").double() ** 2, "scales")
     if (s2 <= 0).any():
         raise InputError("scales with zeros", expected="standard deviations > 0", hint="remove constant features")
     return s2

@@ -28,12 +28,12 @@ def isotropic_curve(ratio: ArrayLike, *, signal: float, noise: float, ridge: flo
 
     Args:
         ratio: increasing values γ = p / n > 0.
-        signal: |β|², >= 0.
+        signal: squared norm |β|² of the coefficients, >= 0.
         noise: variance of ε, >= 0.
-        ridge: λ >= 0.
+        ridge: ridge λ >= 0.
 
     Raises:
-        InputError: ratios not positive or not increasing; negative signal, noise or ridge.
+        InputError: ratios are not positive or do not increase, or signal, noise or ridge is negative.
 
     Source: Hastie, Montanari, Rosset, Tibshirani 2022; Dobriban and Wager 2018.
 
@@ -77,7 +77,7 @@ def misspecified_curve(ratio: ArrayLike, *, signal: float, noise: float, signal_
         signal_fraction: (G,) κ in [0, 1], one for each ratio.
 
     Raises:
-        InputError: as :func:`isotropic_curve`; fractions of another length or outside [0, 1].
+        InputError: as :func:`isotropic_curve`, or the fractions have another length or are outside of [0, 1].
 
     Source: Hastie, Montanari, Rosset, Tibshirani 2022.
     """
@@ -91,8 +91,8 @@ def misspecified_curve(ratio: ArrayLike, *, signal: float, noise: float, signal_
             hint="pass signal_fraction=polynomial_signal_fraction(ratio, exponent=1.5), or ratio / ratio[-1]",
         )
     missing = signal * (1 - kappa)
-    points = [_risk(gamma[[i]], signal * kappa[i], noise + missing[i], np.zeros(1)) for i in range(len(gamma))]
-    test, train = (np.concatenate(values) for values in zip(*points, strict=True))
+    risks = [_risk(gamma[[i]], signal * kappa[i], noise + missing[i], np.zeros(1)) for i in range(len(gamma))]
+    test, train = (np.concatenate(values) for values in zip(*risks, strict=True))
     return _curve("least squares on part of the features", gamma, test, train, noise, threshold=1.0)
 
 
@@ -100,7 +100,7 @@ def polynomial_signal_fraction(ratio: ArrayLike, *, exponent: float) -> torch.Te
     """Return κ(γ) = 1 - (1 + γ)^(-exponent), (G,): a signal that decays polynomially over the features.
 
     Raises:
-        InputError: ratios not positive or not increasing, exponent not positive.
+        InputError: ratios are not positive or do not increase, or the exponent is not positive.
     """
     gamma = as_axis(ratio, "ratio")
     return torch.from_numpy(-np.expm1(-as_number(exponent, "exponent", exclusive=True) * np.log1p(gamma)))
@@ -132,7 +132,7 @@ def simulate_isotropic(
 
 
 def _risk(gamma: np.ndarray, signal: float, noise: float, ridge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return test and train (G,), in the notation of :func:`isotropic_curve`."""
+    """Return test and training risk (G,), in the notation of :func:`isotropic_curve`."""
     b = 1 - gamma + ridge
     D = np.sqrt(b * b + 4 * gamma * ridge)
     # One of D - b and D + b cancels; their product is 4 γ λ.

@@ -17,8 +17,8 @@ class RiskEstimate(Result):
     Attributes:
         gcv: generalized cross-validation; too low if there are near-duplicate examples.
         leave_one_out: mean squared leave-one-out residual, exact for these examples.
-        leave_one_out_se: its standard error over examples, assumed independent.
-        degrees_of_freedom: tr K (K + ridge I)⁻¹.
+        leave_one_out_se: standard error of ``leave_one_out`` over examples, which are assumed independent.
+        degrees_of_freedom: effective degrees of freedom, tr K (K + ridge I)⁻¹.
         n: number of training examples.
     """
 
@@ -51,13 +51,13 @@ def estimate_risk(kernel: ArrayLike, y: ArrayLike, *, ridge: float) -> RiskEstim
     clean labels and no ridge it was 25 to 58 % too low.
 
     Args:
-        kernel: (n, n), symmetric, positive semidefinite.
+        kernel: (n, n) symmetric positive semidefinite kernel of the training examples.
         y: labels or real targets, as in :func:`kernelmem.leave_one_out`.
-        ridge: added to the diagonal, >= 0.
+        ridge: number >= 0 added to the diagonal of the kernel.
 
     Raises:
         InputError: see :func:`kernelmem.leave_one_out`.
-        NumericalError: a kernel that is not positive semidefinite.
+        NumericalError: the kernel is not positive semidefinite.
 
     Cost: one eigendecomposition and one leave-one-out, O(n³).
 
@@ -66,15 +66,15 @@ def estimate_risk(kernel: ArrayLike, y: ArrayLike, *, ridge: float) -> RiskEstim
     loo = leave_one_out(kernel, y, ridge)
     K = as_square_kernel(kernel)
     n = len(K)
-    eigenvalues, V = torch.linalg.eigh(K)
-    A = _inverse_eigenvalues(eigenvalues, loo.ridge)
-    powers = (V.T @ loo.targets).square().sum(1)
+    eigenvalues, eigenvectors = torch.linalg.eigh(K)
+    A_eigenvalues = _inverse_eigenvalues(eigenvalues, loo.ridge)
+    target_power = (eigenvectors.T @ loo.targets).square().sum(1)
     squared_errors = loo.errors.square().sum(1)
     return RiskEstimate(
-        gcv=float(n * (A.square() @ powers) / A.sum().square()),
+        gcv=float(n * (A_eigenvalues.square() @ target_power) / A_eigenvalues.sum().square()),
         leave_one_out=float(squared_errors.mean()),
         leave_one_out_se=float(squared_errors.std() / n**0.5),
-        degrees_of_freedom=float((1 - loo.ridge * A).sum()) if loo.ridge else float(_rank(eigenvalues)),
+        degrees_of_freedom=float((1 - loo.ridge * A_eigenvalues).sum()) if loo.ridge else float(_rank(eigenvalues)),
         n=n,
     )
 

@@ -11,7 +11,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
-BISECTIONS = 200  # of an interval: down to rounding
+BISECTIONS = 200  # bisections of an interval, until its length is at rounding level
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class ActivationMoments:
     """Gaussian moments of an activation σ, with G ~ N(0, 1) (μ₀, μ₁ and μ⋆ of Mei and Montanari).
 
     Attributes:
-        mean: E σ(G).
-        linear: E[G σ(G)].
-        rest: √(E σ(G)² - mean² - linear²).
+        mean: mean of the activation, E σ(G).
+        linear: linear coefficient, E[G σ(G)].
+        rest: standard deviation of the nonlinear part, √(E σ(G)² - mean² - linear²).
     """
 
     mean: float
@@ -41,20 +41,28 @@ def activation_moments(
 
     Args:
         activation: elementwise function of arrays.
-        kinks: where its derivative jumps.
+        kinks: points at which its derivative jumps.
 
     Raises:
-        InputError: an activation without a linear or without a nonlinear part, or not finite.
+        InputError: the activation has no linear part or no nonlinear part, or is not finite.
     """
     nodes, weights = np.polynomial.legendre.leggauss(80)
-    ends = np.unique([-14.0, *np.linspace(-7, 7, 8), *kinks, 14.0])
-    half = np.diff(ends)[:, None] / 2
-    g = ((ends[:-1] + ends[1:])[:, None] / 2 + half * nodes).ravel()
-    w = (half * weights).ravel() * np.exp(-g * g / 2) / math.sqrt(2 * math.pi)
-    values = np.asarray(activation(g), dtype=float)
-    mean, linear, square = float(w @ values), float(w @ (g * values)), float(w @ values**2)
-    rest = square - mean**2 - linear**2
-    if not math.isfinite(square) or rest <= 1e-10 * square or abs(linear) <= 1e-8 * math.sqrt(square):
+    interval_ends = np.unique([-14.0, *np.linspace(-7, 7, 8), *kinks, 14.0])
+    half_lengths = np.diff(interval_ends)[:, None] / 2
+    points = ((interval_ends[:-1] + interval_ends[1:])[:, None] / 2 + half_lengths * nodes).ravel()
+    point_weights = (half_lengths * weights).ravel() * np.exp(-points * points / 2) / math.sqrt(2 * math.pi)
+    values = np.asarray(activation(points), dtype=float)
+    mean, linear, second_moment = (
+        float(point_weights @ values),
+        float(point_weights @ (points * values)),
+        float(point_weights @ values**2),
+    )
+    rest = second_moment - mean**2 - linear**2
+    if (
+        not math.isfinite(second_moment)
+        or rest <= 1e-10 * second_moment
+        or abs(linear) <= 1e-8 * math.sqrt(second_moment)
+    ):
         raise InputError(
             f"an activation with linear part {linear:.3g} and nonlinear variance {rest:.3g}",
             expected="an activation with both parts, finite on [-14, 14]",
@@ -88,11 +96,11 @@ def sphere_features_curve(
         linear: F1², power of the linear part of the target.
         noise: variance τ² of the targets.
         nonlinear: F⋆², power of the nonlinear part of the target, a centered isotropic Gaussian field.
-        ridge: >= 0. At 0 the risk is infinite at ψ1 = ψ2.
-        moments: of the activation.
+        ridge: ridge >= 0; at 0 the risk is infinite at ψ1 = ψ2.
+        moments: Gaussian moments of the activation σ.
 
     Raises:
-        InputError: values out of range or not increasing.
+        InputError: a value is out of range, or the axis does not increase.
 
     Source: Mei and Montanari 2022; the scalar equation for w is derived from theirs.
     """
@@ -101,7 +109,7 @@ def sphere_features_curve(
     linear, noise = as_number(linear, "linear"), as_number(noise, "noise")
     nonlinear, ridge = as_number(nonlinear, "nonlinear"), as_number(ridge, "ridge")
     zeta2 = (moments.linear / moments.rest) ** 2
-    chi = -_root(psi1, psi2, zeta2, ridge / moments.rest**2)
+    chi = -_solve_w(psi1, psi2, zeta2, ridge / moments.rest**2)
     bias, variance = _bias_and_variance(psi1, psi2, zeta2, chi)
     unexplained = noise + nonlinear
     test = unexplained + linear * bias + unexplained * variance
@@ -139,17 +147,17 @@ def simulate_sphere_features(
     )
     d = as_count(dimension, "dimension")
     n = as_scaled_count(samples_per_dimension, d, "samples_per_dimension times dimension")
-    m = as_count(n_test, "n_test")
-    widths = [as_scaled_count(psi, d, "features_per_dimension times dimension") for psi in theory.axis.tolist()]
+    n_test_examples = as_count(n_test, "n_test")
+    feature_counts = [as_scaled_count(psi, d, "features_per_dimension times dimension") for psi in theory.axis.tolist()]
 
     def draw(rng: np.random.Generator) -> list[float]:
-        x = rng.standard_normal((n + m, d))
+        x = rng.standard_normal((n + n_test_examples, d))
         x *= math.sqrt(d) / np.linalg.norm(x, axis=1, keepdims=True)
         beta = rng.standard_normal(d)
         target = x @ (beta / np.linalg.norm(beta))
         y = target[:n] + math.sqrt(noise) * rng.standard_normal(n)
         risks = []
-        for N in widths:
+        for N in feature_counts:
             theta = rng.standard_normal((d, N))
             theta *= math.sqrt(d) / np.linalg.norm(theta, axis=0)
             Z = np.maximum(x @ theta / math.sqrt(d), 0.0)
@@ -160,21 +168,21 @@ def simulate_sphere_features(
     return simulate(theory, draw, repetitions=repetitions, seed=seed)
 
 
-def _root(psi1: np.ndarray, psi2: float, zeta2: float, ridge: float) -> np.ndarray:
+def _solve_w(psi1: np.ndarray, psi2: float, zeta2: float, ridge: float) -> np.ndarray:
     """Solve for w (G,): the left side grows from 0, the right side falls to 0 where h(w) = min(ψ1, ψ2)."""
     psi = np.minimum(psi1, psi2)
     b = zeta2 + 1 - psi * zeta2
-    root = np.sqrt(b * b + 4 * zeta2 * psi)
+    sqrt_discriminant = np.sqrt(b * b + 4 * zeta2 * psi)
     # h(w) = ψ is ζ² w² + b w - ψ = 0; the form without cancellation depends on the sign of b.
-    ridgeless = np.where(b > 0, 2 * psi / (b + root), (root - b) / (2 * zeta2))
+    ridgeless_w = np.where(b > 0, 2 * psi / (b + sqrt_discriminant), (sqrt_discriminant - b) / (2 * zeta2))
     if ridge == 0:
-        return ridgeless
-    low, high = np.zeros_like(ridgeless), ridgeless
+        return ridgeless_w
+    low, high = np.zeros_like(ridgeless_w), ridgeless_w
     for _ in range(BISECTIONS):
         w = (low + high) / 2
         h = w + zeta2 * w / (1 + zeta2 * w)
-        below = psi1 * psi2 * ridge * w < (psi1 - h) * (psi2 - h)
-        low, high = np.where(below, w, low), np.where(below, high, w)
+        root_is_higher = psi1 * psi2 * ridge * w < (psi1 - h) * (psi2 - h)
+        low, high = np.where(root_is_higher, w, low), np.where(root_is_higher, high, w)
     return (low + high) / 2
 
 

@@ -40,7 +40,13 @@ EMPTY: Subset = frozenset()
 
 @dataclass(frozen=True)
 class Component:
-    """Variance due to one factor, or to the interaction of several. The estimate is unbiased and can be negative."""
+    """Variance due to one factor, or to the interaction of several factors.
+
+    Attributes:
+        factors: names of the factors.
+        value: unbiased estimate of the variance, which can be negative.
+        se: standard error of ``value``.
+    """
 
     factors: tuple[str, ...]
     value: float
@@ -48,7 +54,7 @@ class Component:
 
     @property
     def name(self) -> str:
-        """The factors, joined by " x "."""
+        """Names of the factors, joined by " x "."""
         return " x ".join(self.factors)
 
 
@@ -61,14 +67,14 @@ class VarianceComponents(Result):
     two levels.
 
     Attributes:
-        components: the V_S, small subsets first.
-        bias: |μ − y|².
-        bias_se: its standard error.
-        risk: mean over all cells.
-        risk_se: its standard error.
+        components: variance components V_S, small subsets of factors first.
+        bias: squared bias |μ − y|².
+        bias_se: standard error of ``bias``.
+        risk: mean squared error over all cells, |f − y|².
+        risk_se: standard error of ``risk``.
         levels: number of levels of each factor that was varied.
-        absent: factors with one level; their effect is part of the bias.
-        per_example: (number of components, m) float64.
+        absent: factors with a single level; their effect is part of the bias.
+        per_example: (number of components, m) components of each example, float64.
     """
 
     components: tuple[Component, ...]
@@ -82,7 +88,7 @@ class VarianceComponents(Result):
 
     @property
     def variance(self) -> float:
-        """Σ components, the variance of a single training."""
+        """Sum of all components: the total variance of one training."""
         return sum(component.value for component in self.components)
 
     def __getitem__(self, factors: str | Iterable[str]) -> Component:
@@ -100,24 +106,26 @@ class VarianceComponents(Result):
         """Return the expected risk if outputs are averaged over crossed levels: bias + Σ_S V_S / Π_{i ∈ S} k_i.
 
         Args:
-            **counts: k_i by factor, for example ``initialization=5``.
+            **counts: number of averaged levels k_i of each factor, for example ``initialization=5``.
 
         Raises:
-            InputError: a factor that was not varied, a count below 1.
+            InputError: a factor was not varied, or a count is below 1.
         """
         for name, k in counts.items():
             if name not in self.levels:
                 raise InputError(
-                    f"factor {name!r}", expected=f"one of {', '.join(self.levels)}", hint="vary this factor"
+                    f"factor {name!r}",
+                    expected=f"one of {', '.join(self.levels)}",
+                    hint="average over a factor that was varied in the design",
                 )
             as_count(k, name)
-        total = self.bias
+        expected_risk = self.bias
         for component in self.components:
-            cells = 1
+            n_averaged = 1
             for name in component.factors:
-                cells *= counts.get(name, 1)
-            total += component.value / cells
-        return total
+                n_averaged *= counts.get(name, 1)
+            expected_risk += component.value / n_averaged
+        return expected_risk
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for the bias and one for each component: component, value, se."""
@@ -128,8 +136,8 @@ class VarianceComponents(Result):
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        cells = " x ".join(f"{size} {name}" for name, size in self.levels.items())
-        lines = [f"risk {self.risk:.5g} ± {self.risk_se:.2g} of a factorial of {cells}"]
+        levels = " x ".join(f"{count} {name}" for name, count in self.levels.items())
+        lines = [f"risk {self.risk:.5g} ± {self.risk_se:.2g} of a factorial of {levels}"]
         entries = [("bias", self.bias, self.bias_se), *((c.name, c.value, c.se) for c in self.components)]
         width = max(len(name) for name, _, _ in entries)
         lines += [f"  {name:<{width}}{value:>12.5g} ± {se:.2g}" for name, value, se in entries]
@@ -155,31 +163,34 @@ def variance_components(
         outputs: (levels of the first factor, ..., levels of the last, m, C), one training for each cell; C = 1 for one
             output. Factors with one level are ignored.
         targets: (m,) integer labels (one-hot), or real (m, C).
-        factors: names of the first axes, in order.
-        nested: {"noise": "data"}: level k of noise is a different draw for each level of data.
+        factors: names of the factors of the first axes, in order.
+        nested: inner factor -> outer factor; with {"noise": "data"} level k of noise is a different draw for each level of
+            data.
 
     Returns:
-        VarianceComponents: float64, exactly bias + Σ components = risk.
+        VarianceComponents: float64; bias + Σ components = risk holds exactly.
 
     Raises:
-        InputError: no factor with two levels, axes that do not match the names, NaN, unknown names in ``nested``, a
-            factor nested in itself or in a nested factor.
+        InputError: no factor has two levels, the axes do not match the names, an output is NaN, or ``nested`` has unknown
+            names or nests a factor in itself or in another nested factor.
 
     Cost: O(2^F N m C) for N cells and F factors, times the number of levels for the standard errors.
 
     Source: Adlam and Pennington 2020; Henderson 1953.
     """
-    f = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
-    outer_of = dict(nested or {})
-    _check(f, factors, outer_of)
-    y = as_targets(targets, f.flatten(0, len(factors) - 1))
-    varied = tuple(name for name, size in zip(factors, f.shape, strict=False) if size > 1)
+    cell_outputs = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
+    outer_factors = dict(nested or {})
+    _check_factorial(cell_outputs, factors, outer_factors)
+    y = as_targets(targets, cell_outputs.flatten(0, len(factors) - 1))
+    varied = tuple(name for name, size in zip(factors, cell_outputs.shape, strict=False) if size > 1)
     # A factor nested in one with a single level is the same as a crossed one.
-    outer_of = {name: outer for name, outer in outer_of.items() if name in varied and outer in varied}
-    f = f.reshape(*(size for size in f.shape[:-2] if size > 1), *f.shape[-2:])
-    subsets = _subsets(varied, outer_of)
-    bias, risk, components = _estimate(f, y, varied, subsets)
-    bias_se, risk_se, *component_se = _jackknife(f, y, varied, subsets).tolist()
+    outer_factors = {name: outer for name, outer in outer_factors.items() if name in varied and outer in varied}
+    cell_outputs = cell_outputs.reshape(
+        *(size for size in cell_outputs.shape[:-2] if size > 1), *cell_outputs.shape[-2:]
+    )
+    subsets = _shareable_subsets(varied, outer_factors)
+    bias, risk, components = _estimate_components(cell_outputs, y, varied, subsets)
+    bias_se, risk_se, *component_se = _jackknife_errors(cell_outputs, y, varied, subsets).tolist()
     return VarianceComponents(
         components=tuple(
             Component(tuple(name for name in varied if name in subset), float(values.mean()), se)
@@ -189,79 +200,91 @@ def variance_components(
         bias_se=bias_se,
         risk=float(risk.mean()),
         risk_se=risk_se,
-        levels=dict(zip(varied, f.shape, strict=False)),
+        levels=dict(zip(varied, cell_outputs.shape, strict=False)),
         absent=tuple(name for name in factors if name not in varied),
         per_example=torch.stack(list(components.values())),
     )
 
 
-def _subsets(varied: tuple[str, ...], outer_of: Mapping[str, str]) -> list[Subset]:
-    """Return the subsets of factors that two trainings can share, small ones first."""
+def _shareable_subsets(varied: tuple[str, ...], outer_factors: Mapping[str, str]) -> list[Subset]:
+    """Return the subsets of factors whose levels two trainings can share, small subsets first."""
     subsets = [frozenset(names) for size in range(len(varied) + 1) for names in combinations(varied, size)]
-    return [s for s in subsets if all(outer in s for name, outer in outer_of.items() if name in s)]
+    return [s for s in subsets if all(outer in s for name, outer in outer_factors.items() if name in s)]
 
 
-def _estimate(
-    f: Tensor, y: Tensor, varied: tuple[str, ...], subsets: list[Subset]
+def _estimate_components(
+    cell_outputs: Tensor, y: Tensor, varied: tuple[str, ...], subsets: list[Subset]
 ) -> tuple[Tensor, Tensor, dict[Subset, Tensor]]:
     """Return the bias (m,), the risk (m,), and every component V_S (m,)."""
-    cells = f[..., 0, 0].numel()
-    pairs: dict[Subset, float] = {}  # number of ordered pairs of cells that share exactly the subset
-    products: dict[Subset, Tensor] = {}  # (m,) sum of ⟨f, f'⟩ over these pairs
+    n_cells = cell_outputs[..., 0, 0].numel()
+    pair_counts: dict[Subset, float] = {}  # number of ordered pairs of cells that share exactly this subset
+    product_sums: dict[Subset, Tensor] = {}  # (m,) sum of ⟨f, f'⟩ over these pairs
     for subset in reversed(subsets):  # inclusion-exclusion: pairs that share at least the subset, minus supersets
         other_axes = [axis for axis, name in enumerate(varied) if name not in subset]
-        groups = cells
+        n_groups = n_cells
         for axis in other_axes:
-            groups //= f.shape[axis]
-        sums = f.sum(other_axes) if other_axes else f  # (levels of the subset..., m, C)
-        at_least = sums.square().sum(-1)
-        at_least = at_least.flatten(0, -2).sum(0) if subset else at_least
-        supersets = [other for other in pairs if subset < other]
-        pairs[subset] = groups * float(cells // groups) ** 2 - sum(pairs[other] for other in supersets)
-        products[subset] = at_least - sum((products[other] for other in supersets), torch.zeros_like(at_least))
-    C = {subset: products[subset] / pairs[subset] for subset in subsets}
+            n_groups //= cell_outputs.shape[axis]
+        group_sums = cell_outputs.sum(other_axes) if other_axes else cell_outputs  # (levels of the subset..., m, C)
+        product_sum = group_sums.square().sum(-1)
+        product_sum = product_sum.flatten(0, -2).sum(0) if subset else product_sum
+        supersets = [other for other in pair_counts if subset < other]
+        pair_counts[subset] = n_groups * float(n_cells // n_groups) ** 2 - sum(
+            pair_counts[other] for other in supersets
+        )
+        product_sums[subset] = product_sum - sum(
+            (product_sums[other] for other in supersets), torch.zeros_like(product_sum)
+        )
+    C = {subset: product_sums[subset] / pair_counts[subset] for subset in subsets}
     V: dict[Subset, Tensor] = {}
     for subset in subsets[1:]:
-        smaller = sum((values for other, values in V.items() if other < subset), torch.zeros_like(C[subset]))
-        V[subset] = C[subset] - C[EMPTY] - smaller
-    flat = f.flatten(0, len(varied) - 1)  # (cells, m, C)
-    bias = C[EMPTY] + y.square().sum(1) - 2 * (flat.mean(0) * y).sum(1)
-    return bias, (flat - y).square().sum(2).mean(0), V
+        subset_variance = sum((values for other, values in V.items() if other < subset), torch.zeros_like(C[subset]))
+        V[subset] = C[subset] - C[EMPTY] - subset_variance
+    flat_outputs = cell_outputs.flatten(0, len(varied) - 1)  # (cells, m, C)
+    bias = C[EMPTY] + y.square().sum(1) - 2 * (flat_outputs.mean(0) * y).sum(1)
+    return bias, (flat_outputs - y).square().sum(2).mean(0), V
 
 
-def _jackknife(f: Tensor, y: Tensor, varied: tuple[str, ...], subsets: list[Subset]) -> Tensor:
+def _jackknife_errors(cell_outputs: Tensor, y: Tensor, varied: tuple[str, ...], subsets: list[Subset]) -> Tensor:
     """Return the standard errors of bias, risk and the components, in this order."""
-    variance = f.new_zeros(len(subsets) + 1)
+    variance = cell_outputs.new_zeros(len(subsets) + 1)
     for axis in range(len(varied)):
-        size = f.shape[axis]
-        if size < MIN_LEVELS:
+        n_levels = cell_outputs.shape[axis]
+        if n_levels < MIN_LEVELS:
             return variance.fill_(float("nan"))
         estimates = []
-        for level in range(size):
-            others = (torch.arange(size) != level).nonzero()[:, 0]
-            bias, risk, components = _estimate(f.index_select(axis, others), y, varied, subsets)
+        for level in range(n_levels):
+            other_levels = (torch.arange(n_levels) != level).nonzero()[:, 0]
+            bias, risk, components = _estimate_components(
+                cell_outputs.index_select(axis, other_levels), y, varied, subsets
+            )
             estimates.append(torch.stack([bias.mean(), risk.mean(), *(v.mean() for v in components.values())]))
-        variance += torch.stack(estimates).var(0, correction=0) * (size - 1)
+        variance += torch.stack(estimates).var(0, correction=0) * (n_levels - 1)
     return variance.sqrt()
 
 
-def _check(f: Tensor, factors: tuple[str, ...], outer_of: Mapping[str, str]) -> None:
-    if not factors or len(set(factors)) != len(factors) or f.ndim != len(factors) + 2 or 0 in f.shape:
+def _check_factorial(cell_outputs: Tensor, factors: tuple[str, ...], outer_factors: Mapping[str, str]) -> None:
+    """Check that the outputs have one axis per factor, that a factor varies, and that nesting has one level."""
+    if (
+        not factors
+        or len(set(factors)) != len(factors)
+        or cell_outputs.ndim != len(factors) + 2
+        or 0 in cell_outputs.shape
+    ):
         raise InputError(
-            f"outputs of shape {tuple(f.shape)} for factors {factors}",
+            f"outputs of shape {tuple(cell_outputs.shape)} for factors {factors}",
             expected="one axis for each factor, in order, then examples and outputs",
             hint="reshape to (levels, ..., m, C), as FactorialDesign.fold does",
         )
-    if max(f.shape[:-2]) < 2:
+    if max(cell_outputs.shape[:-2]) < 2:
         raise InputError(
-            f"outputs of shape {tuple(f.shape)} (a single training)",
-            expected="at least two levels of a factor",
+            f"outputs of shape {tuple(cell_outputs.shape)}, one level for each of the factors {factors}",
+            expected="at least one factor with two or more levels",
             hint="train with more seeds",
         )
-    for name, outer in outer_of.items():
-        if name not in factors or outer not in factors or outer in outer_of or name == outer:
+    for name, outer in outer_factors.items():
+        if name not in factors or outer not in factors or outer in outer_factors or name == outer:
             raise InputError(
-                f"nested={dict(outer_of)!r} for factors {factors}",
-                expected="{inner factor: outer factor}, the outer one not nested itself",
+                f"nested={dict(outer_factors)!r} for factors {factors}",
+                expected="{inner factor: outer factor}, where the outer factor is not nested in another factor",
                 hint='pass nested={"noise": "data"}, or omit it',
             )

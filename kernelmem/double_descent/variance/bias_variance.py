@@ -27,7 +27,7 @@ from kernelmem.core.result_files import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-PROBABILITY_TOLERANCE = 1e-6  # on the sum of the probabilities of an example
+PROBABILITY_TOLERANCE = 1e-6  # absolute tolerance on the sum of the probabilities of an example
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,11 +39,12 @@ class Decomposition(Result):
 
     Attributes:
         loss: "squared" or "cross_entropy".
-        n_members: K.
-        risk, bias, variance: risk = bias + variance; ``*_se`` are their standard errors.
+        n_members: number of members K.
+        risk, bias, variance: estimates with risk = bias + variance; ``risk_se``, ``bias_se`` and ``variance_se`` are their
+            standard errors.
         plug_in_variance: variance of the K members themselves, too small by about variance / K.
-        example_bias: (m,) float64.
-        example_variance: (m,) float64.
+        example_bias: (m,) bias of each example, float64.
+        example_variance: (m,) variance of each example, float64.
     """
 
     loss: Literal["squared", "cross_entropy"]
@@ -62,12 +63,12 @@ class Decomposition(Result):
         """Return the expected risk of the mean of k independent members, bias + variance / k (squared loss only).
 
         Raises:
-            InputError: cross-entropy, for which there is no such formula; k < 1.
+            InputError: the loss is cross-entropy, for which there is no such formula, or k < 1.
         """
         if self.loss != "squared":
             raise InputError(
                 "a decomposition of cross-entropy",
-                expected="one of squared loss, where the variance of a mean is variance / k",
+                expected="a decomposition of squared loss, where the variance of a mean is variance / k",
                 hint="use decompose_squared on the probabilities, or measure the averaged ensemble",
             )
         return self.bias + self.variance / as_count(k, "k")
@@ -107,7 +108,7 @@ def decompose_squared(outputs: ArrayLike, targets: ArrayLike) -> Decomposition:
         Decomposition: float64; squares are summed over outputs and averaged over examples.
 
     Raises:
-        InputError: fewer than two members, incompatible shapes, NaN, labels >= C.
+        InputError: there are fewer than two members, the shapes do not match, an output is NaN, or a label is >= C.
 
     Cost: O(K m C).
 
@@ -117,15 +118,15 @@ def decompose_squared(outputs: ArrayLike, targets: ArrayLike) -> Decomposition:
     >>> decomposition.risk, decomposition.variance, decomposition.bias
     (5.0, 2.0, 3.0)
     """
-    f = _as_members(outputs)
-    y = as_targets(targets, f)
-    mean = f.mean(0)
-    distances = (f - mean).square().sum(2)  # (K, m)
-    K = len(f)
-    plug_in = distances.mean(0)
+    members = _as_members(outputs)
+    y = as_targets(targets, members)
+    mean_output = members.mean(0)
+    squared_deviations = (members - mean_output).square().sum(2)  # (K, m)
+    K = len(members)
+    plug_in = squared_deviations.mean(0)
     # Without member k the mean moves by (f̄ − f_k)/(K − 1): the sum of squares loses K/(K − 1) |f_k − f̄|².
-    leave_one_out = (K * plug_in - K / (K - 1) * distances) / (K - 1)
-    return _jackknife("squared", (f - y).square().sum(2), plug_in, leave_one_out)
+    leave_one_out = (K * plug_in - K / (K - 1) * squared_deviations) / (K - 1)
+    return _jackknife_decomposition("squared", (members - y).square().sum(2), plug_in, leave_one_out)
 
 
 def decompose_cross_entropy(log_probabilities: ArrayLike, targets: ArrayLike) -> Decomposition:
@@ -142,62 +143,62 @@ def decompose_cross_entropy(log_probabilities: ArrayLike, targets: ArrayLike) ->
         Decomposition: float64, in nats, averaged over examples.
 
     Raises:
-        InputError: probabilities that do not sum to 1 (outputs without log_softmax), fewer than two members,
-            incompatible shapes, NaN or infinite values.
+        InputError: probabilities do not sum to 1 (outputs without log_softmax), there are fewer than two members, the
+            shapes do not match, or a value is NaN or infinite.
 
     Cost: O(K m C).
 
     Source: Yang et al. 2020; Heskes 1998; jackknife correction: Quenouille 1956.
     """
-    f = _as_members(log_probabilities)
-    if bool((f.logsumexp(2).abs() > PROBABILITY_TOLERANCE).any()):
+    log_members = _as_members(log_probabilities)
+    if bool((log_members.logsumexp(2).abs() > PROBABILITY_TOLERANCE).any()):
         raise InputError(
-            f"log-probabilities whose exponentials sum to as much as {float(f.logsumexp(2).exp().max()):.4g}",
+            f"log-probabilities whose exponentials sum to as much as {float(log_members.logsumexp(2).exp().max()):.4g}",
             expected="a sum of 1 for every example of every member",
             hint="pass outputs.log_softmax(-1), in float64",
         )
-    y = as_targets(targets, f)
+    y = as_targets(targets, log_members)
     if bool((y < 0).any()) or bool(((y.sum(1) - 1).abs() > PROBABILITY_TOLERANCE).any()):
         raise InputError(
             "targets (m, C) that are not probabilities",
             expected="rows of values >= 0 that sum to 1",
             hint="pass labels (m,), or probabilities",
         )
-    K, total = len(f), f.sum(0)
-    risks = torch.special.xlogy(y, y).sum(1) - (f * y).sum(2)
-    leave_one_out = torch.stack([-((total - member) / (K - 1)).logsumexp(1) for member in f])
-    return _jackknife("cross_entropy", risks, -(total / K).logsumexp(1), leave_one_out)
+    K, log_sum = len(log_members), log_members.sum(0)
+    risks = torch.special.xlogy(y, y).sum(1) - (log_members * y).sum(2)
+    leave_one_out = torch.stack([-((log_sum - member) / (K - 1)).logsumexp(1) for member in log_members])
+    return _jackknife_decomposition("cross_entropy", risks, -(log_sum / K).logsumexp(1), leave_one_out)
 
 
-def _jackknife(
+def _jackknife_decomposition(
     loss: Literal["squared", "cross_entropy"], risks: Tensor, plug_in: Tensor, leave_one_out: Tensor
 ) -> Decomposition:
     """Average the pseudo-values K θ − (K − 1) θ₋ₖ of the variance (Quenouille 1956; Tukey 1958).
 
     Args:
-        loss: which loss the risks are of.
-        risks: (K, m).
-        plug_in: (m,) variance θ of all members.
-        leave_one_out: (K, m) variance θ₋ₖ without member k.
+        loss: loss of the risks.
+        risks: (K, m) risk of each member on each example.
+        plug_in: (m,) variance θ computed from all members.
+        leave_one_out: (K, m) variance θ₋ₖ computed without member k.
     """
     K = len(risks)
-    variances = K * plug_in - (K - 1) * leave_one_out  # (K, m)
-    example_variance = variances.mean(0)
+    variance_pseudo_values = K * plug_in - (K - 1) * leave_one_out  # (K, m)
+    example_variance = variance_pseudo_values.mean(0)
     example_bias = risks.mean(0) - example_variance
 
-    def se(pseudo_values: Tensor) -> float:
+    def standard_error(pseudo_values: Tensor) -> float:
         return float(pseudo_values.mean(1).std(correction=1)) / K**0.5
 
-    has_variance_se = K >= 3  # of two members, one left out leaves a single one, which has no variance
+    has_variance_se = K >= 3  # with two members, leaving one out leaves a single member, which has no variance
     return Decomposition(
         loss=loss,
         n_members=K,
         risk=float(risks.mean()),
-        risk_se=se(risks),
+        risk_se=standard_error(risks),
         bias=float(example_bias.mean()),
-        bias_se=se(risks - variances) if has_variance_se else float("nan"),
+        bias_se=standard_error(risks - variance_pseudo_values) if has_variance_se else float("nan"),
         variance=float(example_variance.mean()),
-        variance_se=se(variances) if has_variance_se else float("nan"),
+        variance_se=standard_error(variance_pseudo_values) if has_variance_se else float("nan"),
         plug_in_variance=float(plug_in.mean()),
         example_bias=example_bias,
         example_variance=example_variance,
@@ -205,31 +206,32 @@ def _jackknife(
 
 
 def _as_members(outputs: ArrayLike) -> Tensor:
-    f = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
-    f = f[:, :, None] if f.ndim == 2 else f
-    if f.ndim != 3 or len(f) < 2 or 0 in f.shape:
+    """Validate the outputs of the members and return them as float64 (K, m, C)."""
+    members = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
+    members = members[:, :, None] if members.ndim == 2 else members
+    if members.ndim != 3 or len(members) < 2 or 0 in members.shape:
         raise InputError(
-            f"outputs of shape {tuple(f.shape)}",
+            f"outputs of shape {tuple(members.shape)}",
             expected="(K, m, C), K >= 2 members on the same m examples",
             hint="stack the outputs of the members along a first axis",
         )
-    return f
+    return members
 
 
-def as_targets(targets: ArrayLike, f: Tensor) -> Tensor:
-    """Return the targets of outputs ``f`` (K, m, C) as float64 (m, C): labels (m,) become one-hot rows.
+def as_targets(targets: ArrayLike, outputs: Tensor) -> Tensor:
+    """Return the targets of ``outputs`` (K, m, C) as float64 (m, C); labels (m,) become one-hot rows.
 
     Raises:
-        InputError: another shape, labels out of range.
+        InputError: the shapes do not match, or a label is out of range.
     """
-    m, C = f.shape[1:]
+    m, C = outputs.shape[1:]
     y = as_tensor(targets, "targets").cpu()
     if y.ndim == 1 and not y.is_floating_point() and C > 1:
         return torch.nn.functional.one_hot(as_labels(y, "targets", n=m, n_classes=C), C).double()
     y = y[:, None] if y.ndim == 1 else y
     if tuple(y.shape) != (m, C):
         raise InputError(
-            f"targets of shape {tuple(y.shape)} for outputs of shape {tuple(f.shape)}",
+            f"targets of shape {tuple(y.shape)} for outputs of shape {tuple(outputs.shape)}",
             expected=f"integer labels ({m},), or real targets ({m}, {C})",
             hint="pass the targets of the examples that the outputs belong to",
         )

@@ -29,8 +29,8 @@ class EffectiveParameters(Result):
     """Effective number of parameters on m examples.
 
     Attributes:
-        value: p_eff, exact for these examples.
-        se: standard error if the examples are a sample of a population (NaN for a single example).
+        value: effective number of parameters p_eff, exact for these examples.
+        se: standard error of ``value`` if the examples are a sample of a population; NaN for a single example.
         per_example: (m,) n |s(x_j)|², whose mean is ``value``.
     """
 
@@ -52,22 +52,26 @@ def effective_parameters(smoother: ArrayLike) -> EffectiveParameters:
         EffectiveParameters: float64.
 
     Raises:
-        InputError: another shape, no examples, NaN.
+        InputError: the shape is not supported, there are no examples, or a weight is NaN.
 
     Source: Curth, Jeffares and van der Schaar 2023.
 
     >>> effective_parameters([[0.5, 0.5, 0.0, 0.0]]).value  # two nearest neighbors of four
     2.0
     """
-    s = as_tensor(smoother, "smoother", dtype=torch.float64).cpu()
-    if s.ndim not in (2, 4) or s.numel() == 0 or (s.ndim == 4 and s.shape[1] != s.shape[3]):
+    weights = as_tensor(smoother, "smoother", dtype=torch.float64).cpu()
+    if (
+        weights.ndim not in (2, 4)
+        or weights.numel() == 0
+        or (weights.ndim == 4 and weights.shape[1] != weights.shape[3])
+    ):
         raise InputError(
-            f"smoother of shape {tuple(s.shape)}",
+            f"smoother of shape {tuple(weights.shape)}",
             expected="(m, n), or (m, C, n, C)",
             hint="pass one row for each prediction and one column for each training target",
         )
-    n, C = (s.shape[1], 1) if s.ndim == 2 else (s.shape[2], s.shape[1])
-    per_example = s.square().flatten(1).sum(1) * n / C
+    n, C = (weights.shape[1], 1) if weights.ndim == 2 else (weights.shape[2], weights.shape[1])
+    per_example = weights.square().flatten(1).sum(1) * n / C
     m = len(per_example)
     se = float(per_example.std(correction=1)) / m**0.5 if m > 1 else float("nan")
     return EffectiveParameters(float(per_example.mean()), se, per_example)
@@ -77,60 +81,60 @@ def kernel_smoother(kernel: ArrayLike, *, K_test: ArrayLike | None = None, ridge
     """Compute the smoother of kernel ridge regression, S = K_test (K + ridge I)⁻¹; ridge 0: least-norm interpolation.
 
     Args:
-        kernel: (n, n), training examples with themselves.
-        K_test: (m, n), test examples with the training examples; None: the training examples.
-        ridge: >= 0; K + ridge I, not n·ridge.
+        kernel: (n, n) kernel of the training examples.
+        K_test: (m, n) kernel between test and training examples; None: predictions are for the training examples.
+        ridge: number >= 0 added to the diagonal of the kernel (not multiplied by n).
 
     Returns:
         (m, n) float64. With ridge 0 eigenvalues below n·eps·λ_max are set to zero.
 
     Raises:
-        InputError: incompatible shapes, a negative ridge.
-        NumericalError: an asymmetric kernel.
+        InputError: the shapes do not match, or the ridge is negative.
+        NumericalError: the kernel is not symmetric.
 
     Cost: one eigendecomposition, O(n³), and O(m n²).
     """
     K = as_square_kernel(kernel).cpu()
     ridge = as_number(ridge, "ridge")
-    left = K if K_test is None else as_tensor(K_test, "K_test", dtype=torch.float64).cpu()
-    if left.ndim != 2 or left.shape[1] != len(K):
+    K_left = K if K_test is None else as_tensor(K_test, "K_test", dtype=torch.float64).cpu()
+    if K_left.ndim != 2 or K_left.shape[1] != len(K):
         raise InputError(
-            f"K_test of shape {tuple(left.shape)} for a kernel of shape {tuple(K.shape)}",
+            f"K_test of shape {tuple(K_left.shape)} for a kernel of shape {tuple(K.shape)}",
             expected=f"(m, {len(K)})",
             hint="pass the kernel of the test examples with the training examples",
         )
-    values, vectors = torch.linalg.eigh(K)
-    above_rounding = values > len(K) * EPS * float(values.abs().max())
-    inverse = torch.where(above_rounding, 1 / (torch.where(above_rounding, values, 1.0) + ridge), 0.0)
-    return left @ (vectors * inverse) @ vectors.T
+    eigenvalues, eigenvectors = torch.linalg.eigh(K)
+    above_rounding = eigenvalues > len(K) * EPS * float(eigenvalues.abs().max())
+    inverse_eigenvalues = torch.where(above_rounding, 1 / (torch.where(above_rounding, eigenvalues, 1.0) + ridge), 0.0)
+    return K_left @ (eigenvectors * inverse_eigenvalues) @ eigenvectors.T
 
 
 def feature_smoother(features: ArrayLike, *, test_features: ArrayLike | None = None, ridge: float = 0.0) -> Tensor:
     """Compute the smoother of ridge regression, S = Φ_test (ΦᵀΦ + ridge I)⁻¹ Φᵀ; ridge 0: least-norm least squares.
 
     Args:
-        features: Φ (n, p) of the training examples.
-        test_features: (m, p); None: the training examples.
-        ridge: >= 0.
+        features: (n, p) features Φ of the training examples.
+        test_features: (m, p) features of the test examples; None: predictions are for the training examples.
+        ridge: number >= 0 added to the diagonal of ΦᵀΦ.
 
     Returns:
         (m, n) float64. With ridge 0 singular values below max(n, p)·eps·σ_max are set to zero.
 
     Raises:
-        InputError: incompatible shapes, a negative ridge.
+        InputError: the shapes do not match, or the ridge is negative.
 
     Cost: one singular value decomposition, O(n p min(n, p)); normal equations would square the condition number.
     """
     phi = as_tensor(features, "features", dtype=torch.float64).cpu()
     ridge = as_number(ridge, "ridge")
-    left = phi if test_features is None else as_tensor(test_features, "test_features", dtype=torch.float64).cpu()
-    if phi.ndim != 2 or left.ndim != 2 or left.shape[1] != phi.shape[1] or phi.numel() == 0:
+    phi_test = phi if test_features is None else as_tensor(test_features, "test_features", dtype=torch.float64).cpu()
+    if phi.ndim != 2 or phi_test.ndim != 2 or phi_test.shape[1] != phi.shape[1] or phi.numel() == 0:
         raise InputError(
-            f"features of shape {tuple(phi.shape)}, test_features of shape {tuple(left.shape)}",
+            f"features of shape {tuple(phi.shape)}, test_features of shape {tuple(phi_test.shape)}",
             expected="(n, p) and (m, p)",
             hint="compute both with the same feature map",
         )
     U, sigma, Vt = torch.linalg.svd(phi, full_matrices=False)
     above_rounding = sigma > max(phi.shape) * EPS * float(sigma.max())
-    filtered = torch.where(above_rounding, sigma / torch.where(above_rounding, sigma.square() + ridge, 1.0), 0.0)
-    return left @ (Vt.T * filtered) @ U.T
+    filter_factors = torch.where(above_rounding, sigma / torch.where(above_rounding, sigma.square() + ridge, 1.0), 0.0)
+    return phi_test @ (Vt.T * filter_factors) @ U.T

@@ -22,7 +22,7 @@ MAX_CELLS = 10**6
 
 
 class Cell(NamedTuple):
-    """The four seeds of one training."""
+    """Seeds of one training: initialization, data, label noise and batch order."""
 
     init_seed: int
     data_seed: int
@@ -45,7 +45,9 @@ class FactorialDesign(Result):
     nested: bool
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cells", tuple(Cell(*seeds) for seeds in self.cells))  # plain tuples from a file
+        object.__setattr__(
+            self, "cells", tuple(Cell(*seeds) for seeds in self.cells)
+        )  # a result read from a file has plain tuples
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -76,7 +78,7 @@ class FactorialDesign(Result):
         """Reshape the outputs (cells, m, C) of all members to (initializations, data, noise, order, m, C).
 
         Raises:
-            InputError: another number of members.
+            InputError: the number of members differs from the number of cells.
         """
         if outputs.ndim != 3 or len(outputs) != len(self):
             raise InputError(
@@ -120,17 +122,17 @@ def factorial_design(
     Args:
         initializations: number of initial weights, >= 1.
         data: number of training sets.
-        noise: number of label noise draws, for each training set if ``nested``.
+        noise: number of label noise draws; if ``nested``, for each training set.
         order: number of batch orders.
-        seed: a whole number >= 0.
-        nested: each training set has its own noise seeds (label noise drawn for its examples); otherwise the same noise
-            seeds are crossed with all training sets.
+        seed: seed from which all seeds are derived, a whole number >= 0.
+        nested: True: each training set has its own noise seeds (label noise is drawn for its examples); False: the same
+            noise seeds are crossed with all training sets.
 
     Returns:
         FactorialDesign: initializations · data · noise · order cells.
 
     Raises:
-        InputError: a count that is not a whole number >= 1, more than a million cells, an invalid seed.
+        InputError: a count is not a whole number >= 1, there are more than a million cells, or the seed is invalid.
 
     >>> design = factorial_design(initializations=2, data=3, noise=2, seed=0)
     >>> [len(set(seeds)) for seeds in zip(*design.cells)]
@@ -140,17 +142,18 @@ def factorial_design(
     shape = tuple(as_count(count, name) for name, count in counts.items())
     if math.prod(shape) > MAX_CELLS:
         raise InputError(f"{math.prod(shape):,} cells", expected=f"at most {MAX_CELLS:,}", hint="use fewer levels")
-    roots = seed_sequence(seed, FACTORS)
-    init, draws, flips, orders = (
-        [_level_seed(root, level) for level in range(size)] for root, size in zip(roots.values(), shape, strict=True)
+    factor_seeds = seed_sequence(seed, FACTORS)
+    init_seeds, data_seeds, noise_seeds, order_seeds = (
+        [_level_seed(factor_seed, level) for level in range(n_levels)]
+        for factor_seed, n_levels in zip(factor_seeds.values(), shape, strict=True)
     )
     cells = []
     for i, j, k, o in product(*map(range, shape)):
-        noise_seed = _level_seed(flips[k], j) if nested else flips[k]
-        cells.append(Cell(init[i], draws[j], noise_seed, orders[o]))
+        noise_seed = _level_seed(noise_seeds[k], j) if nested else noise_seeds[k]
+        cells.append(Cell(init_seeds[i], data_seeds[j], noise_seed, order_seeds[o]))
     return FactorialDesign((shape[0], shape[1], shape[2], shape[3]), tuple(cells), nested)
 
 
-def _level_seed(root: int, level: int) -> int:
+def _level_seed(factor_seed: int, level: int) -> int:
     """Return a seed that depends on the level, not on the number of levels."""
-    return seed_sequence(root, [str(i) for i in range(level + 1)])[str(level)]
+    return seed_sequence(factor_seed, [str(i) for i in range(level + 1)])[str(level)]

@@ -45,7 +45,7 @@ from kernelmem.trajectory.trace import RunTracer, StepBatch, TracedSteps
 if TYPE_CHECKING:
     import pandas as pd
 
-SQUARED = ("mse", "mse_mean")
+SQUARED_LOSSES = ("mse", "mse_mean")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,9 +55,9 @@ class RunSmoother(Result):
     Attributes:
         S_train: (n, C, n, C) smoother of the training examples.
         S: (m, C, n, C) smoother of the test examples.
-        targets: (n, C) y; zeros for examples that were in no batch.
-        offsets: (n + m, C), training examples first.
-        outputs: (n + m, C) of the network after training.
+        targets: (n, C) recorded targets y; zeros for examples that were in no batch.
+        offsets: (n + m, C) part of the outputs that does not depend on the targets; training examples first.
+        outputs: (n + m, C) outputs of the network after training.
     """
 
     S_train: Tensor
@@ -82,12 +82,12 @@ class RunSmoother(Result):
         """Effective number of parameters on the test examples.
 
         Raises:
-            InputError: no test examples.
+            InputError: there are no test examples.
         """
         return effective_parameters(self.S)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row for each example: which set, its n |s(x)|², and its largest residual."""
+        """Return one row per example: its set (train or test), n |s(x)|², and the largest residual over outputs."""
         import pandas as pd
 
         n, m = len(self.S_train), len(self.S)
@@ -132,22 +132,22 @@ def run_smoother(
     Args:
         run: recorded with loss "mse" or "mse_mean"; SGD (momentum, dampening, Nesterov), Adam, AdamW, RMSprop or Adagrad.
             Realized denominators of adaptive optimizers and clip factors are constants.
-        model: the trained module, in any state; never changed.
-        x: m test examples; None: none.
+        model: the trained module, with any weights; it is not modified.
+        x: m test examples; None: no test examples.
         data: (x, y) of all n training examples, in the order of the recorded indices. Targets are read from the run.
         n_nodes: initial number of quadrature nodes for the tangents averaged over a step.
-        tolerance: of the residual of the whole run; 0: rounding.
+        tolerance: largest allowed residual of the whole run, divided among its steps; 0: integrate to rounding error.
         forward: maps (model, batch) to (n, C) outputs.
-        memory: limit for W, F and tangents.
+        memory: bytes that W, F and the tangents may take, as a number or text such as "1GiB".
         progress: see :data:`kernelmem.core.options.Progress`.
 
     Returns:
         RunSmoother: S of the training examples (n, C, n, C) and of x (m, C, n, C), offsets, outputs; float64.
 
     Raises:
-        InputError: another loss, inputs or targets that change from step to step, more than ``memory`` needed, whatever
-            :func:`kernelmem.ledger` rejects.
-        UnsupportedModelError: steps with dropout or batch statistics.
+        InputError: the loss is not squared loss, inputs or targets of an example change between steps, more than ``memory``
+            is needed, or :func:`kernelmem.ledger` rejects the run.
+        UnsupportedModelError: the run has steps with dropout or batch statistics.
 
     Cost: for each of T steps, with N = n + m examples and batches of size B: (N + B) C · nC · P multiplications, and
     tangents of N examples at a few nodes. P = 1,000 weights and 100 examples of 10 classes: about 0.1 s per step.
@@ -156,10 +156,10 @@ def run_smoother(
     """
     check_run(run, model)
     quadrature = Quadrature(n_nodes, tolerance)
-    if run.loss not in SQUARED:
+    if run.loss not in SQUARED_LOSSES:
         raise InputError(
             f"a run with the loss {run.loss.removeprefix('callable:')}",
-            expected=f"squared loss, {' or '.join(SQUARED)} (with another loss the gradient is not linear in outputs and"
+            expected=f"squared loss, {' or '.join(SQUARED_LOSSES)} (with another loss the gradient is not linear in outputs and"
             " labels, so the network is not a linear smoother)",
             hint='train with Recorder(..., loss="mse"), or use km.influence for the effect of labels',
         )
@@ -220,17 +220,19 @@ class _AffineState:
         self.outputs = torch.zeros(rows.n, self.C, D, dtype=torch.float64)  # F
         self.outputs[..., -1] = network.outputs(rows)
         self.targets = torch.zeros(n, self.C, dtype=torch.float64)
-        self.seen = torch.zeros(n, dtype=torch.bool)
-        self.scale = 1.0 if run.loss == "mse" else 2 / self.C
+        self.has_target = torch.zeros(n, dtype=torch.bool)
+        self.gradient_scale = 1.0 if run.loss == "mse" else 2 / self.C
 
-    def gradient(self, batch: StepBatch, tangents: Tensor, t: int) -> Tensor:
+    def gradient(self, batch: StepBatch, tangents: Tensor, step_index: int) -> Tensor:
         """Compute Σ_b v_b J(x_b)ᵀ (F(x_b) − [y_b]): (D, P)."""
-        index = batch.examples
-        self._record_targets(index, batch.targets, t)
-        residual = self.outputs[index]  # (B, C, D), a copy
-        column = index[:, None] * self.C + torch.arange(self.C)  # (B, C) column of target c of example b
-        residual.scatter_add_(2, column[:, :, None], -torch.ones(*column.shape, 1, dtype=torch.float64))
-        weighted = residual * (self.scale * batch.weights)[:, None, None]
+        example_indices = batch.examples
+        self._record_targets(example_indices, batch.targets, step_index)
+        residual = self.outputs[example_indices]  # (B, C, D), a copy
+        target_columns = example_indices[:, None] * self.C + torch.arange(
+            self.C
+        )  # (B, C) column of target c of example b
+        residual.scatter_add_(2, target_columns[:, :, None], -torch.ones(*target_columns.shape, 1, dtype=torch.float64))
+        weighted = residual * (self.gradient_scale * batch.weights)[:, None, None]
         return torch.einsum("bcd,bcp->dp", weighted, tangents)
 
     def step(self, gradient: Tensor, stretch: TracedSteps, i: int) -> Tensor:
@@ -249,25 +251,25 @@ class _AffineState:
         self.weights += change
         return change
 
-    def _record_targets(self, index: Tensor, targets: Tensor, t: int) -> None:
+    def _record_targets(self, example_indices: Tensor, targets: Tensor, step_index: int) -> None:
         """Store the targets of a batch: the gradient of the loss at outputs 0 is −y, whatever the form of the targets."""
-        zero = torch.zeros(len(index), self.C, dtype=torch.float64, requires_grad=True)
-        loss = per_example_loss("mse")(zero, targets).sum()
-        y = -torch.autograd.grad(loss, zero)[0]
-        before = self.seen[index]
-        if not torch.equal(self.targets[index][before], y[before]):
+        zero_outputs = torch.zeros(len(example_indices), self.C, dtype=torch.float64, requires_grad=True)
+        loss = per_example_loss("mse")(zero_outputs, targets).sum()
+        new_targets = -torch.autograd.grad(loss, zero_outputs)[0]
+        is_recorded = self.has_target[example_indices]
+        if not torch.equal(self.targets[example_indices][is_recorded], new_targets[is_recorded]):
             raise InputError(
-                f"a run in which step {t} has other targets for an example than an earlier step",
+                f"a run in which step {step_index} has other targets for an example than an earlier step",
                 expected="one target for each example throughout the run",
                 hint="record a run without mixed or redrawn targets",
             )
-        self.targets[index], self.seen[index] = y, True
+        self.targets[example_indices], self.has_target[example_indices] = new_targets, True
 
 
 def _join_rows(x_train: Batch, x: Batch | None, n: int) -> tuple[Rows, Rows]:
     """Return the training rows, and the training rows followed by the test rows."""
-    cpu = {"dtype": torch.float64, "device": torch.device("cpu")}
-    train = as_rows(x_train, "data[0]").to(**cpu)
+    float64_on_cpu = {"dtype": torch.float64, "device": torch.device("cpu")}
+    train = as_rows(x_train, "data[0]").to(**float64_on_cpu)
     if train.n != n:
         raise InputError(
             f"data of {train.n} rows and {n} targets",
@@ -276,40 +278,43 @@ def _join_rows(x_train: Batch, x: Batch | None, n: int) -> tuple[Rows, Rows]:
         )
     if x is None:
         return train, train
-    test = as_rows(x, "x").to(**cpu)
+    test = as_rows(x, "x").to(**float64_on_cpu)
     leaves = [[leaf for _, leaf in named_leaves(rows.tree, "x")] for rows in (train, test)]
-    shapes = [[tuple(leaf.shape[1:]) for leaf in side] for side in leaves]
+    shapes = [[tuple(leaf.shape[1:]) for leaf in side_leaves] for side_leaves in leaves]
     if shapes[0] != shapes[1]:
         raise InputError(
             f"training rows of shape {shapes[0]} and test rows x of shape {shapes[1]}",
             expected="equal shapes",
-            hint="check x",
+            hint="pass test rows x of the same shape as the training rows",
         )
-    joined = iter([torch.cat(pair) for pair in zip(*leaves, strict=True)])
-    return train, Rows(train.map(lambda _: next(joined)), train.n + test.n)
+    joined_leaves = iter([torch.cat(leaf_pair) for leaf_pair in zip(*leaves, strict=True)])
+    return train, Rows(train.map(lambda _: next(joined_leaves)), train.n + test.n)
 
 
-def _check_inputs(batch: StepBatch, train: Rows, t: int) -> None:
-    recorded, expected = named_leaves(batch.rows.tree, "x"), named_leaves(train.take(batch.examples), "x")
-    same = len(recorded) == len(expected) and all(
-        torch.equal(a, b) for (_, a), (_, b) in zip(recorded, expected, strict=True)
+def _check_inputs(batch: StepBatch, train: Rows, step_index: int) -> None:
+    """Check that the inputs recorded for a step are those of ``data[0]``."""
+    recorded_leaves, data_leaves = named_leaves(batch.rows.tree, "x"), named_leaves(train.take(batch.examples), "x")
+    are_equal = len(recorded_leaves) == len(data_leaves) and all(
+        torch.equal(recorded, expected)
+        for (_, recorded), (_, expected) in zip(recorded_leaves, data_leaves, strict=True)
     )
-    if not same:
+    if not are_equal:
         raise InputError(
-            f"a run in which step {t} used other inputs than data[0] has for its examples",
+            f"a run in which step {step_index} used other inputs than data[0] has for its examples",
             expected="the same inputs for an example throughout the run",
             hint="pass the training rows in the order of the recorded indices; augmentation is not supported",
         )
 
 
-def _check_memory(memory: int | str, rows: int, n: int, network: Network, batch: int) -> None:
+def _check_memory(memory: int | str, n_rows: int, n: int, network: Network, batch_size: int) -> None:
+    """Check that the affine maps and tangents fit into ``memory``; all arrays are float64."""
     C, P = network.n_outputs, network.n_parameters
     D = n * C + 1
-    needed = 8 * (4 * D * P + 2 * (rows + batch) * C * P + 2 * rows * C * D)
-    if needed > as_bytes(memory):
+    n_bytes = 8 * (4 * D * P + 2 * (n_rows + batch_size) * C * P + 2 * n_rows * C * D)
+    if n_bytes > as_bytes(memory):
         raise InputError(
-            f"{n} training examples, {rows - n} test examples, {C} outputs and {P:,} weights,"
-            f" which need {needed / 2**20:,.0f} MiB",
+            f"{n} training examples, {n_rows - n} test examples, {C} outputs and {P:,} weights,"
+            f" which need {n_bytes / 2**20:,.0f} MiB",
             expected=f"at most memory={memory!r}",
             hint="use fewer examples or a smaller network, or raise memory",
         )

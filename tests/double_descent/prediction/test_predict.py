@@ -127,14 +127,14 @@ def test_the_kernel_of_a_pool_is_that_of_its_tangents():
         parts = [torch.autograd.grad(model(row[None])[0, c], list(model.parameters())) for c in range(C)]
         tangents += [torch.cat([g.flatten() for g in own]) for own in parts]
     J = torch.stack(tangents)
-    full = UntrainedNetwork.of(model, x[:few], y[:few], True, None, "1GiB", "full")
+    full = UntrainedNetwork.compute(model, x[:few], y[:few], True, None, "1GiB", "full")
     assert torch.allclose(full.kernel, J @ J.T, rtol=1e-10, atol=1e-12)
-    trace = UntrainedNetwork.of(model, x[:few], y[:few], False, None, "1GiB", "trace")
+    trace = UntrainedNetwork.compute(model, x[:few], y[:few], False, None, "1GiB", "trace")
     by_rows = (J @ J.T).view(few, C, few, C)
     assert torch.allclose(trace.kernel, torch.einsum("ncmc->nm", by_rows) / C, rtol=1e-10)
-    assert torch.equal(full.initial, model(x[:few]).detach())
-    assert float(trace.initial.abs().max()) == 0
-    assert (full.block, trace.block) == (C, 1)
+    assert torch.equal(full.initial_outputs, model(x[:few]).detach())
+    assert float(trace.initial_outputs.abs().max()) == 0
+    assert (full.rows_per_example, trace.rows_per_example) == (C, 1)
 
 
 def test_kernels_between_outputs_are_the_machine_of_a_narrow_network():

@@ -9,7 +9,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
 from kernelmem.double_descent.sweeps.phase_diagram import Grid, PhaseDiagram, phase_diagram
 from kernelmem.double_descent.sweeps.sweep import sweep
-from kernelmem.double_descent.sweeps.training_sets import draw
+from kernelmem.double_descent.sweeps.training_sets import draw_for_seed
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
 from kernelmem.training.datasets import LabeledData
@@ -46,7 +46,7 @@ def test_cells_equal_those_of_sweeps(tmp_path: Path) -> None:
     assert seen == [(16, 16)]
     assert torch.equal(again.test_error, found.test_error)
 
-    drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])["1"])
+    drawn = draw_for_seed(data.y_train, seed_sequence(0, ["0", "1"])["1"])
     rows = drawn.training_set(15, 0.3)
     kernel = ntk(mlp(6, 9, 3, seed=drawn.init_seed), data.x_train[rows.indices], outputs="trace").double()
     own = leave_one_out(

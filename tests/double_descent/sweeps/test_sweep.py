@@ -65,10 +65,10 @@ def test_metrics_are_those_of_the_plain_loop() -> None:
         execution=Execution(dtype=torch.float64),
     )  # fmt: skip
     from kernelmem.core.checks import seed_sequence
-    from kernelmem.double_descent.sweeps.training_sets import draw
+    from kernelmem.double_descent.sweeps.training_sets import draw_for_seed
 
     for s in range(2):
-        drawn = draw(data.y_train, seed_sequence(0, ["0", "1"])[str(s)])
+        drawn = draw_for_seed(data.y_train, seed_sequence(0, ["0", "1"])[str(s)])
         for a, width in enumerate((3, 9)):
             for curves, rate in ((found.curves, 0.2), *([(found.control, 0.0)] if s == 0 else [])):
                 rows = drawn.training_set(50, rate)
@@ -87,7 +87,7 @@ def test_metrics_are_those_of_the_plain_loop() -> None:
                         (said[flips] == rows.labels[flips]).double().mean()
                     )
                     assert float(curves.recovered_flips[s, a]) == float(
-                        (said[flips] == rows.clean[flips]).double().mean()
+                        (said[flips] == rows.true_labels[flips]).double().mean()
                     )
                 else:
                     assert bool(curves.memorized_flips[s, a].isnan())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import generators
+from kernelmem.double_descent.argument_checks import spawn_generators
 from kernelmem.double_descent.theory import (
     Curve,
     gaussian_features_curve,
@@ -79,9 +79,11 @@ def test_simulated_means_errors_and_scores():
 
 
 def test_more_repetitions_only_add_draws():
-    few, many = (np.stack([rng.standard_normal(2) for rng in generators(3, k)]) for k in (2, 5))
+    few, many = (np.stack([rng.standard_normal(2) for rng in spawn_generators(3, k)]) for k in (2, 5))
     assert np.array_equal(few, many[:2])
-    assert not np.array_equal(generators(3, 1)[0].standard_normal(2), generators(4, 1)[0].standard_normal(2))
+    assert not np.array_equal(
+        spawn_generators(3, 1)[0].standard_normal(2), spawn_generators(4, 1)[0].standard_normal(2)
+    )
 
 
 def test_least_squares_is_ridge_and_of_least_norm():

@@ -13,8 +13,8 @@ from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.kernel_ridge.equations import compute_risks, solve_shrinkage
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
-KERNEL = "Simon, Dickens, Karkada, DeWeese 2021; Canatar, Bordelon, Pehlevan 2021; Jacot et al. 2020"
-FEATURES = "Simon, Karkada, Ghosh, Belkin 2023; Defilippis, Loureiro, Misiakiewicz 2024"
+KERNEL_SOURCE = "Simon, Dickens, Karkada, DeWeese 2021; Canatar, Bordelon, Pehlevan 2021; Jacot et al. 2020"
+FEATURES_SOURCE = "Simon, Karkada, Ghosh, Belkin 2023; Defilippis, Loureiro, Misiakiewicz 2024"
 
 
 def learning_curve(
@@ -51,11 +51,11 @@ def learning_curve(
         samples: increasing whole numbers n >= 1; n < N for a pool.
         ridge: δ >= 0, added to the diagonal of the n x n kernel, in units of the kernel.
         noise: variance σ² of the targets summed over outputs, or :func:`flip_noise`.
-        n_features: k, or infinity.
+        n_features: number of random features k; infinity: the kernel itself.
 
     Raises:
-        InputError: samples out of range or not increasing, negative ridge or noise.
-        NumericalError: the equation has no root in float64.
+        InputError: samples are out of range or do not increase, or ridge or noise is negative.
+        NumericalError: the equation has no root within the range of float64.
 
     Cost: O(G M), about 10 ms for 20 values and 1,000 eigenvalues.
 
@@ -67,11 +67,11 @@ def learning_curve(
     >>> learning_curve(task, [50, 100, 200], noise=0.25).test.round(decimals=6).tolist()
     [1.0, inf, 0.5]
     """
-    n = as_axis(samples, "samples", whole=True)
+    n = as_axis(samples, "samples", integer=True)
     k = np.full_like(n, _as_n_features(n_features))
     delta = np.full_like(n, as_number(ridge, "ridge"))
-    threshold = None if ridge > 0 else min(float(k[0]), _rank(task))
-    return _curve(task, "training examples n", n, (n, k, delta), noise, threshold)
+    threshold = None if ridge > 0 else min(float(k[0]), _kernel_rank(task))
+    return _solve_curve(task, "training examples n", n, (n, k, delta), noise, threshold)
 
 
 def feature_curve(
@@ -98,19 +98,21 @@ def feature_curve(
         task: eigenvalues and target power.
         features: increasing whole numbers k >= 1.
         n: number of training examples; n < N for a pool.
-        ridge: δ >= 0.
+        ridge: δ >= 0, added to the diagonal of the n x n kernel.
         noise: variance σ² of the targets summed over outputs, or :func:`flip_noise`.
 
     Raises:
-        InputError, NumericalError: as :func:`learning_curve`, whose cost it has.
+        InputError, NumericalError: as :func:`learning_curve`.
+
+    Cost: as :func:`learning_curve`.
 
     Source: Simon et al. 2023; Defilippis et al. 2024; Atanasov et al. 2024.
     """
-    k = as_axis(features, "features", whole=True)
+    k = as_axis(features, "features", integer=True)
     samples = np.full_like(k, as_count(n, "n"))
     delta = np.full_like(k, as_number(ridge, "ridge"))
-    threshold = float(samples[0]) if ridge == 0 and _rank(task) >= samples[0] else None
-    return _curve(task, "random features k", k, (samples, k, delta), noise, threshold)
+    threshold = float(samples[0]) if ridge == 0 and _kernel_rank(task) >= samples[0] else None
+    return _solve_curve(task, "random features k", k, (samples, k, delta), noise, threshold)
 
 
 def ridge_curve(
@@ -120,7 +122,7 @@ def ridge_curve(
     delta = as_axis(ridges, "ridges", exclusive=False)
     samples = np.full_like(delta, as_count(n, "n"))
     k = np.full_like(delta, _as_n_features(n_features))
-    return _curve(task, "ridge", delta, (samples, k, delta), noise, None)
+    return _solve_curve(task, "ridge", delta, (samples, k, delta), noise, None)
 
 
 def learnabilities(
@@ -133,24 +135,24 @@ def learnabilities(
 
     Source: Simon et al. 2021.
     """
-    n = as_axis(samples, "samples", whole=True)
-    _check_pool(task, n)
+    n = as_axis(samples, "samples", integer=True)
+    _check_pool_size(task, n)
     k, delta = np.full_like(n, _as_n_features(n_features)), np.full_like(n, as_number(ridge, "ridge"))
     return torch.from_numpy(solve_shrinkage(task, n, k, delta).L)
 
 
-def _curve(
+def _solve_curve(
     task: SpectralTask,
     axis_name: str,
     axis: np.ndarray,
-    setting: tuple[np.ndarray, np.ndarray, np.ndarray],
+    settings: tuple[np.ndarray, np.ndarray, np.ndarray],
     noise: float | FlipNoise,
     threshold: float | None,
 ) -> Curve:
-    """Solve at every value of the axis; ``setting`` holds n, k and the ridge, each (G,)."""
+    """Solve at every value of the axis; ``settings`` are the arrays of n, k and ridge, each (G,)."""
     noise = noise if isinstance(noise, FlipNoise) else as_number(noise, "noise")
-    n, k, ridge = setting
-    _check_pool(task, n)
+    n, k, ridge = settings
+    _check_pool_size(task, n)
     risks = compute_risks(task, solve_shrinkage(task, n, k, ridge), n, noise)
     is_kernel = bool(np.isinf(k).all())
     name = "kernel ridge regression" if is_kernel else "ridge regression on random features"
@@ -161,14 +163,15 @@ def _curve(
         test=torch.from_numpy(risks.test),
         noise=noise.variance if isinstance(noise, FlipNoise) else noise,
         exact=False,
-        source=KERNEL if is_kernel else FEATURES,
+        source=KERNEL_SOURCE if is_kernel else FEATURES_SOURCE,
         train=torch.from_numpy(risks.train),
         clean=torch.from_numpy(risks.clean),
         threshold=threshold,
     )
 
 
-def _check_pool(task: SpectralTask, n: np.ndarray) -> None:
+def _check_pool_size(task: SpectralTask, n: np.ndarray) -> None:
+    """Check that the pool has more examples than are drawn for training."""
     if task.pool is not None and n.max() >= task.pool:
         raise InputError(
             f"{n.max():g} training examples from a pool of {task.pool}",
@@ -181,5 +184,5 @@ def _as_n_features(n_features: float) -> float:
     return n_features if n_features == math.inf else float(as_count(n_features, "n_features"))
 
 
-def _rank(task: SpectralTask) -> float:
+def _kernel_rank(task: SpectralTask) -> float:
     return float((task.eigenvalues > 0).sum())

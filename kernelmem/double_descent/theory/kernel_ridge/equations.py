@@ -8,19 +8,19 @@ import numpy as np
 from kernelmem.core.errors import NumericalError
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
 
-BISECTIONS = 90  # of log γ: its range is below 2^10, so that the last step is below rounding
-BRACKET_STEPS = 600
+BISECTIONS = 90  # bisections of log γ: its range is below 2^10, so that the last step is below rounding
+BRACKET_STEPS = 600  # largest number of steps that widen the bracket of log γ
 
 
 @dataclass(frozen=True, eq=False)
 class Shrinkage:
-    """How much of each eigendirection is learned, at G settings (Simon et al. 2023).
+    """Learned fraction of each eigendirection, at G settings (Simon et al. 2023).
 
     Attributes:
         L: (G, M) L_i = λ_i / (λ_i + γ).
         c: (G,) (k - z) / (k - q), z = Σ L_i, q = Σ L_i²; 1 for the kernel itself, 0 for k < n without a ridge.
         z: (G,) Σ L_i.
-        slack: (G,) n - z, the degrees of freedom that are left; δ/κ in a population.
+        slack: (G,) n - z, number of unused degrees of freedom; δ/κ in a population.
     """
 
     L: np.ndarray
@@ -56,22 +56,26 @@ def solve_shrinkage(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.
     gamma_is_zero = (ridge == 0) & (capacity >= rank)
     gamma = np.zeros_like(n)
     if not gamma_is_zero.all():
-        solved = ~gamma_is_zero
-        gamma[solved] = _root(task, n[solved], k[solved], ridge[solved])
+        needs_solution = ~gamma_is_zero
+        gamma[needs_solution] = _solve_gamma(task, n[needs_solution], k[needs_solution], ridge[needs_solution])
     L = np.divide(lam, lam + gamma[:, None], out=np.zeros((len(n), len(lam))), where=lam > 0)
     z = np.where(ridge == 0, np.minimum(capacity, rank), L.sum(1))
     q = (L * L).sum(1)
-    finite = np.isfinite(k)
-    width = np.where(finite, k, 0.0)
+    has_features = np.isfinite(k)
+    finite_k = np.where(has_features, k, 0.0)
     c = np.ones_like(n)
-    np.divide(width - z, width - q, out=c, where=finite & (width > q))
-    c[finite & ((width <= z) | (width <= q))] = 0.0
+    np.divide(finite_k - z, finite_k - q, out=c, where=has_features & (finite_k > q))
+    c[has_features & ((finite_k <= z) | (finite_k <= q))] = 0.0
     slack = n - z
     # n - z cancels if the ridge is small and n < k; 1 - z/k does not.
-    accurate = (ridge > 0) & (k > n)
-    if accurate.any():
-        factor = 1.0 if task.pool is None else task.pool - z[accurate]
-        slack[accurate] = factor * ridge[accurate] / (gamma[accurate] * (1 - z[accurate] / k[accurate]))
+    use_ridge_formula = (ridge > 0) & (k > n)
+    if use_ridge_formula.any():
+        factor = 1.0 if task.pool is None else task.pool - z[use_ridge_formula]
+        slack[use_ridge_formula] = (
+            factor
+            * ridge[use_ridge_formula]
+            / (gamma[use_ridge_formula] * (1 - z[use_ridge_formula] / k[use_ridge_formula]))
+        )
     return Shrinkage(L, c, z, slack)
 
 
@@ -81,13 +85,13 @@ def compute_risks(task: SpectralTask, shrinkage: Shrinkage, n: np.ndarray, noise
     The formulas are in :func:`~kernelmem.double_descent.theory.kernel_ridge.curves.learning_curve` and
     :func:`~kernelmem.double_descent.theory.kernel_ridge.curves.feature_curve`.
     """
-    flips = noise if isinstance(noise, FlipNoise) else FlipNoise(1.0, noise)
+    flip_moments = noise if isinstance(noise, FlipNoise) else FlipNoise(1.0, noise)
     L, c, z, slack = shrinkage.L, shrinkage.c, shrinkage.z, shrinkage.slack
     v2 = task.power.numpy()
-    bias = ((1 - L) * (1 - c[:, None] * L)) @ v2 * flips.shrink**2
-    cross = (1 - L) @ v2  # of the residual with the clean target
+    bias = ((1 - L) * (1 - c[:, None] * L)) @ v2 * flip_moments.shrink**2
+    cross_term = (1 - L) @ v2  # inner product of the residual with the clean target
     c_z_q = c * (L * (1 - L)).sum(1)  # c (z - q)
-    variance = flips.variance
+    variance = flip_moments.variance
     if task.pool is None:
         test = _ratio((bias + variance) * n, slack + c_z_q)
         train = _product((slack / n) ** 2, test)
@@ -100,42 +104,42 @@ def compute_risks(task: SpectralTask, shrinkage: Shrinkage, n: np.ndarray, noise
         gain, slope = _ratio((1 - rho) * df2, denominator), _ratio(tau, denominator)
         tau2 = tau - c_z_q
         train_factor = _product(rho**2, slope)
-        # Summed squared error on the held-out part: bias, then variance.
-        held_out = bias + _product(bias, gain) - _product(bias, train_factor)
-        held_out = held_out + variance * (df2 - n + 2 * slack)
-        held_out = held_out + _product(variance * tau2, gain - _product(train_factor, 1.0))
-        test = held_out / (N - n) + variance
+        # Summed squared error on the held-out examples: contribution of the bias, then of the variance.
+        held_out_sum = bias + _product(bias, gain) - _product(bias, train_factor)
+        held_out_sum = held_out_sum + variance * (df2 - n + 2 * slack)
+        held_out_sum = held_out_sum + _product(variance * tau2, gain - _product(train_factor, 1.0))
+        test = held_out_sum / (N - n) + variance
         train = _product(train_factor, bias + variance * tau2) / n
-        cross = cross * (1 - rho) / (N - n)
+        cross_term = cross_term * (1 - rho) / (N - n)
         v2 = v2 / N
-    lost = 1 - flips.shrink
-    clean = test - variance + lost**2 * v2.sum() + 2 * lost * flips.shrink * cross
+    label_shrinkage = 1 - flip_moments.shrink
+    clean = test - variance + label_shrinkage**2 * v2.sum() + 2 * label_shrinkage * flip_moments.shrink * cross_term
     return Risks(test, train, clean)
 
 
-def _root(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-    """Return γ (G,), by bracketing and bisection of log γ."""
+def _solve_gamma(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """Solve for γ (G,) by bracketing and bisection of log γ."""
     lam = task.eigenvalues.numpy()
     lam = lam[lam > 0]
     capacity = np.minimum(n, k)
 
-    def excess(log_gamma: np.ndarray) -> np.ndarray:
+    def equation_excess(log_gamma: np.ndarray) -> np.ndarray:
         """Return the right side of the equation minus n, decreasing in γ."""
         gamma = np.exp(log_gamma)
         z = (lam / (lam + gamma[:, None])).sum(1)
-        inside = z < k
-        kappa = gamma * np.where(inside, 1 - z / k, 1.0)
+        z_below_k = z < k
+        kappa = gamma * np.where(z_below_k, 1 - z / k, 1.0)
         factor = 1.0 if task.pool is None else task.pool - z
-        return np.where(ridge == 0, z - capacity, np.where(inside, z + factor * ridge / kappa - n, np.inf))
+        return np.where(ridge == 0, z - capacity, np.where(z_below_k, z + factor * ridge / kappa - n, np.inf))
 
-    start = lam.sum() / capacity + ridge + (lam.max(initial=0.0) if len(lam) else 0.0)
-    low = high = np.log(start)
+    initial_gamma = lam.sum() / capacity + ridge + (lam.max(initial=0.0) if len(lam) else 0.0)
+    log_low = log_high = np.log(initial_gamma)
     step = math.log(4.0)
     for _ in range(BRACKET_STEPS):
-        raise_high, lower_low = excess(high) > 0, excess(low) < 0
+        raise_high, lower_low = equation_excess(log_high) > 0, equation_excess(log_low) < 0
         if not raise_high.any() and not lower_low.any():
             break
-        high, low, step = high + step * raise_high, low - step * lower_low, min(1.3 * step, 8.0)
+        log_high, log_low, step = log_high + step * raise_high, log_low - step * lower_low, min(1.3 * step, 8.0)
     else:
         raise NumericalError(
             f"eigenvalues from {lam.min():.3g} to {lam.max():.3g} with ridge {ridge.min():.3g}",
@@ -143,10 +147,13 @@ def _root(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -
             hint="scale the kernel so that its largest eigenvalue is near 1, and the ridge with it",
         )
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        above = excess(middle) > 0
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.exp((low + high) / 2)
+        log_middle = (log_low + log_high) / 2
+        root_is_higher = equation_excess(log_middle) > 0
+        log_low, log_high = (
+            np.where(root_is_higher, log_middle, log_low),
+            np.where(root_is_higher, log_high, log_middle),
+        )
+    return np.exp((log_low + log_high) / 2)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -50,29 +50,37 @@ def simulate_features(
     """
     theory = feature_curve(task, features, n=n, ridge=ridge, noise=noise)
     n = as_count(n, "n")
-    settings = [(n, int(k)) for k in as_axis(features, "features", whole=True)]
+    settings = [(n, int(k)) for k in as_axis(features, "features", integer=True)]
     return simulate(theory, _make_draw(task, settings, ridge, noise), repetitions=repetitions, seed=seed)
 
 
 def _make_draw(
     task: SpectralTask, settings: Sequence[tuple[int, float]], ridge: float, noise: float
 ) -> Callable[[np.random.Generator], list[float]]:
-    """Return the function that draws one data set and its test risk at each setting (n, k)."""
-    root, target = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
+    """Return a function that draws one data set and computes the test risk at each setting (n, k)."""
+    sqrt_eigenvalues, target_magnitudes = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
     ridge, sigma = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
     largest_n = max(n for n, _ in settings)
 
     def draw(rng: np.random.Generator) -> list[float]:
-        beta = rng.choice([-1.0, 1.0], size=len(target)) * target
-        population = task.pool is None
-        Z = rng.standard_normal((largest_n, len(root))) if population else _random_rotation(rng, len(root))
+        beta = rng.choice([-1.0, 1.0], size=len(target_magnitudes)) * target_magnitudes
+        is_population = task.pool is None
+        Z = (
+            rng.standard_normal((largest_n, len(sqrt_eigenvalues)))
+            if is_population
+            else _random_rotation(rng, len(sqrt_eigenvalues))
+        )
         y = Z @ beta + sigma * rng.standard_normal(len(Z))
         risks = []
         for n, k in settings:
-            G = np.eye(len(root)) if math.isinf(k) else rng.standard_normal((len(root), int(k))) / math.sqrt(k)
-            F = root[:, None] * G  # eigendirections to features
-            error = F @ least_squares(Z[:n] @ F, y[:n], ridge) - beta
-            excess = (error**2).sum() if population else ((Z[n:] @ error) ** 2).mean()
+            G = (
+                np.eye(len(sqrt_eigenvalues))
+                if math.isinf(k)
+                else rng.standard_normal((len(sqrt_eigenvalues), int(k))) / math.sqrt(k)
+            )
+            feature_map = sqrt_eigenvalues[:, None] * G  # maps eigendirections to features
+            error = feature_map @ least_squares(Z[:n] @ feature_map, y[:n], ridge) - beta
+            excess = (error**2).sum() if is_population else ((Z[n:] @ error) ** 2).mean()
             risks.append(excess + noise)
         return risks
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
-from kernelmem.double_descent.argument_checks import as_powers
+from kernelmem.double_descent.argument_checks import as_nonnegative
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ class SpectralTask(Result):
     """A kernel and a noiseless target in the eigenbasis of the kernel; tensors are float64 on the CPU.
 
     Attributes:
-        eigenvalues: (M,) of the kernel operator of the data distribution, or of the kernel matrix of the pool.
+        eigenvalues: (M,) eigenvalues of the kernel operator of the data distribution, or of the kernel matrix of the pool.
         power: (M,) squared coefficients of the target in the eigenbasis, summed over outputs.
         pool: size N of the pool from which training examples are drawn without replacement; None: a population.
     """
@@ -41,23 +41,28 @@ class SpectralTask(Result):
         return pd.DataFrame({"eigenvalue": self.eigenvalues[order].numpy(), "power": self.power[order].numpy()})
 
     def __str__(self) -> str:
-        where = "population" if self.pool is None else f"pool of {self.pool:,} examples"
+        setting = "population" if self.pool is None else f"pool of {self.pool:,} examples"
         order = self.eigenvalues.argsort(descending=True)
         total, eigenvalues, power = float(self.power.sum()), self.eigenvalues[order], self.power[order]
         lines = [
-            f"spectral task ({where}): {int((eigenvalues > 0).sum()):,} positive eigenvalues,"
+            f"spectral task ({setting}): {int((eigenvalues > 0).sum()):,} positive eigenvalues,"
             f" {float(eigenvalues[0]):.4g} to {float(eigenvalues[-1]):.4g}; target power {total:.4g}"
         ]
         for k in (1, 10, 100, 1000):
             if k < len(power):
-                share = float(power[:k].sum()) / total if total else 0.0
-                lines.append(f"  target power in the {k:>4} largest eigendirections: {share:.1%}")
+                fraction = float(power[:k].sum()) / total if total else 0.0
+                lines.append(f"  target power in the {k:>4} largest eigendirections: {fraction:.1%}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class FlipNoise:
-    """Label flips: the mean one-hot target shrinks by the factor ``shrink``, with ``variance`` summed over classes."""
+    """Mean and variance of flipped one-hot labels.
+
+    Attributes:
+        shrink: factor by which the mean centered target shrinks.
+        variance: variance of the target given the input, summed over classes.
+    """
 
     shrink: float
     variance: float
@@ -67,16 +72,16 @@ def population_task(eigenvalues: ArrayLike, power: ArrayLike) -> SpectralTask:
     """Return a task with eigenvalues λ_i of the kernel operator and squared target coefficients v_i², both (M,).
 
     Raises:
-        InputError: different lengths, negative values beyond rounding, not finite.
+        InputError: the lengths differ, or a value is negative beyond rounding or not finite.
     """
-    values, squares = as_powers(eigenvalues, "eigenvalues"), as_powers(power, "power")
-    if len(values) != len(squares):
+    kernel_eigenvalues, target_power = as_nonnegative(eigenvalues, "eigenvalues"), as_nonnegative(power, "power")
+    if len(kernel_eigenvalues) != len(target_power):
         raise InputError(
-            f"{len(values)} eigenvalues and {len(squares)} powers",
+            f"{len(kernel_eigenvalues)} eigenvalues and {len(target_power)} powers",
             expected="one squared coefficient for each eigenvalue",
             hint="pad the shorter list with zeros",
         )
-    return SpectralTask(torch.from_numpy(values), torch.from_numpy(squares), None)
+    return SpectralTask(torch.from_numpy(kernel_eigenvalues), torch.from_numpy(target_power), None)
 
 
 def pool_task(kernel: ArrayLike, targets: ArrayLike) -> SpectralTask:
@@ -85,8 +90,8 @@ def pool_task(kernel: ArrayLike, targets: ArrayLike) -> SpectralTask:
     For labels pass centered one-hot rows, one_hot - 1/C, which is what the kernel machines fit.
 
     Raises:
-        InputError: incompatible shapes, not finite, a kernel with negative eigenvalues beyond rounding.
-        NumericalError: an asymmetric kernel.
+        InputError: the shapes do not match, a value is not finite, or the kernel has negative eigenvalues beyond rounding.
+        NumericalError: the kernel is not symmetric.
 
     Cost: one eigendecomposition (N, N), on the device of the kernel.
     """
@@ -98,9 +103,9 @@ def pool_task(kernel: ArrayLike, targets: ArrayLike) -> SpectralTask:
             expected=f"real targets of shape ({len(K)},) or ({len(K)}, C)",
             hint="pass one_hot(labels, C) - 1 / C for labels",
         )
-    values, V = torch.linalg.eigh(K)
-    power = (V.T @ Y.reshape(len(K), -1)).square().sum(1)
-    return SpectralTask(torch.from_numpy(as_powers(values, "eigenvalues of the kernel")), power.cpu(), len(K))
+    eigenvalues, eigenvectors = torch.linalg.eigh(K)
+    power = (eigenvectors.T @ Y.reshape(len(K), -1)).square().sum(1)
+    return SpectralTask(torch.from_numpy(as_nonnegative(eigenvalues, "eigenvalues of the kernel")), power.cpu(), len(K))
 
 
 def flip_noise(rate: float, n_classes: int, *, kind: Literal["symmetric", "uniform"] = "symmetric") -> FlipNoise:
@@ -113,11 +118,11 @@ def flip_noise(rate: float, n_classes: int, *, kind: Literal["symmetric", "unifo
 
     Args:
         rate: flip probability in [0, 1].
-        n_classes: C >= 2.
-        kind: "symmetric" or "uniform".
+        n_classes: number of classes C >= 2.
+        kind: "symmetric" (always a wrong class) or "uniform" (any class).
 
     Raises:
-        InputError: a rate outside [0, 1], fewer than 2 classes, another kind.
+        InputError: the rate is outside of [0, 1], there are fewer than 2 classes, or the kind is unknown.
     """
     rate, n_classes = as_number(rate, "rate", maximum=1.0), as_count(n_classes, "n_classes", minimum=2)
     if kind not in ("symmetric", "uniform"):
@@ -133,9 +138,9 @@ def error_bound(clean: ArrayLike) -> Tensor:
     f is at least 1/√2 away from the target, hence the bound; no sharper one follows from the squared error alone.
 
     Raises:
-        InputError: negative or NaN.
+        InputError: a value is negative or NaN.
     """
-    squares = torch.as_tensor(clean, dtype=torch.float64)
-    if not bool((squares >= 0).all()):
+    squared_errors = torch.as_tensor(clean, dtype=torch.float64)
+    if not bool((squared_errors >= 0).all()):
         raise InputError("squared errors with negative or NaN values", expected="values >= 0", hint="pass curve.clean")
-    return (2 * squares).clamp_max(1.0)
+    return (2 * squared_errors).clamp_max(1.0)
