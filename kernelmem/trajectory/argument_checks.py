@@ -12,9 +12,9 @@ def check_run(run: object, model: object) -> None:
     """Validate ``run`` (a non-empty Run) and ``model`` (an nn.Module).
 
     Raises:
-        InputError: says how to open a run.
+        InputError: ``run`` is not a recorded run or has no steps, or ``model`` is not a module.
     """
-    steps = getattr(run, "steps", None)  # anything that reads like a Run will do
+    steps = getattr(run, "steps", None)  # any object with the interface of a Run is accepted
     if steps is None:
         raise InputError(
             f"run of type {type(run).__name__}", expected="a kernelmem.Run", hint="pass km.Run.open(directory)"
@@ -28,29 +28,29 @@ def check_run(run: object, model: object) -> None:
 
 
 def read_steps(steps: object, T: int) -> tuple[int, int]:
-    """Return the numbers (a, b) of steps after which the change begins and ends; None: (0, T).
+    """Validate ``steps=`` and return it as (a, b): the numbers of steps before and after the explained change; None: (0, T).
 
     Raises:
-        InputError: not two whole numbers 0 <= a <= b <= T.
+        InputError: ``steps`` is not a pair of integers with 0 <= a <= b <= T.
     """
     if steps is None:
         return 0, T
-    ends = list(steps) if isinstance(steps, tuple | list) else []
-    valid = len(ends) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in ends)
-    if not valid or not 0 <= ends[0] <= ends[1] <= T:
+    step_range = list(steps) if isinstance(steps, tuple | list) else []
+    valid = len(step_range) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in step_range)
+    if not valid or not 0 <= step_range[0] <= step_range[1] <= T:
         raise InputError(
             f"steps={steps!r}",
             expected=f"two whole numbers of steps (a, b), 0 <= a <= b <= {T}",
             hint="count steps from 0: (0, 5) is the change made by the first five",
         )
-    return ends[0], ends[1]
+    return step_range[0], step_range[1]
 
 
 def number_of_examples(data: tuple[object, object] | None, n_recorded: int) -> int:
     """Return the number of training examples: the length of ``data`` (x, y), or ``n_recorded`` for None.
 
     Raises:
-        InputError: not a pair, or fewer examples than the run used.
+        InputError: ``data`` is not a pair, or has fewer examples than the run used.
     """
     if data is None:
         return n_recorded
@@ -67,23 +67,23 @@ def number_of_examples(data: tuple[object, object] | None, n_recorded: int) -> i
     return len(data[1])
 
 
-def check_place(row: int, output: int, m: int, k: int) -> None:
-    """Check that a result of m rows and k outputs has this row and output; negative ones count from the end.
+def check_row_and_output(row_index: int, output_index: int, n_rows: int, n_outputs: int) -> None:
+    """Check that the indices of a row and an output are in range; negative indices count from the end, as in Python.
 
     Raises:
-        InputError: names the one that is out of range.
+        InputError: an index is out of range; the message names it and the valid range.
     """
-    for name, value, size in (("row", row, m), ("output", output, k)):
+    for name, value, size in (("row", row_index, n_rows), ("output", output_index, n_outputs)):
         if not -size <= value < size:
             raise InputError(
-                f"{name}={value} of a result for {m} rows and {k} outputs",
+                f"{name}={value} of a result for {n_rows} rows and {n_outputs} outputs",
                 expected=f"0..{size - 1}",
                 hint="count from 0, in the order of x",
             )
 
 
 def step_counter(progress: Progress, label: str, total: int) -> Callable[[int], None]:
-    """Return a function that adds a number of steps to those done and reports (done, total)."""
+    """Return a function that is called with the number of newly finished steps and reports (finished, total)."""
     report, done = as_progress(progress, label, "step"), 0
 
     def advance(steps: int) -> None:

@@ -43,14 +43,14 @@ class ParameterStep:
     step: Tensor  # d_t by the formula, float64
     options: Options
     count: int  # steps in which this parameter moved, this one included
-    fresh: bool = False  # True in the first step of its momentum
+    is_first_momentum_step: bool = False  # True if this step initializes the momentum buffer
     denominator: Tensor | None = None  # e.g. √v̂ + ε
     weights: Tensor | None = None  # w_t, if there is decay
 
-    def part(self, part: slice) -> "ParameterStep":
-        """Return the step of some entries, of a parameter given as a vector."""
+    def entries(self, positions: slice) -> "ParameterStep":
+        """Return the step restricted to some entries; the parameter must be given as a vector."""
         step, denominator, weights = (
-            None if t is None else t[part] for t in (self.step, self.denominator, self.weights)
+            None if t is None else t[positions] for t in (self.step, self.denominator, self.weights)
         )
         assert step is not None
         return replace(self, step=step, denominator=denominator, weights=weights)
@@ -58,10 +58,10 @@ class ParameterStep:
 
 @dataclass
 class AdjointState:
-    """What the recursion carries from the next step in which a parameter moved to this one."""
+    """Adjoint state that the recursion carries backward from one step of a parameter to the previous one."""
 
     q: Tensor | None = None  # updated in place
-    factor: float = 0.0  # by which that step multiplied what it carried
+    factor: float = 0.0  # by which the next step multiplies the adjoint that it passes back
 
     def add(self, cotangent: Tensor, scale: float, factor: float, divisor: Tensor | None = None) -> Tensor:
         """Set q to scale · cotangent (/ divisor) + factor⁺ · q⁺ and return it; ``factor`` is used by the step before."""
@@ -81,201 +81,220 @@ class ParameterFilter:
 
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
-    carried: AdjointState = field(default_factory=AdjointState)
+    adjoint: AdjointState = field(default_factory=AdjointState)
 
     def forward(self, gradient: Tensor, weights: Tensor, options: Options) -> ParameterStep:
-        """Return the step for the gradient of the loss, decay included."""
+        """Return the optimizer's step for the gradient of the loss, including weight decay, and update the state."""
         self.count += 1
         gradient = -gradient if options.get("maximize") else gradient
         decay = options.get("weight_decay", 0.0)
-        coupled = bool(decay) and not self.decoupled(options)
-        if coupled:
+        has_coupled_decay = bool(decay) and not self.has_decoupled_decay(options)
+        if has_coupled_decay:
             gradient = gradient + decay * weights
-        fresh = "buffer" not in self.state
-        step, denominator = self.move(gradient, options)
-        if decay and not coupled:
+        is_first_momentum_step = "buffer" not in self.state
+        step, denominator = self.step_without_decay(gradient, options)
+        if decay and not has_coupled_decay:
             step = step - options["lr"] * decay * weights
-        return ParameterStep(step, options, self.count, fresh, denominator, weights if decay else None)
+        return ParameterStep(step, options, self.count, is_first_momentum_step, denominator, weights if decay else None)
 
-    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
+    def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
         """Return the steps for other gradients (G, p), given the realized statistics: the linear filter.
 
-        ``state`` holds what the G rows carry, and is updated.
+        ``state`` holds the momentum of the G rows and is updated in place.
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def backward(
-        self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState | None = None
+        self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return A_t for the gradient as autograd computes it, and the decay term; ``cotangent`` J̄_t is (..., shape).
 
-        ``carried`` None: the filter's own state, for whole parameters. A_t is valid until the next call.
+        ``adjoint`` None: the filter uses its own adjoint state, for whole parameters. A_t is valid until the next call.
         """
-        A = self.transposed(cotangent, moved, self.carried if carried is None else carried)
-        decay, options = None, moved.options
-        if moved.weights is not None:
-            strength = options["weight_decay"]
-            axes = tuple(range(cotangent.ndim - moved.weights.ndim, cotangent.ndim))
-            if self.decoupled(options):
-                decay = -options["lr"] * strength * _inner(cotangent, moved.weights, axes)
+        A = self.adjoint_step(cotangent, parameter_step, self.adjoint if adjoint is None else adjoint)
+        decay, options = None, parameter_step.options
+        if parameter_step.weights is not None:
+            weight_decay = options["weight_decay"]
+            axes = tuple(range(cotangent.ndim - parameter_step.weights.ndim, cotangent.ndim))
+            if self.has_decoupled_decay(options):
+                decay = -options["lr"] * weight_decay * _inner(cotangent, parameter_step.weights, axes)
             else:
-                decay = strength * _inner(A, moved.weights, axes)
+                decay = weight_decay * _inner(A, parameter_step.weights, axes)
         return (-A if options.get("maximize") else A), decay
 
-    def decoupled(self, options: Options) -> bool:
+    def has_decoupled_decay(self, options: Options) -> bool:
         """Return True if decay acts on the weights directly (AdamW), not through the gradient."""
         return bool(options.get("decoupled_weight_decay"))
 
-    def move(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+    def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
         """Return the step without decay, and the denominator if there is one."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
-        """Return A_t for the gradient that ``move`` was given."""
+    def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
+        """Return A_t for the gradient that was passed to ``step_without_decay``."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
-    def carries(self, options: Options) -> bool:
-        """Return True if a step carries anything to later ones."""
+    def has_momentum(self, options: Options) -> bool:
+        """Return True if the gradient of a step also acts on later steps (momentum)."""
         return bool(options.get("momentum", 0.0))
 
 
 class StochasticGradientDescent(ParameterFilter):
     """torch.optim.SGD: plain, momentum with dampening, Nesterov."""
 
-    def move(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """−h g, −h b or −h (g + μ b)."""
-        return self._step(gradient, options, self.state, fresh="buffer" not in self.state), None
+    def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+        """Return −h g, −h b or −h (g + μ b)."""
+        return self._step(gradient, options, self.state, is_first_momentum_step="buffer" not in self.state), None
 
-    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """−h g, −h b or −h (g + μ b)."""
-        return self._step(gradients, moved.options, state, fresh=moved.fresh or "buffer" not in state)
+    def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
+        """Return −h g, −h b or −h (g + μ b)."""
+        return self._step(
+            gradients,
+            parameter_step.options,
+            state,
+            is_first_momentum_step=parameter_step.is_first_momentum_step or "buffer" not in state,
+        )
 
     @staticmethod
-    def _step(gradient: Tensor, options: Options, state: dict[str, Tensor], *, fresh: bool) -> Tensor:
+    def _step(gradient: Tensor, options: Options, state: dict[str, Tensor], *, is_first_momentum_step: bool) -> Tensor:
+        """Update the momentum buffer in ``state`` and return the step."""
         momentum = options.get("momentum", 0.0)
         if not momentum:
             return -options["lr"] * gradient
-        if fresh:
+        if is_first_momentum_step:
             state["buffer"] = gradient
         else:
             state["buffer"] = momentum * state["buffer"] + (1 - options.get("dampening", 0.0)) * gradient
         step = gradient + momentum * state["buffer"] if options.get("nesterov") else state["buffer"]
         return -options["lr"] * step
 
-    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
+    def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
         """Return A_t by the table of this module."""
-        options, rate = moved.options, moved.options["lr"]
+        options, learning_rate = parameter_step.options, parameter_step.options["lr"]
         momentum = options.get("momentum", 0.0)
         if not momentum:
-            return -rate * cotangent
+            return -learning_rate * cotangent
         nesterov = options.get("nesterov")
-        q = carried.add(cotangent, -rate * (momentum if nesterov else 1.0), momentum)
-        dampening = 0.0 if moved.fresh else options.get("dampening", 0.0)
+        q = adjoint.add(cotangent, -learning_rate * (momentum if nesterov else 1.0), momentum)
+        dampening = 0.0 if parameter_step.is_first_momentum_step else options.get("dampening", 0.0)
         A = (1 - dampening) * q if dampening else q
-        return A - rate * cotangent if nesterov else A
+        return A - learning_rate * cotangent if nesterov else A
 
 
 class AdaptiveMoments(ParameterFilter):
     """torch.optim.Adam and AdamW, amsgrad too."""
 
-    def move(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """−h m̂ / (√v̂ + ε)."""
-        first, second = options["betas"]
+    def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+        """Return −h m̂ / (√v̂ + ε)."""
+        beta1, beta2 = options["betas"]
         state = self.state
-        state["mean"] = first * state.get("mean", torch.zeros_like(gradient)) + (1 - first) * gradient
-        state["square"] = second * state.get("square", torch.zeros_like(gradient)) + (1 - second) * gradient.square()
+        state["mean"] = beta1 * state.get("mean", torch.zeros_like(gradient)) + (1 - beta1) * gradient
+        state["square"] = beta2 * state.get("square", torch.zeros_like(gradient)) + (1 - beta2) * gradient.square()
         square: Tensor = state["square"]
         if options.get("amsgrad"):
             square = torch.maximum(state["largest"], square) if "largest" in state else square
             state["largest"] = square
-        denominator = _root(square / (1 - second**self.count)) + options["eps"]
-        return -options["lr"] / (1 - first**self.count) * state["mean"] / denominator, denominator
+        denominator = _safe_sqrt(square / (1 - beta2**self.count)) + options["eps"]
+        return -options["lr"] / (1 - beta1**self.count) * state["mean"] / denominator, denominator
 
-    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """−h m̂ / s."""
-        first = moved.options["betas"][0]
-        assert moved.denominator is not None
-        mean = (1 - first) * gradients
-        state["mean"] = mean if "mean" not in state else first * state["mean"] + mean
-        return -moved.options["lr"] / (1 - first**moved.count) * state["mean"] / moved.denominator
+    def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
+        """Return −h m̂ / s with the realized denominator s."""
+        beta1 = parameter_step.options["betas"][0]
+        assert parameter_step.denominator is not None
+        mean = (1 - beta1) * gradients
+        state["mean"] = mean if "mean" not in state else beta1 * state["mean"] + mean
+        return (
+            -parameter_step.options["lr"]
+            / (1 - beta1**parameter_step.count)
+            * state["mean"]
+            / parameter_step.denominator
+        )
 
-    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
+    def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
         """Return A_t by the table of this module."""
-        first = moved.options["betas"][0]
-        scale = -moved.options["lr"] / (1 - first**moved.count)
-        assert moved.denominator is not None
-        # A = (1 − β₁) q itself is carried: one pass over memory less.
-        carried.factor *= 1 - first
-        return carried.add(cotangent, (1 - first) * scale, first / (1 - first), moved.denominator)
+        beta1 = parameter_step.options["betas"][0]
+        scale = -parameter_step.options["lr"] / (1 - beta1**parameter_step.count)
+        assert parameter_step.denominator is not None
+        # The state stores A = (1 − β₁) q instead of q, which saves one pass over memory.
+        adjoint.factor *= 1 - beta1
+        return adjoint.add(cotangent, (1 - beta1) * scale, beta1 / (1 - beta1), parameter_step.denominator)
 
-    def carries(self, options: Options) -> bool:
-        """Return True: the first moment is carried."""
+    def has_momentum(self, options: Options) -> bool:
+        """Return True: the first moment is a momentum."""
         return True
 
 
 class AdaptiveMomentsDecoupled(AdaptiveMoments):
     """torch.optim.AdamW."""
 
-    def decoupled(self, options: Options) -> bool:
-        """Return True."""
+    def has_decoupled_decay(self, options: Options) -> bool:
+        """Return True: AdamW always decays the weights directly."""
         return True
 
 
 class RootMeanSquare(ParameterFilter):
     """torch.optim.RMSprop, centered too."""
 
-    def move(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """−h g / (√v + ε), or its momentum."""
+    def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+        """Return −h g / (√v + ε), or the step of its momentum buffer."""
         alpha, momentum, state = options["alpha"], options.get("momentum", 0.0), self.state
         state["square"] = alpha * state.get("square", torch.zeros_like(gradient)) + (1 - alpha) * gradient.square()
         square = state["square"]
         if options.get("centered"):
             state["mean"] = alpha * state.get("mean", torch.zeros_like(gradient)) + (1 - alpha) * gradient
             square = square - state["mean"].square()
-        denominator = _root(square) + options["eps"]
-        scaled = gradient / denominator
+        denominator = _safe_sqrt(square) + options["eps"]
+        scaled_gradient = gradient / denominator
         if momentum:
-            scaled = state["buffer"] = momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled
-        return -options["lr"] * scaled, denominator
+            scaled_gradient = state["buffer"] = (
+                momentum * state.get("buffer", torch.zeros_like(gradient)) + scaled_gradient
+            )
+        return -options["lr"] * scaled_gradient, denominator
 
-    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """−h g / s, or its momentum."""
-        assert moved.denominator is not None
-        momentum, scaled = moved.options.get("momentum", 0.0), gradients / moved.denominator
+    def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
+        """Return −h g / s with the realized denominator s, or the step of its momentum buffer."""
+        assert parameter_step.denominator is not None
+        momentum, scaled_gradient = parameter_step.options.get("momentum", 0.0), gradients / parameter_step.denominator
         if momentum:
-            scaled = state["buffer"] = momentum * state["buffer"] + scaled if "buffer" in state else scaled
-        return -moved.options["lr"] * scaled
+            scaled_gradient = state["buffer"] = (
+                momentum * state["buffer"] + scaled_gradient if "buffer" in state else scaled_gradient
+            )
+        return -parameter_step.options["lr"] * scaled_gradient
 
-    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
+    def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
         """Return A_t by the table of this module."""
-        assert moved.denominator is not None
-        momentum, rate = moved.options.get("momentum", 0.0), moved.options["lr"]
-        q = carried.add(cotangent, -rate, momentum) if momentum else -rate * cotangent
-        return q / moved.denominator
+        assert parameter_step.denominator is not None
+        momentum, learning_rate = parameter_step.options.get("momentum", 0.0), parameter_step.options["lr"]
+        q = adjoint.add(cotangent, -learning_rate, momentum) if momentum else -learning_rate * cotangent
+        return q / parameter_step.denominator
 
 
 class AdaptiveGradient(ParameterFilter):
     """torch.optim.Adagrad."""
 
-    def move(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """−h/(1 + (k−1) η) g / (√Σg² + ε)."""
-        start = torch.full_like(gradient, options.get("initial_accumulator_value", 0.0))
-        self.state["sum"] = self.state.get("sum", start) + gradient.square()
-        denominator = _root(self.state["sum"]) + options["eps"]
-        return -self._rate(options, self.count) * gradient / denominator, denominator
+    def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
+        """Return −h/(1 + (k−1) η) g / (√Σg² + ε)."""
+        initial_sum = torch.full_like(gradient, options.get("initial_accumulator_value", 0.0))
+        self.state["sum"] = self.state.get("sum", initial_sum) + gradient.square()
+        denominator = _safe_sqrt(self.state["sum"]) + options["eps"]
+        return -self._learning_rate(options, self.count) * gradient / denominator, denominator
 
-    def linear(self, gradients: Tensor, moved: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """−h/(1 + (k−1) η) g / s."""
-        assert moved.denominator is not None
-        return -self._rate(moved.options, moved.count) * gradients / moved.denominator
+    def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
+        """Return −h/(1 + (k−1) η) g / s with the realized denominator s."""
+        assert parameter_step.denominator is not None
+        return (
+            -self._learning_rate(parameter_step.options, parameter_step.count) * gradients / parameter_step.denominator
+        )
 
-    def transposed(self, cotangent: Tensor, moved: ParameterStep, carried: AdjointState) -> Tensor:
+    def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
         """Return A_t by the table of this module."""
-        assert moved.denominator is not None
-        return -self._rate(moved.options, moved.count) * cotangent / moved.denominator
+        assert parameter_step.denominator is not None
+        return (
+            -self._learning_rate(parameter_step.options, parameter_step.count) * cotangent / parameter_step.denominator
+        )
 
     @staticmethod
-    def _rate(options: Options, count: int) -> float:
+    def _learning_rate(options: Options, count: int) -> float:
         return options["lr"] / (1 + (count - 1) * options.get("lr_decay", 0.0))
 
 
@@ -288,11 +307,11 @@ FILTERS: dict[str, type[ParameterFilter]] = {
 }
 
 
-def filter_of(optimizer: str) -> type[ParameterFilter]:
+def filter_class(optimizer: str) -> type[ParameterFilter]:
     """Return the filter of an optimizer by the name of its class.
 
     Raises:
-        InputError: no such filter.
+        InputError: the optimizer is not one of ``FILTERS``.
     """
     if optimizer not in FILTERS:
         raise InputError(
@@ -303,7 +322,7 @@ def filter_of(optimizer: str) -> type[ParameterFilter]:
     return FILTERS[optimizer]
 
 
-def _root(square: Tensor) -> Tensor:
+def _safe_sqrt(square: Tensor) -> Tensor:
     """Return √, with derivative 0 at 0: without gradients so far, a first one of size δ changes the step by δ/ε + O(δ²)."""
     positive = square != 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

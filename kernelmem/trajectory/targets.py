@@ -27,8 +27,8 @@ class TargetFunctions:
     names: tuple[str, ...]
 
 
-def target_functions(target: TargetLike, labels: ArrayLike | None, n: int, n_outputs: int) -> TargetFunctions:
-    """Read ``target=`` and the labels of n rows.
+def as_target_functions(target: TargetLike, labels: ArrayLike | None, n: int, n_outputs: int) -> TargetFunctions:
+    """Validate ``target=`` and the labels of n rows, and return the functions φ with their derivatives.
 
     Raises:
         InputError: an unknown target, an output out of range, labels that are missing or out of range. When called: a
@@ -49,30 +49,31 @@ def target_functions(target: TargetLike, labels: ArrayLike | None, n: int, n_out
         function(torch.zeros(1 if classes is None else n, n_outputs, dtype=torch.float64), classes)
 
     def values(outputs: Tensor, rows: Tensor) -> Tensor:
-        return _checked(function, outputs, None if classes is None else classes[rows])[:, None]
+        return _evaluate_target(function, outputs, None if classes is None else classes[rows])[:, None]
 
     def directions(outputs: Tensor, rows: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            phi = values(leaf, rows)
-            if not phi.requires_grad:
+            target_values = values(leaf, rows)
+            if not target_values.requires_grad:
                 raise InputError(
                     f"target {name}, which has no derivative with respect to the outputs",
                     expected="a differentiable function of the outputs (no detach(), no counts of right answers)",
                     hint='pass target="margin", "loss" or "log_probability", or leave the outputs on the graph',
                 )
-            return torch.autograd.grad(phi.sum(), leaf)[0][:, None]
+            return torch.autograd.grad(target_values.sum(), leaf)[0][:, None]
 
     return TargetFunctions(values, directions, (name,))
 
 
-def _checked(function: Target, outputs: Tensor, labels: Tensor | None) -> Tensor:
-    phi = function(outputs, labels)
-    if not isinstance(phi, Tensor) or phi.shape != (len(outputs),):
-        shape = tuple(phi.shape) if isinstance(phi, Tensor) else type(phi).__name__
+def _evaluate_target(function: Target, outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Call the target function and check that it returns one number per row."""
+    target_values = function(outputs, labels)
+    if not isinstance(target_values, Tensor) or target_values.shape != (len(outputs),):
+        shape = tuple(target_values.shape) if isinstance(target_values, Tensor) else type(target_values).__name__
         raise InputError(
             f"a target that gives {shape} for {len(outputs)} rows",
             expected=f"a tensor with one number per row, shape ({len(outputs)},)",
             hint="return e.g. outputs[:, 3] or F.cross_entropy(outputs, labels, reduction='none')",
         )
-    return phi.to(outputs.dtype)
+    return target_values.to(outputs.dtype)

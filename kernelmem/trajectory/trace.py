@@ -15,19 +15,21 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.training.losses import Loss
 from kernelmem.trajectory.network.network import Directions, Network
-from kernelmem.trajectory.network.tangent_factors import join
+from kernelmem.trajectory.network.tangent_factors import to_dense
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.optimizers import ParameterFilter, ParameterStep, filter_of
+from kernelmem.trajectory.optimizers import ParameterFilter, ParameterStep, filter_class
 
 PerExample = Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), targets -> (n,)
-MAX_NUMBERS_TOGETHER = 2**21  # of tangents formed at a time (approximately): many steps of a small network
+MAX_NUMBERS_TOGETHER = (
+    2**21
+)  # numbers in the tangents of one pass (approximately): a pass takes many steps of a small network
 MAX_STEPS_TOGETHER = 32
 MAX_BYTES = 2**30  # of states, denominators and rounding in memory; a longer run is traced a second time, part by part
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """Examples of one step, and the weight of each one's loss in the gradient."""
+    """Examples of one step, and the weight of each example's loss in the gradient."""
 
     rows: Rows
     targets: Tensor
@@ -37,30 +39,35 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class TracedSteps:
-    """Steps start..stop−1 with everything that the sweeps read of them."""
+    """Consecutive steps start..stop−1 with their batches, states, optimizer steps and rounding errors."""
 
     start: int
     steps: list[Step]
     batches: list[StepBatch]
     states: list[dict[str, Tensor]]  # one more than steps
-    moved: list[dict[str, ParameterStep]]  # of every parameter that moved, as vectors
+    parameter_steps: list[dict[str, ParameterStep]]  # of every parameter that moved, as vectors
     rounding: list[Tensor]  # (P,): recorded step minus the optimizer's formula
 
     @property
     def stop(self) -> int:
-        """Number of the first step after these."""
+        """Index of the first step after these steps."""
         return self.start + len(self.steps)
 
-    def part(self, start: int, stop: int) -> "TracedSteps":
-        """Return those at positions start..stop−1."""
-        part = slice(start, stop)
+    def select(self, start: int, stop: int) -> "TracedSteps":
+        """Return the steps at positions start..stop−1 of this object."""
+        positions = slice(start, stop)
         states = self.states[start : stop + 1]
         return TracedSteps(
-            self.start + start, self.steps[part], self.batches[part], states, self.moved[part], self.rounding[part]
+            self.start + start,
+            self.steps[positions],
+            self.batches[positions],
+            states,
+            self.parameter_steps[positions],
+            self.rounding[positions],
         )
 
 
-def batch_of(run: Run, step: Step) -> StepBatch:
+def load_batch(run: Run, step: Step) -> StepBatch:
     """Return the examples of one step, in float64."""
     x, y = run.tape.inputs(step)
     scale = step.scale / len(step.examples) if run.reduction == "mean" else step.scale
@@ -87,7 +94,7 @@ def loss_directions(loss: PerExample, batch: StepBatch) -> Directions:
 
 
 def _ignore(steps: int) -> None:
-    """Report no progress."""
+    """Do nothing: the default for ``advance``."""
 
 
 @dataclass(frozen=True)
@@ -102,71 +109,73 @@ class RunTracer:
     forward: Forward | None = None
     advance: Callable[[int], None] = _ignore  # called with 1 for every step that is traced for the first time
 
-    def starts(self) -> range:
-        """Starts of the parts of the run that fit into memory."""
+    def chunk_starts(self) -> range:
+        """Return the first steps of the chunks of the run that fit into memory."""
         return range(0, len(self.run), max(1, MAX_BYTES // (8 * 4 * self.network.n_parameters)))
 
-    def in_order(self) -> Iterator[TracedSteps]:
-        """Yield the run part by part. Cost: one forward and backward pass of every batch."""
-        filters, starts = self._filters(), self.starts()
-        for start in starts:
-            yield self.trace(filters, start, min(start + starts.step, len(self.run)))
+    def trace_forward(self) -> Iterator[TracedSteps]:
+        """Yield the traced run chunk by chunk, in order of time. Cost: one forward and backward pass of every batch."""
+        filters, chunk_starts = self._filters(), self.chunk_starts()
+        for start in chunk_starts:
+            yield self.trace_steps(filters, start, min(start + chunk_starts.step, len(self.run)))
 
-    def backward(self) -> Iterator[TracedSteps]:
-        """Yield the run part by part, the last one first. Cost: twice that of ``in_order`` if there are several parts."""
-        filters, snapshots, last = self._filters(), [], None
-        starts = self.starts()
-        for start in starts:
+    def trace_backward(self) -> Iterator[TracedSteps]:
+        """Yield the traced run chunk by chunk, the last one first. Cost: twice ``trace_forward`` if there are several chunks."""
+        filters, snapshots, last_chunk = self._filters(), [], None
+        chunk_starts = self.chunk_starts()
+        for start in chunk_starts:
             snapshots.append((start, copy.deepcopy(filters)))
-            last = None  # free one part before the next is traced
-            last = self.trace(filters, start, min(start + starts.step, len(self.run)))
-        assert last is not None
-        yield last
-        del last
-        silent = replace(self, advance=_ignore)
+            last_chunk = None  # free one chunk before the next is traced
+            last_chunk = self.trace_steps(filters, start, min(start + chunk_starts.step, len(self.run)))
+        assert last_chunk is not None
+        yield last_chunk
+        del last_chunk
+        silent_tracer = replace(self, advance=_ignore)
         for start, snapshot in snapshots[-2::-1]:
-            yield silent.trace(snapshot, start, start + starts.step)
+            yield silent_tracer.trace_steps(snapshot, start, start + chunk_starts.step)
 
     def _filters(self) -> dict[str, ParameterFilter]:
-        new_filter = filter_of(self.run.optimizer)
-        return {name: new_filter() for name in self.network.selected}
+        new_filter = filter_class(self.run.optimizer)
+        return {name: new_filter() for name in self.network.parameters}
 
-    def trace(self, filters: dict[str, ParameterFilter], start: int, stop: int) -> TracedSteps:
-        """Trace steps start..stop−1 with filters that have seen all steps before."""
+    def trace_steps(self, filters: dict[str, ParameterFilter], start: int, stop: int) -> TracedSteps:
+        """Trace steps start..stop−1; ``filters`` must hold the optimizer's state after all steps before them."""
         run, network = self.run, self.network
         steps = list(run.steps[start:stop])
-        batches = [batch_of(run, step) for step in steps]
+        batches = [load_batch(run, step) for step in steps]
         replayed = replay(run, self.model, loss=self.recorded_loss, start=start, stop=stop, forward=self.forward)
         states = [state for _, state in replayed]
-        moved: list[dict[str, ParameterStep]] = []
+        parameter_steps: list[dict[str, ParameterStep]] = []
         rounding: list[Tensor] = []
         all_gradients = _gradients(network, steps, batches, states, self.loss)
-        for step, gradients, (now, after) in zip(steps, all_gradients, pairwise(states), strict=True):
+        for step, gradients, (before, after) in zip(steps, all_gradients, pairwise(states), strict=True):
             options = {name: group for group in step.groups for name in group["parameters"]}
-            deviation = torch.cat([(after[name].double() - now[name].double()).flatten() for name in network.selected])
-            parameter_steps = {}
+            deviation = torch.cat(
+                [(after[name].double() - before[name].double()).flatten() for name in network.parameters]
+            )
+            steps_by_parameter = {}
             for name, gradient in gradients.items():
                 if name in step.skipped or name not in options:
                     continue
-                by_formula = filters[name].forward(gradient, now[name].double().flatten(), options[name])
-                deviation[network.slices[name]] -= by_formula.step
-                parameter_steps[name] = by_formula
+                parameter_step = filters[name].forward(gradient, before[name].double().flatten(), options[name])
+                deviation[network.slices[name]] -= parameter_step.step
+                steps_by_parameter[name] = parameter_step
             rounding.append(deviation)
-            moved.append(parameter_steps)
+            parameter_steps.append(steps_by_parameter)
             self.advance(1)
-        return TracedSteps(start, steps, batches, states, moved, rounding)
+        return TracedSteps(start, steps, batches, states, parameter_steps, rounding)
 
 
 def _gradients(
     network: Network, steps: list[Step], batches: list[StepBatch], states: list[dict[str, Tensor]], loss: PerExample
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield the gradient of every step's batch as vectors; steps that can share a pass do."""
-    largest = max(1, min(MAX_STEPS_TOGETHER, MAX_NUMBERS_TOGETHER // network.n_parameters))
+    """Yield the gradient of every step's batch as one vector per parameter, computing several steps in one pass if possible."""
+    max_shared_steps = max(1, min(MAX_STEPS_TOGETHER, MAX_NUMBERS_TOGETHER // network.n_parameters))
     start = 0
     while start < len(steps):
-        most = largest if network.takes_steps_together(steps[start].evaluating) else 1
+        max_steps = max_shared_steps if network.supports_shared_passes(steps[start].evaluating) else 1
         stop = start + 1
-        while stop < min(start + most, len(steps)) and can_share_pass(steps[start], steps[stop]):
+        while stop < min(start + max_steps, len(steps)) and can_share_pass(steps[start], steps[stop]):
             if batches[stop].rows.n != batches[start].rows.n:
                 break
             stop += 1
@@ -179,18 +188,18 @@ def _gradients(
         else:
             network.set_state(states[start])
             batch, S, B = concatenate_batches(batches[start:stop]), stop - start, batches[start].rows.n
-            segments = Segments.of(states[start : stop + 1], list(network.selected))
+            segments = Segments.from_states(states[start : stop + 1], list(network.parameters))
             blocks = Blocks((B,) * S, segments.start)
-            sums, _ = network.factors(batch.rows, loss_directions(loss, batch), blocks, row_axes=(S, B, 1))
-            for vector in join(sums, list(network.sizes))[:, 0, 0]:
-                yield {name: vector[part] for name, part in network.slices.items()}
+            sums, _ = network.tangent_factors(batch.rows, loss_directions(loss, batch), blocks, row_axes=(S, B, 1))
+            for gradient_vector in to_dense(sums, list(network.sizes))[:, 0, 0]:
+                yield {name: gradient_vector[positions] for name, positions in network.slices.items()}
         start = stop
 
 
-def can_share_pass(one: Step, other: Step) -> bool:
+def can_share_pass(first: Step, second: Step) -> bool:
     """Return True if neither step draws random numbers or changes buffers, and both have the same modes."""
-    deterministic = all(step.random is None and not step.buffers_changed for step in (one, other))
-    return deterministic and one.evaluating == other.evaluating
+    deterministic = all(step.random is None and not step.buffers_changed for step in (first, second))
+    return deterministic and first.evaluating == second.evaluating
 
 
 def concatenate_batches(batches: Sequence[StepBatch]) -> StepBatch:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
-from kernelmem.trajectory.optimizers import FILTERS, filter_of
+from kernelmem.trajectory.optimizers import FILTERS, filter_class
 from tests.profiles import examples
 
 rates, small = st.floats(1e-4, 0.5), st.floats(0.0, 0.3)
@@ -129,15 +129,15 @@ def test_parts_of_the_gradient_make_parts_of_the_step(case, seed, idle):
         split = torch.randn(3, 12, dtype=torch.float64, generator=generator)
         split[-1] = sign * gradients[t].flatten() - split[:-1].sum(0)
         decay = options.get("weight_decay", 0.0) * weights[t].flatten()
-        decoupled = own.decoupled(options)
+        decoupled = own.has_decoupled_decay(options)
         flat = dataclasses.replace(
             moved[t],
             step=moved[t].step.flatten(),
             denominator=None if moved[t].denominator is None else moved[t].denominator.flatten(),
         )
         rows = split if decoupled else torch.cat([split, decay[None]])
-        found = own.linear(rows, flat, state).sum(0) - (options["lr"] * decay if decoupled else 0.0)
-        size = 1.0 + float(own.linear(rows, flat, dict(state)).abs().max())
+        found = own.filter_gradients(rows, flat, state).sum(0) - (options["lr"] * decay if decoupled else 0.0)
+        size = 1.0 + float(own.filter_gradients(rows, flat, dict(state)).abs().max())
         assert float((found - flat.step).abs().max()) <= 1e-12 * size
 
 
@@ -163,4 +163,4 @@ def test_hyper_parameters_may_change_from_step_to_step():
 
 def test_an_optimizer_without_a_filter_is_refused():
     with pytest.raises(InputError, match=r"LBFGS.*Adagrad"):
-        filter_of("LBFGS")
+        filter_class("LBFGS")

@@ -36,10 +36,10 @@ from kernelmem.trajectory.integration.quadrature import Quadrature
 from kernelmem.trajectory.integration.step_integral import Integrand, dense_mean_tangents
 from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.network.weight_blocks import Segments
-from kernelmem.trajectory.optimizers import filter_of
+from kernelmem.trajectory.optimizers import filter_class
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
-from kernelmem.trajectory.targets import target_functions
+from kernelmem.trajectory.targets import as_target_functions
 from kernelmem.trajectory.trace import RunTracer, StepBatch, TracedSteps
 
 if TYPE_CHECKING:
@@ -175,13 +175,13 @@ def run_smoother(
     tracing = RunTracer(run, model, examples.network, examples.loss, None, forward)
     affine: _AffineState | None = None
     last: Mapping[str, Tensor] = {}
-    for stretch in tracing.in_order():
+    for stretch in tracing.trace_forward():
         affine = affine or _AffineState(run, network, rows, n, stretch.states[0])
         last = stretch.states[-1]
         for i, batch in enumerate(stretch.batches):
             t = stretch.start + i
             _check_inputs(batch, train_rows, t)
-            segment = Segments.of(stretch.states[i : i + 2], list(network.selected))
+            segment = Segments.from_states(stretch.states[i : i + 2], list(network.parameters))
             tangents = examples.tangents(stretch.steps[i], stretch.states[i], each_output)
             gradient = affine.gradient(batch, tangents, t)
             moved = affine.step(gradient, stretch, i)
@@ -209,14 +209,14 @@ class _AffineState:
 
     def __init__(self, run: Run, network: Network, rows: Rows, n: int, initial: Mapping[str, Tensor]) -> None:
         self.network, self.n, self.C = network, n, network.n_outputs
-        self.outputs_explained = target_functions(None, None, rows.n, network.n_outputs)
+        self.outputs_explained = as_target_functions(None, None, rows.n, network.n_outputs)
         D = n * self.C + 1
-        make_filter = filter_of(run.optimizer)
-        self.filters = {name: make_filter() for name in network.selected}
-        self.optimizer_state: dict[str, dict[str, Tensor]] = {name: {} for name in network.selected}
+        make_filter = filter_class(run.optimizer)
+        self.filters = {name: make_filter() for name in network.parameters}
+        self.optimizer_state: dict[str, dict[str, Tensor]] = {name: {} for name in network.parameters}
         network.set_state(initial)
         self.weights = torch.zeros(D, network.n_parameters, dtype=torch.float64)  # W, transposed
-        self.weights[-1] = network.flat(initial)
+        self.weights[-1] = network.parameter_vector(initial)
         self.outputs = torch.zeros(rows.n, self.C, D, dtype=torch.float64)  # F
         self.outputs[..., -1] = network.outputs(rows)
         self.targets = torch.zeros(n, self.C, dtype=torch.float64)
@@ -239,13 +239,13 @@ class _AffineState:
         """Compute w_{t+1} − w_t as a function of the labels, (D, P); rounding errors are part of the constant."""
         change = torch.zeros_like(gradient)
         change[-1] = stretch.rounding[i]
-        for name, moved in stretch.moved[i].items():
+        for name, moved in stretch.parameter_steps[i].items():
             columns, options = self.network.slices[name], moved.options
             block = -gradient[:, columns] if options.get("maximize") else gradient[:, columns]
-            decay, decoupled = options.get("weight_decay", 0.0), self.filters[name].decoupled(options)
+            decay, decoupled = options.get("weight_decay", 0.0), self.filters[name].has_decoupled_decay(options)
             if decay and not decoupled:
                 block = block + decay * self.weights[:, columns]
-            change[:, columns] += self.filters[name].linear(block, moved, self.optimizer_state[name])
+            change[:, columns] += self.filters[name].filter_gradients(block, moved, self.optimizer_state[name])
             if decay and decoupled:
                 change[:, columns] -= options["lr"] * decay * self.weights[:, columns]
         self.weights += change

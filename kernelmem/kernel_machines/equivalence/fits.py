@@ -24,7 +24,12 @@ from kernelmem.tangents.prepare import prepare
 from kernelmem.trajectory.path_kernel.domingos_kernel_machine import domingos_kernel_machine
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
-from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, moved_parameters, path_kernel, step_rate
+from kernelmem.trajectory.path_kernel.path_kernel import (
+    PathKernelOptions,
+    moved_parameters,
+    path_kernel,
+    step_learning_rate,
+)
 
 KINDS = ("initial", "final", "path")
 PLAIN_ONLY = "this form requires plain gradient descent: SGD without momentum and weight decay, with one learning rate"
@@ -152,7 +157,7 @@ class KernelFits:
         else:
             at_weights = self.kernel_at_weights(self.all_rows, self._second_rows, self.outputs)
             state = self.trajectory.first_state if kind == "initial" else self.trajectory.last_state
-            kernel = at_weights.at(state, at_weights.plan(self.memory), check=True)
+            kernel = at_weights.evaluate(state, at_weights.plan(self.memory), check=True)
         kernel, is_full = kernel[:, :n], self.outputs == "full"
         if is_full:
             K_test = kernel[n:].transpose(1, 2).reshape(-1, n * C)  # axes (i, j, c, d) -> (i, c, j, d)
@@ -171,7 +176,7 @@ class KernelFits:
     def _path_weighting(self) -> Literal["time", "mean"]:
         """Return "time" (weights are learning rates) if each step has one positive rate, otherwise "mean"."""
         try:
-            rates = [step_rate(step) for step in self.run.steps]
+            rates = [step_learning_rate(step) for step in self.run.steps]
         except InputError:  # parameter groups with different learning rates
             return "mean"
         return "time" if min(rates) > 0 else "mean"
@@ -277,7 +282,7 @@ def _summed_derivatives(
         )
     except UnsupportedModelError as error:
         return error.given
-    learning_rates = [step_rate(step) for step in run.steps]
+    learning_rates = [step_learning_rate(step) for step in run.steps]
     derivative_sum = torch.zeros_like(space.initial)
     for t, state in replay(run, model, stop=len(run) - 1, **run_options):
         derivatives, example_ids = examples.derivatives(run.steps[t], state)

@@ -117,7 +117,7 @@ def measure_movement(
     K_initial: Tensor | None = None
     previous_checkpoint: tuple[int, Tensor] | None = None
     for t, state in sorted(states.items()):
-        K = kernel.at(state, plan).double().cpu()
+        K = kernel.evaluate(state, plan).double().cpu()
         K = (K + K.T) / 2
         K_initial = K if K_initial is None else K_initial
         null_alignments = np.array([_alignment(K, labels[permutation]) for permutation in permutations])

@@ -14,7 +14,7 @@ from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.training.losses import Loss, per_example_loss
-from kernelmem.trajectory.trace import batch_of
+from kernelmem.trajectory.trace import load_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ def read_recorded_sgd(run: Run, loss: Loss | None, n_outputs: int) -> RecordedSG
     curvatures = {"mse": 1.0, "mse_mean": 2.0 / n_outputs, "cross_entropy": 0.5}
     sgd_steps = []
     for step in steps:
-        batch = batch_of(run, step)
+        batch = load_batch(run, step)
         parameter_group = step.groups[0]
         hyperparameters = {
             name: float(parameter_group.get(name, 0.0)) for name in ("lr", "momentum", "dampening", "weight_decay")

@@ -23,22 +23,22 @@ from kernelmem.trajectory.trace import StepBatch
 def tracin(
     program: TrainingProgram,
     rows: Rows,
-    phi: TargetFunctions,
-    index: Tensor,
+    target_functions: TargetFunctions,
+    row_indices: Tensor,
     *,
     n_examples: int,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """Compute TracIn of the rows at ``index`` with every recorded step as a checkpoint: (rows · k, n).
+    """Compute TracIn of the rows at ``row_indices`` with every recorded step as a checkpoint: (rows · k, n).
 
     Cost: for each step a gradient of the batch with its graph, a tangent of every row, and rows · k derivatives.
     """
-    result = torch.zeros(len(index) * len(phi.names), n_examples, dtype=torch.float64)
+    result = torch.zeros(len(row_indices) * len(target_functions.names), n_examples, dtype=torch.float64)
     for t in range(len(program)):
-        tangents, _ = program.tangents(t, rows, phi, index)
-        moving = program.moving(t)
+        tangents, _ = program.tangents(t, rows, target_functions, row_indices)
+        updated_parameters = program.updated_parameters(t)
         alpha = {name: torch.zeros_like(tangent) for name, tangent in tangents.items()}
-        for name, options in moving.items():
+        for name, options in updated_parameters.items():
             alpha[name] = (1 if options.get("maximize") else -1) * options["lr"] * tangents[name]
         result.index_add_(1, program.batches[t].examples, program.gradient(t).shares(alpha))
         advance(1)
@@ -46,24 +46,28 @@ def tracin(
 
 
 def last_checkpoint(
-    program: TrainingProgram, rows: Rows, phi: TargetFunctions, index: Tensor, *, n_examples: int
+    program: TrainingProgram, rows: Rows, target_functions: TargetFunctions, row_indices: Tensor, *, n_examples: int
 ) -> Tensor:
     """Compute gradient products at the last weights in eval mode, with each example as it was last used: (rows · k, n).
 
     Cost: a gradient of every example with its graph, a tangent of every row, and rows · k derivatives per batch.
     """
-    result = torch.zeros(len(index) * len(phi.names), n_examples, dtype=torch.float64)
-    tangents, _ = program.tangents(len(program), rows, phi, index)
+    result = torch.zeros(len(row_indices) * len(target_functions.names), n_examples, dtype=torch.float64)
+    tangents, _ = program.tangents(len(program), rows, target_functions, row_indices)
     alpha = {name: -tangent for name, tangent in tangents.items()}
-    seen: set[int] = set()
+    used_examples: set[int] = set()
     for batch in reversed(program.batches):
-        new = {example: place for place, example in enumerate(batch.examples.tolist()) if example not in seen}
-        if not new:
+        new_positions = {
+            example: position
+            for position, example in enumerate(batch.examples.tolist())
+            if example not in used_examples
+        }
+        if not new_positions:
             continue
-        seen.update(new)
-        places = torch.tensor(sorted(new.values()))
-        ones = torch.ones(len(places), dtype=torch.float64)
-        new_rows = Rows(batch.rows.take(places.tolist()), len(places))
-        part = StepBatch(new_rows, batch.targets[places], batch.examples[places], ones)
-        result[:, part.examples] = program.gradient_here(part).shares(alpha)
+        used_examples.update(new_positions)
+        positions = torch.tensor(sorted(new_positions.values()))
+        ones = torch.ones(len(positions), dtype=torch.float64)
+        new_rows = Rows(batch.rows.take(positions.tolist()), len(positions))
+        new_batch = StepBatch(new_rows, batch.targets[positions], batch.examples[positions], ones)
+        result[:, new_batch.examples] = program.gradient_at_current_weights(new_batch).shares(alpha)
     return result

@@ -15,7 +15,7 @@ from torch import Tensor
 from kernelmem.core.errors import UnsupportedModelError, VerificationError
 
 Tensors = dict[str, Tensor]  # parameter name -> tensor
-DIRECTIONS_TOGETHER = 32  # in one pass: with more, the activations leave the cache, and each takes longer
+DIRECTIONS_TOGETHER = 32  # directions per pass: with more, activations exceed the cache and each direction takes longer
 
 
 class BatchGradient:
@@ -26,23 +26,25 @@ class BatchGradient:
         weights: Tensor,
         parameters: Mapping[str, Tensor],
         gradient: Tensors,
-        before: Tensors,
-        after: Tensors,
+        statistics_before: Tensors,
+        statistics_after: Tensors,
         batched: bool,
     ) -> None:
         """Store v, w, g, and the running statistics before and after the step."""
-        self.weights, self.parameters, self.before, self.batched = weights, parameters, before, batched
+        self.weights, self.parameters, self.batched = weights, parameters, batched
+        self.statistics_before, self.statistics_after = statistics_before, statistics_after
         self.gradient = {name: g.detach() for name, g in gradient.items()}
-        self.after = after
-        self.graph = {name: value for name, value in (gradient | after).items() if value.requires_grad}
+        self.differentiable = {
+            name: value for name, value in (gradient | statistics_after).items() if value.requires_grad
+        }
 
     def shares(self, alpha: Tensors) -> Tensor:
         """Return v_i ⟨α_d, ∇ℓ_i⟩, (D, B), for α with a tensor (D, shape) for each parameter.
 
         Raises:
-            VerificationError: an operation without a second derivative dropped out of the graph.
+            VerificationError: the shares do not add up to ⟨α_d, g⟩: an operation has no second derivative.
         """
-        return self._checked(self._differentiate(alpha, [self.weights])[0], alpha)
+        return self._check_shares(self._differentiate(alpha, [self.weights])[0], alpha)
 
     def pull_back(self, alpha: Tensors, statistics: Tensors) -> tuple[Tensor, Tensors, Tensors]:
         """Return the shares (D, B); H α_d for each parameter, H the Hessian of Σ_i v_i ℓ_i; adjoints of the statistics before.
@@ -52,21 +54,21 @@ class BatchGradient:
         Raises:
             VerificationError: as in :meth:`shares`.
         """
-        inputs = [self.weights, *self.parameters.values(), *self.before.values()]
-        raw, *products = self._differentiate(alpha | statistics, inputs)
+        inputs = [self.weights, *self.parameters.values(), *self.statistics_before.values()]
+        loss_derivatives, *products = self._differentiate(alpha | statistics, inputs)
         hessian = dict(zip(self.parameters, products, strict=False))
-        before = dict(zip(self.before, products[len(self.parameters) :], strict=True))
+        statistics_before = dict(zip(self.statistics_before, products[len(self.parameters) :], strict=True))
         for name, adjoint in statistics.items():
-            if name not in self.after:  # unchanged by the step
-                before[name] = adjoint + before[name] if name in before else adjoint
-        return self._checked(raw, alpha), hessian, before
+            if name not in self.statistics_after:  # the step did not update this statistic
+                statistics_before[name] = adjoint + statistics_before[name] if name in statistics_before else adjoint
+        return self._check_shares(loss_derivatives, alpha), hessian, statistics_before
 
-    def _checked(self, raw: Tensor, alpha: Tensors) -> Tensor:
-        """Return v_i ⟨α_d, ∇ℓ_i⟩, and check that they add up to ⟨α_d, g⟩."""
-        shares = raw * self.weights.detach()
+    def _check_shares(self, loss_derivatives: Tensor, alpha: Tensors) -> Tensor:
+        """Return the shares v_i ⟨α_d, ∇ℓ_i⟩ after checking that they add up to ⟨α_d, g⟩."""
+        shares = loss_derivatives * self.weights.detach()
         terms = torch.cat([a.reshape(len(a), -1) * self.gradient[name].flatten() for name, a in alpha.items()], 1)
-        gap = (shares.sum(1) - terms.sum(1)).abs()
-        if not bool((gap <= 1e-8 * (terms.abs().sum(1) + shares.abs().sum(1))).all()):
+        difference = (shares.sum(1) - terms.sum(1)).abs()
+        if not bool((difference <= 1e-8 * (terms.abs().sum(1) + shares.abs().sum(1))).all()):
             raise VerificationError(
                 "a model whose gradient is not the sum of its derivatives with respect to the weights of the losses",
                 expected="operations with a second derivative",
@@ -75,18 +77,18 @@ class BatchGradient:
         return shares
 
     def can_batch(self) -> bool:
-        """Return True if torch differentiates many directions at once correctly, compared with one by one on three.
+        """Return True if batched differentiation gives the same result as one direction at a time, tested on three directions.
 
         Raises:
-            UnsupportedModelError: it fails even one by one.
+            UnsupportedModelError: the gradient cannot be differentiated even one direction at a time.
         """
-        if not self.graph:
+        if not self.differentiable:
             return True
-        inputs = [self.weights, *self.parameters.values(), *self.before.values()]
+        inputs = [self.weights, *self.parameters.values(), *self.statistics_before.values()]
         generator = torch.Generator().manual_seed(0)
-        alpha = [torch.randn(3, *g.shape, generator=generator, dtype=g.dtype) for g in self.graph.values()]
+        alpha = [torch.randn(3, *g.shape, generator=generator, dtype=g.dtype) for g in self.differentiable.values()]
         try:
-            expected = self._one_by_one(alpha, inputs)
+            expected = self._differentiate_one_by_one(alpha, inputs)
         except RuntimeError as error:
             raise UnsupportedModelError(
                 f"a model whose gradient cannot be differentiated ({str(error).splitlines()[0]})",
@@ -94,7 +96,7 @@ class BatchGradient:
                 hint="replace the operation named in this message",
             ) from error
         try:
-            batched = self._together(alpha, inputs)
+            batched = self._differentiate_batched(alpha, inputs)
         except RuntimeError:  # an operation without a rule for batches
             return False
         return all(bool(((a - b).norm() <= 1e-9 * b.norm()).item()) for a, b in zip(batched, expected, strict=True))
@@ -102,23 +104,33 @@ class BatchGradient:
     def _differentiate(self, alpha: Tensors, inputs: list[Tensor]) -> list[Tensor]:
         """Return the derivatives of ⟨α_d, g⟩ with respect to each input, (D, shape)."""
         D = len(next(iter(alpha.values())))
-        if not self.graph:
+        if not self.differentiable:
             return [leaf.new_zeros(D, *leaf.shape) for leaf in inputs]
-        parts = []
+        chunk_derivatives = []
         for start in range(0, D, DIRECTIONS_TOGETHER):
             stop = min(start + DIRECTIONS_TOGETHER, D)
-            part = [
+            direction_chunk = [
                 alpha[name][start:stop] if name in alpha else value.new_zeros(stop - start, *value.shape)
-                for name, value in self.graph.items()
+                for name, value in self.differentiable.items()
             ]
-            parts.append(self._together(part, inputs) if self.batched else self._one_by_one(part, inputs))
-        return [torch.cat(of_input) for of_input in zip(*parts, strict=True)]
+            chunk_derivatives.append(
+                self._differentiate_batched(direction_chunk, inputs)
+                if self.batched
+                else self._differentiate_one_by_one(direction_chunk, inputs)
+            )
+        return [torch.cat(input_derivatives) for input_derivatives in zip(*chunk_derivatives, strict=True)]
 
-    def _together(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    def _differentiate_batched(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        """Differentiate in all directions with one batched backward pass."""
         with warnings.catch_warnings():  # torch loops over some operations: slower, but correct
             warnings.filterwarnings("ignore", message="There is a performance drop")
             derivatives = torch.autograd.grad(
-                list(self.graph.values()), inputs, alpha, retain_graph=True, allow_unused=True, is_grads_batched=True
+                list(self.differentiable.values()),
+                inputs,
+                alpha,
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
             )
         D = len(alpha[0])
         return [
@@ -126,11 +138,12 @@ class BatchGradient:
             for derivative, leaf in zip(derivatives, inputs, strict=True)
         ]
 
-    def _one_by_one(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    def _differentiate_one_by_one(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        """Differentiate with one backward pass per direction."""
         rows = []
         for direction in zip(*alpha, strict=True):
             derivatives = torch.autograd.grad(
-                list(self.graph.values()),
+                list(self.differentiable.values()),
                 inputs,
                 direction,
                 retain_graph=True,
@@ -138,4 +151,4 @@ class BatchGradient:
                 materialize_grads=True,
             )
             rows.append(derivatives)
-        return [torch.stack(of_input) for of_input in zip(*rows, strict=True)]
+        return [torch.stack(input_derivatives) for input_derivatives in zip(*rows, strict=True)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-SIGNATURE = inspect.signature(F.batch_norm)
+BATCH_NORM_SIGNATURE = inspect.signature(F.batch_norm)
 
 
 class RunningStatistics(TorchFunctionMode):
@@ -30,27 +30,30 @@ class RunningStatistics(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
-        bound = SIGNATURE.bind(*args, **kwargs)
+        bound = BATCH_NORM_SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
         mean, var = (self.names.get(id(arguments[key])) for key in ("running_mean", "running_var"))
         if mean is None or var is None:  # no running statistics
             return func(*args, **kwargs)
-        old = [self._now(name, arguments[key]) for name, key in ((mean, "running_mean"), (var, "running_var"))]
+        statistics = [
+            self._current_statistic(name, arguments[key])
+            for name, key in ((mean, "running_mean"), (var, "running_var"))
+        ]
         x: Tensor = arguments["input"]
         if arguments["training"]:
             axes = [axis for axis in range(x.ndim) if axis != 1]
             factor = arguments["momentum"]
-            for name, was, now in zip((mean, var), old, (x.mean(axes), x.var(axes)), strict=True):
-                self.after[name] = (1 - factor) * was + factor * now
+            for name, old_value, batch_value in zip((mean, var), statistics, (x.mean(axes), x.var(axes)), strict=True):
+                self.after[name] = (1 - factor) * old_value + factor * batch_value
             return func(*args, **kwargs)
         shape = [1, -1] + [1] * (x.ndim - 2)
-        normal = (x - old[0].view(shape)) * (old[1].view(shape) + arguments["eps"]).rsqrt()
+        normalized = (x - statistics[0].view(shape)) * (statistics[1].view(shape) + arguments["eps"]).rsqrt()
         if arguments["weight"] is not None:
-            normal = normal * arguments["weight"].view(shape)
-        return normal if arguments["bias"] is None else normal + arguments["bias"].view(shape)
+            normalized = normalized * arguments["weight"].view(shape)
+        return normalized if arguments["bias"] is None else normalized + arguments["bias"].view(shape)
 
-    def _now(self, name: str, buffer: Tensor) -> Tensor:
+    def _current_statistic(self, name: str, buffer: Tensor) -> Tensor:
         if name not in self.before:
             with torch.enable_grad():
                 self.before[name] = buffer.detach().clone().requires_grad_()

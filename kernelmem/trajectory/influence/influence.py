@@ -31,11 +31,11 @@ from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.training.losses import Loss
-from kernelmem.trajectory.argument_checks import check_place, number_of_examples, step_counter
+from kernelmem.trajectory.argument_checks import check_row_and_output, number_of_examples, step_counter
 from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin
 from kernelmem.trajectory.influence.training_program import TrainingProgram, load_program
 from kernelmem.trajectory.influence.unrolled import CLIPS, OptimizerTrace, trace_states, unroll
-from kernelmem.trajectory.targets import TargetFunctions, TargetLike, target_functions
+from kernelmem.trajectory.targets import TargetFunctions, TargetLike, as_target_functions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class Influence(Result):
     """Influence of n training examples on k functions φ of m rows: float64; positive if more of the example raises φ."""
 
     influence: Tensor  # (m, n, k): dφ/dε
-    names: tuple[str, ...]  # of the k functions
+    names: tuple[str, ...]  # names of the k functions
     method: str  # "unrolled", or a baseline: "tracin", "last"
     tape: str = ""  # hash of the recorded run
 
@@ -69,16 +69,16 @@ class Influence(Result):
 
     @property
     def question(self) -> str:
-        """Question that the numbers answer."""
+        """Description of the quantity that the method computes."""
         return QUESTIONS[self.method]
 
     def top(self, row: int, n: int = 10, *, output: int = 0) -> list[tuple[int, float]]:
         """Return the n examples with the largest |influence| on one output of a row, largest first: (example, influence).
 
         Raises:
-            InputError: no such row or output.
+            InputError: ``row`` or ``output`` is out of range.
         """
-        check_place(row, output, len(self.influence), len(self.names))
+        check_row_and_output(row, output, len(self.influence), len(self.names))
         values = self.influence[row, :, output]
         return [(int(i), float(values[i])) for i in values.abs().argsort(descending=True, stable=True)[:n]]
 
@@ -119,7 +119,7 @@ class InfluenceOptions:
     None: read from the run: clipping if these steps had gradients of one norm, fixed if they had one factor, refused
     otherwise."""
     chunk: int | None = None
-    """Rows that are carried back together; None: all."""
+    """Number of rows that are carried back together; None: all rows."""
 
     def __post_init__(self) -> None:
         if self.clip not in CLIPS:
@@ -175,12 +175,14 @@ def influence(
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     _check_method(method)
     program = load_program(run, model, rows, loss=loss, forward=forward)
-    phi = target_functions(target, labels, rows.n, program.prepared.n_outputs)
+    target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples(options.data, program.n_recorded)
-    values = torch.empty(rows.n, n, len(phi.names), dtype=torch.float64)
-    for index, block in _chunks(program, rows, phi, n, method, options, progress):
-        values[index] = block
-    return Influence(values, phi.names, method, program.tape)
+    values = torch.empty(rows.n, n, len(target_functions.names), dtype=torch.float64)
+    for row_indices, influence_block in _influence_by_chunk(
+        program, rows, target_functions, n, method, options, progress
+    ):
+        values[row_indices] = influence_block
+    return Influence(values, target_functions.names, method, program.tape)
 
 
 def self_influence(
@@ -207,39 +209,41 @@ def self_influence(
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     _check_method(method)
     program = load_program(run, model, rows, loss=loss, forward=forward)
-    phi = target_functions(target, labels, rows.n, program.prepared.n_outputs)
+    target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples((rows, range(rows.n)), program.n_recorded)
-    values = torch.empty(n, len(phi.names), dtype=torch.float64)
-    for index, block in _chunks(program, rows, phi, n, method, options, progress):
-        values[index] = block[torch.arange(len(index)), index]
+    values = torch.empty(n, len(target_functions.names), dtype=torch.float64)
+    for row_indices, influence_block in _influence_by_chunk(
+        program, rows, target_functions, n, method, options, progress
+    ):
+        values[row_indices] = influence_block[torch.arange(len(row_indices)), row_indices]
     return values
 
 
-def _chunks(
+def _influence_by_chunk(
     program: TrainingProgram,
     rows: Rows,
-    phi: TargetFunctions,
+    target_functions: TargetFunctions,
     n: int,
     method: str,
     options: InfluenceOptions,
     progress: Progress,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the indices of some rows and their influence (rows, n, k), chunk by chunk."""
+    """Yield, chunk by chunk, row indices and the influence (rows, n, k) on these rows."""
     chunks = torch.arange(rows.n).split(options.chunk or rows.n)
     sweeps = {"unrolled": 1 + len(chunks), "tracin": len(chunks), "last": 0}[method]
     advance = step_counter(progress, "influence", sweeps * len(program))
     trace: OptimizerTrace | None = None
     if method == "unrolled":
         trace = trace_states(program, clip=options.clip, advance=advance)
-    for index in chunks:
+    for row_indices in chunks:
         if trace is not None:
-            tangents, statistics = program.tangents(len(program), rows, phi, index)
+            tangents, statistics = program.tangents(len(program), rows, target_functions, row_indices)
             values = unroll(program, trace, tangents, statistics, n_examples=n, advance=advance)
         elif method == "tracin":
-            values = tracin(program, rows, phi, index, n_examples=n, advance=advance)
+            values = tracin(program, rows, target_functions, row_indices, n_examples=n, advance=advance)
         else:
-            values = last_checkpoint(program, rows, phi, index, n_examples=n)
-        yield index, values.unflatten(0, (len(index), -1)).transpose(1, 2)
+            values = last_checkpoint(program, rows, target_functions, row_indices, n_examples=n)
+        yield row_indices, values.unflatten(0, (len(row_indices), -1)).transpose(1, 2)
 
 
 def _check_method(method: str) -> None:

@@ -21,14 +21,14 @@ from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.influence.batch_gradient import BatchGradient, Tensors
 from kernelmem.trajectory.influence.batch_norm import RunningStatistics
 from kernelmem.trajectory.network.network import seeded
-from kernelmem.trajectory.optimizers import Options, ParameterFilter, filter_of
+from kernelmem.trajectory.optimizers import Options, ParameterFilter, filter_class
 from kernelmem.trajectory.targets import TargetFunctions
-from kernelmem.trajectory.trace import StepBatch, batch_of
+from kernelmem.trajectory.trace import StepBatch, load_batch
 
 CPU = torch.device("cpu")
-N_DIRECTIONS = 4  # a kink can spoil each of them
-STEP = 1e-7  # of the norm of all weights: so short that few kinks lie on it
-MAX_GAP = 1e-3  # relative
+N_DIRECTIONS = 4  # number of random directions; a kink can spoil the finite difference along any of them
+RELATIVE_STEP = 1e-7  # finite-difference step relative to the norm of the weights, so short that few kinks lie on it
+MAX_RELATIVE_ERROR = 1e-3  # between a finite difference and a Hessian-vector product
 TINY = 1e-300  # avoids 0 / 0
 
 
@@ -38,7 +38,7 @@ class TrainingProgram:
 
     prepared: PreparedModel
     loss: Callable[[Tensor, Tensor], Tensor]
-    kind: type[ParameterFilter]
+    filter_class: type[ParameterFilter]
     steps: Sequence[Step]
     batches: Sequence[StepBatch]
     states: Sequence[Tensors]  # T + 1: weights and buffers
@@ -53,16 +53,18 @@ class TrainingProgram:
         """Number of examples up to the last one that the run used."""
         return 1 + max(int(batch.examples.max()) for batch in self.batches)
 
-    def moving(self, t: int) -> dict[str, Options]:
-        """Return the parameters that step t moves, with the options of their groups."""
+    def updated_parameters(self, t: int) -> dict[str, Options]:
+        """Return the parameters that step t updates, with the hyper-parameters of their groups."""
         step = self.steps[t]
-        members = {name: group for group in step.groups for name in group["parameters"]}
+        group_of_parameter = {name: group for group in step.groups for name in group["parameters"]}
         return {
-            name: members[name] for name in self.prepared.parameters if name in members and name not in step.skipped
+            name: group_of_parameter[name]
+            for name in self.prepared.parameters
+            if name in group_of_parameter and name not in step.skipped
         }
 
-    def put(self, t: int, *, evaluating: frozenset[str] | None) -> None:
-        """Set weights and buffers after t steps; None: all modules in eval mode."""
+    def set_state_at(self, t: int, *, evaluating: frozenset[str] | None) -> None:
+        """Copy the weights and buffers after t steps into the model; ``evaluating`` None: all modules in eval mode."""
         module = self.prepared.module
         with torch.no_grad():
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -75,44 +77,48 @@ class TrainingProgram:
 
     def gradient(self, t: int) -> BatchGradient:
         """Return Σ_i v_i ∇ℓ_i of step t at the weights before it, in the recorded modes and with the recorded random numbers."""
-        self.put(t, evaluating=self.steps[t].evaluating)
-        return self.gradient_here(self.batches[t], self.steps[t].random)
+        self.set_state_at(t, evaluating=self.steps[t].evaluating)
+        return self.gradient_at_current_weights(self.batches[t], self.steps[t].random)
 
-    def gradient_here(self, batch: StepBatch, random: bytes | None = None) -> BatchGradient:
+    def gradient_at_current_weights(self, batch: StepBatch, random: bytes | None = None) -> BatchGradient:
         """Return Σ_i v_i ∇ℓ_i of any batch at the current weights and modes."""
         weights = batch.weights.clone().requires_grad_()
         parameters = self.prepared.parameters
-        running = RunningStatistics(self.prepared.module)
+        running_statistics = RunningStatistics(self.prepared.module)
         with differentiable_kernels(CPU), seeded(random):
-            with running:
+            with running_statistics:
                 outputs = self.prepared.outputs(batch.rows.slice(0, batch.rows.n), batch.rows.n)
             total = (weights * self.loss(outputs, batch.targets)).sum()
             gradients = torch.autograd.grad(
                 total, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
             )
         gradient = dict(zip(parameters, gradients, strict=True))
-        return BatchGradient(weights, parameters, gradient, running.before, running.after, self.batched)
+        return BatchGradient(
+            weights, parameters, gradient, running_statistics.before, running_statistics.after, self.batched
+        )
 
-    def tangents(self, t: int, rows: Rows, phi: TargetFunctions, index: Tensor) -> tuple[Tensors, Tensors]:
+    def tangents(
+        self, t: int, rows: Rows, target_functions: TargetFunctions, row_indices: Tensor
+    ) -> tuple[Tensors, Tensors]:
         """Return ∂φ/∂(parameters) and ∂φ/∂(running statistics) of some rows after t steps, in eval mode: (rows · k, shape).
 
         Raises:
             UnsupportedModelError: a model that mixes rows in eval mode.
         """
-        self.put(t, evaluating=None)
-        part = Rows(rows.take(index.tolist()), len(index))
+        self.set_state_at(t, evaluating=None)
+        selected_rows = Rows(rows.take(row_indices.tolist()), len(row_indices))
         parameters = self.prepared.parameters
         tangents: dict[str, list[Tensor]] = {}
         with differentiable_kernels(CPU):
-            together = self.prepared.outputs(part.slice(0, part.n), part.n).detach()
-            for i in range(part.n):
-                running = RunningStatistics(self.prepared.module)
-                with running:
-                    outputs = self.prepared.outputs(part.slice(i, i + 1), 1)
-                if not torch.allclose(outputs[0], together[i], rtol=1e-9, atol=1e-9):
-                    raise _mixed_rows(float((outputs[0] - together[i]).detach().abs().max()))
-                leaves = {**parameters, **running.before}
-                for direction in phi.directions(outputs.detach(), index[i : i + 1])[0]:
+            batch_outputs = self.prepared.outputs(selected_rows.slice(0, selected_rows.n), selected_rows.n).detach()
+            for i in range(selected_rows.n):
+                running_statistics = RunningStatistics(self.prepared.module)
+                with running_statistics:
+                    outputs = self.prepared.outputs(selected_rows.slice(i, i + 1), 1)
+                if not torch.allclose(outputs[0], batch_outputs[i], rtol=1e-9, atol=1e-9):
+                    raise _mixed_rows_error(float((outputs[0] - batch_outputs[i]).detach().abs().max()))
+                leaves = {**parameters, **running_statistics.before}
+                for direction in target_functions.directions(outputs.detach(), row_indices[i : i + 1])[0]:
                     gradients = torch.autograd.grad(
                         outputs[0], list(leaves.values()), direction, retain_graph=True, allow_unused=True
                     )
@@ -130,7 +136,7 @@ def load_program(
     loss: Loss | None = None,
     forward: Forward | None = None,
 ) -> TrainingProgram:
-    """Read a run into memory: T + 1 states of P numbers and all batches.
+    """Load a run into memory: T + 1 states of P numbers, and all batches.
 
     Raises:
         InputError: a run without steps, an optimizer whose update is not known, rows that the model does not take.
@@ -139,12 +145,12 @@ def load_program(
     check_run(run, model)
     verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
-    moved = {name for step in steps for group in step.groups for name in group["parameters"]}
+    moved_names = {name for step in steps for group in step.groups for name in group["parameters"]}
     prepared = prepare(
         model,
         rows,
         forward=forward,
-        parameters=[name for name in run.parameters if name in moved],
+        parameters=[name for name in run.parameters if name in moved_names],
         dtype=torch.float64,
         device=CPU,
         evaluation=True,
@@ -153,9 +159,9 @@ def load_program(
     program = TrainingProgram(
         prepared,
         per_example_loss(loss or run.loss),
-        filter_of(run.optimizer),
+        filter_class(run.optimizer),
         steps,
-        [batch_of(run, step) for step in steps],
+        [load_batch(run, step) for step in steps],
         states,
         run.tape.head,
     )
@@ -168,7 +174,7 @@ def check_second_derivative(program: TrainingProgram) -> None:
     A kink between the two gradients spoils a difference, so one of a few random directions must agree.
 
     Raises:
-        VerificationError: none agrees.
+        VerificationError: none of the directions agrees.
 
     Cost: twice as many gradients as directions, and a Hessian-vector product of each.
     """
@@ -176,32 +182,34 @@ def check_second_derivative(program: TrainingProgram) -> None:
     generator = torch.Generator().manual_seed(0)
     parameters = program.prepared.parameters
     gradient = program.gradient(t)
-    length = _norm(parameters)
+    weight_norm = _norm(parameters)
     directions = {
         name: torch.randn(N_DIRECTIONS, *p.shape, generator=generator, dtype=p.dtype) for name, p in parameters.items()
     }
     products = gradient.pull_back(directions, {})[1]
-    worst = 0.0
+    largest_error = 0.0
     for i in range(N_DIRECTIONS):
         direction = {name: u[i] for name, u in directions.items()}
-        scale = STEP * length / _norm(direction)
-        ends = []
+        scale = RELATIVE_STEP * weight_norm / _norm(direction)
+        shifted_gradients = []
         for sign in (1, -1):
-            program.put(t, evaluating=program.steps[t].evaluating)
+            program.set_state_at(t, evaluating=program.steps[t].evaluating)
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.add_(sign * (direction[name] * scale))
-            ends.append(program.gradient_here(program.batches[t], program.steps[t].random).gradient)
-        change = {name: (ends[0][name] - ends[1][name]) for name in parameters}
+            shifted_gradients.append(
+                program.gradient_at_current_weights(program.batches[t], program.steps[t].random).gradient
+            )
+        change = {name: (shifted_gradients[0][name] - shifted_gradients[1][name]) for name in parameters}
         product = {name: Hu[i] * (2 * scale) for name, Hu in products.items()}
-        gap = _norm({name: change[name] - product[name] for name in parameters})
-        size = max(_norm(change), _norm(product)) + STEP * _norm(gradient.gradient)
-        worst = max(worst, gap / max(size, TINY))
-        if gap <= MAX_GAP * size:
+        difference = _norm({name: change[name] - product[name] for name in parameters})
+        norm = max(_norm(change), _norm(product)) + RELATIVE_STEP * _norm(gradient.gradient)
+        largest_error = max(largest_error, difference / max(norm, TINY))
+        if difference <= MAX_RELATIVE_ERROR * norm:
             return
     raise VerificationError(
-        f"a model whose second derivative differs from finite differences of its gradient by {worst:.2g} (relative)",
-        expected=f"operations with a second derivative (a difference of at most {MAX_GAP:g})",
+        f"a model whose second derivative differs from finite differences of its gradient by {largest_error:.2g} (relative)",
+        expected=f"operations with a second derivative (a difference of at most {MAX_RELATIVE_ERROR:g})",
         hint="replace custom functions whose backward pass treats saved tensors as constant, or rounding with a surrogate"
         " gradient",
     )
@@ -211,9 +219,9 @@ def _norm(tensors: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in tensors.values()))
 
 
-def _mixed_rows(gap: float) -> UnsupportedModelError:
+def _mixed_rows_error(difference: float) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"a model whose outputs of a row alone and among others differ by {gap:.2g} in eval mode",
+        f"a model whose outputs of a row alone and among others differ by {difference:.2g} in eval mode",
         expected="a model in which the output of a row depends on that row only",
         hint="use batch normalization with running statistics, and no operation that mixes the rows of a batch",
     )

@@ -28,11 +28,11 @@ from kernelmem.trajectory.influence.batch_gradient import Tensors
 from kernelmem.trajectory.influence.training_program import TrainingProgram, check_second_derivative
 from kernelmem.trajectory.optimizers import Options, ParameterFilter
 
-WEIGHTS = "weights"  # key next to the names of the optimizer's state
+WEIGHTS = "weights"  # key of the weights in dictionaries that also hold the optimizer's state
 
 CLIPS = (None, "norm", "fixed")
 TORCH_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm plus this
-SAME = 1e-4  # relative difference; norms of gradients clipped in float32 agree better
+NORM_TOLERANCE = 1e-4  # relative difference; norms of gradients clipped in float32 agree better
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class OptimizerTrace:
 
     counts: Sequence[dict[str, int]]
     states: Sequence[dict[str, Tensors]]
-    clipped: Sequence[bool]  # True if the factor of a step depends on its gradient
+    clipped: Sequence[bool]  # True if the gradient factor of a step depends on its gradient
 
 
 def trace_states(
@@ -56,19 +56,19 @@ def trace_states(
     Cost: a gradient of every batch; memory T times the optimizer's state.
     """
     check_second_derivative(program)
-    filters = {name: program.kind() for name in program.prepared.parameters}
+    filters = {name: program.filter_class() for name in program.prepared.parameters}
     counts, states, norms = [], [], []
     for t in range(len(program)):
         gradient = program.gradient(t).gradient
-        moving = program.moving(t)
-        counts.append({name: filters[name].count for name in moving})
-        states.append({name: dict(filters[name].state) for name in moving})
-        norms.append(_norm(gradient[name] for name in moving))
-        for name, options in moving.items():
+        updated_parameters = program.updated_parameters(t)
+        counts.append({name: filters[name].count for name in updated_parameters})
+        states.append({name: dict(filters[name].state) for name in updated_parameters})
+        norms.append(_norm(gradient[name] for name in updated_parameters))
+        for name, options in updated_parameters.items():
             filters[name].forward(gradient[name], program.states[t][name].double(), options)
         advance(1)
     scales = [step.scale for step in program.steps]
-    return OptimizerTrace(counts, states, _clipped(scales, norms, clip))
+    return OptimizerTrace(counts, states, _find_clipped_steps(scales, norms, clip))
 
 
 def unroll(
@@ -89,22 +89,22 @@ def unroll(
     adjoint = {name: {WEIGHTS: tangent} for name, tangent in tangents.items()}
     for t in reversed(range(len(program))):
         gradient = program.gradient(t)
-        alpha = {name: torch.zeros_like(of_parameter[WEIGHTS]) for name, of_parameter in adjoint.items()}
-        for name, options in program.moving(t).items():
+        alpha = {name: torch.zeros_like(parameter_adjoints[WEIGHTS]) for name, parameter_adjoints in adjoint.items()}
+        for name, options in program.updated_parameters(t).items():
             derivatives = _derivatives(
-                program.kind,
+                program.filter_class,
                 trace.counts[t][name],
                 trace.states[t][name],
                 gradient.gradient[name],
                 program.states[t][name].double(),
                 options,
             )
-            pulled = _pull_back(adjoint[name], derivatives)
-            alpha[name] = pulled.pop("gradient", alpha[name])
-            adjoint[name] = pulled
+            input_adjoints = _pull_back(adjoint[name], derivatives)
+            alpha[name] = input_adjoints.pop("gradient", alpha[name])
+            adjoint[name] = input_adjoints
         if trace.clipped[t]:
-            moving = {name: gradient.gradient[name] for name in program.moving(t)}
-            _pull_back_clipping(alpha, moving, program.steps[t].scale)
+            updated_gradients = {name: gradient.gradient[name] for name in program.updated_parameters(t)}
+            _pull_back_clipping(alpha, updated_gradients, program.steps[t].scale)
         shares, hessian, statistics = gradient.pull_back(alpha, statistics)
         result.index_add_(1, program.batches[t].examples, shares)
         for name, product in hessian.items():
@@ -115,7 +115,7 @@ def unroll(
 
 
 def _derivatives(
-    kind: type[ParameterFilter],
+    filter_class: type[ParameterFilter],
     count: int,
     state: Tensors,
     gradient: Tensor,
@@ -132,29 +132,31 @@ def _derivatives(
             WEIGHTS: weights.detach().clone().requires_grad_(),
             "gradient": gradient.detach().clone().requires_grad_(),
         }
-        update = kind(count=count, state=dict(before))
+        update = filter_class(count=count, state=dict(before))
         step = update.forward(leaves["gradient"], leaves[WEIGHTS], options).step
         after = {WEIGHTS: leaves[WEIGHTS] + step, **update.state}
         inputs = leaves | before
         derivatives: dict[str, Tensors] = {}
         for output, value in after.items():
-            of_output = torch.autograd.grad(value.sum(), list(inputs.values()), retain_graph=True, allow_unused=True)
-            derivatives[output] = {key: d for key, d in zip(inputs, of_output, strict=True) if d is not None}
+            output_derivatives = torch.autograd.grad(
+                value.sum(), list(inputs.values()), retain_graph=True, allow_unused=True
+            )
+            derivatives[output] = {key: d for key, d in zip(inputs, output_derivatives, strict=True) if d is not None}
     return derivatives
 
 
 def _pull_back(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
     """Return the adjoints of an update's inputs from those of its outputs."""
-    pulled: Tensors = {}
+    input_adjoints: Tensors = {}
     for output, row in derivatives.items():
-        if output not in adjoint:  # a state that no later step has used
+        if output not in adjoint:  # no later step has used this state
             continue
         for key, derivative in row.items():
-            if key in pulled:
-                pulled[key].addcmul_(adjoint[output], derivative)
+            if key in input_adjoints:
+                input_adjoints[key].addcmul_(adjoint[output], derivative)
             else:
-                pulled[key] = adjoint[output] * derivative
-    return pulled
+                input_adjoints[key] = adjoint[output] * derivative
+    return input_adjoints
 
 
 def _pull_back_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
@@ -162,29 +164,33 @@ def _pull_back_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None
     norm = _norm(gradient.values())
     if norm == 0:
         return
-    unclipped = norm / scale
-    along = sum(
-        (alpha[name].reshape(len(alpha[name]), -1) @ g.flatten() for name, g in gradient.items()), torch.zeros(())
+    unclipped_norm = norm / scale
+    components = sum(
+        (
+            alpha[name].reshape(len(alpha[name]), -1) @ parameter_gradient.flatten()
+            for name, parameter_gradient in gradient.items()
+        ),
+        torch.zeros(()),
     )
-    factor = unclipped / (unclipped + TORCH_EPSILON) / norm**2
-    for name, g in gradient.items():
-        alpha[name] -= (factor * along).view(-1, *[1] * g.ndim) * g
+    factor = unclipped_norm / (unclipped_norm + TORCH_EPSILON) / norm**2
+    for name, parameter_gradient in gradient.items():
+        alpha[name] -= (factor * components).view(-1, *[1] * parameter_gradient.ndim) * parameter_gradient
 
 
-def _clipped(scales: Sequence[float], norms: Sequence[float], clip: str | None) -> list[bool]:
-    """Return for each step whether its gradient was clipped."""
-    below = [t for t, scale in enumerate(scales) if scale < 1]
-    if clip == "fixed" or not below:
+def _find_clipped_steps(scales: Sequence[float], norms: Sequence[float], clip: str | None) -> list[bool]:
+    """Return a list with True for every step whose gradient was clipped by its norm."""
+    scaled_steps = [t for t, scale in enumerate(scales) if scale < 1]
+    if clip == "fixed" or not scaled_steps:
         return [False] * len(scales)
     if clip is None:
-        used = [norms[t] for t in below]
-        factors = [scales[t] for t in below]
-        if max(used) - min(used) > SAME * max(used):
-            if max(factors) - min(factors) <= SAME * max(factors):
+        scaled_norms = [norms[t] for t in scaled_steps]
+        factors = [scales[t] for t in scaled_steps]
+        if max(scaled_norms) - min(scaled_norms) > NORM_TOLERANCE * max(scaled_norms):
+            if max(factors) - min(factors) <= NORM_TOLERANCE * max(factors):
                 return [False] * len(scales)
             raise InputError(
-                f"{len(below)} steps with gradients multiplied by {min(factors):.3g} to {max(factors):.3g}, then of"
-                f" norms {min(used):.3g} to {max(used):.3g}",
+                f"{len(scaled_steps)} steps with gradients multiplied by {min(factors):.3g} to {max(factors):.3g}, then of"
+                f" norms {min(scaled_norms):.3g} to {max(scaled_norms):.3g}",
                 expected="one norm (clipping), or one factor (scaling)",
                 hint='pass InfluenceOptions(clip="norm") if clip_grad_norm_ was called with varying norms, clip="fixed" if the'
                 " factors do not depend on the gradients",

@@ -25,12 +25,12 @@ PIECEWISE = {
     F.relu6: (0.0, 6.0),
     F.hardtanh: (-1.0, 1.0),
 }
-BRACKET = 1e-8  # width in which a pre-activation is linear to rounding
-MAX_EVALUATIONS = 64  # for one kink
+BRACKET_WIDTH = 1e-8  # width of a bracket in which a pre-activation is linear up to rounding
+MAX_EVALUATIONS = 64  # of the network, to locate one kink
 
 
 class _KinkDistances(TorchFunctionMode):
-    """Collects the differences of all pre-activations to their kinks."""
+    """Records the distance of every pre-activation from each kink of its activation function."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _KinkDistances(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class RowSegmentPairs:
-    """n pairs of a row and a segment, segments ascending."""
+    """n pairs of a row and a segment, sorted by segment."""
 
     network: Network
     rows: Rows
@@ -61,13 +61,13 @@ class RowSegmentPairs:
         return len(self.row)
 
     def select(self, index: Tensor) -> "RowSegmentPairs":
-        """Return some of the pairs, in their order."""
+        """Return the pairs at ``index``, in the same order."""
         return RowSegmentPairs(self.network, self.rows, self.segments, self.segment[index], self.row[index])
 
     def distances(self, places: Tensor) -> Tensor:
         """Return all pre-activations minus the inputs of their kinks, each pair at its place: (n, units)."""
         with _KinkDistances(len(self)) as recorded:
-            self.network.outputs(take(self.rows, self.row), self.segments.lines(self.segment, places))
+            self.network.outputs(take(self.rows, self.row), self.segments.rows_at_places(self.segment, places))
         return (
             torch.cat(recorded.distances, 1) if recorded.distances else torch.empty(len(self), 0, dtype=torch.float64)
         )
@@ -85,52 +85,56 @@ def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[fl
         return places
     pairs = RowSegmentPairs(network, rows, segments, torch.arange(S).repeat_interleave(m), torch.arange(m).repeat(S))
     low, high = (torch.full((S * m,), end, dtype=torch.float64) for end in (0.0, 1.0))
-    here = pairs.distances(low)
-    network.piecewise = here.shape[1] > 0
+    low_values = pairs.distances(low)
+    network.piecewise = low_values.shape[1] > 0
     if not network.piecewise:
         return places
-    end = pairs.distances(high)
-    piece, last = here > 0, end > 0
-    active = (piece != last).any(1).nonzero()[:, 0]
-    pairs = pairs.select(active)
-    low, here, piece, end, last = (t[active] for t in (low, here, piece, end, last))
+    end_values = pairs.distances(high)
+    signs, end_signs = low_values > 0, end_values > 0
+    pairs_with_kinks = (signs != end_signs).any(1).nonzero()[:, 0]
+    pairs = pairs.select(pairs_with_kinks)
+    low, low_values, signs, end_values, end_signs = (
+        t[pairs_with_kinks] for t in (low, low_values, signs, end_values, end_signs)
+    )
     while len(pairs):
-        kink, after, beyond = _first(pairs, low, here, piece, end)
-        for segment, row, at in zip(pairs.segment.tolist(), pairs.row.tolist(), kink.tolist(), strict=True):
-            places[segment][row].append(at)
-        piece = beyond > 0
-        remaining = ((piece != last).any(1) & (after < 1.0)).nonzero()[:, 0]
+        kink, place_beyond, values_beyond = _first_kinks(pairs, low, low_values, signs, end_values)
+        for segment, row, place in zip(pairs.segment.tolist(), pairs.row.tolist(), kink.tolist(), strict=True):
+            places[segment][row].append(place)
+        signs = values_beyond > 0
+        remaining = ((signs != end_signs).any(1) & (place_beyond < 1.0)).nonzero()[:, 0]
         pairs = pairs.select(remaining)
-        low, here, piece, end, last = (t[remaining] for t in (after, beyond, piece, end, last))
+        low, low_values, signs, end_values, end_signs = (
+            t[remaining] for t in (place_beyond, values_beyond, signs, end_values, end_signs)
+        )
     return places
 
 
-def _first(
-    pairs: RowSegmentPairs, low: Tensor, here: Tensor, piece: Tensor, end: Tensor
+def _first_kinks(
+    pairs: RowSegmentPairs, low: Tensor, low_values: Tensor, signs: Tensor, end_values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first kink of every pair after ``low``, a place just beyond it, and the distances there."""
-    high, there = torch.ones_like(low), end
-    low, here = low.clone(), here.clone()
+    """Return for every pair the first kink after ``low``, a place just beyond it, and the distances there."""
+    high, high_values = torch.ones_like(low), end_values
+    low, low_values = low.clone(), low_values.clone()
     for i in range(MAX_EVALUATIONS):
-        if bool((high - low <= BRACKET).all()):
+        if bool((high - low <= BRACKET_WIDTH).all()):
             break
-        guess = _crossing(low, high, here, there, piece)
+        guess = _first_crossing(low, high, low_values, high_values, signs)
         width = high - low
         # A secant alone moves one end only: try just beyond the guess, just before it, then the middle.
-        nudge = (0.25 * BRACKET, -0.25 * BRACKET, 0.0)[i % 3]
+        nudge = (0.25 * BRACKET_WIDTH, -0.25 * BRACKET_WIDTH, 0.0)[i % 3]
         place = guess + nudge if i % 3 < 2 else 0.5 * (low + high)
-        place = torch.minimum(torch.maximum(place, low + 1e-3 * BRACKET), high - 1e-3 * BRACKET)
-        place = torch.where(width <= BRACKET, high, place)
+        place = torch.minimum(torch.maximum(place, low + 1e-3 * BRACKET_WIDTH), high - 1e-3 * BRACKET_WIDTH)
+        place = torch.where(width <= BRACKET_WIDTH, high, place)
         values = pairs.distances(place)
-        same = ((values > 0) == piece).all(1) & (width > BRACKET)
-        low, here = torch.where(same, place, low), torch.where(same[:, None], values, here)
-        moved = ~same & (width > BRACKET)
-        high, there = torch.where(moved, place, high), torch.where(moved[:, None], values, there)
-    return _crossing(low, high, here, there, piece), high, there
+        below_kink = ((values > 0) == signs).all(1) & (width > BRACKET_WIDTH)
+        low, low_values = torch.where(below_kink, place, low), torch.where(below_kink[:, None], values, low_values)
+        above_kink = ~below_kink & (width > BRACKET_WIDTH)
+        high, high_values = torch.where(above_kink, place, high), torch.where(above_kink[:, None], values, high_values)
+    return _first_crossing(low, high, low_values, high_values, signs), high, high_values
 
 
-def _crossing(low: Tensor, high: Tensor, here: Tensor, there: Tensor, piece: Tensor) -> Tensor:
+def _first_crossing(low: Tensor, high: Tensor, low_values: Tensor, high_values: Tensor, signs: Tensor) -> Tensor:
     """Return the first place at which a unit that differs between the ends would be zero if it were linear."""
-    differs = piece != (there > 0)
-    fraction = torch.where(differs, here / (here - there), 1.0).clamp(0.0, 1.0)
+    differs = signs != (high_values > 0)
+    fraction = torch.where(differs, low_values / (low_values - high_values), 1.0).clamp(0.0, 1.0)
     return low + (high - low) * fraction.nan_to_num(0.0).min(1).values

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-MANY_NODES = 5  # from here on, a try with fewer nodes gains more than it risks
+MANY_NODES = (
+    5  # with at least this many nodes, fewer nodes are tried after every step: the possible saving exceeds the risk
+)
 FIRST_WAIT, LONGEST_WAIT = 8, 512  # steps
 
 
@@ -11,17 +13,17 @@ class NodeSchedule:
     """Tries fewer nodes after some steps without refinement, more rarely after such a try has failed."""
 
     wait: int = FIRST_WAIT  # steps without refinement before fewer nodes are tried
-    succeeded: int = 0
-    known: int | None = None  # nodes that were enough before, if this try is one with fewer
+    n_succeeded: int = 0  # steps since the last refinement or try
+    fallback: int | None = None  # last sufficient number of nodes, while a smaller number is being tried
 
-    def next(self, tried: int, enough: int, steps: int = 1) -> int:
-        """Return the number of nodes to try, given the number tried for ``steps`` steps and the number that was enough."""
-        lowered, self.known = self.known is not None, None
-        if enough > tried:
-            self.wait, self.succeeded = (min(LONGEST_WAIT, 2 * self.wait) if lowered else self.wait), 0
-            return enough
-        self.wait, self.succeeded = (FIRST_WAIT if lowered else self.wait), self.succeeded + steps
-        if self.succeeded < self.wait and enough < MANY_NODES:
-            return enough
-        self.succeeded, self.known = 0, enough
-        return max(1, enough - max(1, enough // 4))
+    def next_count(self, n_tried: int, n_sufficient: int, steps: int = 1) -> int:
+        """Return the next number of nodes to try, if ``n_tried`` were tried for ``steps`` steps and ``n_sufficient`` needed."""
+        was_lowered, self.fallback = self.fallback is not None, None
+        if n_sufficient > n_tried:
+            self.wait, self.n_succeeded = (min(LONGEST_WAIT, 2 * self.wait) if was_lowered else self.wait), 0
+            return n_sufficient
+        self.wait, self.n_succeeded = (FIRST_WAIT if was_lowered else self.wait), self.n_succeeded + steps
+        if self.n_succeeded < self.wait and n_sufficient < MANY_NODES:
+            return n_sufficient
+        self.n_succeeded, self.fallback = 0, n_sufficient
+        return max(1, n_sufficient - max(1, n_sufficient // 4))

@@ -21,18 +21,18 @@ from kernelmem.core.errors import NumericalError, VerificationError
 from kernelmem.trajectory.integration.kinks import kinks
 from kernelmem.trajectory.integration.quadrature import NODE_COUNTS, gauss_legendre
 from kernelmem.trajectory.network.network import Network, take
-from kernelmem.trajectory.network.tangent_factors import DenseTangents, Tangents, join
+from kernelmem.trajectory.network.tangent_factors import DenseTangents, Tangents, to_dense
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 from kernelmem.trajectory.targets import TargetFunctions
 
-MAX_HALVINGS = 44  # of a panel: beyond, its length is rounding
+MAX_HALVINGS = 44  # of a panel; a panel halved more often has a length below rounding
 STALLED_HALVINGS = 4  # after which the residuals must have become fewer or smaller
-N_RAISED = 4  # node counts that are tried before a panel is halved
-START = 3  # nodes per panel of the first step
-NOISE = 16  # machine epsilons of the outputs: rounding that remains of a panel
-MAX_NUMBERS = 2**25  # activations and gradients at a time (approximately)
+N_RAISED = 4  # number of node counts that are tried before a panel is halved
+INITIAL_NODES = 3  # nodes per panel of the first step
+ROUNDING_EPSILONS = 16  # rounding error of a panel, in machine epsilons of the outputs
+MAX_NUMBERS = 2**25  # activations and gradients in memory at a time (approximately)
 Panel: TypeAlias = tuple[int, int, float, float]  # segment, row (-1: all), from, to
-Places: TypeAlias = tuple[list[float], list[float]]  # places on a segment, and their weights
+PlacesAndWeights: TypeAlias = tuple[list[float], list[float]]  # places on a segment, and their weights
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Integrand:
     network: Network
     rows: Rows
     segments: Segments
-    phi: TargetFunctions
+    target_functions: TargetFunctions
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """S, m, k."""
-        return len(self.segments), self.rows.n, len(self.phi.names)
+        """Return (S, m, k): the numbers of segments, rows and functions."""
+        return len(self.segments), self.rows.n, len(self.target_functions.names)
 
 
 @dataclass(frozen=True)
 class QuadratureNodes:
     """Places and weights of the nodes on S segments."""
 
-    of: dict[tuple[int, int], Places]  # of each segment and row, row -1 for all
+    by_row: dict[tuple[int, int], PlacesAndWeights]  # key: (segment, row), row −1 for all rows
     evaluations: Tensor  # (S,): nodes per row, on average
     n_nodes: int  # per panel, enough for nine of ten panels of the first segment
 
@@ -64,7 +64,7 @@ class OutputChange:
     """Change of φ over S segments, which the mean tangents must reproduce."""
 
     values: Tensor  # (S, m, k): φ at the end minus φ at the start
-    noise: Tensor  # (S, m): rounding of it on one panel
+    noise: Tensor  # (S, m): rounding error of the change over one panel
 
     def limit(self, panels: list[Panel], tolerance: float) -> Tensor:
         """Return the largest acceptable residuals, (S, m): the tolerance, or the rounding of a row's panels."""
@@ -77,16 +77,16 @@ class OutputChange:
 def initial_panels(integrand: Integrand) -> list[Panel]:
     """Split every segment at its kinks, row by row; one panel per segment if the network is smooth."""
     S, m, _ = integrand.sizes
-    inner = kinks(integrand.network, integrand.rows, integrand.segments)
+    kink_places = kinks(integrand.network, integrand.rows, integrand.segments)
     if not integrand.network.piecewise:
         return [(s, -1, 0.0, 1.0) for s in range(S)]
-    return [(s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *inner[s][row], 1.0])]
+    return [(s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *kink_places[s][row], 1.0])]
 
 
 def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> QuadratureNodes:
     """Place Gauss-Legendre rules on panels, each with its own number of nodes."""
     evaluations = torch.zeros(S, dtype=torch.float64)
-    nodes: dict[tuple[int, int], Places] = {}
+    nodes: dict[tuple[int, int], PlacesAndWeights] = {}
     for (s, row, a, b), n in panels:
         rule = gauss_legendre(n)
         places, weights = nodes.setdefault((s, row), ([], []))
@@ -105,9 +105,9 @@ def output_change(integrand: Integrand) -> OutputChange:
         outputs = network.outputs(take(rows, torch.arange(m).repeat(S + 1)), Blocks((m,) * (S + 1), ends))
     else:
         outputs = torch.cat([network.outputs(rows, Blocks((m,), end)) for end in (ends, segments.stop)])
-    values = integrand.phi.values(outputs, torch.arange(m).repeat(S + 1)).unflatten(0, (S + 1, m))
+    values = integrand.target_functions.values(outputs, torch.arange(m).repeat(S + 1)).unflatten(0, (S + 1, m))
     size = values.abs().amax(2)
-    return OutputChange(values.diff(dim=0), _rounding(torch.maximum(size[1:], size[:-1])))
+    return OutputChange(values.diff(dim=0), _rounding_error(torch.maximum(size[1:], size[:-1])))
 
 
 def refine(integrand: Integrand, panels: list[Panel], *, n_nodes: int, tolerance: float) -> QuadratureNodes:
@@ -115,19 +115,19 @@ def refine(integrand: Integrand, panels: list[Panel], *, n_nodes: int, tolerance
 
     Args:
         integrand: rows, segments, and functions of the outputs.
-        panels: at the start.
-        n_nodes: nodes per panel at the start.
-        tolerance: largest residual of a panel.
+        panels: initial panels.
+        n_nodes: initial number of nodes per panel.
+        tolerance: largest accepted residual of a panel.
 
     Raises:
-        NumericalError: NaN.
+        NumericalError: the outputs or targets are NaN or infinite.
         VerificationError: halving the panels does not help: derivatives differ from the change of the outputs.
 
     Cost: a slope of m rows at each node, and an evaluation at each end of a panel.
     """
-    accepted: list[tuple[Panel, int]] = []  # with their numbers of nodes
+    accepted: list[tuple[Panel, int]] = []  # each panel with its number of nodes
     counts = [n for n in NODE_COUNTS if n >= n_nodes][:N_RAISED] or [n_nodes]
-    pending, left = panels, []  # left: at every depth, the number of panels and the sum of their residuals
+    pending, unresolved = panels, []  # unresolved: at every depth, the number of panels and the sum of their residuals
     for depth in range(MAX_HALVINGS + 1):
         total = 0.0
         for n in counts:  # more nodes first: a smooth panel needs no more
@@ -135,31 +135,34 @@ def refine(integrand: Integrand, panels: list[Panel], *, n_nodes: int, tolerance
                 break
             residuals, noise = _residuals(integrand, pending, n)  # (panels, rows of each, k), (panels,)
             largest = residuals.abs().amax((1, 2))
-            last = depth == MAX_HALVINGS and n == counts[-1]
-            limit = torch.full((len(pending),), torch.inf) if last else noise.clamp_min(tolerance)
-            fine = (largest <= limit).tolist()
-            accepted += [(panel, n) for panel, good in zip(pending, fine, strict=True) if good]
-            pending = [panel for panel, good in zip(pending, fine, strict=True) if not good]
-            total = float(largest[~torch.tensor(fine)].sum())
-        left.append((len(pending), total))
-        _check_progress(left)
+            is_last_try = depth == MAX_HALVINGS and n == counts[-1]
+            limit = torch.full((len(pending),), torch.inf) if is_last_try else noise.clamp_min(tolerance)
+            is_accurate = (largest <= limit).tolist()
+            accepted += [(panel, n) for panel, accurate in zip(pending, is_accurate, strict=True) if accurate]
+            pending = [panel for panel, accurate in zip(pending, is_accurate, strict=True) if not accurate]
+            total = float(largest[~torch.tensor(is_accurate)].sum())
+        unresolved.append((len(pending), total))
+        _check_progress(unresolved)
         pending = [
             half for s, row, a, b in pending for half in ((s, row, a, 0.5 * (a + b)), (s, row, 0.5 * (a + b), b))
         ]
     return nodes_on(accepted, len(integrand.segments), integrand.rows.n)
 
 
-def _check_progress(left: list[tuple[int, float]]) -> None:
-    """Refuse panels that double at every depth with the same sum of residuals: a kink or jump would affect only one."""
-    if not math.isfinite(left[-1][1]):
+def _check_progress(unresolved: list[tuple[int, float]]) -> None:
+    """Raise an error if the number of panels doubles at every depth with the same sum of residuals.
+
+    A single kink or jump would leave only one inaccurate panel per depth.
+    """
+    if not math.isfinite(unresolved[-1][1]):
         raise NumericalError(
             "outputs, or a target of them, that are NaN or infinite along a step",
             expected="finite numbers at the recorded weights and between them",
             hint="check the rows of x, and a callable target at outputs of any size",
         )
-    if len(left) <= STALLED_HALVINGS:
+    if len(unresolved) <= STALLED_HALVINGS:
         return
-    (count, total), (count_before, total_before) = left[-1], left[-1 - STALLED_HALVINGS]
+    (count, total), (count_before, total_before) = unresolved[-1], unresolved[-1 - STALLED_HALVINGS]
     if count >= 0.75 * 2**STALLED_HALVINGS * max(count_before, 1) and total >= 0.5 * total_before:
         raise VerificationError(
             f"outputs whose change along a step differs by {total:.2g} from the integral of their derivatives",
@@ -170,149 +173,169 @@ def _check_progress(left: list[tuple[int, float]]) -> None:
 
 def _residuals(integrand: Integrand, panels: list[Panel], n_nodes: int) -> tuple[Tensor, Tensor]:
     """Return the change over each panel minus its quadrature, (panels, rows, k), and its rounding, (panels,)."""
-    network, rows, segments, phi = integrand.network, integrand.rows, integrand.segments, integrand.phi
+    network, rows, segments, target_functions = (
+        integrand.network,
+        integrand.rows,
+        integrand.segments,
+        integrand.target_functions,
+    )
     rule = gauss_legendre(n_nodes)
     nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in (rule.nodes, rule.weights))
     segment = torch.tensor([panel[0] for panel in panels])
     ends = torch.tensor([panel[2:] for panel in panels], dtype=torch.float64)
     length = ends[:, 1] - ends[:, 0]
     places = ends[:, :1] + length[:, None] * nodes  # (panels, n_nodes)
-    single = panels[0][1] >= 0
-    count = 1 if single else rows.n
-    size = max(1, MAX_NUMBERS // (network.row_numbers * (n_nodes + 2) * count))
+    is_row_by_row = panels[0][1] >= 0
+    count = 1 if is_row_by_row else rows.n
+    chunk_size = max(1, MAX_NUMBERS // (network.numbers_per_row * (n_nodes + 2) * count))
     residuals, rounding = [], []
-    for i in range(0, len(panels), size):
-        part = slice(i, i + size)
-        b = len(segment[part])
-        if single:
-            row = torch.tensor([panel[1] for panel in panels[part]])
+    for i in range(0, len(panels), chunk_size):
+        chunk = slice(i, i + chunk_size)
+        n_panels = len(segment[chunk])
+        if is_row_by_row:
+            row = torch.tensor([panel[1] for panel in panels[chunk]])
             outputs, slopes = network.slopes(
                 take(rows, row.repeat_interleave(n_nodes)),
-                segments.lines(segment[part].repeat_interleave(n_nodes), places[part].flatten()),
+                segments.rows_at_places(segment[chunk].repeat_interleave(n_nodes), places[chunk].flatten()),
             )
             at_ends = network.outputs(
                 take(rows, row.repeat_interleave(2)),
-                segments.lines(segment[part].repeat_interleave(2), ends[part].flatten()),
+                segments.rows_at_places(segment[chunk].repeat_interleave(2), ends[chunk].flatten()),
             )
             row = row[:, None]
         else:
-            row = torch.arange(rows.n).expand(b, rows.n)
-            outputs, slopes = _all_rows(integrand, segment[part], places[part])
-            at_ends = _all_rows_at_ends(integrand, segment[part], ends[part])
-        # outputs (b · n_nodes · count, C), panel by panel, node by node
-        directions = phi.directions(outputs, row[:, None].expand(b, n_nodes, count).flatten())
-        rates = (directions * slopes[:, None]).sum(2).unflatten(0, (b, n_nodes, count))
-        rows_at_ends = row[:, None].expand(b, 2, count).flatten()
-        before, after = phi.values(at_ends, rows_at_ends).unflatten(0, (b, 2, count)).unbind(1)
-        residuals.append((after - before) - length[part, None, None] * (rates * weights[:, None, None]).sum(1))
-        rounding.append(_rounding(torch.maximum(before.abs(), after.abs()).amax((1, 2))))
+            row = torch.arange(rows.n).expand(n_panels, rows.n)
+            outputs, slopes = _all_rows(integrand, segment[chunk], places[chunk])
+            at_ends = _all_rows_at_ends(integrand, segment[chunk], ends[chunk])
+        # outputs (n_panels · n_nodes · count, C), panel by panel, node by node
+        directions = target_functions.directions(outputs, row[:, None].expand(n_panels, n_nodes, count).flatten())
+        rates = (directions * slopes[:, None]).sum(2).unflatten(0, (n_panels, n_nodes, count))
+        rows_at_ends = row[:, None].expand(n_panels, 2, count).flatten()
+        before, after = target_functions.values(at_ends, rows_at_ends).unflatten(0, (n_panels, 2, count)).unbind(1)
+        residuals.append((after - before) - length[chunk, None, None] * (rates * weights[:, None, None]).sum(1))
+        rounding.append(_rounding_error(torch.maximum(before.abs(), after.abs()).amax((1, 2))))
     return torch.cat(residuals), torch.cat(rounding)
 
 
-def _rounding(size: Tensor) -> Tensor:
-    return NOISE * torch.finfo(torch.float64).eps * size.clamp_min(1.0)
+def _rounding_error(magnitude: Tensor) -> Tensor:
+    """Return the absolute rounding error to expect of φ values of this magnitude."""
+    return ROUNDING_EPSILONS * torch.finfo(torch.float64).eps * magnitude.clamp_min(1.0)
 
 
 def _all_rows(integrand: Integrand, segment: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs and slopes of all rows at every place (b, n_nodes)."""
-    segments, m, (b, n_nodes) = integrand.segments, integrand.rows.n, places.shape
+    """Return outputs and slopes of all rows at every place (n_panels, n_nodes)."""
+    segments, m, (n_panels, n_nodes) = integrand.segments, integrand.rows.n, places.shape
     segment_of_place = segment.repeat_interleave(n_nodes)
-    blocks = segments.points(segment_of_place, places.flatten(), m)
+    blocks = segments.blocks_at_places(segment_of_place, places.flatten(), m)
     steps = {
-        name: step.expand(b * n_nodes, *step.shape[1:]) if len(step) == 1 else step[segment_of_place]
+        name: step.expand(n_panels * n_nodes, *step.shape[1:]) if len(step) == 1 else step[segment_of_place]
         for name, step in segments.steps().items()
     }
-    return integrand.network.slopes(take(integrand.rows, torch.arange(m).repeat(b * n_nodes)), blocks, steps)
+    return integrand.network.slopes(take(integrand.rows, torch.arange(m).repeat(n_panels * n_nodes)), blocks, steps)
 
 
 def _all_rows_at_ends(integrand: Integrand, segment: Tensor, ends: Tensor) -> Tensor:
-    """Return outputs of all rows at both ends (b, 2) of every panel; an end that two panels share is evaluated once."""
+    """Return outputs of all rows at both ends (n_panels, 2) of every panel; an end that two panels share is evaluated once."""
     segments, m = integrand.segments, integrand.rows.n
     keys = [(int(s), float(place)) for s, pair in zip(segment, ends, strict=True) for place in pair]
     # The end of a segment is the start of the next one.
     keys = [(s + 1, 0.0) if place == 1.0 and s + 1 < len(segments) else (s, place) for s, place in keys]
     unique = sorted(set(keys))
     position = {key: i for i, key in enumerate(unique)}
-    points = segments.points(
+    end_blocks = segments.blocks_at_places(
         torch.tensor([s for s, _ in unique]), torch.tensor([place for _, place in unique], dtype=torch.float64), m
     )
-    outputs = integrand.network.outputs(take(integrand.rows, torch.arange(m).repeat(len(unique))), points)
+    outputs = integrand.network.outputs(take(integrand.rows, torch.arange(m).repeat(len(unique))), end_blocks)
     return outputs.unflatten(0, (len(unique), m))[[position[key] for key in keys]].flatten(0, 1)
 
 
 def factor_numbers(integrand: Integrand, nodes: QuadratureNodes) -> float:
-    """Estimate how many activations and gradients the factors at these nodes take."""
+    """Estimate the number of activations and gradients in memory for the tangent factors at these nodes."""
     _, m, k = integrand.sizes
-    return integrand.network.row_numbers * m * k * float(nodes.evaluations.sum())
+    return integrand.network.numbers_per_row * m * k * float(nodes.evaluations.sum())
 
 
 def mean_tangents(integrand: Integrand, nodes: QuadratureNodes) -> Iterator[tuple[Tensor, Tangents]]:
     """Yield the weighted sums of the tangents at all nodes: indices of some rows, and their J̄ on all S segments."""
     network, segments, (S, m, k) = integrand.network, integrand.segments, integrand.sizes
     if not network.piecewise:
-        count = max(len(places) for places, _ in nodes.of.values())
-        places, weights = _padded([nodes.of[s, -1] for s in range(S)], count)
-        size = max(1, MAX_NUMBERS // (network.row_numbers * S * count * k))
-        for i in range(0, m, size):
-            index = torch.arange(i, min(i + size, m))
-            blocks = segments.points(torch.arange(S).repeat_interleave(count), places.flatten(), len(index))
-            shares = weights.flatten().repeat_interleave(len(index))
-            yield index, _factors(integrand, index.repeat(S * count), shares, blocks, (S, count, len(index)))
+        count = max(len(places) for places, _ in nodes.by_row.values())
+        places, weights = _pad_nodes([nodes.by_row[s, -1] for s in range(S)], count)
+        chunk_size = max(1, MAX_NUMBERS // (network.numbers_per_row * S * count * k))
+        for i in range(0, m, chunk_size):
+            row_indices = torch.arange(i, min(i + chunk_size, m))
+            blocks = segments.blocks_at_places(
+                torch.arange(S).repeat_interleave(count), places.flatten(), len(row_indices)
+            )
+            shares = weights.flatten().repeat_interleave(len(row_indices))
+            yield (
+                row_indices,
+                _weighted_tangents(
+                    integrand, row_indices.repeat(S * count), shares, blocks, (S, count, len(row_indices))
+                ),
+            )
         return
     buckets: dict[int, list[tuple[int, int]]] = {}  # pairs (segment, row) by their number of nodes
-    for pair, (places, _) in nodes.of.items():
+    for pair, (places, _) in nodes.by_row.items():
         buckets.setdefault(len(places), []).append(pair)
     J = torch.empty(S, m, k, network.n_parameters, dtype=torch.float64) if S > 1 else None
     for count, pairs in buckets.items():
-        size = max(1, MAX_NUMBERS // (network.row_numbers * count * k))
-        for i in range(0, len(pairs), size):
-            part = sorted(pairs[i : i + size])
-            places, weights = _padded([nodes.of[pair] for pair in part], count)
-            segment, row = torch.tensor(part).unbind(1)
+        chunk_size = max(1, MAX_NUMBERS // (network.numbers_per_row * count * k))
+        for i in range(0, len(pairs), chunk_size):
+            chunk = sorted(pairs[i : i + chunk_size])
+            places, weights = _pad_nodes([nodes.by_row[pair] for pair in chunk], count)
+            segment, row = torch.tensor(chunk).unbind(1)
             tangents = _tangents_of_pairs(integrand, segment, row, places, weights)
             if J is None:
                 yield row, tangents
             else:
-                J[segment, row] = join(tangents, list(network.sizes)).flatten(0, 1)
+                J[segment, row] = to_dense(tangents, list(network.sizes)).flatten(0, 1)
     if J is not None:
         yield torch.arange(m), DenseTangents(J, network.slices)
 
 
 def dense_mean_tangents(integrand: Integrand, *, n_nodes: int | None = None, tolerance: float) -> Tensor:
     """Return J̄ of all rows on the only segment as a dense tensor (m, k, P)."""
-    nodes = refine(integrand, initial_panels(integrand), n_nodes=n_nodes or START, tolerance=tolerance)
+    nodes = refine(integrand, initial_panels(integrand), n_nodes=n_nodes or INITIAL_NODES, tolerance=tolerance)
     _, m, k = integrand.sizes
     J = torch.empty(m, k, integrand.network.n_parameters, dtype=torch.float64)
-    for index, tangents in mean_tangents(integrand, nodes):
-        J[index] = join(tangents, list(integrand.network.sizes))[0]
+    for row_indices, tangents in mean_tangents(integrand, nodes):
+        J[row_indices] = to_dense(tangents, list(integrand.network.sizes))[0]
     return J
 
 
-def _padded(nodes: list[Places], count: int) -> tuple[Tensor, Tensor]:
+def _pad_nodes(nodes: list[PlacesAndWeights], count: int) -> tuple[Tensor, Tensor]:
     """Return places and weights (b, count), filled up with nodes of zero weight."""
-    places = [p + [0.5] * (count - len(p)) for p, _ in nodes]
-    weights = [w + [0.0] * (count - len(w)) for _, w in nodes]
+    places = [row_places + [0.5] * (count - len(row_places)) for row_places, _ in nodes]
+    weights = [row_weights + [0.0] * (count - len(row_weights)) for _, row_weights in nodes]
     return torch.tensor(places, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
 
 
 def _tangents_of_pairs(integrand: Integrand, segment: Tensor, row: Tensor, places: Tensor, weights: Tensor) -> Tangents:
-    """Return the tangents of pairs (segment, row) with their own nodes (b, q): one row on b segments, or b rows on one."""
-    b, q = places.shape
+    """Return the tangents of pairs (segment, row) with their own nodes (n_pairs, q): all with the same row, or on one segment."""
+    n_pairs, q = places.shape
     if len(integrand.segments) > 1:
-        row_axes, rows, places, weights = (b, q, 1), row.repeat_interleave(q), places.flatten(), weights.flatten()
+        row_axes, rows, places, weights = (
+            (n_pairs, q, 1),
+            row.repeat_interleave(q),
+            places.flatten(),
+            weights.flatten(),
+        )
         segment_of_place = segment.repeat_interleave(q)
     else:
-        row_axes, rows, places, weights = (1, q, b), row.repeat(q), places.T.flatten(), weights.T.flatten()
-        segment_of_place = torch.zeros(b * q, dtype=torch.int64)
-    return _factors(integrand, rows, weights, integrand.segments.lines(segment_of_place, places), row_axes)
+        row_axes, rows, places, weights = (1, q, n_pairs), row.repeat(q), places.T.flatten(), weights.T.flatten()
+        segment_of_place = torch.zeros(n_pairs * q, dtype=torch.int64)
+    return _weighted_tangents(
+        integrand, rows, weights, integrand.segments.rows_at_places(segment_of_place, places), row_axes
+    )
 
 
-def _factors(
+def _weighted_tangents(
     integrand: Integrand, rows: Tensor, weights: Tensor, blocks: Blocks, row_axes: tuple[int, int, int]
 ) -> Tangents:
     """Return the tangents of rows (n,), which lie as (S, q, r), summed over q with weights (n,)."""
 
-    def directions(outputs: Tensor, index: Tensor) -> Tensor:
-        return integrand.phi.directions(outputs, rows[index]) * weights[index, None, None]
+    def directions(outputs: Tensor, row_indices: Tensor) -> Tensor:
+        return integrand.target_functions.directions(outputs, rows[row_indices]) * weights[row_indices, None, None]
 
-    return integrand.network.factors(take(integrand.rows, rows), directions, blocks, row_axes=row_axes)[0]
+    return integrand.network.tangent_factors(take(integrand.rows, rows), directions, blocks, row_axes=row_axes)[0]

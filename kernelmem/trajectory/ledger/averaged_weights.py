@@ -15,17 +15,17 @@ class WeightAverage:
     tangents: Tensor  # (m, k, P): mean tangents J̃ of the segment
     slices: dict[str, slice]
     shares: Tensor  # (T,): γ
-    remainder: Tensor  # (P,): w̃ − w_T minus γ_t d_t of the steps that were passed
+    remainder: Tensor  # (P,): w̃ − w_T minus γ_t d_t of the steps subtracted so far
 
-    def added(self, J: Tensor, name: str, rows: slice | Tensor, part: slice, first: int) -> Tensor:
-        """Return J̄_t + γ_t J̃ for a slice (S, r, k, p) of the steps from ``first`` on."""
-        start = self.slices[name].start
-        of_segment = self.tangents[rows][..., start + part.start : start + part.stop]
-        return J + self.shares[first : first + len(J), None, None, None] * of_segment
+    def add_share(self, J: Tensor, name: str, rows: slice | Tensor, parameter_slice: slice, first_step: int) -> Tensor:
+        """Return J̄_t + γ_t J̃ for a slice (S, r, k, p) of the steps from ``first_step`` on."""
+        offset = self.slices[name].start
+        segment_tangents = self.tangents[rows][..., offset + parameter_slice.start : offset + parameter_slice.stop]
+        return J + self.shares[first_step : first_step + len(J), None, None, None] * segment_tangents
 
-    def passed(self, segments: Segments, rounding: Tensor, first: int) -> Tensor:
-        """Subtract these steps from the remainder; return the effect of their rounding (S, P) on the average, (m, k)."""
-        shares = self.shares[first : first + len(segments)]
+    def subtract_steps(self, segments: Segments, rounding: Tensor, first_step: int) -> Tensor:
+        """Subtract γ_t d_t of these steps from the remainder and return the effect of their rounding (S, P) on φ, (m, k)."""
+        shares = self.shares[first_step : first_step + len(segments)]
         steps = torch.cat([step.reshape(len(step), -1) for step in segments.steps().values()], 1)
         self.remainder -= shares @ steps
         return self.tangents @ (shares @ rounding)

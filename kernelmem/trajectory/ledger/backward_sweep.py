@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import (
+    INITIAL_NODES,
     MAX_NUMBERS,
-    START,
     Integrand,
     OutputChange,
     QuadratureNodes,
@@ -29,9 +29,9 @@ from kernelmem.trajectory.ledger.averaged_weights import WeightAverage
 from kernelmem.trajectory.ledger.result import LedgerEntries
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import seeded
-from kernelmem.trajectory.network.tangent_factors import DenseTangents, OuterFactors, Tangents, ZeroTangents, join
+from kernelmem.trajectory.network.tangent_factors import DenseTangents, OuterFactors, Tangents, ZeroTangents, to_dense
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.optimizers import AdjointState, ParameterStep, filter_of
+from kernelmem.trajectory.optimizers import AdjointState, ParameterStep, filter_class
 from kernelmem.trajectory.trace import (
     MAX_NUMBERS_TOGETHER,
     MAX_STEPS_TOGETHER,
@@ -41,9 +41,9 @@ from kernelmem.trajectory.trace import (
     loss_directions,
 )
 
-SLICE_PARAMETERS = 2048  # parameters contracted at a time (approximately),
-SLICE_NUMBERS = 2**18  # and numbers of their tangents, which then stay in cache,
-SLICE_ROWS = 128  # but at least this many rows of a matrix product
+SLICE_PARAMETERS = 2048  # approximate number of parameters that are contracted at a time
+SLICE_NUMBERS = 2**18  # entries of their tangents, few enough to stay in cache
+SLICE_ROWS = 128  # smallest number of rows of a matrix product
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class _Block:
     """Steps that share a pass, the gradients of their examples, and the inner products A_t(x) · g_i as they are summed."""
 
     steps: TracedSteps
-    gradients: Tangents  # rows (1, B_1 + ... + B_S), one direction
+    gradients: Tangents  # of all examples: rows (1, B_1 + ... + B_S), one direction
     products: list[Tensor]  # of each step, (m, k, B)
 
     @property
     def batch_sizes(self) -> list[int]:
-        """B of each step."""
+        """Number of examples in the batch of each step."""
         return [batch.rows.n for batch in self.steps.batches]
 
-    def of_parameter(self, name: str) -> list[ParameterStep | None]:
-        """What each step did to one parameter."""
-        return [step.get(name) for step in self.steps.moved]
+    def steps_of_parameter(self, name: str) -> list[ParameterStep | None]:
+        """Return the optimizer step of one parameter in each step; None where it did not move."""
+        return [step.get(name) for step in self.steps.parameter_steps]
 
 
 class BackwardSweep:
@@ -74,30 +74,30 @@ class BackwardSweep:
     def __init__(
         self, setup: SweepSetup, *, n_sources: int, by_step: bool = False, history: Tensor | None = None
     ) -> None:
-        """Start with zeros for ``n_sources`` examples, or steps if ``by_step``.
+        """Initialize a ledger of zeros with ``n_sources`` examples, or steps if ``by_step``.
 
         ``history`` (m, T, n, k): filled with the contribution of each example in each step.
         """
         self.setup, self.by_step, self.history = setup, by_step, history
-        self.tested, self.rows, self.phi = setup.tested, setup.rows, setup.phi
-        self.n_nodes, self.schedule = setup.quadrature.n_nodes or START, NodeSchedule()
-        m, k = self.rows.n, len(self.phi.names)
+        self.eval_network, self.rows, self.target_functions = setup.eval_network, setup.rows, setup.target_functions
+        self.n_nodes, self.schedule = setup.quadrature.n_nodes or INITIAL_NODES, NodeSchedule()
+        m, k = self.rows.n, len(self.target_functions.names)
         self.entries = LedgerEntries.zeros(m, n_sources, k, setup.n_steps + (setup.coefficients is not None))
-        self.filter = filter_of(setup.optimizer)()
-        self.q: dict[str, Tensor] = {}  # (m, k, size): carried, of the parameters that carry anything
-        self.factors: dict[str, float] = {}  # by which the next step multiplied what it carried
+        self.filter = filter_class(setup.optimizer)()
+        self.q: dict[str, Tensor] = {}  # (m, k, size): adjoint momentum of the parameters that have one
+        self.factors: dict[str, float] = {}  # by which the next step multiplies q
         self.average: WeightAverage | None = None
 
-    def from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
-        """Start at averaged weights Σ_t a_t w_t: one more segment, from w_T to them. To be called before :meth:`back`."""
-        self.tested.set_state(last)
-        segments = Segments.of([last, averaged], list(self.tested.selected))
-        T, k, P = len(self.entries.residuals) - 1, len(self.phi.names), self.tested.n_parameters
+    def start_from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
+        """Start the sweep at averaged weights Σ_t a_t w_t, one more segment from w_T. Call this before :meth:`sweep`."""
+        self.eval_network.set_state(last)
+        segments = Segments.from_states([last, averaged], list(self.eval_network.parameters))
+        T, k, P = len(self.entries.residuals) - 1, len(self.target_functions.names), self.eval_network.n_parameters
         J = torch.zeros(self.rows.n, k, P, dtype=torch.float64)
-        for index, tangents in self._mean_tangents(segments, slice(T, T + 1))[1]:
-            J[index] = join(tangents, list(self.tested.sizes))[0]
-        difference = self.tested.flat(averaged) - self.tested.flat(last)
-        self.average = WeightAverage(J, self.tested.slices, -coefficients.cumsum(0)[:-1], difference)
+        for row_indices, tangents in self._mean_tangents(segments, slice(T, T + 1))[1]:
+            J[row_indices] = to_dense(tangents, list(self.eval_network.sizes))[0]
+        difference = self.eval_network.parameter_vector(averaged) - self.eval_network.parameter_vector(last)
+        self.average = WeightAverage(J, self.eval_network.slices, -coefficients.cumsum(0)[:-1], difference)
 
     def finish(self) -> LedgerEntries:
         """Return the entries after the first step of the run."""
@@ -105,55 +105,58 @@ class BackwardSweep:
             self.entries.rounding.add_(self.average.tangents @ self.average.remainder)
         return self.entries
 
-    def back(self, traced: TracedSteps) -> None:
-        """Sweep back through these steps, in blocks that share a pass."""
+    def sweep(self, traced: TracedSteps) -> None:
+        """Process these steps from the last to the first, in blocks that share a pass."""
         stop = max(0, min(len(traced.steps), self.setup.steps.stop - traced.start))
         self.setup.advance(len(traced.steps) - stop)
         while stop:
             start = self._block_start(traced, stop)
-            self._add_block(traced.part(start, stop))
+            self._add_block(traced.select(start, stop))
             self.setup.advance(stop - start)
             stop = start
 
     def _block_start(self, traced: TracedSteps, stop: int) -> int:
         """Return the first of the steps that share a pass with step ``stop`` − 1."""
-        numbers = self.rows.n * len(self.phi.names) * self.tested.n_parameters
-        together = self.setup.trained.takes_steps_together(traced.steps[stop - 1].evaluating) and self.tested.in_blocks
-        most = min(MAX_STEPS_TOGETHER, max(1, MAX_NUMBERS_TOGETHER // numbers)) if together else 1
-        start, lowest = stop - 1, max(0, stop - most)
+        numbers = self.rows.n * len(self.target_functions.names) * self.eval_network.n_parameters
+        can_share = (
+            self.setup.train_network.supports_shared_passes(traced.steps[stop - 1].evaluating)
+            and self.eval_network.supports_blocks
+        )
+        max_steps = min(MAX_STEPS_TOGETHER, max(1, MAX_NUMBERS_TOGETHER // numbers)) if can_share else 1
+        start, lowest_start = stop - 1, max(0, stop - max_steps)
         if traced.start + stop > self.setup.steps.start:
-            lowest = max(lowest, self.setup.steps.start - traced.start)
-        while start > lowest and can_share_pass(traced.steps[stop - 1], traced.steps[start - 1]):
+            lowest_start = max(lowest_start, self.setup.steps.start - traced.start)
+        while start > lowest_start and can_share_pass(traced.steps[stop - 1], traced.steps[start - 1]):
             start -= 1
         return start
 
     def _add_block(self, steps: TracedSteps) -> None:
-        """Add some steps: their mean tangents and gradients in one pass, then the recursion from the last to the first."""
-        explained = steps.start in self.setup.steps
-        if not explained and not self.q:
+        """Add a block of steps: compute mean tangents and gradients in one pass, then run the recursion from last to first."""
+        is_explained = steps.start in self.setup.steps
+        if not is_explained and not self.q:
             return  # before the explained steps, and nothing is carried to them
-        m, k = self.rows.n, len(self.phi.names)
-        self.tested.set_state(steps.states[0])
-        segments = Segments.of(steps.states, list(self.tested.selected))
-        in_run = slice(steps.start, steps.stop)
+        m, k = self.rows.n, len(self.target_functions.names)
+        self.eval_network.set_state(steps.states[0])
+        segments = Segments.from_states(steps.states, list(self.eval_network.parameters))
+        step_slice = slice(steps.start, steps.stop)
         tangent_groups: Iterable[tuple[Tensor, Tangents]]
-        if explained:
-            nodes, tangent_groups = self._mean_tangents(segments, in_run)
+        if is_explained:
+            nodes, tangent_groups = self._mean_tangents(segments, step_slice)
             if self.setup.quadrature.n_nodes is None:
-                self.n_nodes = self.schedule.next(self.n_nodes, nodes.n_nodes, len(segments))
+                self.n_nodes = self.schedule.next_count(self.n_nodes, nodes.n_nodes, len(segments))
         else:  # gradients of earlier steps act only through what is carried
-            tangent_groups = [(torch.arange(m), ZeroTangents((len(segments), m, k), self.tested.sizes))]
+            tangent_groups = [(torch.arange(m), ZeroTangents((len(segments), m, k), self.eval_network.sizes))]
         products = [torch.zeros(m, k, batch.rows.n, dtype=torch.float64) for batch in steps.batches]
         block = _Block(steps, self._gradients(steps, segments), products)
         self._add_products(block, tangent_groups, segments)
         for t, (batch, product) in enumerate(zip(steps.batches, products, strict=True), steps.start):
-            by_example = product.transpose(1, 2)
+            example_products = product.transpose(1, 2)
             if self.by_step:
                 self.entries.contributions[:, t] += product.sum(2)
             else:
-                self.entries.contributions.index_add_(1, batch.examples, by_example)
+                self.entries.contributions.index_add_(1, batch.examples, example_products)
             if self.history is not None:
-                self.history[:, t].index_add_(1, batch.examples, by_example)
+                self.history[:, t].index_add_(1, batch.examples, example_products)
 
     def _add_products(
         self, block: _Block, tangent_groups: Iterable[tuple[Tensor, Tangents]], segments: Segments
@@ -161,40 +164,40 @@ class BackwardSweep:
         """Fill the inner products of a block, and add its rounding and decay."""
         rounding = torch.stack(block.steps.rounding)
         if self.average is not None:
-            self.entries.rounding.add_(self.average.passed(segments, rounding, block.steps.start))
+            self.entries.rounding.add_(self.average.subtract_steps(segments, rounding, block.steps.start))
         rounding_steps = {
-            name: rounding[:, place].view(-1, *self.tested.selected[name].shape)
-            for name, place in self.tested.slices.items()
+            name: rounding[:, columns].view(-1, *self.eval_network.parameters[name].shape)
+            for name, columns in self.eval_network.slices.items()
         }
         factors = dict(self.factors)
-        for index, tangents in tangent_groups:
-            self.entries.rounding.index_add_(0, index, self._along(tangents, rounding_steps).sum(0))
-            by_use: dict[int, list[tuple[str, OuterFactors, OuterFactors]]] = {}
-            for name in self.tested.selected:
+        for row_indices, tangents in tangent_groups:
+            self.entries.rounding.index_add_(0, row_indices, self._inner_products(tangents, rounding_steps).sum(0))
+            factor_pairs_by_use: dict[int, list[tuple[str, OuterFactors, OuterFactors]]] = {}
+            for name in self.eval_network.parameters:
                 J = g = None
-                if not self._carries(name, block.of_parameter(name)):
+                if not self._has_recursion(name, block.steps_of_parameter(name)):
                     J, g = tangents.outer_factors(name), block.gradients.outer_factors(name)
                 if J is not None and g is not None:
-                    by_use.setdefault(J.use, []).append((name, J, g))
+                    factor_pairs_by_use.setdefault(J.use, []).append((name, J, g))
                 else:
-                    factors[name] = self._contract_slices(name, index, tangents, block)
-            for members in by_use.values():
-                self._contract_factors(members, index, block)
+                    factors[name] = self._contract_slices(name, row_indices, tangents, block)
+            for factor_pairs in factor_pairs_by_use.values():
+                self._contract_factors(factor_pairs, row_indices, block)
         self.factors = factors
 
     def _mean_tangents(
-        self, segments: Segments, in_run: slice
+        self, segments: Segments, step_slice: slice
     ) -> tuple[QuadratureNodes, Iterable[tuple[Tensor, Tangents]]]:
         """Return J̄ of all rows on all segments, with a residual within the tolerance or within rounding.
 
-        The number of nodes that was enough for the step after is tried first, and its residual computed from the factors.
+        The number of nodes that sufficed for the following step is tried first, with its residual computed from the factors.
         If factors do not suffice for that, or the residual is too large, nodes are chosen from slopes before tangents are
         computed.
         """
         integrand = self.setup.integrand(segments)
         panels, change = initial_panels(integrand), output_change(integrand)
         limit = change.limit(panels, self.setup.step_tolerance)
-        for n_nodes in [self.n_nodes] if self.schedule.known is None else [self.n_nodes, self.schedule.known]:
+        for n_nodes in [self.n_nodes] if self.schedule.fallback is None else [self.n_nodes, self.schedule.fallback]:
             nodes = nodes_on([(panel, n_nodes) for panel in panels], len(segments), self.rows.n)
             if factor_numbers(integrand, nodes) > MAX_NUMBERS:
                 break
@@ -203,111 +206,116 @@ class BackwardSweep:
             if residual is None:
                 break
             if bool((residual.abs().amax(2) <= limit).all()):
-                self.entries.residuals[in_run], self.entries.evaluations[in_run] = residual, nodes.evaluations
+                self.entries.residuals[step_slice], self.entries.evaluations[step_slice] = residual, nodes.evaluations
                 return nodes, tangent_groups
         nodes = refine(integrand, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance)
-        self.entries.evaluations[in_run] = nodes.evaluations
-        return nodes, self._measured(integrand, change, nodes, in_run)
+        self.entries.evaluations[step_slice] = nodes.evaluations
+        return nodes, self._tangents_with_residuals(integrand, change, nodes, step_slice)
 
-    def _measured(
-        self, integrand: Integrand, change: OutputChange, nodes: QuadratureNodes, in_run: slice
+    def _tangents_with_residuals(
+        self, integrand: Integrand, change: OutputChange, nodes: QuadratureNodes, step_slice: slice
     ) -> Iterator[tuple[Tensor, Tangents]]:
         """Yield the tangents at these nodes, and record their residual on the way."""
-        self.entries.residuals[in_run] = change.values
+        self.entries.residuals[step_slice] = change.values
         steps = integrand.segments.steps()
-        for index, tangents in mean_tangents(integrand, nodes):
-            residual = self.entries.residuals[in_run]
-            residual[:, index] -= self._along(tangents, steps)
-            yield index, tangents
+        for row_indices, tangents in mean_tangents(integrand, nodes):
+            residual = self.entries.residuals[step_slice]
+            residual[:, row_indices] -= self._inner_products(tangents, steps)
+            yield row_indices, tangents
 
-    def _along(self, tangents: Tangents, steps: dict[str, Tensor]) -> Tensor:
+    def _inner_products(self, tangents: Tangents, steps: dict[str, Tensor]) -> Tensor:
         """Return ⟨J̄, step⟩, (S, r, k): from factors, or by forming J̄ a slice at a time."""
-        along = tangents.along(steps)
-        if along is not None:
-            return along
+        inner_products = tangents.inner_products(steps)
+        if inner_products is not None:
+            return inner_products
         total = torch.zeros(tangents.shape, dtype=torch.float64)
         for name, step in steps.items():
-            for part in tangents.parts(name, SLICE_PARAMETERS):
-                J = tangents.form(name, part, slice(None))
-                total += (J.flatten(1, 2) @ step.reshape(len(step), -1)[:, part, None]).view(tangents.shape)
+            for parameter_slice in tangents.parts(name, SLICE_PARAMETERS):
+                J = tangents.form(name, parameter_slice, slice(None))
+                total += (J.flatten(1, 2) @ step.reshape(len(step), -1)[:, parameter_slice, None]).view(tangents.shape)
         return total
 
     def _gradients(self, steps: TracedSteps, segments: Segments) -> Tangents:
         """Return the weighted loss gradients of all examples of these steps: rows (1, B_1 + ... + B_S), one direction."""
         batch = concatenate_batches(steps.batches)
-        trained, first = self.setup.trained, steps.steps[0]
-        trained.set_state(steps.states[0])
-        trained.set_modes(first.evaluating)
+        train_network, first = self.setup.train_network, steps.steps[0]
+        train_network.set_state(steps.states[0])
+        train_network.set_modes(first.evaluating)
         blocks = None
         if len(steps.steps) > 1:
-            blocks = Blocks(tuple(one.rows.n for one in steps.batches), segments.start)
+            blocks = Blocks(tuple(step_batch.rows.n for step_batch in steps.batches), segments.start)
         with seeded(first.random):
-            return trained.factors(batch.rows, loss_directions(self.setup.loss, batch), blocks)[0]
+            return train_network.tangent_factors(batch.rows, loss_directions(self.setup.loss, batch), blocks)[0]
 
-    def _carries(self, name: str, steps: Sequence[ParameterStep | None]) -> bool:
+    def _has_recursion(self, name: str, steps: Sequence[ParameterStep | None]) -> bool:
         """Return True if A_t of a parameter is more than a multiple of the mean tangent."""
         if name in self.q or self.average is not None:
             return True
-        return any(s is not None and (s.denominator is not None or self.filter.carries(s.options)) for s in steps)
+        return any(s is not None and (s.denominator is not None or self.filter.has_momentum(s.options)) for s in steps)
 
-    def _contract_slices(self, name: str, index: Tensor, tangents: Tangents, block: _Block) -> float:
-        """Carry A_t of one parameter through the steps, slice by slice; return the factor of the first step."""
+    def _contract_slices(self, name: str, row_indices: Tensor, tangents: Tangents, block: _Block) -> float:
+        """Run the recursion of one parameter through the steps, slice by slice; return the adjoint factor of the first step."""
         S, r, k = tangents.shape
-        steps, sizes = block.of_parameter(name), block.batch_sizes
-        keeps = name in self.q or any(step is not None and self.filter.carries(step.options) for step in steps)
-        if keeps and name not in self.q:
-            self.q[name] = torch.zeros(self.rows.n, k, self.tested.sizes[name], dtype=torch.float64)
-        contiguous = len(index) == self.rows.n
+        steps, sizes = block.steps_of_parameter(name), block.batch_sizes
+        needs_state = name in self.q or any(
+            step is not None and self.filter.has_momentum(step.options) for step in steps
+        )
+        if needs_state and name not in self.q:
+            self.q[name] = torch.zeros(self.rows.n, k, self.eval_network.sizes[name], dtype=torch.float64)
+        contiguous = len(row_indices) == self.rows.n
         factor = self.factors.get(name, 0.0)
         # Factored tangents are cut between units of the layer, dense ones anywhere.
-        cut = block.gradients if isinstance(tangents, DenseTangents | ZeroTangents) else tangents
-        for part in cut.parts(name, max(SLICE_PARAMETERS, SLICE_NUMBERS // (S * r * k))):
-            width = part.stop - part.start
-            gradients = block.gradients.form(name, part, slice(None))[0, :, 0].split(sizes)  # S of (B, width)
+        sliced_tangents = block.gradients if isinstance(tangents, DenseTangents | ZeroTangents) else tangents
+        for parameter_slice in sliced_tangents.parts(name, max(SLICE_PARAMETERS, SLICE_NUMBERS // (S * r * k))):
+            width = parameter_slice.stop - parameter_slice.start
+            batch_gradients = block.gradients.form(name, parameter_slice, slice(None))[0, :, 0]
+            gradients = batch_gradients.split(sizes)  # S tensors (B, width)
             n_rows = max(-(-SLICE_ROWS // k), SLICE_NUMBERS // (S * k * width))
             for i in range(0, r, n_rows):
                 chunk = slice(i, min(i + n_rows, r))
-                place = chunk if contiguous else index[chunk]
-                J = tangents.form(name, part, chunk)  # (S, rows, k, width)
+                rows = chunk if contiguous else row_indices[chunk]
+                J = tangents.form(name, parameter_slice, chunk)  # (S, rows, k, width)
                 if self.average is not None:
-                    J = self.average.added(J, name, place, part, block.steps.start)
-                state = AdjointState(self.q[name][place, :, part] if keeps else None, self.factors.get(name, 0.0))
+                    J = self.average.add_share(J, name, rows, parameter_slice, block.steps.start)
+                state = AdjointState(
+                    self.q[name][rows, :, parameter_slice] if needs_state else None, self.factors.get(name, 0.0)
+                )
                 for s in reversed(range(S)):
                     step = steps[s]
                     if step is None:
                         continue
-                    A, decay = self.filter.backward(J[s], step.part(part), state)
+                    A, decay = self.filter.backward(J[s], step.entries(parameter_slice), state)
                     A = A.reshape(-1, width)  # (rows · k, width)
-                    if isinstance(place, slice):
-                        block.products[s][place].view(-1, sizes[s]).addmm_(A, gradients[s].T)
+                    if isinstance(rows, slice):
+                        block.products[s][rows].view(-1, sizes[s]).addmm_(A, gradients[s].T)
                     else:
-                        block.products[s].index_add_(0, place, (A @ gradients[s].T).view(-1, k, sizes[s]))
+                        block.products[s].index_add_(0, rows, (A @ gradients[s].T).view(-1, k, sizes[s]))
                     if decay is not None:
-                        self.entries.decay.index_add_(0, index[chunk], decay)
-                if keeps and not contiguous:
+                        self.entries.decay.index_add_(0, row_indices[chunk], decay)
+                if needs_state and not contiguous:
                     assert state.q is not None
-                    self.q[name][place, :, part] = state.q
+                    self.q[name][rows, :, parameter_slice] = state.q
                 factor = state.factor
         return factor
 
     def _contract_factors(
-        self, members: Sequence[tuple[str, OuterFactors, OuterFactors]], index: Tensor, block: _Block
+        self, factor_pairs: Sequence[tuple[str, OuterFactors, OuterFactors]], row_indices: Tensor, block: _Block
     ) -> None:
         """Add the inner products of a weight and its bias from their outer factors.
 
-        Axes: q nodes, r rows of x at ``index``, k functions φ, B examples, i inputs and o outputs of the layer:
+        Axes: q nodes, r rows of x at ``row_indices``, k functions φ, B examples, i inputs and o outputs of the layer:
         product[r, k, B] = Σ_q scale[q, r, B] Σ_o g[q, r, k, o] e[B, o],  scale[q, r, B] = −h (1 + Σ_i a[q, r, i] b[B, i]).
         """
         start = 0
         for s, size in enumerate(block.batch_sizes):
             examples = slice(start, start + size)
             start += size
-            g = members[0][1].gradients[s]  # (q, r, k, o)
-            e = members[0][2].gradients[0, 0, examples, 0]  # (B, o)
+            g = factor_pairs[0][1].gradients[s]  # (q, r, k, o)
+            e = factor_pairs[0][2].gradients[0, 0, examples, 0]  # (B, o)
             q, r, k = g.shape[:3]
             scale = torch.zeros(q, r, size, dtype=torch.float64)
-            for name, J, gradient in members:
-                step = block.steps.moved[s].get(name)
+            for name, J, gradient in factor_pairs:
+                step = block.steps.parameter_steps[s].get(name)
                 if step is None:
                     continue
                 rate = step.options["lr"] * (-1.0 if step.options.get("maximize") else 1.0)
@@ -318,10 +326,12 @@ class BackwardSweep:
                     inner = J.activations[s].flatten(0, 1) @ b.T  # (q · r, B)
                     scale.sub_(inner.view(q, r, size), alpha=rate)
                 if step.weights is not None:
-                    strength = step.options["lr"] * step.options["weight_decay"]
-                    self.entries.decay.index_add_(0, index, -strength * J.segment(s).along(step.weights[None])[0])
+                    decay_rate = step.options["lr"] * step.options["weight_decay"]
+                    self.entries.decay.index_add_(
+                        0, row_indices, -decay_rate * J.segment(s).inner_products(step.weights[None])[0]
+                    )
             product = (g.flatten(0, 2) @ e.T).view(q, r, k, size)
-            block.products[s].index_add_(0, index, product.mul_(scale[:, :, None]).sum(0))
+            block.products[s].index_add_(0, row_indices, product.mul_(scale[:, :, None]).sum(0))
 
 
 def _residual(
@@ -329,9 +339,9 @@ def _residual(
 ) -> Tensor | None:
     """Return the change minus ⟨J̄, step⟩, (S, m, k); None if that needs dense tangents."""
     residual, steps = change.values.clone(), segments.steps()
-    for index, tangents in tangent_groups:
-        along = tangents.along(steps)
-        if along is None:
+    for row_indices, tangents in tangent_groups:
+        inner_products = tangents.inner_products(steps)
+        if inner_products is None:
             return None
-        residual[:, index] -= along
+        residual[:, row_indices] -= inner_products
     return residual

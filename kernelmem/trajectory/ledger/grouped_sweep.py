@@ -16,8 +16,8 @@ from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
 from kernelmem.trajectory.integration.node_schedule import NodeSchedule
 from kernelmem.trajectory.integration.step_integral import (
+    INITIAL_NODES,
     MAX_NUMBERS,
-    START,
     QuadratureNodes,
     initial_panels,
     nodes_on,
@@ -28,7 +28,7 @@ from kernelmem.trajectory.ledger.result import LedgerEntries
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import seeded, take
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.optimizers import filter_of
+from kernelmem.trajectory.optimizers import filter_class
 from kernelmem.trajectory.trace import TracedSteps, loss_directions
 
 
@@ -37,11 +37,11 @@ class Groups:
     """Sources into which every step is split: groups of examples, or layers."""
 
     names: tuple[str, ...]
-    of_example: Tensor | None  # (n,) of 0..G−1; None: layers
-    of_parameter: dict[str, int] | None = None  # index of its layer
+    example_groups: Tensor | None  # (n,) of 0..G−1; None: layers
+    parameter_layers: dict[str, int] | None = None  # index of the layer of each parameter
 
 
-def layers(parameters: Sequence[str]) -> Groups:
+def layer_groups(parameters: Sequence[str]) -> Groups:
     """Return one group for each module that holds parameters."""
     modules = [name.rpartition(".")[0] or name for name in parameters]
     names = tuple(dict.fromkeys(modules))
@@ -52,10 +52,10 @@ def read_groups(by: object, parameters: Sequence[str], n: int) -> Groups:
     """Read ``by=``: "layer", or one integer or name per training example.
 
     Raises:
-        InputError: fewer than n, or not integers or names.
+        InputError: ``by`` has fewer than n entries, or its entries are not integers or names.
     """
     if isinstance(by, str):
-        return layers(parameters)
+        return layer_groups(parameters)
     groups = getattr(by, "tolist", lambda: by)()  # tensors, arrays, pandas
     if not isinstance(groups, list | tuple) or len(groups) < n:
         count = f" and length {len(groups)}" if isinstance(groups, list | tuple) else ""
@@ -67,149 +67,160 @@ def read_groups(by: object, parameters: Sequence[str], n: int) -> Groups:
     if all(isinstance(group, str) for group in groups):
         names = tuple(dict.fromkeys(groups))
         return Groups(names, torch.tensor([names.index(group) for group in groups]))
-    index = as_labels(by, "by", n=len(groups))  # type: ignore[arg-type]
-    return Groups(tuple(str(g) for g in range(int(index.max()) + 1)), index)
+    example_groups = as_labels(by, "by", n=len(groups))  # type: ignore[arg-type]
+    return Groups(tuple(str(g) for g in range(int(example_groups.max()) + 1)), example_groups)
 
 
 class GroupedSweep:
-    """Adds the traced steps of a run in their order.
+    """Sums the contributions of groups over the traced steps of a run, from the first to the last.
 
     Cost: for every step and node one dual pass of m rows for each group, decay and rounding.
     """
 
     def __init__(self, setup: SweepSetup, groups: Groups) -> None:
-        """Start with zeros for these groups or layers."""
+        """Initialize the ledger with zero contributions from each group or layer."""
         self.setup, self.groups = setup, groups
-        self.tested, self.rows, self.phi = setup.tested, setup.rows, setup.phi
-        self.n_nodes, self.schedule = setup.quadrature.n_nodes or START, NodeSchedule()
-        m, k, G, coefficients = self.rows.n, len(self.phi.names), len(groups.names), setup.coefficients
+        self.eval_network, self.rows, self.target_functions = setup.eval_network, setup.rows, setup.target_functions
+        self.n_nodes, self.schedule = setup.quadrature.n_nodes or INITIAL_NODES, NodeSchedule()
+        m, k, G, coefficients = self.rows.n, len(self.target_functions.names), len(groups.names), setup.coefficients
         self.entries = LedgerEntries.zeros(m, G, k, setup.n_steps + (coefficients is not None))
-        self.filter = filter_of(setup.optimizer)()
-        self.filter_states: dict[str, dict[str, Tensor]] = {name: {} for name in self.tested.selected}
+        self.filter = filter_class(setup.optimizer)()
+        self.filter_states: dict[str, dict[str, Tensor]] = {name: {} for name in self.eval_network.parameters}
         self.gamma = None if coefficients is None else -coefficients.cumsum(0)
         self.average_parts = {  # Σ_t γ_t d_t, split like every step
-            name: torch.zeros(G + 2, *p.shape, dtype=torch.float64) for name, p in self.tested.selected.items()
+            name: torch.zeros(G + 2, *p.shape, dtype=torch.float64) for name, p in self.eval_network.parameters.items()
         }
 
-    def to_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
-        """Add the segment from w_T to the averaged weights, Σ_t γ_t d_t plus rounding. To be called after all steps."""
-        self.tested.set_state(last)
-        segments = Segments.of([last, averaged], list(self.tested.selected))
+    def add_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
+        """Add the segment from w_T to the averaged weights, Σ_t γ_t d_t plus rounding. Call this after the last step."""
+        self.eval_network.set_state(last)
+        segments = Segments.from_states([last, averaged], list(self.eval_network.parameters))
         for name, step in segments.steps().items():
             self.average_parts[name][-1] += step[0] - self.average_parts[name].sum(0)
         self._integrate(segments, self.average_parts, len(self.entries.residuals) - 1)
 
-    def along(self, traced: TracedSteps) -> None:
-        """Add some traced steps."""
+    def add_steps(self, traced: TracedSteps) -> None:
+        """Add the contributions of these traced steps."""
         for i in range(len(traced.steps)):
-            self._add_step(traced.part(i, i + 1))
+            self._add_step(traced.select(i, i + 1))
             self.setup.advance(1)
 
     def _add_step(self, step: TracedSteps) -> None:
+        """Add one step: advance the filters, and integrate if the step is explained."""
         t = step.start
-        self.tested.set_state(step.states[0])
-        segments = Segments.of(step.states, list(self.tested.selected))
+        self.eval_network.set_state(step.states[0])
+        segments = Segments.from_states(step.states, list(self.eval_network.parameters))
         if t >= self.setup.steps.stop:
             return
-        parts = self._parts(step)  # of earlier steps too: what they carry acts on the explained steps
+        step_parts = self._split_step(step)  # for earlier steps too, whose momentum acts on the explained steps
         if self.gamma is not None:
-            for name, part in parts.items():
+            for name, part in step_parts.items():
                 self.average_parts[name] += self.gamma[t] * part
         if t >= self.setup.steps.start:
-            self._integrate(segments, parts, t)
+            self._integrate(segments, step_parts, t)
 
-    def _integrate(self, segments: Segments, parts: dict[str, Tensor], t: int) -> None:
+    def _integrate(self, segments: Segments, step_parts: dict[str, Tensor], t: int) -> None:
         """Add the derivatives along the parts, integrated over one segment, to the entries."""
         integrand, tolerance = self.setup.integrand(segments), self.setup.step_tolerance
         panels, change = initial_panels(integrand), output_change(integrand)
         nodes = nodes_on([(panel, self.n_nodes) for panel in panels], 1, self.rows.n)
-        effects = self._derivatives(segments, nodes, parts)
+        effects = self._derivatives(segments, nodes, step_parts)
         residual = change.values[0] - effects.sum(1)
         if bool((residual.abs().amax(1) > change.limit(panels, tolerance)[0]).any()):
             nodes = refine(integrand, panels, n_nodes=self.n_nodes, tolerance=tolerance)
-            effects = self._derivatives(segments, nodes, parts)
+            effects = self._derivatives(segments, nodes, step_parts)
             residual = change.values[0] - effects.sum(1)
         if self.setup.quadrature.n_nodes is None:
-            self.n_nodes = self.schedule.next(self.n_nodes, nodes.n_nodes)
+            self.n_nodes = self.schedule.next_count(self.n_nodes, nodes.n_nodes)
         self.entries.contributions.add_(effects[:, :-2])
         self.entries.decay.add_(effects[:, -2])
         self.entries.rounding.add_(effects[:, -1])
         self.entries.residuals[t], self.entries.evaluations[t] = residual, nodes.evaluations[0]
 
-    def _parts(self, step: TracedSteps) -> dict[str, Tensor]:
-        """Split one step: (G + 2, *shape) of each parameter, of the groups, decay and rounding."""
+    def _split_step(self, step: TracedSteps) -> dict[str, Tensor]:
+        """Split the step of each parameter into the parts of G groups, decay and rounding: (G + 2, *shape)."""
         G, gradients = len(self.groups.names), self._gradients(step)
-        parts = {}
-        for name, parameter in self.tested.selected.items():
-            split = torch.zeros(G + 2, parameter.numel(), dtype=torch.float64)
-            split[-1] = step.rounding[0][self.tested.slices[name]]
-            moved = step.moved[0].get(name)
-            if moved is not None:
-                options = moved.options
+        step_parts = {}
+        for name, parameter in self.eval_network.parameters.items():
+            split_values = torch.zeros(G + 2, parameter.numel(), dtype=torch.float64)
+            split_values[-1] = step.rounding[0][self.eval_network.slices[name]]
+            parameter_step = step.parameter_steps[0].get(name)
+            if parameter_step is not None:
+                options = parameter_step.options
                 g = -gradients[name] if options.get("maximize") else gradients[name]  # (G or 1, p)
-                strength, decoupled = options.get("weight_decay", 0.0), self.filter.decoupled(options)
-                coupled = torch.zeros_like(g[:1])
-                if strength and not decoupled:
-                    assert moved.weights is not None
-                    coupled[0] = strength * moved.weights
-                filtered = self.filter.linear(torch.cat([g, coupled]), moved, self.filter_states[name])
-                if self.groups.of_parameter is None:
-                    split[:G] = filtered[:-1]
+                weight_decay, is_decoupled = options.get("weight_decay", 0.0), self.filter.has_decoupled_decay(options)
+                coupled_decay = torch.zeros_like(g[:1])
+                if weight_decay and not is_decoupled:
+                    assert parameter_step.weights is not None
+                    coupled_decay[0] = weight_decay * parameter_step.weights
+                filtered = self.filter.filter_gradients(
+                    torch.cat([g, coupled_decay]), parameter_step, self.filter_states[name]
+                )
+                if self.groups.parameter_layers is None:
+                    split_values[:G] = filtered[:-1]
                 else:
-                    split[self.groups.of_parameter[name]] = filtered[0]
-                split[-2] = filtered[-1]
-                if strength and decoupled:
-                    assert moved.weights is not None
-                    split[-2] -= options["lr"] * strength * moved.weights
-            parts[name] = split.view(G + 2, *parameter.shape)
-        return parts
+                    split_values[self.groups.parameter_layers[name]] = filtered[0]
+                split_values[-2] = filtered[-1]
+                if weight_decay and is_decoupled:
+                    assert parameter_step.weights is not None
+                    split_values[-2] -= options["lr"] * weight_decay * parameter_step.weights
+            step_parts[name] = split_values.view(G + 2, *parameter.shape)
+        return step_parts
 
     def _gradients(self, step: TracedSteps) -> dict[str, Tensor]:
         """Return the weighted loss gradients of each parameter summed over each group, (G, p); for layers over all, (1, p)."""
-        trained, batch = self.setup.trained, step.batches[0]
-        trained.set_state(step.states[0])
-        trained.set_modes(step.steps[0].evaluating)
+        train_network, batch = self.setup.train_network, step.batches[0]
+        train_network.set_state(step.states[0])
+        train_network.set_modes(step.steps[0].evaluating)
         with seeded(step.steps[0].random):
-            factors, _ = trained.factors(batch.rows, loss_directions(self.setup.loss, batch))
-        sums = {}
-        for name, size in trained.sizes.items():
-            parts = [factors.form(name, part, slice(None))[0, :, 0] for part in factors.parts(name, size)]
-            by_example = torch.cat(parts, 1)  # (B, p)
-            if self.groups.of_example is None:
-                sums[name] = by_example.sum(0, keepdim=True)
+            factors, _ = train_network.tangent_factors(batch.rows, loss_directions(self.setup.loss, batch))
+        summed = {}
+        for name, size in train_network.sizes.items():
+            slices = [
+                factors.form(name, parameter_slice, slice(None))[0, :, 0]
+                for parameter_slice in factors.parts(name, size)
+            ]
+            example_gradients = torch.cat(slices, 1)  # (B, p)
+            if self.groups.example_groups is None:
+                summed[name] = example_gradients.sum(0, keepdim=True)
             else:
                 total = torch.zeros(len(self.groups.names), size, dtype=torch.float64)
-                sums[name] = total.index_add_(0, self.groups.of_example[batch.examples], by_example)
-        return sums
+                summed[name] = total.index_add_(0, self.groups.example_groups[batch.examples], example_gradients)
+        return summed
 
-    def _derivatives(self, segments: Segments, nodes: QuadratureNodes, parts: dict[str, Tensor]) -> Tensor:
+    def _derivatives(self, segments: Segments, nodes: QuadratureNodes, step_parts: dict[str, Tensor]) -> Tensor:
         """Return ∫₀¹ ∂φ/∂w · part ds of every row, (m, D, k) for D parts."""
-        m, k, D = self.rows.n, len(self.phi.names), len(next(iter(parts.values())))
-        index, weights, blocks = self._blocks_at(segments, nodes)
+        m, k, D = self.rows.n, len(self.target_functions.names), len(next(iter(step_parts.values())))
+        row_indices, weights, blocks = self._blocks_at(segments, nodes)
         S = len(blocks.counts)
         total = torch.zeros(m, D, k, dtype=torch.float64)
-        together = max(1, min(D, MAX_NUMBERS // (S * self.tested.n_parameters + blocks.n * self.tested.row_numbers)))
-        for start in range(0, D, together):
-            d = min(together, D - start)
-            along = {name: part[start : start + d].repeat_interleave(S, 0) for name, part in parts.items()}
-            row = index.repeat(d)
-            outputs, slopes = self.tested.slopes(take(self.rows, row), blocks.repeat(d), along)
-            rates = (self.phi.directions(outputs, row) * slopes[:, None]).sum(2)  # (d · n, k)
-            weighted = rates.view(d, -1, k) * weights[:, None]
-            sums = torch.zeros(m, d, k, dtype=torch.float64)
-            total[:, start : start + d] += sums.index_add_(0, index, weighted.transpose(0, 1))
+        n_together = max(
+            1,
+            min(D, MAX_NUMBERS // (S * self.eval_network.n_parameters + blocks.n * self.eval_network.numbers_per_row)),
+        )
+        for start in range(0, D, n_together):
+            n_directions = min(n_together, D - start)
+            directions = {
+                name: part[start : start + n_directions].repeat_interleave(S, 0) for name, part in step_parts.items()
+            }
+            row = row_indices.repeat(n_directions)
+            outputs, slopes = self.eval_network.slopes(take(self.rows, row), blocks.repeat(n_directions), directions)
+            rates = (self.target_functions.directions(outputs, row) * slopes[:, None]).sum(2)  # (n_directions · n, k)
+            weighted = rates.view(n_directions, -1, k) * weights[:, None]
+            summed = torch.zeros(m, n_directions, k, dtype=torch.float64)
+            total[:, start : start + n_directions] += summed.index_add_(0, row_indices, weighted.transpose(0, 1))
         return total
 
     def _blocks_at(self, segments: Segments, nodes: QuadratureNodes) -> tuple[Tensor, Tensor, Blocks]:
-        """Return rows (n,), the weights of their nodes (n,), and the network's weights there."""
+        """Return row indices (n,), quadrature weights (n,), and the network's weights at the nodes."""
         m = self.rows.n
-        if (0, -1) in nodes.of:
-            places, weights = (torch.tensor(values, dtype=torch.float64) for values in nodes.of[0, -1])
-            blocks = segments.points(torch.zeros(len(places), dtype=torch.int64), places, m)
+        if (0, -1) in nodes.by_row:
+            places, weights = (torch.tensor(values, dtype=torch.float64) for values in nodes.by_row[0, -1])
+            blocks = segments.blocks_at_places(torch.zeros(len(places), dtype=torch.int64), places, m)
             return torch.arange(m).repeat(len(places)), weights.repeat_interleave(m), blocks
-        index = torch.tensor([row for (_, row), (places, _) in nodes.of.items() for _ in places])
+        row_indices = torch.tensor([row for (_, row), (places, _) in nodes.by_row.items() for _ in places])
         places, weights = (
-            torch.tensor([value for pair in nodes.of.values() for value in pair[i]], dtype=torch.float64)
+            torch.tensor([value for pair in nodes.by_row.values() for value in pair[i]], dtype=torch.float64)
             for i in (0, 1)
         )
-        return index, weights, segments.lines(torch.zeros(len(index), dtype=torch.int64), places)
+        return row_indices, weights, segments.rows_at_places(torch.zeros(len(row_indices), dtype=torch.int64), places)

@@ -45,8 +45,8 @@ from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep, read_groups
 from kernelmem.trajectory.ledger.result import Ledger
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import Network
-from kernelmem.trajectory.targets import TargetLike, target_functions
-from kernelmem.trajectory.trace import RunTracer, TracedSteps, batch_of
+from kernelmem.trajectory.targets import TargetLike, as_target_functions
+from kernelmem.trajectory.trace import RunTracer, TracedSteps, load_batch
 
 MAX_HISTORY = 2**31  # bytes
 
@@ -138,64 +138,66 @@ def ledger(
             hint="leave steps out, or explain the last weights",
         )
     first, last = run.steps[0], run.steps[-1]
-    moved = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
-    parameters = [name for name in run.parameters if name in moved]
-    tested = Network(model, rows, parameters=parameters, forward=forward)
-    trained = Network(
-        model, batch_of(run, first).rows, parameters=parameters, forward=forward, evaluating=first.evaluating
+    moved_names = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
+    parameters = [name for name in run.parameters if name in moved_names]
+    eval_network = Network(model, rows, parameters=parameters, forward=forward)
+    train_network = Network(
+        model, load_batch(run, first).rows, parameters=parameters, forward=forward, evaluating=first.evaluating
     )
-    phi = target_functions(target, labels, rows.n, tested.n_outputs)
+    target_functions = as_target_functions(target, labels, rows.n, eval_network.n_outputs)
     per_example = per_example_loss(loss or run.loss)
     n = number_of_examples(options.data, 1 + max(int(step.examples.max()) for step in run.steps))
-    history = _empty_history(by, (rows.n, T, n, len(phi.names))) if options.history else None
+    history = _empty_history(by, (rows.n, T, n, len(target_functions.names))) if options.history else None
     advance = step_counter(progress, "ledger", 2 * T)
-    tracer = RunTracer(run, model, trained, per_example, loss, forward, advance)
+    tracer = RunTracer(run, model, train_network, per_example, loss, forward, advance)
     setup = SweepSetup(
         run.optimizer,
         T,
         range(start, stop),
-        trained,
-        tested,
+        train_network,
+        eval_network,
         rows,
-        phi,
+        target_functions,
         per_example,
         options,
         coefficients,
         advance,
     )
-    outputs = _Outputs(setup, averaged)
+    target_values = _TargetValues(setup, averaged)
     sources: tuple[str, ...] = ()
     if isinstance(by, str) and by != "layer":
-        backward = BackwardSweep(setup, n_sources=n if by == "example" else T, by_step=by == "step", history=history)
-        for traced in tracer.backward():
+        backward_sweep = BackwardSweep(
+            setup, n_sources=n if by == "example" else T, by_step=by == "step", history=history
+        )
+        for traced in tracer.trace_backward():
             if coefficients is not None and traced.stop == T:
-                backward.from_average(traced.states[-1], averaged, coefficients)
-            backward.back(traced)
-            outputs.add(traced)
-        entries = backward.finish()
+                backward_sweep.start_from_average(traced.states[-1], averaged, coefficients)
+            backward_sweep.sweep(traced)
+            target_values.add(traced)
+        entries = backward_sweep.finish()
     else:
         groups = read_groups(by, parameters, n)
-        by, sources = "layer" if groups.of_example is None else "group", groups.names
-        grouped = GroupedSweep(setup, groups)
-        for traced in tracer.in_order():
-            grouped.along(traced)
-            outputs.add(traced)
+        by, sources = "layer" if groups.example_groups is None else "group", groups.names
+        grouped_sweep = GroupedSweep(setup, groups)
+        for traced in tracer.trace_forward():
+            grouped_sweep.add_steps(traced)
+            target_values.add(traced)
             if coefficients is not None and traced.stop == T:
-                grouped.to_average(traced.states[-1], averaged)
-        entries = grouped.entries
-    initial, final = outputs.at[start], outputs.at[stop]
-    explained = entries.contributions.sum(1) + entries.decay + entries.rounding + outputs.buffers
+                grouped_sweep.add_average(traced.states[-1], averaged)
+        entries = grouped_sweep.entries
+    initial, final = target_values.values_by_step[start], target_values.values_by_step[stop]
+    sum_of_terms = entries.contributions.sum(1) + entries.decay + entries.rounding + target_values.buffers
     return Ledger(
         entries.contributions,
         initial,
         final,
         entries.decay,
         entries.rounding,
-        outputs.buffers,
-        final - initial - explained,
+        target_values.buffers,
+        final - initial - sum_of_terms,
         entries.residuals,
         entries.evaluations,
-        phi.names,
+        target_functions.names,
         run.tape.head,
         by,
         sources,
@@ -203,16 +205,16 @@ def ledger(
     )
 
 
-class _Outputs:
-    """Values of φ at both ends of the explained steps, and the part of the change that buffers made."""
+class _TargetValues:
+    """Values of φ before and after the explained steps, and the change of φ caused by buffers."""
 
     def __init__(self, setup: SweepSetup, averaged: dict[str, Tensor]) -> None:
         self.setup, self.averaged = setup, averaged
-        self.at: dict[int, Tensor] = {}  # number of steps -> (m, k)
-        self.buffers = torch.zeros(setup.rows.n, len(setup.phi.names), dtype=torch.float64)
+        self.values_by_step: dict[int, Tensor] = {}  # number of steps -> (m, k)
+        self.buffers = torch.zeros(setup.rows.n, len(setup.target_functions.names), dtype=torch.float64)
 
     def add(self, traced: TracedSteps) -> None:
-        """Add some traced steps, in any order."""
+        """Process traced steps; chunks may come in any order."""
         steps = self.setup.steps
         for t, (step, (before, after)) in enumerate(
             zip(traced.steps, pairwise(traced.states), strict=True), traced.start
@@ -221,27 +223,30 @@ class _Outputs:
                 self.buffers += self._effect_of_buffers(before, after)
         for t, state in enumerate(traced.states, traced.start):
             if t in (steps.start, steps.stop):
-                self.at[t] = self._values(state)
+                self.values_by_step[t] = self._values(state)
             if self.averaged and t == self.setup.n_steps:
                 self.buffers += self._effect_of_buffers(state, self.averaged)
-                self.at[t] = self._values(self.averaged)
+                self.values_by_step[t] = self._values(self.averaged)
 
     def _effect_of_buffers(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
-        """φ after the change less φ with the new weights and the old buffers."""
-        names = self.setup.tested.selected
-        mixed = {name: (after if name in names else before)[name] for name in before}
-        return self._values(after) - self._values(mixed)
+        """Return φ after the step minus φ with the new weights and the old buffers."""
+        names = self.setup.eval_network.parameters
+        old_buffers_state = {name: (after if name in names else before)[name] for name in before}
+        return self._values(after) - self._values(old_buffers_state)
 
     def _values(self, state: dict[str, Tensor]) -> Tensor:
-        self.setup.tested.set_state(state)
-        return self.setup.phi.values(self.setup.tested.outputs(self.setup.rows), torch.arange(self.setup.rows.n))
+        self.setup.eval_network.set_state(state)
+        return self.setup.target_functions.values(
+            self.setup.eval_network.outputs(self.setup.rows), torch.arange(self.setup.rows.n)
+        )
 
 
 def _empty_history(by: str | ArrayLike | Sequence[str], shape: tuple[int, int, int, int]) -> Tensor:
-    size = 8 * math.prod(shape)
-    if not isinstance(by, str) or by != "example" or size > MAX_HISTORY:
+    """Allocate the history, or raise InputError if the sources are not examples or it is too large."""
+    n_bytes = 8 * math.prod(shape)
+    if not isinstance(by, str) or by != "example" or n_bytes > MAX_HISTORY:
         raise InputError(
-            f"history=True with (rows, steps, examples, outputs) = {shape}, {size / 2**20:,.0f} MiB,"
+            f"history=True with (rows, steps, examples, outputs) = {shape}, {n_bytes / 2**20:,.0f} MiB,"
             f" by={by if isinstance(by, str) else 'group'!r}",
             expected=f'by="example", and at most {MAX_HISTORY // 2**20:,} MiB',
             hint="take fewer rows, or a target= (one output)",

@@ -10,13 +10,13 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_labels
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.result_files import Result
-from kernelmem.trajectory.argument_checks import check_place
+from kernelmem.trajectory.argument_checks import check_row_and_output
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-MAX_PRINTED = 12  # groups printed one by one
+MAX_PRINTED = 12  # largest number of groups that are printed individually
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class LedgerEntries:
 
     @classmethod
     def zeros(cls, m: int, n_sources: int, k: int, T: int) -> "LedgerEntries":
-        """Return entries of zeros."""
+        """Return a ledger in which all terms are zero."""
         sizes = ((m, n_sources, k), (m, k), (m, k), (T, m, k), (T,))
-        contributions, decay, rounding, residuals, evaluations = (torch.zeros(s, dtype=torch.float64) for s in sizes)
+        contributions, decay, rounding, residuals, evaluations = (
+            torch.zeros(shape, dtype=torch.float64) for shape in sizes
+        )
         return cls(contributions, decay, rounding, residuals, evaluations)
 
 
@@ -77,9 +79,9 @@ class Ledger(Result):
         The index is that of the training example or step, or the position of the group or layer in ``sources``.
 
         Raises:
-            InputError: no such row or output.
+            InputError: ``row`` or ``output`` is out of range.
         """
-        check_place(row, output, len(self.initial), len(self.names))
+        check_row_and_output(row, output, len(self.initial), len(self.names))
         contributions = self.contributions[row, :, output]
         largest = contributions.abs().argsort(descending=True, stable=True)[:n]
         return [(int(i), float(contributions[i])) for i in largest]
@@ -88,7 +90,7 @@ class Ledger(Result):
         """Sum contributions over groups of examples: (m, G, k) for groups (n,) of integers 0..G−1.
 
         Raises:
-            InputError: not one group per example, or a ledger by group, layer or step.
+            InputError: ``groups`` does not have one entry per example, or this is a ledger by group, layer or step.
         """
         if self.by != "example":
             raise InputError(
@@ -120,8 +122,8 @@ class Ledger(Result):
 
         steps = None
         if self.history is not None:
-            shown = int(self.final[row].argmax()) if output is None else output
-            steps = self.history[row, :, :, shown].cumsum(0).numpy()
+            output_index = int(self.final[row].argmax()) if output is None else output
+            steps = self.history[row, :, :, output_index].cumsum(0).numpy()
         names = self.sources if labels is None and self.sources else labels
         return ledger_figure(self, row, output=output, image=image, images=images, labels=names, n=n, steps=steps)
 
@@ -132,7 +134,7 @@ class Ledger(Result):
         For ``"sources"``: row, the kind of source (its name or index), output, contribution.
 
         Raises:
-            InputError: another value of ``rows``.
+            InputError: ``rows`` is neither "outputs" nor "sources".
         """
         import pandas as pd  # slow to import
 
@@ -150,23 +152,23 @@ class Ledger(Result):
         return frame
 
     def _terms(self) -> dict[str, Tensor]:
-        """Terms that add up to the change, (m, k) each."""
-        others = {name: getattr(self, name) for name in ("decay", "rounding", "buffers", "residual")}
-        return {"contributions": self.contributions.sum(1), **others}
+        """Return the terms that add up to the change, each (m, k)."""
+        other_terms = {name: getattr(self, name) for name in ("decay", "rounding", "buffers", "residual")}
+        return {"contributions": self.contributions.sum(1), **other_terms}
 
     def recomputed_residual(self) -> float:
         """Return the largest |change − all terms|, recomputed from the terms in the file.
 
         Raises:
-            FileCorruptError: it differs from the residual in the ledger.
+            FileCorruptError: the recomputed residual differs from the stored residual.
         """
         terms = self.contributions.sum(1) + self.decay + self.rounding + self.buffers
         residual = self.final - self.initial - terms
         size = float(self.mass.max() + self.final.abs().max() + self.initial.abs().max())
-        gap = float((residual - self.residual).abs().max())
-        if not gap <= 1e-12 * max(size, 1.0):
+        difference = float((residual - self.residual).abs().max())
+        if not difference <= 1e-12 * max(size, 1.0):
             raise FileCorruptError(
-                f"a ledger whose terms leave another residual than it states (difference {gap:.2g})",
+                f"a ledger whose terms leave another residual than it states (difference {difference:.2g})",
                 expected="terms that add up to the change",
                 hint="compute the ledger again",
             )

@@ -19,12 +19,12 @@ class SweepSetup:
     """The change that is explained, and the networks that it is computed with."""
 
     optimizer: str  # name of its class in torch.optim
-    n_steps: int  # T, of the whole run
-    steps: range  # those whose change is explained
-    trained: Network  # in the modes of training: gradients of the examples
-    tested: Network  # in eval mode: outputs and tangents of the rows
+    n_steps: int  # T, the number of steps of the whole run
+    steps: range  # steps whose change is explained
+    train_network: Network  # in the modes of training: gradients of the examples
+    eval_network: Network  # in eval mode: outputs and tangents of the rows
     rows: Rows  # m rows of x
-    phi: TargetFunctions  # k functions of their outputs
+    target_functions: TargetFunctions  # k functions of their outputs
     loss: PerExample
     quadrature: Quadrature
     coefficients: Tensor | None  # (T + 1,) of the weights in their average, if averaged weights are explained
@@ -32,9 +32,9 @@ class SweepSetup:
 
     @property
     def step_tolerance(self) -> float:
-        """Largest residual of one step."""
+        """Largest accepted residual of one step."""
         return self.quadrature.tolerance / self.n_steps
 
     def integrand(self, segments: Segments) -> Integrand:
         """Return φ of the rows along segments of the path."""
-        return Integrand(self.tested, self.rows, segments, self.phi)
+        return Integrand(self.eval_network, self.rows, segments, self.target_functions)

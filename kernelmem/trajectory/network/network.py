@@ -27,8 +27,8 @@ from kernelmem.trajectory.network.tangent_factors import (
     DenseTangents,
     FactoredTangents,
     Tangents,
-    join,
     output_gradients,
+    to_dense,
 )
 from kernelmem.trajectory.network.weight_blocks import (
     BlockForward,
@@ -57,19 +57,19 @@ class Network:
         self.prepared = prepare(
             model, rows, forward=forward, parameters=parameters, dtype=torch.float64, device="cpu", evaluation=True
         )
-        self.selected = self.prepared.parameters
+        self.parameters = self.prepared.parameters
         if evaluating is None:  # normalization without running statistics mixes rows even in eval mode
             check_eval_mode(self.prepared.module)
         self.test_rows = take(rows.to(dtype=torch.float64, device=torch.device("cpu")), torch.arange(4) % rows.n)
-        self.sizes = {name: parameter.numel() for name, parameter in self.selected.items()}
+        self.sizes = {name: parameter.numel() for name, parameter in self.parameters.items()}
         starts = [0]
         for size in self.sizes.values():
             starts.append(starts[-1] + size)
         self.slices = {name: slice(a, b) for name, a, b in zip(self.sizes, starts[:-1], starts[1:], strict=True)}
         self.n_parameters, self.n_outputs = starts[-1], self.prepared.n_outputs
         module = self.prepared.module
-        self.fixed = frozenset(id(tensor) for tensor in [*module.parameters(), *module.buffers()])
-        self.piecewise: bool | None = None  # whether it has operations with kinks; None: not known yet
+        self.shared_tensor_ids = frozenset(id(tensor) for tensor in [*module.parameters(), *module.buffers()])
+        self.piecewise: bool | None = None  # True if it has operations with kinks; None: not known yet
         self._surveys: dict[frozenset[str] | None, tuple[Survey, bool, bool]] = {}  # by modes
         if evaluating is not None:
             self.set_modes(evaluating)
@@ -79,19 +79,19 @@ class Network:
     def _update_survey(self, modes: frozenset[str] | None) -> None:
         """Survey how the network uses its parameters in its current modes, once for each combination of modes."""
         if modes in self._surveys:
-            self.survey, self.affine, self.in_blocks = self._surveys[modes]
+            self.survey, self.affine, self.supports_blocks = self._surveys[modes]
             return
         with seeded(None):
             self.survey = survey(self.prepared, self.test_rows, RULES)
             # Derived weights are not affine in the parameters; operations without a rule are not captured.
             derived = any(use.derived for use in self.capture(take(self.test_rows, torch.arange(2))).uses)
             self.affine = not self.survey.dense and not derived
-            self.in_blocks = self.affine and self._blocks_are_independent()
-        self._surveys[modes] = self.survey, self.affine, self.in_blocks
+            self.supports_blocks = self.affine and self._blocks_are_independent()
+        self._surveys[modes] = self.survey, self.affine, self.supports_blocks
 
     @property
-    def row_numbers(self) -> int:
-        """Numbers that a pass keeps per row (approximately)."""
+    def numbers_per_row(self) -> int:
+        """Approximate number of floating-point numbers that one pass keeps in memory per row."""
         return 2 * self.survey.saved + sum(sum(pair) for pair in self.survey.elements.values()) + 1
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
@@ -101,19 +101,19 @@ class Network:
                 if name in state:
                     tensor.copy_(state[name])
 
-    def takes_steps_together(self, evaluating: frozenset[str]) -> bool:
+    def supports_shared_passes(self, evaluating: frozenset[str]) -> bool:
         """Return True if steps in these modes can share a pass."""
         self.set_modes(evaluating)
-        return self.in_blocks
+        return self.supports_blocks
 
     def set_modes(self, evaluating: frozenset[str]) -> None:
-        """Put these modules in eval mode and all others in train mode."""
+        """Put the named modules in eval mode and all others in train mode."""
         set_modes(self.prepared.module, evaluating)
         self._update_survey(evaluating)
 
-    def flat(self, state: Mapping[str, Tensor]) -> Tensor:
+    def parameter_vector(self, state: Mapping[str, Tensor]) -> Tensor:
         """Return the selected parameters of a state as one vector (P,)."""
-        return torch.cat([state[name].detach().double().flatten() for name in self.selected])
+        return torch.cat([state[name].detach().double().flatten() for name in self.parameters])
 
     def outputs(self, rows: Rows, blocks: Blocks | None = None) -> Tensor:
         """Return f(x) (n, C) at the current weights, or at those of the blocks."""
@@ -121,11 +121,11 @@ class Network:
             if blocks is None:
                 return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
             if self._in_one_pass(blocks):
-                arguments = (self.survey.batch_axes, self.fixed, self.selected, RULES, self.survey.skip)
+                arguments = (self.survey.batch_axes, self.shared_tensor_ids, self.parameters, RULES, self.survey.skip)
                 with BlockForward(blocks, *arguments):
                     return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
             outputs = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
-            for index, _ in self._set_each(blocks):
+            for index, _ in self._visit_weights(blocks):
                 outputs[index] = self.outputs(take(rows, index))
             return outputs
 
@@ -134,14 +134,14 @@ class Network:
     ) -> tuple[Tensor, Tensor]:
         """Return f(x) (n, C) and its derivative along ``directions`` (S, *shape), or with respect to each row's place."""
         if not self._in_one_pass(blocks):
-            return self._slopes_each(rows, blocks, directions)
+            return self._slopes_per_block(rows, blocks, directions)
         load_dual_rules()
         with differentiable_kernels(torch.device("cpu")), forward_ad.dual_level():
             dual = dual_places(blocks) if directions is None else dual_blocks(blocks, directions)
             outputs, slopes = forward_ad.unpack_dual(self.outputs(rows, dual))
             return outputs, torch.zeros_like(outputs) if slopes is None else slopes
 
-    def factors(
+    def tangent_factors(
         self,
         rows: Rows,
         directions: Directions,
@@ -155,7 +155,7 @@ class Network:
         """
         row_axes = row_axes or (1, 1, rows.n)
         if not self.affine or (blocks is not None and not self._in_one_pass(blocks)):
-            return self._dense_tangents_each(rows, directions, blocks, row_axes)
+            return self._dense_tangents_per_block(rows, directions, blocks, row_axes)
         captured = self.capture(rows, blocks)
         outputs = captured.outputs.detach()
         cotangents = directions(outputs, torch.arange(rows.n))
@@ -164,8 +164,8 @@ class Network:
 
     def tangents(self, rows: Rows, directions: Directions, blocks: Blocks | None = None) -> tuple[Tensor, Tensor]:
         """Return Σ_c v_nkc ∂f_c(x_n)/∂θ as (n, k, P), and the outputs (n, C)."""
-        factors, outputs = self.factors(rows, directions, blocks)
-        return join(factors, list(self.sizes))[0], outputs
+        factors, outputs = self.tangent_factors(rows, directions, blocks)
+        return to_dense(factors, list(self.sizes))[0], outputs
 
     def gradient(
         self, rows: Rows, loss: Callable[[Tensor], Tensor], state: Mapping[str, Tensor], random: bytes | None
@@ -175,9 +175,9 @@ class Network:
         with seeded(random), torch.enable_grad():
             value = loss(self.prepared.outputs(rows.slice(0, rows.n), rows.n))
             gradients = torch.autograd.grad(
-                value, list(self.selected.values()), allow_unused=True, materialize_grads=True
+                value, list(self.parameters.values()), allow_unused=True, materialize_grads=True
             )
-        return dict(zip(self.selected, gradients, strict=True))
+        return dict(zip(self.parameters, gradients, strict=True))
 
     def capture(self, rows: Rows, blocks: Blocks | None = None) -> Capture:
         """Run one forward pass and capture every use of the parameters."""
@@ -185,7 +185,7 @@ class Network:
         def recorder(*arguments: Any) -> OperationRecorder:
             if blocks is None:
                 return OperationRecorder(*arguments)
-            return BlockRecorder(blocks, self.survey.batch_axes, self.fixed, *arguments)
+            return BlockRecorder(blocks, self.survey.batch_axes, self.shared_tensor_ids, *arguments)
 
         survey = self.survey
         return capture(
@@ -200,45 +200,47 @@ class Network:
         )
 
     def _in_one_pass(self, blocks: Blocks) -> bool:
-        return self.in_blocks or (self.affine and len(blocks.counts) == 1)
+        """Return True if the network can evaluate these blocks in one pass."""
+        return self.supports_blocks or (self.affine and len(blocks.counts) == 1)
 
-    def _set_each(self, blocks: Blocks) -> Iterator[tuple[Tensor, int]]:
+    def _visit_weights(self, blocks: Blocks) -> Iterator[tuple[Tensor, int]]:
         """Set the weights of every block and place in turn; yield the indices of the rows there, and the block."""
-        for block, rows in blocks.each():
+        for block, rows in blocks.row_slices():
             places = torch.zeros(rows.stop - rows.start) if blocks.places is None else blocks.places[rows]
             for place in torch.unique(places):
                 self.set_state(blocks.state(block, float(place)))
                 yield rows.start + (places == place).nonzero()[:, 0], block
 
-    def _slopes_each(
+    def _slopes_per_block(
         self, rows: Rows, blocks: Blocks, directions: Mapping[str, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
+        """Return outputs and slopes, with one pass for all rows with the same weights."""
         outputs, slopes = (torch.empty(rows.n, self.n_outputs, dtype=torch.float64) for _ in range(2))
-        for index, block in self._set_each(blocks):
+        for index, block in self._visit_weights(blocks):
             if directions is not None:
-                along = {name: u[block] for name, u in directions.items()}
+                direction = {name: u[block] for name, u in directions.items()}
             else:
                 assert blocks.stop is not None
-                along = {name: blocks.stop[name][block] - w[block] for name, w in blocks.start.items()}
+                direction = {name: blocks.stop[name][block] - w[block] for name, w in blocks.start.items()}
             linear = Linearized(self.prepared, rows.map(lambda leaf, i=index: leaf[i]), len(index), mode="reverse")
-            slopes[index] = linear.jvp(along)
+            slopes[index] = linear.jvp(direction)
             outputs[index] = self.outputs(take(rows, index))
         return outputs, slopes
 
-    def _dense_tangents_each(
+    def _dense_tangents_per_block(
         self, rows: Rows, directions: Directions, blocks: Blocks | None, row_axes: tuple[int, int, int]
     ) -> tuple[Tangents, Tensor]:
         """Return dense tangents and outputs, with one pass for all rows with the same weights."""
         S, q, r = row_axes
         outputs = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
         total: Tensor | None = None
-        groups = [(torch.arange(rows.n), 0)] if blocks is None else self._set_each(blocks)
+        groups = [(torch.arange(rows.n), 0)] if blocks is None else self._visit_weights(blocks)
         for index, _ in groups:
-            part = take(rows, index)
-            captured = self.capture(part)
+            block_rows = take(rows, index)
+            captured = self.capture(block_rows)
             outputs[index] = captured.outputs.detach()
             cotangents = directions(captured.outputs.detach(), index)
-            tangents = self._dense_tangents(part, captured, cotangents)
+            tangents = self._dense_tangents(block_rows, captured, cotangents)
             if total is None:
                 total = torch.zeros(S, r, cotangents.shape[1], self.n_parameters, dtype=torch.float64)
             segment, row = index // (q * r), index % r
@@ -252,39 +254,43 @@ class Network:
         uses = {use.key: use for use in captured.uses}
         gradients = output_gradients(captured, cotangents)
         tangents = cotangents.new_zeros(n, k, self.n_parameters)
-        shapes = {name: parameter.shape for name, parameter in self.selected.items()}
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         for group in self.survey.groups:
             mixed = MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
-            of_group = [gradients.get(key) for key in group.keys]
-            values = mixed.write([uses[key] for key in group.keys], of_group, n, k, "full")["tangents"]
+            group_gradients = [gradients.get(key) for key in group.keys]
+            values = mixed.write([uses[key] for key in group.keys], group_gradients, n, k, "full")["tangents"]
             sizes = [self.sizes[name] for name in group.names]
-            for name, part in zip(group.names, values.split(sizes, 2), strict=True):
-                tangents[:, :, self.slices[name]] = part
+            for name, parameter_tangents in zip(group.names, values.split(sizes, 2), strict=True):
+                tangents[:, :, self.slices[name]] = parameter_tangents
         if self.survey.dense:
-            single = [rows.slice(i, i + 1) for i in range(n)]
-            dense = rowwise_jacobian(self.prepared, single, list(self.survey.dense), cotangents)
+            single_rows = [rows.slice(i, i + 1) for i in range(n)]
+            dense = rowwise_jacobian(self.prepared, single_rows, list(self.survey.dense), cotangents)
             sizes = [self.sizes[name] for name in self.survey.dense]
-            for name, part in zip(self.survey.dense, dense.split(sizes, 2), strict=True):
-                tangents[:, :, self.slices[name]] = part
+            for name, parameter_tangents in zip(self.survey.dense, dense.split(sizes, 2), strict=True):
+                tangents[:, :, self.slices[name]] = parameter_tangents
         return tangents
 
     def _blocks_are_independent(self) -> bool:
-        """Check that blocks of rows with different weights in one pass have the outputs of each block alone."""
+        """Return True if one pass over blocks with different weights reproduces the outputs of each block computed separately."""
         rows = self.test_rows
-        shifted = {name: torch.stack([p.detach(), 0.9 * p.detach() - 0.01]) for name, p in self.selected.items()}
-        same = {name: torch.stack([p.detach(), p.detach()]) for name, p in self.selected.items()}
-        self.in_blocks = True
-        for weights, counts in ((shifted, (1, 3)), (shifted, (2, 2)), (same, (2, 2))):
+        different_weights = {
+            name: torch.stack([p.detach(), 0.9 * p.detach() - 0.01]) for name, p in self.parameters.items()
+        }
+        equal_weights = {name: torch.stack([p.detach(), p.detach()]) for name, p in self.parameters.items()}
+        self.supports_blocks = True
+        for weights, counts in ((different_weights, (1, 3)), (different_weights, (2, 2)), (equal_weights, (2, 2))):
             try:
-                together = self.outputs(rows, Blocks(counts, weights))
+                joint_outputs = self.outputs(rows, Blocks(counts, weights))
                 unblocked = self.outputs(rows)
             except Exception:  # of any type, raised inside the user's module
                 return False
-            for block, part in Blocks(counts, weights).each():
-                index = torch.arange(part.start, part.stop)
-                one = Blocks((len(index),), {name: w[block : block + 1] for name, w in weights.items()})
-                alone = unblocked[part] if weights is same else self.outputs(take(rows, index), one)
-                if not torch.allclose(together[part], alone, rtol=1e-9, atol=1e-12):
+            for block, block_rows in Blocks(counts, weights).row_slices():
+                index = torch.arange(block_rows.start, block_rows.stop)
+                single_block = Blocks((len(index),), {name: w[block : block + 1] for name, w in weights.items()})
+                separate_outputs = (
+                    unblocked[block_rows] if weights is equal_weights else self.outputs(take(rows, index), single_block)
+                )
+                if not torch.allclose(joint_outputs[block_rows], separate_outputs, rtol=1e-9, atol=1e-12):
                     return False
         return True
 

@@ -21,10 +21,10 @@ from kernelmem.tangents.rules.linear import LinearRule
 
 @dataclass(frozen=True)
 class OuterFactors:
-    """Tangents of a weight whose rows have one position: Σ_q g_q ⊗ a_q."""
+    """Tangents of a weight that is used at one position per row, as outer products: Σ_q g_q ⊗ a_q."""
 
-    use: int  # key of the use; a weight and its bias share it, and the gradients
-    activations: Tensor | None  # (S, q, r, in); None: ones, of a bias
+    use: int  # key of the layer call; a weight and its bias have the same key and gradients
+    activations: Tensor | None  # (S, q, r, in); None for a bias, whose activations are ones
     gradients: Tensor  # (S, q, r, k, out)
 
     def segment(self, s: int) -> "OuterFactors":
@@ -32,13 +32,13 @@ class OuterFactors:
         a = self.activations
         return OuterFactors(self.use, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
 
-    def along(self, direction: Tensor) -> Tensor:
+    def inner_products(self, direction: Tensor) -> Tensor:
         """Return ⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
         S, q, r, _, out = self.gradients.shape
         if self.activations is None:
             return (self.gradients @ direction[:, None, None, :, None])[..., 0].sum(1)
-        moved = torch.bmm(self.activations.flatten(1, 2), direction.view(S, out, -1).mT).view(S, q, r, out, 1)
-        return (self.gradients @ moved)[..., 0].sum(1)
+        output_changes = torch.bmm(self.activations.flatten(1, 2), direction.view(S, out, -1).mT).view(S, q, r, out, 1)
+        return (self.gradients @ output_changes)[..., 0].sum(1)
 
 
 class Tangents(Protocol):
@@ -46,14 +46,14 @@ class Tangents(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """S, r, k."""
+        """Return (S, r, k): the numbers of segments, rows and directions."""
         ...
 
     def parts(self, name: str, width: int) -> list[slice]:
         """Return slices of the parameter of about ``width`` numbers."""
         ...
 
-    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
         """Return a slice as a dense tensor (S, rows, k, width)."""
         ...
 
@@ -61,8 +61,8 @@ class Tangents(Protocol):
         """Return the outer factors if tangents of this parameter need not be formed; None otherwise."""
         ...
 
-    def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
-        """Return ⟨tangents, direction of each segment⟩, (S, r, k), for directions (S, *shape); None: only by forming them."""
+    def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """Return ⟨tangents, direction of each segment⟩, (S, r, k); directions (S, *shape). None if it needs dense tangents."""
         ...
 
 
@@ -75,25 +75,25 @@ class DenseTangents:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """S, r, k."""
+        """Return (S, r, k): the numbers of segments, rows and directions."""
         return self.values.shape[0], self.values.shape[1], self.values.shape[2]
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Cut anywhere."""
+        """Return consecutive slices of ``width`` entries; dense tangents can be cut anywhere."""
         size = self.slices[name].stop - self.slices[name].start
         return [slice(i, min(i + width, size)) for i in range(0, size, width)]
 
-    def form(self, name: str, part: slice, rows: slice) -> Tensor:
-        """Return a view."""
+    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
+        """Return a view of the dense tangents."""
         start = self.slices[name].start
-        return self.values[:, rows, :, start + part.start : start + part.stop]
+        return self.values[:, rows, :, start + parameter_slice.start : start + parameter_slice.stop]
 
     def outer_factors(self, name: str) -> None:
-        """Return None: they are dense."""
+        """Return None: dense tangents have no factors."""
         return None
 
-    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """Multiply."""
+    def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """Return the inner products of the dense tangents with the directions, (S, r, k)."""
         flat = torch.cat([directions[name].reshape(self.shape[0], -1) for name in self.slices], 1)
         return (self.values.flatten(1, 2) @ flat[:, :, None]).view(self.shape)
 
@@ -106,25 +106,27 @@ class ZeroTangents:
     sizes: Mapping[str, int]
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Cut anywhere."""
+        """Return consecutive slices of ``width`` entries; dense tangents can be cut anywhere."""
         return [slice(i, min(i + width, self.sizes[name])) for i in range(0, self.sizes[name], width)]
 
-    def form(self, name: str, part: slice, rows: slice) -> Tensor:
+    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
         """Return zeros."""
         S, r, k = self.shape
-        return torch.zeros(S, len(range(*rows.indices(r))), k, part.stop - part.start, dtype=torch.float64)
+        return torch.zeros(
+            S, len(range(*rows.indices(r))), k, parameter_slice.stop - parameter_slice.start, dtype=torch.float64
+        )
 
     def outer_factors(self, name: str) -> None:
-        """Return None: there are no factors."""
+        """Return None: zero tangents have no factors."""
         return None
 
-    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
+    def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Return zeros."""
         return torch.zeros(self.shape, dtype=torch.float64)
 
 
 class FactoredTangents:
-    """Tangents as factors of a captured pass, whose rows are ordered as (S, q, r)."""
+    """Tangents of a captured pass in factored form; its rows are ordered as (S, q, r)."""
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class FactoredTangents:
         self.sizes, self.gradients, self.n = sizes, gradients, captured.n
         self.S, self.q, self.r = row_axes
         self.shape = (self.S, self.r, k)
-        self.like = captured.outputs
+        self.like_outputs = captured.outputs
         self.uses: dict[str, list[tuple[ParameterUse, str]]] = {name: [] for name in sizes}
         for use in captured.uses:
             for slot, name in use.names.items():
@@ -146,23 +148,25 @@ class FactoredTangents:
         self._activations: dict[int, Tensor] = {}
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Cut between units of the layer."""
+        """Return slices that are cut between output units of the layer."""
         size = self.sizes[name]
-        fan_in = self._sliced(name)
+        fan_in = self._sliceable_fan_in(name)
         if fan_in is None:
             return [slice(0, size)]
         step = fan_in * max(1, width // fan_in)
         return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
-    def form(self, name: str, part: slice, rows: slice) -> Tensor:
-        """Sum over all uses of the parameter."""
+    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
+        """Return a slice of the tangents, summed over all uses of the parameter."""
         total = None
         for use, slot in self.uses[name]:
-            of_use = self._form(use, slot, part, rows, self._sliced(name))
-            total = of_use if total is None else total + of_use
+            use_tangents = self._form_use(use, slot, parameter_slice, rows, self._sliceable_fan_in(name))
+            total = use_tangents if total is None else total + use_tangents
         if total is not None:
             return total
-        return self.like.new_zeros(self.S, len(range(*rows.indices(self.r))), self.shape[2], part.stop - part.start)
+        return self.like_outputs.new_zeros(
+            self.S, len(range(*rows.indices(self.r))), self.shape[2], parameter_slice.stop - parameter_slice.start
+        )
 
     def outer_factors(self, name: str) -> OuterFactors | None:
         """Return the factors of a parameter that is used once, at one position per row."""
@@ -182,17 +186,17 @@ class FactoredTangents:
         a = use.rule.activations(use, self.n, ones=False)[:, 0, 0]
         return OuterFactors(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
 
-    def along(self, directions: Mapping[str, Tensor]) -> Tensor | None:
-        """Contract the factors of linear layers; None if another layer has parameters."""
+    def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the inner products from the factors of linear layers; None if a layer of another kind has parameters."""
         factors = {name: self.outer_factors(name) for name in self.sizes if self.uses[name]}
-        total = self.like.new_zeros(self.shape)
-        for name, of_parameter in factors.items():
-            if of_parameter is None:
+        total = self.like_outputs.new_zeros(self.shape)
+        for name, outer_factors in factors.items():
+            if outer_factors is None:
                 return None
-            total += of_parameter.along(directions[name])
+            total += outer_factors.inner_products(directions[name])
         return total
 
-    def _sliced(self, name: str) -> int | None:
+    def _sliceable_fan_in(self, name: str) -> int | None:
         """Return the fan-in of a weight that can be formed unit by unit; None otherwise."""
         if len(self.uses[name]) != 1:
             return None
@@ -202,28 +206,30 @@ class FactoredTangents:
             return None
         return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
 
-    def _form(self, use: ParameterUse, slot: str, part: slice, rows: slice, fan_in: int | None) -> Tensor:
+    def _form_use(
+        self, use: ParameterUse, slot: str, parameter_slice: slice, rows: slice, fan_in: int | None
+    ) -> Tensor:
+        """Return a slice of the tangents of one use of a parameter."""
         stacked = self.gradients[use.key]
         if not isinstance(stacked, Tensor):
             assert stacked is not None
             dense = self._split_rows(stacked[slot], rows)
-            return dense.reshape(*dense.shape[:4], -1).sum(2)[..., part]
+            return dense.reshape(*dense.shape[:4], -1).sum(2)[..., parameter_slice]
         g = use.rule.output_gradients(use, stacked)  # (n, G, s, k, out)
         if slot == "bias":
-            return self._split_rows(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., part]
+            return self._split_rows(g.sum(2).transpose(1, 2).flatten(2), rows).sum(2)[..., parameter_slice]
         start = 0
-        if (
-            fan_in is not None
-        ):  # units that overlap the part; the cut may have been made for other tangents, inside a unit
-            unit = part.start // fan_in
-            g, start = g[..., unit : -(-part.stop // fan_in)], unit * fan_in
+        if fan_in is not None:
+            # Select the units that overlap the slice: it may cut a unit in two if it was chosen for other tangents.
+            unit = parameter_slice.start // fan_in
+            g, start = g[..., unit : -(-parameter_slice.stop // fan_in)], unit * fan_in
         a = self._split_rows(self._activations_of(use), rows)  # (S, r, q, G, s, in)
         g = self._split_rows(g, rows)
         S, r, q = a.shape[:3]
         a, g = (t.transpose(2, 3).reshape(S * r, t.shape[3], q * t.shape[4], *t.shape[5:]) for t in (a, g))
         tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
         units = use.rule.to_weight_shape(use, tangent).reshape(S, r, self.shape[2], -1)
-        return units[..., part.start - start : part.stop - start]
+        return units[..., parameter_slice.start - start : parameter_slice.stop - start]
 
     def _activations_of(self, use: ParameterUse) -> Tensor:
         if use.key not in self._activations:
@@ -243,19 +249,26 @@ def output_gradients(captured: Capture, cotangents: Tensor) -> dict[int, UseGrad
         return gradients
     edges = [use.edge for use in captured.uses]
     for c in range(k):
-        of_direction = torch.autograd.grad(
+        edge_gradients = torch.autograd.grad(
             captured.outputs, edges, cotangents[:, c], retain_graph=c + 1 < k, allow_unused=True
         )
-        for use, gradient in zip(captured.uses, of_direction, strict=True):
-            part = one_direction(use, gradient, captured.n)
+        for use, gradient in zip(captured.uses, edge_gradients, strict=True):
+            use_gradient = one_direction(use, gradient, captured.n)
             if k == 1:
-                gradients[use.key] = part
+                gradients[use.key] = use_gradient
             else:
-                store_direction(gradients, use, part, c, k)
+                store_direction(gradients, use, use_gradient, c, k)
     return gradients
 
 
-def join(tangents: Tangents, names: Sequence[str]) -> Tensor:
+def to_dense(tangents: Tangents, names: Sequence[str]) -> Tensor:
     """Return the tangents of all parameters as one dense tensor (S, r, k, P)."""
     rows = slice(0, tangents.shape[1])
-    return torch.cat([tangents.form(name, part, rows) for name in names for part in tangents.parts(name, 2**62)], 3)
+    return torch.cat(
+        [
+            tangents.form(name, parameter_slice, rows)
+            for name in names
+            for parameter_slice in tangents.parts(name, 2**62)
+        ],
+        3,
+    )

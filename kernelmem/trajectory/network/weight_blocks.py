@@ -26,8 +26,8 @@ class Blocks:
 
     counts: tuple[int, ...]
     start: Mapping[str, Tensor]  # (S, *shape) of every parameter
-    stop: Mapping[str, Tensor] | None = None  # the other ends of the segments
-    places: Tensor | None = None  # (n,) of each row on its segment, 0 to 1
+    stop: Mapping[str, Tensor] | None = None  # the other ends of the segments, if rows lie on segments
+    places: Tensor | None = None  # (n,): position of each row on its segment, from 0 to 1
 
     @property
     def n(self) -> int:
@@ -36,38 +36,42 @@ class Blocks:
 
     @cached_property
     def padding(self) -> tuple[Tensor | None, Tensor | None]:
-        """Indices that pad all blocks to the longest one, and those that undo it; None: all have one length."""
-        longest = max(self.counts)
-        if min(self.counts) == longest:
+        """Return indices that pad all blocks to the longest block, and indices that undo the padding; None: equal lengths."""
+        longest_count = max(self.counts)
+        if min(self.counts) == longest_count:
             return None, None
         counts = torch.tensor(self.counts)
         starts = counts.cumsum(0) - counts
-        rank = torch.arange(longest)
-        pad = starts[:, None] + torch.minimum(rank, counts[:, None] - 1)  # each block's last row is repeated
-        unpad = torch.repeat_interleave(torch.arange(len(counts)) * longest - starts, counts) + torch.arange(self.n)
+        position = torch.arange(longest_count)
+        pad = starts[:, None] + torch.minimum(position, counts[:, None] - 1)  # each block's last row is repeated
+        unpad = torch.repeat_interleave(torch.arange(len(counts)) * longest_count - starts, counts) + torch.arange(
+            self.n
+        )
         return pad.flatten(), unpad
 
     def state(self, block: int, place: float) -> dict[str, Tensor]:
-        """Return the weights at one place of one block's segment."""
+        """Return the weights of one block at a place on its segment."""
         if self.stop is None:
             return {name: w[block] for name, w in self.start.items()}
         return {name: torch.lerp(w[block], self.stop[name][block], place) for name, w in self.start.items()}
 
-    def each(self) -> Iterator[tuple[int, slice]]:
+    def row_slices(self) -> Iterator[tuple[int, slice]]:
         """Yield the index of every block and the slice of its rows."""
         start = 0
         for block, count in enumerate(self.counts):
             yield block, slice(start, start + count)
             start += count
 
-    def repeat(self, d: int) -> "Blocks":
-        """Return all blocks d times in a row."""
+    def repeat(self, n_repeats: int) -> "Blocks":
+        """Return the sequence of all blocks, repeated ``n_repeats`` times."""
         start, stop = (
-            None if end is None else {name: w.repeat(d, *[1] * (w.ndim - 1)) for name, w in end.items()}
+            None if end is None else {name: w.repeat(n_repeats, *[1] * (w.ndim - 1)) for name, w in end.items()}
             for end in (self.start, self.stop)
         )
         assert start is not None
-        return Blocks(self.counts * d, start, stop, None if self.places is None else self.places.repeat(d))
+        return Blocks(
+            self.counts * n_repeats, start, stop, None if self.places is None else self.places.repeat(n_repeats)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ class Segments:
     stop: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, states: Sequence[State], names: Sequence[str]) -> "Segments":
+    def from_states(cls, states: Sequence[State], names: Sequence[str]) -> "Segments":
         """Return the segments between S + 1 consecutive states."""
-        if len(states) == 2:  # without copies
+        if len(states) == 2:  # avoid copies of large states
             start, stop = ({name: state[name].detach().double()[None] for name in names} for state in states)
             return cls(start, stop)
         stacked = {name: torch.stack([state[name].detach().double() for state in states]) for name in names}
@@ -89,17 +93,17 @@ class Segments:
     def __len__(self) -> int:
         return len(next(iter(self.start.values())))
 
-    def lines(self, segments: Tensor, places: Tensor) -> Blocks:
-        """Return rows at their own places on segments; ``segments`` (n,) ascending, ``places`` (n,)."""
-        used, counts = torch.unique_consecutive(segments, return_counts=True)
+    def rows_at_places(self, segments: Tensor, places: Tensor) -> Blocks:
+        """Return the weights of n rows, each at its own place on a segment; ``segments`` (n,) ascending, ``places`` (n,)."""
+        used_segments, counts = torch.unique_consecutive(segments, return_counts=True)
         start, stop = (
-            end if len(used) == len(self) else {name: w[used] for name, w in end.items()}
+            end if len(used_segments) == len(self) else {name: w[used_segments] for name, w in end.items()}
             for end in (self.start, self.stop)
         )
         return Blocks(tuple(counts.tolist()), start, stop, places)
 
-    def points(self, segments: Tensor, places: Tensor, count: int) -> Blocks:
-        """Return one block of ``count`` rows at each point; ``segments`` and ``places`` (b,)."""
+    def blocks_at_places(self, segments: Tensor, places: Tensor, count: int) -> Blocks:
+        """Return one block of ``count`` rows for each pair (segment, place); ``segments`` and ``places`` have shape (b,)."""
         weights = {}
         for name, start in self.start.items():
             share = places.view(-1, *[1] * (start.ndim - 1))
@@ -112,19 +116,27 @@ class Segments:
         return {name: self.stop[name] - start for name, start in self.start.items()}
 
 
-def _mapped(tree: Any, fixed: frozenset[int], axis: int, length: int, change: Callable[[Tensor], Tensor]) -> Any:
-    """Apply ``change`` to those tensors in the arguments of a call that hold all rows."""
+def _map_batched_tensors(
+    tree: Any, shared_tensor_ids: frozenset[int], axis: int, length: int, function: Callable[[Tensor], Tensor]
+) -> Any:
+    """Apply ``function`` to the batched tensors in the arguments of a call: those with ``length`` entries along ``axis``."""
     if isinstance(tree, Tensor):
-        return change(tree) if id(tree) not in fixed and tree.ndim > axis and tree.shape[axis] == length else tree
+        return (
+            function(tree)
+            if id(tree) not in shared_tensor_ids and tree.ndim > axis and tree.shape[axis] == length
+            else tree
+        )
     if isinstance(tree, dict):
-        return {key: _mapped(item, fixed, axis, length, change) for key, item in tree.items()}
+        return {
+            key: _map_batched_tensors(item, shared_tensor_ids, axis, length, function) for key, item in tree.items()
+        }
     if isinstance(tree, tuple | list):
-        return type(tree)(_mapped(item, fixed, axis, length, change) for item in tree)
+        return type(tree)(_map_batched_tensors(item, shared_tensor_ids, axis, length, function) for item in tree)
     return tree
 
 
 def _take_groups(tensor: Tensor, index: Tensor, m: int) -> Tensor:
-    """Take groups of m consecutive entries of the first axis."""
+    """Select groups of m consecutive entries along the first axis."""
     if m == 1:
         return tensor.index_select(0, index)
     return tensor.unflatten(0, (-1, m)).index_select(0, index).flatten(0, 1)
@@ -133,38 +145,49 @@ def _take_groups(tensor: Tensor, index: Tensor, m: int) -> Tensor:
 def run_blocks(
     blocks: Blocks,
     batch_axis: BatchAxis,
-    fixed: frozenset[int],
+    shared_tensor_ids: frozenset[int],
     call: ParsedCall,
     names: Mapping[str, str],
     weights: Mapping[str, Tensor | None],
-    again: Reparse,
+    reparse: Reparse,
 ) -> Tensor:
     """Run one operation with each block's weights on its rows."""
     m, S = batch_axis.multiplicity, len(blocks.counts)
     ends = [blocks.start] if blocks.stop is None else [blocks.start, blocks.stop]
     leading = batch_axis.axis == 0 and (m == 1 or batch_axis.major)
     if S == 1:
-        results = [call.run(_replaced(weights, names, end, 0)) for end in ends]
+        results = [call.run(_block_weights(weights, names, end, 0)) for end in ends]
     elif call.run_blocks is not None and leading:
         pad, unpad = blocks.padding
         padded: ParsedCall | None = call
         if pad is not None:
-            padded = again(lambda tree: _mapped(tree, fixed, 0, blocks.n * m, lambda t: _take_groups(t, pad, m)))
+            padded = reparse(
+                lambda tree: _map_batched_tensors(
+                    tree, shared_tensor_ids, 0, blocks.n * m, lambda t: _take_groups(t, pad, m)
+                )
+            )
         assert padded is not None
         assert padded.run_blocks is not None
-        results = [padded.run_blocks(_replaced(weights, names, end, None)) for end in ends]
+        results = [padded.run_blocks(_block_weights(weights, names, end, None)) for end in ends]
         if unpad is not None:
             results = [_take_groups(result, unpad, m) for result in results]
     else:
         calls, start = [], 0
         for count in blocks.counts:
-            cut = partial(torch.narrow, dim=batch_axis.axis, start=start * m, length=count * m)
-            piece = again(lambda tree, cut=cut: _mapped(tree, fixed, batch_axis.axis, blocks.n * m, cut))
-            assert piece is not None
-            calls.append(piece)
+            take_block = partial(torch.narrow, dim=batch_axis.axis, start=start * m, length=count * m)
+            block_call = reparse(
+                lambda tree, take_block=take_block: _map_batched_tensors(
+                    tree, shared_tensor_ids, batch_axis.axis, blocks.n * m, take_block
+                )
+            )
+            assert block_call is not None
+            calls.append(block_call)
             start += count
         results = [
-            torch.cat([one.run(_replaced(weights, names, end, b)) for b, one in enumerate(calls)], batch_axis.axis)
+            torch.cat(
+                [block_call.run(_block_weights(weights, names, end, b)) for b, block_call in enumerate(calls)],
+                batch_axis.axis,
+            )
             for end in ends
         ]
     if blocks.places is None:
@@ -177,7 +200,7 @@ def run_blocks(
     return torch.lerp(results[0], results[1], places.view(shape))
 
 
-def _replaced(
+def _block_weights(
     weights: Mapping[str, Tensor | None], names: Mapping[str, str], end: Mapping[str, Tensor], block: int | None
 ) -> dict[str, Tensor | None]:
     """Return the weights of one block, or of all blocks (None), in the slots of the parameters."""
@@ -196,18 +219,18 @@ class BlockRecorder(OperationRecorder):
     """Captures every use of the parameters, with each block's weights on its rows."""
 
     def __init__(
-        self, blocks: Blocks, batch_axes: Mapping[int, BatchAxis], fixed: frozenset[int], *arguments: Any
+        self, blocks: Blocks, batch_axes: Mapping[int, BatchAxis], shared_tensor_ids: frozenset[int], *arguments: Any
     ) -> None:
         super().__init__(*arguments)
-        self.blocks, self.batch_axes, self.fixed = blocks, batch_axes, fixed
+        self.blocks, self.batch_axes, self.shared_tensor_ids = blocks, batch_axes, shared_tensor_ids
 
     def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
         """Run the operation block by block."""
-        return run_blocks(self.blocks, self.batch_axes[self.calls], self.fixed, call, names, weights, again)
+        return run_blocks(self.blocks, self.batch_axes[self.calls], self.shared_tensor_ids, call, names, weights, again)
 
 
 class BlockForward(BlockRecorder):
-    """The same without recording for a backward pass: for values and slopes."""
+    """Like :class:`BlockRecorder`, without recording for a backward pass: for values and slopes."""
 
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
@@ -221,7 +244,9 @@ class BlockForward(BlockRecorder):
             if call is not None and names:
                 self.calls += 1
                 if self.calls not in self.skip:
-                    return self.run(call, names, weights, lambda change: rule.read(func, change(args), change(kwargs)))
+                    return self.run(
+                        call, names, weights, lambda function: rule.read(func, function(args), function(kwargs))
+                    )
         elif rule is not None:
             with self:
                 output = rule.expand(func, args, kwargs)
@@ -231,7 +256,7 @@ class BlockForward(BlockRecorder):
 
 
 def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
-    """Return the weights as dual numbers, with a direction (S, *shape) for each block."""
+    """Return the blocks with weights as dual numbers, whose tangents are the directions (S, *shape)."""
 
     def dual(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: forward_ad.make_dual(w, directions[name]) for name, w in end.items()}
@@ -240,7 +265,7 @@ def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
 
 
 def dual_places(blocks: Blocks) -> Blocks:
-    """Return the blocks with places as dual numbers: for the derivative along each row's segment."""
+    """Return the blocks with places as dual numbers, for the derivative along each row's segment."""
     assert blocks.places is not None
     assert blocks.stop is not None
 

@@ -32,12 +32,17 @@ from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import gauss_legendre
 from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
-from kernelmem.trajectory.path_kernel.path_kernel import PathKernelOptions, moved_parameters, path_kernel, step_rate
+from kernelmem.trajectory.path_kernel.path_kernel import (
+    PathKernelOptions,
+    moved_parameters,
+    path_kernel,
+    step_learning_rate,
+)
 
 if TYPE_CHECKING:
     import pandas
 
-SINGULAR = 1e-10  # directions of K below this share of its largest have no coefficient
+SINGULAR_VALUE_RATIO = 1e-10  # singular values of K below this fraction of the largest are treated as zero
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +59,7 @@ class DomingosKernelMachine(Result):
     @property
     def coefficients(self) -> Tensor:
         """a_i(x) = −K⁻¹ K_L (the shortest, where K is singular): (m, n, C)."""
-        inverse = torch.linalg.pinv(self.kernel, rtol=SINGULAR)
+        inverse = torch.linalg.pinv(self.kernel, rtol=SINGULAR_VALUE_RATIO)
         return -(inverse @ self.weighted[..., None])[..., 0]
 
     @property
@@ -136,27 +141,33 @@ def domingos_kernel_machine(
             f"data of {examples.n} rows", expected=f"{n_recorded}, one for each example", hint="pass all of them"
         )
     parameters = moved_parameters(run, steps)
-    trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
+    step_examples = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
     options = PathKernelOptions(
         weighting="time", n_nodes=n_nodes, loss=loss, dtype=torch.float64, device="cpu", memory=memory
     )
     kernel = path_kernel(run, model, rows, examples, outputs="full", forward=forward, options=options)
-    tested = Network(model, rows, parameters=parameters, forward=forward)
-    C, rule = tested.n_outputs, gauss_legendre(n_nodes)
+    eval_network = Network(model, rows, parameters=parameters, forward=forward)
+    C, rule = eval_network.n_outputs, gauss_legendre(n_nodes)
     weighted = torch.zeros(rows.n, examples.n, C, dtype=torch.float64)
-    summed = torch.zeros(examples.n, C, dtype=torch.float64)
-    ends: list[Tensor] = []  # outputs before and after training
-    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
-        rate = step_rate(steps[t])
-        derivatives, index = trained.derivatives(steps[t], now)
-        gradients = trained.tangents(steps[t], now, lambda f, _, v=derivatives: v[:, None])[:, 0]  # (B, P)
-        summed.index_add_(0, index, rate * derivatives)
+    summed_derivatives = torch.zeros(examples.n, C, dtype=torch.float64)
+    end_outputs: list[Tensor] = []  # outputs before and after training
+    for t, (before, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
+        learning_rate = step_learning_rate(steps[t])
+        derivatives, example_indices = step_examples.derivatives(steps[t], before)
+        gradients = step_examples.tangents(steps[t], before, lambda f, _, v=derivatives: v[:, None])[:, 0]  # (B, P)
+        summed_derivatives.index_add_(0, example_indices, learning_rate * derivatives)
         for node, weight in zip(rule.nodes, rule.weights, strict=True):
-            inner = {name: torch.lerp(now[name].double(), after[name].double(), node) for name in tested.selected}
-            tested.set_state({**now, **inner})
-            tangents = tested.tangents(rows, each_output)[0]  # (m, C, P)
-            weighted.index_add_(1, index, rate * weight * torch.einsum("mcp,bp->mbc", tangents, gradients))
-        for state in (now, after) if t == 0 else (after,):
-            tested.set_state(state)
-            ends = [*ends[:1], tested.outputs(rows)]
-    return DomingosKernelMachine(kernel.values, weighted, ends[0], ends[-1], summed, kernel.total_weight)
+            interpolated = {
+                name: torch.lerp(before[name].double(), after[name].double(), node) for name in eval_network.parameters
+            }
+            eval_network.set_state({**before, **interpolated})
+            tangents = eval_network.tangents(rows, each_output)[0]  # (m, C, P)
+            weighted.index_add_(
+                1, example_indices, learning_rate * weight * torch.einsum("mcp,bp->mbc", tangents, gradients)
+            )
+        for state in (before, after) if t == 0 else (after,):
+            eval_network.set_state(state)
+            end_outputs = [*end_outputs[:1], eval_network.outputs(rows)]
+    return DomingosKernelMachine(
+        kernel.values, weighted, end_outputs[0], end_outputs[-1], summed_derivatives, kernel.total_weight
+    )

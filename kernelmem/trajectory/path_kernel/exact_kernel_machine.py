@@ -34,10 +34,10 @@ from kernelmem.trajectory.integration.quadrature import DEFAULT_QUADRATURE, Quad
 from kernelmem.trajectory.integration.step_integral import Integrand, dense_mean_tangents
 from kernelmem.trajectory.network.network import Network, each_output
 from kernelmem.trajectory.network.weight_blocks import Segments
-from kernelmem.trajectory.optimizers import ParameterStep, filter_of
+from kernelmem.trajectory.optimizers import ParameterStep, filter_class
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.path_kernel import moved_parameters
-from kernelmem.trajectory.targets import TargetFunctions, TargetLike, target_functions
+from kernelmem.trajectory.targets import TargetFunctions, TargetLike, as_target_functions
 from kernelmem.trajectory.trace import RunTracer
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class ExactKernelMachine(Result):
     kernel: Tensor  # (m, atoms, k, C)
     coefficients: Tensor  # (atoms, C), the same for all rows
     examples: Tensor  # (atoms,): index of each atom's example
-    steps: Tensor  # (atoms,): its step
+    steps: Tensor  # (atoms,): index of each atom's step
     initial: Tensor  # (m, k): before training
-    final: Tensor  # (m, k): after it
+    final: Tensor  # (m, k): after training
     decay: Tensor  # (m, k)
     rounding: Tensor  # (m, k)
     names: tuple[str, ...]  # of the k functions
@@ -148,61 +148,69 @@ def exact_kernel_machine(
     verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
     parameters = moved_parameters(run, steps)
-    trained = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
-    tested = Network(model, rows, parameters=parameters, forward=forward)
-    phi = target_functions(target, labels, rows.n, tested.n_outputs)
-    m, k, C, P = rows.n, len(phi.names), tested.n_outputs, tested.n_parameters
+    step_examples = StepExamples(run, model, parameters=parameters, loss=loss, forward=forward)
+    eval_network = Network(model, rows, parameters=parameters, forward=forward)
+    target_functions = as_target_functions(target, labels, rows.n, eval_network.n_outputs)
+    m, k, C, P = rows.n, len(target_functions.names), eval_network.n_outputs, eval_network.n_parameters
     batch_sizes = [len(step.examples) for step in steps]
     n_atoms = sum(batch_sizes)
-    needed = 8 * (m * k * C * n_atoms + 4 * T * P + 2 * (m * k + max(batch_sizes) * C) * P)
-    if needed > as_bytes(memory):
+    n_bytes = 8 * (m * k * C * n_atoms + 4 * T * P + 2 * (m * k + max(batch_sizes) * C) * P)
+    if n_bytes > as_bytes(memory):
         raise InputError(
-            f"a machine of {n_atoms:,} atoms on {m} rows, which takes {needed / 2**20:,.0f} MiB",
+            f"a machine of {n_atoms:,} atoms on {m} rows, which takes {n_bytes / 2**20:,.0f} MiB",
             expected=f"at most memory={memory!r}",
             hint="take fewer rows, a target= (k = 1), raise memory=, or use km.ledger: the sums over steps alone",
         )
     advance = step_counter(progress, "exact kernel machine", 2 * T)
     states: list[Mapping[str, Tensor]] = []
-    moved: list[dict[str, ParameterStep]] = []
+    parameter_steps: list[dict[str, ParameterStep]] = []
     rounding_steps: list[Tensor] = []
     coefficients, examples = [], []
-    tracer = RunTracer(run, model, trained.network, trained.loss, loss, forward)
-    for traced in tracer.in_order():
+    tracer = RunTracer(run, model, step_examples.network, step_examples.loss, loss, forward)
+    for traced in tracer.trace_forward():
         states = [*states[:-1], *traced.states]
-        moved += traced.moved
+        parameter_steps += traced.parameter_steps
         rounding_steps += traced.rounding
         for t in range(traced.start, traced.stop):
-            derivatives, indices = trained.derivatives(steps[t], states[t])
+            derivatives, indices = step_examples.derivatives(steps[t], states[t])
             coefficients.append(-derivatives)
             examples.append(indices)
             advance(1)
-    new_filter = filter_of(run.optimizer)
-    filters = {name: new_filter() for name in tested.selected}
+    new_filter = filter_class(run.optimizer)
+    filters = {name: new_filter() for name in eval_network.parameters}
     kernel = torch.empty(m, n_atoms, k, C, dtype=torch.float64)
     decay, rounding = torch.zeros(m, k, dtype=torch.float64), torch.zeros(m, k, dtype=torch.float64)
     stop = n_atoms
     for t in reversed(range(T)):
-        tested.set_state(states[t])
-        segment = Segments.of(states[t : t + 2], list(tested.selected))
-        integrand = Integrand(tested, rows, segment, phi)
+        eval_network.set_state(states[t])
+        segment = Segments.from_states(states[t : t + 2], list(eval_network.parameters))
+        integrand = Integrand(eval_network, rows, segment, target_functions)
         mean_tangents = dense_mean_tangents(integrand, n_nodes=quadrature.n_nodes, tolerance=quadrature.tolerance / T)
         rounding += mean_tangents @ rounding_steps[t]
         A = torch.zeros_like(mean_tangents)  # A_t(x), (m, k, P)
-        for name, step in moved[t].items():
-            place = tested.slices[name]
-            A[..., place], of_decay = filters[name].backward(mean_tangents[..., place], step)
-            decay += 0.0 if of_decay is None else of_decay
-        tangents = trained.tangents(steps[t], states[t], each_output)
+        for name, step in parameter_steps[t].items():
+            parameter_slice = eval_network.slices[name]
+            A[..., parameter_slice], step_decay = filters[name].backward(mean_tangents[..., parameter_slice], step)
+            decay += 0.0 if step_decay is None else step_decay
+        tangents = step_examples.tangents(steps[t], states[t], each_output)
         kernel[:, stop - batch_sizes[t] : stop] = -torch.einsum("mkp,bcp->mbkc", A, tangents)
         stop -= batch_sizes[t]
         advance(1)
     atom_steps = torch.arange(T).repeat_interleave(torch.tensor(batch_sizes))
-    initial, final = (_values(tested, state, rows, phi) for state in (states[0], states[-1]))
+    initial, final = (_values(eval_network, state, rows, target_functions) for state in (states[0], states[-1]))
     return ExactKernelMachine(
-        kernel, torch.cat(coefficients), torch.cat(examples), atom_steps, initial, final, decay, rounding, phi.names
+        kernel,
+        torch.cat(coefficients),
+        torch.cat(examples),
+        atom_steps,
+        initial,
+        final,
+        decay,
+        rounding,
+        target_functions.names,
     )
 
 
-def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, phi: TargetFunctions) -> Tensor:
+def _values(network: Network, state: Mapping[str, Tensor], rows: Rows, target_functions: TargetFunctions) -> Tensor:
     network.set_state(state)
-    return phi.values(network.outputs(rows), torch.arange(rows.n))
+    return target_functions.values(network.outputs(rows), torch.arange(rows.n))

@@ -11,7 +11,7 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.network.network import Directions, Network
-from kernelmem.trajectory.trace import StepBatch, batch_of
+from kernelmem.trajectory.trace import StepBatch, load_batch
 
 
 class StepExamples:
@@ -26,21 +26,21 @@ class StepExamples:
         loss: Loss | None,
         forward: Forward | None,
     ) -> None:
-        """Copy the model.
+        """Copy the model and check that every step treats its examples independently.
 
         Raises:
             UnsupportedModelError: a step drew random numbers, changed buffers or used statistics of its batch.
         """
         for step in run.steps:
-            _check(step, model)
-        first = run.steps[0]
-        rows = batch_of(run, first).rows
+            _check_independent_examples(step, model)
+        first_step = run.steps[0]
+        rows = load_batch(run, first_step).rows
         self.run, self.loss = run, per_example_loss(loss or run.loss)
-        self.network = Network(model, rows, parameters=parameters, forward=forward, evaluating=first.evaluating)
+        self.network = Network(model, rows, parameters=parameters, forward=forward, evaluating=first_step.evaluating)
 
     def derivatives(self, step: Step, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return (weight · clip factor / batch size) ∂ℓ_i/∂f (B, C), and the indices of the examples (B,)."""
-        batch = self._at(step, state)
+        batch = self._load_batch_at(step, state)
         with torch.enable_grad():
             leaf = self.network.outputs(batch.rows).requires_grad_()
             total = (batch.weights * self.loss(leaf, batch.targets)).sum()
@@ -48,18 +48,21 @@ class StepExamples:
 
     def tangents(self, step: Step, state: Mapping[str, Tensor], directions: Directions) -> Tensor:
         """Return Σ_c v_c ∂f_c(x_i)/∂w at the start of the step for directions v (B, k, C): (B, k, P)."""
-        return self.network.tangents(self._at(step, state).rows, directions)[0]
+        return self.network.tangents(self._load_batch_at(step, state).rows, directions)[0]
 
-    def _at(self, step: Step, state: Mapping[str, Tensor]) -> StepBatch:
+    def _load_batch_at(self, step: Step, state: Mapping[str, Tensor]) -> StepBatch:
         self.network.set_state(state)
         self.network.set_modes(step.evaluating)
-        return batch_of(self.run, step)
+        return load_batch(self.run, step)
 
 
-def _check(step: Step, model: nn.Module) -> None:
+def _check_independent_examples(step: Step, model: nn.Module) -> None:
+    """Raise UnsupportedModelError if outputs in this step depend on random numbers or on other examples."""
     batch_norm = nn.modules.batchnorm._BatchNorm
-    mixing = any(isinstance(m, batch_norm) and name not in step.evaluating for name, m in model.named_modules())
-    if step.random is not None or step.buffers_changed or mixing:
+    uses_batch_statistics = any(
+        isinstance(m, batch_norm) and name not in step.evaluating for name, m in model.named_modules()
+    )
+    if step.random is not None or step.buffers_changed or uses_batch_statistics:
         reason = "drew random numbers" if step.random is not None else "used statistics of its batch"
         raise UnsupportedModelError(
             f"a run whose step {step.index} {reason}",

@@ -58,8 +58,8 @@ class KernelAtWeights:
             )
         if right is not None:
             check_rows(self.prepared, right)
-        self.left = self._side(left, labels_x, "labels of x")
-        self.right = None if right is None else self._side(right, labels_y, "labels of y")
+        self.left = self._labeled_rows(left, labels_x, "labels of x")
+        self.right = None if right is None else self._labeled_rows(right, labels_y, "labels of y")
         C = self.prepared.n_outputs
         directions = (
             OutputDirections(outputs, C) if target is None else OutputDirections("target", C, named_target(target))
@@ -69,17 +69,17 @@ class KernelAtWeights:
         self.engine = replace(engine, survey=_without_computed_readout(engine.survey, self.prepared.module))
 
     @property
-    def numbers(self) -> int:
-        """Number of entries of a result."""
+    def result_size(self) -> int:
+        """Number of entries of one kernel."""
         m = (self.right or self.left).rows.n
         return int(torch.Size(self.engine.directions.result_shape(self.left.rows.n, m)).numel())
 
     def plan(self, memory: int) -> Plan:
-        """Plan the computation, which is the same at all weights."""
+        """Plan the computation of one kernel; the plan is valid at all weights."""
         m = (self.right or self.left).rows.n
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=memory)
 
-    def at(self, state: Mapping[str, Tensor], plan: Plan, *, check: bool = False) -> Tensor:
+    def evaluate(self, state: Mapping[str, Tensor], plan: Plan, *, check: bool = False) -> Tensor:
         """Return the kernel at these parameters and buffers; with ``check`` a few rows are compared with the definition.
 
         Raises:
@@ -103,7 +103,7 @@ class KernelAtWeights:
                 if name in state:
                     tensor.copy_(state[name])
 
-    def _side(self, rows: Rows, labels: ArrayLike | None, name: str) -> LabeledRows:
+    def _labeled_rows(self, rows: Rows, labels: ArrayLike | None, name: str) -> LabeledRows:
         prepared = self.prepared
         classes = None
         if labels is not None:

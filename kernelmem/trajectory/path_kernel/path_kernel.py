@@ -39,7 +39,7 @@ from kernelmem.trajectory.targets import TargetLike
 Weighting = Literal["mean", "time", "length"]
 State = dict[str, Tensor]
 N_SUMS = 4  # float64 results in memory: the sum, a step's integral, that with one more node, and the kernel at a node
-N_SAMPLED = 8  # steps at which one more node is tried
+N_SAMPLED = 8  # number of steps at which one more node is tried
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +55,7 @@ class PathKernel(Result):
     n_nodes: int  # Gauss-Legendre nodes per step
     stride: int  # 1: all steps; k: one step is used for k, an estimate
     quadrature_error: float  # estimate, relative to the kernel (Frobenius norms)
-    thinning_error: float  # likewise; 0 if no step was left out
+    thinning_error: float  # estimate, relative to the kernel; 0 if all steps were used
     evaluations: int  # tangent kernels that were computed
     total_weight: float  # Σ_t a_t: 1, the training time, or the length of the path
 
@@ -192,37 +192,37 @@ def path_kernel(
         device=options.device,
     )
     n_sums = N_SUMS + 2 if stride > 1 else N_SUMS
-    budget = as_bytes(options.memory) - 8 * kernel.numbers * n_sums
+    budget = as_bytes(options.memory) - 8 * kernel.result_size * n_sums
     if budget <= 0:
         raise InputError(
-            f"memory={options.memory!r} for sums of {8 * kernel.numbers / 2**20:.3g} MiB each",
+            f"memory={options.memory!r} for sums of {8 * kernel.result_size / 2**20:.3g} MiB each",
             expected=f"room for {n_sums} of them and for a tangent kernel",
             hint='raise memory=, take fewer rows, or outputs="trace"',
         )
     plan = kernel.plan(budget)
     blocks = [range(start, min(start + stride, T)) for start in range(0, T, stride)]
     sums = _Sums(blocks)
-    for t, (now, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
+    for t, (before, after) in enumerate(pairwise(state for _, state in replay(run, model, loss=loss, forward=forward))):
         index = t // stride
         block = blocks[index]
-        sums.add_weight(_weight(options.weighting, steps[t], now, after, kernel, T))
+        sums.add_weight(_step_weight(options.weighting, steps[t], before, after, kernel, T))
         # A block of even length has two middle steps: take either in turn, so that the estimate has no bias to one side.
         if t == (block.start + block.stop - 1 + index % 2) // 2:
             sums.release()
             check = options.verify and index in (0, len(blocks) - 1)
-            integral = _integral(kernel, plan, now, after, n_nodes, check=check)
+            integral = _step_integral(kernel, plan, before, after, n_nodes, check=check)
             if not bool(torch.isfinite(integral).all()):
                 raise NumericalError(
                     f"NaN or infinite values in the tangent kernel of step {t}",
                     expected="finite derivatives along the run",
                     hint="check for a diverged run, or rows beyond the range of dtype=",
                 )
-            finer = _integral(kernel, plan, now, after, n_nodes + 1) if index in sums.sample else None
+            finer = _step_integral(kernel, plan, before, after, n_nodes + 1) if index in sums.sampled_blocks else None
             sums.set_integral(integral, finer)
         if t + 1 == block.stop:
             sums.close_block()
         report(t + 1, T)
-    n_checks = len(sums.sample) * (n_nodes + 1)
+    n_checks = len(sums.sampled_blocks) * (n_nodes + 1)
     quadrature, thinning = sums.errors()
     return PathKernel(
         sums.total.to(kernel.prepared.dtype),
@@ -237,23 +237,22 @@ def path_kernel(
 
 
 class _Sums:
-    """The kernel as it is summed block by block of steps, with the data for its error estimates."""
+    """Running sum of the kernel over blocks of steps, with the data for its error estimates."""
 
     def __init__(self, blocks: list[range]) -> None:
         count = len(blocks)
-        self.sample = sorted({round(i) for i in np.linspace(0, count - 1, min(N_SAMPLED, count))})
-        self.thinned = len(blocks[0]) > 1
+        self.sampled_blocks = sorted({round(i) for i in np.linspace(0, count - 1, min(N_SAMPLED, count))})
+        self.is_thinned = len(blocks[0]) > 1
         self.total = self.coarse = torch.zeros(())
-        self.middle: Tensor | None = (
-            None  # integral of the middle one of three blocks, used for all three in ``coarse``
-        )
+        # Integral of the middle one of three blocks, used for all three in ``coarse``.
+        self.middle_integral: Tensor | None = None
         self.integral: Tensor = torch.zeros(())  # of the current block
         self.weights: list[float] = []  # Σ a_t of every closed block
         self.block_weight, self.coarse_weight = 0.0, 0.0
         self.differences: list[float] = []  # ‖integral − finer‖ of the sampled blocks
 
     def add_weight(self, weight: float) -> None:
-        """Add a_t of one more step of the block."""
+        """Add the weight a_t of one more step to the current block."""
         self.block_weight += weight
 
     def set_integral(self, integral: Tensor, finer: Tensor | None) -> None:
@@ -267,50 +266,50 @@ class _Sums:
         self.integral = torch.zeros(())
 
     def close_block(self) -> None:
-        """Add the block, whose weight is now known."""
+        """Add the current block to the sum; all its steps have been weighted."""
         index = len(self.weights)
         if index == 0:
             self.total = torch.zeros_like(self.integral)
-            self.coarse = torch.zeros_like(self.integral) if self.thinned else self.coarse
+            self.coarse = torch.zeros_like(self.integral) if self.is_thinned else self.coarse
         self.total.add_(self.integral, alpha=self.block_weight)
-        if self.thinned:
+        if self.is_thinned:
             self.coarse_weight += self.block_weight
-            if index % 3 == 1 or self.middle is None:
-                self.middle = self.integral
+            if index % 3 == 1 or self.middle_integral is None:
+                self.middle_integral = self.integral
             if index % 3 == 2:
                 self._close_three_blocks()
         self.weights.append(self.block_weight)
         self.block_weight = 0.0
 
     def _close_three_blocks(self) -> None:
-        if self.middle is not None:
-            self.coarse.add_(self.middle, alpha=self.coarse_weight)
-        self.middle, self.coarse_weight = None, 0.0
+        if self.middle_integral is not None:
+            self.coarse.add_(self.middle_integral, alpha=self.coarse_weight)
+        self.middle_integral, self.coarse_weight = None, 0.0
 
     def errors(self) -> tuple[float, float]:
         """Return the relative errors of the quadrature and of thinning."""
-        size = float(self.total.norm())
-        if size == 0:
+        kernel_norm = float(self.total.norm())
+        if kernel_norm == 0:
             return 0.0, 0.0
-        differences = np.interp(np.arange(len(self.weights)), self.sample, self.differences)
+        differences = np.interp(np.arange(len(self.weights)), self.sampled_blocks, self.differences)
         thinning = 0.0
-        if self.thinned:
+        if self.is_thinned:
             self._close_three_blocks()
-            thinning = float((self.total - self.coarse).norm()) / size
-        return float(np.dot(differences, self.weights)) / size, thinning
+            thinning = float((self.total - self.coarse).norm()) / kernel_norm
+        return float(np.dot(differences, self.weights)) / kernel_norm, thinning
 
 
 def moved_parameters(run: Run, steps: list[Step]) -> list[str]:
     """Return the parameters that the optimizer held in any step, in the order of the model."""
-    moved = {name for step in steps for group in step.groups for name in group["parameters"]}
-    return [name for name in run.parameters if name in moved]
+    moved_names = {name for step in steps for group in step.groups for name in group["parameters"]}
+    return [name for name in run.parameters if name in moved_names]
 
 
-def step_rate(step: Step) -> float:
+def step_learning_rate(step: Step) -> float:
     """Return the learning rate of a step.
 
     Raises:
-        InputError: groups of parameters with different rates.
+        InputError: parameter groups have different learning rates.
     """
     rates = {float(group["lr"]) for group in step.groups}
     if len(rates) != 1:
@@ -322,25 +321,27 @@ def step_rate(step: Step) -> float:
     return rates.pop()
 
 
-def _weight(weighting: Weighting, step: Step, now: State, after: State, kernel: KernelAtWeights, T: int) -> float:
+def _step_weight(
+    weighting: Weighting, step: Step, before: State, after: State, kernel: KernelAtWeights, T: int
+) -> float:
     if weighting == "mean":
         return 1.0 / T
     if weighting == "time":
-        return step_rate(step)
+        return step_learning_rate(step)
     names = kernel.prepared.parameters
-    return sum(float((after[name].double() - now[name].double()).square().sum()) for name in names) ** 0.5
+    return sum(float((after[name].double() - before[name].double()).square().sum()) for name in names) ** 0.5
 
 
-def _integral(
-    kernel: KernelAtWeights, plan: Plan, now: State, after: State, n_nodes: int, *, check: bool = False
+def _step_integral(
+    kernel: KernelAtWeights, plan: Plan, before: State, after: State, n_nodes: int, *, check: bool = False
 ) -> Tensor:
     """Return ∫₀¹ J J'ᵀ ds by the rule with ``n_nodes`` nodes, in float64; buffers are those of the start of the step."""
     rule = gauss_legendre(n_nodes)
     total = torch.zeros(())
     for i, (node, weight) in enumerate(zip(rule.nodes, rule.weights, strict=True)):
-        state = dict(now)
+        state = dict(before)
         for name in kernel.prepared.parameters:
-            state[name] = torch.lerp(now[name].double(), after[name].double(), node)
-        K = kernel.at(state, plan, check=check and i == 0).double()
+            state[name] = torch.lerp(before[name].double(), after[name].double(), node)
+        K = kernel.evaluate(state, plan, check=check and i == 0).double()
         total = K.mul_(weight) if i == 0 else total.add_(K, alpha=weight)
     return total

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
-from kernelmem.trajectory.influence.unrolled import _clipped, _derivatives
-from kernelmem.trajectory.optimizers import filter_of
+from kernelmem.trajectory.influence.unrolled import _derivatives, _find_clipped_steps
+from kernelmem.trajectory.optimizers import filter_class
 from tests.profiles import examples
 from tests.trajectory.retrained import UPDATES
 
@@ -19,7 +19,7 @@ def walked(update, seed, steps, *, silent=0):
     kind, options = UPDATES[update]
     generator = torch.Generator().manual_seed(seed)
     options = kind([torch.nn.Parameter(torch.zeros(1))], **options).param_groups[0]
-    weights, own = torch.randn(9, dtype=torch.float64, generator=generator), filter_of(kind.__name__)()
+    weights, own = torch.randn(9, dtype=torch.float64, generator=generator), filter_class(kind.__name__)()
     gradients = torch.randn(steps + 1, 9, dtype=torch.float64, generator=generator)
     gradients[:, :silent] = 0
     for gradient in gradients[:-1]:
@@ -80,9 +80,9 @@ def test_entries_without_a_gradient_so_far_have_a_finite_derivative(update, seed
     ],
 )
 def test_factors_that_give_one_norm_are_clipping(scales, norms, clip, expected):
-    assert _clipped(scales, norms, clip) == expected
+    assert _find_clipped_steps(scales, norms, clip) == expected
 
 
 def test_other_factors_are_refused():
     with pytest.raises(InputError, match=r"0\.2 to 0\.5.*norms 1 to 2"):
-        _clipped([1.0, 0.5, 0.2], [0.9, 1.0, 2.0], None)
+        _find_clipped_steps([1.0, 0.5, 0.2], [0.9, 1.0, 2.0], None)

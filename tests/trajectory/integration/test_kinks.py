@@ -16,9 +16,9 @@ from kernelmem.trajectory.integration.step_integral import (
     refine,
 )
 from kernelmem.trajectory.network.network import Network
-from kernelmem.trajectory.network.tangent_factors import join
+from kernelmem.trajectory.network.tangent_factors import to_dense
 from kernelmem.trajectory.network.weight_blocks import Segments
-from kernelmem.trajectory.targets import target_functions
+from kernelmem.trajectory.targets import as_target_functions
 
 
 def case(model, x, size=0.3, seed=0):
@@ -28,7 +28,7 @@ def case(model, x, size=0.3, seed=0):
     stop = {
         name: v + size * torch.randn(v.shape, generator=generator, dtype=v.dtype) * v.std() for name, v in start.items()
     }
-    return Network(model, as_rows(x), parameters=names), as_rows(x), Segments.of([start, stop], names)
+    return Network(model, as_rows(x), parameters=names), as_rows(x), Segments.from_states([start, stop], names)
 
 
 def relu_network(depth=2, width=8, activation=nn.ReLU, seed=0):
@@ -72,20 +72,20 @@ def test_few_nodes_between_kinks_are_exact(depth):
     """Depth weight layers + readout: the tangent of a step has degree depth in the place."""
     torch.manual_seed(0)
     network, rows, line = case(relu_network(depth=depth), torch.randn(6, 5, dtype=torch.float64))
-    phi = target_functions(None, None, rows.n, 3)
+    phi = as_target_functions(None, None, rows.n, 3)
     integrand = Integrand(network, rows, line, phi)
     found = refine(integrand, initial_panels(integrand), n_nodes=(depth + 2) // 2, tolerance=1e-11)
     panels = sum(len(own) + 1 for own in kinks(network, rows, line)[0]) / rows.n
     assert found.n_nodes == (depth + 2) // 2  # no panel had to be refined
     assert float(found.evaluations) <= 1.1 * panels * ((depth + 2) // 2)
     start, stop = ({name: w[0] for name, w in end.items()} for end in (line.start, line.stop))
-    step = network.flat(stop) - network.flat(start)
+    step = network.parameter_vector(stop) - network.parameter_vector(start)
     network.set_state(stop)
     change = network.outputs(rows)
     network.set_state(start)
     change -= network.outputs(rows)
     for index, tangents in mean_tangents(integrand, found):
-        explained_change = join(tangents, list(network.sizes))[0] @ step
+        explained_change = to_dense(tangents, list(network.sizes))[0] @ step
         assert float((explained_change - change[index]).abs().max()) < 1e-10
 
 
@@ -93,10 +93,10 @@ def test_max_pooling_is_resolved_by_halving():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 3, 3), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 2)).double()
     network, rows, line = case(model, torch.randn(5, 1, 8, dtype=torch.float64))
-    phi = target_functions(None, None, rows.n, 2)
+    phi = as_target_functions(None, None, rows.n, 2)
     integrand = Integrand(network, rows, line, phi)
     found = refine(integrand, initial_panels(integrand), n_nodes=2, tolerance=1e-10)
     steps = torch.cat([step.flatten() for step in line.steps().values()])
     must = output_change(integrand).values[0]
     for index, tangents in mean_tangents(integrand, found):
-        assert float((join(tangents, list(network.sizes))[0] @ steps - must[index]).abs().max()) < 1e-9
+        assert float((to_dense(tangents, list(network.sizes))[0] @ steps - must[index]).abs().max()) < 1e-9

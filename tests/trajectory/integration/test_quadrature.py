@@ -24,7 +24,7 @@ def test_exact_for_polynomials_of_degree_2n_minus_1(n):
 
 def test_panels_are_exact_on_each_side_of_a_kink():
     nodes = nodes_on([((0, -1, 0.0, 0.3), 2), ((0, -1, 0.3, 1.0), 2)], 1, 1)
-    places, weights = nodes.of[0, -1]
+    places, weights = nodes.by_row[0, -1]
     found = math.fsum(w * abs(s - 0.3) ** 3 for s, w in zip(places, weights, strict=True))
     assert abs(found - (0.3**4 + 0.7**4) / 4) < 1e-15
     assert abs(math.fsum(weights) - 1) < 1e-15
@@ -36,7 +36,7 @@ def tried(needed):
     schedule, order, found = NodeSchedule(), 3, []
     for need in needed:
         found.append(order)
-        order = schedule.next(order, max(order, need))
+        order = schedule.next_count(order, max(order, need))
     return found
 
 
@@ -63,14 +63,14 @@ def test_large_numbers_of_nodes_are_lowered_at_every_success():
 
 
 def test_a_success_with_fewer_nodes_resets_the_wait():
-    schedule = NodeSchedule(wait=64, succeeded=63)
-    assert schedule.next(3, 3) == 2  # a try with one node less
-    assert schedule.known == 3
-    assert schedule.next(2, 2) == 2  # which goes well
-    assert (schedule.wait, schedule.known) == (8, None)
-    assert [schedule.next(2, 2) for _ in range(7)] == [2] * 6 + [1]
+    schedule = NodeSchedule(wait=64, n_succeeded=63)
+    assert schedule.next_count(3, 3) == 2  # a try with one node less
+    assert schedule.fallback == 3
+    assert schedule.next_count(2, 2) == 2  # which goes well
+    assert (schedule.wait, schedule.fallback) == (8, None)
+    assert [schedule.next_count(2, 2) for _ in range(7)] == [2] * 6 + [1]
 
 
 def test_steps_of_one_pass_count_separately():
     schedule = NodeSchedule()
-    assert [schedule.next(3, 3, 4), schedule.next(3, 3, 4)] == [3, 2]
+    assert [schedule.next_count(3, 3, 4), schedule.next_count(3, 3, 4)] == [3, 2]

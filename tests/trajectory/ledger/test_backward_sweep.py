@@ -94,7 +94,7 @@ def test_networks_run_in_blocks_if_possible(make, together):
     model, (x, _) = make(), data()
     names = [name for name, _ in model.named_parameters()]
     network = Network(model, as_rows(x), parameters=names)
-    assert network.in_blocks is together
+    assert network.supports_blocks is together
     generator = torch.Generator().manual_seed(1)
     start, stop = (
         {name: torch.randn(3, *p.shape, generator=generator, dtype=p.dtype) for name, p in model.named_parameters()}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.errors import InputError
-from kernelmem.trajectory.ledger.grouped_sweep import layers
+from kernelmem.trajectory.ledger.grouped_sweep import layer_groups
 from kernelmem.trajectory.ledger.ledger import Ledger, LedgerOptions, ledger
 from tests.trajectory.recorded import OPTIMIZERS, digits, mlp, record
 
@@ -254,9 +254,9 @@ def test_a_history_adds_up_to_the_ledger(tmp_path):
 
 
 def test_a_layer_is_the_module_that_holds_the_parameter():
-    own = layers(["block.first.weight", "block.second.weight", "block.first.bias", "scale"])
+    own = layer_groups(["block.first.weight", "block.second.weight", "block.first.bias", "scale"])
     assert own.names == ("block.first", "block.second", "scale")
-    assert own.of_parameter == {
+    assert own.parameter_layers == {
         "block.first.weight": 0,
         "block.second.weight": 1,
         "block.first.bias": 0,

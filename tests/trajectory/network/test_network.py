@@ -51,7 +51,7 @@ def test_rows_at_different_places_equal_separate_passes(name):
     start = {n: p.detach().clone() for n, p in case.model.named_parameters() if n in names}
     stop = {n: p + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in start.items()}
     places = torch.linspace(0, 1, rows.n, dtype=torch.float64)
-    lines = Segments.of([start, stop], names).lines(torch.zeros(rows.n, dtype=torch.int64), places)
+    lines = Segments.from_states([start, stop], names).rows_at_places(torch.zeros(rows.n, dtype=torch.int64), places)
     found, outputs = own.tangents(rows, every_output, lines)
     for i, place in enumerate(places):
         own.set_state(lines.state(0, float(place)))
