@@ -21,6 +21,8 @@ files are private. The names below are the main interface; the rest is exported 
 import importlib
 from typing import TYPE_CHECKING
 
+from kernelmem.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from kernelmem.auditing import Audit as Audit
     from kernelmem.auditing import AuditOptions as AuditOptions
@@ -66,8 +68,6 @@ if TYPE_CHECKING:
     from kernelmem.trajectory import influence as influence
     from kernelmem.trajectory import ledger as ledger
     from kernelmem.trajectory import path_kernel as path_kernel
-
-__version__ = "0.2.0"
 
 # Public names by package, imported on first use: torch takes seconds to import, and `kernelmem --help` does not need it.
 _NAMES = {

@@ -25,6 +25,7 @@ from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
+from kernelmem.version import __version__
 
 N_EXAMPLES = 12
 N_FEATURES = 64
@@ -256,8 +257,6 @@ def _flip_detection(memorization: Memorization, flipped: Tensor | None, seed: in
 
 def _versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that determine the result, and the number of threads."""
-    from kernelmem import __version__  # here, because kernelmem imports this module
-
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
     return {
         "python": platform.python_version(),

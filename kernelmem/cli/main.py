@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
-        from kernelmem import __version__
+        from kernelmem.version import __version__
 
         print(f"kernelmem {__version__}")
         return 0

@@ -223,9 +223,11 @@ class Sweep(Result):
                     f" rise {stats['rise']:+.3f} ± {stats['rise_se']:.3f}, fall {stats['fall']:+.3f} ± {stats['fall_se']:.3f}"
                 )
         threshold = summary["threshold"]
-        location = threshold["outside"] or ("none" if threshold["value"] is None else f"{threshold['value']:.4g}")
+        location = f"{threshold['outside']} the evaluated values"
+        if not threshold["outside"]:
+            location = "at an unknown value" if threshold["value"] is None else f"at {threshold['value']:.4g}"
         source = "located before the sweep" if self.threshold else "read from the sweep"
-        lines.append(f"training error {threshold['epsilon']:g} at {location} ({source})")
+        lines.append(f"training error {threshold['epsilon']:g} is reached {location} ({source})")
         return "\n".join(lines)
 
 
