@@ -70,7 +70,9 @@ def test_symmetric_and_positive(case, outputs, seed):
 )
 def test_unchanged_by_chunks_and_groups(case, outputs, seed, chunk, group, keep):
     op = ntk_operator(case.model, case.x, outputs=outputs)
-    cut = dataclasses.replace(op, _plan=dataclasses.replace(op._plan, chunk=chunk, group=group, keep_graphs=keep))
+    cut = dataclasses.replace(
+        op, _plan=dataclasses.replace(op._plan, rows_per_chunk=chunk, directions_per_pass=group, keep_graphs=keep)
+    )
     V = vectors(op, seed, 3)
     close(cut @ V, op @ V, 1e-13, size(case, V))
 
