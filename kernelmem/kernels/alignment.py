@@ -180,7 +180,7 @@ def _validated_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor
 
 
 def _normalized(kernel: Tensor, name: str) -> Tensor:
-    """Divide a kernel by its Frobenius norm; ``name`` is used in the error message."""
+    """Return a kernel divided by its Frobenius norm; ``name`` is used in the error for a kernel of zeros."""
     # Divide by the largest entry first: squares of very small or large entries would underflow or overflow.
     scale = kernel.abs().max()
     if scale == 0:
@@ -194,6 +194,7 @@ def _normalized(kernel: Tensor, name: str) -> Tensor:
 
 
 def _frobenius_cosine(first: Tensor, second: Tensor) -> float:
+    """Return the cosine of two kernels in the Frobenius inner product, from their normalized entries."""
     cosine = float((_normalized(first, "first kernel") * _normalized(second, "second kernel")).sum())
     return min(max(cosine, -1.0), 1.0)  # rounding can move the cosine outside [-1, 1]
 
@@ -211,7 +212,7 @@ def _target_cosine(kernel: Tensor, targets: Tensor) -> float:
 
 
 def _centered(kernel: Tensor, name: str) -> Tensor:
-    """Compute HKH with H = I − 11ᵀ/n; ``name`` is used in the error message."""
+    """Compute the centered kernel HKH with H = I − 11ᵀ/n, (n, n); ``name`` is used in the error for a constant kernel."""
     means = kernel.mean(0)
     centered = kernel - means - means[:, None] + means.mean()
     if bool(centered.abs().max() <= len(kernel) * EPS64 * kernel.abs().max()):
@@ -224,7 +225,10 @@ def _centered(kernel: Tensor, name: str) -> Tensor:
 
 
 def _hsic(K: Tensor, L: Tensor) -> Tensor:
-    """Unbiased HSIC of kernels with zero diagonal, (n + 1,): on all examples, then without each in turn; O(n²)."""
+    """Compute the unbiased HSIC of two kernels (n, n) with zero diagonal, at a cost of O(n²).
+
+    Returns (n + 1,): the value on all n examples, then the values without each example in turn.
+    """
     n = len(K)
     row_sums_K, row_sums_L = K.sum(1), L.sum(1)  # K1 and L1
     product_sums = (K * L).sum(1)  # Σ_j K_ij L_ij
@@ -242,7 +246,7 @@ def _hsic(K: Tensor, L: Tensor) -> Tensor:
 
 
 def _as_targets(y: ArrayLike, n: int) -> Tensor:
-    """Convert labels or real targets of n examples to targets Y (n, C) in float64."""
+    """Convert integer labels (n,) or real targets, (n,) or (n, C), to targets Y (n, C) in float64 for C outputs."""
     targets = as_tensor(y, "y")
     if targets.ndim not in (1, 2) or len(targets) != n or targets.is_complex() or targets.numel() == 0:
         raise InputError(

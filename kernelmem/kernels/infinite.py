@@ -148,7 +148,7 @@ class _Angles:
 
 
 def _kernel_in_blocks(x: Batch, y: Batch | None, network: _Network, *, tangent: bool) -> Tensor:
-    """Compute Θ (``tangent``) or Σ of the last layer, block of rows by block of rows."""
+    """Compute the tangent kernel (if ``tangent``) or the covariance of the last layer, (n, m), by blocks of examples."""
     x_rows = _validated_matrix(x, "x")
     y_rows = x_rows if y is None else _validated_matrix(y, "y").to(x_rows.device)
     if x_rows.shape[1] != y_rows.shape[1]:
@@ -183,7 +183,7 @@ def _kernel_in_blocks(x: Batch, y: Batch | None, network: _Network, *, tangent: 
 
 
 def _kernel_block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -> Tensor:
-    """Compute one block of the kernel by the recursion over layers."""
+    """Compute one block of the tangent kernel (if ``tangent``) or of the covariance by the recursion over layers."""
     angles = _angles_between(left, right)
     covariance = angles.left * angles.right * (angles.cohaversine - angles.haversine)
     total = covariance
@@ -196,7 +196,7 @@ def _kernel_block(left: _Rays, right: _Rays, network: _Network, tangent: bool) -
 
 
 def _angles_between(left: _Rays, right: _Rays) -> _Angles:
-    """Compute the angles between all pairs of rays, accurately for nearly equal and nearly opposite rays too."""
+    """Return the angles between all pairs of left and right rays, accurate for nearly equal and nearly opposite rays too."""
     cosine = left.directions @ right.directions.T
     haversine, cohaversine = (1 - cosine) / 2, (1 + cosine) / 2
     # Near 0 and π the cosine is inaccurate; the length of the difference (sum) of the unit vectors is not.
@@ -215,7 +215,10 @@ def _angles_between(left: _Rays, right: _Rays) -> _Angles:
 
 
 def _relu_layers(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
-    """Σˡ⁺¹ = a r r' κ₁ + b and the slope a κ₀, a = w/2: κ₀ = (π − θ)/π, κ₁ = (sin θ + (π − θ) cos θ)/π.
+    """Yield for each relu layer the covariance Σˡ⁺¹ = a r r' κ₁ + b and the slope a κ₀, with a = w/2.
+
+    w and b are the weight and bias variances, r and r' the lengths of two rays, θ the angle between them,
+    κ₀ = (π − θ)/π and κ₁ = (sin θ + (π − θ) cos θ)/π.
 
     The next angle follows from the haversine formula. The next preactivation is (√a r h, √b) with a unit vector h, at
     latitude α = atan(√b / (√a r)), and the h of two rows have the cosine κ₁::
@@ -250,7 +253,10 @@ def _relu_layers(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, T
 
 
 def _erf_layers(angles: _Angles, network: _Network) -> Iterator[tuple[Tensor, Tensor]]:
-    """Σˡ⁺¹ = w (2/π) asin(2Σ/√D) + b and the slope w (4/π)/√(D − 4Σ²), D = (1 + 2Σ(x, x))(1 + 2Σ(x', x')).
+    """Yield for each erf layer the covariance w (2/π) asin(2Σ/√D) + b and the slope w (4/π)/√(D − 4Σ²).
+
+    w and b are the weight and bias variances, Σ the covariance of the layer before, and
+    D = (1 + 2q)(1 + 2q') with the variances q = Σ(x, x) and q' = Σ(x', x').
 
     asin(2Σ/√D) = atan2(2Σ, √(D − 4Σ²)) and D − 4Σ² = 1 + 2q + 2q' + 4(q q' − Σ²): neither cancels when q is large,
     and at the first layer q q' − Σ² = q q' sin²θ.
@@ -278,7 +284,7 @@ LAYER_RECURSIONS: dict[str, Callable[[_Angles, _Network], Iterator[tuple[Tensor,
 
 
 def _validated_matrix(rows: Batch, name: str) -> Tensor:
-    """Validate real rows and flatten their axes, (n, d)."""
+    """Return real, finite rows with their axes flattened, (n examples, d); ``name`` is used in error messages."""
     tree = as_rows(rows, name).tree
     if not isinstance(tree, Tensor) or tree.ndim < 2 or tree[0].numel() == 0 or tree.is_complex():
         shape = f" of shape {tuple(tree.shape)} and dtype {tree.dtype}" if isinstance(tree, Tensor) else ""

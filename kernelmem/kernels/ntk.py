@@ -167,12 +167,12 @@ class _Computation:
         self.kind_key = (*kernel_kind, id(target) if callable(target) else target, id(forward))
 
     def plan(self, memory: int | str) -> Plan:
-        """Plan the computation within ``memory`` bytes."""
+        """Return the plan of the computation for ``memory``, a number of bytes or a text such as "4GiB"."""
         m = (self.right or self.left).rows.n
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
 
     def verify(self, plan: Plan) -> None:
-        """Compare a few rows with the definition, once per model and kind of kernel."""
+        """Compare the kernel of a few examples with its definition, once per model and kind of kernel."""
         verified, key = _verified_kinds.setdefault(self.model, {}), (self.kind_key, plan.groups, plan.streamed)
         if key not in verified:
             verification.verify(self.engine, self.left, self.right, plan)
@@ -211,6 +211,7 @@ def labeled_rows(
         )
 
     def with_labels(rows: Rows, side_labels: ArrayLike | None, name: str) -> LabeledRows:
+        """Return the rows of one side with their labels, moved to the dtype and device of the model."""
         valid_labels = None
         if side_labels is not None:
             valid_labels = as_labels(side_labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)

@@ -203,7 +203,10 @@ class NTKOperator:
         return LinearOperator(self.shape, dtype=dtype, **products)  # type: ignore[call-arg]  # the stub has no keywords
 
     def _multiply(self, v: Tensor) -> Tensor:
-        """Compute K v for v (n, C or 1, k) in the same shape: u = Jᵀ v over all chunks, then J u chunk by chunk."""
+        """Compute K v = J (Jᵀ v) for k vectors v (n examples, C outputs or 1, k), and return it in the same shape.
+
+        The sum Jᵀ v is formed over all chunks of examples before the products with J.
+        """
         result = torch.zeros_like(v)
         size = self._plan.rows_per_chunk
         chunks = [(start, min(start + size, self.n)) for start in range(0, self.n, size)]
@@ -235,12 +238,12 @@ class NTKOperator:
         return result
 
     def _linearize(self, start: int, stop: int) -> Linearized:
-        """Linearize the model at the rows start..stop."""
+        """Return the derivative of the model at the examples start..stop (exclusive)."""
         batch = self._rows.slice(start, stop)
         return Linearized(self._prepared, batch, stop - start, mode=self._plan.mode, keep_graph=self._plan.keep_graphs)
 
     def _cotangents(self, v: Tensor, output_index: int | None) -> Tensor:
-        """Return cotangents (n, C): v itself, or v (n, 1) on the output ``output_index``."""
+        """Return cotangents (n examples, C outputs): v itself, or v (n, 1) in column ``output_index`` and 0 elsewhere."""
         if output_index is None:
             return v
         cotangents = v.new_zeros(len(v), self._prepared.n_outputs)
@@ -249,14 +252,14 @@ class NTKOperator:
 
 
 def _pseudo_output(prepared: PreparedModel) -> Forward:
-    """Return a forward function with the single output Σ_c f_c / √C."""
+    """Return a forward function with the single output Σ_c f_c / √C, where f are the C outputs of the model."""
     scale = prepared.n_outputs**-0.5
     return lambda module, batch: prepared.forward(module, batch).sum(1, keepdim=True) * scale
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Split of the work into chunks that fit in memory."""
+    """Number of examples per chunk, and which graphs are kept, so that the computation fits in memory."""
 
     mode: JvpMode  # how J u is computed
     rows_per_chunk: int  # rows of one autograd graph
@@ -266,7 +269,7 @@ class _Plan:
 
     @classmethod
     def build(cls, prepared: PreparedModel, rows: Rows, mode: JvpMode, max_bytes: int) -> "_Plan":
-        """Choose the number of rows per chunk, and whether graphs are kept, within ``max_bytes`` bytes."""
+        """Choose the number of examples per chunk, and whether graphs are kept, within ``max_bytes`` bytes."""
         copy_bytes = sum(t.nbytes for t in (*prepared.module.parameters(), *prepared.module.buffers()))
         vector_bytes = sum(p.nbytes for p in prepared.parameters.values())
         row_bytes, fixed_bytes = _graph_bytes(prepared, rows, mode)
@@ -295,7 +298,7 @@ class _Plan:
 
 
 def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[float, float]:
-    """Measure the bytes per row and the fixed bytes that autograd keeps for a chunk, doubled for temporaries."""
+    """Return the bytes per example and the fixed bytes that autograd keeps for a chunk, doubled for temporaries."""
     parameter_pointers = {
         t.untyped_storage().data_ptr() for t in (*prepared.module.parameters(), *prepared.module.buffers())
     }
@@ -355,7 +358,7 @@ def _supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: li
 
 
 def _squared_norms_of_row(prepared: PreparedModel, row: Batch) -> Tensor:
-    """Compute |∂f_c(x)/∂θ|² of one row, (C,), by one backward pass per output, one gradient at a time."""
+    """Compute |∂f_c(x)/∂θ|² of one example x, (C outputs,), by one backward pass per output."""
     with torch.enable_grad():
         outputs = prepared.outputs(row, 1)[0]
         squares = torch.zeros_like(outputs)

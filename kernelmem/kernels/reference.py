@@ -19,7 +19,7 @@ def jacobian(
     forward: Forward | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Compute J(x) = ∂f_c(x_n)/∂θ, (n, C, P), by one backward pass per row and output.
+    """Compute the Jacobian ∂f_c(x_n)/∂θ of C outputs f in P parameters θ, (n examples, C, P), from its definition.
 
     Each row is run in a batch of its own. Cost: nC backward passes; memory nCP.
     """
@@ -28,7 +28,7 @@ def jacobian(
 
 
 def jacobian_of(prepared: PreparedModel, rows: Rows, directions: Tensor | None = None) -> Tensor:
-    """Compute the Jacobian of a prepared model along ``directions`` (n, k, C) of its outputs, (n, k, P)."""
+    """Compute the Jacobian (n examples, k, P parameters) along ``directions`` (n, k, C outputs); None means each output."""
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     single_rows = [rows.slice(i, i + 1) for i in range(rows.n)]
     return rowwise_jacobian(prepared, single_rows, list(prepared.parameters), directions)

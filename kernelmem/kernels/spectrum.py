@@ -39,6 +39,7 @@ class PowerLaw(Result):
     last: int
 
     def __str__(self) -> str:
+        """Return the fitted power law as text, with the standard error of its exponent."""
         return f"{self.scale:.4g} · k^−{self.exponent:.3f} (± {self.se:.2g}), ranks {self.first} to {self.last}"
 
 
@@ -56,6 +57,7 @@ class Spectrum(Result):
     rounding: float
 
     def __str__(self) -> str:
+        """Return a text with the size, trace, rank, condition number and largest eigenvalues."""
         n, mean = len(self.eigenvalues), self.trace / len(self.eigenvalues)
         largest = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:5].tolist())
         lines = [

@@ -62,7 +62,7 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
 
 
 class _RowwiseKernel:
-    """Kernel of a few rows from the row-by-row Jacobian, a few directions at a time."""
+    """Kernel of a few examples, computed from the Jacobian of each example in a batch of its own."""
 
     def __init__(self, engine: Engine, left: LabeledRows, right: LabeledRows, directions: Sequence[int]) -> None:
         self.engine, self.left, self.right = engine, left, right
@@ -72,7 +72,7 @@ class _RowwiseKernel:
         )
 
     def select_compared(self, kernel: Tensor) -> Tensor:
-        """Select the entries of a kernel, in public axis order, that are compared."""
+        """Return the entries of a kernel, with its example axes first, for the output directions that are compared."""
         if self.engine.directions.combine == "sum":
             return kernel
         output_indices = torch.tensor(list(self.directions), device=kernel.device)
@@ -80,7 +80,10 @@ class _RowwiseKernel:
         return entries.index_select(3, output_indices) if self.engine.directions.combine == "full" else entries
 
     def kernel(self, parameters: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return the compared entries, and their scale: the product of the largest tangent norms on the two sides."""
+        """Return the compared entries of the kernel, and as scale the product of the largest tangent norms of both sides.
+
+        ``parameters`` restricts the kernel to a range of the P scalar parameters.
+        """
         combine, prepared = self.engine.directions.combine, self.engine.prepared
         directions_per_block = max(
             1, TANGENT_BYTES // (3 * prepared.n_parameters * torch.finfo(prepared.dtype).bits // 8)
@@ -110,14 +113,14 @@ class _RowwiseKernel:
         return kernel, _clamped_to_positive(left_norm.max() * right_norm.max())
 
     def _tangents(self, side: LabeledRows, block: list[int]) -> Tensor:
-        """Compute the tangents (n, k, P) of one side along the directions of a block."""
+        """Compute the tangents (n examples, k, P parameters) of one side along the k output directions in ``block``."""
         prepared, rows = self.engine.prepared, side.rows
         with torch.no_grad():
             outputs = prepared.outputs(rows.slice(0, rows.n), rows.n)
         return jacobian_of(prepared, rows, self.engine.directions.cotangents(outputs, block, side.labels))
 
     def _rounding_scale(self) -> float:
-        """Scale below which a kernel is rounding: outputs that sum to a constant have the pseudo kernel 0."""
+        """Return the scale below which the pseudo kernel is only rounding error, as for outputs that sum to a constant."""
         if self.engine.directions.k == self.engine.prepared.n_outputs:
             return 0.0
         prepared = self.engine.prepared
@@ -126,7 +129,7 @@ class _RowwiseKernel:
         return RELATIVE_ROUNDING * float(jacobian_of(prepared, self.left.rows, alternating).norm(dim=2).max()) ** 2
 
     def describe_worst_layer(self, layer_kernels: dict[str, Tensor], plan: Plan) -> str:
-        """Name the layer whose kernel differs most from the definition."""
+        """Return a sentence part that names the layer whose kernel in ``layer_kernels`` differs most from the definition."""
         layer_of_parameter = {name: group.layer for group in plan.groups for name in group.names}
         expected: dict[str, Tensor] = {}
         start = 0
@@ -146,14 +149,14 @@ class _RowwiseKernel:
 
 
 def _spread_indices(k: int, max_count: int) -> list[int]:
-    """Choose at most ``max_count`` of k indices, including the first and the last."""
+    """Return at most ``max_count`` of the indices 0..k-1, evenly spread, with the first and the last."""
     if k <= max_count:
         return list(range(k))
     return sorted({round(i * (k - 1) / (max_count - 1)) for i in range(max_count)})
 
 
 def _engine_with_outputs(engine: Engine, output_indices: list[int], rows: Rows) -> Engine:
-    """Build the engine of the model with only the outputs ``output_indices``."""
+    """Return an engine for the same model, restricted to the outputs ``output_indices``."""
     prepared = engine.prepared
     forward = prepared.forward
     restricted = replace(
@@ -168,7 +171,7 @@ def _clamped_to_positive(scale: Tensor) -> Tensor:
 
 
 def _first_middle_last_rows(side: LabeledRows) -> LabeledRows:
-    """Select the first, the middle and the last row."""
+    """Return the first, the middle and the last example of one side, with their labels."""
     row_indices = sorted({0, side.rows.n // 2, side.rows.n - 1})
     rows = Rows(side.rows.take(row_indices), len(row_indices))
     return LabeledRows(rows, None if side.labels is None else side.labels[row_indices])

@@ -22,7 +22,10 @@ class BatchAxis:
     major: bool = True
 
     def rows(self, tensor: Tensor, n: int) -> Tensor:
-        """Return (n, [multiplicity,] other axes in their order): the row axis first; a view, or a copy if needed."""
+        """Return ``tensor`` with the axis of n examples first, as a view where possible.
+
+        The shape is (n, other axes), or (n, multiplicity, other axes) if an example has several entries.
+        """
         batch_first = tensor.movedim(self.axis, 0)
         if self.multiplicity == 1:
             return batch_first
@@ -52,9 +55,10 @@ def find_batch_axis(shapes: Sequence[torch.Size], sizes: Sequence[int]) -> Batch
 
 
 def resolve_interleaving(batch_axis: BatchAxis, gradient: Tensor, n: int) -> BatchAxis | None:
-    """Tell row-major from interleaved flattening, from the gradient of the outputs of the first row.
+    """Find out whether the entries of an example are adjacent along the batch axis, or interleaved with other examples.
 
-    That gradient is nonzero only in entries of the first row. Returns None if neither order explains it, or if it is zero.
+    ``gradient`` is the gradient of the first example's model outputs, nonzero only in its own entries. Returns the axis with
+    the order filled in, or None if neither order explains the gradient or if it is zero.
     """
     if batch_axis.multiplicity == 1:
         return batch_axis

@@ -29,7 +29,7 @@ from kernelmem.tangents.prepare import PreparedModel
 
 @dataclass
 class ParsedCall:
-    """Call that a rule has parsed: the tensors that may be parameters, and how to run it with other values for them."""
+    """Torch call parsed by a rule: the tensors that may be parameters, and how to run it with other values for them."""
 
     weights: dict[str, Tensor | None]  # slot -> tensor that may be a parameter (or computed from parameters)
     inputs: dict[str, Tensor]  # name -> activation that the rule needs later
@@ -47,7 +47,10 @@ Reparse = Callable[[Callable[[Any], Any]], "ParsedCall | None"]
 
 @dataclass(frozen=True)
 class OuterShape:
-    """Sizes of tangents that are sums of outer products, Σ_s g_s ⊗ a_s per row, in G independent groups."""
+    """Sizes of tangents that are sums of outer products Σ_s g_s ⊗ a_s over S positions s of an example, in G channel groups.
+
+    g_s are output gradients (fan_out) and a_s activations (fan_in).
+    """
 
     positions: int  # S
     fan_in: int
@@ -61,39 +64,51 @@ class Rule:
     functions: tuple[Function, ...]
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse a call; return None if the rule does not cover this form of it."""
+        """Parse a call of a torch function; return None if the rule does not cover this form of the call."""
         raise AssertionError("every rule implements read")
 
     def outer_shape(self, use: "ParameterUse", n: int) -> OuterShape | None:
-        """Return the sizes of the outer products that the weight's tangents are sums of; None if they have another form."""
+        """Return the sizes of the outer products whose sum is the tangent of the weight; None if it has another form."""
         return None
 
     def is_direct(self, use: "ParameterUse") -> bool:
-        """Return True if ``direct_tangents`` gives the tangents entry by entry."""
+        """Return True if the rule computes the tangents of this use by :meth:`direct_tangents`, not as outer products."""
         return False
 
     def arrange(self, use: "ParameterUse", rows: Tensor) -> Tensor:
-        """Permute the axes of the output's rows view into the order that ``output_gradients`` expects."""
+        """Permute the axes of ``rows``, an output gradient with examples first, to the order of ``output_gradients``."""
         return rows
 
     def direction_axis(self, use: "ParameterUse") -> int:
-        """Return the position of the axis of k directions in the arranged rows that spares later products a copy."""
+        """Return where to insert the axis of k output directions into the result of :meth:`arrange`.
+
+        The position is chosen so that later matrix products need no copy.
+        """
         return 1
 
     def activations(self, use: "ParameterUse", n: int, *, ones: bool) -> Tensor:
-        """Return A (n, G, S, fan_in); ``ones`` appends a column of ones for the bias (outer products only)."""
+        """Return the activations (n examples, G groups, S positions, fan_in) of a use with outer-product tangents.
+
+        ``ones`` appends a column of ones to the last axis, for the bias.
+        """
         raise AssertionError("rules with outer products implement activations")
 
     def output_gradients(self, use: "ParameterUse", gradient: Tensor) -> Tensor:
-        """Return the output gradients as a view (n, G, S, k, fan_out) (outer products only)."""
+        """Return the output gradients of a use with outer-product tangents as a view (n, G, S, k, fan_out).
+
+        n counts examples, G channel groups, S positions and k output directions.
+        """
         raise AssertionError("rules with outer products implement output_gradients")
 
     def to_weight_shape(self, use: "ParameterUse", tangent: Tensor) -> Tensor:
-        """Return a tangent (n, k, G, out, fan_in) in the shape of the weight (outer products only)."""
+        """Reshape an outer-product tangent (n, k, G, out, fan_in) to (n, k, *weight shape).
+
+        n counts examples, k output directions and G channel groups.
+        """
         return tangent
 
     def direct_tangents(self, use: "ParameterUse", gradient: Tensor, n: int) -> dict[str, Tensor]:
-        """Return tangents entry by entry, slot -> (n, k, ...) (only if ``is_direct`` returns True)."""
+        """Return a dict from slot to tangents (n examples, k directions, *parameter shape); requires :meth:`is_direct`."""
         raise AssertionError("direct rules implement direct_tangents")
 
 
@@ -103,7 +118,7 @@ class Decomposition:
     functions: tuple[Function, ...]
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """Return the same outputs up to rounding, or NotImplemented if this form of the call is not covered."""
+        """Return the outputs of ``function(*args, **kwargs)`` up to rounding; NotImplemented if this form is not covered."""
         raise AssertionError("every decomposition implements expand")
 
 
@@ -129,7 +144,7 @@ class ParameterUse:
 
     @property
     def slots(self) -> set[str]:
-        """Slots whose tangents are needed."""
+        """Slots (such as "weight" and "bias") that hold a parameter, or a tensor computed from parameters."""
         return {*self.names, *self.derived}
 
     def activation(self, name: str = "input") -> Tensor:
@@ -148,13 +163,13 @@ class ParameterUse:
         return tensor
 
     def rows_shape(self, n: int) -> torch.Size:
-        """Return the shape of the output's rows view, (n, ...)."""
+        """Return the shape of the operation's output after its axis of n examples is moved to the front."""
         return self.batch_axis.rows(torch.empty(self.output_shape, device="meta"), n).shape
 
 
 @dataclass(frozen=True)
 class Capture:
-    """Recorded forward pass: outputs of n rows with their graph, uses that rules cover, parameters that no rule covers."""
+    """Recorded forward pass of n examples: outputs with their graph, recorded uses, and parameters that no rule covers."""
 
     outputs: Tensor  # (n, C)
     uses: tuple[ParameterUse, ...]
@@ -226,6 +241,7 @@ class OperationRecorder(TorchFunctionMode):
         return any(id(tensor) in self.data_tensors for tensor in tensors_in(tree))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Run a torch call of the forward pass, recorded or decomposed if a rule covers it, and return its output."""
         kwargs = kwargs or {}
         rule = self.rules.get(func) if torch.is_grad_enabled() else None
         if isinstance(rule, Rule):
@@ -246,11 +262,14 @@ class OperationRecorder(TorchFunctionMode):
         return output
 
     def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
-        """Run one operation with detached weights. Subclasses substitute other weights, or run it on some of the rows."""
+        """Run one parsed operation with the detached ``weights`` and return its output.
+
+        Subclasses substitute other weights, or run it on some of the examples (``again`` parses it with other arguments).
+        """
         return call.run(weights)
 
     def _record(self, rule: Rule, func: Function, args: tuple, kwargs: dict) -> Tensor | None:
-        """Run a call that a rule covers and record its use of parameters; return None if there is none to record."""
+        """Run a call and record its use of parameters; return the output, or None without running it if it uses none."""
         call = rule.read(func, args, kwargs)
         if call is None:
             return None
@@ -301,7 +320,7 @@ class OperationRecorder(TorchFunctionMode):
 
 
 def required(value: Tensor | None) -> Tensor:
-    """Return the tensor of a slot that is never empty."""
+    """Return ``value``, the tensor of a slot that is never empty, with the type Tensor."""
     assert value is not None
     return value
 

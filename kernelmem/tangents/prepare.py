@@ -142,7 +142,7 @@ def check_rows(prepared: PreparedModel, rows: Rows) -> None:
 
 
 def _check_outputs(prepared: PreparedModel, rows: Rows) -> int:
-    """Return the number of outputs C, and check that two runs on the same rows agree."""
+    """Return the number of outputs C; raise UnsupportedModelError if two runs on the same examples differ."""
     indices = [0, min(1, rows.n - 1)]
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take(indices)
     try:

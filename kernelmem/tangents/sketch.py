@@ -50,8 +50,8 @@ def tangent_features(
         model: any module whose ``model(x)`` is (n, C); never changed.
         x: n rows, as in :func:`kernelmem.ntk`.
         dim: number of features; a relative error ε (of the norms) needs dim ≈ 9/ε².
-        seed: seed of the random projection. With the same seed the features of a row do not depend on the other rows, so that
-            features of training and test rows can be computed in separate calls.
+        seed: seed of the random projection. With the same seed the features of a row do not depend on the other rows, so
+            that features of training and test rows can be computed in separate calls.
         outputs: "pseudo" (kernel of Σ_c f_c / √C, one backward sweep) or "trace" (C sweeps).
         parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
         forward: maps (model, batch) to (n, C) outputs.
@@ -97,7 +97,7 @@ def tangent_features(
 
 
 def _project_rows(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[str, int]) -> Tensor:
-    """Project the tangents of one chunk of n rows, without the factor 1/√dim."""
+    """Project the tangents of a batch of n examples, and return (n, dim) without the factor 1/√dim."""
     captured, k = engine.capture(batch, n), engine.directions.k
     forward_pass = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
     gradients = forward_pass.gradients(range(k), all_directions=True)
@@ -118,7 +118,10 @@ def _project_rows(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[st
 def _project_group(
     group: Group, uses: list[ParameterUse], gradients: list[UseGradients], n: int, k: int, dim: int, seed: int
 ) -> Tensor:
-    """Project the tangents of one group, from their factors if they are outer products."""
+    """Project the tangents of one parameter group of n examples in k output directions, and return (n, dim).
+
+    Tangents that are outer products are projected by their factors and never formed.
+    """
     if isinstance(group, MixedGroup):
         return _project_tangents(group.write(uses, gradients, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
     assert isinstance(group, OuterGroup)
@@ -136,7 +139,7 @@ def _project_group(
 
 
 def _project_tangents(tangents: Tensor, dim: int, seed: int) -> Tensor:
-    """Project (n, p) by a (p, dim) matrix of random signs, drawn block by block."""
+    """Multiply tangents (n examples, p entries) by a (p, dim) matrix of random signs, which is drawn block by block."""
     generator = torch.Generator().manual_seed(seed)
     features = tangents.new_zeros(len(tangents), dim)
     for block in tangents.split(max(1, SIGNS_PER_BLOCK // dim), dim=1):
@@ -145,5 +148,5 @@ def _project_tangents(tangents: Tensor, dim: int, seed: int) -> Tensor:
 
 
 def _random_signs(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Draw independent signs ±1 in int8."""
+    """Draw a tensor of independent random signs +1 and -1 in int8."""
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1

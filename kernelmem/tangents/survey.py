@@ -32,7 +32,7 @@ CHANNELWISE = (
 
 @dataclass(frozen=True)
 class Readout:
-    """Linear readout.
+    """Last linear layer of a model, if its output is the output of the model.
 
     Attributes:
         key: key of its :class:`ParameterUse`.
@@ -55,12 +55,15 @@ class Readout:
 
     @cached_property
     def scale(self) -> Tensor:
-        """Weight √(Σ_c W_ck²) of each channel k in the trace, (H,)."""
+        """Weight √(Σ_c W_ck²) of each hidden feature k in the trace kernel over outputs c, shape (H,)."""
         return self.weight.double().square().sum(0).sqrt().to(self.weight)
 
 
 def find_readout(probe: Capture) -> Readout | None:
-    """Find a linear layer whose output is the model's output, and the uses below it that factor."""
+    """Find a linear layer whose output is the model's output; return None if there is none.
+
+    The result also names the uses below it whose output gradient is a product W_ck D_nk (output c, channel k, example n).
+    """
     output_node = probe.outputs.grad_fn
     for use in probe.uses:
         if use.edge.node is not output_node or use.edge.output_nr != probe.outputs.output_nr:
@@ -78,7 +81,10 @@ def find_readout(probe: Capture) -> Readout | None:
 def hidden_gradients(
     use: ParameterUse, cotangents: Tensor, edges: Sequence[GradientEdge]
 ) -> list[tuple[Tensor | None, ...]]:
-    """Compute the gradients at ``edges`` of the readout's input along the cotangents (k, n, H), by k sweeps."""
+    """Compute the gradients at ``edges`` of the input of the last layer ``use``, along ``cotangents`` (k, n examples, H).
+
+    Returns one tuple for each of the k backward passes, with a gradient per edge (None if it is not on the graph).
+    """
     assert use.input_edge is not None
     return [
         torch.autograd.grad(use.input_edge, edges, cotangent, retain_graph=True, allow_unused=True)
@@ -87,7 +93,10 @@ def hidden_gradients(
 
 
 def _factored_uses(probe: Capture, readout: ParameterUse, weight: Tensor) -> frozenset[int]:
-    """Find the uses whose output gradient is W_ck D_nk: candidates from the graph, tested along a random direction."""
+    """Return the keys of the uses whose output gradient is W_ck D_nk for output c, channel k, example n, W = ``weight``.
+
+    Candidates are found on the autograd graph, and then tested along a random combination of outputs.
+    """
     H, n = weight.shape[1], probe.n
     candidates = []
     for use in probe.uses:
@@ -116,7 +125,7 @@ def _factored_uses(probe: Capture, readout: ParameterUse, weight: Tensor) -> fro
 
 
 def scaled_by_channel(use: ParameterUse, gradient: Tensor, values: Tensor) -> Tensor:
-    """Multiply the gradient of a use's output by one value per channel."""
+    """Return ``gradient``, that of the output of a use, multiplied by one value per channel."""
     if isinstance(use.rule, LinearRule):
         return gradient * values
     return gradient * values.reshape(-1, *(1,) * (gradient.ndim - 2))
@@ -151,7 +160,7 @@ PROBE_SIZES = (2, 3)  # numbers of rows of the two probes
 
 @dataclass(frozen=True)
 class Survey:
-    """Result of the probes: groups of uses, batch axes, and the parameters left to the dense fallback."""
+    """Result of probing a model: parameter groups, batch axes, and the parameters for which the Jacobian is formed."""
 
     groups: tuple[Group, ...]
     dense: tuple[str, ...]
@@ -227,7 +236,7 @@ class _SavedTensorCounter:
 
 
 def _batch_axes(probes: list[Capture]) -> tuple[dict[int, BatchAxis], set[int]]:
-    """Return the batch axis of each use's output, and the uses without a unique axis that their rule supports."""
+    """Return the batch axis of each use by key, and the keys of uses without a unique axis that their rule supports."""
     small_uses, large_uses = ({use.key: use for use in probe.uses} for probe in probes)
     batch_axes, unsupported = {}, set(small_uses) ^ set(large_uses)
     for key in set(small_uses) & set(large_uses):
@@ -245,12 +254,12 @@ def _batch_axes(probes: list[Capture]) -> tuple[dict[int, BatchAxis], set[int]]:
 
 
 def _supports_batch_axis(use: ParameterUse, n: int) -> bool:
-    """Return True if the rule supports the batch axis of the use."""
+    """Return True if the rule of a use can compute tangents of n examples along its batch axis."""
     return use.rule.outer_shape(use, n) is not None or use.rule.is_direct(use)
 
 
 def _first_row_gradient(probe: Capture, use: ParameterUse) -> Tensor:
-    """Compute the gradient of a random combination of the first row's outputs at the output of a use."""
+    """Compute the gradient of a random combination of the first example's model outputs, at the output of a use."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     output_weights = torch.randn(probe.outputs.shape[1], generator=generator, dtype=torch.float64)
     cotangent = torch.zeros_like(probe.outputs)
@@ -262,7 +271,7 @@ def _first_row_gradient(probe: Capture, use: ParameterUse) -> Tensor:
 
 
 def _with_shared_sources(dense: set[str], uses: Sequence[ParameterUse]) -> set[str]:
-    """Return ``dense`` and the parameters from which a weight is computed together with a dense parameter."""
+    """Return the names ``dense``, and the parameters from which a weight is computed together with one of them."""
     closure = set(dense)
     for use in uses:
         for names in use.sources.values():
@@ -272,7 +281,7 @@ def _with_shared_sources(dense: set[str], uses: Sequence[ParameterUse]) -> set[s
 
 
 def _join_into_groups(prepared: PreparedModel, probe: Capture) -> tuple[Group, ...]:
-    """Join uses that share parameters into groups."""
+    """Return the parameter groups: uses that share a parameter, directly or through other uses, are in one group."""
     group_of_name: dict[str, int] = {}
     members: list[tuple[list[ParameterUse], set[str]]] = []
     for use in probe.uses:

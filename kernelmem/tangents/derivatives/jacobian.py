@@ -16,9 +16,10 @@ from kernelmem.tangents.rules.elementwise import PReLURule
 def rowwise_jacobian(
     prepared: PreparedModel, rows: Sequence[Batch], names: list[str], directions: Tensor | None = None
 ) -> Tensor:
-    """Compute Σ_c v_nkc ∂f_c(x_n)/∂θ, (n, k, P), by one backward pass per row and direction.
+    """Compute Σ_c v_nkc ∂f_c(x_n)/∂θ, (n, k, P), by one backward pass per example n and direction k.
 
-    ``rows`` are batches of one row each; ``directions`` is v (n, k, C); None means each output separately. Cost: nk backward
+    ``rows`` are batches of one example each, θ the P scalar parameters called ``names``; ``directions`` is v (n, k, C) for C
+    outputs, and None means each output separately. Cost: nk backward
     passes of one row; memory nkP.
     """
     parameters = [prepared.parameters[name] for name in names]
@@ -51,12 +52,12 @@ class BoundModel(nn.Module):
         self.run = run
 
     def forward(self, *args: object) -> Tensor:
-        """Run the function."""
+        """Return the result of the function that was passed on construction."""
         return self.run(*args)
 
 
 class _SafeUnderVmap(TorchFunctionMode):
-    """Replaces operations whose vmap rules in torch are wrong."""
+    """Context that replaces torch operations whose vmap rules are wrong (torch.prelu) by equivalent ones."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.prelu:
@@ -67,7 +68,10 @@ class _SafeUnderVmap(TorchFunctionMode):
 def vectorized_jacobian(
     prepared: PreparedModel, batch: Batch, names: list[str], directions: Tensor | None = None
 ) -> Tensor:
-    """Compute :func:`rowwise_jacobian` by torch.func, all rows of a batch at once; raise if vmap does not support the model."""
+    """Compute the result of :func:`rowwise_jacobian`, (n, k, P), for all n examples of a batch at once, by torch.func.
+
+    An error of torch is passed on if vmap does not support the model.
+    """
 
     def run(row: Batch) -> Tensor:
         with _SafeUnderVmap():
@@ -90,7 +94,7 @@ def vectorized_jacobian(
 
 
 def supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: list[str]) -> bool:
-    """Return True if torch.func supports this model and agrees with autograd, on a few rows and directions."""
+    """Return True if :func:`vectorized_jacobian` supports this model and agrees with autograd on a few examples."""
     if len(list(prepared.module.named_modules())) != len(list(prepared.module.named_modules(remove_duplicate=False))):
         return False  # functional_call does not restore a module that is registered in two places
     generator = torch.Generator().manual_seed(0)

@@ -37,12 +37,15 @@ TINY = 1e-300  # avoids 0 / 0 in relative errors
 
 
 def vjp(prepared: PreparedModel, batch: Batch, n: int, cotangents: Tensor) -> Tangents:
-    """Compute Jᵀ w = Σ_nc w_nc ∂f_c(x_n)/∂θ for w = ``cotangents`` (n, C): one forward and one backward pass."""
+    """Compute Jᵀ w = Σ_nc w_nc ∂f_c(x_n)/∂θ for w = ``cotangents`` (n examples, C outputs), one tensor per parameter.
+
+    Cost: one forward and one backward pass.
+    """
     return Linearized(prepared, batch, n).vjp(cotangents)
 
 
 def jvp(prepared: PreparedModel, batch: Batch, n: int, tangents: Tangents, *, mode: JvpMode = "reverse") -> Tensor:
-    """Compute (J u)_nc = Σ_p u_p ∂f_c(x_n)/∂θ_p, shape (n, C), for u = ``tangents``."""
+    """Compute (J u)_nc = Σ_p u_p ∂f_c(x_n)/∂θ_p, shape (n examples, C outputs), for u = ``tangents``, one per parameter."""
     return Linearized(prepared, batch, n, mode=mode).jvp(tangents)
 
 
@@ -62,14 +65,14 @@ class Linearized:
         self._outputs: Tensor | None = None
 
     def vjp(self, cotangents: Tensor) -> Tangents:
-        """Compute Jᵀ w, one tensor per selected parameter, for ``cotangents`` w (n, C)."""
+        """Compute Jᵀ w, one tensor per selected parameter, for ``cotangents`` w (n examples, C outputs)."""
         with differentiable_kernels(self.prepared.device):
             if self.keep_graph and self.mode == "reverse" and self._vjp_graph is None:
                 return {name: g.detach() for name, g in self._vjp_with_graph(cotangents).items()}
             return self._parameter_gradients(cotangents, create_graph=False)
 
     def jvp(self, tangents: Tangents) -> Tensor:
-        """Compute J u, (n, C), for ``tangents`` u, one tensor per selected parameter."""
+        """Compute J u, (n examples, C outputs), for ``tangents`` u, one tensor per selected parameter."""
         with differentiable_kernels(self.prepared.device):
             compute = self._jvp_by_dual_numbers if self.mode == "forward" else self._jvp_by_double_backward
             return compute(tangents)
@@ -80,7 +83,10 @@ class Linearized:
         return self._outputs
 
     def _parameter_gradients(self, cotangents: Tensor, *, create_graph: bool) -> Tangents:
-        """Compute Jᵀ w by one backward pass, optionally with the graph of its derivative."""
+        """Compute Jᵀ w for ``cotangents`` w (n examples, C outputs) by one backward pass, one tensor per selected parameter.
+
+        With ``create_graph`` the result can be differentiated with respect to w.
+        """
         outputs = self._cached_outputs()
         parameters = self.prepared.parameters
         if not outputs.requires_grad:
@@ -98,7 +104,7 @@ class Linearized:
         return dict(zip(parameters, dense, strict=True))
 
     def _vjp_with_graph(self, cotangents: Tensor) -> Tangents:
-        """Compute Jᵀ w and keep its graph. The value of w is irrelevant because the map is linear."""
+        """Compute Jᵀ w and keep its graph for products J u; those do not depend on w, because Jᵀ w is linear in w."""
         w = cotangents.detach().clone().requires_grad_()
         gradients = self._parameter_gradients(w, create_graph=True)
         # Keep the edges, not the tensors: the values of Jᵀ w (P numbers) can be freed before the graph.
@@ -106,7 +112,7 @@ class Linearized:
         return gradients
 
     def _jvp_by_double_backward(self, tangents: Tangents) -> Tensor:
-        """Compute J u as the gradient of ⟨Jᵀ w, u⟩ with respect to w."""
+        """Compute J u, (n examples, C outputs), as the gradient of ⟨Jᵀ w, u⟩ with respect to w, for u = ``tangents``."""
         if self._vjp_graph is None:
             self._vjp_with_graph(torch.zeros_like(self._cached_outputs()))
         assert self._vjp_graph is not None
@@ -120,7 +126,7 @@ class Linearized:
         return result
 
     def _jvp_by_dual_numbers(self, tangents: Tangents) -> Tensor:
-        """Compute J u by a forward pass with dual numbers."""
+        """Compute J u, (n examples, C outputs), by a forward pass with dual numbers, for u = ``tangents``."""
         load_dual_rules()
         bound = BoundModel(self.prepared.module, self.prepared.outputs)
         primals = {f"module.{name}": p.detach() for name, p in self.prepared.parameters.items()}
@@ -144,7 +150,7 @@ def load_dual_rules() -> None:
 
 @contextmanager
 def differentiable_kernels(device: torch.device) -> Iterator[None]:
-    """Enter a context in which operations can be differentiated twice and by dual numbers; global flags are restored on exit.
+    """Enter a context in which operations can be differentiated twice and by dual numbers; flags are restored on exit.
 
     Fused attention has a first derivative only, the fused TransformerEncoder layer none. Autocast would compute
     products in half precision.
@@ -224,7 +230,11 @@ def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
 
 
 def _rowwise_vjp(prepared: PreparedModel, rows: Rows, indices: list[int], w: Tensor) -> tuple[Tangents, float]:
-    """Compute Σ_n J_nᵀ w_n with each row in a batch of its own, and (Σ_n |J_nᵀ w_n|²)^½."""
+    """Compute Jᵀ w with each example in a batch of its own.
+
+    Returns Σ_n J_nᵀ w_n, one tensor per parameter, and (Σ_n |J_nᵀ w_n|²)^½, over the examples n in ``indices``; J_n are the
+    derivatives of the outputs of example n, and w_n is its row of ``w``.
+    """
     parameters = prepared.parameters
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = 0.0
@@ -250,7 +260,7 @@ def _rowwise_vjp(prepared: PreparedModel, rows: Rows, indices: list[int], w: Ten
 
 
 def _unsupported_error(problems: list[str]) -> UnsupportedModelError:
-    """Return the error for a model of which no mode computes J u, with the reason per mode."""
+    """Return the error for a model whose products J u no mode computes; ``problems`` gives the reason per mode."""
     return UnsupportedModelError(
         f"a model whose products J u cannot be computed ({'; '.join(problems)})",
         expected="operations with a second derivative or a forward-mode rule, and no tensor changed in place"

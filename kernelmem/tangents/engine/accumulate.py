@@ -12,7 +12,7 @@ ALL = slice(None), slice(None)
 
 @dataclass(frozen=True)
 class KernelAccumulator:
-    """Result tensors, to which the contractions of groups are added.
+    """Result tensors of a kernel computation, to which the contractions of parameter groups are added.
 
     Attributes:
         combine: combination of several directions in the result.
@@ -37,7 +37,10 @@ class KernelAccumulator:
         *,
         symmetric: bool,
     ) -> None:
-        """Add the contraction of one group for a tile of (rows, columns) and a block of directions."""
+        """Add the contraction of the tangents ``x`` and ``y`` of one group to its result, in place.
+
+        ``tile`` gives the rows and columns of the kernel that they belong to, ``block`` the output directions.
+        """
         result, (rows, columns) = self.tensors[self.names[group_index]], tile
         if self.combine == "sum":
             tile_result = result[rows, columns]
@@ -49,19 +52,22 @@ class KernelAccumulator:
 
 
 def add_dense(out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-    """Add the kernel block of parameters whose tangents are formed."""
+    """Add inner products of x["tangents"] (n, k, p) and y["tangents"] (m, k, p) to ``out``, as :func:`add_explicit` does."""
     add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
 
 
 class TangentAssembler:
-    """Tangents of one group for n rows, assembled pass by pass, without a copy of those written into ``buffer``."""
+    """Collects the tangents of one parameter group for n examples from several forward passes into ``buffers``.
+
+    Tangents that were written into the tensor ``buffer`` are not copied again.
+    """
 
     def __init__(self, n: int, buffer: Tensor | None = None) -> None:
         self.n, self.buffer, self.start = n, buffer, 0
         self.buffers: Buffers = {}
 
     def add(self, chunk: Buffers) -> None:
-        """Append the tangents of the next rows."""
+        """Append the named tensors in ``chunk``, whose first axis holds the next examples."""
         n_rows = 0
         for name, tensor in chunk.items():
             n_rows = len(tensor)
@@ -81,7 +87,10 @@ def _same_storage(first: Tensor, second: Tensor) -> bool:
 
 
 def mirror(result: Tensor, combine: str) -> None:
-    """Copy the upper triangle to the lower one, so that the kernel is exactly symmetric."""
+    """Copy the upper triangle of a kernel to its lower one in place, so that it is exactly symmetric.
+
+    ``result`` is (n, n) for ``combine="sum"``, (k, n, n) for "diagonal" and (n, k, n, k) for "full", k output directions.
+    """
     if combine == "diagonal":
         for kernel in result:
             mirror(kernel, "sum")

@@ -15,7 +15,7 @@ from kernelmem.tangents.survey import Readout, hidden_gradients, scaled_by_chann
 
 
 class ForwardPass:
-    """Recorded forward pass over n rows, and the backward sweeps through it."""
+    """Recorded forward pass over n examples, and the backward passes (sweeps) that give its output gradients."""
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class ForwardPass:
         sweeps: int,
         labels: Tensor | None = None,
     ) -> None:
+        """Find which uses need a backward pass per direction, and which have gradients that factor under the readout."""
         self.n, self.outputs, self.labels = captured.n, captured.outputs, labels
         self.uses = {use.key: use for use in captured.uses}
         self.groups, self.directions, self.readout, self.sweeps = groups, directions, readout, sweeps
@@ -37,11 +38,15 @@ class ForwardPass:
         self.swept = [use for use in captured.uses if use.key not in separate_keys]
 
     def uses_of(self, group: Group) -> list[ParameterUse]:
-        """Return the uses of a group's parameters."""
+        """Return the recorded operations that use the parameters of ``group``."""
         return [self.uses[key] for key in group.keys]
 
     def sweep(self, block: range) -> Iterator[tuple[int, list[tuple[ParameterUse, UseGradients]]]]:
-        """Yield, for each direction of ``block``, its position in it and the gradients of each swept use (k = 1)."""
+        """Run one backward pass per output direction in ``block``; yield the index within the block and the gradients.
+
+        The gradients are pairs of a recorded use and its output gradient or tangents with one direction (k = 1); the list is
+        empty if no use is on the graph of the outputs.
+        """
         edges = [use.edge for use in self.swept]
         start: Tensor | GradientEdge | None = self.outputs
         readout = self.readout
@@ -61,11 +66,14 @@ class ForwardPass:
                 yield direction, []
 
     def cotangents(self, block: range) -> Tensor:
-        """Return the directions of ``block`` in output space, (n, k, C)."""
+        """Return the cotangents (n examples, k, C outputs) of the k output directions in ``block``."""
         return self.directions.cotangents(self.outputs.detach(), block, self.labels)
 
     def factored_gradients(self) -> dict[int, UseGradients]:
-        """Return the gradients D_nk of the uses that factor under the readout, times √(Σ_c W_ck²) for the trace."""
+        """Return the factors D_nk of output gradients of the form W_ck D_nk (example n, channel k), by key of the use.
+
+        W_ck are the weights of the readout layer for output c. For the trace kernel D_nk is multiplied by √(Σ_c W_ck²).
+        """
         gradients: dict[int, UseGradients] = {}
         if self.factored and self.readout is not None:
             weight = self.readout.weight
@@ -79,7 +87,10 @@ class ForwardPass:
         return gradients
 
     def gradients(self, block: range, *, all_directions: bool) -> dict[int, UseGradients]:
-        """Return the gradients of all uses in the directions of ``block``; with ``all_directions`` also the factored ones."""
+        """Return the gradients in the output directions of ``block``, by key of the recorded use.
+
+        With ``all_directions`` the result includes those of :meth:`factored_gradients`, which serve all directions.
+        """
         gradients: dict[int, UseGradients] = {}
         for direction, use_gradients in self.sweep(block):
             for use, gradient in use_gradients:
@@ -88,7 +99,7 @@ class ForwardPass:
 
 
 class ResidentRows:
-    """All rows of one side with their graphs, while one direction after another is swept.
+    """All examples of one side of the kernel, whose autograd graphs stay in memory during one backward pass per direction.
 
     Output gradients of the uses in ``streaming`` are returned per direction; those of the other uses are collected.
     """
@@ -101,11 +112,14 @@ class ResidentRows:
         self.collected: list[dict[int, UseGradients]] = [{} for _ in forward_passes]
 
     def factored_gradients(self) -> list[dict[int, UseGradients]]:
-        """Return, for each pass, the gradients of the uses that factor under the readout."""
+        """Return the result of :meth:`ForwardPass.factored_gradients` for each forward pass."""
         return [forward_pass.factored_gradients() for forward_pass in self.forward_passes]
 
     def sweep(self, direction: int) -> list[dict[int, UseGradients]]:
-        """Return, for each pass, the gradients of the streaming uses in one direction."""
+        """Run the backward pass of one direction and return, per forward pass, the gradients of the streaming uses by key.
+
+        The gradients of the other uses are stored in ``collected``.
+        """
         gradients_per_pass = []
         for forward_pass, collected in zip(self.forward_passes, self.collected, strict=True):
             ((_, use_gradients),) = forward_pass.sweep(range(direction, direction + 1))
@@ -118,7 +132,10 @@ class ResidentRows:
         return gradients_per_pass
 
     def tangents(self, group: Group, gradients: Sequence[dict[int, UseGradients]], k: int, combine: Combine) -> Buffers:
-        """Return the tangents of one group in k directions; streaming groups share one buffer, overwritten by the next."""
+        """Return the tangents of one group for all examples in k output directions, as named tensors.
+
+        ``gradients`` holds one dict per forward pass. Groups with ``streams`` share a buffer that the next call overwrites.
+        """
         buffer_shape, buffer = group.buffer_shape(self.n, k), None
         if buffer_shape is not None:
             buffer = (
@@ -147,7 +164,10 @@ class ResidentRows:
 def store_direction(
     stored: dict[int, UseGradients], use: ParameterUse, gradient: UseGradients, direction: int, k: int
 ) -> None:
-    """Write one direction of k into ``stored``: output gradients along the axis that the rule asks for, or tangents."""
+    """Write the gradient of one use in one of k directions into ``stored``, which maps the key of a use to its gradients.
+
+    Output gradients get their k directions along the axis that the rule asks for, tangents along axis 1; None means 0.
+    """
     target = stored.get(use.key)
     if gradient is None:
         if isinstance(target, Tensor):
@@ -170,7 +190,10 @@ def store_direction(
 
 
 def one_direction(use: ParameterUse, gradient: Tensor | None, n: int) -> UseGradients:
-    """Return the output gradient of an outer-product use in its rule's layout, or the tangents of a direct use (k = 1)."""
+    """Return the output gradient of a use with an axis of one direction, or None if ``gradient`` is None.
+
+    If the rule of the use has no outer-product form, return instead the tangents of its n examples, by slot.
+    """
     if gradient is None:
         return None
     rows = use.rule.arrange(use, use.batch_axis.rows(gradient, n))

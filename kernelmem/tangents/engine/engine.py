@@ -23,7 +23,7 @@ Progress = Callable[[int, int], object] | None
 
 @dataclass(frozen=True)
 class LabeledRows:
-    """Rows of one side of the kernel, with labels if a target needs them."""
+    """Examples of one side of the kernel matrix (its rows or its columns), with labels if a target function needs them."""
 
     rows: Rows
     labels: Tensor | None = None
@@ -40,20 +40,20 @@ class Engine:
 
     @classmethod
     def build(cls, prepared: PreparedModel, rows: Rows, directions: OutputDirections) -> "Engine":
-        """Probe the model on a few rows."""
+        """Return the engine of a model, after probing on a few of ``rows`` how the model uses its parameters."""
         surveyed = survey(prepared, rows, RULES)
         vectorized = bool(surveyed.dense) and supports_vectorized_jacobian(prepared, rows, list(surveyed.dense))
         return cls(prepared, surveyed, directions, vectorized)
 
     def capture(self, batch: Batch, n: int) -> Capture:
-        """Run the model on n rows and record the uses that the survey kept."""
+        """Run the model on a batch of n examples and return the recorded parameter uses that the survey kept."""
         surveyed = self.survey
         return capture(
             self.prepared, batch, n, RULES, skip=surveyed.skip, dense=surveyed.dense, batch_axes=surveyed.batch_axes
         )
 
     def plan(self, n: int, m: int, *, symmetric: bool, memory: int) -> Plan:
-        """Plan the kernel of n x m rows within ``memory`` bytes."""
+        """Return the plan for the kernel of n by m examples within ``memory`` bytes (``symmetric``: equal sides)."""
         return make_plan(self.prepared, self.survey, self.directions, n=n, m=m, symmetric=symmetric, memory=memory)
 
     def kernel(
@@ -84,11 +84,11 @@ class Engine:
         return {layer: self.directions.public(result) for layer, result in results.items()}
 
     def _layer_names(self, plan: Plan) -> list[str]:
-        """Return the module name of each group, then of each parameter of the dense fallback."""
+        """Return the module name of each parameter group of the plan, then of each parameter that no rule covers."""
         return [group.layer for group in plan.groups] + [name.rpartition(".")[0] or name for name in plan.dense]
 
     def _forward_pass(self, side: LabeledRows, rows: range, plan: Plan) -> ForwardPass:
-        """Record the forward pass of some rows of one side."""
+        """Run the model on the examples ``rows`` of one side of the kernel, and return the recorded forward pass."""
         captured = self.capture(side.rows.slice(rows.start, rows.stop), len(rows))
         labels = None if side.labels is None else side.labels[rows.start : rows.stop]
         return ForwardPass(captured, plan.groups, self.directions, self.survey.readout, plan.sweeps, labels)
@@ -96,9 +96,10 @@ class Engine:
     def _compute_streamed(
         self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
     ) -> None:
-        """Compute with all rows in memory, contracting each direction as soon as its tangents are computed.
+        """Add the kernel to ``results``, with all examples in memory and one output direction after another.
 
-        The output gradients of groups that do not stream are collected and contracted at the end.
+        Groups that stream are contracted after each direction; the output gradients of the others are collected and
+        contracted at the end.
         """
         groups, all_sweeps = plan.groups, range(plan.sweeps)
         streaming = [index for index, group in enumerate(groups) if group.streams]
@@ -112,7 +113,7 @@ class Engine:
             )
 
         def add_group(index: int, gradients: list[list[dict[int, UseGradients]]], block: range) -> None:
-            """Add the contraction of one group in a block of directions."""
+            """Add the contraction of one parameter group, from its output gradients in the directions of ``block``."""
             k = 1 if groups[index].all_directions else len(block)
             tangents = [
                 side.tangents(groups[index], pass_gradients, k, results.combine)
@@ -138,7 +139,10 @@ class Engine:
     def _compute_tiled(
         self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
     ) -> None:
-        """Compute tile by tile: the tangents of two sets of rows in a block of directions, then their contraction."""
+        """Add the kernel to ``results`` tile by tile.
+
+        For each tile, the tangents of its two sets of examples in a block of output directions are computed and contracted.
+        """
         starts = [range(0, side.rows.n, plan.tile) for side in (left, right)]
         blocks = [range(c, min(c + plan.block, plan.sweeps)) for c in range(0, plan.sweeps, plan.block)]
         tiles = [
@@ -167,7 +171,10 @@ class Engine:
                 progress(n_done, len(tiles))
 
     def _tangents(self, side: LabeledRows, start: int, plan: Plan, block: range) -> list[Buffers]:
-        """Compute the tangents of one tile for each group, assembled pass by pass."""
+        """Return, for each parameter group, the named tangents of the examples of the tile that begins at ``start``.
+
+        They are collected from several forward passes, in the output directions of ``block``.
+        """
         stop = min(start + plan.tile, side.rows.n)
         combine = self.directions.combine
         buffers: dict[int, Tensor] = {}
@@ -194,7 +201,11 @@ class Engine:
         *,
         all_directions: bool,
     ) -> list[Buffers]:
-        """Compute the tangents of one pass for each group; ``all_directions`` includes groups contracted only once."""
+        """Return, for each parameter group, the named tangents of the examples ``rows`` of one forward pass.
+
+        ``tile`` are the examples of the tile, into whose ``buffers`` (by group index) tangents are written. Groups that are
+        contracted once for all directions are included only with ``all_directions``.
+        """
         forward_pass, combine = self._forward_pass(side, rows, plan), self.directions.combine
         gradients = forward_pass.gradients(block, all_directions=all_directions)
         n, tangents = forward_pass.n, list[Buffers]()
@@ -215,7 +226,7 @@ class Engine:
         return tangents
 
     def dense(self, batch: Batch, n: int, cotangents: Tensor) -> Tensor:
-        """Return the tangents of the parameters that no rule covers, (n, k, P)."""
+        """Return the tangents (n examples, k, P) of the P scalars that no rule covers, for cotangents (n, k, C outputs)."""
         names = list(self.survey.dense)
         if self.vectorized:
             return vectorized_jacobian(self.prepared, batch, names, cotangents)
@@ -224,5 +235,5 @@ class Engine:
 
 
 def _row_ranges(start: int, stop: int, size: int) -> Iterator[range]:
-    """Split rows into ranges of one forward pass each."""
+    """Yield consecutive ranges of at most ``size`` indices that cover start..stop (exclusive)."""
     return (range(first, min(first + size, stop)) for first in range(start, stop, size))

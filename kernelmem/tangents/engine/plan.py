@@ -47,7 +47,7 @@ class GroupCost:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Frozen plan of a kernel computation. ``print(plan)`` shows it as a table, ``plan.to_frame()`` as a DataFrame."""
+    """Plan of a kernel computation. ``print(plan)`` shows it as a table, ``plan.to_frame()`` as a DataFrame."""
 
     n: int
     m: int
@@ -69,6 +69,7 @@ class Plan:
     streamed: bool  # all rows held at once, tangents contracted direction by direction
 
     def __str__(self) -> str:
+        """Return the plan as a table with one line per parameter group."""
         width = max([len("parameters"), *(len(_shortened_names(cost.parameters)) for cost in self.costs)])
         total_operations = sum(cost.operations for cost in self.costs)
         header = (
@@ -102,11 +103,14 @@ class Plan:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """Return the table for notebooks."""
+        """Return the table of ``print(plan)`` as HTML for notebooks."""
         return f"<pre>{escape(str(self))}</pre>"
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return one row per group: parameters, method, operations, numbers per row, alternative."""
+        """Return a DataFrame with one row per parameter group.
+
+        Its columns are the parameters, method, operations, stored numbers per example, and the rejected alternative.
+        """
         import pandas
 
         columns = [field.name for field in fields(GroupCost)]
@@ -115,7 +119,7 @@ class Plan:
 
 
 def _shortened_names(names: tuple[str, ...]) -> str:
-    """Join the first names to a text of at most 48 characters."""
+    """Join the first two names and the number of names to a text of at most 48 characters."""
     text = ", ".join(names[:2]) + (f", ... ({len(names)})" if len(names) > 2 else "")
     return text if len(text) <= 48 else text[:45] + "..."
 
@@ -130,7 +134,7 @@ def make_plan(
     symmetric: bool,
     memory: int,
 ) -> Plan:
-    """Choose a method for each group, and tiles that fit ``memory`` bytes.
+    """Return the plan for the kernel of n and m examples: a method per parameter group, and tiles that fit ``memory`` bytes.
 
     Raises:
         InputError: the result, with the tangents of one row on each side, does not fit.
@@ -200,13 +204,13 @@ class _Problem:
 
     @property
     def spare_numbers(self) -> float:
-        """Numbers that fit in addition to the result; a fifth of the memory is left for heap fragmentation."""
+        """How many numbers fit in memory in addition to the result, with a fifth left unused for fragmentation."""
         return 0.8 * (self.memory - self.result_bytes) / self.itemsize
 
 
 @dataclass(frozen=True)
 class _Tiling:
-    """Choice of sizes; its cost is the rows swept times (directions + one forward pass per block of directions)."""
+    """Tile and block sizes; their cost is the number of examples swept, times the passes over each of them."""
 
     cost: float
     tile: int
@@ -218,7 +222,7 @@ class _Tiling:
 
 
 def _graph_numbers(survey: Survey) -> tuple[int, int]:
-    """Count the numbers per row in the graph of a forward pass, and in the output gradients of one sweep."""
+    """Return the numbers per example in the graph of a forward pass, and in the gradients of one backward pass."""
     graph_numbers = 2 * survey.saved + sum(sum(pair) for pair in survey.elements.values())
     return graph_numbers, sum(output for _, output in survey.elements.values())
 
@@ -226,7 +230,7 @@ def _graph_numbers(survey: Survey) -> tuple[int, int]:
 def _streamed_tiling(
     groups: Sequence[Group], survey: Survey, directions: OutputDirections, problem: _Problem
 ) -> _Tiling | None:
-    """Plan with all rows and their graphs in memory, so that nothing is swept twice; None if that does not fit."""
+    """Return sizes that keep all examples and their graphs in memory, or None if they do not fit."""
     if directions.combine == "full" or not any(group.streams for group in groups):
         return None
     graph_numbers, gradient_numbers = _graph_numbers(survey)
@@ -253,7 +257,7 @@ def _streamed_tiling(
 
 
 def _activation_numbers(group: Group) -> int:
-    """Count the numbers per row in the activations of outer products (image patches of convolutions)."""
+    """Return the numbers per example in the activations of outer products; 0 for groups without outer products."""
     if not isinstance(group, OuterGroup) or isinstance(group, ReadoutGroup):
         return 0
     return group.shape.groups * group.shape.positions * group.fan_in
@@ -262,7 +266,7 @@ def _activation_numbers(group: Group) -> int:
 def _tiled_tiling(
     groups: Sequence[Group], survey: Survey, directions: OutputDirections, prepared: PreparedModel, problem: _Problem
 ) -> _Tiling | None:
-    """Find the tiles of rows and blocks of directions that fit in memory at the lowest cost; None if none fits."""
+    """Return the tile of examples and block of output directions of lowest cost that fit in memory; None if none fits."""
     n, m, sweeps, symmetric = problem.n, problem.m, problem.sweeps, problem.symmetric
     spare, itemsize = problem.spare_numbers, problem.itemsize
     graph, swept = _graph_numbers(survey)
@@ -299,26 +303,29 @@ def _tiled_tiling(
 
 
 def _largest_tile(available: float, per_row: float, per_pair: float) -> int:
-    """Compute the largest t with per_row·t + per_pair·t² <= available."""
+    """Return the largest integer t with per_row·t + per_pair·t² <= available."""
     return int((-per_row + (per_row**2 + 4 * per_pair * available) ** 0.5) / (2 * per_pair))
 
 
 def _candidate_block_sizes(k: int, combine: str) -> list[int]:
-    """Return candidate numbers of directions in memory at a time; the full kernel needs all of them."""
+    """Return candidates, largest first, for how many of k directions are in memory together; the full kernel needs all k."""
     if combine == "full":
         return [k]
     return sorted({-(-k // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, k)}, reverse=True)
 
 
 def _direction_pairs(directions: OutputDirections) -> int:
-    """Count the pairs of directions that are contracted."""
+    """Return the number of pairs of output directions that are contracted: k² for the full kernel, k otherwise."""
     return directions.k**2 if directions.combine == "full" else directions.k
 
 
 def _choose_method(
     group: Group, directions: OutputDirections, survey: Survey, n: int, m: int, pairs: float
 ) -> tuple[GroupCost, Group]:
-    """Choose the cheaper method for one group."""
+    """Choose the cheapest contraction for one group and a kernel of n and m examples, of which ``pairs`` pairs are computed.
+
+    Returns its cost, and the group as an instance of the class that implements the method.
+    """
     k, n_grams, readout = directions.k, _direction_pairs(directions), survey.readout
     if isinstance(group, MixedGroup):
         tangent_size = sum(shape.numel() for shape in group.shapes)
@@ -374,7 +381,7 @@ def _choose_method(
 
 
 def _prefers_streaming(shape: OuterShape, fan_in: int, rows: int, k: int) -> bool:
-    """Return True if one direction after another moves fewer numbers than all directions together.
+    """Return True if contracting k directions one by one reads and writes fewer numbers in memory than all k together.
 
     One by one, the activations are read again for each direction; together, gradients are copied into one tensor.
     Tangents larger than the cache are written to memory and read again.

@@ -24,7 +24,7 @@ ActivationCache = dict[int, Tensor] | None  # use -> activations, kept from one 
 
 @dataclass(frozen=True)
 class Group:
-    """Base class of groups.
+    """Base class of groups: parameters whose tangents ∂f/∂θ are stored and contracted into the kernel together.
 
     Attributes:
         names: names of the parameters.
@@ -40,7 +40,7 @@ class Group:
 
     @property
     def all_directions(self) -> bool:
-        """Whether the group is contracted once for all directions, not once per direction."""
+        """True if the group is contracted once for all output directions together, False if once per direction."""
         return self.factored
 
     def write(
@@ -54,24 +54,36 @@ class Group:
         cache: ActivationCache = None,
         out: Tensor | None = None,
     ) -> Buffers:
-        """Return tangents of n rows in k directions, in ``out`` if it is used; activations are read from and put in ``cache``."""
+        """Return the tangents of n examples in k output directions, as named tensors of first axis n.
+
+        ``gradients`` holds the output gradients of each of ``uses``. The result is written into ``out`` if its shape is
+        :meth:`buffer_shape`; ``cache`` maps a use to its activations and is filled at the first call.
+        """
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def numbers_per_row(self, k: int) -> int:
-        """Return the number of buffer entries per row with k directions."""
+        """Return the number of entries that :meth:`write` stores per example with k output directions."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def buffer_shape(self, n: int, k: int) -> tuple[int, int] | None:
-        """Return the shape of ``out`` for n rows with k directions, or None if ``write`` does not use it."""
+        """Return the shape of the argument ``out`` of :meth:`write` for n examples and k directions; None if unused."""
         return None
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add the group's kernel block for two sets of rows to ``out``."""
+        """Add the contraction of the tangents ``x`` (n examples) and ``y`` (m examples) to the block ``out`` in place.
+
+        ``combine`` gives the shape of ``out``: "sum" (n, m), "diagonal" (k, n, m), "full" (n, k, m, k) for k directions.
+        With ``symmetric`` (x is y) only the upper triangle is needed.
+        """
         add_explicit(out, x["tangents"], y["tangents"], combine, symmetric=symmetric)
 
 
 def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, symmetric: bool) -> None:
-    """Add the inner products of tangents (n, k, p) and (m, k, p) to ``out``."""
+    """Add the inner products of the tangents ``left`` (n, k, p) and ``right`` (m, k, p) to ``out`` in place.
+
+    n and m count examples, k output directions, p scalar parameters. ``combine`` gives the shape of ``out``: "sum" (n, m),
+    "diagonal" (k, n, m), "full" (n, k, m, k). With ``symmetric`` only the upper triangle is computed.
+    """
     if combine == "sum":
         add_gram(out, left.flatten(1), right.flatten(1), symmetric=symmetric)
     elif combine == "diagonal":

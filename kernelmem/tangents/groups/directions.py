@@ -18,7 +18,10 @@ TargetLike = Target | str | tuple[str, int]  # what users pass: a callable, "mar
 
 @dataclass(frozen=True)
 class OutputDirections:
-    """k directions in output space: k cotangents (n, C), the same for all rows unless there is a target."""
+    """The k combinations of the C outputs that are differentiated: k cotangents (n examples, C).
+
+    They are the same for all examples unless a target function is given, whose gradient is then the only direction.
+    """
 
     outputs: str  # one of OUTPUT_KINDS, or "target"
     n_outputs: int
@@ -31,11 +34,11 @@ class OutputDirections:
 
     @property
     def combine(self) -> Combine:
-        """Combination of the tangents of several directions in the kernel."""
+        """How the kernels of pairs of directions are combined: "sum" over directions, "diagonal" (equal pairs) or "full"."""
         return self.outputs if self.outputs in ("diagonal", "full") else "sum"  # type: ignore[return-value]
 
     def cotangents(self, outputs: Tensor, block: Sequence[int], labels: Tensor | None) -> Tensor:
-        """Return the cotangents (n, k, C) of the directions in ``block``."""
+        """Return the cotangents (n, k, C) of the k directions in ``block``, for ``outputs`` (n examples, C)."""
         n, C = outputs.shape
         if self.outputs == "pseudo":
             return torch.full((n, 1, C), C**-0.5, dtype=outputs.dtype, device=outputs.device)
@@ -46,7 +49,7 @@ class OutputDirections:
         return one_hot.expand(n, len(block), C)
 
     def _target_gradient(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
-        """Compute the gradient (n, C) of the target with respect to the outputs."""
+        """Compute the gradient (n, C) of the target with respect to ``outputs`` (n examples, C)."""
         assert self.target is not None
         with torch.enable_grad():
             outputs_leaf = outputs.detach().requires_grad_()
@@ -63,22 +66,26 @@ class OutputDirections:
             return torch.autograd.grad(values.sum(), outputs_leaf)[0]
 
     def result_shape(self, n: int, m: int) -> tuple[int, ...]:
-        """Return the shape in which the result is accumulated: (n, m), (C, n, m) or (n, C, m, C)."""
+        """Return the shape in which the kernel of n and m examples is accumulated, with C outputs.
+
+        It is (n, m) for "sum", (C, n, m) for "diagonal" and (n, C, m, C) for "full".
+        """
         C = self.n_outputs
         return {"sum": (n, m), "diagonal": (C, n, m), "full": (n, C, m, C)}[self.combine]
 
     def public(self, result: Tensor) -> Tensor:
-        """Return the result in the public axis order, (n, m), (n, m, C) or (n, m, C, C), as a view."""
+        """Return a view of the kernel with the axes of examples first: (n, m), (n, m, C) or (n, m, C, C) for C outputs."""
         if self.combine == "diagonal":
             return result.movedim(0, 2)
         return result.transpose(1, 2) if self.combine == "full" else result
 
 
 def named_target(target: TargetLike) -> Target:
-    """Read ``target=``: "margin", "loss", ("logit", c) or a callable.
+    """Convert "margin", "loss", ("logit", c) or a callable to a function of outputs f (n, C) and labels y (n,).
 
-    margin: f_y − max_{k≠y} f_k; loss: cross-entropy. The returned function raises InputError for an output that the
-    model does not have, for labels that are missing or out of range, and for a margin or cross-entropy of one output.
+    The function returns (n,): f_y − max_{k≠y} f_k for "margin", the cross-entropy for "loss", f_c for "logit".
+    That function raises InputError for an output that the model does not have, for labels that are missing or out of
+    range, and for a margin or cross-entropy of one output.
 
     Raises:
         InputError: an unknown target.
@@ -99,7 +106,7 @@ def named_target(target: TargetLike) -> Target:
 
 
 def _logit(outputs: Tensor, output_index: int) -> Tensor:
-    """Return the column ``output_index`` of the outputs."""
+    """Return the column ``output_index`` of the outputs (n examples, C), shape (n,); raise InputError if there is none."""
     if not 0 <= output_index < outputs.shape[1]:
         raise InputError(
             f"target=('logit', {output_index}) for a model with {outputs.shape[1]} outputs",
@@ -110,14 +117,14 @@ def _logit(outputs: Tensor, output_index: int) -> Tensor:
 
 
 def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Compute f_y − max_{k≠y} f_k per row."""
+    """Compute the margin f_y − max_{k≠y} f_k of each example, (n,), from outputs f (n, C) and labels y (n,)."""
     label_column = _validated_labels(outputs, labels)[:, None]
     others = outputs.scatter(1, label_column, float("-inf"))
     return outputs.gather(1, label_column)[:, 0] - others.max(1).values
 
 
 def _validated_labels(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Check that there are labels and that each is the index of an output."""
+    """Return ``labels`` (n,); raise InputError if they are None, if one is >= C (the number of outputs), or if C = 1."""
     if labels is None:
         raise InputError(
             "a target that needs labels, and labels=None", expected="labels of all rows", hint="pass labels=y"

@@ -9,7 +9,9 @@ SMALLEST_BLOCK = 64  # rows; smaller products do not run at full speed
 
 
 def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
-    """Return row blocks (start, stop, first column): all columns, or with ``symmetric`` those from the diagonal block on.
+    """Split the n rows of a matrix into blocks and return (start, stop, first column) for each.
+
+    The first column is 0, or with ``symmetric`` the start of the block, so that only the upper triangle is covered.
 
     >>> row_blocks(100, symmetric=False)
     [(0, 100, 0)]
@@ -24,13 +26,19 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:
-    """Add left @ right.T to ``out`` (n, m), of left (n, p) and right (m, p); if symmetric, only from the diagonal up."""
+    """Add ``left`` (n, p) times the transpose of ``right`` (m, p) to ``out`` (n, m) in place.
+
+    With ``symmetric`` only blocks that contain the diagonal or lie above it are computed.
+    """
     for start, stop, first_column in row_blocks(len(left), symmetric=symmetric):
         out[start:stop, first_column:].addmm_(left[start:stop], right[first_column:].T)
 
 
 def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:
-    """Add scale ∘ (left @ right.T) to ``out``, block by block so that the product stays in cache."""
+    """Add the entrywise product of ``scale`` and ``left @ right.T`` to ``out`` (n, m) in place, of (n, p) and (m, p).
+
+    With ``symmetric`` only the upper triangle is computed. Blocks of rows keep the product in the processor cache.
+    """
     blocks = row_blocks(len(left), symmetric=symmetric)
     if len(blocks) == 1 and len(left) > 512:
         blocks = [(i, min(i + 256, len(left)), 0) for i in range(0, len(left), 256)]

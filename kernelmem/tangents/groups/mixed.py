@@ -12,16 +12,19 @@ from kernelmem.tangents.groups.outer import outer_product, split_directions
 
 @dataclass(frozen=True)
 class MixedGroup(Group):
-    """Parameters used in several ways: the tangents of each are summed over its uses, then contracted."""
+    """Group of parameters used in several ways: the tangents of each parameter are summed over its uses, then contracted."""
 
     shapes: tuple[torch.Size, ...]
 
     def numbers_per_row(self, k: int) -> int:
-        """Return the entries of one tangent per direction."""
+        """Return k times the number of scalar parameters of the group: the entries of the tangents of one example."""
         return k * sum(shape.numel() for shape in self.shapes)
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return tangents (n, k, p), the parameters one after another."""
+        """Compute the tangents of n examples in k output directions and return them under the key "tangents".
+
+        The tensor has shape (n, k, p), p the number of scalar parameters of the group, flattened in the order of ``names``.
+        """
         totals: dict[str, Tensor] = {}
 
         def add_to(name: str, tangent: Tensor) -> None:
@@ -47,7 +50,10 @@ class MixedGroup(Group):
 
 
 def _explicit_tangents(use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
-    """Compute the tangents of an outer-product use in the shapes of its weight and bias."""
+    """Compute the tangents Σ_s g_s ⊗ a_s over positions s of one use, from its output gradients g and activations a.
+
+    Returns a dict from slot to tangents: "weight" (n examples, k directions, *weight shape), "bias" (n, k, groups, out).
+    """
     g = use.rule.output_gradients(use, gradient)
     tangents = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
     if "weight" in use.slots:
@@ -57,7 +63,11 @@ def _explicit_tangents(use: ParameterUse, gradient: Tensor, n: int) -> dict[str,
 
 
 def _pull_back(derived: Tensor, tangent: Tensor, sources: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Pull tangents T of a weight back to the parameters it is computed from: T ∂(weight)/∂(parameter)."""
+    """Apply the chain rule T ∂(weight)/∂(parameter) to tangents T (n, k, *weight shape) of a computed weight.
+
+    ``derived`` is the weight with its graph, ``sources`` the parameters it is computed from, by name. Returns a dict from
+    parameter name to its tangents (n examples, k directions, entries of the parameter).
+    """
     n, k = tangent.shape[:2]
     source_tangents = torch.autograd.grad(
         derived,

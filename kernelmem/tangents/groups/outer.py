@@ -20,7 +20,10 @@ from kernelmem.tangents.groups.gemm import add_gram, add_scaled_gram
 
 @dataclass(frozen=True)
 class OuterGroup(Group):
-    """Outer products of one weight and its bias; several uses count as more positions of one use."""
+    """Group of one weight and its bias, whose tangents are Σ_s g_s ⊗ a_s over positions s (pixels, tokens) of an example.
+
+    g are output gradients and a activations of the layer; the positions of several uses of the weight are joined.
+    """
 
     shape: OuterShape
     has_weight: bool  # False: only the bias is selected
@@ -28,7 +31,7 @@ class OuterGroup(Group):
 
     @property
     def fan_in(self) -> int:
-        """Number of columns of A: those of the weight, if selected, and one for the bias."""
+        """Number of activations per position: the inputs of the weight, if it is selected, plus 1 for the bias."""
         return (self.shape.fan_in if self.has_weight else 0) + self.has_bias
 
     def factors(
@@ -39,7 +42,10 @@ class OuterGroup(Group):
         k: int,
         cache: ActivationCache = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return activations A (n, G, S, fan_in) and output gradients (n, G, S, k, fan_out)."""
+        """Return the activations (n, G, S, fan_in) and the output gradients (n, G, S, k, fan_out) of all uses.
+
+        n counts examples, G channel groups, S positions of all uses together and k output directions.
+        """
         activations, output_gradients = [], []
         for use, gradient in zip(uses, gradients, strict=True):
             if not isinstance(gradient, Tensor):  # the outputs do not depend on this use
@@ -66,14 +72,14 @@ class OuterGroup(Group):
 
 @dataclass(frozen=True)
 class VectorGroup(OuterGroup):
-    """One position per row: contracted without forming tangents."""
+    """Layer with one position per example: the kernel is contracted from its factors, without forming tangents."""
 
     def numbers_per_row(self, k: int) -> int:
-        """Count the activations and output gradients of one row."""
+        """Return the number of activations plus output gradients of one example, with k output directions."""
         return self.fan_in + (1 if self.factored else k) * self.shape.fan_out
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return activations (n, fan_in) and output gradients (n, k, fan_out)."""
+        """Return a dict with the activations (n examples, fan_in) and the output gradients (n, k directions, fan_out)."""
         (use,), (gradient,) = uses, gradients
         if isinstance(gradient, Tensor):
             buffers = {"gradients": use.rule.output_gradients(use, gradient).reshape(n, k, self.shape.fan_out)}
@@ -85,7 +91,10 @@ class VectorGroup(OuterGroup):
         return buffers
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add (A Aᵀ + 1) ∘ (G Gᵀ), without the 1 if there is no bias."""
+        """Add (A Bᵀ + 1) ∘ (G Hᵀ) to ``out``, entry by entry, without the 1 if there is no bias.
+
+        A and G are the activations and output gradients of the examples in ``x``, B and H those in ``y``.
+        """
         left, right = x["gradients"], y["gradients"]
         if not self.has_weight:
             add_explicit(out, left, right, combine, symmetric=symmetric)
@@ -111,19 +120,28 @@ class VectorGroup(OuterGroup):
 
 @dataclass(frozen=True)
 class TokenGroup(OuterGroup):
-    """Several positions per row, contracted position by position; "sum" only, one group of channels."""
+    """Layer with several positions per example, contracted position by position.
+
+    It supports only ``combine="sum"`` and layers with one group of channels.
+    """
 
     def numbers_per_row(self, k: int) -> int:
-        """Count the activations and output gradients at every position."""
+        """Return the number of activations plus output gradients of one example at all positions, for k directions."""
         return self.shape.positions * (self.fan_in + (1 if self.factored else k) * self.shape.fan_out)
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return activations (n, S, fan_in) and output gradients (n, S, k·fan_out)."""
+        """Return a dict with the activations (n, S, fan_in) and the output gradients (n, S, k · fan_out).
+
+        n counts examples, S positions and k output directions.
+        """
         a, g = self.factors(uses, gradients, n, k)
         return {"activations": a[:, 0], "gradients": g[:, 0].flatten(2)}
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add Σ_st (a_ns · a_mt)(g_ns · g_mt)."""
+        """Add Σ_st (a_ns · a_mt)(g_ns · g_mt) to ``out`` (n, m), over positions s of example n and t of example m.
+
+        a are activations and g output gradients; n runs over the examples in ``x``, m over those in ``y``.
+        """
         (n, S), m = x["activations"].shape[:2], len(y["activations"])
         step = max(1, 2**22 // (S * S * m))
         for i in range(0, n, step):
@@ -135,18 +153,21 @@ class TokenGroup(OuterGroup):
 
 @dataclass(frozen=True)
 class ExplicitGroup(OuterGroup):
-    """Several positions per row, summed to the tangent."""
+    """Layer with several positions per example, whose outer products are summed to the tangent before the contraction."""
 
     def numbers_per_row(self, k: int) -> int:
-        """Return the entries of one tangent per direction."""
+        """Return k times the number of scalar parameters of the group: the entries of the tangents of one example."""
         return (1 if self.factored else k) * self.shape.groups * self.fan_in * self.shape.fan_out
 
     def buffer_shape(self, n: int, k: int) -> tuple[int, int]:
-        """Return the shape of the tangents."""
+        """Return (n, k · p): the tangents of n examples in k directions with respect to p scalar parameters, flattened."""
         return n, self.numbers_per_row(k)
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return tangents (n, k, p); for "sum", where their order does not matter, in the order of the product."""
+        """Return a dict with "tangents" (n examples, k directions, p scalar parameters).
+
+        With ``combine="sum"``, where the order of the entries does not change inner products, they are not reordered.
+        """
         a, g = self.factors(uses, gradients, n, k, cache)
         directions_first = k == 1 or self.shape.groups == 1  # in the product
         product = outer_product(a, g, out if directions_first or combine == "sum" else None)
@@ -159,28 +180,34 @@ class ExplicitGroup(OuterGroup):
 
 @dataclass(frozen=True)
 class ReadoutGroup(OuterGroup):
-    """Last linear layer, whose outputs are those of the model: the tangent of output c is e_c ⊗ [h, 1]."""
+    """Last linear layer, whose outputs are those of the model.
+
+    The tangent of output c is e_c ⊗ [h, 1], with the unit vector e_c and the hidden features h of the example.
+    """
 
     n_outputs: int
 
     @property
     def all_directions(self) -> bool:
-        """True, since the outputs enter as a factor."""
+        """Always True: the outputs enter only as a constant factor, so that one contraction serves all directions."""
         return True
 
     def numbers_per_row(self, k: int) -> int:
-        """Count the hidden features."""
+        """Return the number H of hidden features, which are all that is stored per example."""
         return self.fan_in
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return the hidden features (n, H)."""
+        """Return a dict with the inputs of the layer, (n examples, H hidden features)."""
         (use,) = uses
         if not self.has_weight:
             return {"activations": use.inputs["input"].new_zeros(n, 1)}
         return {"activations": use.rule.activations(use, n, ones=False).reshape(n, -1)}
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add H Hᵀ (+ 1 with a bias): C times ("sum"), for every c ("diagonal"), or times the identity ("full")."""
+        """Add the Gram matrix h_n · h_m (+ 1 with a bias) of hidden features to ``out``.
+
+        It is added C times for "sum" (C outputs), to each output for "diagonal", and to equal pairs of outputs for "full".
+        """
         left, right = x["activations"], y["activations"]
         gram = torch.full((len(left), len(right)), float(self.has_bias), dtype=out.dtype, device=out.device)
         add_gram(gram, left, right, symmetric=symmetric)
@@ -195,26 +222,32 @@ class ReadoutGroup(OuterGroup):
 
 @dataclass(frozen=True)
 class ChannelGroup(OuterGroup):
-    """Several positions per row below a linear readout: g_nsc = W_c ∘ D_ns, so K^{cc'} = Σ_k W_ck W_c'k ⟨M_nk, M_mk⟩."""
+    """Layer below a linear readout W (C outputs, channels) whose output gradient for output c is W_c ∘ D_ns at position s.
+
+    The kernel of outputs c and c' is then Σ_k W_ck W_c'k ⟨M_nk, M_mk⟩, with M_nk = Σ_s D_nsk a_ns over channels k.
+    """
 
     readout: Tensor = field(compare=False)  # W (C, fan_out)
 
     @property
     def all_directions(self) -> bool:
-        """True, since all outputs are contracted together."""
+        """Always True: the outputs enter only through the readout weights, so that one contraction serves all of them."""
         return True
 
     def numbers_per_row(self, k: int) -> int:
-        """Count the entries of one tangent without its output weight."""
+        """Return the number of entries of M, the tangent of one example without its factor from the readout weights."""
         return self.shape.groups * self.fan_in * self.shape.fan_out
 
     def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return M (n, out, in), the tangents without their output weights."""
+        """Return a dict with M (n examples, out, in), the tangents without their factors from the readout weights."""
         a, g = self.factors(uses, gradients, n, 1)
         return {"tangents": split_directions(outer_product(a, g), g)[:, 0, 0]}
 
     def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add one Gram matrix per channel, in blocks of rows, times the products of output weights; "full" only."""
+        """Add Σ_k W_ck W_c'k ⟨M_nk, M_mk⟩ over channels k to ``out`` (n, C, m, C), in blocks of rows.
+
+        W are the readout weights, M the stored tangents of ``x`` and ``y``; only ``combine="full"`` is supported.
+        """
         W = self.readout
         C, H = W.shape
         weight_products = (W[:, None] * W[None]).reshape(C * C, H)  # W_ck W_c'k
@@ -229,7 +262,10 @@ class ChannelGroup(OuterGroup):
 
 
 def outer_product(a: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:
-    """Compute Σ_s g_s ⊗ a_s of a (n, G, S, in) and g (n, G, S, k, out) as (n, G, k·out, in), in ``out`` if given."""
+    """Compute Σ_s g_s ⊗ a_s over positions s, with shape (n, G, k·out, in), in the tensor ``out`` if it is given.
+
+    The factors are activations a (n examples, G groups, S positions, in) and gradients g (n, G, S, k directions, out).
+    """
     n, n_groups, S, fan_in = a.shape
     gradients = g.reshape(n * n_groups, S, -1)
     if out is not None:
@@ -238,6 +274,6 @@ def outer_product(a: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def split_directions(product: Tensor, g: Tensor) -> Tensor:
-    """Reshape an outer product (n, G, k·out, in) to (n, k, G, out, in)."""
+    """Reshape an outer product (n, G, k·out, in) of gradients ``g`` (n, G, S, k, out) to (n, k, G, out, in)."""
     n, n_groups, _, fan_in = product.shape
     return product.view(n, n_groups, *g.shape[3:], fan_in).transpose(1, 2)

@@ -17,7 +17,10 @@ class AttentionRule(Decomposition):
     functions = (F.multi_head_attention_forward,)
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """Project, attend and project again; the outputs are those of torch's function up to rounding."""
+        """Compute the outputs of F.multi_head_attention_forward, up to rounding, by linear maps and scaled dot products.
+
+        Returns the outputs and the attention weights (None if they are not asked for), or NotImplemented.
+        """
         bound = SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
@@ -57,7 +60,7 @@ class AttentionRule(Decomposition):
 
     @staticmethod
     def _project_inputs(arguments: dict, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Apply the input projections to queries, keys and values."""
+        """Return queries, keys and values after their input projections, whose weights are in ``arguments``."""
         bias, width = arguments["in_proj_bias"], query.shape[-1]
         if arguments["use_separate_proj_weight"]:
             weights = [arguments["q_proj_weight"], arguments["k_proj_weight"], arguments["v_proj_weight"]]
@@ -73,7 +76,10 @@ class AttentionRule(Decomposition):
 
 
 def _merged_mask(arguments: dict, q: Tensor, n: int, heads: int, source_length: int) -> Tensor | None:
-    """Combine attn_mask and key_padding_mask into one additive mask that broadcasts to (n, heads, L, S)."""
+    """Combine attn_mask and key_padding_mask into one additive mask that broadcasts to (n, heads, L, S).
+
+    n counts examples, L queries and S keys. Returns None if both masks are None.
+    """
     merged = None
     for mask, shape in ((arguments["attn_mask"], None), (arguments["key_padding_mask"], (n, 1, 1, source_length))):
         if mask is None:

@@ -12,12 +12,15 @@ ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups
 
 
 class ConvolutionRule(Rule):
-    """Tangent of the weight: Σ_s g_s ⊗ patch_s over output positions s, group by group; of the bias: Σ_s g_s."""
+    """Convolutions: the tangent of the weight is Σ_s g_s ⊗ patch_s over output positions s, and that of the bias Σ_s g_s.
+
+    g_s is the output gradient at s, patch_s the part of the input that it depends on, both per channel group.
+    """
 
     functions = (torch.conv1d, torch.conv2d, torch.conv3d)
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse a batched convolution."""
+        """Parse a call of a convolution; return None if its input has no batch axis."""
         arguments = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         arguments |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         x, n_dimensions = arguments["input"], arguments["weight"].ndim - 2
@@ -46,7 +49,7 @@ class ConvolutionRule(Rule):
         )
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
-        """Count the output positions, times the frames or windows of a row, as positions."""
+        """Return the sizes of the outer products; positions are output positions times the frames of an example."""
         if use.batch_axis.axis != 0:
             return None
         groups, channels = use.settings["groups"], use.inputs["input"].shape[1]
@@ -55,15 +58,18 @@ class ConvolutionRule(Rule):
         return OuterShape(positions, patch_size, use.output_shape[1] // groups, groups)
 
     def arrange(self, use: ParameterUse, rows: Tensor) -> Tensor:
-        """Return (n, [m,] positions..., channels)."""
+        """Return the gradient ``rows`` with its channels last, (n examples, [frames,] positions..., channels)."""
         return rows.movedim(1 if use.batch_axis.multiplicity == 1 else 2, -1)
 
     def direction_axis(self, use: ParameterUse) -> int:
-        """Return the axis just before the channels."""
+        """Return the position of the axis of output directions, which is just before the channels."""
         return -2
 
     def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
-        """Return patches (n, G, S, fan_in [+ 1]), fan_in in the order (kernel positions, channels), by one strided copy."""
+        """Return the input patches (n examples, G groups, S positions, fan_in), plus a column of ones if ``ones``.
+
+        fan_in runs over (kernel positions, channels).
+        """
         x = use.activation().movedim(1, -1)  # (n·m, lengths..., channels)
         groups, size, padding = use.settings["groups"], use.settings["size"], use.settings["padding"]
         if any(low or high for low, high in padding):
@@ -93,14 +99,17 @@ class ConvolutionRule(Rule):
         )  # (n, m, G, S, fan_in) -> (n, G, m·S, fan_in)
 
     def output_gradients(self, use: ParameterUse, gradient: Tensor) -> Tensor:
-        """View (n, [m,] positions..., k, channels) as (n, G, S, k, out)."""
+        """Return the gradient as a view (n examples, G groups, S positions, k directions, out channels of a group)."""
         k, channels = gradient.shape[-2:]
         groups = use.settings["groups"]
         g = gradient.reshape(len(gradient), -1, k, groups, channels // groups)
         return g.permute(0, 3, 1, 2, 4)
 
     def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
-        """Reshape (n, k, G, out, kernel positions · channels) to (n, k, channels out, channels in, *size)."""
+        """Reshape (n, k, G, out, kernel positions · channels) to (n, k, channels out, channels in, *kernel size).
+
+        n counts examples, k output directions and G channel groups.
+        """
         size = use.settings["size"]
         tangent = tangent.flatten(2, 3).unflatten(-1, (*size, tangent.shape[-1] // torch.Size(size).numel()))
         return tangent.movedim(-1, 3)
@@ -112,6 +121,6 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _per_dimension(value: int | Sequence[int], n_dimensions: int) -> tuple[int, ...]:
-    """Expand one value to all spatial dimensions."""
+    """Return ``value`` as a tuple of one number per spatial dimension."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * n_dimensions if len(values) == 1 else values

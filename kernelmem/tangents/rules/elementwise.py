@@ -19,7 +19,7 @@ class ElementwiseRule(Rule):
     functions = ADD + SUBTRACT + MULTIPLY + EXPAND
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse an operation in which one operand is a parameter (or computed from parameters)."""
+        """Parse an elementwise operation; return None unless one operand may be a parameter or computed from parameters."""
         if function in EXPAND:
             return _parse_expansion(function, args[0], [*args[1:], *kwargs.values()])
         if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
@@ -45,7 +45,7 @@ class ElementwiseRule(Rule):
         return axis < 0 or use.settings["shape"][axis] == 1
 
     def direct_tangents(self, use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
-        """Reduce (n, k, output axes...) to (n, k, *shape of the parameter)."""
+        """Return by slot the tangents (n examples, k directions, *parameter shape), summed over broadcast axes."""
         rank, shape = len(use.output_shape), use.settings["shape"]
         if "input" in use.inputs:
             other = use.activation()
@@ -81,7 +81,7 @@ class PReLURule(Decomposition):
 
 
 def _parse_expansion(function: Function, weight: Tensor, sizes: Sequence[int]) -> ParsedCall | None:
-    """Parse p.expand(sizes), or p.repeat(counts) if every repeated axis has length 1."""
+    """Parse p.expand(sizes), or p.repeat(counts) if every repeated axis has length 1; return None for other calls."""
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
     if not weight.requires_grad:
         return None

@@ -37,7 +37,10 @@ class EmbeddingRule(Rule):
         return use.batch_axis.axis < len(use.output_shape) - 1
 
     def direct_tangents(self, use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
-        """Add output gradients (n, k, S, d) to the rows of tables (n, k, V, d)."""
+        """Return the tangents of the table, (n examples, k directions, V table rows, d), by slot.
+
+        The output gradient at each position of an example is added to the table row that is looked up there.
+        """
         indices = use.batch_axis.rows(use.activation(), n).reshape(n, -1)
         k, width = gradient.shape[1], gradient.shape[-1]
         gradients = gradient.reshape(n, k, -1, width)

@@ -8,12 +8,15 @@ from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, Parse
 
 
 class LinearRule(Rule):
-    """Tangent of the weight: Σ_s g_s ⊗ a_s over the positions s of a row; of the bias: Σ_s g_s."""
+    """Linear maps: the tangent of the weight is Σ_s g_s ⊗ a_s over the positions s of an example, that of the bias Σ_s g_s.
+
+    g_s is the output gradient and a_s the input at position s.
+    """
 
     functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse F.linear(input, weight, bias), or input @ weight with a matrix as weight (transposed)."""
+        """Parse F.linear(input, weight, bias), or input @ weight with a matrix as weight; return None for other calls."""
         if function is F.linear:
             arguments = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
             x = arguments["input"]
@@ -36,28 +39,28 @@ class LinearRule(Rule):
         )
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
-        """Count all leading axes except the batch axis as positions."""
+        """Return the sizes of the outer products, with all leading axes except the batch axis as positions."""
         shape = use.rows_shape(n)
         if use.batch_axis.axis == len(use.output_shape) - 1:
             return None  # batch axis on the features: no outer product per row
         return OuterShape(shape[1:-1].numel(), use.inputs["input"].shape[-1], shape[-1])
 
     def direction_axis(self, use: ParameterUse) -> int:
-        """Return the axis just before the features."""
+        """Return the position of the axis of output directions, which is just before the features."""
         return -2
 
     def to_weight_shape(self, use: ParameterUse, tangent: Tensor) -> Tensor:
-        """Transpose the tangent of a weight on the right of a matrix product."""
+        """Reshape a tangent to (n examples, k directions, *weight shape), transposed for a weight on the right."""
         return tangent.mT if use.settings.get("transposed") else tangent
 
     def activations(self, use: ParameterUse, n: int, *, ones: bool) -> Tensor:
-        """Return (n, 1, S, fan_in [+ 1])."""
+        """Return the inputs as (n examples, 1, S positions, fan_in), with a column of ones at the end if ``ones``."""
         x = use.batch_axis.rows(use.activation(), n)
         x = x.reshape(n, 1, -1, x.shape[-1])
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1) if ones else x
 
     def output_gradients(self, use: ParameterUse, gradient: Tensor) -> Tensor:
-        """View (n, ..., k, out) as (n, 1, S, k, out)."""
+        """Return the gradient (n, ..., k, out) as (n examples, 1, S positions, k directions, out)."""
         return gradient.reshape(len(gradient), 1, -1, *gradient.shape[-2:])
 
 

@@ -26,7 +26,7 @@ class NormalizationRule(Rule):
     functions = tuple(NAMES)
 
     def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse one normalization.
+        """Parse a call of a normalization function; every form of it is covered.
 
         With batch statistics the tangent of a row comes from its own positions; callers must accept that the statistics
         depend on the other rows.
@@ -62,7 +62,7 @@ class NormalizationRule(Rule):
         return -1 - use.settings["axes"] if use.settings["last"] else _channel_axis(use) + 1
 
     def direct_tangents(self, use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:
-        """Sum over positions, in one direction."""
+        """Return by slot the tangents (n examples, 1, entries of the parameter) in one direction, summed over positions."""
         use.activation()  # raises if the input was modified
         with torch.no_grad():
             if "weight" in use.slots and "normalized" not in use.settings:  # kept for the other directions
@@ -79,7 +79,7 @@ class NormalizationRule(Rule):
 
 
 def _affine_batch_norm(arguments: dict) -> Callable[[dict[str, Tensor | None]], Tensor]:
-    """Return a function that computes BatchNorm in eval mode as x · scale + shift."""
+    """Return a function from weights by slot to the output of BatchNorm in eval mode, computed as x · scale + shift."""
     x, mean, variance = arguments["input"], arguments["running_mean"], arguments["running_var"]
     shape = (-1, *(1,) * (x.ndim - 2))
     inverse_std = torch.rsqrt(variance + arguments.get("eps", 1e-5))
@@ -94,5 +94,5 @@ def _affine_batch_norm(arguments: dict) -> Callable[[dict[str, Tensor | None]], 
 
 
 def _channel_axis(use: ParameterUse) -> int:
-    """Return the channel axis of the rows view."""
+    """Return the position of the channel axis in the output after its batch axis is moved to the front."""
     return 1 if use.batch_axis.multiplicity == 1 else 2

@@ -25,7 +25,10 @@ class RecurrentRule(Decomposition):
     functions = (*LAYERS, *CELLS)
 
     def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
-        """Return the outputs of torch's fused function, up to rounding."""
+        """Return the outputs of the fused torch function ``function`` (e.g. torch.lstm), up to rounding, or NotImplemented.
+
+        NotImplemented means that this form of the call (packed sequences) is not covered.
+        """
         if function in CELLS:
             return self._expand_cell(CELLS[function], *args, **kwargs)
         if len(args) != 9 or kwargs or not isinstance(args[3], bool):  # packed sequences: data, batch_sizes, ...
@@ -73,7 +76,7 @@ class RecurrentRule(Decomposition):
         b_in: Tensor | None = None,
         b_hidden: Tensor | None = None,
     ) -> object:
-        """Run one step of a cell."""
+        """Run one step of an RNN, GRU or LSTM cell on ``x`` and return its new state (h, or (h, c) for LSTM)."""
         h, c = (state, None) if isinstance(state, Tensor) else state
         h, c = _run_step(kind, F.linear(x, w_in, b_in), h, c, w_hidden, b_hidden, None)
         return (h, c) if kind == "lstm" else h
@@ -88,7 +91,7 @@ def _run_step(
     b_hidden: Tensor | None,
     projection: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute one step of one layer: the new hidden state, and the new cell state of an LSTM."""
+    """Compute one step of one layer; return the new hidden state, and the new cell state for an LSTM (otherwise None)."""
     state_term = F.linear(h, w_hidden, b_hidden)
     if kind == "lstm":
         assert c is not None
