@@ -15,7 +15,12 @@ from kernelmem.kernel_machines.model_selection.ridge_selection import choose_rid
 
 @dataclass(frozen=True)
 class Analysis:
-    """Fidelity of both regressions, statistics of every row, and the label regression itself."""
+    """Result of :func:`analyze`.
+
+    ``fidelity`` compares both regressions with the network on test rows, ``memorization`` holds the statistics of every
+    row, and ``label_regression`` is the kernel ridge regression fitted to the labels, with its leave-one-out
+    predictions.
+    """
 
     fidelity: KernelFidelity
     memorization: Memorization
@@ -34,13 +39,15 @@ def analyze(
 ) -> Analysis:
     """Fit label regression and NTK surrogate on one kernel, and compute the statistics of every row.
 
-    With A = (K + λI)⁻¹, α = A·targets:
+    Both are kernel ridge regressions with the kernel K (n, n) of n training rows; m is the number of test rows and C the
+    number of classes. The margin of a row is the output of its label minus the largest other output.
 
-    - label regression (targets one-hot − 1/C): label_memorization_i = h_ii (y_i − f_{−i}(x_i)) in the label's column, and
-      the leave-one-out margin. They describe the learning problem: what any learner with this kernel memorizes.
-    - NTK surrogate (targets: centered outputs of the network): network_memorization_i = margin_net(x_i) − margin_{−i}(x_i),
-      with the margin that the surrogate predicts without row i. It describes this network. The null is the same
-      difference on test rows.
+    - The label regression g has the targets one-hot − 1/C. For row i it gives label_memorization_i = g(x_i) − g_{−i}(x_i)
+      in the column of the label, where g_{−i} is fitted without row i, and the margin of g_{−i}(x_i). They describe the
+      learning problem: what any learner with this kernel memorizes.
+    - The NTK surrogate has the centered outputs of the network as targets. It gives network_memorization_i, the margin of
+      the network at x_i minus the margin that the surrogate fitted without row i predicts. It describes this network.
+      The null is the same difference on test rows.
 
     Both ridges minimize the leave-one-out squared error of their own targets.
     """
@@ -80,11 +87,15 @@ def analyze(
 def _memorization_statistics(
     label_regression: LeaveOneOut, network_memorization: Tensor, null_memorization: Tensor, unseen: Tensor
 ) -> Memorization:
-    """Compare the network's memorization with its null.
+    """Compare the memorization of training rows by the network with that of unseen test rows (the null).
 
-    The threshold is an order statistic of the null (the smallest value with at least 99 % of the null at or below it). If
-    training and test rows were exchangeable, the number of training rows above the k-th smallest of m null values would
-    be beta-binomial(n, m − k + 1, k): the p-value of the count is exact, whatever the distribution.
+    ``network_memorization`` has shape (n,) for n training rows, ``null_memorization`` (m,) for m test rows, and
+    ``unseen`` (m,) is True for the test rows that are not training rows. Only these enter the threshold, the smallest
+    null value with at least 99 % of the null at or below it.
+
+    If training and test rows were exchangeable, the number of training rows above the k-th smallest of u unseen null
+    values would be beta-binomial(n, u − k + 1, k). The p-value of the count is therefore exact, whatever the
+    distribution of the values.
     """
     from scipy import stats  # here, because it adds half a second to `import kernelmem`
 
@@ -117,7 +128,10 @@ def _memorization_statistics(
 def memorized_examples(
     analysis: Analysis, kernel: Tensor, y_train: Tensor, flipped: Tensor | None, *, count: int, n_influential: int = 3
 ) -> tuple[Example, ...]:
-    """Describe the ``count`` training rows that the network memorized most, and the rows with the largest influence on them.
+    """Return one Example for each of the ``count`` training rows that the network memorized most.
+
+    Each Example lists the ``n_influential`` other rows with the largest influence on its row. ``kernel`` is (n, n) for n
+    training rows, and ``flipped`` (n,) is True where a label is known to be wrong (None: unknown).
 
     The influence of row j on row i is exact: the margin between the label of row i and the strongest other class with row j
     in the training set of the label regression, minus the margin without row j.
@@ -155,7 +169,11 @@ def memorized_examples(
 def per_class(
     memorization: Memorization, y_train: Tensor, y_test: Tensor, train_outputs: Tensor, test_outputs: Tensor
 ) -> tuple[ClassRow, ...]:
-    """Summarize accuracy and memorization of every class."""
+    """Return one ClassRow per class with the numbers of rows, the accuracies and the memorization of that class.
+
+    ``y_train`` (n,) and ``y_test`` (m,) are labels, ``train_outputs`` (n, C) and ``test_outputs`` (m, C) are the
+    outputs of the network for C classes. A mean over a class without rows is None.
+    """
     rows = []
     memorized = torch.zeros(len(y_train), dtype=torch.bool)
     memorized[list(memorization.memorized)] = True
@@ -180,7 +198,7 @@ def per_class(
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> float:
-    """Share of rows whose largest output is their label."""
+    """Return the share of rows whose largest output is at their label; outputs (n, C), labels (n,)."""
     return float((outputs.argmax(1) == labels).double().mean())
 
 

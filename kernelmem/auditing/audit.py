@@ -72,13 +72,14 @@ def audit(
 ) -> Audit:
     """Measure what a trained classifier memorized of its training rows.
 
-    On the network's NTK K (trace over outputs, float64) two kernel ridge regressions are fitted. The *NTK surrogate* is
-    fitted to the network's own outputs; this network's memorization of row i is
+    Two kernel ridge regressions are fitted with the neural tangent kernel (NTK) of the network f (trace over outputs,
+    float64). The *NTK surrogate* is fitted to the network's own outputs; this network's memorization of row i is
 
         network_memorization_i = margin(f(x_i), y_i) − margin(f̂₋ᵢ(x_i), y_i),    f̂₋ᵢ: the surrogate without row i,
 
-    compared with the same difference on test rows, which neither saw (the null). The *label regression* is fitted to the
-    labels; its leave-one-out memorization h_ii (y_i − f₋ᵢ(x_i)) describes what any learner with this kernel memorizes.
+    where the margin is the output of the label y_i minus the largest other output. It is compared with the same difference
+    on test rows, which neither saw (the null). The *label regression* g is fitted to the labels; its leave-one-out
+    memorization g(x_i) − g₋ᵢ(x_i), in the column of the label, describes what any learner with this kernel memorizes.
     Leave-one-out is exact (closed form); the ridges minimize the leave-one-out error.
 
     Args:
@@ -181,7 +182,10 @@ def audit(
 
 
 def _inputs_and_labels(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
-    """Return ``value`` as the pair (x, y)."""
+    """Return ``value`` as the pair (x, y) of rows and labels; raise an InputError if it is not a pair.
+
+    ``name`` is the name of the argument in the error message.
+    """
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise InputError(
             f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", hint="pass rows and labels"
@@ -192,7 +196,11 @@ def _inputs_and_labels(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
 def _copy_and_outputs(
     model: nn.Module, data: LabeledData, forward: Forward | None, n_classes: int | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a copy of the model in eval mode and its float64 outputs on training and test rows; check the number of outputs."""
+    """Return (copy of the model in eval mode, outputs on training rows (n, C), outputs on test rows (m, C)).
+
+    The outputs are float64 tensors on the CPU, for n training rows, m test rows and C classes. An InputError is raised
+    if the number of outputs is not the number of classes, or if an output is not finite.
+    """
     train_rows, test_rows = as_rows(data.x_train, "x_train"), as_rows(data.x_test, "x_test")
     prepared = prepare(model, train_rows, forward=forward, dtype=torch.float64, evaluation=True)
     n_expected = data.n_classes if n_classes is None else n_classes
@@ -221,7 +229,11 @@ def _copy_and_outputs(
 
 
 def _images_or_features(data: LabeledData, indices: list[int]) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
-    """Return (images, features) of the rows that the report shows, by row index; one of the two is empty."""
+    """Return (images, features) of the training rows at ``indices``, for the report.
+
+    Both are dicts with the row index as text for a key: ``images`` holds PNG data URIs, ``features`` the first 64 input
+    features. ``features`` is empty if rows are images, and ``images`` is empty if they are not.
+    """
     if data.image_shape is None:
         features = data.x_train.reshape(len(data.x_train), -1)[:, :N_FEATURES]
         return {}, {str(index): tuple(float(value) for value in features[index]) for index in indices}
@@ -233,7 +245,12 @@ def _images_or_features(data: LabeledData, indices: list[int]) -> tuple[dict[str
 
 
 def _flip_detection(memorization: Memorization, flipped: Tensor | None, seed: int) -> Flips:
-    """Measure how well each statistic detects the known flips. This is the only place that uses them."""
+    """Measure how well each statistic separates training rows with a known wrong label from the others.
+
+    ``flipped`` (n,) is True where the label of a training row is wrong, and ``seed`` determines the permutations of the
+    null. If flips are unknown, or if no row or every row is flipped, only the number of flips is returned. No other
+    function of the audit computes with ``flipped``.
+    """
     if flipped is None or not 0 < int(flipped.sum()) < len(flipped):
         return Flips(n=None if flipped is None else int(flipped.sum()))
     by_margin = detect(-torch.tensor(memorization.loo_margin, dtype=torch.float64), flipped, seed=seed)
@@ -256,7 +273,10 @@ def _flip_detection(memorization: Memorization, flipped: Tensor | None, seed: in
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that determine the result, and the number of threads."""
+    """Return a dict from package name to version, for Python and the packages that determine the result.
+
+    The entry "threads" is the number of CPU threads of torch.
+    """
     versions = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
     return {
         "python": platform.python_version(),

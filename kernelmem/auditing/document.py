@@ -15,7 +15,7 @@ SCHEMA_VERSION = 2  # version 1 had other names of fields
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """The audited data: counts, shapes, hash, duplicates."""
+    """Name, numbers of rows, shapes, hash and duplicate rows of the audited data."""
 
     name: str
     n_train: int
@@ -31,7 +31,7 @@ class DataIdentity:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The audited network: size, accuracy, hash, layers."""
+    """Name, size, accuracies, hash and layers of the audited network."""
 
     name: str
     n_parameters: int
@@ -65,7 +65,11 @@ class KernelFidelity:
 
 @dataclass(frozen=True)
 class Memorization:
-    """Statistics of every row: tuples over training rows, ``null`` over test rows."""
+    """Memorization statistics of every row, the threshold from test rows, and the significance of the count.
+
+    The tuples hold one value per training row, except for ``null``, which holds one per test row, and ``memorized``,
+    which holds row indices.
+    """
 
     label_memorization: tuple[float, ...]  # label regression: f(x_i) - f_{-i}(x_i) in the label's column
     loo_margin: tuple[float, ...]  # label regression: leave-one-out margin of the given label
@@ -93,7 +97,7 @@ class InfluentialRow:
 
 @dataclass(frozen=True)
 class Example:
-    """One of the most memorized training rows."""
+    """One of the training rows that the network memorized most, with its statistics and the rows that influence it most."""
 
     index: int
     label: int
@@ -107,7 +111,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One row of the per-class table."""
+    """Numbers of rows, accuracies and memorization of one class; a mean over no rows is None."""
 
     label: int
     name: str
@@ -122,7 +126,10 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Flips:
-    """Detection of known label flips by each statistic; all None if flips are unknown."""
+    """Detection of training labels known to be wrong, by each statistic.
+
+    Every field is None if it is unknown which labels are wrong; ``n`` alone is set if no label or every label is wrong.
+    """
 
     n: int | None = None
     auroc: float | None = None  # of the leave-one-out margin
@@ -138,7 +145,7 @@ class Flips:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Headline of the audit and the limits of what it says."""
+    """Headline and detail of the audit result, and the limits of what the result says."""
 
     status: str  # "memorized" | "nothing-found" | "no-claim"
     headline: str
@@ -148,7 +155,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class AuditDocument:
-    """Complete content of ``audit.json``."""
+    """The complete content of ``audit.json``, from which the report is drawn."""
 
     schema_version: int
     verdict: Verdict
@@ -195,7 +202,11 @@ def read_document(path: Path) -> AuditDocument:
 
 
 def _convert(annotation: Any, value: object, field_path: str) -> Any:
-    """Convert a JSON value to the annotated type; ``field_path`` names the field in errors."""
+    """Return a JSON value converted to the type ``annotation``: a dataclass, tuple, dict, optional or plain type.
+
+    Nested values are converted recursively. A missing field raises a KeyError; a value of the wrong type raises a
+    TypeError that names the field by ``field_path``.
+    """
     origin, type_arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         field_types, field_values = typing.get_type_hints(annotation), _check_type(value, dict, field_path)

@@ -46,7 +46,7 @@ SHARE_TICKS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7
 
 
 def distribution(document: AuditDocument) -> Markup:
-    """Draw a histogram of the network's memorization of training rows (up), and of the null, test rows (down)."""
+    """Return SVG of two histograms of memorization by the network: training rows upward, test rows downward."""
     memorization = document.memorization
     label = (
         f"Mirrored histogram: memorization of {len(memorization.network_memorization)} training rows by this network above"
@@ -57,7 +57,10 @@ def distribution(document: AuditDocument) -> Markup:
 
 
 def two_statistics(document: AuditDocument) -> Markup:
-    """Draw the density of training rows: memorization by label regression (x) and by this network (y)."""
+    """Return SVG of the density of training rows over two statistics of memorization.
+
+    The horizontal axis is the memorization by the label regression, the vertical axis the memorization by this network.
+    """
     label = (
         "Scatter plot of the training rows: memorization by label regression (x) and by this network (y);"
         " memorized rows are single dots above the threshold line."
@@ -66,7 +69,10 @@ def two_statistics(document: AuditDocument) -> Markup:
 
 
 def flip_curves(document: AuditDocument) -> Markup:
-    """Draw precision and recall of the k most suspicious rows against k; empty if flips are unknown."""
+    """Return SVG of precision and recall among the k most suspicious training rows against k.
+
+    The result is empty if it is unknown which labels are wrong.
+    """
     flips = document.flips
     if not (flips.n and flips.ranks and flips.precision and flips.recall):
         return Markup("")
@@ -87,7 +93,11 @@ def distribution_figure(document: AuditDocument) -> Figure:
 
 
 def _draw_distribution(axes: Axes, document: AuditDocument, narrow: bool) -> None:
-    """Draw the mirrored histogram, the threshold, and the number of memorized rows unless no claim is made."""
+    """Draw on ``axes`` the histograms of training rows (up) and test rows (down), and the threshold.
+
+    The number of memorized rows is written in the upper right corner unless the verdict makes no claim; ``narrow``
+    selects the version for phones.
+    """
     memorization = document.memorization
     network, null = np.asarray(memorization.network_memorization), np.asarray(memorization.null)
     bin_edges = _bin_edges(network, null, memorization.threshold, 36 if narrow else 64)
@@ -144,7 +154,10 @@ def _draw_distribution(axes: Axes, document: AuditDocument, narrow: bool) -> Non
 
 
 def _bin_edges(network: np.ndarray, null: np.ndarray, threshold: float, bins: int) -> np.ndarray:
-    """Return equal bins over all rows with one edge at the threshold, so that no bar has two colors."""
+    """Return increasing edges of equal bins that cover all values of ``network`` and ``null``.
+
+    One edge lies at ``threshold``, so that no bar contains rows of both sides.
+    """
     low = min(network.min(), null.min(), threshold)
     high = max(network.max(), null.max(), threshold)
     width = (high - low) / bins or 1.0
@@ -153,7 +166,10 @@ def _bin_edges(network: np.ndarray, null: np.ndarray, threshold: float, bins: in
 
 
 def _thin_ticks(ticks: list[float], min_distance: float) -> list[float]:
-    """Drop ticks, from the largest down, that are closer than ``min_distance`` to the next larger remaining one, or to 0."""
+    """Return the ticks that are at least ``min_distance`` from the next larger remaining tick and from 0.
+
+    Ticks are removed from the largest down.
+    """
     ticks_left: list[float] = []
     for tick in reversed(ticks):
         if tick >= min_distance and (not ticks_left or ticks_left[0] - tick >= min_distance):
@@ -162,7 +178,10 @@ def _thin_ticks(ticks: list[float], min_distance: float) -> list[float]:
 
 
 def _draw_two_statistics(axes: Axes, document: AuditDocument, narrow: bool) -> None:
-    """Draw hexagons colored by the number of rows, and single dots for memorized rows."""
+    """Draw on ``axes`` the training rows as hexagons colored by their number, and memorized rows as dots.
+
+    If the verdict makes no claim, there are no dots. ``narrow`` selects the version for phones.
+    """
     memorization = document.memorization
     by_label, network = np.asarray(memorization.label_memorization), np.asarray(memorization.network_memorization)
     claimed = document.verdict.status != "no-claim"
@@ -192,7 +211,10 @@ def _draw_two_statistics(axes: Axes, document: AuditDocument, narrow: bool) -> N
 
 
 def _draw_flip_curves(axes: Axes, document: AuditDocument) -> None:
-    """Draw precision and recall against k, with the precision of random rows and k = number of flips."""
+    """Draw on ``axes`` precision and recall among the k most suspicious training rows against k.
+
+    The precision of rows in random order and the position k = number of flipped labels are marked.
+    """
     flips = document.flips
     ranks, n_flips = np.asarray(flips.ranks), int(flips.n or 0)
     flip_share = n_flips / document.data.n_train
@@ -231,7 +253,10 @@ def _draw_flip_curves(axes: Axes, document: AuditDocument) -> None:
 def _annotate(
     axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], role: str, **text_options: Any
 ) -> None:
-    """Write text at a point, in the color of a role, shifted by an offset in points."""
+    """Write ``text`` next to ``point`` (data coordinates), shifted by ``offset`` in typographic points.
+
+    ``role`` names the color.
+    """
     text_options = {"va": "bottom", "textcoords": "offset points", **text_options}
     axes.annotate(text, point, offset, color=COLORS[role], **text_options)
 
@@ -239,7 +264,10 @@ def _annotate(
 def _wide_and_narrow_svg(
     name: str, label: str, draw: Callable[[Axes, bool], None], wide: tuple[float, float] = WIDE
 ) -> Markup:
-    """Return two drawings, for desktop and phone; the style sheet shows one."""
+    """Return SVG with a wide drawing for desktops and a narrow one for phones.
+
+    ``draw(axes, narrow)`` draws each of them. The style sheet of the page shows the one that fits the screen.
+    """
     return _render_svg(f"{name}-wide", label, draw, wide, False) + _render_svg(
         f"{name}-narrow", label, draw, NARROW, True
     )
@@ -248,7 +276,11 @@ def _wide_and_narrow_svg(
 def _render_svg(
     name: str, label: str, draw: Callable[[Axes, bool], None], size: tuple[float, float], narrow: bool
 ) -> Markup:
-    """Render a drawing as inline SVG with the page's color variables in place of fixed colors."""
+    """Return one drawing as SVG for the HTML page.
+
+    ``draw(axes, narrow)`` makes the drawing of ``size`` inches. Its fixed colors are replaced by the color variables of
+    the page.
+    """
     with style(PARAMETERS):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_visible(False)

@@ -31,7 +31,7 @@ def find_duplicates(data: LabeledData) -> tuple[Tensor, int, int]:
 
 
 def _row_bytes(x: Tensor) -> list[bytes]:
-    """Return every row as bytes, to compare rows bitwise."""
+    """Return every row of ``x`` as bytes, which are equal only for equal rows (0.0 and −0.0 count as equal)."""
     array = np.ascontiguousarray(x.reshape(len(x), -1).cpu().numpy())
     return [row.tobytes() for row in array + 0.0]  # + 0.0 turns minus zero into zero
 
@@ -39,7 +39,11 @@ def _row_bytes(x: Tensor) -> list[bytes]:
 def data_identity(
     data: LabeledData, n_classes: int, duplicates: int, conflicting: int, duplicates_train_test: int
 ) -> DataIdentity:
-    """Identify the data by counts and a hash of all four arrays."""
+    """Return the numbers and shapes of the data and one SHA-256 over x_train, y_train, x_test and y_test.
+
+    ``duplicates``, ``conflicting`` and ``duplicates_train_test`` are the counts computed from :func:`find_duplicates`;
+    they are copied to the result.
+    """
     arrays = {key: getattr(data, key).cpu().numpy() for key in ("x_train", "y_train", "x_test", "y_test")}
     return DataIdentity(
         name=data.name,
@@ -58,7 +62,11 @@ def data_identity(
 def model_identity(
     model: nn.Module, name: str | None, training: str, train_accuracy: float, test_accuracy: float
 ) -> ModelIdentity:
-    """Identify the network by its layers, its size and a hash of its weights."""
+    """Return the layers of the network, its number of parameters and a SHA-256 of its weights.
+
+    The name, the description of the training and the accuracies are copied to the result; without ``name`` the class of
+    the network is used.
+    """
     layers = [
         f"{name or type(module).__name__}: {module}".splitlines()[0]
         for name, module in model.named_modules()

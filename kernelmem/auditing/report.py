@@ -20,7 +20,7 @@ N_FEATURES, N_FEATURES_INFLUENTIAL = 8, 3
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number: its name, its value, a note for comparison."""
+    """A key number at the top of the report: name, value, and a note that puts the value into context."""
 
     name: str
     value: str
@@ -82,7 +82,7 @@ def render(document: AuditDocument) -> str:
 
 
 def _check_images_and_features(document: AuditDocument) -> None:
-    """Check that every row shown has its image or features."""
+    """Raise an InputError if a training row that the report shows has no image or no features in the document."""
     for index in _shown_indices(document.examples):
         if document.data.image_shape is None:
             valid = str(index) in document.features
@@ -98,14 +98,18 @@ def _check_images_and_features(document: AuditDocument) -> None:
 
 
 def _shown_indices(examples: tuple[Example, ...]) -> list[int]:
-    """Return the indices of all training rows shown in the report."""
+    """Return the sorted indices of all training rows in the report: the examples and the rows that influence them."""
     return sorted(
         {example.index for example in examples} | {row.index for example in examples for row in example.influential}
     )
 
 
 def _row_content(document: AuditDocument) -> Callable[[int, bool], Mapping[str, object]]:
-    """Return a function that maps a row to its image, or to its first features and the number of features left out."""
+    """Return a function ``row_content(index, small)`` that gives the template the content of one training row.
+
+    It returns a dict: "image" is a PNG data URI or None, "features" holds the first features (fewer if ``small``), and
+    "more" is the number of features that are not shown.
+    """
     n_features = math.prod(document.data.input_shape)  # the document may hold fewer features than the row has
 
     def row_content(index: int, small: bool) -> Mapping[str, object]:
@@ -119,7 +123,11 @@ def _row_content(document: AuditDocument) -> Callable[[int, bool], Mapping[str, 
 
 
 def _influence_direction(example: Example, influence: float, name: Callable[[int], str]) -> str:
-    """Return the class toward which another row moves the prediction: the given label or the leave-one-out prediction."""
+    """Return a phrase such as "toward class 3": how another row changes the prediction for this example.
+
+    A positive ``influence`` acts toward the given label. A negative one acts toward the leave-one-out prediction, or
+    away from the label if this prediction is the label. ``name`` maps a class to its text.
+    """
     if influence > 0:
         return f"toward {name(example.label)}"
     if example.loo_prediction == example.label:
@@ -128,7 +136,10 @@ def _influence_direction(example: Example, influence: float, name: Callable[[int
 
 
 def _tiles(document: AuditDocument) -> list[Tile]:
-    """Return the key numbers at the top of the report."""
+    """Return the key numbers at the top of the report: accuracies, memorized rows, fidelity and AUROC.
+
+    The number of memorized rows is withheld if the verdict makes no claim, and AUROC is omitted if flips are unknown.
+    """
     data, model, fidelity = document.data, document.model, document.fidelity
     memorization, flips = document.memorization, document.flips
     claimed = document.verdict.status != "no-claim"

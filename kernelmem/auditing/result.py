@@ -82,6 +82,7 @@ class Audit(Result):
         return cls(read_document(path / "audit.json" if path.is_dir() else path))
 
     def __str__(self) -> str:
+        """Return a summary of at most one screen: headline, accuracies, fidelity, flips and the most memorized rows."""
         document = self.document
         model, fidelity, flips = document.model, document.fidelity, document.flips
         lines = [

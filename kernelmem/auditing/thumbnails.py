@@ -60,7 +60,10 @@ def png_data_uri(
 
 
 def _as_image(array: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Reshape a row to (H, W) or (H, W, 3); channels may come first or last."""
+    """Return one row as an array of shape ``image_shape``: (H, W) or (H, W, 3).
+
+    The row may be flat or have its channels first or last. An InputError is raised if its size does not fit.
+    """
     is_gray = len(image_shape) == 2
     if not (is_gray or (len(image_shape) == 3 and image_shape[2] == 3)) or min(image_shape) < 1:
         raise InputError(

@@ -8,7 +8,10 @@ SIGNIFICANCE = 0.01  # largest p-value of the number of such rows for a claim
 
 
 def verdict(fidelity: KernelFidelity, memorization: Memorization, data: DataIdentity) -> Verdict:
-    """State how many rows were memorized, the significance of that number, and the limits of the audit."""
+    """Return the headline, the significance of the number of memorized rows, and the limits of the audit.
+
+    The status is "no-claim" if the NTK surrogate does not approximate the network, else "memorized" or "nothing-found".
+    """
     n_train, n_memorized = data.n_train, len(memorization.memorized)
     limits = _limits(memorization, data)
     chance = f"{memorization.expected_by_chance:.1f} expected by chance, p {_format_p_value(memorization.p_value)}"
@@ -44,7 +47,7 @@ def verdict(fidelity: KernelFidelity, memorization: Memorization, data: DataIden
 
 
 def _limits(memorization: Memorization, data: DataIdentity) -> tuple[str, ...]:
-    """Return the limits that hold for every audit, and those that hold for this one."""
+    """Return sentences about the limits of the audit: those of every audit, then those of these data."""
     limits = [
         "A row counts as memorized if the network's margin on it exceeds the margin predicted without it. The audit does not"
         " test whether the row can be extracted or its membership inferred by an attacker.",

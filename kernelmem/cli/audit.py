@@ -112,7 +112,10 @@ class AuditCommand:
             print(f"\n{result}\n\n  report            {(self.out / 'audit.html').resolve()}")
 
     def _flip_rate(self) -> float:
-        """Return the share of training labels to flip, after validating --noise."""
+        """Return the share of training labels to flip, in accordance with --noise and the other options.
+
+        An InputError is raised if the value of --noise cannot be used.
+        """
         from kernelmem.core.errors import InputError
 
         flip_rate = self.noise if self.noise is not None else (0.0 if self.data or self.weights else DEFAULT_NOISE)
@@ -131,7 +134,11 @@ class AuditCommand:
     def _build_network(
         self, data: "LabeledData", seeds: dict[str, int], device: "torch.device"
     ) -> tuple["nn.Module", str]:
-        """Build the network, load its weights or train it; return it with a description of its training."""
+        """Return (network, description of its training).
+
+        The weights of the network are loaded from a file if one is given; otherwise the network is trained on ``data``
+        on ``device``. ``seeds`` maps the name of a random choice to its seed.
+        """
         import torch
 
         from kernelmem.cli.model_factory import build_model
@@ -172,7 +179,11 @@ class AuditCommand:
         return model, training.recipe
 
     def _check_label_options(self, data: "LabeledData", flip_rate: float) -> None:
-        """Check that every class has rows, unless a --model is given and no labels are flipped, and that flips are given once."""
+        """Raise an InputError if the labels do not fit the options.
+
+        Every class must have rows, unless a --model is given and no labels are flipped; flips may be given only once,
+        in a file or by --noise.
+        """
         import torch
 
         from kernelmem.core.errors import InputError
@@ -193,7 +204,7 @@ class AuditCommand:
             )
 
     def _check_model(self, model: "nn.Module", data: "LabeledData") -> None:
-        """Check before training that the forward pass succeeds and returns one output per class."""
+        """Raise an error before training if the forward pass fails or does not return one output per class."""
         import torch
 
         from kernelmem.core.batches import as_rows
@@ -218,7 +229,7 @@ class AuditCommand:
             )
 
     def _command_line(self) -> str:
-        """Return the command line that gives this report again."""
+        """Return the command line that produces this report again."""
         words = ["kernelmem", "audit"]
         for option in ("data", "model", "weights", "noise", "noise_kind", "epochs", "seed"):
             value, default = getattr(self, option), getattr(type(self), option)
@@ -228,7 +239,7 @@ class AuditCommand:
 
 
 def _npz_bytes(**arrays: "torch.Tensor | None") -> bytes:
-    """Return the content of an .npz file with these arrays."""
+    """Return the content of an .npz file that holds the given arrays under their argument names; None is left out."""
     import numpy as np
 
     stream = io.BytesIO()

@@ -76,7 +76,7 @@ class LedgerCommand:
             raise errors[0]
 
     def _check_ledger(self, path: Path, recorded_run: "Run") -> str:
-        """Check one ledger file and return its line of the table."""
+        """Check one ledger file against the recorded run and return its line of the printed table."""
         from kernelmem.core.errors import VerificationError
         from kernelmem.trajectory.influence.influence import Influence
         from kernelmem.trajectory.ledger.ledger import Ledger
@@ -100,7 +100,7 @@ class LedgerCommand:
 
 
 def _file_format(path: Path) -> str | None:
-    """Return the format recorded in the metadata of a .safetensors file; None if it cannot be read."""
+    """Return the "format" entry in the metadata of a .safetensors file, or None if the file cannot be read."""
     import safetensors
 
     try:
@@ -111,7 +111,10 @@ def _file_format(path: Path) -> str | None:
 
 
 def _check_same_run(path: Path, tape: str, recorded_run: "Run") -> None:
-    """Check that the tape hash stored in a result is the last hash of the tape of this run."""
+    """Raise an error if ``tape`` is not the last hash in the tape of ``recorded_run``.
+
+    ``tape`` is the hash that the result file at ``path`` stores for the run from which it was computed.
+    """
     from kernelmem.core.errors import FileCorruptError
 
     if tape != recorded_run.tape.head:

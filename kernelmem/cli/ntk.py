@@ -74,7 +74,7 @@ class NtkCommand:
         print(f"{self.out}: {tuple(kernel.shape)} {self.dtype}, {time.perf_counter() - started:.1f} s")
 
     def _kernel_inputs(self, arrays: "dict[str, np.ndarray]") -> "tuple[np.ndarray, np.ndarray | None]":
-        """Return x and, for a kernel between two sets of rows, y."""
+        """Return (x, y) from the arrays of the input file; y is None unless the kernel is between two sets of rows."""
         from kernelmem.core.errors import InputError
 
         if "x" in arrays:

@@ -86,7 +86,7 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
 
 
 def _sync_directory(directory: Path) -> None:
-    """Flush the directory entry to disk, so that the renamed files survive a power failure."""
+    """Flush the directory's list of files to disk, so that renamed files survive a power failure."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

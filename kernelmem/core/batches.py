@@ -23,25 +23,28 @@ Forward: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True)
 class Rows:
-    """n examples: a tensor, or a dict, tuple or list of tensors (nested too), with a common first axis."""
+    """A batch of n examples: a tensor, or a dict, tuple or list of tensors (possibly nested) with n entries each."""
 
     tree: Tree
     n: int
 
     def slice(self, start: int, stop: int) -> Tree:
-        """Return rows start..stop as the model's batch."""
+        """Return the examples from ``start`` to ``stop`` (excluded), in the structure of the batch."""
         return map_tree(self.tree, lambda leaf: leaf[start:stop].clone())  # a model may write to its input
 
     def take(self, indices: Tensor | list[int]) -> Tree:
-        """Return the rows at ``indices`` as the model's batch (repeats allowed)."""
+        """Return the examples at ``indices``, which may repeat, in the structure of the batch."""
         return map_tree(self.tree, lambda leaf: leaf[indices])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Tree:
-        """Apply ``function`` to every leaf and return the tree."""
+        """Return the structure of the batch with ``function`` applied to every tensor in it."""
         return map_tree(self.tree, function)
 
     def to(self, *, dtype: torch.dtype, device: torch.device) -> "Rows":
-        """Move all leaves to ``device`` and convert floating-point leaves to ``dtype``; integer leaves keep their type."""
+        """Return the rows on ``device``, with floating-point tensors converted to ``dtype``.
+
+        Integer tensors keep their type.
+        """
         return Rows(map_tree(self.tree, lambda leaf: _cast_floats(leaf, dtype, device)), self.n)
 
 
@@ -75,7 +78,10 @@ def _without_labels(batch: Tree) -> Tree:
 
 
 def _concatenate(batches: list[Tree], name: str) -> Tree:
-    """Concatenate batches of the same structure along the first axis."""
+    """Return one batch that joins ``batches`` of the same structure along the first axis.
+
+    ``name`` names the batch in the InputError that is raised if ``batches`` is empty.
+    """
     if not batches:
         raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", hint="check its dataset")
     first = batches[0]
@@ -87,9 +93,10 @@ def _concatenate(batches: list[Tree], name: str) -> Tree:
 
 
 def map_tree(tree: Tree, function: Callable[[Tree], object]) -> Tree:
-    """Return the nested structure with ``function`` applied to its leaves.
+    """Return the nested structure ``tree`` with ``function`` applied to its leaves.
 
-    A list that begins with a tensor or a nested structure is a branch; a list of numbers is a leaf.
+    Dicts and tuples are branches, and everything that is not a dict, tuple or list is a leaf. A list is a branch if its
+    first element is a tensor or a nested structure; a list of numbers is a leaf.
     """
     if isinstance(tree, Mapping):
         return {key: map_tree(leaf, function) for key, leaf in tree.items()}
@@ -101,7 +108,10 @@ def map_tree(tree: Tree, function: Callable[[Tree], object]) -> Tree:
 
 
 def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tree]]:
-    """Return the leaves in order, each with its name: ``x``, ``x.input_ids``, ``x[0]``."""
+    """Return the pairs (name, leaf) of the nested structure ``tree`` in order.
+
+    The names start with ``name`` and tell the position, as in ``x``, ``x.input_ids`` and ``x[0]``.
+    """
     if isinstance(tree, Mapping):
         return [pair for key, leaf in tree.items() for pair in named_leaves(leaf, f"{name}.{key}")]
     if isinstance(tree, tuple) or (isinstance(tree, list) and _is_branch(tree)):

@@ -155,7 +155,7 @@ def as_count(value: object, name: str, *, minimum: int = 1, maximum: int | None 
 
 
 def _scalar(value: object) -> int | float | None:
-    """Return ``value`` as a Python number; None if it is not a number, or is True or False."""
+    """Return ``value`` as a Python number, or None if it is not a number or is True or False."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

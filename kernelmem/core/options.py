@@ -15,7 +15,7 @@ BAR_DELAY = 1.0  # seconds before a bar appears, so that short work shows none
 
 
 def as_bytes(memory: int | str) -> int:
-    """Read "4GiB", "500MB" or a number as bytes.
+    """Return a memory size in bytes from a number or from text such as "4GiB" or "500MB".
 
     >>> as_bytes("1.5KiB")
     1536
@@ -55,13 +55,14 @@ def _ignore_progress(done: int, total: int) -> None:
 
 
 class _ProgressBar:
-    """A tqdm bar that opens at the first call and closes when all is done."""
+    """A tqdm progress bar that opens at the first call and closes when all units are done."""
 
     def __init__(self, label: str, unit: str, *, always: bool) -> None:
         self.label, self.unit, self.always = label, unit, always
         self.bar = None
 
     def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` units are done."""
         if self.bar is None:
             from tqdm.auto import tqdm  # here, because notebooks make it import ipywidgets
 

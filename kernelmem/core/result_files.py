@@ -94,7 +94,9 @@ class Result:
 
 
 def write_result(path: str | Path, file_format: str, tensors: Mapping[str, Tensor], values: object) -> Path:
-    """Write tensors and JSON values (numbers to the bit, NaN too) to ``path``, whole or not at all.
+    """Write tensors and JSON values to ``path``, either completely or not at all, and return the path.
+
+    Numbers are stored exactly, including NaN.
 
     Args:
         path: path of the file.
@@ -121,10 +123,10 @@ def write_result(path: str | Path, file_format: str, tensors: Mapping[str, Tenso
 
 @contextmanager
 def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, Tensor], dict[str, JSON]]]:
-    """Read a file of :func:`write_result`: (tensors, values), on the CPU.
+    """Yield (tensors, values) of a file written by :func:`write_result`; the tensors are on the CPU.
 
-    This is a context manager, so that a KeyError, TypeError or ValueError raised in its body is reported as an error of
-    the file too.
+    This is a context manager, so that a KeyError, TypeError or ValueError raised in its body is reported as a
+    FileCorruptError of the file too.
 
     Raises:
         FileCorruptError: the file is missing, truncated, altered (its hash differs), or has another format.
@@ -147,7 +149,11 @@ def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, 
 
 
 def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
-    """Return ``value`` as JSON, with tensors and arrays moved to ``tensors`` under their path."""
+    """Return ``value`` as JSON, with a reference in place of every tensor and array.
+
+    The tensors and arrays are added to the dict ``tensors`` under their ``path``, the names of the fields that lead to
+    them.
+    """
     if isinstance(value, Tensor | np.ndarray):
         tensors[path] = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
         return {"tensor": path}
@@ -170,7 +176,10 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
 
 
 def _decode(encoded: JSON, tensors: Mapping[str, Tensor], annotation: object) -> object:
-    """Rebuild a value of type ``annotation`` from the JSON of :func:`_encode`; lists become tuples."""
+    """Return the value of type ``annotation`` that :func:`_encode` converted to the JSON ``encoded``.
+
+    ``tensors`` maps the names in the JSON to tensors. Lists become tuples.
+    """
     annotation = _without_none(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(encoded, dict) and encoded.keys() == {"tensor"}:
@@ -207,7 +216,7 @@ def _without_none(annotation: object) -> object:
 
 
 def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the whole content of a file; it does not depend on the order of the tensors."""
+    """Return the SHA-256 of the tensors and metadata of a file; the order of the tensors does not matter."""
     header = "\n".join(metadata[key] for key in ("format", "values"))
     return array_sha256({header: np.zeros(0), **{name: tensors[name].numpy() for name in sorted(tensors)}})
 
@@ -229,7 +238,10 @@ def _python_value(value: object) -> object:
 
 
 def _describe(value: object) -> str:
-    """Describe a field in one line: shape, dtype and range of a tensor, or the value itself, shortened to 100 characters."""
+    """Return one line that describes a field of a result.
+
+    For a tensor it states shape, dtype and range; any other value is shown itself, cut to 100 characters.
+    """
     if isinstance(value, Tensor | np.ndarray):
         if value.ndim == 0:
             return f"{_python_value(value):.6g}"

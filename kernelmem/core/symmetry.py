@@ -12,7 +12,7 @@ TILE = 176
 
 @dataclass(frozen=True)
 class Asymmetry:
-    """Asymmetry of a matrix A (n, n)."""
+    """Largest difference between a square matrix A (n, n) and its transpose, and where it occurs."""
 
     gap: float  # largest |A_ij - A_ji|
     largest: float  # upper bound of max |A_ij|, at most gap / 2 too large
@@ -27,7 +27,9 @@ def measure_asymmetry(
     *,
     read_size: int | None = None,
 ) -> Asymmetry:
-    """Compare a matrix A with its transpose, and optionally write (A + Aᵀ) / 2.
+    """Return the largest |A − Aᵀ| of a matrix A (n, n), and optionally write (A + Aᵀ) / 2.
+
+    If A has NaN or infinite entries, the comparison stops at the first one found, and the result holds its index.
 
     Args:
         tile: returns A[rows, columns].
@@ -73,6 +75,9 @@ def _max_abs(values: Tensor) -> float:
 
 
 def _first_not_finite(values: Tensor, row_offset: int, column_offset: int) -> tuple[int, int] | None:
-    """Return row and column of the first NaN or infinity in a tile with these offsets; None if there is none."""
+    """Return (row, column) of the first NaN or infinity in a part of a matrix, or None if there is none.
+
+    ``row_offset`` and ``column_offset`` are the position of this part in the matrix.
+    """
     indices = (~torch.isfinite(values)).nonzero()
     return (row_offset + int(indices[0, 0]), column_offset + int(indices[0, 1])) if len(indices) else None

@@ -8,5 +8,5 @@ __all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "vjp", "vmap"]
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Return True if ``tensor`` is inside vmap, grad or jvp."""
+    """Return True if ``tensor`` is wrapped by torch.func: inside vmap, grad or jvp."""
     return _functorch.is_functorch_wrapped_tensor(tensor)

@@ -54,7 +54,10 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _one_line_reason(error: Exception) -> str:
-    """Explain the error in one line, without torch's own message, which tells how to run the code in the file."""
+    """Return one line that explains why a file of weights could not be read.
+
+    torch's own message is not used, since it tells how to execute the code in the file.
+    """
     if isinstance(error, pickle.UnpicklingError):
         call = re.search(r"GLOBAL ([\w.]+)", str(error))
         return f"it calls {call[1]}" if call else "not a pickle of tensors"
@@ -114,7 +117,10 @@ def _number_kind(value: Tensor) -> tuple[bool, bool, torch.layout]:
 
 
 def weights_bytes(model: nn.Module) -> bytes:
-    """Serialize the state dict as safetensors (a tied tensor is written once per name)."""
+    """Return the state dict of ``model`` as the content of a .safetensors file.
+
+    A tensor that has several names is written once per name.
+    """
     named_tensors = model.state_dict().items()  # safetensors has no other layout than contiguous
     return safetensors.torch.save(
         {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named_tensors}
@@ -122,7 +128,7 @@ def weights_bytes(model: nn.Module) -> bytes:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes of the state dict, sorted by name."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes in the state dict of ``model``, sorted by name."""
     state = {name: value.detach().cpu() for name, value in sorted(model.state_dict().items())}
     return array_sha256({name: _as_numpy(value) for name, value in state.items()})
 

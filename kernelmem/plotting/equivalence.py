@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FitLike(Protocol):
-    """Fields of one kernel machine that the figure uses."""
+    """Fields of one kernel machine that :func:`comparison_figure` reads."""
 
     @property
     def name(self) -> str: ...
@@ -31,7 +31,7 @@ class FitLike(Protocol):
 
 
 class MovementLike(Protocol):
-    """Fields of the kernel at one checkpoint that the figure uses."""
+    """Fields of the kernel at one checkpoint that :func:`comparison_figure` reads."""
 
     @property
     def step(self) -> int: ...
@@ -44,7 +44,10 @@ class MovementLike(Protocol):
 
 
 def comparison_figure(fits: Sequence[FitLike], movement: Sequence[MovementLike] = ()) -> "Figure":
-    """Draw one row per kernel machine, from top to bottom; below, the movement of the kernel if it was computed."""
+    """Return a figure with one line per kernel machine, from top to bottom.
+
+    A panel below shows how much the kernel changed during training, if ``movement`` is not empty.
+    """
     with style():
         errors_height = 0.32 * len(fits) + 1.3
         figure = new_figure(8.4, errors_height + (2.4 if movement else 0))
@@ -73,7 +76,10 @@ def comparison_figure(fits: Sequence[FitLike], movement: Sequence[MovementLike] 
 
 
 def _draw_errors(axes: "Axes", fits: Sequence[FitLike]) -> None:
-    """Draw the relative error of every machine with its null, or the reason why there is none."""
+    """Draw the relative error of every kernel machine and of its null control.
+
+    For a machine without an error, the reason is written instead.
+    """
     computed_errors = [fit.error for fit in fits if fit.status == "computed" and 0 < fit.error < math.inf]
     axes.set_xscale("log")
     axes.set_xlim(min([*computed_errors, 0.1]) / 3, 30)

@@ -33,7 +33,11 @@ TERMS = ("decay", "rounding", "buffers", "residual")
 
 
 class LedgerLike(Protocol):
-    """Fields of a ledger that the figure uses: ``contributions`` (m, n, k); the other tensors (m, k)."""
+    """Fields of a ledger that :func:`ledger_figure` reads.
+
+    ``contributions`` is (m, n, k) for m explained rows, n sources (for example training examples) and k outputs; the
+    other tensors are (m, k).
+    """
 
     @property
     def contributions(self) -> Tensor: ...
@@ -59,11 +63,12 @@ class LedgerLike(Protocol):
 
 @dataclass(frozen=True)
 class _Content:
-    """Validated content of the figure.
+    """Validated content of the figure of one output of one row.
 
-    ``contributions`` (n,) of all sources; ``terms`` (name, value) of the whole change; ``shown_sources`` the sources with a
-    bar, the largest positive contribution first and the largest negative one last; ``by`` the kind of source;
-    ``labels_are_names``: ``labels`` are the names of the sources.
+    ``contributions`` (n,) holds the contribution of each of n sources, and ``terms`` the (name, value) pairs from the
+    output before training to the output after training. ``shown_sources`` are the sources drawn as bars, from the
+    largest positive contribution to the largest negative one. ``by`` is the kind of source, and ``labels_are_names`` is
+    True if ``labels`` are the names of the sources.
     """
 
     contributions: np.ndarray
@@ -77,7 +82,7 @@ class _Content:
     labels_are_names: bool
 
     def name(self, source: int) -> str:
-        """Return the label of a source in the figure."""
+        """Return the text that stands for source number ``source`` in the figure."""
         number = f"step {source}" if self.by == "step" else f"no. {source}"
         if self.labels is None:
             return number
@@ -102,10 +107,11 @@ def ledger_figure(
         row: index of the row.
         output: index of the output; None: the one that is largest after training.
         image: image of the row itself, (h, w) or (h, w, 3).
-        images: images of the training examples (or other sources), (n, h, w) or (n, h, w, 3).
+        images: images of the training examples (or other sources), (N, h, w) or (N, h, w, 3) for N sources.
         labels: one integer or string per source.
         n: maximum number of bars for positive contributions, and the same for negative ones.
-        steps: cumulative contributions up to each step, (T, n) per source, drawn for the largest; or (T,) for their sum.
+        steps: cumulative contributions up to each of T steps: (T, N) for N sources, of which the largest are drawn, or (T,)
+            for their sum over sources.
 
     Raises:
         InputError: row or output is out of range; images, labels or steps have the wrong shape.
@@ -142,7 +148,7 @@ def ledger_figure(
 
 @dataclass(frozen=True)
 class _Extras:
-    """Images, labels and cumulative steps as the user passed them."""
+    """Images, labels and cumulative contributions as the user passed them to :func:`ledger_figure`."""
 
     image: ArrayLike | None
     images: ArrayLike | None
@@ -151,7 +157,11 @@ class _Extras:
 
 
 def _validated_content(ledger: LedgerLike, row: int, output_index: int, n: int, extras: _Extras) -> _Content:
-    """Validate the user's arrays and choose the sources with a bar."""
+    """Return the validated arrays for one output of one row, and the choice of sources to draw as bars.
+
+    At most ``n`` positive and ``n`` negative contributions are chosen. An InputError is raised for images, labels or
+    steps of a wrong shape.
+    """
     contributions = as_array(ledger.contributions[row, :, output_index])
     n_sources = len(contributions)
     if n < 1:
@@ -193,7 +203,7 @@ def _draw_image(axes: "Axes", content: _Content) -> None:
 
 
 def _draw_contributions(axes: "Axes", content: _Content) -> None:
-    """Draw one bar per source with a large contribution, with its thumbnail if there are images."""
+    """Draw one bar per chosen source, with a small image of the source if there are images."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     values = content.contributions[content.shown_sources]
@@ -221,7 +231,7 @@ def _draw_contributions(axes: "Axes", content: _Content) -> None:
 
 
 def _draw_terms(axes: "Axes", content: _Content) -> None:
-    """Draw one bar per term of the ledger, from the output before training to the output after it."""
+    """Draw one bar per term of the change, from the output before training to the output after training."""
     names, values = [name for name, _ in content.terms], np.array([value for _, value in content.terms])
     colors = {"before training": TEXT, "after training": TEXT, names[1]: UP, names[2]: DOWN}
     bar_positions = np.arange(len(names))
@@ -231,7 +241,7 @@ def _draw_terms(axes: "Axes", content: _Content) -> None:
 
 
 def _label_bars(axes: "Axes", bar_positions: np.ndarray, values: np.ndarray, names: list[str]) -> None:
-    """Write the names at the left and the values at the ends of the bars, with room for both."""
+    """Write ``names`` at the left of horizontal bars and their values at the ends, and widen the axes for both."""
     axes.set_yticks(bar_positions, names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim((bar_positions[-1] if len(bar_positions) else 0) + 0.6, -0.6)
@@ -251,7 +261,7 @@ def _label_bars(axes: "Axes", bar_positions: np.ndarray, values: np.ndarray, nam
 
 
 def _draw_curves(axes: "Axes", content: _Content) -> None:
-    """Draw the cumulative contributions of the largest sources, or of all examples together."""
+    """Draw the cumulative contributions over steps: one curve per large source, or one for the sum of all sources."""
     assert content.steps is not None
     axes.axhline(0, color=SOFT, linewidth=0.8)
     axes.grid(axis="y")
@@ -284,7 +294,10 @@ def _draw_curves(axes: "Axes", content: _Content) -> None:
 
 
 def _spread_apart(positions: list[float], min_distance: float) -> list[float]:
-    """Move positions as little as needed until neighbors are ``min_distance`` apart, in the same order."""
+    """Return the positions in the same order, moved slightly until neighbors are at least ``min_distance`` apart.
+
+    Neighbors that overlap move apart by equal amounts, in at most 100 iterations.
+    """
     order = np.argsort(positions)
     moved = np.array(positions)[order]
     for _ in range(100):
@@ -299,7 +312,7 @@ def _spread_apart(positions: list[float], min_distance: float) -> list[float]:
 
 
 def _caption(content: _Content) -> str:
-    """State how much the contributions cancel and how much of them the bars show."""
+    """Return a caption that states how much the contributions cancel, and what share of them the bars show."""
     contributions = content.contributions
     sum_of_magnitudes, total = float(np.abs(contributions).sum()), float(contributions.sum())
     share = float(np.abs(contributions[content.shown_sources]).sum()) / sum_of_magnitudes if sum_of_magnitudes else 0.0

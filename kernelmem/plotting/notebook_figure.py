@@ -9,10 +9,10 @@ DPI = 2 * SCREEN  # sharp on screens of double density
 
 
 class NotebookFigure(Figure):
-    """``matplotlib.figure.Figure`` with a PNG representation; it works without pyplot and without a display."""
+    """A ``matplotlib.figure.Figure`` that notebooks display as PNG; it needs neither pyplot nor a display."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """Return the PNG file and its size in CSS pixels (called by notebooks)."""
+        """Return (content of the PNG file, metadata with the size in CSS pixels); notebooks call this method."""
         stream = io.BytesIO()
         self.savefig(stream, format="png", dpi=DPI)
         width, height = self.get_size_inches()

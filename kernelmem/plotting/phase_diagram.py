@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 class PhaseDiagramLike(Protocol):
-    """Fields of a phase diagram that the figure uses: metrics (S, R, N, W, T), ``kernel_flips`` (S, R, N, W), four axes."""
+    """Fields of a phase diagram that :func:`phase_diagram_figure` reads.
+
+    The metrics are (S, R, N, W, T) for S seeds, R noise rates, N numbers of training rows, W widths and T steps;
+    ``kernel_flips`` is (S, R, N, W). ``noise``, ``samples``, ``widths`` and ``steps`` are the values of the last four
+    axes.
+    """
 
     @property
     def noise(self) -> Sequence[float]: ...
@@ -41,8 +46,9 @@ class PhaseDiagramLike(Protocol):
 def phase_diagram_figure(diagram: PhaseDiagramLike) -> "Figure":
     """Draw test error (top) and memorized flips (bottom) over width and rows, steps or noise; at the right, the kernel.
 
-    The other axes are fixed at their last value. On the white line the training error is epsilon; networks to its right fit
-    their labels. The color scale of the test error ends at its 90 % quantile, since the smallest networks would use all of it.
+    The other axes are fixed at their last value. On the white line the training error is ``diagram.epsilon``; networks to
+    its right fit their labels. The color scale of the test error ends at its 90 % quantile, since the smallest networks
+    would use all of it.
     """
     last, whole_axis = -1, slice(None)
     # indices into (noise, samples, widths, steps): the map of each pair of axes

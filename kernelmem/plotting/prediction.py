@@ -22,7 +22,10 @@ TITLE_WIDTH = 80  # characters
 
 
 class PredictionLike(Protocol):
-    """Fields of a prediction that the figure uses: tensors (A,), or (S, A) for ``by_seed``."""
+    """Fields of a prediction that :func:`prediction_figure` reads.
+
+    The tensors have one value for each of the A points of ``axis``; ``by_seed`` is (S, A) for S seeds.
+    """
 
     @property
     def axis_name(self) -> str: ...
@@ -86,7 +89,10 @@ def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = N
 
 
 def _as_runs(measured: ArrayLike, n_points: int) -> np.ndarray:
-    """Return ``measured`` as an array (runs, n_points)."""
+    """Return ``measured`` as an array (runs, n_points); a vector (n_points,) becomes one run.
+
+    An InputError is raised for other shapes.
+    """
     runs = as_array(as_tensor(measured, "measured", dtype=torch.float64))
     runs = runs[None] if runs.ndim == 1 else runs
     if runs.ndim != 2 or runs.shape[1] != n_points:
@@ -99,6 +105,6 @@ def _as_runs(measured: ArrayLike, n_points: int) -> np.ndarray:
 
 
 def _with_gaps(values: Tensor) -> np.ndarray:
-    """Replace infinite values (at a threshold) by NaN, which leaves a gap in the line."""
+    """Return the values as an array in which infinite values are NaN, so that the line has a gap there."""
     array = as_array(values)
     return np.where(np.isfinite(array), array, np.nan)

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 class RidgeChoiceLike(Protocol):
-    """Fields of a ridge choice that the figure uses: ``grid`` and ``errors`` (G,), the chosen ridge and its index."""
+    """Fields of a choice of ridge that :func:`ridge_figure` reads.
+
+    ``grid`` and ``errors`` (G,) are the G ridges tried and their errors; the chosen ridge and its index in the grid are
+    separate fields.
+    """
 
     @property
     def ridge(self) -> float: ...

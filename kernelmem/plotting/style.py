@@ -57,14 +57,14 @@ RC: Mapping[str, Any] = {
 
 
 def style(changes: Mapping[str, object] = MappingProxyType({})) -> AbstractContextManager[None]:
-    """Return a context with the matplotlib parameters of all figures, and ``changes`` to them."""
+    """Return a context manager that sets the matplotlib parameters of all figures, overridden by ``changes``."""
     import matplotlib as mpl
 
     return mpl.rc_context({**RC, **changes})  # pyright: ignore[reportArgumentType]
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Create an empty figure of this size in inches that notebooks display. Call it within :func:`style`."""
+    """Return an empty figure of ``width`` × ``height`` inches that notebooks display. Call it within :func:`style`."""
     from kernelmem.plotting.notebook_figure import NotebookFigure
 
     return NotebookFigure(figsize=(width, height), layout="constrained")
@@ -79,14 +79,20 @@ def band(
     axes: "Axes", x: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, *,
     color: str, label: str, linestyle: str = "-",
 ) -> None:  # fmt: skip
-    """Draw a curve with the band from ``low`` to ``high``, all (A,); up to 30 points get a marker."""
+    """Draw the curve ``middle`` over ``x`` and fill the region between ``low`` and ``high``.
+
+    All four arrays are (A,); with at most 30 points each point has a marker.
+    """
     marker = "o" if len(x) <= 30 else ""
     axes.plot(x, middle, linestyle, marker=marker, markersize=2.8, linewidth=1.4, color=color, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
 
 
 def number_ticks(axis: "Axis", limits: tuple[float, float]) -> None:
-    """Label an axis with plain numbers, also a logarithmic one that spans less than two decades."""
+    """Label an axis with plain numbers, also if it is logarithmic and spans less than two decades.
+
+    ``limits`` are its smallest and largest value.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     low, high = limits
@@ -98,7 +104,7 @@ def number_ticks(axis: "Axis", limits: tuple[float, float]) -> None:
 
 
 def figure_files(figure: "Figure", name: str) -> dict[str, bytes]:
-    """Return the figure as SVG and PNG: file name -> bytes, the same bytes for the same figure."""
+    """Return {file name: content} with the figure as SVG and PNG; the same figure gives the same bytes."""
     files = {}
     for kind, options in {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 130}}.items():
         stream = io.BytesIO()

@@ -46,13 +46,13 @@ TITLES = {
 
 
 class CurvesLike(Protocol):
-    """Metrics by name, each (S seeds, A values of the axis)."""
+    """Metrics by name, each of shape (S, A) for S seeds and A values of the axis."""
 
     def tensors(self) -> Mapping[str, Tensor]: ...
 
 
 class ThresholdLike(Protocol):
-    """An interpolation threshold with its interval; ``value`` is NaN where it was not found."""
+    """An interpolation threshold ``value`` with its confidence interval; ``value`` is NaN if it was not found."""
 
     @property
     def value(self) -> float: ...
@@ -65,7 +65,7 @@ class ThresholdLike(Protocol):
 
 
 class SweepLike(Protocol):
-    """Fields of a sweep that the figure uses."""
+    """Fields of a double-descent sweep that :func:`sweep_figure` reads."""
 
     @property
     def kind(self) -> str: ...
@@ -80,7 +80,9 @@ class SweepLike(Protocol):
 def sweep_figure(
     sweep: SweepLike, axis_label: str, threshold: ThresholdLike, *, theory: Sequence[Theory] = ()
 ) -> "Figure":
-    """Draw test and training error, the losses, and the predictions of flipped labels; bands are 95 % intervals over seeds.
+    """Return a figure of test and training error, losses, and predictions of flipped labels along the axis of a sweep.
+
+    Lines are means over seeds, with bands that are 95 % intervals.
 
     Args:
         sweep: result of a double-descent sweep: metrics, metrics of the control without label noise, values of the axis.
@@ -141,7 +143,10 @@ def _draw_mean_with_interval(
     axes: "Axes", axis: np.ndarray, curves: Mapping[str, np.ndarray], metric: str, color: str, label: str,
     *, linestyle: str = "-",
 ) -> None:  # fmt: skip
-    """Draw the mean over seeds with a 95 % interval (Student's t)."""
+    """Draw the mean over seeds of ``curves[metric]`` (S, A) with its 95 % interval (Student's t).
+
+    S is the number of seeds and A the number of values in ``axis``.
+    """
     values = curves[metric]
     n_seeds = len(values)
     mean = values.mean(0)
@@ -161,7 +166,10 @@ def _draw_mean_with_interval(
 
 
 def _draw_threshold(axes: "Axes", axis: np.ndarray, threshold: ThresholdLike) -> None:
-    """Draw a vertical line at the interpolation threshold, and its interval; nothing if it was not found."""
+    """Draw a vertical line at the interpolation threshold and shade its interval.
+
+    Nothing is drawn if the threshold was not found (NaN).
+    """
     if not np.isfinite(threshold.value):
         return
     low, high = max(threshold.low, axis[0]), min(threshold.high, axis[-1])
@@ -173,7 +181,7 @@ def _draw_threshold(axes: "Axes", axis: np.ndarray, threshold: ThresholdLike) ->
 
 
 def _set_axis_scale(axes: "Axes", axis: np.ndarray, kind: str) -> None:
-    """Make the axis logarithmic if its values span a factor of 8 or more."""
+    """Make the horizontal axis logarithmic if the values of ``axis`` span a factor of 8 or more."""
     from matplotlib.ticker import LogLocator
 
     if (axis > 0).all() and axis[-1] / axis[0] >= 8 and kind not in ("depth", "noise"):

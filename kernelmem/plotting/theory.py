@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class CurveLike(Protocol):
-    """Fields of a theoretical curve that the figure uses: ``axis``, ``test`` and ``train`` (G,)."""
+    """Fields of a theoretical curve that :func:`curve_figure` reads.
+
+    ``axis``, ``test`` and ``train`` (G,) are the G values of the horizontal axis, the test risk and the training risk.
+    """
 
     @property
     def name(self) -> str: ...
@@ -34,7 +37,7 @@ class CurveLike(Protocol):
 
 
 def curve_figure(curve: CurveLike) -> "Figure":
-    """Draw test and training risk against the axis."""
+    """Return a figure of test and training risk against the values of ``curve.axis``."""
     with style():
         figure = new_figure(6.4, 3.8)
         _draw_curve(figure.add_subplot(), curve)
@@ -42,7 +45,11 @@ def curve_figure(curve: CurveLike) -> "Figure":
 
 
 def simulation_figure(curve: CurveLike, mean: Tensor, se: Tensor, *, repetitions: int) -> "Figure":
-    """Draw simulated means (G,) with bars of two standard errors over the theory's curve."""
+    """Return a figure of the theoretical risks and of simulated test risks.
+
+    ``mean`` and ``se`` (G,) are the mean and standard error over ``repetitions`` simulations at the G values of the
+    axis; bars show two standard errors.
+    """
     with style():
         figure = new_figure(6.4, 3.8)
         axes = figure.add_subplot()
@@ -55,7 +62,10 @@ def simulation_figure(curve: CurveLike, mean: Tensor, se: Tensor, *, repetitions
 
 
 def _draw_curve(axes: "Axes", curve: CurveLike) -> None:
-    """Draw test and training risk with the threshold, on axes that are logarithmic where possible."""
+    """Draw test and training risk and the interpolation threshold of a theoretical curve.
+
+    The vertical axis is logarithmic; the horizontal axis is too, except near 0 if its first value is 0.
+    """
     axis, test_risk = as_array(curve.axis), as_array(curve.test)
     if axis[0] > 0:
         axes.set_xscale("log")

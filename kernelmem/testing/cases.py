@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 @dataclass(frozen=True)
 class Case:
-    """A network with two batches of inputs, x (n, ...) and y (m, ...)."""
+    """A network with two batches of inputs: ``x`` with n examples, ``y`` with m examples."""
 
     model: nn.Module
     x: Tensor
@@ -29,7 +29,7 @@ class Inputs:
     vocabulary: int = 0
 
     def draw(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """Draw n inputs: standard normal, or uniform integers."""
+        """Return ``n`` inputs: standard normal numbers of type ``dtype``, or integers if there is a vocabulary."""
         if self.vocabulary:
             return torch.randint(self.vocabulary, (n, *self.size), generator=generator)
         return torch.randn(n, *self.size, generator=generator, dtype=torch.float64).to(dtype)
@@ -64,7 +64,10 @@ def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _power_iterate(spectral_norm: nn.Module, weight: Tensor, generator: torch.Generator) -> None:
-    """Update the singular vectors of a spectral norm; those of other weights could give a norm close to 0."""
+    """Recompute the singular vectors that a spectral norm stores, for ``weight``.
+
+    Vectors of other weights could give a norm close to 0, which would scale the weight by a huge factor.
+    """
     for name in ("_u", "_v"):
         buffer = getattr(spectral_norm, name)
         buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64))
@@ -77,7 +80,10 @@ def _power_iterate(spectral_norm: nn.Module, weight: Tensor, generator: torch.Ge
 
 
 def with_random_weights(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Return the same model in eval mode, weights and statistics drawn in float64 from ``seed`` and cast to ``dtype``."""
+    """Return ``model``, modified in place: in eval mode, with all weights and running statistics drawn from ``seed``.
+
+    Values are drawn in float64 and converted to ``dtype``.
+    """
     model = model.double().eval()
     draw_weights(model, torch.Generator().manual_seed(seed))
     return model.to(dtype)

@@ -12,7 +12,7 @@ def random_rotation(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def kernel_with_spectrum(eigenvalues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a symmetric matrix with these eigenvalues and random eigenvectors, (n, n)."""
+    """Return a symmetric matrix (n, n) with the n given eigenvalues and random eigenvectors."""
     Q = random_rotation(len(eigenvalues), rng)
     K = (Q * eigenvalues) @ Q.T
     return (K + K.T) / 2
@@ -29,7 +29,9 @@ def gaussian_kernel(x: np.ndarray, y: np.ndarray | None = None, gamma: float = 0
 
 
 def invalid_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Draw a kernel (n, n), targets (n, 2) and a ridge for which no solution can be trusted.
+    """Return (kernel (n, n), targets (n, 2), ridge) of a linear system for which no solution can be trusted.
+
+    n is the number of examples.
 
     Args:
         kind: one of ``INVALID_KINDS``: asymmetric, indefinite, with NaN or infinities, condition number above 1/eps.
@@ -54,7 +56,9 @@ def invalid_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]
 
 
 def solvable_system(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Draw a kernel (n, n), targets (n, 2) and a ridge that a solver must solve.
+    """Return (kernel (n, n), targets (n, 2), ridge) of a linear system that a solver must solve.
+
+    n is the number of examples.
 
     Args:
         kind: one of ``SOLVABLE_KINDS``: "conditioned" (condition number up to 1e12, no ridge) or "duplicates" (repeated

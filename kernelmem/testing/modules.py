@@ -33,7 +33,7 @@ class Residual(nn.Module):
 
 
 class ReadoutWithSkip(nn.Module):
-    """readout(body(x)) + skip(x): the outputs do not depend on the input through the readout alone."""
+    """A network readout(body(x)) + skip(x), whose outputs depend on x not only through the readout."""
 
     def __init__(self, body: nn.Module, readout: nn.Module, skip: nn.Module) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class ReadoutWithSkip(nn.Module):
 
 
 class Parallel(nn.Module):
-    """Several networks on the same inputs, combined by "sum", "product" or "concatenate"."""
+    """Several networks with the same input; their outputs are combined by "sum", "product" or "concatenate"."""
 
     def __init__(self, join: str, *branches: nn.Module) -> None:
         super().__init__()
         self.join, self.branches = join, nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Combine the outputs of the branches."""
+        """Return the sum, product or concatenation (along the last axis) of the outputs of all branches."""
         outputs = [branch(x) for branch in self.branches]
         if self.join == "concatenate":
             return torch.cat(outputs, dim=-1)
@@ -63,7 +63,7 @@ class Parallel(nn.Module):
 
 
 class CalledTwice(nn.Module):
-    """One module called twice: its tangents must be summed before the contraction."""
+    """One module that is called twice, so that the derivatives of both calls add up for every parameter."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class CalledTwice(nn.Module):
 
 
 class Gain(nn.Module):
-    """x ∘ gain, a free parameter broadcast over the batch (LayerScale)."""
+    """Elementwise product of x and a free parameter ``gain``, which is broadcast over the batch (LayerScale)."""
 
     def __init__(self, *size: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Gain(nn.Module):
 
 
 class Shift(nn.Module):
-    """x + shift, a free parameter broadcast over the batch (learned positions)."""
+    """Sum of x and a free parameter ``shift``, which is broadcast over the batch (learned positions)."""
 
     def __init__(self, *size: int) -> None:
         super().__init__()
@@ -99,19 +99,19 @@ class Shift(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """Prepend a learned token: (n, S, d) -> (n, S + 1, d)."""
+    """Prepend a learned token to n sequences of length S and width d: (n, S, d) becomes (n, S + 1, d)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.zeros(1, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [token, x]."""
+        """Return the learned token followed by the positions of x, (n, S + 1, d)."""
         return torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
 
 
 class SelfBilinear(nn.Module):
-    """y_k = xᵀ A_k tanh(x) + b_k."""
+    """Bilinear layer of x and tanh(x): output k is y_k = xᵀ A_k tanh(x) + b_k with parameters A_k and b_k."""
 
     def __init__(self, fan_in: int, fan_out: int, bias: bool = True) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class SelfBilinear(nn.Module):
 
 
 class BorrowedWeight(nn.Module):
-    """A layer whose weight is also used in functional form on another input."""
+    """A linear layer whose weight is also used by a function call on another input."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class BorrowedWeight(nn.Module):
 
 
 class TiedMatrix(nn.Module):
-    """Autoencoder with tied weights, Wᵀ tanh(W x + b)."""
+    """Autoencoder Wᵀ tanh(W x + b), in which decoder and encoder share the matrix W."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -157,13 +157,16 @@ class TiedReadout(nn.Module):
             self.readout.weight = self.embedding.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return E · mean(body(E[x]))."""
+        """Return E · mean(body(E[x])), where E is the embedding matrix and the mean is over positions."""
         hidden = self.body(self.embedding(x)).mean(1)
         return F.linear(hidden, self.embedding.weight) if self.readout is None else self.readout(hidden)
 
 
 class WithUnusedParameters(nn.Module):
-    """A body, and parameters that do not enter the outputs: a layer never called, one whose output is unused, a free one."""
+    """A network ``body`` with parameters that do not affect the outputs.
+
+    They are a layer that is never called, a layer whose output is not used, and a free parameter.
+    """
 
     def __init__(self, body: nn.Module, probe: nn.Module) -> None:
         super().__init__()
@@ -171,13 +174,16 @@ class WithUnusedParameters(nn.Module):
         self.never_called, self.free_parameter = nn.Linear(2, 2), nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return body(x) after computing probe(x)."""
+        """Return body(x); the output of the layer ``probe`` is computed but not used."""
         self.probe(x)
         return self.body(x)
 
 
 class Recurrent(nn.Module):
-    """An nn.RNN, nn.LSTM or nn.GRU on (n, S, d), batch first or not, initial state zero or learned; returns all positions."""
+    """An nn.RNN, nn.LSTM or nn.GRU applied to n sequences of length S and width d, (n, S, d).
+
+    Options are batch-first layout and a learned initial state. The output is the hidden state at every position.
+    """
 
     def __init__(self, inner: nn.RNNBase, *, learned_start: bool = False) -> None:
         super().__init__()
@@ -186,21 +192,21 @@ class Recurrent(nn.Module):
         self.initial_state = nn.Parameter(torch.zeros(n_states, 1, inner.hidden_size)) if learned_start else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the hidden states, (n, S, directions · hidden)."""
+        """Return the hidden states, (n, S, directions · hidden), for one or two directions and ``hidden`` units."""
         state = None if self.initial_state is None else self.initial_state.expand(-1, len(x), -1).contiguous()
         outputs = self.inner(x if self.inner.batch_first else x.transpose(0, 1), state)[0]
         return outputs if self.inner.batch_first else outputs.transpose(0, 1)
 
 
 class CellLoop(nn.Module):
-    """A recurrent cell in a loop over the positions of (n, S, d); returns the last hidden state."""
+    """A recurrent cell applied in a loop to the S positions of (n, S, d); the output is the last hidden state."""
 
     def __init__(self, inner: nn.RNNCellBase) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last hidden state, (n, hidden)."""
+        """Return the last hidden state, (n, hidden), for n sequences and ``hidden`` units."""
         state: Any = None
         for position in x.unbind(1):
             state = self.inner(position, state)
@@ -208,7 +214,10 @@ class CellLoop(nn.Module):
 
 
 class Attention(nn.Module):
-    """nn.MultiheadAttention of (n, S, d) to itself, or to projections with other widths (kdim, vdim)."""
+    """nn.MultiheadAttention from (n, S, d), n sequences of length S and width d, to itself.
+
+    If the layer has keys and values of other widths (kdim, vdim), they are linear projections of the input.
+    """
 
     def __init__(
         self,
@@ -218,6 +227,10 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         padding: bool = False,
     ) -> None:
+        """Wrap the layer ``inner``, optionally with an attention mask or padding of some positions.
+
+        With ``need_weights`` the attention weights enter the output.
+        """
         super().__init__()
         self.inner, self.need_weights, self.padding = inner, need_weights, padding
         width, same_width = inner.embed_dim, inner._qkv_same_embed_dim
@@ -226,7 +239,10 @@ class Attention(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the attended values; with ``need_weights`` scaled by 1 + the sum of squared attention weights."""
+        """Return the attended values (n, S, d).
+
+        With ``need_weights`` they are multiplied by 1 + the sum of squared attention weights.
+        """
         # The mask depends on the example alone: positions whose first feature is below -1 are hidden, never the first.
         padding = None
         if self.padding:
@@ -242,7 +258,10 @@ class Attention(nn.Module):
 
 
 class ProjectedAttention(nn.Module):
-    """F.scaled_dot_product_attention of (n, S, d) with linear projections."""
+    """F.scaled_dot_product_attention of (n, S, d) to itself, with linear projections for queries, keys and values.
+
+    n is the number of sequences, S their length and d their width.
+    """
 
     def __init__(self, width: int, heads: int, *, causal: bool = False, mask: Tensor | None = None) -> None:
         super().__init__()
@@ -260,26 +279,32 @@ class ProjectedAttention(nn.Module):
 
 
 class ByPosition(nn.Module):
-    """Apply body to (n·S, d): examples and positions flattened into one batch axis, positions fastest."""
+    """Apply ``body`` to every position of n sequences of length S and width d.
+
+    ``body`` receives (n·S, d), in which the positions of one example are consecutive rows.
+    """
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return body at every position, (n, S, ...)."""
+        """Return the output of ``body`` at every position, (n, S, ...)."""
         return self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class SequenceFirst(nn.Module):
-    """Apply body to (S, n, d), examples on the second axis; with ``flat`` to (S·n, d), examples fastest."""
+    """Apply ``body`` to n sequences of length S and width d with the examples on the second axis, (S, n, d).
+
+    With ``flat`` it receives (S·n, d), in which the examples at one position are consecutive rows.
+    """
 
     def __init__(self, body: nn.Module, *, flat: bool = False) -> None:
         super().__init__()
         self.body, self.flat = body, flat
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return body at every position, (n, S, ...)."""
+        """Return the output of ``body`` at every position, with the examples first again, (n, S, ...)."""
         x = x.transpose(0, 1)
         outputs = self.body(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.flat else self.body(x)
         return outputs.transpose(0, 1)

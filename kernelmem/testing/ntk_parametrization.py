@@ -16,7 +16,10 @@ class Erf(nn.Module):
 
 
 class NTKLinear(nn.Module):
-    """y = √(weight_var / in) W x + √bias_var β with W, β ~ N(0, 1): the scale is not part of the parameters."""
+    """Linear layer y = √(weight_var / in) W x + √bias_var β with ``in`` inputs, in NTK parametrization.
+
+    The entries of W and β are drawn from N(0, 1). The two factors are constants, not part of the parameters.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, weight_var: float, bias_var: float, generator: torch.Generator
@@ -27,7 +30,7 @@ class NTKLinear(nn.Module):
         self.scales = math.sqrt(weight_var / inputs), math.sqrt(bias_var)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, in) to (n, out)."""
+        """Map x of shape (n, in) to (n, out), for n examples."""
         return x @ self.weight.T * self.scales[0] + self.bias * self.scales[1]
 
 

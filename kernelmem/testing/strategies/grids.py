@@ -17,7 +17,10 @@ ADAPTIVE_AVERAGES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgP
 
 
 def _axis_options(choices: Choices, length: int) -> tuple[int, int, int, int]:
-    """Draw kernel size, stride, padding and dilation of one axis that leave at least one position."""
+    """Return random (kernel size, stride, padding, dilation) for one axis with ``length`` positions.
+
+    The output of the layer has at least one position.
+    """
     kernel = choices.integer(1, min(3, length))
     padding = choices.integer(0, min(1, length - 1))  # reflection needs it below the length
     dilation = 2 if kernel > 1 and 2 * (kernel - 1) < length + 2 * padding and choices.flag() else 1
@@ -25,13 +28,19 @@ def _axis_options(choices: Choices, length: int) -> tuple[int, int, int, int]:
 
 
 def _group_options(choices: Choices, channels: int) -> tuple[int, int]:
-    """Draw groups and output channels: one group, several, or depthwise with a multiplier."""
+    """Return random (groups, output channels) of a convolution with ``channels`` input channels.
+
+    There is one group, several, or one per channel with several outputs each.
+    """
     groups = choices.divisor(channels)
     return groups, groups * choices.integer(1, max(1, 4 // groups))
 
 
 def _convolution(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a convolution with random kernel size, stride, padding, dilation and groups."""
+    """Return a random convolution and the size of its output, for inputs of ``size`` (channels, then axes).
+
+    Kernel size, stride, padding, dilation and groups are drawn.
+    """
     channels, *lengths = size
     groups, width = _group_options(choices, channels)
     options: dict[str, Any] = {"groups": groups, "bias": choices.flag()}
@@ -59,7 +68,10 @@ def _convolution_in_place(choices: Choices, size: Size) -> tuple[nn.Module, Size
 
 
 def _transposed(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a transposed convolution with at most twice as many channels as groups."""
+    """Return a random transposed convolution and the size of its output, for inputs of ``size``.
+
+    It has at most twice as many output channels as groups.
+    """
     channels, *lengths = size
     groups, width = _group_options(choices, channels)
     width = min(width, 2 * groups)
@@ -73,7 +85,7 @@ def _transposed(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _normalization(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a batch, instance, group or layer normalization."""
+    """Return a random batch, instance, group or layer normalization and the size of its output, which is ``size``."""
     channels, *lengths = size
     options: dict[str, Any] = {"eps": choices.among(EPSILONS)}
     kind = choices.integer(0, 3)
@@ -90,7 +102,11 @@ def _normalization(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _pooling(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw an adaptive average, average or (if not smooth) maximum pooling."""
+    """Return a random pooling layer and the size of its output, for inputs of ``size``.
+
+    It is an adaptive average, average or maximum pooling; maximum pooling is excluded if ``choices.smooth``. An axis
+    that is too short to halve can give the identity.
+    """
     channels, *lengths = size
     if choices.flag():
         output_lengths = [choices.integer(1, length) for length in lengths]

@@ -38,39 +38,46 @@ EPSILONS = (0.01, 0.1)
 
 @dataclass(frozen=True)
 class Choices:
-    """Random choices drawn by Hypothesis; ``smooth`` excludes kinks, where float32 and float64 can differ in side."""
+    """Random choices drawn by Hypothesis.
+
+    ``smooth`` excludes layers with kinks such as ReLU, where float32 and float64 inputs can lie on different sides of
+    the kink.
+    """
 
     draw: st.DrawFn
     smooth: bool
 
     def among(self, options: Sequence[T]) -> T:
-        """Draw one of the options."""
+        """Return one of the options, drawn at random."""
         return self.draw(st.sampled_from(options))
 
     def flag(self) -> bool:
-        """Draw True or False."""
+        """Return True or False, drawn at random."""
         return self.draw(st.booleans())
 
     def integer(self, low: int, high: int) -> int:
-        """Draw an integer in low..high."""
+        """Return a random integer from ``low`` to ``high``, both included."""
         return self.draw(st.integers(low, high))
 
     def width(self) -> int:
-        """Draw a small number of features."""
+        """Return a random small number of features."""
         return self.integer(1, 5)
 
     def divisor(self, number: int) -> int:
-        """Draw a divisor of the number."""
+        """Return a random divisor of ``number``."""
         return self.among([k for k in range(1, number + 1) if number % k == 0])
 
     def activation(self) -> nn.Module:
-        """Draw an activation, in place or not."""
+        """Return a random activation module, which may overwrite its input."""
         smooth = (nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Identity)
         kinked = (nn.ReLU, lambda: nn.ReLU(inplace=True), nn.PReLU, lambda: nn.LeakyReLU(0.2, inplace=True))
         return self.among(smooth if self.smooth else smooth + kinked)()
 
     def in_place(self) -> nn.Module:
-        """Draw an activation that overwrites its input (a view, if the layer before returns one)."""
+        """Return a random activation module that overwrites its input.
+
+        If the preceding layer returns a view, the viewed tensor is overwritten too.
+        """
         smooth = (lambda: nn.SiLU(inplace=True), lambda: nn.Mish(inplace=True))
         kinked = (lambda: nn.ReLU(inplace=True), lambda: nn.ELU(inplace=True))
         return self.among(smooth if self.smooth else smooth + kinked)()
@@ -125,7 +132,10 @@ def _residual(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _shared_weights(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a module called twice, a weight tied to its transpose, or a weight borrowed by a function."""
+    """Return a random module that uses one weight twice, and the size of its output, for inputs of ``size``.
+
+    The module is called twice, ties a weight to its transpose, or passes a layer's weight to a function.
+    """
     width, hidden = size[-1], choices.width()
     kind = choices.integer(0, 3)
     if kind == 0:
@@ -188,7 +198,7 @@ VECTOR_BLOCKS: tuple[Block, ...] = (*COMMON, _batch_norm, _group_norm)
 
 
 def _recurrent(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw an RNN, GRU or LSTM with random options; returns all positions."""
+    """Return a random RNN, GRU or LSTM that outputs all positions, and the size (S, features) of its output."""
     hidden, bidirectional, n_layers = choices.integer(1, 3), choices.flag(), choices.integer(1, 2)
     options: dict[str, Any] = {"num_layers": n_layers, "bidirectional": bidirectional, "batch_first": choices.flag()}
     options["bias"] = choices.flag()
@@ -204,7 +214,7 @@ def _recurrent(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
 
 
 def _attention(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a multi-head attention layer with random options."""
+    """Return a random multi-head attention layer and the size of its output, for inputs of ``size`` (S, d)."""
     S, width = size
     options: dict[str, Any] = {"bias": choices.flag(), "batch_first": choices.flag()}
     options |= choices.among([{}, {"add_bias_kv": True}, {"kdim": choices.width(), "vdim": choices.width()}])
@@ -218,7 +228,7 @@ def _projected_attention(choices: Choices, size: Size) -> tuple[nn.Module, Size]
 
 
 def _transformer(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a transformer encoder layer with random options."""
+    """Return a random transformer encoder layer and the size of its output, for inputs of ``size`` (S, d)."""
     batch_first = choices.flag()
     layer = nn.TransformerEncoderLayer(
         size[1],
@@ -258,7 +268,7 @@ SEQUENCE_BLOCKS: tuple[Block, ...] = (
 
 
 def last_cell_state(choices: Choices, size: Size) -> tuple[nn.Module, Size]:
-    """Draw a recurrent cell over the positions of a sequence; returns its last state."""
+    """Return a random recurrent cell in a loop over positions, and the size of its output, the last hidden state."""
     hidden = choices.integer(1, 3)
     kind = choices.among([nn.RNNCell, nn.LSTMCell, nn.GRUCell])
     return CellLoop(kind(size[1], hidden, bias=choices.flag())), (hidden,)

@@ -126,7 +126,11 @@ INPUT_KINDS: dict[str, Callable[[Choices], NetworkStart]] = {
 
 
 def _change_layout(choices: Choices, layout: str, size: Size) -> tuple[nn.Module, str, Size]:
-    """Reshape to another form: vectors as sequences, channels as features, positions as tokens."""
+    """Return (layer, new layout, new size): a layer that reshapes its input to another layout.
+
+    A vector becomes a sequence, a grid becomes a sequence of its positions, and a sequence becomes a grid or a vector.
+    ``layout`` and ``size`` describe one example of the input.
+    """
     if layout == "vector":
         if choices.flag():
             return Apply(lambda x: x[:, None, :]), "sequence", (1, *size)
@@ -141,7 +145,11 @@ def _change_layout(choices: Choices, layout: str, size: Size) -> tuple[nn.Module
 
 
 def _to_vector(choices: Choices, layout: str, size: Size) -> tuple[nn.Module, Size]:
-    """Reduce to one vector per example: all positions concatenated, their mean, one of them, or the last state of a cell."""
+    """Return a layer that reduces every example to one vector, and the size of that vector.
+
+    The layer concatenates all positions, takes their mean or one of them, or returns the last state of a recurrent
+    cell. ``layout`` and ``size`` describe one example of the input.
+    """
     if math.prod(size) <= 30 and choices.flag():
         return nn.Flatten(), (math.prod(size),)
     if layout == "grid":
@@ -153,7 +161,11 @@ def _to_vector(choices: Choices, layout: str, size: Size) -> tuple[nn.Module, Si
 
 
 def _append_readout(choices: Choices, inputs: Inputs, body: nn.Module, size: Size) -> nn.Module:
-    """Append a linear readout with more or fewer outputs than features, another kind of output, or nothing."""
+    """Return ``body`` followed by a random readout, or ``body`` alone.
+
+    ``size`` is the size of one output of ``body``. The readout is linear with one to six outputs, possibly combined
+    with softmax, tanh, a second branch, a skip connection or a weight tied to the embedding.
+    """
     width, C = size[-1], choices.integer(1, 6)
     readout = lambda outputs=C: nn.Linear(width, outputs, bias=choices.flag())  # noqa: E731
     kind = choices.integer(0, 9)

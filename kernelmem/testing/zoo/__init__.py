@@ -26,14 +26,14 @@ __all__ = ["Entry", "zoo_entries"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A named feature: the function that builds a network with it, and the shape of one input."""
+    """A named network of the test collection: the function that builds it, and the shape and type of one input."""
 
     name: str
     build: Callable[[], nn.Module]
     inputs: Inputs
 
     def case(self, *, seed: int = 0, n: int = 4, m: int = 3, dtype: torch.dtype = torch.float64) -> Case:
-        """Build the network and draw its weights, n inputs x and m inputs y from ``seed``."""
+        """Return the network with weights, n inputs x and m inputs y drawn from ``seed``, with numbers of type ``dtype``."""
         with torch.random.fork_rng(devices=()):  # some modules store random numbers drawn when they are built
             torch.manual_seed(seed)
             model = self.build()
@@ -41,7 +41,10 @@ class Entry:
 
 
 def zoo_entries() -> list[Entry]:
-    """Return all entries in a fixed order, with unique names; every network maps n inputs to (n, C)."""
+    """Return all entries in a fixed order, with unique names.
+
+    Every network maps n inputs to outputs (n, C), where C is the number of outputs.
+    """
     groups = (
         linears,
         convolutions,

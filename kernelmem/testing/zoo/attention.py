@@ -15,7 +15,7 @@ def _causal_mask() -> torch.Tensor:
 
 
 def _attention(*, need_weights: bool = False, mask: torch.Tensor | None = None, padding: bool = False, **options):
-    """Return an entry of nn.MultiheadAttention with a linear readout."""
+    """Return an entry that builds nn.MultiheadAttention with these options, followed by a linear readout."""
 
     def build() -> nn.Module:
         options.setdefault("batch_first", True)
@@ -27,7 +27,7 @@ def _attention(*, need_weights: bool = False, mask: torch.Tensor | None = None, 
 
 
 def _transformer_layer(**options):
-    """Return an entry of nn.TransformerEncoderLayer with a linear readout."""
+    """Return an entry that builds nn.TransformerEncoderLayer with these options, followed by a linear readout."""
 
     def build() -> nn.Module:
         options.setdefault("batch_first", True)

@@ -16,7 +16,7 @@ SIGNAL, IMAGE, VOLUME = Inputs((4, 7)), Inputs((4, 5, 5)), Inputs((2, 4, 3, 4))
 
 
 def _with_readout(*layers: nn.Module, width: int, outputs: int = 3) -> nn.Sequential:
-    """Append tanh, flatten and a linear readout."""
+    """Return the layers followed by tanh, flatten and a linear layer from ``width`` features to ``outputs``."""
     return nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(width, outputs))
 
 

@@ -44,7 +44,7 @@ def embeddings() -> Group:
 
 
 def _recurrent(kind: Callable[..., nn.RNNBase], width: int, *, learned_start: bool = False, **options: Any):
-    """Return an entry of a recurrent layer with a linear readout of all positions."""
+    """Return an entry that builds a recurrent layer, followed by a linear readout of all positions."""
 
     def build() -> nn.Module:
         inner = kind(3, 2, **options)
