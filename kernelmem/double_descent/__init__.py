@@ -7,7 +7,8 @@
     variance/    bias and variance, ANOVA over sources of randomness, effective parameters
     argument_checks.py  checks of axes, squared coefficients and seeds (internal)
 
-The names of ``sweeps`` and ``prediction`` are exported here; those of ``presets``, ``theory`` and ``variance`` by their packages.
+This package exports the names of ``sweeps`` and ``prediction``; the packages ``presets``, ``theory`` and ``variance`` export
+theirs.
 """
 
 from kernelmem.double_descent.prediction.predict import Prediction as Prediction

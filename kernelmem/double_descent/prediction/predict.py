@@ -11,10 +11,10 @@ With targets Y = one_hot − 1/C, label noise that shrinks them to c Y and has v
 
 with learnabilities L_i in the eigenbasis of the kernel.
 
-The prediction is right for wide networks and small learning rates; it neglects feature learning. Measured on digits with 20 %
-wrong labels (one hidden layer of ReLU): 1 to 10 % too low for kernel machines; 3 to 10 % too low for 100 hidden units trained
-by gradient descent, at all sample sizes; narrow networks need ``outputs="full"``; long training by Adam, which is not lazy,
-is not predicted at all (no rank correlation over widths).
+The prediction is right for wide networks and small learning rates; it neglects feature learning. Measured on digits
+with 20 % wrong labels (one hidden layer of ReLU): 1 to 10 % too low for kernel machines; 3 to 10 % too low for 100
+hidden units trained by gradient descent, at all sample sizes; narrow networks need ``outputs="full"``; long training by
+Adam, which is not lazy, is not predicted at all (no rank correlation over widths).
 
 Source: Simon et al. 2021 and Wei, Hu, Steinhardt 2022 for kernels; finite pools and the initial function: this package.
 """
@@ -110,11 +110,11 @@ class Prediction(Result):
 
     @property
     def peak(self) -> float:
-        """Axis value with the largest expected error."""
+        """Value of the axis (a width, a number of training examples or a ridge) with the largest expected error."""
         return float(self.axis[self.expected.argmax()])
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per value of the axis."""
+        """Return a table with one row per value of the axis; its columns are the errors, with GCV if it was computed."""
         import pandas as pd  # slow to import
 
         names = ("expected", "low", "high", "noisy", "train", *(() if self.gcv is None else ("gcv",)))
@@ -122,7 +122,10 @@ class Prediction(Result):
         return pd.DataFrame(columns, index=pd.Index(self.axis.numpy(), name=self.axis_name))
 
     def plot(self, measured: ArrayLike | None = None) -> "Figure":
-        """Draw the expected error, its range over initial networks, and measured errors, (A,) or (runs, A)."""
+        """Return a figure of the expected error, its range over initial networks, and ``measured`` errors.
+
+        The measured errors have shape (A,) for the A values of the axis, or (R, A) for R runs; None: none are drawn.
+        """
         from kernelmem.plotting.prediction import prediction_figure  # matplotlib is slow to import
 
         return prediction_figure(self, measured)
@@ -233,7 +236,7 @@ def predict_curve(
 
 @dataclass(frozen=True)
 class _Axes:
-    """Widths, numbers of training examples and ridges; the one called ``name`` is the axis."""
+    """Swept values: widths, numbers of training examples and ridges. ``name`` ("width", "samples", "ridge") is the axis."""
 
     widths: list[int]
     samples: list[int]
@@ -242,7 +245,11 @@ class _Axes:
 
     @classmethod
     def parse(cls, widths: Axis, samples: Axis, ridge: Axis, time: float | None) -> "_Axes":
-        """Validate the three arguments and find the one that is a list."""
+        """Validate widths, numbers of training examples and ridges and return them; the one that is a list is the axis.
+
+        Raises:
+            InputError: not exactly one of them is a list, a value is out of range, or a ridge and a time are both given.
+        """
         is_list = [
             isinstance(value, Sequence | Tensor) or hasattr(value, "__array__") for value in (widths, samples, ridge)
         ]
@@ -269,11 +276,11 @@ class _Axes:
 
     @property
     def axis(self) -> list[int] | list[float]:
-        """Values of the swept quantity."""
+        """List of the values of the swept quantity, which ``name`` selects."""
         return {"width": self.widths, "samples": self.samples, "ridge": self.ridges}[self.name]
 
     def describe_fixed(self, time: float | None) -> str:
-        """Describe the quantities that are not swept."""
+        """Return text with the values of the quantities that are not swept; ``time`` replaces the ridge if given."""
         descriptions = {
             "width": f"width {self.widths[0]}",
             "samples": f"{self.samples[0]} training examples",
@@ -285,7 +292,11 @@ class _Axes:
 def _as_training_labels(
     train: tuple[ArrayLike, ArrayLike], network: UntrainedNetwork, largest_n: int
 ) -> tuple[Tensor, Tensor]:
-    """Validate the (indices, labels) of the training examples: different examples, and at least ``largest_n`` of them."""
+    """Validate ``train`` = (indices, labels) of training examples in the pool, and return both, int64 of equal length.
+
+    Raises:
+        InputError: an index or label is out of range, an index is repeated, or there are fewer than ``largest_n`` indices.
+    """
     N, C = network.centered_one_hot.shape
     if not isinstance(train, tuple | list) or len(train) != 2:
         raise InputError(

@@ -44,19 +44,23 @@ class PreregisteredPrediction(Result):
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the training."""
+        """Wall-clock time of the training, in seconds."""
         return self.sweep.seconds
 
     def plot(self) -> "Figure":
-        """Draw the expected and the measured error over the number of training examples."""
+        """Return a figure of the expected and the measured error over the number of training examples."""
         return self.prediction.plot(2 * self.sweep.curves.test_loss)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per number of training examples: prediction and measurement."""
+        """Return a table with one row per number of training examples; its columns are predicted and measured errors."""
         return self.prediction.to_frame().join(self.score.to_frame())
 
     def summary(self) -> dict[str, object]:
-        """Return the summary of the sweep, with kind "prediction" and the prediction and its score added."""
+        """Return a dictionary of JSON values for summary.json.
+
+        It is the summary of the sweep, whose "kind" becomes "prediction", with an entry "prediction" that has the expected
+        and measured errors and the score.
+        """
         score = self.score
         return self.sweep.summary() | {
             "kind": "prediction",

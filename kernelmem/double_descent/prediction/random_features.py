@@ -36,7 +36,7 @@ class FeatureTheory(Result):
 
     @property
     def relative_error(self) -> Tensor:
-        """(A,) expected / measured − 1; NaN where ``expected`` is infinite."""
+        """Relative error expected / measured − 1 at each of the A values, (A,); NaN where ``expected`` is infinite."""
         return torch.where(torch.isfinite(self.expected), self.expected / self.measured - 1, torch.nan)
 
     @property
@@ -45,7 +45,7 @@ class FeatureTheory(Result):
         return float(self.axis[self.expected.argmax()])
 
     def summary(self) -> dict[str, object]:
-        """Return the theory as JSON values, for summary.json."""
+        """Return the theory as a dictionary of JSON values for summary.json."""
         largest_error = self.relative_error.abs().nan_to_num(0).max()
         return {
             "source": "eigenframework of random features, finite pool",
@@ -57,7 +57,7 @@ class FeatureTheory(Result):
         }
 
     def plot_curves(self) -> list[tuple[list[float], list[float], str]]:
-        """Return the curves for the ``theory`` argument of :meth:`kernelmem.double_descent.Sweep.plot`."""
+        """Return a list of (axis, values, label), the ``theory`` that :meth:`kernelmem.double_descent.Sweep.plot` draws."""
         finite = torch.where(torch.isfinite(self.expected), self.expected, torch.nan)
         return [(self.axis.tolist(), finite.tolist(), "theory, finite pool")]
 

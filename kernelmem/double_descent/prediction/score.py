@@ -48,11 +48,11 @@ class PredictionScore(Result):
 
     @property
     def median_error(self) -> float:
-        """Median of |relative error| over the axis."""
+        """Median over the axis of the absolute value of the relative error."""
         return float(self.relative_error.abs().quantile(0.5))
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per value of the axis."""
+        """Return a table with one row per value of the axis: measured error, its standard error and the relative error."""
         import pandas as pd  # slow to import
 
         names = ("measured", "se", "relative_error")
@@ -137,9 +137,10 @@ def score_prediction(
 def _null_correlations(
     expected: np.ndarray, mean: np.ndarray, n_permutations: int, seed: int
 ) -> tuple[np.ndarray, int]:
-    """Return rank correlations under permutations, and the number added to both counts of the p-value.
+    """Return the rank correlations of ``expected`` (A,) with permutations of ``mean`` (A,), one for each permutation.
 
-    It is 1 for random permutations, and 0 if all permutations are used.
+    All permutations are used for few values, otherwise ``n_permutations`` random ones. The second result is the number to
+    add to numerator and denominator of the p-value: 0 if all permutations are used, and 1 for random ones.
     """
     A = len(mean)
     if A <= MAX_EXACT_VALUES:
@@ -149,7 +150,10 @@ def _null_correlations(
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the rank correlation, with mean ranks for ties; 0 if x or y is constant (SciPy returns NaN)."""
+    """Return Spearman's rank correlation of x and y, (A,) each.
+
+    Equal values have the mean of their ranks. The correlation is 0 if x or y is constant (SciPy returns NaN).
+    """
     from scipy.stats import rankdata  # slow to import
 
     x_ranks, y_ranks = rankdata(x), rankdata(y)

@@ -108,7 +108,7 @@ class UntrainedNetwork:
         memory: int | str,
         outputs: Literal["trace", "full"],
     ) -> "UntrainedNetwork":
-        """Compute the NTK on the pool, its eigendecomposition and the initial outputs, in float64 on the CPU.
+        """Compute the NTK of the model on the pool ``x``, its eigendecomposition and the initial outputs; float64, CPU.
 
         If ``start_from_outputs`` is false, the initial outputs are replaced by zeros.
 
@@ -147,9 +147,10 @@ class UntrainedNetwork:
         training_labels: tuple[Tensor, Tensor] | None,
         seed: int,
     ) -> ExpectedErrors:
-        """Predict the errors after training on n examples with a ridge, or for a time.
+        """Predict the errors after training on n examples with the given ridge, or by gradient flow for the given time.
 
-        A time is converted to a ridge by the kernel of n examples, which are drawn with ``seed``.
+        A time is converted to a ridge with the kernel of n random examples, which ``seed`` determines. ``training_labels``
+        are (indices, labels) of examples for generalized cross-validation; None: it is NaN.
         """
         N, C = self.centered_one_hot.shape
         if time is not None:
@@ -188,15 +189,22 @@ class UntrainedNetwork:
         return len(self.eigenvalues) // len(self.centered_one_hot)
 
     def _kernel_rows(self, examples: Tensor) -> Tensor:
-        """Return the indices of the kernel rows that belong to these examples."""
+        """Return the indices of the kernel rows of the pool examples with indices ``examples``, (rows,) int64."""
         return (examples[:, None] * self.rows_per_example + torch.arange(self.rows_per_example)).flatten()
 
     def _to_eigenbasis(self, targets: Tensor) -> Tensor:
-        """Return the coefficients of targets (N, C) in the eigenbasis of the kernel."""
+        """Return the coefficients of targets (N examples, C outputs) in the kernel's eigenbasis.
+
+        Their shape is (N, C), or (N C, 1) for a kernel that has one row for each example and output.
+        """
         return self.eigenvectors.T @ targets.reshape(len(self.eigenvalues), -1)
 
     def _generalized_cross_validation(self, examples: Tensor, labels: Tensor, ridge: float) -> float:
-        """Compute (1/n) |(I − H) y|² / (tr(I − H) / n)², with I − H = δ (K + δ)⁻¹ or its limit for δ → 0."""
+        """Return the generalized cross-validation estimate of the test error of kernel ridge regression on n examples.
+
+        It is (1/n) |(I − H) y|² / (mean diagonal of I − H)². K is the kernel of the examples with indices ``examples`` (n,),
+        H = K (K + δ I)⁻¹ with ridge δ (its limit if δ = 0), and y the centered one-hot ``labels`` minus initial outputs.
+        """
         C, kernel_rows = self.centered_one_hot.shape[1], self._kernel_rows(examples)
         targets = torch.nn.functional.one_hot(labels, C).double() - 1 / C - self.initial_outputs[examples]
         eigenvalues, eigenvectors = torch.linalg.eigh(self.kernel[kernel_rows][:, kernel_rows])
@@ -212,7 +220,7 @@ class UntrainedNetwork:
 
 
 def _initial_outputs(model: nn.Module, x: Batch, forward: Callable[..., Tensor] | None) -> Tensor:
-    """Return the outputs (N, C) of the untrained model, in float64 on the CPU."""
+    """Return the outputs of the untrained model on the N examples ``x``: (N, C) for C outputs, float64 on the CPU."""
     examples = as_rows(x, "x")
     prepared = prepare(model, examples, forward=forward, dtype=torch.float64, device=torch.device("cpu"))
     batch = examples.to(dtype=torch.float64, device=torch.device("cpu"))

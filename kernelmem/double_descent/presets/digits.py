@@ -187,7 +187,10 @@ def run_preset(
 
 
 def _run_networks(preset: Preset, pool: LabeledData, seed: int, execution: Execution, progress: Progress) -> Sweep:
-    """Run a preset of trained networks, after the search for the interpolation threshold if it asks for one."""
+    """Train the networks of a preset on the examples ``pool`` and return the sweep.
+
+    If the preset asks for it, the interpolation threshold is searched for first and stored in the sweep.
+    """
     options = SweepOptions(width=preset.width, n=preset.n, control=preset.control)
     execution = replace(execution, chunk=execution.chunk or preset.chunk)
     search_seconds = 0.0
@@ -210,7 +213,7 @@ def _run_networks(preset: Preset, pool: LabeledData, seed: int, execution: Execu
 def run_phase_diagram(
     size: Size = "quick", *, seed: int = 0, execution: Execution = EXECUTION, progress: Progress = None
 ) -> PhaseDiagram:
-    """Compute the phase diagram of the digits.
+    """Compute the phase diagram of networks trained on the digits, and return it.
 
     The directory ``execution.out`` receives phase_diagram.safetensors, summary.json, results.csv and the figure.
     """
@@ -252,7 +255,11 @@ def write_sweep(result: Sweep, out: str | Path, *, theory: Sequence[Theory] = ()
 
 
 def _settings_of_size(settings: Mapping[str, Settings], size: str) -> Settings:
-    """Return the settings of a size, or raise an InputError."""
+    """Return the settings of a size ("quick" or "paper").
+
+    Raises:
+        InputError: the size is unknown.
+    """
     if size not in settings:
         raise InputError(f"size={size!r}", expected=f"one of {', '.join(settings)}", hint="pass one of these sizes")
     return settings[size]

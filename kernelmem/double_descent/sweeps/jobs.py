@@ -64,9 +64,9 @@ class Job:
     train: Train | None = None
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of everything that the metrics depend on.
+        """Return the SHA-256 hash, in hexadecimal, of all data and settings of the job that its metrics depend on.
 
-        Functions enter by their name and torch by its version.
+        Functions contribute only their names, and torch its version.
         """
         arrays = {"x": self.x, "x_test": self.x_test, "y_test": self.y_test}
         for k, member in enumerate(self.members):
@@ -116,7 +116,11 @@ def run_job(job: Job) -> dict[str, Tensor]:
 
 
 def _label_metrics(job: Job, train_predictions: list[Tensor], test_predictions: Tensor) -> dict[str, Tensor]:
-    """Return the metrics of predictions on wrong training labels and on noisy test labels, each (M,)."""
+    """Return "memorized_flips", "recovered_flips" and "noisy_test_error" of the M networks of a job, each (M,) float64.
+
+    The predictions are class indices, on the training examples of each network and (M, m) on the m test examples. The
+    first two metrics are NaN for a network without wrong training labels.
+    """
     memorized_fractions, recovered_fractions, noisy_test_errors = [], [], []
     for k, member in enumerate(job.members):
         flips = member.labels != job.true_labels[k]
@@ -133,7 +137,10 @@ def _label_metrics(job: Job, train_predictions: list[Tensor], test_predictions: 
 
 
 def _run_user_training(job: Job, train: Train) -> dict[str, Tensor]:
-    """Train every network of a job by the user's procedure and return the metrics after training, each (M,)."""
+    """Train the M networks of a job by the user's procedure ``train``, and return the metrics after training by name.
+
+    Each metric is (M,) float64. Predictions on wrong training labels are NaN if there are none.
+    """
     metrics: list[dict[str, Tensor]] = []
     train_predictions: list[Tensor] = []
     test_predictions: list[Tensor] = []
@@ -153,7 +160,11 @@ def _run_user_training(job: Job, train: Train) -> dict[str, Tensor]:
 
 
 def _train_user_model(job: Job, member: Member, train: Train) -> list[Tensor]:
-    """Train one network by the user's procedure; return its outputs on its training examples and on the test examples."""
+    """Train one network by ``train``, and return its logits on its n training and the m test examples: (n, C) and (m, C).
+
+    Raises:
+        UnsupportedModelError: the model's outputs do not have one column for each of the C classes.
+    """
     assert job.make_model is not None
     dtype = getattr(torch, job.dtype)
     with _USER_TRAINING_LOCK, torch.random.fork_rng():
@@ -180,17 +191,17 @@ def _train_user_model(job: Job, member: Member, train: Train) -> list[Tensor]:
 
 
 def chunk_file(directory: Path, job: Job) -> Path:
-    """Return the path of a job's metrics; it is named after the job's content hash, so no other job reads it."""
+    """Return the path of the file with the metrics of a job; its name contains the content hash of the job."""
     return directory / "chunks" / f"{job.content_hash()[:32]}.safetensors"
 
 
 def write_chunk(path: Path, metrics: dict[str, Tensor]) -> None:
-    """Write the metrics of a job; an interrupted write leaves no partial file."""
+    """Write the metrics of a job (name to tensor) to ``path``; an interrupted write leaves no partial file."""
     write_result(path, CHUNK_FILE_KIND, metrics, {"key": path.stem})
 
 
 def read_chunk(path: Path) -> dict[str, Tensor] | None:
-    """Return the metrics of a finished job, or None if the file is missing or damaged."""
+    """Return the metrics of a finished job by name, read from ``path``, or None if the file is missing or damaged."""
     if not path.exists():
         return None
     try:
@@ -203,7 +214,7 @@ def read_chunk(path: Path) -> dict[str, Tensor] | None:
 def run_jobs(
     jobs: list[Job], directory: Path | None, executor: Executor | None, progress: Callable[[int, int], object]
 ) -> list[dict[str, Tensor]]:
-    """Return the metrics of all jobs, in order.
+    """Return the metrics of all jobs, one dictionary of (networks, evaluated steps) tensors per job, in order.
 
     Metrics saved in ``directory`` are read; the others are computed, and saved there as soon as each job ends.
     """

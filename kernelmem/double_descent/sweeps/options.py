@@ -23,7 +23,7 @@ class SweepOptions:
     Attributes:
         width: hidden width (or widths) of an MLP, or the argument of ``make_model``; ignored if the width is swept.
         n: number of training examples; None: all. Ignored if the number of examples is swept.
-        control: number of seeds of the control without label noise; 0: no control. There is no control if the noise is swept.
+        control: number of seeds of the control without label noise; 0: no control. It is ignored if the noise is swept.
         make_model: function from the width to a module with outputs (n, C), called after torch is seeded; None: MLPs.
         train: function train(model, x, y, seed) that trains the model in place, called after torch is seeded. It replaces
             the recipe (of which only the loss is used), requires ``make_model``, and excludes sweeps over "steps", "depth"

@@ -50,7 +50,7 @@ class Peak(Result):
     seeds: int
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row; ``picked`` becomes picked_low and picked_high."""
+        """Return a table with one row and a column per attribute; ``picked`` becomes picked_low and picked_high."""
         import pandas as pd  # slow to import
 
         row = asdict(self)
@@ -187,7 +187,11 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
 def _mean_difference(
     values: np.ndarray, high_indices: np.ndarray, low_indices: np.ndarray, evaluating_seeds: np.ndarray
 ) -> tuple[float, float]:
-    """Average c_s(high) - c_s(low) over the evaluating seeds and the 2J halves; return the mean and its standard error."""
+    """Return the mean of c_s(high) − c_s(low) over halves and their evaluating seeds, and its standard error.
+
+    ``values`` (S, A) are the curves c_s of S seeds. For each of the 2J halves ``high_indices`` and ``low_indices`` (2J,) are
+    points of the axis, and ``evaluating_seeds`` (2J, S) bool marks the seeds whose curves are averaged.
+    """
     differences = (values[:, high_indices] - values[:, low_indices]).T  # (2J, S)
     n_evaluating = evaluating_seeds.sum(1)
     means = (differences * evaluating_seeds).sum(1) / n_evaluating
@@ -197,7 +201,10 @@ def _mean_difference(
 
 
 def _split_in_halves(S: int) -> np.ndarray:
-    """Return splits of S seeds in halves, (J, S) bool: all of them for up to 8 seeds, else 64 random ones (fixed seed)."""
+    """Return J splits of S seeds into two halves, (J, S) bool; True marks the seeds of the first half.
+
+    All splits are returned for up to 8 seeds, otherwise 64 random ones, which are the same in every call.
+    """
     if S <= 8:
         half_indices = [indices for indices in combinations(range(S), S // 2) if S % 2 or 0 in indices]
     else:

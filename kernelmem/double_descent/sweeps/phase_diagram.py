@@ -90,7 +90,7 @@ class PhaseDiagram(Result):
     config: dict[str, Any]
 
     def summary(self) -> dict[str, object]:
-        """Return axes, means over seeds and their standard errors as nested lists, None for NaN."""
+        """Return a dictionary of JSON values: axes, means over seeds and standard errors as nested lists; NaN is None."""
         summary: dict[str, object] = {"kind": "phase_diagram", "seeds": len(self.test_error), "epsilon": self.epsilon}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -102,7 +102,7 @@ class PhaseDiagram(Result):
         return as_json(summary | {"seconds": self.seconds, "config": self.config})
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per seed, noise rate, number of examples, width and step."""
+        """Return a table of the metrics with one row per seed, noise rate, number of examples, width and step."""
         import pandas as pd  # slow to import
 
         axes: list[Sequence[float]] = [self.noise, self.samples, self.widths, self.steps]
@@ -115,12 +115,13 @@ class PhaseDiagram(Result):
         return pd.DataFrame(columns, index=index).reset_index()
 
     def plot(self) -> "Figure":
-        """Draw maps of test error and memorized flips over pairs of axes, with the interpolation threshold."""
+        """Return a figure of test error and memorized flips over pairs of axes, with the interpolation threshold."""
         from kernelmem.plotting.phase_diagram import phase_diagram_figure  # matplotlib is slow to import
 
         return phase_diagram_figure(self)
 
     def __str__(self) -> str:
+        """Return a table of the mean test error over widths and numbers of examples, at the last noise rate and step."""
         S, R, N, W, T = self.test_error.shape
         lines = [
             f"phase diagram: {R} noise rates x {N} sample sizes x {W} widths x {T} steps, {S} seeds, {self.seconds:.1f} s",
@@ -220,7 +221,11 @@ def phase_diagram(
 
 
 def _kernel_memorization(seed_draw: SeedDraw, x: Tensor, grid: Grid, C: int) -> Tensor:
-    """Return the mean leave-one-out memorization of examples with wrong and with correct labels, (R, N, W, 2)."""
+    """Return the mean leave-one-out memorization by the NTK of untrained networks, (R, N, W, 2), float64.
+
+    The axes are R noise rates, N numbers of examples, W widths, and [0] wrong or [1] correct labels (NaN if there are
+    none). ``seed_draw`` gives examples and labels from the pool ``x``; C is the number of classes.
+    """
     shape = (len(grid.noise), len(grid.samples), len(grid.widths), 2)
     memorization = torch.full(shape, torch.nan, dtype=torch.float64)
     flat_x = x.flatten(1).float()

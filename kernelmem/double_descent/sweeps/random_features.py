@@ -31,9 +31,10 @@ class FeatureOptions:
         n: number of training examples.
         width: number of features N.
         ridge: number >= 0 added to the squared singular values.
-        control: True if the sweep is also run without label noise, on the same examples and features (not if the noise is swept).
+        control: True if the sweep is also run without label noise, on the same examples and features; ignored if the noise
+            is swept.
         features: "cosine" or "relu", see :func:`random_features`.
-        scale: standard deviation of the weights of cosine features; 0.3 is suitable for the digits, x = 2 (pixel / 16 − 0.3).
+        scale: standard deviation of the weights of cosine features; 0.3 is suitable for digits, x = 2 (pixel / 16 − 0.3).
         rcond: at ridge 0, singular values below ``rcond`` times the largest count as zero; None: eps · max(n, N).
     """
 
@@ -187,7 +188,10 @@ def feature_sweep(
 
 @dataclass(frozen=True, eq=False)
 class _FeatureSVD:
-    """Singular value decomposition φ = U S Vᵀ of the training features, and the test features φ_test."""
+    """Singular value decomposition U S Vᵀ of the training features (n examples, N features), and m rows of test features.
+
+    r = min(n, N). If the ridge is 0, singular values up to ``cutoff`` count as zero.
+    """
 
     U: Tensor  # (n, r)
     S: Tensor  # (r,)
@@ -197,19 +201,28 @@ class _FeatureSVD:
 
     @classmethod
     def decompose(cls, train_features: Tensor, test_features: Tensor, rcond: float | None) -> "_FeatureSVD":
-        """Decompose the features (n, N), scaled by 1/√N; singular values below rcond times the largest are cut off."""
+        """Decompose ``train_features`` (n examples, N features) / √N; ``test_features`` (m, N) are scaled in the same way.
+
+        Singular values below ``rcond`` times the largest count as zero at ridge 0; None: eps · max(n, N).
+        """
         sqrt_N = math.sqrt(train_features.shape[1])
         U, S, V = _thin_svd(train_features / sqrt_N)
         rcond = torch.finfo(torch.float64).eps * max(train_features.shape) if rcond is None else rcond
         return cls(U, S, V, test_features / sqrt_N, rcond * float(S[0]))
 
     def condition(self, ridge: float) -> float:
-        """Return the largest over the smallest √(s² + ridge); at ridge 0 only singular values above the cutoff count."""
+        """Return the condition number: the ratio of the largest to the smallest √(s² + ridge) over the singular values s.
+
+        At ridge 0 only singular values above the cutoff are included.
+        """
         nonzero = self.S if ridge > 0 else self.S[self.cutoff < self.S]
         return math.sqrt(float((nonzero[0] ** 2 + ridge) / (nonzero[-1] ** 2 + ridge)))
 
     def outputs(self, targets: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Fit targets (n, C) and return the outputs on the training and on the test examples."""
+        """Fit ``targets`` (n examples, C outputs) by ridge regression.
+
+        The results are the outputs on the training examples, (n, C), and on the m test examples, (m, C).
+        """
         inverse = (
             self.S / (self.S.square() + ridge) if ridge > 0 else torch.where(self.cutoff < self.S, 1 / self.S, 0.0)
         )
@@ -218,7 +231,10 @@ class _FeatureSVD:
 
 
 def _thin_svd(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the thin φ = U S Vᵀ; for an oblong φ after a QR decomposition, which is as stable and takes half the time."""
+    """Return U (n, r), S (r,) and V (N, r) of the thin decomposition phi = U S Vᵀ of an (n, N) matrix, r = min(n, N).
+
+    If n and N differ by more than 30 %, a QR decomposition comes first; it is as stable and halves the time.
+    """
     n, N = phi.shape
     if 1.3 * n < N:
         Q, R = torch.linalg.qr(phi.T)
@@ -242,7 +258,11 @@ def _evaluate_features(
     test_draw: SeedDraw,
     C: int,
 ) -> dict[str, Tensor]:
-    """Fit the first n training examples with noisy labels, and return the metrics of the fit."""
+    """Fit the first n training examples by ridge regression on features, and return the metrics of the fit by name.
+
+    Labels have the given noise rate (``seed_draw`` for training, ``test_draw`` for test examples) and C classes. Each metric
+    is a scalar tensor, as in :class:`kernelmem.double_descent.Curves`; flip metrics are NaN without wrong labels.
+    """
     training_set, noisy_test_labels = seed_draw.training_set(n, noise_rate), test_draw.noisy_labels(noise_rate)
     one_hot = torch.eye(C, dtype=torch.float64)
     train_outputs, test_outputs = svd.outputs(one_hot[training_set.labels] - 1 / C, ridge)

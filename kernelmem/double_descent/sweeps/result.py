@@ -43,7 +43,8 @@ class Curves(Result):
 
     Attributes:
         test_error: fraction of test examples not predicted as their clean label.
-        test_loss: mean loss of test examples with respect to clean labels: cross-entropy, or squared error summed over classes.
+        test_loss: mean loss of test examples with respect to clean labels, which is the cross-entropy or the squared error
+            summed over classes.
         train_error: fraction of training examples not predicted as the label that they were trained with.
         train_loss: mean loss of training examples with respect to these labels.
         memorized_flips: fraction of the training examples with wrong labels that are predicted as the wrong label; NaN if
@@ -62,20 +63,20 @@ class Curves(Result):
 
     @classmethod
     def stack(cls, seeds: Sequence[dict[str, Tensor]]) -> "Curves":
-        """Stack the metrics of several seeds, one dictionary of (A,) tensors per seed."""
+        """Return the curves of S seeds, given one dictionary (metric name to (A,) tensor) per seed."""
         return cls(**{field.name: torch.stack([metrics[field.name] for metrics in seeds]) for field in fields(cls)})
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(S, A): number of seeds, number of values of the axis."""
+        """Numbers (S, A) of seeds S and of values A of the axis."""
         return (int(self.test_error.shape[0]), int(self.test_error.shape[1]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all metrics by name."""
+        """Return a dictionary from the name of each metric to its (S, A) tensor."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per seed and index of the axis."""
+        """Return a table of the metrics with one row per seed and index of the axis."""
         import pandas as pd  # slow to import
 
         S, A = self.shape
@@ -84,6 +85,7 @@ class Curves(Result):
         return pd.DataFrame(columns, index=index).reset_index()
 
     def __str__(self) -> str:
+        """Return a table of the first, smallest, largest and last value of each mean curve."""
         S, A = self.shape
         lines = [f"curves of {S} seeds at {A} values; means over seeds", f"{'':>18}{'first':>10}{'smallest':>10}"]
         lines[1] += f"{'largest':>10}{'last':>10}"
@@ -122,6 +124,7 @@ class Sweep(Result):
     config: dict[str, Any]
 
     def __post_init__(self) -> None:
+        """Check the kind of the sweep and the shapes of its curves; raise an InputError if they do not fit the axis."""
         if self.kind not in AXES:
             raise InputError(f"kind={self.kind!r}", expected=f"one of {', '.join(AXES)}", hint="pass one of these")
         for curves in (self.curves, self.control):
@@ -190,7 +193,7 @@ class Sweep(Result):
         return as_json(summary | {"seconds": self.seconds, "config": self.config})
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per seed, value of the axis and labels ("noisy" or "control")."""
+        """Return a table with one row per seed, value of the axis and kind of labels ("noisy" or "control")."""
         import pandas as pd  # slow to import
 
         frames = []
@@ -203,12 +206,13 @@ class Sweep(Result):
         return pd.concat(frames, ignore_index=True)
 
     def plot(self, *, theory: "Sequence[Theory]" = ()) -> "Figure":
-        """Draw errors, losses and memorized flips along the axis, with intervals over seeds, control and threshold."""
+        """Return a figure of errors, losses and memorized flips along the axis, with intervals over seeds."""
         from kernelmem.plotting.sweep import sweep_figure  # matplotlib is slow to import
 
         return sweep_figure(self, AXES[self.kind][0], self.threshold or self.interpolation(), theory=theory)
 
     def __str__(self) -> str:
+        """Return a table of the main metrics along the axis, followed by the peaks and the interpolation threshold."""
         summary = self.summary()
         S, A = self.curves.shape
         lines = [f"{self.kind}-wise sweep: {A} values, {S} seeds (mean ± standard error), {self.seconds:.1f} s"]
@@ -243,7 +247,10 @@ def _format_mean_se(mean: float | None, se: float | None) -> str:
 
 
 def _peak_summary(sweep: Sweep, metric: str, *, control: bool) -> dict[str, object]:
-    """Return the peak for the summary; all values are None with fewer than 4 seeds or if a network diverged."""
+    """Return the attributes of the peak of the curve ``metric`` as a dictionary, of the control if ``control`` is true.
+
+    All values but "metric" and "seeds" are None if there are fewer than 4 seeds, or if the curves have NaN or infinities.
+    """
     curves = sweep.control if control else sweep.curves
     assert curves is not None
     if curves.shape[0] < MIN_SEEDS or not bool(torch.isfinite(curves.tensors()[metric]).all()):
@@ -253,7 +260,10 @@ def _peak_summary(sweep: Sweep, metric: str, *, control: bool) -> dict[str, obje
 
 
 def as_json(value: object) -> Any:
-    """Return tensors and tuples as lists, NaN and infinities as None."""
+    """Return a value, and all values within dictionaries and lists, as JSON values.
+
+    Tensors and tuples become lists; NaN and infinities become None.
+    """
     if isinstance(value, dict):
         return {name: as_json(element) for name, element in value.items()}
     if isinstance(value, list | tuple):

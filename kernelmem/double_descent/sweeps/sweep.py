@@ -182,7 +182,11 @@ def _cells_of_seed(
     row: int,
     seed: int,
 ) -> list[SweepCell]:
-    """Return the networks of one seed, one per value of the axis (a single one if the steps are swept)."""
+    """Return the networks of one seed, one for each value of ``axis`` (a single one if the steps are swept).
+
+    ``over`` names the swept quantity and ``settings`` has the values of the others. ``y`` and ``y_test`` are the clean
+    labels of pool and test set. ``row`` is the index of the seed among the seeds derived from ``seed``.
+    """
     row_seed = seed_sequence(seed, [str(s) for s in range(row + 1)])[str(row)]
     nested: Literal["samples", "rates"] = "rates" if over == "noise" else "samples"
     seed_draw = draw_for_seed(y, row_seed, nested=nested)
@@ -205,7 +209,7 @@ def _cells_of_seed(
 
 
 def _group_into_chunks(cells: list[SweepCell], size: int) -> list[list[SweepCell]]:
-    """Group the networks with equal recipes into chunks of at most ``size``, in order."""
+    """Return lists of at most ``size`` networks with equal recipes; each list has the order of ``cells``."""
     by_recipe: dict[Recipe, list[SweepCell]] = {}
     for cell in cells:
         by_recipe.setdefault(cell.recipe, []).append(cell)
@@ -215,7 +219,11 @@ def _group_into_chunks(cells: list[SweepCell], size: int) -> list[list[SweepCell
 def _collect_curves(
     chunks: list[list[SweepCell]], results: list[dict[str, Tensor]], n_values: int, *, is_control: bool
 ) -> Curves | None:
-    """Arrange the metrics of all chunks as curves (seeds, values); None if there are no such networks."""
+    """Arrange the metrics of all networks as curves, (seeds, ``n_values``) for each metric; values not computed are NaN.
+
+    ``results`` has one dictionary of (networks, evaluated steps) tensors per chunk. Only networks whose ``is_control`` is
+    equal to the argument are used; None is returned if there are none.
+    """
     n_rows = 1 + max((cell.row for chunk in chunks for cell in chunk if cell.is_control is is_control), default=-1)
     if not n_rows:
         return None
@@ -232,7 +240,11 @@ def _collect_curves(
 
 
 def _check_axis(over: str, values: Sequence[float], data: LabeledData, options: SweepOptions) -> tuple[float, ...]:
-    """Validate the swept quantity and its values, and that the options allow to sweep it."""
+    """Validate the name ``over`` and the values of the swept quantity, and return the values.
+
+    Raises:
+        InputError: a value is out of range, the values do not increase, or the options do not allow this sweep.
+    """
     if over not in KINDS:
         raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
     axis = as_axis(

@@ -26,7 +26,7 @@ class Threshold(Result):
         epsilon: training error at the threshold.
         direction: "falling" (width, steps: fitted from ``value`` on) or "rising" (samples, noise: fitted up to ``value``).
         outside: "" if found; "below" or "above": the threshold lies below or above all evaluated values.
-        cost: cost of the search as a fraction of the cost of the sweep; 0 if the threshold was read from a sweep or is known.
+        cost: cost of the search as a fraction of the cost of the sweep; 0 if the threshold was read from a sweep or known.
         evaluated: axis values at which the training error was evaluated, increasing.
     """
 
@@ -45,7 +45,7 @@ class Threshold(Result):
         return math.isfinite(self.value)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row, without the evaluated values."""
+        """Return a table with one row: all attributes except the evaluated values."""
         import pandas as pd  # slow to import
 
         row = asdict(self)
@@ -68,7 +68,8 @@ def crossing(
 ) -> Threshold:
     """Compute where the mean training error over seeds crosses ``epsilon``, linear between the points of the axis.
 
-    Falling: the smallest value from which the mean stays at or below epsilon. Rising: the largest up to which it does. The
+    If the direction is falling, it is the smallest value from which the mean stays at or below epsilon; if it is rising, the
+    largest value up to which it does. The
     effective model complexity of Nakkiran et al. 2019 is the rising case over the number of samples.
 
     Args:
@@ -111,7 +112,10 @@ def crossing(
 
 
 def _first_below(axis_values: np.ndarray, curve: np.ndarray, level: float) -> float:
-    """Return the axis value from which the curve stays at or below the level; -inf if it always is, inf if it never does."""
+    """Return the axis value from which ``curve`` (A,) stays at or below ``level``, by linear interpolation.
+
+    The result is -inf if all values of the curve are at or below the level, and inf if the last one is above it or NaN.
+    """
     above_level = np.flatnonzero(~(curve <= level))
     if not len(above_level):
         return -math.inf

@@ -153,7 +153,10 @@ def find_threshold(
 
 
 def _worst_cost(costs: Sequence[float]) -> float:
-    """Return the worst-case cost of bisecting a grid with these costs per network, per seed."""
+    """Return the largest total cost of the evaluations in a bisection over A grid values, for one seed.
+
+    ``costs`` (A,) are the costs of training one network at each value.
+    """
 
     def worst_between(low: int, high: int) -> float:
         if high - low <= 1:

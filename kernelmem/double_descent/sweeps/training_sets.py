@@ -14,7 +14,7 @@ from kernelmem.training.datasets import LabeledData
 
 
 class PoolData(NamedTuple):
-    """Validated examples and clean labels: the pool (N, ...), (N,), and the test set (m, ...), (m,)."""
+    """Validated data: a pool of N examples and their clean labels (N,), and m test examples and their clean labels (m,)."""
 
     x: Tensor
     y: Tensor
@@ -34,7 +34,7 @@ def as_pool_data(data: LabeledData, dtype: torch.dtype | None = None) -> PoolDat
 
 
 class TrainingSet(NamedTuple):
-    """Indices into the pool (n,), noisy labels (n,), true labels (n,), and the mask of wrong labels (n,)."""
+    """Training set of n examples: indices in the pool, noisy labels, true labels and mask of wrong labels, (n,) each."""
 
     indices: Tensor
     labels: Tensor
@@ -88,7 +88,7 @@ class SeedDraw:
         return TrainingSet(self.order[:n], labels, self.true_labels[:n], flipped)
 
     def noisy_labels(self, noise_rate: float) -> Tensor:
-        """Return the noisy labels of all N examples, in the order of the pool."""
+        """Return the noisy labels of all N examples in pool order, (N,); ``noise_rate`` is the fraction of wrong labels."""
         full_set = self.training_set(len(self.order), noise_rate)
         return torch.empty_like(self.true_labels).index_copy_(0, full_set.indices, full_set.labels)
 

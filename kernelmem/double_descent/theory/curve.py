@@ -51,6 +51,7 @@ class Curve(Result):
     threshold: float | None = None
 
     def __post_init__(self) -> None:
+        """Check that all risks have the shape of the axis; raise an InputError otherwise."""
         for name in ("test", "train", "clean"):
             values = getattr(self, name)
             if values is not None and values.shape != self.axis.shape:
@@ -62,11 +63,11 @@ class Curve(Result):
 
     @property
     def excess(self) -> Tensor:
-        """(G,): excess risk, test - noise."""
+        """Excess risk test − noise at each of the G values of the axis, (G,)."""
         return self.test - self.noise
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return test and excess, and train and clean if known, indexed by the axis."""
+        """Return a table indexed by the axis: test and excess risk, and training and clean risk if they are known."""
         import pandas as pd
 
         columns = {"test": self.test, "excess": self.excess, "train": self.train, "clean": self.clean}
@@ -74,12 +75,13 @@ class Curve(Result):
         return pd.DataFrame(known_columns, index=pd.Index(self.axis.numpy(), name=self.axis_name))
 
     def plot(self) -> "Figure":
-        """Plot test and training risk against the axis, with the threshold; infinite values are left out."""
+        """Return a figure of test and training risk against the axis, with the threshold; infinite values are not drawn."""
         from kernelmem.plotting.theory import curve_figure
 
         return curve_figure(self)
 
     def __str__(self) -> str:
+        """Return a table of the risks along the axis, preceded by the source and the interpolation threshold."""
         kind = "exact for every n" if self.exact else "asymptotic"
         lines = [f"{self.name} ({self.source}; {kind}), noise {self.noise:.4g}"]
         if self.threshold is not None:
@@ -110,12 +112,15 @@ class Simulation(Result):
 
     @property
     def axis(self) -> Tensor:
-        """(G,): the axis of the theory."""
+        """The G values of the axis of the theory, (G,)."""
         return self.theory.axis
 
     @property
     def z(self) -> Tensor:
-        """(G,): (mean - theory) / se; NaN if the theory is infinite, 0 if both agree to rounding."""
+        """Deviation (mean − theory) / se at each of the G values, (G,).
+
+        It is NaN where the theory is infinite, and 0 where both agree to rounding.
+        """
         difference = self.mean - self.theory.test
         agrees = difference.abs() <= ROUNDING_TOLERANCE * self.theory.test
         z = torch.where(agrees, 0.0, difference / torch.where(agrees, 1.0, self.se))
@@ -123,21 +128,21 @@ class Simulation(Result):
 
     @property
     def relative(self) -> Tensor:
-        """(G,): theory / mean - 1, the relative error of the theory."""
+        """Relative error of the theory, theory / mean − 1, at each of the G values of the axis, (G,)."""
         return self.theory.test / self.mean - 1
 
     def _columns(self) -> dict[str, Tensor]:
         return {"theory": self.theory.test, "mean": self.mean, "se": self.se, "z": self.z}
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return theory, simulated mean, its standard error and z, indexed by the axis."""
+        """Return a table indexed by the axis: theory, simulated mean, its standard error and z."""
         import pandas as pd
 
         index = pd.Index(self.axis.numpy(), name=self.theory.axis_name)
         return pd.DataFrame({name: values.numpy() for name, values in self._columns().items()}, index=index)
 
     def plot(self) -> "Figure":
-        """Plot the simulated means with bars of two standard errors, and the theory."""
+        """Return a figure of the simulated means, with bars of two standard errors, and of the theory."""
         from kernelmem.plotting.theory import simulation_figure
 
         return simulation_figure(self.theory, self.mean, self.se, repetitions=self.repetitions)
@@ -159,7 +164,7 @@ def as_curve(
     train: np.ndarray | None = None,
     threshold: float | None = None,
 ) -> Curve:
-    """Build a :class:`Curve` from arrays (G,)."""
+    """Return a :class:`Curve` whose tensors are the given float64 arrays, (G,) for G values of the axis."""
     return Curve(
         name=name,
         axis_name=axis_name,
@@ -198,9 +203,10 @@ def simulate(
 
 
 def least_squares(X: np.ndarray, Y: np.ndarray, ridge: float = 0.0) -> np.ndarray:
-    """Return argmin |X w - Y|² + ridge |w|² from the singular values of X; ridge 0: the least-norm solution.
+    """Return w = argmin |X w − Y|² + ridge |w|², (p,) or (p, C).
 
-    X (n, p), Y (n,) or (n, C). Singular values below ``RCOND`` times the largest are set to zero. Cost O(n p min(n, p)).
+    X is (n examples, p features), and Y (n,) or (n, C outputs). If the ridge is 0, w is the solution of least norm. Singular
+    values of X below ``RCOND`` times the largest are set to zero. Cost: O(n p min(n, p)).
     """
     U, s, Vt = np.linalg.svd(X, full_matrices=False)
     nonzero = s > RCOND * s[0]
@@ -209,7 +215,10 @@ def least_squares(X: np.ndarray, Y: np.ndarray, ridge: float = 0.0) -> np.ndarra
 
 
 def _format_table(axis_name: str, axis: Tensor, columns: dict[str, Tensor]) -> list[str]:
-    """Return lines of text for about PRINTED_ROWS values of the axis, evenly spaced in position, and the peak."""
+    """Return lines of text: a header, then one line for each of about PRINTED_ROWS values of the axis, the peak included.
+
+    ``columns`` maps a title to (G,) values, one for each value of ``axis`` (G,); the peak is that of the first column.
+    """
     width = max(len(axis_name), 12)
     lines = [f"{axis_name:>{width}}" + "".join(f"{name:>12}" for name in columns)]
     printed_indices = np.linspace(0, len(axis) - 1, min(len(axis), PRINTED_ROWS)).round().astype(int)

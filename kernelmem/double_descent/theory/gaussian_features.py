@@ -103,9 +103,10 @@ def universal_lower_bound(n: int, p: int, *, noise: float) -> float:
 def simulate_gaussian_features(
     features: ArrayLike, *, n: int, power: ArrayLike, noise: float, repetitions: int = 60, seed: int = 0
 ) -> Simulation:
-    """Simulate :func:`gaussian_features_curve`; the test risk of each fit is computed exactly.
+    """Compare :func:`gaussian_features_curve` with fits to ``repetitions`` random data sets of n examples.
 
-    For |p - n| <= 3 the risk has no variance and z is meaningless. Cost: one singular value decomposition (n, p) for
+    The test risk of each fit is exact, without test examples. For p features with |p - n| <= 3 it has no finite variance,
+    and z of the result is meaningless. Cost: one singular value decomposition (n, p) for
     each draw and p.
     """
     theory = gaussian_features_curve(features, n=n, power=power, noise=noise)
@@ -125,7 +126,11 @@ def simulate_gaussian_features(
 
 
 def _risk(n: np.ndarray, p: np.ndarray, observed: np.ndarray, unobserved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return test and training risk (G,); ``observed`` is in and ``unobserved`` is out of :func:`gaussian_features_curve`."""
+    """Return test and training risk of least squares, (G,) each, for G pairs of n examples and p Gaussian features.
+
+    ``observed`` (G,) is the power of the target in the p features, and ``unobserved`` (G,) the rest and the noise. The test
+    risk is infinite if |p − n| <= 1 and ``unobserved`` is positive.
+    """
     underparametrized, overparametrized = p <= n - 2, p >= n + 2
     n_minus_p, p_minus_n = np.where(underparametrized, n - p - 1, 1.0), np.where(overparametrized, p - n - 1, 1.0)
     bias = observed * (1 - n / p)

@@ -110,7 +110,10 @@ def gradient_descent_curve(
 
 
 class _Design(NamedTuple):
-    """Singular value decomposition X = U √(n Λ) Vt, and the schedule."""
+    """Singular value decomposition X = U √(n Λ) Vt of a design matrix (n examples, p features), G steps and learning rate.
+
+    r = min(n, p); Λ are the eigenvalues of XᵀX / n.
+    """
 
     steps: np.ndarray  # (G,)
     U: np.ndarray  # (n, r)
@@ -120,7 +123,10 @@ class _Design(NamedTuple):
     n: int
 
     def learned_fractions(self) -> np.ndarray:
-        """Return 1 - (1 - ηΛ)^t, (G, r), without cancellation for small ηΛ."""
+        """Return 1 − (1 − ηΛ)^t, (G, r), for G numbers of steps t, r eigenvalues Λ and learning rate η.
+
+        Small ηΛ cause no cancellation.
+        """
         eta_lambda, t = self.lr * self.eigenvalues, self.steps[:, None]
         is_small = eta_lambda < 0.5
         from_log1p = -np.expm1(t * np.log1p(-np.where(is_small, eta_lambda, 0.0)))
@@ -129,7 +135,11 @@ class _Design(NamedTuple):
 
 
 def _as_design(X: ArrayLike, steps: ArrayLike, lr: float) -> _Design:
-    """Validate the design matrix, steps and learning rate, and decompose the matrix."""
+    """Validate the design matrix X (n, p), the steps and the learning rate, and return the decomposition of X with them.
+
+    Raises:
+        InputError: X is not a matrix, the steps are not increasing whole numbers, or the learning rate is out of range.
+    """
     t = as_axis(steps, "steps", integer=True, exclusive=False)
     X = as_tensor(X, "X").double().cpu().numpy()
     if X.ndim != 2 or 0 in X.shape:

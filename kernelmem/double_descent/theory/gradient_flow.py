@@ -91,7 +91,9 @@ def superposition_curve(
 
 
 def equalizing_learning_rates(scales: ArrayLike, *, rate: float) -> Tensor:
-    """Return η_i = rate / s_i², (p,): all features are learned equally fast, without epoch-wise double descent.
+    """Return learning rates η_i = rate / s_i², (p,), for p features with standard deviations s_i (``scales``).
+
+    With them all features are learned equally fast, so that there is no epoch-wise double descent.
 
     Raises:
         InputError: a scale is not positive, or the rate is outside of (0, 2).
@@ -102,7 +104,7 @@ def equalizing_learning_rates(scales: ArrayLike, *, rate: float) -> Tensor:
 def simulate_gradient_flow(
     times: ArrayLike, *, ratio: float, n: int, signal: float, noise: float, repetitions: int = 20, seed: int = 0
 ) -> Simulation:
-    """Simulate :func:`gradient_flow_curve` with n Gaussian examples; the flow is integrated exactly."""
+    """Compare :func:`gradient_flow_curve` with gradient flow, integrated exactly, on random sets of n Gaussian examples."""
     theory = gradient_flow_curve(times, ratio=ratio, signal=signal, noise=noise)
     n = as_count(n, "n")
     p = as_scaled_count(ratio, n, "ratio times n")
@@ -120,7 +122,7 @@ def simulate_gradient_flow(
 
 
 def check_stable(products: np.ndarray) -> None:
-    """Check that learning rate times curvature is in [0, 2) for every direction, and positive for at least one.
+    """Check that ``products``, learning rate times curvature of each direction, are in [0, 2) and not all 0.
 
     Raises:
         InputError: a product is outside of [0, 2), or none is positive.

@@ -97,7 +97,9 @@ def misspecified_curve(ratio: ArrayLike, *, signal: float, noise: float, signal_
 
 
 def polynomial_signal_fraction(ratio: ArrayLike, *, exponent: float) -> torch.Tensor:
-    """Return κ(γ) = 1 - (1 + γ)^(-exponent), (G,): a signal that decays polynomially over the features.
+    """Return the fraction of the signal carried by the features, κ(γ) = 1 - (1 + γ)^(-exponent), (G,) for G ratios γ.
+
+    The signal then decays polynomially over the features; γ is the number of features per example.
 
     Raises:
         InputError: ratios are not positive or do not increase, or the exponent is not positive.
@@ -109,7 +111,7 @@ def polynomial_signal_fraction(ratio: ArrayLike, *, exponent: float) -> torch.Te
 def simulate_isotropic(
     ratio: ArrayLike, *, n: int, signal: float, noise: float, ridge: float = 0.0, repetitions: int = 60, seed: int = 0
 ) -> Simulation:
-    """Simulate :func:`isotropic_curve` with n Gaussian examples; every ratio · n must be a whole number.
+    """Compare :func:`isotropic_curve` with fits to random sets of n Gaussian examples; ratio · n must be whole numbers.
 
     The theory is a limit, so z grows with the number of repetitions. Cost: one decomposition (n, p) for each draw and
     ratio.
@@ -119,6 +121,7 @@ def simulate_isotropic(
     widths = [as_scaled_count(gamma, n, "ratio times n") for gamma in theory.axis.tolist()]
 
     def draw(rng: np.random.Generator) -> list[float]:
+        """Return the test risks of fits to one random data set, one for each number of features."""
         X = rng.standard_normal((n, widths[-1]))
         epsilon = math.sqrt(noise) * rng.standard_normal(n)
         risks = []
@@ -132,7 +135,11 @@ def simulate_isotropic(
 
 
 def _risk(gamma: np.ndarray, signal: float, noise: float, ridge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return test and training risk (G,), in the notation of :func:`isotropic_curve`."""
+    """Return limiting test and training risk of ridge regression, (G,) each, for G ratios γ = features / examples.
+
+    ``signal`` is |β|², ``noise`` the variance of the targets and ``ridge`` (G,) the ridge λ; the formulas are those of
+    :func:`isotropic_curve`. The test risk is infinite at γ = 1 if λ = 0 and the noise is positive.
+    """
     b = 1 - gamma + ridge
     D = np.sqrt(b * b + 4 * gamma * ridge)
     # One of D - b and D + b cancels; their product is 4 γ λ.

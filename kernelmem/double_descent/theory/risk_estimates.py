@@ -29,6 +29,7 @@ class RiskEstimate(Result):
     n: int
 
     def __str__(self) -> str:
+        """Return the two estimates and the effective degrees of freedom as text."""
         return "\n".join(
             [
                 f"squared test error estimated from {self.n:,} training examples"
@@ -80,7 +81,10 @@ def estimate_risk(kernel: ArrayLike, y: ArrayLike, *, ridge: float) -> RiskEstim
 
 
 def _inverse_eigenvalues(eigenvalues: Tensor, ridge: float) -> Tensor:
-    """Return the eigenvalues of A, at ridge 0 up to a common factor (which cancels in GCV)."""
+    """Return the n eigenvalues of A = (K + ridge I)⁻¹ from the increasing eigenvalues of the kernel K, (n,).
+
+    At ridge 0 they are those of K⁻¹, or of the projector on the null space if K is singular, up to a factor that cancels.
+    """
     if ridge > 0:
         return 1 / (eigenvalues + ridge)
     rank, n = _rank(eigenvalues), len(eigenvalues)

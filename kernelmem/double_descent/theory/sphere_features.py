@@ -138,7 +138,7 @@ def simulate_sphere_features(
     n_test: int = 2000,
     seed: int = 0,
 ) -> Simulation:
-    """Simulate :func:`sphere_features_curve` for ReLU features and a linear target of power 1.
+    """Compare :func:`sphere_features_curve` with fits to random ReLU features and a linear target of power 1.
 
     Cost: one decomposition (n, N) for each draw and ψ1. The theory is a limit, d -> ∞.
     """
@@ -151,6 +151,7 @@ def simulate_sphere_features(
     feature_counts = [as_scaled_count(psi, d, "features_per_dimension times dimension") for psi in theory.axis.tolist()]
 
     def draw(rng: np.random.Generator) -> list[float]:
+        """Return the test risks of fits to one random data set, one for each number of random features."""
         x = rng.standard_normal((n + n_test_examples, d))
         x *= math.sqrt(d) / np.linalg.norm(x, axis=1, keepdims=True)
         beta = rng.standard_normal(d)
@@ -169,7 +170,10 @@ def simulate_sphere_features(
 
 
 def _solve_w(psi1: np.ndarray, psi2: float, zeta2: float, ridge: float) -> np.ndarray:
-    """Solve for w (G,): the left side grows from 0, the right side falls to 0 where h(w) = min(ψ1, ψ2)."""
+    """Return the root w of ψ1 ψ2 λ w = (ψ1 − h(w)) (ψ2 − h(w)), h(w) = w + ζ² w / (1 + ζ² w), (G,) for G values of ψ1.
+
+    ``zeta2`` is ζ² and ``ridge`` λ. The left side increases from 0 and the right side falls to 0 where h(w) = min(ψ1, ψ2).
+    """
     psi = np.minimum(psi1, psi2)
     b = zeta2 + 1 - psi * zeta2
     sqrt_discriminant = np.sqrt(b * b + 4 * zeta2 * psi)
@@ -187,7 +191,10 @@ def _solve_w(psi1: np.ndarray, psi2: float, zeta2: float, ridge: float) -> np.nd
 
 
 def _bias_and_variance(psi1: np.ndarray, psi2: float, z2: float, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return B = E1 / E0 and V = E2 / E0 (G,), polynomials in x = χ with z2 = ζ²."""
+    """Return the bias B = E1 / E0 and the variance V = E2 / E0 of random features on a sphere, (G,) for G values of ψ1.
+
+    E0, E1, E2 are polynomials in ``x`` (G,), the χ of Mei and Montanari, and in ``z2`` = ζ², ψ1 and ψ2.
+    """
     z4, z6, psi12 = z2**2, z2**3, psi1 * psi2
     common = -(x**5) * z6 + 3 * x**4 * z4 - 2 * x**3 * z4 - 3 * x**3 * z2
     E0 = common + (psi12 - psi2 - psi1 + 1) * x**3 * z6 + (psi1 + psi2 - 3 * psi12 + 1) * x**2 * z4

@@ -92,6 +92,11 @@ class VarianceComponents(Result):
         return sum(component.value for component in self.components)
 
     def __getitem__(self, factors: str | Iterable[str]) -> Component:
+        """Return the component of one factor, or of the interaction of several.
+
+        Raises:
+            InputError: there is no component of these factors.
+        """
         names = {factors} if isinstance(factors, str) else set(factors)
         for component in self.components:
             if set(component.factors) == names:
@@ -136,6 +141,7 @@ class VarianceComponents(Result):
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
+        """Return a table of the risk, the bias and the variance components with their standard errors."""
         levels = " x ".join(f"{count} {name}" for name, count in self.levels.items())
         lines = [f"risk {self.risk:.5g} ± {self.risk_se:.2g} of a factorial of {levels}"]
         entries = [("bias", self.bias, self.bias_se), *((c.name, c.value, c.se) for c in self.components)]
@@ -207,7 +213,10 @@ def variance_components(
 
 
 def _shareable_subsets(varied: tuple[str, ...], outer_factors: Mapping[str, str]) -> list[Subset]:
-    """Return the subsets of factors whose levels two trainings can share, small subsets first."""
+    """Return the subsets of the factors ``varied`` whose levels two trainings can share, small subsets first.
+
+    A subset that has a nested factor must have its outer factor, which ``outer_factors`` (inner to outer) names.
+    """
     subsets = [frozenset(names) for size in range(len(varied) + 1) for names in combinations(varied, size)]
     return [s for s in subsets if all(outer in s for name, outer in outer_factors.items() if name in s)]
 
@@ -215,7 +224,11 @@ def _shareable_subsets(varied: tuple[str, ...], outer_factors: Mapping[str, str]
 def _estimate_components(
     cell_outputs: Tensor, y: Tensor, varied: tuple[str, ...], subsets: list[Subset]
 ) -> tuple[Tensor, Tensor, dict[Subset, Tensor]]:
-    """Return the bias (m,), the risk (m,), and every component V_S (m,)."""
+    """Return bias (m,), risk (m,) and the variance components V_S (m,) of every nonempty subset S, at m examples.
+
+    ``cell_outputs`` (levels..., m, C) are the outputs of the cells, with one axis for each factor in ``varied``, and ``y``
+    (m, C) the targets. ``subsets`` of factors, small ones first, start with the empty one.
+    """
     n_cells = cell_outputs[..., 0, 0].numel()
     pair_counts: dict[Subset, float] = {}  # number of ordered pairs of cells that share exactly this subset
     product_sums: dict[Subset, Tensor] = {}  # (m,) sum of ⟨f, f'⟩ over these pairs
@@ -245,7 +258,10 @@ def _estimate_components(
 
 
 def _jackknife_errors(cell_outputs: Tensor, y: Tensor, varied: tuple[str, ...], subsets: list[Subset]) -> Tensor:
-    """Return the standard errors of bias, risk and the components, in this order."""
+    """Return jackknife standard errors of bias, risk and the components, (1 + len(subsets),), in this order.
+
+    Arguments as in :func:`_estimate_components`; all are NaN if a factor has fewer than MIN_LEVELS levels.
+    """
     variance = cell_outputs.new_zeros(len(subsets) + 1)
     for axis in range(len(varied)):
         n_levels = cell_outputs.shape[axis]
@@ -263,7 +279,11 @@ def _jackknife_errors(cell_outputs: Tensor, y: Tensor, varied: tuple[str, ...], 
 
 
 def _check_factorial(cell_outputs: Tensor, factors: tuple[str, ...], outer_factors: Mapping[str, str]) -> None:
-    """Check that the outputs have one axis per factor, that a factor varies, and that nesting has one level."""
+    """Check that ``cell_outputs`` has one axis per factor and then m examples and C outputs, and that nesting is valid.
+
+    Raises:
+        InputError: no factor has two levels, names and axes disagree, or a factor is nested in a nested factor.
+    """
     if (
         not factors
         or len(set(factors)) != len(factors)

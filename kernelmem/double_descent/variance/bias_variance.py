@@ -173,7 +173,9 @@ def decompose_cross_entropy(log_probabilities: ArrayLike, targets: ArrayLike) ->
 def _jackknife_decomposition(
     loss: Literal["squared", "cross_entropy"], risks: Tensor, plug_in: Tensor, leave_one_out: Tensor
 ) -> Decomposition:
-    """Average the pseudo-values K θ − (K − 1) θ₋ₖ of the variance (Quenouille 1956; Tukey 1958).
+    """Return the decomposition whose variance is the mean of K jackknife pseudo-values K θ − (K − 1) θ₋ₖ.
+
+    K is the number of members and m that of examples (Quenouille 1956; Tukey 1958).
 
     Args:
         loss: loss of the risks.
@@ -206,7 +208,11 @@ def _jackknife_decomposition(
 
 
 def _as_members(outputs: ArrayLike) -> Tensor:
-    """Validate the outputs of the members and return them as float64 (K, m, C)."""
+    """Validate the outputs of K members, (K, m, C) or (K, m), and return them as float64 (K members, m examples, C outputs).
+
+    Raises:
+        InputError: there are fewer than two members, or the shape is not supported.
+    """
     members = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
     members = members[:, :, None] if members.ndim == 2 else members
     if members.ndim != 3 or len(members) < 2 or 0 in members.shape:

@@ -22,7 +22,7 @@ MAX_CELLS = 10**6
 
 
 class Cell(NamedTuple):
-    """Seeds of one training: initialization, data, label noise and batch order."""
+    """The seeds of one training: of its initialization, data, label noise and batch order."""
 
     init_seed: int
     data_seed: int
@@ -89,12 +89,12 @@ class FactorialDesign(Result):
         return outputs.unflatten(0, self.shape)
 
     def components(self, outputs: Tensor, targets: Tensor) -> VarianceComponents:
-        """Compute :func:`variance_components` from the outputs (cells, m, C) of all members."""
+        """Return the :func:`variance_components` of the outputs of all cells, (cells, m examples, C outputs)."""
         nested: Mapping[str, str] = {"noise": "data"} if self.nested else {}
         return variance_components(self.fold(outputs), targets, factors=FACTORS, nested=nested)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return the four seeds of every cell."""
+        """Return a table with one row per cell and its four seeds as columns."""
         import pandas as pd
 
         return pd.DataFrame(list(self.cells), columns=list(Cell._fields))
@@ -155,5 +155,5 @@ def factorial_design(
 
 
 def _level_seed(factor_seed: int, level: int) -> int:
-    """Return a seed that depends on the level, not on the number of levels."""
+    """Return the seed of a level of a factor; it does not depend on the number of levels."""
     return seed_sequence(factor_seed, [str(i) for i in range(level + 1)])[str(level)]

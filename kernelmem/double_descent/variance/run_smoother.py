@@ -68,7 +68,7 @@ class RunSmoother(Result):
 
     @property
     def residual(self) -> Tensor:
-        """(n + m, C): the network's outputs minus offset + S y."""
+        """The network's outputs minus offset + S y, (n + m, C) for n training and m test examples and C outputs."""
         S = torch.cat([self.S_train, self.S])
         return self.outputs - self.offsets - torch.einsum("rcnd,nd->rc", S, self.targets)
 
@@ -87,7 +87,7 @@ class RunSmoother(Result):
         return effective_parameters(self.S)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per example: its set (train or test), n |s(x)|², and the largest residual over outputs."""
+        """Return a table with one row per example: its set (train or test), n |s(x)|² and its largest residual."""
         import pandas as pd
 
         n, m = len(self.S_train), len(self.S)
@@ -205,9 +205,16 @@ def run_smoother(
 
 
 class _AffineState:
-    """Weights, optimizer state and outputs as affine functions of the labels, D = nC + 1 columns (the last: constant)."""
+    """Weights, optimizer state and outputs of a network as affine functions of the targets of n examples with C outputs.
+
+    Each quantity has D = nC + 1 coefficients: one for each target, and the constant as the last.
+    """
 
     def __init__(self, run: Run, network: Network, rows: Rows, n: int, initial: Mapping[str, Tensor]) -> None:
+        """Start from the weights ``initial`` (parameter name to tensor), without dependence on the targets.
+
+        ``rows`` are all examples whose outputs are followed; the first ``n`` are the training examples.
+        """
         self.network, self.n, self.C = network, n, network.n_outputs
         self.outputs_explained = as_target_functions(None, None, rows.n, network.n_outputs)
         D = n * self.C + 1
@@ -224,7 +231,11 @@ class _AffineState:
         self.gradient_scale = 1.0 if run.loss == "mse" else 2 / self.C
 
     def gradient(self, batch: StepBatch, tangents: Tensor, step_index: int) -> Tensor:
-        """Compute Σ_b v_b J(x_b)ᵀ (F(x_b) − [y_b]): (D, P)."""
+        """Return the gradient of the loss of a batch as an affine function of the targets, (D coefficients, P parameters).
+
+        It is Σ_b v_b J(x_b)ᵀ (F(x_b) − y_b), with v the weights of the examples b, J their ``tangents`` (B, C, P) and F the
+        current outputs as affine functions. The targets of the batch are recorded.
+        """
         example_indices = batch.examples
         self._record_targets(example_indices, batch.targets, step_index)
         residual = self.outputs[example_indices]  # (B, C, D), a copy
@@ -236,7 +247,10 @@ class _AffineState:
         return torch.einsum("bcd,bcp->dp", weighted, tangents)
 
     def step(self, gradient: Tensor, stretch: TracedSteps, i: int) -> Tensor:
-        """Compute w_{t+1} − w_t as a function of the labels, (D, P); rounding errors are part of the constant."""
+        """Add step ``i`` of ``stretch`` to the weights and return their change, an affine function of the targets, (D, P).
+
+        ``gradient`` (D, P) is that of the batch, for D coefficients and P parameters; rounding errors go into the constant.
+        """
         change = torch.zeros_like(gradient)
         change[-1] = stretch.rounding[i]
         for name, moved in stretch.parameter_steps[i].items():
@@ -252,7 +266,13 @@ class _AffineState:
         return change
 
     def _record_targets(self, example_indices: Tensor, targets: Tensor, step_index: int) -> None:
-        """Store the targets of a batch: the gradient of the loss at outputs 0 is −y, whatever the form of the targets."""
+        """Store the targets of a batch of B examples as (B, C) float64, whatever their form.
+
+        They are minus the gradient of the squared loss at outputs 0.
+
+        Raises:
+            InputError: an example had other targets in an earlier step.
+        """
         zero_outputs = torch.zeros(len(example_indices), self.C, dtype=torch.float64, requires_grad=True)
         loss = per_example_loss("mse")(zero_outputs, targets).sum()
         new_targets = -torch.autograd.grad(loss, zero_outputs)[0]
@@ -267,7 +287,11 @@ class _AffineState:
 
 
 def _join_rows(x_train: Batch, x: Batch | None, n: int) -> tuple[Rows, Rows]:
-    """Return the training rows, and the training rows followed by the test rows."""
+    """Return the n training rows, and these followed by the test rows ``x`` (the same rows if ``x`` is None); float64.
+
+    Raises:
+        InputError: there are not n training rows, or the test rows have another shape.
+    """
     float64_on_cpu = {"dtype": torch.float64, "device": torch.device("cpu")}
     train = as_rows(x_train, "data[0]").to(**float64_on_cpu)
     if train.n != n:
@@ -292,7 +316,11 @@ def _join_rows(x_train: Batch, x: Batch | None, n: int) -> tuple[Rows, Rows]:
 
 
 def _check_inputs(batch: StepBatch, train: Rows, step_index: int) -> None:
-    """Check that the inputs recorded for a step are those of ``data[0]``."""
+    """Check that the inputs recorded for a step are those of the training rows ``train`` with the same indices.
+
+    Raises:
+        InputError: they differ.
+    """
     recorded_leaves, data_leaves = named_leaves(batch.rows.tree, "x"), named_leaves(train.take(batch.examples), "x")
     are_equal = len(recorded_leaves) == len(data_leaves) and all(
         torch.equal(recorded, expected)
@@ -307,7 +335,11 @@ def _check_inputs(batch: StepBatch, train: Rows, step_index: int) -> None:
 
 
 def _check_memory(memory: int | str, n_rows: int, n: int, network: Network, batch_size: int) -> None:
-    """Check that the affine maps and tangents fit into ``memory``; all arrays are float64."""
+    """Check that affine maps and tangents of ``n_rows`` examples, n of them for training, fit into ``memory``; float64.
+
+    Raises:
+        InputError: they do not fit.
+    """
     C, P = network.n_outputs, network.n_parameters
     D = n * C + 1
     n_bytes = 8 * (4 * D * P + 2 * (n_rows + batch_size) * C * P + 2 * n_rows * C * D)

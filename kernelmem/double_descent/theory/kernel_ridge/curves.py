@@ -149,7 +149,11 @@ def _solve_curve(
     noise: float | FlipNoise,
     threshold: float | None,
 ) -> Curve:
-    """Solve at every value of the axis; ``settings`` are the arrays of n, k and ridge, each (G,)."""
+    """Return the predicted curve at G values of the axis, by solving for the risks at each of them.
+
+    ``settings`` are three arrays (G,): numbers of training examples n, numbers of random features k (inf: the kernel
+    itself) and ridges. ``threshold`` is the interpolation threshold that the curve stores.
+    """
     noise = noise if isinstance(noise, FlipNoise) else as_number(noise, "noise")
     n, k, ridge = settings
     _check_pool_size(task, n)
@@ -171,7 +175,11 @@ def _solve_curve(
 
 
 def _check_pool_size(task: SpectralTask, n: np.ndarray) -> None:
-    """Check that the pool has more examples than are drawn for training."""
+    """Check that the pool of the task, if it has one, has more examples than the numbers ``n`` of training examples.
+
+    Raises:
+        InputError: a number of training examples is at least the size of the pool.
+    """
     if task.pool is not None and n.max() >= task.pool:
         raise InputError(
             f"{n.max():g} training examples from a pool of {task.pool}",

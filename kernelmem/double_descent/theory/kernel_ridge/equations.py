@@ -31,7 +31,7 @@ class Shrinkage:
 
 @dataclass(frozen=True, eq=False)
 class Risks:
-    """Mean squared errors (G,): test and train (noisy targets), clean (noiseless targets)."""
+    """Mean squared errors at G settings, (G,) each: ``test`` and ``train`` to noisy targets, ``clean`` to noiseless ones."""
 
     test: np.ndarray
     train: np.ndarray
@@ -80,7 +80,9 @@ def solve_shrinkage(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.
 
 
 def compute_risks(task: SpectralTask, shrinkage: Shrinkage, n: np.ndarray, noise: float | FlipNoise) -> Risks:
-    """Compute the risks from the shrinkage; infinite at n = k (or n = rank) without a ridge.
+    """Compute the risks at G settings from the shrinkage; n (G,) are the numbers of training examples.
+
+    The risks are infinite without a ridge if n equals the number of random features or the rank of the kernel.
 
     The formulas are in :func:`~kernelmem.double_descent.theory.kernel_ridge.curves.learning_curve` and
     :func:`~kernelmem.double_descent.theory.kernel_ridge.curves.feature_curve`.
@@ -118,13 +120,19 @@ def compute_risks(task: SpectralTask, shrinkage: Shrinkage, n: np.ndarray, noise
 
 
 def _solve_gamma(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-    """Solve for γ (G,) by bracketing and bisection of log γ."""
+    """Return the root γ of the equation in :func:`solve_shrinkage`, (G,) float64, by bracketing and bisection of log γ.
+
+    The G settings are numbers of examples n, of random features k (inf: the kernel itself) and ridges, (G,) each.
+
+    Raises:
+        NumericalError: there is no root within the range of float64.
+    """
     lam = task.eigenvalues.numpy()
     lam = lam[lam > 0]
     capacity = np.minimum(n, k)
 
     def equation_excess(log_gamma: np.ndarray) -> np.ndarray:
-        """Return the right side of the equation minus n, decreasing in γ."""
+        """Return z + ridge term − n at log γ, (G,), or z − min(n, k) without a ridge; both decrease in γ."""
         gamma = np.exp(log_gamma)
         z = (lam / (lam + gamma[:, None])).sum(1)
         z_below_k = z < k
@@ -157,11 +165,11 @@ def _solve_gamma(task: SpectralTask, n: np.ndarray, k: np.ndarray, ridge: np.nda
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide; x / 0 is infinite for x > 0, and 0 / 0 is 0."""
+    """Return numerator / denominator, elementwise; x / 0 is infinite for x > 0, and 0 / 0 is 0."""
     return np.divide(numerator, denominator, out=np.where(numerator > 0, np.inf, 0.0), where=denominator > 0)
 
 
 def _product(left: np.ndarray | float, right: np.ndarray | float) -> np.ndarray:
-    """Multiply; 0 times infinity is 0."""
+    """Return left · right, elementwise with broadcasting; 0 times infinity is 0."""
     left, right = np.broadcast_arrays(np.asarray(left, float), np.asarray(right, float))
     return np.multiply(left, right, out=np.zeros(left.shape), where=(left != 0) & (right != 0))

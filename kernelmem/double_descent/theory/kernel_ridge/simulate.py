@@ -46,7 +46,8 @@ def simulate_features(
 ) -> Simulation:
     """Draw examples and k Gaussian random features, fit ridge regression and compare with :func:`feature_curve`.
 
-    As :func:`simulate_learning`, with K = X G Gᵀ Xᵀ / k, G (M, k) standard normal.
+    Data are those of :func:`simulate_learning`. The kernel is K = X G Gᵀ Xᵀ / k, where X (n, M) are the examples in the
+    eigenbasis, scaled by √eigenvalue, and the entries of G (M, k) are standard normal.
     """
     theory = feature_curve(task, features, n=n, ridge=ridge, noise=noise)
     n = as_count(n, "n")
@@ -57,12 +58,16 @@ def simulate_features(
 def _make_draw(
     task: SpectralTask, settings: Sequence[tuple[int, float]], ridge: float, noise: float
 ) -> Callable[[np.random.Generator], list[float]]:
-    """Return a function that draws one data set and computes the test risk at each setting (n, k)."""
+    """Return a function that maps a random generator to the test risks of one drawn data set, one per setting (n, k).
+
+    n is the number of training examples and k the number of random features; infinity: the kernel itself.
+    """
     sqrt_eigenvalues, target_magnitudes = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
     ridge, sigma = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
     largest_n = max(n for n, _ in settings)
 
     def draw(rng: np.random.Generator) -> list[float]:
+        """Return the test risks of fits to one random data set, one for each setting (n, k)."""
         beta = rng.choice([-1.0, 1.0], size=len(target_magnitudes)) * target_magnitudes
         is_population = task.pool is None
         Z = (
@@ -88,6 +93,9 @@ def _make_draw(
 
 
 def _random_rotation(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw from the Haar measure: the first n rows of a random rotation are a random subset of the pool."""
+    """Return a random orthogonal matrix, (size, size), from the Haar measure.
+
+    Its first n rows represent n random examples of a pool.
+    """
     Q, R = np.linalg.qr(rng.standard_normal((size, size)))
     return Q * np.sign(np.diag(R))

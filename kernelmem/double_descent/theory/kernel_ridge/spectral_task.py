@@ -30,17 +30,18 @@ class SpectralTask(Result):
     pool: int | None
 
     def as_population(self) -> "SpectralTask":
-        """Treat the pool as the population: eigenvalues / N, power / N (without the finite-pool correction)."""
+        """Return the task in which the pool of N examples is the population: eigenvalues / N and power / N."""
         return self if self.pool is None else SpectralTask(self.eigenvalues / self.pool, self.power / self.pool, None)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return eigenvalues and power, largest eigenvalue first."""
+        """Return a table with the columns eigenvalues and power, largest eigenvalue first."""
         import pandas as pd
 
         order = self.eigenvalues.argsort(descending=True)
         return pd.DataFrame({"eigenvalue": self.eigenvalues[order].numpy(), "power": self.power[order].numpy()})
 
     def __str__(self) -> str:
+        """Return the range of the eigenvalues, and the power of the target in the largest eigendirections, as text."""
         setting = "population" if self.pool is None else f"pool of {self.pool:,} examples"
         order = self.eigenvalues.argsort(descending=True)
         total, eigenvalues, power = float(self.power.sum()), self.eigenvalues[order], self.power[order]
