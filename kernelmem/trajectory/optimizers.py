@@ -58,13 +58,16 @@ class ParameterStep:
 
 @dataclass
 class AdjointState:
-    """Adjoint state that the recursion carries backward from one step of a parameter to the previous one."""
+    """Adjoint q of the optimizer's state, which is carried backward from one step of a parameter to the previous one."""
 
     q: Tensor | None = None  # updated in place
     factor: float = 0.0  # by which the next step multiplies the adjoint that it passes back
 
     def add(self, cotangent: Tensor, scale: float, factor: float, divisor: Tensor | None = None) -> Tensor:
-        """Set q to scale · cotangent (/ divisor) + factor⁺ · q⁺ and return it; ``factor`` is used by the step before."""
+        """Set q to scale · cotangent / divisor + f · q and return it, with f the ``factor`` passed at the last call.
+
+        The last call was for the next step of the run; ``factor`` is stored for the call of the previous step.
+        """
         if self.q is None:
             self.q = scale * cotangent if divisor is None else scale * cotangent / divisor
         elif divisor is None:
@@ -98,18 +101,19 @@ class ParameterFilter:
         return ParameterStep(step, options, self.count, is_first_momentum_step, denominator, weights if decay else None)
 
     def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """Return the steps for other gradients (G, p), given the realized statistics: the linear filter.
+        """Return the steps (G, p) that G other gradients (G, p) would cause with the recorded denominators.
 
-        ``state`` holds the momentum of the G rows and is updated in place.
+        ``state`` holds the momentum of the G gradients and is updated in place.
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def backward(
         self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return A_t for the gradient as autograd computes it, and the decay term; ``cotangent`` J̄_t is (..., shape).
+        """Return the effect A_t of the step's gradient on the outputs, and the decay term (None without decay).
 
-        ``adjoint`` None: the filter uses its own adjoint state, for whole parameters. A_t is valid until the next call.
+        ``cotangent`` (..., *shape) is the mean tangent J̄_t of the step. With ``adjoint`` None the filter uses its
+        own adjoint state, for whole parameters. A_t is valid until the next call.
         """
         A = self.adjoint_step(cotangent, parameter_step, self.adjoint if adjoint is None else adjoint)
         decay, options = None, parameter_step.options
@@ -127,11 +131,11 @@ class ParameterFilter:
         return bool(options.get("decoupled_weight_decay"))
 
     def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """Return the step without decay, and the denominator if there is one."""
+        """Return the change of the parameter without decay, and the denominator of the formula (None if it has none)."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
-        """Return A_t for the gradient that was passed to ``step_without_decay``."""
+        """Return the effect A_t of the gradient that was passed to ``step_without_decay``, shaped as ``cotangent``."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def has_momentum(self, options: Options) -> bool:
@@ -143,11 +147,17 @@ class StochasticGradientDescent(ParameterFilter):
     """torch.optim.SGD: plain, momentum with dampening, Nesterov."""
 
     def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """Return −h g, −h b or −h (g + μ b)."""
+        """Return the step −h g, −h b (momentum) or −h (g + μ b) (Nesterov), and None because there is no denominator.
+
+        h is the learning rate, g the gradient, b the momentum buffer and μ the momentum.
+        """
         return self._step(gradient, options, self.state, is_first_momentum_step="buffer" not in self.state), None
 
     def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """Return −h g, −h b or −h (g + μ b)."""
+        """Return the steps −h g, −h b (momentum) or −h (g + μ b) (Nesterov) of the given gradients g.
+
+        h is the learning rate, b the momentum buffer in ``state`` and μ the momentum.
+        """
         return self._step(
             gradients,
             parameter_step.options,
@@ -169,7 +179,7 @@ class StochasticGradientDescent(ParameterFilter):
         return -options["lr"] * step
 
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
-        """Return A_t by the table of this module."""
+        """Return the effect A of the step's gradient, as the table of this module defines it for SGD."""
         options, learning_rate = parameter_step.options, parameter_step.options["lr"]
         momentum = options.get("momentum", 0.0)
         if not momentum:
@@ -185,7 +195,10 @@ class AdaptiveMoments(ParameterFilter):
     """torch.optim.Adam and AdamW, amsgrad too."""
 
     def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """Return −h m̂ / (√v̂ + ε)."""
+        """Return the step −h m̂ / s and its denominator s = √v̂ + ε.
+
+        h is the learning rate, m̂ and v̂ are the bias-corrected means of the gradient and of its square.
+        """
         beta1, beta2 = options["betas"]
         state = self.state
         state["mean"] = beta1 * state.get("mean", torch.zeros_like(gradient)) + (1 - beta1) * gradient
@@ -198,7 +211,7 @@ class AdaptiveMoments(ParameterFilter):
         return -options["lr"] / (1 - beta1**self.count) * state["mean"] / denominator, denominator
 
     def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """Return −h m̂ / s with the realized denominator s."""
+        """Return −h m̂ / s with learning rate h, mean m̂ of the given gradients, and the recorded denominator s."""
         beta1 = parameter_step.options["betas"][0]
         assert parameter_step.denominator is not None
         mean = (1 - beta1) * gradients
@@ -211,7 +224,7 @@ class AdaptiveMoments(ParameterFilter):
         )
 
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
-        """Return A_t by the table of this module."""
+        """Return the effect A of the step's gradient, as the table of this module defines it for Adam."""
         beta1 = parameter_step.options["betas"][0]
         scale = -parameter_step.options["lr"] / (1 - beta1**parameter_step.count)
         assert parameter_step.denominator is not None
@@ -236,7 +249,10 @@ class RootMeanSquare(ParameterFilter):
     """torch.optim.RMSprop, centered too."""
 
     def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """Return −h g / (√v + ε), or the step of its momentum buffer."""
+        """Return the step −h g / s, or that of its momentum buffer, and the denominator s = √v + ε.
+
+        h is the learning rate, v the running mean of the squared gradients g.
+        """
         alpha, momentum, state = options["alpha"], options.get("momentum", 0.0), self.state
         state["square"] = alpha * state.get("square", torch.zeros_like(gradient)) + (1 - alpha) * gradient.square()
         square = state["square"]
@@ -252,7 +268,7 @@ class RootMeanSquare(ParameterFilter):
         return -options["lr"] * scaled_gradient, denominator
 
     def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """Return −h g / s with the realized denominator s, or the step of its momentum buffer."""
+        """Return −h g / s with learning rate h and the recorded denominator s, or the step of the momentum buffer."""
         assert parameter_step.denominator is not None
         momentum, scaled_gradient = parameter_step.options.get("momentum", 0.0), gradients / parameter_step.denominator
         if momentum:
@@ -262,7 +278,7 @@ class RootMeanSquare(ParameterFilter):
         return -parameter_step.options["lr"] * scaled_gradient
 
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
-        """Return A_t by the table of this module."""
+        """Return the effect A of the step's gradient, as the table of this module defines it for RMSprop."""
         assert parameter_step.denominator is not None
         momentum, learning_rate = parameter_step.options.get("momentum", 0.0), parameter_step.options["lr"]
         q = adjoint.add(cotangent, -learning_rate, momentum) if momentum else -learning_rate * cotangent
@@ -273,21 +289,21 @@ class AdaptiveGradient(ParameterFilter):
     """torch.optim.Adagrad."""
 
     def step_without_decay(self, gradient: Tensor, options: Options) -> tuple[Tensor, Tensor | None]:
-        """Return −h/(1 + (k−1) η) g / (√Σg² + ε)."""
+        """Return the step −h/(1 + (k−1) η) g / s and s = √Σg² + ε in step k, with learning rate h and its decay η."""
         initial_sum = torch.full_like(gradient, options.get("initial_accumulator_value", 0.0))
         self.state["sum"] = self.state.get("sum", initial_sum) + gradient.square()
         denominator = _safe_sqrt(self.state["sum"]) + options["eps"]
         return -self._learning_rate(options, self.count) * gradient / denominator, denominator
 
     def filter_gradients(self, gradients: Tensor, parameter_step: ParameterStep, state: dict[str, Tensor]) -> Tensor:
-        """Return −h/(1 + (k−1) η) g / s with the realized denominator s."""
+        """Return −h/(1 + (k−1) η) g / s in step k: h is the learning rate, η its decay, s the recorded denominator."""
         assert parameter_step.denominator is not None
         return (
             -self._learning_rate(parameter_step.options, parameter_step.count) * gradients / parameter_step.denominator
         )
 
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
-        """Return A_t by the table of this module."""
+        """Return the effect A of the step's gradient, as the table of this module defines it for Adagrad."""
         assert parameter_step.denominator is not None
         return (
             -self._learning_rate(parameter_step.options, parameter_step.count) * cotangent / parameter_step.denominator
@@ -323,11 +339,14 @@ def filter_class(optimizer: str) -> type[ParameterFilter]:
 
 
 def _safe_sqrt(square: Tensor) -> Tensor:
-    """Return √, with derivative 0 at 0: without gradients so far, a first one of size δ changes the step by δ/ε + O(δ²)."""
+    """Return the square root of ``square``, with derivative 0 where it is 0.
+
+    Without gradients so far, a first gradient of size δ changes the step by δ/ε + O(δ²).
+    """
     positive = square != 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
 def _inner(cotangent: Tensor, weights: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Return ⟨cotangent, w⟩ over the axes of the parameter."""
+    """Return the inner product of ``cotangent`` and ``weights``, summed over ``axes``, those of the parameter."""
     return (cotangent * weights).sum(axes) if axes else cotangent * weights

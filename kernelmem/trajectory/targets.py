@@ -20,7 +20,10 @@ LABELED = ("margin", "loss", "log_probability")
 
 @dataclass(frozen=True)
 class TargetFunctions:
-    """k functions φ of the outputs: ``values`` returns (n, k), ``directions`` their derivatives ∂φ/∂f, (n, k, C)."""
+    """k functions φ of the C outputs f of n rows.
+
+    ``values`` returns their values (n, k), ``directions`` their derivatives ∂φ/∂f, (n, k, C).
+    """
 
     values: Callable[[Tensor, Tensor], Tensor]  # outputs (n, C), indices of the rows (n,)
     directions: Callable[[Tensor, Tensor], Tensor]
@@ -52,6 +55,7 @@ def as_target_functions(target: TargetLike, labels: ArrayLike | None, n: int, n_
         return _evaluate_target(function, outputs, None if classes is None else classes[rows])[:, None]
 
     def directions(outputs: Tensor, rows: Tensor) -> Tensor:
+        """Return the derivatives of the target with respect to the C outputs of n rows, (n, 1, C)."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
             target_values = values(leaf, rows)
@@ -67,7 +71,7 @@ def as_target_functions(target: TargetLike, labels: ArrayLike | None, n: int, n_
 
 
 def _evaluate_target(function: Target, outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Call the target function and check that it returns one number per row."""
+    """Return the target function of n rows, (n,), after checking that it has one number for each row."""
     target_values = function(outputs, labels)
     if not isinstance(target_values, Tensor) or target_values.shape != (len(outputs),):
         shape = tuple(target_values.shape) if isinstance(target_values, Tensor) else type(target_values).__name__

@@ -54,7 +54,7 @@ class TracedSteps:
         return self.start + len(self.steps)
 
     def select(self, start: int, stop: int) -> "TracedSteps":
-        """Return the steps at positions start..stop−1 of this object."""
+        """Return the traced steps at positions ``start`` to ``stop`` − 1, counted from the first step of this object."""
         positions = slice(start, stop)
         states = self.states[start : stop + 1]
         return TracedSteps(
@@ -77,12 +77,12 @@ def load_batch(run: Run, step: Step) -> StepBatch:
 
 
 def weighted_loss(loss: PerExample, batch: StepBatch) -> Callable[[Tensor], Tensor]:
-    """Return the map from outputs (B, C) to the weighted sum of the examples' losses."""
+    """Return a function that maps the outputs (B, C) of a batch to the weighted sum of the losses of its B examples."""
     return lambda outputs: (batch.weights * loss(outputs, batch.targets)).sum()
 
 
 def loss_directions(loss: PerExample, batch: StepBatch) -> Directions:
-    """Return the map from outputs (B, C) to the weighted derivative of each example's loss, (B, 1, C)."""
+    """Return a function that maps outputs (B, C) to the weighted derivatives of the losses of B examples, (B, 1, C)."""
 
     def directions(outputs: Tensor, rows: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -110,7 +110,7 @@ class RunTracer:
     advance: Callable[[int], None] = _ignore  # called with 1 for every step that is traced for the first time
 
     def chunk_starts(self) -> range:
-        """Return the first steps of the chunks of the run that fit into memory."""
+        """First step of each chunk of the run, where a chunk is the steps that fit into memory together."""
         return range(0, len(self.run), max(1, MAX_BYTES // (8 * 4 * self.network.n_parameters)))
 
     def trace_forward(self) -> Iterator[TracedSteps]:
@@ -120,7 +120,10 @@ class RunTracer:
             yield self.trace_steps(filters, start, min(start + chunk_starts.step, len(self.run)))
 
     def trace_backward(self) -> Iterator[TracedSteps]:
-        """Yield the traced run chunk by chunk, the last one first. Cost: twice ``trace_forward`` if there are several chunks."""
+        """Yield the traced run chunk by chunk, the last one first.
+
+        Cost: twice that of ``trace_forward`` if there are several chunks.
+        """
         filters, snapshots, last_chunk = self._filters(), [], None
         chunk_starts = self.chunk_starts()
         for start in chunk_starts:
@@ -139,7 +142,7 @@ class RunTracer:
         return {name: new_filter() for name in self.network.parameters}
 
     def trace_steps(self, filters: dict[str, ParameterFilter], start: int, stop: int) -> TracedSteps:
-        """Trace steps start..stop−1; ``filters`` must hold the optimizer's state after all steps before them."""
+        """Return the traced steps ``start`` to ``stop`` − 1; ``filters`` holds the optimizer's state before them."""
         run, network = self.run, self.network
         steps = list(run.steps[start:stop])
         batches = [load_batch(run, step) for step in steps]
@@ -169,7 +172,10 @@ class RunTracer:
 def _gradients(
     network: Network, steps: list[Step], batches: list[StepBatch], states: list[dict[str, Tensor]], loss: PerExample
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield the gradient of every step's batch as one vector per parameter, computing several steps in one pass if possible."""
+    """Yield the gradient of each step's batch: a dict of one vector for each parameter.
+
+    Steps that can share a pass are computed in one pass.
+    """
     max_shared_steps = max(1, min(MAX_STEPS_TOGETHER, MAX_NUMBERS_TOGETHER // network.n_parameters))
     start = 0
     while start < len(steps):
@@ -197,7 +203,7 @@ def _gradients(
 
 
 def can_share_pass(first: Step, second: Step) -> bool:
-    """Return True if neither step draws random numbers or changes buffers, and both have the same modes."""
+    """Return True if neither step draws random numbers or changes buffers, and both have the same modules in eval mode."""
     deterministic = all(step.random is None and not step.buffers_changed for step in (first, second))
     return deterministic and first.evaluating == second.evaluating
 

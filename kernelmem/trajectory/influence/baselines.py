@@ -29,7 +29,10 @@ def tracin(
     n_examples: int,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """Compute TracIn of the rows at ``row_indices`` with every recorded step as a checkpoint: (rows · k, n).
+    """Return the TracIn scores, (rows · k, n), of n training examples for k functions of the rows at ``row_indices``.
+
+    Every recorded step is a checkpoint: a score is minus the sum over steps of the learning rate times the inner
+    product of the gradients of a function and of the example's loss.
 
     Cost: for each step a gradient of the batch with its graph, a tangent of every row, and rows · k derivatives.
     """
@@ -48,7 +51,9 @@ def tracin(
 def last_checkpoint(
     program: TrainingProgram, rows: Rows, target_functions: TargetFunctions, row_indices: Tensor, *, n_examples: int
 ) -> Tensor:
-    """Compute gradient products at the last weights in eval mode, with each example as it was last used: (rows · k, n).
+    """Return minus the inner products of gradients at the last weights, (rows · k, n), for k functions and n examples.
+
+    The network is in eval mode, and each example has the input of the last step that used it and the loss weight 1.
 
     Cost: a gradient of every example with its graph, a tangent of every row, and rows · k derivatives per batch.
     """

@@ -19,7 +19,7 @@ DIRECTIONS_TOGETHER = 32  # directions per pass: with more, activations exceed t
 
 
 class BatchGradient:
-    """g = Σ_i v_i ∇ℓ_i(w) with its graph."""
+    """Gradient g = Σ_i v_i ∇ℓ_i(w) of one batch with its graph; v_i is the weight of the loss ℓ_i of example i."""
 
     def __init__(
         self,
@@ -30,7 +30,12 @@ class BatchGradient:
         statistics_after: Tensors,
         batched: bool,
     ) -> None:
-        """Store v, w, g, and the running statistics before and after the step."""
+        """Store the tensors that the gradient is differentiated with respect to, and the gradient itself.
+
+        ``weights`` (B,) are the loss weights of the B examples, ``statistics_before`` and ``statistics_after`` the
+        running statistics of batch normalization before and after the step; ``batched`` allows one backward pass for
+        all directions.
+        """
         self.weights, self.parameters, self.batched = weights, parameters, batched
         self.statistics_before, self.statistics_after = statistics_before, statistics_after
         self.gradient = {name: g.detach() for name, g in gradient.items()}
@@ -39,7 +44,9 @@ class BatchGradient:
         }
 
     def shares(self, alpha: Tensors) -> Tensor:
-        """Return v_i ⟨α_d, ∇ℓ_i⟩, (D, B), for α with a tensor (D, shape) for each parameter.
+        """Return the share v_i ⟨α_d, ∇ℓ_i⟩ of each of B examples in the product with each of D directions, (D, B).
+
+        ``alpha`` holds the directions α: one tensor (D, *shape) for each parameter.
 
         Raises:
             VerificationError: the shares do not add up to ⟨α_d, g⟩: an operation has no second derivative.
@@ -47,9 +54,11 @@ class BatchGradient:
         return self._check_shares(self._differentiate(alpha, [self.weights])[0], alpha)
 
     def pull_back(self, alpha: Tensors, statistics: Tensors) -> tuple[Tensor, Tensors, Tensors]:
-        """Return the shares (D, B); H α_d for each parameter, H the Hessian of Σ_i v_i ℓ_i; adjoints of the statistics before.
+        """Return the shares (D, B) of B examples, the products H α_d with D directions α, and adjoints of the statistics.
 
-        ``statistics`` are the adjoints of the running statistics after the step; H α includes their derivatives.
+        H is the Hessian of Σ_i v_i ℓ_i, and the products are one tensor (D, *shape) for each parameter.
+        ``statistics`` are the adjoints of the running statistics after the step; returned are those of the statistics
+        before it. The products include the derivatives of the statistics.
 
         Raises:
             VerificationError: as in :meth:`shares`.
@@ -64,7 +73,7 @@ class BatchGradient:
         return self._check_shares(loss_derivatives, alpha), hessian, statistics_before
 
     def _check_shares(self, loss_derivatives: Tensor, alpha: Tensors) -> Tensor:
-        """Return the shares v_i ⟨α_d, ∇ℓ_i⟩ after checking that they add up to ⟨α_d, g⟩."""
+        """Return v_i ⟨α_d, ∇ℓ_i⟩, (D, B), for D directions and B examples; check that the sum over i is ⟨α_d, g⟩."""
         shares = loss_derivatives * self.weights.detach()
         terms = torch.cat([a.reshape(len(a), -1) * self.gradient[name].flatten() for name, a in alpha.items()], 1)
         difference = (shares.sum(1) - terms.sum(1)).abs()
@@ -77,7 +86,7 @@ class BatchGradient:
         return shares
 
     def can_batch(self) -> bool:
-        """Return True if batched differentiation gives the same result as one direction at a time, tested on three directions.
+        """Return True if one backward pass for all directions gives the same result as one for each, tested on three.
 
         Raises:
             UnsupportedModelError: the gradient cannot be differentiated even one direction at a time.
@@ -102,7 +111,7 @@ class BatchGradient:
         return all(bool(((a - b).norm() <= 1e-9 * b.norm()).item()) for a, b in zip(batched, expected, strict=True))
 
     def _differentiate(self, alpha: Tensors, inputs: list[Tensor]) -> list[Tensor]:
-        """Return the derivatives of ⟨α_d, g⟩ with respect to each input, (D, shape)."""
+        """Return the derivatives of ⟨α_d, g⟩ with respect to each input, (D, *shape), for D directions α."""
         D = len(next(iter(alpha.values())))
         if not self.differentiable:
             return [leaf.new_zeros(D, *leaf.shape) for leaf in inputs]
@@ -121,7 +130,7 @@ class BatchGradient:
         return [torch.cat(input_derivatives) for input_derivatives in zip(*chunk_derivatives, strict=True)]
 
     def _differentiate_batched(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        """Differentiate in all directions with one batched backward pass."""
+        """Return the derivatives of ⟨α_d, g⟩ with respect to each input, (D, *shape), from one batched backward pass."""
         with warnings.catch_warnings():  # torch loops over some operations: slower, but correct
             warnings.filterwarnings("ignore", message="There is a performance drop")
             derivatives = torch.autograd.grad(
@@ -139,7 +148,7 @@ class BatchGradient:
         ]
 
     def _differentiate_one_by_one(self, alpha: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        """Differentiate with one backward pass per direction."""
+        """Return the derivatives of ⟨α_d, g⟩ with respect to each input, (D, *shape), from D backward passes."""
         rows = []
         for direction in zip(*alpha, strict=True):
             derivatives = torch.autograd.grad(

@@ -27,6 +27,11 @@ class RunningStatistics(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
+        """Call ``func``; evaluate F.batch_norm so that it can be differentiated with respect to its running statistics.
+
+        In train mode the updated statistics are stored in ``after`` as functions of the input and of the old
+        statistics.
+        """
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)

@@ -91,6 +91,7 @@ class Influence(Result):
         return pd.DataFrame({"influence": self.influence.flatten().numpy()}, index=index).reset_index()
 
     def __str__(self) -> str:
+        """Return a text that names the numbers of examples, rows and outputs, the method, and the largest influence."""
         m, n, k = self.influence.shape
         size = self.influence.abs()
         return "\n".join(
@@ -228,7 +229,7 @@ def _influence_by_chunk(
     options: InfluenceOptions,
     progress: Progress,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, chunk by chunk, row indices and the influence (rows, n, k) on these rows."""
+    """Yield, for each chunk of rows, their indices and the influence of n examples on k functions, (rows, n, k)."""
     chunks = torch.arange(rows.n).split(options.chunk or rows.n)
     sweeps = {"unrolled": 1 + len(chunks), "tracin": len(chunks), "last": 0}[method]
     advance = step_counter(progress, "influence", sweeps * len(program))

@@ -76,12 +76,18 @@ class TrainingProgram:
             set_modes(module, evaluating)
 
     def gradient(self, t: int) -> BatchGradient:
-        """Return Σ_i v_i ∇ℓ_i of step t at the weights before it, in the recorded modes and with the recorded random numbers."""
+        """Return the gradient Σ_i v_i ∇ℓ_i of step t, with v_i the weight of the loss ℓ_i of example i in its batch.
+
+        It is computed at the weights before the step, in the recorded modes and with the recorded random numbers.
+        """
         self.set_state_at(t, evaluating=self.steps[t].evaluating)
         return self.gradient_at_current_weights(self.batches[t], self.steps[t].random)
 
     def gradient_at_current_weights(self, batch: StepBatch, random: bytes | None = None) -> BatchGradient:
-        """Return Σ_i v_i ∇ℓ_i of any batch at the current weights and modes."""
+        """Return the gradient Σ_i v_i ∇ℓ_i of a batch, with v_i the weight of the loss ℓ_i of example i.
+
+        It is computed at the current weights and modes of the model; ``random`` is the random state to use, if any.
+        """
         weights = batch.weights.clone().requires_grad_()
         parameters = self.prepared.parameters
         running_statistics = RunningStatistics(self.prepared.module)
@@ -100,7 +106,10 @@ class TrainingProgram:
     def tangents(
         self, t: int, rows: Rows, target_functions: TargetFunctions, row_indices: Tensor
     ) -> tuple[Tensors, Tensors]:
-        """Return ∂φ/∂(parameters) and ∂φ/∂(running statistics) of some rows after t steps, in eval mode: (rows · k, shape).
+        """Return the derivatives of k functions φ of some rows after t steps, in eval mode, each tensor (rows · k, *shape).
+
+        The first result holds those with respect to the parameters, the second those with respect to the running
+        statistics.
 
         Raises:
             UnsupportedModelError: a model that mixes rows in eval mode.

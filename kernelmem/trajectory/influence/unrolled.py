@@ -80,7 +80,10 @@ def unroll(
     n_examples: int,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """Return the derivative of φ with respect to every example's weight: (D, n).
+    """Return the derivative (D, n) of D target values with respect to the loss weight of each of n examples.
+
+    ``tangents`` and ``statistics`` are the derivatives of the target values with respect to the last weights and the
+    last running statistics, one tensor (D, *shape) for each.
 
     Cost: for each step a gradient of the batch with its graph, D Hessian-vector products of it, D·P operations of the
     update; memory D·P numbers for the weights and as many for every tensor of the optimizer's state.
@@ -122,9 +125,10 @@ def _derivatives(
     weights: Tensor,
     options: Options,
 ) -> dict[str, Tensors]:
-    """Return ∂(w', s')/∂(w, s, g) entry by entry: result[output][input], absent if it is zero everywhere.
+    """Return the derivatives of one optimizer step, entry by entry, as result[output][input].
 
-    Outputs are "weights" and the names of the state after the step; inputs "weights", "gradient" and the names before it.
+    Outputs are "weights" and the names of the optimizer's state after the step; inputs are "weights", "gradient" and
+    the names of the state before it. A pair is absent if the output does not depend on the input.
     """
     with torch.enable_grad():
         before = {key: value.detach().clone().requires_grad_() for key, value in state.items()}
@@ -146,7 +150,10 @@ def _derivatives(
 
 
 def _pull_back(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
-    """Return the adjoints of an update's inputs from those of its outputs."""
+    """Return the adjoints of the inputs of an optimizer step, by name, from the adjoints of its outputs.
+
+    ``derivatives`` is the result of :func:`_derivatives`; an output without an adjoint counts as zero.
+    """
     input_adjoints: Tensors = {}
     for output, row in derivatives.items():
         if output not in adjoint:  # no later step has used this state
@@ -160,7 +167,11 @@ def _pull_back(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
 
 
 def _pull_back_clipping(alpha: Tensors, gradient: Tensors, scale: float) -> None:
-    """Subtract from α its component along the gradient, whose norm clipping keeps constant."""
+    """Subtract from each direction α_d its component along the gradient, because clipping keeps the norm constant.
+
+    ``alpha`` (D, *shape for each parameter) is changed in place; ``scale`` is the factor by which clipping reduced
+    the gradient.
+    """
     norm = _norm(gradient.values())
     if norm == 0:
         return

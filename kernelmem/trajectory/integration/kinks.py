@@ -65,7 +65,10 @@ class RowSegmentPairs:
         return RowSegmentPairs(self.network, self.rows, self.segments, self.segment[index], self.row[index])
 
     def distances(self, places: Tensor) -> Tensor:
-        """Return all pre-activations minus the inputs of their kinks, each pair at its place: (n, units)."""
+        """Return each pre-activation minus the input at which its activation has a kink, (n, units), for n pairs.
+
+        Pair i is evaluated at ``places[i]``, a position from 0 to 1 on its segment.
+        """
         with _KinkDistances(len(self)) as recorded:
             self.network.outputs(take(self.rows, self.row), self.segments.rows_at_places(self.segment, places))
         return (
@@ -74,10 +77,11 @@ class RowSegmentPairs:
 
 
 def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[float]]]:
-    """Locate the kinks in (0, 1) of every segment and row, ascending.
+    """Return, for each segment and each row, the ascending list of positions in (0, 1) where the network has a kink.
 
     Two crossings of one unit within a step, and kinks of other operations, are not found.
-    Cost: two evaluations of the network if there is none; a few more for each kink of the row that has most.
+
+    Cost: two evaluations of the network if there is no kink; a few more for each kink of the row that has most.
     """
     S, m = len(segments), rows.n
     places: list[list[list[float]]] = [[[] for _ in range(m)] for _ in range(S)]
@@ -112,7 +116,11 @@ def kinks(network: Network, rows: Rows, segments: Segments) -> list[list[list[fl
 def _first_kinks(
     pairs: RowSegmentPairs, low: Tensor, low_values: Tensor, signs: Tensor, end_values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for every pair the first kink after ``low``, a place just beyond it, and the distances there."""
+    """Return for each of n pairs the first kink after ``low`` (n,), a place just beyond it (n,), and the distances there.
+
+    The distances (n, units) are those of :meth:`RowSegmentPairs.distances`; ``signs`` is True where they are positive
+    at ``low``, and ``end_values`` are the distances at the end of the segment.
+    """
     high, high_values = torch.ones_like(low), end_values
     low, low_values = low.clone(), low_values.clone()
     for i in range(MAX_EVALUATIONS):
@@ -134,7 +142,10 @@ def _first_kinks(
 
 
 def _first_crossing(low: Tensor, high: Tensor, low_values: Tensor, high_values: Tensor, signs: Tensor) -> Tensor:
-    """Return the first place at which a unit that differs between the ends would be zero if it were linear."""
+    """Return the first position (n,) between ``low`` and ``high`` where a distance to a kink interpolates to zero.
+
+    Only units whose distance has different signs at the two ends are considered; without any the result is ``high``.
+    """
     differs = signs != (high_values > 0)
     fraction = torch.where(differs, low_values / (low_values - high_values), 1.0).clamp(0.0, 1.0)
     return low + (high - low) * fraction.nan_to_num(0.0).min(1).values

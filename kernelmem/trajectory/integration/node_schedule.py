@@ -17,7 +17,10 @@ class NodeSchedule:
     fallback: int | None = None  # last sufficient number of nodes, while a smaller number is being tried
 
     def next_count(self, n_tried: int, n_sufficient: int, steps: int = 1) -> int:
-        """Return the next number of nodes to try, if ``n_tried`` were tried for ``steps`` steps and ``n_sufficient`` needed."""
+        """Return the number of nodes to try next, after ``n_tried`` nodes were tried for ``steps`` steps.
+
+        ``n_sufficient`` is the number of nodes that these steps needed.
+        """
         was_lowered, self.fallback = self.fallback is not None, None
         if n_sufficient > n_tried:
             self.wait, self.n_succeeded = (min(LONGEST_WAIT, 2 * self.wait) if was_lowered else self.wait), 0

@@ -37,7 +37,7 @@ PlacesAndWeights: TypeAlias = tuple[list[float], list[float]]  # places on a seg
 
 @dataclass(frozen=True)
 class Integrand:
-    """k functions φ of a network's outputs on m rows, along S segments; buffers are those of the network."""
+    """k functions φ of a network's outputs on m rows, along S segments of weights, with the network's buffers."""
 
     network: Network
     rows: Rows
@@ -67,7 +67,10 @@ class OutputChange:
     noise: Tensor  # (S, m): rounding error of the change over one panel
 
     def limit(self, panels: list[Panel], tolerance: float) -> Tensor:
-        """Return the largest acceptable residuals, (S, m): the tolerance, or the rounding of a row's panels."""
+        """Return the largest acceptable residual of each segment and row, (S, m).
+
+        It is ``tolerance``, or the rounding error of the row's panels if that is larger.
+        """
         counts = torch.zeros_like(self.noise)
         for s, row, *_ in panels:
             counts[s, slice(None) if row < 0 else row] += 1
@@ -75,7 +78,10 @@ class OutputChange:
 
 
 def initial_panels(integrand: Integrand) -> list[Panel]:
-    """Split every segment at its kinks, row by row; one panel per segment if the network is smooth."""
+    """Return panels (segment, row, start, stop) between the kinks of every segment and row.
+
+    For a smooth network there is one panel for each segment, with row −1, which means all rows.
+    """
     S, m, _ = integrand.sizes
     kink_places = kinks(integrand.network, integrand.rows, integrand.segments)
     if not integrand.network.piecewise:
@@ -84,7 +90,10 @@ def initial_panels(integrand: Integrand) -> list[Panel]:
 
 
 def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> QuadratureNodes:
-    """Place Gauss-Legendre rules on panels, each with its own number of nodes."""
+    """Return the nodes and weights of Gauss-Legendre rules on panels of S segments and m rows.
+
+    ``panels`` are pairs of a panel and the number of nodes on it.
+    """
     evaluations = torch.zeros(S, dtype=torch.float64)
     nodes: dict[tuple[int, int], PlacesAndWeights] = {}
     for (s, row, a, b), n in panels:
@@ -98,7 +107,7 @@ def nodes_on(panels: list[tuple[Panel, int]], S: int, m: int) -> QuadratureNodes
 
 
 def output_change(integrand: Integrand) -> OutputChange:
-    """Evaluate φ at both ends of every segment."""
+    """Return the change of the target functions of the outputs from the start to the end of every segment."""
     network, rows, segments, (S, m, _) = integrand.network, integrand.rows, integrand.segments, integrand.sizes
     ends = {name: torch.cat([w, segments.stop[name][-1:]]) if S > 1 else w for name, w in segments.start.items()}
     if S > 1:
@@ -172,7 +181,10 @@ def _check_progress(unresolved: list[tuple[int, float]]) -> None:
 
 
 def _residuals(integrand: Integrand, panels: list[Panel], n_nodes: int) -> tuple[Tensor, Tensor]:
-    """Return the change over each panel minus its quadrature, (panels, rows, k), and its rounding, (panels,)."""
+    """Return the change of k functions over each panel minus its quadrature, and the rounding error of each panel.
+
+    The shapes are (panels, rows, k) and (panels,).
+    """
     network, rows, segments, target_functions = (
         integrand.network,
         integrand.rows,
@@ -218,12 +230,12 @@ def _residuals(integrand: Integrand, panels: list[Panel], n_nodes: int) -> tuple
 
 
 def _rounding_error(magnitude: Tensor) -> Tensor:
-    """Return the absolute rounding error to expect of φ values of this magnitude."""
+    """Return the expected absolute rounding error of target values with these absolute values."""
     return ROUNDING_EPSILONS * torch.finfo(torch.float64).eps * magnitude.clamp_min(1.0)
 
 
 def _all_rows(integrand: Integrand, segment: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs and slopes of all rows at every place (n_panels, n_nodes)."""
+    """Return the outputs of all rows, and their derivatives along the segment, at each place (n_panels, n_nodes)."""
     segments, m, (n_panels, n_nodes) = integrand.segments, integrand.rows.n, places.shape
     segment_of_place = segment.repeat_interleave(n_nodes)
     blocks = segments.blocks_at_places(segment_of_place, places.flatten(), m)
@@ -235,7 +247,7 @@ def _all_rows(integrand: Integrand, segment: Tensor, places: Tensor) -> tuple[Te
 
 
 def _all_rows_at_ends(integrand: Integrand, segment: Tensor, ends: Tensor) -> Tensor:
-    """Return outputs of all rows at both ends (n_panels, 2) of every panel; an end that two panels share is evaluated once."""
+    """Return the outputs of all rows at both ends (n_panels, 2) of every panel; a shared end is evaluated once."""
     segments, m = integrand.segments, integrand.rows.n
     keys = [(int(s), float(place)) for s, pair in zip(segment, ends, strict=True) for place in pair]
     # The end of a segment is the start of the next one.
@@ -250,13 +262,16 @@ def _all_rows_at_ends(integrand: Integrand, segment: Tensor, ends: Tensor) -> Te
 
 
 def factor_numbers(integrand: Integrand, nodes: QuadratureNodes) -> float:
-    """Estimate the number of activations and gradients in memory for the tangent factors at these nodes."""
+    """Estimate how many numbers the tangent factors at these nodes keep in memory (activations and gradients)."""
     _, m, k = integrand.sizes
     return integrand.network.numbers_per_row * m * k * float(nodes.evaluations.sum())
 
 
 def mean_tangents(integrand: Integrand, nodes: QuadratureNodes) -> Iterator[tuple[Tensor, Tangents]]:
-    """Yield the weighted sums of the tangents at all nodes: indices of some rows, and their J̄ on all S segments."""
+    """Yield pairs: indices of some rows, and the mean tangents of these rows on all S segments.
+
+    A mean tangent is the sum, weighted by the quadrature, of the derivatives of φ with respect to the parameters.
+    """
     network, segments, (S, m, k) = integrand.network, integrand.segments, integrand.sizes
     if not network.piecewise:
         count = max(len(places) for places, _ in nodes.by_row.values())
@@ -295,7 +310,7 @@ def mean_tangents(integrand: Integrand, nodes: QuadratureNodes) -> Iterator[tupl
 
 
 def dense_mean_tangents(integrand: Integrand, *, n_nodes: int | None = None, tolerance: float) -> Tensor:
-    """Return J̄ of all rows on the only segment as a dense tensor (m, k, P)."""
+    """Return the mean tangents of m rows on the only segment, (m, k, P), for k functions and P parameters."""
     nodes = refine(integrand, initial_panels(integrand), n_nodes=n_nodes or INITIAL_NODES, tolerance=tolerance)
     _, m, k = integrand.sizes
     J = torch.empty(m, k, integrand.network.n_parameters, dtype=torch.float64)
@@ -305,14 +320,18 @@ def dense_mean_tangents(integrand: Integrand, *, n_nodes: int | None = None, tol
 
 
 def _pad_nodes(nodes: list[PlacesAndWeights], count: int) -> tuple[Tensor, Tensor]:
-    """Return places and weights (b, count), filled up with nodes of zero weight."""
+    """Return places and weights, each (b, count), of b rules; shorter rules are filled up with nodes of zero weight."""
     places = [row_places + [0.5] * (count - len(row_places)) for row_places, _ in nodes]
     weights = [row_weights + [0.0] * (count - len(row_weights)) for _, row_weights in nodes]
     return torch.tensor(places, dtype=torch.float64), torch.tensor(weights, dtype=torch.float64)
 
 
 def _tangents_of_pairs(integrand: Integrand, segment: Tensor, row: Tensor, places: Tensor, weights: Tensor) -> Tangents:
-    """Return the tangents of pairs (segment, row) with their own nodes (n_pairs, q): all with the same row, or on one segment."""
+    """Return the weighted tangents of pairs (segment, row), which all have the same row or the same segment.
+
+    ``places`` and ``weights`` (n_pairs, q) are the q quadrature nodes of each pair, over which the tangents are
+    summed.
+    """
     n_pairs, q = places.shape
     if len(integrand.segments) > 1:
         row_axes, rows, places, weights = (
@@ -333,7 +352,7 @@ def _tangents_of_pairs(integrand: Integrand, segment: Tensor, row: Tensor, place
 def _weighted_tangents(
     integrand: Integrand, rows: Tensor, weights: Tensor, blocks: Blocks, row_axes: tuple[int, int, int]
 ) -> Tangents:
-    """Return the tangents of rows (n,), which lie as (S, q, r), summed over q with weights (n,)."""
+    """Return the tangents of n = S · q · r rows, summed with ``weights`` (n,) over the q nodes of S segments and r rows."""
 
     def directions(outputs: Tensor, row_indices: Tensor) -> Tensor:
         return integrand.target_functions.directions(outputs, rows[row_indices]) * weights[row_indices, None, None]

@@ -48,7 +48,7 @@ SLICE_ROWS = 128  # smallest number of rows of a matrix product
 
 @dataclass(frozen=True)
 class _Block:
-    """Steps that share a pass, the gradients of their examples, and the inner products A_t(x) · g_i as they are summed."""
+    """Steps computed in one pass, the gradients of their examples, and inner products of cotangents and gradients."""
 
     steps: TracedSteps
     gradients: Tangents  # of all examples: rows (1, B_1 + ... + B_S), one direction
@@ -65,7 +65,7 @@ class _Block:
 
 
 class BackwardSweep:
-    """Carries A_t(x) through the traced steps, the last ones first.
+    """Sweep from the last step to the first, which carries the effect A_t(x) of the gradient of step t on the outputs.
 
     Cost: for every step the integral of m rows and one tangent of every example in the batch. If nothing is carried,
     products of factors; otherwise m·k·P·B operations and memory for m·k·P numbers.
@@ -89,7 +89,11 @@ class BackwardSweep:
         self.average: WeightAverage | None = None
 
     def start_from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
-        """Start the sweep at averaged weights Σ_t a_t w_t, one more segment from w_T. Call this before :meth:`sweep`."""
+        """Start the sweep at the averaged weights Σ_t a_t w_t, before :meth:`sweep` is called.
+
+        The path then has one more segment, from the ``last`` weights to the ``averaged`` ones; ``coefficients`` are
+        the a_t.
+        """
         self.eval_network.set_state(last)
         segments = Segments.from_states([last, averaged], list(self.eval_network.parameters))
         T, k, P = len(self.entries.residuals) - 1, len(self.target_functions.names), self.eval_network.n_parameters
@@ -116,7 +120,7 @@ class BackwardSweep:
             stop = start
 
     def _block_start(self, traced: TracedSteps, stop: int) -> int:
-        """Return the first of the steps that share a pass with step ``stop`` − 1."""
+        """Return the position in ``traced`` of the first step that is computed in one pass with step ``stop`` − 1."""
         numbers = self.rows.n * len(self.target_functions.names) * self.eval_network.n_parameters
         can_share = (
             self.setup.train_network.supports_shared_passes(traced.steps[stop - 1].evaluating)
@@ -131,7 +135,7 @@ class BackwardSweep:
         return start
 
     def _add_block(self, steps: TracedSteps) -> None:
-        """Add a block of steps: compute mean tangents and gradients in one pass, then run the recursion from last to first."""
+        """Add a block of steps: compute their tangents and gradients in one pass, and then apply the recursion backward."""
         is_explained = steps.start in self.setup.steps
         if not is_explained and not self.q:
             return  # before the explained steps, and nothing is carried to them
@@ -161,7 +165,10 @@ class BackwardSweep:
     def _add_products(
         self, block: _Block, tangent_groups: Iterable[tuple[Tensor, Tangents]], segments: Segments
     ) -> None:
-        """Fill the inner products of a block, and add its rounding and decay."""
+        """Compute the inner products of a block's cotangents and gradients, and add its rounding and decay to the ledger.
+
+        ``tangent_groups`` are pairs of row indices and their mean tangents on ``segments``.
+        """
         rounding = torch.stack(block.steps.rounding)
         if self.average is not None:
             self.entries.rounding.add_(self.average.subtract_steps(segments, rounding, block.steps.start))
@@ -188,11 +195,11 @@ class BackwardSweep:
     def _mean_tangents(
         self, segments: Segments, step_slice: slice
     ) -> tuple[QuadratureNodes, Iterable[tuple[Tensor, Tangents]]]:
-        """Return J̄ of all rows on all segments, with a residual within the tolerance or within rounding.
+        """Return quadrature nodes on all segments, and an iterable of pairs (row indices, mean tangents of these rows).
 
-        The number of nodes that sufficed for the following step is tried first, with its residual computed from the factors.
-        If factors do not suffice for that, or the residual is too large, nodes are chosen from slopes before tangents are
-        computed.
+        The residual is within the tolerance or within rounding. The number of nodes that sufficed for the following
+        step is tried first, with its residual computed from the factors. If factors do not suffice for that, or the
+        residual is too large, nodes are chosen from slopes before tangents are computed.
         """
         integrand = self.setup.integrand(segments)
         panels, change = initial_panels(integrand), output_change(integrand)
@@ -215,7 +222,7 @@ class BackwardSweep:
     def _tangents_with_residuals(
         self, integrand: Integrand, change: OutputChange, nodes: QuadratureNodes, step_slice: slice
     ) -> Iterator[tuple[Tensor, Tangents]]:
-        """Yield the tangents at these nodes, and record their residual on the way."""
+        """Yield pairs (row indices, mean tangents of these rows), and record their residuals."""
         self.entries.residuals[step_slice] = change.values
         steps = integrand.segments.steps()
         for row_indices, tangents in mean_tangents(integrand, nodes):
@@ -224,7 +231,10 @@ class BackwardSweep:
             yield row_indices, tangents
 
     def _inner_products(self, tangents: Tangents, steps: dict[str, Tensor]) -> Tensor:
-        """Return ⟨J̄, step⟩, (S, r, k): from factors, or by forming J̄ a slice at a time."""
+        """Return the inner products of the mean tangents with the steps, (S, r, k), for S segments, r rows and k functions.
+
+        They are computed from factors if possible, and otherwise from slices of the dense tangents.
+        """
         inner_products = tangents.inner_products(steps)
         if inner_products is not None:
             return inner_products
@@ -236,7 +246,10 @@ class BackwardSweep:
         return total
 
     def _gradients(self, steps: TracedSteps, segments: Segments) -> Tangents:
-        """Return the weighted loss gradients of all examples of these steps: rows (1, B_1 + ... + B_S), one direction."""
+        """Return the gradients of the weighted losses of all examples of S steps, as tangents of B_1 + ... + B_S rows.
+
+        B_s is the batch size of step s; there is one segment and one direction.
+        """
         batch = concatenate_batches(steps.batches)
         train_network, first = self.setup.train_network, steps.steps[0]
         train_network.set_state(steps.states[0])
@@ -248,13 +261,19 @@ class BackwardSweep:
             return train_network.tangent_factors(batch.rows, loss_directions(self.setup.loss, batch), blocks)[0]
 
     def _has_recursion(self, name: str, steps: Sequence[ParameterStep | None]) -> bool:
-        """Return True if A_t of a parameter is more than a multiple of the mean tangent."""
+        """Return True if the effect A_t of a parameter's gradients is not only a multiple of the mean tangent.
+
+        This is the case with momentum, with a denominator in the optimizer's formula, and for averaged weights.
+        """
         if name in self.q or self.average is not None:
             return True
         return any(s is not None and (s.denominator is not None or self.filter.has_momentum(s.options)) for s in steps)
 
     def _contract_slices(self, name: str, row_indices: Tensor, tangents: Tangents, block: _Block) -> float:
-        """Run the recursion of one parameter through the steps, slice by slice; return the adjoint factor of the first step."""
+        """Apply the recursion of one parameter to the steps of a block and add its inner products, slice by slice.
+
+        Returned is the factor by which the first step multiplies the adjoint that it passes to the step before it.
+        """
         S, r, k = tangents.shape
         steps, sizes = block.steps_of_parameter(name), block.batch_sizes
         needs_state = name in self.q or any(
@@ -337,7 +356,10 @@ class BackwardSweep:
 def _residual(
     change: OutputChange, tangent_groups: Sequence[tuple[Tensor, Tangents]], segments: Segments
 ) -> Tensor | None:
-    """Return the change minus ⟨J̄, step⟩, (S, m, k); None if that needs dense tangents."""
+    """Return the change of k functions minus the inner products of mean tangents and steps, (S, m, k).
+
+    None is returned if this needs dense tangents.
+    """
     residual, steps = change.values.clone(), segments.steps()
     for row_indices, tangents in tangent_groups:
         inner_products = tangents.inner_products(steps)

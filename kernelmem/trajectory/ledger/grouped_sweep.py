@@ -120,7 +120,7 @@ class GroupedSweep:
             self._integrate(segments, step_parts, t)
 
     def _integrate(self, segments: Segments, step_parts: dict[str, Tensor], t: int) -> None:
-        """Add the derivatives along the parts, integrated over one segment, to the entries."""
+        """Add the integral over one segment of the derivatives along the parts of step t to the entries of the ledger."""
         integrand, tolerance = self.setup.integrand(segments), self.setup.step_tolerance
         panels, change = initial_panels(integrand), output_change(integrand)
         nodes = nodes_on([(panel, self.n_nodes) for panel in panels], 1, self.rows.n)
@@ -138,7 +138,7 @@ class GroupedSweep:
         self.entries.residuals[t], self.entries.evaluations[t] = residual, nodes.evaluations[0]
 
     def _split_step(self, step: TracedSteps) -> dict[str, Tensor]:
-        """Split the step of each parameter into the parts of G groups, decay and rounding: (G + 2, *shape)."""
+        """Return the step of each parameter split into G + 2 parts, (G + 2, *shape): G groups, decay and rounding."""
         G, gradients = len(self.groups.names), self._gradients(step)
         step_parts = {}
         for name, parameter in self.eval_network.parameters.items():
@@ -168,7 +168,10 @@ class GroupedSweep:
         return step_parts
 
     def _gradients(self, step: TracedSteps) -> dict[str, Tensor]:
-        """Return the weighted loss gradients of each parameter summed over each group, (G, p); for layers over all, (1, p)."""
+        """Return, for each parameter of p entries, the weighted loss gradients summed over each of G groups, (G, p).
+
+        If the groups are layers, there is one sum over all examples, (1, p).
+        """
         train_network, batch = self.setup.train_network, step.batches[0]
         train_network.set_state(step.states[0])
         train_network.set_modes(step.steps[0].evaluating)
@@ -189,7 +192,7 @@ class GroupedSweep:
         return summed
 
     def _derivatives(self, segments: Segments, nodes: QuadratureNodes, step_parts: dict[str, Tensor]) -> Tensor:
-        """Return ∫₀¹ ∂φ/∂w · part ds of every row, (m, D, k) for D parts."""
+        """Return the integrals ∫₀¹ ∂φ/∂w · part ds, (m, D, k), for m rows, D parts of the step and k functions φ."""
         m, k, D = self.rows.n, len(self.target_functions.names), len(next(iter(step_parts.values())))
         row_indices, weights, blocks = self._blocks_at(segments, nodes)
         S = len(blocks.counts)
@@ -212,7 +215,7 @@ class GroupedSweep:
         return total
 
     def _blocks_at(self, segments: Segments, nodes: QuadratureNodes) -> tuple[Tensor, Tensor, Blocks]:
-        """Return row indices (n,), quadrature weights (n,), and the network's weights at the nodes."""
+        """Return row indices (n,), quadrature weights (n,), and blocks with the network's weights at n pairs (row, node)."""
         m = self.rows.n
         if (0, -1) in nodes.by_row:
             places, weights = (torch.tensor(values, dtype=torch.float64) for values in nodes.by_row[0, -1])

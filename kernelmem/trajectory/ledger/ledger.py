@@ -206,7 +206,7 @@ def ledger(
 
 
 class _TargetValues:
-    """Values of φ before and after the explained steps, and the change of φ caused by buffers."""
+    """Values of the target functions before and after the explained steps, and their change caused by buffers."""
 
     def __init__(self, setup: SweepSetup, averaged: dict[str, Tensor]) -> None:
         self.setup, self.averaged = setup, averaged
@@ -214,7 +214,7 @@ class _TargetValues:
         self.buffers = torch.zeros(setup.rows.n, len(setup.target_functions.names), dtype=torch.float64)
 
     def add(self, traced: TracedSteps) -> None:
-        """Process traced steps; chunks may come in any order."""
+        """Add the effect of buffers in these steps, and store the target values at the ends; calls may come in any order."""
         steps = self.setup.steps
         for t, (step, (before, after)) in enumerate(
             zip(traced.steps, pairwise(traced.states), strict=True), traced.start
@@ -229,7 +229,7 @@ class _TargetValues:
                 self.values_by_step[t] = self._values(self.averaged)
 
     def _effect_of_buffers(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
-        """Return φ after the step minus φ with the new weights and the old buffers."""
+        """Return the change of k target functions of m rows, (m, k), if the buffers change at the weights after the step."""
         names = self.setup.eval_network.parameters
         old_buffers_state = {name: (after if name in names else before)[name] for name in before}
         return self._values(after) - self._values(old_buffers_state)
@@ -242,7 +242,11 @@ class _TargetValues:
 
 
 def _empty_history(by: str | ArrayLike | Sequence[str], shape: tuple[int, int, int, int]) -> Tensor:
-    """Allocate the history, or raise InputError if the sources are not examples or it is too large."""
+    """Return zeros of shape (rows, steps, examples, outputs) in float64.
+
+    Raises:
+        InputError: the sources are not examples, or the history is too large.
+    """
     n_bytes = 8 * math.prod(shape)
     if not isinstance(by, str) or by != "example" or n_bytes > MAX_HISTORY:
         raise InputError(

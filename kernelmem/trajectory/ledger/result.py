@@ -65,7 +65,7 @@ class Ledger(Result):
 
     @property
     def mass(self) -> Tensor:
-        """Σ_i |c_i|, (m, k)."""
+        """Sum of absolute contributions Σ_i |c_i| over the sources i, (m, k), for k outputs of m rows."""
         return self.contributions.abs().sum(1)
 
     @property
@@ -175,6 +175,7 @@ class Ledger(Result):
         return float(residual.abs().max())
 
     def __str__(self) -> str:
+        """Return a table of the largest absolute value of each term, with the median cancellation."""
         m, n, k = self.contributions.shape
         segments = _count(len(self.residuals), "segment")
         lines = [

@@ -53,7 +53,10 @@ class Network:
         forward: Forward | None = None,
         evaluating: frozenset[str] | None = None,
     ) -> None:
-        """Copy the model, with the modules ``evaluating`` in eval mode and the others in train mode; None: all in eval mode."""
+        """Copy the model and put the modules ``evaluating`` in eval mode and the others in train mode.
+
+        If ``evaluating`` is None, all modules are in eval mode.
+        """
         self.prepared = prepare(
             model, rows, forward=forward, parameters=parameters, dtype=torch.float64, device="cpu", evaluation=True
         )
@@ -102,7 +105,7 @@ class Network:
                     tensor.copy_(state[name])
 
     def supports_shared_passes(self, evaluating: frozenset[str]) -> bool:
-        """Return True if steps in these modes can share a pass."""
+        """Return True if steps with different weights can share a pass with the modules ``evaluating`` in eval mode."""
         self.set_modes(evaluating)
         return self.supports_blocks
 
@@ -116,7 +119,7 @@ class Network:
         return torch.cat([state[name].detach().double().flatten() for name in self.parameters])
 
     def outputs(self, rows: Rows, blocks: Blocks | None = None) -> Tensor:
-        """Return f(x) (n, C) at the current weights, or at those of the blocks."""
+        """Return the C outputs of n rows, (n, C), at the current weights, or at the weights in ``blocks``."""
         with torch.no_grad():
             if blocks is None:
                 return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
@@ -132,7 +135,10 @@ class Network:
     def slopes(
         self, rows: Rows, blocks: Blocks, directions: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return f(x) (n, C) and its derivative along ``directions`` (S, *shape), or with respect to each row's place."""
+        """Return the outputs f(x), (n, C), of n rows, and their derivatives, (n, C).
+
+        These are along ``directions`` (S, *shape for each parameter), or along the segment of each row if it is None.
+        """
         if not self._in_one_pass(blocks):
             return self._slopes_per_block(rows, blocks, directions)
         load_dual_rules()
@@ -149,9 +155,10 @@ class Network:
         *,
         row_axes: tuple[int, int, int] | None = None,
     ) -> tuple[Tangents, Tensor]:
-        """Return Σ_q Σ_c v_kc ∂f_c/∂θ of n = S · q · r rows in the order of ``row_axes``, and their outputs (n, C).
+        """Return the tangents Σ_q Σ_c v_kc ∂f_c/∂θ of S · r rows, summed over q nodes, and the outputs f (n, C).
 
-        The directions v (n, k, C) are computed from the outputs and the indices of the rows. ``row_axes`` None: (1, 1, n).
+        The n = S · q · r rows lie in the order ``row_axes`` = (S, q, r), with None for (1, 1, n). The k directions v
+        (n, k, C) are computed by ``directions`` from the outputs and the indices of the rows; θ are the parameters.
         """
         row_axes = row_axes or (1, 1, rows.n)
         if not self.affine or (blocks is not None and not self._in_one_pass(blocks)):
@@ -163,14 +170,20 @@ class Network:
         return FactoredTangents(captured, gradients, self.sizes, row_axes, cotangents.shape[1]), outputs
 
     def tangents(self, rows: Rows, directions: Directions, blocks: Blocks | None = None) -> tuple[Tensor, Tensor]:
-        """Return Σ_c v_nkc ∂f_c(x_n)/∂θ as (n, k, P), and the outputs (n, C)."""
+        """Return Σ_c v_nkc ∂f_c(x_n)/∂θ, (n, k, P), and the outputs f (n, C), for n rows and P parameters θ.
+
+        The k directions v (n, k, C) are computed by ``directions`` from the outputs and the indices of the rows.
+        """
         factors, outputs = self.tangent_factors(rows, directions, blocks)
         return to_dense(factors, list(self.sizes))[0], outputs
 
     def gradient(
         self, rows: Rows, loss: Callable[[Tensor], Tensor], state: Mapping[str, Tensor], random: bytes | None
     ) -> dict[str, Tensor]:
-        """Return the gradient of a scalar loss of the outputs at a state, with the recorded random numbers."""
+        """Return the gradient, by parameter name, of a scalar loss of the outputs at the weights and buffers of ``state``.
+
+        ``random`` is the recorded random state, with which random numbers are drawn as in the run.
+        """
         self.set_state(state)
         with seeded(random), torch.enable_grad():
             value = loss(self.prepared.outputs(rows.slice(0, rows.n), rows.n))
@@ -200,11 +213,11 @@ class Network:
         )
 
     def _in_one_pass(self, blocks: Blocks) -> bool:
-        """Return True if the network can evaluate these blocks in one pass."""
+        """Return True if one pass can evaluate rows with the weights of all these blocks."""
         return self.supports_blocks or (self.affine and len(blocks.counts) == 1)
 
     def _visit_weights(self, blocks: Blocks) -> Iterator[tuple[Tensor, int]]:
-        """Set the weights of every block and place in turn; yield the indices of the rows there, and the block."""
+        """Set the weights of every block and place in turn, and yield the indices of the rows there with the block."""
         for block, rows in blocks.row_slices():
             places = torch.zeros(rows.stop - rows.start) if blocks.places is None else blocks.places[rows]
             for place in torch.unique(places):
@@ -214,7 +227,7 @@ class Network:
     def _slopes_per_block(
         self, rows: Rows, blocks: Blocks, directions: Mapping[str, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Return outputs and slopes, with one pass for all rows with the same weights."""
+        """Return the outputs and slopes of n rows, each (n, C), from one pass for each set of rows with equal weights."""
         outputs, slopes = (torch.empty(rows.n, self.n_outputs, dtype=torch.float64) for _ in range(2))
         for index, block in self._visit_weights(blocks):
             if directions is not None:
@@ -230,7 +243,7 @@ class Network:
     def _dense_tangents_per_block(
         self, rows: Rows, directions: Directions, blocks: Blocks | None, row_axes: tuple[int, int, int]
     ) -> tuple[Tangents, Tensor]:
-        """Return dense tangents and outputs, with one pass for all rows with the same weights."""
+        """Return dense tangents and the outputs (n, C) of n rows, from one pass for each set of rows with equal weights."""
         S, q, r = row_axes
         outputs = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
         total: Tensor | None = None
@@ -249,7 +262,10 @@ class Network:
         return DenseTangents(total, self.slices), outputs
 
     def _dense_tangents(self, rows: Rows, captured: Capture, cotangents: Tensor) -> Tensor:
-        """Return the tangents with respect to all kinds of parameters: (n, k, P)."""
+        """Return the tangents of n rows in k directions with respect to all P parameters, (n, k, P), from a captured pass.
+
+        ``cotangents`` (n, k, C) are the directions in the space of the C outputs.
+        """
         n, k = cotangents.shape[:2]
         uses = {use.key: use for use in captured.uses}
         gradients = output_gradients(captured, cotangents)
@@ -271,7 +287,7 @@ class Network:
         return tangents
 
     def _blocks_are_independent(self) -> bool:
-        """Return True if one pass over blocks with different weights reproduces the outputs of each block computed separately."""
+        """Return True if one pass over blocks with different weights gives the outputs that each block gives separately."""
         rows = self.test_rows
         different_weights = {
             name: torch.stack([p.detach(), 0.9 * p.detach() - 0.01]) for name, p in self.parameters.items()

@@ -21,7 +21,10 @@ from kernelmem.tangents.rules.linear import LinearRule
 
 @dataclass(frozen=True)
 class OuterFactors:
-    """Tangents of a weight that is used at one position per row, as outer products: Σ_q g_q ⊗ a_q."""
+    """Tangents Σ_q g_q ⊗ a_q of a weight used once per row: a_q is the layer's input, g_q the gradient of its output.
+
+    The sum is over the q nodes of a quadrature rule.
+    """
 
     use: int  # key of the layer call; a weight and its bias have the same key and gradients
     activations: Tensor | None  # (S, q, r, in); None for a bias, whose activations are ones
@@ -33,7 +36,10 @@ class OuterFactors:
         return OuterFactors(self.use, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
 
     def inner_products(self, direction: Tensor) -> Tensor:
-        """Return ⟨tangent, direction⟩, (S, r, k), for directions (S, out, in) or (S, out)."""
+        """Return the inner products of tangents and ``direction``, (S, r, k), for S segments, r rows and k functions.
+
+        ``direction`` is (S, out, in) for a weight, or (S, out) for a bias.
+        """
         S, q, r, _, out = self.gradients.shape
         if self.activations is None:
             return (self.gradients @ direction[:, None, None, :, None])[..., 0].sum(1)
@@ -50,11 +56,11 @@ class Tangents(Protocol):
         ...
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Return slices of the parameter of about ``width`` numbers."""
+        """Return slices of about ``width`` entries that together cover the flattened parameter ``name``."""
         ...
 
     def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
-        """Return a slice as a dense tensor (S, rows, k, width)."""
+        """Return the tangents of ``rows`` in a slice of the flattened parameter as a dense tensor (S, rows, k, width)."""
         ...
 
     def outer_factors(self, name: str) -> OuterFactors | None:
@@ -62,7 +68,10 @@ class Tangents(Protocol):
         ...
 
     def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor | None:
-        """Return ⟨tangents, direction of each segment⟩, (S, r, k); directions (S, *shape). None if it needs dense tangents."""
+        """Return the inner products of the tangents with one direction for each segment, (S, r, k).
+
+        ``directions`` holds a tensor (S, *shape) for each parameter. None is returned if dense tangents are needed.
+        """
         ...
 
 
@@ -100,7 +109,7 @@ class DenseTangents:
 
 @dataclass(frozen=True)
 class ZeroTangents:
-    """Zero tangents (placeholder)."""
+    """Tangents that are zero, without storing them."""
 
     shape: tuple[int, int, int]
     sizes: Mapping[str, int]
@@ -126,7 +135,7 @@ class ZeroTangents:
 
 
 class FactoredTangents:
-    """Tangents of a captured pass in factored form; its rows are ordered as (S, q, r)."""
+    """Tangents kept as factors of one captured pass, whose rows are ordered as (S segments, q nodes, r rows of x)."""
 
     def __init__(
         self,
@@ -136,6 +145,11 @@ class FactoredTangents:
         row_axes: tuple[int, int, int],
         k: int,
     ) -> None:
+        """Store the captured pass and its output gradients, and collect the uses of each parameter.
+
+        ``sizes`` gives the number of entries of each parameter, ``row_axes`` the numbers (S, q, r) of segments, nodes
+        and rows, and k is the number of directions.
+        """
         self.sizes, self.gradients, self.n = sizes, gradients, captured.n
         self.S, self.q, self.r = row_axes
         self.shape = (self.S, self.r, k)
@@ -148,7 +162,7 @@ class FactoredTangents:
         self._activations: dict[int, Tensor] = {}
 
     def parts(self, name: str, width: int) -> list[slice]:
-        """Return slices that are cut between output units of the layer."""
+        """Return slices of the flattened parameter of about ``width`` entries, each of whole output units of the layer."""
         size = self.sizes[name]
         fan_in = self._sliceable_fan_in(name)
         if fan_in is None:
@@ -157,7 +171,7 @@ class FactoredTangents:
         return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
     def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
-        """Return a slice of the tangents, summed over all uses of the parameter."""
+        """Return a slice of the tangents, (S, rows, k, width), summed over all uses of the parameter."""
         total = None
         for use, slot in self.uses[name]:
             use_tangents = self._form_use(use, slot, parameter_slice, rows, self._sliceable_fan_in(name))
@@ -197,7 +211,7 @@ class FactoredTangents:
         return total
 
     def _sliceable_fan_in(self, name: str) -> int | None:
-        """Return the fan-in of a weight that can be formed unit by unit; None otherwise."""
+        """Return the number of inputs of each output unit of a weight, if units can be formed separately; None otherwise."""
         if len(self.uses[name]) != 1:
             return None
         ((use, slot),) = self.uses[name]
@@ -209,7 +223,10 @@ class FactoredTangents:
     def _form_use(
         self, use: ParameterUse, slot: str, parameter_slice: slice, rows: slice, fan_in: int | None
     ) -> Tensor:
-        """Return a slice of the tangents of one use of a parameter."""
+        """Return the tangents of one use of a parameter, (S, rows, k, width), for a slice of the flattened parameter.
+
+        ``fan_in`` is the number of inputs of each output unit if units can be formed separately, and otherwise None.
+        """
         stacked = self.gradients[use.key]
         if not isinstance(stacked, Tensor):
             assert stacked is not None
@@ -237,12 +254,15 @@ class FactoredTangents:
         return self._activations[use.key]
 
     def _split_rows(self, tensor: Tensor, rows: slice) -> Tensor:
-        """Reshape (n, ...) to (S, rows, q, ...)."""
+        """Reshape a tensor (n, ...) of S · q · r rows to (S, rows, q, ...), for the selected ``rows`` of r."""
         return tensor.unflatten(0, (self.S, self.q, self.r))[:, :, rows].transpose(1, 2)
 
 
 def output_gradients(captured: Capture, cotangents: Tensor) -> dict[int, UseGradients]:
-    """Return the output gradients of every use in all directions, ``cotangents`` (n, k, C)."""
+    """Return, for each use of a parameter, the gradients of its output in k directions.
+
+    ``cotangents`` (n, k, C) are the directions in the space of the C outputs of n rows.
+    """
     gradients: dict[int, UseGradients] = {}
     k = cotangents.shape[1]
     if not captured.uses or not captured.outputs.requires_grad:
@@ -262,7 +282,7 @@ def output_gradients(captured: Capture, cotangents: Tensor) -> dict[int, UseGrad
 
 
 def to_dense(tangents: Tangents, names: Sequence[str]) -> Tensor:
-    """Return the tangents of all parameters as one dense tensor (S, r, k, P)."""
+    """Return the tangents of all parameters as one tensor (S, r, k, P): S segments, r rows, k directions, P parameters."""
     rows = slice(0, tangents.shape[1])
     return torch.cat(
         [

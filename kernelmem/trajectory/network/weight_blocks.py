@@ -36,7 +36,10 @@ class Blocks:
 
     @cached_property
     def padding(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return indices that pad all blocks to the longest block, and indices that undo the padding; None: equal lengths."""
+        """Return indices that pad all blocks to the longest block, and indices that undo the padding.
+
+        Both are None if all blocks have the same number of rows.
+        """
         longest_count = max(self.counts)
         if min(self.counts) == longest_count:
             return None, None
@@ -112,14 +115,17 @@ class Segments:
         return Blocks((count,) * len(segments), weights)
 
     def steps(self) -> dict[str, Tensor]:
-        """Return w_{t+1} − w_t, (S, *shape)."""
+        """Return the difference of the weights at the ends of each of S segments, (S, *shape) for each parameter."""
         return {name: self.stop[name] - start for name, start in self.start.items()}
 
 
 def _map_batched_tensors(
     tree: Any, shared_tensor_ids: frozenset[int], axis: int, length: int, function: Callable[[Tensor], Tensor]
 ) -> Any:
-    """Apply ``function`` to the batched tensors in the arguments of a call: those with ``length`` entries along ``axis``."""
+    """Return ``tree``, the arguments of a call, with ``function`` applied to the tensors that contain the batch.
+
+    These are the tensors with ``length`` entries along ``axis``, except those whose id is in ``shared_tensor_ids``.
+    """
     if isinstance(tree, Tensor):
         return (
             function(tree)
@@ -136,7 +142,7 @@ def _map_batched_tensors(
 
 
 def _take_groups(tensor: Tensor, index: Tensor, m: int) -> Tensor:
-    """Select groups of m consecutive entries along the first axis."""
+    """Return the groups at ``index``, concatenated, where a group is m consecutive entries along the first axis."""
     if m == 1:
         return tensor.index_select(0, index)
     return tensor.unflatten(0, (-1, m)).index_select(0, index).flatten(0, 1)
@@ -203,7 +209,7 @@ def run_blocks(
 def _block_weights(
     weights: Mapping[str, Tensor | None], names: Mapping[str, str], end: Mapping[str, Tensor], block: int | None
 ) -> dict[str, Tensor | None]:
-    """Return the weights of one block, or of all blocks (None), in the slots of the parameters."""
+    """Return the weights of an operation by slot, with parameters replaced by those of one block (None: of all blocks)."""
     replaced: dict[str, Tensor | None] = {}
     for slot, weight in weights.items():
         if slot in names:
@@ -235,6 +241,7 @@ class BlockForward(BlockRecorder):
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
+        """Call ``func``; operations with parameters are computed with each block's weights on the rows of that block."""
         kwargs = kwargs or {}
         rule = self.rules.get(func)
         if isinstance(rule, Rule):
@@ -256,7 +263,10 @@ class BlockForward(BlockRecorder):
 
 
 def dual_blocks(blocks: Blocks, directions: Mapping[str, Tensor]) -> Blocks:
-    """Return the blocks with weights as dual numbers, whose tangents are the directions (S, *shape)."""
+    """Return the blocks with weights as dual numbers for forward-mode differentiation along ``directions``.
+
+    ``directions`` holds a tensor (S, *shape) for each parameter, one direction for each of S blocks.
+    """
 
     def dual(end: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: forward_ad.make_dual(w, directions[name]) for name, w in end.items()}

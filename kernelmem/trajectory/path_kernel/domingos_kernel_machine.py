@@ -47,7 +47,7 @@ SINGULAR_VALUE_RATIO = 1e-10  # singular values of K below this fraction of the 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DomingosKernelMachine(Result):
-    """K, K_L and b on m rows for n examples: float64."""
+    """Kernel K, kernel K_L weighted with loss derivatives, and initial outputs b on m rows for n examples: float64."""
 
     kernel: Tensor  # (m, n, C, C)
     weighted: Tensor  # (m, n, C)
@@ -74,7 +74,11 @@ class DomingosKernelMachine(Result):
 
     @property
     def constant_predictions(self) -> Tensor:
-        """Predictions with coefficients that do not depend on x: f_0 − Σ_i K̄ Σ_t h_t/B ∂ℓ_i/∂f, K̄ the mean kernel; (m, C)."""
+        """Predictions (m, C) with coefficients that do not depend on x: f_0 − Σ_i K̄ Σ_t h_t/B ∂ℓ_i/∂f.
+
+        f_0 are the outputs before training, K̄ is the mean kernel, h_t the learning rate of step t, and B its batch
+        size.
+        """
         mean = self.kernel / self.total_time
         return self.initial - torch.einsum("mncd,nd->mc", mean, self.summed_derivatives)
 

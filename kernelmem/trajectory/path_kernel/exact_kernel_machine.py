@@ -60,7 +60,10 @@ class ExactKernelMachine(Result):
 
     @property
     def predictions(self) -> Tensor:
-        """f_0 + K a + decay + rounding: (m, k)."""
+        """Outputs of the machine, f_0 + K a + decay + rounding, (m, k), for k functions of m rows.
+
+        f_0 are the values before the run, K is the kernel and a the coefficients.
+        """
         return self.initial + self.contributions().sum(1) + self.decay + self.rounding
 
     @property

@@ -39,7 +39,10 @@ class StepExamples:
         self.network = Network(model, rows, parameters=parameters, forward=forward, evaluating=first_step.evaluating)
 
     def derivatives(self, step: Step, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (weight · clip factor / batch size) ∂ℓ_i/∂f (B, C), and the indices of the examples (B,)."""
+        """Return the derivatives of the weighted losses with respect to the C outputs, (B, C), and B example indices.
+
+        The weight is the loss weight times the clip factor, divided by the batch size.
+        """
         batch = self._load_batch_at(step, state)
         with torch.enable_grad():
             leaf = self.network.outputs(batch.rows).requires_grad_()
@@ -47,7 +50,10 @@ class StepExamples:
             return torch.autograd.grad(total, leaf)[0], batch.examples
 
     def tangents(self, step: Step, state: Mapping[str, Tensor], directions: Directions) -> Tensor:
-        """Return Σ_c v_c ∂f_c(x_i)/∂w at the start of the step for directions v (B, k, C): (B, k, P)."""
+        """Return Σ_c v_c ∂f_c(x_i)/∂w, (B, k, P), of B examples x_i at the P weights w before the step.
+
+        The k directions v (B, k, C) are computed by ``directions`` from the C outputs f.
+        """
         return self.network.tangents(self._load_batch_at(step, state).rows, directions)[0]
 
     def _load_batch_at(self, step: Step, state: Mapping[str, Tensor]) -> StepBatch:

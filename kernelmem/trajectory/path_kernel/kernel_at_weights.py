@@ -80,7 +80,7 @@ class KernelAtWeights:
         return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=memory)
 
     def evaluate(self, state: Mapping[str, Tensor], plan: Plan, *, check: bool = False) -> Tensor:
-        """Return the kernel at these parameters and buffers; with ``check`` a few rows are compared with the definition.
+        """Return the kernel at the parameters and buffers of ``state``; ``check`` compares a few rows with the definition.
 
         Raises:
             VerificationError: the contraction differs from the definition.
@@ -121,7 +121,10 @@ class KernelAtWeights:
 
 
 def _without_computed_readout(survey: Survey, module: nn.Module) -> Survey:
-    """Return the survey without a readout whose weight is computed from parameters: it would not follow the weights."""
+    """Return the survey without its readout if the weight of the readout is computed from parameters.
+
+    Such a weight would keep its first value when the parameters change.
+    """
     storages = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     readout = survey.readout
     if readout is not None and readout.weight.untyped_storage().data_ptr() not in storages:

@@ -240,6 +240,7 @@ class _Sums:
     """Running sum of the kernel over blocks of steps, with the data for its error estimates."""
 
     def __init__(self, blocks: list[range]) -> None:
+        """Start with a sum of zero; ``blocks`` are the ranges of steps that share one integral."""
         count = len(blocks)
         self.sampled_blocks = sorted({round(i) for i in np.linspace(0, count - 1, min(N_SAMPLED, count))})
         self.is_thinned = len(blocks[0]) > 1
@@ -256,7 +257,10 @@ class _Sums:
         self.block_weight += weight
 
     def set_integral(self, integral: Tensor, finer: Tensor | None) -> None:
-        """Set the integral that is used for all steps of the block."""
+        """Set the integral for all steps of the block, and record its distance from ``finer`` if that is given.
+
+        ``finer`` is the same integral with one more node.
+        """
         self.integral = integral
         if finer is not None:
             self.differences.append(float(finer.sub_(integral).norm()))
@@ -266,7 +270,7 @@ class _Sums:
         self.integral = torch.zeros(())
 
     def close_block(self) -> None:
-        """Add the current block to the sum; all its steps have been weighted."""
+        """Add the integral of the current block, times the sum of the weights of its steps, to the kernel."""
         index = len(self.weights)
         if index == 0:
             self.total = torch.zeros_like(self.integral)
@@ -287,7 +291,7 @@ class _Sums:
         self.middle_integral, self.coarse_weight = None, 0.0
 
     def errors(self) -> tuple[float, float]:
-        """Return the relative errors of the quadrature and of thinning."""
+        """Return the estimated relative errors of the kernel that are due to quadrature and to thinning."""
         kernel_norm = float(self.total.norm())
         if kernel_norm == 0:
             return 0.0, 0.0
@@ -324,6 +328,7 @@ def step_learning_rate(step: Step) -> float:
 def _step_weight(
     weighting: Weighting, step: Step, before: State, after: State, kernel: KernelAtWeights, T: int
 ) -> float:
+    """Return the weight of a step: 1 / T, its learning rate, or the distance between the weights before and after it."""
     if weighting == "mean":
         return 1.0 / T
     if weighting == "time":
@@ -335,7 +340,11 @@ def _step_weight(
 def _step_integral(
     kernel: KernelAtWeights, plan: Plan, before: State, after: State, n_nodes: int, *, check: bool = False
 ) -> Tensor:
-    """Return ∫₀¹ J J'ᵀ ds by the rule with ``n_nodes`` nodes, in float64; buffers are those of the start of the step."""
+    """Return the tangent kernel J(x) J(y)ᵀ averaged over the segment of one step, in float64.
+
+    J is the derivative of the outputs with respect to the weights. The average is that of the Gauss-Legendre rule
+    with ``n_nodes`` nodes; buffers are those at the start of the step.
+    """
     rule = gauss_legendre(n_nodes)
     total = torch.zeros(())
     for i, (node, weight) in enumerate(zip(rule.nodes, rule.weights, strict=True)):
