@@ -31,7 +31,8 @@ DECAY_DIGITS = 6  # decimals of a decay that a user writes
 def average_coefficients(run: Run) -> Tensor:
     """Return the coefficients a_t of w_0, ..., w_T in the averaged parameters of a run: w_avg = sum_t a_t w_t.
 
-    a = 0; for every update a <- (1 - kappa) a + kappa e_t. The coefficients sum to 1, up to rounding.
+    Here w_t are the weights after t of T steps. An update with coefficient kappa after t steps multiplies all a_s by
+    1 - kappa and adds kappa to a_t; the first one has kappa = 1. The coefficients sum to 1, up to rounding.
 
     Args:
         run: a run whose loop called ``recorder.average``.
@@ -48,7 +49,9 @@ def average_coefficients(run: Run) -> Tensor:
 
 
 def combine_coefficients(averages: Sequence[Average], steps: int) -> Tensor:
-    """Return the coefficients a_t of a list of updates (see :func:`average_coefficients`), (steps + 1,) float64.
+    """Return the coefficients a_0, ..., a_T, (T + 1,) float64, with w_avg = sum_t a_t w_t after all updates ``averages``.
+
+    w_t are the weights after t of T = ``steps`` steps.
 
     >>> combine_coefficients([Average(1, 1.0, ""), Average(2, 0.5, ""), Average(3, 0.5, "")], 3)
     tensor([0.0000, 0.2500, 0.2500, 0.5000], dtype=torch.float64)
@@ -68,11 +71,12 @@ def fit_coefficient(
 ) -> float:
     """Return the number kappa with new = old + kappa (weights - old), up to rounding in the dtype of ``new``.
 
-    One of ``expected_coefficients`` for which a usual formula reproduces ``new`` to the bit is returned at once. Otherwise
-    kappa is the least-squares solution, with every entry in units of its own rounding s = eps (|old| + |weights|). It is
-    replaced by one of ``expected_coefficients``, by one minus a short decimal (a decay), or by either rounded to float32
-    as torch may do, if the data cannot tell them apart: |difference| |(weights - old)/s| <= 4 roundings. If weights = old,
-    every number fits and kappa is 0.
+    ``old`` and ``new`` map names to the averaged parameters before and after an update, ``weights`` to the model's. One of
+    ``expected_coefficients`` for which a usual formula reproduces ``new`` to the bit is returned at once. Otherwise kappa is
+    the least-squares solution, with every entry in units of its own rounding s = eps (|old| + |weights|). It is replaced by
+    one of ``expected_coefficients``, by one minus a short decimal (a decay), or by either rounded to float32 as torch may
+    do, if the data cannot tell them apart: |difference| |(weights - old)/s| <= 4 roundings. If weights = old, every number
+    fits and kappa is 0.
 
     Raises:
         InputError: no such number exists; the message names the parameter with the largest mismatch.
@@ -115,7 +119,7 @@ def fit_coefficient(
 
 
 class AverageTracker:
-    """An AveragedModel that a recorder updates, with its state after the last recorded update."""
+    """Updates an AveragedModel for a recorder, and holds its state after the last recorded update."""
 
     def __init__(self, averaged: AveragedModel, model: nn.Module) -> None:
         """Check that ``averaged`` is an average of ``model``.
@@ -146,9 +150,10 @@ class AverageTracker:
         self._parameter_names = list(averaged_shapes)
 
     def update(self, model: nn.Module, weights: Mapping[str, Tensor], commit: Callable[[float, str], None]) -> None:
-        """Update the average, and pass its coefficient and the SHA-256 of the averaged parameters to ``commit``.
+        """Update the averaged model, then call ``commit(kappa, sha256)`` to record the update.
 
-        After an error the averaged model is unchanged.
+        kappa is the coefficient of the update, sha256 the hash of the averaged parameters after it. ``weights`` maps names
+        to the parameters and buffers of ``model``. After an error the averaged model is unchanged.
 
         Raises:
             InputError: the average was updated or changed outside the recorder, or the update has no single coefficient.
@@ -167,25 +172,30 @@ class AverageTracker:
         self.state, self.count, self.coefficient = new, self.count + 1, kappa
 
     def restore(self, state: Mapping[str, Tensor], averages: Sequence[Average]) -> None:
-        """Load the state recorded after ``averages``; without averages, reset only the number of updates."""
+        """Load ``state``, the parameters and buffers of the averaged model after the updates ``averages``.
+
+        If there are no updates, only the model's number of updates is set to 0.
+        """
         if averages:
             load_model_state(self.model.module, state)
         self.model.n_averaged.fill_(len(averages))
         self.accept(averages)
 
     def accept(self, averages: Sequence[Average]) -> None:
-        """Treat the current state of the averaged model as the state recorded after ``averages``."""
+        """Treat the current state of the averaged model as its state after the recorded updates ``averages``."""
         self.count = len(averages)
         self.coefficient = averages[-1].coefficient if averages else 1.0
         self.state = model_state(self.model.module) if averages else None
 
     def matches(self, averages: Sequence[Average]) -> bool:
-        """Return True if the averaged model is in the state after these updates."""
+        """Return True if the averaged model has the number of updates and the parameters recorded after ``averages``."""
         same_count = int(self.model.n_averaged) == len(averages)
         return same_count and (not averages or self.sha256(model_state(self.model.module)) == averages[-1].sha256)
 
     def final_state(self) -> dict[str, Tensor]:
-        """Return the current averaged model: parameters of the last update, buffers possibly from ``update_bn`` since.
+        """Return a dict from name to a copy of each parameter and buffer of the averaged model.
+
+        Parameters are those of the last update; ``update_bn`` may have changed the buffers since.
 
         Raises:
             InputError: the averaged parameters changed after the last update.
@@ -194,13 +204,19 @@ class AverageTracker:
         return model_state(self.model.module)
 
     def sha256(self, state: Mapping[str, Tensor]) -> str:
-        """Return the SHA-256 of the parameters in a state of the averaged model."""
+        """Return the SHA-256 of the parameters in ``state``, a state of the averaged model; buffers are not included."""
         return state_sha256({name: state[name] for name in self._parameter_names})
 
     def _update_coefficient(
         self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     ) -> float:
-        """Return the coefficient of the update ``old`` -> ``new``, fitted to the parameters only."""
+        """Return the number kappa with new = old + kappa (weights - old) for all parameters; 1 for the first update, a copy.
+
+        ``old`` and ``new`` are states of the averaged model before and after the update, ``weights`` is that of the model.
+
+        Raises:
+            InputError: no such number exists, or the first update is not a copy.
+        """
         old, new, weights = ({name: state[name] for name in self._parameter_names} for state in (old, new, weights))
         if self.count:
             return fit_coefficient(old, new, weights, expected_coefficients=(self.coefficient, 1.0 / (self.count + 1)))
@@ -214,7 +230,11 @@ class AverageTracker:
         return 1.0
 
     def _check_unchanged(self) -> None:
-        """Check that every update was recorded and that the averaged parameters have not changed since."""
+        """Check that every update was recorded, and that the averaged parameters have not changed since the last one.
+
+        Raises:
+            InputError: one of these does not hold.
+        """
         updates = int(self.model.n_averaged)
         if updates != self.count:
             raise InputError(

@@ -21,7 +21,10 @@ TOTAL_NORM_SHARE = 0.01  # sums that cancel: a parameter may miss by this share 
 
 @contextmanager
 def random_state(state: Tensor | None) -> Iterator[None]:
-    """Run the block from ``state`` of torch's CPU generator (None: the current one), then restore the current state."""
+    """Set the state of torch's CPU generator to ``state`` (uint8) for a ``with`` block, and restore it afterwards.
+
+    If ``state`` is None, the block starts from the current state.
+    """
     state_before = torch.get_rng_state()
     try:
         if state is not None:
@@ -41,9 +44,10 @@ def batch_gradient(
     loss: Loss,
     reduction: str,
 ) -> dict[str, Tensor]:
-    """Return the gradient of the batch loss with respect to ``parameters``; zeros for parameters that it does not depend on.
+    """Return a dict from name to the gradient of the batch loss with respect to that parameter.
 
-    One forward and one backward pass. The ``.grad`` of the parameters is neither read nor written.
+    The gradient is zero for parameters on which the loss does not depend, and for those that do not require one. One
+    forward and one backward pass are needed; the ``.grad`` of the parameters is neither read nor written.
 
     Raises:
         InputError, UnsupportedModelError: the loss does not accept the outputs or targets.
@@ -64,11 +68,12 @@ def batch_gradient(
 def fit_scale(
     gradients: Mapping[str, Tensor], recomputed: Mapping[str, Tensor], *, tolerance: float, description: str
 ) -> float:
-    """Return the scale c with gradients = c recomputed, as after clipping of the total norm, loss scaling, accumulation.
+    """Return the number c with g = c h, up to rounding, for the gradients g used and the recomputed gradients h.
 
-    c = <g, h>/<h, h>, over all parameters. If a float c gives g = fl(c h) in every bit, as after ``clip_grad_norm_``, c is
-    that float; if g = h, c is 1. Required: |g - c h| at most ``tolerance`` |g| over all parameters, and for each
-    parameter at most ``tolerance`` times the sum of its own norm and a hundredth of the total norm.
+    c differs from 1 after clipping of the total norm, loss scaling or accumulation. It is <g, h>/<h, h>, over all
+    parameters, or, if a floating-point number c gives c h, rounded, equal to g in every bit, that number. The error
+    |g - c h| must be at most ``tolerance`` |g| over all parameters, and for each parameter at most ``tolerance`` times the
+    sum of its own norm and a hundredth of the total norm.
 
     Args:
         gradients: the gradients g that the optimizer will use.
@@ -104,7 +109,10 @@ def fit_scale(
 
 
 def _exact_multiplier(gradients: Mapping[str, Tensor], recomputed: Mapping[str, Tensor]) -> float | None:
-    """Return the float c with gradients = fl(c recomputed) in every bit, if it is near the ratio of the largest entries."""
+    """Return a floating-point number c for which c ``recomputed``, rounded, equals ``gradients`` in every bit, or None.
+
+    Candidates are the ratio of the entries with the largest recomputed gradient, and its three neighbors on each side.
+    """
     largest_parameter = max(
         recomputed, key=lambda name: float(recomputed[name].abs().max()) if recomputed[name].numel() else 0.0
     )
@@ -127,6 +135,7 @@ def _exact_multiplier(gradients: Mapping[str, Tensor], recomputed: Mapping[str, 
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
+    """Return the sum of the products of the entries of two tensors of the same shape, computed in float64."""
     return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))
 
 
@@ -135,15 +144,15 @@ def _norm(a: Tensor) -> float:
 
 
 def call_model(model: nn.Module, batch: Batch) -> Tensor:
-    """Return ``model(batch)``: the default of ``forward=``."""
+    """Return ``model(batch)``; this is the forward function of a recording if no other one is passed."""
     return model(batch)
 
 
 class ForwardRandomState:
-    """Observer of torch's random state before the last forward pass with gradients since the last step.
+    """Forward pre-hook on a model that stores torch's random state before each forward pass with gradients.
 
-    A forward pre-hook on the model records it. A copy of the model (an average of weights, a pickle) has a hook that does
-    nothing.
+    ``random`` is the state before the last such pass, (n,) uint8, or None if there was none since it was set to None. In a
+    copy of the model (an average of weights, a pickle), the hook does nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -152,7 +161,7 @@ class ForwardRandomState:
         self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, *_: object) -> None:
-        """Record the random state before a pass."""
+        """Store the random state before a forward pass."""
         if not self._paused and torch.is_grad_enabled():
             self.random = torch.get_rng_state()
 
@@ -174,6 +183,7 @@ class ForwardRandomState:
 
 
 def _inactive_hook() -> Callable[..., None]:
+    """Return the hook of a copied model: a function that does nothing."""
     return _ignore_call
 
 
@@ -194,7 +204,10 @@ class _ForwardModule(nn.Module):
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """Recompute the gradient of a batch and compare it with the gradients in ``.grad``."""
+    """Check that the gradients in ``.grad`` are those of a loss on a batch, times one number.
+
+    ``parameters`` maps names to the parameters of ``model``; ``tolerance`` is the largest relative error.
+    """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -211,7 +224,11 @@ class GradientCheck:
         state_before: Mapping[str, Tensor],
         forward_state: ForwardRandomState,
     ) -> tuple[float, frozenset[str], bytes | None]:
-        """Return the scale of the gradients, the parameters without one, and the random state of the forward pass.
+        """Recompute the gradient of the batch loss, and return (scale, skipped, random).
+
+        scale is the number c with .grad = c times the recomputed gradient, skipped the names of the parameters whose .grad
+        is None, and random the state of torch's generator before the forward pass, or None if the pass drew no random
+        numbers.
 
         Args:
             step: index of the step, for messages.

@@ -127,6 +127,7 @@ class Recorder:
         self._checkpoint_due = False  # the checkpoint of the last step waits for the averages after it
 
     def __enter__(self) -> "Recorder":
+        """Create the files of the run, or open those of the run to resume, and return the recorder."""
         if self._resume:
             state = checkpoints.model_state(self._model)
             check_same_run(self._header(state), Tape(self._directory).meta, self._directory)
@@ -150,6 +151,7 @@ class Recorder:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Write the last checkpoint and the averaged weights, if there are any, and close the files of the run."""
         tape, self._tape = self._tape, None
         if tape is None:
             return
@@ -275,7 +277,11 @@ class Recorder:
         return last_step
 
     def _require_tape(self) -> Tape:
-        """Return the tape; raise outside the ``with`` block."""
+        """Return the tape of the run.
+
+        Raises:
+            InputError: the call is outside the ``with`` block of the recorder.
+        """
         if self._tape is None:
             raise InputError(
                 "a call outside the recorder's with block",
@@ -285,7 +291,11 @@ class Recorder:
         return self._tape
 
     def _current_state(self, tape: Tape) -> dict[str, Tensor]:
-        """Return the state after the last recorded step, after checking that the model still has these weights."""
+        """Return parameters and buffers by name after the last recorded step.
+
+        Raises:
+            InputError: the model does not have these parameters now.
+        """
         if self._recorded_state is None:
             raise InputError(
                 f"model or optimizer state that differs from the last recorded step (step {len(tape)})",
@@ -302,7 +312,7 @@ class Recorder:
         return self._recorded_state
 
     def _write_checkpoint(self, step: int, state: dict[str, Tensor]) -> str:
-        """Write the checkpoint after ``step`` steps and return its SHA-256."""
+        """Write the checkpoint after ``step`` steps, with weights and buffers ``state``; return the SHA-256 of its file."""
         optimizer_state = checkpoints.optimizer_state(self._optimizer, self._parameter_names)
         averaging = self._average_tracker
         averaged, updates = ({}, 0) if averaging is None else (averaging.state or {}, averaging.count)
@@ -310,7 +320,7 @@ class Recorder:
         return checkpoints.write_checkpoint(self._directory, step, checkpoint)
 
     def _header(self, state: dict[str, Tensor]) -> Header:
-        """Return the header of a run that starts from ``state``."""
+        """Return the header, a dict of JSON values, of a run that starts from the parameters and buffers ``state``."""
         return run_header(
             self._model,
             self._optimizer,

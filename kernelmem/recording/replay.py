@@ -91,7 +91,10 @@ def replay_step(
 def _replayed_states(
     run: Run, model: nn.Module, loss: Loss, reanchor: bool, forward: Forward, anchor: int, stop: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield (t, state) from the kept state ``anchor`` to ``stop``; ``model`` holds the recomputed states."""
+    """Yield (t, parameters and buffers after t steps) for t = anchor, ..., stop, where the state ``anchor`` was kept.
+
+    ``model`` is changed: it holds the last recomputed state. The caller must not change the yielded tensors.
+    """
     kept = frozenset(run.kept)
     checkpoint: Checkpoint | None = None  # the kept state at t - 1; None if that state was recomputed
     optimizer: torch.optim.Optimizer | None = None
@@ -115,7 +118,7 @@ def _replayed_states(
 
 
 def _start_from_checkpoint(run: Run, model: nn.Module, checkpoint: Checkpoint, t: int) -> torch.optim.Optimizer:
-    """Load the checkpoint into the model and return an optimizer in its state."""
+    """Load the checkpoint after t steps into the model, and return an optimizer that is ready to repeat step t."""
     load_model_state(model, checkpoint.model)
     parameters = dict(model.named_parameters())
     optimizer = build_optimizer(run.optimizer, run.meta["defaults"], run.steps[t].groups, parameters)
@@ -126,7 +129,10 @@ def _start_from_checkpoint(run: Run, model: nn.Module, checkpoint: Checkpoint, t
 def _repeat_step(
     run: Run, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, forward: Forward
 ) -> None:
-    """Repeat one recorded step: same batch, modes, random state, gradient scale and hyper-parameters."""
+    """Repeat one recorded step, in place, from the state that ``model`` and ``optimizer`` have.
+
+    Batch, train or eval modes, random state, gradient scale and hyper-parameters are those of the recording.
+    """
     parameters = dict(model.named_parameters())
     set_groups(optimizer, step.groups, parameters)
     set_modes(model, step.evaluating)
@@ -159,7 +165,13 @@ def set_modes(model: nn.Module, eval_modules: frozenset[str]) -> None:
 
 
 def _check_sha256(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], recorded_sha256: str | None) -> None:
-    """Check that the state after t steps has the recorded SHA-256."""
+    """Check that the SHA-256 of ``state``, the parameters and buffers after t steps, is the recorded one.
+
+    ``anchor`` is the number of steps of the kept state from which it was recomputed; it equals t if the state was read.
+
+    Raises:
+        VerificationError: the SHA-256 differs; the message names t and ``anchor``.
+    """
     if state_sha256(state) != recorded_sha256:
         source = f"recomputed from step {anchor}" if t != anchor else "read from its checkpoint"
         raise VerificationError(
@@ -172,12 +184,17 @@ def _check_sha256(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], re
 
 
 def _check_range(run: Run, start: int, stop: int) -> None:
+    """Check that 0 <= start <= stop <= T, the number of steps of the run."""
     as_count(start, "start", minimum=0, maximum=len(run))
     as_count(stop, "stop", minimum=start, maximum=len(run))
 
 
 def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
-    """Return ``forward`` or its default; require it if the run was recorded with one."""
+    """Return ``forward``, or the function that calls ``model(x)`` if it is None.
+
+    Raises:
+        InputError: the run was recorded with a forward function, and ``forward`` is None.
+    """
     forward_name = run.meta.get("forward")
     if forward_name is not None and forward is None:
         raise InputError(
@@ -189,7 +206,11 @@ def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
 
 
 def _recorded_loss(run: Run, loss: Loss | None) -> Loss:
-    """Return the recorded loss; a callable must be passed again."""
+    """Return the loss of the recording: its name, or the callable ``loss`` if the run was recorded with a callable.
+
+    Raises:
+        InputError: a callable is required but was not passed, or ``loss`` is not the recorded name.
+    """
     if run.loss.startswith("callable:"):
         if not callable(loss):
             raise InputError(

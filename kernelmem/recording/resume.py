@@ -14,9 +14,10 @@ from kernelmem.recording.storage.tape import Tape
 
 
 def last_complete_checkpoint(directory: Path, tape: Tape) -> tuple[int, Checkpoint]:
-    """Return step and content of the last checkpoint that includes all updates of the average up to its step.
+    """Return (number of steps t, checkpoint after t steps) for the last checkpoint from which the run can resume.
 
-    A checkpoint may have been written before an average that followed the same step.
+    A checkpoint is skipped if it was written before an update of the averaged weights that followed the same step,
+    because it does not include this update.
 
     Raises:
         FileCorruptError: a checkpoint is missing or altered.
@@ -39,7 +40,8 @@ def matches_last_step(
 ) -> bool:
     """Return True if model, optimizer and averaged model are in the state after the last recorded step.
 
-    If so, ``average_tracker`` treats the current averaged model as the recorded one.
+    ``model`` maps names to the current parameters and buffers, ``optimizer`` parameter names to states. If the result is
+    True, ``average_tracker`` treats the current averaged model as the recorded one.
 
     Raises:
         InputError: the run has averaged weights, but no averaged model was passed.
@@ -67,4 +69,5 @@ def matches_last_step(
 
 
 def _same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Return True if both dicts have the same names and, under each of them, equal tensors."""
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())

@@ -116,7 +116,11 @@ class Run:
         return str(self)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per step: batch size, learning rate of the first group, gradient scale, weights kept or not."""
+        """Return a data frame with one row per step.
+
+        Columns: step, batch_size, lr (learning rate of the first parameter group), scale (gradient used over gradient of the
+        batch loss), kept (True if the weights after the step are on disk).
+        """
         import pandas as pd
 
         kept = frozenset(self.kept)
@@ -127,7 +131,7 @@ class Run:
         return pd.DataFrame(rows, columns=["step", "batch_size", "lr", "scale", "kept"])
 
     def batch(self, t: int) -> tuple[Tree, Tensor]:
-        """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of step ``t``, as recorded.
+        """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of the B examples of step ``t``.
 
         Raises:
             IndexError: the step does not exist. FileCorruptError: the inputs cannot be read.
@@ -135,7 +139,7 @@ class Run:
         return self.tape.inputs(self.steps[t])
 
     def weights(self, t: int) -> dict[str, Tensor]:
-        """Return parameters and buffers after ``t`` steps, from disk.
+        """Return a dict from name to parameter or buffer after ``t`` steps, read from disk.
 
         Raises:
             InputError: these weights were not kept. FileCorruptError: the file is missing or altered.
@@ -159,7 +163,7 @@ class Run:
         return replace(checkpoint, model=model, averaged=averaged)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return parameters and buffers of the averaged model at the end of the recorder's ``with`` block.
+        """Return a dict from name to parameter or buffer of the averaged model at the end of the recorder's ``with`` block.
 
         The parameters are those after the last of ``averages``; buffers may come from ``update_bn`` after it.
 
@@ -179,7 +183,7 @@ class Run:
         return self._in_model_order(read_averaged(self.path, sha256))
 
     def _in_model_order(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return ``state`` in the order of the model's parameters and buffers."""
+        """Return the dict ``state`` with its names in the order of the model's parameters and buffers, others last."""
         # safetensors files are in another order
         positions = {name: position for position, name in enumerate([*self.parameters, *self.buffers])}
         return {name: state[name] for name in sorted(state, key=lambda name: positions.get(name, len(positions)))}
@@ -205,6 +209,7 @@ class Run:
             raise _weights_differ(f"averaged weights in {self.path}, whose parameters")
 
     def _averaged_parameters_sha256(self, state: dict[str, Tensor]) -> str:
+        """Return the SHA-256 of the parameters in ``state``, a state of the averaged model; buffers are not included."""
         return state_sha256({name: state[name] for name in self.parameters})
 
 
@@ -218,6 +223,7 @@ def no_averages(path: Path) -> InputError:
 
 
 def _weights_differ(description: str) -> FileCorruptError:
+    """Return the error for a file whose weights, named by ``description``, are not the recorded ones."""
     return FileCorruptError(
         f"{description} differ from those recorded on the tape",
         expected="the weights that the recorder wrote",

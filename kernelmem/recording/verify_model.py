@@ -55,7 +55,11 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
 
 
 def _gradient_trace(before: Checkpoint, after: Checkpoint) -> tuple[dict[str, Tensor], float]:
-    """Return tensors that determine the gradient of a step, by parameter, and the norm of the rounding in them."""
+    """Return tensors by parameter name that determine the gradient of a step, and the norm of the rounding errors in them.
+
+    ``before`` and ``after`` are the checkpoints around the step. The tensors are the first optimizer state in
+    GRADIENT_STATES that exists, without rounding errors, or else the changes of the weights.
+    """
     for key in GRADIENT_STATES:
         states = {name: state[key].double() for name, state in after.optimizer.items() if key in state}
         if states:
@@ -68,4 +72,5 @@ def _gradient_trace(before: Checkpoint, after: Checkpoint) -> tuple[dict[str, Te
 
 
 def _total_norm(tensors: list[Tensor]) -> float:
+    """Return the Euclidean norm of all entries of several tensors together."""
     return sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5

@@ -25,7 +25,10 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
 
 
 def shuffled(n: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield, for every epoch, its batches as positions of rows, shuffled by a generator seeded with ``seed``."""
+    """Yield one tuple of batches for each of ``epochs`` epochs; a batch is an int64 tensor of row positions.
+
+    Each epoch contains every position 0..n-1 once, in random order; the random numbers depend on ``seed`` only.
+    """
     generator = torch.Generator().manual_seed(seed)
     sizes = batch_sizes(n, batch_size)
     for _ in range(epochs):
@@ -33,7 +36,7 @@ def shuffled(n: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[tup
 
 
 def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
-    """Convert floating-point rows to the dtype of the model's parameters.
+    """Return ``rows`` with floating-point values converted to the dtype of the model's parameters; others are unchanged.
 
     Raises:
         InputError: values exceed the range of that dtype.
@@ -56,12 +59,12 @@ def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
 
 
 def rows_per_step(n: int, batch_size: int | None) -> int:
-    """Return the number of rows per step: n if ``batch_size`` is None or at least n."""
+    """Return the number of rows in a training step with n training rows: n if ``batch_size`` is None or larger than n."""
     return n if batch_size is None else min(n, batch_size)
 
 
 class BatchOrder:
-    """Positions 0..n-1 of the rows of each step.
+    """Random order of n training rows: the positions, in 0..n-1, of the rows in each training step.
 
     An endless sequence of independent random permutations of 0..n-1 is cut into pieces of ``batch_size``: every row
     appears once in each n draws, all batches have the same size, and a batch across the end of a permutation may contain
@@ -81,7 +84,7 @@ class BatchOrder:
         return self.size == self.n
 
     def take(self, steps: int) -> Tensor:
-        """Return the positions (steps, batch size) of the rows in the next ``steps`` steps."""
+        """Return the positions of the rows in the next ``steps`` training steps, (steps, rows per step) int64."""
         if self.full:
             return torch.arange(self.n).expand(steps, -1)
         n_missing = steps * self.size - len(self._remaining)

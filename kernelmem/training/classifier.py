@@ -48,10 +48,10 @@ def train_classifier(
     seed: int,
     progress: Progress = None,
 ) -> Training:
-    """Minimize cross-entropy with Adam (Kingma and Ba 2015), in place, and leave the model in eval mode.
+    """Train a classifier, in place, with Adam (Kingma and Ba 2015) on the cross-entropy, and return a summary.
 
-    The learning rate decreases to zero along a half cosine. Batches are shuffled by a separate generator: the same seed,
-    versions and thread count give the same weights to the bit.
+    The learning rate decreases to zero along a half cosine, and the model is left in eval mode. Batches are shuffled by a
+    separate generator: the same seed, versions and thread count give the same weights to the bit.
 
     Args:
         model: maps (b, ...) to (b, C); trained in place.

@@ -49,11 +49,14 @@ class LabeledData(Result):
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
     def with_labels(self, y_train: Tensor, flipped: Tensor) -> "LabeledData":
-        """Return the same rows with other training labels."""
+        """Return the same rows with training labels y_train (n,); ``flipped`` (n,) bool is True for known wrong labels."""
         return replace(self, y_train=y_train, flipped=flipped)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per split and class: number of rows, number of labels known to be wrong."""
+        """Return a data frame with one row per split and class.
+
+        Columns: split ("train" or "test"), label, rows (their number), flipped (number of labels known to be wrong).
+        """
         import pandas as pd
 
         frame = pd.DataFrame(
@@ -129,7 +132,7 @@ def read_npz(path: str | Path) -> LabeledData:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of a .npz file, in native byte order.
+    """Return all arrays of a .npz file by name, in native byte order.
 
     Raises:
         InputError: the file does not exist.
@@ -217,7 +220,11 @@ def labeled_data(
 
 
 def _as_numbers(value: ArrayLike, name: str) -> Tensor:
-    """Return ``value`` as a tensor; refuse text, dates, records and complex numbers."""
+    """Return ``value`` as a tensor of real numbers or booleans; ``name`` stands for it in error messages.
+
+    Raises:
+        InputError: ``value`` holds text, dates, records or complex numbers.
+    """
     array = value if isinstance(value, Tensor) else np.asarray(value)
     if array.is_complex() if isinstance(array, Tensor) else array.dtype.kind not in "biuf":
         hint = f"number the classes: numpy.unique({name}, return_inverse=True)[1]" if name.startswith("y_") else None
@@ -230,7 +237,10 @@ def _as_numbers(value: ArrayLike, name: str) -> Tensor:
 
 
 def _infer_image_shape(x: Tensor, image_shape: ArrayLike | None) -> tuple[int, ...] | None:
-    """Return the image shape of a row: ``image_shape``, or inferred from rows of shape (H, W), (1|3, H, W) or (H, W, 3)."""
+    """Return the image shape (H, W) or (H, W, 3) of a row of x, or None if rows are not images.
+
+    It is ``image_shape``, if given, else inferred from rows of shape (H, W), (1, H, W), (3, H, W) or (H, W, 3).
+    """
     row_shape = tuple(x.shape[1:])
     if image_shape is not None:
         sizes = np.asarray(image_shape).ravel()

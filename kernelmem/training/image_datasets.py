@@ -73,7 +73,10 @@ def mnist(directory: str | Path) -> LabeledData:
 def _labeled_images(
     name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, shape: tuple[int, ...]
 ) -> LabeledData:
-    """Return images of shape (channels, H, W) with values 0..1 and int64 labels."""
+    """Return labeled data with rows of ``shape`` (channels, H, W), float32 values 0..1, and int64 labels.
+
+    The pixels in x and x_test are bytes 0..255.
+    """
     rows = [torch.from_numpy(pixels.reshape(len(pixels), *shape)).to(torch.float32).div_(255) for pixels in (x, x_test)]
     labels = [torch.from_numpy(values.astype(np.int64)) for values in (y, y_test)]
     image_shape = shape[1:] if shape[0] == 1 else (*shape[1:], shape[0])
@@ -81,7 +84,7 @@ def _labeled_images(
 
 
 def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the pixels (n, 3072) and labels (n,) of a file of CIFAR-10's binary version."""
+    """Return the pixels (n, 3072) and labels (n,), both uint8, of the n images in a file of CIFAR-10's binary version."""
     content = np.frombuffer(path.read_bytes(), np.uint8)
     if len(content) == 0 or len(content) % ROW_BYTES or content[::ROW_BYTES].max() > 9:
         raise FileCorruptError(
@@ -103,7 +106,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _read_pickled_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the pixels (n, 3072) and labels (n,) of a file of CIFAR-10's Python version."""
+    """Return the pixels (n, 3072) uint8 and labels (n,) of the n images in a file of CIFAR-10's Python version."""
     try:
         content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         x, y = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
@@ -119,7 +122,7 @@ def _read_pickled_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_idx_file(folder: Path, stem: str) -> Path:
-    """Return the existing IDX file of this stem, plain or gzipped."""
+    """Return the path of the file in ``folder`` whose name begins with ``stem`` ("train-images", ...), plain or gzipped."""
     idx_type = "idx3" if stem.endswith("images") else "idx1"
     file_names = [f"{stem}{separator}{idx_type}-ubyte{suffix}" for separator in "-." for suffix in ("", ".gz")]
     for file_name in file_names:
@@ -133,7 +136,7 @@ def _find_idx_file(folder: Path, stem: str) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Read a uint8 array from an IDX file."""
+    """Return the uint8 array in an IDX file: (n, H, W) for n images, or (n,) for n labels."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content

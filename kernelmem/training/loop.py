@@ -22,7 +22,9 @@ def train_epochs(
     completed_steps: int = 0,
     after_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> float:
-    """Minimize the losses of the batches in order; return the mean loss per row of the last epoch.
+    """Train ``model`` on the batches in order, and return the mean loss per row of the last epoch.
+
+    The result is NaN if no step was taken.
 
     Args:
         model: the model whose parameters are trained and whose gradients are clipped.

@@ -14,7 +14,9 @@ IGNORED_LABEL = -100  # label of rows without a loss, as in torch
 
 
 def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function (outputs (n, C), targets) -> losses (n,) of a name, or a callable with its result checked.
+    """Return a function (outputs (n, C), targets) -> losses (n,), for n examples and C outputs.
+
+    ``loss`` is a name, or a callable of this form, whose result is then checked. For outputs f and targets y:
 
     - ``"cross_entropy"``: -log softmax(f)[y] for labels y (n,), or -sum_c y_c log softmax(f)[c] for y (n, C);
       0 for the label -100, as in torch;
@@ -38,9 +40,9 @@ def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, sample_weight: Tensor | None, *, reduction: str) -> Tensor:
-    """Return the scalar sum_i w_i l_i (``reduction="sum"``), or that divided by the number of rows n (``"mean"``).
+    """Return the loss of a batch of n rows, a scalar tensor: sum_i w_i l_i for ``reduction="sum"``, that over n for "mean".
 
-    The mean divides by n, not by sum_i w_i; None means weights of 1.
+    l_i is the loss of row i, w_i its entry in ``sample_weight`` (None: 1). The mean divides by n, not by sum_i w_i.
 
     Raises:
         InputError, UnsupportedModelError: see :func:`per_example_loss`.
@@ -70,14 +72,17 @@ def check_loss(loss: Loss) -> None:
 
 
 def loss_name(loss: Loss) -> str:
-    """Return the name of a loss, or "callable:" and the qualified name of a callable."""
+    """Return ``loss`` if it is a name, else "callable:" followed by module and qualified name of the callable."""
     if isinstance(loss, str):
         return loss
     return f"callable:{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy (n,) for integer labels or class probabilities, after checking their range and shape."""
+    """Return the cross-entropy (n,) of each of n examples for outputs (n, C).
+
+    Targets are integer labels (n,) or class probabilities (n, C); their shape and the range of labels are checked.
+    """
     _check_outputs(outputs)
     labels = targets if targets.is_floating_point() else targets.long()
     if tuple(labels.shape) not in ((len(outputs),), tuple(outputs.shape)) or labels.is_floating_point() != (
@@ -92,17 +97,22 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return half the squared distance (n,) between outputs (n, C) and targets (n, C), or labels (n,) as one-hot."""
     _check_outputs(outputs)
     return 0.5 * (outputs - _real_targets(outputs, targets)).square().sum(1)
 
 
 def _mse_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared difference (n,) between outputs (n, C) and targets (n, C), or labels (n,) as one-hot."""
     _check_outputs(outputs)
     return (outputs - _real_targets(outputs, targets)).square().mean(1)
 
 
 def _real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return targets (n, C) in the outputs' dtype: real targets unchanged, labels (n,) as one-hot rows."""
+    """Return targets (n, C) in the dtype of the outputs (n, C).
+
+    Real targets keep their values; integer labels (n,) become one-hot rows if C > 1.
+    """
     n, c = outputs.shape
     are_labels = not targets.is_floating_point() and targets.ndim == 1 and c > 1
     if are_labels and len(targets) == n and int(targets.min()) >= 0 and int(targets.max()) < c:
@@ -113,6 +123,7 @@ def _real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _check_outputs(outputs: Tensor) -> None:
+    """Check that the outputs of a model have two axes: n examples, C outputs."""
     if outputs.ndim != 2:
         raise UnsupportedModelError(
             f"model outputs of shape {tuple(outputs.shape)}",
@@ -122,7 +133,7 @@ def _check_outputs(outputs: Tensor) -> None:
 
 
 def _check_losses(losses: Tensor, n: int) -> Tensor:
-    """Check that a callable returned one loss per example."""
+    """Return ``losses``, after checking that it is a tensor with one loss for each of n examples."""
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
         returned = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise InputError(
@@ -134,6 +145,7 @@ def _check_losses(losses: Tensor, n: int) -> Tensor:
 
 
 def _target_mismatch(outputs: Tensor, targets: Tensor, expected: str) -> InputError:
+    """Return the error for targets that do not fit the outputs; ``expected`` describes the required targets."""
     return InputError(
         f"targets of shape {tuple(targets.shape)} and dtype {str(targets.dtype).removeprefix('torch.')}"
         f" for outputs {tuple(outputs.shape)}",

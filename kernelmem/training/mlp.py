@@ -43,9 +43,10 @@ class Standardize(nn.Module):
 def standardized_mlp(
     x: Tensor, n_classes: int, *, widths: tuple[int, ...] = (256, 256), seed: int, per_feature: bool = False
 ) -> nn.Sequential:
-    """Build a ReLU network for rows like ``x`` behind :class:`Standardize`, He-initialized from ``seed`` only.
+    """Return a ReLU network whose first layer is :class:`Standardize` of the rows x; it maps (n, ...) to (n, n_classes).
 
-    torch's global random state is neither used nor changed.
+    Weights have He's initialization, with random numbers that depend on ``seed`` only; biases are 0. torch's global random
+    state is neither used nor changed.
 
     >>> standardized_mlp(torch.zeros(5, 64), 10, seed=0)(torch.zeros(2, 64)).shape
     torch.Size([2, 10])
@@ -68,11 +69,11 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 def mlp(
     d: int, widths: int | tuple[int, ...], C: int, activation: str = "relu", *, seed: int | None = None
 ) -> nn.Sequential:
-    """Build an MLP d -> widths -> C with one or more hidden layers, in float32.
+    """Return an untrained float32 MLP with d inputs, hidden layers of the given widths, and C outputs.
 
-    W_1 ~ N(0, 2/d), W_l ~ N(0, 2/h_(l-1)), the last W ~ N(0, 1/h_L), biases 0, drawn layer by layer from torch's CPU
-    generator: the global one, or a new one with ``seed``; ``torch.manual_seed(s); mlp(...)`` is ``mlp(..., seed=s)``.
-    The module maps (n, d) to (n, C); its keys are ``0.weight, 0.bias, 2.weight, ...``.
+    With hidden widths h_1, ..., h_L: W_1 ~ N(0, 2/d), W_l ~ N(0, 2/h_(l-1)), the last W ~ N(0, 1/h_L), biases 0, drawn layer
+    by layer from torch's CPU generator: the global one, or a new one with ``seed``; ``torch.manual_seed(s); mlp(...)`` is
+    ``mlp(..., seed=s)``. The module maps (n, d) to (n, C); its keys are ``0.weight, 0.bias, 2.weight, ...``.
 
     Raises:
         InputError: a size is below 1, there is no hidden layer, or the activation is unknown.

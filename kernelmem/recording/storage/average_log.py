@@ -16,10 +16,11 @@ class Average:
 
 
 class AverageLog:
-    """The tables of averages on a tape; empty for a tape without them.
+    """The tables ``averages`` and ``averaged`` in the SQLite file of a run; missing tables are read as empty ones.
 
-    A row holds sha256(hash of the row before it, hash of all steps up to it, its columns); ``averaged`` holds the SHA-256
-    of the file of the averaged model after the last update, with a hash of the same kind. The tape translates errors.
+    Each row of ``averages`` is one update, with sha256(hash of the row before it, hash of all steps up to it, its columns).
+    ``averaged`` holds the SHA-256 of the file of the averaged model after the last update, with a hash of the same kind.
+    Errors are those of sqlite3; the caller translates them.
     """
 
     SCHEMA = """
@@ -34,19 +35,22 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
         self._tables_exist = connection.execute(query).fetchone()[0] == 2  # a tape of format 1 has none
 
     def insert(self, average: Average, *, steps_hash: str) -> None:
-        """Add an update that follows the steps with the hash ``steps_hash``."""
+        """Add an update after the last one; ``steps_hash`` is the hash of all training steps before it."""
         position, previous_hash = self._next_position()
         values = (average.after_steps, average.coefficient, average.sha256)
         row = (position, *values, _update_hash(previous_hash, steps_hash, *values))
         self._connection.execute("INSERT INTO averages VALUES (?, ?, ?, ?, ?)", row)
 
     def read(self, length: int) -> tuple[Average, ...]:
-        """Return the updates after at most ``length`` steps."""
+        """Return, in order, the updates that were made after at most ``length`` training steps."""
         query = "SELECT step, coefficient, sha256 FROM averages WHERE step <= ? ORDER BY position"
         return tuple(Average(*row) for row in self._fetch_rows(query, length))
 
     def keep(self, sha256: str) -> list[str]:
-        """Record the file of the averaged model after the last update; return the SHA-256 of the files that it replaces."""
+        """Record ``sha256``, that of the file of the averaged model after the last update.
+
+        Returns the SHA-256 of the files recorded before, which this one replaces.
+        """
         updates, last_hash = self._next_position()
         saved_sha256 = [row[0] for row in self._fetch_rows("SELECT sha256 FROM averaged")]
         self._connection.execute("DELETE FROM averaged")
@@ -55,18 +59,20 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
         return [file_sha256 for file_sha256 in saved_sha256 if file_sha256 != sha256]
 
     def file(self) -> str | None:
-        """Return the SHA-256 of the file after the last update, or None."""
+        """Return the SHA-256 of the file of the averaged model after the last update, or None if none was recorded."""
         updates, _ = self._next_position()
         rows = self._fetch_rows("SELECT sha256 FROM averaged WHERE updates = ?", updates)
         return rows[0][0] if rows else None
 
     def truncate(self, count: int) -> None:
-        """Delete all but the first ``count`` updates."""
+        """Delete all but the first ``count`` updates, and the record of a file after a deleted one."""
         self._connection.execute("DELETE FROM averages WHERE position >= ?", (count,))
         self._connection.execute("DELETE FROM averaged WHERE updates > ?", (count,))
 
     def verify(self, step_hashes: dict[int, str]) -> None:
-        """Check all hashes, given ``step_hashes`` by number of steps; updates after these steps are ignored.
+        """Check the hashes of all updates; ``step_hashes`` maps a number t to the hash of the first t training steps.
+
+        Updates after the last of these steps are ignored.
 
         Raises:
             ValueError: a hash differs; the message names the update.
@@ -91,19 +97,22 @@ CREATE TABLE IF NOT EXISTS averaged (updates INTEGER PRIMARY KEY, sha256 TEXT NO
                 raise ValueError("the averaged file does not belong to the updates before it")
 
     def _next_position(self) -> tuple[int, str]:
-        """Return the position of the next update and the hash of the last one."""
+        """Return the position of the next update (0 for the first) and the hash of the last one, or of the header."""
         rows = self._fetch_rows("SELECT position + 1, chain FROM averages ORDER BY position DESC LIMIT 1")
         return rows[0] if rows else (0, self._header_hash)
 
     def _fetch_rows(self, query: str, *values: int) -> list[tuple]:
+        """Return all rows of an SQL query with the given values; an empty list if the tables do not exist."""
         return self._connection.execute(query, values).fetchall() if self._tables_exist else []
 
 
 def _update_hash(previous_hash: str, steps_hash: str, after_steps: int, coefficient: float, sha256: str) -> str:
+    """Return the hash of an update, which depends on the update before it and on all training steps before it."""
     return digest(
         previous_hash.encode(), steps_hash.encode(), f"average {after_steps} {coefficient!r} {sha256}".encode()
     )
 
 
 def _file_hash(previous_hash: str, updates: int, sha256: str) -> str:
+    """Return the hash that binds the file ``sha256`` to the update before it, the one with number ``updates``."""
     return digest(previous_hash.encode(), f"averaged {updates} {sha256}".encode())

@@ -20,7 +20,7 @@ PREFIXES = ("model.", "averaged.")  # prefixes of tensor names in a checkpoint, 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """The state from which the next step starts."""
+    """The state of model, optimizer, averaged model and random numbers from which the next training step starts."""
 
     model: dict[str, Tensor]  # parameters, then buffers
     optimizer: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
@@ -36,8 +36,9 @@ class Checkpoint:
 def is_kept(step: int, keep: str | int) -> bool:
     """Return True if the weights after ``step`` steps are kept; the rule does not depend on the total number of steps.
 
-    ``"all"``: every step; k: every k-th; ``"sqrt"``: multiples of 2^floor(log2(t)/2) around step t, which is at most
-    sqrt(t): of T steps about 3 sqrt(T) or fewer are kept, and replay recomputes fewer than sqrt(T) to reach any other.
+    ``"all"`` keeps every step, and a number k every k-th one. ``"sqrt"`` keeps step t if it is a multiple of
+    2^floor(log2(t)/2), which is at most sqrt(t): of T steps about 3 sqrt(T) or fewer are kept, and replay recomputes fewer
+    than sqrt(T) steps to reach any other.
 
     >>> [t for t in range(1, 40) if is_kept(t, "sqrt")]
     [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36]
@@ -49,11 +50,15 @@ def is_kept(step: int, keep: str | int) -> bool:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of all parameters and buffers by name (non-persistent buffers too), tied ones once."""
+    """Return a dict from name to a copy of each parameter and buffer, including buffers that are not persistent.
+
+    A parameter with several names (tied weights) occurs once, under its first name.
+    """
     return {name: _detached_copy(value) for name, value in _named_tensors(model).items()}
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters, then the buffers of the model by name, not copied."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -86,7 +91,10 @@ def _shape_and_dtype(value: Tensor | None) -> str:
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, dtypes, shapes and bytes of parameters and buffers, sorted by name."""
+    """Return the SHA-256, in hexadecimal, of the names, dtypes, shapes and bytes of the tensors in ``state``.
+
+    ``state`` maps names of parameters and buffers to tensors; the order of its entries does not matter.
+    """
     return array_sha256({name: _as_numpy(state[name]) for name in sorted(state)})
 
 
@@ -98,7 +106,10 @@ def optimizer_state(
     optimizer: torch.optim.Optimizer,
     names: Mapping[nn.Parameter, str],
 ) -> dict[str, dict[str, Tensor]]:
-    """Return copies of the optimizer's state by parameter name; entries that are not yet set (None) are left out."""
+    """Return a dict from parameter name to a dict from state name ("exp_avg", ...) to a copy of that tensor.
+
+    ``names`` maps parameters to their names. Entries that are None, because they are not yet set, are omitted.
+    """
     return {
         names[cast(nn.Parameter, parameter)]: {
             key: _detached_copy(torch.as_tensor(value)) for key, value in state.items() if value is not None
@@ -112,14 +123,19 @@ def set_optimizer_state(
     state: Mapping[str, Mapping[str, Tensor]],
     parameters: Mapping[str, nn.Parameter],
 ) -> None:
-    """Replace the optimizer's state by a copy of ``state``."""
+    """Replace the optimizer's state by a copy of ``state``, a dict as :func:`optimizer_state` returns it.
+
+    ``parameters`` maps names to the parameters of the optimizer.
+    """
     optimizer.state.clear()
     for name, values in state.items():
         optimizer.state[parameters[name]] = {key: value.clone() for key, value in values.items()}
 
 
 def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
-    """Write ``weights/<step>.safetensors`` in the run's directory atomically, and return its SHA-256.
+    """Write the checkpoint after ``step`` steps to ``weights/<step>.safetensors`` in the run's directory.
+
+    The file appears complete or not at all. Returns its SHA-256.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -136,7 +152,7 @@ def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
 
 
 def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
-    """Read ``weights/<step>.safetensors`` and check its SHA-256.
+    """Return the checkpoint in ``weights/<step>.safetensors`` of the run's directory, after checking its SHA-256.
 
     Raises:
         FileCorruptError: the file is missing, unreadable or altered.
@@ -163,7 +179,7 @@ def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
 def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
     """Write the averaged model's parameters and buffers to the weights folder, and return the SHA-256 of the file.
 
-    The file is named by its content, so the recorded one is never overwritten.
+    The name of the file contains this hash, so an earlier file with other content is never overwritten.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -175,7 +191,7 @@ def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
-    """Read the averaged weights that :func:`write_averaged` wrote, and check their SHA-256.
+    """Return the averaged parameters and buffers by name that :func:`write_averaged` wrote, after checking their SHA-256.
 
     Raises:
         FileCorruptError: the file is missing, unreadable or altered.
@@ -192,12 +208,16 @@ def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def averaged_path(directory: Path, sha256: str) -> Path:
-    """Return the path of the averaged weights with this SHA-256."""
+    """Return the path, in the run's directory, of the file of averaged weights with this SHA-256."""
     return directory / "weights" / f"averaged-{sha256[:16]}.safetensors"
 
 
 def _read_verified(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Read a safetensors file after checking its SHA-256."""
+    """Return the tensors in a safetensors file by name, after checking its SHA-256.
+
+    Raises:
+        ValueError: the SHA-256 differs.
+    """
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("its sha256 differs from the recorded one")

@@ -28,7 +28,10 @@ def run_header(
     reduction: str,
     keep: str | int,
 ) -> Header:
-    """Return the header of a run that starts from the parameters and buffers ``state``."""
+    """Return the header of a run, a dict of JSON values, from model, optimizer and options.
+
+    ``state`` maps the names of parameters and buffers to their initial values; the header holds its SHA-256.
+    """
     parameter_names = {name for name, _ in model.named_parameters()}
     layout = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()]
     return {
@@ -48,7 +51,7 @@ def run_header(
 
 
 def check_same_run(header: Header, recorded: Header, directory: Path) -> None:
-    """Check that a run is resumed with the model, optimizer and options of its recording.
+    """Check that model, optimizer and options in ``header`` are those in ``recorded``, the header of the run to resume.
 
     Raises:
         InputError: an entry of ``header`` differs; the message names the first one.

@@ -15,7 +15,7 @@ from kernelmem.recording.storage.pytree import tree_row_bytes
 
 @dataclass(frozen=True, eq=False)
 class RecordedBatch:
-    """One batch of the training loop."""
+    """One batch of B examples of the training loop, as tensors."""
 
     examples: Tensor  # (B,) int64
     x: Tree  # (B, ...), or a tree of such tensors
@@ -35,7 +35,9 @@ class StoredInput:
 
 
 def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None) -> RecordedBatch:
-    """Check the arguments of ``Recorder.step``; mappings, tuples and lists of tensors become plain ones.
+    """Check the arguments of ``Recorder.step`` and return them as tensors.
+
+    Mappings, tuples and lists in x become plain dicts, tuples and lists. Loss weights that are all 1 become None.
 
     Raises:
         InputError: lengths differ, there are no rows, values are NaN, indices are not whole numbers >= 0, or inputs are
@@ -82,12 +84,12 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
 
 
 def stored_sha256(x: bytes, y: bytes) -> str:
-    """Return the SHA-256 of one stored input: all its arrays, with names, shapes and dtypes."""
+    """Return the SHA-256 of one stored input, whose bytes x and y include the shapes and dtypes of its arrays."""
     return hashlib.sha256(len(x).to_bytes(8, "little") + x + y).hexdigest()
 
 
 class InputRegistry:
-    """Inputs that are already on the tape, by example and hash; about 200 bytes of memory per input."""
+    """Registry of the inputs that are already on the tape, by example and SHA-256; about 200 bytes of memory per input."""
 
     def __init__(self, known_inputs: Iterable[tuple[int, int, str]] = ()) -> None:
         """Register the (example, version, sha256) of the inputs that are already on a tape."""
@@ -97,7 +99,9 @@ class InputRegistry:
             self._register(example, version, sha256)
 
     def versions(self, batch: RecordedBatch) -> tuple[Tensor, list[StoredInput]]:
-        """Return the version of each row (B,) int64, and the new inputs, each once; the registry does not change.
+        """Return the version (B,) int64 of the input of each of the B rows, and a list of the inputs not yet on the tape.
+
+        A new input that occurs several times in the batch is listed once. The registry does not change.
 
         Raises:
             InputError: NumPy does not have a dtype, or a dict has keys that are not strings.
@@ -125,5 +129,6 @@ class InputRegistry:
             self._register(stored_input.example, stored_input.version, stored_input.sha256)
 
     def _register(self, example: int, version: int, sha256: str) -> None:
+        """Register one input of an example: its version, and the SHA-256 of its bytes."""
         self._versions[example, bytes.fromhex(sha256)] = version
         self._n_versions[example] = max(self._n_versions.get(example, 0), version + 1)

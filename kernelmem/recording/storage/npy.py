@@ -10,7 +10,7 @@ import numpy as np
 
 
 def array_bytes(array: np.ndarray) -> bytes:
-    """Return the .npy bytes of one array (C order)."""
+    """Return the bytes of a .npy file that holds ``array`` in C order."""
     stream = io.BytesIO()
     np.save(stream, np.asarray(array, order="C"), allow_pickle=False)
     return stream.getvalue()
@@ -34,7 +34,10 @@ def array_from_bytes(data: bytes) -> np.ndarray:
 
 @lru_cache(256)
 def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
-    """Return shape, dtype and memory order of a header; cached, because parsing one takes longer than a small array."""
+    """Return shape, dtype and memory order ("C" or "F") from the header of .npy bytes, version 1.0, without magic string.
+
+    Results are cached, because parsing a header takes longer than reading a small array.
+    """
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
     if dtype.hasobject:
         raise ValueError("an array of Python objects, which requires pickle (allow_pickle=False)")
@@ -42,7 +45,7 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], np.dtype, Literal["C"
 
 
 def row_bytes(array: np.ndarray) -> list[bytes]:
-    """Return the .npy bytes of every row of an array (B, ...).
+    """Return a list with the .npy bytes of each of the B rows of an array (B, ...).
 
     All rows share one header, which is computed once: numpy.save for each row would cost ten times as much.
     """

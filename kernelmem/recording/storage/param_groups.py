@@ -39,7 +39,10 @@ def read_groups(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, s
 
 
 def _group_as_json(group: ParamGroup, defaults: ParamGroup, names: Mapping[nn.Parameter, str]) -> ParamGroup:
-    """Return one parameter group as JSON values, after checking its options and parameters."""
+    """Return one parameter group of a torch optimizer as JSON values, after checking its options and parameters.
+
+    The result has the keys of ``defaults``, the defaults of the optimizer, and "parameters", the names of its parameters.
+    """
     for option in UNSUPPORTED_OPTIONS:
         if group.get(option):
             raise InputError(f"an optimizer with {option}=True", expected=f"{option}=False", hint="omit the option")
@@ -55,7 +58,7 @@ def _group_as_json(group: ParamGroup, defaults: ParamGroup, names: Mapping[nn.Pa
 
 
 def plain_defaults(optimizer: torch.optim.Optimizer) -> ParamGroup:
-    """Return the optimizer's defaults as JSON values.
+    """Return the default hyper-parameters of the optimizer, by name, as JSON values.
 
     Raises:
         InputError: see :func:`read_groups`.
@@ -64,7 +67,11 @@ def plain_defaults(optimizer: torch.optim.Optimizer) -> ParamGroup:
 
 
 def _as_json_value(value: object, key: str) -> object:
-    """Return a hyper-parameter as a JSON value; tensors are refused."""
+    """Return the value of the hyper-parameter ``key`` as a JSON value; tuples become lists.
+
+    Raises:
+        InputError: the value is a tensor, or of another type that JSON does not have.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
@@ -82,7 +89,9 @@ def _as_json_value(value: object, key: str) -> object:
 def build_optimizer(
     optimizer_name: str, defaults: ParamGroup, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of class ``optimizer_name`` with the recorded groups; only Adagrad sets its state here.
+    """Return a torch optimizer of class ``optimizer_name`` with the recorded defaults and parameter groups.
+
+    ``parameters`` maps names to parameters. The state of the optimizer is empty, except that of Adagrad.
 
     Raises:
         InputError: the class is not in OPTIMIZERS.
@@ -101,7 +110,10 @@ def build_optimizer(
 def set_groups(
     optimizer: torch.optim.Optimizer, groups: Sequence[ParamGroup], parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    """Replace the parameter groups by the recorded ones; the state, stored per parameter, is unchanged."""
+    """Replace the parameter groups of the optimizer by ``groups``, in which parameters are given by name.
+
+    ``parameters`` maps names to parameters. The state of the optimizer, which it stores per parameter, is unchanged.
+    """
     optimizer.param_groups = [
         {
             "params": [parameters[name] for name in group["parameters"]],

@@ -14,7 +14,9 @@ MAGIC = b"KMTREE1\n"  # .npy bytes begin with \x93NUMPY
 
 
 def tree_row_bytes(tree: Tree) -> list[bytes]:
-    """Return the bytes of every row of a tree of CPU tensors (B, ...); for a plain tensor .npy bytes.
+    """Return a list with the bytes of each of the B rows of a tree of CPU tensors (B, ...).
+
+    For a plain tensor they are .npy bytes; otherwise the structure of the tree precedes the .npy bytes of its leaves.
 
     Raises:
         InputError: a dict has keys that are not strings.
@@ -29,7 +31,7 @@ def tree_row_bytes(tree: Tree) -> list[bytes]:
 
 
 def tree_from_row_bytes(rows: Sequence[bytes]) -> Tree:
-    """Return the tree of tensors (B, ...) with these rows.
+    """Return the tree of tensors (B, ...) whose B rows have the bytes ``rows``.
 
     Raises:
         ValueError: the bytes were not written by :func:`tree_row_bytes`, or rows belong to different trees.
@@ -53,7 +55,10 @@ def tree_from_row_bytes(rows: Sequence[bytes]) -> Tree:
 
 
 def _structure(tree: Tree) -> dict[str, list] | None:
-    """Return the structure: None for a leaf, {"dict": [[key, structure], ...]}, {"tuple": [...]}, {"list": [...]}."""
+    """Return the structure of a tree as a JSON value.
+
+    It is None for a leaf, {"dict": [[key, structure], ...]}, {"tuple": [structure, ...]} or {"list": [structure, ...]}.
+    """
     if isinstance(tree, Tensor):
         return None
     if not isinstance(tree, Mapping):
@@ -67,7 +72,7 @@ def _structure(tree: Tree) -> dict[str, list] | None:
 
 
 def _build_tree(structure: dict[str, list] | None, leaves: Iterator[Tensor]) -> Tree:
-    """Build the tree of a structure, taking its leaves in order."""
+    """Return the tree with a structure as :func:`_structure` returns it, and with ``leaves``, in order, as its leaves."""
     if structure is None:
         return next(leaves)
     ((kind, children),) = structure.items()

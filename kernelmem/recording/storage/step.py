@@ -18,7 +18,10 @@ Row: TypeAlias = tuple[str, bytes, bytes, bytes, bytes | None]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Step:
-    """One training step without its inputs and weights, which are stored by example and by checkpoint."""
+    """One of the T steps of a run, on a batch of B examples.
+
+    It does not hold inputs and weights, which are stored by example and by checkpoint.
+    """
 
     index: int  # 0..T-1
     examples: Tensor  # (B,) int64: positions of the batch in the training data, in order
@@ -38,7 +41,7 @@ class Step:
 
 
 def encode_step(step: Step) -> Row:
-    """Return the columns of a step: short values as JSON, arrays as .npy bytes."""
+    """Return the columns of a step in the table ``steps``: one JSON text, arrays as .npy bytes, and the random state."""
     facts = {
         "groups": step.groups,
         "scale": step.scale,
@@ -53,7 +56,7 @@ def encode_step(step: Step) -> Row:
 
 
 def decode_step(index: int, row: Row) -> Step:
-    """Return the step that a row of the tape encodes.
+    """Return step number ``index``, whose columns in the table ``steps`` are ``row``.
 
     Raises:
         ValueError, TypeError, KeyError: the row was altered.
@@ -76,7 +79,10 @@ def decode_step(index: int, row: Row) -> Step:
 
 
 def step_hash(previous_hash: str, row: Row, inputs: Iterable[tuple[int, int, str]]) -> str:
-    """Return the hash of a row, of its new inputs (example, version, sha256), and of the previous hash."""
+    """Return the SHA-256 that binds a step to all steps before it.
+
+    It covers the hash of the previous step, the columns ``row``, and (example, version, sha256) of the step's new inputs.
+    """
     facts, examples, versions, weights, random = row
     encoded_inputs = (f"{example} {version} {sha256}".encode() for example, version, sha256 in sorted(inputs))
     encoded_random = b"absent" if random is None else b"random" + random
@@ -84,7 +90,10 @@ def step_hash(previous_hash: str, row: Row, inputs: Iterable[tuple[int, int, str
 
 
 def checkpoint_hash(previous_hash: str, step: int, sha256: str) -> str:
-    """Return the hash that binds the checkpoint after ``step`` steps to the rows before it."""
+    """Return the SHA-256 that binds a checkpoint after ``step`` steps, whose file has ``sha256``, to these steps.
+
+    ``previous_hash`` is the hash of the last of these steps.
+    """
     return digest(previous_hash.encode(), f"checkpoint {step} {sha256}".encode())
 
 

@@ -35,15 +35,15 @@ READ_ERRORS = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, Attribute
 
 
 class Tape:
-    """The file ``tape.sqlite`` of a run.
+    """The file ``tape.sqlite`` of a run, with one row for each training step.
 
     Every row holds sha256(hash of the previous row, all its columns, its new inputs), so that :meth:`verify` finds an
-    altered, missing or moved row; truncation leaves a shorter valid run. Each step is one transaction with fsync: after a
-    crash all acknowledged steps are on disk. Arrays are stored as .npy bytes.
+    altered, missing or moved row; a file without its last rows is a shorter valid run. Each step is one transaction with
+    fsync: after a crash, all steps whose :meth:`append` returned are on disk. Arrays are stored as .npy bytes.
     """
 
     def __init__(self, directory: str | Path, *, write: bool = False) -> None:
-        """Open the tape of a run, read-only unless ``write``.
+        """Open the tape in the directory of a run, for reading only unless ``write`` is True.
 
         Raises:
             InputError: ``directory`` holds no run, or one in a later format.
@@ -82,7 +82,9 @@ class Tape:
 
     @classmethod
     def create(cls, directory: str | Path, meta: Header, *, initial_sha256: str) -> "Tape":
-        """Create a tape with the header ``meta``; ``initial_sha256`` is that of the checkpoint of the initial weights.
+        """Create a tape without steps in ``directory``, and return it, opened for writing.
+
+        ``meta`` is its header, ``initial_sha256`` the SHA-256 of the file of the checkpoint of the initial weights.
 
         Raises:
             InputError: the directory already holds a run, or is not writable.
@@ -106,7 +108,7 @@ class Tape:
 
     @property
     def head(self) -> str:
-        """The hash of the last row, and so of all rows before it."""
+        """The hash of the last step, which depends on the header and on all steps before it."""
         return self._last_hash
 
     def __len__(self) -> int:
@@ -116,7 +118,7 @@ class Tape:
     def append(
         self, step: Step, new_inputs: Sequence[StoredInput] = (), *, checkpoint_sha256: str | None = None
     ) -> None:
-        """Commit one step, its new inputs, and the SHA-256 of the checkpoint after it, if there is one.
+        """Write one step to disk, with its new inputs and the SHA-256 of the checkpoint after it (None: no checkpoint).
 
         Raises:
             InputError: the step is not the next one, or another process has written it.
@@ -144,32 +146,38 @@ class Tape:
         self._last_hash, self._length = new_hash, self._length + 1
 
     def keep(self, checkpoint_sha256: str) -> None:
-        """Commit the SHA-256 of a checkpoint of the weights after the last step."""
+        """Write to disk the SHA-256 of the checkpoint after the last step."""
         with self._transaction():
             self._insert_checkpoint(self._last_hash, self._length, checkpoint_sha256)
 
     def append_average(self, coefficient: float, sha256: str) -> None:
-        """Commit an update of the averaged weights after the last step."""
+        """Write to disk an update of the averaged weights that follows the last step.
+
+        ``coefficient`` is the number kappa in w_avg <- w_avg + kappa (w - w_avg), ``sha256`` the hash of the new w_avg.
+        """
         with self._transaction():
             self._averages.insert(Average(self._length, coefficient, sha256), steps_hash=self._last_hash)
 
     def averages(self) -> tuple[Average, ...]:
-        """Return the updates of the averaged weights, in order."""
+        """Return the updates of the averaged weights, in order; an empty tuple if the run has none."""
         with self._translate_read_errors("its averages"):
             return self._averages.read(self._length)
 
     def keep_averaged(self, sha256: str) -> list[str]:
-        """Commit the SHA-256 of the averaged model's file after the last update; return those of the replaced files."""
+        """Write to disk the SHA-256 of the file of the averaged model after the last update.
+
+        Returns the SHA-256 of the files recorded before, which this one replaces.
+        """
         with self._transaction():
             return self._averages.keep(sha256)
 
     def averaged_file(self) -> str | None:
-        """Return the SHA-256 of the averaged model's file after the last update, or None if it was not written."""
+        """Return the SHA-256 of the file of the averaged model after the last update, or None if it was not written."""
         with self._translate_read_errors("its averages"):
             return self._averages.file()
 
     def truncate(self, length: int, *, averages: int = 0) -> None:
-        """Delete the steps from ``length`` on, with their inputs and checkpoints, and later averages."""
+        """Delete all but the first ``length`` steps, their inputs and checkpoints, and the first ``averages`` updates."""
         with self._transaction():
             self._averages.truncate(averages)
             self._connection.execute("DELETE FROM steps WHERE step >= ?", (length,))
@@ -179,7 +187,7 @@ class Tape:
         self._last_hash = self._hash_after(length)
 
     def step(self, index: int) -> Step:
-        """Read step ``index``, without its inputs and weights.
+        """Return step number ``index`` = 0..T-1 of T steps, without its inputs and weights.
 
         Raises:
             FileCorruptError: the row is missing or unreadable.
@@ -189,7 +197,7 @@ class Tape:
             return decode_step(index, cast(Row, row))
 
     def inputs(self, step: Step) -> tuple[Tree, Tensor]:
-        """Return the inputs x (B, ...), a tensor or a tree of tensors, and the targets y (B, ...) of a step.
+        """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of the B examples of a step.
 
         Raises:
             FileCorruptError: an input is missing or unreadable.
@@ -201,12 +209,12 @@ class Tape:
             return tree_from_row_bytes(x), tree_from_row_bytes(y)
 
     def known_inputs(self) -> list[tuple[int, int, str]]:
-        """Return (example, version, sha256) of all stored inputs."""
+        """Return a list of (example, version, sha256), one for each stored input."""
         with self._translate_read_errors("its examples"):
             return self._connection.execute("SELECT example, version, sha256 FROM examples").fetchall()
 
     def checkpoints(self) -> dict[int, str]:
-        """Return the SHA-256 of each checkpoint by step, in order."""
+        """Return a dict from the number of steps before a checkpoint to the SHA-256 of its file, in increasing order."""
         with self._translate_read_errors("its checkpoints"):
             query = "SELECT step, sha256 FROM checkpoints WHERE step <= ? ORDER BY step"
             return dict(self._connection.execute(query, (self._length,)).fetchall())
@@ -260,7 +268,11 @@ class Tape:
         return self._fetch_row("SELECT count(*) FROM steps")[0]
 
     def _verified_inputs(self, index: int) -> Iterator[tuple[int, int, str]]:
-        """Yield (example, version, sha256) of the new inputs of a step, after checking each hash."""
+        """Yield (example, version, sha256) for each new input of step ``index``, after checking its SHA-256.
+
+        Raises:
+            ValueError: the SHA-256 of an input differs.
+        """
         query = "SELECT example, version, sha256, x, y FROM examples WHERE step = ?"
         for example, version, sha256, x, y in self._connection.execute(query, (index,)):
             if stored_sha256(x, y) != sha256:
@@ -268,26 +280,32 @@ class Tape:
             yield example, version, sha256
 
     def _hash_after(self, length: int) -> str:
-        """Return the hash of the first ``length`` steps."""
+        """Return the hash of the first ``length`` steps, or that of the header if ``length`` is 0."""
         if length == 0:
             return self._header_hash
         with self._translate_read_errors(f"step {length - 1}"):
             return str(self._fetch_row("SELECT chain FROM steps WHERE step = ?", length - 1)[0])
 
     def _fetch_row(self, query: str, *values: int) -> tuple:
+        """Return the first row of an SQL query with the given values; raise ValueError if there is none."""
         row = self._connection.execute(query, values).fetchone()
         if row is None:
             raise ValueError("the row is missing")
         return row
 
     def _insert_checkpoint(self, steps_hash: str, step: int, sha256: str) -> None:
+        """Insert the checkpoint after ``step`` steps, whose hash is ``steps_hash``; ``sha256`` is that of its file."""
         self._connection.execute(
             "INSERT INTO checkpoints VALUES (?, ?, ?)", (step, sha256, checkpoint_hash(steps_hash, step, sha256))
         )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commit the statements of the block as one transaction, or roll all of them back."""
+        """Run the SQL statements of the ``with`` block as one transaction; after an error none of them has an effect.
+
+        Raises:
+            InputError: another process has written the same row.
+        """
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
@@ -305,7 +323,7 @@ class Tape:
 
     @contextmanager
     def _translate_read_errors(self, description: str) -> Iterator[None]:
-        """Raise FileCorruptError, naming what was read, for any error of reading the file."""
+        """Replace a reading error in the ``with`` block by a FileCorruptError that contains ``description``."""
         try:
             yield
         except READ_ERRORS as error:

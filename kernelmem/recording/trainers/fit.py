@@ -135,6 +135,7 @@ def fit(
         return None if weights is None or bool((weights[index] == 1).all()) else weights[index]
 
     def step_loss(index: Tensor) -> Tensor:
+        """Return the weighted mean loss, a scalar tensor, of the rows at the positions ``index``."""
         batch = rows.take(index)  # a copy that a model may overwrite
         try:
             outputs = (forward or call_model)(model, batch)
@@ -178,7 +179,10 @@ def fit(
 def _check_data(
     model: nn.Module, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Rows, Tensor, Tensor | None]:
-    """Return rows, targets and loss weights as tensors, after checking that their lengths agree."""
+    """Return rows x, targets y (n, ...) and loss weights (n,) or None, after checking that all have the same length n.
+
+    Floating-point rows and targets are converted to the dtype of the model.
+    """
     rows = in_dtype(as_rows(x, "x"), model)
     targets = as_tensor(y, "y")
     weights = None if sample_weight is None else as_tensor(sample_weight, "sample_weight", dtype=torch.float64)
@@ -195,7 +199,10 @@ def _check_data(
 
 
 def _as_optimizer(optimizer: torch.optim.Optimizer | MakeOptimizer | None, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer, made from the model's parameters if ``optimizer`` is a function or None."""
+    """Return a torch optimizer of the model's parameters.
+
+    It is ``optimizer`` itself, its result if it is a function of the parameters, or AdamW with lr 1e-3 if it is None.
+    """
     if optimizer is None:
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
     torch_optimizer = optimizer(model.parameters()) if callable(optimizer) else optimizer
@@ -217,7 +224,14 @@ def _resume_schedule(
     model: nn.Module,
     data: tuple[Rows, Tensor],
 ) -> None:
-    """Advance the schedule by ``completed_steps``, and check that batches, hyper-parameters and data are as recorded."""
+    """Advance the scheduler by ``completed_steps``, while checking the arguments of the call against the recorded run.
+
+    ``batches`` yields the row positions of every batch from step 0 on, ``data`` holds rows and targets. Nothing happens if
+    no step was completed.
+
+    Raises:
+        InputError: batches, hyper-parameters or data differ from the recorded ones; the message names the difference.
+    """
     if completed_steps == 0:
         return
     run = Run.open(directory)

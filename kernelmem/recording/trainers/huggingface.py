@@ -9,9 +9,10 @@ from kernelmem.core.errors import InputError, UnsupportedModelError
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return the logits (n, C) of a Hugging Face model for a dict of tensors (the output of a tokenizer).
 
-    For ``forward=``: ``km.ntk(model, dict(tokenizer(texts, return_tensors="pt", padding=True)), forward=km.logits)``.
-    For a model with logits (n, S, V) at every position, those of the last position are returned. With padding on the right
-    this is a padding token of shorter rows: pad on the left, or write your own forward.
+    It is passed as ``forward=``, for example
+    ``km.ntk(model, dict(tokenizer(texts, return_tensors="pt", padding=True)), forward=km.logits)``.
+    If the model gives logits (n, S, V) for S positions and V tokens, those of the last position are returned. With padding
+    on the right this is a padding token of shorter rows: pad on the left, or write your own forward.
 
     Raises:
         InputError: the batch is not a dict. UnsupportedModelError: the output of the model has no logits.

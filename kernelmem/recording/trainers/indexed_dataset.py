@@ -26,7 +26,9 @@ class Indexed(Dataset):
 
 
 def position_in(dataset: Dataset, index: int) -> int:
-    """Return the position of item ``index`` in the dataset below all Subsets.
+    """Return the position of item ``index`` of ``dataset`` in the underlying dataset, if it is a torch Subset (of a Subset).
+
+    For other datasets it is ``index``.
 
     >>> position_in(Subset(Subset(range(9), [2, 4, 6]), [2, 0]), 0)
     6

@@ -96,7 +96,7 @@ class LightningRecorder(Callback):
             self._exit_stack = stack.pop_all()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop batches of an epoch that ended early."""
+        """Discard the batches of the epoch before it that were not followed by an optimizer step."""
         if self._hook is not None:
             self._hook.clear()
 
@@ -126,14 +126,18 @@ class LightningRecorder(Callback):
         self._close(exception)
 
     def _close(self, error: BaseException | None) -> None:
-        """Detach from the optimizer and close the run; ``error`` is the exception that ended training, if any."""
+        """Restore the optimizer's own step and close the run; ``error`` is the exception that ended training, or None."""
         stack, self._exit_stack, self._hook = self._exit_stack, None, None
         if stack is not None:
             stack.__exit__(None if error is None else type(error), error, None)
 
 
 def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Check that one optimizer trains one module from its start, in float32 or float64."""
+    """Check that the training can be recorded.
+
+    Raises:
+        InputError: manual optimization, several optimizers or processes, mixed precision, or a start after step 0.
+    """
     n_optimizers = len(trainer.optimizers)
     for description, is_unsupported, expected in (
         ("manual optimization", not pl_module.automatic_optimization, "automatic_optimization=True"),

@@ -15,21 +15,23 @@ from kernelmem.recording.recorder import Recorder
 
 
 class _MicroBatch(NamedTuple):
+    """A batch that contributes to the gradient of the next step: positions (b,), inputs x and targets y of its b rows."""
+
     examples: Tensor
     x: Batch
     y: Tensor
 
 
 class OptimizerHook:
-    """While attached, ``optimizer.step(closure)`` runs the closure, then ``recorder.step`` on the batches added since.
+    """Replaces ``optimizer.step`` by a function that runs the closure, then ``recorder.step`` on the batches added before.
 
-    Everything that the library does to the gradients in the closure (clipping, for example) is then done, and nothing
-    happens between check and step. Several batches before one step are gradient accumulation: the gradient is the mean
+    Whatever the library does to the gradients in the closure (clipping, for example) is complete when the recorder checks
+    them. Several batches before one step are gradient accumulation: the gradient is the mean
     over batches of the mean over the rows of each, so rows in batches of different sizes have different weights.
     """
 
     def __init__(self, recorder: Recorder, optimizer: torch.optim.Optimizer) -> None:
-        """Attach to the optimizer of an entered recorder."""
+        """Replace ``optimizer.step``; ``recorder`` records this optimizer, and its ``with`` block has been entered."""
         self._optimizer = optimizer
         self._batches: list[_MicroBatch] = []
         self._attached, self._recording = True, False
@@ -38,6 +40,7 @@ class OptimizerHook:
 
         @wraps(original_step)  # schedulers look for their mark on it
         def step(_: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+            """Run the closure, take a recorded step, and return what the closure returned (None without a closure)."""
             if self._recording or not self._attached:
                 return original_step() if closure is None else original_step(closure)
             closure_result = None
@@ -59,11 +62,14 @@ class OptimizerHook:
         return (_no_hook, ())  # objects that hold the hook may be pickled during training
 
     def add_batch(self, index: ArrayLike, x: Batch, y: ArrayLike) -> None:
-        """Add a batch that contributes to the gradient of the next step."""
+        """Add a batch that contributes to the gradient of the next step.
+
+        ``index`` holds the positions (b,) of its b rows in the training data, x and y their inputs and targets (b, ...).
+        """
         self._batches.append(_MicroBatch(torch.as_tensor(index), x, torch.as_tensor(y)))
 
     def clear(self) -> None:
-        """Drop batches that were not followed by a step."""
+        """Discard the batches that were added since the last step."""
         self._batches.clear()
 
     def detach(self) -> None:
@@ -77,7 +83,14 @@ class OptimizerHook:
                 self._optimizer.step = self._previous_step
 
     def _take_accumulated(self) -> tuple[Tensor, Batch, Tensor, Tensor | None]:
-        """Remove and return the accumulated batches, joined: index, x, y and the weights of their rows."""
+        """Return the batches added since the last step, concatenated, and remove them.
+
+        The result is (index (B,), x, y, weights): weights are the loss weights (B,) of the B rows that give every batch the
+        same total weight, or None if all batches have the same size.
+
+        Raises:
+            InputError: no batch was added.
+        """
         batches, self._batches = self._batches, []
         if not batches:
             raise InputError(
@@ -98,10 +111,12 @@ class OptimizerHook:
 
 
 def _no_hook() -> None:
+    """Return None, the value of a pickled :class:`OptimizerHook`."""
     return None
 
 
 def _concatenate(batches: list[Batch]) -> Batch:
+    """Concatenate batches, tensors or trees of tensors with the same structure, along their first axis."""
     columns = zip(*([leaf for _, leaf in named_leaves(batch, "x")] for batch in batches), strict=True)
     leaves = iter([torch.cat([torch.as_tensor(leaf) for leaf in column]) for column in columns])
     return map_tree(batches[0], lambda _: next(leaves))

@@ -29,12 +29,15 @@ DEFAULT_CRITERION_OPTIONS = {"ignore_index": -100, "label_smoothing": 0.0, "redu
 
 
 def nll_of_probabilities(outputs: Tensor, y: Tensor) -> Tensor:
-    """Return -log(p_y + eps), (n,): the loss of a NeuralNetClassifier with NLLLoss, whose module ends in a softmax."""
+    """Return -log(p_y + eps), (n,), for n rows with class probabilities p (n, C) and labels y (n,).
+
+    It is the loss of a skorch NeuralNetClassifier with NLLLoss, whose module ends in a softmax; eps is that of the dtype.
+    """
     return F.nll_loss(torch.log(outputs + torch.finfo(outputs.dtype).eps), y, reduction="none")
 
 
 def call_with_keywords(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return ``module(**batch)``: the forward of skorch for X that is a dict."""
+    """Return ``module(**batch)``, as skorch calls a module if X is a dict."""
     return module(**batch)
 
 
@@ -124,7 +127,7 @@ class Recorded(Base):
 
 
 class _WithPositions(Dataset):
-    """Pairs (position in the whole data, item) of a dataset."""
+    """Dataset of pairs (position of the item in the whole data, item) for the items of ``dataset``."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -137,7 +140,7 @@ class _WithPositions(Dataset):
 
 
 class _CollatePositions:
-    """Collate positions and items separately."""
+    """Maps a list of b pairs (position, item) to (positions (b,), batch), where ``collate`` makes the batch of items."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
@@ -148,7 +151,10 @@ class _CollatePositions:
 
 
 class _RecordedBatches:
-    """Batches of a loader without their positions, which go to the recorder."""
+    """Iterable over the batches of ``loader``, without the positions of their rows.
+
+    Each batch is passed to ``hook`` with these positions before it is yielded.
+    """
 
     def __init__(self, loader: DataLoader, hook: OptimizerHook) -> None:
         self.loader, self.hook = loader, hook
@@ -163,7 +169,11 @@ class _RecordedBatches:
 
 
 def _criterion_loss(criterion: nn.Module) -> Loss:
-    """Return the loss that a torch criterion computes, if it has default options."""
+    """Return the loss that a torch criterion computes, as a name or a callable (outputs, targets) -> (n,) losses.
+
+    Raises:
+        InputError: the criterion is of another class, or has weights or options other than the default ones.
+    """
     known_losses: dict[type, Loss] = {**LOSS_NAMES, nn.NLLLoss: nll_of_probabilities}
     criterion_options = {name: getattr(criterion, name, value) for name, value in DEFAULT_CRITERION_OPTIONS.items()}
     unsupported_options = [

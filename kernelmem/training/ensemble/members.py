@@ -75,7 +75,10 @@ class EnsembleOptions:
 
 @dataclass(frozen=True, eq=False)
 class EnsembleTask:
-    """Checked data of an ensemble, on its device and in its dtype."""
+    """The checked members and data of an ensemble of M networks, on the device and in the dtype of their training.
+
+    Shapes: N rows in x, m test rows, n_k training rows of member k, C outputs.
+    """
 
     members: tuple[Member, ...]
     x: Tensor  # (N, ...)
@@ -96,7 +99,9 @@ def as_task(
     recipe: Recipe,
     options: EnsembleOptions = EnsembleOptions(),
 ) -> EnsembleTask:
-    """Check members, data and options, and convert labels to targets of the loss.
+    """Check members, data and options, and return them as one task, with labels converted to targets of the loss.
+
+    The targets are the labels for the loss "cross_entropy", and one-hot minus 1/C (C outputs) for the loss "mse".
 
     Raises:
         InputError: there are no members, rows, labels or steps are out of range, lengths or shapes are inconsistent, or
@@ -146,7 +151,7 @@ def as_task(
 
 
 def _check_rows(member: Member, k: int, n_rows: int) -> Tensor:
-    """Return the rows of member k as int64, after checking that they are in 0..n_rows - 1."""
+    """Return the row numbers (n_k,) of member k as int64, after checking that they are in 0..n_rows - 1."""
     rows = as_tensor(member.rows, f"rows of member {k}")
     if rows.ndim != 1 or not len(rows) or rows.is_floating_point() or rows.dtype == torch.bool:
         raise InputError(
@@ -163,7 +168,10 @@ def _check_rows(member: Member, k: int, n_rows: int) -> Tensor:
 
 
 def _count_classes(labels: list[Tensor]) -> int:
-    """Return the number of outputs: columns of real targets, or one more than the largest label."""
+    """Return the number of outputs C for ``labels``, a list of label tensors (n,) and real targets (n, C).
+
+    C is the number of columns of the real targets, or, if there are only labels, one more than the largest label.
+    """
     column_counts = {int(value.shape[1]) for value in labels if value.ndim == 2}
     if len(column_counts) > 1:
         raise InputError(
@@ -175,6 +183,11 @@ def _count_classes(labels: list[Tensor]) -> int:
 
 
 def _as_target(labels_or_targets: Tensor, name: str, n: int, C: int, loss: str, dtype: torch.dtype) -> Tensor:
+    """Return the target of the loss for n rows and C outputs, after checking shape and range.
+
+    Real targets (n, C) are converted to ``dtype``. Labels (n,) are returned as int64 for "cross_entropy", and as the rows
+    one-hot minus 1/C, (n, C), for "mse".
+    """
     if labels_or_targets.ndim == 2:
         if loss != "mse" or tuple(labels_or_targets.shape) != (n, C):
             raise InputError(

@@ -35,16 +35,20 @@ class StepMetrics:
 
 
 def mean_loss(outputs: Tensor, target: Tensor) -> Tensor:
-    """Return the loss of outputs (n, C): mean cross-entropy for labels (n,), mean of sum_c (f_c - t_c)^2 / 2 for (n, C)."""
+    """Return the mean loss, a scalar tensor, of the outputs f (n, C) of one network on n examples.
+
+    It is the cross-entropy for a target of labels (n,), and sum_c (f_c - t_c)^2 / 2 for real targets t (n, C).
+    """
     if target.ndim == 1:
         return F.cross_entropy(outputs, target)
     return 0.5 * (outputs - target).square().sum(1).mean()
 
 
 def loss_and_error(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss (K,), error (K,) and predicted labels (K, n) of outputs (K, n, C), computed in float64.
+    """Return loss (K,), error (K,) and predicted labels (K, n) of K networks with outputs (K, n, C) on n examples.
 
-    Targets are (n,), (K, n), (n, C) or (K, n, C).
+    ``target`` holds labels, (n,) or (K, n), or real targets, (n, C) or (K, n, C). The error is the share of wrong
+    predictions. Sums are computed in float64; loss and error of a network are NaN if one of its outputs is not finite.
     """
     outputs64 = outputs.to(torch.float64)
     labels = target if not target.is_floating_point() else target.argmax(-1)
@@ -62,14 +66,18 @@ def loss_and_error(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class MetricsLog:
-    """Collect the metrics of an ensemble, whose members arrive chunk by chunk."""
+    """Collects the metrics of an ensemble whose members are trained in several chunks, one after the other."""
 
     def __init__(self, task: EnsembleTask, *, keep_outputs: bool) -> None:
         self.task, self.keep_outputs = task, keep_outputs
         self._by_step: dict[int, StepMetrics] = {}
 
     def add(self, step: int, train: dict[int, Tensor], test: dict[int, Tensor]) -> None:
-        """Add the outputs of some members on their own training rows and on the test rows after ``step`` steps."""
+        """Compute and store the metrics of some members after ``step`` steps.
+
+        ``train`` maps a member number k to its outputs (n_k, C) on its own n_k training rows, ``test`` maps it to its
+        outputs (m, C) on the m test rows.
+        """
         metrics = self._by_step.setdefault(step, self._empty_metrics(step))
         for member_indices in _group_by_length(train):
             target = torch.stack([self.task.targets[k] for k in member_indices])
@@ -85,11 +93,11 @@ class MetricsLog:
             metrics.logits[member_indices] = outputs.to("cpu", torch.float64)
 
     def collected(self) -> tuple[StepMetrics, ...]:
-        """Return the metrics in the order of the steps."""
+        """Return one :class:`StepMetrics` per evaluated step, in the order of the steps."""
         return tuple(self._by_step[step] for step in sorted(self._by_step))
 
     def _empty_metrics(self, step: int) -> StepMetrics:
-        """Return metrics with NaN for all members, to be filled chunk by chunk."""
+        """Return metrics after ``step`` steps in which the values of all members are NaN; :meth:`add` replaces them."""
         M, m = len(self.task.members), len(self.task.x_test)
         nan_rows = torch.full((4, M), torch.nan, dtype=torch.float64)
         logits = torch.empty(M, m, self.task.C, dtype=torch.float64) if self.keep_outputs else None
@@ -98,7 +106,7 @@ class MetricsLog:
 
 
 def _group_by_length(outputs: dict[int, Tensor]) -> list[list[int]]:
-    """Return the members grouped by their number of rows."""
+    """Return lists of member numbers, one list for each number of rows in ``outputs``, which maps members to (n_k, C)."""
     members_by_length: dict[int, list[int]] = {}
     for k, value in outputs.items():
         members_by_length.setdefault(len(value), []).append(k)

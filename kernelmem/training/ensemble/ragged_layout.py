@@ -20,7 +20,7 @@ ACTIVATION_COPIES = 3  # hidden values, their gradients, and one temporary
 
 @dataclass(frozen=True)
 class BatchGroup:
-    """Members (their numbers) that see the same rows in every step, and their hidden widths, the widest first."""
+    """The numbers of the members that see the same rows in every step, and the hidden widths of each, the widest first."""
 
     members: tuple[int, ...]
     widths: tuple[tuple[int, ...], ...]
@@ -43,7 +43,7 @@ class PaddedStack:
 
 
 def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int, ...]:
-    """Return the hidden widths of member k, an MLP.
+    """Return the hidden widths of the MLP of member k: ``width`` itself, or a number repeated ``depth`` times.
 
     Raises:
         InputError: there is no width, or a width is below 1.
@@ -59,7 +59,10 @@ def hidden_widths(width: int | tuple[int, ...], depth: int, k: int) -> tuple[int
 
 
 def _batch_groups(task: EnsembleTask) -> list[BatchGroup]:
-    """Collect the members that see the same rows in every step and have the same number of hidden layers."""
+    """Return the batch groups of all members.
+
+    A group holds the members that see the same rows in every step and have the same number of hidden layers.
+    """
     members_by_batches: dict[tuple, list[int]] = {}
     widths = [hidden_widths(member.width, task.recipe.depth, k) for k, member in enumerate(task.members)]
     for k, (member, rows) in enumerate(zip(task.members, task.rows, strict=True)):
@@ -77,13 +80,19 @@ def _batch_groups(task: EnsembleTask) -> list[BatchGroup]:
 
 
 def _multiplications(widths: Sequence[tuple[int, ...]], d: int, C: int) -> int:
-    """Return the number of multiplications of one row through the networks of a group."""
+    """Return the number of multiplications of a forward pass of one row through several MLPs.
+
+    ``widths`` holds the hidden widths of each MLP; all have d inputs and C outputs.
+    """
     layer_sizes = [(d, *slot, C) for slot in widths]
     return sum(fan_in * fan_out for slot in layer_sizes for fan_in, fan_out in pairwise(slot))
 
 
 def padded_stacks(groups: Sequence[BatchGroup], d: int, C: int) -> list[PaddedStack]:
-    """Collect groups of similar shape in stacks while the padded work stays within ``PADDING``."""
+    """Return padded stacks that together hold all ``groups``; the networks have d inputs and C outputs.
+
+    Groups of similar shape share a stack as long as its work with padding is at most ``PADDING`` times that without.
+    """
 
     def shape_key(group: BatchGroup) -> tuple:
         return (group.batch == group.n, len(group.members), len(group.widths[0]), group.widths, group.batch)
@@ -109,7 +118,9 @@ def padded_stacks(groups: Sequence[BatchGroup], d: int, C: int) -> list[PaddedSt
 
 
 def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[BatchGroup]]:
-    """Split the members into parts whose tensors fit into ``memory``; a group that is too large is split as well.
+    """Yield lists of batch groups, to be trained one list after the other, whose tensors fit into ``memory`` bytes.
+
+    A batch group that is too large is split. ``itemsize`` is the number of bytes of one value.
 
     Raises:
         InputError: a single network does not fit into ``memory``.
@@ -117,6 +128,7 @@ def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Batc
     d, C = task.x[0].numel(), task.C
 
     def bytes_needed(group: BatchGroup) -> int:
+        """Return an upper estimate of the bytes that the training of a group allocates."""
         n_units = sum(map(sum, group.widths))
         parameters = PARAMETER_COPIES[task.recipe.optimizer] * (_multiplications(group.widths, d, C) + n_units + C)
         activations = ACTIVATION_COPIES * n_units + d + 6 * C * len(group.members)
@@ -137,7 +149,13 @@ def chunks(task: EnsembleTask, memory: int, itemsize: int) -> Iterator[list[Batc
 
 
 def _split_group(group: BatchGroup, bytes_needed: Callable[[BatchGroup], int], memory: int) -> Iterator[BatchGroup]:
-    """Split a group into groups that fit into ``memory``."""
+    """Yield groups with the members of ``group``, in order, each of which needs at most ``memory`` bytes.
+
+    ``bytes_needed`` maps a group to its number of bytes.
+
+    Raises:
+        InputError: a single member needs more than ``memory`` bytes.
+    """
     slots: list[int] = []
     for slot, k in enumerate(group.members):
         single_bytes = bytes_needed(_subgroup(group, [slot]))
@@ -155,5 +173,6 @@ def _split_group(group: BatchGroup, bytes_needed: Callable[[BatchGroup], int], m
 
 
 def _subgroup(group: BatchGroup, slots: list[int]) -> BatchGroup:
+    """Return the group that consists of the members at the positions ``slots`` of ``group``."""
     members, widths = tuple(group.members[s] for s in slots), tuple(group.widths[s] for s in slots)
     return BatchGroup(members, widths, group.n, group.batch)

@@ -23,9 +23,10 @@ EVALUATION_ROWS = 1024  # rows per product when outputs are evaluated
 
 
 class RaggedMLPs:
-    """The networks of one chunk, with all parameters in one flat tensor."""
+    """MLPs of different widths that are trained together, with all their parameters in one flat tensor."""
 
     def __init__(self, task: EnsembleTask, groups: Sequence[BatchGroup]) -> None:
+        """Arrange the members of ``groups`` in padded stacks, and initialize their parameters."""
         self.task = task
         x, d, C = task.x.flatten(1), task.x[0].numel(), task.C
         layouts = padded_stacks(groups, d, C)
@@ -40,12 +41,12 @@ class RaggedMLPs:
         self.members = [k for stack in self.stacks for k in stack.members]
 
     def gradient(self) -> None:
-        """Write the gradients of all members on their next batches to ``.grad`` of the parameters."""
+        """Compute the gradient of each member's mean loss on its next batch; write it to ``.grad`` of the flat tensor."""
         for stack in self.stacks:
             stack.gradient()
 
     def test_outputs(self) -> dict[int, Tensor]:
-        """Return the test outputs (m, C) of each member."""
+        """Return a dict from member number to the outputs (m, C) of that member on the m test rows."""
         x = self.task.x_test.flatten(1)
         by_member: dict[int, Tensor] = {}
         for stack in self.stacks:
@@ -54,7 +55,7 @@ class RaggedMLPs:
         return by_member
 
     def train_outputs(self) -> dict[int, Tensor]:
-        """Return the outputs (n_k, C) of each member on its own training rows."""
+        """Return a dict from member number k to the outputs (n_k, C) of that member on its own n_k training rows."""
         by_member: dict[int, Tensor] = {}
         for stack in self.stacks:
             for g, group in enumerate(stack.layout.groups):
@@ -64,22 +65,28 @@ class RaggedMLPs:
         return by_member
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Return the state dict of each member on the CPU, with the keys of :func:`kernelmem.training.mlp`."""
+        """Return a dict from member number to the state dict of that member on the CPU.
+
+        The keys of a state dict are those of the module that :func:`kernelmem.training.mlp` builds.
+        """
         return {k: state for stack in self.stacks for k, state in stack.state().items()}
 
 
 def _padded_parameters(layout: PaddedStack, d: int, C: int) -> int:
+    """Return the number of parameters of a stack, padding included, for networks with d inputs and C outputs."""
     sizes = [(d, *slot, C) for slot in layout.widths]
     return len(layout.groups) * sum(b * (a + 1) for slot in sizes for a, b in pairwise(slot))
 
 
 class _StackedMLPs:
-    """G batch groups of S slots each; d inputs, H first-layer units of all slots together, C outputs.
+    """The networks of one padded stack: G batch groups of S networks (slots) each, with d inputs and C outputs.
 
-    First layers: one tensor (G, H, d); further layers: a chain per slot; outputs: (S, G, n, C).
+    The first layers of all slots form one tensor (G, H, d), where H is the sum of their first hidden widths. The further
+    layers are stored for each slot separately. Outputs on n rows have the shape (S, G, n, C).
     """
 
     def __init__(self, task: EnsembleTask, layout: PaddedStack, x: Tensor, flat: Tensor, grad: Tensor) -> None:
+        """Initialize the parameters in ``flat``, whose gradient is ``grad``, for the training rows x (N, d)."""
         self.task, self.layout, self.x = task, layout, x
         self.d, self.C = x.shape[1], task.C
         self.G, self.S = len(layout.groups), len(layout.widths)
@@ -94,7 +101,7 @@ class _StackedMLPs:
         self._allocate()
 
     def _parameter_views(self, flat: Tensor) -> "_ParameterViews":
-        """Return views of all layers into one flat tensor."""
+        """Return views into ``flat``, a 1-D tensor, that have the shapes of the weights and biases of all layers."""
         G, d, C, H = self.G, self.d, self.C, self.H
         cursor = 0
 
@@ -112,7 +119,10 @@ class _StackedMLPs:
     def _member_layers(
         self, views: "_ParameterViews", s: int, g: int, widths: tuple[int, ...]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return views of the layers of one member, without padding."""
+        """Return the views (weight, bias) of each layer of the member in slot s of group g, without padding.
+
+        ``widths`` are the hidden widths of the member.
+        """
         first = slice(self.columns[s].start, self.columns[s].start + widths[0])
         layers = [(views.first[g, first], views.first_bias[g, first])]
         for (W, b), fan_in, fan_out in zip(views.hidden[s], widths, widths[1:], strict=False):
@@ -120,7 +130,7 @@ class _StackedMLPs:
         return [*layers, (views.last[s][g, :, : widths[-1]], views.last_bias[s, g])]
 
     def _initialize(self) -> None:
-        """Copy the initial weights of every member into its views."""
+        """Copy the initial weights and biases of every member into the flat tensor of parameters."""
         for s, g, k in self.slot_positions:
             widths = self._hidden_widths(k)
             model = mlp(self.d, widths, self.C, self.task.recipe.activation, seed=self.task.members[k].init_seed)
@@ -130,10 +140,11 @@ class _StackedMLPs:
                 b.copy_(initial[2 * layer + 1])
 
     def _hidden_widths(self, k: int) -> tuple[int, ...]:
+        """Return the hidden widths of member k."""
         return hidden_widths(self.task.members[k].width, self.task.recipe.depth, k)
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Return the state dict of each member on the CPU."""
+        """Return a dict from member number to the state dict of that member on the CPU, without padding."""
         states = {}
         for s, g, k in self.slot_positions:
             layers = self._member_layers(self.value, s, g, self._hidden_widths(k))
@@ -145,7 +156,10 @@ class _StackedMLPs:
         return states
 
     def _allocate(self) -> None:
-        """Allocate rows and targets of the groups, padded to the largest n, and the buffers of a step."""
+        """Allocate the tensors that hold the row numbers and targets of all groups, and the buffers of one training step.
+
+        Groups with fewer training rows are padded to the largest number of rows in the stack.
+        """
         task, groups, batch = self.task, self.layout.groups, self.layout.batch
         G, S, device = self.G, self.S, self.x.device
         max_rows = max(group.n for group in groups)
@@ -181,7 +195,10 @@ class _StackedMLPs:
             )
 
     def _next_batch(self) -> None:
-        """Gather rows and targets of the next step; batches are drawn for STEPS_AHEAD steps at once."""
+        """Copy the rows and targets of the next training step to ``batch_x`` and ``batch_targets``.
+
+        The row numbers are drawn for STEPS_AHEAD steps at once. Nothing changes if every step uses all rows.
+        """
         if self.layout.full:
             return
         ahead_index = self.step % STEPS_AHEAD
@@ -201,7 +218,10 @@ class _StackedMLPs:
         self.batch_targets = self.ahead_targets[ahead_index]
 
     def gradient(self) -> None:
-        """Forward and backward pass on the next batches; each loss is the mean over the rows of the member's batch."""
+        """Run a forward and a backward pass on the next batches, and write the gradients of all parameters.
+
+        The loss of a member is the mean over the rows of its batch.
+        """
         self._next_batch()
         value, grad, X = self.value, self.grad, self.batch_x
         torch.baddbmm(value.first_bias.unsqueeze(1), X, value.first.mT, out=self.z)
@@ -223,7 +243,10 @@ class _StackedMLPs:
         torch.sum(self.dz, 1, out=grad.first_bias)
 
     def _hidden_forward(self, s: int, a: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Return input and pre-activation z of each further hidden layer, and the last activation."""
+        """Run slot s through its hidden layers after the first, whose activation is ``a`` (G, b, w), for b rows per step.
+
+        Returns a list of (input of the layer, pre-activation z) for each of these layers, and the last activation.
+        """
         chain = []
         for W, b in self.value.hidden[s]:
             z = torch.baddbmm(b.unsqueeze(1), a, W.mT)
@@ -232,7 +255,11 @@ class _StackedMLPs:
         return chain, a
 
     def _hidden_backward(self, s: int, chain: list[tuple[Tensor, Tensor]], a: Tensor, da: Tensor) -> None:
-        """Write the gradients of the further hidden layers of a slot, and that of its first activation."""
+        """Write the gradients of the hidden layers after the first of slot s, and that of the first activation.
+
+        ``chain`` is the list that :meth:`_hidden_forward` returned, ``a`` the last activation, and ``da`` the gradient with
+        respect to it, which is overwritten.
+        """
         for layer in reversed(range(len(chain))):
             layer_input, z = chain[layer]
             dW, db = self.grad.hidden[s][layer]
@@ -243,7 +270,7 @@ class _StackedMLPs:
             da = torch.bmm(da, W) if layer else torch.bmm(da, W, out=self.slots[s].da)
 
     def _loss_gradient(self) -> None:
-        """Overwrite the outputs with the gradients of the mean losses with respect to the outputs."""
+        """Overwrite the outputs ``self.f`` (S, G, C, b) with the gradients of the mean losses with respect to them."""
         f = self.f
         if self.task.recipe.loss == "mse":
             f.sub_(self.batch_targets).mul_(self.row_weights)
@@ -253,6 +280,7 @@ class _StackedMLPs:
         f.scatter_add_(2, self.batch_targets, self.negative_weights)
 
     def _activate(self, z: Tensor, out: Tensor) -> Tensor:
+        """Write the activation of the pre-activations z to ``out``, which may be z, and return ``out``."""
         match self.task.recipe.activation:
             case "relu":
                 return torch.clamp(z, min=0, out=out)
@@ -262,6 +290,7 @@ class _StackedMLPs:
                 return aten.gelu.out(z, out=out)
 
     def _activation_gradient(self, da: Tensor, z: Tensor, a: Tensor) -> None:
+        """Overwrite ``da``, the gradient with respect to the activation a, with that with respect to z, where a = act(z)."""
         match self.task.recipe.activation:
             case "relu":
                 aten.threshold_backward.grad_input(da, a, 0, grad_input=da)
@@ -271,7 +300,10 @@ class _StackedMLPs:
                 da.copy_(aten.gelu_backward(da, z))
 
     def outputs(self, x: Tensor, groups: slice) -> Tensor:
-        """Return the outputs (S, groups, n, C) of some groups on rows x (1, n, d) or (groups, n, d)."""
+        """Return the outputs (S, g, n, C) of the g groups in the slice ``groups`` on n rows.
+
+        x is (1, n, d), the same rows for all groups, or (g, n, d).
+        """
         value = self.value
         first, bias = value.first[groups], value.first_bias[groups]
         outputs = torch.empty(self.S, len(first), x.shape[1], self.C, dtype=x.dtype, device=x.device)
@@ -290,7 +322,10 @@ class _StackedMLPs:
 
 @dataclass(frozen=True)
 class _ParameterViews:
-    """Views into one flat tensor: the values of the parameters, or their gradient."""
+    """Views into one flat tensor that holds the values of the parameters, or their gradient.
+
+    G groups of S slots, d inputs, H first-layer units of all slots together, C outputs.
+    """
 
     first: Tensor  # (G, H, d)
     first_bias: Tensor  # (G, H)
@@ -301,7 +336,10 @@ class _ParameterViews:
 
 @dataclass(frozen=True)
 class _SlotBuffers:
-    """Views of one slot into the tensors of a step, created once because a step consists of many small products."""
+    """Views of one slot into the buffers of a training step: G groups, b rows, C outputs, w units of a layer.
+
+    They are created once, because a step consists of many small products.
+    """
 
     a: Tensor  # (G, b, w), of the first layer
     da: Tensor  # (G, b, w)

@@ -54,6 +54,7 @@ class Recipe:
     depth: int = 1
 
     def __post_init__(self) -> None:
+        """Check names and ranges of all fields; errors are those listed for the class."""
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -91,9 +92,10 @@ def lr_at(recipe: Recipe, t: int) -> float:
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor], *, fused: bool | None = None) -> torch.optim.Optimizer:
-    """Make the torch optimizer of a recipe.
+    """Return a new torch optimizer of ``parameters`` with the class and the hyper-parameters of the recipe.
 
-    Its update acts on each entry separately, so ``parameters`` may be flat tensors that hold many networks.
+    Its update acts on each entry separately, so ``parameters`` may be flat tensors that hold many networks. ``fused``
+    selects torch's implementation in one pass (None: torch's default).
     """
     common_options = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "sgd":

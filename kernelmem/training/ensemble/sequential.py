@@ -25,7 +25,7 @@ class OneModule:
         self.order = BatchOrder(task.members[0].order_seed, len(task.rows[0]), task.recipe.batch_size)
 
     def gradient(self) -> None:
-        """Write the gradient of the loss on the next batch to ``.grad`` of the parameters."""
+        """Compute the gradient of the mean loss on the next batch, and write it to ``.grad`` of the parameters."""
         self.model.train()
         positions = self.order.take(1)[0].to(self.task.x.device)
         outputs = self.model(self.task.x[self.task.rows[0][positions]])
@@ -36,18 +36,19 @@ class OneModule:
             mean_loss(outputs, self.task.targets[0][positions]).backward()
 
     def test_outputs(self) -> dict[int, Tensor]:
-        """Return the test outputs (m, C)."""
+        """Return {0: outputs (m, C)} of the model on the m test rows; 0 is the number of the only member."""
         return {0: self._evaluate(self.task.x_test)}
 
     def train_outputs(self) -> dict[int, Tensor]:
-        """Return the outputs (n, C) on the training rows."""
+        """Return {0: outputs (n, C)} of the model on its n training rows; 0 is the number of the only member."""
         return {0: self._evaluate(self.task.x[self.task.rows[0]])}
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Return the state dict, on the CPU."""
+        """Return {0: state dict of the model}, with tensors copied to the CPU; 0 is the number of the only member."""
         return {0: {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}}
 
     def _evaluate(self, x: Tensor) -> Tensor:
+        """Return the outputs (n, C) of the model in eval mode on the n rows x, computed without gradients."""
         self.model.eval()
         with torch.no_grad():
             outputs = torch.cat([self.model(piece) for piece in x.split(EVALUATION_ROWS)])
@@ -56,7 +57,7 @@ class OneModule:
 
 
 def check_outputs(outputs: Tensor, n: int, C: int) -> None:
-    """Check that outputs have the shape (n, C).
+    """Check that the outputs of a model on n rows have the shape (n, C), with C the number of classes.
 
     Raises:
         InputError: the shapes differ; the message states both.

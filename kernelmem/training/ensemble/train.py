@@ -47,13 +47,16 @@ class Ensemble(Result):
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """The members whose final losses are not finite."""
+        """The numbers of the members whose final training or test loss is not finite."""
         final_metrics = self.metrics[-1]
         finite = torch.isfinite(final_metrics.train_loss) & torch.isfinite(final_metrics.test_loss)
         return tuple(int(k) for k in (~finite).nonzero()[:, 0])
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per evaluation and member: step, member, width, training rows, losses and errors."""
+        """Return a data frame with one row per evaluation and member.
+
+        Columns: step, member, width, n (number of training rows), train_loss, train_error, test_loss, test_error.
+        """
         import pandas as pd
 
         return pd.concat(
@@ -94,7 +97,10 @@ class Ensemble(Result):
 
 
 class _Engine(Protocol):
-    """Networks trained together: their parameters, gradients and outputs."""
+    """Interface of networks that are trained together; outputs and state dicts are returned by member number.
+
+    ``gradient`` writes ``.grad`` of ``parameters`` for the next batches.
+    """
 
     parameters: list[Tensor]
     members: list[int]
@@ -202,7 +208,13 @@ def _train(
     *,
     fused: bool | None = True,
 ) -> Ensemble:
-    """Train the chunks in sequence; ``fused`` selects torch's one-pass update, equal to the default up to rounding."""
+    """Train the networks of each engine, one engine after the other, and return the ensemble of all members.
+
+    ``fused`` selects torch's one-pass update of the optimizer, which equals the default one up to rounding.
+
+    Raises:
+        NumericalError: a final loss is not finite, and ``options.diverged`` is "raise".
+    """
     start_time = time.perf_counter()
     metrics = MetricsLog(task, keep_outputs=options.keep_outputs)
     states: dict[int, dict[str, Tensor]] = {}

@@ -21,7 +21,7 @@ PARAMETER_COPIES = 4  # of the parameters: values, gradients, two states of Adam
 
 
 def module_chunks(task: EnsembleTask, make_model: MakeModel, memory: int) -> Iterator[list[int]]:
-    """Group the members by width and batch size, and split the groups into parts that fit into ``memory``.
+    """Yield lists of member numbers that can be trained together: same width, same batch size, at most ``memory`` bytes.
 
     The memory of a step is measured on one network: twice what autograd saves in a forward pass.
 
@@ -45,7 +45,10 @@ def module_chunks(task: EnsembleTask, make_model: MakeModel, memory: int) -> Ite
 
 
 def _training_bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) -> int:
-    """Return the bytes that training of member k needs, measured in one forward pass."""
+    """Return the number of bytes that the training of member k needs with ``batch`` rows per step.
+
+    It is four times the parameters, plus twice what autograd saves in one forward pass, which is run to measure it.
+    """
     saved_bytes: dict[int, int] = {}
 
     def record_size(tensor: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def _training_bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) ->
 
 
 def _build_member(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Module:
-    """Build the module of member k from its seed, on the device and in the dtype of the task."""
+    """Return the untrained module of member k, made with the member's seed, on the device and in the dtype of the task."""
     member = task.members[k]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.init_seed)
@@ -84,9 +87,10 @@ def _build_member(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Modul
 
 
 class Modules:
-    """The networks of one chunk, with stacked parameters."""
+    """K networks of one architecture that are trained together; each parameter is stacked to a tensor (K, ...)."""
 
     def __init__(self, task: EnsembleTask, make_model: MakeModel, members: Sequence[int]) -> None:
+        """Build the networks of the members with the numbers ``members``, and stack their parameters and buffers."""
         self.task, self.members = task, list(members)
         models = [_build_member(make_model, task, k) for k in members]
         self.model = models[0]
@@ -110,7 +114,7 @@ class Modules:
         ]
 
     def gradient(self) -> None:
-        """Write the gradients of all members on their next batches to ``.grad`` of the stacked parameters."""
+        """Compute the gradient of each member's mean loss on its next batch, and write it to ``.grad`` of ``parameters``."""
         task = self.task
         positions = [order.take(1)[0].to(task.x.device) for order in self.orders]
         x = torch.stack(
@@ -130,13 +134,16 @@ class Modules:
             p.grad = None if gradient is None else gradient.contiguous()
 
     def test_outputs(self) -> dict[int, Tensor]:
-        """Return the test outputs (m, C) of each member."""
+        """Return a dict from member number to the outputs (m, C) of that member on the m test rows."""
         self.model.eval()
         pieces = [self._call_all(piece, None) for piece in self.task.x_test.split(EVALUATION_ROWS)]
         return dict(zip(self.members, torch.cat(pieces, 1), strict=True))
 
     def train_outputs(self) -> dict[int, Tensor]:
-        """Return the outputs (n_k, C) of each member on its own training rows, computed with padding to the largest n_k."""
+        """Return a dict from member number k to the outputs (n_k, C) of that member on its own n_k training rows.
+
+        All members are evaluated together, so shorter lists of rows are padded to the longest one; padding is removed.
+        """
         self.model.eval()
         rows = [self.task.rows[k] for k in self.members]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -145,7 +152,7 @@ class Modules:
         return {k: outputs[g, : len(rows[g])] for g, k in enumerate(self.members)}
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Return the state dict of each member, on the CPU."""
+        """Return a dict from member number to the state dict of that member, with tensors copied to the CPU."""
         names = list(self.model.state_dict())
         return {
             k: {name: self.values[name][g].detach().to("cpu", copy=True) for name in names}
@@ -153,7 +160,10 @@ class Modules:
         }
 
     def _call_all(self, x: Tensor, in_dim: int | None) -> Tensor:
-        """Return the outputs of all networks; x has one batch per network (``in_dim=0``) or is shared (None)."""
+        """Return the outputs (K, b, C) of all K networks on b rows each.
+
+        x is (K, b, ...), one batch per network, if ``in_dim`` is 0, and (b, ...), the same for all, if it is None.
+        """
 
         def call(values: dict[str, Tensor], rows: Tensor) -> Tensor:
             return functional_call(self.model, values, (rows,))
