@@ -89,6 +89,7 @@ _ESTIMATORS = {
 
 
 def __getattr__(name: str) -> object:
+    """Import a scikit-learn estimator or kernel class when it is first used, because scikit-learn is slow to import."""
     if name not in _ESTIMATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -97,4 +98,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
+    """Return the sorted names of this module, including the estimator classes that are imported on first use."""
     return sorted([*globals(), *_ESTIMATORS])

@@ -10,7 +10,7 @@ EPS32 = torch.finfo(torch.float32).eps
 
 
 def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return ``y`` as float64 targets (n, C), and as labels (n,) if it consists of labels or one-hot rows.
+    """Return ``y`` as float64 targets (n, C) of n rows, and its labels (n,), or None if y holds real numbers without labels.
 
     Integers (n,) are labels 0..C-1 with targets one-hot − 1/C. Real (n, C) is used unchanged; if every row is one-hot up
     to one constant of the array, the label is the argmax. Real (n,) is one output.
@@ -34,7 +34,7 @@ def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tens
 
 
 def _one_hot_labels(targets: Tensor) -> Tensor | None:
-    """Return labels (n,) if every row of ``targets`` is one-hot up to one constant, otherwise None."""
+    """Return the labels (n,) if every row of ``targets`` (n, C) is one-hot plus one constant, otherwise None."""
     n_outputs = targets.shape[1]
     labels = targets.argmax(1)
     constant = targets.mean() - 1 / n_outputs
@@ -46,7 +46,11 @@ def _one_hot_labels(targets: Tensor) -> Tensor | None:
 
 
 def _require_two_classes(labels: Tensor) -> Tensor:
-    """Return the labels if they have at least two classes."""
+    """Return the labels (n,) unchanged.
+
+    Raises:
+        InputError: all labels are equal.
+    """
     if bool((labels == labels[0]).all()):
         raise InputError(
             f"y with one class only: {len(labels)} labels that are all {int(labels[0])}",

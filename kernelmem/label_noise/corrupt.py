@@ -18,7 +18,7 @@ MAX_CLASSES = 16384  # a transition matrix of 2 GiB; larger labels are identifie
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CorruptedLabels(Result):
-    """Noisy labels and the ground truth of the corruption.
+    """Noisy labels of n rows with C classes, and the ground truth of the corruption.
 
     Attributes:
         y: (n,) noisy labels, int64, on the device of the clean labels.
@@ -136,7 +136,7 @@ def _transition_matrix(
     exact: bool,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return the transition matrix of a kind of noise, (C, C), or (n, C) for instance-dependent noise."""
+    """Return the transition matrix of a kind of noise: (C, C) for C classes, or (n, C) for "instance"."""
     if kind == "matrix":
         assert matrix is not None  # checked by _check_choice
         return transition_matrices.user_matrix(matrix, labels, rate)
@@ -158,7 +158,11 @@ def _transition_matrix(
 
 
 def _check_arguments(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayLike | None) -> None:
-    """Validate the kind of noise, the arguments that it needs and the number of classes."""
+    """Check the kind of noise, the arguments that it needs and the number of classes.
+
+    Raises:
+        InputError: the kind is unknown, an argument is missing or superfluous, or there are too few or too many classes.
+    """
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(
             f"kind {kind!r}", expected=f"one of {', '.join(map(repr, KINDS))}", hint="pass one of these names"

@@ -14,7 +14,7 @@ from kernelmem.core.result_files import Result
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detection(Result):
-    """Metrics of one score against known flips.
+    """Metrics of how well one score separates the m flipped labels from the clean ones, among n rows.
 
     Attributes:
         auroc: P(score of a flip > score of a clean row) + P(equal) / 2.
@@ -104,7 +104,11 @@ def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int
 
 
 def _check_scores_and_flags(score: ArrayLike, flipped: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores as float64 and flags as bool, both (n,), after validating them."""
+    """Check the scores and the flags of n rows, and return them as float64 and bool, both (n,).
+
+    Raises:
+        InputError: shapes differ, a flag is not 0 or 1, or all or no rows are flipped.
+    """
     scores = as_tensor(score, "score", dtype=torch.float64).cpu().numpy()
     flags = as_tensor(flipped, "flipped").cpu().numpy()
     if scores.ndim != 1 or flags.shape != scores.shape:
@@ -130,13 +134,17 @@ def _check_scores_and_flags(score: ArrayLike, flipped: ArrayLike) -> tuple[np.nd
 
 
 def _auroc_from_midranks(flip_midranks: np.ndarray, n_rows: int) -> float:
-    """Return the AUROC from the midranks of the flips among all rows."""
+    """Return the AUROC, given the midranks of the flipped rows among all ``n_rows`` scores."""
     n_flipped = len(flip_midranks)
     return float((flip_midranks.sum() - n_flipped * (n_flipped + 1) / 2) / (n_flipped * (n_rows - n_flipped)))
 
 
 def _delong_standard_error(scores: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: float) -> float:
-    """Return the standard error of the AUROC by DeLong's method, or its upper bound for a group of one row."""
+    """Return the standard error of the AUROC by DeLong's method.
+
+    ``scores``, their ``midranks`` and the ``flags`` of flipped rows are (n,). If only one row is flipped or only one is
+    clean, the result is an upper bound.
+    """
     n_flipped, n_clean = int(flags.sum()), int((~flags).sum())
     if min(n_flipped, n_clean) < 2:
         return math.sqrt(auroc * (1 - auroc))
@@ -149,14 +157,20 @@ def _delong_standard_error(scores: np.ndarray, midranks: np.ndarray, flags: np.n
 
 
 def _reported_ranks(n_rows: int, n_flipped: int) -> np.ndarray:
-    """Return about 100 ranks: dense up to twice the number of flips, where the curves bend, and sparse from there to n."""
+    """Return about 100 ranks k, ascending, at which precision and recall are reported.
+
+    They are dense up to twice the number of flips, where the curves bend, and sparse from there to ``n_rows``.
+    """
     dense = np.linspace(1, min(n_rows, 2 * n_flipped), 80)
     sparse = np.linspace(min(n_rows, 2 * n_flipped), n_rows, 20)
     return np.unique(np.concatenate([dense, sparse, [n_flipped, n_rows]]).round().astype(np.int64))
 
 
 def _expected_hits(scores: np.ndarray, flags: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Return the expected number of flips among the k largest scores, with ties at k in random order."""
+    """Return for each rank k in ``ranks`` the expected number of flips among the k largest scores.
+
+    The expectation is over random orders of tied scores; the result has the shape of ``ranks``.
+    """
     _, tie_group, group_sizes = np.unique(-scores, return_inverse=True, return_counts=True)
     group_ends = np.concatenate([[0], np.cumsum(group_sizes)])
     cumulative_flips = np.concatenate([[0], np.cumsum(np.bincount(tie_group, flags, len(group_sizes)))])

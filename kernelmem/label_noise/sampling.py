@@ -6,7 +6,7 @@ CHUNK = 4096  # examples per block, which bounds the (examples, C) table of cumu
 
 
 def draw_labels(distributions: np.ndarray, distribution_index: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """Draw labels (k,) by inversion of cumulative sums.
+    """Draw k labels from given distributions by inverting their cumulative sums, and return them, (k,) int64.
 
     Label i is drawn from ``distributions[distribution_index[i]]`` (any positive sum) with the uniform number ``uniforms[i]``.
     """
@@ -22,7 +22,9 @@ def draw_labels(distributions: np.ndarray, distribution_index: np.ndarray, unifo
 
 
 def systematic_rounding(expected: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
-    """Round ``expected`` (k,) to whole numbers that sum to ``total``, its own sum rounded down or up.
+    """Round the k numbers ``expected`` to whole numbers with the sum ``total``, and return them, (k,) int64.
+
+    ``total`` must be the sum of ``expected`` rounded down or up.
 
     Every block of neighbors, not only every entry, sums to its expectation rounded down or up; if the sum is a whole
     number, the mean of every entry over draws is its expectation. Systematic sampling (Madow 1949): the increments of
@@ -37,7 +39,10 @@ def systematic_rounding(expected: np.ndarray, total: int, rng: np.random.Generat
 
 
 def choose_by_propensity(propensities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Choose round(Σ q_i) examples, example i with probability q_i = ``propensities[i]``."""
+    """Choose round(Σ q_i) examples at random and return their numbers.
+
+    Example i is chosen with probability q_i = ``propensities[i]``.
+    """
     examples = rng.permutation(len(propensities))
     return examples[systematic_rounding(propensities[examples], round(float(propensities.sum())), rng) > 0]
 
@@ -45,7 +50,9 @@ def choose_by_propensity(propensities: np.ndarray, rng: np.random.Generator) -> 
 def flip_by_quota(
     noisy: np.ndarray, wrong_probabilities: np.ndarray, rate: float | None, rng: np.random.Generator
 ) -> None:
-    """Change ``noisy`` (n,) in place: n_i wrong_probabilities_ij labels of class i become j, rounded down or up.
+    """Change labels in the array ``noisy`` (n,) in place, by a fixed number of flips for each pair of classes.
+
+    With n_i labels of class i, ``wrong_probabilities[i, j]`` times n_i of them become j, rounded down or up.
 
     The number of labels that leave class i is also its expectation rounded down or up. The total number of flips is
     round(rate n), or the expected total rounded to the nearest whole number if the rate is None.

@@ -15,29 +15,45 @@ ROW_SUM_TOLERANCE = 1e-6  # a float32 matrix sums to 1 only to about this
 
 
 def symmetric(n_classes: int, rate: float) -> np.ndarray:
-    """Return symmetric noise: with probability r a wrong label, each equally likely; T_ii = 1 − r, T_ij = r / (C − 1)."""
+    """Return the matrix T (C, C) of symmetric noise: with probability r a label becomes any other label, equally likely.
+
+    With C = ``n_classes`` and r = ``rate``, T_ii = 1 − r and T_ij = r / (C − 1).
+    """
     matrix = np.full((n_classes, n_classes), rate / (n_classes - 1))
     np.fill_diagonal(matrix, 1 - rate)
     return matrix
 
 
 def uniform(n_classes: int, rate: float) -> np.ndarray:
-    """Return uniform noise: with probability r a label drawn uniformly from all C classes; T = (1 − r) I + r / C."""
+    """Return the matrix T (C, C) of uniform noise: with probability r a label is drawn uniformly from all C classes.
+
+    With C = ``n_classes`` and r = ``rate``, T = (1 − r) I + r / C.
+    """
     return (1 - rate) * np.eye(n_classes) + rate / n_classes
 
 
 def pair(n_classes: int, rate: float) -> np.ndarray:
-    """Return pair noise: with probability r the next class; T_ii = 1 − r, T_{i, (i + 1) mod C} = r."""
+    """Return the matrix T (C, C) of pair noise: with probability r a label becomes the next class.
+
+    With C = ``n_classes`` and r = ``rate``, T_ii = 1 − r and T_{i, (i + 1) mod C} = r.
+    """
     return _flip_to_partner(np.roll(np.arange(n_classes), -1), rate)
 
 
 def confusable(x: ArrayLike, labels: np.ndarray, n_classes: int, rate: float) -> np.ndarray:
-    """Return confusion noise: with probability r the class that :func:`most_confused` assigns to the true class."""
+    """Return the matrix (C, C) of confusion noise for C classes.
+
+    With probability ``rate`` a label becomes the class that :func:`most_confused` assigns to its class, by the features x
+    (n, ...).
+    """
     return _flip_to_partner(most_confused(_scaled_features(x, len(labels)), labels, n_classes), rate)
 
 
 def _flip_to_partner(partners: np.ndarray, rate: float) -> np.ndarray:
-    """Return the matrix (C, C) that replaces a label by the partner of its class with probability r."""
+    """Return the matrix (C, C) that replaces each of C classes by its partner with probability ``rate``.
+
+    ``partners`` (C,) holds the partner of each class; a class that is its own partner is never changed.
+    """
     classes = np.arange(len(partners))
     T = np.zeros((len(classes), len(classes)))
     T[classes, classes] = 1 - rate
@@ -48,7 +64,9 @@ def _flip_to_partner(partners: np.ndarray, rate: float) -> np.ndarray:
 
 
 def most_confused(features: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return for every class a the class b != a with the largest mean leave-one-out prediction over the rows of a, (C,).
+    """Return for each of C classes the class with which its rows are most easily confused, (C,).
+
+    For class a it is the class b != a with the largest mean leave-one-out prediction over the rows of class a.
 
     The predictions are those of kernel ridge regression with the kernel exp(−d² / (2 median d²)) and the ridge with the
     smallest leave-one-out error. They use at most about ``CONFUSION_ROWS`` rows, the same number from every class, evenly
@@ -79,7 +97,11 @@ def most_confused(features: np.ndarray, labels: np.ndarray, n_classes: int) -> n
 
 
 def _evenly_spaced_rows(labels: np.ndarray, has_rows: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
-    """Return at most about ``CONFUSION_ROWS`` rows, the same number from every class, evenly spaced in the given order."""
+    """Return the numbers of at most about ``CONFUSION_ROWS`` rows, ascending.
+
+    Every class with rows contributes the same number (or all its rows), evenly spaced in the given order. ``has_rows`` and
+    ``class_counts`` are (C,).
+    """
     if len(labels) <= CONFUSION_ROWS:
         return np.arange(len(labels))
     rows_per_class = max(1, CONFUSION_ROWS // int(has_rows.sum()))
@@ -93,7 +115,13 @@ def _evenly_spaced_rows(labels: np.ndarray, has_rows: np.ndarray, class_counts: 
 
 
 def _radial_kernel(features: np.ndarray) -> torch.Tensor:
-    """Return the Gaussian kernel exp(−d² / (2 median d²)) of the rows with themselves, (n, n)."""
+    """Return the Gaussian kernel (n, n) of n rows of features, exp(−d² / (2 median d²)), with d the distance of two rows.
+
+    If the median is zero, the mean of d² is used instead.
+
+    Raises:
+        InputError: all rows are equal.
+    """
     if (features == features[0]).all():
         raise InputError(
             "x with rows that are all the same",
@@ -112,7 +140,9 @@ def _radial_kernel(features: np.ndarray) -> torch.Tensor:
 
 
 def user_matrix(matrix: ArrayLike, labels: np.ndarray, rate: float | None) -> np.ndarray:
-    """Return the user's matrix with rows scaled to sum to 1 exactly.
+    """Check the transition matrix T (C, C) of the user, and return it with rows scaled to sum to 1 exactly.
+
+    ``labels`` (n,) are the true labels, of which n_i belong to class i.
 
     Raises:
         InputError: not square, negative, rows that do not sum to 1, fewer classes than the labels, or a rate other than
@@ -160,7 +190,9 @@ def user_matrix(matrix: ArrayLike, labels: np.ndarray, rate: float | None) -> np
 def instance(
     x: ArrayLike, labels: np.ndarray, n_classes: int, rate: float, *, rng: np.random.Generator, n_flips: int | None
 ) -> np.ndarray:
-    """Return instance-dependent noise, (n, C): 1 − q_i at the label of row i, q_i softmax(z_i W_{y_i}) elsewhere.
+    """Return the distribution of each row's noisy label, (n, C), for n rows with C classes and d features.
+
+    The probability is 1 − q_i at the true label y_i of row i, and q_i softmax(z_i W_{y_i}) at the other labels.
 
     q_i ~ TruncNormal(r, 0.1², [0, 1]), scaled to mean r, or so that Σ q_i is ``n_flips`` unless that is None. z are the
     standardized features divided by √d, so that the logits have unit variance in any units of x and the softmax does not
@@ -187,7 +219,11 @@ def instance(
 
 
 def _propensities(uniforms: np.ndarray, rate: float, target_mean: float | None) -> np.ndarray:
-    """Return flip probabilities q ~ TruncNormal(rate, 0.1², [0, 1]), scaled to ``target_mean``; None: mean ``rate``."""
+    """Return flip probabilities q ~ TruncNormal(rate, 0.1², [0, 1]), (n,), rescaled to a given mean.
+
+    They are computed from uniform random numbers (n,). Their mean over rows becomes ``target_mean``; if that is None, their
+    expectation becomes ``rate``.
+    """
     lower, upper = -rate / PROPENSITY_SD, (1 - rate) / PROPENSITY_SD
     probability_mass = ndtr(upper) - ndtr(lower)
     q = np.clip(rate + PROPENSITY_SD * ndtri(ndtr(lower) + uniforms * probability_mass), 0, 1)
@@ -205,7 +241,11 @@ def _propensities(uniforms: np.ndarray, rate: float, target_mean: float | None) 
 
 
 def _scaled_features(x: ArrayLike, n: int) -> np.ndarray:
-    """Return features as a matrix (n, d) divided by their largest magnitude."""
+    """Return the features of n rows as a matrix (n, d), divided by its largest magnitude.
+
+    Raises:
+        InputError: x does not have n rows, or is empty.
+    """
     features = as_tensor(x, "x", dtype=torch.float64).cpu().numpy()
     if features.ndim == 0 or len(features) != n or features.size == 0:
         raise InputError(

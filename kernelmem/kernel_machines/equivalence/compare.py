@@ -161,7 +161,11 @@ def compare_kernel_machines(
 
 
 def _score_method(name: str, fits: KernelFits, network: Tensor, initial: Tensor, seed: int) -> MachineFit:
-    """Return the errors of a method with predictions, or its status and reason without them."""
+    """Return the errors of one method relative to the network's outputs on the test rows.
+
+    If the method has no predictions in ``fits``, the result holds the status and the reason, and its errors are NaN.
+    ``network`` and ``initial`` (m, C) are the outputs of the trained and of the untrained network.
+    """
     if name in fits.predictions:
         fit = score_fit(name, fits.predictions[name], network, initial, seed=seed)
     else:
@@ -170,7 +174,7 @@ def _score_method(name: str, fits: KernelFits, network: Tensor, initial: Tensor,
 
 
 def _select_methods(methods: Collection[str] | None) -> tuple[str, ...]:
-    """Return the selected methods in the order of METHODS, after validating them."""
+    """Check the names of the methods and return them in the order of :data:`METHODS`; None selects all methods."""
     if methods is None:
         return tuple(METHODS)
     unknown = [name for name in methods if name not in METHODS]

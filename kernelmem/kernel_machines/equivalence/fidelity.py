@@ -33,7 +33,7 @@ class Fidelity(Result):
 
 
 def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
-    """Compare the outputs of a surrogate (a kernel machine) with those of a network, both (m, C).
+    """Compare the outputs of a surrogate model (a kernel machine) with those of a network, both (m, C) on the same rows.
 
     agreement = mean 1[argmax surrogate = argmax network]; relative error = |c(surrogate) − c(network)| / |c(network)| in
     the Frobenius norm, where c subtracts each row's mean over outputs (a constant added to all logits of a row changes
@@ -67,12 +67,14 @@ def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
 
 
 def centered(outputs: Tensor) -> Tensor:
-    """Subtract from outputs (n, C) their mean over the C outputs of each row."""
+    """Return ``outputs`` (n, C) after subtracting from each row its mean over the C outputs."""
     return outputs - outputs.mean(1, keepdim=True)
 
 
 def margin(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the margin of the given labels, f_y − max_{k≠y} f_k, (n,), of outputs (n, C) and labels (n,).
+    """Return the margins (n,): the output of the given label minus the largest output of another class.
+
+    ``outputs`` is (n, C) and ``labels`` (n,) holds class indices.
 
     >>> import torch
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([1]))

@@ -36,7 +36,7 @@ PLAIN_ONLY = "this form requires plain gradient descent: SGD without momentum an
 
 
 class RunOptions(TypedDict):
-    """Options of every function that replays the run."""
+    """The loss and the forward function, which every function that replays the recorded run needs."""
 
     loss: Callable[[Tensor, Tensor], Tensor] | None
     forward: Forward | None
@@ -44,7 +44,7 @@ class RunOptions(TypedDict):
 
 @dataclass(eq=False)
 class KernelFits:
-    """A run, one pass along it, and the outputs on test rows of the methods that were computed so far.
+    """State of a comparison: the run, one pass along it, and the results on test rows of the methods computed so far.
 
     Attributes:
         examples: the n training rows.
@@ -66,6 +66,7 @@ class KernelFits:
     run_options: RunOptions
 
     def __post_init__(self) -> None:
+        """Read the optimizer steps of the run and start with empty predictions, failures and diagnostics."""
         self.parameters = moved_parameters(self.run, list(self.run.steps))
         self.recorded = read_recorded_sgd(self.run, self.run_options["loss"], self.trajectory.final_outputs.shape[1])
         self.predictions: dict[str, Tensor] = {}
@@ -74,7 +75,11 @@ class KernelFits:
         self.kernel_change = self.kernel_distance = self.path_error = math.nan
 
     def kernel_at_weights(self, x: Rows, y: Rows | None, outputs: str) -> KernelAtWeights:
-        """Return the tangent kernel of x and y (None: x) with respect to the parameters that the optimizer held."""
+        """Return an object that evaluates the tangent kernel between rows x and rows y at given weights.
+
+        If y is None, it is the kernel of x with itself. Only parameters that the optimizer updated are differentiated, and
+        ``outputs`` is "full" or "trace".
+        """
         return KernelAtWeights(
             self.model,
             x,
@@ -89,7 +94,11 @@ class KernelFits:
         )
 
     def fit_kernels(self, options: ComparisonOptions) -> None:
-        """Compute the methods of each kernel in turn; the initial kernel is kept only until the final one is computed."""
+        """Compute all selected methods that use the initial, the final or the path kernel, and store their results.
+
+        At most one kernel is kept at a time, except that the initial kernel is kept until it has been compared with the
+        final one.
+        """
         methods_by_kind = {kind: [name for name in self.methods if name in _methods_of_kind(kind)] for kind in KINDS}
         self._check_memory(sum(bool(method_names) for method_names in methods_by_kind.values()))
         K_initial: Tensor | None = None
@@ -117,7 +126,11 @@ class KernelFits:
             del space
 
     def fit_domingos(self, x: Batch, data: tuple[Batch, Tensor]) -> None:
-        """Compute Domingos' kernel machine, whose coefficients depend on x, on the rows x."""
+        """Compute and store the predictions of Domingos' kernel machine on the rows x.
+
+        If it is undefined for this run, the reason is stored instead. The coefficients of this machine depend on x. ``data``
+        holds the inputs and the targets of all training examples.
+        """
         if not _is_plain_gradient_descent(self.run):
             self.failures["domingos"] = ("undefined", PLAIN_ONLY)
             return
@@ -132,7 +145,11 @@ class KernelFits:
         self.diagnostics["domingos"] = {"residual": float(machine.residual.abs().max())}
 
     def _function_space(self, kind: str, options: ComparisonOptions) -> FunctionSpace:
-        """Compute the initial, final or path kernel and arrange it with the outputs at w_0 as a linear system."""
+        """Compute the "initial", "final" or "path" kernel (``kind``) of all rows and split it into training and test blocks.
+
+        The returned system combines the blocks with the outputs f_0 of the network at the initial weights w_0. With
+        ``outputs="trace"`` the kernel is the mean over the C outputs.
+        """
         n, C = self.examples.n, self.trajectory.final_outputs.shape[1]
         if kind == "path":
             path = path_kernel(
@@ -170,11 +187,19 @@ class KernelFits:
 
     @property
     def _second_rows(self) -> Rows | None:
-        """Second argument of the kernels: None (all rows, half the work by symmetry) unless most rows are test rows."""
+        """Second argument of the kernels of all rows.
+
+        It is None (all rows, computed by symmetry with half the work) if at most half of the rows are test rows, otherwise
+        the training rows.
+        """
         return None if self.all_rows.n <= 2 * self.examples.n else self.examples
 
     def _path_weighting(self) -> Literal["time", "mean"]:
-        """Return "time" (weights are learning rates) if each step has one positive rate, otherwise "mean"."""
+        """Return how the path kernel weights the steps of the run.
+
+        The result is "time" (weights are learning rates) if every step has one positive learning rate, otherwise "mean"
+        (equal weights).
+        """
         try:
             rates = [step_learning_rate(step) for step in self.run.steps]
         except InputError:  # parameter groups with different learning rates
@@ -182,7 +207,11 @@ class KernelFits:
         return "time" if min(rates) > 0 else "mean"
 
     def _tangent_times_initial_weights(self, kind: str) -> Tensor:
-        """Return J w_0 at the weights of the kernel; zeros without weight decay."""
+        """Return J w_0 of all rows, (rows, C), with the Jacobian J at the initial or final weights (``kind``).
+
+        Here w_0 are the initial weights. The result is zero for the path kernel and for runs without weight decay, where it
+        is not needed.
+        """
         if kind == "path" or not (isinstance(self.recorded, RecordedSGD) and self.recorded.decays):
             return torch.zeros_like(self.trajectory.initial_outputs)
         prepared = prepare(
@@ -198,7 +227,11 @@ class KernelFits:
         return tangent_times_weights(prepared, state, self.trajectory.first_state, self.all_rows)
 
     def _fit_sgd(self, kind: str, space: FunctionSpace, kappa_max: float) -> None:
-        """Replay the recorded SGD steps with a frozen kernel, or store why that is undefined or diverges."""
+        """Replay the recorded SGD steps with the kernel in ``space`` held fixed, and store the predictions on test rows.
+
+        If the replay is undefined or diverges, the status and the reason are stored instead. ``kappa_max`` is the largest
+        eigenvalue of the kernel of the training rows.
+        """
         name = f"sgd_{kind}"
         if isinstance(self.recorded, str):
             self.failures[name] = ("undefined", self.recorded)
@@ -221,7 +254,11 @@ class KernelFits:
     def _fit_ridge(
         self, name: str, space: FunctionSpace, kappa_max: float, ridge: float | str, permutation: Tensor | None
     ) -> None:
-        """Fit kernel ridge regression to the change of the network's outputs on the training rows."""
+        """Fit kernel ridge regression to the change of the network's outputs on the training rows; store the predictions.
+
+        ``ridge`` is a multiple of the largest eigenvalue ``kappa_max``, or "loo" for the choice by leave-one-out.
+        ``permutation`` (n,), if given, reorders the training targets as a null control.
+        """
         output_change = self.trajectory.final_outputs[: space.n] - self.trajectory.initial_outputs[: space.n]
         targets = space.fold(output_change if permutation is None else output_change[permutation])
         ridge_value = choose_ridge(space.matrix, targets).ridge if ridge == "loo" else float(ridge) * kappa_max
@@ -232,6 +269,10 @@ class KernelFits:
         self._store_predictions(name, space, alpha, alpha.new_zeros(()))
 
     def _fit_domingos_constant(self, space: FunctionSpace) -> None:
+        """Store the predictions of Domingos' kernel machine with coefficients that do not depend on the test row.
+
+        If the run admits no such machine, the status "undefined" and the reason are stored instead.
+        """
         derivative_sum = _summed_derivatives(self.run, self.model, self.parameters, space, self.run_options)
         if isinstance(derivative_sum, str):
             self.failures["domingos_constant"] = ("undefined", derivative_sum)
@@ -239,12 +280,20 @@ class KernelFits:
         self._store_predictions("domingos_constant", space, -space.fold(derivative_sum), derivative_sum.new_zeros(()))
 
     def _store_predictions(self, name: str, space: FunctionSpace, a: Tensor, s_minus_1: Tensor) -> None:
+        """Store the outputs on test rows under the name of the method.
+
+        ``a`` are the coefficients, shaped as in ``space``, and ``s_minus_1`` is s − 1, where s is the factor that weight
+        decay leaves of the initial weights.
+        """
         test_outputs = space.outputs(a[None], s_minus_1[None])[1]
         assert test_outputs is not None
         self.predictions[name] = test_outputs[0]
 
     def _trace_kernel(self, matrix: Tensor) -> Tensor:
-        """Return the sum over outputs of a full kernel, (n, n); a kernel (n, n) is returned unchanged."""
+        """Return the trace over outputs, (n, n), of a full kernel (nC, nC) of n rows and C outputs.
+
+        A kernel that is already (n, n) is returned unchanged.
+        """
         n = self.examples.n
         if len(matrix) == n:
             return matrix
@@ -252,7 +301,11 @@ class KernelFits:
         return matrix.view(n, C, n, C).diagonal(dim1=1, dim2=3).sum(-1)
 
     def _check_memory(self, n_kernels: int) -> None:
-        """Raise an error if the kernels do not fit into the memory of the options."""
+        """Check that ``n_kernels`` kernels, and four more during the computation, fit into the memory limit.
+
+        Raises:
+            InputError: the kernels take more bytes than the limit.
+        """
         n_outputs = self.trajectory.final_outputs.shape[1] if self.outputs == "full" else 1
         n_rows, n_columns = self.all_rows.n, (self._second_rows or self.all_rows).n
         kernel_bytes = 8 * n_rows * n_columns * n_outputs**2
@@ -266,6 +319,7 @@ class KernelFits:
 
 
 def _methods_of_kind(kind: str) -> tuple[str, ...]:
+    """Return the names of the methods that use the "initial", "final" or "path" kernel."""
     path_methods = ("null", "domingos_constant") if kind == "path" else ()
     return (f"sgd_{kind}", f"ridge_{kind}", *path_methods)
 
@@ -273,7 +327,11 @@ def _methods_of_kind(kind: str) -> tuple[str, ...]:
 def _summed_derivatives(
     run: Run, model: nn.Module, parameters: list[str], space: FunctionSpace, run_options: RunOptions
 ) -> Tensor | str:
-    """Return Σ_t h_t (1/B_t) ∂ℓ_i/∂f, (n, C), or the reason why it is undefined."""
+    """Return the sum over steps t of h_t / B_t times the loss derivatives with respect to the outputs, (n, C).
+
+    Here h_t is the learning rate and B_t the batch size of step t; row i sums the steps whose batch contains example i. If
+    the sum is undefined for this run, the reason is returned as a string.
+    """
     if not _is_plain_gradient_descent(run):
         return PLAIN_ONLY
     try:
@@ -291,7 +349,7 @@ def _summed_derivatives(
 
 
 def _is_plain_gradient_descent(run: Run) -> bool:
-    """Return True if every step was plain gradient descent with one learning rate."""
+    """Return True if every step was plain SGD: no momentum, no weight decay, no maximization, and one learning rate."""
     groups = [group for step in run.steps for group in step.groups]
     has_other_terms = any(group.get(name) for group in groups for name in ("momentum", "weight_decay", "maximize"))
     has_one_rate = all(len({float(group["lr"]) for group in step.groups}) == 1 for step in run.steps)

@@ -40,6 +40,7 @@ class ComparisonOptions:
     memory: int | str = MEMORY
 
     def __post_init__(self) -> None:
+        """Check that every option is in its range."""
         if isinstance(self.ridge, str):
             if self.ridge != "loo":
                 raise InputError(f"ridge={self.ridge!r}", expected='a number > 0 or "loo"', hint='pass ridge="loo"')

@@ -57,7 +57,7 @@ class MachineFit:
 
     @property
     def title(self) -> str:
-        """Title of the method in tables."""
+        """The title of the method in tables and plots."""
         return METHODS[self.name]
 
 
@@ -94,11 +94,11 @@ class KernelMachineComparison(Result):
     steps: int
 
     def __getitem__(self, name: str) -> MachineFit:
-        """Return the fit of one method."""
+        """Return the result of the method called ``name``, a key of :data:`METHODS`."""
         return {fit.name: fit for fit in self.fits}[name]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return a data frame with one line per method."""
+        """Return a data frame with one row per method, indexed by name; columns are the fields of :class:`MachineFit`."""
         import pandas as pd
 
         frame = pd.DataFrame([vars(fit) for fit in self.fits])
@@ -106,13 +106,13 @@ class KernelMachineComparison(Result):
         return frame.set_index("name")
 
     def movement_frame(self) -> "pd.DataFrame":
-        """Return a data frame with one line per checkpoint."""
+        """Return a data frame with one row per checkpoint, indexed by step; columns describe how the kernel moved."""
         import pandas as pd
 
         return pd.DataFrame([vars(checkpoint) for checkpoint in self.movement]).set_index("step")
 
     def plot(self) -> "Figure":
-        """Plot errors and null errors on a logarithmic axis, and the movement of the kernel along the run."""
+        """Return a figure of the errors and null errors on a logarithmic axis, and of the movement of the kernel."""
         from kernelmem.plotting.equivalence import comparison_figure
 
         return comparison_figure(self.fits, self.movement)
@@ -157,7 +157,12 @@ class KernelMachineComparison(Result):
 
 
 def score_fit(name: str, predictions: Tensor, network: Tensor, initial: Tensor, *, seed: int) -> MachineFit:
-    """Compare the outputs of a machine, (rows, C), with those of the network on the same rows and on permuted rows."""
+    """Return the errors of the method ``name``, whose ``predictions`` (rows, C) belong to the first rows of the test set.
+
+    ``network`` and ``initial`` (m, C) are the outputs of the trained and of the untrained network on all m test rows. The
+    null errors compare the predictions with the network's outputs in randomly permuted row order. R² is NaN if the network's
+    outputs do not vary over rows.
+    """
     n_rows = len(predictions)
     network, initial = network[:n_rows], initial[:n_rows]
     change_norm = float((network - initial).norm())
@@ -182,7 +187,10 @@ def score_fit(name: str, predictions: Tensor, network: Tensor, initial: Tensor, 
 
 
 def _argmax_agreement(first: Tensor, second: Tensor) -> Fidelity:
-    """Return the fidelity of the argmax; one output f counts as the two outputs −f and f, so that its sign decides."""
+    """Return the agreement of two sets of outputs, each (rows, C), in the class with the largest output.
+
+    A single output f is compared by its sign: it is replaced by the two outputs −f and f.
+    """
     if first.shape[1] == 1:
         first, second = (torch.cat([-outputs, outputs], 1) for outputs in (first, second))
     return fidelity(first, second)

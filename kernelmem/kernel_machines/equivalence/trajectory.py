@@ -37,7 +37,7 @@ class KernelMovement:
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryPass:
-    """Result of one pass along a run; outputs are those of all rows, in float64."""
+    """States and outputs collected in one pass along a run; outputs are float64."""
 
     first_state: State
     last_state: State
@@ -58,7 +58,7 @@ def trajectory_pass(
     forward: Forward | None,
     progress: Callable[[int, int], object],
 ) -> TrajectoryPass:
-    """Replay a run once and collect outputs, first-order changes and checkpoint states.
+    """Replay a run once and return the outputs at its two ends, the first-order output changes and the checkpoint states.
 
     ``first_order`` selects the rows whose first-order changes J(x; w_t) (w_{t+1} − w_t) are summed; None: no rows.
 
@@ -101,14 +101,18 @@ def trajectory_pass(
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:
-    """Return about ``count`` evenly spaced steps from 0 to ``steps``."""
+    """Return about ``count`` (at least two) evenly spaced step numbers from 0 to ``steps``, in increasing order."""
     return sorted({round(float(t)) for t in np.linspace(0, steps, max(2, count))})
 
 
 def measure_movement(
     kernel: KernelAtWeights, states: dict[int, State], targets: Tensor, *, memory: int, seed: int
 ) -> tuple[KernelMovement, ...]:
-    """Return the movement of the kernel and its alignment with the targets at every checkpoint."""
+    """Return for every checkpoint the change of the kernel since the first one, and its alignment with the targets.
+
+    ``states`` maps step numbers to model states, ``targets`` are those of the rows of the kernel, and ``seed`` determines
+    the permutations of the null control. An alignment is NaN where it is undefined.
+    """
     plan = kernel.plan(memory)
     labels = as_tensor(targets, "y")
     generator = torch.Generator().manual_seed(seed)
@@ -139,7 +143,7 @@ def measure_movement(
 
 
 def concatenate_rows(first: Rows, second: Rows) -> Rows:
-    """Return the rows of ``first`` followed by those of ``second``."""
+    """Return one set of rows: the inputs of ``first`` followed by those of ``second``, in the dtype of ``first``."""
     leaves: list[Tensor] = []
     second.map(lambda leaf: leaves.append(leaf) or leaf)
     remaining = iter(leaves)
@@ -147,14 +151,17 @@ def concatenate_rows(first: Rows, second: Rows) -> Rows:
 
 
 def outputs_at(prepared: PreparedModel, state: State, rows: Rows) -> Tensor:
-    """Return the outputs (n, C) of the model with the weights of a state."""
+    """Return the outputs (n, C) of the model on the n rows, with the weights and buffers in ``state``."""
     _load_state(prepared, state)
     with torch.no_grad():
         return prepared.outputs(rows.slice(0, rows.n), rows.n).detach().clone()
 
 
 def tangent_times_weights(prepared: PreparedModel, state: State, weights: State, rows: Rows) -> Tensor:
-    """Return J(x; state) w_0, (n, C), where w_0 are the selected parameters of ``weights``."""
+    """Return J w, (n, C), where J is the Jacobian of the outputs of the n rows at ``state``.
+
+    The vector w holds the entries of ``weights`` for the differentiated parameters.
+    """
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     mode = choose_mode(prepared, rows)
     _load_state(prepared, state)
@@ -163,6 +170,7 @@ def tangent_times_weights(prepared: PreparedModel, state: State, weights: State,
 
 
 def _alignment(K: Tensor, y: Tensor) -> float:
+    """Return the centered alignment of the kernel K (n, n) with the targets y, or NaN if it is undefined."""
     try:
         return centered_target_alignment(K, y)
     except NumericalError:  # undefined for equal targets or a constant kernel
@@ -170,6 +178,7 @@ def _alignment(K: Tensor, y: Tensor) -> float:
 
 
 def _load_state(prepared: PreparedModel, state: State) -> None:
+    """Copy the tensors of ``state`` into the parameters and buffers of the same name in the prepared model."""
     module = prepared.module
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:

@@ -25,7 +25,10 @@ Prior: TypeAlias = nn.Module | Callable[[np.ndarray], ArrayLike]
 
 
 class KernelEstimator(BaseEstimator):
-    """Base class that computes kernel matrices from the parameters kernel, gamma, degree, coef0 and kernel_params."""
+    """Base class of the estimators; it computes kernel matrices.
+
+    The kernel is defined by the parameters kernel, gamma, degree, coef0 and kernel_params.
+    """
 
     kernel: Kernel
     gamma: float | str | None
@@ -35,25 +38,40 @@ class KernelEstimator(BaseEstimator):
     X_fit_: np.ndarray | None
 
     def __sklearn_tags__(self) -> Tags:
+        """Return scikit-learn's tags.
+
+        They state that X is a kernel matrix if the kernel is "precomputed", and may be sparse for other named kernels.
+        """
         tags = super().__sklearn_tags__()
         tags.input_tags.pairwise = _is_named(self.kernel, "precomputed")
         tags.input_tags.sparse = isinstance(self.kernel, str) and not tags.input_tags.pairwise
         return tags
 
     def _validate(self, X: ArrayLike, *, reset: bool) -> np.ndarray:
-        """Validate rows like scikit-learn; memory-mapped kernels are not copied."""
+        """Check the rows X with scikit-learn's ``validate_data`` and return them as an array.
+
+        A memory-mapped kernel is not copied. ``reset`` is True in ``fit``, where the number of features is stored, and False
+        in ``predict``, where it is compared.
+        """
         arguments = self._validation_arguments(X, reset=reset)
         return validate_data(self, **arguments)  # pyright: ignore[reportReturnType]
 
     def _validate_targets(
         self, X: ArrayLike, y: ArrayLike, *, multi_output: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Validate training rows and targets like scikit-learn; memory-mapped kernels are not copied."""
+        """Check training rows X and targets y with scikit-learn's ``validate_data`` and return both as arrays.
+
+        A memory-mapped kernel is not copied. ``multi_output`` allows targets with several columns.
+        """
         arguments = self._validation_arguments(X, reset=True)
         return validate_data(self, y=as_array(y), multi_output=multi_output, **arguments)  # pyright: ignore[reportArgumentType, reportReturnType]
 
     def _validation_arguments(self, X: ArrayLike, *, reset: bool) -> dict[str, Any]:
-        """Return the arguments of scikit-learn's validation that fit the kernel."""
+        """Return the keyword arguments for scikit-learn's ``validate_data`` that suit the type of the kernel, including X.
+
+        Raises:
+            InputError: the kernel is a string that is not a known kernel name.
+        """
         X = as_array(X)
         arguments: dict[str, Any] = {"X": X, "reset": reset}
         if isinstance(self.kernel, str) and not _is_named(self.kernel, "precomputed"):
@@ -66,7 +84,13 @@ class KernelEstimator(BaseEstimator):
         return arguments
 
     def _gram(self, X: np.ndarray, Y: np.ndarray | None = None) -> np.ndarray:
-        """Return the kernel of rows X with rows Y, (n, m); a precomputed X is already the kernel of the training rows."""
+        """Return the kernel matrix (n, m) of the n rows X with the m rows Y; Y=None means Y = X.
+
+        With ``kernel="precomputed"`` X is already the kernel matrix of the training rows and is returned unchanged.
+
+        Raises:
+            InputError: the kernel matrix has a wrong shape.
+        """
         if _is_named(self.kernel, "precomputed"):
             if X.shape[0] != X.shape[1]:
                 raise InputError(
@@ -90,7 +114,11 @@ class KernelEstimator(BaseEstimator):
         return K
 
     def _resolve_gamma(self, X: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Compute gamma from the training rows: "scale" is 1 / (d var X), weighted, "auto" and None 1 / d."""
+        """Compute the number gamma of the named kernels from the n training rows X with d features, and store it.
+
+        "scale" means 1 / (d var X), with the variance over all entries, weighted by ``weights`` (n,); "auto" and None mean
+        scikit-learn's default 1 / d.
+        """
         gamma = self.gamma
         if isinstance(gamma, str):
             if gamma not in ("scale", "auto"):
@@ -102,7 +130,7 @@ class KernelEstimator(BaseEstimator):
         self._gamma = gamma
 
     def _test_gram(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Return the validated rows, and their kernel with the training rows, (m, n), float64."""
+        """Return the m validated test rows X and their kernel matrix with the n training rows, (m, n) float64."""
         check_is_fitted(self)
         rows = self._validate(X, reset=False)
         K = rows if _is_named(self.kernel, "precomputed") else self._gram(rows, self.X_fit_)
@@ -116,10 +144,11 @@ class KernelEstimator(BaseEstimator):
 def prior_outputs(
     prior: Prior | None, kernel: Kernel, X: np.ndarray, n_outputs: int | None = None
 ) -> np.ndarray | float:
-    """Return the outputs f_0(X) of a prior, (n, C) float64; 0 without a prior.
+    """Return the outputs f_0(X) of the prior function, (n, C) float64, for n rows X and C outputs; 0 if there is no prior.
 
     Raises:
-        InputError: a prior with a precomputed kernel, which hides the rows; a shape other than (n,) or (n, C).
+        InputError: a prior is given with kernel="precomputed", where X holds kernel values and not the rows that the prior
+            needs; or its outputs are not (n,) or (n, C).
     """
     if prior is None:
         return 0.0
@@ -141,7 +170,7 @@ def prior_outputs(
 
 
 def checked_solution(solution: Solution) -> Solution:
-    """Return a usable solution, with a warning if the system is singular up to rounding.
+    """Return the solution of a linear system if it is usable, and warn if the system is singular up to rounding.
 
     Raises:
         NumericalError: the solution is not usable.
@@ -156,7 +185,7 @@ def checked_solution(solution: Solution) -> Solution:
 
 
 def has_positive_weight(sample_weight: ArrayLike | None, X: np.ndarray) -> np.ndarray:
-    """Return the mask of rows with positive weight, (n,) bool.
+    """Return a mask, (n,) bool, of the n rows X whose sample weight is positive; without weights all entries are True.
 
     Raises:
         ValueError: weights that are negative, not finite, or not one per row.
@@ -167,7 +196,7 @@ def has_positive_weight(sample_weight: ArrayLike | None, X: np.ndarray) -> np.nd
 
 
 def check_sample_weight(sample_weight: ArrayLike, X: np.ndarray) -> np.ndarray:
-    """Return sample weights as (n,) float64.
+    """Check the sample weights of the n rows X and return them as (n,) float64.
 
     Raises:
         ValueError: weights that are negative, not finite, or not one per row.
@@ -176,7 +205,7 @@ def check_sample_weight(sample_weight: ArrayLike, X: np.ndarray) -> np.ndarray:
 
 
 def distinct_classes(y: np.ndarray) -> np.ndarray:
-    """Return the sorted distinct labels, (C,).
+    """Return the C distinct labels in y, sorted, (C,).
 
     Raises:
         InputError: there are fewer than two distinct labels.
@@ -192,13 +221,19 @@ def distinct_classes(y: np.ndarray) -> np.ndarray:
 
 
 def kernel_diagonal(kernel: Callable[[np.ndarray], np.ndarray], X: np.ndarray, block_size: int = 64) -> np.ndarray:
-    """Return K(x, x) of each row, (m,), from small square blocks of the kernel."""
+    """Return the kernel value k(x, x) of each of the m rows X with itself, (m,) float64.
+
+    ``kernel`` maps rows to their square kernel matrix and is called on at most ``block_size`` rows at a time.
+    """
     diagonals = [np.diagonal(kernel(X[start : start + block_size])) for start in range(0, X.shape[0], block_size)]
     return np.concatenate(diagonals).astype(np.float64)
 
 
 def _variance(X: Any, weights: np.ndarray | None) -> float:  # array or sparse matrix
-    """Return the variance of all entries of X; an entry of a row of weight w counts w times."""
+    """Return the variance of all entries of the array or sparse matrix X (n, d).
+
+    With ``weights`` (n,), an entry in a row of weight w counts w times.
+    """
     if weights is None:
         return float(X.multiply(X).mean() - X.mean() ** 2) if hasattr(X, "multiply") else float(X.var())
     entry_weights = weights / (weights.sum() * X.shape[1])
@@ -210,7 +245,10 @@ def _variance(X: Any, weights: np.ndarray | None) -> float:  # array or sparse m
 
 
 def _evaluate_prior(prior: Prior, X: np.ndarray) -> np.ndarray:
-    """Return the outputs of a prior as float64; a torch module is evaluated in its own dtype and on its device."""
+    """Return the outputs of the prior function on the rows X as a float64 array.
+
+    A torch module is evaluated in the dtype and on the device of its parameters.
+    """
     if isinstance(prior, nn.Module):
         first_parameter = next((parameter for parameter in prior.parameters() if parameter.is_floating_point()), None)
         dtype = torch.float64 if first_parameter is None else first_parameter.dtype
@@ -224,10 +262,12 @@ def _evaluate_prior(prior: Prior, X: np.ndarray) -> np.ndarray:
 
 
 def _is_named(kernel: Kernel, name: str) -> bool:
+    """Return True if the kernel is a string that equals ``name``."""
     return isinstance(kernel, str) and kernel == name
 
 
 def _unknown_kernel_error(kernel: str) -> InputError:
+    """Return the error for a kernel name that scikit-learn does not know; it lists the known names."""
     names = ", ".join(sorted(PAIRWISE_KERNEL_FUNCTIONS))
     return InputError(
         f"kernel={kernel!r}",

@@ -84,7 +84,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self.prior = prior
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> "KernelMachineGP":
-        """Fit the posterior to targets y, (n,) or (n, C)."""
+        """Fit the posterior to the targets y, (n,) or (n, C), of the n rows X, and return the estimator."""
         rows, targets = self._validate_targets(X, y)
         self._has_1d_targets = targets.ndim == 1
         targets = targets.astype(np.float64).reshape(len(targets), -1)
@@ -145,7 +145,13 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         return mean, np.sqrt(np.maximum(prior_covariance - np.square(whitened).sum(0), 0.0))
 
     def _prior_covariance(self, X: np.ndarray, test_kernel: ArrayLike | None, *, full: bool) -> np.ndarray:
-        """Return K(X, X), (m, m), or its diagonal, (m,)."""
+        """Return the prior covariance of the m test rows X, (m, m) if ``full``, otherwise its diagonal (m,).
+
+        ``test_kernel`` holds these values if the user gave them; it is required with ``kernel="precomputed"``.
+
+        Raises:
+            InputError: ``test_kernel`` is missing or has a wrong shape.
+        """
         shape = (X.shape[0], X.shape[0]) if full else (X.shape[0],)
         name = "K_test_test" if full else "K_test_diag"
         if test_kernel is None and isinstance(self.kernel, str) and self.kernel == "precomputed":
@@ -165,13 +171,17 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
 
 
 class _InverseRoot:
-    """W with A⁻¹ = Wᵀ W: inverse Cholesky factor, or eigenvectors divided by the roots of eigenvalues above rounding."""
+    """A matrix W (r, n) with A⁻¹ = Wᵀ W, where A = K + ridge I is the covariance of the n training targets.
+
+    W is the inverse of the Cholesky factor L of A. If A is singular up to rounding, W has r < n rows: the eigenvectors V
+    (n, r) of eigenvalues above rounding, each divided by the square root of its eigenvalue.
+    """
 
     def __init__(self, L: Tensor | None, values: Tensor | None, V: Tensor | None) -> None:
         self.L, self.values, self.V = L, values, V
 
     def whiten(self, rows: Tensor) -> Tensor:
-        """Return W k for each row k, (r, m)."""
+        """Return W kᵀ for each of the m rows k of ``rows`` (m, n), as the columns of a matrix (r, m)."""
         if self.L is not None:
             return torch.linalg.solve_triangular(self.L, rows.T, upper=False)
         assert self.V is not None
@@ -179,7 +189,7 @@ class _InverseRoot:
         return (self.V.T @ rows.T) / self.values.sqrt()[:, None]
 
     def rank_and_logdet(self) -> tuple[int, float]:
-        """Return the rank and the log determinant of A, restricted to eigenvalues above rounding."""
+        """Return the rank r of A and the logarithm of its determinant, restricted to the r eigenvalues above rounding."""
         if self.L is not None:
             return len(self.L), 2 * float(self.L.diagonal().log().sum())
         assert self.values is not None
@@ -187,7 +197,11 @@ class _InverseRoot:
 
 
 def _factorize_and_solve(K: np.ndarray, targets: Tensor, ridge: float) -> tuple[_InverseRoot | None, Solution]:
-    """Return W with A⁻¹ = Wᵀ W, A = K + ridge I, and the solution of A a = targets; no W if A is not a covariance."""
+    """Return W with A⁻¹ = Wᵀ W, for A = K + ridge I, and the solution a of A a = targets.
+
+    K is the kernel (n, n) and ``targets`` is (n, C). W is None if the kernel is positive only on zero-sum vectors, so that A
+    is not a covariance.
+    """
     system = as_system(K)
     fault, K_dense = inspect_and_copy(system)
     if fault is None:

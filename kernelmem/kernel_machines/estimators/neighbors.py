@@ -33,9 +33,10 @@ def kernel_distances(K_test: ArrayLike, K_test_diag: ArrayLike, K_train_diag: Ar
 
 
 def nearest_neighbors(distances: ArrayLike, targets: ArrayLike, k: int) -> Tensor:
-    """Return the mean target of the k nearest training rows, (m, C): with one-hot targets, shares of their labels.
+    """Return the mean target of the k nearest training rows of each test row, (m, C): with one-hot targets, label shares.
 
-    ``distances`` (m, n), ``targets`` (n,) or (n, C). Ties at the k-th distance are broken by row order.
+    ``distances`` is (m, n) for m test and n training rows, and ``targets`` is (n,) or (n, C). Ties at the k-th distance are
+    broken by row order.
 
     Raises:
         InputError: k is not in 1..n, or the shapes do not match.
@@ -52,7 +53,10 @@ def nearest_neighbors(distances: ArrayLike, targets: ArrayLike, k: int) -> Tenso
 
 
 def nadaraya_watson(K_test: ArrayLike, targets: ArrayLike) -> Tensor:
-    """Return the weighted mean of targets, Σ_i k(x*, x_i) y_i / Σ_i k(x*, x_i): (m, C), for a nonnegative kernel.
+    """Return the kernel-weighted mean of the targets, Σ_i k(x*, x_i) y_i / Σ_i k(x*, x_i), for each test row x*, (m, C).
+
+    ``K_test`` (m, n) holds the nonnegative kernel values of m test rows with n training rows, and ``targets`` is (n,) or
+    (n, C).
 
     Raises:
         InputError: negative kernel values (a mean needs weights >= 0); a row whose kernel values are all 0.
@@ -74,7 +78,13 @@ def nadaraya_watson(K_test: ArrayLike, targets: ArrayLike) -> Tensor:
 
 
 def _check_matrix_and_targets(matrix: ArrayLike, targets: ArrayLike, name: str) -> tuple[Tensor, Tensor]:
-    """Return the matrix (m, n) and the targets (n, C) as float64, after validating their shapes."""
+    """Check a matrix of m test and n training rows and the training targets, and return them as (m, n) and (n, C) float64.
+
+    ``name`` is the name of the matrix in error messages.
+
+    Raises:
+        InputError: the shapes do not match.
+    """
     K = as_tensor(matrix, name, dtype=torch.float64)
     y = as_tensor(targets, "targets", dtype=torch.float64).to(K.device)
     y = y[:, None] if y.ndim == 1 else y

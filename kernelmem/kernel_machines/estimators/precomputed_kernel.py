@@ -32,7 +32,7 @@ class StoredKernel:
     values: ArrayLike
 
     def __call__(self, X: ArrayLike, Y: ArrayLike | None = None) -> np.ndarray:
-        """Return K[X][:, Y], (n, m); Y=None means Y = X."""
+        """Return the entries of the stored matrix at row numbers X and column numbers Y, (n, m); Y=None means Y = X."""
         values = self.values if isinstance(self.values, np.ndarray) else np.asarray(as_array(self.values))
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise InputError(
@@ -48,11 +48,12 @@ class StoredKernel:
         return np.asarray(values[rows])[:, columns]
 
     def __sklearn_clone__(self) -> "StoredKernel":
+        """Return this object itself, so that clones of an estimator share the stored values."""
         return self
 
 
 def as_array(value: T) -> T:
-    """Return a tensor of any device as a NumPy array (bfloat16 as float32); everything else unchanged."""
+    """Return a tensor on any device as a NumPy array, where bfloat16 becomes float32; return any other value unchanged."""
     if not isinstance(value, Tensor):
         return value
     tensor = value.detach().cpu()
@@ -60,7 +61,11 @@ def as_array(value: T) -> T:
 
 
 def _check_row_numbers(rows: ArrayLike, n: int) -> np.ndarray:
-    """Return row numbers (m,) of a stored kernel of n rows, after validating them."""
+    """Check the row numbers of a stored kernel with n rows, (m,) or (m, 1), and return them as (m,) integers.
+
+    Raises:
+        InputError: they are not whole numbers in 0..n − 1.
+    """
     array = np.asarray(rows)
     numbers = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
     are_whole = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and bool(np.all(numbers == np.round(numbers)))

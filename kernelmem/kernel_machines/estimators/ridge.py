@@ -28,7 +28,11 @@ from kernelmem.kernel_machines.solvers.solve import Solver, solve
 
 
 class _KernelRidge(KernelEstimator):
-    """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X)."""
+    """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y − f_0(X).
+
+    Here f_0 is the prior function, K the kernel (n, n) of the training rows X, y the targets (n, C) and a the dual
+    coefficients (n, C).
+    """
 
     def __init__(
         self,
@@ -54,7 +58,10 @@ class _KernelRidge(KernelEstimator):
         self.solver_params = solver_params
 
     def _fit_targets(self, X: np.ndarray, targets: np.ndarray, sample_weight: ArrayLike | None) -> None:
-        """Choose the ridge, solve for the coefficients and store the results as attributes."""
+        """Choose the ridge, solve for the dual coefficients (n, C), and store both as attributes.
+
+        X are the n training rows and ``targets`` is (n, C).
+        """
         weights = None if sample_weight is None else check_sample_weight(sample_weight, X)
         self._resolve_gamma(X)
         change_from_prior = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
@@ -68,7 +75,11 @@ class _KernelRidge(KernelEstimator):
         self._store_rows(X)
 
     def _select_ridge(self, K: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> float:
-        """Return the given ridge, or the one chosen by leave-one-out or generalized cross-validation."""
+        """Return the ridge, chosen by leave-one-out or generalized cross-validation unless it is given as a number.
+
+        K is the kernel (n, n), ``targets`` is (n, C) and ``weights`` are the sample weights (n,) or None. A kernel with NaN
+        or asymmetry gives 0, because the later solve reports the fault.
+        """
         if not isinstance(self.ridge, str):
             return as_number(self.ridge, "ridge")
         if self.ridge not in ("loo", "gcv"):
@@ -81,6 +92,7 @@ class _KernelRidge(KernelEstimator):
         return self.ridge_choice_.ridge
 
     def _compute_outputs(self, X: ArrayLike) -> np.ndarray:
+        """Return the outputs f(x) of the m rows X, (m, C), including those of the prior function."""
         rows, K = self._test_gram(X)
         return K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, rows, self.dual_coef_.shape[1])
 
@@ -125,14 +137,17 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _KernelRidge):
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineRegressor":
-        """Fit targets y, (n,) or (n, C); a weight of 2 is equal to repeating a row."""
+        """Fit the targets y, (n,) or (n, C), of the n rows X, and return the estimator.
+
+        A sample weight of 2 has the same effect as repeating a row.
+        """
         rows, targets = self._validate_targets(X, y)
         self._has_1d_targets = targets.ndim == 1
         self._fit_targets(rows, targets.astype(np.float64).reshape(len(targets), -1), sample_weight)
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return predictions, (m,) or (m, C) as y was."""
+        """Return the predictions of the m rows X: (m,) if the targets were one-dimensional, otherwise (m, C)."""
         outputs = self._compute_outputs(X)
         return outputs[:, 0] if self._has_1d_targets else outputs
 
@@ -149,7 +164,10 @@ class KernelMachineClassifier(ClassifierMixin, _KernelRidge):
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineClassifier":
-        """Fit labels y, (n,); a weight of 2 is equal to repeating a row."""
+        """Fit the labels y, (n,), of the n rows X, and return the estimator.
+
+        A sample weight of 2 has the same effect as repeating a row.
+        """
         rows, labels = self._validate_targets(X, y, multi_output=False)
         check_classification_targets(labels)
         has_weight = has_positive_weight(sample_weight, rows)
@@ -161,11 +179,14 @@ class KernelMachineClassifier(ClassifierMixin, _KernelRidge):
         return self
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
-        """Return the outputs, (m, C); for two classes their difference, (m,), as in scikit-learn."""
+        """Return the outputs of the m rows X for the C classes, (m, C).
+
+        For two classes the result is their difference, (m,), as in scikit-learn.
+        """
         outputs = self._compute_outputs(X)
         return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return the label of the largest output, (m,)."""
+        """Return for each of the m rows X the label with the largest output, (m,)."""
         outputs = self._compute_outputs(X)
         return self.classes_[outputs.argmax(1)]

@@ -82,7 +82,10 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         self.break_ties = break_ties
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineSVC":
-        """Fit labels y, (n,); weights multiply C row by row."""
+        """Fit the labels y, (n,), of the n rows X, and return the estimator.
+
+        A sample weight multiplies the parameter C of its row.
+        """
         rows, labels = self._validate_targets(X, y, multi_output=False)
         used_rows = has_positive_weight(sample_weight, rows).nonzero()[0]
         weights = None if sample_weight is None else check_sample_weight(sample_weight, rows)[used_rows]
@@ -104,7 +107,11 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         return self
 
     def _fit_svc(self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SVC:
-        """Fit scikit-learn's SVC to a kernel matrix at the smallest tolerance that it reaches."""
+        """Fit scikit-learn's SVC to the kernel matrix K (n, n) and the labels y (n,), and return it.
+
+        If ``tol`` is None, it is the smallest of a few tolerances at which the optimizer converges. ``weights`` are the
+        sample weights (n,) or None.
+        """
         svc = SVC(
             kernel="precomputed",
             C=self.C,
@@ -125,11 +132,15 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         return svc.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:
-        """Return signed distances in units of the margin, (m,) for two classes, otherwise (m, C) or one per pair."""
+        """Return the signed distances of the m rows X to the decision boundaries, in units of the margin.
+
+        The shape is (m,) for two classes; for C > 2 classes it is (m, C), or (m, C (C − 1) / 2) if
+        ``decision_function_shape`` is "ovo".
+        """
         K = self._test_gram(X)[1]
         return self.svc_.decision_function(K[:, self._used_rows])
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return predicted labels, (m,)."""
+        """Return the predicted labels of the m rows X, (m,)."""
         K = self._test_gram(X)[1]
         return self.svc_.predict(K[:, self._used_rows])

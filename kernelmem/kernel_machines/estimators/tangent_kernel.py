@@ -55,6 +55,7 @@ class TangentKernel:
     memory: int | str = MEMORY
 
     def __post_init__(self) -> None:
+        """Check ``outputs`` and copy the model, so that later training of the original does not change the kernel."""
         if self.outputs not in ("trace", "pseudo"):
             raise InputError(
                 f"outputs={self.outputs!r}",
@@ -91,20 +92,23 @@ class TangentKernel:
     @overload
     def diagonal(self, X: np.ndarray) -> np.ndarray: ...
     def diagonal(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Return K(x, x) of each row, (n,): the squared norm of its tangent."""
+        """Return the kernel value of each of the n rows X with itself, (n,), which is the squared norm of its tangent."""
         starts = range(0, len(X), 32)
         if isinstance(X, Tensor):
             return torch.cat([self(X[start : start + 32]).diagonal() for start in starts])
         return np.concatenate([self(X[start : start + 32]).diagonal() for start in starts])
 
     def __sklearn_clone__(self) -> "TangentKernel":
+        """Return this object itself, so that clones of an estimator share one copy of the model."""
         return self
 
     def _as_model_inputs(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Return the n rows X, reshaped to (n, *shape) if the shape of one input is given."""
         if self.shape is None or not hasattr(X, "reshape"):
             return X
         return X.reshape(len(X), *self.shape)
 
 
 def _is_single_row(X: object) -> TypeGuard[np.ndarray]:
+    """Return True if X is a one-dimensional floating-point array, that is, one row of features."""
     return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind == "f"

@@ -14,7 +14,7 @@ A, B, E, P, ONE = range(5)  # state: coefficient a, its momentum b, s − 1, the
 
 
 def mode_states(eigenvalues: Tensor, n: int, sgd: SGDConfig, times: tuple[float, ...], *, with_decay: bool) -> Tensor:
-    """Return the state of each eigenmode after t steps, for unit sources.
+    """Return the state of each eigenmode of the kernel after t optimizer steps, for unit sources.
 
     Args:
         eigenvalues: (N,) eigenvalues κ >= 0 of the kernel.
@@ -54,12 +54,16 @@ def mode_states(eigenvalues: Tensor, n: int, sgd: SGDConfig, times: tuple[float,
 
 
 def _multiply_by_mode(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiply the matrix (5, 5) of each mode by the vector (5,) of that mode."""
+    """Return the products (N, 5) of ``matrix`` (N, 5, 5) and ``vector`` (N, 5), computed separately for each of N modes."""
     return (matrix @ vector[:, :, None])[:, :, 0]
 
 
 def _step_increment(eigenvalues: Tensor, n: int, sgd: SGDConfig, source: int, *, first: bool) -> Tensor:
-    """Return D of one step, (N, 5, 5); torch applies dampening neither to the first gradient nor without momentum."""
+    """Return D (N, 5, 5) for N eigenmodes, where one optimizer step multiplies the state of a mode by I + D.
+
+    ``source`` is 0 for the residual f_0 − y and 1 for J w_0. As in torch, dampening applies neither to the first gradient
+    (``first``) nor without momentum.
+    """
     lr, momentum, weight_decay = sgd.lr, sgd.momentum, sgd.weight_decay
     gradient_factor = 1.0 if first or momentum == 0 else 1 - sgd.dampening
     gradient = eigenvalues.new_zeros(len(eigenvalues), 2, 5)  # with respect to the coefficient, and to s
@@ -78,7 +82,10 @@ def _step_increment(eigenvalues: Tensor, n: int, sgd: SGDConfig, source: int, *,
 
 
 def _limit_state(eigenvalues: Tensor, n: int, sgd: SGDConfig, source: int) -> Tensor:
-    """Return the state with zero gradient; directions without curvature keep coefficient 0."""
+    """Return the state (N, 5) of N eigenmodes after infinitely many steps, where the gradient is zero.
+
+    ``source`` is 0 for the residual f_0 − y and 1 for J w_0. Modes without curvature keep the coefficient 0.
+    """
     weight_decay = sgd.weight_decay
     forcing = 1.0 if source == 0 else (-1.0 if weight_decay > 0 else 0.0)
     curvature = eigenvalues + n * weight_decay

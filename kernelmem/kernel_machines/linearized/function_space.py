@@ -80,7 +80,7 @@ class LinearizedTraining(Result):
     def predict(
         self, K_test: ArrayLike, *, initial: ArrayLike | None = None, origin: ArrayLike | None = None
     ) -> Tensor:
-        """Return outputs on other rows, (S, m, C), from their kernel with the training rows.
+        """Return the outputs on m other rows at all S times, (S, m, C), from their kernel with the training rows.
 
         Args:
             K_test: kernel of these rows with the training rows, as in :class:`Linearization`.
@@ -101,7 +101,7 @@ class LinearizedTraining(Result):
         return f0 + change + (self.scale - 1)[:, None, None] * Jw0
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return a data frame with one line per time, part ("train" or "test"), row and output."""
+        """Return a data frame with one row for each combination of time, part ("train" or "test"), row and output."""
         import pandas as pd
 
         tables = []
@@ -128,10 +128,10 @@ class LinearizedTraining(Result):
 
 @dataclass(frozen=True, eq=False)
 class FunctionSpace:
-    """Kernel, targets and initial outputs, with the kernel as one matrix (N, N) acting on (N, k) coefficients.
+    """Kernel, targets and initial outputs of n training rows and C outputs, with the kernel as one matrix (N, N).
 
-    A kernel (n, n) acts on each of C outputs by itself: N = n, k = C. A full kernel has N = n C, k = 1. ``fold`` reshapes
-    (n, C) to (N, k), ``unfold`` reverses it; both are views.
+    The matrix is multiplied by coefficients (N, k). A kernel (n, n) acts on each output separately, so that N = n and k = C;
+    a full kernel, which couples outputs, has N = n C and k = 1. There are m test rows, and M = m or m C.
     """
 
     matrix: Tensor  # (N, N)
@@ -145,31 +145,37 @@ class FunctionSpace:
 
     @property
     def n(self) -> int:
-        """Number of training rows."""
+        """The number n of training rows."""
         return self.initial.shape[0]
 
     @property
     def n_outputs(self) -> int:
-        """Number C of outputs."""
+        """The number C of outputs."""
         return self.initial.shape[1]
 
     def fold(self, values: Tensor) -> Tensor:
-        """Reshape (..., n, C) to (..., N, k)."""
+        """Reshape values (..., n, C) of n training rows and C outputs to (..., N, k), as the kernel matrix needs them."""
         return values.reshape(*values.shape[:-2], len(self.matrix), -1)
 
     def unfold(self, values: Tensor) -> Tensor:
-        """Reshape (..., N, k) to (..., n, C)."""
+        """Reshape coefficients (..., N, k) of the kernel matrix to (..., n, C), one for each training row and output."""
         return values.reshape(*values.shape[:-2], self.n, self.n_outputs)
 
     def columns(self, row_index: Tensor) -> Tensor:
-        """Return the columns of the matrix that belong to training rows ``row_index`` (B,)."""
+        """Return the column numbers of the kernel matrix that belong to the B training rows ``row_index``.
+
+        The shape is (B,), or (B C,) if the kernel couples the C outputs.
+        """
         if not self.full:
             return row_index
         C = self.n_outputs
         return (row_index[:, None] * C + torch.arange(C, device=row_index.device)).flatten()
 
     def outputs(self, coefficients: Tensor, s_minus_1: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return outputs on training and test rows for coefficients (S, N, k) and s − 1 (S,)."""
+        """Return the outputs on training rows, (S, n, C), and on test rows, (S, m, C), at S times; None without test rows.
+
+        ``coefficients`` is (S, N, k), and ``s_minus_1`` (S,) is s − 1, where s is the factor of the initial weights.
+        """
         shrinkage = s_minus_1[:, None, None]
         train = self.initial + self.unfold(self.matrix @ coefficients) + shrinkage * self.Jw0
         if self.K_test is None or self.initial_test is None or self.Jw0_test is None:
@@ -181,7 +187,7 @@ class FunctionSpace:
 def function_space(
     kernel: ArrayLike, y: ArrayLike, linearization: Linearization | None, *, with_decay: bool, one_hot: bool = True
 ) -> FunctionSpace:
-    """Check kernel, targets and linearization, and arrange them as one linear system.
+    """Check the kernel, the targets y and the linearization of n training rows with C outputs, and combine them.
 
     Args:
         kernel: (n, n), (n, n, C, C) or (nC, nC).
@@ -226,7 +232,9 @@ def function_space(
 
 
 def as_matrix(kernel: ArrayLike, n: int, C: int) -> Tensor:
-    """Return a kernel of n rows as a symmetric float64 matrix: (n, n) as it is; (n, n, C, C) as (nC, nC), row i C + c.
+    """Return the kernel of n rows and C outputs as a symmetric float64 matrix, (n, n) or (nC, nC).
+
+    A kernel (n, n, C, C) becomes (nC, nC), where row i C + c belongs to output c of row i; other shapes are unchanged.
 
     Raises:
         InputError: the kernel has another shape. NumericalError: the kernel is asymmetric.
@@ -244,7 +252,9 @@ def as_matrix(kernel: ArrayLike, n: int, C: int) -> Tensor:
 
 
 def as_times(values: float | Iterable[float] | None, name: str, *, whole: bool) -> tuple[float, ...]:
-    """Return training times or numbers of steps: one or several numbers >= 0, where infinity means the limit.
+    """Return training times or numbers of steps as a tuple of numbers >= 0, where infinity means the limit.
+
+    ``name`` is the name of the argument in error messages, and ``whole`` requires whole numbers.
 
     Raises:
         InputError: the times are empty, negative, NaN, or fractions of steps.
@@ -264,7 +274,13 @@ def as_times(values: float | Iterable[float] | None, name: str, *, whole: bool) 
 
 
 def _check_targets(y: ArrayLike, C: int | None) -> Tensor:
-    """Return labels (n,) or real targets (n, C) after validating the number of outputs."""
+    """Check the targets y and return integer labels (n,) or real targets (n, C).
+
+    C is the required number of outputs, or None if any number is allowed.
+
+    Raises:
+        InputError: the number of outputs differs from C.
+    """
     tensor = as_tensor(y, "y")
     if tensor.ndim == 1 and not tensor.is_floating_point():
         return as_labels(tensor, "y", n_classes=C)
@@ -279,11 +295,18 @@ def _check_targets(y: ArrayLike, C: int | None) -> Tensor:
 
 
 def _count_outputs(targets: Tensor) -> int:
+    """Return the number of outputs: the columns of targets (n, C), or the number of classes (at least 2) of labels (n,)."""
     return targets.shape[1] if targets.ndim == 2 else max(2, int(targets.max()) + 1)
 
 
 def _as_two_dimensional(values: ArrayLike, name: str) -> Tensor:
-    """Return real numbers (n, C) or (n,) as (n, C) float64."""
+    """Check real numbers, (n, C) or (n,), and return them as (n, C) float64, with C = 1 for (n,).
+
+    ``name`` is the name of the argument in error messages.
+
+    Raises:
+        InputError: the shape is different, or the values are complex or empty.
+    """
     tensor = as_tensor(values, name)
     if tensor.ndim not in (1, 2) or tensor.is_complex() or tensor.numel() == 0:
         raise InputError(
@@ -295,7 +318,13 @@ def _as_two_dimensional(values: ArrayLike, name: str) -> Tensor:
 
 
 def _check_outputs(values: ArrayLike | None, n: int, C: int, name: str) -> Tensor:
-    """Return outputs as (n, C) float64; zeros for None."""
+    """Check the outputs of n rows and return them as (n, C) float64; None gives zeros.
+
+    ``name`` is the name of the argument in error messages.
+
+    Raises:
+        InputError: the shape differs.
+    """
     if values is None:
         return torch.zeros(n, C, dtype=torch.float64)
     outputs = _as_two_dimensional(values, name)
@@ -309,7 +338,11 @@ def _check_outputs(values: ArrayLike | None, n: int, C: int, name: str) -> Tenso
 
 
 def _check_test_kernel(K_test: ArrayLike, n: int, C: int, full: bool) -> Tensor:
-    """Return the kernel of test rows with training rows as one matrix, (m, n) or (mC, nC), float64."""
+    """Return the kernel of m test rows with n training rows as a float64 matrix, (m, n), or (mC, nC) for a full kernel.
+
+    Raises:
+        InputError: the shape of ``K_test`` differs from that of the training kernel.
+    """
     K = as_tensor(K_test, "K_test", dtype=torch.float64)
     if K.ndim == 4 and full and K.shape[1:] == (n, C, C):
         K = K.transpose(1, 2).reshape(-1, n * C)  # axes (i, j, c, d) -> (i, c, j, d)
@@ -324,6 +357,7 @@ def _check_test_kernel(K_test: ArrayLike, n: int, C: int, full: bool) -> Tensor:
 
 
 def _missing_origin_error(rows: str) -> InputError:
+    """Return the error for weight decay without outputs at zero weights; ``rows`` names the rows that lack them."""
     return InputError(
         f"weight decay without the outputs at zero weights of {rows}",
         expected="origin= and, with K_test, origin_test=: f_0(x) − J(x) w_0, the linearized network at w = 0",

@@ -42,7 +42,7 @@ def gradient_flow(
     weight_decay: float = 0.0,
     linearization: Linearization | None = None,
 ) -> LinearizedTraining:
-    """Compute the linearized network under gradient flow, dw/dt = −∇L − λ w, at given times.
+    """Compute the outputs of the linearized network at given times of gradient flow, dw/dt = −∇L − λ w.
 
     Time is learning rate times steps: gradient descent with learning rate h differs by O(h). Infinity is allowed: the
     minimum-norm interpolation, or with λ kernel ridge regression with ridge n λ around the origin.
@@ -116,7 +116,7 @@ def gradient_descent(
     sgd: SGDConfig,
     linearization: Linearization | None = None,
 ) -> LinearizedTraining:
-    """Compute the linearized network after given numbers of full-batch steps of torch.optim.SGD on the squared error.
+    """Compute the outputs of the linearized network after given numbers of full-batch steps of torch.optim.SGD.
 
     The loss is the mean over rows of half the squared error.
 
@@ -152,7 +152,7 @@ def gradient_descent(
     states = mode_states(eigenvalues, space.n, sgd, (*checked_steps, last_step + 1), with_decay=sgd.weight_decay > 0)
 
     def combine_modes(states: Tensor) -> Tensor:
-        """Sum state × source mode over the 2 sources and rotate by U: (..., N modes, 2) -> (..., N rows, k)."""
+        """Return U (state × source modes, summed over the 2 sources), mapping (..., N modes, 2) to (..., N, k)."""
         return U @ (states[..., :1] * residual_modes + states[..., 1:] * Jw0_modes)
 
     a, s_minus_1 = combine_modes(states[:, :, A]), states[:, 0, E, 0]  # (S + 1, N, k), (S + 1,)
@@ -179,17 +179,27 @@ def gradient_descent(
 
 
 def _relative_output_norm(space: FunctionSpace, difference: Tensor, kappa_max: float) -> float:
-    """Return |K d| / κ_max: the part of a difference d of coefficients that changes outputs."""
+    """Return |K d| / κ_max for a difference d of coefficients (N, k), where κ_max is the largest eigenvalue of the kernel K.
+
+    This measures only the part of d that changes outputs. The result is 0 for a zero kernel.
+    """
     return float((space.matrix @ difference).norm() / kappa_max) if kappa_max > 0 else 0.0
 
 
 def _first_gradient_norm(space: FunctionSpace) -> float:
-    """Return the norm of the gradient of the loss at the initial outputs; 1 if it is zero."""
+    """Return |f_0 − y + J w_0| / n, the scale of the first gradient, for n rows; 1 if it is zero.
+
+    Here f_0 are the outputs at the initial weights w_0, J their Jacobian and y the targets.
+    """
     return float((space.initial - space.targets + space.Jw0).norm()) / space.n or 1.0
 
 
 def _eigendecomposition(space: FunctionSpace) -> tuple[Tensor, Tensor, float]:
-    """Return eigenvalues, ascending and with rounding set to 0, eigenvectors, and the condition of the nonzero ones."""
+    """Return the N eigenvalues of the kernel, ascending, its eigenvectors (N, N), and its condition number.
+
+    Eigenvalues at the level of rounding are set to 0. The condition number is the ratio of the largest to the smallest
+    nonzero eigenvalue.
+    """
     eigenvalues, U = eigensystem(space.matrix)
     rounding = max(len(eigenvalues) * EPS * float(eigenvalues[-1]), -2 * float(eigenvalues[0]))
     nonzero = eigenvalues[eigenvalues > rounding]
@@ -198,18 +208,24 @@ def _eigendecomposition(space: FunctionSpace) -> tuple[Tensor, Tensor, float]:
 
 
 def _source_modes(space: FunctionSpace, U: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Uᵀ (f_0 − y) and Uᵀ J w_0, (N, k) each."""
+    """Return the residual f_0 − y and the product J w_0 in the eigenbasis U (N, N) of the kernel, each (N, k).
+
+    Here f_0 are the outputs at the initial weights w_0, J their Jacobian and y the targets.
+    """
     return U.T @ space.fold(space.initial - space.targets), U.T @ space.fold(space.Jw0)
 
 
 def _integrated_exponential(rate: Tensor, t: float) -> Tensor:
-    """Return (1 − e^{−rate t}) / rate; t where the rate is 0, and 0 there for t = ∞."""
+    """Return ∫_0^t e^{−rate u} du = (1 − e^{−rate t}) / rate for each entry of ``rate``.
+
+    Where the rate is 0, the result is t, or 0 for infinite t.
+    """
     positive_rate = torch.where(rate > 0, rate, 1.0)
     return torch.where(rate > 0, -torch.expm1(-positive_rate * t) / positive_rate, 0.0 if t == math.inf else t)
 
 
 def _decayed_integrated_exponential(rate: Tensor, weight_decay: float, t: float) -> Tensor:
-    """Return e^{−λt} (1 − e^{−rate t}) / rate."""
+    """Return e^{−λt} (1 − e^{−rate t}) / rate for each entry of ``rate``, where λ is the weight decay."""
     if weight_decay > 0 and t == math.inf:
         return torch.zeros_like(rate)
     return _integrated_exponential(rate, t) * (math.exp(-weight_decay * t) if weight_decay > 0 else 1.0)

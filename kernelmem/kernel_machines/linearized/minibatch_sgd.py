@@ -32,7 +32,7 @@ def minibatch_sgd(
     loss: Literal["mse", "cross_entropy"] | Callable[[Tensor, Tensor], Tensor] = "mse",
     linearization: Linearization | None = None,
 ) -> LinearizedTraining:
-    """Compute the linearized network under minibatch SGD, cross-entropy or a schedule, by the exact recursion.
+    """Compute the outputs of the linearized network under SGD with minibatches, cross-entropy or a learning-rate schedule.
 
     With r_i = ∂ℓ_i/∂f (f − y, or softmax(f) − y) and plain steps, f ← f − (h / B) Σ_{i in batch} Θ(·, x_i) r_i.
 
@@ -112,7 +112,11 @@ def minibatch_sgd(
 
 
 def _check_batch(batch: ArrayLike, space: FunctionSpace) -> Tensor:
-    """Return the row numbers of a batch, (B,) int64, after validating them."""
+    """Check the B row numbers of a batch and return them as (B,) int64.
+
+    Raises:
+        InputError: they are not integers, there are none, or a row number is out of range.
+    """
     rows = as_tensor(batch, "batch")
     are_integers = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
     if not are_integers or rows.ndim != 1 or len(rows) == 0 or bool(((rows < 0) | (rows >= space.n)).any()):

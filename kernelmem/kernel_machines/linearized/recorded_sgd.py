@@ -19,7 +19,7 @@ from kernelmem.trajectory.trace import load_batch
 
 @dataclass(frozen=True, eq=False)
 class RecordedSGD:
-    """The parts of a recorded run that determine training in function space."""
+    """The optimizer steps and the loss of a recorded run, which determine the training of the linearized network."""
 
     steps: list[tuple[Tensor, Tensor, Tensor, SGDConfig]]  # example ids (B,), weights (B,), targets, optimizer
     loss: Callable[[Tensor, Tensor], Tensor]  # per example
@@ -27,7 +27,11 @@ class RecordedSGD:
     quadratic: bool  # True if the loss is a squared error
 
     def stability(self, kappa_max: float, n: int) -> float:
-        """Return max over steps of lr (Σ weights · curvature · κ_max / n + weight_decay), as for full batches."""
+        """Return the largest learning rate times curvature of all steps, taken as if every batch were the full training set.
+
+        With the largest eigenvalue κ_max of the kernel of n rows it is lr (Σ weights · curvature · κ_max / n +
+        weight_decay); NaN if the curvature of the loss is unknown.
+        """
         return max(
             sgd.lr * (float(weights.sum()) * self.curvature * kappa_max / n + sgd.weight_decay)
             for _, weights, _, sgd in self.steps
@@ -35,17 +39,20 @@ class RecordedSGD:
 
     @property
     def limit(self) -> float:
-        """Smallest stability limit of all steps."""
+        """The smallest stability limit of all steps, to which :meth:`stability` is compared."""
         return min(sgd.limit for *_, sgd in self.steps)
 
     @property
     def decays(self) -> bool:
-        """True if weights decay in any step."""
+        """True if at least one step had a positive weight decay."""
         return any(sgd.weight_decay > 0 for *_, sgd in self.steps)
 
 
 def read_recorded_sgd(run: Run, loss: Loss | None, n_outputs: int) -> RecordedSGD | str:
-    """Read a run as SGD in function space, or return the reason why it has no such form."""
+    """Return the optimizer steps and the loss of a run, or the reason why they do not determine a linearized training.
+
+    ``loss`` replaces the recorded loss unless it is None, and ``n_outputs`` is the number of outputs of the network.
+    """
     steps = list(run.steps)
     reason = _unsupported_reason(run, steps)
     if reason:
@@ -66,7 +73,10 @@ def read_recorded_sgd(run: Run, loss: Loss | None, n_outputs: int) -> RecordedSG
 
 
 def replay_with_kernel(recorded: RecordedSGD, space: FunctionSpace) -> tuple[Tensor, Tensor]:
-    """Return coefficients (N, k) and s − 1 after all steps of the run; O(n B C²) per step.
+    """Return the coefficients (N, k) and s − 1 after all recorded steps, taken with the fixed kernel in ``space``.
+
+    Here s is the factor that weight decay leaves of the initial weights. A step with B rows costs O(n B C²) for n training
+    rows and C outputs.
 
     Raises:
         NumericalError: outputs are no longer finite, or have lost their digits to rounding.
@@ -89,7 +99,7 @@ def replay_with_kernel(recorded: RecordedSGD, space: FunctionSpace) -> tuple[Ten
 
 
 def _unsupported_reason(run: Run, steps: list[Step]) -> str:
-    """Return the reason why a run has no form in function space; empty if it has one."""
+    """Return the reason why a kernel cannot reproduce the steps of a run; an empty string means that it can."""
     if run.optimizer != "SGD":
         return f"{run.optimizer} has no form in function space: its denominators couple parameters"
     hyperparameters = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")

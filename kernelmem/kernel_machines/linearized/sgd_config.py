@@ -30,7 +30,7 @@ class SGDConfig:
 
     @property
     def limit(self) -> float:
-        """Stability limit: the squared error does not shrink along directions with lr times curvature >= ``limit``.
+        """The stability limit: the squared error does not shrink in directions where lr times curvature is at or above it.
 
         Let q = lr times curvature. The characteristic polynomial of one mode, z² − (1 + μ − (1 − τ) q) z + μ, has all roots
         inside the unit circle iff 0 < (1 − τ) q < 2 (1 + μ); that of Nesterov momentum iff q (1 + 2 μ) < 2 (1 + μ). Without

@@ -14,12 +14,16 @@ MAX_DENSE_SIZE = 512  # all eigenvalues are computed up to this matrix size, Lan
 
 
 class FunctionSpaceSGD:
-    """SGD state in function space: weights s w_0 + J(X)ᵀ a and momentum, as (s − 1, a), and the outputs K a.
+    """State of SGD for a network linearized at w_0, stored as coefficients a of the kernel K of the training rows X.
+
+    The weights are s w_0 + J(X)ᵀ a, where J is the Jacobian of the outputs, and s is 1 without weight decay. The momentum
+    has the same form, with coefficients b.
 
     K a is updated instead of recomputed, so a step costs only the columns of its batch; ``drift`` measures the rounding.
     """
 
     def __init__(self, space: FunctionSpace) -> None:
+        """Start at the initial weights, with zero coefficients and zero momentum."""
         self.space = space
         zeros = torch.zeros_like(space.fold(space.initial))
         self.a, self.b = zeros, zeros  # coefficients, and those of the momentum
@@ -28,21 +32,27 @@ class FunctionSpaceSGD:
         self.n_steps = 0
 
     def restore(self, a: Tensor, b: Tensor, s_minus_1: float, s_buffer: float, *, n_steps: int) -> None:
-        """Continue from coefficients and momentum (N, k), s − 1 and its momentum."""
+        """Set the state that was reached after ``n_steps`` steps.
+
+        ``a`` and ``b`` (N, k) are the coefficients of weights and momentum; ``s_minus_1`` is s − 1, with s the factor of the
+        initial weights, and ``s_buffer`` is its momentum.
+        """
         self.a, self.b, self.s_minus_1, self.s_buffer, self.n_steps = a, b, s_minus_1, s_buffer, n_steps
         self.Ka, self.Kb = self.space.matrix @ a, self.space.matrix @ b
 
     def state(self) -> tuple[Tensor, Tensor]:
-        """Return coefficients (N, k), and s − 1."""
+        """Return a copy of the coefficients a (N, k), and s − 1 as a tensor without dimensions."""
         return self.a.clone(), self.a.new_tensor(self.s_minus_1)
 
     def outputs(self, row_index: Tensor) -> Tensor:
-        """Return the outputs of training rows ``row_index``, (B, C)."""
+        """Return the current outputs of the B training rows ``row_index``, (B, C) for C outputs."""
         change = self.space.unfold(self.Ka)[row_index]
         return self.space.initial[row_index] + change + self.s_minus_1 * self.space.Jw0[row_index]
 
     def step(self, row_index: Tensor, output_gradient: Tensor, sgd: SGDConfig) -> None:
-        """Take one step; ``output_gradient`` (B, C) is ∂L/∂f of the batch loss at the outputs of its rows.
+        """Take one SGD step on a batch of the B training rows ``row_index``.
+
+        ``output_gradient`` (B, C) is the gradient of the batch loss with respect to the outputs of these rows.
 
         Raises:
             NumericalError: the outputs are no longer finite.
@@ -73,12 +83,15 @@ class FunctionSpaceSGD:
             )
 
     def drift(self) -> float:
-        """Return the rounding error of the updated K a, max |K a (updated) − K a (recomputed)|."""
+        """Return the accumulated rounding error: the largest absolute difference of the stored and the recomputed K a."""
         return float((self.space.matrix @ self.a - self.Ka).abs().max())
 
 
 def output_gradient_function(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function (outputs (B, C), targets) -> ∂ℓ_i/∂f_i (B, C) of a per-example loss.
+    """Return a function that computes the derivatives of the loss of B examples with respect to their outputs.
+
+    It maps outputs (B, C) and targets to derivatives (B, C). ``loss`` is the name of a loss, or a function that returns one
+    loss per example.
 
     Raises:
         InputError: the name is unknown, or the callable does not return (B,).
@@ -88,6 +101,7 @@ def output_gradient_function(loss: str | Callable[[Tensor, Tensor], Tensor]) -> 
     example_loss = per_example_loss(loss)
 
     def gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the derivatives (B, C) of the summed example losses with respect to the outputs (B, C)."""
         with torch.enable_grad():
             differentiable_outputs = outputs.detach().requires_grad_()
             return torch.autograd.grad(example_loss(differentiable_outputs, targets).sum(), differentiable_outputs)[0]
@@ -96,7 +110,10 @@ def output_gradient_function(loss: str | Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def largest_eigenvalue(matrix: Tensor) -> float:
-    """Return κ_max of a symmetric matrix: O(N³) up to N = 512, otherwise by Lanczos to 1e-9."""
+    """Return the largest eigenvalue of a symmetric matrix (N, N).
+
+    Up to N = 512 all eigenvalues are computed; larger matrices use Lanczos iterations with tolerance 1e-9.
+    """
     if len(matrix) <= MAX_DENSE_SIZE:
         return float(torch.linalg.eigvalsh(matrix)[-1])
     import numpy as np

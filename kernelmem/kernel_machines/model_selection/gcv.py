@@ -18,7 +18,10 @@ Eigendecomposition = tuple[Tensor, Tensor]  # eigenvalues, ascending, (n,), and 
 def generalized_cross_validation(
     eigendecomposition: Eigendecomposition, targets: Tensor, grid: Tensor, *, n_rows: float
 ) -> RidgeChoice:
-    """Choose the ridge with the smallest GCV = (|r|² / n) / (1 − tr H / n)², r = y − H y, H = K (K + ridge I)⁻¹.
+    """Choose the ridge with the smallest generalized cross-validation error, GCV = (|r|² / n) / (1 − tr H / n)².
+
+    With the kernel K and the targets y (n, C), H = K (K + ridge I)⁻¹ and r = y − H y. ``eigendecomposition`` holds the
+    eigenvalues and eigenvectors of K.
 
     ``n_rows`` is n, or the sum of the weights of a weighted system, so that a weight of 2 is equal to repeating a row.
     Among tied ridges the largest is chosen. The errors of the result are the GCV of each ridge of ``grid``, ascending;
@@ -43,7 +46,10 @@ def generalized_cross_validation(
 def leave_one_copy_out(
     eigendecomposition: Eigendecomposition, targets: Tensor, weights: Tensor, grid: Tensor
 ) -> RidgeChoice:
-    """Choose the ridge with the smallest leave-one-out error of the weighted system S K S, S y with S² = diag(weights).
+    """Choose the ridge with the smallest leave-one-out error of kernel ridge regression with sample weights.
+
+    The weighted system has the kernel S K S and the targets S y (n, C), with S² = diag(weights); ``eigendecomposition`` is
+    that of S K S, ``targets`` is S y, and ``grid`` (G,) holds the ridges.
 
     A row of weight w > 1 counts as w copies, of which one is left out; a row of weight w <= 1 is left out entirely. With
     A = (S K S + ridge I)⁻¹, a = A S y and c = min(1, 1/w) the leave-one-out residual of row i is
@@ -76,7 +82,9 @@ def leave_one_copy_out(
 def choose_weighted_ridge(
     kernel: ArrayLike | LinearOperator | System, targets: Tensor, weights: Tensor, criterion: Literal["loo", "gcv"]
 ) -> RidgeChoice:
-    """Choose the ridge of kernel ridge with sample weights: K (n, n), targets (n, C), weights (n,).
+    """Choose the ridge of kernel ridge regression with sample weights, by leave-one-out or generalized cross-validation.
+
+    The kernel is (n, n), ``targets`` is (n, C) and ``weights`` is (n,).
 
     Both criteria count a row of weight w as w rows ("loo" leaves out one of them, or the entire row if w < 1). The 53
     ridges range from 1e-9 to 1e4 times the weighted mean of the diagonal.
@@ -122,7 +130,14 @@ def choose_weighted_ridge(
 
 
 def _select_ridge(errors: Tensor, eigenvalues: Tensor, grid: Tensor) -> RidgeChoice:
-    """Return the largest of the tied ridges with the smallest error, among those that are usable for K."""
+    """Return the ridge of ``grid`` (G,) with the smallest error, among those that make K + ridge I positive definite.
+
+    Of ridges with equal errors up to rounding the largest is chosen. ``errors`` is (G,) and ``eigenvalues`` (n,) are those
+    of K, ascending.
+
+    Raises:
+        NumericalError: no ridge makes K + ridge I positive definite with a finite error.
+    """
     n, smallest, largest_magnitude = len(eigenvalues), float(eigenvalues[0]), float(eigenvalues.abs().max())
     usable = smallest + grid > n * EPS * largest_magnitude
     if smallest < -n * EPS32 * largest_magnitude:  # negative beyond rounding but accepted: keep a margin

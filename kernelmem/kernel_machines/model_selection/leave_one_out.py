@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeaveOneOut(Result):
-    """The fit on all n rows and the n leave-one-out fits; tensors are float64, on the kernel's device.
+    """The fit of kernel ridge regression on all n rows, and the n fits that leave out one row each.
+
+    All tensors are float64 and on the device of the kernel K; C is the number of outputs.
 
     Attributes:
         ridge: number added to the diagonal, in units of the kernel.
@@ -48,12 +50,12 @@ class LeaveOneOut(Result):
 
     @property
     def predictions(self) -> Tensor:
-        """(n, C): prediction of each row by the fit without it, f_{-i}(x_i)."""
+        """The predictions (n, C) of each row i by the fit without it, f_{-i}(x_i)."""
         return self.targets - self.errors
 
     @property
     def memorization(self) -> Tensor:
-        """(n,): f(x_i) − f_{-i}(x_i) in the label's column, = leverage × leave-one-out residual.
+        """The memorization (n,) of each label y: f_y(x_i) − f_{-i,y}(x_i), which is leverage times leave-one-out residual.
 
         Larger = more memorized. It is exact for this training set, not an average over training sets.
 
@@ -65,7 +67,9 @@ class LeaveOneOut(Result):
 
     @property
     def margin(self) -> Tensor:
-        """(n,): leave-one-out margin f_{-i,y} − max_{k != y} f_{-i,k}; negative if the other rows contradict the label.
+        """The leave-one-out margins (n,): the prediction of the label minus the largest prediction of another class.
+
+        A margin is negative if the other rows contradict the label.
 
         Raises:
             InputError: the targets are real numbers, so that there is no label.
@@ -76,7 +80,7 @@ class LeaveOneOut(Result):
 
     @cached_property
     def condition(self) -> float:
-        """Condition number of K + ridge I.
+        """The condition number of K + ridge I.
 
         At ridge 0 it is the ratio of the extreme eigenvalues above rounding. Otherwise it is an estimate from below by
         6 Lanczos steps on the Cholesky factor and 6 on its inverse, O(n²).
@@ -84,7 +88,7 @@ class LeaveOneOut(Result):
         return self._factor.condition()
 
     def predict(self, K_test: ArrayLike) -> Tensor:
-        """Return f(x*) = K_test alpha, (m, C), of the fit on all rows.
+        """Return the predictions K_test alpha of the fit on all rows, (m, C), for m test rows.
 
         ``K_test`` is the kernel of test rows with training rows, (m, n). Cost O(m n C).
 
@@ -116,7 +120,10 @@ class LeaveOneOut(Result):
         return self.targets[rows] - self._factor.block_residual(rows)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one line per row: leverage, squared leave-one-out error; for labels memorization, margin, prediction."""
+        """Return a data frame with one row per training row: its leverage and its squared leave-one-out error.
+
+        For targets with labels it also holds the label, the predicted label, the memorization and the margin.
+        """
         import pandas as pd
 
         columns = {"leverage": self.leverage, "squared_error": self.errors.square().sum(1)}
@@ -146,12 +153,13 @@ class LeaveOneOut(Result):
 
     @property
     def _factor(self) -> CholeskyFactor | EigenFactor:
+        """The factor of K + ridge I: the Cholesky factor, or the eigendecomposition at ridge 0."""
         factor = self._cholesky or self._eigen
         assert factor is not None
         return factor
 
     def _check_test_kernel(self, K_test: ArrayLike) -> Tensor:
-        """Return the kernel of test rows with training rows, (m, n) float64, after validating it."""
+        """Check the kernel of m test rows with the n training rows and return it as (m, n) float64."""
         K = as_tensor(K_test, "K_test", dtype=torch.float64).to(self.alpha.device)
         if K.ndim != 2 or K.shape[1] != len(self.alpha):
             raise InputError(
@@ -162,7 +170,11 @@ class LeaveOneOut(Result):
         return K
 
     def _require_labels(self, name: str) -> Tensor:
-        """Return the labels, or raise an error that names the attribute that needs them."""
+        """Return the labels (n,) of the rows; ``name`` is the attribute that needs them, for the error message.
+
+        Raises:
+            InputError: the targets are real numbers, so that there are no labels.
+        """
         if self.labels is None:
             raise InputError(
                 f"{name} of targets that are real numbers, shape {tuple(self.targets.shape)}",
@@ -173,7 +185,7 @@ class LeaveOneOut(Result):
 
 
 def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
-    """Compute all n leave-one-out fits of kernel ridge in closed form.
+    """Compute the n leave-one-out fits of kernel ridge regression on n rows in closed form.
 
     With A = (K + ridge I)⁻¹ and alpha = A y, no intercept::
 
@@ -238,7 +250,7 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
 
 
 def _machine_epsilon(kernel: ArrayLike) -> float:
-    """Return the machine epsilon of the dtype of the kernel."""
+    """Return the machine epsilon of the kernel's dtype; that of float64 for integers."""
     if isinstance(kernel, Tensor):
         return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS
     dtype = np.asarray(kernel).dtype
@@ -246,7 +258,11 @@ def _machine_epsilon(kernel: ArrayLike) -> float:
 
 
 def _check_block_indices(indices: ArrayLike, n: int) -> Tensor:
-    """Return the row numbers of a block that is left out, (b,) int64, after validating them."""
+    """Check the b row numbers of a block that is left out of n rows, and return them as (b,) int64.
+
+    Raises:
+        InputError: they are not different whole numbers in 0..n − 1, or select no row or all rows.
+    """
     rows = as_tensor(indices, "indices")
     are_whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
     are_valid = are_whole and rows.ndim == 1 and 0 < len(rows) < n and bool(((rows >= 0) & (rows < n)).all())

@@ -21,7 +21,7 @@ TIE_TOLERANCE = 1e-10  # relative difference of errors below which rounding, not
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RidgeChoice(Result):
-    """The chosen ridge and the evidence for it.
+    """The chosen ridge, and the estimated errors of the G ridges that were compared.
 
     Attributes:
         ridge: the chosen ridge, in units of the kernel: grid[index].
@@ -38,7 +38,7 @@ class RidgeChoice(Result):
 
     @property
     def at_edge(self) -> bool:
-        """True if the minimum lies at an end of the usable grid: extend the grid there."""
+        """True if the smallest error lies at an end of the usable grid, which should then be extended there."""
         return self.index in (int(torch.isinf(self.errors).sum()), len(self.grid) - 1)
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class RidgeChoice(Result):
         )
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one line per ridge: ridge, error, chosen."""
+        """Return a data frame with one row per ridge and the columns "ridge", "error" and "chosen"."""
         import pandas as pd
 
         frame = pd.DataFrame({"ridge": self.grid.cpu().numpy(), "error": self.errors.cpu().numpy()})
@@ -57,7 +57,7 @@ class RidgeChoice(Result):
         return frame
 
     def plot(self) -> "Figure":
-        """Plot error against ridge on logarithmic axes with the choice marked; unusable ridges are shaded."""
+        """Return a figure of error against ridge on logarithmic axes; the choice is marked, unusable ridges are shaded."""
         from kernelmem.plotting.ridge import ridge_figure  # matplotlib is slow to import
 
         return ridge_figure(self)
@@ -123,7 +123,11 @@ def choose_ridge(kernel: ArrayLike, y: ArrayLike, *, grid: ArrayLike | None = No
 
 
 def _default_grid(K: Tensor) -> Tensor:
-    """Return 53 ridges from 1e-9 to 1e4 times the mean diagonal of the kernel, ascending."""
+    """Return 53 ridges from 1e-9 to 1e4 times the mean diagonal of the kernel K (n, n), ascending, (53,).
+
+    Raises:
+        InputError: the mean diagonal is not positive.
+    """
     mean_diagonal = float(K.diagonal().mean())
     if mean_diagonal <= 0:
         raise InputError(
@@ -135,7 +139,11 @@ def _default_grid(K: Tensor) -> Tensor:
 
 
 def _check_grid(grid: ArrayLike) -> Tensor:
-    """Return the ridges of the user as float64, ascending, after validating them."""
+    """Check the G ridges given by the user and return them as (G,) float64, ascending.
+
+    Raises:
+        InputError: there are none, or one is not positive.
+    """
     ridges = as_tensor(grid, "grid")
     if ridges.is_complex() or ridges.ndim != 1 or len(ridges) == 0 or bool((ridges <= 0).any()):
         raise InputError(

@@ -11,7 +11,7 @@ MatrixProduct = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class CGResult:
-    """Approximate solution and diagnostics at the last iteration of conjugate gradients."""
+    """Approximate solution x of A x = b with C columns, and diagnostics at the last iteration of conjugate gradients."""
 
     x: Tensor  # (n, C)
     residual: float  # largest |b − A x| / |b| over the columns, recomputed from x at the end
@@ -25,7 +25,10 @@ class CGResult:
 def conjugate_gradient(
     apply: MatrixProduct, b: Tensor, *, precondition: MatrixProduct, tolerance: float, max_products: int
 ) -> CGResult:
-    """Solve A x = b, (n, C), for symmetric positive definite A, until every column has |b − A x| <= tolerance |b|.
+    """Solve A x = b for x (n, C) with symmetric positive definite A, until |b − A x| <= tolerance |b| in every column.
+
+    ``apply`` and ``precondition`` multiply a matrix by A and by an approximate inverse of A. At most about ``max_products``
+    products with A are computed.
 
     Each column has its own recurrence; the products A p of all unfinished columns are computed together, so that a kernel
     in a file is read once per iteration. The residual of the recurrence drifts: when it reports convergence, b − A x is
@@ -62,7 +65,11 @@ def conjugate_gradient(
 def _run_recurrence(
     apply: MatrixProduct, b: Tensor, precondition: MatrixProduct, thresholds: Tensor, max_products: int
 ) -> CGResult:
-    """Run preconditioned CG from x = 0 (Saad 2003, algorithm 9.1) until |r| <= thresholds, (C,)."""
+    """Run preconditioned conjugate gradients on A x = b from x = 0, until each residual norm reaches its threshold.
+
+    ``b`` is (n, C) and ``thresholds`` (C,). The ``residual`` of the result is NaN, because it is not recomputed here.
+    Source: Saad 2003, algorithm 9.1.
+    """
     x, r = torch.zeros_like(b), b.clone()
     z = precondition(r)
     p, rz = z.clone(), (r * z).sum(0)
@@ -97,7 +104,11 @@ def _run_recurrence(
 
 
 def _ritz_condition(alphas: list[float], betas: list[float]) -> float:
-    """Return the ratio of the extreme Ritz values, from the Lanczos matrix of the CG coefficients (Saad 2003, 6.7.3)."""
+    """Return a lower bound of the condition number: the ratio of the largest to the smallest Ritz value.
+
+    The Ritz values are the eigenvalues of the Lanczos matrix, which the coefficients of the recurrence determine. The result
+    is NaN without coefficients, and infinite if a Ritz value is not positive. Source: Saad 2003, section 6.7.3.
+    """
     if not alphas:
         return float("nan")
     alpha, beta = torch.tensor(alphas, dtype=torch.float64), torch.tensor(betas, dtype=torch.float64)

@@ -17,7 +17,7 @@ ASYMMETRY_TOLERANCE = 1e-6  # relative to the largest entry: the rounding of a f
 
 @dataclass(frozen=True)
 class Finding:
-    """A status code, the numbers behind it, and the extreme eigenvalues of K if they were computed."""
+    """The status code of a kernel K, the numbers that explain it, and the extreme eigenvalues of K (NaN if not computed)."""
 
     code: Code
     detail: str
@@ -26,7 +26,7 @@ class Finding:
 
 
 def inspect_kernel(system: System, symmetrized: Tensor | None = None) -> Finding | None:
-    """Look for NaN, infinities and asymmetry beyond 1e-6 of the largest entry; return None if there are none.
+    """Look for NaN, infinities and asymmetry beyond 1e-6 of the largest entry, and return the first fault found, or None.
 
     Entries are read tile by tile, each pair of tiles once: n² work, no copy of the kernel. ``symmetrized``,
     (n, n) float64, is filled in the same pass with the mean of the kernel and its transpose. An operator is compared with
@@ -48,7 +48,10 @@ def inspect_kernel(system: System, symmetrized: Tensor | None = None) -> Finding
 
 
 def inspect_and_copy(system: System) -> tuple[Finding | None, Tensor]:
-    """Inspect a kernel and return it as a new symmetric tensor (n, n) in the same pass; empty if a fault is found."""
+    """Look for faults of a kernel and return the first one (None without faults) and a symmetric copy, (n, n) float64.
+
+    If there is a fault, the copy is an empty tensor. Entries are inspected and copied in the same pass.
+    """
     if system.matrix_free:
         finding = inspect_kernel(system)
         return finding, torch.empty(0) if finding is not None else system.symmetric()
@@ -58,7 +61,7 @@ def inspect_and_copy(system: System) -> tuple[Finding | None, Tensor]:
 
 
 def diagnose(system: System) -> Finding:
-    """Classify a kernel whose K + ridge I has no Cholesky factor, by two eigenvalue problems.
+    """Return why K + ridge I has no Cholesky factor, by the eigenvalues λ of K and those of HKH.
 
     With H = I − 11ᵀ/n and t = n eps(float32) max |λ| (n for integer entries: truncation changes each entry by less than
     one, and so an eigenvalue by less than n):
@@ -92,7 +95,10 @@ def diagnose(system: System) -> Finding:
 
 
 def duplicate_rows(system: System) -> list[tuple[int, ...]]:
-    """Return groups of rows whose kernel rows are equal up to rounding, in order of their first row; n² work."""
+    """Return groups of row numbers whose rows of the kernel are equal up to rounding, ordered by their first row.
+
+    Rows are compared by their products with two random vectors, which takes n² work.
+    """
     generator = torch.Generator().manual_seed(0)
     probes = torch.rand(system.n, 2, generator=generator, dtype=torch.float64).to(system.device) + 0.5
     images = system @ probes
@@ -111,7 +117,7 @@ def duplicate_rows(system: System) -> list[tuple[int, ...]]:
 
 
 def describe_duplicates(groups: list[tuple[int, ...]]) -> str:
-    """Describe the first groups in words; empty without groups."""
+    """Return a text that lists the first three groups of duplicate rows; an empty string without groups."""
     if not groups:
         return ""
     first_groups = ", ".join(
@@ -121,7 +127,7 @@ def describe_duplicates(groups: list[tuple[int, ...]]) -> str:
 
 
 def condition_limit(n: int) -> float:
-    """Return the condition number above which the smallest eigenvalue may be rounding: 0.1 / (√n eps).
+    """Return the condition number, for n rows, above which the smallest eigenvalue may be rounding: 0.1 / (√n eps).
 
     Rounding moves the eigenvalues by about √n eps λ_max, so a condition beyond 1/eps is measured as about this value.
     """
@@ -129,13 +135,19 @@ def condition_limit(n: int) -> float:
 
 
 def _allowed_negative_eigenvalue(system: System, eigenvalues: Tensor) -> float:
-    """Return the magnitude up to which a negative eigenvalue may be rounding or integer truncation."""
+    """Return the largest magnitude of a negative eigenvalue that rounding or truncation to integers can cause.
+
+    ``eigenvalues`` (n,) are those of the kernel of n rows.
+    """
     rounding = system.n * EPS32 * float(eigenvalues.abs().max())
     return max(rounding, float(system.n)) if system.integer else rounding
 
 
 def _inspect_products(system: System) -> Finding | None:
-    """Look for NaN, infinities and asymmetry in products of an operator with two random vectors."""
+    """Look for NaN, infinities and asymmetry in the products of an operator with two random vectors.
+
+    The first fault found is returned, or None.
+    """
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(system.n, 2, generator=generator, dtype=torch.float64).to(system.device)
     images = system @ probes

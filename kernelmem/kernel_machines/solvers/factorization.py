@@ -15,18 +15,21 @@ PANEL = 1024  # columns of the triangular inverse computed at once
 
 @dataclass(frozen=True, eq=False)
 class CholeskyFactor:
-    """K + ridge I = L Lᵀ, for ridge > 0; A is its inverse."""
+    """Cholesky factor L of K + ridge I = L Lᵀ for ridge > 0, with the products for C targets y (n, C).
+
+    In the methods, A is the inverse of K + ridge I and alpha = A y.
+    """
 
     ridge: float
     L: Tensor  # (n, n), lower
     whitened: Tensor  # (n, C), L⁻¹ y
 
     def alpha(self) -> Tensor:
-        """Return A y, (n, C)."""
+        """Return the dual coefficients alpha = A y, (n, C)."""
         return torch.linalg.solve_triangular(self.L.T, self.whitened, upper=True)
 
     def reachable(self, targets: Tensor) -> Tensor:
-        """Return the part of y in the range of K + ridge I: all of it."""
+        """Return the part of the targets y (n, C) in the range of K + ridge I, which is all of it."""
         return targets
 
     def leave_one_out_residuals(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +44,7 @@ class CholeskyFactor:
         return alpha / A_diagonal[:, None], 1 - self.ridge * A_diagonal
 
     def block_residual(self, rows: Tensor) -> Tensor:
-        """Return the leave-block-out residual (A_BB)⁻¹ alpha_B, (b, C)."""
+        """Return the residuals (A_BB)⁻¹ alpha_B, (b, C), of the b rows B = ``rows`` for the fit without these rows."""
         # A_BB = XᵀX and alpha_B = Xᵀ (L⁻¹ y) for X = L⁻¹ E_B. This is solved as a least-squares problem, because
         # forming A_BB would square its condition.
         unit = torch.zeros(len(self.L), len(rows), dtype=self.L.dtype, device=self.L.device)
@@ -49,11 +52,11 @@ class CholeskyFactor:
         return _least_squares(torch.linalg.solve_triangular(self.L, unit, upper=False), self.whitened)
 
     def solve(self, rows: Tensor) -> Tensor:
-        """Return ``rows`` A, (m, n)."""
+        """Return the product of ``rows`` (m, n) and A, (m, n)."""
         return torch.cholesky_solve(rows.T, self.L).T
 
     def condition(self) -> float:
-        """Estimate the condition number from below by Lanczos steps on K + ridge I and on its inverse."""
+        """Return a lower estimate of the condition number of K + ridge I, by Lanczos steps on it and on its inverse."""
         start_vector = torch.cos(torch.arange(len(self.L), dtype=self.L.dtype, device=self.L.device))[:, None]
         largest = _largest_ritz_value(lambda u: self.L @ (self.L.T @ u), start_vector)
         solve = torch.linalg.solve_triangular  # for one column ten times faster than cholesky_solve
@@ -64,9 +67,10 @@ class CholeskyFactor:
 
 @dataclass(frozen=True, eq=False)
 class EigenFactor:
-    """K = V diag(values) Vᵀ with a basis Z of the null space: the limit of A = (K + ridge I)⁻¹ as the ridge goes to 0.
+    """K = V diag(values) Vᵀ of rank r with a basis Z of its null space, for the limit of ridge 0.
 
-    A = N / ridge + K⁺ + O(ridge), where N = Z Zᵀ.
+    Near that limit A = (K + ridge I)⁻¹ is N / ridge + K⁺ + O(ridge), where N = Z Zᵀ projects on the null space and K⁺ is the
+    pseudo-inverse. The targets y are (n, C), and alpha are the dual coefficients (n, C).
     """
 
     values: Tensor  # (r,), ascending
@@ -77,15 +81,15 @@ class EigenFactor:
     noise: float  # eigenvalues up to this value count as zero
 
     def alpha(self) -> Tensor:
-        """Return K⁺ y, (n, C)."""
+        """Return the dual coefficients of least norm, K⁺ y, (n, C)."""
         return self.V @ (self.whitened / self.values.sqrt()[:, None])
 
     def reachable(self, targets: Tensor) -> Tensor:
-        """Return the part of y in the range of K, (n, C)."""
+        """Return the part of the targets y (n, C) in the range of K, (n, C)."""
         return targets - self.Z @ self.null
 
     def leave_one_out_residuals(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the leave-one-out residuals, (n, C), and the leverages 1 − N_ii, (n,)."""
+        """Return the leave-one-out residuals, (n, C), and the leverages 1 − N_ii, (n,), for coefficients (n, C)."""
         squared_vectors = self.V.square()
         N_diagonal = self.Z.square().sum(1)
         is_null = N_diagonal > self._null_weight_tolerance(squared_vectors @ self.values**-2)
@@ -95,7 +99,10 @@ class EigenFactor:
         return torch.where(is_null[:, None], in_null, in_range), squared_vectors.sum(1)
 
     def block_residual(self, rows: Tensor) -> Tensor:
-        """Return the leave-block-out residual, the limit of (A_BB)⁻¹ alpha_B, (b, C)."""
+        """Return the residuals (b, C) of the b rows B = ``rows`` for the fit without these rows.
+
+        They are the limit of (A_BB)⁻¹ alpha_B as the ridge goes to 0.
+        """
         # N / ridge dominates on the range E of N_BB. On its null space E0, where N vanishes, K⁺ determines the residual,
         # after the part explained by E is subtracted.
         Z, X = self.Z[rows], (self.V[rows] / self.values.sqrt()).T
@@ -108,22 +115,25 @@ class EigenFactor:
         return in_null + E0 @ _least_squares(X @ E0, self.whitened - X @ in_null) if E0.numel() else in_null
 
     def solve(self, rows: Tensor) -> Tensor:
-        """Return ``rows`` K⁺, (m, n)."""
+        """Return the product of ``rows`` (m, n) and the pseudo-inverse K⁺, (m, n)."""
         return ((rows @ self.V) / self.values) @ self.V.T
 
     def condition(self) -> float:
-        """Return the ratio of the extreme eigenvalues above rounding; 1 for the zero kernel."""
+        """Return the ratio of the largest to the smallest eigenvalue above rounding; 1 for the zero kernel."""
         return float(self.values[-1] / self.values[0]) if len(self.values) else 1.0
 
     def _null_weight_tolerance(self, squared_norms: Tensor) -> Tensor:
-        """Return the weight in the null space, for each vector, below which it may be rounding of K."""
+        """Return for each vector v of the data the squared norm of its null-space part below which it may be rounding of K.
+
+        ``squared_norms`` holds |K⁺ v|² of each vector; the result has the same shape.
+        """
         # To first order, noise E in K rotates a unit vector v of its range by |E K⁺ v| toward the null space, and
         # the argument is |K⁺ v|². A null weight below that is indistinguishable from zero.
         return (self.noise**2 * squared_norms).clamp(min=len(self.V) * EPS)
 
 
 def factorize(K: Tensor, targets: Tensor, ridge: float) -> CholeskyFactor:
-    """Compute the Cholesky factor of K + ridge I and L⁻¹ times the targets.
+    """Compute the Cholesky factor L of K + ridge I for the kernel K (n, n), and L⁻¹ times the targets (n, C).
 
     Raises:
         NumericalError: K + ridge I is not positive definite beyond rounding.
@@ -143,7 +153,11 @@ def factorize(K: Tensor, targets: Tensor, ridge: float) -> CholeskyFactor:
 
 
 def cholesky_in_place(K: Tensor, ridge: float) -> tuple[Tensor, float, bool]:
-    """Overwrite K with the factor L of K + ridge I = L Lᵀ; return L, the largest diagonal entry, and whether L exists."""
+    """Overwrite K (n, n) with the Cholesky factor L of K + ridge I = L Lᵀ.
+
+    The result is L, the largest diagonal entry of K + ridge I, and False if it is not positive definite, so that L is
+    invalid.
+    """
     K.diagonal().add_(ridge)
     largest_diagonal = float(K.diagonal().max())
     factor = K.mT  # column-major as LAPACK needs it: no copy
@@ -153,7 +167,9 @@ def cholesky_in_place(K: Tensor, ridge: float) -> tuple[Tensor, float, bool]:
 
 
 def decompose(K: Tensor, targets: Tensor, rounding: float) -> EigenFactor:
-    """Split K into range and null space; ``rounding`` is eps of the dtype in which K was given.
+    """Compute the eigenvectors of K (n, n), split into range and null space, and their products with the targets (n, C).
+
+    ``rounding`` is the machine epsilon of the dtype in which K was given.
 
     Raises:
         NumericalError: an eigenvalue below -n eps(float32) λ_max.
@@ -168,7 +184,7 @@ def decompose(K: Tensor, targets: Tensor, rounding: float) -> EigenFactor:
 
 
 def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ascending eigenvalues and eigenvectors of a kernel that is positive up to float32 rounding.
+    """Return the eigenvalues of K, ascending, (n,), and the eigenvectors, (n, n), if K is positive up to float32 rounding.
 
     Raises:
         NumericalError: an eigenvalue below -n eps(float32) λ_max.
@@ -186,13 +202,17 @@ def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _least_squares(X: Tensor, y: Tensor) -> Tensor:
-    """Return the minimizer of |X b − y| by QR, for X of full column rank."""
+    """Return the minimizer b (r, C) of |X b − y| for X (n, r) of full column rank and y (n, C), by QR decomposition."""
     Q, R = torch.linalg.qr(X)
     return torch.linalg.solve_triangular(R, Q.T @ y, upper=True)
 
 
 def _largest_ritz_value(apply: Callable[[Tensor], Tensor], v: Tensor, steps: int = 6) -> float:
-    """Return the largest Ritz value of a positive operator after six Lanczos steps (more accurate than ten power steps)."""
+    """Return a lower estimate of the largest eigenvalue of a positive operator, after at most ``steps`` Lanczos steps.
+
+    ``apply`` multiplies a vector (n, 1) by the operator, and v (n, 1) is the start vector. Six steps are more accurate than
+    ten power steps. The result is infinite if a product is not finite.
+    """
     basis, images = [v / v.norm()], []  # q_1, q_2, ... and A q_1, A q_2, ...
     for _ in range(steps):
         image = apply(basis[-1])

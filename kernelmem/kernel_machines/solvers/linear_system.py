@@ -25,17 +25,20 @@ class LinearOperator(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, n)."""
+        """The shape (n, n) of the matrix."""
         ...
 
     def __matmul__(self, v: Tensor, /) -> Tensor:
-        """Return the product with v (n, k)."""
+        """Return the product of the matrix and v (n, k), (n, k)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A kernel (n, n) given by its entries, read in blocks of rows, or by its products; results are float64."""
+    """A kernel K (n, n) that is given by its entries, which are read in blocks of rows, or by its products with vectors.
+
+    Results are float64 unless stated otherwise.
+    """
 
     n: int
     device: torch.device
@@ -49,20 +52,20 @@ class System:
 
     @property
     def matrix_free(self) -> bool:
-        """True for an operator, whose entries are unknown."""
+        """True if the kernel is an operator, whose entries are unknown."""
         return self.entries is None
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return rows start..stop, (stop - start, n)."""
+        """Return the rows ``start`` to ``stop`` − 1 of the kernel, (stop − start, n)."""
         return self._as_float64(self._stored_entries[start:stop])
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Return the entries at ``rows`` and ``columns`` in the dtype of the kernel."""
+        """Return the block of entries at the slices ``rows`` and ``columns``, in the dtype of the kernel."""
         block = self._stored_entries[rows, columns]
         return block if isinstance(block, Tensor) else self._copy_to_memory(block, block.dtype)
 
     def dense(self) -> Tensor:
-        """Return the kernel as a new tensor (n, n), not symmetrized."""
+        """Return the kernel as a new float64 tensor (n, n), without making it symmetric."""
         if self.entries is None:
             return self.columns(torch.arange(self.n))
         if isinstance(self.entries, Tensor):
@@ -70,13 +73,13 @@ class System:
         return self._as_float64(self.entries)
 
     def symmetric(self) -> Tensor:
-        """Return the mean of the kernel and its transpose as a new tensor (n, n), symmetric to the bit."""
+        """Return the mean of the kernel and its transpose as a new float64 tensor (n, n), which is exactly symmetric."""
         K = self.dense()
         measure_asymmetry(lambda rows, columns: K[rows, columns], self.n, K)
         return K
 
     def columns(self, indices: Tensor) -> Tensor:
-        """Return the columns at ``indices``, (n, k)."""
+        """Return the columns of the kernel at the k column numbers ``indices``, (n, k)."""
         if self.entries is None:
             unit = torch.zeros(self.n, len(indices), dtype=torch.float64, device=self.device)
             unit[indices, torch.arange(len(indices))] = 1
@@ -95,7 +98,7 @@ class System:
         return columns
 
     def diagonal(self) -> Tensor | None:
-        """Return the diagonal, (n,), or None if it would take n products."""
+        """Return the diagonal of the kernel, (n,), or None for an operator that does not provide its diagonal."""
         if self.entries is None:
             return None if self.known_diagonal is None else self.known_diagonal().to(torch.float64)
         if isinstance(self.entries, Tensor):
@@ -105,7 +108,7 @@ class System:
         return torch.cat([self._as_float64(self.entries[tile, tile].diagonal()) for tile in tiles])
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """Return K v for v (n, k), computed in blocks of rows."""
+        """Return the product K v, (n, k), for v (n, k), computed in blocks of rows."""
         if self.product is not None:
             return self.product(v)
         if self.mapped:
@@ -113,7 +116,10 @@ class System:
         return torch.cat([self.rows(i, i + self.rows_per_block) @ v for i in range(0, self.n, self.rows_per_block)])
 
     def _product_by_lower_triangle(self, v: Tensor) -> Tensor:
-        """Return K v for a kernel in a file: only half of it is read, and rounding cannot make the product asymmetric."""
+        """Return the product K v, (n, k), for v (n, k), where K is in a memory-mapped file.
+
+        Only the lower triangle of K is read, so that rounding cannot make the product asymmetric.
+        """
         product = torch.zeros_like(v)
         for start in range(0, self.n, self.rows_per_block):
             stop = min(start + self.rows_per_block, self.n)
@@ -126,20 +132,23 @@ class System:
 
     @property
     def rows_per_block(self) -> int:
-        """Number of rows in a block."""
+        """The number of rows that are read at once."""
         return max(1, BLOCK // self.n)
 
     @property
     def _stored_entries(self) -> Entries:
+        """The entries of a kernel that is not an operator."""
         assert self.entries is not None
         return self.entries
 
     def _as_float64(self, block: Entries) -> Tensor:
+        """Return a block of entries as a float64 tensor."""
         return (
             block.to(torch.float64) if isinstance(block, Tensor) else self._copy_to_memory(block, np.dtype(np.float64))
         )
 
     def _copy_to_memory(self, block: np.ndarray, dtype: np.dtype) -> Tensor:
+        """Return a copy of a block of entries as a tensor of the given dtype, and release the pages of its file."""
         copy = torch.from_numpy(np.array(block, dtype=dtype))
         if self.mapping is not None:  # pages count as memory of this process until released; the system caches them
             self.mapping.madvise(mmap.MADV_DONTNEED)
@@ -147,7 +156,9 @@ class System:
 
 
 def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
-    """Return a kernel as a System: tensor, array, memory-mapped array, NTKOperator or SciPy LinearOperator.
+    """Return a kernel (n, n) as a System.
+
+    The kernel may be a tensor, an array, a memory-mapped array, an NTKOperator or a SciPy LinearOperator.
 
     Entries are neither copied nor checked.
 
@@ -179,7 +190,13 @@ def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
 
 
 def _operator_system(kernel: LinearOperator) -> System:
-    """Return an operator as a System whose products convert to the dtype of the operator and back to float64."""
+    """Return a System for an operator (n, n) that is known only by its products.
+
+    Vectors are converted to the dtype of the operator, and its products to float64.
+
+    Raises:
+        InputError: the operator is not square or is empty.
+    """
     shape = tuple(kernel.shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise InputError(
@@ -193,6 +210,7 @@ def _operator_system(kernel: LinearOperator) -> System:
     eps = torch.finfo(dtype).eps if is_torch else float(np.finfo(dtype or np.float64).eps)
 
     def product(v: Tensor) -> Tensor:
+        """Return the product of the operator and v (n, k) as float64, (n, k)."""
         if is_torch:
             return (kernel @ v.to(dtype)).to(torch.float64)
         return torch.from_numpy(np.asarray(kernel @ v.numpy(), dtype=np.float64))
@@ -203,7 +221,10 @@ def _operator_system(kernel: LinearOperator) -> System:
 
 
 def _memory_map(entries: object) -> tuple[bool, mmap.mmap | None]:
-    """Return whether the entries are in a memory-mapped file, and its map unless its pages must not be released."""
+    """Return True and the memory map if the entries are in a memory-mapped file; otherwise False and None.
+
+    The map is also None if its pages must not be released, because it is private and may hold modified values.
+    """
     owner, mode = entries, None
     while owner is not None and not isinstance(owner, Tensor | mmap.mmap):
         mode = getattr(owner, "mode", mode)

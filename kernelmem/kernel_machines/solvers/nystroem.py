@@ -12,14 +12,14 @@ ROWS = 4096  # rows of the tall matrices processed at once
 
 @dataclass(frozen=True, eq=False)
 class Preconditioner:
-    """The inverse of U Λ Uᵀ + ridge I up to a factor: the identity on the orthogonal complement of U."""
+    """The preconditioner P⁻¹: the inverse of U Λ Uᵀ + ridge I up to a factor, and the identity orthogonal to U."""
 
     U: Tensor  # (n, k), orthonormal columns
     values: Tensor  # (k,), diagonal of Λ, descending
     ridge: float
 
     def __call__(self, r: Tensor) -> Tensor:
-        """Return P⁻¹ r, (n, C)."""
+        """Return the product of the preconditioner P⁻¹ and r (n, C), (n, C)."""
         if not len(self.values):
             return r.clone()
         scale = (self.values[-1] + self.ridge) / (self.values + self.ridge) - 1
@@ -27,7 +27,10 @@ class Preconditioner:
 
 
 def leverage_scores(system: System, sqrt_weights: Tensor, ridge: float, pilot: Tensor) -> Tensor:
-    r"""Approximate ridge leverage scores l_i = [K (K + ridge I)⁻¹]_ii from the columns of a pilot sample S, (n,).
+    r"""Approximate the ridge leverage scores l_i = [K (K + ridge I)⁻¹]_ii, (n,), from the columns of a sample S of the rows.
+
+    ``pilot`` holds the row numbers of S. The kernel K is that of ``system``, with rows and columns multiplied by
+    ``sqrt_weights``. If the diagonal is unknown or the factorization fails, all scores are 1.
 
     l_i ≈ (K_ii − k_iᵀ (K_SS + (|S|/n) ridge I)⁻¹ k_i) / ridge with k_i = K_Si, clipped to [0, 1]: the part of row i that
     the pilot does not explain, relative to the ridge. A poor pilot gives overestimates.
@@ -51,7 +54,10 @@ def leverage_scores(system: System, sqrt_weights: Tensor, ridge: float, pilot: T
 
 
 def draw_landmarks(system: System, sqrt_weights: Tensor, ridge: float, rank: int, *, seed: int) -> Tensor:
-    """Draw ``rank`` different landmark rows: half of them uniformly (the pilot), half by leverage scores given the pilot."""
+    """Draw at most ``rank`` different rows with positive weight as landmarks, and return their numbers, ascending.
+
+    Half of them are drawn uniformly; the others are drawn in proportion to the leverage scores that these determine.
+    """
     generator = torch.Generator().manual_seed(seed)
     candidate_rows = (sqrt_weights > 0).nonzero()[:, 0].cpu()
     rank = min(rank, len(candidate_rows))
@@ -68,7 +74,10 @@ def draw_landmarks(system: System, sqrt_weights: Tensor, ridge: float, rank: int
 
 
 def build_preconditioner(system: System, sqrt_weights: Tensor, ridge: float, landmark_rows: Tensor) -> Preconditioner:
-    """Build a preconditioner for S K S + ridge I, S = diag(sqrt_weights), from K̂ = C (K_ll)⁻¹ Cᵀ over landmarks l.
+    """Build a preconditioner for S K S + ridge I with S = diag(sqrt_weights), from the k columns at ``landmark_rows``.
+
+    It approximates the weighted kernel by K̂ = C (K_ll)⁻¹ Cᵀ, where C (n, k) holds the columns of the landmarks l, and K_ll
+    (k, k) their kernel. If K_ll has no Cholesky factor, the preconditioner is the identity.
 
     Source: Frangella, Tropp, Udell 2023. Cost: n k² for k landmarks, and their columns.
     """
@@ -97,7 +106,10 @@ def build_preconditioner(system: System, sqrt_weights: Tensor, ridge: float, lan
 def solve_over_landmarks(
     system: System, sqrt_weights: Tensor, targets: Tensor, ridge: float, landmark_rows: Tensor
 ) -> Tensor:
-    """Solve kernel ridge over the functions spanned by the landmarks: coefficients (n, C), zero for other rows.
+    """Solve weighted kernel ridge regression in the span of the kernel functions of the landmark rows l.
+
+    The result holds the coefficients (n, C), which are zero for other rows. Below, S = diag(sqrt_weights), y are the targets
+    (n, C) of all n rows, and β are the coefficients of the landmarks.
 
     β minimizes |S y − S K_nl β|² + ridge βᵀ K_ll β; with all rows as landmarks this is the full solution. It is computed
     as least squares of [S K_nl; √ridge Rᵀ] with K_ll = R Rᵀ, because the normal equations would square the condition.

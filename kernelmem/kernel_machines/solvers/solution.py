@@ -24,7 +24,7 @@ class Code(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """One sentence that explains the code."""
+        """The sentence that explains the code."""
         return _MEANINGS[self]
 
     @property

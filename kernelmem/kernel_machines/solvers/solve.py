@@ -135,7 +135,11 @@ def solve(
 def _solve_directly(
     system: System, K: Tensor, sqrt_weights: Tensor, y: Tensor, ridge: float, solver: str, jitter: float
 ) -> Solution:
-    """Solve by Cholesky factorization, with jitter, LDLᵀ or an eigendecomposition if it fails."""
+    """Solve the system by Cholesky factorization; if that fails, by added jitter, LDLᵀ or an eigendecomposition.
+
+    K (n, n) is a copy of the kernel and is overwritten; y is (n, C). ``solver`` is "cholesky", or "eigen" for the
+    eigendecomposition only.
+    """
     K = _apply_weights(K, sqrt_weights)
     targets = sqrt_weights[:, None] * y
     if solver == "eigen":
@@ -167,11 +171,15 @@ def _solve_directly(
 
 
 def _apply_weights(K: Tensor, sqrt_weights: Tensor) -> Tensor:
+    """Return S K S with S = diag(sqrt_weights), computed in place."""
     return K if bool((sqrt_weights == 1).all()) else K.mul_(sqrt_weights).mul_(sqrt_weights[:, None])
 
 
 def try_cholesky(K: Tensor, targets: Tensor, ridge: float) -> tuple[CholeskyFactor | None, float]:
-    """Overwrite K with the Cholesky factor of K + ridge I; return it (None if a pivot is rounding) and its condition."""
+    """Overwrite K (n, n) with the Cholesky factor of K + ridge I, and return the factor and its condition number.
+
+    The factor is None, and the condition number infinite, if K + ridge I is not positive definite beyond rounding.
+    """
     L, largest_diagonal, positive = cholesky_in_place(K, ridge)
     # A pivot at the level of rounding is noise, even if it happens to be positive.
     if not positive or float(L.diagonal().min()) ** 2 <= len(K) ** 0.5 * EPS * largest_diagonal:
@@ -183,7 +191,11 @@ def try_cholesky(K: Tensor, targets: Tensor, ridge: float) -> tuple[CholeskyFact
 def _solve_by_eigenvalues(
     system: System, K: Tensor, sqrt_weights: Tensor, targets: Tensor, ridge: float, finding: Finding | None
 ) -> Solution:
-    """Solve by eigendecomposition, without the eigenvalues of K + ridge I at the level of rounding."""
+    """Solve the system by eigendecomposition, without the eigenvalues of K + ridge I at the level of rounding.
+
+    K (n, n) is the weighted kernel and ``targets`` (n, C) the weighted targets. ``finding`` is the diagnosis of the kernel
+    if it is already known.
+    """
     eigenvalues, V = torch.linalg.eigh(K)
     shifted = eigenvalues + ridge
     largest_magnitude = float(eigenvalues.abs().max())
@@ -204,9 +216,9 @@ def _solve_by_eigenvalues(
 
 
 def above_rounding(eigenvalues: Tensor, ridge: float, system: System, largest_entry: float) -> Tensor:
-    """Return a mask (n,) of the ascending eigenvalues of K that, with the ridge, exceed rounding.
+    """Return a mask, (n,) bool, of the eigenvalues of K that exceed rounding after the ridge is added.
 
-    ``largest_entry`` is the largest magnitude of an entry of the kernel.
+    ``eigenvalues`` (n,) are ascending, and ``largest_entry`` is the largest magnitude of an entry of the kernel.
     """
     shifted = eigenvalues + ridge
     # Rounding of the entries, in the dtype of the input, moves eigenvalues by this; the most negative one shows its size.
@@ -217,7 +229,11 @@ def above_rounding(eigenvalues: Tensor, ridge: float, system: System, largest_en
 def _solve_by_ldl(
     system: System, K: Tensor, sqrt_weights: Tensor, targets: Tensor, ridge: float, finding: Finding
 ) -> Solution:
-    """Solve an indefinite system by Bunch-Kaufman LDLᵀ, or by least norm if it is singular."""
+    """Solve a system whose kernel is positive only on zero-sum vectors, by Bunch-Kaufman factorization LDLᵀ.
+
+    If K + ridge I is singular, the solution is that of least norm. K (n, n) and ``targets`` (n, C) are weighted by
+    ``sqrt_weights``.
+    """
     shifted_kernel = K.clone()
     shifted_kernel.diagonal().add_(ridge)
     eigenvalues, V = torch.linalg.eigh(shifted_kernel)
@@ -245,7 +261,11 @@ def _solve_by_cg(
     rank: int | None,
     seed: int,
 ) -> Solution:
-    """Solve by conjugate gradients with a Nyström preconditioner."""
+    """Solve the system for targets y (n, C) by conjugate gradients with a Nyström preconditioner.
+
+    ``rank`` is the number of landmarks of the preconditioner, or None for the default. The code of the result is
+    ``not_converged`` or ``indefinite`` if the iterations failed.
+    """
     if rank is None:  # n rank² of preparation are then the work of about forty products with two columns
         rank = min(system.n // 10 + 10, max(DEFAULT_RANK, math.isqrt(80 * system.n)))
     P = Preconditioner(y[:, :0], y[0, :0], ridge)
@@ -273,11 +293,16 @@ def _solve_by_cg(
 
 
 def _weighted_operator(system: System, sqrt_weights: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    """Return the function that multiplies v (n, C) by S K S + ridge I, where S = diag(sqrt_weights)."""
     return lambda v: sqrt_weights[:, None] * (system @ (sqrt_weights[:, None] * v)) + ridge * v
 
 
 def _relative_residual(system: System, sqrt_weights: Tensor, a: Tensor, y: Tensor, ridge: float) -> float:
-    """Return |(S K S + ridge I) b − S y| / |S y| for a = S b."""
+    """Return |(S K S + ridge I) b − S y| / |S y| with S = diag(sqrt_weights) and a = S b.
+
+    ``a`` are the coefficients and ``y`` the targets, both (n, C). If S y is zero, the norm of the residual itself is
+    returned.
+    """
     # b = S⁻¹ a; zero-weight rows have b = 0 and drop out of the residual.
     nonzero_sqrt_weights = torch.where(sqrt_weights > 0, sqrt_weights, torch.ones_like(sqrt_weights))
     residual = sqrt_weights[:, None] * (system @ a - y) + ridge * a / nonzero_sqrt_weights[:, None]
@@ -286,17 +311,23 @@ def _relative_residual(system: System, sqrt_weights: Tensor, a: Tensor, y: Tenso
 
 
 def _rejected_solution(y: Tensor, finding: Finding, solver: str) -> Solution:
+    """Return a solution for a kernel that was refused: its coefficients are NaN, and ``finding`` gives its code."""
     return Solution(torch.full_like(y, NAN), finding.code, NAN, NAN, solver=solver, detail=finding.detail)
 
 
 def _automatic_solver(system: System) -> str:
+    """Return "cg" for an operator, and for a memory-mapped kernel whose factorization is too large; otherwise "cholesky"."""
     if system.matrix_free or (system.mapped and 16 * system.n**2 > MAX_DIRECT_BYTES):
         return "cg"
     return "cholesky"
 
 
 def _sqrt_weights(sample_weight: ArrayLike | None, system: System) -> Tensor:
-    """Return the square roots of the sample weights, (n,), after validating them."""
+    """Check the sample weights and return their square roots, (n,); without weights they are 1.
+
+    Raises:
+        InputError: the shape differs, a weight is negative, or all weights are zero.
+    """
     if sample_weight is None:
         return torch.ones(system.n, dtype=torch.float64, device=system.device)
     weights = as_tensor(sample_weight, "sample_weight", dtype=torch.float64).to(system.device)
@@ -310,5 +341,6 @@ def _sqrt_weights(sample_weight: ArrayLike | None, system: System) -> Tensor:
 
 
 def _magnitude_ratio(eigenvalues: Tensor) -> float:
+    """Return the ratio of the largest to the smallest magnitude of the eigenvalues; infinity if one is zero."""
     smallest_magnitude = float(eigenvalues.abs().min())
     return float(eigenvalues.abs().max()) / smallest_magnitude if smallest_magnitude > 0 else float("inf")
