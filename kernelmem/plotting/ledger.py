@@ -82,7 +82,7 @@ class _Content:
     labels_are_names: bool
 
     def name(self, source: int) -> str:
-        """Return the text that stands for source number ``source`` in the figure."""
+        """Return the label of source number ``source`` in the figure."""
         number = f"step {source}" if self.by == "step" else f"no. {source}"
         if self.labels is None:
             return number

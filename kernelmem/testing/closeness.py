@@ -17,7 +17,7 @@ def scale_of(left: Tensor, right: Tensor | None = None) -> float:
     """Return the largest norm of an example's tangents in ``left`` times the largest in ``right``.
 
     Tangents are derivatives of the outputs with respect to the parameters, (n, C, P) for n examples, C outputs and P
-    parameters; ``right`` None stands for ``left``.
+    parameters; ``right=None`` means ``left``.
 
     An entry of a kernel is an inner product of two tangents: its rounding error is relative to their norms, not to the
     entry itself, which can be zero.

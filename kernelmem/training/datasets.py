@@ -220,7 +220,7 @@ def labeled_data(
 
 
 def _as_numbers(value: ArrayLike, name: str) -> Tensor:
-    """Return ``value`` as a tensor of real numbers or booleans; ``name`` stands for it in error messages.
+    """Return ``value`` as a tensor of real numbers or booleans; ``name`` is its name in error messages.
 
     Raises:
         InputError: ``value`` holds text, dates, records or complex numbers.

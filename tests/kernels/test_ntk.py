@@ -102,7 +102,7 @@ class Convolutional(nn.Module):
 @pytest.mark.parametrize("make", [Tied, RecurrentNetwork, Convolutional])
 @pytest.mark.parametrize("outputs", KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_other_modules_equal_the_oracle(make, outputs, dtype, tolerance, x):
+def test_other_modules_equal_the_reference(make, outputs, dtype, tolerance, x):
     torch.manual_seed(0)
     model = make()
     found = ntk(model, x, x[:3], outputs=outputs, dtype=dtype)

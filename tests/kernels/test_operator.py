@@ -114,7 +114,7 @@ def x():
 
 
 def formed(model, x, outputs):
-    """The kernel as the matrix that the operator stands for, from the slow definition in float64."""
+    """The kernel as the matrix that the operator represents, from the slow definition in float64."""
     K = reference.ntk(model, x, outputs=outputs, dtype=torch.float64)
     return K.transpose(1, 2).flatten(2).flatten(0, 1) if outputs == "full" else K
 
@@ -127,7 +127,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("rows", ["all", "few"])
-def test_products_diagonal_and_trace_equal_the_oracle(name, outputs, dtype, tolerance, rows):
+def test_products_diagonal_and_trace_equal_the_reference(name, outputs, dtype, tolerance, rows):
     model, x = made(name)
     K = formed(model, x, outputs)
     op = ntk_operator(model, x, outputs=outputs, dtype=dtype)

@@ -39,13 +39,13 @@ def of_kind(case, outputs):
 
 @examples(3)
 @given(case=networks(), outputs=KINDS)
-def test_equals_the_oracle(case, outputs):
+def test_equals_the_reference(case, outputs):
     assert_close(fast(case.model, case.x, case.y, outputs=outputs), *_with(1e-10, of_kind(case, outputs)))
 
 
 @examples(1)
 @given(case=networks(dtype=torch.float32, smooth=True), outputs=KINDS)
-def test_equals_the_oracle_in_float32(case, outputs):
+def test_equals_the_reference_in_float32(case, outputs):
     found = fast(case.model, case.x, case.y, outputs=outputs)
     assert found.dtype == torch.float32
     assert_close(found, *_with(1e-4, of_kind(case, outputs)))
@@ -67,7 +67,7 @@ def test_is_verified(case, outputs):
 
 @examples(0.5)
 @given(case=linear_networks(), outputs=KINDS, dtype=st.sampled_from([torch.float64, torch.float32]))
-def test_linear_layers_equal_the_oracle(case, outputs, dtype):
+def test_linear_layers_equal_the_reference(case, outputs, dtype):
     found = ntk(case.model, case.x, case.y, outputs=outputs, dtype=dtype)
     assert_close(found, *_with(1e-12 if dtype == torch.float64 else 1e-4, of_kind(case, outputs)))
 

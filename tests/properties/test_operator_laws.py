@@ -37,7 +37,7 @@ def size(case, v):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @given(case=linear_networks(), outputs=KINDS, seed=SEEDS)
-def test_equals_the_oracle(dtype, tolerance, case, outputs, seed):
+def test_equals_the_reference(dtype, tolerance, case, outputs, seed):
     op = ntk_operator(case.model, case.x, outputs=outputs, dtype=dtype)
     K, V = formed(case, outputs), vectors(op, seed, 2)
     close(op @ V.to(dtype), K @ V, tolerance, size(case, V))

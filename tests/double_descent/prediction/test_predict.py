@@ -191,7 +191,7 @@ def test_the_ridge_of_a_time_matches_the_degrees_of_freedom(values, time):
     kappa = torch.tensor(values, dtype=torch.float64)
     ridge = ridge_of_time(kappa, time)
     flow = float(-torch.expm1(-time * kappa / len(values)).sum())
-    # a ridge below rounding of the largest eigenvalue stands for no ridge
+    # a ridge below rounding of the largest eigenvalue has the effect of no ridge
     assert float((kappa / (kappa + ridge)).sum()) == pytest.approx(flow, rel=1e-6)
     assert ridge_of_time(kappa, 2 * time) <= ridge
     assert ridge_of_time(3 * kappa, time / 3) == pytest.approx(3 * ridge, rel=1e-6)

@@ -37,7 +37,7 @@ def known(name):
 
 @every
 @pytest.mark.parametrize("outputs", KINDS)
-def test_equals_the_oracle(name, outputs):
+def test_equals_the_reference(name, outputs):
     case, left, right = known(name)
     found = ntk(case.model, case.x, outputs=outputs, verify=False)
     assert_close(found, reference.kernel_of(left, left, outputs), 1e-10, scale_of(left), "y=None")
@@ -46,7 +46,7 @@ def test_equals_the_oracle(name, outputs):
 
 
 @every
-def test_equals_the_oracle_in_float32(name):
+def test_equals_the_reference_in_float32(name):
     _, left, right = known(name)
     case = ENTRIES[name].case(dtype=torch.float32)
     for outputs in KINDS:
@@ -96,7 +96,7 @@ def test_the_memory_limit_changes_nothing(name, outputs):
 
 @every
 @pytest.mark.parametrize("streams", [True, False])
-def test_one_direction_after_another_equals_the_oracle(name, streams, monkeypatch):
+def test_one_direction_after_another_equals_the_reference(name, streams, monkeypatch):
     """All rows held in passes of one row each, tangents streamed or their gradients collected."""
     case, left, right = known(name)
     monkeypatch.setattr(plan, "STREAM_BYTES", 1)
