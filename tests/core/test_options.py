@@ -1,7 +1,11 @@
 """kernelmem.core.options: sizes as users write them, and the functions that report progress."""
 
+import io
+import sys
+
 import pytest
 
+from kernelmem.core import options
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import as_bytes, as_progress
 
@@ -43,3 +47,17 @@ def test_true_shows_a_labelled_bar_with_the_whole_count(capfd):
     assert "kernel" in shown
     assert "tile" in shown
     assert "3" in shown
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(None, True), (False, False)])
+def test_a_terminal_shows_a_bar_unless_progress_is_false(progress, shown, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(options, "BAR_DELAY", 0.0)
+    report = as_progress(progress, "kernel", "tile")
+    for done in range(4):
+        report(done, 3)
+    assert ("kernel" in sys.stderr.getvalue()) is shown
