@@ -12,8 +12,8 @@ EPS32 = torch.finfo(torch.float32).eps
 def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return ``y`` as float64 targets (n, C) of n rows, and its labels (n,), or None if y holds real numbers without labels.
 
-    Integers (n,) are labels 0..C-1 with targets one-hot − 1/C. Real (n, C) is used unchanged; if every row is one-hot up
-    to one constant of the array, the label is the argmax. Real (n,) is one output.
+    Integers (n,) or (n, 1) are labels 0..C-1 with targets one-hot − 1/C. Real (n, C) is used unchanged; if every row is
+    one-hot up to one constant of the array, the label is the argmax. Real (n,) is one output.
 
     Raises:
         InputError: y has a wrong shape or length, is complex, has NaN or no outputs, or its labels have only one class.
@@ -25,7 +25,7 @@ def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tens
             expected=f"one label for each of the {n} rows, or real targets ({n},) or ({n}, C), C >= 1",
             hint="pair every row of the kernel with its label or targets",
         )
-    if tensor.ndim == 1 and not tensor.is_floating_point():
+    if (tensor.ndim == 1 or tensor.shape[1] == 1) and not tensor.is_floating_point():
         labels = _require_two_classes(as_labels(tensor, "y")).clone()
         one_hot = torch.nn.functional.one_hot(labels).to(torch.float64)
         return one_hot - 1 / one_hot.shape[1], labels

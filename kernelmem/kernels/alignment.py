@@ -246,7 +246,7 @@ def _hsic(K: Tensor, L: Tensor) -> Tensor:
 
 
 def _as_targets(y: ArrayLike, n: int) -> Tensor:
-    """Convert integer labels (n,) or real targets, (n,) or (n, C), to targets Y (n, C) in float64 for C outputs."""
+    """Convert integer labels, (n,) or (n, 1), or real targets, (n,) or (n, C), to targets Y (n, C) in float64 for C outputs."""
     targets = as_tensor(y, "y")
     if targets.ndim not in (1, 2) or len(targets) != n or targets.is_complex() or targets.numel() == 0:
         raise InputError(
@@ -254,7 +254,7 @@ def _as_targets(y: ArrayLike, n: int) -> Tensor:
             expected=f"labels ({n},), or real targets ({n},) or ({n}, C)",
             hint="pass one label or target per example of the kernel",
         )
-    if targets.ndim == 1 and not targets.is_floating_point():
+    if (targets.ndim == 1 or targets.shape[1] == 1) and not targets.is_floating_point():
         one_hot = torch.nn.functional.one_hot(as_labels(y, "y")).to(torch.float64)
         return one_hot - 1 / one_hot.shape[1]
     return targets.to(torch.float64).reshape(n, -1)

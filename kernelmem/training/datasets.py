@@ -187,7 +187,7 @@ def labeled_data(
             hint="preprocess both in the same way",
         )
     labels = {
-        array_name: as_labels(_as_numbers(value, array_name), array_name, n=len(rows[rows_name]))
+        array_name: as_labels(value, array_name, n=len(rows[rows_name]))
         for array_name, value, rows_name in (("y_train", y_train, "x_train"), ("y_test", y_test, "x_test"))
     }
     classes = labels["y_train"].unique()
@@ -227,11 +227,10 @@ def _as_numbers(value: ArrayLike, name: str) -> Tensor:
     """
     array = value if isinstance(value, Tensor) else np.asarray(value)
     if array.is_complex() if isinstance(array, Tensor) else array.dtype.kind not in "biuf":
-        hint = f"number the classes: numpy.unique({name}, return_inverse=True)[1]" if name.startswith("y_") else None
         raise InputError(
             f"{name} of shape {tuple(array.shape)} and dtype {array.dtype}",
             expected="real numbers",
-            hint=hint or f"encode {name} as numbers",
+            hint=f"encode {name} as numbers",
         )
     return as_tensor(array, name)
 

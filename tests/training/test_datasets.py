@@ -51,7 +51,7 @@ def test_reads_what_numpy_saves(tmp_path):
         ({"y_train": np.arange(12) + 0.5}, "fractions"),
         ({"x_train": np.zeros((0, 5)), "y_train": np.zeros(0)}, r"x_train of shape \(0, 5\)"),
         ({"x_test": np.zeros((7, 4))}, r"x_train of shape \(12, 5\) and x_test of shape \(7, 4\)"),
-        ({"y_test": np.zeros((7, 1))}, r"y_test of shape \(7, 1\)"),
+        ({"y_test": np.zeros((7, 2))}, r"y_test of shape \(7, 2\)"),
         ({"x_train": np.zeros(12)}, r"x_train of shape \(12,\)"),
         ({"flipped": np.zeros(3, bool)}, r"flipped of shape \(3,\)"),
         ({"image_shape": np.array([2, 2])}, r"image_shape \(2, 2\)"),
