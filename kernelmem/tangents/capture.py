@@ -12,7 +12,7 @@ recorder distinguishes tensors that depend on the data from tensors that depend 
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -37,6 +37,23 @@ class ParsedCall:
     settings: dict[str, Any] = field(default_factory=dict)
     # Runs with S weights (S, ...) per slot, on S equal blocks of the first axis; None: no faster implementation is known.
     run_blocks: Callable[[dict[str, Tensor | None]], Tensor] | None = None
+    # The same call with another operand as the weight, in case this weight depends on the data.
+    alternative: "ParsedCall | None" = None
+    # The rest of the call, a function from the recorded output to the output of the call; None: nothing remains.
+    then: Callable[[Tensor], Tensor] | None = None
+
+    def forms(self) -> "Iterator[ParsedCall]":
+        """Yield this call, then the same call with other operands as the weight."""
+        call: ParsedCall | None = self
+        while call is not None:
+            yield call
+            call = call.alternative
+
+    def again(self, rule: "Rule", function: "Function", args: tuple, kwargs: dict) -> "ParsedCall | None":
+        """Parse the call with other arguments, with the same operands as weights."""
+        call, weights = rule.read(function, args, kwargs), {id(value) for value in self.weights.values()}
+        forms = [] if call is None else list(call.forms())
+        return next((form for form in forms if {id(value) for value in form.weights.values()} == weights), None)
 
 
 Function: TypeAlias = Callable[..., Any]  # a torch function
@@ -270,20 +287,14 @@ class OperationRecorder(TorchFunctionMode):
 
     def _record(self, rule: Rule, func: Function, args: tuple, kwargs: dict) -> Tensor | None:
         """Run a call and record its use of parameters; return the output, or None without running it if it uses none."""
-        call = rule.read(func, args, kwargs)
-        if call is None:
-            return None
-        names, derived = {}, {}
-        for slot, value in call.weights.items():
-            if value is None or not value.requires_grad:
-                continue
-            if id(value) in self.names:
-                names[slot] = self.names[id(value)]
-            elif not self.depends_on_data(value):
-                derived[slot] = value
-            else:
-                return None  # the weight depends on the data and differs between rows
-        if not names and not derived:
+        first_form = rule.read(func, args, kwargs)
+        for call in [] if first_form is None else first_form.forms():
+            tracked = {slot: value for slot, value in call.weights.items() if value is not None and value.requires_grad}
+            names = {slot: self.names[id(value)] for slot, value in tracked.items() if id(value) in self.names}
+            derived = {slot: value for slot, value in tracked.items() if slot not in names}
+            if tracked and not self.depends_on_data(derived):
+                break
+        else:  # weights that depend on the data differ between rows
             return None
         self.calls += 1
         if self.calls in self.skip:
@@ -291,7 +302,7 @@ class OperationRecorder(TorchFunctionMode):
         activation = call.inputs.get("input")
         input_edge = get_gradient_edge(activation) if activation is not None and activation.requires_grad else None
         weights = {slot: None if value is None else value.detach() for slot, value in call.weights.items()}
-        output = self.run(call, names, weights, lambda change: rule.read(func, change(args), change(kwargs)))
+        output = self.run(call, names, weights, lambda change: call.again(rule, func, change(args), change(kwargs)))
         if not output.requires_grad:  # no earlier operation is tracked: the graph starts here
             leaf = output.detach().requires_grad_()
             self.graph_leaves.append(leaf)
@@ -316,7 +327,11 @@ class OperationRecorder(TorchFunctionMode):
                 versions=versions,
             )
         )
-        return output
+        if call.then is None:
+            return output
+        self.mark_as_data(output)
+        with self:
+            return call.then(output)
 
 
 def required(value: Tensor | None) -> Tensor:

@@ -245,15 +245,20 @@ class BlockForward(BlockRecorder):
         kwargs = kwargs or {}
         rule = self.rules.get(func)
         if isinstance(rule, Rule):
-            call = rule.read(func, args, kwargs)
-            weights = {} if call is None else call.weights
-            names = {slot: self.names[id(value)] for slot, value in weights.items() if id(value) in self.names}
-            if call is not None and names:
-                self.calls += 1
-                if self.calls not in self.skip:
-                    return self.run(
-                        call, names, weights, lambda function: rule.read(func, function(args), function(kwargs))
+            first_form = rule.read(func, args, kwargs)
+            for call in [] if first_form is None else first_form.forms():
+                names = {slot: self.names[id(value)] for slot, value in call.weights.items() if id(value) in self.names}
+                if names:
+                    self.calls += 1
+                    if self.calls in self.skip:
+                        break
+                    output = self.run(
+                        call, names, call.weights, lambda f, call=call: call.again(rule, func, f(args), f(kwargs))
                     )
+                    if call.then is None:
+                        return output
+                    with self:
+                        return call.then(output)
         elif rule is not None:
             with self:
                 output = rule.expand(func, args, kwargs)
