@@ -12,7 +12,7 @@ recorder distinguishes tensors that depend on the data from tensors that depend 
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -37,26 +37,19 @@ class ParsedCall:
     settings: dict[str, Any] = field(default_factory=dict)
     # Runs with S weights (S, ...) per slot, on S equal blocks of the first axis; None: no faster implementation is known.
     run_blocks: Callable[[dict[str, Tensor | None]], Tensor] | None = None
-    # The same call with another operand as the weight, in case this weight depends on the data.
-    alternative: "ParsedCall | None" = None
     # The rest of the call, a function from the recorded output to the output of the call; None: nothing remains.
     then: Callable[[Tensor], Tensor] | None = None
 
-    def forms(self) -> "Iterator[ParsedCall]":
-        """Yield this call, then the same call with other operands as the weight."""
-        call: ParsedCall | None = self
-        while call is not None:
-            yield call
-            call = call.alternative
-
     def again(self, rule: "Rule", function: "Function", args: tuple, kwargs: dict) -> "ParsedCall | None":
-        """Parse the call with other arguments, with the same operands as weights."""
-        call, weights = rule.read(function, args, kwargs), {id(value) for value in self.weights.values()}
-        forms = [] if call is None else list(call.forms())
-        return next((form for form in forms if {id(value) for value in form.weights.values()} == weights), None)
+        """Parse the call again with other arguments and the same weights."""
+        weights = {id(value) for value in self.weights.values() if value is not None}
+        return rule.read(function, args, kwargs, lambda tensor: not weights.isdisjoint({id(tensor), id(tensor._base)}))
 
 
 Function: TypeAlias = Callable[..., Any]  # a torch function
+IsWeight: TypeAlias = Callable[
+    [Tensor], bool
+]  # True for a parameter, a view of it, or a tensor computed from parameters
 
 # Parses the same call again after a function was applied to its arguments (a tuple, then a dict).
 Reparse = Callable[[Callable[[Any], Any]], "ParsedCall | None"]
@@ -80,8 +73,11 @@ class Rule:
 
     functions: tuple[Function, ...]
 
-    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
-        """Parse a call of a torch function; return None if the rule does not cover this form of the call."""
+    def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
+        """Parse a call of a torch function; return None if the rule does not cover this form of the call.
+
+        ``is_weight`` tells which operands of the call depend on parameters and not on the data.
+        """
         raise AssertionError("every rule implements read")
 
     def outer_shape(self, use: "ParameterUse", n: int) -> OuterShape | None:
@@ -257,6 +253,10 @@ class OperationRecorder(TorchFunctionMode):
         """Return True if any tensor in ``tree`` depends on the data."""
         return any(id(tensor) in self.data_tensors for tensor in tensors_in(tree))
 
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Return True if ``tensor`` depends on parameters and not on the data."""
+        return tensor.requires_grad and not self.depends_on_data(tensor)
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run a torch call of the forward pass, recorded or decomposed if a rule covers it, and return its output."""
         kwargs = kwargs or {}
@@ -287,14 +287,20 @@ class OperationRecorder(TorchFunctionMode):
 
     def _record(self, rule: Rule, func: Function, args: tuple, kwargs: dict) -> Tensor | None:
         """Run a call and record its use of parameters; return the output, or None without running it if it uses none."""
-        first_form = rule.read(func, args, kwargs)
-        for call in [] if first_form is None else first_form.forms():
-            tracked = {slot: value for slot, value in call.weights.items() if value is not None and value.requires_grad}
-            names = {slot: self.names[id(value)] for slot, value in tracked.items() if id(value) in self.names}
-            derived = {slot: value for slot, value in tracked.items() if slot not in names}
-            if tracked and not self.depends_on_data(derived):
-                break
-        else:  # weights that depend on the data differ between rows
+        call = rule.read(func, args, kwargs, self.is_weight)
+        if call is None:
+            return None
+        names, derived = {}, {}
+        for slot, value in call.weights.items():
+            if value is None or not value.requires_grad:
+                continue
+            if id(value) in self.names:
+                names[slot] = self.names[id(value)]
+            elif not self.depends_on_data(value):
+                derived[slot] = value
+            else:
+                return None  # the weight depends on the data and differs between rows
+        if not names and not derived:
             return None
         self.calls += 1
         if self.calls in self.skip:

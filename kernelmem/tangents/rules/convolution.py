@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Function, IsWeight, OuterShape, ParameterUse, ParsedCall, Rule, required
 
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
@@ -19,7 +19,7 @@ class ConvolutionRule(Rule):
 
     functions = (torch.conv1d, torch.conv2d, torch.conv3d)
 
-    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse a call of a convolution; return None if its input has no batch axis."""
         arguments = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         arguments |= dict(zip(ARGUMENTS, args, strict=False)) | kwargs

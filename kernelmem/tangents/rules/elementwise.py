@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Decomposition, Function, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Decomposition, Function, IsWeight, ParameterUse, ParsedCall, Rule, required
 
 ADD = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 SUBTRACT = (torch.sub, torch.subtract, Tensor.sub, Tensor.__sub__)
@@ -18,7 +18,7 @@ class ElementwiseRule(Rule):
 
     functions = ADD + SUBTRACT + MULTIPLY + EXPAND
 
-    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse an elementwise operation; return None unless one operand may be a parameter or computed from parameters."""
         if function in EXPAND:
             return _parse_expansion(function, args[0], [*args[1:], *kwargs.values()])

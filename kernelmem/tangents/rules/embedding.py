@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Function, IsWeight, ParameterUse, ParsedCall, Rule, required
 
 ARGUMENTS = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -14,7 +14,7 @@ class EmbeddingRule(Rule):
 
     functions = (F.embedding, torch.embedding)
 
-    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse a lookup; max_norm (which modifies the table) and frequency scaling are left to the dense fallback."""
         names = (
             ARGUMENTS if function is F.embedding else ("weight", "input", "padding_idx", "scale_grad_by_freq", "sparse")

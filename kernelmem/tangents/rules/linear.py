@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Function, OuterShape, ParameterUse, ParsedCall, Rule, required
+from kernelmem.tangents.capture import Function, IsWeight, OuterShape, ParameterUse, ParsedCall, Rule, required
 
 
 class LinearRule(Rule):
@@ -15,7 +15,7 @@ class LinearRule(Rule):
 
     functions = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
-    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse F.linear(input, weight, bias), or input @ weight with a matrix as weight; return None for other calls."""
         if function is F.linear:
             arguments = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs

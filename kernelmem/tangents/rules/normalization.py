@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Function, ParameterUse, ParsedCall, Rule
+from kernelmem.tangents.capture import Function, IsWeight, ParameterUse, ParsedCall, Rule
 
 NAMES = {
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
@@ -25,7 +25,7 @@ class NormalizationRule(Rule):
 
     functions = tuple(NAMES)
 
-    def read(self, function: Function, args: tuple, kwargs: dict) -> ParsedCall | None:
+    def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse a call of a normalization function; every form of it is covered.
 
         With batch statistics the tangent of a row comes from its own positions; callers must accept that the statistics

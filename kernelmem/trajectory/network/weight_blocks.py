@@ -238,6 +238,10 @@ class BlockRecorder(OperationRecorder):
 class BlockForward(BlockRecorder):
     """Like :class:`BlockRecorder`, without recording for a backward pass: for values and slopes."""
 
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Return True if ``tensor`` is a parameter or a view of one; gradients are not tracked here."""
+        return id(tensor) in self.names or id(tensor._base) in self.names
+
     def __torch_function__(
         self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
@@ -245,16 +249,13 @@ class BlockForward(BlockRecorder):
         kwargs = kwargs or {}
         rule = self.rules.get(func)
         if isinstance(rule, Rule):
-            first_form = rule.read(func, args, kwargs)
-            for call in [] if first_form is None else first_form.forms():
-                names = {slot: self.names[id(value)] for slot, value in call.weights.items() if id(value) in self.names}
-                if names:
-                    self.calls += 1
-                    if self.calls in self.skip:
-                        break
-                    output = self.run(
-                        call, names, call.weights, lambda f, call=call: call.again(rule, func, f(args), f(kwargs))
-                    )
+            call = rule.read(func, args, kwargs, self.is_weight)
+            weights = {} if call is None else call.weights
+            names = {slot: self.names[id(value)] for slot, value in weights.items() if id(value) in self.names}
+            if call is not None and names:
+                self.calls += 1
+                if self.calls not in self.skip:
+                    output = self.run(call, names, weights, lambda f: call.again(rule, func, f(args), f(kwargs)))
                     if call.then is None:
                         return output
                     with self:

@@ -50,6 +50,6 @@ def test_blocks_of_rows_with_weights_of_their_own():
     """run_blocks: S weights on S equal blocks of the first axis."""
     rule, x = RULES[0], rows(6, 2, 4)
     weights, biases = rows(3, 5, 4, seed=2), rows(3, 5, seed=3)
-    call = rule.read(F.linear, (x, weights[0].requires_grad_(), biases[0]), {})
+    call = rule.read(F.linear, (x, weights[0].requires_grad_(), biases[0]), {}, lambda tensor: tensor.requires_grad)
     expected = torch.cat([F.linear(x[2 * s : 2 * s + 2], weights[s], biases[s]) for s in range(3)])
     torch.testing.assert_close(call.run_blocks({"weight": weights, "bias": biases}), expected)
