@@ -1,5 +1,6 @@
 """km.audit: from a trained network and its data to a report of what it memorized."""
 
+import hashlib
 import platform
 import time
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from kernelmem.auditing.analysis import accuracy, analyze, memorized_examples, per_class
 from kernelmem.auditing.document import SCHEMA_VERSION, AuditDocument, Flips, Memorization
 from kernelmem.auditing.fingerprint import data_identity, find_duplicates, model_identity
-from kernelmem.auditing.result import Audit
+from kernelmem.auditing.result import REPORT, Audit, write_report
 from kernelmem.auditing.verdict import verdict
-from kernelmem.core.atomic_files import check_directory, write_files
+from kernelmem.core.atomic_files import check_directory
 from kernelmem.core.batches import Forward, as_rows
 from kernelmem.core.checks import ArrayLike, check_finite, seed_sequence
 from kernelmem.core.errors import InputError
@@ -54,6 +55,15 @@ class AuditOptions:
     training: str = "not described"
     reproduce: str = "km.audit(model, (x_train, y_train), (x_test, y_test)) with model and data of the hashes above"
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.extra_files:
+            if name in ("", ".", "..", "audit.json", REPORT) or Path(name).name != name:
+                raise InputError(
+                    f"extra_files with the name {name!r}",
+                    expected="names of files, without a directory, other than audit.json and audit.html",
+                    hint='pass for example {"weights.safetensors": content}',
+                )
 
 
 @torch.inference_mode(mode=False)
@@ -167,6 +177,7 @@ def audit(
         classes=per_class(memorization, data.y_train, data.y_test, train_outputs, test_outputs),
         images=images,
         features=features,
+        files={name: hashlib.sha256(content).hexdigest() for name, content in options.extra_files.items()},
         reproduce=options.reproduce,
         seed=seed,
         versions=_versions(),
@@ -174,9 +185,7 @@ def audit(
     )
     result = Audit(document)
     if out is not None:
-        if options.extra_files:
-            write_files(out, options.extra_files)
-        result.save(out)
+        write_report(result, out, options.extra_files)
     report_stage(N_STAGES, N_STAGES)
     return result
 

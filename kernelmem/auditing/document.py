@@ -168,6 +168,7 @@ class AuditDocument:
     classes: tuple[ClassRow, ...]
     images: dict[str, str]  # training index -> PNG data URI, for all rows shown (if rows are images)
     features: dict[str, tuple[float, ...]]  # training index -> features, for all rows shown (if they are not)
+    files: dict[str, str]  # name -> SHA-256 of each further file of the report: weights, labels
     reproduce: str  # command or call that gives this report again
     seed: int | None
     versions: dict[str, str]

@@ -195,10 +195,8 @@ def _draw_two_statistics(axes: Axes, document: AuditDocument, narrow: bool) -> N
         grid_size = (32, 15) if narrow else (66, 13)  # regular hexagons at either shape of the axes
         cells = axes.hexbin(by_label[in_density], network[in_density], gridsize=grid_size, mincnt=1, linewidths=0.2)
         counts = np.asarray(cells.get_array(), dtype=float)
-        # Six steps of opacity instead of a color map: the hue can then follow the page's theme
-        opacity = 0.25 + 0.75 * np.ceil(5 * np.log(counts) / max(np.log(counts.max()), 1e-9)) / 5
         cells.set_array(None)
-        cells.set_facecolor([to_rgba(COLORS["train"], alpha) for alpha in opacity])
+        cells.set_facecolor([to_rgba(COLORS["train"], alpha) for alpha in _opacities(counts)])
         cells.set_edgecolor("none")
     if len(dot_rows):
         axes.scatter(by_label[dot_rows], network[dot_rows], s=11, color=COLORS["memorized"], linewidths=0, alpha=0.8)
@@ -208,6 +206,15 @@ def _draw_two_statistics(axes: Axes, document: AuditDocument, narrow: bool) -> N
     axes.set_xlabel("memorization by label regression")
     axes.set_ylabel("memorization by this network (logits)")
     _annotate(axes, "threshold", (by_label.max(), memorization.threshold), (0, 3), "soft", ha="right")
+
+
+def _opacities(counts: np.ndarray) -> np.ndarray:
+    """Return opacities in [0.25, 1] for the numbers of rows per hexagon, (cells,): six steps of the logarithm.
+
+    Steps of opacity instead of a color map let the hue follow the page's theme.
+    """
+    steps = np.ceil(5 * np.log(counts) / max(np.log(counts.max()), 1e-9))
+    return 0.25 + 0.75 * np.minimum(steps, 5) / 5  # 5 log(m) / log(m) is above 5 by rounding for some m
 
 
 def _draw_flip_curves(axes: Axes, document: AuditDocument) -> None:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelmem.auditing.document import AuditDocument, read_document
-from kernelmem.core.atomic_files import write_files
+from kernelmem.core.atomic_files import file_sha256, write_files
+from kernelmem.core.errors import FileCorruptError
 from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 EXAMPLES_PRINTED = 5
 LINE_WIDTH = 110  # characters
+
+
+REPORT = "audit.html"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,14 +66,9 @@ class Audit(Result):
     def save(self, path: str | Path) -> Path:
         """Write audit.json and then audit.html into the directory ``path``, each completely or not at all; return it.
 
-        An older report there is removed first, so that it never lies next to the numbers of another audit.
+        The files of an older report there are removed first, so that they never lie next to the numbers of another audit.
         """
-        directory = Path(path)
-        report = directory / "audit.html"
-        write_files(directory, {"audit.json": self.to_json()})
-        report.unlink(missing_ok=True)
-        write_files(directory, {report.name: self.to_html()})
-        return directory
+        return write_report(self, path, {})
 
     @classmethod
     def load(cls, path: str | Path) -> "Audit":
@@ -76,10 +76,20 @@ class Audit(Result):
 
         Raises:
             InputError: the file does not exist, or has a schema version that this kernelmem does not read.
-            FileCorruptError: the file is not an audit.json.
+            FileCorruptError: the file is not an audit.json, or weights or labels next to it are not those of the report.
         """
         path = Path(path)
-        return cls(read_document(path / "audit.json" if path.is_dir() else path))
+        path = path / "audit.json" if path.is_dir() else path
+        document = read_document(path)
+        for name, sha256 in document.files.items():
+            file = path.parent / Path(name).name
+            if file.is_file() and file_sha256(file) != sha256:
+                raise FileCorruptError(
+                    f"file {file}, whose SHA-256 differs from the one in {path.name}",
+                    expected="the file that was written together with the report",
+                    hint="run the audit again, or remove the file: the report is complete without it",
+                )
+        return cls(document)
 
     def __str__(self) -> str:
         """Return a summary of at most one screen: headline, accuracies, fidelity, flips and the most memorized rows."""
@@ -106,3 +116,34 @@ class Audit(Result):
                 for example in document.examples[:EXAMPLES_PRINTED]
             ]
         return "\n".join(lines)
+
+
+def write_report(result: Audit, directory: str | Path, files: Mapping[str, bytes]) -> Path:
+    """Write audit.json, the further ``files`` of its document (contents by name), and audit.html; return the directory.
+
+    A kill at any time leaves the files of one report only, possibly not all of them. The numbers are on disk before the
+    report is drawn; an exception while drawing says so.
+
+    Raises:
+        InputError: the directory cannot be written to, or one of the names is that of a directory.
+    """
+    directory = Path(directory)
+    obsolete = {REPORT, *_further_files(directory), *files}
+    write_files(directory, {"audit.json": result.to_json(), **files}, obsolete=sorted(obsolete))
+    try:
+        page = result.to_html()
+    except Exception as error:
+        error.add_note(f"The numbers of the audit are in {directory / 'audit.json'}; kernelmem.Audit.load reads them.")
+        raise
+    write_files(directory, {REPORT: page})
+    return directory
+
+
+def _further_files(directory: Path) -> list[str]:
+    """Return the names of unchanged files that belong to the report in ``directory``, besides audit.json and audit.html."""
+    try:
+        files = json.loads((directory / "audit.json").read_text(encoding="utf-8"))["files"]
+        names = [name for name in files if name == Path(name).name and (directory / name).is_file()]
+        return [name for name in names if file_sha256(directory / name) == files[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []  # there is no report

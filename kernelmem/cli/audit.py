@@ -92,6 +92,8 @@ class AuditCommand:
             flip_note = f"; {int(corrupted.flipped.sum()):,} labels flipped before training ({self.noise_kind})"
         model, training = self._build_network(data, seeds, device)
         files = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
+        if self.weights and self.weights.resolve().parent == self.out.resolve():
+            files[self.weights.name] = self.weights.read_bytes()  # those of an older report would be removed with it
         if flip_rate:
             files["labels.npz"] = _npz_bytes(
                 y_train=data.y_train, flipped=data.flipped, y_train_before=labels_before_flips

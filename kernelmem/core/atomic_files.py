@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,19 @@ def check_directory(directory: str | Path) -> Path:
     Call it before long work whose result goes there.
 
     Raises:
-        InputError: it or one of its parents is a file, or there is no permission to write.
+        InputError: it or one of its parents is a file, or no file can be created there.
     """
     directory = Path(directory)
     nearest_existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
-    if not nearest_existing.is_dir() or not os.access(nearest_existing, os.W_OK | os.X_OK):
-        problem = "not a directory" if not nearest_existing.is_dir() else "not writable"
+    problem = "" if nearest_existing.is_dir() else "not a directory"
+    if not problem and not os.access(nearest_existing, os.W_OK | os.X_OK):
+        problem = "not writable"
+    if not problem:
+        try:  # root may write anywhere, except where the file system forbids it
+            tempfile.TemporaryFile(dir=nearest_existing).close()
+        except OSError as error:
+            problem = f"not writable: {error.strerror}"
+    if problem:
         location = f" ({nearest_existing} is {problem})" if nearest_existing != directory else f", {problem}"
         raise InputError(
             f"output directory {directory}{location}",
@@ -44,11 +51,14 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
     return write_files(path.parent, {path.name: content})[0]
 
 
-def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> list[Path]:
+def write_files(
+    directory: str | Path, contents: Mapping[str, bytes | str], *, obsolete: Iterable[str] = ()
+) -> list[Path]:
     """Write several files into ``directory``, each whole or absent.
 
     All files are written to temporary names and fsynced before the first is renamed, so that a failure before that
-    (disk full, wrong path) leaves the directory unchanged.
+    (disk full, wrong path) leaves the directory unchanged. Then the ``obsolete`` files are removed, and the new files
+    are renamed in their order: no new file lies next to an obsolete one, even after a kill.
 
     Raises:
         InputError: as in :func:`check_directory`, or a name is the name of a directory.
@@ -72,6 +82,10 @@ def write_files(directory: str | Path, contents: Mapping[str, bytes | str]) -> l
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(temporary).chmod(0o644)
+        for name in obsolete:
+            (directory / name).unlink(missing_ok=True)
+        if staged:
+            _sync_directory(directory)
         for temporary, target in staged:
             temporary.replace(target)
     except BaseException:
@@ -92,6 +106,12 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of the bytes of a file."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def array_sha256(arrays: Mapping[str, np.ndarray]) -> str:

@@ -147,6 +147,7 @@ def audited(n_classes: int, rate: float) -> AuditDocument:
         classes=classes,
         images={str(i): png_data_uri(x[i], (8, 8), low=0, high=16) for i in shown},
         features={},
+        files={},
         reproduce='km.audit(model, (x_train, y_train), (x_test, y_test), out="report", seed=0)',
         seed=0,
         versions={"kernelmem": "0.1.0", "torch": "2.13.0", "numpy": "2.3.1", "python": "3.11.9"},

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from kernelmem.auditing import figures
 from kernelmem.auditing.figures import distribution_figure
 from kernelmem.auditing.report import render
 from kernelmem.core.errors import InputError
+from kernelmem.plotting.style import style
+from tests.profiles import examples
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "img", "link", "br", "hr"}
@@ -230,6 +235,45 @@ def test_constant_statistics_are_drawn(make_document, constant):
     plain = Page(render(document))
     assert [tag for tag, _ in page.tags].count("svg") == [tag for tag, _ in plain.tags].count("svg") > 0
     assert "nan" not in page.text.lower().split()
+
+
+def test_opacities_are_opacities_whatever_the_largest_number_of_equal_rows():
+    for largest in (*range(2, 3000), 10**6):
+        opacities = figures._opacities(np.array([1.0, (largest + 1) // 2, largest]))
+        assert 0.25 <= opacities.min() <= opacities.max() == 1, largest
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
+    st.lists(st.integers(-3, 3), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.sampled_from([1e-300, 1e-9, 1.0, 1e9, 1e250]),
+    st.sampled_from([0.0, 1.0, -1e6]),
+    st.integers(-3, 3),
+    st.sampled_from(["memorized", "nothing-found", "no-claim"]),
+)
+@examples(0.25)
+def test_any_statistics_are_drawn(make_document, values, null, repeats, scale, shift, threshold, status):
+    """Ties, constants, single rows, tiny and huge values: a drawing never fails after all the computing."""
+    document = make_document("bare")
+    network = np.repeat(np.array(values), repeats) * scale + shift
+    statistics = replace(
+        document.memorization,
+        network_memorization=tuple(network.tolist()),
+        label_memorization=tuple((network[::-1] / 3).tolist()),
+        null=tuple((np.array(null) * scale + shift).tolist()),
+        threshold=threshold * scale + shift,
+        memorized=tuple(np.flatnonzero(network > threshold * scale + shift).tolist()),
+    )
+    verdict = replace(document.verdict, status=status)
+    document = replace(document, memorization=statistics, verdict=verdict)
+    for narrow in (False, True):
+        with style(figures.PARAMETERS):
+            figure = Figure(figsize=figures.NARROW if narrow else figures.WIDE, layout="constrained")
+            above, below = figure.subplots(2)
+            figures._draw_distribution(above, document, narrow)
+            figures._draw_two_statistics(below, document, narrow)
+            figure.draw_without_rendering()
 
 
 def test_plot_is_a_figure_for_notebooks(make_document, tmp_path):

@@ -1,0 +1,124 @@
+"""Files of a report: those of one audit only, also after a kill at any time."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import kernelmem as km
+from kernelmem.auditing.audit import AuditOptions
+from kernelmem.auditing.result import Audit, write_report
+from kernelmem.core import atomic_files
+from kernelmem.core.atomic_files import file_sha256
+from kernelmem.core.errors import FileCorruptError, InputError
+
+
+@pytest.fixture
+def make_result(make_document, tmp_path, monkeypatch):
+    """Return a function (name, files) -> (audit of that name with the hashes of its files, files); drawing is skipped."""
+    monkeypatch.setattr("kernelmem.auditing.report.render", lambda document: f"report of {document.data.name}")
+
+    def make(name, *file_names):
+        files = {file_name: f"{file_name} of {name}".encode() for file_name in file_names}
+        hashes = {}
+        for file_name, content in files.items():
+            (tmp_path / "scratch").write_bytes(content)
+            hashes[file_name] = file_sha256(tmp_path / "scratch")
+        document = make_document("bare")
+        return Audit(replace(document, data=replace(document.data, name=name), files=hashes)), files
+
+    return make
+
+
+def check_one_report(directory: Path) -> str | None:
+    """Check that no file in ``directory`` belongs to another report than audit.json; return its name."""
+    try:
+        name = Audit.load(directory).document.data.name
+    except InputError:
+        name = None
+    for file in directory.iterdir():
+        if not file.name.startswith(".") and file.name not in ("audit.json", "mine.txt"):
+            assert file.read_text().split(" of ")[1] == name, file
+    return name
+
+
+def test_a_kill_at_any_time_leaves_the_files_of_one_report(make_result, tmp_path, monkeypatch):
+    states = tmp_path / "states"
+    directory = tmp_path / "out"
+
+    def snapshot(function):
+        def wrapped(*arguments, **options):
+            shutil.copytree(directory, states / str(len(list(states.iterdir()))))
+            return function(*arguments, **options)
+
+        return wrapped
+
+    old = make_result("old", "weights.safetensors", "labels.npz")
+    for new in (make_result("new", "weights.safetensors"), make_result("new", "labels.npz", "weights.safetensors")):
+        for leftover in (directory, states):
+            shutil.rmtree(leftover, ignore_errors=True)
+            leftover.mkdir()
+        (directory / "mine.txt").write_text("mine")
+        write_report(old[0], directory, old[1])
+        with monkeypatch.context() as patched:
+            for owner, name in ((Path, "replace"), (Path, "unlink"), (atomic_files.os, "fsync")):
+                patched.setattr(owner, name, snapshot(getattr(owner, name)))
+            write_report(new[0], directory, new[1])
+        names = [check_one_report(state) for state in sorted(states.iterdir(), key=lambda path: int(path.name))]
+        assert len(names) >= 10
+        assert names == sorted(names, reverse=True)  # "old" until one rename, "new" after it
+        assert set(names) == {"old", "new"}
+        assert check_one_report(directory) == "new"
+        assert {path.name for path in directory.iterdir()} == {"mine.txt", "audit.json", "audit.html", *new[1]}
+        # The state after any kill is no obstacle to the next audit
+        for state in states.iterdir():
+            write_report(new[0], state, new[1])
+            assert check_one_report(state) == "new"
+
+
+def test_a_file_of_another_report_is_refused_and_a_missing_one_is_not(make_result, tmp_path):
+    result, files = make_result("a", "weights.safetensors")
+    write_report(result, tmp_path, files)
+    (tmp_path / "weights.safetensors").write_text("weights of another network")
+    with pytest.raises(FileCorruptError, match=r"weights\.safetensors"):
+        Audit.load(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    assert Audit.load(tmp_path).document == result.document
+
+
+def test_files_of_the_user_stay(make_result, tmp_path):
+    result, files = make_result("a", "labels.npz")
+    write_report(result, tmp_path, files)
+    (tmp_path / "labels.npz").write_text("edited")
+    (tmp_path / "weights.safetensors").write_text("mine")
+    write_report(make_result("b")[0], tmp_path, {})
+    assert (tmp_path / "labels.npz").read_text() == "edited"
+    assert (tmp_path / "weights.safetensors").read_text() == "mine"
+
+
+def test_an_error_while_drawing_names_the_numbers(make_result, tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("kernelmem.auditing.report.render", fail)
+    result, files = make_result("a", "labels.npz")
+    with pytest.raises(RuntimeError, match="no fonts") as failure:
+        write_report(result, tmp_path / "o", files)
+    assert "audit.json" in failure.value.__notes__[0]
+    assert km.Audit.load(tmp_path / "o").document == result.document
+
+
+@pytest.mark.parametrize("name", ["audit.json", "audit.html", "../up", "a/b", "", ".."])
+def test_names_of_further_files_are_names(name):
+    with pytest.raises(InputError, match="extra_files"):
+        AuditOptions(extra_files={name: b""})
+
+
+def test_a_directory_where_no_file_can_be_created_is_refused_before_the_work(tmp_path, monkeypatch):
+    def read_only(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(atomic_files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(InputError, match="Read-only file system"):
+        atomic_files.check_directory(tmp_path / "new")
