@@ -1,12 +1,13 @@
 """Batches: inputs as users have them (tensor, array, dict, tuple, Dataset, DataLoader), read as rows to slice."""
 
+import builtins
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, default_collate
 
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
@@ -27,6 +28,19 @@ class Rows:
 
     tree: Tree
     n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Return (n,): with len and slices, what estimators need to know of their rows."""
+        return (self.n,)
+
+    def __getitem__(self, rows: builtins.slice) -> "Rows":
+        """Return the examples of a slice."""
+        start, stop, _ = rows.indices(self.n)
+        return Rows(map_tree(self.tree, lambda leaf: leaf[rows]), max(0, stop - start))
 
     def slice(self, start: int, stop: int) -> Tree:
         """Return the examples from ``start`` to ``stop`` (excluded), in the structure of the batch."""
@@ -51,16 +65,17 @@ class Rows:
 def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
     """Read ``x`` as rows. From a Dataset or DataLoader of (input, label) or (input,), the inputs are used.
 
+    A DataLoader must give all examples of its dataset in their order. The dataset is read in this process, without the
+    loader's workers, so that neither the loader nor the global random state changes.
+
     Raises:
-        InputError: ``x`` has no rows, parts of different lengths, NaN, or values that are not numbers.
+        InputError: ``x`` has no rows, parts of different lengths, NaN, or values that are not numbers; a DataLoader that
+            shuffles or drops examples; a Dataset without a length, or whose examples have different shapes.
     """
     if isinstance(x, Rows):
         return x
-    if isinstance(x, DataLoader):
-        x = _concatenate([_without_labels(batch) for batch in x], name)
-    elif isinstance(x, Dataset):
-        length = len(x)  # type: ignore[arg-type]  # map-style only: an iterable one has no length and raises
-        x = _without_labels(default_collate([x[i] for i in range(length)])) if length else torch.empty(0)
+    if isinstance(x, DataLoader | Dataset):
+        x = _concatenate([_without_labels(batch) for batch in _ordered_batches(x, name)], name)
     tree = map_tree(x, lambda leaf: as_tensor(leaf, name))
     lengths = {leaf.shape[0] if leaf.ndim else 0 for _, leaf in named_leaves(tree, name)}
     if len(lengths) != 1 or 0 in lengths:
@@ -72,6 +87,106 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
     return Rows(tree, lengths.pop())
 
 
+def as_labeled_rows(value: object, name: str) -> tuple["Batch", ArrayLike]:
+    """Return (inputs, labels) of a pair (x, y), or of a Dataset or DataLoader.
+
+    Its examples are pairs (input, label), or dicts of inputs with a "labels" or "label". ``name`` names the argument in
+    error messages.
+
+    Raises:
+        InputError: ``value`` is none of these; also the errors of :func:`as_rows`.
+    """
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return value[0], value[1]
+    expected = f"{name}=(x, y), or a Dataset or DataLoader of pairs (input, label)"
+    if not isinstance(value, Dataset | DataLoader):
+        raise InputError(f"{name} of type {type(value).__name__}", expected=expected, hint="pass rows and labels")
+    batches = _ordered_batches(value, name)
+    key = next((key for key in ("labels", "label") if isinstance(batches[0], Mapping) and key in batches[0]), None)
+    if key is not None:
+        pairs = [({k: part for k, part in batch.items() if k != key}, batch[key]) for batch in batches]
+    elif isinstance(batches[0], tuple | list) and len(batches[0]) == 2:
+        pairs = [(batch[0], batch[1]) for batch in batches]
+    else:
+        raise InputError(
+            f"{name}, a {type(value).__name__} whose batches of type {type(batches[0]).__name__} have no labels",
+            expected=expected,
+            hint=f"pass {name}=(dataset, labels)",
+        )
+    return _concatenate([x for x, _ in pairs], name), _concatenate([y for _, y in pairs], f"labels of {name}")
+
+
+def _ordered_batches(data: "Dataset[Any] | DataLoader[Any]", name: str) -> list[Tree]:
+    """Return the batches of all examples of a Dataset or DataLoader in their order, with labels if there are any.
+
+    The order of a random or unknown sampler is not that of labels or indices given elsewhere, so it is refused.
+    """
+    loader = data if isinstance(data, DataLoader) else None
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    try:
+        n = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        n = -1
+    if n < 0 or isinstance(dataset, IterableDataset):
+        raise InputError(
+            f"{name}, a {type(dataset).__name__} without a length, whose order is unknown",
+            expected="a Dataset with __len__ and __getitem__",
+            hint=f"read its examples once and pass them as tensors or as a list in a Dataset: {name}=torch.stack(list(...))",
+        )
+    if n == 0:
+        raise InputError(
+            f"{name}, an empty {type(data).__name__}", expected="at least one example", hint="check its dataset"
+        )
+    batch_size = n if loader is None else _batch_size(loader, n, name)
+    collate = default_collate if loader is None else loader.collate_fn
+    try:
+        with torch.random.fork_rng(devices=[]):  # datasets that draw random numbers leave the global state alone
+            if batch_size is None:  # the examples of the dataset are batches
+                return [collate(dataset[i]) for i in range(n)]
+            return [
+                collate([dataset[i] for i in range(n)[start : start + batch_size]]) for start in range(0, n, batch_size)
+            ]
+    except (TypeError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{name}, a {type(data).__name__} whose examples cannot be joined to batches ({reason})",
+            expected="examples of numbers, each of the same shape",
+            hint="pad examples of different lengths, and leave out text and other objects",
+        ) from error
+
+
+def _batch_size(loader: "DataLoader[Any]", n: int, name: str) -> int | None:
+    """Return the batch size of ``loader``, None if its dataset has batches as examples.
+
+    An InputError is raised unless the loader gives all n examples of its dataset in their order.
+    """
+    batch_sampler = loader.batch_sampler
+    sampler = batch_sampler.sampler if isinstance(batch_sampler, BatchSampler) else loader.sampler
+    if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
+        unknown: object = batch_sampler
+    elif isinstance(sampler, list | tuple | range):
+        unknown = None if list(sampler) == list(range(n)) else sampler
+    else:
+        unknown = None if type(sampler) is SequentialSampler and len(sampler) == n else sampler
+    if unknown is not None:
+        raise InputError(
+            f"{name}, a DataLoader with a {type(unknown).__name__}, which does not give all examples in their order"
+            " (or is not known to)",
+            expected="a DataLoader that gives all examples in the order of its dataset",
+            hint=f"pass {name}=loader.dataset, or a DataLoader with shuffle=False; select examples with"
+            " torch.utils.data.Subset",
+        )
+    if not isinstance(batch_sampler, BatchSampler):
+        return None
+    if batch_sampler.drop_last and n % batch_sampler.batch_size:
+        raise InputError(
+            f"{name}, a DataLoader that drops the last {n % batch_sampler.batch_size} of {n} examples",
+            expected="a DataLoader that gives all examples",
+            hint=f"pass {name}=loader.dataset, or a DataLoader with drop_last=False",
+        )
+    return batch_sampler.batch_size
+
+
 def _without_labels(batch: Tree) -> Tree:
     """Return the input of an (input, label) or (input,) batch; other batches are returned as they are."""
     return batch[0] if isinstance(batch, list | tuple) and len(batch) in (1, 2) else batch
@@ -80,16 +195,23 @@ def _without_labels(batch: Tree) -> Tree:
 def _concatenate(batches: list[Tree], name: str) -> Tree:
     """Return one batch that joins ``batches`` of the same structure along the first axis.
 
-    ``name`` names the batch in the InputError that is raised if ``batches`` is empty.
+    ``name`` names the batch in the InputError that is raised if their structures or shapes differ.
     """
-    if not batches:
-        raise InputError(f"{name}, an empty DataLoader", expected="at least one batch", hint="check its dataset")
     first = batches[0]
-    if isinstance(first, Mapping):
-        return {key: _concatenate([batch[key] for batch in batches], name) for key in first}
-    if isinstance(first, list | tuple):
-        return tuple(_concatenate([batch[i] for batch in batches], name) for i in range(len(first)))
-    return torch.cat(batches)
+    try:
+        if isinstance(first, Mapping):
+            return {key: _concatenate([batch[key] for batch in batches], f"{name}.{key}") for key in first}
+        if isinstance(first, list | tuple):
+            return tuple(_concatenate([batch[i] for batch in batches], f"{name}[{i}]") for i in range(len(first)))
+        return torch.cat([torch.as_tensor(batch) for batch in batches])
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name}, batches that cannot be joined ({str(error).splitlines()[0]})",
+            expected="batches of tensors of the same structure and, except for the number of rows, the same shape",
+            hint="pad all examples to one length",
+        ) from error
 
 
 def map_tree(tree: Tree, function: Callable[[Tree], object]) -> Tree:
