@@ -1,14 +1,11 @@
 """Content of ``audit.json`` as dataclasses of plain values, from which alone the report is drawn, and reading it back."""
 
-import dataclasses
-import json
-import types
-import typing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.hashed_files import READ_ERRORS, check_json, hashed_json, load_json, read_bytes, reason
+from kernelmem.core.result_files import decode
 
 SCHEMA_VERSION = 2  # version 1 had other names of fields
 
@@ -175,66 +172,31 @@ class AuditDocument:
     seconds: float  # of the audit, without training
 
 
+def write_document(document: AuditDocument) -> str:
+    """Return ``audit.json``: the document as a JSON object, with an entry that is the SHA-256 of the others."""
+    return hashed_json(asdict(document))
+
+
 def read_document(path: Path) -> AuditDocument:
     """Read ``audit.json``.
 
     Raises:
-        InputError: the file does not exist, or has another schema version.
-        FileCorruptError: the file is not JSON, or a field is missing or of the wrong type (the message names it).
+        InputError: the file has another schema version.
+        FileCorruptError: the file is missing, truncated, altered (its hash differs), or not an audit.json.
     """
-    if not path.is_file():
-        raise InputError(f"audit file {path}", expected="an existing audit.json", hint="check the path")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["schema_version"]
+        content = load_json(read_bytes(path), finite=True)
+        version = decode(content["schema_version"], int, "schema_version")
         if version == SCHEMA_VERSION:
-            return _convert(AuditDocument, content, "audit")
-    except (ValueError, KeyError, TypeError) as error:
+            return decode(check_json(content), AuditDocument, "audit")
+    except READ_ERRORS as error:
         raise FileCorruptError(
-            f"audit file {path} ({error})",
+            f"audit file {path} ({reason(error)})",
             expected="an audit.json written by kernelmem",
             hint="run the audit again",
         ) from error
     raise InputError(
-        f"audit file {path} of schema version {version!r}",
+        f"audit file {path} of schema version {version}",
         expected=f"version {SCHEMA_VERSION}",
         hint="run the audit again, or read the file with the kernelmem version recorded in it under versions",
     )
-
-
-def _convert(annotation: Any, value: object, field_path: str) -> Any:
-    """Return a JSON value converted to the type ``annotation``: a dataclass, tuple, dict, optional or plain type.
-
-    Nested values are converted recursively. A missing field raises a KeyError; a value of the wrong type raises a
-    TypeError that names the field by ``field_path``.
-    """
-    origin, type_arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        field_types, field_values = typing.get_type_hints(annotation), _check_type(value, dict, field_path)
-        return annotation(
-            **{
-                field.name: _convert(field_types[field.name], field_values[field.name], f"{field_path}.{field.name}")
-                for field in dataclasses.fields(annotation)
-            }
-        )
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in type_arguments:
-            return None
-        return _convert(next(member for member in type_arguments if member is not type(None)), value, field_path)
-    if origin is tuple:
-        return tuple(_convert(type_arguments[0], item, field_path) for item in _check_type(value, list, field_path))
-    if origin is dict:
-        return {
-            key: _convert(type_arguments[1], item, field_path)
-            for key, item in _check_type(value, dict, field_path).items()
-        }
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return _check_type(value, annotation, field_path)
-
-
-def _check_type(value: object, expected_type: type, field_path: str) -> Any:
-    """Return ``value`` if it is an instance of ``expected_type``; otherwise raise a TypeError that names the field."""
-    if not isinstance(value, expected_type):
-        raise TypeError(f"{field_path} is {type(value).__name__}, not {expected_type.__name__}")
-    return value

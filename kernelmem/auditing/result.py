@@ -1,16 +1,16 @@
 """Audit: the result of the audit, with its files, table, figure and summary."""
 
-import dataclasses
-import json
+import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelmem.auditing.document import AuditDocument, read_document
+from kernelmem.auditing.document import AuditDocument, read_document, write_document
 from kernelmem.core.atomic_files import file_sha256, write_files
 from kernelmem.core.errors import FileCorruptError
+from kernelmem.core.hashed_files import check_json, load_json
 from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
@@ -31,12 +31,15 @@ class Audit(Result):
     document: AuditDocument
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document as nested dicts and lists: the content of ``audit.json``."""
-        return json.loads(self.to_json())
+        """Return the document as nested dicts and lists: the content of ``audit.json`` without its SHA-256."""
+        return check_json(load_json(self.to_json()))
 
     def to_json(self) -> str:
-        """Return ``audit.json``: equal inputs, seed, versions and threads give equal bytes, except for ``seconds``."""
-        return json.dumps(dataclasses.asdict(self.document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        """Return ``audit.json``, with its SHA-256.
+
+        Equal inputs, seed, versions and threads give equal bytes, except for ``seconds`` and the SHA-256.
+        """
+        return write_document(self.document)
 
     def to_html(self) -> str:
         """Return the report: one static page without scripts that opens offline."""
@@ -75,11 +78,11 @@ class Audit(Result):
         """Read ``audit.json`` (or the directory that holds it).
 
         Raises:
-            InputError: the file does not exist, or has a schema version that this kernelmem does not read.
-            FileCorruptError: the file is not an audit.json, or weights or labels next to it are not those of the report.
+            InputError: the file has a schema version that this kernelmem does not read.
+            FileCorruptError: the file is missing, truncated, altered (its hash differs), or not an audit.json; or weights or
+                labels next to it are not those of the report.
         """
-        path = Path(path)
-        path = path / "audit.json" if path.is_dir() else path
+        path = Path(path) / "audit.json" if os.path.isdir(path) else Path(path)  # noqa: PTH112 (a wrong path is no error here)
         document = read_document(path)
         for name, sha256 in document.files.items():
             file = path.parent / Path(name).name

@@ -1,28 +1,34 @@
 """Results: the mixin of every result class, and the .safetensors files (with a hash) that it saves to."""
 
 import json
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from kernelmem.core.atomic_files import array_sha256, write_file
+from kernelmem.core.atomic_files import write_file
 from kernelmem.core.errors import FileCorruptError
+from kernelmem.core.hashed_files import (
+    JSON,
+    READ_ERRORS,
+    WRITER,
+    hashed_safetensors,
+    load_json,
+    load_safetensors,
+    read_bytes,
+    reason,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-JSON: TypeAlias = Any  # any value that json.loads returns
 
 FRAME_ROWS = 20  # rows of the table that a notebook shows
 
@@ -57,7 +63,9 @@ class Result:
             FileCorruptError: the file is missing, truncated, altered, or of another result class.
         """
         with read_result(path, cls._file_format()) as (tensors, values):
-            return cast(Self, _decode(values, tensors, cls))
+            result = decode(values, cls, cls.__name__, tensors)
+            _check_printable(result)
+            return result
 
     @classmethod
     def _file_format(cls) -> str:
@@ -107,45 +115,39 @@ def write_result(path: str | Path, file_format: str, tensors: Mapping[str, Tenso
     Raises:
         InputError: ``path`` is a directory, or one of its parents is a file.
     """
-    stored_tensors: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        tensor = value.detach().cpu().contiguous()
-        shares_memory = any(
-            tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-            for other in stored_tensors.values()
-        )
-        stored_tensors[name] = tensor.clone() if shares_memory else tensor  # safetensors refuses views of one memory
-    metadata = {"format": f"kernelmem {file_format}", "values": json.dumps(values)}
-    return write_file(
-        path, safetensors.torch.save(stored_tensors, metadata | {"sha256": _sha256(stored_tensors, metadata)})
-    )
+    metadata = {"format": f"{WRITER} {file_format}", "values": json.dumps(values)}
+    return write_file(path, hashed_safetensors(tensors, metadata))
 
 
 @contextmanager
-def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, Tensor], dict[str, JSON]]]:
+def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, Tensor], JSON]]:
     """Yield (tensors, values) of a file written by :func:`write_result`; the tensors are on the CPU.
 
-    This is a context manager, so that a KeyError, TypeError or ValueError raised in its body is reported as a
-    FileCorruptError of the file too.
+    This is a context manager, so that one of ``READ_ERRORS`` raised in its body is reported as a FileCorruptError of the
+    file too.
 
     Raises:
         FileCorruptError: the file is missing, truncated, altered (its hash differs), or has another format.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != f"kernelmem {file_format}":
-                raise ValueError(f"format {metadata.get('format')}, not kernelmem {file_format}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if _sha256(tensors, metadata) != metadata["sha256"]:
-            raise ValueError("its sha256 differs from the recorded one")
-        yield tensors, json.loads(metadata["values"])
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        tensors, metadata = load_safetensors(read_bytes(path))
+        if metadata.get("format") != f"{WRITER} {file_format}":
+            raise ValueError(f"format {metadata.get('format')}, not {WRITER} {file_format}")
+        yield tensors, load_json(metadata["values"])
+    except READ_ERRORS as error:
         raise FileCorruptError(
-            f"file {path}, read as kernelmem {file_format} ({error})",
+            f"file {path}, read as {WRITER} {file_format} ({reason(error)})",
             expected="a file written by .save",
             hint="compute the result and save it again",
         ) from error
+
+
+def _check_printable(result: Result) -> None:
+    """Raise a ValueError if the fields of a result do not fit together, so that its summary cannot be printed."""
+    try:
+        str(result)
+    except (AttributeError, RuntimeError) as error:
+        raise ValueError(f"its fields do not fit together: {error}") from error
 
 
 def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
@@ -165,7 +167,7 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
             for field in fields(value)
         }
     if isinstance(value, Mapping):
-        return {"items": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}
+        return {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_encode(item, f"{path}.{key}", tensors) for key, item in enumerate(value)]
     if isinstance(value, np.generic):
@@ -175,50 +177,84 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> JSON:
     raise TypeError(f"{path} of type {type(value).__name__} cannot be saved")
 
 
-def _decode(encoded: JSON, tensors: Mapping[str, Tensor], annotation: object) -> object:
-    """Return the value of type ``annotation`` that :func:`_encode` converted to the JSON ``encoded``.
+def decode(
+    value: JSON, annotation: object, field_path: str, tensors: Mapping[str, Tensor] = MappingProxyType({})
+) -> Any:
+    """Return a JSON value converted to the type ``annotation``: the inverse of :func:`_encode`.
 
-    ``tensors`` maps the names in the JSON to tensors. Lists become tuples.
+    Types are dataclasses, enums, tensors, arrays, tuples, lists, dicts, literals, unions and plain types. Where any value is
+    allowed, lists become tuples.
+
+    Raises:
+        TypeError, ValueError: the value is not of this type; the message names the field by ``field_path``.
     """
-    annotation = _without_none(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(encoded, dict) and encoded.keys() == {"tensor"}:
-        tensor = tensors[encoded["tensor"]]
-        return tensor.numpy() if annotation is np.ndarray else tensor
-    if isinstance(encoded, dict) and encoded.keys() == {"items"}:
-        item_type = arguments[1] if len(arguments) == 2 else Any
-        return {key: _decode(item, tensors, item_type) for key, item in encoded["items"].items()}
-    if isinstance(encoded, dict):
-        if not (isinstance(annotation, type) and is_dataclass(annotation)):
-            raise ValueError(f"fields {sorted(encoded)} where {annotation} is expected")
+    if annotation is Any:
+        annotation = _type_of(value)
+        origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (Tensor, np.ndarray):
+        tensor = tensors.get(_typed(_typed(value, dict, field_path).get("tensor"), str, field_path))
+        if tensor is None:
+            raise ValueError(f"{field_path} without its tensor")
+        return tensor if annotation is Tensor else tensor.numpy()
+    if isinstance(annotation, type) and is_dataclass(annotation):
         field_types = get_type_hints(annotation)
-        if unexpected := encoded.keys() - field_types.keys():
-            raise ValueError(f"unexpected fields {sorted(unexpected)}")
-        return annotation(**{name: _decode(item, tensors, field_types[name]) for name, item in encoded.items()})
-    if isinstance(encoded, list):
-        item_types = arguments if origin is tuple and len(arguments) == len(encoded) and ... not in arguments else None
-        item_type = arguments[0] if arguments else Any
-        decoded = [
-            _decode(item, tensors, item_types[index] if item_types else item_type) for index, item in enumerate(encoded)
-        ]
-        return decoded if origin is list else tuple(decoded)
-    if isinstance(annotation, type) and issubclass(annotation, Enum) and encoded is not None:
-        return annotation(encoded)
-    return encoded
+        values = _typed(value, dict, field_path)
+        names = [field.name for field in fields(annotation)]
+        if values.keys() != set(names):
+            missing, unexpected = sorted(set(names) - values.keys()), sorted(values.keys() - set(names))
+            raise ValueError(f"{field_path} with missing fields {missing}, unexpected fields {unexpected}"[:200])
+        return annotation(
+            **{name: decode(values[name], field_types[name], f"{field_path}.{name}", tensors) for name in names}
+        )
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return annotation(value)
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise ValueError(f"{field_path} is none of {arguments}")
+        return value
+    if origin in (Union, UnionType):
+        return _decode_union(value, arguments, field_path, tensors)
+    if origin in (tuple, list):
+        items = _typed(value, list, field_path)
+        item_types = arguments if origin is tuple and ... not in arguments else arguments[:1] * len(items)
+        if len(item_types) != len(items):
+            raise ValueError(f"{field_path} with {len(items)} items, not {len(item_types)}")
+        return origin(decode(item, kind, field_path, tensors) for item, kind in zip(items, item_types, strict=True))
+    if origin in (dict, Mapping):
+        items = _typed(value, dict, field_path)
+        return {key: decode(item, arguments[1], f"{field_path}.{key}", tensors) for key, item in items.items()}
+    return _typed(value, cast(type, annotation), field_path)
 
 
-def _without_none(annotation: object) -> object:
-    """Return ``X`` for the annotation ``X | None``; other annotations are returned as they are."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        member_types = [member_type for member_type in get_args(annotation) if member_type is not types.NoneType]
-        return member_types[0] if len(member_types) == 1 else annotation
-    return annotation
+def _decode_union(
+    value: JSON, member_types: tuple[object, ...], field_path: str, tensors: Mapping[str, Tensor]
+) -> object:
+    """Return ``value`` as the first of the ``member_types`` that it can be decoded to."""
+    errors: list[Exception] = []
+    for member_type in member_types:
+        try:
+            return decode(value, member_type, field_path, tensors)
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
-def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the tensors and metadata of a file; the order of the tensors does not matter."""
-    header = "\n".join(metadata[key] for key in ("format", "values"))
-    return array_sha256({header: np.zeros(0), **{name: tensors[name].numpy() for name in sorted(tensors)}})
+def _type_of(value: JSON) -> object:
+    """Return the annotation of a JSON value of any type."""
+    if isinstance(value, dict):
+        return Tensor if value.keys() == {"tensor"} else dict[str, Any]
+    return tuple[Any, ...] if isinstance(value, list) else type(value)
+
+
+def _typed(value: JSON, expected_type: type, field_path: str) -> Any:
+    """Return ``value`` if it is of ``expected_type``: a float may be a whole number, and True is not a number."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and abs(value) >= 2**64:
+        raise ValueError(f"{field_path} is a number of more than 64 bits")
+    if type(value) is not expected_type and not (number and expected_type is float):
+        raise TypeError(f"{field_path} is {type(value).__name__}, not {expected_type.__name__}")
+    return value
 
 
 def _is_scalar(value: object) -> bool:

@@ -1,17 +1,19 @@
 """Weight files: .safetensors, and .pt through ``weights_only`` loading, so that no file can run code."""
 
+import io
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.hashed_files import WRITER, hashed_safetensors, load_safetensors, read_bytes, reason
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -23,28 +25,27 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: the file does not exist, has an unknown extension, or is not a flat mapping of names to tensors.
         FileCorruptError: the file is truncated or altered, or is a .pt file that contains more than tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"weights file {path}", expected="an existing file", hint="check the path")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
+    if Path(path).suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(
             f"weights file {path}",
             expected="a .safetensors file, or .pt/.pth",
             hint="save with safetensors.torch.save_file(model.state_dict(), path)",
         )
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():  # old pickle protocols only warn there; here they load or are refused
-            warnings.simplefilter("ignore", UserWarning)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"weights file {path} ({reason(error)})", expected="an existing file", hint="check the path"
+        ) from error
+    try:
+        state = load_safetensors(content)[0] if Path(path).suffix == ".safetensors" else _unpickle(content)
     except Exception as error:  # altered bytes can end in any exception of the unpickler
         raise FileCorruptError(
-            f"weights file {path} ({_one_line_reason(error)})",
+            f"weights file {path} ({_unpickling_reason(error)})",
             expected="a whole file that holds tensors only",
             hint="save again with safetensors.torch.save_file(model.state_dict(), path)",
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(
             f"weights file {path} that contains a {type(state).__name__} with values other than tensors",
             expected="a flat state dict: parameter names to tensors",
@@ -53,7 +54,29 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def _one_line_reason(error: Exception) -> str:
+def _unpickle(content: bytes) -> object:
+    """Return the tensors in the content of a .pt file, on the CPU, without executing code in it.
+
+    Raises:
+        Any exception: the content is not that of a file of tensors.
+    """
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):  # torch compresses nothing
+                raise ValueError("its entries are larger than the file")
+    with warnings.catch_warnings():  # old pickle protocols only warn there; here they load or are refused
+        warnings.simplefilter("ignore")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    for name, value in state.items() if isinstance(state, dict) else ():
+        is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+        if is_dense and (
+            value.device.type != "cpu" or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise ValueError(f"{name} of shape {tuple(value.shape)} is larger than its data")
+    return state
+
+
+def _unpickling_reason(error: Exception) -> str:
     """Return one line that explains why a file of weights could not be read.
 
     torch's own message is not used, since it tells how to execute the code in the file.
@@ -61,7 +84,7 @@ def _one_line_reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         call = re.search(r"GLOBAL ([\w.]+)", str(error))
         return f"it calls {call[1]}" if call else "not a pickle of tensors"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return reason(error)
 
 
 def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -117,14 +140,11 @@ def _number_kind(value: Tensor) -> tuple[bool, bool, torch.layout]:
 
 
 def weights_bytes(model: nn.Module) -> bytes:
-    """Return the state dict of ``model`` as the content of a .safetensors file.
+    """Return the state dict of ``model`` as the content of a .safetensors file, with a SHA-256 of its bytes.
 
     A tensor that has several names is written once per name.
     """
-    named_tensors = model.state_dict().items()  # safetensors has no other layout than contiguous
-    return safetensors.torch.save(
-        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named_tensors}
-    )
+    return hashed_safetensors(model.state_dict(), {"format": "pt", "writer": f"{WRITER} weights 1"})
 
 
 def weights_sha256(model: nn.Module) -> str:

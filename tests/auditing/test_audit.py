@@ -134,7 +134,7 @@ def test_same_seed_same_bytes_apart_from_seconds(trained, result, tmp_path):
     torch.manual_seed(123)
     options = AuditOptions(image_shape=(8, 8))
     km.audit(model, train, test, flipped=flipped, out=tmp_path / "o", options=options)
-    again = json.loads((tmp_path / "o/audit.json").read_text(encoding="utf-8"))
+    again = km.Audit.load(tmp_path / "o").to_dict()
     first = result.to_dict()
     assert first.pop("seconds") > 0
     again.pop("seconds")
@@ -225,6 +225,7 @@ def test_progress_counts_stages(trained):
         (lambda t: t[: len(t) // 2], km.FileCorruptError),
         (lambda t: t.replace('"n_train": 300', '"n_train": "many"'), km.FileCorruptError),
         (lambda t: t.replace('"verdict"', '"verdikt"'), km.FileCorruptError),
+        (lambda t: t.replace('"n_train": 300', '"n_train": 301'), km.FileCorruptError),
         (lambda t: "[1]", km.FileCorruptError),
     ],
 )

@@ -1,6 +1,7 @@
 """kernelmem.core.weight_files: what fits is taken, what holds code or does not fit is refused."""
 
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -63,6 +64,43 @@ def test_altered_bytes_are_refused_or_are_weights(model, tmp_path, suffix):
         except KernelmemError:
             refused += 1
     assert refused > 10
+
+
+def test_every_altered_byte_of_our_files_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    whole = weights_bytes(nn.Linear(2, 1))
+    for place in range(len(whole)):
+        altered = bytearray(whole)
+        altered[place] ^= 0x04
+        path.write_bytes(altered)
+        with pytest.raises(FileCorruptError):
+            load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"w": torch.zeros(1).expand(10**6, 10**6)},
+        {"w": torch.zeros(10**9, 10**9, device="meta")},
+        {3: torch.zeros(1)},
+        {"w": [torch.zeros(1)]},
+        torch.zeros(2),
+    ],
+)
+def test_a_state_that_is_not_one_is_refused(state, tmp_path):
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises((FileCorruptError, InputError)):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"w": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as smaller:
+        for name in archive.namelist():
+            smaller.writestr(name, archive.read(name))
+    with pytest.raises(FileCorruptError, match="larger than the file"):
+        load_weights(tmp_path / "z.pt")
 
 
 def test_any_memory_layout_is_written():
