@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kernelmem.auditing.document import AuditDocument, read_document, write_document
 from kernelmem.core.atomic_files import file_sha256, write_files
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.core.hashed_files import check_json, load_json
+from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes
 from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def write_report(result: Audit, directory: str | Path, files: Mapping[str, bytes
 def _further_files(directory: Path) -> list[str]:
     """Return the names of unchanged files that belong to the report in ``directory``, besides audit.json and audit.html."""
     try:
-        files = json.loads((directory / "audit.json").read_text(encoding="utf-8"))["files"]
+        files = load_json(read_bytes(directory / "audit.json"))["files"]
         names = [name for name in files if name == Path(name).name and (directory / name).is_file()]
         return [name for name in names if file_sha256(directory / name) == files[name]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except READ_ERRORS:
         return []  # there is no report
