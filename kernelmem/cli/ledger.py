@@ -13,9 +13,8 @@ if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
 
 NOTE = """\
 Residual: largest |change of the output - examples - decay - rounding - buffers|
-over rows and outputs, recomputed from the file. The hash of every ledger, and
-the hash of its run, match. Outputs are not recomputed: that needs the model
-(km.ledger)."""
+over rows and outputs, recomputed from the file. Outputs and influences are not
+recomputed: that needs the model (km.ledger, km.influence)."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,15 @@ class LedgerCommand:
 
     Checked in the run: the hash chain of the tape (every step, learning rate, batch and input), every checkpoint, and that the
     weights in it are those of its step. Checked in each ledger: its hash, that it belongs to this run in its present state, and
-    that its terms add up to the change that it states; the largest residual is printed. The exit code is 0 if all checks pass,
-    and 2 if one fails; the message names it.
+    that its terms add up to the change that it states; the largest residual is printed. Checked in each file of influences: its
+    hash, and that it belongs to this run. Checked in each other file of kernelmem: its hash. The table says what was checked.
+    The exit code is 0 if all checks pass, and 2 if one fails; the message names it.
     """
 
     action: Annotated[Literal["verify"], tyro.conf.Positional]
     """Action: verify is the only one."""
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory that kernelmem.Recorder has written. Its *.safetensors files are the ledgers."""
+    """Directory that kernelmem.Recorder has written. Its *.safetensors files are the ledgers and influences."""
     ledgers: Annotated[
         tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint=default_hint("none"))
     ] = ()
@@ -56,7 +56,7 @@ class LedgerCommand:
         print(
             f"{self.run_directory}: {len(recorded_run):,} steps, {len(recorded_run.kept):,} checkpoints, all hashes match"
         )
-        paths = [*sorted(self.run_directory.glob("*.safetensors")), *self.ledgers]
+        paths = list(dict.fromkeys((*sorted(self.run_directory.glob("*.safetensors")), *self.ledgers)))
         if not paths:
             print('It contains no ledger; ledger.save(run.path / "ledger.safetensors") adds one.')
             return
@@ -67,23 +67,28 @@ class LedgerCommand:
         errors: list[KernelmemError] = []
         for path in paths:
             try:
-                print(f"{path.name:<{width}}  {self._check_ledger(path, recorded_run)}")
+                print(f"{path.name:<{width}}  {self._check_file(path, recorded_run)}")
             except KernelmemError as error:
                 print(f"{path.name:<{width}}  REFUSED")
                 errors.append(error)
-        print(NOTE)
+        print(f"{len(paths) - len(errors)} of {len(paths)} files pass.\n{NOTE}")
         if errors:
             raise errors[0]
 
-    def _check_ledger(self, path: Path, recorded_run: "Run") -> str:
-        """Check one ledger file against the recorded run and return its line of the printed table."""
+    def _check_file(self, path: Path, recorded_run: "Run") -> str:
+        """Check one file against the recorded run and return its line of the printed table."""
         from kernelmem.core.errors import VerificationError
         from kernelmem.trajectory.influence.influence import Influence
         from kernelmem.trajectory.ledger.ledger import Ledger
 
-        if _file_format(path) == f"kernelmem {Influence._file_format()}":
+        kind = _kind(path)
+        if kind is None and path not in self.ledgers:
+            return "NOT CHECKED: kernelmem has not written it"
+        if kind == Influence.__name__:
             _check_same_run(path, Influence.load(path).tape, recorded_run)
-            return "influence of this run (no residual)"
+            return "influences: hash and run match"
+        if kind not in (None, Ledger.__name__) and path not in self.ledgers:
+            return f"{kind}: hash matches, run not compared"
         ledger = Ledger.load(path)
         _check_same_run(path, ledger.tape, recorded_run)
         m, n, k = ledger.contributions.shape
@@ -99,15 +104,25 @@ class LedgerCommand:
         return f"{ledger.by:<7} {n:>7,} {m:>5,} {k:>7,} {residual:>9.2g} {share:>9.2g}"
 
 
-def _file_format(path: Path) -> str | None:
-    """Return the "format" entry in the metadata of a .safetensors file, or None if the file cannot be read."""
-    import safetensors
+def _kind(path: Path) -> str | None:
+    """Return the kind of result in a .safetensors file, after checking its hash; None if kernelmem has not written it.
+
+    Raises:
+        FileCorruptError: the file cannot be read, or its hash is missing or differs.
+    """
+    from kernelmem.core.errors import FileCorruptError
+    from kernelmem.core.hashed_files import READ_ERRORS, WRITER, load_safetensors, read_bytes, reason
 
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format")
-    except (safetensors.SafetensorError, OSError):
-        return None  # Ledger.load reports the reason
+        _, metadata = load_safetensors(read_bytes(path))
+    except READ_ERRORS as error:
+        raise FileCorruptError(
+            f"file {path} ({reason(error)})",
+            expected="a ledger as ledger.save has written it",
+            hint="compute the ledger again, or remove the file",
+        ) from error
+    words = next((value.split() for value in metadata.values() if value.startswith(f"{WRITER} ")), [])
+    return words[1] if len(words) > 1 else None
 
 
 def _check_same_run(path: Path, tape: str, recorded_run: "Run") -> None:

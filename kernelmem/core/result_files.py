@@ -44,6 +44,8 @@ class Result:
     """
 
     file_version: ClassVar[int] = 1  # raise it when the fields of the class change
+    shapes: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Sizes of fields as letters, e.g. {"x": "nd", "y": "n"}: in a file that is read, equal letters are equal sizes."""
 
     def save(self, path: str | Path) -> Path:
         """Write the result to one .safetensors file with a SHA-256 of its content, whole or not at all.
@@ -64,7 +66,7 @@ class Result:
         """
         with read_result(path, cls._file_format()) as (tensors, values):
             result = decode(values, cls, cls.__name__, tensors)
-            _check_printable(result)
+            _check_consistent(result)
             return result
 
     @classmethod
@@ -142,8 +144,16 @@ def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, 
         ) from error
 
 
-def _check_printable(result: Result) -> None:
-    """Raise a ValueError if the fields of a result do not fit together, so that its summary cannot be printed."""
+def _check_consistent(result: Result) -> None:
+    """Raise a ValueError if the fields of a result that was read do not fit together."""
+    sizes: dict[str, int] = {}
+    for name, letters in result.shapes.items():
+        value = getattr(result, name)
+        shape = tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else (len(value),)
+        if len(shape) != len(letters) or any(
+            sizes.setdefault(*axis) != axis[1] for axis in zip(letters, shape, strict=True)
+        ):
+            raise ValueError(f"{name} of shape {shape} does not fit the other fields")
     try:
         str(result)
     except (AttributeError, RuntimeError) as error:

@@ -15,10 +15,10 @@ order, inputs, hyper-parameters, loss weights, dropout masks, and all other buff
 Source: Hara, Nitanda and Maehara 2019.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import fill
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class Influence(Result):
     names: tuple[str, ...]  # names of the k functions
     method: str  # "unrolled", or a baseline: "tracin", "last"
     tape: str = ""  # hash of the recorded run
+
+    shapes: ClassVar[Mapping[str, str]] = {"influence": "mnk", "names": "k"}
 
     @property
     def leave_one_out(self) -> Tensor:

@@ -1,7 +1,8 @@
 """Ledger of a training run: its terms, summaries of them, tables and the certificate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,6 +58,14 @@ class Ledger(Result):
     by: str = "example"  # kind of source: "example", "group", "layer" or "step"
     sources: tuple[str, ...] = ()  # names of groups or layers
     history: Tensor | None = None  # (m, T, n, k): of every example in every step
+
+    shapes: ClassVar[Mapping[str, str]] = {
+        "contributions": "mnk",
+        "residuals": "Tmk",
+        "evaluations": "T",
+        "names": "k",
+        **dict.fromkeys(("initial", "final", "decay", "rounding", "buffers", "residual"), "mk"),
+    }
 
     @property
     def largest_residual(self) -> float:

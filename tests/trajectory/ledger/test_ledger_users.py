@@ -1,17 +1,20 @@
 """Ledgers as users see them: other data and networks, wrong input, altered files, printed text."""
 
+import dataclasses
 import json
 import sqlite3
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.datasets import load_breast_cancer, load_wine
 from torch import nn
 
 from kernelmem.cli import main
 from kernelmem.core.errors import FileCorruptError, InputError, NumericalError, VerificationError
 from kernelmem.kernels.ntk import ntk
+from kernelmem.kernels.spectrum import spectrum
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.trainers.fit import FitOptions, fit
@@ -304,7 +307,7 @@ def verify(*arguments):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A run with two ledgers and an influence beside it."""
+    """A run with two ledgers and influences in its directory."""
     model = network()
     run = fit(model, X, Y, out=tmp_path / "run", epochs=1, seed=0)
     ledger(run, model, X[:2]).save(run.path / "a.safetensors")
@@ -319,6 +322,8 @@ def test_verify_lists_all_ledgers_of_a_run(saved, capsys, tmp_path):
     text = capsys.readouterr().out
     assert "3 steps, 4 checkpoints" in text
     assert all(f"{name}.safetensors" in text for name in "abc")
+    assert "c.safetensors  influences: hash and run match" in text
+    assert "3 of 3 files pass" in text
     assert max(map(len, text.splitlines()[1:])) <= 80
     outside = tmp_path / "elsewhere.safetensors"
     outside.write_bytes((saved / "a.safetensors").read_bytes())
@@ -346,6 +351,43 @@ def test_one_flipped_bit_of_a_ledger_is_found(saved, capsys, place):
     assert "REFUSED" in found.out
     assert "b.safetensors" in found.out  # the others are told of all the same
     assert "a.safetensors" in found.err
+
+
+@pytest.mark.parametrize("place", [0.001, 0.1, 0.5, 0.9, 0.9999])
+def test_one_flipped_bit_of_influences_is_found(saved, capsys, place):
+    path = saved / "c.safetensors"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    assert verify(saved) == 2
+    found = capsys.readouterr()
+    assert "c.safetensors  REFUSED" in found.out
+    assert "2 of 3 files pass" in found.out
+    assert "c.safetensors" in found.err
+
+
+def test_verify_says_what_it_did_not_compare(saved, capsys, tmp_path):
+    spectrum(torch.eye(3)).save(saved / "d.safetensors")
+    save_file({"w": torch.zeros(2)}, saved / "e.safetensors")
+    assert verify(saved) == 0
+    text = capsys.readouterr().out
+    assert "d.safetensors  Spectrum: hash matches, run not compared" in text
+    assert "e.safetensors  NOT CHECKED" in text
+    for name in "de":
+        assert verify(saved, "--ledgers", saved / f"{name}.safetensors") == 2
+    (saved / "d.safetensors").unlink()
+    other = fit(network(), X, Y, out=tmp_path / "other", epochs=1, seed=1)
+    capsys.readouterr()
+    assert verify(other.path, "--ledgers", saved / "c.safetensors") == 2
+    assert "of another run" in capsys.readouterr().err
+
+
+def test_ledgers_whose_sizes_do_not_fit_are_refused(saved):
+    good = Ledger.load(saved / "a.safetensors")
+    for change in ({"decay": good.decay[:1]}, {"names": good.names[1:]}, {"evaluations": good.evaluations[:, None]}):
+        path = dataclasses.replace(good, **change).save(saved / "x.safetensors")
+        with pytest.raises(FileCorruptError, match="does not fit"):
+            Ledger.load(path)
 
 
 def test_verify_finds_altered_rates_weights_steps_and_other_runs(saved, capsys, tmp_path):
