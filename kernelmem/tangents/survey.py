@@ -72,7 +72,7 @@ def find_readout(probe: Capture) -> Readout | None:
             return None
         weight = use.weights["weight"]
         assert weight is not None
-        weight = weight.T if use.settings.get("transposed") else weight
+        weight = use.rule.matrix(use)
         factored = frozenset() if use.input_edge is None else _factored_uses(probe, use, weight)
         return Readout(use.key, weight, factored)
     return None
@@ -333,5 +333,5 @@ def _share_one_weight(uses: list[ParameterUse], outer_shapes: list[OuterShape | 
         None if shape is None else (use.names, shape.fan_in, shape.fan_out, shape.groups, type(use.rule))
         for use, shape in zip(uses, outer_shapes, strict=True)
     ]
-    transposed = {bool(use.settings.get("transposed")) for use in uses}
-    return forms[0] is not None and all(form == forms[0] for form in forms) and len(transposed) == 1
+    layouts = {use.settings.get("layout") for use in uses}
+    return forms[0] is not None and all(form == forms[0] for form in forms) and len(layouts) == 1

@@ -9,7 +9,10 @@ from kernelmem.tangents.engine.backward import ForwardPass
 from kernelmem.tangents.engine.engine import Engine
 from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.prepare import prepare
-from kernelmem.testing.closeness import assert_close
+from kernelmem.tangents.rules import RULES
+from kernelmem.tangents.survey import survey
+from kernelmem.testing.cases import with_random_weights
+from kernelmem.testing.closeness import assert_close, assert_exact
 
 
 @pytest.fixture
@@ -75,6 +78,19 @@ def assert_factors(engine_of, forward_pass_of):
         assert_close(weight.reshape(*J.shape[:2], -1), J[..., :size], 1e-13, scale)
         bias = tangents[..., -1].reshape(*J.shape[:2], -1)
         assert_close(bias, J[..., size : size + bias.shape[-1]], 1e-13, scale)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_covered():
+    """Return a check (model, x, dtype, dense): every kernel equals the slow reference, and only ``dense`` has no rule."""
+
+    def check(model, x, dtype=torch.float64, dense=()):
+        model = with_random_weights(model, dtype=dtype)
+        x = x.to(dtype) if x.is_floating_point() else x
+        assert survey(prepare(model, as_rows(x)), as_rows(x), RULES).dense == dense
+        assert_exact(model, x, verify=False)
 
     return check
 

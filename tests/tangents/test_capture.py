@@ -58,12 +58,14 @@ class Foreign(nn.Module):
             h = F.linear(h, self.first.weight)
         elif self.way == "transposed":
             h = F.linear(h, self.first.weight.T, self.first.bias)
+        elif self.way == "scaled":
+            h = F.linear(h, 2.0 * self.first.weight, self.first.bias)
         elif self.way == "both":  # as the weight and as the input of one call
             h = h + F.linear(self.first.weight, self.first.weight).sum(0)
         return self.second(h)
 
 
-@pytest.mark.parametrize("way", ["linear", "transposed", "both"])
+@pytest.mark.parametrize("way", ["linear", "transposed", "scaled", "both"])
 @pytest.mark.parametrize("n", [2, 4])
 def test_weight_of_another_module(way, n):
     assert_exact(with_random_weights(Foreign(way)), rows(n, 4))
@@ -230,7 +232,7 @@ def test_a_skipped_call_leaves_its_parameters_uncovered():
 
 
 def test_a_computed_weight_names_its_sources():
-    model = with_random_weights(Foreign("transposed"))
+    model = with_random_weights(Foreign("scaled"))
     derived = [use.sources for use in captured(model, rows(3, 4)).uses if use.derived]
     assert [set(source) for source in derived[0].values()] == [{"first.weight"}]
 

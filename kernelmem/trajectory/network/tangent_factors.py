@@ -189,7 +189,7 @@ class FactoredTangents:
         ((use, slot),) = self.uses[name]
         stacked = self.gradients[use.key]
         outer = use.rule.outer_shape(use, self.n)
-        if not isinstance(use.rule, LinearRule) or use.settings.get("transposed"):
+        if not isinstance(use.rule, LinearRule) or use.settings.get("layout"):
             return None
         if outer is None or outer.positions != 1:
             return None
@@ -216,7 +216,7 @@ class FactoredTangents:
             return None
         ((use, slot),) = self.uses[name]
         outer = use.rule.outer_shape(use, self.n)
-        if slot != "weight" or outer is None or outer.groups != 1 or use.settings.get("transposed"):
+        if slot != "weight" or outer is None or outer.groups != 1 or use.settings.get("layout"):
             return None
         return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
 
