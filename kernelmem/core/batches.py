@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, default_collate
 
 from kernelmem.core.checks import ArrayLike, as_tensor
-from kernelmem.core.errors import InputError
+from kernelmem.core.errors import InputError, UnsupportedModelError
 
 Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
 """Examples as a model takes them: an array, a dict or tuple of arrays (nested too), a Dataset or a DataLoader."""
@@ -250,3 +250,37 @@ def _is_branch(tree: object) -> bool:
 
 def _cast_floats(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+
+
+def check_outputs(outputs: object, n: int) -> Tensor:
+    """Return the outputs of a model on n rows, after checking that they are a tensor (n, C) with C >= 1.
+
+    Raises:
+        UnsupportedModelError: they are not; the hint says which ``forward=`` makes them so.
+    """
+    if isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[0] == n and outputs.shape[1] > 0:
+        return outputs
+    description = type(outputs).__name__
+    hint = "pass forward=lambda model, x: ... that returns a tensor (n, C)"
+    if isinstance(outputs, Tensor):
+        description = f"a tensor of shape {tuple(outputs.shape)}"
+        if outputs.shape == (n,):
+            hint = "pass forward=lambda model, x: model(x)[:, None], and a loss for outputs (n, 1)"
+        elif outputs.ndim > 2 and outputs.shape[0] == n:
+            hint = "pass forward=lambda model, x: model(x).flatten(1), or one that selects a position, e.g. model(x)[:, -1]"
+    elif hasattr(outputs, "logits"):
+        hint = "pass forward=km.logits"
+    elif isinstance(outputs, Mapping):
+        description += f" with the keys {', '.join(map(repr, list(outputs)[:5]))}"
+        key = next((key for key in ("logits", "output", "out") if key in outputs), next(iter(outputs), "logits"))
+        hint = f"pass forward=lambda model, x: model(x)[{key!r}]"
+    elif isinstance(outputs, tuple | list):
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in outputs[:5]]
+        description += f" of {', '.join(map(str, shapes))}"
+        last = "[:, -1]" if shapes and isinstance(shapes[0], tuple) and len(shapes[0]) == 3 else ""
+        hint = f"pass forward=lambda model, x: model(x)[0]{last}, or the part that has the outputs (n, C)"
+    raise UnsupportedModelError(
+        f"a model whose output on {n} rows is {description}",
+        expected=f"a tensor of shape ({n}, C): C outputs per example",
+        hint=hint,
+    )

@@ -1,37 +1,26 @@
 """Comparison of the gradients in ``.grad`` with those of the loss on the batch, up to one scale factor."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Batch, Forward, map_tree
+from kernelmem.core.batches import Batch, Forward, check_outputs, map_tree
 from kernelmem.core.errors import InputError
 from kernelmem.core.torch_func import functional_call
+from kernelmem.recording.step_checks.backward_hooks import hook_names, without_hooks
+from kernelmem.recording.step_checks.forward_observer import ForwardObserver
+from kernelmem.recording.step_checks.hidden_state import ForwardModule
+from kernelmem.recording.step_checks.loss_rows import check_rows_are_independent
+from kernelmem.recording.step_checks.random_state import random_state
 from kernelmem.recording.storage.inputs import RecordedBatch
 from kernelmem.training import losses
 from kernelmem.training.losses import Loss, batch_loss
 
 NEIGHBOR_FLOATS = 3  # floats tried on each side of the ratio: its two roundings displace it by less than two floats
 TOTAL_NORM_SHARE = 0.01  # sums that cancel: a parameter may miss by this share of the tolerance for all parameters
-
-
-@contextmanager
-def random_state(state: Tensor | None) -> Iterator[None]:
-    """Set the state of torch's CPU generator to ``state`` (uint8) for a ``with`` block, and restore it afterwards.
-
-    If ``state`` is None, the block starts from the current state.
-    """
-    state_before = torch.get_rng_state()
-    try:
-        if state is not None:
-            torch.set_rng_state(state)
-        yield
-    finally:
-        torch.set_rng_state(state_before)
 
 
 def batch_gradient(
@@ -66,7 +55,12 @@ def batch_gradient(
 
 
 def fit_scale(
-    gradients: Mapping[str, Tensor], recomputed: Mapping[str, Tensor], *, tolerance: float, description: str
+    gradients: Mapping[str, Tensor],
+    recomputed: Mapping[str, Tensor],
+    *,
+    tolerance: float,
+    description: str,
+    causes: str = "",
 ) -> float:
     """Return the number c with g = c h, up to rounding, for the gradients g used and the recomputed gradients h.
 
@@ -80,6 +74,7 @@ def fit_scale(
         recomputed: the gradients h of the batch loss.
         tolerance: largest relative error, as defined above.
         description: name of the recomputed loss in the error message.
+        causes: probable causes of a mismatch, for the hint.
 
     Raises:
         InputError: no such number exists, or a gradient is NaN; the message names the parameter with the largest mismatch.
@@ -102,8 +97,10 @@ def fit_scale(
             f" (error {errors[worst_parameter]:.3g} at gradient norm {norms[worst_parameter]:.3g};"
             f" all parameters: {total_error:.3g} at {total_norm:.3g})",
             expected=f"gradients of this loss on this batch, times one number, with relative error at most {tolerance:g}",
-            hint="check index, x, y, sample_weight, loss and reduction; clip the norm of all gradients, not of single"
-            " parameters or entries; with accumulation pass the concatenated micro-batches",
+            hint=(f"the probable cause: {causes}. " if causes else "")
+            + "check index, x, y, sample_weight, loss and reduction; clip the norm of all gradients, not of single"
+            " parameters or entries; with accumulation pass the concatenated micro-batches; change buffers in forward"
+            " passes only",
         )
     return _exact_multiplier(gradients, recomputed) or scale
 
@@ -148,58 +145,16 @@ def call_model(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch)
 
 
-class ForwardRandomState:
-    """Forward pre-hook on a model that stores torch's random state before each forward pass with gradients.
+@dataclass(frozen=True)
+class CheckedGradient:
+    """Gradients that passed the check, and what determines them."""
 
-    ``random`` is the state before the last such pass, (n,) uint8, or None if there was none since it was set to None. In a
-    copy of the model (an average of weights, a pickle), the hook does nothing.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.random: Tensor | None = None
-        self._paused = False
-        self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, *_: object) -> None:
-        """Store the random state before a forward pass."""
-        if not self._paused and torch.is_grad_enabled():
-            self.random = torch.get_rng_state()
-
-    def __reduce__(self):
-        return (_inactive_hook, ())
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Ignore the forward passes inside the block, which are not those of the training loop."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
-    def remove(self) -> None:
-        """Remove the hook from the model."""
-        self._hook.remove()
-
-
-def _inactive_hook() -> Callable[..., None]:
-    """Return the hook of a copied model: a function that does nothing."""
-    return _ignore_call
-
-
-def _ignore_call(*_: object) -> None:
-    pass
-
-
-class _ForwardModule(nn.Module):
-    """A model with its forward function as one module, so that buffers can be replaced for one call."""
-
-    def __init__(self, model: nn.Module, function: Forward) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.function(self.model, batch)
+    gradients: dict[str, Tensor]  # in .grad, by name of the parameter
+    scale: float  # c with .grad = c times the recomputed gradient
+    exact: bool  # True if this holds in every bit
+    skipped: frozenset[str]  # parameters whose .grad is None
+    frozen: frozenset[str]  # parameters whose .grad is zero because they do not require one
+    random: bytes | None  # state of torch's generator before the forward pass; None if the pass drew no random numbers
 
 
 @dataclass(frozen=True)
@@ -222,37 +177,48 @@ class GradientCheck:
         batch: RecordedBatch,
         parameter_names: list[str],
         state_before: Mapping[str, Tensor],
-        forward_state: ForwardRandomState,
-    ) -> tuple[float, frozenset[str], bytes | None]:
-        """Recompute the gradient of the batch loss, and return (scale, skipped, random).
-
-        scale is the number c with .grad = c times the recomputed gradient, skipped the names of the parameters whose .grad
-        is None, and random the state of torch's generator before the forward pass, or None if the pass drew no random
-        numbers.
+        observer: ForwardObserver,
+    ) -> CheckedGradient:
+        """Recompute the gradient of the batch loss without gradient hooks, and compare it with ``.grad``.
 
         Args:
             step: index of the step, for messages.
             batch: the batch from which the gradients were computed.
             parameter_names: names of the parameters that the optimizer updates.
             state_before: parameters and buffers of the model before the step.
-            forward_state: observer of the random state before the forward pass of the training loop.
+            observer: observer of the forward passes of the training loop.
 
         Raises:
-            InputError: no scale makes the gradients equal (names the parameter), a gradient is sparse, or the forward pass drew
-                random numbers without being observed.
+            InputError: no scale makes the gradients equal (names the parameter), a gradient is sparse, the forward pass drew
+                random numbers without being observed or ran under autocast, or the loss of a row depends on other rows.
+            UnsupportedModelError: the outputs are not (n, C).
         """
         parameters = self.parameters
         gradients = {name: grad for name in parameter_names if (grad := parameters[name].grad) is not None}
         for name, gradient in gradients.items():
             if gradient.layout != torch.strided:
                 raise InputError(f"a sparse gradient of {name}", expected="dense gradients", hint="pass sparse=False")
+        if observer.autocast or torch.is_autocast_enabled("cpu"):
+            raise InputError(
+                f"step {step}, whose forward pass ran under torch.autocast",
+                expected="a forward pass and recorder.step outside torch.autocast",
+                hint="train in float32 or float64, or call model.bfloat16(): rounding of autocast cannot be attributed",
+            )
         # copies: the pass may write to buffers (BatchNorm), and the first pass has already changed the model's own
         buffers = {f"model.{name}": value.clone() for name, value in state_before.items() if name not in parameters}
-        model = _ForwardModule(self.model, self.forward)
-        with forward_state.paused(), random_state(forward_state.random):
+        model = ForwardModule(self.model, self.forward)
+        recomputed_outputs: list[Tensor] = []
+
+        def forward(rows: Batch) -> Tensor:
+            outputs = functional_call(model, buffers, (rows,)) if buffers else model(rows)
+            recomputed_outputs.append(check_outputs(outputs, len(batch.y)))
+            return outputs
+
+        hooks = hook_names(self.model, parameters)
+        with observer.paused(), random_state(observer.random), without_hooks(self.model, parameters):
             initial_state = torch.get_rng_state()
             recomputed = batch_gradient(
-                lambda rows: functional_call(model, buffers, (rows,)) if buffers else model(rows),
+                forward,
                 {name: parameters[name] for name in gradients},
                 batch.x,
                 batch.y,
@@ -261,13 +227,31 @@ class GradientCheck:
                 reduction=self.reduction,
             )
             used_random_numbers = not torch.equal(initial_state, torch.get_rng_state())
-        if used_random_numbers and forward_state.random is None:
+            if callable(self.loss):
+                name = losses.loss_name(self.loss).removeprefix("callable:")
+                per_example = losses.per_example_loss(self.loss)
+                check_rows_are_independent(per_example, recomputed_outputs[0], batch.y, step=step, name=name)
+        if used_random_numbers and observer.random is None:
             raise InputError(
                 f"step {step}, whose forward pass draws random numbers but was not observed",
                 expected="a call of the model itself before each step, with gradients",
                 hint="call model(x), not model.forward(x) or a part of the model",
             )
         description = f"the {self.reduction} of {losses.loss_name(self.loss)} on the batch of step {step}"
-        scale = fit_scale(gradients, recomputed, tolerance=self.tolerance, description=description)
-        forward_random = initial_state.numpy().tobytes() if used_random_numbers else None
-        return scale, frozenset(parameter_names) - gradients.keys(), forward_random
+        causes = [f"gradient hooks ({'; '.join(hooks)})"] if hooks else []
+        if observer.passes > 1 and (used_random_numbers or buffers):
+            causes.append(
+                f"{observer.passes} forward passes since the last step, which draw random numbers or use batch statistics:"
+                " accumulate without dropout and with normalization in eval mode"
+            )
+        scale = fit_scale(
+            gradients, recomputed, tolerance=self.tolerance, description=description, causes="; or ".join(causes)
+        )
+        return CheckedGradient(
+            gradients,
+            scale,
+            all(torch.equal(recomputed[name] * scale, gradient) for name, gradient in gradients.items()),
+            frozenset(parameter_names) - gradients.keys(),
+            frozenset(name for name in gradients if not parameters[name].requires_grad),
+            initial_state.numpy().tobytes() if used_random_numbers else None,
+        )

@@ -12,12 +12,16 @@ from kernelmem.core.batches import Batch, Forward
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.recording.averaging import AverageTracker
-from kernelmem.recording.gradient_check import ForwardRandomState, GradientCheck, call_model
+from kernelmem.recording.gradient_check import GradientCheck, call_model
 from kernelmem.recording.resume import last_complete_checkpoint, matches_last_step
+from kernelmem.recording.step_checks.forward_observer import ForwardObserver
+from kernelmem.recording.step_checks.hidden_state import HiddenStateCheck
+from kernelmem.recording.step_checks.optimizer_mirror import OptimizerMirror, StepGuard, refuse_used_optimizer
 from kernelmem.recording.storage import checkpoints
+from kernelmem.recording.storage.directory import DirectoryLock, translate_write_errors
 from kernelmem.recording.storage.header import Header, check_model, check_options, check_same_run, run_header
 from kernelmem.recording.storage.inputs import InputRegistry, read_batch
-from kernelmem.recording.storage.param_groups import read_groups
+from kernelmem.recording.storage.param_groups import ParamGroup, read_groups
 from kernelmem.recording.storage.tape import Step, Tape, refuse_existing
 from kernelmem.training import losses
 
@@ -36,8 +40,10 @@ class Recorder:
                 F.cross_entropy(model(x), y).backward()
                 recorder.step(index, x, y)  # instead of optimizer.step()
 
-    Every step is checked before it is taken: the gradient of the loss on the batch is computed a second time, and the
-    gradients in ``.grad`` must equal it times one number. Training gives the same bits as without the recorder.
+    Every step is checked: before it is taken, the gradient of the loss on the batch is computed a second time, without
+    gradient hooks, and the gradients in ``.grad`` must equal it times one number; the loss of a row must not depend on other
+    rows; model and loss must not have changed but in parameters and buffers. Afterwards the weights must be those of the
+    optimizer's formula. Training gives the same bits as without the recorder.
 
     ``keep`` determines which weights are kept (:func:`~kernelmem.recording.storage.checkpoints.is_kept`); the initial and,
     on leaving the ``with`` block, the final ones always are. After a crash the run holds every acknowledged step;
@@ -47,12 +53,10 @@ class Recorder:
             for t in range(recorder.restore(), steps): ...
 
     ``forward`` calls a model whose batch is a dict, tuple or list of tensors, or whose output is not a tensor of logits.
-    For Hugging Face models it is ``km.logits``, and x is ``dict(tokenizer(...))``. An example padded to different lengths
-    in different batches is stored once per length: pad all examples to one length::
+    For Hugging Face models it is ``km.logits``, and x is ``dict(tokenizer(...))``; pad all examples to one length::
 
         with km.Recorder(model, optimizer, "runs/b", loss="cross_entropy", forward=km.logits) as recorder:
-            ...
-            recorder.step(index, batch, y)  # batch: {"input_ids": (B, S), "attention_mask": (B, S)}
+            ...; recorder.step(index, batch, y)  # batch: {"input_ids": (B, S), "attention_mask": (B, S)}
 
     Averaged weights (EMA, SWA) are recorded by :meth:`average`, called instead of ``update_parameters``; ``run.averages``
     holds the coefficients, ``run.averaged()`` the weights. Call ``update_bn`` inside the block: the buffers of the
@@ -66,7 +70,8 @@ class Recorder:
                 recorder.average(averaged)
             update_bn(loader, averaged)
 
-    Cost per step: one more forward and backward pass, a copy and a hash of the weights, the new inputs, one fsync.
+    Cost per step: one more forward and backward pass, a forward pass of two rows, a second step of the optimizer on copies
+    of the weights, a hash of the weights, the new inputs, one fsync. Memory: twice the weights and the optimizer's state.
     """
 
     def __init__(
@@ -117,58 +122,93 @@ class Recorder:
         )
         tolerance = default_tolerance if tolerance is None else float(tolerance)
         self._gradient_check = GradientCheck(model, self._parameters, forward or call_model, loss, reduction, tolerance)
+        self._hidden_state_check = HiddenStateCheck(model, forward or call_model, loss)
         self._average_tracker = None if averaged is None else AverageTracker(averaged, model)
         if not resume:
             refuse_existing(check_directory(directory))
         self._tape: Tape | None = None
         self._inputs = InputRegistry()
         self._recorded_state: dict[str, Tensor] | None = None  # after the last recorded step; None: the model differs
+        self._mirror: OptimizerMirror | None = None  # its weights are the parameters in _recorded_state
         self._random_after = torch.get_rng_state()
         self._checkpoint_due = False  # the checkpoint of the last step waits for the averages after it
 
     def __enter__(self) -> "Recorder":
-        """Create the files of the run, or open those of the run to resume, and return the recorder."""
+        """Create the files of the run, or open those of the run to resume, and return the recorder.
+
+        Raises:
+            InputError: another recorder is recording in the directory, or it cannot be written to; the optimizer has already
+                taken steps; the run to resume is another one.
+        """
+        if self._resume:
+            Tape(self._directory).close()  # refuses a directory without a run before anything is created
+        else:
+            refuse_existing(self._directory)
+        self._lock = DirectoryLock(self._directory)
+        try:
+            with translate_write_errors(self._directory):
+                self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._observer = ForwardObserver(self._model)
+        self._step_guard = StepGuard(self._optimizer)
+        return self
+
+    def _open(self) -> None:
+        """Create the files of the run, or open those of the run to resume."""
+        optimizer_state = checkpoints.optimizer_state(self._optimizer, self._parameter_names)
         if self._resume:
             state = checkpoints.model_state(self._model)
             check_same_run(self._header(state), Tape(self._directory).meta, self._directory)
             self._tape = Tape(self._directory, write=True)
             self._inputs = InputRegistry(self._tape.known_inputs())
-            optimizer_state = checkpoints.optimizer_state(self._optimizer, self._parameter_names)
             matches_recording = matches_last_step(
                 self._directory, self._tape, state, optimizer_state, self._average_tracker
             )
+            self._mirror = OptimizerMirror(self._optimizer, self._parameters) if matches_recording else None
             self._recorded_state = state if matches_recording else None
         else:
+            refuse_used_optimizer(self._optimizer, optimizer_state)
             refuse_existing(self._directory)
+            self._mirror = OptimizerMirror(self._optimizer, self._parameters)
             self._recorded_state = checkpoints.model_state(self._model)
             self._random_after = torch.get_rng_state()
             header = self._header(self._recorded_state)
             initial_sha256 = self._write_checkpoint(0, self._recorded_state)
             self._tape = Tape.create(self._directory, header, initial_sha256=initial_sha256)
-        self._forward_random = ForwardRandomState(self._model)
-        return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Write the last checkpoint and the averaged weights, if there are any, and close the files of the run."""
+        """Write the last checkpoint and the averaged weights, if there are any, and close the files of the run.
+
+        Raises:
+            InputError: weights have changed since the last recorded step (the run holds all steps before that), or the disk
+                is full. If the block ended with an error, that one is raised.
+        """
         tape, self._tape = self._tape, None
         if tape is None:
             return
-        self._forward_random.remove()
+        self._observer.remove()
+        self._step_guard.remove()
         try:
-            if self._recorded_state is not None and len(tape) not in tape.checkpoints():
-                tape.keep(self._write_checkpoint(len(tape), self._recorded_state))
-            if self._average_tracker is not None and self._average_tracker.count:
-                sha256 = checkpoints.write_averaged(self._directory, self._average_tracker.final_state())
-                for replaced_sha256 in tape.keep_averaged(sha256):
-                    checkpoints.averaged_path(self._directory, replaced_sha256).unlink(missing_ok=True)
+            with translate_write_errors(self._directory):
+                if self._recorded_state is not None and len(tape) not in tape.checkpoints():
+                    tape.keep(self._write_checkpoint(len(tape), self._recorded_state))
+                if self._average_tracker is not None and self._average_tracker.count:
+                    sha256 = checkpoints.write_averaged(self._directory, self._average_tracker.final_state())
+                    for replaced_sha256 in tape.keep_averaged(sha256):
+                        checkpoints.averaged_path(self._directory, replaced_sha256).unlink(missing_ok=True)
+            if self._recorded_state is not None:
+                self._current_state(tape)
         except Exception:
             # otherwise the error of the loop is raised; the run stays readable without these files
             if error_type is None:
                 raise
         finally:
             tape.close()
+            self._lock.release()
 
     def step(self, index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
         """Check the gradients, take the optimizer's step, and record it; the step is on disk when this returns.
@@ -182,7 +222,11 @@ class Recorder:
 
         Raises:
             InputError: the gradients are not those of the loss on this batch (names the parameter with the largest
-                mismatch), weights changed between the steps, or lengths differ. The step is then not taken.
+                mismatch), the loss of a row depends on others, model or loss have changed otherwise than in parameters and
+                buffers, weights changed between the steps, or lengths differ. The step is then not taken. After the step:
+                its weights are not those of the optimizer's formula (step hooks, constraints), or the disk is full; the step
+                is then not recorded, and :meth:`restore` returns to the last kept one.
+            UnsupportedModelError: the outputs are not (n, C); the hint says which ``forward=`` to pass. Not taken.
         """
         tape = self._require_tape()
         batch = read_batch(index, x, y, sample_weight)
@@ -190,16 +234,16 @@ class Recorder:
         state_before = self._current_state(tape)
         groups = read_groups(self._optimizer, self._parameter_names)
         trained_names = [name for group in groups for name in group["parameters"]]
-        scale, skipped, forward_random_state = self._gradient_check.run(
-            len(tape), batch, trained_names, state_before, self._forward_random
-        )
+        checked = self._gradient_check.run(len(tape), batch, trained_names, state_before, self._observer)
+        with self._observer.paused():
+            self._hidden_state_check.check(len(tape), batch.x, batch.y, state_before)
         if self._checkpoint_due:
-            tape.keep(self._write_checkpoint(len(tape), state_before))
+            with translate_write_errors(self._directory):
+                tape.keep(self._write_checkpoint(len(tape), state_before))
             self._checkpoint_due = False
         eval_modules = frozenset(name for name, module in self._model.named_modules() if not module.training)
         self._recorded_state = None  # if anything fails from here on, the model differs from the last recorded step
-        self._optimizer.step()
-        state = checkpoints.model_state(self._model)
+        state = self._take_step(len(tape), groups, checked.gradients)
         step = Step(
             index=len(tape),
             examples=batch.examples,
@@ -208,9 +252,9 @@ class Recorder:
             if batch.sample_weight is None
             else batch.sample_weight,
             groups=groups,
-            scale=scale,
-            skipped=skipped,
-            random=forward_random_state,
+            scale=checked.scale,
+            skipped=checked.skipped,
+            random=checked.random,
             after=checkpoints.state_sha256(state),
             buffers_changed=any(
                 not torch.equal(value, state_before[name])
@@ -218,16 +262,36 @@ class Recorder:
                 if name not in self._parameters
             ),
             evaluating=eval_modules,
+            frozen=checked.frozen,
+            exact=checked.exact,
         )
         self._random_after = torch.get_rng_state()
         checkpoint_due = checkpoints.is_kept(len(tape) + 1, self._keep_rule)
         write_now = checkpoint_due and self._average_tracker is None
-        # file before row: an unrecorded checkpoint does no harm, a recorded one must exist
-        checkpoint_sha256 = self._write_checkpoint(len(tape) + 1, state) if write_now else None
-        tape.append(step, new_inputs, checkpoint_sha256=checkpoint_sha256)
+        with translate_write_errors(self._directory):
+            # file before row: an unrecorded checkpoint does no harm, a recorded one must exist
+            checkpoint_sha256 = self._write_checkpoint(len(tape) + 1, state) if write_now else None
+            tape.append(step, new_inputs, checkpoint_sha256=checkpoint_sha256)
         self._inputs.add(new_inputs)
-        self._recorded_state, self._forward_random.random = state, None
+        self._recorded_state = state
+        self._observer.clear()
         self._checkpoint_due = checkpoint_due and not write_now
+
+    def _take_step(self, index: int, groups: tuple[ParamGroup, ...], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take step ``index`` with the checked gradients, check it, and return parameters and buffers after it.
+
+        Raises:
+            InputError: the weights after it are not those of the optimizer's formula.
+        """
+        assert self._mirror is not None
+        self._mirror.step(groups, gradients, self._optimizer)
+        self._step_guard.is_open = True
+        try:
+            self._optimizer.step()
+        finally:
+            self._step_guard.is_open = False
+        self._mirror.compare(self._optimizer, step=index, own_hook=self._step_guard)
+        return self._mirror.weights | checkpoints.buffer_state(self._model)
 
     def average(self, averaged: AveragedModel | None = None) -> None:
         """Update the averaged weights, instead of ``averaged.update_parameters(model)``, and record the update.
@@ -272,7 +336,8 @@ class Recorder:
         tape.truncate(last_step, averages=checkpoint.updates)
         self._inputs = InputRegistry(tape.known_inputs())
         self._recorded_state, self._random_after = checkpoint.model, checkpoint.random
-        self._forward_random.random = None
+        self._mirror = OptimizerMirror(self._optimizer, self._parameters)
+        self._observer.clear()
         self._checkpoint_due = False
         return last_step
 
@@ -307,7 +372,8 @@ class Recorder:
                 raise InputError(
                     f"parameter {name}, which has changed since the last recorded step (step {len(tape)})",
                     expected="weights that change only in recorder.step",
-                    hint="call recorder.restore(), or record a new run from these weights",
+                    hint="call recorder.step(index, x, y) instead of optimizer.step(), and load other weights outside the with"
+                    " block; recorder.restore() returns to the last kept step",
                 )
         return self._recorded_state
 

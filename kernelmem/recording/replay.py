@@ -38,7 +38,9 @@ def replay(
 
     Kept states are read. Between them each step is repeated with the recorded batch, random state, train or eval mode and
     gradient scale, by a torch.optim optimizer of the recorded class. Every state is compared with its recorded SHA-256,
-    including those recomputed only to reach ``start``. Neither ``model`` nor torch's random state is changed.
+    including those recomputed only to reach ``start``; except, up to the next kept state, after a step whose gradient the
+    recorder itself could repeat only up to rounding (accumulation, weighted means): ``step.exact`` is then False. Neither
+    ``model`` nor torch's random state is changed.
 
     Args:
         run: an open run.
@@ -98,10 +100,11 @@ def _replayed_states(
     kept = frozenset(run.kept)
     checkpoint: Checkpoint | None = None  # the kept state at t - 1; None if that state was recomputed
     optimizer: torch.optim.Optimizer | None = None
+    is_exact = True  # False after a step whose gradient cannot be recomputed to the bit, until the next kept state
     for t in range(anchor, stop + 1):
         recorded_sha256 = run.steps[t - 1].after if t else run.meta.get("initial")
         if t in kept:
-            checkpoint, anchor = run.checkpoint(t), t
+            checkpoint, anchor, is_exact = run.checkpoint(t), t, True
             state = checkpoint.model
             # a kept state is never recomputed, so it must be exact even with reanchor
             _check_sha256(run, t, t, state, recorded_sha256)
@@ -112,7 +115,8 @@ def _replayed_states(
             assert optimizer is not None
             _repeat_step(run, run.steps[t - 1], model, optimizer, loss, forward)
             state = model_state(model)
-            if not reanchor:
+            is_exact = is_exact and run.steps[t - 1].exact
+            if is_exact and not reanchor:
                 _check_sha256(run, t, anchor, state, recorded_sha256)
         yield t, state
 
@@ -138,7 +142,7 @@ def _repeat_step(
     set_modes(model, step.evaluating)
     trained_names = {name for group in step.groups for name in group["parameters"]} - step.skipped
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in trained_names)
+        parameter.requires_grad_(name in trained_names and name not in step.frozen)
         parameter.grad = None
     x, y = run.tape.inputs(step)
     sample_weight = None if bool((step.sample_weight == 1).all()) else step.sample_weight

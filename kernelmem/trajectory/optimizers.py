@@ -46,6 +46,7 @@ class ParameterStep:
     is_first_momentum_step: bool = False  # True if this step initializes the momentum buffer
     denominator: Tensor | None = None  # e.g. √v̂ + ε
     weights: Tensor | None = None  # w_t, if there is decay
+    frozen: bool = False  # True if the gradient was zero because the parameter did not require one
 
     def entries(self, positions: slice) -> "ParameterStep":
         """Return the step restricted to some entries; the parameter must be given as a vector."""
@@ -124,6 +125,8 @@ class ParameterFilter:
                 decay = -options["lr"] * weight_decay * _inner(cotangent, parameter_step.weights, axes)
             else:
                 decay = weight_decay * _inner(A, parameter_step.weights, axes)
+        if parameter_step.frozen:
+            return torch.zeros_like(A), decay
         return (-A if options.get("maximize") else A), decay
 
     def has_decoupled_decay(self, options: Options) -> bool:

@@ -160,7 +160,10 @@ class RunTracer:
             for name, gradient in gradients.items():
                 if name in step.skipped or name not in options:
                     continue
-                parameter_step = filters[name].forward(gradient, before[name].double().flatten(), options[name])
+                is_frozen = name in step.frozen
+                used_gradient = torch.zeros_like(gradient) if is_frozen else gradient
+                parameter_step = filters[name].forward(used_gradient, before[name].double().flatten(), options[name])
+                parameter_step = replace(parameter_step, frozen=is_frozen)
                 deviation[network.slices[name]] -= parameter_step.step
                 steps_by_parameter[name] = parameter_step
             rounding.append(deviation)

@@ -107,15 +107,21 @@ def test_arrays_are_accepted_as_tensors(lab):
     assert torch.equal(run.batch(0)[0], lab.batch(0)[1])
 
 
-def test_weights_changed_between_the_steps_are_refused(lab):
-    model = lab.network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def change_weights(lab, model, optimizer, message):
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
         lab.loop().run(model, optimizer, recorder, steps=2)
         with torch.no_grad():
             model[2].bias.data.mul_(1.5)
-        with pytest.raises(InputError, match=r"parameter 2\.bias, which has changed .*\(step 2\)"):
+        with pytest.raises(InputError, match=message):
             lab.loop().run(model, optimizer, recorder, start=2, steps=3)
+
+
+def test_weights_changed_between_the_steps_are_refused(lab):
+    model = lab.network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    message = r"parameter 2\.bias, which has changed .*\(step 2\)"
+    with pytest.raises(InputError, match=message):
+        change_weights(lab, model, optimizer, message)
     Run.open(lab.directory / "run").verify()
 
 

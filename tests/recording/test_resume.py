@@ -52,7 +52,9 @@ def test_a_full_disk_ends_the_run_at_the_last_step_and_restore_resumes(lab, monk
         states = lab.loop().run(model, optimizer, recorder, steps=3)
         with monkeypatch.context() as patched:
             patched.setattr(recorder_module.checkpoints, "write_checkpoint", full_disk)
-            with pytest.raises(OSError, match="no space"):
+            with pytest.raises(
+                InputError, match=r"to which the run cannot be written \(no space .* MiB free on its disk"
+            ):
                 lab.loop().run(model, optimizer, recorder, start=3, steps=4)
         with pytest.raises(InputError, match=r"differs from the last recorded step \(step 3\).*restore"):
             lab.loop().run(model, optimizer, recorder, start=4, steps=5)

@@ -57,6 +57,11 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: _detached_copy(value) for name, value in _named_tensors(model).items()}
 
 
+def buffer_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a dict from name to a copy of each buffer, including buffers that are not persistent."""
+    return {name: _detached_copy(value) for name, value in model.named_buffers()}
+
+
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters, then the buffers of the model by name, not copied."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -77,7 +82,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         current_layout, recorded_layout = _shape_and_dtype(current.get(name)), _shape_and_dtype(state.get(name))
         if current_layout != recorded_layout:
             raise InputError(
-                f"a model with {name} {current_layout}, where the run has {recorded_layout}",
+                f"a model {_with(current_layout, name)}, while the recorded one is {_with(recorded_layout, name)}",
                 expected="the parameters and buffers of the recorded model",
                 hint="build the model as for the recording",
             )
@@ -87,7 +92,11 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _shape_and_dtype(value: Tensor | None) -> str:
-    return "absent" if value is None else f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return "" if value is None else f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _with(layout: str, name: str) -> str:
+    return f"with {name} of shape and dtype {layout}" if layout else f"without {name}"
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

@@ -34,6 +34,8 @@ class Step:
     after: str  # sha256 of parameters and buffers after the step
     buffers_changed: bool  # True if any buffer changed in the step
     evaluating: frozenset[str] = frozenset()  # modules that were in eval mode ("" is the model itself)
+    frozen: frozenset[str] = frozenset()  # parameters without requires_grad that moved with a gradient of zeros
+    exact: bool = True  # True if scale times the recomputed gradient equals the gradient used in every bit
 
     def __repr__(self) -> str:
         lr = ", ".join(f"{group['lr']:g}" for group in self.groups if "lr" in group)
@@ -49,6 +51,8 @@ def encode_step(step: Step) -> Row:
         "after": step.after,
         "buffers_changed": step.buffers_changed,
         "evaluating": sorted(step.evaluating),
+        "frozen": sorted(step.frozen),
+        "exact": step.exact,
     }
     arrays = (step.examples, step.versions, step.sample_weight)
     examples, versions, weights = (array_bytes(value.numpy()) for value in arrays)
@@ -75,6 +79,8 @@ def decode_step(index: int, row: Row) -> Step:
         after=facts["after"],
         buffers_changed=bool(facts["buffers_changed"]),
         evaluating=frozenset(facts["evaluating"]),
+        frozen=frozenset(facts.get("frozen", ())),  # formats 1 and 2 have neither
+        exact=bool(facts.get("exact", True)),
     )
 
 

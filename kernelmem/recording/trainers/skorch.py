@@ -57,7 +57,8 @@ class Recorded(Base):
     Rows held out by ``train_split`` are not part of the run. A step is recorded when ``optimizer.step`` is called, after
     its closure, so GradientNormClipping and schedules are supported. Gradients that are not those of the loss on the batch
     (for example regularization in ``get_loss``) raise an error that names the parameter. Every call of ``fit`` or
-    ``partial_fit`` records a separate run and needs another ``out``: ``net.set_params(out=...)``.
+    ``partial_fit`` records a separate run and needs another ``out``: ``net.set_params(out=...)``. ``partial_fit`` after
+    training with an optimizer that has a state (momentum, Adam) is refused: gradients of the earlier run would act on it.
     """
 
     def __init__(

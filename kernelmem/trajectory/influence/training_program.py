@@ -80,13 +80,17 @@ class TrainingProgram:
 
         It is computed at the weights before the step, in the recorded modes and with the recorded random numbers.
         """
-        self.set_state_at(t, evaluating=self.steps[t].evaluating)
-        return self.gradient_at_current_weights(self.batches[t], self.steps[t].random)
+        step = self.steps[t]
+        self.set_state_at(t, evaluating=step.evaluating)
+        return self.gradient_at_current_weights(self.batches[t], step.random, step.frozen)
 
-    def gradient_at_current_weights(self, batch: StepBatch, random: bytes | None = None) -> BatchGradient:
+    def gradient_at_current_weights(
+        self, batch: StepBatch, random: bytes | None = None, frozen: frozenset[str] = frozenset()
+    ) -> BatchGradient:
         """Return the gradient Σ_i v_i ∇ℓ_i of a batch, with v_i the weight of the loss ℓ_i of example i.
 
-        It is computed at the current weights and modes of the model; ``random`` is the random state to use, if any.
+        It is computed at the current weights and modes of the model; ``random`` is the random state to use, if any. The
+        gradients of the parameters ``frozen`` are zero.
         """
         weights = batch.weights.clone().requires_grad_()
         parameters = self.prepared.parameters
@@ -98,7 +102,9 @@ class TrainingProgram:
             gradients = torch.autograd.grad(
                 total, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
             )
-        gradient = dict(zip(parameters, gradients, strict=True))
+        gradient = {
+            name: torch.zeros_like(g) if name in frozen else g for name, g in zip(parameters, gradients, strict=True)
+        }
         return BatchGradient(
             weights, parameters, gradient, running_statistics.before, running_statistics.after, self.batched
         )
@@ -207,7 +213,9 @@ def check_second_derivative(program: TrainingProgram) -> None:
                 for name, p in parameters.items():
                     p.add_(sign * (direction[name] * scale))
             shifted_gradients.append(
-                program.gradient_at_current_weights(program.batches[t], program.steps[t].random).gradient
+                program.gradient_at_current_weights(
+                    program.batches[t], program.steps[t].random, program.steps[t].frozen
+                ).gradient
             )
         change = {name: (shifted_gradients[0][name] - shifted_gradients[1][name]) for name in parameters}
         product = {name: Hu[i] * (2 * scale) for name, Hu in products.items()}

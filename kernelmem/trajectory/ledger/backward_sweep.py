@@ -338,7 +338,9 @@ class BackwardSweep:
                 if step is None:
                     continue
                 rate = step.options["lr"] * (-1.0 if step.options.get("maximize") else 1.0)
-                if J.activations is None or gradient.activations is None:
+                if step.frozen:
+                    pass  # its examples have no effect; decay has
+                elif J.activations is None or gradient.activations is None:
                     scale -= rate
                 else:
                     b = gradient.activations[0, 0, examples]  # (B, i)

@@ -148,6 +148,7 @@ class GroupedSweep:
             if parameter_step is not None:
                 options = parameter_step.options
                 g = -gradients[name] if options.get("maximize") else gradients[name]  # (G or 1, p)
+                g = torch.zeros_like(g) if parameter_step.frozen else g
                 weight_decay, is_decoupled = options.get("weight_decay", 0.0), self.filter.has_decoupled_decay(options)
                 coupled_decay = torch.zeros_like(g[:1])
                 if weight_decay and not is_decoupled:

@@ -127,6 +127,6 @@ def test_a_copy_of_the_model_has_a_hook_that_does_nothing(lab):
     with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             other(torch.zeros(2, 4, dtype=torch.float64))
-            assert recorder._forward_random.random is None
+            assert recorder._observer.random is None
         model(torch.zeros(2, 4, dtype=torch.float64))
-        assert recorder._forward_random.random is not None
+        assert recorder._observer.random is not None

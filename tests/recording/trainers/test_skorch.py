@@ -151,7 +151,11 @@ class Pickled(Callback):
 
 def test_a_net_is_cloned_pickled_in_training_and_fitted_twice(lab):
     callbacks = [Pickled(), Checkpoint(dirname=str(lab.directory / "checkpoints"), monitor="train_loss_best")]
-    net = fitted(RecordedClassifier, out=lab.directory / "run", callbacks=callbacks)
+    options = {
+        "callbacks": callbacks,
+        "optimizer": torch.optim.SGD,
+    }  # without a state, so that partial_fit can be recorded
+    net = fitted(RecordedClassifier, out=lab.directory / "run", **options)
     net.set_params(out=lab.directory / "second").partial_fit(*data())  # the same optimizer goes on
     net.set_params(out=lab.directory / "run")
     other = clone(net).set_params(out=lab.directory / "other", callbacks=None)
@@ -164,6 +168,12 @@ def test_a_net_is_cloned_pickled_in_training_and_fitted_twice(lab):
     more = Run.open(lab.directory / "more")
     assert len(more) == len(Run.open(lab.directory / "run"))
     assert lab.same([{name: more.weights(len(more))[name] for name in more.parameters}], [net.module_.state_dict()])
+
+
+def test_training_that_goes_on_with_the_momentum_of_another_run_is_refused(lab):
+    net = fitted(RecordedClassifier, out=lab.directory / "run", optimizer=torch.optim.Adam)
+    with pytest.raises(InputError, match="an optimizer that has already taken steps"):
+        net.set_params(out=lab.directory / "second").partial_fit(*data())
 
 
 class Regularized(RecordedClassifier):

@@ -1,0 +1,67 @@
+"""Directory of a run: one recorder at a time, and errors of writing that name the disk."""
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernelmem.core.errors import InputError, KernelmemError
+
+
+class DirectoryLock:
+    """Exclusive access to the directory of a run; the operating system releases it when the process ends.
+
+    File systems without locks give none: there two recorders are not kept apart.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Create the directory if it is missing, and lock it.
+
+        Raises:
+            InputError: another recorder holds the lock, or the directory cannot be created.
+        """
+        with translate_write_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(directory, os.O_RDONLY)
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise InputError(
+                f"directory {directory}, in which another recorder is recording",
+                expected="one recorder for each run",
+                hint="pass another directory, or wait until the other recorder has left its with block",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._finalizer()
+
+
+@contextmanager
+def translate_write_errors(directory: Path) -> Iterator[None]:
+    """Replace an error of writing in the ``with`` block (full disk, no permission) by one that names the disk.
+
+    Raises:
+        InputError: instead of an OSError or sqlite3.Error. Errors of kernelmem are not changed.
+    """
+    try:
+        yield
+    except KernelmemError:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        nearest_existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+        free = shutil.disk_usage(nearest_existing).free
+        raise InputError(
+            f"directory {directory}, to which the run cannot be written ({error}; {free / 2**20:,.0f} MiB free on its disk)",
+            expected="a disk with free space, and permission to write",
+            hint="free space on this disk; the run holds all steps before this one: continue with recorder.restore(), or"
+            " later with resume=True",
+        ) from error
