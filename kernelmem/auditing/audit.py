@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from kernelmem.auditing.analysis import accuracy, analyze, memorized_examples, per_class
 from kernelmem.auditing.document import SCHEMA_VERSION, AuditDocument, Flips, Memorization
@@ -18,15 +19,19 @@ from kernelmem.auditing.fingerprint import data_identity, find_duplicates, model
 from kernelmem.auditing.result import REPORT, Audit, write_report
 from kernelmem.auditing.verdict import verdict
 from kernelmem.core.atomic_files import check_directory
-from kernelmem.core.batches import Forward, as_rows
-from kernelmem.core.checks import ArrayLike, check_finite, seed_sequence
+from kernelmem.core.batches import Batch, Forward, Rows, Tree, as_labeled_rows, as_rows, as_structured_rows
+from kernelmem.core.checks import ArrayLike, check_finite, renumbering_hint, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
+from kernelmem.training.losses import class_outputs
 from kernelmem.version import __version__
+
+LabeledRows: TypeAlias = tuple[Batch, ArrayLike] | Dataset[Any] | DataLoader[Any]
+"""Type of ``train=`` and ``test=``: (x, y), or a Dataset or DataLoader of pairs (input, label)."""
 
 N_EXAMPLES = 12
 N_FEATURES = 64
@@ -69,8 +74,8 @@ class AuditOptions:
 @torch.inference_mode(mode=False)
 def audit(
     model: nn.Module,
-    train: tuple[ArrayLike, ArrayLike],
-    test: tuple[ArrayLike, ArrayLike],
+    train: LabeledRows,
+    test: LabeledRows,
     *,
     flipped: ArrayLike | None = None,
     forward: Forward | None = None,
@@ -93,9 +98,11 @@ def audit(
     Leave-one-out is exact (closed form); the ridges minimize the leave-one-out error.
 
     Args:
-        model: a trained module; ``model(x)`` is (n, C). A copy in eval mode is analyzed on the device of the model.
-        train: (x, y), the rows and labels that the network was trained on: x (n, ...), y (n,) integers.
-        test: (x, y), rows that the network never saw, with their labels.
+        model: a trained module; ``model(x)`` is (n, C), or one logit z of two classes, (n, 1) or (n,), which counts as the
+            outputs [0, z]. A copy in eval mode is analyzed on the device of the model.
+        train: (x, y), the rows and labels that the network was trained on: x (n, ...), or a dict or tuple of such tensors,
+            y (n,) integers 0..C-1; or a Dataset or DataLoader of pairs (input, label), without shuffling.
+        test: rows that the network never saw, with their labels, in the same forms.
         flipped: (n,) booleans, training labels known to be wrong. They are used only to evaluate the audit.
         forward: maps (model, batch) to (n, C), for models with other outputs.
         out: directory for audit.json and audit.html; None: nothing is written.
@@ -119,13 +126,7 @@ def audit(
     Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization as a leave-one-out
     difference: Feldman and Zhang 2020; NTK surrogate: Engel et al. 2024.
     """
-    data = labeled_data(
-        *_inputs_and_labels(train, "train"),
-        *_inputs_and_labels(test, "test"),
-        name=options.name,
-        image_shape=options.image_shape,
-        flipped=flipped,
-    )
+    inputs, data = _read_data(train, test, flipped, options)
     seeds = seed_sequence(seed, ["permutations"])
     if out is not None:
         check_directory(out)
@@ -139,7 +140,8 @@ def audit(
             hint="hold out rows before training; without them there is no null control",
         )
 
-    module, train_outputs, test_outputs = _copy_and_outputs(model, data, forward, options.n_classes)
+    forward = _class_forward(forward) if (options.n_classes or data.n_classes) == 2 else forward
+    module, train_outputs, test_outputs = _copy_and_outputs(model, inputs, data, forward, options.n_classes)
     report_stage(0, N_STAGES)
     show_bar = False if callable(progress) else progress  # a function counts stages only
     kernel_options: dict[str, Any] = {
@@ -148,9 +150,9 @@ def audit(
         "memory": memory,
         "progress": show_bar,
     }
-    kernel = ntk(module, data.x_train, **kernel_options).cpu()
+    kernel = ntk(module, inputs[0].tree, **kernel_options).cpu()
     report_stage(1, N_STAGES)
-    test_kernel = ntk(module, data.x_test, data.x_train, **kernel_options).cpu()
+    test_kernel = ntk(module, inputs[1].tree, inputs[0].tree, **kernel_options).cpu()
     report_stage(2, N_STAGES)
     analysis = analyze(
         kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen_in_training
@@ -190,28 +192,60 @@ def audit(
     return result
 
 
-def _inputs_and_labels(value: object, name: str) -> tuple[ArrayLike, ArrayLike]:
-    """Return ``value`` as the pair (x, y) of rows and labels; raise an InputError if it is not a pair.
+def _read_data(
+    train: LabeledRows, test: LabeledRows, flipped: ArrayLike | None, options: AuditOptions
+) -> tuple[tuple[Rows, Rows], LabeledData]:
+    """Return ((training inputs, test inputs) for the model, data of the report).
 
-    ``name`` is the name of the argument in the error message.
+    Rows that are dicts or tuples of tensors appear in the data as the vectors of all their numbers.
     """
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise InputError(
-            f"{name} of type {type(value).__name__}", expected=f"{name}=(x, y)", hint="pass rows and labels"
-        )
-    return value[0], value[1]
+    x_train, y_train = as_labeled_rows(train, "train")
+    x_test, y_test = as_labeled_rows(test, "test")
+    x_train, x_test = (as_structured_rows(x, name) for x, name in ((x_train, "x_train"), (x_test, "x_test")))
+    data = labeled_data(
+        x_train.flat() if isinstance(x_train, Rows) else x_train,
+        y_train,
+        x_test.flat() if isinstance(x_test, Rows) else x_test,
+        y_test,
+        name=options.name,
+        image_shape=options.image_shape,
+        flipped=flipped,
+    )
+    return (
+        x_train if isinstance(x_train, Rows) else as_rows(data.x_train, "x_train"),
+        x_test if isinstance(x_test, Rows) else as_rows(data.x_test, "x_test"),
+    ), data
+
+
+def _class_forward(forward: Forward | None) -> Forward:
+    """Return the function (model, batch) -> outputs (n, 2) of a model with two classes, which may have one logit."""
+
+    def two_outputs(model: nn.Module, batch: Tree) -> Tensor:
+        outputs = model(batch) if forward is None else forward(model, batch)
+        return class_outputs(outputs) if isinstance(outputs, Tensor) else outputs
+
+    return two_outputs
+
+
+def _class_count_hint(data: LabeledData, C: int) -> str:
+    """Return the hint for labels that do not fit a model with C outputs."""
+    if data.n_classes > C:
+        hint = renumbering_hint(torch.cat([data.y_train, data.y_test]), "y", max(2, C))
+        return f"{hint} (y: the labels of train and test)"
+    return (
+        f"use a model with {data.n_classes} outputs, or pass km.AuditOptions(n_classes={C}) if some have no rows here"
+    )
 
 
 def _copy_and_outputs(
-    model: nn.Module, data: LabeledData, forward: Forward | None, n_classes: int | None
+    model: nn.Module, inputs: tuple[Rows, Rows], data: LabeledData, forward: Forward | None, n_classes: int | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """Return (copy of the model in eval mode, outputs on training rows (n, C), outputs on test rows (m, C)).
 
     The outputs are float64 tensors on the CPU, for n training rows, m test rows and C classes. An InputError is raised
     if the number of outputs is not the number of classes, or if an output is not finite.
     """
-    train_rows, test_rows = as_rows(data.x_train, "x_train"), as_rows(data.x_test, "x_test")
-    prepared = prepare(model, train_rows, forward=forward, dtype=torch.float64, evaluation=True)
+    prepared = prepare(model, inputs[0], forward=forward, dtype=torch.float64, evaluation=True)
     n_expected = data.n_classes if n_classes is None else n_classes
     C = prepared.n_outputs
     if n_expected != C or data.n_classes > C:
@@ -219,11 +253,10 @@ def _copy_and_outputs(
             f"a model with {C} outputs for labels up to {data.n_classes - 1}"
             f" (y_train of shape {tuple(data.y_train.shape)}, y_test of shape {tuple(data.y_test.shape)})",
             expected=f"{n_expected} outputs, one for each class",
-            hint=f"use a model with {data.n_classes} outputs"
-            + (f", or pass km.AuditOptions(n_classes={C}) if some have no rows here" if data.n_classes < C else ""),
+            hint=_class_count_hint(data, C),
         )
     outputs = []
-    for name, rows in (("x_train", train_rows), ("x_test", test_rows)):
+    for name, rows in zip(("x_train", "x_test"), inputs, strict=True):
         rows = rows.to(dtype=torch.float64, device=prepared.device)
         starts = range(0, rows.n, ROWS_PER_PASS)
         with torch.no_grad():

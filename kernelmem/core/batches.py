@@ -3,8 +3,9 @@
 import builtins
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, default_collate
@@ -41,6 +42,12 @@ class Rows:
         """Return the examples of a slice."""
         start, stop, _ = rows.indices(self.n)
         return Rows(map_tree(self.tree, lambda leaf: leaf[rows]), max(0, stop - start))
+
+    def flat(self) -> Tensor:
+        """Return all numbers of each example, (n, number of values), in float64."""
+        return torch.cat(
+            [leaf.reshape(self.n, -1).to("cpu", torch.float64) for _, leaf in named_leaves(self.tree, "x")], 1
+        )
 
     def slice(self, start: int, stop: int) -> Tree:
         """Return the examples from ``start`` to ``stop`` (excluded), in the structure of the batch."""
@@ -85,6 +92,16 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
             hint=f"put the examples along the first axis of {name}",
         )
     return Rows(tree, lengths.pop())
+
+
+def as_structured_rows(x: Batch, name: str) -> "ArrayLike | Rows":
+    """Return rows of a dict or tuple of arrays as :class:`Rows`, and an array as it is; a Dataset or DataLoader is read."""
+    tree: Tree = as_rows(x, name).tree if isinstance(x, DataLoader | Dataset) else x
+    if isinstance(tree, Mapping) or (
+        isinstance(tree, list | tuple) and _is_branch(tree, (Tensor, Mapping, np.ndarray))
+    ):
+        return as_rows(tree, name)
+    return cast("ArrayLike", tree)
 
 
 def as_labeled_rows(value: object, name: str) -> tuple["Batch", ArrayLike]:
@@ -241,11 +258,11 @@ def named_leaves(tree: Tree, name: str) -> list[tuple[str, Tree]]:
     return [(name, tree)]
 
 
-def _is_branch(tree: object) -> bool:
-    """Return True for a structure that contains tensors or mappings, False for a list of numbers."""
+def _is_branch(tree: object, kinds: tuple[type, ...] = (Tensor, Mapping)) -> bool:
+    """Return True for a structure that contains values of these kinds, False for a list of numbers."""
     if isinstance(tree, list | tuple):
-        return bool(tree) and _is_branch(tree[0])
-    return isinstance(tree, Tensor | Mapping)
+        return bool(tree) and _is_branch(tree[0], kinds)
+    return isinstance(tree, kinds)
 
 
 def _cast_floats(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

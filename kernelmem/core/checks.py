@@ -95,7 +95,7 @@ def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: i
         raise InputError(
             f"{description} with {int(outside.sum())} values outside 0{upper_bound} (the first is {labels[outside][0]:.15g})",
             expected=f"class indices 0{upper_bound or ', 1, 2, ...'}",
-            hint=renumbering_hint(labels, name, n_classes),
+            hint=renumbering_hint(labels, name if name.isidentifier() else "y", n_classes),
         )
     return labels.to(torch.int64)
 

@@ -66,7 +66,8 @@ def ntk(
         outputs: kind of kernel, from the table above.
         target: the kernel of a scalar function of outputs and labels, instead of ``outputs``: "margin"
             (f_y − max_{k≠y} f_k), "loss" (cross-entropy), ("logit", c), or a callable (outputs (n, C), labels) -> (n,).
-            One backward sweep for any number of outputs; the kernel is (n, m).
+            One backward sweep for any number of outputs; the kernel is (n, m). For "margin" and "loss" one output z of
+            a binary classifier counts as f = [0, z].
         labels: integer labels (n,) that ``target`` needs, or a pair of them for x and y.
         parameters: names of the parameters to differentiate with respect to; None: those with requires_grad.
         by: "layer" returns a dict {module name: kernel}, whose kernels sum to the total; None returns the total.
@@ -214,7 +215,9 @@ def labeled_rows(
         """Return the rows of one side with their labels, moved to the dtype and device of the model."""
         valid_labels = None
         if side_labels is not None:
-            valid_labels = as_labels(side_labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
+            valid_labels = as_labels(side_labels, name, n=rows.n, n_classes=max(2, prepared.n_outputs)).to(
+                prepared.device
+            )
         return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), valid_labels)
 
     return with_labels(x, x_labels, "labels of x"), None if y is None else with_labels(y, y_labels, "labels of y")

@@ -11,6 +11,7 @@ from kernelmem.core.options import Progress, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.training.batching import batch_sizes, in_dtype, shuffled
 from kernelmem.training.loop import train_epochs
+from kernelmem.training.losses import class_outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +55,7 @@ def train_classifier(
     separate generator: the same seed, versions and thread count give the same weights to the bit.
 
     Args:
-        model: maps (b, ...) to (b, C); trained in place.
+        model: maps (b, ...) to (b, C), or to one logit of two classes, (b, 1) or (b,); trained in place.
         x: (n, ...) rows; floating-point rows are converted to the dtype of the model.
         y: (n,) int64 labels.
         epochs: number of passes over the data.
@@ -74,7 +75,7 @@ def train_classifier(
 
     def batch_loss(positions: Tensor) -> Tensor:
         rows = positions.to(x.device)
-        return F.cross_entropy(model(x[rows]), y[rows])
+        return F.cross_entropy(class_outputs(model(x[rows])), y[rows])
 
     model.train()
     loss = train_epochs(
@@ -87,6 +88,6 @@ def train_classifier(
     )
     model.eval()
     with torch.no_grad():
-        accuracy = float((model(x).argmax(1) == y).double().mean())
+        accuracy = float((class_outputs(model(x)).argmax(1) == y).double().mean())
     recipe = f"Adam, learning rate {lr:g} to 0 (cosine), batches of {batch_size}, {epochs} epochs"
     return Training(epochs, steps, loss, accuracy, recipe)

@@ -13,13 +13,31 @@ REDUCTIONS = ("mean", "sum")
 IGNORED_LABEL = -100  # label of rows without a loss, as in torch
 
 
+def class_outputs(outputs: Tensor) -> Tensor:
+    """Return outputs f (n, C) with one column per class: one logit z per row, (n, 1) or (n,), becomes f = [0, z].
+
+    This is the convention of kernelmem for binary classifiers with one logit: the softmax of [0, z] is [1 − σ(z), σ(z)], its
+    cross-entropy is the binary cross-entropy with logits, class 1 is predicted for z > 0, and the margin is z for label 1 and
+    −z for label 0. Other outputs are returned unchanged.
+
+    >>> import torch
+    >>> class_outputs(torch.tensor([[2.0], [-1.0]])).tolist()
+    [[0.0, 2.0], [0.0, -1.0]]
+    """
+    if outputs.ndim == 1 or (outputs.ndim == 2 and outputs.shape[1] == 1):
+        logit = outputs.reshape(-1, 1)
+        return F.pad(logit, (1, 0))
+    return outputs
+
+
 def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function (outputs (n, C), targets) -> losses (n,), for n examples and C outputs.
 
     ``loss`` is a name, or a callable of this form, whose result is then checked. For outputs f and targets y:
 
     - ``"cross_entropy"``: -log softmax(f)[y] for labels y (n,), or -sum_c y_c log softmax(f)[c] for y (n, C);
-      0 for the label -100, as in torch;
+      0 for the label -100, as in torch; for labels and one output z it is that of [0, z] (:func:`class_outputs`), the binary
+      cross-entropy with logits;
     - ``"mse"``: 1/2 sum_c (f_c - y_c)^2, labels (n,) as one-hot if C > 1;
     - ``"mse_mean"``: 1/C sum_c (f_c - y_c)^2, the convention of ``torch.nn.functional.mse_loss``;
     - a callable for every other loss, e.g. label smoothing:
@@ -89,6 +107,8 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         labels.ndim == 2
     ):
         raise _target_mismatch(outputs, targets, "integer labels (n,), or class probabilities (n, C)")
+    if labels.ndim == 1:
+        outputs = class_outputs(outputs)
     if labels.ndim == 1 and labels.numel():
         smallest, largest = (int(bound) for bound in labels.aminmax())
         if largest >= outputs.shape[1] or (smallest < 0 and bool(((labels < 0) & (labels != IGNORED_LABEL)).any())):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import kernelmem as km
 from kernelmem.auditing.analysis import analyze
@@ -309,6 +310,72 @@ def test_bad_input_writes_nothing(trained, tmp_path, change, words):
     with pytest.raises(km.InputError, match=words):
         km.audit(**arguments, out=tmp_path / "o", options=options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def binary():
+    """A binary classifier with one logit, its training and test data."""
+    rng = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(160, 5, generator=rng), torch.randn(160, generator=rng)
+    y = (x[:, 0] + 0.5 * noise > 0).long()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 1))
+    train_classifier(model, x[:90], y[:90], epochs=60, lr=1e-2, seed=0)
+    return model, (x[:90], y[:90]), (x[90:], y[90:])
+
+
+def test_one_logit_counts_as_two_outputs(binary):
+    model, train, test = binary
+    forwards = (
+        lambda m, b: nn.functional.pad(m(b), (1, 0)),
+        None,
+        lambda m, b: m(b)[:, 0],
+    )
+    documents = [km.audit(model, train, test, forward=forward).document for forward in forwards]
+    assert documents[0].data.n_classes == 2
+    logit = model(train[0])[:, 0]
+    assert documents[0].model.train_accuracy == float(((logit > 0) == train[1].bool()).double().mean())
+    for document in documents[1:]:
+        assert document.memorization == documents[0].memorization
+        assert document.fidelity == documents[0].fidelity
+
+
+def test_datasets_loaders_and_dicts_are_read(binary):
+    model, (x, y), (x_test, y_test) = binary
+    arrays = km.audit(model, (x, y), (x_test, y_test)).document
+    train, test = TensorDataset(x, y), TensorDataset(x_test, y_test)
+    as_dict = {"a": x_test[:, :2], "b": (x_test[:, 2:],)}
+    for given, forward in (
+        ((train, DataLoader(test, batch_size=7)), None),
+        (((train, y), (test, y_test[:, None])), None),
+        (
+            (({"a": x[:, :2], "b": (x[:, 2:],)}, y), (as_dict, y_test)),
+            lambda m, b: m(torch.cat([b["a"], b["b"][0]], 1)),
+        ),
+        (((x.numpy(), y.numpy()), (x_test.tolist(), y_test.tolist())), None),
+    ):
+        document = km.audit(model, *given, forward=forward).document
+        assert document.memorization == arrays.memorization
+        assert document.data.n_train == 90
+        assert document.data.input_shape == (5,)
+        assert document.features.keys() == arrays.features.keys()
+    with pytest.raises(km.InputError, match="RandomSampler"):
+        km.audit(model, DataLoader(train, shuffle=True), test)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda y: y + 1, "pass y - 1"),
+        (lambda y: 3 * y, "numpy.unique"),
+        (lambda y: torch.arange(len(y)) % 3, "3 outputs"),
+    ],
+)
+def test_hints_about_labels_of_a_binary_model(binary, change, hint):
+    model, (x, y), (x_test, y_test) = binary
+    with pytest.raises(km.InputError, match=hint):
+        km.audit(model, (x, change(y)), (x_test, change(y_test)))
 
 
 def test_weights_that_give_nan_are_refused(trained, tmp_path):

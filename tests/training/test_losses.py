@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
-from kernelmem.training.losses import batch_loss, loss_name, per_example_loss
+from kernelmem.training.losses import batch_loss, class_outputs, loss_name, per_example_loss
 
 
 def outputs_and_labels(dtype=torch.float64):
@@ -19,6 +19,21 @@ def test_cross_entropy_equals_torch():
     soft = torch.softmax(f.flip(1), 1)
     torch.testing.assert_close(per_example_loss("cross_entropy")(f, soft), F.cross_entropy(f, soft, reduction="none"))
     assert torch.equal(per_example_loss("cross_entropy")(f, y.int()), per_example_loss("cross_entropy")(f, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_logit_gives_the_binary_cross_entropy(dtype):
+    f, y = outputs_and_labels(dtype)
+    logit, labels = 30 * f[:, :1], y % 2
+    losses = per_example_loss("cross_entropy")(logit, labels)
+    expected = F.binary_cross_entropy_with_logits(logit[:, 0], labels.to(dtype), reduction="none")
+    eps = torch.finfo(dtype).eps  # log-softmax subtracts numbers of the size of the logit
+    torch.testing.assert_close(losses, expected, rtol=8 * eps, atol=4 * eps * float(logit.abs().max()))
+    assert torch.equal(class_outputs(logit[:, 0]), class_outputs(logit))
+    assert torch.equal(class_outputs(logit).argmax(1) == 1, logit[:, 0] > 0)
+    assert class_outputs(f) is f
+    with pytest.raises(InputError, match=r"0\.\.1"):
+        per_example_loss("cross_entropy")(logit, y + 1)
 
 
 def test_mse_is_half_the_squared_distance_and_mse_mean_equals_torch():

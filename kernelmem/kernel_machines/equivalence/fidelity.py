@@ -7,6 +7,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
+from kernelmem.training.losses import class_outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,7 +38,7 @@ def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
 
     agreement = mean 1[argmax surrogate = argmax network]; relative error = |c(surrogate) − c(network)| / |c(network)| in
     the Frobenius norm, where c subtracts each row's mean over outputs (a constant added to all logits of a row changes
-    neither the prediction nor the softmax).
+    neither the prediction nor the softmax). One output z counts as the two outputs [0, z] of a binary classifier.
 
     Raises:
         InputError: the shapes differ, there are no rows, or there is NaN.
@@ -53,6 +54,7 @@ def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
             expected="the same shape (m, C), m >= 1",
             hint="compute both outputs on the same rows",
         )
+    surrogate_outputs, network_outputs = class_outputs(surrogate_outputs), class_outputs(network_outputs)
     n_same = int((surrogate_outputs.argmax(1) == network_outputs.argmax(1)).sum())
     n = len(surrogate_outputs)
     smoothed_agreement = (n_same + 1) / (n + 2)

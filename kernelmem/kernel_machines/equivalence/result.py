@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.result_files import Result
-from kernelmem.kernel_machines.equivalence.fidelity import Fidelity, fidelity
+from kernelmem.kernel_machines.equivalence.fidelity import fidelity
 from kernelmem.kernel_machines.equivalence.trajectory import KernelMovement
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def score_fit(name: str, predictions: Tensor, network: Tensor, initial: Tensor, 
     change_norm = float((network - initial).norm())
     error_norm = float((predictions - network).norm())
     variance = float((network - network.mean(0)).square().sum())
-    network_agreement = _argmax_agreement(predictions, network)
+    network_agreement = fidelity(predictions, network)
     generator = torch.Generator().manual_seed(seed)
     permuted_networks = [network[torch.randperm(n_rows, generator=generator)] for _ in range(N_PERMUTATIONS)]
     null_error = sum(float((predictions - permuted).norm()) for permuted in permuted_networks) / N_PERMUTATIONS
@@ -181,16 +181,6 @@ def score_fit(name: str, predictions: Tensor, network: Tensor, initial: Tensor, 
         agreement_se=network_agreement.agreement_se,
         r2=1 - error_norm**2 / variance if variance else math.nan,
         null_error=null_error / change_norm if change_norm else math.nan,
-        null_agreement=sum(_argmax_agreement(predictions, permuted).agreement for permuted in permuted_networks)
+        null_agreement=sum(fidelity(predictions, permuted).agreement for permuted in permuted_networks)
         / N_PERMUTATIONS,
     )
-
-
-def _argmax_agreement(first: Tensor, second: Tensor) -> Fidelity:
-    """Return the agreement of two sets of outputs, each (rows, C), in the class with the largest output.
-
-    A single output f is compared by its sign: it is replaced by the two outputs −f and f.
-    """
-    if first.shape[1] == 1:
-        first, second = (torch.cat([-outputs, outputs], 1) for outputs in (first, second))
-    return fidelity(first, second)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.errors import InputError
 from kernelmem.tangents.groups.base import Combine
+from kernelmem.training.losses import class_outputs
 
 OUTPUT_KINDS = ("trace", "diagonal", "full", "pseudo")
 Target = Callable[[Tensor, Tensor | None], Tensor]  # outputs (n, C), labels (n,) or None -> (n,)
@@ -83,9 +84,9 @@ class OutputDirections:
 def named_target(target: TargetLike) -> Target:
     """Convert "margin", "loss", ("logit", c) or a callable to a function of outputs f (n, C) and labels y (n,).
 
-    The function returns (n,): f_y − max_{k≠y} f_k for "margin", the cross-entropy for "loss", f_c for "logit".
-    That function raises InputError for an output that the model does not have, for labels that are missing or out of
-    range, and for a margin or cross-entropy of one output.
+    The function returns (n,): f_y − max_{k≠y} f_k for "margin", the cross-entropy for "loss", f_c for "logit". One output z
+    of a binary classifier counts as f = [0, z] in a margin or cross-entropy. That function raises InputError for an output
+    that the model does not have, and for labels that are missing or out of range.
 
     Raises:
         InputError: an unknown target.
@@ -95,7 +96,7 @@ def named_target(target: TargetLike) -> Target:
     if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
         return lambda outputs, labels: _logit(outputs, target[1])
     if isinstance(target, str) and target == "loss":
-        return lambda outputs, labels: F.cross_entropy(outputs, _validated_labels(outputs, labels), reduction="none")
+        return _cross_entropy
     if isinstance(target, str) and target == "margin":
         return _margin
     raise InputError(
@@ -118,24 +119,25 @@ def _logit(outputs: Tensor, output_index: int) -> Tensor:
 
 def _margin(outputs: Tensor, labels: Tensor | None) -> Tensor:
     """Compute the margin f_y − max_{k≠y} f_k of each example, (n,), from outputs f (n, C) and labels y (n,)."""
+    outputs = class_outputs(outputs)
     label_column = _validated_labels(outputs, labels)[:, None]
     others = outputs.scatter(1, label_column, float("-inf"))
     return outputs.gather(1, label_column)[:, 0] - others.max(1).values
 
 
+def _cross_entropy(outputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute the cross-entropy of each example, (n,), from outputs (n, C) and labels (n,)."""
+    outputs = class_outputs(outputs)
+    return F.cross_entropy(outputs, _validated_labels(outputs, labels), reduction="none")
+
+
 def _validated_labels(outputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Return ``labels`` (n,); raise InputError if they are None, if one is >= C (the number of outputs), or if C = 1."""
+    """Return ``labels`` (n,); raise InputError if they are None or if one is >= C, the number of outputs."""
     if labels is None:
         raise InputError(
             "a target that needs labels, and labels=None", expected="labels of all rows", hint="pass labels=y"
         )
     C = outputs.shape[1]
-    if C == 1:
-        raise InputError(
-            "the margin or the cross-entropy of a model with one output",
-            expected="one output per class",
-            hint='pass target=("logit", 0), or a callable (outputs, labels) -> (n,)',
-        )
     largest_label = int(labels.max())
     if largest_label >= C:
         raise InputError(

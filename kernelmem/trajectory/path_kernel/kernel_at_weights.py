@@ -107,7 +107,7 @@ class KernelAtWeights:
         prepared = self.prepared
         classes = None
         if labels is not None:
-            classes = as_labels(labels, name, n=rows.n, n_classes=prepared.n_outputs).to(prepared.device)
+            classes = as_labels(labels, name, n=rows.n, n_classes=max(2, prepared.n_outputs)).to(prepared.device)
         return LabeledRows(rows.to(dtype=prepared.dtype, device=prepared.device), classes)
 
     def _perturb(self) -> None:

@@ -53,6 +53,18 @@ def test_named_targets_by_their_formulas():
     torch.testing.assert_close(named_target("margin")(outputs, labels), expected)
 
 
+def test_one_logit_of_two_classes_is_the_outputs_zero_and_the_logit():
+    logit, labels = rows(5, 1), torch.tensor([0, 1, 1, 0, 1])
+    both = torch.cat([torch.zeros_like(logit), logit], 1)
+    for target in ("margin", "loss"):
+        function = named_target(target)
+        torch.testing.assert_close(function(logit, labels), function(both, labels), rtol=0, atol=0)
+        gradient = OutputDirections("target", 1, function).cotangents(logit, [0], labels)
+        expected = OutputDirections("target", 2, function).cotangents(both, [0], labels)[:, :, 1:]
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+    torch.testing.assert_close(named_target("margin")(logit, labels), (2 * labels - 1) * logit[:, 0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("target", ["magin", ("logit", 1.0), ("logit",), 3], ids=str)
 def test_unknown_targets_are_refused(target):
     with pytest.raises(InputError, match="target="):
@@ -64,7 +76,7 @@ def test_unknown_targets_are_refused(target):
     [
         (("logit", 4), rows(3, 4), None),
         ("loss", rows(3, 4), None),
-        ("loss", rows(3, 1), torch.zeros(3, dtype=torch.int64)),
+        ("loss", rows(3, 1), torch.tensor([0, 1, 2])),
         ("margin", rows(3, 4), torch.tensor([0, 1, 4])),
     ],
 )

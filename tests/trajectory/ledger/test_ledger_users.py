@@ -222,12 +222,17 @@ def test_another_loss_or_none_is_refused(tmp_path):
     refused(lambda: ledger(run, model, X[:2], loss=lambda f, y: f[:, 0] ** 2), "same loss")
 
 
-def test_targets_need_more_than_one_output(tmp_path):
+def test_one_logit_is_a_binary_classifier(tmp_path):
     model = nn.Sequential(nn.Linear(13, 4), nn.Tanh(), nn.Linear(4, 1))
-    run = fit(model, X, Y.astype(float), out=tmp_path / "run", epochs=1, seed=0, options=FitOptions(loss="mse"))
+    run = fit(model, X, Y % 2, out=tmp_path / "run", epochs=1, seed=0)
     assert ledger(run, model, X[:1]).contributions.shape == (1, 178, 1)
-    for target in ("margin", "loss", "log_probability"):
-        refused(lambda target=target: ledger(run, model, X[:1], target=target, labels=[0]), "one output")
+    sources = ledger(run, model, X[:1]).contributions.sum(1)
+    margin = ledger(run, model, X[:1], target="margin", labels=[0])
+    assert margin.largest_residual < 1e-12
+    assert torch.allclose(margin.contributions.sum(1), -sources, rtol=1e-9, atol=1e-12)
+    for target in ("loss", "log_probability"):
+        assert ledger(run, model, X[:1], target=target, labels=[1]).largest_residual < 1e-9
+    refused(lambda: ledger(run, model, X[:1], target="margin", labels=[2]), "label 2")
 
 
 @pytest.mark.parametrize(
