@@ -22,6 +22,7 @@ from kernelmem.core.atomic_files import check_directory
 from kernelmem.core.batches import Batch, Forward, Rows, Tree, as_labeled_rows, as_rows, as_structured_rows
 from kernelmem.core.checks import ArrayLike, check_finite, renumbering_hint, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.detection import detect
@@ -71,7 +72,7 @@ class AuditOptions:
                 )
 
 
-@torch.inference_mode(mode=False)
+@standard_modes()
 def audit(
     model: nn.Module,
     train: LabeledRows,

@@ -8,7 +8,7 @@ symmetry        asymmetry and symmetric part of a matrix
 result_files    the mixin of every result class, and its files
 atomic_files    files that are whole or absent
 weight_files    model weights, loaded without running code
-torch_func      the only import of torch.func
+models          private copies of models, how they are run; the only import of torch.func
 """
 
 from kernelmem.core.atomic_files import array_sha256 as array_sha256

@@ -156,6 +156,31 @@ def _shape_hint(labels: Tensor, name: str) -> str:
     return "pass one class index per row"
 
 
+def as_device(device: torch.device | str, name: str = "device") -> torch.device:
+    """Return a device on which tensors can be created.
+
+    Raises:
+        InputError: not the name of a device, or one that this machine or this build of torch does not have.
+    """
+    try:
+        result = torch.device(device)
+        torch.empty(0, device=result)
+    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, as the backend likes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{name}={device!r} ({reason})",
+            expected="a device that this machine and this build of torch have",
+            hint=f'pass {name}="cpu", or None for the device of the model',
+        ) from error
+    if result.type == "meta":
+        raise InputError(
+            f"{name}={device!r}, on which tensors have no values",
+            expected="a device that computes",
+            hint=f'pass {name}="cpu"',
+        )
+    return result
+
+
 def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float = 1e-6) -> Tensor:
     """Return a kernel matrix as a symmetric float64 tensor of shape (n, n).
 

@@ -10,6 +10,7 @@ from torch import nn
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_labels
 from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.kernels import verification
 from kernelmem.tangents.engine.engine import Engine, LabeledRows
@@ -24,7 +25,7 @@ Labels = ArrayLike | tuple[ArrayLike, ArrayLike] | None  # labels of x, or a pai
 _verified_kinds: weakref.WeakKeyDictionary[nn.Module, dict[object, object]] = weakref.WeakKeyDictionary()
 
 
-@torch.inference_mode(mode=False)  # the caller may be in inference mode, where nothing can be differentiated
+@standard_modes()
 def ntk(
     model: nn.Module,
     x: Batch,
@@ -110,7 +111,7 @@ def ntk(
     return kernels if by is not None else kernels[""]
 
 
-@torch.inference_mode(mode=False)
+@standard_modes()
 def ntk_plan(
     model: nn.Module,
     x: Batch,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.tangents.derivatives.jacobian import vectorized_jacobian
 from kernelmem.tangents.derivatives.jvp import JvpMode, Linearized, choose_mode
@@ -28,6 +29,7 @@ FRAGMENTATION = 2
 MatrixOutputs = Literal["trace", "pseudo", "full"]
 
 
+@standard_modes()
 def ntk_operator(
     model: nn.Module,
     x: Batch,
@@ -139,6 +141,7 @@ class NTKOperator:
         """Device on which products are computed and returned."""
         return self._prepared.device
 
+    @standard_modes()
     def __matmul__(self, v: ArrayLike) -> Tensor:
         """Compute K v for v (N,), or K V for V (N, k), N = ``shape[0]``: a tensor or array in the operator's dtype.
 
@@ -167,6 +170,7 @@ class NTKOperator:
             )
         return result
 
+    @standard_modes()
     def diagonal(self) -> Tensor:
         """Compute the diagonal K_nn = |J_n|² exactly, (n,); for the full kernel (n·C,), in its order.
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, check_outputs, map_tree
 from kernelmem.core.errors import InputError
-from kernelmem.core.torch_func import functional_call
+from kernelmem.core.models import without_checkpointing
+from kernelmem.core.models.torch_func import functional_call
 from kernelmem.recording.step_checks.backward_hooks import hook_names, without_hooks
 from kernelmem.recording.step_checks.forward_observer import ForwardObserver
 from kernelmem.recording.step_checks.hidden_state import ForwardModule
@@ -43,7 +44,7 @@ def batch_gradient(
     """
     trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
     gradients: dict[nn.Parameter, Tensor | None] = {}
-    with torch.enable_grad():
+    with torch.enable_grad(), without_checkpointing():
         copied_inputs = map_tree(x, Tensor.clone)  # a model may write to its input
         loss_value = batch_loss(loss, forward(copied_inputs), y, sample_weight, reduction=reduction)
         if trainable and loss_value.requires_grad:

@@ -1,6 +1,5 @@
 """Replay of a recorded run: weights after every step, read where they were kept, recomputed to the bit between."""
 
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError, VerificationError
+from kernelmem.core.models import copy_module
 from kernelmem.recording.gradient_check import batch_gradient, call_model, random_state
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import (
@@ -67,7 +67,7 @@ def replay(
     stop = len(run) if stop is None else stop
     _check_range(run, start, stop)
     anchor = max(t for t in run.kept if t <= start)
-    replay_model = copy.deepcopy(model)
+    replay_model = copy_module(model)
     load_model_state(replay_model, run.weights(anchor))  # refuses another architecture here, not at the first step
     states = _replayed_states(run, replay_model, loss, reanchor, forward, anchor, stop)
     return ((t, {name: value.clone() for name, value in state.items()}) for t, state in states if t >= start)

@@ -1,12 +1,11 @@
 """Check that model, loss and forward reproduce the first recorded step."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
 from kernelmem.core.errors import InputError
+from kernelmem.core.models import copy_module
 from kernelmem.recording.replay import replay_step
 from kernelmem.recording.run import Run
 from kernelmem.recording.storage.checkpoints import Checkpoint
@@ -32,7 +31,7 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return
     before, after = run.checkpoint(0), run.checkpoint(1)
-    repeated_checkpoint = replay_step(run, copy.deepcopy(model), 0, loss=loss, forward=forward)
+    repeated_checkpoint = replay_step(run, copy_module(model), 0, loss=loss, forward=forward)
     recorded_trace, rounding_norm = _gradient_trace(before, after)
     repeated_trace, _ = _gradient_trace(before, repeated_checkpoint)
     if set(repeated_trace) == set(recorded_trace):

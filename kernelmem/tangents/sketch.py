@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Forward, as_rows
 from kernelmem.core.checks import as_count, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.tangents.capture import ParameterUse
 from kernelmem.tangents.engine.backward import ForwardPass
 from kernelmem.tangents.engine.engine import Engine
@@ -26,7 +27,7 @@ CHUNK_BYTES = 64 * 2**20
 SIGNS_PER_BLOCK = 2**22  # random signs drawn at a time for tangents in explicit form
 
 
-@torch.inference_mode(mode=False)
+@standard_modes()
 def tangent_features(
     model: nn.Module,
     x: Batch,

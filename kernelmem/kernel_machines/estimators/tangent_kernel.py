@@ -1,6 +1,5 @@
 """Tangent kernel of a model as a callable kernel(X, Y) for scikit-learn estimators."""
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeGuard, overload
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
 from kernelmem.core.errors import InputError
+from kernelmem.core.models import copy_module
 from kernelmem.core.options import MEMORY
 from kernelmem.kernels.ntk import ntk
 
@@ -62,7 +62,7 @@ class TangentKernel:
                 expected='"trace" or "pseudo": one value per pair of rows',
                 hint='pass outputs="trace", or use km.ntk for other outputs',
             )
-        object.__setattr__(self, "model", copy.deepcopy(self.model))
+        object.__setattr__(self, "model", copy_module(self.model))
         if self.parameters is not None:
             object.__setattr__(self, "parameters", tuple(self.parameters))
 

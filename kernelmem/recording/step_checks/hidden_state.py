@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, Tree, map_tree
 from kernelmem.core.errors import InputError
-from kernelmem.core.torch_func import functional_call
+from kernelmem.core.models.torch_func import functional_call
 from kernelmem.recording.step_checks.random_state import random_state
 from kernelmem.training.losses import Loss, per_example_loss
 

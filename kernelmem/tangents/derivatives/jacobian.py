@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kernelmem.core.batches import Batch, Rows
-from kernelmem.core.torch_func import functional_call, jacrev, vmap
+from kernelmem.core.models.torch_func import functional_call, jacrev, vmap
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.elementwise import PReLURule
 

@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
-from kernelmem.core.torch_func import functional_call
-from kernelmem.core.torch_func import jvp as dual_jvp
+from kernelmem.core.models.torch_func import functional_call, standard_modes
+from kernelmem.core.models.torch_func import jvp as dual_jvp
 from kernelmem.tangents.derivatives.jacobian import BoundModel
 from kernelmem.tangents.prepare import PreparedModel
 
@@ -66,14 +66,14 @@ class Linearized:
 
     def vjp(self, cotangents: Tensor) -> Tangents:
         """Compute Jᵀ w, one tensor per selected parameter, for ``cotangents`` w (n examples, C outputs)."""
-        with differentiable_kernels(self.prepared.device):
+        with differentiable_kernels():
             if self.keep_graph and self.mode == "reverse" and self._vjp_graph is None:
                 return {name: g.detach() for name, g in self._vjp_with_graph(cotangents).items()}
             return self._parameter_gradients(cotangents, create_graph=False)
 
     def jvp(self, tangents: Tangents) -> Tensor:
         """Compute J u, (n examples, C outputs), for ``tangents`` u, one tensor per selected parameter."""
-        with differentiable_kernels(self.prepared.device):
+        with differentiable_kernels():
             compute = self._jvp_by_dual_numbers if self.mode == "forward" else self._jvp_by_double_backward
             return compute(tangents)
 
@@ -149,7 +149,7 @@ def load_dual_rules() -> None:
 
 
 @contextmanager
-def differentiable_kernels(device: torch.device) -> Iterator[None]:
+def differentiable_kernels() -> Iterator[None]:
     """Enter a context in which operations can be differentiated twice and by dual numbers; flags are restored on exit.
 
     Fused attention has a first derivative only, the fused TransformerEncoder layer none. Autocast would compute
@@ -160,8 +160,7 @@ def differentiable_kernels(device: torch.device) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath_enabled)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(standard_modes())
         stack.enter_context(torch.enable_grad())
         yield
 
@@ -238,7 +237,7 @@ def _rowwise_vjp(prepared: PreparedModel, rows: Rows, indices: list[int], w: Ten
     parameters = prepared.parameters
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     squares = 0.0
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(prepared.device.type, enabled=False):
+    with standard_modes(), torch.enable_grad():
         for position, row_index in enumerate(indices):
             outputs = prepared.outputs(rows.slice(row_index, row_index + 1), 1)
             if not outputs.requires_grad:

@@ -1,11 +1,10 @@
 """One member of an ensemble as a plain nn.Module: the reference that the batched engines must reproduce."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError
+from kernelmem.core.models import copy_module
 from kernelmem.training.batching import BatchOrder
 from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss
@@ -18,7 +17,7 @@ class OneModule:
 
     def __init__(self, task: EnsembleTask, model: nn.Module) -> None:
         self.task, self.members = task, [0]
-        self.model = copy.deepcopy(model).to(task.x.device)
+        self.model = copy_module(model).to(task.x.device)
         if task.x.is_floating_point():
             self.model.to(task.x.dtype)
         self.parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
-from kernelmem.core.torch_func import functional_call, vmap
+from kernelmem.core.models.torch_func import functional_call, vmap
 from kernelmem.training.batching import BatchOrder, rows_per_step
 from kernelmem.training.ensemble.members import EnsembleTask
 from kernelmem.training.ensemble.metrics import mean_loss

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_count
 from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
@@ -131,6 +132,7 @@ class InfluenceOptions:
             as_count(self.chunk, "chunk")
 
 
+@standard_modes()
 def influence(
     run: Run,
     model: nn.Module,
@@ -188,6 +190,7 @@ def influence(
     return Influence(values, target_functions.names, method, program.tape)
 
 
+@standard_modes()
 def self_influence(
     run: Run,
     model: nn.Module,

@@ -95,7 +95,7 @@ class TrainingProgram:
         weights = batch.weights.clone().requires_grad_()
         parameters = self.prepared.parameters
         running_statistics = RunningStatistics(self.prepared.module)
-        with differentiable_kernels(CPU), seeded(random):
+        with differentiable_kernels(), seeded(random):
             with running_statistics:
                 outputs = self.prepared.outputs(batch.rows.slice(0, batch.rows.n), batch.rows.n)
             total = (weights * self.loss(outputs, batch.targets)).sum()
@@ -124,7 +124,7 @@ class TrainingProgram:
         selected_rows = Rows(rows.take(row_indices.tolist()), len(row_indices))
         parameters = self.prepared.parameters
         tangents: dict[str, list[Tensor]] = {}
-        with differentiable_kernels(CPU):
+        with differentiable_kernels():
             batch_outputs = self.prepared.outputs(selected_rows.slice(0, selected_rows.n), selected_rows.n).detach()
             for i in range(selected_rows.n):
                 running_statistics = RunningStatistics(self.prepared.module)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, as_rows
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import Progress
 from kernelmem.recording.averaging import average_coefficients
 from kernelmem.recording.gradient_check import Forward
@@ -67,6 +68,7 @@ class LedgerOptions(Quadrature):
     """With by="example": keep the contribution of every example in every step, (m, T, n, k) numbers."""
 
 
+@standard_modes()
 def ledger(
     run: Run,
     model: nn.Module,

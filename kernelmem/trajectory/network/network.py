@@ -142,7 +142,7 @@ class Network:
         if not self._in_one_pass(blocks):
             return self._slopes_per_block(rows, blocks, directions)
         load_dual_rules()
-        with differentiable_kernels(torch.device("cpu")), forward_ad.dual_level():
+        with differentiable_kernels(), forward_ad.dual_level():
             dual = dual_places(blocks) if directions is None else dual_blocks(blocks, directions)
             outputs, slopes = forward_ad.unpack_dual(self.outputs(rows, dual))
             return outputs, torch.zeros_like(outputs) if slopes is None else slopes

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes
 from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
@@ -105,6 +106,7 @@ class ExactKernelMachine(Result):
         )
 
 
+@standard_modes()
 def exact_kernel_machine(
     run: Run,
     model: nn.Module,

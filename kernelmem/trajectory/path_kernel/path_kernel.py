@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.checks import ArrayLike, as_count
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.kernels.ntk import Outputs
@@ -125,6 +126,7 @@ class PathKernelOptions:
         as_count(self.stride, "stride")
 
 
+@standard_modes()
 def path_kernel(
     run: Run,
     model: nn.Module,

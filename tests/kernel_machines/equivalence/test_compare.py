@@ -11,7 +11,7 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.torch_func import functional_call, jvp
+from kernelmem.core.models.torch_func import functional_call, jvp
 from kernelmem.kernel_machines.equivalence.compare import compare_kernel_machines
 from kernelmem.kernel_machines.equivalence.options import ComparisonOptions
 from kernelmem.kernel_machines.equivalence.result import METHODS, KernelMachineComparison, score_fit

@@ -9,7 +9,7 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.torch_func import functional_call, jvp
+from kernelmem.core.models.torch_func import functional_call, jvp
 from kernelmem.kernel_machines.linearized.eigenmodes import mode_states
 from kernelmem.kernel_machines.linearized.function_space import Linearization
 from kernelmem.kernel_machines.linearized.gradient_flow import gradient_descent, gradient_flow

@@ -1,0 +1,8 @@
+"""Models of users: private copies of them, and how they are run."""
+
+from kernelmem.core.models.execution import DerivativeDetector as DerivativeDetector
+from kernelmem.core.models.execution import plain_execution as plain_execution
+from kernelmem.core.models.execution import without_checkpointing as without_checkpointing
+from kernelmem.core.models.private_copy import copy_module as copy_module
+from kernelmem.core.models.private_copy import private_copy as private_copy
+from kernelmem.core.models.private_copy import replace_complex_parameters as replace_complex_parameters

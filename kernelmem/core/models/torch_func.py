@@ -1,0 +1,31 @@
+"""torch.func as kernelmem uses it, and the modes of torch that the caller may be in. No other file imports torch.func."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
+
+__all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "standard_modes", "vjp", "vmap"]
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Return True if ``tensor`` is wrapped by torch.func: inside vmap, grad or jvp."""
+    return _functorch.is_functorch_wrapped_tensor(tensor)
+
+
+@contextmanager
+def standard_modes() -> Iterator[None]:
+    """Leave the caller's inference mode and autocast inside a ``with`` block or a decorated function.
+
+    In inference mode nothing can be differentiated; autocast would compute products in half precision.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device_type in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield

@@ -1,0 +1,230 @@
+"""Prepared models: a private copy with the selected parameters, its outputs, and the checks of both."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from kernelmem.core.batches import Batch, Forward, Rows, named_leaves
+from kernelmem.core.checks import as_device
+from kernelmem.core.errors import InputError, KernelmemError, UnsupportedModelError
+from kernelmem.core.models import DerivativeDetector, plain_execution, private_copy, replace_complex_parameters
+from kernelmem.tangents.prepare.evaluation_mode import check_eval_mode
+
+ROWS_PER_CHECK = 64  # examples of a pass that looks for parameters on the graph
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A private copy of a model, in which exactly the selected parameters require gradients."""
+
+    module: nn.Module
+    forward: Forward
+    parameters: dict[str, nn.Parameter]  # name (the first, if tied) -> parameter of the copy, (..., 2) if it is complex
+    dtype: torch.dtype
+    device: torch.device
+    n_outputs: int = 0
+    differentiates: bool = False  # whether the forward pass itself needs gradients (forces, differential equations)
+
+    def outputs(self, batch: Batch, n: int) -> Tensor:
+        """Run the model on a batch of n rows and check that the result is (n, C).
+
+        Raises:
+            UnsupportedModelError: the result is not a tensor of shape (n, C).
+        """
+        needs_gradients = torch.is_grad_enabled()
+        with ExitStack() as stack:
+            stack.enter_context(plain_execution(self.device))
+            if self.differentiates:
+                stack.enter_context(torch.enable_grad())
+            result = self.forward(self.module, batch)
+        if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != n or result.shape[1] == 0:
+            description = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise UnsupportedModelError(
+                f"a model whose output on {n} rows is {description}",
+                expected=f"a tensor of shape ({n}, C): C outputs per example",
+                hint="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
+            )
+        return result if needs_gradients or not self.differentiates else result.detach()
+
+    @property
+    def n_parameters(self) -> int:
+        """Number P of selected scalar parameters."""
+        return sum(p.numel() for p in self.parameters.values())
+
+
+def prepare(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    forward: Forward | None = None,
+    parameters: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    evaluation: bool = False,
+) -> PreparedModel:
+    """Copy ``model`` and select the parameters; the user's module is never changed.
+
+    dtype and device default to those of the model's first floating-point parameter. With ``evaluation`` the copy is put
+    into eval mode; without it, a model in training mode is refused if that changes its outputs.
+
+    Raises:
+        UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C), not deterministic, or do
+            not depend on the parameters; a module that cannot be copied.
+        InputError: unknown parameter names, no parameters, a dtype other than float32 and float64, a device that is
+            not there.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model of type {type(model).__name__}",
+            expected="a torch.nn.Module",
+            hint="wrap your function in a torch.nn.Module",
+        )
+    if not evaluation:
+        check_eval_mode(model)
+    first_parameter = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
+    if first_parameter is None:
+        raise InputError(
+            "a model without floating-point parameters",
+            expected="parameters",
+            hint="pass a model with at least one floating-point parameter (quantized weights are not parameters)",
+        )
+    dtype = first_parameter.dtype.to_real() if dtype is None else dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", hint="pass dtype=torch.float32")
+    device = first_parameter.device if device is None else as_device(device)
+    module = private_copy(model, dtype=dtype, device=device)
+    if evaluation:
+        module.eval()
+    prepared = PreparedModel(
+        module, forward or (lambda m, batch: m(batch)), _select_parameters(module, parameters), dtype, device
+    )
+    outputs, differentiates = _probe_outputs(prepared, rows)
+    prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=differentiates)
+    _check_dependence(prepared, outputs, rows)
+    return prepared
+
+
+def _select_parameters(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    """Let exactly the parameters with these names require gradients, and return them in the order of the module.
+
+    None selects those that require gradients.
+
+    Raises:
+        InputError: an unknown name, a parameter of integers, or no name.
+    """
+    parameter_of_name = dict(module.named_parameters())
+    selected_names = (
+        [name for name, p in parameter_of_name.items() if p.requires_grad] if names is None else list(names)
+    )
+    invalid_names = [
+        name
+        for name in selected_names
+        if name not in parameter_of_name
+        or not (parameter_of_name[name].is_floating_point() or parameter_of_name[name].is_complex())
+    ]
+    if invalid_names or not selected_names:
+        raise InputError(
+            f"parameters {invalid_names or selected_names}",
+            expected=f"names among {', '.join(list(parameter_of_name)[:8])}{', ...' if len(parameter_of_name) > 8 else ''}",
+            hint="use names of floating-point model.named_parameters(); with parameters=None at least one must require grad",
+        )
+    for name, parameter in parameter_of_name.items():
+        parameter.requires_grad_(name in selected_names)
+    selected = {name: parameter for name, parameter in parameter_of_name.items() if parameter.requires_grad}
+    complex_names = {name for name, parameter in selected.items() if parameter.is_complex()}
+    return selected | replace_complex_parameters(module, complex_names)
+
+
+def check_rows(prepared: PreparedModel, rows: Rows) -> None:
+    """Check that the model accepts other rows than those it was prepared on.
+
+    Raises:
+        InputError: the model does not accept their shape or dtype, or returns a different number of outputs.
+    """
+    n_outputs = _probe_outputs(prepared, rows)[0].shape[1]
+    if n_outputs != prepared.n_outputs:
+        raise InputError(
+            f"rows x with {prepared.n_outputs} outputs and rows y with {n_outputs}",
+            expected="the same number of outputs for x and y",
+            hint="check the shape of y",
+        )
+
+
+def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
+    """Run the model twice on the first two rows (the only one twice), and compare the outputs.
+
+    Returns the outputs (2, C) with their graph, and whether the forward pass itself computes derivatives.
+
+    Raises:
+        InputError: the model does not accept the rows. UnsupportedModelError: the two runs differ.
+    """
+    batch = rows.to(dtype=prepared.dtype, device=prepared.device).take([0, min(1, rows.n - 1)])
+    try:
+        with torch.enable_grad(), DerivativeDetector() as detector:
+            first = prepared.outputs(batch, 2)
+            second = prepared.outputs(batch, 2)
+    except KernelmemError:
+        raise
+    except Exception as error:  # the user's code may raise any type
+        shapes = [tuple(leaf.shape) for _, leaf in named_leaves(batch, "x")]
+        raise InputError(
+            f"rows of shape {shapes} that the model does not accept ({type(error).__name__}: {error})",
+            expected="inputs that model(x) accepts",
+            hint="check the shape and dtype of the inputs, or pass forward=",
+        ) from error
+    if not torch.equal(first, second) and not bool((first.isnan() & second.isnan()).any()):
+        raise UnsupportedModelError(
+            "a model whose two runs on the same rows differ",
+            expected="a deterministic model",
+            hint="call model.eval(), and remove functional dropout or sampling from its forward pass",
+        )
+    return first, detector.found
+
+
+def _check_dependence(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> None:
+    """Check that the outputs on some row depend on a selected parameter, as far as the graph of autograd tells.
+
+    ``outputs`` are those of the first rows; the other rows are run only if these depend on no selected parameter.
+
+    Raises:
+        UnsupportedModelError: no output depends on them (no_grad, detach, argmax or rounding in the forward pass).
+    """
+    parameter_ids = {id(parameter) for parameter in prepared.parameters.values()}
+
+    def depends(outputs: Tensor) -> bool:
+        return any(id(leaf) in parameter_ids for leaf in graph_leaves(outputs))
+
+    if depends(outputs):
+        return
+    rows = rows.to(dtype=prepared.dtype, device=prepared.device)
+    for start in range(0, rows.n, ROWS_PER_CHECK):
+        stop = min(start + ROWS_PER_CHECK, rows.n)
+        with torch.enable_grad():
+            if depends(prepared.outputs(rows.slice(start, stop), stop - start)):
+                return
+    raise UnsupportedModelError(
+        f"a model whose outputs depend on none of its {len(parameter_ids)} selected parameters, on {rows.n} rows",
+        expected="outputs that can be differentiated with respect to the parameters",
+        hint="check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
+    )
+
+
+def graph_leaves(tensor: Tensor) -> list[Tensor]:
+    """Return the leaves that require gradients on the autograd graph of ``tensor``."""
+    leaves = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
+    visited: set[Node] = set()
+    stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    while stack:
+        node = stack.pop()
+        if node in visited:
+            continue
+        visited.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
+        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return leaves
