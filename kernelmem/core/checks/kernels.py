@@ -1,0 +1,78 @@
+"""Checks of kernel matrices and of computed results."""
+
+import torch
+from torch import Tensor
+
+from kernelmem.core.checks.arrays import ArrayLike, as_tensor
+from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.symmetry import measure_asymmetry
+
+# Entries of a kernel whose squares, summed over the kernel, neither overflow nor underflow in float64.
+MAX_ENTRY, MIN_ENTRY = 1e140, 1e-140
+
+
+def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float = 1e-6) -> Tensor:
+    """Return a kernel matrix as a symmetric float64 tensor of shape (n, n).
+
+    Asymmetry up to ``tolerance`` times the largest entry (rounding of a float32 kernel) is averaged away.
+
+    Raises:
+        InputError: not square, empty, complex, not finite, or with entries so large or small that squares overflow or
+            underflow.
+        NumericalError: asymmetric beyond ``tolerance``.
+    """
+    kernel = as_tensor(value, name, dtype=torch.float64)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] == 0:
+        raise InputError(
+            f"{name} of shape {tuple(kernel.shape)}",
+            expected="a square matrix (n, n) with n >= 1",
+            hint='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
+        )
+    asymmetry = measure_asymmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
+    check_kernel_range(asymmetry.largest, name)
+    if asymmetry.gap > tolerance * asymmetry.largest:
+        raise NumericalError(
+            f"{name} of shape {tuple(kernel.shape)} with asymmetry {asymmetry.gap:.3g} and entries up to {asymmetry.largest:.3g}",
+            expected=f"a symmetric matrix (asymmetry at most {tolerance:g} of the largest entry)",
+            hint="check that both sides were computed on the same rows, in eval mode",
+        )
+    if asymmetry.gap == 0:
+        return kernel
+    symmetric_kernel = torch.empty_like(kernel)
+    measure_asymmetry(lambda rows, columns: kernel[rows, columns], len(kernel), symmetric_kernel)
+    return symmetric_kernel
+
+
+def check_kernel_range(largest: float, name: str) -> None:
+    """Check that squares of the entries of an array stay within float64, from its largest absolute entry.
+
+    Raises:
+        InputError: the largest entry is above 1e140, or below 1e-140 and not 0.
+    """
+    if largest > MAX_ENTRY or 0 < largest < MIN_ENTRY:
+        raise InputError(
+            f"{name} with entries up to {largest:.3g}",
+            expected=f"entries of at most {MAX_ENTRY:g}, and not all below {MIN_ENTRY:g}, whose squares are in float64",
+            hint=f"multiply {name} by a constant, so that its largest entry is near 1",
+        )
+
+
+def check_result(result: Tensor, name: str, *, hint: str) -> Tensor:
+    """Return a computed array (n, ...) if all its values are finite.
+
+    Raises:
+        NumericalError: NaN or infinite values; the message names the first rows that have them.
+    """
+    extremes = result.aminmax() if result.numel() and result.is_floating_point() else ()
+    if all(bool(torch.isfinite(extreme)) for extreme in extremes):
+        return result
+    not_finite = ~torch.isfinite(result)
+    counts = not_finite.reshape(len(result), -1).sum(1)
+    # A row of its own has more such entries than the rows that only meet it in a column.
+    rows = (counts == counts.max()).nonzero()[:, 0].tolist()
+    raise NumericalError(
+        f"{name} with {int(not_finite.sum())} NaN or infinite values, in rows {str(rows[:8])[1:-1]}"
+        f"{', ...' * (len(rows) > 8)}",
+        expected="finite values",
+        hint=hint,
+    )

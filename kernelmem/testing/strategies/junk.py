@@ -1,0 +1,400 @@
+"""Hypothesis strategies of unusual and invalid arguments, one for each kind of argument.
+
+A function with checked arguments either accepts such a value or raises its own error; it never returns NaN, never ends
+in an error of another library, and never changes the value::
+
+    @given(junk("kernel"), st.sampled_from(["kernel", "y"]))
+    def test_my_function_refuses_junk(value, name):
+        with contextlib.suppress(km.KernelmemError):
+            my_function(**{**VALID, name: value.make()})
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+
+@dataclass(frozen=True)
+class Junk:
+    """An unusual or invalid argument: its kind, a label that is its ``repr``, and a function that makes it."""
+
+    kind: str
+    label: str
+    make: Callable[[], object]
+
+    def __repr__(self) -> str:
+        return f"{self.kind}: {self.label}"
+
+
+def junk(*kinds: str) -> st.SearchStrategy[Junk]:
+    """Draw an unusual or invalid value of one of the kinds, in equal shares; without kinds, of all of them.
+
+    ``KINDS`` lists the kinds. The kind "array" also draws arrays of random shape, dtype and content. Raises KeyError for
+    an unknown kind.
+    """
+    strategies = {kind: st.sampled_from(values) for kind, values in KINDS.items()}
+    strategies["array"] |= arrays()
+    return st.one_of([strategies[kind] for kind in kinds or strategies])
+
+
+ARRAY_DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+)
+FILLS = (0.0, 1.0, -1.0, 0.5, math.nan, math.inf, -math.inf, 1e300, -1e300, 1e39, 1e-300, 1e-40, 2.0**40)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> Junk:
+    """Draw a tensor or array of 0 to 4 axes of length 0 to 5: random, or constant, or random with one other entry."""
+    shape = tuple(draw(st.lists(st.sampled_from((4, 3, 2, 1, 0, 5)), max_size=4)))
+    dtype, fill = draw(st.sampled_from(ARRAY_DTYPES)), draw(st.sampled_from(FILLS))
+    style, as_numpy = draw(st.sampled_from(("random", "constant", "one entry"))), draw(st.booleans())
+
+    def make() -> object:
+        with np.errstate(all="ignore"):
+            return _array(shape, dtype, fill, style, as_numpy)
+
+    return Junk("array", f"{style} {fill} {str(dtype)[6:]} {shape}{' numpy' * as_numpy}", make)
+
+
+def _array(shape: tuple[int, ...], dtype: torch.dtype, fill: float, style: str, as_numpy: bool) -> object:
+    """Return the tensor or array that :func:`arrays` describes."""
+    values = np.random.default_rng(0).standard_normal(shape)
+    if style == "constant":
+        values = np.full(shape, fill)
+    elif values.size and style == "one entry":
+        values.flat[0] = fill
+    tensor = torch.from_numpy(np.asarray(values))
+    tensor = (tensor.nan_to_num(0.0, 1e18, -1e18) if not (dtype.is_floating_point or dtype.is_complex) else tensor).to(
+        dtype
+    )
+    return tensor.numpy() if as_numpy and dtype is not torch.bfloat16 else tensor
+
+
+def _ragged() -> object:
+    return [[1.0, 2.0], [3.0]]
+
+
+class _NoLength(IterableDataset[Tensor]):
+    def __iter__(self):
+        yield torch.ones(3)
+
+
+class _BrokenModule(nn.Module):
+    """A module whose forward pass returns None."""
+
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+class _HugeNumber:
+    """An object that converts to a float but is not a number."""
+
+    def __float__(self) -> float:
+        return 1.0
+
+
+def _self_reference() -> object:
+    values: list[object] = [1.0]
+    values.append(values)
+    return values
+
+
+def _random_matrix(scale: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(4, 3, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+
+Values = Mapping[str, Callable[[], object]]
+
+ARRAYS: Values = {
+    "ones (4, 3)": lambda: torch.ones(4, 3),
+    "identity (4, 4)": lambda: torch.eye(4),
+    "complex symmetric": lambda: torch.eye(4, dtype=torch.complex128) + 1j,
+    "complex Hermitian numpy": lambda: np.eye(4) + 1j * np.triu(np.ones((4, 4)), 1) - 1j * np.tril(np.ones((4, 4)), -1),
+    "object array": lambda: np.array([[1, None], [2, 3]], dtype=object),
+    "strings": lambda: np.array(["a", "b", "c", "d"]),
+    "list of strings": lambda: ["a", "b", "c", "d"],
+    "bytes array": lambda: np.array([b"a", b"b", b"c", b"d"]),
+    "datetimes": lambda: np.array(["2020-01-01"] * 4, dtype="datetime64[D]"),
+    "structured array": lambda: np.zeros(4, dtype=[("a", "f8"), ("b", "i4")]),
+    "one NaN": lambda: torch.tensor([[1.0, math.nan], [0.0, 1.0]]),
+    "all inf": lambda: torch.full((4, 4), math.inf),
+    "1e300 (4, 4)": lambda: torch.full((4, 4), 1e300, dtype=torch.float64),
+    "1e300 diagonal": lambda: torch.eye(4, dtype=torch.float64) * 1e300,
+    "1e300 random": lambda: _random_matrix(1e300),
+    "1e200 vector": lambda: torch.full((4,), 1e200, dtype=torch.float64),
+    "1e39 row": lambda: torch.cat([torch.full((1, 3), 1e39, dtype=torch.float64), torch.ones(3, 3)]),
+    "1e38 float32": lambda: _random_matrix(1e38, torch.float32),
+    "1e-300 (4, 4)": lambda: torch.full((4, 4), 1e-300, dtype=torch.float64),
+    "1e-300 diagonal": lambda: torch.eye(4, dtype=torch.float64) * 1e-300,
+    "zeros (4, 4)": lambda: torch.zeros(4, 4),
+    "zeros (4, 3)": lambda: torch.zeros(4, 3),
+    "empty": lambda: torch.empty(0),
+    "empty (0, 3)": lambda: torch.empty(0, 3),
+    "empty (4, 0)": lambda: torch.empty(4, 0),
+    "empty list": list,
+    "0-d": lambda: torch.tensor(1.0),
+    "numpy 0-d": lambda: np.array(3),
+    "5 axes": lambda: torch.ones(2, 1, 1, 1, 2),
+    "sparse COO": lambda: torch.eye(4).to_sparse(),
+    "sparse CSR": lambda: torch.eye(4).to_sparse_csr(),
+    "meta tensor": lambda: torch.empty(4, 4, device="meta"),
+    "nested tensor": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.strided),
+    "float8": lambda: torch.ones(4, 4).to(torch.float8_e4m3fn),
+    "masked array": lambda: np.ma.masked_array([[1.0, 2.0], [3.0, 4.0]], mask=[[False, True], [False, False]]),
+    "masked array without mask": lambda: np.ma.masked_array([1.0, 2.0, 3.0, 4.0]),
+    "big-endian": lambda: np.ones((4, 3), dtype=">f8"),
+    "longdouble": lambda: np.ones((4, 3), dtype=np.longdouble),
+    "uint64 beyond int64": lambda: np.array([2**64 - 1, 1, 2, 3], dtype=np.uint64),
+    "uint16": lambda: np.array([0, 1, 0, 1], dtype=np.uint16),
+    "negative strides": lambda: np.eye(4)[::-1],
+    "read-only": lambda: np.frombuffer(np.ones(12).tobytes()).reshape(4, 3),
+    "requires grad": lambda: torch.ones(4, 3, requires_grad=True),
+    "ragged list": _ragged,
+    "list with None": lambda: [1.0, None, 2.0, 3.0],
+    "list of huge integers": lambda: [10**400, 1, 2, 3],
+    "list that contains itself": _self_reference,
+    "integers as float": lambda: np.array([0.0, 1.0, 0.0, 1.0]),
+    "column of labels": lambda: torch.tensor([[0], [1], [0], [1]]),
+    "labels from 1": lambda: torch.tensor([1, 2, 1, 2]),
+    "negative labels": lambda: torch.tensor([-1, 0, 1, 0]),
+    "one class": lambda: torch.zeros(4, dtype=torch.int64),
+    "huge label": lambda: torch.tensor([0, 1, 2**62, 1]),
+    "fractional labels": lambda: torch.tensor([0.0, 0.5, 1.0, 1.0]),
+    "float labels beyond int64": lambda: torch.tensor([0.0, 1e30, 1.0, 1.0], dtype=torch.float64),
+    "bools": lambda: torch.tensor([True, False, True, False]),
+    "bytes": lambda: b"abcd",
+    "memoryview": lambda: memoryview(b"abcd"),
+    "range": lambda: range(4),
+    "generator": lambda: (float(i) for i in range(4)),
+    "set": lambda: {0, 1, 2, 3},
+    "dict of arrays": lambda: {"a": torch.ones(4, 3), "b": torch.ones(4)},
+    "dict of different lengths": lambda: {"a": torch.ones(4, 3), "b": torch.ones(3)},
+    "empty dict": dict,
+    "ordered dict": lambda: OrderedDict(x=torch.ones(4, 3)),
+    "pair of arrays": lambda: (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])),
+    "empty tuple": tuple,
+    "tuple of None": lambda: (None, None),
+    "list of tensors": lambda: [torch.ones(3), torch.ones(3)],
+    "data set": lambda: TensorDataset(torch.ones(4, 3)),
+    "empty data set": lambda: TensorDataset(torch.ones(0, 3)),
+    "iterable data set": _NoLength,
+    "data loader": lambda: DataLoader(TensorDataset(torch.ones(4, 3)), batch_size=2),
+    "loader of iterable": lambda: DataLoader(_NoLength(), batch_size=None),
+}
+
+NUMBERS: Values = {
+    "None": lambda: None,
+    "True": lambda: True,
+    "0": lambda: 0,
+    "1": lambda: 1,
+    "-1": lambda: -1,
+    "0.5": lambda: 0.5,
+    "2.0": lambda: 2.0,
+    "-0.0": lambda: -0.0,
+    "nan": lambda: math.nan,
+    "inf": lambda: math.inf,
+    "-inf": lambda: -math.inf,
+    "1e300": lambda: 1e300,
+    "1e-300": lambda: 1e-300,
+    "5e-324": lambda: 5e-324,
+    "2**31": lambda: 2**31,
+    "2**63": lambda: 2**63,
+    "-2**63": lambda: -(2**63),
+    "2**64": lambda: 2**64,
+    "10**400": lambda: 10**400,
+    "1j": lambda: 1j,
+    "text 3": lambda: "3",
+    "text nan": lambda: "nan",
+    "object with __float__": _HugeNumber,
+    "numpy int64": lambda: np.int64(2),
+    "numpy float32": lambda: np.float32(0.5),
+    "numpy nan": lambda: np.float64("nan"),
+    "numpy bool": lambda: np.bool_(True),
+    "tensor 0-d": lambda: torch.tensor(2),
+    "tensor complex": lambda: torch.tensor(1j),
+    "tensor (1,)": lambda: torch.ones(1),
+    "tensor meta 0-d": lambda: torch.empty((), device="meta"),
+    "datetime": lambda: np.datetime64("2020-01-01"),
+}
+
+TEXTS: Values = {
+    "empty": lambda: "",
+    "word": lambda: "junk",
+    "trace": lambda: "trace",
+    "full": lambda: "full",
+    "upper case": lambda: "TRACE",
+    "bytes": lambda: b"trace",
+    "NUL": lambda: "a\0b",
+    "surrogate": lambda: "\udc80",
+    "right-to-left override": lambda: "\u202eevil",
+    "newline": lambda: "a\nb",
+    "long": lambda: "x" * 10_000,
+    "list of text": lambda: ["trace"],
+    "list with an unhashable": lambda: [["weight"], "bias"],
+    "tuple logit": lambda: ("logit", 0),
+    "tuple logit out of range": lambda: ("logit", 99),
+    "tuple logit of text": lambda: ("logit", "0"),
+    "tuple logit alone": lambda: ("logit",),
+    "parameter names": lambda: ["weight", "bias"],
+    "unknown names": lambda: ["weight", "nothing"],
+    "repeated names": lambda: ["weight", "weight"],
+    "names as text": lambda: "weight",
+    "numbers as names": lambda: [0, 1],
+}
+
+MEMORY: Values = {
+    "None": lambda: None,
+    "4GiB": lambda: "4GiB",
+    "1": lambda: 1,
+    "0": lambda: 0,
+    "negative": lambda: -1,
+    "-1GiB": lambda: "-1GiB",
+    "nan": lambda: math.nan,
+    "inf": lambda: math.inf,
+    "nanGiB": lambda: "nanGiB",
+    "1e400B": lambda: "1e400B",
+    "lots": lambda: "lots",
+    "10**400": lambda: 10**400,
+    "True": lambda: True,
+    "bytes": lambda: b"4GiB",
+    "list": lambda: ["4GiB"],
+    "1KiB": lambda: "1KiB",
+}
+
+DEVICES: Values = {
+    "cuda": lambda: "cuda",
+    "cuda:99": lambda: "cuda:99",
+    "meta": lambda: "meta",
+    "cpu": lambda: "cpu",
+    "cpu:7": lambda: "cpu:7",
+    "junk": lambda: "gpu",
+    "empty": lambda: "",
+    "number": lambda: 0,
+    "device": lambda: torch.device("cpu"),
+    "mps": lambda: "mps",
+    "xla": lambda: "xla",
+    "float32": lambda: torch.float32,
+    "float64": lambda: torch.float64,
+    "float16": lambda: torch.float16,
+    "int64": lambda: torch.int64,
+    "complex64": lambda: torch.complex64,
+    "dtype as text": lambda: "float64",
+    "numpy dtype": lambda: np.float64,
+    "float": lambda: float,
+}
+
+CALLABLES: Values = {
+    "not callable": lambda: 3,
+    "no arguments": lambda: lambda: None,
+    "returns None": lambda: lambda *arguments: None,
+    "returns text": lambda: lambda *arguments: "a",
+    "returns a number": lambda: lambda *arguments: 1.0,
+    "returns its argument": lambda: lambda first, *others: first,
+    "returns its last argument": lambda: lambda *arguments: arguments[-1],
+    "returns a 0-d tensor": lambda: lambda *arguments: torch.tensor(1.0),
+    "returns NaN": lambda: lambda *arguments: torch.full((4, 2), math.nan),
+    "returns (4, 2)": lambda: lambda *arguments: torch.ones(4, 2),
+    "returns numpy": lambda: lambda *arguments: np.ones((4, 2)),
+    "five arguments": lambda: lambda a, b, c, d, e: a,
+    "class": lambda: dict,
+    "builtin len": lambda: len,
+    "cross_entropy": lambda: torch.nn.functional.cross_entropy,
+    "loss module": nn.CrossEntropyLoss,
+    "optimizer class": lambda: torch.optim.SGD,
+    "keyword only": lambda: lambda *, x=1: x,
+}
+
+MODELS: Values = {
+    "class": lambda: nn.Linear,
+    "function": lambda: torch.relu,
+    "no parameters": nn.ReLU,
+    "integer outputs": lambda: nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)),
+    "other width": lambda: nn.Linear(5, 2),
+    "one output": lambda: nn.Linear(3, 1),
+    "returns None": _BrokenModule,
+    "float16": lambda: nn.Linear(3, 2).half(),
+    "complex": lambda: nn.Linear(3, 2, dtype=torch.complex64),
+    "meta": lambda: nn.Linear(3, 2, device="meta"),
+    "lazy": lambda: nn.LazyLinear(2),
+    "frozen": lambda: nn.Linear(3, 2).requires_grad_(False),
+    "NaN weights": lambda: _constant_linear(math.nan),
+    "1e38 weights": lambda: _constant_linear(1e38),
+    "dropout in training": lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2)),
+    "batch norm in training": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+    "recurrent": lambda: nn.LSTM(3, 2),
+    "state dict": lambda: nn.Linear(3, 2).state_dict(),
+    "parameter": lambda: nn.Parameter(torch.ones(3, 2)),
+}
+
+
+def _constant_linear(value: float) -> nn.Module:
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.fill_(value)
+    return model
+
+
+PATHS: Values = {
+    "NUL byte": lambda: "a\0b",
+    "bytes": lambda: b"nowhere/a",
+    "missing parents": lambda: Path("nowhere/a/b"),
+    "device": lambda: "/dev/null",
+    "below a device": lambda: "/dev/null/a",
+    "too long": lambda: "nowhere/" + "x" * 5000,
+    "surrogate": lambda: "nowhere/\udc80",
+    "empty": lambda: "",
+    "this directory": lambda: ".",
+    "list": lambda: ["a"],
+    "number": lambda: 7,
+    "None": lambda: None,
+}
+
+OBJECTS: Values = {
+    "object": object,
+    "None": lambda: None,
+    "class": lambda: dict,
+    "module": lambda: math,
+    "options of another class": lambda: Junk("object", "", object),
+    "exception": lambda: ValueError("a"),
+    "ellipsis": lambda: ...,
+    "slice": lambda: slice(0, 2),
+    "type": lambda: int,
+    "random generator": lambda: np.random.default_rng(0),
+    "torch generator": torch.Generator,
+    "False": lambda: False,
+}
+
+KINDS: Mapping[str, tuple[Junk, ...]] = {
+    kind: tuple(Junk(kind, label, make) for label, make in values.items())
+    for kind, values in {
+        "array": ARRAYS,
+        "number": NUMBERS,
+        "text": TEXTS,
+        "memory": MEMORY,
+        "device": DEVICES,
+        "callable": CALLABLES,
+        "model": MODELS,
+        "path": PATHS,
+        "object": OBJECTS,
+    }.items()
+}
+"""Kinds of arguments, with fixed values of each; "device" has dtypes too, "number" counts and seeds, "array" labels."""
