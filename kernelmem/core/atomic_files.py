@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kernelmem.core.checks import as_path, as_text, check_instance
 from kernelmem.core.errors import InputError
 
 
@@ -17,9 +18,9 @@ def check_directory(directory: str | Path) -> Path:
     Call it before long work whose result goes there.
 
     Raises:
-        InputError: it or one of its parents is a file, or no file can be created there.
+        InputError: it is no path, it or one of its parents is a file, or no file can be created there.
     """
-    directory = Path(directory)
+    directory = as_path(directory, "directory")
     nearest_existing = next(p for p in (directory, *directory.absolute().parents) if os.path.lexists(p))
     problem = "" if nearest_existing.is_dir() else "not a directory"
     if not problem and not os.access(nearest_existing, os.W_OK | os.X_OK):
@@ -47,7 +48,7 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
     Raises:
         InputError: ``path`` is a directory, or one of its parents is a file.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     return write_files(path.parent, {path.name: content})[0]
 
 
@@ -64,6 +65,12 @@ def write_files(
         InputError: as in :func:`check_directory`, or a name is the name of a directory.
     """
     directory = check_directory(directory)
+    check_instance(contents, "contents", Mapping, hint='pass contents={"name.txt": "..."}')
+    for name, content in contents.items():
+        as_path(name, "name of a file")
+        check_instance(content, f"content of {name}", (bytes, str), hint="encode it as bytes or text")
+        if isinstance(content, str):
+            as_text(content, f"content of {name}")
     missing_directories = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     staged: list[tuple[Path, Path]] = []
     try:
@@ -116,6 +123,7 @@ def file_sha256(path: str | Path) -> str:
 
 def array_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of named arrays: names, dtypes, shapes and little-endian bytes, in the order of the mapping."""
+    check_instance(arrays, "arrays", Mapping, hint='pass arrays={"x": x}')
     digest = hashlib.sha256()
     for name, array in arrays.items():
         array = np.ascontiguousarray(array)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, default_collate
 
-from kernelmem.core.checks import ArrayLike, as_tensor
+from kernelmem.core.checks import ArrayLike, as_tensor, check_finite
 from kernelmem.core.errors import InputError, UnsupportedModelError
 
 Batch: TypeAlias = ArrayLike | Mapping[str, Any] | tuple[Any, ...] | Dataset[Any] | DataLoader[Any]
@@ -83,7 +83,7 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
         return x
     if isinstance(x, DataLoader | Dataset):
         x = _concatenate([_without_labels(batch) for batch in _ordered_batches(x, name)], name)
-    tree = map_tree(x, lambda leaf: as_tensor(leaf, name))
+    tree = map_tree(x, lambda leaf: as_tensor(leaf, name, allow_complex=True))
     lengths = {leaf.shape[0] if leaf.ndim else 0 for _, leaf in named_leaves(tree, name)}
     if len(lengths) != 1 or 0 in lengths:
         raise InputError(
@@ -266,7 +266,15 @@ def _is_branch(tree: object, kinds: tuple[type, ...] = (Tensor, Mapping)) -> boo
 
 
 def _cast_floats(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+    """Move a tensor, with floating-point numbers converted to ``dtype``.
+
+    Raises:
+        InputError: rows whose numbers are beyond the range of ``dtype``.
+    """
+    cast = leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+    if cast.dtype == leaf.dtype or torch.finfo(cast.dtype).max >= torch.finfo(leaf.dtype).max:
+        return cast
+    return check_finite(cast, "x", converted_to=dtype)
 
 
 def check_outputs(outputs: object, n: int) -> Tensor:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
+from kernelmem.core.checks import as_number, check_callable, describe
 from kernelmem.core.errors import InputError
 
 MEMORY = "4GiB"  # default limit of what a call may allocate
+MAX_BYTES = 2**60  # of 64-bit arithmetic
 
 Progress: TypeAlias = Callable[[int, int], object] | bool | None
 """Type of ``progress=``: a function of (done, total); True for a bar, False for silence; None for a bar in terminals
@@ -17,22 +19,27 @@ BAR_DELAY = 1.0  # seconds before a bar appears, so that short work shows none
 def as_bytes(memory: int | str) -> int:
     """Return a memory size in bytes from a number or from text such as "4GiB" or "500MB".
 
+    Raises:
+        InputError: neither a number nor such a text, or not positive and finite.
+
     >>> as_bytes("1.5KiB")
     1536
     """
     units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    number: object = memory
     if isinstance(memory, str):
         text = memory.strip().upper()
         digits = text.rstrip("KMGTIB ")
         try:
-            value = float(digits) * units[text[len(digits) :].strip() or "B"]
+            number = float(digits) * units[text[len(digits) :].strip() or "B"]
         except (ValueError, KeyError):
-            value = -1.0
-    else:
-        value = float(memory)
-    if not 0 < value < float("inf"):
-        raise InputError(f"memory={memory!r}", expected='a positive number of bytes, or "4GiB"', hint='pass "2GiB"')
-    return int(value)
+            number = None
+    try:
+        return min(int(as_number(number, "memory", minimum=1.0)), MAX_BYTES)
+    except InputError as error:
+        raise InputError(
+            f"memory={describe(memory)}", expected='a positive number of bytes, or "4GiB"', hint='pass memory="2GiB"'
+        ) from error
 
 
 def as_progress(progress: Progress, label: str, unit: str = "step") -> Callable[[int, int], object]:
@@ -42,10 +49,20 @@ def as_progress(progress: Progress, label: str, unit: str = "step") -> Callable[
         progress: function, True, False or None, as the user passed it.
         label: name of the bar.
         unit: name of the counted unit, in the singular.
+
+    Raises:
+        InputError: ``progress`` is another value, or a function that does not take two arguments.
     """
     if progress is False:
         return _ignore_progress
-    if callable(progress):
+    if progress is not None and progress is not True:
+        if not callable(progress):
+            raise InputError(
+                f"progress={describe(progress)}",
+                expected="True, False, None or a function of (done, total)",
+                hint="pass progress=True for a bar",
+            )
+        check_callable(progress, "progress", ("done", "total"))
         return progress
     return _ProgressBar(label, unit, always=progress is True)
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.atomic_files import array_sha256
+from kernelmem.core.checks import as_path, check_instance, check_model
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.hashed_files import WRITER, hashed_safetensors, load_safetensors, read_bytes, reason
 
@@ -25,7 +27,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: the file does not exist, has an unknown extension, or is not a flat mapping of names to tensors.
         FileCorruptError: the file is truncated or altered, or is a .pt file that contains more than tensors.
     """
-    if Path(path).suffix not in (".safetensors", ".pt", ".pth"):
+    path = as_path(path, "path")
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(
             f"weights file {path}",
             expected="a .safetensors file, or .pt/.pth",
@@ -87,13 +90,17 @@ def _unpickling_reason(error: Exception) -> str:
     return reason(error)
 
 
-def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def fit_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load ``state`` into ``model``, where every name, shape and kind of number must match.
 
     Raises:
         InputError: missing or unexpected names, different shapes, integers (a quantized network), complex or sparse
             values instead of real numbers, NaN; the first of each is named.
     """
+    check_model(model)
+    check_instance(state, "state", Mapping, hint="pass state=load_weights(path)")
+    for name, value in state.items():
+        check_instance(value, f"state[{name!r}]", Tensor, hint="pass a state dict, whose values are tensors")
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]

@@ -1,5 +1,6 @@
 """Similarity of two kernels of the same examples: alignment, centered and debiased alignment, distances."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
+from kernelmem.core.checks.kernels import MAX_ENTRY, MIN_ENTRY
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 
@@ -117,7 +119,7 @@ def target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
     >>> target_alignment(torch.eye(4), torch.tensor([1.0, -1.0, 1.0, -1.0]))
     0.5
     """
-    K = as_square_kernel(kernel)
+    K = _rescaled(as_square_kernel(kernel, any_scale=True))
     return _target_cosine(K, _as_targets(y, len(K)).to(K.device))
 
 
@@ -131,7 +133,7 @@ def centered_target_alignment(kernel: ArrayLike, y: ArrayLike) -> float:
     >>> round(centered_target_alignment(torch.ones(4, 4) + torch.eye(4), [0, 1, 0, 1]), 6)  # 1/√(n − 1)
     0.57735
     """
-    K = as_square_kernel(kernel)
+    K = _rescaled(as_square_kernel(kernel, any_scale=True))
     Y = _as_targets(y, len(K)).to(K.device)
     centered = Y - Y.mean(0)
     if bool(torch.linalg.vector_norm(centered) <= len(K) * EPS64 * torch.linalg.vector_norm(Y)):
@@ -162,21 +164,31 @@ def relative_distance(kernel: ArrayLike, reference: ArrayLike) -> float:
     >>> relative_distance(3 * torch.eye(2), torch.eye(2))
     2.0
     """
-    K, reference = _validated_pair(kernel, reference)
+    K, reference = _validated_pair(kernel, reference, any_scale=False)
     _normalized(reference, "reference kernel")
     return float(torch.linalg.vector_norm(K - reference) / torch.linalg.vector_norm(reference))
 
 
-def _validated_pair(first: ArrayLike, second: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Validate two kernels of the same examples and move them to the same device."""
-    K, L = as_square_kernel(first, "first kernel"), as_square_kernel(second, "second kernel")
+def _validated_pair(first: ArrayLike, second: ArrayLike, *, any_scale: bool = True) -> tuple[Tensor, Tensor]:
+    """Validate two kernels of the same examples and move them to the same device; ``any_scale`` rescales each of them."""
+    K = as_square_kernel(first, "first kernel", any_scale=any_scale)
+    L = as_square_kernel(second, "second kernel", any_scale=any_scale)
     if K.shape != L.shape:
         raise InputError(
             f"kernels of shape {tuple(K.shape)} and {tuple(L.shape)}",
             expected="two kernels of the same examples in the same order",
             hint="compute both kernels on the same examples",
         )
-    return K, L.to(K.device)
+    return _rescaled(K), _rescaled(L.to(K.device))
+
+
+def _rescaled(values: Tensor) -> Tensor:
+    """Multiply by a power of two, which is exact, so that squares of very small or large entries stay in float64."""
+    largest = float(values.abs().max())
+    if MIN_ENTRY <= largest <= MAX_ENTRY or largest == 0:
+        return values
+    exponent = math.frexp(largest)[1] // 2
+    return values * 2.0**-exponent * 2.0**-exponent  # in two factors, each of which is in float64
 
 
 def _normalized(kernel: Tensor, name: str) -> Tensor:
@@ -257,4 +269,4 @@ def _as_targets(y: ArrayLike, n: int) -> Tensor:
     if (targets.ndim == 1 or targets.shape[1] == 1) and not targets.is_floating_point():
         one_hot = torch.nn.functional.one_hot(as_labels(y, "y")).to(torch.float64)
         return one_hot - 1 / one_hot.shape[1]
-    return targets.to(torch.float64).reshape(n, -1)
+    return _rescaled(targets.to(torch.float64).reshape(n, -1))

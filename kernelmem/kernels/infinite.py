@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Batch, as_rows
-from kernelmem.core.checks import as_count, as_number
+from kernelmem.core.checks import as_count, as_number, check_choice
 from kernelmem.core.errors import InputError
 
 Activation = Literal["relu", "erf"]
@@ -19,6 +19,7 @@ BLOCK_ENTRIES = 2**20  # kernel entries computed at once, with about twelve floa
 CLOSE_COSINE = 2**-6
 GATHERED_PAIR_COST = 30  # one gathered pair costs as much as this many pairs of a block of differences
 DIFFERENCE_MODE = "donot_use_mm_for_euclid_dist"
+MAX_DEPTH = 100_000  # hidden layers; the cost is proportional to it
 MAX_NORM = 1e75  # norm of a row: its fourth power must be finite
 
 
@@ -114,14 +115,10 @@ class _Network:
     bias_var: float
 
     def __post_init__(self) -> None:
-        if self.activation not in LAYER_RECURSIONS:
-            raise InputError(
-                f"activation={self.activation!r}",
-                expected=" or ".join(f'"{name}"' for name in LAYER_RECURSIONS),
-                hint="for another activation, average km.ntk over wide random networks",
-            )
+        hint = "for another activation, average km.ntk over wide random networks"
+        check_choice(self.activation, "activation", tuple(LAYER_RECURSIONS), hint=hint)
         # Python numbers: a NumPy float32 would reduce the precision of the recursion.
-        object.__setattr__(self, "depth", as_count(self.depth, "depth", minimum=0))
+        object.__setattr__(self, "depth", as_count(self.depth, "depth", minimum=0, maximum=MAX_DEPTH))
         object.__setattr__(self, "weight_var", as_number(self.weight_var, "weight_var", exclusive=True))
         object.__setattr__(self, "bias_var", as_number(self.bias_var, "bias_var"))
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
-from kernelmem.core.checks import ArrayLike, as_labels
+from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_names, check_choice, check_result
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
@@ -20,6 +20,8 @@ from kernelmem.tangents.prepare import PreparedModel, check_rows, prepare
 
 Outputs = Literal["trace", "diagonal", "full", "pseudo"]
 Labels = ArrayLike | tuple[ArrayLike, ArrayLike] | None  # labels of x, or a pair of those of x and y
+
+_OVERFLOW_HINT = "check these rows and the weights (a diverged run?), or pass dtype=torch.float64 if numbers overflow"
 
 # Kinds of kernel that were verified, per model. The callables are kept alive so that their ids are not reused.
 _verified_kinds: weakref.WeakKeyDictionary[nn.Module, dict[object, object]] = weakref.WeakKeyDictionary()
@@ -85,6 +87,7 @@ def ntk(
     Raises:
         InputError: rows that the model does not accept, NaN, unknown parameters or outputs, too little memory.
         UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C).
+        NumericalError: a kernel with NaN or infinite values; the message names the rows.
         VerificationError: the contraction differs from the definition (a model that mixes the examples of a batch).
 
     Cost: nC backward passes + n²(in + C·out) operations per Linear layer for the trace, n²C²·out for the full kernel;
@@ -97,17 +100,18 @@ def ntk(
     tensor([[ 6.,  3.],
             [ 3., 15.]])
     """
-    if by not in (None, "layer"):
-        raise InputError(f"by={by!r}", expected='None or "layer"', hint='pass by="layer" for one kernel per layer')
-    names = None if parameters is None else list(parameters)
+    check_choice(by, "by", (None, "layer"), hint='pass by="layer" for one kernel per layer')
+    verify, names = as_flag(verify, "verify"), as_names(parameters, "parameters")
+    report_progress = as_progress(progress, "NTK", "part")
     computation = _Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
     plan = computation.plan(memory)
     if verify:
         computation.verify(plan)
-    report_progress = as_progress(progress, "NTK", "part")
     kernels = computation.engine.kernel(
         computation.left, computation.right, plan, by_layer=by is not None, progress=report_progress
     )
+    for kernel in kernels.values():
+        check_result(kernel, "a kernel", hint=_OVERFLOW_HINT)
     return kernels if by is not None else kernels[""]
 
 
@@ -136,7 +140,7 @@ def ntk_plan(
     weight, bias  readout                0.00            3
     contraction 0.00 GFLOP; tiles of 100 rows, ...
     """
-    names = None if parameters is None else list(parameters)
+    names = as_names(parameters, "parameters")
     return _Computation(model, x, y, outputs, target, labels, names, forward, dtype).plan(memory)
 
 
@@ -187,12 +191,7 @@ def output_directions(outputs: str, target: TargetLike | None, n_outputs: int) -
     Raises:
         InputError: an unknown kind of outputs, or an unknown target.
     """
-    if outputs not in OUTPUT_KINDS:
-        raise InputError(
-            f"outputs={outputs!r}",
-            expected='"trace", "diagonal", "full" or "pseudo"',
-            hint='use "trace" for one kernel value per pair of rows',
-        )
+    check_choice(outputs, "outputs", OUTPUT_KINDS, hint='pass outputs="trace" for one kernel value per pair of rows')
     if target is None:
         return OutputDirections(outputs, n_outputs)
     return OutputDirections("target", n_outputs, named_target(target))

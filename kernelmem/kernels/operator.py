@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
-from kernelmem.core.checks import ArrayLike, as_tensor
+from kernelmem.core.checks import ArrayLike, as_tensor, check_choice
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, as_bytes
@@ -91,12 +91,8 @@ def ntk_operator(
     >>> op.diagonal(), op.trace()
     (tensor([ 6., 15.]), 21.0)
     """
-    if outputs not in ("trace", "pseudo", "full"):
-        raise InputError(
-            f"outputs={outputs!r}",
-            expected='"trace", "pseudo" or "full"',
-            hint="for the kernel of output c pass forward=lambda model, batch: model(batch)[:, c : c + 1]",
-        )
+    hint = "for the kernel of output c pass forward=lambda model, batch: model(batch)[:, c : c + 1]"
+    check_choice(outputs, "outputs", ("trace", "pseudo", "full"), hint=hint)
     max_bytes = as_bytes(memory)
     rows = as_rows(x, "x")
     prepared = prepare(model, rows, forward=forward, parameters=parameters, dtype=dtype, device=device)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_number, as_square_kernel
+from kernelmem.core.checks import ArrayLike, as_count, as_number, as_square_kernel
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 
@@ -118,7 +118,8 @@ class Spectrum(Result):
         Raises:
             InputError: fewer than three ranks, or ranks beyond the numerical rank.
         """
-        last = max(self.rank // 2, first + 2) if last is None else last
+        first = as_count(first, "first", minimum=0)
+        last = max(self.rank // 2, first + 2) if last is None else as_count(last, "last")
         if not (first >= 1 and first + 2 <= last <= self.rank):
             raise InputError(
                 f"ranks {first}..{last} of a kernel of numerical rank {self.rank}",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_labels, as_number, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_number, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.label_noise import sampling, transition_matrices
@@ -96,7 +96,7 @@ def corrupt_labels(
     >>> corrupt_labels([0, 1, 2, 3], 1.0, "pair", seed=0).y.tolist()
     [1, 2, 3, 0]
     """
-    clean_labels = as_labels(y, "y")
+    clean_labels, exact = as_labels(y, "y"), as_flag(exact, "exact")
     streams = seed_sequence(seed, ["law", "row", "target"])
     matrix_rng, row_rng, target_rng = map(np.random.default_rng, streams.values())
     _check_arguments(kind, clean_labels, x, matrix)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, as_rows
-from kernelmem.core.checks import as_count, seed_sequence
-from kernelmem.core.errors import InputError
+from kernelmem.core.checks import as_count, as_seed, check_choice, check_result, seed_sequence
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.tangents.capture import ParameterUse
 from kernelmem.tangents.engine.backward import ForwardPass
@@ -24,6 +23,7 @@ from kernelmem.tangents.groups.outer import OuterGroup
 from kernelmem.tangents.prepare import prepare
 
 CHUNK_BYTES = 64 * 2**20
+MAX_DIM = 2**24  # features of one row take 64 MiB in float32
 SIGNS_PER_BLOCK = 2**22  # random signs drawn at a time for tangents in explicit form
 
 
@@ -64,6 +64,7 @@ def tangent_features(
 
     Raises:
         InputError: dim < 1, other outputs, rows that the model does not accept. UnsupportedModelError: as in ntk.
+        NumericalError: features with NaN or infinite values; the message names the rows.
 
     Cost: one forward pass, one (or C) backward sweeps, n·S·(in + k·out)·dim operations per layer; memory (in + k·out)·dim.
     For dim larger than about n, :func:`kernelmem.ntk` gives the exact kernel at a lower cost.
@@ -74,14 +75,10 @@ def tangent_features(
     >>> tangent_features(model, torch.ones(2, 3), 16, seed=0).shape
     torch.Size([2, 16])
     """
-    dim = as_count(dim, "dim")
-    if outputs not in ("pseudo", "trace"):
-        raise InputError(
-            f"outputs={outputs!r}", expected='"pseudo" or "trace"', hint='use outputs="trace" for Σ_c K^{cc}'
-        )
-    rows = as_rows(x, "x")
-    names = None if parameters is None else list(parameters)
-    prepared = prepare(model, rows, forward=forward, parameters=names, dtype=dtype, device=device)
+    dim = as_count(dim, "dim", maximum=MAX_DIM)
+    check_choice(outputs, "outputs", ("pseudo", "trace"), hint='pass outputs="trace" for Σ_c K^{cc}')
+    rows, seed = as_rows(x, "x"), as_seed(seed)
+    prepared = prepare(model, rows, forward=forward, parameters=parameters, dtype=dtype, device=device)
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     engine = Engine.build(prepared, rows, OutputDirections(outputs, prepared.n_outputs))
     seeds = seed_sequence(seed, [group.names[0] for group in engine.survey.groups] + list(engine.survey.dense))
@@ -94,7 +91,8 @@ def tangent_features(
     for start in range(0, rows.n, rows_per_chunk):
         stop = min(start + rows_per_chunk, rows.n)
         features[start:stop] = _project_rows(engine, rows.slice(start, stop), stop - start, dim, seeds)
-    return features.mul_(dim**-0.5)
+    hint = "check these rows and the weights (a diverged run?), or pass dtype=torch.float64 if numbers overflow"
+    return check_result(features.mul_(dim**-0.5), "features", hint=hint)
 
 
 def _project_rows(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[str, int]) -> Tensor:

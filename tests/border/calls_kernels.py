@@ -100,20 +100,25 @@ CALLS = {
     ),
     "ntk": Call(
         km.ntk,
-        lambda: {"model": MODEL, "x": X, "y": None, "outputs": "trace", "by": None, "device": None, "progress": None}
-        | {"verify": True, "target": None, "labels": Y}
-        | kernel_options(),
+        lambda: (
+            {"model": MODEL, "x": X, "y": None, "outputs": "trace", "by": None, "device": None, "progress": None}
+            | {"verify": True, "target": None, "labels": Y}
+            | kernel_options()
+        ),
     ),
     "ntk(target)": Call(
         km.ntk,
-        lambda: {"model": MODEL, "x": X, "y": X[:2], "target": "margin", "labels": (Y, Y[:2]), "verify": False}
-        | kernel_options(),
+        lambda: (
+            {"model": MODEL, "x": X, "y": X[:2], "target": "margin", "labels": (Y, Y[:2]), "verify": False}
+            | kernel_options()
+        ),
     ),
     "ntk(float32)": Call(km.ntk, lambda: {"model": SINGLE, "x": X, "y": X, "outputs": "full"} | kernel_options()),
     "ntk_plan": Call(
         km.ntk_plan,
-        lambda: {"model": MODEL, "x": X, "y": None, "outputs": "trace", "target": None, "labels": None}
-        | kernel_options(),
+        lambda: (
+            {"model": MODEL, "x": X, "y": None, "outputs": "trace", "target": None, "labels": None} | kernel_options()
+        ),
     ),
     "ntk_operator": Call(
         km.ntk_operator, lambda: {"model": MODEL, "x": X, "outputs": "trace", "device": None} | kernel_options()
@@ -158,14 +163,18 @@ CALLS = {
     "fidelity": Call(km.fidelity, lambda: {"surrogate": X, "network": X + 1}),
     "solve": Call(
         kernel_machines.solve,
-        lambda: {"kernel": K, "targets": X, "ridge": 0.1, "solver": "auto", "sample_weight": None}
-        | {"jitter": 0.0, "tolerance": 1e-8, "max_iter": 50, "rank": None, "seed": 0},
+        lambda: (
+            {"kernel": K, "targets": X, "ridge": 0.1, "solver": "auto", "sample_weight": None}
+            | {"jitter": 0.0, "tolerance": 1e-8, "max_iter": 50, "rank": None, "seed": 0}
+        ),
         undefined=frozenset({"coefficients", "residual", "condition"}),  # the code of the solution says so
     ),
     "solve(nystroem)": Call(
         kernel_machines.solve,
-        lambda: {"kernel": SIX, "targets": SIX[:, 0], "ridge": 0.1, "solver": "nystroem", "rank": 3, "seed": 0}
-        | {"sample_weight": torch.ones(6)},
+        lambda: (
+            {"kernel": SIX, "targets": SIX[:, 0], "ridge": 0.1, "solver": "nystroem", "rank": 3, "seed": 0}
+            | {"sample_weight": torch.ones(6)}
+        ),
         undefined=frozenset({"coefficients", "residual", "condition"}),
     ),
     "solve(conjugate gradient)": Call(
@@ -179,13 +188,17 @@ CALLS = {
     ),
     "gradient_descent": Call(
         kernel_machines.gradient_descent,
-        lambda: {"kernel": K, "y": X[:, :2], "steps": [0, 5], "sgd": kernel_machines.SGDConfig(lr=0.1)}
-        | {"linearization": kernel_machines.Linearization(initial=X[:, :2], K_test=K[:2], initial_test=X[:2, :2])},
+        lambda: (
+            {"kernel": K, "y": X[:, :2], "steps": [0, 5], "sgd": kernel_machines.SGDConfig(lr=0.1)}
+            | {"linearization": kernel_machines.Linearization(initial=X[:, :2], K_test=K[:2], initial_test=X[:2, :2])}
+        ),
     ),
     "minibatch_sgd": Call(
         kernel_machines.minibatch_sgd,
-        lambda: {"kernel": K, "y": X[:, :2], "steps": 3, "sgd": kernel_machines.SGDConfig(lr=0.1), "batches": None}
-        | {"lr_factors": None, "loss": "mse", "linearization": None},
+        lambda: (
+            {"kernel": K, "y": X[:, :2], "steps": 3, "sgd": kernel_machines.SGDConfig(lr=0.1), "batches": None}
+            | {"lr_factors": None, "loss": "mse", "linearization": None}
+        ),
     ),
     "SGDConfig": Call(
         kernel_machines.SGDConfig,
@@ -204,13 +217,17 @@ CALLS = {
     "margin": Call(kernel_machines.margin, lambda: {"outputs": X, "labels": Y}),
     "ComparisonOptions": Call(
         kernel_machines.ComparisonOptions,
-        lambda: {"ridge": 1e-8, "n_nodes": 1, "stride": 1, "domingos_rows": 4, "ledger_rows": 8, "checkpoints": 9}
-        | {"movement_rows": 256, "seed": 0, "memory": "4GiB"},
+        lambda: (
+            {"ridge": 1e-8, "n_nodes": 1, "stride": 1, "domingos_rows": 4, "ledger_rows": 8, "checkpoints": 9}
+            | {"movement_rows": 256, "seed": 0, "memory": "4GiB"}
+        ),
     ),
     "TangentKernel": Call(
         lambda X, Y, **arguments: km.TangentKernel(**arguments)(X, Y),
-        lambda: {"X": X.numpy(), "Y": X.numpy(), "model": MODEL, "outputs": "trace", "shape": None, "device": None}
-        | kernel_options(),
+        lambda: (
+            {"X": X.numpy(), "Y": X.numpy(), "model": MODEL, "outputs": "trace", "shape": None, "device": None}
+            | kernel_options()
+        ),
     ),
     "TangentKernel.diagonal": Call(TANGENT.diagonal, lambda: {"X": X.numpy()}),
     "StoredKernel": Call(

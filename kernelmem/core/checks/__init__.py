@@ -9,6 +9,7 @@ objects    names, choices, callables, models, devices, dtypes, paths, options
 
 from kernelmem.core.checks.arrays import ArrayLike as ArrayLike
 from kernelmem.core.checks.arrays import as_array as as_array
+from kernelmem.core.checks.arrays import as_dense as as_dense
 from kernelmem.core.checks.arrays import as_tensor as as_tensor
 from kernelmem.core.checks.arrays import check_finite as check_finite
 from kernelmem.core.checks.kernels import as_square_kernel as as_square_kernel
@@ -23,6 +24,7 @@ from kernelmem.core.checks.numbers import as_seed as as_seed
 from kernelmem.core.checks.numbers import seed_sequence as seed_sequence
 from kernelmem.core.checks.objects import as_device as as_device
 from kernelmem.core.checks.objects import as_float_dtype as as_float_dtype
+from kernelmem.core.checks.objects import as_list as as_list
 from kernelmem.core.checks.objects import as_names as as_names
 from kernelmem.core.checks.objects import as_pair as as_pair
 from kernelmem.core.checks.objects import as_path as as_path

@@ -17,9 +17,7 @@ INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 
 
-def as_tensor(
-    value: ArrayLike, name: str, *, dtype: torch.dtype | None = None, allow_complex: bool = False
-) -> Tensor:
+def as_tensor(value: ArrayLike, name: str, *, dtype: torch.dtype | None = None, allow_complex: bool = False) -> Tensor:
     """Return ``value`` as a dense tensor of finite numbers.
 
     Args:
@@ -32,7 +30,7 @@ def as_tensor(
         InputError: not convertible to numbers, sparse, masked or complex, or with NaN, infinite values or values beyond
             the range of ``dtype``.
     """
-    tensor = _dense(value, name) if isinstance(value, Tensor) else _from_numpy(value, name)
+    tensor = as_dense(value, name) if isinstance(value, Tensor) else _from_numpy(value, name)
     if tensor.is_complex() and not allow_complex:
         raise InputError(
             f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}".replace("torch.", ""),
@@ -74,8 +72,12 @@ def check_finite(tensor: Tensor, name: str, converted_to: torch.dtype | None = N
     return tensor
 
 
-def _dense(tensor: Tensor, name: str) -> Tensor:
-    """Return a detached tensor of numbers that are in memory, one after the other."""
+def as_dense(tensor: Tensor, name: str) -> Tensor:
+    """Return a detached tensor of numbers that are in memory, one after the other; the numbers are not checked.
+
+    Raises:
+        InputError: a sparse, nested or meta tensor, or numbers that torch hardly computes with (quantized, float8).
+    """
     kind = ""
     if tensor.is_nested:
         kind = "nested"
@@ -89,7 +91,9 @@ def _dense(tensor: Tensor, name: str) -> Tensor:
         raise InputError(
             f"{name}, a tensor of kind {kind}",
             expected="a dense tensor of numbers",
-            hint=f"pass {name}.to_dense()" if kind.startswith("sparse") else "convert it to float32, with its numbers",
+            hint=f"pass {name}.toas_dense()"
+            if kind.startswith("sparse")
+            else "convert it to float32, with its numbers",
         )
     return tensor.detach()
 
@@ -102,7 +106,7 @@ def as_array(value: object, name: str) -> np.ndarray:
     """
     try:
         array = np.asanyarray(value)
-    except (TypeError, ValueError, OverflowError, RecursionError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise _conversion_error(value, name, str(error)[:200]) from error
     if isinstance(array, np.ma.MaskedArray):
         if bool(np.ma.getmaskarray(array).any()):

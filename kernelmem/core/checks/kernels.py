@@ -11,10 +11,13 @@ from kernelmem.core.symmetry import measure_asymmetry
 MAX_ENTRY, MIN_ENTRY = 1e140, 1e-140
 
 
-def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float = 1e-6) -> Tensor:
+def as_square_kernel(
+    value: ArrayLike, name: str = "kernel", *, tolerance: float = 1e-6, any_scale: bool = False
+) -> Tensor:
     """Return a kernel matrix as a symmetric float64 tensor of shape (n, n).
 
-    Asymmetry up to ``tolerance`` times the largest entry (rounding of a float32 kernel) is averaged away.
+    Asymmetry up to ``tolerance`` times the largest entry (rounding of a float32 kernel) is averaged away. ``any_scale``
+    accepts entries whose squares are outside of float64, for callers that scale the kernel.
 
     Raises:
         InputError: not square, empty, complex, not finite, or with entries so large or small that squares overflow or
@@ -29,7 +32,8 @@ def as_square_kernel(value: ArrayLike, name: str = "kernel", *, tolerance: float
             hint='pass the kernel of the training rows with themselves, e.g. km.ntk(model, x, outputs="trace")',
         )
     asymmetry = measure_asymmetry(lambda rows, columns: kernel[rows, columns], len(kernel))
-    check_kernel_range(asymmetry.largest, name)
+    if not any_scale:
+        check_kernel_range(asymmetry.largest, name)
     if asymmetry.gap > tolerance * asymmetry.largest:
         raise NumericalError(
             f"{name} of shape {tuple(kernel.shape)} with asymmetry {asymmetry.gap:.3g} and entries up to {asymmetry.largest:.3g}",

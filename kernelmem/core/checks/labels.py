@@ -10,7 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks.arrays import ArrayLike, as_array, as_tensor
 from kernelmem.core.errors import InputError
 
-MAX_CLASSES = 1_000_000  # arrays with one column for each class are formed
+MAX_CLASSES = 1_000_001  # arrays with one column for each class are formed
 
 
 def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: int | None = None) -> Tensor:
@@ -69,7 +69,7 @@ def renumbering_hint(labels: Tensor, name: str, n_classes: int | None) -> str:
 def _numeric_labels(value: ArrayLike, name: str) -> ArrayLike:
     """Return ``value`` as an array of numbers; raise an InputError if it holds text, other objects, or missing labels."""
     array = as_array(value, name)
-    if array.dtype == object and all(isinstance(label, Integral) for label in array.flat):
+    if array.dtype == object and all(isinstance(label, Integral) and abs(int(label)) < 2**63 for label in array.flat):
         return array.astype(np.int64)  # pandas' nullable integers
     if array.dtype.kind in "biufc":
         return array

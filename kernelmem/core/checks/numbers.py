@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from kernelmem.core.checks.objects import describe
+from kernelmem.core.checks.objects import check_instance, describe
 from kernelmem.core.errors import InputError
 
 MAX_COUNT = 2**31 - 1  # above it, no array or loop of this length is possible; most functions have a smaller bound
@@ -29,7 +29,9 @@ def as_number(
         bounds = f"{'>' if exclusive else '>='} {minimum:g}" if minimum > -math.inf else ""
         bounds += f"{' and' if bounds else ''} <= {maximum:g}" if maximum < math.inf else ""
         raise InputError(
-            f"{name}={describe(value)}", expected=f"a finite number {bounds}".rstrip(), hint=f"pass {name} in this range"
+            f"{name}={describe(value)}",
+            expected=f"a finite number {bounds}".rstrip(),
+            hint=f"pass {name} in this range",
         )
     return number
 
@@ -62,12 +64,12 @@ def as_flag(value: object, name: str) -> bool:
 
 
 def as_seed(value: object, name: str = "seed") -> int:
-    """Return a seed: a whole number in 0..2¹²⁸.
+    """Return a seed: a whole number in 0..2⁶³−1.
 
     Raises:
-        InputError: not a whole number, or negative.
+        InputError: not a whole number, negative, or too large.
     """
-    return as_count(value, name, minimum=0, maximum=2**128)
+    return as_count(value, name, minimum=0, maximum=2**63 - 1)
 
 
 def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
@@ -76,8 +78,9 @@ def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
     The same ``seed`` and position give the same numbers on every machine (NumPy's SeedSequence).
 
     Raises:
-        InputError: the seed is not a whole number >= 0.
+        InputError: the seed is not a whole number in 0..2⁶³−1.
     """
+    check_instance(names, "names", Sequence, hint='pass names=["order", "model"]')
     states = np.random.SeedSequence(as_seed(seed)).generate_state(len(names), np.uint64)
     return {name: int(state >> np.uint64(1)) for name, state in zip(names, states, strict=True)}
 

@@ -3,9 +3,9 @@
 import inspect
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, on Linux
 
 def describe(value: object, length: int = 80) -> str:
     """Describe a value in an error message: arrays by type and shape, everything else by its shortened ``repr``."""
-    if isinstance(value, Tensor | np.ndarray) and (value.ndim or isinstance(value, Tensor)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}".replace("torch.", "")
+    if isinstance(value, Tensor | np.ndarray):
+        shape = "" if isinstance(value, Tensor) and value.is_nested else f" of shape {tuple(value.shape)} and"
+        return f"{type(value).__name__}{shape} dtype {value.dtype}".replace("torch.", "")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
         return f"an integer of {int(math.log10(abs(value))) + 1} digits"
     if isinstance(value, nn.Module) or callable(value):
@@ -82,6 +83,23 @@ def as_pair(value: object, name: str, parts: tuple[str, str] = ("x", "y")) -> tu
     )
 
 
+def as_list(value: object, name: str) -> list[Any]:
+    """Return the elements of an iterable: a list, tuple, array or generator.
+
+    Raises:
+        InputError: text, a mapping, a set, an array without axes, or nothing to iterate over.
+    """
+    no_order = isinstance(value, str | bytes | Mapping | Set)
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.layout is torch.strided):
+        if value.ndim:
+            return list(value)
+    elif isinstance(value, Sequence | Iterator) and not no_order:
+        return list(value)
+    raise InputError(
+        f"{name}={describe(value)}", expected="a list of values", hint=f"pass {name}=[...], one element per value"
+    )
+
+
 def as_names(value: object, name: str) -> list[str] | None:
     """Return several names as a list; None stays None.
 
@@ -90,13 +108,13 @@ def as_names(value: object, name: str) -> list[str] | None:
     """
     if value is None:
         return None
-    # Text and arrays are iterable, but not lists of names.
-    elements = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Tensor) else None
-    if elements is None or not all(isinstance(element, str) for element in elements):
-        raise InputError(
-            f"{name}={describe(value)}", expected="a list of names, or None", hint=f'pass {name}=["weight", "bias"]'
-        )
-    return elements
+    if not isinstance(value, str):
+        elements: list[Any] = list(value) if isinstance(value, Set) else as_list(value, name)
+        if all(isinstance(element, str) for element in elements):
+            return elements
+    raise InputError(
+        f"{name}={describe(value)}", expected="a list of names, or None", hint=f'pass {name}=["weight", "bias"]'
+    )
 
 
 def check_callable(value: object, name: str, arguments: Sequence[str]) -> None:
@@ -109,9 +127,15 @@ def check_callable(value: object, name: str, arguments: Sequence[str]) -> None:
         InputError: not callable, or with another number of arguments.
     """
     try:
-        bind = inspect.signature(value).bind if callable(value) else None
-    except (TypeError, ValueError):  # a built-in function without a signature
-        return
+        bind = (
+            inspect.signature(value.forward if isinstance(value, nn.Module) else value).bind
+            if callable(value)
+            else None
+        )
+    except (TypeError, ValueError):  # a built-in function or type without a signature
+        bind = None
+        if not isinstance(value, type):
+            return
     try:
         if bind is not None:
             bind(*arguments)
@@ -126,10 +150,10 @@ def check_callable(value: object, name: str, arguments: Sequence[str]) -> None:
 
 
 def check_model(model: object, name: str = "model") -> None:
-    """Check that ``model`` is a torch module whose parameters hold numbers.
+    """Check that ``model`` is a torch module.
 
     Raises:
-        InputError: another type, parameters that are not initialized, or on the meta device.
+        InputError: another type, also the class of a module.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -137,14 +161,6 @@ def check_model(model: object, name: str = "model") -> None:
             expected="a torch.nn.Module",
             hint="wrap your function in a torch.nn.Module" if callable(model) else "pass the trained module",
         )
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta:
-            kind = "on the meta device" if tensor.is_meta else "that is not initialized"
-            raise InputError(
-                f"{name} with {key!r} {kind}",
-                expected="parameters and buffers that hold numbers",
-                hint="call the module once on a batch (lazy modules), or load its weights, first",
-            )
 
 
 def as_float_dtype(value: object, name: str = "dtype") -> torch.dtype:
@@ -174,7 +190,7 @@ def as_device(value: object, name: str = "device") -> torch.device:
             if device.type != "meta":
                 torch.zeros(1, device=device).item()
                 return device
-        except (RuntimeError, AssertionError, NotImplementedError):  # raised by torch: unknown, or not available here
+        except (RuntimeError, AssertionError):  # raised by torch: unknown, or not available here
             pass
     accelerators = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     accelerators += ["mps"] if torch.backends.mps.is_available() else []

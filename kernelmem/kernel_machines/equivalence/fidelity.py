@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_tensor
+from kernelmem.core.checks import ArrayLike, as_labels, as_tensor, check_kernel_range
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.training.losses import class_outputs
@@ -47,13 +48,20 @@ def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
     >>> fidelity(torch.eye(3), torch.eye(3)).agreement
     1.0
     """
-    surrogate_outputs, network_outputs = as_tensor(surrogate, "surrogate"), as_tensor(network, "network")
-    if surrogate_outputs.shape != network_outputs.shape or surrogate_outputs.ndim != 2 or len(surrogate_outputs) == 0:
+    surrogate_outputs = as_tensor(surrogate, "surrogate", dtype=torch.float64)
+    network_outputs = as_tensor(network, "network", dtype=torch.float64).to(surrogate_outputs.device)
+    if (
+        surrogate_outputs.shape != network_outputs.shape
+        or surrogate_outputs.ndim != 2
+        or surrogate_outputs.numel() == 0
+    ):
         raise InputError(
             f"surrogate of shape {tuple(surrogate_outputs.shape)}, network of shape {tuple(network_outputs.shape)}",
-            expected="the same shape (m, C), m >= 1",
+            expected="the same shape (m, C), m >= 1 and C >= 1",
             hint="compute both outputs on the same rows",
         )
+    for name, outputs in (("surrogate", surrogate_outputs), ("network", network_outputs)):
+        check_kernel_range(float(outputs.abs().max()), name)
     surrogate_outputs, network_outputs = class_outputs(surrogate_outputs), class_outputs(network_outputs)
     n_same = int((surrogate_outputs.argmax(1) == network_outputs.argmax(1)).sum())
     n = len(surrogate_outputs)
@@ -69,19 +77,44 @@ def fidelity(surrogate: ArrayLike, network: ArrayLike) -> Fidelity:
 
 
 def centered(outputs: Tensor) -> Tensor:
-    """Return ``outputs`` (n, C) after subtracting from each row its mean over the C outputs."""
+    """Return ``outputs`` (n, C) after subtracting from each row its mean over the C outputs.
+
+    Raises:
+        InputError: the outputs are not (n, C), C >= 1, or not finite.
+    """
+    outputs = _check_outputs(outputs)
     return outputs - outputs.mean(1, keepdim=True)
 
 
 def margin(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return the margins (n,): the output of the given label minus the largest output of another class.
 
-    ``outputs`` is (n, C) and ``labels`` (n,) holds class indices.
+    ``outputs`` is (n, C), C >= 2, and ``labels`` (n,) holds class indices.
+
+    Raises:
+        InputError: the outputs are not (n, C) or not finite, there is one output, or labels are not 0..C-1.
 
     >>> import torch
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([1]))
     tensor([-2.])
     """
-    label_column = labels.unsqueeze(1)
+    outputs = _check_outputs(outputs, n_classes=2)
+    label_column = as_labels(labels, "labels", n=len(outputs), n_classes=outputs.shape[1]).unsqueeze(1)
     largest_other = outputs.scatter(1, label_column, float("-inf")).amax(1)
     return outputs.gather(1, label_column).squeeze(1) - largest_other
+
+
+def _check_outputs(outputs: Tensor, n_classes: int = 1) -> Tensor:
+    """Return outputs (n, C) of at least ``n_classes`` classes, in floating point.
+
+    Raises:
+        InputError: another shape, complex numbers, NaN or infinite values.
+    """
+    outputs = as_tensor(outputs, "outputs")
+    if outputs.ndim != 2 or outputs.shape[1] < n_classes:
+        raise InputError(
+            f"outputs of shape {tuple(outputs.shape)}",
+            expected=f"(n, C) with C >= {n_classes}",
+            hint="pass one row of outputs per example, as the model returns them",
+        )
+    return outputs if outputs.is_floating_point() else outputs.to(torch.get_default_dtype())

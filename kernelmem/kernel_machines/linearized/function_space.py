@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_labels,
+    as_list,
+    as_number,
+    as_square_kernel,
+    as_tensor,
+    check_instance,
+    describe,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
@@ -200,7 +209,8 @@ def function_space(
         InputError: shapes do not match, there is NaN, or the outputs at zero weights are missing with weight decay.
         NumericalError: the kernel is asymmetric.
     """
-    linearization = linearization or Linearization()
+    linearization = Linearization() if linearization is None else linearization
+    check_instance(linearization, "linearization", Linearization)
     initial = None if linearization.initial is None else _as_two_dimensional(linearization.initial, "initial")
     targets = _check_targets(y, None if initial is None else initial.shape[1])
     C = initial.shape[1] if initial is not None else _count_outputs(targets)
@@ -259,14 +269,15 @@ def as_times(values: float | Iterable[float] | None, name: str, *, whole: bool) 
     Raises:
         InputError: the times are empty, negative, NaN, or fractions of steps.
     """
+    elements = [values] if isinstance(values, int | float) else as_list(values, name)
     try:
-        times = tuple(float(t) for t in ([values] if isinstance(values, int | float) else values))  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+        times = tuple(math.inf if t == math.inf else as_number(t, name) for t in elements)
+    except (InputError, TypeError, ValueError, RuntimeError):  # an element that is not a number, or an array
         times = ()
-    are_valid = all(t >= 0 and (not whole or t == math.inf or t == int(t)) for t in times)
+    are_valid = all(not whole or t == math.inf or t == int(t) for t in times)
     if not times or not are_valid:
         raise InputError(
-            f"{name}={values!r}",
+            f"{name}={describe(values)}",
             expected=f"one or more {'whole ' if whole else ''}numbers >= 0",
             hint=f"pass {name}=100, or {name}=[1, 10, 100]",
         )

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_number, as_tensor
+from kernelmem.core.checks import ArrayLike, as_list, as_number, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.linearized.function_space import (
     FunctionSpace,
@@ -64,11 +64,15 @@ def minibatch_sgd(
     [0.75, 0.5]
     """
     sgd = check_sgd(sgd)
-    learning_rates = None if lr_factors is None else [sgd.lr * as_number(factor, "lr_factors") for factor in lr_factors]
+    learning_rates = (
+        None
+        if lr_factors is None
+        else [sgd.lr * as_number(factor, "lr_factors") for factor in as_list(lr_factors, "lr_factors")]
+    )
     if learning_rates is not None:
         sgd = dataclasses.replace(sgd, lr=max(learning_rates, default=0.0))
     space = function_space(kernel, y, linearization, with_decay=sgd.weight_decay > 0, one_hot=loss == "mse")
-    batch_rows = None if batches is None else [_check_batch(batch, space) for batch in batches]
+    batch_rows = None if batches is None else [_check_batch(batch, space) for batch in as_list(batches, "batches")]
     times = as_times(len(batch_rows) if steps is None and batch_rows is not None else steps, "steps", whole=True)
     sequence_lengths = [len(per_step) for per_step in (batch_rows, learning_rates) if per_step is not None]
     if min(sequence_lengths, default=math.inf) < max(times) or max(times) == math.inf:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from kernelmem.core.checks import as_number
+from kernelmem.core.checks import as_flag, as_number
 from kernelmem.core.errors import InputError, NumericalError
 
 
@@ -56,7 +56,7 @@ def check_sgd(sgd: SGDConfig) -> SGDConfig:
         as_number(sgd.lr, "lr"),
         as_number(sgd.momentum, "momentum"),
         as_number(sgd.dampening, "dampening"),
-        bool(sgd.nesterov),
+        as_flag(sgd.nesterov, "nesterov"),
         as_number(sgd.weight_decay, "weight_decay"),
     )
     mu, tau = checked.momentum, checked.dampening

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_array, as_dense
 from kernelmem.core.errors import InputError
 from kernelmem.core.symmetry import measure_asymmetry
 
@@ -170,14 +170,14 @@ def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
     if hasattr(kernel, "__matmul__") and not hasattr(kernel, "__array__") and hasattr(kernel, "shape"):
         return _operator_system(cast(LinearOperator, kernel))
     if isinstance(kernel, Tensor):
-        entries = kernel.detach()
+        entries = as_dense(kernel, "kernel")
         is_integer, eps = not entries.is_floating_point(), EPS
         is_real = not entries.is_complex()
         if is_real and entries.is_floating_point():
             eps = torch.finfo(entries.dtype).eps
         device = entries.device
     else:
-        entries = np.asarray(kernel)
+        entries = as_array(kernel, "kernel")
         is_integer, is_real, device = entries.dtype.kind in "iub", entries.dtype.kind in "iubf", torch.device("cpu")
         eps = float(np.finfo(entries.dtype).eps) if entries.dtype.kind == "f" else EPS
     if not is_real or entries.ndim != 2 or entries.shape[0] != entries.shape[1] or entries.shape[0] == 0:

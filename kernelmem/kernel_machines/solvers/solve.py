@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_number, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor, check_choice
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.solvers.conjugate_gradient import conjugate_gradient
 from kernelmem.kernel_machines.solvers.diagnosis import (
@@ -99,8 +99,11 @@ def solve(
     >>> solution.code.value, [round(a, 12) for a in solution.coefficients.tolist()], solution.residual < 1e-15
     ('solved', [1.0, 1.0], True)
     """
-    if solver not in SOLVERS:
-        raise InputError(f"solver={solver!r}", expected=f"one of {', '.join(SOLVERS)}", hint='pass solver="auto"')
+    check_choice(solver, "solver", SOLVERS, hint='pass solver="auto"')
+    max_iter, seed = as_count(max_iter, "max_iter"), as_seed(seed)
+    rank = None if rank is None else as_count(rank, "rank", minimum=0)
+    jitter = as_number(jitter, "jitter")
+    tolerance = as_number(tolerance, "tolerance")
     system, ridge = as_system(kernel), as_number(ridge, "ridge")
     y = as_tensor(targets, "targets", dtype=torch.float64).to(system.device)
     if y.ndim not in (1, 2) or len(y) != system.n or y.numel() == 0:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from kernelmem.core.batches import Batch, Forward, Rows, named_leaves
-from kernelmem.core.checks import as_device
+from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
 from kernelmem.core.errors import InputError, KernelmemError, UnsupportedModelError
 from kernelmem.core.models import DerivativeDetector, plain_execution, private_copy, replace_complex_parameters
 from kernelmem.tangents.prepare.evaluation_mode import check_eval_mode
@@ -77,12 +77,10 @@ def prepare(
         InputError: unknown parameter names, no parameters, a dtype other than float32 and float64, a device that is
             not there.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model of type {type(model).__name__}",
-            expected="a torch.nn.Module",
-            hint="wrap your function in a torch.nn.Module",
-        )
+    check_model(model)
+    names = as_names(parameters, "parameters")
+    if forward is not None:
+        check_callable(forward, "forward", ("model", "batch"))
     if not evaluation:
         check_eval_mode(model)
     first_parameter = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
@@ -92,15 +90,13 @@ def prepare(
             expected="parameters",
             hint="pass a model with at least one floating-point parameter (quantized weights are not parameters)",
         )
-    dtype = first_parameter.dtype.to_real() if dtype is None else dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype {dtype}", expected="torch.float32 or torch.float64", hint="pass dtype=torch.float32")
+    dtype = as_float_dtype(first_parameter.dtype.to_real() if dtype is None else dtype)
     device = first_parameter.device if device is None else as_device(device)
     module = private_copy(model, dtype=dtype, device=device)
     if evaluation:
         module.eval()
     prepared = PreparedModel(
-        module, forward or (lambda m, batch: m(batch)), _select_parameters(module, parameters), dtype, device
+        module, forward or (lambda m, batch: m(batch)), _select_parameters(module, names), dtype, device
     )
     outputs, differentiates = _probe_outputs(prepared, rows)
     prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=differentiates)
