@@ -12,7 +12,7 @@ SIGNATURE = signature(F.multi_head_attention_forward)
 
 
 class AttentionRule(Decomposition):
-    """F.multi_head_attention_forward (Vaswani et al. 2017), without dropout."""
+    """F.multi_head_attention_forward (Vaswani et al. 2017); dropout draws the same random numbers as torch."""
 
     functions = (F.multi_head_attention_forward,)
 
@@ -24,11 +24,7 @@ class AttentionRule(Decomposition):
         bound = SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
-        if (
-            arguments["static_k"] is not None
-            or arguments["static_v"] is not None
-            or (arguments["training"] and arguments["dropout_p"] > 0)
-        ):
+        if arguments["static_k"] is not None or arguments["static_v"] is not None:
             return NotImplemented
         query, key, value = arguments["query"], arguments["key"], arguments["value"]
         batched = query.dim() == 3
@@ -37,7 +33,11 @@ class AttentionRule(Decomposition):
         length, n, width = query.shape
         heads = arguments["num_heads"]
         q, k, v = self._project_inputs(arguments, query, key, value)
-        mask = _merged_mask(arguments, q, n, heads, k.shape[0])
+        # torch takes the hint instead of the mask, unless it needs the mask for something else.
+        is_causal = arguments["is_causal"] and arguments["key_padding_mask"] is None and not arguments["need_weights"]
+        if not _has_valid_masks(arguments, n * heads, length, k.shape[0]):
+            return NotImplemented  # torch raises its error
+        mask = None if is_causal else _merged_mask(arguments, q, n, heads, k.shape[0])
         if arguments["bias_k"] is not None:
             k = torch.cat([k, arguments["bias_k"].expand(1, n, width)])
             v = torch.cat([v, arguments["bias_v"].expand(1, n, width)])
@@ -48,8 +48,16 @@ class AttentionRule(Decomposition):
         if arguments["add_zero_attn"]:
             k, v = (torch.cat([tensor, torch.zeros_like(tensor[:, :, :1])], 2) for tensor in (k, v))
             mask = None if mask is None else F.pad(mask, (0, 1))
+        if is_causal:
+            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device).tril()
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
         scores = torch.matmul(q * (width // heads) ** -0.5, k.transpose(2, 3))
-        probabilities = torch.softmax(scores if mask is None else scores + mask, -1)
+        scores = scores if mask is None else scores + mask
+        # Without attention weights torch gives queries that may attend to no key an output of 0, not NaN.
+        softmax = torch.softmax if arguments["need_weights"] else torch._safe_softmax  # pyright: ignore[reportPrivateImportUsage]
+        probabilities = softmax(scores, -1)
+        if arguments["training"] and arguments["dropout_p"] > 0:
+            probabilities = F.dropout(probabilities, arguments["dropout_p"])
         attended = torch.matmul(probabilities, v).permute(2, 0, 1, 3).reshape(length, n, width)
         output = F.linear(attended, arguments["out_proj_weight"], arguments["out_proj_bias"])
         attention = None
@@ -75,6 +83,14 @@ class AttentionRule(Decomposition):
         )
 
 
+def _has_valid_masks(arguments: dict, n_heads: int, length: int, source_length: int) -> bool:
+    """Return True if torch accepts attn_mask: (L, S) or (n * heads, L, S), and not absent with the hint is_causal."""
+    mask = arguments["attn_mask"]
+    if mask is None:
+        return not arguments["is_causal"]
+    return tuple(mask.shape) in ((length, source_length), (n_heads, length, source_length))
+
+
 def _merged_mask(arguments: dict, q: Tensor, n: int, heads: int, source_length: int) -> Tensor | None:
     """Combine attn_mask and key_padding_mask into one additive mask that broadcasts to (n, heads, L, S).
 
@@ -89,6 +105,6 @@ def _merged_mask(arguments: dict, q: Tensor, n: int, heads: int, source_length: 
         if shape is not None:
             mask = mask.reshape(shape)
         elif mask.dim() == 3:
-            mask = mask.reshape(n, heads, *mask.shape[1:]) if mask.shape[0] == n * heads else mask
+            mask = mask.reshape(n, heads, *mask.shape[1:])
         merged = mask.to(q.dtype) if merged is None else merged + mask
     return merged
