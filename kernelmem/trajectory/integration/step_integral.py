@@ -30,6 +30,7 @@ STALLED_HALVINGS = 4  # after which the residuals must have become fewer or smal
 N_RAISED = 4  # number of node counts that are tried before a panel is halved
 INITIAL_NODES = 3  # nodes per panel of the first step
 ROUNDING_EPSILONS = 16  # rounding error of a panel, in machine epsilons of the outputs
+KINK_SHARE = 1e-3  # of the tolerance: largest accepted pre-activation at the place of a kink
 MAX_NUMBERS = 2**25  # activations and gradients in memory at a time (approximately)
 Panel: TypeAlias = tuple[int, int, float, float]  # segment, row (-1: all), from, to
 PlacesAndWeights: TypeAlias = tuple[list[float], list[float]]  # places on a segment, and their weights
@@ -77,15 +78,21 @@ class OutputChange:
         return (self.noise * counts.sqrt()).clamp_min(tolerance)
 
 
-def initial_panels(integrand: Integrand) -> list[Panel]:
+def whole_panels(integrand: Integrand) -> list[Panel]:
+    """Return one panel for each segment, with row −1, which means all rows."""
+    return [(s, -1, 0.0, 1.0) for s in range(len(integrand.segments))]
+
+
+def panels_between_kinks(integrand: Integrand, tolerance: float = 0.0) -> list[Panel]:
     """Return panels (segment, row, start, stop) between the kinks of every segment and row.
 
-    For a smooth network there is one panel for each segment, with row −1, which means all rows.
+    For a smooth network these are the whole segments. Kinks are located so that they add little to a residual of
+    ``tolerance``.
     """
     S, m, _ = integrand.sizes
-    kink_places = kinks(integrand.network, integrand.rows, integrand.segments)
+    kink_places = kinks(integrand.network, integrand.rows, integrand.segments, accuracy=KINK_SHARE * tolerance)
     if not integrand.network.piecewise:
-        return [(s, -1, 0.0, 1.0) for s in range(S)]
+        return whole_panels(integrand)
     return [(s, row, a, b) for s in range(S) for row in range(m) for a, b in pairwise([0.0, *kink_places[s][row], 1.0])]
 
 
@@ -273,7 +280,7 @@ def mean_tangents(integrand: Integrand, nodes: QuadratureNodes) -> Iterator[tupl
     A mean tangent is the sum, weighted by the quadrature, of the derivatives of φ with respect to the parameters.
     """
     network, segments, (S, m, k) = integrand.network, integrand.segments, integrand.sizes
-    if not network.piecewise:
+    if (0, -1) in nodes.by_row:
         count = max(len(places) for places, _ in nodes.by_row.values())
         places, weights = _pad_nodes([nodes.by_row[s, -1] for s in range(S)], count)
         chunk_size = max(1, MAX_NUMBERS // (network.numbers_per_row * S * count * k))
@@ -311,7 +318,9 @@ def mean_tangents(integrand: Integrand, nodes: QuadratureNodes) -> Iterator[tupl
 
 def dense_mean_tangents(integrand: Integrand, *, n_nodes: int | None = None, tolerance: float) -> Tensor:
     """Return the mean tangents of m rows on the only segment, (m, k, P), for k functions and P parameters."""
-    nodes = refine(integrand, initial_panels(integrand), n_nodes=n_nodes or INITIAL_NODES, tolerance=tolerance)
+    nodes = refine(
+        integrand, panels_between_kinks(integrand, tolerance), n_nodes=n_nodes or INITIAL_NODES, tolerance=tolerance
+    )
     _, m, k = integrand.sizes
     J = torch.empty(m, k, integrand.network.n_parameters, dtype=torch.float64)
     for row_indices, tangents in mean_tangents(integrand, nodes):

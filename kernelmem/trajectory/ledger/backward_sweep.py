@@ -5,25 +5,22 @@ position per row, both are outer products, and so is their inner product: Σ_q (
 tangent. Otherwise A_t is carried from step to step, one number per row, output and parameter, and contracted slice by slice.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernelmem.trajectory.integration.node_schedule import NodeSchedule
+from kernelmem.trajectory.integration.adaptive_nodes import AdaptiveNodes
 from kernelmem.trajectory.integration.step_integral import (
-    INITIAL_NODES,
     MAX_NUMBERS,
     Integrand,
     OutputChange,
     QuadratureNodes,
     factor_numbers,
-    initial_panels,
     mean_tangents,
-    nodes_on,
     output_change,
-    refine,
 )
 from kernelmem.trajectory.ledger.averaged_weights import WeightAverage
 from kernelmem.trajectory.ledger.result import LedgerEntries
@@ -80,7 +77,7 @@ class BackwardSweep:
         """
         self.setup, self.by_step, self.history = setup, by_step, history
         self.eval_network, self.rows, self.target_functions = setup.eval_network, setup.rows, setup.target_functions
-        self.n_nodes, self.schedule = setup.quadrature.n_nodes or INITIAL_NODES, NodeSchedule()
+        self.nodes = AdaptiveNodes(setup.quadrature, setup.step_tolerance)
         m, k = self.rows.n, len(self.target_functions.names)
         self.entries = LedgerEntries.zeros(m, n_sources, k, setup.n_steps + (setup.coefficients is not None))
         self.filter = filter_class(setup.optimizer)()
@@ -98,7 +95,7 @@ class BackwardSweep:
         segments = Segments.from_states([last, averaged], list(self.eval_network.parameters))
         T, k, P = len(self.entries.residuals) - 1, len(self.target_functions.names), self.eval_network.n_parameters
         J = torch.zeros(self.rows.n, k, P, dtype=torch.float64)
-        for row_indices, tangents in self._mean_tangents(segments, slice(T, T + 1))[1]:
+        for row_indices, tangents in self._mean_tangents(segments, slice(T, T + 1)):
             J[row_indices] = to_dense(tangents, list(self.eval_network.sizes))[0]
         difference = self.eval_network.parameter_vector(averaged) - self.eval_network.parameter_vector(last)
         self.average = WeightAverage(J, self.eval_network.slices, -coefficients.cumsum(0)[:-1], difference)
@@ -145,9 +142,7 @@ class BackwardSweep:
         step_slice = slice(steps.start, steps.stop)
         tangent_groups: Iterable[tuple[Tensor, Tangents]]
         if is_explained:
-            nodes, tangent_groups = self._mean_tangents(segments, step_slice)
-            if self.setup.quadrature.n_nodes is None:
-                self.n_nodes = self.schedule.next_count(self.n_nodes, nodes.n_nodes, len(segments))
+            tangent_groups = self._mean_tangents(segments, step_slice)
         else:  # gradients of earlier steps act only through what is carried
             tangent_groups = [(torch.arange(m), ZeroTangents((len(segments), m, k), self.eval_network.sizes))]
         products = [torch.zeros(m, k, batch.rows.n, dtype=torch.float64) for batch in steps.batches]
@@ -192,32 +187,35 @@ class BackwardSweep:
                 self._contract_factors(factor_pairs, row_indices, block)
         self.factors = factors
 
-    def _mean_tangents(
-        self, segments: Segments, step_slice: slice
-    ) -> tuple[QuadratureNodes, Iterable[tuple[Tensor, Tangents]]]:
-        """Return quadrature nodes on all segments, and an iterable of pairs (row indices, mean tangents of these rows).
+    def _mean_tangents(self, segments: Segments, step_slice: slice) -> Iterable[tuple[Tensor, Tangents]]:
+        """Return an iterable of pairs (row indices, mean tangents of these rows) on all segments.
 
         The residual is within the tolerance or within rounding. The number of nodes that sufficed for the following
-        step is tried first, with its residual computed from the factors. If factors do not suffice for that, or the
-        residual is too large, nodes are chosen from slopes before tangents are computed.
+        step is tried first, with its residual computed from the tangents. If the residual is too large, or the factors of
+        the tangents take too much memory, nodes are chosen from slopes before tangents are computed.
         """
         integrand = self.setup.integrand(segments)
-        panels, change = initial_panels(integrand), output_change(integrand)
-        limit = change.limit(panels, self.setup.step_tolerance)
-        for n_nodes in [self.n_nodes] if self.schedule.fallback is None else [self.n_nodes, self.schedule.fallback]:
-            nodes = nodes_on([(panel, n_nodes) for panel in panels], len(segments), self.rows.n)
-            if factor_numbers(integrand, nodes) > MAX_NUMBERS:
+        change, steps = output_change(integrand), segments.steps()
+        dense_numbers = math.prod(integrand.sizes) * self.eval_network.n_parameters
+        for candidate in self.nodes.candidates(integrand, change):
+            keeps_factors = factor_numbers(integrand, candidate.nodes) <= MAX_NUMBERS
+            if not keeps_factors and dense_numbers > MAX_NUMBERS:
                 break
-            tangent_groups = list(mean_tangents(integrand, nodes))
-            residual = _residual(change, tangent_groups, segments)
-            if residual is None:
-                break
-            if bool((residual.abs().amax(2) <= limit).all()):
-                self.entries.residuals[step_slice], self.entries.evaluations[step_slice] = residual, nodes.evaluations
-                return nodes, tangent_groups
-        nodes = refine(integrand, panels, n_nodes=self.n_nodes, tolerance=self.setup.step_tolerance)
+            residual, tangent_groups = change.values.clone(), []
+            for row_indices, tangents in mean_tangents(integrand, candidate.nodes):
+                if dense_numbers <= MAX_NUMBERS and not (keeps_factors and tangents.has_factors()):
+                    tangents = DenseTangents(
+                        to_dense(tangents, list(self.eval_network.sizes)), self.eval_network.slices
+                    )
+                tangent_groups.append((row_indices, tangents))
+                residual[:, row_indices] -= self._inner_products(tangents, steps)
+            if self.nodes.accepts(candidate, residual):
+                self.entries.residuals[step_slice] = residual
+                self.entries.evaluations[step_slice] = candidate.nodes.evaluations
+                return tangent_groups
+        nodes = self.nodes.refine(integrand)
         self.entries.evaluations[step_slice] = nodes.evaluations
-        return nodes, self._tangents_with_residuals(integrand, change, nodes, step_slice)
+        return self._tangents_with_residuals(integrand, change, nodes, step_slice)
 
     def _tangents_with_residuals(
         self, integrand: Integrand, change: OutputChange, nodes: QuadratureNodes, step_slice: slice
@@ -353,19 +351,3 @@ class BackwardSweep:
                     )
             product = (g.flatten(0, 2) @ e.T).view(q, r, k, size)
             block.products[s].index_add_(0, row_indices, product.mul_(scale[:, :, None]).sum(0))
-
-
-def _residual(
-    change: OutputChange, tangent_groups: Sequence[tuple[Tensor, Tangents]], segments: Segments
-) -> Tensor | None:
-    """Return the change of k functions minus the inner products of mean tangents and steps, (S, m, k).
-
-    None is returned if this needs dense tangents.
-    """
-    residual, steps = change.values.clone(), segments.steps()
-    for row_indices, tangents in tangent_groups:
-        inner_products = tangents.inner_products(steps)
-        if inner_products is None:
-            return None
-        residual[:, row_indices] -= inner_products
-    return residual

@@ -14,15 +14,11 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_labels
 from kernelmem.core.errors import InputError
-from kernelmem.trajectory.integration.node_schedule import NodeSchedule
+from kernelmem.trajectory.integration.adaptive_nodes import AdaptiveNodes
 from kernelmem.trajectory.integration.step_integral import (
-    INITIAL_NODES,
     MAX_NUMBERS,
     QuadratureNodes,
-    initial_panels,
-    nodes_on,
     output_change,
-    refine,
 )
 from kernelmem.trajectory.ledger.result import LedgerEntries
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
@@ -81,7 +77,7 @@ class GroupedSweep:
         """Initialize the ledger with zero contributions from each group or layer."""
         self.setup, self.groups = setup, groups
         self.eval_network, self.rows, self.target_functions = setup.eval_network, setup.rows, setup.target_functions
-        self.n_nodes, self.schedule = setup.quadrature.n_nodes or INITIAL_NODES, NodeSchedule()
+        self.nodes = AdaptiveNodes(setup.quadrature, setup.step_tolerance)
         m, k, G, coefficients = self.rows.n, len(self.target_functions.names), len(groups.names), setup.coefficients
         self.entries = LedgerEntries.zeros(m, G, k, setup.n_steps + (coefficients is not None))
         self.filter = filter_class(setup.optimizer)()
@@ -121,17 +117,17 @@ class GroupedSweep:
 
     def _integrate(self, segments: Segments, step_parts: dict[str, Tensor], t: int) -> None:
         """Add the integral over one segment of the derivatives along the parts of step t to the entries of the ledger."""
-        integrand, tolerance = self.setup.integrand(segments), self.setup.step_tolerance
-        panels, change = initial_panels(integrand), output_change(integrand)
-        nodes = nodes_on([(panel, self.n_nodes) for panel in panels], 1, self.rows.n)
-        effects = self._derivatives(segments, nodes, step_parts)
-        residual = change.values[0] - effects.sum(1)
-        if bool((residual.abs().amax(1) > change.limit(panels, tolerance)[0]).any()):
-            nodes = refine(integrand, panels, n_nodes=self.n_nodes, tolerance=tolerance)
+        integrand = self.setup.integrand(segments)
+        change = output_change(integrand)
+        for candidate in self.nodes.candidates(integrand, change):
+            nodes, effects = candidate.nodes, self._derivatives(segments, candidate.nodes, step_parts)
+            residual = change.values[0] - effects.sum(1)
+            if self.nodes.accepts(candidate, residual[None]):
+                break
+        else:
+            nodes = self.nodes.refine(integrand)
             effects = self._derivatives(segments, nodes, step_parts)
             residual = change.values[0] - effects.sum(1)
-        if self.setup.quadrature.n_nodes is None:
-            self.n_nodes = self.schedule.next_count(self.n_nodes, nodes.n_nodes)
         self.entries.contributions.add_(effects[:, :-2])
         self.entries.decay.add_(effects[:, -2])
         self.entries.rounding.add_(effects[:, -1])

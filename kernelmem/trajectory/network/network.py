@@ -7,6 +7,7 @@ batch, or whose operations cannot run on some of the rows (tested once, on four 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,16 +122,32 @@ class Network:
     def outputs(self, rows: Rows, blocks: Blocks | None = None) -> Tensor:
         """Return the C outputs of n rows, (n, C), at the current weights, or at the weights in ``blocks``."""
         with torch.no_grad():
-            if blocks is None:
-                return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
-            if self._in_one_pass(blocks):
-                arguments = (self.survey.batch_axes, self.shared_tensor_ids, self.parameters, RULES, self.survey.skip)
-                with BlockForward(blocks, *arguments):
-                    return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
-            outputs = torch.empty(rows.n, self.n_outputs, dtype=torch.float64)
+            outputs = None
+            for index, run in self.passes(rows, blocks):
+                if len(index) == rows.n:
+                    return run()
+                outputs = torch.empty(rows.n, self.n_outputs, dtype=torch.float64) if outputs is None else outputs
+                outputs[index] = run()
+        assert outputs is not None
+        return outputs
+
+    def passes(self, rows: Rows, blocks: Blocks | None = None) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+        """Yield, for each pass that the outputs of n rows take, the indices of its rows and a function that runs it.
+
+        There is one pass, unless the network cannot evaluate rows with different weights together.
+        """
+        if blocks is not None and not self._in_one_pass(blocks):
             for index, _ in self._visit_weights(blocks):
-                outputs[index] = self.outputs(take(rows, index))
-            return outputs
+                yield index, partial(self._run, take(rows, index), None)
+        else:
+            yield torch.arange(rows.n), partial(self._run, rows, blocks)
+
+    def _run(self, rows: Rows, blocks: Blocks | None) -> Tensor:
+        if blocks is None:
+            return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
+        arguments = (self.survey.batch_axes, self.shared_tensor_ids, self.parameters, RULES, self.survey.skip)
+        with BlockForward(blocks, *arguments):
+            return self.prepared.outputs(rows.slice(0, rows.n), rows.n)
 
     def slopes(
         self, rows: Rows, blocks: Blocks, directions: Mapping[str, Tensor] | None = None

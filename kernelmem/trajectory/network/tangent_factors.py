@@ -67,6 +67,10 @@ class Tangents(Protocol):
         """Return the outer factors if tangents of this parameter need not be formed; None otherwise."""
         ...
 
+    def has_factors(self) -> bool:
+        """Return True if inner products need no further dense tangents."""
+        ...
+
     def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor | None:
         """Return the inner products of the tangents with one direction for each segment, (S, r, k).
 
@@ -101,6 +105,10 @@ class DenseTangents:
         """Return None: dense tangents have no factors."""
         return None
 
+    def has_factors(self) -> bool:
+        """Return True: dense tangents are formed already."""
+        return True
+
     def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Return the inner products of the dense tangents with the directions, (S, r, k)."""
         flat = torch.cat([directions[name].reshape(self.shape[0], -1) for name in self.slices], 1)
@@ -128,6 +136,10 @@ class ZeroTangents:
     def outer_factors(self, name: str) -> None:
         """Return None: zero tangents have no factors."""
         return None
+
+    def has_factors(self) -> bool:
+        """Return True: zeros need not be formed."""
+        return True
 
     def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Return zeros."""
@@ -199,6 +211,10 @@ class FactoredTangents:
             return OuterFactors(use.key, None, g)
         a = use.rule.activations(use, self.n, ones=False)[:, 0, 0]
         return OuterFactors(use.key, a.unflatten(0, (self.S, self.q, self.r)), g)
+
+    def has_factors(self) -> bool:
+        """Return True if all layers with parameters are linear and used at one position per row."""
+        return all(self.outer_factors(name) is not None for name in self.sizes if self.uses[name])
 
     def inner_products(self, directions: Mapping[str, Tensor]) -> Tensor | None:
         """Return the inner products from the factors of linear layers; None if a layer of another kind has parameters."""
