@@ -190,13 +190,18 @@ def read_document(path: Path) -> AuditDocument:
         if version == SCHEMA_VERSION:
             return decode(check_json(content), AuditDocument, "audit")
     except READ_ERRORS as error:
-        raise FileCorruptError(
-            f"audit file {path} ({reason(error)})",
-            expected="an audit.json written by kernelmem",
-            hint="run the audit again",
-        ) from error
+        raise unreadable(path, error) from error
     raise InputError(
         f"audit file {path} of schema version {version}",
         expected=f"version {SCHEMA_VERSION}",
         hint="run the audit again, or read the file with the kernelmem version recorded in it under versions",
+    )
+
+
+def unreadable(path: Path, error: Exception) -> FileCorruptError:
+    """Return the error for an audit.json that cannot be read because of ``error``."""
+    return FileCorruptError(
+        f"audit file {path} ({reason(error)})",
+        expected="an audit.json written by kernelmem",
+        hint="run the audit again",
     )

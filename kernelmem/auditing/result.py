@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernelmem.auditing.document import AuditDocument, read_document, write_document
+from kernelmem.auditing.document import AuditDocument, read_document, unreadable, write_document
 from kernelmem.core.atomic_files import file_sha256, write_files
 from kernelmem.core.errors import FileCorruptError
 from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes
-from kernelmem.core.result_files import Result
+from kernelmem.core.result_files import Result, check_consistent
 
 if TYPE_CHECKING:
     import pandas
@@ -92,7 +92,12 @@ class Audit(Result):
                     expected="the file that was written together with the report",
                     hint="run the audit again, or remove the file: the report is complete without it",
                 )
-        return cls(document)
+        result = cls(document)
+        try:
+            check_consistent(result)
+        except READ_ERRORS as error:
+            raise unreadable(path, error) from error
+        return result
 
     def __str__(self) -> str:
         """Return a summary of at most one screen: headline, accuracies, fidelity, flips and the most memorized rows."""

@@ -1,6 +1,7 @@
 """Results: the mixin of every result class, and the .safetensors files (with a hash) that it saves to."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -66,7 +67,7 @@ class Result:
         """
         with read_result(path, cls._file_format()) as (tensors, values):
             result = decode(values, cls, cls.__name__, tensors)
-            _check_consistent(result)
+            check_consistent(result)
             return result
 
     @classmethod
@@ -144,8 +145,12 @@ def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, 
         ) from error
 
 
-def _check_consistent(result: Result) -> None:
-    """Raise a ValueError if the fields of a result that was read do not fit together."""
+def check_consistent(result: Result) -> None:
+    """Check that the fields of a result that was read fit together: their sizes, and that it can be printed.
+
+    Raises:
+        One of ``READ_ERRORS``: they do not.
+    """
     sizes: dict[str, int] = {}
     for name, letters in result.shapes.items():
         value = getattr(result, name)
@@ -155,7 +160,8 @@ def _check_consistent(result: Result) -> None:
         ):
             raise ValueError(f"{name} of shape {shape} does not fit the other fields")
     try:
-        str(result)
+        with warnings.catch_warnings(action="ignore"):  # of values that have no mean or logarithm
+            str(result)
     except (AttributeError, RuntimeError) as error:
         raise ValueError(f"its fields do not fit together: {error}") from error
 

@@ -1,5 +1,10 @@
 """Labeled data for training and audits: scikit-learn's digits, .npz files, arrays with checks."""
 
+import io
+import math
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -12,6 +17,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_tensor, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.hashed_files import READ_ERRORS, read_bytes, reason
 from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
@@ -19,6 +25,12 @@ if TYPE_CHECKING:
 
 REQUIRED_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 WRITE_HINT = "write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
+ARCHIVE_ERRORS = (
+    *READ_ERRORS, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, EOFError, RuntimeError, SyntaxError,
+)  # fmt: skip
+HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of NumPy
+MAX_COMPRESSION = 1100  # deflate reaches 1032
 # integers may be tokens; narrower ones are pixels
 UNCONVERTED_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
 
@@ -138,24 +150,55 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         InputError: the file does not exist.
         FileCorruptError: the file is not an .npz file, is truncated, or contains pickled objects.
     """
-    if not path.is_file():
-        raise InputError(f"data file {path}", expected="an existing .npz file", hint="check the path")
     try:
-        # checked first, because NumPy takes other files for pickles, and its error names the option that runs them
-        with path.open("rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ValueError("not a zip archive")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        invalid = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if invalid:
-            raise ValueError(f"{invalid[0]} is not an array")
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileCorruptError(
-            f"data file {path} ({error})", expected="an .npz archive of plain arrays", hint=WRITE_HINT
+        content = read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"data file {path} ({reason(error)})", expected="an existing .npz file", hint="check the path"
         ) from error
-    return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+    try:
+        return _unzip_arrays(content)
+    except ARCHIVE_ERRORS as error:
+        raise FileCorruptError(
+            f"data file {path} ({reason(error)})", expected="an .npz archive of plain arrays", hint=WRITE_HINT
+        ) from error
+
+
+def _unzip_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays in the content of a .npz file by name.
+
+    Not by ``numpy.load``, which allocates whatever size an array claims to have, and takes other files for pickles.
+
+    Raises:
+        One of ``ARCHIVE_ERRORS``: the content is not that of an .npz file of plain arrays.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > MAX_COMPRESSION * len(content):
+            raise ValueError("it unpacks to more than an .npz file can")
+        for entry in entries:
+            name = entry.filename.removesuffix(".npy")
+            if name == entry.filename or name in arrays or entry.compress_type not in COMPRESSIONS:
+                raise ValueError(f"{entry.filename} is not an array, or is one of two")
+            arrays[name] = _plain_array(archive.read(entry))
+    return arrays
+
+
+def _plain_array(content: bytes) -> np.ndarray:
+    """Return the array of numbers or text in the content of a .npy file, in native byte order."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version not in HEADER_READERS:
+        raise ValueError(f".npy format {version}")
+    shape, fortran_order, dtype = HEADER_READERS[version](stream)
+    if dtype.kind not in "biufcSU" or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"array of shape {shape}, {dtype}, in {len(content)} bytes")
+    array = np.ndarray(shape, dtype, content, stream.tell(), order="F" if fortran_order else "C")
+    if dtype.kind == "b" and content[stream.tell() :].strip(b"\x00\x01"):
+        raise ValueError("array of bool with other bytes than 0 and 1")
+    return array.astype(dtype.newbyteorder("="))  # a copy, since the bytes are read-only
 
 
 def labeled_data(

@@ -2,14 +2,17 @@
 
 import gzip
 import io
+import math
 import pickle
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.hashed_files import read_bytes
 from kernelmem.training.datasets import LabeledData
 
 SIDE, CHANNELS = 32, 3
@@ -67,6 +70,12 @@ def mnist(directory: str | Path) -> LabeledData:
     folder = Path(directory)
     arrays = {key: _read_idx(_find_idx_file(folder, stem)) for key, stem in IDX_STEMS.items()}
     x, y, x_test, y_test = arrays.values()
+    if (x.ndim, y.ndim) != (3, 1) or y.shape != x.shape[:1] or x_test.shape != (*y_test.shape, *x.shape[1:]):
+        raise FileCorruptError(
+            f"files in {folder} with arrays {', '.join(f'{key} {array.shape}' for key, array in arrays.items())}",
+            expected="images (n, H, W) and labels (n,) of the same numbers of rows",
+            hint="download them again",
+        )
     return _labeled_images("MNIST", x, y, x_test, y_test, (1, *x.shape[1:]))
 
 
@@ -138,14 +147,14 @@ def _find_idx_file(folder: Path, stem: str) -> Path:
 def _read_idx(path: Path) -> np.ndarray:
     """Return the uint8 array in an IDX file: (n, H, W) for n images, or (n,) for n labels."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         content = gzip.decompress(content) if path.suffix == ".gz" else content
         magic_zero, dtype_code, n_axes = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{n_axes}I", content[4 : 4 + 4 * n_axes])
         is_valid_header = magic_zero == 0 and dtype_code == 8 and n_axes in (1, 3)
-        if not is_valid_header or len(content) != 4 + 4 * n_axes + int(np.prod(shape)):
+        if not is_valid_header or len(content) != 4 + 4 * n_axes + math.prod(shape):
             raise ValueError(f"{len(content)} bytes for the shape {shape} in the header")
-    except (ValueError, struct.error, OSError, EOFError) as error:
+    except (ValueError, struct.error, OSError, EOFError, MemoryError, zlib.error) as error:
         raise FileCorruptError(
             f"{path} ({error})", expected="an IDX file of bytes, 1 or 3 axes", hint="download it again"
         ) from error

@@ -200,13 +200,14 @@ def write_chunk(path: Path, metrics: dict[str, Tensor]) -> None:
     write_result(path, CHUNK_FILE_KIND, metrics, {"key": path.stem})
 
 
-def read_chunk(path: Path) -> dict[str, Tensor] | None:
-    """Return the metrics of a finished job by name, read from ``path``, or None if the file is missing or damaged."""
-    if not path.exists():
-        return None
+def read_chunk(path: Path, n_networks: int) -> dict[str, Tensor] | None:
+    """Return the metrics of a finished job of ``n_networks`` by name, or None if the file is missing or damaged."""
     try:
         with read_result(path, CHUNK_FILE_KIND) as (tensors, values):
-            return {name: tensors[name] for name in METRICS} if values["key"] == path.stem else None
+            metrics = {name: tensors[name] for name in METRICS}
+            shapes = {tensor.shape for tensor in metrics.values()}
+            is_valid = len(shapes) == 1 and [*shapes.pop()][:-1] == [n_networks]
+            return metrics if values["key"] == path.stem and is_valid else None
     except FileCorruptError:
         return None
 
@@ -219,7 +220,10 @@ def run_jobs(
     Metrics saved in ``directory`` are read; the others are computed, and saved there as soon as each job ends.
     """
     chunk_files = [None if directory is None else chunk_file(directory, job) for job in jobs]
-    results = [None if path is None else read_chunk(path) for path in chunk_files]
+    results = [
+        None if path is None else read_chunk(path, len(job.members))
+        for path, job in zip(chunk_files, jobs, strict=True)
+    ]
     n_total = sum(len(job.members) for job in jobs)
     n_done = sum(len(job.members) for job, metrics in zip(jobs, results, strict=True) if metrics is not None)
 
