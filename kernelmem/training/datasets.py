@@ -275,6 +275,8 @@ def _as_numbers(value: ArrayLike, name: str) -> Tensor:
             expected="real numbers",
             hint=f"encode {name} as numbers",
         )
+    if isinstance(array, np.ndarray) and array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = array.astype(np.float32)  # exact: 16-bit pixels, not the indices that int64 would mean
     return as_tensor(array, name)
 
 
