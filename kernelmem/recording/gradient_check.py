@@ -238,7 +238,8 @@ class GradientCheck:
                 expected="a call of the model itself before each step, with gradients",
                 hint="call model(x), not model.forward(x) or a part of the model",
             )
-        description = f"the {self.reduction} of {losses.loss_name(self.loss)} on the batch of step {step}"
+        short_name = losses.loss_name(self.loss).partition("(")[0]  # without the weights of classes
+        description = f"the {self.reduction} of {short_name} on the batch of step {step}"
         causes = [f"gradient hooks ({'; '.join(hooks)})"] if hooks else []
         if observer.passes > 1 and (used_random_numbers or buffers):
             causes.append(

@@ -94,8 +94,8 @@ class Recorder:
             model: maps x to outputs (B, C); on the CPU. Only the optimizer changes it.
             optimizer: torch.optim.SGD, Adam, AdamW, RMSprop or Adagrad.
             directory: directory of the run, which will contain ``tape.sqlite`` and ``weights/``.
-            loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), or a callable
-                (outputs, targets) -> (B,) losses.
+            loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), a loss module such as
+                ``nn.CrossEntropyLoss(weight=...)``, or a callable (outputs, targets) -> (B,) losses.
             reduction: "mean": sum_i w_i l_i / B; "sum": sum_i w_i l_i.
             keep: "all", "sqrt", or k for every k-th step.
             resume: True to resume the run that is in ``directory``.
@@ -109,7 +109,8 @@ class Recorder:
                 to resume, holds none). UnsupportedModelError: the model is scripted or data-parallel, or a parameter is
                 lazy, complex or not on the CPU.
         """
-        losses.check_loss(loss)
+        loss = losses.as_loss(loss)
+        reduction = losses.loss_reduction(loss) or reduction
         check_options(reduction, keep, tolerance)
         check_model(model)
         self._model, self._optimizer, self._forward = model, optimizer, forward

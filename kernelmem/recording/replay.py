@@ -21,7 +21,7 @@ from kernelmem.recording.storage.checkpoints import (
 )
 from kernelmem.recording.storage.param_groups import build_optimizer, set_groups
 from kernelmem.recording.storage.tape import Step
-from kernelmem.training.losses import Loss, check_loss
+from kernelmem.training.losses import Loss, as_loss
 
 
 def replay(
@@ -223,7 +223,6 @@ def _recorded_loss(run: Run, loss: Loss | None) -> Loss:
                 hint="pass loss=...",
             )
         return loss
-    if loss is not None and loss != run.loss:
+    if loss is not None and as_loss(loss) != run.loss:
         raise InputError(f"loss={loss!r}", expected=f"{run.loss!r}, as recorded", hint="leave loss out")
-    check_loss(run.loss)
-    return run.loss
+    return as_loss(run.loss)

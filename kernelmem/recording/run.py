@@ -56,7 +56,8 @@ class Run:
         meta: header of the tape: facts about the whole run.
         steps: the T recorded steps, read from disk on access.
         optimizer: class name of the optimizer.
-        loss: name of the loss, or "callable:" and the qualified name of a callable.
+        loss: name of the loss (of a loss module of torch.nn with its options), or "callable:" and the qualified name of a
+            callable.
         reduction: "mean" or "sum".
         parameters, buffers: names of parameters and buffers, in the order of ``named_parameters`` and ``named_buffers``.
         kept: step counts t whose weights (after t steps) are on disk, in increasing order.
@@ -107,7 +108,7 @@ class Run:
         averages = f", {len(self.averages)} updates of averaged weights" if self.averages else ""
         return (
             f"Run of {len(self)} steps in {self.path}\n"
-            f"  {self.optimizer}, {self.reduction} of {self.loss.removeprefix('callable:')}\n"
+            f"  {self.optimizer}, {self.reduction} of {self.loss.removeprefix('callable:').partition('(')[0]}\n"
             f"  {sum(sizes):,} parameters in {len(sizes)} tensors ({dtypes}), {len(self.buffers)} buffers\n"
             f"  weights kept: {kept}{averages}"
         )

@@ -1,13 +1,18 @@
 """Per-example losses, by name or as callables, and their mean or sum over a batch."""
 
+import re
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.batches import check_outputs
+from kernelmem.core.errors import InputError
+from kernelmem.training.loss_modules import CLASS_LOSSES, in_dtype, module_from_name, module_name
 
-Loss = str | Callable[[Tensor, Tensor], Tensor]
+Loss = str | Callable[[Tensor, Tensor], Tensor]  # a loss module of torch.nn is a callable
 LOSSES = ("cross_entropy", "mse", "mse_mean")
 REDUCTIONS = ("mean", "sum")
 IGNORED_LABEL = -100  # label of rows without a loss, as in torch
@@ -40,20 +45,26 @@ def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
       cross-entropy with logits;
     - ``"mse"``: 1/2 sum_c (f_c - y_c)^2, labels (n,) as one-hot if C > 1;
     - ``"mse_mean"``: 1/C sum_c (f_c - y_c)^2, the convention of ``torch.nn.functional.mse_loss``;
-    - a callable for every other loss, e.g. label smoothing:
-      ``lambda f, y: F.cross_entropy(f, y, label_smoothing=0.1, reduction="none")``.
+    - a loss module of torch.nn that reduces to a mean or sum, as ``nn.CrossEntropyLoss(weight=..., label_smoothing=0.1)``,
+      or its name: l_i is its unreduced loss, weights included, averaged or summed over the outputs;
+    - a callable for every other loss: ``lambda f, y: (f - y).abs().amax(1)``. Tensors inside it may have a narrower dtype
+      than the outputs.
 
     Raises:
-        InputError: the name is unknown; when called: losses are not (n,), or targets have a wrong shape or range.
+        InputError: the name is unknown; when called: losses are not (n,), targets have a wrong shape or range, or the callable
+            does not accept the dtype of the outputs.
         UnsupportedModelError: when called: outputs are not (n, C).
 
     >>> import torch
     >>> per_example_loss("mse")(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
     tensor([1.])
     """
-    check_loss(loss)
+    loss = as_loss(loss)
     if callable(loss):
-        return lambda outputs, targets: _check_losses(loss(outputs, targets), len(outputs))
+        return lambda outputs, targets: _check_losses(_call_loss(loss, outputs, targets), len(outputs))
+    named_module = module_from_name(loss)
+    if named_module is not None:
+        return lambda outputs, targets: _module_losses(*named_module, outputs, targets)
     return {"cross_entropy": _cross_entropy, "mse": _mse, "mse_mean": _mse_mean}[loss]
 
 
@@ -65,9 +76,10 @@ def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, sample_weight: Tens
     Raises:
         InputError, UnsupportedModelError: see :func:`per_example_loss`.
     """
+    loss = as_loss(loss)
     if loss == "mse_mean" and reduction == "mean" and sample_weight is None:
         # torch's kernel rounds once, a mean of means twice: replay must reproduce the former to the bit
-        _check_outputs(outputs)
+        check_outputs(outputs, len(outputs))
         return F.mse_loss(outputs, _real_targets(outputs, targets))
     losses = per_example_loss(loss)(outputs, targets)
     if sample_weight is not None:
@@ -75,33 +87,122 @@ def batch_loss(loss: Loss, outputs: Tensor, targets: Tensor, sample_weight: Tens
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-def check_loss(loss: Loss) -> None:
-    """Check that ``loss`` is a known name or a callable.
+def as_loss(loss: Loss) -> Loss:
+    """Return ``loss`` as a name or a callable: a loss module of torch.nn becomes its name.
 
     Raises:
         InputError: the name is unknown; the message lists the known ones.
     """
-    if not callable(loss) and loss not in LOSSES:
+    if callable(loss):
+        return module_name(loss) or loss
+    if not isinstance(loss, str) or (loss not in LOSSES and module_from_name(loss) is None):
         raise InputError(
             f"loss={loss!r}",
-            expected=f"one of {', '.join(LOSSES)}, or a callable (outputs, targets) -> (n,) losses",
+            expected=f"one of {', '.join(LOSSES)}, a loss module of torch.nn, or a callable (outputs, targets) -> (n,) losses",
             hint="pass the loss of your training loop, with one number per example",
         )
+    return loss
+
+
+def loss_reduction(loss: Loss) -> str | None:
+    """Return "mean" or "sum" if the loss is a module of torch.nn (or its name), else None."""
+    loss = as_loss(loss)
+    named_module = None if callable(loss) else module_from_name(loss)
+    return None if named_module is None else named_module.reduction
+
+
+def mean_factor(loss: Loss, targets: Tensor) -> float:
+    """Return the reduced loss of a torch.nn module over the mean of its unreduced losses of n rows; 1 for other losses.
+
+    With class weights or ignored labels the module divides by the sum of the weights of the labels, not by n.
+
+    >>> mean_factor(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), torch.tensor([0, 0, 1]))
+    0.6
+    """
+    named_module = module_from_name(loss) if isinstance(loss, str) else None
+    module, reduction = named_module or (loss, getattr(loss, "reduction", None))
+    if not isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss) or reduction != "mean" or targets.is_floating_point():
+        return 1.0
+    counted = targets[targets != module.ignore_index].long()
+    weights = torch.ones(len(counted)) if module.weight is None else module.weight.detach()[counted]
+    return float(len(targets) / weights.double().sum())
 
 
 def loss_name(loss: Loss) -> str:
-    """Return ``loss`` if it is a name, else "callable:" followed by module and qualified name of the callable."""
+    """Return ``loss`` if it is a name, else "callable:" followed by module and qualified name of the callable.
+
+    The name of a loss module of torch.nn is its class with its options.
+    """
+    loss = module_name(loss) or loss
     if isinstance(loss, str):
         return loss
     return f"callable:{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy (n,) of each of n examples for outputs (n, C).
+    """Return the cross-entropy (n,) of each of n examples for outputs (n, C)."""
+    return F.cross_entropy(outputs, _class_targets(outputs, targets, IGNORED_LABEL), reduction="none")
 
-    Targets are integer labels (n,) or class probabilities (n, C); their shape and the range of labels are checked.
+
+def _module_losses(module: nn.Module, reduction: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the unreduced losses (n,) of a loss module of torch.nn, averaged or summed over the outputs."""
+    check_outputs(outputs, len(outputs))
+    if isinstance(module, CLASS_LOSSES):
+        targets = _class_targets(outputs, targets, getattr(module, "ignore_index", None))
+    else:
+        targets = _real_targets(outputs, targets)
+    losses = in_dtype(module, outputs.dtype)(outputs, targets)
+    if losses.ndim == 1:
+        return losses
+    return losses.mean(1) if reduction == "mean" else losses.sum(1)
+
+
+class _PromotedFloats(TorchFunctionMode):
+    """Converts the floating-point tensors of each operation to the widest dtype among them, as arithmetic does."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [value for value in (*args, *kwargs.values()) if _is_float(value)]
+        dtypes = {tensor.dtype for tensor in tensors}
+        if len(dtypes) > 1 and not _IN_PLACE.fullmatch(getattr(func, "__name__", "")):
+            widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
+            args = tuple(value.to(widest) if _is_float(value) else value for value in args)
+            kwargs = {name: value.to(widest) if _is_float(value) else value for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+_IN_PLACE = re.compile(r"__set\w+|__i(add|sub|mul|truediv|pow)__|\w*[a-z0-9]_")
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+
+
+def _call_loss(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return ``loss(outputs, targets)``, with narrower tensors inside it converted if torch does not accept them.
+
+    Raises:
+        InputError: the loss does not accept the dtype of the outputs.
     """
-    _check_outputs(outputs)
+    try:
+        return loss(outputs, targets)
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "scalar type" not in str(error):
+            raise
+        try:
+            with _PromotedFloats():
+                return loss(outputs, targets)
+        except RuntimeError:
+            raise InputError(
+                f"a loss that fails on outputs of dtype {str(outputs.dtype).removeprefix('torch.')} ({error})",
+                expected="a loss for outputs of any floating-point dtype: analyses use float64",
+                hint="create tensors inside the loss in the dtype of the outputs, e.g. weight.to(outputs.dtype)",
+            ) from error
+
+
+def _class_targets(outputs: Tensor, targets: Tensor, ignored_label: int | None) -> Tensor:
+    """Return integer labels (n,) or class probabilities (n, C) for outputs (n, C), after checking shape and range."""
+    check_outputs(outputs, len(outputs))
     labels = targets if targets.is_floating_point() else targets.long()
     if tuple(labels.shape) not in ((len(outputs),), tuple(outputs.shape)) or labels.is_floating_point() != (
         labels.ndim == 2
@@ -111,20 +212,21 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs = class_outputs(outputs)
     if labels.ndim == 1 and labels.numel():
         smallest, largest = (int(bound) for bound in labels.aminmax())
-        if largest >= outputs.shape[1] or (smallest < 0 and bool(((labels < 0) & (labels != IGNORED_LABEL)).any())):
+        is_outside = (labels < 0) | (labels >= outputs.shape[1])
+        if bool((is_outside if ignored_label is None else is_outside & (labels != ignored_label)).any()):
             raise _target_mismatch(outputs, targets, f"labels 0..{outputs.shape[1] - 1} (here {smallest}..{largest})")
-    return F.cross_entropy(outputs, labels, reduction="none")
+    return labels
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return half the squared distance (n,) between outputs (n, C) and targets (n, C), or labels (n,) as one-hot."""
-    _check_outputs(outputs)
+    check_outputs(outputs, len(outputs))
     return 0.5 * (outputs - _real_targets(outputs, targets)).square().sum(1)
 
 
 def _mse_mean(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean squared difference (n,) between outputs (n, C) and targets (n, C), or labels (n,) as one-hot."""
-    _check_outputs(outputs)
+    check_outputs(outputs, len(outputs))
     return (outputs - _real_targets(outputs, targets)).square().mean(1)
 
 
@@ -142,16 +244,6 @@ def _real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     return targets.reshape(n, c).to(outputs.dtype)
 
 
-def _check_outputs(outputs: Tensor) -> None:
-    """Check that the outputs of a model have two axes: n examples, C outputs."""
-    if outputs.ndim != 2:
-        raise UnsupportedModelError(
-            f"model outputs of shape {tuple(outputs.shape)}",
-            expected="(n, C), one row of outputs per example",
-            hint="pass the loss as a callable (outputs, targets) -> (n,) losses",
-        )
-
-
 def _check_losses(losses: Tensor, n: int) -> Tensor:
     """Return ``losses``, after checking that it is a tensor with one loss for each of n examples."""
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
@@ -159,7 +251,7 @@ def _check_losses(losses: Tensor, n: int) -> Tensor:
         raise InputError(
             f"a loss that returns {returned} for {n} examples",
             expected=f"a tensor ({n},), one loss per example",
-            hint='compute the loss with reduction="none"',
+            hint='compute the loss with reduction="none", and its mean over the outputs of each example',
         )
     return losses
 

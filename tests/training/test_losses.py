@@ -73,7 +73,7 @@ def test_names():
     ("loss", "outputs", "targets", "kind", "words"),
     [
         ("hinge", (5, 3), (5,), InputError, "loss='hinge'.*one of cross_entropy, mse"),
-        ("mse", (5,), (5,), UnsupportedModelError, r"shape \(5,\).*\(n, C\)"),
+        ("mse", (5,), (5,), UnsupportedModelError, r"shape \(5,\).*\(5, C\).*\[:, None\]"),
         ("cross_entropy", (5, 3, 2), (5,), UnsupportedModelError, r"shape \(5, 3, 2\)"),
         ("cross_entropy", (5, 3), (4,), InputError, r"shape \(4,\).*outputs \(5, 3\)"),
         ("cross_entropy", (5, 3), (5, 3), InputError, "integer labels"),

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kernelmem.core.batches import Batch, Forward, Rows, as_rows, named_leaves
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows, check_outputs, named_leaves
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.recording.gradient_check import call_model
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
+from kernelmem.recording.step_checks.random_state import random_state
 from kernelmem.recording.storage.param_groups import read_groups
 from kernelmem.recording.storage.tape import FILE
 from kernelmem.training.batching import in_dtype, shuffled
 from kernelmem.training.loop import train_epochs
-from kernelmem.training.losses import Loss, batch_loss
+from kernelmem.training.losses import Loss, batch_loss, loss_reduction, mean_factor
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -31,8 +32,8 @@ class FitOptions:
     """Training options of :func:`fit`.
 
     Attributes:
-        loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), or a callable
-            (outputs, targets) -> (B,) losses.
+        loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), a loss module of torch.nn
+            (its class weights, ignored labels and reduction apply), or a callable (outputs, targets) -> (B,) losses.
         optimizer: a torch optimizer of ``model.parameters()``, or a function that makes one; None: AdamW, lr 1e-3.
         batch_size: number of rows per step; the last batch may be smaller, but a single row joins the batch before it.
         schedule: makes a learning-rate scheduler, which is stepped after every optimizer step (not every epoch).
@@ -84,7 +85,8 @@ def fit(
         ledger = km.ledger(run, model, x_test)
 
     The same seed, initial weights, versions and thread count give the same bytes: the seed determines the order of the
-    rows and what the model draws (dropout); torch's global random state is neither used nor changed. The model is left
+    rows and what the model draws (dropout); torch's global random state is neither used nor changed (calls in several
+    threads run one after the other). The model is left
     in eval mode. ``FitOptions(resume=True)`` resumes an interrupted run in ``out`` from its last kept step, with the same
     resulting bytes; all arguments must be those of the first call (recorded steps are compared), except that ``epochs``
     may be larger.
@@ -115,6 +117,7 @@ def fit(
     epochs = as_count(epochs, "epochs")
     rows, targets, weights = _check_data(model, x, y, sample_weight)
     seeds = seed_sequence(seed, ["order", "model"])
+    reduction = loss_reduction(options.loss) or "mean"
     resume = options.resume and (Path(out) / FILE).exists()  # the process may have been killed before it wrote anything
     model.train()
     optimizer = _as_optimizer(options.optimizer, model)
@@ -146,9 +149,12 @@ def fit(
                 expected="inputs that model(x) accepts",
                 hint="check the shape and dtype of x, or pass forward=",
             ) from error
-        return batch_loss(options.loss, outputs, targets[index], batch_weight(index), reduction="mean")
+        check_outputs(outputs, len(index))
+        factor = mean_factor(options.loss, targets[index])
+        loss = batch_loss(options.loss, outputs, targets[index], batch_weight(index), reduction=reduction)
+        return loss if factor == 1 else loss * factor
 
-    with torch.random.fork_rng(devices=[]):
+    with random_state(None):  # fits in other threads wait: torch has one generator per process
         torch.manual_seed(seeds["model"])
         with recorder:
             completed_steps = recorder.restore() if resume else 0

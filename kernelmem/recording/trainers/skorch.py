@@ -15,6 +15,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.trainers.indexed_dataset import position_in
 from kernelmem.recording.trainers.optimizer_hook import OptimizerHook
+from kernelmem.training.loss_modules import CLASSES, module_name
 from kernelmem.training.losses import Loss
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ else:
     Base = object
 
 Collate: TypeAlias = Callable[[list], Sequence[Batch]]
-
-LOSS_NAMES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "mse_mean"}
-DEFAULT_CRITERION_OPTIONS = {"ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
 
 
 def nll_of_probabilities(outputs: Tensor, y: Tensor) -> Tensor:
@@ -75,9 +73,8 @@ class Recorded(Base):
         Args:
             args: positional arguments of the skorch class.
             out: directory of the run.
-            loss: as in :class:`~kernelmem.recording.Recorder`; None: that of the criterion, if it is CrossEntropyLoss,
-                MSELoss, or NLLLoss (analyses of the run then need ``loss=`` :func:`nll_of_probabilities`), without weights
-                or other options.
+            loss: as in :class:`~kernelmem.recording.Recorder`; None: that of the criterion, a loss module of torch.nn;
+                NLLLoss without options (analyses of the run then need ``loss=`` :func:`nll_of_probabilities`).
             call: maps (module, x) to outputs (B, C); None: ``module(x)``, or :func:`call_with_keywords` if X is a dict.
                 Pass it to analyses of the run as ``forward=``.
             keep: which weights are kept: "all", "sqrt", or k for every k-th step.
@@ -173,18 +170,17 @@ def _criterion_loss(criterion: nn.Module) -> Loss:
     """Return the loss that a torch criterion computes, as a name or a callable (outputs, targets) -> (n,) losses.
 
     Raises:
-        InputError: the criterion is of another class, or has weights or options other than the default ones.
+        InputError: the criterion is of another class, or an NLLLoss with weights or options.
     """
-    known_losses: dict[type, Loss] = {**LOSS_NAMES, nn.NLLLoss: nll_of_probabilities}
-    criterion_options = {name: getattr(criterion, name, value) for name, value in DEFAULT_CRITERION_OPTIONS.items()}
-    unsupported_options = [
-        f"{name}={value!r}" for name, value in criterion_options.items() if value != DEFAULT_CRITERION_OPTIONS[name]
-    ]
-    unsupported_options += ["weight"] if getattr(criterion, "weight", None) is not None else []
-    if type(criterion) not in known_losses or unsupported_options:
+    if type(criterion) is nn.NLLLoss:  # skorch takes the logarithm of the module's outputs
+        is_default = criterion.weight is None and (criterion.ignore_index, criterion.reduction) == (-100, "mean")
+        loss = nll_of_probabilities if is_default else None
+    else:
+        loss = module_name(criterion)
+    if loss is None:
         raise InputError(
-            f"the criterion {type(criterion).__name__}({', '.join(unsupported_options)}) without loss=",
-            expected=f"{', '.join(criterion_type.__name__ for criterion_type in known_losses)} without weights or other options",
+            f"the criterion {criterion} without loss=",
+            expected=f"{', '.join(CLASSES)} with reduction 'mean' or 'sum' (NLLLoss without options)",
             hint="pass loss=, a callable (outputs, targets) -> (n,) losses",
         )
-    return known_losses[type(criterion)]
+    return loss

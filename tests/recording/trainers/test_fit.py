@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.errors import InputError, NumericalError, UnsupportedModelError
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
 from kernelmem.recording.trainers.fit import FitOptions, fit
 from kernelmem.training.batching import batch_sizes, shuffled
+from kernelmem.trajectory.ledger.ledger import ledger as compute_ledger
 
 N = 23
 
@@ -282,3 +284,74 @@ def test_a_model_that_writes_over_its_input(lab):
     run = fit(Doubling(), x, y, out=lab.directory / "run", epochs=2, seed=0, options=FitOptions(batch_size=6))
     assert torch.equal(x, before)
     assert all(torch.equal(run.batch(t)[0], x[run.steps[t].examples]) for t in range(len(run)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1, ignore_index=2),
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.MSELoss(),
+    ],
+)
+def test_a_loss_module_trains_as_in_torch_and_its_run_explains_itself(tmp_path, loss):
+    torch.manual_seed(0)
+    x, labels = torch.randn(18, 4), torch.arange(18) % 3
+    y = nn.functional.one_hot(labels, 3).float() if isinstance(loss, nn.MSELoss) else labels
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    plain = copy.deepcopy(model)
+    options = FitOptions(loss=loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.05), batch_size=6, keep=2)
+    run = fit(model, x, y, out=tmp_path / "run", epochs=2, seed=0, options=options)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05)
+    for t in range(len(run)):
+        optimizer.zero_grad()
+        index = run.steps[t].examples
+        loss(plain(x[index]), y[index]).backward()
+        optimizer.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    for arguments in ({}, {"loss": loss}):  # the options of the module are stored with the run
+        ledger = compute_ledger(run, model, x[:2], **arguments)
+        change = float((ledger.final - ledger.initial).abs().max())
+        assert float(ledger.rounding.abs().max()) <= 1e-4 * change
+        assert float(ledger.residual.abs().max()) <= 1e-4 * change
+    with pytest.raises(InputError, match="as recorded"):
+        compute_ledger(run, model, x[:2], loss=nn.L1Loss())
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)
+
+
+def test_outputs_that_are_not_a_matrix_are_refused_before_training(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 5, 4), torch.arange(6) % 3
+    with pytest.raises(
+        UnsupportedModelError, match=r"tuple of \(6, 5, 3\).*Hint: pass forward=.*model\(x\)\[0\]\[:, -1\]"
+    ):
+        fit(Recurrent(), x, y, out=tmp_path / "a", epochs=1, seed=0)
+    run = fit(Recurrent(), x, y, out=tmp_path / "b", epochs=1, seed=0, forward=lambda model, x: model(x)[0][:, -1])
+    assert len(run) == 1
+
+
+def test_fits_in_threads_neither_disturb_each_other_nor_the_global_random_state(tmp_path):
+    x, y = torch.randn(16, 4), torch.arange(16) % 3
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    copies = {name: copy.deepcopy(model) for name in ("alone", "a", "b", "c")}
+    before = torch.get_rng_state()
+
+    def train(name):
+        fit(copies[name], x, y, out=tmp_path / name, epochs=3, seed=1, options=FitOptions(batch_size=4))
+        return copies[name].state_dict()
+
+    expected = train("alone")
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(train, ["a", "b", "c"]))
+    assert torch.equal(torch.get_rng_state(), before)
+    for result in results:
+        assert all(torch.equal(result[name], value) for name, value in expected.items())
