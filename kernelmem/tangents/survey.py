@@ -15,6 +15,7 @@ from kernelmem.tangents.groups.base import Group
 from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.groups.outer import OuterGroup, VectorGroup
 from kernelmem.tangents.prepare import PreparedModel
+from kernelmem.tangents.rules.convolution import ConvolutionRule
 from kernelmem.tangents.rules.linear import LinearRule
 
 # Autograd nodes that may act on each channel separately (the numerical test rejects those that move or mix channels).
@@ -70,8 +71,6 @@ def find_readout(probe: Capture) -> Readout | None:
             continue
         if not isinstance(use.rule, LinearRule) or use.inputs["input"].ndim != 2:
             return None
-        weight = use.weights["weight"]
-        assert weight is not None
         weight = use.rule.matrix(use)
         factored = frozenset() if use.input_edge is None else _factored_uses(probe, use, weight)
         return Readout(use.key, weight, factored)
@@ -100,7 +99,7 @@ def _factored_uses(probe: Capture, readout: ParameterUse, weight: Tensor) -> fro
     H, n = weight.shape[1], probe.n
     candidates = []
     for use in probe.uses:
-        outer_shape = use.rule.outer_shape(use, n)
+        outer_shape = use.rule.outer_shape(use, n) if isinstance(use.rule, LinearRule | ConvolutionRule) else None
         if use is readout or use.derived or outer_shape is None or outer_shape.groups != 1 or outer_shape.fan_out != H:
             continue
         if use.batch_axis.multiplicity == 1 and _is_channelwise_path(readout.input_edge, use.edge.node):

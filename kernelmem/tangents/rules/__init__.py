@@ -1,10 +1,12 @@
 """Rules: how each kind of operation uses its parameters, and their tangents.
 
-- ``linear``: F.linear and matrix products with a weight
-- ``convolution``: convolutions in one to three dimensions
+- ``linear``: linear maps
+- ``products``: matrix products, einsum and bilinear forms as linear maps
+- ``layout``: views of parameters
+- ``convolution``: convolutions and transposed convolutions in one to three dimensions
 - ``normalization``: gains and biases of normalization layers
 - ``embedding``: embedding tables
-- ``elementwise``: parameters that are added, multiplied or expanded; PReLU
+- ``elementwise``: parameters that are added, multiplied or expanded, other functions of broadcast arguments; PReLU
 - ``attention``: multi-head attention, decomposed into linear maps
 - ``recurrent``: RNN, LSTM and GRU, unrolled into linear maps
 
@@ -12,7 +14,7 @@ A new operation needs one file with a :class:`~kernelmem.tangents.capture.Rule` 
 """
 
 from kernelmem.tangents.rules.attention import AttentionRule
-from kernelmem.tangents.rules.convolution import ConvolutionRule
+from kernelmem.tangents.rules.convolution import ConvolutionRule, TransposedConvolutionRule
 from kernelmem.tangents.rules.elementwise import ElementwiseRule, PReLURule
 from kernelmem.tangents.rules.embedding import EmbeddingRule
 from kernelmem.tangents.rules.linear import LinearRule
@@ -24,6 +26,7 @@ __all__ = ["RULES"]
 RULES = (
     LinearRule(),
     ConvolutionRule(),
+    TransposedConvolutionRule(),
     NormalizationRule(),
     EmbeddingRule(),
     ElementwiseRule(),

@@ -55,3 +55,71 @@ def test_every_dimension_padding_and_dilation(dims, padding, dilation):
     with torch.no_grad():
         model.double()(x)
     assert_exact(with_random_weights(model), x)
+
+
+TRANSPOSED = {
+    "plain": {},
+    "stride": {"stride": 2},
+    "stride larger than the kernel": {"stride": 4},
+    "padding": {"stride": 2, "padding": 1},
+    "output padding": {"stride": 3, "padding": 1, "output_padding": 2},
+    "dilation": {"dilation": 2, "padding": 2},
+    "dilation, output padding": {"dilation": 2, "stride": 2, "output_padding": 1},
+    "groups": {"stride": 2, "groups": 2},
+    "depthwise": {"groups": 4, "padding": 1},
+    "no bias": {"stride": 2, "bias": False},
+}
+
+
+@pytest.mark.parametrize("options", TRANSPOSED, ids=str)
+@pytest.mark.parametrize("dims", [1, 2])
+def test_transposed_convolutions(options, dims, assert_covered):
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dims - 1]
+    model = nn.Sequential(nn.Conv1d(4, 4, 1) if dims == 1 else nn.Conv2d(4, 4, 1), nn.Tanh())
+    model.extend([kind(4, 4, 3, **TRANSPOSED[options]), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2)])
+    x = rows(3, 4, *(3, 2)[:dims])
+    model.double()(x)
+    assert_covered(model, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_transposed_convolution_of_volumes(dtype, assert_covered):
+    layer = nn.ConvTranspose3d(2, 4, (2, 3, 1), stride=(1, 2, 2), padding=(0, 1, 0), groups=2)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(2))
+    x = rows(3, 2, 2, 2, 2)
+    model.double()(x)
+    assert_covered(model, x, dtype)
+
+
+@pytest.mark.parametrize("selected", [["0.weight"], ["0.bias"], ["0.weight", "0.bias"]], ids=str)
+@pytest.mark.parametrize("frames", [1, 2])
+def test_weight_or_bias_of_a_transposed_convolution_alone(selected, frames):
+    """Frames of an example on the batch axis, and parts of the parameters."""
+    layer = nn.ConvTranspose2d(2, 3, 2, stride=2)
+    split = Apply(lambda x: x.reshape(-1, 2, 2, 2))
+    join = Apply(lambda h: h.tanh().reshape(len(h) // frames, -1))
+    model = with_random_weights(nn.Sequential(layer, nn.Tanh()))
+    model = nn.Sequential(split, model[0], join)
+    names = [name.replace("0.", "1.") for name in selected]
+    assert_exact(model, rows(3, frames, 2, 2, 2), parameters=names)
+
+
+def test_a_transposed_convolution_by_hand():
+    """One input position and no overlap: f = x · W + b, K = (output positions of W) · x·x' + positions of b."""
+    model, x = with_random_weights(nn.Sequential(nn.ConvTranspose1d(3, 2, 4), nn.Flatten())), rows(5, 3, 1)
+    inner = x[:, :, 0] @ x[:, :, 0].T
+    assert_close(ntk(model, x), 8 * inner + 8, 1e-13, 8 * float(inner.max()) + 8)
+
+
+def test_factors_of_a_transposed_convolution(engine_of, forward_pass_of):
+    """The sizes that the plan counts with are those of the factors."""
+    model = with_random_weights(nn.Sequential(nn.ConvTranspose2d(4, 6, (2, 3), stride=2, groups=2), nn.Tanh()))
+    model, x = nn.Sequential(model, nn.Flatten()), rows(3, 4, 2, 2)
+    engine = engine_of(model, x, "pseudo")
+    group = next(g for g in engine.survey.groups if g.names == ("0.0.weight",))
+    forward_pass = forward_pass_of(engine, x, engine.survey.groups)
+    uses = forward_pass.uses_of(group)
+    gradients = forward_pass.gradients(range(1), all_directions=False)
+    a, g = group.factors(uses, [gradients[use.key] for use in uses], 3, 1)
+    assert a.shape == (3, group.shape.groups, group.shape.positions, group.shape.fan_in) == (3, 2, 4, 2)
+    assert g.shape == (3, 2, 4, 1, group.shape.fan_out) == (3, 2, 4, 1, 18)
