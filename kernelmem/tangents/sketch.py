@@ -20,6 +20,7 @@ from kernelmem.tangents.groups.base import Group, UseGradients
 from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.groups.outer import OuterGroup
+from kernelmem.tangents.groups.table import TableGroup
 from kernelmem.tangents.prepare import prepare
 
 CHUNK_BYTES = 64 * 2**20
@@ -123,6 +124,14 @@ def _project_group(
     """
     if isinstance(group, MixedGroup):
         return _project_tangents(group.write(uses, gradients, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
+    if isinstance(group, TableGroup):
+        buffers = group.write(uses, gradients, n, k, "diagonal")
+        generator = torch.Generator().manual_seed(seed)
+        row_signs = _random_signs((group.rows, dim), generator)
+        gradient_signs = _random_signs((k * group.width, dim), generator).to(buffers["gradients"])
+        projected_gradients = buffers["gradients"].flatten(2) @ gradient_signs
+        projected_gradients *= row_signs.to(buffers["tokens"].device)[buffers["tokens"].clamp_min(0)]
+        return (projected_gradients * (buffers["tokens"] >= 0)[..., None]).sum(1)
     assert isinstance(group, OuterGroup)
     activations, output_gradients = group.factors(uses, gradients, n, k)  # (n, G, S, in), (n, G, S, k, out)
     generator = torch.Generator().manual_seed(seed)

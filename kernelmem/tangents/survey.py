@@ -14,8 +14,10 @@ from kernelmem.tangents.capture import Capture, Decomposition, OuterShape, Param
 from kernelmem.tangents.groups.base import Group
 from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.groups.outer import OuterGroup, VectorGroup
+from kernelmem.tangents.groups.table import TableGroup
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.convolution import ConvolutionRule
+from kernelmem.tangents.rules.embedding import EmbeddingRule
 from kernelmem.tangents.rules.linear import LinearRule
 
 # Autograd nodes that may act on each channel separately (the numerical test rejects those that move or mix channels).
@@ -312,7 +314,7 @@ def _build_group(prepared: PreparedModel, uses: list[ParameterUse], names: list[
     keys = tuple(use.key for use in uses)
     layer = names[0].rpartition(".")[0] or names[0]
     outer_shapes = [use.rule.outer_shape(use, n) for use in uses]
-    if _share_one_weight(uses, outer_shapes):
+    if _share_one_weight(uses, outer_shapes) and not isinstance(uses[0].rule, EmbeddingRule):
         first_shape = outer_shapes[0]
         assert first_shape is not None
         positions = sum(outer_shape.positions for outer_shape in outer_shapes if outer_shape is not None)
@@ -320,6 +322,12 @@ def _build_group(prepared: PreparedModel, uses: list[ParameterUse], names: list[
         has_weight, has_bias = "weight" in uses[0].names, "bias" in uses[0].names
         group_type = VectorGroup if positions == 1 and first_shape.groups == 1 and len(uses) == 1 else OuterGroup
         return group_type(tuple(names), keys, layer, shape, has_weight, has_bias)
+    if len(names) == 1 and all(isinstance(use.rule, EmbeddingRule) and not use.derived for use in uses):
+        table_shapes = [shape for shape in outer_shapes if shape is not None]
+        layouts = {use.settings["layout"] for use in uses}
+        positions = sum(shape.positions for shape in table_shapes)
+        if len(table_shapes) == len(uses) and len(layouts) == 1 and positions < table_shapes[0].fan_in:
+            return TableGroup(tuple(names), keys, layer, positions, table_shapes[0].fan_in, table_shapes[0].fan_out)
     shapes = tuple(prepared.parameters[name].shape for name in names)
     return MixedGroup(tuple(names), keys, layer, shapes)
 

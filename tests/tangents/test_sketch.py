@@ -34,6 +34,20 @@ def test_unbiased_with_the_stated_error(entry, outputs):
     assert float((spread.diagonal() / K.diagonal()).max()) < slack * (8 / DIM) ** 0.5
 
 
+def test_a_large_table_is_projected_by_its_tokens():
+    """Unbiased, with signs for each table row: the projections of two rows with the same token are correlated."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 3, padding_idx=0), nn.Flatten(), nn.Tanh(), nn.Linear(12, 2)).double()
+    x = torch.tensor([[1, 2, 2, 0], [2, 3, 4, 4], [5, 6, 7, 8]])
+    K = ntk(model, x, outputs="trace", parameters=["0.weight"])
+    options = {"outputs": "trace", "parameters": ["0.weight"]}
+    draws = [tangent_features(model, x, DIM, seed=seed, **options) for seed in range(SEEDS)]
+    draws = torch.stack([features @ features.T for features in draws])
+    z = (draws.mean(0) - K).abs() / (draws.std(0) / SEEDS**0.5)
+    assert float(z.max()) < 4.5
+    assert float((draws.std(0).diagonal() / K.diagonal()).max()) < (1 + 4 / SEEDS**0.5) * (8 / DIM) ** 0.5
+
+
 def test_error_falls_with_the_square_root_of_dim():
     case = ENTRIES[0].case(n=4)
     K = ntk(case.model, case.x, outputs="pseudo")

@@ -20,6 +20,7 @@ from kernelmem.tangents.groups.outer import (
     TokenGroup,
     VectorGroup,
 )
+from kernelmem.tangents.groups.table import TableGroup
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.survey import Survey
 
@@ -332,6 +333,11 @@ def _choose_method(
         is_direct = not any(survey.elements[key][1] for key in group.keys)
         cost = GroupCost(group.names, "summed", 2 * pairs * tangent_size * n_grams, tangent_size)
         return cost, replace(group, streams=is_direct)
+    if isinstance(group, TableGroup):
+        operations = 2 * pairs * group.positions**2 * group.width * n_grams  # if all tokens are equal
+        summed_operations = 2 * pairs * group.rows * group.width * n_grams
+        cost = GroupCost(group.names, "lookup", operations, group.positions * (group.width + 1))
+        return replace(cost, alternative=f"summed {summed_operations / 1e9:.2f}"), group
     assert isinstance(group, OuterGroup)
     shape = group.shape
     fan_in = group.fan_in

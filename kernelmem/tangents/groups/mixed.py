@@ -54,6 +54,8 @@ def _explicit_tangents(use: ParameterUse, gradient: Tensor, n: int) -> dict[str,
 
     Returns a dict from slot to tangents: "weight" (n examples, k directions, *weight shape), "bias" (n, k, groups, out).
     """
+    if use.rule.is_direct(use):
+        return use.rule.direct_tangents(use, gradient, n)
     g = use.rule.output_gradients(use, gradient)
     tangents = {"bias": g.sum(2).transpose(1, 2)} if "bias" in use.slots else {}  # (n, k, G, out)
     if "weight" in use.slots:

@@ -5,7 +5,7 @@
 - ``layout``: views of parameters
 - ``convolution``: convolutions and transposed convolutions in one to three dimensions
 - ``normalization``: gains and biases of normalization layers
-- ``embedding``: embedding tables
+- ``embedding``: lookups in tables, bags of embeddings
 - ``elementwise``: parameters that are added, multiplied or expanded, other functions of broadcast arguments; PReLU
 - ``attention``: multi-head attention, decomposed into linear maps
 - ``recurrent``: RNN, LSTM and GRU, unrolled into linear maps
@@ -16,7 +16,7 @@ A new operation needs one file with a :class:`~kernelmem.tangents.capture.Rule` 
 from kernelmem.tangents.rules.attention import AttentionRule
 from kernelmem.tangents.rules.convolution import ConvolutionRule, TransposedConvolutionRule
 from kernelmem.tangents.rules.elementwise import ElementwiseRule, PReLURule
-from kernelmem.tangents.rules.embedding import EmbeddingRule
+from kernelmem.tangents.rules.embedding import EmbeddingBagRule, EmbeddingRule
 from kernelmem.tangents.rules.linear import LinearRule
 from kernelmem.tangents.rules.normalization import NormalizationRule
 from kernelmem.tangents.rules.recurrent import RecurrentRule
@@ -29,6 +29,7 @@ RULES = (
     TransposedConvolutionRule(),
     NormalizationRule(),
     EmbeddingRule(),
+    EmbeddingBagRule(),
     ElementwiseRule(),
     PReLURule(),
     AttentionRule(),

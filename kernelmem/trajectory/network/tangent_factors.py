@@ -244,9 +244,10 @@ class FactoredTangents:
         ``fan_in`` is the number of inputs of each output unit if units can be formed separately, and otherwise None.
         """
         stacked = self.gradients[use.key]
-        if not isinstance(stacked, Tensor):
-            assert stacked is not None
-            dense = self._split_rows(stacked[slot], rows)
+        if not isinstance(stacked, Tensor) or use.rule.is_direct(use):
+            tangents = use.rule.direct_tangents(use, stacked, self.n) if isinstance(stacked, Tensor) else stacked
+            assert tangents is not None
+            dense = self._split_rows(tangents[slot], rows)
             return dense.reshape(*dense.shape[:4], -1).sum(2)[..., parameter_slice]
         g = use.rule.output_gradients(use, stacked)  # (n, G, s, k, out)
         if slot == "bias":
