@@ -38,10 +38,9 @@ class Rows:
         """Return (n,): with len and slices, what estimators need to know of their rows."""
         return (self.n,)
 
-    def __getitem__(self, rows: builtins.slice) -> "Rows":
-        """Return the examples of a slice."""
-        start, stop, _ = rows.indices(self.n)
-        return Rows(map_tree(self.tree, lambda leaf: leaf[rows]), max(0, stop - start))
+    def __getitem__(self, rows: builtins.slice | np.ndarray) -> "Rows":
+        """Return the examples of a slice, or those at an array of row numbers."""
+        return Rows(map_tree(self.tree, lambda leaf: leaf[rows]), len(np.empty(self.n)[rows]))
 
     def flat(self) -> Tensor:
         """Return all numbers of each example, (n, number of values), in float64."""
@@ -97,9 +96,10 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
 def as_structured_rows(x: Batch, name: str) -> "ArrayLike | Rows":
     """Return rows of a dict or tuple of arrays as :class:`Rows`, and an array as it is; a Dataset or DataLoader is read."""
     tree: Tree = as_rows(x, name).tree if isinstance(x, DataLoader | Dataset) else x
-    if isinstance(tree, Mapping) or (
-        isinstance(tree, list | tuple) and _is_branch(tree, (Tensor, Mapping, np.ndarray))
-    ):
+    kinds = (
+        (Tensor, Mapping, np.ndarray) if isinstance(tree, tuple) else (Tensor, Mapping)
+    )  # a list may hold single rows
+    if isinstance(tree, Mapping) or (isinstance(tree, list | tuple) and _is_branch(tree, kinds)):
         return as_rows(tree, name)
     return cast("ArrayLike", tree)
 
@@ -229,6 +229,15 @@ def _concatenate(batches: list[Tree], name: str) -> Tree:
             expected="batches of tensors of the same structure and, except for the number of rows, the same shape",
             hint="pad all examples to one length",
         ) from error
+
+
+def input_hint(tree: Tree) -> str:
+    """Return the hint for a batch that a model called as ``model(batch)`` does not accept."""
+    if isinstance(tree, Mapping):
+        return "pass forward=lambda model, batch: model(**batch), or forward=kernelmem.logits for a Hugging Face model"
+    if isinstance(tree, list | tuple):
+        return "pass forward=lambda model, batch: model(*batch)"
+    return "check the shape and dtype of the inputs, or pass forward="
 
 
 def map_tree(tree: Tree, function: Callable[[Tree], object]) -> Tree:

@@ -2,17 +2,26 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from scipy.linalg import LinAlgWarning
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.metrics.pairwise import PAIRWISE_KERNEL_FUNCTIONS, pairwise_kernels
 from sklearn.utils import Tags
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import nn
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.estimators.precomputed_kernel import StoredKernel, as_array
@@ -47,26 +56,44 @@ class KernelEstimator(BaseEstimator):
         tags.input_tags.sparse = isinstance(self.kernel, str) and not tags.input_tags.pairwise
         return tags
 
-    def _validate(self, X: ArrayLike, *, reset: bool) -> np.ndarray:
+    def _validate(self, X: Batch, *, reset: bool) -> np.ndarray:
         """Check the rows X with scikit-learn's ``validate_data`` and return them as an array.
 
         A memory-mapped kernel is not copied. ``reset`` is True in ``fit``, where the number of features is stored, and False
-        in ``predict``, where it is compared.
+        in ``predict``, where it is compared. Dicts and tuples of tensors become :class:`Rows`, sliced as arrays are.
         """
+        if _is_structured(X):
+            return self._structured_rows(X)
         arguments = self._validation_arguments(X, reset=reset)
         return validate_data(self, **arguments)  # pyright: ignore[reportReturnType]
 
-    def _validate_targets(
-        self, X: ArrayLike, y: ArrayLike, *, multi_output: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _validate_targets(self, X: Batch, y: ArrayLike, *, multi_output: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Check training rows X and targets y with scikit-learn's ``validate_data`` and return both as arrays.
 
         A memory-mapped kernel is not copied. ``multi_output`` allows targets with several columns.
         """
+        if _is_structured(X):
+            rows, targets = self._structured_rows(X), _check_y(as_array(y), multi_output=multi_output)
+            check_consistent_length(rows, targets)
+            return rows, targets
         arguments = self._validation_arguments(X, reset=True)
         return validate_data(self, y=as_array(y), multi_output=multi_output, **arguments)  # pyright: ignore[reportArgumentType, reportReturnType]
 
-    def _validation_arguments(self, X: ArrayLike, *, reset: bool) -> dict[str, Any]:
+    def _structured_rows(self, X: Batch) -> np.ndarray:
+        """Return a dict or tuple of tensors, a Dataset or a DataLoader as :class:`Rows`.
+
+        Raises:
+            InputError: the kernel is not a callable on such rows.
+        """
+        if not callable(self.kernel) or isinstance(self.kernel, StoredKernel):
+            raise InputError(
+                f"X of type {type(X).__name__} with a kernel of type {type(self.kernel).__name__}",
+                expected="an array of rows (n, d)",
+                hint="pass kernel=kernelmem.TangentKernel(model, forward=...) for the inputs of a model",
+            )
+        return cast(np.ndarray, as_rows(X, "X"))
+
+    def _validation_arguments(self, X: Batch, *, reset: bool) -> dict[str, Any]:
         """Return the keyword arguments for scikit-learn's ``validate_data`` that suit the type of the kernel, including X.
 
         Raises:
@@ -79,7 +106,9 @@ class KernelEstimator(BaseEstimator):
                 raise _unknown_kernel_error(self.kernel)
             arguments |= {"accept_sparse": ("csr", "csc"), "dtype": (np.float64, np.float32)}
         elif not isinstance(self.kernel, str):
-            are_row_numbers = np.ndim(X) == 1 and (isinstance(self.kernel, StoredKernel) or not callable(self.kernel))
+            are_row_numbers = np.ndim(cast(np.ndarray, X)) == 1 and (
+                isinstance(self.kernel, StoredKernel) or not callable(self.kernel)
+            )
             arguments |= {"X": np.asarray(X)[:, None] if are_row_numbers else X, "allow_nd": True}
         return arguments
 
@@ -103,7 +132,8 @@ class KernelEstimator(BaseEstimator):
             params = {"gamma": self._gamma, "degree": self.degree, "coef0": self.coef0, **(self.kernel_params or {})}
             return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
         kernel = self.kernel if callable(self.kernel) else StoredKernel(self.kernel)
-        K = np.asarray(as_array(kernel(X, X if Y is None else Y, **(self.kernel_params or {}))))
+        left, right = (side.tree if isinstance(side, Rows) else side for side in (X, X if Y is None else Y))
+        K = np.asarray(as_array(kernel(left, right, **(self.kernel_params or {}))))
         expected = (len(X), len(X if Y is None else Y))
         if K.shape != expected:
             raise InputError(
@@ -129,7 +159,7 @@ class KernelEstimator(BaseEstimator):
                 gamma = 1.0 / (X.shape[1] * variance) if variance > 0 else 1.0
         self._gamma = gamma
 
-    def _test_gram(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def _test_gram(self, X: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Return the m validated test rows X and their kernel matrix with the n training rows, (m, n) float64."""
         check_is_fitted(self)
         rows = self._validate(X, reset=False)
@@ -253,12 +283,21 @@ def _evaluate_prior(prior: Prior, X: np.ndarray) -> np.ndarray:
         first_parameter = next((parameter for parameter in prior.parameters() if parameter.is_floating_point()), None)
         dtype = torch.float64 if first_parameter is None else first_parameter.dtype
         device = None if first_parameter is None else first_parameter.device
-        rows = torch.as_tensor(np.asarray(X), device=device)
+        rows = X if isinstance(X, Rows) else Rows(torch.as_tensor(np.asarray(X)), X.shape[0])
         with torch.no_grad():
-            outputs = prior(rows.to(dtype) if rows.is_floating_point() else rows)
+            outputs = prior(rows.to(dtype=dtype, device=device or torch.device("cpu")).tree)
     else:
-        outputs = prior(X)
+        outputs = prior(X.tree if isinstance(X, Rows) else X)
     return np.asarray(as_array(outputs), dtype=np.float64)
+
+
+def _is_structured(X: object) -> bool:
+    """Return True for inputs of a model that are not one array: a dict or tuple of tensors, a Dataset or DataLoader."""
+    if issparse(X):  # scipy's sparse dicts are mappings too
+        return False
+    return isinstance(X, Mapping | Dataset | DataLoader | Rows) or (
+        isinstance(X, tuple) and len(X) > 0 and isinstance(X[0], Tensor | Mapping)
+    )
 
 
 def _is_named(kernel: Kernel, name: str) -> bool:

@@ -8,6 +8,7 @@ import torch
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
+from kernelmem.core.batches import Batch
 from kernelmem.core.checks import ArrayLike, as_number
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernel_machines.estimators.base import (
@@ -83,7 +84,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self.kernel_params = kernel_params
         self.prior = prior
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> "KernelMachineGP":
+    def fit(self, X: Batch, y: ArrayLike) -> "KernelMachineGP":
         """Fit the posterior to the targets y, (n,) or (n, C), of the n rows X, and return the estimator."""
         rows, targets = self._validate_targets(X, y)
         self._has_1d_targets = targets.ndim == 1
@@ -106,7 +107,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
 
     def predict(
         self,
-        X: ArrayLike,
+        X: Batch,
         return_std: bool = False,
         return_cov: bool = False,
         K_test_diag: ArrayLike | None = None,

@@ -8,6 +8,7 @@ import torch
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from kernelmem.core.batches import Batch
 from kernelmem.core.checks import ArrayLike, as_number
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.estimators.base import (
@@ -91,7 +92,7 @@ class _KernelRidge(KernelEstimator):
         self.ridge_choice_ = choose_weighted_ridge(system, torch.from_numpy(targets), sample_weights, self.ridge)  # type: ignore[arg-type]
         return self.ridge_choice_.ridge
 
-    def _compute_outputs(self, X: ArrayLike) -> np.ndarray:
+    def _compute_outputs(self, X: Batch) -> np.ndarray:
         """Return the outputs f(x) of the m rows X, (m, C), including those of the prior function."""
         rows, K = self._test_gram(X)
         return K @ self.dual_coef_ + prior_outputs(self.prior, self.kernel, rows, self.dual_coef_.shape[1])
@@ -136,7 +137,7 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _KernelRidge):
     (True, 'solved')
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineRegressor":
+    def fit(self, X: Batch, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineRegressor":
         """Fit the targets y, (n,) or (n, C), of the n rows X, and return the estimator.
 
         A sample weight of 2 has the same effect as repeating a row.
@@ -146,7 +147,7 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _KernelRidge):
         self._fit_targets(rows, targets.astype(np.float64).reshape(len(targets), -1), sample_weight)
         return self
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Batch) -> np.ndarray:
         """Return the predictions of the m rows X: (m,) if the targets were one-dimensional, otherwise (m, C)."""
         outputs = self._compute_outputs(X)
         return outputs[:, 0] if self._has_1d_targets else outputs
@@ -163,7 +164,7 @@ class KernelMachineClassifier(ClassifierMixin, _KernelRidge):
     ['a', 'b']
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineClassifier":
+    def fit(self, X: Batch, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineClassifier":
         """Fit the labels y, (n,), of the n rows X, and return the estimator.
 
         A sample weight of 2 has the same effect as repeating a row.
@@ -178,7 +179,7 @@ class KernelMachineClassifier(ClassifierMixin, _KernelRidge):
         self._fit_targets(rows, targets, sample_weight)
         return self
 
-    def decision_function(self, X: ArrayLike) -> np.ndarray:
+    def decision_function(self, X: Batch) -> np.ndarray:
         """Return the outputs of the m rows X for the C classes, (m, C).
 
         For two classes the result is their difference, (m,), as in scikit-learn.
@@ -186,7 +187,7 @@ class KernelMachineClassifier(ClassifierMixin, _KernelRidge):
         outputs = self._compute_outputs(X)
         return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Batch) -> np.ndarray:
         """Return for each of the m rows X the label with the largest output, (m,)."""
         outputs = self._compute_outputs(X)
         return self.classes_[outputs.argmax(1)]

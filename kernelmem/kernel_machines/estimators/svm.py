@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 
+from kernelmem.core.batches import Batch
 from kernelmem.core.checks import ArrayLike
 from kernelmem.kernel_machines.estimators.base import (
     Kernel,
@@ -81,7 +82,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         self.decision_function_shape = decision_function_shape
         self.break_ties = break_ties
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineSVC":
+    def fit(self, X: Batch, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "KernelMachineSVC":
         """Fit the labels y, (n,), of the n rows X, and return the estimator.
 
         A sample weight multiplies the parameter C of its row.
@@ -131,7 +132,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
                     return svc
         return svc.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
 
-    def decision_function(self, X: ArrayLike) -> np.ndarray:
+    def decision_function(self, X: Batch) -> np.ndarray:
         """Return the signed distances of the m rows X to the decision boundaries, in units of the margin.
 
         The shape is (m,) for two classes; for C > 2 classes it is (m, C), or (m, C (C − 1) / 2) if
@@ -140,7 +141,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         K = self._test_gram(X)[1]
         return self.svc_.decision_function(K[:, self._used_rows])
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Batch) -> np.ndarray:
         """Return the predicted labels of the m rows X, (m,)."""
         K = self._test_gram(X)[1]
         return self.svc_.predict(K[:, self._used_rows])

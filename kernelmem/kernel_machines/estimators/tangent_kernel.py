@@ -1,14 +1,15 @@
 """Tangent kernel of a model as a callable kernel(X, Y) for scikit-learn estimators."""
 
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeGuard, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Forward
+from kernelmem.core.batches import Batch, Forward
 from kernelmem.core.errors import InputError
 from kernelmem.core.models import copy_module
 from kernelmem.core.options import MEMORY
@@ -19,8 +20,9 @@ from kernelmem.kernels.ntk import ntk
 class TangentKernel:
     """Callable kernel(X, Y) = Σ_c J_c(X) J_c(Y)ᵀ of a model, or of its mean output with ``outputs="pseudo"``.
 
-    It holds a copy of the model, which later training does not change. It is immutable and shared by clones of an
-    estimator; it can be pickled and deep-copied. For arrays it returns float64 arrays, for tensors tensors.
+    It holds a copy of the model, which later training does not change and which clones of an estimator share; it can be
+    pickled and deep-copied. For tensors it returns tensors, for other inputs float64 arrays. scikit-learn's parameter
+    searches may set its attributes (``kernel__outputs``).
 
     Attributes:
         model: any module whose ``model(x)`` is (n, C); in eval mode if it has dropout or batch norm.
@@ -33,10 +35,10 @@ class TangentKernel:
         memory: bytes that a call may allocate.
 
     Raises:
-        InputError: ``outputs`` is not one of these two; also the errors of :func:`kernelmem.ntk`.
+        InputError: ``outputs`` is not one of these two; a call for two single rows; also the errors of :func:`kernelmem.ntk`.
 
-    Cost: that of ``km.ntk``. For estimators that call a kernel row by row (scikit-learn's KernelRidge, n² calls) use
-    ``kernel="precomputed"`` with ``TangentKernel(model)(X, X)``.
+    Cost: that of ``km.ntk``. Estimators that call a kernel once per pair of rows (scikit-learn's KernelRidge, KernelPCA)
+    are refused: pass them ``kernel="precomputed"`` and ``TangentKernel(model)(X, X)`` as rows.
 
     Source: Jacot, Gabriel, Hongler 2018.
 
@@ -55,14 +57,18 @@ class TangentKernel:
     memory: int | str = MEMORY
 
     def __post_init__(self) -> None:
-        """Check ``outputs`` and copy the model, so that later training of the original does not change the kernel."""
+        """Copy the model, so that later training of the original does not change the kernel."""
+        object.__setattr__(self, "model", copy_module(self.model))
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """Check ``outputs``, and read ``parameters`` once."""
         if self.outputs not in ("trace", "pseudo"):
             raise InputError(
                 f"outputs={self.outputs!r}",
                 expected='"trace" or "pseudo": one value per pair of rows',
                 hint='pass outputs="trace", or use km.ntk for other outputs',
             )
-        object.__setattr__(self, "model", copy_module(self.model))
         if self.parameters is not None:
             object.__setattr__(self, "parameters", tuple(self.parameters))
 
@@ -70,10 +76,17 @@ class TangentKernel:
     def __call__(self, X: Tensor, Y: Tensor | None = None) -> Tensor: ...
     @overload
     def __call__(self, X: np.ndarray, Y: np.ndarray | None = None) -> np.ndarray: ...
-    def __call__(self, X: Tensor | np.ndarray, Y: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray | float:
-        """Return K(X, Y), (n, m); Y=None means Y = X. For two single rows of real numbers, (d,), return one number."""
-        if _is_single_row(X) and _is_single_row(Y):  # scikit-learn calls pairwise metrics like this
-            return float(self(X[None], Y[None])[0, 0])
+    @overload
+    def __call__(self, X: Batch, Y: Batch | None = None) -> Tensor | np.ndarray: ...
+    def __call__(self, X: Batch, Y: Batch | None = None) -> Tensor | np.ndarray:
+        """Return K(X, Y), (n, m), for rows in any form that :func:`kernelmem.ntk` takes; Y=None means Y = X."""
+        if _is_single_row(X) and _is_single_row(Y):  # scikit-learn calls pairwise metrics like this, n² times
+            raise InputError(
+                f"two single rows of shapes {X.shape} and {Y.shape}, from an estimator that calls its kernel for each pair",
+                expected="matrices of rows (n, d) and (m, d)",
+                hint='use kernel="precomputed": .fit(kernel(X, X), y) and .predict(kernel(X_test, X)); or'
+                " kernelmem.KernelMachineRegressor(kernel=kernel), kernel ridge regression that calls it once",
+            )
         K = ntk(
             self.model,
             self._as_model_inputs(X),
@@ -99,12 +112,36 @@ class TangentKernel:
         return np.concatenate([self(X[start : start + 32]).diagonal() for start in starts])
 
     def __sklearn_clone__(self) -> "TangentKernel":
-        """Return this object itself, so that clones of an estimator share one copy of the model."""
+        """Return a kernel of the same model, not of a copy of it, with attributes of its own."""
+        return copy.copy(self)
+
+    def get_params(self, deep: bool = True) -> dict[str, object]:
+        """Return the attributes by name, as scikit-learn's estimators do."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def set_params(self, **parameters: object) -> "TangentKernel":
+        """Set attributes by name, for scikit-learn's parameter searches; clones made before do not change.
+
+        Raises:
+            InputError: an unknown name, or a value that the constructor refuses; nothing is set.
+        """
+        unknown = parameters.keys() - self.get_params().keys()
+        if unknown:
+            raise InputError(
+                f"parameter {min(unknown)!r} of a TangentKernel",
+                expected=f"one of {', '.join(self.get_params())}",
+                hint="in a parameter grid of an estimator, write kernel__outputs",
+            )
+        changed = copy.copy(self)
+        for name, value in parameters.items():
+            object.__setattr__(changed, name, copy_module(value) if isinstance(value, nn.Module) else value)
+        changed._check_parameters()
+        self.__dict__.update(changed.__dict__)
         return self
 
-    def _as_model_inputs(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    def _as_model_inputs(self, X: Batch) -> Batch:
         """Return the n rows X, reshaped to (n, *shape) if the shape of one input is given."""
-        if self.shape is None or not hasattr(X, "reshape"):
+        if self.shape is None or not isinstance(X, Tensor | np.ndarray):
             return X
         return X.reshape(len(X), *self.shape)
 

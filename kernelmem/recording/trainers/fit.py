@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from kernelmem.core.batches import Batch, Forward, Rows, as_rows, check_outputs, named_leaves
+from kernelmem.core.batches import Batch, Forward, Rows, as_rows, check_outputs, input_hint, named_leaves
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
@@ -147,7 +147,7 @@ def fit(
             raise InputError(
                 f"rows of shape {shapes} that the model does not accept ({error})",
                 expected="inputs that model(x) accepts",
-                hint="check the shape and dtype of x, or pass forward=",
+                hint=input_hint(batch),
             ) from error
         check_outputs(outputs, len(index))
         factor = mean_factor(options.loss, targets[index])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from kernelmem.core.batches import Batch, Forward, Rows, named_leaves
+from kernelmem.core.batches import Batch, Forward, Rows, input_hint, named_leaves
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
 from kernelmem.core.errors import InputError, KernelmemError, UnsupportedModelError
 from kernelmem.core.models import DerivativeDetector, plain_execution, private_copy, replace_complex_parameters
@@ -170,7 +170,7 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
         raise InputError(
             f"rows of shape {shapes} that the model does not accept ({type(error).__name__}: {error})",
             expected="inputs that model(x) accepts",
-            hint="check the shape and dtype of the inputs, or pass forward=",
+            hint=input_hint(batch),
         ) from error
     if not torch.equal(first, second) and not bool((first.isnan() & second.isnan()).any()):
         raise UnsupportedModelError(
