@@ -34,7 +34,7 @@ class RecurrentRule(Decomposition):
         if len(args) != 9 or kwargs or not isinstance(args[3], bool):  # packed sequences: data, batch_sizes, ...
             return NotImplemented
         kind = LAYERS[function]
-        x, state, weights, has_biases, layers, _dropout, _training, bidirectional, batch_first = args
+        x, state, weights, has_biases, layers, dropout, training, bidirectional, batch_first = args
         initial_hidden, initial_cells = state if kind == "lstm" else (state, None)
         if batch_first:
             x = x.transpose(0, 1)
@@ -61,6 +61,8 @@ class RecurrentRule(Decomposition):
                 last_hidden.append(h)
                 last_cells.append(c)
             x = torch.cat(outputs, -1) if bidirectional else outputs[0]
+            if training and dropout and layer < layers - 1:
+                x = F.dropout(x, dropout, training=True)  # torch draws the same numbers
         result = x.transpose(0, 1) if batch_first else x
         if kind == "lstm":
             return result, torch.stack(last_hidden), torch.stack(last_cells)

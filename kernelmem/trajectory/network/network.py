@@ -267,10 +267,11 @@ class Network:
         groups = [(torch.arange(rows.n), 0)] if blocks is None else self._visit_weights(blocks)
         for index, _ in groups:
             block_rows = take(rows, index)
+            random = torch.get_rng_state()
             captured = self.capture(block_rows)
             outputs[index] = captured.outputs.detach()
             cotangents = directions(captured.outputs.detach(), index)
-            tangents = self._dense_tangents(block_rows, captured, cotangents)
+            tangents = self._dense_tangents(block_rows, captured, cotangents, random)
             if total is None:
                 total = torch.zeros(S, r, cotangents.shape[1], self.n_parameters, dtype=torch.float64)
             segment, row = index // (q * r), index % r
@@ -278,10 +279,11 @@ class Network:
         assert total is not None
         return DenseTangents(total, self.slices), outputs
 
-    def _dense_tangents(self, rows: Rows, captured: Capture, cotangents: Tensor) -> Tensor:
+    def _dense_tangents(self, rows: Rows, captured: Capture, cotangents: Tensor, random: Tensor) -> Tensor:
         """Return the tangents of n rows in k directions with respect to all P parameters, (n, k, P), from a captured pass.
 
-        ``cotangents`` (n, k, C) are the directions in the space of the C outputs.
+        ``cotangents`` (n, k, C) are the directions in the space of the C outputs, ``random`` the random state before the
+        pass.
         """
         n, k = cotangents.shape[:2]
         uses = {use.key: use for use in captured.uses}
@@ -296,12 +298,33 @@ class Network:
             for name, parameter_tangents in zip(group.names, values.split(sizes, 2), strict=True):
                 tangents[:, :, self.slices[name]] = parameter_tangents
         if self.survey.dense:
-            single_rows = [rows.slice(i, i + 1) for i in range(n)]
-            dense = rowwise_jacobian(self.prepared, single_rows, list(self.survey.dense), cotangents)
+            dense = self._dense_jacobian(rows, cotangents, random)
             sizes = [self.sizes[name] for name in self.survey.dense]
             for name, parameter_tangents in zip(self.survey.dense, dense.split(sizes, 2), strict=True):
                 tangents[:, :, self.slices[name]] = parameter_tangents
         return tangents
+
+    def _dense_jacobian(self, rows: Rows, cotangents: Tensor, random: Tensor) -> Tensor:
+        """Return the tangents (n, k, p) of the p entries of the parameters that no rule covers.
+
+        In eval mode every row is a pass of its own. In train mode the rows share dropout masks and batch statistics: there
+        is one pass of the batch, with the random numbers of the captured one, and a backward pass for each row and direction.
+        """
+        names = list(self.survey.dense)
+        if not any(module.training for module in self.prepared.module.modules()):
+            single_rows = [rows.slice(i, i + 1) for i in range(rows.n)]
+            return rowwise_jacobian(self.prepared, single_rows, names, cotangents)
+        with random_state(random), torch.enable_grad():
+            outputs = self.prepared.outputs(rows.slice(0, rows.n), rows.n)
+        parameters = [self.parameters[name] for name in names]
+        tangents = []
+        for i, directions in enumerate(cotangents):
+            for direction in directions:
+                gradients = torch.autograd.grad(
+                    outputs[i], parameters, direction, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                tangents.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        return torch.stack(tangents).unflatten(0, cotangents.shape[:2])
 
     def _blocks_are_independent(self) -> bool:
         """Return True if one pass over blocks with different weights gives the outputs that each block gives separately."""

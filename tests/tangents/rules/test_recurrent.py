@@ -90,3 +90,17 @@ def test_packed_sequences_are_not_unrolled():
     with mode, pytest.raises(TypeError):  # the fused call gets NotImplemented back, which the layer cannot unpack
         with_random_weights(nn.GRU(3, 4))(packed)
     assert mode.calls == 1
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_dropout_between_layers_draws_the_numbers_of_torch(kind):
+    torch.manual_seed(0)
+    layer, x = kind(3, 4, num_layers=3, dropout=0.4, batch_first=True).double(), rows(5, 6, 3)
+    torch.manual_seed(1)
+    expected = layer(x)[0]
+    torch.manual_seed(1)
+    with Unrolled() as unrolled:
+        outputs = layer(x)[0]
+    assert unrolled.calls == 1
+    assert torch.allclose(outputs, expected, rtol=0, atol=1e-14)
+    assert not torch.allclose(layer(x)[0], expected)
