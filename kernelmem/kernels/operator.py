@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_tensor, check_choice
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.models import saved_storages
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.tangents.derivatives.jacobian import vectorized_jacobian
@@ -305,17 +306,10 @@ def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[fl
 
     def saved_bytes(n: int) -> int:
         """Measure the bytes that autograd saves for n rows, without the parameters."""
-        storages: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
         batch = rows.take([i % rows.n for i in range(n)])
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            linearized = Linearized(prepared, batch, n, mode=mode, keep_graph=True)
-            linearized.vjp(torch.ones(n, prepared.n_outputs, dtype=prepared.dtype, device=prepared.device))
-        return sum(size for pointer, size in storages.items() if pointer not in parameter_pointers)
+        ones = torch.ones(n, prepared.n_outputs, dtype=prepared.dtype, device=prepared.device)
+        storages = saved_storages(lambda: Linearized(prepared, batch, n, mode=mode, keep_graph=True).vjp(ones))
+        return sum(size for pointer, (size, _) in storages.items() if pointer not in parameter_pointers)
 
     bytes_of_two_rows, bytes_of_six_rows = saved_bytes(2), saved_bytes(6)
     row_bytes = max(

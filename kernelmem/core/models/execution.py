@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from kernelmem.core.errors import UnsupportedModelError
 from kernelmem.core.models.torch_func import is_transformed
 
 _Segment = Callable[..., Any]  # the checkpointed part of a forward pass
@@ -31,6 +32,7 @@ def plain_execution(device: torch.device) -> Iterator[None]:
     functions run as written there too.
     """
     uses_autocast = torch.is_autocast_enabled(device.type)
+    torch.set_autocast_enabled(device.type, False)
     try:
         with without_checkpointing(), _compiled_code_as_written, _PlainOperations(device.type):
             yield
@@ -53,6 +55,29 @@ def without_checkpointing() -> Iterator[None]:
             _thread.depth -= 1
 
 
+@contextmanager
+def refuse_detached_segments() -> Iterator[None]:
+    """Refuse, inside a ``with`` block, checkpointed segments to whose parameters torch would give no gradients.
+
+    With ``use_reentrant=True`` these are the segments of whose inputs none requires a gradient.
+
+    Raises:
+        UnsupportedModelError: there is such a segment.
+    """
+    _thread.refuses_detached = True
+    try:
+        yield
+    finally:
+        _thread.refuses_detached = False
+
+
+def ignored_autocast() -> bool:
+    """Return True if a pass of this thread ignored autocast since the last call of this function."""
+    result = getattr(_thread, "ignored_autocast", False)
+    _thread.ignored_autocast = False
+    return result
+
+
 class _PlainOperations(TorchFunctionMode):
     """Switches autocast off, and makes the gradients of normalization layers contiguous.
 
@@ -66,6 +91,7 @@ class _PlainOperations(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if torch.is_autocast_enabled(self.device_type):  # entered by the model: leaving its context restores the state
             torch.set_autocast_enabled(self.device_type, False)
+            _thread.ignored_autocast = True
         output = func(*args, **(kwargs or {}))
         if func in (F.batch_norm, F.instance_norm) and output.requires_grad and not is_transformed(output):
             node = output.grad_fn
@@ -99,8 +125,21 @@ class _DirectCheckpointFunction:
     def apply(segment: _Segment, preserve_random_state: bool, *args: Any) -> object:
         """Return ``segment(*args)``; threads that are not in :func:`without_checkpointing` run the original function."""
         if getattr(_thread, "depth", 0):
-            return segment(*args)
+            outputs = segment(*args)
+            if getattr(_thread, "refuses_detached", False) and not _requires_grad(args) and _requires_grad(outputs):
+                raise UnsupportedModelError(
+                    "a checkpoint with use_reentrant=True of whose inputs none requires a gradient: torch gives the"
+                    " parameters inside no gradients",
+                    expected="checkpointed parameters that can be trained",
+                    hint="pass use_reentrant=False to torch.utils.checkpoint.checkpoint",
+                )
+            return outputs
         return _CHECKPOINT_FUNCTION.apply(segment, preserve_random_state, *args)
+
+
+def _requires_grad(values: object) -> bool:
+    values = values if isinstance(values, tuple | list) else [values]
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _direct_checkpoint_generator(*args: Any, **kwargs: Any) -> Iterator[None]:

@@ -66,7 +66,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
         UnsupportedModelError: an attribute cannot be copied; the message names it.
     """
     try:
-        return _deepcopy(module, {} if memo is None else memo)
+        result = _deepcopy(module, {} if memo is None else memo)
     except Exception as error:  # __deepcopy__ and __reduce__ of user classes raise any type
         raise UnsupportedModelError(
             f"a {type(module).__name__} that cannot be copied because of {_describe_uncopyable(module)}"
@@ -74,10 +74,15 @@ def copy_module(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
             expected="a module that copy.deepcopy can copy",
             hint="keep that object outside the module, or define __deepcopy__ for its class",
         ) from error
+    originals = dict(module.named_parameters())
+    for name, parameter in result.named_parameters():  # copies of TorchScript modules require no gradients
+        if name in originals and parameter.is_leaf:
+            parameter.requires_grad_(originals[name].requires_grad)
+    return result
 
 
 def _deepcopy(value: Any, memo: dict[int, Any]) -> Any:
-    with torch.no_grad(), _DetachedCopies():
+    with torch.no_grad(), _DetachedCopies():  # torch would connect copies of TorchScript modules with the originals
         return copy.deepcopy(value, memo)
 
 

@@ -8,12 +8,19 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
-__all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "standard_modes", "vjp", "vmap"]
+__all__ = ["functional_call", "is_transformed", "jacrev", "jvp", "standard_modes", "unwrapped", "vjp", "vmap"]
 
 
 def is_transformed(tensor: Tensor) -> bool:
     """Return True if ``tensor`` is wrapped by torch.func: inside vmap, grad or jvp."""
     return _functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """Return the tensor inside all wrappers of torch.func."""
+    while is_transformed(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
 
 
 @contextmanager

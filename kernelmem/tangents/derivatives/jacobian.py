@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kernelmem.core.batches import Batch, Rows
+from kernelmem.core.errors import KernelmemError, UnsupportedModelError
 from kernelmem.core.models.torch_func import functional_call, jacrev, vmap
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.elementwise import PReLURule
@@ -29,7 +30,7 @@ def rowwise_jacobian(
     jacobian = []
     for row, row_directions in zip(rows, directions, strict=True):
         with torch.enable_grad():
-            outputs = prepared.outputs(row, 1)[0]
+            outputs = _outputs_of_row(prepared, row)
             tangents = []
             for direction in row_directions:
                 if not outputs.requires_grad:
@@ -41,6 +42,24 @@ def rowwise_jacobian(
                 tangents.append(torch.cat([gradient.to_dense().flatten() for gradient in gradients]))
         jacobian.append(torch.stack(tangents))
     return torch.stack(jacobian)
+
+
+def _outputs_of_row(prepared: PreparedModel, row: Batch) -> Tensor:
+    """Return the outputs (C,) of a batch of one example.
+
+    Raises:
+        UnsupportedModelError: the model does not accept one example.
+    """
+    try:
+        return prepared.outputs(row, 1)[0]
+    except KernelmemError:
+        raise
+    except Exception as error:  # the user's code may raise any type
+        raise UnsupportedModelError(
+            f"a model that fails on a batch of one row ({type(error).__name__}: {error})",
+            expected="a model in which an example's output depends on that example alone",
+            hint="call model.eval() (batch statistics need several rows), and do not assume a batch size in forward",
+        ) from error
 
 
 class BoundModel(nn.Module):

@@ -11,7 +11,14 @@ from torch.autograd.graph import Node
 from kernelmem.core.batches import Batch, Forward, Rows, input_hint, named_leaves
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
 from kernelmem.core.errors import InputError, KernelmemError, UnsupportedModelError
-from kernelmem.core.models import DerivativeDetector, plain_execution, private_copy, replace_complex_parameters
+from kernelmem.core.models import (
+    DerivativeDetector,
+    ignored_autocast,
+    plain_execution,
+    private_copy,
+    refuse_detached_segments,
+    replace_complex_parameters,
+)
 from kernelmem.tangents.prepare.evaluation_mode import check_eval_mode
 
 ROWS_PER_CHECK = 64  # examples of a pass that looks for parameters on the graph
@@ -98,7 +105,10 @@ def prepare(
     prepared = PreparedModel(
         module, forward or (lambda m, batch: m(batch)), _select_parameters(module, names), dtype, device
     )
-    outputs, differentiates = _probe_outputs(prepared, rows)
+    with ExitStack() as stack:
+        if names is None:  # otherwise the inputs of a segment may depend on parameters that are not selected
+            stack.enter_context(refuse_detached_segments())
+        outputs, differentiates = _probe_outputs(prepared, rows)
     prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=differentiates)
     _check_dependence(prepared, outputs, rows)
     return prepared
@@ -159,6 +169,7 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
         InputError: the model does not accept the rows. UnsupportedModelError: the two runs differ.
     """
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take([0, min(1, rows.n - 1)])
+    ignored_autocast()
     try:
         with torch.enable_grad(), DerivativeDetector() as detector:
             first = prepared.outputs(batch, 2)
@@ -170,7 +181,9 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
         raise InputError(
             f"rows of shape {shapes} that the model does not accept ({type(error).__name__}: {error})",
             expected="inputs that model(x) accepts",
-            hint=input_hint(batch),
+            hint="autocast inside the model is ignored here: let its forward pass run without it, too"
+            if ignored_autocast()
+            else input_hint(batch),
         ) from error
     if not torch.equal(first, second) and not bool((first.isnan() & second.isnan()).any()):
         raise UnsupportedModelError(

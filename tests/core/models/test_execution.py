@@ -9,7 +9,14 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from kernelmem.core.models import DerivativeDetector, plain_execution, without_checkpointing
+from kernelmem.core.errors import UnsupportedModelError
+from kernelmem.core.models import (
+    DerivativeDetector,
+    ignored_autocast,
+    plain_execution,
+    refuse_detached_segments,
+    without_checkpointing,
+)
 
 CPU = torch.device("cpu")
 GLOBALS = torch.utils.checkpoint.CheckpointFunction, torch.utils.checkpoint._checkpoint_without_reentrant_generator
@@ -140,3 +147,27 @@ def test_detects_derivatives_inside_a_forward_pass(function, found):
     with DerivativeDetector() as detector:
         function(torch.ones(2, 2, requires_grad=True))
     assert detector.found == found
+
+
+def test_a_reentrant_segment_without_gradients_is_refused_only_on_demand():
+    """torch gives the parameters of such a segment no gradients, and warns."""
+    module, x = Counter(), torch.randn(3, 4)
+    with without_checkpointing():
+        assert checkpoint(module, x, use_reentrant=True).requires_grad
+        with refuse_detached_segments():
+            checkpoint(module, x.clone().requires_grad_(), use_reentrant=True)
+            checkpoint(module, x, use_reentrant=False)
+            with pytest.raises(UnsupportedModelError, match="use_reentrant=False"):
+                checkpoint(module, x, use_reentrant=True)
+        checkpoint(module, x, use_reentrant=True)
+
+
+def test_ignored_autocast_is_reported_once():
+    ignored_autocast()
+    with torch.autocast("cpu", dtype=torch.bfloat16), plain_execution(CPU):  # that of the caller is not the model's
+        torch.ones(2).sum()
+        assert not ignored_autocast()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.ones(2).sum()
+    assert ignored_autocast()
+    assert not ignored_autocast()

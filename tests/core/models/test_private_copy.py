@@ -206,3 +206,17 @@ def test_functions_and_generators_are_no_obstacle():
     result = private_copy(model, dtype=torch.float64, device=CPU)
     torch.rand(2, generator=result.generator)
     assert torch.equal(model.generator.get_state(), state)
+
+
+@pytest.mark.parametrize("convert", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(2, 4))])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript(convert):
+    plain, x = network(), torch.randn(5, 4)
+    plain[0].bias.requires_grad_(False)
+    result = private_copy(convert(plain), dtype=torch.float64, device=CPU)
+    torch.testing.assert_close(result(x.double()), plain(x).double())
+    assert [p.requires_grad for p in result.parameters()] == [True, False, True, True]
+    for parameter in result.parameters():
+        assert parameter.is_leaf
+    gradients = torch.autograd.grad(result(x.double()).sum(), [p for p in result.parameters() if p.requires_grad])
+    assert all(gradient.any() for gradient in gradients)

@@ -1,0 +1,52 @@
+"""Memory that autograd keeps for the backward pass of a computation."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from kernelmem.core.models.torch_func import unwrapped
+
+
+def saved_storages(run: Callable[[], object]) -> dict[int, tuple[int, int]]:
+    """Return {address: (bytes, bytes per number)} of the storages that autograd saves while ``run`` is called.
+
+    torch.func.grad (and vjp, jacrev, hessian) inside a model supports no observer of saved tensors; the results of all
+    operations are counted then, which are at least what is saved.
+    """
+    storages: dict[int, tuple[int, int]] = {}
+
+    def add(tensor: Tensor) -> Tensor:
+        try:
+            base = unwrapped(tensor)
+            storage = base.untyped_storage()
+            storages.setdefault(storage.data_ptr(), (storage.nbytes(), base.element_size()))
+        except RuntimeError:  # a tensor without storage, such as the zero tangent of a dual number
+            pass
+        return tensor
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(add, lambda tensor: tensor):
+            run()
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        with _Results(add):
+            run()
+    return storages
+
+
+class _Results(TorchFunctionMode):
+    """Calls a function with the tensors that operations return."""
+
+    def __init__(self, add: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.add = add
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for value in output if isinstance(output, Iterable) and not isinstance(output, Tensor | str) else [output]:
+            if isinstance(value, Tensor):
+                self.add(value)
+        return output

@@ -1,0 +1,38 @@
+"""kernelmem.core.models.saved_tensors: bytes that autograd keeps, with and without torch.func inside."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernelmem.core.models import saved_storages
+
+
+def size(run):
+    return sum(size for size, _ in saved_storages(run).values())
+
+
+def test_a_storage_is_counted_once():
+    x = torch.randn(50, 3, dtype=torch.float64, requires_grad=True)
+    assert size(lambda: x.exp()) == 50 * 3 * 8  # its result
+    assert size(lambda: (x * x) * x.view(3, 50).view(50, 3)) == 2 * 50 * 3 * 8  # x and the product
+    assert size(lambda: x + 1) == 0
+    (entry,) = saved_storages(lambda: x.exp()).values()
+    assert entry == (1200, 8)
+
+
+NETWORK = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.func.vmap(torch.func.grad(lambda row: NETWORK(row)[0]))(x),
+        lambda x: torch.func.vmap(torch.func.hessian(lambda row: NETWORK(row)[0]))(x),
+        lambda x: torch.func.jvp(NETWORK, (x,), (torch.ones_like(x),))[1],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own rules of dual numbers
+def test_with_derivatives_by_torch_func_inside(function):
+    sizes = [size(lambda n=n: function(torch.randn(n, 4).double())) for n in (2, 6, 10)]
+    assert sizes[0] > 2 * 4 * 8
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0] > 0  # a fixed part, and one per row
