@@ -124,10 +124,9 @@ CALLS = {
     ),
     "Recorder": Call(record, record_arguments, changes=frozenset({"model", "optimizer"}), examples=0.5),
     "Run.open": Call(km.Run.open, lambda: {"path": run().path}),
-    "Run.batch": Call(lambda **arguments: run().batch(**arguments), lambda: {"step": 0}),
-    "Run.weights": Call(lambda **arguments: run().weights(**arguments), lambda: {"step": 0}),
-    "Run.checkpoint": Call(lambda **arguments: run().checkpoint(**arguments), lambda: {"step": 0}),
-    "Run.averaged": Call(lambda **arguments: run().averaged(**arguments), lambda: {"step": 0}),
+    "Run.batch": Call(lambda **arguments: run().batch(**arguments), lambda: {"t": 0}),
+    "Run.weights": Call(lambda **arguments: run().weights(**arguments), lambda: {"t": 0}),
+    "Run.checkpoint": Call(lambda **arguments: run().checkpoint(**arguments), lambda: {"t": 0}),
     "logits": Call(recording.logits, lambda: {"model": MODEL, "batch": X}),
     "replay": Call(
         lambda **arguments: list(recording.replay(**arguments)),
@@ -150,7 +149,7 @@ CALLS = {
             | {"history": False}
         ),
     ),
-    "Ledger.top": Call(lambda **arguments: ledger().top(**arguments), lambda: {"row": 0, "output": 0, "k": 2}),
+    "Ledger.top": Call(lambda **arguments: ledger().top(**arguments), lambda: {"row": 0, "output": 0, "n": 2}),
     "Ledger.by_group": Call(lambda **arguments: ledger().by_group(**arguments), lambda: {"groups": Y}),
     "influence": Call(
         km.influence, lambda: of_run(method="unrolled", options=km.InfluenceOptions()) | targets(), examples=FEW
@@ -166,7 +165,7 @@ CALLS = {
         examples=FEW,
     ),
     "InfluenceOptions": Call(km.InfluenceOptions, lambda: {"data": None, "clip": None, "chunk": None}),
-    "Influence.top": Call(lambda **arguments: influence().top(**arguments), lambda: {"row": 0, "output": 0, "k": 2}),
+    "Influence.top": Call(lambda **arguments: influence().top(**arguments), lambda: {"row": 0, "output": 0, "n": 2}),
     "path_kernel": Call(
         km.path_kernel,
         lambda: (
@@ -188,7 +187,7 @@ CALLS = {
         lambda: of_run(memory="1GiB", quadrature=trajectory.Quadrature(n_nodes=2)) | targets(),
         examples=FEW,
     ),
-    "ExactKernelMachine.contributions": Call(lambda **arguments: exact_machine().contributions(**arguments), dict),
+    "ExactKernelMachine.contributions": Call(lambda **arguments: exact_machine().contributions(**arguments), lambda: {"n": None}),
     "domingos_kernel_machine": Call(
         trajectory.domingos_kernel_machine,
         lambda: of_run(data=(X, Y), n_nodes=1, loss=None, forward=None, memory="1GiB"),
