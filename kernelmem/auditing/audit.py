@@ -20,7 +20,17 @@ from kernelmem.auditing.result import REPORT, Audit, write_report
 from kernelmem.auditing.verdict import verdict
 from kernelmem.core.atomic_files import check_directory
 from kernelmem.core.batches import Batch, Forward, Rows, Tree, as_labeled_rows, as_rows, as_structured_rows
-from kernelmem.core.checks import ArrayLike, check_finite, renumbering_hint, seed_sequence
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_count,
+    as_path,
+    as_text,
+    check_finite,
+    check_instance,
+    check_model,
+    renumbering_hint,
+    seed_sequence,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_progress
@@ -63,7 +73,15 @@ class AuditOptions:
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.extra_files:
+        if self.n_classes is not None:
+            as_count(self.n_classes, "n_classes")
+        for name in ("name", "model_name", "training", "reproduce"):
+            if name != "model_name" or self.model_name is not None:
+                as_text(getattr(self, name), name)
+        check_instance(self.extra_files, "extra_files", Mapping, hint="pass a dict of file contents by name")
+        for name, content in self.extra_files.items():
+            as_path(name, "name of an extra file")
+            check_instance(content, f"extra file {name}", bytes, hint="encode text with .encode()")
             if name in ("", ".", "..", "audit.json", REPORT) or Path(name).name != name:
                 raise InputError(
                     f"extra_files with the name {name!r}",
@@ -127,6 +145,8 @@ def audit(
     Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization as a leave-one-out
     difference: Feldman and Zhang 2020; NTK surrogate: Engel et al. 2024.
     """
+    check_model(model)
+    check_instance(options, "options", AuditOptions)
     inputs, data = _read_data(train, test, flipped, options)
     seeds = seed_sequence(seed, ["permutations"])
     if out is not None:

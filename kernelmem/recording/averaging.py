@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from kernelmem.core.checks import check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.recording.run import Run, no_averages
 from kernelmem.recording.storage.average_log import Average
@@ -43,6 +44,7 @@ def average_coefficients(run: Run) -> Tensor:
     Raises:
         InputError: the run has no averaged weights.
     """
+    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
     if not run.averages:
         raise no_averages(run.path)
     return combine_coefficients(run.averages, len(run))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
-from kernelmem.core.checks import as_count
+from kernelmem.core.checks import as_count, as_flag, check_callable, check_instance, check_model, describe
 from kernelmem.core.errors import InputError, VerificationError
 from kernelmem.core.models import copy_module
 from kernelmem.recording.gradient_check import batch_gradient, call_model, random_state
@@ -63,6 +63,9 @@ def replay(
 
     Cost: one forward and one backward pass for each step that was not kept.
     """
+    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
+    check_model(model)
+    reanchor = as_flag(reanchor, "reanchor")
     loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)
     stop = len(run) if stop is None else stop
     _check_range(run, start, stop)
@@ -206,7 +209,10 @@ def _recorded_forward(run: Run, forward: Forward | None) -> Forward:
             expected="that function: code is not stored",
             hint="pass forward=...",
         )
-    return forward or call_model
+    if forward is None:
+        return call_model
+    check_callable(forward, "forward", ("model", "batch"))
+    return forward
 
 
 def _recorded_loss(run: Run, loss: Loss | None) -> Loss:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+import numpy as np
 from torch import Tensor
 
 from kernelmem.core.batches import Tree
+from kernelmem.core.checks import as_count, check_instance
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_averaged, read_checkpoint, state_sha256
@@ -137,7 +139,8 @@ class Run:
         Raises:
             IndexError: the step does not exist. FileCorruptError: the inputs cannot be read.
         """
-        return self.tape.inputs(self.steps[t])
+        check_instance(t, "t", (int, np.integer), hint="number the steps from 0")
+        return self.tape.inputs(self.steps[int(t)])
 
     def weights(self, t: int) -> dict[str, Tensor]:
         """Return a dict from name to parameter or buffer after ``t`` steps, read from disk.
@@ -153,6 +156,7 @@ class Run:
         Raises:
             InputError: these weights were not kept. FileCorruptError: the file is missing or altered.
         """
+        t = as_count(t, "t", minimum=0)
         if t not in self.kept:
             raise InputError(
                 f"weights after {t} steps of {len(self)}, with keep={self.meta.get('keep')!r}",

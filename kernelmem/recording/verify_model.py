@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
+from kernelmem.core.checks import check_instance, check_model
 from kernelmem.core.errors import InputError
 from kernelmem.core.models import copy_module
 from kernelmem.recording.replay import replay_step
@@ -28,6 +29,8 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
 
     Cost: the gradient of one batch.
     """
+    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
+    check_model(model)
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return
     before, after = run.checkpoint(0), run.checkpoint(1)

@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kernelmem.core.batches import check_outputs
-from kernelmem.core.errors import InputError
-from kernelmem.training.loss_modules import CLASS_LOSSES, in_dtype, module_from_name, module_name
+        name = module_name(loss)
+        if name is None:
+            check_callable(loss, "loss", ("outputs", "targets"))
+        return name or loss
+    if not isinstance(loss, str) or (loss not in LOSSES and module_from_name(loss) is None):
+        raise InputError(
+            f"loss={describe(loss)}",
+            expected=f"one of {', '.join(LOSSES)}, a loss module of torch.nn, or a callable (outputs, targets) -> (n,) losses",
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]  # a loss module of torch.nn is a callable
 LOSSES = ("cross_entropy", "mse", "mse_mean")
@@ -94,10 +99,13 @@ def as_loss(loss: Loss) -> Loss:
         InputError: the name is unknown; the message lists the known ones.
     """
     if callable(loss):
-        return module_name(loss) or loss
+        name = module_name(loss)
+        if name is None:
+            check_callable(loss, "loss", ("outputs", "targets"))
+        return name or loss
     if not isinstance(loss, str) or (loss not in LOSSES and module_from_name(loss) is None):
         raise InputError(
-            f"loss={loss!r}",
+            f"loss={describe(loss)}",
             expected=f"one of {', '.join(LOSSES)}, a loss module of torch.nn, or a callable (outputs, targets) -> (n,) losses",
             hint="pass the loss of your training loop, with one number per example",
         )

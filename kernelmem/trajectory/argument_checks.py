@@ -2,29 +2,24 @@
 
 from collections.abc import Callable, Sized
 
-from torch import nn
+import numpy as np
 
+from kernelmem.core.checks import check_instance, check_model, describe
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
+from kernelmem.recording.run import Run
 
 
-def check_run(run: object, model: object) -> None:
+def check_run(run: Run, model: object) -> None:
     """Validate ``run`` (a non-empty Run) and ``model`` (an nn.Module).
 
     Raises:
         InputError: ``run`` is not a recorded run or has no steps, or ``model`` is not a module.
     """
-    steps = getattr(run, "steps", None)  # any object with the interface of a Run is accepted
-    if steps is None:
-        raise InputError(
-            f"run of type {type(run).__name__}", expected="a kernelmem.Run", hint="pass km.Run.open(directory)"
-        )
-    if len(steps) == 0:
+    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
+    if len(run.steps) == 0:
         raise InputError("run with no recorded steps", expected="at least one step", hint="record a step")
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model of type {type(model).__name__}", expected="a torch.nn.Module", hint="wrap it in a module"
-        )
+    check_model(model)
 
 
 def read_steps(steps: object, T: int) -> tuple[int, int]:
@@ -39,7 +34,7 @@ def read_steps(steps: object, T: int) -> tuple[int, int]:
     valid = len(step_range) == 2 and all(isinstance(t, int) and not isinstance(t, bool) for t in step_range)
     if not valid or not 0 <= step_range[0] <= step_range[1] <= T:
         raise InputError(
-            f"steps={steps!r}",
+            f"steps={describe(steps)}",
             expected=f"two whole numbers of steps (a, b), 0 <= a <= b <= {T}",
             hint="count steps from 0: (0, 5) is the change made by the first five",
         )
@@ -74,10 +69,10 @@ def check_row_and_output(row_index: int, output_index: int, n_rows: int, n_outpu
         InputError: an index is out of range; the message names it and the valid range.
     """
     for name, value, size in (("row", row_index, n_rows), ("output", output_index, n_outputs)):
-        if not -size <= value < size:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not -size <= value < size:
             raise InputError(
-                f"{name}={value} of a result for {n_rows} rows and {n_outputs} outputs",
-                expected=f"0..{size - 1}",
+                f"{name}={describe(value)} of a result for {n_rows} rows and {n_outputs} outputs",
+                expected=f"a whole number 0..{size - 1}",
                 hint="count from 0, in the order of x",
             )
 

@@ -187,7 +187,9 @@ CALLS = {
         lambda: of_run(memory="1GiB", quadrature=trajectory.Quadrature(n_nodes=2)) | targets(),
         examples=FEW,
     ),
-    "ExactKernelMachine.contributions": Call(lambda **arguments: exact_machine().contributions(**arguments), lambda: {"n": None}),
+    "ExactKernelMachine.contributions": Call(
+        lambda **arguments: exact_machine().contributions(**arguments), lambda: {"n": None}
+    ),
     "domingos_kernel_machine": Call(
         trajectory.domingos_kernel_machine,
         lambda: of_run(data=(X, Y), n_nodes=1, loss=None, forward=None, memory="1GiB"),

@@ -70,7 +70,7 @@ def as_text(value: object, name: str) -> str:
     raise InputError(f"{name}={describe(value)}", expected="text", hint=f'pass {name}="..."')
 
 
-def as_pair(value: object, name: str, parts: tuple[str, str] = ("x", "y")) -> tuple[object, object]:
+def as_pair(value: object, name: str, parts: tuple[str, str] = ("x", "y")) -> tuple[Any, Any]:
     """Return a tuple or list of two values.
 
     Raises:

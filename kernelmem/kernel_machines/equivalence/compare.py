@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_names, as_pair, as_tensor, check_choice, check_instance, describe
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_bytes, as_progress
 from kernelmem.kernel_machines.equivalence.fits import KernelFits, RunOptions
@@ -23,6 +23,7 @@ from kernelmem.kernel_machines.equivalence.trajectory import (
 )
 from kernelmem.kernel_machines.linearized.recorded_sgd import RecordedSGD
 from kernelmem.recording.run import Run
+from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.ledger.ledger import ledger
 
 
@@ -87,17 +88,14 @@ def compare_kernel_machines(
 
     Source: Domingos 2020; Fort et al. 2020 (movement of the kernel); Long 2021 (after-kernel); Atanasov et al. 2022.
     """
-    options = options or ComparisonOptions()
+    options = ComparisonOptions() if options is None else options
+    check_instance(options, "options", ComparisonOptions)
+    check_run(run, model)
     method_names = _select_methods(methods)
-    if outputs not in ("full", "trace"):
-        raise InputError(f"outputs={outputs!r}", expected='"full" or "trace"', hint='pass outputs="full"')
-    n_steps = len(run)
-    if not n_steps:
-        raise InputError(
-            "run without recorded steps", expected="at least one step", hint="record at least one optimizer step"
-        )
-    rows, examples = as_rows(x, "x"), as_rows(data[0], "data")
-    targets = torch.as_tensor(data[1])
+    check_choice(outputs, "outputs", ("full", "trace"))
+    n_steps, (x_train, y_train) = len(run), as_pair(data, "data")
+    rows, examples = as_rows(x, "x"), as_rows(x_train, "data")
+    targets = as_tensor(y_train, "y of data")
     n_recorded = 1 + max(int(step.examples.max()) for step in run.steps)
     if examples.n < n_recorded or len(targets) != examples.n:
         raise InputError(
@@ -136,7 +134,7 @@ def compare_kernel_machines(
         fits.diagnostics["exact_ledger"] = {"residual": exact_ledger.largest_residual}
         cancellation = float(exact_ledger.cancellation.median())
     if "domingos" in method_names:
-        fits.fit_domingos(rows.slice(0, min(options.domingos_rows, n_test)), (data[0], targets))
+        fits.fit_domingos(rows.slice(0, min(options.domingos_rows, n_test)), (x_train, targets))
     kernel_movement = ()
     if movement_steps:
         movement_rows = torch.linspace(0, n - 1, min(options.movement_rows, n)).round().long()
@@ -177,10 +175,10 @@ def _select_methods(methods: Collection[str] | None) -> tuple[str, ...]:
     """Check the names of the methods and return them in the order of :data:`METHODS`; None selects all methods."""
     if methods is None:
         return tuple(METHODS)
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or isinstance(methods, str) or not methods:
+    methods = as_names(methods, "methods") or []
+    if not methods or any(name not in METHODS for name in methods):
         raise InputError(
-            f"methods={methods!r}",
+            f"methods={describe(methods)}",
             expected=f"a list of some of {', '.join(METHODS)}",
             hint='pass methods=["sgd_initial", "ridge_path"]',
         )

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.checks import as_number, check_choice, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
@@ -71,11 +72,14 @@ def check_options(reduction: str, keep: str | int, tolerance: float | None) -> N
     Raises:
         InputError: an option is invalid; the message names it.
     """
-    if reduction not in REDUCTIONS:
-        raise InputError(f"reduction={reduction!r}", expected='"mean" or "sum"', hint="pass that of your loss")
-    if keep not in ("all", "sqrt") and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
-        raise InputError(f"keep={keep!r}", expected='"all", "sqrt" or a whole number >= 1', hint='pass keep="sqrt"')
-    if tolerance is not None and not 0 <= tolerance < 1:
+    check_choice(reduction, "reduction", REDUCTIONS, hint="pass that of your loss")
+    if not (isinstance(keep, str) and keep in ("all", "sqrt")) and (
+        isinstance(keep, bool) or not isinstance(keep, int) or keep < 1
+    ):
+        raise InputError(
+            f"keep={describe(keep)}", expected='"all", "sqrt" or a whole number >= 1', hint='pass keep="sqrt"'
+        )
+    if tolerance is not None and as_number(tolerance, "tolerance") >= 1:
         raise InputError(f"tolerance={tolerance!r}", expected="a number >= 0 and < 1", hint="omit it")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernelmem.core.atomic_files import write_file
 from kernelmem.core.batches import Tree
+from kernelmem.core.checks import as_path
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average, AverageLog
 from kernelmem.recording.storage.header import Header
@@ -49,7 +50,7 @@ class Tape:
             InputError: ``directory`` holds no run, or one in a later format.
             FileCorruptError: the file is not a tape.
         """
-        self.file = Path(directory) / FILE
+        self.file = as_path(directory, "directory") / FILE
         if not self.file.is_file():
             raise InputError(
                 f"directory {directory} without a {FILE}",

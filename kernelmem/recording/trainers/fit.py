@@ -11,7 +11,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows, check_outputs, input_hint, named_leaves
-from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor, seed_sequence
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_count,
+    as_flag,
+    as_number,
+    as_path,
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_model,
+    seed_sequence,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.recording.gradient_check import call_model
@@ -22,7 +33,7 @@ from kernelmem.recording.storage.param_groups import read_groups
 from kernelmem.recording.storage.tape import FILE
 from kernelmem.training.batching import in_dtype, shuffled
 from kernelmem.training.loop import train_epochs
-from kernelmem.training.losses import Loss, batch_loss, loss_reduction, mean_factor
+from kernelmem.training.losses import Loss, as_loss, batch_loss, loss_reduction, mean_factor
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -55,12 +66,21 @@ class FitOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        as_loss(self.loss)
         as_count(self.batch_size, "batch_size")
+        as_flag(self.resume, "resume")
+        if self.optimizer is not None and not isinstance(self.optimizer, torch.optim.Optimizer):
+            if isinstance(self.optimizer, nn.Module):
+                raise InputError("optimizer=a module", expected="a torch optimizer", hint="pass optimizer=None for AdamW")
+            check_callable(self.optimizer, "optimizer", ("parameters",))
+        if self.schedule is not None:
+            check_callable(self.schedule, "schedule", ("optimizer",))
         if self.clip is not None:
             as_number(self.clip, "clip", exclusive=True)
 
 
 DEFAULT_OPTIONS = FitOptions()
+MAX_EPOCHS = 10**7
 
 
 def fit(
@@ -114,11 +134,15 @@ def fit(
 
     Cost: twice the forward and backward passes of plain training, and the recorder's writing.
     """
-    epochs = as_count(epochs, "epochs")
+    check_model(model)
+    check_instance(options, "options", FitOptions)
+    epochs, out = as_count(epochs, "epochs", maximum=MAX_EPOCHS), as_path(out, "out")
+    if forward is not None:
+        check_callable(forward, "forward", ("model", "batch"))
     rows, targets, weights = _check_data(model, x, y, sample_weight)
     seeds = seed_sequence(seed, ["order", "model"])
     reduction = loss_reduction(options.loss) or "mean"
-    resume = options.resume and (Path(out) / FILE).exists()  # the process may have been killed before it wrote anything
+    resume = options.resume and (out / FILE).exists()  # the process may have been killed before it wrote anything
     model.train()
     optimizer = _as_optimizer(options.optimizer, model)
     recorder = Recorder(model, optimizer, out, loss=options.loss, keep=options.keep, forward=forward, resume=resume)
@@ -159,7 +183,7 @@ def fit(
         with recorder:
             completed_steps = recorder.restore() if resume else 0
             _resume_schedule(
-                Path(out),
+                out,
                 completed_steps,
                 chain.from_iterable(epoch_batches()),
                 optimizer,

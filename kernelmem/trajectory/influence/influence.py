@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Rows, as_rows
-from kernelmem.core.checks import ArrayLike, as_count
+from kernelmem.core.checks import ArrayLike, as_count, check_choice, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import Progress
@@ -79,9 +79,10 @@ class Influence(Result):
         """Return the n examples with the largest |influence| on one output of a row, largest first: (example, influence).
 
         Raises:
-            InputError: ``row`` or ``output`` is out of range.
+            InputError: ``row`` or ``output`` is out of range, or ``n`` is below 1.
         """
         check_row_and_output(row, output, len(self.influence), len(self.names))
+        n = as_count(n, "n")
         values = self.influence[row, :, output]
         return [(int(i), float(values[i])) for i in values.abs().argsort(descending=True, stable=True)[:n]]
 
@@ -178,7 +179,8 @@ def influence(
     Source: Hara, Nitanda and Maehara 2019; state of adaptive optimizers and clipping: derived here.
     """
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
-    _check_method(method)
+    check_instance(options, "options", InfluenceOptions)
+    check_choice(method, "method", tuple(QUESTIONS))
     program = load_program(run, model, rows, loss=loss, forward=forward)
     target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples(options.data, program.n_recorded)
@@ -213,7 +215,8 @@ def self_influence(
     Cost: that of n rows, T · n · k Hessian-vector products, in n / chunk sweeps; memory chunk · k · P numbers.
     """
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
-    _check_method(method)
+    check_instance(options, "options", InfluenceOptions)
+    check_choice(method, "method", tuple(QUESTIONS))
     program = load_program(run, model, rows, loss=loss, forward=forward)
     target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples((rows, range(rows.n)), program.n_recorded)
@@ -250,8 +253,3 @@ def _influence_by_chunk(
         else:
             values = last_checkpoint(program, rows, target_functions, row_indices, n_examples=n)
         yield row_indices, values.unflatten(0, (len(row_indices), -1)).transpose(1, 2)
-
-
-def _check_method(method: str) -> None:
-    if method not in QUESTIONS:
-        raise InputError(f"method={method!r}", expected=f"one of {', '.join(QUESTIONS)}", hint='pass method="unrolled"')

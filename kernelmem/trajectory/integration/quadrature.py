@@ -50,9 +50,11 @@ class QuadratureRule:
     weights: tuple[float, ...]
 
 
-@cache
 def gauss_legendre(n: int) -> QuadratureRule:
     """Return the rule with n nodes.
+
+    Raises:
+        InputError: n outside 1..100.
 
     >>> gauss_legendre(1)
     QuadratureRule(nodes=(0.5,), weights=(1.0,))
@@ -60,6 +62,11 @@ def gauss_legendre(n: int) -> QuadratureRule:
     >>> round(sum(w * s**5 for s, w in zip(rule.nodes, rule.weights)), 12)  # the mean of s^5 on [0, 1] is 1/6
     0.166666666667
     """
+    return _gauss_legendre(as_count(n, "n", maximum=100))
+
+
+@cache
+def _gauss_legendre(n: int) -> QuadratureRule:
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return QuadratureRule(
         tuple(float(0.5 * (node + 1)) for node in nodes), tuple(float(0.5 * weight) for weight in weights)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, as_rows
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_flag, check_choice, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import Progress
@@ -66,6 +66,11 @@ class LedgerOptions(Quadrature):
     recorded."""
     history: bool = False
     """With by="example": keep the contribution of every example in every step, (m, T, n, k) numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self.final_weights, "final_weights", ("last", "average"))
+        as_flag(self.history, "history")
 
 
 @standard_modes()
@@ -120,13 +125,10 @@ def ledger(
     Source: Domingos 2020; Bell et al. 2023.
     """
     check_run(run, model)
+    check_instance(options, "options", LedgerOptions)
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
-    if isinstance(by, str) and by not in ("example", "step", "layer"):
-        raise InputError(
-            f"by={by!r}",
-            expected='"example", "step", "layer", or one group per training example',
-            hint='pass by="example", or by=labels for the classes',
-        )
+    if isinstance(by, str):
+        check_choice(by, "by", ("example", "step", "layer"), hint="pass by=labels for one group per training example")
     T = len(run)
     start, stop = read_steps(options.steps, T)
     verify_model(run, model, loss=loss, forward=forward)

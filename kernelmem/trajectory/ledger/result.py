@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_labels
+from kernelmem.core.checks import ArrayLike, as_count, as_labels
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.result_files import Result
 from kernelmem.trajectory.argument_checks import check_row_and_output
@@ -88,9 +88,10 @@ class Ledger(Result):
         The index is that of the training example or step, or the position of the group or layer in ``sources``.
 
         Raises:
-            InputError: ``row`` or ``output`` is out of range.
+            InputError: ``row`` or ``output`` is out of range, or ``n`` is below 1.
         """
         check_row_and_output(row, output, len(self.initial), len(self.names))
+        n = as_count(n, "n")
         contributions = self.contributions[row, :, output]
         largest = contributions.abs().argsort(descending=True, stable=True)[:n]
         return [(int(i), float(contributions[i])) for i in largest]

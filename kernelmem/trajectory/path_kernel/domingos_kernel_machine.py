@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, as_rows
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_pair
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY
@@ -132,6 +132,7 @@ def domingos_kernel_machine(
     four times, and (m·C + B) P.
     """
     check_run(run, model)
+    x_train, _ = as_pair(data, "data")
     steps = list(run.steps)
     groups = [group for step in steps for group in step.groups]
     if run.optimizer != "SGD" or any(g.get(name) for g in groups for name in ("momentum", "weight_decay", "maximize")):
@@ -140,7 +141,7 @@ def domingos_kernel_machine(
             expected="plain gradient descent: torch.optim.SGD with a learning rate only",
             hint="use km.ledger for the contributions under other optimizers, km.exact_kernel_machine for their machine",
         )
-    rows, examples = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu")), as_rows(data[0], "data")
+    rows, examples = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu")), as_rows(x_train, "data")
     n_recorded = 1 + max(int(step.examples.max()) for step in steps)
     if examples.n < n_recorded:
         raise InputError(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Rows, as_rows
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_count, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes
@@ -79,10 +79,9 @@ class ExactKernelMachine(Result):
             InputError: ``n`` is below the number of examples used.
         """
         n_used = int(self.examples.max()) + 1
-        if n is not None and n < n_used:
-            raise InputError(f"n={n}", expected=f"at least {n_used}, the examples of the run", hint="leave n out")
+        n = n_used if n is None else as_count(n, "n", minimum=n_used)
         per_atom = torch.einsum("makc,ac->mak", self.kernel, self.coefficients)
-        total = per_atom.new_zeros(len(per_atom), n or n_used, per_atom.shape[2])
+        total = per_atom.new_zeros(len(per_atom), n, per_atom.shape[2])
         return total.index_add_(1, self.examples, per_atom)
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -148,7 +147,8 @@ def exact_kernel_machine(
     Source: Domingos 2020; Bell et al. 2023; momentum and adaptive optimizers: derived here.
     """
     check_run(run, model)
-    T = len(run)
+    check_instance(quadrature, "quadrature", Quadrature)
+    T, max_bytes = len(run), as_bytes(memory)
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     verify_model(run, model, loss=loss, forward=forward)
     steps = list(run.steps)
@@ -160,7 +160,7 @@ def exact_kernel_machine(
     batch_sizes = [len(step.examples) for step in steps]
     n_atoms = sum(batch_sizes)
     n_bytes = 8 * (m * k * C * n_atoms + 4 * T * P + 2 * (m * k + max(batch_sizes) * C) * P)
-    if n_bytes > as_bytes(memory):
+    if n_bytes > max_bytes:
         raise InputError(
             f"a machine of {n_atoms:,} atoms on {m} rows, which takes {n_bytes / 2**20:,.0f} MiB",
             expected=f"at most memory={memory!r}",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Rows
-from kernelmem.core.checks import ArrayLike, as_count
+from kernelmem.core.checks import ArrayLike, as_count, as_flag, check_choice, check_instance
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
@@ -120,8 +120,8 @@ class PathKernelOptions:
     """Compare a few rows with the dense definition at the first and the last step that is evaluated."""
 
     def __post_init__(self) -> None:
-        if self.weighting not in ("mean", "time", "length"):
-            raise InputError(f"weighting={self.weighting!r}", expected='"mean", "time" or "length"', hint='pass "mean"')
+        check_choice(self.weighting, "weighting", ("mean", "time", "length"))
+        as_flag(self.verify, "verify")
         as_count(self.n_nodes, "n_nodes", maximum=MAX_NODES)
         as_count(self.stride, "stride")
 
@@ -171,6 +171,7 @@ def path_kernel(
     Source: Domingos 2020; quadrature and its error: derived here.
     """
     check_run(run, model)
+    check_instance(options, "options", PathKernelOptions)
     T, n_nodes, stride, loss = len(run), options.n_nodes, options.stride, options.loss
     if stride > 1 and 3 * stride > T:
         raise InputError(
