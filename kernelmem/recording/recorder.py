@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kernelmem.core.atomic_files import check_directory
 from kernelmem.core.batches import Batch, Forward
-from kernelmem.core.checks import ArrayLike, as_flag, as_path, check_callable, check_instance
+from kernelmem.core.checks import ArrayLike, as_path
 from kernelmem.core.errors import InputError
 from kernelmem.recording.averaging import AverageTracker
 from kernelmem.recording.gradient_check import GradientCheck, call_model
@@ -111,15 +111,10 @@ class Recorder:
         """
         loss = losses.as_loss(loss)
         reduction = losses.loss_reduction(loss) or reduction
-        resume, directory = as_flag(resume, "resume"), as_path(directory, "directory")
-        check_instance(model, "model", torch.nn.Module)
-        check_instance(optimizer, "optimizer", torch.optim.Optimizer)
-        if forward is not None:
-            check_callable(forward, "forward", ("model", "x"))
-        check_options(reduction, keep, tolerance)
+        check_options(reduction, keep, tolerance, resume, forward)
         check_model(model)
         self._model, self._optimizer, self._forward = model, optimizer, forward
-        self._directory, self._keep_rule, self._resume = directory, keep, resume
+        self._directory, self._keep_rule, self._resume = as_path(directory, "directory"), keep, resume
         self._parameters = dict(model.named_parameters())
         self._parameter_names = {parameter: name for name, parameter in self._parameters.items()}
         read_groups(optimizer, self._parameter_names)

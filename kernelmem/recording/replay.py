@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
-from kernelmem.core.checks import as_count, as_flag, check_callable, check_instance, check_model, describe
+from kernelmem.core.checks import as_count, as_flag, check_callable, check_model, describe
 from kernelmem.core.errors import InputError, VerificationError
 from kernelmem.core.models import copy_module
 from kernelmem.recording.gradient_check import batch_gradient, call_model, random_state
-from kernelmem.recording.run import Run
+from kernelmem.recording.run import Run, check_run
 from kernelmem.recording.storage.checkpoints import (
     Checkpoint,
     load_model_state,
@@ -63,7 +63,7 @@ def replay(
 
     Cost: one forward and one backward pass for each step that was not kept.
     """
-    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
+    check_run(run)
     check_model(model)
     reanchor = as_flag(reanchor, "reanchor")
     loss, forward = _recorded_loss(run, loss), _recorded_forward(run, forward)

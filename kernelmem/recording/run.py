@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from kernelmem.core.batches import Tree
-from kernelmem.core.checks import as_count, check_instance
+from kernelmem.core.checks import check_instance, describe
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_averaged, read_checkpoint, state_sha256
@@ -47,6 +47,20 @@ class Steps(Sequence[Step]):
 
     def __repr__(self) -> str:
         return f"Steps({self._length} steps of {self._tape.file.parent})"
+
+
+def check_run(run: object) -> None:
+    """Check that ``run`` is a recorded run, or an object with its interface.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(run, type) or not all(hasattr(run, name) for name in ("steps", "weights", "kept", "loss")):
+        raise InputError(
+            f"run={describe(run)} of type {type(run).__name__}",
+            expected="a kernelmem.Run",
+            hint="pass km.Run.open(directory)",
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +170,7 @@ class Run:
         Raises:
             InputError: these weights were not kept. FileCorruptError: the file is missing or altered.
         """
-        t = as_count(t, "t", minimum=0)
+        check_instance(t, "t", (int, np.integer), hint="count the steps from 0")
         if t not in self.kept:
             raise InputError(
                 f"weights after {t} steps of {len(self)}, with keep={self.meta.get('keep')!r}",

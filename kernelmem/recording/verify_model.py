@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
-from kernelmem.core.checks import check_instance, check_model
+from kernelmem.core.checks import check_model
 from kernelmem.core.errors import InputError
 from kernelmem.core.models import copy_module
 from kernelmem.recording.replay import replay_step
-from kernelmem.recording.run import Run
+from kernelmem.recording.run import Run, check_run
 from kernelmem.recording.storage.checkpoints import Checkpoint
 from kernelmem.training.losses import Loss
 
@@ -29,7 +29,7 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
 
     Cost: the gradient of one batch.
     """
-    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
+    check_run(run)
     check_model(model)
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return

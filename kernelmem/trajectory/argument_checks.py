@@ -4,9 +4,10 @@ from collections.abc import Callable, Sized
 
 import numpy as np
 
-from kernelmem.core.checks import check_instance, check_model, describe
+from kernelmem.core.checks import check_model, describe
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
+from kernelmem.recording import run as run_module
 from kernelmem.recording.run import Run
 
 
@@ -16,7 +17,7 @@ def check_run(run: Run, model: object) -> None:
     Raises:
         InputError: ``run`` is not a recorded run or has no steps, or ``model`` is not a module.
     """
-    check_instance(run, "run", Run, hint="pass km.Run.open(directory)")
+    run_module.check_run(run)
     if len(run.steps) == 0:
         raise InputError("run with no recorded steps", expected="at least one step", hint="record a step")
     check_model(model)

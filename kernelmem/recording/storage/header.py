@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.checks import as_number, check_choice, describe
+from kernelmem.core.batches import Forward
+from kernelmem.core.checks import as_flag, as_number, check_callable, check_choice, check_instance, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
@@ -66,12 +67,17 @@ def check_same_run(header: Header, recorded: Header, directory: Path) -> None:
             )
 
 
-def check_options(reduction: str, keep: str | int, tolerance: float | None) -> None:
+def check_options(
+    reduction: str, keep: str | int, tolerance: float | None, resume: bool, forward: Forward | None
+) -> None:
     """Check the options of a recorder.
 
     Raises:
         InputError: an option is invalid; the message names it.
     """
+    as_flag(resume, "resume")
+    if forward is not None:
+        check_callable(forward, "forward", ("model", "x"))
     check_choice(reduction, "reduction", REDUCTIONS, hint="pass that of your loss")
     if not (isinstance(keep, str) and keep in ("all", "sqrt")) and (
         isinstance(keep, bool) or not isinstance(keep, int) or keep < 1
@@ -87,8 +93,10 @@ def check_model(model: nn.Module) -> None:
     """Check that the steps of the model can be recomputed.
 
     Raises:
+        InputError: ``model`` is not a module.
         UnsupportedModelError: the model is scripted or data-parallel, or a parameter is lazy, complex or not on the CPU.
     """
+    check_instance(model, "model", nn.Module, hint="pass the module that is trained")
     if isinstance(model, torch.jit.ScriptModule | nn.DataParallel):
         raise UnsupportedModelError(
             f"a {type(model).__name__}", expected="a plain nn.Module", hint="record the module inside it"
