@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Forward
-from kernelmem.core.checks import as_count, as_flag, check_callable, check_model, describe
+from kernelmem.core.checks import as_count, as_flag, check_callable, check_model
 from kernelmem.core.errors import InputError, VerificationError
 from kernelmem.core.models import copy_module
 from kernelmem.recording.gradient_check import batch_gradient, call_model, random_state

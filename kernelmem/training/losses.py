@@ -8,14 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-        name = module_name(loss)
-        if name is None:
-            check_callable(loss, "loss", ("outputs", "targets"))
-        return name or loss
-    if not isinstance(loss, str) or (loss not in LOSSES and module_from_name(loss) is None):
-        raise InputError(
-            f"loss={describe(loss)}",
-            expected=f"one of {', '.join(LOSSES)}, a loss module of torch.nn, or a callable (outputs, targets) -> (n,) losses",
+from kernelmem.core.batches import check_outputs
+from kernelmem.core.checks import check_callable, describe
+from kernelmem.core.errors import InputError
+from kernelmem.training.loss_modules import CLASS_LOSSES, in_dtype, module_from_name, module_name
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]  # a loss module of torch.nn is a callable
 LOSSES = ("cross_entropy", "mse", "mse_mean")
