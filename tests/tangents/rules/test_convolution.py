@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kernelmem.core.batches import as_rows
 from kernelmem.kernels.ntk import ntk
 from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close, assert_exact
@@ -111,15 +112,16 @@ def test_a_transposed_convolution_by_hand():
     assert_close(ntk(model, x), 8 * inner + 8, 1e-13, 8 * float(inner.max()) + 8)
 
 
-def test_factors_of_a_transposed_convolution(engine_of, forward_pass_of):
+def test_factors_of_a_transposed_convolution(engine_of):
     """The sizes that the plan counts with are those of the factors."""
-    model = with_random_weights(nn.Sequential(nn.ConvTranspose2d(4, 6, (2, 3), stride=2, groups=2), nn.Tanh()))
-    model, x = nn.Sequential(model, nn.Flatten()), rows(3, 4, 2, 2)
-    engine = engine_of(model, x, "pseudo")
-    group = next(g for g in engine.survey.groups if g.names == ("0.0.weight",))
-    forward_pass = forward_pass_of(engine, x, engine.survey.groups)
-    uses = forward_pass.uses_of(group)
-    gradients = forward_pass.gradients(range(1), all_directions=False)
-    a, g = group.factors(uses, [gradients[use.key] for use in uses], 3, 1)
-    assert a.shape == (3, group.shape.groups, group.shape.positions, group.shape.fan_in) == (3, 2, 4, 2)
-    assert g.shape == (3, 2, 4, 1, group.shape.fan_out) == (3, 2, 4, 1, 18)
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, (2, 3), stride=2, groups=2), nn.Tanh(), nn.Flatten())
+    model, x = with_random_weights(model), rows(3, 4, 2, 2)
+    captured = engine_of(model, x, "pseudo").capture(as_rows(x).slice(0, 3), 3)
+    use = next(use for use in captured.uses if use.names == {"weight": "0.weight"})
+    shape, gradient = use.rule.outer_shape(use, 3), torch.zeros(use.output_shape, dtype=torch.float64)
+    a, g = (
+        use.rule.activations(use, 3, ones=False),
+        use.rule.output_gradients(use, use.rule.arrange(use, gradient).unsqueeze(-2)),
+    )
+    assert a.shape == (3, shape.groups, shape.positions, shape.fan_in) == (3, 2, 4, 2)
+    assert g.shape == (3, 2, 4, 1, shape.fan_out) == (3, 2, 4, 1, 18)
