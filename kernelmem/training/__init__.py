@@ -15,6 +15,8 @@ from kernelmem.training.batching import shuffled as shuffled
 from kernelmem.training.classifier import Training as Training
 from kernelmem.training.classifier import train_classifier as train_classifier
 from kernelmem.training.datasets import LabeledData as LabeledData
+from kernelmem.training.datasets import LabeledDataLike as LabeledDataLike
+from kernelmem.training.datasets import as_labeled_data as as_labeled_data
 from kernelmem.training.datasets import digits as digits
 from kernelmem.training.datasets import labeled_data as labeled_data
 from kernelmem.training.datasets import read_npz as read_npz

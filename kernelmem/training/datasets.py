@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -91,6 +91,32 @@ class LabeledData(Result):
             f"{self.name}: {len(self.x_train)} training and {len(self.x_test)} test {row}, {dtype},"
             f" {self.n_classes} classes{flipped}"
         )
+
+
+LabeledDataLike: TypeAlias = LabeledData | tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
+"""Labeled data, or ((x_train, y_train), (x_test, y_test))."""
+
+
+def as_labeled_data(value: LabeledDataLike) -> LabeledData:
+    """Return labeled data as it is, and ((x_train, y_train), (x_test, y_test)) as labeled data.
+
+    Raises:
+        InputError: ``value`` is neither; also the errors of :func:`labeled_data`.
+    """
+    if isinstance(value, LabeledData):
+        arrays = (value.x_train, value.y_train, value.x_test, value.y_test)
+        if all(isinstance(array, Tensor) for array in arrays):
+            return value
+        return labeled_data(*arrays, name=value.name, image_shape=value.image_shape, flipped=value.flipped)
+    pairs = value if isinstance(value, tuple | list) else ()
+    if len(pairs) != 2 or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise InputError(
+            f"data of type {type(value).__name__}",
+            expected="LabeledData, or ((x_train, y_train), (x_test, y_test))",
+            hint="pass km.training.labeled_data(x_train, y_train, x_test, y_test), or the two pairs",
+        )
+    (x_train, y_train), (x_test, y_test) = pairs
+    return labeled_data(x_train, y_train, x_test, y_test)
 
 
 def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:

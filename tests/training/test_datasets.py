@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.training.datasets import LabeledData, digits, labeled_data, read_npz
+from kernelmem.training.datasets import LabeledData, as_labeled_data, digits, labeled_data, read_npz
 
 
 def arrays(**changes):
@@ -142,3 +142,21 @@ def test_labeled_data_is_saved_printed_and_tabulated(tmp_path):
     assert frame.groupby("split")["rows"].sum().to_dict() == {"train": 30, "test": 1767}
     assert frame["flipped"].sum() == 4
     assert frame["split"].tolist() == sorted(frame["split"], reverse=True)
+
+
+def test_pairs_of_rows_and_labels_are_labeled_data():
+    a = arrays()
+    pairs = ((a["x_train"], a["y_train"]), (a["x_test"], a["y_test"].tolist()))
+    data, expected = (
+        as_labeled_data(pairs),
+        labeled_data(*(a[name] for name in ("x_train", "y_train", "x_test", "y_test"))),
+    )
+    assert torch.equal(data.x_train, expected.x_train)
+    assert torch.equal(data.y_test, expected.y_test)
+    assert as_labeled_data(data) is data
+    of_arrays = as_labeled_data(LabeledData("mine", *(np.asarray(part) for pair in pairs for part in pair)))
+    assert of_arrays.name == "mine"
+    assert torch.equal(of_arrays.x_test, data.x_test)
+    for junk in (pairs[0], (pairs[0], pairs[1][0]), None, "digits", {"x": 1}, (1, 2), pairs + pairs):
+        with pytest.raises(InputError, match="x_train"):
+            as_labeled_data(junk)

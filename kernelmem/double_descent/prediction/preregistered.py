@@ -19,7 +19,7 @@ from kernelmem.double_descent.sweeps.options import EXECUTION, Execution, SweepO
 from kernelmem.double_descent.sweeps.result import Sweep, as_json
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.plotting.style import figure_files
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledDataLike, as_labeled_data
 from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.mlp import mlp
 
@@ -84,7 +84,7 @@ class PreregisteredPrediction(Result):
 
 
 def preregister(
-    data: LabeledData,
+    data: LabeledDataLike,
     samples: Sequence[int],
     *,
     width: int = 100,
@@ -104,7 +104,7 @@ def preregister(
     squared loss.
 
     Args:
-        data: examples and clean labels.
+        data: examples and clean labels, as LabeledData or ((x_train, y_train), (x_test, y_test)).
         samples: (A,) increasing numbers of training examples, at least three.
         width: width of the hidden layers.
         noise: fraction of wrong labels.
@@ -121,6 +121,7 @@ def preregister(
 
     Cost: that of ``predict_curve`` plus A · n_seeds networks.
     """
+    data = as_labeled_data(data)
     training_settings = (recipe.optimizer, recipe.loss, recipe.schedule, recipe.batch_size, recipe.weight_decay)
     if training_settings != ("sgd", "mse", "constant", None, 0.0):
         raise InputError(

@@ -12,7 +12,7 @@ from kernelmem.core.result_files import Result
 from kernelmem.double_descent.sweeps.result import Sweep, as_json
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledDataLike, as_labeled_data
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +66,7 @@ class FeatureTheory(Result):
         return f"squared error of random features, expected and measured\n{table}"
 
 
-def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
+def feature_theory(data: LabeledDataLike, sweep: Sweep) -> FeatureTheory:
     """Predict a sweep of cosine features over their number, without simulation or training.
 
     The features approximate the kernel exp(−scale² |x − x'|² / 2); its matrix on all examples of ``data``, training and
@@ -79,6 +79,7 @@ def feature_theory(data: LabeledData, sweep: Sweep) -> FeatureTheory:
 
     Source: Simon et al. 2023; finite pools: see ``feature_curve``.
     """
+    data = as_labeled_data(data)
     config = sweep.config
     if sweep.kind != "features" or config.get("features") != "cosine":
         raise InputError(

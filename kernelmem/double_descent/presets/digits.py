@@ -24,7 +24,7 @@ from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.double_descent.sweeps.threshold_search import SearchOptions, find_threshold
 from kernelmem.plotting.style import figure_files
 from kernelmem.plotting.sweep import Theory
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledData, LabeledDataLike, as_labeled_data
 from kernelmem.training.ensemble.recipe import Recipe
 
 Kind = Literal["model", "sample", "epoch", "features"]
@@ -148,7 +148,7 @@ def run_preset(
     preset: Preset,
     *,
     seed: int = 0,
-    data: LabeledData | None = None,
+    data: LabeledDataLike | None = None,
     theory: Sequence[Theory] = (),
     execution: Execution = EXECUTION,
     progress: Progress = None,
@@ -167,7 +167,7 @@ def run_preset(
     """
     if execution.out is not None:
         check_directory(execution.out)
-    pool = digits_pool(seed) if data is None else data
+    pool = digits_pool(seed) if data is None else as_labeled_data(data)
     if preset.kind == "features":
         assert preset.over != "steps"
         options = FeatureOptions(n=preset.n or len(pool.x_train))

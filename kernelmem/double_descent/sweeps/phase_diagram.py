@@ -20,7 +20,7 @@ from kernelmem.double_descent.sweeps.result import as_json, evenly_spaced_indice
 from kernelmem.double_descent.sweeps.training_sets import SeedDraw, as_pool_data, draw_for_seed
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 from kernelmem.kernels.ntk import ntk
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledDataLike, as_labeled_data
 from kernelmem.training.ensemble.members import Member
 from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.mlp import mlp
@@ -139,7 +139,7 @@ class PhaseDiagram(Result):
 
 
 def phase_diagram(
-    data: LabeledData,
+    data: LabeledDataLike,
     grid: Grid,
     *,
     recipe: Recipe | None = None,
@@ -156,7 +156,7 @@ def phase_diagram(
     diagonal.
 
     Args:
-        data: examples and clean labels.
+        data: examples and clean labels, as LabeledData or ((x_train, y_train), (x_test, y_test)).
         grid: widths, numbers of examples, steps and noise rates.
         recipe: optimizer, schedule, batch size and loss; networks are trained for the last number of steps of the grid.
         n_seeds: number of seeds S.
@@ -172,6 +172,7 @@ def phase_diagram(
     Cost: S·R·N·W networks, and as many factorizations of n x n kernels.
     """
     start_time = time.perf_counter()
+    data = as_labeled_data(data)
     n_seeds, epsilon = as_count(n_seeds, "n_seeds"), as_number(epsilon, "epsilon", maximum=1.0)
     recipe = replace(recipe or Recipe(), steps=grid.steps[-1])
     pool = as_pool_data(data)

@@ -17,7 +17,7 @@ from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
 from kernelmem.double_descent.sweeps.training_sets import SeedDraw, as_pool_data, draw_for_seed
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledDataLike, as_labeled_data
 
 Over = Literal["width", "samples", "ridge", "noise"]
 KINDS = {"width": "features", "samples": "features_sample", "ridge": "features_ridge", "noise": "features_noise"}
@@ -76,7 +76,7 @@ def random_features(
 
 
 def feature_sweep(
-    data: LabeledData,
+    data: LabeledDataLike,
     over: Over,
     values: Sequence[float],
     *,
@@ -97,7 +97,8 @@ def feature_sweep(
     ones. The loss is the squared error summed over classes.
 
     Args:
-        data: examples and clean labels; training examples are drawn from its training set.
+        data: examples and clean labels, as LabeledData or ((x_train, y_train), (x_test, y_test)); training examples are
+            drawn from its training set.
         over: "width" (number of features), "samples", "ridge" or "noise".
         values: (A,) increasing values of the swept quantity.
         noise: fraction of wrong labels; ignored if the noise is swept.
@@ -116,6 +117,7 @@ def feature_sweep(
     Cost: one decomposition, O(n N min(n, N)), per seed and (n, N); ridges and noise rates share it.
     """
     start_time = time.perf_counter()
+    data = as_labeled_data(data)
     if over not in KINDS:
         raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
     n_seeds = as_count(n_seeds, "n_seeds")

@@ -19,7 +19,7 @@ from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
 from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.training_sets import as_pool_data, draw_for_seed
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledData, LabeledDataLike, as_labeled_data
 from kernelmem.training.ensemble.members import Member
 from kernelmem.training.ensemble.recipe import Recipe
 
@@ -57,7 +57,7 @@ class SweepCell:
 
 
 def sweep(
-    data: LabeledData,
+    data: LabeledDataLike,
     over: Over,
     values: Sequence[float],
     *,
@@ -77,8 +77,8 @@ def sweep(
     examples and seeds without label noise.
 
     Args:
-        data: examples and clean labels; training examples are drawn from its training set, and networks are evaluated on
-            its test set.
+        data: examples and clean labels, as LabeledData or ((x_train, y_train), (x_test, y_test)); training examples are
+            drawn from its training set, and networks are evaluated on its test set.
         over: "width" (model-wise), "depth" (hidden layers), "samples" (sample-wise), "steps" (epoch-wise: one network per
             seed), "noise" or "ridge" (the recipe's weight decay).
         values: (A,) increasing values of the swept quantity.
@@ -99,6 +99,7 @@ def sweep(
     Source: Belkin et al. 2019; Nakkiran et al. 2019.
     """
     start_time = time.perf_counter()
+    data = as_labeled_data(data)
     recipe = recipe or Recipe()
     axis = _check_axis(over, values, data, options)
     if execution.out is not None:

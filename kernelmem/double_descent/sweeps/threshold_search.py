@@ -13,7 +13,7 @@ from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
-from kernelmem.training.datasets import LabeledData
+from kernelmem.training.datasets import LabeledDataLike, as_labeled_data
 from kernelmem.training.ensemble.recipe import Recipe
 
 
@@ -72,7 +72,7 @@ def bisect(
 
 
 def find_threshold(
-    data: LabeledData,
+    data: LabeledDataLike,
     over: Literal["width", "samples"],
     values: Sequence[float],
     *,
@@ -91,7 +91,7 @@ def find_threshold(
     networks are those that :func:`kernelmem.double_descent.sweep` trains with the same arguments.
 
     Args:
-        data: examples and clean labels, as for the sweep.
+        data: examples and clean labels, as LabeledData or ((x_train, y_train), (x_test, y_test)), as for the sweep.
         over: swept quantity, "width" or "samples".
         values: (A,) increasing values of the sweep.
         noise: fraction of wrong labels, as for the sweep.
@@ -109,6 +109,7 @@ def find_threshold(
     Raises:
         InputError: the budget is too small for two seeds, or an argument is invalid for the sweep.
     """
+    data = as_labeled_data(data)
     n_seeds = as_count(search.n_seeds, "n_seeds", minimum=2)
     budget = as_number(search.budget, "budget", exclusive=True)
     grid = [float(value) for value in values]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.double_descent.sweeps.options import Execution, SweepOptions
+from kernelmem.double_descent.sweeps.random_features import FeatureOptions, feature_sweep
 from kernelmem.double_descent.sweeps.result import Sweep
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
 from kernelmem.double_descent.sweeps.threshold_search import SearchOptions, find_threshold
@@ -321,3 +322,23 @@ def test_threshold_before_the_sweep() -> None:
 def test_refused(over: str, values: list[float], more: dict) -> None:
     with pytest.raises(InputError):
         sweep(blobs(), over, values, options=SweepOptions(**more))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda data: sweep(data, "width", [2, 4], n_seeds=2, recipe=RECIPE).curves.test_error,
+        lambda data: feature_sweep(data, "width", [20, 40], n_seeds=2, options=FeatureOptions(n=40)).curves.test_error,
+        lambda data: (
+            find_threshold(data, "width", [2, 8, 40], recipe=RECIPE, search=SearchOptions(n_seeds=2, budget=9)).value
+        ),
+    ],
+)
+def test_own_data_as_two_pairs(call):
+    data = blobs()
+    pairs = ((data.x_train.numpy(), data.y_train.numpy()), (data.x_test.tolist(), data.y_test.tolist()))
+    data = replace(data, x_test=torch.tensor(data.x_test.tolist()))
+    assert torch.equal(torch.as_tensor(call(pairs)), torch.as_tensor(call(data)))
+    for junk in (pairs[0], None, (data.x_train, data.x_test)):
+        with pytest.raises(InputError, match="x_train"):
+            call(junk)
