@@ -14,7 +14,7 @@ from kernelmem.core.checks import check_instance, describe
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_averaged, read_checkpoint, state_sha256
-from kernelmem.recording.storage.header import Header
+from kernelmem.recording.storage.header import Header, check_header
 from kernelmem.recording.storage.tape import Step, Tape
 
 if TYPE_CHECKING:
@@ -103,14 +103,15 @@ class Run:
         tape = Tape(path)
         meta = tape.meta
         try:
-            parameters, buffers = (tuple(name for name, *_ in meta[key]) for key in ("parameters", "buffers"))
-            options = (meta["optimizer"], meta["loss"], meta["reduction"])
+            check_header(meta)
         except (KeyError, TypeError, ValueError) as error:
             raise FileCorruptError(
                 f"an unreadable header of {tape.file} ({error})",
                 expected="the header that the recorder wrote",
-                hint="record the run again",
+                hint="restore the file from a copy, or record the run again",
             ) from error
+        parameters, buffers = (tuple(name for name, *_ in meta[key]) for key in ("parameters", "buffers"))
+        options = (meta["optimizer"], meta["loss"], meta["reduction"])
         kept, averages = tuple(tape.checkpoints()), tape.averages()
         return cls(Path(path), meta, Steps(tape), *options, parameters, buffers, kept, tape, averages)
 

@@ -1,19 +1,20 @@
 """Checkpoints: weights, buffers, optimizer state and random state after a step, in one safetensors file each."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.atomic_files import array_sha256, write_file
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.hashed_files import READ_ERRORS, load_safetensors, read_bytes, reason
 
 PREFIXES = ("model.", "averaged.")  # prefixes of tensor names in a checkpoint, in addition to "optimizer."
 
@@ -176,10 +177,12 @@ def read_checkpoint(directory: Path, step: int, sha256: str) -> Checkpoint:
                 parameter, key = name.removeprefix("optimizer.").rsplit(".", 1)
                 optimizer.setdefault(parameter, {})[key] = value
         updates = int(tensors["updates"]) if averaged else 0
+        if tensors["random"].dtype != torch.uint8 or tensors["random"].ndim != 1:
+            raise ValueError("a random state that is not one")
         return Checkpoint(model, optimizer, tensors["random"], averaged, updates)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (*READ_ERRORS, RuntimeError) as error:
         raise FileCorruptError(
-            f"checkpoint {path} of step {step} ({error})",
+            f"checkpoint {path} of step {step} ({reason(error)})",
             expected="the file that the recorder wrote",
             hint="restore the file from a copy; the steps before it can still be replayed",
         ) from error
@@ -208,16 +211,26 @@ def read_averaged(directory: Path, sha256: str) -> dict[str, Tensor]:
     path = averaged_path(directory, sha256)
     try:
         return _read_verified(path, sha256)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except READ_ERRORS as error:
         raise FileCorruptError(
-            f"averaged weights {path} ({error})",
+            f"averaged weights {path} ({reason(error)})",
             expected="the file that the recorder wrote",
             hint="restore the file from a copy; the run itself can still be read",
         ) from error
 
 
 def averaged_path(directory: Path, sha256: str) -> Path:
-    """Return the path, in the run's directory, of the file of averaged weights with this SHA-256."""
+    """Return the path, in the run's directory, of the file of averaged weights with this SHA-256.
+
+    Raises:
+        FileCorruptError: ``sha256``, which a tape may contain, is not one.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise FileCorruptError(
+            f"a tape in {directory} that names averaged weights by {sha256[:20]!r}",
+            expected="a SHA-256",
+            hint="restore the tape from a copy",
+        )
     return directory / "weights" / f"averaged-{sha256[:16]}.safetensors"
 
 
@@ -227,10 +240,10 @@ def _read_verified(path: Path, sha256: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the SHA-256 differs.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("its sha256 differs from the recorded one")
-    return safetensors.torch.load(content)
+    return load_safetensors(content)[0]
 
 
 def _checkpoint_path(directory: Path, step: int) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_flag, as_number, check_callable, check_choice, check_instance, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.result_files import decode
 from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
 from kernelmem.training.losses import REDUCTIONS, Loss, loss_name
@@ -17,6 +18,17 @@ from kernelmem.training.losses import REDUCTIONS, Loss, loss_name
 Header: TypeAlias = dict[str, Any]
 """JSON values that describe the whole run."""
 
+HEADER_TYPES = {
+    "reduction": Literal["mean", "sum"],
+    "defaults": dict[str, Any],
+    "forward": str | None,
+    "keep": str | int,
+    "training": bool,
+    "threads": int,
+    **dict.fromkeys(("optimizer", "loss", "initial", "torch"), str),
+    **dict.fromkeys(("parameters", "buffers"), list[tuple[str, list[int], str]]),
+}
+ADDED_LATER = ("forward", "threads")
 FIXED_ON_RESUME = ("optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
 
 
@@ -50,6 +62,17 @@ def run_header(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def check_header(header: Header) -> None:
+    """Check the types of the entries of a header that was read.
+
+    Raises:
+        TypeError, ValueError, KeyError: an entry is missing or of another type; the message names it.
+    """
+    for key, annotation in HEADER_TYPES.items():
+        if key in header or key not in ADDED_LATER:
+            decode(header[key], annotation, key)
 
 
 def check_same_run(header: Header, recorded: Header, directory: Path) -> None:

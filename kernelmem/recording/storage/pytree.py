@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.batches import Tree, named_leaves
 from kernelmem.core.errors import InputError
+from kernelmem.core.hashed_files import load_json
 from kernelmem.recording.storage.npy import row_bytes, rows_from_bytes
 
 MAGIC = b"KMTREE1\n"  # .npy bytes begin with \x93NUMPY
@@ -41,17 +42,18 @@ def tree_from_row_bytes(rows: Sequence[bytes]) -> Tree:
         return torch.from_numpy(rows_from_bytes(rows))
     header_start = len(MAGIC) + 4
     leaf_start = header_start + int.from_bytes(first_row[len(MAGIC) : header_start], "little")
-    try:
-        structure, leaf_sizes = json.loads(first_row[header_start:leaf_start])
-    except RecursionError as error:
-        raise ValueError("a tree that is nested too deeply") from error
+    structure, leaf_sizes = load_json(first_row[header_start:leaf_start])
     if any(row[:leaf_start] != first_row[:leaf_start] or len(row) != leaf_start + sum(leaf_sizes) for row in rows):
         raise ValueError("rows of different shapes or dtypes in one batch")
     leaves = []
     for leaf_size in leaf_sizes:
         leaves.append(torch.from_numpy(rows_from_bytes([row[leaf_start : leaf_start + leaf_size] for row in rows])))
         leaf_start += leaf_size
-    return _build_tree(structure, iter(leaves))
+    remaining_leaves = iter(leaves)
+    tree = _build_tree(structure, remaining_leaves)
+    if next(remaining_leaves, None) is not None:
+        raise ValueError("more leaves than the structure has")
+    return tree
 
 
 def _structure(tree: Tree) -> dict[str, list] | None:
@@ -74,7 +76,9 @@ def _structure(tree: Tree) -> dict[str, list] | None:
 def _build_tree(structure: dict[str, list] | None, leaves: Iterator[Tensor]) -> Tree:
     """Return the tree with a structure as :func:`_structure` returns it, and with ``leaves``, in order, as its leaves."""
     if structure is None:
-        return next(leaves)
+        if (leaf := next(leaves, None)) is None:
+            raise ValueError("fewer leaves than the structure has")
+        return leaf
     ((kind, children),) = structure.items()
     if kind == "dict":
         return {key: _build_tree(child, leaves) for key, child in children}

@@ -4,13 +4,23 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from kernelmem.core.hashed_files import load_json
+from kernelmem.core.result_files import decode
 from kernelmem.recording.storage.npy import array_bytes, array_from_bytes
 from kernelmem.recording.storage.param_groups import ParamGroup
+
+FACT_TYPES = {
+    "groups": list[dict[str, Any]],
+    "scale": float,
+    "after": str,
+    **dict.fromkeys(("skipped", "evaluating", "frozen"), list[str]),
+    **dict.fromkeys(("buffers_changed", "exact"), bool),
+}
 
 Row: TypeAlias = tuple[str, bytes, bytes, bytes, bytes | None]
 """facts (JSON), examples, versions, weights (.npy), random."""
@@ -65,8 +75,17 @@ def decode_step(index: int, row: Row) -> Step:
     Raises:
         ValueError, TypeError, KeyError: the row was altered.
     """
-    facts = json.loads(row[0])
+    facts = {"frozen": [], "exact": True} | load_json(row[0])  # formats 1 and 2 have neither
+    for key, annotation in FACT_TYPES.items():
+        decode(facts[key], annotation, key)
+    for group in facts["groups"]:
+        decode(group["parameters"], list[str], "parameters of a group")
     examples, versions, weights = (torch.from_numpy(array_from_bytes(column)) for column in row[1:4])
+    is_batch = examples.ndim == 1 and examples.shape == versions.shape == weights.shape
+    if not is_batch or (examples.dtype, versions.dtype, weights.dtype) != (torch.int64, torch.int64, torch.float64):
+        raise ValueError("arrays that are not those of a batch")
+    if not isinstance(row[4], bytes | None):
+        raise TypeError("a random state that is not binary")
     return Step(
         index,
         examples,
@@ -77,10 +96,10 @@ def decode_step(index: int, row: Row) -> Step:
         skipped=frozenset(facts["skipped"]),
         random=row[4],
         after=facts["after"],
-        buffers_changed=bool(facts["buffers_changed"]),
+        buffers_changed=facts["buffers_changed"],
         evaluating=frozenset(facts["evaluating"]),
-        frozen=frozenset(facts.get("frozen", ())),  # formats 1 and 2 have neither
-        exact=bool(facts.get("exact", True)),
+        frozen=frozenset(facts["frozen"]),
+        exact=facts["exact"],
     )
 
 

@@ -10,10 +10,13 @@ from typing import cast
 
 from torch import Tensor
 
+from kernelmem.core import hashed_files
 from kernelmem.core.atomic_files import write_file
 from kernelmem.core.batches import Tree
 from kernelmem.core.checks import as_path
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.hashed_files import load_json
+from kernelmem.core.result_files import decode
 from kernelmem.recording.storage.average_log import Average, AverageLog
 from kernelmem.recording.storage.header import Header
 from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
@@ -32,7 +35,7 @@ CREATE INDEX examples_of_step ON examples (step);
 CREATE TABLE checkpoints (step INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, seal TEXT NOT NULL);
 """
 ROW_COLUMNS = "facts, examples, versions, weights, random"
-READ_ERRORS = (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError)
+READ_ERRORS = (*hashed_files.READ_ERRORS, sqlite3.DatabaseError, AttributeError)
 
 
 class Tape:
@@ -63,9 +66,15 @@ class Tape:
             # a Run may be used in worker threads: SQLite serializes their access
             self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
             self._finalizer = weakref.finalize(self, self._connection.close)
+            self._connection.execute("PRAGMA trusted_schema=OFF")
+            if not write:
+                # In a damaged file the pages of a table can form a loop; no query on an undamaged one does as many operations.
+                max_operations = min(10**6 + 10 * self.file.stat().st_size, 2**31 - 1)
+                self._connection.set_progress_handler(lambda: 1, max_operations)
+            _check_schema(self._connection)
             rows = self._connection.execute("SELECT key, value FROM meta").fetchall()
-            self.meta: Header = {key: json.loads(value) for key, value in rows}
-            tape_format = int(self.meta["format"])
+            self.meta: Header = {key: load_json(value) for key, value in rows}
+            tape_format = decode(self.meta["format"], int, "format")
             self._header_hash = digest(*(part.encode() for row in sorted(rows) for part in row))
         if tape_format > FORMAT:
             self.close()
@@ -212,7 +221,10 @@ class Tape:
     def known_inputs(self) -> list[tuple[int, int, str]]:
         """Return a list of (example, version, sha256), one for each stored input."""
         with self._translate_read_errors("its examples"):
-            return self._connection.execute("SELECT example, version, sha256 FROM examples").fetchall()
+            rows = self._connection.execute("SELECT example, version, sha256 FROM examples").fetchall()
+            for _, _, sha256 in rows:
+                bytes.fromhex(sha256)
+            return rows
 
     def checkpoints(self) -> dict[int, str]:
         """Return a dict from the number of steps before a checkpoint to the SHA-256 of its file, in increasing order."""
@@ -266,7 +278,7 @@ class Tape:
         self._finalizer()
 
     def _count_steps(self) -> int:
-        return self._fetch_row("SELECT count(*) FROM steps")[0]
+        return self._fetch_row("SELECT count(step) FROM steps")[0]  # count(*) could not be interrupted
 
     def _verified_inputs(self, index: int) -> Iterator[tuple[int, int, str]]:
         """Yield (example, version, sha256) for each new input of step ``index``, after checking its SHA-256.
@@ -329,10 +341,31 @@ class Tape:
             yield
         except READ_ERRORS as error:
             raise FileCorruptError(
-                f"{self.file}, {description} ({error})",
+                f"{self.file}, {description} ({hashed_files.reason(error)})",
                 expected="the file that the recorder wrote",
                 hint="restore the file from a copy, or record the run again",
             ) from error
+
+
+def _check_schema(connection: sqlite3.Connection) -> None:
+    """Check that the file has the tables of a tape and nothing else: a view or trigger could run any query.
+
+    Raises:
+        ValueError: a table is missing, or something is not part of a tape.
+    """
+    expected = sqlite3.connect(":memory:")
+    try:
+        expected.executescript(SCHEMA + AverageLog.SCHEMA)
+        tables, stored_tables = (
+            dict(c.execute("SELECT type || ' ' || name, sql FROM sqlite_master").fetchall())
+            for c in (expected, connection)
+        )
+    finally:
+        expected.close()
+    required = {name for name in tables if "averag" not in name}  # formats without averages
+    unexpected = {name for name, sql in stored_tables.items() if name not in tables or tables[name] != sql}
+    if unexpected or not required <= stored_tables.keys():
+        raise ValueError(f"not the tables of a tape: {sorted(unexpected or required - stored_tables.keys())}")
 
 
 def refuse_existing(directory: str | Path) -> None:
