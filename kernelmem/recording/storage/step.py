@@ -78,8 +78,11 @@ def decode_step(index: int, row: Row) -> Step:
     facts = {"frozen": [], "exact": True} | load_json(row[0])  # formats 1 and 2 have neither
     for key, annotation in FACT_TYPES.items():
         decode(facts[key], annotation, key)
+    if not facts["groups"]:
+        raise ValueError("a step without parameter groups")
     for group in facts["groups"]:
         decode(group["parameters"], list[str], "parameters of a group")
+        decode(group.get("lr", 0.0), float, "lr of a group")
     examples, versions, weights = (torch.from_numpy(array_from_bytes(column)) for column in row[1:4])
     is_batch = examples.ndim == 1 and examples.shape == versions.shape == weights.shape
     if not is_batch or (examples.dtype, versions.dtype, weights.dtype) != (torch.int64, torch.int64, torch.float64):
