@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import KernelmemError, UnsupportedModelError
+from kernelmem.core.models import plain_execution
 from kernelmem.core.models.torch_func import functional_call, jacrev, vmap
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules.elementwise import PReLURule
@@ -30,7 +31,7 @@ def rowwise_jacobian(
     jacobian = []
     for row, row_directions in zip(rows, directions, strict=True):
         with torch.enable_grad():
-            outputs = _outputs_of_row(prepared, row)
+            outputs = outputs_of_row(prepared, row)
             tangents = []
             for direction in row_directions:
                 if not outputs.requires_grad:
@@ -44,7 +45,7 @@ def rowwise_jacobian(
     return torch.stack(jacobian)
 
 
-def _outputs_of_row(prepared: PreparedModel, row: Batch) -> Tensor:
+def outputs_of_row(prepared: PreparedModel, row: Batch) -> Tensor:
     """Return the outputs (C,) of a batch of one example.
 
     Raises:
@@ -93,7 +94,7 @@ def vectorized_jacobian(
     """
 
     def run(row: Batch) -> Tensor:
-        with _SafeUnderVmap():
+        with plain_execution(prepared.device), _SafeUnderVmap():
             return prepared.forward(prepared.module, row)
 
     bound = BoundModel(prepared.module, run)

@@ -27,7 +27,7 @@ from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
 from kernelmem.core.models.torch_func import functional_call, standard_modes
 from kernelmem.core.models.torch_func import jvp as dual_jvp
-from kernelmem.tangents.derivatives.jacobian import BoundModel
+from kernelmem.tangents.derivatives.jacobian import BoundModel, outputs_of_row
 from kernelmem.tangents.prepare import PreparedModel
 
 Tangents = dict[str, Tensor]  # parameter name -> tensor of the parameter's shape
@@ -239,7 +239,7 @@ def _rowwise_vjp(prepared: PreparedModel, rows: Rows, indices: list[int], w: Ten
     squares = 0.0
     with standard_modes(), torch.enable_grad():
         for position, row_index in enumerate(indices):
-            outputs = prepared.outputs(rows.slice(row_index, row_index + 1), 1)
+            outputs = outputs_of_row(prepared, rows.slice(row_index, row_index + 1))[None]
             if not outputs.requires_grad:
                 continue
             try:

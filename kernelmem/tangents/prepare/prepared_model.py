@@ -10,7 +10,7 @@ from torch.autograd.graph import Node
 
 from kernelmem.core.batches import Batch, Forward, Rows, input_hint, named_leaves
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
-from kernelmem.core.errors import InputError, KernelmemError, UnsupportedModelError
+from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError
 from kernelmem.core.models import (
     DerivativeDetector,
     ignored_autocast,
@@ -40,7 +40,8 @@ class PreparedModel:
         """Run the model on a batch of n rows and check that the result is (n, C).
 
         Raises:
-            UnsupportedModelError: the result is not a tensor of shape (n, C).
+            UnsupportedModelError: the result is not a tensor of real numbers of shape (n, C).
+            NumericalError: an output is NaN; the message names the rows. (Infinite outputs, of a mask, have tangents.)
         """
         needs_gradients = torch.is_grad_enabled()
         with ExitStack() as stack:
@@ -54,6 +55,21 @@ class PreparedModel:
                 f"a model whose output on {n} rows is {description}",
                 expected=f"a tensor of shape ({n}, C): C outputs per example",
                 hint="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
+            )
+        if result.is_complex() or not result.is_floating_point():
+            raise UnsupportedModelError(
+                f"a model with outputs of dtype {result.dtype}".replace("torch.", ""),
+                expected="real floating-point outputs",
+                hint="pass forward=lambda model, batch: torch.view_as_real(model(batch)).flatten(1) for complex outputs"
+                if result.is_complex()
+                else "return the outputs before argmax or rounding",
+            )
+        nan_rows = result.detach().isnan().any(1).nonzero()[:, 0].tolist()
+        if nan_rows:
+            raise NumericalError(
+                f"a model with NaN outputs for {len(nan_rows)} rows in a batch of {n} (the first: row {nan_rows[0]})",
+                expected="outputs that are numbers",
+                hint="check these rows and the weights (a diverged run?)",
             )
         return result if needs_gradients or not self.differentiates else result.detach()
 
@@ -185,7 +201,7 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
             if ignored_autocast()
             else input_hint(batch),
         ) from error
-    if not torch.equal(first, second) and not bool((first.isnan() & second.isnan()).any()):
+    if not torch.equal(first, second):
         raise UnsupportedModelError(
             "a model whose two runs on the same rows differ",
             expected="a deterministic model",
