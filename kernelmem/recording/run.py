@@ -118,6 +118,9 @@ class Run:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __reduce__(self):
+        return (Run.open, (self.path,))  # a pickle holds the path; opening it again sees the steps recorded since
+
     def __str__(self) -> str:
         sizes = [math.prod(shape) for _, shape, _ in self.meta["parameters"]]
         dtypes = ", ".join(dict.fromkeys(dtype for *_, dtype in self.meta["parameters"]))

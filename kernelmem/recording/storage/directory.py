@@ -1,4 +1,4 @@
-"""Directory of a run: one recorder at a time, and errors of writing that name the disk."""
+"""Directory of a run: one recorder at a time, opening of its SQLite file, errors of writing that name the disk."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from kernelmem.core.errors import InputError, KernelmemError
@@ -65,3 +65,44 @@ def translate_write_errors(directory: Path) -> Iterator[None]:
             hint="free space on this disk; the run holds all steps before this one: continue with recorder.restore(), or"
             " later with resume=True",
         ) from error
+
+
+def open_database(file: Path, *, write: bool) -> sqlite3.Connection:
+    """Open the SQLite file of a run; for reading only, unless ``write`` is True.
+
+    A process that was killed while it opened or closed the file may have left a rollback journal, which a read-only
+    connection cannot apply: the file is then opened for writing first, once.
+
+    Raises:
+        InputError: there is such a journal, or a write-ahead log, and the directory is read-only. sqlite3.Error: the file
+            cannot be read.
+    """
+    journal, log = (file.with_name(file.name + suffix) for suffix in ("-journal", "-wal"))
+    try:
+        if not write and journal.is_file() and journal.stat().st_size:
+            with closing(_connect(file, "rw")) as connection:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection = _connect(file, "rw" if write else "ro")
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    except sqlite3.OperationalError as error:
+        if (journal.exists() or log.exists()) and not os.access(file.parent, os.W_OK):
+            raise InputError(
+                f"{file} in a read-only directory, with changes of an interrupted process that were not merged ({error})",
+                expected="a directory in which SQLite can complete or undo them",
+                hint="copy the directory of the run to a disk with write permission, and open the copy",
+            ) from error
+        raise
+
+
+def _connect(file: Path, mode: str) -> sqlite3.Connection:
+    """Return a connection to ``file`` in the mode "ro" or "rw"; functions and views of its schema are not trusted."""
+    # a Run may be used in worker threads: SQLite serializes their access
+    uri = f"{file.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA trusted_schema=OFF")
+    return connection

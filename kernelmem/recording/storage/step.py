@@ -22,6 +22,7 @@ FACT_TYPES = {
     **dict.fromkeys(("buffers_changed", "exact"), bool),
 }
 
+NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "eps", "alpha", "lr_decay")
 Row: TypeAlias = tuple[str, bytes, bytes, bytes, bytes | None]
 """facts (JSON), examples, versions, weights (.npy), random."""
 
@@ -82,7 +83,8 @@ def decode_step(index: int, row: Row) -> Step:
         raise ValueError("a step without parameter groups")
     for group in facts["groups"]:
         decode(group["parameters"], list[str], "parameters of a group")
-        decode(group.get("lr", 0.0), float, "lr of a group")
+        for key in NUMBERS:
+            decode(group.get(key, 0.0), float, f"{key} of a group")
     examples, versions, weights = (torch.from_numpy(array_from_bytes(column)) for column in row[1:4])
     is_batch = examples.ndim == 1 and examples.shape == versions.shape == weights.shape
     if not is_batch or (examples.dtype, versions.dtype, weights.dtype) != (torch.int64, torch.int64, torch.float64):

@@ -14,10 +14,11 @@ from kernelmem.core import hashed_files
 from kernelmem.core.atomic_files import write_file
 from kernelmem.core.batches import Tree
 from kernelmem.core.checks import as_path
-from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
 from kernelmem.core.hashed_files import load_json
 from kernelmem.core.result_files import decode
 from kernelmem.recording.storage.average_log import Average, AverageLog
+from kernelmem.recording.storage.directory import open_database
 from kernelmem.recording.storage.header import Header
 from kernelmem.recording.storage.inputs import StoredInput, stored_sha256
 from kernelmem.recording.storage.pytree import tree_from_row_bytes
@@ -61,12 +62,9 @@ class Tape:
                 hint="check the path, or record the run first (resume=False)",
             )
         self._writable = write
-        uri = f"{self.file.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
         with self._translate_read_errors("its header"):
-            # a Run may be used in worker threads: SQLite serializes their access
-            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            self._connection = open_database(self.file, write=write)
             self._finalizer = weakref.finalize(self, self._connection.close)
-            self._connection.execute("PRAGMA trusted_schema=OFF")
             if not write:
                 # In a damaged file the pages of a table can form a loop; no query on an undamaged one does as many operations.
                 max_operations = min(10**6 + 10 * self.file.stat().st_size, 2**31 - 1)
@@ -339,6 +337,8 @@ class Tape:
         """Replace a reading error in the ``with`` block by a FileCorruptError that contains ``description``."""
         try:
             yield
+        except KernelmemError:
+            raise
         except READ_ERRORS as error:
             raise FileCorruptError(
                 f"{self.file}, {description} ({hashed_files.reason(error)})",
