@@ -144,7 +144,10 @@ def loss_name(loss: Loss) -> str:
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy (n,) of each of n examples for outputs (n, C)."""
+    """Return the cross-entropy (n,) of each of n examples for outputs (n, C), with labels also for one logit (n, 1)."""
+    check_outputs(outputs, len(outputs))
+    if targets.ndim == 1:
+        outputs = class_outputs(outputs)
     return F.cross_entropy(outputs, _class_targets(outputs, targets, IGNORED_LABEL), reduction="none")
 
 
@@ -212,8 +215,6 @@ def _class_targets(outputs: Tensor, targets: Tensor, ignored_label: int | None) 
         labels.ndim == 2
     ):
         raise _target_mismatch(outputs, targets, "integer labels (n,), or class probabilities (n, C)")
-    if labels.ndim == 1:
-        outputs = class_outputs(outputs)
     if labels.ndim == 1 and labels.numel():
         smallest, largest = (int(bound) for bound in labels.aminmax())
         is_outside = (labels < 0) | (labels >= outputs.shape[1])
