@@ -16,20 +16,23 @@ A new operation needs one file with a :class:`~kernelmem.tangents.capture.Rule` 
 from kernelmem.tangents.rules.attention import AttentionRule
 from kernelmem.tangents.rules.convolution import ConvolutionRule, TransposedConvolutionRule
 from kernelmem.tangents.rules.elementwise import ElementwiseRule, PReLURule
-from kernelmem.tangents.rules.embedding import EmbeddingBagRule, EmbeddingRule
+from kernelmem.tangents.rules.embedding import EmbeddingBagRule, EmbeddingRule, IndexRule
 from kernelmem.tangents.rules.linear import LinearRule
 from kernelmem.tangents.rules.normalization import NormalizationRule
+from kernelmem.tangents.rules.products import GroupedProductRule
 from kernelmem.tangents.rules.recurrent import RecurrentRule
 
 __all__ = ["RULES"]
 
 RULES = (
     LinearRule(),
+    GroupedProductRule(),
     ConvolutionRule(),
     TransposedConvolutionRule(),
     NormalizationRule(),
     EmbeddingRule(),
     EmbeddingBagRule(),
+    IndexRule(),
     ElementwiseRule(),
     PReLURule(),
     AttentionRule(),

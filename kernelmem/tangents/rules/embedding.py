@@ -16,7 +16,7 @@ from kernelmem.tangents.capture import (
     Rule,
     required,
 )
-from kernelmem.tangents.rules.layout import Layout, parameter_view
+from kernelmem.tangents.rules.layout import Layout, parameter_view, requires_gradient
 
 ARGUMENTS = {
     F.embedding: ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
@@ -27,13 +27,13 @@ BAG_SIGNATURE = signature(F.embedding_bag)
 
 
 class EmbeddingRule(Rule):
-    """Lookups in a table with integer tensors: F.embedding, table[indices], index_select.
+    """Lookups in a table with integer tensors: F.embedding and index_select.
 
     If an example looks up fewer positions than the table has rows, the tangent is kept as the tokens and output gradients
     of the positions: a sum of outer products of unit vectors and gradients.
     """
 
-    functions = (*ARGUMENTS, Tensor.__getitem__, *SELECT)
+    functions = (*ARGUMENTS, *SELECT)
 
     def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse a lookup; max_norm (which modifies the table) and frequency scaling are left to the dense fallback."""
@@ -47,18 +47,8 @@ class EmbeddingRule(Rule):
             return _parse_lookup(weight, indices, 0, padding)
         if not is_weight(args[0]):
             return None
-        if function in SELECT:
-            _, axis, indices = (*args, *kwargs.values())
-            return _parse_lookup(args[0], indices, axis, None)
-        keys = args[1] if isinstance(args[1], tuple) else (args[1],)
-        axis, indices = len(keys) - 1, keys[-1]
-        if any(key != slice(None) for key in keys[:-1] if not isinstance(key, Tensor)):
-            return None
-        if any(isinstance(key, Tensor) for key in keys[:-1]) or not isinstance(indices, Tensor):
-            return None
-        if indices.dtype in (torch.bool, torch.uint8) or indices.ndim == 0:  # masks, and a single row
-            return None
-        return _parse_lookup(args[0], torch.where(indices < 0, indices + args[0].shape[axis], indices), axis, None)
+        _, axis, indices = (*args, *kwargs.values())
+        return _parse_lookup(args[0], indices, axis, None)
 
     def outer_shape(self, use: ParameterUse, n: int) -> OuterShape | None:
         """Return the sizes of the outer products with unit vectors; None if a table of tangents has fewer numbers."""
@@ -103,6 +93,29 @@ class EmbeddingRule(Rule):
         table = gradients.new_zeros(n, k, use.settings["rows"], width)
         table.scatter_add_(2, tokens.clamp_min(0)[:, None, :, None].expand_as(gradients), gradients)
         return {"weight": self.to_weight_shape(use, table)}
+
+
+class IndexRule(Decomposition):
+    """table[indices] and table[:, indices] as index_select, table[i] with a tensor i of one number as a slice."""
+
+    functions = (Tensor.__getitem__,)
+
+    def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
+        """Return the entries of a parameter, or of a view of one, at an index tensor; NotImplemented for other indices."""
+        table, key = args
+        if not requires_gradient(table):
+            return NotImplemented
+        keys = key if isinstance(key, tuple) else (key,)
+        axis, indices = len(keys) - 1, keys[-1]
+        if any(not isinstance(other, slice) or other != slice(None) for other in keys[:-1]):
+            return NotImplemented
+        if not isinstance(indices, Tensor) or indices.dtype in (torch.bool, torch.uint8) or indices.is_floating_point():
+            return NotImplemented
+        if indices.ndim == 0:
+            return table.select(axis, int(indices))
+        n_rows = table.shape[axis]
+        selected = torch.index_select(table, axis, torch.where(indices < 0, indices + n_rows, indices).flatten())
+        return selected.unflatten(axis, indices.shape)
 
 
 class EmbeddingBagRule(Decomposition):

@@ -78,6 +78,11 @@ class Layout:
         return positions.as_strided(self.sizes, self.strides, self.offset).flatten()
 
 
+def requires_gradient(tensor: Tensor) -> bool:
+    """Return True if a tensor requires gradients, or is a view of one that does (made under no_grad)."""
+    return tensor.requires_grad or (tensor._base is not None and tensor._base.requires_grad)
+
+
 def parameter_view(weight: Tensor) -> tuple[Tensor, Layout | None]:
     """Return the parameter that ``weight`` is or is a view of, with the layout of the view.
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelmem.tangents.capture import Function, IsWeight
-from kernelmem.tangents.rules.layout import Layout, parameter_view
+from kernelmem.tangents.capture import Decomposition, Function, IsWeight
+from kernelmem.tangents.rules.layout import Layout, parameter_view, requires_gradient
 
 MATMUL = (
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.linalg.matmul),
@@ -16,6 +16,8 @@ MATMUL = (
 )
 ADD_MATMUL = (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm, torch.addmv, Tensor.addmv)
 PRODUCTS = (*MATMUL, *ADD_MATMUL, torch.einsum, torch.tensordot, F.bilinear)
+
+GROUPED = (F, "grouped_mm"), (torch, "_grouped_mm")
 
 Labels = tuple[str, ...]  # one label per axis
 
@@ -46,6 +48,30 @@ class _Contraction:
     operands: tuple[Tensor, Tensor]
     labels: tuple[Labels, Labels]
     result: Labels
+
+
+class GroupedProductRule(Decomposition):
+    """F.grouped_mm of rows that are sorted by expert, as one matrix product for each expert."""
+
+    functions = tuple(getattr(module, name) for module, name in GROUPED if hasattr(module, name))
+
+    def expand(self, function: Function, args: tuple, kwargs: dict) -> object:
+        """Return the products of consecutive blocks of rows (S, in) with the experts (E, in, out); NotImplemented otherwise."""
+        names = ("mat_a", "mat_b", "offs", "bias", "out_dtype")
+        arguments = dict(zip(names[:2], args, strict=False)) | kwargs
+        x, weight, ends = arguments["mat_a"], arguments["mat_b"], arguments.get("offs")
+        if not requires_gradient(weight) or x.ndim != 2 or weight.ndim != 3 or ends is None:
+            return NotImplemented
+        if arguments.get("bias") is not None or arguments.get("out_dtype") not in (None, x.dtype):
+            return NotImplemented
+        outputs, start = [], 0
+        for expert, end in enumerate(ends.tolist()):
+            if end > start:
+                outputs.append(torch.matmul(x[start:end], weight[expert]))
+            start = end
+        if start < len(x):
+            outputs.append(x.new_zeros(len(x) - start, weight.shape[-1]))
+        return torch.cat(outputs)
 
 
 def parse_product(function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> Product | None:

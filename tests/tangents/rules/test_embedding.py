@@ -112,6 +112,10 @@ LOOKUPS = {
     "table[-x]": (lambda t, x: t[-x], (9, 3)),
     "table.T[x]": (lambda t, x: t.T[x], (3, 9)),
     "a part of a table": (lambda t, x: t[2:][x % 4], (9, 3)),
+    "table[i] of one number": (
+        lambda t, x: x * t[x.new_tensor(3)] + torch.stack([t[i] for i in x.new_tensor([0, 3])]).sum(0),
+        (9, 4),
+    ),
     "index_select": (lambda t, x: torch.index_select(t, 0, x.flatten()).unflatten(0, x.shape), (9, 3)),
     "index_select along 1": (lambda t, x: t.index_select(1, x[:, 0]).T, (3, 9)),
     "F.embedding of a view": (lambda t, x: F.embedding(x, t.T), (3, 9)),

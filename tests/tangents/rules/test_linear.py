@@ -7,10 +7,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
+from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents.rules import RULES
 from kernelmem.testing.cases import with_random_weights
-from kernelmem.testing.closeness import assert_close
+from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.modules import Apply
 from tests.profiles import examples
 
@@ -151,6 +152,23 @@ def test_a_projection_that_is_split(assert_covered):
         return torch.softmax(q @ k.mT, -1) @ v
 
     assert_covered(Product(run, (12, 4)), rows(4, 3, 4))
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_grouped_products(routed):
+    """Rows that are sorted by expert, each with the matrix of its expert; routed rows lie in another order there."""
+
+    def run(h, w):
+        tokens = h.flatten(0, 1)
+        expert = (tokens[:, 0] > 0).long() * 2 if routed else torch.zeros(len(tokens), dtype=torch.long)
+        order = torch.argsort(expert, stable=True)
+        ends = torch.bincount(expert, minlength=len(w)).cumsum(0).int()
+        outputs = F.grouped_mm(tokens[order], w.transpose(-2, -1), offs=ends)
+        return torch.zeros_like(outputs).index_copy(0, order, outputs)
+
+    model, x = with_random_weights(Product(run, (3, 8, 4)), dtype=torch.float32), rows(4, 3, 4).float()
+    J = reference.jacobian(model, x)  # torch has no grouped product in float64
+    assert_close(ntk(model, x), reference.kernel_of(J, J), 1e-4, scale_of(J))
 
 
 @examples(0.5)
