@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,8 @@ def ntk(
     plan = computation.plan(memory)
     if verify:
         computation.verify(plan)
-    kernels = computation.engine.kernel(
+    engine = replace(computation.engine, certified=verify)
+    kernels = engine.kernel(
         computation.left, computation.right, plan, by_layer=by is not None, progress=report_progress
     )
     for kernel in kernels.values():

@@ -1,6 +1,6 @@
-"""Verification of a kernel: a few rows, compared with the definition before a long computation."""
+"""Verification of a contraction: the kernel of a few rows, compared with the Jacobian before a long computation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from kernelmem.core.batches import Rows
 from kernelmem.core.errors import VerificationError
-from kernelmem.kernels.reference import jacobian_of
+from kernelmem.tangents.derivatives.jacobian import batch_jacobian
 from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
 
+SMALLEST_MEMORY = 2**27  # bytes allowed for the kernel of a few rows, where less is allowed for the computation
 TANGENT_BYTES = 2**24  # size of the tangents in memory at a time
 MAX_FULL_OUTPUTS = 16  # outputs of a full kernel that are compared, in all pairs
 RELATIVE_ROUNDING = 1e-6  # a pseudo kernel below this fraction of the kernel along another direction is rounding
@@ -19,19 +20,20 @@ MAX_TANGENT_NUMBERS = 2**28  # size of all tangents, about one second of work; a
 
 
 def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: Plan) -> None:
-    """Compare the first, middle and last rows, in one batch, with the definition, each row in a batch of its own.
+    """Compare the kernel of the first, middle and last rows with their Jacobian, by one backward pass per row and output.
 
-    If the tangents of all outputs have more than MAX_TANGENT_NUMBERS entries, only some outputs are compared: those
-    entries of the diagonal and the full kernel, and the trace of a model that has these outputs only.
+    This verifies the contraction; that each pass gives the right tangents is certified pass by pass. If the tangents of
+    all outputs have more than MAX_TANGENT_NUMBERS entries, only some outputs are compared: those entries of the diagonal
+    and the full kernel, and the trace of a model that has these outputs only.
 
-    Cost: one backward pass of one row per row and direction compared.
+    Cost: one backward pass per row and direction compared.
 
     Raises:
-        VerificationError: the kernel differs from the definition; the message names the layer that differs most.
+        VerificationError: the kernel differs from that of the Jacobian; the message names the layer that differs most.
     """
     left, right = _first_middle_last_rows(left), None if right is None else _first_middle_last_rows(right)
     n, m = left.rows.n, (right or left).rows.n
-    directions, max_bytes = engine.directions, max(plan.memory, 2**30)
+    directions, max_bytes = engine.directions, max(plan.memory, SMALLEST_MEMORY)
     output_indices = _spread_indices(directions.k, max(2, MAX_TANGENT_NUMBERS // (n * engine.prepared.n_parameters)))
     if directions.combine == "sum" and len(output_indices) < directions.k:
         engine = _engine_with_outputs(engine, output_indices, left.rows)
@@ -41,28 +43,27 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
         # Use the methods of the long computation.
         small_plan = replace(small_plan, groups=plan.groups, streamed=plan.streamed and small_plan.streamed)
     kernel = engine.kernel(left, right, small_plan)[""]
-    rowwise_kernel = _RowwiseKernel(
+    jacobian_kernel = _JacobianKernel(
         engine,
         left,
         right or left,
         range(engine.directions.k) if engine.directions.combine == "sum" else output_indices,
     )
-    expected, scale = rowwise_kernel.kernel()
-    relative_error = float((rowwise_kernel.select_compared(kernel) - expected).abs().max() / scale)
+    expected, scale = jacobian_kernel.kernel()
+    relative_error = float((jacobian_kernel.select_compared(kernel) - expected).abs().max() / scale)
     tolerance = 1e-3 if engine.prepared.dtype == torch.float32 else 1e-9
     if not relative_error <= tolerance:
         layer_kernels = engine.kernel(left, right, small_plan, by_layer=True)
         raise VerificationError(
-            f"a model whose kernel on {n} rows in one batch differs from the row-by-row definition by {relative_error:.2g}"
-            f" (relative); {rowwise_kernel.describe_worst_layer(layer_kernels, plan)}",
+            f"a model whose kernel on {n} rows differs from that of their Jacobian by {relative_error:.2g}"
+            f" (relative); {jacobian_kernel.describe_worst_layer(layer_kernels, plan)}",
             expected=f"a difference of at most {tolerance:g}",
-            hint="check that no operation mixes the rows of a batch (batch statistics, shuffling, attention over rows);"
-            " or leave that parameter out with parameters=",
+            hint="check that the model is deterministic; or leave that parameter out with parameters=",
         )
 
 
-class _RowwiseKernel:
-    """Kernel of a few examples, computed from the Jacobian of each example in a batch of its own."""
+class _JacobianKernel:
+    """Kernel of a few examples, computed from their Jacobian."""
 
     def __init__(self, engine: Engine, left: LabeledRows, right: LabeledRows, directions: Sequence[int]) -> None:
         self.engine, self.left, self.right = engine, left, right
@@ -79,45 +80,38 @@ class _RowwiseKernel:
         entries = kernel.index_select(2, output_indices)
         return entries.index_select(3, output_indices) if self.engine.directions.combine == "full" else entries
 
-    def kernel(self, parameters: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return the compared entries of the kernel, and as scale the product of the largest tangent norms of both sides.
-
-        ``parameters`` restricts the kernel to a range of the P scalar parameters.
-        """
-        combine, prepared = self.engine.directions.combine, self.engine.prepared
-        directions_per_block = max(
-            1, TANGENT_BYTES // (3 * prepared.n_parameters * torch.finfo(prepared.dtype).bits // 8)
-        )
-        blocks = (
-            [self.directions] if combine == "full" else torch.tensor(list(self.directions)).split(directions_per_block)
-        )
+    def kernel(self) -> tuple[Tensor, Tensor]:
+        """Return the compared entries of the kernel, and as scale the product of the largest tangent norms of both sides."""
+        combine = self.engine.directions.combine
         kernels, left_norms, right_norms = [], [], []
-        for block in blocks:
-            left_tangents = self._tangents(self.left, [int(c) for c in block])[..., parameters]
-            right_tangents = (
-                left_tangents
-                if self.right is self.left
-                else self._tangents(self.right, [int(c) for c in block])[..., parameters]
-            )
+        for left_tangents, right_tangents in self._tangent_blocks():
             left_norms.append(left_tangents.norm(dim=2))
             right_norms.append(right_tangents.norm(dim=2))
-            if combine == "full":
-                kernels.append(torch.einsum("nkp,mlp->nmkl", left_tangents, right_tangents))
-            else:
-                diagonal = torch.einsum("nkp,mkp->nmk", left_tangents, right_tangents)
-                kernels.append(diagonal if combine == "diagonal" else diagonal.sum(2, keepdim=True))
+            kernels.append(_contract(left_tangents, right_tangents, combine))
         kernel, left_norm, right_norm = torch.cat(kernels, 2), torch.cat(left_norms, 1), torch.cat(right_norms, 1)
         if combine == "sum":
             scale = _clamped_to_positive(left_norm.norm(dim=1).max() * right_norm.norm(dim=1).max())
             return kernel.sum(2), scale.clamp_min(self._rounding_scale())
         return kernel, _clamped_to_positive(left_norm.max() * right_norm.max())
 
+    def _tangent_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the tangents of both sides, (n or m, directions, P parameters), for blocks of output directions."""
+        prepared = self.engine.prepared
+        itemsize = torch.finfo(prepared.dtype).bits // 8
+        size = max(1, TANGENT_BYTES // (3 * prepared.n_parameters * itemsize))
+        is_full = self.engine.directions.combine == "full"
+        blocks = [self.directions] if is_full else torch.tensor(list(self.directions)).split(size)
+        for block in blocks:
+            left_tangents = self._tangents(self.left, [int(c) for c in block])
+            is_same = self.right is self.left
+            yield left_tangents, left_tangents if is_same else self._tangents(self.right, [int(c) for c in block])
+
     def _tangents(self, side: LabeledRows, block: list[int]) -> Tensor:
         """Compute the tangents (n examples, k, P parameters) of one side along the k output directions in ``block``."""
         prepared, rows = self.engine.prepared, side.rows
         with torch.no_grad():
             outputs = prepared.outputs(rows.slice(0, rows.n), rows.n)
-        return jacobian_of(prepared, rows, self.engine.directions.cotangents(outputs, block, side.labels))
+        return batch_jacobian(prepared, rows, self.engine.directions.cotangents(outputs, block, side.labels))
 
     def _rounding_scale(self) -> float:
         """Return the scale below which the pseudo kernel is only rounding error, as for outputs that sum to a constant."""
@@ -126,18 +120,27 @@ class _RowwiseKernel:
         prepared = self.engine.prepared
         signs = 1.0 - 2.0 * (torch.arange(prepared.n_outputs, device=prepared.device) % 2).to(prepared.dtype)
         alternating = (signs * prepared.n_outputs**-0.5).expand(self.left.rows.n, 1, -1)
-        return RELATIVE_ROUNDING * float(jacobian_of(prepared, self.left.rows, alternating).norm(dim=2).max()) ** 2
+        return RELATIVE_ROUNDING * float(batch_jacobian(prepared, self.left.rows, alternating).norm(dim=2).max()) ** 2
 
     def describe_worst_layer(self, layer_kernels: dict[str, Tensor], plan: Plan) -> str:
         """Return a sentence part that names the layer whose kernel in ``layer_kernels`` differs most from the definition."""
         layer_of_parameter = {name: group.layer for group in plan.groups for name in group.names}
-        expected: dict[str, Tensor] = {}
-        start = 0
-        for name, parameter in self.engine.prepared.parameters.items():
-            layer = layer_of_parameter.get(name, name.rpartition(".")[0] or name)
-            layer_kernel = self.kernel(slice(start, start + parameter.numel()))[0]
-            expected[layer] = expected[layer] + layer_kernel if layer in expected else layer_kernel
-            start += parameter.numel()
+        parameters, combine = self.engine.prepared.parameters, self.engine.directions.combine
+        layers = [layer_of_parameter.get(name, name.rpartition(".")[0] or name) for name in parameters]
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        parts: dict[str, list[Tensor]] = {}  # layer -> kernels of the blocks of directions
+        for block, (left_tangents, right_tangents) in enumerate(self._tangent_blocks()):
+            pairs = zip(left_tangents.split(sizes, 2), right_tangents.split(sizes, 2), strict=True)
+            for layer, (left, right) in zip(layers, pairs, strict=True):
+                kernels = parts.setdefault(layer, [])
+                kernel = _contract(left, right, combine)
+                if len(kernels) > block:
+                    kernels[block] = kernels[block] + kernel
+                else:
+                    kernels.append(kernel)
+        expected = {layer: torch.cat(kernels, 2) for layer, kernels in parts.items()}
+        if combine == "sum":
+            expected = {layer: kernel.sum(2) for layer, kernel in expected.items()}
         errors = {
             layer: float((self.select_compared(layer_kernels[layer]) - layer_kernel).abs().max())
             for layer, layer_kernel in expected.items()
@@ -146,6 +149,14 @@ class _RowwiseKernel:
         if not errors:
             return "no layer has a kernel of its own"
         return f"the largest difference is in layer {max(errors, key=lambda layer: errors[layer])!r}"
+
+
+def _contract(left: Tensor, right: Tensor, combine: str) -> Tensor:
+    """Contract tangents (n, k, p) and (m, k, p): (n, m, k, k) for "full", (n, m, k) for "diagonal", (n, m, 1) for "sum"."""
+    if combine == "full":
+        return torch.einsum("nkp,mlp->nmkl", left, right)
+    diagonal = torch.einsum("nkp,mkp->nmk", left, right)
+    return diagonal if combine == "diagonal" else diagonal.sum(2, keepdim=True)
 
 
 def _spread_indices(k: int, max_count: int) -> list[int]:

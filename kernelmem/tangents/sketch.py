@@ -102,11 +102,10 @@ def _project_rows(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[st
     forward_pass = ForwardPass(captured, engine.survey.groups, engine.directions, engine.survey.readout, k)
     gradients = forward_pass.gradients(range(k), all_directions=True)
     features = torch.zeros(n, dim, dtype=engine.prepared.dtype, device=engine.prepared.device)
-    for group in engine.survey.groups:
-        group_gradients = [gradients.get(key) for key in group.keys]
-        features += _project_group(
-            group, forward_pass.uses_of(group), group_gradients, n, k, dim, seeds[group.names[0]]
-        )
+    like = forward_pass.outputs.detach()
+    for group, uses in zip(engine.survey.groups, forward_pass.group_uses, strict=True):
+        group_gradients = [gradients.get(use.key) for use in uses]
+        features += _project_group(group, uses, group_gradients, n, k, dim, seeds[group.names[0]], like)
     if engine.survey.dense:
         jacobian = engine.dense(batch, n, forward_pass.cotangents(range(k)))
         sizes = [engine.prepared.parameters[name].numel() for name in engine.survey.dense]
@@ -116,16 +115,24 @@ def _project_rows(engine: Engine, batch: Batch, n: int, dim: int, seeds: dict[st
 
 
 def _project_group(
-    group: Group, uses: list[ParameterUse], gradients: list[UseGradients], n: int, k: int, dim: int, seed: int
+    group: Group,
+    uses: list[ParameterUse],
+    gradients: list[UseGradients],
+    n: int,
+    k: int,
+    dim: int,
+    seed: int,
+    like: Tensor,
 ) -> Tensor:
     """Project the tangents of one parameter group of n examples in k output directions, and return (n, dim).
 
     Tangents that are outer products are projected by their factors and never formed.
     """
     if isinstance(group, MixedGroup):
-        return _project_tangents(group.write(uses, gradients, n, k, "diagonal")["tangents"].flatten(1), dim, seed)
+        tangents = group.write(uses, gradients, n, k, "diagonal", like=like)["tangents"]
+        return _project_tangents(tangents.flatten(1), dim, seed)
     if isinstance(group, TableGroup):
-        buffers = group.write(uses, gradients, n, k, "diagonal")
+        buffers = group.write(uses, gradients, n, k, "diagonal", like=like)
         generator = torch.Generator().manual_seed(seed)
         row_signs = _random_signs((group.rows, dim), generator)
         gradient_signs = _random_signs((k * group.width, dim), generator).to(buffers["gradients"])

@@ -48,10 +48,11 @@ def blocks_of(engine_of, forward_pass_of):
         forward_pass = forward_pass_of(engine, x, groups)
         gradients = forward_pass.gradients(range(directions.k), all_directions=True)
         blocks = []
-        for group in groups:
+        for group, uses in zip(groups, forward_pass.group_uses, strict=True):
             k = 1 if group.all_directions else directions.k
-            of_group = [gradients.get(key) for key in group.keys]
-            buffers = group.write(forward_pass.uses_of(group), of_group, n, k, directions.combine)
+            of_group = [gradients.get(use.key) for use in uses]
+            like = forward_pass.outputs.detach()
+            buffers = group.write(uses, of_group, n, k, directions.combine, like=like)
             for symmetric in (False, True):
                 out = torch.zeros(directions.result_shape(n, n), dtype=torch.float64)
                 group.add(out, buffers, buffers, directions.combine, symmetric=symmetric)
@@ -70,7 +71,7 @@ def assert_factors(engine_of, forward_pass_of):
         forward_pass, k = forward_pass_of(engine, x, engine.survey.groups), engine.directions.k
         gradients = forward_pass.gradients(range(k), all_directions=False)
         (group,) = [group for group in engine.survey.groups if group.names[0] == name]
-        (use,) = forward_pass.uses_of(group)
+        (use,) = forward_pass.group_uses[engine.survey.groups.index(group)]
         a, g = group.factors([use], [gradients[use.key]], len(x), k)
         tangents = torch.einsum("ngski,ngsj->nkgij", g, a)  # (n, k, groups, fan_out, fan_in + 1)
         size, scale = model.get_parameter(name).numel(), float(J.abs().max())

@@ -63,6 +63,28 @@ def outputs_of_row(prepared: PreparedModel, row: Batch) -> Tensor:
         ) from error
 
 
+def batch_jacobian(prepared: PreparedModel, rows: Rows, directions: Tensor) -> Tensor:
+    """Compute the Jacobian along ``directions`` (n, k, C outputs), (n, k, P), from one pass of all n rows.
+
+    Cost: nk backward passes of n rows; memory nkP.
+    """
+    parameters = list(prepared.parameters.values())
+    n, k = directions.shape[:2]
+    sizes = [parameter.numel() for parameter in parameters]
+    jacobian = torch.zeros(n, k, sum(sizes), dtype=prepared.dtype, device=prepared.device)
+    with torch.enable_grad():
+        outputs = prepared.outputs(rows.slice(0, rows.n), n)
+    for row in range(n if outputs.requires_grad else 0):
+        for direction in range(k):
+            cotangent = torch.zeros_like(outputs)
+            cotangent[row] = directions[row, direction]
+            gradients = torch.autograd.grad(outputs, parameters, cotangent, retain_graph=True, allow_unused=True)
+            for part, gradient in zip(jacobian[row, direction].split(sizes), gradients, strict=True):
+                if gradient is not None:
+                    part.copy_(gradient.to_dense().flatten())
+    return jacobian
+
+
 class BoundModel(nn.Module):
     """A model together with a function that runs it, so that functional_call replaces the tensors the function reads."""
 

@@ -1,22 +1,24 @@
 """Engine: computes tangents of two sets of rows tile by tile and contracts them into a kernel, as the plan says."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Batch, Rows
-from kernelmem.tangents.capture import Capture, capture
+from kernelmem.core.errors import VerificationError
+from kernelmem.tangents.capture import Capture, UseKey, capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, supports_vectorized_jacobian, vectorized_jacobian
 from kernelmem.tangents.engine.accumulate import KernelAccumulator, TangentAssembler, add_dense, mirror
 from kernelmem.tangents.engine.backward import ForwardPass, ResidentRows
+from kernelmem.tangents.engine.certified import SideCertificate, certify_pass, check_rows_are_independent
 from kernelmem.tangents.engine.plan import Plan, make_plan
 from kernelmem.tangents.groups.base import Buffers, UseGradients
 from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.rules import RULES
-from kernelmem.tangents.survey import Survey, survey
+from kernelmem.tangents.survey import PassMismatchError, Survey, locate_uses, survey
 
 Progress = Callable[[int, int], object] | None
 
@@ -37,20 +39,62 @@ class Engine:
     survey: Survey
     directions: OutputDirections
     vectorized: bool  # whether the dense Jacobian is computed by torch.func instead of row by row
+    rows: Rows  # a few rows, on which the model is surveyed
+    certified: bool = True  # whether each pass is compared with autograd
 
     @classmethod
-    def build(cls, prepared: PreparedModel, rows: Rows, directions: OutputDirections) -> "Engine":
+    def build(
+        cls, prepared: PreparedModel, rows: Rows, directions: OutputDirections, *, certified: bool = True
+    ) -> "Engine":
         """Return the engine of a model, after probing on a few of ``rows`` how the model uses its parameters."""
-        surveyed = survey(prepared, rows, RULES)
-        vectorized = bool(surveyed.dense) and supports_vectorized_jacobian(prepared, rows, list(surveyed.dense))
-        return cls(prepared, surveyed, directions, vectorized)
+        few_rows = Rows(rows.take(list(range(min(rows.n, 3)))), min(rows.n, 3))
+        surveyed = survey(prepared, few_rows, RULES)
+        vectorized = bool(surveyed.dense) and supports_vectorized_jacobian(prepared, few_rows, list(surveyed.dense))
+        return cls(prepared, surveyed, directions, vectorized, few_rows, certified)
 
     def capture(self, batch: Batch, n: int) -> Capture:
-        """Run the model on a batch of n examples and return the recorded parameter uses that the survey kept."""
+        """Run the model on a batch of n examples and return the recorded parameter uses that the survey kept.
+
+        Raises:
+            PassMismatchError: uses that the survey did not see, or whose rows cannot be located.
+            VerificationError: outputs that depend on the other examples of the batch.
+        """
         surveyed = self.survey
-        return capture(
+        captured = capture(
             self.prepared, batch, n, RULES, skip=surveyed.skip, dense=surveyed.dense, batch_axes=surveyed.batch_axes
         )
+        if self.certified:
+            check_rows_are_independent(self.prepared, batch, captured.outputs)
+        unlocated = locate_uses(captured, [use for use in captured.uses if use.parameters & surveyed.located])
+        if unlocated:
+            names = set().union(*(use.parameters for use in captured.uses if use.key in unlocated))
+            raise PassMismatchError(frozenset(names & surveyed.located))
+        return captured
+
+    def without_assumptions(self, mismatch: PassMismatchError) -> "Engine":
+        """Return an engine that treats the parameters of a mismatch in a slower way that assumes less.
+
+        Uses are located by tagged gradients in each pass; if they are already, the Jacobian is formed by autograd.
+
+        Raises:
+            VerificationError: their Jacobian, row by row, differs from the gradient of the batch.
+        """
+        dense, located = set(self.survey.dense), set(self.survey.located)
+        wrong_dense = mismatch.names & dense
+        if wrong_dense and not self.vectorized:
+            raise VerificationError(
+                f"a model whose tangents with respect to {', '.join(sorted(wrong_dense)[:3])} in a batch differ from those of"
+                f" single rows by {mismatch.relative_error:.2g} (relative)",
+                expected="an output for each row that depends on that row alone, and the same result in each run",
+                hint="check that no operation mixes the rows of a batch (batch statistics, attention over rows) and that the"
+                " model is deterministic; or leave these parameters out with parameters=",
+            )
+        dense |= mismatch.names & located
+        located |= mismatch.names - dense
+        surveyed = survey(self.prepared, self.rows, RULES, located=frozenset(located), dense=frozenset(dense))
+        vectorized = not wrong_dense and bool(surveyed.dense)
+        vectorized = vectorized and supports_vectorized_jacobian(self.prepared, self.rows, list(surveyed.dense))
+        return replace(self, survey=surveyed, vectorized=vectorized)
 
     def plan(self, n: int, m: int, *, symmetric: bool, memory: int) -> Plan:
         """Return the plan for the kernel of n by m examples within ``memory`` bytes (``symmetric``: equal sides)."""
@@ -65,7 +109,27 @@ class Engine:
         by_layer: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute K(left, right), or the symmetric K(left, left), as {"": kernel}, or one kernel per layer."""
+        """Compute K(left, right), or the symmetric K(left, left), as {"": kernel}, or one kernel per layer.
+
+        A pass that contradicts the survey makes the computation start again with fewer assumptions.
+        """
+        engine = self
+        while True:
+            try:
+                return engine._kernel(left, right, plan, by_layer=by_layer, progress=progress)
+            except PassMismatchError as mismatch:
+                engine = engine.without_assumptions(mismatch)
+                plan = engine.plan(plan.n, plan.m, symmetric=plan.symmetric, memory=plan.memory)
+
+    def _kernel(
+        self,
+        left: LabeledRows,
+        right: LabeledRows | None,
+        plan: Plan,
+        *,
+        by_layer: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> dict[str, Tensor]:
         names = self._layer_names(plan) if by_layer else [""] * (len(plan.groups) + len(plan.dense))
         shape = self.directions.result_shape(left.rows.n, (right or left).rows.n)
         tensor_options = {"dtype": self.prepared.dtype, "device": self.prepared.device}
@@ -108,17 +172,17 @@ class Engine:
         sides: list[ResidentRows] = []
         for side in (left,) if results.symmetric else (left, right):
             forward_passes = [self._forward_pass(side, rows, plan) for rows in _row_ranges(0, side.rows.n, plan.chunk)]
-            sides.append(
-                ResidentRows(forward_passes, buffer_numbers, {key for index in streaming for key in groups[index].keys})
-            )
+            sides.append(ResidentRows(forward_passes, buffer_numbers, set(streaming)))
+        certificates = [SideCertificate(self.prepared, side) for side in sides] if self.certified else []
 
-        def add_group(index: int, gradients: list[list[dict[int, UseGradients]]], block: range) -> None:
+        def add_group(index: int, gradients: list[list[dict[UseKey, UseGradients]]], block: range) -> None:
             """Add the contraction of one parameter group, from its output gradients in the directions of ``block``."""
             k = 1 if groups[index].all_directions else len(block)
-            tangents = [
-                side.tangents(groups[index], pass_gradients, k, results.combine)
-                for side, pass_gradients in zip(sides, gradients, strict=True)
-            ]
+            tangents: list[Buffers] = []
+            for side_index, (side, pass_gradients) in enumerate(zip(sides, gradients, strict=True)):
+                tangents.append(side.tangents(index, pass_gradients, k, results.combine))
+                if certificates:
+                    certificates[side_index].add(index, tangents[-1], block, results.combine)
             results.add(index, groups[index].add, tangents[0], tangents[-1], block, symmetric=results.symmetric)
 
         if contracted_once:
@@ -134,7 +198,9 @@ class Engine:
         for index in sorted({*range(len(groups))} - {*streaming, *contracted_once}):
             add_group(index, [side.collected for side in sides], all_sweeps)
             for side in sides:
-                side.drop(groups[index])
+                side.drop(index)
+        for certificate in certificates:
+            certificate.check()
 
     def _compute_tiled(
         self, results: KernelAccumulator, left: LabeledRows, right: LabeledRows, plan: Plan, progress: Progress
@@ -213,16 +279,21 @@ class Engine:
             if group.all_directions and not all_directions:
                 tangents.append({})
                 continue
-            uses, k = forward_pass.uses_of(group), 1 if group.all_directions else len(block)
+            uses, k = forward_pass.group_uses[index], 1 if group.all_directions else len(block)
             buffer_shape = group.buffer_shape(len(tile), k)
             if buffer_shape is not None and index not in buffers:
                 buffers[index] = torch.empty(buffer_shape, dtype=self.prepared.dtype, device=self.prepared.device)
             out = buffers[index][rows.start - tile.start : rows.stop - tile.start] if index in buffers else None
-            tangents.append(group.write(uses, [gradients.get(key) for key in group.keys], n, k, combine, out=out))
+            like = forward_pass.outputs.detach()
+            tangents.append(
+                group.write(uses, [gradients.get(use.key) for use in uses], n, k, combine, like=like, out=out)
+            )
         if self.survey.dense:
             jacobian = self.dense(side.rows.slice(rows.start, rows.stop), n, forward_pass.cotangents(block))
             sizes = [self.prepared.parameters[name].numel() for name in self.survey.dense]
             tangents += [{"tangents": block} for block in jacobian.split(sizes, dim=2)]
+        if self.certified:
+            certify_pass(self.prepared, forward_pass, tangents, plan, block, combine)
         return tangents
 
     def dense(self, batch: Batch, n: int, cotangents: Tensor) -> Tensor:

@@ -6,14 +6,8 @@ from kernelmem.tangents.capture import OuterShape
 from kernelmem.tangents.groups.base import Group
 from kernelmem.tangents.groups.directions import OUTPUT_KINDS, OutputDirections
 from kernelmem.tangents.groups.mixed import MixedGroup
-from kernelmem.tangents.groups.outer import (
-    ChannelGroup,
-    ExplicitGroup,
-    OuterGroup,
-    ReadoutGroup,
-    TokenGroup,
-    VectorGroup,
-)
+from kernelmem.tangents.groups.outer import ExplicitGroup, OuterGroup, TokenGroup, VectorGroup
+from kernelmem.tangents.groups.readout import ChannelGroup, ReadoutGroup
 from kernelmem.tangents.groups.table import TableGroup
 from kernelmem.tangents.survey import Survey
 

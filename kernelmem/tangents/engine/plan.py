@@ -11,7 +11,8 @@ from kernelmem.core.errors import InputError
 from kernelmem.tangents.engine.methods import GroupCost, choose_method, direction_pairs
 from kernelmem.tangents.groups.base import Group
 from kernelmem.tangents.groups.directions import OutputDirections
-from kernelmem.tangents.groups.outer import OuterGroup, ReadoutGroup
+from kernelmem.tangents.groups.outer import OuterGroup
+from kernelmem.tangents.groups.readout import ReadoutGroup
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.survey import Survey
 

@@ -5,13 +5,13 @@ result. With k directions (outputs, or combinations of them) the result is laid 
 "diagonal" (k, n, m), "full" (n, k, m, k).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
-from kernelmem.tangents.capture import ParameterUse
+from kernelmem.tangents.capture import ParameterUse, UseKey
 from kernelmem.tangents.groups.gemm import add_gram
 
 Combine = Literal["sum", "diagonal", "full"]
@@ -19,7 +19,25 @@ Buffers = dict[str, Tensor]  # by name, each (rows, ...)
 UseGradients = (
     Tensor | dict[str, Tensor] | None
 )  # output gradients of an outer-product use, or tangents by slot; None: zero
-ActivationCache = dict[int, Tensor] | None  # use -> activations, kept from one direction to the next
+ActivationCache = dict[UseKey, Tensor] | None  # use -> activations, kept from one direction to the next
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Combination of output directions v_c and examples i, in which tangents are compared with autograd.
+
+    Attributes:
+        directions: weights u (k,) of the directions.
+        examples: weights w (n,) of the examples.
+        cotangent: Σ_c u_c v_c, shape (C outputs,), if the directions are the same for all examples; otherwise None.
+        channels: the cotangent times the readout weights, (H,), divided by the scale of the factored gradients of the
+            trace kernel; None without a readout.
+    """
+
+    directions: Tensor
+    examples: Tensor
+    cotangent: Tensor | None = None
+    channels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -28,12 +46,12 @@ class Group:
 
     Attributes:
         names: names of the parameters.
-        keys: keys of the :class:`ParameterUse` objects that use them.
+        keys: keys of the :class:`ParameterUse` objects that use them in the survey; a pass may have others.
         layer: name of the module that the kernel of the group is attributed to.
     """
 
     names: tuple[str, ...]
-    keys: tuple[int, ...]
+    keys: tuple[UseKey, ...]
     layer: str
     factored: bool = field(default=False, kw_only=True)  # output gradients factor as W_ck D_nk: one direction for all
     streams: bool = field(default=False, kw_only=True)  # contracted direction by direction if all rows fit in memory
@@ -51,14 +69,35 @@ class Group:
         k: int,
         combine: Combine,
         *,
+        like: Tensor,
         cache: ActivationCache = None,
         out: Tensor | None = None,
     ) -> Buffers:
         """Return the tangents of n examples in k output directions, as named tensors of first axis n.
 
-        ``gradients`` holds the output gradients of each of ``uses``. The result is written into ``out`` if its shape is
-        :meth:`buffer_shape`; ``cache`` maps a use to its activations and is filled at the first call.
+        ``gradients`` holds the output gradients of each of ``uses``, ``like`` has the dtype and device of the result. It is
+        written into ``out`` if its shape is :meth:`buffer_shape`; ``cache`` maps a use to its activations and is filled
+        at the first call.
         """
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def accepts(self, uses: Sequence[ParameterUse], n: int) -> bool:
+        """Return True if the tangents of these uses in a pass of n examples have the form of the group."""
+        return True
+
+    def tangent_sum(
+        self, tangents: Buffers, uses: Sequence[ParameterUse], combination: Combination, combine: Combine
+    ) -> Tensor:
+        """Return Σ_i Σ_c w_i u_c T_ic, or fixed linear functions of it, from the tangents T that :meth:`write` returned.
+
+        The sum of these functions over passes and directions is compared with :meth:`expected_sum`; their mean square over
+        the random numbers that define them is that of the entries of the sum.
+        """
+        total = combination.examples @ tangents["tangents"].flatten(1)
+        return combination.directions @ total.view(len(combination.directions), -1)
+
+    def expected_sum(self, gradients: Mapping[str, Tensor], uses: Sequence[ParameterUse], like: Tensor) -> Tensor:
+        """Return what :meth:`tangent_sum` returns if the sum of the tangents is ``gradients``, by name of the parameter."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def numbers_per_row(self, k: int) -> int:

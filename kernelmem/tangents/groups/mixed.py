@@ -1,5 +1,6 @@
 """Parameters that are used in several ways (tied, computed from others, gains, tables): tangents are summed first."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class MixedGroup(Group):
         """Return k times the number of scalar parameters of the group: the entries of the tangents of one example."""
         return k * sum(shape.numel() for shape in self.shapes)
 
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
+    def write(self, uses, gradients, n, k, combine, *, like, cache=None, out=None) -> Buffers:
         """Compute the tangents of n examples in k output directions and return them under the key "tangents".
 
         The tensor has shape (n, k, p), p the number of scalar parameters of the group, flattened in the order of ``names``.
@@ -41,12 +42,27 @@ class MixedGroup(Group):
                 else:
                     for name, source_tangent in _pull_back(use.derived[slot], tangent, use.sources[slot]).items():
                         add_to(name, source_tangent)
-        template = next(w for use in uses for w in use.weights.values() if w is not None)
         blocks = [
-            totals[name] if name in totals else template.new_zeros(n, k, shape.numel())
+            totals[name] if name in totals else like.new_zeros(n, k, shape.numel())
             for name, shape in zip(self.names, self.shapes, strict=True)
         ]
         return {"tangents": blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)}
+
+    def expected_sum(self, gradients, uses, like) -> Tensor:
+        """Return the gradients of all parameters of the group as one vector (p,)."""
+        return flat_gradient(gradients, self.names, self.shapes, like)
+
+
+def flat_gradient(
+    gradients: Mapping[str, Tensor], names: Sequence[str], shapes: Sequence[torch.Size], like: Tensor
+) -> Tensor:
+    """Return the gradients of the parameters ``names``, of the given shapes, as one vector; missing ones are 0."""
+    return torch.cat(
+        [
+            gradients[name].flatten() if name in gradients else like.new_zeros(shape.numel())
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+    )
 
 
 def _explicit_tangents(use: ParameterUse, gradient: Tensor, n: int) -> dict[str, Tensor]:

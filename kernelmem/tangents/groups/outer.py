@@ -3,19 +3,29 @@
 - ``VectorGroup``: a_n ⊗ g_nk, one position per row; K = (A Aᵀ + 1) ∘ (G Gᵀ), Jacobians are never formed;
 - ``TokenGroup``: Σ_s a_ns ⊗ g_nks by the token Gram (for few positions and wide layers), trace only;
 - ``ExplicitGroup``: the same, summed to the tangent itself by one product per row, then K = T Tᵀ;
-- ``ReadoutGroup``: the last linear layer, whose tangents are its inputs;
-- ``ChannelGroup``: a layer whose output gradients factor under the readout, for the full kernel.
+
+The last linear layer and layers whose gradients factor under it are in ``readout``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernelmem.tangents.capture import OuterShape, ParameterUse
-from kernelmem.tangents.groups.base import ActivationCache, Buffers, Combine, Group, UseGradients, add_explicit
+from kernelmem.tangents.groups.base import (
+    ActivationCache,
+    Buffers,
+    Combination,
+    Combine,
+    Group,
+    UseGradients,
+    add_explicit,
+)
 from kernelmem.tangents.groups.gemm import add_gram, add_scaled_gram
+
+N_PROBES = 4  # random matrices along which sums of outer products are compared
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,47 @@ class OuterGroup(Group):
     def fan_in(self) -> int:
         """Number of activations per position: the inputs of the weight, if it is selected, plus 1 for the bias."""
         return (self.shape.fan_in if self.has_weight else 0) + self.has_bias
+
+    def accepts(self, uses: Sequence[ParameterUse], n: int) -> bool:
+        """Return True if all uses are outer products of the shape that the group was built for."""
+        shapes = [None if use.derived else use.rule.outer_shape(use, n) for use in uses]
+        same_shape = all(
+            shape is not None
+            and set(use.names.values()) == set(self.names)
+            and (shape.fan_in, shape.fan_out, shape.groups)
+            == (self.shape.fan_in, self.shape.fan_out, self.shape.groups)
+            for use, shape in zip(uses, shapes, strict=True)
+        )
+        positions = sum(shape.positions for shape in shapes if shape is not None)
+        return same_shape and self._accepts_counts(len(uses), positions)
+
+    def _accepts_counts(self, n_uses: int, positions: int) -> bool:
+        return n_uses == len(self.keys) and positions == self.shape.positions
+
+    def expected_sum(self, gradients, uses, like) -> Tensor:
+        """Return the gradients of the weight and of the bias as one vector."""
+        return torch.cat([gradient.flatten() for gradient in self._gradients(gradients, uses).values()])
+
+    def _gradients(self, gradients: Mapping[str, Tensor], uses: Sequence[ParameterUse]) -> dict[str, Tensor]:
+        """Return the gradients by slot (weight first), which are zero if the outputs do not depend on the parameter."""
+        gradient_of_slot = {}
+        for slot in ("weight", "bias"):
+            if slot in uses[0].names:
+                weight = uses[0].weights[slot]
+                assert weight is not None
+                gradient = gradients.get(uses[0].names[slot])
+                gradient_of_slot[slot] = torch.zeros_like(weight) if gradient is None else gradient
+        return gradient_of_slot
+
+    def _as_parameters(self, tangent: Tensor, uses: Sequence[ParameterUse]) -> Tensor:
+        """Return a tangent (G groups, out, in + bias) as one vector, with the weight in its own layout."""
+        parts = []
+        if self.has_weight:
+            weight = tangent[..., : self.shape.fan_in]
+            parts.append(uses[0].rule.to_weight_shape(uses[0], weight[None, None])[0, 0].flatten())
+        if self.has_bias:
+            parts.append(tangent[..., -1].flatten())
+        return torch.cat(parts)
 
     def factors(
         self,
@@ -71,21 +122,75 @@ class OuterGroup(Group):
 
 
 @dataclass(frozen=True)
-class VectorGroup(OuterGroup):
+class FactoredGroup(OuterGroup):
+    """Layer whose tangents Σ_s g_s ⊗ a_s are contracted from the factors, without forming them.
+
+    Their sums are compared with gradients G along random matrices p_j q_jᵀ: p_jᵀ G q_j for the last axis of [a, 1].
+    """
+
+    def _random_vectors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors p (out, N_PROBES) and q (fan_in, N_PROBES), always the same."""
+        generator = torch.Generator().manual_seed(0)
+        sizes = self.shape.fan_out, self.fan_in
+        p, q = (torch.randn(size, N_PROBES, generator=generator, dtype=torch.float64).to(like) for size in sizes)
+        return p * N_PROBES**-0.5, q
+
+    def _projected_sum(self, activations: Tensor | None, gradients: Tensor, combination: Combination) -> Tensor:
+        """Return Σ_i Σ_s Σ_c w_i u_c (p_j · g_isc)(q_j · [a_is, 1]) over examples i, positions s and directions c.
+
+        ``activations`` are (n, S, in), without the ones of the bias; None if only the bias is selected. ``gradients`` are
+        (n, S, k, out).
+        """
+        p, q = self._random_vectors(gradients)
+        if self.factored and combination.channels is not None:
+            p = p * combination.channels[:, None]
+        gradient_products = (gradients @ p).movedim(2, -1) @ combination.directions  # (n, S, N_PROBES)
+        if activations is None:
+            activation_products = q.expand(*gradient_products.shape)
+        else:
+            activation_products = activations @ q[: activations.shape[-1]]
+            if self.has_bias and activations.shape[-1] < len(q):
+                activation_products = activation_products + q[-1]
+        return combination.examples @ (gradient_products * activation_products).sum(1)
+
+    def expected_sum(self, gradients, uses, like) -> Tensor:
+        """Return p_jᵀ G q_j for the gradient G of the weight, with that of the bias as its last column."""
+        gradient_of_slot, (p, q) = self._gradients(gradients, uses), self._random_vectors(like)
+        total = like.new_zeros(N_PROBES)
+        if "weight" in gradient_of_slot:
+            gradient = gradient_of_slot["weight"]
+            if gradient.ndim == 2 and uses[0].settings.get("layout") is None:
+                total = total + (p * (gradient @ q[: self.shape.fan_in])).sum(0)
+            else:
+                outer = torch.einsum("oj,ij->joi", p, q[: self.shape.fan_in])[:, None, None]
+                outer = outer.expand(-1, -1, self.shape.groups, -1, -1)
+                probes = torch.cat([uses[0].rule.to_weight_shape(uses[0], probe[None]) for probe in outer])
+                total = total + (probes * gradient).flatten(1).sum(1)
+        if "bias" in gradient_of_slot:
+            total = total + (gradient_of_slot["bias"] @ p) * q[-1]
+        return total
+
+
+@dataclass(frozen=True)
+class VectorGroup(FactoredGroup):
     """Layer with one position per example: the kernel is contracted from its factors, without forming tangents."""
+
+    def tangent_sum(self, tangents, uses, combination, combine) -> Tensor:
+        """Return the sums Σ_i Σ_c w_i u_c (p_j · g_ic)(q_j · [a_i, 1])."""
+        activations = tangents["activations"][:, None] if self.has_weight else None
+        return self._projected_sum(activations, tangents["gradients"][:, None], combination)
 
     def numbers_per_row(self, k: int) -> int:
         """Return the number of activations plus output gradients of one example, with k output directions."""
         return self.fan_in + (1 if self.factored else k) * self.shape.fan_out
 
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
+    def write(self, uses, gradients, n, k, combine, *, like, cache=None, out=None) -> Buffers:
         """Return a dict with the activations (n examples, fan_in) and the output gradients (n, k directions, fan_out)."""
         (use,), (gradient,) = uses, gradients
         if isinstance(gradient, Tensor):
             buffers = {"gradients": use.rule.output_gradients(use, gradient).reshape(n, k, self.shape.fan_out)}
         else:
-            template = use.inputs["input"]
-            buffers = {"gradients": torch.zeros(n, k, self.shape.fan_out, dtype=template.dtype, device=template.device)}
+            buffers = {"gradients": like.new_zeros(n, k, self.shape.fan_out)}
         if self.has_weight:
             buffers["activations"] = use.rule.activations(use, n, ones=False).reshape(n, -1)
         return buffers
@@ -119,17 +224,22 @@ class VectorGroup(OuterGroup):
 
 
 @dataclass(frozen=True)
-class TokenGroup(OuterGroup):
+class TokenGroup(FactoredGroup):
     """Layer with several positions per example, contracted position by position.
 
     It supports only ``combine="sum"`` and layers with one group of channels.
     """
 
+    def tangent_sum(self, tangents, uses, combination, combine) -> Tensor:
+        """Return the sums Σ_i Σ_s Σ_c w_i u_c (p_j · g_isc)(q_j · [a_is, 1]) over positions s."""
+        gradients = tangents["gradients"].unflatten(2, (-1, self.shape.fan_out))
+        return self._projected_sum(tangents["activations"], gradients, combination)
+
     def numbers_per_row(self, k: int) -> int:
         """Return the number of activations plus output gradients of one example at all positions, for k directions."""
         return self.shape.positions * (self.fan_in + (1 if self.factored else k) * self.shape.fan_out)
 
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
+    def write(self, uses, gradients, n, k, combine, *, like, cache=None, out=None) -> Buffers:
         """Return a dict with the activations (n, S, fan_in) and the output gradients (n, S, k · fan_out).
 
         n counts examples, S positions and k output directions.
@@ -155,6 +265,22 @@ class TokenGroup(OuterGroup):
 class ExplicitGroup(OuterGroup):
     """Layer with several positions per example, whose outer products are summed to the tangent before the contraction."""
 
+    def _accepts_counts(self, n_uses: int, positions: int) -> bool:
+        return n_uses == 1 if self.factored else n_uses > 0
+
+    def tangent_sum(self, tangents, uses, combination, combine) -> Tensor:
+        """Return Σ_i Σ_c w_i u_c T_ic as one vector: the gradient of the weight, then that of the bias."""
+        k, n_groups = len(combination.directions), self.shape.groups
+        total = combination.examples @ tangents["tangents"].flatten(1)
+        if k == 1 or n_groups == 1 or combine != "sum":
+            total = combination.directions @ total.view(k, -1)
+        else:  # (G, k, out, in), as the product was written
+            total = torch.einsum("gkp,k->gp", total.view(n_groups, k, -1), combination.directions)
+        total = total.view(n_groups, self.shape.fan_out, self.fan_in)
+        if self.factored and combination.channels is not None:
+            total = total * combination.channels[:, None]
+        return self._as_parameters(total, uses)
+
     def numbers_per_row(self, k: int) -> int:
         """Return k times the number of scalar parameters of the group: the entries of the tangents of one example."""
         return (1 if self.factored else k) * self.shape.groups * self.fan_in * self.shape.fan_out
@@ -163,7 +289,7 @@ class ExplicitGroup(OuterGroup):
         """Return (n, k · p): the tangents of n examples in k directions with respect to p scalar parameters, flattened."""
         return n, self.numbers_per_row(k)
 
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
+    def write(self, uses, gradients, n, k, combine, *, like, cache=None, out=None) -> Buffers:
         """Return a dict with "tangents" (n examples, k directions, p scalar parameters).
 
         With ``combine="sum"``, where the order of the entries does not change inner products, they are not reordered.
@@ -176,89 +302,6 @@ class ExplicitGroup(OuterGroup):
         if combine == "sum":
             return {"tangents": product.view(n, 1, -1)}
         return {"tangents": split_directions(product, g).flatten(2)}
-
-
-@dataclass(frozen=True)
-class ReadoutGroup(OuterGroup):
-    """Last linear layer, whose outputs are those of the model.
-
-    The tangent of output c is e_c ⊗ [h, 1], with the unit vector e_c and the hidden features h of the example.
-    """
-
-    n_outputs: int
-
-    @property
-    def all_directions(self) -> bool:
-        """Always True: the outputs enter only as a constant factor, so that one contraction serves all directions."""
-        return True
-
-    def numbers_per_row(self, k: int) -> int:
-        """Return the number H of hidden features, which are all that is stored per example."""
-        return self.fan_in
-
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return a dict with the inputs of the layer, (n examples, H hidden features)."""
-        (use,) = uses
-        if not self.has_weight:
-            return {"activations": use.inputs["input"].new_zeros(n, 1)}
-        return {"activations": use.rule.activations(use, n, ones=False).reshape(n, -1)}
-
-    def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add the Gram matrix h_n · h_m (+ 1 with a bias) of hidden features to ``out``.
-
-        It is added C times for "sum" (C outputs), to each output for "diagonal", and to equal pairs of outputs for "full".
-        """
-        left, right = x["activations"], y["activations"]
-        gram = torch.full((len(left), len(right)), float(self.has_bias), dtype=out.dtype, device=out.device)
-        add_gram(gram, left, right, symmetric=symmetric)
-        if combine == "sum":
-            out.add_(gram, alpha=self.n_outputs)
-        elif combine == "diagonal":
-            out += gram
-        else:
-            for output_index in range(out.shape[1]):
-                out[:, output_index, :, output_index] += gram
-
-
-@dataclass(frozen=True)
-class ChannelGroup(OuterGroup):
-    """Layer below a linear readout W (C outputs, channels) whose output gradient for output c is W_c ∘ D_ns at position s.
-
-    The kernel of outputs c and c' is then Σ_k W_ck W_c'k ⟨M_nk, M_mk⟩, with M_nk = Σ_s D_nsk a_ns over channels k.
-    """
-
-    readout: Tensor = field(compare=False)  # W (C, fan_out)
-
-    @property
-    def all_directions(self) -> bool:
-        """Always True: the outputs enter only through the readout weights, so that one contraction serves all of them."""
-        return True
-
-    def numbers_per_row(self, k: int) -> int:
-        """Return the number of entries of M, the tangent of one example without its factor from the readout weights."""
-        return self.shape.groups * self.fan_in * self.shape.fan_out
-
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
-        """Return a dict with M (n examples, out, in), the tangents without their factors from the readout weights."""
-        a, g = self.factors(uses, gradients, n, 1)
-        return {"tangents": split_directions(outer_product(a, g), g)[:, 0, 0]}
-
-    def add(self, out: Tensor, x: Buffers, y: Buffers, combine: Combine, *, symmetric: bool) -> None:
-        """Add Σ_k W_ck W_c'k ⟨M_nk, M_mk⟩ over channels k to ``out`` (n, C, m, C), in blocks of rows.
-
-        W are the readout weights, M the stored tangents of ``x`` and ``y``; only ``combine="full"`` is supported.
-        """
-        W = self.readout
-        C, H = W.shape
-        weight_products = (W[:, None] * W[None]).reshape(C * C, H)  # W_ck W_c'k
-        left, right = x["tangents"].transpose(0, 1), y["tangents"].permute(1, 2, 0)  # (H, n, in), (H, in, m)
-        n, m = left.shape[1], right.shape[2]
-        step = max(1, 2**23 // (m * (H + len(weight_products))))
-        for i in range(0, n, step):
-            first = i if symmetric else 0
-            channel_grams = torch.bmm(left[:, i : i + step], right[:, :, first:]).flatten(1)
-            kernel_block = weight_products @ channel_grams  # (C·C, rows·m)
-            out[i : i + step, :, first:] += kernel_block.view(C, C, -1, m - first).permute(2, 0, 3, 1)
 
 
 def outer_product(a: Tensor, g: Tensor, out: Tensor | None = None) -> Tensor:

@@ -1,12 +1,13 @@
 """Embedding tables that are used by lookups only: the kernel is a sum over pairs of positions with the same token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.groups.base import Buffers, Combine, Group
+from kernelmem.tangents.capture import ParameterUse
+from kernelmem.tangents.groups.base import Buffers, Combination, Combine, Group
 from kernelmem.tangents.rules.embedding import EmbeddingRule
 
 BLOCK_NUMBERS = 2**22  # numbers in the operands and results of one batched product
@@ -27,7 +28,33 @@ class TableGroup(Group):
         """Return the number of tokens and output gradients of one example, with k output directions."""
         return self.positions * (1 + k * self.width)
 
-    def write(self, uses, gradients, n, k, combine, *, cache=None, out=None) -> Buffers:
+    def accepts(self, uses: Sequence[ParameterUse], n: int) -> bool:
+        """Return True if the table is used by lookups of the expected number of positions, all in the same layout."""
+        if not all(isinstance(use.rule, EmbeddingRule) and not use.derived for use in uses):
+            return False
+        shapes = [use.rule.outer_shape(use, n) for use in uses]
+        layouts = {use.settings["layout"] for use in uses}
+        positions = sum(shape.positions for shape in shapes if shape is not None)
+        return None not in shapes and len(layouts) == 1 and positions == self.positions
+
+    def tangent_sum(
+        self, tangents: Buffers, uses: Sequence[ParameterUse], combination: Combination, combine: Combine
+    ) -> Tensor:
+        """Return Σ_i Σ_s w_i e_v(s) ⊗ Σ_c u_c g_isc as one vector, in the layout of the parameter."""
+        tokens, gradients = tangents["tokens"], tangents["gradients"]
+        combined = torch.einsum("nskd,k,n->nsd", gradients, combination.directions, combination.examples)
+        used = tokens >= 0
+        table = combined.new_zeros(self.rows, self.width).index_add_(0, tokens[used], combined[used])
+        return uses[0].rule.to_weight_shape(uses[0], table[None, None])[0, 0].flatten()
+
+    def expected_sum(self, gradients: Mapping[str, Tensor], uses: Sequence[ParameterUse], like: Tensor) -> Tensor:
+        """Return the gradient of the table as one vector."""
+        weight = uses[0].weights["weight"]
+        assert weight is not None
+        gradient = gradients.get(self.names[0])
+        return torch.zeros_like(weight).flatten() if gradient is None else gradient.flatten()
+
+    def write(self, uses, gradients, n, k, combine, *, like, cache=None, out=None) -> Buffers:
         """Return a dict with the tokens (n, S), -1 for none, and the output gradients (n, S, k directions, d)."""
         tokens, output_gradients = [], []
         for use, gradient in zip(uses, gradients, strict=True):
@@ -36,12 +63,10 @@ class TableGroup(Group):
                 tokens.append(use.rule.tokens(use, n))
                 output_gradients.append(use.rule.output_gradients(use, gradient)[:, 0])
         if not tokens:  # the outputs do not depend on the table
-            weight, indices = uses[0].weights["weight"], uses[0].inputs["input"]
-            assert weight is not None
             shape = n, self.positions
             return {
-                "tokens": torch.full(shape, -1, device=indices.device),
-                "gradients": weight.new_zeros(*shape, k, self.width),
+                "tokens": torch.full(shape, -1, device=like.device),
+                "gradients": like.new_zeros(*shape, k, self.width),
             }
         if len(tokens) == 1:
             return {"tokens": tokens[0], "gradients": output_gradients[0]}

@@ -1,6 +1,6 @@
 """Prepared models: a private copy with the selected parameters, its outputs, and the checks of both."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -238,10 +238,10 @@ def _check_dependence(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> N
     )
 
 
-def graph_leaves(tensor: Tensor) -> list[Tensor]:
-    """Return the leaves that require gradients on the autograd graph of ``tensor``."""
+def graph_leaves(tensor: Tensor, stops: Collection[Node] = ()) -> list[Tensor]:
+    """Return the leaves of the autograd graph of ``tensor``; the search does not pass the nodes ``stops``."""
     leaves = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
-    visited: set[Node] = set()
+    visited: set[Node] = set(stops)
     stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while stack:
         node = stack.pop()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernelmem.tangents.capture import UseKey
 from kernelmem.trajectory.integration.adaptive_nodes import AdaptiveNodes
 from kernelmem.trajectory.integration.step_integral import (
     MAX_NUMBERS,
@@ -174,7 +175,7 @@ class BackwardSweep:
         factors = dict(self.factors)
         for row_indices, tangents in tangent_groups:
             self.entries.rounding.index_add_(0, row_indices, self._inner_products(tangents, rounding_steps).sum(0))
-            factor_pairs_by_use: dict[int, list[tuple[str, OuterFactors, OuterFactors]]] = {}
+            factor_pairs_by_use: dict[UseKey, list[tuple[str, OuterFactors, OuterFactors]]] = {}
             for name in self.eval_network.parameters:
                 J = g = None
                 if not self._has_recursion(name, block.steps_of_parameter(name)):

@@ -8,22 +8,23 @@ batch, or whose operations cannot run on some of the rows (tested once, on four 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from kernelmem.core.batches import Rows
+from kernelmem.core.errors import VerificationError
 from kernelmem.recording.gradient_check import Forward, random_state
 from kernelmem.recording.replay import set_modes
-from kernelmem.tangents.capture import Capture, OperationRecorder, capture
+from kernelmem.tangents.capture import Capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
 from kernelmem.tangents.derivatives.jvp import Linearized, differentiable_kernels, load_dual_rules
 from kernelmem.tangents.groups.mixed import MixedGroup
 from kernelmem.tangents.prepare import check_eval_mode, prepare
 from kernelmem.tangents.rules import RULES
-from kernelmem.tangents.survey import Survey, survey
+from kernelmem.tangents.survey import PassMismatchError, Survey, misplaced_names, survey
+from kernelmem.trajectory.network.capture_pass import capture_pass
 from kernelmem.trajectory.network.tangent_factors import (
     DenseTangents,
     FactoredTangents,
@@ -33,7 +34,6 @@ from kernelmem.trajectory.network.tangent_factors import (
 )
 from kernelmem.trajectory.network.weight_blocks import (
     BlockForward,
-    BlockRecorder,
     Blocks,
     dual_blocks,
     dual_places,
@@ -74,6 +74,8 @@ class Network:
         module = self.prepared.module
         self.shared_tensor_ids = frozenset(id(tensor) for tensor in [*module.parameters(), *module.buffers()])
         self.piecewise: bool | None = None  # True if it has operations with kinks; None: not known yet
+        self._modes: frozenset[str] | None = None
+        self._checked_places: set[tuple[frozenset[str] | None, int, int]] = set()
         self._surveys: dict[frozenset[str] | None, tuple[Survey, bool, bool]] = {}  # by modes
         if evaluating is not None:
             self.set_modes(evaluating)
@@ -82,16 +84,26 @@ class Network:
 
     def _update_survey(self, modes: frozenset[str] | None) -> None:
         """Survey how the network uses its parameters in its current modes, once for each combination of modes."""
+        self._modes = modes
         if modes in self._surveys:
             self.survey, self.affine, self.supports_blocks = self._surveys[modes]
             return
+        self.affine = self.supports_blocks = False
         with seeded(None):
-            self.survey = survey(self.prepared, self.test_rows, RULES)
+            self.survey = survey(self.prepared, self.test_rows, RULES, certify=not self._mixes_rows())
             # Derived weights are not affine in the parameters; operations without a rule are not captured.
             derived = any(use.derived for use in self.capture(take(self.test_rows, torch.arange(2))).uses)
             self.affine = not self.survey.dense and not derived
-            self.supports_blocks = self.affine and self._blocks_are_independent()
+            has_fixed_places = not self.survey.located
+            self.supports_blocks = self.affine and has_fixed_places and self._blocks_are_independent()
         self._surveys[modes] = self.survey, self.affine, self.supports_blocks
+
+    def _mixes_rows(self) -> bool:
+        """Return True if outputs depend on other rows of the batch: batch normalization in training mode."""
+        return any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            for module in self.prepared.module.modules()
+        )
 
     @property
     def numbers_per_row(self) -> int:
@@ -210,24 +222,43 @@ class Network:
         return dict(zip(self.parameters, gradients, strict=True))
 
     def capture(self, rows: Rows, blocks: Blocks | None = None) -> Capture:
-        """Run one forward pass and capture every use of the parameters."""
+        """Run one forward pass, capture every use of the parameters, and locate the rows of each use."""
+        while True:
+            try:
+                return self._capture(rows, blocks)
+            except PassMismatchError as mismatch:
+                if blocks is not None and self.supports_blocks:
+                    raise
+                located, dense = self.survey.located, frozenset(self.survey.dense)
+                if mismatch.names <= dense:
+                    raise VerificationError(
+                        f"a model that uses {', '.join(sorted(mismatch.names)[:3])} in another way in each pass",
+                        expected="the same computation in each pass over the same rows",
+                        hint="remove randomness other than dropout from the forward pass",
+                    ) from mismatch
+                dense |= mismatch.names & located
+                with seeded(None):
+                    self.survey = survey(
+                        self.prepared,
+                        self.test_rows,
+                        RULES,
+                        located=(located | mismatch.names) - dense,
+                        dense=dense,
+                        certify=not self._mixes_rows(),
+                    )
+                self.affine = self.affine and not self.survey.dense
+                self.supports_blocks = False
+                self._surveys[self._modes] = self.survey, self.affine, self.supports_blocks
 
-        def recorder(*arguments: Any) -> OperationRecorder:
-            if blocks is None:
-                return OperationRecorder(*arguments)
-            return BlockRecorder(blocks, self.survey.batch_axes, self.shared_tensor_ids, *arguments)
-
-        survey = self.survey
-        return capture(
-            self.prepared,
-            rows.slice(0, rows.n),
-            rows.n,
-            RULES,
-            skip=survey.skip,
-            dense=survey.dense,
-            batch_axes=survey.batch_axes,
-            recorder=recorder,
-        )
+    def _capture(self, rows: Rows, blocks: Blocks | None) -> Capture:
+        captured = capture_pass(self.prepared, self.survey, rows, blocks, self.shared_tensor_ids)
+        places = self._modes, len(captured.uses), rows.n
+        if places not in self._checked_places and not self._mixes_rows():
+            names = misplaced_names(captured)
+            if names:
+                raise PassMismatchError(frozenset(names))
+            self._checked_places.add(places)
+        return captured
 
     def _in_one_pass(self, blocks: Blocks) -> bool:
         """Return True if one pass can evaluate rows with the weights of all these blocks."""
@@ -286,14 +317,14 @@ class Network:
         pass.
         """
         n, k = cotangents.shape[:2]
-        uses = {use.key: use for use in captured.uses}
         gradients = output_gradients(captured, cotangents)
         tangents = cotangents.new_zeros(n, k, self.n_parameters)
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         for group in self.survey.groups:
             mixed = MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
-            group_gradients = [gradients.get(key) for key in group.keys]
-            values = mixed.write([uses[key] for key in group.keys], group_gradients, n, k, "full")["tangents"]
+            uses = [use for use in captured.uses if not use.parameters.isdisjoint(group.names)]
+            use_gradients = [gradients.get(use.key) for use in uses]
+            values = mixed.write(uses, use_gradients, n, k, "full", like=cotangents)["tangents"]
             sizes = [self.sizes[name] for name in group.names]
             for name, parameter_tangents in zip(group.names, values.split(sizes, 2), strict=True):
                 tangents[:, :, self.slices[name]] = parameter_tangents

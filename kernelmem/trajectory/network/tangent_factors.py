@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Capture, ParameterUse
-from kernelmem.tangents.engine.backward import one_direction, store_direction
+from kernelmem.tangents.capture import Capture, ParameterUse, UseKey
 from kernelmem.tangents.groups.base import UseGradients
+from kernelmem.tangents.groups.gradients import one_direction, store_direction
 from kernelmem.tangents.groups.outer import outer_product, split_directions
 from kernelmem.tangents.rules.linear import LinearRule
 
@@ -26,7 +26,7 @@ class OuterFactors:
     The sum is over the q nodes of a quadrature rule.
     """
 
-    use: int  # key of the layer call; a weight and its bias have the same key and gradients
+    use: UseKey  # key of the layer call; a weight and its bias have the same key and gradients
     activations: Tensor | None  # (S, q, r, in); None for a bias, whose activations are ones
     gradients: Tensor  # (S, q, r, k, out)
 
@@ -152,7 +152,7 @@ class FactoredTangents:
     def __init__(
         self,
         captured: Capture,
-        gradients: Mapping[int, UseGradients],
+        gradients: Mapping[UseKey, UseGradients],
         sizes: Mapping[str, int],
         row_axes: tuple[int, int, int],
         k: int,
@@ -171,7 +171,7 @@ class FactoredTangents:
             for slot, name in use.names.items():
                 if gradients.get(use.key) is not None:
                     self.uses[name].append((use, slot))
-        self._activations: dict[int, Tensor] = {}
+        self._activations: dict[UseKey, Tensor] = {}
 
     def parts(self, name: str, width: int) -> list[slice]:
         """Return slices of the flattened parameter of about ``width`` entries, each of whole output units of the layer."""
@@ -275,12 +275,12 @@ class FactoredTangents:
         return tensor.unflatten(0, (self.S, self.q, self.r))[:, :, rows].transpose(1, 2)
 
 
-def output_gradients(captured: Capture, cotangents: Tensor) -> dict[int, UseGradients]:
+def output_gradients(captured: Capture, cotangents: Tensor) -> dict[UseKey, UseGradients]:
     """Return, for each use of a parameter, the gradients of its output in k directions.
 
     ``cotangents`` (n, k, C) are the directions in the space of the C outputs of n rows.
     """
-    gradients: dict[int, UseGradients] = {}
+    gradients: dict[UseKey, UseGradients] = {}
     k = cotangents.shape[1]
     if not captured.uses or not captured.outputs.requires_grad:
         return gradients

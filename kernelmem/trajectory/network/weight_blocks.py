@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kernelmem.tangents.batch_axis import BatchAxis
-from kernelmem.tangents.capture import OperationRecorder, ParsedCall, Reparse, Rule
+from kernelmem.tangents.capture import OperationRecorder, ParsedCall, Reparse, Rule, UseKey
+from kernelmem.tangents.survey import PassMismatchError
 
 State = Mapping[str, Tensor]
 
@@ -225,14 +226,23 @@ class BlockRecorder(OperationRecorder):
     """Captures every use of the parameters, with each block's weights on its rows."""
 
     def __init__(
-        self, blocks: Blocks, batch_axes: Mapping[int, BatchAxis], shared_tensor_ids: frozenset[int], *arguments: Any
+        self, blocks: Blocks, batch_axes: Mapping[UseKey, BatchAxis], shared_tensor_ids: frozenset[int], *arguments: Any
     ) -> None:
         super().__init__(*arguments)
         self.blocks, self.batch_axes, self.shared_tensor_ids = blocks, batch_axes, shared_tensor_ids
 
-    def run(self, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse) -> Tensor:
-        """Run the operation block by block."""
-        return run_blocks(self.blocks, self.batch_axes[self.calls], self.shared_tensor_ids, call, names, weights, again)
+    def run(
+        self, key: UseKey, call: ParsedCall, names: dict[str, str], weights: dict[str, Tensor | None], again: Reparse
+    ) -> Tensor:
+        """Run the operation block by block.
+
+        Raises:
+            PassMismatchError: a call that the survey did not see, whose rows may lie anywhere.
+        """
+        batch_axis = self.batch_axes.get(key)
+        if batch_axis is None:
+            raise PassMismatchError(frozenset(names.values()))
+        return run_blocks(self.blocks, batch_axis, self.shared_tensor_ids, call, names, weights, again)
 
 
 class BlockForward(BlockRecorder):
@@ -253,9 +263,9 @@ class BlockForward(BlockRecorder):
             weights = {} if call is None else call.weights
             names = {slot: self.names[id(value)] for slot, value in weights.items() if id(value) in self.names}
             if call is not None and names:
-                self.calls += 1
-                if self.calls not in self.skip:
-                    output = self.run(call, names, weights, lambda f: call.again(rule, func, f(args), f(kwargs)))
+                key = self.identify(rule, names)
+                if key not in self.skip:
+                    output = self.run(key, call, names, weights, lambda f: call.again(rule, func, f(args), f(kwargs)))
                     if call.then is None:
                         return output
                     with self:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernelmem.kernels import reference
-from kernelmem.tangents.engine.backward import one_direction, store_direction
+from kernelmem.tangents.groups.gradients import one_direction, store_direction
 from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close
 

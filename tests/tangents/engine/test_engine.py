@@ -5,10 +5,10 @@ from functools import cache
 import pytest
 import torch
 
-from kernelmem.core.errors import InputError
+from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
-from kernelmem.tangents.engine import plan
+from kernelmem.tangents.engine import methods, plan
 from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.zoo import zoo_entries
 
@@ -72,7 +72,11 @@ def test_each_parameter_alone(name):
     for parameter, value in case.model.named_parameters():
         a, b = (J[..., start : start + value.numel()] for J in (left, right))
         start += value.numel()
-        found = ntk(case.model, case.x, case.y, parameters=[parameter], verify=False)
+        try:
+            found = ntk(case.model, case.x, case.y, parameters=[parameter], verify=False)
+        except UnsupportedModelError:  # the outputs do not depend on it
+            assert not bool(a.any())
+            continue
         assert_close(found, reference.kernel_of(a, b), 1e-10, scale_of(a, b), parameter)
         total += found
     assert_close(total, reference.kernel_of(left, right), 1e-10, scale_of(left, right), "sum over parameters")
@@ -100,7 +104,7 @@ def test_one_direction_after_another_equals_the_reference(name, streams, monkeyp
     """All rows held in passes of one row each, tangents streamed or their gradients collected."""
     case, left, right = known(name)
     monkeypatch.setattr(plan, "STREAM_BYTES", 1)
-    monkeypatch.setattr(plan, "_prefers_streaming", lambda *_: streams)
+    monkeypatch.setattr(methods, "_prefers_streaming", lambda *_: streams)
     for outputs in ("trace", "diagonal"):
         found = ntk(case.model, case.x, outputs=outputs, verify=False)
         assert_close(found, reference.kernel_of(left, left, outputs), 1e-10, scale_of(left), f"{outputs}, y=None")

@@ -10,10 +10,8 @@ import kernelmem as km
 from kernelmem.core.errors import InputError
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk_plan
-from kernelmem.tangents.groups.outer import (
-    ReadoutGroup,
-    VectorGroup,
-)
+from kernelmem.tangents.groups.outer import VectorGroup
+from kernelmem.tangents.groups.readout import ReadoutGroup
 
 
 @pytest.fixture

@@ -43,7 +43,8 @@ def test_a_use_without_gradient_counts_as_zero(engine_of, forward_pass_of):
     engine = engine_of(model, x, "diagonal")
     (group,) = engine.survey.groups
     forward_pass = forward_pass_of(engine, x, (group,))
-    buffers = group.write(forward_pass.uses_of(group), [None] * len(group.keys), 5, 4, "diagonal")
+    (uses,) = forward_pass.group_uses
+    buffers = group.write(uses, [None] * len(uses), 5, 4, "diagonal", like=x)
     assert buffers["tangents"].shape == (5, 4, 20)
     assert not bool(buffers["tangents"].any())
     assert group.numbers_per_row(4) == 4 * 20

@@ -6,13 +6,8 @@ from torch import nn
 
 from kernelmem.kernels import reference
 from kernelmem.kernels.ntk import ntk
-from kernelmem.tangents.groups.outer import (
-    ChannelGroup,
-    ExplicitGroup,
-    ReadoutGroup,
-    TokenGroup,
-    VectorGroup,
-)
+from kernelmem.tangents.groups.outer import ExplicitGroup, TokenGroup, VectorGroup
+from kernelmem.tangents.groups.readout import ChannelGroup, ReadoutGroup
 from kernelmem.testing.cases import with_random_weights
 from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.modules import Apply

@@ -21,6 +21,15 @@ class BatchAxis:
     multiplicity: int = 1
     major: bool = True
 
+    def fits(self, shape: torch.Size, n: int) -> bool:
+        """Return True if a tensor of this shape can hold n examples along the axis."""
+        return self.axis < len(shape) and shape[self.axis] == n * self.multiplicity
+
+    def rows_shape(self, shape: torch.Size, n: int) -> torch.Size:
+        """Return the shape of the result of :meth:`rows` for a tensor of shape ``shape``."""
+        others = shape[: self.axis] + shape[self.axis + 1 :]
+        return torch.Size((n, *((self.multiplicity,) if self.multiplicity > 1 else ()), *others))
+
     def rows(self, tensor: Tensor, n: int) -> Tensor:
         """Return ``tensor`` with the axis of n examples first, as a view where possible.
 
