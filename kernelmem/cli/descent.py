@@ -1,16 +1,18 @@
 """``kernelmem descent``: double descent on digits, with intervals over seeds and a control without label noise."""
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 
 from kernelmem.cli.options import DEVICE, default_hint
+from kernelmem.cli.worker_pool import worker_pool
+
+if TYPE_CHECKING:
+    from kernelmem.double_descent.presets.digits import Kind
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class DescentCommand:
         """Run the experiments and print their summaries."""
         from kernelmem.core.atomic_files import check_directory
         from kernelmem.core.errors import InputError
-        from kernelmem.double_descent.presets.digits import KINDS, preset, run_phase_diagram, run_prediction, run_preset
-        from kernelmem.double_descent.sweeps.options import Execution
+        from kernelmem.double_descent.presets.digits import KINDS
 
         base_directory = Path("out/descent") if self.out is None else self.out
         check_directory(base_directory)
@@ -53,8 +54,18 @@ class DescentCommand:
         if workers < 1:
             raise InputError(f"--workers {workers}", expected="at least 1", hint="omit it for one process per core")
         kinds = (*KINDS, "prediction", "phase_diagram") if self.kind == "all" else (self.kind,)
-        spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(workers, mp_context=spawn) if workers > 1 else nullcontext() as executor:
+        try:
+            self._run_kinds(kinds, base_directory, workers)
+        except KeyboardInterrupt as interruption:
+            interruption.add_note(_kept_files(base_directory))
+            raise
+
+    def _run_kinds(self, kinds: Sequence[str], base_directory: Path, workers: int) -> None:
+        """Run the experiments one after the other, and print their summaries."""
+        from kernelmem.double_descent.presets.digits import preset, run_phase_diagram, run_prediction, run_preset
+        from kernelmem.double_descent.sweeps.options import Execution
+
+        with worker_pool(workers) as executor:
             for kind in kinds:
                 directory = base_directory / kind if self.kind == "all" or self.out is None else base_directory
                 execution = Execution(out=directory, executor=executor, device=self.device)
@@ -63,6 +74,15 @@ class DescentCommand:
                 elif kind == "prediction":
                     result = run_prediction(self.preset, seed=self.seed, execution=execution)
                 else:
-                    result = run_preset(preset(kind, self.preset), seed=self.seed, execution=execution)
+                    result = run_preset(preset(cast("Kind", kind), self.preset), seed=self.seed, execution=execution)
                 print(result)
                 print(f"results in {directory}\n", flush=True)
+
+
+def _kept_files(directory: Path) -> str:
+    """Return a sentence about the finished networks that an interrupted run left in ``directory``."""
+    chunks = sorted(directory.glob("**/chunks/*.safetensors"))
+    if not chunks:
+        return "no networks were finished, so nothing is kept of them"
+    folders = ", ".join(str(folder) for folder in sorted({chunk.parent for chunk in chunks}))
+    return f"finished networks are kept in {folders} ({len(chunks)} files); the same command resumes from them"

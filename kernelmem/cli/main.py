@@ -1,7 +1,10 @@
 """Entry point: parse the command line, run the command, turn errors into exit codes."""
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import tyro
 
@@ -33,6 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=DESCRIPTION,
         args=arguments,
     )
+    try:
+        with _interruptible_by_sigterm():
+            return _run(command)
+    except KeyboardInterrupt as interruption:
+        kept = getattr(interruption, "__notes__", ["unfinished files were not written"])
+        print(f"\nkernelmem: interrupted; {'; '.join(kept)}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
+
+
+def _run(command: AuditCommand | NtkCommand | LedgerCommand | DescentCommand) -> int:
+    """Run a command, print its error, and return the exit code."""
     from kernelmem.core.errors import KernelmemError  # here, because it imports torch, and --help does not need it
 
     try:
@@ -45,7 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # disk full, no permission: the error names the file, a traceback would not help
         print(f"kernelmem: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nkernelmem: interrupted; unfinished files were not written", file=sys.stderr)
-        return 130
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is: what is finished is kept, and worker processes are stopped."""
+
+
+@contextmanager
+def _interruptible_by_sigterm() -> Iterator[None]:
+    """Raise :class:`Terminated` in the context when SIGTERM arrives, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

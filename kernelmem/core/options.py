@@ -1,5 +1,6 @@
 """Options that many functions share: memory limits and progress."""
 
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -77,6 +78,7 @@ class _ProgressBar:
     def __init__(self, label: str, unit: str, *, always: bool) -> None:
         self.label, self.unit, self.always = label, unit, always
         self.bar = None
+        self.last_refresh = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` units are done."""
@@ -88,6 +90,19 @@ class _ProgressBar:
             self.bar = tqdm(total=total, desc=self.label, unit=self.unit, disable=disable, delay=delay, leave=False)
         self.bar.total = total
         self.bar.update(done - self.bar.n)
+        self.last_refresh = time.monotonic()
         if done >= total:
             self.bar.close()
             self.bar = None
+
+    def refresh(self, done: int, total: int) -> None:
+        """Show ``done`` units, possibly unfinished ones, and the elapsed time; at most once per second."""
+        if self.bar is not None and time.monotonic() - self.last_refresh >= BAR_DELAY:
+            self(min(done, total - 1), total)
+            self.bar.refresh()
+
+
+def refresh_progress(progress: Callable[[int, int], object], done: int, total: int) -> None:
+    """Show on a bar that work goes on; a user's function is called for finished units only."""
+    if isinstance(progress, _ProgressBar):
+        progress.refresh(done, total)

@@ -61,3 +61,24 @@ def test_a_terminal_shows_a_bar_unless_progress_is_false(progress, shown, monkey
     for done in range(4):
         report(done, 3)
     assert ("kernel" in sys.stderr.getvalue()) is shown
+
+
+def test_a_bar_shows_that_work_goes_on_and_a_function_is_told_of_finished_units_only(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(options.time, "monotonic", lambda: clock[0])
+    bar = options.as_progress(True, "sweep", "network")
+    bar(0, 5)
+    capsys.readouterr()
+    options.refresh_progress(bar, 2, 5)  # too soon
+    assert capsys.readouterr().err == ""
+    clock[0] += 1.5
+    options.refresh_progress(bar, 2, 5)
+    assert "2/5" in capsys.readouterr().err
+    clock[0] += 1.5
+    options.refresh_progress(bar, 5, 5)  # unfinished: the bar stays open
+    assert "4/5" in capsys.readouterr().err
+    bar(5, 5)
+    assert bar.bar is None
+    calls = []
+    options.refresh_progress(lambda *call: calls.append(call), 1, 5)
+    assert calls == []

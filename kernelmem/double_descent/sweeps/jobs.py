@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import FileCorruptError, UnsupportedModelError
-from kernelmem.core.options import MEMORY
+from kernelmem.core.options import MEMORY, Progress, refresh_progress
 from kernelmem.core.result_files import read_result, write_result
 from kernelmem.double_descent.sweeps.options import Train
 from kernelmem.training.ensemble.members import EnsembleOptions, Member
@@ -83,8 +83,10 @@ class Job:
         return array_sha256({json.dumps(settings, default=str): numpy_arrays["x"][:0], **numpy_arrays})
 
 
-def run_job(job: Job) -> dict[str, Tensor]:
+def run_job(job: Job, progress: Progress = False) -> dict[str, Tensor]:
     """Train the networks of a job and return their metrics, each (M, T) float64 for the T values of ``evaluate_at``.
+
+    ``progress`` is called with (steps done, all steps), each counted for each network.
 
     Raises:
         UnsupportedModelError: the outputs of a user's model are not (n, C).
@@ -101,10 +103,10 @@ def run_job(job: Job) -> dict[str, Tensor]:
         )  # fmt: skip
         test = (job.x_test, job.y_test)
         if job.make_model is None:
-            ensemble = train_mlps(job.members, job.x, test=test, recipe=job.recipe, options=options, progress=False)
+            ensemble = train_mlps(job.members, job.x, test=test, recipe=job.recipe, options=options, progress=progress)
         else:
             ensemble = train_modules(
-                job.make_model, job.members, job.x, test=test, recipe=job.recipe, options=options, progress=False
+                job.make_model, job.members, job.x, test=test, recipe=job.recipe, options=options, progress=progress
             )
         columns = []
         for evaluation in ensemble.metrics:
@@ -239,14 +241,25 @@ def run_jobs(
     unfinished = [job_index for job_index, metrics in enumerate(results) if metrics is None]
     if executor is None:
         for job_index in unfinished:
-            store_metrics(job_index, run_job(jobs[job_index]))
+            n_networks = len(jobs[job_index].members)
+            store_metrics(
+                job_index,
+                run_job(
+                    jobs[job_index],
+                    lambda done, total, n=n_networks: refresh_progress(progress, n_done + n * done // total, n_total),
+                ),
+            )
     else:
         futures: dict[Future[dict[str, Tensor]], int] = {
             executor.submit(run_job, jobs[job_index]): job_index for job_index in unfinished
         }
         try:
-            for future in as_completed(futures):
-                store_metrics(futures[future], future.result())
+            pending: set[Future[dict[str, Tensor]]] = set(futures)
+            while pending:
+                finished, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    store_metrics(futures[future], future.result())
+                refresh_progress(progress, n_done, n_total)
         except BaseException:
             for future in futures:
                 future.cancel()
