@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import nn
 
 from kernelmem.kernels.ntk import ntk
@@ -19,6 +19,7 @@ from kernelmem.testing.kernels import (
     solvable_system,
 )
 from kernelmem.testing.strategies import linear_networks, networks
+from tests.profiles import examples
 
 
 def test_kernels_have_the_spectrum_that_was_asked_for():
@@ -67,7 +68,7 @@ def test_a_case_is_the_same_in_both_dtypes_up_to_rounding():
     assert tokens.x.max() < 5
 
 
-@settings(max_examples=5)
+@examples(0.125)
 @given(networks(), linear_networks())
 def test_strategies_draw_networks_that_take_their_inputs(any_case, linear_case):
     for case in (any_case, linear_case):

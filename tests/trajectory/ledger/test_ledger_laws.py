@@ -308,7 +308,7 @@ def test_the_residual_of_a_step_of_length_h_is_of_order_2n_plus_1(tmp_path, n, b
         assert largest(own.residuals.sum(0) - own.residual) <= 1e-14
         found.append(own.residual)
     big, half = found
-    seen = half.abs() > 1e-13
+    seen = half.abs() > 1e-11  # far above rounding
     assert bool(seen.any())
     ratio = float((big[seen] / half[seen]).log2().median())
     assert abs(ratio - (2 * n + 1)) < 0.3

@@ -192,13 +192,13 @@ def test_parts_of_a_run_add_up(tmp_path, weighting):
 
 
 def test_rules_converge_at_their_order_and_the_estimate_says_so(tmp_path):
-    """Half the learning rate and twice the steps: the errors fall by 4, 16, 64 for 1, 2, 3 nodes."""
+    """One step of half the length in the same direction: the errors fall by 4, 16, 64 for 1, 2, 3 nodes."""
     x, y = digits(32)
     found = {}
     for halving in (0, 1):
         model = mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.04 / 2**halving)
-        run = record(tmp_path / str(halving), model, optimizer, x, y, batch=32, steps=4 * 2**halving, loss="mse")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.12 / 2**halving)
+        run = record(tmp_path / str(halving), model, optimizer, x, y, batch=32, steps=1, loss="mse")
         exact = path_kernel(run, model, x[:10], options=PathKernelOptions(n_nodes=8, weighting="time")).values
         for order in (1, 2, 3):
             own = path_kernel(run, model, x[:10], options=PathKernelOptions(n_nodes=order, weighting="time"))
@@ -206,8 +206,8 @@ def test_rules_converge_at_their_order_and_the_estimate_says_so(tmp_path):
             assert 0.7 * error < own.error < 5 * error
             found[order, halving] = error
     for order in (1, 2, 3):
-        assert found[order, 1] > 50 * EPS, "rounding would decide"
-        assert math.log2(found[order, 0] / found[order, 1]) == pytest.approx(2 * order, abs=0.6)
+        assert found[order, 1] > 1e5 * EPS, "rounding would decide"
+        assert math.log2(found[order, 0] / found[order, 1]) == pytest.approx(2 * order, abs=0.3)
 
 
 def test_thinning_is_labelled_and_its_error_is_not_understated(tmp_path):
