@@ -177,7 +177,7 @@ def per_class(
     rows = []
     memorized = torch.zeros(len(y_train), dtype=torch.bool)
     memorized[list(memorization.memorized)] = True
-    label_memorization = torch.tensor(memorization.label_memorization)
+    label_memorization = torch.tensor(memorization.label_memorization, dtype=torch.float64)
     loo_prediction = torch.tensor(memorization.loo_prediction)
     for label in range(train_outputs.shape[1]):
         train, test = y_train == label, y_test == label

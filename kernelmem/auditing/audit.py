@@ -318,7 +318,7 @@ def _flip_detection(memorization: Memorization, flipped: Tensor | None, seed: in
         return Flips(n=None if flipped is None else int(flipped.sum()))
     by_margin = detect(-torch.tensor(memorization.loo_margin, dtype=torch.float64), flipped, seed=seed)
     by_label, by_network = (
-        detect(torch.tensor(scores), flipped, seed=seed, permutations=2).auroc
+        detect(torch.tensor(scores, dtype=torch.float64), flipped, seed=seed, permutations=2).auroc
         for scores in (memorization.label_memorization, memorization.network_memorization)
     )
     return Flips(

@@ -122,6 +122,19 @@ class NTKOperator:
             f"{self._prepared.n_parameters} parameters, {self._plan})"
         )
 
+    def __copy__(self) -> "NTKOperator":
+        return self  # it never changes
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "NTKOperator":
+        return self
+
+    def __reduce__(self):
+        raise InputError(
+            "an NTKOperator to be pickled",
+            expected="an operator that stays in its process",
+            hint="send the model and the rows, and call km.ntk_operator in the other process",
+        )
+
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of K: (n, n), or (n·C, n·C) for the full kernel."""

@@ -42,7 +42,7 @@ def train_epochs(
     """
     step_number, mean_loss = 0, math.nan
     for epoch, batches in enumerate(epochs, start=1):
-        loss_sum, n_rows = torch.zeros(()), 0
+        loss_sum, n_rows = 0.0, 0
         for positions in batches:
             step_number += 1
             if step_number <= completed_steps:
@@ -65,9 +65,9 @@ def train_epochs(
                 step(positions)
             if scheduler is not None:
                 scheduler.step()
-            loss_sum += loss_value * len(positions)
+            loss_sum += float(loss_value) * len(positions)
             n_rows += len(positions)
         if n_rows:
-            mean_loss = float(loss_sum) / n_rows
+            mean_loss = loss_sum / n_rows
             after_epoch(epoch)
     return mean_loss

@@ -55,7 +55,7 @@ def standardized_mlp(
     layer_inputs = [int(x[0].numel()), *widths]
     layers: list[nn.Module] = [Standardize(x, per_feature=per_feature)]
     for fan_in, fan_out in zip(layer_inputs, [*layer_inputs[1:], n_classes], strict=True):
-        layer = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
+        layer = nn.Linear(fan_in, fan_out, device="meta", dtype=torch.float32).to_empty(device="cpu")
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
             layer.bias.zero_()
@@ -97,7 +97,7 @@ def mlp(
     layers: list[nn.Module] = []
     for layer_index, (fan_in, fan_out) in enumerate(pairwise(layer_sizes)):
         gain = 1.0 if layer_index == len(widths) else 2.0
-        layer = nn.Linear(fan_in, fan_out, device="meta").to(torch.float32).to_empty(device="cpu")
+        layer = nn.Linear(fan_in, fan_out, device="meta", dtype=torch.float32).to_empty(device="cpu")
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt(gain / fan_in), generator=generator)
             layer.bias.zero_()

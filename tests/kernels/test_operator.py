@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -386,3 +387,10 @@ def test_it_prints_what_it_is(model, x):
     text = repr(ntk_operator(model, x, outputs="full"))
     assert "full kernel of 7 rows" in text
     assert "(21, 21)" in text
+
+
+def test_an_operator_refuses_to_be_pickled_and_is_its_own_copy():
+    operator = ntk_operator(nn.Linear(2, 3), torch.eye(2))
+    assert copy.copy(operator) is copy.deepcopy(operator) is operator
+    with pytest.raises(InputError, match="in the other process"):
+        pickle.dumps(operator)

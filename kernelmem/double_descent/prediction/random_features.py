@@ -98,6 +98,8 @@ def feature_theory(data: LabeledDataLike, sweep: Sweep) -> FeatureTheory:
         curve = feature_curve(
             task, np.asarray(sweep.axis), n=int(config["n"]), ridge=float(config["ridge"]), noise=flip_moments
         )
-        expected_errors.append(torch.full((len(sweep.axis),), math.nan) if curve.clean is None else curve.clean)
+        expected_errors.append(
+            torch.full((len(sweep.axis),), math.nan, dtype=torch.float64) if curve.clean is None else curve.clean
+        )
     axis = torch.tensor(sweep.axis, dtype=torch.float64)
     return FeatureTheory(axis, *expected_errors, measured=sweep.curves.test_loss.mean(0))

@@ -114,7 +114,7 @@ def score_prediction(
     rank_correlation, rank_se = _spearman(expected, mean_measured.numpy()), math.nan
     if R >= 3:
         jackknife = [_spearman(expected, ((measured_runs.sum(0) - run) / (R - 1)).numpy()) for run in measured_runs]
-        rank_se = float(torch.tensor(jackknife).var(correction=0) * (R - 1)) ** 0.5
+        rank_se = float(torch.tensor(jackknife, dtype=torch.float64).var(correction=0) * (R - 1)) ** 0.5
     null_correlations, pseudocount = _null_correlations(
         expected, mean_measured.numpy(), n_permutations, as_count(seed, "seed", minimum=0)
     )

@@ -120,6 +120,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
             max_iter=self.max_iter,
             decision_function_shape=self.decision_function_shape,
             break_ties=self.break_ties,
+            random_state=0,  # without effect on the fit; None would draw from NumPy's global state
         )
         if self.tol is not None:
             return svc.set_params(tol=self.tol).fit(K, y, weights)
