@@ -32,6 +32,7 @@ IN_PLACE = (
     Tensor.__imul__, Tensor.div_, Tensor.divide_, Tensor.true_divide_, Tensor.__itruediv__, Tensor.pow_,
     Tensor.__ipow__, Tensor.lerp_, Tensor.addcmul_, Tensor.addcdiv_, Tensor.clamp_, Tensor.clip_,
 )
+DISTANCES = (torch.cdist,)
 MASKED_FILL = (torch.masked_fill, Tensor.masked_fill)
 # fmt: on
 
@@ -42,7 +43,7 @@ class ElementwiseRule(Rule):
     In other functions of broadcast arguments the parameter is expanded first.
     """
 
-    functions = ADD + SUBTRACT + MULTIPLY + EXPAND + REPEAT + BROADCAST + IN_PLACE + MASKED_FILL
+    functions = ADD + SUBTRACT + MULTIPLY + EXPAND + REPEAT + BROADCAST + IN_PLACE + MASKED_FILL + DISTANCES
 
     def read(self, function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
         """Parse an elementwise operation; return None unless one operand is a parameter or computed from parameters."""
@@ -52,6 +53,8 @@ class ElementwiseRule(Rule):
             if not is_weight(args[0]):
                 return None
             return _parse_expansion(args[0], _expanded_shape(function, args[0], [*args[1:], *kwargs.values()]))
+        if function in DISTANCES:
+            return _parse_distances(*args, **kwargs, is_weight=is_weight)
         if function in (*BROADCAST, *IN_PLACE, *MASKED_FILL):
             return _parse_broadcast(function, args, kwargs, is_weight)
         if kwargs.keys() - {"alpha"} or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
@@ -60,7 +63,7 @@ class ElementwiseRule(Rule):
         if len(positions) != 1:
             return None
         weight_position, other = positions[0], args[1 - positions[0]]
-        parameter, layout = parameter_view(args[weight_position])
+        parameter, layout = _source(args[weight_position])
         scale = float(kwargs.get("alpha", 1.0)) if weight_position == 1 else 1.0
         if function in SUBTRACT and weight_position == 1:
             scale = -scale
@@ -116,6 +119,11 @@ class PReLURule(Decomposition):
         return torch.where(x > 0, x, x * slope)
 
 
+def _source(weight: Tensor) -> tuple[Tensor, Layout | None]:
+    """Return the parameter that a weight is a view of, with the layout of the view; None if they are the same."""
+    return (weight, None) if weight.is_leaf else parameter_view(weight)
+
+
 def _viewed(w: dict[str, Tensor | None], layout: Layout | None) -> Tensor:
     """Return the weight of a call from its slots, as the view of the parameter that the call received."""
     weight = required(w["weight"])
@@ -128,7 +136,7 @@ def _parse_expansion(
     """Parse the expansion of a weight to ``shape``, with the rest of the call; return None without a shape."""
     if shape is None:
         return None
-    parameter, layout = parameter_view(weight)
+    parameter, layout = _source(weight)
     settings = {"shape": weight.shape, "scale": 1.0, "layout": layout}
     return ParsedCall(
         {"weight": parameter}, {}, lambda w: _viewed(w, layout).expand(shape).clone(), settings, then=then
@@ -150,6 +158,26 @@ def _expanded_shape(function: Function, weight: Tensor, sizes: Sequence) -> torc
             return None
         return torch.Size(count * size for count, size in zip(sizes, own_shape, strict=True))
     return weight.detach().expand(sizes).shape
+
+
+def _parse_distances(
+    x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None, *, is_weight: IsWeight
+) -> ParsedCall | None:
+    """Parse torch.cdist of rows and centers, where the matrix of centers is a weight: it is expanded to all rows."""
+    is_first = is_weight(x1)
+    centers, x = (x1, x2) if is_first else (x2, x1)
+    if is_first == is_weight(x2) or centers.ndim != 2 or x.ndim not in (2, 3):
+        return None
+    rows = x[:, None] if x.ndim == 2 else x  # (n, positions, d)
+    mode = "use_mm_for_euclid_dist_if_necessary" if compute_mode is None else compute_mode
+
+    def call(expanded: Tensor) -> Tensor:
+        distances = torch.cdist(expanded, rows, p, mode) if is_first else torch.cdist(rows, expanded, p, mode)
+        if x.ndim == 3:
+            return distances
+        return distances[..., 0].T if is_first else distances[:, 0]
+
+    return _parse_expansion(centers, torch.Size((len(x), *centers.shape)), call)
 
 
 def _parse_broadcast(function: Function, args: tuple, kwargs: dict, is_weight: IsWeight) -> ParsedCall | None:
