@@ -183,6 +183,7 @@ SWEEPS = {
             | {"execution": double_descent.Execution()}
         ),
         examples=0.25,
+        undefined=frozenset({"value"}),
         warns=WARNS,
     ),
     "predict_curve": Call(
@@ -220,12 +221,19 @@ SWEEPS = {
     "crossing": Call(
         double_descent.crossing,
         lambda: {"axis": [1, 2, 3], "train_error": [0.5, 0.2, 0.0], "epsilon": 0.1, "direction": "falling"},
+        undefined=frozenset({"value"}),
         warns=WARNS,
     ),
     "peak": Call(double_descent.peak, lambda: {"curves": CURVES, "axis": None, "metric": "test_error"}),
     "bisect": Call(
         double_descent.bisect,
-        lambda: {"errors": lambda value: [0.0, 0.1], "values": [1, 2, 4], "epsilon": 0.1, "direction": "falling"},
+        lambda: {
+            "errors": lambda index: [0.4 - 0.2 * index, 0.5 - 0.2 * index],
+            "values": [1, 2, 4],
+            "epsilon": 0.1,
+            "direction": "falling",
+        },
+        undefined=frozenset({"value"}),
         warns=WARNS,
     ),
     "Grid": Call(double_descent.Grid, lambda: {"widths": [1], "samples": [4], "steps": [1, 2], "noise": [0.0]}),
