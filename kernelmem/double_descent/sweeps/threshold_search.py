@@ -75,7 +75,9 @@ def bisect(
     low, high = -1, len(values)  # falling: not fitted up to index low, fitted from index high on
     while high - low > 1:
         middle = (low + high) // 2
-        evaluated[middle] = [as_number(error, "error", maximum=1.0) for error in as_list(errors(middle), "errors")]
+        evaluated[middle] = [
+            as_number(error, "error", minimum=-math.inf) for error in as_list(errors(middle), "errors")
+        ]
         if len(evaluated[middle]) != len(next(iter(evaluated.values()))) or not evaluated[middle]:
             raise InputError(
                 f"{len(evaluated[middle])} errors at index {middle}",

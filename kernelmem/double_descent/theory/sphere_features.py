@@ -59,7 +59,15 @@ def activation_moments(
     half_lengths = np.diff(interval_ends)[:, None] / 2
     points = ((interval_ends[:-1] + interval_ends[1:])[:, None] / 2 + half_lengths * nodes).ravel()
     point_weights = (half_lengths * weights).ravel() * np.exp(-points * points / 2) / math.sqrt(2 * math.pi)
-    values = as_tensor(activation(points), "activation(x)", dtype=torch.float64).numpy()
+    try:
+        outputs = activation(points)
+    except (TypeError, ValueError, RuntimeError) as error:  # raised by the user's function
+        raise InputError(
+            f"an activation that does not accept an array ({str(error)[:200]})",
+            expected="an elementwise function of NumPy arrays",
+            hint="pass e.g. numpy.tanh",
+        ) from error
+    values = as_tensor(outputs, "activation(x)", dtype=torch.float64).numpy()
     if values.shape != points.shape:
         raise InputError(
             f"an activation that returns shape {values.shape} for {points.shape}",

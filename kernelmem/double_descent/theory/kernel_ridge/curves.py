@@ -193,7 +193,7 @@ def _as_n_features(n_features: float) -> float:
     return (
         math.inf
         if isinstance(n_features, float) and n_features == math.inf
-        else float(as_count(n_features, "n_features"))
+        else float(as_count(n_features, "n_features", maximum=2**53))
     )
 
 
