@@ -87,7 +87,8 @@ class Execution:
             nothing is saved.
         chunk: number of networks trained in one batch and saved together; None: about 32.
         executor: any PEP 3148 executor, one task per chunk (with processes ``make_model`` and ``train`` must be
-            importable); None: networks are trained in this process.
+            importable); None: networks are trained in this process. A worker process uses one thread, and results of
+            another number of threads agree to rounding only.
         dtype: floating-point type of the training, float32 or float64.
         device: device of the training; None: the CPU.
         memory: bytes that one batch of networks may allocate.

@@ -84,7 +84,7 @@ def sweep(
         values: (A,) increasing values of the swept quantity.
         noise: fraction of wrong labels; ignored if the noise is swept.
         n_seeds: S, number of curves.
-        seed: seed of all random draws.
+        seed: seed of all random draws; the same seed, versions and thread count give equal results.
         recipe: optimizer, schedule, batch size, loss and number of steps; if the steps are swept, the last value is used.
         options: networks, training set, threshold and metric, see :class:`SweepOptions`.
         execution: output directory, executor, dtype, device and memory, see :class:`Execution`.
