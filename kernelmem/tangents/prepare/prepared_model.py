@@ -1,12 +1,11 @@
 """Prepared models: a private copy with the selected parameters, its outputs, and the checks of both."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from kernelmem.core.batches import Batch, Forward, Rows, input_hint, named_leaves
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
@@ -20,6 +19,7 @@ from kernelmem.core.models import (
     replace_complex_parameters,
 )
 from kernelmem.tangents.prepare.evaluation_mode import check_eval_mode
+from kernelmem.tangents.prepare.graph import graph_leaves
 
 ROWS_PER_CHECK = 64  # examples of a pass that looks for parameters on the graph
 
@@ -236,20 +236,3 @@ def _check_dependence(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> N
         expected="outputs that can be differentiated with respect to the parameters",
         hint="check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
     )
-
-
-def graph_leaves(tensor: Tensor, stops: Collection[Node] = ()) -> list[Tensor]:
-    """Return the leaves of the autograd graph of ``tensor``; the search does not pass the nodes ``stops``."""
-    leaves = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
-    visited: set[Node] = set(stops)
-    stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
-    while stack:
-        node = stack.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.append(variable)
-        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return leaves
