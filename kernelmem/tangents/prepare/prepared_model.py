@@ -35,6 +35,7 @@ class PreparedModel:
     device: torch.device
     n_outputs: int = 0
     differentiates: bool = False  # whether the forward pass itself needs gradients (forces, differential equations)
+    unused: tuple[str, ...] = ()  # selected parameters on which the outputs of the first rows do not depend
 
     def outputs(self, batch: Batch, n: int) -> Tensor:
         """Run the model on a batch of n rows and check that the result is (n, C).
@@ -126,8 +127,7 @@ def prepare(
             stack.enter_context(refuse_detached_segments())
         outputs, differentiates = _probe_outputs(prepared, rows)
     prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=differentiates)
-    _check_dependence(prepared, outputs, rows)
-    return prepared
+    return replace(prepared, unused=_unused_parameters(prepared, outputs, rows))
 
 
 def _select_parameters(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -210,29 +210,28 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
     return first, detector.found
 
 
-def _check_dependence(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> None:
-    """Check that the outputs on some row depend on a selected parameter, as far as the graph of autograd tells.
-
-    ``outputs`` are those of the first rows; the other rows are run only if these depend on no selected parameter.
+def _unused_parameters(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> tuple[str, ...]:
+    """Return the selected parameters that are not on the autograd graph of ``outputs``, those of the first rows.
 
     Raises:
-        UnsupportedModelError: no output depends on them (no_grad, detach, argmax or rounding in the forward pass).
+        UnsupportedModelError: no output of any row depends on any of them (no_grad, detach or argmax in the forward pass).
     """
-    parameter_ids = {id(parameter) for parameter in prepared.parameters.values()}
 
-    def depends(outputs: Tensor) -> bool:
-        return any(id(leaf) in parameter_ids for leaf in graph_leaves(outputs))
+    def unused(outputs: Tensor) -> tuple[str, ...]:
+        used_ids = {id(leaf) for leaf in graph_leaves(outputs)}
+        return tuple(name for name, parameter in prepared.parameters.items() if id(parameter) not in used_ids)
 
-    if depends(outputs):
-        return
+    unused_names = unused(outputs)
+    if len(unused_names) < len(prepared.parameters):
+        return unused_names
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     for start in range(0, rows.n, ROWS_PER_CHECK):
         stop = min(start + ROWS_PER_CHECK, rows.n)
         with torch.enable_grad():
-            if depends(prepared.outputs(rows.slice(start, stop), stop - start)):
-                return
+            if len(unused(prepared.outputs(rows.slice(start, stop), stop - start))) < len(unused_names):
+                return unused_names
     raise UnsupportedModelError(
-        f"a model whose outputs depend on none of its {len(parameter_ids)} selected parameters, on {rows.n} rows",
+        f"a model whose outputs depend on none of its {len(unused_names)} selected parameters, on {rows.n} rows",
         expected="outputs that can be differentiated with respect to the parameters",
         hint="check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
     )

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError, VerificationError
-from kernelmem.kernels.ntk import ntk
+from kernelmem.kernels.ntk import ntk, ntk_plan
 from kernelmem.kernels.operator import ntk_operator
 from kernelmem.tangents.sketch import tangent_features
 from kernelmem.testing.closeness import assert_close
@@ -375,6 +375,13 @@ def test_an_expert_that_only_later_rows_use():
     kernel = ntk(model, x, parameters=names)
     assert not kernel[:3].any()
     assert_close(kernel[3:, 3:], ntk(model.layers[0], x[3:]), 1e-12, float(kernel.max()))
+
+
+def test_a_plan_names_parameters_that_the_outputs_do_not_use():
+    model = Runs(lambda layers, x: layers[1](torch.tanh(layers[0](x)).detach()), *network()[::2]).double()
+    assert ntk_plan(model, rows()).unused == ("layers.0.weight", "layers.0.bias")
+    assert "not used by the outputs of the first rows: layers.0.weight, layers.0.bias" in str(ntk_plan(model, rows()))
+    assert "not used" not in str(ntk_plan(network(), rows().float()))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "junk", "meta", 3.5])
