@@ -360,7 +360,7 @@ def _supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: li
     except Exception:  # vmap and jacrev raise many types, also from the user's module
         return False
     expected = _squared_norms_of_row(prepared, rows.slice(0, 1))
-    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
+    tolerance = prepared.tolerance(1e-3, 1e-9)
     return bool((squares - expected).norm() <= tolerance * expected.norm())
 
 

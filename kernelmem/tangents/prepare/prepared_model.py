@@ -11,7 +11,7 @@ from kernelmem.core.batches import Batch, Forward, Rows, input_hint, named_leave
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
 from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError
 from kernelmem.core.models import (
-    DerivativeDetector,
+    PassObserver,
     ignored_autocast,
     plain_execution,
     private_copy,
@@ -35,6 +35,7 @@ class PreparedModel:
     device: torch.device
     n_outputs: int = 0
     differentiates: bool = False  # whether the forward pass itself needs gradients (forces, differential equations)
+    precision: torch.dtype = torch.float64  # the narrowest in which it computes, as far as the parameters matter
     unused: tuple[str, ...] = ()  # selected parameters on which the outputs of the first rows do not depend
 
     def outputs(self, batch: Batch, n: int) -> Tensor:
@@ -73,6 +74,20 @@ class PreparedModel:
                 hint="check these rows and the weights (a diverged run?)",
             )
         return result if needs_gradients or not self.differentiates else result.detach()
+
+    def tolerance(self, in_float32: float, in_float64: float) -> float:
+        """Return the relative difference that rounding explains, by the precision in which the model computes.
+
+        Raises:
+            UnsupportedModelError: parts of the model compute in half precision.
+        """
+        if self.precision not in (torch.float32, torch.float64):
+            raise UnsupportedModelError(
+                f"a model that computes in {self.precision} inside".replace("torch.", ""),
+                expected="float32 or float64: tangents in half precision cannot be compared with their definition",
+                hint="remove .half() and .bfloat16() from the forward pass, or pass verify=False to km.ntk",
+            )
+        return in_float32 if torch.float32 in (self.precision, self.dtype) else in_float64
 
     @property
     def n_parameters(self) -> int:
@@ -125,9 +140,9 @@ def prepare(
     with ExitStack() as stack:
         if names is None:  # otherwise the inputs of a segment may depend on parameters that are not selected
             stack.enter_context(refuse_detached_segments())
-        outputs, differentiates = _probe_outputs(prepared, rows)
-    prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=differentiates)
-    return replace(prepared, unused=_unused_parameters(prepared, outputs, rows))
+        outputs, observer = _probe_outputs(prepared, rows)
+    prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=observer.differentiates)
+    return replace(prepared, precision=observer.precision or dtype, unused=_unused_parameters(prepared, outputs, rows))
 
 
 def _select_parameters(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -176,10 +191,10 @@ def check_rows(prepared: PreparedModel, rows: Rows) -> None:
         )
 
 
-def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
+def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, PassObserver]:
     """Run the model twice on the first two rows (the only one twice), and compare the outputs.
 
-    Returns the outputs (2, C) with their graph, and whether the forward pass itself computes derivatives.
+    Returns the outputs (2, C) with their graph, and what was observed of the forward pass.
 
     Raises:
         InputError: the model does not accept the rows. UnsupportedModelError: the two runs differ.
@@ -187,7 +202,7 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take([0, min(1, rows.n - 1)])
     ignored_autocast()
     try:
-        with torch.enable_grad(), DerivativeDetector() as detector:
+        with torch.enable_grad(), PassObserver() as observer:
             first = prepared.outputs(batch, 2)
             second = prepared.outputs(batch, 2)
     except KernelmemError:
@@ -207,7 +222,7 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
             expected="a deterministic model",
             hint="call model.eval(), and remove functional dropout or sampling from its forward pass",
         )
-    return first, detector.found
+    return first, observer
 
 
 def _unused_parameters(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> tuple[str, ...]:

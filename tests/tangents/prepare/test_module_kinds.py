@@ -348,6 +348,30 @@ def test_refusals_give_the_reason(kind):
             compute(model, rows())
 
 
+class Converts(nn.Module):
+    """Normalizes in another dtype, as the RMSNorm of Llama does in float32."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.inner, self.out, self.dtype = nn.Linear(4, 4), nn.Linear(4, 2), dtype
+
+    def forward(self, x):
+        h = self.inner(x)
+        normalized = h.to(self.dtype) * torch.rsqrt(h.to(self.dtype).square().mean(1, keepdim=True) + 1e-6)
+        return self.out(normalized.to(h.dtype))
+
+
+def test_models_that_compute_in_float32_are_as_accurate_as_that():
+    model, x = Converts(torch.float32).double(), rows()
+    tolerance = summing(4, 4, 4, dtype=torch.float32)
+    assert_all_agree(model, x, tolerance)
+
+
+def test_models_that_compute_in_half_precision_are_refused_by_name():
+    with pytest.raises(UnsupportedModelError, match="computes in bfloat16 inside"):
+        ntk(Converts(torch.bfloat16), rows().float())
+
+
 def test_autocast_that_the_forward_pass_needs_is_named():
     def run(layers, x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
