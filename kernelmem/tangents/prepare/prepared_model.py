@@ -248,5 +248,7 @@ def _unused_parameters(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> 
     raise UnsupportedModelError(
         f"a model whose outputs depend on none of its {len(unused_names)} selected parameters, on {rows.n} rows",
         expected="outputs that can be differentiated with respect to the parameters",
-        hint="check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
+        hint="use the model argument in forward=lambda model, batch: ... (a copy of your module is analyzed)"
+        if graph_leaves(outputs)
+        else "check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
     )

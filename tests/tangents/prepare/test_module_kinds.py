@@ -372,6 +372,12 @@ def test_models_that_compute_in_half_precision_are_refused_by_name():
         ntk(Converts(torch.bfloat16), rows().float())
 
 
+def test_a_forward_function_that_runs_the_callers_module():
+    model = network().double()
+    with pytest.raises(UnsupportedModelError, match="use the model argument in forward="):
+        ntk(model, rows(), forward=lambda copy, batch: model(batch))
+
+
 def test_autocast_that_the_forward_pass_needs_is_named():
     def run(layers, x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
