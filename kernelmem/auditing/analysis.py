@@ -12,6 +12,8 @@ from kernelmem.kernel_machines.equivalence.fidelity import centered, fidelity, m
 from kernelmem.kernel_machines.model_selection.leave_one_out import LeaveOneOut, leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
 
+ROUNDING = 1e-7  # of a regression in float64 with a condition number of up to 1e8
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -63,8 +65,9 @@ def analyze(
     surrogate_test_outputs = surrogate.predict(test_kernel)
     label_test_outputs = label_regression.predict(test_kernel)
     network_fidelity = fidelity(surrogate_test_outputs, test_outputs)
-    network_memorization = margin(network_targets, y_train) - margin(surrogate.predictions, y_train)
-    null_memorization = margin(centered(test_outputs), y_test) - margin(surrogate_test_outputs, y_test)
+    scale = float(torch.cat([network_targets, test_outputs]).abs().max())
+    network_memorization = _margin_difference(network_targets, surrogate.predictions, y_train, scale)
+    null_memorization = _margin_difference(centered(test_outputs), surrogate_test_outputs, y_test, scale)
     return Analysis(
         KernelFidelity(
             agreement=network_fidelity.agreement,
@@ -82,6 +85,16 @@ def analyze(
         _memorization_statistics(label_regression, network_memorization, null_memorization, unseen),
         label_regression,
     )
+
+
+def _margin_difference(network: Tensor, surrogate: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Return the margin of the network minus that of the surrogate, (n,), for outputs (n, C) and labels (n,).
+
+    Differences within the rounding of the regression, relative to the largest output ``scale``, are 0: a network that is
+    linear in its parameters is its own surrogate, and the signs of rounding errors are no finding.
+    """
+    difference = margin(network, labels) - margin(surrogate, labels)
+    return torch.where(difference.abs() <= ROUNDING * scale, 0.0, difference)
 
 
 def _memorization_statistics(

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from kernelmem.auditing.fingerprint import data_identity, find_duplicates, model
 from kernelmem.auditing.result import REPORT, Audit, write_report
 from kernelmem.auditing.verdict import verdict
 from kernelmem.core.atomic_files import check_directory
-from kernelmem.core.batches import Batch, Forward, Rows, Tree, as_labeled_rows, as_rows, as_structured_rows
+from kernelmem.core.batches import Batch, Forward, Rows, as_labeled_rows, as_rows, as_structured_rows
 from kernelmem.core.checks import (
     ArrayLike,
     as_count,
@@ -31,14 +31,14 @@ from kernelmem.core.checks import (
     renumbering_hint,
     seed_sequence,
 )
-from kernelmem.core.errors import InputError
+from kernelmem.core.errors import InputError, printable
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.detection import detect
 from kernelmem.tangents.prepare import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
-from kernelmem.training.losses import class_outputs
+from kernelmem.training.losses import class_forward
 from kernelmem.version import __version__
 
 LabeledRows: TypeAlias = tuple[Batch, ArrayLike] | Dataset[Any] | DataLoader[Any]
@@ -147,6 +147,7 @@ def audit(
     """
     check_model(model)
     check_instance(options, "options", AuditOptions)
+    options = _printable_options(options)
     inputs, data = _read_data(train, test, flipped, options)
     seeds = seed_sequence(seed, ["permutations"])
     if out is not None:
@@ -161,7 +162,7 @@ def audit(
             hint="hold out rows before training; without them there is no null control",
         )
 
-    forward = _class_forward(forward) if (options.n_classes or data.n_classes) == 2 else forward
+    forward = class_forward(forward) if (options.n_classes or data.n_classes) == 2 else forward
     module, train_outputs, test_outputs = _copy_and_outputs(model, inputs, data, forward, options.n_classes)
     report_stage(0, N_STAGES)
     show_bar = False if callable(progress) else progress  # a function counts stages only
@@ -213,6 +214,12 @@ def audit(
     return result
 
 
+def _printable_options(options: AuditOptions) -> AuditOptions:
+    """Return the options with texts that can be written as UTF-8 and that a page shows in their own order."""
+    texts = {name: getattr(options, name) for name in ("name", "model_name", "training", "reproduce")}
+    return replace(options, **{name: None if text is None else printable(text) for name, text in texts.items()})
+
+
 def _read_data(
     train: LabeledRows, test: LabeledRows, flipped: ArrayLike | None, options: AuditOptions
 ) -> tuple[tuple[Rows, Rows], LabeledData]:
@@ -236,16 +243,6 @@ def _read_data(
         x_train if isinstance(x_train, Rows) else as_rows(data.x_train, "x_train"),
         x_test if isinstance(x_test, Rows) else as_rows(data.x_test, "x_test"),
     ), data
-
-
-def _class_forward(forward: Forward | None) -> Forward:
-    """Return the function (model, batch) -> outputs (n, 2) of a model with two classes, which may have one logit."""
-
-    def two_outputs(model: nn.Module, batch: Tree) -> Tensor:
-        outputs = model(batch) if forward is None else forward(model, batch)
-        return class_outputs(outputs) if isinstance(outputs, Tensor) else outputs
-
-    return two_outputs
 
 
 def _class_count_hint(data: LabeledData, C: int) -> str:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from kernelmem.auditing.document import DataIdentity, ModelIdentity
 from kernelmem.core.atomic_files import array_sha256
+from kernelmem.core.errors import printable
 from kernelmem.core.weight_files import weights_sha256
 from kernelmem.training.datasets import LabeledData
 
@@ -68,12 +69,12 @@ def model_identity(
     the network is used.
     """
     layers = [
-        f"{name or type(module).__name__}: {module}".splitlines()[0]
+        printable(f"{name or type(module).__name__}: {module}".splitlines()[0])
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]
     return ModelIdentity(
-        name=name or type(model).__name__,
+        name=name or printable(type(model).__name__),
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         train_accuracy=train_accuracy,
         test_accuracy=test_accuracy,

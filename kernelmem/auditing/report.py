@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kernelmem.auditing import figures
 from kernelmem.auditing.document import AuditDocument, Example
 from kernelmem.auditing.thumbnails import PREFIX
-from kernelmem.core.errors import InputError
+from kernelmem.core.errors import InputError, printable
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
@@ -53,6 +53,7 @@ def render(document: AuditDocument) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # not the drawings, which are Markup
     )
     environment.filters.update(
         count=format_count,

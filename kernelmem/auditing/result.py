@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kernelmem.auditing.document import AuditDocument, read_document, unreadable, write_document
 from kernelmem.core.atomic_files import file_sha256, write_files
-from kernelmem.core.errors import FileCorruptError
+from kernelmem.core.errors import FileCorruptError, printable
 from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes
 from kernelmem.core.result_files import Result, check_consistent
 
@@ -123,7 +123,7 @@ class Audit(Result):
                 f"  {example.network_memorization:>+15.2f}  {example.label_memorization:>+10.2f}"
                 for example in document.examples[:EXAMPLES_PRINTED]
             ]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def write_report(result: Audit, directory: str | Path, files: Mapping[str, bytes]) -> Path:

@@ -1,6 +1,7 @@
 """``kernelmem audit``: train or load a network, audit it, write the report."""
 
 import io
+import os
 import shlex
 import sys
 import time
@@ -69,6 +70,7 @@ class AuditCommand:
         from kernelmem.cli.options import as_device
         from kernelmem.core.atomic_files import check_directory
         from kernelmem.core.checks import seed_sequence
+        from kernelmem.core.errors import printable
         from kernelmem.core.weight_files import weights_bytes
         from kernelmem.label_noise.corrupt import corrupt_labels
         from kernelmem.training.datasets import digits, read_npz
@@ -111,7 +113,7 @@ class AuditCommand:
         if self.json:
             print(result.to_json(), end="")
         else:
-            print(f"\n{result}\n\n  report            {(self.out / 'audit.html').resolve()}")
+            print(f"\n{result}\n\n  report            {printable(str((self.out / 'audit.html').resolve()))}")
 
     def _flip_rate(self) -> float:
         """Return the share of training labels to flip, in accordance with --noise and the other options.
@@ -144,7 +146,7 @@ class AuditCommand:
         import torch
 
         from kernelmem.cli.model_factory import build_model
-        from kernelmem.core.errors import InputError
+        from kernelmem.core.errors import InputError, printable
         from kernelmem.core.weight_files import fit_weights, load_weights
         from kernelmem.training.classifier import train_classifier
         from kernelmem.training.mlp import standardized_mlp
@@ -160,7 +162,7 @@ class AuditCommand:
         self._check_model(model, data)
         if self.weights is not None:
             fit_weights(model, load_weights(self.weights), f"weights file {self.weights}")
-            return model.to(device), f"trained elsewhere, weights from {self.weights.name}"
+            return model.to(device), f"trained elsewhere, weights from {printable(self.weights.name)}"
         if self.epochs < 1:
             raise InputError(f"--epochs {self.epochs}", expected="at least 1", hint="pass --epochs 80")
         started = time.perf_counter()
@@ -212,9 +214,12 @@ class AuditCommand:
         from kernelmem.core.batches import as_rows
         from kernelmem.core.errors import InputError, KernelmemError
         from kernelmem.tangents.prepare import prepare
+        from kernelmem.training.losses import class_forward
 
         try:
-            n_outputs = prepare(model, as_rows(data.x_train, "x_train"), dtype=torch.float64, evaluation=True).n_outputs
+            forward = class_forward() if data.n_classes == 2 else None  # which may have one logit
+            rows = as_rows(data.x_train, "x_train")
+            n_outputs = prepare(model, rows, forward=forward, dtype=torch.float64, evaluation=True).n_outputs
         except KernelmemError:
             raise
         except Exception as error:  # the user's forward may raise anything
@@ -231,13 +236,30 @@ class AuditCommand:
             )
 
     def _command_line(self) -> str:
-        """Return the command line that produces this report again."""
+        """Return the command line that produces this report again, with file names instead of paths.
+
+        The directories of the user's files are not part of the report.
+        """
         words = ["kernelmem", "audit"]
         for option in ("data", "model", "weights", "noise", "noise_kind", "epochs", "seed"):
             value, default = getattr(self, option), getattr(type(self), option)
             if value != default or option == "seed":
-                words += ["--" + option.replace("_", "-"), shlex.quote(str(value))]
+                word = _shell_word(value.name if isinstance(value, Path) else str(value))
+                words += ["--" + option.replace("_", "-"), word]
         return " ".join(words)
+
+
+def _shell_word(text: str) -> str:
+    """Return ``text`` quoted for the shell; characters that are not printable are written as the escapes of ``$'...'``."""
+    from kernelmem.core.errors import printable
+
+    if printable(text) == text:
+        return shlex.quote(text)
+    quoted = "".join(
+        chr(byte) if chr(byte).isascii() and chr(byte).isprintable() and byte not in b"'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(text)
+    )
+    return f"$'{quoted}'"
 
 
 def _npz_bytes(**arrays: "torch.Tensor | None") -> bytes:

@@ -62,6 +62,7 @@ class DescentCommand:
 
     def _run_kinds(self, kinds: Sequence[str], base_directory: Path, workers: int) -> None:
         """Run the experiments one after the other, and print their summaries."""
+        from kernelmem.core.errors import printable
         from kernelmem.double_descent.presets.digits import preset, run_phase_diagram, run_prediction, run_preset
         from kernelmem.double_descent.sweeps.options import Execution
 
@@ -76,7 +77,7 @@ class DescentCommand:
                 else:
                     result = run_preset(preset(cast("Kind", kind), self.preset), seed=self.seed, execution=execution)
                 print(result)
-                print(f"results in {directory}\n", flush=True)
+                print(f"results in {printable(str(directory))}\n", flush=True)
 
 
 def _kept_files(directory: Path) -> str:

@@ -1,5 +1,6 @@
 """Entry point: parse the command line, run the command, turn errors into exit codes."""
 
+import io
 import signal
 import sys
 import threading
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"kernelmem {__version__}")
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every name of a file can be printed in every encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     command = tyro.extras.subcommand_cli_from_dict(
         {"audit": AuditCommand, "ntk": NtkCommand, "ledger": LedgerCommand, "descent": DescentCommand},
         prog="kernelmem",
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: AuditCommand | NtkCommand | LedgerCommand | DescentCommand) -> int:
     """Run a command, print its error, and return the exit code."""
-    from kernelmem.core.errors import KernelmemError  # here, because it imports torch, and --help does not need it
+    from kernelmem.core.errors import KernelmemError, printable  # here: --help needs no torch
 
     try:
         command.run()
@@ -57,7 +60,7 @@ def _run(command: AuditCommand | NtkCommand | LedgerCommand | DescentCommand) ->
             print(f"  {label + ':':<10}{text}", file=sys.stderr)
         return 2
     except OSError as error:  # disk full, no permission: the error names the file, a traceback would not help
-        print(f"kernelmem: {error}", file=sys.stderr)
+        print(f"kernelmem: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -11,7 +11,7 @@ from kernelmem.core.errors import InputError
 
 
 def build_model(name: str, **arguments: object) -> nn.Module:
-    """Import ``package.module:factory`` (the working directory is searched too) and call it.
+    """Import ``package.module:factory`` and call it; the working directory is searched last, so that it hides no package.
 
     The factory receives only those ``arguments`` that are parameters of its signature.
 
@@ -25,14 +25,17 @@ def build_model(name: str, **arguments: object) -> nn.Module:
             f"--model {name}", expected="package.module:factory", hint="pass for example --model mynets:make_model"
         )
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
+        factory = getattr(module, attribute, None)
+        if factory is None:
+            raise AttributeError(f"no attribute {attribute} in {getattr(module, '__file__', module_name)}")
     except (Exception, SystemExit) as error:  # the user's code may raise anything, SyntaxError among them
         raise InputError(
             f"--model {name} ({type(error).__name__}: {error})",
             expected="an importable module with that attribute",
-            hint="run from the directory of the module, or install it",
+            hint="run from the directory of the module, or install it; a module of another name if that one is installed",
         ) from error
     try:
         accepted_parameters = inspect.signature(factory).parameters

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kernelmem.core.batches import check_outputs
+from kernelmem.core.batches import Forward, Tree, check_outputs
 from kernelmem.core.checks import check_callable, describe
 from kernelmem.core.errors import InputError
 from kernelmem.training.loss_modules import CLASS_LOSSES, in_dtype, module_from_name, module_name
@@ -34,6 +34,19 @@ def class_outputs(outputs: Tensor) -> Tensor:
         logit = outputs.reshape(-1, 1)
         return F.pad(logit, (1, 0))
     return outputs
+
+
+def class_forward(forward: Forward | None = None) -> Forward:
+    """Return the function (model, batch) -> outputs (n, 2) of a model of two classes, which may have one logit.
+
+    ``forward`` maps (model, batch) to the outputs of the model; None: ``model(batch)``.
+    """
+
+    def two_outputs(model: nn.Module, batch: Tree) -> Tensor:
+        outputs = model(batch) if forward is None else forward(model, batch)
+        return class_outputs(outputs) if isinstance(outputs, Tensor) else outputs
+
+    return two_outputs
 
 
 def per_example_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
@@ -97,7 +110,7 @@ def as_loss(loss: Loss) -> Loss:
     if callable(loss):
         name = module_name(loss)
         if name is None:
-            check_callable(loss, "loss", ("outputs", "targets"), modules=True)
+            check_callable(loss, "loss", ("outputs", "targets"))
         return name or loss
     if not isinstance(loss, str) or (loss not in LOSSES and module_from_name(loss) is None):
         raise InputError(

@@ -341,6 +341,17 @@ def test_one_logit_counts_as_two_outputs(binary):
         assert document.fidelity == documents[0].fidelity
 
 
+def test_rounding_errors_of_a_network_that_is_its_own_surrogate_are_no_finding(binary):
+    _, (x, y), test = binary
+    for outputs in (1, 2):
+        model = nn.Linear(5, outputs)
+        train_classifier(model, x, y, epochs=5, seed=0)
+        document = km.audit(model, (x, y), test).document
+        assert document.fidelity.agreement == 1
+        assert document.verdict.status == "nothing-found"
+        assert set(document.memorization.network_memorization) == set(document.memorization.null) == {0.0}
+
+
 def test_datasets_loaders_and_dicts_are_read(binary):
     model, (x, y), (x_test, y_test) = binary
     arrays = km.audit(model, (x, y), (x_test, y_test)).document
@@ -384,6 +395,6 @@ def test_weights_that_give_nan_are_refused(trained, tmp_path):
     with torch.no_grad():
         model[1].weight.fill_(3e38)
         model[3].weight.fill_(torch.inf)
-    with pytest.raises(km.NumericalError, match="outputs"):
+    with pytest.raises(km.InputError, match="outputs"):
         km.audit(model, train, test, out=tmp_path / "o")
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from PIL import Image
 from kernelmem.auditing import figures
 from kernelmem.auditing.figures import distribution_figure
 from kernelmem.auditing.report import render
+from kernelmem.auditing.result import Audit
 from kernelmem.core.errors import InputError
 from kernelmem.plotting.style import style
 from tests.profiles import examples
@@ -327,3 +328,20 @@ def test_a_browser_shows_it_light_and_dark(report, tmp_path):
     assert np.median(dark) < 60
     assert light.std() > 10
     assert dark.std() > 10
+
+
+def test_names_cannot_reorder_the_page_or_the_terminal(make_document):
+    bidi = "\N{RIGHT-TO-LEFT OVERRIDE}exe.gnp\x1b[2J"
+    document = make_document("bare")
+    document = replace(
+        document,
+        data=replace(document.data, name=bidi),
+        model=replace(document.model, name=bidi, layers=(bidi,), training=bidi),
+        verdict=replace(document.verdict, headline=bidi, detail=bidi, limits=(bidi,)),
+        reproduce=bidi,
+        versions={bidi: bidi},
+    )
+    for text in (render(document), str(Audit(document))):
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in text
+        assert "\x1b" not in text
+        assert "\\u202eexe.gnp" in text

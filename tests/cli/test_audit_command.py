@@ -1,6 +1,7 @@
 """``kernelmem audit`` as a person types it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -223,3 +224,86 @@ def test_module_is_a_module(place):
     from kernelmem.cli.model_factory import build_model
 
     assert isinstance(build_model("my_nets:make", n_classes=4, input_shape=(6,)), nn.Module)
+
+
+NAMES = [b"not-utf8-\xff\xfe.npz", "\u202egnp.npz".encode(), b"it's $HOME.npz", b"a \\x41.npz"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_file_and_of_a_directory(place, capfd, name):
+    data = os.fsdecode(name)
+    (place / "secret").mkdir()
+    (place / "data.npz").rename(place / "secret" / data)
+    out = "out-" + name.decode(errors="replace")
+    assert main(["audit", "--data", f"secret/{data}", "--epochs", "1", "--out", out, "--seed", "3"]) == 0
+    printed = capfd.readouterr().out
+    content = (place / out / "audit.json").read_text(encoding="utf-8")
+    page = (place / out / "audit.html").read_text(encoding="utf-8")
+    for text in (printed, content, page):
+        assert "\u202e" not in text
+        assert "secret/" not in text.split("  report  ")[0]
+    # The command of the report is that of the file, whatever its name
+    command = json.loads(content)["reproduce"]
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True).stdout.split(
+        b"\0"
+    )
+    assert words[words.index(b"--data") + 1] == name
+    assert main(["audit", "--data", f"{data}.absent", "--out", out]) == 2
+    assert "\u202e" not in capfd.readouterr().err
+
+
+def test_the_working_directory_hides_no_module(place, monkeypatch):
+    (place / "colorsys.py").write_text("raise RuntimeError('hidden')")
+    sys.modules.pop("colorsys", None)
+    path = list(sys.path)
+    assert main(["audit", "--data", "data.npz", "--model", "my_nets:make", "--epochs", "1", "--out", "o"]) == 0
+    import colorsys
+
+    assert "hidden" not in (colorsys.__doc__ or "")
+    assert sys.path[: len(path)] == path
+
+
+def test_a_module_that_is_another_one_is_named(place, capsys):
+    (place / "colorsys.py").write_text(FACTORY)
+    assert main(["audit", "--data", "data.npz", "--model", "colorsys:make", "--epochs", "1", "--out", "o"]) == 2
+    assert "lib" in capsys.readouterr().err  # the path of the installed one
+
+
+def test_one_logit_of_two_classes_is_trained_and_audited(place):
+    arrays = dict(np.load("data.npz"))
+    np.savez("two.npz", **arrays | {name: np.minimum(arrays[name], 1)[:, None] for name in ("y_train", "y_test")})
+    (place / "my_nets.py").write_text(
+        FACTORY + "def logit():\n    return nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))\n"
+    )
+    for factory in ("my_nets:logit", "my_nets:make"):
+        assert main(["audit", "--data", "two.npz", "--model", factory, "--epochs", "400", "--out", "o"]) == 0
+        content = json.loads((place / "o/audit.json").read_text())
+        assert content["data"]["n_classes"] == 2
+        assert content["model"]["train_accuracy"] > 0.6
+
+
+def test_an_older_report_leaves_no_labels_and_no_weights(place):
+    assert (
+        main(
+            ["audit", "--data", "data.npz", "--model", "my_nets:make", "--noise", "0.2", "--epochs", "2", "--out", "o"]
+        )
+        == 0
+    )
+    assert (place / "o/labels.npz").exists()
+    weights = (place / "o/weights.safetensors").read_bytes()
+    again = [
+        "audit",
+        "--data",
+        "data.npz",
+        "--model",
+        "my_nets:make",
+        "--weights",
+        "o/weights.safetensors",
+        "--out",
+        "o",
+    ]
+    assert main(again) == 0
+    assert sorted(path.name for path in (place / "o").iterdir()) == ["audit.html", "audit.json", "weights.safetensors"]
+    assert (place / "o/weights.safetensors").read_bytes() == weights
+    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == 0
+    assert (place / "o/weights.safetensors").read_bytes() != weights

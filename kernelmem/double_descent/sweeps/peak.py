@@ -6,9 +6,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from kernelmem.core.checks import ArrayLike, as_tensor, as_text
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
@@ -146,7 +145,7 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
     >>> result.axis_value, result.rise, round(result.fall, 3)
     (1.0, 0.0, 0.2)
     """
-    values, metric = as_tensor(curves, "curves", dtype=torch.float64).cpu().numpy(), as_text(metric, "metric")
+    values = as_tensor(curves, "curves").double().cpu().numpy()
     if values.ndim != 2 or values.shape[0] < MIN_SEEDS or values.shape[1] == 0:
         raise InputError(
             f"curves of shape {values.shape}",
@@ -154,9 +153,7 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
             hint="run more seeds",
         )
     S, A = values.shape
-    axis_values = (
-        np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis", dtype=torch.float64).cpu().numpy()
-    )
+    axis_values = np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis").double().cpu().numpy()
     if axis_values.shape != (A,):
         raise InputError(
             f"axis of shape {axis_values.shape}",
