@@ -16,12 +16,12 @@ recorder distinguishes tensors that depend on the data from tensors that depend 
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from kernelmem.core.batches import Batch
 from kernelmem.core.errors import UnsupportedModelError
@@ -41,6 +41,7 @@ class Capture:
     uses: tuple[ParameterUse, ...]
     uncovered: frozenset[str]
     n: int
+    obstacles: Mapping[str, str] = field(default_factory=dict)  # uncovered parameter -> the call that no rule covers
 
 
 def capture(
@@ -71,7 +72,7 @@ def capture(
         if batch_axis is not None and batch_axis.fits(use.output_shape, n):
             use.batch_axis, use.located = batch_axis, True
     uncovered = frozenset(operation_recorder.source_names(outputs)) - dense
-    return Capture(outputs, tuple(operation_recorder.uses), uncovered, n)
+    return Capture(outputs, tuple(operation_recorder.uses), uncovered, n, operation_recorder.obstacles)
 
 
 class OperationRecorder(TorchFunctionMode):
@@ -95,6 +96,7 @@ class OperationRecorder(TorchFunctionMode):
         self.data_tensors: dict[int, weakref.ref] = {}
         self.aliases: set[Node] = set()  # where parameters enter recorded operations
         self.known_leaves = {id(parameter): name for name, parameter in parameters.items()}
+        self.obstacles: dict[str, str] = {}  # parameter that a call without a rule leaves on the graph -> that call
         self.kept_leaves: list[Tensor] = []  # leaves other than parameters, kept alive so that their ids stay theirs
 
     def mark_as_data(self, tree: object) -> None:
@@ -131,6 +133,7 @@ class OperationRecorder(TorchFunctionMode):
         if self.depends_on_data((args, kwargs)):
             self.mark_as_data(output)
             self._keep_data_leaves(args)
+            self._note_obstacle(func, (args, kwargs), output)
         return output
 
     def run(
@@ -216,6 +219,20 @@ class OperationRecorder(TorchFunctionMode):
         self.mark_as_data(output)
         with self:
             return call.then(output)
+
+    def _note_obstacle(self, func: Function, arguments: tuple, output: object) -> None:
+        """Keep the name of a call that leaves a parameter on the graph, where it meets the data."""
+        if not torch.is_grad_enabled():
+            return
+        weights = [tensor for tensor in tensors_in(arguments) if self.is_weight(tensor) and not is_transformed(tensor)]
+        names = {name for tensor in weights for name in self.source_names(tensor)} - self.dense - set(self.obstacles)
+        if names:
+            outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+            names &= {name for tensor in outputs for name in self.source_names(tensor)}
+            label = resolve_name(func) or getattr(func, "__name__", str(func))
+            has_rule = func in self.rules
+            text = f"this form of {label} has no rule" if has_rule else f"no rule for {label}"
+            self.obstacles |= dict.fromkeys(names, text)
 
     def _alias(self, value: Tensor | None) -> Tensor:
         """Return a view of a parameter, or of a tensor computed from parameters, at which :meth:`source_names` stops."""

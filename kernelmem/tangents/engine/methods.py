@@ -22,7 +22,7 @@ class GroupCost:
     method: str
     operations: float  # multiplications and additions for the whole kernel, products and Gram matrices
     numbers_per_row: int  # numbers kept per row and direction
-    alternative: str = ""  # the other method, with its GFLOP
+    alternative: str = ""  # the other method, with its GFLOP; of a dense parameter, why no rule covers it
 
 
 def direction_pairs(directions: OutputDirections) -> int:

@@ -127,8 +127,11 @@ def make_plan(
         costs.append(cost)
         groups.append(planned_group)
     if survey.dense:
-        n_dense = sum(prepared.parameters[name].numel() for name in survey.dense)
-        costs.append(GroupCost(survey.dense, "dense", 2 * pairs * n_dense * direction_pairs(directions), n_dense))
+        for obstacle in dict.fromkeys(survey.obstacles[name] for name in survey.dense):
+            names = tuple(name for name in survey.dense if survey.obstacles[name] == obstacle)
+            n_dense = sum(prepared.parameters[name].numel() for name in names)
+            operations = 2 * pairs * n_dense * direction_pairs(directions)
+            costs.append(GroupCost(names, "dense", operations, n_dense, obstacle))
     sweeps = directions.k
     is_compressed = (
         directions.outputs == "trace" and not survey.dense and any(isinstance(g, ReadoutGroup) for g in groups)

@@ -1,7 +1,7 @@
 """Survey of a model: how each parameter is used, from probes of two and three rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Survey:
     ]  # use -> numbers per row in its input, and in its output if output gradients are kept
     saved: int  # numbers per row that the graph of a forward pass keeps
     readout: Readout | None
+    obstacles: dict[str, str] = field(default_factory=dict)  # dense parameter -> why no rule covers it
 
 
 def survey(
@@ -59,6 +60,7 @@ def survey(
     """
     skip: set[UseKey] = set()
     located_names, dense_names = set(located), set(dense)
+    obstacles = dict.fromkeys(dense, "its tangents differ from autograd's gradient")
     while True:
         probes, saved_numbers = [], []
         for size in PROBE_SIZES:
@@ -72,6 +74,8 @@ def survey(
             skip |= unsupported
             continue
         uncovered = set().union(*(probe.uncovered for probe in probes))
+        for probe in probes:
+            obstacles |= {name: text for name, text in probe.obstacles.items() if name in uncovered - dense_names}
         dense_with_shared = _with_shared_sources(dense_names | uncovered, probes[1].uses)
         if dense_with_shared - dense_names:
             dense_names |= dense_with_shared
@@ -81,6 +85,7 @@ def survey(
         wrong_names = _wrong_names(prepared, probes, groups, dense_names) if certify else set()
         if not wrong_names:
             break
+        obstacles |= dict.fromkeys(wrong_names & located_names, "its tangents differ from autograd's gradient")
         dense_names |= wrong_names & located_names
         located_names |= wrong_names
     large_probe = probes[1]
@@ -101,6 +106,7 @@ def survey(
         elements,
         max(saved_numbers[1] - saved_numbers[0], 0),
         readout,
+        {name: obstacles.get(name, "used in a way that no rule covers") for name in dense_names},
     )
 
 
