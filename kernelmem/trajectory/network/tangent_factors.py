@@ -16,6 +16,7 @@ from kernelmem.tangents.capture import Capture, ParameterUse, UseKey
 from kernelmem.tangents.groups.base import UseGradients
 from kernelmem.tangents.groups.gradients import one_direction, store_direction
 from kernelmem.tangents.groups.outer import outer_product, split_directions
+from kernelmem.tangents.rules.embedding import EmbeddingRule
 from kernelmem.tangents.rules.linear import LinearRule
 
 
@@ -234,6 +235,8 @@ class FactoredTangents:
         outer = use.rule.outer_shape(use, self.n)
         if slot != "weight" or outer is None or outer.groups != 1 or use.settings.get("layout"):
             return None
+        if isinstance(use.rule, EmbeddingRule):
+            return outer.fan_out  # units are table rows
         return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
 
     def _form_use(
@@ -244,10 +247,11 @@ class FactoredTangents:
         ``fan_in`` is the number of inputs of each output unit if units can be formed separately, and otherwise None.
         """
         stacked = self.gradients[use.key]
-        if not isinstance(stacked, Tensor) or use.rule.is_direct(use):
-            tangents = use.rule.direct_tangents(use, stacked, self.n) if isinstance(stacked, Tensor) else stacked
-            assert tangents is not None
-            dense = self._split_rows(tangents[slot], rows)
+        if isinstance(stacked, Tensor) and isinstance(use.rule, EmbeddingRule):
+            return self._form_lookup(use, use.rule, stacked, parameter_slice, rows, fan_in)
+        if not isinstance(stacked, Tensor):
+            assert stacked is not None
+            dense = self._split_rows(stacked[slot], rows)
             return dense.reshape(*dense.shape[:4], -1).sum(2)[..., parameter_slice]
         g = use.rule.output_gradients(use, stacked)  # (n, G, s, k, out)
         if slot == "bias":
@@ -264,6 +268,33 @@ class FactoredTangents:
         tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
         units = use.rule.to_weight_shape(use, tangent).reshape(S, r, self.shape[2], -1)
         return units[..., parameter_slice.start - start : parameter_slice.stop - start]
+
+    def _form_lookup(
+        self,
+        use: ParameterUse,
+        rule: EmbeddingRule,
+        stacked: Tensor,
+        parameter_slice: slice,
+        rows: slice,
+        width: int | None,
+    ) -> Tensor:
+        """Return the tangents of a lookup, (S, rows, k, size), for a slice of the flattened table.
+
+        Only the table rows that overlap the slice are formed, if ``width`` is their number of entries.
+        """
+        g = self._split_rows(rule.output_gradients(use, stacked)[:, 0], rows)  # (S, r, q, s, k, d)
+        S, r, k = g.shape[0], g.shape[1], self.shape[2]
+        g = g.flatten(2, 3).flatten(0, 1).transpose(1, 2)  # (S·r, k, q·s, d)
+        first, last = 0, use.settings["rows"]
+        if width is not None:
+            first, last = parameter_slice.start // width, -(-parameter_slice.stop // width)
+        tokens = self._split_rows(rule.tokens(use, self.n), rows).flatten(2).flatten(0, 1) - first  # (S·r, q·s)
+        g = g * ((tokens >= 0) & (tokens < last - first))[:, None, :, None]
+        index = tokens.clamp(0, last - first - 1)[:, None, :, None].expand_as(g)
+        table = g.new_zeros(S * r, k, last - first, g.shape[-1]).scatter_add_(2, index, g)
+        table = rule.to_weight_shape(use, table) if width is None else table
+        start = 0 if width is None else first * width
+        return table.reshape(S, r, k, -1)[..., parameter_slice.start - start : parameter_slice.stop - start]
 
     def _activations_of(self, use: ParameterUse) -> Tensor:
         if use.key not in self._activations:

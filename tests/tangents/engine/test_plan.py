@@ -83,6 +83,43 @@ def test_a_plan_of_many_groups_fits_one_screen():
     assert lines[-2].startswith("... 26 more groups")
 
 
+class Doubled(torch.autograd.Function):
+    """An operation that torch functions do not see."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return 2 * x * w
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        return 2 * gradient * w, 2 * (gradient * x).sum(0)
+
+
+class Uncovered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.table = nn.Linear(3, 3), nn.Embedding(4, 3, scale_grad_by_freq=True)
+        self.matrix, self.gain = nn.Parameter(torch.eye(3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        h = torch.linalg.solve(self.matrix, torch.tanh(self.first(x)).T).T
+        return Doubled.apply(h + self.table((x[:, 0] > 0).long()), self.gain)
+
+
+def test_the_plan_says_why_a_parameter_is_dense():
+    result = ntk_plan(Uncovered(), torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    reasons = {cost.parameters: cost.alternative for cost in result.costs if cost.method == "dense"}
+    assert reasons == {
+        ("matrix",): "no rule for torch.linalg.solve",
+        ("gain",): "used in a way that no rule covers",
+        ("table.weight",): "this form of torch.nn.functional.embedding has no rule",
+    }
+    assert all(reason in str(result) for reason in reasons.values())
+    assert set(result.dense) == {"matrix", "gain", "table.weight"}
+
+
 def test_the_operations_of_a_linear_model():
     """Symmetric readout: 2 · (n²/2) · (in + 1) operations."""
     (cost,) = ntk_plan(nn.Linear(10, 3), torch.zeros(100, 10)).costs
