@@ -287,13 +287,21 @@ def _cast_floats(leaf: Tensor, dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def check_outputs(outputs: object, n: int) -> Tensor:
-    """Return the outputs of a model on n rows, after checking that they are a tensor (n, C) with C >= 1.
+    """Return the outputs of a model on n rows, after checking that they are a tensor (n, C) of real numbers, with C >= 1.
 
     Raises:
         UnsupportedModelError: they are not; the hint says which ``forward=`` makes them so.
     """
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[0] == n and outputs.shape[1] > 0:
-        return outputs
+        if outputs.is_floating_point():
+            return outputs
+        raise UnsupportedModelError(
+            f"a model with outputs of dtype {outputs.dtype}".replace("torch.", ""),
+            expected="real floating-point outputs",
+            hint="pass forward=lambda model, x: torch.view_as_real(model(x)).flatten(1) for complex outputs"
+            if outputs.is_complex()
+            else "return the outputs before argmax or rounding",
+        )
     description = type(outputs).__name__
     hint = "pass forward=lambda model, x: ... that returns a tensor (n, C)"
     if isinstance(outputs, Tensor):

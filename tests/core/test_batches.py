@@ -1,5 +1,7 @@
 """Rows read from Datasets and DataLoaders: all examples in their order, or a refusal; nothing else changes."""
 
+import types
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,8 +20,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from kernelmem.core.batches import as_labeled_rows, as_rows
-from kernelmem.core.errors import InputError
+from kernelmem.core.batches import as_labeled_rows, as_rows, check_outputs
+from kernelmem.core.errors import InputError, UnsupportedModelError
 from tests.profiles import examples
 
 N = 7
@@ -152,3 +154,28 @@ def test_rows_are_sliced_like_arrays():
     part = rows[2:100]
     assert (len(part), part.tree["b"][0].tolist()) == (N - 2, Y[2:].tolist())
     assert len(rows[5:2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ({"logits": torch.zeros(2, 3)}, r"dict with the keys 'logits'.*model\(x\)\['logits'\]"),
+        ({"a": 1, "b": 2}, r"model\(x\)\['a'\]"),
+        ({}, "is dict"),
+        (types.SimpleNamespace(logits=torch.zeros(2, 3)), r"SimpleNamespace.*forward=km\.logits"),
+        ((torch.zeros(2, 3), (torch.zeros(1, 2, 3),)), r"tuple of \(2, 3\), tuple; .*model\(x\)\[0\]"),
+        ((torch.zeros(2, 5, 3), torch.zeros(1)), r"model\(x\)\[0\]\[:, -1\]"),
+        ((), r"is tuple"),
+        (torch.zeros(2), r"shape \(2,\).*\[:, None\]"),
+        (torch.zeros(2, 3, 4), r"flatten\(1\)"),
+        (torch.zeros(3, 3), r"shape \(3, 3\); expected a tensor of shape \(2, C\)"),
+        (torch.zeros(2, 0), r"shape \(2, 0\)"),
+        (torch.zeros(()), r"shape \(\)"),
+        (None, "NoneType"),
+        (torch.zeros(2, 3, dtype=torch.int64), "dtype int64.*before argmax"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "dtype complex64.*view_as_real"),
+    ],
+)
+def test_outputs_of_another_form_are_refused_with_the_forward_that_repairs_them(outputs, words):
+    with pytest.raises(UnsupportedModelError, match=words):
+        check_outputs(outputs, 2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from kernelmem.core.batches import Batch, Forward, Rows, input_hint, named_leaves
+from kernelmem.core.batches import Batch, Forward, Rows, check_outputs, input_hint, named_leaves
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
 from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError
 from kernelmem.core.models import (
@@ -49,21 +49,7 @@ class PreparedModel:
             if self.differentiates:
                 stack.enter_context(torch.enable_grad())
             result = self.forward(self.module, batch)
-        if not isinstance(result, Tensor) or result.ndim != 2 or result.shape[0] != n or result.shape[1] == 0:
-            description = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise UnsupportedModelError(
-                f"a model whose output on {n} rows is {description}",
-                expected=f"a tensor of shape ({n}, C): C outputs per example",
-                hint="pass forward=lambda model, batch: ... that returns (n, C), e.g. model(batch).logits or [:, None]",
-            )
-        if result.is_complex() or not result.is_floating_point():
-            raise UnsupportedModelError(
-                f"a model with outputs of dtype {result.dtype}".replace("torch.", ""),
-                expected="real floating-point outputs",
-                hint="pass forward=lambda model, batch: torch.view_as_real(model(batch)).flatten(1) for complex outputs"
-                if result.is_complex()
-                else "return the outputs before argmax or rounding",
-            )
+        result = check_outputs(result, n)
         nan_rows = result.detach().isnan().any(1).nonzero()[:, 0].tolist()
         if nan_rows:
             raise NumericalError(
