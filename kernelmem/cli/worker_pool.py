@@ -25,10 +25,15 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     try:
         yield executor
     except BaseException:
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        executor.shutdown(cancel_futures=True)
+        # The executor's thread may find a process gone in the middle of a message, and would print a traceback of that
+        print_exception, threading.excepthook = threading.excepthook, lambda _: None
+        try:
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            executor.shutdown(cancel_futures=True)
+        finally:
+            threading.excepthook = print_exception
         raise
     executor.shutdown()
 
