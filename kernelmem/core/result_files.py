@@ -198,8 +198,8 @@ def decode(
 ) -> Any:
     """Return a JSON value converted to the type ``annotation``: the inverse of :func:`_encode`.
 
-    Types are dataclasses, enums, tensors, arrays, tuples, lists, dicts, literals, unions and plain types. Where any value is
-    allowed, lists become tuples.
+    Types are dataclasses, named tuples, enums, tensors, arrays, tuples, lists, dicts, literals, unions and plain types.
+    Where any value is allowed, lists become tuples.
 
     Raises:
         TypeError, ValueError: the value is not of this type; the message names the field by ``field_path``.
@@ -225,6 +225,8 @@ def decode(
         )
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return annotation(value)
+    if isinstance(annotation, type) and issubclass(annotation, tuple) and annotation is not tuple:  # a NamedTuple
+        return annotation(*decode(value, tuple[*get_type_hints(annotation).values()], field_path, tensors))
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             raise ValueError(f"{field_path} is none of {arguments}")

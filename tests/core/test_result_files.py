@@ -1,9 +1,15 @@
 """kernelmem.core.result_files: round trips to the bit, whole files, and every kind of damage refused."""
 
+import dataclasses
+import importlib
 import json
 import math
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import kernelmem
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.result_files import Result, read_result, write_result
 from tests.profiles import examples
@@ -212,3 +219,44 @@ def test_notebooks_show_escaped_text_and_a_short_table():
     assert "<b>" not in html
     assert "&lt;b&gt;" in html
     assert html.count("<tr") <= 22
+
+
+def result_classes():
+    """Every result class of the package."""
+    for module in pkgutil.walk_packages(kernelmem.__path__, "kernelmem."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    pending, found = [Result], []
+    while pending:
+        subclasses = pending.pop().__subclasses__()
+        pending += subclasses
+        found += [kind for kind in subclasses if kind.__module__.startswith("kernelmem.")]
+    return found
+
+
+def is_decoded(annotation, seen=()):
+    """Whether values of a type can be read from a file."""
+    if annotation in seen or annotation in (Tensor, np.ndarray, Any, bool, int, float, str, type(None)):
+        return True
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        names = [field.name for field in dataclasses.fields(annotation)]
+        return all(is_decoded(get_type_hints(annotation)[name], (*seen, annotation)) for name in names)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, tuple):
+        return all(is_decoded(item, seen) for item in get_type_hints(annotation).values())
+    if get_origin(annotation) in (dict, Mapping):
+        return get_args(annotation)[0] is str and is_decoded(get_args(annotation)[1], seen)
+    is_container = get_origin(annotation) in (tuple, list, Union, UnionType)
+    is_literal = get_origin(annotation) is Literal
+    return is_literal or (
+        is_container and all(is_decoded(item, seen) for item in get_args(annotation) if item is not ...)
+    )
+
+
+def test_fields_of_every_result_class_can_be_read():
+    classes = result_classes()
+    assert len(classes) > 30
+    for kind in classes:
+        assert is_decoded(kind), kind
+        assert set(kind.shapes) <= {field.name for field in dataclasses.fields(kind)}

@@ -44,11 +44,6 @@ class FactorialDesign(Result):
     cells: tuple[Cell, ...]
     nested: bool
 
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "cells", tuple(Cell(*seeds) for seeds in self.cells)
-        )  # a result read from a file has plain tuples
-
     def __len__(self) -> int:
         return len(self.cells)
 
