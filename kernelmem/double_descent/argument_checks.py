@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
+import torch
 
-from kernelmem.core.checks import ArrayLike, as_count, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor
 from kernelmem.core.errors import InputError
 
 
@@ -25,7 +26,7 @@ def as_axis(
         InputError: the axis is empty, not one-dimensional, not finite, not increasing or out of range, or it has
             fractions although ``integer`` is true.
     """
-    axis = as_tensor(value, name).double()
+    axis = as_tensor(value, name, dtype=torch.float64)
     axis = axis.reshape(1) if axis.ndim == 0 else axis
     if axis.ndim != 1 or not len(axis):
         raise InputError(
@@ -60,7 +61,7 @@ def as_scaled_count(ratio: float, n: int, name: str) -> int:
     Raises:
         InputError: the product is not a whole number, or is below 1.
     """
-    product = round(float(ratio) * n, 9)
+    product = round(as_number(ratio, name) * n, 9)
     return as_count(int(product) if product.is_integer() else product, name)
 
 
@@ -73,7 +74,7 @@ def as_nonnegative(value: ArrayLike, name: str) -> np.ndarray:
     Raises:
         InputError: the values are empty, not one-dimensional, not finite, or negative beyond rounding.
     """
-    tensor = as_tensor(value, name).double()
+    tensor = as_tensor(value, name, dtype=torch.float64)
     if tensor.ndim != 1 or not len(tensor):
         raise InputError(
             f"{name} of shape {tuple(tensor.shape)}", expected="at least one number, shape (M,)", hint=f"flatten {name}"
@@ -96,5 +97,5 @@ def spawn_generators(seed: int, count: int) -> list[np.random.Generator]:
     Raises:
         InputError: the seed is not a whole number >= 0.
     """
-    child_seeds = np.random.SeedSequence(as_count(seed, "seed", minimum=0)).spawn(count)
+    child_seeds = np.random.SeedSequence(as_seed(seed)).spawn(count)
     return [np.random.default_rng(child_seed) for child_seed in child_seeds]

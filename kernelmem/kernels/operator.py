@@ -321,7 +321,7 @@ def _graph_bytes(prepared: PreparedModel, rows: Rows, mode: JvpMode) -> tuple[fl
         """Measure the bytes that autograd saves for n rows, without the parameters."""
         batch = rows.take([i % rows.n for i in range(n)])
         ones = torch.ones(n, prepared.n_outputs, dtype=prepared.dtype, device=prepared.device)
-        storages = saved_storages(lambda: Linearized(prepared, batch, n, mode=mode, keep_graph=True).vjp(ones))
+        _, storages = saved_storages(lambda: Linearized(prepared, batch, n, mode=mode, keep_graph=True).vjp(ones))
         return sum(size for pointer, (size, _) in storages.items() if pointer not in parameter_pointers)
 
     bytes_of_two_rows, bytes_of_six_rows = saved_bytes(2), saved_bytes(6)
@@ -360,7 +360,7 @@ def _supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: li
     except Exception:  # vmap and jacrev raise many types, also from the user's module
         return False
     expected = _squared_norms_of_row(prepared, rows.slice(0, 1))
-    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
+    tolerance = prepared.tolerance(1e-3, 1e-9)
     return bool((squares - expected).norm() <= tolerance * expected.norm())
 
 

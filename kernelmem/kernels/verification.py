@@ -51,7 +51,7 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
     )
     expected, scale = jacobian_kernel.kernel()
     relative_error = float((jacobian_kernel.select_compared(kernel) - expected).abs().max() / scale)
-    tolerance = 1e-3 if engine.prepared.dtype == torch.float32 else 1e-9
+    tolerance = engine.prepared.tolerance(1e-3, 1e-9)
     if not relative_error <= tolerance:
         layer_kernels = engine.kernel(left, right, small_plan, by_layer=True)
         raise VerificationError(

@@ -80,7 +80,7 @@ def fit_scale(
     Raises:
         InputError: no such number exists, or a gradient is NaN; the message names the parameter with the largest mismatch.
     """
-    if all(torch.equal(gradient, recomputed[name]) for name, gradient in gradients.items()):
+    if not gradients:
         return 1.0
     squared_norm = sum(_dot(h, h) for h in recomputed.values())
     scale = sum(_dot(g, recomputed[name]) for name, g in gradients.items()) / squared_norm if squared_norm else 1.0
@@ -246,13 +246,16 @@ class GradientCheck:
                 f"{observer.passes} forward passes since the last step, which draw random numbers or use batch statistics:"
                 " accumulate without dropout and with normalization in eval mode"
             )
-        scale = fit_scale(
-            gradients, recomputed, tolerance=self.tolerance, description=description, causes="; or ".join(causes)
-        )
+        scale, exact = 1.0, all(torch.equal(gradient, recomputed[name]) for name, gradient in gradients.items())
+        if not exact:
+            scale = fit_scale(
+                gradients, recomputed, tolerance=self.tolerance, description=description, causes="; or ".join(causes)
+            )
+            exact = all(torch.equal(recomputed[name] * scale, gradient) for name, gradient in gradients.items())
         return CheckedGradient(
             gradients,
             scale,
-            all(torch.equal(recomputed[name] * scale, gradient) for name, gradient in gradients.items()),
+            exact,
             frozenset(parameter_names) - gradients.keys(),
             frozenset(name for name in gradients if not parameters[name].requires_grad),
             initial_state.numpy().tobytes() if used_random_numbers else None,

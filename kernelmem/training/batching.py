@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows, named_leaves
-from kernelmem.core.checks import seed_sequence
+from kernelmem.core.checks import as_count, as_seed, seed_sequence
 from kernelmem.core.errors import InputError
+
+MAX_ROWS = 2**30
 
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:
@@ -28,11 +30,14 @@ def shuffled(n: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[tup
     """Yield one tuple of batches for each of ``epochs`` epochs; a batch is an int64 tensor of row positions.
 
     Each epoch contains every position 0..n-1 once, in random order; the random numbers depend on ``seed`` only.
+
+    Raises:
+        InputError: ``n``, ``batch_size`` or ``epochs`` is below 1, or the seed is negative.
     """
-    generator = torch.Generator().manual_seed(seed)
+    n, batch_size = as_count(n, "n", maximum=MAX_ROWS), as_count(batch_size, "batch_size")
+    epochs, generator = as_count(epochs, "epochs"), torch.Generator().manual_seed(as_seed(seed))
     sizes = batch_sizes(n, batch_size)
-    for _ in range(epochs):
-        yield torch.randperm(n, generator=generator).split(sizes)
+    return (torch.randperm(n, generator=generator).split(sizes) for _ in range(epochs))
 
 
 def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
@@ -73,7 +78,8 @@ class BatchOrder:
     """
 
     def __init__(self, seed: int, n: int, batch_size: int | None) -> None:
-        self.n, self.size = n, rows_per_step(n, batch_size)
+        self.n = as_count(n, "n", maximum=MAX_ROWS)
+        self.size = rows_per_step(n, None if batch_size is None else as_count(batch_size, "batch_size"))
         # a derived seed, so that equal order and initialization seeds give different random numbers
         self._generator = torch.Generator().manual_seed(seed_sequence(seed, ["order"])["order"])
         self._remaining = torch.empty(0, dtype=torch.int64)

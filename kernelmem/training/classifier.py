@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows
+from kernelmem.core.batches import as_rows
+from kernelmem.core.checks import as_count, as_labels, as_number, as_seed, as_tensor, check_model
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.training.batching import batch_sizes, in_dtype, shuffled
@@ -66,9 +67,13 @@ def train_classifier(
         progress: called with (epochs done, all epochs).
 
     Raises:
-        NumericalError: the loss is not finite. InputError: rows exceed the range of the model's dtype.
+        NumericalError: the loss is not finite. InputError: an argument is out of range, labels do not fit the rows, or rows
+            exceed the range of the model's dtype.
     """
-    x = in_dtype(Rows(x, len(x)), model).tree
+    check_model(model)
+    epochs, batch_size, lr = as_count(epochs, "epochs"), as_count(batch_size, "batch_size"), as_number(lr, "lr")
+    seed, x = as_seed(seed), in_dtype(as_rows(as_tensor(x, "x")), model).tree
+    y = as_labels(y, "y", n=len(x)).to(x.device)
     steps = epochs * len(batch_sizes(len(x), batch_size))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     report_progress = as_progress(progress, "training", "epoch")

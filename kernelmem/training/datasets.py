@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_labels, as_tensor, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_path, as_tensor, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError, printable
 from kernelmem.core.hashed_files import READ_ERRORS, read_bytes, reason
 from kernelmem.core.result_files import Result
@@ -134,8 +134,7 @@ def digits(*, n_train: int = 1000, seed: int = 0) -> LabeledData:
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(np.asarray(images).astype(np.float32) / 16.0)
     y = torch.from_numpy(np.asarray(labels).astype(np.int64))
-    if not 1 <= n_train < len(x):
-        raise InputError(f"n_train={n_train}", expected=f"1..{len(x) - 1} of {len(x)} digits", hint="pass n_train=1000")
+    n_train = as_count(n_train, "n_train", maximum=len(x) - 1)
     order = torch.from_numpy(np.random.default_rng(seed_sequence(seed, ["split"])["split"]).permutation(len(x)))
     train, test = order[:n_train], order[n_train:]
     return LabeledData("scikit-learn digits", x[train], y[train], x[test], y[test], image_shape=(8, 8))
@@ -151,7 +150,7 @@ def read_npz(path: str | Path) -> LabeledData:
             are invalid; the message names the array and its shape.
         FileCorruptError: the file is not an .npz file, is truncated, or contains pickled objects.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     arrays = read_arrays(path)
     missing_arrays = [name for name in REQUIRED_ARRAYS if name not in arrays]
     if missing_arrays:

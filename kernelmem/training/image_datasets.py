@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kernelmem.core.checks import as_path
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.hashed_files import read_bytes
 from kernelmem.training.datasets import LabeledData
@@ -40,7 +41,7 @@ def cifar10(directory: str | Path) -> LabeledData:
 
     Source: Krizhevsky 2009.
     """
-    folder = Path(directory)
+    folder = as_path(directory, "directory")
     for read_batch, suffix in ((_read_binary_batch, ".bin"), (_read_pickled_batch, "")):
         train_paths = [folder / f"{name}{suffix}" for name in TRAIN_FILES if (folder / f"{name}{suffix}").is_file()]
         test_path = folder / f"{TEST_FILE}{suffix}"
@@ -67,7 +68,7 @@ def mnist(directory: str | Path) -> LabeledData:
 
     Source: LeCun, Cortes, Burges 1998.
     """
-    folder = Path(directory)
+    folder = as_path(directory, "directory")
     arrays = {key: _read_idx(_find_idx_file(folder, stem)) for key, stem in IDX_STEMS.items()}
     x, y, x_test, y_test = arrays.values()
     if (x.ndim, y.ndim) != (3, 1) or y.shape != x.shape[:1] or x_test.shape != (*y_test.shape, *x.shape[1:]):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from kernelmem.core.checks import as_count, as_flag, as_list, as_seed, as_tensor, check_choice
 from kernelmem.core.errors import InputError
 
 
@@ -27,6 +28,7 @@ class Standardize(nn.Module):
 
     def __init__(self, x: Tensor, *, per_feature: bool = False) -> None:
         super().__init__()
+        x, per_feature = _check_rows(x), as_flag(per_feature, "per_feature")
         features = x.reshape(len(x), -1).to(torch.float64)  # squares of large or tiny values leave the range of float32
         std, max_abs = features.std(0, correction=0), features.abs().amax(0)
         if not per_feature:
@@ -51,8 +53,9 @@ def standardized_mlp(
     >>> standardized_mlp(torch.zeros(5, 64), 10, seed=0)(torch.zeros(2, 64)).shape
     torch.Size([2, 10])
     """
-    generator = torch.Generator().manual_seed(seed)
-    layer_inputs = [int(x[0].numel()), *widths]
+    x, n_classes = _check_rows(x), as_count(n_classes, "n_classes", maximum=MAX_WIDTH)
+    generator = torch.Generator().manual_seed(as_seed(seed))
+    layer_inputs = [int(x[0].numel()), *_check_widths(widths)]
     layers: list[nn.Module] = [Standardize(x, per_feature=per_feature)]
     for fan_in, fan_out in zip(layer_inputs, [*layer_inputs[1:], n_classes], strict=True):
         layer = nn.Linear(fan_in, fan_out, device="meta", dtype=torch.float32).to_empty(device="cpu")
@@ -63,6 +66,25 @@ def standardized_mlp(
     return nn.Sequential(*layers[:-1])
 
 
+def _check_rows(x: Tensor) -> Tensor:
+    """Return rows (n, ...) with n >= 1 and at least one feature."""
+    rows = as_tensor(x, "x")
+    if rows.ndim < 2 or rows.numel() == 0:
+        raise InputError(
+            f"x of shape {tuple(rows.shape)}", expected="rows (n, ...), n >= 1", hint="pass the training rows"
+        )
+    return rows
+
+
+def _check_widths(widths: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the widths of the hidden layers, one or more whole numbers."""
+    values = [widths] if isinstance(widths, int) else as_list(widths, "widths")
+    if not values:
+        raise InputError("widths=()", expected="at least one hidden layer", hint="pass e.g. mlp(64, (100,), 10)")
+    return tuple(as_count(width, "widths", maximum=MAX_WIDTH) for width in values)
+
+
+MAX_WIDTH = 2**24
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
@@ -81,22 +103,13 @@ def mlp(
     >>> mlp(4, (8, 6), 3, seed=0)(torch.zeros(2, 4)).shape
     torch.Size([2, 3])
     """
-    widths = (widths,) if isinstance(widths, int) else tuple(widths)
-    if not widths or min(d, C, *widths) < 1:
-        raise InputError(
-            f"layer sizes d={d}, widths={widths}, C={C}",
-            expected="whole numbers >= 1, at least one hidden layer",
-            hint="pass e.g. mlp(64, (100,), 10)",
-        )
-    if activation not in ACTIVATIONS:
-        raise InputError(
-            f"activation={activation!r}", expected=f"one of {', '.join(ACTIVATIONS)}", hint="pass activation='relu'"
-        )
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    layer_sizes = (d, *widths, C)
+    hidden = _check_widths(widths)
+    layer_sizes = (as_count(d, "d", maximum=MAX_WIDTH), *hidden, as_count(C, "C", maximum=MAX_WIDTH))
+    check_choice(activation, "activation", tuple(ACTIVATIONS))
+    generator = None if seed is None else torch.Generator().manual_seed(as_seed(seed))
     layers: list[nn.Module] = []
     for layer_index, (fan_in, fan_out) in enumerate(pairwise(layer_sizes)):
-        gain = 1.0 if layer_index == len(widths) else 2.0
+        gain = 1.0 if layer_index == len(hidden) else 2.0
         layer = nn.Linear(fan_in, fan_out, device="meta", dtype=torch.float32).to_empty(device="cpu")
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt(gain / fan_in), generator=generator)

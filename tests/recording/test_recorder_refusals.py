@@ -208,3 +208,47 @@ def test_a_step_outside_the_with_block_is_refused(lab):
         pass
     with pytest.raises(InputError, match="outside the recorder"):
         recorder.restore()
+
+
+class Shaped(nn.Module):
+    """A linear model whose output has another form than (n, C)."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.linear, self.shape = nn.Linear(4, 3), shape
+
+    def forward(self, x):
+        return self.shape(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint", "repair"),
+    [
+        (lambda f: {"logits": f}, r"model\(x\)\['logits'\]", lambda model, x: model(x)["logits"]),
+        (lambda f: {"aux": f, "out": f}, r"model\(x\)\['out'\]", lambda model, x: model(x)["out"]),
+        (lambda f: (f, f.mean()), r"model\(x\)\[0\]", lambda model, x: model(x)[0]),
+        (lambda f: f[:, :, None], r"model\(x\).flatten\(1\)", lambda model, x: model(x).flatten(1)),
+        (lambda f: f[:, 0], r"model\(x\)\[:, None\]", lambda model, x: model(x)[:, None]),
+        (lambda f: f.mean(), r"returns a tensor \(n, C\)", None),
+        (lambda f: None, r"returns a tensor \(n, C\)", None),
+    ],
+)
+@pytest.mark.parametrize("loss", ["mse_mean", lambda f, y: (f - y).square().mean(1)])
+def test_outputs_that_analyses_cannot_use_are_refused_before_the_first_step(lab, shape, hint, repair, loss):
+    model = Shaped(shape)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    index, x, _ = lab.batch(0)
+    y = torch.zeros(len(x), 1) if hint.endswith(r"None\]") else torch.zeros(len(x), 3)
+    before = copy.deepcopy(model.state_dict())
+    with Recorder(model, optimizer, lab.directory / "run", loss=loss) as recorder:
+        model.linear(x).square().mean().backward()
+        with pytest.raises(UnsupportedModelError, match=rf"output on {len(x)} rows is .*Hint: .*{hint}"):
+            recorder.step(index, x, y)
+    assert lab.same([model.state_dict()], [before])
+    if repair is None:
+        return
+    with Recorder(model, optimizer, lab.directory / "repaired", loss=loss, forward=repair) as recorder:
+        optimizer.zero_grad()
+        (repair(model, x) - y).square().mean().backward()
+        recorder.step(index, x, y)
+    assert len(Run.open(lab.directory / "repaired")) == 1

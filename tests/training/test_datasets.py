@@ -1,5 +1,6 @@
 """kernelmem.training.datasets: errors name the array and its shape."""
 
+import warnings
 import zipfile
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.training.datasets import LabeledData, as_labeled_data, digits, labeled_data, read_npz
+from kernelmem.training.datasets import LabeledData, as_labeled_data, digits, labeled_data, read_arrays, read_npz
 
 
 def arrays(**changes):
@@ -38,6 +39,51 @@ def test_reads_what_numpy_saves(tmp_path):
     assert data.y_train.dtype == torch.int64
     assert int(data.flipped.sum()) == 2
     assert data.image_shape is None
+
+
+def npy(header, data=b""):
+    header = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+HEADER = "{{'descr': {!r}, 'fortran_order': False, 'shape': {!r}, }}"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("x", npy(HEADER.format("<f8", (10**12,))))],
+        [("x", npy(HEADER.format("<f8", (2**62, 2**62))))],
+        [("x", npy(HEADER.format("<f8", (-1,))))],
+        [("x", npy(HEADER.format("<f8", ("a",))))],
+        [("x", npy(HEADER.format("|O", (1,)), b"cos\nsystem\n(S'id'\ntR."))],
+        [("x", npy(HEADER.format("<U0", (2**40,))))],
+        [("x", npy(HEADER.format([("a", "<f8")], (1,)), bytes(8)))],
+        [("x", npy(HEADER.format("|b1", (3,)), b"\x00\x01\x02"))],
+        [("x", npy("(" * 5000))],
+        [("x", npy("{" * 5000))],
+        [("x", b"\x93NUMPY\x07\x00")],
+        [("x", npy(HEADER.format("<f8", (1,)), bytes(8)))] * 2,
+    ],
+)
+def test_arrays_that_claim_what_they_do_not_hold_are_refused(tmp_path, members):
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        for name, content in members:  # zipfile warns of duplicates
+            archive.writestr(f"{name}.npy", content)
+    with pytest.raises(FileCorruptError, match=r"d\.npz"):
+        read_arrays(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_bombs_are_not_unpacked(tmp_path, compression):
+    content = npy(HEADER.format("|u1", (10**7,)), bytes(10**7))
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", compression) as archive:
+        archive.writestr("x.npy", content)
+    assert (tmp_path / "d.npz").stat().st_size < 10**4
+    with pytest.raises(FileCorruptError):
+        read_arrays(tmp_path / "d.npz")
+    np.savez_compressed(tmp_path / "zeros.npz", x=np.zeros(10**6))  # as far as NumPy itself compresses
+    assert read_arrays(tmp_path / "zeros.npz")["x"].shape == (10**6,)
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,7 @@ def as_dense(tensor: Tensor, name: str) -> Tensor:
         raise InputError(
             f"{name}, a tensor of kind {kind}",
             expected="a dense tensor of numbers",
-            hint=f"pass {name}.toas_dense()"
-            if kind.startswith("sparse")
-            else "convert it to float32, with its numbers",
+            hint=f"pass {name}.to_dense()" if kind.startswith("sparse") else "convert it to float32, with its numbers",
         )
     return tensor.detach()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from kernelmem.core.checks.objects import check_instance, describe
 from kernelmem.core.errors import InputError
 
+LARGE_COUNT = 100_000  # an upper bound from here on is named only if it is exceeded
 MAX_COUNT = 2**31 - 1  # above it, no array or loop of this length is possible; most functions have a smaller bound
 
 
@@ -44,8 +45,9 @@ def as_count(value: object, name: str, *, minimum: int = 1, maximum: int | None 
     """
     scalar = _scalar(value)
     if not isinstance(scalar, int) or not minimum <= scalar <= (MAX_COUNT if maximum is None else maximum):
-        is_huge = isinstance(scalar, int) and scalar > MAX_COUNT
-        bounds = f">= {minimum}" if maximum is None and not is_huge else f"in {minimum}..{maximum or MAX_COUNT}"
+        upper_bound = MAX_COUNT if maximum is None else maximum
+        is_too_large = isinstance(scalar, int) and scalar > upper_bound
+        bounds = f"in {minimum}..{upper_bound}" if is_too_large or upper_bound < LARGE_COUNT else f">= {minimum}"
         raise InputError(
             f"{name}={describe(value)}", expected=f"a whole number {bounds}", hint=f"pass {name} in this range"
         )

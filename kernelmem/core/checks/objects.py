@@ -117,27 +117,24 @@ def as_names(value: object, name: str) -> list[str] | None:
     )
 
 
-def check_callable(value: object, name: str, arguments: Sequence[str]) -> None:
+def check_callable(value: object, name: str, arguments: Sequence[str], *, modules: bool = False) -> None:
     """Check that ``value`` can be called with the given positional arguments.
 
     The signature is compared where Python knows it, so that a function of another number of arguments is refused before
-    anything is computed.
+    anything is computed. Modules, which take tensors, are refused unless ``modules`` is true.
 
     Raises:
-        InputError: not callable, or with another number of arguments.
+        InputError: not callable, a module, or with another number of arguments.
     """
     try:
-        bind = (
-            inspect.signature(value.forward if isinstance(value, nn.Module) else value).bind
-            if callable(value)
-            else None
-        )
+        called = value.forward if isinstance(value, nn.Module) and modules else value
+        bind = inspect.signature(called).bind if callable(called) else None
     except (TypeError, ValueError):  # a built-in function or type without a signature
         bind = None
         if not isinstance(value, type):
             return
     try:
-        if bind is not None:
+        if bind is not None and (modules or not isinstance(value, nn.Module)):
             bind(*arguments)
             return
     except TypeError:  # raised by bind: other arguments

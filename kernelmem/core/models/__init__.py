@@ -1,6 +1,6 @@
 """Models of users: private copies of them, and how they are run."""
 
-from kernelmem.core.models.execution import DerivativeDetector as DerivativeDetector
+from kernelmem.core.models.execution import PassObserver as PassObserver
 from kernelmem.core.models.execution import ignored_autocast as ignored_autocast
 from kernelmem.core.models.execution import plain_execution as plain_execution
 from kernelmem.core.models.execution import refuse_detached_segments as refuse_detached_segments

@@ -100,22 +100,32 @@ class _PlainOperations(TorchFunctionMode):
         return output
 
 
-class DerivativeDetector(TorchFunctionMode):
-    """Finds out whether a forward pass computes derivatives with torch.autograd, as models of forces do."""
+class PassObserver(TorchFunctionMode):
+    """Observes a forward pass: whether it computes derivatives itself, and in which precision it computes.
+
+    Attributes:
+        differentiates: whether the pass calls torch.autograd, as models of forces do.
+        precision: the dtype with the largest epsilon of results that depend on parameters; None if there are none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.differentiates = False
+        self.precision: torch.dtype | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             outputs = args[0] if args else next(iter(kwargs.values()))
             outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-            self.found |= not any(
-                is_transformed(output) for output in outputs
-            )  # derivatives by torch.func need no graph outside
-        return func(*args, **kwargs)
+            self.differentiates |= not any(is_transformed(output) for output in outputs)  # torch.func needs no graph
+        result = func(*args, **kwargs)
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, Tensor) and value.requires_grad:
+                dtype = value.dtype.to_real()
+                if self.precision is None or torch.finfo(dtype).eps > torch.finfo(self.precision).eps:
+                    self.precision = dtype
+        return result
 
 
 class _DirectCheckpointFunction:

@@ -1,6 +1,7 @@
 """Memory that autograd keeps for the backward pass of a computation."""
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,9 +9,11 @@ from torch.overrides import TorchFunctionMode
 
 from kernelmem.core.models.torch_func import unwrapped
 
+T = TypeVar("T")
 
-def saved_storages(run: Callable[[], object]) -> dict[int, tuple[int, int]]:
-    """Return {address: (bytes, bytes per number)} of the storages that autograd saves while ``run`` is called.
+
+def saved_storages(run: Callable[[], T]) -> tuple[T, dict[int, tuple[int, int]]]:
+    """Return run(), and {address: (bytes, bytes per number)} of the storages that autograd saves meanwhile.
 
     torch.func.grad (and vjp, jacrev, hessian) inside a model supports no observer of saved tensors; the results of all
     operations are counted then, which are at least what is saved.
@@ -28,13 +31,13 @@ def saved_storages(run: Callable[[], object]) -> dict[int, tuple[int, int]]:
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(add, lambda tensor: tensor):
-            run()
+            return run(), storages
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
+        storages.clear()
         with _Results(add):
-            run()
-    return storages
+            return run(), storages
 
 
 class _Results(TorchFunctionMode):

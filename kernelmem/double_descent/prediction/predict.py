@@ -28,7 +28,20 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch
-from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_number
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_flag,
+    as_labels,
+    as_list,
+    as_number,
+    as_pair,
+    as_seed,
+    check_callable,
+    check_choice,
+    check_instance,
+    check_model,
+    describe,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.core.result_files import Result
@@ -70,6 +83,16 @@ class PredictionOptions:
     initial: bool = True
     outputs: Literal["trace", "full"] = "trace"
     train: tuple[ArrayLike, ArrayLike] | None = None
+
+    def __post_init__(self) -> None:
+        if self.time is not None:
+            as_number(self.time, "time", exclusive=True)
+        as_number(self.noise, "noise", maximum=1.0)
+        check_choice(self.kind, "kind", ("symmetric", "uniform"))
+        as_flag(self.initial, "initial")
+        check_choice(self.outputs, "outputs", ("trace", "full"))
+        if self.train is not None:
+            as_pair(self.train, "train", ("indices", "labels"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -179,15 +202,16 @@ def predict_curve(
 
     Source: Simon et al. 2021 for kernels of a population; for a finite pool and an initial function: this package.
     """
+    check_callable(make_model, "make_model", ("width",))
+    check_instance(options, "options", PredictionOptions)
     axes = _Axes.parse(widths, samples, ridge, options.time)
+    seeds = [as_seed(seed) for seed in as_list(seeds, "seeds")]
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds {list(seeds)}", expected="at least one seed, no repeats", hint="pass seeds=(0, 1, 2)")
-    seeds = [as_count(seed, "seed", minimum=0) for seed in seeds]
-    if options.outputs not in ("trace", "full"):
-        raise InputError(f"outputs={options.outputs!r}", expected='"trace" or "full"', hint='pass outputs="trace"')
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise InputError(f"data of type {type(data).__name__}", expected="(x, y)", hint="pass examples and labels")
-    x, labels = data[0], as_labels(data[1], "y")
+        raise InputError(
+            f"seeds {describe(seeds)}", expected="at least one seed, no repeats", hint="pass seeds=(0, 1, 2)"
+        )
+    x, y = as_pair(data, "data")
+    labels = as_labels(y, "y")
     report, total = as_progress(progress, "prediction", "network"), len(seeds) * len(axes.widths)
     errors_by_seed: list[list[ExpectedErrors]] = []
     for s, seed in enumerate(seeds):
@@ -196,10 +220,7 @@ def predict_curve(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = make_model(width)
-            if not isinstance(model, nn.Module):
-                raise InputError(
-                    f"make_model that returns a {type(model).__name__}", expected="an nn.Module", hint="return a module"
-                )
+            check_model(model, "make_model(width)")
             model.eval()
             network = UntrainedNetwork.compute(model, x, labels, options.initial, forward, memory, options.outputs)
             flip_moments = flip_noise(options.noise, network.centered_one_hot.shape[1], kind=options.kind)
@@ -259,14 +280,12 @@ class _Axes:
                 expected="exactly one, the axis",
                 hint="pass e.g. widths=[8, 16, 32], samples=400",
             )
-        if time is not None:
-            as_number(time, "time", exclusive=True)
-            if is_list[2] or ridge != 0.0:
-                raise InputError(
-                    f"ridge={ridge!r} and time={time!r}",
-                    expected="a ridge or a training time, not both",
-                    hint="omit ridge or time",
-                )
+        if time is not None and (is_list[2] or ridge != 0.0):
+            raise InputError(
+                f"ridge={ridge!r} and time={time!r}",
+                expected="a ridge or a training time, not both",
+                hint="omit ridge or time",
+            )
         return cls(
             as_axis(widths, "widths", integer=True).astype(int).tolist(),
             as_axis(samples, "samples", integer=True).astype(int).tolist(),

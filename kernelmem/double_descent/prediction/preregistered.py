@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernelmem.core.atomic_files import check_directory, write_files
-from kernelmem.core.checks import as_count
+from kernelmem.core.checks import as_count, as_seed, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
+from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.prediction.predict import Prediction, PredictionOptions, predict_curve
 from kernelmem.double_descent.prediction.score import PredictionScore, score_prediction
 from kernelmem.double_descent.sweeps.options import EXECUTION, Execution, SweepOptions
@@ -122,6 +123,10 @@ def preregister(
     Cost: that of ``predict_curve`` plus A · n_seeds networks.
     """
     data = as_labeled_data(data)
+    check_instance(recipe, "recipe", Recipe)
+    check_instance(execution, "execution", Execution)
+    samples = as_axis(samples, "samples", integer=True).astype(int).tolist()
+    n_seeds, width = as_count(n_seeds, "n_seeds"), as_count(width, "width")
     training_settings = (recipe.optimizer, recipe.loss, recipe.schedule, recipe.batch_size, recipe.weight_decay)
     if training_settings != ("sgd", "mse", "constant", None, 0.0):
         raise InputError(
@@ -133,12 +138,12 @@ def preregister(
         check_directory(execution.out)
     d, C = data.x_train[0].numel(), data.n_classes
     x = torch.cat([data.x_train, data.x_test]).to(torch.float64).flatten(1)
-    n_initial, seed = as_count(n_initial, "n_initial"), as_count(seed, "seed", minimum=0)
+    n_initial, seed = as_count(n_initial, "n_initial"), as_seed(seed)
     prediction = predict_curve(
         lambda width: mlp(d, (width,) * recipe.depth, C, recipe.activation).double(),
         (x, torch.cat([data.y_train, data.y_test])),
         widths=width,
-        samples=list(samples),
+        samples=samples,
         seeds=tuple(10**6 + seed + k for k in range(n_initial)),  # no trained network has these seeds
         options=PredictionOptions(time=recipe.steps * recipe.lr / (1 - recipe.momentum), noise=noise),
         memory=execution.memory,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernelmem.core.checks import check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.sweeps.result import Sweep, as_json
@@ -80,6 +81,7 @@ def feature_theory(data: LabeledDataLike, sweep: Sweep) -> FeatureTheory:
     Source: Simon et al. 2023; finite pools: see ``feature_curve``.
     """
     data = as_labeled_data(data)
+    check_instance(sweep, "sweep", Sweep, hint="pass the result of feature_sweep")
     config = sweep.config
     if sweep.kind != "features" or config.get("features") != "cosine":
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_seed, as_tensor, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.prediction.predict import Prediction
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_EXACT_VALUES = 7  # for up to this number of values all permutations are used, 7! = 5,040
+
+MAX_PERMUTATIONS = 10_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,6 +92,8 @@ def score_prediction(
 
     Source: Spearman 1904; permutation null with one added to both counts: Phipson and Smyth 2010.
     """
+    check_instance(prediction, "prediction", Prediction, hint="pass the result of predict_curve")
+    seed = as_seed(seed)
     measured_runs = as_tensor(measured, "measured", dtype=torch.float64).cpu()
     measured_runs = measured_runs[None] if measured_runs.ndim == 1 else measured_runs
     A = len(prediction.axis)
@@ -108,16 +112,14 @@ def score_prediction(
             expected="finite values",
             hint="remove this value of the axis, or predict with a ridge",
         )
-    n_permutations = as_count(n_permutations, "n_permutations", minimum=99)
+    n_permutations = as_count(n_permutations, "n_permutations", minimum=99, maximum=MAX_PERMUTATIONS)
     mean_measured = measured_runs.mean(0)
     expected, R = prediction.expected.numpy(), len(measured_runs)
     rank_correlation, rank_se = _spearman(expected, mean_measured.numpy()), math.nan
     if R >= 3:
         jackknife = [_spearman(expected, ((measured_runs.sum(0) - run) / (R - 1)).numpy()) for run in measured_runs]
         rank_se = float(torch.tensor(jackknife, dtype=torch.float64).var(correction=0) * (R - 1)) ** 0.5
-    null_correlations, pseudocount = _null_correlations(
-        expected, mean_measured.numpy(), n_permutations, as_count(seed, "seed", minimum=0)
-    )
+    null_correlations, pseudocount = _null_correlations(expected, mean_measured.numpy(), n_permutations, seed)
     return PredictionScore(
         axis=prediction.axis,
         relative_error=prediction.expected / mean_measured - 1,

@@ -3,8 +3,9 @@
 import json
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,9 +92,26 @@ def run_job(job: Job, progress: Progress = False) -> dict[str, Tensor]:
     Raises:
         UnsupportedModelError: the outputs of a user's model are not (n, C).
     """
-    if multiprocessing.parent_process() is not None:
-        # Worker processes share the cores: more threads per worker would only wait for each other.
-        torch.set_num_threads(1)
+    with _one_thread_per_worker():
+        return _run_job(job, progress)
+
+
+@contextmanager
+def _one_thread_per_worker() -> Iterator[None]:
+    """Use one thread in a worker process: workers share the cores, and more threads would only wait for each other."""
+    if multiprocessing.parent_process() is None:
+        yield
+        return
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:  # the process may be a worker of the user
+        torch.set_num_threads(n_threads)
+
+
+def _run_job(job: Job, progress: Progress) -> dict[str, Tensor]:
+    """Return the metrics of :func:`run_job`."""
     if job.train is not None:
         columns = [_run_user_training(job, job.train)]
     else:

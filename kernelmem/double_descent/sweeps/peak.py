@@ -6,8 +6,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from kernelmem.core.checks import ArrayLike, as_tensor
+from kernelmem.core.checks import ArrayLike, as_tensor, as_text
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 
@@ -145,7 +146,7 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
     >>> result.axis_value, result.rise, round(result.fall, 3)
     (1.0, 0.0, 0.2)
     """
-    values = as_tensor(curves, "curves").double().cpu().numpy()
+    values, metric = as_tensor(curves, "curves", dtype=torch.float64).cpu().numpy(), as_text(metric, "metric")
     if values.ndim != 2 or values.shape[0] < MIN_SEEDS or values.shape[1] == 0:
         raise InputError(
             f"curves of shape {values.shape}",
@@ -153,7 +154,9 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
             hint="run more seeds",
         )
     S, A = values.shape
-    axis_values = np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis").double().cpu().numpy()
+    axis_values = (
+        np.arange(A, dtype=np.float64) if axis is None else as_tensor(axis, "axis", dtype=torch.float64).cpu().numpy()
+    )
     if axis_values.shape != (A,):
         raise InputError(
             f"axis of shape {axis_values.shape}",

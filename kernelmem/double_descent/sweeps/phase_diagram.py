@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_count, as_number, seed_sequence
+from kernelmem.core.checks import as_count, as_number, check_instance, seed_sequence
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
-from kernelmem.double_descent.sweeps.options import EXECUTION, Execution
+from kernelmem.double_descent.sweeps.options import EXECUTION, MAX_SEEDS, Execution
 from kernelmem.double_descent.sweeps.result import as_json, evenly_spaced_indices
 from kernelmem.double_descent.sweeps.training_sets import SeedDraw, as_pool_data, draw_for_seed
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
@@ -54,9 +54,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, minimum in (("widths", 1), ("samples", 1), ("steps", 0)):
-            axis = as_axis(list(getattr(self, name)), name, integer=True, minimum=minimum, exclusive=False)
+            axis = as_axis(getattr(self, name), name, integer=True, minimum=minimum, exclusive=False)
             object.__setattr__(self, name, tuple(axis.astype(int).tolist()))
-        noise = as_axis(list(self.noise), "noise", maximum=1, exclusive=False)
+        noise = as_axis(self.noise, "noise", maximum=1, exclusive=False)
         object.__setattr__(self, "noise", tuple(noise.tolist()))
 
 
@@ -173,8 +173,12 @@ def phase_diagram(
     """
     start_time = time.perf_counter()
     data = as_labeled_data(data)
-    n_seeds, epsilon = as_count(n_seeds, "n_seeds"), as_number(epsilon, "epsilon", maximum=1.0)
-    recipe = replace(recipe or Recipe(), steps=grid.steps[-1])
+    check_instance(grid, "grid", Grid)
+    check_instance(execution, "execution", Execution)
+    recipe = Recipe() if recipe is None else recipe
+    check_instance(recipe, "recipe", Recipe)
+    n_seeds, epsilon = as_count(n_seeds, "n_seeds", maximum=MAX_SEEDS), as_number(epsilon, "epsilon", maximum=1.0)
+    recipe = replace(recipe, steps=grid.steps[-1])
     pool = as_pool_data(data)
     seeds = seed_sequence(seed, [str(s) for s in range(n_seeds)])
     seed_draws = [draw_for_seed(pool.y, derived_seed) for derived_seed in seeds.values()]

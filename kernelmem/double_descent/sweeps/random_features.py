@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_count, as_number, seed_sequence
+from kernelmem.core.checks import as_count, as_flag, as_number, as_tensor, check_choice, check_instance, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.argument_checks import as_axis
+from kernelmem.double_descent.sweeps.options import MAX_SEEDS, MAX_WIDTH
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold
 from kernelmem.double_descent.sweeps.training_sets import SeedDraw, as_pool_data, draw_for_seed
@@ -46,6 +47,16 @@ class FeatureOptions:
     scale: float = 0.3
     rcond: float | None = None
 
+    def __post_init__(self) -> None:
+        as_count(self.n, "n")
+        as_count(self.width, "width", maximum=MAX_WIDTH)
+        as_number(self.ridge, "ridge")
+        as_flag(self.control, "control")
+        check_choice(self.features, "features", ("cosine", "relu"))
+        as_number(self.scale, "scale")
+        if self.rcond is not None:
+            as_number(self.rcond, "rcond", maximum=1.0)
+
 
 def random_features(
     x: Tensor, count: int, *, seed: int, features: Literal["cosine", "relu"] = "cosine", scale: float = 0.3
@@ -64,9 +75,16 @@ def random_features(
 
     Returns:
         (n, N) float64. Cost: O(n N d).
+
+    Raises:
+        InputError: x is not (n, d) or not finite, ``count`` is below 1, or the features are unknown.
     """
-    d = x.shape[1]
-    seeds = seed_sequence(seed, ["weights", "phases"])
+    x = as_tensor(x, "x", dtype=torch.float64)
+    if x.ndim != 2 or x.numel() == 0:
+        raise InputError(f"x of shape {tuple(x.shape)}", expected="(n, d), n and d >= 1", hint="flatten the rows")
+    count, scale = as_count(count, "count", maximum=MAX_WIDTH), as_number(scale, "scale")
+    check_choice(features, "features", ("cosine", "relu"))
+    d, seeds = x.shape[1], seed_sequence(seed, ["weights", "phases"])
     # One row per feature, and NumPy draws in order: the first rows of a longer draw are those of a shorter one.
     weights = torch.from_numpy(np.random.default_rng(seeds["weights"]).standard_normal((count, d)))
     if features == "relu":
@@ -118,16 +136,14 @@ def feature_sweep(
     """
     start_time = time.perf_counter()
     data = as_labeled_data(data)
-    if over not in KINDS:
-        raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
-    n_seeds = as_count(n_seeds, "n_seeds")
-    if options.features not in ("cosine", "relu"):
-        raise InputError(f"features={options.features!r}", expected='"cosine" or "relu"', hint="pass one of these")
+    check_instance(options, "options", FeatureOptions)
+    check_choice(over, "over", tuple(KINDS))
+    n_seeds, noise = as_count(n_seeds, "n_seeds", maximum=MAX_SEEDS), as_number(noise, "noise", maximum=1.0)
     minimum, maximum = {"width": (1, math.inf), "samples": (2, len(data.x_train)), "noise": (0, 1)}.get(
         over, (0, math.inf)
     )
     is_integer = over in ("width", "samples")
-    axis = as_axis(list(values), over, integer=is_integer, minimum=minimum, maximum=maximum, exclusive=False)
+    axis = as_axis(values, over, integer=is_integer, minimum=minimum, maximum=maximum, exclusive=False)
     n, width, ridge = as_count(options.n, "n"), as_count(options.width, "width"), as_number(options.ridge, "ridge")
     settings = {"samples": n, "width": width, "ridge": ridge, "noise": noise}
     cell_settings = [{**settings, over: value} for value in axis.tolist()]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.atomic_files import check_directory
-from kernelmem.core.checks import as_count, seed_sequence
+from kernelmem.core.checks import as_count, as_number, as_seed, check_choice, check_instance, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
-from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
+from kernelmem.double_descent.sweeps.options import EXECUTION, MAX_SEEDS, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.result import Curves, Sweep
 from kernelmem.double_descent.sweeps.training_sets import as_pool_data, draw_for_seed
 from kernelmem.training.datasets import LabeledData, LabeledDataLike, as_labeled_data
@@ -84,7 +84,7 @@ def sweep(
         values: (A,) increasing values of the swept quantity.
         noise: fraction of wrong labels; ignored if the noise is swept.
         n_seeds: S, number of curves.
-        seed: seed of all random draws.
+        seed: seed of all random draws; the same seed, versions and thread count give equal results.
         recipe: optimizer, schedule, batch size, loss and number of steps; if the steps are swept, the last value is used.
         options: networks, training set, threshold and metric, see :class:`SweepOptions`.
         execution: output directory, executor, dtype, device and memory, see :class:`Execution`.
@@ -100,13 +100,14 @@ def sweep(
     """
     start_time = time.perf_counter()
     data = as_labeled_data(data)
-    recipe = recipe or Recipe()
+    recipe = _check_arguments(data, recipe, options, execution)
+    noise, seed = as_number(noise, "noise", maximum=1.0), as_seed(seed)
     axis = _check_axis(over, values, data, options)
     if execution.out is not None:
         check_directory(execution.out)
     if over == "steps":
         recipe = replace(recipe, steps=int(axis[-1]))
-    n_seeds, n_control = as_count(n_seeds, "n_seeds"), as_count(options.control, "control", minimum=0)
+    n_seeds, n_control = as_count(n_seeds, "n_seeds", maximum=MAX_SEEDS), options.control
     pool = as_pool_data(data)
     settings = {"width": options.width, "samples": len(pool.x) if options.n is None else options.n, "noise": noise}
     cells = [
@@ -240,16 +241,24 @@ def _collect_curves(
     return Curves(**curves)
 
 
+def _check_arguments(data: object, recipe: Recipe | None, options: object, execution: object) -> Recipe:
+    """Check the types of the arguments that sweeps share, and return the recipe; None: the default one."""
+    check_instance(options, "options", SweepOptions)
+    check_instance(execution, "execution", Execution)
+    recipe = Recipe() if recipe is None else recipe
+    check_instance(recipe, "recipe", Recipe)
+    return recipe
+
+
 def _check_axis(over: str, values: Sequence[float], data: LabeledData, options: SweepOptions) -> tuple[float, ...]:
     """Validate the name ``over`` and the values of the swept quantity, and return the values.
 
     Raises:
         InputError: a value is out of range, the values do not increase, or the options do not allow this sweep.
     """
-    if over not in KINDS:
-        raise InputError(f"over={over!r}", expected=f"one of {', '.join(KINDS)}", hint="pass one of these")
+    check_choice(over, "over", tuple(KINDS))
     axis = as_axis(
-        list(values),
+        values,
         over,
         integer=over not in ("noise", "ridge"),
         minimum=0 if over in ("noise", "ridge", "steps") else 1,

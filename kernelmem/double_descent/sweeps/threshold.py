@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from scipy.special import stdtrit
 
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_number, as_tensor, check_choice
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.sweeps.peak import mean_se
@@ -81,7 +82,10 @@ def crossing(
     Raises:
         InputError: the axis does not increase, the shapes do not match, an error is NaN, or epsilon is outside of (0, 1).
     """
-    axis_values, errors = np.asarray(axis, dtype=np.float64), np.asarray(train_error, dtype=np.float64)
+    axis_values = as_tensor(axis, "axis", dtype=torch.float64).cpu().numpy()
+    errors = as_tensor(train_error, "train_error", dtype=torch.float64).cpu().numpy()
+    epsilon = as_number(epsilon, "epsilon")
+    check_choice(direction, "direction", ("falling", "rising"))
     if axis_values.ndim != 1 or errors.ndim != 2 or errors.shape[1] != len(axis_values) or not errors.size:
         raise InputError(
             f"axis of shape {axis_values.shape} and training errors of shape {errors.shape}",

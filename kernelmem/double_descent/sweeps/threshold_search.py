@@ -1,5 +1,6 @@
 """Search for the interpolation threshold (effective model complexity) by bisection, before a sweep is run."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +8,11 @@ from typing import Literal
 
 import torch
 
-from kernelmem.core.checks import as_count, as_number
+from kernelmem.core.checks import as_count, as_list, as_number, check_callable, check_choice, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
-from kernelmem.double_descent.sweeps.options import EXECUTION, OPTIONS, Execution, SweepOptions
+from kernelmem.double_descent.argument_checks import as_axis
+from kernelmem.double_descent.sweeps.options import EXECUTION, MAX_SEEDS, OPTIONS, Execution, SweepOptions
 from kernelmem.double_descent.sweeps.sweep import ThresholdWarning, sweep
 from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
 from kernelmem.training.datasets import LabeledDataLike, as_labeled_data
@@ -25,11 +27,20 @@ class SearchOptions:
         n_seeds: number of networks trained at each evaluated value; reduced (to at least 2) if the budget is too small.
         sweep_seeds: number of seeds of the sweep that will follow, including its control; None: ``n_seeds``.
         budget: largest cost of the search as a fraction of the cost of the sweep; a network costs width · examples.
+
+    Raises:
+        InputError: fewer than two seeds, or a budget that is not positive.
     """
 
     n_seeds: int = 5
     sweep_seeds: int | None = None
     budget: float = 0.25
+
+    def __post_init__(self) -> None:
+        as_count(self.n_seeds, "n_seeds", minimum=2, maximum=MAX_SEEDS)
+        if self.sweep_seeds is not None:
+            as_count(self.sweep_seeds, "sweep_seeds", maximum=MAX_SEEDS)
+        as_number(self.budget, "budget", exclusive=True)
 
 
 def bisect(
@@ -56,11 +67,23 @@ def bisect(
 
     Cost: ⌈log2(A + 1)⌉ evaluations.
     """
+    check_callable(errors, "errors", ("index",))
+    check_choice(direction, "direction", ("falling", "rising"))
+    values = as_axis(values, "values", minimum=-math.inf).tolist()
+    epsilon = as_number(epsilon, "epsilon", maximum=1.0, exclusive=True)
     evaluated: dict[int, list[float]] = {}
     low, high = -1, len(values)  # falling: not fitted up to index low, fitted from index high on
     while high - low > 1:
         middle = (low + high) // 2
-        evaluated[middle] = [float(error) for error in errors(middle)]
+        evaluated[middle] = [
+            as_number(error, "error", minimum=-math.inf) for error in as_list(errors(middle), "errors")
+        ]
+        if len(evaluated[middle]) != len(next(iter(evaluated.values()))) or not evaluated[middle]:
+            raise InputError(
+                f"{len(evaluated[middle])} errors at index {middle}",
+                expected="one error for each seed, the same number in every call",
+                hint="use the same seeds for all values",
+            )
         fitted = sum(evaluated[middle]) / len(evaluated[middle]) <= epsilon
         if fitted is (direction == "falling"):
             high = middle
@@ -110,9 +133,11 @@ def find_threshold(
         InputError: the budget is too small for two seeds, or an argument is invalid for the sweep.
     """
     data = as_labeled_data(data)
-    n_seeds = as_count(search.n_seeds, "n_seeds", minimum=2)
-    budget = as_number(search.budget, "budget", exclusive=True)
-    grid = [float(value) for value in values]
+    check_instance(options, "options", SweepOptions)
+    check_instance(search, "search", SearchOptions)
+    check_choice(over, "over", ("width", "samples"))
+    n_seeds, budget = search.n_seeds, search.budget
+    grid = as_axis(values, "values").tolist()
     n = len(data.x_train) if options.n is None else options.n
     costs = [(value if over == "width" else 1.0) * (value if over == "samples" else n) for value in grid]
     max_evaluations = len(grid).bit_length()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_count
+from kernelmem.core.checks import as_count, as_seed, as_tensor, check_callable, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import spawn_generators
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RCOND = 1e-13  # singular values below RCOND times the largest are rounding errors; the peak comes from larger ones
 PRINTED_ROWS = 25
 ROUNDING_TOLERANCE = 1e-12  # relative difference below which simulation and theory agree to rounding
+MAX_REPETITIONS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,9 +196,20 @@ def simulate(
     Raises:
         InputError: there are fewer than 2 repetitions, or the seed is invalid.
     """
-    repetitions = as_count(repetitions, "repetitions", minimum=2)
-    seed = as_count(seed, "seed", minimum=0)
-    risks = np.stack([np.asarray(draw(rng), dtype=float) for rng in spawn_generators(seed, repetitions)])
+    check_instance(theory, "theory", Curve, hint="pass a curve of this package")
+    check_callable(draw, "draw", ("rng",))
+    repetitions = as_count(repetitions, "repetitions", minimum=2, maximum=MAX_REPETITIONS)
+    shape = tuple(theory.axis.shape)
+    draws: list[np.ndarray] = []
+    for rng in spawn_generators(as_seed(seed), repetitions):
+        draws.append(as_tensor(draw(rng), "the risks that draw returns", dtype=torch.float64).numpy())
+        if draws[-1].shape != shape:
+            raise InputError(
+                f"draw that returns risks of shape {draws[-1].shape}",
+                expected=f"one risk for each value of the axis, {shape}",
+                hint="return a list of numbers",
+            )
+    risks = np.stack(draws)
     se = risks.std(0, ddof=1) / np.sqrt(repetitions)
     return Simulation(theory, torch.from_numpy(risks.mean(0)), torch.from_numpy(se), repetitions, seed)
 

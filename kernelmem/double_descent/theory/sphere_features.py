@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from kernelmem.core.checks import ArrayLike, as_count, as_number
+from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor, check_callable, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
@@ -28,6 +29,11 @@ class ActivationMoments:
     linear: float
     rest: float
 
+    def __post_init__(self) -> None:
+        as_number(self.mean, "mean", minimum=-math.inf)
+        as_number(abs(as_number(self.linear, "linear", minimum=-math.inf)), "linear", exclusive=True)
+        as_number(self.rest, "rest", exclusive=True)
+
 
 RELU = ActivationMoments(1 / math.sqrt(2 * math.pi), 0.5, math.sqrt(0.25 - 1 / (2 * math.pi)))
 
@@ -46,12 +52,28 @@ def activation_moments(
     Raises:
         InputError: the activation has no linear part or no nonlinear part, or is not finite.
     """
+    check_callable(activation, "activation", ("x",))
+    kink_positions = as_tensor(kinks, "kinks", dtype=torch.float64).reshape(-1).clamp(-14, 14).tolist()
     nodes, weights = np.polynomial.legendre.leggauss(80)
-    interval_ends = np.unique([-14.0, *np.linspace(-7, 7, 8), *kinks, 14.0])
+    interval_ends = np.unique([-14.0, *np.linspace(-7, 7, 8), *kink_positions, 14.0])
     half_lengths = np.diff(interval_ends)[:, None] / 2
     points = ((interval_ends[:-1] + interval_ends[1:])[:, None] / 2 + half_lengths * nodes).ravel()
     point_weights = (half_lengths * weights).ravel() * np.exp(-points * points / 2) / math.sqrt(2 * math.pi)
-    values = np.asarray(activation(points), dtype=float)
+    try:
+        outputs = activation(points)
+    except (TypeError, ValueError, RuntimeError) as error:  # raised by the user's function
+        raise InputError(
+            f"an activation that does not accept an array ({str(error)[:200]})",
+            expected="an elementwise function of NumPy arrays",
+            hint="pass e.g. numpy.tanh",
+        ) from error
+    values = as_tensor(outputs, "activation(x)", dtype=torch.float64).numpy()
+    if values.shape != points.shape:
+        raise InputError(
+            f"an activation that returns shape {values.shape} for {points.shape}",
+            expected="an elementwise function of arrays",
+            hint="pass e.g. numpy.tanh",
+        )
     mean, linear, second_moment = (
         float(point_weights @ values),
         float(point_weights @ (points * values)),
@@ -108,6 +130,7 @@ def sphere_features_curve(
     psi2 = as_number(samples_per_dimension, "samples_per_dimension", exclusive=True)
     linear, noise = as_number(linear, "linear"), as_number(noise, "noise")
     nonlinear, ridge = as_number(nonlinear, "nonlinear"), as_number(ridge, "ridge")
+    check_instance(moments, "moments", ActivationMoments, hint="pass activation_moments(numpy.tanh)")
     zeta2 = (moments.linear / moments.rest) ** 2
     chi = -_solve_w(psi1, psi2, zeta2, ridge / moments.rest**2)
     bias, variance = _bias_and_variance(psi1, psi2, zeta2, chi)

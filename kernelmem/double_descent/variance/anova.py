@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_names, as_tensor, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.variance.bias_variance import as_targets
@@ -185,7 +185,9 @@ def variance_components(
     Source: Adlam and Pennington 2020; Henderson 1953.
     """
     cell_outputs = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
-    outer_factors = dict(nested or {})
+    factors = tuple(as_names(factors, "factors") or ())
+    outer_factors = {} if nested is None else nested
+    check_instance(outer_factors, "nested", Mapping, hint='pass nested={"noise": "data"}')
     _check_factorial(cell_outputs, factors, outer_factors)
     y = as_targets(targets, cell_outputs.flatten(0, len(factors) - 1))
     varied = tuple(name for name, size in zip(factors, cell_outputs.shape, strict=False) if size > 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from kernelmem.core.checks import as_count, seed_sequence
+from kernelmem.core.checks import as_count, as_flag, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.variance.anova import FACTORS, VarianceComponents, variance_components
@@ -133,6 +133,7 @@ def factorial_design(
     >>> [len(set(seeds)) for seeds in zip(*design.cells)]
     [2, 3, 6, 1]
     """
+    nested = as_flag(nested, "nested")
     counts = {"initializations": initializations, "data": data, "noise": noise, "order": order}
     shape = tuple(as_count(count, name) for name, count in counts.items())
     if math.prod(shape) > MAX_CELLS:

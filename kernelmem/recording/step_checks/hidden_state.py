@@ -40,6 +40,7 @@ class HiddenStateCheck:
     def __init__(self, model: nn.Module, forward: Forward, loss: Loss) -> None:
         """Store what is evaluated; a loss that is a name has no state."""
         self._model, self._forward, self._loss = model, forward, loss
+        self._module = ForwardModule(model, forward)
         self._parts: list[Tensor] = []  # outputs and losses at the first step; empty before it
 
     def check(self, step: int, x: Tree, y: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -56,7 +57,9 @@ class HiddenStateCheck:
         """
         if not self._parts:
             self._first_step = step
-            self._state = {name: value.clone() for name, value in state.items()}
+            parameters = dict(self._model.named_parameters())
+            self._weights = [(p, state[name].clone()) for name, p in parameters.items() if name in state]
+            self._buffers = {f"model.{name}": value.clone() for name, value in state.items() if name not in parameters}
             self._modes = {module: module.training for module in self._model.modules()}
             self._random = torch.get_rng_state()
             self._attributes = self._plain_attributes()
@@ -96,13 +99,10 @@ class HiddenStateCheck:
 
     def _evaluate(self) -> list[Tensor]:
         """Return the outputs, and the losses if there is a loss, of the stored rows in the stored state."""
-        buffers = {
-            f"model.{name}": self._state[name].clone() for name, _ in self._model.named_buffers() if name in self._state
-        }
-        module = ForwardModule(self._model, self._forward)
+        buffers = {name: value.clone() for name, value in self._buffers.items()}
         with random_state(self._random), torch.no_grad(), self._stored_weights():
             rows = map_tree(self._x, Tensor.clone)
-            outputs = functional_call(module, buffers, (rows,)) if buffers else module(rows)
+            outputs = functional_call(self._module, buffers, (rows,)) if buffers else self._module(rows)
             parts = [outputs.detach().clone()]
             if callable(self._loss):
                 parts.append(per_example_loss(self._loss)(outputs, self._y).detach().clone())
@@ -112,19 +112,20 @@ class HiddenStateCheck:
     def _stored_weights(self) -> Iterator[None]:
         """Give the model's parameters the stored values, and its modules the stored modes, in a ``with`` block."""
         # .data: functional_call does not reach weights that a module holds in lists of its own (nn.LSTM)
-        current = {p: p.data for name, p in self._model.named_parameters() if name in self._state}
-        modes = {module: module.training for module in self._model.modules()}
+        current = [(parameter, parameter.data) for parameter, _ in self._weights]
+        changed_modes = [
+            (module, not training) for module, training in self._modes.items() if module.training != training
+        ]
         try:
-            for name, parameter in self._model.named_parameters():
-                if name in self._state:
-                    parameter.data = self._state[name]
-            for module, training in self._modes.items():
-                module.training = training
+            for parameter, value in self._weights:
+                parameter.data = value
+            for module, training in changed_modes:
+                module.training = not training
             yield
         finally:
-            for parameter, value in current.items():
+            for parameter, value in current:
                 parameter.data = value
-            for module, training in modes.items():
+            for module, training in changed_modes:
                 module.training = training
 
     def _plain_attributes(self) -> dict[str, object]:

@@ -70,10 +70,6 @@ class FitOptions:
         as_count(self.batch_size, "batch_size")
         as_flag(self.resume, "resume")
         if self.optimizer is not None and not isinstance(self.optimizer, torch.optim.Optimizer):
-            if isinstance(self.optimizer, nn.Module):
-                raise InputError(
-                    "optimizer=a module", expected="a torch optimizer", hint="pass optimizer=None for AdamW"
-                )
             check_callable(self.optimizer, "optimizer", ("parameters",))
         if self.schedule is not None:
             check_callable(self.schedule, "schedule", ("optimizer",))

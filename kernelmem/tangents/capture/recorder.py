@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -160,7 +161,7 @@ class OperationRecorder(TorchFunctionMode):
     def _record(self, rule: Rule, func: Function, args: tuple, kwargs: dict) -> Tensor | None:
         """Run a call and record its use of parameters; return the output, or None without running it if it uses none."""
         call = rule.read(func, args, kwargs, self.is_weight)
-        if call is None:
+        if call is None or not _is_ordinary(call):
             return None
         names, derived, sources = {}, {}, {}
         for slot, value in call.weights.items():
@@ -169,8 +170,8 @@ class OperationRecorder(TorchFunctionMode):
             if id(value) in self.names:
                 names[slot] = self.names[id(value)]
                 continue
-            if self.depends_on_data(value) or is_transformed(value):
-                return None  # the weight depends on the data and differs between rows, or is one of torch.func's
+            if self.depends_on_data(value):
+                return None  # the weight depends on the data and differs between rows
             origins = sorted(self.source_names(value))
             if not self.dense.isdisjoint(origins):
                 return None
@@ -178,7 +179,7 @@ class OperationRecorder(TorchFunctionMode):
         if not names and not derived:
             return None
         key = self.identify(rule, names, sources)
-        if key in self.skip or any(is_transformed(tensor) for tensor in call.inputs.values()):
+        if key in self.skip:
             return None
         has_data = self.depends_on_data((args, kwargs))
         activation = call.inputs.get("input")
@@ -272,3 +273,14 @@ class OperationRecorder(TorchFunctionMode):
                 hint="use the model argument in forward=lambda model, batch: ..., and register free tensors as nn.Parameter",
             )
         return {self.known_leaves[id(leaf)] for leaf in leaves} - {""}
+
+
+def _is_ordinary(call: ParsedCall) -> bool:
+    """Return True if the tangents of an operation are real numbers, and it is not itself being differentiated.
+
+    Products of complex tangents would need conjugates. Inside torch.func and with dual numbers the output of the
+    operation is not what the model computes with.
+    """
+    tensors = [*call.inputs.values(), *(weight for weight in call.weights.values() if weight is not None)]
+    has_dual_numbers = forward_ad._current_level >= 0
+    return not has_dual_numbers and not any(tensor.is_complex() or is_transformed(tensor) for tensor in tensors)

@@ -142,7 +142,7 @@ def supports_vectorized_jacobian(prepared: PreparedModel, rows: Rows, names: lis
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(min(4, prepared.n_outputs), prepared.n_outputs, generator=generator, dtype=torch.float64)
     directions = directions.to(dtype=prepared.dtype, device=prepared.device)
-    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
+    tolerance = prepared.tolerance(1e-3, 1e-9)
     for size in (2, 3):  # two sizes: a batch size that equals another dimension hides some errors of torch
         single_rows = [rows.take([i % rows.n]) for i in range(size)]
         expanded_directions = directions.expand(size, *directions.shape)

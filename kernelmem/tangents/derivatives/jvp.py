@@ -197,7 +197,7 @@ def choose_mode(prepared: PreparedModel, rows: Rows) -> JvpMode:
         u[name].add_(0.5).mul_(gradient)
     expected_inner_product = sum(_inner_product(gradient, u[name]) for name, gradient in expected_gradients.items())
     scale = max(expected_norm * sum(_inner_product(direction, direction) for direction in u.values()) ** 0.5, TINY)
-    tolerance = 1e-3 if prepared.dtype == torch.float32 else 1e-9
+    tolerance = prepared.tolerance(1e-3, 1e-9)
     batch = rows.take(indices)
     batched_gradients = Linearized(prepared, batch, 2).vjp(w)
     differences = (batched_gradients[name] - gradient for name, gradient in expected_gradients.items())

@@ -48,6 +48,7 @@ class Plan:
     expected_bytes: int  # peak above what is resident, result included
     sweeps: int  # backward sweeps: outputs, or hidden directions if the readout has fewer inputs
     streamed: bool  # all rows held at once, tangents contracted direction by direction
+    unused: tuple[str, ...] = ()  # parameters on which the outputs of the first rows do not depend
 
     def __str__(self) -> str:
         """Return the plan as a table with one line per parameter group."""
@@ -78,6 +79,8 @@ class Plan:
             f"contraction {total_operations / 1e9:.2f} GFLOP; {schedule};"
             f" about {self.expected_bytes / 2**20:.0f} of {self.memory / 2**20:.0f} MiB"
         )
+        if self.unused:
+            summary += f"\nnot used by the outputs of the first rows: {_shortened_names(self.unused)}"
         return "\n".join([header, *table, summary])
 
     def __repr__(self) -> str:
@@ -171,6 +174,7 @@ def make_plan(
         tiling.used_bytes,
         sweeps,
         tiling.streamed,
+        prepared.unused,
     )
 
 

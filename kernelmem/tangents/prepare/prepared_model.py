@@ -1,18 +1,17 @@
 """Prepared models: a private copy with the selected parameters, its outputs, and the checks of both."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from kernelmem.core.batches import Batch, Forward, Rows, check_outputs, input_hint, named_leaves
 from kernelmem.core.checks import as_device, as_float_dtype, as_names, check_callable, check_model
 from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError
 from kernelmem.core.models import (
-    DerivativeDetector,
+    PassObserver,
     ignored_autocast,
     plain_execution,
     private_copy,
@@ -20,6 +19,7 @@ from kernelmem.core.models import (
     replace_complex_parameters,
 )
 from kernelmem.tangents.prepare.evaluation_mode import check_eval_mode
+from kernelmem.tangents.prepare.graph import graph_leaves
 
 ROWS_PER_CHECK = 64  # examples of a pass that looks for parameters on the graph
 
@@ -35,6 +35,8 @@ class PreparedModel:
     device: torch.device
     n_outputs: int = 0
     differentiates: bool = False  # whether the forward pass itself needs gradients (forces, differential equations)
+    precision: torch.dtype = torch.float64  # the narrowest in which it computes, as far as the parameters matter
+    unused: tuple[str, ...] = ()  # selected parameters on which the outputs of the first rows do not depend
 
     def outputs(self, batch: Batch, n: int) -> Tensor:
         """Run the model on a batch of n rows and check that the result is (n, C).
@@ -58,6 +60,20 @@ class PreparedModel:
                 hint="check these rows and the weights (a diverged run?)",
             )
         return result if needs_gradients or not self.differentiates else result.detach()
+
+    def tolerance(self, in_float32: float, in_float64: float) -> float:
+        """Return the relative difference that rounding explains, by the precision in which the model computes.
+
+        Raises:
+            UnsupportedModelError: parts of the model compute in half precision.
+        """
+        if self.precision not in (torch.float32, torch.float64):
+            raise UnsupportedModelError(
+                f"a model that computes in {self.precision} inside".replace("torch.", ""),
+                expected="float32 or float64: tangents in half precision cannot be compared with their definition",
+                hint="remove .half() and .bfloat16() from the forward pass, or pass verify=False to km.ntk",
+            )
+        return in_float32 if torch.float32 in (self.precision, self.dtype) else in_float64
 
     @property
     def n_parameters(self) -> int:
@@ -110,10 +126,9 @@ def prepare(
     with ExitStack() as stack:
         if names is None:  # otherwise the inputs of a segment may depend on parameters that are not selected
             stack.enter_context(refuse_detached_segments())
-        outputs, differentiates = _probe_outputs(prepared, rows)
-    prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=differentiates)
-    _check_dependence(prepared, outputs, rows)
-    return prepared
+        outputs, observer = _probe_outputs(prepared, rows)
+    prepared = replace(prepared, n_outputs=outputs.shape[1], differentiates=observer.differentiates)
+    return replace(prepared, precision=observer.precision or dtype, unused=_unused_parameters(prepared, outputs, rows))
 
 
 def _select_parameters(module: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
@@ -162,10 +177,10 @@ def check_rows(prepared: PreparedModel, rows: Rows) -> None:
         )
 
 
-def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
+def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, PassObserver]:
     """Run the model twice on the first two rows (the only one twice), and compare the outputs.
 
-    Returns the outputs (2, C) with their graph, and whether the forward pass itself computes derivatives.
+    Returns the outputs (2, C) with their graph, and what was observed of the forward pass.
 
     Raises:
         InputError: the model does not accept the rows. UnsupportedModelError: the two runs differ.
@@ -173,7 +188,7 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
     batch = rows.to(dtype=prepared.dtype, device=prepared.device).take([0, min(1, rows.n - 1)])
     ignored_autocast()
     try:
-        with torch.enable_grad(), DerivativeDetector() as detector:
+        with torch.enable_grad(), PassObserver() as observer:
             first = prepared.outputs(batch, 2)
             second = prepared.outputs(batch, 2)
     except KernelmemError:
@@ -193,49 +208,33 @@ def _probe_outputs(prepared: PreparedModel, rows: Rows) -> tuple[Tensor, bool]:
             expected="a deterministic model",
             hint="call model.eval(), and remove functional dropout or sampling from its forward pass",
         )
-    return first, detector.found
+    return first, observer
 
 
-def _check_dependence(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> None:
-    """Check that the outputs on some row depend on a selected parameter, as far as the graph of autograd tells.
-
-    ``outputs`` are those of the first rows; the other rows are run only if these depend on no selected parameter.
+def _unused_parameters(prepared: PreparedModel, outputs: Tensor, rows: Rows) -> tuple[str, ...]:
+    """Return the selected parameters that are not on the autograd graph of ``outputs``, those of the first rows.
 
     Raises:
-        UnsupportedModelError: no output depends on them (no_grad, detach, argmax or rounding in the forward pass).
+        UnsupportedModelError: no output of any row depends on any of them (no_grad, detach or argmax in the forward pass).
     """
-    parameter_ids = {id(parameter) for parameter in prepared.parameters.values()}
 
-    def depends(outputs: Tensor) -> bool:
-        return any(id(leaf) in parameter_ids for leaf in graph_leaves(outputs))
+    def unused(outputs: Tensor) -> tuple[str, ...]:
+        used_ids = {id(leaf) for leaf in graph_leaves(outputs)}
+        return tuple(name for name, parameter in prepared.parameters.items() if id(parameter) not in used_ids)
 
-    if depends(outputs):
-        return
+    unused_names = unused(outputs)
+    if len(unused_names) < len(prepared.parameters):
+        return unused_names
     rows = rows.to(dtype=prepared.dtype, device=prepared.device)
     for start in range(0, rows.n, ROWS_PER_CHECK):
         stop = min(start + ROWS_PER_CHECK, rows.n)
         with torch.enable_grad():
-            if depends(prepared.outputs(rows.slice(start, stop), stop - start)):
-                return
+            if len(unused(prepared.outputs(rows.slice(start, stop), stop - start))) < len(unused_names):
+                return unused_names
     raise UnsupportedModelError(
-        f"a model whose outputs depend on none of its {len(parameter_ids)} selected parameters, on {rows.n} rows",
+        f"a model whose outputs depend on none of its {len(unused_names)} selected parameters, on {rows.n} rows",
         expected="outputs that can be differentiated with respect to the parameters",
-        hint="check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
+        hint="use the model argument in forward=lambda model, batch: ... (a copy of your module is analyzed)"
+        if graph_leaves(outputs)
+        else "check the forward pass for torch.no_grad, .detach(), .data, argmax or rounding, and the names in parameters=",
     )
-
-
-def graph_leaves(tensor: Tensor, stops: Collection[Node] = ()) -> list[Tensor]:
-    """Return the leaves of the autograd graph of ``tensor``; the search does not pass the nodes ``stops``."""
-    leaves = [tensor] if tensor.grad_fn is None and tensor.requires_grad else []
-    visited: set[Node] = set(stops)
-    stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
-    while stack:
-        node = stack.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.append(variable)
-        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return leaves

@@ -27,11 +27,6 @@ class PassMismatchError(Exception):
     relative_error: float = float("inf")
 
 
-def relative_tolerance(dtype: torch.dtype) -> float:
-    """Return the relative difference of two gradients in ``dtype`` that rounding explains."""
-    return 1e-4 if dtype == torch.float32 else 1e-9
-
-
 @dataclass
 class Certificate:
     """Sums of tangents in comparison with gradients by autograd, over the passes of one set of examples."""
@@ -86,7 +81,7 @@ class Certificate:
     ) -> dict[tuple[str, ...], float]:
         """Return the groups whose differences exceed rounding, with their relative errors."""
         floor = (SMALL_SHARE * scale).clamp_min(torch.finfo(scale.dtype).tiny)
-        tolerance = relative_tolerance(self.prepared.dtype)
+        tolerance = self.prepared.tolerance(1e-4, 1e-9)
         wrong = {}
         for names, difference in differences.items():
             group_norm = torch.stack([norms[name] for name in names if name in norms] or [floor]).norm()

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Rows
+from kernelmem.core.models import saved_storages
 from kernelmem.tangents.batch_axis import BatchAxis, find_batch_axis, resolve_interleaving, row_tags
 from kernelmem.tangents.capture import Capture, Decomposition, OuterShape, ParameterUse, Rule, UseKey, capture
 from kernelmem.tangents.groups.base import Group
@@ -64,11 +66,11 @@ def survey(
     while True:
         probes, saved_numbers = [], []
         for size in PROBE_SIZES:
-            counter = _SavedTensorCounter()
-            with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
-                batch = rows.take([i % rows.n for i in range(size)])
-                probes.append(capture(prepared, batch, size, rules, skip=frozenset(skip), dense=dense_names))
-            saved_numbers.append(counter.elements)
+            batch = rows.take([i % rows.n for i in range(size)])
+            probe = partial(capture, prepared, batch, size, rules, skip=frozenset(skip), dense=dense_names)
+            captured, storages = saved_storages(probe)
+            probes.append(captured)
+            saved_numbers.append(sum(n_bytes // number_bytes for n_bytes, number_bytes in storages.values()))
         batch_axes, unsupported, newly_located = _batch_axes(probes, located_names)
         if unsupported:  # probe again: what such a call computes may enter a later one
             skip |= unsupported
@@ -141,22 +143,6 @@ def _wrong_names(
         except PassMismatchError as mismatch:
             wrong_names |= mismatch.names
     return wrong_names
-
-
-class _SavedTensorCounter:
-    """Counts the elements that autograd saves, each storage once."""
-
-    def __init__(self) -> None:
-        self.storage_pointers: set[int] = set()
-        self.elements = 0
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Count a tensor that autograd saves, and return it unchanged."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.storage_pointers:
-            self.storage_pointers.add(storage.data_ptr())
-            self.elements += storage.nbytes() // tensor.element_size()
-        return tensor
 
 
 def _batch_axes(probes: list[Capture], located: set[str]) -> tuple[dict[UseKey, BatchAxis], set[UseKey], set[str]]:

@@ -7,7 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_tensor
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_count,
+    as_device,
+    as_flag,
+    as_float_dtype,
+    as_labels,
+    as_list,
+    as_pair,
+    as_tensor,
+    check_choice,
+    check_instance,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 from kernelmem.training.ensemble.recipe import Recipe
@@ -67,10 +79,15 @@ class EnsembleOptions:
     diverged: Literal["keep", "raise"] = "keep"
 
     def __post_init__(self) -> None:
-        if self.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"dtype={self.dtype}", expected="torch.float32 or torch.float64", hint="pass one of them")
-        if self.diverged not in ("keep", "raise"):
-            raise InputError(f"diverged={self.diverged!r}", expected='"keep" or "raise"', hint="pass one of them")
+        as_float_dtype(self.dtype)
+        check_choice(self.diverged, "diverged", ("keep", "raise"))
+        as_list(self.evaluate_at, "evaluate_at")
+        for name in ("keep_outputs", "keep_parameters"):
+            as_flag(getattr(self, name), name)
+        if self.device is not None:
+            as_device(self.device)
+        if self.n_classes is not None:
+            as_count(self.n_classes, "n_classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +124,17 @@ def as_task(
         InputError: there are no members, rows, labels or steps are out of range, lengths or shapes are inconsistent, or
             values are NaN.
     """
-    members = tuple(members)
+    check_instance(recipe, "recipe", Recipe)
+    check_instance(options, "options", EnsembleOptions)
+    x_of_test, y_of_test = as_pair(test, "test")
+    members = tuple(as_list(members, "members"))
     if not members or not all(isinstance(member, Member) for member in members):
         raise InputError(
             f"{len(members)} members of type {type(members[0]).__name__ if members else 'none'}",
             expected="at least one Member",
             hint="pass a list of kernelmem.training.Member",
         )
-    x_train, x_test = as_tensor(x, "x"), as_tensor(test[0], "x_test")
+    x_train, x_test = as_tensor(x, "x"), as_tensor(x_of_test, "x_test")
     if min(x_train.ndim, x_test.ndim) < 2 or x_train.shape[1:] != x_test.shape[1:] or not len(x_test):
         raise InputError(
             f"x of shape {tuple(x_train.shape)} and x_test of shape {tuple(x_test.shape)}",
@@ -130,7 +150,7 @@ def as_task(
             as_count(getattr(member, name), f"{name} of member {k}", minimum=0, maximum=2**63 - 1)
     rows = tuple(_check_rows(member, k, len(x_train)) for k, member in enumerate(members))
     names = [*(f"labels of member {k}" for k in range(len(members))), "y_test"]
-    labels = [as_tensor(y, name) for y, name in zip([*(m.labels for m in members), test[1]], names, strict=True)]
+    labels = [as_tensor(y, name) for y, name in zip([*(m.labels for m in members), y_of_test], names, strict=True)]
     C = options.n_classes if options.n_classes is not None else _count_classes(labels)
     targets = tuple(
         _as_target(value, name, n, C, recipe.loss, dtype).to(device=device)

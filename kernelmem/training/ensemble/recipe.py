@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import as_count, as_number
+from kernelmem.core.checks import as_count, as_number, check_choice
 from kernelmem.core.errors import InputError
 
+MAX_COUNTS = {"steps": 10**9, "depth": 1000, "batch_size": 2**31 - 1}
 DECAY_FRACTION = 0.3  # share of the steps in which "wsd" falls to zero
 CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
@@ -56,17 +57,12 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check names and ranges of all fields; errors are those listed for the class."""
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"Recipe({name}={getattr(self, name)!r})",
-                    expected=f"one of {', '.join(choices)}",
-                    hint=f"pass {name}={choices[0]!r}",
-                )
+            check_choice(getattr(self, name), name, choices)
         for name in ("lr", "weight_decay", "momentum"):
             as_number(getattr(self, name), name)
         for name in ("steps", "depth", "batch_size"):
             if name != "batch_size" or self.batch_size is not None:
-                as_count(getattr(self, name), name)
+                as_count(getattr(self, name), name, maximum=MAX_COUNTS[name])
         if self.momentum and (self.optimizer != "sgd" or self.momentum >= 1):
             raise InputError(
                 f"Recipe(optimizer={self.optimizer!r}, momentum={self.momentum!r})",

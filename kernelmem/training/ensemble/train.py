@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, check_callable, check_model
 from kernelmem.core.errors import NumericalError
 from kernelmem.core.options import Progress, as_bytes, as_progress
 from kernelmem.core.result_files import Result
@@ -175,6 +175,7 @@ def train_modules(
         UnsupportedModelError: dropout or other randomness, modules of one width with different parameters, a model that
             vmap does not support.
     """
+    check_callable(make_model, "make_model", ("width",))
     task = as_task(members, x, test=test, recipe=recipe, options=options)
     parts = list(module_chunks(task, make_model, as_bytes(options.memory)))
     return _train((Modules(task, make_model, part) for part in parts), task, options, progress)
@@ -196,6 +197,7 @@ def train_one(
     ``member.width`` are not used. Rows reach the model with the shape they have in x (an MLP needs (N, d)). Other
     arguments, results and errors are those of :func:`train_mlps`.
     """
+    check_model(model)
     task = as_task([member], x, test=test, recipe=recipe, options=options)
     return _train([OneModule(task, model)], task, options, progress, fused=None)
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from kernelmem.core.errors import UnsupportedModelError
 from kernelmem.core.models import (
-    DerivativeDetector,
+    PassObserver,
     ignored_autocast,
     plain_execution,
     refuse_detached_segments,
@@ -144,9 +144,28 @@ def test_compiled_functions_run_as_written():
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own rules of dual numbers
 def test_detects_derivatives_inside_a_forward_pass(function, found):
-    with DerivativeDetector() as detector:
+    with PassObserver() as observer:
         function(torch.ones(2, 2, requires_grad=True))
-    assert detector.found == found
+    assert observer.differentiates == found
+
+
+@pytest.mark.parametrize(
+    ("function", "precision"),
+    [
+        (lambda w: w.square().sum(), torch.float64),
+        (lambda w: torch.fft.fft(w).abs(), torch.float64),
+        (lambda w: w * torch.ones(2, dtype=torch.float32).exp(), torch.float64),  # a constant
+        (lambda w: (w.float() * 2).double(), torch.float32),
+        (lambda w: torch.view_as_real(torch.complex(w.float(), w.float()).square()).double(), torch.float32),
+        (lambda w: (w.float().bfloat16() * 2).double(), torch.bfloat16),
+        (lambda w: w.detach().float() * 2, None),
+    ],
+)
+def test_precision_of_what_depends_on_parameters(function, precision):
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with PassObserver() as observer:
+        function(w)
+    assert observer.precision == precision
 
 
 def test_a_reentrant_segment_without_gradients_is_refused_only_on_demand():

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -227,6 +228,17 @@ def test_executors_give_the_same() -> None:
         same(alone, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2, executor=threads), **options))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         same(alone, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2, executor=processes), **options))
+
+
+def test_a_sweep_in_a_process_of_the_user_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        sweep(blobs(), "width", [3, 6], recipe=Recipe(steps=2), n_seeds=1, options=SweepOptions(control=0))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_dask() -> None:

@@ -177,3 +177,21 @@ def test_a_group_that_is_added_later(lab):
                 F.cross_entropy(model(x), y).backward()
                 recorder.step(index, x, y)
         assert len(Run.open(directory)) == 4
+
+
+def test_a_gradient_scaler_is_recorded_with_or_without_unscaling(lab):
+    for unscale in (True, False):
+        model = lab.network()
+        optimizer = torch.optim.Adam(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        directory = lab.directory / str(unscale)
+        with Recorder(model, optimizer, directory, loss="cross_entropy") as recorder:
+            index, x, y = lab.batch(0)
+            scaler.scale(F.cross_entropy(model(x), y)).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+            else:
+                with pytest.raises(InputError, match=r"with a GradScaler, call scaler.unscale_\(optimizer\) and then"):
+                    optimizer.step()
+            recorder.step(index, x, y)
+        assert Run.open(directory).steps[0].scale == (1.0 if unscale else 1024.0)

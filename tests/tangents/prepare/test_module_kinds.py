@@ -5,15 +5,19 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError
-from kernelmem.kernels.ntk import ntk
+from kernelmem.core.errors import InputError, KernelmemError, NumericalError, UnsupportedModelError, VerificationError
+from kernelmem.kernels.ntk import ntk, ntk_plan
 from kernelmem.kernels.operator import ntk_operator
 from kernelmem.tangents.sketch import tangent_features
 from kernelmem.testing.closeness import assert_close
+from tests.profiles import examples
 from tests.tolerances import summing
 
 DIM = 4096
@@ -111,11 +115,64 @@ def bare_complex_layer(layers, x):
     return torch.view_as_real(layers[0](x.to(torch.complex128))).flatten(1)
 
 
-KINDS = {
+def vmapped(layers, x):
+    parameters = dict(layers[0].named_parameters())
+    return torch.func.vmap(lambda row: torch.func.functional_call(layers[0], parameters, (row,)))(x)
+
+
+def forces(layers, x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(layers[0](x)[:, 0].sum(), x, create_graph=True)[0]
+
+
+def differential_equation(layers, x):
+    x = x.detach().clone().requires_grad_()
+    u = layers[0](x)
+    du = torch.autograd.grad(u[:, 0].sum(), x, create_graph=True)[0]
+    d2u = torch.autograd.grad(du[:, 1].sum(), x, create_graph=True)[0]
+    return torch.cat([u, du[:, :1] + d2u[:, :2]], 1)
+
+
+def dual_numbers(layers, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layers[0](forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+class Spectral(nn.Module):
+    """Multiplies the Fourier coefficients by complex and real gains, of which one is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.gains = nn.ParameterList([torch.randn(3, dtype=torch.complex128), torch.randn(3, dtype=torch.float64)])
+        self.out = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft(x) * self.gains[0] * self.gains[1]
+        x = torch.tanh(torch.fft.irfft(spectrum, n=4))
+        return self.out(torch.fft.irfft(torch.fft.rfft(x) * self.gains[0].conj(), n=4))
+
+
+DERIVATIVES = {
+    "functional_call under vmap": lambda: Runs(vmapped, network()),
+    "jvp": lambda: Runs(lambda layers, x: torch.func.jvp(layers[0], (x,), (torch.ones_like(x),))[1], network()),
+    "forces by torch.func": lambda: Runs(
+        lambda layers, x: torch.func.vmap(torch.func.grad(lambda row: layers[0](row)[0]))(x), network()
+    ),
+    "second derivatives by torch.func": lambda: Runs(
+        lambda layers, x: torch.func.vmap(torch.func.hessian(lambda row: layers[0](row)[0]))(x).flatten(1)[:, :3],
+        network(),
+    ),
+    "forces": lambda: Runs(forces, network()),
+    "differential equation": lambda: Runs(differential_equation, network()),
+    "dual numbers": lambda: Runs(dual_numbers, network()),
+}
+KINDS = DERIVATIVES | {
+    "spectral convolution": Spectral,
     "kept activation": lambda: after_a_pass(Keeps().double()),
     "pruned": pruned,
     "weight norm": lambda: after_a_pass(nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 2))).double()),
-    "spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 2))).double(),
+    "spectral norm": lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 2).double())),
     "orthogonal": lambda: nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))).double(),
     "hooks": hooked,
     "compiled": lambda: torch.compile(network(), backend="eager"),
@@ -163,7 +220,7 @@ def assert_all_agree(model, x, tolerance=1e-10):
 @pytest.mark.filterwarnings(*WARNINGS)
 def test_kernels_operators_and_features_are_those_of_the_module(kind):
     model = KINDS[kind]()
-    model = model if kind in ("script", "trace", "complex layer", "complex buffer") else model.double()
+    model = model if kind in ("script", "trace") or "complex" in kind or "spectral" in kind else model.double()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert_all_agree(model.eval(), rows())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -267,8 +324,8 @@ REFUSED = {
     ),
     "batch statistics": (
         lambda: Runs(lambda layers, x: F.batch_norm(layers[0](x), None, None, training=True), network()),
-        UnsupportedModelError,
-        "one row|other rows",
+        (UnsupportedModelError, VerificationError),
+        "one row|but not 1 of them|other rows",
     ),
     "bfloat16": (lambda: network().bfloat16(), InputError, "dtype=bfloat16"),
     "lazy": (
@@ -286,10 +343,39 @@ def test_refusals_give_the_reason(kind):
     build, error, words = REFUSED[kind]
     model = build()
     model = model if kind in ("bfloat16", "lazy") else model.double()
-    features = functools.partial(tangent_features, dim=8, seed=0)
-    for compute in (ntk, ntk_operator, *([features] if kind != "batch statistics" else [])):
+    for compute in (ntk, ntk_operator, functools.partial(tangent_features, dim=8, seed=0)):
         with pytest.raises(error, match=words):
             compute(model, rows())
+
+
+class Converts(nn.Module):
+    """Normalizes in another dtype, as the RMSNorm of Llama does in float32."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.inner, self.out, self.dtype = nn.Linear(4, 4), nn.Linear(4, 2), dtype
+
+    def forward(self, x):
+        h = self.inner(x)
+        normalized = h.to(self.dtype) * torch.rsqrt(h.to(self.dtype).square().mean(1, keepdim=True) + 1e-6)
+        return self.out(normalized.to(h.dtype))
+
+
+def test_models_that_compute_in_float32_are_as_accurate_as_that():
+    model, x = Converts(torch.float32).double(), rows()
+    tolerance = summing(4, 4, 4, dtype=torch.float32)
+    assert_all_agree(model, x, tolerance)
+
+
+def test_models_that_compute_in_half_precision_are_refused_by_name():
+    with pytest.raises(UnsupportedModelError, match="computes in bfloat16 inside"):
+        ntk(Converts(torch.bfloat16), rows().float())
+
+
+def test_a_forward_function_that_runs_the_callers_module():
+    model = network().double()
+    with pytest.raises(UnsupportedModelError, match="use the model argument in forward="):
+        ntk(model, rows(), forward=lambda copy, batch: model(batch))
 
 
 def test_autocast_that_the_forward_pass_needs_is_named():
@@ -321,6 +407,13 @@ def test_an_expert_that_only_later_rows_use():
     assert_close(kernel[3:, 3:], ntk(model.layers[0], x[3:]), 1e-12, float(kernel.max()))
 
 
+def test_a_plan_names_parameters_that_the_outputs_do_not_use():
+    model = Runs(lambda layers, x: layers[1](torch.tanh(layers[0](x)).detach()), *network()[::2]).double()
+    assert ntk_plan(model, rows()).unused == ("layers.0.weight", "layers.0.bias")
+    assert "not used by the outputs of the first rows: layers.0.weight, layers.0.bias" in str(ntk_plan(model, rows()))
+    assert "not used" not in str(ntk_plan(network(), rows().float()))
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "junk", "meta", 3.5])
 def test_devices_that_are_not_there(device):
     for compute in (ntk, ntk_operator, functools.partial(tangent_features, dim=8, seed=0)):
@@ -332,3 +425,45 @@ def test_devices_that_are_not_there(device):
 def test_dtypes_that_tangents_cannot_have(dtype):
     with pytest.raises(KernelmemError, match="dtype"):
         ntk(network(), rows().float(), dtype=dtype)
+
+
+# Stages (n, 4) -> (n, 4) of random programs, each with one layer.
+STAGES = {
+    "plain": lambda layer, x: torch.tanh(layer(x)),
+    "reentrant": lambda layer, x: checkpoint(lambda h: torch.tanh(layer(h)), x, use_reentrant=True),
+    "checkpoint": lambda layer, x: checkpoint(lambda h: torch.tanh(layer(h)), x, use_reentrant=False),
+    "vmap": lambda layer, x: torch.tanh(vmapped([layer], x)),
+    "jvp": lambda layer, x: torch.func.jvp(lambda h: torch.tanh(layer(h)), (x,), (x.cos(),))[1],
+    "energy": lambda layer, x: torch.func.vmap(torch.func.grad(lambda row: layer(row).square().sum()))(x),
+    "rotation": lambda layer, x: torch.view_as_real(
+        torch.view_as_complex(layer(x).unflatten(-1, (2, 2)).contiguous()) * (0.6 + 0.8j)
+    ).flatten(1),
+    "spectrum": lambda layer, x: torch.fft.irfft(torch.fft.rfft(x) * layer.weight[0, :3], n=4),
+}
+
+
+class Program(nn.Module):
+    def __init__(self, stages, shared):
+        super().__init__()
+        layers = [nn.Linear(4, 4) for _ in range(1 if shared else len(stages))]
+        self.layers, self.stages = nn.ModuleList(layers), stages
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        for i, stage in enumerate(self.stages):
+            h = STAGES[stage](self.layers[i % len(self.layers)], h)
+        return self.last(h)
+
+
+@examples(0.3)
+@given(st.lists(st.sampled_from(sorted(STAGES)), min_size=1, max_size=4), st.booleans(), st.integers(1, 7))
+@pytest.mark.filterwarnings(*WARNINGS)
+def test_random_programs(stages, shared, n):
+    """Layers that are checkpointed, differentiated, vectorized, multiplied by complex numbers; also shared by the stages."""
+    torch.manual_seed(0)
+    model, x = Program(stages, shared).double(), rows(n)
+    expected = kernel_by_autograd(model, x)
+    scale = float(expected.diagonal().max())
+    assert_close(ntk(model, x), expected, 1e-10, scale)
+    assert_close(ntk_operator(model, x) @ torch.eye(n, dtype=x.dtype), expected, 1e-10, scale)

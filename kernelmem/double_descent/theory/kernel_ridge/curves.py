@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_number
+from kernelmem.core.checks import ArrayLike, as_count, as_number, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.theory.curve import Curve
@@ -180,6 +180,7 @@ def _check_pool_size(task: SpectralTask, n: np.ndarray) -> None:
     Raises:
         InputError: a number of training examples is at least the size of the pool.
     """
+    check_instance(task, "task", SpectralTask, hint="pass population_task(...) or pool_task(...)")
     if task.pool is not None and n.max() >= task.pool:
         raise InputError(
             f"{n.max():g} training examples from a pool of {task.pool}",
@@ -189,8 +190,13 @@ def _check_pool_size(task: SpectralTask, n: np.ndarray) -> None:
 
 
 def _as_n_features(n_features: float) -> float:
-    return n_features if n_features == math.inf else float(as_count(n_features, "n_features"))
+    return (
+        math.inf
+        if isinstance(n_features, float) and n_features == math.inf
+        else float(as_count(n_features, "n_features", maximum=2**53))
+    )
 
 
 def _kernel_rank(task: SpectralTask) -> float:
+    check_instance(task, "task", SpectralTask, hint="pass population_task(...) or pool_task(...)")
     return float((task.eigenvalues > 0).sum())

@@ -3,10 +3,20 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_number, as_square_kernel, as_tensor
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_array,
+    as_count,
+    as_dense,
+    as_number,
+    as_square_kernel,
+    as_tensor,
+    check_choice,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_nonnegative
@@ -126,8 +136,7 @@ def flip_noise(rate: float, n_classes: int, *, kind: Literal["symmetric", "unifo
         InputError: the rate is outside of [0, 1], there are fewer than 2 classes, or the kind is unknown.
     """
     rate, n_classes = as_number(rate, "rate", maximum=1.0), as_count(n_classes, "n_classes", minimum=2)
-    if kind not in ("symmetric", "uniform"):
-        raise InputError(f"kind={kind!r}", expected='"symmetric" or "uniform"', hint="pass one of these")
+    check_choice(kind, "kind", ("symmetric", "uniform"))
     shrink = 1 - rate * (n_classes / (n_classes - 1) if kind == "symmetric" else 1.0)
     return FlipNoise(shrink, (1 - 1 / n_classes) * (1 - shrink * shrink))
 
@@ -141,7 +150,8 @@ def error_bound(clean: ArrayLike) -> Tensor:
     Raises:
         InputError: a value is negative or NaN.
     """
-    squared_errors = torch.as_tensor(clean, dtype=torch.float64)
+    array = np.asarray(as_array(clean, "clean") if not isinstance(clean, Tensor) else as_dense(clean, "clean").cpu())
+    squared_errors = torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "biuf" else torch.tensor([-1.0])
     if not bool((squared_errors >= 0).all()):
         raise InputError("squared errors with negative or NaN values", expected="values >= 0", hint="pass curve.clean")
     return (2 * squared_errors).clamp_max(1.0)
