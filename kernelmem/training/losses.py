@@ -110,7 +110,7 @@ def as_loss(loss: Loss) -> Loss:
     if callable(loss):
         name = module_name(loss)
         if name is None:
-            check_callable(loss, "loss", ("outputs", "targets"))
+            check_callable(loss, "loss", ("outputs", "targets"), modules=True)
         return name or loss
     if not isinstance(loss, str) or (loss not in LOSSES and module_from_name(loss) is None):
         raise InputError(

@@ -395,6 +395,6 @@ def test_weights_that_give_nan_are_refused(trained, tmp_path):
     with torch.no_grad():
         model[1].weight.fill_(3e38)
         model[3].weight.fill_(torch.inf)
-    with pytest.raises(km.InputError, match="outputs"):
+    with pytest.raises(km.NumericalError, match="outputs"):
         km.audit(model, train, test, out=tmp_path / "o")
     assert list(tmp_path.iterdir()) == []
