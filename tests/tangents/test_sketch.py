@@ -48,6 +48,21 @@ def test_a_large_table_is_projected_by_its_tokens():
     assert float((draws.std(0).diagonal() / K.diagonal()).max()) < (1 + 4 / SEEDS**0.5) * (8 / DIM) ** 0.5
 
 
+class Softmax(nn.Module):
+    def forward(self, h):
+        return h.softmax(-1)
+
+
+def test_outputs_that_sum_to_a_constant_have_no_features():
+    """The gradients of their sum are rounding errors, which the certificate does not compare."""
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), Softmax()).double(),
+        torch.randn(5, 3).double(),
+    )
+    assert float(tangent_features(model, x, 16, seed=0).abs().max()) < 1e-14
+
+
 def test_error_falls_with_the_square_root_of_dim():
     case = ENTRIES[0].case(n=4)
     K = ntk(case.model, case.x, outputs="pseudo")

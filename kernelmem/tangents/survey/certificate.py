@@ -19,7 +19,7 @@ from kernelmem.tangents.survey.locate import random_outputs
 SMALL_SHARE = 1e-2  # of the norm of the whole gradient: rounding of parameters with smaller gradients does not count
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: context managers set the traceback of an exception that passes them
 class PassMismatchError(Exception):
     """Tangents of some parameters differ from autograd's gradient in a pass (internal: the engine handles it)."""
 
