@@ -59,6 +59,7 @@ class PreparedModel:
                 expected="outputs that are numbers",
                 hint="check these rows and the weights (a diverged run?)",
             )
+        result = result.to(self.dtype)  # some models end in float32 whatever their dtype
         return result if needs_gradients or not self.differentiates else result.detach()
 
     def tolerance(self, in_float32: float, in_float64: float) -> float:

@@ -367,6 +367,14 @@ def test_models_that_compute_in_float32_are_as_accurate_as_that():
     assert_all_agree(model, x, tolerance)
 
 
+def test_models_that_end_in_float32():
+    model, x = Runs(lambda layers, x: layers[0](x).float(), network()).double(), rows()
+    expected = ntk(model.layers[0], x)
+    kernel = ntk(model, x)
+    assert kernel.dtype == torch.float64
+    assert_close(kernel, expected, summing(4, 5, dtype=torch.float32), float(expected.max()))
+
+
 def test_models_that_compute_in_half_precision_are_refused_by_name():
     with pytest.raises(UnsupportedModelError, match="computes in bfloat16 inside"):
         ntk(Converts(torch.bfloat16), rows().float())
