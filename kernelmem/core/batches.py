@@ -302,7 +302,8 @@ def check_outputs(outputs: object, n: int) -> Tensor:
             if outputs.is_complex()
             else "return the outputs before argmax or rounding",
         )
-    description = type(outputs).__name__
+    type_name = type(outputs).__name__
+    description = "None" if outputs is None else f"{'an' if type_name[0] in 'AEIOUaeiou' else 'a'} {type_name}"
     hint = "pass forward=lambda model, x: ... that returns a tensor (n, C)"
     if isinstance(outputs, Tensor):
         description = f"a tensor of shape {tuple(outputs.shape)}"
