@@ -18,7 +18,7 @@ def as_targets(y: ArrayLike, n: int, device: torch.device) -> tuple[Tensor, Tens
     Raises:
         InputError: y has a wrong shape or length, is complex, has NaN or no outputs, or its labels have only one class.
     """
-    tensor = as_tensor(y, "y").to(device)
+    tensor = as_tensor(y, "y", squared=True).to(device)
     if tensor.ndim not in (1, 2) or tensor.is_complex() or len(tensor) != n or tensor.numel() == 0:
         raise InputError(
             f"y of shape {tuple(tensor.shape)} and dtype {tensor.dtype}".replace("torch.", ""),

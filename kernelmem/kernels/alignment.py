@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
-from kernelmem.core.checks.kernels import MAX_ENTRY, MIN_ENTRY
+from kernelmem.core.checks.arrays import MAX_ENTRY, MIN_ENTRY
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 

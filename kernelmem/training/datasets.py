@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_path, as_tensor, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_path, as_tensor, as_text, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError, printable
 from kernelmem.core.hashed_files import READ_ERRORS, read_bytes, reason
 from kernelmem.core.result_files import Result
@@ -237,7 +237,7 @@ def labeled_data(
     flipped: ArrayLike | None = None,
 ) -> LabeledData:
     """Check arrays or tensors and return them as labeled data; errors are those of :func:`read_npz`."""
-    rows = {}
+    rows, name = {}, as_text(name, "name")
     for array_name, value in (("x_train", x_train), ("x_test", x_test)):
         tensor = _as_numbers(value, array_name)
         if tensor.ndim < 2 or tensor.numel() == 0:
@@ -312,7 +312,7 @@ def _infer_image_shape(x: Tensor, image_shape: ArrayLike | None) -> tuple[int, .
     """
     row_shape = tuple(x.shape[1:])
     if image_shape is not None:
-        sizes = np.asarray(image_shape).ravel()
+        sizes = as_tensor(image_shape, "image_shape").cpu().numpy().ravel()
         shape = tuple(int(size) for size in sizes) if sizes.dtype.kind in "iu" else ()
         fits_row = len(shape) in (2, 3) and min(shape) >= 1 and int(np.prod(shape)) == int(np.prod(row_shape))
         if not fits_row or (len(shape) == 3 and shape[2] != 3):

@@ -32,6 +32,12 @@ def make_model(*arguments: object) -> nn.Module:
     return nn.Linear(3, 2)
 
 
+def mlp(**arguments: object) -> nn.Module:
+    """Without a seed the weights come from the global random state, as documented."""
+    with torch.random.fork_rng(devices=[]):
+        return training.mlp(**arguments)
+
+
 def members() -> list[Member]:
     return [Member(2, torch.arange(4), LABELS[:4], 0, 0), Member(3, torch.arange(8), LABELS[:8], 1, 1)]
 
@@ -76,7 +82,7 @@ TRAINING = {
     "read_npz": Call(training.read_npz, lambda: {"path": data_file()}),
     "mnist": Call(training.mnist, lambda: {"directory": "nowhere"}),
     "cifar10": Call(training.cifar10, lambda: {"directory": "nowhere"}),
-    "mlp": Call(training.mlp, lambda: {"d": 3, "widths": (2, 2), "C": 2, "activation": "relu", "seed": 0}),
+    "mlp": Call(mlp, lambda: {"d": 3, "widths": (2, 2), "C": 2, "activation": "relu", "seed": 0}),
     "standardized_mlp": Call(
         training.standardized_mlp,
         lambda: {"x": ROWS, "n_classes": 2, "widths": (2,), "seed": 0, "per_feature": False},
@@ -333,11 +339,14 @@ THEORY = {
 }
 VARIANCE = {
     "decompose_squared": Call(
-        variance.decompose_squared, lambda: {"outputs": torch.stack([X, X + 1, X + 3]), "targets": X}
+        variance.decompose_squared,
+        lambda: {"outputs": torch.stack([X, X + 1, X + 3]), "targets": X},
+        undefined=frozenset({"risk_se", "bias_se", "variance_se"}),  # of two members
     ),
     "decompose_cross_entropy": Call(
         variance.decompose_cross_entropy,
         lambda: {"log_probabilities": torch.stack([X, X + 1, 2 * X]).log_softmax(2), "targets": Y},
+        undefined=frozenset({"risk_se", "bias_se", "variance_se"}),  # of two members
     ),
     "variance_components": Call(
         variance.variance_components,
@@ -351,7 +360,9 @@ VARIANCE = {
         variance.factorial_design,
         lambda: {"initializations": 2, "data": 1, "noise": 1, "order": 1, "seed": 0, "nested": True},
     ),
-    "effective_parameters": Call(variance.effective_parameters, lambda: {"smoother": K / 10}),
+    "effective_parameters": Call(
+        variance.effective_parameters, lambda: {"smoother": K / 10}, undefined=frozenset({"se"})
+    ),
     "feature_smoother": Call(variance.feature_smoother, lambda: {"features": X, "test_features": X[:2], "ridge": 0.1}),
     "kernel_smoother": Call(variance.kernel_smoother, lambda: {"kernel": K, "K_test": K[:2], "ridge": 0.1}),
 }

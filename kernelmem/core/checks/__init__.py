@@ -12,8 +12,8 @@ from kernelmem.core.checks.arrays import as_array as as_array
 from kernelmem.core.checks.arrays import as_dense as as_dense
 from kernelmem.core.checks.arrays import as_tensor as as_tensor
 from kernelmem.core.checks.arrays import check_finite as check_finite
+from kernelmem.core.checks.arrays import check_kernel_range as check_kernel_range
 from kernelmem.core.checks.kernels import as_square_kernel as as_square_kernel
-from kernelmem.core.checks.kernels import check_kernel_range as check_kernel_range
 from kernelmem.core.checks.kernels import check_result as check_result
 from kernelmem.core.checks.labels import as_labels as as_labels
 from kernelmem.core.checks.labels import renumbering_hint as renumbering_hint

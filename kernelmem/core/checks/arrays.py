@@ -16,14 +16,25 @@ REAL_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 
+# Entries of a kernel whose squares, summed over the kernel, neither overflow nor underflow in float64.
+MAX_ENTRY, MIN_ENTRY = 1e140, 1e-140
 
-def as_tensor(value: ArrayLike, name: str, *, dtype: torch.dtype | None = None, allow_complex: bool = False) -> Tensor:
+
+def as_tensor(
+    value: ArrayLike,
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+    allow_complex: bool = False,
+    squared: bool = False,
+) -> Tensor:
     """Return ``value`` as a dense tensor of finite numbers.
 
     Args:
         value: a tensor, an array, or numbers in nested sequences.
         name: name of the argument, for error messages.
         dtype: floating-point type of the result; None: that of ``value``.
+        squared: the caller squares the numbers, so that they must be at most 1e140, and not all below 1e-140.
         allow_complex: accept complex numbers, which are refused otherwise: a conversion would drop the imaginary part.
 
     Raises:
@@ -38,6 +49,8 @@ def as_tensor(value: ArrayLike, name: str, *, dtype: torch.dtype | None = None, 
             hint=f"pass {name}.real if the imaginary part is zero; it is never dropped silently",
         )
     tensor = check_finite(tensor, name)
+    if squared and tensor.is_floating_point() and tensor.numel():
+        check_kernel_range(float(tensor.abs().max()), name)
     if dtype is None or dtype == tensor.dtype:
         return tensor
     converted = tensor.to(dtype)
@@ -70,6 +83,20 @@ def check_finite(tensor: Tensor, name: str, converted_to: torch.dtype | None = N
                 else f"scale {name}, or compute with dtype=torch.float64",
             )
     return tensor
+
+
+def check_kernel_range(largest: float, name: str) -> None:
+    """Check that squares of the entries of an array stay within float64, from its largest absolute entry.
+
+    Raises:
+        InputError: the largest entry is above 1e140, or below 1e-140 and not 0.
+    """
+    if largest > MAX_ENTRY or 0 < largest < MIN_ENTRY:
+        raise InputError(
+            f"{name} with entries up to {largest:.3g}",
+            expected=f"entries of at most {MAX_ENTRY:g}, and not all below {MIN_ENTRY:g}, whose squares are in float64",
+            hint=f"multiply {name} by a constant, so that its largest entry is near 1",
+        )
 
 
 def as_dense(tensor: Tensor, name: str) -> Tensor:

@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks.arrays import ArrayLike, as_tensor
+from kernelmem.core.checks.arrays import ArrayLike, as_tensor, check_kernel_range
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.symmetry import measure_asymmetry
-
-# Entries of a kernel whose squares, summed over the kernel, neither overflow nor underflow in float64.
-MAX_ENTRY, MIN_ENTRY = 1e140, 1e-140
 
 
 def as_square_kernel(
@@ -45,20 +42,6 @@ def as_square_kernel(
     symmetric_kernel = torch.empty_like(kernel)
     measure_asymmetry(lambda rows, columns: kernel[rows, columns], len(kernel), symmetric_kernel)
     return symmetric_kernel
-
-
-def check_kernel_range(largest: float, name: str) -> None:
-    """Check that squares of the entries of an array stay within float64, from its largest absolute entry.
-
-    Raises:
-        InputError: the largest entry is above 1e140, or below 1e-140 and not 0.
-    """
-    if largest > MAX_ENTRY or 0 < largest < MIN_ENTRY:
-        raise InputError(
-            f"{name} with entries up to {largest:.3g}",
-            expected=f"entries of at most {MAX_ENTRY:g}, and not all below {MIN_ENTRY:g}, whose squares are in float64",
-            hint=f"multiply {name} by a constant, so that its largest entry is near 1",
-        )
 
 
 def check_result(result: Tensor, name: str, *, hint: str) -> Tensor:

@@ -37,7 +37,7 @@ def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: i
             expected="whole numbers",
             hint="these look like real targets, which have no classes" if many_values else _numbering_hint(name),
         )
-    outside = (labels < 0) | (labels >= (MAX_CLASSES if n_classes is None else n_classes))
+    outside = (labels < 0) | (labels >= (MAX_CLASSES if n_classes is None else min(n_classes, 2**53)))
     if bool(outside.any()):
         upper_bound = "" if n_classes is None else f"..{n_classes - 1}"
         raise InputError(

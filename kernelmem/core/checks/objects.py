@@ -117,11 +117,13 @@ def as_names(value: object, name: str) -> list[str] | None:
     )
 
 
-def check_callable(value: object, name: str, arguments: Sequence[str], *, modules: bool = False) -> None:
+def check_callable(
+    value: object, name: str, arguments: Sequence[str], *, modules: bool = False, types: bool = False
+) -> None:
     """Check that ``value`` can be called with the given positional arguments.
 
     The signature is compared where Python knows it, so that a function of another number of arguments is refused before
-    anything is computed. Modules, which take tensors, are refused unless ``modules`` is true.
+    anything is computed. Modules and types are refused unless ``modules`` or ``types`` is true.
 
     Raises:
         InputError: not callable, a module, or with another number of arguments.
@@ -134,7 +136,8 @@ def check_callable(value: object, name: str, arguments: Sequence[str], *, module
         if not isinstance(value, type):
             return
     try:
-        if bind is not None and (modules or not isinstance(value, nn.Module)):
+        refused = (isinstance(value, nn.Module) and not modules) or (isinstance(value, type) and not types)
+        if bind is not None and not refused:
             bind(*arguments)
             return
     except TypeError:  # raised by bind: other arguments

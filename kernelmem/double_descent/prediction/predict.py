@@ -202,7 +202,7 @@ def predict_curve(
 
     Source: Simon et al. 2021 for kernels of a population; for a finite pool and an initial function: this package.
     """
-    check_callable(make_model, "make_model", ("width",))
+    check_callable(make_model, "make_model", ("width",), types=True)
     check_instance(options, "options", PredictionOptions)
     axes = _Axes.parse(widths, samples, ridge, options.time)
     seeds = [as_seed(seed) for seed in as_list(seeds, "seeds")]

@@ -68,7 +68,7 @@ class SweepOptions:
             as_count(self.n, "n")
         as_count(self.control, "control", minimum=0, maximum=MAX_SEEDS)
         if self.make_model is not None:
-            check_callable(self.make_model, "make_model", ("width",))
+            check_callable(self.make_model, "make_model", ("width",), types=True)
         if self.train is not None:
             check_callable(self.train, "train", ("model", "x", "y", "seed"))
         if self.threshold is not None:

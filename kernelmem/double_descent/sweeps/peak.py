@@ -146,7 +146,10 @@ def peak(curves: ArrayLike, axis: ArrayLike | None = None, *, metric: str = "tes
     >>> result.axis_value, result.rise, round(result.fall, 3)
     (1.0, 0.0, 0.2)
     """
-    values, metric = as_tensor(curves, "curves", dtype=torch.float64).cpu().numpy(), as_text(metric, "metric")
+    values, metric = (
+        as_tensor(curves, "curves", dtype=torch.float64, squared=True).cpu().numpy(),
+        as_text(metric, "metric"),
+    )
     if values.ndim != 2 or values.shape[0] < MIN_SEEDS or values.shape[1] == 0:
         raise InputError(
             f"curves of shape {values.shape}",

@@ -30,9 +30,10 @@ class ActivationMoments:
     rest: float
 
     def __post_init__(self) -> None:
-        as_number(self.mean, "mean", minimum=-math.inf)
-        as_number(abs(as_number(self.linear, "linear", minimum=-math.inf)), "linear", exclusive=True)
-        as_number(self.rest, "rest", exclusive=True)
+        for name, minimum in (("mean", -math.inf), ("linear", -math.inf), ("rest", 0.0)):
+            number = as_number(getattr(self, name), name, minimum=minimum, exclusive=name == "rest")
+            object.__setattr__(self, name, number)
+        as_number(abs(self.linear), "linear", exclusive=True)
 
 
 RELU = ActivationMoments(1 / math.sqrt(2 * math.pi), 0.5, math.sqrt(0.25 - 1 / (2 * math.pi)))

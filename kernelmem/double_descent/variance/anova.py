@@ -184,7 +184,7 @@ def variance_components(
 
     Source: Adlam and Pennington 2020; Henderson 1953.
     """
-    cell_outputs = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
+    cell_outputs = as_tensor(outputs, "outputs", dtype=torch.float64, squared=True).cpu()
     factors = tuple(as_names(factors, "factors") or ())
     outer_factors = {} if nested is None else nested
     check_instance(outer_factors, "nested", Mapping, hint='pass nested={"noise": "data"}')

@@ -213,7 +213,7 @@ def _as_members(outputs: ArrayLike) -> Tensor:
     Raises:
         InputError: there are fewer than two members, or the shape is not supported.
     """
-    members = as_tensor(outputs, "outputs", dtype=torch.float64).cpu()
+    members = as_tensor(outputs, "outputs", dtype=torch.float64, squared=True).cpu()
     members = members[:, :, None] if members.ndim == 2 else members
     if members.ndim != 3 or len(members) < 2 or 0 in members.shape:
         raise InputError(
@@ -231,7 +231,7 @@ def as_targets(targets: ArrayLike, outputs: Tensor) -> Tensor:
         InputError: the shapes do not match, or a label is out of range.
     """
     m, C = outputs.shape[1:]
-    y = as_tensor(targets, "targets").cpu()
+    y = as_tensor(targets, "targets", squared=True).cpu()
     if y.ndim == 1 and not y.is_floating_point() and C > 1:
         return torch.nn.functional.one_hot(as_labels(y, "targets", n=m, n_classes=C), C).double()
     y = y[:, None] if y.ndim == 1 else y

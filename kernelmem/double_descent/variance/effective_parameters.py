@@ -59,7 +59,7 @@ def effective_parameters(smoother: ArrayLike) -> EffectiveParameters:
     >>> effective_parameters([[0.5, 0.5, 0.0, 0.0]]).value  # two nearest neighbors of four
     2.0
     """
-    weights = as_tensor(smoother, "smoother", dtype=torch.float64).cpu()
+    weights = as_tensor(smoother, "smoother", dtype=torch.float64, squared=True).cpu()
     if (
         weights.ndim not in (2, 4)
         or weights.numel() == 0

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kernelmem.core.checks import as_count, as_number
+from kernelmem.core.checks import as_count, as_number, as_seed
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 
@@ -49,3 +49,4 @@ class ComparisonOptions:
         for name in ("n_nodes", "stride", "domingos_rows", "ledger_rows", "movement_rows"):
             as_count(getattr(self, name), name)
         as_count(self.checkpoints, "checkpoints", minimum=0)
+        as_seed(self.seed)

@@ -70,9 +70,9 @@ class FitOptions:
         as_count(self.batch_size, "batch_size")
         as_flag(self.resume, "resume")
         if self.optimizer is not None and not isinstance(self.optimizer, torch.optim.Optimizer):
-            check_callable(self.optimizer, "optimizer", ("parameters",))
+            check_callable(self.optimizer, "optimizer", ("parameters",), types=True)
         if self.schedule is not None:
-            check_callable(self.schedule, "schedule", ("optimizer",))
+            check_callable(self.schedule, "schedule", ("optimizer",), types=True)
         if self.clip is not None:
             as_number(self.clip, "clip", exclusive=True)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelmem.core.checks import check_callable
 from kernelmem.core.errors import InputError
 from kernelmem.tangents.groups.base import Combine
 from kernelmem.training.losses import class_outputs
@@ -92,6 +93,7 @@ def named_target(target: TargetLike) -> Target:
         InputError: an unknown target.
     """
     if callable(target):
+        check_callable(target, "target", ("outputs", "labels"), modules=True)
         return cast(Target, target)
     if isinstance(target, tuple) and len(target) == 2 and target[0] == "logit" and isinstance(target[1], int):
         return lambda outputs, labels: _logit(outputs, target[1])

@@ -88,6 +88,49 @@ def _array(shape: tuple[int, ...], dtype: torch.dtype, fill: float, style: str, 
     return tensor.numpy() if as_numpy and dtype is not torch.bfloat16 else tensor
 
 
+def spoiled(array: object) -> st.SearchStrategy[Junk]:
+    """Draw a valid tensor or array with a defect: one bad entry, another scale, dtype, layout or length."""
+    values = torch.as_tensor(array).detach()
+    return st.sampled_from([Junk("array", f"valid, {label}", lambda f=f: f(values)) for label, f in SPOILS.items()])
+
+
+def _with_entry(values: Tensor, entry: float) -> Tensor:
+    """Return a copy in floating point whose last entry is ``entry``."""
+    copy = values.detach().clone()
+    copy = copy if copy.is_floating_point() else copy.to(torch.float64)
+    if copy.numel():
+        copy.view(-1)[-1] = entry
+    return copy
+
+
+SPOILS: Mapping[str, Callable[[Tensor], object]] = {
+    "one NaN": lambda values: _with_entry(values.contiguous(), math.nan),
+    "one inf": lambda values: _with_entry(values.contiguous(), math.inf),
+    "one 1e300": lambda values: _with_entry(values.contiguous().to(torch.float64), 1e300),
+    "one 1e39": lambda values: _with_entry(values.contiguous().to(torch.float64), 1e39),
+    "times 1e300": lambda values: values.to(torch.float64) * 1e300,
+    "times 1e200": lambda values: values.to(torch.float64) * 1e200,
+    "times 1e-200": lambda values: values.to(torch.float64) * 1e-200,
+    "times 1e37": lambda values: values.to(torch.float64) * 1e37,
+    "times -1": lambda values: values.to(torch.float64) * -1,
+    "times 0": lambda values: values * 0,
+    "complex": lambda values: values.to(torch.complex128) * (1 + 1j),
+    "float16": lambda values: values.half(),
+    "float32": lambda values: values.float(),
+    "numpy": lambda values: values.numpy().copy(),
+    "list": lambda values: values.tolist(),
+    "without the last": lambda values: values[:-1],
+    "twice": lambda values: torch.cat([values, values]) if values.ndim else values,
+    "one axis more": lambda values: values[None],
+    "first row only": lambda values: values[:1],
+    "sparse": lambda values: values.to_sparse(),
+    "as objects": lambda values: values.numpy().astype(object),
+    "as text": lambda values: values.numpy().astype(str),
+    "requires grad": lambda values: values.to(torch.float64).requires_grad_(),
+    "not contiguous": lambda values: torch.stack([values, values], -1)[..., 0],
+}
+
+
 def _ragged() -> object:
     return [[1.0, 2.0], [3.0]]
 

@@ -175,7 +175,7 @@ def train_modules(
         UnsupportedModelError: dropout or other randomness, modules of one width with different parameters, a model that
             vmap does not support.
     """
-    check_callable(make_model, "make_model", ("width",))
+    check_callable(make_model, "make_model", ("width",), types=True)
     task = as_task(members, x, test=test, recipe=recipe, options=options)
     parts = list(module_chunks(task, make_model, as_bytes(options.memory)))
     return _train((Modules(task, make_model, part) for part in parts), task, options, progress)

@@ -173,7 +173,7 @@ def load_program(
     states = [state for _, state in replay(run, model, loss=loss, forward=forward)]
     program = TrainingProgram(
         prepared,
-        per_example_loss(loss or run.loss),
+        per_example_loss(run.loss if loss is None else loss),
         filter_class(run.optimizer),
         steps,
         [load_batch(run, step) for step in steps],

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, as_rows
-from kernelmem.core.checks import ArrayLike, as_flag, check_choice, check_instance
+from kernelmem.core.checks import ArrayLike, as_flag, as_pair, check_choice, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import Progress
@@ -69,6 +69,8 @@ class LedgerOptions(Quadrature):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data is not None:
+            as_pair(self.data, "data")
         check_choice(self.final_weights, "final_weights", ("last", "average"))
         as_flag(self.history, "history")
 
@@ -149,7 +151,7 @@ def ledger(
         model, load_batch(run, first).rows, parameters=parameters, forward=forward, evaluating=first.evaluating
     )
     target_functions = as_target_functions(target, labels, rows.n, eval_network.n_outputs)
-    per_example = per_example_loss(loss or run.loss)
+    per_example = per_example_loss(run.loss if loss is None else loss)
     n = number_of_examples(options.data, 1 + max(int(step.examples.max()) for step in run.steps))
     history = _empty_history(by, (rows.n, T, n, len(target_functions.names))) if options.history else None
     advance = step_counter(progress, "ledger", 2 * T)

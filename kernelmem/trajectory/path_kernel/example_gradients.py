@@ -35,7 +35,7 @@ class StepExamples:
             _check_independent_examples(step, model)
         first_step = run.steps[0]
         rows = load_batch(run, first_step).rows
-        self.run, self.loss = run, per_example_loss(loss or run.loss)
+        self.run, self.loss = run, per_example_loss(run.loss if loss is None else loss)
         self.network = Network(model, rows, parameters=parameters, forward=forward, evaluating=first_step.evaluating)
 
     def derivatives(self, step: Step, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,106 @@
+"""Junk in any argument of any public function: an error of kernelmem or an answer, never anything else.
+
+About 18,000 calls.
+"""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kernelmem as km
+from kernelmem.testing.strategies import KINDS, Junk, junk, spoiled
+from tests.border import calls_descent, calls_kernels, calls_runs
+from tests.border.driver import Call, run_call, targets_of
+from tests.profiles import examples
+
+CALLS = calls_kernels.CALLS | calls_runs.CALLS | calls_descent.CALLS
+CALLS_PER_EXAMPLE = 3
+# Estimators raise the errors of scikit-learn's own validation, which its conformance tests ask for.
+CHECKED_BY_SCIKIT_LEARN = {name for name in dir(km) if name.startswith("KernelMachine")} | {
+    "TangentKernel",
+    "StoredKernel",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def empty_directory(tmp_path_factory):
+    """Relative paths among the junk are below a directory of their own."""
+    before = os.getcwd()  # noqa: PTH109
+    os.chdir(tmp_path_factory.mktemp("junk"))
+    with warnings.catch_warnings():  # torch warns once when junk is made: sparse and nested tensors are in beta
+        warnings.simplefilter("ignore")
+        for value in (value for values in KINDS.values() for value in values):
+            value.make()
+    yield
+    os.chdir(before)
+
+
+def replacements(call: Call) -> st.SearchStrategy[dict[str, Junk]]:
+    """One or two arguments with junk of any kind; half of the arrays are valid ones with a defect."""
+    arguments = call.arguments()
+
+    def values(target: str) -> st.SearchStrategy[tuple[str, Junk]]:
+        valid = arguments.get(target)
+        is_array = isinstance(valid, torch.Tensor) or (isinstance(valid, np.ndarray) and valid.dtype.kind in "iufb")
+        strategy = st.one_of(junk(), spoiled(valid)) if is_array else junk()
+        return st.tuples(st.just(target), strategy)
+
+    pairs = st.sampled_from(targets_of(arguments)).flatmap(values)
+    return st.one_of(pairs.map(lambda pair: dict([pair])), st.lists(pairs, min_size=2, max_size=2).map(dict))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_valid_call_is_answered(name):
+    run_call(name, CALLS[name], {})
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [name for name in CALLS if name.split(".")[0] not in CHECKED_BY_SCIKIT_LEARN])
+@examples(1.0)
+@given(data=st.data())
+def test_junk_is_refused_or_answered(name, data):
+    call = CALLS[name]
+    n_calls = max(1, round(CALLS_PER_EXAMPLE * call.examples))
+    for replaced in data.draw(st.lists(replacements(call), min_size=n_calls, max_size=n_calls), label=name):
+        run_call(name, call, replaced)
+
+
+def test_every_public_function_is_called():
+    """A new public name needs a valid call here."""
+    names = {name.split(".")[0].split("(")[0] for name in CALLS}
+    results = {name for name in dir(km) if hasattr(getattr(km, name), "to_frame") or name.endswith("Error")}
+    public = {name for name in dir(km) if callable(getattr(km, name)) and not name.startswith("_")}
+    assert sorted(public - names - results) == []
+
+
+@pytest.mark.parametrize("fault", ["error", "nan", "hang", "change", "random", "setting", "warning"])
+def test_the_driver_sees_every_fault(fault, monkeypatch):
+    monkeypatch.setattr("tests.border.driver.SECONDS", 0.2)
+    default = torch.get_default_dtype()
+
+    def function(x):
+        if fault == "error":
+            raise KeyError("x")
+        if fault == "hang":
+            while True:
+                pass
+        if fault == "change":
+            x += 1
+        if fault == "random":
+            torch.rand(1)
+        if fault == "setting":
+            torch.set_default_dtype(torch.float64)
+        if fault == "warning":
+            warnings.warn("careless")
+        return float("nan") if fault == "nan" else 0.0
+
+    try:
+        with torch.random.fork_rng(devices=[]), pytest.raises(AssertionError, match="function with"):
+            run_call("function", Call(function, lambda: {"x": torch.ones(2)}), {})
+    finally:
+        torch.set_default_dtype(default)
