@@ -43,6 +43,7 @@ class Capture:
     uncovered: frozenset[str]
     n: int
     obstacles: Mapping[str, str] = field(default_factory=dict)  # uncovered parameter -> the call that no rule covers
+    precision: torch.dtype = torch.float64  # float32 if the model, or a part of it, computes in float32
 
 
 def capture(
@@ -73,7 +74,8 @@ def capture(
         if batch_axis is not None and batch_axis.fits(use.output_shape, n):
             use.batch_axis, use.located = batch_axis, True
     uncovered = frozenset(operation_recorder.source_names(outputs)) - dense
-    return Capture(outputs, tuple(operation_recorder.uses), uncovered, n, operation_recorder.obstacles)
+    precision = torch.float32 if torch.float32 in (prepared.precision, prepared.dtype) else torch.float64
+    return Capture(outputs, tuple(operation_recorder.uses), uncovered, n, operation_recorder.obstacles, precision)
 
 
 class OperationRecorder(TorchFunctionMode):

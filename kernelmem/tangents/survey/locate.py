@@ -83,4 +83,4 @@ def _tagged_gradients(
 
 def _tolerance(captured: Capture) -> float:
     """Return the relative difference of two gradients that rounding explains."""
-    return 1e-3 if captured.outputs.dtype == torch.float32 else 1e-9
+    return 1e-3 if captured.precision == torch.float32 else 1e-9
