@@ -1,13 +1,12 @@
 """Temporary states of torch's random generator."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-_LOCK = threading.RLock()  # the generator is one per process: a thread must not change it while another one replays
+from kernelmem.core.models.torch_func import GLOBAL_STATE
 
 
 @contextmanager
@@ -16,7 +15,7 @@ def random_state(state: Tensor | None) -> Iterator[None]:
 
     If ``state`` is None, the block starts from the current state. Blocks of several threads run one after the other.
     """
-    with _LOCK:
+    with GLOBAL_STATE:
         state_before = torch.get_rng_state()
         try:
             if state is not None:

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import NumericalError, UnsupportedModelError, VerificationError
-from kernelmem.core.models.torch_func import functional_call, standard_modes
+from kernelmem.core.models.torch_func import GLOBAL_STATE, functional_call, standard_modes
 from kernelmem.core.models.torch_func import jvp as dual_jvp
 from kernelmem.tangents.derivatives.jacobian import BoundModel, outputs_of_row
 from kernelmem.tangents.prepare import PreparedModel
@@ -142,7 +142,7 @@ class Linearized:
 @cache
 def load_dual_rules() -> None:
     """Create a first dual number, which makes torch compile its rules by torch.jit, without the deprecation warning."""
-    with warnings.catch_warnings():
+    with GLOBAL_STATE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         with torch.autograd.forward_ad.dual_level():
             torch.autograd.forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
@@ -153,10 +153,10 @@ def differentiable_kernels() -> Iterator[None]:
     """Enter a context in which operations can be differentiated twice and by dual numbers; flags are restored on exit.
 
     Fused attention has a first derivative only, the fused TransformerEncoder layer none. Autocast would compute
-    products in half precision.
+    products in half precision. Threads take turns: the flags and the level of forward differentiation are one per process.
     """
-    fastpath_enabled = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
+    with GLOBAL_STATE, ExitStack() as stack:
+        fastpath_enabled = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath_enabled)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
