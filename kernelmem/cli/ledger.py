@@ -23,9 +23,9 @@ class LedgerCommand:
 
     Checked in the run: the hash chain of the tape (every step, learning rate, batch and input), every checkpoint, and that the
     weights in it are those of its step. Checked in each ledger: its hash, that it belongs to this run in its present state, and
-    that its terms add up to the change that it states; the largest residual is printed. Checked in each file of influences: its
-    hash, and that it belongs to this run. Checked in each other file of kernelmem: its hash. The table says what was checked.
-    The exit code is 0 if all checks pass, and 2 if one fails; the message names it.
+    that its terms add up to the change that it states, and that it is closed; the largest residual is printed. Checked in each
+    file of influences: its hash, and that it belongs to this run. Checked in each other file of kernelmem: its hash. The table
+    says what was checked. The exit code is 0 if all checks pass, and 2 if one fails; the message names it.
     """
 
     action: Annotated[Literal["verify"], tyro.conf.Positional]
@@ -37,16 +37,17 @@ class LedgerCommand:
     ] = ()
     """Ledger files in other directories."""
     tolerance: Annotated[
-        float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=default_hint("none, every residual passes"))
+        float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint=default_hint("that of the ledger"))
     ] = None
-    """Largest residual that passes, as a share of the largest change of an output."""
+    """Largest residual that passes, as a share of the largest change of an output. By default a ledger passes if it is closed:
+    residual and rounding are as small as its tolerance and the types of numbers allow."""
 
     def run(self) -> None:
         """Verify the run, then every ledger, and print one line per ledger.
 
         Raises:
             FileCorruptError: a file of the run or a ledger differs from what was written.
-            VerificationError: a residual exceeds the tolerance.
+            VerificationError: a residual exceeds the tolerance, or a ledger is not closed.
         """
         from kernelmem.core.errors import KernelmemError
         from kernelmem.recording.run import Run
@@ -95,6 +96,12 @@ class LedgerCommand:
         residual = ledger.recomputed_residual()
         change = float((ledger.final - ledger.initial).abs().max())
         share = residual / change if change else float(residual > 0)
+        if self.tolerance is None and not ledger.closed:
+            raise VerificationError(
+                f"ledger {path.name}, {'; '.join(ledger.open_terms())}",
+                expected="a closed ledger: residual and rounding within their limits",
+                hint="compute it with a smaller tolerance, or pass --tolerance to accept a residual",
+            )
         if self.tolerance is not None and not share <= self.tolerance:
             raise VerificationError(
                 f"ledger {path.name} with a residual of {residual:.2g}, {share:.2g} of the largest change",

@@ -9,7 +9,17 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
-__all__ = ["GLOBAL_STATE", "functional_call", "is_transformed", "jacrev", "jvp", "standard_modes", "unwrapped", "vjp", "vmap"]
+__all__ = [
+    "GLOBAL_STATE",
+    "functional_call",
+    "is_transformed",
+    "jacrev",
+    "jvp",
+    "standard_modes",
+    "unwrapped",
+    "vjp",
+    "vmap",
+]
 
 GLOBAL_STATE = threading.RLock()
 """Lock of what torch has once per process: its random generator, its flags, and the level of forward differentiation."""

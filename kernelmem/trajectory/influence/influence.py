@@ -34,6 +34,7 @@ from kernelmem.recording.run import Run
 from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_row_and_output, number_of_examples, step_counter
 from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin
+from kernelmem.trajectory.influence.finite_difference import check_influences, random_directions
 from kernelmem.trajectory.influence.training_program import TrainingProgram, load_program
 from kernelmem.trajectory.influence.unrolled import CLIPS, OptimizerTrace, trace_states, unroll
 from kernelmem.trajectory.targets import TargetFunctions, TargetLike, as_target_functions
@@ -59,6 +60,7 @@ class Influence(Result):
     names: tuple[str, ...]  # names of the k functions
     method: str  # "unrolled", or a baseline: "tracin", "last"
     tape: str = ""  # hash of the recorded run
+    check: float | None = None  # relative error against a finite difference of the training; None: a baseline
 
     shapes: ClassVar[Mapping[str, str]] = {"influence": "mnk", "names": "k"}
 
@@ -104,6 +106,13 @@ class Influence(Result):
                 f" (method: {self.method})",
                 f"largest |influence| {float(size.max()):.3g}, median {float(size.median()):.3g}",
                 fill(self.question, 80),
+                *(
+                    []
+                    if self.check is None
+                    else [
+                        f"finite difference of the training along a random direction: relative error {self.check:.1g}"
+                    ]
+                ),
             ]
         )
 
@@ -170,7 +179,7 @@ def influence(
         InputError: a model, loss or forward other than the recorded one, an optimizer whose update is not known, rows
             that the model does not take, examples beyond ``data``, gradient factors that ``clip=None`` cannot classify.
         UnsupportedModelError, VerificationError: an operation without a second derivative; rows that are mixed in
-            eval mode.
+            eval mode; influences that differ from a finite difference of the training along a random direction.
 
     Cost: with D = m·k directions, T · D Hessian-vector products of a batch (each about two gradients of it), and for each
     chunk of rows a gradient of every batch; memory D·P numbers per chunk for the weights and for each tensor of the
@@ -185,11 +194,12 @@ def influence(
     target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples(options.data, program.n_recorded)
     values = torch.empty(rows.n, n, len(target_functions.names), dtype=torch.float64)
-    for row_indices, influence_block in _influence_by_chunk(
+    check: float | None = None
+    for row_indices, influence_block, error in _influence_by_chunk(
         program, rows, target_functions, n, method, options, progress
     ):
-        values[row_indices] = influence_block
-    return Influence(values, target_functions.names, method, program.tape)
+        values[row_indices], check = influence_block, error
+    return Influence(values, target_functions.names, method, program.tape, check)
 
 
 @standard_modes()
@@ -221,7 +231,7 @@ def self_influence(
     target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples((rows, range(rows.n)), program.n_recorded)
     values = torch.empty(n, len(target_functions.names), dtype=torch.float64)
-    for row_indices, influence_block in _influence_by_chunk(
+    for row_indices, influence_block, _ in _influence_by_chunk(
         program, rows, target_functions, n, method, options, progress
     ):
         values[row_indices] = influence_block[torch.arange(len(row_indices)), row_indices]
@@ -236,14 +246,20 @@ def _influence_by_chunk(
     method: str,
     options: InfluenceOptions,
     progress: Progress,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, for each chunk of rows, their indices and the influence of n examples on k functions, (rows, n, k)."""
+) -> Iterator[tuple[Tensor, Tensor, float | None]]:
+    """Yield, for each chunk of rows, their indices, the influence of n examples on k functions (rows, n, k), and the check.
+
+    The check is that of the last chunk, None before: the error against a finite difference (:func:`check_influences`).
+    """
     chunks = torch.arange(rows.n).split(options.chunk or rows.n)
-    sweeps = {"unrolled": 1 + len(chunks), "tracin": len(chunks), "last": 0}[method]
+    sweeps = {"unrolled": 2 + len(chunks), "tracin": len(chunks), "last": 0}[method]
     advance = step_counter(progress, "influence", sweeps * len(program))
     trace: OptimizerTrace | None = None
     if method == "unrolled":
         trace = trace_states(program, clip=options.clip, advance=advance)
+    directions = random_directions(n)
+    predicted = torch.empty(rows.n, len(target_functions.names), directions.shape[1], dtype=torch.float64)
+    check = None
     for row_indices in chunks:
         if trace is not None:
             tangents, statistics = program.tangents(len(program), rows, target_functions, row_indices)
@@ -252,4 +268,7 @@ def _influence_by_chunk(
             values = tracin(program, rows, target_functions, row_indices, n_examples=n, advance=advance)
         else:
             values = last_checkpoint(program, rows, target_functions, row_indices, n_examples=n)
-        yield row_indices, values.unflatten(0, (len(row_indices), -1)).transpose(1, 2)
+        predicted[row_indices] = (values @ directions).unflatten(0, (len(row_indices), -1))
+        if trace is not None and int(row_indices[-1]) == rows.n - 1:
+            check = check_influences(program, trace, rows, target_functions, directions, predicted, advance)
+        yield row_indices, values.unflatten(0, (len(row_indices), -1)).transpose(1, 2), check

@@ -94,7 +94,7 @@ def unroll(
         gradient = program.gradient(t)
         alpha = {name: torch.zeros_like(parameter_adjoints[WEIGHTS]) for name, parameter_adjoints in adjoint.items()}
         for name, options in program.updated_parameters(t).items():
-            derivatives = _derivatives(
+            derivatives = step_derivatives(
                 program.filter_class,
                 trace.counts[t][name],
                 trace.states[t][name],
@@ -117,7 +117,7 @@ def unroll(
     return result
 
 
-def _derivatives(
+def step_derivatives(
     filter_class: type[ParameterFilter],
     count: int,
     state: Tensors,
@@ -152,7 +152,7 @@ def _derivatives(
 def _pull_back(adjoint: Tensors, derivatives: dict[str, Tensors]) -> Tensors:
     """Return the adjoints of the inputs of an optimizer step, by name, from the adjoints of its outputs.
 
-    ``derivatives`` is the result of :func:`_derivatives`; an output without an adjoint counts as zero.
+    ``derivatives`` is the result of :func:`step_derivatives`; an output without an adjoint counts as zero.
     """
     input_adjoints: Tensors = {}
     for output, row in derivatives.items():

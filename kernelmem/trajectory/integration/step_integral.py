@@ -183,7 +183,8 @@ def _check_progress(unresolved: list[tuple[int, float]]) -> None:
         raise VerificationError(
             f"outputs whose change along a step differs by {total:.2g} from the integral of their derivatives",
             expected="a model and a target that torch differentiates correctly almost everywhere",
-            hint="look for detach(), rounding or a custom gradient (straight-through) in forward, and in a callable target",
+            hint="look for detach(), jumps (thresholds, rounding, top-k) or a custom gradient (straight-through) in forward,"
+            " and in a callable target",
         )
 
 

@@ -20,6 +20,7 @@ from kernelmem.trajectory.integration.step_integral import (
     QuadratureNodes,
     output_change,
 )
+from kernelmem.trajectory.ledger.closure import check_parts
 from kernelmem.trajectory.ledger.result import LedgerEntries
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import seeded, take
@@ -161,6 +162,8 @@ class GroupedSweep:
                 if weight_decay and is_decoupled:
                     assert parameter_step.weights is not None
                     split_values[-2] -= options["lr"] * weight_decay * parameter_step.weights
+            recorded_step = step.states[1][name].double() - step.states[0][name].double()
+            check_parts(split_values, recorded_step.flatten())
             step_parts[name] = split_values.view(G + 2, *parameter.shape)
         return step_parts
 

@@ -22,7 +22,7 @@ momentum and adaptive optimizers, rounding and buffers: derived here.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -42,10 +42,12 @@ from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.argument_checks import check_run, number_of_examples, read_steps, step_counter
 from kernelmem.trajectory.integration.quadrature import Quadrature
 from kernelmem.trajectory.ledger.backward_sweep import BackwardSweep
+from kernelmem.trajectory.ledger.closure import check_gradients_add_up, dtype_name, narrowest
 from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep, read_groups
 from kernelmem.trajectory.ledger.result import Ledger
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import Network
+from kernelmem.trajectory.network.precision import reachable_tolerance
 from kernelmem.trajectory.targets import TargetLike, as_target_functions
 from kernelmem.trajectory.trace import RunTracer, TracedSteps, load_batch
 
@@ -114,8 +116,8 @@ def ledger(
         InputError: invalid arguments; a model, loss or forward other than the recorded one; an optimizer
             without a filter; rows that the model does not take.
         UnsupportedModelError: a model that mixes its rows in eval mode.
-        VerificationError: derivatives that differ from the change of the outputs (detach, custom gradients); weights
-            that replay does not reproduce.
+        VerificationError: derivatives that differ from the change of the outputs (detach, custom gradients); gradients
+            of examples that do not add up to those of their batches; weights that replay does not reproduce.
         NumericalError: NaN outputs or targets.
         FileCorruptError: a file of the run is missing or altered.
 
@@ -143,14 +145,16 @@ def ledger(
             expected='"last", or "average" for the whole run',
             hint="leave steps out, or explain the last weights",
         )
-    first, last = run.steps[0], run.steps[-1]
-    moved_names = {name for step in (first, last) for group in step.groups for name in group["parameters"]}
+    first = run.steps[0]
+    moved_names = {name for step in run.steps for group in step.groups for name in group["parameters"]}
     parameters = [name for name in run.parameters if name in moved_names]
     eval_network = Network(model, rows, parameters=parameters, forward=forward)
     train_network = Network(
         model, load_batch(run, first).rows, parameters=parameters, forward=forward, evaluating=first.evaluating
     )
     target_functions = as_target_functions(target, labels, rows.n, eval_network.n_outputs)
+    kept_states = [run.checkpoint(t).model for t in dict.fromkeys((run.kept[0], run.kept[-1]))] if run.kept else []
+    tolerance, inner_dtype = reachable_tolerance(eval_network, rows, kept_states, options.tolerance, T)
     per_example = per_example_loss(run.loss if loss is None else loss)
     n = number_of_examples(options.data, 1 + max(int(step.examples.max()) for step in run.steps))
     history = _empty_history(by, (rows.n, T, n, len(target_functions.names))) if options.history else None
@@ -165,7 +169,7 @@ def ledger(
         rows,
         target_functions,
         per_example,
-        options,
+        replace(options, tolerance=tolerance),
         coefficients,
         advance,
     )
@@ -193,7 +197,10 @@ def ledger(
         entries = grouped_sweep.entries
     initial, final = target_values.values_by_step[start], target_values.values_by_step[stop]
     sum_of_terms = entries.contributions.sum(1) + entries.decay + entries.rounding + target_values.buffers
-    return Ledger(
+    training_state = (
+        {name: value for name, value in kept_states[0].items() if name in parameters} if kept_states else {}
+    )
+    result = Ledger(
         entries.contributions,
         initial,
         final,
@@ -208,7 +215,12 @@ def ledger(
         by,
         sources,
         history,
+        tolerance,
+        dtype_name(inner_dtype),
+        dtype_name(narrowest(training_state)),
     )
+    check_gradients_add_up(result.residual - result.residuals.sum(0), result.residual_limit)
+    return result
 
 
 class _TargetValues:

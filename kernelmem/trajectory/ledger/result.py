@@ -12,6 +12,7 @@ from kernelmem.core.checks import ArrayLike, as_count, as_labels
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.result_files import Result
 from kernelmem.trajectory.argument_checks import check_row_and_output
+from kernelmem.trajectory.ledger.closure import residual_limit, rounding_limit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,14 @@ class Ledger(Result):
     by: str = "example"  # kind of source: "example", "group", "layer" or "step"
     sources: tuple[str, ...] = ()  # names of groups or layers
     history: Tensor | None = None  # (m, T, n, k): of every example in every step
+    tolerance: float = 1e-12  # of the quadrature, for the whole run
+    inner_dtype: str = "float64"  # narrowest type in which the model computes, whatever the type of its parameters
+    training_dtype: str = "float64"  # narrowest type of the trained parameters
+
+    @property
+    def closed(self) -> bool:
+        """True if residual and rounding are as small as the tolerance and the types of numbers allow."""
+        return not self.open_terms()
 
     shapes: ClassVar[Mapping[str, str]] = {
         "contributions": "mnk",
@@ -161,6 +170,38 @@ class Ledger(Result):
         frame.insert(0, "row", np.repeat(np.arange(m), k))
         return frame
 
+    @property
+    def residual_limit(self) -> Tensor:
+        """Largest |residual| of a closed ledger, (m, k): the tolerance, and rounding of its terms."""
+        return residual_limit(self._scale, self.tolerance, self.inner_dtype)
+
+    @property
+    def _scale(self) -> Tensor:
+        """Sum of the absolute values of all terms, (m, k)."""
+        values = self.initial, self.final, self.mass, self.decay, self.buffers, self.rounding
+        return torch.stack([value.abs() for value in values]).sum(0)
+
+    def open_terms(self) -> list[str]:
+        """Return a line for each term, residual or rounding, that is larger than it should be: none if the ledger is closed."""
+        reasons = {
+            "residual": (
+                self.residual_limit,
+                "the outputs jump along a step, or the quadrature did not converge",
+            ),
+            "rounding": (
+                rounding_limit(self._scale, self.training_dtype),
+                f"the recorded steps are not those of the optimizer's formula in {self.training_dtype}",
+            ),
+        }
+        lines = []
+        for name, (limit, reason) in reasons.items():
+            excess = getattr(self, name).abs() / limit
+            if not bool((excess <= 1.0).all()):
+                worst = int(excess.nan_to_num(torch.inf).argmax())
+                value, allowed = float(getattr(self, name).flatten()[worst]), float(limit.flatten()[worst])
+                lines.append(f"NOT CLOSED: {name} {abs(value):.2g}, at most {allowed:.2g} is expected ({reason})")
+        return lines
+
     def _terms(self) -> dict[str, Tensor]:
         """Return the terms that add up to the change, each (m, k)."""
         other_terms = {name: getattr(self, name) for name in ("decay", "rounding", "buffers", "residual")}
@@ -185,7 +226,7 @@ class Ledger(Result):
         return float(residual.abs().max())
 
     def __str__(self) -> str:
-        """Return a table of the largest absolute value of each term, with the median cancellation."""
+        """Return a table of the largest absolute value of each term, the median cancellation, and what is not closed."""
         m, n, k = self.contributions.shape
         segments = _count(len(self.residuals), "segment")
         lines = [
@@ -200,7 +241,9 @@ class Ledger(Result):
         if bool(self.mass.any()):
             median = float(self.cancellation.nanmedian())
             lines.append(f"cancellation: sum of |contributions| / |sum| = {median:.1f} (median)")
-        return "\n".join(lines)
+        if self.inner_dtype != "float64":
+            lines.append(f"tolerance {self.tolerance:.1g}: the model computes in {self.inner_dtype} inside")
+        return "\n".join(lines + self.open_terms())
 
 
 def _count(n: int, noun: str) -> str:

@@ -28,7 +28,7 @@ def test_model_and_random_state_are_unchanged(tmp_path):
     assert model.training
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None or float(p.grad.abs().max()) >= 0 for p in model.parameters())
-    assert reports == [(i, 9) for i in range(1, 10)]
+    assert reports == [(i, 12) for i in range(1, 13)]
 
 
 def test_unclassified_gradient_factors_are_refused(tmp_path):

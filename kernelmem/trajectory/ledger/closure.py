@@ -1,0 +1,66 @@
+"""Closure of a ledger: limits of the terms that explain nothing, the residual and the rounding."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kernelmem.core.errors import VerificationError
+
+RESIDUAL_SHARES = {"float64": 1e-9, "float32": 1e-4}
+"""Largest rounding error of a residual, relative to the terms, for the narrowest type in which the model computes."""
+ROUNDING_SHARES = {"float64": 1e-6, "float32": 1e-2}
+"""Largest effect of rounding in training, relative to the terms, for the narrowest type of the trained parameters."""
+NARROW_SHARE = 0.3  # for half precision
+PARTS_SHARE = 1e-3  # of the parts of a step: largest difference from it
+
+
+def narrowest(state: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the floating-point type with the largest machine epsilon among the tensors of a state."""
+    dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point() or tensor.is_complex()]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of the real type: "float64" for torch.float64 and torch.complex128."""
+    return torch.finfo(dtype).dtype
+
+
+def residual_limit(scale: Tensor, tolerance: float, dtype: str) -> Tensor:
+    """Return the largest residual of a closed ledger, of the shape of ``scale``, the sum of its absolute terms."""
+    return tolerance + RESIDUAL_SHARES.get(dtype, NARROW_SHARE) * scale
+
+
+def rounding_limit(scale: Tensor, dtype: str) -> Tensor:
+    """Return the largest rounding line of a closed ledger, of the shape of ``scale``, the sum of its absolute terms."""
+    return ROUNDING_SHARES.get(dtype, NARROW_SHARE) * scale
+
+
+def check_gradients_add_up(difference: Tensor, limit: Tensor) -> None:
+    """Check that the gradients of the examples add up to those of their batches, from the effect of the difference.
+
+    Raises:
+        VerificationError: a difference exceeds its limit.
+    """
+    if not bool((difference.abs() <= limit).all()):
+        raise _gradients_error(float(difference.abs().max() / limit.max()))
+
+
+def check_parts(parts: Tensor, step: Tensor) -> None:
+    """Check that the parts (G, P) of the step of a parameter, of groups, decay and rounding, add up to the step (P,).
+
+    Raises:
+        VerificationError: they do not, by more than a thousandth of their absolute values.
+    """
+    difference, size = float((parts.sum(0) - step).norm()), float(parts.abs().sum(0).norm())
+    if not difference <= PARTS_SHARE * size:
+        raise _gradients_error(difference / (PARTS_SHARE * size))
+
+
+def _gradients_error(excess: float) -> VerificationError:
+    return VerificationError(
+        f"gradients of the training examples that do not add up to those of their batches (the difference is {excess:.2g}"
+        " times what rounding allows)",
+        expected="a training pass that the model repeats: the same random numbers, batch statistics and branches",
+        hint="draw random numbers from torch's CPU generator only, and keep state that changes in buffers",
+    )
