@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelmem.tangents.capture import Decomposition, Function, IsWeight, ParameterUse, ParsedCall, Rule, required
-from kernelmem.tangents.rules.layout import Layout, parameter_view
+from kernelmem.tangents.rules.layout import Layout, is_original, parameter_view
 
 ADD = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 SUBTRACT = (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, Tensor.__sub__)
@@ -121,7 +121,7 @@ class PReLURule(Decomposition):
 
 def _source(weight: Tensor) -> tuple[Tensor, Layout | None]:
     """Return the parameter that a weight is a view of, with the layout of the view; None if they are the same."""
-    return (weight, None) if weight.is_leaf else parameter_view(weight)
+    return (weight, None) if is_original(weight) else parameter_view(weight)
 
 
 def _viewed(w: dict[str, Tensor | None], layout: Layout | None) -> Tensor:

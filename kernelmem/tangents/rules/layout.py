@@ -83,12 +83,17 @@ def requires_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad or (tensor._base is not None and tensor._base.requires_grad)
 
 
+def is_original(weight: Tensor) -> bool:
+    """Return True if a weight is a parameter and not a view of one; a view that is made under no_grad is a leaf too."""
+    return weight.is_leaf and weight._base is None
+
+
 def parameter_view(weight: Tensor) -> tuple[Tensor, Layout | None]:
     """Return the parameter that ``weight`` is or is a view of, with the layout of the view.
 
     A weight that is computed from parameters in another way is returned with None.
     """
-    if weight.is_leaf:
+    if is_original(weight):
         return weight, Layout.whole(weight)
     base = weight._base
     if base is None or not base.is_leaf or not base.requires_grad or not base.is_contiguous():

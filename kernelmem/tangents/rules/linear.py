@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelmem.tangents.capture import Function, IsWeight, OuterShape, ParameterUse, ParsedCall, Rule, required
-from kernelmem.tangents.rules.layout import parameter_view
+from kernelmem.tangents.rules.layout import is_original, parameter_view
 from kernelmem.tangents.rules.products import PRODUCTS, Product, parse_product
 
 
@@ -74,7 +74,7 @@ def _parse_linear(
     if weight.ndim == 1:
         arguments = (input, weight) if bias is None else (bias, input, weight)
         return parse_product(torch.matmul if bias is None else torch.addmv, arguments, {}, is_weight)
-    parameter, layout = (weight, None) if weight.is_leaf else parameter_view(weight)
+    parameter, layout = (weight, None) if is_original(weight) else parameter_view(weight)
     if layout is None or layout.repeats:
         parameter, layout = weight, None
     return Product(input, parameter, layout, bias)

@@ -372,11 +372,12 @@ class Network:
             except Exception:  # of any type, raised inside the user's module
                 return False
             for block, block_rows in Blocks(counts, weights).row_slices():
-                index = torch.arange(block_rows.start, block_rows.stop)
-                single_block = Blocks((len(index),), {name: w[block : block + 1] for name, w in weights.items()})
-                separate_outputs = (
-                    unblocked[block_rows] if weights is equal_weights else self.outputs(take(rows, index), single_block)
-                )
+                if weights is equal_weights:
+                    separate_outputs = unblocked[block_rows]
+                else:
+                    self.set_state({name: w[block] for name, w in weights.items()})
+                    separate_outputs = self.outputs(take(rows, torch.arange(block_rows.start, block_rows.stop)))
+                    self.set_state({name: w[0] for name, w in equal_weights.items()})
                 if not torch.allclose(joint_outputs[block_rows], separate_outputs, rtol=1e-9, atol=1e-12):
                     return False
         return True

@@ -125,14 +125,12 @@ def _map_batched_tensors(
 ) -> Any:
     """Return ``tree``, the arguments of a call, with ``function`` applied to the tensors that contain the batch.
 
-    These are the tensors with ``length`` entries along ``axis``, except those whose id is in ``shared_tensor_ids``.
+    These are the tensors with ``length`` entries along ``axis``, except those whose id, or that of the
+    tensor that they are a view of, is in ``shared_tensor_ids``.
     """
     if isinstance(tree, Tensor):
-        return (
-            function(tree)
-            if id(tree) not in shared_tensor_ids and tree.ndim > axis and tree.shape[axis] == length
-            else tree
-        )
+        is_shared = not shared_tensor_ids.isdisjoint({id(tree), id(tree._base)})
+        return function(tree) if not is_shared and tree.ndim > axis and tree.shape[axis] == length else tree
     if isinstance(tree, dict):
         return {
             key: _map_batched_tensors(item, shared_tensor_ids, axis, length, function) for key, item in tree.items()

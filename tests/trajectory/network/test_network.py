@@ -69,3 +69,29 @@ def test_the_users_model_is_never_changed():
     own.set_state({name: value + 1 for name, value in before.items()})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model[0].weight.dtype == torch.float32
+
+
+class Views(nn.Module):
+    """Parameters that enter operations as views."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.weight, self.out = nn.ConvTranspose1d(5, 6, 2), nn.Parameter(torch.randn(6, 3)), nn.Linear(3, 2)
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        h = torch.tanh(self.up(x) + self.bias.view(-1, 1)).mean(2)
+        return self.out(nn.functional.linear(h, self.weight.T))
+
+
+def test_blocks_replace_views_of_parameters_too():
+    """As many rows as channels: a view of a parameter must not be taken for a batch."""
+    torch.manual_seed(0)
+    model, x = Views().double(), torch.randn(3, 5, 4, dtype=torch.float64)
+    names = [name for name, _ in model.named_parameters()]
+    network = Network(model, as_rows(x), parameters=names)
+    weights = {name: torch.stack([p.detach(), 1.1 * p.detach() + 0.1]) for name, p in model.named_parameters()}
+    outputs = network.outputs(as_rows(torch.cat([x, x])), Blocks((3, 3), weights))
+    for block in range(2):
+        expected = torch.func.functional_call(model, {name: w[block] for name, w in weights.items()}, (x,))
+        torch.testing.assert_close(outputs[3 * block : 3 * block + 3], expected, rtol=1e-12, atol=1e-14)
