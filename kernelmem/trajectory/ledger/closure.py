@@ -1,5 +1,6 @@
 """Closure of a ledger: limits of the terms that explain nothing, the residual and the rounding."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -46,13 +47,14 @@ def check_gradients_add_up(difference: Tensor, limit: Tensor) -> None:
         raise _gradients_error(float(difference.abs().max() / limit.max()))
 
 
-def check_parts(parts: Tensor, step: Tensor) -> None:
-    """Check that the parts (G, P) of the step of a parameter, of groups, decay and rounding, add up to the step (P,).
+def check_parts(parts: Mapping[str, Tensor], step: Mapping[str, Tensor]) -> None:
+    """Check that the parts of a step, (G, *shape) for each parameter, add up to the step.
 
     Raises:
         VerificationError: they do not, by more than a thousandth of their absolute values.
     """
-    difference, size = float((parts.sum(0) - step).norm()), float(parts.abs().sum(0).norm())
+    difference = math.hypot(*(float((part.sum(0) - step[name]).norm()) for name, part in parts.items()))
+    size = math.hypot(*(float(part.abs().sum(0).norm()) for part in parts.values()))
     if not difference <= PARTS_SHARE * size:
         raise _gradients_error(difference / (PARTS_SHARE * size))
 

@@ -162,9 +162,9 @@ class GroupedSweep:
                 if weight_decay and is_decoupled:
                     assert parameter_step.weights is not None
                     split_values[-2] -= options["lr"] * weight_decay * parameter_step.weights
-            recorded_step = step.states[1][name].double() - step.states[0][name].double()
-            check_parts(split_values, recorded_step.flatten())
             step_parts[name] = split_values.view(G + 2, *parameter.shape)
+        before, after = step.states
+        check_parts(step_parts, {name: after[name].double() - before[name].double() for name in step_parts})
         return step_parts
 
     def _gradients(self, step: TracedSteps) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from kernelmem.core.batches import as_rows
 from kernelmem.kernels import reference
 from kernelmem.testing.zoo import zoo_entries
 from kernelmem.trajectory.network.network import Network
-from kernelmem.trajectory.network.weight_blocks import Segments
+from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
 
 # What these tests ask is that every feature enters; functions of rows that need integers or dicts come as they are.
 NAMES = [entry.name for entry in zoo_entries()]
@@ -93,5 +94,5 @@ def test_blocks_replace_views_of_parameters_too():
     weights = {name: torch.stack([p.detach(), 1.1 * p.detach() + 0.1]) for name, p in model.named_parameters()}
     outputs = network.outputs(as_rows(torch.cat([x, x])), Blocks((3, 3), weights))
     for block in range(2):
-        expected = torch.func.functional_call(model, {name: w[block] for name, w in weights.items()}, (x,))
+        expected = functional_call(model, {name: w[block] for name, w in weights.items()}, (x,))
         torch.testing.assert_close(outputs[3 * block : 3 * block + 3], expected, rtol=1e-12, atol=1e-14)
