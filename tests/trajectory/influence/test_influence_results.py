@@ -52,7 +52,7 @@ def test_unclassified_gradient_factors_are_refused(tmp_path):
 def test_wrong_arguments_are_refused(tmp_path):
     run, model, x, y = run_of(tmp_path / "run", *UPDATES["plain"], steps=5)
     for options, match in (
-        ({"method": "tracincp"}, "one of unrolled"),
+        ({"method": "tracincp"}, 'expected "unrolled"'),
         ({"options": InfluenceOptions(data=(x[: N - 1], y[: N - 1]))}, "data of 22 examples"),
         ({"target": "margin"}, "without labels"),
     ):
