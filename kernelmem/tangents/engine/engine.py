@@ -46,9 +46,13 @@ class Engine:
     def build(
         cls, prepared: PreparedModel, rows: Rows, directions: OutputDirections, *, certified: bool = True
     ) -> "Engine":
-        """Return the engine of a model, after probing on a few of ``rows`` how the model uses its parameters."""
+        """Return the engine of a model, after probing on a few of ``rows`` how the model uses its parameters.
+
+        An engine that is not ``certified`` compares the tangents of these few rows with autograd, instead of those of each
+        pass.
+        """
         few_rows = Rows(rows.take(list(range(min(rows.n, 3)))), min(rows.n, 3))
-        surveyed = survey(prepared, few_rows, RULES)
+        surveyed = survey(prepared, few_rows, RULES, certify=not certified)
         vectorized = bool(surveyed.dense) and supports_vectorized_jacobian(prepared, few_rows, list(surveyed.dense))
         return cls(prepared, surveyed, directions, vectorized, few_rows, certified)
 
@@ -91,7 +95,14 @@ class Engine:
             )
         dense |= mismatch.names & located
         located |= mismatch.names - dense
-        surveyed = survey(self.prepared, self.rows, RULES, located=frozenset(located), dense=frozenset(dense))
+        surveyed = survey(
+            self.prepared,
+            self.rows,
+            RULES,
+            located=frozenset(located),
+            dense=frozenset(dense),
+            certify=not self.certified,
+        )
         vectorized = not wrong_dense and bool(surveyed.dense)
         vectorized = vectorized and supports_vectorized_jacobian(self.prepared, self.rows, list(surveyed.dense))
         return replace(self, survey=surveyed, vectorized=vectorized)
