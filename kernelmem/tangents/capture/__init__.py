@@ -1,7 +1,6 @@
 """Recording of a forward pass: every operation that uses a parameter.
 
-- ``rule.py``: base classes of the rules, and the parsed form of a call
-- ``use.py``: one use of parameters by one operation
+- ``rule.py``: base classes of the rules, the parsed form of a call, and one use of parameters
 - ``recorder.py``: the forward pass with its recorder
 - ``tensors.py``: tensors in nested structures
 """
@@ -13,10 +12,10 @@ from kernelmem.tangents.capture.rule import Decomposition as Decomposition
 from kernelmem.tangents.capture.rule import Function as Function
 from kernelmem.tangents.capture.rule import IsWeight as IsWeight
 from kernelmem.tangents.capture.rule import OuterShape as OuterShape
+from kernelmem.tangents.capture.rule import ParameterUse as ParameterUse
 from kernelmem.tangents.capture.rule import ParsedCall as ParsedCall
 from kernelmem.tangents.capture.rule import Reparse as Reparse
 from kernelmem.tangents.capture.rule import Rule as Rule
+from kernelmem.tangents.capture.rule import UseKey as UseKey
 from kernelmem.tangents.capture.rule import required as required
 from kernelmem.tangents.capture.tensors import tensors_in as tensors_in
-from kernelmem.tangents.capture.use import ParameterUse as ParameterUse
-from kernelmem.tangents.capture.use import UseKey as UseKey

@@ -28,9 +28,17 @@ from kernelmem.core.batches import Batch
 from kernelmem.core.errors import UnsupportedModelError
 from kernelmem.core.models.torch_func import is_transformed
 from kernelmem.tangents.batch_axis import BatchAxis
-from kernelmem.tangents.capture.rule import Decomposition, Function, ParsedCall, Reparse, Rule, required
+from kernelmem.tangents.capture.rule import (
+    Decomposition,
+    Function,
+    ParameterUse,
+    ParsedCall,
+    Reparse,
+    Rule,
+    UseKey,
+    required,
+)
 from kernelmem.tangents.capture.tensors import tensors_in
-from kernelmem.tangents.capture.use import ParameterUse, UseKey
 from kernelmem.tangents.prepare import PreparedModel, graph_leaves
 
 
