@@ -11,6 +11,7 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 __all__ = [
     "GLOBAL_STATE",
+    "exclusive",
     "functional_call",
     "is_transformed",
     "jacrev",
@@ -49,4 +50,11 @@ def standard_modes() -> Iterator[None]:
         for device_type in {"cpu", "cpu" if accelerator is None else accelerator.type}:
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Run one thread at a time, in the modes of :func:`standard_modes`: for analyses that use torch's global state."""
+    with GLOBAL_STATE, standard_modes():
         yield

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.batches import Rows
-from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.models.torch_func import exclusive
 from kernelmem.trajectory.influence.training_program import TrainingProgram
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch
 
 
-@standard_modes()
+@exclusive()
 def tracin(
     program: TrainingProgram,
     rows: Rows,
@@ -50,7 +50,7 @@ def tracin(
     return result
 
 
-@standard_modes()
+@exclusive()
 def last_checkpoint(
     program: TrainingProgram, rows: Rows, target_functions: TargetFunctions, row_indices: Tensor, *, n_examples: int
 ) -> Tensor:

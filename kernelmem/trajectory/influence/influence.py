@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_count, check_choice, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
@@ -142,7 +142,7 @@ class InfluenceOptions:
             as_count(self.chunk, "chunk")
 
 
-@standard_modes()
+@exclusive()
 def influence(
     run: Run,
     model: nn.Module,
@@ -202,7 +202,7 @@ def influence(
     return Influence(values, target_functions.names, method, program.tape, check)
 
 
-@standard_modes()
+@exclusive()
 def self_influence(
     run: Run,
     model: nn.Module,

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, as_rows
 from kernelmem.core.checks import ArrayLike, as_flag, as_pair, check_choice, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import Progress
 from kernelmem.recording.averaging import average_coefficients
 from kernelmem.recording.gradient_check import Forward
@@ -77,7 +77,7 @@ class LedgerOptions(Quadrature):
         as_flag(self.history, "history")
 
 
-@standard_modes()
+@exclusive()
 def ledger(
     run: Run,
     model: nn.Module,

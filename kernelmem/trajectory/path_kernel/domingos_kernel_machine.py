@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, as_rows
 from kernelmem.core.checks import ArrayLike, as_pair
 from kernelmem.core.errors import InputError
-from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY
 from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
@@ -100,7 +100,7 @@ class DomingosKernelMachine(Result):
         )
 
 
-@standard_modes()
+@exclusive()
 def domingos_kernel_machine(
     run: Run,
     model: nn.Module,

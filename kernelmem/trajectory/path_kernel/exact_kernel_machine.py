@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_count, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY, Progress, as_bytes
 from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
@@ -105,7 +105,7 @@ class ExactKernelMachine(Result):
         )
 
 
-@standard_modes()
+@exclusive()
 def exact_kernel_machine(
     run: Run,
     model: nn.Module,

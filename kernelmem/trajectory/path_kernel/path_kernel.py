@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.checks import ArrayLike, as_count, as_flag, check_choice, check_instance
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.kernels.ntk import Outputs
@@ -126,7 +126,7 @@ class PathKernelOptions:
         as_count(self.stride, "stride")
 
 
-@standard_modes()
+@exclusive()
 def path_kernel(
     run: Run,
     model: nn.Module,
