@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
-from kernelmem.trajectory.influence.unrolled import _derivatives, _find_clipped_steps
+from kernelmem.trajectory.influence.unrolled import _find_clipped_steps, step_derivatives
 from kernelmem.trajectory.optimizers import filter_class
 from tests.profiles import examples
 from tests.trajectory.retrained import UPDATES
@@ -32,7 +32,7 @@ def walked(update, seed, steps, *, silent=0):
 def test_the_derivative_of_an_update_is_its_change(update, seed, steps):
     own, state, gradient, weights, options = walked(update, seed, steps)
     kind, count = type(own), own.count
-    found = _derivatives(kind, count, state, gradient, weights, options)
+    found = step_derivatives(kind, count, state, gradient, weights, options)
     inputs = {"weights": weights, "gradient": gradient, **state}
 
     def outputs(values):
@@ -58,7 +58,7 @@ def test_entries_without_a_gradient_so_far_have_a_finite_derivative(update, seed
     """Pixels that are always dark: a first gradient δ moves the step by δ/ε, and no root of zero is divided by."""
     own, state, gradient, weights, options = walked(update, seed, steps, silent=3)
     options = dict(options, weight_decay=0.0)
-    found = _derivatives(type(own), own.count, state, gradient, weights, options)
+    found = step_derivatives(type(own), own.count, state, gradient, weights, options)
     assert all(bool(value.isfinite().all()) for row in found.values() for value in row.values())
     slope = found["weights"]["gradient"][:3]
     h = 1e-9
