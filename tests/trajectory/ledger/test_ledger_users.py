@@ -70,11 +70,11 @@ def test_steps_of_wide_piecewise_networks_with_momentum_share_a_pass(tmp_path, b
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"options": LedgerOptions(steps=3)}, ["steps=3"]),
-        ({"options": LedgerOptions(steps=(0.0, 2.0))}, ["steps=(0.0, 2.0)"]),
-        ({"options": LedgerOptions(steps=(5, 2))}, ["steps=(5, 2)", "<= 8"]),
-        ({"options": LedgerOptions(data=X)}, ["data of type ndarray", "(x, y)"]),
-        ({"options": LedgerOptions(data=(X[:50], Y[:50]))}, ["50 examples", "example 177"]),
+        ({"options": {"steps": 3}}, ["steps=3"]),
+        ({"options": {"steps": (0.0, 2.0)}}, ["steps=(0.0, 2.0)"]),
+        ({"options": {"steps": (5, 2)}}, ["steps=(5, 2)", "<= 8"]),
+        ({"options": {"data": X}}, ["data=ndarray", "(x, y)"]),
+        ({"options": {"data": (X[:50], Y[:50])}}, ["50 examples", "example 177"]),
         ({"by": 3}, ["by of type int"]),
         ({"by": ["a"] * 17}, ["length 17", "178"]),
         ({"target": ("logit", 3)}, ["3 outputs", "0..2"]),
@@ -89,7 +89,12 @@ def test_steps_of_wide_piecewise_networks_with_momentum_share_a_pass(tmp_path, b
 )
 def test_wrong_arguments_are_named(wine, options, words):
     run, model = wine
-    refused(lambda: ledger(run, model, X[:3], **options), *words, "expected ", "Hint: ")
+
+    def compute():
+        arguments = {name: LedgerOptions(**value) if name == "options" else value for name, value in options.items()}
+        ledger(run, model, X[:3], **arguments)
+
+    refused(compute, *words, "expected ", "Hint: ")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +116,9 @@ def test_wrong_options_are_named(options, words):
 def test_wrong_types_of_run_and_model_are_refused(wine):
     run, model = wine
     for call in (ledger, influence, exact_kernel_machine):
-        refused(lambda call=call: call(str(run.path), model, x=X[:2]), "run of type str", "km.Run.open")
+        refused(lambda call=call: call(str(run.path), model, x=X[:2]), "of type str", "km.Run.open")
         refused(lambda call=call: call(run, torch.tanh, x=X[:2]), "torch.nn.Module")
-    refused(lambda: path_kernel(str(run.path), model, X[:2]), "run of type str")
+    refused(lambda: path_kernel(str(run.path), model, X[:2]), "of type str")
     for call in (lambda: path_kernel(run, model, X[:3], X[:2, :4]), lambda: ntk(model, X[:3], X[:2, :4])):
         refused(call, "(2, 4)", "does not accept")
 
