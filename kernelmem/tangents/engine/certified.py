@@ -101,7 +101,7 @@ def _combination_of(group: Group, combination: Combination) -> Combination:
 
 
 def check_rows_are_independent(prepared: PreparedModel, batch: Batch, outputs: Tensor) -> None:
-    """Check that the outputs of a batch are those of its rows in two smaller batches.
+    """Check that the outputs of a batch are those of its rows in two halves of it, and of one row alone.
 
     Raises:
         VerificationError: outputs of a row that depend on the other rows of its batch.
@@ -109,28 +109,28 @@ def check_rows_are_independent(prepared: PreparedModel, batch: Batch, outputs: T
     n = len(outputs)
     rows = Rows(batch, n)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(outputs.device)
-    halves = [half for half in (order[: n // 2], order[n // 2 :]) if 0 < len(half) < n]
+    parts = [part for part in (order[: n // 2], order[n // 2 :], order[:1]) if 0 < len(part) < n]
     tolerance = prepared.tolerance(1e-3, 1e-8)
     expected = outputs.detach()
     finite = expected.masked_fill(expected.isinf(), 0.0)  # outputs that a mask excludes are infinite in both
     scale = float(finite.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
-    for half in halves:
+    for part in parts:
         try:
             with torch.no_grad():
-                outputs = prepared.outputs(rows.take(half), len(half))
-                difference = (outputs - expected[half]).masked_fill(outputs == expected[half], 0.0)
+                outputs = prepared.outputs(rows.take(part), len(part))
+                difference = (outputs - expected[part]).masked_fill(outputs == expected[part], 0.0)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise VerificationError(
-                f"a model that accepts a batch of {n} rows but not {len(half)} of them ({error})",
+                f"a model that accepts a batch of {n} rows but not {len(part)} of them ({error})",
                 expected="an output for each row that depends on that row alone",
                 hint="call model.eval(), and remove operations that need several rows (batch statistics)",
             ) from error
         relative_error = float(difference.abs().max()) / scale
         if not relative_error <= tolerance:
-            row = int(half[difference.abs().amax(1).argmax()])
+            row = int(part[difference.abs().amax(1).argmax()])
             raise VerificationError(
                 f"a model whose outputs for row {row} of a batch of {n} rows depend on the other rows (they differ by"
-                f" {relative_error:.2g} in a batch of {len(half)} rows, relative to the largest output)",
+                f" {relative_error:.2g} in a batch of {len(part)} rows, relative to the largest output)",
                 expected="an output for each row that depends on that row alone",
                 hint="call model.eval(), and remove what mixes the rows of a batch (batch statistics, attention over rows,"
                 " capacity limits of experts)",

@@ -17,11 +17,13 @@ from torch import Tensor
 from kernelmem.core.batches import Rows
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.trajectory.influence.training_program import TrainingProgram
+from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
 from kernelmem.trajectory.targets import TargetFunctions
 from kernelmem.trajectory.trace import StepBatch
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def tracin(
     program: TrainingProgram,
     rows: Rows,
@@ -51,6 +53,7 @@ def tracin(
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def last_checkpoint(
     program: TrainingProgram, rows: Rows, target_functions: TargetFunctions, row_indices: Tensor, *, n_examples: int
 ) -> Tensor:

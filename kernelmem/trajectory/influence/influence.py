@@ -37,6 +37,7 @@ from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin
 from kernelmem.trajectory.influence.finite_difference import check_influences, random_directions
 from kernelmem.trajectory.influence.training_program import TrainingProgram, load_program
 from kernelmem.trajectory.influence.unrolled import CLIPS, OptimizerTrace, trace_states, unroll
+from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
 from kernelmem.trajectory.targets import TargetFunctions, TargetLike, as_target_functions
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class InfluenceOptions:
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def influence(
     run: Run,
     model: nn.Module,
@@ -203,6 +205,7 @@ def influence(
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def self_influence(
     run: Run,
     model: nn.Module,

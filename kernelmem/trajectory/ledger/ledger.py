@@ -48,6 +48,7 @@ from kernelmem.trajectory.ledger.result import Ledger
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
 from kernelmem.trajectory.network.network import Network
 from kernelmem.trajectory.network.precision import reachable_tolerance
+from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
 from kernelmem.trajectory.targets import TargetLike, as_target_functions
 from kernelmem.trajectory.trace import RunTracer, TracedSteps, load_batch
 
@@ -78,6 +79,7 @@ class LedgerOptions(Quadrature):
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def ledger(
     run: Run,
     model: nn.Module,

@@ -25,6 +25,7 @@ from kernelmem.tangents.prepare import check_eval_mode, prepare
 from kernelmem.tangents.rules import RULES
 from kernelmem.tangents.survey import PassMismatchError, Survey, misplaced_names, survey
 from kernelmem.trajectory.network.capture_pass import capture_pass
+from kernelmem.trajectory.network.shared_passes import passes_are_shared
 from kernelmem.trajectory.network.tangent_factors import (
     DenseTangents,
     FactoredTangents,
@@ -94,8 +95,8 @@ class Network:
             # Derived weights are not affine in the parameters; operations without a rule are not captured.
             derived = any(use.derived for use in self.capture(take(self.test_rows, torch.arange(2))).uses)
             self.affine = not self.survey.dense and not derived
-            has_fixed_places = not self.survey.located
-            self.supports_blocks = self.affine and has_fixed_places and self._blocks_are_independent()
+            can_share = passes_are_shared() and self.affine and not self.survey.located
+            self.supports_blocks = can_share and self._blocks_are_independent()
         self._surveys[modes] = self.survey, self.affine, self.supports_blocks
 
     def _mixes_rows(self) -> bool:
@@ -193,6 +194,8 @@ class Network:
         if not self.affine or (blocks is not None and not self._in_one_pass(blocks)):
             return self._dense_tangents_per_block(rows, directions, blocks, row_axes)
         captured = self.capture(rows, blocks)
+        if not self.affine:  # found out in this pass
+            return self._dense_tangents_per_block(rows, directions, blocks, row_axes)
         outputs = captured.outputs.detach()
         cotangents = directions(outputs, torch.arange(rows.n))
         gradients = output_gradients(captured, cotangents)
@@ -227,7 +230,7 @@ class Network:
             try:
                 return self._capture(rows, blocks)
             except PassMismatchError as mismatch:
-                if blocks is not None and self.supports_blocks:
+                if blocks is not None and passes_are_shared():
                     raise
                 located, dense = self.survey.located, frozenset(self.survey.dense)
                 if mismatch.names <= dense:
@@ -262,7 +265,7 @@ class Network:
 
     def _in_one_pass(self, blocks: Blocks) -> bool:
         """Return True if one pass can evaluate rows with the weights of all these blocks."""
-        return self.supports_blocks or (self.affine and len(blocks.counts) == 1)
+        return self.supports_blocks or (self.affine and len(blocks.counts) == 1 and passes_are_shared())
 
     def _visit_weights(self, blocks: Blocks) -> Iterator[tuple[Tensor, int]]:
         """Set the weights of every block and place in turn, and yield the indices of the rows there with the block."""
@@ -319,15 +322,13 @@ class Network:
         n, k = cotangents.shape[:2]
         gradients = output_gradients(captured, cotangents)
         tangents = cotangents.new_zeros(n, k, self.n_parameters)
-        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        for group in self.survey.groups:
-            mixed = MixedGroup(group.names, group.keys, group.layer, tuple(shapes[name] for name in group.names))
-            uses = [use for use in captured.uses if not use.parameters.isdisjoint(group.names)]
-            use_gradients = [gradients.get(use.key) for use in uses]
-            values = mixed.write(uses, use_gradients, n, k, "full", like=cotangents)["tangents"]
-            sizes = [self.sizes[name] for name in group.names]
-            for name, parameter_tangents in zip(group.names, values.split(sizes, 2), strict=True):
-                tangents[:, :, self.slices[name]] = parameter_tangents
+        names = [name for name in self.parameters if name not in self.survey.dense]
+        group = MixedGroup(tuple(names), (), "", tuple(self.parameters[name].shape for name in names))
+        use_gradients = [gradients.get(use.key) for use in captured.uses]
+        if names:
+            values = group.write(captured.uses, use_gradients, n, k, "full", like=cotangents)["tangents"]
+            for name, part in zip(names, values.split([self.sizes[name] for name in names], 2), strict=True):
+                tangents[:, :, self.slices[name]] = part
         if self.survey.dense:
             dense = self._dense_jacobian(rows, cotangents, random)
             sizes = [self.sizes[name] for name in self.survey.dense]

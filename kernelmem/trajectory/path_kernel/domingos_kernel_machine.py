@@ -32,6 +32,7 @@ from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import gauss_legendre
 from kernelmem.trajectory.network.network import Network, each_output
+from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
 from kernelmem.trajectory.path_kernel.path_kernel import (
     PathKernelOptions,
@@ -101,6 +102,7 @@ class DomingosKernelMachine(Result):
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def domingos_kernel_machine(
     run: Run,
     model: nn.Module,

@@ -34,6 +34,7 @@ from kernelmem.trajectory.argument_checks import check_run, step_counter
 from kernelmem.trajectory.integration.quadrature import DEFAULT_QUADRATURE, Quadrature
 from kernelmem.trajectory.integration.step_integral import Integrand, dense_mean_tangents
 from kernelmem.trajectory.network.network import Network, each_output
+from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
 from kernelmem.trajectory.network.weight_blocks import Segments
 from kernelmem.trajectory.optimizers import ParameterStep, filter_class
 from kernelmem.trajectory.path_kernel.example_gradients import StepExamples
@@ -106,6 +107,7 @@ class ExactKernelMachine(Result):
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def exact_kernel_machine(
     run: Run,
     model: nn.Module,

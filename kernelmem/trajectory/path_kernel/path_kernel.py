@@ -34,6 +34,7 @@ from kernelmem.tangents.engine.plan import Plan
 from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import MAX_NODES, gauss_legendre
+from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
 from kernelmem.trajectory.path_kernel.kernel_at_weights import KernelAtWeights
 from kernelmem.trajectory.targets import TargetLike
 
@@ -127,6 +128,7 @@ class PathKernelOptions:
 
 
 @exclusive()
+@with_separate_passes_if_needed
 def path_kernel(
     run: Run,
     model: nn.Module,
