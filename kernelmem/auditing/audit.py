@@ -23,6 +23,7 @@ from kernelmem.core.batches import Batch, Forward, Rows, as_labeled_rows, as_row
 from kernelmem.core.checks import (
     ArrayLike,
     as_count,
+    as_list,
     as_path,
     as_text,
     check_finite,
@@ -75,6 +76,9 @@ class AuditOptions:
     def __post_init__(self) -> None:
         if self.n_classes is not None:
             as_count(self.n_classes, "n_classes")
+        if self.image_shape is not None:
+            for length in as_list(self.image_shape, "image_shape"):
+                as_count(length, "length in image_shape")
         for name in ("name", "model_name", "training", "reproduce"):
             if name != "model_name" or self.model_name is not None:
                 as_text(getattr(self, name), name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.checks import as_path, check_instance, check_model
@@ -98,6 +99,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
             values instead of real numbers, NaN; the first of each is named.
     """
     check_model(model)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise InputError("a lazy model", expected="a model with weights", hint="call the model once on a batch")
     check_instance(state, "state", Mapping, hint="pass state=load_weights(path)")
     for name, value in state.items():
         check_instance(value, f"state[{name!r}]", Tensor, hint="pass a state dict, whose values are tensors")

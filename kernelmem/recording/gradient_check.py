@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Batch, Forward, check_outputs, map_tree
-from kernelmem.core.errors import InputError
+from kernelmem.core.batches import Batch, Forward, check_outputs, input_hint, map_tree, named_leaves
+from kernelmem.core.errors import InputError, KernelmemError
 from kernelmem.core.models import without_checkpointing
 from kernelmem.core.models.torch_func import functional_call
 from kernelmem.recording.step_checks.backward_hooks import hook_names, without_hooks
@@ -46,7 +46,20 @@ def batch_gradient(
     gradients: dict[nn.Parameter, Tensor | None] = {}
     with torch.enable_grad(), without_checkpointing():
         copied_inputs = map_tree(x, Tensor.clone)  # a model may write to its input
-        loss_value = batch_loss(loss, forward(copied_inputs), y, sample_weight, reduction=reduction)
+        try:
+            outputs = forward(copied_inputs)
+        except Exception as error:  # raised by the user's module, so of any type
+            if isinstance(error, KernelmemError):
+                raise
+            shapes = [tuple(leaf.shape) for _, leaf in named_leaves(x, "x")]
+            raise InputError(
+                f"a batch of shape {shapes} that the model or forward= does not accept ({error})",
+                expected="inputs that model(x), or forward(model, x), accepts",
+                hint=input_hint(x),
+            ) from error
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0:
+            check_outputs(outputs, len(y))
+        loss_value = batch_loss(loss, outputs, y, sample_weight, reduction=reduction)
         if trainable and loss_value.requires_grad:
             gradients = dict(zip(trainable, torch.autograd.grad(loss_value, trainable, allow_unused=True), strict=True))
     return {

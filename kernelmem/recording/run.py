@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from kernelmem.core.batches import Tree
-from kernelmem.core.checks import check_instance, describe
+from kernelmem.core.checks import as_count, check_instance, describe
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import Checkpoint, read_averaged, read_checkpoint, state_sha256
@@ -155,10 +155,9 @@ class Run:
         """Return inputs x (B, ...), a tensor or a tree of tensors, and targets y (B, ...) of the B examples of step ``t``.
 
         Raises:
-            IndexError: the step does not exist. FileCorruptError: the inputs cannot be read.
+            InputError: the step does not exist. FileCorruptError: the inputs cannot be read.
         """
-        check_instance(t, "t", (int, np.integer), hint="number the steps from 0")
-        return self.tape.inputs(self.steps[int(t)])
+        return self.tape.inputs(self.steps[as_count(t, "t", minimum=-len(self), maximum=len(self) - 1)])
 
     def weights(self, t: int) -> dict[str, Tensor]:
         """Return a dict from name to parameter or buffer after ``t`` steps, read from disk.

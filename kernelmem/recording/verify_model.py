@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import check_model
-from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.errors import InputError
 from kernelmem.core.models import copy_module
 from kernelmem.recording.replay import replay_step
 from kernelmem.recording.run import Run, check_run
@@ -32,8 +31,6 @@ def verify_model(run: Run, model: nn.Module, *, loss: Loss | None = None, forwar
     """
     check_run(run)
     check_model(model)
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        raise UnsupportedModelError("a lazy model", expected="weights", hint="call the model once on a batch")
     if len(run) == 0 or not {0, 1} <= set(run.kept):
         return
     before, after = run.checkpoint(0), run.checkpoint(1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_path, as_tensor, as_text, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_array, as_count, as_labels, as_path, as_tensor, as_text, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError, printable
 from kernelmem.core.hashed_files import READ_ERRORS, read_bytes, reason
 from kernelmem.core.result_files import Result
@@ -293,7 +293,7 @@ def _as_numbers(value: ArrayLike, name: str) -> Tensor:
     Raises:
         InputError: ``value`` holds text, dates, records or complex numbers.
     """
-    array = value if isinstance(value, Tensor) else np.asarray(value)
+    array = value if isinstance(value, Tensor) else as_array(value, name)
     if array.is_complex() if isinstance(array, Tensor) else array.dtype.kind not in "biuf":
         raise InputError(
             f"{name} of shape {tuple(array.shape)} and dtype {array.dtype}",

@@ -78,7 +78,7 @@ TRAINING = {
             | {"image_shape": None, "flipped": LABELS.bool()}
         ),
     ),
-    "digits": Call(training.digits, lambda: {"n_train": 10, "seed": 0}, examples=0.5),
+    "digits": Call(training.digits, lambda: {"n_train": 10, "seed": 0}, examples=0.2),
     "read_npz": Call(training.read_npz, lambda: {"path": data_file()}),
     "mnist": Call(training.mnist, lambda: {"directory": "nowhere"}),
     "cifar10": Call(training.cifar10, lambda: {"directory": "nowhere"}),

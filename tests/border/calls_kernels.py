@@ -48,6 +48,11 @@ def directory() -> str:
     return tempfile.mkdtemp()
 
 
+# validate_data of scikit-learn checks rows and targets, and its conformance tests ask for its ValueError and TypeError. Its
+# SVC checks C and class_weight.
+CHECKED = frozenset({"X", "y"})
+
+
 def estimator_calls(name: str, **parameters: object) -> dict[str, Call]:
     estimator = getattr(km, name)
     targets = X[:, 0] if "Regressor" in name or "GP" in name else Y
@@ -61,12 +66,17 @@ def estimator_calls(name: str, **parameters: object) -> dict[str, Call]:
     warns = (LinAlgWarning, ConvergenceWarning)
     calls = {
         f"{name}.fit": Call(
-            construct_and_fit, lambda: {"X": X.numpy(), "y": targets.numpy(), **parameters}, warns=warns
+            construct_and_fit,
+            lambda: {"X": X.numpy(), "y": targets.numpy(), **parameters},
+            warns=warns,
+            checked_by_scikit_learn=CHECKED | ({"C", "class_weight"} if name == "KernelMachineSVC" else set()),
         ),
-        f"{name}.predict": Call(lambda X: fitted.predict(X), lambda: {"X": X.numpy()}),
+        f"{name}.predict": Call(lambda X: fitted.predict(X), lambda: {"X": X.numpy()}, checked_by_scikit_learn=CHECKED),
     }
     if name == "KernelMachineClassifier":
-        calls[f"{name}.decision_function"] = Call(lambda X: fitted.decision_function(X), lambda: {"X": X.numpy()})
+        calls[f"{name}.decision_function"] = Call(
+            lambda X: fitted.decision_function(X), lambda: {"X": X.numpy()}, checked_by_scikit_learn=CHECKED
+        )
     return calls
 
 

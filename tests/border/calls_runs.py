@@ -113,7 +113,7 @@ CALLS = {
             | {"options": km.FitOptions(batch_size=2, optimizer=torch.optim.SGD)}
         ),
         changes=frozenset({"model"}),
-        examples=0.5,
+        examples=0.1,
     ),
     "FitOptions": Call(
         km.FitOptions,
@@ -203,7 +203,7 @@ CALLS = {
             of_run(data=(X, Y), methods=["sgd_initial", "ridge_initial"], outputs="trace", loss=None)
             | {"forward": None, "progress": False, "options": kernel_machines.ComparisonOptions(checkpoints=2)}
         ),
-        examples=0.25,
+        examples=0.1,
         undefined=frozenset({"fits", "movement", "kernel_change", "kernel_distance", "limit", "path_error"})
         | {"cancellation"},
     ),

@@ -34,7 +34,7 @@ def test_steps_are_a_sequence(lab):
     assert [step.index for step in reversed(run.steps)] == [6, 5, 4, 3, 2, 1, 0]
     with pytest.raises(IndexError):
         run.steps[7]
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="t=-8"):
         run.batch(-8)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from kernelmem.core.checks.objects import check_instance, describe
+from kernelmem.core.checks.objects import as_names, describe
 from kernelmem.core.errors import InputError
 
 LARGE_COUNT = 100_000  # an upper bound from here on is named only if it is exceeded
@@ -82,7 +82,7 @@ def seed_sequence(seed: int, names: Sequence[str]) -> dict[str, int]:
     Raises:
         InputError: the seed is not a whole number in 0..2⁶³−1.
     """
-    check_instance(names, "names", Sequence, hint='pass names=["order", "model"]')
+    names = as_names(names, "names") or []
     states = np.random.SeedSequence(as_seed(seed)).generate_state(len(names), np.uint64)
     return {name: int(state >> np.uint64(1)) for name, state in zip(names, states, strict=True)}
 

@@ -90,7 +90,9 @@ def as_list(value: object, name: str) -> list[Any]:
         InputError: text, a mapping, a set, an array without axes, or nothing to iterate over.
     """
     no_order = isinstance(value, str | bytes | Mapping | Set)
-    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and value.layout is torch.strided):
+    if isinstance(value, np.ndarray) or (
+        isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+    ):
         if value.ndim:
             return list(value)
     elif isinstance(value, Sequence | Iterator) and not no_order:
@@ -133,7 +135,8 @@ def check_callable(
         bind = inspect.signature(called).bind if callable(called) else None
     except (TypeError, ValueError):  # a built-in function or type without a signature
         bind = None
-        if not isinstance(value, type):
+        # A built-in function may be a loss or an activation, but none takes a model, a generator or a state of progress.
+        if not isinstance(value, type) and arguments[0] not in ("model", "rng", "done"):
             return
     try:
         refused = (isinstance(value, nn.Module) and not modules) or (isinstance(value, type) and not types)

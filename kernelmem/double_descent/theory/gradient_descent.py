@@ -34,7 +34,7 @@ def gradient_descent_weights(X: ArrayLike, y: ArrayLike, steps: ArrayLike, *, lr
     """
     design = _as_design(X, steps, lr)
     n, lam = design.n, design.eigenvalues
-    targets = as_tensor(y, "y").double().cpu().numpy()
+    targets = as_tensor(y, "y", squared=True).double().cpu().numpy()
     if targets.ndim not in (1, 2) or len(targets) != n:
         raise InputError(
             f"y of shape {targets.shape}", expected=f"({n},) or ({n}, C)", hint="pass one target for each row"
@@ -77,9 +77,14 @@ def gradient_descent_curve(
     """
     design = _as_design(X, steps, lr)
     n, lam, Vt = design.n, design.eigenvalues, design.Vt
-    beta, noise = as_tensor(coefficients, "coefficients").double().cpu().numpy(), as_number(noise, "noise")
+    beta, noise = (
+        as_tensor(coefficients, "coefficients", squared=True).double().cpu().numpy(),
+        as_number(noise, "noise"),
+    )
     p = Vt.shape[1]
-    sigma = np.ones(p) if covariance is None else as_tensor(covariance, "covariance").double().cpu().numpy()
+    sigma = (
+        np.ones(p) if covariance is None else as_tensor(covariance, "covariance", squared=True).double().cpu().numpy()
+    )
     if beta.shape != (p,) or sigma.shape not in ((p,), (p, p)):
         raise InputError(
             f"coefficients of shape {beta.shape}, covariance of shape {sigma.shape}",
@@ -141,7 +146,7 @@ def _as_design(X: ArrayLike, steps: ArrayLike, lr: float) -> _Design:
         InputError: X is not a matrix, the steps are not increasing whole numbers, or the learning rate is out of range.
     """
     t = as_axis(steps, "steps", integer=True, exclusive=False)
-    X = as_tensor(X, "X").double().cpu().numpy()
+    X = as_tensor(X, "X", squared=True).double().cpu().numpy()
     if X.ndim != 2 or 0 in X.shape:
         raise InputError(f"X of shape {X.shape}", expected="(n, p), not empty", hint="flatten the inputs to rows")
     lr = as_number(lr, "lr", exclusive=True)

@@ -69,10 +69,11 @@ def estimate_risk(kernel: ArrayLike, y: ArrayLike, *, ridge: float) -> RiskEstim
     n = len(K)
     eigenvalues, eigenvectors = torch.linalg.eigh(K)
     A_eigenvalues = _inverse_eigenvalues(eigenvalues, loo.ridge)
+    relative = A_eigenvalues / A_eigenvalues.max()  # A common factor cancels, and its square may underflow
     target_power = (eigenvectors.T @ loo.targets).square().sum(1)
     squared_errors = loo.errors.square().sum(1)
     return RiskEstimate(
-        gcv=float(n * (A_eigenvalues.square() @ target_power) / A_eigenvalues.sum().square()),
+        gcv=float(n * (relative.square() @ target_power) / relative.sum().square()),
         leave_one_out=float(squared_errors.mean()),
         leave_one_out_se=float(squared_errors.std() / n**0.5),
         degrees_of_freedom=float((1 - loo.ridge * A_eigenvalues).sum()) if loo.ridge else float(_rank(eigenvalues)),

@@ -1,5 +1,6 @@
 """Base class of the scikit-learn estimators: from rows to kernel matrices; prior, sample weights, classes."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kernelmem.core.batches import Batch, Rows, as_rows
-from kernelmem.core.checks import ArrayLike
-from kernelmem.core.errors import InputError
+from kernelmem.core.checks import ArrayLike, as_number, as_tensor, check_callable, check_instance
+from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.kernel_machines.estimators.precomputed_kernel import StoredKernel, as_array
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 
@@ -31,6 +32,10 @@ Kernel: TypeAlias = str | Callable[..., ArrayLike] | ArrayLike
 """A scikit-learn pairwise name, "precomputed", a callable kernel(X, Y), or an array (N, N)."""
 Prior: TypeAlias = nn.Module | Callable[[np.ndarray], ArrayLike]
 """Prior function f_0: a torch module, or a callable on X."""
+
+
+RANDOM_OR_COUPLED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+"""Modules that in train mode are random, or mix rows and change their running statistics."""
 
 
 class KernelEstimator(BaseEstimator):
@@ -72,12 +77,33 @@ class KernelEstimator(BaseEstimator):
 
         A memory-mapped kernel is not copied. ``multi_output`` allows targets with several columns.
         """
+        self._check_parameters()
         if _is_structured(X):
             rows, targets = self._structured_rows(X), _check_y(as_array(y), multi_output=multi_output)
             check_consistent_length(rows, targets)
             return rows, targets
         arguments = self._validation_arguments(X, reset=True)
         return validate_data(self, y=as_array(y), multi_output=multi_output, **arguments)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+    def _check_parameters(self) -> None:
+        """Check the parameters that define kernel and prior; scikit-learn's estimators do so in ``fit``.
+
+        Raises:
+            InputError: a parameter of another type, or a function that does not take (X, Y), or X.
+        """
+        if callable(self.kernel) and not self.kernel_params:
+            check_callable(self.kernel, "kernel", ("X", "Y"))
+        if self.kernel_params is not None:
+            check_instance(self.kernel_params, "kernel_params", Mapping, hint="pass a dict of the kernel's parameters")
+        if self.gamma is not None and not isinstance(self.gamma, str):
+            as_number(self.gamma, "gamma")
+        as_number(self.degree, "degree")
+        as_number(self.coef0, "coef0", minimum=-math.inf)
+        prior = getattr(self, "prior", None)
+        if isinstance(prior, nn.Module):
+            check_eval_mode(prior)
+        elif prior is not None:
+            check_callable(prior, "prior", ("X",))
 
     def _structured_rows(self, X: Batch) -> np.ndarray:
         """Return a dict or tuple of tensors, a Dataset or a DataLoader as :class:`Rows`.
@@ -130,7 +156,8 @@ class KernelEstimator(BaseEstimator):
             return X
         if isinstance(self.kernel, str):
             params = {"gamma": self._gamma, "degree": self.degree, "coef0": self.coef0, **(self.kernel_params or {})}
-            return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
+            with np.errstate(over="ignore", invalid="ignore"):  # solver and predictions check that values are finite
+                return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
         kernel = self.kernel if callable(self.kernel) else StoredKernel(self.kernel)
         left, right = (side.tree if isinstance(side, Rows) else side for side in (X, X if Y is None else Y))
         K = np.asarray(as_array(kernel(left, right, **(self.kernel_params or {}))))
@@ -164,7 +191,14 @@ class KernelEstimator(BaseEstimator):
         check_is_fitted(self)
         rows = self._validate(X, reset=False)
         K = rows if _is_named(self.kernel, "precomputed") else self._gram(rows, self.X_fit_)
-        return rows, np.asarray(K, dtype=np.float64)
+        K = np.asarray(K, dtype=np.float64)
+        if not np.isfinite(K.sum()) and not bool(np.isfinite(K).all()):
+            raise InputError(
+                "rows X whose kernel with the training rows has NaN or infinite values",
+                expected="finite kernel values",
+                hint="scale the rows as those of the training set",
+            )
+        return rows, K
 
     def _store_rows(self, X: np.ndarray) -> None:
         # Not needed for a precomputed kernel: a test kernel already refers to the training rows.
@@ -189,8 +223,8 @@ def prior_outputs(
             hint="fit y - f_0, and add f_0 of the test rows to the predictions",
         )
     outputs = _evaluate_prior(prior, X)
-    outputs = outputs if outputs.ndim == 2 else outputs[:, None]
-    if len(outputs) != X.shape[0] or outputs.ndim != 2 or n_outputs not in (None, outputs.shape[1]):
+    outputs = outputs[:, None] if outputs.ndim == 1 else outputs
+    if outputs.ndim != 2 or len(outputs) != X.shape[0] or n_outputs not in (None, outputs.shape[1]):
         raise InputError(
             f"prior outputs of shape {outputs.shape}",
             expected=f"({X.shape[0]}, {'C' if n_outputs is None else n_outputs}), one output per row",
@@ -274,21 +308,47 @@ def _variance(X: Any, weights: np.ndarray | None) -> float:  # array or sparse m
     )
 
 
+def check_eval_mode(prior: nn.Module) -> None:
+    """Check that the outputs of a prior on a row depend on nothing else, and that it does not change when it is called.
+
+    Raises:
+        UnsupportedModelError: dropout or batch normalization in train mode.
+    """
+    for name, module in prior.named_modules():
+        if module.training and isinstance(module, RANDOM_OR_COUPLED):
+            raise UnsupportedModelError(
+                f"prior with {type(module).__name__} {name!r} in train mode",
+                expected="a function of each row alone",
+                hint="call prior.eval() first",
+            )
+
+
 def _evaluate_prior(prior: Prior, X: np.ndarray) -> np.ndarray:
     """Return the outputs of the prior function on the rows X as a float64 array.
 
     A torch module is evaluated in the dtype and on the device of its parameters.
     """
+    try:
+        outputs = _call_prior(prior, X)
+    except Exception as error:  # raised by the user's function, so of any type
+        raise InputError(
+            f"rows of shape {X.shape[1:]} that the prior does not accept ({error})",
+            expected="a function of the rows X",
+            hint="pass prior=lambda X: ... that returns outputs (n, C)",
+        ) from error
+    return as_tensor(outputs, "outputs of the prior").cpu().double().numpy()
+
+
+def _call_prior(prior: Prior, X: np.ndarray) -> ArrayLike:
+    """Return the outputs of the prior function on the rows X, not checked."""
     if isinstance(prior, nn.Module):
         first_parameter = next((parameter for parameter in prior.parameters() if parameter.is_floating_point()), None)
         dtype = torch.float64 if first_parameter is None else first_parameter.dtype
         device = None if first_parameter is None else first_parameter.device
         rows = X if isinstance(X, Rows) else Rows(torch.as_tensor(np.asarray(X)), X.shape[0])
         with torch.no_grad():
-            outputs = prior(rows.to(dtype=dtype, device=device or torch.device("cpu")).tree)
-    else:
-        outputs = prior(X.tree if isinstance(X, Rows) else X)
-    return np.asarray(as_array(outputs), dtype=np.float64)
+            return prior(rows.to(dtype=dtype, device=device or torch.device("cpu")).tree)
+    return prior(X.tree if isinstance(X, Rows) else X)
 
 
 def _is_structured(X: object) -> bool:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_dense
+from kernelmem.core.checks import as_array as check_array
 from kernelmem.core.errors import InputError
 
 T = TypeVar("T")
@@ -33,7 +34,9 @@ class StoredKernel:
 
     def __call__(self, X: ArrayLike, Y: ArrayLike | None = None) -> np.ndarray:
         """Return the entries of the stored matrix at row numbers X and column numbers Y, (n, m); Y=None means Y = X."""
-        values = self.values if isinstance(self.values, np.ndarray) else np.asarray(as_array(self.values))
+        values = self.values
+        if not isinstance(values, np.ndarray):
+            values = check_array(as_array(values), "values")
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise InputError(
                 f"stored kernel of shape {values.shape}",
@@ -56,7 +59,7 @@ def as_array(value: T) -> T:
     """Return a tensor on any device as a NumPy array, where bfloat16 becomes float32; return any other value unchanged."""
     if not isinstance(value, Tensor):
         return value
-    tensor = value.detach().cpu()
+    tensor = as_dense(value, "array").cpu()
     return cast(T, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
@@ -66,7 +69,7 @@ def _check_row_numbers(rows: ArrayLike, n: int) -> np.ndarray:
     Raises:
         InputError: they are not whole numbers in 0..n − 1.
     """
-    array = np.asarray(rows)
+    array = check_array(as_array(rows), "rows")
     numbers = array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array
     are_whole = numbers.ndim == 1 and numbers.dtype.kind in "iuf" and bool(np.all(numbers == np.round(numbers)))
     if not are_whole or (len(numbers) and (numbers.min() < 0 or numbers.max() >= n)):

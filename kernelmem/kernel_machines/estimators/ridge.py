@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 
 from kernelmem.core.batches import Batch
-from kernelmem.core.checks import ArrayLike, as_number
+from kernelmem.core.checks import ArrayLike, as_number, check_choice, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.estimators.base import (
     Kernel,
@@ -26,6 +26,8 @@ from kernelmem.kernel_machines.solvers.diagnosis import inspect_kernel
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Solution
 from kernelmem.kernel_machines.solvers.solve import Solver, solve
+
+SOLVER_PARAMETERS = ("jitter", "tolerance", "max_iter", "rank", "seed")
 
 
 class _KernelRidge(KernelEstimator):
@@ -64,13 +66,15 @@ class _KernelRidge(KernelEstimator):
         X are the n training rows and ``targets`` is (n, C).
         """
         weights = None if sample_weight is None else check_sample_weight(sample_weight, X)
+        solver_params = {} if self.solver_params is None else self.solver_params
+        check_instance(solver_params, "solver_params", Mapping, hint="pass a dict of the parameters of solve")
+        for name in solver_params:
+            check_choice(name, "name in solver_params", SOLVER_PARAMETERS)
         self._resolve_gamma(X)
         change_from_prior = targets - prior_outputs(self.prior, self.kernel, X, targets.shape[1])
         K = self._gram(X)
         self.ridge_ = self._select_ridge(K, change_from_prior, weights)
-        solution = solve(
-            K, change_from_prior, self.ridge_, solver=self.solver, sample_weight=weights, **(self.solver_params or {})
-        )  # type: ignore[arg-type]
+        solution = solve(K, change_from_prior, self.ridge_, solver=self.solver, sample_weight=weights, **solver_params)  # type: ignore[arg-type]
         self.solution_: Solution = checked_solution(solution)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self._store_rows(X)

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 
 from kernelmem.core.batches import Batch
-from kernelmem.core.checks import ArrayLike
+from kernelmem.core.checks import ArrayLike, as_count, as_number
 from kernelmem.kernel_machines.estimators.base import (
     Kernel,
     KernelEstimator,
@@ -87,6 +87,9 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
 
         A sample weight multiplies the parameter C of its row.
         """
+        if self.tol is not None:
+            as_number(self.tol, "tol", exclusive=True)
+        as_count(self.max_iter, "max_iter", minimum=-1)
         rows, labels = self._validate_targets(X, y, multi_output=False)
         used_rows = has_positive_weight(sample_weight, rows).nonzero()[0]
         weights = None if sample_weight is None else check_sample_weight(sample_weight, rows)[used_rows]

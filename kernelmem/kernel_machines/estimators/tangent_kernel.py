@@ -1,6 +1,7 @@
 """Tangent kernel of a model as a callable kernel(X, Y) for scikit-learn estimators."""
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeGuard, overload
@@ -10,9 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward
+from kernelmem.core.checks import (
+    as_count,
+    as_dense,
+    as_device,
+    as_float_dtype,
+    as_list,
+    as_names,
+    check_callable,
+    check_choice,
+    check_instance,
+    check_model,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.core.models import copy_module
-from kernelmem.core.options import MEMORY
+from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.kernels.ntk import ntk
 
 
@@ -58,19 +71,27 @@ class TangentKernel:
 
     def __post_init__(self) -> None:
         """Copy the model, so that later training of the original does not change the kernel."""
+        check_model(self.model)
         object.__setattr__(self, "model", copy_module(self.model))
         self._check_parameters()
 
     def _check_parameters(self) -> None:
-        """Check ``outputs``, and read ``parameters`` once."""
-        if self.outputs not in ("trace", "pseudo"):
-            raise InputError(
-                f"outputs={self.outputs!r}",
-                expected='"trace" or "pseudo": one value per pair of rows',
-                hint='pass outputs="trace", or use km.ntk for other outputs',
-            )
+        """Check the attributes, and read ``parameters`` and ``shape`` once."""
+        check_model(self.model)
+        hint = 'pass outputs="trace", or use km.ntk for other outputs'
+        check_choice(self.outputs, "outputs", ("trace", "pseudo"), hint=hint)
         if self.parameters is not None:
-            object.__setattr__(self, "parameters", tuple(self.parameters))
+            object.__setattr__(self, "parameters", tuple(as_names(self.parameters, "parameters") or ()))
+        if self.shape is not None:
+            shape = tuple(as_count(length, "length in shape") for length in as_list(self.shape, "shape"))
+            object.__setattr__(self, "shape", shape)
+        if self.forward is not None:
+            check_callable(self.forward, "forward", ("model", "batch"))
+        if self.dtype is not None:
+            as_float_dtype(self.dtype)
+        if self.device is not None:
+            as_device(self.device)
+        as_bytes(self.memory)
 
     @overload
     def __call__(self, X: Tensor, Y: Tensor | None = None) -> Tensor: ...
@@ -106,6 +127,12 @@ class TangentKernel:
     def diagonal(self, X: np.ndarray) -> np.ndarray: ...
     def diagonal(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Return the kernel value of each of the n rows X with itself, (n,), which is the squared norm of its tangent."""
+        check_instance(X, "X", (Tensor, np.ndarray), hint="pass an array of rows (n, d)")
+        X = as_dense(X, "X") if isinstance(X, Tensor) else X
+        if X.ndim == 0 or len(X) == 0:
+            raise InputError(
+                f"X of shape {tuple(X.shape)}", expected="(n, d), not empty", hint="pass rows of the model"
+            )
         starts = range(0, len(X), 32)
         if isinstance(X, Tensor):
             return torch.cat([self(X[start : start + 32]).diagonal() for start in starts])
@@ -143,6 +170,12 @@ class TangentKernel:
         """Return the n rows X, reshaped to (n, *shape) if the shape of one input is given."""
         if self.shape is None or not isinstance(X, Tensor | np.ndarray):
             return X
+        if X.ndim == 0 or math.prod(X.shape[1:]) != math.prod(self.shape):
+            raise InputError(
+                f"X of shape {tuple(X.shape)} and shape={self.shape}",
+                expected=f"{math.prod(self.shape)} numbers in each row",
+                hint="pass shape= of one input of the model",
+            )
         return X.reshape(len(X), *self.shape)
 
 

@@ -292,8 +292,8 @@ def _check_targets(y: ArrayLike, C: int | None) -> Tensor:
     Raises:
         InputError: the number of outputs differs from C.
     """
-    tensor = as_tensor(y, "y")
-    if tensor.ndim == 1 and not tensor.is_floating_point():
+    tensor = as_tensor(y, "y", squared=True)
+    if tensor.ndim == 1 and tensor.numel() and not tensor.is_floating_point():
         return as_labels(tensor, "y", n_classes=C)
     targets = _as_two_dimensional(tensor, "y")
     if C is not None and targets.shape[1] != C:
@@ -318,7 +318,7 @@ def _as_two_dimensional(values: ArrayLike, name: str) -> Tensor:
     Raises:
         InputError: the shape is different, or the values are complex or empty.
     """
-    tensor = as_tensor(values, name)
+    tensor = as_tensor(values, name, squared=True)
     if tensor.ndim not in (1, 2) or tensor.is_complex() or tensor.numel() == 0:
         raise InputError(
             f"{name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}".replace("torch.", ""),

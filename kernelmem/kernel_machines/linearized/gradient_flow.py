@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_number
+from kernelmem.core.checks import ArrayLike, as_number, check_instance
 from kernelmem.kernel_machines.linearized.eigenmodes import A, B, E, P, mode_states
 from kernelmem.kernel_machines.linearized.function_space import (
     FunctionSpace,
@@ -27,7 +27,7 @@ from kernelmem.kernel_machines.linearized.function_space import (
     as_times,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, check_stability
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_stability
 from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD
 from kernelmem.kernel_machines.solvers.factorization import eigensystem
 
@@ -141,7 +141,7 @@ def gradient_descent(
     ([0.0, 0.5, 0.75, 1.0], 0.5)
     """
     checked_steps = as_times(steps, "steps", whole=True)
-    sgd = check_sgd(sgd)
+    check_instance(sgd, "sgd", SGDConfig, hint="pass sgd=SGDConfig(lr=0.1, momentum=0.9)")
     space = function_space(kernel, y, linearization, with_decay=sgd.weight_decay > 0)
     eigenvalues, U, condition = _eigendecomposition(space)
     kappa_max = float(eigenvalues[-1])

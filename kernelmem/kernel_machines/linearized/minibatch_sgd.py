@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_list, as_number, as_tensor
+from kernelmem.core.checks import ArrayLike, as_list, as_number, as_tensor, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.linearized.function_space import (
     FunctionSpace,
@@ -17,7 +17,7 @@ from kernelmem.kernel_machines.linearized.function_space import (
     as_times,
     function_space,
 )
-from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_sgd, check_stability
+from kernelmem.kernel_machines.linearized.sgd_config import SGDConfig, check_stability
 from kernelmem.kernel_machines.linearized.sgd_step import FunctionSpaceSGD, largest_eigenvalue, output_gradient_function
 
 
@@ -63,7 +63,7 @@ def minibatch_sgd(
     >>> training.train.flatten().tolist()
     [0.75, 0.5]
     """
-    sgd = check_sgd(sgd)
+    check_instance(sgd, "sgd", SGDConfig, hint="pass sgd=SGDConfig(lr=0.1, momentum=0.9)")
     learning_rates = (
         None
         if lr_factors is None
@@ -71,7 +71,8 @@ def minibatch_sgd(
     )
     if learning_rates is not None:
         sgd = dataclasses.replace(sgd, lr=max(learning_rates, default=0.0))
-    space = function_space(kernel, y, linearization, with_decay=sgd.weight_decay > 0, one_hot=loss == "mse")
+    is_mse = isinstance(loss, str) and loss == "mse"
+    space = function_space(kernel, y, linearization, with_decay=sgd.weight_decay > 0, one_hot=is_mse)
     batch_rows = None if batches is None else [_check_batch(batch, space) for batch in as_list(batches, "batches")]
     times = as_times(len(batch_rows) if steps is None and batch_rows is not None else steps, "steps", whole=True)
     sequence_lengths = [len(per_step) for per_step in (batch_rows, learning_rates) if per_step is not None]
@@ -84,7 +85,7 @@ def minibatch_sgd(
     curvature = {"mse": 1.0, "cross_entropy": 0.5}.get(loss, math.nan) if isinstance(loss, str) else math.nan
     output_gradient = output_gradient_function(loss)
     kappa_max = largest_eigenvalue(space.matrix)
-    if loss == "mse":
+    if is_mse:
         check_stability(sgd, kappa_max, space.n)
     all_rows = torch.arange(space.n, device=space.matrix.device)
     training = FunctionSpaceSGD(space)

@@ -20,6 +20,9 @@ class SGDConfig:
         dampening: τ in [0, 1).
         nesterov: True for Nesterov momentum, which needs μ > 0 and τ = 0.
         weight_decay: λ >= 0.
+
+    Raises:
+        InputError: values that are negative or not finite, or that torch rejects together.
     """
 
     lr: float
@@ -27,6 +30,18 @@ class SGDConfig:
     dampening: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "momentum", "dampening", "weight_decay"):
+            object.__setattr__(self, name, as_number(getattr(self, name), name))
+        object.__setattr__(self, "nesterov", as_flag(self.nesterov, "nesterov"))
+        mu, tau = self.momentum, self.dampening
+        if mu >= 1 or tau >= 1 or (self.nesterov and (mu == 0 or tau != 0)):
+            raise InputError(
+                f"momentum={mu!r}, dampening={tau!r}, nesterov={self.nesterov!r}",
+                expected="momentum and dampening in [0, 1); with nesterov=True a momentum > 0 and dampening 0",
+                hint="pass the hyperparameters of your torch.optim.SGD",
+            )
 
     @property
     def limit(self) -> float:
@@ -42,31 +57,6 @@ class SGDConfig:
         if self.nesterov:
             return 2 * (1 + mu) / (1 + 2 * mu)
         return 2 * (1 + mu) / (1 - self.dampening) if self.dampening < 1 else math.inf
-
-
-def check_sgd(sgd: SGDConfig) -> SGDConfig:
-    """Check that torch.optim.SGD accepts these hyperparameters and return them as floats.
-
-    Raises:
-        InputError: ``sgd`` is not an SGDConfig, has values that are negative or not finite, or torch rejects them.
-    """
-    if not isinstance(sgd, SGDConfig):
-        raise InputError(f"sgd={sgd!r}", expected="an SGDConfig", hint="pass sgd=SGDConfig(lr=0.1, momentum=0.9)")
-    checked = SGDConfig(
-        as_number(sgd.lr, "lr"),
-        as_number(sgd.momentum, "momentum"),
-        as_number(sgd.dampening, "dampening"),
-        as_flag(sgd.nesterov, "nesterov"),
-        as_number(sgd.weight_decay, "weight_decay"),
-    )
-    mu, tau = checked.momentum, checked.dampening
-    if mu >= 1 or tau >= 1 or (checked.nesterov and (mu == 0 or tau != 0)):
-        raise InputError(
-            f"momentum={mu!r}, dampening={tau!r}, nesterov={sgd.nesterov!r}",
-            expected="momentum and dampening in [0, 1); with nesterov=True a momentum > 0 and dampening 0",
-            hint="pass the hyperparameters of your torch.optim.SGD",
-        )
-    return checked
 
 
 def check_stability(sgd: SGDConfig, kappa_max: float, n: int) -> None:

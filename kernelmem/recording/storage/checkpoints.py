@@ -11,9 +11,10 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kernelmem.core.atomic_files import array_sha256, write_file
-from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.errors import FileCorruptError, InputError, UnsupportedModelError
 from kernelmem.core.hashed_files import READ_ERRORS, load_safetensors, read_bytes, reason
 
 PREFIXES = ("model.", "averaged.")  # prefixes of tensor names in a checkpoint, in addition to "optimizer."
@@ -77,7 +78,10 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises:
         InputError: names, shapes or dtypes differ; nothing is then copied.
+        UnsupportedModelError: a lazy model, which has no weights yet.
     """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise UnsupportedModelError("a lazy model", expected="weights", hint="call the model once on a batch")
     current = _named_tensors(model)
     for name in {**current, **state}:
         current_layout, recorded_layout = _shape_and_dtype(current.get(name)), _shape_and_dtype(state.get(name))

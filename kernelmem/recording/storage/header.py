@@ -102,12 +102,7 @@ def check_options(
     if forward is not None:
         check_callable(forward, "forward", ("model", "x"))
     check_choice(reduction, "reduction", REDUCTIONS, hint="pass that of your loss")
-    if not (isinstance(keep, str) and keep in ("all", "sqrt")) and (
-        isinstance(keep, bool) or not isinstance(keep, int) or keep < 1
-    ):
-        raise InputError(
-            f"keep={describe(keep)}", expected='"all", "sqrt" or a whole number >= 1', hint='pass keep="sqrt"'
-        )
+    check_keep(keep)
     if tolerance is not None and as_number(tolerance, "tolerance") >= 1:
         raise InputError(f"tolerance={tolerance!r}", expected="a number >= 0 and < 1", hint="omit it")
 
@@ -135,3 +130,17 @@ def check_model(model: nn.Module) -> None:
                 expected="real parameters on the CPU, where replay is to the bit",
                 hint="train on the CPU",
             )
+
+
+def check_keep(keep: object) -> None:
+    """Check the rule for the steps whose weights are kept.
+
+    Raises:
+        InputError: neither "all" nor "sqrt" nor a whole number >= 1.
+    """
+    if not (isinstance(keep, str) and keep in ("all", "sqrt")) and (
+        isinstance(keep, bool) or not isinstance(keep, int) or keep < 1
+    ):
+        raise InputError(
+            f"keep={describe(keep)}", expected='"all", "sqrt" or a whole number >= 1', hint='pass keep="sqrt"'
+        )

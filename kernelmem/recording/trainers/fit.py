@@ -29,6 +29,7 @@ from kernelmem.recording.gradient_check import call_model
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.step_checks.random_state import random_state
+from kernelmem.recording.storage.header import check_keep
 from kernelmem.recording.storage.param_groups import read_groups
 from kernelmem.recording.storage.tape import FILE
 from kernelmem.training.batching import in_dtype, shuffled
@@ -67,6 +68,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         as_loss(self.loss)
+        check_keep(self.keep)
         as_count(self.batch_size, "batch_size")
         as_flag(self.resume, "resume")
         if self.optimizer is not None and not isinstance(self.optimizer, torch.optim.Optimizer):

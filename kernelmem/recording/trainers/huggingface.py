@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch
+from kernelmem.core.checks import check_model
 from kernelmem.core.errors import InputError, UnsupportedModelError
 
 
@@ -24,7 +25,8 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     >>> logits(Tiny(), {"input_ids": torch.ones(3, 4, dtype=torch.int64)}).shape
     torch.Size([3, 2])
     """
-    if not isinstance(batch, dict):
+    check_model(model)
+    if not isinstance(batch, dict) or not all(isinstance(name, str) for name in batch):
         raise InputError(
             f"a batch of type {type(batch).__name__} for a model that is called with keywords",
             expected="a dict of tensors: input_ids, attention_mask, ...",

@@ -70,10 +70,15 @@ def _array(shape: tuple[int, ...], dtype: torch.dtype, fill: float, style: str, 
     return tensor.numpy() if as_numpy and dtype is not torch.bfloat16 else tensor
 
 
-def spoiled(array: object) -> st.SearchStrategy[Junk]:
-    """Draw a valid tensor or array with a defect: one bad entry, another scale, dtype, layout or length."""
+def defects(array: object) -> list[Junk]:
+    """Return a valid tensor or array with each defect: one bad entry, another scale, dtype, layout or length."""
     values = torch.as_tensor(array).detach()
-    return st.sampled_from([Junk("array", f"valid, {label}", lambda f=f: f(values)) for label, f in SPOILS.items()])
+    return [Junk("array", f"valid, {label}", lambda f=f: f(values)) for label, f in SPOILS.items()]
+
+
+def spoiled(array: object) -> st.SearchStrategy[Junk]:
+    """Draw a valid tensor or array with one of the :func:`defects`."""
+    return st.sampled_from(defects(array))
 
 
 def _with_entry(values: Tensor, entry: float) -> Tensor:

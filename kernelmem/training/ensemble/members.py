@@ -21,7 +21,7 @@ from kernelmem.core.checks import (
     check_instance,
 )
 from kernelmem.core.errors import InputError
-from kernelmem.core.options import MEMORY
+from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.training.ensemble.recipe import Recipe
 
 
@@ -82,6 +82,7 @@ class EnsembleOptions:
         as_float_dtype(self.dtype)
         check_choice(self.diverged, "diverged", ("keep", "raise"))
         as_list(self.evaluate_at, "evaluate_at")
+        as_bytes(self.memory)
         for name in ("keep_outputs", "keep_parameters"):
             as_flag(getattr(self, name), name)
         if self.device is not None:

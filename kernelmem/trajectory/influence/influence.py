@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_count, check_choice, check_instance
-from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
@@ -137,8 +136,7 @@ class InfluenceOptions:
     """Number of rows that are carried back together; None: all rows."""
 
     def __post_init__(self) -> None:
-        if self.clip not in CLIPS:
-            raise InputError(f"clip={self.clip!r}", expected='"norm", "fixed" or None', hint="leave clip out")
+        check_choice(self.clip, "clip", CLIPS, hint="leave clip out")
         if self.chunk is not None:
             as_count(self.chunk, "chunk")
 

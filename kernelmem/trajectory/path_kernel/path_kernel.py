@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Rows
-from kernelmem.core.checks import ArrayLike, as_count, as_flag, check_choice, check_instance
+from kernelmem.core.checks import ArrayLike, as_count, as_device, as_flag, as_float_dtype, check_choice, check_instance
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
@@ -31,7 +31,7 @@ from kernelmem.recording.run import Run
 from kernelmem.recording.storage.step import Step
 from kernelmem.recording.verify_model import verify_model
 from kernelmem.tangents.engine.plan import Plan
-from kernelmem.training.losses import Loss
+from kernelmem.training.losses import Loss, as_loss
 from kernelmem.trajectory.argument_checks import check_run
 from kernelmem.trajectory.integration.quadrature import MAX_NODES, gauss_legendre
 from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
@@ -125,6 +125,13 @@ class PathKernelOptions:
         as_flag(self.verify, "verify")
         as_count(self.n_nodes, "n_nodes", maximum=MAX_NODES)
         as_count(self.stride, "stride")
+        as_bytes(self.memory)
+        if self.loss is not None:
+            as_loss(self.loss)
+        if self.dtype is not None:
+            as_float_dtype(self.dtype)
+        if self.device is not None:
+            as_device(self.device)
 
 
 @exclusive()

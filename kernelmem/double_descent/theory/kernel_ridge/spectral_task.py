@@ -150,9 +150,10 @@ def error_bound(clean: ArrayLike) -> Tensor:
     Raises:
         InputError: a value is negative or NaN.
     """
-    array = np.asarray(
-        as_array(clean, "clean") if not isinstance(clean, Tensor) else as_dense(clean, "clean").cpu().double()
-    )
+    if isinstance(clean, Tensor):
+        clean = as_dense(clean, "clean").cpu()
+        clean = clean if clean.is_complex() else clean.double()
+    array = as_array(clean, "clean")
     squared_errors = torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "biuf" else torch.tensor([-1.0])
     if not bool((squared_errors >= 0).all()):
         raise InputError("squared errors with negative or NaN values", expected="values >= 0", hint="pass curve.clean")
