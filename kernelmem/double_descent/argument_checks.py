@@ -8,6 +8,8 @@ import torch
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor
 from kernelmem.core.errors import InputError
 
+MAX_VARIANCE = 1e100  # products of variances stay in float64
+
 
 def as_axis(
     value: ArrayLike,
@@ -26,7 +28,7 @@ def as_axis(
         InputError: the axis is empty, not one-dimensional, not finite, not increasing or out of range, or it has
             fractions although ``integer`` is true.
     """
-    axis = as_tensor(value, name, dtype=torch.float64)
+    axis = as_tensor(value, name, dtype=torch.float64, squared=True)
     axis = axis.reshape(1) if axis.ndim == 0 else axis
     if axis.ndim != 1 or not len(axis):
         raise InputError(

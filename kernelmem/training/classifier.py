@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from kernelmem.core.batches import as_rows
+from kernelmem.core.batches import as_rows, check_outputs
 from kernelmem.core.checks import as_count, as_labels, as_number, as_seed, as_tensor, check_model
+from kernelmem.core.errors import InputError
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.core.result_files import Result
 from kernelmem.training.batching import batch_sizes, in_dtype, shuffled
@@ -71,6 +73,8 @@ def train_classifier(
             exceed the range of the model's dtype.
     """
     check_model(model)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise InputError("a lazy model", expected="a model with weights", hint="call the model once on a batch")
     epochs, batch_size, lr = as_count(epochs, "epochs"), as_count(batch_size, "batch_size"), as_number(lr, "lr")
     seed, x = as_seed(seed), in_dtype(as_rows(as_tensor(x, "x")), model).tree
     y = as_labels(y, "y", n=len(x)).to(x.device)
@@ -80,7 +84,7 @@ def train_classifier(
 
     def batch_loss(positions: Tensor) -> Tensor:
         rows = positions.to(x.device)
-        return F.cross_entropy(class_outputs(model(x[rows])), y[rows])
+        return F.cross_entropy(check_outputs(class_outputs(model(x[rows])), len(rows)), y[rows])
 
     model.train()
     loss = train_epochs(

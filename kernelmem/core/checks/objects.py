@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from kernelmem.core.errors import InputError
 
 T = TypeVar("T")
+# A built-in function may be a loss or an activation, but none makes a model or takes a model or random generator.
+NOT_FOR_BUILTINS = ("model", "rng", "width", "index")
 LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, on Linux
 
 
@@ -135,11 +138,11 @@ def check_callable(
         bind = inspect.signature(called).bind if callable(called) else None
     except (TypeError, ValueError):  # a built-in function or type without a signature
         bind = None
-        # A built-in function may be a loss or an activation, but none takes a model, a generator or a state of progress.
-        if not isinstance(value, type) and arguments[0] not in ("model", "rng", "done"):
+        if not isinstance(value, type) and arguments[0] not in NOT_FOR_BUILTINS:
             return
     try:
-        refused = (isinstance(value, nn.Module) and not modules) or (isinstance(value, type) and not types)
+        refused = isinstance(value, BuiltinFunctionType) and arguments[0] in NOT_FOR_BUILTINS
+        refused |= (isinstance(value, nn.Module) and not modules) or (isinstance(value, type) and not types)
         if bind is not None and not refused:
             bind(*arguments)
             return

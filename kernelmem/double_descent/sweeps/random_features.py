@@ -55,7 +55,10 @@ class FeatureOptions:
         check_choice(self.features, "features", ("cosine", "relu"))
         as_number(self.scale, "scale")
         if self.rcond is not None:
-            as_number(self.rcond, "rcond", maximum=1.0)
+            as_number(self.rcond, "rcond", maximum=0.5)
+
+
+MAX_SCALE = 1e100  # the products with x stay in float64
 
 
 def random_features(
@@ -79,10 +82,10 @@ def random_features(
     Raises:
         InputError: x is not (n, d) or not finite, ``count`` is below 1, or the features are unknown.
     """
-    x = as_tensor(x, "x", dtype=torch.float64)
+    x = as_tensor(x, "x", dtype=torch.float64, squared=True)
     if x.ndim != 2 or x.numel() == 0:
         raise InputError(f"x of shape {tuple(x.shape)}", expected="(n, d), n and d >= 1", hint="flatten the rows")
-    count, scale = as_count(count, "count", maximum=MAX_WIDTH), as_number(scale, "scale")
+    count, scale = as_count(count, "count", maximum=MAX_WIDTH), as_number(scale, "scale", maximum=MAX_SCALE)
     check_choice(features, "features", ("cosine", "relu"))
     d, seeds = x.shape[1], seed_sequence(seed, ["weights", "phases"])
     # One row per feature, and NumPy draws in order: the first rows of a longer draw are those of a shorter one.

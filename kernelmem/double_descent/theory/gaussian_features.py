@@ -6,7 +6,7 @@ import numpy as np
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_nonnegative
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis, as_nonnegative
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
 NAME = "least squares on Gaussian features"
@@ -38,7 +38,7 @@ def gaussian_features_curve(features: ArrayLike, *, n: int, power: ArrayLike, no
     >>> curve.test.round(decimals=5).tolist()
     [3.01538, inf, 2.16779]
     """
-    n, noise = as_count(n, "n"), as_number(noise, "noise")
+    n, noise = as_count(n, "n"), as_number(noise, "noise", maximum=MAX_VARIANCE)
     beta2 = as_nonnegative(power, "power")
     p = as_axis(features, "features", integer=True)
     if p[-1] > len(beta2):
@@ -74,7 +74,8 @@ def gaussian_samples_curve(samples: ArrayLike, *, n_features: int, signal: float
 
     Source: Belkin, Hsu, Xu 2020; Nakkiran 2019.
     """
-    p, signal, noise = as_count(n_features, "n_features"), as_number(signal, "signal"), as_number(noise, "noise")
+    p, signal = as_count(n_features, "n_features"), as_number(signal, "signal", maximum=MAX_VARIANCE)
+    noise = as_number(noise, "noise", maximum=MAX_VARIANCE)
     n = as_axis(samples, "samples", integer=True)
     test, train = _risk(n, np.full_like(n, p), np.full_like(n, signal), np.full_like(n, noise))
     return as_curve(
@@ -96,7 +97,7 @@ def universal_lower_bound(n: int, p: int, *, noise: float) -> float:
 
     Source: Holzmüller 2021.
     """
-    n, p, noise = as_count(n, "n"), as_count(p, "p"), as_number(noise, "noise")
+    n, p, noise = as_count(n, "n"), as_count(p, "p"), as_number(noise, "noise", maximum=MAX_VARIANCE)
     return noise * p / (n + 1 - p) if p <= n else noise * n / (p + 1 - n)
 
 

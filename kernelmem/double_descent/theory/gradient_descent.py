@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis
 from kernelmem.double_descent.theory.curve import Curve, as_curve
 from kernelmem.double_descent.theory.gradient_flow import check_stable
 
@@ -79,7 +79,7 @@ def gradient_descent_curve(
     n, lam, Vt = design.n, design.eigenvalues, design.Vt
     beta, noise = (
         as_tensor(coefficients, "coefficients", squared=True).double().cpu().numpy(),
-        as_number(noise, "noise"),
+        as_number(noise, "noise", maximum=MAX_VARIANCE),
     )
     p = Vt.shape[1]
     sigma = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_nonnegative, as_scaled_count
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis, as_nonnegative, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, simulate
 
 
@@ -35,8 +35,8 @@ def gradient_flow_curve(times: ArrayLike, *, ratio: float, signal: float, noise:
     Source: Ali, Kolter, Tibshirani 2019.
     """
     t = as_axis(times, "times", exclusive=False)
-    gamma, signal = as_number(ratio, "ratio", exclusive=True), as_number(signal, "signal")
-    noise, n_nodes = as_number(noise, "noise"), as_count(n_nodes, "n_nodes", minimum=16)
+    gamma, signal = as_number(ratio, "ratio", exclusive=True), as_number(signal, "signal", maximum=MAX_VARIANCE)
+    noise, n_nodes = as_number(noise, "noise", maximum=MAX_VARIANCE), as_count(n_nodes, "n_nodes", minimum=16)
     theta = (np.arange(n_nodes) + 0.5) * math.pi / n_nodes
     s = (1 - math.sqrt(gamma)) ** 2 + 4 * math.sqrt(gamma) * np.cos(theta / 2) ** 2
     dF = 2 * np.sin(theta) ** 2 / (n_nodes * s)
@@ -74,7 +74,7 @@ def superposition_curve(
     """
     t = as_axis(steps, "steps", integer=True, exclusive=False)
     s2, theta2 = _squared_scales(scales), as_tensor(coefficients, "coefficients").double().cpu().numpy() ** 2
-    n, noise = as_count(n, "n"), as_number(noise, "noise")
+    n, noise = as_count(n, "n"), as_number(noise, "noise", maximum=MAX_VARIANCE)
     eta = as_tensor(lr, "lr").double().cpu().numpy()
     if theta2.shape != s2.shape or eta.shape not in ((), s2.shape):
         raise InputError(
@@ -106,6 +106,7 @@ def simulate_gradient_flow(
 ) -> Simulation:
     """Compare :func:`gradient_flow_curve` with gradient flow, integrated exactly, on random sets of n Gaussian examples."""
     theory = gradient_flow_curve(times, ratio=ratio, signal=signal, noise=noise)
+    signal, noise = float(signal), float(noise)
     n = as_count(n, "n")
     p = as_scaled_count(ratio, n, "ratio times n")
     t = theory.axis.numpy()

@@ -7,7 +7,7 @@ import torch
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
 SOURCE = "Hastie, Montanari, Rosset, Tibshirani 2022"
@@ -41,7 +41,8 @@ def isotropic_curve(ratio: ArrayLike, *, signal: float, noise: float, ridge: flo
     [0.25, inf, 0.75]
     """
     gamma = as_axis(ratio, "ratio")
-    signal, noise, ridge = as_number(signal, "signal"), as_number(noise, "noise"), as_number(ridge, "ridge")
+    signal, noise = as_number(signal, "signal", maximum=MAX_VARIANCE), as_number(noise, "noise", maximum=MAX_VARIANCE)
+    ridge = as_number(ridge, "ridge")
     test, train = _risk(gamma, signal, noise, np.full_like(gamma, ridge))
     name = "ridge regression, isotropic features" if ridge else "least squares, isotropic features"
     return _curve(name, gamma, test, train, noise, threshold=1.0 if ridge == 0 else None)
@@ -55,7 +56,8 @@ def optimal_ridge_curve(ratio: ArrayLike, *, signal: float, noise: float) -> Cur
     Source: Hastie, Montanari, Rosset, Tibshirani 2022; Nakkiran, Venkat, Kakade, Ma 2021.
     """
     gamma = as_axis(ratio, "ratio")
-    signal, noise = as_number(signal, "signal", exclusive=True), as_number(noise, "noise")
+    signal = as_number(signal, "signal", exclusive=True, maximum=MAX_VARIANCE)
+    noise = as_number(noise, "noise", maximum=MAX_VARIANCE)
     test, train = _risk(gamma, signal, noise, noise * gamma / signal)
     name = "ridge regression at the optimal ridge"
     return _curve(name, gamma, test, train, noise, threshold=None if noise else 1.0)
@@ -82,7 +84,7 @@ def misspecified_curve(ratio: ArrayLike, *, signal: float, noise: float, signal_
     Source: Hastie, Montanari, Rosset, Tibshirani 2022.
     """
     gamma = as_axis(ratio, "ratio")
-    signal, noise = as_number(signal, "signal"), as_number(noise, "noise")
+    signal, noise = as_number(signal, "signal", maximum=MAX_VARIANCE), as_number(noise, "noise", maximum=MAX_VARIANCE)
     kappa = as_tensor(signal_fraction, "signal_fraction").double().cpu().numpy()
     if kappa.shape != gamma.shape or (kappa < 0).any() or (kappa > 1).any():
         raise InputError(
@@ -117,6 +119,7 @@ def simulate_isotropic(
     ratio.
     """
     theory = isotropic_curve(ratio, signal=signal, noise=noise, ridge=ridge)
+    signal, noise, ridge = float(signal), float(noise), float(ridge)
     n = as_count(n, "n")
     widths = [as_scaled_count(gamma, n, "ratio times n") for gamma in theory.axis.tolist()]
 

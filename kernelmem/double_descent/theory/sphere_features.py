@@ -9,7 +9,7 @@ import torch
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_tensor, check_callable, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis, as_scaled_count
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis, as_scaled_count
 from kernelmem.double_descent.theory.curve import Curve, Simulation, as_curve, least_squares, simulate
 
 BISECTIONS = 200  # bisections of an interval, until its length is at rounding level
@@ -129,7 +129,7 @@ def sphere_features_curve(
     """
     psi1 = as_axis(features_per_dimension, "features_per_dimension")
     psi2 = as_number(samples_per_dimension, "samples_per_dimension", exclusive=True)
-    linear, noise = as_number(linear, "linear"), as_number(noise, "noise")
+    linear, noise = as_number(linear, "linear"), as_number(noise, "noise", maximum=MAX_VARIANCE)
     nonlinear, ridge = as_number(nonlinear, "nonlinear"), as_number(ridge, "ridge")
     check_instance(moments, "moments", ActivationMoments, hint="pass activation_moments(numpy.tanh)")
     zeta2 = (moments.linear / moments.rest) ** 2

@@ -6,7 +6,7 @@ from typing import Literal
 
 from kernelmem.core.checks import as_count, as_number, as_seed
 from kernelmem.core.errors import InputError
-from kernelmem.core.options import MEMORY
+from kernelmem.core.options import MEMORY, as_bytes
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,4 @@ class ComparisonOptions:
             as_count(getattr(self, name), name)
         as_count(self.checkpoints, "checkpoints", minimum=0)
         as_seed(self.seed)
+        as_bytes(self.memory)

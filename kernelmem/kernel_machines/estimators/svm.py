@@ -87,9 +87,8 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
 
         A sample weight multiplies the parameter C of its row.
         """
-        if self.tol is not None:
-            as_number(self.tol, "tol", exclusive=True)
-        as_count(self.max_iter, "max_iter", minimum=-1)
+        tol = None if self.tol is None else as_number(self.tol, "tol", exclusive=True)
+        max_iter = as_count(self.max_iter, "max_iter", minimum=-1)
         rows, labels = self._validate_targets(X, y, multi_output=False)
         used_rows = has_positive_weight(sample_weight, rows).nonzero()[0]
         weights = None if sample_weight is None else check_sample_weight(sample_weight, rows)[used_rows]
@@ -101,7 +100,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         # Rows of weight 0 are removed here, because libsvm drops them and numbers its support vectors without them.
         uses_all_rows = len(used_rows) == rows.shape[0]
         K = np.asarray(K if uses_all_rows else np.asarray(K)[np.ix_(used_rows, used_rows)], dtype=np.float64)
-        self.svc_ = svc = self._fit_svc(K, labels[used_rows], weights)
+        self.svc_ = svc = self._fit_svc(K, labels[used_rows], weights, tol, max_iter)
         self.tol_ = svc.tol
         self._used_rows = used_rows
         self.classes_, self.support_ = svc.classes_, used_rows[svc.support_]
@@ -110,7 +109,9 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         self._store_rows(rows)
         return self
 
-    def _fit_svc(self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> SVC:
+    def _fit_svc(
+        self, K: np.ndarray, y: np.ndarray, weights: np.ndarray | None, tol: float | None, max_iter: int
+    ) -> SVC:
         """Fit scikit-learn's SVC to the kernel matrix K (n, n) and the labels y (n,), and return it.
 
         If ``tol`` is None, it is the smallest of a few tolerances at which the optimizer converges. ``weights`` are the
@@ -120,21 +121,21 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
             kernel="precomputed",
             C=self.C,
             class_weight=self.class_weight,
-            max_iter=self.max_iter,
+            max_iter=max_iter,
             decision_function_shape=self.decision_function_shape,
             break_ties=self.break_ties,
             random_state=0,  # without effect on the fit; None would draw from NumPy's global state
         )
-        if self.tol is not None:
-            return svc.set_params(tol=self.tol).fit(K, y, weights)
-        if self.max_iter == -1:
-            for tol in TOLERANCES:
+        if tol is not None:
+            return svc.set_params(tol=tol).fit(K, y, weights)
+        if max_iter == -1:
+            for trial in TOLERANCES:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ConvergenceWarning)
-                    svc.set_params(tol=tol, max_iter=MIN_ITERATIONS + 100 * len(K)).fit(K, y, weights)
+                    svc.set_params(tol=trial, max_iter=MIN_ITERATIONS + 100 * len(K)).fit(K, y, weights)
                 if svc.fit_status_ == 0:
                     return svc
-        return svc.set_params(tol=1e-3, max_iter=self.max_iter).fit(K, y, weights)
+        return svc.set_params(tol=1e-3, max_iter=max_iter).fit(K, y, weights)
 
     def decision_function(self, X: Batch) -> np.ndarray:
         """Return the signed distances of the m rows X to the decision boundaries, in units of the margin.

@@ -68,9 +68,10 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
                 hint="pass float32 and convert inside the model",
             )
     is_integer_vector = examples.ndim == 1 and not examples.is_floating_point() and examples.dtype != torch.bool
-    if not is_integer_vector or int(examples.min()) < 0:
+    if not is_integer_vector or len(examples) == 0 or int(examples.min()) < 0:
         raise InputError(
-            f"index of shape {tuple(examples.shape)} and dtype {examples.dtype}, minimum {examples.min().item()}",
+            f"index of shape {tuple(examples.shape)} and dtype {examples.dtype}"
+            + (f", minimum {examples.min().item()}" if examples.numel() else ""),
             expected="the position of each row in the training data: whole numbers >= 0, shape (B,)",
             hint="let the data loader return the index together with x and y",
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.double_descent.argument_checks import as_axis
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis
 from kernelmem.double_descent.theory.curve import Curve
 from kernelmem.double_descent.theory.kernel_ridge.equations import compute_risks, solve_shrinkage
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import FlipNoise, SpectralTask
@@ -154,7 +154,7 @@ def _solve_curve(
     ``settings`` are three arrays (G,): numbers of training examples n, numbers of random features k (inf: the kernel
     itself) and ridges. ``threshold`` is the interpolation threshold that the curve stores.
     """
-    noise = noise if isinstance(noise, FlipNoise) else as_number(noise, "noise")
+    noise = noise if isinstance(noise, FlipNoise) else as_number(noise, "noise", maximum=MAX_VARIANCE)
     n, k, ridge = settings
     _check_pool_size(task, n)
     risks = compute_risks(task, solve_shrinkage(task, n, k, ridge), n, noise)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number
-from kernelmem.double_descent.argument_checks import as_axis
+from kernelmem.double_descent.argument_checks import MAX_VARIANCE, as_axis
 from kernelmem.double_descent.theory.curve import Simulation, least_squares, simulate
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve, learning_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import SpectralTask
@@ -63,7 +63,7 @@ def _make_draw(
     n is the number of training examples and k the number of random features; infinity: the kernel itself.
     """
     sqrt_eigenvalues, target_magnitudes = np.sqrt(task.eigenvalues.numpy()), np.sqrt(task.power.numpy())
-    ridge, sigma = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise"))
+    ridge, sigma = as_number(ridge, "ridge"), math.sqrt(as_number(noise, "noise", maximum=MAX_VARIANCE))
     largest_n = max(n for n, _ in settings)
 
     def draw(rng: np.random.Generator) -> list[float]:
