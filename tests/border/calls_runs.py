@@ -148,6 +148,7 @@ CALLS = {
             {"n_nodes": None, "tolerance": 1e-12, "data": None, "steps": None, "final_weights": "last"}
             | {"history": False}
         ),
+        undefined=frozenset({"steps"}),  # checked by ledger, which knows the run
     ),
     "Ledger.top": Call(lambda **arguments: ledger().top(**arguments), lambda: {"row": 0, "output": 0, "n": 2}),
     "Ledger.by_group": Call(lambda **arguments: ledger().by_group(**arguments), lambda: {"groups": Y}),

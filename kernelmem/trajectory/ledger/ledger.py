@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, as_rows
-from kernelmem.core.checks import ArrayLike, as_flag, as_list, as_pair, check_choice, check_instance
+from kernelmem.core.checks import ArrayLike, as_flag, as_pair, check_choice, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import Progress
@@ -76,8 +76,6 @@ class LedgerOptions(Quadrature):
             as_pair(self.data, "data")
         check_choice(self.final_weights, "final_weights", ("last", "average"))
         as_flag(self.history, "history")
-        if self.steps is not None:
-            as_list(self.steps, "steps")
 
 
 @exclusive()
