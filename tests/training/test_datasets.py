@@ -102,7 +102,7 @@ def test_bombs_are_not_unpacked(tmp_path, compression):
         ({"flipped": np.zeros(3, bool)}, r"flipped of shape \(3,\)"),
         ({"image_shape": np.array([2, 2])}, r"image_shape \(2, 2\)"),
         ({"image_shape": np.array([-1, -5])}, r"image_shape \(-1, -5\)"),
-        ({"image_shape": np.array("1x5")}, "image_shape .*1x5"),
+        ({"image_shape": np.array("1x5")}, "image_shape .*text"),
         ({"y_train": np.array(list("abcabcabcabc"))}, r"y_train of shape \(12,\) and dtype <U1.*numpy.unique\(y_train"),
         ({"x_train": np.zeros((12, 5), complex)}, r"x_train of shape \(12, 5\) and dtype complex128"),
         ({"flipped": np.array(["no"] * 12)}, r"flipped of shape \(12,\) and dtype <U2"),
