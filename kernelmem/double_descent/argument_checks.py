@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor, check_kernel_range
 from kernelmem.core.errors import InputError
 
 MAX_VARIANCE = 1e100  # products of variances stay in float64
@@ -28,7 +28,7 @@ def as_axis(
         InputError: the axis is empty, not one-dimensional, not finite, not increasing or out of range, or it has
             fractions although ``integer`` is true.
     """
-    axis = as_tensor(value, name, dtype=torch.float64, squared=True)
+    axis = as_tensor(value, name, dtype=torch.float64)
     axis = axis.reshape(1) if axis.ndim == 0 else axis
     if axis.ndim != 1 or not len(axis):
         raise InputError(
@@ -37,6 +37,8 @@ def as_axis(
             hint=f"pass {name}=[1, 2, 3]",
         )
     values = axis.cpu().numpy().copy()
+    if np.abs(values).max() > 1:
+        check_kernel_range(float(np.abs(values).max()), name)
     out_of_range = ~(values > minimum if exclusive else values >= minimum) | (values > maximum)
     if out_of_range.any():
         raise InputError(
