@@ -80,7 +80,8 @@ def ntk(
         device: where to compute; None: where the model is.
         memory: bytes that the call may allocate in addition to what is resident when it starts, a number or "4GiB".
         progress: called with (done, total) tiles, or directions if all rows fit in memory; True for a bar, False for none.
-        verify: compare a few rows with the dense definition, once per model and kind of kernel.
+        verify: compare the tangents of each pass with autograd, its outputs with those of smaller batches, and the kernel of
+            a few rows with their Jacobian (once per model and kind of kernel). False is for benchmarks.
 
     Returns:
         The kernel, in ``dtype`` on ``device``. With y=None it is symmetric to the bit.
@@ -89,7 +90,7 @@ def ntk(
         InputError: rows that the model does not accept, NaN, unknown parameters or outputs, too little memory.
         UnsupportedModelError: train-mode BatchNorm, active dropout, outputs that are not (n, C).
         NumericalError: a kernel with NaN or infinite values; the message names the rows.
-        VerificationError: the contraction differs from the definition (a model that mixes the examples of a batch).
+        VerificationError: a model that mixes the examples of a batch, or a contraction that differs from the Jacobian.
 
     Cost: nC backward passes + n²(in + C·out) operations per Linear layer for the trace, n²C²·out for the full kernel;
     with S positions per row nC·S·in·out + n²C·in·out; half of the n² terms with y=None.

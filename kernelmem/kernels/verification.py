@@ -48,6 +48,7 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
         left,
         right or left,
         range(engine.directions.k) if engine.directions.combine == "sum" else output_indices,
+        plan.memory,
     )
     expected, scale = jacobian_kernel.kernel()
     relative_error = float((jacobian_kernel.select_compared(kernel) - expected).abs().max() / scale)
@@ -65,11 +66,16 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
 class _JacobianKernel:
     """Kernel of a few examples, computed from their Jacobian."""
 
-    def __init__(self, engine: Engine, left: LabeledRows, right: LabeledRows, directions: Sequence[int]) -> None:
+    def __init__(
+        self, engine: Engine, left: LabeledRows, right: LabeledRows, directions: Sequence[int], memory: int
+    ) -> None:
         self.engine, self.left, self.right = engine, left, right
         is_full = engine.directions.combine == "full"
+        itemsize = torch.finfo(engine.prepared.dtype).bits // 8
+        output_bytes = (left.rows.n + right.rows.n) * engine.prepared.n_parameters * itemsize
+        max_outputs = max(2, min(MAX_FULL_OUTPUTS, memory // (4 * output_bytes)))
         self.directions = (
-            [directions[i] for i in _spread_indices(len(directions), MAX_FULL_OUTPUTS)] if is_full else directions
+            [directions[i] for i in _spread_indices(len(directions), max_outputs)] if is_full else directions
         )
 
     def select_compared(self, kernel: Tensor) -> Tensor:
