@@ -150,7 +150,7 @@ def read_npz(path: str | Path) -> LabeledData:
             are invalid; the message names the array and its shape.
         FileCorruptError: the file is not an .npz file, is truncated, or contains pickled objects.
     """
-    path = as_path(path, "path")
+    path = as_path(path, "path", any_bytes=True)
     arrays = read_arrays(path)
     missing_arrays = [name for name in REQUIRED_ARRAYS if name not in arrays]
     if missing_arrays:

@@ -133,7 +133,7 @@ def mean_factor(loss: Loss, targets: Tensor) -> float:
 
     With class weights or ignored labels the module divides by the sum of the weights of the labels, not by n.
 
-    >>> mean_factor(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), torch.tensor([0, 0, 1]))
+    >>> round(mean_factor(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), torch.tensor([0, 0, 1])), 6)
     0.6
     """
     named_module = module_from_name(loss) if isinstance(loss, str) else None

@@ -71,7 +71,8 @@ def test_every_line_and_the_cancellation_are_there():
 
 def test_the_output_that_is_largest_after_training_is_drawn():
     one, two = account([1.0, 2.0]), account([5.0, -1.0])
-    both = {name: torch.cat([getattr(a, name) for a in (one, two)], -1) for name in vars(one) if name not in OTHER}
+    tensors = [name for name, value in vars(one).items() if name not in OTHER and isinstance(value, torch.Tensor)]
+    both = {name: torch.cat([getattr(a, name) for a in (one, two)], -1) for name in tensors}
     joined = Ledger(**both, evaluations=torch.ones(1), names=("0", "1"))
     assert "Contributions to output 1 of row 0" in ledger_figure(joined, 0).get_suptitle()
     assert bars(ledger_figure(joined, 0, output=0).axes[0]) == [2.0, 1.0]

@@ -207,8 +207,8 @@ def as_device(value: object, name: str = "device") -> torch.device:
     )
 
 
-def as_path(value: object, name: str) -> Path:
-    """Return the path of a file or directory.
+def as_path(value: object, name: str, *, any_bytes: bool = False) -> Path:
+    """Return the path of a file or directory; with ``any_bytes`` its name need not be UTF-8 (a file that is only read).
 
     Raises:
         InputError: not text or a Path, empty, too long, with a NUL character, or not encodable in UTF-8.
@@ -216,7 +216,7 @@ def as_path(value: object, name: str) -> Path:
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if isinstance(text, str) and text and "\0" not in text:
         try:
-            encoded = text.encode()
+            encoded = os.fsencode(text) if any_bytes else text.encode()
         except UnicodeEncodeError:  # a name that is not UTF-8 cannot be printed or stored in a report
             encoded = b""
         if encoded and len(encoded) <= LONGEST_PATH and all(len(p) <= LONGEST_NAME for p in encoded.split(b"/")):

@@ -2,7 +2,7 @@
 
 - ``rule.py``: base classes of the rules, the parsed form of a call, and one use of parameters
 - ``recorder.py``: the forward pass with its recorder
-- ``tensors.py``: tensors in nested structures
+- ``tensors.py``: tensors in nested structures, backward passes
 """
 
 from kernelmem.tangents.capture.recorder import Capture as Capture
@@ -18,4 +18,5 @@ from kernelmem.tangents.capture.rule import Reparse as Reparse
 from kernelmem.tangents.capture.rule import Rule as Rule
 from kernelmem.tangents.capture.rule import UseKey as UseKey
 from kernelmem.tangents.capture.rule import required as required
+from kernelmem.tangents.capture.tensors import backward_pass as backward_pass
 from kernelmem.tangents.capture.tensors import tensors_in as tensors_in

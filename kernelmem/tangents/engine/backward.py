@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from kernelmem.tangents.capture import Capture, ParameterUse, UseKey
+from kernelmem.tangents.capture import Capture, ParameterUse, UseKey, backward_pass
 from kernelmem.tangents.engine.accumulate import TangentAssembler
 from kernelmem.tangents.groups.base import Buffers, Combination, Combine, Group, UseGradients
 from kernelmem.tangents.groups.directions import OutputDirections
@@ -84,7 +84,7 @@ class ForwardPass:
             cotangents = self.cotangents(block).transpose(0, 1)
         for direction, cotangent in enumerate(cotangents):
             if edges and start is not None and self.outputs.requires_grad:
-                gradients = torch.autograd.grad(start, edges, cotangent, retain_graph=True, allow_unused=True)
+                gradients = backward_pass(start, edges, cotangent)
                 pairs = zip(self.swept, gradients, strict=True)
                 yield direction, [(use, one_direction(use, gradient, self.n)) for use, gradient in pairs]
             else:  # no use is on the graph of the outputs

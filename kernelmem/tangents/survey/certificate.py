@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernelmem.tangents.capture import Capture
+from kernelmem.tangents.capture import Capture, backward_pass
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.survey.locate import random_outputs
 
@@ -42,9 +42,7 @@ class Certificate:
             return
         self.captured = captured
         parameters = self.prepared.parameters
-        gradients = torch.autograd.grad(
-            captured.outputs, list(parameters.values()), cotangent, retain_graph=True, allow_unused=True
-        )
+        gradients = backward_pass(captured.outputs, list(parameters.values()), cotangent)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 gradient = gradient.to_dense()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelmem.tangents.batch_axis import locate_rows, row_tags
 from kernelmem.tangents.batch_axis.ragged import SMALL_GRADIENT
-from kernelmem.tangents.capture import Capture, ParameterUse, UseKey
+from kernelmem.tangents.capture import Capture, ParameterUse, UseKey, backward_pass
 
 
 def random_outputs(captured: Capture) -> Tensor:
@@ -75,7 +75,7 @@ def _tagged_gradients(
     cotangent = random_outputs(captured).expand(captured.n, -1)
     edges = [use.edge for use in uses]
     first, second = (
-        torch.autograd.grad(captured.outputs, edges, direction, retain_graph=True, allow_unused=True)
+        backward_pass(captured.outputs, edges, direction)
         for direction in (cotangent, cotangent * tags.to(cotangent)[:, None])
     )
     return first, second

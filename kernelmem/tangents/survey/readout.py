@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from kernelmem.tangents.capture import Capture, ParameterUse, UseKey
+from kernelmem.tangents.capture import Capture, ParameterUse, UseKey, backward_pass
 from kernelmem.tangents.rules.convolution import ConvolutionRule
 from kernelmem.tangents.rules.linear import LinearRule
 
@@ -96,10 +96,7 @@ def hidden_gradients(
     Returns one tuple for each of the k backward passes, with a gradient per edge (None if it is not on the graph).
     """
     assert use.input_edge is not None
-    return [
-        torch.autograd.grad(use.input_edge, edges, cotangent, retain_graph=True, allow_unused=True)
-        for cotangent in cotangents
-    ]
+    return [backward_pass(use.input_edge, edges, cotangent) for cotangent in cotangents]
 
 
 def _factored_uses(

@@ -10,7 +10,16 @@ from torch import Tensor
 from kernelmem.core.batches import Rows
 from kernelmem.core.models import saved_storages
 from kernelmem.tangents.batch_axis import BatchAxis, find_batch_axis, resolve_interleaving, row_tags
-from kernelmem.tangents.capture import Capture, Decomposition, OuterShape, ParameterUse, Rule, UseKey, capture
+from kernelmem.tangents.capture import (
+    Capture,
+    Decomposition,
+    OuterShape,
+    ParameterUse,
+    Rule,
+    UseKey,
+    backward_pass,
+    capture,
+)
 from kernelmem.tangents.groups.base import Group
 from kernelmem.tangents.groups.gradients import one_direction
 from kernelmem.tangents.groups.mixed import MixedGroup
@@ -125,7 +134,7 @@ def _wrong_names(
         certificate = Certificate(prepared)
         certificate.add_pass(probe, cotangent * tags[:, None])
         edges = [use.edge for use in probe.uses]
-        gradients = torch.autograd.grad(probe.outputs, edges, cotangent, retain_graph=True, allow_unused=True)
+        gradients = backward_pass(probe.outputs, edges, cotangent)
         gradient_of_use = dict(zip([use.key for use in probe.uses], gradients, strict=True))
         expected_sums = {}
         for group in groups:

@@ -343,7 +343,7 @@ def test_models_that_mix_the_rows_of_a_batch_are_refused(tmp_path):
 
     model = Centered()
     run = train(tmp_path / "run", model)
-    with pytest.raises(VerificationError, match="row-by-row"):
+    with pytest.raises(VerificationError, match="depend on the other rows"):
         path_kernel(run, model, data(4)[0])
 
 
@@ -406,7 +406,6 @@ def test_bad_arguments_are_refused(tmp_path):
         ({"target": "margin"}, "labels"),
         ({"target": "margin", "labels": y[:3]}, "labels"),
         ({"target": "margin", "labels": y, "y": x}, "labels for x alone"),
-        ({"options": PathKernelOptions(memory=0)}, "memory="),
     ):
         with pytest.raises(InputError, match=message):
             path_kernel(run, model, x, **options)
@@ -415,6 +414,7 @@ def test_bad_arguments_are_refused(tmp_path):
         ({"n_nodes": 0}, "n_nodes="),
         ({"n_nodes": 2.5}, "n_nodes="),
         ({"stride": 0}, "stride="),
+        ({"memory": 0}, "memory="),
     ):
         with pytest.raises(InputError, match=message):
             PathKernelOptions(**options)
