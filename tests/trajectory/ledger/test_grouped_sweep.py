@@ -88,7 +88,7 @@ def test_groups_with_names_targets_and_buffers(tmp_path):
     x, y = digits(64)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10)).double()
-    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y, steps=8)
+    run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y, steps=3)
     names = ["even" if int(label) % 2 == 0 else "odd" for label in y]
     own = ledger(run, model, x[:4], labels=y[:4], target="margin", by=names)
     whole = ledger(run, model, x[:4], labels=y[:4], target="margin")
