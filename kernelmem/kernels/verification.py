@@ -129,7 +129,7 @@ class _JacobianKernel:
         return RELATIVE_ROUNDING * float(batch_jacobian(prepared, self.left.rows, alternating).norm(dim=2).max()) ** 2
 
     def describe_worst_layer(self, layer_kernels: dict[str, Tensor], plan: Plan) -> str:
-        """Return a sentence part that names the layer whose kernel in ``layer_kernels`` differs most from the definition."""
+        """Return words that name the layer whose kernel in ``layer_kernels`` differs most from that of the Jacobian."""
         layer_of_parameter = {name: group.layer for group in plan.groups for name in group.names}
         parameters, combine = self.engine.prepared.parameters, self.engine.directions.combine
         layers = [layer_of_parameter.get(name, name.rpartition(".")[0] or name) for name in parameters]

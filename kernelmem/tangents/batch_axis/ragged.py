@@ -27,7 +27,6 @@ class RaggedAxis:
     axis: int
     examples: Tensor
     n: int
-    major: bool = True
 
     @cached_property
     def multiplicity(self) -> int:
