@@ -2,17 +2,18 @@
 
 ::
 
-    model + data ─► recording ─► tangents ─► kernels ─► trajectory ─► kernel_machines ─► label_noise ─► double_descent
-                    (steps of    (df/dθ per  (NTK,      (ledger,      (ridge, SVM, GP,   (corrupt,      (sweeps, theory,
-                     training)    example)    spectra)   influence,    leave-one-out,     detect)        predictions)
-                                                         path kernel)  linearized nets)
-                                                                                               all ─► auditing ─► cli
-                                                                                                      (one report)
+    model + data ─► recording ─► tangents ─► kernels ─► trajectory ─► kernel_machines ─► label_noise ─┬► memorization ──┐
+                    (steps of    (df/dθ per  (NTK,      (ledger,      (ridge, SVM, GP,   (corrupt,    │  (retraining,   │
+                     training)    example)    spectra)   influence,    leave-one-out,     detect)     │   membership)   │
+                                                         path kernel)  linearized nets)               └► double_descent │
+                                                                                                         (sweeps)       │
+                                                                                                 cli ◄─ auditing ◄──────┘
+                                                                                                        (one report)
 
 A package imports only from packages to its left (checked by import-linter). Below all of them: ``core`` (errors, checks
-of what users pass in, result files, the only import of torch.func), ``training`` (data sets, losses, many networks in one
-batch) and ``plotting`` (figures from plain arrays, imported only when a result is drawn). ``testing`` has networks and
-hypothesis strategies for users' own tests; nothing imports it.
+of what users pass in, result files, the only import of torch.func), ``statistics`` (intervals, ranks, corrections),
+``training`` (data sets, losses, many networks in one batch) and ``plotting`` (figures from plain arrays, imported only when
+a result is drawn). ``testing`` has networks and hypothesis strategies for users' own tests; nothing imports it.
 
 Rules: a folder has about ten entries; a file has one noun and at most 400 lines; a package exports its public names, and
 files are private. The names below are the main interface; the rest is exported by the packages.
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from kernelmem.kernels import target_alignment as target_alignment
     from kernelmem.label_noise import corrupt_labels as corrupt_labels
     from kernelmem.label_noise import detect as detect
+    from kernelmem.memorization import Score as Score
+    from kernelmem.memorization import ShadowEnsemble as ShadowEnsemble
     from kernelmem.recording import FitOptions as FitOptions
     from kernelmem.recording import Recorder as Recorder
     from kernelmem.recording import Run as Run
@@ -78,13 +81,14 @@ _NAMES = {
     "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
+    "memorization": "Score ShadowEnsemble",
     "recording": "FitOptions Recorder Run fit logits",
     "tangents": "tangent_features",
     "trajectory": "InfluenceOptions Ledger LedgerOptions PathKernelOptions "
     "exact_kernel_machine influence ledger path_kernel",
 }
 _PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names.split()}
-_PACKAGES = {*_NAMES, "cli", "double_descent", "plotting", "testing", "training"}
+_PACKAGES = {*_NAMES, "cli", "double_descent", "plotting", "statistics", "testing", "training"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,14 @@
+"""Measures of memorization: retraining without examples, scores of one run, membership inference, canaries.
+
+- ``output_statistics``: accuracy, probability, log-odds, margin and log-likelihood of outputs at the label;
+- ``score``: :class:`Score`, one number per example with its standard error, level and meaning;
+- ``shadows/``: :class:`ShadowEnsemble`, many models trained on random subsets of the rows;
+- ``retraining/``: memorization and influence as differences between models with and without a row;
+- ``training_dynamics/``: scores of one recorded run;
+- ``membership/``: attacks that infer which rows were trained on;
+- ``canaries/``: exposure of planted examples, and lower bounds on privacy loss;
+- ``attribution/``: tests of attributions against retrained subsets.
+"""
+
+from kernelmem.memorization.score import Score as Score
+from kernelmem.memorization.shadows import ShadowEnsemble as ShadowEnsemble

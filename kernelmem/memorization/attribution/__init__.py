@@ -1,0 +1,1 @@
+"""Attribution of outputs to training examples, tested against retraining."""

@@ -1,0 +1,1 @@
+"""Planted examples: exposure, and lower bounds on privacy loss."""

@@ -1,0 +1,1 @@
+"""Scores of one training run: outputs and gradients along it."""

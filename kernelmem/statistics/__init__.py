@@ -1,0 +1,1 @@
+"""Statistics that several packages report: intervals, ranks, correlations, corrections for many tests."""
