@@ -100,4 +100,4 @@ def test_real_targets_have_a_log_likelihood_only():
 
 def test_an_unknown_statistic_is_refused():
     with pytest.raises(InputError, match="statistic"):
-        label_statistic(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), "accuracy")
+        label_statistic(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), "accuracy")  # pyright: ignore[reportArgumentType]
