@@ -1,1 +1,22 @@
-"""Statistics that several packages report: intervals, ranks, correlations, corrections for many tests."""
+"""Statistics that several packages report: intervals, ranks, correlations, corrections for many tests.
+
+- ``intervals``: :class:`Interval`; :func:`clopper_pearson` of a proportion and :func:`mean_interval` of a mean;
+- ``auroc``: area under the ROC curve, its standard error and its interval;
+- ``correlation``: Spearman's correlation with its interval, reliability, correction for attenuation;
+- ``multiplicity``: p-values adjusted for several tests.
+"""
+
+from kernelmem.statistics.auroc import auroc as auroc
+from kernelmem.statistics.auroc import auroc_from_midranks as auroc_from_midranks
+from kernelmem.statistics.auroc import auroc_interval as auroc_interval
+from kernelmem.statistics.auroc import auroc_standard_error as auroc_standard_error
+from kernelmem.statistics.correlation import attenuation_corrected as attenuation_corrected
+from kernelmem.statistics.correlation import spearman as spearman
+from kernelmem.statistics.correlation import spearman_brown as spearman_brown
+from kernelmem.statistics.correlation import spearman_interval as spearman_interval
+from kernelmem.statistics.intervals import Interval as Interval
+from kernelmem.statistics.intervals import as_level as as_level
+from kernelmem.statistics.intervals import clopper_pearson as clopper_pearson
+from kernelmem.statistics.intervals import mean_interval as mean_interval
+from kernelmem.statistics.multiplicity import benjamini_hochberg as benjamini_hochberg
+from kernelmem.statistics.multiplicity import holm as holm
