@@ -3,12 +3,11 @@
 - ``audit``: the function ``audit`` and its ``AuditOptions``
 - ``result``: ``Audit``, with files, table, figure and summary
 - ``document``: dataclasses of plain values, the content of audit.json
+- ``schema``: the same for the next version of audit.json
 - ``analysis``: statistics of every row, from kernels, outputs and labels
 - ``verdict``: conditions for a claim, headline and limits
 - ``fingerprint``: hashes, counts and duplicates of data and model
-- ``report``, ``templates/``: the HTML page
-- ``figures``: its drawings
-- ``thumbnails``: rows of image data as PNG
+- ``report``: the HTML page, its drawings and thumbnails
 """
 
 from kernelmem.auditing.audit import AuditOptions as AuditOptions

@@ -301,7 +301,7 @@ def _images_or_features(data: LabeledData, indices: list[int]) -> tuple[dict[str
     if data.image_shape is None:
         features = data.x_train.reshape(len(data.x_train), -1)[:, :N_FEATURES]
         return {}, {str(index): tuple(float(value) for value in features[index]) for index in indices}
-    from kernelmem.auditing.thumbnails import png_data_uri
+    from kernelmem.auditing.report import png_data_uri
 
     low, high = float(data.x_train.min()), float(data.x_train.max())
     rows = {index: data.x_train[index].cpu().numpy() for index in indices}

@@ -62,7 +62,7 @@ class Audit(Result):
 
     def plot(self) -> "Figure":
         """Draw the distribution of the network's memorization with its null."""
-        from kernelmem.auditing.figures import distribution_figure  # matplotlib is slow to import
+        from kernelmem.auditing.report import distribution_figure  # matplotlib is slow to import
 
         return distribution_figure(self.document)
 

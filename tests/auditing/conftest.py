@@ -23,7 +23,7 @@ from kernelmem.auditing.document import (
     Verdict,
 )
 from kernelmem.auditing.report import render
-from kernelmem.auditing.thumbnails import png_data_uri
+from kernelmem.auditing.report.thumbnails import png_data_uri
 
 VARIANTS = ("flips", "nothing", "no-claim", "rows", "many-classes", "hostile", "bare")
 HOSTILE = '<script>alert("1")</script>'

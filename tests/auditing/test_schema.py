@@ -13,7 +13,10 @@ DTYPES = {"i": np.int64, "f": np.float64, "b": np.bool_}
 
 def make_table(n=4, u=3):
     return RowTable(
-        **{name: np.arange(u if name.startswith("control_") else n).astype(DTYPES[kind]) for name, kind in KINDS.items()}
+        **{
+            name: np.arange(u if name.startswith("control_") else n).astype(DTYPES[kind])
+            for name, kind in KINDS.items()
+        }
     )
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kernelmem.auditing import figures
 from kernelmem.auditing.document import AuditDocument, Example
-from kernelmem.auditing.thumbnails import PREFIX
+from kernelmem.auditing.report import figures
+from kernelmem.auditing.report.thumbnails import PREFIX
 from kernelmem.core.errors import InputError, printable
 
 MINUS = "\N{MINUS SIGN}"
@@ -48,7 +48,7 @@ def render(document: AuditDocument) -> str:
         return names.get(label, str(label))
 
     environment = Environment(
-        loader=PackageLoader("kernelmem.auditing", "templates"),
+        loader=PackageLoader("kernelmem.auditing.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

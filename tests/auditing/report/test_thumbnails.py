@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kernelmem.auditing.thumbnails import PREFIX, png_data_uri
+from kernelmem.auditing.report.thumbnails import PREFIX, png_data_uri
 from kernelmem.core.errors import InputError
 
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kernelmem.auditing import figures
-from kernelmem.auditing.figures import distribution_figure
-from kernelmem.auditing.report import render
+from kernelmem.auditing.report import distribution_figure, figures, render
 from kernelmem.auditing.result import Audit
 from kernelmem.core.errors import InputError
 from kernelmem.plotting.style import style
