@@ -1,7 +1,7 @@
 """Detection of flipped labels by a score: AUROC, precision, recall, and the AUROC on permuted flags as control."""
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_count, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
+from kernelmem.statistics import auroc_from_midranks, auroc_interval, auroc_standard_error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,6 +21,8 @@ class Detection(Result):
         auroc: P(score of a flip > score of a clean row) + P(equal) / 2.
         auroc_se: standard error of ``auroc`` (DeLong et al. 1988). It is 0 for fully separated groups, where the sample does not
             determine it.
+        auroc_interval: (low, high), 95 % interval of ``auroc``, which also holds for few flips and for an AUROC near 1
+            (:func:`kernelmem.statistics.auroc_interval`).
         average_precision: Σ over distinct scores of (increase in recall) × precision; tied rows count together.
         n_flipped: number m of flips.
         ranks: int64 (k,), increasing, at most 102: dense from 1 to 2m, sparse up to n; includes m and n.
@@ -31,6 +34,7 @@ class Detection(Result):
 
     auroc: float
     auroc_se: float
+    auroc_interval: tuple[float, float]
     average_precision: float
     n_flipped: int
     ranks: Tensor
@@ -39,10 +43,13 @@ class Detection(Result):
     permuted_auroc: float
     permuted_sd: float
 
+    file_version: ClassVar[int] = 2
+
     def __str__(self) -> str:
         flip_count_index = int((self.ranks == self.n_flipped).nonzero()[0])
         return (
-            f"AUROC {self.auroc:.4f} ± {self.auroc_se:.4f} for {self.n_flipped:,} flips among {int(self.ranks[-1]):,} rows"
+            f"AUROC {self.auroc:.4f} (95 % interval {self.auroc_interval[0]:.4f} to {self.auroc_interval[1]:.4f})"
+            f" for {self.n_flipped:,} flips among {int(self.ranks[-1]):,} rows"
             f" (permuted flags {self.permuted_auroc:.4f} ± {self.permuted_sd:.4f})\n"
             f"average precision {self.average_precision:.4f}; precision = recall ="
             f" {float(self.precision[flip_count_index]):.4f} among the {self.n_flipped:,} most suspicious rows"
@@ -52,9 +59,8 @@ class Detection(Result):
 def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int = 200) -> Detection:
     """Measure how well ``score`` (larger = more suspicious) separates flipped from clean labels.
 
-    AUROC = (sum of the midranks of the m flips − m (m + 1) / 2) / (m (n − m)), so a tie counts one half. Its standard
-    error is that of DeLong, from midranks; for groups of one row it is undefined, and the upper bound
-    √(AUROC (1 − AUROC)) is returned instead (Birnbaum and Klose 1957). Precision and recall at k are means over all orders
+    AUROC = (sum of the midranks of the m flips − m (m + 1) / 2) / (m (n − m)), so a tie counts one half; its standard error
+    and interval are those of :mod:`kernelmem.statistics`. Precision and recall at k are means over all orders
     of tied rows, so they do not depend on the order of the rows.
 
     Args:
@@ -68,7 +74,7 @@ def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int
 
     Cost: O(n log n + permutations n).
 
-    Source: DeLong, DeLong, Clarke-Pearson 1988; midranks: Sun and Xu 2014.
+    Source: DeLong, DeLong and Clarke-Pearson 1988; Newcombe 2006.
 
     >>> detection = detect([0.9, 0.8, 0.1, 0.2], [True, False, False, False], seed=0)
     >>> detection.auroc, detection.ranks.tolist(), detection.recall.tolist()
@@ -85,14 +91,15 @@ def detect(score: ArrayLike, flipped: ArrayLike, *, seed: int, permutations: int
     n, n_flipped = len(flags), int(flags.sum())
     midranks = rankdata(scores)
     permuted_aurocs = np.array(
-        [_auroc_from_midranks(midranks[rng.permutation(n)[:n_flipped]], n) for _ in range(permutations)]
+        [auroc_from_midranks(midranks[rng.permutation(n)[:n_flipped]], n) for _ in range(permutations)]
     )
-    auroc = _auroc_from_midranks(midranks[flags], n)
+    interval = auroc_interval(scores, flags)
     ranks = _reported_ranks(n, n_flipped)
     expected_hits = _expected_hits(scores, flags, ranks)
     return Detection(
-        auroc=auroc,
-        auroc_se=_delong_standard_error(scores, midranks, flags, auroc),
+        auroc=interval.value,
+        auroc_se=auroc_standard_error(scores, flags),
+        auroc_interval=(interval.low, interval.high),
         average_precision=float(average_precision_score(flags, scores)),
         n_flipped=n_flipped,
         ranks=torch.from_numpy(ranks),
@@ -131,29 +138,6 @@ def _check_scores_and_flags(score: ArrayLike, flipped: ArrayLike) -> tuple[np.nd
             hint="corrupt some of the labels and keep some",
         )
     return scores, flags.astype(bool)
-
-
-def _auroc_from_midranks(flip_midranks: np.ndarray, n_rows: int) -> float:
-    """Return the AUROC, given the midranks of the flipped rows among all ``n_rows`` scores."""
-    n_flipped = len(flip_midranks)
-    return float((flip_midranks.sum() - n_flipped * (n_flipped + 1) / 2) / (n_flipped * (n_rows - n_flipped)))
-
-
-def _delong_standard_error(scores: np.ndarray, midranks: np.ndarray, flags: np.ndarray, auroc: float) -> float:
-    """Return the standard error of the AUROC by DeLong's method.
-
-    ``scores``, their ``midranks`` and the ``flags`` of flipped rows are (n,). If only one row is flipped or only one is
-    clean, the result is an upper bound.
-    """
-    n_flipped, n_clean = int(flags.sum()), int((~flags).sum())
-    if min(n_flipped, n_clean) < 2:
-        return math.sqrt(auroc * (1 - auroc))
-    from scipy.stats import rankdata
-
-    # Placements: share of the other group below a row, from its rank among all minus its rank in its group.
-    flip_placements = (midranks[flags] - rankdata(scores[flags])) / n_clean
-    clean_placements = 1 - (midranks[~flags] - rankdata(scores[~flags])) / n_flipped
-    return math.sqrt(float(flip_placements.var(ddof=1)) / n_flipped + float(clean_placements.var(ddof=1)) / n_clean)
 
 
 def _reported_ranks(n_rows: int, n_flipped: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def test_the_text_says_what_matters():
     noisy = corrupt_labels(Y, 0.2, seed=0)
     assert repr(noisy) == "12 of 60 labels flipped (20.00%), 3 classes, transition matrix (3, 3)"
     text = repr(detect(noisy.flipped, noisy.flipped, seed=0))
-    assert text.startswith("AUROC 1.0000 ± 0.0000 for 12 flips among 60 rows")
+    assert text.startswith("AUROC 1.0000 (95 % interval 0.8958 to 1.0000) for 12 flips among 60 rows")
     assert "precision = recall = 1.0000 among the 12 most suspicious rows" in text
 
 
