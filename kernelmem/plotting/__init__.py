@@ -2,24 +2,21 @@
 
 - ``style``: palette, matplotlib parameters, ticks, error bands, SVG and PNG files of a figure
 - ``notebook_figure``: the figure class, which notebooks display without a magic command
+- ``double_descent/``: sweeps, phase diagrams, predictions and theory
 - ``equivalence``: errors of kernel machines compared with a network, and the movement of its kernel
 - ``ledger``: contributions of training examples to one output
-- ``phase_diagram``: maps of test error and memorization over width, rows, steps and noise
-- ``prediction``: a learning curve predicted before training
 - ``ridge``: leave-one-out error against ridge
 - ``spectrum``: eigenvalues of a kernel
-- ``sweep``: errors, losses and memorized labels along a double-descent sweep
-- ``theory``: risk curves of theory, with or without simulation
 """
 
+from kernelmem.plotting.double_descent import Theory as Theory
+from kernelmem.plotting.double_descent import curve_figure as curve_figure
+from kernelmem.plotting.double_descent import phase_diagram_figure as phase_diagram_figure
+from kernelmem.plotting.double_descent import prediction_figure as prediction_figure
+from kernelmem.plotting.double_descent import simulation_figure as simulation_figure
+from kernelmem.plotting.double_descent import sweep_figure as sweep_figure
 from kernelmem.plotting.equivalence import comparison_figure as comparison_figure
 from kernelmem.plotting.ledger import ledger_figure as ledger_figure
-from kernelmem.plotting.phase_diagram import phase_diagram_figure as phase_diagram_figure
-from kernelmem.plotting.prediction import prediction_figure as prediction_figure
 from kernelmem.plotting.ridge import ridge_figure as ridge_figure
 from kernelmem.plotting.spectrum import spectrum_figure as spectrum_figure
 from kernelmem.plotting.style import figure_files as figure_files
-from kernelmem.plotting.sweep import Theory as Theory
-from kernelmem.plotting.sweep import sweep_figure as sweep_figure
-from kernelmem.plotting.theory import curve_figure as curve_figure
-from kernelmem.plotting.theory import simulation_figure as simulation_figure

@@ -149,7 +149,7 @@ class Prediction(Result):
 
         The measured errors have shape (A,) for the A values of the axis, or (R, A) for R runs; None: none are drawn.
         """
-        from kernelmem.plotting.prediction import prediction_figure  # matplotlib is slow to import
+        from kernelmem.plotting.double_descent import prediction_figure  # matplotlib is slow to import
 
         return prediction_figure(self, measured)
 

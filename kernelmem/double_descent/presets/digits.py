@@ -22,8 +22,8 @@ from kernelmem.double_descent.sweeps.random_features import FeatureOptions, feat
 from kernelmem.double_descent.sweeps.result import Sweep
 from kernelmem.double_descent.sweeps.sweep import sweep
 from kernelmem.double_descent.sweeps.threshold_search import SearchOptions, find_threshold
+from kernelmem.plotting.double_descent import Theory
 from kernelmem.plotting.style import figure_files
-from kernelmem.plotting.sweep import Theory
 from kernelmem.training.datasets import LabeledData, LabeledDataLike, as_labeled_data
 from kernelmem.training.ensemble.recipe import Recipe
 

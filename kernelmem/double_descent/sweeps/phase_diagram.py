@@ -116,7 +116,7 @@ class PhaseDiagram(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of test error and memorized flips over pairs of axes, with the interpolation threshold."""
-        from kernelmem.plotting.phase_diagram import phase_diagram_figure  # matplotlib is slow to import
+        from kernelmem.plotting.double_descent import phase_diagram_figure  # matplotlib is slow to import
 
         return phase_diagram_figure(self)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from kernelmem.plotting.sweep import Theory
+    from kernelmem.plotting.double_descent import Theory
 
 # Name of the axis of each kind, and how the training error changes along it.
 AXES: dict[str, tuple[str, Literal["falling", "rising"]]] = {
@@ -207,7 +207,7 @@ class Sweep(Result):
 
     def plot(self, *, theory: "Sequence[Theory]" = ()) -> "Figure":
         """Return a figure of errors, losses and memorized flips along the axis, with intervals over seeds."""
-        from kernelmem.plotting.sweep import sweep_figure  # matplotlib is slow to import
+        from kernelmem.plotting.double_descent import sweep_figure  # matplotlib is slow to import
 
         return sweep_figure(self, AXES[self.kind][0], self.threshold or self.interpolation(), theory=theory)
 

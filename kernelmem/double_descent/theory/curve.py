@@ -77,7 +77,7 @@ class Curve(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of test and training risk against the axis, with the threshold; infinite values are not drawn."""
-        from kernelmem.plotting.theory import curve_figure
+        from kernelmem.plotting.double_descent import curve_figure
 
         return curve_figure(self)
 
@@ -144,7 +144,7 @@ class Simulation(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of the simulated means, with bars of two standard errors, and of the theory."""
-        from kernelmem.plotting.theory import simulation_figure
+        from kernelmem.plotting.double_descent import simulation_figure
 
         return simulation_figure(self.theory, self.mean, self.se, repetitions=self.repetitions)
 

@@ -70,6 +70,8 @@ def predictive(side: Moments, variance: Variance) -> tuple[Predictive, Tensor]:
     floor = max(SMALLEST_VARIANCE * pooled, 1e-300)
     infinite = torch.full_like(dof, torch.inf)
     enough = side.count >= (2 if variance == "per_row" else 1)
+    if not total:  # no variance can be estimated
+        enough = torch.zeros_like(enough)
     if variance == "per_row":
         s2 = side.squares / dof.clamp_min(1)
         return Predictive(side.mean, s2.clamp_min(floor).sqrt(), infinite), enough
@@ -120,12 +122,15 @@ def lira_scores(
     Args:
         phi: (n,) statistic of the target.
         values: (M, n) statistic of the shadow models.
-        with_row, without_row: (M, n) bool, the shadow models that were, and were not, trained on each row.
+        with_row: (M, n) bool, the shadow models that were trained on each row.
+        without_row: (M, n) bool, the shadow models that were not.
         variance: see :func:`predictive`.
         offline: use ``without_row`` only.
 
     Source: Carlini et al. 2022; offline one-sided as in their equation, not as in their code.
     """
+    shift = values[0]  # differences of equal numbers are exactly 0, so that a constant statistic has equal scores
+    phi, values = phi - shift, values - shift
     outside, enough = predictive(moments(values, without_row), variance)
     if offline:
         return outside.normal_quantile(phi), enough

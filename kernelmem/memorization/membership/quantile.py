@@ -10,9 +10,7 @@ from kernelmem.memorization.membership.lira import moments
 from kernelmem.memorization.membership.signals import MembershipOptions, Signals
 
 
-def quantile_scores(
-    signals: Signals, k: int, without_row: Tensor, options: MembershipOptions
-) -> tuple[Tensor, Tensor]:
+def quantile_scores(signals: Signals, k: int, without_row: Tensor, options: MembershipOptions) -> tuple[Tensor, Tensor]:
     """Return φ − q(features) (n,) of model k, with q fitted by pinball loss to its test rows, and rows with features.
 
     Raises:

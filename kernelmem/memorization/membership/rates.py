@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from kernelmem.core.checks import ArrayLike, as_number, as_tensor
 from kernelmem.core.errors import InputError
 
 RESOLUTION = 10  # expected non-members above the threshold, below which no rate is reported
+SMALLEST_EFFECT = 0.5  # of the ratio of variances, which is estimated from few targets
 GRID = 400  # largest number of counts of non-members above the threshold that an interval averages over
 
 
@@ -74,7 +75,7 @@ def tpr_at_fpr(scores: ArrayLike, members: ArrayLike, fpr: float, *, level: floa
     Raises:
         InputError: shapes that differ, scores that are not finite, only members or only non-members.
 
-    >>> tpr_at_fpr([3.0] * 200, [True] * 100 + [False] * 100, 0.1).value
+    >>> round(tpr_at_fpr([3.0] * 200, [True] * 100 + [False] * 100, 0.1).value, 12)
     0.1
     """
     fpr = as_number(fpr, "fpr", exclusive=True, maximum=0.999)
@@ -97,7 +98,7 @@ def as_scored(scores: ArrayLike, members: ArrayLike) -> tuple[np.ndarray, np.nda
     Raises:
         InputError: shapes that differ, values that are not finite, only members or only non-members.
     """
-    values = as_tensor(scores, "scores", dtype=Tensor().double().dtype).cpu().numpy()
+    values = as_tensor(scores, "scores", dtype=torch.float64).cpu().numpy()
     flags = as_tensor(members, "members").cpu().numpy()
     if values.shape != flags.shape or values.ndim not in (1, 2) or not np.isin(flags, (0, 1)).all():
         raise InputError(
@@ -140,9 +141,7 @@ def _rate(scores: np.ndarray, members: np.ndarray, counts: np.ndarray, fpr: floa
     if n_nonmembers < needed:
         reason = f"{n_nonmembers:,} non-members, fewer than {RESOLUTION} / {fpr:g} = {needed:,.0f}"
     estimate = None if reason else value
-    return TprAtFpr(
-        fpr, estimate, min(low, value), max(high, value), level, n_nonmembers, len(scores), reason
-    )
+    return TprAtFpr(fpr, estimate, min(low, value), max(high, value), level, n_nonmembers, len(scores), reason)
 
 
 def _effective_sizes(scores: np.ndarray, members: np.ndarray, fpr: float, level: float) -> tuple[float, float]:
@@ -170,9 +169,6 @@ def _effective_sizes(scores: np.ndarray, members: np.ndarray, fpr: float, level:
     return sizes[0], sizes[1]
 
 
-SMALLEST_EFFECT = 0.5  # of the ratio of variances, which is estimated from few targets
-
-
 def _limits(
     counts: np.ndarray, n_members: int, effective: tuple[float, float], fpr: float, level: float
 ) -> tuple[float, float]:
@@ -181,7 +177,7 @@ def _limits(
     from scipy.stats import binom
 
     N, size = len(counts) - 2, effective[0]
-    trials = max(int(round(effective[1])), 1)
+    trials = max(round(effective[1]), 1)
     lowest, highest = (int(j) for j in binom.ppf([1e-9, 1 - 1e-9], trials, fpr))
     if highest - lowest < GRID:
         above = np.arange(lowest, highest + 1)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kernelmem.core.checks import (
     ArrayLike,
-    as_count,
     as_flag,
     as_list,
     as_number,
@@ -225,7 +224,11 @@ def _as_features(options: MembershipOptions, n: int, t: int) -> tuple[Tensor, Te
     if options.features is None:
         return None
     rows, test_rows = (as_tensor(x, "features", dtype=torch.float64).cpu() for x in options.features)
-    if min(rows.ndim, test_rows.ndim) < 2 or rows.shape[1:] != test_rows.shape[1:] or (len(rows), len(test_rows)) != (n, t):
+    if (
+        min(rows.ndim, test_rows.ndim) < 2
+        or rows.shape[1:] != test_rows.shape[1:]
+        or (len(rows), len(test_rows)) != (n, t)
+    ):
         raise InputError(
             f"features of shapes {tuple(rows.shape)} and {tuple(test_rows.shape)}",
             expected=f"({n}, ...) for the rows and ({t}, ...) for the test rows, of equal shape",
@@ -244,5 +247,3 @@ def _check_finite(signals: Signals, m: int) -> None:
                 expected="finite outputs",
                 hint="a model that diverged: leave it out with shadows.select(models)",
             )
-
-
