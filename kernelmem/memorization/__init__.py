@@ -12,3 +12,6 @@
 
 from kernelmem.memorization.score import Score as Score
 from kernelmem.memorization.shadows import ShadowEnsemble as ShadowEnsemble
+from kernelmem.memorization.training_dynamics import HistoryRecorder as HistoryRecorder
+from kernelmem.memorization.training_dynamics import TrainingHistory as TrainingHistory
+from kernelmem.memorization.training_dynamics import training_history as training_history

@@ -1,0 +1,76 @@
+"""Valid calls of memorization: training histories and their scores, leave-one-out, shadows."""
+
+import torch
+
+from kernelmem.memorization import training_dynamics
+from tests.border.calls_kernels import X, Y
+from tests.border.calls_runs import MODEL, run
+from tests.border.driver import Call
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(3, 4, 2, generator=GENERATOR, dtype=torch.float64)
+HISTORY = training_dynamics.TrainingHistory.from_arrays(LOGITS, Y, steps=[0, 1, 10], gradient_norms=torch.ones(3, 4))
+FEW = 0.5
+
+
+def record(labels: object, step: object, logits: object, **options: object) -> object:
+    """Two calls of a recorder, the second with the given arguments, and the history."""
+    recorder = training_dynamics.HistoryRecorder(labels)
+    recorder.update(1, LOGITS[0, :2], [0, 1], gradient_norms=[1.0, 1.0], input_gradients=X[:2])
+    recorder.update(step, logits, **options)
+    return recorder.history()
+
+
+HISTORY_SCORES = ("area_under_margin", "cumulative_loss", "forgetting_events", "confidence", "variability")
+HISTORY_SCORES += ("correctness", "learned_at")
+CALLS = {
+    "training_history": Call(
+        training_dynamics.training_history,
+        lambda: {
+            "run": run(),
+            "model": MODEL,
+            "x": X,
+            "y": Y,
+            "every": None,
+            "steps": [0, 3],
+            "gradients": ["weights", "inputs"],
+            "loss": None,
+            "forward": None,
+            "progress": False,
+        },
+        examples=FEW,
+    ),
+    "TrainingHistory.from_arrays": Call(
+        training_dynamics.TrainingHistory.from_arrays,
+        lambda: {
+            "logits": LOGITS,
+            "labels": Y,
+            "steps": [0, 1, 10],
+            "learning_rates": [0.1, 0.1, 0.1],
+            "gradient_norms": torch.ones(3, 4),
+        },
+    ),
+    "TrainingHistory.join": Call(
+        training_dynamics.TrainingHistory.join, lambda: {"histories": [HISTORY, HISTORY]}, examples=FEW
+    ),
+    "HistoryRecorder": Call(
+        record,
+        lambda: {
+            "labels": Y,
+            "step": 1,
+            "logits": LOGITS[0, 2:],
+            "indices": [2, 3],
+            "gradient_norms": [1.0, 1.0],
+            "input_gradients": X[2:],
+        },
+    ),
+    **{
+        name: Call(getattr(training_dynamics, name), lambda: {"history": HISTORY}, examples=FEW)
+        for name in HISTORY_SCORES
+    },
+    "el2n": Call(training_dynamics.el2n, lambda: {"history": HISTORY, "step": 1}, examples=FEW),
+    "gradient_norm": Call(training_dynamics.gradient_norm, lambda: {"history": HISTORY, "step": 1}, examples=FEW),
+    "second_split_forgetting": Call(
+        training_dynamics.second_split_forgetting, lambda: {"first": HISTORY, "second": HISTORY}, examples=FEW
+    ),
+}
