@@ -222,9 +222,13 @@ class Sweep(Result):
             lines.append(f"{self.axis[a]:>22g}" + "".join(f"{_format_mean_se(*cell):>20}" for cell in cells))
         for title, stats in (("peak", summary["peak"]), ("control", summary["control"])):
             if stats is not None and stats.get("rise") is not None:
+                rise, fall = (
+                    "{:+.3f} ({:+.3f} to {:+.3f})".format(stats[name], *stats[f"{name}_interval"])
+                    for name in ("rise", "fall")
+                )
                 lines.append(
-                    f"{title} of {self.metric}: {stats['height']:.3f} at {stats['axis_value']:g},"
-                    f" rise {stats['rise']:+.3f} ± {stats['rise_se']:.3f}, fall {stats['fall']:+.3f} ± {stats['fall_se']:.3f}"
+                    f"{title} of {self.metric}: {stats['height']:.3f} at {stats['axis_value']:g}, rise {rise}, fall {fall},"
+                    f" 95 % intervals: {stats['verdict']}"
                 )
         threshold = summary["threshold"]
         location = f"{threshold['outside']} the evaluated values"
@@ -249,14 +253,17 @@ def _format_mean_se(mean: float | None, se: float | None) -> str:
 def _peak_summary(sweep: Sweep, metric: str, *, control: bool) -> dict[str, object]:
     """Return the attributes of the peak of the curve ``metric`` as a dictionary, of the control if ``control`` is true.
 
-    All values but "metric" and "seeds" are None if there are fewer than 4 seeds, or if the curves have NaN or infinities.
+    The dictionary also has the intervals of rise and fall, and the verdict. All values but "metric" and "seeds" are None if
+    there are fewer than 4 seeds, or if the curves have NaN or infinities.
     """
     curves = sweep.control if control else sweep.curves
     assert curves is not None
     if curves.shape[0] < MIN_SEEDS or not bool(torch.isfinite(curves.tensors()[metric]).all()):
-        empty_summary: dict[str, object] = {field.name: None for field in fields(Peak)}
-        return empty_summary | {"metric": metric, "seeds": curves.shape[0]}
-    return asdict(sweep.peak(metric, control=control))
+        names = [*(field.name for field in fields(Peak)), "rise_interval", "fall_interval", "verdict"]
+        return dict.fromkeys(names) | {"metric": metric, "seeds": curves.shape[0]}
+    found = sweep.peak(metric, control=control)
+    intervals: dict[str, object] = {"rise_interval": found.rise_interval, "fall_interval": found.fall_interval}
+    return {**asdict(found), **intervals, "verdict": found.verdict}
 
 
 def as_json(value: object) -> Any:

@@ -23,7 +23,9 @@ class Threshold(Result):
 
     Attributes:
         value: axis value of the crossing; NaN if it lies outside of the evaluated values.
-        low, high: 95 % interval over seeds (Student's t): crossings of mean ± t·se; -inf or inf if they lie outside.
+        low, high: 95 % interval: the evaluated values next to the crossings of mean ± t·se over seeds (Student's t), since the
+            error between two evaluated values is unknown; -inf or inf if they lie outside. It is exact for an error that is
+            monotone along the axis.
         epsilon: training error at the threshold.
         direction: "falling" (width, steps: fitted from ``value`` on) or "rising" (samples, noise: fitted up to ``value``).
         outside: "" if found; "below" or "above": the threshold lies below or above all evaluated values.
@@ -73,6 +75,11 @@ def crossing(
     largest value up to which it does. The
     effective model complexity of Nakkiran et al. 2019 is the rising case over the number of samples.
 
+    The interval assumes only that the expected error is monotone. If it falls, its lower end is the evaluated value before
+    the first one with mean − t·se <= epsilon, its upper end the one after the last one with mean + t·se > epsilon; t is
+    Student's t at 97.5 % with S − 1 degrees of freedom. Each end fails only if the test at the one evaluated value next to
+    the threshold fails, in 2.5 % of cases, however coarse or fine the axis is.
+
     Args:
         axis: (A,) increasing values of the axis.
         train_error: (S, A) training errors, one row per seed.
@@ -108,9 +115,13 @@ def crossing(
         )
     mean, se = mean_se(errors)
     half_width = float(stdtrit(len(errors) - 1, 0.975)) * se if len(errors) > 1 else np.full_like(mean, math.inf)
-    value, low, high = (
-        _first_below(axis_values, curve, epsilon) for curve in (mean, mean - half_width, mean + half_width)
-    )
+    value = _first_below(axis_values, mean, epsilon)
+    fitted, unfitted = (np.flatnonzero(found) for found in (mean - half_width <= epsilon, mean + half_width > epsilon))
+    ends = np.concatenate(
+        [[-math.inf], axis_values, [math.inf]]
+    )  # ends[k] and ends[k + 2] are the neighbors of value k
+    low = float(ends[fitted[0] if len(fitted) else -2])
+    high = float(ends[unfitted[-1] + 2 if len(unfitted) else 1])
     outside: Literal["", "below", "above"] = "" if math.isfinite(value) else "above" if value > 0 else "below"
     return Threshold(value if not outside else math.nan, low, high, epsilon, "falling", outside, evaluated=evaluated)
 
