@@ -55,10 +55,12 @@ if TYPE_CHECKING:
     from kernelmem.kernels import target_alignment as target_alignment
     from kernelmem.label_noise import corrupt_labels as corrupt_labels
     from kernelmem.label_noise import detect as detect
+    from kernelmem.memorization import LDS as LDS
     from kernelmem.memorization import HistoryRecorder as HistoryRecorder
     from kernelmem.memorization import Score as Score
     from kernelmem.memorization import ShadowEnsemble as ShadowEnsemble
     from kernelmem.memorization import TrainingHistory as TrainingHistory
+    from kernelmem.memorization import lds as lds
     from kernelmem.memorization import training_history as training_history
     from kernelmem.recording import FitOptions as FitOptions
     from kernelmem.recording import Recorder as Recorder
@@ -84,7 +86,7 @@ _NAMES = {
     "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
-    "memorization": "HistoryRecorder Score ShadowEnsemble TrainingHistory training_history",
+    "memorization": "HistoryRecorder LDS Score ShadowEnsemble TrainingHistory lds training_history",
     "recording": "FitOptions Recorder Run fit logits",
     "tangents": "tangent_features",
     "trajectory": "InfluenceOptions Ledger LedgerOptions PathKernelOptions "

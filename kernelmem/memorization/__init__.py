@@ -10,6 +10,8 @@
 - ``attribution/``: tests of attributions against retrained subsets.
 """
 
+from kernelmem.memorization.attribution import LDS as LDS
+from kernelmem.memorization.attribution import lds as lds
 from kernelmem.memorization.score import Score as Score
 from kernelmem.memorization.shadows import ShadowEnsemble as ShadowEnsemble
 from kernelmem.memorization.training_dynamics import HistoryRecorder as HistoryRecorder

@@ -2,6 +2,7 @@
 
 - ``style``: palette, matplotlib parameters, ticks, error bands, SVG and PNG files of a figure
 - ``notebook_figure``: the figure class, which notebooks display without a magic command
+- ``attribution``: linear datamodeling scores compared with their ceiling and null
 - ``double_descent/``: sweeps, phase diagrams, predictions and theory
 - ``equivalence``: errors of kernel machines compared with a network, and the movement of its kernel
 - ``ledger``: contributions of training examples to one output
@@ -9,6 +10,7 @@
 - ``spectrum``: eigenvalues of a kernel
 """
 
+from kernelmem.plotting.attribution import lds_figure as lds_figure
 from kernelmem.plotting.double_descent import Theory as Theory
 from kernelmem.plotting.double_descent import curve_figure as curve_figure
 from kernelmem.plotting.double_descent import phase_diagram_figure as phase_diagram_figure

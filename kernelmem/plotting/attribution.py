@@ -48,7 +48,13 @@ def lds_figure(
         axes.plot([], [], "|", color=GRAY, markersize=7, label="permuted training rows")
         for position, score, high in zip(positions, scores, limits[:, 1], strict=True):
             axes.annotate(
-                f"{score:.2f}", (high, position), (6, 0), textcoords="offset points", va="center", color=SOFT, fontsize=9
+                f"{score:.2f}",
+                (high, position),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                color=SOFT,
+                fontsize=9,
             )
         if np.isfinite(ceiling):
             axes.axvline(ceiling, color=TEXT, linewidth=1, linestyle=(0, (4, 2.5)), label=f"ceiling {ceiling:.2f}")

@@ -46,8 +46,7 @@ class LDS(Result):
         reliability: correlation to expect with as many new models on the same subsets (Spearman-Brown).
         fit_gap: mean statistic of a model's own training rows minus that of the other rows, with its interval over models:
             about zero for models that did not start from new weights.
-        replicates: (a, g) values without the subsets of one of g groups (jackknife).
-        row_covariance: (a, a) covariance of the rows' scores divided by the number of rows.
+        replicates: (a, g, t) scores per row without the subsets of one of g groups (jackknife).
         statistic: statistic of the outputs that was predicted.
         n_subsets: number S of different subsets.
         models_per_subset: mean number of models per subset.
@@ -65,7 +64,6 @@ class LDS(Result):
     reliability: float
     fit_gap: Interval
     replicates: Tensor
-    row_covariance: Tensor
     statistic: str
     n_subsets: int
     models_per_subset: float
@@ -78,8 +76,7 @@ class LDS(Result):
         "standard_errors": "a",
         "per_row": "at",
         "null": "ap",
-        "replicates": "ag",
-        "row_covariance": "ab",
+        "replicates": "agt",
     }
 
     def interval(self, name: str | None = None) -> Interval:
@@ -98,10 +95,8 @@ class LDS(Result):
             InputError: an unknown name.
         """
         a, b = self._index(first), self._index(second)
-        rows = self.row_covariance
-        variance = _jackknife_variance(self.replicates[a] - self.replicates[b])
-        variance += float(rows[a, a] + rows[b, b] - 2 * rows[a, b])
-        return self._interval(float(self.values[a] - self.values[b]), math.sqrt(max(variance, 0.0)), 2.0)
+        error = _standard_error(self.per_row[a] - self.per_row[b], self.replicates[a] - self.replicates[b])
+        return self._interval(float(self.values[a] - self.values[b]), error, 2.0)
 
     def plot(self) -> "Figure":
         """Draw the scores with their intervals, compared with the ceiling and with permuted training rows."""
@@ -144,7 +139,9 @@ class LDS(Result):
                 f"  {name:<{width}}  {self._text(self.interval(name))}   permuted training rows {float(self.null[a].mean()):.2f}"
                 f" ± {float(self.null[a].std()):.2f}"
             )
-        lines.append(f"  {100 * self.level:g} % intervals over subsets and rows; 1: ranks of all subsets predicted, 0: none")
+        lines.append(
+            f"  {100 * self.level:g} % intervals over subsets and rows; 1: ranks of all subsets predicted, 0: none"
+        )
         if math.isnan(self.ceiling):
             lines.append("  ceiling unknown: one model per subset; train two or more with different seeds")
         else:
@@ -194,16 +191,15 @@ def lds(
     n_permutations: int = 20,
     seed: int = 0,
 ) -> LDS:
-    r"""Compute the linear datamodeling score of attributions: do they predict how models retrained on subsets differ?
+    r"""Compute the linear datamodeling score: rank agreement of attributions with models retrained on subsets.
 
     For each row z, Spearman's correlation over training subsets S between Σ_{i∈S} τ_i(z) and a statistic of the outputs at z
     of the models trained on S (mean over seeds); then the mean over rows.
 
     Compare with ``ceiling`` (perfect predictions score less than 1, because few seeds per subset leave noise), and with
-    ``null`` (permuted training rows). The standard error adds a jackknife over subsets (in at most 50 groups) to the variance
-    of the mean over rows, so that the interval speaks of new subsets and of new rows from the same source; it is
-    conservative, since the noise of subsets is in both terms. Coverage at level 0.95 in a linear model with known score:
-    COVERAGE.
+    ``null`` (permuted training rows). The standard error has a part from subsets (jackknife in at most 50 groups) and one
+    from rows, so that the interval speaks of new subsets and of new rows from the same source. Coverage at level 0.95 in
+    linear models with known score: COVERAGE.
 
     Args:
         attribution: (t, n) numbers τ, positive if training on row i raises the statistic of row z; a result of
@@ -239,7 +235,7 @@ def lds(
     >>> outputs = torch.stack([margins, 0 * margins], 2)
     >>> labels, test_labels = torch.zeros(30, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
     >>> shadows = ShadowEnsemble(masks, outputs[:, :1].expand(40, 30, 2), labels, outputs, test_labels, ShadowIdentity())
-    >>> round(float(km.lds(effects, shadows).values[0]), 6)
+    >>> round(float(lds(effects, shadows).values[0]), 6)
     1.0
     """
     level = as_level(level)
@@ -255,26 +251,22 @@ def lds(
             hint='pass statistic="margin" or "log_likelihood"; check that the models were trained',
         )
     predictions = [predict(outcomes.masks) for predict in predictors.values()]
-    per_row, values, replicates, ceilings = _scores_with_jackknife(outcomes, predictions, varying, generator)
+    per_row, replicates, ceilings = _scores_with_jackknife(outcomes, predictions, varying, generator)
     null = _null(outcomes, predictors, varying, n_permutations, generator)
-    row_covariance = torch.zeros(len(values), len(values), dtype=torch.float64)
-    if int(varying.sum()) > 1:
-        row_covariance = torch.cov(per_row[:, varying], correction=1).view(len(values), -1) / int(varying.sum())
-    jackknife_variances = torch.tensor([_jackknife_variance(r) for r in replicates], dtype=torch.float64)
+    standard_errors = [_standard_error(*scores) for scores in zip(per_row, replicates, strict=True)]
     reliability, ceiling = _ceiling(outcomes.repeats[:, :, varying], outcomes.models_per_subset)
     sizes = outcomes.masks.sum(1)
     return LDS(
         names=tuple(predictors),
-        values=values,
-        standard_errors=(jackknife_variances + row_covariance.diagonal()).sqrt(),
+        values=per_row[:, varying].mean(1),
+        standard_errors=torch.tensor(standard_errors, dtype=torch.float64),
         per_row=per_row,
         null=null,
         ceiling=ceiling,
-        ceiling_error=math.sqrt(_jackknife_variance(ceilings)),
+        ceiling_error=math.sqrt(float(_jackknife_variance(ceilings))),
         reliability=reliability,
         fit_gap=mean_interval(fit_gaps(shadows, statistic), level=level),
         replicates=replicates,
-        row_covariance=row_covariance,
         statistic=statistic,
         n_subsets=len(outcomes.masks),
         models_per_subset=outcomes.models_per_subset,
@@ -285,14 +277,14 @@ def lds(
 
 def _scores_with_jackknife(
     outcomes: SubsetOutcomes, predictions: list[Tensor], varying: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scores per row (a, t) and their means (a,), and means (a, g) and ceilings (g,) without each group of subsets."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores per row (a, t), and scores (a, g, t) and ceilings (g,) without each of g groups of subsets."""
     S = len(outcomes.masks)
     measured_ranks = _centered_ranks(outcomes.values)
     per_row = torch.stack([_rank_correlations(measured_ranks, _centered_ranks(p)) for p in predictions])
     per_row[:, ~varying] = torch.nan
     groups = torch.randperm(S, generator=generator).chunk(min(S, MAX_JACKKNIFE_GROUPS))
-    replicates = torch.empty(len(predictions), len(groups), dtype=torch.float64)
+    replicates = torch.full((len(predictions), len(groups), len(varying)), torch.nan, dtype=torch.float64)
     ceilings = torch.empty(len(groups), dtype=torch.float64)
     for g, group in enumerate(groups):
         kept = torch.ones(S, dtype=torch.bool)
@@ -300,9 +292,9 @@ def _scores_with_jackknife(
         measured_ranks = _centered_ranks(outcomes.values[kept][:, varying])
         for a, prediction in enumerate(predictions):
             ranks = _centered_ranks(prediction[kept][:, varying])
-            replicates[a, g] = _rank_correlations(measured_ranks, ranks).mean()
+            replicates[a, g, varying] = _rank_correlations(measured_ranks, ranks)
         _, ceilings[g] = _ceiling(outcomes.repeats[:, kept][:, :, varying], outcomes.models_per_subset)
-    return per_row, per_row[:, varying].mean(1), replicates, ceilings
+    return per_row, replicates, ceilings
 
 
 def _null(
@@ -337,10 +329,11 @@ def _ceiling(repeats: Tensor, models_per_subset: float) -> tuple[float, float]:
 
 
 def _centered_ranks(values: Tensor) -> Tensor:
-    """Return midranks over the first axis minus their mean, for each column."""
-    from scipy.stats import rankdata  # slow to import
-
-    return torch.from_numpy(np.asarray(rankdata(values.numpy(), axis=0))) - (len(values) + 1) / 2
+    """Return midranks over the first axis minus their mean, for each column of (S, t)."""
+    columns = values.T.contiguous()
+    ordered = columns.sort(1).values
+    n_smaller, n_up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    return (n_smaller + n_up_to - len(values)).T.to(torch.float64) / 2
 
 
 def _rank_correlations(a: Tensor, b: Tensor) -> Tensor:
@@ -349,7 +342,24 @@ def _rank_correlations(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norm > 0, (a * b).sum(0) / norm.clamp_min(1e-300), 0.0).clamp(-1, 1)
 
 
-def _jackknife_variance(replicates: Tensor) -> float:
-    """Return the variance (g − 1) / g Σ (θ_g − mean)² of a statistic from its g values without a group."""
+def _standard_error(per_row: Tensor, replicates: Tensor) -> float:
+    """Return the standard error of the mean of scores (t,) for new subsets and new rows, from the jackknife's scores (g, t).
+
+    It is √(V + (s² − v̄ + c̄) / t), with V the variance of the mean from subsets, s² the variance over rows, and v̄ and c̄ the
+    mean variance of a row and covariance of two rows from subsets, which s² contains: s² − v̄ + c̄ is that of exact scores.
+    """
+    varying = per_row.isfinite()
+    t = int(varying.sum())
+    variance = float(_jackknife_variance(replicates[:, varying].mean(1)))
+    if t == 1:
+        return math.sqrt(variance)
+    row_variance = float(_jackknife_variance(replicates[:, varying]).mean())
+    row_covariance = (t * variance - row_variance) / (t - 1)
+    exact_variance = float(per_row[varying].var(correction=1)) - row_variance + row_covariance
+    return math.sqrt(variance + max(0.0, exact_variance) / t)
+
+
+def _jackknife_variance(replicates: Tensor) -> Tensor:
+    """Return the variance (g − 1) / g Σ (θ_g − mean)² of statistics from their g values (g, ...) without a group."""
     g = len(replicates)
-    return float((replicates - replicates.mean()).square().sum()) * (g - 1) / g
+    return (replicates - replicates.mean(0)).square().sum(0) * ((g - 1) / g)

@@ -6,7 +6,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_number, as_square_kernel, as_tensor, check_choice, describe
+from kernelmem.core.checks import (
+    ArrayLike,
+    as_labels,
+    as_number,
+    as_square_kernel,
+    as_tensor,
+    check_callable,
+    check_choice,
+    describe,
+)
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.targets import as_targets
 from kernelmem.memorization.output_statistics import STATISTICS, Statistic, label_statistic
@@ -71,6 +80,8 @@ def _as_predictor(value: Attribution, name: str, t: int, n: int) -> SubsetPredic
         tau = tau / tau.abs().max().clamp_min(1e-300)  # sums of numbers near 1e308 overflow; ranks need no scale
         return lambda masks: masks.to(torch.float64) @ tau.T
 
+    check_callable(value, name, ("masks",))
+
     def predict(masks: Tensor) -> Tensor:
         prediction = as_tensor(value(masks.clone()), f"predictions of {name}", dtype=torch.float64).cpu()
         if prediction.shape != (len(masks), t):
@@ -118,16 +129,12 @@ def kernel_refit(
     n = len(K)
     check_choice(statistic, "statistic", STATISTICS)
     ridge = as_number(ridge, "ridge", exclusive=True)
-    targets, _ = as_targets(y, n, K.device)
+    targets, classes = as_targets(y, n, K.device)
     K_rows = as_attribution(K_test, "K_test", None, n)
-    test_targets, test_classes = as_targets(y_test, len(K_rows), K.device)
-    test_labels = test_targets if test_classes is None else test_classes
-    if test_classes is not None and int(test_classes.max()) >= targets.shape[1]:
-        raise InputError(
-            f"y_test with class {int(test_classes.max())} for {targets.shape[1]} outputs",
-            expected=f"classes 0..{targets.shape[1] - 1}",
-            hint="number the classes of y and y_test alike",
-        )
+    if classes is None:
+        test_labels = as_targets(y_test, len(K_rows), K.device)[0]
+    else:
+        test_labels = as_labels(y_test, "y_test", n=len(K_rows), n_classes=targets.shape[1])
 
     def predict(masks: Tensor) -> Tensor:
         predictions = []

@@ -12,6 +12,7 @@ from kernelmem.memorization.output_statistics import Statistic, label_statistic
 from kernelmem.memorization.shadows import ShadowEnsemble
 
 MIN_SUBSETS = 10  # fewer give no rank correlation worth reporting
+MAX_NUMBERS = 2**24  # outputs whose statistic is computed at once
 RowSet = Literal["test", "train"]
 
 
@@ -78,7 +79,9 @@ def fit_gaps(shadows: ShadowEnsemble, statistic: Statistic) -> Tensor:
     all rows.
     """
     gaps = []
-    for mask, logits in zip(shadows.masks, shadows.logits, strict=True):
+    n_models = max(1, MAX_NUMBERS // max(1, shadows.n_rows * shadows.n_classes))
+    for masks, logits in zip(shadows.masks.split(n_models), shadows.logits.split(n_models), strict=True):
         values = label_statistic(logits, shadows.labels, statistic)
-        gaps.append(values[mask].mean() - values[~mask].mean())
-    return torch.stack(gaps)
+        inside = masks.to(values)
+        gaps.append((values * inside).sum(1) / inside.sum(1) - (values * (1 - inside)).sum(1) / (1 - inside).sum(1))
+    return torch.cat(gaps)

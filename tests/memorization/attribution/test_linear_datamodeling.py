@@ -28,7 +28,7 @@ def slow_lds(effects, shadows):
     return [float(stats.spearmanr(predicted[:, z], measured[:, z]).statistic) for z in range(margins.shape[1])]
 
 
-@examples(0.5)
+@examples(0.25)
 @given(seed=SEEDS, seeds=st.integers(1, 3), noise=st.floats(0, 3))
 def test_the_score_is_the_mean_spearman_correlation_over_subsets(seed, seeds, noise):
     effects, shadows = banks.noisy_linear(seed, seeds=seeds, noise=noise, n=20, t=4, n_subsets=12)
@@ -42,7 +42,7 @@ def test_the_score_is_the_mean_spearman_correlation_over_subsets(seed, seeds, no
     assert math.isnan(found.ceiling) == (seeds == 1)
 
 
-@examples(0.5)
+@examples(0.25)
 @given(seed=SEEDS, scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
 def test_only_ranks_matter(seed, scale, shift):
     """Scale of attributions, a constant added to all training rows (subsets have one size), rows and models in another order."""
@@ -97,7 +97,7 @@ def test_kernel_machines_are_predicted_by_refits(seed, ridge):
     targets = torch.nn.functional.one_hot(y, 3).double() - 1 / 3
     logits = []
     for mask in masks:
-        gram = x[mask].T @ x[mask] + ridge * torch.eye(4)
+        gram = x[mask].T @ x[mask] + ridge * torch.eye(4, dtype=torch.float64)
         logits.append(z @ torch.linalg.solve(gram, x[mask].T @ targets[mask]))
     shadows = banks.ensemble(masks, torch.stack(logits), labels)
     refit = kernel_refit(x @ x.T, y, z @ x.T, labels, ridge)
@@ -129,25 +129,25 @@ def test_a_metric_that_ignores_the_rows_has_no_score():
 
 def test_null_and_ceiling():
     """Noise of variance r of the effects' on each of two models: reliability 1 / (1 + r / 2), its root bounds the score."""
-    effects, shadows = banks.noisy_linear(0, n=100, t=200, n_subsets=150, noise=1.0)
+    effects, shadows = banks.noisy_linear(0, n=60, t=100, n_subsets=100, noise=1.0)
     found = km.lds(effects, shadows)
     # Spearman's correlation of normal variables is 6/π asin(ρ/2), 2 % below ρ
-    assert found.reliability == pytest.approx(1 / 1.5, abs=0.03)
+    assert found.reliability == pytest.approx(1 / 1.5, abs=0.04)
     assert found.ceiling == pytest.approx(float(found.values[0]), abs=0.02)
     assert abs(float(found.null.mean())) < 0.02
     assert float(found.values[0]) > found.null.max() + 0.5
 
 
-@examples(0.25)
+@examples(0.1)
 @given(seed=SEEDS)
 def test_standard_error_is_that_of_repeated_experiments(seed):
-    """The interval contains the score of many more subsets in all but rare cases (t = 9 for 99.9 %)."""
+    """The interval contains the score of many more subsets in all but rare cases (it has level 99.999 %)."""
     effects, _ = banks.noisy_linear(seed, n=40, t=10)
     attribution = effects + torch.randn(effects.shape, generator=torch.Generator().manual_seed(seed + 1))
     generator = torch.Generator().manual_seed(seed)
     masks = banks.subset_masks(40, 40, 20, generator)
-    found = km.lds(attribution, banks.of_margins(masks, masks.double() @ effects.T), level=0.9999)
-    many = banks.subset_masks(2000, 40, 20, generator)
+    found = km.lds(attribution, banks.of_margins(masks, masks.double() @ effects.T), level=0.99999)
+    many = banks.subset_masks(600, 40, 20, generator)
     expected = float(km.lds(attribution, banks.of_margins(many, many.double() @ effects.T)).values[0])
     assert found.interval().low <= expected <= found.interval().high
 
