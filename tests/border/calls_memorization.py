@@ -2,8 +2,8 @@
 
 import torch
 
-from kernelmem.memorization import training_dynamics
-from tests.border.calls_kernels import X, Y
+from kernelmem.memorization import leave_one_out, training_dynamics
+from tests.border.calls_kernels import LOO, K, X, Y
 from tests.border.calls_runs import MODEL, run
 from tests.border.driver import Call
 
@@ -73,4 +73,12 @@ CALLS = {
     "second_split_forgetting": Call(
         training_dynamics.second_split_forgetting, lambda: {"first": HISTORY, "second": HISTORY}, examples=FEW
     ),
+    "leave_one_out_memorization": Call(leave_one_out.leave_one_out_memorization, lambda: {"fit": LOO}, examples=FEW),
+    "leave_one_out_margin": Call(leave_one_out.leave_one_out_margin, lambda: {"fit": LOO}, examples=FEW),
+    "to_pred_probs": Call(leave_one_out.to_pred_probs, lambda: {"predictions": X, "labels": Y}, examples=FEW),
+    "to_pred_probs(fit)": Call(leave_one_out.to_pred_probs, lambda: {"predictions": LOO, "labels": None}, examples=FEW),
+    "find_label_issues": Call(
+        leave_one_out.find_label_issues, lambda: {"probabilities": X.softmax(1), "labels": Y}, examples=FEW
+    ),
+    "estimate_label_noise": Call(leave_one_out.estimate_label_noise, lambda: {"kernel": K, "y": Y}, examples=FEW),
 }
