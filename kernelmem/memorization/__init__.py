@@ -11,8 +11,15 @@
 - ``attribution/``: tests of attributions against retrained subsets.
 """
 
+from kernelmem.memorization.attribution import LDS as LDS
+from kernelmem.memorization.attribution import lds as lds
 from kernelmem.memorization.leave_one_out import LabelIssues as LabelIssues
 from kernelmem.memorization.leave_one_out import LabelNoiseEstimate as LabelNoiseEstimate
 from kernelmem.memorization.leave_one_out import estimate_label_noise as estimate_label_noise
 from kernelmem.memorization.leave_one_out import find_label_issues as find_label_issues
 from kernelmem.memorization.leave_one_out import to_pred_probs as to_pred_probs
+from kernelmem.memorization.score import Score as Score
+from kernelmem.memorization.shadows import ShadowEnsemble as ShadowEnsemble
+from kernelmem.memorization.training_dynamics import HistoryRecorder as HistoryRecorder
+from kernelmem.memorization.training_dynamics import TrainingHistory as TrainingHistory
+from kernelmem.memorization.training_dynamics import training_history as training_history
