@@ -56,15 +56,18 @@ if TYPE_CHECKING:
     from kernelmem.label_noise import corrupt_labels as corrupt_labels
     from kernelmem.label_noise import detect as detect
     from kernelmem.memorization import LDS as LDS
+    from kernelmem.memorization import EnsembleTraining as EnsembleTraining
     from kernelmem.memorization import HistoryRecorder as HistoryRecorder
     from kernelmem.memorization import LabelIssues as LabelIssues
     from kernelmem.memorization import LabelNoiseEstimate as LabelNoiseEstimate
     from kernelmem.memorization import Score as Score
     from kernelmem.memorization import ShadowEnsemble as ShadowEnsemble
+    from kernelmem.memorization import ShadowOptions as ShadowOptions
     from kernelmem.memorization import TrainingHistory as TrainingHistory
     from kernelmem.memorization import estimate_label_noise as estimate_label_noise
     from kernelmem.memorization import find_label_issues as find_label_issues
     from kernelmem.memorization import lds as lds
+    from kernelmem.memorization import shadow_ensemble as shadow_ensemble
     from kernelmem.memorization import to_pred_probs as to_pred_probs
     from kernelmem.memorization import training_history as training_history
     from kernelmem.recording import FitOptions as FitOptions
@@ -91,8 +94,9 @@ _NAMES = {
     "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
-    "memorization": "HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ShadowEnsemble TrainingHistory "
-    "estimate_label_noise find_label_issues lds to_pred_probs training_history",
+    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ShadowEnsemble "
+    "ShadowOptions TrainingHistory estimate_label_noise find_label_issues lds shadow_ensemble "
+    "to_pred_probs training_history",
     "recording": "FitOptions Recorder Run fit logits",
     "tangents": "tangent_features",
     "trajectory": "InfluenceOptions Ledger LedgerOptions PathKernelOptions "

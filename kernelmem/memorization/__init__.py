@@ -19,7 +19,10 @@ from kernelmem.memorization.leave_one_out import estimate_label_noise as estimat
 from kernelmem.memorization.leave_one_out import find_label_issues as find_label_issues
 from kernelmem.memorization.leave_one_out import to_pred_probs as to_pred_probs
 from kernelmem.memorization.score import Score as Score
+from kernelmem.memorization.shadows import EnsembleTraining as EnsembleTraining
 from kernelmem.memorization.shadows import ShadowEnsemble as ShadowEnsemble
+from kernelmem.memorization.shadows import ShadowOptions as ShadowOptions
+from kernelmem.memorization.shadows import shadow_ensemble as shadow_ensemble
 from kernelmem.memorization.training_dynamics import HistoryRecorder as HistoryRecorder
 from kernelmem.memorization.training_dynamics import TrainingHistory as TrainingHistory
 from kernelmem.memorization.training_dynamics import training_history as training_history

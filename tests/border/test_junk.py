@@ -15,13 +15,19 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.testing.strategies import KINDS, Junk, arrays, defects
-from tests.border import calls_attribution, calls_descent, calls_kernels, calls_memorization, calls_runs
+from tests.border import (
+    calls_attribution,
+    calls_descent,
+    calls_kernels,
+    calls_memorization,
+    calls_runs,
+    calls_shadows,
+)
 from tests.border.driver import Call, run_call, targets_of
 from tests.profiles import examples
 
-CALLS = (
-    calls_attribution.CALLS | calls_kernels.CALLS | calls_runs.CALLS | calls_descent.CALLS | calls_memorization.CALLS
-)
+TABLES = (calls_attribution, calls_kernels, calls_runs, calls_descent, calls_memorization, calls_shadows)
+CALLS: dict[str, Call] = {name: call for table in TABLES for name, call in table.CALLS.items()}
 CALLS_PER_EXAMPLE = 36  # of a function whose calls take less than a millisecond
 N_DRAWN_ARRAYS = 4
 EXAMPLES = settings(examples(0.1), phases=[Phase.generate])  # a failure names one call, which needs no shrinking

@@ -16,7 +16,7 @@ from kernelmem.core.errors import InputError
 
 T = TypeVar("T")
 # A built-in function may be a loss or an activation, but none makes a model or takes a model or random generator.
-NOT_FOR_BUILTINS = ("model", "rng", "width", "index")
+NOT_FOR_BUILTINS = ("model", "rng", "width", "index", "indices")
 LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, on Linux
 
 

@@ -1,11 +1,9 @@
 """Chunks of networks to train: picklable jobs, their metrics, and the files in which finished chunks are saved."""
 
 import json
-import multiprocessing
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from kernelmem.training.ensemble.members import EnsembleOptions, Member
 from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.ensemble.train import train_mlps, train_modules
+from kernelmem.training.parallel import one_thread_per_worker, run_tasks
 
 CHUNK_FILE_KIND = "sweep chunk 1"
 METRICS = (
@@ -92,22 +91,8 @@ def run_job(job: Job, progress: Progress = False) -> dict[str, Tensor]:
     Raises:
         UnsupportedModelError: the outputs of a user's model are not (n, C).
     """
-    with _one_thread_per_worker():
+    with one_thread_per_worker():
         return _run_job(job, progress)
-
-
-@contextmanager
-def _one_thread_per_worker() -> Iterator[None]:
-    """Use one thread in a worker process: workers share the cores, and more threads would only wait for each other."""
-    if multiprocessing.parent_process() is None:
-        yield
-        return
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:  # the process may be a worker of the user
-        torch.set_num_threads(n_threads)
 
 
 def _run_job(job: Job, progress: Progress) -> dict[str, Tensor]:
@@ -257,31 +242,20 @@ def run_jobs(
 
     progress(n_done, n_total)
     unfinished = [job_index for job_index, metrics in enumerate(results) if metrics is None]
-    if executor is None:
-        for job_index in unfinished:
-            n_networks = len(jobs[job_index].members)
-            store_metrics(
-                job_index,
-                run_job(
-                    jobs[job_index],
-                    lambda done, total, n=n_networks: refresh_progress(progress, n_done + n * done // total, n_total),
-                ),
-            )
-    else:
-        futures: dict[Future[dict[str, Tensor]], int] = {
-            executor.submit(run_job, jobs[job_index]): job_index for job_index in unfinished
-        }
-        try:
-            pending: set[Future[dict[str, Tensor]]] = set(futures)
-            while pending:
-                finished, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    store_metrics(futures[future], future.result())
-                refresh_progress(progress, n_done, n_total)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+
+    def run_here(job: Job) -> dict[str, Tensor]:
+        n_networks = len(job.members)
+        return run_job(
+            job, lambda done, total: refresh_progress(progress, n_done + n_networks * done // total, n_total)
+        )
+
+    run_tasks(
+        run_job if executor else run_here,
+        [jobs[job_index] for job_index in unfinished],
+        executor,
+        lambda index, metrics: store_metrics(unfinished[index], metrics),
+        lambda: refresh_progress(progress, n_done, n_total),
+    )
     return [metrics for metrics in results if metrics is not None]
 
 

@@ -1,0 +1,56 @@
+"""Valid calls of shadow ensembles and of retraining."""
+
+import torch
+from torch import nn
+
+from kernelmem.memorization import ShadowEnsemble, shadows
+from kernelmem.training import Recipe
+from tests.border.calls_kernels import X, Y
+from tests.border.driver import Call
+
+GENERATOR = torch.Generator().manual_seed(0)
+MASKS = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 0, 1], [0, 1, 1, 0]])
+LOGITS = torch.randn(6, 4, 2, generator=GENERATOR, dtype=torch.float64)
+TEST_LOGITS = torch.randn(6, 3, 2, generator=GENERATOR, dtype=torch.float64)
+SHADOWS = ShadowEnsemble.from_logits(MASKS, LOGITS, Y, test_logits=TEST_LOGITS, test_labels=[0, 1, 1])
+RECIPE = Recipe(steps=2, lr=0.1)
+FEW = 0.3
+
+
+def train(indices: torch.Tensor, seed: int) -> nn.Module:
+    return nn.Linear(X.shape[1], 2, dtype=torch.float32)
+
+
+def shadow_arguments(training: object) -> dict[str, object]:
+    options = shadows.ShadowOptions(n_models=3, share=0.5, dtype=torch.float64)
+    return {
+        "train": (X, Y), "training": training, "test": (X + 0.1, Y), "path": None, "executor": None, "seed": 0,
+        "memory": "1GiB", "options": options, "progress": False,
+    }  # fmt: skip
+
+
+CALLS = {
+    "shadow_ensemble": Call(
+        shadows.shadow_ensemble,
+        lambda: shadow_arguments(shadows.EnsembleTraining(RECIPE, width=3)),
+        examples=FEW,
+    ),
+    "shadow_ensemble(function)": Call(shadows.shadow_ensemble, lambda: shadow_arguments(train), examples=FEW),
+    "EnsembleTraining": Call(
+        shadows.EnsembleTraining, lambda: {"recipe": RECIPE, "width": 3, "make_model": None}, examples=FEW
+    ),
+    "ShadowOptions": Call(
+        shadows.ShadowOptions,
+        lambda: {
+            "n_models": 3, "share": 0.5, "sampling": "balanced", "dtype": torch.float32, "device": None,
+            "models_per_chunk": 2, "diverged": "drop", "n_classes": 2, "forward": None, "training_name": "a",
+        },
+        examples=FEW,
+    ),
+    "ShadowEnsemble.from_logits": Call(
+        ShadowEnsemble.from_logits,
+        lambda: {
+            "masks": MASKS, "logits": LOGITS, "labels": Y, "test_logits": TEST_LOGITS, "test_labels": [0, 1, 1],
+        },
+    ),
+}  # fmt: skip
