@@ -136,3 +136,30 @@ def lira_scores(
         return outside.normal_quantile(phi), enough
     inside, enough_inside = predictive(moments(values, with_row), variance)
     return inside.log_density(phi) - outside.log_density(phi), enough & enough_inside
+
+
+def separation(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return d′ = (μ_in − μ_out) / √((σ_in² + σ_out²) / 2) of every row and its standard error, each (n,).
+
+    Variances are posterior means under the prior of :func:`predictive`. A row without models on one side, or an ensemble in
+    which no variance can be estimated, has d′ = 0 with an infinite standard error.
+    """
+    shifted = values - values[0]
+    sides = [moments(shifted, masks), moments(shifted, ~masks)]
+    variances, error, known = [], torch.zeros_like(values[0]), torch.ones_like(masks[0])
+    total_dof = torch.zeros_like(values[0])
+    for side in sides:
+        dof = (side.count - 1).clamp_min(0).to(torch.float64)
+        prior_dof, prior_variance = variance_prior(side.squares, dof)
+        if math.isinf(prior_dof):
+            variances.append(torch.full_like(dof, prior_variance))
+        else:
+            variances.append((prior_dof * prior_variance + side.squares) / (prior_dof + dof))
+        error += 1 / side.count.clamp_min(1)
+        total_dof += dof
+        known &= (side.count > 0) & bool(dof.sum() > 0)
+    spread = ((variances[0] + variances[1]) / 2).clamp_min(1e-300).sqrt()
+    d = (sides[0].mean - sides[1].mean) / spread
+    d = torch.where(known, d, 0.0)
+    standard_error = (error + d.square() / (2 * total_dof.clamp_min(1))).sqrt()
+    return d, torch.where(known, standard_error, torch.inf)
