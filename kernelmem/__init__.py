@@ -70,6 +70,10 @@ if TYPE_CHECKING:
     from kernelmem.memorization import shadow_ensemble as shadow_ensemble
     from kernelmem.memorization import to_pred_probs as to_pred_probs
     from kernelmem.memorization import training_history as training_history
+    from kernelmem.memorization.membership import Membership as Membership
+    from kernelmem.memorization.membership import MembershipOptions as MembershipOptions
+    from kernelmem.memorization.membership import blind_baseline as blind_baseline
+    from kernelmem.memorization.membership import membership as membership
     from kernelmem.recording import FitOptions as FitOptions
     from kernelmem.recording import Recorder as Recorder
     from kernelmem.recording import Run as Run
@@ -97,13 +101,15 @@ _NAMES = {
     "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ShadowEnsemble "
     "ShadowOptions TrainingHistory estimate_label_noise find_label_issues lds shadow_ensemble "
     "to_pred_probs training_history",
+    "memorization.membership": "Membership MembershipOptions blind_baseline membership",
     "recording": "FitOptions Recorder Run fit logits",
     "tangents": "tangent_features",
     "trajectory": "InfluenceOptions Ledger LedgerOptions PathKernelOptions "
     "exact_kernel_machine influence ledger path_kernel",
 }
 _PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names.split()}
-_PACKAGES = {*_NAMES, "cli", "double_descent", "plotting", "statistics", "testing", "training"}
+_PACKAGES = {name for name in _NAMES if "." not in name}
+_PACKAGES |= {"cli", "double_descent", "plotting", "statistics", "testing", "training"}
 
 
 def __getattr__(name: str) -> object:

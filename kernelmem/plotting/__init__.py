@@ -6,6 +6,7 @@
 - ``double_descent/``: sweeps, phase diagrams, predictions and theory
 - ``equivalence``: errors of kernel machines compared with a network, and the movement of its kernel
 - ``ledger``: contributions of training examples to one output
+- ``membership``: ROC curve of a membership attack on logarithmic axes
 - ``ridge``: leave-one-out error against ridge
 - ``spectrum``: eigenvalues of a kernel
 """
@@ -19,6 +20,7 @@ from kernelmem.plotting.double_descent import simulation_figure as simulation_fi
 from kernelmem.plotting.double_descent import sweep_figure as sweep_figure
 from kernelmem.plotting.equivalence import comparison_figure as comparison_figure
 from kernelmem.plotting.ledger import ledger_figure as ledger_figure
+from kernelmem.plotting.membership import roc_figure as roc_figure
 from kernelmem.plotting.ridge import ridge_figure as ridge_figure
 from kernelmem.plotting.spectrum import spectrum_figure as spectrum_figure
 from kernelmem.plotting.style import figure_files as figure_files

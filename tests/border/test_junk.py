@@ -19,6 +19,7 @@ from tests.border import (
     calls_attribution,
     calls_descent,
     calls_kernels,
+    calls_membership,
     calls_memorization,
     calls_runs,
     calls_shadows,
@@ -26,7 +27,15 @@ from tests.border import (
 from tests.border.driver import Call, run_call, targets_of
 from tests.profiles import examples
 
-TABLES = (calls_attribution, calls_kernels, calls_runs, calls_descent, calls_memorization, calls_shadows)
+TABLES = (
+    calls_attribution,
+    calls_kernels,
+    calls_runs,
+    calls_descent,
+    calls_membership,
+    calls_memorization,
+    calls_shadows,
+)
 CALLS: dict[str, Call] = {name: call for table in TABLES for name, call in table.CALLS.items()}
 CALLS_PER_EXAMPLE = 36  # of a function whose calls take less than a millisecond
 N_DRAWN_ARRAYS = 4

@@ -123,7 +123,7 @@ def _rmia_scores(
         population = ratio[enough]
     bound = (population + torch.tensor(options.gamma, dtype=torch.float64).log()).sort().values
     below = torch.searchsorted(bound, ratio, side="left") + torch.searchsorted(bound, ratio, side="right")
-    return below / (2 * max(len(bound), 1)), enough
+    return below.to(torch.float64) / (2 * max(len(bound), 1)), enough
 
 
 def fitted_offline_a(p_in: Tensor, p_out: Tensor, rows: Tensor) -> float:

@@ -15,7 +15,15 @@ from kernelmem.memorization.membership.equivalence import auc_over_targets
 from kernelmem.memorization.membership.lira import separation
 from kernelmem.memorization.membership.rates import roc
 from kernelmem.memorization.membership.result import Membership
-from kernelmem.memorization.membership.signals import ATTACKS, Attack, MembershipOptions, Signals, Target, as_signals
+from kernelmem.memorization.membership.signals import (
+    ATTACKS,
+    Attack,
+    MembershipOptions,
+    Signals,
+    Target,
+    as_signals,
+    check_targets,
+)
 from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.statistics import Interval, clopper_pearson, mean_interval
 
@@ -67,8 +75,8 @@ def membership(
     signals = as_signals(shadows, target, options, seeds["attack"])
     m = shadows.n_models
     models = list(range(m))
-    _check_targets(signals)
-    attacks = available_attacks(signals, options) if attack == "best" else [attack]
+    check_targets(signals)
+    attacks: list[Attack] = available_attacks(signals, options) if attack == "best" else [attack]
     n_runs = (len(attacks) + 1) * m + 2
     report, done = as_progress(progress, "attacking models", "model"), 0
 
@@ -87,11 +95,8 @@ def membership(
     of_shadows = {name: run(signals, models, name) for name in attacks}
     judges = models[::2] if target is None else models
     if attack == "best":
-        aucs = {
-            name: _auc(scores[judges], signals.masks[judges], options.level).value
-            for name, (scores, _) in of_shadows.items()
-        }
-        chosen = max(aucs, key=lambda name: aucs[name])
+        aucs = [_auc(of_shadows[name][0][judges], signals.masks[judges], options.level).value for name in attacks]
+        chosen = attacks[aucs.index(max(aucs))]
         targets = models[1::2] if target is None else [m]
     else:
         chosen, targets = attacks[0], models if target is None else [m]
@@ -108,7 +113,7 @@ def membership(
             expected=f"at most {LARGEST_SHARE_WITHOUT_SHADOWS:.0%} of them",
             hint='train more shadow models, or with sampling="balanced"',
         )
-    permuted = _permuted(signals, m, target is None, seeds["permuted"])
+    permuted = _permuted(signals, seeds["permuted"])
     null_scores, _ = run(permuted, targets, chosen)
     members, null_members = signals.masks[targets], permuted.masks[targets]
     report(n_runs, n_runs)
@@ -147,36 +152,27 @@ def available_attacks(signals: Signals, options: MembershipOptions) -> list[Atta
 def used_models(signals: Signals, k: int, m: int, generator: torch.Generator) -> Tensor:
     """Return the shadow models (M, n) that may be used against model k.
 
-    All of the ensemble but k; if k is one of an ensemble with equally many models per row, also without one model of the
-    other kind for each row.
+    All of the ensemble but k; if every row is in equally many models of the ensemble and the target, also without one model
+    of the other kind for each row.
     """
     masks = signals.masks
     used = torch.zeros_like(masks)
     used[:m] = True
     used[k] = False
-    counts = masks[:m].sum(0)
-    if k < m and bool((counts == counts[0]).all()):
+    counts = masks[: max(m, k + 1)].sum(0)
+    if bool((counts == counts[0]).all()):
         other_kind = used & (masks != masks[k])
-        drawn = torch.rand(masks.shape, generator=generator).masked_fill(~other_kind, -1.0).argmax(0)
+        drawn = (
+            torch.rand(masks.shape, generator=generator, dtype=torch.float64).masked_fill(~other_kind, -1.0).argmax(0)
+        )
         used[drawn, torch.arange(masks.shape[1])] = False
     return used
 
 
-def _check_targets(signals: Signals) -> None:
-    size = signals.masks.sum(1)
-    wrong = ((size == 0) | (size == signals.masks.shape[1])).nonzero()[:, 0].tolist()
-    if wrong:
-        raise InputError(
-            f"models {', '.join(map(str, wrong[:10]))} trained on all or none of the rows",
-            expected="models trained on some of the rows",
-            hint="leave these models out with shadows.select(models)",
-        )
-
-
-def _permuted(signals: Signals, m: int, among_shadows: bool, seed: int) -> Signals:
+def _permuted(signals: Signals, seed: int) -> Signals:
     """Return signals in which the memberships of each row are permuted among the models."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(signals.masks.shape, generator=generator).argsort(0)
+    order = torch.rand(signals.masks.shape, generator=generator, dtype=torch.float64).argsort(0)
     return replace(signals, masks=signals.masks.gather(0, order))
 
 
@@ -194,11 +190,11 @@ def _accuracy(
     if shadow_scores is not None:
         threshold = best_threshold(shadow_scores.numpy(), shadow_members.numpy())
         hits = _above(scores, threshold)[0]
-        parts = [
+        tpr, tnr = (
             clopper_pearson(round(float(hit.sum())), len(hit), level=1 - (1 - level) / 2)
             for hit in (hits[members[0]], 1 - hits[~members[0]])
-        ]
-        return Interval(*((getattr(parts[0], f) + getattr(parts[1], f)) / 2 for f in ("value", "low", "high")), level)
+        )
+        return Interval((tpr.value + tnr.value) / 2, (tpr.low + tnr.low) / 2, (tpr.high + tnr.high) / 2, level)
     accuracies = torch.empty(len(scores), dtype=torch.float64)
     for half in range(2):
         other = slice(1 - half, None, 2)

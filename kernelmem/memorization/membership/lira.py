@@ -1,7 +1,7 @@
 """Likelihood-ratio attack (LiRA): Gaussian or Student-t distributions of a statistic with and without each row."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ SMALLEST_VARIANCE = 1e-8  # relative to the pooled variance: models that agree t
 
 
 class Moments(NamedTuple):
-    """Number of models, mean, and sum of squared residuals of one side of every row, each (n,)."""
+    """Number of models, mean and sum of squared residuals of one side of every row, each (n,)."""
 
-    count: Tensor
+    size: Tensor
     mean: Tensor
     squares: Tensor
 
@@ -52,7 +52,7 @@ def moments(values: Tensor, used: Tensor) -> Moments:
     count = used.sum(0)
     mean = (values * used).sum(0) / count.clamp_min(1)
     squares = ((values - mean).square() * used).sum(0)
-    return Moments(count, mean, squares)
+    return Moments(count.to(torch.float64), mean, squares)
 
 
 def predictive(side: Moments, variance: Variance) -> tuple[Predictive, Tensor]:
@@ -64,12 +64,12 @@ def predictive(side: Moments, variance: Variance) -> tuple[Predictive, Tensor]:
       ν₀ + d degrees of freedom and squared scale (ν₀ s₀² + Σ squared residuals) / (ν₀ + d) · (1 + 1 / count), d = count − 1;
       at least 1 model.
     """
-    dof = (side.count - 1).clamp_min(0).to(torch.float64)
+    dof = (side.size - 1).clamp_min(0)
     total = float(dof.sum())
     pooled = float(side.squares.sum()) / total if total else 0.0
     floor = max(SMALLEST_VARIANCE * pooled, 1e-300)
     infinite = torch.full_like(dof, torch.inf)
-    enough = side.count >= (2 if variance == "per_row" else 1)
+    enough = side.size >= (2 if variance == "per_row" else 1)
     if not total:  # no variance can be estimated
         enough = torch.zeros_like(enough)
     if variance == "per_row":
@@ -83,7 +83,7 @@ def predictive(side: Moments, variance: Variance) -> tuple[Predictive, Tensor]:
     else:
         posterior_dof = prior_dof + dof
         s2 = (prior_dof * prior_variance + side.squares) / posterior_dof
-    s2 = s2.clamp_min(floor) * (1 + 1 / side.count.clamp_min(1))
+    s2 = s2.clamp_min(floor) * (1 + 1 / side.size.clamp_min(1))
     return Predictive(side.mean, s2.sqrt(), posterior_dof), enough
 
 
@@ -105,7 +105,8 @@ def variance_prior(squares: Tensor, dof: Tensor) -> tuple[float, float]:
     excess = float(log_s2.var(ddof=1) - polygamma(1, d / 2).mean())
     if excess <= float(polygamma(1, 5e5)):
         return math.inf, pooled
-    half = math.exp(brentq(lambda u: float(polygamma(1, math.exp(u))) - excess, math.log(1e-3), math.log(1e6)))
+    log_half = brentq(lambda u: float(polygamma(1, math.exp(u))) - excess, math.log(1e-3), math.log(1e6))
+    half = math.exp(cast(float, log_half))
     half = max(half, 0.05)
     return 2 * half, math.exp(float(log_s2.mean()) + float(digamma(half)) - math.log(half))
 
@@ -149,15 +150,15 @@ def separation(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     variances, error, known = [], torch.zeros_like(values[0]), torch.ones_like(masks[0])
     total_dof = torch.zeros_like(values[0])
     for side in sides:
-        dof = (side.count - 1).clamp_min(0).to(torch.float64)
+        dof = (side.size - 1).clamp_min(0)
         prior_dof, prior_variance = variance_prior(side.squares, dof)
         if math.isinf(prior_dof):
             variances.append(torch.full_like(dof, prior_variance))
         else:
             variances.append((prior_dof * prior_variance + side.squares) / (prior_dof + dof))
-        error += 1 / side.count.clamp_min(1)
+        error += 1 / side.size.clamp_min(1)
         total_dof += dof
-        known &= (side.count > 0) & bool(dof.sum() > 0)
+        known &= (side.size > 0) & bool(dof.sum() > 0)
     spread = ((variances[0] + variances[1]) / 2).clamp_min(1e-300).sqrt()
     d = (sides[0].mean - sides[1].mean) / spread
     d = torch.where(known, d, 0.0)

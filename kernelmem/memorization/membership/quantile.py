@@ -43,7 +43,7 @@ def _features_of_other_models(signals: Signals, k: int, without_row: Tensor) -> 
     others[k] = False
     share = float(without_row[others].double().mean())
     generator = torch.Generator().manual_seed(signals.seed)
-    drawn = (torch.rand(signals.n_models, t, generator=generator) < share) & others[:, None]
+    drawn = (torch.rand(signals.n_models, t, generator=generator, dtype=torch.float64) < share) & others[:, None]
     drawn[:, drawn.sum(0) < 2] = others[:, None].expand(-1, t)[:, drawn.sum(0) < 2]
     columns = []
     for values, used in ((signals.phi, without_row), (signals.test_phi, drawn)):

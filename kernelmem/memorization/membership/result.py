@@ -77,9 +77,8 @@ class Membership(Result):
     @property
     def advantage(self) -> Interval:
         """TPR − FPR at the threshold of ``accuracy``, 2 · accuracy − 1 (Yeom et al. 2018)."""
-        return Interval(
-            *(2 * v - 1 for v in (self.accuracy.value, self.accuracy.low, self.accuracy.high)), self.accuracy.level
-        )
+        a = self.accuracy
+        return Interval(2 * a.value - 1, 2 * a.low - 1, 2 * a.high - 1, a.level)
 
     @property
     def record_fpr(self) -> float:

@@ -108,16 +108,18 @@ class Signals:
         return len(self.phi)
 
 
-def as_signals(shadows: ShadowEnsemble, target: Target | None, options: MembershipOptions, seed: int) -> Signals:
+def as_signals(
+    shadows: ShadowEnsemble, target: Target | None, options: MembershipOptions, seed: int, *, smallest: int = 2
+) -> Signals:
     """Check the shadow models and the target, and compute the statistics of all of them.
 
     Raises:
-        InputError: arrays of shapes that do not fit, outputs that are not finite, fewer than 2 models.
+        InputError: arrays of shapes that do not fit, outputs that are not finite, fewer models than ``smallest``.
     """
     check_instance(shadows, "shadows", ShadowEnsemble)
     check_instance(options, "options", MembershipOptions)
     labels, test_labels = shadows.labels, shadows.test_labels
-    m, n = check_outputs(shadows.logits, shadows.masks, labels, "shadows")
+    m, n = check_outputs(shadows.logits, shadows.masks, labels, smallest)
     t = int(shadows.test_logits.shape[1])
     is_real = labels.is_floating_point()
     statistic = options.statistic or ("log_likelihood" if is_real else "logit")
@@ -149,26 +151,26 @@ def as_signals(shadows: ShadowEnsemble, target: Target | None, options: Membersh
     return signals
 
 
-def check_outputs(logits: Tensor, masks: Tensor, labels: Tensor, name: str) -> tuple[int, int]:
+def check_outputs(logits: Tensor, masks: Tensor, labels: Tensor, smallest: int) -> tuple[int, int]:
     """Return (m, n) of outputs (m, n, C), masks (m, n) and labels (n,) or (n, C) that fit together.
 
     Raises:
-        InputError: they do not, or there are fewer than 2 models or rows, or one output only.
+        InputError: they do not, or there are fewer models than ``smallest``, fewer than 2 rows, or one output only.
     """
     m, n = (int(size) for size in masks.shape) if masks.ndim == 2 else (0, 0)
     real = labels.is_floating_point()
     fits = masks.dtype == torch.bool and logits.ndim == 3 and tuple(logits.shape[:2]) == (m, n)
     fits = fits and tuple(labels.shape) == ((n, logits.shape[2]) if real else (n,))
-    if not fits or m < 2 or n < 2 or (logits.shape[2] < 2 and not real):
+    if not fits or m < smallest or n < 2 or (logits.shape[2] < 2 and not real):
         raise InputError(
-            f"{name} with masks of shape {tuple(masks.shape)}, logits of shape {tuple(logits.shape)} and labels of shape"
+            f"shadows with masks of shape {tuple(masks.shape)}, logits of shape {tuple(logits.shape)} and labels of shape"
             f" {tuple(labels.shape)}",
-            expected="masks (m, n) of bool, logits (m, n, C), labels (n,); m, n and C at least 2",
+            expected=f"masks (m, n) of bool, logits (m, n, C), labels (n,); m at least {smallest}, n and C at least 2",
             hint="for a binary model with one logit z pass the two logits (0, z)",
         )
     if not real and bool(((labels < 0) | (labels >= logits.shape[2])).any()):
         raise InputError(
-            f"{name} with labels {int(labels.min())}..{int(labels.max())} and {logits.shape[2]} outputs",
+            f"shadows with labels {int(labels.min())}..{int(labels.max())} and {logits.shape[2]} outputs",
             expected=f"labels in 0..{logits.shape[2] - 1}",
             hint="number the classes from 0 in the order of the outputs",
         )
@@ -247,3 +249,19 @@ def _check_finite(signals: Signals, m: int) -> None:
                 expected="finite outputs",
                 hint="a model that diverged: leave it out with shadows.select(models)",
             )
+
+
+def check_targets(signals: Signals) -> None:
+    """Check that every model was trained on some rows and not on others.
+
+    Raises:
+        InputError: a model was trained on all or none of the rows.
+    """
+    size = signals.masks.sum(1)
+    wrong = ((size == 0) | (size == signals.masks.shape[1])).nonzero()[:, 0].tolist()
+    if wrong:
+        raise InputError(
+            f"models {', '.join(map(str, wrong[:10]))} trained on all or none of the rows",
+            expected="models trained on some of the rows",
+            hint="leave these models out with shadows.select(models)",
+        )
