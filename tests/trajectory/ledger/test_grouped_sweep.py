@@ -85,13 +85,13 @@ def test_the_first_of_two_steps_keeps_acting_under_momentum(tmp_path):
 
 
 def test_groups_with_names_targets_and_buffers(tmp_path):
-    x, y = digits(64)
+    x, y = digits(32)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 10)).double()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y, steps=3)
     names = ["even" if int(label) % 2 == 0 else "odd" for label in y]
-    own = ledger(run, model, x[:4], labels=y[:4], target="margin", by=names)
-    whole = ledger(run, model, x[:4], labels=y[:4], target="margin")
+    own = ledger(run, model, x[:2], labels=y[:2], target="margin", by=names)
+    whole = ledger(run, model, x[:2], labels=y[:2], target="margin")
     assert set(own.sources) == {"even", "odd"}
     index = torch.tensor([own.sources.index(name) for name in names])
     assert float((own.contributions - whole.by_group(index)).abs().max()) <= 1e-11

@@ -214,13 +214,13 @@ def test_thinning_is_labelled_and_its_error_is_not_understated(tmp_path):
     x, y = digits(64)
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    run = record(tmp_path / "run", model, optimizer, x, y, batch=64, steps=40)
+    run = record(tmp_path / "run", model, optimizer, x, y, batch=64, steps=28)
     for weighting in ("mean", "length"):
-        exact = path_kernel(run, model, x[:20], options=PathKernelOptions(weighting=weighting))
+        exact = path_kernel(run, model, x[:8], options=PathKernelOptions(weighting=weighting))
         assert exact.thinning_error == 0.0
         assert "all steps" in str(exact)
         for every in (2, 3, 7):
-            own = path_kernel(run, model, x[:20], options=PathKernelOptions(stride=every, weighting=weighting))
+            own = path_kernel(run, model, x[:8], options=PathKernelOptions(stride=every, weighting=weighting))
             error = float((own.values - exact.values).norm() / exact.values.norm())
             assert error <= own.error < 200 * error
             assert own.evaluations < exact.evaluations
