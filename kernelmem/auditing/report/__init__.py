@@ -1,11 +1,17 @@
-"""The report: one static HTML page without scripts that opens offline.
+"""The report: one static HTML page without scripts that opens offline, and the summary for terminals.
 
-- ``page``: :func:`render`, and the formats of its numbers;
-- ``templates/``: the HTML and its style sheet;
-- ``figures``: its drawings;
-- ``thumbnails``: rows of image data as PNG.
+- ``page``: :func:`render_page`, the page from document and row table; its templates and style sheet are in ``templates/``;
+- ``summary``: :func:`summary`, the text for terminals;
+- ``wording``: the sentences that both share;
+- ``formats``: numbers, shares, intervals and p-values as text;
+- ``figures``, ``svg``: the drawings;
+- ``thumbnails``: rows of image data as PNG;
+- ``version_2``: page of the previous schema.
 """
 
-from kernelmem.auditing.report.figures import distribution_figure as distribution_figure
-from kernelmem.auditing.report.page import render as render
+from kernelmem.auditing.report.figures import plot_scores as plot_scores
+from kernelmem.auditing.report.page import render_page as render_page
+from kernelmem.auditing.report.summary import summary as summary
 from kernelmem.auditing.report.thumbnails import png_data_uri as png_data_uri
+from kernelmem.auditing.report.version_2.figures import distribution_figure as distribution_figure
+from kernelmem.auditing.report.version_2.page import render as render

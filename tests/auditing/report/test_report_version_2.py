@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kernelmem.auditing.report import distribution_figure, figures, render
+from kernelmem.auditing.report import distribution_figure, render
+from kernelmem.auditing.report.version_2 import figures
 from kernelmem.auditing.result import Audit
 from kernelmem.core.errors import InputError
 from kernelmem.plotting.style import style

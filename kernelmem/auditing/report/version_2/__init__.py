@@ -1,0 +1,1 @@
+"""Page of audit.json of schema version 2."""
