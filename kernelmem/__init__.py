@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from kernelmem.memorization import ShadowOptions as ShadowOptions
     from kernelmem.memorization import TrainingHistory as TrainingHistory
     from kernelmem.memorization import estimate_label_noise as estimate_label_noise
+    from kernelmem.memorization import exposure as exposure
     from kernelmem.memorization import find_label_issues as find_label_issues
     from kernelmem.memorization import lds as lds
     from kernelmem.memorization import shadow_ensemble as shadow_ensemble
@@ -99,7 +100,7 @@ _NAMES = {
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
     "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ShadowEnsemble "
-    "ShadowOptions TrainingHistory estimate_label_noise find_label_issues lds shadow_ensemble "
+    "ShadowOptions TrainingHistory estimate_label_noise exposure find_label_issues lds shadow_ensemble "
     "to_pred_probs training_history",
     "memorization.membership": "Membership MembershipOptions blind_baseline membership",
     "recording": "FitOptions Recorder Run fit logits",

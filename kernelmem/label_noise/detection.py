@@ -117,7 +117,7 @@ def _check_scores_and_flags(score: ArrayLike, flipped: ArrayLike) -> tuple[np.nd
         InputError: shapes differ, a flag is not 0 or 1, or all or no rows are flipped.
     """
     scores = as_tensor(score, "score", dtype=torch.float64).cpu().numpy()
-    flags = as_tensor(flipped, "flipped").cpu().numpy()
+    flags = as_tensor(flipped, "flipped", dtype=torch.float64).cpu().numpy()
     if scores.ndim != 1 or flags.shape != scores.shape:
         raise InputError(
             f"score of shape {scores.shape} and flipped of shape {flags.shape}",

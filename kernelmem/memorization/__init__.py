@@ -13,6 +13,13 @@
 
 from kernelmem.memorization.attribution import LDS as LDS
 from kernelmem.memorization.attribution import lds as lds
+from kernelmem.memorization.canaries import CanaryCoverage as CanaryCoverage
+from kernelmem.memorization.canaries import Exposure as Exposure
+from kernelmem.memorization.canaries import PrivacyBound as PrivacyBound
+from kernelmem.memorization.canaries import canary_coverage as canary_coverage
+from kernelmem.memorization.canaries import exposure as exposure
+from kernelmem.memorization.canaries import one_run_bound as one_run_bound
+from kernelmem.memorization.canaries import split_bound as split_bound
 from kernelmem.memorization.leave_one_out import LabelIssues as LabelIssues
 from kernelmem.memorization.leave_one_out import LabelNoiseEstimate as LabelNoiseEstimate
 from kernelmem.memorization.leave_one_out import estimate_label_noise as estimate_label_noise

@@ -131,7 +131,7 @@ def _check(scores: ArrayLike, flags: ArrayLike) -> tuple[np.ndarray, np.ndarray]
         InputError: shapes differ, a flag is not 0 or 1, or all or none are flagged.
     """
     x = as_tensor(scores, "scores", dtype=torch.float64).cpu().numpy()
-    flagged = as_tensor(flags, "flags").cpu().numpy()
+    flagged = as_tensor(flags, "flags", dtype=torch.float64).cpu().numpy()
     if x.ndim != 1 or flagged.shape != x.shape:
         raise InputError(
             f"scores of shape {x.shape} and flags of shape {flagged.shape}",

@@ -17,6 +17,7 @@ import kernelmem as km
 from kernelmem.testing.strategies import KINDS, Junk, arrays, defects
 from tests.border import (
     calls_attribution,
+    calls_canaries,
     calls_descent,
     calls_kernels,
     calls_membership,
@@ -29,6 +30,7 @@ from tests.profiles import examples
 
 TABLES = (
     calls_attribution,
+    calls_canaries,
     calls_kernels,
     calls_runs,
     calls_descent,

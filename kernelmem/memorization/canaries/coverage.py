@@ -1,5 +1,6 @@
 """Canary coverage: how often each planted example received loss in a training."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +17,7 @@ from kernelmem.recording import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-IGNORED = -100  # target that torch's losses leave out by default
+IGNORED = -100  # target that torch's losses leave out by default; the name of a recorded loss states another one
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,8 +65,8 @@ def canary_coverage(
 
     Args:
         training: a recorded run, where an example counts if its loss weight and the scale of the step are not 0 and its
-            target, at its first appearance, is not only −100 (which torch's losses ignore); or the index vectors of all
-            batches, one per step; or a mapping from row to the number of times that it was trained on.
+            target, at its first appearance, is not only the one that the loss ignores (−100 in torch); or the index vectors of
+            all batches, one per step; or a mapping from row to the number of times that it was trained on.
         canaries: for each of k canaries the index of its training row, or the indices of all rows that hold it (an empty list
             for a canary that was not planted).
 
@@ -119,16 +120,17 @@ def _counts(training: Sequence[ArrayLike] | Mapping[int, int], canary_of_row: Ma
         }
         return {row: counts.get(row, 0) for row in canary_of_row}
     found = dict.fromkeys(canary_of_row, 0)
-    wanted = np.array(list(canary_of_row), dtype=np.int64)
+    wanted = torch.tensor(list(canary_of_row), dtype=torch.int64)
     for step, batch in enumerate(as_list(training, "training")):
-        indices = as_tensor(batch, f"training[{step}]").cpu().numpy()
-        if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0)):
+        indices = as_tensor(batch, f"training[{step}]").cpu()
+        is_whole = not (indices.is_floating_point() or indices.dtype is torch.bool)
+        if indices.ndim != 1 or (len(indices) and (not is_whole or int(indices.min()) < 0)):
             raise InputError(
                 f"training[{step}]={describe(batch)}",
                 expected="the row indices of the batch of this step, a vector of whole numbers >= 0",
                 hint="collect the indices of every batch in a list, or pass a recorded run",
             )
-        rows, counts = np.unique(indices[np.isin(indices, wanted)], return_counts=True)
+        rows, counts = indices[torch.isin(indices, wanted)].unique(return_counts=True)
         for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
             found[row] += count
     return found
@@ -137,6 +139,8 @@ def _counts(training: Sequence[ArrayLike] | Mapping[int, int], canary_of_row: Ma
 def _counts_of_run(run: Run, canary_of_row: Mapping[int, int]) -> dict[int, int]:
     """Return the number of steps of the run in which each row of a canary received loss."""
     found, ignored = dict.fromkeys(canary_of_row, 0), dict[int, bool]()
+    stated = re.search(r'"ignore_index": (-?\d+)', run.loss)
+    ignored_target = int(stated[1]) if stated else IGNORED
     for step in run.steps:
         if step.scale == 0:
             continue
@@ -145,6 +149,6 @@ def _counts_of_run(run: Run, canary_of_row: Mapping[int, int]) -> dict[int, int]
                 continue
             if row not in ignored:
                 target = run.batch(step.index)[1][place]
-                ignored[row] = not target.is_floating_point() and bool((target == IGNORED).all())
+                ignored[row] = not target.is_floating_point() and bool((target == ignored_target).all())
             found[row] += not ignored[row]
     return found

@@ -103,7 +103,7 @@ def _check(scores: ArrayLike, included: ArrayLike) -> tuple[np.ndarray, np.ndarr
     from scipy.stats import binomtest  # slow to import
 
     x = as_tensor(scores, "scores", dtype=torch.float64).cpu().numpy()
-    coins = as_tensor(included, "included").cpu().numpy()
+    coins = as_tensor(included, "included", dtype=torch.float64).cpu().numpy()
     if x.ndim != 1 or coins.shape != x.shape or len(x) < MIN_CANARIES:
         raise InputError(
             f"scores of shape {x.shape} and included of shape {coins.shape}",
