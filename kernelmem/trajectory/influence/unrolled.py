@@ -42,6 +42,7 @@ class OptimizerTrace:
     counts: Sequence[dict[str, int]]
     states: Sequence[dict[str, Tensors]]
     clipped: Sequence[bool]  # True if the gradient factor of a step depends on its gradient
+    norms: Sequence[float]  # of the gradients after clipping
 
 
 def trace_states(
@@ -68,7 +69,7 @@ def trace_states(
             filters[name].forward(gradient[name], program.states[t][name].double(), options)
         advance(1)
     scales = [step.scale for step in program.steps]
-    return OptimizerTrace(counts, states, _find_clipped_steps(scales, norms, clip))
+    return OptimizerTrace(counts, states, _find_clipped_steps(scales, norms, clip), norms)
 
 
 def unroll(
