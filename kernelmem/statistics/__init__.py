@@ -3,6 +3,7 @@
 - ``intervals``: :class:`Interval`; :func:`clopper_pearson` of a proportion and :func:`mean_interval` of a mean;
 - ``auroc``: area under the ROC curve, its standard error and its interval;
 - ``correlation``: Spearman's correlation with its interval, reliability, correction for attenuation;
+- ``column_ranks``: rank correlations of many columns at once;
 - ``multiplicity``: p-values adjusted for several tests.
 """
 
@@ -10,6 +11,8 @@ from kernelmem.statistics.auroc import auroc as auroc
 from kernelmem.statistics.auroc import auroc_from_midranks as auroc_from_midranks
 from kernelmem.statistics.auroc import auroc_interval as auroc_interval
 from kernelmem.statistics.auroc import auroc_standard_error as auroc_standard_error
+from kernelmem.statistics.column_ranks import centered_ranks as centered_ranks
+from kernelmem.statistics.column_ranks import column_correlations as column_correlations
 from kernelmem.statistics.correlation import attenuation_corrected as attenuation_corrected
 from kernelmem.statistics.correlation import spearman as spearman
 from kernelmem.statistics.correlation import spearman_brown as spearman_brown

@@ -16,6 +16,7 @@ from kernelmem.trajectory.influence.influence import Influence as Influence
 from kernelmem.trajectory.influence.influence import InfluenceOptions as InfluenceOptions
 from kernelmem.trajectory.influence.influence import influence as influence
 from kernelmem.trajectory.influence.influence import self_influence as self_influence
+from kernelmem.trajectory.influence.replay_check import ReplayCheck as ReplayCheck
 from kernelmem.trajectory.integration.quadrature import Quadrature as Quadrature
 from kernelmem.trajectory.integration.quadrature import gauss_legendre as gauss_legendre
 from kernelmem.trajectory.ledger.ledger import Ledger as Ledger

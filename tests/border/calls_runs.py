@@ -165,7 +165,12 @@ CALLS = {
         ),
         examples=FEW,
     ),
-    "InfluenceOptions": Call(km.InfluenceOptions, lambda: {"data": None, "clip": None, "chunk": None}),
+    "InfluenceOptions": Call(km.InfluenceOptions, lambda: {"data": None, "clip": None, "chunk": None, "replays": 8}),
+    "Influence.check": Call(
+        lambda **arguments: influence().check(**arguments),
+        lambda: of_run(options=km.InfluenceOptions(replays=3)) | targets(),
+        examples=0.2,
+    ),
     "Influence.top": Call(lambda **arguments: influence().top(**arguments), lambda: {"row": 0, "output": 0, "n": 2}),
     "path_kernel": Call(
         km.path_kernel,

@@ -21,7 +21,7 @@ from kernelmem.memorization.attribution.subset_outcomes import (
 )
 from kernelmem.memorization.output_statistics import Statistic
 from kernelmem.memorization.shadows import ShadowEnsemble
-from kernelmem.statistics import Interval, as_level, mean_interval, spearman_brown
+from kernelmem.statistics import Interval, as_level, centered_ranks, column_correlations, mean_interval, spearman_brown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,8 +280,8 @@ def _scores_with_jackknife(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores per row (a, t), and scores (a, g, t) and ceilings (g,) without each of g groups of subsets."""
     S = len(outcomes.masks)
-    measured_ranks = _centered_ranks(outcomes.values)
-    per_row = torch.stack([_rank_correlations(measured_ranks, _centered_ranks(p)) for p in predictions])
+    measured_ranks = centered_ranks(outcomes.values)
+    per_row = torch.stack([column_correlations(measured_ranks, centered_ranks(p)) for p in predictions])
     per_row[:, ~varying] = torch.nan
     groups = torch.randperm(S, generator=generator).chunk(min(S, MAX_JACKKNIFE_GROUPS))
     replicates = torch.full((len(predictions), len(groups), len(varying)), torch.nan, dtype=torch.float64)
@@ -289,10 +289,10 @@ def _scores_with_jackknife(
     for g, group in enumerate(groups):
         kept = torch.ones(S, dtype=torch.bool)
         kept[group] = False
-        measured_ranks = _centered_ranks(outcomes.values[kept][:, varying])
+        measured_ranks = centered_ranks(outcomes.values[kept][:, varying])
         for a, prediction in enumerate(predictions):
-            ranks = _centered_ranks(prediction[kept][:, varying])
-            replicates[a, g, varying] = _rank_correlations(measured_ranks, ranks)
+            ranks = centered_ranks(prediction[kept][:, varying])
+            replicates[a, g, varying] = column_correlations(measured_ranks, ranks)
         _, ceilings[g] = _ceiling(outcomes.repeats[:, kept][:, :, varying], outcomes.models_per_subset)
     return per_row, replicates, ceilings
 
@@ -306,11 +306,11 @@ def _null(
 ) -> Tensor:
     """Return the mean scores (a, p) of predictions for masks whose training rows are permuted."""
     null = torch.empty(len(predictors), n_permutations, dtype=torch.float64)
-    measured_ranks = _centered_ranks(outcomes.values[:, varying])
+    measured_ranks = centered_ranks(outcomes.values[:, varying])
     for p in range(n_permutations):
         masks = outcomes.masks[:, torch.randperm(outcomes.masks.shape[1], generator=generator)]
         for a, predict in enumerate(predictors.values()):
-            null[a, p] = _rank_correlations(measured_ranks, _centered_ranks(predict(masks)[:, varying])).mean()
+            null[a, p] = column_correlations(measured_ranks, centered_ranks(predict(masks)[:, varying])).mean()
     return null
 
 
@@ -322,24 +322,10 @@ def _ceiling(repeats: Tensor, models_per_subset: float) -> tuple[float, float]:
     R = len(repeats)
     if R < 2:
         return math.nan, math.nan
-    ranks = [_centered_ranks(values) for values in repeats]
-    pairs = [float(_rank_correlations(ranks[a], ranks[b]).mean()) for a in range(R) for b in range(a)]
+    ranks = [centered_ranks(values) for values in repeats]
+    pairs = [float(column_correlations(ranks[a], ranks[b]).mean()) for a in range(R) for b in range(a)]
     reliability = spearman_brown(max(-1.0, min(1.0, sum(pairs) / len(pairs))), factor=models_per_subset)
     return reliability, math.sqrt(max(0.0, reliability))
-
-
-def _centered_ranks(values: Tensor) -> Tensor:
-    """Return midranks over the first axis minus their mean, for each column of (S, t)."""
-    columns = values.T.contiguous()
-    ordered = columns.sort(1).values
-    n_smaller, n_up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
-    return (n_smaller + n_up_to - len(values)).T.to(torch.float64) / 2
-
-
-def _rank_correlations(a: Tensor, b: Tensor) -> Tensor:
-    """Return the correlations (t,) of centered ranks (S, t) over S; 0 if one of the two is constant."""
-    norm = (a.square().sum(0) * b.square().sum(0)).sqrt()
-    return torch.where(norm > 0, (a * b).sum(0) / norm.clamp_min(1e-300), 0.0).clamp(-1, 1)
 
 
 def _standard_error(per_row: Tensor, replicates: Tensor) -> float:

@@ -15,7 +15,8 @@ order, inputs, hyper-parameters, loss weights, dropout masks, and all other buff
 Source: Hara, Nitanda and Maehara 2019.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from textwrap import fill
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_count, check_choice, check_instance
+from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import Progress
 from kernelmem.core.result_files import Result
@@ -34,6 +36,8 @@ from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_row_and_output, number_of_examples, step_counter
 from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin
 from kernelmem.trajectory.influence.finite_difference import check_influences, random_directions
+from kernelmem.trajectory.influence.replay_check import ReplayCheck, check_by_replays
+from kernelmem.trajectory.influence.replayed import Replay
 from kernelmem.trajectory.influence.training_program import TrainingProgram, load_program
 from kernelmem.trajectory.influence.unrolled import CLIPS, OptimizerTrace, trace_states, unroll
 from kernelmem.trajectory.network.shared_passes import with_separate_passes_if_needed
@@ -42,6 +46,7 @@ from kernelmem.trajectory.targets import TargetFunctions, TargetLike, as_target_
 if TYPE_CHECKING:
     import pandas as pd
 
+MIN_REPLAYS, MAX_REPLAYS = 3, 1000
 Method = Literal["unrolled", "tracin", "last"]
 QUESTIONS: dict[str, str] = {
     "unrolled": "exact derivative of the recorded training with respect to an example's weight: what would change if it"
@@ -60,7 +65,8 @@ class Influence(Result):
     names: tuple[str, ...]  # names of the k functions
     method: str  # "unrolled", or a baseline: "tracin", "last"
     tape: str = ""  # hash of the recorded run
-    check: float | None = None  # relative error against a finite difference of the training; None: a baseline
+    derivative_error: float | None = None  # relative, against a finite difference of the training; None: a baseline
+    replays: ReplayCheck | None = None  # agreement with replays without examples; None: not computed, or a baseline
 
     shapes: ClassVar[Mapping[str, str]] = {"influence": "mnk", "names": "k"}
 
@@ -68,9 +74,15 @@ class Influence(Result):
     def leave_one_out(self) -> Tensor:
         """Change of φ without the example, to first order: −influence, (m, n, k).
 
-        Leaving an example out is a large step: ranks are more reliable than sizes.
+        Leaving an example out is a large step, and a training that is not smooth does not follow its derivative at all:
+        ``replays`` says how well it does (:attr:`trusted`).
         """
         return -self.influence
+
+    @property
+    def trusted(self) -> bool | None:
+        """True if replays without examples agree with the influences (:class:`ReplayCheck`); None: not computed."""
+        return None if self.replays is None else self.replays.trusted
 
     @property
     def question(self) -> str:
@@ -108,13 +120,57 @@ class Influence(Result):
                 fill(self.question, 80),
                 *(
                     []
-                    if self.check is None
+                    if self.derivative_error is None
                     else [
-                        f"finite difference of the training along a random direction: relative error {self.check:.1g}"
+                        "finite difference of the training along a random direction: relative error"
+                        f" {self.derivative_error:.1g}"
                     ]
                 ),
+                *([] if self.replays is None else [str(self.replays)]),
             ]
         )
+
+    @exclusive()
+    @with_separate_passes_if_needed
+    def check(
+        self,
+        run: Run,
+        model: nn.Module,
+        x: Batch,
+        *,
+        target: TargetLike = None,
+        labels: ArrayLike | None = None,
+        loss: Loss | None = None,
+        forward: Forward | None = None,
+        options: "InfluenceOptions | None" = None,
+        progress: Progress = None,
+    ) -> ReplayCheck:
+        """Replay the recorded training without examples, and compare the changes of the outputs with these influences.
+
+        Arguments are those of the call of :func:`influence` that gave this result; ``options.replays`` (32 if no options
+        are passed) is the number of replays of each kind. Baselines can be checked too; their sizes have no unit.
+
+        Raises:
+            InputError: another run, other rows or another target than those of the influences, or fewer than three replays.
+
+        Cost: 2 · replays + 1 times a gradient of every batch.
+        """
+        options = InfluenceOptions(replays=32) if options is None else options
+        check_instance(options, "options", InfluenceOptions)
+        as_count(options.replays, "replays", minimum=MIN_REPLAYS)
+        rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
+        program = load_program(run, model, rows, loss=loss, forward=forward)
+        target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
+        found = (program.tape, rows.n, target_functions.names)
+        if found != (self.tape, len(self.influence), self.names):
+            raise InputError(
+                f"run, rows and target {found} for influences of {(self.tape, len(self.influence), self.names)}",
+                expected="the run, the rows and the target that the influences were computed for",
+                hint="pass the arguments of the call of km.influence",
+            )
+        advance = step_counter(progress, "replays", (2 * options.replays + 1) * len(program))
+        replay = Replay(program, rows, target_functions, clip=options.clip)
+        return check_by_replays(replay, self.influence, options.replays, advance)
 
 
 @dataclass(frozen=True)
@@ -134,11 +190,21 @@ class InfluenceOptions:
     otherwise."""
     chunk: int | None = None
     """Number of rows that are carried back together; None: all rows."""
+    replays: int = 8
+    """Number of replays without one example, and as many without half of the examples, which are compared with the
+    influences; 0: no comparison, otherwise 3 to 1000. Baselines are compared by :meth:`Influence.check` only, and
+    :func:`self_influence`, which returns a tensor, is not compared."""
 
     def __post_init__(self) -> None:
         check_choice(self.clip, "clip", CLIPS, hint="leave clip out")
         if self.chunk is not None:
             as_count(self.chunk, "chunk")
+        if as_count(self.replays, "replays", minimum=0, maximum=MAX_REPLAYS) in range(1, MIN_REPLAYS):
+            raise InputError(
+                f"replays={self.replays}",
+                expected=f"0, or at least {MIN_REPLAYS}: fewer have no rank correlation",
+                hint="leave replays out, or pass replays=0 for no comparison",
+            )
 
 
 @exclusive()
@@ -181,9 +247,14 @@ def influence(
         UnsupportedModelError, VerificationError: an operation without a second derivative; rows that are mixed in
             eval mode; influences that differ from a finite difference of the training along a random direction.
 
+    The derivative is exact, and says nothing of finite changes if the training is not smooth: with large learning rates or
+    Adam's small eps, kinks and curvature turn a small change of weights into a large one. The result is therefore compared
+    with replays of the training without examples (``result.replays``, ``result.trusted``; more by :meth:`Influence.check`).
+
     Cost: with D = m·k directions, T · D Hessian-vector products of a batch (each about two gradients of it), and for each
     chunk of rows a gradient of every batch; memory D·P numbers per chunk for the weights and for each tensor of the
-    optimizer's state, and T·P for the run itself and for each of these. Never n·P.
+    optimizer's state, and T·P for the run itself and for each of these. Never n·P. The replays add 17 gradients of every
+    batch (``options.replays``).
 
     Source: Hara, Nitanda and Maehara 2019; state of adaptive optimizers and clipping: derived here.
     """
@@ -195,11 +266,18 @@ def influence(
     n = number_of_examples(options.data, program.n_recorded)
     values = torch.empty(rows.n, n, len(target_functions.names), dtype=torch.float64)
     check: float | None = None
+    n_replays = options.replays if method == "unrolled" else 0
+    n_sweeps = _n_sweeps(method, rows.n, options) + (2 * n_replays + 1 if n_replays else 0)
+    advance = step_counter(progress, "influence", n_sweeps * len(program))
     for row_indices, influence_block, error in _influence_by_chunk(
-        program, rows, target_functions, n, method, options, progress
+        program, rows, target_functions, n, method, options, advance
     ):
         values[row_indices], check = influence_block, error
-    return Influence(values, target_functions.names, method, program.tape, check)
+    replays = None
+    if n_replays:
+        replay = Replay(program, rows, target_functions, clip=options.clip)
+        replays = check_by_replays(replay, values, options.replays, advance)
+    return Influence(values, target_functions.names, method, program.tape, check, replays)
 
 
 @exclusive()
@@ -232,11 +310,18 @@ def self_influence(
     target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples((rows, range(rows.n)), program.n_recorded)
     values = torch.empty(n, len(target_functions.names), dtype=torch.float64)
+    advance = step_counter(progress, "influence", _n_sweeps(method, rows.n, options) * len(program))
     for row_indices, influence_block, _ in _influence_by_chunk(
-        program, rows, target_functions, n, method, options, progress
+        program, rows, target_functions, n, method, options, advance
     ):
         values[row_indices] = influence_block[torch.arange(len(row_indices)), row_indices]
     return values
+
+
+def _n_sweeps(method: str, n_rows: int, options: InfluenceOptions) -> int:
+    """Return how many times :func:`_influence_by_chunk` goes through the steps of the run."""
+    n_chunks = math.ceil(n_rows / (options.chunk or n_rows))
+    return {"unrolled": 2 + n_chunks, "tracin": n_chunks, "last": 0}[method]
 
 
 def _influence_by_chunk(
@@ -246,15 +331,13 @@ def _influence_by_chunk(
     n: int,
     method: str,
     options: InfluenceOptions,
-    progress: Progress,
+    advance: Callable[[int], None],
 ) -> Iterator[tuple[Tensor, Tensor, float | None]]:
     """Yield, for each chunk of rows, their indices, the influence of n examples on k functions (rows, n, k), and the check.
 
     The check is that of the last chunk, None before: the error against a finite difference (:func:`check_influences`).
     """
     chunks = torch.arange(rows.n).split(options.chunk or rows.n)
-    sweeps = {"unrolled": 2 + len(chunks), "tracin": len(chunks), "last": 0}[method]
-    advance = step_counter(progress, "influence", sweeps * len(program))
     trace: OptimizerTrace | None = None
     if method == "unrolled":
         trace = trace_states(program, clip=options.clip, advance=advance)

@@ -10,7 +10,7 @@ from kernelmem.core.batches import Rows
 from kernelmem.recording.replay import set_modes
 from kernelmem.trajectory.influence.batch_gradient import Tensors
 from kernelmem.trajectory.influence.training_program import TrainingProgram
-from kernelmem.trajectory.influence.unrolled import TORCH_EPSILON, OptimizerTrace
+from kernelmem.trajectory.influence.unrolled import TORCH_EPSILON, OptimizerTrace, trace_states
 from kernelmem.trajectory.network.network import seeded
 from kernelmem.trajectory.targets import TargetFunctions
 
@@ -23,7 +23,7 @@ class Replay:
     """
 
     def __init__(
-        self, program: TrainingProgram, trace: OptimizerTrace, rows: Rows, target_functions: TargetFunctions
+        self, program: TrainingProgram, rows: Rows, target_functions: TargetFunctions, *, clip: str | None = None
     ) -> None:
         self.program, self.rows, self.target_functions = program, rows, target_functions
         module = program.prepared.module
@@ -33,15 +33,14 @@ class Replay:
             if isinstance(submodule, nn.modules.batchnorm._BatchNorm)
             for key in ("running_mean", "running_var")
         }
-        # clip_grad_norm_ multiplied a clipped gradient by M / (norm + 1e-6); the recorded norms are after clipping.
-        bounds = [
-            norm + TORCH_EPSILON * step.scale
-            for norm, step, clipped in zip(trace.norms, program.steps, trace.clipped, strict=True)
-            if clipped
-        ]
-        largest = max(bounds, default=math.inf)
-        remaining = iter(bounds)
-        self.bounds = [next(remaining) if clipped else largest for clipped in trace.clipped]
+        self.bounds = [math.inf] * len(program)  # largest norm of the gradient of each step
+        if any(step.scale < 1 for step in program.steps) and clip != "fixed":
+            self.bounds = _bounds(program, trace_states(program, clip=clip, advance=lambda steps: None))
+
+    def recorded_values(self) -> Tensor:
+        """Return the functions (m, k) at the last recorded weights."""
+        self.program.set_state_at(len(self.program), evaluating=None)
+        return self._values()
 
     def values(self, weights: Tensor, advance: Callable[[int], None]) -> Tensor:
         """Return k functions of m rows (m, k) after training with example weights (n,); ``advance`` counts steps.
@@ -67,8 +66,11 @@ class Replay:
             advance(1)
         self._set_buffers(len(program))
         program.prepared.module.eval()
+        return self._values()
+
+    def _values(self) -> Tensor:
         with torch.no_grad():
-            outputs = program.prepared.outputs(self.rows.slice(0, self.rows.n), self.rows.n)
+            outputs = self.program.prepared.outputs(self.rows.slice(0, self.rows.n), self.rows.n)
         return self.target_functions.values(outputs, torch.arange(self.rows.n))
 
     def _gradient(self, t: int, weights: Tensor) -> Tensors:
@@ -77,9 +79,7 @@ class Replay:
         with seeded(step.random), torch.enable_grad():
             outputs = program.prepared.outputs(batch.rows.slice(0, batch.rows.n), batch.rows.n)
             total = (batch.weights * weights[batch.examples] * program.loss(outputs, batch.targets)).sum()
-            gradients = torch.autograd.grad(
-                total, list(parameters.values()), allow_unused=True, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
         return {
             name: torch.zeros_like(g) if name in step.frozen else g
             for name, g in zip(parameters, gradients, strict=True)
@@ -91,3 +91,14 @@ class Replay:
             for name, buffer in self.program.prepared.module.named_buffers():
                 if name in self.program.states[t] and name not in self.statistics:
                     buffer.copy_(self.program.states[t][name])
+
+
+def _bounds(program: TrainingProgram, trace: OptimizerTrace) -> list[float]:
+    """Return the norm at which the gradient of each step is clipped; that of the largest clipped one for the other steps.
+
+    clip_grad_norm_ multiplied a clipped gradient by M / (norm + 1e-6), and the trace has norms after clipping.
+    """
+    bounds = {
+        t: trace.norms[t] + TORCH_EPSILON * step.scale for t, step in enumerate(program.steps) if trace.clipped[t]
+    }
+    return [bounds.get(t, max(bounds.values(), default=math.inf)) for t in range(len(program))]
