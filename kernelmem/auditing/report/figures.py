@@ -20,10 +20,13 @@ LONGEST_NAME = 28  # characters of the name of an attack
 
 
 def scores_figure(document: AuditDocument, rows: RowTable) -> Markup:
-    """Return SVG of the distribution of the ranking score over training rows, and over control rows if they have one."""
+    """Return SVG of the distribution over training rows and control rows.
+
+    It shows the negative leave-one-out margins, or, with retraining, the estimated memorization, which control rows lack.
+    """
     has_control = _has_control(document, rows)
     label = (
-        f"Histogram of the memorization score of {len(rows.score)} training rows"
+        f"Histogram of the memorization of {len(rows.score)} training rows"
         f"{f' above the axis, and of {len(rows.control_margin)} control rows below it' if has_control else ''};"
         " memorized rows are highlighted."
     )
@@ -39,14 +42,14 @@ def plot_scores(document: AuditDocument, rows: RowTable) -> Figure:
 
 
 def _has_control(document: AuditDocument, rows: RowTable) -> bool:
-    """Return True if the control rows have the same score as the training rows: the negative leave-one-out margin."""
+    """Return True if control rows have the number that is drawn for training rows: the leave-one-out margin."""
     return document.how_much.method == "kernel" and len(rows.control_margin) > 0
 
 
 def _draw_scores(axes: Axes, document: AuditDocument, rows: RowTable, narrow: bool) -> None:
     """Draw on ``axes`` histograms of the scores of training rows (up) and control rows (down), flagged rows highlighted."""
     kernel = document.how_much.method == "kernel"
-    score, has_control = _finite(rows.score), _has_control(document, rows)
+    score, has_control = _finite(-rows.loo_margin if kernel else rows.score), _has_control(document, rows)
     control = _finite(-rows.control_margin) if has_control else np.zeros(0)
     edges = bin_edges(np.concatenate([score, control]), 36 if narrow else 64)
     width, centers = edges[1] - edges[0], (edges[:-1] + edges[1:]) / 2

@@ -26,6 +26,7 @@ FILTERS = {
     "share_interval": formats.format_share_interval,
     "ends": formats.format_ends,
     "percent": formats.format_percent,
+    "sentence": wording.upper_first,
     "p_value": formats.format_p_value,
 }
 
@@ -181,10 +182,11 @@ def _control_sentence(document: AuditDocument) -> str:
     n_control, n_test = document.how_much.n_control, document.data.n_test
     attacked = {attack.n_nonmembers for attack in document.leak.attacks if attack.n_targets == 1}
     sentences = []
-    if n_control < n_test:
+    if document.how_much.method == "kernel" and n_control < n_test:
         sentences.append(
             f"The control has {formats.format_count(n_control)} of {formats.format_count(n_test)} test rows: test rows that are"
-            " also training rows, and all but one of each group of near-duplicates, are left out."
+            " also training rows, and all but one of each group of near-duplicates, are left out; of a large test set a random"
+            " part is used."
         )
     if attacked - {n_control}:
         sentences.append(
@@ -194,11 +196,16 @@ def _control_sentence(document: AuditDocument) -> str:
 
 
 def _whisker_scale(intervals: Sequence[Interval]) -> Callable[[Interval], Mapping[str, str]]:
-    """Return a function from an interval to the positions of its ends and its value, in percent of a common scale from 0."""
-    largest = 1.08 * max([interval.high for interval in intervals if math.isfinite(interval.high)] or [0.0]) or 1.0
+    """Return a function from an interval to the positions of its ends and its value, in percent of a common scale with 0."""
+    ends = [end for interval in intervals for end in (interval.low, interval.high) if math.isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    width = 1.08 * (high - low) or 1.0
+
+    def position(value: float) -> str:
+        share = (value - low) / width if math.isfinite(value) else 0.0
+        return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
     def whisker(interval: Interval) -> Mapping[str, str]:
-        ends = {"low": interval.low, "high": interval.high, "value": interval.value}
-        return {name: f"{100 * min(max(end / largest, 0.0), 1.0):.2f}%" for name, end in ends.items()}
+        return {name: position(getattr(interval, name)) for name in ("low", "high", "value")} | {"zero": position(0.0)}
 
     return whisker

@@ -25,6 +25,26 @@ METHODS = {
 }
 
 
+def lower_first(text: str) -> str:
+    """Return a sentence that continues another one.
+
+    Example:
+        >>> lower_first("Share of rows."), lower_first("AUC of all.")
+        ('share of rows.', 'AUC of all.')
+    """
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+
+
+def upper_first(text: str) -> str:
+    """Return a text that begins a sentence.
+
+    Example:
+        >>> upper_first("attacks with LiRA.")
+        'Attacks with LiRA.'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def makes_claim(document: AuditDocument) -> bool:
     """Return False if a gate failed: then no number may be presented as a finding."""
     return document.verdict.status != "no-claim" and not failed_gates(document)
@@ -45,12 +65,13 @@ def found(document: AuditDocument) -> list[str]:
         ]
     how_much = document.how_much
     share, control = format_share_interval(how_much.fraction), format_share_interval(how_much.control)
+    rows = f"{format_count(how_much.n_rows)} training rows"
     sentences = [
-        how_much.definition,
-        f"This is the case for an estimated {share} of {format_count(how_much.n_rows)} training rows."
+        f"An estimated {share} of the {rows} are memorized."
         if document.verdict.status == "memorized"
-        else f"The estimate is {share} of {format_count(how_much.n_rows)} training rows, which chance alone can explain.",
-        f"For comparison, where nothing can be memorized ({how_much.control_definition}): {control}.",
+        else f"The estimate for the {rows} is {share}, which chance alone can explain.",
+        f"This is measured: {lower_first(how_much.definition)}",
+        f"Control, where nothing can be memorized: {control}.",
     ]
     suspected = document.suspected
     if suspected.n:
@@ -70,8 +91,8 @@ def certainty(document: AuditDocument) -> list[str]:
         sentences += [
             f"Numbers in parentheses are {format_percent(level)} intervals: with new data of the same kind, such an interval"
             f" would contain the true value in about {100 * level:.0f} of 100 audits.",
-            f"If nothing were memorized, about {format_number(how_much.expected_by_chance, 2)} rows would be counted by chance;"
-            f" the probability of a count like the one found would be p {format_p_value(how_much.p_value)}.",
+            f"If nothing were memorized, a result like this would have probability p {format_p_value(how_much.p_value)}, and"
+            f" about {format_number(how_much.expected_by_chance, 2)} rows would be flagged by chance.",
             document.power.meaning,
         ]
     else:
