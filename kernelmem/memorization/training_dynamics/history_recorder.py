@@ -131,8 +131,10 @@ class HistoryRecorder:
             checkpoint.gradient_norms[rows] = norms
         if gradients is not None:
             if self._variance is None:
-                zeros = [torch.zeros(len(self.labels), gradients.shape[1], dtype=torch.float64) for _ in range(2)]
-                self._variance = _RunningVariance(*zeros, torch.zeros(len(self.labels), dtype=torch.float64))
+                n, d = len(self.labels), gradients.shape[1]
+                shapes = ((n, d), (n, d), (n,))
+                mean, squares, counts = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+                self._variance = _RunningVariance(mean, squares, counts)
             self._variance.update(rows, gradients)
 
     def history(self, *, learning_rates: ArrayLike | None = None) -> TrainingHistory:
