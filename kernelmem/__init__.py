@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from kernelmem.memorization import LabelIssues as LabelIssues
     from kernelmem.memorization import LabelNoiseEstimate as LabelNoiseEstimate
     from kernelmem.memorization import Score as Score
+    from kernelmem.memorization import ScoreTable as ScoreTable
     from kernelmem.memorization import ShadowEnsemble as ShadowEnsemble
     from kernelmem.memorization import ShadowOptions as ShadowOptions
     from kernelmem.memorization import TrainingHistory as TrainingHistory
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from kernelmem.memorization import exposure as exposure
     from kernelmem.memorization import find_label_issues as find_label_issues
     from kernelmem.memorization import lds as lds
+    from kernelmem.memorization import memorization_scores as memorization_scores
     from kernelmem.memorization import shadow_ensemble as shadow_ensemble
     from kernelmem.memorization import to_pred_probs as to_pred_probs
     from kernelmem.memorization import training_history as training_history
@@ -99,9 +101,9 @@ _NAMES = {
     "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
-    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ShadowEnsemble "
-    "ShadowOptions TrainingHistory estimate_label_noise exposure find_label_issues lds shadow_ensemble "
-    "to_pred_probs training_history",
+    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ScoreTable "
+    "ShadowEnsemble ShadowOptions TrainingHistory estimate_label_noise exposure find_label_issues lds "
+    "memorization_scores shadow_ensemble to_pred_probs training_history",
     "memorization.membership": "Membership MembershipOptions blind_baseline membership",
     "recording": "FitOptions Recorder Run fit logits",
     "tangents": "tangent_features",

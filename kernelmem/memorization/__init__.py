@@ -6,6 +6,7 @@
 - ``retraining/``: memorization and influence as differences between models with and without a row;
 - ``training_dynamics/``: scores of one recorded run;
 - ``leave_one_out/``: scores of leave-one-out predictions, label issues, estimated label noise;
+- ``score_table``: :class:`ScoreTable`, all scores of the same rows and their agreement;
 - ``membership/``: attacks that infer which rows were trained on;
 - ``canaries/``: exposure of planted examples, and lower bounds on privacy loss;
 - ``attribution/``: tests of attributions against retrained subsets.
@@ -26,6 +27,8 @@ from kernelmem.memorization.leave_one_out import estimate_label_noise as estimat
 from kernelmem.memorization.leave_one_out import find_label_issues as find_label_issues
 from kernelmem.memorization.leave_one_out import to_pred_probs as to_pred_probs
 from kernelmem.memorization.score import Score as Score
+from kernelmem.memorization.score_table import ScoreTable as ScoreTable
+from kernelmem.memorization.score_table import memorization_scores as memorization_scores
 from kernelmem.memorization.shadows import EnsembleTraining as EnsembleTraining
 from kernelmem.memorization.shadows import ShadowEnsemble as ShadowEnsemble
 from kernelmem.memorization.shadows import ShadowOptions as ShadowOptions

@@ -8,6 +8,7 @@
 - ``ledger``: contributions of training examples to one output
 - ``membership``: ROC curve of a membership attack on logarithmic axes
 - ``ridge``: leave-one-out error against ridge
+- ``score_table``: rank agreement of memorization scores
 - ``spectrum``: eigenvalues of a kernel
 """
 
@@ -22,5 +23,6 @@ from kernelmem.plotting.equivalence import comparison_figure as comparison_figur
 from kernelmem.plotting.ledger import ledger_figure as ledger_figure
 from kernelmem.plotting.membership import roc_figure as roc_figure
 from kernelmem.plotting.ridge import ridge_figure as ridge_figure
+from kernelmem.plotting.score_table import score_table_figure as score_table_figure
 from kernelmem.plotting.spectrum import spectrum_figure as spectrum_figure
 from kernelmem.plotting.style import figure_files as figure_files

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernelmem.memorization import leave_one_out, training_dynamics
+from kernelmem.memorization import leave_one_out, memorization_scores, training_dynamics
 from tests.border.calls_kernels import LOO, K, X, Y
 from tests.border.calls_runs import MODEL, run
 from tests.border.driver import Call
@@ -10,6 +10,15 @@ from tests.border.driver import Call
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(3, 4, 2, generator=GENERATOR, dtype=torch.float64)
 HISTORY = training_dynamics.TrainingHistory.from_arrays(LOGITS, Y, steps=[0, 1, 10], gradient_norms=torch.ones(3, 4))
+RATED = training_dynamics.TrainingHistory.from_arrays(
+    LOGITS, Y, learning_rates=[0.1, 0.1, 0.1], gradient_norms=torch.ones(3, 4)
+)
+SCORE = leave_one_out.leave_one_out_margin(LOO)
+THRESHOLD = training_dynamics.threshold_samples(Y, seed=0)
+THRESHOLD_HISTORIES = [
+    training_dynamics.TrainingHistory.from_arrays(torch.randn(1, 4, 3, generator=GENERATOR), labels)
+    for labels in THRESHOLD.labels
+]
 FEW = 0.5
 
 
@@ -81,4 +90,33 @@ CALLS = {
         leave_one_out.find_label_issues, lambda: {"probabilities": X.softmax(1), "labels": Y}, examples=FEW
     ),
     "estimate_label_noise": Call(leave_one_out.estimate_label_noise, lambda: {"kernel": K, "y": Y}, examples=FEW),
+    "tracin": Call(training_dynamics.tracin, lambda: {"history": RATED}, examples=FEW),
+    "threshold_samples": Call(
+        training_dynamics.threshold_samples, lambda: {"labels": Y, "seed": 0, "n_classes": 2}, examples=FEW
+    ),
+    "ThresholdSamples.flag": Call(
+        THRESHOLD.flag,
+        lambda: {"first": THRESHOLD_HISTORIES[0], "second": THRESHOLD_HISTORIES[1], "percentile": 99},
+        examples=FEW,
+    ),
+    "prediction_depth": Call(
+        training_dynamics.prediction_depth,
+        lambda: {"model": MODEL, "x": X, "y": Y, "k": 2, "layers": [""], "forward": None},
+        examples=FEW,
+    ),
+    "self_influence_score": Call(
+        training_dynamics.self_influence_score,
+        lambda: (
+            {"run": run(), "model": MODEL, "x": X, "y": Y, "method": "last"}
+            | {"loss": None, "forward": None, "progress": False}
+        ),
+        examples=FEW,
+    ),
+    "memorization_scores": Call(
+        lambda history, fit, reference, reliability: memorization_scores(
+            history, fit, reference=reference, reliability=reliability
+        ),
+        lambda: {"history": HISTORY, "fit": LOO, "reference": SCORE, "reliability": 0.9},
+        examples=FEW,
+    ),
 }

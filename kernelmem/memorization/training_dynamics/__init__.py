@@ -4,13 +4,14 @@
 - ``recorded_history``: the history of a recorded run;
 - ``history_recorder``: a collector for the user's own training loop;
 - ``output_scores``: area under the margin, EL2N, cumulative loss, forgetting, cartography, learned-at, second split;
-- ``gradient_scores``: GraNd and variance of gradients;
+- ``gradient_scores``: GraNd, TracIn and variance of gradients;
 - ``threshold_samples``: rows with a fake class, which set the threshold of the area under the margin;
 - ``prediction_depth``: first layer from which nearest neighbors give the network's prediction;
 - ``self_influence``: TracIn, last checkpoint, unrolled derivative and ledger of each row on itself.
 """
 
 from kernelmem.memorization.training_dynamics.gradient_scores import gradient_norm as gradient_norm
+from kernelmem.memorization.training_dynamics.gradient_scores import tracin as tracin
 from kernelmem.memorization.training_dynamics.gradient_scores import variance_of_gradients as variance_of_gradients
 from kernelmem.memorization.training_dynamics.history import TrainingHistory as TrainingHistory
 from kernelmem.memorization.training_dynamics.history_recorder import HistoryRecorder as HistoryRecorder

@@ -1,4 +1,4 @@
-"""Scores of gradients along one training run: GraNd (gradient norm) and VoG (variance of input gradients)."""
+"""Scores of gradients along one training run: GraNd (gradient norm), TracIn, VoG (variance of input gradients)."""
 
 import torch
 from torch import Tensor
@@ -39,6 +39,33 @@ def gradient_norm(history: TrainingHistory, *, step: int | None = None) -> Score
         f"GraNd at step {int(history.steps[index])}",
         "norm of the gradient of the row's loss early in training",
         "Paul, Ganguli, Dziugaite 2021",
+    )
+
+
+def tracin(history: TrainingHistory) -> Score:
+    """Return the self-influence Σ_t η_t |∇ℓ(w_t)|² over the checkpoints, η the learning rate (TracInCP).
+
+    The sum over all steps that used the row is ``self_influence_score(run, ..., method="tracin")``.
+
+    Raises:
+        InputError: a history without gradient norms or learning rates.
+
+    Source: Pruthi et al. 2020.
+    """
+    check_instance(history, "history", TrainingHistory)
+    norms, rates = history.gradient_norms, history.learning_rates
+    if norms is None or rates is None:
+        raise InputError(
+            f"history without {'gradient norms' if norms is None else 'learning rates'}",
+            expected="norms of the gradients of the rows' losses, and learning rates, at the checkpoints",
+            hint='pass gradients=["weights"] to training_history, or both to TrainingHistory.from_arrays',
+        )
+    return score_of_runs(
+        (rates[:, None] * norms.square()).sum(1),
+        history,
+        "self-influence (TracIn)",
+        f"sum over {history.n_checkpoints} checkpoints of learning rate times squared gradient norm of the row's loss",
+        "Pruthi et al. 2020",
     )
 
 
