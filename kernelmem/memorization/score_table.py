@@ -168,7 +168,7 @@ def memorization_scores(
     Source: Spearman 1904 (rank correlation, correction for attenuation).
 
     >>> import torch
-    >>> history = TrainingHistory.from_arrays(torch.eye(3)[None].repeat(4, 1, 1), [0, 1, 0])
+    >>> history = TrainingHistory.from_arrays(torch.eye(4)[None].repeat(3, 1, 1), [0, 1, 0, 3])
     >>> memorization_scores(history).top(1)[0][0]
     2
     """

@@ -16,7 +16,7 @@ def leave_one_out_memorization(fit: LeaveOneOut) -> Score:
         InputError: not a result of ``km.leave_one_out``, or one of real targets.
 
     >>> import kernelmem as km, torch
-    >>> leave_one_out_memorization(km.leave_one_out(torch.eye(3), [0, 1, 1], ridge=1.0)).values.tolist()
+    >>> leave_one_out_memorization(km.leave_one_out(torch.eye(3), [0, 1, 1], ridge=1.0)).values.round(decimals=6).tolist()
     [0.25, 0.25, 0.25]
     """
     check_instance(fit, "fit", LeaveOneOut, hint="pass km.leave_one_out(kernel, y, ridge)")
