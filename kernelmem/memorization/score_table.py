@@ -112,7 +112,7 @@ class ScoreTable(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of the rank correlation of all pairs of scores, and of each score with the reference."""
-        from kernelmem.plotting.score_table import score_table_figure  # matplotlib is slow to import
+        from kernelmem.plotting.memorization import score_table_figure  # matplotlib is slow to import
 
         return score_table_figure(
             self.names,

@@ -2,17 +2,14 @@
 
 - ``style``: palette, matplotlib parameters, ticks, error bands, SVG and PNG files of a figure
 - ``notebook_figure``: the figure class, which notebooks display without a magic command
-- ``attribution``: linear datamodeling scores compared with their ceiling and null
 - ``double_descent/``: sweeps, phase diagrams, predictions and theory
 - ``equivalence``: errors of kernel machines compared with a network, and the movement of its kernel
 - ``ledger``: contributions of training examples to one output
-- ``membership``: ROC curve of a membership attack on logarithmic axes
+- ``memorization/``: datamodeling scores, exposure, membership attacks, agreement of scores
 - ``ridge``: leave-one-out error against ridge
-- ``score_table``: rank agreement of memorization scores
 - ``spectrum``: eigenvalues of a kernel
 """
 
-from kernelmem.plotting.attribution import lds_figure as lds_figure
 from kernelmem.plotting.double_descent import Theory as Theory
 from kernelmem.plotting.double_descent import curve_figure as curve_figure
 from kernelmem.plotting.double_descent import phase_diagram_figure as phase_diagram_figure
@@ -21,8 +18,10 @@ from kernelmem.plotting.double_descent import simulation_figure as simulation_fi
 from kernelmem.plotting.double_descent import sweep_figure as sweep_figure
 from kernelmem.plotting.equivalence import comparison_figure as comparison_figure
 from kernelmem.plotting.ledger import ledger_figure as ledger_figure
-from kernelmem.plotting.membership import roc_figure as roc_figure
+from kernelmem.plotting.memorization import exposure_figure as exposure_figure
+from kernelmem.plotting.memorization import lds_figure as lds_figure
+from kernelmem.plotting.memorization import roc_figure as roc_figure
+from kernelmem.plotting.memorization import score_table_figure as score_table_figure
 from kernelmem.plotting.ridge import ridge_figure as ridge_figure
-from kernelmem.plotting.score_table import score_table_figure as score_table_figure
 from kernelmem.plotting.spectrum import spectrum_figure as spectrum_figure
 from kernelmem.plotting.style import figure_files as figure_files

@@ -100,7 +100,7 @@ class LDS(Result):
 
     def plot(self) -> "Figure":
         """Draw the scores with their intervals, compared with the ceiling and with permuted training rows."""
-        from kernelmem.plotting.attribution import lds_figure
+        from kernelmem.plotting.memorization import lds_figure
 
         intervals = [self.interval(name) for name in self.names]
         ends = np.array([[interval.low, interval.high] for interval in intervals])

@@ -84,7 +84,7 @@ class Exposure(Result):
 
     def plot(self) -> "Figure":
         """Return a figure of exposure against repetitions, with the expectation without insertion and the maximum."""
-        from kernelmem.plotting.exposure import exposure_figure  # matplotlib is slow to import
+        from kernelmem.plotting.memorization import exposure_figure  # matplotlib is slow to import
 
         return exposure_figure(self)
 

@@ -176,7 +176,7 @@ class Membership(Result):
 
     def plot(self) -> "Figure":
         """Draw the ROC curve on logarithmic axes with its interval, and that of the permuted run."""
-        from kernelmem.plotting.membership import roc_figure  # matplotlib is slow to import
+        from kernelmem.plotting.memorization import roc_figure  # matplotlib is slow to import
 
         n_nonmembers = int((~self.members).sum())
         smallest = min(RESOLUTION / n_nonmembers, 0.1)
