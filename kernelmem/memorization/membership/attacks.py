@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_seed, as_tensor, check_choice
 from kernelmem.core.errors import InputError
-from kernelmem.memorization.membership.lira import lira_scores
+from kernelmem.memorization.membership.lira import lira_scores, mean_over
 from kernelmem.memorization.membership.quantile import quantile_scores
 from kernelmem.memorization.membership.signals import ATTACKS, Attack, MembershipOptions, Signals, as_signals
 from kernelmem.memorization.shadows import ShadowEnsemble
@@ -78,8 +78,7 @@ def score_target(
     if attack == "loss":
         scores, enough = signals.log_p[k], torch.ones(signals.phi.shape[1], dtype=torch.bool)
     elif attack == "calibrated":
-        count = without_row.sum(0)
-        scores, enough = signals.log_p[k] - (signals.log_p * without_row).sum(0) / count.clamp_min(1), count > 0
+        scores, enough = signals.log_p[k] - mean_over(signals.log_p, without_row), without_row.any(0)
     elif attack == "lira":
         scores, enough = lira_scores(
             signals.phi[k], signals.phi, with_row, without_row, variance=options.variance, offline=options.offline
@@ -109,8 +108,7 @@ def _rmia_scores(
         )
     p = signals.log_p.exp()
     n_in, n_out = with_row.sum(0), without_row.sum(0)
-    p_out = (p * without_row).sum(0) / n_out.clamp_min(1)
-    p_in = (p * with_row).sum(0) / n_in.clamp_min(1)
+    p_out, p_in = mean_over(p, without_row), mean_over(p, with_row)
     a = fitted_offline_a(p_in, p_out, (n_in > 0) & (n_out > 0)) if options.offline_a is None else options.offline_a
     enough = n_out > 0 if options.offline else (n_out > 0) & (n_in > 0)
     mean = _offline_mean(p_out, a) if options.offline else (p_in + p_out) / 2

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_list, as_number
 from kernelmem.core.result_files import Result
@@ -66,6 +67,7 @@ def equivalence_test(
     tpr_factor: float = 2.0,
     fprs: tuple[float, ...] = (0.01, 0.001),
     alpha: float = 0.05,
+    variance_factor: float = 1.0,
 ) -> Equivalence:
     """Test that an attack does not do better than guessing by more than a margin.
 
@@ -80,6 +82,8 @@ def equivalence_test(
         tpr_factor: margin of the TPR relative to the FPR, above 1.
         fprs: false-positive rates.
         alpha: size of the test.
+        variance_factor: variance of the mean AUC relative to that of independent targets; above 1 if the targets are each
+            other's shadow models (``Membership.variance_factor``).
 
     Raises:
         InputError: shapes that differ, or a number out of range.
@@ -93,8 +97,9 @@ def equivalence_test(
     rates_asked = tuple(
         as_number(f, "false-positive rate of fprs", maximum=0.5, exclusive=True) for f in as_list(fprs, "fprs")
     )
+    variance_factor = as_number(variance_factor, "variance_factor", minimum=1.0)
     level = 1 - 2 * alpha
-    auc = auc_over_targets(values, flags, level)
+    auc = auc_over_targets(values, flags, level, variance_factor)
     rates = tuple(roc(values, flags, rates_asked, level=level))
     not_shown = [] if auc.high < auc_margin else [f"AUC: upper limit {auc.high:.3f}"]
     for rate in rates:
@@ -103,24 +108,35 @@ def equivalence_test(
         elif rate.high >= tpr_factor * rate.fpr:
             not_shown.append(f"TPR at FPR {rate.fpr:g}: upper limit {rate.high:.3g}")
     corrected = 1 - 2 * alpha / (1 + len(rates_asked))
-    detected = auc_over_targets(values, flags, corrected).low > 0.5
+    detected = auc_over_targets(values, flags, corrected, variance_factor).low > 0.5
     detected |= any(r.low > r.fpr for r in roc(values, flags, rates_asked, level=corrected))
-    detectable, power = _power(flags, auc_margin, alpha, corrected)
+    detectable, power = _power(flags, auc_margin, alpha, corrected, variance_factor)
     return Equivalence(
         not not_shown, detected, auc, auc_margin, rates, tpr_factor, tuple(not_shown), detectable, power, alpha
     )
 
 
-def auc_over_targets(scores: np.ndarray, members: np.ndarray, level: float) -> Interval:
-    """Return the AUC: the mean over targets with Student's t, or the interval over rows of one target."""
+def auc_over_targets(scores: np.ndarray, members: np.ndarray, level: float, factor: float = 1.0) -> Interval:
+    """Return the AUC: the mean over targets with Student's t, or the interval over rows of one target.
+
+    ``factor`` multiplies the variance of the mean over targets.
+    """
     if len(scores) == 1:
         return auroc_interval(scores[0], members[0], level=level)
     areas = [auroc(s, f) for s, f in zip(scores, members, strict=True)]
-    interval = mean_interval(torch.tensor(areas, dtype=torch.float64), level=level)
-    return Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0), level)
+    return share_interval(torch.tensor(areas, dtype=torch.float64), level, factor)
 
 
-def _power(members: np.ndarray, auc_margin: float, alpha: float, corrected: float) -> tuple[float, float]:
+def share_interval(values: Tensor, level: float, factor: float) -> Interval:
+    """Return the mean of K numbers in [0, 1] with Student's t and the variance of the mean multiplied by ``factor``."""
+    interval = mean_interval(values, level=level)
+    half_width = math.sqrt(factor) * (interval.high - interval.value)
+    return Interval(interval.value, max(interval.value - half_width, 0.0), min(interval.value + half_width, 1.0), level)
+
+
+def _power(
+    members: np.ndarray, auc_margin: float, alpha: float, corrected: float, factor: float
+) -> tuple[float, float]:
     """Return the smallest AUC that is detected with probability POWER, and the power of the test on the AUC at 0.5.
 
     The standard error is that of an AUC of 0.5 on untied scores, √((n + 1) / (12 n₁ n₀)) per target.
@@ -129,7 +145,7 @@ def _power(members: np.ndarray, auc_margin: float, alpha: float, corrected: floa
 
     K = len(members)
     n1, n0 = members.sum(1).astype(float), (~members).sum(1).astype(float)
-    error = math.sqrt(float(((n1 + n0 + 1) / (12 * n1 * n0)).mean()) / K)
+    error = math.sqrt(factor * float(((n1 + n0 + 1) / (12 * n1 * n0)).mean()) / K)
     quantile = norm.ppf if K == 1 else lambda p: t.ppf(p, K - 1)
     detectable = 0.5 + float(quantile((1 + corrected) / 2) + quantile(POWER)) * error
     power = float(norm.cdf((auc_margin - 0.5) / error - quantile(1 - alpha)))

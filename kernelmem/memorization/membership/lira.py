@@ -47,10 +47,16 @@ class Predictive(NamedTuple):
         return torch.where(self.dof.isinf(), z, student)
 
 
+def mean_over(values: Tensor, used: Tensor) -> Tensor:
+    """Return the mean (n,) of ``values`` (M, n) over the models in ``used`` (M, n), exact for equal values; 0 / 0 = first."""
+    first = values[0]  # differences of equal numbers are 0, so that a constant statistic has exactly equal scores
+    return first + ((values - first) * used).sum(0) / used.sum(0).clamp_min(1)
+
+
 def moments(values: Tensor, used: Tensor) -> Moments:
     """Return count, mean and sum of squared residuals over the models in ``used`` (M, n) of ``values`` (M, n)."""
     count = used.sum(0)
-    mean = (values * used).sum(0) / count.clamp_min(1)
+    mean = mean_over(values, used)
     squares = ((values - mean).square() * used).sum(0)
     return Moments(count.to(torch.float64), mean, squares)
 
@@ -130,8 +136,6 @@ def lira_scores(
 
     Source: Carlini et al. 2022; offline one-sided as in their equation, not as in their code.
     """
-    shift = values[0]  # differences of equal numbers are exactly 0, so that a constant statistic has equal scores
-    phi, values = phi - shift, values - shift
     outside, enough = predictive(moments(values, without_row), variance)
     if offline:
         return outside.normal_quantile(phi), enough
@@ -145,8 +149,7 @@ def separation(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     Variances are posterior means under the prior of :func:`predictive`. A row without models on one side, or an ensemble in
     which no variance can be estimated, has d′ = 0 with an infinite standard error.
     """
-    shifted = values - values[0]
-    sides = [moments(shifted, masks), moments(shifted, ~masks)]
+    sides = [moments(values, masks), moments(values, ~masks)]
     variances, error, known = [], torch.zeros_like(values[0]), torch.ones_like(masks[0])
     total_dof = torch.zeros_like(values[0])
     for side in sides:

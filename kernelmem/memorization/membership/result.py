@@ -40,6 +40,7 @@ class Membership(Result):
         rates: true-positive rates, of the scores of all targets pooled.
         null_rates: the same of the permuted run.
         accuracy: balanced accuracy at a threshold that was chosen on other models.
+        variance_factor: variance of the mean over targets relative to that of independent targets, see :func:`membership`.
         separation: (n,) d′ of the statistic between shadow models with and without the row.
         separation_se: (n,) its standard error.
         n_shadows: number of shadow models per target.
@@ -58,6 +59,7 @@ class Membership(Result):
     rates: tuple[TprAtFpr, ...]
     null_rates: tuple[TprAtFpr, ...]
     accuracy: Interval
+    variance_factor: float
     separation: Tensor
     separation_se: Tensor
     n_shadows: int
@@ -102,7 +104,14 @@ class Membership(Result):
         self, *, auc_margin: float = 0.55, tpr_factor: float = 2.0, fprs: tuple[float, ...] = (0.01, 0.001)
     ) -> Equivalence:
         """Test that the attack is no better than guessing by more than a margin (see :func:`equivalence_test`)."""
-        return equivalence_test(self.scores, self.members, auc_margin=auc_margin, tpr_factor=tpr_factor, fprs=fprs)
+        return equivalence_test(
+            self.scores,
+            self.members,
+            auc_margin=auc_margin,
+            tpr_factor=tpr_factor,
+            fprs=fprs,
+            variance_factor=self.variance_factor,
+        )
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per record, worst first by :meth:`worst`; NaN where a column is undefined.
