@@ -60,13 +60,16 @@ if TYPE_CHECKING:
     from kernelmem.memorization import HistoryRecorder as HistoryRecorder
     from kernelmem.memorization import LabelIssues as LabelIssues
     from kernelmem.memorization import LabelNoiseEstimate as LabelNoiseEstimate
+    from kernelmem.memorization import Retraining as Retraining
     from kernelmem.memorization import Score as Score
     from kernelmem.memorization import ScoreTable as ScoreTable
     from kernelmem.memorization import ShadowEnsemble as ShadowEnsemble
     from kernelmem.memorization import ShadowOptions as ShadowOptions
     from kernelmem.memorization import TrainingHistory as TrainingHistory
+    from kernelmem.memorization import c_score as c_score
     from kernelmem.memorization import estimate_label_noise as estimate_label_noise
     from kernelmem.memorization import exposure as exposure
+    from kernelmem.memorization import feldman_zhang as feldman_zhang
     from kernelmem.memorization import find_label_issues as find_label_issues
     from kernelmem.memorization import lds as lds
     from kernelmem.memorization import memorization_scores as memorization_scores
@@ -101,9 +104,10 @@ _NAMES = {
     "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
-    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Score ScoreTable "
-    "ShadowEnsemble ShadowOptions TrainingHistory estimate_label_noise exposure find_label_issues lds "
-    "memorization_scores shadow_ensemble to_pred_probs training_history",
+    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Retraining Score "
+    "ScoreTable ShadowEnsemble ShadowOptions TrainingHistory c_score estimate_label_noise "
+    "exposure feldman_zhang find_label_issues lds memorization_scores shadow_ensemble "
+    "to_pred_probs training_history",
     "memorization.membership": "Membership MembershipOptions blind_baseline membership",
     "recording": "FitOptions Recorder Run fit logits",
     "tangents": "tangent_features",

@@ -5,7 +5,7 @@
 - ``double_descent/``: sweeps, phase diagrams, predictions and theory
 - ``equivalence``: errors of kernel machines compared with a network, and the movement of its kernel
 - ``ledger``: contributions of training examples to one output
-- ``memorization/``: datamodeling scores, exposure, membership attacks, agreement of scores
+- ``memorization/``: retraining, datamodeling scores, exposure, membership attacks, agreement of scores
 - ``ridge``: leave-one-out error against ridge
 - ``spectrum``: eigenvalues of a kernel
 """
@@ -20,6 +20,7 @@ from kernelmem.plotting.equivalence import comparison_figure as comparison_figur
 from kernelmem.plotting.ledger import ledger_figure as ledger_figure
 from kernelmem.plotting.memorization import exposure_figure as exposure_figure
 from kernelmem.plotting.memorization import lds_figure as lds_figure
+from kernelmem.plotting.memorization import retraining_figure as retraining_figure
 from kernelmem.plotting.memorization import roc_figure as roc_figure
 from kernelmem.plotting.memorization import score_table_figure as score_table_figure
 from kernelmem.plotting.ridge import ridge_figure as ridge_figure

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kernelmem.memorization import ShadowEnsemble, shadows
+from kernelmem.memorization import ShadowEnsemble, retraining, shadows
 from kernelmem.training import Recipe
 from tests.border.calls_kernels import X, Y
 from tests.border.driver import Call
@@ -13,6 +13,7 @@ MASKS = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1
 LOGITS = torch.randn(6, 4, 2, generator=GENERATOR, dtype=torch.float64)
 TEST_LOGITS = torch.randn(6, 3, 2, generator=GENERATOR, dtype=torch.float64)
 SHADOWS = ShadowEnsemble.from_logits(MASKS, LOGITS, Y, test_logits=TEST_LOGITS, test_labels=[0, 1, 1])
+RETRAINING = retraining.feldman_zhang(SHADOWS, statistic="margin")
 RECIPE = Recipe(steps=2, lr=0.1)
 FEW = 0.3
 
@@ -52,5 +53,25 @@ CALLS = {
         lambda: {
             "masks": MASKS, "logits": LOGITS, "labels": Y, "test_logits": TEST_LOGITS, "test_labels": [0, 1, 1],
         },
+    ),
+    "feldman_zhang": Call(
+        retraining.feldman_zhang, lambda: {"shadows": SHADOWS, "statistic": "margin", "level": 0.9}, examples=FEW
+    ),
+    "counterfactual_memorization": Call(
+        retraining.counterfactual_memorization, lambda: {"shadows": SHADOWS, "statistic": "margin"}, examples=FEW
+    ),
+    "c_score": Call(retraining.c_score, lambda: {"shadows": [SHADOWS, SHADOWS]}, examples=FEW),
+    "Retraining.agreement": Call(
+        RETRAINING.agreement,
+        lambda: {"score": torch.arange(4.0), "rows": [0, 1, 2, 3], "score_reliability": 0.9, "seed": 0},
+    ),
+    "Retraining.reliability": Call(
+        RETRAINING.reliability, lambda: {"rows": [0, 1, 2, 3], "n_splits": 3, "seed": 0}, examples=FEW
+    ),
+    "Retraining.influence": Call(RETRAINING.influence, lambda: {"test_rows": [0, 2]}, examples=FEW),
+    "Retraining.high_influence_pairs": Call(
+        RETRAINING.high_influence_pairs,
+        lambda: {"memorization": 0.1, "influence": 0.1, "n_null": 2, "seed": 0},
+        examples=FEW,
     ),
 }  # fmt: skip
