@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -14,21 +15,28 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kernelmem.core.atomic_files import array_sha256
-from kernelmem.core.checks import as_path, check_instance, check_model
+from kernelmem.core.checks import as_path, as_text, check_instance, check_model
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.hashed_files import WRITER, hashed_safetensors, load_safetensors, read_bytes, reason
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
+def load_weights(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from .pt/.pth by ``torch.load(weights_only=True)``.
 
     A file that needs unpickling of other objects is refused.
 
+    Args:
+        path: path of the file.
+        key: name of the entry that holds the state dict in a checkpoint such as {"model": ..., "epoch": 3}; dots separate
+            the names of nested entries, as in "state.model". None: the file is the state dict itself.
+
     Raises:
-        InputError: the file does not exist, has an unknown extension, or is not a flat mapping of names to tensors.
+        InputError: the file does not exist, has an unknown extension, has no such entry, or the entry is not a flat mapping
+            of names to tensors.
         FileCorruptError: the file is truncated or altered, or is a .pt file that contains more than tensors.
     """
     path = as_path(path, "path")
+    key = None if key is None else as_text(key, "key")
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(
             f"weights file {path}",
@@ -43,19 +51,66 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
     try:
         state = load_safetensors(content)[0] if Path(path).suffix == ".safetensors" else _unpickle(content)
+        entry = state if key is None else _checkpoint_entry(state, key, path)
+    except InputError:
+        raise
     except Exception as error:  # altered bytes can end in any exception of the unpickler
         raise FileCorruptError(
             f"weights file {path} ({_unpickling_reason(error)})",
             expected="a whole file that holds tensors only",
             hint="save again with safetensors.torch.save_file(model.state_dict(), path)",
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not _is_state_dict(entry):
+        nested = [name for name, value in entry.items() if _is_state_dict(value)] if isinstance(entry, dict) else []
         raise InputError(
-            f"weights file {path} that contains a {type(state).__name__} with values other than tensors",
+            f"weights file {path} that contains a {type(entry).__name__} with values other than tensors",
             expected="a flat state dict: parameter names to tensors",
-            hint="save model.state_dict() itself, not a checkpoint around it",
+            hint=f"pass key={nested[0]!r} (on the command line --weights-key {nested[0]})"
+            if nested
+            else "save model.state_dict() itself, not a checkpoint around it",
         )
+    return entry
+
+
+def _is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
+    """Return True for a dict with names as keys and tensors as values."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _checkpoint_entry(state: object, key: str, path: Path) -> object:
+    """Return the entry ``key`` of a checkpoint, after a check that its tensors are not larger than the file."""
+    for name in [key] if isinstance(state, dict) and key in state else key.split("."):
+        if not isinstance(state, dict) or name not in state:
+            names = ", ".join(str(known)[:40] for known in list(state)[:8]) if isinstance(state, dict) else ""
+            raise InputError(
+                f"key {key!r} for the weights file {path}, which has no entry {name!r}"
+                + (f" (it has {names})" if names else ""),
+                expected="the name of the entry that holds the state dict",
+                hint="pass one of its names, with dots between the names of nested entries",
+            )
+        state = state[name]
+    _check_dense(state)
     return state
+
+
+def without_prefix(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return ``state`` without a prefix such as "module." that wrappers put before all names, if then the names fit.
+
+    The state is returned as it is if some of its names are those of ``model``, or if no prefix makes all names fit.
+
+    Example:
+        >>> list(without_prefix({"module.weight": torch.zeros(1, 1), "module.bias": torch.zeros(1)}, nn.Linear(1, 1)))
+        ['weight', 'bias']
+    """
+    expected = model.state_dict().keys()
+    first = next(iter(state), "")
+    prefixes = [first[: end + 1] for end, letter in enumerate(first) if letter == "."]
+    for prefix in prefixes if not any(name in expected for name in state) else ():
+        if all(name.startswith(prefix) for name in state):
+            stripped = {name.removeprefix(prefix): value for name, value in state.items()}
+            if stripped.keys() == expected:
+                return stripped
+    return dict(state)
 
 
 def _unpickle(content: bytes) -> object:
@@ -71,13 +126,18 @@ def _unpickle(content: bytes) -> object:
     with warnings.catch_warnings():  # old pickle protocols only warn there; here they load or are refused
         warnings.simplefilter("ignore")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    _check_dense(state)
+    return state
+
+
+def _check_dense(state: object) -> None:
+    """Raise a ValueError if an entry of a dict is a tensor that is larger than its data, or is on another device."""
     for name, value in state.items() if isinstance(state, dict) else ():
         is_dense = isinstance(value, Tensor) and value.layout == torch.strided
         if is_dense and (
             value.device.type != "cpu" or value.numel() * value.element_size() > value.untyped_storage().nbytes()
         ):
             raise ValueError(f"{name} of shape {tuple(value.shape)} is larger than its data")
-    return state
 
 
 def _unpickling_reason(error: Exception) -> str:

@@ -151,6 +151,20 @@ def read_npz(path: str | Path) -> LabeledData:
         FileCorruptError: the file is not an .npz file, is truncated, or contains pickled objects.
     """
     path = as_path(path, "path", any_bytes=True)
+    arrays = read_data_arrays(path)
+    return labeled_data(
+        *(arrays[name] for name in REQUIRED_ARRAYS),
+        name=printable(path.name),
+        image_shape=arrays.get("image_shape"),
+        flipped=arrays.get("flipped"),
+    )
+
+
+def read_data_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return all arrays of a .npz file by name, after a check that x_train, y_train, x_test and y_test are among them.
+
+    Errors are those of :func:`read_npz`.
+    """
     arrays = read_arrays(path)
     missing_arrays = [name for name in REQUIRED_ARRAYS if name not in arrays]
     if missing_arrays:
@@ -160,12 +174,7 @@ def read_npz(path: str | Path) -> LabeledData:
             expected=f"arrays {', '.join(REQUIRED_ARRAYS)}",
             hint=WRITE_HINT,
         )
-    return labeled_data(
-        *(arrays[name] for name in REQUIRED_ARRAYS),
-        name=printable(path.name),
-        image_shape=arrays.get("image_shape"),
-        flipped=arrays.get("flipped"),
-    )
+    return arrays
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -87,7 +87,7 @@ CALLS = {
     "core.check_directory": Call(core.check_directory, lambda: {"directory": directory()}),
     "core.write_file": Call(core.write_file, lambda: {"path": f"{directory()}/a", "content": "b"}),
     "core.write_files": Call(core.write_files, lambda: {"directory": directory(), "contents": {"a": "b"}}),
-    "core.load_weights": Call(core.load_weights, lambda: {"path": "nowhere"}),
+    "core.load_weights": Call(core.load_weights, lambda: {"path": "nowhere", "key": "a"}),
     "core.fit_weights": Call(
         core.fit_weights,
         lambda: {"model": model(), "state": MODEL.state_dict(), "source": "a"},

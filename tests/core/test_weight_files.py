@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
-from kernelmem.core.weight_files import fit_weights, load_weights, weights_bytes, weights_sha256
+from kernelmem.core.weight_files import fit_weights, load_weights, weights_bytes, weights_sha256, without_prefix
 
 
 @pytest.fixture
@@ -118,6 +118,45 @@ def test_truncated_files(model, tmp_path, suffix):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(FileCorruptError):
         load_weights(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net.module."])
+@pytest.mark.parametrize("key", ["model", "state.model", "with.dot"])
+def test_nested_checkpoints_and_prefixes(model, tmp_path, key, prefix):
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    checkpoint: object = state
+    for name in [key] if key == "with.dot" else reversed(key.split(".")):
+        checkpoint = {name: checkpoint, "epoch": 3, "optimizer": {"state": {0: {"step": torch.zeros(())}}}}
+    path = tmp_path / "w.pt"
+    torch.save(checkpoint, path)
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    fit_weights(other, without_prefix(load_weights(path, key=key), other), "w")
+    assert weights_sha256(other) == weights_sha256(model)
+    for wrong in ("absent", "model.absent", "epoch", "optimizer", ""):
+        with pytest.raises(InputError, match=r"entry|tensors"):
+            load_weights(path, key=wrong)
+
+
+def test_the_hint_names_the_entry_of_a_checkpoint(model, tmp_path):
+    torch.save({"epoch": 3, "ema": model.state_dict()}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="--weights-key ema"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_nested_tensors_are_not_larger_than_the_file(tmp_path):
+    torch.save({"model": {"w": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "w.pt")
+    with pytest.raises(FileCorruptError, match="larger than its data"):
+        load_weights(tmp_path / "w.pt", key="model")
+
+
+def test_a_prefix_stays_where_it_does_not_help(model):
+    for state in (
+        model.state_dict(),
+        {"module.0.weight": torch.zeros(1)},
+        {"a.b": torch.zeros(1), "c": torch.ones(1)},
+        {},
+    ):
+        assert list(without_prefix(state, model)) == list(state)
 
 
 def test_unknown_files(tmp_path):
