@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from kernelmem.label_noise import corrupt_labels as corrupt_labels
     from kernelmem.label_noise import detect as detect
     from kernelmem.memorization import LDS as LDS
+    from kernelmem.memorization import QLD as QLD
     from kernelmem.memorization import EnsembleTraining as EnsembleTraining
     from kernelmem.memorization import HistoryRecorder as HistoryRecorder
     from kernelmem.memorization import LabelIssues as LabelIssues
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from kernelmem.memorization import find_label_issues as find_label_issues
     from kernelmem.memorization import lds as lds
     from kernelmem.memorization import memorization_scores as memorization_scores
+    from kernelmem.memorization import qld as qld
     from kernelmem.memorization import shadow_ensemble as shadow_ensemble
     from kernelmem.memorization import to_pred_probs as to_pred_probs
     from kernelmem.memorization import training_history as training_history
@@ -104,9 +106,9 @@ _NAMES = {
     "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
-    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate Retraining Score "
+    "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate QLD Retraining Score "
     "ScoreTable ShadowEnsemble ShadowOptions TrainingHistory c_score estimate_label_noise "
-    "exposure feldman_zhang find_label_issues lds memorization_scores shadow_ensemble "
+    "exposure feldman_zhang find_label_issues lds memorization_scores qld shadow_ensemble "
     "to_pred_probs training_history",
     "memorization.membership": "Membership MembershipOptions blind_baseline membership",
     "recording": "FitOptions Recorder Run fit logits",

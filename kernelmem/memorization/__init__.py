@@ -13,7 +13,9 @@
 """
 
 from kernelmem.memorization.attribution import LDS as LDS
+from kernelmem.memorization.attribution import QLD as QLD
 from kernelmem.memorization.attribution import lds as lds
+from kernelmem.memorization.attribution import qld as qld
 from kernelmem.memorization.canaries import CanaryCoverage as CanaryCoverage
 from kernelmem.memorization.canaries import Exposure as Exposure
 from kernelmem.memorization.canaries import PrivacyBound as PrivacyBound

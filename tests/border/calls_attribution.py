@@ -5,7 +5,8 @@ import torch
 import kernelmem as km
 from kernelmem.memorization import attribution
 from kernelmem.memorization.shadows import ShadowIdentity
-from tests.border.calls_kernels import K, Y
+from kernelmem.training import Recipe
+from tests.border.calls_kernels import LOO, K, X, Y
 from tests.border.driver import Call
 
 N = 8
@@ -34,8 +35,33 @@ def lds_arguments() -> dict[str, object]:
     }
 
 
+def retraining() -> dict[str, object]:
+    return {
+        "train": (X, Y),
+        "training": km.EnsembleTraining(Recipe(steps=2), width=2),
+        "test": (X[:2] + 0.1, Y[:2]),
+        "seed": 0,
+        "executor": None,
+        "options": km.ShadowOptions(),
+        "progress": False,
+    }
+
+
+def qld_arguments() -> dict[str, object]:
+    return {"attribution": torch.eye(4)[:2], **retraining(), "share": 0.25, "pairs": 2}
+
+
+def bank_arguments() -> dict[str, object]:
+    return {**retraining(), "n_subsets": 10, "models_per_subset": 1, "share": 0.5}
+
+
 CALLS = {
     "lds": Call(km.lds, lds_arguments, undefined=frozenset({"per_row", "ceiling", "ceiling_error", "reliability", "replicates"})),
+    "qld": Call(km.qld, qld_arguments, examples=0.2),
+    "attribution.subset_bank": Call(attribution.subset_bank, bank_arguments, examples=0.2),
+    "attribution.leave_one_out_attribution": Call(
+        attribution.leave_one_out_attribution, lambda: {"loo": LOO, "K_test": K[:2], "y_test": Y[:2]}
+    ),
     "attribution.kernel_refit": Call(
         lambda **arguments: attribution.kernel_refit(**arguments)(PAIRS),
         lambda: {"kernel": K, "y": Y, "K_test": K[:2], "y_test": Y[:2], "ridge": 0.1, "statistic": "margin"},

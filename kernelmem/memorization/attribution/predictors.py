@@ -14,9 +14,11 @@ from kernelmem.core.checks import (
     as_tensor,
     check_callable,
     check_choice,
+    check_instance,
     describe,
 )
 from kernelmem.core.errors import InputError
+from kernelmem.kernel_machines import LeaveOneOut
 from kernelmem.kernel_machines.targets import as_targets
 from kernelmem.memorization.output_statistics import STATISTICS, Statistic, label_statistic
 from kernelmem.trajectory import Influence, Ledger
@@ -93,6 +95,37 @@ def _as_predictor(value: Attribution, name: str, t: int, n: int) -> SubsetPredic
         return prediction
 
     return predict
+
+
+def leave_one_out_attribution(loo: LeaveOneOut, K_test: ArrayLike, y_test: ArrayLike) -> Tensor:
+    """Return the effect of each training row on the margins of test rows of a kernel machine, (t, n), to first order.
+
+    τ_i(z) = Δ_y − Δ_k with Δ = f(z) − f₋ᵢ(z), exact for each output, and k the largest other output of f(z). For two outputs
+    the effect on the margin is exact too. Sums over rows ignore that rows act together: see :func:`kernel_refit`.
+
+    Args:
+        loo: result of ``km.leave_one_out`` on labels.
+        K_test: (t, n) kernel of test rows with training rows.
+        y_test: (t,) labels.
+
+    Raises:
+        InputError: shapes that do not fit, labels out of range, or a fit with one output.
+
+    Cost: that of ``loo.influence``, O(t n² + t n C).
+    """
+    check_instance(loo, "loo", LeaveOneOut, hint="pass the result of km.leave_one_out")
+    effects, outputs = loo.influence(K_test).cpu(), loo.predict(K_test).cpu()
+    t, C = outputs.shape
+    if C < 2:
+        raise InputError(
+            "a fit with one output", expected="labels of at least two classes", hint="pass labels to km.leave_one_out"
+        )
+    labels = as_labels(y_test, "y_test", n=t, n_classes=C)
+    others = outputs.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    label_effects, other_effects = (
+        effects.gather(2, column[:, None, None].expand(-1, effects.shape[1], 1))[:, :, 0] for column in (labels, others)
+    )
+    return label_effects - other_effects
 
 
 def kernel_refit(
