@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.special import expit
+from scipy.stats import norm, t
 from sklearn.metrics import roc_auc_score
 
 from kernelmem.core import InputError
@@ -58,6 +59,24 @@ def test_symmetries(case, seed):
     for reversed_ in (auroc_interval(-scores, flags), auroc_interval(scores, ~flags)):
         ends = [1 - reversed_.high, 1 - reversed_.value, 1 - reversed_.low]
         assert ends == pytest.approx([found.low, found.value, found.high], abs=1e-9)
+
+
+@examples(1)
+@given(flagged_scores())
+def test_interval_contains_that_of_delong_on_the_logit_scale(case):
+    scores, flags = case
+    m, n = int(flags.sum()), int((~flags).sum())
+    found = auroc_interval(scores, flags)
+    assume(min(m, n) >= 2 and 0 < found.value < 1)
+    pairs = scores[flags][:, None] - scores[~flags][None]
+    table = (pairs > 0) + 0.5 * (pairs == 0)
+    parts = np.array([table.mean(1).var(ddof=1) / m, table.mean(0).var(ddof=1) / n])
+    assume(parts.sum() > 0)
+    freedom = parts.sum() ** 2 / (parts**2 / [m - 1, n - 1]).sum()
+    half_width = t.ppf(0.975, freedom) * math.sqrt(parts.sum()) / (found.value * (1 - found.value))
+    ends = expit(math.log(found.value / (1 - found.value)) + np.array([-half_width, half_width]))
+    assert found.low <= ends[0] + 1e-9
+    assert found.high >= ends[1] - 1e-9
 
 
 @examples(1)
