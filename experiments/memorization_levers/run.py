@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -18,7 +17,6 @@ from kernelmem.training.ensemble import EnsembleOptions, Member, train_mlps
 
 __all__ = ["run"]
 
-EXPECTED = Path(__file__).with_name("expected.json")
 SHARE = 0.5
 BATCH_SIZE = 250
 LEARNING_RATE = 0.01
