@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from kernelmem.plotting.style import BLUE, GREEN, ORANGE, figure_files, new_figure, style
+from kernelmem.plotting import BLUE, GREEN, ORANGE, figure_files, figure_style, new_figure
 from kernelmem.statistics import mean_interval
 
 __all__ = ["draw"]
@@ -13,7 +13,7 @@ __all__ = ["draw"]
 def draw(frame: pd.DataFrame, names: Mapping[str, str]) -> dict[str, bytes]:
     """Draw one column per lever: memorization of clean and flipped rows above, AUC of the attack below."""
     levers = list(frame.lever.unique())
-    with style():
+    with figure_style():
         figure = new_figure(2.5 * len(levers) + 1, 5.0)
         axes = figure.subplots(2, len(levers), sharex="col", sharey="row", squeeze=False)
         for column, lever in enumerate(levers):
