@@ -30,4 +30,4 @@ from kernelmem.plotting.style import GREEN as GREEN
 from kernelmem.plotting.style import ORANGE as ORANGE
 from kernelmem.plotting.style import figure_files as figure_files
 from kernelmem.plotting.style import new_figure as new_figure
-from kernelmem.plotting.style import style as figure_style
+from kernelmem.plotting.style import style as figure_style  # noqa: F401  (style is the file)
