@@ -46,9 +46,9 @@ def membership(
     of the training algorithm, and intervals are over targets. With ``target`` the given model is attacked with all models of
     the ensemble: the result speaks of this model, and intervals are over its rows.
 
-    In an ensemble whose rows are in equally many models each, the number of remaining models with a row would reveal whether
-    the target was trained on it. There, one model of the other kind, drawn at random, is left out for each row and target, so
-    that these numbers are the same for members and non-members.
+    In an ensemble whose rows are in equally many models each (up to one), the number of remaining models with a row would
+    reveal whether the target was trained on it. There, one model of the other kind, drawn at random, is left out for each
+    row and target, so that these numbers are the same for members and non-members.
 
     The targets are each other's shadow models, so that each pair of models enters twice: with V the variance of the AUC over
     K targets and V₁ its part that does not depend on the shadow models (the covariance of the AUCs against two halves of
@@ -166,15 +166,15 @@ def available_attacks(signals: Signals, options: MembershipOptions) -> list[Atta
 def used_models(signals: Signals, k: int, m: int, generator: torch.Generator) -> Tensor:
     """Return the shadow models (M, n) that may be used against model k.
 
-    All of the ensemble but k; if every row is in equally many models of the ensemble and the target, also without one model
-    of the other kind for each row.
+    All of the ensemble but k; if every row is in equally many models of the ensemble and the target, up to one, also without
+    one model of the other kind for each row.
     """
     masks = signals.masks
     used = torch.zeros_like(masks)
     used[:m] = True
     used[k] = False
     counts = masks[: max(m, k + 1)].sum(0)
-    if bool((counts == counts[0]).all()):
+    if int(counts.max() - counts.min()) <= 1:
         other_kind = used & (masks != masks[k])
         drawn = (
             torch.rand(masks.shape, generator=generator, dtype=torch.float64).masked_fill(~other_kind, -1.0).argmax(0)

@@ -10,7 +10,7 @@ from kernelmem.core.errors import InputError
 
 RESOLUTION = 10  # expected non-members above the threshold, below which no rate is reported
 SMALLEST_EFFECT = 0.5  # of the ratio of variances, which is estimated from few targets
-GRID = 400  # largest number of counts of non-members above the threshold that an interval averages over
+GRID = 200  # largest number of counts of non-members above the threshold that an interval averages over
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _limits(
 def _solve(increasing, value: float) -> float:
     """Return the p in [0, 1] at which an increasing function of p has ``value``, by bisection of the logarithm of p."""
     low, high = 0.0, 1.0
-    for _ in range(50):
+    for _ in range(40):
         middle = (low + high) / 2 if low > 0 or high > 1e-2 else high / 4
         low, high = (middle, high) if increasing(middle) < value else (low, middle)
     return (low + high) / 2

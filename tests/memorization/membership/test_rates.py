@@ -25,7 +25,7 @@ def assert_covers(misses, trials, level=0.95):
     assert misses <= binom.isf(LEAST, trials, 1 - level)
 
 
-@examples(1)
+@examples(0.5)
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 30), distinct=st.integers(1, 30))
 def test_counts_are_expectations_over_orders_of_ties(seed, n, distinct):
     rng = np.random.default_rng(seed)
@@ -44,14 +44,14 @@ def test_counts_are_expectations_over_orders_of_ties(seed, n, distinct):
 def test_a_rate_without_information_is_the_false_positive_rate_on_average():
     """The first threshold above j of N non-members would give (j + 1) / (N + 1): 10 % too much at the resolution."""
     rng = np.random.default_rng(0)
-    values = [tpr_at_fpr(*drawn(rng, 100, 1000, 0.0), 0.01).value for _ in range(400)]
-    assert np.mean(values) == pytest.approx(0.01, abs=4 * np.std(values) / 20)
+    values = [tpr_at_fpr(*drawn(rng, 100, 1000, 0.0), 0.01).value for _ in range(225)]
+    assert np.mean(values) == pytest.approx(0.01, abs=4 * np.std(values) / 15)
 
 
 @pytest.mark.parametrize(("n", "fpr", "d"), [(100, 0.01, 2.0), (100, 0.1, 0.0), (1000, 0.01, 1.0)])
 def test_intervals_include_the_error_of_the_threshold(n, fpr, d):
     """100 controls at 1 %: an interval for a fixed threshold is above the truth in 6 % of nulls."""
-    rng, truth, trials = np.random.default_rng(n), norm.sf(norm.isf(fpr) - d), 150
+    rng, truth, trials = np.random.default_rng(n), norm.sf(norm.isf(fpr) - d), 100
     rates = [tpr_at_fpr(*drawn(rng, n, n, d), fpr) for _ in range(trials)]
     assert_covers(sum(r.low > truth for r in rates), trials, 0.975)
     assert_covers(sum(r.high < truth for r in rates), trials, 0.975)
@@ -110,18 +110,18 @@ def gaussian_targets(rng, K, n, d):
     return rng.normal(size=(K, n)) + d * members, members
 
 
-@pytest.mark.parametrize("K", [1, 8])
+@pytest.mark.parametrize("K", [1, 4])
 def test_equivalence_is_rarely_concluded_at_the_margin(K):
     """Size: AUC 0.55 passes in at most alpha of the audits."""
-    rng, trials = np.random.default_rng(K), 100
+    rng, trials = np.random.default_rng(K), 60
     d = np.sqrt(2) * norm.ppf(0.55)
     tests = [equivalence_test(*gaussian_targets(rng, K, 1000, d), fprs=(), alpha=0.05) for _ in range(trials)]
     assert_covers(sum(test.equivalent for test in tests), trials)
 
 
-@pytest.mark.parametrize("K", [1, 8])
+@pytest.mark.parametrize("K", [1, 4])
 def test_the_stated_power_is_that_of_the_test(K):
-    rng, trials = np.random.default_rng(K), 80
+    rng, trials = np.random.default_rng(K), 50
     null = [equivalence_test(*gaussian_targets(rng, K, 800, 0.0), fprs=(), alpha=0.05) for _ in range(trials)]
     passed = np.mean([test.equivalent for test in null])
     assert passed == pytest.approx(null[0].power, abs=0.2)
@@ -140,7 +140,7 @@ def test_equivalence_needs_resolution_and_says_so():
     leak = equivalence_test(*gaussian_targets(rng, 8, 1000, 2.0), fprs=(0.1,))
     assert leak.detected
     assert not leak.equivalent
-    shown = equivalence_test(*gaussian_targets(rng, 60, 4000, 0.0), fprs=(0.1, 0.01))
+    shown = equivalence_test(*gaussian_targets(rng, 40, 4000, 0.0), fprs=(0.1, 0.01))
     assert shown.equivalent
     assert not shown.detected
 
