@@ -1,42 +1,53 @@
-"""Figure: AUROC and share of memorized rows, one dot per seed."""
+"""Figure: AUROC of every score by kind and rate of noise, one dot per seed and a bar at the mean."""
 
 import io
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from experiments.flip_detection.configs import Cell
+from experiments.flip_detection.configs import KINDS, SCORES, Cell
 
 __all__ = ["draw"]
 
-BLUE, RED, GRAY = "#2b6cb0", "#c2410c", "#6b7280"
+GRAY = "#6b7280"
+SHOWN = {
+    "suspicion": "#3b6fc4",
+    "margin": "#d9780f",
+    "cumulative_loss": "#3d8b57",
+    "el2n": "#7b4fa3",
+    "area_under_margin": "#8a93a3",
+}
 
 
-def draw(frame: pd.DataFrame, cells: list[Cell]) -> dict[str, bytes]:
-    """Draw AUROC (left) and the share of rows above the null threshold (right), as figure.svg and figure.png."""
-    figure = Figure(figsize=(8.4, 0.5 * len(cells) + 1.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for place, cell in enumerate(cells):
-        runs = frame[frame.cell == cell.name]
-        left.plot(runs.auroc, [place] * len(runs), "o", color=BLUE, alpha=0.5, ms=5, mew=0)
-        if cell.claim:
-            left.plot([cell.claim] * 2, [place - 0.35, place + 0.35], color=GRAY, lw=1.5)
-        for name, color in (("memorized_clean", BLUE), ("memorized_flipped", RED)):
-            right.plot(100 * runs[name], [place] * len(runs), "o", color=color, alpha=0.5, ms=5, mew=0)
-    left.set(xlabel="AUROC of the leave-one-out margin for the flips", yticks=range(len(cells)))
-    left.set_yticklabels([f"{cell.kind} {cell.rate:.0%}" if cell.rate else "no flips" for cell in cells])
-    left.set_ylim(len(cells) - 0.5, -0.5)
-    left.set_title("One dot a seed; bar: what is claimed of every seed", fontsize=9, loc="left", color=GRAY)
-    right.set(xlabel="rows above the null's 99th percentile, %", xlim=(-3, 103))
-    right.set_title("Memorized by the network", fontsize=9, loc="left", color=GRAY)
-    for color, text, x in ((BLUE, "clean rows", 0.74), (RED, "flipped rows", 1.0)):
-        right.text(x, 1.02, text, color=color, fontsize=9, ha="right", transform=right.transAxes)
-    for axes in (left, right):
+def draw(frame: pd.DataFrame, cells: list[Cell], seeds: int) -> dict[str, bytes]:
+    """Draw one panel per kind of noise, with a group of dots per rate, as figure.svg and figure.png."""
+    kinds = [kind for kind in KINDS if any(cell.kind == kind for cell in cells)]
+    figure = Figure(figsize=(2.6 * len(kinds) + 0.6, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        rates = [cell for cell in cells if cell.kind == kind]
+        for place, cell in enumerate(rates):
+            for k, (score, color) in enumerate(SHOWN.items()):
+                values = frame[(frame.cell == cell.name) & (frame.score == score)].auroc
+                x = place + (k - (len(SHOWN) - 1) / 2) * 0.16
+                axes.plot([x] * len(values), values, "o", color=color, alpha=0.45, ms=4, mew=0)
+                axes.plot([x - 0.06, x + 0.06], [values.mean()] * 2, color=color, lw=2)
+        axes.axhline(0.5, color=GRAY, lw=0.8, dashes=(4, 2.5))
+        axes.set_xticks(range(len(rates)), [f"{cell.rate:.0%}" for cell in rates])
+        axes.set(xlim=(-0.5, len(rates) - 0.5), xlabel="labels flipped")
+        axes.set_title(f"{kind} flips", fontsize=10, loc="left")
+        axes.tick_params(left=False, bottom=False)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(left=False)
         axes.grid(axis="y", color="#e5e7eb", lw=0.8)
         axes.set_axisbelow(True)
+    panels[0].set(ylim=(0.48, 1.01), ylabel="AUROC for the flips (dashed: chance)")
+    handles = [Line2D([], [], color=color, marker="o", ms=4) for color in SHOWN.values()]
+    figure.legend(handles, [SCORES[score] for score in SHOWN], loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(
+        f"Flipped labels of digits found by each score: one dot per seed ({seeds}), bar at the mean", fontsize=11
+    )
     files = {}
     with mpl.rc_context({"svg.hashsalt": "flip_detection", "svg.fonttype": "path"}):
         for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
