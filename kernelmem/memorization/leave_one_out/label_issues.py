@@ -1,5 +1,6 @@
 """Confident learning: label issues from out-of-sample probabilities, and label-quality scores."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SOURCE = "Northcutt, Jiang, Chuang 2021"
+SMALLEST = 1e-6  # label probability in the confidence-weighted entropy
 ROUNDING = 1e-9  # below which probabilities count as equal to a threshold
 PRINTED_PAIRS = 5
 
@@ -77,13 +79,13 @@ class LabelIssues(Result):
 
     @property
     def confidence_weighted_entropy(self) -> Score:
-        """The score log(1 − log p_y / H), H the entropy of p: the loss of the label, relative to that of an unsure prediction."""
+        """The score H / (p_y log C), H the entropy of p; a probability p_y below 1e-6 counts as 1e-6."""
         p = self.probabilities
-        entropy = -torch.special.xlogy(p, p).sum(1)
-        surprise = -self._label_probability().clamp_min(torch.finfo(p.dtype).tiny).log()
-        values = torch.log1p(surprise / entropy.clamp_min(torch.finfo(p.dtype).eps))
+        entropy = -torch.special.xlogy(p, p).sum(1) / math.log(p.shape[1])
         return self._score(
-            "confidence-weighted entropy", values, "log(1 + (−log p_y) / entropy of the probabilities), in nats"
+            "confidence-weighted entropy",
+            entropy / self._label_probability().clamp_min(SMALLEST),
+            "entropy of the probabilities, relative to the largest possible, over the label's probability",
         )
 
     def to_frame(self) -> "pd.DataFrame":

@@ -61,7 +61,7 @@ def test_issues_and_scores_are_their_definitions(case):
         label, others = p[i, y[i]], max(p[i, j] for j in range(C) if j != y[i])
         entropy = -sum(q * math.log(q) for q in p[i] if q > 0)
         values = [issues.self_confidence, issues.normalized_margin, issues.confidence_weighted_entropy]
-        expected = [1 - label, (1 - label + others) / 2, math.log1p(-math.log(label) / entropy)]
+        expected = [1 - label, (1 - label + others) / 2, entropy / math.log(C) / max(label, 1e-6)]
         for score, value in zip(values, expected, strict=True):
             assert math.isclose(score.values[i], value, rel_tol=1e-9, abs_tol=1e-9)
 
