@@ -31,5 +31,5 @@ def test_claims_are_stated_for_the_cells_of_the_table():
 
 
 def test_unknown_cells_are_refused(tmp_path):
-    with pytest.raises(InputError, match="symmetric-0.10"):
+    with pytest.raises(InputError, match=r"symmetric-0\.10"):
         run(Options(cells=("none",), out=tmp_path))
