@@ -19,7 +19,9 @@ from kernelmem.memorization.leave_one_out import (
     leave_one_out_margin,
     leave_one_out_memorization,
 )
+from kernelmem.memorization.retraining import Retraining, feldman_zhang
 from kernelmem.memorization.score import Score, check_same_examples
+from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.memorization.training_dynamics import TrainingHistory
 from kernelmem.statistics import attenuation_corrected, spearman, spearman_interval
 
@@ -148,7 +150,9 @@ class ScoreTable(Result):
 
 
 def memorization_scores(
-    *sources: Source, reference: Score | None = None, reliability: float | None = None
+    *sources: Source,
+    reference: Score | Retraining | ShadowEnsemble | None = None,
+    reliability: float | None = None,
 ) -> ScoreTable:
     """Collect the scores of the same n rows, compare their ranks, and compare them with retraining if it was done.
 
@@ -156,9 +160,10 @@ def memorization_scores(
         sources: a :class:`TrainingHistory` (all scores that its contents allow), a result of ``km.leave_one_out``
             (memorization and margin), of ``km.estimate_label_noise`` (suspicion), of ``km.find_label_issues`` (three
             label-quality scores), or single scores, such as those of self-influence or prediction depth.
-        reference: a score to compare with, such as memorization by retraining.
-        reliability: reliability of the reference, e.g. of two halves of the retrained models; gives the ceiling and the
-            corrected agreement.
+        reference: what the scores are compared with: memorization by retraining, as a result of ``feldman_zhang`` or as the
+            shadow ensemble itself (then with accuracy as statistic), or any score.
+        reliability: reliability of a reference that is a score; that of retraining is computed from split halves. It gives
+            the ceiling and the corrected agreement.
 
     Raises:
         InputError: no source, another type, rows that differ in number, values that are not finite.
@@ -173,12 +178,7 @@ def memorization_scores(
     2
     """
     scores = [score for source in sources for score in _scores_of(source)]
-    if reference is not None:
-        check_instance(reference, "reference", Score)
-    if reliability is not None:
-        reliability = as_number(reliability, "reliability", maximum=1.0, exclusive=True)
-        if reference is None:
-            raise InputError("reliability without reference", expected="both", hint="pass reference=, a Score")
+    reference, reliability = _reference(reference, reliability)
     n = check_same_examples([*scores, *([] if reference is None else [reference])])
     if len(scores) > MAX_SCORES or not scores or n < MIN_ROWS:
         raise InputError(
@@ -215,6 +215,31 @@ def memorization_scores(
         reliability=reliability,
         agreement=agreement,
     )
+
+
+def _reference(
+    reference: Score | Retraining | ShadowEnsemble | None, reliability: float | None
+) -> tuple[Score | None, float | None]:
+    """Return the score to compare with and its reliability.
+
+    Raises:
+        InputError: another type, a reliability outside (0, 1] or of a reference that has its own.
+    """
+    if reference is not None:
+        check_instance(reference, "reference", (Score, Retraining, ShadowEnsemble))
+    if isinstance(reference, ShadowEnsemble):
+        reference = feldman_zhang(reference)
+    if reliability is not None:
+        reliability = as_number(reliability, "reliability", maximum=1.0, exclusive=True)
+        if not isinstance(reference, Score):
+            raise InputError(
+                "reliability without a score as reference",
+                expected="reliability= only with reference=, a Score",
+                hint="leave reliability out: that of retraining is computed",
+            )
+    if isinstance(reference, Retraining):
+        return reference.memorization, reference.reliability() or None
+    return reference, reliability
 
 
 def _scores_of(source: object) -> Iterator[Score]:

@@ -10,7 +10,9 @@ from torch import nn
 import kernelmem as km
 from kernelmem.memorization import training_dynamics
 from kernelmem.memorization.leave_one_out import leave_one_out_margin
+from kernelmem.memorization.retraining import feldman_zhang
 from kernelmem.memorization.score_table import ScoreTable, memorization_scores
+from kernelmem.memorization.shadows import ShadowIdentity
 from kernelmem.statistics import spearman
 from kernelmem.training import digits
 
@@ -28,7 +30,7 @@ def as_score(values, name="a", **fields):
 def network(seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +39,18 @@ def planted(tmp_path_factory):
     data = digits(n_train=300, seed=1)
     noisy = km.corrupt_labels(data.y_train, 0.15, seed=2)
     model = network(0)
-    options = km.FitOptions(batch_size=300, optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
+    options = km.FitOptions(batch_size=300, optimizer=lambda p: torch.optim.Adam(p, lr=0.05))
     directory = tmp_path_factory.mktemp("run") / "run"
-    run = km.fit(model, data.x_train, noisy.y, out=directory, epochs=120, seed=0, options=options)
+    run = km.fit(model, data.x_train, noisy.y, out=directory, epochs=60, seed=0, options=options)
     recorded = km.training_history(
-        run, model, data.x_train, noisy.y, every=15, gradients=["weights", "inputs"], progress=False
+        run, model, data.x_train, noisy.y, every=6, gradients=["weights", "inputs"], progress=False
     )
     other = network(1)
-    optimizer = torch.optim.Adam(other.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(other.parameters(), lr=0.05)
     recorder = km.HistoryRecorder(noisy.y)
-    for step in range(121):
+    for step in range(61):
         outputs = other(data.x_train)
-        if step % 15 == 0:
+        if step % 6 == 0:
             recorder.update(step, outputs)
         optimizer.zero_grad()
         nn.functional.cross_entropy(outputs, noisy.y).backward()
@@ -117,6 +119,28 @@ def test_agreement_and_correlation_are_spearmans(tmp_path):
     moved = memorization_scores(*(as_score(v[order]) for v in (a, b, c)))
     assert torch.allclose(moved.correlation, table.correlation, rtol=0, atol=1e-12)
     assert torch.equal(moved.mean_rank, table.mean_rank[order])
+
+
+def test_retraining_is_a_reference_with_its_own_reliability():
+    masks = torch.rand(40, 30, generator=GENERATOR) < 0.5
+    memorized = torch.arange(30) % 3 == 0
+    margins = torch.where(memorized & ~masks, -1.0, 1.0) + 0.7 * torch.randn(40, 30, generator=GENERATOR)
+    logits = torch.stack([margins, torch.zeros(40, 30)], 2)
+    nothing = torch.zeros(40, 0, 2)
+    identity = ShadowIdentity()
+    shadows = km.ShadowEnsemble(
+        masks, logits, torch.zeros(30, dtype=torch.int64), nothing, torch.zeros(0, dtype=torch.int64), identity
+    )
+    cheap = as_score(memorized.double() + 0.1 * torch.randn(30, generator=GENERATOR))
+    table = memorization_scores(cheap, reference=shadows)
+    retraining = feldman_zhang(shadows)
+    expected = retraining.agreement(cheap)
+    assert float(table.agreement[0, 0]) == expected.spearman
+    assert table.reliability == expected.reliability
+    assert float(table.corrected[0]) == pytest.approx(expected.corrected)
+    assert torch.equal(memorization_scores(cheap, reference=retraining).agreement, table.agreement)
+    with pytest.raises(km.InputError, match="leave reliability out"):
+        memorization_scores(cheap, reference=shadows, reliability=0.5)
 
 
 def test_constant_scores_have_no_agreement():
