@@ -1,0 +1,15 @@
+"""Memorization by retraining: shadow models within a budget, the memorized share behind their noise, literal checks.
+
+- ``budget``: :func:`train_within`, the number of models that a budget of minutes allows;
+- ``deconvolution``: distribution of memorization behind noisy counts;
+- ``answer``: :func:`retraining_scores`, :func:`retraining_how_much`, :func:`retraining_power`;
+- ``verification``: :func:`verify_rows`, retraining without single rows.
+"""
+
+from kernelmem.auditing.retraining.answer import RetrainingScores as RetrainingScores
+from kernelmem.auditing.retraining.answer import retraining_how_much as retraining_how_much
+from kernelmem.auditing.retraining.answer import retraining_power as retraining_power
+from kernelmem.auditing.retraining.answer import retraining_scores as retraining_scores
+from kernelmem.auditing.retraining.budget import Trained as Trained
+from kernelmem.auditing.retraining.budget import train_within as train_within
+from kernelmem.auditing.retraining.verification import verify_rows as verify_rows
