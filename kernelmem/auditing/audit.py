@@ -3,95 +3,70 @@
 import hashlib
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from kernelmem.auditing.analysis import accuracy, analyze, memorized_examples, per_class
-from kernelmem.auditing.document import SCHEMA_VERSION, AuditDocument, Flips, Memorization
-from kernelmem.auditing.fingerprint import data_identity, find_duplicates, model_identity
-from kernelmem.auditing.result import REPORT, Audit, write_report
-from kernelmem.auditing.verdict import verdict
-from kernelmem.core.atomic_files import check_directory
-from kernelmem.core.batches import Batch, Forward, Rows, as_labeled_rows, as_rows, as_structured_rows
-from kernelmem.core.checks import (
-    ArrayLike,
-    as_count,
-    as_list,
-    as_path,
-    as_text,
-    check_finite,
-    check_instance,
-    check_model,
-    renumbering_hint,
-    seed_sequence,
+from kernelmem.auditing import conclusions, data_checks, retraining, scores
+from kernelmem.auditing.data_checks import AuditInputs, LabeledRows, NearDuplicates
+from kernelmem.auditing.options import AuditOptions, printable_options
+from kernelmem.auditing.result import Audit, check_no_report, write_report
+from kernelmem.auditing.schema import (
+    SCHEMA_VERSION,
+    Agreement,
+    AuditDocument,
+    Context,
+    Duplicates,
+    Flips,
+    Gate,
+    HowMuch,
+    Power,
+    RowFinding,
+    RowTable,
 )
-from kernelmem.core.errors import InputError, printable
+from kernelmem.core.batches import Forward
+from kernelmem.core.checks import ArrayLike, check_instance, check_model, seed_sequence
+from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_progress
-from kernelmem.kernels.ntk import ntk
 from kernelmem.label_noise.detection import detect
-from kernelmem.tangents.prepare import prepare
-from kernelmem.training.datasets import LabeledData, labeled_data
-from kernelmem.training.losses import class_forward
+from kernelmem.memorization.shadows import ShadowEnsemble
+from kernelmem.statistics import Interval, spearman
 from kernelmem.version import __version__
 
-LabeledRows: TypeAlias = tuple[Batch, ArrayLike] | Dataset[Any] | DataLoader[Any]
-"""Type of ``train=`` and ``test=``: (x, y), or a Dataset or DataLoader of pairs (input, label)."""
-
-N_EXAMPLES = 12
 N_FEATURES = 64
-ROWS_PER_PASS = 256  # rows per forward pass
-N_STAGES = 4  # kernel of training rows, kernel of test rows, leave-one-out, report
+N_STAGES = 5  # kernel, leave-one-out, retraining, attacks, report
+MAX_CONTROL = 2000  # test rows in the control, or as many as training rows
+ALARM_RUNS = 200
+DEFAULT_OPTIONS = AuditOptions()
+SEEDS = (
+    "control",
+    "near",
+    "kernel",
+    "power",
+    "alarms",
+    "shadows",
+    "share",
+    "verification",
+    "leak",
+    "blind",
+    "permutations",
+)
 
 
 @dataclass(frozen=True)
-class AuditOptions:
-    """Description of model and data in the report of :func:`audit`, and further files to write.
+class _Method:
+    """Results that depend on the method of the headline."""
 
-    Attributes:
-        n_classes: number of classes C; None: the largest label + 1.
-        name: name of the data set.
-        model_name: name of the network; None: its class.
-        image_shape: (H, W) or (H, W, 3) if each row is an image, possibly flattened; None: rows are not images.
-        training: description of how the network was trained.
-        reproduce: command or call that reproduces this report.
-        extra_files: contents of further files to write into ``out``, by file name.
-    """
-
-    n_classes: int | None = None
-    name: str = "data"
-    model_name: str | None = None
-    image_shape: tuple[int, ...] | None = None
-    training: str = "not described"
-    reproduce: str = "km.audit(model, (x_train, y_train), (x_test, y_test)) with model and data of the hashes above"
-    extra_files: Mapping[str, bytes] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.n_classes is not None:
-            as_count(self.n_classes, "n_classes")
-        if self.image_shape is not None:
-            for length in as_list(self.image_shape, "image_shape"):
-                as_count(length, "length in image_shape")
-        for name in ("name", "model_name", "training", "reproduce"):
-            if name != "model_name" or self.model_name is not None:
-                as_text(getattr(self, name), name)
-        check_instance(self.extra_files, "extra_files", Mapping, hint="pass a dict of file contents by name")
-        for name, content in self.extra_files.items():
-            as_path(name, "name of an extra file")
-            check_instance(content, f"extra file {name}", bytes, hint="encode text with .encode()")
-            if name in ("", ".", "..", "audit.json", REPORT) or Path(name).name != name:
-                raise InputError(
-                    f"extra_files with the name {name!r}",
-                    expected="names of files, without a directory, other than audit.json and audit.html",
-                    hint='pass for example {"weights.safetensors": content}',
-                )
+    how_much: HowMuch
+    power: Power
+    gates: list[Gate]
+    table: RowTable
+    shadows: ShadowEnsemble | None
 
 
 @standard_modes()
@@ -105,199 +80,251 @@ def audit(
     out: str | Path | None = None,
     seed: int = 0,
     memory: int | str = MEMORY,
-    options: AuditOptions = AuditOptions(),
+    options: AuditOptions = DEFAULT_OPTIONS,
     progress: Progress = None,
 ) -> Audit:
-    """Measure what a trained classifier memorized of its training rows.
+    """Measure what a trained classifier memorized of its training rows: how much, which rows, and whether it can leak.
 
-    Two kernel ridge regressions are fitted with the neural tangent kernel (NTK) of the network f (trace over outputs,
-    float64). The *NTK surrogate* is fitted to the network's own outputs; this network's memorization of row i is
+    First the validity gates: training and test rows cannot be told apart without the network, enough test rows are new to
+    it, the methods describe it, nothing is found with permuted memberships, and the power is sufficient. A failed gate
+    blanks the headline. Then the answer, by one of two methods.
 
-        network_memorization_i = margin(f(x_i), y_i) − margin(f̂₋ᵢ(x_i), y_i),    f̂₋ᵢ: the surrogate without row i,
+    *Kernel method* (default). Kernel ridge regression with the neural tangent kernel (NTK) of the network f is fitted to the
+    labels of training and test rows together, and predicts each row without it and its near-duplicates. On test rows the
+    network itself shows how often it gives a label with a leave-one-out margin t that it never saw, q(t). The memorized
+    share of the training labels is
 
-    where the margin is the output of the label y_i minus the largest other output. It is compared with the same difference
-    on test rows, which neither saw (the null). The *label regression* g is fitted to the labels; its leave-one-out
-    memorization g(x_i) − g₋ᵢ(x_i), in the column of the label, describes what any learner with this kernel memorizes.
-    Leave-one-out is exact (closed form); the ridges minimize the leave-one-out error.
+        mean over training rows i of 1[f gives the label of i] − q(t_i),
+
+    the share that the network gives only because it was trained on them. Its p-value is a permutation test of training
+    against test rows. Rows whose label f gives although the regression without the row predicts another class are named.
+
+    *Retraining* (``options.retrain``). Networks are trained on random subsets of the rows. Memorization of row i is
+    Feldman's P(label given, trained with i) − P(label given, trained without i); the share of rows above .25 is estimated
+    behind the noise of a limited number of networks, and the rows that rank first are verified by retraining without them.
 
     Args:
         model: a trained module; ``model(x)`` is (n, C), or one logit z of two classes, (n, 1) or (n,), which counts as the
             outputs [0, z]. A copy in eval mode is analyzed on the device of the model.
-        train: (x, y), the rows and labels that the network was trained on: x (n, ...), or a dict or tuple of such tensors,
-            y (n,) integers 0..C-1; or a Dataset or DataLoader of pairs (input, label), without shuffling.
+        train: (x, y), the rows and labels that the network was trained on: x (n, ...), or a dict or tuple of such tensors;
+            y (n,) class indices 0..C-1 or 1..C, or text; or a Dataset or DataLoader of pairs (input, label), without
+            shuffling.
         test: rows that the network never saw, with their labels, in the same forms.
         flipped: (n,) booleans, training labels known to be wrong. They are used only to evaluate the audit.
         forward: maps (model, batch) to (n, C), for models with other outputs.
-        out: directory for audit.json and audit.html; None: nothing is written.
-        seed: seed of the permutation null for known flips; it is recorded in the report.
+        out: directory for audit.json, audit.html, rows.csv and rows.npz; None: nothing is written. An older report there is
+            replaced only with ``options.overwrite``.
+        seed: seed of control rows, permutations, bootstraps and retraining; it is recorded in the report.
         memory: memory that the kernel computation may allocate, in bytes or as text such as "4GiB".
-        options: number of classes, names and image shape for the report.
-        progress: see :data:`kernelmem.core.options.Progress`; counts 4 stages.
+        options: names, groups, retraining and its budget, redaction; see :class:`AuditOptions`.
+        progress: see :data:`kernelmem.core.options.Progress`; counts 5 stages.
 
     Returns:
-        Audit: ``.document`` (plain values), ``.to_frame()``, ``.to_html()``, ``.to_json()``, ``.plot()``, ``.save(dir)``.
+        Audit: ``.document`` (plain values), ``.rows`` (arrays), ``.to_frame()``, ``.to_html()``, ``.to_json()``, ``.plot()``,
+        ``.save(dir)``.
 
     Raises:
-        InputError: the shapes of arrays, labels and outputs do not match.
+        InputError: the shapes of arrays, labels and outputs do not match, no test row is new to the network, or ``out`` holds a
+            report or cannot be written to.
         UnsupportedModelError: the model does not return one row of outputs per input row.
         NumericalError: the kernel is not positive semidefinite. In all three cases nothing is written.
 
     With ``out``, audit.json is written before the report is drawn.
 
-    Cost: the kernel (see :func:`kernelmem.ntk`) + O(n³) time; O(n²) memory: for n up to about 10,000.
+    Cost: the kernel of N = n + m rows (see :func:`kernelmem.ntk`; m is at most the larger of n and 2,000) + O(N³) time;
+    O(N²) memory. With retraining, about ``options.budget`` minutes more.
 
-    Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization as a leave-one-out
-    difference: Feldman and Zhang 2020; NTK surrogate: Engel et al. 2024.
+    Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization by retraining: Feldman and
+    Zhang 2020.
     """
     check_model(model)
     check_instance(options, "options", AuditOptions)
-    options = _printable_options(options)
-    inputs, data = _read_data(train, test, flipped, options)
-    seeds = seed_sequence(seed, ["permutations"])
+    options = printable_options(options)
+    rows, data, labels = data_checks.read_rows(
+        train, test, flipped, class_names=options.class_names, name=options.name, image_shape=options.image_shape
+    )
+    groups = data_checks.read_groups(options.groups, len(data.y_train))
+    seeds = seed_sequence(seed, list(SEEDS))
     if out is not None:
-        check_directory(out)
+        check_no_report(out, overwrite=options.overwrite)
     started = time.perf_counter()
     report_stage = as_progress(progress, "audit", "stage")
-    seen_in_training, duplicates, conflicting = find_duplicates(data)
-    if bool(seen_in_training.all()):
+    seen, n_duplicates, n_conflicting = data_checks.find_duplicates(data)
+    if bool(seen.all()):
         raise InputError(
             f"x_test of shape {tuple(data.x_test.shape)}, every row of which is also a training row",
             expected="rows that the network never saw",
             hint="hold out rows before training; without them there is no null control",
         )
-
-    forward = class_forward(forward) if (options.n_classes or data.n_classes) == 2 else forward
-    module, train_outputs, test_outputs = _copy_and_outputs(model, inputs, data, forward, options.n_classes)
+    inputs = data_checks.with_outputs(model, rows, data, labels, forward=forward, n_classes=options.n_classes)
+    data = inputs.data
     report_stage(0, N_STAGES)
-    show_bar = False if callable(progress) else progress  # a function counts stages only
-    kernel_options: dict[str, Any] = {
-        "forward": forward,
-        "dtype": torch.float64,
-        "memory": memory,
-        "progress": show_bar,
-    }
-    kernel = ntk(module, inputs[0].tree, **kernel_options).cpu()
-    report_stage(1, N_STAGES)
-    test_kernel = ntk(module, inputs[1].tree, inputs[0].tree, **kernel_options).cpu()
-    report_stage(2, N_STAGES)
-    analysis = analyze(
-        kernel, test_kernel, train_outputs, test_outputs, data.y_train, data.y_test, unseen=~seen_in_training
-    )
-    memorization = analysis.memorization
-    examples = memorized_examples(analysis, kernel, data.y_train, data.flipped, count=N_EXAMPLES)
-    report_stage(3, N_STAGES)
 
-    images, features = _images_or_features(
-        data,
-        sorted({row.index for example in examples for row in (example, *example.influential)}),
+    control = _control_rows(len(data.y_test), len(data.y_train), seeds["control"])
+    show_bar = False if callable(progress) else progress  # a function counts stages only
+    blocks = data_checks.kernel_blocks(inputs, control, memory=memory, progress=show_bar)
+    kernel = torch.cat([torch.cat([blocks[0], blocks[1].T], 1), torch.cat([blocks[1], blocks[2]], 1)])
+    del blocks
+    report_stage(1, N_STAGES)
+    n = len(data.y_train)
+    near = data_checks.find_near_duplicates(kernel, n, cosine=options.near_duplicate_cosine, seed=seeds["near"])
+    outputs = torch.cat([inputs.train_outputs, inputs.test_outputs[control]])
+    kernel_result = scores.kernel_scores(kernel, outputs, torch.cat([data.y_train, data.y_test[control]]), n, near)
+    report_stage(2, N_STAGES)
+    duplicates = _duplicates(near, n, n_duplicates, n_conflicting, int(seen.sum()))
+    gates = conclusions.data_gates(inputs, duplicates, len(kernel_result.control), len(control), seed=seeds["blind"])
+    method = _method(inputs, kernel_result, outputs, control, options, seeds)
+    report_stage(3, N_STAGES)
+    verified = _verify(inputs, method, options, seeds["verification"])
+    unseen = control[torch.from_numpy(~near.has_partner[n:, 0])]
+    leak = scores.leak(inputs, method.shadows, unseen, seed=seeds["leak"], redact=options.redact)
+    report_stage(4, N_STAGES)
+
+    redact = options.redact
+    findings = scores.row_findings(
+        method.table,
+        kernel_result,
+        kernel,
+        count=options.n_listed,
+        verified=verified,
+        flipped=data.flipped,
+        redact=redact,
     )
-    identity = data_identity(data, train_outputs.shape[1], duplicates, conflicting, int(seen_in_training.sum()))
-    accuracies = accuracy(train_outputs, data.y_train), accuracy(test_outputs, data.y_test)
+    all_gates = (*gates, *method.gates, conclusions.power_gate(method.power, n))
+    identity = data_checks.data_identity(inputs, tuple(options.feature_names), duplicates)
+    context = _context(options)
+    accuracies = (
+        float((part.argmax(1) == y).double().mean())
+        for part, y in ((inputs.train_outputs, data.y_train), (inputs.test_outputs, data.y_test))
+    )
+    images, features = _images_or_features(inputs, findings) if options.show_rows else ({}, {})
+    table = method.table.redacted() if redact else method.table
+    files = {**table.files(), **options.extra_files}
     document = AuditDocument(
         schema_version=SCHEMA_VERSION,
-        verdict=verdict(analysis.fidelity, memorization, identity),
+        context=context,
+        verdict=conclusions.verdict(all_gates, method.how_much, method.power, identity, inputs.labels.note),
         data=identity,
-        model=model_identity(model, options.model_name, options.training, *accuracies),
-        fidelity=analysis.fidelity,
-        memorization=memorization,
-        flips=_flip_detection(memorization, data.flipped, seeds["permutations"]),
-        examples=examples,
-        classes=per_class(memorization, data.y_train, data.y_test, train_outputs, test_outputs),
+        model=data_checks.model_identity(model, options.model_name, options.training, *accuracies),
+        gates=all_gates,
+        power=method.power,
+        how_much=method.how_much,
+        rows=findings,
+        suspected=scores.suspected_labels(method.table, data.flipped, redact=redact),
+        leak=leak,
+        slices=scores.slices(method.table, inputs, groups),
+        agreements=_agreements(method.table),
+        fidelity=kernel_result.fidelity,
+        flips=_flip_detection(method.table, data.flipped, seeds["permutations"]),
+        annex=conclusions.annex(leak, context),
+        not_tested=conclusions.not_tested(method.how_much, leak, context),
         images=images,
         features=features,
-        files={name: hashlib.sha256(content).hexdigest() for name, content in options.extra_files.items()},
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         reproduce=options.reproduce,
         seed=seed,
         versions=_versions(),
         seconds=round(time.perf_counter() - started, 3),
     )
-    result = Audit(document)
+    result = Audit(document, table)
     if out is not None:
-        write_report(result, out, options.extra_files)
+        write_report(result, out, options.extra_files, overwrite=options.overwrite)
     report_stage(N_STAGES, N_STAGES)
     return result
 
 
-def _printable_options(options: AuditOptions) -> AuditOptions:
-    """Return the options with texts that can be written as UTF-8 and that a page shows in their own order."""
-    texts = {name: getattr(options, name) for name in ("name", "model_name", "training", "reproduce")}
-    return replace(options, **{name: None if text is None else printable(text) for name, text in texts.items()})
+def _control_rows(m: int, n: int, seed: int) -> Tensor:
+    """Return the numbers of the test rows of the control: all m, or a random subset of max(n, 2000)."""
+    size = max(n, MAX_CONTROL)
+    if m <= size:
+        return torch.arange(m)
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(m, size, replace=False)))
 
 
-def _read_data(
-    train: LabeledRows, test: LabeledRows, flipped: ArrayLike | None, options: AuditOptions
-) -> tuple[tuple[Rows, Rows], LabeledData]:
-    """Return ((training inputs, test inputs) for the model, data of the report).
-
-    Rows that are dicts or tuples of tensors appear in the data as the vectors of all their numbers.
-    """
-    x_train, y_train = as_labeled_rows(train, "train")
-    x_test, y_test = as_labeled_rows(test, "test")
-    x_train, x_test = (as_structured_rows(x, name) for x, name in ((x_train, "x_train"), (x_test, "x_test")))
-    data = labeled_data(
-        x_train.flat() if isinstance(x_train, Rows) else x_train,
-        y_train,
-        x_test.flat() if isinstance(x_test, Rows) else x_test,
-        y_test,
-        name=options.name,
-        image_shape=options.image_shape,
-        flipped=flipped,
-    )
-    return (
-        x_train if isinstance(x_train, Rows) else as_rows(data.x_train, "x_train"),
-        x_test if isinstance(x_test, Rows) else as_rows(data.x_test, "x_test"),
-    ), data
-
-
-def _class_count_hint(data: LabeledData, C: int) -> str:
-    """Return the hint for labels that do not fit a model with C outputs."""
-    if data.n_classes > C:
-        hint = renumbering_hint(torch.cat([data.y_train, data.y_test]), "y", max(2, C))
-        return f"{hint} (y: the labels of train and test)"
-    return (
-        f"use a model with {data.n_classes} outputs, or pass km.AuditOptions(n_classes={C}) if some have no rows here"
+def _duplicates(near: NearDuplicates, n: int, train: int, conflicting: int, across: int) -> Duplicates:
+    partner = near.has_partner
+    return Duplicates(
+        train=train,
+        conflicting=conflicting,
+        across=across,
+        cosine=near.cosine,
+        near_train=int(partner[:n, 0].sum()),
+        near_test=int(partner[n:, 1].sum()),
+        near_across=int(partner[n:, 0].sum()),
     )
 
 
-def _copy_and_outputs(
-    model: nn.Module, inputs: tuple[Rows, Rows], data: LabeledData, forward: Forward | None, n_classes: int | None
-) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return (copy of the model in eval mode, outputs on training rows (n, C), outputs on test rows (m, C)).
-
-    The outputs are float64 tensors on the CPU, for n training rows, m test rows and C classes. An InputError is raised
-    if the number of outputs is not the number of classes, or if an output is not finite.
-    """
-    prepared = prepare(model, inputs[0], forward=forward, dtype=torch.float64, evaluation=True)
-    n_expected = data.n_classes if n_classes is None else n_classes
-    C = prepared.n_outputs
-    if n_expected != C or data.n_classes > C:
-        raise InputError(
-            f"a model with {C} outputs for labels up to {data.n_classes - 1}"
-            f" (y_train of shape {tuple(data.y_train.shape)}, y_test of shape {tuple(data.y_test.shape)})",
-            expected=f"{n_expected} outputs, one for each class",
-            hint=_class_count_hint(data, C),
+def _method(
+    inputs: AuditInputs,
+    kernel_result: scores.KernelScores,
+    outputs: Tensor,
+    control: Tensor,
+    options: AuditOptions,
+    seeds: dict[str, int],
+) -> _Method:
+    """Return headline, power, gates and row table by the kernel method, or by retraining if it is asked for."""
+    alarms = scores.permuted_alarms(kernel_result, outputs, seed=seeds["alarms"], runs=ALARM_RUNS)
+    fidelity = kernel_result.fidelity
+    if options.retrain is None:
+        return _Method(
+            how_much=scores.kernel_how_much(kernel_result, outputs, seed=seeds["kernel"]),
+            power=scores.kernel_power(kernel_result, outputs, seed=seeds["power"]),
+            gates=conclusions.kernel_gates(fidelity, alarms, ALARM_RUNS, needed=True),
+            table=scores.row_table(kernel_result, inputs.train_outputs, control),
+            shadows=None,
         )
-    outputs = []
-    for name, rows in zip(("x_train", "x_test"), inputs, strict=True):
-        rows = rows.to(dtype=torch.float64, device=prepared.device)
-        starts = range(0, rows.n, ROWS_PER_PASS)
-        with torch.no_grad():
-            batches = [
-                prepared.outputs(
-                    rows.slice(start, min(start + ROWS_PER_PASS, rows.n)), min(ROWS_PER_PASS, rows.n - start)
-                )
-                for start in starts
-            ]
-        outputs.append(check_finite(torch.cat(batches).cpu(), f"the model's outputs on {name}"))
-    return prepared.module, outputs[0], outputs[1]
+    trained = retraining.train_within(inputs, options.retrain, minutes=options.budget, seed=seeds["shadows"])
+    result = retraining.retraining_scores(trained.shadows, seed=seeds["share"])
+    correct = kernel_result.network_correct[: kernel_result.n_train].numpy()
+    how_much = retraining.retraining_how_much(result, correct, seed=seeds["share"])
+    gates = conclusions.kernel_gates(fidelity, alarms, ALARM_RUNS, needed=False)
+    return _Method(
+        how_much=how_much,
+        power=retraining.retraining_power(result, trained.note),
+        gates=[*gates[:1], *conclusions.retraining_gates(result, inputs, correct, how_much.control.high)],
+        table=scores.row_table(
+            kernel_result,
+            inputs.train_outputs,
+            control,
+            memorization=result.probability,
+            standard_error=result.standard_error,
+            predicted_without=result.predicted_without,
+            flagged=result.flagged(correct),
+        ),
+        shadows=trained.shadows,
+    )
 
 
-def _images_or_features(data: LabeledData, indices: list[int]) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
-    """Return (images, features) of the training rows at ``indices``, for the report.
+def _verify(inputs: AuditInputs, method: _Method, options: AuditOptions, seed: int) -> dict[int, Interval]:
+    """Return the measured effects of the flagged rows that rank first, by retraining without them."""
+    if options.retrain is None or isinstance(options.retrain, ShadowEnsemble):
+        return {}
+    flagged = np.flatnonzero(method.table.flagged)
+    order = flagged[np.argsort(-method.table.score[flagged], kind="stable")]
+    return retraining.verify_rows(inputs, options.retrain, order[: options.n_verified].tolist(), seed=seed)
+
+
+def _context(options: AuditOptions) -> Context:
+    return Context(
+        date=options.date or "",
+        auditor=options.auditor,
+        purpose=options.purpose,
+        threat_model=options.threat_model,
+        redacted=options.redact,
+        rows_shown=options.show_rows,
+    )
+
+
+def _images_or_features(
+    inputs: AuditInputs, findings: tuple[RowFinding, ...]
+) -> tuple[dict[str, str], dict[str, tuple[float, ...]]]:
+    """Return (images, features) of the listed training rows and of those that influence them, for the report.
 
     Both are dicts with the row index as text for a key: ``images`` holds PNG data URIs, ``features`` the first 64 input
     features. ``features`` is empty if rows are images, and ``images`` is empty if they are not.
     """
+    data = inputs.data
+    indices = sorted({row.index for finding in findings for row in (finding, *finding.influential)})
     if data.image_shape is None:
         features = data.x_train.reshape(len(data.x_train), -1)[:, :N_FEATURES]
         return {}, {str(index): tuple(float(value) for value in features[index]) for index in indices}
@@ -308,26 +335,39 @@ def _images_or_features(data: LabeledData, indices: list[int]) -> tuple[dict[str
     return {str(index): png_data_uri(row, data.image_shape, low=low, high=high) for index, row in rows.items()}, {}
 
 
-def _flip_detection(memorization: Memorization, flipped: Tensor | None, seed: int) -> Flips:
-    """Measure how well each statistic separates training rows with a known wrong label from the others.
+def _agreements(table: RowTable) -> tuple[Agreement, ...]:
+    """Return the rank agreement of the cheap scores with memorization by retraining; () without retraining."""
+    if np.isnan(table.memorization).all():
+        return ()
+    cheap = {
+        "negative leave-one-out margin": -table.loo_margin,
+        "leave-one-out memorization of the label regression": table.label_memorization,
+        "network minus surrogate margin": table.surrogate_difference,
+    }
+    return tuple(Agreement(name, _spearman(values, table.memorization), None, None) for name, values in cheap.items())
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
+    return float(spearman(a, b)) if np.ptp(a) > 0 and np.ptp(b) > 0 else None
+
+
+def _flip_detection(table: RowTable, flipped: Tensor | None, seed: int) -> Flips:
+    """Measure how well each score separates training rows with a known wrong label from the others.
 
     ``flipped`` (n,) is True where the label of a training row is wrong, and ``seed`` determines the permutations of the
-    null. If flips are unknown, or if no row or every row is flipped, only the number of flips is returned. No other
-    function of the audit computes with ``flipped``.
+    null. If flips are unknown, or if no row or every row is flipped, only the number of flips is returned. Apart from the
+    count of suspected labels, no other function of the audit computes with ``flipped``.
     """
     if flipped is None or not 0 < int(flipped.sum()) < len(flipped):
         return Flips(n=None if flipped is None else int(flipped.sum()))
-    by_margin = detect(-torch.tensor(memorization.loo_margin, dtype=torch.float64), flipped, seed=seed)
-    by_label, by_network = (
-        detect(torch.tensor(scores, dtype=torch.float64), flipped, seed=seed, permutations=2).auroc
-        for scores in (memorization.label_memorization, memorization.network_memorization)
-    )
+    by_margin = detect(-table.loo_margin, flipped, seed=seed)
+    others = {"ranking score": table.score, "memorization by label regression": table.label_memorization}
     return Flips(
         n=by_margin.n_flipped,
-        auroc=by_margin.auroc,
-        auroc_se=by_margin.auroc_se,
-        auroc_label_memorization=by_label,
-        auroc_network_memorization=by_network,
+        auroc=Interval(by_margin.auroc, *by_margin.auroc_interval, 0.95),
+        other_aurocs=tuple(
+            (name, detect(values, flipped, seed=seed, permutations=2).auroc) for name, values in others.items()
+        ),
         permuted_auroc=by_margin.permuted_auroc,
         permuted_sd=by_margin.permuted_sd,
         precision=tuple(float(v) for v in by_margin.precision),

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from kernelmem.auditing.result import JSON_NAME, REPORT
+from kernelmem.auditing.result import REPORT
 from kernelmem.auditing.schema import ROWS_CSV, ROWS_NPZ
 from kernelmem.core.checks import (
     ArrayLike,
@@ -28,7 +28,9 @@ Retrain: TypeAlias = EnsembleTraining | ShadowEnsemble | Callable[[Tensor, int],
 """Type of ``retrain=``: a training that the library carries out, models trained elsewhere, or the user's training."""
 
 TEXTS = ("name", "model_name", "training", "reproduce", "auditor", "purpose", "threat_model", "date")
-THREAT_MODEL = "the attacker has the outputs of the model (logits) for records of their choice, and data of the same kind"
+THREAT_MODEL = (
+    "the attacker has the outputs of the model (logits) for records of their choice, and data of the same kind"
+)
 RESERVED = ("audit.json", REPORT, ROWS_NPZ, ROWS_CSV)
 
 

@@ -73,7 +73,8 @@ def read_class_labels(
     - Text is looked up in ``class_names``; without them the different texts are the classes, in alphabetical order.
 
     Args:
-        y_train, y_test: (n,) and (m,) labels.
+        y_train: (n,) labels of training rows.
+        y_test: (m,) labels of test rows.
         class_names: names in the order of the outputs; None: the labels themselves.
 
     Raises:

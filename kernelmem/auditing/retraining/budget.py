@@ -9,7 +9,13 @@ from torch import Tensor
 
 from kernelmem.auditing.data_checks import AuditInputs
 from kernelmem.core.errors import InputError
-from kernelmem.memorization.shadows import EnsembleTraining, ShadowEnsemble, ShadowOptions, TrainFunction, shadow_ensemble
+from kernelmem.memorization.shadows import (
+    EnsembleTraining,
+    ShadowEnsemble,
+    ShadowOptions,
+    TrainFunction,
+    shadow_ensemble,
+)
 
 PILOT = 16  # models; one chunk of the ensemble
 FEWEST, MOST = 32, 512

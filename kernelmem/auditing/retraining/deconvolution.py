@@ -55,7 +55,7 @@ def deconvolve(
     Source: Laird 1978 (nonparametric maximum likelihood of a mixing distribution); Efron 2016 (deconvolution).
     """
     weights = _fit(counts, np.full(len(GRID) ** 2, 1.0 / len(GRID) ** 2), ITERATIONS)
-    above = DIFFERENCE > threshold + 1e-9
+    above = threshold + 1e-9 < DIFFERENCE
     posterior = _posterior(counts, weights)
     probability = posterior[:, above].sum(1)
     fraction = float(probability.mean())

@@ -1,7 +1,7 @@
 """RowTable: the numbers of every audited row, as arrays in rows.npz and as a table in rows.csv."""
 
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,11 @@ class RowTable:
         np.savez_compressed(stream, allow_pickle=False, **{name: getattr(self, name) for name in KINDS})
         table = self.to_frame().to_csv(lineterminator="\n", float_format="%.9g")
         return {ROWS_NPZ: stream.getvalue(), ROWS_CSV: table.encode()}
+
+    def redacted(self) -> "RowTable":
+        """Return the table without labels and predictions."""
+        hidden = np.full_like(self.label, -1)
+        return replace(self, label=hidden, predicted_without=hidden)
 
     @classmethod
     def read(cls, content: bytes) -> "RowTable":

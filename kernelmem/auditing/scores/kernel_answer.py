@@ -18,12 +18,14 @@ PROBABILITY = 0.8  # of an announcement, for the power
 KERNEL_ERROR = 0.06  # relative; training on a row has shaped the kernel, measured against retraining
 SMALLEST_PROBABILITY = 0.01  # bounds the weight of a single row in the test
 FOLDS = 10
-POWER_REPETITIONS, POWER_PERMUTATIONS = 100, 999
+POWER_REPETITIONS, POWER_NULLS, POWER_PERMUTATIONS = 200, 3, 2000
 DEFINITION = (
     "Share of the training labels that the network gives only because it was trained on them: the share that it gives, minus"
     " the share expected of rows that it never saw and that the other rows predict equally well."
 )
-CONTROL_DEFINITION = "The same difference on test rows that the network never saw, each predicted from the other test rows."
+CONTROL_DEFINITION = (
+    "The same difference on test rows that the network never saw, each predicted from the other test rows."
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def kernel_how_much(scores: KernelScores, outputs: Tensor, *, seed: int) -> HowM
     estimate = float((correct[:n] - expected).mean())
     u = len(control)
     bootstrapped = [curve_data.fit(rng.integers(u, size=u))(margins[:n]).mean() for _ in range(BOOTSTRAPS)]
-    variance = float(np.var(bootstrapped, ddof=1) + (expected * (1 - expected)).mean() / n + (KERNEL_ERROR * estimate) ** 2)
+    variance = float(
+        np.var(bootstrapped, ddof=1) + (expected * (1 - expected)).mean() / n + (KERNEL_ERROR * estimate) ** 2
+    )
     fraction = _normal_interval(estimate, variance**0.5)
     units, is_train = _test_units(scores, outputs)
     n_flagged = int(scores.flagged[:n].sum())
@@ -135,6 +139,23 @@ class _Units:
         values = (self.weighted, self.excess)
         return min(1.0, 2 * min(permutation_p_value(v, is_train, rng=rng, permutations=permutations) for v in values))
 
+    def deviations(self, is_train: np.ndarray) -> np.ndarray:
+        """Return both sums over training units minus their expectations under permutation, (2,)."""
+        share = is_train.mean()
+        return np.array([v[is_train].sum() - share * v.sum() for v in (self.weighted, self.excess)])
+
+    def critical_values(self, is_train: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the deviations that are exceeded with probability ``SIGNIFICANCE`` / 2 each under permutation, (2,)."""
+        quantiles = []
+        for statistic in (self.weighted, self.excess):
+            values, counts = np.unique(statistic, return_counts=True)
+            drawn = rng.multivariate_hypergeometric(
+                counts, int(is_train.sum()), size=POWER_PERMUTATIONS, method="marginals"
+            )
+            sums = drawn @ values - is_train.mean() * (values @ counts)
+            quantiles.append(np.quantile(sums, 1 - SIGNIFICANCE / 2))
+        return np.array(quantiles)
+
 
 def _rounded(values: np.ndarray) -> np.ndarray:
     """Return values rounded to two digits after the point, and to two significant digits above 1."""
@@ -162,14 +183,15 @@ def kernel_power(scores: KernelScores, outputs: Tensor, *, seed: int) -> Power:
     memorized = _Units.of(np.ones(len(wrong_margins), bool), curve(wrong_margins))
     is_train = np.arange(n_train + len(control)) < n_train
 
+    def draw(k: int) -> _Units:
+        drawn, planted = rng.integers(len(control), size=len(is_train)), rng.integers(len(wrong_margins), size=k)
+        units = _Units(own.weighted[drawn], own.excess[drawn])
+        units.weighted[:k], units.excess[:k] = memorized.weighted[planted], memorized.excess[planted]
+        return units
+
     def announced(k: int) -> float:
-        hits = 0
-        for _ in range(POWER_REPETITIONS):
-            drawn, planted = rng.integers(len(control), size=len(is_train)), rng.integers(len(wrong_margins), size=k)
-            units = _Units(own.weighted[drawn], own.excess[drawn])
-            units.weighted[:k], units.excess[:k] = memorized.weighted[planted], memorized.excess[planted]
-            hits += units.p_value(is_train, rng, POWER_PERMUTATIONS) < SIGNIFICANCE
-        return hits / POWER_REPETITIONS
+        critical = np.mean([draw(k).critical_values(is_train, rng) for _ in range(POWER_NULLS)], axis=0)
+        return float(np.mean([(draw(k).deviations(is_train) > critical).any() for _ in range(POWER_REPETITIONS)]))
 
     low, high = 0, 1
     while high < n_train and announced(high) < PROBABILITY:
@@ -186,6 +208,13 @@ def kernel_power(scores: KernelScores, outputs: Tensor, *, seed: int) -> Power:
         else "No number of memorized rows would be announced with this control."
     )
     return Power("kernel", PROBABILITY, SIGNIFICANCE, count, None, meaning, "")
+
+
+def permuted_alarms(scores: KernelScores, outputs: Tensor, *, seed: int, runs: int = 200) -> int:
+    """Return how many of ``runs`` audits with permuted memberships of training and test rows have p < .01."""
+    rng = np.random.default_rng(seed)
+    units, is_train = _test_units(scores, outputs)
+    return sum(units.p_value(rng.permutation(is_train), rng, 999) < SIGNIFICANCE for _ in range(runs))
 
 
 def _test_units(scores: KernelScores, outputs: Tensor) -> tuple[_Units, np.ndarray]:

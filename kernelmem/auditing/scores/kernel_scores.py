@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernelmem.auditing.data_checks.near_duplicates import NearDuplicates
 from kernelmem.auditing.schema import KernelFidelity
+from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines.equivalence.fidelity import centered, fidelity, margin
 from kernelmem.kernel_machines.model_selection.leave_one_out import LeaveOneOut, leave_one_out
 from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
@@ -54,8 +55,8 @@ class KernelScores:
 
     @property
     def control(self) -> Tensor:
-        """(u,) positions, in 0..N−1, of the test rows that represent their group of near-duplicates."""
-        return self.near.representative[self.near.representative >= self.n_train]
+        """(u,) positions, in 0..N−1, of the test rows that represent a group of near-duplicates without training rows."""
+        return control_positions(self.near, self.n_train)
 
 
 def kernel_scores(
@@ -76,7 +77,7 @@ def kernel_scores(
 
     Cost: O(R³) for R groups, plus O(q R²) for q other rows.
     """
-    C = outputs.shape[1]
+    N, C = outputs.shape
     rows = near.representative
     targets = torch.nn.functional.one_hot(labels, C).to(torch.float64) - 1.0 / C
     network = centered(outputs.to(torch.float64))
@@ -91,7 +92,13 @@ def kernel_scores(
     difference = margin(network, labels) - margin(surrogate_predictions, labels)
     unresolved = ROUNDING * float(network.abs().max())  # a network that is linear in its weights is its own surrogate
     column = labels[:, None]
-    test = rows[rows >= n_train]
+    test = control_positions(near, n_train)
+    if len(test) < 2:
+        raise InputError(
+            f"{N - n_train} test rows, {len(test)} of which form groups without near-duplicates in the training set",
+            expected="at least two test rows that the network has not seen, also not as near-copies",
+            hint="hold out other rows, or pass a larger near_duplicate_cosine",
+        )
     surrogate_fidelity = fidelity(surrogate_predictions[test], outputs[test])
     return KernelScores(
         n_train=n_train,
@@ -118,6 +125,14 @@ def kernel_scores(
             surrogate_loo_error=_mean_square(surrogate.errors),
         ),
     )
+
+
+def control_positions(near: NearDuplicates, n_train: int) -> Tensor:
+    """Return the positions of the representatives of all groups that consist of test rows only."""
+    seen = np.zeros(near.group.max() + 1, bool)
+    seen[near.group[:n_train]] = True
+    rows = near.representative
+    return rows[torch.from_numpy(~seen[near.group[rows.numpy()]])]
 
 
 def _predictions(regression: LeaveOneOut, kernel: Tensor, near: NearDuplicates) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernelmem.auditing.document import DataIdentity, ModelIdentity
+from kernelmem.auditing.data_checks.inputs import AuditInputs
+from kernelmem.auditing.schema import DataIdentity, Duplicates, ModelIdentity
 from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import printable
 from kernelmem.core.weight_files import weights_sha256
@@ -37,26 +38,21 @@ def _row_bytes(x: Tensor) -> list[bytes]:
     return [row.tobytes() for row in array + 0.0]  # + 0.0 turns minus zero into zero
 
 
-def data_identity(
-    data: LabeledData, n_classes: int, duplicates: int, conflicting: int, duplicates_train_test: int
-) -> DataIdentity:
-    """Return the numbers and shapes of the data and one SHA-256 over x_train, y_train, x_test and y_test.
-
-    ``duplicates``, ``conflicting`` and ``duplicates_train_test`` are the counts computed from :func:`find_duplicates`;
-    they are copied to the result.
-    """
+def data_identity(inputs: AuditInputs, feature_names: tuple[str, ...], duplicates: Duplicates) -> DataIdentity:
+    """Return names, numbers and shapes of the data and one SHA-256 over x_train, y_train, x_test and y_test."""
+    data = inputs.data
     arrays = {key: getattr(data, key).cpu().numpy() for key in ("x_train", "y_train", "x_test", "y_test")}
     return DataIdentity(
         name=data.name,
         n_train=len(data.x_train),
         n_test=len(data.x_test),
-        n_classes=n_classes,
+        n_classes=inputs.train_outputs.shape[1],
+        class_names=inputs.labels.names,
+        feature_names=feature_names,
         input_shape=tuple(data.x_train.shape[1:]),
         image_shape=data.image_shape,
         sha256=array_sha256(arrays),
-        duplicates_train=duplicates,
-        duplicates_conflicting=conflicting,
-        duplicates_train_test=duplicates_train_test,
+        duplicates=duplicates,
     )
 
 
