@@ -11,6 +11,7 @@ from kernelmem.memorization.membership import blind_baseline
 
 FEWEST_CONTROL = 20  # rows
 LARGEST_SHARE_SEEN = 0.5  # of test rows that are near-duplicates of training rows
+BLIND_LEVEL = 0.995  # of the intervals: few audits of exchangeable rows are blanked
 LARGEST_ALARM_SHARE = 0.035  # of 200 runs at .01: exceeded with probability .001 if the test is exact
 LARGEST_COUNT = 0.1  # of the training rows, for the power
 SMALLEST_SHARE_SHOWN = 0.5  # of the memorization of the shadow models
@@ -33,7 +34,7 @@ def _exchangeability(inputs: AuditInputs, seed: int) -> Gate:
     x_train, x_test = (x.reshape(len(x), -1).to(torch.float64) for x in (data.x_train, data.x_test))
     if min(len(x_train), len(x_test)) < 20:
         return Gate(name, question, None, "not run", required, "Fewer than 20 training or test rows.")
-    result = blind_baseline(x_train, x_test, seed=seed)
+    result = blind_baseline(x_train, x_test, seed=seed, level=BLIND_LEVEL)
     classifier = max(result.aurocs, key=lambda key: result.aurocs[key].value)
     meaning = (
         "Training and test rows differ by themselves, so a difference between them is not evidence of training."
