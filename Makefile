@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: audit test test-portable lint soak benchmarks clean
 
 audit: .venv/.installed
-	$(BIN)/kernelmem audit --out $(OUT) $(ARGS)
+	$(BIN)/kernelmem audit --out $(OUT) --overwrite $(ARGS)
 
 test: .venv/.tested
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak" $(ARGS)

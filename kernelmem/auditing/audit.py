@@ -180,7 +180,7 @@ def audit(
     leak = scores.leak(inputs, method.shadows, unseen, seed=seeds["leak"], redact=options.redact)
     report_stage(4, N_STAGES)
 
-    redact = options.redact
+    redact, found = options.redact, method.how_much.p_value < method.power.significance
     findings = scores.row_findings(
         method.table,
         kernel_result,
@@ -190,7 +190,7 @@ def audit(
         flipped=data.flipped,
         redact=redact,
     )
-    all_gates = (*gates, *method.gates, conclusions.power_gate(method.power, n))
+    all_gates = (*gates, *method.gates, conclusions.power_gate(method.power, n, found=found))
     identity = data_checks.data_identity(inputs, tuple(options.feature_names), duplicates)
     context = _context(options)
     accuracies = (
@@ -266,10 +266,12 @@ def _method(
     alarms = scores.permuted_alarms(kernel_result, outputs, seed=seeds["alarms"], runs=ALARM_RUNS)
     fidelity = kernel_result.fidelity
     if options.retrain is None:
+        how_much = scores.kernel_how_much(kernel_result, outputs, seed=seeds["kernel"])
+        gates = conclusions.kernel_gates(fidelity, alarms, ALARM_RUNS, needed=True)
         return _Method(
-            how_much=scores.kernel_how_much(kernel_result, outputs, seed=seeds["kernel"]),
+            how_much=how_much,
             power=scores.kernel_power(kernel_result, outputs, seed=seeds["power"]),
-            gates=conclusions.kernel_gates(fidelity, alarms, ALARM_RUNS, needed=True),
+            gates=[*gates, conclusions.calibration_gate(how_much.control)],
             table=scores.row_table(kernel_result, inputs.train_outputs, control),
             shadows=None,
         )

@@ -59,6 +59,10 @@ class AuditCommand:
     """Seed of the data split, the label flips, the initial weights and the batch order."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("out/audit")
     """Directory of the report."""
+    overwrite: bool = False
+    """Replace an older report in the directory."""
+    show_rows: bool = False
+    """Include the inputs of single training rows in the report. Always on for the built-in digits."""
     device: DEVICE = "cpu"
     """Device of the network, in the notation of torch."""
     json: bool = False
@@ -66,9 +70,9 @@ class AuditCommand:
 
     def run(self) -> None:
         """Train or load the network, audit it, write the report and print a summary."""
-        from kernelmem.auditing.audit import AuditOptions, audit
+        from kernelmem.auditing import AuditOptions, audit
+        from kernelmem.auditing.result import check_no_report
         from kernelmem.cli.options import as_device
-        from kernelmem.core.atomic_files import check_directory
         from kernelmem.core.checks import seed_sequence
         from kernelmem.core.errors import printable
         from kernelmem.core.weight_files import weights_bytes
@@ -76,7 +80,7 @@ class AuditCommand:
         from kernelmem.training.datasets import digits, read_npz
 
         device = as_device(self.device)
-        check_directory(self.out)  # before minutes of training, not after
+        check_no_report(self.out, overwrite=self.overwrite)  # before minutes of training, not after
         seeds = seed_sequence(self.seed, ["split", "flips", "weights", "batches"])
         data = read_npz(self.data) if self.data else digits(seed=self.seed)
         flip_rate = self._flip_rate()
@@ -106,6 +110,8 @@ class AuditCommand:
             image_shape=data.image_shape,
             training=training + flip_note,
             reproduce=self._command_line(),
+            show_rows=self.show_rows or self.data is None,
+            overwrite=self.overwrite,
             extra_files=files,
         )
         train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)

@@ -6,6 +6,7 @@
 """
 
 from kernelmem.auditing.conclusions.annex import annex as annex
+from kernelmem.auditing.conclusions.gates import calibration_gate as calibration_gate
 from kernelmem.auditing.conclusions.gates import data_gates as data_gates
 from kernelmem.auditing.conclusions.gates import kernel_gates as kernel_gates
 from kernelmem.auditing.conclusions.gates import power_gate as power_gate

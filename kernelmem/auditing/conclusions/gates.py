@@ -8,11 +8,13 @@ from kernelmem.auditing.retraining import RetrainingScores
 from kernelmem.auditing.retraining.answer import shadow_accuracies
 from kernelmem.auditing.schema import Duplicates, Gate, KernelFidelity, Power
 from kernelmem.memorization.membership import blind_baseline
+from kernelmem.statistics import Interval
 
 FEWEST_CONTROL = 20  # rows
 LARGEST_SHARE_SEEN = 0.5  # of test rows that are near-duplicates of training rows
 BLIND_LEVEL = 0.995  # of the intervals: few audits of exchangeable rows are blanked
 LARGEST_ALARM_SHARE = 0.035  # of 200 runs at .01: exceeded with probability .001 if the test is exact
+CALIBRATION_LEVEL = 3.3  # standard errors: exceeded with probability .001
 LARGEST_COUNT = 0.1  # of the training rows, for the power
 SMALLEST_SHARE_SHOWN = 0.5  # of the memorization of the shadow models
 ACCURACY_DIFFERENCE = 0.1
@@ -142,9 +144,30 @@ def retraining_gates(
     ]
 
 
-def power_gate(power: Power, n_train: int) -> Gate:
-    """Return the gate about power: the smallest memorization that the audit would have announced."""
-    passed = power.smallest_count is not None and power.smallest_count <= max(1, LARGEST_COUNT * n_train)
+def calibration_gate(control: Interval) -> Gate:
+    """Return the gate about the calibration of the kernel method: the memorized share of unseen rows must be zero."""
+    factor = CALIBRATION_LEVEL / 1.96  # of the half-widths of a 95 % interval
+    low, high = (control.value + factor * (end - control.value) for end in (control.low, control.high))
+    passed = low <= 0 <= high
+    return Gate(
+        "calibration",
+        "Is the memorized share zero on rows that the network never saw?",
+        passed,
+        _interval(control),
+        "zero within 3.3 standard errors",
+        "The calibration holds for unseen rows."
+        if passed
+        else "The network's predictions on unseen rows do not follow the regression on its kernel.",
+    )
+
+
+def power_gate(power: Power, n_train: int, *, found: bool) -> Gate:
+    """Return the gate about power: the smallest memorization that the audit would have announced.
+
+    It passes if memorization was ``found``: then the power sufficed.
+    """
+    enough = power.smallest_count is not None and power.smallest_count <= max(1, LARGEST_COUNT * n_train)
+    passed = found or enough
     parts = [] if power.smallest_count is None else [f"{power.smallest_count:,} rows"]
     parts += [] if power.smallest_effect is None else [f"an effect of {power.smallest_effect:.2f} on one row"]
     return Gate(
@@ -152,11 +175,10 @@ def power_gate(power: Power, n_train: int) -> Gate:
         "How little memorization would this audit have announced?",
         passed,
         " or ".join(parts) or "no number of rows",
-        f"at most {LARGEST_COUNT:.0%} of the training rows, announced with probability {power.probability:g}",
+        f"at most {LARGEST_COUNT:.0%} of the training rows, announced with probability {power.probability:g}, if none is found",
         power.meaning,
     )
 
 
-def _interval(interval: object) -> str:
-    low, high, value = (float(getattr(interval, name)) for name in ("low", "high", "value"))
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"

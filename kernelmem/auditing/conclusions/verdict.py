@@ -38,7 +38,7 @@ def verdict(gates: tuple[Gate, ...], how_much: HowMuch, power: Power, data: Data
 
 def not_tested(how_much: HowMuch, leak: Leak, context: Context) -> tuple[str, ...]:
     """Return what the audit did not test, one sentence each."""
-    items = [text[0].upper() + text[1:] for text in leak.not_run]
+    items = list(leak.not_run)
     if how_much.method == "kernel":
         items.insert(0, "Retraining without rows: memorization is inferred from the network's kernel, not measured.")
     else:

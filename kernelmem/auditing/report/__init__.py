@@ -6,12 +6,9 @@
 - ``formats``: numbers, shares, intervals and p-values as text;
 - ``figures``, ``svg``: the drawings;
 - ``thumbnails``: rows of image data as PNG;
-- ``version_2``: page of the previous schema.
 """
 
 from kernelmem.auditing.report.figures import plot_scores as plot_scores
 from kernelmem.auditing.report.page import render_page as render_page
 from kernelmem.auditing.report.summary import summary as summary
 from kernelmem.auditing.report.thumbnails import png_data_uri as png_data_uri
-from kernelmem.auditing.report.version_2.figures import distribution_figure as distribution_figure
-from kernelmem.auditing.report.version_2.page import render as render

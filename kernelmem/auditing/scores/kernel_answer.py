@@ -101,28 +101,29 @@ def kernel_how_much(scores: KernelScores, outputs: Tensor, *, seed: int) -> HowM
         control_definition=CONTROL_DEFINITION,
         n_control=u,
         expected_by_chance=n * control_rate,
-        p_value=units.p_value(is_train, rng),
+        p_value=units.p_value(is_train, units.sums(int(is_train.sum()), rng, PERMUTATIONS)),
         n_models=0,
     )
 
 
-def permutation_p_value(
-    statistic: np.ndarray, is_train: np.ndarray, *, rng: np.random.Generator, permutations: int = PERMUTATIONS
-) -> float:
-    """Return P(sum of ``statistic`` over training units at least as large) over permutations of ``is_train``, both (G,).
+def permutation_sums(statistic: np.ndarray, n_train: int, *, rng: np.random.Generator, permutations: int) -> np.ndarray:
+    """Return the sums of ``statistic`` (G,) over random subsets of n_train units, (permutations,), sorted.
 
-    The sum of a random subset follows from a multivariate hypergeometric number of units of each distinct value.
+    The number of units of each distinct value in a random subset is multivariate hypergeometric.
     """
-    values, inverse, counts = np.unique(statistic, return_inverse=True, return_counts=True)
-    observed = np.bincount(inverse[is_train], minlength=len(values)) @ values
-    drawn = rng.multivariate_hypergeometric(counts, int(is_train.sum()), size=permutations, method="marginals")
-    slack = 1e-9 * float(np.abs(values) @ counts)
-    return (1 + int((drawn @ values >= observed - slack).sum())) / (1 + permutations)
+    values, counts = np.unique(statistic, return_counts=True)
+    return np.sort(rng.multivariate_hypergeometric(counts, n_train, size=permutations, method="marginals") @ values)
+
+
+def permutation_p_value(statistic: np.ndarray, is_train: np.ndarray, sums: np.ndarray) -> float:
+    """Return the p-value (1 + number of ``sums`` at least the observed one) / (1 + number of sums)."""
+    observed = statistic[is_train].sum() - 1e-9 * np.abs(statistic).sum()  # the order of a sum changes its rounding
+    return (1 + len(sums) - int(np.searchsorted(sums, observed))) / (1 + len(sums))
 
 
 @dataclass(frozen=True)
 class _Units:
-    """Statistics of units, one row of each group of near-duplicates: weighted and unweighted excess over expectation."""
+    """Statistics of G units, one row of each group of near-duplicates: weighted and unweighted excess over expectation."""
 
     weighted: np.ndarray
     excess: np.ndarray
@@ -131,30 +132,19 @@ class _Units:
     def of(cls, correct: np.ndarray, probability: np.ndarray) -> "_Units":
         """Return both statistics for c = 1 where the network gives the label and q its probability, rounded to few values."""
         q = np.clip(probability, SMALLEST_PROBABILITY, 1.0)
-        weighted = np.where(correct, (1 - q) / q, -1.0)
-        return cls(_rounded(weighted), _rounded(correct - q))
+        return cls(_rounded(np.where(correct, (1 - q) / q, -1.0)), _rounded(correct - q))
 
-    def p_value(self, is_train: np.ndarray, rng: np.random.Generator, permutations: int = PERMUTATIONS) -> float:
+    def sums(self, n_train: int, rng: np.random.Generator, permutations: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sums of both statistics over random subsets."""
+        weighted, excess = (
+            permutation_sums(v, n_train, rng=rng, permutations=permutations) for v in (self.weighted, self.excess)
+        )
+        return weighted, excess
+
+    def p_value(self, is_train: np.ndarray, sums: tuple[np.ndarray, np.ndarray]) -> float:
         """Return twice the smaller of the two permutation p-values."""
-        values = (self.weighted, self.excess)
-        return min(1.0, 2 * min(permutation_p_value(v, is_train, rng=rng, permutations=permutations) for v in values))
-
-    def deviations(self, is_train: np.ndarray) -> np.ndarray:
-        """Return both sums over training units minus their expectations under permutation, (2,)."""
-        share = is_train.mean()
-        return np.array([v[is_train].sum() - share * v.sum() for v in (self.weighted, self.excess)])
-
-    def critical_values(self, is_train: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the deviations that are exceeded with probability ``SIGNIFICANCE`` / 2 each under permutation, (2,)."""
-        quantiles = []
-        for statistic in (self.weighted, self.excess):
-            values, counts = np.unique(statistic, return_counts=True)
-            drawn = rng.multivariate_hypergeometric(
-                counts, int(is_train.sum()), size=POWER_PERMUTATIONS, method="marginals"
-            )
-            sums = drawn @ values - is_train.mean() * (values @ counts)
-            quantiles.append(np.quantile(sums, 1 - SIGNIFICANCE / 2))
-        return np.array(quantiles)
+        pairs = zip((self.weighted, self.excess), sums, strict=True)
+        return min(1.0, 2 * min(permutation_p_value(v, is_train, null) for v, null in pairs))
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -190,8 +180,14 @@ def kernel_power(scores: KernelScores, outputs: Tensor, *, seed: int) -> Power:
         return units
 
     def announced(k: int) -> float:
-        critical = np.mean([draw(k).critical_values(is_train, rng) for _ in range(POWER_NULLS)], axis=0)
-        return float(np.mean([(draw(k).deviations(is_train) > critical).any() for _ in range(POWER_REPETITIONS)]))
+        hits = []
+        for _ in range(POWER_NULLS):  # the sums hardly differ between draws: each serves many
+            units = draw(k)
+            sums = tuple(null - null.mean() for null in units.sums(n_train, rng, POWER_PERMUTATIONS))
+            for _ in range(POWER_REPETITIONS // POWER_NULLS):
+                units = draw(k)
+                hits.append(_Units(*(v - v.mean() for v in (units.weighted, units.excess))).p_value(is_train, sums))
+        return float(np.mean(np.array(hits) < SIGNIFICANCE))
 
     low, high = 0, 1
     while high < n_train and announced(high) < PROBABILITY:
@@ -214,7 +210,8 @@ def permuted_alarms(scores: KernelScores, outputs: Tensor, *, seed: int, runs: i
     """Return how many of ``runs`` audits with permuted memberships of training and test rows have p < .01."""
     rng = np.random.default_rng(seed)
     units, is_train = _test_units(scores, outputs)
-    return sum(units.p_value(rng.permutation(is_train), rng, 999) < SIGNIFICANCE for _ in range(runs))
+    sums = units.sums(int(is_train.sum()), rng, PERMUTATIONS)
+    return sum(units.p_value(rng.permutation(is_train), sums) < SIGNIFICANCE for _ in range(runs))
 
 
 def _test_units(scores: KernelScores, outputs: Tensor) -> tuple[_Units, np.ndarray]:

@@ -24,6 +24,9 @@ from kernelmem.statistics import Interval, auroc_interval
 FALSE_POSITIVE_RATES = (0.1, 0.01, 0.001)
 PRIORS = (0.01, 0.1, 0.5)
 N_WORST = 10
+NO_SHADOWS = (
+    "Attacks with shadow models (calibrated loss, likelihood ratio): no retrained models with outputs on the test rows."
+)
 OTHER_ATTACKS = (
     "label-only attacks: they see less than the attacks that were run",
     "attacks that read the weights or gradients of the model",
@@ -50,22 +53,28 @@ def leak(inputs: AuditInputs, shadows: ShadowEnsemble | None, unseen: Tensor, *,
     labels = torch.cat([data.y_train, data.y_test[unseen]])
     members = torch.arange(len(labels)) < len(data.y_train)
     scores = {"loss": label_statistic(outputs, labels, "log_likelihood")}
-    not_run = [f"{text}." for text in OTHER_ATTACKS]
+    not_run = [f"{text[0].upper()}{text[1:]}." for text in OTHER_ATTACKS]
     algorithm: Membership | None = None
     usable = shadows is not None and shadows.test_logits.shape[1] == len(data.y_test)
     if shadows is not None and usable:
         pooled = _with_test_rows(shadows, data.y_test, unseen)
-        for name, attack in (("calibrated loss", "calibrated"), ("likelihood ratio (offline LiRA)", "lira")):
-            scores[name] = attack_scores(pooled, outputs, attack=attack, seed=seed, options=Options(offline=True))
+        offline = Options(offline=True)
+        scores["calibrated loss"] = attack_scores(pooled, outputs, attack="calibrated", seed=seed, options=offline)
+        scores["likelihood ratio (offline LiRA)"] = attack_scores(
+            pooled, outputs, attack="lira", seed=seed, options=offline
+        )
     else:
-        not_run.insert(0, "attacks with shadow models (calibrated loss, likelihood ratio): no retraining of all rows.")
+        not_run.insert(
+            0,
+            NO_SHADOWS,
+        )
     attacks = [_attack(name, score, members, seed) for name, score in scores.items()]
     if shadows is not None:
         try:
             algorithm = membership(shadows, attack="lira", seed=seed, progress=False)
             attacks.append(_algorithm_attack(algorithm))
         except InputError as error:
-            not_run.insert(0, f"likelihood ratio attack on the training: {error.args[0] if error.args else error}")
+            not_run.insert(0, f"Likelihood ratio attack on the training: {error}")
     strongest = list(scores)[-1]
     test = equivalence_test(scores[strongest], members)
     worst, meaning = _worst(scores[strongest], strongest, algorithm, len(data.y_train))

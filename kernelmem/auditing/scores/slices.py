@@ -62,4 +62,5 @@ def _fisher(flagged: np.ndarray, inside: np.ndarray) -> float | None:
         return None
     a, b = int(flagged[inside].sum()), int(flagged[~inside].sum())
     table = [[a, int(inside.sum()) - a], [b, int((~inside).sum()) - b]]
-    return float(fisher_exact(table)[1])
+    _, p_value = fisher_exact(table)
+    return float(np.asarray(p_value))

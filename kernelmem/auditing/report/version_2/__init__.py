@@ -1,1 +1,0 @@
-"""Page of audit.json of schema version 2."""
