@@ -59,6 +59,8 @@ def test_own_data_default_network(place, capsys):
     assert sorted(p.name for p in (place / "o").iterdir()) == [
         "audit.html",
         "audit.json",
+        "rows.csv",
+        "rows.npz",
         "weights.safetensors",
     ]
     assert "report" in capsys.readouterr().out
@@ -106,7 +108,8 @@ def test_own_network_and_weights(place, capsys):
     assert main(again) == 0
     second = json.loads((place / "b/audit.json").read_text())
     assert first["model"]["sha256"] == second["model"]["sha256"]
-    assert first["memorization"] == second["memorization"]
+    assert first["how_much"] == second["how_much"]
+    assert (place / "a/rows.npz").read_bytes() == (place / "b/rows.npz").read_bytes()
     assert not (place / "b/weights.safetensors").exists()
 
 
@@ -276,8 +279,8 @@ def test_one_logit_of_two_classes_is_trained_and_audited(place):
         FACTORY + "def logit():\n    return nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))\n"
     )
     for factory in ("my_nets:logit", "my_nets:make"):
-        assert main(["audit", "--data", "two.npz", "--model", factory, "--epochs", "400", "--out", "o"]) == 0
-        content = json.loads((place / "o/audit.json").read_text())
+        assert main(["audit", "--data", "two.npz", "--model", factory, "--epochs", "400", "--out", factory[8:]]) == 0
+        content = json.loads((place / factory[8:] / "audit.json").read_text())
         assert content["data"]["n_classes"] == 2
         assert content["model"]["train_accuracy"] > 0.6
 
@@ -302,8 +305,16 @@ def test_an_older_report_leaves_no_labels_and_no_weights(place):
         "--out",
         "o",
     ]
-    assert main(again) == 0
-    assert sorted(path.name for path in (place / "o").iterdir()) == ["audit.html", "audit.json", "weights.safetensors"]
+    assert main(again) == 2  # an older report is there
+    assert (place / "o/labels.npz").exists()
+    assert main([*again, "--overwrite"]) == 0
+    assert sorted(path.name for path in (place / "o").iterdir()) == [
+        "audit.html",
+        "audit.json",
+        "rows.csv",
+        "rows.npz",
+        "weights.safetensors",
+    ]
     assert (place / "o/weights.safetensors").read_bytes() == weights
-    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == 0
+    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o", "--overwrite"]) == 0
     assert (place / "o/weights.safetensors").read_bytes() != weights

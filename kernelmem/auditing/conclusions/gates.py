@@ -15,6 +15,7 @@ LARGEST_SHARE_SEEN = 0.5  # of test rows that are near-duplicates of training ro
 BLIND_LEVEL = 0.995  # of the intervals: few audits of exchangeable rows are blanked
 LARGEST_ALARM_SHARE = 0.035  # of 200 runs at .01: exceeded with probability .001 if the test is exact
 CALIBRATION_LEVEL = 3.3  # standard errors: exceeded with probability .001
+FEW_ROWS = 20
 LARGEST_COUNT = 0.1  # of the training rows, for the power
 SMALLEST_SHARE_SHOWN = 0.5  # of the memorization of the shadow models
 ACCURACY_DIFFERENCE = 0.1
@@ -166,7 +167,7 @@ def power_gate(power: Power, n_train: int, *, found: bool) -> Gate:
 
     It passes if memorization was ``found``: then the power sufficed.
     """
-    enough = power.smallest_count is not None and power.smallest_count <= max(1, LARGEST_COUNT * n_train)
+    enough = power.smallest_count is not None and power.smallest_count <= max(FEW_ROWS, LARGEST_COUNT * n_train)
     passed = found or enough
     parts = [] if power.smallest_count is None else [f"{power.smallest_count:,} rows"]
     parts += [] if power.smallest_effect is None else [f"an effect of {power.smallest_effect:.2f} on one row"]
@@ -175,7 +176,7 @@ def power_gate(power: Power, n_train: int, *, found: bool) -> Gate:
         "How little memorization would this audit have announced?",
         passed,
         " or ".join(parts) or "no number of rows",
-        f"at most {LARGEST_COUNT:.0%} of the training rows, announced with probability {power.probability:g}, if none is found",
+        f"at most {FEW_ROWS} rows or {LARGEST_COUNT:.0%} of the training rows, announced with probability {power.probability:g}, if none is found",
         power.meaning,
     )
 
