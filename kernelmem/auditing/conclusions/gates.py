@@ -176,7 +176,7 @@ def power_gate(power: Power, n_train: int, *, found: bool) -> Gate:
         "How little memorization would this audit have announced?",
         passed,
         " or ".join(parts) or "no number of rows",
-        f"at most {FEW_ROWS} rows or {LARGEST_COUNT:.0%} of the training rows, announced with probability {power.probability:g}, if none is found",
+        f"at most {FEW_ROWS} rows or {LARGEST_COUNT:.0%} of the rows, with probability {power.probability:g}, or a finding",
         power.meaning,
     )
 
