@@ -157,6 +157,7 @@ def test_takes_tensors_integers_and_zero_one_flags():
     score, flags = torch.tensor([3, 1, 2, 0], dtype=torch.float32), torch.tensor([True, False, True, False])
     found = detect(score.requires_grad_(), flags, seed=0)
     assert same(found, detect([3, 1, 2, 0], [1, 0, 1, 0], seed=0))
+    assert same(found, detect(score.bfloat16(), flags.bfloat16(), seed=0))  # NumPy has no bfloat16
     assert isinstance(found.precision, torch.Tensor)
     assert found.precision.dtype == torch.float64
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -112,7 +112,7 @@ def test_interval_covers(n_flagged, area):
 @pytest.mark.parametrize("n_flagged", [5, 30, 150])
 @pytest.mark.parametrize("area", [0.5, 0.8, 0.95, 0.998])
 def test_interval_covers_in_many_draws(deviation, n_flagged, area):
-    assert coverage(deviation, n_flagged, area, 4000, seed=2) >= 0.93 - 3 * math.sqrt(0.93 * 0.07 / 4000)
+    assert coverage(deviation, n_flagged, area, 2000, seed=2) >= 0.93 - 3 * math.sqrt(0.93 * 0.07 / 2000)
 
 
 def test_interval_approaches_delongs():

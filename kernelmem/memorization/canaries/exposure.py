@@ -207,7 +207,7 @@ def _check_coverage(coverage: CanaryCoverage, inserted: np.ndarray) -> None:
         raise InputError(
             f"coverage of {len(counts)} canaries and scores of {len(inserted)}",
             expected="the same canaries in the same order",
-            hint="compute the coverage of all scored canaries; [] stands for one that was not planted",
+            hint="compute the coverage of all scored canaries; [] is a canary that was not planted",
         )
     for wrong, problem, hint in (
         ((inserted > 0) & (counts == 0), "inserted but never received loss", "check the data loader, or remove them"),

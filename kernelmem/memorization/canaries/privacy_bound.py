@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PrivacyBound(Result):
     """Lower confidence bound on ε: an (ε′, δ)-differentially private training with ε′ < ε is refuted.
 
-    A bound of 0 shows no leakage above what this number of observations can detect; it is no evidence of privacy, since a
+    A bound of 0 shows no leakage above what this number of observations can detect; it is not evidence of privacy, since a
     stronger attack can give a larger bound. It speaks of the algorithm with these options, not of the search for them.
 
     Attributes:
@@ -48,7 +48,7 @@ class PrivacyBound(Result):
         finding = (
             f"privacy loss of at least {self.epsilon:.3g}"
             if self.epsilon > 0
-            else "no privacy loss shown (bound 0, which is no evidence of privacy)"
+            else "no privacy loss shown (bound 0, which is not evidence of privacy)"
         )
         return (
             f"{finding}; largest bound attainable {self.ceiling:.3g} (delta {self.delta:g}, {self.level:.0%} confidence)\n"

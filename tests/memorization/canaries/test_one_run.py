@@ -169,7 +169,7 @@ def test_a_result_is_saved_and_printed(tmp_path):
     assert str(read) == str(found)
     assert str(found).startswith("privacy loss of at least")
     assert found.to_frame().guesses.iloc[0] == 100
-    assert "no evidence of privacy" in str(one_run_bound([1.0] * 8, [True, False] * 4))
+    assert "not evidence of privacy" in str(one_run_bound([1.0] * 8, [True, False] * 4))
 
 
 @pytest.mark.parametrize(
