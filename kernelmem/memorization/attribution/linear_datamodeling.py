@@ -259,7 +259,9 @@ def lds(
     per_row, replicates, ceilings = _scores_with_jackknife(outcomes, predictions, varying, generator)
     null = _null(outcomes, predictors, varying, n_permutations, generator)
     errors = [_standard_error(*scores) for scores in zip(per_row, replicates, strict=True)]
-    standard_errors, degrees_of_freedom = torch.tensor(errors, dtype=torch.float64).T.contiguous()
+    standard_errors, degrees_of_freedom = (
+        torch.tensor(values, dtype=torch.float64) for values in zip(*errors, strict=True)
+    )
     reliability, ceiling = _ceiling(outcomes.repeats[:, :, varying], outcomes.models_per_subset)
     sizes = outcomes.masks.sum(1)
     return LDS(
