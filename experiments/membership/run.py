@@ -101,9 +101,11 @@ def measure(cell: Cell, seed: int, options: Options) -> dict[str, float]:
 
 
 def line(name: str, cell: dict[str, dict[str, float]]) -> str:
-    """Format AUC and TPR at 1 % of every attack: one line per cell."""
+    """Format AUC and TPR at 1 % of every attack, and the committed AUC of LiRA: one line per cell."""
+    committed = json.loads(EXPECTED.read_text(encoding="utf-8"))["cells"] if EXPECTED.is_file() else {}
+    before = f"   LiRA committed {committed[name]['lira_auc']['mean']:.3f}" if name in committed else ""
     attacks = [f"{a} {cell[f'{a}_auc']['mean']:.3f} / {cell[f'{a}_tpr_0.01']['mean']:.3f}" for a in ATTACKS]
-    return f"{name:<42} {'   '.join(attacks)}   permuted {cell['lira_permuted_auc']['mean']:.3f}"
+    return f"{name:<42} {'   '.join(attacks)}   permuted {cell['lira_permuted_auc']['mean']:.3f}{before}"
 
 
 def claims(cells: dict[str, dict[str, dict[str, float]]]) -> list[str]:
