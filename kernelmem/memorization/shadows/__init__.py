@@ -12,6 +12,8 @@
 
 from kernelmem.memorization.shadows.ensemble import ShadowEnsemble as ShadowEnsemble
 from kernelmem.memorization.shadows.ensemble import ShadowIdentity as ShadowIdentity
+from kernelmem.memorization.shadows.masks import draw_masks as draw_masks
+from kernelmem.memorization.shadows.masks import model_seeds as model_seeds
 from kernelmem.memorization.shadows.options import EnsembleTraining as EnsembleTraining
 from kernelmem.memorization.shadows.options import ShadowOptions as ShadowOptions
 from kernelmem.memorization.shadows.options import TrainFunction as TrainFunction
