@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from kernelmem.core.errors import InputError
+
 Task = TypeVar("Task")
 Value = TypeVar("Value")
 
@@ -24,6 +26,9 @@ def run_tasks(
 
     Without an executor the tasks run here, in order. With an executor all are submitted at once; ``idle`` is called about
     once per second while they run. If a task, ``finished`` or the caller fails, tasks that have not begun are cancelled.
+
+    Raises:
+        InputError: a task that cannot be sent to another process; also the errors of the tasks.
     """
     if executor is None:
         for index, task in enumerate(tasks):
@@ -37,11 +42,25 @@ def run_tasks(
         while pending:
             done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
-                finished(futures[future], future.result().value)
+                finished(futures[future], _result(future))
             idle()
     except BaseException:
         for future in futures:
             future.cancel()
+        raise
+
+
+def _result(future: "Future[_ByValue[Value]]") -> Value:
+    try:
+        return future.result().value
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        message = str(error)
+        if isinstance(error, pickle.PicklingError) or "pickle" in message or "local object" in message:
+            raise InputError(
+                f"a task that cannot be sent to another process ({message.splitlines()[0]})",
+                expected="functions that pickle can find by their names",
+                hint="define the function at the top level of a module, or use a ThreadPoolExecutor",
+            ) from error
         raise
 
 

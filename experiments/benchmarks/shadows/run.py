@@ -28,7 +28,7 @@ def run(options: Options) -> None:
     train, test = (x, data.y_train), (x_test, data.y_test)
     recipe = Recipe(lr=0.02, steps=options.steps)
     rounds: dict[str, list[dict[str, float]]] = {"together": [], "processes": [], "loop": []}
-    difference = 0.0
+    difference, correct = 0.0, [False]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=context) as executor:
 

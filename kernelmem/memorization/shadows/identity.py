@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows, named_leaves
+from kernelmem.core.batches import Rows, check_outputs, named_leaves
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.memorization.shadows.ensemble import ShadowIdentity
 from kernelmem.memorization.shadows.masks import model_seeds
@@ -71,20 +71,29 @@ def initial_outputs(data: ShadowData, training: EnsembleTraining | TrainFunction
     """Return the outputs of the untrained model 0 on the first rows; empty for MLPs and a user's training function.
 
     The code of ``make_model`` cannot be compared; its outputs can.
+
+    Raises:
+        UnsupportedModelError: the model cannot be called on the rows.
     """
     if not isinstance(training, EnsembleTraining) or training.make_model is None:
         return []
     model = _initial_model(training, seed)
     x = data.x.tree[:PROBE_ROWS]
     model = model.to(device=x.device, dtype=x.dtype if x.is_floating_point() else None).eval()
-    with torch.no_grad():
-        outputs = model(x)
-    if not isinstance(outputs, Tensor):
+    try:
+        with torch.no_grad():
+            outputs = check_outputs(model(x), len(x))
+    except (TypeError, RuntimeError, ValueError, AttributeError, LookupError) as error:
+        if isinstance(error, UnsupportedModelError):
+            raise
         raise UnsupportedModelError(
-            f"make_model, whose model returns {type(outputs).__name__}",
+            f"make_model, whose {type(model).__name__} fails on rows of shape {tuple(x.shape[1:])} and dtype {x.dtype}"
+            f" ({(str(error).splitlines() or [''])[0]})".replace("torch.", ""),
             expected="a module (n, ...) -> (n, C)",
-            hint="return the logits as one tensor",
-        )
+            hint="check the shape of the rows"
+            if x.is_floating_point()
+            else "pass x.float(), unless the model reads integers",
+        ) from error
     return [float(value) for value in outputs.flatten().to("cpu", torch.float64)]
 
 

@@ -93,7 +93,8 @@ def shadow_ensemble(
     m, n = options.n_models, len(data.x)
     masks = draw_masks(0, m, n, share=options.share, sampling=options.sampling, seed=seed)
     record = identity_record(data, training, options, seed)
-    directory = None if path is None else ShadowDirectory(path, record, initial_outputs(data, training, seed))
+    probe = initial_outputs(data, training, seed)  # also without a directory: it refuses models that fail
+    directory = None if path is None else ShadowDirectory(path, record, probe)
     outputs = _Outputs(m, n + data.n_test, bytes_allowed, path)
     missing = [True] * m
     if directory is not None:

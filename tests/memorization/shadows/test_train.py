@@ -345,6 +345,39 @@ def test_a_users_function_that_returns_no_fitting_model_is_refused():
         trained(lambda indices, seed: nn.Linear(5, 3))
 
 
+def test_models_that_fail_on_the_rows_are_refused_before_training():
+    training = EnsembleTraining(TRAINING.recipe, 3, make_model)
+    with pytest.raises(UnsupportedModelError, match=r"int64.*pass x\.float\(\)"):
+        trained(training, train=(torch.ones(20, 4, dtype=torch.int64), Y), test=None)
+    with pytest.raises(UnsupportedModelError, match=r"fails on rows of shape \(3,\).*shape of the rows"):
+        trained(training, train=(X[:, :3], Y), test=None)
+    with pytest.raises(UnsupportedModelError, match=r"pass forward=|\(8, C\)"):
+        trained(EnsembleTraining(TRAINING.recipe, 3, lambda width: nn.Flatten(0)), test=None)
+
+
+def test_diverged_training_is_refused():
+    recipe = replace(TRAINING.recipe, optimizer="sgd", lr=1e30)
+    with pytest.raises(NumericalError, match="of models 0, 1, 2"):
+        trained(replace(TRAINING, recipe=recipe))
+
+
+class RefusingExecutor(Executor):
+    """Raises what ProcessPoolExecutor raises for a function that is defined in a function."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = Future()
+        try:
+            ForkingPickler.dumps((fn, args))
+        except (pickle.PicklingError, AttributeError) as error:
+            future.set_exception(error)
+        return future
+
+
+def test_functions_that_cannot_be_sent_are_named():
+    with pytest.raises(InputError, match="top level of a module"):
+        trained(lambda indices, seed: nn.Linear(4, 3), executor=RefusingExecutor())
+
+
 @pytest.mark.parametrize(
     "options",
     [{"n_models": 1}, {"share": 1.0}, {"share": 0}, {"sampling": "even"}, {"dtype": torch.float16}, {"n_classes": 1},
