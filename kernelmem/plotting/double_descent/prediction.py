@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_tensor
@@ -48,7 +49,7 @@ class PredictionLike(Protocol):
 
 
 def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = None) -> "Figure":
-    """Draw the predicted curve and the measured errors, (A,) or (runs, A), as means with bars of two standard errors.
+    """Draw the predicted curve and the measured errors, (A,) or (runs, A), as means with 95 % intervals over runs (Student's t).
 
     Raises:
         InputError: ``measured`` does not have one of these shapes.
@@ -75,8 +76,8 @@ def prediction_figure(prediction: PredictionLike, measured: ArrayLike | None = N
             )
         if runs is not None:
             n_runs = len(runs)
-            error_bars = 2 * runs.std(0, ddof=1) / n_runs**0.5 if n_runs > 1 else None
-            label = f"measured, {n_runs} run{'s' * (n_runs != 1)}" + (", ± 2 standard errors" if n_runs > 1 else "")
+            error_bars = stdtrit(n_runs - 1, 0.975) * runs.std(0, ddof=1) / n_runs**0.5 if n_runs > 1 else None
+            label = f"measured, {n_runs} run{'s' * (n_runs != 1)}" + (", 95 % intervals" if n_runs > 1 else "")
             axes.errorbar(axis, runs.mean(0), yerr=error_bars, fmt="o", color=ORANGE, linewidth=1.2, label=label)
         number_ticks(axes.xaxis, axes.get_xlim())
         number_ticks(axes.yaxis, axes.get_ylim())
