@@ -26,8 +26,10 @@ from kernelmem.plotting.memorization import score_table_figure as score_table_fi
 from kernelmem.plotting.ridge import ridge_figure as ridge_figure
 from kernelmem.plotting.spectrum import spectrum_figure as spectrum_figure
 from kernelmem.plotting.style import BLUE as BLUE
+from kernelmem.plotting.style import GRAY as GRAY
 from kernelmem.plotting.style import GREEN as GREEN
 from kernelmem.plotting.style import ORANGE as ORANGE
+from kernelmem.plotting.style import PURPLE as PURPLE
 from kernelmem.plotting.style import figure_files as figure_files
 from kernelmem.plotting.style import new_figure as new_figure
 from kernelmem.plotting.style import style as figure_style  # noqa: F401  (style is the file)
