@@ -204,7 +204,8 @@ def lds(
     ``null`` (permuted training rows). The standard error has a part from subsets (jackknife in at most 50 groups) and one
     from rows, so that the interval speaks of new subsets and of new rows from the same source. Coverage at level 0.95 of
     the score with many more subsets and rows, in noisy linear models (± 2 to 3): 93 to 97 % with 50 subsets and 12 to 100
-    rows, 89 % with 5 rows. Spearman's correlation over few subsets is a little smaller on average, by 4 % with 20 subsets and 2 % with 50.
+    rows, 89 to 96 % with 5 rows. Spearman's correlation over few subsets is a little smaller on average, by 4 % with 20
+    subsets and 2 % with 50.
 
     Args:
         attribution: (t, n) numbers τ, positive if training on row i raises the statistic of row z; a result of
