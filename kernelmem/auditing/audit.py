@@ -34,8 +34,9 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.label_noise.detection import detect
+from kernelmem.memorization.retraining import Retraining
 from kernelmem.memorization.shadows import ShadowEnsemble
-from kernelmem.statistics import Interval, spearman
+from kernelmem.statistics import Interval
 from kernelmem.version import __version__
 
 N_FEATURES = 64
@@ -67,6 +68,7 @@ class _Method:
     gates: list[Gate]
     table: RowTable
     shadows: ShadowEnsemble | None
+    retrained: Retraining | None
 
 
 @standard_modes()
@@ -213,7 +215,7 @@ def audit(
         suspected=scores.suspected_labels(method.table, data.flipped, redact=redact),
         leak=leak,
         slices=scores.slices(method.table, inputs, groups),
-        agreements=_agreements(method.table),
+        agreements=_agreements(method.table, method.retrained, seeds["share"]),
         fidelity=kernel_result.fidelity,
         flips=_flip_detection(method.table, data.flipped, seeds["permutations"]),
         annex=conclusions.annex(leak, context),
@@ -274,6 +276,7 @@ def _method(
             gates=[*gates, conclusions.calibration_gate(how_much.control)],
             table=scores.row_table(kernel_result, inputs.train_outputs, control),
             shadows=None,
+            retrained=None,
         )
     trained = retraining.train_within(inputs, options.retrain, minutes=options.budget, seed=seeds["shadows"])
     result = retraining.retraining_scores(trained.shadows, seed=seeds["share"])
@@ -294,6 +297,7 @@ def _method(
             flagged=result.flagged(correct),
         ),
         shadows=trained.shadows,
+        retrained=result.retraining,
     )
 
 
@@ -337,20 +341,23 @@ def _images_or_features(
     return {str(index): png_data_uri(row, data.image_shape, low=low, high=high) for index, row in rows.items()}, {}
 
 
-def _agreements(table: RowTable) -> tuple[Agreement, ...]:
+def _agreements(table: RowTable, retrained: Retraining | None, seed: int) -> tuple[Agreement, ...]:
     """Return the rank agreement of the cheap scores with memorization by retraining; () without retraining."""
-    if np.isnan(table.memorization).all():
+    if retrained is None:
         return ()
     cheap = {
         "negative leave-one-out margin": -table.loo_margin,
         "leave-one-out memorization of the label regression": table.label_memorization,
         "network minus surrogate margin": table.surrogate_difference,
     }
-    return tuple(Agreement(name, _spearman(values, table.memorization), None, None) for name, values in cheap.items())
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    return float(spearman(a, b)) if np.ptp(a) > 0 and np.ptp(b) > 0 else None
+    agreements = []
+    for name, values in cheap.items():
+        try:
+            result = retrained.agreement(values, seed=seed)
+            agreements.append(Agreement(name, result.spearman, result.corrected, result.ceiling))
+        except InputError:  # one of the two is constant
+            agreements.append(Agreement(name, None, None, None))
+    return tuple(agreements)
 
 
 def _flip_detection(table: RowTable, flipped: Tensor | None, seed: int) -> Flips:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 NEIGHBOR = 10  # distance to this neighbor is the scale of ordinary distances
-SHARE_OF_SCALE = 0.1  # near-duplicates are this much closer, in squared distance
-LARGEST_COSINE = 0.98
+SHARE_OF_SCALE = 0.15  # near-duplicates are this much closer, in squared distance
+SMALLEST_COSINE = 0.95  # units of a ReLU network that switch between near-copies lower it
+EQUAL = 1 - 1e-9  # equal rows have a cosine of 1 up to rounding
+FEW, LARGEST_GROUP = 20, 0.02  # rows, and share of the rows, of the largest group with a chosen threshold
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ def find_near_duplicates(
     Args:
         kernel: (N, N) kernel of training and test rows.
         n_train: number of training rows, which come first.
-        cosine: threshold c; None: max(.98, 1 − s/10), where s is the median over rows of 1 − cosine to the 10th nearest
-            row, so that ordinary neighbors in dense data are not called duplicates.
+        cosine: threshold c; None: max(.95, 1 − .15 s), where s is the median over rows of 1 − cosine to the 10th nearest
+            row, raised until no group has more than 20 rows and 2 % of the rows, so that ordinary neighbors in dense data
+            are not called duplicates.
         seed: seed of the representatives.
 
     Cost: O(N²).
@@ -58,20 +61,26 @@ def find_near_duplicates(
     scale = torch.where(norm > 0, norm, 1.0)
     cosines = kernel / scale / scale[:, None]
     cosines.fill_diagonal_(-torch.inf)
-    if cosine is None:
+    chosen = cosine
+    if chosen is None:
         neighbor = min(NEIGHBOR, N - 1)
         distances = 1 - cosines.topk(neighbor, dim=1).values[:, -1]
-        cosine = max(LARGEST_COSINE, 1 - SHARE_OF_SCALE * float(distances.median()))
-    # equal rows have a cosine of 1 up to rounding, and a row whose tangent is zero has no direction
-    near = ((cosines >= min(cosine, 1 - 1e-9)) & (norm > 0) & (norm[:, None] > 0)).cpu().numpy()
-    _, component = connected_components(coo_array(near), directed=False)
+        chosen = max(SMALLEST_COSINE, 1 - SHARE_OF_SCALE * float(distances.median()))
+    directed = (norm > 0) & (norm[:, None] > 0)  # a row whose tangent is zero has no direction
+    while True:
+        chosen = min(chosen, EQUAL)
+        near = ((cosines >= chosen) & directed).cpu().numpy()
+        _, component = connected_components(coo_array(near), directed=False)
+        if cosine is not None or chosen == EQUAL or np.bincount(component).max() <= max(FEW, LARGEST_GROUP * N):
+            break
+        chosen = 1 - (1 - chosen) / 4  # a chain of neighbors is not a group of duplicates
     first = np.full(component.max() + 1, N)
     np.minimum.at(first, component, np.arange(N))
     group = np.argsort(np.argsort(first))[component]
     order = np.random.default_rng(seed).permutation(N)
     _, position = np.unique(group[order], return_index=True)
     return NearDuplicates(
-        cosine=cosine,
+        cosine=chosen,
         group=group.astype(np.int64),
         representative=torch.from_numpy(np.sort(order[position])),
         has_partner=np.stack([near[:, :n_train].any(1), near[:, n_train:].any(1)], 1),

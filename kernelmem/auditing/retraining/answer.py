@@ -9,6 +9,7 @@ from torch import Tensor
 from kernelmem.auditing.retraining.deconvolution import CorrectCounts, Deconvolved, deconvolve
 from kernelmem.auditing.schema import HowMuch, Power
 from kernelmem.memorization.output_statistics import label_statistic
+from kernelmem.memorization.retraining import Retraining, feldman_zhang
 from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.statistics import Interval
 
@@ -34,6 +35,7 @@ class RetrainingScores:
 
     Attributes:
         shadows: the models.
+        retraining: memorization of the probability of the label, with its reliability.
         probability: (n,) mean probability of the label in models with the row minus models without it.
         standard_error: (n,) its standard error.
         margin_without: (n,) mean margin of the label in models without the row.
@@ -44,6 +46,7 @@ class RetrainingScores:
     """
 
     shadows: ShadowEnsemble
+    retraining: Retraining
     probability: np.ndarray
     standard_error: np.ndarray
     margin_without: np.ndarray
@@ -69,7 +72,9 @@ class RetrainingScores:
 def retraining_scores(shadows: ShadowEnsemble, *, seed: int) -> RetrainingScores:
     """Compute memorization of every row from shadow models, a pure function of their outputs."""
     masks = shadows.masks.cpu()
-    probability, standard_error = _difference(label_statistic(shadows.logits, shadows.labels, "probability"), masks)
+    retraining = feldman_zhang(shadows, statistic="probability")
+    score = retraining.memorization
+    assert score.standard_error is not None
     correct = _gives_label(shadows)
     counts = count_correct(correct, masks.numpy())
     out = (~masks).to(torch.float64)
@@ -77,8 +82,9 @@ def retraining_scores(shadows: ShadowEnsemble, *, seed: int) -> RetrainingScores
     votes = torch.nn.functional.one_hot(shadows.logits.argmax(-1), shadows.n_classes).to(torch.float64)
     return RetrainingScores(
         shadows=shadows,
-        probability=probability.numpy(),
-        standard_error=standard_error.numpy(),
+        retraining=retraining,
+        probability=score.values.numpy(),
+        standard_error=score.standard_error.numpy(),
         margin_without=((margin * out).sum(0) / out.sum(0)).numpy(),
         predicted_without=(votes * out[:, :, None]).sum(0).argmax(1).numpy(),
         counts=counts,
@@ -164,17 +170,6 @@ def adjusted_p_values(counts: CorrectCounts) -> np.ndarray:
 def count_correct(correct: np.ndarray, masks: np.ndarray) -> CorrectCounts:
     """Return the numbers of models that give the label of each row; both arguments (m, n) bool."""
     return CorrectCounts((correct & masks).sum(0), masks.sum(0), (correct & ~masks).sum(0), (~masks).sum(0))
-
-
-def _difference(values: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of values (m, n) over models with the row minus without it, and its standard error, both (n,)."""
-    means, variances = [], []
-    for weights in (masks.to(torch.float64), (~masks).to(torch.float64)):
-        count = weights.sum(0)
-        mean = (values * weights).sum(0) / count
-        means.append(mean)
-        variances.append(((values - mean).square() * weights).sum(0) / (count - 1).clamp_min(1) / count)
-    return means[0] - means[1], (variances[0] + variances[1]).sqrt()
 
 
 def _gives_label(shadows: ShadowEnsemble) -> np.ndarray:

@@ -18,7 +18,7 @@ PROBABILITY = 0.8  # of an announcement, for the power
 KERNEL_ERROR = 0.06  # relative; training on a row has shaped the kernel, measured against retraining
 SMALLEST_PROBABILITY = 0.01  # bounds the weight of a single row in the test
 FOLDS = 10
-POWER_REPETITIONS, POWER_NULLS, POWER_PERMUTATIONS = 200, 3, 2000
+POWER_REPETITIONS, POWER_PERMUTATIONS = 60, 999
 DEFINITION = (
     "Share of the training labels that the network gives only because it was trained on them: the share that it gives, minus"
     " the share expected of rows that it never saw and that the other rows predict equally well."
@@ -61,8 +61,9 @@ def kernel_how_much(scores: KernelScores, outputs: Tensor, *, seed: int) -> HowM
     Let q(t) be the probability that the network gives a class whose leave-one-out margin by the label regression is t, for
     rows that it never saw. q is a monotone function, fitted to all classes of the control rows (test rows, one of each
     group of near-duplicates). The share is the mean of 1[network gives the label of i] − q(t_i) over training rows i. Its
-    interval contains the bootstrap error of q over control rows, the variation q (1 − q) of single rows, and a relative error
-    of 6 % (the kernel was shaped by training on the row, which leaving it out of the regression does not undo).
+    interval contains the bootstrap error of q over control rows, the variation q (1 − q) of single rows, the difference that is
+    found on the control itself, and a relative error of 6 % (the kernel was shaped by training on the row, which leaving it
+    out of the regression does not undo).
 
     The p-value compares training and control rows by permutation, which is exact if the network saw neither. With c_i = 1 if
     the network gives the label of row i, and q fitted to both kinds of rows, it is twice the smaller p-value of two sums over
@@ -83,9 +84,9 @@ def kernel_how_much(scores: KernelScores, outputs: Tensor, *, seed: int) -> HowM
     estimate = float((correct[:n] - expected).mean())
     u = len(control)
     bootstrapped = [curve_data.fit(rng.integers(u, size=u))(margins[:n]).mean() for _ in range(BOOTSTRAPS)]
-    variance = float(
-        np.var(bootstrapped, ddof=1) + (expected * (1 - expected)).mean() / n + (KERNEL_ERROR * estimate) ** 2
-    )
+    on_control = _cross_fitted_control(scores, outputs)
+    variance = float(np.var(bootstrapped, ddof=1) + (expected * (1 - expected)).mean() / n)
+    variance += (KERNEL_ERROR * estimate) ** 2 + on_control.value**2
     fraction = _normal_interval(estimate, variance**0.5)
     units, is_train = _test_units(scores, outputs)
     n_flagged = int(scores.flagged[:n].sum())
@@ -97,7 +98,7 @@ def kernel_how_much(scores: KernelScores, outputs: Tensor, *, seed: int) -> HowM
         mean=fraction,
         n_flagged=n_flagged,
         n_rows=n,
-        control=_cross_fitted_control(scores, outputs),
+        control=on_control,
         control_definition=CONTROL_DEFINITION,
         n_control=u,
         expected_by_chance=n * control_rate,
@@ -180,14 +181,9 @@ def kernel_power(scores: KernelScores, outputs: Tensor, *, seed: int) -> Power:
         return units
 
     def announced(k: int) -> float:
-        hits = []
-        for _ in range(POWER_NULLS):  # the sums hardly differ between draws: each serves many
-            units = draw(k)
-            sums = tuple(null - null.mean() for null in units.sums(n_train, rng, POWER_PERMUTATIONS))
-            for _ in range(POWER_REPETITIONS // POWER_NULLS):
-                units = draw(k)
-                hits.append(_Units(*(v - v.mean() for v in (units.weighted, units.excess))).p_value(is_train, sums))
-        return float(np.mean(np.array(hits) < SIGNIFICANCE))
+        units = [draw(k) for _ in range(POWER_REPETITIONS)]
+        p_values = [u.p_value(is_train, u.sums(n_train, rng, POWER_PERMUTATIONS)) for u in units]
+        return float(np.mean(np.array(p_values) < SIGNIFICANCE))
 
     low, high = 0, 1
     while high < n_train and announced(high) < PROBABILITY:
