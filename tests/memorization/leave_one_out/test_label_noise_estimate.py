@@ -102,6 +102,17 @@ def test_flips_are_found_that_the_margin_confuses(data, kernel, kind, rate, leas
         assert estimate.transition.diagonal(1).mean() > 0.3
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(200, 210))
+@pytest.mark.parametrize(("kind", "least"), [("pair", 0.97), ("confusable", 0.9), ("symmetric", 0.99)])
+def test_forty_percent_of_flips_are_found_on_other_seeds(seed, kind, least):
+    data = digits(seed=seed)
+    noisy = km.corrupt_labels(data.y_train, 0.4, kind, seed=seed + 1, x=data.x_train)
+    estimate = estimate_label_noise(km.infinite_ntk(data.x_train.double(), depth=2), noisy.y)
+    assert km.detect(estimate.suspicion.values, noisy.flipped, seed=0).auroc > least
+    assert abs(estimate.noise_rate - 0.4) < 0.05
+
+
 def test_clean_labels_are_not_suspected_and_the_scale_of_the_kernel_does_not_matter(data, kernel, tmp_path):
     estimate = estimate_label_noise(kernel, data.y_train)
     assert estimate.noise_rate < 0.05
