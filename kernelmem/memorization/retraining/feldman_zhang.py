@@ -182,7 +182,8 @@ class Retraining(Result):
 
     def __str__(self) -> str:
         """Return the score, the numbers of memorized rows and the reliability."""
-        n_above, n_surely = self.fraction()
+        threshold = 0.25 if self.statistic in ("correct", "probability") else 0.0  # other units have no usual threshold
+        n_above, n_surely = self.fraction(threshold)
         try:
             reliability = f"{self.reliability():.3f}"
         except InputError:
@@ -190,7 +191,8 @@ class Retraining(Result):
         return "\n".join(
             [
                 str(self.memorization),
-                f"  at least .25: {n_above:,} of {len(self.low):,} rows; with the whole {self.level:.0%} interval: {n_surely:,}",
+                f"  at least {threshold:g}: {n_above:,} of {len(self.low):,} rows; with the whole {self.level:.0%} interval:"
+                f" {n_surely:,}",
                 f"  split-half reliability (Spearman-Brown): {reliability}; {int(self.test_values.shape[1]):,} test rows",
             ]
         )

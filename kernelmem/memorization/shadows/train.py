@@ -77,7 +77,14 @@ def shadow_ensemble(
     """
     check_instance(options, "options", ShadowOptions)
     if not isinstance(training, EnsembleTraining):
-        check_callable(training, "training", ("indices", "seed"))
+        try:
+            check_callable(training, "training", ("indices", "seed"))
+        except InputError as error:
+            raise InputError(
+                error.given,
+                expected=f"an EnsembleTraining, or {error.expected}",
+                hint="pass training=km.EnsembleTraining(recipe, width=64), or train(indices, seed) that returns a model",
+            ) from error
         if path is not None and not options.training_name:
             raise InputError(
                 "path= with a training function, whose code cannot be compared",

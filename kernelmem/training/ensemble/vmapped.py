@@ -80,7 +80,7 @@ def _build_member(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Modul
             raise UnsupportedModelError(
                 f"dropout in {name!r}",
                 expected="a network without randomness while it trains",
-                hint="set p=0, or use train_one",
+                hint="set p=0, or train such networks one by one, in a loop of your own",
             )
     dtype = task.x.dtype if task.x.is_floating_point() else None
     return model.to(device=task.x.device, dtype=dtype)

@@ -265,7 +265,7 @@ def test_results_are_saved_printed_and_drawn(tmp_path):
     loaded = Retraining.load(result.save(tmp_path / "retraining.safetensors"))
     assert str(loaded) == str(result)
     assert torch.equal(loaded.influence().values, result.influence().values)
-    assert "at least .25: " in str(result)
+    assert "at least 0.25: " in str(result)
     frame = result.to_frame()
     np.testing.assert_allclose(frame.mean_with - frame.mean_without, frame.memorization, atol=1e-12)
     line, control = result.plot().axes[0].lines[:2]
