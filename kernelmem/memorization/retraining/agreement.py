@@ -21,6 +21,8 @@ class Agreement(Result):
         corrected: correlation with memorization values without noise, spearman / √(reliabilities); it can exceed 1 by
             chance. None if the reliability is 0.
         ceiling: √reliability, the correlation that a score without error has with these noisy values.
+        tie_ceiling: largest correlation that a score without ties can have with these values; below 1 where many rows have
+            the same memorization, such as 0.
         reliability: split-half reliability of the memorization values.
         n_rows: number of rows compared.
     """
@@ -31,6 +33,7 @@ class Agreement(Result):
     level: float
     corrected: float | None
     ceiling: float
+    tie_ceiling: float
     reliability: float
     n_rows: int
 
@@ -39,6 +42,7 @@ class Agreement(Result):
         return (
             f"Spearman {self.spearman:.3f} ({self.low:.3f} to {self.high:.3f}) on {self.n_rows:,} rows; ceiling"
             f" {self.ceiling:.3f} (reliability {self.reliability:.3f}); corrected for attenuation {corrected}"
+            + (f"; ties limit a score without ties to {self.tie_ceiling:.3f}" if self.tie_ceiling < 0.995 else "")
         )
 
 
@@ -53,8 +57,18 @@ def agreement(
     score_reliability = as_number(score_reliability, "score_reliability", maximum=1.0, exclusive=True)
     interval = spearman_interval(score, memorization, level=level)
     corrected = attenuation_corrected(interval.value, reliability, score_reliability) if reliability > 0 else None
+    ranks = memorization.argsort(stable=True).argsort(stable=True)
+    tie_ceiling = spearman(ranks.to(torch.float64), memorization)
     return Agreement(
-        interval.value, interval.low, interval.high, level, corrected, reliability**0.5, reliability, len(score)
+        interval.value,
+        interval.low,
+        interval.high,
+        level,
+        corrected,
+        reliability**0.5,
+        tie_ceiling,
+        reliability,
+        len(score),
     )
 
 

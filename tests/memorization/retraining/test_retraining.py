@@ -200,8 +200,22 @@ def test_reliability_is_that_of_the_noise_that_was_added():
     assert agreement.low < agreement.spearman < agreement.high
     noisy = signal + torch.randn(n, generator=generator, dtype=torch.float64)
     assert result.agreement(noisy, score_reliability=0.5).corrected == pytest.approx(1.0, abs=0.15)
+    assert agreement.tie_ceiling == 1
     null = result.agreement(signal[torch.randperm(n, generator=generator)])
     assert null.low < 0 < null.high
+
+
+def test_ties_limit_the_correlation_of_a_score_without_ties():
+    """Half of the rows are memorized, half are not: the best order has the correlation √(1 − 1/4) for many rows."""
+    n = 40
+    masks = draw_masks(0, 8, n, share=0.5, sampling="balanced", seed=0)
+    sign = torch.where(torch.arange(n) < n // 2, 1.0, 2.0 * masks - 1)
+    logits = torch.stack([-sign, sign], 2)
+    result = feldman_zhang(ShadowEnsemble.from_logits(masks, logits, torch.ones(n)))
+    agreement = result.agreement(torch.arange(n))
+    assert agreement.tie_ceiling == pytest.approx(math.sqrt(0.75), abs=0.01)
+    assert agreement.spearman == pytest.approx(agreement.tie_ceiling, abs=1e-12)
+    assert "ties limit" in str(agreement)
 
 
 def test_agreement_on_chosen_rows():
