@@ -124,6 +124,17 @@ def test_clean_labels_are_not_suspected_and_the_scale_of_the_kernel_does_not_mat
     assert list(estimate.to_frame()) == ["label", "suggested", "wrong"]
 
 
+def test_a_class_without_labels_has_no_rows(data, kernel):
+    """Labels 0 and 3 give the same estimate as labels 0 and 1."""
+    noisy = km.corrupt_labels(data.y_train % 2, 0.2, seed=3)
+    two, four = estimate_label_noise(kernel, noisy.y), estimate_label_noise(kernel, 3 * noisy.y)
+    assert four.posterior[:, 1:3].abs().max() == 0
+    assert torch.equal(four.transition[1:3], torch.eye(4, dtype=torch.float64)[1:3])
+    assert torch.equal(four.posterior[:, [0, 3]], two.posterior)
+    assert km.detect(four.log_odds, noisy.flipped, seed=0).auroc > 0.95
+    assert "(-" not in str(two)
+
+
 def test_a_kernel_that_knows_nothing_is_reported():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 40))
@@ -147,8 +158,8 @@ def test_more_classes_than_a_covariance_can_be_fitted_to():
     ("kernel", "y", "message"),
     [
         (np.eye(3), [0, 0, 0], "one class"),
-        (np.eye(3), [0.5, 1.0, 2.0], "class indices"),
-        (np.eye(3), [0, 1], "3 rows"),
+        (np.eye(3), [0.5, 1.0, 2.0], "whole numbers"),
+        (np.eye(3), [0, 1], "3 labels"),
         (np.zeros((3, 3)), [0, 1, 0], "mean diagonal"),
     ],
 )
