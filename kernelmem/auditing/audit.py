@@ -278,7 +278,9 @@ def _method(
             shadows=None,
             retrained=None,
         )
-    trained = retraining.train_within(inputs, options.retrain, minutes=options.budget, seed=seeds["shadows"])
+    trained = retraining.train_within(
+        inputs, options.retrain, minutes=options.budget, n_models=options.n_models, seed=seeds["shadows"]
+    )
     result = retraining.retraining_scores(trained.shadows, seed=seeds["share"])
     correct = kernel_result.network_correct[: kernel_result.n_train].numpy()
     how_much = retraining.retraining_how_much(result, correct, seed=seeds["share"])

@@ -56,6 +56,8 @@ class AuditOptions:
             train(indices, seed) -> model, or a :class:`ShadowEnsemble` of the training rows in their order; None: the kernel
             method, without retraining.
         budget: minutes for retraining; a pilot of a few models decides how many are trained, at most 512.
+        n_models: number of models to train for retraining, at least 32, whatever time it takes: unlike ``budget``, it gives
+            the same audit on every computer. None: ``budget`` decides.
         n_verified: number of most memorized rows that are verified by retraining without them.
         n_listed: number of most memorized rows in the report.
         near_duplicate_cosine: cosine of tangents from which rows are near-duplicates; None: chosen from the data.
@@ -81,6 +83,7 @@ class AuditOptions:
     date: str | None = None
     retrain: Retrain | None = None
     budget: float = 2.0
+    n_models: int | None = None
     n_verified: int = 5
     n_listed: int = 12
     near_duplicate_cosine: float | None = None
@@ -107,6 +110,8 @@ class AuditOptions:
         for name in ("n_verified", "n_listed"):
             as_count(getattr(self, name), name, minimum=0, maximum=1000)
         as_number(self.budget, "budget", exclusive=True)
+        if self.n_models is not None:
+            as_count(self.n_models, "n_models", minimum=32, maximum=10_000)
         if self.near_duplicate_cosine is not None:
             as_number(self.near_duplicate_cosine, "near_duplicate_cosine", exclusive=True, maximum=1.0)
         if self.show_rows and self.redact:

@@ -4,10 +4,9 @@ import io
 import os
 import shlex
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -17,14 +16,17 @@ if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     import torch
     from torch import nn
 
-    from kernelmem.training.datasets import LabeledData
+    from kernelmem.cli.audit_inputs import AuditedData, NetworkSource
 
 DEFAULT_NOISE = 0.15  # for the built-in digits; labels of the user are flipped only with --noise
+DEFAULT_MODELS = 48  # trained on subsets if neither --budget nor anything else says otherwise
+VERIFICATIONS = 48  # trainings that verify single rows
+LONGEST_DEFAULT = 120.0  # estimated seconds above which retraining needs --budget
 
 
 @dataclass(frozen=True)
 class AuditCommand:
-    """Audit what a network memorized. The report is DIR/audit.html, the numbers are DIR/audit.json.
+    """Audit what a network memorized. The report is DIR/audit.html, the numbers are DIR/audit.json and DIR/rows.csv.
 
     Without options, a small network is trained on scikit-learn's digits with 15 % of the training labels flipped.
     """
@@ -32,7 +34,8 @@ class AuditCommand:
     data: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE.npz", help_behavior_hint=default_hint("scikit-learn's digits"))
     ] = None
-    """File with arrays x_train, y_train, x_test, y_test; optional arrays: flipped, image_shape."""
+    """File with arrays x_train, y_train, x_test, y_test; optional arrays: flipped, image_shape, class_names,
+    feature_names, groups (of the training rows). Labels are class indices from 0 or 1, or text."""
     model: Annotated[
         str | None,
         tyro.conf.arg(
@@ -44,6 +47,10 @@ class AuditCommand:
         Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=default_hint("train the network"))
     ] = None
     """Trained weights: a .safetensors file, or a .pt file (loaded with weights_only=True)."""
+    weights_key: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=default_hint("the file is the state dict"))
+    ] = None
+    """Entry of the weights file that holds the state dict, e.g. model, or state.model for nested entries."""
     noise: Annotated[
         float | None,
         tyro.conf.arg(
@@ -53,8 +60,17 @@ class AuditCommand:
     """Share of training labels, between 0 and 1, that are flipped before training."""
     noise_kind: Literal["symmetric", "uniform", "pair", "confusable", "instance"] = "symmetric"
     """Kind of label flips, see kernelmem.corrupt_labels."""
-    epochs: int = 80
+    epochs: int = 40
     """Number of passes over the training data. Ignored with --weights."""
+    budget: Annotated[
+        float | None,
+        tyro.conf.arg(
+            metavar="MINUTES",
+            help_behavior_hint=default_hint("48 models if they take less than 2 minutes, 0 with --weights"),
+        ),
+    ] = None
+    """Minutes for training further networks on parts of the rows, which measures memorization directly; 0: no
+    retraining, the network's kernel is used instead."""
     seed: int = 0
     """Seed of the data split, the label flips, the initial weights and the batch order."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("out/audit")
@@ -62,7 +78,13 @@ class AuditCommand:
     overwrite: bool = False
     """Replace an older report in the directory."""
     show_rows: bool = False
-    """Include the inputs of single training rows in the report. Always on for the built-in digits."""
+    """Include the inputs of the listed training rows in the report. Always on for the built-in digits."""
+    redact: bool = False
+    """Leave out labels and predictions of single rows as well: rows appear by their index only."""
+    auditor: str = ""
+    """Person or organization that runs the audit, for the report."""
+    purpose: str = ""
+    """Reason for the audit, for the report."""
     device: DEVICE = "cpu"
     """Device of the network, in the notation of torch."""
     json: bool = False
@@ -71,48 +93,47 @@ class AuditCommand:
     def run(self) -> None:
         """Train or load the network, audit it, write the report and print a summary."""
         from kernelmem.auditing import AuditOptions, audit
-        from kernelmem.auditing.result import check_no_report
+        from kernelmem.cli.audit_inputs import NetworkSource, check_classes, read_audit_data
         from kernelmem.cli.options import as_device
         from kernelmem.core.checks import seed_sequence
         from kernelmem.core.errors import printable
         from kernelmem.core.weight_files import weights_bytes
-        from kernelmem.label_noise.corrupt import corrupt_labels
-        from kernelmem.training.datasets import digits, read_npz
 
         device = as_device(self.device)
-        check_no_report(self.out, overwrite=self.overwrite)  # before minutes of training, not after
+        self._check_options()  # before minutes of training, not after
         seeds = seed_sequence(self.seed, ["split", "flips", "weights", "batches"])
-        data = read_npz(self.data) if self.data else digits(seed=self.seed)
         flip_rate = self._flip_rate()
-        self._check_label_options(data, flip_rate)
-        labels_before_flips, flip_note = data.y_train, ""
-        if flip_rate:
-            corrupted = corrupt_labels(
-                labels_before_flips,
-                flip_rate,
-                self.noise_kind,
-                seed=seeds["flips"],
-                x=data.x_train.reshape(len(labels_before_flips), -1),
-            )
-            data = data.with_labels(corrupted.y, corrupted.flipped)
-            flip_note = f"; {int(corrupted.flipped.sum()):,} labels flipped before training ({self.noise_kind})"
-        model, training = self._build_network(data, seeds, device)
-        files = {} if self.weights else {"weights.safetensors": weights_bytes(model)}
-        if self.weights and self.weights.resolve().parent == self.out.resolve():
-            files[self.weights.name] = self.weights.read_bytes()  # those of an older report would be removed with it
-        if flip_rate:
-            files["labels.npz"] = _npz_bytes(
-                y_train=data.y_train, flipped=data.flipped, y_train_before=labels_before_flips
-            )
+        audited = read_audit_data(self.data, self.seed)
+        if self.model is None or flip_rate:
+            check_classes(audited, all_present=bool(flip_rate))
+        audited, files, flip_note = self._flip_labels(audited, flip_rate, seeds["flips"])
+        source = NetworkSource(audited, self.model, self.epochs, device)
+        model = source.build(seeds["weights"])
+        n_outputs = source.check(model, may_be_larger=self.weights is not None)
+        if n_outputs != audited.n_classes:
+            audited = read_audit_data(self.data, self.seed, n_outputs)  # classes without rows
+        if self.weights is None:
+            training, retraining = self._train(source, model, seeds["batches"])
+            files["weights.safetensors"] = weights_bytes(model)
+        else:
+            training, retraining = self._load(model.to(device), files), {}
+        data = audited.data
         options = AuditOptions(
             name=data.name,
             model_name=self.model or "default MLP",
+            class_names=audited.class_names,
+            feature_names=audited.feature_names,
+            groups=audited.groups,
             image_shape=data.image_shape,
-            training=training + flip_note,
+            training="; ".join(filter(None, (training, flip_note, audited.label_note))),
             reproduce=self._command_line(),
-            show_rows=self.show_rows or self.data is None,
+            auditor=self.auditor,
+            purpose=self.purpose,
+            show_rows=self.show_rows or (self.data is None and not self.redact),
+            redact=self.redact,
             overwrite=self.overwrite,
             extra_files=files,
+            **retraining,
         )
         train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
         result = audit(model, train, test, flipped=data.flipped, out=self.out, seed=self.seed, options=options)
@@ -120,6 +141,36 @@ class AuditCommand:
             print(result.to_json(), end="")
         else:
             print(f"\n{result}\n\n  report            {printable(str((self.out / 'audit.html').resolve()))}")
+
+    def _check_options(self) -> None:
+        """Raise an InputError for options that contradict each other, and for a directory that cannot be written to."""
+        from kernelmem.auditing.result import check_no_report
+        from kernelmem.core.checks import as_number
+        from kernelmem.core.errors import InputError
+
+        if self.epochs < 1:
+            raise InputError(f"--epochs {self.epochs}", expected="at least 1", hint="pass --epochs 40")
+        if self.redact and self.show_rows:
+            raise InputError("--redact together with --show-rows", expected="one of them", hint="omit one of them")
+        if self.weights_key is not None and self.weights is None:
+            raise InputError(
+                f"--weights-key {self.weights_key} without --weights", expected="both", hint="pass --weights FILE"
+            )
+        if self.budget is not None:
+            as_number(self.budget, "budget")
+        if self.budget and self.weights:
+            raise InputError(
+                f"--budget {self.budget:g} together with --weights",
+                expected="a network whose training can be repeated",
+                hint="omit --budget, or repeat your own training: km.audit with km.AuditOptions(retrain=function)",
+            )
+        if not self.overwrite and any((self.out / name).exists() for name in ("audit.json", "audit.html")):
+            raise InputError(
+                f"--out {self.out}, which holds an older report",
+                expected="a directory without a report",
+                hint="pass --overwrite to replace it, or another directory",
+            )
+        check_no_report(self.out, overwrite=self.overwrite)
 
     def _flip_rate(self) -> float:
         """Return the share of training labels to flip, in accordance with --noise and the other options.
@@ -141,105 +192,62 @@ class AuditCommand:
             )
         return flip_rate
 
-    def _build_network(
-        self, data: "LabeledData", seeds: dict[str, int], device: "torch.device"
-    ) -> tuple["nn.Module", str]:
-        """Return (network, description of its training).
-
-        The weights of the network are loaded from a file if one is given; otherwise the network is trained on ``data``
-        on ``device``. ``seeds`` maps the name of a random choice to its seed.
-        """
-        import torch
-
-        from kernelmem.cli.model_factory import build_model
-        from kernelmem.core.errors import InputError, printable
-        from kernelmem.core.weight_files import fit_weights, load_weights
-        from kernelmem.training.classifier import train_classifier
-        from kernelmem.training.mlp import standardized_mlp
-
-        if self.model is None:
-            model: nn.Module = standardized_mlp(
-                data.x_train, data.n_classes, seed=seeds["weights"], per_feature=data.image_shape is None
-            )
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds["weights"])
-                model = build_model(self.model, input_shape=tuple(data.x_train.shape[1:]), n_classes=data.n_classes)
-        self._check_model(model, data)
-        if self.weights is not None:
-            fit_weights(model, load_weights(self.weights), f"weights file {self.weights}")
-            return model.to(device), f"trained elsewhere, weights from {printable(self.weights.name)}"
-        if self.epochs < 1:
-            raise InputError(f"--epochs {self.epochs}", expected="at least 1", hint="pass --epochs 80")
-        started = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):  # dropout in the user's model draws from the global state
-            torch.manual_seed(seeds["batches"])
-            training = train_classifier(
-                model.to(device),
-                data.x_train.to(device),
-                data.y_train.to(device),
-                epochs=self.epochs,
-                seed=seeds["batches"],
-            )
-        print(
-            f"trained {training.steps:,} steps in {time.perf_counter() - started:.1f} s,"
-            f" train accuracy {training.train_accuracy:.1%}",
-            file=sys.stderr,
-        )
-        return model, training.recipe
-
-    def _check_label_options(self, data: "LabeledData", flip_rate: float) -> None:
-        """Raise an InputError if the labels do not fit the options.
-
-        Every class must have rows, unless a --model is given and no labels are flipped; flips may be given only once,
-        in a file or by --noise.
-        """
-        import torch
-
+    def _flip_labels(
+        self, audited: "AuditedData", flip_rate: float, seed: int
+    ) -> tuple["AuditedData", dict[str, bytes], str]:
+        """Return the data with flipped labels, the file that holds the labels (unless redacted), and a note."""
         from kernelmem.core.errors import InputError
+        from kernelmem.label_noise.corrupt import corrupt_labels
 
-        present = torch.cat([data.y_train, data.y_test]).unique()
-        if len(present) < data.n_classes and (self.model is None or flip_rate):
-            first_absent = next(k for k, label in enumerate([*present.tolist(), -1]) if k != label)
-            raise InputError(
-                f"y_train and y_test with {len(present)} classes up to {data.n_classes - 1}, but none labeled {first_absent}",
-                expected=f"classes 0..{len(present) - 1}, without gaps",
-                hint="renumber both: numpy.unique(numpy.concatenate([y_train, y_test]), return_inverse=True)[1]",
-            )
-        if flip_rate and data.flipped is not None:
+        if not flip_rate:
+            return audited, {}, ""
+        data = audited.data
+        if data.flipped is not None:
             raise InputError(
                 f"--noise {flip_rate:g} together with data that contains an array `flipped`",
                 expected="known flips or new flips, not both",
                 hint="omit --noise, or remove `flipped` from the .npz",
             )
+        x = data.x_train.reshape(len(data.y_train), -1)
+        corrupted = corrupt_labels(data.y_train, flip_rate, self.noise_kind, seed=seed, x=x)
+        content = _npz_bytes(y_train=corrupted.y, flipped=corrupted.flipped, y_train_before=data.y_train)
+        note = f"{int(corrupted.flipped.sum()):,} labels flipped before training ({self.noise_kind})"
+        flipped = replace(audited, data=data.with_labels(corrupted.y, corrupted.flipped))
+        return flipped, {} if self.redact else {"labels.npz": content}, note
 
-    def _check_model(self, model: "nn.Module", data: "LabeledData") -> None:
-        """Raise an error before training if the forward pass fails or does not return one output per class."""
-        import torch
+    def _train(self, source: "NetworkSource", model: "nn.Module", seed: int) -> tuple[str, dict[str, Any]]:
+        """Train the network; return a description of the training, and the options of AuditOptions for retraining."""
+        from kernelmem.cli.audit_inputs import timed_training
 
-        from kernelmem.core.batches import as_rows
-        from kernelmem.core.errors import InputError, KernelmemError
-        from kernelmem.tangents.prepare import prepare
-        from kernelmem.training.losses import class_forward
-
-        try:
-            forward = class_forward() if data.n_classes == 2 else None  # which may have one logit
-            rows = as_rows(data.x_train, "x_train")
-            n_outputs = prepare(model, rows, forward=forward, dtype=torch.float64, evaluation=True).n_outputs
-        except KernelmemError:
-            raise
-        except Exception as error:  # the user's forward may raise anything
-            raise InputError(
-                f"--model {self.model}, whose forward raised {type(error).__name__}: {error}",
-                expected=f"a model that takes rows of shape {tuple(data.x_train.shape[1:])}",
-                hint="try model(x) on two rows of x_train",
-            ) from error
-        if n_outputs != data.n_classes:
-            raise InputError(
-                f"a model with {n_outputs} outputs for labels 0..{data.n_classes - 1}",
-                expected=f"{data.n_classes} outputs, one for each class",
-                hint=f"change the factory, or let it take n_classes={data.n_classes} as an argument",
+        training, seconds = timed_training(source, model, seed)
+        print(
+            f"trained {training.steps:,} steps in {seconds:.1f} s, train accuracy {training.train_accuracy:.1%}",
+            file=sys.stderr,
+        )
+        if self.budget == 0:
+            return training.recipe, {}
+        if self.budget is not None:
+            return training.recipe, {"retrain": source.retraining(), "budget": self.budget}
+        estimate = (DEFAULT_MODELS + VERIFICATIONS) * seconds
+        if self.data is not None and estimate > LONGEST_DEFAULT:
+            print(
+                f"no retraining, which would take about {estimate / 60:.0f} minutes; --budget MINUTES allows it",
+                file=sys.stderr,
             )
+            return training.recipe, {}
+        return training.recipe, {"retrain": source.retraining(), "n_models": DEFAULT_MODELS}
+
+    def _load(self, model: "nn.Module", files: dict[str, bytes]) -> str:
+        """Load the weights into the model, keep those of an older report, and return a description of the training."""
+        from kernelmem.core.errors import printable
+        from kernelmem.core.weight_files import fit_weights, load_weights, without_prefix
+
+        assert self.weights is not None
+        state = without_prefix(load_weights(self.weights, key=self.weights_key), model)
+        fit_weights(model, state, f"weights file {self.weights}")
+        if self.weights.resolve().parent == self.out.resolve():
+            files[self.weights.name] = self.weights.read_bytes()  # it would be removed with the older report
+        return f"trained elsewhere, weights from {printable(self.weights.name)}"
 
     def _command_line(self) -> str:
         """Return the command line that produces this report again, with file names instead of paths.
@@ -247,11 +255,14 @@ class AuditCommand:
         The directories of the user's files are not part of the report.
         """
         words = ["kernelmem", "audit"]
-        for option in ("data", "model", "weights", "noise", "noise_kind", "epochs", "seed"):
+        for option in (
+            "data", "model", "weights", "weights_key", "noise", "noise_kind", "epochs", "budget", "seed", "auditor", "purpose",
+        ):  # fmt: skip
             value, default = getattr(self, option), getattr(type(self), option)
             if value != default or option == "seed":
                 word = _shell_word(value.name if isinstance(value, Path) else str(value))
                 words += ["--" + option.replace("_", "-"), word]
+        words += [f"--{name.replace('_', '-')}" for name in ("show_rows", "redact") if getattr(self, name)]
         return " ".join(words)
 
 

@@ -39,12 +39,17 @@ class Trained:
 
 
 def train_within(
-    inputs: AuditInputs, retrain: EnsembleTraining | TrainFunction | ShadowEnsemble, *, minutes: float, seed: int
+    inputs: AuditInputs,
+    retrain: EnsembleTraining | TrainFunction | ShadowEnsemble,
+    *,
+    minutes: float,
+    seed: int,
+    n_models: int | None = None,
 ) -> Trained:
     """Train as many shadow models as the budget allows, or check those that were trained elsewhere.
 
     A pilot of 16 models on random subsets of 70 % of the training rows is timed. The number of models is the one that fits
-    into 80 % of the budget, between 32 and 512; the pilot is part of them.
+    into 80 % of the budget, between 32 and 512; the pilot is part of them. A given ``n_models`` is trained without a pilot.
 
     Raises:
         InputError: the budget is too short for 32 models, or models trained elsewhere do not fit the training rows.
@@ -69,7 +74,12 @@ def train_within(
             options=ShadowOptions(n_models=n_models, **options),
         )  # fmt: skip
 
+    share = f"on {SHARE:.0%} of the rows each"
     with tempfile.TemporaryDirectory() as path:
+        if n_models is not None:
+            return Trained(
+                _in_memory(train(n_models, path)), None, f"{n_models} models {share}, the number that was asked for."
+            )
         started = time.perf_counter()
         train(PILOT, path)
         seconds = (time.perf_counter() - started) / PILOT
@@ -81,14 +91,17 @@ def train_within(
                 hint=f"pass budget={FEWEST * seconds / 60 / BUDGET_SHARE:.2g} or more, or omit retrain",
             )
         n_models = min(MOST, affordable - affordable % PILOT)
-        shadows = train(n_models, path)
-        shadows = ShadowEnsemble(
-            shadows.masks, shadows.logits.clone(), shadows.labels, shadows.test_logits.clone(), shadows.test_labels,
-            shadows.identity,
-        )  # fmt: skip
+        shadows = _in_memory(train(n_models, path))
     limit = "the most that an audit uses" if n_models == MOST else f"what the budget of {minutes:g} minutes allows"
-    note = f"{n_models} models on {SHARE:.0%} of the rows each ({limit}; {seconds:.2g} s per model in a pilot)."
-    return Trained(shadows, seconds, note)
+    return Trained(shadows, seconds, f"{n_models} models {share} ({limit}; {seconds:.2g} s per model in a pilot).")
+
+
+def _in_memory(shadows: ShadowEnsemble) -> ShadowEnsemble:
+    """Return the ensemble without its files."""
+    return ShadowEnsemble(
+        shadows.masks, shadows.logits.clone(), shadows.labels, shadows.test_logits.clone(), shadows.test_labels,
+        shadows.identity,
+    )  # fmt: skip
 
 
 def _check_shadows(shadows: ShadowEnsemble, inputs: AuditInputs) -> ShadowEnsemble:
