@@ -34,6 +34,9 @@ def broken_forward():
 """
 
 
+AUDIT = ("audit", "--budget", "0")  # without retraining
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
@@ -42,6 +45,8 @@ def place(tmp_path, monkeypatch):
     x = (centers[y] + rng.normal(size=(160, 6))).astype(np.float32)
     np.savez(tmp_path / "data.npz", x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:])
     np.savez(tmp_path / "from_one.npz", x_train=x[:80], y_train=y[:80] + 1, x_test=x[80:], y_test=y[80:] + 1)
+    np.savez(tmp_path / "gap.npz", x_train=x[:80], y_train=y[:80] * 2 % 5, x_test=x[80:], y_test=y[80:] * 2 % 5)
+    np.savez(tmp_path / "codes.npz", x_train=x[:80], y_train=y[:80] * 100, x_test=x[80:], y_test=y[80:] * 100)
     np.savez(tmp_path / "known.npz", x_train=x[:80], y_train=y[:80], x_test=x[80:], y_test=y[80:], flipped=y[:80] < 0)
     (tmp_path / "my_nets.py").write_text(FACTORY)
     (tmp_path / "no_python.py").write_text("def make(:")
@@ -52,7 +57,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_own_data_default_network(place, capsys):
-    assert main(["audit", "--data", "data.npz", "--out", "o", "--epochs", "30"]) == 0
+    assert main([*AUDIT, "--data", "data.npz", "--out", "o", "--epochs", "30"]) == 0
     content = json.loads((place / "o/audit.json").read_text())
     assert content["data"]["n_train"] == 80
     assert content["flips"] == {**content["flips"], "auroc": None, "n": None}
@@ -70,7 +75,7 @@ def test_noise_and_json(place, capsys):
     assert (
         main(
             [
-                "audit",
+                *AUDIT,
                 "--data",
                 "data.npz",
                 "--noise",
@@ -92,10 +97,10 @@ def test_noise_and_json(place, capsys):
 
 
 def test_own_network_and_weights(place, capsys):
-    assert main(["audit", "--data", "data.npz", "--model", "my_nets:make", "--out", "a", "--epochs", "20"]) == 0
+    assert main([*AUDIT, "--data", "data.npz", "--model", "my_nets:make", "--out", "a", "--epochs", "20"]) == 0
     first = json.loads((place / "a/audit.json").read_text())
     again = [
-        "audit",
+        *AUDIT,
         "--data",
         "data.npz",
         "--model",
@@ -133,8 +138,14 @@ def test_own_network_and_weights(place, capsys):
         (["--model", "my_nets:make", "--weights", "wrong.safetensors", "--noise", "0.1"], "--noise"),
         (["--device", "nonsense"], "device"),
         (["--device", "meta"], "device"),
-        (["--data", "from_one.npz"], "none labeled 0"),
-        (["--data", "from_one.npz", "--model", "my_nets:make", "--noise", "0.1"], "none labeled 0"),
+        (["--data", "codes.npz"], "none labeled 1"),
+        (["--data", "gap.npz", "--model", "my_nets:make", "--noise", "0.1"], "none labeled 1"),
+        (["--model", "my_nets:make", "--weights", "wrong.safetensors", "--budget", "2"], "AuditOptions(retrain"),
+        (["--weights-key", "model"], "--weights FILE"),
+        (["--redact", "--show-rows"], "omit one"),
+        (["--budget", "-1"], "budget"),
+        (["--model", "my_nets:make", "--weights", "nested.pt"], "--weights-key ema"),
+        (["--model", "my_nets:make", "--weights", "nested.pt", "--weights-key", "absent"], "absent"),
         (["--data", "known.npz", "--noise", "0.1"], "flipped"),
         (["--epochs", "0"], "epochs"),
         (["--seed", "-3"], "seed"),
@@ -145,12 +156,13 @@ def test_bad_input_exits_2_and_writes_nothing(place, capsys, options, words):
     safetensors.torch.save_file(
         {"0.weight": torch.zeros(16, 6), "0.bias": torch.zeros(16)}, place / "wrong.safetensors"
     )
+    torch.save({"ema": {"0.weight": torch.zeros(16, 6)}, "epoch": 3}, place / "nested.pt")
     if "--data" not in options:
         options = ["--data", "data.npz", *options]
     if "--out" not in options:
         options += ["--out", "o"]
     before = sorted(p.name for p in place.iterdir() if p.name != "__pycache__")
-    assert main(["audit", "--epochs", "1", *options]) == 2
+    assert main([*AUDIT, "--epochs", "1", *options]) == 2
     message = capsys.readouterr().err
     assert " steps in " not in message  # nothing was trained before it was refused
     assert all(part in message for part in ("got:", "expected:", "hint:", words))
@@ -163,18 +175,116 @@ def test_number_types(place, kind):
     for name in ("x_train", "x_test"):
         arrays[name] = (10 * (arrays[name] - arrays[name].min())).astype(kind)
     np.savez("typed.npz", **arrays)
-    assert main(["audit", "--data", "typed.npz", "--epochs", "2", "--out", "o"]) == 0
+    assert main([*AUDIT, "--data", "typed.npz", "--epochs", "2", "--out", "o"]) == 0
 
 
-def test_labels_from_one_with_a_model_of_its_own_size(place):
-    assert main(["audit", "--data", "from_one.npz", "--model", "my_nets:make", "--epochs", "1", "--out", "o"]) == 0
-    assert json.loads((place / "o/audit.json").read_text())["data"]["n_classes"] == 4
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda y: y + 1, ["1", "2", "3"]),
+        (lambda y: np.array(["ant", "bee", "cat"])[y], ["ant", "bee", "cat"]),
+        (lambda y: y[:, None].astype(float), ["0", "1", "2"]),
+        (lambda y: y * 2 % 5, ["0", "1", "2", "3", "4"]),
+    ],
+)
+def test_labels_as_people_have_them(place, change, names):
+    arrays = dict(np.load("data.npz"))
+    reference = [*AUDIT, "--epochs", "2", "--out"]
+    np.savez("labels.npz", **arrays | {name: change(arrays[name]) for name in ("y_train", "y_test")})
+    assert main([*reference, "o", "--data", "labels.npz"]) == 0
+    content = json.loads((place / "o/audit.json").read_text())
+    assert content["data"]["class_names"] == names
+    if names[0] == "ant":  # the audit does not depend on the names of the classes
+        assert main([*reference, "p", "--data", "data.npz"]) == 0
+        assert (place / "o/rows.npz").read_bytes() == (place / "p/rows.npz").read_bytes()
+
+
+def test_names_and_groups_of_the_data_file(place):
+    arrays = dict(np.load("data.npz"))
+    np.savez(
+        "named.npz",
+        **arrays,
+        class_names=["ant", "bee", "cat"],
+        feature_names=list("abcdef"),
+        groups=np.where(np.arange(80) % 2, "odd", "even"),
+    )
+    command = [*AUDIT, "--data", "named.npz", "--epochs", "2"]
+    assert main([*command, "--out", "o", "--auditor", "Jane Doe", "--purpose", "a test", "--show-rows"]) == 0
+    content = json.loads((place / "o/audit.json").read_text())
+    assert content["data"]["class_names"] == ["ant", "bee", "cat"]
+    assert content["data"]["feature_names"] == list("abcdef")
+    assert {row["name"] for row in content["slices"] if row["kind"] == "group"} == {"odd", "even"}
+    assert content["context"]["auditor"] == "Jane Doe"
+    assert content["context"]["purpose"] == "a test"
+    assert content["features"]
+    assert "--auditor 'Jane Doe'" in content["reproduce"]
+    for name, wrong in {"class_names": ["ant"], "groups": np.arange(3)}.items():
+        np.savez("wrong.npz", **dict(np.load("named.npz")) | {name: wrong})
+        assert main([*command, "--out", "q", "--data", "wrong.npz"]) == 2
+
+
+def test_no_row_of_the_user_is_in_the_report_by_default(place):
+    arrays = dict(np.load("data.npz"))
+    for name, options in {"o": ["--noise", "0.2"], "r": ["--noise", "0.2", "--redact"]}.items():
+        assert main([*AUDIT, "--data", "data.npz", "--epochs", "20", "--out", name, *options]) == 0
+        texts = [path.read_text() for path in (place / name).iterdir() if path.suffix in (".json", ".html", ".csv")]
+        assert len(texts) == 3
+        numbers = {f"{value:.{digits}g}" for value in arrays["x_train"].ravel()[:200] for digits in (6, 8, 9)}
+        assert [number for number in numbers for text in texts if number in text] == []
+    assert (place / "o/labels.npz").exists()
+    assert not (place / "r/labels.npz").exists()
+    content = json.loads((place / "r/audit.json").read_text())
+    assert {row["label"] for row in content["rows"]} | {row["label"] for row in content["suspected"]["rows"]} == {None}
+    assert set(np.load(place / "r/rows.npz")["label"]) == {-1}
+
+
+def test_weights_of_a_nested_checkpoint_and_behind_a_prefix(place):
+    command = [*AUDIT, "--data", "data.npz", "--model", "my_nets:make", "--out"]
+    assert main([*command, "a", "--epochs", "3"]) == 0
+    state = safetensors.torch.load_file(place / "a/weights.safetensors")
+    torch.save({"state": {"model": {f"module.{name}": value for name, value in state.items()}}, "epoch": 3}, "c.pt")
+    assert main([*command, "b", "--weights", "c.pt", "--weights-key", "state.model"]) == 0
+    first, second = (json.loads((place / name / "audit.json").read_text()) for name in "ab")
+    assert first["model"]["sha256"] == second["model"]["sha256"]
+    assert "--weights-key state.model" in second["reproduce"]
+
+
+def test_a_trained_model_may_have_classes_without_rows(place):
+    torch.save(nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)).state_dict(), place / "five.pt")
+    (place / "my_nets.py").write_text(FACTORY + "def five():\n    return make(5)\n")
+    for data in ("data.npz", "from_one.npz"):
+        command = [*AUDIT, "--data", data, "--model", "my_nets:five", "--weights", "five.pt", "--out", data[:-4]]
+        assert main(command) == 0
+        content = json.loads((place / data[:-4] / "audit.json").read_text())
+        assert content["data"]["class_names"] == list("01234")
+
+
+@pytest.mark.parametrize("network", [[], ["--model", "my_nets:make"]])
+def test_the_training_of_the_command_is_repeated_on_parts_of_the_rows(place, capsys, network):
+    assert main(["audit", "--data", "data.npz", "--epochs", "2", "--out", "o", *network]) == 0
+    content = json.loads((place / "o/audit.json").read_text())
+    assert content["how_much"]["method"] == "retraining"
+    assert content["how_much"]["n_models"] == 48
+    assert any(attack["level"] == "algorithm" for attack in content["leak"]["attacks"])
+    assert "--budget" not in content["reproduce"]
+
+
+def test_an_older_report_is_kept_unless_overwrite_is_given(place, capsys):
+    command = [*AUDIT, "--data", "data.npz", "--epochs", "1", "--out", "o"]
+    assert main(command) == 0
+    before = (place / "o/audit.json").read_bytes()
+    assert main([*command, "--seed", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "pass --overwrite" in message
+    assert (place / "o/audit.json").read_bytes() == before
+    assert main([*command, "--seed", "1", "--overwrite"]) == 0
+    assert (place / "o/audit.json").read_bytes() != before
 
 
 def test_other_files_in_the_directory_are_left_alone(place):
     (place / "o").mkdir()
     (place / "o/mine.txt").write_text("mine")
-    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == 0
+    assert main([*AUDIT, "--data", "data.npz", "--epochs", "1", "--out", "o"]) == 0
     assert (place / "o/mine.txt").read_text() == "mine"
 
 
@@ -184,7 +294,7 @@ def test_what_stops_it_leaves_nothing(place, capsys, monkeypatch, error, code):
         raise error
 
     monkeypatch.setattr("kernelmem.core.atomic_files.os.fsync", stop)
-    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o"]) == code
+    assert main([*AUDIT, "--data", "data.npz", "--epochs", "1", "--out", "o"]) == code
     assert not (place / "o").exists()
     assert "Traceback" not in capsys.readouterr().err
 
@@ -193,7 +303,7 @@ def test_two_processes_give_the_same_bytes(place):
     options = ["--data", "data.npz", "--noise", "0.2", "--epochs", "3", "--seed", "4"]
     for name in "ab":
         subprocess.run(
-            [sys.executable, "-m", "kernelmem", "audit", *options, "--out", name], capture_output=True, check=True
+            [sys.executable, "-m", "kernelmem", *AUDIT, *options, "--out", name], capture_output=True, check=True
         )
     first, second = ((place / name / "audit.json").read_bytes() for name in "ab")
     changing = re.compile(rb'"seconds": [0-9.]+|"kernelmem_sha256": "[0-9a-f]+"')
@@ -238,7 +348,7 @@ def test_any_name_of_a_file_and_of_a_directory(place, capfd, name):
     (place / "secret").mkdir()
     (place / "data.npz").rename(place / "secret" / data)
     out = "out-" + name.decode(errors="replace")
-    assert main(["audit", "--data", f"secret/{data}", "--epochs", "1", "--out", out, "--seed", "3"]) == 0
+    assert main([*AUDIT, "--data", f"secret/{data}", "--epochs", "1", "--out", out, "--seed", "3"]) == 0
     printed = capfd.readouterr().out
     content = (place / out / "audit.json").read_text(encoding="utf-8")
     page = (place / out / "audit.html").read_text(encoding="utf-8")
@@ -251,7 +361,7 @@ def test_any_name_of_a_file_and_of_a_directory(place, capfd, name):
         b"\0"
     )
     assert words[words.index(b"--data") + 1] == name
-    assert main(["audit", "--data", f"{data}.absent", "--out", out]) == 2
+    assert main([*AUDIT, "--data", f"{data}.absent", "--out", out]) == 2
     assert "\u202e" not in capfd.readouterr().err
 
 
@@ -259,7 +369,7 @@ def test_the_working_directory_hides_no_module(place, monkeypatch):
     (place / "colorsys.py").write_text("raise RuntimeError('hidden')")
     sys.modules.pop("colorsys", None)
     path = list(sys.path)
-    assert main(["audit", "--data", "data.npz", "--model", "my_nets:make", "--epochs", "1", "--out", "o"]) == 0
+    assert main([*AUDIT, "--data", "data.npz", "--model", "my_nets:make", "--epochs", "1", "--out", "o"]) == 0
     import colorsys
 
     assert "hidden" not in (colorsys.__doc__ or "")
@@ -268,7 +378,7 @@ def test_the_working_directory_hides_no_module(place, monkeypatch):
 
 def test_a_module_that_is_another_one_is_named(place, capsys):
     (place / "colorsys.py").write_text(FACTORY)
-    assert main(["audit", "--data", "data.npz", "--model", "colorsys:make", "--epochs", "1", "--out", "o"]) == 2
+    assert main([*AUDIT, "--data", "data.npz", "--model", "colorsys:make", "--epochs", "1", "--out", "o"]) == 2
     assert "lib" in capsys.readouterr().err  # the path of the installed one
 
 
@@ -279,7 +389,7 @@ def test_one_logit_of_two_classes_is_trained_and_audited(place):
         FACTORY + "def logit():\n    return nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))\n"
     )
     for factory in ("my_nets:logit", "my_nets:make"):
-        assert main(["audit", "--data", "two.npz", "--model", factory, "--epochs", "400", "--out", factory[8:]]) == 0
+        assert main([*AUDIT, "--data", "two.npz", "--model", factory, "--epochs", "400", "--out", factory[8:]]) == 0
         content = json.loads((place / factory[8:] / "audit.json").read_text())
         assert content["data"]["n_classes"] == 2
         assert content["model"]["train_accuracy"] > 0.6
@@ -287,15 +397,13 @@ def test_one_logit_of_two_classes_is_trained_and_audited(place):
 
 def test_an_older_report_leaves_no_labels_and_no_weights(place):
     assert (
-        main(
-            ["audit", "--data", "data.npz", "--model", "my_nets:make", "--noise", "0.2", "--epochs", "2", "--out", "o"]
-        )
+        main([*AUDIT, "--data", "data.npz", "--model", "my_nets:make", "--noise", "0.2", "--epochs", "2", "--out", "o"])
         == 0
     )
     assert (place / "o/labels.npz").exists()
     weights = (place / "o/weights.safetensors").read_bytes()
     again = [
-        "audit",
+        *AUDIT,
         "--data",
         "data.npz",
         "--model",
@@ -316,5 +424,5 @@ def test_an_older_report_leaves_no_labels_and_no_weights(place):
         "weights.safetensors",
     ]
     assert (place / "o/weights.safetensors").read_bytes() == weights
-    assert main(["audit", "--data", "data.npz", "--epochs", "1", "--out", "o", "--overwrite"]) == 0
+    assert main([*AUDIT, "--data", "data.npz", "--epochs", "1", "--out", "o", "--overwrite"]) == 0
     assert (place / "o/weights.safetensors").read_bytes() != weights

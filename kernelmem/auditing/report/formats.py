@@ -73,8 +73,8 @@ def format_points(value: float | None) -> str:
     return f"{100 * value:+.1f} points".replace("-", MINUS)
 
 
-def format_interval(interval: Interval | None) -> str:
-    """Format an estimate with its interval.
+def format_interval(interval: Interval | None, digits: int = 3) -> str:
+    """Format an estimate with its interval, each with ``digits`` significant digits.
 
     Example:
         >>> format_interval(Interval(0.64123, 0.612, 0.669, 0.95))
@@ -82,7 +82,8 @@ def format_interval(interval: Interval | None) -> str:
     """
     if interval is None:
         return MISSING
-    return f"{format_number(interval.value)} ({format_number(interval.low)} to {format_number(interval.high)})"
+    value, low, high = (format_number(end, digits) for end in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
 
 
 def format_share_interval(interval: Interval | None) -> str:

@@ -170,7 +170,7 @@ def _attack_table(attacks: Sequence[AttackResult]) -> Mapping[str, object]:
             if rate.reason and rate.reason not in reasons:
                 reasons.append(rate.reason)
             letter = chr(ord("a") + reasons.index(rate.reason) % 26) if rate.reason else ""
-            cells.append((formats.MISSING, letter))
+            cells.append(("not measured", letter))
         values = dict(attack.predictive_values)
         rows.append((attack, cells, [(formats.format_share(values.get(prior)), "") for prior in priors]))
     notes = [(chr(ord("a") + k % 26), reason) for k, reason in enumerate(reasons)]

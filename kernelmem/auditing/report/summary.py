@@ -57,7 +57,7 @@ def summary(document: AuditDocument) -> str:
     flips = document.flips
     if flips.auroc is not None:
         permuted = f" (flags permuted: {format_number(flips.permuted_auroc)})"
-        lines += _line("known flips", f"{flips.n:,}; AUROC of the margin {format_interval(flips.auroc)}{permuted}")
+        lines += _line("known flips", f"{flips.n:,}; AUROC of the margin {format_interval(flips.auroc, 4)}{permuted}")
     lines += _line("power", document.power.meaning)
     if document.rows:
         lines.append(
