@@ -44,19 +44,7 @@ N_STAGES = 5  # kernel, leave-one-out, retraining, attacks, report
 MAX_CONTROL = 2000  # test rows in the control, or as many as training rows
 ALARM_RUNS = 200
 DEFAULT_OPTIONS = AuditOptions()
-SEEDS = (
-    "control",
-    "near",
-    "kernel",
-    "power",
-    "alarms",
-    "shadows",
-    "share",
-    "verification",
-    "leak",
-    "blind",
-    "permutations",
-)
+SEEDS = "control near kernel power alarms shadows share verification leak blind permutations".split()
 
 
 @dataclass(frozen=True)
@@ -146,7 +134,7 @@ def audit(
         train, test, flipped, class_names=options.class_names, name=options.name, image_shape=options.image_shape
     )
     groups = data_checks.read_groups(options.groups, len(data.y_train))
-    seeds = seed_sequence(seed, list(SEEDS))
+    seeds = seed_sequence(seed, SEEDS)
     if out is not None:
         check_no_report(out, overwrite=options.overwrite)
     started = time.perf_counter()
