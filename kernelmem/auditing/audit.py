@@ -44,7 +44,11 @@ N_STAGES = 5  # kernel, leave-one-out, retraining, attacks, report
 MAX_CONTROL = 2000  # test rows in the control, or as many as training rows
 ALARM_RUNS = 200
 DEFAULT_OPTIONS = AuditOptions()
-SEEDS = "control near kernel power alarms shadows share verification leak blind permutations".split()
+# fmt: off
+SEEDS = [
+    "control", "near", "kernel", "power", "alarms", "shadows", "share", "verification", "leak", "blind", "permutations",
+]
+# fmt: on
 
 
 @dataclass(frozen=True)
