@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from kernelmem.auditing.schema import (
     write_document,
 )
 from kernelmem.core.atomic_files import check_directory, file_sha256, write_files
-from kernelmem.core.errors import FileCorruptError, InputError, printable
+from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes, reason
 from kernelmem.core.result_files import Result, check_consistent
 
@@ -60,7 +61,7 @@ class Audit(Result):
         return self.rows.to_frame()
 
     def plot(self) -> "Figure":
-        """Draw the distribution of the leave-one-out margins of training rows and control rows."""
+        """Draw the distribution of the leave-one-out margins of training and control rows, or of memorization by retraining."""
         from kernelmem.auditing.report import plot_scores  # matplotlib is slow to import
 
         return plot_scores(self.document, self.rows)
@@ -102,10 +103,17 @@ class Audit(Result):
         return result
 
     def __str__(self) -> str:
-        """Return a summary of at most one screen: headline, gates, control, attacks and the most memorized rows."""
+        """Return a summary of at most one screen: headline, gates, control, attacks and the most memorized rows.
+
+        If a gate failed, it has no finding.
+        """
         from kernelmem.auditing.report import summary  # matplotlib and jinja2 are slow to import
 
-        return printable(summary(self.document))
+        return summary(self.document)
+
+    def _repr_html_(self) -> str:
+        """Return the summary (called by notebooks); the numbers of the rows are in ``to_frame()``."""
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def _read_rows(path: Path, document: AuditDocument) -> RowTable:

@@ -18,19 +18,19 @@ def verdict(gates: tuple[Gate, ...], how_much: HowMuch, power: Power, data: Data
     unit = "training labels" if how_much.method == "kernel" else "training rows"
     control = f"{_percent(how_much.control)} in the control"
     chance = f"{how_much.expected_by_chance:.1f} expected by chance"
-    named = f"{how_much.n_flagged:,} of {how_much.n_rows:,} rows are named as memorized ({chance})"
+    flagged = f"{how_much.n_flagged:,} of {how_much.n_rows:,} rows are flagged as memorized ({chance})"
     if how_much.p_value < power.significance:
         method = "retraining" if how_much.method == "retraining" else "its own kernel, without retraining"
         return Verdict(
             "memorized",
             f"This network memorized about {_percent(how_much.fraction)} of its {unit}",
-            f"Measured by {method}; {control}; p {_format_p_value(how_much.p_value)}. {named}.",
+            f"Measured by {method}; {control}; p {_format_p_value(how_much.p_value)}. {flagged}.",
             limits,
         )
     return Verdict(
         "nothing-found",
         f"No memorization found: at most {max(0.0, how_much.fraction.high):.1%} of the {unit}",
-        f"The estimate is {_percent(how_much.fraction)}, with {control}; p {_format_p_value(how_much.p_value)}. {named}."
+        f"The estimate is {_percent(how_much.fraction)}, with {control}; p {_format_p_value(how_much.p_value)}. {flagged}."
         f" {power.meaning}",
         limits,
     )
@@ -55,8 +55,8 @@ def _limits(how_much: HowMuch, data: DataIdentity, label_note: str) -> tuple[str
     limits = [how_much.definition]
     if how_much.method == "kernel":
         limits.append(
-            "A named row is a row whose label the network gives although the other rows contradict it. Rows that the network"
-            " memorized although the other rows barely support their label are not named."
+            "A flagged row is a row whose label the network gives although the other rows contradict it. Rows that the network"
+            " memorized although the other rows barely support their label are not flagged."
         )
         limits.append(
             "The kernel was shaped by training on all rows; leaving a row out of the regression does not undo that. The"

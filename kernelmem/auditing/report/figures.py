@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kernelmem.auditing.report.formats import format_count, format_number, format_share
 from kernelmem.auditing.report.svg import COLORS, HALF, PARAMETERS, wide_and_narrow
+from kernelmem.auditing.report.wording import makes_claim
 from kernelmem.auditing.schema import AttackResult, AuditDocument, RowTable
 from kernelmem.core.errors import printable
 from kernelmem.plotting.style import DASHED, new_figure, style
@@ -28,13 +29,16 @@ def scores_figure(document: AuditDocument, rows: RowTable) -> Markup:
     label = (
         f"Histogram of the memorization of {len(rows.score)} training rows"
         f"{f' above the axis, and of {len(rows.control_margin)} control rows below it' if has_control else ''};"
-        " memorized rows are highlighted."
+        " flagged rows are highlighted."
     )
     return wide_and_narrow("scores", label, lambda axes, narrow: _draw_scores(axes, document, rows, narrow))
 
 
 def plot_scores(document: AuditDocument, rows: RowTable) -> Figure:
-    """Draw the first figure of the report as a matplotlib figure with a light background."""
+    """Draw the first figure of the report as a matplotlib figure with a light background.
+
+    If a gate failed, no row is highlighted.
+    """
     with style(PARAMETERS):
         figure = new_figure(8.2, 3.9)
         _draw_scores(figure.add_subplot(), document, rows, False)
@@ -53,9 +57,10 @@ def _draw_scores(axes: Axes, document: AuditDocument, rows: RowTable, narrow: bo
     control = _finite(-rows.control_margin) if has_control else np.zeros(0)
     edges = bin_edges(np.concatenate([score, control]), 36 if narrow else 64)
     width, centers = edges[1] - edges[0], (edges[:-1] + edges[1:]) / 2
-    groups = [(score, rows.flagged, 1, "train")]
+    claimed = makes_claim(document)
+    groups = [(score, rows.flagged & claimed, 1, "train")]
     if has_control:
-        groups.append((control, rows.control_flagged, -1, "null"))
+        groups.append((control, rows.control_flagged & claimed, -1, "null"))
     highest = 0.0
     for values, flagged, side, role in groups:
         for chosen, color in ((np.ones(len(values), bool), role), (flagged.astype(bool), "memorized")):
@@ -86,8 +91,8 @@ def _draw_scores(axes: Axes, document: AuditDocument, rows: RowTable, narrow: bo
     corners = [(0, 0.99, f"{format_count(len(score))} training rows", "train")]
     if has_control:
         corners.append((0, 0.01, f"{format_count(len(control))} control rows", "soft"))
-    if rows.flagged.any():
-        corners.append((1, 0.99, f"{format_count(int(rows.flagged.sum()))} flagged as memorized", "memorized"))
+    if claimed and rows.flagged.any():
+        corners.append((1, 0.99, f"{format_count(int(rows.flagged.sum()))} flagged rows", "memorized"))
     for x, y, text, role in corners:
         alignment: dict[str, Any] = {"ha": "right" if x else "left", "va": "top" if y > 0.5 else "bottom"}
         axes.text(x, y, text, color=COLORS[role], weight="bold", transform=axes.transAxes, **alignment)

@@ -50,15 +50,20 @@ def format_share(value: float | None) -> str:
     """Format a share as a percentage; 100% and 0% appear only if exact.
 
     Example:
-        >>> [format_share(v) for v in (1.0, 0.99996, 0.9125, 0.0, None)]
-        ['100%', '99.996%', '91.3%', '0%', '–']
+        >>> [format_share(v) for v in (1.0, 0.99996, 0.9125, 0.0, 1e-9, -0.021, None)]
+        ['100%', '99.996%', '91.3%', '0%', '<0.001%', '−2.1%', '–']
     """
     if value is None or not math.isfinite(value):
         return MISSING
-    if value in (0, 1):
-        return f"{value:.0%}"
-    digits = next((d for d in range(1, 6) if 0 < round(abs(100 * value), d) < 100), 1 if abs(value) > 1 else 6)
-    return f"{math.floor(100 * value * 10**digits + 0.5) / 10**digits:,.{digits}f}%".replace("-", MINUS)
+    size = abs(value)
+    if size in (0, 1) or size > 1:
+        text = f"{100 * size:.4g}%"
+    elif not 5e-6 <= size < 1 - 5e-6:
+        text = "<0.001%" if size < 0.5 else ">99.999%"
+    else:
+        digits = next((d for d in range(1, 4) if 0 < round(100 * size, d) < 100), 3)
+        text = f"{math.floor(100 * size * 10**digits + 0.5) / 10**digits:.{digits}f}%"
+    return (MINUS if value < 0 else "") + text
 
 
 def format_points(value: float | None) -> str:

@@ -52,13 +52,14 @@ def summary(document: AuditDocument) -> str:
     lines += _line("leak", leak_sentence(document))
     suspected = document.suspected
     if suspected.n:
-        count = f"{format_count(suspected.n)} suspected, {format_count(suspected.n_memorized)} of them memorized"
+        count = f"{format_count(suspected.n)} suspected, {format_count(suspected.n_memorized)} of them flagged"
         lines += _line("wrong labels", count)
     flips = document.flips
     if flips.auroc is not None:
         permuted = f" (flags permuted: {format_number(flips.permuted_auroc)})"
         lines += _line("known flips", f"{flips.n:,}; AUROC of the margin {format_interval(flips.auroc, 4)}{permuted}")
-    lines += _line("power", document.power.meaning)
+    if document.power.meaning not in verdict.detail:
+        lines += _line("power", document.power.meaning)
     if document.rows:
         lines.append(
             f"  {'rows that rank first':<{NAME_WIDTH + 4}}{'row':>8}  {'label':<16}  {'without the row':<16}  score"
@@ -79,7 +80,8 @@ def _line(name: str, text: str) -> list[str]:
 
 def _row_line(document: AuditDocument, row: RowFinding) -> str:
     """Return the line of a row: its state, index, label, class without it, and score with its standard error."""
-    state = "flagged" if row.flagged else "below the threshold"
+    found = document.verdict.status == "memorized"
+    state = ("flagged" if found else "within chance") if row.flagged else "below the threshold"
     label, without = (_class_name(document, value) for value in (row.label, row.predicted_without))
     score = format_number(row.score) if row.standard_error is None else format_plus_minus(row.score, row.standard_error)
     return f"    {state:<{NAME_WIDTH + 2}}{row.index:>8}  {label:<16}  {without:<16}  {score}"

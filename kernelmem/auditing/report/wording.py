@@ -75,10 +75,10 @@ def found(document: AuditDocument) -> list[str]:
     ]
     suspected = document.suspected
     if suspected.n:
-        sentences.append(
-            f"{format_count(suspected.n)} training labels are probably wrong; {format_count(suspected.n_memorized)} of these"
-            " rows are counted as memorized."
-        )
+        both = f"; {format_count(suspected.n_memorized)} of these rows are flagged as memorized"
+        if document.verdict.status != "memorized":
+            both = ""
+        sentences.append(f"{format_count(suspected.n)} training labels are probably wrong{both}.")
     return [*sentences, leak_sentence(document)]
 
 

@@ -152,7 +152,7 @@ def _predictive_values(rates: list[TprAtFpr]) -> tuple[tuple[float, float | None
 def _worst(scores: Tensor, name: str, algorithm: Membership | None, n: int) -> tuple[list[tuple[int, float]], str]:
     """Return the training rows that are easiest to identify with their values, and the meaning of the values."""
     if algorithm is not None:
-        rows = algorithm.worst(min(N_WORST, n))
+        rows = sorted(algorithm.worst(min(N_WORST, n)), key=lambda row: -float(algorithm.separation[row]))
         return (
             [(row, float(algorithm.separation[row])) for row in rows],
             "Distance between the attack's statistic of models with and without the record, in standard deviations (d′).",

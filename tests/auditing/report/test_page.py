@@ -156,6 +156,12 @@ def test_without_findings_nothing_is_announced():
     assert "chance alone can explain" in text
     assert "No row is flagged" in text
     assert text.count("below the threshold") == 4 + 1
+    document, rows = build("kernel")
+    document = replace(document, verdict=replace(document.verdict, status="nothing-found"))
+    text = plain(render_page(document, rows))
+    assert "Flagged, but no more rows than by chance" in text
+    assert text.count("flagged, within chance") == 12
+    assert "flagged as memorized" not in text
 
 
 def test_rows_are_shown_only_if_the_document_says_so(undrawn):

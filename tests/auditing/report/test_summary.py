@@ -6,6 +6,7 @@ import pytest
 
 from kernelmem.auditing.report import plot_scores, summary
 from kernelmem.auditing.report.wording import leak_sentence
+from kernelmem.auditing.result import Audit
 from kernelmem.auditing.schema import Gate
 from kernelmem.statistics import Interval
 from tests.auditing.sample_documents import VARIANTS, build
@@ -88,7 +89,18 @@ def test_texts_cannot_reorder_the_terminal():
     assert "\x1b" not in text
 
 
-@pytest.mark.parametrize("variant", ["kernel", "retraining", "nothing"])
-def test_plot_is_a_figure(variant, tmp_path):
-    plot_scores(*build(variant)).savefig(tmp_path / "figure.png", dpi=50)
-    assert (tmp_path / "figure.png").stat().st_size > 3000
+@pytest.mark.parametrize("variant", ["kernel", "retraining", "nothing", "no-claim"])
+def test_plot_highlights_flagged_rows_unless_there_is_no_claim(variant):
+    figure = plot_scores(*build(variant))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "600 training rows" in texts
+    assert ("103 flagged rows" in texts) == (variant in ("kernel", "retraining"))
+    colors = {patch.get_facecolor() for patch in figure.axes[0].patches}
+    assert len(colors) == {"kernel": 3, "retraining": 2, "nothing": 2 + 1, "no-claim": 2}[variant]
+
+
+def test_notebooks_show_the_summary_as_text():
+    document, rows = build("hostile")
+    html = Audit(document, rows)._repr_html_()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
