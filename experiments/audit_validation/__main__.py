@@ -1,0 +1,5 @@
+import tyro
+
+from experiments.audit_validation.run import Options, run
+
+run(tyro.cli(Options))
