@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import kernelmem as km
+from kernelmem.memorization.membership import BlindBaseline
+from kernelmem.statistics import Interval
 from kernelmem.training.classifier import train_classifier
 from kernelmem.training.datasets import digits
 from kernelmem.training.mlp import standardized_mlp
@@ -25,6 +27,13 @@ def result(trained):
     model, train, test, flipped = trained
     options = km.AuditOptions(image_shape=(8, 8), date="2026-01-02", show_rows=True)
     return km.audit(model, train, test, flipped=flipped, options=options)
+
+
+@pytest.fixture
+def without_blind_baseline(monkeypatch):
+    """Replace the slowest gate by one that passes."""
+    passed = BlindBaseline({"nearest": Interval(0.5, 0.45, 0.55, 0.995)}, 0.995, 20, 20, flagged=False)
+    monkeypatch.setattr("kernelmem.auditing.conclusions.gates.blind_baseline", lambda *_, **__: passed)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ PROBABILITY = 0.8  # of an announcement, for the power
 KERNEL_ERROR = 0.06  # relative; training on a row has shaped the kernel, measured against retraining
 SMALLEST_PROBABILITY = 0.01  # bounds the weight of a single row in the test
 FOLDS = 10
-POWER_REPETITIONS, POWER_PERMUTATIONS = 60, 999
+POWER_REPETITIONS, POWER_PERMUTATIONS = 50, 599
 DEFINITION = (
     "Share of the training labels that the network gives only because it was trained on them: the share that it gives, minus"
     " the share expected of rows that it never saw and that the other rows predict equally well."
@@ -149,9 +149,9 @@ class _Units:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Return values rounded to two digits after the point, and to two significant digits above 1."""
-    digits = np.where(np.abs(values) >= 1, 1 - np.floor(np.log10(np.maximum(np.abs(values), 1))), 2)
-    return np.round(values * 10**digits) / 10**digits
+    """Return values rounded to steps of .05, and to one significant digit above 1: few values make permutations cheap."""
+    magnitude = 10.0 ** np.floor(np.log10(np.maximum(np.abs(values), 1)))
+    return np.where(np.abs(values) >= 1, np.round(values / magnitude) * magnitude, np.round(values * 20) / 20)
 
 
 def kernel_power(scores: KernelScores, outputs: Tensor, *, seed: int) -> Power:

@@ -83,6 +83,7 @@ def test_wrong_labels_that_the_network_fits_are_flagged(retrained):
     assert document.leak.attacks[3].auc.value > 0.55
 
 
+@pytest.mark.usefixtures("without_blind_baseline")
 def test_a_network_that_never_saw_the_rows_fails_the_shadow_fidelity(data, shadows):
     train, test = data
     document = km.audit(fit(*test, seed=5), train, test, options=km.AuditOptions(retrain=shadows)).document
@@ -91,6 +92,7 @@ def test_a_network_that_never_saw_the_rows_fails_the_shadow_fidelity(data, shado
     assert document.verdict.status == "no-claim"
 
 
+@pytest.mark.usefixtures("without_blind_baseline")
 def test_shadow_models_of_other_rows_are_refused(data, shadows):
     train, test = data
     network = fit(*train, seed=5)

@@ -73,6 +73,21 @@ def test_nothing_is_found_where_no_row_was_seen_also_with_copies():
         assert alarms <= 2
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("copies", [0, 40])
+def test_false_alarms_of_five_hundred_audits(copies):
+    """Also with near-duplicates: 40 of 80 test rows are copies of other test rows."""
+    p_values, covered = [], []
+    for seed in range(500):
+        scores, _, outputs, _ = make_scores(seed, 80, 80, copies=copies)
+        result = kernel_how_much(scores, outputs, seed=seed)
+        p_values.append(result.p_value)
+        covered.append(result.fraction.low <= 0 <= result.fraction.high)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.05 + 3 * (0.05 * 0.95 / 500) ** 0.5
+    assert np.mean(np.array(p_values) < 0.01) <= 0.01 + 3 * (0.01 * 0.99 / 500) ** 0.5
+    assert np.mean(covered) >= 0.9
+
+
 def test_fitted_wrong_labels_are_counted_and_announced():
     scores, _, outputs, _ = make_scores(3, 150, 150, memorized=30)
     result = kernel_how_much(scores, outputs, seed=0)
