@@ -37,7 +37,8 @@ class RetrainingScores:
         shadows: the models.
         retraining: memorization of the probability of the label, with its reliability.
         probability: (n,) mean probability of the label in models with the row minus models without it.
-        standard_error: (n,) its standard error.
+        margin: (n,) mean margin of the label in models with the row minus models without it: the ranking score.
+        margin_error: (n,) its standard error.
         margin_without: (n,) mean margin of the label in models without the row.
         predicted_without: (n,) most frequent class among the models without the row.
         counts: numbers of models that give the label.
@@ -48,7 +49,8 @@ class RetrainingScores:
     shadows: ShadowEnsemble
     retraining: Retraining
     probability: np.ndarray
-    standard_error: np.ndarray
+    margin: np.ndarray
+    margin_error: np.ndarray
     margin_without: np.ndarray
     predicted_without: np.ndarray
     counts: CorrectCounts
@@ -73,8 +75,8 @@ def retraining_scores(shadows: ShadowEnsemble, *, seed: int) -> RetrainingScores
     """Compute memorization of every row from shadow models, a pure function of their outputs."""
     masks = shadows.masks.cpu()
     retraining = feldman_zhang(shadows, statistic="probability")
-    score = retraining.memorization
-    assert score.standard_error is not None
+    margins = feldman_zhang(shadows, statistic="margin").memorization
+    assert margins.standard_error is not None
     correct = _gives_label(shadows)
     counts = count_correct(correct, masks.numpy())
     out = (~masks).to(torch.float64)
@@ -83,8 +85,9 @@ def retraining_scores(shadows: ShadowEnsemble, *, seed: int) -> RetrainingScores
     return RetrainingScores(
         shadows=shadows,
         retraining=retraining,
-        probability=score.values.numpy(),
-        standard_error=score.standard_error.numpy(),
+        probability=retraining.memorization.values.numpy(),
+        margin=margins.values.numpy(),
+        margin_error=margins.standard_error.numpy(),
         margin_without=((margin * out).sum(0) / out.sum(0)).numpy(),
         predicted_without=(votes * out[:, :, None]).sum(0).argmax(1).numpy(),
         counts=counts,

@@ -8,7 +8,9 @@ GRID = np.linspace(0.0, 1.0, 21)
 P_IN, P_OUT = (axis.ravel() for axis in np.meshgrid(GRID, GRID, indexing="ij"))
 DIFFERENCE = P_IN - P_OUT
 LIMIT = 0.005  # a probability of exactly 0 or 1 would exclude a single model that differs
-ITERATIONS, REFIT_ITERATIONS = 300, 60
+ITERATIONS = 20  # more let the distribution break into atoms, and rows near the threshold jump from side to side
+STEP = 0.05  # of the grid
+SHARED_MODELS = 1.25  # factor of the half-widths: all rows share the models, so their counts are not independent
 ROWS_PER_BLOCK = 4096
 
 
@@ -47,14 +49,17 @@ def deconvolve(
 
     The share of noisy estimates above a threshold is biased. Here the counts of row i are Binomial(n_in, p_in) and
     Binomial(n_out, p_out), the pairs (p_in, p_out) have a common distribution on a grid of steps of .05, fitted by maximum
-    likelihood (expectation maximization), and the share is the mean posterior probability. Its interval comes from a
-    parametric bootstrap: pairs drawn from the posteriors, new counts, a new fit.
+    likelihood (20 steps of expectation maximization from the uniform distribution, which keeps it smooth), and the share is
+    the mean posterior probability. Its interval adds two errors in quadrature: a parametric bootstrap (pairs drawn from the
+    posteriors, new counts, a new fit), and the shares above the neighboring thresholds ± .05, since the grid resolves the
+    threshold to one step. The half-widths are multiplied by 1.25, since the counts of all rows come from the same models. With
+    64 or 128 of 528 models of digits networks, the intervals contained the share of the others in 52 of 54 cases.
 
-    Cost: about 10⁵ operations per row for the fit, and a fifth of it per repetition.
+    Cost: about 10⁴ operations per row for the fit and for each repetition.
 
     Source: Laird 1978 (nonparametric maximum likelihood of a mixing distribution); Efron 2016 (deconvolution).
     """
-    weights = _fit(counts, np.full(len(GRID) ** 2, 1.0 / len(GRID) ** 2), ITERATIONS)
+    weights = _fit(counts)
     above = threshold + 1e-9 < DIFFERENCE
     posterior = _posterior(counts, weights)
     probability = posterior[:, above].sum(1)
@@ -68,16 +73,18 @@ def deconvolve(
         repeated = CorrectCounts(
             rng.binomial(counts.n_in, p_in), counts.n_in, rng.binomial(counts.n_out, p_out), counts.n_out
         )
-        refitted = _fit(repeated, 0.9 * weights + 0.1 / len(weights), REFIT_ITERATIONS)
-        errors[repetition] = _posterior(repeated, refitted)[:, above].sum(1).mean() - above[drawn].mean()
+        errors[repetition] = _posterior(repeated, _fit(repeated))[:, above].sum(1).mean() - above[drawn].mean()
     tail = 100 * (1 - level) / 2
-    low, high = (float(np.clip(fraction - error, 0, 1)) for error in np.percentile(errors, [100 - tail, tail]))
+    noise_low, noise_high = np.percentile(errors, [100 - tail, tail])
+    shares = [float(posterior[:, threshold + step + 1e-9 < DIFFERENCE].sum(1).mean()) for step in (STEP, -STEP)]
+    low = fraction - SHARED_MODELS * np.hypot(max(noise_low, 0.0), fraction - shares[0])
+    high = fraction + SHARED_MODELS * np.hypot(min(noise_high, 0.0), shares[1] - fraction)
     return Deconvolved(
         probability=probability,
         mean=posterior @ DIFFERENCE,
         fraction=fraction,
-        low=min(low, fraction),
-        high=max(high, fraction),
+        low=float(np.clip(low, 0, fraction)),
+        high=float(np.clip(high, fraction, 1)),
     )
 
 
@@ -94,13 +101,14 @@ def _likelihood(counts: CorrectCounts) -> np.ndarray:
     return np.exp(log_likelihood - log_likelihood.max(1, keepdims=True))
 
 
-def _fit(counts: CorrectCounts, weights: np.ndarray, iterations: int) -> np.ndarray:
-    """Return the weights (G²,) of the grid points after ``iterations`` steps of expectation maximization."""
+def _fit(counts: CorrectCounts) -> np.ndarray:
+    """Return the weights (G²,) of the grid points after 20 steps of expectation maximization."""
     table = np.stack([counts.correct_in, counts.n_in, counts.correct_out, counts.n_out], 1)
     distinct, multiplicity = np.unique(table, axis=0, return_counts=True)
     likelihood = _likelihood(CorrectCounts(*distinct.T))
     share = multiplicity / multiplicity.sum()
-    for _ in range(iterations):
+    weights = np.full(len(GRID) ** 2, 1.0 / len(GRID) ** 2)
+    for _ in range(ITERATIONS):
         weights = weights * (likelihood.T @ (share / (likelihood @ weights)))
         weights /= weights.sum()
     return weights

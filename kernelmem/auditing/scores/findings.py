@@ -22,6 +22,7 @@ def row_table(
     control_index: Tensor,
     *,
     memorization: np.ndarray | None = None,
+    score: np.ndarray | None = None,
     standard_error: np.ndarray | None = None,
     predicted_without: np.ndarray | None = None,
     flagged: np.ndarray | None = None,
@@ -31,27 +32,29 @@ def row_table(
     Without retraining the ranking score is −(t / sd(t) + f / sd(f)), for the leave-one-out margins t of the label regression
     and the margins f of the network at the labels; sd over training rows. Rows that the other rows contradict and that the
     network fits barely rank first; this agrees better with retraining than either margin. With retraining it is the estimated
-    memorization.
+    change of the margin by training with the row.
 
     Args:
         scores: kernel scores of training rows and control rows.
         train_outputs: (n, C) outputs of the network.
         control_index: (u,) numbers of the test rows among the scores, in their order there.
-        memorization: (n,) estimated memorization by retraining; None without it.
+        memorization: (n,) change of the probability of the label by training with the row; None without retraining.
+        score: (n,) change of the margin of the label.
         standard_error: (n,) its standard error.
         predicted_without: (n,) class that most models without the row give.
         flagged: (n,) rows that are called memorized.
     """
     n, control = scores.n_train, scores.control
     loo_margin = scores.loo_margin[:n].numpy()
-    score = -(_scaled(loo_margin) + _scaled(_margins(train_outputs, scores.labels[:n])))
+    if score is None:
+        score = -(_scaled(loo_margin) + _scaled(_margins(train_outputs, scores.labels[:n])))
     missing = np.full(n, np.nan)
     return RowTable(
         label=scores.labels[:n].numpy().astype(np.int64),
         predicted_without=(
             scores.predictions[:n].argmax(1).numpy() if predicted_without is None else predicted_without
         ).astype(np.int64),
-        score=score if memorization is None else memorization,
+        score=score,
         standard_error=missing if standard_error is None else standard_error,
         loo_margin=loo_margin,
         label_memorization=scores.label_memorization[:n].numpy(),

@@ -66,7 +66,8 @@ def test_wrong_labels_that_the_network_fits_are_flagged(retrained):
     assert document.how_much.control.high < 0.05
     assert document.power.smallest_count == 1
     assert 0 < document.power.smallest_effect < 1
-    assert (table.score == table.memorization).all()
+    assert table.score.corr(table.memorization, method="spearman") > 0.5
+    assert document.rows[0].predicted_effect == table.memorization[document.rows[0].index]
     assert document.rows[0].standard_error is not None
     assert document.agreements[0].name == "negative leave-one-out margin"
     assert all(agreement.spearman <= agreement.ceiling + 0.2 for agreement in document.agreements)
