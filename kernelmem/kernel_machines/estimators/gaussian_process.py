@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from torch import Tensor
 
 from kernelmem.core.batches import Batch
-from kernelmem.core.checks import ArrayLike, as_number
+from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.kernel_machines.estimators.base import (
     Kernel,
@@ -21,6 +22,7 @@ from kernelmem.kernel_machines.estimators.base import (
 )
 from kernelmem.kernel_machines.estimators.precomputed_kernel import as_array
 from kernelmem.kernel_machines.solvers.diagnosis import condition_limit, inspect_and_copy
+from kernelmem.kernel_machines.solvers.factorization import EPS
 from kernelmem.kernel_machines.solvers.linear_system import as_system
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernel_machines.solvers.solve import above_rounding, solve, try_cholesky
@@ -40,11 +42,12 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
     Parameters
     ----------
         kernel, gamma, degree, coef0, kernel_params, prior: as in ``KernelMachineRegressor``.
-        ridge: the noise variance, a number >= 0, in units of the kernel.
+        ridge: the noise variance, a number >= 0, in units of the kernel; "evidence": the one of largest evidence.
 
     Attributes
     ----------
-        log_evidence_: natural logarithm of the evidence. dual_coef_: (n, C). X_fit_: the training rows.
+        ridge_: the noise variance that was used. log_evidence_: natural logarithm of the evidence. dual_coef_: (n, C).
+        X_fit_: the training rows.
         solution_: code, residual and condition. If A is singular up to rounding (code ``singular``), mean, variance and
             evidence are restricted to the directions above rounding. A kernel that is positive only on zero-sum vectors
             (code ``conditionally_positive``) is not a covariance: the mean solves the system as given, the evidence is
@@ -69,7 +72,7 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         self,
         kernel: Kernel = "rbf",
         *,
-        ridge: float = 1e-3,
+        ridge: float | Literal["evidence"] = 1e-3,
         gamma: float | str | None = None,
         degree: float = 3,
         coef0: float = 1,
@@ -91,9 +94,10 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
         targets = targets.astype(np.float64).reshape(len(targets), -1)
         self._resolve_gamma(rows)
         change_from_prior = torch.from_numpy(targets - prior_outputs(self.prior, self.kernel, rows, targets.shape[1]))
-        ridge = as_number(self.ridge, "ridge")
+        ridge = self.ridge if self.ridge == "evidence" else as_number(self.ridge, "ridge")
         K = self._gram(rows)
-        self._factor, self.solution_ = _factorize_and_solve(K, change_from_prior, ridge)
+        self.ridge_ = _ridge_of_largest_evidence(K, change_from_prior) if isinstance(ridge, str) else ridge
+        self._factor, self.solution_ = _factorize_and_solve(K, change_from_prior, self.ridge_)
         self.dual_coef_ = self.solution_.coefficients.numpy()
         self.log_evidence_ = float("nan")
         if self._factor is not None:
@@ -145,6 +149,26 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
             return mean, prior_covariance - whitened.T @ whitened
         return mean, np.sqrt(np.maximum(prior_covariance - np.square(whitened).sum(0), 0.0))
 
+    def sample_y(
+        self, X: Batch, n_samples: int = 1, random_state: int = 0, K_test_test: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Draw functions from the posterior at the m rows X: (m, n_samples), or (m, C, n_samples) as y was.
+
+        Samples are mean + V √Λ z with the eigenvalues Λ of the posterior covariance and z ~ N(0, I); the noise is not added.
+        With a precomputed kernel ``K_test_test`` is needed as in :meth:`predict`.
+
+        Raises:
+            InputError: ``n_samples`` below 1, or a missing kernel of the test rows.
+        """
+        n_samples, seed = as_count(n_samples, "n_samples"), as_seed(random_state, "random_state")
+        mean, covariance = self.predict(X, return_cov=True, K_test_test=K_test_test)
+        values, V = np.linalg.eigh((covariance + covariance.T) / 2)
+        root = V * np.sqrt(np.maximum(values, 0.0))  # negative ones are rounding
+        columns = mean.reshape(len(mean), -1)
+        noise = np.random.default_rng(seed).standard_normal((len(root), columns.shape[1] * n_samples))
+        samples = columns[:, :, None] + (root @ noise).reshape(len(root), columns.shape[1], n_samples)
+        return samples[:, 0] if self._has_1d_targets else samples
+
     def _prior_covariance(self, X: np.ndarray, test_kernel: ArrayLike | None, *, full: bool) -> np.ndarray:
         """Return the prior covariance of the m test rows X, (m, m) if ``full``, otherwise its diagonal (m,).
 
@@ -195,6 +219,37 @@ class _InverseRoot:
             return len(self.L), 2 * float(self.L.diagonal().log().sum())
         assert self.values is not None
         return len(self.values), float(self.values.log().sum())
+
+
+def _ridge_of_largest_evidence(K: np.ndarray, targets: Tensor) -> float:
+    """Return the noise variance λ that maximizes the evidence of the targets (n, C) under K + λ I.
+
+    With K = V diag(μ) Vᵀ it is −½ Σ_i (|v_iᵀ r|² / (μ_i + λ) + C log(μ_i + λ)) up to a constant: one decomposition, then a
+    search over log λ between n eps and 10 times the larger of |K| and the variance of the targets. A faulty kernel gives 0,
+    because the later solve reports the fault.
+    """
+    from scipy.optimize import minimize_scalar
+
+    system = as_system(K)
+    fault, dense = inspect_and_copy(system)
+    if fault is not None:
+        return 0.0
+    eigenvalues, V = torch.linalg.eigh(dense)
+    mu = eigenvalues.clamp_min(0.0).numpy()
+    power = (V.T @ targets).square().sum(1).numpy()
+    C, variance = targets.shape[1], float(targets.square().mean())
+    scale = max(float(mu.max()), variance)
+    if scale == 0.0:
+        return 0.0
+
+    def negative_evidence(log_ridge: float) -> float:
+        total = mu + math.exp(log_ridge)
+        return float((power / total + C * np.log(total)).sum())
+
+    grid = np.linspace(math.log(len(mu) * EPS * scale), math.log(10 * scale), 60)
+    best = int(np.argmin([negative_evidence(point) for point in grid]))  # there may be several maxima
+    bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    return math.exp(float(minimize_scalar(negative_evidence, bounds=bounds, method="bounded").x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _factorize_and_solve(K: np.ndarray, targets: Tensor, ridge: float) -> tuple[_InverseRoot | None, Solution]:
