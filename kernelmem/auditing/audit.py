@@ -286,7 +286,7 @@ def _method(
             inputs.train_outputs,
             control,
             memorization=result.probability,
-            score=result.margin,
+            score=-result.margin_without,
             standard_error=result.margin_error,
             predicted_without=result.predicted_without,
             flagged=result.flagged(correct),

@@ -37,9 +37,8 @@ class RetrainingScores:
         shadows: the models.
         retraining: memorization of the probability of the label, with its reliability.
         probability: (n,) mean probability of the label in models with the row minus models without it.
-        margin: (n,) mean margin of the label in models with the row minus models without it: the ranking score.
+        margin_without: (n,) mean margin of the label in models without the row; its negative is the ranking score.
         margin_error: (n,) its standard error.
-        margin_without: (n,) mean margin of the label in models without the row.
         predicted_without: (n,) most frequent class among the models without the row.
         counts: numbers of models that give the label.
         deconvolved: posterior probabilities of memorization above .25, and the share of such rows.
@@ -49,9 +48,8 @@ class RetrainingScores:
     shadows: ShadowEnsemble
     retraining: Retraining
     probability: np.ndarray
-    margin: np.ndarray
-    margin_error: np.ndarray
     margin_without: np.ndarray
+    margin_error: np.ndarray
     predicted_without: np.ndarray
     counts: CorrectCounts
     deconvolved: Deconvolved
@@ -75,20 +73,18 @@ def retraining_scores(shadows: ShadowEnsemble, *, seed: int) -> RetrainingScores
     """Compute memorization of every row from shadow models, a pure function of their outputs."""
     masks = shadows.masks.cpu()
     retraining = feldman_zhang(shadows, statistic="probability")
-    margins = feldman_zhang(shadows, statistic="margin").memorization
-    assert margins.standard_error is not None
     correct = _gives_label(shadows)
     counts = count_correct(correct, masks.numpy())
     out = (~masks).to(torch.float64)
     margin = label_statistic(shadows.logits, shadows.labels, "margin")
+    margin_without = (margin * out).sum(0) / out.sum(0)
     votes = torch.nn.functional.one_hot(shadows.logits.argmax(-1), shadows.n_classes).to(torch.float64)
     return RetrainingScores(
         shadows=shadows,
         retraining=retraining,
         probability=retraining.memorization.values.numpy(),
-        margin=margins.values.numpy(),
-        margin_error=margins.standard_error.numpy(),
-        margin_without=((margin * out).sum(0) / out.sum(0)).numpy(),
+        margin_without=margin_without.numpy(),
+        margin_error=(((margin - margin_without).square() * out).sum(0) / (out.sum(0) - 1) / out.sum(0)).sqrt().numpy(),
         predicted_without=(votes * out[:, :, None]).sum(0).argmax(1).numpy(),
         counts=counts,
         deconvolved=deconvolve(counts, THRESHOLD, level=LEVEL, seed=seed),

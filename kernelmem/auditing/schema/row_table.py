@@ -26,7 +26,7 @@ class RowTable:
         predicted_without: (n,) classes that the label regression predicts without the row; all −1 if redacted.
         score: (n,) ranking score, larger = more memorized. Without retraining it is the negative sum of the leave-one-out
             margin and of the network's margin of the label, each divided by its standard deviation; with retraining, the
-            mean margin of models trained with the row minus that of models trained without it.
+            negative mean margin of the label in models trained without the row.
         standard_error: (n,) standard error of ``score``; NaN where it is exact for its inputs.
         loo_margin: (n,) leave-one-out margin of the label; negative: the other rows contradict it.
         label_memorization: (n,) prediction of the label regression with the row minus without it, at the label.

@@ -31,15 +31,15 @@ def row_table(
 
     Without retraining the ranking score is −(t / sd(t) + f / sd(f)), for the leave-one-out margins t of the label regression
     and the margins f of the network at the labels; sd over training rows. Rows that the other rows contradict and that the
-    network fits barely rank first; this agrees better with retraining than either margin. With retraining it is the estimated
-    change of the margin by training with the row.
+    network fits barely rank first; this agrees better with retraining than either margin. With retraining it is
+    the negative mean margin of the label in models without the row, whose rank agreed best with the change of the margin.
 
     Args:
         scores: kernel scores of training rows and control rows.
         train_outputs: (n, C) outputs of the network.
         control_index: (u,) numbers of the test rows among the scores, in their order there.
         memorization: (n,) change of the probability of the label by training with the row; None without retraining.
-        score: (n,) change of the margin of the label.
+        score: (n,) ranking score by retraining.
         standard_error: (n,) its standard error.
         predicted_without: (n,) class that most models without the row give.
         flagged: (n,) rows that are called memorized.
