@@ -53,7 +53,7 @@ def _has_control(document: AuditDocument, rows: RowTable) -> bool:
 def _draw_scores(axes: Axes, document: AuditDocument, rows: RowTable, narrow: bool) -> None:
     """Draw on ``axes`` histograms of the scores of training rows (up) and control rows (down), flagged rows highlighted."""
     kernel = document.how_much.method == "kernel"
-    score, has_control = _finite(-rows.loo_margin if kernel else rows.score), _has_control(document, rows)
+    score, has_control = _finite(-rows.loo_margin if kernel else rows.memorization), _has_control(document, rows)
     control = _finite(-rows.control_margin) if has_control else np.zeros(0)
     edges = bin_edges(np.concatenate([score, control]), 36 if narrow else 64)
     width, centers = edges[1] - edges[0], (edges[:-1] + edges[1:]) / 2
