@@ -9,7 +9,7 @@ Both have the sign of an influence: positive if more of the example raises φ.
 Source: Pruthi et al. 2020; for the last checkpoint also Charpiat et al. 2019.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -43,13 +43,40 @@ def tracin(
     result = torch.zeros(len(row_indices) * len(target_functions.names), n_examples, dtype=torch.float64)
     for t in range(len(program)):
         tangents, _ = program.tangents(t, rows, target_functions, row_indices)
-        updated_parameters = program.updated_parameters(t)
-        alpha = {name: torch.zeros_like(tangent) for name, tangent in tangents.items()}
-        for name, options in updated_parameters.items():
-            alpha[name] = (1 if options.get("maximize") else -1) * options["lr"] * tangents[name]
+        alpha = _scaled(program, t, tangents)
         result.index_add_(1, program.batches[t].examples, program.gradient(t).shares(alpha))
         advance(1)
     return result
+
+
+@exclusive()
+@with_separate_passes_if_needed
+def tracin_of_itself(
+    program: TrainingProgram, rows: Rows, target_functions: TargetFunctions, *, advance: Callable[[int], None]
+) -> Tensor:
+    """Return the diagonal of :func:`tracin`, (n, k): the scores of n training examples for k functions of themselves.
+
+    Cost: for each step a gradient of the batch with its graph, and a tangent and k derivatives of every row of the batch.
+    """
+    k = len(target_functions.names)
+    result = torch.zeros(rows.n, k, dtype=torch.float64)
+    for t in range(len(program)):
+        examples = program.batches[t].examples
+        chosen = examples.unique()
+        tangents, _ = program.tangents(t, rows, target_functions, chosen)
+        alpha = _scaled(program, t, tangents)
+        shares = program.gradient(t).shares(alpha).unflatten(0, (len(chosen), k))
+        result[chosen] += (shares * (examples == chosen[:, None])[:, None]).sum(2)
+        advance(1)
+    return result
+
+
+def _scaled(program: TrainingProgram, t: int, tangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return minus the learning rates of step t times tangents; zero for parameters that the step does not update."""
+    alpha = {name: torch.zeros_like(tangent) for name, tangent in tangents.items()}
+    for name, options in program.updated_parameters(t).items():
+        alpha[name] = (1 if options.get("maximize") else -1) * options["lr"] * tangents[name]
+    return alpha
 
 
 @exclusive()

@@ -34,7 +34,7 @@ from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.training.losses import Loss
 from kernelmem.trajectory.argument_checks import check_row_and_output, number_of_examples, step_counter
-from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin
+from kernelmem.trajectory.influence.baselines import last_checkpoint, tracin, tracin_of_itself
 from kernelmem.trajectory.influence.finite_difference import check_influences, random_directions
 from kernelmem.trajectory.influence.replay_check import ReplayCheck, check_by_replays
 from kernelmem.trajectory.influence.replayed import Replay
@@ -301,7 +301,8 @@ def self_influence(
     ``target``. By default 64 rows are carried back together. Other arguments, errors and source are those of
     :func:`influence`.
 
-    Cost: that of n rows, T · n · k Hessian-vector products, in n / chunk sweeps; memory chunk · k · P numbers.
+    Cost: that of n rows, T · n · k Hessian-vector products, in n / chunk sweeps; memory chunk · k · P numbers. "tracin": k
+    derivatives for each row and step that uses it.
     """
     rows = as_rows(x, "x").to(dtype=torch.float64, device=torch.device("cpu"))
     check_instance(options, "options", InfluenceOptions)
@@ -309,6 +310,9 @@ def self_influence(
     program = load_program(run, model, rows, loss=loss, forward=forward)
     target_functions = as_target_functions(target, labels, rows.n, program.prepared.n_outputs)
     n = number_of_examples((rows, range(rows.n)), program.n_recorded)
+    if method == "tracin":
+        advance = step_counter(progress, "influence", len(program))
+        return tracin_of_itself(program, rows, target_functions, advance=advance)
     values = torch.empty(n, len(target_functions.names), dtype=torch.float64)
     advance = step_counter(progress, "influence", _n_sweeps(method, rows.n, options) * len(program))
     for row_indices, influence_block, _ in _influence_by_chunk(
