@@ -1,7 +1,7 @@
 """Table of memorization scores of the same rows: their values, their rank agreement, their agreement with retraining."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -166,7 +166,7 @@ def memorization_scores(
             the ceiling and the corrected agreement.
 
     Raises:
-        InputError: no source, another type, rows that differ in number, values that are not finite.
+        InputError: no source, another type, rows that differ in number or in their labels, values that are not finite.
 
     Cost: O(n k log n + k² n) for k scores, and that of the scores.
 
@@ -177,7 +177,14 @@ def memorization_scores(
     >>> memorization_scores(history).top(1)[0][0]
     2
     """
+    if not sources:
+        raise InputError(
+            "no source",
+            expected="at least one: a TrainingHistory, a leave-one-out fit, a Score",
+            hint="pass km.training_history(run, model, x, y) for a recorded run, or km.leave_one_out(kernel, y, ridge)",
+        )
     scores = [score for source in sources for score in _scores_of(source)]
+    _check_same_labels([*sources, reference])
     reference, reliability = _reference(reference, reliability)
     n = check_same_examples([*scores, *([] if reference is None else [reference])])
     if len(scores) > MAX_SCORES or not scores or n < MIN_ROWS:
@@ -215,6 +222,26 @@ def memorization_scores(
         reliability=reliability,
         agreement=agreement,
     )
+
+
+def _check_same_labels(sources: Sequence[object]) -> None:
+    """Check that all sources that know the labels of their rows have the same ones.
+
+    Raises:
+        InputError: the labels of two sources differ: other labels, or other rows, or the rows in another order.
+    """
+    known = [(s, labels) for s in sources if isinstance(labels := getattr(s, "labels", None), Tensor)]
+    for source, labels in known[1:]:
+        first, first_labels = known[0]
+        if len(labels) == len(first_labels) and not torch.equal(labels.cpu(), first_labels.cpu()):
+            n_other = (
+                int((labels.cpu() != first_labels.cpu()).sum()) if labels.shape == first_labels.shape else len(labels)
+            )
+            raise InputError(
+                f"{type(first).__name__} and {type(source).__name__} with {n_other} different labels",
+                expected="the same rows in the same order, with the labels that the models were trained on",
+                hint="pass the given (possibly wrong) labels of all training rows to every function",
+            )
 
 
 def _reference(
@@ -263,7 +290,9 @@ def _scores_of(source: object) -> Iterator[Score]:
         raise InputError(
             f"source {describe(source)} of type {type(source).__name__}",
             expected="a Score, a TrainingHistory, or a result of leave_one_out, estimate_label_noise or find_label_issues",
-            hint="pass km.training_history(run, model, x, y) for a recorded run",
+            hint="pass the sources one by one: memorization_scores(history, fit)"
+            if isinstance(source, list | tuple)
+            else "pass km.training_history(run, model, x, y) for a recorded run",
         )
 
 

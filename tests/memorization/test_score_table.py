@@ -167,7 +167,8 @@ def test_a_history_gives_the_scores_that_its_contents_allow():
 @pytest.mark.parametrize(
     ("sources", "options", "message"),
     [
-        ([], {}, "no examples"),
+        ([], {}, "no source"),
+        ([[HISTORY]], {}, "one by one"),
         ([3], {}, "training_history"),
         ([HISTORY, as_score(range(29))], {}, "of the same examples"),
         ([as_score([1.0, float("nan")] * 15)], {}, "not finite"),
@@ -192,3 +193,14 @@ def test_the_figure_has_a_row_per_score():
     assert left.get_ylim() == right.get_ylim()
     assert "ceiling 0.95" in right.get_xlabel()
     assert len(memorization_scores(fit).plot().axes) == 1
+
+
+def test_sources_with_other_labels_are_refused():
+    other = LABELS.clone()
+    other[:2] = (LABELS[:2] + 1) % 4
+    fit = km.leave_one_out(LOGITS[0] @ LOGITS[0].T, other, 0.1)
+    with pytest.raises(km.InputError, match="TrainingHistory and LeaveOneOut with 2 different labels"):
+        memorization_scores(HISTORY, fit)
+    shadows = km.ShadowEnsemble.from_logits(torch.rand(9, 30) < 0.5, torch.randn(9, 30, 4), other)
+    with pytest.raises(km.InputError, match="TrainingHistory and ShadowEnsemble with 2 different labels"):
+        memorization_scores(HISTORY, reference=shadows)

@@ -10,6 +10,7 @@ objects    names, choices, callables, models, devices, dtypes, paths, options
 from kernelmem.core.checks.arrays import ArrayLike as ArrayLike
 from kernelmem.core.checks.arrays import as_array as as_array
 from kernelmem.core.checks.arrays import as_dense as as_dense
+from kernelmem.core.checks.arrays import as_indices as as_indices
 from kernelmem.core.checks.arrays import as_tensor as as_tensor
 from kernelmem.core.checks.arrays import check_finite as check_finite
 from kernelmem.core.checks.arrays import check_kernel_range as check_kernel_range

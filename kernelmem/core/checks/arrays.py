@@ -57,6 +57,42 @@ def as_tensor(
     return converted if torch.finfo(dtype).max >= _largest(tensor.dtype) else check_finite(converted, name, dtype)
 
 
+def as_indices(
+    value: ArrayLike, name: str, n: int, *, what: str = "row", distinct: bool = True, hint: str = ""
+) -> Tensor:
+    """Return indices in 0..n-1 as int64 on the CPU, from whole numbers or from a mask (n,).
+
+    Args:
+        value: the indices or the mask.
+        name: name of the argument, for error messages.
+        n: number of things to choose from.
+        what: what is chosen, for error messages.
+        distinct: refuse an index that is given twice.
+        hint: hint of the error; "": that a mask can be passed.
+
+    Raises:
+        InputError: none is chosen, an index is out of range, negative or (``distinct``) repeated, or a mask of another length.
+    """
+    chosen = as_tensor(value, name).cpu()
+    if chosen.dtype == torch.bool and tuple(chosen.shape) == (n,):
+        chosen = chosen.nonzero()[:, 0]
+    is_integer = not chosen.is_floating_point() and chosen.dtype != torch.bool
+    if (
+        chosen.ndim != 1
+        or not len(chosen)
+        or not is_integer
+        or int(chosen.min()) < 0
+        or int(chosen.max()) >= n
+        or (distinct and len(chosen.unique()) < len(chosen))
+    ):
+        raise InputError(
+            f"{name} of shape {tuple(chosen.shape)} and dtype {chosen.dtype}".replace("torch.", ""),
+            expected=f"at least one {what}, as {'distinct ' * distinct}whole numbers in 0..{n - 1} or a mask ({n},)",
+            hint=hint or f"pass a list of numbers, or {name}=torch.ones({n}, dtype=torch.bool) for all",
+        )
+    return chosen.to(torch.int64)
+
+
 def check_finite(tensor: Tensor, name: str, converted_to: torch.dtype | None = None) -> Tensor:
     """Return ``tensor`` if all its values are finite.
 

@@ -13,10 +13,13 @@ from kernelmem.core.errors import InputError
 MAX_CLASSES = 1_000_001  # arrays with one column for each class are formed
 
 
-def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: int | None = None) -> Tensor:
+def as_labels(
+    value: ArrayLike, name: str, *, n: int | None = None, n_classes: int | None = None, real_hint: str = ""
+) -> Tensor:
     """Return class labels as an int64 tensor of shape (n,) with values in 0..n_classes-1.
 
     A column (n, 1) is one label per row. Floating-point labels are accepted if all of them are whole numbers.
+    ``real_hint`` is the hint for what looks like real targets, of functions that take those too.
 
     Raises:
         InputError: text, a wrong number of dimensions or labels, or labels that are fractional, negative or not below
@@ -35,7 +38,9 @@ def as_labels(value: ArrayLike, name: str, *, n: int | None = None, n_classes: i
         raise InputError(
             f"{description} with fractions",
             expected="whole numbers",
-            hint="these look like real targets, which have no classes" if many_values else _numbering_hint(name),
+            hint=real_hint or "these look like real targets, which have no classes"
+            if many_values
+            else _numbering_hint(name),
         )
     outside = (labels < 0) | (labels >= (MAX_CLASSES if n_classes is None else min(n_classes, 2**53)))
     if bool(outside.any()):

@@ -118,7 +118,9 @@ def as_names(value: object, name: str) -> list[str] | None:
         if all(isinstance(element, str) for element in elements):
             return elements
     raise InputError(
-        f"{name}={describe(value)}", expected="a list of names, or None", hint=f'pass {name}=["weight", "bias"]'
+        f"{name}={describe(value)}",
+        expected="a list of names, or None",
+        hint=f'pass {name}=["{value}"]' if isinstance(value, str) else f"pass {name}=[...], names as text",
     )
 
 

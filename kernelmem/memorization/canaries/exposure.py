@@ -92,14 +92,14 @@ class Exposure(Result):
         """Return mean exposure by number of repetitions, the control, and what was checked."""
         maximum = math.log2(self.n_candidates)
         lines = [
-            f"exposure of {len(self.rank):,} canaries among {self.n_candidates:,} candidates (at most {maximum:.2f} bits,"
+            f"exposure of {_canaries(len(self.rank))} among {self.n_candidates:,} candidates (at most {maximum:.2f} bits,"
             f" {self.level:.0%} intervals)"
         ]
         for group in self.groups:
             name = "not inserted" if group.repetitions == 0 else f"inserted {group.repetitions} x"
             first = f", {group.n_first} at the maximum" if group.n_first else ""
             lines.append(
-                f"  {name:<14} {group.mean:6.2f} bits ({group.low:.2f} to {group.high:.2f}), {group.n_canaries} canaries{first}"
+                f"  {name:<14} {group.mean:6.2f} bits ({group.low:.2f} to {group.high:.2f}), {_canaries(group.n_canaries)}{first}"
             )
         control = f"  expected if not inserted: {self.expected_control:.2f} ± {self.expected_control_se:.2g} bits"
         if self.control_p is None:
@@ -175,6 +175,10 @@ def exposure(
         level=level,
         covered=coverage is not None,
     )
+
+
+def _canaries(count: int) -> str:
+    return "1 canary" if count == 1 else f"{count:,} canaries"
 
 
 def _as_repetitions(repetitions: ArrayLike | None, k: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel
+from kernelmem.core.errors import NumericalError
 from kernelmem.core.result_files import Result
 from kernelmem.kernel_machines import RidgeChoice, choose_ridge, leave_one_out
 from kernelmem.memorization.leave_one_out.noise_mixture import fit_mixture
@@ -121,7 +122,8 @@ def estimate_label_noise(kernel: ArrayLike, y: ArrayLike) -> LabelNoiseEstimate:
 
     Raises:
         InputError: fewer than two classes, labels that are not class indices, a kernel that is zero.
-        NumericalError: as ``km.choose_ridge``.
+        NumericalError: as ``km.choose_ridge``; an estimate by which most rows are of classes that are most often given another
+            label, which contradicts the assumption: a kernel that does not predict these labels.
 
     Cost: one eigendecomposition and about seven Cholesky factorizations of the kernel, and O(n C²) for each step of the
     expectation maximization; memory O(n² + n C + C²).
@@ -137,6 +139,16 @@ def estimate_label_noise(kernel: ArrayLike, y: ArrayLike) -> LabelNoiseEstimate:
     values = torch.tensor([mixture.log_likelihood for mixture in mixtures], dtype=torch.float64)
     best = int(values.argmax())
     mixture = mixtures[best]
+    others = mixture.transition.clone().fill_diagonal_(-1.0).amax(1)
+    contradicted = float(mixture.posterior[:, mixture.transition.diagonal() < others].sum()) / len(labels)
+    if contradicted > 0.5:
+        raise NumericalError(
+            f"leave-one-out predictions under which the classes of {contradicted:.0%} of the rows are most often given another"
+            " label",
+            expected="a kernel from which the label of most rows follows from the other rows",
+            hint="pass a kernel that predicts these labels: km.leave_one_out(kernel, y, ridge).margin is positive where the"
+            " other rows agree with the label",
+        )
     share = torch.bincount(labels).to(torch.float64) / len(labels)
     C = len(share)
     posterior, transition = torch.zeros(len(labels), C, dtype=torch.float64), torch.eye(C, dtype=torch.float64)

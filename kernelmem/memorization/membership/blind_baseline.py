@@ -68,7 +68,7 @@ class BlindBaseline(Result):
 
 
 def blind_baseline(
-    x_members: ArrayLike, x_nonmembers: ArrayLike, *, seed: int, level: float = 0.95, max_rows: int = 2000
+    x_members: ArrayLike, x_nonmembers: ArrayLike, *, seed: int = 0, level: float = 0.95, max_rows: int = 2000
 ) -> BlindBaseline:
     """Measure how well members and non-members are told apart by their inputs alone.
 

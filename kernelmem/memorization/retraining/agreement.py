@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_indices, as_number, as_seed
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.statistics import attenuation_corrected, spearman, spearman_brown, spearman_interval
@@ -122,21 +122,4 @@ def as_row_numbers(rows: ArrayLike | None, name: str, n: int) -> Tensor:
     """
     if rows is None:
         return torch.arange(n)
-    chosen = as_tensor(rows, name).cpu()
-    if chosen.dtype == torch.bool and tuple(chosen.shape) == (n,):
-        chosen = chosen.nonzero()[:, 0]
-    is_integer = not chosen.is_floating_point() and not chosen.is_complex() and chosen.dtype != torch.bool
-    if (
-        chosen.ndim != 1
-        or not len(chosen)
-        or not is_integer
-        or int(chosen.min()) < 0
-        or int(chosen.max()) >= n
-        or len(chosen.unique()) < len(chosen)
-    ):
-        raise InputError(
-            f"{name} of shape {tuple(chosen.shape)} and dtype {chosen.dtype}".replace("torch.", ""),
-            expected=f"at least one row, as distinct whole numbers in 0..{n - 1} or a mask ({n},)",
-            hint=f"pass {name}=None for all rows",
-        )
-    return chosen.to(torch.int64)
+    return as_indices(rows, name, n, hint=f"pass {name}=None for all rows")

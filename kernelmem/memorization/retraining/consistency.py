@@ -70,7 +70,7 @@ def c_score(shadows: ShadowEnsemble | Sequence[ShadowEnsemble]) -> Consistency:
         posteriors under Jeffreys' prior (not 0 at accuracy 0 and 1).
 
     Raises:
-        InputError: ensembles of different rows, or rows that no model leaves out.
+        InputError: ensembles of different rows, rows that no model leaves out, or real targets.
 
     Source: Jiang et al. 2021.
     """
@@ -89,6 +89,12 @@ def c_score(shadows: ShadowEnsemble | Sequence[ShadowEnsemble]) -> Consistency:
                 expected="ensembles of the same rows and labels, in the same order",
                 hint="train them on the same data with another share",
             )
+    if ensembles[0].labels.is_floating_point():
+        raise InputError(
+            "an ensemble of real targets",
+            expected="class labels, which a model predicts or not",
+            hint='for real targets use km.feldman_zhang(shadows, statistic="log_likelihood")',
+        )
     ensembles = sorted(ensembles, key=lambda ensemble: ensemble.identity.share)
     profile = [bounded_mean((~e.masks).to(torch.float64), e.statistic("correct")) for e in ensembles]
     accuracy, error = (torch.stack(parts) for parts in zip(*profile, strict=True))

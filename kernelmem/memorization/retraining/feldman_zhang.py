@@ -12,7 +12,12 @@ from kernelmem.core.result_files import Result
 from kernelmem.memorization.output_statistics import Statistic
 from kernelmem.memorization.retraining.agreement import Agreement, as_row_numbers, split_half_reliability
 from kernelmem.memorization.retraining.agreement import agreement as compare
-from kernelmem.memorization.retraining.differences import check_estimable, crossed_difference, paired_difference
+from kernelmem.memorization.retraining.differences import (
+    Difference,
+    check_estimable,
+    crossed_difference,
+    paired_difference,
+)
 from kernelmem.memorization.retraining.influence_pairs import HighInfluencePairs, RetrainingInfluence, find_pairs
 from kernelmem.memorization.score import Score
 from kernelmem.memorization.shadows import ShadowEnsemble
@@ -151,8 +156,12 @@ class Retraining(Result):
             level=self.level,
         )
 
-    def fraction(self, threshold: float = 0.25) -> tuple[int, int]:
-        """Return the numbers of rows whose memorization is at least ``threshold``, and whose interval lies above it."""
+    def n_memorized(self, threshold: float = 0.25) -> tuple[int, int]:
+        """Return the numbers of rows whose memorization is at least ``threshold``, and whose whole interval is.
+
+        The first number has rows that noise lifted above the threshold: compare it with that of permuted subsets, which
+        ``print`` shows.
+        """
         threshold = as_number(threshold, "threshold", minimum=-torch.inf)
         return int((self.memorization.values >= threshold).sum()), int((self.low >= threshold).sum())
 
@@ -169,21 +178,23 @@ class Retraining(Result):
         """Return a figure: memorization of all rows in ascending order, with intervals, and the same for permuted subsets."""
         from kernelmem.plotting import retraining_figure
 
-        order = torch.randperm(len(self.masks), generator=torch.Generator().manual_seed(0))
-        null = paired_difference(self.masks[order], self.values, bounded=self.statistic == "correct", level=self.level)
         return retraining_figure(
             self.memorization.values,
             self.low,
             self.high,
-            null.value,
+            self._with_permuted_subsets().value,
             unit=UNITS.get(self.statistic, self.statistic),
             level=self.level,
         )
 
     def __str__(self) -> str:
-        """Return the score, the numbers of memorized rows and the reliability."""
-        threshold = 0.25 if self.statistic in ("correct", "probability") else 0.0  # other units have no usual threshold
-        n_above, n_surely = self.fraction(threshold)
+        """Return the score, the numbers of memorized rows, the same with permuted subsets, and the reliability."""
+        is_probability = self.statistic in ("correct", "probability")  # other units have no usual threshold
+        null = self._with_permuted_subsets()
+        counts = [
+            int((values >= 0.25 if is_probability else values > 0).sum())
+            for values in (self.memorization.values, self.low, null.value, null.low)
+        ]
         try:
             reliability = f"{self.reliability():.3f}"
         except InputError:
@@ -191,11 +202,16 @@ class Retraining(Result):
         return "\n".join(
             [
                 str(self.memorization),
-                f"  at least {threshold:g}: {n_above:,} of {len(self.low):,} rows; with the whole {self.level:.0%} interval:"
-                f" {n_surely:,}",
+                f"  {'at least 0.25' if is_probability else 'above 0'}: {counts[0]:,} of {len(self.low):,} rows; with the whole"
+                f" {self.level:.0%} interval: {counts[1]:,} (with permuted subsets {counts[2]:,} and {counts[3]:,})",
                 f"  split-half reliability (Spearman-Brown): {reliability}; {int(self.test_values.shape[1]):,} test rows",
             ]
         )
+
+    def _with_permuted_subsets(self) -> Difference:
+        """Return the differences with the subsets of other models, which say nothing about the outputs."""
+        order = torch.randperm(len(self.masks), generator=torch.Generator().manual_seed(0))
+        return paired_difference(self.masks[order], self.values, bounded=self.statistic == "correct", level=self.level)
 
     def _check_test_rows(self) -> None:
         if not self.test_values.shape[1]:
@@ -221,8 +237,8 @@ def feldman_zhang(shadows: ShadowEnsemble, *, statistic: Statistic = "correct", 
     Returns:
         Memorization with standard errors and intervals; influence, reliability and agreement with other scores on demand.
         For "correct", standard errors are those of Beta posteriors (not 0 at proportions 0 and 1) and intervals Newcombe's;
-        otherwise those of
-        Hall's transformation, which allows for skewness; below about 15 models with or without a row they are too short.
+        otherwise those of Hall's transformation, which allows for skewness; below about 15 models with or without a row they
+        are too short.
 
     Raises:
         InputError: rows that fewer than two models are trained on, or leave out; a statistic that real targets do not have.
@@ -236,13 +252,14 @@ def feldman_zhang(shadows: ShadowEnsemble, *, statistic: Statistic = "correct", 
     values = shadows.statistic(statistic)
     check_estimable(shadows.masks)
     difference = paired_difference(shadows.masks, values, bounded=statistic == "correct", level=level)
+    unit = "mean of −|f − target|²/2" if shadows.labels.is_floating_point() else UNITS[statistic]
     score = Score(
         difference.value,
         difference.standard_error,
         "memorization",
         "algorithm",
         shadows.n_models,
-        f"{UNITS[statistic]}, trained with the row minus without it (share {shadows.identity.share:.3g} of the rows)",
+        f"{unit}, trained with the row minus without it (share {shadows.identity.share:.3g} of the rows)",
         "Feldman and Zhang 2020",
     )
     test_values = shadows.test_statistic(statistic)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from kernelmem.core.checks import as_count
+from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.memorization.retraining.differences import crossed_difference
 
@@ -33,12 +35,26 @@ class RetrainingInfluence(Result):
     shapes: ClassVar = {"values": "nt", "standard_error": "nt", "test_rows": "t"}
 
     def top(self, test_row: int, n: int = 5) -> list[tuple[int, float, float]]:
-        """Return the n most influential training rows of a column: (row, influence, standard error)."""
-        values = self.values[:, test_row]
-        return [
-            (int(i), float(values[i]), float(self.standard_error[i, test_row]))
-            for i in values.argsort(descending=True, stable=True)[:n]
-        ]
+        """Return the n training rows with the largest influence on a test row: (training row, influence, standard error).
+
+        Args:
+            test_row: number of the test row, one of ``test_rows``.
+            n: number of training rows.
+
+        Raises:
+            InputError: the test row is not among ``test_rows``.
+        """
+        test_row, n = as_count(test_row, "test_row", minimum=0), as_count(n, "n")
+        columns = (self.test_rows == test_row).nonzero()[:, 0]
+        if not len(columns):
+            raise InputError(
+                f"test_row={test_row}",
+                expected="one of the test rows that the influence was computed for",
+                hint="see influence.test_rows; Retraining.influence() computes it for all test rows",
+            )
+        j = int(columns[0])
+        values, errors = self.values[:, j], self.standard_error[:, j]
+        return [(int(i), float(values[i]), float(errors[i])) for i in values.argsort(descending=True, stable=True)[:n]]
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per training row and one column per test row."""

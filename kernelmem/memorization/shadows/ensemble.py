@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_labels, as_tensor
+from kernelmem.core.checks import ArrayLike, as_indices, as_labels, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.result_files import Result
 from kernelmem.memorization.output_statistics import Statistic, label_statistic
@@ -161,13 +161,18 @@ class ShadowEnsemble(Result):
         """Return a statistic of the outputs on the test rows at their labels, (m, t) float64."""
         return _in_blocks(self.test_logits, self.test_labels, statistic)
 
-    def select(self, models: Tensor) -> "ShadowEnsemble":
-        """Return the ensemble of the models in ``models``, integer indices or a mask (m,)."""
+    def select(self, models: ArrayLike) -> "ShadowEnsemble":
+        """Return the ensemble of the models in ``models``, indices (repeated for a bootstrap) or a mask (m,).
+
+        Raises:
+            InputError: no model, an index out of range, or a mask of another length.
+        """
+        chosen = as_indices(models, "models", self.n_models, what="model", distinct=False)
         return ShadowEnsemble(
-            self.masks[models],
-            self.logits[models],
+            self.masks[chosen],
+            self.logits[chosen],
             self.labels,
-            self.test_logits[models],
+            self.test_logits[chosen],
             self.test_labels,
             self.identity,
         )

@@ -102,7 +102,10 @@ def as_targets(y: ArrayLike, name: str, n: int, n_classes: int | None, *, real: 
         InputError: their number or values do not fit.
     """
     if not real:
-        return as_labels(y, name, n=n, n_classes=n_classes).cpu()
+        hint = (
+            f'pass real targets as (n, C), {name}[:, None] for one, and with EnsembleTraining a recipe with loss="mse"'
+        )
+        return as_labels(y, name, n=n, n_classes=n_classes, real_hint=hint).cpu()
     targets = as_tensor(y, name, dtype=torch.float64).cpu()
     if targets.ndim != 2 or len(targets) != n or not targets.shape[1]:
         raise InputError(

@@ -189,7 +189,7 @@ class TrainingHistory(Result):
         ]
         lines = [
             f"training history of {n:,} rows, {C} outputs: {R} run{'s' * (R != 1)}, {T} checkpoint{'s' * (T != 1)}"
-            f" at steps {_shortened(self.steps.tolist())}",
+            f" at step{'s' * (T != 1)} {_shortened(self.steps.tolist())}",
             f"  also stored: {', '.join(stored) or 'nothing'}",
         ]
         if not self.labels.is_floating_point():
@@ -212,8 +212,12 @@ def two_columns(outputs: Tensor) -> Tensor:
     return torch.nn.functional.pad(outputs, (1, 0)) if outputs.shape[-1] == 1 else outputs
 
 
-def as_history_labels(labels: ArrayLike, n: int, n_outputs: int) -> Tensor:
+def as_history_labels(
+    labels: ArrayLike, n: int, n_outputs: int, name: str = "labels", *, squared_loss: bool = False
+) -> Tensor:
     """Return labels (n,) int64, or real targets (n, C) float64 if ``labels`` has the shape of the outputs, on the CPU.
+
+    Whole numbers (n, 1) are classes, unless the training had a squared loss.
 
     Raises:
         InputError: labels that do not fit the rows or outputs.
@@ -221,14 +225,15 @@ def as_history_labels(labels: ArrayLike, n: int, n_outputs: int) -> Tensor:
     tensor = labels if isinstance(labels, Tensor) else None
     if tensor is None:
         try:
-            tensor = as_tensor(labels, "labels")
+            tensor = as_tensor(labels, name)
         except InputError:  # text or missing labels: as_labels has the hint that fits
             tensor = None
     if tensor is not None and tensor.is_floating_point() and tensor.ndim == 2 and tuple(tensor.shape) == (n, n_outputs):
-        real = as_tensor(tensor, "labels", dtype=torch.float64).cpu()
-        if n_outputs > 1 or bool((real != real.round()).any()):
+        real = as_tensor(tensor, name, dtype=torch.float64).cpu()
+        if n_outputs > 1 or squared_loss or bool((real != real.round()).any()):
             return real.clone()
-    return as_labels(labels, "labels", n=n, n_classes=max(2, n_outputs)).cpu().clone()
+    hint = "pass real targets as (n, C), in the shape of the outputs"
+    return as_labels(labels, name, n=n, n_classes=max(2, n_outputs), real_hint=hint).cpu().clone()
 
 
 def as_steps(steps: ArrayLike) -> Tensor:

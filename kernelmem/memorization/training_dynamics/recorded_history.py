@@ -9,10 +9,8 @@ from kernelmem.core.batches import Batch, Forward, Rows, Tree, as_rows, map_tree
 from kernelmem.core.checks import (
     ArrayLike,
     as_count,
-    as_labels,
     as_list,
     as_names,
-    as_tensor,
     check_choice,
     check_result,
 )
@@ -20,7 +18,12 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.kernels import ntk_operator
-from kernelmem.memorization.training_dynamics.history import TrainingHistory, as_outputs, two_columns
+from kernelmem.memorization.training_dynamics.history import (
+    TrainingHistory,
+    as_history_labels,
+    as_outputs,
+    two_columns,
+)
 from kernelmem.recording import Run, replay
 from kernelmem.recording.run import check_run
 from kernelmem.tangents.prepare import PreparedModel, prepare
@@ -115,7 +118,9 @@ class _Network:
     def __init__(self, prepared: PreparedModel, rows: Rows, y: ArrayLike, loss: Loss) -> None:
         self.prepared, self.loss = prepared, per_example_loss(loss)
         self.rows = rows.to(dtype=prepared.dtype, device=prepared.device)
-        self.labels = _labels(y, rows.n, prepared.n_outputs).to(prepared.device)
+        self.labels = as_history_labels(
+            y, rows.n, prepared.n_outputs, "y", squared_loss=loss in ("mse", "mse_mean")
+        ).to(prepared.device)
 
     def set_state(self, state: dict[str, Tensor]) -> None:
         """Copy recorded parameters and buffers into the copy."""
@@ -201,13 +206,6 @@ class _InputGradientVariance:
     def value(self) -> Tensor:
         """Return the variance of each row, (n,)."""
         return self.squares.mean(1) / self.count
-
-
-def _labels(y: ArrayLike, n: int, n_outputs: int) -> Tensor:
-    """Return labels (n,), or real targets (n, C)."""
-    if isinstance(y, Tensor) and y.is_floating_point() and y.ndim == 2 and tuple(y.shape) == (n, n_outputs):
-        return as_tensor(y, "y", dtype=torch.float64)
-    return as_labels(y, "y", n=n, n_classes=max(2, n_outputs))
 
 
 def _checkpoints(run: Run, every: int | None, steps: ArrayLike | None) -> list[int]:

@@ -68,7 +68,7 @@ class ThresholdSamples(Result):
         )
 
 
-def threshold_samples(labels: ArrayLike, *, seed: int, n_classes: int | None = None) -> ThresholdSamples:
+def threshold_samples(labels: ArrayLike, *, seed: int = 0, n_classes: int | None = None) -> ThresholdSamples:
     """Draw the threshold samples of two trainings: n/(C + 1) random rows each, relabeled to a fake class C.
 
     A network can fit the fake class only by memorization, so that the margins of its rows are those of wrong labels.

@@ -144,6 +144,12 @@ def test_a_kernel_that_knows_nothing_is_reported():
         assert "says nothing" in str(estimate)
 
 
+def test_predictions_that_contradict_most_labels_are_refused():
+    """Left out of balanced classes, a row is predicted to be of the class that has one row more: never its own."""
+    with pytest.raises(km.NumericalError, match="predicts these labels"):
+        estimate_label_noise(torch.ones(20, 20) + torch.eye(20), [0, 1] * 10)
+
+
 def test_more_classes_than_a_covariance_can_be_fitted_to():
     rng = np.random.default_rng(0)
     y = np.arange(100).repeat(3)

@@ -176,8 +176,36 @@ def test_real_targets_have_the_log_likelihood_only():
     ensemble = random_ensemble(8, 3, 2, 0)
     targets = ShadowEnsemble.from_logits(ensemble.masks, ensemble.logits, torch.zeros(3, 2))
     assert feldman_zhang(targets, statistic="log_likelihood").memorization.values.shape == (3,)
+    assert "mean of −|f − target|²/2" in str(feldman_zhang(targets, statistic="log_likelihood"))
     with pytest.raises(InputError, match="log_likelihood"):
         feldman_zhang(targets)
+    with pytest.raises(InputError, match=r'km\.feldman_zhang\(shadows, statistic="log_likelihood"\)'):
+        c_score(targets)
+
+
+def test_the_text_counts_rows_with_permuted_subsets_too():
+    """Every model is right on the rows that it was trained on, and wrong on the others."""
+    masks = draw_masks(0, 40, 50, share=0.5, sampling="balanced", seed=0)
+    sign = 2.0 * masks - 1
+    memorized = feldman_zhang(ShadowEnsemble.from_logits(masks, torch.stack([-sign, sign], 2), [1] * 50))
+    assert memorized.n_memorized(1.0) == (50, 0)  # no interval excludes values below 1
+    assert memorized.n_memorized(0.5) == (50, 50)
+    line = next(line for line in str(memorized).splitlines() if "at least 0.25" in line)
+    assert "50 of 50 rows; with the whole 95% interval: 50 (with permuted subsets" in line
+    assert int(line.split("permuted subsets ")[1].split(" ")[0]) < 15
+    constant = ShadowEnsemble.from_logits(masks, torch.zeros(40, 50, 2), [1] * 50)
+    assert "above 0: 0 of 50 rows; with the whole 95% interval: 0" in str(feldman_zhang(constant, statistic="logit"))
+
+
+def test_influence_is_looked_up_by_the_number_of_the_test_row():
+    ensemble = random_ensemble(12, 6, 3, 0)
+    result = feldman_zhang(ensemble)
+    everything, chosen = result.influence(), result.influence([2, 1])
+    for row in (2, 1):
+        assert chosen.top(row, 6) == everything.top(row, 6)
+    for row in (0, 3, -1):
+        with pytest.raises(InputError):
+            chosen.top(row)
 
 
 def test_reliability_is_that_of_the_noise_that_was_added():
@@ -302,7 +330,7 @@ def test_results_are_saved_printed_and_drawn(tmp_path):
         lambda e: feldman_zhang(e).influence([3]),
         lambda e: feldman_zhang(e).high_influence_pairs(memorization=ANYTHING),
         lambda e: feldman_zhang(e).high_influence_pairs(n_null=0),
-        lambda e: feldman_zhang(e).fraction(ANYTHING),
+        lambda e: feldman_zhang(e).n_memorized(ANYTHING),
         lambda e: feldman_zhang(e).agreement(torch.ones(5)),
         lambda e: feldman_zhang(e).agreement(torch.arange(5), score_reliability=0),
     ],

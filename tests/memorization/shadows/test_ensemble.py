@@ -83,6 +83,13 @@ def test_a_choice_of_models():
     ensemble = ShadowEnsemble.from_logits(MASKS, logits(3, 4, 3), LABELS)
     for chosen in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
         assert torch.equal(ensemble.select(chosen).logits, ensemble.logits[chosen])
+    assert torch.equal(ensemble.select([2, 0]).masks, ensemble.masks[[2, 0]])
+
+
+@pytest.mark.parametrize("models", [[3], [-1], [], [0.0], [True, False], torch.ones(4, dtype=torch.bool)])
+def test_models_that_are_not_there_are_refused(models):
+    with pytest.raises(InputError, match=r"as whole numbers in 0\.\.2"):
+        ShadowEnsemble.from_logits(MASKS, logits(3, 4, 3), LABELS).select(models)
 
 
 @pytest.mark.parametrize(

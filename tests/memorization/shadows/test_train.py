@@ -312,6 +312,7 @@ def test_no_test_rows():
     [
         ({"train": (X, Y[:5])}, "20 labels"),
         ({"train": (X, Y - 1)}, "values outside 0"),
+        ({"train": (X, X[:, 0])}, r"y\[:, None\] for one"),
         ({"train": (X, torch.zeros(20)), "test": None}, "labels of one class"),
         ({"train": (X[:1], Y[:1])}, "one training row"),
         ({"train": (X[:, 0], Y)}, r"x\[:, None\]"),

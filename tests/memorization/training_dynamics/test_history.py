@@ -38,6 +38,7 @@ def test_a_history_does_not_share_memory_with_its_arguments():
         ({"labels": [0, 1, 2, 3]}, "5 labels"),
         ({"labels": [1, 2, 3, 4, 1]}, "outside 0..3"),
         ({"labels": ["a", "b", "c", "d", "a"]}, "return_inverse"),
+        ({"labels": [0.1, 0.2, 0.3, 0.4, 0.5]}, "in the shape of the outputs"),
         ({"steps": [1, 1, 2]}, "that increase"),
         ({"steps": [0.5, 1, 2]}, "whole numbers"),
         ({"steps": [1, 2]}, "steps of shape"),

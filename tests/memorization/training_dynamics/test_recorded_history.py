@@ -95,6 +95,10 @@ def test_one_logit_float32_and_real_targets(tmp_path):
     run = recorded(tmp_path / "real", network(2), X, targets, loss="mse")
     history = training_history(run, network(2), X, targets, steps=[9], gradients=["weights"])
     assert torch.equal(history.labels, targets)
+    same = training_history(run, network(2), X, targets.numpy(), steps=[9])
+    assert torch.equal(same.labels, targets)
+    run = recorded(tmp_path / "one", network(1), X, Y.double()[:, None], loss="mse")  # whole numbers, but real targets
+    assert training_history(run, network(1), X, Y.double()[:, None], steps=[9]).labels.shape == (12, 1)
     with pytest.raises(km.InputError, match="class labels and floating-point inputs"):
         training_history(run, network(2), X, targets, gradients=["inputs"])
 
@@ -108,6 +112,8 @@ def test_one_logit_float32_and_real_targets(tmp_path):
         ({"every": 2, "steps": [1]}, "one of them"),
         ({"every": 0}, "whole number"),
         ({"gradients": ["hidden"]}, "weights"),
+        ({"gradients": "weights"}, r'pass gradients=\["weights"\]'),
+        ({"y": torch.rand(12)}, "in the shape of the outputs"),
         ({"y": Y[:5]}, "12 labels"),
         ({"model": nn.Linear(3, 3)}, "expected"),
         ({"run": 3}, "kernelmem.Run"),
