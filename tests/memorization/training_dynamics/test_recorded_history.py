@@ -97,8 +97,8 @@ def test_one_logit_float32_and_real_targets(tmp_path):
     assert torch.equal(history.labels, targets)
     same = training_history(run, network(2), X, targets.numpy(), steps=[9])
     assert torch.equal(same.labels, targets)
-    run = recorded(tmp_path / "one", network(1), X, Y.double()[:, None], loss="mse")  # whole numbers, but real targets
-    assert training_history(run, network(1), X, Y.double()[:, None], steps=[9]).labels.shape == (12, 1)
+    one = recorded(tmp_path / "one", network(1), X, Y.double()[:, None], loss="mse")  # whole numbers, but real targets
+    assert training_history(one, network(1), X, Y.double()[:, None], steps=[9]).labels.shape == (12, 1)
     with pytest.raises(km.InputError, match="class labels and floating-point inputs"):
         training_history(run, network(2), X, targets, gradients=["inputs"])
 
