@@ -43,9 +43,9 @@ class Score(Result):
     shapes: ClassVar[Mapping[str, str]] = {"values": "n"}
 
     def top(self, n: int = 10) -> list[tuple[int, float]]:
-        """Return the n most memorized examples, largest first: (example, value)."""
-        n = as_count(n, "n")
-        return [(int(i), float(self.values[i])) for i in self.values.argsort(descending=True, stable=True)[:n]]
+        """Return the n most memorized examples, largest first, values that are not defined last: (example, value)."""
+        n, order = as_count(n, "n"), self.values.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        return [(int(i), float(self.values[i])) for i in order.argsort(descending=True, stable=True)[:n]]
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per example, with columns ``value`` and, for an estimate, ``standard_error``."""

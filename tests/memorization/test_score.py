@@ -23,6 +23,10 @@ def test_top_is_largest_first_and_keeps_the_order_of_ties():
     assert make_score([1.0, 3.0, 3.0, 2.0]).top(3) == [(1, 3.0), (2, 3.0), (3, 2.0)]
 
 
+def test_values_that_are_not_defined_are_last():
+    assert [i for i, _ in make_score([float("nan"), 1.0, -2.0, float("inf")]).top(4)] == [3, 1, 2, 0]
+
+
 def test_the_table_has_a_standard_error_only_if_there_is_one():
     assert list(make_score([1.0]).to_frame()) == ["value"]
     assert list(make_score([1.0], [0.5]).to_frame()) == ["value", "standard_error"]

@@ -155,7 +155,7 @@ class LDS(Result):
             )
         n_constant = self.per_row.shape[1] - n_rows
         if n_constant:
-            lines.append(f"  {n_constant} rows left out: all subsets give them the same {self.statistic}")
+            lines.append(f"  {n_constant} rows left out: the statistic ({self.statistic}) is the same for all subsets")
         gap = self.fit_gap
         lines.append(f"  models fit their own training rows better than the others by {self._text(gap)}")
         if gap.low <= 0:

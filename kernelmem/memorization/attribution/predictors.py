@@ -15,7 +15,6 @@ from kernelmem.core.checks import (
     check_callable,
     check_choice,
     check_instance,
-    describe,
 )
 from kernelmem.core.errors import InputError
 from kernelmem.kernel_machines import LeaveOneOut
@@ -41,7 +40,7 @@ def as_predictors(attribution: Attribution | Mapping[str, Attribution], t: int, 
         attribution = {"attribution": attribution}
     if not attribution or not all(isinstance(name, str) for name in attribution):
         raise InputError(
-            f"attributions {describe(attribution)}",
+            f"attributions named {', '.join(map(repr, attribution)) or 'by nothing'}"[:120],
             expected="at least one attribution, with names that are text",
             hint='pass an array (t, n), or {"influence": array, ...}',
         )

@@ -119,7 +119,13 @@ def as_signals(
     check_instance(shadows, "shadows", ShadowEnsemble)
     check_instance(options, "options", MembershipOptions)
     labels, test_labels = shadows.labels, shadows.test_labels
-    m, n = check_outputs(shadows.logits, shadows.masks, labels, smallest)
+    m, n = shadows.n_models, shadows.n_rows
+    if m < smallest or n < 2:
+        raise InputError(
+            f"shadows of {m} models on {n} rows",
+            expected=f"at least {smallest} models and 2 rows",
+            hint="train more models",
+        )
     t = int(shadows.test_logits.shape[1])
     is_real = labels.is_floating_point()
     statistic = options.statistic or ("log_likelihood" if is_real else "logit")
@@ -149,32 +155,6 @@ def as_signals(
     )
     _check_finite(signals, m)
     return signals
-
-
-def check_outputs(logits: Tensor, masks: Tensor, labels: Tensor, smallest: int) -> tuple[int, int]:
-    """Return (m, n) of outputs (m, n, C), masks (m, n) and labels (n,) or (n, C) that fit together.
-
-    Raises:
-        InputError: they do not, or there are fewer models than ``smallest``, fewer than 2 rows, or one output only.
-    """
-    m, n = (int(size) for size in masks.shape) if masks.ndim == 2 else (0, 0)
-    real = labels.is_floating_point()
-    fits = masks.dtype == torch.bool and logits.ndim == 3 and tuple(logits.shape[:2]) == (m, n)
-    fits = fits and tuple(labels.shape) == ((n, logits.shape[2]) if real else (n,))
-    if not fits or m < smallest or n < 2 or (logits.shape[2] < 2 and not real):
-        raise InputError(
-            f"shadows with masks of shape {tuple(masks.shape)}, logits of shape {tuple(logits.shape)} and labels of shape"
-            f" {tuple(labels.shape)}",
-            expected=f"masks (m, n) of bool, logits (m, n, C), labels (n,); m at least {smallest}, n and C at least 2",
-            hint="for a binary model with one logit z pass the two logits (0, z)",
-        )
-    if not real and bool(((labels < 0) | (labels >= logits.shape[2])).any()):
-        raise InputError(
-            f"shadows with labels {int(labels.min())}..{int(labels.max())} and {logits.shape[2]} outputs",
-            expected=f"labels in 0..{logits.shape[2] - 1}",
-            hint="number the classes from 0 in the order of the outputs",
-        )
-    return m, n
 
 
 def _as_target(target: Target, shadows: ShadowEnsemble) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks import as_list, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
-from kernelmem.memorization.retraining.differences import bounded_mean, check_estimable
+from kernelmem.memorization.retraining.differences import bounded_mean, check_estimable, finite_statistic
 from kernelmem.memorization.score import Score
 from kernelmem.memorization.shadows import ShadowEnsemble
 
@@ -96,7 +96,7 @@ def c_score(shadows: ShadowEnsemble | Sequence[ShadowEnsemble]) -> Consistency:
             hint='for real targets use km.feldman_zhang(shadows, statistic="log_likelihood")',
         )
     ensembles = sorted(ensembles, key=lambda ensemble: ensemble.identity.share)
-    profile = [bounded_mean((~e.masks).to(torch.float64), e.statistic("correct")) for e in ensembles]
+    profile = [bounded_mean((~e.masks).to(torch.float64), finite_statistic(e, "correct")[0]) for e in ensembles]
     accuracy, error = (torch.stack(parts) for parts in zip(*profile, strict=True))
     consistency = accuracy.mean(0)
     shares = torch.tensor([e.identity.share for e in ensembles], dtype=torch.float64)

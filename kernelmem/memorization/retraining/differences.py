@@ -7,6 +7,8 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
+from kernelmem.memorization.output_statistics import Statistic
+from kernelmem.memorization.shadows import ShadowEnsemble
 
 NAMED_ROWS = 8  # rows that an error message lists
 LEAST_SKEWNESS = 1e-6  # below it Hall's transformation is the identity, to rounding
@@ -110,6 +112,24 @@ def check_estimable(masks: Tensor, *, least: int = 2, without_only: bool = False
             else f"rows that at least {models} train on, and at least {models} leave out",
             hint="train more models, draw subsets with sampling='balanced', or leave these rows out of the ensemble",
         )
+
+
+def finite_statistic(shadows: ShadowEnsemble, statistic: Statistic) -> tuple[Tensor, Tensor]:
+    """Return a statistic of the outputs on the training rows (m, n) and on the test rows (m, t).
+
+    Raises:
+        InputError: outputs that are not finite, naming the models.
+    """
+    values = shadows.statistic(statistic), shadows.test_statistic(statistic)
+    diverged = (~torch.cat(values, 1).isfinite()).any(1).nonzero()[:, 0].tolist()
+    if diverged:
+        raise InputError(
+            f"outputs that are not finite, of models {', '.join(map(str, diverged[:NAMED_ROWS]))}"
+            f"{', ...' * (len(diverged) > NAMED_ROWS)}",
+            expected="finite outputs of every model",
+            hint="leave models that diverged out with shadows.select(models)",
+        )
+    return values
 
 
 def _group(weights: Tensor, values: Tensor, bounded: bool) -> _Group:

@@ -16,6 +16,7 @@ from kernelmem.memorization.retraining.differences import (
     Difference,
     check_estimable,
     crossed_difference,
+    finite_statistic,
     paired_difference,
 )
 from kernelmem.memorization.retraining.influence_pairs import HighInfluencePairs, RetrainingInfluence, find_pairs
@@ -241,7 +242,8 @@ def feldman_zhang(shadows: ShadowEnsemble, *, statistic: Statistic = "correct", 
         are too short.
 
     Raises:
-        InputError: rows that fewer than two models are trained on, or leave out; a statistic that real targets do not have.
+        InputError: rows that fewer than two models are trained on, or leave out; outputs that are not finite; a statistic that
+            real targets do not have.
 
     Cost: O(m n C).
 
@@ -249,7 +251,7 @@ def feldman_zhang(shadows: ShadowEnsemble, *, statistic: Statistic = "correct", 
     """
     check_instance(shadows, "shadows", ShadowEnsemble)
     level = as_level(level)
-    values = shadows.statistic(statistic)
+    values, test_values = finite_statistic(shadows, statistic)
     check_estimable(shadows.masks)
     difference = paired_difference(shadows.masks, values, bounded=statistic == "correct", level=level)
     unit = "mean of −|f − target|²/2" if shadows.labels.is_floating_point() else UNITS[statistic]
@@ -262,7 +264,6 @@ def feldman_zhang(shadows: ShadowEnsemble, *, statistic: Statistic = "correct", 
         f"{unit}, trained with the row minus without it (share {shadows.identity.share:.3g} of the rows)",
         "Feldman and Zhang 2020",
     )
-    test_values = shadows.test_statistic(statistic)
     return Retraining(score, difference.low, difference.high, level, statistic, shadows.masks, values, test_values)
 
 

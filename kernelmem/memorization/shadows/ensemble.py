@@ -63,6 +63,30 @@ class ShadowEnsemble(Result):
 
     shapes: ClassVar = {"masks": "mn", "logits": "mnC", "test_logits": "mtC"}
 
+    def __post_init__(self) -> None:
+        shape, test_shape = tuple(self.logits.shape), tuple(self.test_logits.shape)
+        is_real = self.labels.is_floating_point()
+        fits = (
+            self.masks.dtype == torch.bool
+            and len(shape) == 3
+            and 0 not in shape
+            and shape[:2] == tuple(self.masks.shape)
+        )
+        fits &= len(test_shape) == 3 and test_shape[:: max(1, len(test_shape) - 1)] == shape[:: max(1, len(shape) - 1)]
+        for labels, outputs in ((self.labels, shape), (self.test_labels, test_shape)):
+            fits &= tuple(labels.shape) == (outputs[1:] if is_real else outputs[1:2])
+        if not fits or (shape[2] < 2 and not is_real):
+            raise InputError(
+                f"masks {tuple(self.masks.shape)}, logits {shape}, labels {tuple(self.labels.shape)}, test_logits {test_shape},"
+                f" test_labels {tuple(self.test_labels.shape)}",
+                expected="masks (m, n) of bool, logits (m, n, C), labels (n,), test_logits (m, t, C), test_labels (t,); C at"
+                " least 2 for class labels",
+                hint="call ShadowEnsemble.from_logits, which takes one logit and ensembles without test rows too",
+            )
+        if not is_real:
+            for labels in (self.labels, self.test_labels):
+                as_labels(labels, "labels", n_classes=shape[2])
+
     @classmethod
     def from_logits(
         cls,

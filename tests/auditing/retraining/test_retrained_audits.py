@@ -98,9 +98,10 @@ def test_shadow_models_of_other_rows_are_refused(data, shadows):
     train, test = data
     network = fit(*train, seed=5)
     few = shadows.select(torch.arange(3))
+    more = [torch.nn.functional.pad(outputs, (0, 1)) for outputs in (shadows.logits, shadows.test_logits)]
     for wrong, words in (
         (replace(shadows, labels=1 - shadows.labels), "other labels"),
-        (replace(shadows, logits=shadows.logits[..., :1]), "1 outputs"),
+        (replace(shadows, logits=more[0], test_logits=more[1]), "3 outputs"),
         (few, "fewer than two"),
     ):
         with pytest.raises(km.InputError, match=words):

@@ -16,7 +16,8 @@ def ensemble(masks, test_logits, test_labels, *, logits=None, labels=None):
     if labels is None:
         labels = torch.zeros(n, dtype=torch.int64)
     if logits is None:
-        logits = torch.stack([masks.double(), torch.zeros(m, n).double()], 2)
+        logits = torch.zeros(m, n, test_logits.shape[2], dtype=torch.float64)
+        logits[:, :, 0] = masks
     return ShadowEnsemble(masks, logits, labels, test_logits, test_labels, ShadowIdentity())
 
 

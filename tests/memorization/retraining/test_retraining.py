@@ -183,6 +183,16 @@ def test_real_targets_have_the_log_likelihood_only():
         c_score(targets)
 
 
+def test_models_that_diverged_are_named():
+    e = random_ensemble(12, 6, 3, 0)
+    logits = e.logits.clone()
+    logits[[2, 5], 0, 1] = torch.nan
+    broken = ShadowEnsemble(e.masks, logits, e.labels, e.test_logits, e.test_labels, e.identity)
+    for function in (feldman_zhang, c_score):
+        with pytest.raises(InputError, match=r"not finite, of models 2, 5; .*shadows\.select"):
+            function(broken)
+
+
 def test_the_text_counts_rows_with_permuted_subsets_too():
     """Every model is right on the rows that it was trained on, and wrong on the others."""
     masks = draw_masks(0, 40, 50, share=0.5, sampling="balanced", seed=0)

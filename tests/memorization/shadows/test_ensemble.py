@@ -7,6 +7,7 @@ import torch
 from kernelmem.core import InputError, NumericalError
 from kernelmem.memorization import ShadowEnsemble
 from kernelmem.memorization.output_statistics import label_statistic
+from kernelmem.memorization.shadows import ShadowIdentity
 from kernelmem.memorization.shadows import ensemble as module
 
 MASKS = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 0, 1, 1]])
@@ -111,6 +112,23 @@ def test_what_does_not_fit_is_refused(changes, message):
         ShadowEnsemble.from_logits(
             arguments.pop("masks"), arguments.pop("logits"), arguments.pop("labels"), **arguments
         )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"masks": MASKS[:, :3].bool()}, {"masks": MASKS.long()}, {"logits": logits(3, 4, 1)}, {"logits": logits(3, 4, 3)[0]},
+        {"labels": torch.zeros(3, dtype=torch.int64)}, {"labels": torch.zeros(4, 2)}, {"labels": torch.full((4,), 3)},
+        {"labels": torch.full((4,), -1)}, {"test_logits": logits(2, 0, 3)}, {"test_logits": logits(3, 0, 2)},
+        {"test_logits": logits(3, 2, 3)}, {"test_logits": torch.zeros(3)}, {"test_logits": torch.zeros(())},
+    ],
+)  # fmt: skip
+def test_fields_that_do_not_fit_each_other_are_refused(changes):
+    fields = {"masks": MASKS.bool(), "logits": logits(3, 4, 3), "labels": torch.zeros(4, dtype=torch.int64)}
+    fields |= {"test_logits": logits(3, 0, 3), "test_labels": torch.zeros(0, dtype=torch.int64)}
+    assert ShadowEnsemble(**fields, identity=ShadowIdentity()).n_classes == 3
+    with pytest.raises(InputError):
+        ShadowEnsemble(**(fields | changes), identity=ShadowIdentity())
 
 
 def test_diverged_models_are_named():
