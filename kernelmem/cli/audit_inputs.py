@@ -194,7 +194,9 @@ class NetworkSource:
             return train
         steps = self.epochs * len(batch_sizes(len(data.x_train), BATCH_SIZE))
         recipe = Recipe("adam", lr=LEARNING_RATE, schedule="cosine", batch_size=BATCH_SIZE, steps=steps)
-        return EnsembleTraining(recipe, make_model=lambda _: self.build(int(torch.randint(2**31 - 1, ()))))
+        return EnsembleTraining(
+            recipe, make_model=lambda _: self.build(int(torch.randint(2**31 - 1, ()))), equal_epochs=True
+        )
 
 
 def timed_training(source: NetworkSource, model: nn.Module, seed: int) -> tuple[Training, float]:

@@ -144,7 +144,8 @@ def subset_outputs(
             Member(training.width, rows, y[rows], seed, seed + 1) for rows, seed in zip(subsets, seeds, strict=True)
         ]
         options = EnsembleOptions(keep_outputs=True, n_classes=C)
-        arguments = {"test": (x, y), "recipe": training.recipe, "options": options, "progress": False}
+        share = sum(map(len, subsets)) / len(subsets) / len(y)
+        arguments = {"test": (x, y), "recipe": training.recipe_for(share), "options": options, "progress": False}
         ensemble = (
             train_mlps(members, x, **arguments)
             if training.make_model is None

@@ -86,7 +86,7 @@ def _train_together(chunk: ShadowChunk, training: EnsembleTraining, progress: Pr
         n_classes=data.n_outputs,
         keep_outputs=True,
     )
-    test, recipe = data.all_rows(), training.recipe
+    test, recipe = data.all_rows(), training.recipe_for(options.share)
     if training.make_model is None:
         ensemble = train_mlps(
             members, data.x.tree, test=test, recipe=recipe, options=ensemble_options, progress=progress

@@ -29,7 +29,7 @@ def identity_record(
     Rows are hashed by their numbers and order, not by memory layout, device, or precision beyond that of the training.
     """
     if isinstance(training, EnsembleTraining):
-        recipe = json.dumps(asdict(training.recipe), sort_keys=True)
+        recipe = json.dumps(asdict(training.recipe_for(options.share)), sort_keys=True)
         name = "MLP" if training.make_model is None else _architecture(training, seed)
         method = f"width {training.width}, {name}"
     else:

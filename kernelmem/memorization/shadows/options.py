@@ -1,7 +1,7 @@
 """Options of a shadow ensemble, and the training of its models in one batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from kernelmem.core.batches import Forward
 from kernelmem.core.checks import (
     as_count,
     as_device,
+    as_flag,
     as_float_dtype,
     as_list,
     as_number,
@@ -37,6 +38,8 @@ class EnsembleTraining:
         width: hidden widths of an MLP (one number h means (h,) * recipe.depth), or the argument of ``make_model``.
         make_model: function from ``width`` to an untrained module (n, ...) -> (n, C), called with torch's random state
             seeded; None: MLPs (:func:`kernelmem.training.mlp`).
+        equal_epochs: True: ``recipe.steps`` are those for all n rows, and models on a share of them take this share of the
+            steps, so that they see each of their rows equally often; False: all take ``recipe.steps``.
 
     Raises:
         InputError: the recipe is not a Recipe, ``width`` is not positive, or ``make_model`` is not a function of one
@@ -46,9 +49,11 @@ class EnsembleTraining:
     recipe: Recipe
     width: int | tuple[int, ...] = 64
     make_model: Callable[[int | tuple[int, ...]], nn.Module] | None = None
+    equal_epochs: bool = False
 
     def __post_init__(self) -> None:
         check_instance(self.recipe, "recipe", Recipe)
+        as_flag(self.equal_epochs, "equal_epochs")
         widths = as_list(self.width, "width") if isinstance(self.width, tuple | list) else [self.width]
         if not widths:
             raise InputError("width=()", expected="at least one hidden layer", hint="pass e.g. width=(64, 64)")
@@ -59,6 +64,12 @@ class EnsembleTraining:
         )
         if self.make_model is not None:
             check_callable(self.make_model, "make_model", ("width",), types=True)
+
+    def recipe_for(self, share: float) -> Recipe:
+        """Return the recipe of models that are trained on ``share`` of the rows."""
+        if not self.equal_epochs:
+            return self.recipe
+        return replace(self.recipe, steps=max(1, round(share * self.recipe.steps)))
 
 
 @dataclass(frozen=True)

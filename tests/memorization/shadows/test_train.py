@@ -393,3 +393,19 @@ def test_options_out_of_range_are_refused(options):
 def test_trainings_out_of_range_are_refused(arguments):
     with pytest.raises(InputError):
         EnsembleTraining(**{"recipe": TRAINING.recipe, **arguments})
+
+
+def test_equal_epochs_take_the_share_of_the_steps(tmp_path):
+    options = replace(OPTIONS, share=0.6, sampling="balanced")
+    scaled = trained(
+        EnsembleTraining(Recipe(steps=10, lr=0.05, batch_size=8), width=5, equal_epochs=True), options=options
+    )
+    same = EnsembleTraining(Recipe(steps=6, lr=0.05, batch_size=8), width=5)
+    assert torch.equal(scaled.logits, trained(same, options=options, path=tmp_path).logits)
+    assert not torch.equal(
+        scaled.logits, trained(replace(same, recipe=Recipe(steps=10, batch_size=8)), options=options).logits
+    )
+    trained(replace(same, equal_epochs=True, recipe=replace(same.recipe, steps=10)), options=options, path=tmp_path)
+    assert EnsembleTraining(Recipe(steps=1), equal_epochs=True).recipe_for(0.1).steps == 1
+    with pytest.raises(InputError, match="equal_epochs"):
+        EnsembleTraining(Recipe(steps=1), equal_epochs=3)  # pyright: ignore[reportArgumentType]
