@@ -91,7 +91,15 @@ class AuditCommand:
     """Print audit.json instead of the summary."""
 
     def run(self) -> None:
-        """Train or load the network, audit it, write the report and print a summary."""
+        """Train or load the network, audit it, write the report and print a summary; the default network on one thread."""
+        from contextlib import nullcontext
+
+        from kernelmem.training.parallel import one_thread
+
+        with one_thread() if self.model is None else nullcontext():
+            self._run()
+
+    def _run(self) -> None:
         from kernelmem.auditing import AuditOptions, audit
         from kernelmem.cli.audit_inputs import NetworkSource, check_classes, read_audit_data
         from kernelmem.cli.options import as_device
