@@ -91,7 +91,7 @@ def audit(
         mean over training rows i of 1[f gives the label of i] − q(t_i),
 
     the share that the network gives only because it was trained on them. Its p-value is a permutation test of training
-    against test rows. Rows whose label f gives although the regression without the row predicts another class are named.
+    against test rows. Rows whose label f gives although the regression without the row predicts another class are flagged.
 
     *Retraining* (``options.retrain``). Networks are trained on random subsets of the rows. Memorization of row i is
     Feldman's P(label given, trained with i) − P(label given, trained without i); the share of rows above .25 is estimated

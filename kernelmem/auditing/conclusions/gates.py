@@ -169,7 +169,7 @@ def power_gate(power: Power, n_train: int, *, found: bool) -> Gate:
     """
     enough = power.smallest_count is not None and power.smallest_count <= max(FEW_ROWS, LARGEST_COUNT * n_train)
     passed = found or enough
-    parts = [] if power.smallest_count is None else [f"{power.smallest_count:,} rows"]
+    parts = [] if power.smallest_count is None else [f"{power.smallest_count:,} row{'s' * (power.smallest_count != 1)}"]
     parts += [] if power.smallest_effect is None else [f"an effect of {power.smallest_effect:.2f} on one row"]
     return Gate(
         "power",

@@ -136,6 +136,12 @@ def leak_sentence(document: AuditDocument) -> str:
             " is guessing)."
         )
     largest = max(attacks, key=lambda attack: attack.auc.value)
+    if largest.auc.low > 0.5:
+        return (
+            "It is open whether an attacker can tell training rows from other rows: the interval of the strongest attack is"
+            f" above 0.5, which is guessing, but not above that of its control ({largest.name}: AUC"
+            f" {format_interval(largest.auc)}, control {format_interval(largest.null_auc)})."
+        )
     attempts = "The attack that was tried" if n == 1 else f"None of the {n} attacks that were tried"
     verb = "could not tell" if n == 1 else "could tell"
     return (

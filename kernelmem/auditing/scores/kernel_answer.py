@@ -195,7 +195,7 @@ def kernel_power(scores: KernelScores, outputs: Tensor, *, seed: int) -> Power:
     count = high if found else None
     meaning = (
         f"With {n_train:,} training and {len(control):,} control rows, about {count:,} fitted wrong labels are announced with"
-        f" probability {PROBABILITY:g} at p < {SIGNIFICANCE:g}. Single rows are named, but not announced."
+        f" probability {PROBABILITY:g} at p < {SIGNIFICANCE:g}. Single rows are flagged, but not announced."
         if count is not None
         else "No number of memorized rows would be announced with this control."
     )
