@@ -30,6 +30,7 @@ from kernelmem.memorization.leave_one_out import find_label_issues as find_label
 from kernelmem.memorization.leave_one_out import to_pred_probs as to_pred_probs
 from kernelmem.memorization.retraining import Retraining as Retraining
 from kernelmem.memorization.retraining import c_score as c_score
+from kernelmem.memorization.retraining import counterfactual_memorization as counterfactual_memorization
 from kernelmem.memorization.retraining import feldman_zhang as feldman_zhang
 from kernelmem.memorization.score import Score as Score
 from kernelmem.memorization.score_table import ScoreTable as ScoreTable

@@ -119,11 +119,14 @@ def equivalence_test(
 def auc_over_targets(scores: np.ndarray, members: np.ndarray, level: float, factor: float = 1.0) -> Interval:
     """Return the AUC: the mean over targets with Student's t, or the interval over rows of one target.
 
-    ``factor`` multiplies the variance of the mean over targets.
+    ``factor`` multiplies the variance of the mean over targets. Targets with equal AUCs, such as 1, have no variance: then
+    the interval is that over the rows of one target, unless every score is the same, which has an AUC of 0.5 for any rows.
     """
     if len(scores) == 1:
         return auroc_interval(scores[0], members[0], level=level)
     areas = [auroc(s, f) for s, f in zip(scores, members, strict=True)]
+    if min(areas) == max(areas) and bool((scores != scores[:, :1]).any()):
+        return auroc_interval(scores[0], members[0], level=level)
     return share_interval(torch.tensor(areas, dtype=torch.float64), level, factor)
 
 

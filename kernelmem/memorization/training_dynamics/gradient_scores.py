@@ -63,7 +63,7 @@ def tracin(history: TrainingHistory) -> Score:
     return score_of_runs(
         (rates[:, None] * norms.square()).sum(1),
         history,
-        "self-influence (TracIn)",
+        "self-influence (TracIn at checkpoints)",
         f"sum over {history.n_checkpoints} checkpoints of learning rate times squared gradient norm of the row's loss",
         "Pruthi et al. 2020",
     )

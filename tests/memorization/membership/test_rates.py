@@ -9,8 +9,10 @@ from scipy.stats import binom, norm
 
 from kernelmem.core import InputError
 from kernelmem.memorization.membership import equivalence_test, tpr_at_fpr
+from kernelmem.memorization.membership.equivalence import auc_over_targets
 from kernelmem.memorization.membership.inference import best_threshold
 from kernelmem.memorization.membership.rates import members_above, roc
+from kernelmem.statistics import auroc_interval
 from tests.profiles import examples
 
 LEAST = 1e-4  # probability with which a correct interval fails a coverage test
@@ -150,6 +152,16 @@ def test_the_variance_of_dependent_targets_widens_the_interval():
     scores, members = gaussian_targets(rng, 8, 200, 0.5)
     one, two = (equivalence_test(scores, members, fprs=(), variance_factor=f).auc for f in (1.0, 4.0))
     assert two.high - two.value == pytest.approx(2 * (one.high - one.value))
+
+
+def test_targets_with_equal_areas_have_the_interval_over_rows():
+    members = np.arange(40) < 20
+    separated = auc_over_targets(np.stack([members * 1.0] * 5), np.stack([members] * 5), 0.95)
+    over_rows = auroc_interval(members * 1.0, members)
+    assert (separated.value, separated.low, separated.high) == (1, over_rows.low, 1)
+    assert over_rows.low < 0.95
+    constant = auc_over_targets(np.ones((5, 40)), np.stack([members] * 5), 0.95)
+    assert (constant.low, constant.high) == (0.5, 0.5)
 
 
 def test_junk_is_refused_by_name():
