@@ -10,6 +10,7 @@ from kernelmem.core.errors import InputError
 
 Statistic = Literal["correct", "probability", "logit", "margin", "log_likelihood"]
 STATISTICS: tuple[Statistic, ...] = ("correct", "probability", "logit", "margin", "log_likelihood")
+MAX_STATISTIC = 1e140  # of which sums of squares are finite
 
 
 def label_statistic(outputs: Tensor, labels: Tensor, statistic: Statistic) -> Tensor:

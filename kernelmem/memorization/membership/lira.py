@@ -10,6 +10,7 @@ from torch import Tensor
 from kernelmem.memorization.membership.signals import Variance
 
 SMALLEST_VARIANCE = 1e-8  # relative to the pooled variance: models that agree to rounding give no infinite density
+ROUNDING = 1e-12  # of the statistic, relative to its largest mean: a standard deviation below it is none
 
 
 class Moments(NamedTuple):
@@ -73,11 +74,13 @@ def predictive(side: Moments, variance: Variance) -> tuple[Predictive, Tensor]:
     dof = (side.size - 1).clamp_min(0)
     total = float(dof.sum())
     pooled = float(side.squares.sum()) / total if total else 0.0
-    floor = max(SMALLEST_VARIANCE * pooled, 1e-300)
+    floor = max(SMALLEST_VARIANCE * pooled, (ROUNDING * float(side.mean.abs().max())) ** 2, 1e-100)
     infinite = torch.full_like(dof, torch.inf)
     enough = side.size >= (2 if variance == "per_row" else 1)
     if not total:  # no variance can be estimated
         enough = torch.zeros_like(enough)
+    if pooled <= floor:  # all models agree: then neither do scores depend on the number of models
+        return Predictive(side.mean, torch.full_like(dof, math.sqrt(floor)), infinite), enough
     if variance == "per_row":
         s2 = side.squares / dof.clamp_min(1)
         return Predictive(side.mean, s2.clamp_min(floor).sqrt(), infinite), enough

@@ -17,7 +17,7 @@ from kernelmem.core.checks import (
     check_instance,
 )
 from kernelmem.core.errors import InputError
-from kernelmem.memorization.output_statistics import STATISTICS, Statistic, label_statistic
+from kernelmem.memorization.output_statistics import MAX_STATISTIC, STATISTICS, Statistic, label_statistic
 from kernelmem.memorization.shadows import ShadowEnsemble
 
 Attack = Literal["loss", "calibrated", "lira", "rmia", "quantile"]
@@ -221,12 +221,12 @@ def _as_features(options: MembershipOptions, n: int, t: int) -> tuple[Tensor, Te
 
 def _check_finite(signals: Signals, m: int) -> None:
     for values in (signals.phi, signals.test_phi):
-        bad = (~values.isfinite()).any(1).nonzero()[:, 0].tolist()
+        bad = (~(values.abs() < MAX_STATISTIC)).any(1).nonzero()[:, 0].tolist()
         if bad:
             which = "target" if bad == [m] else f"models {', '.join(map(str, bad[:10]))}"
             raise InputError(
-                f"outputs of {which} that are not finite",
-                expected="finite outputs",
+                f"outputs of {which} that are not finite, or beyond 1e140",
+                expected="finite outputs whose squares are finite",
                 hint="a model that diverged: leave it out with shadows.select(models)",
             )
 

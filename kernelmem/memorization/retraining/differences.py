@@ -7,7 +7,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.memorization.output_statistics import Statistic
+from kernelmem.memorization.output_statistics import MAX_STATISTIC, Statistic
 from kernelmem.memorization.shadows import ShadowEnsemble
 
 NAMED_ROWS = 8  # rows that an error message lists
@@ -121,10 +121,10 @@ def finite_statistic(shadows: ShadowEnsemble, statistic: Statistic) -> tuple[Ten
         InputError: outputs that are not finite, naming the models.
     """
     values = shadows.statistic(statistic), shadows.test_statistic(statistic)
-    diverged = (~torch.cat(values, 1).isfinite()).any(1).nonzero()[:, 0].tolist()
+    diverged = (~(torch.cat(values, 1).abs() < MAX_STATISTIC)).any(1).nonzero()[:, 0].tolist()
     if diverged:
         raise InputError(
-            f"outputs that are not finite, of models {', '.join(map(str, diverged[:NAMED_ROWS]))}"
+            f"outputs that are not finite, or beyond 1e140, of models {', '.join(map(str, diverged[:NAMED_ROWS]))}"
             f"{', ...' * (len(diverged) > NAMED_ROWS)}",
             expected="finite outputs of every model",
             hint="leave models that diverged out with shadows.select(models)",

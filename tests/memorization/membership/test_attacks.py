@@ -11,6 +11,7 @@ from kernelmem.core import InputError
 from kernelmem.memorization.membership import MembershipOptions, attack_scores, membership
 from kernelmem.memorization.membership.lira import lira_scores, moments, predictive, separation, variance_prior
 from kernelmem.memorization.membership.signals import ATTACKS
+from kernelmem.memorization.retraining import feldman_zhang
 from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.statistics import auroc
 from tests.memorization.membership.simulated import gaussian_ensemble, logits_of
@@ -232,13 +233,35 @@ def test_a_constant_statistic_tells_nothing(attack, balanced):
         ensemble.identity,
     )
     result = membership(flat, attack=attack, options=MembershipOptions(fprs=(0.1,)))
-    if attack == "lira" and not balanced:  # the number of models per row is not constant, and not related to membership
-        assert result.auc.low < 0.5 < result.auc.high
-    else:
-        assert result.auc.value == result.null_auc.value == 0.5
-        assert result.rates[0].value == pytest.approx(0.1, abs=1e-12)
-        assert result.accuracy.value == 0.5
+    assert result.auc.value == result.null_auc.value == 0.5
+    assert result.rates[0].value == pytest.approx(0.1, abs=1e-12)
+    assert result.accuracy.value == 0.5
     assert not result.equivalence().detected
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_models_that_agree_on_every_row_tell_nothing_about_each_other_or_a_target(offline):
+    """Outputs that are saturated in all models, as those of a kernel machine without any noise."""
+    ensemble = gaussian_ensemble(12, 60, 0.0, 0, balanced=False)
+    logits = (1e4 * torch.randn(60, 2, generator=torch.Generator().manual_seed(0))).expand(12, 60, 2)
+    same = ShadowEnsemble(
+        ensemble.masks, logits, ensemble.labels, ensemble.test_logits, ensemble.test_labels, ensemble.identity
+    )
+    options = MembershipOptions(offline=offline)
+    assert membership(same, options=options).auc.value == 0.5
+    other = membership(same, target=(logits[0] + torch.randn(60, 2), ensemble.masks[0]), options=options)
+    assert bool(other.scores.isfinite().all())
+
+
+def test_outputs_whose_squares_overflow_are_refused():
+    ensemble = gaussian_ensemble(6, 40, 1.0, 0)
+    large = ShadowEnsemble(
+        ensemble.masks, ensemble.logits.double() * 1e200, ensemble.labels, ensemble.test_logits, ensemble.test_labels,
+        ensemble.identity,
+    )  # fmt: skip
+    for function in (membership, feldman_zhang):
+        with pytest.raises(InputError, match="beyond 1e140"):
+            function(large, **({"statistic": "margin"} if function is feldman_zhang else {}))
 
 
 def test_float32_outputs_give_nearly_the_same_scores():
@@ -290,7 +313,7 @@ def test_messages_name_what_is_missing():
     broken = ShadowEnsemble(
         ensemble.masks, diverged, ensemble.labels, ensemble.test_logits, ensemble.test_labels, ensemble.identity
     )
-    with pytest.raises(InputError, match="models 2 that are not finite"):
+    with pytest.raises(InputError, match="models 2 that are not finite, or beyond"):
         membership(broken)
     with pytest.raises(InputError, match="offline_a"):
         MembershipOptions(offline_a=2.0)

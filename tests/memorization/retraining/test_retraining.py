@@ -189,7 +189,7 @@ def test_models_that_diverged_are_named():
     logits[[2, 5], 0, 1] = torch.nan
     broken = ShadowEnsemble(e.masks, logits, e.labels, e.test_logits, e.test_labels, e.identity)
     for function in (feldman_zhang, c_score):
-        with pytest.raises(InputError, match=r"not finite, of models 2, 5; .*shadows\.select"):
+        with pytest.raises(InputError, match=r"not finite, or beyond 1e140, of models 2, 5; .*shadows\.select"):
             function(broken)
 
 
