@@ -70,7 +70,8 @@ def c_score(shadows: ShadowEnsemble | Sequence[ShadowEnsemble]) -> Consistency:
         posteriors under Jeffreys' prior (not 0 at accuracy 0 and 1).
 
     Raises:
-        InputError: ensembles of different rows, rows that no model leaves out, or real targets.
+        InputError: ensembles of different rows, rows that no model leaves out, real targets, or one ensemble
+            twice.
 
     Source: Jiang et al. 2021.
     """
@@ -95,6 +96,13 @@ def c_score(shadows: ShadowEnsemble | Sequence[ShadowEnsemble]) -> Consistency:
             expected="class labels, which a model predicts or not",
             hint='for real targets use km.feldman_zhang(shadows, statistic="log_likelihood")',
         )
+    for position, ensemble in enumerate(ensembles):
+        if any(torch.equal(ensemble.logits, other.logits) for other in ensembles[:position]):
+            raise InputError(
+                f"the same models twice, as ensemble {position}",
+                expected="ensembles of different models",
+                hint="pass each ensemble once: repeating one makes the standard errors too small",
+            )
     ensembles = sorted(ensembles, key=lambda ensemble: ensemble.identity.share)
     profile = [bounded_mean((~e.masks).to(torch.float64), finite_statistic(e, "correct")[0]) for e in ensembles]
     accuracy, error = (torch.stack(parts) for parts in zip(*profile, strict=True))

@@ -308,6 +308,8 @@ def test_the_profile_over_shares():
     assert len(both.to_frame().columns) >= 3
     with pytest.raises(InputError, match="different rows"):
         c_score([first, random_ensemble(10, 6, 3, 1)])
+    with pytest.raises(InputError, match="the same models twice, as ensemble 2"):
+        c_score([first, second, first])
     with pytest.raises(InputError, match="no ensemble"):
         c_score([])
 
