@@ -64,8 +64,9 @@ def _limits(how_much: HowMuch, data: DataIdentity, label_note: str) -> tuple[str
         )
     else:
         limits.append(
-            "Retrained models describe the training, averaged over random subsets of 70 % of the rows and seeds; the shadow"
-            " fidelity gate checks that this network behaves like them."
+            "Retrained models describe the training, averaged over seeds and over random subsets of the rows; training on all"
+            " rows memorizes somewhat fewer of them. The shadow fidelity gate checks that this network behaves like the"
+            " retrained models."
         )
     if data.n_test < 300:
         limits.append(f"The control has only {data.n_test} test rows.")

@@ -15,14 +15,15 @@ from kernelmem.statistics import Interval
 
 LEVEL = 0.95
 THRESHOLD = 0.25  # memorization above which a row counts (Feldman and Zhang 2020)
-FALSE_SHARE = 0.08  # expected share of false rows among those that are flagged
+FALSE_SHARE = 0.03  # expected share of false rows among those that are flagged
 BOOTSTRAPS = 400
 CONTROL_REPETITIONS = 20
 SIGNIFICANCE = 0.01
 PROBABILITY = 0.8
 DEFINITION = (
     "Share of training rows whose label models trained with the row give more often than models trained without it, by more"
-    " than {threshold:.0%} of the models (Feldman's memorization above {threshold:g})."
+    " than {threshold:.0%} of the models (Feldman's memorization above {threshold:g}), in training on random"
+    " {share:.0%} of the rows."
 )
 CONTROL_DEFINITION = (
     "The same estimate after the rows' memberships were permuted among the models, so that none counts."
@@ -59,7 +60,7 @@ class RetrainingScores:
         """Return (n,) True for the rows that are called memorized.
 
         These are the rows most likely memorized that the audited network gives the label of, as many as keep the expected
-        share of false ones below 8 %.
+        share of false ones below 3 %.
         """
         p = np.where(network_correct, self.deconvolved.probability, 0.0)
         order = np.argsort(-p, kind="stable")
@@ -105,7 +106,7 @@ def retraining_how_much(scores: RetrainingScores, network_correct: np.ndarray, *
     p = np.where(network_correct, scores.p_values, 1.0)
     return HowMuch(
         method="retraining",
-        definition=DEFINITION.format(threshold=THRESHOLD),
+        definition=DEFINITION.format(threshold=THRESHOLD, share=masks.mean()),
         fraction=Interval(result.fraction, result.low, result.high, LEVEL),
         mean=_mean_memorization(masks, correct, rng),
         n_flagged=int(scores.flagged(network_correct).sum()),
