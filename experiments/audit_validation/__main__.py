@@ -1,5 +1,10 @@
 import tyro
 
+from experiments.audit_validation.checks import CheckOptions, run_checks
 from experiments.audit_validation.run import Options, run
 
-run(tyro.cli(Options))
+options = tyro.extras.subcommand_cli_from_dict({"subsets": Options, "checks": CheckOptions})
+if isinstance(options, CheckOptions):
+    run_checks(options)
+else:
+    run(options)
