@@ -98,7 +98,7 @@ def fit_calibration(outputs: Tensor, labels: Tensor) -> tuple[float, float]:
     best = int(np.argmin(values))
     low, high = LOG_TEMPERATURES[max(0, best - 1)], LOG_TEMPERATURES[min(len(values), best + 2) - 1]
     result = minimize_scalar(negative_log_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
-    log_temperature = float(result.x) if result.fun < values[best] else LOG_TEMPERATURES[best]
+    log_temperature = float(result.x) if result.fun < values[best] else LOG_TEMPERATURES[best]  # pyright: ignore[reportAttributeAccessIssue]
     temperature = spread * math.exp(log_temperature)
     return temperature, _best_floor(_label_probabilities(outputs, labels, temperature), n_classes)
 
