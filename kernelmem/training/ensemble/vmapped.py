@@ -1,5 +1,6 @@
 """Many networks of any architecture, all of one width in one batch: vmap over stacked parameters and buffers."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ MakeModel: TypeAlias = Callable[[int | tuple[int, ...]], nn.Module]
 
 EVALUATION_ROWS = 256  # rows per forward pass when outputs are evaluated
 PARAMETER_COPIES = 4  # of the parameters: values, gradients, two states of Adam
+RANDOM_STATE = threading.Lock()  # torch's generator is shared by all threads, each of which may build networks
 
 
 def module_chunks(task: EnsembleTask, make_model: MakeModel, memory: int) -> Iterator[list[int]]:
@@ -66,7 +68,7 @@ def _training_bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) ->
 def _build_member(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Module:
     """Return the untrained module of member k, made with the member's seed, on the device and in the dtype of the task."""
     member = task.members[k]
-    with torch.random.fork_rng(devices=[]):
+    with RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.init_seed)
         model = make_model(member.width)
     if not isinstance(model, nn.Module):

@@ -8,7 +8,7 @@ from kernelmem.tangents.rules.layout import Layout, parameter_view
 from tests.profiles import examples
 
 VIEWS = [
-    lambda w: w.T,
+    lambda w: w.transpose(0, -1),
     lambda w: w[None],
     lambda w: w[:, 1:],
     lambda w: w[::2],
