@@ -57,17 +57,14 @@ def leak(inputs: AuditInputs, shadows: ShadowEnsemble | None, unseen: Tensor, *,
     algorithm: Membership | None = None
     usable = shadows is not None and shadows.test_logits.shape[1] == len(data.y_test)
     if shadows is not None and usable:
-        pooled = _with_test_rows(shadows, data.y_test, unseen)
+        pooled = with_test_rows(shadows, data.y_test, unseen, seed=seed)
         offline = Options(offline=True)
         scores["calibrated loss"] = attack_scores(pooled, outputs, attack="calibrated", seed=seed, options=offline)
         scores["likelihood ratio (offline LiRA)"] = attack_scores(
             pooled, outputs, attack="lira", seed=seed, options=offline
         )
     else:
-        not_run.insert(
-            0,
-            NO_SHADOWS,
-        )
+        not_run.insert(0, NO_SHADOWS)
     attacks = [_attack(name, score, members, seed) for name, score in scores.items()]
     if shadows is not None:
         try:
@@ -88,11 +85,16 @@ def leak(inputs: AuditInputs, shadows: ShadowEnsemble | None, unseen: Tensor, *,
     )
 
 
-def _with_test_rows(shadows: ShadowEnsemble, y_test: Tensor, unseen: Tensor) -> ShadowEnsemble:
-    """Return the ensemble on its rows and on unseen test rows, which no model was trained on."""
-    m = shadows.n_models
+def with_test_rows(shadows: ShadowEnsemble, y_test: Tensor, unseen: Tensor, *, seed: int) -> ShadowEnsemble:
+    """Return the ensemble on its rows and on unseen test rows, for offline attacks, which use models without a row.
+
+    No model was trained on a test row, but each test row is given the mask of a random training row: with more models than a
+    training row has, its score would be less noisy, and the noise would tell members from non-members.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    like = torch.randint(shadows.n_rows, (len(unseen),), generator=generator)
     return ShadowEnsemble(
-        torch.cat([shadows.masks, torch.zeros(m, len(unseen), dtype=torch.bool)], 1),
+        torch.cat([shadows.masks, shadows.masks[:, like]], 1),
         torch.cat([shadows.logits, shadows.test_logits[:, unseen]], 1),
         torch.cat([shadows.labels, y_test[unseen]]),
         shadows.test_logits[:, :0],
