@@ -5,6 +5,7 @@ import torch
 
 from kernelmem.core import InputError
 from kernelmem.memorization.membership import blind_baseline, shadow_fidelity
+from kernelmem.statistics import auroc_interval
 from tests.memorization.membership.simulated import gaussian_ensemble, logits_of
 
 
@@ -80,3 +81,10 @@ def test_false_alarms_of_shadow_fidelity():
         shadows = ensemble.select(torch.arange(12))
         alarms += not shadow_fidelity(shadows, ensemble.logits[12], ensemble.masks[12]).faithful
     assert alarms <= 0.05 * 40 + 3 * (0.05 * 0.95 * 40) ** 0.5
+
+
+def test_intervals_of_scores_from_folds_are_wider_than_those_of_independent_scores():
+    x = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+    interval = blind_baseline(x[:40], x[40:], seed=0).largest
+    independent = auroc_interval(torch.arange(80.0), torch.arange(80) % 2, level=interval.level)  # AUROC near .5
+    assert interval.high - interval.low > 1.3 * (independent.high - independent.low)

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import random
+import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -409,3 +410,16 @@ def test_equal_epochs_take_the_share_of_the_steps(tmp_path):
     assert EnsembleTraining(Recipe(steps=1), equal_epochs=True).recipe_for(0.1).steps == 1
     with pytest.raises(InputError, match="equal_epochs"):
         EnsembleTraining(Recipe(steps=1), equal_epochs=3)  # pyright: ignore[reportArgumentType]
+
+
+def slow_model(width):
+    """A model whose layers are drawn with pauses, in which another thread would draw."""
+    first = nn.Linear(4, width)
+    time.sleep(0.005)
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(width, 3))
+
+
+def test_threads_that_build_models_at_once_do_not_share_random_numbers():
+    training = EnsembleTraining(Recipe(steps=1), 3, slow_model)
+    with ThreadPoolExecutor(3) as executor:
+        assert torch.equal(trained(training, executor=executor).logits, trained(training).logits)
