@@ -5,7 +5,9 @@
     model + data ─► recording ─► tangents ─► kernels ─► trajectory ─► kernel_machines ─► label_noise ─┬► memorization ──┐
                     (steps of    (df/dθ per  (NTK,      (ledger,      (ridge, SVM, GP,   (corrupt,    │  (retraining,   │
                      training)    example)    spectra)   influence,    leave-one-out,     detect)     │   membership)   │
-                                                         path kernel)  linearized nets)               └► double_descent │
+                                                         path kernel)  linearized nets)               ├► compression ───┤
+                                                                                                      │  (bits)         │
+                                                                                                      └► double_descent │
                                                                                                          (sweeps)       │
                                                                                                  cli ◄─ auditing ◄──────┘
                                                                                                         (one report)
@@ -118,7 +120,7 @@ _NAMES = {
 }
 _PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names.split()}
 _PACKAGES = {name for name in _NAMES if "." not in name}
-_PACKAGES |= {"cli", "double_descent", "plotting", "statistics", "testing", "training"}
+_PACKAGES |= {"cli", "compression", "double_descent", "plotting", "statistics", "testing", "training"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,9 @@
+"""Compression: how many bits of the labels are in the data, and how many in the network.
+
+- ``coder/``: entropy coder (rANS) and integer frequencies;
+- ``online/``: code lengths of labels that are predicted one after the other, by kernels or by any learner;
+- ``account/``: bits of the labels split into what follows from the other rows, what is memorized, and what is in neither;
+- ``card/``: file with a quantized network and the labels given it;
+- ``verification/``: checks that a predictor of labels gives a code that decodes;
+- ``certificates``: bounds on the error rate from code lengths, from online mistakes, from held-out rows.
+"""

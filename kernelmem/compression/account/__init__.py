@@ -1,0 +1,1 @@
+"""Account of the labels in bits."""

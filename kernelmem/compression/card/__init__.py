@@ -1,0 +1,1 @@
+"""Card: one file with a quantized network and the labels given it."""

@@ -1,0 +1,1 @@
+"""Entropy coder: rANS streams of symbols with integer frequencies."""

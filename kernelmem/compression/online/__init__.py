@@ -1,0 +1,1 @@
+"""Online codes: every label is predicted from the rows before it."""
