@@ -7,3 +7,8 @@
 - ``verification/``: checks that a predictor of labels gives a code that decodes;
 - ``certificates``: bounds on the error rate from code lengths, from online mistakes, from held-out rows.
 """
+
+from kernelmem.compression.certificates import Certificate as Certificate
+from kernelmem.compression.certificates import certificate as certificate
+from kernelmem.compression.certificates import held_out_certificate as held_out_certificate
+from kernelmem.compression.certificates import online_certificate as online_certificate

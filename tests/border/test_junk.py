@@ -18,6 +18,7 @@ from kernelmem.testing.strategies import KINDS, Junk, arrays, defects
 from tests.border import (
     calls_attribution,
     calls_canaries,
+    calls_compression,
     calls_descent,
     calls_kernels,
     calls_membership,
@@ -31,6 +32,7 @@ from tests.profiles import examples
 TABLES = (
     calls_attribution,
     calls_canaries,
+    calls_compression,
     calls_kernels,
     calls_runs,
     calls_descent,
