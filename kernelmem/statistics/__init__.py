@@ -1,8 +1,9 @@
-"""Statistics that several packages report: intervals, ranks, correlations, corrections for many tests.
+"""Statistics that several packages report: intervals, calibration, ranks, correlations, corrections for many tests.
 
 - ``intervals``: :class:`Interval`; :func:`clopper_pearson` of a proportion and :func:`mean_interval` of a mean;
 - ``auroc``: area under the ROC curve, its standard error and its interval;
 - ``correlation``: Spearman's correlation with its interval, reliability, correction for attenuation;
+- ``calibration``: temperature and noise floor of class probabilities;
 - ``column_ranks``: rank correlations of many columns at once;
 - ``multiplicity``: p-values adjusted for several tests.
 """
@@ -11,6 +12,10 @@ from kernelmem.statistics.auroc import auroc as auroc
 from kernelmem.statistics.auroc import auroc_from_midranks as auroc_from_midranks
 from kernelmem.statistics.auroc import auroc_interval as auroc_interval
 from kernelmem.statistics.auroc import auroc_standard_error as auroc_standard_error
+from kernelmem.statistics.calibration import calibrated_probabilities as calibrated_probabilities
+from kernelmem.statistics.calibration import fit_calibration as fit_calibration
+from kernelmem.statistics.calibration import label_probabilities as label_probabilities
+from kernelmem.statistics.calibration import output_spread as output_spread
 from kernelmem.statistics.column_ranks import centered_ranks as centered_ranks
 from kernelmem.statistics.column_ranks import column_correlations as column_correlations
 from kernelmem.statistics.correlation import attenuation_corrected as attenuation_corrected

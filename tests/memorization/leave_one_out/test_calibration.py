@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.memorization.leave_one_out import to_pred_probs
-from kernelmem.memorization.leave_one_out.calibration import fit_calibration
+from kernelmem.statistics import fit_calibration
 from tests.profiles import examples
 
 
