@@ -8,6 +8,8 @@
 - ``certificates``: bounds on the error rate from code lengths, from online mistakes, from held-out rows.
 """
 
+from kernelmem.compression.account import Account as Account
+from kernelmem.compression.account import account as account
 from kernelmem.compression.certificates import Certificate as Certificate
 from kernelmem.compression.certificates import certificate as certificate
 from kernelmem.compression.certificates import held_out_certificate as held_out_certificate

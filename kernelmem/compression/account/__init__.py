@@ -1,1 +1,13 @@
-"""Account of the labels in bits."""
+"""Account of the labels in bits.
+
+- ``account``: :func:`account`;
+- ``result``: its result;
+- ``calibration``: bits of calibrated left-out predictions, and the noise rate;
+- ``network_bits``: bits of the labels given the network;
+- ``references``: predictions without the network;
+- ``nulls``: the same account of networks that cannot have memorized these labels;
+- ``network``, ``reinitialize``: the network with its outputs, and a re-initialized copy of it.
+"""
+
+from kernelmem.compression.account.account import account as account
+from kernelmem.compression.account.result import Account as Account

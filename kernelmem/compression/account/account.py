@@ -1,0 +1,174 @@
+"""km.account: bits of the labels of a trained network."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernelmem.compression.account.calibration import LeftOutBits, left_out_bits
+from kernelmem.compression.account.network import read_network
+from kernelmem.compression.account.network_bits import network_bits
+from kernelmem.compression.account.nulls import Retrain, measure_nulls, takes_labels
+from kernelmem.compression.account.references import Reference, ReferenceLike, as_reference
+from kernelmem.compression.account.reinitialize import reinitialize
+from kernelmem.compression.account.result import Account, row_images
+from kernelmem.core.batches import Batch, Forward
+from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_pair, check_model, seed_sequence
+from kernelmem.core.errors import InputError
+from kernelmem.core.models.torch_func import standard_modes
+from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
+from kernelmem.kernel_machines import choose_ridge, leave_one_out
+
+N_RIDGES = 19  # half a decade apart, from 1e-6 to 1e3 times the mean diagonal
+N_STAGES = 4  # reference, left-out predictions, online code, nulls
+MATRICES = 4  # n x n in float64, at the same time
+
+
+@standard_modes()
+def account(
+    model: nn.Module,
+    data: tuple[Batch, ArrayLike],
+    *,
+    reference: ReferenceLike = None,
+    retrain: Retrain | None = None,
+    trained_kernel: bool = False,
+    forward: Forward | None = None,
+    seed: int = 0,
+    memory: int | str = MEMORY,
+    progress: Progress = None,
+) -> Account:
+    """Account for the labels of a trained classifier in bits: learnable, memorized, noise, unexplained.
+
+    ::
+
+        uniform = (uniform − left_out) + (left_out − network) + network
+                   from the other rows    memorized              in neither
+
+    left_out are the bits of the labels by leave-one-out predictions of kernel ridge regression with a kernel that has not
+    learned them, calibrated by a temperature and a noise rate. network are the bits once the network is known: a mixture of
+    its softmax at several temperatures, with the left-out prediction for a floor, and of the left-out prediction alone, at
+    most 1 bit above left_out. So what a network that never saw the labels memorized reads −1; it is computed along with
+    every account, as a null.
+
+    Both are estimates. online is a code: what a decoder needs that has inputs and reference, but no network.
+
+    The noise rate assumes that all wrong labels are equally likely. For other noise, see km.estimate_label_noise.
+
+    Args:
+        model: trained classifier; ``model(x)`` is (n, C), or one logit of two classes. A copy in eval mode is used.
+        data: (x, y): n rows as the model takes them, and their labels, class indices (n,).
+        reference: the prediction without the network. None: the NTK of the re-initialized network, or "infinite_ntk" if
+            that would take more than 2e13 operations or the model has no NTK; the result names it. "initial_ntk",
+            "infinite_ntk" (relu, 2 hidden layers, on flattened rows), "rbf"; a network, such as the one before training; a
+            kernel (n, n); or probabilities (n, C) of models that were not trained on the row, which cannot be checked.
+            A better reference makes the memorized bits fewer.
+        retrain: train(indices, seed) -> model, trained on the rows ``indices``, for the null of networks that did not see
+            the row; or train(indices, labels, seed) -> model, for that of a network trained on other labels, too.
+        trained_kernel: True to count the bits that training moved into the kernel.
+        forward: maps (model, batch) to (n, C), for models with other inputs or outputs.
+        seed: of the re-initialized network, of the order of rows in the online code, and of ``retrain``.
+        memory: memory for kernels, in bytes or as text such as "4GiB".
+        progress: called with (stages done, all stages); True for a bar, False for none.
+
+    Returns:
+        Account: the bits, the nulls, and the bits of each row.
+
+    Raises:
+        InputError: labels that do not fit, or of one class only; a reference that is the NTK or the output of the trained
+            network: it has learned the labels, so that its prediction without a row is not without the label.
+        UnsupportedModelError: outputs that are not (n, C).
+        NumericalError: a kernel that is not positive semidefinite.
+
+    Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 32 n² bytes. With ``retrain`` two or
+    three trainings more.
+
+    Source: temperature: Guo et al. 2017; leave-one-out: Allen 1974; the split of the bits: derived here.
+
+    >>> from kernelmem.training import train_classifier
+    >>> x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    >>> model, y = nn.Sequential(nn.Linear(5, 2)), (x[:, 0] > 0).long()
+    >>> _ = train_classifier(model, x, y, lr=0.01, seed=0)
+    >>> result = account(model, (x, y))
+    >>> result.uniform, result.memorized < 30
+    (60.0, True)
+    """
+    check_model(model)
+    x, y = as_pair(data, "data")
+    trained_kernel = as_flag(trained_kernel, "trained_kernel")
+    if retrain is not None:
+        takes_labels(retrain)
+    seeds = seed_sequence(seed, ["initialization", "order", "nulls"])
+    report_stage = as_progress(progress, "account", "stage")
+    network = read_network(model, x, forward, memory)
+    n, C = network.logits.shape
+    labels = _check_labels(y, n, C, as_bytes(memory))
+    untrained = reinitialize(network.module, seeds["initialization"])
+    used = as_reference(reference, network, untrained)
+    report_stage(1, N_STAGES)
+
+    left_out = _left_out(used, labels, C)
+    uniform = n * math.log2(C)
+    estimable = left_out.total < uniform
+    floor = left_out.probabilities if estimable else torch.full_like(left_out.probabilities, 1 / C)
+    network_total, network_rows = network_bits(network.logits, labels, floor, min(left_out.total, uniform))
+    report_stage(2, N_STAGES)
+    online = moved = None
+    report_stage(3, N_STAGES)
+    nulls = {}
+    if estimable:
+        nulls = measure_nulls(network, labels, left_out, untrained=untrained, retrain=retrain, seed=seeds["nulls"])
+    report_stage(N_STAGES, N_STAGES)
+    return Account(
+        labels=labels,
+        predicted=left_out.probabilities.argmax(1),
+        uniform=uniform,
+        online=online,
+        left_out=left_out.total if estimable else None,
+        network=network_total,
+        noise_rate=left_out.noise_rate if estimable else None,
+        noise_rate_error=left_out.noise_rate_error if estimable else None,
+        left_out_rows=left_out.rows,
+        network_rows=network_rows,
+        nulls=nulls,
+        reference=used.name,
+        initialization=untrained.note,
+        moved_into_kernel=moved,
+        estimable=estimable,
+        n_classes=C,
+        images=row_images(network.rows.tree, n),
+    )
+
+
+def _check_labels(y: ArrayLike, n: int, C: int, memory: int) -> Tensor:
+    """Return labels (n,) int64 on the CPU.
+
+    Raises:
+        InputError: labels that do not fit n rows and C outputs, labels of one class, or kernels beyond the memory.
+    """
+    labels = as_labels(y, "y", n=n, n_classes=C).cpu()
+    if len(labels.unique()) < 2:
+        raise InputError(
+            f"y with {n} labels of one class",
+            expected="labels of at least two classes",
+            hint="labels that are all equal hold no bits; pass rows of several classes",
+        )
+    if MATRICES * 8 * n * n > memory:
+        raise InputError(
+            f"{n:,} rows, whose kernels need {MATRICES * 8 * n * n / 2**30:.3g} GiB",
+            expected=f"at most memory={memory / 2**30:.3g} GiB",
+            hint=f"pass about {math.isqrt(memory // (8 * MATRICES)):,} random rows and their labels, or more memory",
+        )
+    return labels.clone()
+
+
+def _left_out(reference: Reference, labels: Tensor, C: int) -> LeftOutBits:
+    """Return the bits of the labels by the other rows."""
+    if reference.kernel is None:
+        assert reference.probabilities is not None
+        return left_out_bits(reference.probabilities.clamp_min(1e-12).log(), labels)
+    kernel = reference.kernel
+    targets = F.one_hot(labels, C).to(torch.float64) - 1 / C
+    grid = float(kernel.diagonal().mean()) * torch.logspace(-6, 3, N_RIDGES, dtype=torch.float64)
+    ridge = choose_ridge(kernel, targets, grid=grid).ridge
+    return left_out_bits(leave_one_out(kernel, targets, ridge).predictions, labels, choices=N_RIDGES)

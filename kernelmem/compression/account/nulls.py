@@ -1,0 +1,117 @@
+"""Nulls of an account: bits that the same function credits to networks that cannot have memorized these labels."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kernelmem.compression.account.calibration import LeftOutBits
+from kernelmem.compression.account.network import Network
+from kernelmem.compression.account.network_bits import network_bits
+from kernelmem.compression.account.reinitialize import Reinitialized
+from kernelmem.core.checks import check_callable, check_instance, seed_sequence
+from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.label_noise import corrupt_labels
+
+Retrain: TypeAlias = Callable[[Tensor, int], nn.Module] | Callable[[Tensor, Tensor, int], nn.Module]
+"""Type of ``retrain=``: train(indices, seed) -> model, or train(indices, labels, seed) -> model for labels that are drawn."""
+
+UNTRAINED, UNSEEN, REDRAWN = (
+    "untrained network",
+    "network that did not see the row",
+    "network trained on re-drawn labels",
+)
+
+
+def takes_labels(retrain: object) -> bool:
+    """Return True for a function train(indices, labels, seed), False for train(indices, seed).
+
+    Raises:
+        InputError: neither.
+    """
+    try:
+        check_callable(retrain, "retrain", ("indices", "seed"))
+        return False
+    except InputError as error:
+        try:
+            check_callable(retrain, "retrain", ("indices", "labels", "seed"))
+            return True
+        except InputError:
+            raise error from None
+
+
+def measure_nulls(
+    network: Network,
+    labels: Tensor,
+    left_out: LeftOutBits,
+    *,
+    untrained: Reinitialized,
+    retrain: Retrain | None,
+    seed: int,
+) -> dict[str, float]:
+    """Return left-out bits minus network bits, by name of the null.
+
+    Always of the re-initialized network, unless its outputs are not finite. With ``retrain`` of two networks, each trained
+    on one half of the rows, on the half that they did not see. If ``retrain`` takes labels, also of a network trained on all
+    rows with the labels that their left-out predictions suggest, and flips at the estimated rate.
+    """
+
+    def memorized(logits: Tensor) -> float:
+        return left_out.total - network_bits(logits, labels, left_out.probabilities, left_out.total)[0]
+
+    nulls = {}
+    with suppress(InputError, NumericalError):  # not finite: running statistics of BatchNorm that are reset may not fit
+        nulls[UNTRAINED] = memorized(network.outputs_of(untrained.module, name="the re-initialized model"))
+    if retrain is None:
+        return nulls
+    n, C = network.logits.shape
+    with_labels = takes_labels(retrain)
+    seeds = seed_sequence(seed, ["split", "first", "second", "flips", "redrawn"])
+    order = torch.from_numpy(np.random.default_rng(seeds["split"]).permutation(n))
+    halves = {"first": order[: n // 2].sort().values, "second": order[n // 2 :].sort().values}
+    unseen = torch.empty_like(network.logits)
+    for (name, rows), others in zip(halves.items(), reversed(halves.values()), strict=True):
+        arguments = (rows, labels[rows]) if with_labels else (rows,)
+        unseen[others] = _outputs(network, retrain, arguments, seeds[name])[others]
+    nulls[UNSEEN] = memorized(unseen)
+    if with_labels:
+        suggested = left_out.probabilities.argmax(1)
+        matrix = torch.full((C, C), left_out.noise_rate / (C - 1), dtype=torch.float64)
+        matrix.fill_diagonal_(1 - left_out.noise_rate)
+        drawn = corrupt_labels(suggested, None, "matrix", matrix=matrix, seed=seeds["flips"]).y
+        nulls[REDRAWN] = memorized(_outputs(network, retrain, (torch.arange(n), drawn), seeds["redrawn"]))
+    return nulls
+
+
+def _outputs(network: Network, retrain: Retrain, arguments: tuple[Tensor, ...], seed: int) -> Tensor:
+    """Return the outputs (n, C) of a newly trained network on all rows."""
+    with _random_states(seed):
+        model = retrain(*arguments, seed)  # pyright: ignore[reportCallIssue]
+    check_instance(model, "result of retrain", nn.Module, hint="return the trained module")
+    outputs = network.outputs_of(model, name="the retrained model")
+    if outputs.shape != network.logits.shape:
+        raise InputError(
+            f"a retrained model with {outputs.shape[1]} outputs",
+            expected=f"{network.logits.shape[1]} outputs, as the model has",
+            hint="build the same network in retrain",
+        )
+    return outputs
+
+
+@contextmanager
+def _random_states(seed: int) -> Iterator[None]:
+    """Seed the random numbers of torch, NumPy and Python, and restore their states afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  a user's function may use them
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)

@@ -1,0 +1,166 @@
+"""Account: bits of the labels that follow from the other rows, that are memorized, and that are in neither."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from kernelmem.compression.account.calibration import noise_entropy
+from kernelmem.core.result_files import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+N_LISTED = 8
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Account(Result):
+    """Account of the labels of n rows, in bits.
+
+    ::
+
+        uniform = (uniform − left_out)  follows from the other rows
+                + (left_out − network)  only the row itself says it: memorized
+                + network               in neither
+
+    Attributes:
+        labels: (n,) int64.
+        predicted: (n,) most probable class by the other rows.
+        uniform: n log₂ C, before anything is known.
+        online: length of the online code under the reference, a code that decodes without the network; None for a reference
+            that is not a kernel.
+        left_out: −log₂ of the calibrated probability of each label by all other rows, with the price of the calibration. An
+            estimate, not a code, since each row uses all others. None if not ``estimable``.
+        network: bits of the labels once the network is known. An estimate too, because its floor is the left-out prediction.
+        noise_rate: share of wrong labels, if all wrong labels are equally likely, estimated without flags; None if not
+            ``estimable``.
+        noise_rate_error: standard error of ``noise_rate``.
+        left_out_rows, network_rows: (n,) bits of each label; they add up to the totals without the prices of choices.
+        nulls: memorized bits of networks that cannot have memorized these labels, by name.
+        reference: description of the reference.
+        initialization: how the untrained network of the nulls was initialized.
+        moved_into_kernel: length of the online code under the reference minus that under the NTK of the trained network,
+            which is not a code, because this kernel has learned the labels; None if it was not asked for.
+        estimable: False if the reference predicts the labels no better than the uniform distribution: then what the network
+            holds may follow from the other rows or not.
+        n_classes: number C of classes.
+        images: (n, h, w) or (n, h, w, 3) pictures of the rows, if the inputs are images; otherwise None.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    uniform: float
+    online: float | None
+    left_out: float | None
+    network: float
+    noise_rate: float | None
+    noise_rate_error: float | None
+    left_out_rows: Tensor
+    network_rows: Tensor
+    nulls: dict[str, float]
+    reference: str
+    initialization: str
+    moved_into_kernel: float | None
+    estimable: bool
+    n_classes: int
+    images: Tensor | None
+
+    shapes: ClassVar = {"labels": "n", "predicted": "n", "left_out_rows": "n", "network_rows": "n"}
+
+    @property
+    def memorized(self) -> float | None:
+        """The bits that only the row itself and the network have, left_out − network; None if not estimable.
+
+        They are memorized beyond this reference: a better one makes them fewer.
+        """
+        return None if self.left_out is None else self.left_out - self.network
+
+    @property
+    def memorized_rows(self) -> Tensor:
+        """The memorized bits (n,) of each row."""
+        return self.left_out_rows - self.network_rows
+
+    @property
+    def noise(self) -> float | None:
+        """The bits of label noise, n H(r) with H(r) = h(r) + r log₂(C − 1); None if not estimable."""
+        return None if self.noise_rate is None else len(self.labels) * noise_entropy(self.noise_rate, self.n_classes)
+
+    @property
+    def sentence(self) -> str:
+        """The account in a few sentences."""
+        start = f"The labels hold {_bits(self.uniform)} bits"
+        if self.left_out is None or self.memorized is None or self.noise is None or self.noise_rate is None:
+            return (
+                f"{start}. Not estimable: the reference ({self.reference}) predicts them no better than the uniform"
+                f" distribution. {_bits(self.network)} bits are not in the network; what of the others follows from the"
+                " other rows cannot be said."
+            )
+        null = f" (null {_bits(max(self.nulls.values(), key=abs))})" if self.nulls else ""
+        rate = f"estimated {self.noise_rate:.1%} ± {self.noise_rate_error:.1%} of the labels"
+        if self.noise <= max(self.memorized, 0.0):
+            noise = f", about {_bits(self.noise)} of them label noise ({rate})"
+        else:
+            noise = f"; the labels hold about {_bits(self.noise)} bits of noise ({rate})"
+        end = f" Without the network a decoder needs {_bits(self.online)}." if self.online is not None else ""
+        return (
+            f"{start}; {_bits(self.uniform - self.left_out)} follow from the other rows. The network holds"
+            f" {_bits(self.memorized)} more{null}{noise}; {_bits(self.network)} are in neither.{end}"
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per example, the most memorized first: label, prediction by the other rows, and bits."""
+        import pandas as pd
+
+        columns = {
+            "label": self.labels,
+            "predicted": self.predicted,
+            "memorized": self.memorized_rows,
+            "left_out": self.left_out_rows,
+            "network": self.network_rows,
+        }
+        frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()}).rename_axis("example")
+        return frame.sort_values("memorized", ascending=False, kind="stable")
+
+    def __str__(self) -> str:
+        lines = [f"account of {len(self.labels):,} labels, {self.n_classes} classes, in bits ({self.reference})"]
+
+        def line(bits: float | None, text: str) -> None:
+            if bits is not None:
+                lines.append(f"  {_bits(bits):>9}  {text}")
+
+        line(self.uniform, "uniform")
+        if self.left_out is not None:
+            line(self.uniform - self.left_out, "follow from the other rows (estimate)")
+        line(self.memorized, "memorized: in the network and in no other row (estimate)")
+        if self.noise_rate is not None:
+            text = f"{self.noise_rate:.2%} ± {self.noise_rate_error:.2%} of the labels"
+            line(self.noise, f"  label noise, n H(r): {text}")
+        for name, bits in self.nulls.items():
+            line(bits, f"  null: {name}")
+        line(self.network, "in neither")
+        line(self.online, "online code: without the network (decodes)")
+        line(self.moved_into_kernel, "moved into the kernel by training (not a code)")
+        if self.estimable:
+            lines.append(f"  most memorized rows {self.memorized_rows.argsort(descending=True)[:N_LISTED].tolist()}")
+        else:
+            lines.append("  not estimable: the reference predicts the labels no better than the uniform distribution")
+        return "\n".join(lines)
+
+
+def _bits(value: float | None) -> str:
+    """Return a number of bits without decimals, without a minus sign at zero."""
+    return f"{round(value or 0.0):,}"
+
+
+def row_images(x: object, n: int) -> Tensor | None:
+    """Return pictures (n, h, w) or (n, h, w, 3) from inputs (n, h, w), (n, 1, h, w) or (n, 3, h, w), or None."""
+    if not isinstance(x, Tensor) or x.is_complex() or x.ndim not in (3, 4) or min(x.shape[-2:]) < 4:
+        return None
+    x = x.detach().cpu()
+    if x.ndim == 4:
+        if x.shape[1] not in (1, 3):
+            return None
+        x = x[:, 0] if x.shape[1] == 1 else x.movedim(1, 3)
+    return x.to(torch.float32).clone()
