@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from kernelmem.auditing import Audit as Audit
     from kernelmem.auditing import AuditOptions as AuditOptions
     from kernelmem.auditing import audit as audit
+    from kernelmem.compression import Account as Account
+    from kernelmem.compression import account as account
     from kernelmem.core import FileCorruptError as FileCorruptError
     from kernelmem.core import InputError as InputError
     from kernelmem.core import KernelmemError as KernelmemError
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
 # Public names by package, imported on first use: torch takes seconds to import, and `kernelmem --help` does not need it.
 _NAMES = {
     "auditing": "Audit AuditOptions audit",
+    "compression": "Account account",
     "core": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
     "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",
@@ -120,7 +123,7 @@ _NAMES = {
 }
 _PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names.split()}
 _PACKAGES = {name for name in _NAMES if "." not in name}
-_PACKAGES |= {"cli", "compression", "double_descent", "plotting", "statistics", "testing", "training"}
+_PACKAGES |= {"cli", "double_descent", "plotting", "statistics", "testing", "training"}
 
 
 def __getattr__(name: str) -> object:
