@@ -1,0 +1,104 @@
+"""Scores of kernel regressions that predict each row from the rows before it, by one Cholesky factorization per ridge."""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelmem.core import InputError, NumericalError
+from kernelmem.kernel_machines.solvers.factorization import EPS, cholesky_in_place
+
+
+def scaled_kernel(kernel: Tensor, name: str, rows: Tensor) -> Tensor:
+    """Return the kernel (n, n) with its ``rows`` and columns reordered, divided by its mean diagonal entry.
+
+    Raises:
+        InputError: a diagonal entry is negative, or all are zero.
+    """
+    diagonal = kernel.diagonal()
+    scale = float(diagonal.mean())
+    if float(diagonal.min()) < 0 or scale == 0:
+        raise InputError(
+            f"{name} with diagonal entries from {float(diagonal.min()):.3g} to {float(diagonal.max()):.3g}",
+            expected="diagonal entries >= 0, not all zero",
+            hint="pass a positive semidefinite kernel of the rows with themselves",
+        )
+    return kernel[rows[:, None], rows].div_(scale)
+
+
+def cholesky_factor(kernel: Tensor, ridge: float, name: str) -> Tensor:
+    """Return the lower Cholesky factor of kernel + ridge I, (n, n).
+
+    Raises:
+        NumericalError: not positive definite beyond rounding.
+    """
+    L, largest_diagonal, positive = cholesky_in_place(kernel.clone(), ridge)
+    rounding = len(kernel) * EPS * largest_diagonal
+    if not positive or float(L.diagonal().min()) ** 2 <= rounding:
+        smallest = float(torch.linalg.eigvalsh(kernel)[0])
+        needed = max(-2 * smallest, 100 * rounding)
+        raise NumericalError(
+            f"{name} with smallest eigenvalue {smallest:.3g} relative to its mean diagonal entry, and ridge {ridge:g}",
+            expected="kernel + ridge positive definite, beyond rounding",
+            hint=f"compute the kernel in float64, or pass options=OnlineOptions(ridges=[...]) with ridges above {needed:.1g}",
+        )
+    return L
+
+
+class KernelScores:
+    """Scores of kernel regressions, (kernels × ridges, C) for each row, from the labels of the rows before it.
+
+    For K + ridge I = L Lᵀ, targets Y = one-hot − 1/C and z = L⁻¹ Y, the Gaussian process prediction of row i from the rows
+    before it has mean μ_i = Σ_{j<i} L_ij z_j and variance v_i = L_ii² (ridge included). The score is μ_i / v_i: up to a
+    constant, the log-likelihood of each one-hot vector.
+    """
+
+    def __init__(self, kernels: Mapping[str, Tensor], ridges: Sequence[float], n_classes: int) -> None:
+        """Use kernels (n, n) by name, which :func:`scaled_kernel` has scaled, with every one of the ``ridges``."""
+        self._kernels, self._ridges, self._n_classes = kernels, ridges, n_classes
+        self.names = [
+            f"kernel {name}, ridge {ridge:g}" if name else f"ridge {ridge:g}" for name in kernels for ridge in ridges
+        ]
+
+    def __len__(self) -> int:
+        """Return the number n of rows."""
+        return len(next(iter(self._kernels.values())))
+
+    def of_all_rows(self, labels: np.ndarray) -> np.ndarray:
+        """Return the scores (B, n, C) of all rows, given the labels (n,).
+
+        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: three n² arrays.
+        """
+        targets = torch.full((len(labels), self._n_classes), -1 / self._n_classes, dtype=torch.float64)
+        targets[torch.arange(len(labels)), torch.from_numpy(labels)] += 1
+        scores = np.empty((len(self.names), len(labels), self._n_classes))
+        for b, L in enumerate(self._factors()):
+            z = torch.linalg.solve_triangular(L, targets, upper=False)
+            variance = L.diagonal().square()
+            L.diagonal().zero_()  # Y − L_ii z would be the same, but for rounding by the label of the row itself
+            scores[b] = ((L @ z) / variance[:, None]).numpy()
+        return scores
+
+    def one_by_one(self) -> Generator[np.ndarray, int, None]:
+        """Yield the scores (B, C) of one row after the other, and receive the label of each.
+
+        Memory: kernels × ridges × n² numbers, for all factors at once.
+        """
+        n, C = len(self), self._n_classes
+        factors = np.empty((len(self.names), n, n))
+        for b, L in enumerate(self._factors()):
+            factors[b] = L.numpy()
+        z = np.zeros((len(self.names), n, C))
+        for i in range(n):
+            diagonal = factors[:, i, i, None]
+            mean = (factors[:, i : i + 1, :i] @ z[:, :i])[:, 0]
+            label = yield mean / diagonal**2
+            target = np.full(C, -1 / C)
+            target[label] += 1
+            z[:, i] = (target - mean) / diagonal
+
+    def _factors(self) -> Iterator[Tensor]:
+        for name, kernel in self._kernels.items():
+            for ridge in self._ridges:
+                yield cholesky_factor(kernel, ridge, f"kernel {name}".rstrip())

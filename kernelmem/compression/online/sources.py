@@ -1,0 +1,110 @@
+"""Sources of predictions: kernels, or a learner and its rows, checked and put into the order of the code."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelmem.compression.online.kernel_scores import KernelScores, scaled_kernel
+from kernelmem.compression.online.learner_scores import LearnerRows, LearnerScores, Train, as_learner_rows
+from kernelmem.compression.online.mixture import Mixture, Scores
+from kernelmem.compression.online.options import OnlineOptions
+from kernelmem.core import ArrayLike, Batch, InputError
+from kernelmem.core.checks import as_square_kernel, as_text, check_callable, describe
+
+Kernels: TypeAlias = ArrayLike | Sequence[ArrayLike] | Mapping[str, ArrayLike]
+"""A kernel (n, n), a list of kernels of the same rows, or a dict of such kernels by name."""
+
+MAX_CLASSES, MAX_KERNELS = 2**16, 64
+
+
+def mixture_of(scores: Scores, n_classes: int, options: OnlineOptions) -> Mixture:
+    """Return the mixture over the grids of ``options``."""
+    return Mixture(len(scores.names), n_classes, options.temperatures, options.floors, options.uniform)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Kernels of n rows by label, or a learner and its n rows."""
+
+    n: int
+    kernels: Mapping[str, Tensor]
+    learner: tuple[Train, LearnerRows] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of an online code, "kernel" or "learner"."""
+        return "learner" if self.learner else "kernel"
+
+    def scores(
+        self,
+        n_classes: int,
+        options: OnlineOptions,
+        order: np.ndarray,
+        report: Callable[[int, int], object] = lambda done, total: None,
+    ) -> Scores:
+        """Return the scores of the rows in the ``order`` (n,)."""
+        if self.learner is not None:
+            train, rows = self.learner
+            return LearnerScores(train, rows, n_classes, options, order=order, report=report)
+        indices = torch.from_numpy(order)
+        scaled = {
+            label: scaled_kernel(kernel, f"kernel {label}".rstrip(), indices) for label, kernel in self.kernels.items()
+        }
+        return KernelScores(scaled, options.ridges, n_classes)
+
+
+def as_source(source: Kernels | Train, x: Batch | None) -> Source:
+    """Check kernels, or a learner and its rows.
+
+    Raises:
+        InputError: neither kernels nor a function of (x, y); kernels that are not square matrices of finite numbers and of
+            one size; a learner without rows, kernels with rows.
+        NumericalError: a kernel that is not symmetric.
+    """
+    if callable(source) and not isinstance(source, Tensor | np.ndarray | Mapping):
+        check_callable(source, "train", ("x", "y"))
+        if x is None:
+            raise InputError(
+                "a learner without rows",
+                expected="the rows that it is trained on",
+                hint="pass x=, the rows of the labels",
+            )
+        rows = as_learner_rows(x)
+        return Source(len(rows), {}, (source, rows))
+    if x is not None:
+        raise InputError(
+            f"kernels and rows x, {describe(x)}",
+            expected="kernels, or a learner and rows",
+            hint="pass the kernel alone",
+        )
+    kernels = check_kernels(source)
+    return Source(len(next(iter(kernels.values()))), kernels)
+
+
+def check_kernels(source: Kernels) -> dict[str, Tensor]:
+    """Return kernels (n, n) in float64 on the CPU by label.
+
+    Raises:
+        InputError, NumericalError: as :func:`as_source`.
+    """
+    if isinstance(source, Mapping):
+        named = {as_text(name, "name of a kernel"): kernel for name, kernel in source.items()}
+    elif isinstance(source, list | tuple) and len(source) and all(getattr(kernel, "ndim", 0) == 2 for kernel in source):
+        named = {f"{i}": kernel for i, kernel in enumerate(source)}
+    else:
+        named = {"": cast("ArrayLike", source)}
+    kernels = {
+        name: as_square_kernel(kernel, f"kernel {name}".rstrip()).detach().cpu() for name, kernel in named.items()
+    }
+    sizes = sorted({len(kernel) for kernel in kernels.values()})
+    if len(sizes) != 1 or len(kernels) > MAX_KERNELS:
+        raise InputError(
+            f"{len(kernels)} kernels, of {sizes} rows",
+            expected=f"1 to {MAX_KERNELS} kernels of the same rows",
+            hint="compute all kernels on the same rows",
+        )
+    return kernels
