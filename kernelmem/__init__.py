@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from kernelmem.auditing import AuditOptions as AuditOptions
     from kernelmem.auditing import audit as audit
     from kernelmem.compression import Account as Account
+    from kernelmem.compression import OnlineCode as OnlineCode
+    from kernelmem.compression import OnlineOptions as OnlineOptions
     from kernelmem.compression import account as account
+    from kernelmem.compression import online_code as online_code
     from kernelmem.core import FileCorruptError as FileCorruptError
     from kernelmem.core import InputError as InputError
     from kernelmem.core import KernelmemError as KernelmemError
@@ -104,7 +107,7 @@ if TYPE_CHECKING:
 # Public names by package, imported on first use: torch takes seconds to import, and `kernelmem --help` does not need it.
 _NAMES = {
     "auditing": "Audit AuditOptions audit",
-    "compression": "Account account",
+    "compression": "Account OnlineCode OnlineOptions account online_code",
     "core": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
     "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",

@@ -14,3 +14,8 @@ from kernelmem.compression.certificates import Certificate as Certificate
 from kernelmem.compression.certificates import certificate as certificate
 from kernelmem.compression.certificates import held_out_certificate as held_out_certificate
 from kernelmem.compression.certificates import online_certificate as online_certificate
+from kernelmem.compression.online import KernelPredictor as KernelPredictor
+from kernelmem.compression.online import LearnerPredictor as LearnerPredictor
+from kernelmem.compression.online import OnlineCode as OnlineCode
+from kernelmem.compression.online import OnlineOptions as OnlineOptions
+from kernelmem.compression.online import online_code as online_code

@@ -1,5 +1,7 @@
 """Valid calls of compression estimates."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,68 @@ def account_arguments() -> dict[str, object]:
     }
 
 
+KERNEL = ROWS @ ROWS.T + torch.eye(20)
+ONLINE = compression.OnlineOptions(ridges=(0.1, 1.0), temperatures=(0.5,), floors=(0.1,), first_block=4, growth=2.0)
+
+
+def train(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    share = torch.bincount(y, minlength=2) / len(y)
+    return lambda rows: share.expand(len(rows), 2)
+
+
+ENCODED = compression.online_code(KERNEL, LABELS, options=ONLINE).encode()
+
 CALLS = {
+    "OnlineOptions": Call(
+        compression.OnlineOptions,
+        lambda: {
+            "ridges": [0.1, 1.0],
+            "temperatures": [0.5, 1.0],
+            "floors": [0.1],
+            "uniform": 0.5,
+            "first_block": 4,
+            "growth": 2.0,
+        },
+    ),
+    "online_code": Call(
+        compression.online_code,
+        lambda: {
+            "source": KERNEL,
+            "y": LABELS,
+            "x": None,
+            "n_classes": 2,
+            "order_seed": 1,
+            "options": ONLINE,
+            "progress": False,
+        },
+        examples=0.5,
+    ),
+    "online_code(learner)": Call(
+        compression.online_code,
+        lambda: {"source": train, "y": LABELS, "x": ROWS, "n_classes": 2, "options": ONLINE, "progress": False},
+        examples=0.5,
+    ),
+    "OnlineCode": Call(
+        compression.OnlineCode.decode, lambda: {"data": ENCODED, "source": KERNEL, "x": None, "progress": False}
+    ),
+    "compression.KernelPredictor": Call(
+        lambda kernel_function, n_classes, options, x, y: compression.KernelPredictor(
+            kernel_function, n_classes, options
+        )(x, y),
+        lambda: {
+            "kernel_function": lambda x: x @ x.T,
+            "n_classes": 2,
+            "options": ONLINE,
+            "x": ROWS,
+            "y": LABELS,
+        },
+        examples=0.3,
+    ),
+    "compression.LearnerPredictor": Call(
+        lambda train, n_classes, options, x, y: compression.LearnerPredictor(train, n_classes, options)(x, y),
+        lambda: {"train": train, "n_classes": 2, "options": ONLINE, "x": ROWS, "y": LABELS},
+        examples=0.3,
+    ),
     "account": Call(compression.account, account_arguments, examples=0.2),
     "account(kernel)": Call(
         compression.account,

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from kernelmem.compression.online.learner_scores import LearnerScores, Train, as_learner_rows
 from kernelmem.compression.online.mixture import Scores
 from kernelmem.compression.online.options import OnlineOptions
 from kernelmem.compression.online.sources import MAX_CLASSES, Kernels, as_source, mixture_of
-from kernelmem.core import ArrayLike, Batch
-from kernelmem.core.checks import as_count, as_labels, check_callable, check_instance
+from kernelmem.core import ArrayLike, Batch, InputError
+from kernelmem.core.checks import as_count, as_labels, check_callable, check_instance, describe
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,21 @@ class KernelPredictor:
         return mixture_of(scores, self.n_classes, self.options).predict_each(scores)
 
     def _scores(self, x: Any) -> Scores:
-        source = as_source(self.kernel_function(x), None)
+        try:
+            kernels = self.kernel_function(x)
+        except Exception as error:  # raised by the user's function, so of any type
+            raise InputError(
+                f"kernel_function(x) that raised {type(error).__name__}: {str(error)[:200]}",
+                expected="a function of rows that returns their kernel (n, n)",
+                hint="call kernel_function(x) on these rows alone",
+            ) from error
+        if callable(kernels) and not isinstance(kernels, Tensor):
+            raise InputError(
+                f"kernel_function(x) that returned {describe(kernels)}",
+                expected="a kernel (n, n), or a list or dict of kernels",
+                hint="pass a learner to LearnerPredictor",
+            )
+        source = as_source(kernels, None)
         return source.scores(self.n_classes, self.options, np.arange(source.n))
 
 
