@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import kernelmem as km
+from kernelmem.auditing import conclusions
 from kernelmem.auditing.data_checks import read_rows, with_outputs
-from kernelmem.auditing.retraining import verify_rows
+from kernelmem.auditing.retraining import retraining_scores, verify_rows
+from kernelmem.auditing.retraining.budget import subset_outputs
 from kernelmem.memorization.shadows import EnsembleTraining, ShadowOptions, shadow_ensemble
 from kernelmem.training import Recipe, mlp
 
@@ -40,6 +42,13 @@ def fit(x, y, seed):
 @pytest.fixture(scope="module")
 def data():
     return make_data()
+
+
+@pytest.fixture(scope="module")
+def inputs(data):
+    (x, y), test = data
+    rows, audited, labels = read_rows((x, y), test, None, class_names=None, name="data", image_shape=None)
+    return with_outputs(fit(x, y, 5), rows, audited, labels, forward=None, n_classes=None)
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +121,33 @@ def test_shadow_models_of_other_rows_are_refused(data, shadows):
         km.AuditOptions(retrain=lambda rows: None)
 
 
-def test_verified_effects_are_those_of_literal_retraining_and_equal_for_a_users_function(data):
-    (x, y), test = data
-    rows, audited, labels = read_rows((x, y), test, None, class_names=None, name="data", image_shape=None)
-    inputs = with_outputs(fit(x, y, 5), rows, audited, labels, forward=None, n_classes=None)
+@pytest.mark.parametrize(("control_high", "passed"), [(0.0, True), (0.05, True), (0.0501, False), (0.4, False)])
+def test_memorization_with_permuted_memberships_fails_its_gate_and_blanks_the_headline(
+    data, shadows, inputs, retrained, control_high, passed
+):
+    document, correct = retrained.document, retrained.rows.network_correct
+    gates = conclusions.retraining_gates(retraining_scores(shadows, seed=0), inputs, correct, control_high)
+    assert [gate.passed for gate in gates] == [True, passed]
+    others = tuple(gate for gate in document.gates if gate.name not in {gate.name for gate in gates})
+    verdict = conclusions.verdict(
+        (*others, *gates), document.how_much, document.power, document.data, inputs.labels.note
+    )
+    assert verdict.status == ("memorized" if passed else "no-claim")
+
+
+def test_models_on_subsets_are_trained_for_equal_epochs(data, inputs):
+    """Models on half of the rows take half of the steps, so that they see each of their rows as often as the network."""
+    subsets = [torch.arange(0, N, 2), torch.arange(1, N, 2)]
+    equal, half, all_steps = (
+        subset_outputs(inputs, EnsembleTraining(Recipe(lr=0.05, steps=steps, batch_size=8), 5, equal_epochs=e), subsets, [1, 2])
+        for steps, e in ((20, True), (10, False), (20, False))
+    )  # fmt: skip
+    assert torch.equal(equal, half)
+    assert not torch.equal(equal, all_steps)
+
+
+def test_verified_effects_are_those_of_literal_retraining_and_equal_for_a_users_function(data, inputs):
+    x, y = data[0]
     together = verify_rows(inputs, TRAINING, [0, 20], seed=0, pairs=3)
     single = verify_rows(inputs, lambda indices, seed: fit(x[indices], y[indices], seed), [0, 20], seed=0, pairs=3)
     seeds = np.random.default_rng(0).integers(2**31 - 2, size=3).tolist()
