@@ -13,7 +13,7 @@ from kernelmem.cli import main
 from kernelmem.cli.descent import DescentCommand, _kept_files
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from kernelmem.cli.worker_pool import worker_pool
 
@@ -21,14 +21,22 @@ def work(path):
     Path(path).write_text(str(os.getpid()))
     time.sleep(100)
 
-def run(directory):
+def send(path):
+    Path(path).write_text(str(os.getpid()))
+    return bytes(2**22)  # takes longer to send than to make
+
+def run(directory, function):
     with worker_pool(2) as executor:
-        for task in [executor.submit(work, f"{directory}/{k}") for k in range(4)]:
-            task.result()
+        k = 0
+        while True:
+            for task in [executor.submit(function, f"{directory}/{k + i}") for i in range(8)]:
+                task.result()
+            k += 8
 
 if __name__ == "__main__":
     import pool_script
-    pool_script.run(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
+    pool_script.run(sys.argv[1], getattr(pool_script, sys.argv[2]))
 """
 
 
@@ -42,12 +50,14 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("killed_by", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_its_parent(tmp_path, killed_by):
+@pytest.mark.parametrize("task", ["work", "send"])
+def test_no_worker_outlives_its_parent(tmp_path, killed_by, task):
+    """In "send" the workers are stopped in the middle of a message, whose rest the parent must not wait for."""
     (tmp_path / "pool_script.py").write_text(SCRIPT)
     directory = tmp_path / "started"
     directory.mkdir()
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "pool_script.py"), str(directory)],
+        [sys.executable, str(tmp_path / "pool_script.py"), str(directory), task],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -59,8 +69,11 @@ def test_no_worker_outlives_its_parent(tmp_path, killed_by):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    wait_until(lambda: sum(bool(file.read_text()) for file in directory.iterdir()) == 2 or process.poll() is not None)
-    workers = [int(file.read_text()) for file in directory.iterdir()]
+    def worker_ids():
+        return {int(text) for file in directory.iterdir() if (text := file.read_text())}
+
+    wait_until(lambda: len(worker_ids()) == 2 or process.poll() is not None)
+    workers = worker_ids()
     assert len(workers) == 2
     process.send_signal(killed_by)  # to the parent alone, as `kill` does
     process.communicate(timeout=90)  # well before the tasks end
