@@ -62,7 +62,7 @@ CALLS = {
             "options": OPTIONS,
         },
     ),
-    "tpr_at_fpr": Call(membership.tpr_at_fpr, lambda: {**SEVERAL, "fpr": 0.1, "level": 0.9}),
+    "tpr_at_fpr": Call(membership.tpr_at_fpr, lambda: {**SEVERAL, "fpr": 0.1, "level": 0.9, "variance_factor": 2.0}),
     "equivalence_test": Call(
         membership.equivalence_test,
         lambda: {**SEVERAL, "auc_margin": 0.6, "tpr_factor": 3.0, "fprs": (0.1, 0.2), "alpha": 0.1},

@@ -100,7 +100,7 @@ def equivalence_test(
     variance_factor = as_number(variance_factor, "variance_factor", minimum=1.0)
     level = 1 - 2 * alpha
     auc = auc_over_targets(values, flags, level, variance_factor)
-    rates = tuple(roc(values, flags, rates_asked, level=level))
+    rates = tuple(roc(values, flags, rates_asked, level=level, variance_factor=variance_factor))
     not_shown = [] if auc.high < auc_margin else [f"AUC: upper limit {auc.high:.3f}"]
     for rate in rates:
         if rate.value is None:
@@ -109,7 +109,8 @@ def equivalence_test(
             not_shown.append(f"TPR at FPR {rate.fpr:g}: upper limit {rate.high:.3g}")
     corrected = 1 - 2 * alpha / (1 + len(rates_asked))
     detected = auc_over_targets(values, flags, corrected, variance_factor).low > 0.5
-    detected |= any(r.low > r.fpr for r in roc(values, flags, rates_asked, level=corrected))
+    corrected_rates = roc(values, flags, rates_asked, level=corrected, variance_factor=variance_factor)
+    detected |= any(r.low > r.fpr for r in corrected_rates)
     detectable, power = _power(flags, auc_margin, alpha, corrected, variance_factor)
     return Equivalence(
         not not_shown, detected, auc, auc_margin, rates, tpr_factor, tuple(not_shown), detectable, power, alpha

@@ -55,7 +55,9 @@ class TprAtFpr:
         )
 
 
-def tpr_at_fpr(scores: ArrayLike, members: ArrayLike, fpr: float, *, level: float = 0.95) -> TprAtFpr:
+def tpr_at_fpr(
+    scores: ArrayLike, members: ArrayLike, fpr: float, *, level: float = 0.95, variance_factor: float = 1.0
+) -> TprAtFpr:
     """Return the share of members above the threshold that the share ``fpr`` of non-members exceeds.
 
     With c_j the share of members above the j-th largest of N non-members, tied rows in random order, the estimate is c at
@@ -71,25 +73,33 @@ def tpr_at_fpr(scores: ArrayLike, members: ArrayLike, fpr: float, *, level: floa
         members: bool of the same shape.
         fpr: false-positive rate in (0, 1).
         level: confidence level.
+        variance_factor: variance of a mean over several targets relative to that of independent targets; above 1 if the
+            targets are each other's shadow models (``Membership.variance_factor``).
 
     Raises:
-        InputError: shapes that differ, scores that are not finite, only members or only non-members.
+        InputError: shapes that differ, scores that are not finite, only members or only non-members, a number out of range.
 
     >>> round(tpr_at_fpr([3.0] * 200, [True] * 100 + [False] * 100, 0.1).value, 12)
     0.1
     """
     fpr = as_number(fpr, "fpr", exclusive=True, maximum=0.999)
     level = as_number(level, "level", minimum=0.01, maximum=0.9999)
-    return roc(scores, members, (fpr,), level=level)[0]
+    factor = as_number(variance_factor, "variance_factor", minimum=1.0)
+    return roc(scores, members, (fpr,), level=level, variance_factor=factor)[0]
 
 
 def roc(
-    scores: ArrayLike, members: ArrayLike, fprs: tuple[float, ...] | list[float], *, level: float = 0.95
+    scores: ArrayLike,
+    members: ArrayLike,
+    fprs: tuple[float, ...] | list[float],
+    *,
+    level: float = 0.95,
+    variance_factor: float = 1.0,
 ) -> list[TprAtFpr]:
     """Return :func:`tpr_at_fpr` at several false-positive rates."""
     values, flags = as_scored(scores, members)
     counts = members_above(values, flags)
-    return [_rate(values, flags, counts, fpr, level) for fpr in fprs]
+    return [_rate(values, flags, counts, fpr, level, variance_factor) for fpr in fprs]
 
 
 def as_scored(scores: ArrayLike, members: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -131,10 +141,14 @@ def members_above(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.repeat(before, negatives) + within, [float(flags.sum())]])
 
 
-def _rate(scores: np.ndarray, members: np.ndarray, counts: np.ndarray, fpr: float, level: float) -> TprAtFpr:
+def _rate(
+    scores: np.ndarray, members: np.ndarray, counts: np.ndarray, fpr: float, level: float, factor: float
+) -> TprAtFpr:
     n_members, n_nonmembers = int(members.sum()), int((~members).sum())
     value = float(np.interp(fpr * (n_nonmembers + 1), np.arange(len(counts)), counts)) / n_members
-    effective = _effective_sizes(scores, members, fpr, level) if len(scores) > 1 else (n_members, n_nonmembers)
+    effective = (n_members, n_nonmembers)
+    if len(scores) > 1:
+        effective = _effective_sizes(scores, members, fpr, level, factor)
     low, high = _limits(counts, n_members, effective, fpr, level)
     needed = RESOLUTION / fpr
     reason = ""
@@ -144,10 +158,13 @@ def _rate(scores: np.ndarray, members: np.ndarray, counts: np.ndarray, fpr: floa
     return TprAtFpr(fpr, estimate, min(low, value), max(high, value), level, n_nonmembers, len(scores), reason)
 
 
-def _effective_sizes(scores: np.ndarray, members: np.ndarray, fpr: float, level: float) -> tuple[float, float]:
+def _effective_sizes(
+    scores: np.ndarray, members: np.ndarray, fpr: float, level: float, factor: float
+) -> tuple[float, float]:
     """Return effective numbers of members and of non-members of K targets: N · binomial variance / variance over targets.
 
-    Both are reduced by (z / t)² for the K − 1 degrees of freedom of the variance over targets.
+    Both are reduced by (z / t)² for the K − 1 degrees of freedom of the variance over targets, and by ``factor`` for the
+    dependence of targets.
     """
     from scipy.stats import norm, t
 
@@ -165,7 +182,7 @@ def _effective_sizes(scores: np.ndarray, members: np.ndarray, fpr: float, level:
         over_targets = float(((size / size.sum()) ** 2 * (rates - mean) ** 2).sum()) * K / (K - 1)
         binomial = mean * (1 - mean) / int(size.sum())
         effect = over_targets / binomial if binomial > 0 else 1.0
-        sizes.append(int(size.sum()) / max(effect, SMALLEST_EFFECT) * reduction)
+        sizes.append(int(size.sum()) / max(effect, SMALLEST_EFFECT) / factor * reduction)
     return sizes[0], sizes[1]
 
 

@@ -192,7 +192,10 @@ class Membership(Result):
         fprs = torch.logspace(torch.tensor(smallest).log10().item(), -0.005, 24, dtype=torch.float64).tolist()
         fprs = [max(fprs[0], smallest), *fprs[1:]]
         curves = [
-            [(r.value, r.low, r.high) for r in roc(s, m, fprs, level=self.auc.level)]
+            [
+                (r.value, r.low, r.high)
+                for r in roc(s, m, fprs, level=self.auc.level, variance_factor=self.variance_factor)
+            ]
             for s, m in ((self.scores, self.members), (self.null_scores, self.null_members))
         ]
         over = "targets" if self.n_targets > 1 else "rows"

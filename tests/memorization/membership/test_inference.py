@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import kernelmem as km
 from kernelmem.core import InputError
-from kernelmem.memorization.membership import Membership, MembershipOptions, attack_scores, membership
+from kernelmem.memorization.membership import Membership, MembershipOptions, attack_scores, membership, tpr_at_fpr
 from kernelmem.memorization.membership.attacks import score_target
 from kernelmem.memorization.membership.inference import used_models
 from kernelmem.memorization.membership.signals import as_signals
@@ -173,6 +173,28 @@ def test_too_few_models_are_refused():
     one_sided.masks[2] = True
     with pytest.raises(InputError, match="models 2 trained on all or none"):
         membership(one_sided)
+
+
+def test_the_intervals_of_rates_allow_for_shared_shadow_models():
+    result = membership(gaussian_ensemble(12, 100, 0.5, 0), options=MembershipOptions(fprs=(0.1,)))
+    assert 2 <= result.variance_factor <= 4
+    independent = tpr_at_fpr(result.scores, result.members, 0.1)
+    (rate,), (control,) = result.rates, result.null_rates
+    assert rate == tpr_at_fpr(result.scores, result.members, 0.1, variance_factor=result.variance_factor)
+    assert control == tpr_at_fpr(result.null_scores, result.null_members, 0.1, variance_factor=result.variance_factor)
+    widened = (rate.high - rate.low) / (independent.high - independent.low)
+    assert widened == pytest.approx(math.sqrt(result.variance_factor), rel=0.15)
+    assert result.equivalence(fprs=(0.1,)).rates == (
+        tpr_at_fpr(result.scores, result.members, 0.1, level=0.9, variance_factor=result.variance_factor),
+    )
+
+
+@pytest.mark.soak
+def test_coverage_of_rates_over_targets():
+    """Intervals for independent targets cover 82 % here."""
+    rates = [membership(gaussian_ensemble(48, 300, 0.0, s), seed=s).rates[0] for s in range(60)]
+    misses = sum(not rate.low <= rate.fpr <= rate.high for rate in rates)
+    assert misses <= 0.05 * 60 + 3 * math.sqrt(0.05 * 0.95 * 60)
 
 
 @pytest.mark.soak
