@@ -18,6 +18,7 @@ from kernelmem.core.options import as_progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,6 +136,12 @@ class OnlineCode(Result):
 
         columns = {"label": self.labels, "bits": self.per_example, "wrong": self.wrong, "position": self.position}
         return pd.DataFrame({name: value.numpy() for name, value in columns.items()}).rename_axis("example")
+
+    def plot(self) -> "Figure":
+        """Plot the cumulative bits over the rows, compared with uniform labels, and the bits of each row."""
+        from kernelmem.plotting.compression.online import online_code_figure  # matplotlib is slow to import
+
+        return online_code_figure(self.per_example, self.wrong, self.position, self.uniform)
 
     def __str__(self) -> str:
         """Return lengths, mistakes, the best experts and the most expensive rows."""
