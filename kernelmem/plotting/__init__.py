@@ -2,7 +2,7 @@
 
 - ``style``: palette, matplotlib parameters, ticks, error bands, SVG and PNG files of a figure
 - ``notebook_figure``: the figure class, which notebooks display without a magic command
-- ``compression/``: code lengths of labels
+- ``compression/``: account of the labels in bits, online codes
 - ``double_descent/``: sweeps, phase diagrams, predictions and theory
 - ``equivalence``: errors of kernel machines compared with a network, and the movement of its kernel
 - ``ledger``: contributions of training examples to one output
@@ -11,6 +11,7 @@
 - ``spectrum``: eigenvalues of a kernel
 """
 
+from kernelmem.plotting.compression import account_figure as account_figure
 from kernelmem.plotting.compression import online_code_figure as online_code_figure
 from kernelmem.plotting.double_descent import Theory as Theory
 from kernelmem.plotting.double_descent import curve_figure as curve_figure

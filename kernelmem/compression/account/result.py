@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from kernelmem.compression.account.calibration import noise_entropy
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 N_LISTED = 8
 
@@ -122,6 +124,16 @@ class Account(Result):
         }
         frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()}).rename_axis("example")
         return frame.sort_values("memorized", ascending=False, kind="stable")
+
+    def plot(self, images: ArrayLike | None = None) -> "Figure":
+        """Return a figure: the bar of the account, the bar of the null, and the memorized bits of each row.
+
+        The 12 most memorized rows are shown if the inputs of the model were images, or with ``images`` (n, h, w) or
+        (n, h, w, 3).
+        """
+        from kernelmem.plotting.compression import account_figure  # matplotlib is slow to import
+
+        return account_figure(self, self.images if images is None else images)
 
     def __str__(self) -> str:
         lines = [f"account of {len(self.labels):,} labels, {self.n_classes} classes, in bits ({self.reference})"]
