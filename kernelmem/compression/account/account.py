@@ -12,7 +12,8 @@ from kernelmem.compression.account.network_bits import network_bits
 from kernelmem.compression.account.nulls import Retrain, measure_nulls, takes_labels
 from kernelmem.compression.account.references import Reference, ReferenceLike, as_reference
 from kernelmem.compression.account.reinitialize import reinitialize
-from kernelmem.compression.account.result import Account, row_images
+from kernelmem.compression.account.result import Account
+from kernelmem.compression.online import online_code
 from kernelmem.core.batches import Batch, Forward
 from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_pair, check_model, seed_sequence
 from kernelmem.core.errors import InputError
@@ -114,6 +115,11 @@ def account(
     network_total, network_rows = network_bits(network.logits, labels, floor, min(left_out.total, uniform))
     report_stage(2, N_STAGES)
     online = moved = None
+    if used.kernel is not None:
+        online = online_code(used.kernel, labels, n_classes=C, order_seed=seed, progress=False).bits
+        if trained_kernel:
+            trained = network.tangent_kernel(network.module)
+            moved = online - online_code(trained, labels, n_classes=C, order_seed=seed, progress=False).bits
     report_stage(3, N_STAGES)
     nulls = {}
     if estimable:
@@ -123,7 +129,7 @@ def account(
         labels=labels,
         predicted=left_out.probabilities.argmax(1),
         uniform=uniform,
-        online=online,
+        online=None if online is None else float(online),
         left_out=left_out.total if estimable else None,
         network=network_total,
         noise_rate=left_out.noise_rate if estimable else None,
@@ -133,10 +139,9 @@ def account(
         nulls=nulls,
         reference=used.name,
         initialization=untrained.note,
-        moved_into_kernel=moved,
+        moved_into_kernel=None if moved is None else float(moved),
         estimable=estimable,
         n_classes=C,
-        images=row_images(network.rows.tree, n),
     )
 
 

@@ -33,7 +33,8 @@ def network_bits(logits: Tensor, labels: Tensor, reference: Tensor, reference_bi
     at_label = labels[:, None]
     p_reference = reference.gather(1, at_label)[:, 0]
     floors = [0.5 * n**-power for power in FLOOR_POWERS]
-    z = logits - logits.amax(1, keepdim=True)
+    z = logits / (float(logits.abs().max()) or 1.0)  # squares of large logits would overflow
+    z = z - z.amax(1, keepdim=True)
     spread = output_spread(z) or 1.0
     experts = []
     for temperature in TEMPERATURES:

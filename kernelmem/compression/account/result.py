@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from kernelmem.compression.account.calibration import noise_entropy
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_LISTED = 8
+NULL_BITS = 2.0  # of networks that cannot have memorized the labels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +48,6 @@ class Account(Result):
         estimable: False if the reference predicts the labels no better than the uniform distribution: then what the network
             holds may follow from the other rows or not.
         n_classes: number C of classes.
-        images: (n, h, w) or (n, h, w, 3) pictures of the rows, if the inputs are images; otherwise None.
     """
 
     labels: Tensor
@@ -67,7 +66,6 @@ class Account(Result):
     moved_into_kernel: float | None
     estimable: bool
     n_classes: int
-    images: Tensor | None
 
     shapes: ClassVar = {"labels": "n", "predicted": "n", "left_out_rows": "n", "network_rows": "n"}
 
@@ -99,16 +97,19 @@ class Account(Result):
                 f" distribution. {_bits(self.network)} bits are not in the network; what of the others follows from the"
                 " other rows cannot be said."
             )
-        null = f" (null {_bits(max(self.nulls.values(), key=abs))})" if self.nulls else ""
+        null = f"null {_bits(max(self.nulls.values(), key=abs))}" if self.nulls else ""
         rate = f"estimated {self.noise_rate:.1%} ± {self.noise_rate_error:.1%} of the labels"
         if self.noise <= max(self.memorized, 0.0):
             noise = f", about {_bits(self.noise)} of them label noise ({rate})"
         else:
             noise = f"; the labels hold about {_bits(self.noise)} bits of noise ({rate})"
+        held = f"{_bits(self.memorized)} more" + f" ({null})" * bool(null)
+        if self.memorized < NULL_BITS:
+            held = f"no more than that ({_bits(self.memorized)} bits{f', {null}' if null else ''})"
         end = f" Without the network a decoder needs {_bits(self.online)}." if self.online is not None else ""
         return (
-            f"{start}; {_bits(self.uniform - self.left_out)} follow from the other rows. The network holds"
-            f" {_bits(self.memorized)} more{null}{noise}; {_bits(self.network)} are in neither.{end}"
+            f"{start}; {_bits(self.uniform - self.left_out)} follow from the other rows. The network holds {held}{noise};"
+            f" {_bits(self.network)} are in neither.{end}"
         )
 
     def to_frame(self) -> "pd.DataFrame":
@@ -128,12 +129,11 @@ class Account(Result):
     def plot(self, images: ArrayLike | None = None) -> "Figure":
         """Return a figure: the bar of the account, the bar of the null, and the memorized bits of each row.
 
-        The 12 most memorized rows are shown if the inputs of the model were images, or with ``images`` (n, h, w) or
-        (n, h, w, 3).
+        With the rows as ``images``, (n, h, w), (n, h, w, 3), (n, 1, h, w) or (n, 3, h, w), the 12 most memorized are shown.
         """
         from kernelmem.plotting.compression import account_figure  # matplotlib is slow to import
 
-        return account_figure(self, self.images if images is None else images)
+        return account_figure(self, images)
 
     def __str__(self) -> str:
         lines = [f"account of {len(self.labels):,} labels, {self.n_classes} classes, in bits ({self.reference})"]
@@ -164,15 +164,3 @@ class Account(Result):
 def _bits(value: float | None) -> str:
     """Return a number of bits without decimals, without a minus sign at zero."""
     return f"{round(value or 0.0):,}"
-
-
-def row_images(x: object, n: int) -> Tensor | None:
-    """Return pictures (n, h, w) or (n, h, w, 3) from inputs (n, h, w), (n, 1, h, w) or (n, 3, h, w), or None."""
-    if not isinstance(x, Tensor) or x.is_complex() or x.ndim not in (3, 4) or min(x.shape[-2:]) < 4:
-        return None
-    x = x.detach().cpu()
-    if x.ndim == 4:
-        if x.shape[1] not in (1, 3):
-            return None
-        x = x[:, 0] if x.shape[1] == 1 else x.movedim(1, 3)
-    return x.to(torch.float32).clone()

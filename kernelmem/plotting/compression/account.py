@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike
-from kernelmem.core.checks import as_array as checked_array
+from kernelmem.core.checks import ArrayLike, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.plotting.style import BLUE, GRAY, LINE, ORANGE, SOFT, TEXT, as_array, new_figure, style
 
@@ -53,7 +53,7 @@ class AccountLike(Protocol):
 def account_figure(account: AccountLike, images: ArrayLike | None = None) -> "Figure":
     """Draw the bar of an account over that of its null, and the memorized bits of the rows in descending order.
 
-    ``images`` (n, h, w) or (n, h, w, 3) are pictures of the rows, of which the 12 most memorized are shown.
+    ``images``, (n, h, w), (n, h, w, 3), (n, 1, h, w) or (n, 3, h, w), are the rows, of which the 12 most memorized are shown.
     """
     pictures = None if images is None else _as_pictures(images, len(account.labels))
     estimable = account.memorized is not None
@@ -62,7 +62,8 @@ def account_figure(account: AccountLike, images: ArrayLike | None = None) -> "Fi
         if not estimable:
             _draw_bars(figure.add_subplot(), account)
             return figure
-        left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
+        panels = figure.subfigures(1, 2, width_ratios=[1.25, 1])
+        left, right = panels  # pyright: ignore[reportGeneralTypeIssues]
         _draw_bars(left.add_subplot(), account)
         _draw_rows(right, account, pictures)
     return figure
@@ -74,13 +75,9 @@ def _draw_bars(axes: "Axes", account: AccountLike) -> None:
     axes.set_xlim(0, uniform)
     axes.set_title(f"{_bits(uniform)} bits of {len(account.labels):,} labels")
     if account.left_out is None or account.memorized is None or account.noise is None:
+        held = max(0.0, uniform - account.network)
         parts = [
-            (
-                uniform - account.network,
-                LINE,
-                "",
-                f"{_bits(uniform - account.network)} from the other rows or memorized",
-            ),
+            (held, LINE, "", f"{_bits(held)} from the other rows or memorized"),
             (account.network, GRAY, "", f"{_bits(account.network)} in neither"),
         ]
         _draw_bar(axes, 0, parts)
@@ -91,15 +88,12 @@ def _draw_bars(axes: "Axes", account: AccountLike) -> None:
     else:
         follows, memorized = uniform - account.left_out, max(0.0, account.memorized)
         noise = min(account.noise, memorized)
+        text = f"{_bits(account.memorized)} memorized"
+        hatched = f"{text}; hatched: up to {_bits(noise)} of label noise" if noise >= 0.5 else ""
         parts = [
             (follows, BLUE, "", f"{_bits(follows)} follow from the other rows"),
-            (
-                noise,
-                ORANGE,
-                HATCH,
-                f"{_bits(account.memorized)} memorized; hatched: up to {_bits(noise)} of label noise",
-            ),
-            (memorized - noise, ORANGE, "", ""),
+            (noise, ORANGE, HATCH, hatched),
+            (memorized - noise, ORANGE, "", "" if hatched else text),
             (uniform - follows - memorized, GRAY, "", f"{_bits(account.network)} in neither"),
         ]
         _draw_bar(axes, 0, parts)
@@ -118,12 +112,12 @@ def _draw_bars(axes: "Axes", account: AccountLike) -> None:
         place = uniform - account.online
         axes.plot([place, place], [-BAR_HEIGHT / 2 - 0.12, BAR_HEIGHT / 2], color=TEXT, linewidth=1.2, clip_on=False)
         text = f"without the network a decoder saves {_bits(place)}"
-        side = "right" if place > uniform / 2 else "left"
+        side = "left" if place < uniform / 3 else "right" if place > 2 * uniform / 3 else "center"
         axes.text(place, -BAR_HEIGHT / 2 - 0.16, text, ha=side, va="bottom", color=TEXT, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("bits")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=1, handlelength=1.4, borderaxespad=0)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=1, handlelength=1.4, borderaxespad=0)
 
 
 def _draw_bar(axes: "Axes", height: float, parts: list[tuple[float, str, str, str]]) -> None:
@@ -149,16 +143,19 @@ def _draw_rows(figure: "SubFigure", account: AccountLike, pictures: np.ndarray |
     axes.plot(ranks, bits[order], drawstyle="steps-mid", color=ORANGE, linewidth=1.3)
     axes.axhline(0, color=GRAY, linewidth=0.8)
     axes.set_xlim(0.5, len(order) + 0.5)
+    largest = max(1.0, float(bits.max()))
+    axes.set_ylim(min(0.0, float(bits.min())) - 0.04 * largest, 1.04 * largest)
     axes.set(xlabel="rows, most memorized first", ylabel="bits")
     axes.set_title("Memorized bits of each row")
     if pictures is None:
         return
+    figure.supxlabel("label (most probable class by the other rows)", fontsize=9, color=SOFT)
     low, high = float(pictures.min()), float(pictures.max())
     for place, row in enumerate(order[:N_THUMBNAILS]):
         cell = figure.add_subplot(grid[1 + place // COLUMNS, place % COLUMNS])
         cell.imshow((pictures[row] - low) / ((high - low) or 1.0), cmap="gray", vmin=0, vmax=1)
         cell.set_axis_off()
-        cell.set_title(f"{int(account.labels[row])} not {int(account.predicted[row])}", loc="center", fontsize=8, pad=2)
+        cell.set_title(f"{int(account.labels[row])} ({int(account.predicted[row])})", loc="center", fontsize=8, pad=2)
 
 
 def _as_pictures(images: ArrayLike, n: int) -> np.ndarray:
@@ -167,16 +164,17 @@ def _as_pictures(images: ArrayLike, n: int) -> np.ndarray:
     Raises:
         InputError: another shape, or values that are not finite.
     """
-    array = as_array(images) if isinstance(images, Tensor) else checked_array(images, "images")
-    is_picture = array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)
-    if not is_picture or len(array) != n or array.dtype.kind not in "fiub" or not np.isfinite(array).all():
+    pictures = as_tensor(images, "images", dtype=torch.float64).cpu()
+    if pictures.ndim == 4 and pictures.shape[1] in (1, 3) and pictures.shape[3] != 3:
+        pictures = pictures[:, 0] if pictures.shape[1] == 1 else pictures.movedim(1, 3)
+    if pictures.ndim not in (3, 4) or len(pictures) != n or (pictures.ndim == 4 and pictures.shape[3] != 3):
         raise InputError(
-            f"images of shape {array.shape} and dtype {array.dtype}",
-            expected=f"finite numbers ({n}, h, w) or ({n}, h, w, 3), one picture for each row",
+            f"images of shape {tuple(pictures.shape)}",
+            expected=f"({n}, h, w) or ({n}, h, w, 3), one picture for each row",
             hint="pass images=x.reshape(n, h, w) for flattened rows",
         )
-    return array.astype(np.float64)
+    return pictures.numpy()
 
 
 def _bits(value: float) -> str:
-    return f"{round(value):,}"
+    return f"{round(value):,}".replace("-", "\N{MINUS SIGN}")
