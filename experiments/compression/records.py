@@ -23,7 +23,7 @@ def account_record(model: nn.Module, x: Tensor, y: Tensor, *, reference: Tensor 
         "noise_rate": account.noise_rate,
         "noise_rate_error": account.noise_rate_error,
         "noise": account.noise,
-        "untrained": account.nulls["untrained"],
+        "untrained": account.nulls["untrained network"],
     }
 
 
