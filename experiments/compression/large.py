@@ -1,7 +1,6 @@
 """Up to 5,000 rows: time and memory of the online code and of the account, each in a fresh process."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 import kernelmem as km
+from experiments.benchmarks.ntk.gauges import peak, reset_peak, resident
 from experiments.compression.networks import train_networks
 from experiments.compression.other_data import GaussianClasses
 from kernelmem.core import seed_sequence
@@ -66,13 +66,15 @@ def measure(setting: Large, n: int, seed: int, what: What) -> dict:
     }
     if what == "online_code":
         kernel = km.infinite_ntk(x, depth=2)
-        start, memory = time.process_time(), _peak_memory()
+        reset_peak()
+        start, memory = time.process_time(), resident()
         code = km.online_code(kernel, labels.y, progress=False)
         record |= {"bits": float(code.bits)}
     else:
         data = labeled_data(x.float(), labels.y, x[:2].float(), labels.y[:2])
         networks = train_networks(data, [labels.y], [setting.width], steps=setting.steps, seed=seeds["weights"])
-        start, memory = time.process_time(), _peak_memory()
+        reset_peak()
+        start, memory = time.process_time(), resident()
         account = km.account(
             networks.models[0], (data.x_train, labels.y), reference="infinite_ntk", seed=seed, progress=False
         )
@@ -84,10 +86,4 @@ def measure(setting: Large, n: int, seed: int, what: What) -> dict:
             "noise_rate_error": account.noise_rate_error,
             "noise": account.noise,
         }
-    return record | {"seconds": time.process_time() - start, "memory_mb": _peak_memory() - memory}
-
-
-def _peak_memory() -> float:
-    """Return the peak memory of this process in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return record | {"seconds": time.process_time() - start, "memory_mb": (peak() - memory) / 1e6}

@@ -52,7 +52,8 @@ def noise_kinds(setting: NoiseKinds, seed: int) -> Iterator[dict]:
         record = account_record(model, x, labels.y, reference=kernel, seed=seed)
         if kind == "none":
             baseline = record["memorized"]
-        truth = entropy_of_noise(labels, clean)
+        truth, flipped = entropy_of_noise(labels, clean), float(labels.flipped.double().mean())
+        estimate = km.estimate_label_noise(kernel, labels.y)
         yield {
             "kind": kind,
             "rate": rate,
@@ -60,8 +61,10 @@ def noise_kinds(setting: NoiseKinds, seed: int) -> Iterator[dict]:
             "train_error": error,
             **record,
             "true_noise": truth,
-            "rate_bias": record["noise_rate"] - float(labels.flipped.double().mean()),
+            "rate_bias": record["noise_rate"] - flipped,
             "noise_bias": record["noise"] - truth,
+            "matrix_rate_bias": estimate.noise_rate - flipped,
+            "matrix_noise_bias": float((estimate.posterior @ _entropies(estimate.transition)).sum()) - truth,
             "memorized_above_clean": record["memorized"] - baseline,
             "memorized_bias": record["memorized"] - baseline - truth,
         }
@@ -69,5 +72,10 @@ def noise_kinds(setting: NoiseKinds, seed: int) -> Iterator[dict]:
 
 def entropy_of_noise(labels: CorruptedLabels, clean: Tensor) -> float:
     """Return the entropy of the noisy labels given the true ones, in bits: the sum over rows of H(T_row)."""
-    rows = labels.matrix if len(labels.matrix) == len(clean) != labels.matrix.shape[1] else labels.matrix[clean]
-    return float(torch.special.entr(rows).sum()) / math.log(2)
+    per_row = len(labels.matrix) == len(clean) != labels.matrix.shape[1]
+    return float(_entropies(labels.matrix if per_row else labels.matrix[clean]).sum())
+
+
+def _entropies(distributions: Tensor) -> Tensor:
+    """Return the entropies (m,) of distributions (m, C), in bits."""
+    return torch.special.entr(distributions).sum(1) / math.log(2)

@@ -121,7 +121,7 @@ def generated(setting: Generated, seed: int) -> Iterator[dict]:
                 "bayes_entropy": entropy,
                 "bayes_bits": bayes,
                 **record,
-                "rate_bias": record["noise_rate"] - float(1 - posterior.amax(1).mean()),
+                "rate_bias": record["noise_rate"] - rate,
                 "noise_bias": record["noise"] - entropy,
                 "left_out_above_bayes": record["left_out"] - bayes,
             }

@@ -66,8 +66,9 @@ def through_the_peak(records: Sequence[dict], rate: float) -> dict:
     import pandas as pd
 
     frame = pd.DataFrame(records)
+    runs = frame.query("rate == @rate")
     tables = {
-        name: frame.query("rate == @rate").pivot_table(index="seed", columns="width", values=name)
+        name: runs.pivot_table(index="seed", columns="width", values=name)
         for name in ("test_error", "test_loss", "train_error", "memorized", "bits_per_parameter")
     }
     axis = [float(width) for width in tables["memorized"].columns]
