@@ -1,1 +1,0 @@
-"""Card: one file with a quantized network and the labels given it."""
