@@ -3,13 +3,17 @@
 - ``coder/``: entropy coder (rANS) and integer frequencies;
 - ``online/``: code lengths of labels that are predicted one after the other, by kernels or by any learner;
 - ``account/``: bits of the labels split into what follows from the other rows, what is memorized, and what is in neither;
-- ``card/``: file with a quantized network and the labels given it;
+- ``cards/``: files with a quantized network and the labels given it;
 - ``verification/``: checks that a predictor of labels gives a code that decodes;
 - ``certificates``: bounds on the error rate from code lengths, from online mistakes, from held-out rows.
 """
 
 from kernelmem.compression.account import Account as Account
 from kernelmem.compression.account import account as account
+from kernelmem.compression.cards import Card as Card
+from kernelmem.compression.cards import CardOptions as CardOptions
+from kernelmem.compression.cards import card as card
+from kernelmem.compression.cards import open_card as open_card
 from kernelmem.compression.certificates import Certificate as Certificate
 from kernelmem.compression.certificates import certificate as certificate
 from kernelmem.compression.certificates import held_out_certificate as held_out_certificate

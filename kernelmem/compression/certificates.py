@@ -52,12 +52,12 @@ class Certificate(Result):
             among = f", chosen among 2^{self.bits:.4g} on these rows," if self.bits else ""
             return f"error rate of the network{among} on new rows is at most {self.bound:.4g} {confidence}"
         return (
-            f"error rate on new rows of the network with a code of {self.bits:,.6g} bits is at most {self.bound:.4g}"
-            f" {confidence}, if the code was fixed before they were seen"
+            f"error rate on new rows of the network with a code of {self.bits:,.1f} bits is at most {self.bound:.4g}"
+            f" {confidence} and the coding scheme was fixed before they were seen"
         )
 
     def __str__(self) -> str:
-        length = f", {self.bits:,.6g} bits" if self.bits else ""
+        length = f", {self.bits:,.1f} bits" if self.bits else ""
         basis = f"{self.errors:,} of {self.n:,} rows wrong{length}, delta {self.delta:g}"
         return f"{self.kind} certificate: {self.bound:.4g}  ({basis})\n  {self.meaning}"
 

@@ -1,6 +1,9 @@
 """Valid calls of compression estimates."""
 
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,27 @@ ONLINE = compression.OnlineOptions(ridges=(0.1, 1.0), temperatures=(0.5,), floor
 def train(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     share = torch.bincount(y, minlength=2) / len(y)
     return lambda rows: share.expand(len(rows), 2)
+
+
+SMALL_CARD = compression.CardOptions(width=4, dimensions=5, steps=20, batch_size=10, sweeps=1)
+MADE_CARD = compression.card((ROWS, LABELS), options=SMALL_CARD)
+
+
+def card_arguments() -> dict[str, object]:
+    return {
+        "train": (ROWS, LABELS),
+        "test": (ROWS[:5] + 0.1, LABELS[:5]),
+        "n_classes": 2,
+        "class_names": ["a", "b"],
+        "name": "rows",
+        "seed": 0,
+        "options": SMALL_CARD,
+        "progress": False,
+    }
+
+
+def card_file() -> str:
+    return str(MADE_CARD.save(Path(tempfile.gettempdir()) / f"kernelmem-border-{os.getpid()}" / "card.km"))
 
 
 ENCODED = compression.online_code(KERNEL, LABELS, options=ONLINE).encode()
@@ -104,6 +128,12 @@ CALLS = {
         lambda: account_arguments() | {"reference": torch.full((20, 2), 0.4) + 0.2 * torch.eye(2)[LABELS]},
         examples=0.1,
     ),
+    "compression.CardOptions": Call(
+        compression.CardOptions,
+        lambda: {"width": 4, "dimensions": 5, "steps": 20, "batch_size": 10, "lr": 0.5, "sweeps": 1},
+    ),
+    "compression.card": Call(compression.card, card_arguments, examples=0.15),
+    "compression.open_card": Call(compression.open_card, lambda: {"path": card_file(), "x": ROWS}),
     "compression.certificate": Call(
         compression.certificate, lambda: {"errors": 3, "n": 40, "bits": 12.0, "delta": 0.05}
     ),

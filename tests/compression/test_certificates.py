@@ -147,7 +147,7 @@ def test_online_certificate_of_the_digits():
 def test_summary_says_of_what_it_speaks(tmp_path):
     texts = [str(item) for item in (held_out_certificate(3, 50), online_certificate(3, 50), certificate(3, 50, bits=9))]
     assert "it does not speak of the network" in texts[1]
-    assert "3 of 50 rows wrong, 9 bits" in texts[2]
+    assert "3 of 50 rows wrong, 9.0 bits" in texts[2]
     assert "chosen among 2^3" in str(held_out_certificate(3, 50, candidates=8))
     path = certificate(3, 50).save(tmp_path / "c.safetensors")
     assert str(Certificate.load(path)) == str(certificate(3, 50))

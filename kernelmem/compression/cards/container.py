@@ -46,7 +46,12 @@ class Record:
     online: tuple[int, int] | None
 
     def __post_init__(self) -> None:
-        pairs = [(self.n, self.n), (self.n_features, self.n_features), (self.errors or 0, self.n), self.held_out or (0, 1)]
+        pairs = [
+            (self.n, self.n),
+            (self.n_features, self.n_features),
+            (self.errors or 0, self.n),
+            self.held_out or (0, 1),
+        ]
         pairs += [((self.online or (0, 0))[1], self.n), (self.grid_bits, 2**40), ((self.online or (0, 0))[0], 2**53)]
         hashes = (self.x_sha256, self.y_sha256)
         is_valid = all(0 <= value <= limit and limit >= 1 for value, limit in pairs)

@@ -58,7 +58,7 @@ def input_grid(x: np.ndarray) -> InputGrid:
     mantissa, exponents = np.frexp(spread)
     exponents = exponents.astype(np.int64) - (mantissa < 0.75)
     centers = np.rint(np.ldexp(median, (3 - exponents).astype(np.int32)))
-    limit = 2.0**53
+    limit = 2.0**60  # of a constant that is far from 0
     return InputGrid(exponents, np.clip(centers, -limit, limit).astype(np.int64))
 
 

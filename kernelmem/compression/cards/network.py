@@ -15,7 +15,9 @@ from kernelmem.compression.cards.inputs import FRACTION_BITS, LARGEST
 from kernelmem.core import InputError
 
 WEIGHT_BITS = 10  # weights of the first layer are multiples of 2^-10
-MAX_SIGNS = 2**27  # signs of the random directions, one byte each; they take eight bytes each while weights are computed
+MAX_SIGNS = (
+    2**27
+)  # signs of the random directions, one byte each; they take eight bytes each while weights are computed
 EXACT = 2.0**53
 CHUNK = 2**22  # hidden units at a time
 

@@ -186,7 +186,9 @@ class Card(Result):
         if record.online is not None:
             lines.append(f"  online code of a kernel, which holds no network: {record.online[0]:,} bits")
         lines += ["  " + line for item in self.certificates() for line in str(item).splitlines()]
-        lines.append(f"  labels {'not decoded: that needs the rows' if self.labels is None else 'decoded; their hash matches'}")
+        lines.append(
+            f"  labels {'not decoded: that needs the rows' if self.labels is None else 'decoded; their hash matches'}"
+        )
         return "\n".join(lines)
 
 

@@ -117,12 +117,14 @@ def _number_of_classes(labels: list[Tensor], n_classes: int | None, names: list[
     Raises:
         InputError: another number, or a number of names that differs.
     """
-    if n_classes is None:
-        found = 1 + int(max(y.max() for y in labels))
-        C = max(found, len(names)) if names else found
-        C = as_count(C, "number of classes (the largest label plus one)", minimum=2, maximum=MAX_CLASSES)
-    else:
-        C = as_count(n_classes, "n_classes", minimum=2, maximum=MAX_CLASSES)
+    found = 1 + int(max(y.max() for y in labels))
+    C = as_count(n_classes, "n_classes") if n_classes is not None else max(found, len(names or ()))
+    if not 2 <= C <= MAX_CLASSES:
+        raise InputError(
+            f"{C:,} classes" + " (the largest label plus one)" * (n_classes is None),
+            expected=f"2 to {MAX_CLASSES:,} classes",
+            hint="number the classes from 0 without gaps, or pass n_classes if some have no rows",
+        )
     if names and len(names) != C:
         raise InputError(
             f"class_names of {len(names)} names, and {C} classes", expected=f"{C} names", hint="pass one name per class"
