@@ -73,6 +73,8 @@ def card(
     check_instance(options, "options", CardOptions)
     seed, name, names = as_seed(seed), as_text(name, "name"), as_names(class_names, "class_names")
     report = as_progress(progress, "card")
+    if n_classes is not None:
+        n_classes = as_count(n_classes, "n_classes", minimum=2, maximum=MAX_CLASSES)
     x, y = _as_rows_and_labels(train, "train", n_classes)
     held_out = None if test is None else _as_rows_and_labels(test, "test", n_classes)
     C = _number_of_classes([y] if held_out is None else [y, held_out[1]], n_classes, names)
@@ -118,10 +120,10 @@ def _number_of_classes(labels: list[Tensor], n_classes: int | None, names: list[
         InputError: another number, or a number of names that differs.
     """
     found = 1 + int(max(y.max() for y in labels))
-    C = as_count(n_classes, "n_classes") if n_classes is not None else max(found, len(names or ()))
+    C = n_classes or max(found, len(names or ()))
     if not 2 <= C <= MAX_CLASSES:
         raise InputError(
-            f"{C:,} classes" + " (the largest label plus one)" * (n_classes is None),
+            f"{C:,} classes (the largest label plus one)",
             expected=f"2 to {MAX_CLASSES:,} classes",
             hint="number the classes from 0 without gaps, or pass n_classes if some have no rows",
         )

@@ -176,7 +176,7 @@ def test_refused():
         "300 labels": lambda: card((x, y[:-1])),
         "class indices": lambda: card((x, np.array(["a", "b", "c"])[y])),
         "2 to 2,048 classes": lambda: card((x, y * 0)),
-        "1 classes": lambda: card((x, y * 0), n_classes=1),
+        "n_classes=1": lambda: card((x, y * 0), n_classes=1),
         "outside 0..1": lambda: card((x, y), n_classes=2),
         "rows of the same shape": lambda: card((x, y), (x[:, :2], y)),
         "one name per class": lambda: card((x, y), class_names=["a", "b"]),
