@@ -1,25 +1,31 @@
 """km.account: bits of the labels of a trained network."""
 
 import math
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from kernelmem.compression.account.calibration import LeftOutBits, left_out_bits
-from kernelmem.compression.account.network import read_network
+from kernelmem.compression.account.network import read_network, trainable_copy
 from kernelmem.compression.account.network_bits import network_bits
 from kernelmem.compression.account.nulls import Retrain, measure_nulls, takes_labels
 from kernelmem.compression.account.references import Reference, ReferenceLike, as_reference
-from kernelmem.compression.account.reinitialize import reinitialize
+from kernelmem.compression.account.reinitialize import Reinitialized, reinitialize
 from kernelmem.compression.account.result import Account
 from kernelmem.compression.online import online_code
-from kernelmem.core.batches import Batch, Forward
-from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_pair, check_model, seed_sequence
+from kernelmem.core.batches import Batch, Forward, as_labeled_rows
+from kernelmem.core.checks import ArrayLike, as_flag, as_labels, check_model, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.kernel_machines import choose_ridge, leave_one_out
+
+LabeledRows: TypeAlias = tuple[Batch, ArrayLike] | Dataset[Any] | DataLoader[Any]
+"""Type of ``data=``: (x, y), or a Dataset or DataLoader of pairs (input, label)."""
 
 N_RIDGES = 19  # half a decade apart, from 1e-6 to 1e3 times the mean diagonal
 N_STAGES = 4  # reference, left-out predictions, online code, nulls
@@ -29,7 +35,7 @@ MATRICES = 4  # n x n in float64, at the same time
 @standard_modes()
 def account(
     model: nn.Module,
-    data: tuple[Batch, ArrayLike],
+    data: LabeledRows,
     *,
     reference: ReferenceLike = None,
     retrain: Retrain | None = None,
@@ -58,12 +64,14 @@ def account(
 
     Args:
         model: trained classifier; ``model(x)`` is (n, C), or one logit of two classes. A copy in eval mode is used.
-        data: (x, y): n rows as the model takes them, and their labels, class indices (n,).
+        data: (x, y): n rows as the model takes them, and their labels, class indices (n,); or a Dataset or DataLoader of
+            pairs (input, label), without shuffling.
         reference: the prediction without the network. None: the NTK of the re-initialized network, or "infinite_ntk" if
             that would take more than 2e13 operations or the model has no NTK; the result names it. "initial_ntk",
-            "infinite_ntk" (relu, 2 hidden layers, on flattened rows), "rbf"; a network, such as the one before training; a
-            kernel (n, n); or probabilities (n, C) of models that were not trained on the row, which cannot be checked.
-            A better reference makes the memorized bits fewer.
+            "infinite_ntk" (relu, 2 hidden layers, on flattened rows), "rbf" (on flattened rows); a network; a kernel
+            (n, n); or probabilities (n, C) of models that were not trained on the row, which cannot be checked. A better
+            reference makes the memorized bits fewer. For a network with pretrained parts pass the network before training:
+            the re-initialized one has forgotten those.
         retrain: train(indices, seed) -> model, trained on the rows ``indices``, for the null of networks that did not see
             the row; or train(indices, labels, seed) -> model, for that of a network trained on other labels, too.
         trained_kernel: True to count the bits that training moved into the kernel.
@@ -95,7 +103,7 @@ def account(
     (60.0, True)
     """
     check_model(model)
-    x, y = as_pair(data, "data")
+    x, y = as_labeled_rows(data, "data")
     trained_kernel = as_flag(trained_kernel, "trained_kernel")
     if retrain is not None:
         takes_labels(retrain)
@@ -109,10 +117,12 @@ def account(
     report_stage(1, N_STAGES)
 
     left_out = _left_out(used, labels, C)
-    uniform = n * math.log2(C)
+    predicted, uniform = left_out.probabilities.argmax(1), n * math.log2(C)
     estimable = left_out.total < uniform
-    floor = left_out.probabilities if estimable else torch.full_like(left_out.probabilities, 1 / C)
-    network_total, network_rows = network_bits(network.logits, labels, floor, min(left_out.total, uniform))
+    if not estimable:
+        equal = torch.full_like(left_out.probabilities, 1 / C)
+        left_out = replace(left_out, probabilities=equal, rows=torch.full_like(left_out.rows, math.log2(C)), price=0.0)
+    bits, network_rows = network_bits(network.logits, labels, left_out.probabilities, left_out.total)
     report_stage(2, N_STAGES)
     online = moved = None
     if used.kernel is not None:
@@ -121,17 +131,17 @@ def account(
             trained = network.tangent_kernel(network.module)
             moved = online - online_code(trained, labels, n_classes=C, order_seed=seed, progress=False).bits
     report_stage(3, N_STAGES)
-    nulls = {}
-    if estimable:
-        nulls = measure_nulls(network, labels, left_out, untrained=untrained, retrain=retrain, seed=seeds["nulls"])
+    if isinstance(reference, nn.Module):
+        untrained = Reinitialized(trainable_copy(reference), "the given network")
+    nulls = measure_nulls(network, labels, left_out, untrained=untrained, retrain=retrain, seed=seeds["nulls"])
     report_stage(N_STAGES, N_STAGES)
     return Account(
         labels=labels,
-        predicted=left_out.probabilities.argmax(1),
+        predicted=predicted,
         uniform=uniform,
         online=None if online is None else float(online),
         left_out=left_out.total if estimable else None,
-        network=network_total,
+        network=bits,
         noise_rate=left_out.noise_rate if estimable else None,
         noise_rate_error=left_out.noise_rate_error if estimable else None,
         left_out_rows=left_out.rows,

@@ -97,6 +97,12 @@ def _array(value: ArrayLike, network: Network, untrained: Reinitialized) -> Refe
     n, C = network.logits.shape
     if array.shape == (n, n):
         kernel = as_square_kernel(array, "reference")
+        if float(kernel.diagonal().mean()) <= 0:
+            raise InputError(
+                f"reference of shape ({n}, {n}) with mean diagonal {float(kernel.diagonal().mean()):.3g}",
+                expected="a positive semidefinite kernel that is not zero",
+                hint="pass the kernel of the rows with themselves",
+            )
         _refuse_trained_kernel(kernel, "reference, a kernel", network, untrained)
         return Reference("given kernel", kernel=kernel)
     if array.shape != (n, C):

@@ -38,9 +38,12 @@ class Account(Result):
         network: bits of the labels once the network is known. An estimate too, because its floor is the left-out prediction.
         noise_rate: share of wrong labels, if all wrong labels are equally likely, estimated without flags; None if not
             ``estimable``.
-        noise_rate_error: standard error of ``noise_rate``.
-        left_out_rows, network_rows: (n,) bits of each label; they add up to the totals without the prices of choices.
-        nulls: memorized bits of networks that cannot have memorized these labels, by name.
+        noise_rate_error: standard error of ``noise_rate``, as the rate of a population that the labels are drawn from.
+        left_out_rows, network_rows: (n,) bits of each label; they add up to the totals without the prices of choices. If not
+            ``estimable``, those of the left-out predictions are log₂ C.
+        nulls: memorized bits of networks that cannot have memorized these labels, by name: −1 if the reference is as good
+            as the network. A positive null of a network that did not see the row says that the network learns more from
+            the other rows than the reference does, and that about as many of the memorized bits are not memorized.
         reference: description of the reference.
         initialization: how the untrained network of the nulls was initialized.
         moved_into_kernel: length of the online code under the reference minus that under the NTK of the trained network,
@@ -86,6 +89,16 @@ class Account(Result):
     def noise(self) -> float | None:
         """The bits of label noise, n H(r) with H(r) = h(r) + r log₂(C − 1); None if not estimable."""
         return None if self.noise_rate is None else len(self.labels) * noise_entropy(self.noise_rate, self.n_classes)
+
+    @property
+    def noise_error(self) -> float | None:
+        """Half the difference of the bits of noise at one standard error above and below the noise rate."""
+        if self.noise_rate is None or self.noise_rate_error is None:
+            return None
+        C, n = self.n_classes, len(self.labels)
+        high = min(self.noise_rate + self.noise_rate_error, (C - 1) / C)
+        low = max(self.noise_rate - self.noise_rate_error, 0.0)
+        return n * max(0.0, noise_entropy(high, C) - noise_entropy(low, C)) / 2
 
     @property
     def sentence(self) -> str:
@@ -147,7 +160,9 @@ class Account(Result):
             line(self.uniform - self.left_out, "follow from the other rows (estimate)")
         line(self.memorized, "memorized: in the network and in no other row (estimate)")
         if self.noise_rate is not None:
-            text = f"{self.noise_rate:.2%} ± {self.noise_rate_error:.2%} of the labels"
+            text = (
+                f"{self.noise_rate:.2%} ± {self.noise_rate_error:.2%} of the labels, ± {_bits(self.noise_error)} bits"
+            )
             line(self.noise, f"  label noise, n H(r): {text}")
         for name, bits in self.nulls.items():
             line(bits, f"  null: {name}")

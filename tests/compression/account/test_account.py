@@ -73,6 +73,7 @@ def test_an_untrained_network_reads_minus_one(trained, accounts):
     x, cases = trained
     for rate, (y, _) in cases.items():
         result = km.account(mlp(64, WIDTHS, 10, seed=5), (x, y), reference="infinite_ntk")
+        assert result.memorized is not None
         assert abs(result.memorized) <= 2
         assert all(abs(bits) <= 2 for bits in accounts[rate].nulls.values())
 
@@ -126,6 +127,15 @@ def test_a_linear_model_has_a_kernel_that_learns_nothing(trained):
     assert result.reference == "given kernel"
 
 
+def test_the_network_before_training_is_a_reference_and_the_null(trained):
+    x, cases = trained
+    y, network = cases[0.2]
+    result = km.account(network, (x, y), reference=mlp(64, WIDTHS, 10, seed=3))
+    assert result.reference == "NTK of the given network"
+    assert result.initialization == "the given network"
+    assert list(result.nulls.values()) == pytest.approx([-1.0], abs=0.1)
+
+
 def test_random_labels_are_not_estimable(trained):
     x, _ = trained
     y = torch.from_numpy(np.random.default_rng(0).integers(0, 10, N))
@@ -137,6 +147,8 @@ def test_random_labels_are_not_estimable(trained):
     assert "Not estimable" in result.sentence
     assert "not estimable" in str(result)
     assert abs(result.network - result.uniform) <= 2
+    assert abs(result.nulls["untrained network"]) <= 2
+    assert torch.allclose(result.left_out_rows, torch.full((N,), math.log2(10), dtype=torch.float64))
 
 
 def test_names_of_classes_and_order_of_rows_do_not_matter(trained, accounts):
@@ -212,6 +224,7 @@ def test_held_out_probabilities(trained):
     [
         ({"reference": "nonsense"}, "initial_ntk"),
         ({"reference": torch.zeros(3, 3)}, "reference of shape"),
+        ({"reference": torch.zeros(N, N)}, "not zero"),
         ({"reference": torch.full((N, 10), 0.2)}, "sum to 1"),
         ({"retrain": lambda: None}, "retrain"),
         ({"memory": 10_000}, "random rows"),
