@@ -9,6 +9,8 @@ from torch import Tensor
 from kernelmem.core import InputError, NumericalError
 from kernelmem.kernel_machines.solvers.factorization import EPS, cholesky_in_place
 
+SMALL = 2000  # rows of a kernel whose eigenvalues are computed for an error message
+
 
 def scaled_kernel(kernel: Tensor, name: str, rows: Tensor) -> Tensor:
     """Return the kernel (n, n) with its ``rows`` and columns reordered, divided by its mean diagonal entry.
@@ -36,12 +38,19 @@ def cholesky_factor(kernel: Tensor, ridge: float, name: str) -> Tensor:
     L, largest_diagonal, positive = cholesky_in_place(kernel.clone(), ridge)
     rounding = len(kernel) * EPS * largest_diagonal
     if not positive or float(L.diagonal().min()) ** 2 <= rounding:
-        smallest = float(torch.linalg.eigvalsh(kernel)[0])
-        needed = max(-2 * smallest, 100 * rounding)
+        # the eigenvalues of a large kernel would take minutes
+        smallest = float(torch.linalg.eigvalsh(kernel)[0]) if len(kernel) <= SMALL else None
+        known = (
+            ""
+            if smallest is None
+            else f" with smallest eigenvalue {smallest:.3g} relative to its mean diagonal entry, and"
+        )
+        needed = 100 * rounding if smallest is None else max(-2 * smallest, 100 * rounding)
         raise NumericalError(
-            f"{name} with smallest eigenvalue {smallest:.3g} relative to its mean diagonal entry, and ridge {ridge:g}",
+            f"{name}{known} ridge {ridge:g}",
             expected="kernel + ridge positive definite, beyond rounding",
-            hint=f"compute the kernel in float64, or pass options=OnlineOptions(ridges=[...]) with ridges above {needed:.1g}",
+            hint="check that the kernel is positive semidefinite and in float64"
+            + (f", or pass options=OnlineOptions(ridges=[...]) with ridges above {needed:.1g}" if needed < 1 else ""),
         )
     return L
 
@@ -54,21 +63,24 @@ class KernelScores:
     constant, the log-likelihood of each one-hot vector.
     """
 
-    def __init__(self, kernels: Mapping[str, Tensor], ridges: Sequence[float], n_classes: int) -> None:
-        """Use kernels (n, n) by name, which :func:`scaled_kernel` has scaled, with every one of the ``ridges``."""
+    def __init__(
+        self, kernels: Mapping[str, Tensor], ridges: Sequence[float], n_classes: int, order: np.ndarray
+    ) -> None:
+        """Use kernels (n, n) by name, with rows and columns in the ``order`` (n,), and every one of the ``ridges``."""
         self._kernels, self._ridges, self._n_classes = kernels, ridges, n_classes
+        self._order = torch.from_numpy(order)
         self.names = [
             f"kernel {name}, ridge {ridge:g}" if name else f"ridge {ridge:g}" for name in kernels for ridge in ridges
         ]
 
     def __len__(self) -> int:
         """Return the number n of rows."""
-        return len(next(iter(self._kernels.values())))
+        return len(self._order)
 
     def of_all_rows(self, labels: np.ndarray) -> np.ndarray:
         """Return the scores (B, n, C) of all rows, given the labels (n,).
 
-        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: three n² arrays.
+        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: two n² arrays.
         """
         targets = torch.full((len(labels), self._n_classes), -1 / self._n_classes, dtype=torch.float64)
         targets[torch.arange(len(labels)), torch.from_numpy(labels)] += 1
@@ -79,6 +91,11 @@ class KernelScores:
             L.diagonal().zero_()  # Y − L_ii z would be the same, but for rounding by the label of the row itself
             scores[b] = ((L @ z) / variance[:, None]).numpy()
         return scores
+
+    def n_bytes(self, *, decoding: bool) -> int:
+        """Return the memory of :meth:`of_all_rows`, or of :meth:`one_by_one` if ``decoding``, besides the kernels."""
+        n, C, B = len(self), self._n_classes, len(self.names)
+        return 8 * (2 * n * n + B * n * C + 2 * n * C + (B * n * n if decoding else 0))
 
     def one_by_one(self) -> Generator[np.ndarray, int, None]:
         """Yield the scores (B, C) of one row after the other, and receive the label of each.
@@ -99,6 +116,8 @@ class KernelScores:
             z[:, i] = (target - mean) / diagonal
 
     def _factors(self) -> Iterator[Tensor]:
-        for name, kernel in self._kernels.items():
+        for label, kernel in self._kernels.items():
+            name = f"kernel {label}".rstrip()
+            scaled = scaled_kernel(kernel, name, self._order)
             for ridge in self._ridges:
-                yield cholesky_factor(kernel, ridge, f"kernel {name}".rstrip())
+                yield cholesky_factor(scaled, ridge, name)

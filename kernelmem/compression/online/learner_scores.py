@@ -92,6 +92,10 @@ class LearnerScores:
             self._report(stop, len(labels))
         return scores
 
+    def n_bytes(self, *, decoding: bool) -> int:
+        """Return the memory of predictions; that of the learner is not known."""
+        return 8 * 3 * len(self) * self._n_classes
+
     def one_by_one(self) -> Generator[np.ndarray, int, None]:
         """Yield the scores (1, C) of one row after the other, and receive the label of each."""
         labels = np.zeros(len(self._rows), dtype=np.int64)

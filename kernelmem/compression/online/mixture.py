@@ -19,6 +19,10 @@ class Scores(Protocol):
         """Return the number n of rows."""
         ...
 
+    def n_bytes(self, *, decoding: bool) -> int:
+        """Return the memory of :meth:`of_all_rows`, or of :meth:`one_by_one` if ``decoding``."""
+        ...
+
     def of_all_rows(self, labels: np.ndarray) -> np.ndarray:
         """Return the scores (B, n, C) of all rows, given all labels (n,)."""
         ...
@@ -121,6 +125,11 @@ class Mixture:
                 values = steps.send(label)
             except StopIteration:
                 return
+
+    def n_bytes(self, n: int, *, decoding: bool) -> int:
+        """Return the memory of :meth:`predict_all` for n rows, or of :meth:`predict_each` if ``decoding``."""
+        C = self.n_classes
+        return 8 * (2 * self._n_experts * C if decoding else 5 * n * C + 3 * self._n_experts * n)
 
     @property
     def _n_experts(self) -> int:

@@ -5,13 +5,13 @@ import torch
 
 from kernelmem.compression.coder import precision
 from kernelmem.compression.online.learner_scores import Train
-from kernelmem.compression.online.options import OnlineOptions
+from kernelmem.compression.online.options import MAX_CLASSES, OnlineOptions
 from kernelmem.compression.online.result import OnlineCode
-from kernelmem.compression.online.sources import MAX_CLASSES, Kernels, as_source, mixture_of
+from kernelmem.compression.online.sources import Kernels, as_source, check_memory, mixture_of
 from kernelmem.compression.online.stream import encode_labels, row_order
-from kernelmem.core import ArrayLike, Batch, Progress
+from kernelmem.core import ArrayLike, Batch
 from kernelmem.core.checks import as_count, as_labels, as_seed, check_instance
-from kernelmem.core.options import as_progress
+from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 
 
 def online_code(
@@ -22,6 +22,7 @@ def online_code(
     n_classes: int | None = None,
     order_seed: int = 0,
     options: OnlineOptions | None = None,
+    memory: int | str = MEMORY,
     progress: Progress = None,
 ) -> OnlineCode:
     """Code labels one after the other, each with probabilities predicted from the labels before it.
@@ -50,6 +51,7 @@ def online_code(
         order_seed: seed of the random order in which rows are coded; seeds above 0 cost one or more bytes. Lengths depend
             on the order: report the mean of several, never the shortest.
         options: grids of the mixture, and blocks; None: ``OnlineOptions()``.
+        memory: limit of what is allocated besides the kernels in float64 and a learner, in bytes or as text such as "4GiB".
         progress: called with (rows done, n), with a learner.
 
     Returns:
@@ -58,11 +60,12 @@ def online_code(
     Raises:
         InputError: kernels that are not square, finite, of the same rows, or have a negative diagonal entry; labels that are
             not class indices or do not fit the rows; a learner whose predictions are not probabilities of C classes, or that
-            raises an error.
+            raises an error; arrays that exceed ``memory``.
         NumericalError: an asymmetric kernel, or one that is not positive definite with the smallest ridge.
 
-    Cost: for each kernel and ridge n³/3 + 2 n² C operations; two n² float64 arrays besides the kernels. From a learner: its
-    training on about log(n / 8) / log(growth) growing subsets. Decoding from kernels holds kernels × ridges n² arrays.
+    Cost: for each kernel and ridge n³/3 + 2 n² C operations; memory: two n² float64 arrays besides the
+    kernels (1.6 GB for 10,000 rows), and 8 (kernels × ridges + 7) n C bytes. Decoding holds kernels × ridges n² arrays more.
+    From a learner: its training on about log(n / 8) / log(growth) growing subsets.
 
     A learner with random initialization is reproducible: the global generators of Python, NumPy and torch (CPU) are seeded
     before each training, and restored after it. With torch, e.g.::
@@ -91,17 +94,20 @@ def online_code(
     check_instance(options, "options", OnlineOptions)
     seed, report = as_seed(order_seed, "order_seed"), as_progress(progress, "online code", "row")
     C = None if n_classes is None else as_count(n_classes, "n_classes", maximum=MAX_CLASSES)
-    checked = as_source(source, x)
+    max_bytes, checked = as_bytes(memory), as_source(source, x)
     labels = as_labels(y, "y", n=checked.n, n_classes=C).cpu().clone()
     C = as_count(int(labels.max()) + 1, "number of classes", maximum=MAX_CLASSES) if C is None else C
     order = row_order(checked.n, seed)
     scores = checked.scores(C, options, order, report)
     mixture, ordered = mixture_of(scores, C, options), labels.numpy()[order]
+    check_memory(scores, mixture, max_bytes)
     predictions = mixture.predict_all(scores, ordered)
     q = predictions.probabilities
     stream = encode_labels(q, ordered, seed)
     per_example = np.empty(len(q))
-    per_example[order] = -np.log2(q[np.arange(len(q)), ordered])
+    per_example[order] = np.abs(
+        np.log2(np.minimum(q[np.arange(len(q)), ordered], 1.0))
+    )  # q is at most 1, but for rounding
     wrong = np.empty(len(q), dtype=bool)
     wrong[order] = q.argmax(1) != ordered
     return OnlineCode(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kernelmem.core.checks import as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
 
-MAX_GRID = 64
+MAX_CLASSES, MAX_GRID = 2**16, 64
 SMALLEST_SHARE = 2.0**-16
 
 

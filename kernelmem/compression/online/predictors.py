@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernelmem.compression.online.learner_scores import LearnerScores, Train, as_learner_rows
 from kernelmem.compression.online.mixture import Scores
-from kernelmem.compression.online.options import OnlineOptions
-from kernelmem.compression.online.sources import MAX_CLASSES, Kernels, as_source, mixture_of
+from kernelmem.compression.online.options import MAX_CLASSES, OnlineOptions
+from kernelmem.compression.online.sources import Kernels, as_source, mixture_of
 from kernelmem.core import ArrayLike, Batch, InputError
 from kernelmem.core.checks import as_count, as_labels, check_callable, check_instance, describe
 

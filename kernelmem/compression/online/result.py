@@ -11,10 +11,10 @@ from torch import Tensor
 from kernelmem.compression.online import stream as streams
 from kernelmem.compression.online.learner_scores import Train
 from kernelmem.compression.online.options import OnlineOptions
-from kernelmem.compression.online.sources import Kernels, as_source, mixture_of
-from kernelmem.core import Batch, InputError, Progress, Result
+from kernelmem.compression.online.sources import Kernels, as_source, check_memory, mixture_of
+from kernelmem.core import Batch, InputError, Result
 from kernelmem.core.checks import describe
-from kernelmem.core.options import as_progress
+from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,13 +94,21 @@ class OnlineCode(Result):
         return streams.pack(header, self.stream.numpy().tobytes(), self.labels)
 
     @staticmethod
-    def decode(data: bytes, source: Kernels | Train, *, x: Batch | None = None, progress: Progress = None) -> Tensor:
+    def decode(
+        data: bytes,
+        source: Kernels | Train,
+        *,
+        x: Batch | None = None,
+        memory: int | str = MEMORY,
+        progress: Progress = None,
+    ) -> Tensor:
         """Return the labels (n,) int64 of an encoded online code.
 
         Args:
             data: result of :meth:`encode`.
             source: the kernel or kernels, or the learner, that the labels were coded with.
             x: rows of the learner; None with a kernel.
+            memory: limit of what is allocated besides the kernels and a learner.
             progress: called with (rows done, n), with a learner.
 
         Raises:
@@ -112,7 +120,7 @@ class OnlineCode(Result):
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InputError(f"data={describe(data)}", expected="bytes", hint="pass the result of code.encode()")
-        report = as_progress(progress, "decoding", "row")
+        report, max_bytes = as_progress(progress, "decoding", "row"), as_bytes(memory)
         header, stream, digest = streams.unpack(bytes(data))
         checked = as_source(source, x)
         if (checked.kind, checked.n) != (header.kind, header.n):
@@ -123,7 +131,9 @@ class OnlineCode(Result):
             shift, seed, coded = streams.read_header(stream)
             order = streams.row_order(header.n, seed)
         scores = checked.scores(header.n_classes, header.options, order, report)
-        predictions = mixture_of(scores, header.n_classes, header.options).predict_each(scores)
+        mixture = mixture_of(scores, header.n_classes, header.options)
+        check_memory(scores, mixture, max_bytes, decoding=True)
+        predictions = mixture.predict_each(scores)
         labels = torch.empty(header.n, dtype=torch.int64)
         labels[torch.from_numpy(order)] = torch.from_numpy(streams.decode_labels(coded, shift, predictions, header.n))
         if streams.label_digest(labels) != digest:

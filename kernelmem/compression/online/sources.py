@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from kernelmem.compression.online.kernel_scores import KernelScores, scaled_kernel
+from kernelmem.compression.online.kernel_scores import KernelScores
 from kernelmem.compression.online.learner_scores import LearnerRows, LearnerScores, Train, as_learner_rows
 from kernelmem.compression.online.mixture import Mixture, Scores
 from kernelmem.compression.online.options import OnlineOptions
@@ -18,7 +17,7 @@ from kernelmem.core.checks import as_square_kernel, as_text, check_callable, des
 Kernels: TypeAlias = ArrayLike | Sequence[ArrayLike] | Mapping[str, ArrayLike]
 """A kernel (n, n), a list of kernels of the same rows, or a dict of such kernels by name."""
 
-MAX_CLASSES, MAX_KERNELS = 2**16, 64
+MAX_KERNELS = 64
 
 
 def mixture_of(scores: Scores, n_classes: int, options: OnlineOptions) -> Mixture:
@@ -50,11 +49,22 @@ class Source:
         if self.learner is not None:
             train, rows = self.learner
             return LearnerScores(train, rows, n_classes, options, order=order, report=report)
-        indices = torch.from_numpy(order)
-        scaled = {
-            label: scaled_kernel(kernel, f"kernel {label}".rstrip(), indices) for label, kernel in self.kernels.items()
-        }
-        return KernelScores(scaled, options.ridges, n_classes)
+        return KernelScores(self.kernels, options.ridges, n_classes, order)
+
+
+def check_memory(scores: Scores, mixture: Mixture, memory: int, *, decoding: bool = False) -> None:
+    """Check that the arrays of a code fit into ``memory`` bytes.
+
+    Raises:
+        InputError: they do not.
+    """
+    n_bytes = scores.n_bytes(decoding=decoding) + mixture.n_bytes(len(scores), decoding=decoding)
+    if n_bytes > memory:
+        raise InputError(
+            f"{len(scores):,} rows, {mixture.n_classes:,} classes and {len(scores.names)} scores, which need {n_bytes:,} bytes",
+            expected=f"at most memory={memory:,} bytes",
+            hint=f"pass memory={n_bytes} or more, or fewer ridges or kernels",
+        )
 
 
 def as_source(source: Kernels | Train, x: Batch | None) -> Source:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kernelmem.compression.coder import SymbolDecoder, encode_symbols, frequencies, margin, stream_bits
-from kernelmem.compression.online.options import OnlineOptions
+from kernelmem.compression.online.options import MAX_CLASSES, OnlineOptions
 from kernelmem.core import FileCorruptError
+from kernelmem.core.checks import as_count, as_text
 from kernelmem.core.hashed_files import JSON, READ_ERRORS, load_json, reason
 
 SHIFTS = 128
@@ -118,7 +119,8 @@ def unpack(data: bytes) -> tuple[Header, bytes, bytes]:
         start = len(MAGIC) + 4
         end = start + int.from_bytes(body[len(MAGIC) : start], "little")
         values: dict[str, JSON] = load_json(body[start:end])
-        header = Header(values["kind"], int(values["n"]), int(values["classes"]), OnlineOptions(**values["options"]))
+        n, n_classes = as_count(values["n"], "n"), as_count(values["classes"], "classes", maximum=MAX_CLASSES)
+        header = Header(as_text(values["kind"], "kind"), n, n_classes, OnlineOptions(**values["options"]))
         return header, body[end:-DIGEST], body[-DIGEST:]
 
 
