@@ -1,4 +1,4 @@
-"""Run literal retraining, null audits and power, print them, write their results."""
+"""Run literal retraining, null audits, power and planted wrong labels, print them, write their results."""
 
 import json
 from collections import Counter
@@ -14,16 +14,19 @@ from experiments.audit_validation.nulls import (
     FACTORS,
     Copies,
     NullOptions,
+    Unseen,
     announced_counts,
     announced_effect,
     null_audits,
+    retraining_nulls,
 )
+from experiments.audit_validation.planted import measure_planted
 from kernelmem.core import write_files
 from kernelmem.statistics import clopper_pearson
 
 __all__ = ["CheckOptions", "run_checks"]
 
-Part = Literal["literal", "nulls", "power"]
+Part = Literal["literal", "nulls", "power", "planted"]
 NULLS: dict[str, tuple[Copies, NullOptions]] = {
     "exchangeable rows": ("none", NullOptions()),
     "half of the test rows are near-copies": ("test", NullOptions()),
@@ -31,18 +34,24 @@ NULLS: dict[str, tuple[Copies, NullOptions]] = {
     "a tenth of the test rows are near-copies": ("test", NullOptions(copied_share=0.1)),
     "a tenth of the training rows are near-copies": ("train", NullOptions(copied_share=0.1)),
 }
+RETRAINING_NULLS: dict[str, Unseen] = {
+    "retraining, neither the network nor the models saw the rows": "network and models",
+    "retraining, the models saw the rows and the network did not": "network",
+}
 
 
 @dataclass(frozen=True)
 class CheckOptions:
     """Audits compared with literal leave-one-out retraining, audits that must find nothing, and power."""
 
-    parts: tuple[Part, ...] = ("literal", "nulls", "power")
+    parts: tuple[Part, ...] = ("literal", "nulls", "power", "planted")
     """Parts to run."""
     seeds: int = 1
     """Audits per setting that are compared with literal retraining."""
     nulls: int = 60
-    """Null audits of exchangeable rows; a third of them for each kind of near-copies."""
+    """Null audits of exchangeable rows; a third of them for each kind of near-copies, and for each kind of retraining."""
+    fitted: int = 10
+    """Audits with 20 fitted wrong labels among 1,000 rows, and as many without any."""
     planted: int = 20
     """Audits for each number of planted wrong labels."""
     draws: int = 60
@@ -69,6 +78,17 @@ def run_checks(options: CheckOptions) -> None:
             cells[name] = _null_summary(null_audits(copies, range(first, first + count), sizes))
             print(name, json.dumps(cells[name]), flush=True)
             _write(options.out, "nulls", cells)
+        for name, unseen in RETRAINING_NULLS.items():
+            count = max(1, options.nulls // 3)
+            cells[name] = _null_summary(retraining_nulls(unseen, range(first, first + count)))
+            print(name, json.dumps(cells[name]), flush=True)
+            _write(options.out, "nulls", cells)
+    if "planted" in options.parts:
+        audits: list[dict[str, dict[str, float | None]]] = []
+        for seed in range(first, first + options.fitted):
+            audits.append(measure_planted(seed))
+            print(json.dumps(audits[-1]), flush=True)
+            _write(options.out, "planted", {name: [audit[name] for audit in audits] for name in audits[0]})
     if "power" in options.parts:
         results = [result for seed in range(first, first + options.planted) for result in announced_counts(seed)]
         cells: dict[str, object] = {"smallest count, kernel": _power_summary(results)}

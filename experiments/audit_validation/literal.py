@@ -37,14 +37,12 @@ class LiteralSetting:
     pairs: int = 8
 
 
-CNN = Training(steps=100, lr=0.01, width=8, convolutional=True)
+CNN = Training(steps=100, width=8, convolutional=True)
 LITERAL_SETTINGS = (
     LiteralSetting("clean", Training(300), 0.0),
     LiteralSetting("noise not fitted", Training(30), 0.15),
     LiteralSetting("noise fitted", Training(300), 0.15),
-    LiteralSetting(
-        "CNN, noise fitted", CNN, 0.15, n_train=300, n_test=300, n_models=64, n_rows=40, n_flagged=15, pairs=5
-    ),
+    LiteralSetting("CNN, noise fitted", CNN, 0.15, n_train=300, n_test=300),
 )
 
 

@@ -1,4 +1,4 @@
-"""Audits of networks that never saw the audited rows, and audits with planted wrong labels."""
+"""Audits in which nothing is memorized, and audits with planted wrong labels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,13 +9,26 @@ from torch import Tensor
 
 import kernelmem as km
 from experiments.audit_validation.training import N_CLASSES, Training
+from kernelmem.auditing.retraining.budget import SHARE
 from kernelmem.core import seed_sequence
+from kernelmem.memorization.shadows import ShadowEnsemble, ShadowIdentity
 from kernelmem.training import digits
 
-__all__ = ["FACTORS", "Copies", "NullOptions", "announced_counts", "announced_effect", "measure_null", "null_audits"]
+__all__ = [
+    "FACTORS",
+    "Copies",
+    "NullOptions",
+    "Unseen",
+    "announced_counts",
+    "announced_effect",
+    "measure_null",
+    "null_audits",
+    "retraining_nulls",
+]
 
 FACTORS = {"printed / 1.5": 1 / 1.5, "printed": 1.0, "1.5 printed": 1.5}
 Copies = Literal["none", "test", "train"]
+Unseen = Literal["network", "network and models"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,14 @@ class NullOptions:
         n_seen: rows that the network was trained on.
         copy_noise: standard deviation of the noise of near-copies (pixels are between 0 and 1).
         copied_share: share of the rows that are near-copies of other rows of their kind.
+        n_models: shadow models of an audit by retraining.
     """
 
     n_rows: int = 200
     n_seen: int = 200
     copy_noise: float = 0.01
     copied_share: float = 0.5
+    n_models: int = 32
 
 
 def null_audits(copies: Copies, seeds: range, options: NullOptions = NullOptions()) -> list[dict[str, float | str]]:
@@ -50,11 +65,48 @@ def null_audits(copies: Copies, seeds: range, options: NullOptions = NullOptions
     return results
 
 
+def retraining_nulls(
+    unseen: Unseen, seeds: range, options: NullOptions = NullOptions()
+) -> list[dict[str, float | str]]:
+    """Audit networks that were trained on other rows by retraining, with shadow models that saw the rows, or others, too.
+
+    Models that did not see the rows have memberships at random.
+    """
+    training, results = Training(300), []
+    for seed in seeds:
+        seen, train, test, x, y = _draw(seed, options)
+        rows, (a, b) = torch.cat([seen, train, test]), (len(seen), len(train))
+        rng = np.random.default_rng(seed)
+        trained_on = torch.arange(a, a + b) if unseen == "network" else torch.arange(a)
+        masks = _balanced_masks(options.n_models, len(trained_on), rng)
+        subsets = [trained_on[mask] for mask in masks]
+        outputs = training.outputs(x[rows], y[rows], subsets, rng.integers(2**31 - 2, size=len(masks)).tolist())
+        if unseen != "network":
+            masks = _balanced_masks(options.n_models, b, rng)
+        shadows = ShadowEnsemble(
+            masks, outputs[:, a : a + b], y[train], outputs[:, a + b :], y[test], ShadowIdentity(share=SHARE)
+        )
+        network = training.networks(x, y, [seen], [seed + 1])[0]
+        train_rows, test_rows = (x[train], y[train]), (x[test], y[test])
+        results.append({"seed": seed, **measure_null(network, train_rows, test_rows, seed, shadows)})
+    return results
+
+
+def _balanced_masks(n_models: int, n: int, rng: np.random.Generator) -> Tensor:
+    """Return memberships (n_models, n) of rows in random models, each row in as many models as in an audit."""
+    columns = np.arange(n_models)[:, None] < round(SHARE * n_models)
+    return torch.from_numpy(rng.permuted(np.repeat(columns, n, axis=1), axis=0))
+
+
 def measure_null(
-    network: torch.nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int
+    network: torch.nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    seed: int,
+    shadows: ShadowEnsemble | None = None,
 ) -> dict[str, float | str]:
     """Return status and p-value of one audit, and whether its interval contains 0."""
-    audit = km.audit(network, train, test, seed=seed, options=km.AuditOptions(n_classes=N_CLASSES))
+    audit = km.audit(network, train, test, seed=seed, options=km.AuditOptions(n_classes=N_CLASSES, retrain=shadows))
     how_much, power = audit.document.how_much, audit.document.power
     return {
         "status": audit.document.verdict.status,

@@ -276,11 +276,12 @@ def _method(
     result = retraining.retraining_scores(trained.shadows, seed=seeds["share"])
     correct = kernel_result.network_correct[: kernel_result.n_train].numpy()
     how_much = retraining.retraining_how_much(result, correct, seed=seeds["share"])
+    unseen = control[kernel_result.control - kernel_result.n_train]
     gates = conclusions.kernel_gates(fidelity, alarms, ALARM_RUNS, needed=False)
     return _Method(
         how_much=how_much,
         power=retraining.retraining_power(result, trained.note),
-        gates=[*gates[:1], *conclusions.retraining_gates(result, inputs, correct, how_much.control.high)],
+        gates=[*gates[:1], *conclusions.retraining_gates(result, inputs, correct, how_much.control.high, unseen)],
         table=scores.row_table(
             kernel_result,
             inputs.train_outputs,

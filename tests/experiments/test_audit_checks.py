@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from experiments.audit_validation.literal import LITERAL_SETTINGS, measure_literal, retrain_without
-from experiments.audit_validation.nulls import NullOptions, announced_counts, announced_effect, null_audits
+from experiments.audit_validation.nulls import (
+    NullOptions,
+    announced_counts,
+    announced_effect,
+    null_audits,
+    retraining_nulls,
+)
+from experiments.audit_validation.planted import PlantedOptions, measure_planted
 from experiments.audit_validation.training import Training
 from kernelmem.training import digits
 
@@ -46,6 +53,24 @@ def test_nothing_is_announced_of_rows_that_the_network_never_saw():
     results = null_audits("test", range(2), NullOptions(50, 100))
     assert sum(result["status"] == "memorized" for result in results) <= 1
     assert all(result["printed"] > 0 for result in results)
+
+
+@pytest.mark.parametrize("unseen", ["network", "network and models"])
+def test_retraining_announces_nothing_of_rows_that_the_network_never_saw(unseen):
+    """Models that saw the rows differ from the network; without any that did, memberships say nothing."""
+    result = retraining_nulls(unseen, range(1), NullOptions(60, 100))[0]
+    assert result["status"] != "memorized"
+    assert ("shadow fidelity" in str(result["failed"])) == (unseen == "network")
+
+
+def test_wrong_labels_are_announced_and_flagged():
+    results = measure_planted(0, PlantedOptions(n_train=100, n_flips=10, n_verified=1))
+    wrong, clean = results["wrong labels"], results["no wrong labels"]
+    assert wrong["retraining_announced"] == 1
+    assert wrong["retraining_flips_flagged"] > 0.5
+    assert wrong["retraining_flagged"] > clean["retraining_flagged"]
+    assert wrong["verified_mean"] > 0
+    assert clean["retraining_flips_flagged"] is None
 
 
 def test_planted_wrong_labels_are_fitted_and_counted():

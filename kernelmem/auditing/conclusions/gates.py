@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kernelmem.auditing.data_checks import AuditInputs
-from kernelmem.auditing.retraining import RetrainingScores
+from kernelmem.auditing.retraining import RetrainingScores, shown_memorization
 from kernelmem.auditing.retraining.answer import shadow_accuracies
 from kernelmem.auditing.schema import Duplicates, Gate, KernelFidelity, Power
 from kernelmem.memorization.membership import blind_baseline
@@ -95,30 +96,23 @@ def kernel_gates(fidelity: KernelFidelity, alarms: int, runs: int, *, needed: bo
 
 
 def retraining_gates(
-    scores: RetrainingScores, inputs: AuditInputs, network_correct: np.ndarray, control_high: float
+    scores: RetrainingScores, inputs: AuditInputs, network_correct: np.ndarray, control_high: float, unseen: Tensor
 ) -> list[Gate]:
     """Return the gates of retraining: fidelity of the shadow models to the network, and the permuted control.
 
-    The shadow models predict by how much a network that was trained on the rows gives their labels more often than one that
-    was not: Σ m_i (p_in,i − p_out,i), with shrunken memorization m_i as weights. The share of this difference that the audited
-    network shows is Σ m_i (c_i − p_out,i) / Σ m_i (p_in,i − p_out,i), c_i = 1 where it gives the label: 1 for a network of the
-    same training, 0 for one that never saw the rows.
+    ``unseen`` holds the numbers of test rows that are not near training rows.
     """
-    counts, weight = scores.counts, np.clip(scores.deconvolved.mean, 0, None)
-    p_in, p_out = counts.correct_in / counts.n_in, counts.correct_out / counts.n_out
-    expected = float((weight * (p_in - p_out)).sum())
-    shown = float((weight * (network_correct - p_out)).sum())
-    error = float(np.sqrt((weight**2 * np.maximum(p_in * (1 - p_in), p_out * (1 - p_out))).sum()))
-    share = shown / expected if expected > 0 else float("nan")
-    test_accuracy = float((inputs.test_outputs.argmax(1) == inputs.data.y_test).double().mean())
+    y_test = inputs.data.y_test
+    test_correct = (inputs.test_outputs.argmax(1) == y_test).numpy()
+    shown = shown_memorization(scores, network_correct, y_test, test_correct, unseen)
+    test_accuracy = float(test_correct.mean())
     _, shadow_test = shadow_accuracies(scores.shadows)
     shadow_accuracy = float(shadow_test.mean()) if len(scores.shadows.test_labels) else float("nan")
     similar = np.isnan(shadow_accuracy) or abs(test_accuracy - shadow_accuracy) <= ACCURACY_DIFFERENCE
-    visible = expected > 3 * error  # otherwise the rows do not tell a network of this training from another
-    faithful = bool(similar and (not visible or share >= SMALLEST_SHARE_SHOWN))
+    faithful = bool(similar and (not shown.visible or shown.share >= SMALLEST_SHARE_SHOWN))
     value = (
-        f"{share:.0%} (standard error {error / expected:.0%}) of the shadow models' memorization"
-        if visible
+        f"{shown.share:.0%} (standard error {shown.error:.0%}) of the shadow models' memorization"
+        if shown.visible
         else "the shadow models memorize too little to tell"
     )
     return [

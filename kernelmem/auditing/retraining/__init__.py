@@ -3,6 +3,7 @@
 - ``budget``: :func:`train_within`, the number of models that a budget of minutes allows;
 - ``deconvolution``: distribution of memorization behind noisy counts;
 - ``answer``: :func:`retraining_scores`, :func:`retraining_how_much`, :func:`retraining_power`;
+- ``fidelity``: :func:`shown_memorization`, the share of the models' memorization that the audited network shows;
 - ``verification``: :func:`verify_rows`, retraining without single rows.
 """
 
@@ -12,4 +13,6 @@ from kernelmem.auditing.retraining.answer import retraining_power as retraining_
 from kernelmem.auditing.retraining.answer import retraining_scores as retraining_scores
 from kernelmem.auditing.retraining.budget import Trained as Trained
 from kernelmem.auditing.retraining.budget import train_within as train_within
+from kernelmem.auditing.retraining.fidelity import ShownMemorization as ShownMemorization
+from kernelmem.auditing.retraining.fidelity import shown_memorization as shown_memorization
 from kernelmem.auditing.retraining.verification import verify_rows as verify_rows
