@@ -11,29 +11,33 @@ from kernelmem.training import digits
 
 __all__ = ["PlantedOptions", "measure_planted"]
 
+TRAINING = Training(300)
+
 
 @dataclass(frozen=True)
 class PlantedOptions:
     """Sizes of the audits.
 
     Attributes:
-        n_train: training rows.
+        n_train: training rows; at most as many test rows.
         n_flips: wrong labels among them.
         n_models: shadow models of an audit.
         n_verified: rows that rank first and are left out one by one.
+        training: training of networks and shadow models.
     """
 
     n_train: int = 1000
     n_flips: int = 20
     n_models: int = 48
     n_verified: int = 3
+    training: Training = TRAINING
 
 
 def measure_planted(seed: int, options: PlantedOptions = PlantedOptions()) -> dict[str, dict[str, float | None]]:
     """Audit a network with and a network without wrong labels by both methods: is memorization announced, and is it there?"""
     seeds = seed_sequence(seed, ["flips", "network", "shadows"])
     data = digits(n_train=options.n_train, seed=seed)
-    x, training, test = data.x_train, Training(300), (data.x_test, data.y_test)
+    x, training, test = data.x_train, options.training, (data.x_test[: options.n_train], data.y_test[: options.n_train])
     flips = km.corrupt_labels(data.y_train, options.n_flips / options.n_train, "symmetric", seed=seeds["flips"])
     nothing = torch.zeros_like(flips.flipped)
     results = {}

@@ -64,7 +64,7 @@ def test_retraining_announces_nothing_of_rows_that_the_network_never_saw(unseen)
 
 
 def test_wrong_labels_are_announced_and_flagged():
-    results = measure_planted(0, PlantedOptions(n_train=100, n_flips=10, n_verified=1))
+    results = measure_planted(0, PlantedOptions(n_train=80, n_flips=8, n_verified=1, training=Training(100, width=32)))
     wrong, clean = results["wrong labels"], results["no wrong labels"]
     assert wrong["retraining_announced"] == 1
     assert wrong["retraining_flips_flagged"] > 0.5
