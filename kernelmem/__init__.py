@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from kernelmem.compression import Account as Account
     from kernelmem.compression import OnlineCode as OnlineCode
     from kernelmem.compression import OnlineOptions as OnlineOptions
+    from kernelmem.compression import Verification as Verification
     from kernelmem.compression import account as account
     from kernelmem.compression import online_code as online_code
+    from kernelmem.compression import verify_code as verify_code
     from kernelmem.core import FileCorruptError as FileCorruptError
     from kernelmem.core import InputError as InputError
     from kernelmem.core import KernelmemError as KernelmemError
@@ -107,7 +109,7 @@ if TYPE_CHECKING:
 # Public names by package, imported on first use: torch takes seconds to import, and `kernelmem --help` does not need it.
 _NAMES = {
     "auditing": "Audit AuditOptions audit",
-    "compression": "Account OnlineCode OnlineOptions account online_code",
+    "compression": "Account OnlineCode OnlineOptions Verification account online_code verify_code",
     "core": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
     "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",

@@ -117,6 +117,23 @@ CALLS = {
         lambda: {"train": train, "n_classes": 2, "options": ONLINE, "x": ROWS, "y": LABELS},
         examples=0.3,
     ),
+    "verify_code": Call(
+        compression.verify_code,
+        lambda: {
+            "predictor": lambda x, y: torch.full(
+                (len(y), 2), 0.6, dtype=torch.float64
+            ),  # no distribution, so that no process has to start
+            "x": ROWS,
+            "y": LABELS,
+            "positions": 4,
+            "seed": 0,
+            "n_classes": 2,
+            "claimed": 20.0,
+            "timeout": 5.0,
+        },
+        undefined=frozenset({"ideal", "stream"}),
+        examples=0.5,
+    ),
     "account": Call(compression.account, account_arguments, examples=0.2),
     "account(kernel)": Call(
         compression.account,

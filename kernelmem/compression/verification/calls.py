@@ -1,5 +1,6 @@
 """Calls of a user's predictor: fresh copies, a time limit, and output that is checked."""
 
+import math
 import pickle
 import random
 import threading
@@ -23,8 +24,7 @@ class PredictorCalls:
     """A predictor with its inputs: every call gets a fresh copy of the predictor and of its arguments.
 
     Attributes:
-        n_calls: calls made so far.
-        seconds: time that the first call took.
+        seconds: time of the fastest call.
         rounding: change of probabilities that is attributed to rounding, from the type of the output.
     """
 
@@ -32,7 +32,7 @@ class PredictorCalls:
         self, predictor: Any, data: bytes | None, x: np.ndarray | Tensor, as_tensors: bool, timeout: float
     ) -> None:
         self._predictor, self.data, self.x, self.as_tensors = predictor, data, x, as_tensors
-        self.timeout, self.seconds, self.rounding = timeout, 0.0, FLOAT64_CHANGE
+        self.timeout, self.seconds, self.rounding = timeout, math.inf, FLOAT64_CHANGE
         self.has_sequential = callable(getattr(predictor, "sequential", None))
 
     def copy(self) -> Any:
@@ -49,7 +49,7 @@ class PredictorCalls:
         labels = torch.tensor(y) if self.as_tensors else y.copy()
         started = time.perf_counter()
         output = within(self.timeout, lambda: self.copy()(x, labels))
-        self.seconds = self.seconds or time.perf_counter() - started
+        self.seconds = min(self.seconds, time.perf_counter() - started)
         array, is_float32 = as_rows(output)
         self.rounding = FLOAT32_CHANGE if is_float32 else self.rounding
         if (

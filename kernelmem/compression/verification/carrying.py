@@ -2,13 +2,13 @@
 
 import importlib
 import io
+import os
 import pickletools
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -20,6 +20,8 @@ from kernelmem.core import InputError
 
 LONGEST_NAME = 64  # characters of names of classes, functions, attributes and modules, which are not counted
 LONGEST_MESSAGE = 256  # characters of texts in the code, such as error messages, which are not counted
+CLASS_NUMBER = re.compile("[0-9a-f]{32}")  # which cloudpickle gives to classes
+FREE_REFERENCES = 256  # to values that occurred before, such as names
 STRUCTURE = re.compile(  # operations of a pickle that hold no value
     "PROTO|FRAME|STOP|MARK|MEMOIZE|(LONG_)?BINPUT|(STACK_)?GLOBAL|REDUCE|BUILD|NEWOBJ(_EX)?|POP(_MARK)?|DUP|EMPTY_.*|TUPLE.?"
     "|LIST|DICT|FROZENSET|APPENDS?|SETITEMS?|ADDITEMS|NONE"
@@ -67,19 +69,21 @@ def _carried_bits(predictor: object) -> int:
     pickler.dump(predictor)
     operations = list(pickletools.genops(buffer.getvalue()))
     positions = [position or 0 for _, _, position in operations] + [buffer.tell()]
-    n_bytes = 0
+    n_bytes, n_references = 0, 0
     for k, (operation, argument, _) in enumerate(operations):
         is_name = isinstance(argument, str) and len(argument) <= LONGEST_NAME and _is_name(argument)
-        if not (
-            STRUCTURE.fullmatch(operation.name)
-            or is_name
-            or (isinstance(argument, str) and argument in pickler.documentation)
-        ):
+        is_documentation = isinstance(argument, str) and argument in pickler.documentation
+        is_reference = operation.name in ("BINGET", "LONG_BINGET")
+        n_references += is_reference
+        if not (STRUCTURE.fullmatch(operation.name) or is_name or is_documentation or is_reference):
             n_bytes += positions[k + 1] - positions[k]
+    n_bytes += 2 * max(0, n_references - FREE_REFERENCES)
     return 8 * (n_bytes + pickler.array_bytes)
 
 
 def _is_name(text: str) -> bool:
+    if CLASS_NUMBER.fullmatch(text):
+        return True
     return all(part.isidentifier() for part in text.replace("<", "").replace(">", "").split(".")) or not text
 
 
@@ -110,6 +114,8 @@ class _ValuePickler(cloudpickle.Pickler):
             return list, (constants,)
         if isinstance(obj, FunctionType | type) and isinstance(obj.__doc__, str):
             self.documentation.add(obj.__doc__)
+        if isinstance(obj, FunctionType):
+            self.documentation.add(obj.__code__.co_filename)
         return super().reducer_override(obj)
 
     def _count(self, address: int, obj: object, n_bytes: int) -> None:
@@ -121,18 +127,17 @@ class _ValuePickler(cloudpickle.Pickler):
 def _own_modules() -> list[ModuleType]:
     """Return the loaded modules that belong neither to Python nor to an installed package nor to kernelmem."""
     paths = sysconfig.get_paths()
-    installed = {Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed = tuple({folder + os.sep for path in folders for folder in (path, os.path.realpath(path))})
     modules = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if (
-            isinstance(module, ModuleType)
-            and isinstance(file, str)
-            and name.split(".")[0] not in ("kernelmem", "__main__")
-        ):
-            folders = Path(file).resolve().parents
-            if module.__name__ == name and not installed.intersection(folders):
-                modules.append(module)
+        if not isinstance(module, ModuleType) or not isinstance(file, str) or module.__name__ != name:
+            continue
+        if name.split(".")[0] in ("kernelmem", "__main__") or file.startswith(installed):
+            continue
+        if not os.path.realpath(file).startswith(installed):
+            modules.append(module)
     return modules
 
 

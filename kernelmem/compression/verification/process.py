@@ -37,6 +37,7 @@ class DecoderProcess:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
         environment |= dict.fromkeys(THREAD_VARIABLES, str(self.threads))
         environment["KERNELMEM_DECODER_THREADS"] = str(self.threads)
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # threads that spin stop on a busy machine
         environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)  # noqa: PTH100
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(

@@ -18,7 +18,7 @@ from kernelmem.core.checks import as_array, as_count, as_labels, as_number, as_s
 
 SHIFTS = 256  # of the rounding of probabilities; the one that was taken costs a byte
 SAFE_MARGIN = 1e-6
-FREE_BITS = 4096  # of numbers and texts, such as options, that a predictor may bring along
+FREE_BITS = 2048  # of numbers and texts, such as options, that a predictor may bring along
 SHARE_OF_CHECKS = 0.5  # of the time, for calls in this process
 START_SECONDS = 60.0  # for the start of a process, on a busy machine
 FEWEST = 4  # positions and draws, however slow the predictor is
@@ -45,8 +45,8 @@ def verify_code(
     The checks: *decodes* (a fresh process with another number of threads gets the labels back from stream, inputs and
     pickled predictor alone), *alphabet* (probabilities of all classes), *repeats* (equal calls, equal rows), *causal*
     (labels from t on are replaced: rows up to t stay), *alone = in batch*, *once* (the length counts every label once),
-    *random labels* (are not compressed), *carries* (the predictor does not bring the labels along) and *future inputs*
-    (reported only).
+    *random labels* (are not compressed), *carries* (the values of the predictor have no more bits than it saves, or than
+    2,048, so that it does not bring more labels along than those would hold) and *future inputs* (reported only).
 
     Args:
         predictor: function or object; it is copied by pickling, so that nothing is kept from one call to the next. Functions
@@ -118,6 +118,7 @@ def _verify(
     results: list[Check] = [checks.check_alphabet(P, y, calls.rounding)]
     is_distribution = bool((P >= 0).all() and np.abs(P.sum(1) - 1).max() <= calls.rounding)
     ideal = float(-np.log2(P[np.arange(n), y]).sum()) if is_distribution and P[np.arange(n), y].all() else math.nan
+    results.append(_run("repeats", lambda: checks.check_repeats(calls, P, y)))
     affordable = SHARE_OF_CHECKS * calls.timeout / max(calls.seconds, 1e-9)
     share = min(1.0, affordable / (positions + checks.RANDOM_DRAWS + checks.FUTURE_DRAWS + 2))
     places = np.sort(rng.choice(n, max(min(FEWEST, n), min(n, int(share * positions))), replace=False))
@@ -128,7 +129,6 @@ def _verify(
         check, later_inputs[0] = checks.check_future_inputs(calls, P, y, rng)
         return check
 
-    results.append(_run("repeats", lambda: checks.check_repeats(calls, P, y)))
     results.append(_run("causal", lambda: checks.check_causal(calls, P, y, places, rng)))
     results.append(_run("random labels", lambda: checks.check_random_labels(calls, C, n, draws, rng)))
     future_check = _run("future inputs", future)
