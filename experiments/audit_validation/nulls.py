@@ -9,7 +9,7 @@ from torch import Tensor
 
 import kernelmem as km
 from experiments.audit_validation.training import N_CLASSES, Training
-from kernelmem.auditing.retraining.budget import SHARE
+from kernelmem.auditing.retraining import SHARE, retraining_power, retraining_scores
 from kernelmem.core import seed_sequence
 from kernelmem.memorization.shadows import ShadowEnsemble, ShadowIdentity
 from kernelmem.training import digits
@@ -149,8 +149,6 @@ def announced_effect(n_pool: int, n_models: int, draws: int, seed: int) -> dict[
     Of a pool of models of networks that fit 15 % wrong labels, whose counts define the true effect of each row, random
     subsets are audited. The observed smallest effect is where 80 % of the rows of that effect are announced.
     """
-    from kernelmem.auditing.retraining import retraining_power, retraining_scores
-
     seeds = seed_sequence(seed, ["flips", "shadows", "draws"])
     data = digits(n_train=500, seed=seed)
     y = km.corrupt_labels(data.y_train, 0.15, "symmetric", seed=seeds["flips"]).y

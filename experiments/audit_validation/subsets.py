@@ -12,8 +12,7 @@ from torch import Tensor
 import kernelmem as km
 from experiments import machine
 from experiments.audit_validation.training import N_CLASSES, Training
-from kernelmem.auditing.retraining.answer import count_correct
-from kernelmem.auditing.retraining.deconvolution import CorrectCounts, deconvolve
+from kernelmem.auditing.retraining import CorrectCounts, count_correct, deconvolve
 from kernelmem.core import seed_sequence, write_files
 from kernelmem.statistics import clopper_pearson, spearman
 from kernelmem.training import digits

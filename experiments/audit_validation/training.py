@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import kernelmem as km
-from kernelmem.auditing.retraining.budget import SHARE
+from kernelmem.auditing.retraining import SHARE
 from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.training import EnsembleOptions, Member, Recipe, mlp, train_mlps, train_modules
 

@@ -8,11 +8,15 @@
 """
 
 from kernelmem.auditing.retraining.answer import RetrainingScores as RetrainingScores
+from kernelmem.auditing.retraining.answer import count_correct as count_correct
 from kernelmem.auditing.retraining.answer import retraining_how_much as retraining_how_much
 from kernelmem.auditing.retraining.answer import retraining_power as retraining_power
 from kernelmem.auditing.retraining.answer import retraining_scores as retraining_scores
+from kernelmem.auditing.retraining.budget import SHARE as SHARE
 from kernelmem.auditing.retraining.budget import Trained as Trained
 from kernelmem.auditing.retraining.budget import train_within as train_within
+from kernelmem.auditing.retraining.deconvolution import CorrectCounts as CorrectCounts
+from kernelmem.auditing.retraining.deconvolution import deconvolve as deconvolve
 from kernelmem.auditing.retraining.fidelity import ShownMemorization as ShownMemorization
 from kernelmem.auditing.retraining.fidelity import shown_memorization as shown_memorization
 from kernelmem.auditing.retraining.verification import verify_rows as verify_rows
