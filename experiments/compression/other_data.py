@@ -13,7 +13,7 @@ from experiments.compression.records import account_record
 from kernelmem.core import seed_sequence
 from kernelmem.training import LabeledData, labeled_data
 
-__all__ = ["GaussianClasses", "Generated", "Tables", "generated", "tables"]
+__all__ = ["GaussianClasses", "Generated", "Tables", "generated", "table_of", "tables"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def tables(setting: Tables, seed: int) -> Iterator[dict]:
     """Yield one record per table and noise rate."""
     seeds = seed_sequence(seed, ["flips", "weights"])
     for name in setting.names:
-        data = _table(name)
+        data = table_of(name)
         noisy = [km.corrupt_labels(data.y_train, rate, seed=seeds["flips"]) for rate in setting.rates]
         networks = train_networks(
             data,
@@ -50,7 +50,7 @@ def tables(setting: Tables, seed: int) -> Iterator[dict]:
             }
 
 
-def _table(name: str) -> LabeledData:
+def table_of(name: str) -> LabeledData:
     """Return all rows of a table of scikit-learn as training rows; they are the test rows, too, which are not used."""
     from sklearn.datasets import load_breast_cancer, load_wine
 

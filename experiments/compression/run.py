@@ -13,6 +13,7 @@ from experiments.compression.convolutional import Convolutional, convolutional
 from experiments.compression.figures import quantization_figure, width_figure
 from experiments.compression.large import Large, large
 from experiments.compression.noise_kinds import NoiseKinds, noise_kinds
+from experiments.compression.online import Online, Orders, online, orders
 from experiments.compression.other_data import Generated, Tables, generated, tables
 from experiments.compression.quantization import Quantization, quantization
 from experiments.compression.records import cells_of
@@ -22,7 +23,9 @@ from kernelmem.core import write_files
 
 __all__ = ["PARTS", "Options", "Part", "run", "run_part"]
 
-Name = Literal["width", "quantization", "noise_kinds", "convolutional", "tables", "generated", "large"]
+Name = Literal[
+    "width", "quantization", "noise_kinds", "convolutional", "tables", "generated", "large", "online", "orders"
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ PARTS: dict[Name, Part] = {
         ("bayes_error", "noise_rate", "bayes_entropy", "noise", "bayes_bits", "left_out", "memorized"),
     ),
     "large": Part(Large(), large, ("n", "function"), ("seconds", "memory_mb", "bits", "online", "noise_rate"), seeds=1),
+    "online": Part(
+        Online(),
+        online,
+        ("data", "rate", "source"),
+        ("bits", "ideal", "mistakes", "seconds", "decode_seconds", "decodes"),
+    ),
+    "orders": Part(Orders(), orders, ("data", "rate"), ("mean", "standard_deviation"), seeds=1),
 }
 
 

@@ -22,6 +22,7 @@ from kernelmem.compression.online import KernelPredictor as KernelPredictor
 from kernelmem.compression.online import LearnerPredictor as LearnerPredictor
 from kernelmem.compression.online import OnlineCode as OnlineCode
 from kernelmem.compression.online import OnlineOptions as OnlineOptions
+from kernelmem.compression.online import lengths_over_orders as lengths_over_orders
 from kernelmem.compression.online import online_code as online_code
 from kernelmem.compression.verification import Verification as Verification
 from kernelmem.compression.verification import verify_code as verify_code

@@ -87,6 +87,7 @@ CALLS = {
             "n_classes": 2,
             "order_seed": 1,
             "options": ONLINE,
+            "memory": "1GiB",
             "progress": False,
         },
         examples=0.5,
@@ -96,8 +97,14 @@ CALLS = {
         lambda: {"source": train, "y": LABELS, "x": ROWS, "n_classes": 2, "options": ONLINE, "progress": False},
         examples=0.5,
     ),
+    "compression.lengths_over_orders": Call(
+        compression.lengths_over_orders,
+        lambda: {"source": KERNEL, "y": LABELS, "n_orders": 2, "options": ONLINE, "progress": False},
+        examples=0.2,
+    ),
     "OnlineCode": Call(
-        compression.OnlineCode.decode, lambda: {"data": ENCODED, "source": KERNEL, "x": None, "progress": False}
+        compression.OnlineCode.decode,
+        lambda: {"data": ENCODED, "source": KERNEL, "x": None, "memory": "1GiB", "progress": False},
     ),
     "compression.KernelPredictor": Call(
         lambda kernel_function, n_classes, options, x, y: compression.KernelPredictor(

@@ -15,6 +15,7 @@ import kernelmem as km
 from experiments.compression import run as parts
 from experiments.compression.large import Large, measure
 from experiments.compression.noise_kinds import entropy_of_noise
+from experiments.compression.online import Online, Orders, online, orders
 from experiments.compression.other_data import GaussianClasses
 from experiments.compression.quantization import code_length, matched_difference, quantized
 from experiments.compression.width import through_the_peak
@@ -129,3 +130,14 @@ def test_time_and_memory_are_measured(what):
     assert record["seconds"] > 0
     assert record["memory_mb"] >= 0
     assert record["bayes_bits"] < (record["bits"] if what == "online_code" else record["left_out"]) < record["uniform"]
+
+
+def test_online_codes_of_a_small_run_decode():
+    setting = Online(data=("digits",), rates=(0.0, 0.2), n_train=60, sources=("kernel", "logistic"))
+    records = list(online(setting, 0))
+    assert [record["source"] for record in records] == ["kernel", "logistic"] * 2
+    assert all(record["decodes"] and record["ideal"] < record["bits"] for record in records)
+    assert records[0]["ideal"] < records[2]["ideal"]
+    small = Orders(data=("digits",), rates=(0.0,), n_train=60, n_orders=2)
+    (record,) = orders(small, 0)
+    assert record["standard_deviation"] > 0

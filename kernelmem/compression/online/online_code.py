@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kernelmem.compression.coder import precision
 from kernelmem.compression.online.learner_scores import Train
@@ -49,7 +50,7 @@ def online_code(
             otherwise tensors.
         n_classes: number C of classes; None: the largest label plus one. A receiver is assumed to know it.
         order_seed: seed of the random order in which rows are coded; seeds above 0 cost one or more bytes. Lengths depend
-            on the order: report the mean of several, never the shortest.
+            on the order: report the mean of several (``lengths_over_orders``), never the shortest.
         options: grids of the mixture, and blocks; None: ``OnlineOptions()``.
         memory: limit of what is allocated besides the kernels in float64 and a learner, in bytes or as text such as "4GiB".
         progress: called with (rows done, n), with a learner.
@@ -124,3 +125,43 @@ def online_code(
         stream=torch.from_numpy(np.frombuffer(stream.data, dtype=np.uint8).copy()),
         tolerance=stream.margin / 2.0 ** precision(C),
     )
+
+
+def lengths_over_orders(
+    source: Kernels | Train,
+    y: ArrayLike,
+    *,
+    n_orders: int = 6,
+    x: Batch | None = None,
+    n_classes: int | None = None,
+    options: OnlineOptions | None = None,
+    memory: int | str = MEMORY,
+    progress: Progress = None,
+) -> Tensor:
+    """Return the ideal lengths of :func:`online_code` for the order seeds 0, 1, ..., (n_orders,) float64, in bits.
+
+    Their mean and standard deviation say how much the length depends on the order of the rows. The shortest is not the
+    length of a code unless log₂ n_orders bits are paid for the choice.
+
+    The number of orders is ``n_orders``; ``progress`` is called with (orders done, all orders); the other arguments are
+    those of :func:`online_code`.
+
+    Raises:
+        InputError, NumericalError: as :func:`online_code`.
+
+    Cost: n_orders times that of :func:`online_code`.
+
+    >>> x = torch.linspace(0, 1, 30, dtype=torch.float64)
+    >>> lengths = lengths_over_orders(torch.exp(-((x[:, None] - x) ** 2)), x > 0.5, n_orders=3)
+    >>> bool((lengths < 30).all())
+    True
+    """
+    n_orders, report = as_count(n_orders, "n_orders", maximum=1000), as_progress(progress, "orders", "order")
+    lengths = torch.empty(n_orders, dtype=torch.float64)
+    for seed in range(n_orders):
+        code = online_code(
+            source, y, x=x, n_classes=n_classes, order_seed=seed, options=options, memory=memory, progress=False
+        )
+        lengths[seed] = code.ideal
+        report(seed + 1, n_orders)
+    return lengths

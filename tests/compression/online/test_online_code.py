@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernelmem as km
-from kernelmem.compression import KernelPredictor, OnlineCode, OnlineOptions, online_code
+from kernelmem.compression import KernelPredictor, OnlineCode, OnlineOptions, lengths_over_orders, online_code
 from kernelmem.statistics import clopper_pearson
 from tests.damaged_files import damaged_bytes
 from tests.profiles import examples
@@ -38,6 +38,13 @@ def test_labels_decode_and_the_stream_is_a_little_longer_than_the_ideal(n, C, se
     assert 0 <= code.bits - code.ideal <= 40 + n * 2 * C / 2**16 / np.log(2) * 1.01
     assert code.ideal <= code.uniform + 1 + 1e-9
     assert float(code.per_example.min()) >= 0
+
+
+def test_lengths_over_orders_are_those_of_each_order():
+    kernel, y = draw(25, 3)
+    lengths = lengths_over_orders(kernel, y, n_orders=3, options=FEW)
+    assert lengths.tolist() == [online_code(kernel, y, order_seed=seed, options=FEW).ideal for seed in range(3)]
+    assert len(set(lengths.tolist())) == 3
 
 
 @pytest.mark.parametrize("seed", [0, 1, 127, 128, 2**63 - 1])
