@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import tyro
 
 from kernelmem.cli.audit import AuditCommand
+from kernelmem.cli.compress import CompressCommand
 from kernelmem.cli.descent import DescentCommand
 from kernelmem.cli.ledger import LedgerCommand
 from kernelmem.cli.ntk import NtkCommand
@@ -34,7 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every name of a file can be printed in every encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     command = tyro.extras.subcommand_cli_from_dict(
-        {"audit": AuditCommand, "ntk": NtkCommand, "ledger": LedgerCommand, "descent": DescentCommand},
+        {
+            "audit": AuditCommand,
+            "ntk": NtkCommand,
+            "ledger": LedgerCommand,
+            "descent": DescentCommand,
+            "compress": CompressCommand,
+        },
         prog="kernelmem",
         description=DESCRIPTION,
         args=arguments,
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
 
 
-def _run(command: AuditCommand | NtkCommand | LedgerCommand | DescentCommand) -> int:
+def _run(command: AuditCommand | CompressCommand | NtkCommand | LedgerCommand | DescentCommand) -> int:
     """Run a command, print its error, and return the exit code."""
     from kernelmem.core.errors import KernelmemError, printable  # here: --help needs no torch
 

@@ -17,7 +17,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"kernelmem {km.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["audit", "ntk", "ledger", "descent"])
+@pytest.mark.parametrize("command", ["audit", "ntk", "ledger", "descent", "compress"])
 def test_help_states_every_default_and_ends_every_sentence(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -29,7 +29,7 @@ def test_help_states_every_default_and_ends_every_sentence(command, capsys):
     assert all(len(part) == 2 and not part[1].strip() for part in descriptions)
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["audit", "--help"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["audit", "--help"], ["compress", "--help"]])
 def test_help_and_version_import_neither_torch_nor_scientific_packages(arguments):
     code = (
         "import sys, kernelmem.cli\n"

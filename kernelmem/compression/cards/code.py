@@ -30,6 +30,7 @@ MODE_WIDTHS = (1, 11, 4)  # network or uniform, C - 1, bytes of the seed
 FIELD_WIDTHS = (10, 10, 5, 6, 6)  # width - 1, dimensions - 1, scale, inverse temperature, floor
 MAX_CLASSES = 2048
 N_SCALES, N_TEMPERATURES, N_FLOORS = 32, 64, 64
+MAX_CHOICE_ENTRIES = 10**7
 DECODED_ROWS = 2**14  # labels decoded at a time
 
 
@@ -126,10 +127,12 @@ def label_probabilities(logits: np.ndarray, output_bits: int, choices: Choices) 
 
 
 def best_choices(numbers: np.ndarray, logits: np.ndarray, output_bits: int, labels: np.ndarray) -> Choices:
-    """Return the choices with the shortest code."""
+    """Return the choices with the shortest code, up to the spacing of their grids."""
     row_of = {scale: frequencies(number_probabilities(scale)[None]) for scale in range(N_SCALES)}
     indices, ones = numbers + LARGEST_NUMBER, np.ones((len(numbers), 1), np.int64)
     scale = min(range(N_SCALES), key=lambda scale: float(ideal_bits(indices, ones * row_of[scale]).sum()))
+    stride = -(-logits.size // MAX_CHOICE_ENTRIES)  # of many rows, some decide: any choice can be decoded
+    logits, labels = logits[::stride], labels[::stride]
     best, rows = (math.inf, 0, 0), np.arange(len(labels))
     for temperature in range(N_TEMPERATURES):
         sharp = label_probabilities(logits, output_bits, Choices(0, temperature, N_FLOORS - 1))[rows, labels]

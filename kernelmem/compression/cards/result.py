@@ -22,6 +22,7 @@ from kernelmem.compression.certificates import (
 )
 from kernelmem.core import ArrayLike, FileCorruptError, InputError, Result, write_file
 from kernelmem.core.checks import as_path, as_tensor
+from kernelmem.core.errors import printable
 from kernelmem.core.hashed_files import READ_ERRORS, reason
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Card(Result):
         """Return lengths, comparison with other codes, and certificates."""
         record, parts = self.record, self.parts
         lines = [
-            f"card of {record.n:,} labels, {self.n_classes} classes ({record.name}): {self.bits:,} bits,"
+            f"card of {record.n:,} labels, {self.n_classes} classes ({printable(record.name[:100])}): {self.bits:,} bits,"
             f" {self.bits / record.n:.3f} per label, {self.bits / self.uniform:.1%} of the {self.uniform:,.0f} of uniform labels",
             f"  header {parts['header']:.0f}, network {parts['network']:.0f}, labels given the network {parts['labels']:.0f}",
             f"  file: {len(self.code):,} bytes of code, {self.container_bytes:,} of container (hashes, names, recorded numbers)",

@@ -14,6 +14,7 @@ from kernelmem.compression.cards.network import WEIGHT_BITS, Architecture
 from kernelmem.compression.cards.options import CardOptions
 from kernelmem.core import seed_sequence
 
+BETAS = (0.9, 0.999)  # of Adam
 MAX_SWEEP_OPERATIONS = 1e11  # of all sweeps together: about 20 s on one core
 
 
@@ -33,20 +34,22 @@ def train(
     forward = _Forward(architecture, z)
     generator = torch.Generator().manual_seed(seed_sequence(architecture.seed, ["card training"])["card training"])
     targets, n, d = torch.from_numpy(labels), len(labels), architecture.dimensions
-    q = torch.zeros(d, dtype=torch.float32, requires_grad=True)
-    optimizer = torch.optim.Adam([q], lr=options.lr)
-    with torch.enable_grad():
-        for step in range(options.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * (0.52 + 0.5 * math.cos(math.pi * step / options.steps))
-            rows = torch.randint(0, n, (min(n, options.batch_size),), generator=generator)
-            noise = torch.rand(d, generator=generator, dtype=torch.float32) - 0.5
+    q, mean, square = torch.zeros(3, d, dtype=torch.float32).unbind()
+    for step in range(options.steps):
+        rows = torch.randint(0, n, (min(n, options.batch_size),), generator=generator)
+        noise = torch.rand(d, generator=generator, dtype=torch.float32) - 0.5
+        with torch.enable_grad():
+            q = q.detach().requires_grad_()
             bits_per_row = F.cross_entropy(forward(q + noise, rows), targets[rows]) / math.log(2)
             loss = bits_per_row + d * torch.log2(q.abs().mean() + 0.5) / n
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            report(step + 1, options.steps)
+            (gradient,) = torch.autograd.grad(loss, q)
+        # Adam by hand: torch.optim imports the compiler of torch, which takes longer than this training
+        mean.lerp_(gradient, 1 - BETAS[0])
+        square.lerp_(gradient**2, 1 - BETAS[1])
+        first, second = (1 - beta ** (step + 1) for beta in BETAS)
+        rate = options.lr * (0.52 + 0.5 * math.cos(math.pi * step / options.steps))
+        q = q.detach() - rate * (mean / first) / ((square / second).sqrt() + 1e-8)
+        report(step + 1, options.steps)
     rounded = q.detach().round().clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
     operations_per_sweep = 4.0 * d * n * architecture.n_weights
     sweeps = min(options.sweeps, int(MAX_SWEEP_OPERATIONS / operations_per_sweep))

@@ -23,7 +23,7 @@ def decoded(data, z):
 
 @examples(1)
 @given(
-    n=st.integers(1, 120), C=st.sampled_from([2, 3, 10, 31, 32, 100, 2048]), d=st.integers(1, 20), spread=st.integers(0, 15),
+    n=st.integers(1, 120), C=st.sampled_from([2, 3, 10, 31, 32, 200]), d=st.integers(1, 20), spread=st.integers(0, 15),
     agreement=st.floats(0, 1), seed=st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1)),
 )  # fmt: skip
 def test_labels_and_numbers_come_back(n, C, d, spread, agreement, seed):
@@ -56,6 +56,14 @@ def test_a_network_that_predicts_pays_and_one_that_does_not_is_left_out():
     code = encode(architecture, numbers, rng.integers(0, 4, 800), z)
     assert not code.has_network
     assert 1600 <= code.bits <= 1600 + 16 + 40
+
+
+def test_as_many_classes_as_the_header_can_name():
+    architecture, z = Architecture(1, 2, 2048, 3, 0), np.arange(40.0)[:, None]
+    labels = np.arange(40) * 51
+    code = encode(architecture, np.array([1, -2, 3]), labels, z)
+    assert code.n_classes == 2048
+    assert np.array_equal(decoded(code.data, z)[1], labels)
 
 
 @given(st.integers(0, 41 * 256))
