@@ -1,5 +1,6 @@
 """Other data: tables of scikit-learn, and Gaussian classes whose Bayes noise is known."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import kernelmem as km
 from experiments.compression.networks import train_networks
+from experiments.compression.noise_kinds import entropy_of_noise
 from experiments.compression.records import account_record
 from kernelmem.core import seed_sequence
 from kernelmem.training import LabeledData, labeled_data
@@ -39,14 +41,19 @@ def tables(setting: Tables, seed: int) -> Iterator[dict]:
             steps=setting.steps,
             seed=seeds["weights"],
         )
+        clean = math.nan
         for k, (rate, labels) in enumerate(zip(setting.rates, noisy, strict=True)):
+            record = account_record(networks.models[k], data.x_train, labels.y, reference="infinite_ntk", seed=seed)
+            clean = clean if rate else record["memorized"]
             yield {
                 "data": name,
                 "rate": rate,
                 "seed": seed,
                 "rows": len(data.y_train),
                 "train_error": float(networks.train_error[k]),
-                **account_record(networks.models[k], data.x_train, labels.y, reference="infinite_ntk", seed=seed),
+                **record,
+                "true_noise": entropy_of_noise(labels, data.y_train),
+                "memorized_above_clean": record["memorized"] - clean,
             }
 
 

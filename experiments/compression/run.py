@@ -40,7 +40,9 @@ class Part:
     """Number of seeds, if not that of the options."""
 
 
-ACCOUNT = ("left_out", "network", "memorized", "noise_rate", "noise", "untrained")
+ACCOUNT = (
+    "online", "left_out", "network", "memorized", "noise_rate", "noise", "true_noise", "memorized_above_clean", "untrained",
+)  # fmt: skip
 PARTS: dict[Name, Part] = {
     "width": Part(
         Widths(), widths, ("rate", "width"), ("network", "memorized", "flips_fitted", "test_error", "test_loss")
@@ -65,8 +67,8 @@ PARTS: dict[Name, Part] = {
             "memorized_bias",
         ),
     ),
-    "convolutional": Part(Convolutional(), convolutional, ("rate", "reference"), ("online", *ACCOUNT)),
-    "tables": Part(Tables(), tables, ("data", "rate"), ("uniform", "online", *ACCOUNT)),
+    "convolutional": Part(Convolutional(), convolutional, ("rate", "reference"), ACCOUNT),
+    "tables": Part(Tables(), tables, ("data", "rate"), ("uniform", *ACCOUNT)),
     "generated": Part(
         Generated(),
         generated,
@@ -133,8 +135,8 @@ def run_part(name: str, part: Part, options: Options) -> None:
 
 def table(cells: list[dict], part: Part) -> str:
     """Return one line per cell: mean ± standard error over seeds of the printed columns."""
-    lines = ["  ".join(f"{column:>20}" for column in (*part.by, *part.printed))]
+    lines = ["  ".join(f"{column:>21}" for column in (*part.by, *part.printed))]
     for cell in cells:
-        names = [f"{cell[column]:>20}" for column in part.by]
-        lines.append("  ".join([*names, *(f"{plus_minus(cell[column]):>20}" for column in part.printed)]))
+        names = [f"{cell[column]:>21}" for column in part.by]
+        lines.append("  ".join([*names, *(f"{plus_minus(cell[column]):>21}" for column in part.printed)]))
     return "\n".join(lines)

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 import kernelmem as km
 from experiments.compression.networks import train_networks
 from experiments.compression.records import account_record
+from experiments.over_seeds import summary
 from kernelmem.core import seed_sequence
 from kernelmem.double_descent import crossing, peak
 from kernelmem.training import digits
@@ -62,11 +64,11 @@ def through_the_peak(records: Sequence[dict], rate: float) -> dict:
     """Return the peaks of test error and loss, the interpolation threshold, and where the memorized bits arrive.
 
     The bits have arrived at the first width from which their mean stays within 5 % of that at the largest width.
+    ``memorized_above_control`` is their paired difference to networks without flips, at the largest width.
     """
-    import pandas as pd
-
     frame = pd.DataFrame(records)
     runs = frame.query("rate == @rate")
+    control = frame.query("rate == 0 and width == width.max()").set_index("seed")["memorized"]
     tables = {
         name: runs.pivot_table(index="seed", columns="width", values=name)
         for name in ("test_error", "test_loss", "train_error", "memorized", "bits_per_parameter")
@@ -79,6 +81,9 @@ def through_the_peak(records: Sequence[dict], rate: float) -> dict:
         "threshold": threshold.value if threshold.found else None,
         "memorized_arrives_at": axis[min(len(axis) - 1, int(below[-1]) + 1)] if len(below) else axis[0],
     }
+    if rate:
+        largest = tables["memorized"].iloc[:, -1]
+        result["memorized_above_control"] = summary((largest - control[largest.index]).tolist())
     for name in ("test_error", "test_loss"):
         top = peak(tables[name].to_numpy(), axis, metric=name)
         result[name] = {

@@ -91,20 +91,22 @@ def test_posteriors_of_gaussian_classes_are_calibrated():
 def test_the_width_at_which_bits_arrive():
     records = [
         {
-            "rate": 0.2,
+            "rate": rate,
             "seed": seed,
             "width": width,
-            "memorized": memorized,
+            "memorized": memorized if rate else 10,
             "bits_per_parameter": 1.0,
             "train_error": error,
             "test_error": loss / 10,
             "test_loss": loss + 0.01 * seed,
         }
+        for rate in (0.2, 0.0)
         for seed in range(4)
         for width, memorized, error, loss in ((2, 0, 0.5, 1), (4, 60, 0.2, 2), (8, 99, 0.0, 4), (16, 100, 0.0, 1))
     ]
     result = through_the_peak(records, 0.2)
     assert result["memorized_arrives_at"] == result["test_loss"]["at"] == 8
+    assert result["memorized_above_control"]["mean"] == 90
     assert 4 < result["threshold"] < 8
     assert result["test_loss"]["rise"] == pytest.approx(3)
 
