@@ -62,6 +62,7 @@ def noise_kinds(setting: NoiseKinds, seed: int) -> Iterator[dict]:
             **record,
             "true_noise": truth,
             "rate_bias": record["noise_rate"] - flipped,
+            "rate_covered": float(abs(record["noise_rate"] - flipped) <= 1.96 * record["noise_rate_error"]),
             "noise_bias": record["noise"] - truth,
             "matrix_rate_bias": estimate.noise_rate - flipped,
             "matrix_noise_bias": float((estimate.posterior @ _entropies(estimate.transition)).sum()) - truth,
