@@ -29,7 +29,7 @@ class PlantedOptions:
     n_train: int = 1000
     n_flips: int = 20
     n_models: int = 48
-    n_verified: int = 3
+    n_verified: int = 2
     training: Training = TRAINING
 
 

@@ -126,7 +126,9 @@ def test_memorization_with_permuted_memberships_fails_its_gate_and_blanks_the_he
     data, shadows, inputs, retrained, control_high, passed
 ):
     document, correct = retrained.document, retrained.rows.network_correct
-    gates = conclusions.retraining_gates(retraining_scores(shadows, seed=0), inputs, correct, control_high)
+    gates = conclusions.retraining_gates(
+        retraining_scores(shadows, seed=0), inputs, correct, control_high, torch.arange(M)
+    )
     assert [gate.passed for gate in gates] == [True, passed]
     others = tuple(gate for gate in document.gates if gate.name not in {gate.name for gate in gates})
     verdict = conclusions.verdict(
