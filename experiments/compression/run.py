@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from experiments import machine
+from experiments.compression.account import NULLS, NoiseRates, noise_rates
 from experiments.compression.convolutional import Convolutional, convolutional
 from experiments.compression.figures import quantization_figure, width_figure
 from experiments.compression.large import Large, large
@@ -24,7 +25,16 @@ from kernelmem.core import write_files
 __all__ = ["PARTS", "Options", "Part", "run", "run_part"]
 
 Name = Literal[
-    "width", "quantization", "noise_kinds", "convolutional", "tables", "generated", "large", "online", "orders"
+    "account",
+    "width",
+    "quantization",
+    "noise_kinds",
+    "convolutional",
+    "tables",
+    "generated",
+    "large",
+    "online",
+    "orders",
 ]
 
 
@@ -44,6 +54,12 @@ ACCOUNT = (
     "online", "left_out", "network", "memorized", "noise_rate", "noise", "true_noise", "memorized_above_clean", "untrained",
 )  # fmt: skip
 PARTS: dict[Name, Part] = {
+    "account": Part(
+        NoiseRates(),
+        noise_rates,
+        ("reference", "rate"),
+        ("online", "left_out", "network", "memorized", "true_noise", "slope", "noise_rate", "rate_bias", *NULLS),
+    ),
     "width": Part(
         Widths(), widths, ("rate", "width"), ("network", "memorized", "flips_fitted", "test_error", "test_loss")
     ),

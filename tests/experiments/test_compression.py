@@ -21,6 +21,14 @@ from experiments.compression.quantization import code_length, matched_difference
 from experiments.compression.width import through_the_peak
 
 SMALL = {
+    "account": {
+        "rates": (0.0, 0.2),
+        "null_rates": (0.2,),
+        "references": ("infinite_ntk",),
+        "n_train": 60,
+        "width": (16,),
+        "steps": 60,
+    },
     "width": {"widths": (2, 16), "n_train": 60, "steps": 60},
     "quantization": {"grid": (0.125, 2.0), "n_train": 60, "width": (16,), "steps": 60},
     "noise_kinds": {"kinds": ("pair", "instance"), "rates": (0.2,), "n_train": 80, "width": (16,), "steps": 60},
