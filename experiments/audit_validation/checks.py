@@ -29,6 +29,7 @@ __all__ = ["CheckOptions", "run_checks"]
 Part = Literal["literal", "nulls", "power", "planted"]
 NULLS: dict[str, tuple[Copies, NullOptions]] = {
     "exchangeable rows": ("none", NullOptions()),
+    "exchangeable rows, 100 of each kind": ("none", NullOptions(n_rows=100)),
     "half of the test rows are near-copies": ("test", NullOptions()),
     "half of the training rows are near-copies": ("train", NullOptions()),
     "a tenth of the test rows are near-copies": ("test", NullOptions(copied_share=0.1)),

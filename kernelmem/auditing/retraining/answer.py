@@ -20,10 +20,11 @@ BOOTSTRAPS = 400
 CONTROL_REPETITIONS = 20
 SIGNIFICANCE = 0.01
 PROBABILITY = 0.8
+EXPONENT = 1.5  # training on all rows memorizes at least share**1.5 times as many rows as training on a share of them
 DEFINITION = (
     "Share of training rows whose label models trained with the row give more often than models trained without it, by more"
     " than {threshold:.0%} of the models (Feldman's memorization above {threshold:g}), in training on random"
-    " {share:.0%} of the rows."
+    " {share:.0%} of the rows. The interval allows for training on all rows, which memorizes fewer."
 )
 CONTROL_DEFINITION = (
     "The same estimate after the rows' memberships were permuted among the models, so that none counts."
@@ -94,20 +95,26 @@ def retraining_scores(shadows: ShadowEnsemble, *, seed: int) -> RetrainingScores
 
 
 def retraining_how_much(scores: RetrainingScores, network_correct: np.ndarray, *, seed: int) -> HowMuch:
-    """Return the memorized share with its interval, and the same share with permuted memberships."""
+    """Return the memorized share with its interval, and the same share with permuted memberships.
+
+    The share is that of training on random subsets. Its interval reaches as far down as the share may be lower in training on
+    all rows: the more rows, the fewer are memorized. On digits (clean labels, and wrong ones that are fitted or not; 200 rows;
+    subsets of 80 %) leaving out 2 % of the rows at a time gave .72 to 1.02 times the share, that is subset share^1.5 or more.
+    """
     rng = np.random.default_rng(seed)
     masks, correct = scores.shadows.masks.cpu().numpy(), _gives_label(scores.shadows)
     permuted = rng.permuted(masks, axis=0)
     control = deconvolve(
         count_correct(correct, permuted), THRESHOLD, level=LEVEL, repetitions=CONTROL_REPETITIONS, seed=seed
     )
-    n = masks.shape[1]
+    n, share = masks.shape[1], float(masks.mean())
     result = scores.deconvolved
+    low = result.fraction - np.hypot(result.fraction - result.low, (1 - share**EXPONENT) * result.fraction)
     p = np.where(network_correct, scores.p_values, 1.0)
     return HowMuch(
         method="retraining",
-        definition=DEFINITION.format(threshold=THRESHOLD, share=masks.mean()),
-        fraction=Interval(result.fraction, result.low, result.high, LEVEL),
+        definition=DEFINITION.format(threshold=THRESHOLD, share=share),
+        fraction=Interval(result.fraction, max(0.0, float(low)), result.high, LEVEL),
         mean=_mean_memorization(masks, correct, rng),
         n_flagged=int(scores.flagged(network_correct).sum()),
         n_rows=n,

@@ -72,6 +72,7 @@ def test_wrong_labels_that_the_network_fits_are_flagged(retrained):
     assert table.flagged[:WRONG].sum() >= 6
     assert document.how_much.fraction.low > 0.05
     assert document.how_much.fraction.high >= WRONG / N
+    assert document.how_much.fraction.low < 0.7**1.5 * document.how_much.fraction.value  # training on all rows
     assert document.how_much.control.high < 0.05
     assert document.power.smallest_count == 1
     assert 0 < document.power.smallest_effect < 1
