@@ -137,6 +137,7 @@ CALLS = {
             "n_classes": 2,
             "claimed": 20.0,
             "timeout": 5.0,
+            "progress": False,
         },
         undefined=frozenset({"ideal", "stream"}),
         examples=0.5,

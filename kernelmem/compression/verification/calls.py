@@ -33,7 +33,7 @@ class PredictorCalls:
     ) -> None:
         self._predictor, self.data, self.x, self.as_tensors = predictor, data, x, as_tensors
         self.timeout, self.seconds, self.rounding = timeout, math.inf, FLOAT64_CHANGE
-        self.has_sequential = callable(getattr(predictor, "sequential", None))
+        self.has_sequential = callable(getattr(self.copy(), "sequential", None))
 
     def copy(self) -> Any:
         """Return a fresh predictor, or the user's own if it cannot be copied."""
@@ -66,13 +66,15 @@ class PredictorCalls:
             )
         return array
 
-    def predict_sequential(self, y: np.ndarray, n_classes: int) -> np.ndarray:
-        """Return the rows that ``predictor.sequential(x)`` yields if it receives the labels ``y``: (n, C) float64.
+    def rows(self, P: np.ndarray, y: np.ndarray) -> "np.ndarray | PredictorError":
+        """Return the rows that ``predictor.sequential(x)`` yields if it receives the labels ``y``, or P without that method.
 
-        Raises:
-            PredictorError: see there.
+        An error of the predictor is returned.
         """
-        return within(self.timeout, lambda: self._step_through(y, n_classes))
+        try:
+            return within(self.timeout, lambda: self._step_through(y, P.shape[1])) if self.has_sequential else P
+        except PredictorError as error:
+            return error
 
     def _step_through(self, y: np.ndarray, n_classes: int) -> np.ndarray:
         generator = self.copy().sequential(copied(self.x))

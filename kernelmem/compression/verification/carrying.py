@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import pickle
 import pickletools
 import re
 import sys
@@ -53,7 +54,9 @@ def pickled(predictor: object) -> tuple[bytes, int]:
     for modules in (_own_modules(), []):  # some modules hold values that cannot be pickled: then by name
         with _by_value(modules):
             try:
-                return cloudpickle.dumps(predictor), _carried_bits(predictor)
+                data = cloudpickle.dumps(predictor)
+                pickle.loads(data)
+                return data, _carried_bits(predictor)
             except Exception as error:  # of any type: user classes define their pickling
                 errors.append(error)
     raise InputError(

@@ -30,6 +30,9 @@ class DecoderProcess:
     """A fresh Python process with another number of threads and another seed of hashes than this one.
 
     It does not import the user's script, so that a script without ``if __name__ == "__main__"`` can verify too.
+
+    Raises:
+        PredictorError: Python could not be started.
     """
 
     def __init__(self) -> None:
@@ -40,13 +43,13 @@ class DecoderProcess:
         environment |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # threads that spin stop on a busy machine
         environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)  # noqa: PTH100
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._messages,
-            env=environment,
-        )
+        command = [sys.executable, "-c", COMMAND]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._messages, env=environment)
+        except (OSError, ValueError) as error:
+            self._messages.close()
+            raise PredictorError(f"has no other process: {sys.executable!r} did not start ({error})") from error
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 

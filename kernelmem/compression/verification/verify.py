@@ -1,27 +1,25 @@
 """Verify that a predictor of labels gives a code: a stream that another process decodes, and a length that is paid."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from kernelmem.compression.coder import encode_symbols, frequencies, margin, stream_bits
 from kernelmem.compression.verification import checks
 from kernelmem.compression.verification.calls import PredictorCalls, PredictorError
 from kernelmem.compression.verification.carrying import pickled
-from kernelmem.compression.verification.process import DecoderProcess
+from kernelmem.compression.verification.decoding import Decoding, decode_elsewhere
 from kernelmem.compression.verification.result import Check, Verification
 from kernelmem.core import ArrayLike, InputError
 from kernelmem.core.checks import as_array, as_count, as_labels, as_number, as_seed, as_tensor, check_callable
+from kernelmem.core.options import Progress, as_progress
 
-SHIFTS = 256  # of the rounding of probabilities; the one that was taken costs a byte
-SAFE_MARGIN = 1e-6
 FREE_BITS = 2048  # of numbers and texts, such as options, that a predictor may bring along
 SHARE_OF_CHECKS = 0.5  # of the time, for calls in this process
-START_SECONDS = 60.0  # for the start of a process, on a busy machine
 FEWEST = 4  # positions and draws, however slow the predictor is
+N_CHECKS = 9
 
 
 def verify_code(
@@ -34,6 +32,7 @@ def verify_code(
     n_classes: int | None = None,
     claimed: float | None = None,
     timeout: float = 120.0,
+    progress: Progress = None,
 ) -> Verification:
     """Verify that ``predictor(x, y)`` is a code of the labels y: −Σ log₂ p(yᵢ) bits that a decoder can turn into labels.
 
@@ -57,11 +56,12 @@ def verify_code(
         seed: seed of positions and random labels.
         n_classes: number of classes C; None: the number of columns of the predictions.
         claimed: length in bits that was reported for these labels; checked against the one that is measured.
-        timeout: seconds for the calls here, and again for those of the fresh process. A call that does not return within
-            this time fails; calls are reduced in number to stay within it.
+        timeout: seconds after which a call is given up. The calls here are reduced in number to take half of it, and
+            those that decode label after label to take a quarter, but there are at least about 20 calls.
+        progress: called with (checks done, 9).
 
     Cost: about ``positions`` + 40 calls here, and in the fresh process one pass of ``sequential``, or one call per
-    label for a quarter of the time (the rest of the labels is then checked at ``positions`` positions).
+    label (labels for which the time does not suffice are checked at ``positions`` positions instead).
 
     Raises:
         InputError: not a function of (x, y), no inputs or labels, or options out of range. A predictor that fails does not
@@ -86,6 +86,7 @@ def verify_code(
     positions, seed = as_count(positions, "positions"), as_seed(seed)
     claimed = None if claimed is None else as_number(claimed, "claimed")
     timeout = as_number(timeout, "timeout", maximum=1e6, exclusive=True)
+    report = as_progress(progress, "verification", "check")
     try:
         data, carried = pickled(predictor)
         reason = ""
@@ -99,136 +100,68 @@ def verify_code(
     except PredictorError as error:
         failure = Check("predicts", "failed", "no probabilities", "(n, C) finite numbers", f"the predictor {error}")
         C = n_classes or int(labels.max()) + 1
+        report(N_CHECKS, N_CHECKS)
         return Verification((failure,), len(labels), C, len(labels) * math.log2(C), math.nan, math.nan, 0, carried)
-    return _verify(calls, P, labels, positions, np.random.default_rng(seed), claimed, (carried, reason))
+    rows = calls.rows(P, labels)
+    uniform = len(labels) * math.log2(P.shape[1])
+    found: list[Check] = []
+    for check in _checks_here(calls, P, rows, labels, positions, np.random.default_rng(seed)):
+        found.append(check)
+        report(len(found), N_CHECKS)
+    *found, future = found
+    is_code = checks.is_distribution(P, calls.rounding)
+    ideal = float(checks.bits_of(P, labels).sum()) if is_code else math.nan
+    decoding = Decoding(Check("decodes", "not run", "", "all labels", "there are no probabilities to encode with"))
+    if reason:
+        explanation = f"{reason}; there is no other process to decode it in"
+        decoding = Decoding(Check("decodes", "not run", "", "all labels", explanation))
+    elif isinstance(rows, np.ndarray) and checks.is_distribution(rows, calls.rounding):
+        decoding = decode_elsewhere(calls, rows, labels, positions, np.random.default_rng(seed))
+    report(N_CHECKS - 1, N_CHECKS)
+    found = [decoding.check, *found, checks.check_claim(claimed, ideal, decoding.stream, decoding.rounding_bits)]
+    found += [_check_carries(carried, reason, uniform - ideal), future]
+    report(N_CHECKS, N_CHECKS)
+    return Verification(
+        tuple(found), len(labels), P.shape[1], uniform, ideal, decoding.stream, decoding.n_decoded, carried
+    )
 
 
-def _verify(
+def _checks_here(
     calls: PredictorCalls,
     P: np.ndarray,
+    rows: np.ndarray | PredictorError,
     y: np.ndarray,
     positions: int,
     rng: np.random.Generator,
-    claimed: float | None,
-    pickling: tuple[int, str],
-) -> Verification:
-    """Run all checks of a predictor whose first call returned P (n, C)."""
+) -> Iterator[Check]:
+    """Yield the checks that need no other process, that of future inputs last; P (n, C) is what the first call returned."""
     n, C = P.shape
-    uniform = n * math.log2(C)
-    results: list[Check] = [checks.check_alphabet(P, y, calls.rounding)]
-    is_distribution = bool((P >= 0).all() and np.abs(P.sum(1) - 1).max() <= calls.rounding)
-    ideal = float(-np.log2(P[np.arange(n), y]).sum()) if is_distribution and P[np.arange(n), y].all() else math.nan
-    results.append(_run("repeats", lambda: checks.check_repeats(calls, P, y)))
-    affordable = SHARE_OF_CHECKS * calls.timeout / max(calls.seconds, 1e-9)
-    share = min(1.0, affordable / (positions + checks.RANDOM_DRAWS + checks.FUTURE_DRAWS + 2))
-    places = np.sort(rng.choice(n, max(min(FEWEST, n), min(n, int(share * positions))), replace=False))
-    draws = max(FEWEST, int(share * checks.RANDOM_DRAWS))
-    sequential, later_inputs = None, [False]
+    later_inputs = False
 
-    def future() -> Check:
-        check, later_inputs[0] = checks.check_future_inputs(calls, P, y, rng)
+    def check_future() -> Check:
+        nonlocal later_inputs
+        check, later_inputs = checks.check_future_inputs(calls, P, y, rng)
         return check
 
-    results.append(_run("causal", lambda: checks.check_causal(calls, P, y, places, rng)))
-    results.append(_run("random labels", lambda: checks.check_random_labels(calls, C, n, draws, rng)))
-    future_check = _run("future inputs", future)
-    try:
-        sequential = calls.predict_sequential(y, C) if calls.has_sequential else None
-        results.append(_run("alone = in batch", lambda: checks.check_alone(calls, P, y, sequential, later_inputs[0])))
-    except PredictorError as error:
-        results.append(_failure("alone = in batch", error))
-    stream, decoded = math.nan, 0
-    rows = P if sequential is None else sequential
-    if pickling[1]:
-        decodes = Check(
-            "decodes", "not run", "", "all labels", f"{pickling[1]}; there is no other process to decode it in"
-        )
-    elif not is_distribution or (calls.has_sequential and sequential is None):
-        decodes = Check("decodes", "not run", "", "all labels", "there are no probabilities to encode with")
+    yield checks.check_alphabet(P, y, calls.rounding)
+    yield _run("repeats", lambda: checks.check_repeats(calls, P, y))
+    affordable = SHARE_OF_CHECKS * calls.timeout / max(calls.seconds, 1e-9)
+    share = min(1.0, affordable / (positions + checks.RANDOM_DRAWS + checks.FUTURE_DRAWS + 2))
+    n_places = min(n, max(FEWEST, int(share * positions)))
+    places = np.sort(rng.choice(n, n_places, replace=False))
+    yield _run("causal", lambda: checks.check_causal(calls, P, y, places, rng))
+    draws = max(FEWEST, int(share * checks.RANDOM_DRAWS))
+    yield _run("random labels", lambda: checks.check_random_labels(calls, C, n, draws, rng))
+    future = _run("future inputs", check_future)
+    if isinstance(rows, PredictorError):
+        yield _failure("alone = in batch", rows)
     else:
-        shift, table = _rounded(rows)
-        data = encode_symbols(y, table)
-        stream = stream_bits(len(data), n) + 8.0  # and the shift
-        decodes, decoded = decode_elsewhere(calls, rows, y, data, shift, places)
-    results.insert(0, decodes)
-    results.append(checks.check_claim(claimed, ideal, stream, n))
-    results.append(_check_carries(pickling, uniform - ideal))
-    results.append(future_check)
-    return Verification(tuple(results), n, C, uniform, ideal, stream, decoded, pickling[0])
+        yield _run("alone = in batch", lambda: checks.check_alone(calls, P, y, rows, later_inputs))
+    yield future
 
 
-def decode_elsewhere(
-    calls: PredictorCalls, P: np.ndarray, y: np.ndarray, stream: bytes, shift: float, positions: np.ndarray
-) -> tuple[Check, int]:
-    """Decode the stream in a fresh process; return the check, and the number of labels that were decoded literally."""
-    try:
-        with DecoderProcess() as process:
-            return decode_in(process, calls, P, y, stream, shift, positions)
-    except PredictorError as error:
-        return _failure("decodes", error), 0
-
-
-def decode_in(
-    process: DecoderProcess,
-    calls: PredictorCalls,
-    P: np.ndarray,
-    y: np.ndarray,
-    stream: bytes,
-    shift: float,
-    positions: np.ndarray,
-) -> tuple[Check, int]:
-    """Decode in a process that was started; see :func:`decode_elsewhere`.
-
-    Raises:
-        PredictorError: the predictor or the process failed.
-    """
-    n, C = P.shape
-    request = {"predictor": calls.data, "x": calls.x, "as_tensors": calls.as_tensors, "stream": stream, "n": n}
-    request |= {"n_classes": C, "shift": shift, "timeout": calls.timeout / 4}
-    answer = process.ask(request, START_SECONDS + calls.timeout)
-    labels, rows = answer["labels"], answer["rows"]
-    wrong = np.flatnonzero(labels != y[: len(labels)])
-    threads = f"{process.threads} thread{'s' * (process.threads > 1)}"
-    expected = f"all labels, in a fresh process with {threads}"
-    right = int(wrong[0]) if len(wrong) else len(labels)
-    if len(wrong) or answer["damage"]:
-        change = float(np.abs(rows - P[: len(rows)])[: right + 1].max()) if len(rows) else math.nan
-        return Check(
-            "decodes",
-            "failed",
-            f"{right:,} of {n:,} labels",
-            expected,
-            f"the fresh process decoded {right:,} labels and then others: its probabilities differ by up to {change:.1e}."
-            " Typical causes: sums that depend on the number of threads, seeds, order of sets, labels used in the call",
-        ), right
-    if right == n:
-        return Check("decodes", "passed", f"{n:,} of {n:,} labels", expected), n
-    places = positions[positions >= right]
-    answer = process.ask({"labels": y, "positions": places, "n_classes": C}, START_SECONDS + calls.timeout)
-    rows = answer["rows"]
-    places = places[: len(rows)]
-    same = bool((frequencies(rows, shift) == frequencies(P[places], shift)).all()) if len(rows) else True
-    measured = f"{right:,} of {n:,} labels, {len(rows)} later rows predicted"
-    if same:
-        return Check(
-            "decodes", "passed", measured, expected, "decoding all would take longer than the time limit"
-        ), right
-    change = np.abs(rows - P[places]).max()
-    return Check(
-        "decodes", "failed", measured, expected, f"rows predicted in the fresh process differ by up to {change:.1e}"
-    ), right
-
-
-def _rounded(P: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the first shift for which no probability is near an edge of the rounding, and the frequencies."""
-    shifts = [k / SHIFTS for k in range(SHIFTS)]
-    shift = next((s for s in shifts if margin(P, s) > SAFE_MARGIN), None)
-    shift = max(shifts, key=lambda s: margin(P, s)) if shift is None else shift
-    return shift, frequencies(P, shift)
-
-
-def _check_carries(pickling: tuple[int, str], saved: float) -> Check:
-    carried, reason = pickling
+def _check_carries(carried: int, reason: str, saved: float) -> Check:
+    """The values of the predictor have no more bits than it saves."""
     if reason:
         return Check("carries", "not run", "", "", "the predictor cannot be pickled, so that its size is not known")
     allowed = max(FREE_BITS, 0.0 if math.isnan(saved) else saved)

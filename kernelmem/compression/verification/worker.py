@@ -11,7 +11,7 @@ import torch
 
 from kernelmem.compression.coder import SymbolDecoder, frequencies
 from kernelmem.compression.verification.calls import PredictorCalls, PredictorError, as_rows, copied
-from kernelmem.core import FileCorruptError, InputError
+from kernelmem.core import FileCorruptError
 
 
 def main() -> None:
@@ -30,29 +30,32 @@ def main() -> None:
                     calls = PredictorCalls(
                         None, request["predictor"], request["x"], request["as_tensors"], request["timeout"]
                     )
-                    answer = decode(calls, request["stream"], request["n"], request["n_classes"], request["shift"])
+                    answer = decode(calls, request["stream"], request["shape"], request["shift"], request["seconds"])
                 else:
                     assert calls is not None
-                    answer = predict_positions(calls, request["labels"], request["positions"], request["n_classes"])
-            except (PredictorError, InputError) as error:
+                    answer = predict_positions(calls, request["labels"], request["positions"])
+            except PredictorError as error:
                 answer = {"error": str(error)}
+            except Exception as error:  # of any type: it cannot be loaded here, or its generator failed
+                answer = {"error": f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
             pickle.dump(answer, answers)
             answers.flush()
 
 
-def decode(calls: PredictorCalls, stream: bytes, n: int, n_classes: int, shift: float) -> dict[str, Any]:
-    """Decode the labels, all of them or those of the time that is given; return them with their probabilities.
+def decode(
+    calls: PredictorCalls, stream: bytes, shape: tuple[int, int], shift: float, seconds: float
+) -> dict[str, Any]:
+    """Decode the labels, one after the other; without ``sequential`` those for which the time suffices.
 
-    Raises:
-        PredictorError, InputError: the predictor failed.
+    Returns the labels, the probabilities that they were decoded with, and a description of the damage of the stream.
     """
+    n, n_classes = shape
     decoder = SymbolDecoder(stream)
-    labels, rows = np.zeros(n, np.int64), np.zeros((n, n_classes))
+    labels, rows = np.zeros(n, np.int64), np.zeros(shape)
     started, decoded, damage = time.monotonic(), 0, ""
-    predictor = calls.copy()
-    generator = predictor.sequential(copied(calls.x)) if calls.has_sequential else None
+    generator = calls.copy().sequential(copied(calls.x)) if calls.has_sequential else None
     try:
-        while decoded < n and (generator is not None or not decoded or time.monotonic() - started < calls.timeout):
+        while decoded < n and (generator is not None or not decoded or time.monotonic() - started < seconds):
             if generator is None:
                 rows[decoded] = calls.predict(labels, n_classes=n_classes)[decoded]
             else:
@@ -63,15 +66,12 @@ def decode(calls: PredictorCalls, stream: bytes, n: int, n_classes: int, shift: 
         if decoded == n:
             decoder.close()
     except FileCorruptError as error:
-        damage = str(error.given)
-    except (PredictorError, InputError):
-        raise
-    except Exception as error:  # raised by the user's generator, so of any type
-        raise PredictorError(f"raised {type(error).__name__}: {str(error)[:200]}") from error
+        damage = error.given
+        decoded += decoded < n  # the probabilities that did not decode
     return {"labels": labels[:decoded], "rows": rows[:decoded], "damage": damage, "error": ""}
 
 
-def predict_positions(calls: PredictorCalls, y: np.ndarray, positions: np.ndarray, n_classes: int) -> dict[str, Any]:
+def predict_positions(calls: PredictorCalls, y: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
     """Return the predictions of some rows, each from the labels before it, for as many as the time allows."""
     rows: list[np.ndarray] = []
     started = time.monotonic()
@@ -80,5 +80,5 @@ def predict_positions(calls: PredictorCalls, y: np.ndarray, positions: np.ndarra
             break
         labels = y.copy()
         labels[t:] = 0
-        rows.append(calls.predict(labels, n_classes=n_classes)[t])
+        rows.append(calls.predict(labels)[t])
     return {"rows": np.array(rows), "error": ""}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernelmem.compression.verification import verify as verify_module
+from kernelmem.compression.verification import decoding
 from kernelmem.compression.verification.process import DecoderProcess
 
 
@@ -34,4 +34,4 @@ def shared_process():
 @pytest.fixture
 def quick(shared_process, monkeypatch):
     """Decode in the shared process."""
-    monkeypatch.setattr(verify_module, "DecoderProcess", shared_process)
+    monkeypatch.setattr(decoding, "DecoderProcess", shared_process)

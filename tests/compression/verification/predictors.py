@@ -1,5 +1,6 @@
 """Honest predictors of several kinds, and cheats: each of them a code length that somebody published or might publish."""
 
+import os
 import time
 
 import numpy as np
@@ -63,7 +64,15 @@ class Slow(Frequent):
     """A predictor that takes its time."""
 
     def __call__(self, x, y):
-        time.sleep(0.03)
+        time.sleep(0.05)
+        return super().__call__(x, y)
+
+
+class SequentialThere(Counting):
+    """Can only be stepped through in the process of the decoder."""
+
+    def __call__(self, x, y):
+        assert "KERNELMEM_DECODER_THREADS" not in os.environ
         return super().__call__(x, y)
 
 

@@ -140,14 +140,18 @@ def test_a_predictor_that_cannot_be_pickled_is_not_verified():
     result = verify_code(predictor, X, Y, positions=4)
     assert not result.ok
     assert not result.failed
-    assert {check.name for check in result.checks if check.status == "not run"} == {"decodes", "carries"}
+    assert {check.name for check in result.checks if check.status == "not run"} == {"decodes", "once", "carries"}
 
 
 def test_without_time_a_beginning_is_decoded_and_other_rows_are_compared(quick):
-    result = verify_code(make.Slow(C), X, Y, positions=4, timeout=1.0)
+    result = verify_code(make.Slow(C), X, Y, positions=4, timeout=2.0)
     assert result.ok, result
     assert 0 < result.rows_decoded < N
-    assert "later rows predicted" in str(result)
+    assert "4 later rows" in str(result)
+
+
+def test_the_decoder_steps_through_a_predictor_that_can(quick):
+    assert verify_code(make.SequentialThere(C), X, Y, positions=4).rows_decoded == N
 
 
 def test_transductive_predictors_are_reported_and_pass(quick):
@@ -251,9 +255,9 @@ def test_a_script_without_main_guard_can_verify(predictor, ok, text):
 
 @pytest.mark.soak
 def test_a_predictor_that_hangs_in_the_other_process_is_given_up(monkeypatch):
-    from kernelmem.compression.verification import verify as verify_module
+    from kernelmem.compression.verification import decoding
 
-    monkeypatch.setattr(verify_module, "START_SECONDS", 15.0)
+    monkeypatch.setattr(decoding, "START_SECONDS", 15.0)
 
     def predictor(x, y):
         if "KERNELMEM_DECODER_THREADS" in os.environ:
