@@ -110,6 +110,13 @@ def as_rows(output: object) -> tuple[np.ndarray, bool]:
     return array.astype(np.float64), array.dtype.kind == "f" and array.dtype.itemsize < 8
 
 
+def unknown_after(y: np.ndarray, t: int, n_classes: int) -> np.ndarray:
+    """Return y with the labels from t on as a decoder has them: unknown, so 0, 1, ..., C − 1 in turn."""
+    labels = np.arange(len(y)) % n_classes  # all classes occur, as many learners require
+    labels[:t] = y[:t]
+    return labels
+
+
 def copied(x: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Return a copy, so that no predictor changes the arrays of the user."""
     return x.clone() if isinstance(x, Tensor) else x.copy()

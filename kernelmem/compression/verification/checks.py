@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernelmem.compression.verification.calls import PredictorCalls
+from kernelmem.compression.verification.calls import PredictorCalls, unknown_after
 from kernelmem.compression.verification.result import Check
 
 RANDOM_DRAWS = 32
@@ -71,12 +71,13 @@ def check_repeats(calls: PredictorCalls, P: np.ndarray, y: np.ndarray) -> Check:
 def check_causal(
     calls: PredictorCalls, P: np.ndarray, y: np.ndarray, positions: np.ndarray, rng: np.random.Generator
 ) -> Check:
-    """Rows up to t do not change if the labels from t on are replaced (by others, then by zeros as a decoder has them)."""
+    """Rows up to t do not change if the labels from t on are replaced (by others, or as a decoder has them)."""
     n, C = P.shape
     largest, place = 0.0, -1
     for k, t in enumerate(positions):
-        others = y.copy()
-        others[t:] = 0 if k % 2 else (y[t:] + rng.integers(1, max(C, 2), n - t)) % C
+        others = unknown_after(y, t, C)
+        if k % 2 == 0:
+            others[t:] = (y[t:] + rng.integers(1, max(C, 2), n - t)) % C
         change = np.abs(calls.predict(others, n_classes=C) - P)[: t + 1].max(1)
         if change.max() > largest:
             largest, place = float(change.max()), int(change.argmax())

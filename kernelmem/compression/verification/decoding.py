@@ -13,6 +13,7 @@ from kernelmem.compression.verification.result import Check
 SHIFTS = 256  # of the rounding of probabilities; the one that was taken costs a byte
 SAFE_MARGIN = 1e-6
 START_SECONDS = 60.0  # for the start of a process, on a busy machine
+UNKNOWN = ". It fills the labels that it does not know yet with 0, 1, ..., C - 1 in turn"
 SHARE_OF_DECODING = 0.25  # of the time, for labels that are decoded by one call each
 
 
@@ -62,9 +63,9 @@ def decode_elsewhere(
             if right == n:
                 return replace(encoded, check=Check("decodes", "passed", measured, expected), n_decoded=n)
             places = np.sort(rng.choice(np.arange(right, n), min(positions, n - right), replace=False))
-            answer = process.ask({"labels": y, "positions": places}, START_SECONDS + 2 * calls.timeout)
+            answer = process.ask({"labels": y, "positions": places, "n_classes": C}, START_SECONDS + 2 * calls.timeout)
     except PredictorError as error:
-        return replace(encoded, check=Check("decodes", "failed", "", expected, f"the predictor {error}"))
+        return replace(encoded, check=Check("decodes", "failed", "", expected, f"the predictor {error}{UNKNOWN}"))
     rows, places = answer["rows"], places[: len(answer["rows"])]
     measured += f", {len(rows)} later rows"
     same = bool((frequencies(rows, shift) == frequencies(P[places], shift)).all())

@@ -37,9 +37,10 @@ def verify_code(
     """Verify that ``predictor(x, y)`` is a code of the labels y: −Σ log₂ p(yᵢ) bits that a decoder can turn into labels.
 
     A row i of the probabilities (n, C) may depend on all inputs and on the labels before it, ``y[:i]``: a decoder that has
-    decoded those computes the row, and decodes yᵢ. It fills labels that it does not know yet with 0. Whatever depends on
-    labels (training, choices) must happen inside the call. An optional method ``predictor.sequential(x)`` is a generator
-    that yields one row (C,) after the other and receives the label of each by ``send``; it makes decoding fast.
+    decoded those computes the row, and decodes yᵢ. It fills the labels that it does not know yet with 0, 1, ..., C−1 in
+    turn. Whatever depends on labels (training, choices) must happen inside the call. An optional method
+    ``predictor.sequential(x)`` is a generator that yields one row (C,) after the other and receives the label of each by
+    ``send``; it makes decoding fast.
 
     The checks: *decodes* (a fresh process with another number of threads gets the labels back from stream, inputs and
     pickled predictor alone), *alphabet* (probabilities of all classes), *repeats* (equal calls, equal rows), *causal*

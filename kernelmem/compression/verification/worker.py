@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kernelmem.compression.coder import SymbolDecoder, frequencies
-from kernelmem.compression.verification.calls import PredictorCalls, PredictorError, as_rows, copied
+from kernelmem.compression.verification.calls import PredictorCalls, PredictorError, as_rows, copied, unknown_after
 from kernelmem.core import FileCorruptError
 
 
@@ -33,7 +33,7 @@ def main() -> None:
                     answer = decode(calls, request["stream"], request["shape"], request["shift"], request["seconds"])
                 else:
                     assert calls is not None
-                    answer = predict_positions(calls, request["labels"], request["positions"])
+                    answer = predict_positions(calls, request["labels"], request["positions"], request["n_classes"])
             except PredictorError as error:
                 answer = {"error": str(error)}
             except Exception as error:  # of any type: it cannot be loaded here, or its generator failed
@@ -51,7 +51,7 @@ def decode(
     """
     n, n_classes = shape
     decoder = SymbolDecoder(stream)
-    labels, rows = np.zeros(n, np.int64), np.zeros(shape)
+    labels, rows = unknown_after(np.zeros(n, np.int64), 0, n_classes), np.zeros(shape)
     started, decoded, damage = time.monotonic(), 0, ""
     generator = calls.copy().sequential(copied(calls.x)) if calls.has_sequential else None
     try:
@@ -71,14 +71,12 @@ def decode(
     return {"labels": labels[:decoded], "rows": rows[:decoded], "damage": damage, "error": ""}
 
 
-def predict_positions(calls: PredictorCalls, y: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
+def predict_positions(calls: PredictorCalls, y: np.ndarray, positions: np.ndarray, n_classes: int) -> dict[str, Any]:
     """Return the predictions of some rows, each from the labels before it, for as many as the time allows."""
     rows: list[np.ndarray] = []
     started = time.monotonic()
     for t in positions:
         if rows and time.monotonic() - started > calls.timeout:
             break
-        labels = y.copy()
-        labels[t:] = 0
-        rows.append(calls.predict(labels)[t])
+        rows.append(calls.predict(unknown_after(y, t, n_classes))[t])
     return {"rows": np.array(rows), "error": ""}

@@ -138,6 +138,14 @@ class Blocks:
         return -((rows[:, None] - means[None]) ** 2).sum(2)
 
 
+class NeedsTwoClasses(Blocks):
+    """A learner that refuses labels of one class, as scikit-learn's do."""
+
+    def predict(self, x, y, rows):
+        assert len(np.unique(y)) > 1
+        return super().predict(x, y, rows)
+
+
 def honest(k):
     """Predictor k of many, with inputs and labels: kinds, sizes, number of classes and noise vary."""
     n, n_classes = [12, 24, 40][k % 3], [2, 3, 5, 10][k // 3 % 4]

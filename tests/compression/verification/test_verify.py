@@ -154,6 +154,11 @@ def test_the_decoder_steps_through_a_predictor_that_can(quick):
     assert verify_code(make.SequentialThere(C), X, Y, positions=4).rows_decoded == N
 
 
+def test_learners_that_need_two_classes_are_decoded(quick):
+    y = np.r_[np.zeros(2), 1, 2, Y[4:]]
+    assert verify_code(make.NeedsTwoClasses(C), X, y, positions=4).ok
+
+
 def test_transductive_predictors_are_reported_and_pass(quick):
     result = verify_code(make.Blocks(C), X, Y, positions=4)
     assert result.ok
