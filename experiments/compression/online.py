@@ -27,7 +27,8 @@ class Online:
     rates: tuple[float, ...] = (0.0, 0.2, 1.0)
     n_train: int = 1400
     """Rows of the digits."""
-    sources: tuple[str, ...] = ("kernel", "logistic", "network")
+    sources: tuple[str, ...] = ("kernel", "logistic")
+    """Of "kernel", "logistic", "network"."""
 
 
 @dataclass(frozen=True)

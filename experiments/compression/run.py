@@ -98,6 +98,12 @@ PARTS: dict[Name, Part] = {
         ("data", "rate", "source"),
         ("bits", "ideal", "mistakes", "seconds", "decode_seconds", "decodes"),
     ),
+    "online_network": Part(
+        Online(data=("digits",), rates=(0.0, 0.2), sources=("network",)),
+        online,
+        ("data", "rate", "source"),
+        ("bits", "ideal", "mistakes", "seconds", "decodes"),
+    ),
     "orders": Part(Orders(), orders, ("data", "rate"), ("mean", "standard_deviation"), seeds=1),
 }
 

@@ -96,8 +96,8 @@ def online_code(
     seed, report = as_seed(order_seed, "order_seed"), as_progress(progress, "online code", "row")
     C = None if n_classes is None else as_count(n_classes, "n_classes", maximum=MAX_CLASSES)
     max_bytes, checked = as_bytes(memory), as_source(source, x)
-    labels = as_labels(y, "y", n=checked.n, n_classes=C).cpu().clone()
-    C = as_count(int(labels.max()) + 1, "number of classes", maximum=MAX_CLASSES) if C is None else C
+    labels = as_labels(y, "y", n=checked.n, n_classes=MAX_CLASSES if C is None else C).cpu().clone()
+    C = int(labels.max()) + 1 if C is None else C
     order = row_order(checked.n, seed)
     scores = checked.scores(C, options, order, report)
     mixture, ordered = mixture_of(scores, C, options), labels.numpy()[order]

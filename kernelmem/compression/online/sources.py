@@ -85,6 +85,12 @@ def as_source(source: Kernels | Train, x: Batch | None) -> Source:
             )
         rows = as_learner_rows(x)
         return Source(len(rows), {}, (source, rows))
+    if hasattr(source, "fit"):
+        raise InputError(
+            f"source={describe(source)}",
+            expected="kernels, or a function of (x, y) that returns a fitted classifier",
+            hint="pass lambda x, y: sklearn.base.clone(estimator).fit(x, y)",
+        )
     if x is not None:
         raise InputError(
             f"kernels and rows x, {describe(x)}",

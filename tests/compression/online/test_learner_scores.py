@@ -143,5 +143,7 @@ def test_rows_and_kernels_are_not_confused():
         online_code(nearest_mean, Y)
     with pytest.raises(km.InputError, match="kernel alone"):
         online_code(X @ X.T, Y, x=X)
+    with pytest.raises(km.InputError, match="clone"):
+        online_code(LogisticRegression(), Y, x=X)  # pyright: ignore[reportArgumentType]
     with pytest.raises(km.InputError, match="60 labels"):
         online_code(nearest_mean, Y[:5], x=X)

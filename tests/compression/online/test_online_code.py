@@ -205,6 +205,7 @@ def test_inputs_are_checked():
         ({"source": torch.zeros(10, 10)}, km.InputError, "diagonal"),
         ({"y": y[:5]}, km.InputError, "10 labels"),
         ({"y": y + 0.5}, km.InputError, "whole numbers"),
+        ({"y": 70_000 * y}, km.InputError, "number the classes"),
         ({"n_classes": 1}, km.InputError, "n_classes|outside|0..0"),
         ({"order_seed": -1}, km.InputError, "order_seed"),
         ({"memory": 1000}, km.InputError, "memory"),
