@@ -34,6 +34,7 @@ Name = Literal[
     "generated",
     "large",
     "online",
+    "online_network",
     "orders",
 ]
 
