@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
@@ -16,6 +18,15 @@ MAX_BITS = 1e15
 KINDS = ("held-out", "online", "weights")
 """Kinds of certificates, in the order in which they are printed: the most informative first."""
 LAMBDAS = (0.1, 10.0)  # smallest and largest λ of the online certificate
+
+
+class PredictedRows(Protocol):
+    """Online code, or another result that tells which rows were predicted wrongly before their labels were read."""
+
+    @property
+    def wrong(self) -> Tensor:
+        """(n,) bool."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,7 +124,9 @@ def held_out_certificate(errors: int, n: int, *, candidates: int = 1, delta: flo
     return Certificate("held-out", exact.bound, exact.errors, exact.n, exact.bits, exact.delta)
 
 
-def online_certificate(mistakes: int, n: int, *, n_lambdas: int = 16, delta: float = 0.05) -> Certificate:
+def online_certificate(
+    mistakes: int | PredictedRows, n: int | None = None, *, n_lambdas: int = 16, delta: float = 0.05
+) -> Certificate:
     """Bound the mean error rate of the n predictors of an online learner from the mistakes it made before it saw each label.
 
     The bound is the smallest of (1 − exp(−(λ M + ln(J / δ)) / n)) / (1 − e^{−λ}) over J values of λ, spaced evenly in ln λ from
@@ -121,8 +134,8 @@ def online_certificate(mistakes: int, n: int, *, n_lambdas: int = 16, delta: flo
     No row is held out, and no code length enters.
 
     Args:
-        mistakes: number M of rows on which the most probable label, given the rows before, was wrong.
-        n: number of rows, at most 10⁹.
+        mistakes: number M of rows on which the most probable label, given the rows before, was wrong; or an online code.
+        n: number of rows, at most 10⁹; None with an online code.
         n_lambdas: number J of values of λ.
         delta: probability that the bound is wrong, between 0 and 1.
 
@@ -134,6 +147,9 @@ def online_certificate(mistakes: int, n: int, *, n_lambdas: int = 16, delta: flo
     >>> print(f"{online_certificate(52, 1400).bound:.3f}")
     0.057
     """
+    wrong = getattr(mistakes, "wrong", None)
+    if isinstance(wrong, Tensor) and wrong.dtype == torch.bool and n is None:
+        mistakes, n = int(wrong.sum()), len(wrong)
     n = as_count(n, "n", maximum=MAX_ROWS)
     mistakes = as_count(mistakes, "mistakes", minimum=0, maximum=n)
     n_lambdas, delta = as_count(n_lambdas, "n_lambdas", maximum=10_000), _as_delta(delta)

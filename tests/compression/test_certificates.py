@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
 import kernelmem as km
-from kernelmem.compression import Certificate, certificate, held_out_certificate, online_certificate
+from kernelmem.compression import Certificate, certificate, held_out_certificate, online_certificate, online_code
 from kernelmem.statistics import clopper_pearson
 from tests.profiles import examples
 
@@ -142,6 +143,16 @@ def test_online_certificate_of_the_digits():
     assert online_certificate(52, 1400).bound == pytest.approx(0.057, abs=5e-4)
     assert online_certificate(0, 1).bound <= 1.0
     assert online_certificate(7, 7).bound == 1.0
+
+
+def test_an_online_code_is_certified_by_its_mistakes():
+    x = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    code = online_code(torch.exp(-((x[:, None] - x) ** 2) * 9), x > 0)
+    assert str(online_certificate(code)) == str(online_certificate(code.mistakes, 50))
+    with pytest.raises(km.InputError, match="mistakes"):
+        online_certificate(code, 50)
+    with pytest.raises(km.InputError, match="n=None"):
+        online_certificate(3)
 
 
 def test_summary_says_of_what_it_speaks(tmp_path):
