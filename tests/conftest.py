@@ -1,11 +1,17 @@
-"""Settings of all tests: two hypothesis profiles, one thread a worker."""
+"""Settings of all tests: two hypothesis profiles, one thread per worker."""
 
 import os
 
-import torch
-from hypothesis import HealthCheck, settings
+# Before NumPy and torch load their BLAS. Two workers with two threads each on two cores take four times as long as one
+# thread each, and processes that tests start inherit the limit.
+THREADS = os.environ.get("KERNELMEM_TEST_THREADS", "1")
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", THREADS)
 
-torch.set_num_threads(int(os.environ.get("KERNELMEM_TEST_THREADS", "1")))
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+torch.set_num_threads(int(THREADS))
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # The same examples in every run, so that a change is judged by what it changes; `make soak` draws new ones.
 settings.register_profile("default", max_examples=30, derandomize=True, **common)

@@ -52,15 +52,16 @@ def test_error_and_interval_are_those_of_the_statistics(case):
     assert (found.auroc, found.auroc_interval) == (interval.value, (interval.low, interval.high))
 
 
-def test_standard_error_is_the_spread_of_fresh_samples():
+@pytest.mark.parametrize("n", [240, pytest.param(2000, marks=pytest.mark.soak)])
+def test_standard_error_is_the_spread_of_fresh_samples(n):
     rng = np.random.default_rng(0)
     flags = np.arange(300) < 60
-    draws = [detect(rng.normal(size=300) + 1.0 * flags, flags, seed=0, permutations=2) for _ in range(600)]
+    draws = [detect(rng.normal(size=300) + 1.0 * flags, flags, seed=0, permutations=2) for _ in range(n)]
     spread = np.std([d.auroc for d in draws], ddof=1)
     claimed = math.sqrt(np.mean([d.auroc_se**2 for d in draws]))
-    assert claimed == pytest.approx(spread, rel=5 / math.sqrt(2 * 600))
+    assert claimed == pytest.approx(spread, rel=5 / math.sqrt(2 * n))
     # the area of two unit Gaussians one apart: Phi(1 / sqrt 2)
-    assert np.mean([d.auroc for d in draws]) == pytest.approx(0.76025, abs=5 * spread / math.sqrt(600))
+    assert np.mean([d.auroc for d in draws]) == pytest.approx(0.76025, abs=5 * spread / math.sqrt(n))
 
 
 @examples(1)

@@ -116,8 +116,12 @@ def test_resuming_another_run_is_refused(lab, change, words):
     Run.open(directory).verify()
 
 
-@pytest.mark.parametrize("where", ["between steps", "before the commit", "after the checkpoint"])
-def test_a_killed_process_leaves_its_run_and_resumes_to_the_same_weights(lab, where):
+ENDS = ("between steps", "before the commit", "after the checkpoint")
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Directories of three runs whose processes end in the middle: forks of one process, which imports torch once."""
     script = textwrap.dedent(
         """
         import importlib.util, os, sys, torch
@@ -128,25 +132,40 @@ def test_a_killed_process_leaves_its_run_and_resumes_to_the_same_weights(lab, wh
         from kernelmem.recording.recorder import Recorder
         from kernelmem.recording.storage.tape import Tape
         torch.set_num_threads(1)
-        torch.manual_seed(3)
-        model = helpers.network(dropout=0.5, norm=True)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        recorder = Recorder(model, optimizer, sys.argv[2], loss="cross_entropy", keep=2)
-        with recorder:
-            helpers.Loop().run(model, optimizer, recorder, steps=5)
-            if sys.argv[3] == "before the commit":
-                optimizer.step = lambda: os._exit(9)
-            elif sys.argv[3] == "after the checkpoint":
-                Tape.append = lambda *_, **__: os._exit(9)
-            else:
-                os._exit(9)
-            helpers.Loop().run(model, optimizer, recorder, start=5, steps=6)
+        def train(directory, where):
+            torch.manual_seed(3)
+            model = helpers.network(dropout=0.5, norm=True)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+            recorder = Recorder(model, optimizer, directory, loss="cross_entropy", keep=2)
+            with recorder:
+                helpers.Loop().run(model, optimizer, recorder, steps=5)
+                if where == "before the commit":
+                    optimizer.step = lambda: os._exit(9)
+                elif where == "after the checkpoint":
+                    Tape.append = lambda *_, **__: os._exit(9)
+                else:
+                    os._exit(9)
+                helpers.Loop().run(model, optimizer, recorder, start=5, steps=6)
+        for where in sys.argv[3:]:
+            child = os.fork()
+            if not child:
+                try:
+                    train(os.path.join(sys.argv[2], where), where)
+                finally:
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, where
         """
     )
-    directory = lab.directory / "run"
-    arguments = [str(Path(__file__).with_name("conftest.py")), str(directory), where]
+    directory = tmp_path_factory.mktemp("killed")
+    arguments = [str(Path(__file__).with_name("conftest.py")), str(directory), *ENDS]
     ended = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True)
-    assert ended.returncode == 9, ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    return directory
+
+
+@pytest.mark.parametrize("where", ENDS)
+def test_a_killed_process_leaves_its_run_and_resumes_to_the_same_weights(lab, killed, where):
+    directory = killed / where
     run = Run.open(directory)
     run.verify()
     assert len(run) == 5

@@ -61,9 +61,9 @@ def alone(make_model, one, recipe):
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(batch_size=8, steps=40, schedule="wsd", weight_decay=0.1),
-        Recipe("adamw", steps=40, schedule="cosine", loss="mse"),
-        Recipe("sgd", 0.02, momentum=0.9, batch_size=8, steps=40),
+        Recipe(batch_size=8, steps=16, schedule="wsd", weight_decay=0.1),
+        Recipe("adamw", steps=16, schedule="cosine", loss="mse"),
+        Recipe("sgd", 0.02, momentum=0.9, batch_size=8, steps=16),
     ],
     ids=lambda recipe: recipe.optimizer,
 )

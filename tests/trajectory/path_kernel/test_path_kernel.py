@@ -375,16 +375,16 @@ def test_model_is_unchanged_and_results_convert_to_arrays(tmp_path):
 
 
 def test_small_memory_gives_the_same_kernel(tmp_path):
-    x, y = digits(40)
+    x, y = digits(20)
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=6)
     whole = path_kernel(run, model, x)
-    little = path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 40 * 40 * 4 + 150_000))
+    little = path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 20 * 20 * 4 + 75_000))
     assert relative(little.values, whole.values) < 1e-13
     with pytest.raises(InputError, match="sums of"):
-        path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 40 * 40 * 4))
+        path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 20 * 20 * 4))
     with pytest.raises(InputError, match="room for 6"):
-        path_kernel(run, model, x, options=PathKernelOptions(stride=2, memory=8 * 40 * 40 * 6))
+        path_kernel(run, model, x, options=PathKernelOptions(stride=2, memory=8 * 20 * 20 * 6))
 
 
 def test_one_set_of_rows_is_planned_as_half_the_work(tmp_path):
