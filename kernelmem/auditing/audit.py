@@ -17,11 +17,9 @@ from kernelmem.auditing.options import AuditOptions, printable_options
 from kernelmem.auditing.result import Audit, check_no_report, write_report
 from kernelmem.auditing.schema import (
     SCHEMA_VERSION,
-    Agreement,
     AuditDocument,
     Context,
     Duplicates,
-    Flips,
     Gate,
     HowMuch,
     Power,
@@ -33,20 +31,20 @@ from kernelmem.core.checks import ArrayLike, check_instance, check_model, seed_s
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_progress
-from kernelmem.label_noise.detection import detect
 from kernelmem.memorization.retraining import Retraining
 from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.statistics import Interval
 from kernelmem.version import __version__
 
 N_FEATURES = 64
-N_STAGES = 5  # kernel, leave-one-out, retraining, attacks, report
+N_STAGES = 6  # kernel, leave-one-out, retraining, attacks, label bits, report
 MAX_CONTROL = 2000  # test rows in the control, or as many as training rows
 ALARM_RUNS = 200
 DEFAULT_OPTIONS = AuditOptions()
 # fmt: off
 SEEDS = [
     "control", "near", "kernel", "power", "alarms", "shadows", "share", "verification", "leak", "blind", "permutations",
+    "compression",
 ]
 # fmt: on
 
@@ -111,7 +109,7 @@ def audit(
         seed: seed of control rows, permutations, bootstraps and retraining; it is recorded in the report.
         memory: memory that the kernel computation may allocate, in bytes or as text such as "4GiB".
         options: names, groups, retraining and its budget, redaction; see :class:`AuditOptions`.
-        progress: see :data:`kernelmem.core.options.Progress`; counts 5 stages.
+        progress: see :data:`kernelmem.core.options.Progress`; counts 6 stages.
 
     Returns:
         Audit: ``.document`` (plain values), ``.rows`` (arrays), ``.to_frame()``, ``.to_html()``, ``.to_json()``, ``.plot()``,
@@ -173,10 +171,13 @@ def audit(
     unseen = control[torch.from_numpy(~near.has_partner[n:, 0])]
     leak = scores.leak(inputs, method.shadows, unseen, seed=seeds["leak"], redact=options.redact)
     report_stage(4, N_STAGES)
+    bits = scores.label_bits(inputs, seed=seeds["compression"], memory=memory)
+    rows_found = bits.added_to(method.table)
+    report_stage(5, N_STAGES)
 
     redact, found = options.redact, method.how_much.p_value < method.power.significance
     findings = scores.row_findings(
-        method.table,
+        rows_found,
         kernel_result,
         kernel,
         count=options.n_listed,
@@ -192,7 +193,7 @@ def audit(
         for part, y in ((inputs.train_outputs, data.y_train), (inputs.test_outputs, data.y_test))
     )
     images, features = _images_or_features(inputs, findings) if options.show_rows else ({}, {})
-    table = method.table.redacted() if redact else method.table
+    table = rows_found.redacted() if redact else rows_found
     files = {**table.files(), **options.extra_files}
     document = AuditDocument(
         schema_version=SCHEMA_VERSION,
@@ -206,10 +207,11 @@ def audit(
         rows=findings,
         suspected=scores.suspected_labels(method.table, data.flipped, redact=redact),
         leak=leak,
+        compression=bits.account,
         slices=scores.slices(method.table, inputs, groups),
-        agreements=_agreements(method.table, method.retrained, seeds["share"]),
+        agreements=scores.agreements(rows_found, method.retrained, seeds["share"]),
         fidelity=kernel_result.fidelity,
-        flips=_flip_detection(method.table, data.flipped, seeds["permutations"]),
+        flips=scores.flip_detection(rows_found, data.flipped, seeds["permutations"]),
         annex=conclusions.annex(leak, context),
         not_tested=conclusions.not_tested(method.how_much, leak, context),
         images=images,
@@ -335,50 +337,6 @@ def _images_or_features(
     low, high = float(data.x_train.min()), float(data.x_train.max())
     rows = {index: data.x_train[index].cpu().numpy() for index in indices}
     return {str(index): png_data_uri(row, data.image_shape, low=low, high=high) for index, row in rows.items()}, {}
-
-
-def _agreements(table: RowTable, retrained: Retraining | None, seed: int) -> tuple[Agreement, ...]:
-    """Return the rank agreement of the cheap scores with memorization by retraining; () without retraining."""
-    if retrained is None:
-        return ()
-    cheap = {
-        "negative leave-one-out margin": -table.loo_margin,
-        "leave-one-out memorization of the label regression": table.label_memorization,
-        "network minus surrogate margin": table.surrogate_difference,
-    }
-    agreements = []
-    for name, values in cheap.items():
-        try:
-            result = retrained.agreement(values, seed=seed)
-            agreements.append(Agreement(name, result.spearman, result.corrected, result.ceiling))
-        except InputError:  # one of the two is constant
-            agreements.append(Agreement(name, None, None, None))
-    return tuple(agreements)
-
-
-def _flip_detection(table: RowTable, flipped: Tensor | None, seed: int) -> Flips:
-    """Measure how well each score separates training rows with a known wrong label from the others.
-
-    ``flipped`` (n,) is True where the label of a training row is wrong, and ``seed`` determines the permutations of the
-    null. If flips are unknown, or if no row or every row is flipped, only the number of flips is returned. Apart from the
-    count of suspected labels, no other function of the audit computes with ``flipped``.
-    """
-    if flipped is None or not 0 < int(flipped.sum()) < len(flipped):
-        return Flips(n=None if flipped is None else int(flipped.sum()))
-    by_margin = detect(-table.loo_margin, flipped, seed=seed)
-    others = {"ranking score": table.score, "memorization by label regression": table.label_memorization}
-    return Flips(
-        n=by_margin.n_flipped,
-        auroc=Interval(by_margin.auroc, *by_margin.auroc_interval, 0.95),
-        other_aurocs=tuple(
-            (name, detect(values, flipped, seed=seed, permutations=2).auroc) for name, values in others.items()
-        ),
-        permuted_auroc=by_margin.permuted_auroc,
-        permuted_sd=by_margin.permuted_sd,
-        precision=tuple(float(v) for v in by_margin.precision),
-        recall=tuple(float(v) for v in by_margin.recall),
-        ranks=tuple(int(v) for v in by_margin.ranks),
-    )
 
 
 def _versions() -> dict[str, str]:

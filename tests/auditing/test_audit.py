@@ -134,7 +134,7 @@ def test_progress_counts_stages_and_the_model_stays_in_training_mode(trained):
     calls = []
     model.train()
     km.audit(model, train, test, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(k, 5) for k in range(6)]
+    assert calls == [(k, 6) for k in range(7)]
     assert all(m.training for m in model.modules())
     model.eval()
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from kernelmem.auditing.report.formats import format_count, format_number, format_share
 from kernelmem.auditing.report.svg import COLORS, HALF, PARAMETERS, wide_and_narrow
 from kernelmem.auditing.report.wording import makes_claim
-from kernelmem.auditing.schema import AttackResult, AuditDocument, RowTable
+from kernelmem.auditing.schema import AttackResult, AuditDocument, Compression, RowTable
 from kernelmem.core.errors import printable
 from kernelmem.plotting.style import DASHED, new_figure, style
 
@@ -170,6 +170,76 @@ def _draw_attacks(axes: Axes, attacks: Sequence[AttackResult], narrow: bool) -> 
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     axes.set_xlabel("AUC of the attack (0.5: guessing)")
+
+
+def bits_figure(compression: Compression) -> Markup:
+    """Return SVG of the bar of all bits of the labels, with that of each null below it; empty if there are no numbers."""
+    if compression.uniform is None or compression.left_out is None:
+        return Markup("")
+    bars = len(compression.nulls) + 1
+    return wide_and_narrow(
+        "bits",
+        printable(f"Bars of the bits of the labels. {compression.sentence}"),
+        lambda axes, narrow: _draw_bits(axes, compression, narrow),
+        wide=(10.2, 1.7 + 0.5 * bars),
+        narrow=(4.7, 1.9 + 0.72 * bars),
+    )
+
+
+def _draw_bits(axes: Axes, compression: Compression, narrow: bool) -> None:
+    """Draw one bar per network, of length ``uniform``: from the other rows, memorized with label noise hatched, in neither."""
+    uniform, left_out = compression.uniform or 0.0, compression.left_out or 0.0
+    follows = uniform - left_out
+    rows = [("this network", compression.memorized or 0.0), *compression.nulls]
+    step = 1.5 if narrow else 1.0  # the name has its own line on a phone
+    positions = -step * np.arange(len(rows))
+    handles: dict[str, Any] = {}
+    for position, (name, memorized) in zip(positions, rows, strict=True):
+        memorized = min(max(memorized, 0.0), left_out)
+        parts = [(0.0, follows, "train"), (follows, memorized, "memorized")]
+        parts.append((follows + memorized, left_out - memorized, "null"))
+        for start, width, role in parts:
+            handles.setdefault(role, axes.barh(position, width, 0.62, left=start, color=COLORS[role], linewidth=0))
+        if position == 0 and compression.noise is not None and compression.noise <= memorized:
+            hatched: dict[str, Any] = {
+                "hatch": "////",
+                "edgecolor": COLORS["page"],
+                "linewidth": 0,
+                "facecolor": COLORS["memorized"],
+            }
+            handles["noise"] = axes.barh(position, compression.noise, 0.62, left=follows, **hatched)
+        if narrow:
+            text = printable(name)
+            axes.text(0, position + 0.38, text, color=COLORS["text"], transform=axes.get_yaxis_transform(), va="bottom")
+    if compression.online is not None:
+        known = uniform - compression.online
+        handles["online"] = axes.plot([known] * 2, [-0.42, 0.42], color=COLORS["text"], linewidth=1.8)[0]
+    names = {
+        "train": f"follow from the other rows: {follows:,.0f}",
+        "memorized": f"memorized: {compression.memorized:,.0f}",
+        "noise": f"of them label noise, about {compression.noise or 0:,.0f}",
+        "null": f"in neither: {compression.network:,.0f}",
+        "online": f"known to a decoder without the network: {uniform - (compression.online or 0):,.0f}",
+    }
+    shown = [role for role in names if role in handles]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    legend = figure.legend(  # below the axes, in the room that the layout keeps for it
+        [handles[role] for role in shown], [names[role].replace("-", "\N{MINUS SIGN}") for role in shown],
+        loc="outside lower left", ncols=1 if narrow else 2, fontsize=10.0, handlelength=1.4, columnspacing=2.0,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_color(COLORS["text"])
+    axes.set_xlim(0, 1.001 * uniform)
+    axes.set_ylim(positions[-1] - 0.5, 1.0 if narrow else 0.5)
+    if narrow:
+        axes.set_yticks([])
+    else:
+        axes.set_yticks(positions, [printable(name) for name, _ in rows])
+        axes.tick_params(axis="y", labelcolor=COLORS["text"])
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("bits of the training labels")
 
 
 def flip_curves(document: AuditDocument) -> Markup:

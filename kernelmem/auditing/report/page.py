@@ -69,6 +69,7 @@ def render_page(document: AuditDocument, rows: RowTable) -> str:
         below=[row for row in document.rows if not row.flagged],
         scores=figures.scores_figure(document, rows) if claimed else Markup(""),
         attacks_figure=figures.attacks_figure(document.leak.attacks) if claimed else Markup(""),
+        bits_figure=figures.bits_figure(document.compression) if claimed else Markup(""),
         flip_curves=figures.flip_curves(document),
         attack_table=_attack_table(document.leak.attacks),
         control_sentence=_control_sentence(document),

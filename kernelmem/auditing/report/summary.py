@@ -50,6 +50,7 @@ def summary(document: AuditDocument) -> str:
     lines += _line("control", f"{format_share_interval(how_much.control)} of {format_count(how_much.n_control)} rows")
     lines += _line("accuracy", accuracies)
     lines += _line("leak", leak_sentence(document))
+    lines += _line("label bits", document.compression.sentence)
     suspected = document.suspected
     if suspected.n:
         count = f"{format_count(suspected.n)} suspected, {format_count(suspected.n_memorized)} of them flagged"

@@ -4,6 +4,7 @@
 - ``identity``: context of the audit, identity of data and model;
 - ``checks``: validity gates, surrogate fidelity and power;
 - ``answers``: how much is memorized, which rows, whether it can leak;
+- ``compression``: the labels in bits;
 - ``row_table``: :class:`RowTable`, the arrays per row, kept in rows.npz and rows.csv beside audit.json.
 """
 
@@ -21,6 +22,7 @@ from kernelmem.auditing.schema.answers import WorstRecord as WorstRecord
 from kernelmem.auditing.schema.checks import Gate as Gate
 from kernelmem.auditing.schema.checks import KernelFidelity as KernelFidelity
 from kernelmem.auditing.schema.checks import Power as Power
+from kernelmem.auditing.schema.compression import Compression as Compression
 from kernelmem.auditing.schema.document import SCHEMA_VERSION as SCHEMA_VERSION
 from kernelmem.auditing.schema.document import AnnexLine as AnnexLine
 from kernelmem.auditing.schema.document import AuditDocument as AuditDocument

@@ -73,6 +73,7 @@ class RowFinding:
         reason: what kind of row it is.
         predicted_effect: predicted change of the probability of the label by training with the row.
         verified_effect: the same change, measured by retraining without the row; None if that was not run.
+        memorized_bits: bits of the label that only the row itself and the network have; None if there is no number.
         flipped: True or False if it is known whether the label is wrong, else None.
         influential: other rows with the largest influence on its prediction, largest first.
     """
@@ -86,6 +87,7 @@ class RowFinding:
     reason: Reason
     predicted_effect: float | None
     verified_effect: Interval | None
+    memorized_bits: float | None
     flipped: bool | None
     influential: tuple[InfluentialRow, ...]
 

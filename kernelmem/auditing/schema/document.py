@@ -6,13 +6,16 @@ from typing import Literal
 
 from kernelmem.auditing.schema.answers import Agreement, HowMuch, Leak, RowFinding, Slice, SuspectedLabels
 from kernelmem.auditing.schema.checks import Gate, KernelFidelity, Power
+from kernelmem.auditing.schema.compression import Compression
 from kernelmem.auditing.schema.identity import Context, DataIdentity, ModelIdentity
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.hashed_files import READ_ERRORS, check_json, hashed_json, load_json, read_bytes, reason
 from kernelmem.core.result_files import decode
 from kernelmem.statistics import Interval
 
-SCHEMA_VERSION = 3  # version 2 held the arrays per row, and counted rows by the NTK surrogate
+# Version 2 held the arrays per row, and counted rows by the NTK surrogate; 3 had no bits of the labels (compression,
+# rows[].memorized_bits, and the columns left_out_bits and memorized_bits of the row table)
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class AuditDocument:
         rows: most memorized training rows, most memorized first; flagged rows come before rows that only rank high.
         suspected: training rows whose labels are probably wrong.
         leak: membership inference.
+        compression: account of the training labels in bits.
         slices: results by class and by user-given group.
         agreements: rank agreement of cheap scores with retraining; () without retraining.
         fidelity: agreement of the kernel regressions with the network.
@@ -115,6 +119,7 @@ class AuditDocument:
     rows: tuple[RowFinding, ...]
     suspected: SuspectedLabels
     leak: Leak
+    compression: Compression
     slices: tuple[Slice, ...]
     agreements: tuple[Agreement, ...]
     fidelity: KernelFidelity

@@ -35,6 +35,8 @@ class RowTable:
         network_correct: (n,) True if the network gives the label.
         flagged: (n,) True if the row is called memorized.
         memorization: (n,) probability of the label with the row minus without it, by retraining; NaN if not run.
+        left_out_bits: (n,) bits of the label by the other rows, by the kernel of a network without training; NaN if not run.
+        memorized_bits: (n,) bits of the label that only the row itself and the network have; NaN if not run.
         group: (n,) number of the group of near-duplicates that the row belongs to.
         control_index: (u,) test rows of the control.
         control_margin: (u,) leave-one-out margins of their labels.
@@ -51,6 +53,8 @@ class RowTable:
     network_correct: np.ndarray
     flagged: np.ndarray
     memorization: np.ndarray
+    left_out_bits: np.ndarray
+    memorized_bits: np.ndarray
     group: np.ndarray
     control_index: np.ndarray
     control_margin: np.ndarray

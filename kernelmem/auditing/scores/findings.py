@@ -62,6 +62,8 @@ def row_table(
         network_correct=scores.network_correct[:n].numpy(),
         flagged=scores.flagged[:n].numpy() if flagged is None else flagged,
         memorization=missing if memorization is None else memorization,
+        left_out_bits=missing,
+        memorized_bits=missing,
         group=scores.near.group[:n],
         control_index=control_index[control - n].numpy().astype(np.int64),
         control_margin=scores.loo_margin[control].numpy(),
@@ -88,18 +90,22 @@ def row_findings(
     findings = []
     for row in ranked_rows(table)[:count]:
         label = int(scores.labels[row])
-        memorization, error = float(table.memorization[row]), float(table.standard_error[row])
+        memorization, error, bits = (
+            None if np.isnan(values[row]) else float(values[row])
+            for values in (table.memorization, table.standard_error, table.memorized_bits)
+        )
         findings.append(
             RowFinding(
                 index=row,
                 label=None if redact else label,
                 predicted_without=None if redact else int(table.predicted_without[row]),
                 score=float(table.score[row]),
-                standard_error=None if np.isnan(error) else error,
+                standard_error=error,
                 flagged=bool(table.flagged[row]),
                 reason=reasons.of(row),
-                predicted_effect=None if np.isnan(memorization) else memorization,
+                predicted_effect=memorization,
                 verified_effect=verified.get(row),
+                memorized_bits=bits,
                 flipped=None if flipped is None else bool(flipped[row]),
                 influential=_influential(scores, kernel, row, redact=redact),
             )

@@ -79,8 +79,8 @@ def test_hostile_names_are_text():
 def test_the_sections_stand_in_the_order_in_which_they_are_read():
     headings = re.findall(r'<section[^>]* aria-labelledby="([^"]+)"', rendered("retraining"))
     assert headings == [
-        "verdict", "brief", "gates", "how-much", "rows", "leak", "labels", "slices", "power", "annex", "scores", "untested",
-        "identity", "context", "reproduce",
+        "verdict", "brief", "gates", "how-much", "bits", "rows", "leak", "labels", "slices", "power", "annex", "scores",
+        "untested", "identity", "context", "reproduce",
     ]  # fmt: skip
 
 
@@ -282,6 +282,7 @@ def test_every_field_of_the_document_is_on_the_page_or_left_out_on_purpose(monke
     for name in ("scores_figure", "attacks_figure"):
         monkeypatch.setattr(figures, name, lambda *_: Markup(""))
     monkeypatch.setattr(figures, "flip_curves", lambda document: Markup(f"<b>{document.flips!r}</b>"))
+    monkeypatch.setattr(figures, "bits_figure", lambda compression: Markup(f"<b>{compression!r}</b>"))
     document, rows = build("retraining")
     document = replace(document, features={})
     reference = render_page(document, rows)
@@ -294,12 +295,36 @@ def test_every_field_of_the_document_is_on_the_page_or_left_out_on_purpose(monke
     assert set(unseen) <= LEFT_OUT
 
 
+def test_bits_of_the_labels_have_their_control_or_the_reason_why_there_are_none():
+    shown = plain(rendered("kernel"))
+    assert "The network holds 570 more (null −1)" in shown
+    for text in (
+        "follow from the other rows: 1,419",
+        "memorized: 570",
+        "of them label noise, about 473",
+        "in neither: 4",
+    ):
+        assert text in shown
+    assert "known to a decoder without the network: 1,122" in shown
+    assert "untrained network" in shown
+    nothing = plain(rendered("nothing"))
+    assert "memorized: −1" in nothing
+    assert "label noise, about" not in nothing  # more than the memorized bits
+    assert "known to a decoder" not in nothing
+    for variant, words in (("features", "Not estimable: the reference"), ("bare", "Not run: Got 90,000 rows")):
+        section = plain(re.findall(r'aria-labelledby="bits">.*?</section>', rendered(variant), re.DOTALL)[0])
+        assert words in section
+        assert "follow" not in section
+    assert "570" not in plain(rendered("no-claim"))
+
+
 def test_drawings_take_their_colors_from_the_page():
     document, rows = build("kernel")
     drawings = {
         "train": figures.scores_figure(document, rows),
         "memorized": figures.attacks_figure(document.leak.attacks),
         "recall": figures.flip_curves(document),
+        "null": figures.bits_figure(document.compression),
     }
     for role, svg in drawings.items():
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= {"#000000"}
