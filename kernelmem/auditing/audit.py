@@ -171,7 +171,7 @@ def audit(
     unseen = control[torch.from_numpy(~near.has_partner[n:, 0])]
     leak = scores.leak(inputs, method.shadows, unseen, seed=seeds["leak"], redact=options.redact)
     report_stage(4, N_STAGES)
-    bits = scores.label_bits(inputs, seed=seeds["compression"], memory=memory)
+    bits = scores.label_bits(model, inputs, seed=seeds["compression"], memory=memory)
     rows_found = bits.added_to(method.table)
     report_stage(5, N_STAGES)
 

@@ -142,7 +142,7 @@ def test_progress_counts_stages_and_the_model_stays_in_training_mode(trained):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda t: t.replace('"schema_version": 3', '"schema_version": 2'), km.InputError),
+        (lambda t: t.replace('"schema_version": 4', '"schema_version": 2'), km.InputError),
         (lambda t: t[: len(t) // 2], km.FileCorruptError),
         (lambda t: t.replace('"n_train": 150', '"n_train": "many"'), km.FileCorruptError),
         (lambda t: t.replace('"verdict"', '"verdikt"'), km.FileCorruptError),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import nn
 
 from kernelmem.auditing.data_checks import AuditInputs
 from kernelmem.auditing.schema import Compression, RowTable
@@ -32,7 +33,7 @@ class LabelBits:
         return replace(table, left_out_bits=self.left_out, memorized_bits=self.memorized)
 
 
-def label_bits(inputs: AuditInputs, *, seed: int, memory: int | str) -> LabelBits:
+def label_bits(model: nn.Module, inputs: AuditInputs, *, seed: int, memory: int | str) -> LabelBits:
     """Account for the training labels; the untrained network is reference and control.
 
     Cost: the kernel of the n training rows for a re-initialized network, one eigendecomposition and a few Cholesky
@@ -42,7 +43,7 @@ def label_bits(inputs: AuditInputs, *, seed: int, memory: int | str) -> LabelBit
     missing = np.full(n, np.nan)
     try:
         result = account(
-            inputs.module, (inputs.rows[0].tree, inputs.data.y_train), forward=inputs.forward, seed=seed, memory=memory,
+            model, (inputs.rows[0].tree, inputs.data.y_train), forward=inputs.forward, seed=seed, memory=memory,
             progress=False,
         )  # fmt: skip
     except KernelmemError as error:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kernelmem as km
+from kernelmem.auditing.audit import SEEDS
 from kernelmem.auditing.data_checks import read_rows, with_outputs
 from kernelmem.auditing.scores import agreements, compression, flip_detection, label_bits
 from kernelmem.core.checks import seed_sequence
@@ -23,7 +24,7 @@ def test_bits_are_those_of_an_account(trained, result):
     document, table = result.document, result.to_frame()
     bits = document.compression
     assert bits.status == "estimated"
-    seed = seed_sequence(0, [*["other"] * 11, "compression"])["compression"]
+    seed = seed_sequence(0, SEEDS)["compression"]
     account = km.account(model, train, seed=seed)
     for name in ("uniform", "online", "left_out", "network", "memorized", "noise", "noise_rate", "noise_rate_error"):
         expected = getattr(account, name)
@@ -52,7 +53,7 @@ def test_no_number_without_a_reference_and_a_control(trained, result, monkeypatc
     else:
         nulls = {"untrained network": 12.0} if change == "control" else {}
         monkeypatch.setattr(compression, "account", lambda *a, **k: replace(real(*a, **k), nulls=nulls))
-    bits = label_bits(inputs, seed=0, memory=memory)
+    bits = label_bits(trained[0], inputs, seed=0, memory=memory)
     status, words = {
         "memory": ("not run", "Not run: Got 150 rows"),
         "not estimable": ("not estimable", "Not estimable: the reference"),
