@@ -42,7 +42,7 @@ class CompressCommand:
     width: int = 64
     """Number of hidden units of the network."""
     dimensions: int = 150
-    """Number of whole numbers that determine the weights of the network."""
+    """Number of whole numbers that determine the weights of the network. Few rows need few: 10 or 20 for a hundred."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.km")] = Path("card.km")
     """File for the card."""
     overwrite: bool = False

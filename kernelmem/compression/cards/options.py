@@ -15,7 +15,8 @@ class CardOptions:
     Attributes:
         width: number of hidden units (ReLU), at most 1,024.
         dimensions: number d of whole numbers that determine the weights, at most 1,024: the weights are initial weights plus d
-            random directions times these numbers. More dimensions cost more bits for the network and fewer for the labels.
+            random directions times these numbers. More dimensions cost more bits for the network and fewer for the labels: few
+            rows need few, 10 or 20 for a hundred.
         steps: number of steps of Adam.
         batch_size: number of rows per step.
         lr: learning rate, in units of the whole numbers per step.

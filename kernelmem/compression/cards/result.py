@@ -178,7 +178,9 @@ class Card(Result):
             f"  file: {len(self.code):,} bytes of code, {self.container_bytes:,} of container (hashes, names, recorded numbers)",
         ]
         if record.errors is None:
-            lines.append("  no network in the file: it would be longer than the labels with uniform probabilities")
+            lines.append(
+                "  no network in the file: the code would be longer than uniform labels (fewer dimensions take fewer bits)"
+            )
         else:
             lines.append(
                 f"  network: {self.dimensions} whole numbers in -15..15, {self.width} hidden units, seed {self.seed};"
