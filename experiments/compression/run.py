@@ -105,7 +105,7 @@ PARTS: dict[Name, Part] = {
         ("data", "rate", "source"),
         ("bits", "ideal", "mistakes", "seconds", "decodes"),
     ),
-    "orders": Part(Orders(), orders, ("data", "rate"), ("mean", "standard_deviation"), seeds=1),
+    "orders": Part(Orders(), orders, ("data", "rate"), ("mean", "standard_deviation"), seeds=2),
 }
 
 

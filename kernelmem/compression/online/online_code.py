@@ -68,8 +68,9 @@ def online_code(
     kernels (1.6 GB for 10,000 rows), and 8 (kernels × ridges + 7) n C bytes. Decoding holds kernels × ridges n² arrays more.
     From a learner: its training on about log(n / 8) / log(growth) growing subsets.
 
-    A learner with random initialization is reproducible: the global generators of Python, NumPy and torch (CPU) are seeded
-    before each training, and restored after it. With torch, e.g.::
+    A decoder trains again, and needs the same predictions up to ``tolerance`` of the result. Random initialization is
+    reproduced: the global generators of Python, NumPy and torch (CPU) are seeded before each training and restored after it.
+    Training on a GPU, or with another number of threads, may not be. With torch, e.g.::
 
         def train(x, y):
             model = nn.Linear(x.shape[1], 10)
