@@ -31,7 +31,7 @@ class NoiseRates:
     """
 
     rates: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
-    null_rates: tuple[float, ...] = (0.0, 0.05, 0.2)
+    null_rates: tuple[float, ...] = (0.0, 0.2)
     references: tuple[str, ...] = ("infinite_ntk", "initial_ntk")
     n_train: int = 1400
     width: tuple[int, ...] = (256, 256)

@@ -1,6 +1,7 @@
 """km.account: bits of the labels of a trained network."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -73,7 +74,7 @@ def account(
             reference makes the memorized bits fewer. For a network with pretrained parts pass the network before training:
             the re-initialized one has forgotten those.
         retrain: train(indices, seed) -> model, trained on the rows ``indices``, for the null of networks that did not see
-            the row; or train(indices, labels, seed) -> model, for that of a network trained on other labels, too.
+            the row; or train(indices, labels, seed) -> model, for that of networks trained on other labels, too.
         trained_kernel: True to count the bits that training moved into the kernel.
         forward: maps (model, batch) to (n, C), for models with other inputs or outputs.
         seed: of the re-initialized network, of the order of rows in the online code, and of ``retrain``.
@@ -90,7 +91,7 @@ def account(
         NumericalError: a kernel that is not positive semidefinite.
 
     Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 32 n² bytes. With ``retrain`` two or
-    three trainings more.
+    four trainings on half of the rows.
 
     Source: temperature: Guo et al. 2017; leave-one-out: Allen 1974; the split of the bits: derived here.
 
@@ -116,7 +117,7 @@ def account(
     used = as_reference(reference, network, untrained)
     report_stage(1, N_STAGES)
 
-    left_out = _left_out(used, labels, C)
+    left_out, suggest = _left_out(used, labels, C)
     predicted, uniform = left_out.probabilities.argmax(1), n * math.log2(C)
     estimable = left_out.total < uniform
     if not estimable:
@@ -133,7 +134,9 @@ def account(
     report_stage(3, N_STAGES)
     if isinstance(reference, nn.Module):
         untrained = Reinitialized(trainable_copy(reference), "the given network")
-    nulls = measure_nulls(network, labels, left_out, untrained=untrained, retrain=retrain, seed=seeds["nulls"])
+    nulls = measure_nulls(
+        network, labels, left_out, untrained=untrained, retrain=retrain, suggest=suggest, seed=seeds["nulls"]
+    )
     report_stage(N_STAGES, N_STAGES)
     return Account(
         labels=labels,
@@ -177,13 +180,14 @@ def _check_labels(y: ArrayLike, n: int, C: int, memory: int) -> Tensor:
     return labels.clone()
 
 
-def _left_out(reference: Reference, labels: Tensor, C: int) -> LeftOutBits:
-    """Return the bits of the labels by the other rows."""
+def _left_out(reference: Reference, labels: Tensor, C: int) -> tuple[LeftOutBits, Callable[[Tensor], Tensor]]:
+    """Return the bits of the labels by the other rows, and a function from rows to their classes without any of their labels."""
     if reference.kernel is None:
-        assert reference.probabilities is not None
-        return left_out_bits(reference.probabilities.clamp_min(1e-12).log(), labels)
+        p = reference.probabilities
+        assert p is not None
+        return left_out_bits(p.clamp_min(1e-12).log(), labels), lambda rows: p[rows].argmax(1)
     kernel = reference.kernel
     targets = F.one_hot(labels, C).to(torch.float64) - 1 / C
     grid = float(kernel.diagonal().mean()) * torch.logspace(-6, 3, N_RIDGES, dtype=torch.float64)
-    ridge = choose_ridge(kernel, targets, grid=grid).ridge
-    return left_out_bits(leave_one_out(kernel, targets, ridge).predictions, labels, choices=N_RIDGES)
+    fit = leave_one_out(kernel, targets, choose_ridge(kernel, targets, grid=grid).ridge)
+    return left_out_bits(fit.predictions, labels, choices=N_RIDGES), lambda rows: fit.block(rows).argmax(1)

@@ -51,13 +51,15 @@ def measure_nulls(
     *,
     untrained: Reinitialized,
     retrain: Retrain | None,
+    suggest: Callable[[Tensor], Tensor],
     seed: int,
 ) -> dict[str, float]:
     """Return left-out bits minus network bits, by name of the null.
 
     Always of the re-initialized network, unless its outputs are not finite. With ``retrain`` of two networks, each trained
-    on one half of the rows, on the half that they did not see. If ``retrain`` takes labels, also of a network trained on all
-    rows with the labels that their left-out predictions suggest, and flips at the estimated rate.
+    on one half of the rows, on the half that they did not see. If ``retrain`` takes labels, also of two networks, each trained
+    on one half of the rows, on this half, but with other labels: those that ``suggest(rows)`` returns, which does not use
+    any label of these rows, with flips at the estimated rate.
     """
 
     def memorized(logits: Tensor) -> float:
@@ -70,7 +72,7 @@ def measure_nulls(
         return nulls
     n, C = network.logits.shape
     with_labels = takes_labels(retrain)
-    seeds = seed_sequence(seed, ["split", "first", "second", "flips", "redrawn"])
+    seeds = seed_sequence(seed, ["split", "first", "second", "flips"])
     order = torch.from_numpy(np.random.default_rng(seeds["split"]).permutation(n))
     halves = {"first": order[: n // 2].sort().values, "second": order[n // 2 :].sort().values}
     unseen = torch.empty_like(network.logits)
@@ -79,11 +81,13 @@ def measure_nulls(
         unseen[others] = _outputs(network, retrain, arguments, seeds[name])[others]
     nulls[UNSEEN] = memorized(unseen)
     if with_labels:
-        suggested = left_out.probabilities.argmax(1)
+        redrawn = torch.empty_like(network.logits)
         matrix = torch.full((C, C), left_out.noise_rate / (C - 1), dtype=torch.float64)
         matrix.fill_diagonal_(1 - left_out.noise_rate)
-        drawn = corrupt_labels(suggested, None, "matrix", matrix=matrix, seed=seeds["flips"]).y
-        nulls[REDRAWN] = memorized(_outputs(network, retrain, (torch.arange(n), drawn), seeds["redrawn"]))
+        for name, rows in halves.items():
+            drawn = corrupt_labels(suggest(rows), None, "matrix", matrix=matrix, seed=seeds["flips"]).y
+            redrawn[rows] = _outputs(network, retrain, (rows, drawn), seeds[name])[rows]
+        nulls[REDRAWN] = memorized(redrawn)
     return nulls
 
 

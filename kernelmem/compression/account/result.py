@@ -39,6 +39,8 @@ class Account(Result):
         noise_rate: share of wrong labels, if all wrong labels are equally likely, estimated without flags; None if not
             ``estimable``.
         noise_rate_error: standard error of ``noise_rate``, as the rate of a population that the labels are drawn from.
+            ± 1.96 errors covered the rate in 91 to 98 % of simulations (87 % with eight wrong labels), and in 88 to 97 % of
+            samples of 300 digits, whose left-out predictions depend on each other.
         left_out_rows, network_rows: (n,) bits of each label; they add up to the totals without the prices of choices. If not
             ``estimable``, those of the left-out predictions are log₂ C.
         nulls: memorized bits of networks that cannot have memorized these labels, by name: −1 if the reference is as good
@@ -112,7 +114,7 @@ class Account(Result):
             )
         null = f"null {_bits(max(self.nulls.values(), key=abs))}" if self.nulls else ""
         rate = f"estimated {self.noise_rate:.1%} ± {self.noise_rate_error:.1%} of the labels"
-        if self.noise <= max(self.memorized, 0.0):
+        if self.memorized >= NULL_BITS and self.noise <= self.memorized:
             noise = f", about {_bits(self.noise)} of them label noise ({rate})"
         else:
             noise = f"; the labels hold about {_bits(self.noise)} bits of noise ({rate})"

@@ -108,7 +108,7 @@ def _draw_bars(axes: "Axes", account: AccountLike) -> None:
                 0, 1 + 0.8 * BAR_HEIGHT, f"null: {name}, {_bits(bits)} memorized", color=SOFT, fontsize=9, va="top"
             )
         axes.set_ylim(1.85, -0.95)
-    if account.online is not None:
+    if account.online is not None and account.online < uniform:
         place = uniform - account.online
         axes.plot([place, place], [-BAR_HEIGHT / 2 - 0.12, BAR_HEIGHT / 2], color=TEXT, linewidth=1.2, clip_on=False)
         text = f"without the network a decoder saves {_bits(place)}"

@@ -90,10 +90,13 @@ def test_networks_that_did_not_see_the_row_or_saw_other_flips_read_about_zero(tr
     result = km.account(network, (x, y), reference="infinite_ntk", retrain=train)
     assert len(result.nulls) == 3
     assert all(abs(bits) <= 2 for bits in result.nulls.values())
-    (first, _), (second, _), (every, redrawn) = received
-    assert torch.equal(torch.cat([first, second]).sort().values, every)
-    assert torch.equal(received[0][1], y[first])
-    assert 0.1 < float((redrawn != y).double().mean()) < 0.6
+    first, second = received[0][0], received[1][0]
+    assert torch.equal(torch.cat([first, second]).sort().values, torch.arange(N))
+    for rows, labels in received[:2]:
+        assert torch.equal(labels, y[rows])
+    for (rows, labels), (_, redrawn) in zip(received[:2], received[2:], strict=True):
+        assert torch.equal(received[2 if rows is first else 3][0], rows)
+        assert 0.1 < float((redrawn != labels).double().mean()) < 0.6
     with_two = km.account(
         network, (x, y), reference="infinite_ntk", retrain=lambda indices, seed: train(indices, y[indices], seed)
     )
