@@ -49,7 +49,8 @@ def online(setting: Online, seed: int) -> Iterator[dict]:
             "network": (_network(C), x.float()),
         }
         for source in setting.sources:
-            yield {**record, "source": source, **_measure(*sources[source], y, C)}
+            predicted_by, rows = sources[source]
+            yield {**record, "source": source, **_measure(predicted_by, rows, y, C)}
 
 
 def orders(setting: Orders, seed: int) -> Iterator[dict]:

@@ -80,7 +80,7 @@ class KernelScores:
     def of_all_rows(self, labels: np.ndarray) -> np.ndarray:
         """Return the scores (B, n, C) of all rows, given the labels (n,).
 
-        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: two n² arrays.
+        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: four n² arrays.
         """
         targets = torch.full((len(labels), self._n_classes), -1 / self._n_classes, dtype=torch.float64)
         targets[torch.arange(len(labels)), torch.from_numpy(labels)] += 1
@@ -95,7 +95,7 @@ class KernelScores:
     def n_bytes(self, *, decoding: bool) -> int:
         """Return the memory of :meth:`of_all_rows`, or of :meth:`one_by_one` if ``decoding``, besides the kernels."""
         n, C, B = len(self), self._n_classes, len(self.names)
-        return 8 * (2 * n * n + B * n * C + 2 * n * C + (B * n * n if decoding else 0))
+        return 8 * (4 * n * n + B * n * C + 2 * n * C + (B * n * n if decoding else 0))
 
     def one_by_one(self) -> Generator[np.ndarray, int, None]:
         """Yield the scores (B, C) of one row after the other, and receive the label of each.

@@ -64,8 +64,8 @@ def online_code(
             raises an error; arrays that exceed ``memory``.
         NumericalError: an asymmetric kernel, or one that is not positive definite with the smallest ridge.
 
-    Cost: for each kernel and ridge n³/3 + 2 n² C operations; memory: two n² float64 arrays besides the
-    kernels (1.6 GB for 10,000 rows), and 8 (kernels × ridges + 7) n C bytes. Decoding holds kernels × ridges n² arrays more.
+    Cost: for each kernel and ridge n³/3 + 2 n² C operations; memory: four n² float64 arrays besides the
+    kernels (3.2 GB for 10,000 rows), and 8 (kernels × ridges + 7) n C bytes. Decoding holds kernels × ridges n² arrays more.
     From a learner: its training on about log(n / 8) / log(growth) growing subsets.
 
     A decoder trains again, and needs the same predictions up to ``tolerance`` of the result. Random initialization is
