@@ -11,6 +11,7 @@ import torch
 
 from kernelmem.compression import KernelPredictor, OnlineOptions
 from kernelmem.compression.verification import Verification, verify_code
+from kernelmem.compression.verification.verify import _check_carries
 from kernelmem.core import InputError
 from tests.compression.verification import predictors as make
 
@@ -272,3 +273,19 @@ def test_a_predictor_that_hangs_in_the_other_process_is_given_up(monkeypatch):
     result = verify_code(predictor, X, Y, positions=4, timeout=5.0)
     assert result.failed == ("decodes",)
     assert "did not return within" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("carried", "saved", "status"),
+    [
+        (100, 300.0, "passed"),
+        (400, 300.0, "note"),
+        (3000, 300.0, "failed"),
+        (3000, 4000.0, "passed"),
+        (100, -3.0, "passed"),
+    ],
+)
+def test_values_that_exceed_the_savings_are_reported(carried, saved, status):
+    check = _check_carries(carried, "", saved)
+    assert check.status == status
+    assert bool(check.explanation) == (status != "passed")
