@@ -9,8 +9,9 @@
                                                                                                       │  (bits)         │
                                                                                                       └► double_descent │
                                                                                                          (sweeps)       │
-                                                                                                 cli ◄─ auditing ◄──────┘
-                                                                                                        (one report)
+                                                                                  cli ◄─ auditing ◄─ text ◄─────────────┘
+                                                                                         (one        (language
+                                                                                          report)     models)
 
 A package imports only from packages to its left (checked by import-linter). Below all of them: ``core`` (errors, checks
 of what users pass in, result files, the only import of torch.func), ``statistics`` (intervals, ranks, corrections),
@@ -128,7 +129,7 @@ _NAMES = {
 }
 _PACKAGE_OF = {name: package for package, names in _NAMES.items() for name in names.split()}
 _PACKAGES = {name for name in _NAMES if "." not in name}
-_PACKAGES |= {"cli", "double_descent", "plotting", "statistics", "testing", "training"}
+_PACKAGES |= {"cli", "double_descent", "plotting", "statistics", "testing", "text", "training"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,1 @@
+"""Documents: ragged token ids."""
