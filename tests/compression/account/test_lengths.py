@@ -29,7 +29,7 @@ def every_label_vector(n, C):
     return [torch.tensor(labels) for labels in itertools.product(range(C), repeat=n)]
 
 
-@examples(0.2)
+@examples(0.1)
 @given(SEEDS, st.integers(1, 4), st.integers(2, 3), st.sampled_from([1e-3, 1.0, 1e3]))
 def test_left_out_bits_of_outputs_that_ignore_the_labels_satisfy_kraft_with_equality(seed, n, C, scale):
     outputs = scale * normal(seed, n, C)
@@ -116,9 +116,8 @@ def coverage(n, C, rate, seeds):
     return float((np.abs(errors) < 1.96).mean()), float(errors.mean())
 
 
-@pytest.mark.parametrize(("C", "rate"), [(2, 0.2), (10, 0.05)])
-def test_the_standard_error_of_the_noise_rate_covers(C, rate):
-    share, bias = coverage(300, C, rate, 30)
+def test_the_standard_error_of_the_noise_rate_covers():
+    share, bias = coverage(300, 10, 0.1, 30)
     assert share >= 0.76  # 30 trials at .95: below .76 with probability 1e-4
     assert abs(bias) < 4 / math.sqrt(30)
 
