@@ -132,6 +132,7 @@ def killed(tmp_path_factory):
         from kernelmem.recording.recorder import Recorder
         from kernelmem.recording.storage.tape import Tape
         torch.set_num_threads(1)
+        torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])  # imports torch._dynamo, which takes seconds
         def train(directory, where):
             torch.manual_seed(3)
             model = helpers.network(dropout=0.5, norm=True)

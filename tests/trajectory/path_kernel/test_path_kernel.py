@@ -379,7 +379,7 @@ def test_small_memory_gives_the_same_kernel(tmp_path):
     model = mlp()
     run = record(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, steps=6)
     whole = path_kernel(run, model, x)
-    little = path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 20 * 20 * 4 + 75_000))
+    little = path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 20 * 20 * 4 + 300_000))
     assert relative(little.values, whole.values) < 1e-13
     with pytest.raises(InputError, match="sums of"):
         path_kernel(run, model, x, options=PathKernelOptions(memory=8 * 20 * 20 * 4))
