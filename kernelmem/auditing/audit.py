@@ -95,6 +95,9 @@ def audit(
     Feldman's P(label given, trained with i) − P(label given, trained without i); the share of rows above .25 is estimated
     behind the noise of a limited number of networks, and the rows that rank first are verified by retraining without them.
 
+    Both come with an account of the training labels in bits (:func:`kernelmem.account`): what follows from the other rows, what
+    the network memorized, and what is in neither.
+
     Args:
         model: a trained module; ``model(x)`` is (n, C), or one logit z of two classes, (n, 1) or (n,), which counts as the
             outputs [0, z]. A copy in eval mode is analyzed on the device of the model.
@@ -213,7 +216,7 @@ def audit(
         fidelity=kernel_result.fidelity,
         flips=scores.flip_detection(rows_found, data.flipped, seeds["permutations"]),
         annex=conclusions.annex(leak, context),
-        not_tested=conclusions.not_tested(method.how_much, leak, context),
+        not_tested=conclusions.not_tested(method.how_much, leak, bits.account, context),
         images=images,
         features=features,
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

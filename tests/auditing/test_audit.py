@@ -274,6 +274,7 @@ def test_labels_as_people_have_them(binary):
 def test_datasets_loaders_and_dicts_are_read(binary):
     model, (x, y), (x_test, y_test) = binary
     arrays = km.audit(model, (x, y), (x_test, y_test))
+    assert arrays.document.compression.status == "estimated"
     train, test = TensorDataset(x, y), TensorDataset(x_test, y_test)
     as_dict = {"a": x_test[:, :2], "b": (x_test[:, 2:],)}
     for given, forward in (
@@ -285,6 +286,7 @@ def test_datasets_loaders_and_dicts_are_read(binary):
     ):
         other = km.audit(model, *given, forward=forward)
         assert same_rows(other, arrays)
+        assert other.document.compression == arrays.document.compression
         assert other.document.data.input_shape == (5,)
     with pytest.raises(km.InputError, match="RandomSampler"):
         km.audit(model, DataLoader(train, shuffle=True), test)

@@ -1,6 +1,6 @@
 """Headline, detail and limits of an audit, and what it did not test."""
 
-from kernelmem.auditing.schema import Context, DataIdentity, Gate, HowMuch, Leak, Power, Verdict
+from kernelmem.auditing.schema import Compression, Context, DataIdentity, Gate, HowMuch, Leak, Power, Verdict
 from kernelmem.statistics import Interval
 
 
@@ -36,13 +36,17 @@ def verdict(gates: tuple[Gate, ...], how_much: HowMuch, power: Power, data: Data
     )
 
 
-def not_tested(how_much: HowMuch, leak: Leak, context: Context) -> tuple[str, ...]:
+def not_tested(how_much: HowMuch, leak: Leak, compression: Compression, context: Context) -> tuple[str, ...]:
     """Return what the audit did not test, one sentence each."""
     items = list(leak.not_run)
     if how_much.method == "kernel":
         items.insert(0, "Retraining without rows: memorization is inferred from the network's kernel, not measured.")
     else:
         items.insert(0, "Other training recipes: the retrained models describe the training that was given.")
+    if compression.status == "not run":
+        items.append(
+            "Bits of the labels in the network: they could not be computed, for the reason that is stated there."
+        )
     items.append(
         "Memorization of single features, of groups of rows as a whole, and of rows outside the training set given."
     )

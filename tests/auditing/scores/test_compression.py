@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kernelmem as km
+from kernelmem.auditing import conclusions
 from kernelmem.auditing.audit import SEEDS
 from kernelmem.auditing.data_checks import read_rows, with_outputs
 from kernelmem.auditing.scores import agreements, compression, flip_detection, label_bits
@@ -63,6 +64,9 @@ def test_no_number_without_a_reference_and_a_control(trained, result, monkeypatc
     assert bits.account.status == status
     assert words in bits.account.sentence
     assert bits.account.memorized is bits.account.uniform is bits.account.online is bits.account.noise is None
+    document = result.document
+    untested = conclusions.not_tested(document.how_much, document.leak, bits.account, document.context)
+    assert any("Bits of the labels" in line for line in untested) == (change == "memory")
     table = bits.added_to(result.rows)
     assert np.isnan(table.memorized_bits).all()
     assert np.isnan(table.left_out_bits).all()
