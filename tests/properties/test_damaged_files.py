@@ -54,6 +54,7 @@ RESULTS = [
     labeled_data(K, Y, K, Y, image_shape=(1, 5)),
     km.corrupt_labels(Y, 0.4, seed=0),
     km.detect(RNG.random(5), np.array([True, False, False, True, False]), seed=0),
+    km.account(nn.Linear(5, 2), (K.astype(np.float32), Y), reference=K, progress=False),
 ]
 
 
