@@ -25,6 +25,7 @@ from tests.border import (
     calls_memorization,
     calls_runs,
     calls_shadows,
+    calls_text,
 )
 from tests.border.driver import Call, run_call, targets_of
 from tests.profiles import examples
@@ -39,6 +40,7 @@ TABLES = (
     calls_membership,
     calls_memorization,
     calls_shadows,
+    calls_text,
 )
 CALLS: dict[str, Call] = {name: call for table in TABLES for name, call in table.CALLS.items()}
 CALLS_PER_EXAMPLE = 36  # of a function whose calls take less than a millisecond
