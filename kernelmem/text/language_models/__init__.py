@@ -1,0 +1,12 @@
+"""Language models: next-token log-probabilities of any causal model, the same for a document in every batch.
+
+- ``causal_lm``: ``causal_lm``, ``CausalLM``.
+- ``calls``: how models are called, and their logits.
+- ``adapters``: adapters of PEFT, on or off, without importing it.
+- ``probes``: tests of a model on a few tokens: size of the vocabulary, causality, independence of the batch.
+"""
+
+from kernelmem.text.language_models.calls import LogitsFunction as LogitsFunction
+from kernelmem.text.language_models.calls import model_logits as model_logits
+from kernelmem.text.language_models.causal_lm import CausalLM as CausalLM
+from kernelmem.text.language_models.causal_lm import causal_lm as causal_lm

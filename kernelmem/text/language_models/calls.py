@@ -1,0 +1,97 @@
+"""Call of a language model and the logits in its output; neither transformers nor peft is imported."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kernelmem.core import KernelmemError, UnsupportedModelError
+
+LogitsFunction: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+"""Type of ``forward=``: a function of (model, ids (n, T)) that returns the logits (n, T, V)."""
+
+HINT = "pass forward=lambda model, ids: ... that returns the logits (n, T, V) at all T positions"
+
+
+def model_logits(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the logits (n, T, V) of a model on token ids (n, T).
+
+    A module is called as ``model(ids)``. Parameters of its ``forward`` with the names of Hugging Face models are passed
+    if it has them: ``attention_mask``, ``position_ids`` (0, 1, ...) and ``use_cache=False``.
+
+    Args:
+        model: a module whose output is the logits, has them as ``logits`` (attribute or key), or is a tuple that starts
+            with them.
+        ids: token ids, padded on the right.
+        mask: (n, T), 1 for tokens and 0 for padding; None: no padding.
+
+    Raises:
+        UnsupportedModelError: the output has no logits of this shape.
+    """
+    n, length = ids.shape
+    parameters = _forward_parameters(model)
+    keywords: dict[str, Any] = {}
+    if "attention_mask" in parameters:
+        keywords["attention_mask"] = torch.ones_like(ids) if mask is None else mask
+    if "position_ids" in parameters:
+        keywords["position_ids"] = torch.arange(length, device=ids.device).expand(n, length)
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache")):
+        keywords["use_cache"] = False
+    output = model(input_ids=ids, **keywords) if "input_ids" in parameters else model(ids, **keywords)
+    return check_logits(_logits_in(output, n, length), n, length, type(model).__name__)
+
+
+def check_logits(value: object, n: int, length: int, model_name: str) -> Tensor:
+    """Return logits (n, T, V) of real numbers with V >= 1.
+
+    Raises:
+        UnsupportedModelError: they are not.
+    """
+    if isinstance(value, Tensor) and value.ndim == 3 and value.shape[:2] == (n, length) and value.shape[2] > 0:
+        if value.is_floating_point():
+            return value
+        description = f"of dtype {value.dtype}".replace("torch.", "")
+    elif isinstance(value, Tensor):
+        description = f"of shape {tuple(value.shape)}"
+    else:
+        description = f"of type {type(value).__name__}"
+    raise UnsupportedModelError(
+        f"a {model_name} with outputs {description} for token ids ({n}, {length})",
+        expected=f"logits ({n}, {length}, V): a floating-point number per position and token of the vocabulary",
+        hint=HINT,
+    )
+
+
+def failure(error: Exception, model_name: str, shape: tuple[int, ...]) -> KernelmemError:
+    """Return the error to raise for an exception of a user's model."""
+    if isinstance(error, KernelmemError):
+        return error
+    reason = str(error).splitlines()[0][:200] if str(error) else "no message"
+    return UnsupportedModelError(
+        f"a {model_name} that fails on token ids {tuple(shape)} ({type(error).__name__}: {reason})",
+        expected="a model of token ids (n, T) of any n and T, with values in its vocabulary",
+        hint="pass forward= if the model is called in another way, window= to token_losses if documents are too long for"
+        " it, and check that bos is in its vocabulary",
+    )
+
+
+def _logits_in(output: object, n: int, length: int) -> object:
+    """Return the part of an output that has the logits."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
+        return output.logits  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(output, tuple | list) and output:
+        candidates = [p for p in output if isinstance(p, Tensor) and p.ndim == 3 and p.shape[:2] == (n, length)]
+        return output[0] if len(candidates) == 1 else output
+    return output
+
+
+def _forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # a scripted module without a signature
+        return {}

@@ -1,0 +1,11 @@
+"""Losses of tokens: bits of every token of ragged documents, in one pass or in sliding windows.
+
+- ``token_losses``: ``token_losses``.
+- ``result``: ``TokenLosses``.
+- ``targets``: tokens on which training put loss.
+- ``windows``: inputs of the passes and the tokens that each of them scores.
+- ``document_loss``: ``document_loss``, the ``forward=`` with which kernels and ledgers see a language model.
+"""
+
+from kernelmem.text.token_losses.result import TokenLosses as TokenLosses
+from kernelmem.text.token_losses.token_losses import token_losses as token_losses
