@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from markupsafe import Markup
 from torch import nn
 
 from kernelmem.cli import main
@@ -35,6 +36,16 @@ def broken_forward():
 
 
 AUDIT = ("audit", "--budget", "0")  # without retraining
+
+
+DRAWN = ("test_own_data_default_network", "test_noise_and_json", "test_two_processes_give_the_same_bytes")
+
+
+@pytest.fixture(autouse=True)
+def few_drawings(request, monkeypatch):
+    """Leave out the drawings, which take half of the time of a small audit, in tests of other things."""
+    if request.node.name not in DRAWN:
+        monkeypatch.setattr("kernelmem.auditing.report.figures.wide_and_narrow", lambda *_, **__: Markup(""))
 
 
 @pytest.fixture
