@@ -1,16 +1,20 @@
 """Texts or token ids of several documents as one array of symbols with unique separators."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from kernelmem.core.checks import as_list, describe
 from kernelmem.core.errors import InputError
+from kernelmem.text.documents import Documents, as_documents
 
-Texts = Sequence[object]
-"""Several documents: all of them text (str), or all of them token ids (lists, arrays or tensors of whole numbers >= 0)."""
+Texts: TypeAlias = object
+"""Several documents: a list of texts (str), or token ids in any form that ``as_documents`` reads."""
+
+LARGEST_ID = 2**31
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Sequences:
                 expected="text" if self.is_text else "token ids",
                 hint="search texts for text and token ids for token ids",
             )
-        return _as_symbols(span, name) + (len(self.starts) - 1)
+        symbols = _code_points(span) if isinstance(span, str) else as_documents([span], name)[0].numpy()
+        return symbols + (len(self.starts) - 1)
 
 
 def as_sequences(texts: Texts, name: str = "texts") -> Sequences:
@@ -58,51 +63,35 @@ def as_sequences(texts: Texts, name: str = "texts") -> Sequences:
     Text is read by code points, so that no character is cut, and positions are those of Python's ``text[start:stop]``.
 
     Raises:
-        InputError: one text instead of several, text mixed with token ids, ids that are not whole numbers in 0..2³¹−1, or
-            no document.
+        InputError: one text instead of several, text mixed with token ids, what :func:`as_documents` refuses, ids from 2³¹
+            on.
     """
-    items = as_list(texts, name)
-    kinds = {isinstance(item, str) for item in items}
-    if len(kinds) != 1:
+    has_ids = isinstance(texts, Documents | Mapping | torch.Tensor)
+    items = [] if has_ids else as_list(texts, name)
+    is_text = bool(items) and all(isinstance(item, str) for item in items)
+    if not is_text and any(isinstance(item, str) for item in items):
         raise InputError(
-            f"{name}, " + ("texts mixed with token ids" if items else "no document"),
-            expected="at least one document: all of them text, or all of them token ids",
+            f"{name}, texts mixed with token ids",
+            expected="documents that are all text, or all token ids",
             hint=f'pass {name}=["first text", "second text"]',
         )
-    parts = [_as_symbols(item, f"{name}[{i}]") for i, item in enumerate(items)]
+    if is_text:
+        parts = [_code_points(item) for item in items]
+    else:
+        parts = [ids.numpy() for ids in as_documents(texts if has_ids else items, name)]
     n_documents = len(parts)
     starts = np.concatenate([[0], np.cumsum([len(part) + 1 for part in parts])]).astype(np.int64)
     symbols = np.empty(starts[-1], dtype=np.int64)
     for i, part in enumerate(parts):
+        if len(part) and int(part.max()) >= LARGEST_ID:
+            raise InputError(
+                f"{name}[{i}] with token id {int(part.max())}", expected=f"ids below {LARGEST_ID}", hint="check the ids"
+            )
         symbols[starts[i] : starts[i + 1] - 1] = part + n_documents
         symbols[starts[i + 1] - 1] = i
-    return Sequences(symbols, starts, kinds.pop())
+    return Sequences(symbols, starts, is_text)
 
 
-def _as_symbols(item: object, name: str) -> np.ndarray:
-    """Return code points or token ids, (T,) int64.
-
-    Raises:
-        InputError: neither text nor a vector of whole numbers in 0..2³¹−1.
-    """
-    if isinstance(item, str):
-        return np.frombuffer(item.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int64)
-    array = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) and _is_plain(item) else item
-    try:
-        ids = np.asarray(array)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        ids = np.empty((0, 0))
-    if ids.size == 0 and ids.ndim == 1 and isinstance(item, list | tuple | np.ndarray | torch.Tensor):
-        return np.empty(0, dtype=np.int64)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or int(ids.min()) < 0 or int(ids.max()) >= 2**31:
-        raise InputError(
-            f"{name}={describe(item)}",
-            expected="text, or token ids: a vector of whole numbers in 0..2147483647",
-            hint="pass the ids of one document as a list or tensor (T,)",
-        )
-    return ids.astype(np.int64)
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Return True for a dense tensor of integers that is in memory."""
-    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized)
+def _code_points(text: str) -> np.ndarray:
+    """Return the code points of a text, (T,) int64."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int64)

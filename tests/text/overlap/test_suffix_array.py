@@ -62,12 +62,13 @@ def test_no_match_crosses_the_border_of_a_document():
     ("texts", "message"),
     [
         ("one text", "a list of values"),
-        ([], "no document"),
+        ([], "without documents"),
         (["a", [1]], "mixed"),
         ([[0.5]], "whole numbers"),
         ([[-1]], "whole numbers"),
-        ([None], "whole numbers"),
-        ([torch.zeros(2, 2, dtype=torch.int64)], "whole numbers"),
+        ([[2**31]], "below"),
+        ([None], "token ids|numbers"),
+        ([torch.zeros(2, 2, dtype=torch.int64)], "one document"),
     ],
 )
 def test_other_values_are_refused(texts, message):
