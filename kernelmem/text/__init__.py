@@ -3,7 +3,7 @@
 - ``documents``: ragged token ids;
 - ``language_models``: causal language models of any library, and their next-token log-probabilities;
 - ``token_losses``: losses of tokens, and the loss of documents for kernels and ledgers;
-- ``overlap``: repeated spans, near-duplicates, counts of spans.
+- ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models.
 """
 
 from kernelmem.text.documents import Documents as Documents
@@ -12,9 +12,11 @@ from kernelmem.text.language_models import CausalLM as CausalLM
 from kernelmem.text.language_models import causal_lm as causal_lm
 from kernelmem.text.overlap import Duplicates as Duplicates
 from kernelmem.text.overlap import NearDuplicates as NearDuplicates
+from kernelmem.text.overlap import NgramModel as NgramModel
 from kernelmem.text.overlap import SuffixArray as SuffixArray
 from kernelmem.text.overlap import duplicates as duplicates
 from kernelmem.text.overlap import near_duplicates as near_duplicates
+from kernelmem.text.overlap import ngram_model as ngram_model
 from kernelmem.text.overlap import suffix_array as suffix_array
 from kernelmem.text.token_losses import TokenLosses as TokenLosses
 from kernelmem.text.token_losses import token_losses as token_losses

@@ -43,9 +43,9 @@ class NgramModel:
         n_tokens: number of tokens that it was fitted to.
     """
 
-    def __init__(self, tables: tuple[_Table, ...], vocabulary: int, n_tokens: int) -> None:
-        self._tables = tables
-        self.order, self.vocabulary, self.n_tokens = len(tables), vocabulary, n_tokens
+    def __init__(self, tables: tuple[_Table, ...], order: int, vocabulary: int, n_tokens: int) -> None:
+        self._tables = tables  # fewer than ``order`` if the documents are shorter
+        self.order, self.vocabulary, self.n_tokens = order, vocabulary, n_tokens
 
     def __repr__(self) -> str:
         return f"NgramModel of order {self.order}, {self.vocabulary:,} tokens, fitted to {self.n_tokens:,}"
@@ -155,4 +155,4 @@ def ngram_model(
         pairs, counts = np.unique(context * V + tokens[target], return_counts=True)
         first = np.searchsorted(pairs, np.arange(len(contexts) + 1) * V)
         tables.append(_Table(contexts, pairs, counts, first, np.bincount(context, minlength=len(contexts))))
-    return NgramModel(tuple(tables), V, n_tokens)
+    return NgramModel(tuple(tables), order, V, n_tokens)

@@ -66,7 +66,7 @@ def test_documents_do_not_continue_each_other():
 
 def test_ids_and_sizes_are_checked():
     model = ngram_model([[0, 1]])
-    assert (model.order, model.vocabulary, model.n_tokens) == (2, 2, 2)
+    assert (model.order, model.vocabulary, model.n_tokens) == (5, 2, 2)
     with pytest.raises(InputError, match="token id 5"):
         model.log_probs([[5]])
     with pytest.raises(InputError, match="without a token"):
