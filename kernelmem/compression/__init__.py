@@ -2,14 +2,14 @@
 
 - ``coder/``: entropy coder (rANS) and integer frequencies;
 - ``online/``: code lengths of labels that are predicted one after the other, by kernels or by any learner;
-- ``account/``: bits of the labels split into what follows from the other rows, what is memorized, and what is in neither;
+- ``accounting/``: bits of the labels split into what follows from the other rows, what is memorized, and what is in neither;
 - ``cards/``: files with a quantized network and the labels given it;
 - ``verification/``: checks that a predictor of labels gives a code that decodes;
 - ``certificates``: bounds on the error rate from code lengths, from online mistakes, from held-out rows.
 """
 
-from kernelmem.compression.account import Account as Account
-from kernelmem.compression.account import account as account
+from kernelmem.compression.accounting import Account as Account
+from kernelmem.compression.accounting import account as account
 from kernelmem.compression.cards import Card as Card
 from kernelmem.compression.cards import CardOptions as CardOptions
 from kernelmem.compression.cards import card as card

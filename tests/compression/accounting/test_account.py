@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import kernelmem as km
-from kernelmem.compression.account.calibration import noise_entropy
+from kernelmem.compression.accounting.calibration import noise_entropy
 from kernelmem.training import EnsembleOptions, Member, Recipe, digits, mlp, train_mlps
 
 N, WIDTHS = 300, (64, 64)

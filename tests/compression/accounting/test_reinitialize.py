@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from kernelmem.compression.account.reinitialize import reinitialize
+from kernelmem.compression.accounting.reinitialize import reinitialize
 
 
 class Custom(nn.Module):

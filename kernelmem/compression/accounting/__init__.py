@@ -9,5 +9,5 @@
 - ``network``, ``reinitialize``: the network with its outputs, and a re-initialized copy of it.
 """
 
-from kernelmem.compression.account.account import account as account
-from kernelmem.compression.account.result import Account as Account
+from kernelmem.compression.accounting.account import account as account
+from kernelmem.compression.accounting.result import Account as Account

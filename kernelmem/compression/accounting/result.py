@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from kernelmem.compression.account.calibration import noise_entropy
+from kernelmem.compression.accounting.calibration import noise_entropy
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.result_files import Result
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kernelmem.compression.account.network import Network, trainable_copy
-from kernelmem.compression.account.reinitialize import Reinitialized
+from kernelmem.compression.accounting.network import Network, trainable_copy
+from kernelmem.compression.accounting.reinitialize import Reinitialized
 from kernelmem.core.batches import Rows
 from kernelmem.core.checks import ArrayLike, as_square_kernel, as_tensor, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError, VerificationError

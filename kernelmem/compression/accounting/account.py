@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from kernelmem.compression.account.calibration import LeftOutBits, left_out_bits
-from kernelmem.compression.account.network import read_network, trainable_copy
-from kernelmem.compression.account.network_bits import network_bits
-from kernelmem.compression.account.nulls import Retrain, measure_nulls, takes_labels
-from kernelmem.compression.account.references import Reference, ReferenceLike, as_reference
-from kernelmem.compression.account.reinitialize import Reinitialized, reinitialize
-from kernelmem.compression.account.result import Account
+from kernelmem.compression.accounting.calibration import LeftOutBits, left_out_bits
+from kernelmem.compression.accounting.network import read_network, trainable_copy
+from kernelmem.compression.accounting.network_bits import network_bits
+from kernelmem.compression.accounting.nulls import Retrain, measure_nulls, takes_labels
+from kernelmem.compression.accounting.references import Reference, ReferenceLike, as_reference
+from kernelmem.compression.accounting.reinitialize import Reinitialized, reinitialize
+from kernelmem.compression.accounting.result import Account
 from kernelmem.compression.online import online_code
 from kernelmem.core.batches import Batch, Forward, as_labeled_rows
 from kernelmem.core.checks import ArrayLike, as_flag, as_labels, check_model, seed_sequence

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernelmem.compression.account.calibration import LeftOutBits
-from kernelmem.compression.account.network import Network
-from kernelmem.compression.account.network_bits import network_bits
-from kernelmem.compression.account.reinitialize import Reinitialized
+from kernelmem.compression.accounting.calibration import LeftOutBits
+from kernelmem.compression.accounting.network import Network
+from kernelmem.compression.accounting.network_bits import network_bits
+from kernelmem.compression.accounting.reinitialize import Reinitialized
 from kernelmem.core.checks import check_callable, check_instance, seed_sequence
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.label_noise import corrupt_labels

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.compression.account.calibration import MAX_FLOOR, MIN_FLOOR, left_out_bits, noise_entropy
-from kernelmem.compression.account.network_bits import network_bits
+from kernelmem.compression.accounting.calibration import MAX_FLOOR, MIN_FLOOR, left_out_bits, noise_entropy
+from kernelmem.compression.accounting.network_bits import network_bits
 from tests.profiles import examples
 from tests.tolerances import summing
 
