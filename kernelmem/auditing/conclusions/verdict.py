@@ -61,7 +61,8 @@ def _limits(how_much: HowMuch, data: DataIdentity, label_note: str) -> tuple[str
         limits.append(
             "A flagged row is a row whose label the network gives although the other rows contradict it. Rows that the network"
             " memorized although the other rows barely support their label are not flagged. Compared with retraining on digits,"
-            " all flagged rows were memorized where the network had fitted its wrong labels, and one to two thirds elsewhere."
+            " nearly all flagged rows were memorized where the network had fitted its wrong labels, and a third to nine tenths"
+            " elsewhere."
         )
         limits.append(
             "The kernel was shaped by training on all rows; leaving a row out of the regression does not undo that. The"
