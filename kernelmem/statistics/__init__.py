@@ -1,6 +1,7 @@
 """Statistics that several packages report: intervals, calibration, ranks, correlations, corrections for many tests.
 
-- ``intervals``: :class:`Interval`; :func:`clopper_pearson` of a proportion and :func:`mean_interval` of a mean;
+- ``intervals``: :class:`Interval`; :func:`clopper_pearson` of a proportion, :func:`proportion_difference` of two and
+  :func:`mean_interval` of a mean;
 - ``auroc``: area under the ROC curve, its standard error and its interval;
 - ``correlation``: Spearman's correlation with its interval, reliability, correction for attenuation;
 - ``calibration``: temperature and noise floor of class probabilities;
@@ -26,5 +27,6 @@ from kernelmem.statistics.intervals import Interval as Interval
 from kernelmem.statistics.intervals import as_level as as_level
 from kernelmem.statistics.intervals import clopper_pearson as clopper_pearson
 from kernelmem.statistics.intervals import mean_interval as mean_interval
+from kernelmem.statistics.intervals import proportion_difference as proportion_difference
 from kernelmem.statistics.multiplicity import benjamini_hochberg as benjamini_hochberg
 from kernelmem.statistics.multiplicity import holm as holm

@@ -3,11 +3,17 @@
 - ``documents``: ragged token ids;
 - ``language_models``: causal language models of any library, and their next-token log-probabilities;
 - ``token_losses``: losses of tokens, and the loss of documents for kernels and ledgers;
-- ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models.
+- ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models;
+- ``extraction``: which documents a model emits after their beginning, with controls.
 """
 
 from kernelmem.text.documents import Documents as Documents
 from kernelmem.text.documents import as_documents as as_documents
+from kernelmem.text.extraction import Extraction as Extraction
+from kernelmem.text.extraction import Sampling as Sampling
+from kernelmem.text.extraction import emission_probability as emission_probability
+from kernelmem.text.extraction import extraction as extraction
+from kernelmem.text.extraction import log10_queries as log10_queries
 from kernelmem.text.language_models import CausalLM as CausalLM
 from kernelmem.text.language_models import causal_lm as causal_lm
 from kernelmem.text.overlap import Duplicates as Duplicates

@@ -40,6 +40,10 @@ CALLS = {
         examples=0.5,
     ),
     "clopper_pearson": Call(statistics.clopper_pearson, lambda: {"successes": 3, "trials": 9, **LEVEL}),
+    "proportion_difference": Call(
+        statistics.proportion_difference,
+        lambda: {"successes": 3, "trials": 9, "other_successes": 2, "other_trials": 8, **LEVEL},
+    ),
     "mean_interval": Call(statistics.mean_interval, lambda: {"values": SCORES, **LEVEL}),
     "auroc": Call(statistics.auroc, lambda: {"scores": SCORES, "flags": INCLUDED}),
     "auroc_standard_error": Call(statistics.auroc_standard_error, lambda: {"scores": SCORES, "flags": INCLUDED}),

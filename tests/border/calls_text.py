@@ -1,9 +1,32 @@
 """Valid calls of the analysis of texts and language models."""
 
+import torch
+from torch import nn
+
 from kernelmem import text
 from tests.border.driver import Call
 
 TEXTS = ["the same text twice", "the same text again", "", "another"]
+
+LOG_P = torch.tensor([-3.0, -0.5, -40.0], dtype=torch.float64)
+LM = text.causal_lm(nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4)).requires_grad_(requires_grad=False), bos=0)
+FOUND = text.extraction(LM, [[1, 2, 3], [2, 2, 2]], unseen=[[3, 1, 2]], prefix=1, suffix=2)
+
+
+def extraction_arguments() -> dict[str, object]:
+    return {
+        "lm": LM,
+        "documents": [[1, 2, 3, 1], torch.tensor([2, 2, 2])],
+        "prefix": 1,
+        "suffix": 2,
+        "stride": 1,
+        "contexts": [[3]],
+        "unseen": [[3, 1, 2]],
+        "reference": text.ngram_model([[0, 1, 2, 3]]),
+        "sampling": text.Sampling(temperature=0.5, top_k=3, top_p=0.9, n=10, p=0.5),
+        "memory": "1GiB",
+    }
+
 
 CALLS = {
     "suffix_array": Call(text.suffix_array, lambda: {"texts": list(TEXTS), "memory": "1GiB"}),
@@ -26,4 +49,15 @@ CALLS = {
     "ngram_model.next_log_probs": Call(
         text.ngram_model([[0, 1, 2]]).next_log_probs, lambda: {"prefixes": [[0, 1], []], "memory": "1GiB"}
     ),
+    "extraction": Call(text.extraction, extraction_arguments, examples=0.5),
+    "Extraction.rate": Call(FOUND.rate, lambda: {"method": "sampled", "context": 0, "level": 0.9}),
+    "Extraction.excess": Call(FOUND.excess, lambda: {"method": "greedy", "context": None, "level": 0.9}),
+    "Extraction.classes": Call(FOUND.classes, lambda: {"method": "greedy", "recited": 2}),
+    "Extraction.spans": Call(FOUND.spans, lambda: {"method": "greedy"}),
+    "Sampling": Call(text.Sampling, lambda: {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "n": 10, "p": 0.5}),
+    "Sampling.log_probs": Call(
+        lambda **options: text.Sampling(**options).log_probs(LOG_P[None]), lambda: {"top_k": 2, "top_p": 0.5}
+    ),
+    "emission_probability": Call(text.emission_probability, lambda: {"log_p": LOG_P, "n": 10}),
+    "log10_queries": Call(text.log10_queries, lambda: {"log_p": LOG_P, "p": 0.5}),
 }

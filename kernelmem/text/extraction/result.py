@@ -1,0 +1,234 @@
+"""Extraction of documents from a language model: what was emitted, how surely, and what of it counts as memorized."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernelmem.core.checks import as_count, check_choice
+from kernelmem.core.errors import InputError
+from kernelmem.core.result_files import Result
+from kernelmem.statistics import Interval, clopper_pearson, proportion_difference
+from kernelmem.text.extraction.sampling import Sampling, emission_probability, log10_queries
+from kernelmem.text.extraction.windows import TIE, Windows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Method: TypeAlias = Literal["greedy", "sampled"]
+CLASSES = ("not extracted", "recited", "reconstructed", "recollected")
+RECITED = 5  # copies from which on a suffix is recited
+LARGEST_IMBALANCE = 1.1  # ratio of windows per document, above which documents are not compared
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Extraction(Result):
+    """Suffixes of D documents that a language model emits after their prefixes. It holds positions and scores, no text.
+
+    A window is extracted by "greedy" decoding, or by "sampled" text: n samples contain the suffix with probability ≥ p. It
+    counts if it is extracted in any context. All statements are about this one model.
+
+    Attributes:
+        prefix, suffix: number of tokens of both.
+        windows: W windows of the documents.
+        unseen: windows of documents that the model was not trained on, in the same contexts; None: no control.
+        reference: the windows of the documents, scored by a model that was not trained on them; None: no control.
+        reference_name: name of that model, or "".
+        copies: (W,) int64, occurrences of the suffix in the documents, this one included.
+        holders: (W,) int64, number of documents that contain the suffix.
+        n_documents: number of documents with at least one window.
+        n_unseen: the same of ``unseen``; 0 without.
+        n_short: number of documents shorter than prefix + suffix, which have no window; n_short_unseen: of ``unseen``.
+        sampling: distribution of samples, n and p.
+    """
+
+    prefix: int
+    suffix: int
+    windows: Windows
+    unseen: Windows | None
+    reference: Windows | None
+    reference_name: str
+    copies: Tensor
+    holders: Tensor
+    n_documents: int
+    n_unseen: int
+    n_short: int
+    n_short_unseen: int
+    sampling: Sampling
+
+    shapes: ClassVar[Mapping[str, str]] = {"copies": "w", "holders": "w"}
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.windows.document), len(self.copies)}
+        sizes |= set() if self.reference is None else {len(self.reference.document)}
+        if len(sizes) > 1 or (self.unseen is not None and len(self.unseen.greedy) != len(self.windows.greedy)):
+            raise ValueError("windows of different numbers")
+
+    @property
+    def n_contexts(self) -> int:
+        """Number of contexts before the prefix, the empty one included."""
+        return len(self.windows.greedy)
+
+    def extracted(self, method: Method = "greedy") -> Tensor:
+        """Return for each window whether it is extracted in any context, (W,) bool.
+
+        Raises:
+            InputError: another method than "greedy" and "sampled".
+        """
+        return self._extracted(self.windows, method)
+
+    def rate(self, method: Method = "greedy", *, context: int | None = None, level: float = 0.95) -> Interval:
+        """Return the share of documents with an extracted window, with its Clopper-Pearson interval.
+
+        Args:
+            method: "greedy" or "sampled".
+            context: number of the only context that counts, 0 for none before the prefix; None: any of them.
+            level: confidence level, for documents as independent draws.
+
+        Raises:
+            InputError: another method, a context or level out of range.
+        """
+        hits = self._documents(self.windows, method, context)
+        return clopper_pearson(hits, self.n_documents, level=level)
+
+    def unseen_rate(self, method: Method = "greedy", *, context: int | None = None, level: float = 0.95) -> Interval:
+        """Return :meth:`rate` of the unseen documents.
+
+        Raises:
+            InputError: no unseen documents, or as for :meth:`rate`.
+        """
+        return clopper_pearson(self._documents(self._control(), method, context), self.n_unseen, level=level)
+
+    def excess(self, method: Method = "greedy", *, context: int | None = None, level: float = 0.95) -> Interval:
+        """Return the rate of the documents minus that of unseen documents, with Newcombe's interval.
+
+        It is 0 in expectation if the model treats both alike, whatever the extraction rate is. It says something about
+        training only if the unseen documents could as well have been training documents.
+
+        Raises:
+            InputError: no unseen documents, another number of windows per document there, or as for :meth:`rate`.
+        """
+        unseen = self._control()
+        per_document = [len(self.windows.document) / self.n_documents, len(unseen.document) / self.n_unseen]
+        if max(per_document) > LARGEST_IMBALANCE * min(per_document):
+            raise InputError(
+                f"{per_document[0]:.3g} windows per document, and {per_document[1]:.3g} per unseen one",
+                expected="as many, because more windows are more chances",
+                hint="cut all documents to one length, or use stride=None: one window per document",
+            )
+        hits, others = (self._documents(windows, method, context) for windows in (self.windows, unseen))
+        return proportion_difference(hits, self.n_documents, others, self.n_unseen, level=level)
+
+    def classes(self, method: Method = "greedy", *, recited: int = RECITED) -> Tensor:
+        """Return the class of each window, (W,) int64; the first rule that holds decides.
+
+        0 "not extracted"; 1 "recited": the suffix occurs at least ``recited`` times in the documents; 2 "reconstructed": the
+        reference, which was not trained on the documents, emits it by the same method; 3 "recollected": the rest.
+
+        Source: classes after Prashanth et al. 2024, whose paper takes 5 copies.
+        """
+        copies = as_count(recited, "recited")
+        extracted = self.extracted(method)
+        same = torch.zeros_like(extracted) if self.reference is None else self._extracted(self.reference, method)
+        kind = torch.where(self.copies >= copies, 1, torch.where(same, 2, 3))
+        return torch.where(extracted, kind, 0)
+
+    def spans(self, method: Method = "greedy") -> "pd.DataFrame":
+        """Return one row per span of extracted suffixes, overlapping and adjacent ones merged: document, start, stop."""
+        import pandas as pd  # slow to import
+
+        chosen = self.extracted(method)
+        rows: list[list[int]] = []
+        pairs = zip(self.windows.document[chosen].tolist(), self.windows.start[chosen].tolist(), strict=True)
+        for document, start in sorted(pairs):
+            if rows and rows[-1][0] == document and start <= rows[-1][2]:
+                rows[-1][2] = start + self.suffix
+            else:
+                rows.append([document, start, start + self.suffix])
+        columns = ["document", "start", "stop"]
+        return pd.DataFrame(np.array(rows, dtype=np.int64).reshape(-1, 3), columns=columns).rename_axis("span")
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per window, with the best of its contexts.
+
+        Columns: document, start (of the suffix), greedy, margin, tie, log_p, log10_queries (samples after which the suffix
+        was emitted with probability p), copies, holders, class (of "greedy").
+        """
+        import pandas as pd  # slow to import
+
+        log_p = self._best(self.windows)
+        columns = {
+            "document": self.windows.document,
+            "start": self.windows.start,
+            "greedy": self.extracted(),
+            "margin": self.windows.margin.amax(0),
+            "tie": self.windows.tie,
+            "log_p": log_p,
+            "log10_queries": log10_queries(log_p, self.sampling.p),
+            "copies": self.copies,
+            "holders": self.holders,
+        }
+        frame = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).rename_axis("window")
+        return frame.assign(**{"class": [CLASSES[kind] for kind in self.classes().tolist()]})
+
+    def __str__(self) -> str:
+        """Return rates, their controls, classes, and what was not counted."""
+        contexts = "the prefix alone" if self.n_contexts == 1 else f"any of {self.n_contexts} contexts"
+        lines = [
+            f"extraction of {self.suffix} tokens after {self.prefix} in {contexts}: {len(self.windows.document):,} windows of"
+            f" {self.n_documents:,} documents",
+            f"  greedy   {self._line('greedy')}",
+            f"  sampled  {self._line('sampled')}",
+            f"           (P >= {self.sampling.p:g} in {self.sampling.n:,.0f} samples, {self.sampling})",
+        ]
+        counts = torch.bincount(self.classes(), minlength=len(CLASSES)).tolist()
+        kinds = ", ".join(f"{count:,} {name}" for name, count in zip(CLASSES[1:], counts[1:], strict=True))
+        control = f"reference: {self.reference_name}" if self.reference is not None else "no reference: none is found"
+        lines.append(f"  windows by greedy decoding: {kinds} (>= {RECITED} copies; {control})")
+        ties = int(self.windows.tie.sum())
+        lines += [f"  {ties:,} windows depend on rounding (margin below {TIE:g} nats)"] if ties else []
+        short = self.n_short + self.n_short_unseen
+        lines += [f"  {short:,} documents are shorter than prefix and suffix, and left out"] if short else []
+        return "\n".join(lines)
+
+    def _line(self, method: Method) -> str:
+        line = f"{self.rate(method)} of documents"
+        if self.unseen is None:
+            return f"{line}; no control: pass unseen="
+        line += f", {self.unseen_rate(method)} of unseen ones"
+        try:
+            return f"{line}; excess {self.excess(method)}"
+        except InputError:
+            return f"{line}; not comparable, other numbers of windows per document"
+
+    def _control(self) -> Windows:
+        if self.unseen is None:
+            raise InputError(
+                "an extraction without unseen documents",
+                expected="unseen documents as a control",
+                hint="pass unseen= to extraction",
+            )
+        return self.unseen
+
+    def _best(self, windows: Windows) -> Tensor:
+        return windows.log_p.amax(0)
+
+    def _hits(self, windows: Windows, method: Method) -> Tensor:
+        """Return (C, W) bool."""
+        check_choice(method, "method", ("greedy", "sampled"))
+        if method == "greedy":
+            return windows.greedy
+        return emission_probability(windows.log_p, self.sampling.n) >= self.sampling.p
+
+    def _extracted(self, windows: Windows, method: Method) -> Tensor:
+        return self._hits(windows, method).any(0)
+
+    def _documents(self, windows: Windows, method: Method, context: int | None) -> int:
+        """Return the number of documents with an extracted window."""
+        hits = self._hits(windows, method)
+        if context is not None:
+            hits = hits[as_count(context, "context", minimum=0, maximum=len(hits) - 1)][None]
+        return len(windows.document[hits.any(0)].unique())
