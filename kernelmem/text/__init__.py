@@ -25,4 +25,6 @@ from kernelmem.text.overlap import near_duplicates as near_duplicates
 from kernelmem.text.overlap import ngram_model as ngram_model
 from kernelmem.text.overlap import suffix_array as suffix_array
 from kernelmem.text.token_losses import TokenLosses as TokenLosses
+from kernelmem.text.token_losses import document_batch as document_batch
+from kernelmem.text.token_losses import document_loss as document_loss
 from kernelmem.text.token_losses import token_losses as token_losses

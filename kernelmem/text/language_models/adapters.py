@@ -44,7 +44,6 @@ def switch_adapter(model: nn.Module, enabled: bool) -> None:
     """Switch all adapters on or off, without checks."""
     for layer in adapter_layers(model):
         layer.enable_adapters(enabled)
-    model.requires_grad_(requires_grad=False)
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:

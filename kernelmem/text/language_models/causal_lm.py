@@ -88,7 +88,7 @@ class CausalLM:
         self._vocabulary = 0
         self._copies: dict[torch.dtype, nn.Module] = {}
         copy = private_copy(model, dtype=self.dtype)
-        self._copies[self.dtype] = copy.eval().requires_grad_(requires_grad=False)
+        self._copies[self.dtype] = copy.eval()
         tensor = next(iter([*copy.parameters(), *copy.buffers()]), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
 
@@ -171,9 +171,9 @@ class CausalLM:
         if n_bytes > as_bytes(memory):
             raise InputError(
                 f"{name} with up to {longest} tokens, whose log-probabilities of {self.vocabulary} tokens take"
-                f" {n_bytes / 2**30:.2g} GiB",
+                f" {n_bytes} bytes",
                 expected=f"at most memory={memory}",
-                hint=f'pass memory="{n_bytes / 2**30 * 1.1:.2g}GiB", or a window to token_losses',
+                hint=f"pass memory={n_bytes}, or a window to token_losses",
             )
 
     def batches(
@@ -193,7 +193,7 @@ class CausalLM:
         limit = max(1, min(MAX_TOKENS, as_bytes(memory) // self._bytes_per_token))
         for rows in _batches_of([len(row) for row in inputs], limit):
             batch = [inputs[row] for row in rows]
-            logits = self._evaluate(batch, dtype)
+            logits = self.evaluate(batch, dtype)
             lengths = torch.tensor([len(row) for row in batch], device=logits.device)
             if last:
                 logits = logits[torch.arange(len(rows), device=logits.device), lengths - 1][:, None]
@@ -212,12 +212,13 @@ class CausalLM:
     def probe(self) -> None:
         """Find the size of the vocabulary and check that the model is causal and treats documents by themselves."""
         first = 0 if self.bos is None else self.bos
-        self._vocabulary = self._evaluate([torch.tensor([first])], None).shape[2]
-        check_causal(lambda ids: self._evaluate(ids, None), self._vocabulary, first, self.name)
+        self._vocabulary = self.evaluate([torch.tensor([first])]).shape[2]
+        check_causal(lambda ids, skip=0: self.evaluate(ids, skip=skip), self._vocabulary, first, self.name)
 
-    def probe_logits(self) -> Tensor:
-        """Return the logits of a few tokens."""
-        return self._evaluate(probe_ids(self._vocabulary, 0 if self.bos is None else self.bos), None)
+    def probes(self) -> Iterator[list[Tensor]]:
+        """Iterate over inputs that find a difference between models: a few short ones, then every token by itself."""
+        yield probe_ids(self._vocabulary, 0 if self.bos is None else self.bos)
+        yield from (list(tokens[:, None]) for tokens in torch.arange(self._vocabulary).split(256))
 
     @property
     def _bytes_per_token(self) -> int:
@@ -242,16 +243,17 @@ class CausalLM:
             yield from results
             start = stop
 
-    def _evaluate(self, inputs: list[Tensor], dtype: torch.dtype | None) -> Tensor:
-        """Return the logits (b, T, V) of the right-padded batch of several inputs."""
+    def evaluate(self, inputs: list[Tensor], dtype: torch.dtype | None = None, *, skip: int = 0) -> Tensor:
+        """Return the logits (b, T, V) of the right-padded batch of several inputs; ``skip`` moves the random state."""
         lengths = torch.tensor([len(row) for row in inputs])
         ids = nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(self._device)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(ids)
         model = self.module(dtype)
         devices = [self._device] if self._device.type == "cuda" else []
-        deterministic = torch.random.fork_rng(devices) if self._device.type in ("cpu", "cuda") else nullcontext()
+        same_random_state = torch.random.fork_rng(devices) if self._device.type in ("cpu", "cuda") else nullcontext()
         try:
-            with standard_modes(), plain_execution(self._device), torch.no_grad(), deterministic:
+            with standard_modes(), plain_execution(self._device), torch.no_grad(), same_random_state:
+                torch.rand(skip, device=self._device)
                 if self._forward is None:
                     logits = model_logits(model, ids, mask)
                 else:
@@ -303,15 +305,17 @@ def _check_effect(lm: CausalLM) -> None:
     Raises:
         UnsupportedModelError: it does not: an inert adapter.
     """
-    logits = lm.probe_logits()
     module = lm.module()
-    switch_adapter(module, enabled=False)
-    is_inert = torch.equal(logits, lm.probe_logits())
-    switch_adapter(module, enabled=True)
-    if is_inert:
-        raise UnsupportedModelError(
-            f"adapter=True for a {lm.name} whose adapter {adapter_names(module)} is inert: it changes no logit",
-            expected="a trained adapter that is active",
-            hint="check that the weights of the adapter were loaded and that it is active; pass adapter=None to use the"
-            " model as it is",
-        )
+    for ids in lm.probes():
+        logits = lm.evaluate(ids)
+        switch_adapter(module, enabled=False)
+        has_effect = not torch.equal(logits, lm.evaluate(ids))
+        switch_adapter(module, enabled=True)
+        if has_effect:
+            return
+    raise UnsupportedModelError(
+        f"adapter=True for a {lm.name} whose adapter {adapter_names(module)} is inert: it changes no logit",
+        expected="a trained adapter that is active",
+        hint="check that the weights of the adapter were loaded and that it is active; pass adapter=None to use the model as"
+        " it is",
+    )

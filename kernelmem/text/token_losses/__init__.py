@@ -4,8 +4,10 @@
 - ``result``: ``TokenLosses``.
 - ``targets``: tokens on which training put loss.
 - ``windows``: inputs of the passes and the tokens that each of them scores.
-- ``document_loss``: ``document_loss``, the ``forward=`` with which kernels and ledgers see a language model.
+- ``document_loss``: ``document_loss`` and ``document_batch``, the ``forward=`` of kernels and ledgers.
 """
 
+from kernelmem.text.token_losses.document_loss import document_batch as document_batch
+from kernelmem.text.token_losses.document_loss import document_loss as document_loss
 from kernelmem.text.token_losses.result import TokenLosses as TokenLosses
 from kernelmem.text.token_losses.token_losses import token_losses as token_losses
