@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kernelmem.compression.accounting.calibration import LeftOutBits, left_out_bits
 from kernelmem.compression.accounting.network import read_network, trainable_copy
-from kernelmem.compression.accounting.network_bits import network_bits
+from kernelmem.compression.accounting.network_bits import bits_given
 from kernelmem.compression.accounting.nulls import Retrain, measure_nulls, takes_labels
 from kernelmem.compression.accounting.references import Reference, ReferenceLike, as_reference
 from kernelmem.compression.accounting.reinitialize import Reinitialized, reinitialize
@@ -55,8 +55,8 @@ def account(
 
     left_out are the bits of the labels by leave-one-out predictions of kernel ridge regression with a kernel that has not
     learned them, calibrated by a temperature and a noise rate. network are the bits once the network is known: a mixture of
-    its softmax at several temperatures, with the left-out prediction for a floor, and of the left-out prediction alone, at
-    most 1 bit above left_out. So what a network that never saw the labels memorized reads −1; it is computed along with
+    its softmax at several temperatures, with the uniform or the left-out prediction for a floor, and of the left-out
+    prediction alone, at most 1 bit above left_out. So what a network that never saw the labels memorized reads −1; it is computed along with
     every account, as a null.
 
     Both are estimates. online is a code: what a decoder needs that has inputs and reference, but no network.
@@ -122,8 +122,9 @@ def account(
     estimable = left_out.total < uniform
     if not estimable:
         equal = torch.full_like(left_out.probabilities, 1 / C)
-        left_out = replace(left_out, probabilities=equal, rows=torch.full_like(left_out.rows, math.log2(C)), price=0.0)
-    bits, network_rows = network_bits(network.logits, labels, left_out.probabilities, left_out.total)
+        rows = torch.full_like(left_out.rows, math.log2(C))
+        left_out = replace(left_out, probabilities=equal, rows=rows, price=0.0, n_choices=1)
+    bits, network_rows = bits_given(network.logits, labels, left_out)
     report_stage(2, N_STAGES)
     online = moved = None
     if used.kernel is not None:

@@ -21,7 +21,8 @@ class LeftOutBits:
     Attributes:
         probabilities: (n, C) calibrated probabilities, every one at least 1e-6 / C.
         rows: (n,) −log₂ p of each label.
-        price: bits for the choice of ridge, temperature and noise rate.
+        price: bits for the choice of ridge, temperature and noise rate: what a mixture of all of them is longer than the best.
+        n_choices: number of all ridges, temperatures and noise rates that ``probabilities`` were chosen from.
         noise_rate: r of the most likely calibration p = (1 − r) s + r (1 − s) / (C − 1), s the softmax of outputs / τ.
         noise_rate_error: its standard error.
     """
@@ -29,6 +30,7 @@ class LeftOutBits:
     probabilities: Tensor
     rows: Tensor
     price: float
+    n_choices: int
     noise_rate: float
     noise_rate_error: float
 
@@ -71,6 +73,7 @@ def left_out_bits(outputs: Tensor, labels: Tensor, choices: int = 1) -> LeftOutB
         probabilities=p,
         rows=-p.gather(1, labels[:, None])[:, 0].log2(),
         price=max(0.0, float(mixture) - shortest) + math.log2(choices),
+        n_choices=choices * lengths.numel(),
         noise_rate=rate,
         noise_rate_error=_rate_error(outputs, temperature, rate),
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernelmem.compression.accounting.calibration import LeftOutBits
 from kernelmem.compression.accounting.network import Network
-from kernelmem.compression.accounting.network_bits import network_bits
+from kernelmem.compression.accounting.network_bits import bits_given
 from kernelmem.compression.accounting.reinitialize import Reinitialized
 from kernelmem.core.checks import check_callable, check_instance, seed_sequence
 from kernelmem.core.errors import InputError, NumericalError
@@ -63,7 +63,7 @@ def measure_nulls(
     """
 
     def memorized(logits: Tensor) -> float:
-        return left_out.total - network_bits(logits, labels, left_out.probabilities, left_out.total)[0]
+        return left_out.total - bits_given(logits, labels, left_out)[0]
 
     nulls = {}
     with suppress(InputError, NumericalError):  # not finite: running statistics of BatchNorm that are reset may not fit
