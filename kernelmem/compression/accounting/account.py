@@ -30,7 +30,7 @@ LabeledRows: TypeAlias = tuple[Batch, ArrayLike] | Dataset[Any] | DataLoader[Any
 
 N_RIDGES = 19  # half a decade apart, from 1e-6 to 1e3 times the mean diagonal
 N_STAGES = 4  # reference, left-out predictions, online code, nulls
-MATRICES = 4  # n x n in float64, at the same time
+MATRICES = 5  # n x n in float64, at the same time
 
 
 @standard_modes()
@@ -56,8 +56,8 @@ def account(
     left_out are the bits of the labels by leave-one-out predictions of kernel ridge regression with a kernel that has not
     learned them, calibrated by a temperature and a noise rate. network are the bits once the network is known: a mixture of
     its softmax at several temperatures, with the uniform or the left-out prediction for a floor, and of the left-out
-    prediction alone, at most 1 bit above left_out. So what a network that never saw the labels memorized reads −1; it is computed along with
-    every account, as a null.
+    prediction alone, at most 1 bit above left_out. So what a network that never saw the labels memorized reads −1; it is
+    computed along with every account, as a null.
 
     Both are estimates. online is a code: what a decoder needs that has inputs and reference, but no network.
 
@@ -90,7 +90,7 @@ def account(
         UnsupportedModelError: outputs that are not (n, C).
         NumericalError: a kernel that is not positive semidefinite.
 
-    Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 32 n² bytes. With ``retrain`` two or
+    Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 40 n² bytes. With ``retrain`` two or
     four trainings on half of the rows.
 
     Source: temperature: Guo et al. 2017; leave-one-out: Allen 1974; the split of the bits: derived here.
@@ -128,10 +128,12 @@ def account(
     report_stage(2, N_STAGES)
     online = moved = None
     if used.kernel is not None:
-        online = online_code(used.kernel, labels, n_classes=C, order_seed=seed, progress=False).bits
+        online = online_code(used.kernel, labels, n_classes=C, order_seed=seed, memory=memory, progress=False).bits
         if trained_kernel:
             trained = network.tangent_kernel(network.module)
-            moved = online - online_code(trained, labels, n_classes=C, order_seed=seed, progress=False).bits
+            moved = (
+                online - online_code(trained, labels, n_classes=C, order_seed=seed, memory=memory, progress=False).bits
+            )
     report_stage(3, N_STAGES)
     if isinstance(reference, nn.Module):
         untrained = Reinitialized(trainable_copy(reference), "the given network")

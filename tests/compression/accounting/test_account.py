@@ -231,6 +231,7 @@ def test_held_out_probabilities(trained):
         ({"reference": torch.full((N, 10), 0.2)}, "sum to 1"),
         ({"retrain": lambda: None}, "retrain"),
         ({"memory": 10_000}, "random rows"),
+        ({"memory": 40 * N * N, "reference": "rbf"}, "expected at most memory="),
         ({"trained_kernel": 1}, "trained_kernel"),
     ],
 )
