@@ -45,7 +45,8 @@ def verify_code(
     The checks: *decodes* (a fresh process with another number of threads gets the labels back from stream, inputs and
     pickled predictor alone), *alphabet* (probabilities of all classes), *repeats* (equal calls, equal rows), *causal*
     (labels from t on are replaced: rows up to t stay), *alone = in batch*, *once* (the length counts every label once),
-    *random labels* (are not compressed), *carries* (the values of the predictor have no more bits than it saves, or than
+    *random labels* (are not compressed; it is noted if a predictor that is given them still predicts the labels y, which it
+    then knows from elsewhere), *carries* (the values of the predictor have no more bits than it saves, or than
     2,048, so that it does not bring more labels along than those would hold) and *future inputs* (reported only).
 
     Args:
@@ -152,7 +153,7 @@ def _checks_here(
     places = np.sort(rng.choice(n, n_places, replace=False))
     yield _run("causal", lambda: checks.check_causal(calls, P, y, places, rng))
     draws = max(FEWEST, int(share * checks.RANDOM_DRAWS))
-    yield _run("random labels", lambda: checks.check_random_labels(calls, C, n, draws, rng))
+    yield _run("random labels", lambda: checks.check_random_labels(calls, y, C, draws, rng))
     future = _run("future inputs", check_future)
     if isinstance(rows, PredictorError):
         yield _failure("alone = in batch", rows)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -304,6 +305,52 @@ class FutureLabelsByState:
     def __call__(self, x, y):
         self.labels = np.array(y) if self.labels is None else self.labels
         return 0.99 * np.eye(self.n_classes)[self.labels] + 0.01 / self.n_classes
+
+
+class LabelsInAFile:
+    """Writes the labels of the first call to a file, and reads them in all others."""
+
+    def __init__(self, path, n_classes):
+        self.path, self.n_classes = path, n_classes
+
+    def __call__(self, x, y):
+        if not Path(self.path).exists():
+            np.save(self.path, np.asarray(y))
+        return 0.999 * np.eye(self.n_classes)[np.load(self.path)] + 0.001 / self.n_classes
+
+
+class LabelsAsNames:
+    """Labels hidden in texts that look like names, which are not counted as values."""
+
+    def __init__(self, labels, n_classes):
+        text, self.n_classes = "".join("abcdefghij"[k] for k in labels), n_classes
+        self.names = [text[i : i + 60] for i in range(0, len(text), 60)]
+
+    def __call__(self, x, y):
+        labels = np.array(["abcdefghij".index(letter) for letter in "".join(self.names)])
+        return 0.999 * np.eye(self.n_classes)[labels] + 0.001 / self.n_classes
+
+
+class LabelsInTheInputs:
+    """Reads the labels from the last column of the inputs."""
+
+    def __init__(self, n_classes):
+        self.n_classes = n_classes
+
+    def __call__(self, x, y):
+        return 0.999 * np.eye(self.n_classes)[x[:, -1].astype(int)] + 0.001 / self.n_classes
+
+
+class OwnLabelOfFewRows(Counting):
+    """Uses the own labels of a few rows."""
+
+    sequential = None
+
+    def __call__(self, x, y):
+        p = super().__call__(x, y)
+        p[[7, 30]] = 0.01 / self.n_classes
+        p[[7, 30], np.asarray(y)[[7, 30]]] += 0.99
+        return p
 
 
 class Faulty:

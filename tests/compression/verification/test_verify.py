@@ -26,6 +26,7 @@ def assert_honest(k):
     assert result.ok, result
     assert result.rows_decoded == len(y)
     assert -1 <= result.stream - result.ideal <= 48
+    assert {check.name for check in result.checks if check.status == "note"} <= {"future inputs", "carries"}
 
 
 @pytest.mark.parametrize("k", range(12))
@@ -56,6 +57,7 @@ CHEATS = [
     (make.ThreadDependent(C), "decodes"),
     (make.SequentialOtherwise(C), "alone = in batch"),
     (make.FutureLabelsByState(C), "causal"),
+    (make.OwnLabelOfFewRows(C), "decodes"),
 ]
 
 
@@ -71,6 +73,22 @@ def test_a_leak_does_not_decode(quick):
     result = verify_code(make.LeaveOneOut(C), X, Y, positions=4)
     assert "decodes" in result.failed
     assert result.ideal < result.uniform / 2
+
+
+@pytest.mark.parametrize("kind", ["file", "names", "inputs"])
+def test_labels_that_are_known_from_elsewhere_are_noted(kind, quick, tmp_path):
+    """A model that was trained on other data knows labels too: only its author can tell one from the other."""
+    x = np.c_[X, Y]
+    predictor = {
+        "file": make.LabelsInAFile(str(tmp_path / "labels.npy"), C),
+        "names": make.LabelsAsNames(Y, C),
+        "inputs": make.LabelsInTheInputs(C),
+    }[kind]
+    result = verify_code(predictor, x, Y, positions=4)
+    assert result.ok
+    (note,) = [check for check in result.checks if check.name == "random labels"]
+    assert note.status == "note"
+    assert "from elsewhere" in str(result).replace("\n    ", " ")
 
 
 @pytest.mark.parametrize("hide", [bytes, tuple, "".join, torch.tensor, np.array, frozenset, "module", "closure"])
