@@ -64,7 +64,7 @@ def account(
     The noise rate assumes that all wrong labels are equally likely. For other noise, see km.estimate_label_noise.
 
     Args:
-        model: trained classifier; ``model(x)`` is (n, C), or one logit of two classes. A copy in eval mode is used.
+        model: trained classifier; ``model(x)`` are logits (n, C), or one logit of two classes. A copy in eval mode is used.
         data: (x, y): n rows as the model takes them, and their labels, class indices (n,); or a Dataset or DataLoader of
             pairs (input, label), without shuffling.
         reference: the prediction without the network. None: the NTK of the re-initialized network, or "infinite_ntk" if
@@ -85,8 +85,9 @@ def account(
         Account: the bits, the nulls, and the bits of each row.
 
     Raises:
-        InputError: labels that do not fit, or of one class only; a reference that is the NTK or the output of the trained
-            network: it has learned the labels, so that its prediction without a row is not without the label.
+        InputError: outputs that are probabilities; labels that do not fit, or of one class only; a reference that is the NTK
+            or the output of the trained network: it has learned the labels, so that its prediction without a row is not
+            without the label.
         UnsupportedModelError: outputs that are not (n, C).
         NumericalError: a kernel that is not positive semidefinite.
 

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import check_callable, check_finite, check_model
+from kernelmem.core.errors import InputError
 from kernelmem.core.models import private_copy
 from kernelmem.kernels import ntk
 from kernelmem.tangents import prepare
 from kernelmem.training.losses import class_forward
 
 ROWS_PER_PASS = 256  # rows per forward pass
+SUM_TOLERANCE = 1e-4  # of probabilities of a row, in any dtype
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,33 @@ def read_network(model: nn.Module, x: Batch, forward: Forward | None, memory: in
     """Return the network with its outputs.
 
     Raises:
-        InputError: rows that the model does not accept.
+        InputError: rows that the model does not accept, or outputs that are probabilities.
         UnsupportedModelError: outputs that are not (n, C), a module that cannot be copied.
     """
     check_model(model)
     if forward is not None:
         check_callable(forward, "forward", ("model", "batch"))
     rows, forward, module = as_rows(x, "x"), class_forward(forward), trainable_copy(model)
-    return Network(module, rows, forward, class_logits(module, rows, forward, "the model"), memory)
+    logits = class_logits(module, rows, forward, "the model")
+    _refuse_probabilities(logits)
+    return Network(module, rows, forward, logits, memory)
+
+
+def _refuse_probabilities(outputs: Tensor) -> None:
+    """Raise an InputError if outputs (n, C) are probabilities, or those of one sigmoid next to a zero."""
+    smallest, largest = float(outputs.min()), float(outputs.max())
+    if smallest < 0 or largest > 1 + SUM_TOLERANCE:
+        return
+    is_softmax = float((outputs.sum(1) - 1).abs().max()) <= SUM_TOLERANCE
+    last = outputs[:, -1]
+    is_sigmoid = not bool(outputs[:, :-1].any()) and float(last.min()) < 0.1 and float(last.max()) > 0.9
+    if is_softmax or is_sigmoid:
+        inverse = "model(x).clamp_min(1e-12).log()" if is_softmax else "torch.logit(model(x), eps=1e-12)"
+        raise InputError(
+            f"model with outputs from {smallest:.3g} to {largest:.3g}, which are probabilities",
+            expected="logits, the outputs before the softmax or sigmoid",
+            hint=f"pass the model without its last operation, or forward=lambda model, x: {inverse}",
+        )
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:

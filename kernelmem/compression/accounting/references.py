@@ -49,7 +49,8 @@ def as_reference(reference: ReferenceLike, network: Network, untrained: Reinitia
         return _named(reference, network, untrained)
     if isinstance(reference, nn.Module):
         kernel = network.tangent_kernel(trainable_copy(reference))
-        _refuse_trained_kernel(kernel, "reference, a network", network, untrained)
+        if not _differs_in_a_fixed_kernel(reference, network, untrained):
+            _refuse_trained_kernel(kernel, "reference, a network", network, untrained)
         return Reference("NTK of the given network", kernel=kernel)
     return _array(reference, network, untrained)
 
@@ -126,26 +127,56 @@ def _array(value: ArrayLike, network: Network, untrained: Reinitialized) -> Refe
     return Reference("given held-out probabilities", probabilities=array)
 
 
+def _differs_in_a_fixed_kernel(reference: nn.Module, network: Network, untrained: Reinitialized) -> bool:
+    """Return whether a network has other trained weights than ``network``, and the NTK does not depend on those.
+
+    So it is with a linear layer on frozen features: the network before training has the same kernel.
+    """
+    given, trained = dict(reference.named_parameters()), dict(network.module.named_parameters())
+    free = [name for name, parameter in trained.items() if parameter.requires_grad]
+    if len(free) == len(trained) or given.keys() != trained.keys():
+        return False
+    if all(torch.equal(given[name].detach().cpu(), trained[name].detach().cpu()) for name in free):
+        return False
+    redrawn = trainable_copy(network.module)
+    with torch.no_grad():
+        for name, parameter in redrawn.named_parameters():
+            if name in free:
+                parameter.copy_(untrained.module.get_parameter(name))
+    return _distance(network, network.module, redrawn) <= TOLERANCE
+
+
 def _refuse_trained_kernel(kernel: Tensor, name: str, network: Network, untrained: Reinitialized) -> None:
     """Raise an InputError if the kernel is a multiple of the NTK of the trained network, unless that has not moved."""
-    n = network.rows.n
-    some = torch.linspace(0, n - 1, min(n, N_COMPARED)).round().long().unique()
-    rows = Rows(network.rows.take(some), len(some))
-    given = _normalized(kernel[some][:, some])
+    some, rows = _some_rows(network)
     try:
         trained = _normalized(network.tangent_kernel(network.module, rows))
-        if float(torch.linalg.norm(given - trained)) > TOLERANCE:
+        if float(torch.linalg.norm(_normalized(kernel[some][:, some]) - trained)) > TOLERANCE:
             return
-        initial = _normalized(network.tangent_kernel(untrained.module, rows))
+        moved = _distance(network, network.module, untrained.module) > TOLERANCE
     except (UnsupportedModelError, VerificationError):  # then the kernel is not the NTK of this network
         return
-    if float(torch.linalg.norm(initial - trained)) > TOLERANCE:
+    if moved:
         raise InputError(
             f"{name}, that is the NTK of the trained network, {LEARNED}",
             expected="a kernel that does not depend on the labels",
-            hint="pass None, or the NTK of the network before training; trained_kernel=True counts the bits that training"
-            " moved into the kernel",
+            hint="pass None, or the network before training; trained_kernel=True counts the bits that training moved into"
+            " the kernel",
         )
+
+
+def _some_rows(network: Network) -> tuple[Tensor, Rows]:
+    """Return the indices of a few rows, and those rows."""
+    n = network.rows.n
+    some = torch.linspace(0, n - 1, min(n, N_COMPARED)).round().long().unique()
+    return some, Rows(network.rows.take(some), len(some))
+
+
+def _distance(network: Network, first: nn.Module, second: nn.Module) -> float:
+    """Return the distance of the normalized NTKs of two networks on a few rows."""
+    rows = _some_rows(network)[1]
+    kernels = [_normalized(network.tangent_kernel(module, rows)) for module in (first, second)]
+    return float(torch.linalg.norm(kernels[0] - kernels[1]))
 
 
 def _gaussian_kernel(x: Tensor) -> Tensor:

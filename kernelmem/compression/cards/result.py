@@ -239,6 +239,9 @@ def label_sha256(labels: Tensor) -> str:
 
 
 def _corrupt(path: Path, error: Exception) -> FileCorruptError:
+    missing = isinstance(error, FileNotFoundError)
     return FileCorruptError(
-        f"file {path} ({reason(error)})", expected="a card as card.save has written it", hint="write the card again"
+        f"file {path} ({reason(error)})",
+        expected="a card as card.save has written it",
+        hint="check the path" if missing else "write the card again",
     )

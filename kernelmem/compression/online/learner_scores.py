@@ -115,9 +115,9 @@ class LearnerScores:
             return np.tile(self._marginal(labels), (stop - start, 1))
         with _fixed_random_state():
             try:
-                predict = self._train(self._rows.take(0, start), self._rows.labels(labels))
-                classes = _classes(predict)
-                predict = predict if callable(predict) else getattr(predict, "predict_proba", None)
+                learner = self._train(self._rows.take(0, start), self._rows.labels(labels))
+                classes = _classes(learner)
+                predict = learner if callable(learner) else getattr(learner, "predict_proba", None)
                 values = predict(self._rows.take(start, stop)) if callable(predict) else None
             except Exception as error:  # raised by the user's functions, so of any type
                 raise InputError(
@@ -127,9 +127,12 @@ class LearnerScores:
                 ) from error
         if values is None:
             raise InputError(
-                f"train(x, y) that returned {describe(predict)}",
+                f"train(x, y) that returned {describe(learner if predict is None else values)}"
+                + " without predict_proba" * (predict is None and learner is not None),
                 expected="a function predict_proba(x) that returns probabilities, or a fitted classifier that has one",
-                hint="pass train=lambda x, y: LogisticRegression().fit(x, y)",
+                hint="return CalibratedClassifierCV(classifier).fit(x, y), of sklearn.calibration"
+                if hasattr(learner, "predict")
+                else "pass train=lambda x, y: LogisticRegression().fit(x, y)",
             )
         return np.log(np.maximum(self._probabilities(values, stop - start, classes), SMALLEST_PROBABILITY))
 

@@ -113,6 +113,15 @@ def check_kernels(source: Kernels) -> dict[str, Tensor]:
         named = {f"{i}": kernel for i, kernel in enumerate(source)}
     else:
         named = {"": cast("ArrayLike", source)}
+    for name, kernel in named.items():
+        shape = tuple(getattr(kernel, "shape", ()))
+        if len(shape) == 2 and shape[0] != shape[1]:
+            raise InputError(
+                f"{f'kernel {name}'.rstrip()} of shape {shape}",
+                expected="a square matrix (n, n)",
+                hint="for rows (n, features) pass a kernel that has not seen labels, such as km.infinite_ntk(x, depth=2), or a"
+                " function train(x, y) and x=",
+            )
     kernels = {
         name: as_square_kernel(kernel, f"kernel {name}".rstrip()).detach().cpu() for name, kernel in named.items()
     }

@@ -20,6 +20,12 @@ EXPLAIN_MASS = (
     " a score of the true label only, is no distribution; mix predictions instead of taking the maximum"
 )
 
+SINGLE_PRECISION = 1e-5  # of sums of float32 probabilities
+EXPLAIN_ROUNDING = (
+    "the sums are off by the rounding of float32. Return float32, whose sums are checked to 1e-05, or divide in float64 by"
+    " the sum of the row"
+)
+
 
 def is_distribution(P: np.ndarray, tolerance: float) -> bool:
     """Return whether all rows are non-negative and sum to 1."""
@@ -39,7 +45,8 @@ def check_alphabet(P: np.ndarray, y: np.ndarray, tolerance: float) -> Check:
     measured = f"largest |sum - 1| {abs(worst):.1e}, smallest p {smallest:.1e}"
     expected = f"sums to {tolerance:g}, every p > 0"
     if not is_distribution(P, tolerance):
-        return Check("alphabet", "failed", measured, expected, EXPLAIN_MASS)
+        is_rounded = is_distribution(P, SINGLE_PRECISION)
+        return Check("alphabet", "failed", measured, expected, EXPLAIN_ROUNDING if is_rounded else EXPLAIN_MASS)
     if smallest == 0 and P.shape[1] > 1:
         n_rows, n_labels = int((P == 0).any(1).sum()), int((P[np.arange(len(y)), y] == 0).sum())
         return Check(

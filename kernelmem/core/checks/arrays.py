@@ -192,10 +192,15 @@ def _from_numpy(value: object, name: str) -> Tensor:
 
 
 def _conversion_error(value: object, name: str, reason: str) -> InputError:
+    hint = f"convert {name} with numpy.asarray or torch.as_tensor first"
+    if hasattr(value, "toarray"):  # a sparse matrix of SciPy
+        hint = f"pass {name}.toarray()"
+    elif reason.startswith("text"):
+        hint = (
+            "turn text into numbers first, e.g. with TfidfVectorizer().fit_transform(texts).toarray() of scikit-learn"
+        )
     return InputError(
-        f"{name} of type {type(value).__name__} ({reason})",
-        expected="a tensor or an array of numbers",
-        hint=f"convert {name} with numpy.asarray or torch.as_tensor first",
+        f"{name} of type {type(value).__name__} ({reason})", expected="a tensor or an array of numbers", hint=hint
     )
 
 

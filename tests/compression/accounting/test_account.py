@@ -1,5 +1,6 @@
 """The account of small networks: noise in bits, nulls, references that are refused, invariances, files."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from torch import nn
 
 import kernelmem as km
 from kernelmem.compression.accounting.calibration import noise_entropy
-from kernelmem.training import EnsembleOptions, Member, Recipe, digits, mlp, train_mlps
+from kernelmem.training import EnsembleOptions, Member, Recipe, digits, mlp, train_classifier, train_mlps
 
 N, WIDTHS = 300, (64, 64)
 RATES = (0.0, 0.2)
@@ -137,6 +138,62 @@ def test_the_network_before_training_is_a_reference_and_the_null(trained):
     assert result.reference == "NTK of the given network"
     assert result.initialization == "the given network"
     assert list(result.nulls.values()) == pytest.approx([-1.0], abs=0.1)
+
+
+def test_the_network_before_training_is_a_reference_on_frozen_features(trained):
+    """Its kernel is that of the trained network: only a linear layer was trained. The trained network itself is refused."""
+    x, cases = trained
+    y = cases[0.2][0]
+    model = nn.Sequential(mlp(64, (64,), 32, seed=0).requires_grad_(False), nn.Linear(32, 10))
+    before = copy.deepcopy(model)
+    train_classifier(model, x, y, epochs=5, seed=0)
+    result = km.account(model, (x, y), reference=before)
+    assert result.reference == "NTK of the given network"
+    for trained_reference in (model, km.ntk(model, x)):
+        with pytest.raises(km.InputError, match=r"NTK of the trained network.*the network before training"):
+            km.account(model, (x, y), reference=trained_reference)
+
+
+def test_a_frozen_part_does_not_excuse_a_kernel_that_moves(trained):
+    x, cases = trained
+    y = cases[0.2][0]
+    model = mlp(64, WIDTHS, 10, seed=0)
+    next(model.parameters()).requires_grad_(False)
+    near = copy.deepcopy(model)
+    with torch.no_grad():
+        list(near.parameters())[-1].add_(1e-6)
+    with pytest.raises(km.InputError, match="NTK of the trained network"):
+        km.account(model, (x, y), reference=near)
+
+
+def test_probabilities_are_not_logits(trained):
+    x, cases = trained
+    y, network = cases[0.2]
+    expected = km.account(network, (x, y), reference="rbf")
+    softmax = nn.Sequential(network, nn.Softmax(1))
+    with pytest.raises(km.InputError, match=r"probabilities.*model\(x\)\.clamp_min\(1e-12\)\.log\(\)"):
+        km.account(softmax, (x, y), reference="rbf")
+    result = km.account(softmax, (x, y), reference="rbf", forward=lambda model, x: model(x).clamp_min(1e-12).log())
+    assert result.memorized == pytest.approx(expected.memorized, abs=0.1)
+    model, two = nn.Linear(64, 1), y % 2
+    torch.nn.init.ones_(model.weight)
+    sigmoid = nn.Sequential(nn.BatchNorm1d(64), model, nn.Sigmoid())
+    with pytest.raises(km.InputError, match=r"torch\.logit\(model\(x\), eps=1e-12\)"):
+        km.account(sigmoid, (x - x.mean(), two), reference="rbf")
+    logit = km.account(sigmoid, (x - x.mean(), two), forward=lambda m, b: torch.logit(m(b), eps=1e-12), reference="rbf")
+    assert logit.n_classes == 2
+
+
+def test_class_frequencies_of_rare_classes():
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    y = (torch.arange(200) % 50 == 0).long()
+    result = km.account(nn.Linear(4, 2), (x, y))
+    assert result.class_frequencies == pytest.approx(200 * (1 - noise_entropy(0.02, 2)))
+    for text in (str(result), result.sentence):
+        assert "172" in text
+    balanced = km.account(nn.Linear(4, 2), (x, (x[:, 0] > x[:, 0].median()).long()))
+    assert balanced.class_frequencies == pytest.approx(0, abs=1e-9)
+    assert "class frequencies" not in str(balanced)
 
 
 def test_random_labels_are_not_estimable(trained):

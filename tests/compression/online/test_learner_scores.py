@@ -5,8 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC
 from torch import nn
 
 import kernelmem as km
@@ -117,7 +119,8 @@ def test_missing_classes_get_the_floor():
         (lambda x, y: lambda rows: np.ones((len(rows), 3)), "each row with the sum 1.*softmax"),
         (lambda x, y: lambda rows: np.log(np.full((len(rows), 3), 1 / 3)), "softmax"),
         (lambda x, y: lambda rows: np.full((len(rows), 3), np.nan), "predictions of the learner"),
-        (lambda x, y: None, "returned None"),
+        (lambda x, y: None, "returned None; .*LogisticRegression"),
+        (lambda x, y: SVC().fit(x, y), r"returned SVC\(\) without predict_proba; .*CalibratedClassifierCV"),
         (lambda x, y: x.no_such_method(), "raised AttributeError"),
         (lambda x, y: LogisticRegression().fit(x, 10 * y), "one column for each of 3 classes"),
     ],
@@ -143,6 +146,12 @@ def test_rows_and_kernels_are_not_confused():
         online_code(nearest_mean, Y)
     with pytest.raises(km.InputError, match="kernel alone"):
         online_code(X @ X.T, Y, x=X)
+    with pytest.raises(km.InputError, match=r"kernel of shape \(60, 3\).*infinite_ntk.*x="):
+        online_code(X, Y)
+    with pytest.raises(km.InputError, match=r"pass x.toarray\(\)"):
+        online_code(nearest_mean, Y, x=csr_array(X))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(km.InputError, match="TfidfVectorizer"):
+        online_code(nearest_mean, Y, x=["a text"] * len(Y))  # pyright: ignore[reportArgumentType]
     with pytest.raises(km.InputError, match="clone"):
         online_code(LogisticRegression(), Y, x=X)  # pyright: ignore[reportArgumentType]
     with pytest.raises(km.InputError, match="60 labels"):

@@ -191,6 +191,16 @@ def test_online_predictors_pass(quick):
     assert result.rows_decoded == N
 
 
+def test_float32_probabilities_cast_to_float64_are_refused_with_the_reason(quick):
+    def predictor(x, y):
+        return torch.linspace(0, 3, len(y) * C).reshape(len(y), C).softmax(1).double() * (1 + 1e-6)
+
+    (reason,) = [
+        check.explanation for check in verify_code(predictor, X, Y, positions=4).checks if check.name == "alphabet"
+    ]
+    assert "rounding of float32" in reason
+
+
 def test_arguments_and_random_states_are_left_alone(quick):
     def predictor(x, y):
         np.random.seed(1)  # noqa: NPY002
