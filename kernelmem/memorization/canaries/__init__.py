@@ -12,6 +12,7 @@ from kernelmem.memorization.canaries.coverage import canary_coverage as canary_c
 from kernelmem.memorization.canaries.exposure import Exposure as Exposure
 from kernelmem.memorization.canaries.exposure import ExposureGroup as ExposureGroup
 from kernelmem.memorization.canaries.exposure import exposure as exposure
+from kernelmem.memorization.canaries.exposure import exposure_group as exposure_group
 from kernelmem.memorization.canaries.one_run import one_run_bound as one_run_bound
 from kernelmem.memorization.canaries.privacy_bound import PrivacyBound as PrivacyBound
 from kernelmem.memorization.canaries.split import split_bound as split_bound

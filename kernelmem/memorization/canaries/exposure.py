@@ -163,7 +163,7 @@ def exposure(
     R = len(references) + 1
     rank = R - np.searchsorted(np.sort(references), scores)
     bits = math.log2(R) - np.log2(rank)
-    groups = tuple(_group(int(value), bits[inserted == value], math.log2(R), level) for value in np.unique(inserted))
+    groups = tuple(exposure_group(int(value), bits[inserted == value], math.log2(R), level) for value in np.unique(inserted))
     return Exposure(
         exposure=torch.from_numpy(bits),
         rank=torch.from_numpy(rank.astype(np.int64)),
@@ -225,8 +225,8 @@ def _check_coverage(coverage: CanaryCoverage, inserted: np.ndarray) -> None:
             )
 
 
-def _group(repetitions: int, bits: np.ndarray, maximum: float, level: float) -> ExposureGroup:
-    """Return the mean of the exposures (k,) of one group with its interval; ``maximum`` is log2 R."""
+def exposure_group(repetitions: int, bits: np.ndarray, maximum: float, level: float) -> ExposureGroup:
+    """Return the mean of the exposures (k,) of one group with its interval, as in :func:`exposure`; ``maximum`` is log2 R."""
     from scipy.stats import t  # slow to import
 
     k, mean, tail = len(bits), float(bits.mean()), (1 - level) / 2
