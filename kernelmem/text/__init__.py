@@ -4,9 +4,19 @@
 - ``language_models``: causal language models of any library, and their next-token log-probabilities;
 - ``token_losses``: losses of tokens, and the loss of documents for kernels and ledgers;
 - ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models;
-- ``extraction``: which documents a model emits after their beginning, with controls.
+- ``extraction``: which documents a model emits after their beginning, with controls;
+- ``canaries``: random secrets inserted by coins, proof that they were trained on, exposure, paired tests.
 """
 
+from kernelmem.text.canaries import Canaries as Canaries
+from kernelmem.text.canaries import CanaryRows as CanaryRows
+from kernelmem.text.canaries import PairedTest as PairedTest
+from kernelmem.text.canaries import SecretExposure as SecretExposure
+from kernelmem.text.canaries import TextCoverage as TextCoverage
+from kernelmem.text.canaries import canaries as canaries
+from kernelmem.text.canaries import coverage as coverage
+from kernelmem.text.canaries import exposure as exposure
+from kernelmem.text.canaries import paired_test as paired_test
 from kernelmem.text.documents import Documents as Documents
 from kernelmem.text.documents import as_documents as as_documents
 from kernelmem.text.extraction import Extraction as Extraction

@@ -163,7 +163,9 @@ def exposure(
     R = len(references) + 1
     rank = R - np.searchsorted(np.sort(references), scores)
     bits = math.log2(R) - np.log2(rank)
-    groups = tuple(exposure_group(int(value), bits[inserted == value], math.log2(R), level) for value in np.unique(inserted))
+    groups = tuple(
+        exposure_group(int(value), bits[inserted == value], math.log2(R), level) for value in np.unique(inserted)
+    )
     return Exposure(
         exposure=torch.from_numpy(bits),
         rank=torch.from_numpy(rank.astype(np.int64)),

@@ -48,7 +48,9 @@ class TextCoverage(Result):
 
         n = len(self.copies)
         columns = {"pair": np.repeat(np.arange(n), 2), "variant": np.tile([0, 1], n)}
-        return pd.DataFrame(columns | {"copies": self.copies.flatten().numpy(), "passes": self.passes.flatten().numpy()})
+        return pd.DataFrame(
+            columns | {"copies": self.copies.flatten().numpy(), "passes": self.passes.flatten().numpy()}
+        )
 
     def __str__(self) -> str:
         source = "steps of a recorded run" if self.from_run else "prepared batches"
@@ -164,16 +166,14 @@ class _Counts:
             matches &= ids[offset : offset + len(matches)] == token
         return matches.nonzero()[0].tolist()
 
-    def add(self, found: _Found, *, is_new: bool = True, weight: bool = True) -> None:
-        """Count a row that was read; ``is_new`` is False for a row that was counted before, ``weight`` for one without loss."""
+    def add(self, found: _Found, *, is_new: bool = True) -> None:
+        """Count a row that received loss; ``is_new`` is False if an earlier step had the same row."""
         self.rows += 1
-        self.targets += found.targets * weight
-        self.canary_targets += found.canary_targets * weight
-        np.add.at(self.passes, np.array(found.trained, dtype=np.int64), weight)
-        if is_new:
-            np.add.at(self.copies, np.array(found.trained, dtype=np.int64), weight)
-            np.add.at(self.cut, np.array(found.cut, dtype=np.int64), 1)
-            np.add.at(self.masked, np.array(found.masked, dtype=np.int64), 1)
+        self.targets += found.targets
+        self.canary_targets += found.canary_targets
+        np.add.at(self.passes, np.array(found.trained, dtype=np.int64), 1)
+        for counts, numbers in ((self.copies, found.trained), (self.cut, found.cut), (self.masked, found.masked)):
+            np.add.at(counts, np.array(numbers, dtype=np.int64), int(is_new))
         self.together = max(self.together, max((found.trained.count(i) for i in found.trained), default=0))
 
     def check(self, epochs: int) -> None:
@@ -217,43 +217,32 @@ class _Counts:
         for is_wrong, text, hint in problems:
             if is_wrong.any():
                 i = int(is_wrong.argmax())
+                name = f"canary {i % 2} of pair {i // 2} (code {design.codes[i // 2][i % 2]})"
                 raise InputError(
-                    f"canary {i % 2} of pair {i // 2} (code {design.codes[i // 2][i % 2]}): {text(i)}; {int(is_wrong.sum())} canaries"
-                    " have this problem",
+                    f"{name}: {text(i)}; {int(is_wrong.sum())} canaries have this problem",
                     expected="every planned copy, with loss on every token of its secret, and no twin",
                     hint=hint,
                 )
 
 
 def _count_run(counts: _Counts, run: Run, ignored: int) -> None:
-    """Count the canaries in the steps of a run: copies by distinct training rows, passes by steps."""
+    """Count the canaries in the rows that received loss: copies by distinct training rows, passes by steps."""
     rows: dict[tuple[int, int], _Found] = {}
     received: set[int] = set()
-    examined: set[int] = set()
     for step in run.steps:
         keys = list(zip(step.examples.tolist(), step.versions.tolist(), strict=True))
         if any(key not in rows for key in keys):
             x, y = run.batch(step.index)
-            batch = {**x, "labels": y} if isinstance(x, Mapping) else (x, y)
+            batch = (x if x.get("labels") is not None else {**x, "labels": y}) if isinstance(x, Mapping) else (x, y)
             found = [counts.find(row) for row in rows_of_batch(batch, ignored, f"the batch of step {step.index}")]
             if len(found) != len(keys):
                 raise InputError(
                     f"step {step.index} with {len(found)} rows of ids for {len(keys)} examples",
-                    expected="one row of token ids per example",
+                    expected="token ids (B, T) of B examples",
                     hint="pass the batches instead of the run",
                 )
             rows.update(zip(keys, found, strict=True))
         for key, weight in zip(keys, step.sample_weight.tolist(), strict=True):
-            counts_now = weight != 0 and step.scale != 0
-            found = rows[key]
-            if key[0] not in examined:
-                examined.add(key[0])
-                counts.add(_Found([], found.cut, found.masked, 0, 0), weight=False)
-                counts.rows -= 1
-            counts.add(
-                _Found(found.trained, [], [], found.targets, found.canary_targets),
-                is_new=counts_now and key[0] not in received,
-                weight=counts_now,
-            )
-            if counts_now:
+            if weight != 0 and step.scale != 0:
+                counts.add(rows[key], is_new=key[0] not in received)
                 received.add(key[0])

@@ -4,6 +4,7 @@ import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -165,7 +166,13 @@ class Canaries(Result):
 
         inserted, repetitions = self.inserted.tolist(), self.repetitions.tolist()
         rows = [
-            (pair, variant, self.codes[pair][variant], variant == inserted[pair], repetitions[pair] * (variant == inserted[pair]))
+            (
+                pair,
+                variant,
+                self.codes[pair][variant],
+                variant == inserted[pair],
+                repetitions[pair] * (variant == inserted[pair]),
+            )
             for pair in range(len(self))
             for variant in (0, 1)
         ]
@@ -223,7 +230,9 @@ def canaries(
     symbols = _as_alphabet(alphabet)
     copies = [as_count(k, "tiers", maximum=MAX_COPIES) for k in as_list(tiers, "tiers")]
     if not copies or len(set(copies)) < len(copies):
-        raise InputError(f"tiers={describe(tiers)}", expected="different numbers of copies", hint="pass tiers=(1, 4, 16)")
+        raise InputError(
+            f"tiers={describe(tiers)}", expected="different numbers of copies", hint="pass tiers=(1, 4, 16)"
+        )
     if length * math.log2(len(symbols)) > MAX_BITS:
         raise InputError(
             f"secrets of {length * math.log2(len(symbols)):.1f} bits",
@@ -261,7 +270,7 @@ def _as_alphabet(alphabet: str | Sequence[str]) -> tuple[str, ...]:
     values = list(alphabet) if isinstance(alphabet, str) else as_list(alphabet, "alphabet")
     symbols = tuple(as_text(symbol, "alphabet") for symbol in values)
     ordered = sorted(symbols)
-    begins = any(b.startswith(a) for a, b in zip(ordered, ordered[1:], strict=False))
+    begins = any(b.startswith(a) for a, b in pairwise(ordered))
     if not 2 <= len(symbols) <= MAX_SYMBOLS or begins:
         raise InputError(
             f"alphabet={describe(alphabet)}",
@@ -294,7 +303,9 @@ def _draw_codes(number: int, source: np.random.Generator) -> list[str]:
     """Return different codes of letters, of which at most one in a hundred possible ones is used."""
     size = max(4, math.ceil(math.log(100 * number) / math.log(len(LETTERS))))
     drawn = source.choice(len(LETTERS) ** size, number, replace=False)
-    return ["".join(LETTERS[value // len(LETTERS) ** k % len(LETTERS)] for k in range(size)) for value in drawn.tolist()]
+    return [
+        "".join(LETTERS[value // len(LETTERS) ** k % len(LETTERS)] for k in range(size)) for value in drawn.tolist()
+    ]
 
 
 def _check_design(design: Canaries) -> None:

@@ -52,9 +52,9 @@ def encode_text(encode: Encode, text: str) -> list[int]:
     elif isinstance(value, tuple | range):
         ids = list(value)
     if isinstance(ids, list):
-        ids = [int(i) if isinstance(i, np.integer) else i for i in ids]
-        if all(type(i) is int and 0 <= i <= MAX_ID for i in ids):
-            return ids
+        numbers = [int(i) for i in ids if isinstance(i, int | np.integer) and not isinstance(i, bool)]
+        if len(numbers) == len(ids) and all(0 <= i <= MAX_ID for i in numbers):
+            return numbers
     raise InputError(
         f"encode, which returns {describe(value, 40)}",
         expected="a vector of token ids, whole numbers >= 0",

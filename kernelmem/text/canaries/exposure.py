@@ -1,9 +1,9 @@
 """Exposure of inserted secrets and their twins: bits of an exact p-value, by number of copies."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES, MAX_NODES = 10**6, 10**9
 GROUP = 32  # canaries whose trees are searched together
+
+Report: TypeAlias = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ class SecretExposure(Result):
         from kernelmem.plotting.memorization import exposure_figure  # matplotlib is slow to import
 
         return exposure_figure(
-            _Drawn(self.exposure.flatten(), self.copies.flatten(), self.tiers, self.n_candidates, self.tiers[0].null_mean)
+            _Drawn(
+                self.exposure.flatten(), self.copies.flatten(), self.tiers, self.n_candidates, self.tiers[0].null_mean
+            )
         )
 
     def __str__(self) -> str:
@@ -135,10 +139,13 @@ class SecretExposure(Result):
             )
         twins = self.tiers[0]
         z = (twins.mean - twins.null_mean) / twins.null_se
-        lines.append(f"  expected without insertion {twins.null_mean:.2f} ± {twins.null_se:.2g} bits (twins: z = {z:+.2f})")
+        lines.append(
+            f"  expected without insertion {twins.null_mean:.2f} ± {twins.null_se:.2g} bits (twins: z = {z:+.2f})"
+        )
         if self.samples:
             lines.append(
-                f"  ranks that are not exact: among {self.samples:,} random secrets, at most {math.log2(self.samples + 1):.2f} bits"
+                f"  ranks that are not exact: among {self.samples:,} random secrets,"
+                f" at most {math.log2(self.samples + 1):.2f} bits"
             )
         return "\n".join(lines)
 
@@ -175,7 +182,7 @@ def exposure(
     """Rank every secret among the secrets that could have been drawn, after the head of its canary.
 
     A secret that was not inserted has a uniform rank whatever the model is, so that p = rank / R is an exact p-value and
-    e = −log2 p has no unit but bits. A sampled rank counts the m references at least as probable as the secret::
+    e = −log2 p. A sampled rank counts the m references, random secrets, that are at least as probable as the secret::
 
         exact    e = log2 R − log2 rank
         sampled  e = log2 (m + 1) − log2 (1 + #{references ≥ secret})
@@ -185,9 +192,9 @@ def exposure(
     "exact" searches the tree of all secrets and drops prefixes less probable than the secret, which evaluates at most
     1 + (L − 1) / p(secret) prefixes: few for a memorized secret, nearly all for an unlikely one. "auto" searches if the whole
     tree has at most ``max_nodes`` nodes; otherwise it samples, and searches where no reference is as probable as the secret,
-    keeping the sampled rank where the search would need more nodes. That p-value is valid too: it is at most 1 / (m + 1) only
-    if no reference is, and then either 1 / (m + 1) or rank / R. Its twins have a mean exposure between that of sampled ranks
-    and 0.83 / (m + 1) bits more.
+    keeping the sampled rank where the search would need more nodes. This p-value is valid too, P(p ≤ x) ≤ x: below 1 / (m + 1)
+    it is the exact one, and from there on it is at most x only if the sampled one is. Expectations without insertion assume
+    that every search ends, and are at most 0.83 / (m + 1) bits too large if none does.
 
     Args:
         lm: from :func:`kernelmem.text.causal_lm`; computes in float64.
@@ -212,50 +219,74 @@ def exposure(
     check_instance(lm, "lm", CausalLM, hint="pass kernelmem.text.causal_lm(model)")
     check_instance(canaries, "canaries", Canaries, hint="pass the canaries that were inserted")
     check_choice(method, "method", ("auto", "exact", "sampled"))
-    m, max_nodes = as_count(samples, "samples", maximum=MAX_SAMPLES), as_count(max_nodes, "max_nodes", maximum=MAX_NODES)
+    m = as_count(samples, "samples", maximum=MAX_SAMPLES)
+    max_nodes = as_count(max_nodes, "max_nodes", maximum=MAX_NODES)
     level = as_level(level)
     before = [as_count(i, "context", minimum=0, maximum=lm.vocabulary - 1) for i in as_list(context, "context")]
     report = as_progress(progress, "exposure", "canary")
-    source = np.random.default_rng(seed_sequence(seed, ["references"])["references"])
     A, length, R, n = len(canaries.alphabet), canaries.length, canaries.n_candidates, len(canaries)
     heads = [torch.tensor([*before, *head], dtype=torch.int64) for pair in canaries.heads for head in pair]
-    candidates = Candidates(lm, heads, canaries.secrets.reshape(2 * n, length), canaries.tokens, memory)
     check_vocabulary(Documents((*heads, canaries.tokens)), lm.vocabulary, "canaries")
     lm.check_inputs([lm.inputs(torch.cat([head, canaries.secrets[0, 0]])) for head in heads], "canaries", memory)
-    is_small = (A**length - 1) // (A - 1) <= max_nodes
-    sampling = method == "sampled" or (method == "auto" and not is_small)
-    rank, nodes = (torch.zeros(2 * n, dtype=torch.int64) for _ in range(2))
-    log_p = torch.zeros(2 * n, dtype=torch.float64)
-    for i in range(2 * n if sampling else 0):
-        references = torch.from_numpy(source.integers(A, size=(m, length)))
-        above, log_p[i] = exceedances(candidates, i, references)
-        rank[i] = 1 + above
-        report(i + 1, 2 * n)
-    searched = (rank <= 1).nonzero()[:, 0] if method != "sampled" else torch.zeros(0, dtype=torch.int64)
-    exact = torch.zeros(2 * n, dtype=torch.bool)
-    for chosen in searched.split(GROUP):
-        ranks, nodes[chosen], log_p[chosen] = exact_ranks(candidates, chosen, max_nodes)
-        exact[chosen] = ranks > 0
-        if method == "exact" and not bool((ranks > 0).all()):
-            failed = int(chosen[ranks == 0][0])
-            raise _too_many_nodes(failed, float(log_p[failed]), length, max_nodes)
-        rank[chosen] = torch.where(ranks > 0, ranks, rank[chosen])
-        if not sampling:
-            report(int(chosen[-1]) + 1, 2 * n)
-    bits = math.log2(R) - torch.log2(rank.double())
-    bits = torch.where(exact, bits, math.log2(m + 1) - torch.log2(rank.double())).clamp(min=0)
-    if not sampling:
-        null = rank_moments(R)
-    else:
-        null = rank_moments(m + 1) if method == "sampled" else refined_moments(m)
+    candidates = Candidates(lm, heads, canaries.secrets.reshape(2 * n, length), canaries.tokens, memory)
+    is_sampled = method == "sampled" or (method == "auto" and (A**length - 1) // (A - 1) > max_nodes)
+    null = rank_moments(R) if not is_sampled else rank_moments(m + 1) if method == "sampled" else refined_moments(m)
+    ranks = _Ranks(2 * n)
+    if is_sampled:
+        source = np.random.default_rng(seed_sequence(seed, ["references"])["references"])
+        ranks.sample(candidates, m, source, report)
+    if method != "sampled":
+        ranks.search(candidates, max_nodes, None if is_sampled else report)
+    if method == "exact" and not bool(ranks.exact.all()):
+        failed = int((~ranks.exact).nonzero()[0, 0])
+        raise _too_many_nodes(failed, float(ranks.log_p[failed]), length, max_nodes)
+    largest = torch.full((2 * n,), math.log2(m + 1), dtype=torch.float64).masked_fill(ranks.exact, math.log2(R))
+    bits = (largest - torch.log2(ranks.rank.double())).clamp(min=0)
     copies = copies_of(canaries.inserted, canaries.repetitions).flatten()
-    maximum = math.log2(R if bool(exact.any()) else m + 1)
-    tiers = tuple(
-        _tier(int(value), bits[copies == value], exact[copies == value], maximum, null, level) for value in copies.unique()
+    maximum = math.log2(R if bool(ranks.exact.any()) else m + 1)
+    return SecretExposure(
+        exposure=bits.reshape(n, 2),
+        rank=ranks.rank.reshape(n, 2),
+        exact=ranks.exact.reshape(n, 2),
+        nodes=ranks.nodes.reshape(n, 2),
+        bits=(-ranks.log_p / math.log(2)).reshape(n, 2),
+        inserted=canaries.inserted,
+        repetitions=canaries.repetitions,
+        n_candidates=R,
+        samples=m if is_sampled else 0,
+        tiers=tuple(
+            _tier(int(k), bits[copies == k], ranks.exact[copies == k], maximum, null, level)
+            for k in copies.unique()
+        ),
+        level=level,
     )
-    square = ((t.reshape(n, 2)) for t in (bits, rank, exact, nodes, -log_p / math.log(2)))
-    used = m if sampling else 0
-    return SecretExposure(*square, canaries.inserted, canaries.repetitions, R, used, tiers, level)
+
+
+class _Ranks:
+    """Ranks of k secrets, sampled and then exact where that is possible."""
+
+    def __init__(self, k: int) -> None:
+        self.rank, self.nodes = (torch.zeros(k, dtype=torch.int64) for _ in range(2))
+        self.exact, self.log_p = torch.zeros(k, dtype=torch.bool), torch.zeros(k, dtype=torch.float64)
+
+    def sample(self, candidates: Candidates, m: int, source: np.random.Generator, report: Report) -> None:
+        """Rank every secret among m random ones."""
+        for i in range(len(candidates)):
+            references = torch.from_numpy(
+                source.integers(len(candidates.tokens), size=(m, candidates.secrets.shape[1]))
+            )
+            above, self.log_p[i] = exceedances(candidates, i, references)
+            self.rank[i] = 1 + above
+            report(i + 1, len(candidates))
+
+    def search(self, candidates: Candidates, max_nodes: int, report: Report | None) -> None:
+        """Replace the ranks up to 1, those without any reference as probable, by exact ones, up to ``max_nodes`` nodes."""
+        for chosen in (self.rank <= 1).nonzero()[:, 0].split(GROUP):
+            ranks, self.nodes[chosen], self.log_p[chosen] = exact_ranks(candidates, chosen, max_nodes)
+            self.exact[chosen] = ranks > 0
+            self.rank[chosen] = torch.where(ranks > 0, ranks, self.rank[chosen])
+            if report is not None:
+                report(int(chosen[-1]) + 1, len(candidates))
 
 
 def _tier(

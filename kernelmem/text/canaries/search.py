@@ -99,7 +99,7 @@ def exact_ranks(candidates: Candidates, chosen: Tensor, max_nodes: int) -> tuple
         if not len(owner):
             break
         nodes += torch.bincount(owner, minlength=k)
-        heads = [candidates.heads[chosen[i]] for i in owner.tolist()]
+        heads = [candidates.heads[i] for i in chosen[owner].tolist()]
         prefixes = [torch.cat([head, row]) for head, row in zip(heads, candidates.tokens[paths], strict=True)]
         total = log_p[:, None] + candidates.next_symbols(prefixes)
         row, symbol = (total >= threshold[owner][:, None]).nonzero(as_tuple=True)

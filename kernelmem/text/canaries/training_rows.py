@@ -15,7 +15,10 @@ from kernelmem.text.documents import Documents
 Row: TypeAlias = tuple[np.ndarray, np.ndarray]
 """Token ids (T,), and True for the tokens that are targets with a weight above 0 (T,)."""
 
-HINT = "pass each batch as ids, as (ids, labels) or (ids, labels, weights), or as a dict with input_ids and labels"
+HINT = (
+    "pass each batch as ids, as (ids, labels) or (ids, labels, weights), or as a dict with input_ids and labels; record"
+    " km.text.document_batch(documents), which has labels"
+)
 
 
 def rows_of_batches(batches: object, ignored: int) -> Iterator[Row]:
@@ -28,7 +31,9 @@ def rows_of_batches(batches: object, ignored: int) -> Iterator[Row]:
         batches = list(batches.ids)
     if isinstance(batches, str | bytes | Mapping | Tensor | np.ndarray) or not isinstance(batches, Iterable):
         raise InputError(
-            f"batches={describe(batches)}", expected="the batches of an epoch, a recorded run, or rows of ids", hint=HINT
+            f"batches={describe(batches)}",
+            expected="the batches of an epoch, a recorded run, or rows of ids",
+            hint=HINT,
         )
     for number, batch in enumerate(batches):
         yield from rows_of_batch(batch, ignored, f"batches[{number}]")
@@ -49,12 +54,13 @@ def rows_of_batch(batch: object, ignored: int, name: str) -> Iterator[Row]:
         ids, labels, weights = (*batch, None)[:3]
     else:
         ids = batch
-    if labels is None and isinstance(ids, list | tuple) and len(ids) and not isinstance(ids[0], int):
+    is_ragged = isinstance(ids, list | tuple) and len(ids) > 0 and not isinstance(ids[0], int | np.integer)
+    if is_ragged and labels is None and mask is None:
         for row in as_list(ids, name):
-            yield from _rows(_as_array(row, name), None, None, None, ignored, name)
+            yield from _rows(_as_array(row, name), None, None, None, name=name, ignored=ignored)
         return
-    arrays = [None if value is None else _as_array(value, name) for value in (labels, weights, mask)]
-    yield from _rows(_as_array(ids, name), *arrays, ignored, name)
+    labels, weights, mask = (None if value is None else _as_array(value, name) for value in (labels, weights, mask))
+    yield from _rows(_as_array(ids, name), labels, weights, mask, name=name, ignored=ignored)
 
 
 def _rows(
@@ -62,26 +68,35 @@ def _rows(
     labels: np.ndarray | None,
     weights: np.ndarray | None,
     mask: np.ndarray | None,
-    ignored: int,
+    *,
     name: str,
+    ignored: int,
 ) -> Iterator[Row]:
-    """Iterate over the rows of ids (T,) or (B, T), with labels and masks of the same shape, weights also (B,)."""
+    """Iterate over the rows of ids (T,) or (B, T), with labels and masks of the same shape, weights also (B,).
+
+    Raises:
+        InputError: other shapes, or ids that are not whole numbers >= 0.
+    """
+    shapes = ", ".join(str(value.shape) for value in (ids, labels, mask) if value is not None)
     ids = np.atleast_2d(ids)
+    labels, mask = (None if value is None else np.atleast_2d(value) for value in (labels, mask))
     is_ids = ids.ndim == 2 and ids.dtype.kind in "iu" and (not ids.size or int(ids.min()) >= 0)
-    given = [None if value is None else np.atleast_2d(value) for value in (labels, mask)]
-    if not is_ids or any(value is not None and value.shape != ids.shape for value in given):
-        shapes = ", ".join(str(np.shape(value)) for value in (ids, labels, mask) if value is not None)
+    if not is_ids or any(value is not None and value.shape != ids.shape for value in (labels, mask)):
         raise InputError(
             f"{name} with arrays of shapes {shapes}, ids of dtype {ids.dtype}",
             expected="whole token ids >= 0 of shape (B, T), and labels and attention_mask of the same shape",
             hint=HINT,
         )
-    targets, sequences = _targets(ids, given[0], ignored, name)
+    targets, sequences = _targets(ids, labels, ignored, name)
+    is_shifted = sequences.shape != ids.shape
+    is_token = np.ones(sequences.shape, dtype=bool)
+    if is_shifted:
+        is_token[:, -1] = targets[:, -1]  # without a label the last token is not known
     if weights is not None:
-        targets = targets & _positive(weights, ids.shape, sequences is not ids, name)
-    for row, target, real in zip(sequences, targets, ids == ids if given[1] is None else given[1] != 0, strict=True):
-        if sequences is not ids:
-            real = np.append(real, True)
+        targets = targets & _positive(weights, ids.shape, is_shifted, name)
+    if mask is not None:
+        is_token[:, : ids.shape[1]] = mask != 0
+    for row, target, real in zip(sequences, targets, is_token, strict=True):
         yield row[real].astype(np.int64), target[real]
 
 
@@ -100,9 +115,11 @@ def _targets(ids: np.ndarray, labels: np.ndarray | None, ignored: int, name: str
         targets = used.copy()
         targets[:, 0] = False
         return targets, ids
-    if bool((labels[:, :-1] == ids[:, 1:])[used[:, :-1]].all()):
-        last = np.where(used[:, -1], labels[:, -1], 0)[:, None]
-        sequences = np.concatenate([ids, last], axis=1)
+    # The last label of a row may be followed by padding in the ids
+    is_last = used & (np.cumsum(used[:, ::-1], axis=1)[:, ::-1] == 1)
+    if bool((labels[:, :-1] == ids[:, 1:])[(used & ~is_last)[:, :-1]].all()):
+        following = np.concatenate([ids[:, 1:], np.zeros_like(ids[:, :1])], axis=1)
+        sequences = np.concatenate([ids[:, :1], np.where(is_last, labels, following)], axis=1)
         return np.concatenate([np.zeros((len(ids), 1), dtype=bool), used], axis=1), sequences
     raise InputError(
         f"{name} with labels that are neither its ids nor the next ids",
@@ -117,7 +134,7 @@ def _positive(weights: np.ndarray, shape: tuple[int, ...], shifted: bool, name: 
     Raises:
         InputError: weights of another shape.
     """
-    if weights.shape == shape[:1] and shape[0] != 1 or weights.shape == (1,):
+    if (weights.shape == shape[:1] and shape[0] != 1) or weights.shape == (1,):
         return (weights != 0)[:, None]
     weights = np.atleast_2d(weights)
     if weights.shape != shape:
