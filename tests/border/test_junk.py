@@ -26,6 +26,7 @@ from tests.border import (
     calls_runs,
     calls_shadows,
     calls_text,
+    calls_text_canaries,
 )
 from tests.border.driver import Call, run_call, targets_of
 from tests.profiles import examples
@@ -41,6 +42,7 @@ TABLES = (
     calls_memorization,
     calls_shadows,
     calls_text,
+    calls_text_canaries,
 )
 CALLS: dict[str, Call] = {name: call for table in TABLES for name, call in table.CALLS.items()}
 CALLS_PER_EXAMPLE = 36  # of a function whose calls take less than a millisecond

@@ -147,7 +147,8 @@ class Canaries(Result):
             values = check_json(load_json(read_bytes(path), finite=True))
             if values.pop("file", None) != f"{WRITER} {cls._file_format()}":
                 raise ValueError("another format")
-            tensors = {name: torch.tensor(values.pop(name), dtype=torch.int64) for name in _TENSORS}
+            lists = {name: decode(values.pop(name), annotation, name) for name, annotation in _TENSORS.items()}
+            tensors = {name: torch.tensor(value, dtype=torch.int64) for name, value in lists.items()}
             references = {name: {"tensor": name} for name in _TENSORS}
             design = decode({**values, **references}, cls, cls.__name__, tensors)
             check_consistent(design)
@@ -188,7 +189,7 @@ class Canaries(Result):
         )
 
 
-_TENSORS = ("tokens", "secrets", "inserted", "repetitions")
+_TENSORS = {"secrets": list[list[list[int]]], **dict.fromkeys(("tokens", "inserted", "repetitions"), list[int])}
 
 
 def canaries(

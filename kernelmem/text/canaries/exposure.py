@@ -255,8 +255,7 @@ def exposure(
         n_candidates=R,
         samples=m if is_sampled else 0,
         tiers=tuple(
-            _tier(int(k), bits[copies == k], ranks.exact[copies == k], maximum, null, level)
-            for k in copies.unique()
+            _tier(int(k), bits[copies == k], ranks.exact[copies == k], maximum, null, level) for k in copies.unique()
         ),
         level=level,
     )

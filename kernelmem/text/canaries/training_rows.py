@@ -81,10 +81,11 @@ def _rows(
     ids = np.atleast_2d(ids)
     labels, mask = (None if value is None else np.atleast_2d(value) for value in (labels, mask))
     is_ids = ids.ndim == 2 and ids.dtype.kind in "iu" and (not ids.size or int(ids.min()) >= 0)
+    is_ids &= labels is None or labels.dtype.kind in "iu"
     if not is_ids or any(value is not None and value.shape != ids.shape for value in (labels, mask)):
         raise InputError(
             f"{name} with arrays of shapes {shapes}, ids of dtype {ids.dtype}",
-            expected="whole token ids >= 0 of shape (B, T), and labels and attention_mask of the same shape",
+            expected="whole token ids >= 0 of shape (B, T), and whole labels and an attention_mask of the same shape",
             hint=HINT,
         )
     targets, sequences = _targets(ids, labels, ignored, name)

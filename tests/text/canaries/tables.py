@@ -7,6 +7,8 @@ from kernelmem.text import causal_lm
 
 CHARACTERS = "\n .,:abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
+N_CHARACTERS = len(CHARACTERS)
+
 
 def encode(text):
     return [CHARACTERS.index(c) for c in text]
@@ -15,7 +17,7 @@ def encode(text):
 class Table(nn.Module):
     """Logits of the next token: a random table of the last two tokens."""
 
-    def __init__(self, vocabulary=len(CHARACTERS), *, scale=1.0, seed=0, dtype=torch.float64):
+    def __init__(self, vocabulary=N_CHARACTERS, *, scale=1.0, seed=0, dtype=torch.float64):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         table = scale * torch.randn(vocabulary, vocabulary, vocabulary, generator=generator, dtype=torch.float64)
@@ -39,7 +41,7 @@ class Memory(nn.Module):
                 self.next[tuple(ids[:end].tolist())] = int(ids[end])
 
     def forward(self, ids):
-        logits = torch.zeros(*ids.shape, len(CHARACTERS), dtype=torch.float64) + 0 * self.weight
+        logits = torch.zeros(*ids.shape, N_CHARACTERS, dtype=torch.float64) + 0 * self.weight
         for row, tokens in enumerate(ids.tolist()):
             for end in range(1, len(tokens) + 1):
                 following = self.next.get(tuple(tokens[:end]))

@@ -1,5 +1,7 @@
 """Coverage of canaries: complete data in every form, and an error that names the canary for whatever is lost."""
 
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given
@@ -47,7 +49,7 @@ FORMS = {
     "next tokens": lambda rows: [shifted(rows[:5]), shifted(rows[5:])],
     "weights": lambda rows: [shifted(rows, weights=True)],
     "arrays": lambda rows: (padded([row]).numpy() for row in rows),
-    "packed": lambda rows: [sum(rows, [])],
+    "packed": lambda rows: [list(chain.from_iterable(rows))],
 }
 
 
@@ -202,7 +204,7 @@ def test_a_recorded_run_is_covered_by_its_tape(tmp_path):
 def test_results_are_saved_and_tabulated(tmp_path):
     found = coverage(DESIGN, IDS)
     assert str(TextCoverage.load(found.save(tmp_path / "coverage"))) == str(found)
-    assert found.to_frame()["copies"].tolist() == sum(PLANNED, [])
+    assert found.to_frame()["copies"].tolist() == list(chain.from_iterable(PLANNED))
 
 
 @pytest.mark.parametrize(

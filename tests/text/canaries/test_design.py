@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
 import kernelmem as km
+from kernelmem.core.hashed_files import hashed_json
 from kernelmem.text.canaries import Canaries, canaries
+from tests.damaged_files import damaged_bytes, damaged_json
 from tests.profiles import examples
 from tests.text.canaries.tables import encode
 
@@ -148,6 +150,28 @@ def test_a_saved_design_is_json_with_a_hash(tmp_path):
         Canaries.load(path)
     with pytest.raises(km.FileCorruptError):
         Canaries.load(tmp_path / "missing.json")
+
+
+@examples(3)
+@given(st.data())
+def test_damaged_files_are_refused_or_read_as_designs(tmp_path_factory, data):
+    """Altered bytes, and altered values with a valid hash."""
+    path = canaries(2, encode, length=2, tiers=(1, 3)).save(tmp_path_factory.mktemp("design") / "canaries.json")
+    values = {name: value for name, value in json.loads(path.read_text()).items() if "sha256" not in name}
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    else:
+        damaged = data.draw(damaged_json(values))
+        try:
+            path.write_text(hashed_json(damaged) if isinstance(damaged, dict) else json.dumps(damaged))
+        except (ValueError, UnicodeEncodeError):  # NaN or text that no file holds
+            return
+    try:
+        loaded = Canaries.load(path)
+    except km.FileCorruptError:
+        return
+    assert len(loaded.texts) == len(loaded) == len(loaded.to_frame()) / 2
+    assert all(len(loaded.ids(i, k)) > loaded.length for i in range(len(loaded)) for k in (0, 1))
 
 
 def test_the_summary_states_the_bits():

@@ -16,9 +16,7 @@ from kernelmem.text.canaries import canaries, exposure
 from kernelmem.text.canaries.null import rank_moments, refined_moments
 from kernelmem.text.canaries.search import SLACK, Candidates, exact_ranks
 from tests.profiles import examples
-from tests.text.canaries.tables import CHARACTERS, Table, encode, memory_lm, table_lm
-
-N_CHARACTERS = len(CHARACTERS)
+from tests.text.canaries.tables import N_CHARACTERS, Table, encode, memory_lm, table_lm
 
 
 def enumerated_log_probs(lm, head, tokens, length):

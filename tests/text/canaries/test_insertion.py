@@ -11,7 +11,11 @@ from kernelmem.text.canaries import canaries
 from tests.profiles import examples
 from tests.text.canaries.tables import CHARACTERS, encode
 
-DOCUMENTS = ["the quick brown fox jumps over the lazy dog, and runs away.", "one two three four five six seven eight", ""]
+DOCUMENTS = [
+    "the quick brown fox jumps over the lazy dog, and runs away.",
+    "one two three four five six seven eight",
+    "",
+]
 
 
 def decode(ids):
