@@ -33,7 +33,8 @@ def causal_lm(
 
     Hugging Face models and PEFT adapters are recognized by their interface. The weights are copied: training the model
     afterwards does not change the result. The copy computes in eval mode, in float64 if the model has float64 weights,
-    otherwise in float32 (also for weights in half precision).
+    otherwise in float32 (also for weights in half precision). Some models compute parts in float32 always: Mamba rounds its
+    logits to it.
 
     Args:
         model: the module. Its output may have the logits as ``.logits``, under the key "logits", or first in a tuple.
