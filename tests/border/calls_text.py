@@ -28,7 +28,58 @@ def extraction_arguments() -> dict[str, object]:
     }
 
 
+def language_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
+
+
+def eval_document_loss(model: object, batch: object) -> object:
+    """The loss in eval mode: in training mode dropout draws random numbers, as it should."""
+    return text.document_loss(model.eval() if isinstance(model, nn.Module) else model, batch)
+
+
+PADDED = torch.tensor([[0, 1, 2], [3, 0, 0]])
+
 CALLS = {
+    "as_documents": Call(text.as_documents, lambda: {"value": PADDED.clone(), "lengths": [3, 1]}),
+    "as_documents(dict)": Call(
+        lambda input_ids, attention_mask: text.as_documents({"input_ids": input_ids, "attention_mask": attention_mask}),
+        lambda: {"input_ids": PADDED.clone(), "attention_mask": [[1, 1, 1], [1, 0, 0]]},
+    ),
+    "causal_lm": Call(
+        text.causal_lm,
+        lambda: {"model": language_model(), "forward": lambda model, ids: model(ids), "bos": 1, "adapter": None},
+        examples=0.3,
+    ),
+    "CausalLM.log_probs": Call(
+        lambda documents, dtype, memory: list(LM.log_probs(documents, dtype=dtype, memory=memory)),
+        lambda: {"documents": [[0, 1, 2], [3], []], "dtype": torch.float64, "memory": "1MiB"},
+    ),
+    "CausalLM.next_log_probs": Call(
+        LM.next_log_probs, lambda: {"prefixes": [[0, 1, 2], [3], []], "dtype": None, "memory": "1MiB"}
+    ),
+    "token_losses": Call(
+        text.token_losses,
+        lambda: {
+            "lm": LM,
+            "documents": [torch.tensor([0, 1, 2]), torch.tensor([3])],
+            "targets": [torch.tensor([True, False, True]), [3]],
+            "window": 2,
+            "stride": 1,
+            "dtype": torch.float32,
+            "memory": "1MiB",
+            "progress": False,
+        },
+    ),
+    "token_losses(...).per_byte": Call(text.token_losses(LM, [[0, 1], [2]]).per_byte, lambda: {"texts": ["ab", b"c"]}),
+    "document_loss": Call(
+        eval_document_loss,
+        lambda: {"model": language_model(), "batch": {"input_ids": PADDED.clone(), "labels": PADDED.clone()}},
+        changes=frozenset({"model"}),
+    ),
+    "document_batch": Call(
+        text.document_batch, lambda: {"documents": [[0, 1], [2]], "bos": 3, "targets": [[True, False], [True]]}
+    ),
     "suffix_array": Call(text.suffix_array, lambda: {"texts": list(TEXTS), "memory": "1GiB"}),
     "suffix_array(ids).count": Call(
         lambda texts, spans: text.suffix_array(texts).count(spans),

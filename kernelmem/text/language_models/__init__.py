@@ -7,6 +7,7 @@
 """
 
 from kernelmem.text.language_models.calls import LogitsFunction as LogitsFunction
+from kernelmem.text.language_models.calls import failure as failure
 from kernelmem.text.language_models.calls import model_logits as model_logits
 from kernelmem.text.language_models.causal_lm import CausalLM as CausalLM
 from kernelmem.text.language_models.causal_lm import causal_lm as causal_lm

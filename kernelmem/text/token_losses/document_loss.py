@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from kernelmem.core import InputError
 from kernelmem.core.checks import as_count, check_model
+from kernelmem.core.models.torch_func import is_transformed
 from kernelmem.text.documents import as_documents
-from kernelmem.text.language_models import model_logits
+from kernelmem.text.language_models import failure, model_logits
 from kernelmem.text.token_losses.targets import IGNORED, as_targets
 
 HINT = "pass km.text.document_batch(documents)"
@@ -29,7 +30,7 @@ def document_loss(model: nn.Module, batch: Rows) -> Tensor:
             ids at tokens with loss and -100 at others (not shifted).
 
     Raises:
-        InputError: not such a batch. UnsupportedModelError: the output of the model has no logits (n, T, V).
+        InputError: not such a batch. UnsupportedModelError: the model fails, or its output has no logits (n, T, V).
 
     >>> model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4))
     >>> _ = [nn.init.zeros_(p) for p in model.parameters()]
@@ -47,7 +48,13 @@ def document_loss(model: nn.Module, batch: Rows) -> Tensor:
         shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in tensors.items())
         raise InputError(f"a batch of {shapes}", expected="one shape (n, T)", hint=HINT)
     labels = tensors.get("labels", ids)[:, 1:]
-    log_probs = model_logits(model, ids, tensors.get("attention_mask"))[:, :-1].log_softmax(2)
+    try:
+        logits = model_logits(model, ids, tensors.get("attention_mask"))
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if any(is_transformed(parameter) for parameter in [ids, *model.parameters()]):
+            raise  # vmap and others have no rule for some operation, which their callers handle
+        raise failure(error, type(model).__name__, tuple(ids.shape)) from error
+    log_probs = logits[:, :-1].log_softmax(2)
     losses = -log_probs.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
     return torch.where(labels == IGNORED, 0.0, losses).sum(1, keepdim=True)
 
