@@ -40,7 +40,8 @@ class Account(Result):
             estimate, not a code, since each row uses all others. None if not ``estimable``.
         network: bits of the labels once the network is known. An estimate too, because its floor is the left-out prediction.
         noise_rate: share of wrong labels, if all wrong labels are equally likely, estimated without flags; None if not
-            ``estimable``.
+            ``estimable``. Labels of overlapping classes are uncertain without being wrong: where a network has memorized
+            them, their bits are memorized, but not noise.
         noise_rate_error: standard error of ``noise_rate``, as the rate of a population that the labels are drawn from.
             ± 1.96 errors covered the rate in 91 to 98 % of simulations (87 % with eight wrong labels), and in 88 to 97 % of
             samples of 300 digits, whose left-out predictions depend on each other.

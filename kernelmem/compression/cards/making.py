@@ -55,7 +55,7 @@ def card(
         name: name of the data set, kept in the file.
         seed: seed of the initial weights, the directions and the batches. Seeds above 0 cost one or more bytes.
         options: size of the network and training; None: ``CardOptions()``.
-        progress: called with (steps done, steps).
+        progress: called with (steps and numbers tried, all), the second part of them in sweeps, which may end early.
 
     Returns:
         Card: the code with its parts, its labels (decoded from the code), comparison and certificates.

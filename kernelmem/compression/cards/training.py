@@ -34,6 +34,8 @@ def train(
     forward = _Forward(architecture, z)
     generator = torch.Generator().manual_seed(seed_sequence(architecture.seed, ["card training"])["card training"])
     targets, n, d = torch.from_numpy(labels), len(labels), architecture.dimensions
+    sweeps = min(options.sweeps, int(MAX_SWEEP_OPERATIONS / (4.0 * d * n * architecture.n_weights)))
+    n_units = options.steps + sweeps * d
     q, mean, square = torch.zeros(3, d, dtype=torch.float32).unbind()
     for step in range(options.steps):
         rows = torch.randint(0, n, (min(n, options.batch_size),), generator=generator)
@@ -49,23 +51,30 @@ def train(
         first, second = (1 - beta ** (step + 1) for beta in BETAS)
         rate = options.lr * (0.52 + 0.5 * math.cos(math.pi * step / options.steps))
         q = q.detach() - rate * (mean / first) / ((square / second).sqrt() + 1e-8)
-        report(step + 1, options.steps)
+        report(step + 1, n_units)
     rounded = q.detach().round().clamp(-LARGEST_NUMBER, LARGEST_NUMBER)
-    operations_per_sweep = 4.0 * d * n * architecture.n_weights
-    sweeps = min(options.sweeps, int(MAX_SWEEP_OPERATIONS / operations_per_sweep))
-    return _refine(forward, rounded, targets, sweeps, generator).numpy().astype(np.int64)
+    refined = _refine(forward, rounded, targets, sweeps, generator, lambda done: report(options.steps + done, n_units))
+    return refined.numpy().astype(np.int64)
 
 
-def _refine(forward: "_Forward", q: Tensor, targets: Tensor, sweeps: int, generator: torch.Generator) -> Tensor:
-    """Return q with numbers changed by ±1 wherever that shortens the code, in random order."""
+def _refine(
+    forward: "_Forward",
+    q: Tensor,
+    targets: Tensor,
+    sweeps: int,
+    generator: torch.Generator,
+    report: Callable[[int], object],
+) -> Tensor:
+    """Return q with numbers changed by ±1 wherever that shortens the code, in random order; report the numbers tried."""
 
     def length(numbers: Tensor) -> float:
         return _laplace_bits(numbers) + float(F.cross_entropy(forward(numbers), targets, reduction="sum")) / math.log(2)
 
     shortest = length(q)
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         before = shortest
-        for i in torch.randperm(len(q), generator=generator).tolist():
+        for place, i in enumerate(torch.randperm(len(q), generator=generator).tolist()):
+            report(sweep * len(q) + place)
             for change in (-1.0, 1.0):
                 candidate = q.clone()
                 candidate[i] += change
@@ -74,6 +83,8 @@ def _refine(forward: "_Forward", q: Tensor, targets: Tensor, sweeps: int, genera
                     break
         if shortest == before:
             break
+    if sweeps:
+        report(sweeps * len(q))
     return q
 
 

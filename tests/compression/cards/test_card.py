@@ -211,3 +211,14 @@ def test_labels_decode_in_another_process_with_another_number_of_threads(tmp_pat
     )
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(rows()[1].tolist())
+
+
+@pytest.mark.parametrize("sweeps", [0, 3])
+def test_progress_includes_the_sweeps_and_ends(sweeps):
+    calls = []
+    options = CardOptions(width=4, dimensions=5, steps=7, sweeps=sweeps)
+    card(rows(), n_classes=3, options=options, progress=lambda *counts: calls.append(counts))
+    done, totals = zip(*calls, strict=True)
+    assert set(totals) == {7 + 5 * sweeps}
+    assert list(done) == sorted(done)
+    assert done[-1] == totals[-1]
