@@ -141,7 +141,7 @@ def read_result(path: str | Path, file_format: str) -> Iterator[tuple[dict[str, 
         raise FileCorruptError(
             f"file {path}, read as {WRITER} {file_format} ({reason(error)})",
             expected="a file written by .save",
-            hint="compute the result and save it again",
+            hint="check the path" if isinstance(error, FileNotFoundError) else "compute the result and save it again",
         ) from error
 
 

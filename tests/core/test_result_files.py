@@ -128,8 +128,8 @@ def test_a_truncated_file_is_refused(tmp_path, length):
 
 def test_a_missing_file_another_kind_and_other_fields_are_refused(tmp_path):
     path = thing().save(tmp_path / "thing.safetensors")
-    for wrong in (tmp_path / "none", tmp_path):
-        with pytest.raises(FileCorruptError):
+    for wrong, hint in ((tmp_path / "none", "check the path"), (tmp_path, "save it again")):
+        with pytest.raises(FileCorruptError, match=hint):
             Thing.load(wrong)
     with pytest.raises(FileCorruptError, match="format kernelmem Thing 1, not kernelmem Other 1"):
         Other.load(path)
