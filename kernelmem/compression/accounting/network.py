@@ -102,4 +102,4 @@ def class_logits(model: nn.Module, rows: Rows, forward: Forward, name: str) -> T
             for start in range(0, rows.n, ROWS_PER_PASS)
             for stop in (min(start + ROWS_PER_PASS, rows.n),)
         ]
-    return check_finite(torch.cat(batches).cpu(), f"the outputs of {name}")
+    return check_finite(torch.cat(batches).detach().cpu(), f"the outputs of {name}")

@@ -268,6 +268,20 @@ def test_classes_without_labels_and_few_rows():
     assert km.account(nn.Linear(4, 5), (x[:2], [0, 3])).uniform == pytest.approx(2 * math.log2(5))
 
 
+def test_a_network_whose_outputs_are_its_parameters():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.outputs = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+        def forward(self, x):
+            return self.outputs.expand(len(x), 2)
+
+    x = torch.linspace(-1, 1, 30)[:, None]
+    result = km.account(Constant(), (x, (x[:, 0] > 0).long()), reference="rbf")
+    assert result.memorized == pytest.approx(-1, abs=0.1)
+
+
 def test_held_out_probabilities(trained):
     x, cases = trained
     y, network = cases[0.2]
