@@ -55,6 +55,9 @@ def test_noise_is_memorized_bit_for_bit(accounts):
     assert abs(noisy.noise_rate - 0.2) < 3 * noisy.noise_rate_error
     assert clean.noise_rate < 0.01
     assert noisy.noise == pytest.approx(N * noise_entropy(noisy.noise_rate, 10))
+    slope = math.log2(9 * (1 - noisy.noise_rate) / noisy.noise_rate)  # dH / dr
+    assert noisy.noise_error == pytest.approx(N * slope * noisy.noise_rate_error, rel=0.05)
+    assert float((noisy.predicted == clean.labels).double().mean()) > 0.8
     assert clean.network < 8
     assert noisy.network < 12
     assert noisy.online > noisy.left_out

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelmem.compression.accounting.calibration import MAX_FLOOR, MIN_FLOOR, left_out_bits, noise_entropy
+from kernelmem.compression.accounting.calibration import MAX_FLOOR, MIN_FLOOR, _rate_error, left_out_bits, noise_entropy
 from kernelmem.compression.accounting.network_bits import bits_given, network_bits
 from tests.profiles import examples
 from tests.tolerances import summing
@@ -139,6 +139,23 @@ def test_the_standard_error_of_the_noise_rate_covers():
     share, bias = coverage(300, 10, 0.1, 30)
     assert share >= 0.76  # 30 trials at .95: below .76 with probability 1e-4
     assert abs(bias) < 4 / math.sqrt(30)
+
+
+@pytest.mark.parametrize(("C", "rate"), [(2, 0.3), (5, 0.1), (10, 0.02)])
+def test_the_standard_error_of_the_noise_rate_is_that_of_the_expected_information(C, rate):
+    outputs, h = 3 * normal(0, 200, C), 1e-5
+
+    def probabilities(r, log_temperature):
+        s = (outputs / math.exp(log_temperature)).softmax(1)
+        return s * (1 - r) + (1 - s) * r / (C - 1)
+
+    at = (rate, math.log(0.7))
+    by_rate = (probabilities(at[0] + h, at[1]) - probabilities(at[0] - h, at[1])) / (2 * h)
+    by_temperature = (probabilities(at[0], at[1] + h) - probabilities(at[0], at[1] - h)) / (2 * h)
+    gradients = torch.stack([by_rate, by_temperature])
+    information = torch.einsum("anc,bnc->ab", gradients / probabilities(*at), gradients)
+    expected = float(information.inverse()[0, 0]) ** 0.5
+    assert _rate_error(outputs, 0.7, rate) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.soak

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kernelmem.compression.cards.inputs import FRACTION_BITS, input_grid, input_sha256
+from kernelmem.compression.cards.inputs import FRACTION_BITS, InputGrid, input_grid, input_sha256
 
 ROWS = hnp.arrays(
     np.float64,
@@ -52,6 +52,14 @@ def test_outliers_are_clipped_and_constants_are_zero():
     x[0, 0] = 1e12
     assert input_grid(x).apply(x)[0, 0] == 8 << FRACTION_BITS
     assert not input_grid(np.full((5, 2), 7.0)).apply(np.full((5, 2), 7.0)).any()
+
+
+def test_the_code_of_a_grid_is_a_prefix_code_and_pays_for_every_feature():
+    values = np.arange(-3000, 3001)
+    grids = [InputGrid(np.array([0]), np.array([value])) for value in values]
+    assert sum(2.0**-grid.bits for grid in grids) <= 2.0**-13  # a bit for the kind, 12 for the exponent
+    one, two = InputGrid(np.array([3]), np.array([-5])), InputGrid(np.array([3, 3]), np.array([-5, -5]))
+    assert two.bits - 1 == 2 * (one.bits - 1)
 
 
 def test_hash_of_rows():

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.compression import KernelPredictor, OnlineCode, OnlineOptions, lengths_over_orders, online_code
+from kernelmem.compression.coder import frequencies, margin
+from kernelmem.compression.online.stream import row_order
 from kernelmem.statistics import clopper_pearson
 from tests.damaged_files import damaged_bytes
 from tests.profiles import examples
@@ -250,3 +252,13 @@ numpy.save({str(tmp_path / "y.npy")!r}, km.OnlineCode.decode(data, kernel).numpy
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     assert np.array_equal(np.load(tmp_path / "y.npy"), y)
+
+
+def test_the_tolerance_is_the_change_of_probabilities_that_no_frequency_notices():
+    kernel, y = draw(40, 4)
+    code = online_code(kernel, y)
+    order, shift = row_order(40, 0), int(code.stream[0]) / 128
+    q = KernelPredictor(lambda x: kernel[order][:, order], 4)(None, y[order])
+    assert code.tolerance == pytest.approx(margin(q, shift) / 2**16, rel=1e-3)
+    moved = q + 0.99 * code.tolerance * np.random.default_rng(0).choice([-1, 1], q.shape)
+    assert np.array_equal(frequencies(moved, shift), frequencies(q, shift))
