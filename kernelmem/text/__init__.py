@@ -5,7 +5,8 @@
 - ``token_losses``: losses of tokens, and the loss of documents for kernels and ledgers;
 - ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models;
 - ``extraction``: which documents a model emits after their beginning, with controls;
-- ``canaries``: random secrets inserted by coins, proof that they were trained on, exposure, paired tests.
+- ``canaries``: random secrets inserted by coins, proof that they were trained on, exposure, paired tests;
+- ``membership``: which documents a model was trained on, with gates.
 """
 
 from kernelmem.text.canaries import Canaries as Canaries
@@ -26,6 +27,8 @@ from kernelmem.text.extraction import extraction as extraction
 from kernelmem.text.extraction import log10_queries as log10_queries
 from kernelmem.text.language_models import CausalLM as CausalLM
 from kernelmem.text.language_models import causal_lm as causal_lm
+from kernelmem.text.membership import TextMembership as TextMembership
+from kernelmem.text.membership import text_membership as text_membership
 from kernelmem.text.overlap import Duplicates as Duplicates
 from kernelmem.text.overlap import NearDuplicates as NearDuplicates
 from kernelmem.text.overlap import NgramModel as NgramModel

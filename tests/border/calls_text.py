@@ -40,6 +40,22 @@ def eval_document_loss(model: object, batch: object) -> object:
 
 PADDED = torch.tensor([[0, 1, 2], [3, 0, 0]])
 
+
+def membership_arguments() -> dict[str, object]:
+    return {
+        "lm": LM,
+        "members": [[1 + i % 3, 1 + i // 3 % 3, 1] for i in range(20)],
+        "unseen": [[1 + i % 3, 2, 1 + i // 3 % 3] for i in range(20)],
+        "reference": LM,
+        "scores": ["loss", "min_k", "reference"],
+        "k": 0.5,
+        "texts": (["abc"] * 20, ["abd"] * 20),
+        "level": 0.9,
+        "seed": 0,
+        "memory": "1GiB",
+    }
+
+
 CALLS = {
     "as_documents": Call(text.as_documents, lambda: {"value": PADDED.clone(), "lengths": [3, 1]}),
     "as_documents(dict)": Call(
@@ -111,4 +127,5 @@ CALLS = {
     ),
     "emission_probability": Call(text.emission_probability, lambda: {"log_p": LOG_P, "n": 10}),
     "log10_queries": Call(text.log10_queries, lambda: {"log_p": LOG_P, "p": 0.5}),
+    "text_membership": Call(text.text_membership, membership_arguments, examples=0.1),
 }

@@ -176,18 +176,24 @@ class Extraction(Result):
 
     def __str__(self) -> str:
         """Return rates, their controls, classes, and what was not counted."""
-        contexts = "the prefix alone" if self.n_contexts == 1 else f"any of {self.n_contexts} contexts"
+        contexts = "" if self.n_contexts == 1 else f", in any of {self.n_contexts} contexts"
         lines = [
-            f"extraction of {self.suffix} tokens after {self.prefix} in {contexts}: {len(self.windows.document):,} windows of"
-            f" {self.n_documents:,} documents",
+            f"extraction of {self.suffix} tokens after a prefix of {self.prefix}{contexts}: {len(self.windows.document):,}"
+            f" windows of {self.n_documents:,} documents",
             f"  greedy   {self._line('greedy')}",
             f"  sampled  {self._line('sampled')}",
             f"           (P >= {self.sampling.p:g} in {self.sampling.n:,.0f} samples, {self.sampling})",
         ]
         counts = torch.bincount(self.classes(), minlength=len(CLASSES)).tolist()
         kinds = ", ".join(f"{count:,} {name}" for name, count in zip(CLASSES[1:], counts[1:], strict=True))
-        control = f"reference: {self.reference_name}" if self.reference is not None else "no reference: none is found"
-        lines.append(f"  windows by greedy decoding: {kinds} (>= {RECITED} copies; {control})")
+        lines.append(f"  windows by greedy decoding: {kinds}")
+        if self.reference is None:
+            lines.append("  no reference, so that none is known to be reconstructed")
+        else:
+            both = int((self.extracted() & self._extracted(self.reference, "greedy")).sum())
+            lines.append(
+                f"  {both:,} of these {sum(counts[1:]):,} are emitted by the reference too: {self.reference_name}"
+            )
         ties = int(self.windows.tie.sum())
         lines += [f"  {ties:,} windows depend on rounding (margin below {TIE:g} nats)"] if ties else []
         short = self.n_short + self.n_short_unseen
