@@ -131,7 +131,9 @@ def online_certificate(
 
     The bound is the smallest of (1 − exp(−(λ M + ln(J / δ)) / n)) / (1 − e^{−λ}) over J values of λ, spaced evenly in ln λ from
     0.1 to 10 (an exponential martingale, and Jensen's inequality). A predictor drawn at random from the n has this error rate.
-    No row is held out, and no code length enters.
+    No row is held out, and no code length enters. Predictors may depend on the rows before theirs only; that of an online
+    code depends on the others as far as its kernel is divided by the mean diagonal entry of all rows, unless all entries
+    are equal.
 
     Args:
         mistakes: number M of rows on which the most probable label, given the rows before, was wrong; or an online code.

@@ -49,7 +49,8 @@ def card(
 
     Args:
         train: rows (n, ...) and labels (n,). Labels are class indices.
-        test: rows and labels on which the network is tested, for a certificate. They do not influence the code.
+        test: rows and labels on which the network is tested, for a certificate. They do not influence the code, except for
+            the number of classes if ``n_classes`` is None.
         n_classes: number C of classes, 2 to 2,048; None: the largest label plus one.
         class_names: C names, kept in the file; None: none.
         name: name of the data set, kept in the file.

@@ -50,6 +50,17 @@ def test_large_weights_are_not_exact():
     assert not replace(network, first=network.first * 2.0**40).is_exact
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_largest_sums_of_an_exact_network_are_below_2_53(place):
+    """One hidden unit, whose input or bias has the largest value: 2^11 for inputs, 2^8 for the bias."""
+    first, second = np.zeros((2, 1)), np.array([[2.0**20], [0.0]])
+    first[place] = 2.0**21
+    network = Network(first, second, 0)
+    assert replace(network, second=second * 2).is_exact is False  # 2^11 2^21 2^21
+    assert place == 1 or float(network.logits(np.array([[2.0**11]]))[0, 0]) == 2.0**52
+    assert network.is_exact
+
+
 def test_random_numbers_are_balanced_and_depend_on_the_seed():
     architecture = Architecture(64, 64, 10, 20, 7)
     signs = architecture.signs().astype(float)
