@@ -18,7 +18,7 @@ from kernelmem.text.language_models.calls import LogitsFunction, check_logits, f
 from kernelmem.text.language_models.probes import check_causal, probe_ids
 
 MAX_TOKENS = 2**14  # per batch: larger ones are not faster
-COPIES = 4  # float64 arrays (n, T, V) that an analysis of a batch holds at a time
+COPIES = 8  # float64 arrays (n, T, V) that an analysis of a batch holds at a time
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")  # names in configurations of Hugging Face
 
 

@@ -12,7 +12,7 @@ from kernelmem.text.documents import as_documents, check_vocabulary
 from kernelmem.text.language_models import CausalLM
 from kernelmem.text.token_losses.result import TokenLosses
 from kernelmem.text.token_losses.targets import as_targets
-from kernelmem.text.token_losses.windows import Pass, as_window, passes_of
+from kernelmem.text.token_losses.windows import as_window, passes_of
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps  # of log p, relative: a smaller sigma is zero
 
@@ -68,24 +68,30 @@ def token_losses(
     lm.check_inputs(inputs, "documents", memory)
     report, done = as_progress(progress, "token losses", "pass"), 0
 
-    columns = [torch.zeros(len(ids), 4, dtype=torch.float64) for ids in documents]
+    starts = documents.lengths.cumsum(0) - documents.lengths  # places of the first tokens in the concatenated documents
+    ids = torch.cat(documents.ids)
+    columns = torch.zeros(len(ids), 4, dtype=torch.float64)
     for numbers, log_probs in lm.batches(inputs, dtype=dtype, memory=memory):
-        for number, values in zip(numbers, log_probs, strict=True):
-            p = passes[number]
-            columns[p.document][p.first : p.stop] = _losses(values, p, documents[p.document]).cpu()
+        scored = [passes[number] for number in numbers]
+        counts = torch.tensor([p.stop - p.first for p in scored])
+        batch_rows = torch.repeat_interleave(torch.arange(len(scored)), counts)
+        rows = torch.cat([torch.arange(p.row, p.row + p.stop - p.first) for p in scored])
+        places = torch.cat([torch.arange(p.first, p.stop) + starts[p.document] for p in scored])
+        selected = log_probs[batch_rows.to(log_probs.device), rows.to(log_probs.device)]
+        columns[places] = _losses(selected, ids[places].to(log_probs.device)).cpu()
         done += len(numbers)
         report(done, len(passes))
 
     first = 0 if lm.bos is not None else 1
-    scored = [mask & (torch.arange(len(mask)) >= first) for mask in masks]
-    values = torch.cat([rows[mask] for rows, mask in zip(columns, scored, strict=True)])
+    scored_masks = [mask & (torch.arange(len(mask)) >= first) for mask in masks]
+    values = columns[torch.cat(scored_masks)]
     return TokenLosses(
         token_bits=values[:, 0].contiguous(),
         token_margins=values[:, 1].contiguous(),
         token_mu=values[:, 2].contiguous(),
         token_sigma=values[:, 3].contiguous(),
-        positions=torch.cat([mask.nonzero()[:, 0] for mask in scored]),
-        counts=torch.tensor([int(mask.sum()) for mask in scored]),
+        positions=torch.cat([mask.nonzero()[:, 0] for mask in scored_masks]),
+        counts=torch.tensor([int(mask.sum()) for mask in scored_masks]),
         unscored=torch.tensor([int(mask[:first].sum()) for mask in masks]),
         model=lm.name,
         bos=lm.bos,
@@ -95,10 +101,9 @@ def token_losses(
     )
 
 
-def _losses(log_probs: Tensor, p: Pass, ids: Tensor) -> Tensor:
-    """Return bits, margins, mu and sigma (T, 4) of the tokens that a pass scores, from its log-probabilities (T, V)."""
-    rows = log_probs[p.row : p.row + p.stop - p.first]
-    tokens = ids[p.first : p.stop, None].to(rows.device)
+def _losses(rows: Tensor, tokens: Tensor) -> Tensor:
+    """Return bits, margins, mu and sigma (M, 4) of M tokens, from the log-probabilities (M, V) that predict them."""
+    tokens = tokens[:, None]
     log_p = rows.gather(1, tokens)
     others = rows.scatter(1, tokens, -math.inf).amax(1, keepdim=True)
     probabilities = rows.exp()

@@ -155,10 +155,10 @@ def test_log_probs_are_those_of_each_prefix(bos):
 def test_memory_changes_batches_and_nothing_else():
     lm = causal_lm(Recurrent().double(), bos=V)
     everything = list(lm.log_probs(DOCUMENTS))
-    one_by_one = list(lm.log_probs(DOCUMENTS, memory=12 * V * 32))
+    one_by_one = list(lm.log_probs(DOCUMENTS, memory=12 * V * 64))
     assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(everything, one_by_one, strict=True))
     with pytest.raises(InputError, match="memory"):
-        lm.log_probs(DOCUMENTS, memory=12 * V * 32 - 1)
+        lm.log_probs(DOCUMENTS, memory=12 * V * 64 - 1)
 
 
 def test_a_prefix_needs_a_token_or_bos():
