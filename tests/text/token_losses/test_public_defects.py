@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from kernelmem import InputError
 from kernelmem.text import as_documents, causal_lm, token_losses
@@ -69,6 +70,9 @@ def test_sigma_of_certain_and_uniform_rows_is_zero():
     losses = token_losses(causal_lm(model, bos=V), [[3, 5, 5]])
     assert losses.token_sigma.tolist() == [0, 0, 0]
     assert losses.token_bits.tolist() == pytest.approx([math.log2(V), 0, math.log2(V)])
+    for size in range(2, 40):  # 1 / size is rounded
+        uniform = nn.Embedding.from_pretrained(torch.full((size, size), 0.1))
+        assert token_losses(causal_lm(uniform), [[0, 1]]).token_sigma.tolist() == [0]
 
 
 def test_left_padding_changes_nothing():
