@@ -56,8 +56,8 @@ class Attention(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         length = ids.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(length, dtype=self.head.weight.dtype)
-        x = self.embedding(ids) + self.positions(torch.arange(length))
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device, dtype=self.head.weight.dtype)
+        x = self.embedding(ids) + self.positions(torch.arange(length, device=ids.device))
         return self.head(self.layer(x, src_mask=mask if self.causal else None, is_causal=self.causal))
 
 

@@ -1,7 +1,8 @@
 """Call of a language model and the logits in its output; neither transformers nor peft is imported."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -63,6 +64,24 @@ def check_logits(value: object, n: int, length: int, model_name: str) -> Tensor:
         expected=f"logits ({n}, {length}, V): a floating-point number per position and token of the vocabulary",
         hint=HINT,
     )
+
+
+@contextmanager
+def ieee_precision(device: torch.device) -> Iterator[None]:
+    """Compute float32 products in float32 inside a ``with`` block: CUDA runs recurrent layers in TF32 by default.
+
+    TF32 has 10 bits of mantissa, and the losses of a document would depend on the batch in the third digit.
+    """
+    cudnn: Any = torch.backends.cudnn
+    settings = [cudnn.rnn, cudnn.conv, torch.backends.cuda.matmul] if device.type == "cuda" else []
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
 
 def failure(error: Exception, model_name: str, shape: tuple[int, ...]) -> KernelmemError:

@@ -14,7 +14,7 @@ from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.text.documents import as_documents, check_vocabulary
 from kernelmem.text.language_models.adapters import adapter_names, set_adapter, switch_adapter
-from kernelmem.text.language_models.calls import LogitsFunction, check_logits, failure, model_logits
+from kernelmem.text.language_models.calls import LogitsFunction, check_logits, failure, ieee_precision, model_logits
 from kernelmem.text.language_models.probes import check_causal, probe_ids
 
 MAX_TOKENS = 2**14  # per batch: larger ones are not faster
@@ -253,7 +253,13 @@ class CausalLM:
         devices = [self._device] if self._device.type == "cuda" else []
         same_random_state = torch.random.fork_rng(devices) if self._device.type in ("cpu", "cuda") else nullcontext()
         try:
-            with standard_modes(), plain_execution(self._device), torch.no_grad(), same_random_state:
+            with (
+                standard_modes(),
+                plain_execution(self._device),
+                torch.no_grad(),
+                same_random_state,
+                ieee_precision(self._device),
+            ):
                 torch.rand(skip, device=self._device)
                 if self._forward is None:
                     logits = model_logits(model, ids, mask)
