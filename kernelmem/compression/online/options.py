@@ -1,6 +1,7 @@
 """Options of online codes: grids of the mixture, and blocks of rows between retrainings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 from kernelmem.core.checks import as_count, as_number, as_tensor
 from kernelmem.core.errors import InputError
@@ -45,6 +46,11 @@ class OnlineOptions:
         object.__setattr__(self, "uniform", uniform)
         object.__setattr__(self, "first_block", as_count(self.first_block, "first_block"))
         object.__setattr__(self, "growth", as_number(self.growth, "growth", minimum=1.01, maximum=1e6))
+
+    def __reduce__(self) -> tuple[partial["OnlineOptions"], tuple[()]]:
+        """Pickle what differs from the defaults only: defaults cannot carry labels."""
+        changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return partial(OnlineOptions, **changed), ()
 
 
 def _as_grid(value: object, name: str, minimum: float, maximum: float) -> tuple[float, ...]:

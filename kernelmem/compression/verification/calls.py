@@ -5,6 +5,7 @@ import pickle
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -48,7 +49,9 @@ class PredictorCalls:
         x = copied(self.x if x is None else x)
         labels = torch.tensor(y) if self.as_tensors else y.copy()
         started = time.perf_counter()
-        output = within(self.timeout, lambda: self.copy()(x, labels))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if self.seconds < math.inf else "once")  # not a hundred times
+            output = within(self.timeout, lambda: self.copy()(x, labels))
         self.seconds = min(self.seconds, time.perf_counter() - started)
         array, is_float32 = as_rows(output)
         self.rounding = FLOAT32_CHANGE if is_float32 else self.rounding
@@ -71,8 +74,12 @@ class PredictorCalls:
 
         An error of the predictor is returned.
         """
+        if not self.has_sequential:
+            return P
         try:
-            return within(self.timeout, lambda: self._step_through(y, P.shape[1])) if self.has_sequential else P
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return within(self.timeout, lambda: self._step_through(y, P.shape[1]))
         except PredictorError as error:
             return error
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kernelmem as km
-from kernelmem.compression import KernelPredictor, LearnerPredictor
+from kernelmem.compression import KernelPredictor, LearnerPredictor, OnlineOptions
 
 X = torch.randn(25, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] > 0).long().numpy()
@@ -49,3 +49,11 @@ def test_predictors_check_their_arguments():
         KernelPredictor(lambda x: 1 / 0, 2)(X, Y)
     with pytest.raises(km.InputError, match="LearnerPredictor"):
         KernelPredictor(lambda x: rbf, 2)(X, Y)
+
+
+def test_default_options_carry_nothing():
+    """Grids that differ from the defaults count as values that a predictor brings along, the defaults do not."""
+    default, changed = (pickle.dumps(OnlineOptions(**options)) for options in ({}, {"ridges": (0.5, 0.25)}))
+    assert pickle.loads(default) == OnlineOptions()
+    assert pickle.loads(changed) == OnlineOptions(ridges=(0.5, 0.25))
+    assert len(default) < len(changed) < 300
