@@ -30,8 +30,16 @@ def width_figure(frame: pd.DataFrame) -> dict[str, bytes]:
         start = np.zeros(len(means))
         for length, options in (
             (follows, {"color": BLUE, "label": "follows from the other rows"}),
-            (noise, {"color": ORANGE, "hatch": "////", "edgecolor": "#fefefd", "label": "memorized: label noise"}),
-            (memorized - noise, {"color": ORANGE, "label": "memorized: the rest"}),
+            (
+                noise,
+                {
+                    "color": ORANGE,
+                    "hatch": "////",
+                    "edgecolor": "#fefefd",
+                    "label": "memorized, up to the label noise n H(r)",
+                },
+            ),
+            (memorized - noise, {"color": ORANGE, "label": "memorized beyond it"}),
             (uniform - follows - memorized, {"color": NEITHER, "label": "in neither"}),
         ):
             bars.barh(place, length, left=start, height=0.72, linewidth=0, **options)
@@ -42,8 +50,8 @@ def width_figure(frame: pd.DataFrame) -> dict[str, bytes]:
         bars.set_xlim(0, uniform.max())
         _points(loss, runs, "test_loss", BLUE)
         loss.set(xlabel="bits per test row", title="Test loss")
-        _points(density, runs, "bits_per_parameter", GREEN)
-        density.set(xlabel="(U − D) / parameters", title="Bits per parameter")
+        _points(density, runs, "alone_per_parameter", GREEN)
+        density.set(xlabel="bits of the labels per parameter", title="In the network alone")
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         return figure_files(figure, "width")
 

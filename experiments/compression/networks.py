@@ -18,10 +18,11 @@ class Networks:
     """M trained networks with their errors, (M,) float64, on the labels that they were trained on and on clean test labels.
 
     Attributes:
-        test_loss: cross-entropy in nats.
+        train_loss, test_loss: mean cross-entropy in nats.
     """
 
     models: list[nn.Module]
+    train_loss: Tensor
     train_error: Tensor
     test_error: Tensor
     test_loss: Tensor
@@ -48,4 +49,4 @@ def train_networks(
         model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
         models.append(model.eval())
     final = ensemble.metrics[-1]
-    return Networks(models, final.train_error, final.test_error, final.test_loss)
+    return Networks(models, final.train_loss, final.train_error, final.test_error, final.test_loss)

@@ -28,7 +28,11 @@ class Widths:
 
 
 def widths(setting: Widths, seed: int) -> Iterator[dict]:
-    """Yield one record per width, with flips and without them (the control)."""
+    """Yield one record per width, with flips and without them (the control).
+
+    ``bits_per_parameter`` counts the bits of the labels that are not missing once network and reference are known,
+    ``alone_per_parameter`` those of the network alone, without its calibration: uniform minus cross-entropy.
+    """
     seeds = seed_sequence(seed, ["flips", "weights"])
     data = digits(n_train=setting.n_train, seed=seed)
     noisy = km.corrupt_labels(data.y_train, setting.noise, seed=seeds["flips"])
@@ -45,6 +49,7 @@ def widths(setting: Widths, seed: int) -> Iterator[dict]:
         y = noisy.y if k < count else data.y_train
         record = account_record(model, data.x_train, y, reference=kernel, seed=seed)
         recalled = model(data.x_train).argmax(1) == y
+        cross_entropy = setting.n_train * float(networks.train_loss[k]) / np.log(2)
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         yield {
             "rate": setting.noise if k < count else 0.0,
@@ -57,6 +62,7 @@ def widths(setting: Widths, seed: int) -> Iterator[dict]:
             "flips_fitted": float(recalled[noisy.flipped].double().mean()),
             **record,
             "bits_per_parameter": (record["uniform"] - record["network"]) / n_parameters,
+            "alone_per_parameter": (record["uniform"] - cross_entropy) / n_parameters,
         }
 
 
@@ -71,7 +77,7 @@ def through_the_peak(records: Sequence[dict], rate: float) -> dict:
     control = frame.query("rate == 0 and width == width.max()").set_index("seed")["memorized"]
     tables = {
         name: runs.pivot_table(index="seed", columns="width", values=name)
-        for name in ("test_error", "test_loss", "train_error", "memorized", "bits_per_parameter")
+        for name in ("test_error", "test_loss", "train_error", "memorized")
     }
     axis = [float(width) for width in tables["memorized"].columns]
     threshold = crossing(axis, tables["train_error"].to_numpy(), epsilon=0.02)

@@ -103,7 +103,6 @@ def test_the_width_at_which_bits_arrive():
             "seed": seed,
             "width": width,
             "memorized": memorized if rate else 10,
-            "bits_per_parameter": 1.0,
             "train_error": error,
             "test_error": loss / 10,
             "test_loss": loss + 0.01 * seed,
