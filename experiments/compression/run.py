@@ -77,6 +77,7 @@ PARTS: dict[Name, Part] = {
         (
             "noise_rate",
             "rate_bias",
+            "rate_covered",
             "true_noise",
             "noise_bias",
             "matrix_rate_bias",
