@@ -88,7 +88,9 @@ def quantization_figure(frame: pd.DataFrame) -> dict[str, bytes]:
             axes.legend(loc="lower right" if axes is recall else "best")
         recall.set(ylim=(0, 1.04), title="Labels that the network still gives", ylabel="share of rows")
         difference.axhline(0, color=GRAY, linewidth=0.8)
-        difference.set(ylim=(-0.06, 0.52), title="Lost more often if flipped", ylabel="difference of shares, 95 % interval")
+        difference.set(
+            ylim=(-0.06, 0.52), title="Lost more often if flipped", ylabel="difference of shares, 95 % interval"
+        )
         memorized.set(title="Memorized", ylabel="bits of the labels")
         return figure_files(figure, "quantization")
 

@@ -20,7 +20,7 @@ from experiments.compression.quantization import Quantization, quantization
 from experiments.compression.records import cells_of
 from experiments.compression.width import Widths, through_the_peak, widths
 from experiments.over_seeds import plus_minus
-from kernelmem.core import write_files
+from kernelmem.core import InputError, write_files
 
 __all__ = ["PARTS", "Options", "Part", "run", "run_part"]
 
@@ -93,7 +93,7 @@ PARTS: dict[Name, Part] = {
         ("distance", "rate"),
         ("bayes_error", "noise_rate", "bayes_entropy", "noise", "bayes_bits", "left_out", "memorized"),
     ),
-    "large": Part(Large(), large, ("n", "function"), ("seconds", "memory_mb", "bits", "online", "noise_rate"), seeds=1),
+    "large": Part(Large(), large, ("n", "function"), ("seconds", "memory_mb", "bits", "online", "noise_rate"), seeds=2),
     "online": Part(
         Online(),
         online,
@@ -125,7 +125,14 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Run the parts."""
+    """Run the parts.
+
+    Raises:
+        InputError: there are too few seeds for an error over seeds, or for the halves that peaks are picked on.
+    """
+    least = 4 if "width" in options.parts else 2
+    if options.seeds < least:
+        raise InputError(f"{options.seeds} seeds", expected=f"at least {least}", hint=f"pass --seeds {least}, or other --parts")
     for name in options.parts:
         run_part(name, PARTS[name], options)
 

@@ -133,6 +133,11 @@ def test_a_small_run_writes_its_files(name, tmp_path, capsys):
     assert figures == ([f"{name}.svg"] if name in ("width", "quantization") else [])
 
 
+def test_too_few_seeds_are_refused(tmp_path):
+    with pytest.raises(km.InputError, match="at least 4"):
+        parts.run(parts.Options(parts=("width",), seeds=3, out=tmp_path))
+
+
 @pytest.mark.parametrize("what", ["online_code", "account"])
 def test_time_and_memory_are_measured(what):
     record = measure(replace(Large(), steps=20, width=(8,)), 120, 0, what)
