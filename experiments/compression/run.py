@@ -132,7 +132,9 @@ def run(options: Options) -> None:
     """
     least = 4 if "width" in options.parts else 2
     if options.seeds < least:
-        raise InputError(f"{options.seeds} seeds", expected=f"at least {least}", hint=f"pass --seeds {least}, or other --parts")
+        raise InputError(
+            f"{options.seeds} seeds", expected=f"at least {least}", hint=f"pass --seeds {least}, or other --parts"
+        )
     for name in options.parts:
         run_part(name, PARTS[name], options)
 

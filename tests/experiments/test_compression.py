@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -155,3 +156,11 @@ def test_online_codes_of_a_small_run_decode():
     small = Orders(data=("digits",), rates=(0.0,), n_train=60, n_orders=2)
     (record,) = orders(small, 0)
     assert record["standard_deviation"] > 0
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory can only be reset on Linux")
+def test_an_account_keeps_to_its_memory():
+    """40 n² bytes are documented, for kernels and factorizations; 10⁸ more for everything that does not grow with n²."""
+    record = measure(replace(Large(), steps=20), 3000, 0, "account")
+    assert record["memory_mb"] * 1e6 <= 40 * 3000**2 + 1e8
