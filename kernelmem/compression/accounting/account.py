@@ -193,5 +193,7 @@ def _left_out(reference: Reference, labels: Tensor, C: int) -> tuple[LeftOutBits
     kernel = reference.kernel
     targets = F.one_hot(labels, C).to(torch.float64) - 1 / C
     grid = float(kernel.diagonal().mean()) * torch.logspace(-6, 3, N_RIDGES, dtype=torch.float64)
-    fit = leave_one_out(kernel, targets, choose_ridge(kernel, targets, grid=grid).ridge)
-    return left_out_bits(fit.predictions, labels, choices=N_RIDGES), lambda rows: fit.block(rows).argmax(1)
+    ridge = choose_ridge(kernel, targets, grid=grid).ridge
+    bits = left_out_bits(leave_one_out(kernel, targets, ridge).predictions, labels, choices=N_RIDGES)
+    # factorized again by each call, of which there are few: kept, its n x n matrices would add to those of the online code
+    return bits, lambda rows: leave_one_out(kernel, targets, ridge).block(rows).argmax(1)
