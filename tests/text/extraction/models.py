@@ -17,6 +17,25 @@ class Table(nn.Module):
         return self.table[ids]
 
 
+class PairTable(nn.Module):
+    """Logits after two tokens are a row of a table (V, V, V); token 0 precedes the first."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = nn.Parameter(table)
+
+    def forward(self, ids):
+        before = torch.cat([torch.zeros_like(ids[:, :1]), ids[:, :-1]], 1)
+        return self.table[before, ids]
+
+
+def pair_lm(seed=0, vocabulary=5, scale=3.0):
+    """A language model in float64 with a random table of pairs; token 0 is BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    table = scale * torch.randn(vocabulary, vocabulary, vocabulary, generator=generator, dtype=torch.float64)
+    return causal_lm(PairTable(table), bos=0)
+
+
 def table_lm(seed=0, vocabulary=5, scale=3.0):
     """A language model in float64 with a random table; token 0 is BOS."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernelmem.core import InputError
 from kernelmem.text import Sampling, causal_lm, extraction, ngram_model
 from tests.profiles import examples
-from tests.text.extraction.models import Table, cycle_lm, table_lm
+from tests.text.extraction.models import Table, cycle_lm, pair_lm, table_lm
 
 
 def generate(lm, prompt, n):
@@ -26,16 +26,16 @@ def generate(lm, prompt, n):
 @examples(0.4)
 def test_greedy_extraction_is_greedy_decoding(seed, context, data):
     """Suffixes are what the model generates, with a token changed in some of them."""
-    lm, documents, expected = table_lm(seed), [], []
+    lm, documents, expected = pair_lm(seed), [], []
     for _ in range(4):
-        prompt = data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=2))
+        prompt = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=1))
         suffix = generate(lm, prompt, 3)
         place = data.draw(st.integers(0, 5))
         if place < 3:
             suffix[place] = data.draw(st.integers(0, 4))
         documents.append([*prompt, *suffix])
         expected.append([generate(lm, [*before, *prompt], 3) == suffix for before in ([], context)])
-    found = extraction(lm, documents, prefix=2, suffix=3, contexts=[context])
+    found = extraction(lm, documents, prefix=1, suffix=3, contexts=[context])
     assert found.windows.greedy.T.tolist() == expected
     assert found.extracted().tolist() == [any(row) for row in expected]
 
