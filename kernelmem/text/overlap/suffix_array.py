@@ -159,7 +159,7 @@ def _common_prefixes(symbols: np.ndarray, order: np.ndarray) -> np.ndarray:
     predecessor[order[0]] = -1
     before = np.concatenate([[-1], symbols[:-1]])  # the symbol before each suffix
     compared = predecessor >= 0
-    reducible = compared & (predecessor > 0) & (before == before[predecessor])
+    reducible = compared & (before == before[predecessor])
     starts = np.flatnonzero(compared & ~reducible)
     # end of the common prefix, constant where it is reducible
     end = np.zeros(n, dtype=np.int64)

@@ -152,6 +152,11 @@ def test_overlapping_windows_are_one_span():
     assert frame["copies"].tolist() == [1, 1, 2, 2, 1, 1, 1, 2, 2]  # "3 4" and "4 5" occur twice
 
 
+def test_adjacent_windows_are_one_span():
+    found = extraction(cycle_lm(), [[0, 1, 2, 3, 4], [0, 1, 2, 2, 2]], prefix=1, suffix=2, stride=2)
+    assert found.spans().values.tolist() == [[0, 1, 5], [1, 1, 3]]
+
+
 def test_other_numbers_of_windows_are_not_compared():
     found = extraction(cycle_lm(), [[1, 2, 3]], unseen=[[1, 2, 3, 4, 5]], prefix=1, suffix=1, stride=1)
     with pytest.raises(InputError, match="windows per document"):
