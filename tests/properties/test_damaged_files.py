@@ -29,6 +29,7 @@ from tests.profiles import examples
 RNG = np.random.default_rng(0)
 K = np.eye(5) + 0.1
 Y = np.arange(5) % 2
+NGRAMS = km.text.ngram_model([[0, 1, 2]])
 
 
 def a_ledger():
@@ -54,6 +55,8 @@ RESULTS = [
     labeled_data(K, Y, K, Y, image_shape=(1, 5)),
     km.corrupt_labels(Y, 0.4, seed=0),
     km.detect(RNG.random(5), np.array([True, False, False, True, False]), seed=0),
+    km.text.duplicates(["a text twice", "a text"], length=4),
+    km.text.extraction(NGRAMS, [[0, 1, 2]], unseen=[[1, 2, 0]], prefix=1, suffix=2),
     km.account(nn.Linear(5, 2), (K.astype(np.float32), Y), reference=K, progress=False),
 ]
 

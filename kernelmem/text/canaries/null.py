@@ -13,7 +13,7 @@ def rank_moments(candidates: int) -> tuple[float, float]:
     The mean is log2 R − log2(R!) / R; both tend to log2 e = 1.4427.
 
     >>> [round(value, 3) for value in rank_moments(100)]
-    [1.396, 1.326]
+    [1.396, 1.332]
     """
     if candidates > DIRECT:
         return math.log2(math.e), math.log2(math.e)
