@@ -100,7 +100,7 @@ def _head(
     """Return the ids of the head, from those of the head and a secret."""
     ids = encode_text(encode, head + "".join(alphabet[i] for i in secret))
     if len(ids) <= len(secret) or ids[-len(secret) :] != [tokens[i] for i in secret]:
-        raise _merged("a secret whose last tokens are not those of its symbols")
+        raise _merged("a secret whose last tokens are not those of its symbols by themselves")
     return ids[: -len(secret)]
 
 
@@ -119,7 +119,7 @@ def _check_head(
 
 def _merged(problem: str) -> InputError:
     return InputError(
-        f"an encoding by {problem}",
+        f"an encoding with {problem}",
         expected="one token per symbol of the secret, whatever the other symbols are",
         hint='separate the symbols: format="key of unit {code}:{secret}", alphabet=[" 0", " 1", ..., " 9"], or words after a '
         "space that have a token each",

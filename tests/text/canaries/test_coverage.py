@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 import kernelmem as km
 from kernelmem.text import TextCoverage
 from kernelmem.text.canaries import canaries, coverage
+from kernelmem.text.canaries.training_rows import rows_of_batch
 from tests.profiles import examples
 from tests.text.canaries.tables import CHARACTERS, encode
 
@@ -186,19 +187,24 @@ def record(directory, batches, *, weights=None):
 
 
 def test_a_recorded_run_is_covered_by_its_tape(tmp_path):
-    order = torch.arange(len(IDS)).split(4)
-    run = record(tmp_path / "whole", [*order, *order])
-    found = coverage(DESIGN, run)
+    order = torch.arange(len(IDS)).split(12)
+    found = coverage(DESIGN, record(tmp_path / "all", [*order, *order]))
     assert found.copies.tolist() == PLANNED
     assert found.passes.tolist() == [[2 * k for k in pair] for pair in PLANNED]
     assert found.rows == 2 * len(IDS)
     assert "recorded run" in str(found)
     weights = torch.ones(len(IDS))
     weights[COPY] = 0
-    for name, batches, w in (("short", [torch.tensor([i for i in range(len(IDS)) if i != COPY])], None),
-                             ("weight", order, weights)):  # fmt: skip
-        with pytest.raises(km.InputError, match=NAME):
-            coverage(DESIGN, record(tmp_path / name, batches, weights=w))
+    with pytest.raises(km.InputError, match=NAME):
+        coverage(DESIGN, record(tmp_path / "weight 0", order, weights=weights))
+
+
+def test_rows_are_the_tokens_without_padding():
+    for left in (False, True):
+        rows = list(rows_of_batch(hugging_face(IDS, left=left), -100, "batch"))
+        assert [ids.tolist() for ids, _ in rows] == IDS
+    ((ids, is_target),) = rows_of_batch((torch.tensor([[5, 6]]), torch.tensor([[6, -100]])), -100, "batch")
+    assert (ids.tolist(), is_target.tolist()) == ([5, 6], [False, True])  # what follows 6 is not known
 
 
 def test_results_are_saved_and_tabulated(tmp_path):

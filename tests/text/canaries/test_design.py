@@ -89,6 +89,15 @@ def test_merged_symbols_are_refused_and_the_hint_works():
     assert design.ids(2, 1).tolist() == merging(design.texts[2][1])
 
 
+def test_a_single_merged_pair_is_refused_that_no_secret_has():
+    def encoding(text):
+        return [ord(c) for c in text.replace("73", "\0")]
+
+    assert "73" not in "".join(text for pair in canaries(1, encode).texts for text in pair)
+    with pytest.raises(km.InputError, match="one token per symbol"):
+        canaries(1, encoding)
+
+
 def test_a_special_token_at_the_beginning_or_end_is_refused():
     for special in (lambda text: [1, *encode(text)], lambda text: [*encode(text), 2]):
         with pytest.raises(km.InputError, match="add_special_tokens=False"):
@@ -152,7 +161,7 @@ def test_a_saved_design_is_json_with_a_hash(tmp_path):
         Canaries.load(tmp_path / "missing.json")
 
 
-@examples(3)
+@examples(1)
 @given(st.data())
 def test_damaged_files_are_refused_or_read_as_designs(tmp_path_factory, data):
     """Altered bytes, and altered values with a valid hash."""

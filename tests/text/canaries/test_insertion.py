@@ -14,6 +14,7 @@ from tests.text.canaries.tables import CHARACTERS, encode
 DOCUMENTS = [
     "the quick brown fox jumps over the lazy dog, and runs away.",
     "one two three four five six seven eight",
+    "nine  ten \n\n eleven",
     "",
 ]
 
@@ -28,7 +29,7 @@ def test_rows_are_documents_and_whole_copies(n, context, seed):
     design = canaries(n, encode, tiers=(1, 3), seed=seed)
     rows = design.insert(DOCUMENTS, encode, context=context, seed=seed)
     documents = (rows.owner < 0).nonzero()[:, 0].tolist()
-    assert sorted(rows.document[documents].tolist()) == [0, 1, 2]
+    assert sorted(rows.document[documents].tolist()) == [0, 1, 2, 3]
     assert all(decode(rows.ids[i]) == DOCUMENTS[rows.document[i]] for i in documents)
     words = {word for text in DOCUMENTS for word in text.split()}
     for pair in range(n):
@@ -43,6 +44,7 @@ def test_rows_are_documents_and_whole_copies(n, context, seed):
         if context:
             assert len(set(before)) == len(own)  # deduplication must not remove copies
             assert all(piece.endswith("\n") and 1 < len(piece) <= context + 1 for piece in before)
+            assert not any(piece[-2].isspace() for piece in before)
             if context >= 8:
                 # copyright-traps joins the trap and the next word: every word here is a word of the documents
                 assert {word for piece in before for word in piece.split()} <= words
@@ -56,7 +58,7 @@ def test_the_share_of_canaries_is_that_of_the_ids():
     canary_tokens = 6 * len(design.ids(0, 0))
     assert rows.canary_share == canary_tokens / sum(map(len, rows.ids))
     assert f"{rows.canary_share:.2%}" in str(rows)
-    assert len(rows.to_frame()) == len(rows.ids) == 9
+    assert len(rows.to_frame()) == len(rows.ids) == 10
 
 
 def test_rows_are_shuffled_by_the_seed_only():

@@ -106,13 +106,13 @@ def test_many_permuted_coins_give_a_bound_in_at_most_5_percent():
 
 
 def test_exposures_are_scores():
-    design = canaries(12, encode, length=3, tiers=(1, 4))
+    design = canaries(12, encode, length=2, tiers=(1, 4))
     test = paired_test(exposure(memory_lm(design, range(12)), design), design)
     assert test.all_pairs.n_right == 12
     assert test.epsilon_per_row == test.epsilon / 8
     null = paired_test(exposure(table_lm(scale=2.0), design), design)
     assert null.all_pairs.p > 1e-3
-    other = canaries(12, encode, length=3, tiers=(1, 4), seed=1)
+    other = canaries(12, encode, length=2, tiers=(1, 4), seed=1)
     with pytest.raises(km.InputError, match="exposures of these canaries"):
         paired_test(exposure(memory_lm(design, []), design), other)
 
