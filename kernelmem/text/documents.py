@@ -116,7 +116,7 @@ def check_vocabulary(documents: Documents, vocabulary: int, name: str = "documen
 def _rows(value: object, name: str) -> tuple[Tensor, ...]:
     """Return one int64 tensor per document."""
     if isinstance(value, str | bytes):
-        raise InputError(f"{name}={describe(value)}", expected="token ids", hint="tokenize the text: " + HINT)
+        raise _is_text(name)
     if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype != object):
         array = as_tensor(value, name)
         if array.ndim != 2:
@@ -128,6 +128,11 @@ def _rows(value: object, name: str) -> tuple[Tensor, ...]:
         return tuple(_as_ids(array, name, ndim=2))
     rows = _not_empty(as_list(value, name), name)
     return tuple(_as_ids(row, f"{name}[{i}]") for i, row in enumerate(rows))
+
+
+def _is_text(name: str) -> InputError:
+    """Return an error that does not quote the text, which may be private."""
+    return InputError(f"{name} with text", expected="token ids", hint="tokenize the text: " + HINT)
 
 
 def _not_empty(rows: list[T] | tuple[T, ...], name: str) -> list[T] | tuple[T, ...]:
@@ -143,7 +148,7 @@ def _as_ids(value: object, name: str, *, ndim: int = 1) -> Tensor:
         InputError: text, a single number, fractions, negative numbers, or other dimensions.
     """
     if isinstance(value, str | bytes) or (isinstance(value, list | tuple) and any(isinstance(v, str) for v in value)):
-        raise InputError(f"{name}={describe(value)}", expected="token ids", hint="tokenize the text: " + HINT)
+        raise _is_text(name)
     if isinstance(value, list | tuple) and not value:
         return torch.zeros(0, dtype=torch.int64)
     ids = as_tensor(value, name).cpu()  # pyright: ignore[reportArgumentType]

@@ -93,3 +93,10 @@ def test_lengths_of_what_has_lengths_are_refused():
         as_documents(as_documents(ROWS), lengths=[1, 1, 1])
     with pytest.raises(InputError, match="lengths"):
         as_documents({"input_ids": PADDED, "attention_mask": MASK}, lengths=[1, 1, 1])
+
+
+@pytest.mark.parametrize("value", ["a private text", ["a private text"], [["a private text"]]])
+def test_errors_do_not_quote_text(value):
+    with pytest.raises(InputError, match="tokenize") as raised:
+        as_documents(value)
+    assert "private" not in str(raised.value)

@@ -110,7 +110,12 @@ def _logits_in(output: object, n: int, length: int) -> object:
 
 
 def _forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    base_of: Any = getattr(model, "get_base_model", None)  # of PEFT, which may pass on any arguments
     try:
-        return inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        if "input_ids" not in parameters and callable(base_of):
+            base: Any = base_of()
+            parameters = inspect.signature(base.forward).parameters
+        return parameters
     except (TypeError, ValueError):  # a scripted module without a signature
         return {}

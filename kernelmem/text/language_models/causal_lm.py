@@ -33,16 +33,16 @@ def causal_lm(
 
     Hugging Face models and PEFT adapters are recognized by their interface. The weights are copied: training the model
     afterwards does not change the result. The copy computes in eval mode, in float64 if the model has float64 weights,
-    otherwise in float32 (also for weights in half precision). Some models compute parts in float32 always: Mamba rounds its
-    logits to it.
+    otherwise in float32 (also for weights in half precision). Some models compute parts in float32 always: Llama
+    the rotary angles, Mamba the logits.
 
     Args:
         model: the module. Its output may have the logits as ``.logits``, under the key "logits", or first in a tuple.
         forward: function of (model, ids (n, T)) that returns the logits (n, T, V); None: the model is called.
         bos: token id put before every document, if training did so; None: the first token of a document has no loss.
             Documents must not contain it again, as those of some tokenizers do.
-        adapter: for models with an adapter of PEFT: False switches it off (the base model, to the bit); True requires that
-            it is on and changes the logits; None takes the model as it is.
+        adapter: for models with an adapter of PEFT: False switches it off (the base model, to the bit); True switches it
+            on and requires that it changes the logits; None takes the model as it is.
 
     Raises:
         InputError: not a module, or ``bos`` is not a token id.

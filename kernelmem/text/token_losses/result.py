@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core import InputError, Result
-from kernelmem.core.checks import as_list, as_text
+from kernelmem.core.checks import as_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,9 +112,9 @@ class TokenLosses(Result):
                 expected="a loss for every token of the texts",
                 hint="pass bos= to causal_lm, or targets= without the first tokens and texts without them",
             )
-        rows = as_list(texts, "texts")
         sizes = [
-            len(t) if isinstance(t, bytes) else len(as_text(t, f"texts[{i}]").encode()) for i, t in enumerate(rows)
+            _n_bytes(text, f"texts[{i}]")
+            for i, text in enumerate([] if isinstance(texts, str) else as_list(texts, "texts"))
         ]
         empty = [
             i for i, (size, count) in enumerate(zip(sizes, self.counts.tolist(), strict=False)) if count and not size
@@ -163,3 +163,17 @@ class TokenLosses(Result):
         if int(self.unscored.sum()):
             lines.append(f"  without a loss       {int(self.unscored.sum())} first tokens: the model has no BOS")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def _n_bytes(text: object, name: str) -> int:
+    """Return the number of bytes of a text; an error does not quote it, since it may be private."""
+    try:
+        if isinstance(text, str | bytes):
+            return len(text if isinstance(text, bytes) else text.encode())
+    except UnicodeEncodeError:
+        pass
+    raise InputError(
+        f"{name} of type {type(text).__name__}",
+        expected="text in UTF-8, or bytes",
+        hint="pass the texts of the documents",
+    )

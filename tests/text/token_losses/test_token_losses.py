@@ -30,6 +30,7 @@ def lm_of(name, dtype=torch.float64, bos=V):
     return LMS[key]
 
 
+@examples(0.5)
 @given(RAGGED)
 def test_uniform_logits(documents):
     losses = token_losses(UNIFORM, documents)
@@ -44,6 +45,7 @@ def test_uniform_logits(documents):
     )
 
 
+@examples(0.5)
 @given(RAGGED, st.integers(0, 9), st.booleans())
 def test_bigram_table(documents, seed, has_bos):
     model = Bigram(seed)
@@ -64,7 +66,7 @@ def test_bigram_table(documents, seed, has_bos):
 
 @pytest.mark.parametrize("dtype", PER_DOCUMENT)
 @pytest.mark.parametrize("name", MODELS)
-@examples(0.3)
+@examples(0.2)
 @given(documents=RAGGED, order=st.randoms(use_true_random=False))
 def test_losses_do_not_depend_on_the_batch(name, dtype, documents, order):
     """Alone, in a batch, and in a batch of another order: the losses of a document are the same."""
@@ -92,6 +94,7 @@ def test_constants_added_to_logits_change_nothing(documents, constant):
         torch.testing.assert_close(getattr(a, column), getattr(b, column), rtol=0, atol=tolerance)
 
 
+@examples(0.5)
 @given(RAGGED, st.randoms(use_true_random=False), st.booleans())
 def test_targets_select_losses(documents, choice, as_labels):
     everything = token_losses(lm_of("Bigram"), documents)
@@ -152,8 +155,9 @@ def test_bits_per_byte():
     per_byte = losses.per_byte(["naïve", "", b"\xff\xfe"])  # 6 and 2 bytes
     torch.testing.assert_close(per_byte, torch.tensor([3 / 6, 0, 1 / 2], dtype=torch.float64) * math.log2(V))
     for texts in (["a", "b"], ["", "", "a"], "abc", [1, 2, 3], ["a", "", "\udc00"]):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as raised:
             losses.per_byte(texts)
+        assert "abc" not in str(raised.value)  # texts may be private
     with pytest.raises(InputError, match="no token comes before"):
         token_losses(causal_lm(Uniform()), [[1, 2]]).per_byte(["ab"])
     completion = token_losses(causal_lm(Uniform()), [[1, 2]], targets=[[False, True]])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kernelmem import InputError
 from kernelmem.text import causal_lm, token_losses
+from tests.profiles import examples
 from tests.text.small_models import Attention, Recurrent, V
 
 LMS = {bos: causal_lm(Recurrent().double(), bos=bos) for bos in (V, None)}
@@ -24,6 +25,7 @@ def windows(draw):
     return documents, window, stride, bos
 
 
+@examples(0.7)
 @given(windows())
 def test_every_target_once_in_its_window(drawn):
     """The slow definition: token t is predicted by the first window k s ... k s + W that reaches it."""
@@ -41,6 +43,7 @@ def test_every_target_once_in_its_window(drawn):
             torch.testing.assert_close(bits, expected, rtol=0, atol=1e-12)
 
 
+@examples(0.4)
 @given(st.lists(st.integers(0, V - 1), min_size=1, max_size=12), st.integers(1, 5))
 def test_stride_one_is_the_loop_and_a_long_window_is_one_pass(ids, window):
     lm = LMS[V]
