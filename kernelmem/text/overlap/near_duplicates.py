@@ -208,7 +208,7 @@ def _candidates(signatures: np.ndarray, bands: int, rows: int, limit: int, memor
         bucket = bucket.ravel()
         order = np.argsort(bucket, kind="stable")
         sizes = np.bincount(bucket)
-        if int((sizes * (sizes - 1) // 2).sum()) * BYTES_PER_PAIR > limit:
+        if (len(pairs) + int((sizes * (sizes - 1) // 2).sum())) * BYTES_PER_PAIR > limit:
             raise _too_large("documents with too many candidate pairs", memory, "remove exact copies first, or")
         for members in np.split(order, np.cumsum(sizes)[:-1]):
             if len(members) > 1:

@@ -137,6 +137,13 @@ def test_documents_of_one_class_after_the_other_are_shuffled_into_folds():
     assert gate.auroc.low < 0.5 < gate.auroc.high
 
 
+def test_documents_shorter_than_a_share_of_one_token_have_a_score():
+    """With int(k T) tokens, the mean of documents of fewer than 1 / k tokens is that of no token."""
+    short = [ids[:2] for ids in MEMBERS[:20]], [ids[:2] for ids in UNSEEN[:20]]
+    found = text_membership(table_lm(1), *short, scores=("min_k", "min_k++"), k=0.2)
+    assert all(bool(values.isfinite().all()) for values in found.scores.values())
+
+
 def test_the_result_holds_no_text_and_survives_its_file(tmp_path):
     found = text_membership(trained_lm(), MEMBERS[:30], UNSEEN[:30])
     loaded = type(found).load(found.save(tmp_path / "membership.km"))
