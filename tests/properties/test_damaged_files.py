@@ -56,6 +56,7 @@ RESULTS = [
     km.corrupt_labels(Y, 0.4, seed=0),
     km.detect(RNG.random(5), np.array([True, False, False, True, False]), seed=0),
     km.text.duplicates(["a text twice", "a text"], length=4),
+    km.text.token_losses(km.text.causal_lm(nn.Embedding(3, 3)), [[0, 1, 2]]),
     km.text.extraction(NGRAMS, [[0, 1, 2]], unseen=[[1, 2, 0]], prefix=1, suffix=2),
     km.account(nn.Linear(5, 2), (K.astype(np.float32), Y), reference=K, progress=False),
 ]
