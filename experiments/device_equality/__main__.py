@@ -43,6 +43,11 @@ def differences(device: str) -> dict[str, float]:
     results["ntk_operator"] = difference(lambda at: km.ntk_operator(model.to(at), x) @ v.to(at), device)
     results["train_mlps float64"] = difference(test_loss, device)
     results["audit loo_margin"] = difference(loo_margin, device)
+    results["account left-out bits"] = difference(left_out_bits, device)
+    results["shadow_ensemble logits"] = difference(shadow_logits, device)
+    for dtype in (torch.float64, torch.float32):
+        name = f"token_losses {str(dtype).removeprefix('torch.')}"
+        results[name] = difference(lambda at: token_bits(at, dtype), device)  # noqa: B023
     return results
 
 
@@ -64,6 +69,44 @@ def loo_margin(device: str) -> Tensor:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).to(device)
     audit = km.audit(model, (data.x_train.flatten(1), data.y_train), (data.x_test.flatten(1), data.y_test))
     return torch.as_tensor(audit.to_frame()["loo_margin"].to_numpy().copy())
+
+
+def left_out_bits(device: str) -> Tensor:
+    """Bits of each label by the other rows, under the tangent kernel of a re-initialized network."""
+    data = digits(n_train=300)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).double().to(device)
+    return km.account(model, (data.x_train.flatten(1), data.y_train)).left_out_rows
+
+
+def shadow_logits(device: str) -> Tensor:
+    """Logits of eight models of random halves of the rows, in float64."""
+    data = digits(n_train=200)
+    training = km.EnsembleTraining(Recipe(lr=0.01, batch_size=50, steps=50), width=16)
+    options = km.ShadowOptions(n_models=8, device=device)
+    rows = (data.x_train.flatten(1).double(), data.y_train)
+    return torch.as_tensor(km.shadow_ensemble(rows, training, options=options).logits)
+
+
+class RecurrentModel(nn.Module):
+    """Language model with one LSTM layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.output = nn.Embedding(40, 16), nn.Linear(64, 40)
+        self.recurrent = nn.LSTM(16, 64, batch_first=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.output(self.recurrent(self.embedding(ids))[0])
+
+
+def token_bits(device: str, dtype: torch.dtype) -> Tensor:
+    """Bits of all tokens of documents of 2 to 200 tokens."""
+    generator = torch.Generator().manual_seed(3)
+    documents = [torch.randint(40, (n,), generator=generator) for n in (2, 17, 64, 200)]
+    model = RecurrentModel().to(device)
+    return torch.cat(list(km.text.token_losses(km.text.causal_lm(model), documents, dtype=dtype).bits))
 
 
 def seconds(device: str) -> float:
