@@ -26,7 +26,9 @@ def shares(x, y):
 
 
 @pytest.mark.parametrize(
-    "predictor", [KernelPredictor(rbf, 2), KernelPredictor(two_kernels, 2), LearnerPredictor(shares, 2)], ids=str
+    "predictor",
+    [KernelPredictor(rbf, 2), KernelPredictor(two_kernels, 2), LearnerPredictor(shares, 2)],
+    ids=["kernel", "kernels", "learner"],
 )
 def test_predictors_are_pickled_and_give_the_same_rows_one_by_one(predictor):
     q = predictor(X, Y)
