@@ -190,9 +190,8 @@ class Account(Result):
                 f"{self.noise_rate:.2%} ± {self.noise_rate_error:.2%} of the labels, ± {_bits(self.noise_error)} bits"
             )
             line(self.noise, f"  label noise, n H(r): {text}")
-            lines.append(
-                " " * 13 + "(if all wrong labels are equally likely; overlap of classes does not count as noise)"
-            )
+            lines.append(f"{'':13}(if all wrong labels are equally likely, else too low: see km.estimate_label_noise;")
+            lines.append(f"{'':13}overlap of classes does not count as noise)")
         for name, bits in self.nulls.items():
             line(bits, f"  null: {name}")
         line(self.network, "in neither")
