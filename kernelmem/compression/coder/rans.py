@@ -101,7 +101,7 @@ class SymbolDecoder:
         state, position, data = self._state, self._position, self._data
         ends = np.zeros((n, n_symbols + 1), np.int64)
         table.cumsum(1, out=ends[:, 1:])
-        flat = memoryview(ends.ravel())  # only the entries that bisection reads become Python integers
+        flat = ends.ravel().data  # a memoryview: only the entries that bisection reads become Python integers
         width = n_symbols + 1
         symbols: list[int] = []
         try:
