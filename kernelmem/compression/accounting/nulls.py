@@ -1,8 +1,7 @@
 """Nulls of an account: bits that the same function credits to networks that cannot have memorized these labels."""
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ from kernelmem.compression.accounting.network_bits import bits_given
 from kernelmem.compression.accounting.reinitialize import Reinitialized
 from kernelmem.core.checks import check_callable, check_instance, seed_sequence
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.models.random_states import random_states
 from kernelmem.label_noise import corrupt_labels
 
 Retrain: TypeAlias = Callable[[Tensor, int], nn.Module] | Callable[[Tensor, Tensor, int], nn.Module]
@@ -93,7 +93,7 @@ def measure_nulls(
 
 def _outputs(network: Network, retrain: Retrain, arguments: tuple[Tensor, ...], seed: int) -> Tensor:
     """Return the outputs (n, C) of a newly trained network on all rows."""
-    with _random_states(seed):
+    with random_states(seed):
         model = retrain(*arguments, seed)  # pyright: ignore[reportCallIssue]
     check_instance(model, "result of retrain", nn.Module, hint="return the trained module")
     outputs = network.outputs_of(model, name="the retrained model")
@@ -104,18 +104,3 @@ def _outputs(network: Network, retrain: Retrain, arguments: tuple[Tensor, ...], 
             hint="build the same network in retrain",
         )
     return outputs
-
-
-@contextmanager
-def _random_states(seed: int) -> Iterator[None]:
-    """Seed the random numbers of torch, NumPy and Python, and restore their states afterwards."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  a user's function may use them
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)

@@ -8,6 +8,7 @@
 from kernelmem.compression.coder.fields import pack_fields as pack_fields
 from kernelmem.compression.coder.fields import unpack_fields as unpack_fields
 from kernelmem.compression.coder.frequencies import PRECISION as PRECISION
+from kernelmem.compression.coder.frequencies import best_shift as best_shift
 from kernelmem.compression.coder.frequencies import frequencies as frequencies
 from kernelmem.compression.coder.frequencies import ideal_bits as ideal_bits
 from kernelmem.compression.coder.frequencies import margin as margin

@@ -64,6 +64,17 @@ def margin(probabilities: ArrayLike, shift: float = 0.0) -> float:
     return float(np.abs(scaled - np.rint(scaled)).min()) if scaled.size and scaled.shape[1] > 1 else np.inf
 
 
+def best_shift(probabilities: ArrayLike, n_shifts: int) -> tuple[int, float]:
+    """Return the k of the shifts k / ``n_shifts`` with the largest margin, and that margin.
+
+    Raises:
+        InputError: as :func:`frequencies`.
+    """
+    margins = [margin(probabilities, k / n_shifts) for k in range(n_shifts)]
+    best = int(np.argmax(margins))
+    return best, margins[best]
+
+
 def ideal_bits(symbols: ArrayLike, frequencies: np.ndarray) -> np.ndarray:
     """Return −log₂ of the frequencies of ``symbols`` (n,), divided by their sum: the bits of each symbol, (n,) float64."""
     labels = as_labels(symbols, "symbols", n=len(frequencies), n_classes=frequencies.shape[1]).cpu().numpy()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.compression.coder import SymbolDecoder, encode_symbols, frequencies, margin, stream_bits
+from kernelmem.compression.coder import SymbolDecoder, best_shift, encode_symbols, frequencies, stream_bits
 from kernelmem.compression.online.options import MAX_CLASSES, OnlineOptions
 from kernelmem.core import FileCorruptError
 from kernelmem.core.checks import as_count, as_text
@@ -47,11 +47,10 @@ def encode_labels(probabilities: np.ndarray, labels: np.ndarray, order_seed: int
     A decoder computes probabilities that differ by rounding, and has to round them to the same frequencies. Of 128 shifts,
     the one is chosen for which the probabilities are farthest from a number that would be rounded otherwise.
     """
-    margins = [margin(probabilities, shift / SHIFTS) for shift in range(SHIFTS)]
-    shift = int(np.argmax(margins))
+    shift, distance = best_shift(probabilities, SHIFTS)
     coded = encode_symbols(labels, frequencies(probabilities, shift / SHIFTS))
     header = bytes([shift | (0x80 if order_seed else 0)]) + (_varint(order_seed) if order_seed else b"")
-    return Stream(header + coded, 8 * len(header) + stream_bits(len(coded), len(labels)), margins[shift])
+    return Stream(header + coded, 8 * len(header) + stream_bits(len(coded), len(labels)), distance)
 
 
 def read_header(data: bytes) -> tuple[float, int, bytes]:

@@ -4,14 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernelmem.compression.coder import encode_symbols, frequencies, ideal_bits, margin, stream_bits
+from kernelmem.compression.coder import best_shift, encode_symbols, frequencies, ideal_bits, stream_bits
 from kernelmem.compression.verification.calls import PredictorCalls, PredictorError
 from kernelmem.compression.verification.checks import bits_of
 from kernelmem.compression.verification.process import DecoderProcess
 from kernelmem.compression.verification.result import Check
 
 SHIFTS = 256  # of the rounding of probabilities; the one that was taken costs a byte
-SAFE_MARGIN = 1e-6
 START_SECONDS = 60.0  # for the start of a process, on a busy machine
 UNKNOWN = ". It fills the labels that it does not know yet with 0, 1, ..., C - 1 in turn"
 SHARE_OF_DECODING = 0.25  # of the time, for labels that are decoded by one call each
@@ -39,7 +38,8 @@ def decode_elsewhere(
 ) -> Decoding:
     """Encode y by the predictions P (n, C), and decode in a fresh process."""
     n, C = P.shape
-    shift, table = _rounded(P)
+    shift = best_shift(P, SHIFTS)[0] / SHIFTS
+    table = frequencies(P, shift)
     stream = encode_symbols(y, table)
     encoded = Decoding(
         Check("decodes", "not run", "", ""),
@@ -90,11 +90,3 @@ def _difference(rows: np.ndarray, P: np.ndarray, right: int, damage: str) -> str
         f"the fresh process decoded {right:,} labels, and then not the right one{amount}. Typical causes: labels used in the"
         " call that a decoder does not have, sums that depend on the number of threads, seeds, the order of sets"
     )
-
-
-def _rounded(P: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the first shift for which no probability is near an edge of the rounding, and the frequencies."""
-    shifts = [k / SHIFTS for k in range(SHIFTS)]
-    shift = next((s for s in shifts if margin(P, s) > SAFE_MARGIN), None)
-    shift = max(shifts, key=lambda s: margin(P, s)) if shift is None else shift
-    return shift, frequencies(P, shift)

@@ -1,17 +1,16 @@
 """Chunks of shadow models: picklable tasks that train models and return their outputs on all rows."""
 
-import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core.batches import Rows, check_outputs, input_hint
 from kernelmem.core.errors import UnsupportedModelError
+from kernelmem.core.models.random_states import random_states
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.memorization.shadows.masks import draw_masks, model_seeds
 from kernelmem.memorization.shadows.options import EnsembleTraining, ShadowOptions, TrainFunction
@@ -109,7 +108,7 @@ def _train_by_user(chunk: ShadowChunk, train: TrainFunction, k: int, rows: Tenso
     """
     data = chunk.data
     init_seed = model_seeds(chunk.seed, k)[0]
-    with _USER_TRAINING_LOCK, _random_states(init_seed):
+    with _USER_TRAINING_LOCK, random_states(init_seed):
         model = train(rows, init_seed)
         if not isinstance(model, nn.Module):
             raise UnsupportedModelError(
@@ -156,21 +155,6 @@ def _outputs(model: nn.Module, rows: Rows, chunk: ShadowChunk) -> Tensor:
             outputs = class_outputs(outputs)
         pieces.append(check_outputs(outputs, stop - start).to("cpu", chunk.options.dtype))
     return torch.cat(pieces)
-
-
-@contextmanager
-def _random_states(seed: int) -> Iterator[None]:
-    """Seed the random numbers of torch, NumPy and Python, and restore their states afterwards."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  a user's function may use them
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
 
 
 @contextmanager
