@@ -19,12 +19,14 @@ def saved_storages(run: Callable[[], T]) -> tuple[T, dict[int, tuple[int, int]]]
     operations are counted then, which are at least what is saved.
     """
     storages: dict[int, tuple[int, int]] = {}
+    alive: list[torch.UntypedStorage] = []  # an address would be used again
 
     def add(tensor: Tensor) -> Tensor:
         try:
             base = unwrapped(tensor)
             storage = base.untyped_storage()
-            storages.setdefault(storage.data_ptr(), (storage.nbytes(), base.element_size()))
+            if storages.setdefault(storage.data_ptr(), size := (storage.nbytes(), base.element_size())) is size:
+                alive.append(storage)
         except RuntimeError:  # a tensor without storage, such as the zero tangent of a dual number
             pass
         return tensor
@@ -36,6 +38,7 @@ def saved_storages(run: Callable[[], T]) -> tuple[T, dict[int, tuple[int, int]]]
         if "saved tensor hooks" not in str(error):
             raise
         storages.clear()
+        alive.clear()
         with _Results(add):
             return run(), storages
 
