@@ -2,31 +2,38 @@
 
 - ``documents``: ragged token ids;
 - ``language_models``: causal language models of any library, and their next-token log-probabilities;
-- ``token_losses``: losses of tokens, and the loss of documents for kernels and ledgers;
+- ``losses``: losses of tokens, and the loss of documents for kernels and ledgers;
 - ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models;
-- ``extraction``: which documents a model emits after their beginning, with controls;
-- ``canaries``: random secrets inserted by coins, proof that they were trained on, exposure, paired tests;
-- ``membership``: which documents a model was trained on, with gates.
+- ``extractability``: which documents a model emits after their beginning, with controls;
+- ``canary``: random secrets inserted by coins, proof that they were trained on, exposure, paired tests;
+- ``membership``: which documents a model was trained on, with gates;
+- ``attribution``: which documents taught the model what it emits;
+- ``retraining``: many small models trained in one batch, with and without each document;
+- ``demonstration``: documents, canaries and network of the built-in audit.
 """
 
-from kernelmem.text.canaries import Canaries as Canaries
-from kernelmem.text.canaries import CanaryRows as CanaryRows
-from kernelmem.text.canaries import PairedTest as PairedTest
-from kernelmem.text.canaries import SecretExposure as SecretExposure
-from kernelmem.text.canaries import TextCoverage as TextCoverage
-from kernelmem.text.canaries import canaries as canaries
-from kernelmem.text.canaries import coverage as coverage
-from kernelmem.text.canaries import exposure as exposure
-from kernelmem.text.canaries import paired_test as paired_test
+from kernelmem.text.canary import Canaries as Canaries
+from kernelmem.text.canary import CanaryRows as CanaryRows
+from kernelmem.text.canary import PairedTest as PairedTest
+from kernelmem.text.canary import SecretExposure as SecretExposure
+from kernelmem.text.canary import TextCoverage as TextCoverage
+from kernelmem.text.canary import canaries as canaries
+from kernelmem.text.canary import coverage as coverage
+from kernelmem.text.canary import exposure as exposure
+from kernelmem.text.canary import paired_test as paired_test
 from kernelmem.text.documents import Documents as Documents
 from kernelmem.text.documents import as_documents as as_documents
-from kernelmem.text.extraction import Extraction as Extraction
-from kernelmem.text.extraction import Sampling as Sampling
-from kernelmem.text.extraction import emission_probability as emission_probability
-from kernelmem.text.extraction import extraction as extraction
-from kernelmem.text.extraction import log10_queries as log10_queries
+from kernelmem.text.extractability import Extraction as Extraction
+from kernelmem.text.extractability import Sampling as Sampling
+from kernelmem.text.extractability import emission_probability as emission_probability
+from kernelmem.text.extractability import extraction as extraction
+from kernelmem.text.extractability import log10_queries as log10_queries
 from kernelmem.text.language_models import CausalLM as CausalLM
 from kernelmem.text.language_models import causal_lm as causal_lm
+from kernelmem.text.losses import TokenLosses as TokenLosses
+from kernelmem.text.losses import document_batch as document_batch
+from kernelmem.text.losses import document_loss as document_loss
+from kernelmem.text.losses import token_losses as token_losses
 from kernelmem.text.membership import TextMembership as TextMembership
 from kernelmem.text.membership import text_membership as text_membership
 from kernelmem.text.overlap import Duplicates as Duplicates
@@ -37,7 +44,3 @@ from kernelmem.text.overlap import duplicates as duplicates
 from kernelmem.text.overlap import near_duplicates as near_duplicates
 from kernelmem.text.overlap import ngram_model as ngram_model
 from kernelmem.text.overlap import suffix_array as suffix_array
-from kernelmem.text.token_losses import TokenLosses as TokenLosses
-from kernelmem.text.token_losses import document_batch as document_batch
-from kernelmem.text.token_losses import document_loss as document_loss
-from kernelmem.text.token_losses import token_losses as token_losses

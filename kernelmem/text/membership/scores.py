@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.text.token_losses import TokenLosses
+from kernelmem.text.losses import TokenLosses
 
 NAMES = ("loss", "reference", "min_k", "min_k++", "zlib")
 

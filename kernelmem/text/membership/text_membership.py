@@ -25,9 +25,9 @@ from kernelmem.memorization.membership.rates import TprAtFpr, roc
 from kernelmem.statistics import Interval, as_level, auroc_interval
 from kernelmem.text.documents import Documents, as_documents
 from kernelmem.text.language_models import CausalLM
+from kernelmem.text.losses import token_losses
 from kernelmem.text.membership.gates import Gate, blind_gate, permutation_p, score_gate
 from kernelmem.text.membership.scores import NAMES, document_scores
-from kernelmem.text.token_losses import token_losses
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from kernelmem.core import InputError
 from kernelmem.statistics import auroc
 from kernelmem.text import causal_lm, text_membership, token_losses
 from kernelmem.text.membership.gates import blind_gate
-from tests.text.extraction.models import Table, table_lm
+from tests.text.extractability.models import Table, table_lm
 
 RNG = np.random.default_rng(0)
 MEMBERS, UNSEEN = RNG.integers(1, 5, (2, 120, 12)).tolist()

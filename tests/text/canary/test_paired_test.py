@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 import kernelmem as km
-from kernelmem.text.canaries import PairedTest, canaries, exposure, paired_test
+from kernelmem.text.canary import PairedTest, canaries, exposure, paired_test
 from tests.profiles import examples
-from tests.text.canaries.tables import encode, memory_lm, table_lm
+from tests.text.canary.tables import encode, memory_lm, table_lm
 
 
 def scores_of(design, difference):

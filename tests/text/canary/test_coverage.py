@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 import kernelmem as km
 from kernelmem.text import TextCoverage
-from kernelmem.text.canaries import canaries, coverage
-from kernelmem.text.canaries.training_rows import rows_of_batch
+from kernelmem.text.canary import canaries, coverage
+from kernelmem.text.canary.training_rows import rows_of_batch
 from tests.profiles import examples
-from tests.text.canaries.tables import CHARACTERS, encode
+from tests.text.canary.tables import CHARACTERS, encode
 
 DOCUMENTS = ["the key of unit is here, key of unit, and here", "one two three four five six seven eight", "nine ten"]
 DESIGN = canaries(5, encode, length=4, tiers=(1, 3))

@@ -13,8 +13,8 @@ from kernelmem.core import ArrayLike, InputError, Result, seed_sequence
 from kernelmem.core.checks import as_count, as_tensor, check_instance, describe
 from kernelmem.memorization.canaries import one_run_bound
 from kernelmem.statistics import as_level, clopper_pearson
-from kernelmem.text.canaries.design import Canaries
-from kernelmem.text.canaries.exposure import SecretExposure
+from kernelmem.text.canary.design import Canaries
+from kernelmem.text.canary.exposure import SecretExposure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,7 @@ def paired_test(
 
     Source: Steinke, Nasr and Jagielski 2023.
 
-    >>> from kernelmem.text.canaries import canaries
+    >>> from kernelmem.text.canary import canaries
     >>> pairs = canaries(40, lambda text: [ord(c) for c in text])
     >>> test = paired_test(torch.nn.functional.one_hot(pairs.inserted, 2), pairs)
     >>> round(test.epsilon, 2), test.epsilon == test.all_pairs.ceiling, test.permutation_p

@@ -11,9 +11,9 @@ from torch import Tensor
 from kernelmem.core import InputError, Result
 from kernelmem.core.checks import as_count, check_instance
 from kernelmem.recording import Run
-from kernelmem.text.canaries.design import Canaries
-from kernelmem.text.canaries.insertion import CanaryRows
-from kernelmem.text.canaries.training_rows import Row, rows_of_batch, rows_of_batches
+from kernelmem.text.canary.design import Canaries
+from kernelmem.text.canary.insertion import CanaryRows
+from kernelmem.text.canary.training_rows import Row, rows_of_batch, rows_of_batches
 from kernelmem.text.documents import Documents
 
 if TYPE_CHECKING:

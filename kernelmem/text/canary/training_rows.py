@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_list, as_tensor, describe
 from kernelmem.core.errors import InputError
-from kernelmem.text.canaries.insertion import CanaryRows
+from kernelmem.text.canary.insertion import CanaryRows
 from kernelmem.text.documents import Documents
 
 Row: TypeAlias = tuple[np.ndarray, np.ndarray]

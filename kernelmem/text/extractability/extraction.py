@@ -9,9 +9,9 @@ from kernelmem.core.checks import as_count, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 from kernelmem.text.documents import Documents, as_documents, check_vocabulary
-from kernelmem.text.extraction.result import Extraction
-from kernelmem.text.extraction.sampling import Sampling, check_sampling
-from kernelmem.text.extraction.windows import cut_windows, score_windows
+from kernelmem.text.extractability.result import Extraction
+from kernelmem.text.extractability.sampling import Sampling, check_sampling
+from kernelmem.text.extractability.windows import cut_windows, score_windows
 from kernelmem.text.language_models import CausalLM
 from kernelmem.text.overlap import NgramModel, ngram_model, suffix_array
 

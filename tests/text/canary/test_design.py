@@ -11,10 +11,10 @@ from scipy.stats import binomtest, chisquare
 
 import kernelmem as km
 from kernelmem.core.hashed_files import hashed_json
-from kernelmem.text.canaries import Canaries, canaries
+from kernelmem.text.canary import Canaries, canaries
 from tests.damaged_files import damaged_bytes, damaged_json
 from tests.profiles import examples
-from tests.text.canaries.tables import encode
+from tests.text.canary.tables import encode
 
 
 def test_secrets_are_uniform_also_if_there_are_many():

@@ -10,7 +10,7 @@ from kernelmem.core.checks import as_count, check_model
 from kernelmem.core.models.torch_func import is_transformed
 from kernelmem.text.documents import as_documents
 from kernelmem.text.language_models import failure, model_logits
-from kernelmem.text.token_losses.targets import IGNORED, as_targets
+from kernelmem.text.losses.targets import IGNORED, as_targets
 
 HINT = "pass km.text.document_batch(documents)"
 Rows = Tensor | Mapping[str, Tensor]

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.text import CanaryRows
-from kernelmem.text.canaries import canaries
+from kernelmem.text.canary import canaries
 from tests.profiles import examples
-from tests.text.canaries.tables import CHARACTERS, encode
+from tests.text.canary.tables import CHARACTERS, encode
 
 DOCUMENTS = [
     "the quick brown fox jumps over the lazy dog, and runs away.",

@@ -17,8 +17,8 @@ from kernelmem.core.checks import as_count, as_list, as_text, describe, seed_seq
 from kernelmem.core.errors import FileCorruptError, InputError
 from kernelmem.core.hashed_files import READ_ERRORS, WRITER, check_json, hashed_json, load_json, read_bytes, reason
 from kernelmem.core.result_files import Result, check_consistent, decode
-from kernelmem.text.canaries.encoding import Encode, check_encode, encode_canaries, encode_text
-from kernelmem.text.canaries.insertion import CanaryRows, insert_copies
+from kernelmem.text.canary.encoding import Encode, check_encode, encode_canaries, encode_text
+from kernelmem.text.canary.insertion import CanaryRows, insert_copies
 
 if TYPE_CHECKING:
     import pandas as pd

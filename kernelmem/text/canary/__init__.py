@@ -11,14 +11,14 @@
 - ``paired_test``: :func:`paired_test`, inserted canaries against their twins.
 """
 
-from kernelmem.text.canaries.coverage import TextCoverage as TextCoverage
-from kernelmem.text.canaries.coverage import coverage as coverage
-from kernelmem.text.canaries.design import Canaries as Canaries
-from kernelmem.text.canaries.design import canaries as canaries
-from kernelmem.text.canaries.exposure import ExposureTier as ExposureTier
-from kernelmem.text.canaries.exposure import SecretExposure as SecretExposure
-from kernelmem.text.canaries.exposure import exposure as exposure
-from kernelmem.text.canaries.insertion import CanaryRows as CanaryRows
-from kernelmem.text.canaries.paired_test import PairCount as PairCount
-from kernelmem.text.canaries.paired_test import PairedTest as PairedTest
-from kernelmem.text.canaries.paired_test import paired_test as paired_test
+from kernelmem.text.canary.coverage import TextCoverage as TextCoverage
+from kernelmem.text.canary.coverage import coverage as coverage
+from kernelmem.text.canary.design import Canaries as Canaries
+from kernelmem.text.canary.design import canaries as canaries
+from kernelmem.text.canary.exposure import ExposureTier as ExposureTier
+from kernelmem.text.canary.exposure import SecretExposure as SecretExposure
+from kernelmem.text.canary.exposure import exposure as exposure
+from kernelmem.text.canary.insertion import CanaryRows as CanaryRows
+from kernelmem.text.canary.paired_test import PairCount as PairCount
+from kernelmem.text.canary.paired_test import PairedTest as PairedTest
+from kernelmem.text.canary.paired_test import paired_test as paired_test

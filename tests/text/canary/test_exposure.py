@@ -12,11 +12,11 @@ from scipy.stats import chi2
 
 import kernelmem as km
 from kernelmem.text import SecretExposure, causal_lm
-from kernelmem.text.canaries import canaries, exposure
-from kernelmem.text.canaries.null import rank_moments, refined_moments
-from kernelmem.text.canaries.search import SLACK, Candidates, exact_ranks
+from kernelmem.text.canary import canaries, exposure
+from kernelmem.text.canary.null import rank_moments, refined_moments
+from kernelmem.text.canary.search import SLACK, Candidates, exact_ranks
 from tests.profiles import examples
-from tests.text.canaries.tables import N_CHARACTERS, Table, encode, memory_lm, table_lm
+from tests.text.canary.tables import N_CHARACTERS, Table, encode, memory_lm, table_lm
 
 
 def enumerated_log_probs(lm, head, tokens, length):

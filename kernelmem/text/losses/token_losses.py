@@ -10,9 +10,9 @@ from kernelmem.core.checks import as_float_dtype, check_instance
 from kernelmem.core.options import MEMORY, as_progress
 from kernelmem.text.documents import as_documents, check_vocabulary
 from kernelmem.text.language_models import CausalLM
-from kernelmem.text.token_losses.result import TokenLosses
-from kernelmem.text.token_losses.targets import as_targets
-from kernelmem.text.token_losses.windows import as_window, passes_of
+from kernelmem.text.losses.result import TokenLosses
+from kernelmem.text.losses.targets import as_targets
+from kernelmem.text.losses.windows import as_window, passes_of
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps  # of log p, relative: a smaller sigma is zero
 

@@ -14,9 +14,9 @@ from kernelmem.core.checks import as_count, as_list, check_choice, check_instanc
 from kernelmem.core.options import MEMORY, as_progress
 from kernelmem.memorization.canaries import exposure_group
 from kernelmem.statistics import as_level
-from kernelmem.text.canaries.design import Canaries
-from kernelmem.text.canaries.null import rank_moments, refined_moments
-from kernelmem.text.canaries.search import Candidates, exact_ranks, exceedances
+from kernelmem.text.canary.design import Canaries
+from kernelmem.text.canary.null import rank_moments, refined_moments
+from kernelmem.text.canary.search import Candidates, exact_ranks, exceedances
 from kernelmem.text.documents import Documents, check_vocabulary
 from kernelmem.text.language_models import CausalLM
 

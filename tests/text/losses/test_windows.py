@@ -1,4 +1,4 @@
-"""kernelmem.text.token_losses.windows: every target once, in the context that window and stride promise."""
+"""kernelmem.text.losses.windows: every target once, in the context that window and stride promise."""
 
 import math
 

@@ -7,7 +7,7 @@
 - ``document_loss``: ``document_loss`` and ``document_batch``, the ``forward=`` of kernels and ledgers.
 """
 
-from kernelmem.text.token_losses.document_loss import document_batch as document_batch
-from kernelmem.text.token_losses.document_loss import document_loss as document_loss
-from kernelmem.text.token_losses.result import TokenLosses as TokenLosses
-from kernelmem.text.token_losses.token_losses import token_losses as token_losses
+from kernelmem.text.losses.document_loss import document_batch as document_batch
+from kernelmem.text.losses.document_loss import document_loss as document_loss
+from kernelmem.text.losses.result import TokenLosses as TokenLosses
+from kernelmem.text.losses.token_losses import token_losses as token_losses

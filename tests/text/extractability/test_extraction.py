@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernelmem.core import InputError
 from kernelmem.text import Sampling, causal_lm, extraction, ngram_model
 from tests.profiles import examples
-from tests.text.extraction.models import Table, cycle_lm, pair_lm, table_lm
+from tests.text.extractability.models import Table, cycle_lm, pair_lm, table_lm
 
 
 def generate(lm, prompt, n):

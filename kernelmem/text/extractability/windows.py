@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.text.documents import Documents
-from kernelmem.text.extraction.sampling import Sampling
+from kernelmem.text.extractability.sampling import Sampling
 from kernelmem.text.language_models import CausalLM
 from kernelmem.text.overlap import NgramModel
 

@@ -12,8 +12,8 @@ from kernelmem.core.checks import as_count, check_choice
 from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.statistics import Interval, clopper_pearson, proportion_difference
-from kernelmem.text.extraction.sampling import Sampling, emission_probability, log10_queries
-from kernelmem.text.extraction.windows import TIE, Windows
+from kernelmem.text.extractability.sampling import Sampling, emission_probability, log10_queries
+from kernelmem.text.extractability.windows import TIE, Windows
 
 if TYPE_CHECKING:
     import pandas as pd

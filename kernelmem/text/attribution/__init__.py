@@ -1,0 +1,1 @@
+"""Documents that taught a language model what it emits."""

@@ -1,0 +1,1 @@
+"""Many small language models trained in one batch: counterfactual memorization, capacity."""
