@@ -5,7 +5,6 @@ and the message says what to do; 130 and 143, interrupted by Ctrl-C or SIGTERM. 
 
 - ``main``: entry point, turns errors into exit codes
 - ``audit``, ``ntk``, ``ledger``, ``descent``, ``compress``: one command each
-- ``audit_inputs``: data files, and networks that are trained on them
 - ``options``: options that several commands share
 - ``worker_pool``: processes that train networks and end with their command
 - ``model_factory``: models named as ``package.module:factory``

@@ -60,7 +60,7 @@ class CompressCommand:
             self._open()
 
     def _make(self) -> None:
-        from kernelmem.cli.audit_inputs import check_classes, read_audit_data
+        from kernelmem.cli.audit.inputs import check_classes, read_audit_data
         from kernelmem.compression import CardOptions, card
         from kernelmem.core.errors import InputError, printable
         from kernelmem.training.datasets import digits

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     import torch
     from torch import nn
 
-    from kernelmem.cli.audit_inputs import AuditedData, NetworkSource
+    from kernelmem.cli.audit.inputs import AuditedData, NetworkSource
 
 DEFAULT_NOISE = 0.15  # for the built-in digits; labels of the user are flipped only with --noise
 DEFAULT_MODELS = 48  # trained on subsets if neither --budget nor anything else says otherwise
@@ -101,7 +101,7 @@ class AuditCommand:
 
     def _run(self) -> None:
         from kernelmem.auditing import AuditOptions, audit
-        from kernelmem.cli.audit_inputs import NetworkSource, check_classes, read_audit_data
+        from kernelmem.cli.audit.inputs import NetworkSource, check_classes, read_audit_data
         from kernelmem.cli.options import as_device
         from kernelmem.core.checks import seed_sequence
         from kernelmem.core.errors import printable
@@ -225,7 +225,7 @@ class AuditCommand:
 
     def _train(self, source: "NetworkSource", model: "nn.Module", seed: int) -> tuple[str, dict[str, Any]]:
         """Train the network; return a description of the training, and the options of AuditOptions for retraining."""
-        from kernelmem.cli.audit_inputs import timed_training
+        from kernelmem.cli.audit.inputs import timed_training
 
         training, seconds = timed_training(source, model, seed)
         print(
