@@ -9,6 +9,7 @@
 - ``memorization/``: retraining, datamodeling scores, exposure, membership attacks, agreement of scores
 - ``ridge``: leave-one-out error against ridge
 - ``spectrum``: eigenvalues of a kernel
+- ``text/``: language models before and after a fine-tune
 """
 
 from kernelmem.plotting.compression import account_figure as account_figure
@@ -36,3 +37,4 @@ from kernelmem.plotting.style import PURPLE as PURPLE
 from kernelmem.plotting.style import figure_files as figure_files
 from kernelmem.plotting.style import new_figure as new_figure
 from kernelmem.plotting.style import style as figure_style  # noqa: F401  (style is the file)
+from kernelmem.plotting.text import change_figure as change_figure

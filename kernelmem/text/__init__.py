@@ -2,7 +2,7 @@
 
 - ``documents``: ragged token ids;
 - ``language_models``: causal language models of any library, and their next-token log-probabilities;
-- ``losses``: losses of tokens, and the loss of documents for kernels and ledgers;
+- ``losses``: losses of tokens, their change by a training, and the loss of documents for kernels and ledgers;
 - ``overlap``: repeated spans, near-duplicates, counts of spans, n-gram models;
 - ``extractability``: which documents a model emits after their beginning, with controls;
 - ``canary``: random secrets inserted by coins, proof that they were trained on, exposure, paired tests;
@@ -30,7 +30,9 @@ from kernelmem.text.extractability import extraction as extraction
 from kernelmem.text.extractability import log10_queries as log10_queries
 from kernelmem.text.language_models import CausalLM as CausalLM
 from kernelmem.text.language_models import causal_lm as causal_lm
+from kernelmem.text.losses import Change as Change
 from kernelmem.text.losses import TokenLosses as TokenLosses
+from kernelmem.text.losses import compare as compare
 from kernelmem.text.losses import document_batch as document_batch
 from kernelmem.text.losses import document_loss as document_loss
 from kernelmem.text.losses import token_losses as token_losses

@@ -27,6 +27,7 @@ from tests.border import (
     calls_shadows,
     calls_text,
     calls_text_canaries,
+    calls_text_change,
 )
 from tests.border.driver import Call, run_call, targets_of
 from tests.profiles import examples
@@ -43,6 +44,7 @@ TABLES = (
     calls_shadows,
     calls_text,
     calls_text_canaries,
+    calls_text_change,
 )
 CALLS: dict[str, Call] = {name: call for table in TABLES for name, call in table.CALLS.items()}
 CALLS_PER_EXAMPLE = 36  # of a function whose calls take less than a millisecond

@@ -75,6 +75,7 @@ class CausalLM:
         bos: token id put before every document, or None.
         context: largest number of tokens of a pass, from the configuration of a Hugging Face model, or None.
         dtype: precision in which the model computes by default.
+        stored_dtype: lowest precision among the weights that were passed, to which the model was rounded.
     """
 
     def __init__(self, model: nn.Module, *, forward: LogitsFunction | None, bos: int | None) -> None:
@@ -82,6 +83,7 @@ class CausalLM:
         self.name = type(model).__name__
         self.bos = bos
         self.dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+        self.stored_dtype = max((t.dtype for t in tensors), key=lambda t: torch.finfo(t).eps, default=self.dtype)
         config = getattr(model, "config", None)
         limits = [getattr(config, name, None) for name in POSITIONS]
         self.context = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)

@@ -106,6 +106,10 @@ class TokenLosses(Result):
             InputError: another number of texts; an empty text with targets; targets without a loss (the first tokens of
                 documents, if the model has no BOS), whose bytes would count but not their bits.
         """
+        return self.per_document() / self.n_bytes(texts).clamp(min=1)
+
+    def n_bytes(self, texts: Sequence[str | bytes]) -> Tensor:
+        """Return the number of bytes of each text, (n,) int64; arguments and errors as for :meth:`per_byte`."""
         if int(self.unscored.sum()):
             raise InputError(
                 f"bits per byte where {int(self.unscored.sum())} targets have no loss, since no token comes before them",
@@ -126,7 +130,7 @@ class TokenLosses(Result):
                 expected="one text per document, with at least one byte if it has targets",
                 hint="pass the texts that were tokenized",
             )
-        return self.per_document() / torch.tensor(sizes, dtype=torch.float64).clamp(min=1)
+        return torch.tensor(sizes, dtype=torch.int64)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per target: document, position, bits, margin, correct, tied, mu, sigma."""
