@@ -25,7 +25,7 @@ from kernelmem.memorization.membership.rates import TprAtFpr, roc
 from kernelmem.statistics import Interval, as_level, auroc_interval
 from kernelmem.text.documents import Documents, as_documents
 from kernelmem.text.language_models import CausalLM
-from kernelmem.text.losses import token_losses
+from kernelmem.text.losses import TokenLosses, token_losses
 from kernelmem.text.membership.gates import Gate, blind_gate, permutation_p, score_gate
 from kernelmem.text.membership.scores import NAMES, document_scores
 
@@ -109,11 +109,11 @@ class TextMembership(Result):
 
 
 def text_membership(
-    lm: CausalLM,
+    lm: CausalLM | TokenLosses,
     members: object,
     unseen: object,
     *,
-    reference: CausalLM | None = None,
+    reference: CausalLM | TokenLosses | None = None,
     scores: Sequence[str] | None = None,
     k: float = 0.2,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
@@ -137,10 +137,10 @@ def text_membership(
     - "zlib": −L / bytes of the text compressed by zlib (Carlini et al. 2021); refused for texts of different lengths.
 
     Args:
-        lm: language model, from :func:`causal_lm`.
+        lm: language model, from :func:`causal_lm`; or its :func:`token_losses` on the members and then the unseen documents.
         members: token ids of training documents, at least 20.
         unseen: token ids of documents that were not trained on, at least 20.
-        reference: a model that was not trained on the members, such as the base model of a fine-tune.
+        reference: a model that was not trained on the members, such as the base model of a fine-tune, or its losses.
         scores: names of scores; None: "loss", "min_k++", and "reference" if there is one.
         k: share of tokens, in (0, 1]; one stated number, because the largest of several rates is no rate.
         texts: the texts (members, unseen), for "zlib" and for the classifier; None: it sees n-grams of token ids.
@@ -158,28 +158,30 @@ def text_membership(
     """
     level, k = as_level(level), as_number(k, "k", exclusive=True, maximum=1.0)
     fold_seed = seed_sequence(seed, ["folds"])["folds"]
-    check_instance(lm, "lm", CausalLM, hint="pass lm=km.text.causal_lm(model)")
+    check_instance(lm, "lm", (CausalLM, TokenLosses), hint="pass lm=km.text.causal_lm(model)")
     names = _as_scores(scores, reference is not None)
     groups = [_as_group(members, "members"), _as_group(unseen, "unseen")]
     documents = Documents((*groups[0], *groups[1]))
     flags = np.repeat([True, False], [len(group) for group in groups])
     all_texts = None if texts is None else _as_texts(texts, groups)
-    losses = token_losses(lm, documents, memory=memory, progress=False)
+    losses = _losses(lm, documents, "lm", memory)
     if bool((losses.counts == 0).any()):
         first = int((losses.counts == 0).nonzero()[0])
         place = f"members[{first}]" if first < len(groups[0]) else f"unseen[{first - len(groups[0])}]"
         raise InputError(f"{place} without a loss", expected="a token with a loss", hint="leave the document out")
     base = None
     if reference is not None:
-        check_instance(reference, "reference", CausalLM, hint="pass reference=km.text.causal_lm(model)")
-        if (reference.vocabulary, reference.bos is None) != (lm.vocabulary, lm.bos is None):
+        check_instance(reference, "reference", (CausalLM, TokenLosses), hint="pass reference=km.text.causal_lm(model)")
+        if isinstance(reference, CausalLM) and isinstance(lm, CausalLM):
+            _check_same_tokens(reference, lm)
+        base = _losses(reference, documents, "reference", memory)
+        if not torch.equal(base.counts, losses.counts) or not torch.equal(base.positions, losses.positions):
             raise InputError(
-                f"a reference of {reference.vocabulary} tokens and BOS {reference.bos} for a model of {lm.vocabulary} and"
-                f" {lm.bos}",
-                expected="the same tokens, and BOS in both or in neither",
-                hint="compare models with one tokenizer",
+                f"a reference with losses of {len(base.positions)} tokens, and a model with losses of"
+                f" {len(losses.positions)} or of others",
+                expected="losses of the same tokens",
+                hint="compute both with the same targets, and BOS in both or in neither",
             )
-        base = token_losses(reference, documents, memory=memory, progress=False)
     values = {name: document_scores(name, losses, base, k, all_texts) for name in names}
     gates = [
         blind_gate(documents.ids if all_texts is None else all_texts, flags, fold_seed),
@@ -196,6 +198,39 @@ def text_membership(
         k=k,
         level=level,
     )
+
+
+def _losses(source: CausalLM | TokenLosses, documents: Documents, name: str, memory: int | str) -> TokenLosses:
+    """Return the losses of the tokens of members and unseen documents.
+
+    Raises:
+        InputError: losses that were computed of other documents.
+    """
+    if isinstance(source, CausalLM):
+        return token_losses(source, documents, memory=memory, progress=False)
+    lengths = documents.lengths
+    if len(source.counts) != len(lengths) or bool((source.counts + source.unscored > lengths).any()):
+        raise InputError(
+            f"{name}, losses of {len(source.counts)} documents",
+            expected=f"losses of the {len(lengths)} documents: members, then unseen ones",
+            hint=f"pass {name}=km.text.token_losses(lm, [*members, *unseen])",
+        )
+    return source
+
+
+def _check_same_tokens(reference: CausalLM, lm: CausalLM) -> None:
+    """Check that two models have the same tokens.
+
+    Raises:
+        InputError: they do not.
+    """
+    if (reference.vocabulary, reference.bos is None) != (lm.vocabulary, lm.bos is None):
+        raise InputError(
+            f"a reference of {reference.vocabulary} tokens and BOS {reference.bos} for a model of {lm.vocabulary} and"
+            f" {lm.bos}",
+            expected="the same tokens, and BOS in both or in neither",
+            hint="compare models with one tokenizer",
+        )
 
 
 def _is_constant(scores: Tensor) -> bool:

@@ -172,3 +172,18 @@ TEXTS = (["some text"] * 120, ["another text"] * 120)
 def test_other_arguments_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         text_membership(**({"lm": table_lm(1), "members": MEMBERS, "unseen": UNSEEN} | change))
+
+
+def test_losses_that_were_computed_before_give_the_same():
+    lm, base = table_lm(1), table_lm(2)
+    documents = [*MEMBERS[:20], *UNSEEN[:25]]
+    expected = text_membership(lm, MEMBERS[:20], UNSEEN[:25], reference=base)
+    losses, base_losses = (token_losses(model, documents) for model in (lm, base))
+    found = text_membership(losses, MEMBERS[:20], UNSEEN[:25], reference=base_losses)
+    assert found.results == expected.results
+    assert found.gates == expected.gates
+    with pytest.raises(InputError, match="losses of 45 documents"):
+        text_membership(losses, MEMBERS[:20], UNSEEN[:20])
+    without_bos = token_losses(causal_lm(Table(torch.zeros(5, 5))), documents)
+    with pytest.raises(InputError, match="losses of the same tokens"):
+        text_membership(losses, MEMBERS[:20], UNSEEN[:25], reference=without_bos)
