@@ -43,8 +43,11 @@ class ExposureLike(Protocol):
     def expected_control(self) -> float: ...
 
 
-def exposure_figure(result: ExposureLike) -> "Figure":
-    """Draw the exposure of every canary, and mean and interval of each group, at equal distances along the axis."""
+def exposure_figure(result: ExposureLike, null_errors: Sequence[float] = ()) -> "Figure":
+    """Draw the exposure of every canary, and mean and interval of each group, at equal distances along the axis.
+
+    ``null_errors`` are the standard errors of the mean of each group without insertion, drawn as a 95 % band.
+    """
     bits, repetitions = as_array(result.exposure), as_array(result.repetitions)
     maximum = math.log2(result.n_candidates)
     with style():
@@ -58,6 +61,9 @@ def exposure_figure(result: ExposureLike) -> "Figure":
             axes.plot(spread, own, "o", color=BLUE, alpha=0.35, markersize=3, markeredgewidth=0)
             error = [[group.mean - group.low], [group.high - group.mean]]
             axes.errorbar([place + 0.12], [group.mean], error, fmt="o", color=ORANGE, capsize=3, markersize=5)
+        for place, error in enumerate(null_errors):
+            low, high = (result.expected_control + z * error for z in (-1.96, 1.96))
+            axes.fill_between([place - 0.35, place + 0.35], low, high, color=GRAY, alpha=0.3, linewidth=0)
         end = len(result.groups) - 0.5
         for height, text in ((result.expected_control, "expected if not inserted"), (maximum, "maximum")):
             axes.axhline(height, color=GRAY, linewidth=0.9, linestyle="--")

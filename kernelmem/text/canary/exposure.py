@@ -114,14 +114,12 @@ class SecretExposure(Result):
         return pd.DataFrame(pairs | {name: values.flatten().numpy() for name, values in columns.items()})
 
     def plot(self) -> "Figure":
-        """Return a figure of exposure against the number of copies, with the expectation without insertion."""
+        """Return a figure of exposure against the number of copies, with mean and 95 % band without insertion."""
         from kernelmem.plotting.memorization import exposure_figure  # matplotlib is slow to import
 
-        return exposure_figure(
-            _Drawn(
-                self.exposure.flatten(), self.copies.flatten(), self.tiers, self.n_candidates, self.tiers[0].null_mean
-            )
-        )
+        largest = self.n_candidates if bool(self.exact.any()) else self.samples + 1
+        drawn = _Drawn(self.exposure.flatten(), self.copies.flatten(), self.tiers, largest, self.tiers[0].null_mean)
+        return exposure_figure(drawn, [tier.null_se for tier in self.tiers])
 
     def __str__(self) -> str:
         """Return the mean exposure by number of copies, the control, and how ranks were found."""

@@ -18,6 +18,7 @@ from kernelmem.text.canary.exposure import SecretExposure
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 MIN_PAIRS = 4  # that one_run_bound accepts
 MAX_PERMUTATIONS = 10**7
@@ -95,6 +96,20 @@ class PairedTest(Result):
         import pandas as pd  # slow to import
 
         return pd.DataFrame([vars(count) for count in (*self.tiers, self.all_pairs)])
+
+    def plot(self) -> "Figure":
+        """Return a figure of the differences by number of copies, and of the bounds next to their ceilings."""
+        from kernelmem.plotting.text import paired_test_figure  # matplotlib is slow to import
+
+        groups = [self.difference[self.repetitions == tier.repetitions].numpy() for tier in self.tiers]
+        return paired_test_figure(
+            [
+                (f"{tier.repetitions:,}", group, tier.epsilon, tier.ceiling)
+                for tier, group in zip(self.tiers, groups, strict=True)
+            ]
+            + [("all", self.difference.numpy(), self.all_pairs.epsilon, self.all_pairs.ceiling)],
+            title=f"{len(self.difference):,} pairs of canaries, inserted against twin",
+        )
 
     def __str__(self) -> str:
         """Return correct pairs, p-values and bounds, by number of copies and over all."""

@@ -17,6 +17,7 @@ from kernelmem.text.extractability.windows import TIE, Windows
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 Method: TypeAlias = Literal["greedy", "sampled"]
 CLASSES = ("not extracted", "recited", "reconstructed", "recollected")
@@ -173,6 +174,28 @@ class Extraction(Result):
         }
         frame = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).rename_axis("window")
         return frame.assign(**{"class": [CLASSES[kind] for kind in self.classes().tolist()]})
+
+    def plot(self) -> "Figure":
+        """Return a figure of the shares of documents with an extracted window, by context, next to those of the controls."""
+        from kernelmem.plotting.text import extraction_figure  # matplotlib is slow to import
+
+        sources = {"documents": (self.windows, self.n_documents)}
+        if self.unseen is not None:
+            sources["unseen documents"] = (self.unseen, self.n_unseen)
+        if self.reference is not None:
+            sources["the documents, by the reference"] = (self.reference, self.n_documents)
+        contexts: list[int | None] = [*range(self.n_contexts), *([None] if self.n_contexts > 1 else [])]
+        methods: tuple[Method, ...] = ("greedy", "sampled")
+        panels = {}
+        for method in methods:
+            groups = {
+                name: [clopper_pearson(self._documents(windows, method, k), n) for k in contexts]
+                for name, (windows, n) in sources.items()
+            }
+            panels[method] = {name: [(r.value, r.low, r.high) for r in rates] for name, rates in groups.items()}
+        names = ["none" if k == 0 else "any" if k is None else f"context {k}" for k in contexts]
+        title = f"{self.suffix} tokens after {self.prefix}, 95% intervals"
+        return extraction_figure(panels, names, title=f"Extraction of {title}")
 
     def __str__(self) -> str:
         """Return rates, their controls, classes, and what was not counted."""

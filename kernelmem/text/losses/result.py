@@ -13,6 +13,7 @@ from kernelmem.core.checks import as_list
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 TIE = 1e-4  # nats: a smaller margin between two tokens is not decided by the weights but by rounding
 
@@ -148,6 +149,14 @@ class TokenLosses(Result):
                 "sigma": self.token_sigma.numpy(),
             }
         )
+
+    def plot(self) -> "Figure":
+        """Return a figure of bits along the documents, and of the bits per token of every document."""
+        from kernelmem.plotting.text import token_losses_figure  # matplotlib is slow to import
+
+        documents = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        title = f"{len(self.token_bits):,} tokens of {len(self.counts):,} documents, {self.model}"
+        return token_losses_figure(self.token_bits.numpy(), self.positions.numpy(), documents.numpy(), title=title)
 
     def __str__(self) -> str:
         n_targets, n_documents = len(self.token_bits), len(self.counts)

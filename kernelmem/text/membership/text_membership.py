@@ -21,7 +21,7 @@ from kernelmem.core.checks import (
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
 from kernelmem.core.result_files import Result
-from kernelmem.memorization.membership.rates import TprAtFpr, roc
+from kernelmem.memorization.membership.rates import RESOLUTION, TprAtFpr, roc
 from kernelmem.statistics import Interval, as_level, auroc_interval
 from kernelmem.text.documents import Documents, as_documents
 from kernelmem.text.language_models import CausalLM
@@ -31,6 +31,7 @@ from kernelmem.text.membership.scores import NAMES, document_scores
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 FEWEST = 20  # documents of each kind
 FPRS = (0.1, 0.01)
@@ -88,6 +89,24 @@ class TextMembership(Result):
 
         columns = {"member": self.members.numpy()} | {name: values.numpy() for name, values in self.scores.items()}
         return pd.DataFrame(columns).rename_axis("document")
+
+    def plot(self) -> "Figure":
+        """Return a figure of the AUROC of gates and scores, and of the ROC curves down to 10 expected false positives."""
+        from sklearn.metrics import roc_curve  # slow to import, as matplotlib is
+
+        from kernelmem.plotting.text import text_membership_figure
+
+        n = int((~self.members).sum())
+        curves = {
+            name: roc_curve(self.members, self.scores[name], drop_intermediate=False)[:2] for name in self.results
+        }
+        return text_membership_figure(
+            [(gate.name, _ends(gate.auroc), gate.failed) for gate in self.gates],
+            {name: _ends(result.auroc) for name, result in self.results.items()},
+            curves,
+            smallest=min(RESOLUTION / n, 0.1),
+            title=f"Membership of {len(self.members) - n:,} training documents and {n:,} unseen ones",
+        )
 
     def __str__(self) -> str:
         """Return the gates, and the rates of every score."""
@@ -231,6 +250,10 @@ def _check_same_tokens(reference: CausalLM, lm: CausalLM) -> None:
             expected="the same tokens, and BOS in both or in neither",
             hint="compare models with one tokenizer",
         )
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
 
 
 def _is_constant(scores: Tensor) -> bool:
