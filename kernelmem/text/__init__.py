@@ -12,6 +12,10 @@
 - ``demonstration``: documents, canaries and network of the built-in audit.
 """
 
+from kernelmem.text.attribution import Teachers as Teachers
+from kernelmem.text.attribution import TeachersOptions as TeachersOptions
+from kernelmem.text.attribution import tangent_teachers as tangent_teachers
+from kernelmem.text.attribution import teachers as teachers
 from kernelmem.text.canary import Canaries as Canaries
 from kernelmem.text.canary import CanaryRows as CanaryRows
 from kernelmem.text.canary import PairedTest as PairedTest
