@@ -2,11 +2,8 @@
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kernelmem.text.attribution.result import Teachers
 
 SAVED, LOST = "59,111,196", "217,120,15"  # blue and orange, distinguishable with every kind of color vision
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of characters that are shown as code points
@@ -20,41 +17,55 @@ STYLE = (
 )
 
 
-def render(teachers: "Teachers") -> str:
-    """Return an HTML fragment with its style; no scripts, no links."""
-    saved, revealed = teachers.saved, teachers.revealed
-    change = teachers.change
-    total = saved.sum(0) if change is None else change.saved
-    sentence = [f"{i}" for i in range(teachers.size)] if revealed is None else list(revealed.sentence)
-    separator = " " if revealed is None else ""
-    parts = [
-        _head("<b>Sentence</b>, tokens colored by the bits that training saved" if change else "<b>Sentence</b>"),
-        _text(_colored(sentence, teachers.positions.tolist(), total.tolist(), separator)),
-        _head(_legend(teachers.meaning, revealed is None)),
-    ]
-    scale = float(saved[teachers.shown].abs().max()) if len(teachers.shown) else 0.0
-    excess, contribution = teachers.excess, teachers.contribution
-    for k, i in enumerate(teachers.shown.tolist()):
-        own = ", contains the sentence" if bool(teachers.own[i]) else ""
-        kind = f", {_visible(teachers.kind_names[int(teachers.kinds[i])])}" if len(teachers.kind_names) > 1 else ""
-        passes = "" if teachers.passes is None else f", used in {int(teachers.passes[i])} steps"
-        parts.append(
-            _head(
-                f"<b>document {i}</b>{kind}{own}{passes}: {float(contribution[i]):+.3g} bits, {float(excess[i]):+.3g} above"
-                f" others of its kind, shares {int(teachers.spans.longest[i])} tokens"
-            )
-        )
-        parts.append(_text(_colored(sentence, teachers.positions.tolist(), saved[i].tolist(), separator, scale)))
-        if revealed is not None:
-            parts.append(_text(_underlined(revealed.documents[k], teachers.spans.of(i))))
-    parts += [_head(_visible(note)) for note in teachers.notes]
-    return f"<style>{STYLE}</style><div class='teachers'>{''.join(parts)}</div>"
+@dataclass(frozen=True)
+class Part:
+    """A document on the page.
+
+    Attributes:
+        number: number of the document.
+        facts: what is said of it, in words.
+        bits: bits that it saved at each token of the sentence that has a loss.
+        tokens: text of its tokens; None: redacted.
+        spans: (start, place, length) of the spans that it shares with the sentence.
+    """
+
+    number: int
+    facts: str
+    bits: Sequence[float]
+    tokens: Sequence[str] | None
+    spans: Sequence[tuple[int, int, int]]
 
 
-def _legend(meaning: str, redacted: bool) -> str:
+def render(
+    sentence: Sequence[str],
+    positions: Sequence[int],
+    bits: Sequence[float],
+    parts: Sequence[Part],
+    remarks: Sequence[str],
+) -> str:
+    """Return an HTML fragment with its style; no scripts, no links.
+
+    Args:
+        sentence: text of each token of the sentence, or its number.
+        positions: numbers of the tokens that have a loss.
+        bits: bits that all documents saved at these.
+        parts: the documents.
+        remarks: sentences that follow: the meaning of the colors first.
+    """
     swatches = f"<span style='background:rgba({SAVED},.6)'> saved </span> <span style='background:rgba({LOST},.6)'> cost </span>"
-    text = " Text is redacted: tokens are shown by their number." if redacted else " Shared spans are underlined."
-    return f"{swatches} {escape(meaning)}.{text}"
+    blocks = [
+        _head("<b>sentence</b>, colored by the bits that training saved at each token"),
+        _text(_colored(sentence, positions, bits)),
+        _head(f"{swatches} {' '.join(map(_visible, remarks))}"),
+    ]
+    scale = max((abs(value) for part in parts for value in part.bits), default=0.0)
+    for part in parts:
+        blocks += [
+            _head(f"<b>document {part.number}</b>{_visible(part.facts)}"),
+            _text(_colored(sentence, positions, part.bits, scale)),
+        ]
+        blocks += [] if part.tokens is None else [_text(_underlined(part.tokens, part.spans))]
+    return f"<style>{STYLE}</style><div class='teachers'>{''.join(blocks)}</div>"
 
 
 def _head(html: str) -> str:
@@ -65,9 +76,7 @@ def _text(html: str) -> str:
     return f"<p class='text'>{html}</p>"
 
 
-def _colored(
-    tokens: Sequence[str], positions: Sequence[int], bits: Sequence[float], separator: str, scale: float = 0.0
-) -> str:
+def _colored(tokens: Sequence[str], positions: Sequence[int], bits: Sequence[float], scale: float = 0.0) -> str:
     """Return tokens on a background as strong as their bits relative to ``scale`` (0: the largest of them)."""
     scale = scale or max(map(abs, bits), default=0.0) or 1.0
     value = dict(zip(positions, bits, strict=True))
@@ -77,7 +86,7 @@ def _colored(
         color = SAVED if value.get(i, 0.0) > 0 else LOST
         style = f" style='background:rgba({color},{0.75 * strength:.2f})'" if strength >= 0.01 else ""
         parts.append(f"<span{style}>{_visible(token)}</span>")
-    return separator.join(parts)
+    return "".join(parts)
 
 
 def _underlined(tokens: Sequence[str], spans: Sequence[tuple[int, int, int]]) -> str:

@@ -1,5 +1,6 @@
 """Contributions of training documents to the bits of a sentence, token by token."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count
 from kernelmem.core.result_files import Result
+from kernelmem.text.attribution.page import Part, render
 from kernelmem.text.attribution.shared_spans import SharedSpans
 
 if TYPE_CHECKING:
@@ -182,9 +184,18 @@ class Teachers(Result):
         Spans that a document shares with the sentence are underlined. Without ``decode`` tokens are shown by their number
         only. Text is escaped; control and bidirectional characters are shown as code points. There are no scripts.
         """
-        from kernelmem.text.attribution.page import render  # small, but only needed here
-
-        return render(self)
+        revealed, shown = self.revealed, self.shown.tolist()
+        sentence = [f"{i} " for i in range(self.size)] if revealed is None else revealed.sentence
+        remarks = [f"{self.meaning}." if self.method == "ledger" else f"This is an estimate: {self.meaning}."]
+        redacted = "Text is redacted: tokens are shown by their number."
+        remarks += [redacted if revealed is None else "Shared spans are underlined.", *self.notes]
+        bits = self.saved.sum(0) if self.change is None else self.change.saved
+        texts = [None] * len(shown) if revealed is None else revealed.documents
+        parts = [
+            Part(i, self._facts(i), self.saved[i].tolist(), text, self.spans.of(i))
+            for i, text in zip(shown, texts, strict=True)
+        ]
+        return render(sentence, self.positions.tolist(), bits.tolist(), parts, remarks)
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -215,6 +226,16 @@ class Teachers(Result):
             shared = int(self.spans.longest[i])
             lines.append(f"  {i:>10} {kind:<12} {own:<4} {saved:>9.3g} {float(excess[i]):>9.3g} {shared:>7}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _facts(self, i: int) -> str:
+        """Return what the page says of a document."""
+        kind = f", kind {self.kind_names[int(self.kinds[i])]}" if len(self.kind_names) > 1 else ""
+        own = ", contains the sentence" if bool(self.own[i]) else ""
+        passes = "" if self.passes is None else f", used in {int(self.passes[i])} steps"
+        excess = float(self.excess[i])
+        others = "" if math.isnan(excess) else f", {excess:+.3g} compared with others of its kind"
+        shared = f", shares {int(self.spans.longest[i])} tokens in a row"
+        return f"{kind}{own}{passes}: {float(self.contribution[i]):+.3g} bits{others}{shared}"
 
     def _own_lines(self) -> list[str]:
         """Return a line per kind with copies of the sentence: their excess, and the spread of the others."""
