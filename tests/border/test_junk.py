@@ -29,6 +29,7 @@ from tests.border import (
     calls_text_canaries,
     calls_text_change,
     calls_text_teachers,
+    calls_text_training,
 )
 from tests.border.driver import Call, run_call, targets_of
 from tests.profiles import examples
@@ -47,6 +48,7 @@ TABLES = (
     calls_text_canaries,
     calls_text_change,
     calls_text_teachers,
+    calls_text_training,
 )
 CALLS: dict[str, Call] = {name: call for table in TABLES for name, call in table.CALLS.items()}
 CALLS_PER_EXAMPLE = 36  # of a function whose calls take less than a millisecond
