@@ -57,4 +57,5 @@ from kernelmem.text.overlap import SuffixArray as SuffixArray
 from kernelmem.text.overlap import duplicates as duplicates
 from kernelmem.text.overlap import near_duplicates as near_duplicates
 from kernelmem.text.overlap import ngram_model as ngram_model
+from kernelmem.text.overlap import shared_text as shared_text
 from kernelmem.text.overlap import suffix_array as suffix_array

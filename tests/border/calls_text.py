@@ -103,6 +103,9 @@ CALLS = {
         lambda: {"texts": [[1, 2], [2]], "spans": [[2], [1]]},
     ),
     "duplicates": Call(text.duplicates, lambda: {"texts": list(TEXTS), "length": 8, "memory": "1GiB"}),
+    "shared_text": Call(
+        text.shared_text, lambda: {"documents": list(TEXTS), "others": list(TEXTS[:2]), "length": 8, "memory": "1GiB"}
+    ),
     "near_duplicates": Call(
         text.near_duplicates,
         lambda: {"texts": list(TEXTS), "threshold": 0.5, "shingle": 3, "hashes": 32, "seed": 0, "memory": "1GiB"},

@@ -134,9 +134,9 @@ def _repeated(array: SuffixArray, length: int) -> Duplicates:
     pairs = np.unique(group * n_documents + place)
     documents = np.bincount(pairs // n_documents, minlength=len(counts))[group]
 
-    repeated = _covered(copies > 1, length)
+    repeated = covered(copies > 1, length)
     is_earlier = is_window & (first[group] < np.arange(n))
-    earlier = _covered(is_earlier, length)
+    earlier = covered(is_earlier, length)
     starts, stops = _runs(repeated)
     span = (np.cumsum(np.isin(np.arange(n), starts)) - 1)[copies > 1]
     # the most frequent window of each span, the first of several: windows sorted by span and decreasing copies
@@ -177,7 +177,7 @@ def _lacks_new_window(array: SuffixArray, length: int, is_new: np.ndarray, place
     return lacks_new
 
 
-def _covered(starts: np.ndarray, length: int) -> np.ndarray:
+def covered(starts: np.ndarray, length: int) -> np.ndarray:
     """Return True for each symbol within ``length`` symbols from a start (N,) bool on."""
     last = np.maximum.accumulate(np.where(starts, np.arange(len(starts)), -length))
     return np.arange(len(starts)) - last < length

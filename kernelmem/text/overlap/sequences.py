@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -40,6 +41,14 @@ class Sequences:
     def documents(self) -> np.ndarray:
         """Document of every symbol, (N,) int64; separators belong to the document that they end."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def decode(self) -> list[str] | list[torch.Tensor]:
+        """Return the documents: texts, or token ids."""
+        n_documents = len(self.starts) - 1
+        parts = [self.symbols[a : b - 1] - n_documents for a, b in pairwise(self.starts.tolist())]
+        if self.is_text:
+            return [part.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass") for part in parts]
+        return [torch.from_numpy(part) for part in parts]
 
     def encode(self, span: object, name: str) -> np.ndarray:
         """Return the symbols of a text or of token ids that are searched for.
