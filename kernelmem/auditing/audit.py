@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kernelmem.auditing import conclusions, data_checks, retraining, scores
 from kernelmem.auditing.data_checks import AuditInputs, LabeledRows, NearDuplicates
 from kernelmem.auditing.options import AuditOptions, printable_options
-from kernelmem.auditing.result import Audit, check_no_report, write_report
+from kernelmem.auditing.result import Audit, write_report
 from kernelmem.auditing.schema import (
     SCHEMA_VERSION,
     AuditDocument,
@@ -25,6 +25,7 @@ from kernelmem.auditing.schema import (
     Power,
     RowFinding,
     RowTable,
+    check_no_report,
 )
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import ArrayLike, check_instance, check_model, seed_sequence

@@ -8,8 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from kernelmem.auditing.result import REPORT
-from kernelmem.auditing.schema import ROWS_CSV, ROWS_NPZ
+from kernelmem.auditing.schema import JSON_NAME, REPORT, ROWS_CSV, ROWS_NPZ
 from kernelmem.core.checks import (
     ArrayLike,
     as_count,
@@ -31,7 +30,7 @@ TEXTS = ("name", "model_name", "training", "reproduce", "auditor", "purpose", "t
 THREAT_MODEL = (
     "the attacker has the outputs of the model (logits) for records of their choice, and data of the same kind"
 )
-RESERVED = ("audit.json", REPORT, ROWS_NPZ, ROWS_CSV)
+RESERVED = (JSON_NAME, REPORT, ROWS_NPZ, ROWS_CSV)
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernelmem.auditing.schema import (
+    JSON_NAME,
     ROWS_NPZ,
     AuditDocument,
     RowTable,
+    check_further_files,
     read_document,
     unreadable,
     write_document,
+    write_report_files,
 )
-from kernelmem.core.atomic_files import check_directory, file_sha256, write_files
-from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.errors import FileCorruptError
 from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes, reason
 from kernelmem.core.result_files import Result, check_consistent
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
-
-JSON_NAME, REPORT = "audit.json", "audit.html"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,14 +87,7 @@ class Audit(Result):
         """
         path = Path(path) / JSON_NAME if os.path.isdir(path) else Path(path)  # noqa: PTH112 (a wrong path is no error here)
         document = read_document(path)
-        for name, sha256 in document.files.items():
-            file = path.parent / Path(name).name
-            if file.is_file() and file_sha256(file) != sha256:
-                raise FileCorruptError(
-                    f"file {file}, whose SHA-256 differs from the one in {path.name}",
-                    expected="the file that was written together with the report",
-                    hint="run the audit again",
-                )
+        check_further_files(path, document.files)
         result = cls(document, _read_rows(path, document))
         try:
             check_consistent(result)
@@ -135,47 +128,10 @@ def _read_rows(path: Path, document: AuditDocument) -> RowTable:
     return rows
 
 
-def check_no_report(directory: str | Path, *, overwrite: bool) -> None:
-    """Raise an InputError if files cannot be written to the directory, or if it holds a report and must not be changed."""
-    directory = check_directory(directory)
-    names = [name for name in (JSON_NAME, REPORT) if (directory / name).exists()]
-    if names and not overwrite:
-        raise InputError(
-            f"output directory {directory}, which holds {' and '.join(names)} of an older report",
-            expected="a directory without a report",
-            hint="pass another directory, or overwrite=True",
-        )
-
-
 def write_report(result: Audit, directory: str | Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> Path:
     """Write audit.json, rows.npz, rows.csv, the further ``files`` of its document, and audit.html; return the directory.
 
-    A kill at any time leaves the files of one report only, possibly not all of them. The numbers are on disk before the
-    report is drawn; an exception while drawing says so.
-
-    Raises:
-        InputError: the directory holds a report and ``overwrite`` is False, it cannot be written to, or one of the names is
-            that of a directory.
+    See :func:`kernelmem.auditing.schema.write_report_files`.
     """
-    check_no_report(directory, overwrite=overwrite)
-    directory = Path(directory)
     contents = {**result.rows.files(), **files}
-    obsolete = {REPORT, *_further_files(directory), *contents}
-    write_files(directory, {JSON_NAME: result.to_json(), **contents}, obsolete=sorted(obsolete))
-    try:
-        page = result.to_html()
-    except Exception as error:
-        error.add_note(f"The numbers of the audit are in {directory / JSON_NAME}; kernelmem.Audit.load reads them.")
-        raise
-    write_files(directory, {REPORT: page})
-    return directory
-
-
-def _further_files(directory: Path) -> list[str]:
-    """Return the names of unchanged files that belong to the report in ``directory``, besides audit.json and audit.html."""
-    try:
-        files = load_json(read_bytes(directory / JSON_NAME))["files"]
-        names = [name for name in files if name == Path(name).name and (directory / name).is_file()]
-        return [name for name in names if file_sha256(directory / name) == files[name]]
-    except READ_ERRORS:
-        return []  # there is no report
+    return write_report_files(directory, result.to_json(), contents, result.to_html, overwrite=overwrite)

@@ -5,6 +5,7 @@
 - ``checks``: validity gates, surrogate fidelity and power;
 - ``answers``: how much is memorized, which rows, whether it can leak;
 - ``compression``: the labels in bits;
+- ``files``: audit.json and the files beside it, read and written;
 - ``row_table``: :class:`RowTable`, the arrays per row, kept in rows.npz and rows.csv beside audit.json.
 """
 
@@ -29,8 +30,14 @@ from kernelmem.auditing.schema.document import AuditDocument as AuditDocument
 from kernelmem.auditing.schema.document import Flips as Flips
 from kernelmem.auditing.schema.document import Verdict as Verdict
 from kernelmem.auditing.schema.document import read_document as read_document
-from kernelmem.auditing.schema.document import unreadable as unreadable
 from kernelmem.auditing.schema.document import write_document as write_document
+from kernelmem.auditing.schema.files import JSON_NAME as JSON_NAME
+from kernelmem.auditing.schema.files import REPORT as REPORT
+from kernelmem.auditing.schema.files import check_further_files as check_further_files
+from kernelmem.auditing.schema.files import check_no_report as check_no_report
+from kernelmem.auditing.schema.files import read_json_document as read_json_document
+from kernelmem.auditing.schema.files import unreadable as unreadable
+from kernelmem.auditing.schema.files import write_report_files as write_report_files
 from kernelmem.auditing.schema.identity import Context as Context
 from kernelmem.auditing.schema.identity import DataIdentity as DataIdentity
 from kernelmem.auditing.schema.identity import Duplicates as Duplicates

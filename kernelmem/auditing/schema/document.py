@@ -7,10 +7,9 @@ from typing import Literal
 from kernelmem.auditing.schema.answers import Agreement, HowMuch, Leak, RowFinding, Slice, SuspectedLabels
 from kernelmem.auditing.schema.checks import Gate, KernelFidelity, Power
 from kernelmem.auditing.schema.compression import Compression
+from kernelmem.auditing.schema.files import read_json_document
 from kernelmem.auditing.schema.identity import Context, DataIdentity, ModelIdentity
-from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.hashed_files import READ_ERRORS, check_json, hashed_json, load_json, read_bytes, reason
-from kernelmem.core.result_files import decode
+from kernelmem.core.hashed_files import hashed_json
 from kernelmem.statistics import Interval
 
 # Version 2 held the arrays per row, and counted rows by the NTK surrogate; 3 had no bits of the labels (compression,
@@ -141,30 +140,5 @@ def write_document(document: AuditDocument) -> str:
 
 
 def read_document(path: Path) -> AuditDocument:
-    """Read ``audit.json``.
-
-    Raises:
-        InputError: the file has another schema version.
-        FileCorruptError: the file is missing, truncated, altered (its hash differs), or not an audit.json.
-    """
-    try:
-        content = load_json(read_bytes(path), finite=True)
-        version = decode(content["schema_version"], int, "schema_version")
-        if version == SCHEMA_VERSION:
-            return decode(check_json(content), AuditDocument, "audit")
-    except READ_ERRORS as error:
-        raise unreadable(path, error) from error
-    raise InputError(
-        f"audit file {path} of schema version {version}",
-        expected=f"version {SCHEMA_VERSION}",
-        hint="run the audit again, or read the file with the kernelmem version recorded in it under versions",
-    )
-
-
-def unreadable(path: Path, error: Exception) -> FileCorruptError:
-    """Return the error for an audit.json that cannot be read because of ``error``."""
-    return FileCorruptError(
-        f"audit file {path} ({reason(error)})",
-        expected="an audit.json written by kernelmem",
-        hint="run the audit again",
-    )
+    """Read ``audit.json``; the errors are those of :func:`read_json_document`."""
+    return read_json_document(path, AuditDocument, SCHEMA_VERSION)

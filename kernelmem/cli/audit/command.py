@@ -152,7 +152,7 @@ class AuditCommand:
 
     def _check_options(self) -> None:
         """Raise an InputError for options that contradict each other, and for a directory that cannot be written to."""
-        from kernelmem.auditing.result import check_no_report
+        from kernelmem.auditing.schema import check_no_report
         from kernelmem.core.checks import as_number
         from kernelmem.core.errors import InputError
 
