@@ -38,6 +38,7 @@ def test_literal_retraining_is_that_of_single_networks():
     assert ((truth.p_in >= 0) & (truth.p_in <= 1)).all()
 
 
+@pytest.mark.soak
 def test_audits_are_compared_with_literal_retraining():
     setting = next(setting for setting in LITERAL_SETTINGS if setting.training.convolutional)
     training = replace(setting.training, steps=20, width=2)
@@ -55,6 +56,7 @@ def test_nothing_is_announced_of_rows_that_the_network_never_saw():
     assert all(result["printed"] > 0 for result in results)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("unseen", ["network", "network and models"])
 def test_retraining_announces_nothing_of_rows_that_the_network_never_saw(unseen):
     """Models that saw the rows differ from the network; without any that did, memberships say nothing."""
@@ -63,6 +65,7 @@ def test_retraining_announces_nothing_of_rows_that_the_network_never_saw(unseen)
     assert ("shadow fidelity" in str(result["failed"])) == (unseen == "network")
 
 
+@pytest.mark.soak
 def test_wrong_labels_are_announced_and_flagged():
     results = measure_planted(0, PlantedOptions(n_train=80, n_flips=8, n_verified=1, training=Training(100, width=32)))
     wrong, clean = results["wrong labels"], results["no wrong labels"]
@@ -73,6 +76,7 @@ def test_wrong_labels_are_announced_and_flagged():
     assert clean["retraining_flips_flagged"] is None
 
 
+@pytest.mark.soak
 def test_planted_wrong_labels_are_fitted_and_counted():
     results = announced_counts(3, NullOptions(60, 100))
     assert [result["place"] for result in results] == ["nothing", "printed / 1.5", "printed", "1.5 printed"]
@@ -81,6 +85,7 @@ def test_planted_wrong_labels_are_fitted_and_counted():
     assert results[3]["p_value"] < results[0]["p_value"]
 
 
+@pytest.mark.soak
 def test_the_smallest_effect_is_that_of_real_models():
     result = announced_effect(48, 32, 1, 0)
     assert 0 < result["printed"] <= 1

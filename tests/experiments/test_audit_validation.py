@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from experiments.audit_validation.subsets import CLAIMS, SETTINGS, Options, Truth, claims, left_out, measure, summary
@@ -13,6 +14,7 @@ OPTIONS = Options(draws=1, audits=2, n_train=50, n_models=32)
 SETTING = replace(SETTINGS[0], training=Training(steps=30, width=16), repetitions=2, n_truth=16)
 
 
+@pytest.mark.soak
 def test_every_number_is_measured_and_in_range():
     audits = measure(SETTING, 0, OPTIONS)
     assert len(audits) == 2

@@ -35,6 +35,7 @@ def test_about_half_are_mirrored_and_nothing_else():
     assert torch.equal(crops_and_flips(x, 0, False, generator()), x)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_training_learns_and_repeats_itself(optimizer):
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("family", ["resnet18", "cnn"])
 def test_a_sweep_of_widths_runs_and_resumes(folder, tmp_path, family, monkeypatch):
     options = {"family": family, "widths": (1, 2), "training": TRAINING, "n_seeds": 2}

@@ -7,7 +7,7 @@ from experiments.benchmarks.ensemble.engines import ENGINES, problem
 from experiments.benchmarks.ensemble.run import ENGINES as NAMES
 
 
-@pytest.mark.parametrize("batch_size", [None, 16])
+@pytest.mark.parametrize("batch_size", [16, pytest.param(None, marks=pytest.mark.soak)])
 def test_all_engines_reach_the_same_outputs(batch_size):
     assert tuple(ENGINES) == NAMES
     task = problem(40, batch_size, torch.float64)

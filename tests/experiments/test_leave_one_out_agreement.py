@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -33,6 +34,7 @@ def test_networks_that_are_trained_together_are_those_trained_alone():
     assert float((together[0][0] - together[0][1]).abs().max()) > 1e-4
 
 
+@pytest.mark.soak
 def test_a_small_run_writes_its_files(tmp_path, capsys):
     run(Options(**SMALL, seeds=2, out=tmp_path))
     assert "unrolled influence" in capsys.readouterr().out

@@ -66,6 +66,7 @@ def test_lines_that_do_not_add_up_are_seen(tmp_path, monkeypatch):
     assert child.main(task | {"engine": "none"})["status"] == "failed"
 
 
+@pytest.mark.soak
 def test_every_kind_of_row_becomes_a_table_a_figure_and_a_readme(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(Entry, "missing", lambda self: "not here" if self.peer else None)
     double = dataclasses.replace(TINY, dtype="float64", flipped=0.2)

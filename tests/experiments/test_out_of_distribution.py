@@ -247,6 +247,7 @@ class TestMeasure:
             float((outside.argmax(1) == problem.outside[1]).double().mean())
         )
 
+    @pytest.mark.soak
     def test_a_small_run_writes_its_files(self, tmp_path, capsys):
         run(Options(**SMALL, seeds=2, out=tmp_path))
         assert "errors of the network: held out" in capsys.readouterr().out

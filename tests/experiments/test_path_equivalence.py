@@ -26,6 +26,7 @@ def test_of_a_linear_network_every_rule_is_exact():
     assert max(found.values()) < 1e-13
 
 
+@pytest.mark.soak
 def test_frozen_kernel_descent_and_ridge_are_a_linear_network():
     own = linear()
     model = Scaled(own.network, 2.0)
@@ -70,6 +71,7 @@ def test_orders_are_slopes_above_rounding(power, rule):
     assert quadrature.order_of([line | {"residual": 1e-15} for line in lines], "tanh", rule) is None
 
 
+@pytest.mark.soak
 def test_the_committed_results_hold_what_is_claimed():
     results = json.loads(EXPECTED.read_text(encoding="utf-8"))
     assert "committed" in table(results)

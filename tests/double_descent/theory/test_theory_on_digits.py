@@ -30,6 +30,7 @@ def draw(labels: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray,
     return train, test, noisy
 
 
+@pytest.mark.soak
 def test_kernel_ridge_within_ten_percent(digits):
     x, labels = digits
     K = infinite_ntk(torch.from_numpy(x), depth=2).numpy()
@@ -56,6 +57,7 @@ def test_kernel_ridge_within_ten_percent(digits):
     assert abs(estimate.leave_one_out - noisy_risk[1]) < 3 * estimate.leave_one_out_se
 
 
+@pytest.mark.soak
 def test_width_curve_of_random_fourier_features_within_twenty_percent(digits):
     x, labels = digits
     widths, n, scale = [20, 50, 100, 200, 280, 320, 400, 800, 2000], 300, 0.6
