@@ -12,8 +12,10 @@
 - ``built_in``: documents, canaries and network of the built-in audit.
 """
 
+from kernelmem.text.attribution import NeighbourMemory as NeighbourMemory
 from kernelmem.text.attribution import Teachers as Teachers
 from kernelmem.text.attribution import TeachersOptions as TeachersOptions
+from kernelmem.text.attribution import neighbour_memory as neighbour_memory
 from kernelmem.text.attribution import tangent_teachers as tangent_teachers
 from kernelmem.text.attribution import teachers as teachers
 from kernelmem.text.built_in import CharacterLSTM as CharacterLSTM

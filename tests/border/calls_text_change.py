@@ -1,4 +1,4 @@
-"""Valid calls of the comparison of two language models."""
+"""Valid calls of the comparison of two language models, and of a memory of documents."""
 
 import torch
 from torch import nn
@@ -33,7 +33,23 @@ def arguments() -> dict[str, object]:
     }
 
 
+def memory_arguments() -> dict[str, object]:
+    return {
+        "lm": BEFORE,
+        "store": [[1, 2, 3], [3, 2, 1], [2, 5]],
+        "documents": [[1, 4], [2, 2]],
+        "queries": [0, 2],
+        "k": 2,
+        "mix": 0.5,
+        "temperature": 2.0,
+        "state": lambda model, ids: model[0](ids),
+        "memory": "1MiB",
+        "progress": False,
+    }
+
+
 CALLS = {
+    "neighbour_memory": Call(text.neighbour_memory, memory_arguments, examples=0.2),
     "compare": Call(text.compare, arguments, examples=0.2),
     "compare(group)": Call(
         lambda documents: text.compare(BEFORE, AFTER, groups={"new": documents}),

@@ -8,6 +8,8 @@
 
 from kernelmem.text.language_models.calls import LogitsFunction as LogitsFunction
 from kernelmem.text.language_models.calls import failure as failure
+from kernelmem.text.language_models.calls import ieee_precision as ieee_precision
 from kernelmem.text.language_models.calls import model_logits as model_logits
 from kernelmem.text.language_models.causal_lm import CausalLM as CausalLM
 from kernelmem.text.language_models.causal_lm import causal_lm as causal_lm
+from kernelmem.text.language_models.probes import check_causal as check_causal
