@@ -12,7 +12,7 @@ OPTIONS = {"n_documents": 40, "epochs": 1, "n_canaries": 10, "hidden": 16}
 
 @pytest.fixture(scope="module")
 def small():
-    return text.demonstration(**OPTIONS, seed=3, reference=True)
+    return text.demonstration(**OPTIONS, seed=3)
 
 
 def test_documents_are_apart(small):
@@ -35,12 +35,13 @@ def test_models_are_language_models_of_the_characters(small):
         assert lm.vocabulary == VOCABULARY
     assert not torch.equal(small.model.head.weight, small.reference_model.head.weight)
     assert "40 members" in str(small)
+    assert len({small.decode(ids) for ids in small.contexts}) == 5
     assert "a reference model" in str(small)
 
 
 def test_the_same_seed_gives_the_same_demonstration(small):
     calls = []
-    again = text.demonstration(**OPTIONS, seed=3, progress=lambda *call: calls.append(call))
+    again = text.demonstration(**OPTIONS, seed=3, reference=False, progress=lambda *call: calls.append(call))
     assert torch.equal(again.model.head.weight, small.model.head.weight)
     assert again.member_texts == small.member_texts
     assert again.reference_model is None
