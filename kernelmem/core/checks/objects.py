@@ -135,15 +135,16 @@ def check_callable(
     Raises:
         InputError: not callable, a module, or with another number of arguments.
     """
+    first = arguments[0] if arguments else "model"  # a function without arguments makes something
     try:
         called = value.forward if isinstance(value, nn.Module) and modules else value
         bind = inspect.signature(called).bind if callable(called) else None
     except (TypeError, ValueError):  # a built-in function or type without a signature
         bind = None
-        if not isinstance(value, type) and arguments[0] not in NOT_FOR_BUILTINS:
+        if not isinstance(value, type) and first not in NOT_FOR_BUILTINS:
             return
     try:
-        refused = isinstance(value, BuiltinFunctionType) and arguments[0] in NOT_FOR_BUILTINS
+        refused = isinstance(value, BuiltinFunctionType) and first in NOT_FOR_BUILTINS
         refused |= (isinstance(value, nn.Module) and not modules) or (isinstance(value, type) and not types)
         if bind is not None and not refused:
             bind(*arguments)
@@ -153,7 +154,7 @@ def check_callable(
     raise InputError(
         f"{name}={describe(value)}",
         expected=f"a function of ({', '.join(arguments)})",
-        hint=f"pass {name}=lambda {', '.join(arguments)}: ...",
+        hint=f"pass {name}={' '.join(['lambda', ', '.join(arguments)]).rstrip()}: ...",
     )
 
 

@@ -72,7 +72,9 @@ def agreement(
     )
 
 
-def split_half_reliability(masks: Tensor, values: Tensor, rows: Tensor, *, n_splits: int, seed: int) -> float:
+def split_half_reliability(
+    masks: Tensor, values: Tensor, rows: Tensor, *, n_splits: int, seed: int, units: Tensor | None = None
+) -> float:
     """Return the Spearman-Brown reliability of differences between models with and without a row.
 
     Rows that a half of a split has no model with, or without, are left out of that split.
@@ -83,20 +85,22 @@ def split_half_reliability(masks: Tensor, values: Tensor, rows: Tensor, *, n_spl
         rows: (r,) row numbers.
         n_splits: number of random splits.
         seed: their seed.
+        units: (u, k) numbers of models that stay in one half, because they are not independent; None: single models.
 
     Raises:
-        InputError: fewer than four models, or no split in which three rows that differ can be estimated.
+        InputError: fewer than four models or units, or no split in which three rows that differ can be estimated.
     """
     n_splits, m = as_count(n_splits, "n_splits", maximum=100_000), len(masks)
     generator = torch.Generator().manual_seed(as_seed(seed))
-    if m < 4:
+    units = torch.arange(m)[:, None] if units is None else units
+    if len(units) < 4:
         raise InputError(f"{m} models", expected="at least four, two in each half", hint="train more models")
     indicator, chosen_values = masks[:, rows].to(torch.float64), values[:, rows]
     correlations = []
     for _ in range(n_splits):
-        order = torch.randperm(m, generator=generator)
+        order = units[torch.randperm(len(units), generator=generator)]
         halves = []
-        for half in (order[: m // 2], order[m // 2 :]):
+        for half in (order[: len(units) // 2].flatten(), order[len(units) // 2 :].flatten()):
             weights, part = indicator[half], chosen_values[half]
             halves.append(
                 (weights * part).sum(0) / weights.sum(0) - ((1 - weights) * part).sum(0) / (1 - weights).sum(0)
