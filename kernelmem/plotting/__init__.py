@@ -9,8 +9,7 @@
 - ``memorization/``: retraining, datamodeling scores, exposure, membership attacks, agreement of scores
 - ``ridge``: leave-one-out error against ridge
 - ``spectrum``: eigenvalues of a kernel
-- ``text/``: language models before and after a fine-tune
-- ``text/``: losses of tokens, extraction, membership of documents, pairs of canaries
+- ``text/``: losses of tokens, extraction, membership, pairs of canaries, change by a fine-tune, retraining, capacity
 """
 
 from kernelmem.plotting.compression import account_figure as account_figure
@@ -38,7 +37,9 @@ from kernelmem.plotting.style import PURPLE as PURPLE
 from kernelmem.plotting.style import figure_files as figure_files
 from kernelmem.plotting.style import new_figure as new_figure
 from kernelmem.plotting.style import style as figure_style  # noqa: F401  (style is the file)
+from kernelmem.plotting.text import capacity_figure as capacity_figure
 from kernelmem.plotting.text import change_figure as change_figure
+from kernelmem.plotting.text import counterfactual_figure as counterfactual_figure
 from kernelmem.plotting.text import extraction_figure as extraction_figure
 from kernelmem.plotting.text import paired_test_figure as paired_test_figure
 from kernelmem.plotting.text import text_membership_figure as text_membership_figure

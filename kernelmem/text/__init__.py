@@ -61,3 +61,7 @@ from kernelmem.text.overlap import near_duplicates as near_duplicates
 from kernelmem.text.overlap import ngram_model as ngram_model
 from kernelmem.text.overlap import shared_text as shared_text
 from kernelmem.text.overlap import suffix_array as suffix_array
+from kernelmem.text.retraining import Capacity as Capacity
+from kernelmem.text.retraining import Counterfactual as Counterfactual
+from kernelmem.text.retraining import capacity as capacity
+from kernelmem.text.retraining import counterfactual as counterfactual

@@ -28,6 +28,7 @@ from tests.border import (
     calls_text,
     calls_text_canaries,
     calls_text_change,
+    calls_text_retraining,
     calls_text_teachers,
     calls_text_training,
 )
@@ -47,6 +48,7 @@ TABLES = (
     calls_text,
     calls_text_canaries,
     calls_text_change,
+    calls_text_retraining,
     calls_text_teachers,
     calls_text_training,
 )

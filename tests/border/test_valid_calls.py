@@ -33,7 +33,12 @@ CALLS |= {
         changes=frozenset({"model"}),
     ),
 }
-USERS_FACTORIES = ("train_modules", "predict_curve")  # a factory of the user makes the model, in the default dtype
+USERS_FACTORIES = (
+    "train_modules",
+    "predict_curve",
+    "counterfactual",
+    "capacity",
+)  # a factory of the user makes the model, in the default dtype
 TIMES_AND_PLACES = ("seconds", "path", "file", "reproduce")
 
 

@@ -98,7 +98,7 @@ class Capacity(Result):
 
     def plot(self) -> "Figure":
         """Draw memorized bits per parameter against the number of strings, with fresh strings as control."""
-        from kernelmem.plotting.text.retraining import capacity_figure  # draws with matplotlib, slow to import
+        from kernelmem.plotting.text import capacity_figure  # draws with matplotlib, slow to import
 
         return capacity_figure(self.strings, self.memorized, self.fresh, self.information, parameters=self.parameters)
 

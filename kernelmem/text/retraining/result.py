@@ -176,7 +176,7 @@ class Counterfactual(Result):
 
     def plot(self) -> "Figure":
         """Draw bits with and without each document, and the memorization in ascending order with the permuted control."""
-        from kernelmem.plotting.text.retraining import counterfactual_figure  # draws with matplotlib, slow to import
+        from kernelmem.plotting.text import counterfactual_figure  # draws with matplotlib, slow to import
 
         generator = torch.Generator().manual_seed(0)
         return counterfactual_figure(

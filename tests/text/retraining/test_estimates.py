@@ -102,7 +102,10 @@ def coverage(repetitions, duplicates):
         # in halves of a fixed size document 1 is in less often where document 0 is: 4 / 9 against 5 / 9
         truth = torch.tensor([3.0 - 4 / 9 * duplicates, 3.0])
         mean = 3.0 - 4 / 90 * duplicates
-        inside += [float(result.low[0]) <= truth[0] <= float(result.high[0]), result.mean.low <= mean <= result.mean.high]
+        inside += [
+            float(result.low[0]) <= truth[0] <= float(result.high[0]),
+            result.mean.low <= mean <= result.mean.high,
+        ]
         variance += float(result.standard_errors[0]) ** 2 / repetitions
     return inside / repetitions, variance
 
