@@ -13,6 +13,14 @@ LM = text.causal_lm(nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4)).requires_
 FOUND = text.extraction(LM, [[1, 2, 3], [2, 2, 2]], unseen=[[3, 1, 2]], prefix=1, suffix=2)
 
 
+NEAR = text.near_verbatim(LM, [[1, 2, 3], [2, 2, 2]], unseen=[[3, 1, 2]], prefix=1, suffix=2, ngram=1)
+
+
+def near_arguments() -> dict[str, object]:
+    arguments = extraction_arguments() | {"ngram": 1, "progress": False}
+    return {name: value for name, value in arguments.items() if name not in ("reference", "sampling")}
+
+
 def extraction_arguments() -> dict[str, object]:
     return {
         "lm": LM,
@@ -125,6 +133,9 @@ CALLS = {
     "Extraction.excess": Call(FOUND.excess, lambda: {"method": "greedy", "context": None, "level": 0.9}),
     "Extraction.classes": Call(FOUND.classes, lambda: {"method": "greedy", "recited": 2}),
     "Extraction.spans": Call(FOUND.spans, lambda: {"method": "greedy"}),
+    "near_verbatim": Call(text.near_verbatim, near_arguments, examples=0.3),
+    "NearVerbatim.rate": Call(NEAR.rate, lambda: {"measure": "common", "at": 0.5, "level": 0.9}),
+    "NearVerbatim.excess": Call(NEAR.excess, lambda: {"measure": "ngrams", "at": 0.5, "level": 0.9}),
     "Sampling": Call(text.Sampling, lambda: {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "n": 10, "p": 0.5}),
     "Sampling.log_probs": Call(
         lambda **options: text.Sampling(**options).log_probs(LOG_P[None]), lambda: {"top_k": 2, "top_p": 0.5}

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from kernelmem.core.checks import as_count, check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import MEMORY
-from kernelmem.text.documents import Documents, as_documents, check_vocabulary
+from kernelmem.text.extractability.prompts import check_documents, check_windows, contexts_before
 from kernelmem.text.extractability.result import Extraction
 from kernelmem.text.extractability.sampling import Sampling, check_sampling
 from kernelmem.text.extractability.windows import cut_windows, score_windows
@@ -67,11 +66,13 @@ def extraction(
     stride = None if stride is None else as_count(stride, "stride")
     sampling = Sampling() if sampling is None else sampling
     check_sampling(sampling)
-    members = _checked(documents, lm.vocabulary, "documents")
-    cut = _cut(members, lengths, stride, "documents")
-    before = [torch.zeros(0, dtype=torch.int64), *_contexts(contexts, lm.vocabulary)]
-    control = None if unseen is None else _checked(unseen, lm.vocabulary, "unseen")
-    unseen_cut = None if control is None else _cut(control, lengths, stride, "unseen")
+    members = check_documents(documents, lm.vocabulary, "documents")
+    cut = check_windows(cut_windows(members, *lengths, stride), members, lengths, "documents")
+    before = contexts_before(contexts, lm.vocabulary)
+    control = None if unseen is None else check_documents(unseen, lm.vocabulary, "unseen")
+    unseen_cut = None
+    if control is not None:
+        unseen_cut = check_windows(cut_windows(control, *lengths, stride), control, lengths, "unseen")
     if reference is None and control is not None:
         reference = ngram_model(control, order=ORDER, vocabulary=lm.vocabulary, memory=memory)
     if reference is not None:
@@ -95,34 +96,6 @@ def extraction(
         n_short_unseen=0 if control is None or unseen_cut is None else len(control) - len(unseen_cut[0].unique()),
         sampling=sampling,
     )
-
-
-def _checked(value: object, vocabulary: int, name: str) -> Documents:
-    documents = as_documents(value, name)
-    check_vocabulary(documents, vocabulary, name)
-    return documents
-
-
-def _contexts(contexts: Sequence[object], vocabulary: int) -> list[Tensor]:
-    if isinstance(contexts, list | tuple) and not contexts:
-        return []
-    return list(_checked(contexts, vocabulary, "contexts"))
-
-
-def _cut(documents: Documents, lengths: tuple[int, int], stride: int | None, name: str) -> tuple[Tensor, Tensor]:
-    """Return document and start of all windows.
-
-    Raises:
-        InputError: no document is as long as a window.
-    """
-    cut = cut_windows(documents, *lengths, stride)
-    if not len(cut[0]):
-        raise InputError(
-            f"{name} of at most {int(documents.lengths.max())} tokens",
-            expected=f"a document of at least prefix + suffix = {sum(lengths)} tokens",
-            hint="pass a smaller prefix= or suffix=",
-        )
-    return cut
 
 
 def _check_reference(reference: object, vocabulary: int) -> None:

@@ -13,7 +13,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.statistics import Interval, clopper_pearson, proportion_difference
 from kernelmem.text.extractability.sampling import Sampling, emission_probability, log10_queries
-from kernelmem.text.extractability.windows import TIE, Windows
+from kernelmem.text.extractability.windows import TIE, Windows, check_comparable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Method: TypeAlias = Literal["greedy", "sampled"]
 CLASSES = ("not extracted", "recited", "reconstructed", "recollected")
 RECITED = 5  # copies from which on a suffix is recited
-LARGEST_IMBALANCE = 1.1  # ratio of windows per document, above which documents are not compared
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,13 +112,7 @@ class Extraction(Result):
             InputError: no unseen documents, another number of windows per document there, or as for :meth:`rate`.
         """
         unseen = self._control()
-        per_document = [len(self.windows.document) / self.n_documents, len(unseen.document) / self.n_unseen]
-        if max(per_document) > LARGEST_IMBALANCE * min(per_document):
-            raise InputError(
-                f"{per_document[0]:.3g} windows per document, and {per_document[1]:.3g} per unseen one",
-                expected="as many, because more windows are more chances",
-                hint="cut all documents to one length, or use stride=None: one window per document",
-            )
+        check_comparable(len(self.windows.document) / self.n_documents, len(unseen.document) / self.n_unseen)
         hits, others = (self._documents(windows, method, context) for windows in (self.windows, unseen))
         return proportion_difference(hits, self.n_documents, others, self.n_unseen, level=level)
 

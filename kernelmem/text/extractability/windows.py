@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernelmem.core.errors import InputError
 from kernelmem.text.documents import Documents
 from kernelmem.text.extractability.sampling import Sampling
 from kernelmem.text.language_models import CausalLM
 from kernelmem.text.overlap import NgramModel
 
+LARGEST_IMBALANCE = 1.1  # ratio of windows per document, above which documents are not compared
 TIE = 1e-4  # nats; smaller margins can have the other sign on another machine or in another batch
 
 
@@ -56,6 +58,20 @@ def cut_windows(documents: Documents, prefix: int, suffix: int, stride: int | No
     document = [i for i, places in enumerate(starts) for _ in places]
     start = [place for places in starts for place in places]
     return torch.tensor(document, dtype=torch.int64), torch.tensor(start, dtype=torch.int64)
+
+
+def check_comparable(per_document: float, per_unseen: float) -> None:
+    """Check that documents and unseen ones have as many windows each.
+
+    Raises:
+        InputError: they do not.
+    """
+    if max(per_document, per_unseen) > LARGEST_IMBALANCE * min(per_document, per_unseen):
+        raise InputError(
+            f"{per_document:.3g} windows per document, and {per_unseen:.3g} per unseen one",
+            expected="as many, because more windows are more chances",
+            hint="cut all documents to one length, or use stride=None: one window per document",
+        )
 
 
 def score_windows(
