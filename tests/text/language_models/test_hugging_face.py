@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from kernelmem import UnsupportedModelError
-from kernelmem.text import causal_lm, token_losses
+from kernelmem import InputError, UnsupportedModelError
+from kernelmem.text import causal_lm, compare, token_losses
 from tests.text.small_models import V, random_documents
 
 transformers = pytest.importorskip("transformers")
@@ -138,3 +138,20 @@ class TestAdapters:
 def merged(model):
     model.merge_adapter()
     return model
+
+
+def test_comparison_of_an_adapter_with_its_base():
+    base, documents = gpt2(), {"all": [[1, 5, 2], [3, 3]]}
+    fresh = lora(copy.deepcopy(base))  # its second factor is 0
+    off, untrained = causal_lm(fresh, bos=1, adapter=False), causal_lm(fresh, bos=1)
+    for after in (off, untrained):  # 0.0 to the bit
+        with pytest.raises(InputError, match="equal bits"):
+            compare(causal_lm(base, bos=1), after, groups=documents)
+    with pytest.raises(InputError, match="equal bits"):
+        compare(off, untrained, groups=documents)
+    trained = perturbed(fresh)
+    change = compare(
+        causal_lm(trained, bos=1, adapter=False), causal_lm(trained, bos=1, adapter=True), groups=documents
+    )
+    assert torch.equal(change.before, token_losses(causal_lm(base, bos=1), documents["all"]).per_document())
+    assert bool((change.gain != 0).all())
