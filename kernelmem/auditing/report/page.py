@@ -2,33 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kernelmem.auditing.report import figures, formats, wording
+from kernelmem.auditing.report.environment import page_environment
 from kernelmem.auditing.report.thumbnails import PREFIX
 from kernelmem.auditing.schema import AttackResult, AuditDocument, RowFinding, RowTable
-from kernelmem.core.errors import InputError, printable
+from kernelmem.core.errors import InputError
 from kernelmem.statistics import Interval
 
 MAX_LAYERS = 24
 N_FEATURES, N_FEATURES_INFLUENTIAL = 8, 3
 N_IN_SUMMARY = 4  # sentences of what was not tested, in the summary
-FILTERS = {
-    "count": formats.format_count,
-    "number": formats.format_number,
-    "signed": formats.format_signed,
-    "share": formats.format_share,
-    "points": formats.format_points,
-    "interval": formats.format_interval,
-    "share_interval": formats.format_share_interval,
-    "ends": formats.format_ends,
-    "percent": formats.format_percent,
-    "sentence": wording.upper_first,
-    "p_value": formats.format_p_value,
-}
 
 
 def render_page(document: AuditDocument, rows: RowTable) -> str:
@@ -52,7 +38,7 @@ def render_page(document: AuditDocument, rows: RowTable) -> str:
                 hint="use kernelmem.auditing.report.png_data_uri",
             )  # fmt: skip
     claimed = wording.makes_claim(document)
-    return _environment().get_template("page.html.j2").render(
+    return page_environment().get_template("page.html.j2").render(
         document=document,
         class_name=_class_names(document),
         status="memorized" if claimed and document.verdict.status == "memorized" else
@@ -81,21 +67,6 @@ def render_page(document: AuditDocument, rows: RowTable) -> str:
         absent=formats.MISSING,
         pixelated=max(document.data.image_shape or (0,)) < 96,
     )  # fmt: skip
-
-
-@cache
-def _environment() -> Environment:
-    """Return the environment of the templates, which are compiled once."""
-    environment = Environment(
-        loader=PackageLoader("kernelmem.auditing.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # not the drawings, which are Markup
-    )
-    environment.filters.update(FILTERS)
-    return environment
 
 
 def _class_names(document: AuditDocument) -> Callable[[int | None], str]:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kernelmem.auditing.text.report import render_text_page
 from tests.auditing.report.pages import rendered
 from tests.auditing.sample_documents import VARIANTS
+from tests.auditing.text.sample_text_documents import build
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -25,9 +27,11 @@ def chromium(directory: Path, *arguments: str) -> str:
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_fits_every_variant_into_a_phone_without_sideways_scrolling(tmp_path):
     """Browser windows have a minimum width, so pages are loaded in narrow frames and measured by a script."""
-    for variant in VARIANTS:
-        (tmp_path / f"{variant}.html").write_text(rendered(variant), encoding="utf-8")
-    frames = "".join(f'<iframe src="{v}.html" style="width:390px;height:844px;border:0"></iframe>' for v in VARIANTS)
+    pages = {variant: rendered(variant) for variant in VARIANTS}
+    pages |= {f"text-{variant}": render_text_page(build(variant)) for variant in ("small", "revealed")}
+    for name, html in pages.items():
+        (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
+    frames = "".join(f'<iframe src="{name}.html" style="width:390px;height:844px;border:0"></iframe>' for name in pages)
     wrapper = tmp_path / "phone.html"
     wrapper.write_text(
         f"""<!doctype html>{frames}<script>
@@ -40,8 +44,8 @@ def test_a_browser_fits_every_variant_into_a_phone_without_sideways_scrolling(tm
     found = re.search(r"<title>([\d ,]+)</title>", dump)
     assert found
     sizes = [tuple(map(int, size.split())) for size in found[1].split(",")]
-    assert len(sizes) == len(VARIANTS)
-    assert [(variant, width) for variant, (width, room, height) in zip(VARIANTS, sizes, strict=True)
+    assert len(sizes) == len(pages)
+    assert [(name, width) for name, (width, room, height) in zip(pages, sizes, strict=True)
             if width != room or room != 390 or height < 3000] == []  # fmt: skip
 
 
