@@ -37,32 +37,27 @@ class Part:
 
 
 def render(
-    sentence: Sequence[str],
-    positions: Sequence[int],
-    bits: Sequence[float],
-    parts: Sequence[Part],
-    remarks: Sequence[str],
+    sentence: tuple[str, Sequence[str], Sequence[int], Sequence[float]], parts: Sequence[Part], remarks: Sequence[str]
 ) -> str:
     """Return an HTML fragment with its style; no scripts, no links.
 
     Args:
-        sentence: text of each token of the sentence, or its number.
-        positions: numbers of the tokens that have a loss.
-        bits: bits that all documents saved at these.
+        sentence: title, text of each token (or its number), numbers of the tokens that have a loss, bits at these.
         parts: the documents.
         remarks: sentences that follow: the meaning of the colors first.
     """
+    title, tokens, positions, bits = sentence
     swatches = f"<span style='background:rgba({SAVED},.6)'> saved </span> <span style='background:rgba({LOST},.6)'> cost </span>"
     blocks = [
-        _head("<b>sentence</b>, colored by the bits that training saved at each token"),
-        _text(_colored(sentence, positions, bits)),
+        _head(f"<b>sentence</b>, {_visible(title)}"),
+        _text(_colored(tokens, positions, bits)),
         _head(f"{swatches} {' '.join(map(_visible, remarks))}"),
     ]
     scale = max((abs(value) for part in parts for value in part.bits), default=0.0)
     for part in parts:
         blocks += [
             _head(f"<b>document {part.number}</b>{_visible(part.facts)}"),
-            _text(_colored(sentence, positions, part.bits, scale)),
+            _text(_colored(tokens, positions, part.bits, scale)),
         ]
         blocks += [] if part.tokens is None else [_text(_underlined(part.tokens, part.spans))]
     return f"<style>{STYLE}</style><div class='teachers'>{''.join(blocks)}</div>"
@@ -84,7 +79,7 @@ def _colored(tokens: Sequence[str], positions: Sequence[int], bits: Sequence[flo
     for i, token in enumerate(tokens):
         strength = min(1.0, abs(value.get(i, 0.0)) / scale)
         color = SAVED if value.get(i, 0.0) > 0 else LOST
-        style = f" style='background:rgba({color},{0.75 * strength:.2f})'" if strength >= 0.01 else ""
+        style = f" style='background:rgba({color},{0.6 * strength:.2f})'" if strength >= 0.01 else ""
         parts.append(f"<span{style}>{_visible(token)}</span>")
     return "".join(parts)
 

@@ -125,14 +125,18 @@ class Teachers(Result):
         return self.saved.sum(1)
 
     @property
+    def token_excess(self) -> Tensor:
+        """``saved`` minus its mean over other documents of the same kind without the sentence, (n, M); NaN without any."""
+        kind = torch.nn.functional.one_hot(self.kinds, len(self.kind_names)).to(torch.float64)  # (n, k)
+        other = (~self.own).to(torch.float64)[:, None]
+        total, count = (kind * other).T @ self.saved, (kind * other).sum(0)  # of the documents without the sentence
+        mean = (total[self.kinds] - other * self.saved) / (count[self.kinds][:, None] - other)
+        return self.saved - mean.nan_to_num(torch.nan, torch.nan, torch.nan)
+
+    @property
     def excess(self) -> Tensor:
         """Contribution minus its mean over other documents of the same kind without the sentence, (n,); NaN without any."""
-        total, excess = self.contribution, torch.full((len(self.saved),), torch.nan, dtype=torch.float64)
-        for i in range(len(total)):
-            others = self._others(i)
-            if bool(others.any()):
-                excess[i] = total[i] - total[others].mean()
-        return excess
+        return self.token_excess.sum(1)
 
     @property
     def cancellation(self) -> float:
@@ -181,21 +185,33 @@ class Teachers(Result):
     def to_html(self) -> str:
         """Return static HTML: the sentence with its tokens colored by bits, then the documents in ``shown``.
 
-        Spans that a document shares with the sentence are underlined. Without ``decode`` tokens are shown by their number
-        only. Text is escaped; control and bidirectional characters are shown as code points. There are no scripts.
+        For each document the sentence is colored by :attr:`token_excess`, since what all documents of a kind teach is not
+        the work of one (by ``saved`` if there are no others of its kind). Spans that a document shares with the sentence are
+        underlined. Without ``decode`` tokens are shown by their number only. Text is escaped; control and bidirectional
+        characters are shown as code points. There are no scripts.
         """
         revealed, shown = self.revealed, self.shown.tolist()
         sentence = [f"{i} " for i in range(self.size)] if revealed is None else revealed.sentence
         remarks = [f"{self.meaning}." if self.method == "ledger" else f"This is an estimate: {self.meaning}."]
+        remarks += ["A document is colored by its bits minus the mean of others of its kind."]
         redacted = "Text is redacted: tokens are shown by their number."
         remarks += [redacted if revealed is None else "Shared spans are underlined.", *self.notes]
+        excess = self.token_excess
         bits = self.saved.sum(0) if self.change is None else self.change.saved
+        verb = "that training saved" if self.change else "of all documents together"
         texts = [None] * len(shown) if revealed is None else revealed.documents
         parts = [
-            Part(i, self._facts(i), self.saved[i].tolist(), text, self.spans.of(i))
+            Part(
+                i,
+                self._facts(i),
+                torch.where(excess[i].isnan(), self.saved[i], excess[i]).tolist(),
+                text,
+                self.spans.of(i),
+            )
             for i, text in zip(shown, texts, strict=True)
         ]
-        return render(sentence, self.positions.tolist(), bits.tolist(), parts, remarks)
+        title = f"colored by the bits {verb} at each token"
+        return render((title, sentence, self.positions.tolist(), bits.tolist()), parts, remarks)
 
     def _repr_html_(self) -> str:
         return self.to_html()

@@ -78,6 +78,9 @@ def test_documents_that_contain_the_sentence_are_its_own(taught):
     others = taught.contribution[[0, 1, 2, 4]]
     assert float(taught.excess[3]) == pytest.approx(float(taught.contribution[3] - others.mean()), abs=1e-12)
     assert float(taught.excess[0]) == pytest.approx(float(others[0] - others[1:].mean()), abs=1e-12)
+    torch.testing.assert_close(
+        taught.token_excess[5], taught.saved[5] - taught.saved[[0, 1, 2, 4]].mean(0), rtol=0, atol=1e-12
+    )
     assert taught.rank(5) == (1, 5)
     assert {i for i, _ in taught.top(2)} == {3, 5}
     text = str(taught)
@@ -88,7 +91,7 @@ def test_documents_that_contain_the_sentence_are_its_own(taught):
 def test_permuted_documents_have_permuted_contributions(taught, tmp_path):
     order = [5, 2, 0, 4, 3, 1]
     model, run = record(tmp_path / "run", order)
-    kinds = ["a", "b", "a", "b", "b", "a"]
+    kinds = ["a", "b", "a", "b", "b", "b"]
     permuted = teachers(
         run,
         model,
@@ -101,6 +104,8 @@ def test_permuted_documents_have_permuted_contributions(taught, tmp_path):
     torch.testing.assert_close(permuted.saved, taught.saved[order], rtol=0, atol=1e-12)
     assert permuted.passes.tolist() == taught.passes[order].tolist()
     assert permuted.kind_names == ("a", "b")
+    alone = permuted.excess.isnan().tolist()  # the other document of its kind is a copy of the sentence
+    assert alone == [False, False, True, False, False, False]
     assert permuted.revealed is None
 
 
