@@ -73,7 +73,10 @@ CALLS = {
     ),
     "causal_lm": Call(
         text.causal_lm,
-        lambda: {"model": language_model(), "forward": lambda model, ids: model(ids), "bos": 1, "adapter": None},
+        lambda: (
+            {"model": language_model(), "forward": lambda model, ids: model(ids), "bos": 1, "adapter": None}
+            | {"step": lambda model, tokens, state: (model(tokens), state)}
+        ),
         examples=0.3,
     ),
     "CausalLM.log_probs": Call(

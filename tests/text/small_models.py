@@ -43,6 +43,14 @@ class Recurrent(nn.Module):
         return self.head(self.layer(self.embedding(ids))[0])
 
 
+class Stepping(Recurrent):
+    """Recurrent model that is also read one token at a time."""
+
+    def step(self, tokens: Tensor, state: object) -> tuple[Tensor, object]:
+        hidden, state = self.layer(self.embedding(tokens[:, None]), state)
+        return self.head(hidden[:, 0]), state
+
+
 class Attention(nn.Module):
     """One transformer layer with learned positions, for at most 16 tokens."""
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_SAMPLES, MAX_NODES = 10**6, 10**9
-GROUP = 32  # canaries whose trees are searched together
+GROUP = 64  # canaries whose trees are searched together
+CHUNK = 2**14  # references that are ranked together
 
 Report: TypeAlias = Callable[[int, int], object]
 
@@ -210,7 +211,9 @@ def exposure(
         InputError: an option out of range; "exact", and a secret needs more than ``max_nodes``; ids outside the vocabulary.
         NumericalError: NaN in the logits.
 
-    Cost: one pass over head and secret per reference and per evaluated prefix.
+    Cost: one token per evaluated prefix and one pass over every head if the model is read from a state (``step`` of
+    :func:`kernelmem.text.causal_lm`, caches of Hugging Face models); otherwise one pass over head and secret for each of
+    them and for each reference. References end where they are less probable than the secret.
 
     Source: Carlini et al. 2019.
     """
@@ -268,13 +271,12 @@ class _Ranks:
 
     def sample(self, candidates: Candidates, m: int, source: np.random.Generator, report: Report) -> None:
         """Rank every secret among m random ones."""
-        for i in range(len(candidates)):
-            references = torch.from_numpy(
-                source.integers(len(candidates.tokens), size=(m, candidates.secrets.shape[1]))
-            )
-            above, self.log_p[i] = exceedances(candidates, i, references)
-            self.rank[i] = 1 + above
-            report(i + 1, len(candidates))
+        for chosen in torch.arange(len(candidates)).split(max(1, CHUNK // m)):
+            size = len(chosen), m, candidates.secrets.shape[1]
+            references = torch.from_numpy(source.integers(len(candidates.tokens), size=size))
+            above, self.log_p[chosen] = exceedances(candidates, chosen, references)
+            self.rank[chosen] = 1 + above
+            report(int(chosen[-1]) + 1, len(candidates))
 
     def search(self, candidates: Candidates, max_nodes: int, report: Report | None) -> None:
         """Replace the ranks up to 1, those without any reference as probable, by exact ones, up to ``max_nodes`` nodes."""

@@ -4,6 +4,9 @@
 - ``calls``: how models are called, and their logits.
 - ``adapters``: adapters of PEFT, on or off, without importing it.
 - ``probes``: tests of a model on a few tokens: size of the vocabulary, causality, independence of the batch.
+- ``states``: states between tokens (recurrent, caches), and their rows.
+- ``stepping``: a model that is read one token at a time.
+- ``prefixes``: ``Prefixes`` and ``read_prefixes``, prefixes that are extended by one token at a time.
 """
 
 from kernelmem.text.language_models.calls import LogitsFunction as LogitsFunction
@@ -12,4 +15,6 @@ from kernelmem.text.language_models.calls import ieee_precision as ieee_precisio
 from kernelmem.text.language_models.calls import model_logits as model_logits
 from kernelmem.text.language_models.causal_lm import CausalLM as CausalLM
 from kernelmem.text.language_models.causal_lm import causal_lm as causal_lm
+from kernelmem.text.language_models.prefixes import Prefixes as Prefixes
+from kernelmem.text.language_models.prefixes import read_prefixes as read_prefixes
 from kernelmem.text.language_models.probes import check_causal as check_causal

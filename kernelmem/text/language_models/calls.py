@@ -32,14 +32,13 @@ def model_logits(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -> T
         UnsupportedModelError: the output has no logits of this shape.
     """
     n, length = ids.shape
-    parameters = _forward_parameters(model)
+    parameters = forward_parameters(model)
     keywords: dict[str, Any] = {}
     if "attention_mask" in parameters:
         keywords["attention_mask"] = torch.ones_like(ids) if mask is None else mask
     if "position_ids" in parameters:
         keywords["position_ids"] = torch.arange(length, device=ids.device).expand(n, length)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache")):
+    if takes_use_cache(model, parameters):
         keywords["use_cache"] = False
     output = model(input_ids=ids, **keywords) if "input_ids" in parameters else model(ids, **keywords)
     return check_logits(_logits_in(output, n, length), n, length, type(model).__name__)
@@ -109,7 +108,14 @@ def _logits_in(output: object, n: int, length: int) -> object:
     return output
 
 
-def _forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+def takes_use_cache(model: nn.Module, parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Check that the ``forward`` of a model has an argument ``use_cache``, perhaps among its other keywords."""
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return "use_cache" in parameters or (takes_any and hasattr(getattr(model, "config", None), "use_cache"))
+
+
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of the ``forward`` of a model; of the base model below an adapter that passes on any."""
     base_of: Any = getattr(model, "get_base_model", None)  # of PEFT, which may pass on any arguments
     try:
         parameters = inspect.signature(model.forward).parameters

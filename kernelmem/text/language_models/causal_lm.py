@@ -1,7 +1,7 @@
 """Causal language model: next-token log-probabilities of documents, whatever the batch they are computed in."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -16,6 +16,8 @@ from kernelmem.text.documents import as_documents, check_vocabulary
 from kernelmem.text.language_models.adapters import adapter_names, set_adapter, switch_adapter
 from kernelmem.text.language_models.calls import LogitsFunction, check_logits, failure, ieee_precision, model_logits
 from kernelmem.text.language_models.probes import check_causal, probe_ids
+from kernelmem.text.language_models.states import StepFunction, advance_by, advance_of
+from kernelmem.text.language_models.stepping import Stepper, checked_stepper, stepper_or_none
 
 MAX_TOKENS = 2**14  # per batch: larger ones are not faster
 COPIES = 8  # float64 arrays (n, T, V) that an analysis of a batch holds at a time
@@ -26,6 +28,7 @@ def causal_lm(
     model: nn.Module,
     *,
     forward: LogitsFunction | None = None,
+    step: StepFunction | None = None,
     bos: int | None = None,
     adapter: bool | None = None,
 ) -> "CausalLM":
@@ -39,6 +42,10 @@ def causal_lm(
     Args:
         model: the module. Its output may have the logits as ``.logits``, under the key "logits", or first in a tuple.
         forward: function of (model, ids (n, T)) that returns the logits (n, T, V); None: the model is called.
+        step: function of (model, tokens (n,), state) that returns (logits (n, V), state) of the next token of n documents;
+            state is None at their beginning, afterwards tensors in tuples, lists or dicts, each with a batch axis, as those
+            of ``nn.LSTM``. Searches then read a shared beginning once. None: a method ``model.step(tokens, state)`` or
+            the cache of a Hugging Face model, if they give what the model gives without; otherwise prefixes are read again.
         bos: token id put before every document, if training did so; None: the first token of a document has no loss.
             Documents must not contain it again, as those of some tokenizers do.
         adapter: for models with an adapter of PEFT: False switches it off (the base model, to the bit); True switches it
@@ -47,7 +54,8 @@ def causal_lm(
     Raises:
         InputError: not a module, or ``bos`` is not a token id.
         UnsupportedModelError: outputs of another shape; a bidirectional model; a model that draws random numbers in eval
-            mode or whose rows depend on each other; no adapter, a merged one, or an adapter that changes nothing.
+            mode or whose rows depend on each other; a ``step`` that gives other logits; no adapter, a merged one, or an
+            adapter that changes nothing.
 
     >>> lm = causal_lm(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5)), bos=0)
     >>> lm.vocabulary, [tuple(p.shape) for p in lm.log_probs([[1, 2, 4], []])]
@@ -56,14 +64,18 @@ def causal_lm(
     check_model(model)
     if forward is not None:
         check_callable(forward, "forward", ("model", "ids"))
+    if step is not None:
+        check_callable(step, "step", ("model", "tokens", "state"))
     bos = None if bos is None else as_count(bos, "bos", minimum=0)
     adapter = None if adapter is None else as_flag(adapter, "adapter")
-    lm = CausalLM(model, forward=forward, bos=bos)
+    lm = CausalLM(model, forward=forward, step=step, bos=bos)
     if adapter is not None:
         set_adapter(lm.module(), enabled=adapter)
     lm.probe()
     if adapter:
         _check_effect(lm)
+    if step is not None:
+        lm.stepper(None)
     return lm
 
 
@@ -78,7 +90,9 @@ class CausalLM:
         stored_dtype: lowest precision among the weights that were passed, to which the model was rounded.
     """
 
-    def __init__(self, model: nn.Module, *, forward: LogitsFunction | None, bos: int | None) -> None:
+    def __init__(
+        self, model: nn.Module, *, forward: LogitsFunction | None, step: StepFunction | None, bos: int | None
+    ) -> None:
         tensors = [t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()]
         self.name = type(model).__name__
         self.bos = bos
@@ -87,9 +101,10 @@ class CausalLM:
         config = getattr(model, "config", None)
         limits = [getattr(config, name, None) for name in POSITIONS]
         self.context = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
-        self._forward = forward
+        self._forward, self._step = forward, step
         self._vocabulary = 0
         self._copies: dict[torch.dtype, nn.Module] = {}
+        self._steppers: dict[torch.dtype, Stepper | None] = {}
         copy = private_copy(model, dtype=self.dtype)
         self._copies[self.dtype] = copy.eval()
         tensor = next(iter([*copy.parameters(), *copy.buffers()]), None)
@@ -139,7 +154,7 @@ class CausalLM:
         """
         prefixes = as_documents(prefixes, "prefixes")
         check_vocabulary(prefixes, self.vocabulary, "prefixes")
-        inputs = [self._with_bos(ids) for ids in prefixes]
+        inputs = [self.with_bos(ids) for ids in prefixes]
         if not all(len(row) for row in inputs):
             raise InputError(
                 "an empty prefix for a model without BOS",
@@ -155,7 +170,7 @@ class CausalLM:
 
     def inputs(self, ids: Tensor) -> Tensor:
         """Return what the model reads to predict a document: BOS and all tokens but the last."""
-        return self._with_bos(ids)[:-1] if len(ids) else ids
+        return self.with_bos(ids)[:-1] if len(ids) else ids
 
     def check_inputs(self, inputs: Sequence[Tensor], name: str, memory: int | str) -> None:
         """Check that the longest input fits the context of the model and ``memory``.
@@ -202,7 +217,7 @@ class CausalLM:
                 logits = logits[torch.arange(len(rows), device=logits.device), lengths - 1][:, None]
                 lengths = torch.ones_like(lengths)
             log_probs = logits.to(torch.float64).log_softmax(2)
-            _check_defined(log_probs, lengths, self.name)
+            check_defined(log_probs, lengths, self.name)
             yield rows, log_probs
 
     def module(self, dtype: torch.dtype | None = None) -> nn.Module:
@@ -211,6 +226,17 @@ class CausalLM:
         if dtype not in self._copies:
             self._copies[dtype] = private_copy(self._copies[self.dtype], dtype=dtype)
         return self._copies[dtype]
+
+    def stepper(self, dtype: torch.dtype | None) -> Stepper | None:
+        """Return how the model is read token by token in ``dtype``, None if it is not.
+
+        Raises:
+            UnsupportedModelError: the model was given a ``step`` that gives other logits than the model.
+        """
+        dtype = dtype or self.dtype
+        if dtype not in self._steppers:
+            self._steppers[dtype] = self._find_stepper(dtype)
+        return self._steppers[dtype]
 
     def probe(self) -> None:
         """Find the size of the vocabulary and check that the model is causal and treats documents by themselves."""
@@ -223,11 +249,21 @@ class CausalLM:
         yield probe_ids(self._vocabulary, 0 if self.bos is None else self.bos)
         yield from (list(tokens[:, None]) for tokens in torch.arange(self._vocabulary).split(256))
 
+    def _find_stepper(self, dtype: torch.dtype) -> Stepper | None:
+        model = self.module(dtype)
+        advance = advance_by(self._step) if self._step else None if self._forward else advance_of(model)
+        if advance is None:
+            return None
+        stepper = Stepper(self.name, model, advance, [], self.vocabulary, self._device, self.computing)
+        check = checked_stepper if self._step else stepper_or_none
+        return check(stepper, lambda ids: self.evaluate(ids, dtype), self.bos or 0)
+
     @property
     def _bytes_per_token(self) -> int:
         return COPIES * 8 * self._vocabulary
 
-    def _with_bos(self, ids: Tensor) -> Tensor:
+    def with_bos(self, ids: Tensor) -> Tensor:
+        """Return token ids after BOS, if the model has one."""
         return ids if self.bos is None else torch.cat([torch.tensor([self.bos]), ids])
 
     def _in_order(self, inputs: list[Tensor], dtype: torch.dtype | None, memory: int | str) -> Iterator[Tensor]:
@@ -252,6 +288,24 @@ class CausalLM:
         ids = nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(self._device)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(ids)
         model = self.module(dtype)
+        with self.computing(tuple(ids.shape)):
+            torch.rand(skip, device=self._device)
+            if self._forward is None:
+                logits = model_logits(model, ids, mask)
+            else:
+                logits = check_logits(self._forward(model, ids), len(ids), ids.shape[1], self.name)
+        if self._vocabulary and logits.shape[2] != self._vocabulary:
+            raise UnsupportedModelError(
+                f"a {self.name} with logits of {logits.shape[2]} tokens for ids {tuple(ids.shape)}, and of"
+                f" {self._vocabulary} for others",
+                expected="the same vocabulary in every pass",
+                hint="check the model, or pass forward=",
+            )
+        return cast("Tensor", logits.detach().cpu() if self._device.type == "mps" else logits.detach())
+
+    @contextmanager
+    def computing(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Call the model inside a ``with`` block: standard modes, no gradients, random state kept, errors by name."""
         devices = [self._device] if self._device.type == "cuda" else []
         same_random_state = torch.random.fork_rng(devices) if self._device.type in ("cpu", "cuda") else nullcontext()
         try:
@@ -262,21 +316,9 @@ class CausalLM:
                 same_random_state,
                 ieee_precision(self._device),
             ):
-                torch.rand(skip, device=self._device)
-                if self._forward is None:
-                    logits = model_logits(model, ids, mask)
-                else:
-                    logits = check_logits(self._forward(model, ids), len(ids), ids.shape[1], self.name)
+                yield
         except Exception as error:
-            raise failure(error, self.name, tuple(ids.shape)) from error
-        if self._vocabulary and logits.shape[2] != self._vocabulary:
-            raise UnsupportedModelError(
-                f"a {self.name} with logits of {logits.shape[2]} tokens for ids {tuple(ids.shape)}, and of"
-                f" {self._vocabulary} for others",
-                expected="the same vocabulary in every pass",
-                hint="check the model, or pass forward=",
-            )
-        return cast("Tensor", logits.detach().cpu() if self._device.type == "mps" else logits.detach())
+            raise failure(error, self.name, shape) from error
 
 
 def _batches_of(lengths: list[int], limit: int) -> Iterator[list[int]]:
@@ -292,7 +334,7 @@ def _batches_of(lengths: list[int], limit: int) -> Iterator[list[int]]:
         yield group
 
 
-def _check_defined(log_probs: Tensor, lengths: Tensor, name: str) -> None:
+def check_defined(log_probs: Tensor, lengths: Tensor, name: str) -> None:
     """Check that there is no NaN before the end of each input.
 
     Raises:

@@ -28,6 +28,12 @@ class Table(nn.Module):
         return self.table[before, ids]
 
 
+def table_step(model, tokens, state):
+    """Read one token; the state is the token before."""
+    before = torch.zeros_like(tokens) if state is None else state
+    return model.table[before, tokens], tokens
+
+
 class Memory(nn.Module):
     """Logits 0 for all tokens, and ``strength`` for the next token of the texts that it remembers, after their head."""
 
@@ -50,8 +56,8 @@ class Memory(nn.Module):
         return logits
 
 
-def table_lm(**options):
-    return causal_lm(Table(**options))
+def table_lm(*, step=None, **options):
+    return causal_lm(Table(**options), step=step)
 
 
 def memory_lm(canaries, pairs, *, strength=6.0):

@@ -16,7 +16,7 @@ from kernelmem.text.canary import canaries, exposure
 from kernelmem.text.canary.null import rank_moments, refined_moments
 from kernelmem.text.canary.search import SLACK, Candidates, exact_ranks
 from tests.profiles import examples
-from tests.text.canary.tables import N_CHARACTERS, Table, encode, memory_lm, table_lm
+from tests.text.canary.tables import N_CHARACTERS, Table, encode, memory_lm, table_lm, table_step
 
 
 def enumerated_log_probs(lm, head, tokens, length):
@@ -34,10 +34,11 @@ def enumerated_log_probs(lm, head, tokens, length):
     st.sampled_from([("01", 1), ("01", 4), ("012", 3), ("0123456789", 2), ("0123456789", 3), ("abcdef", 3)]),
     st.sampled_from([0.0, 0.5, 2.0, 6.0]),
     st.integers(0, 2**32),
+    st.sampled_from([None, table_step]),
 )
-def test_the_exact_rank_is_that_of_enumeration_and_the_bound_of_nodes_holds(secret, scale, seed):
+def test_the_exact_rank_is_that_of_enumeration_and_the_bound_of_nodes_holds(secret, scale, seed, step):
     alphabet, length = secret
-    lm = table_lm(scale=scale, seed=seed)
+    lm = table_lm(scale=scale, seed=seed, step=step)
     design = canaries(2, encode, alphabet=alphabet, length=length, seed=seed)
     result = exposure(lm, design, method="exact", max_nodes=10**5)
     for pair, variant in itertools.product(range(2), range(2)):
@@ -172,6 +173,27 @@ def test_the_context_precedes_the_head():
     plain, moved = exposure(memory, design), exposure(memory, design, context=encode("one "))
     assert float(plain.exposure.max()) > 6
     assert float(moved.exposure.max()) == 0  # this model remembers nothing after other text
+
+
+@pytest.mark.parametrize("step", [None, table_step])
+def test_little_memory_changes_the_order_of_the_search_and_nothing_else(step):
+    """Breadth first in 1 GiB; in 20 kB at most 4 prefixes at a time and depth first."""
+    lm, alphabet = table_lm(scale=1.0, step=step), torch.tensor(encode("01234"))
+    secrets = torch.randint(5, (5, 4), generator=torch.Generator().manual_seed(0))
+    heads = [torch.tensor(encode(text)) for text in ("a", "b", "cd", "ef", "g")]
+    every, few = (
+        lambda limit, memory=memory: exact_ranks(
+            Candidates(lm, heads, secrets, alphabet, memory), torch.arange(5), limit
+        )
+        for memory in ("1GiB", 20_000)
+    )
+    ranks, nodes, log_p = every(10**6)
+    assert bool((nodes > 20).any())
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip((ranks, nodes, log_p), few(10**6), strict=True))
+    most = int(nodes.median())
+    for found, count, _ in (every(most), few(most)):
+        assert torch.equal(found, ranks * (nodes <= most))
+        assert int(count.max()) <= most
 
 
 def test_heads_of_other_lengths_are_searched_together():

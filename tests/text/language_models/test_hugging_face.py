@@ -8,6 +8,7 @@ import torch
 
 from kernelmem import InputError, UnsupportedModelError
 from kernelmem.text import causal_lm, compare, token_losses
+from tests.text.language_models.test_prefixes import assert_extended_as_read_again
 from tests.text.small_models import V, random_documents
 
 transformers = pytest.importorskip("transformers")
@@ -155,3 +156,11 @@ def test_comparison_of_an_adapter_with_its_base():
     )
     assert torch.equal(change.before, token_losses(causal_lm(base, bos=1), documents["all"]).per_document())
     assert bool((change.gain != 0).all())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_caches_give_what_whole_documents_give(name):
+    model = MODELS[name]().double()
+    rounded = name == "Mamba"  # its logits are float32
+    prefixes = assert_extended_as_read_again(causal_lm(model, bos=1), tolerance=1e-5 if rounded else 1e-12)
+    assert prefixes.stepper is not None
