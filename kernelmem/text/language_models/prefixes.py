@@ -1,13 +1,13 @@
 """Prefixes of texts, extended by one token at a time: from the state of the model, or by reading them again."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernelmem.core.options import as_bytes
 from kernelmem.text.language_models.causal_lm import COPIES, CausalLM, check_defined
+from kernelmem.text.language_models.states import State
 from kernelmem.text.language_models.stepping import Stepper
 
 MAX_ROWS = 4096  # per call: more are not faster
@@ -32,7 +32,7 @@ class Prefixes:
     dtype: torch.dtype | None
     memory: int | str
     stepper: Stepper | None
-    state: Any
+    state: State
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,7 +56,7 @@ class Prefixes:
         logits, state = self.stepper.extend(self.state, rows, tokens)
         return self._with(ids, state), _log_probs(logits, self.lm.name)
 
-    def _with(self, ids: Tensor, state: Any) -> "Prefixes":
+    def _with(self, ids: Tensor, state: State) -> "Prefixes":
         return Prefixes(self.lm, ids, self.dtype, self.memory, self.stepper, state)
 
 

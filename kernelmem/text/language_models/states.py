@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from kernelmem.core import UnsupportedModelError
 from kernelmem.text.language_models.calls import forward_parameters, takes_use_cache
 
-StepFunction: TypeAlias = Callable[[nn.Module, Tensor, Any], tuple[Tensor, Any]]
+State: TypeAlias = Any
+"""State of a model between tokens: tensors in tuples, lists, dicts or objects, each with a batch axis; None at first."""
+
+StepFunction: TypeAlias = Callable[[nn.Module, Tensor, State], tuple[Tensor, State]]
 """Type of ``step=``: a function of (model, tokens (n,), state or None) that returns (logits (n, V), the next state)."""
 
-Advance: TypeAlias = Callable[[nn.Module, Tensor, Any], tuple[object, Any]]
+Advance: TypeAlias = Callable[[nn.Module, Tensor, State], tuple[object, State]]
 """Reads tokens (n, T) from a state (None: at the beginning): (logits (n, V) after the last token, the next state)."""
 
 DEPTH = 6  # of containers in a state
@@ -23,7 +26,7 @@ CACHES = ("past_key_values", "cache", "cache_params")  # names of arguments and 
 def advance_by(step: StepFunction) -> Advance:
     """Return the function that reads several tokens by a ``step=`` of one."""
 
-    def advance(model: nn.Module, ids: Tensor, state: Any) -> tuple[object, Any]:
+    def advance(model: nn.Module, ids: Tensor, state: State) -> tuple[object, State]:
         logits: object = None
         for tokens in ids.T:
             logits, state = _pair(step(model, tokens, state), model)
@@ -46,7 +49,7 @@ def advance_of(model: nn.Module) -> Advance | None:
     return None if name is None or not takes_use_cache(model, parameters) else _advance_by_cache(name)
 
 
-def batch_axes(state: Any, larger: Any) -> list[int | None]:
+def batch_axes(state: State, larger: State) -> list[int | None]:
     """Return the batch axis of each tensor of a state, from the states of two numbers of documents; None: it has none.
 
     Raises:
@@ -66,7 +69,7 @@ def batch_axes(state: Any, larger: Any) -> list[int | None]:
     return [found[0] if found else None for found in axes]
 
 
-def select(state: Any, axes: list[int | None], rows: Tensor) -> Any:
+def select(state: State, axes: list[int | None], rows: Tensor) -> State:
     """Return a copy of the state of some rows, which may repeat.
 
     Raises:
@@ -87,7 +90,7 @@ def select(state: Any, axes: list[int | None], rows: Tensor) -> Any:
     return _mapped(chosen, state)
 
 
-def tensors_in(state: Any) -> list[Tensor]:
+def tensors_in(state: State) -> list[Tensor]:
     """Return the tensors of a state."""
     tensors: list[Tensor] = []
 
@@ -99,7 +102,7 @@ def tensors_in(state: Any) -> list[Tensor]:
     return tensors
 
 
-def _mapped(function: Callable[[Tensor], Tensor], state: Any, depth: int = 0) -> Any:
+def _mapped(function: Callable[[Tensor], Tensor], state: State, depth: int = 0) -> State:
     """Return a copy of a state with a function of each tensor, in a fixed order."""
     if isinstance(state, Tensor):
         return function(state)
@@ -120,7 +123,7 @@ def _mapped(function: Callable[[Tensor], Tensor], state: Any, depth: int = 0) ->
     return state
 
 
-def _pair(value: object, model: nn.Module) -> tuple[object, Any]:
+def _pair(value: object, model: nn.Module) -> tuple[object, State]:
     if isinstance(value, tuple) and len(value) == 2:
         return value
     raise UnsupportedModelError(
@@ -133,7 +136,7 @@ def _pair(value: object, model: nn.Module) -> tuple[object, Any]:
 def _advance_by_cache(name: str) -> Advance:
     """Return the function that reads tokens with a cache; the state is (number of tokens read, cache)."""
 
-    def advance(model: nn.Module, ids: Tensor, state: Any) -> tuple[object, Any]:
+    def advance(model: nn.Module, ids: Tensor, state: State) -> tuple[object, State]:
         parameters = forward_parameters(model)
         options: dict[str, Any] = {"use_cache": True}
         n_read, cache = (0, None) if state is None else state

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kernelmem.core import NumericalError, UnsupportedModelError
 from kernelmem.text.language_models.probes import REBATCHED
-from kernelmem.text.language_models.states import Advance, batch_axes, select, tensors_in
+from kernelmem.text.language_models.states import Advance, State, batch_axes, select, tensors_in
 
 Computing: TypeAlias = Callable[[tuple[int, ...]], AbstractContextManager[None]]
 """Makes the context in which a model is called on tokens of a shape."""
@@ -40,19 +40,19 @@ class Stepper:
     device: torch.device
     computing: Computing
 
-    def read(self, ids: Tensor) -> tuple[Tensor, Any]:
+    def read(self, ids: Tensor) -> tuple[Tensor, State]:
         """Return the logits (n, V) after documents (n, T), T >= 1, and the state."""
         return self._advance(ids, None)
 
-    def extend(self, state: Any, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:
+    def extend(self, state: State, rows: Tensor, tokens: Tensor) -> tuple[Tensor, State]:
         """Return the logits (m, V) after one more token (m,) of some rows (m,) of a state, and the next state."""
         return self._advance(tokens[:, None], select(state, self.axes, rows))
 
-    def n_bytes(self, state: Any) -> int:
+    def n_bytes(self, state: State) -> int:
         """Return the size of a state in bytes."""
         return sum(values.numel() * values.element_size() for values in tensors_in(state))
 
-    def _advance(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _advance(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         with self.computing(tuple(ids.shape)):
             value, state = self.advance(self.model, ids.to(self.device), state)
             logits = _as_logits(value, len(ids), self.vocabulary, self.name)
