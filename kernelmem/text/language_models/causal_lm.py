@@ -91,7 +91,7 @@ class CausalLM:
     """
 
     def __init__(
-        self, model: nn.Module, *, forward: LogitsFunction | None, step: StepFunction | None, bos: int | None
+        self, model: nn.Module, *, forward: LogitsFunction | None, bos: int | None, step: StepFunction | None = None
     ) -> None:
         tensors = [t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point()]
         self.name = type(model).__name__
