@@ -40,8 +40,10 @@ from kernelmem.text.extractability import NearVerbatim as NearVerbatim
 from kernelmem.text.extractability import Sampling as Sampling
 from kernelmem.text.extractability import emission_probability as emission_probability
 from kernelmem.text.extractability import extraction as extraction
+from kernelmem.text.extractability import extraction_strength as extraction_strength
 from kernelmem.text.extractability import log10_queries as log10_queries
 from kernelmem.text.extractability import near_verbatim as near_verbatim
+from kernelmem.text.extractability import text_template as text_template
 from kernelmem.text.language_models import CausalLM as CausalLM
 from kernelmem.text.language_models import causal_lm as causal_lm
 from kernelmem.text.losses import Change as Change

@@ -135,10 +135,21 @@ CALLS = {
     "Extraction.rate": Call(FOUND.rate, lambda: {"method": "sampled", "context": 0, "level": 0.9}),
     "Extraction.excess": Call(FOUND.excess, lambda: {"method": "greedy", "context": None, "level": 0.9}),
     "Extraction.classes": Call(FOUND.classes, lambda: {"method": "greedy", "recited": 2}),
-    "Extraction.spans": Call(FOUND.spans, lambda: {"method": "greedy"}),
+    "Extraction.spans": Call(
+        FOUND.spans,
+        lambda: {
+            "method": "greedy",
+            "documents": [[1, 2, 3], [2, 2, 2]],
+            "corpus": [[1, 2], [2]],
+            "decode": lambda ids: "a" * len(ids),
+        },
+    ),
+    "Extraction.heat": Call(lambda document: FOUND.heat(document).clamp(min=-99), lambda: {"document": 1}),
     "near_verbatim": Call(text.near_verbatim, near_arguments, examples=0.3),
     "NearVerbatim.rate": Call(NEAR.rate, lambda: {"measure": "common", "at": 0.5, "level": 0.9}),
     "NearVerbatim.excess": Call(NEAR.excess, lambda: {"measure": "ngrams", "at": 0.5, "level": 0.9}),
+    "extraction_strength": Call(text.extraction_strength, lambda: {"losses": text.token_losses(LM, [[0, 1], [2]])}),
+    "text_template": Call(text.text_template, lambda: {"text": "1 2 3 4", "terms": 4}),
     "Sampling": Call(text.Sampling, lambda: {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "n": 10, "p": 0.5}),
     "Sampling.log_probs": Call(
         lambda **options: text.Sampling(**options).log_probs(LOG_P[None]), lambda: {"top_k": 2, "top_p": 0.5}

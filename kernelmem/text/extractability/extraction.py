@@ -10,7 +10,7 @@ from kernelmem.core.options import MEMORY
 from kernelmem.text.extractability.prompts import check_documents, check_windows, contexts_before
 from kernelmem.text.extractability.result import Extraction
 from kernelmem.text.extractability.sampling import Sampling, check_sampling
-from kernelmem.text.extractability.windows import cut_windows, score_windows
+from kernelmem.text.extractability.windows import continues_repetition, cut_windows, score_windows
 from kernelmem.text.language_models import CausalLM
 from kernelmem.text.overlap import NgramModel, ngram_model, suffix_array
 
@@ -90,6 +90,7 @@ def extraction(
         reference_name="" if reference is None else repr(reference),
         copies=torch.from_numpy(copies),
         holders=torch.from_numpy(holders),
+        repeating=continues_repetition(members, cut, lengths),
         n_documents=len(cut[0].unique()),
         n_unseen=0 if unseen_cut is None else len(unseen_cut[0].unique()),
         n_short=len(members) - len(cut[0].unique()),

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.result_files import Result
 from kernelmem.statistics import Interval, clopper_pearson, proportion_difference
 from kernelmem.text.extractability.sampling import Sampling, emission_probability, log10_queries
+from kernelmem.text.extractability.spans import Decode, counted_spans, heat, merged_spans
 from kernelmem.text.extractability.windows import TIE, Windows, check_comparable
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Extraction(Result):
         reference_name: name of that model, or "".
         copies: (W,) int64, occurrences of the suffix in the documents, this one included.
         holders: (W,) int64, number of documents that contain the suffix.
+        repeating: (W,) bool, the suffix continues a repetition: the prefix ends with a span twice in a row, and the suffix goes
+            on with it.
         n_documents: number of documents with at least one window.
         n_unseen: the same of ``unseen``; 0 without.
         n_short: number of documents shorter than prefix + suffix, which have no window; n_short_unseen: of ``unseen``.
@@ -53,16 +55,17 @@ class Extraction(Result):
     reference_name: str
     copies: Tensor
     holders: Tensor
+    repeating: Tensor
     n_documents: int
     n_unseen: int
     n_short: int
     n_short_unseen: int
     sampling: Sampling
 
-    shapes: ClassVar[Mapping[str, str]] = {"copies": "w", "holders": "w"}
+    shapes: ClassVar[Mapping[str, str]] = {"copies": "w", "holders": "w", "repeating": "w"}
 
     def __post_init__(self) -> None:
-        sizes = {len(self.windows.document), len(self.copies)}
+        sizes = {len(self.windows.document), len(self.copies), len(self.holders), len(self.repeating)}
         sizes |= set() if self.reference is None else {len(self.reference.document)}
         if len(sizes) > 1 or (self.unseen is not None and len(self.unseen.greedy) != len(self.windows.greedy)):
             raise ValueError("windows of different numbers")
@@ -119,37 +122,77 @@ class Extraction(Result):
     def classes(self, method: Method = "greedy", *, recited: int = RECITED) -> Tensor:
         """Return the class of each window, (W,) int64; the first rule that holds decides.
 
-        0 "not extracted"; 1 "recited": the suffix occurs at least ``recited`` times in the documents; 2 "reconstructed": the
-        reference, which was not trained on the documents, emits it by the same method; 3 "recollected": the rest.
+        0 "not extracted"; 1 "recited": the suffix occurs at least ``recited`` times in the documents; 2 "reconstructed": a
+        control makes it too, either the reference, which was not trained on the documents, by the same method, or the
+        repetition of the end of the prefix (``repeating``); 3 "recollected": the rest.
 
         Source: classes after Prashanth et al. 2024, whose paper takes 5 copies.
         """
         copies = as_count(recited, "recited")
         extracted = self.extracted(method)
         same = torch.zeros_like(extracted) if self.reference is None else self._extracted(self.reference, method)
-        kind = torch.where(self.copies >= copies, 1, torch.where(same, 2, 3))
+        kind = torch.where(self.copies >= copies, 1, torch.where(same | self.repeating, 2, 3))
         return torch.where(extracted, kind, 0)
 
-    def spans(self, method: Method = "greedy") -> "pd.DataFrame":
-        """Return one row per span of extracted suffixes, overlapping and adjacent ones merged: document, start, stop."""
-        import pandas as pd  # slow to import
+    def spans(
+        self,
+        method: Method = "greedy",
+        *,
+        documents: object = None,
+        corpus: object = None,
+        decode: Decode | None = None,
+    ) -> "pd.DataFrame":
+        """Return one row per span of extracted suffixes, overlapping and adjacent ones merged: document, start, stop.
 
+        With ``documents`` also its copies and holders, the occurrences of the whole span and the number of documents that
+        contain it: 0 in a corpus that lacks it.
+
+        Args:
+            method: "greedy" or "sampled".
+            documents: the documents that were passed to :func:`extraction`, whose spans are counted; None: they are not.
+            corpus: documents in which they are counted; None: ``documents``.
+            decode: function from token ids to text, to count the characters of every span; the text is not kept.
+
+        Raises:
+            InputError: another method, other documents, ``corpus`` or ``decode`` without documents.
+        """
         chosen = self.extracted(method)
-        rows: list[list[int]] = []
-        pairs = zip(self.windows.document[chosen].tolist(), self.windows.start[chosen].tolist(), strict=True)
-        for document, start in sorted(pairs):
-            if rows and rows[-1][0] == document and start <= rows[-1][2]:
-                rows[-1][2] = start + self.suffix
-            else:
-                rows.append([document, start, start + self.suffix])
-        columns = ["document", "start", "stop"]
-        return pd.DataFrame(np.array(rows, dtype=np.int64).reshape(-1, 3), columns=columns).rename_axis("span")
+        spans = merged_spans(self.windows, chosen, self.suffix)
+        if documents is not None:
+            starts = self.windows.start[chosen]
+            known = (
+                self.windows.document[chosen],
+                starts,
+                starts + self.suffix,
+                self.copies[chosen],
+                self.holders[chosen],
+            )
+            return counted_spans(spans, known, documents, corpus, decode)
+        if corpus is not None or decode is not None:
+            raise InputError(
+                "corpus= or decode= without documents",
+                expected="the documents that were passed to extraction, since the result holds no text",
+                hint="pass documents= too",
+            )
+        return spans
+
+    def heat(self, document: int) -> Tensor:
+        """Return log10 of the probability of the most probable suffix that covers each token of a document, (T,).
+
+        T is the end of its last window; −inf where no window covers the token. With ``stride=1`` this is the heat map of
+        Cooper et al. 2025.
+
+        Raises:
+            InputError: not the number of a document.
+        """
+        largest = int(self.windows.document.max())
+        return heat(self.windows, self.suffix, as_count(document, "document", minimum=0, maximum=largest))
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per window, with the best of its contexts.
 
         Columns: document, start (of the suffix), greedy, margin, tie, log_p, log10_queries (samples after which the suffix
-        was emitted with probability p), copies, holders, class (of "greedy").
+        was emitted with probability p), copies, holders, repeating, class (of "greedy").
         """
         import pandas as pd  # slow to import
 
@@ -164,6 +207,7 @@ class Extraction(Result):
             "log10_queries": log10_queries(log_p, self.sampling.p),
             "copies": self.copies,
             "holders": self.holders,
+            "repeating": self.repeating,
         }
         frame = pd.DataFrame({name: values.numpy() for name, values in columns.items()}).rename_axis("window")
         return frame.assign(**{"class": [CLASSES[kind] for kind in self.classes().tolist()]})
@@ -202,9 +246,9 @@ class Extraction(Result):
         ]
         counts = torch.bincount(self.classes(), minlength=len(CLASSES)).tolist()
         kinds = ", ".join(f"{count:,} {name}" for name, count in zip(CLASSES[1:], counts[1:], strict=True))
-        lines.append(f"  windows by greedy decoding: {kinds}")
+        lines.append(f"  windows by greedy decoding: {kinds} (recited: at least {RECITED} copies)")
         if self.reference is None:
-            lines.append("  no reference, so that none is known to be reconstructed")
+            lines.append("  no reference: of the reconstructed ones only repetitions are known")
         else:
             both = int((self.extracted() & self._extracted(self.reference, "greedy")).sum())
             lines.append(

@@ -60,6 +60,17 @@ def cut_windows(documents: Documents, prefix: int, suffix: int, stride: int | No
     return torch.tensor(document, dtype=torch.int64), torch.tensor(start, dtype=torch.int64)
 
 
+def continues_repetition(documents: Documents, cut: tuple[Tensor, Tensor], lengths: tuple[int, int]) -> Tensor:
+    """Return True for windows (W,) whose prefix ends with a span twice in a row, and whose suffix goes on with it."""
+    prefix, length = lengths[0], sum(lengths)
+    pairs = zip(*(part.tolist() for part in cut), strict=True)
+    rows = torch.stack([documents[i][j : j + length] for i, j in pairs])
+    repeats = torch.zeros(len(rows), dtype=torch.bool)
+    for period in range(1, prefix // 2 + 1):
+        repeats |= (rows[:, prefix - period :] == rows[:, prefix - 2 * period : length - period]).all(1)
+    return repeats
+
+
 def check_comparable(per_document: float, per_unseen: float) -> None:
     """Check that documents and unseen ones have as many windows each.
 

@@ -157,6 +157,55 @@ def test_adjacent_windows_are_one_span():
     assert found.spans().values.tolist() == [[0, 1, 5], [1, 1, 3]]
 
 
+def test_spans_are_counted_in_documents_and_in_characters():
+    """The span "1 2 3" is in two documents, "4 5" too; another corpus has neither (0: in none)."""
+    documents = [[0, 1, 2, 3, 3, 4, 5], [1, 2, 3, 1, 2, 3], [4, 5, 3]]
+    found = extraction(cycle_lm(), documents, prefix=1, suffix=2, stride=1)
+
+    def decode(ids):
+        return "".join("<" + "x" * i + ">" for i in ids)
+
+    spans = found.spans(documents=documents, decode=decode)
+    assert spans.iloc[0].tolist() == [0, 1, 4, 3, 2, 12]
+    assert spans.iloc[1].tolist() == [0, 5, 7, 2, 2, 13]
+    assert found.spans(documents=documents, corpus=[[1, 2], [5, 4]])["holders"].tolist() == [0] * len(spans)
+    assert found.spans("sampled", documents=documents).columns.tolist() == [
+        "document",
+        "start",
+        "stop",
+        "copies",
+        "holders",
+    ]
+    other = [[0, 1, 2, 3, 3, 4, 5], [1, 2, 3, 1, 2, 4], [4, 5, 3]]
+    for change in (
+        {"corpus": [[1]]},
+        {"documents": [[1]]},
+        {"documents": other},
+        {"documents": documents, "decode": lambda ids: ids},
+    ):
+        with pytest.raises(InputError, match=r"documents|decode"):
+            found.spans(**change)
+
+
+def test_heat_is_the_most_probable_window_over_each_token():
+    lm, ids = table_lm(4), [3, 1, 4, 1, 0, 2, 3]
+    found = extraction(lm, [[0, 0], ids], prefix=2, suffix=3, stride=1)
+    log_p = found.windows.log_p[0] / math.log(10)
+    expected = [log_p[0], log_p[:2].max(), log_p[:3].max(), log_p[1:].max(), log_p[2]]
+    assert found.heat(1).tolist() == [-math.inf] * 2 + [float(value) for value in expected]
+    assert found.heat(0).tolist() == []
+    with pytest.raises(InputError, match="document"):
+        found.heat(2)
+
+
+def test_the_continuation_of_a_repetition_is_reconstructed():
+    """ "1 2 1 2" goes on with "1 2": no memory is needed. The second suffix breaks off, the third is no repetition yet."""
+    documents = [[1, 2, 1, 2, 1, 2], [1, 2, 1, 2, 1, 1], [0, 0, 1, 2, 1, 2], [3, 3, 3, 3, 3, 3]]
+    found = extraction(ngram_model(documents, order=6), documents, prefix=4, suffix=2)
+    assert found.repeating.tolist() == [True, False, False, True]
+    assert found.classes(recited=20)[[0, 2, 3]].tolist() == [2, 3, 2]
+
+
 def test_other_numbers_of_windows_are_not_compared():
     found = extraction(cycle_lm(), [[1, 2, 3]], unseen=[[1, 2, 3, 4, 5]], prefix=1, suffix=1, stride=1)
     with pytest.raises(InputError, match="windows per document"):

@@ -9,8 +9,8 @@ from torch import Tensor
 from kernelmem.core.checks import as_count, check_instance
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.text.documents import Documents
-from kernelmem.text.extractability.alignment import PADDING, contained, edit_distance, longest_common
-from kernelmem.text.extractability.near_result import Continuations, NearVerbatim
+from kernelmem.text.extractability.continuations.alignment import PADDING, contained, edit_distance, longest_common
+from kernelmem.text.extractability.continuations.result import Continuations, NearVerbatim
 from kernelmem.text.extractability.prompts import check_documents, check_windows, contexts_before, greedy_continuations
 from kernelmem.text.extractability.windows import cut_windows
 from kernelmem.text.language_models import CausalLM

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernelmem.core import InputError
 from kernelmem.text import NearVerbatim, extraction, near_verbatim, ngram_model
-from kernelmem.text.extractability.alignment import PADDING, contained, edit_distance, longest_common
+from kernelmem.text.extractability.continuations.alignment import PADDING, contained, edit_distance, longest_common
 from tests.profiles import examples
 from tests.text.extractability.models import cycle_lm, pair_lm
 
