@@ -63,3 +63,10 @@ def adapter_names(model: nn.Module) -> str:
         active = getattr(layer, "active_adapters", ())
         names |= set(map(str, [active] if isinstance(active, str) else active))
     return ", ".join(f'"{name}"' for name in sorted(names)) or "without a name"
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Return the number of trained vectors that an adapter of PEFT puts before every document (prompt and prefix tuning)."""
+    config: object = getattr(model, "active_peft_config", None)
+    number: object = getattr(config, "num_virtual_tokens", None) if getattr(config, "is_prompt_learning", False) else 0
+    return number if isinstance(number, int) else 0

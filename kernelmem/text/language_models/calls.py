@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core import KernelmemError, UnsupportedModelError
+from kernelmem.text.language_models.adapters import virtual_tokens
 
 LogitsFunction: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 """Type of ``forward=``: a function of (model, ids (n, T)) that returns the logits (n, T, V)."""
@@ -36,12 +37,16 @@ def model_logits(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -> T
     keywords: dict[str, Any] = {}
     if "attention_mask" in parameters:
         keywords["attention_mask"] = torch.ones_like(ids) if mask is None else mask
-    if "position_ids" in parameters:
+    virtual = virtual_tokens(model)  # which have positions of their own
+    if "position_ids" in parameters and not virtual:
         keywords["position_ids"] = torch.arange(length, device=ids.device).expand(n, length)
     if takes_use_cache(model, parameters):
         keywords["use_cache"] = False
     output = model(input_ids=ids, **keywords) if "input_ids" in parameters else model(ids, **keywords)
-    return check_logits(_logits_in(output, n, length), n, length, type(model).__name__)
+    logits = _logits_in(output, n, length)
+    if virtual and isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[1] == virtual + length:
+        logits = logits[:, virtual:]
+    return check_logits(logits, n, length, type(model).__name__)
 
 
 def check_logits(value: object, n: int, length: int, model_name: str) -> Tensor:
@@ -116,12 +121,12 @@ def takes_use_cache(model: nn.Module, parameters: Mapping[str, inspect.Parameter
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of the ``forward`` of a model; of the base model below an adapter that passes on any."""
-    base_of: Any = getattr(model, "get_base_model", None)  # of PEFT, which may pass on any arguments
+    base_of: Any = getattr(model, "get_base_model", None)  # of PEFT, which passes on other keywords
     try:
         parameters = inspect.signature(model.forward).parameters
-        if "input_ids" not in parameters and callable(base_of):
+        if callable(base_of) and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             base: Any = base_of()
-            parameters = inspect.signature(base.forward).parameters
+            parameters = {**inspect.signature(base.forward).parameters, **parameters}
         return parameters
     except (TypeError, ValueError):  # a scripted module without a signature
         return {}

@@ -13,7 +13,7 @@ from kernelmem.core.models import plain_execution, private_copy
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.text.documents import as_documents, check_vocabulary
-from kernelmem.text.language_models.adapters import adapter_names, set_adapter, switch_adapter
+from kernelmem.text.language_models.adapters import adapter_names, set_adapter, switch_adapter, virtual_tokens
 from kernelmem.text.language_models.calls import LogitsFunction, check_logits, failure, ieee_precision, model_logits
 from kernelmem.text.language_models.probes import check_causal, probe_ids
 from kernelmem.text.language_models.states import StepFunction, advance_by, advance_of
@@ -100,7 +100,8 @@ class CausalLM:
         self.stored_dtype = max((t.dtype for t in tensors), key=lambda t: torch.finfo(t).eps, default=self.dtype)
         config = getattr(model, "config", None)
         limits = [getattr(config, name, None) for name in POSITIONS]
-        self.context = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+        limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+        self.context = None if limit is None else max(1, limit - virtual_tokens(model))
         self._forward, self._step = forward, step
         self._vocabulary = 0
         self._copies: dict[torch.dtype, nn.Module] = {}

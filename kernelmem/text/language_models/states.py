@@ -143,7 +143,7 @@ def _advance_by_cache(name: str) -> Advance:
         n_read += ids.shape[1]
         if cache is not None:
             options[name] = cache
-        if "attention_mask" in parameters and (cache is None or name == CACHES[0]):
+        if "attention_mask" in parameters and (cache is None or "position_ids" in parameters):  # not for Mamba's state
             options["attention_mask"] = ids.new_ones(len(ids), n_read)
         if "logits_to_keep" in parameters:
             options["logits_to_keep"] = 1

@@ -15,6 +15,7 @@ from kernelmem.text.losses.targets import as_targets
 from kernelmem.text.losses.windows import as_window, passes_of
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps  # of log p, relative: a smaller sigma is zero
+LARGEST = 1e150  # nats, whose square is finite
 
 
 def token_losses(
@@ -82,17 +83,18 @@ def token_losses(
         done += len(numbers)
         report(done, len(passes))
 
-    first = 0 if lm.bos is not None else 1
-    scored_masks = [mask & (torch.arange(len(mask)) >= first) for mask in masks]
-    values = columns[torch.cat(scored_masks)]
+    owner = torch.repeat_interleave(documents.lengths)
+    positions, is_target = torch.arange(len(ids)) - starts[owner], torch.cat(masks)
+    scored = is_target & (positions >= (0 if lm.bos is not None else 1))
+    values = columns[scored]
     return TokenLosses(
         token_bits=values[:, 0].contiguous(),
         token_margins=values[:, 1].contiguous(),
         token_mu=values[:, 2].contiguous(),
         token_sigma=values[:, 3].contiguous(),
-        positions=torch.cat([mask.nonzero()[:, 0] for mask in scored_masks]),
-        counts=torch.tensor([int(mask.sum()) for mask in scored_masks]),
-        unscored=torch.tensor([int(mask[:first].sum()) for mask in masks]),
+        positions=positions[scored],
+        counts=torch.bincount(owner[scored], minlength=len(documents)),
+        unscored=torch.bincount(owner[is_target & ~scored], minlength=len(documents)),
         model=lm.name,
         bos=lm.bos,
         window=window,
@@ -102,15 +104,16 @@ def token_losses(
 
 
 def _losses(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Return bits, margins, mu and sigma (M, 4) of M tokens, from the log-probabilities (M, V) that predict them."""
+    """Return bits, margins, mu and sigma (M, 4) of M tokens, from log-probabilities (M, V) that it overwrites."""
     tokens = tokens[:, None]
     log_p = rows.gather(1, tokens)
-    others = rows.scatter(1, tokens, -math.inf).amax(1, keepdim=True)
     probabilities = rows.exp()
-    finite = rows.clamp(min=-1e300)  # 0 log 0 = 0
-    mu = (probabilities * finite).sum(1, keepdim=True)
-    sigma = (probabilities * (finite - mu).clamp(min=-1e150) ** 2).sum(1, keepdim=True).sqrt()
+    finite = rows.clamp(min=-LARGEST) if bool(rows.amin() < -LARGEST) else rows  # 0 log 0 = 0
+    mu = torch.einsum("mv,mv->m", probabilities, finite)[:, None]
+    deviations = finite - mu
+    sigma = torch.einsum("mv,mv->m", probabilities.mul_(deviations), deviations)[:, None].clamp(min=0).sqrt()
     sigma = torch.where(sigma > ROUNDING * mu.abs().clamp(min=1), sigma, 0.0)
+    others = rows.scatter_(1, tokens, -math.inf).amax(1, keepdim=True)
     return torch.cat([-log_p / math.log(2), log_p - others, mu / math.log(2), sigma / math.log(2)], 1)
 
 

@@ -44,6 +44,11 @@ def lora(base, **options):
     return peft.get_peft_model(base, config)
 
 
+def prompt_tuned(base):
+    peft = pytest.importorskip("peft")
+    return perturbed(peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)))
+
+
 MODELS = {
     "GPT-2": gpt2,
     "Llama": lambda: model_of("Llama", **LLAMA),
@@ -51,6 +56,8 @@ MODELS = {
     "GPT-NeoX": lambda: model_of("GPTNeoX", max_position_embeddings=16, **SIZES, **TEXT),
     "Mamba": lambda: model_of("Mamba", hidden_size=8, state_size=4, num_hidden_layers=1, conv_kernel=3, **TEXT),
     "LoRA": lambda: perturbed(lora(gpt2())),
+    "LoRA, CAUSAL_LM": lambda: perturbed(lora(gpt2(), task_type="CAUSAL_LM")),
+    "prompt tuning": lambda: prompt_tuned(gpt2()),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -63,8 +70,9 @@ def test_losses_do_not_depend_on_the_batch(name):
         together = token_losses(lm, DOCUMENTS).per_document()
         alone = torch.cat([token_losses(lm, [ids]).per_document() for ids in DOCUMENTS])
         torch.testing.assert_close(together, alone, rtol=0, atol=tolerance)
+    virtual = 3 if name == "prompt tuning" else 0  # logits before those of the document
     with torch.no_grad():  # the reference: one document without padding, mask or batch, through the user's own module
-        logits = model.eval()(torch.tensor([[1, *DOCUMENTS[4].tolist()]])).logits[0, :-1]
+        logits = model.eval()(torch.tensor([[1, *DOCUMENTS[4].tolist()]])).logits[0, virtual:-1]
     bits = -logits.double().log_softmax(1)[range(12), DOCUMENTS[4]].sum() / math.log(2)
     is_rounded = logits.dtype == torch.float32  # by Mamba, whatever its weights
     torch.testing.assert_close(alone[4], bits, rtol=0, atol=1e-5 if is_rounded else 1e-11)
@@ -83,6 +91,14 @@ def test_documents_beyond_the_context_are_refused():
     with pytest.raises(ValueError, match="window=16"):
         token_losses(lm, [[3] * 17])
     assert len(token_losses(lm, [[3] * 17], window=16).token_bits) == 17
+
+
+def test_virtual_tokens_count_for_the_context():
+    lm = causal_lm(prompt_tuned(gpt2()), bos=1)
+    assert lm.context == 13
+    assert len(token_losses(lm, [[3] * 13]).token_bits) == 13
+    with pytest.raises(ValueError, match="window=13"):
+        token_losses(lm, [[3] * 14])
 
 
 def test_bidirectional_and_encoder_models_are_refused():
@@ -163,4 +179,4 @@ def test_caches_give_what_whole_documents_give(name):
     model = MODELS[name]().double()
     rounded = name == "Mamba"  # its logits are float32
     prefixes = assert_extended_as_read_again(causal_lm(model, bos=1), tolerance=1e-5 if rounded else 1e-12)
-    assert prefixes.stepper is not None
+    assert (prefixes.stepper is None) == (name == "prompt tuning")  # it puts its vectors before every call
