@@ -105,8 +105,14 @@ def train_ensemble(task: LanguageModels, report: Callable[[int, int], object]) -
     first = task.model(0)
     lm = causal_lm(first, bos=task.bos)
     check_vocabulary(task.documents, lm.vocabulary)
-    lm.check_inputs([lm.inputs(ids) for ids in task.documents], "documents", task.memory)
     batch = _on_device(document_batch(task.documents, bos=task.bos), first)
+    length = batch["input_ids"].shape[1]
+    if lm.context is not None and length > lm.context:
+        raise InputError(
+            f"documents with up to {length} tokens (with BOS) for a {lm.name} of {lm.context} positions",
+            expected=f"at most {lm.context} tokens",
+            hint="cut the documents into shorter ones",
+        )
     n_targets = (batch["labels"] != -100).sum(1).cpu()
     empty = [k for k, rows in enumerate(task.rows) if not int(n_targets[rows].sum())]
     if empty:
