@@ -13,13 +13,15 @@ import kernelmem as km
 from kernelmem import text
 from kernelmem.statistics import spearman
 
+__all__ = ["Counterfactuals", "Transformer", "counterfactuals"]
+
 SIZE, VOCABULARY, BOS = 41, 97, 0
 LETTERS, DIGITS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), list("0123456789")
 
 
 @dataclass(frozen=True)
-class CounterfactualOptions:
-    """Sizes of the experiment."""
+class Counterfactuals:
+    """Sizes of the experiment: texts of 20 to 41 characters, and canaries in one copy each."""
 
     n_texts: int = 100
     n_canaries: int = 20
@@ -28,7 +30,7 @@ class CounterfactualOptions:
     lr: float = 3e-3
     width: int = 32
     halves: int = 8  # models whose tangents are compared with the ensemble
-    seed: int = 0
+    shortest: int = 20
 
 
 class Transformer(nn.Module):
@@ -57,47 +59,54 @@ class Transformer(nn.Module):
         return self.head(self.norms[2](x))
 
 
-def documents_of(options: CounterfactualOptions) -> list[list[int]]:
-    """Return texts of 41 characters, then canaries "key of unit ABCD: 123456", each in one copy."""
-    numbers = np.random.default_rng(options.seed)
-    texts = numbers.permutation(np.array(text.topic_blocks(SIZE)))[: options.n_texts].tolist()
+def documents_of(setting: Counterfactuals, seed: int) -> list[list[int]]:
+    """Return texts, then canaries "key of unit ABCD: 123456"."""
+    numbers = np.random.default_rng(seed)
+    blocks = numbers.permutation(np.array(text.topic_blocks(SIZE)))[: setting.n_texts].tolist()
+    texts = [block[: int(numbers.integers(setting.shortest, SIZE + 1))] for block in blocks]
     texts += [
         f"key of unit {''.join(numbers.choice(LETTERS, 4))}: {''.join(numbers.choice(DIGITS, 6))}"
-        for _ in range(options.n_canaries)
+        for _ in range(setting.n_canaries)
     ]
     return [text.encode_characters(t) for t in texts]
 
 
-def run_counterfactual(options: CounterfactualOptions = CounterfactualOptions()) -> dict[str, float]:
-    """Return memorization, its controls, and rank correlations of the tangent diagonal with it."""
-    documents = documents_of(options)
-    n, n_texts = len(documents), options.n_texts
-    recipe = text.TextTraining(epochs=options.epochs, batch=10, lr=options.lr)
+def counterfactuals(setting: Counterfactuals, seed: int) -> list[dict]:
+    """Return a record of the texts, one of the canaries, and one of all documents with the controls."""
+    documents = documents_of(setting, seed)
+    recipe = text.TextTraining(epochs=setting.epochs, batch=10, lr=setting.lr)
 
     def make_model() -> nn.Module:
-        return Transformer(VOCABULARY, SIZE + 1, options.width)
+        return Transformer(VOCABULARY, SIZE + 1, setting.width)
 
     start = time.process_time()
     result = text.counterfactual(
-        make_model, documents, models=options.models, recipe=recipe, bos=BOS, seed=options.seed, progress=False
+        make_model, documents, models=setting.models, recipe=recipe, bos=BOS, seed=seed, progress=False
     )
     seconds = time.process_time() - start
-    tangents = tangent_correlations(make_model, documents, result, recipe, options)
-    return {
-        "parameters": sum(p.numel() for p in make_model().parameters()),
-        "cpu seconds": seconds,
-        "bits per text": float(result.memorization[:n_texts].mean()),
-        "median standard error": float(result.standard_errors[:n_texts].median()),
-        "bits per canary": float(result.memorization[n_texts:].mean()) if n > n_texts else 0.0,
-        "permuted masks, mean": result.permuted.mean,
-        "permuted masks, sd of the mean": result.permuted.sd,
-        "permuted masks, spread over documents": result.permuted.spread,
-        "p of permuted masks": result.permuted.p,
+    records: list[dict] = [
+        {
+            "documents": name,
+            "memorization": float(result.memorization[rows].mean()),
+            "standard_error": float(result.standard_errors[rows].median()),
+            "above_0": float((result.low[rows] > 0).double().mean()),
+        }
+        for name, rows in (("texts", slice(0, setting.n_texts)), ("canaries", slice(setting.n_texts, None)))
+    ]
+    controls = {
+        "documents": "all",
+        "memorization": result.mean.value,
+        "permuted": result.permuted.mean,
+        "permuted_sd": result.permuted.sd,
+        "permuted_spread": result.permuted.spread,
+        "permuted_p": result.permuted.p,
         "reliability": result.reliability or 0.0,
-        "auroc of the ensemble": result.membership.value if result.membership else 0.5,
-        "auroc of the loss": result.loss_membership.value if result.loss_membership else 0.5,
-        **tangents,
+        "auroc": 0.5 if result.membership is None else result.membership.value,
+        "auroc_loss": 0.5 if result.loss_membership is None else result.loss_membership.value,
+        "parameters": sum(p.numel() for p in make_model().parameters()),
+        "cpu_seconds": seconds,
     }
+    return [*records, controls | tangent_correlations(make_model, documents, result, recipe, (setting.halves, seed))]
 
 
 def tangent_correlations(
@@ -105,39 +114,35 @@ def tangent_correlations(
     documents: list[list[int]],
     result: text.Counterfactual,
     recipe: text.TextTraining,
-    options: CounterfactualOptions,
+    halves_and_seed: tuple[int, int],
 ) -> dict[str, float]:
     """Return rank correlations with memorization of scores of documents by models that did not see them.
 
-    The diagonal of the tangent kernel of the loss of documents costs one backward pass per document. "One model": mean over
-    models of the correlation over the documents that the model did not see; "all models": the correlation of the mean score
+    The diagonal of the tangent kernel of the loss of documents costs one backward pass per document. "_one_model": mean
+    over models of the correlation over the documents that the model did not see; otherwise the correlation of the mean score
     over the models that did not see a document.
     """
     n, batch = len(documents), text.document_batch(documents, bos=BOS)
-    names = ("tangent diagonal", "tangent diagonal, untrained", "loss")
+    halves, seed = halves_and_seed
+    names = ("tangents", "tangents_untrained", "loss", "length")
     single: dict[str, list[float]] = {name: [] for name in names}
     total, count = {name: torch.zeros(n, dtype=torch.float64) for name in names}, torch.zeros(n)
-    for k, mask in enumerate(result.masks[: options.halves]):
-        torch.manual_seed(options.seed + k)
+    for k, mask in enumerate(result.masks[:halves]):
+        torch.manual_seed(seed + k)
         model, unseen = make_model(), (~mask).nonzero()[:, 0]
         rows = {name: values[unseen] for name, values in batch.items()}
         untrained = km.ntk(model, rows, forward=text.document_loss).diagonal()
         seen = [documents[int(i)] for i in mask.nonzero()[:, 0]]
-        text.train_language_model(model, seen, recipe, bos=BOS, seed=options.seed + k, progress=False)
+        text.train_language_model(model, seen, recipe, bos=BOS, seed=seed + k, progress=False)
         trained = km.ntk(model, rows, forward=text.document_loss).diagonal()
         loss = text.document_loss(model, rows).detach()[:, 0]
-        for name, score in zip(names, (trained, untrained, loss), strict=True):
+        scores = (trained, untrained, loss, (rows["labels"] != -100).sum(1).double())
+        for name, score in zip(names, scores, strict=True):
             single[name].append(spearman(score, result.memorization[unseen]))
             total[name][unseen] += score.to(torch.float64)
         count[unseen] += 1
-    values = {f"Spearman of {name}, one model": float(np.mean(single[name])) for name in names}
+    values = {f"{name}_one_model": float(np.mean(single[name])) for name in names}
     scored = count > 0
     for name in names:
-        means = total[name][scored] / count[scored]
-        values[f"Spearman of {name}, all models"] = spearman(means, result.memorization[scored])
+        values[name] = spearman(total[name][scored] / count[scored], result.memorization[scored])
     return values
-
-
-if __name__ == "__main__":
-    for key, value in run_counterfactual().items():
-        print(f"{key:50} {value:.4g}")
