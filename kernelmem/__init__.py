@@ -30,7 +30,10 @@ from kernelmem.version import __version__ as __version__
 if TYPE_CHECKING:
     from kernelmem.auditing import Audit as Audit
     from kernelmem.auditing import AuditOptions as AuditOptions
+    from kernelmem.auditing import TextAudit as TextAudit
+    from kernelmem.auditing import TextAuditOptions as TextAuditOptions
     from kernelmem.auditing import audit as audit
+    from kernelmem.auditing import text_audit as text_audit
     from kernelmem.compression import Account as Account
     from kernelmem.compression import OnlineCode as OnlineCode
     from kernelmem.compression import OnlineOptions as OnlineOptions
@@ -109,7 +112,7 @@ if TYPE_CHECKING:
 
 # Public names by package, imported on first use: torch takes seconds to import, and `kernelmem --help` does not need it.
 _NAMES = {
-    "auditing": "Audit AuditOptions audit",
+    "auditing": "Audit AuditOptions TextAudit TextAuditOptions audit text_audit",
     "compression": "Account OnlineCode OnlineOptions Verification account online_code verify_code",
     "core": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "

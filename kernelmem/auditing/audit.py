@@ -1,10 +1,8 @@
 """km.audit: from a trained network and its data to a report of what it memorized."""
 
 import hashlib
-import platform
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from kernelmem.auditing.schema import (
     RowFinding,
     RowTable,
     check_no_report,
+    versions,
 )
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import ArrayLike, check_instance, check_model, seed_sequence
@@ -35,7 +34,6 @@ from kernelmem.core.options import MEMORY, Progress, as_progress
 from kernelmem.memorization.retraining import Retraining
 from kernelmem.memorization.shadows import ShadowEnsemble
 from kernelmem.statistics import Interval
-from kernelmem.version import __version__
 
 N_FEATURES = 64
 N_STAGES = 6  # kernel, leave-one-out, retraining, attacks, label bits, report
@@ -223,7 +221,7 @@ def audit(
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         reproduce=options.reproduce,
         seed=seed,
-        versions=_versions(),
+        versions=versions(),
         seconds=round(time.perf_counter() - started, 3),
     )
     result = Audit(document, table)
@@ -341,17 +339,3 @@ def _images_or_features(
     low, high = float(data.x_train.min()), float(data.x_train.max())
     rows = {index: data.x_train[index].cpu().numpy() for index in indices}
     return {str(index): png_data_uri(row, data.image_shape, low=low, high=high) for index, row in rows.items()}, {}
-
-
-def _versions() -> dict[str, str]:
-    """Return a dict from package name to version, for Python and the packages that determine the result.
-
-    The entry "threads" is the number of CPU threads of torch.
-    """
-    versions = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
-    return {
-        "python": platform.python_version(),
-        "kernelmem": __version__,
-        **versions,
-        "threads": str(torch.get_num_threads()),
-    }

@@ -42,6 +42,7 @@ from kernelmem.auditing.schema.identity import Context as Context
 from kernelmem.auditing.schema.identity import DataIdentity as DataIdentity
 from kernelmem.auditing.schema.identity import Duplicates as Duplicates
 from kernelmem.auditing.schema.identity import ModelIdentity as ModelIdentity
+from kernelmem.auditing.schema.identity import versions as versions
 from kernelmem.auditing.schema.row_table import ROWS_CSV as ROWS_CSV
 from kernelmem.auditing.schema.row_table import ROWS_NPZ as ROWS_NPZ
 from kernelmem.auditing.schema.row_table import RowTable as RowTable

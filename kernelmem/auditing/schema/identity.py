@@ -1,6 +1,12 @@
 """Context of an audit, and identity of the audited data and model."""
 
+import platform
 from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from kernelmem.version import __version__
 
 
 @dataclass(frozen=True)
@@ -97,3 +103,17 @@ class ModelIdentity:
     sha256: str
     layers: tuple[str, ...]
     training: str
+
+
+def versions() -> dict[str, str]:
+    """Return a dict from package name to version, for Python and the packages that determine the result.
+
+    The entry "threads" is the number of CPU threads of torch.
+    """
+    packages = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
+    return {
+        "python": platform.python_version(),
+        "kernelmem": __version__,
+        **packages,
+        "threads": str(torch.get_num_threads()),
+    }

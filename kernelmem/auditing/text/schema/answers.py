@@ -34,7 +34,7 @@ class MembershipAnswer:
 
     Attributes:
         n_members, n_unseen: numbers of documents that were compared.
-        attacks: the scores, best first by p-value. Numbers for diagnosis if a gate failed.
+        attacks: the scores; () if a gate about the documents failed, because they would say nothing about training.
         significance: largest adjusted p-value of a claim.
         smallest_auc: smallest area under the ROC curve that is announced with probability .8.
     """

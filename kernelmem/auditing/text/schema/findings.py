@@ -17,7 +17,7 @@ class ExtractedSpan:
         document: number of the training document in the list that was passed.
         offset: first token of the suffix in the document.
         length: number of its tokens.
-        score: bits that the model saves on the suffix, compared with the reference.
+        score: bits that the model saves on the suffix, compared with the reference; None: one of them excludes the suffix.
         kind: class of the span.
         copies: occurrences of the suffix in the training documents.
         holders: number of training documents that contain it.
@@ -33,7 +33,7 @@ class ExtractedSpan:
     document: int
     offset: int
     length: int
-    score: float
+    score: float | None
     kind: SpanClass
     copies: int
     holders: int

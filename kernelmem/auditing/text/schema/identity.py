@@ -66,8 +66,8 @@ class TextData:
     Attributes:
         name: name of the data set.
         n_train, n_unseen: numbers of documents that were passed.
-        n_train_used, n_unseen_used: numbers of documents that were evaluated: without those that have no loss, without unseen
-            ones that equal a training document, and a random part of many.
+        n_train_used, n_unseen_used: numbers of documents that were evaluated: of equal ones the first, without those that have no
+            loss, without unseen ones that equal a training document, and a random part of many.
         train_tokens, unseen_tokens: tokens of the evaluated documents.
         unit: unit of repeated text, "character" or "token".
         length: number of units from which on a repetition counts.
