@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import kernelmem as km
 from kernelmem import text
 from tests.border.driver import Call
 
@@ -65,7 +66,45 @@ def membership_arguments() -> dict[str, object]:
     }
 
 
+def audit_arguments() -> dict[str, object]:
+    options = {"encode": lambda text: [1 + ord(c) % 3 for c in text], "samples": 3, "contexts": [[1]], "n_listed": 2}
+    return {
+        "lm": LM,
+        "train": [[1 + i % 3, 1 + i // 3 % 3, 1] for i in range(9)],
+        "unseen": [[1 + i % 3, 2, 1 + i // 3 % 3, 1] for i in range(9)],
+        "canaries": None,
+        "reference": LM,
+        "out": None,
+        "seed": 0,
+        "memory": "1GiB",
+        "options": km.TextAuditOptions(**options),
+        "progress": False,
+    }
+
+
 CALLS = {
+    "text_audit": Call(km.text_audit, audit_arguments, examples=0.05),
+    "TextAuditOptions": Call(
+        km.TextAuditOptions,
+        lambda: {
+            "encode": lambda text: [1],
+            "decode": lambda ids: "a",
+            "epochs": 2,
+            "prefix": 3,
+            "suffix": 2,
+            "n_documents": 30,
+            "samples": 7,
+            "repeat_length": 9,
+            "n_listed": 3,
+            "reveal": "all",
+            "reason": "a test",
+            "salt": "s",
+            "name": "n",
+            "model_name": None,
+            "date": "2026-01-02",
+            "overwrite": True,
+        },
+    ),
     "as_documents": Call(text.as_documents, lambda: {"value": PADDED.clone(), "lengths": [3, 1]}),
     "as_documents(dict)": Call(
         lambda input_ids, attention_mask: text.as_documents({"input_ids": input_ids, "attention_mask": attention_mask}),
