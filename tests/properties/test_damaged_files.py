@@ -30,6 +30,10 @@ RNG = np.random.default_rng(0)
 K = np.eye(5) + 0.1
 Y = np.arange(5) % 2
 NGRAMS = km.text.ngram_model([[0, 1, 2]])
+LMS = [
+    km.text.causal_lm(nn.Sequential(nn.Embedding.from_pretrained(torch.eye(3)), nn.Linear(3, 3, bias=False))),
+    km.text.causal_lm(nn.Embedding.from_pretrained(torch.eye(3))),
+]
 
 
 def a_ledger():
@@ -56,7 +60,9 @@ RESULTS = [
     km.corrupt_labels(Y, 0.4, seed=0),
     km.detect(RNG.random(5), np.array([True, False, False, True, False]), seed=0),
     km.text.duplicates(["a text twice", "a text"], length=4),
-    km.text.token_losses(km.text.causal_lm(nn.Embedding(3, 3)), [[0, 1, 2]]),
+    km.text.token_losses(LMS[1], [[0, 1, 2]]),
+    km.text.compare(*LMS, groups={"a": [[0, 1, 2], [1, 2]]}),
+    km.text.neighbour_memory(LMS[0], [[0, 1, 2], [1, 2], [2, 1]], [[0, 1], [1, 1]], k=1),
     km.text.extraction(NGRAMS, [[0, 1, 2]], unseen=[[1, 2, 0]], prefix=1, suffix=2),
     km.account(nn.Linear(5, 2), (K.astype(np.float32), Y), reference=K, progress=False),
 ]

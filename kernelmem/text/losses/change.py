@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUANTILES = (0.05, 0.5, 0.95)
+FEWEST = 2  # documents of a group, without which there is no standard error
 SHOWN = 10  # documents of each direction
-ROUNDED = 1e-9  # bits: printed as 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,14 @@ class Change(Result):
     shapes: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("group", "document", "tokens", "n_bytes", "before", "after"), "n"
     )
+
+    def __post_init__(self) -> None:
+        numbers = (self.group, self.document, self.tokens, self.n_bytes)
+        if any(t.dtype != torch.int64 or t.ndim != 1 or not len(t) or int(t.min()) < 0 for t in numbers):
+            raise ValueError("numbers of documents that are none")
+        sizes = [int((self.group == number).sum()) for number in range(len(self.names))]
+        if sum(sizes) != len(self.group) or min(sizes) < FEWEST or int(self.tokens.min()) < 1:
+            raise ValueError("groups of fewer than two documents, or documents without tokens")
 
     @property
     def gain(self) -> Tensor:

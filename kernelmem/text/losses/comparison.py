@@ -12,11 +12,10 @@ from kernelmem.core.options import MEMORY, as_progress
 from kernelmem.statistics import as_level, auroc_interval
 from kernelmem.text.documents import as_documents, check_vocabulary
 from kernelmem.text.language_models import CausalLM
-from kernelmem.text.losses.change import CanaryBits, Change, MembershipChange
+from kernelmem.text.losses.change import FEWEST, CanaryBits, Change, MembershipChange
 from kernelmem.text.losses.result import TokenLosses
 from kernelmem.text.losses.token_losses import token_losses
 
-FEWEST = 2  # documents of a group, without which there is no standard error
 MARGIN, GATE_LEVEL = 0.05, 0.99  # by which the control of membership may be off, and the level of its interval
 HINT = 'pass groups={"trained": documents, "unseen": other_documents}'
 

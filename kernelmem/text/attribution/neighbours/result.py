@@ -62,6 +62,18 @@ class NeighbourMemory(Result):
         **{"sources": "ns", "shares": "ns"},
     }
 
+    def __post_init__(self) -> None:
+        counts = self.counts
+        if (
+            counts.dtype != torch.int64
+            or not counts.numel()
+            or int(counts.min()) < 1
+            or self.member.dtype != torch.bool
+        ):
+            raise ValueError("numbers of tokens that are none")
+        if int(counts.sum()) != len(self.token_bits):
+            raise ValueError("numbers of tokens that do not fit their bits")
+
     @property
     def lm(self) -> Tensor:
         """Bits of each document under the language model alone, (n,)."""
