@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Rows
+from kernelmem.core.batches import Rows, named_leaves
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run
@@ -185,7 +185,7 @@ def _gradients(
         max_steps = max_shared_steps if network.supports_shared_passes(steps[start].evaluating) else 1
         stop = start + 1
         while stop < min(start + max_steps, len(steps)) and can_share_pass(steps[start], steps[stop]):
-            if batches[stop].rows.n != batches[start].rows.n:
+            if batches[stop].rows.n != batches[start].rows.n or not equal_shapes(batches[start], batches[stop]):
                 break
             stop += 1
         network.set_modes(steps[start].evaluating)
@@ -211,8 +211,17 @@ def can_share_pass(first: Step, second: Step) -> bool:
     return deterministic and first.evaluating == second.evaluating
 
 
+def equal_shapes(first: StepBatch, second: StepBatch) -> bool:
+    """Return True if the examples of both batches have equal shapes: texts padded to the longest of a batch do not."""
+    shapes = [
+        [leaf.shape[1:] for _, leaf in named_leaves(batch.rows.tree, "x")] + [batch.targets.shape[1:]]
+        for batch in (first, second)
+    ]
+    return shapes[0] == shapes[1]
+
+
 def concatenate_batches(batches: Sequence[StepBatch]) -> StepBatch:
-    """Return one batch of all examples, in order."""
+    """Return one batch of all examples, which have equal shapes, in order."""
     if len(batches) == 1:
         return batches[0]
     leaves_by_batch: list[list[Tensor]] = []

@@ -36,6 +36,7 @@ from kernelmem.trajectory.trace import (
     TracedSteps,
     can_share_pass,
     concatenate_batches,
+    equal_shapes,
     loss_directions,
 )
 
@@ -128,7 +129,12 @@ class BackwardSweep:
         start, lowest_start = stop - 1, max(0, stop - max_steps)
         if traced.start + stop > self.setup.steps.start:
             lowest_start = max(lowest_start, self.setup.steps.start - traced.start)
-        while start > lowest_start and can_share_pass(traced.steps[stop - 1], traced.steps[start - 1]):
+        last = stop - 1
+        while (
+            start > lowest_start
+            and can_share_pass(traced.steps[last], traced.steps[start - 1])
+            and equal_shapes(traced.batches[last], traced.batches[start - 1])
+        ):
             start -= 1
         return start
 

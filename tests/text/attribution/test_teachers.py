@@ -32,7 +32,7 @@ def record(directory, order=(0, 1, 2, 3, 4, 5), dtype=torch.float64):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     number = {document: i for i, document in enumerate(order)}
     with km.Recorder(model, optimizer, directory, loss=output, forward=document_loss) as recorder:
-        for batch in ([0, 3], [1, 2, 5], [3, 5]):
+        for batch in ([0, 3], [1, 5], [2, 3, 5]):  # padded to 8, 6 and 8 tokens
             rows = document_batch([DOCUMENTS[i] for i in batch], bos=V)
             optimizer.zero_grad()
             document_loss(model, rows).mean().backward()

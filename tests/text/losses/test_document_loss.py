@@ -87,6 +87,23 @@ def test_recorder_ledger_and_influence(make, tmp_path):
     assert influence.derivative_error < 1e-5
 
 
+def test_ledger_of_batches_of_different_lengths(tmp_path):
+    """Batches are padded to their own longest document, and steps of equal size may have other lengths."""
+    model = Recurrent().double()
+    before = document_loss(model, BATCH).detach()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with km.Recorder(model, optimizer, tmp_path / "run", loss=own_loss, forward=document_loss) as recorder:
+        for index in ([0, 1], [1, 3], [2, 0], [3, 0]):
+            batch = document_batch([DOCUMENTS[i] for i in index], bos=V)
+            optimizer.zero_grad()
+            document_loss(model, batch).mean().backward()
+            recorder.step(torch.tensor(index), batch, torch.zeros(2))
+    run = km.Run.open(tmp_path / "run")
+    ledger = km.ledger(run, model, BATCH, loss=own_loss, forward=document_loss, progress=False)
+    change = document_loss(model, BATCH).detach() - before
+    torch.testing.assert_close(ledger.contributions.sum(1), change, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     "batch",
     [

@@ -53,7 +53,8 @@ def near_verbatim(
     Raises:
         InputError: as for :func:`extraction`; ``ngram`` above ``suffix``.
 
-    Cost: ``suffix`` passes of the model over each prompt, and O(suffix · n) for the alignment with a document of n tokens.
+    Cost: one pass over each prompt and its continuation for models with a state (see ``step=`` of :func:`causal_lm`), otherwise
+    ``suffix`` passes; and O(suffix · n) for the alignment with a document of n tokens.
 
     Source: Ippolito et al. 2023 (verbatim measures miss near copies); alignment: Sellers 1980.
 
@@ -73,13 +74,12 @@ def near_verbatim(
     report, total = as_progress(progress, "continuations", "pass"), len(before) * len(prompts)
     generated: list[Tensor] = []
     for part in prompts:
-        rows = []
+        continuations: list[Tensor] = []
         for context in before:
-            rows.append(
-                greedy_continuations(lm, [torch.cat([context, row]) for row in part.prefixes], lengths[1], memory)
-            )
-            report(len(generated) * len(before) + len(rows), total)
-        generated.append(torch.stack(rows))
+            read = torch.stack([torch.cat([context, row]) for row in part.prefixes])
+            continuations.append(greedy_continuations(lm, read, lengths[1], memory))
+            report(len(generated) * len(before) + len(continuations), total)
+        generated.append(torch.stack(continuations))
     members, ids = prompts[0], generated[0]
     holders = suffix_array(members.documents, memory=memory).count(list(ids.flatten(0, 1)))[1]
     return NearVerbatim(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core import InputError
-from kernelmem.text import NearVerbatim, extraction, near_verbatim, ngram_model
+from kernelmem.text import CharacterLSTM, NearVerbatim, causal_lm, extraction, near_verbatim, ngram_model
 from kernelmem.text.extractability.continuations.alignment import PADDING, contained, edit_distance, longest_common
 from tests.profiles import examples
 from tests.text.extractability.models import cycle_lm, pair_lm
@@ -63,6 +63,19 @@ def test_exact_is_greedy_extraction_and_the_continuation_is_greedy(seed):
     assert torch.equal(found.windows.exact, extraction(lm, documents, **arguments).windows.greedy)
     assert bool((found.windows.distance[found.windows.exact] == 0).all())
     assert bool((found.windows.ngrams[found.windows.exact] == 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_models_with_a_state_are_continued_as_others(dtype):
+    model = CharacterLSTM(7, embedding=4, hidden=6).to(dtype)
+    with torch.no_grad():
+        model.head.weight *= 20
+    documents = np.random.default_rng(0).integers(0, 7, (40, 9)).tolist()
+    again = causal_lm(model, forward=lambda model, ids: model(ids))  # has no step
+    arguments = {"prefix": 4, "suffix": 3, "ngram": 1, "contexts": [[2]]}
+    found, other = (near_verbatim(lm, documents, **arguments) for lm in (causal_lm(model), again))
+    assert found.to_frame().equals(other.to_frame())
+    assert torch.equal(found.windows.common, other.windows.common)
 
 
 def test_a_shifted_or_changed_copy_is_near_verbatim_at_every_offset():
