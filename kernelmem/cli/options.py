@@ -1,5 +1,9 @@
 """Options that several commands share, and the hints about defaults in their help."""
 
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -35,3 +39,32 @@ def as_device(name: str) -> "torch.device":
             hint="pass --device cpu",
         ) from error
     return device
+
+
+def command_line(command: object, name: str, options: Sequence[str], *, flags: Sequence[str] = ()) -> str:
+    """Return the command line that runs ``command`` again, with file names instead of paths.
+
+    ``options`` and ``flags`` are the attributes that may be part of it; those with their default value are left out, except
+    for the seed.
+    """
+    words = [name]
+    for option in options:
+        value, default = getattr(command, option), getattr(type(command), option)
+        if value != default or option == "seed":
+            word = _shell_word(value.name if isinstance(value, Path) else str(value))
+            words += ["--" + option.replace("_", "-"), word]
+    words += [f"--{flag.replace('_', '-')}" for flag in flags if getattr(command, flag)]
+    return " ".join(words)
+
+
+def _shell_word(text: str) -> str:
+    """Return ``text`` quoted for the shell; characters that are not printable are written as the escapes of ``$'...'``."""
+    from kernelmem.core.errors import printable
+
+    if printable(text) == text:
+        return shlex.quote(text)
+    quoted = "".join(
+        chr(byte) if chr(byte).isascii() and chr(byte).isprintable() and byte not in b"'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(text)
+    )
+    return f"$'{quoted}'"

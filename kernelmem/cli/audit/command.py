@@ -1,8 +1,6 @@
 """``kernelmem audit``: train or load a network, audit it, write the report."""
 
 import io
-import os
-import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from kernelmem.cli.options import DEVICE, default_hint
+from kernelmem.cli.options import DEVICE, command_line, default_hint
 
 if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     import torch
@@ -262,29 +260,10 @@ class AuditCommand:
 
         The directories of the user's files are not part of the report.
         """
-        words = ["kernelmem", "audit"]
-        for option in (
+        options = (
             "data", "model", "weights", "weights_key", "noise", "noise_kind", "epochs", "budget", "seed", "auditor", "purpose",
-        ):  # fmt: skip
-            value, default = getattr(self, option), getattr(type(self), option)
-            if value != default or option == "seed":
-                word = _shell_word(value.name if isinstance(value, Path) else str(value))
-                words += ["--" + option.replace("_", "-"), word]
-        words += [f"--{name.replace('_', '-')}" for name in ("show_rows", "redact") if getattr(self, name)]
-        return " ".join(words)
-
-
-def _shell_word(text: str) -> str:
-    """Return ``text`` quoted for the shell; characters that are not printable are written as the escapes of ``$'...'``."""
-    from kernelmem.core.errors import printable
-
-    if printable(text) == text:
-        return shlex.quote(text)
-    quoted = "".join(
-        chr(byte) if chr(byte).isascii() and chr(byte).isprintable() and byte not in b"'\\" else f"\\x{byte:02x}"
-        for byte in os.fsencode(text)
-    )
-    return f"$'{quoted}'"
+        )  # fmt: skip
+        return command_line(self, "kernelmem audit", options, flags=("show_rows", "redact"))
 
 
 def _npz_bytes(**arrays: "torch.Tensor | None") -> bytes:
