@@ -59,8 +59,8 @@ class TextCommand:
     bos: Annotated[int | None, tyro.conf.arg(metavar="TOKEN", help_behavior_hint=default_hint("none"))] = None
     """Token id that training put before every document; without it, the first token of a document has no loss."""
     reveal: Literal["nothing", "canaries", "spans", "all"] = "nothing"
-    """Text in the report: nothing; canaries, which are synthetic; spans, also the ends of at most 20 extracted spans; all, also spans and
-    highlighted documents, which needs --reason."""
+    """Text in the report: nothing; canaries, which are synthetic; spans, also the ends of at most 20 extracted spans; all, also
+    spans and highlighted documents, which needs --reason."""
     reason: str = ""
     """Reason for revealing text, which the report keeps."""
     seed: int = 0

@@ -107,7 +107,7 @@ class TextSource:
         model, tokenizer = _model_and_tokenizer(self.model, "--model")
         if self.tokenizer is not None:
             tokenizer = call_factory(self.tokenizer, "--tokenizer")
-        encode, decode = _functions(tokenizer, self.tokenizer or self.model)
+        encode, decode = tokenizer_functions(tokenizer, self.tokenizer or self.model)
         reference = None if self.reference is None else _model_and_tokenizer(self.reference, "--reference")[0]
         lm, base = (
             None if module is None else causal_lm(module.to(self.device), bos=self.bos) for module in (model, reference)
@@ -133,14 +133,14 @@ def _model_and_tokenizer(name: str, option: str) -> tuple[nn.Module, object]:
     return model, tokenizer
 
 
-def _functions(tokenizer: object, name: str) -> tuple[Callable[..., object], Callable[..., object] | None]:
+def tokenizer_functions(tokenizer: object, name: str) -> tuple[Callable[..., object], Callable[..., object] | None]:
     """Return the function from text to token ids, or the tokenizer of Hugging Face, and the function back.
 
     Raises:
         InputError: no tokenizer, or something that cannot encode.
     """
     encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
-    if callable(encode):
+    if callable(encode) and not isinstance(tokenizer, str):  # text has a method of that name
         if callable(tokenizer) and _accepts(encode, "add_special_tokens"):
             return tokenizer, None
         return encode, decode if callable(decode) else None
