@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernelmem import InputError, UnsupportedModelError
-from kernelmem.text import causal_lm, compare, token_losses
+from kernelmem.text import causal_lm, compare, neighbour_memory, token_losses
 from tests.text.language_models.test_prefixes import assert_extended_as_read_again
 from tests.text.small_models import V, random_documents
 
@@ -180,3 +180,14 @@ def test_caches_give_what_whole_documents_give(name):
     rounded = name == "Mamba"  # its logits are float32
     prefixes = assert_extended_as_read_again(causal_lm(model, bos=1), tolerance=1e-5 if rounded else 1e-12)
     assert (prefixes.stepper is None) == (name == "prompt tuning")  # it puts its vectors before every call
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "LoRA"])
+def test_memory_of_documents_over_the_last_hidden_state(name):
+    lm = causal_lm(MODELS[name]().double(), bos=1)
+    store, unseen = random_documents(7, 3, 9), random_documents(5, 4, seed=1)
+    default = neighbour_memory(lm, store, unseen, k=2)
+    state = lambda model, ids: model(ids, output_hidden_states=True).hidden_states[-1]  # noqa: E731
+    chosen = neighbour_memory(lm, store, unseen, k=2, state=state)
+    torch.testing.assert_close(default.token_bits, chosen.token_bits, rtol=0, atol=1e-12)
+    assert bool((default.memorization[:3] > 0).all())
