@@ -105,7 +105,7 @@ def test_equal_probabilities_are_nothing_found():
     assert "No canaries" not in str(found)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 7))])
 def test_a_model_that_never_saw_the_documents_is_not_accused(seed):
     others = random_texts(25, 30, 100 + seed)
     lm = lm_of([encode(text) for text in others], seed=seed, dtype=torch.float32)
@@ -113,6 +113,13 @@ def test_a_model_that_never_saw_the_documents_is_not_accused(seed):
     assert status(found) == dict.fromkeys(("canaries", "membership", "extraction", "change"), "nothing-found")
     assert not any(span.claimed for span in found.document.spans)
     assert found.document.canaries.epsilon == 0
+
+
+def test_exchanged_documents_are_not_said_to_be_memorized(trained):
+    found = km.text_audit(trained, UNSEEN, TRAIN, options=OPTIONS)
+    assert "knows less well" in found.document.verdicts[1].headline
+    assert status(found)["extraction"] == "nothing-found"
+    assert not any(span.claimed for span in found.document.spans)
 
 
 def test_permuted_coins_find_nothing(trained):

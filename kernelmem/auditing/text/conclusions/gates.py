@@ -2,8 +2,6 @@
 
 import math
 
-from scipy.stats import chi2
-
 from kernelmem.auditing.schema import Gate
 from kernelmem.auditing.text.measurements import PERMUTATIONS, CanaryResult, MembershipResult
 from kernelmem.auditing.text.schema import TextData, TextGate
@@ -129,6 +127,8 @@ def _coverage(result: CanaryResult) -> TextGate:
 
 
 def _twins(result: CanaryResult) -> TextGate:
+    from scipy.stats import chi2  # slow to import
+
     twins = result.answer.tiers[0]
     total = twins.exposure.value * twins.n
     p = float(chi2.sf(2 * math.log(2) * total, 2 * twins.n))

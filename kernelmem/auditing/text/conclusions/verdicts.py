@@ -111,7 +111,11 @@ def canary_verdict(result: CanaryResult | None, gates: Sequence[TextGate]) -> Te
     if answer.p > answer.significance:
         headline = "Nothing found: inserted canaries are not known better than their twins"
         return TextVerdict("canaries", "nothing-found", headline, f"{detail}.", ceiling, limits)
-    shown = [f"{tier.emitted.value:.0%} at {tier.copies:,} copies" for tier in inserted if tier.emitted.value > 0]
+    shown = [
+        f"{tier.emitted.value:.0%} at {tier.copies:,} cop{'ies' if tier.copies > 1 else 'y'}"
+        for tier in inserted
+        if tier.emitted.value > 0
+    ]
     emitted = f"; secrets that greedy decoding emits: {', '.join(shown)}" if shown else "; no secret is emitted"
     headline = "The model memorized inserted canaries"
     return TextVerdict("canaries", "found", headline, f"{detail}{emitted}.", ceiling, limits)
@@ -134,7 +138,10 @@ def change_verdict(answer: ChangeAnswer | None, gates: Sequence[TextGate], *, ha
         f"{_bits(train.difference)} bits per token on {train.n:,} training documents ({train.worse:.1%} got worse),"
         f" {_bits(unseen.difference)} on {unseen.n:,} unseen ones; difference {_bits(answer.excess)}, p {_p(answer.p)}"
     )
-    ceiling = f"No excess beyond {_signed(answer.excess.low)} to {_signed(answer.excess.high)} bits per token."
+    ceiling = (
+        f"The excess lies within {_signed(answer.excess.low)} to {_signed(answer.excess.high)} bits per token"
+        f" ({answer.excess.level:.0%} interval)."
+    )
     if answer.p > answer.significance:
         headline = "Nothing found: losses changed on training documents as on unseen ones"
         return TextVerdict("change", "nothing-found", headline, f"{detail}.", ceiling, limits)

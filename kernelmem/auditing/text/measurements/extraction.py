@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import beta, hypergeom
 from torch import Tensor
 
 from kernelmem.auditing.text.inputs import TextInputs
@@ -138,6 +137,8 @@ def _lengths(inputs: TextInputs, options: TextAuditOptions) -> tuple[int, int] |
 
 def _rate(found: Extraction, method: str) -> ExtractionRate:
     """Return the rates of one method with intervals, and Fisher's p-value."""
+    from scipy.stats import hypergeom  # slow to import
+
     name = "greedy" if method == "greedy" else "sampled"
     members, unseen = found.rate(name), found.unseen_rate(name)
     k, m = round(members.value * found.n_documents), round(unseen.value * found.n_unseen)
@@ -148,6 +149,8 @@ def _rate(found: Extraction, method: str) -> ExtractionRate:
 
 def _smallest_excess(rate: ExtractionRate, n: int, n_unseen: int) -> float | None:
     """Return the smallest excess that Fisher's test finds with probability .8 next to the unseen rate as measured."""
+    from scipy.stats import beta, hypergeom  # slow to import
+
     m = round(rate.unseen.value * n_unseen)
     counts = np.arange(1, n + 1)
     rejects = np.flatnonzero(hypergeom.sf(counts - 1, n + n_unseen, counts + m, n) <= SIGNIFICANCE)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, rankdata
 
 from kernelmem.auditing.schema import AttackRate
 from kernelmem.auditing.text.inputs import TextInputs
@@ -38,6 +37,8 @@ def membership(
     losses: TokenLosses, reference: TokenLosses | None, inputs: TextInputs, *, seed: int
 ) -> MembershipResult | None:
     """Return the membership attacks on the evaluated documents; None for fewer than 20 documents of a kind."""
+    from scipy.stats import norm  # slow to import
+
     n_members, n_unseen = len(inputs.train.ids), len(inputs.unseen.ids)
     if min(n_members, n_unseen) < FEWEST:
         return None
@@ -84,6 +85,8 @@ def _attack_rate(rate: TprAtFpr) -> AttackRate:
 
 def _permuted_alarms(scores: np.ndarray, n_members: int, seed: int) -> int:
     """Return how many of 200 random memberships have p < 0.01, by the normal limit of Mann-Whitney's test."""
+    from scipy.stats import norm, rankdata  # slow to import
+
     ranks = rankdata(scores)
     n = len(ranks)
     variance = ranks.var(ddof=1)
