@@ -75,7 +75,8 @@ def _output_layer(lm: CausalLM) -> nn.Module:
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((layer, inputs[0], output))
+        if inputs:  # not given by keyword
+            calls.append((layer, inputs[0], output))
 
     layers = [module for module in lm.module().modules() if isinstance(module, nn.Linear)]
     handles = [layer.register_forward_hook(record) for layer in layers]
