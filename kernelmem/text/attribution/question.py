@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,7 +158,8 @@ def _as_kinds(kinds: object, n: int) -> tuple[Tensor, tuple[str, ...]]:
     """
     if kinds is None:
         return torch.zeros(n, dtype=torch.int64), ("document",)
-    values = [v.item() if hasattr(v, "item") and not isinstance(v, str) else v for v in as_list(kinds, "kinds")]
+    values: list[object] = as_list(kinds, "kinds")
+    values = [v.item() if isinstance(v, Tensor | np.generic) and v.ndim == 0 else v for v in values]
     if len(values) != n or not all(isinstance(v, str | int) and not isinstance(v, bool) for v in values):
         raise InputError(
             f"kinds={describe(kinds)} for {n} documents",

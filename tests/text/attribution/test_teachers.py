@@ -192,6 +192,7 @@ def test_html_shows_tokens_escaped_and_redacted_without_decode(recorded):
         ({"sentence": "text"}, "token ids"),
         ({"kinds": ["a"]}, "kinds"),
         ({"kinds": [1.5] * 6}, "kinds"),
+        ({"kinds": torch.eye(6)}, "kinds"),
         ({"own": [6]}, "own"),
         ({"decode": "no"}, "decode"),
         ({"decode": lambda ids: ids}, "decode, which returned list"),
