@@ -40,7 +40,7 @@ class LanguageModels:
         documents: all documents, of training and of evaluation.
         rows: numbers of the training documents of each model.
         seeds: seeds of the initial weights and of the order of documents, per model.
-        recipe: optimizer, schedule, batches; per model, because the number of epochs may depend on the number of documents.
+        recipe: optimizer, schedule, batches, epochs.
         bos: token put before every document, or None.
         memory: bytes that the models of a batch may take in addition to the documents.
         measure: what is computed of documents under trained models: (model, batch) -> (n, S) in nats.
