@@ -17,7 +17,7 @@ from kernelmem.text.losses import TextTraining
 from kernelmem.text.retraining.capacity_result import Capacity
 from kernelmem.text.retraining.ensemble import LanguageModels, MakeModel, as_make_model, as_recipe, train_ensemble
 
-RECIPE = TextTraining(batch=128, lr=0.01, weight_decay=0.0)
+RECIPE = TextTraining(batch=64, lr=0.01, weight_decay=0.0)
 TEMPERATURES, FLOORS = (1.0, 1.5, 2.0, 4.0), (0.0, 0.01, 0.1, 0.3)
 MAX_SYMBOLS, MAX_LENGTH, MAX_STRINGS, MAX_STEPS, MAX_MODELS = 2**17, 2**14, 2**24, 10**7, 1000
 
@@ -57,7 +57,7 @@ def capacity(
         length: number S of symbols of a string.
         steps: optimizer steps of every model, rounded up to whole passes over the strings.
         models: models per number of strings, each with strings of its own.
-        recipe: optimizer and batches; its epochs are replaced. None: batches of 128, lr 0.01, no weight decay.
+        recipe: optimizer and batches; its epochs are replaced. None: batches of 64, lr 0.01, no weight decay.
         seed: seed of strings, initial weights and batches.
         memory: bytes that the models of a batch may take.
         progress: called with (epochs done, epochs of all models), for each number of strings.
@@ -66,7 +66,8 @@ def capacity(
         InputError: a number out of range, or repeated numbers of strings. UnsupportedModelError: a model that does not take
             token ids 0..V, or gives fewer than V logits. NumericalError: a model that diverged.
 
-    Cost: ``models`` trainings of ``steps`` steps per number of strings, in one batch where vmap allows.
+    Cost: ``models`` trainings of ``steps`` steps per number of strings, in one batch where vmap allows; with the defaults
+    13 s per model of 4,500 parameters on one core.
 
     Source: Morris et al. 2025, with another code length; mixtures: Rissanen 1984.
 

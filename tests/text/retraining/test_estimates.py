@@ -156,6 +156,18 @@ def test_nulls_read_nothing_in_many_repetitions():
     check_null(*null_values(2000))
 
 
+def test_scores_of_a_model_do_not_know_its_mask():
+    """If the two models of a pair exchange their masks, their scores stay: 1 minus the AUROC is left."""
+    masks, bits = constructed(8, 15, 1.0, 5)
+    pairs = estimates.complementary_pairs(masks)
+    k, partner = pairs[1].tolist()
+    before = estimates.membership_aurocs(masks, bits, torch.ones(15), pairs)
+    masks[[k, partner]] = masks[[partner, k]]
+    after = estimates.membership_aurocs(masks, bits, torch.ones(15), pairs)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a[[k, partner]], 1 - b[[k, partner]], rtol=0, atol=1e-12)
+
+
 def test_equal_models_memorize_nothing():
     masks = draw_masks(0, 8, 12, share=0.5, sampling="balanced", seed=0)
     result = Counterfactual.of(masks, torch.arange(12.0).expand(8, 12) + 3)
