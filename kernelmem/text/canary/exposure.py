@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from kernelmem.memorization.canaries import exposure_group
 from kernelmem.statistics import as_level
 from kernelmem.text.canary.design import Canaries
 from kernelmem.text.canary.null import rank_moments, refined_moments
-from kernelmem.text.canary.search import Candidates, exact_ranks, exceedances
+from kernelmem.text.canary.search import Candidates, exact_ranks, exceedances, slack_of
 from kernelmem.text.documents import Documents, check_vocabulary
 from kernelmem.text.language_models import CausalLM
 
@@ -186,7 +186,8 @@ def exposure(
         exact    e = log2 R − log2 rank
         sampled  e = log2 (m + 1) − log2 (1 + #{references ≥ secret})
 
-    Ties count against memorization. Nothing is extrapolated: a sampled exposure is at most log2 (m + 1).
+    Ties count against memorization: candidates within 1e-9 nats, or 1e-4 if parts of the model compute in float32 whatever
+    its weights. Nothing is extrapolated: a sampled exposure is at most log2 (m + 1).
 
     "exact" searches the tree of all secrets and drops prefixes less probable than the secret, which evaluates at most
     1 + (L − 1) / p(secret) prefixes: few for a memorized secret, nearly all for an unlikely one. "auto" searches if the whole
@@ -230,6 +231,7 @@ def exposure(
     check_vocabulary(Documents((*heads, canaries.tokens)), lm.vocabulary, "canaries")
     lm.check_inputs([lm.inputs(torch.cat([head, canaries.secrets[0, 0]])) for head in heads], "canaries", memory)
     candidates = Candidates(lm, heads, canaries.secrets.reshape(2 * n, length), canaries.tokens, memory)
+    candidates = replace(candidates, slack=slack_of(candidates))
     is_sampled = method == "sampled" or (method == "auto" and (A**length - 1) // (A - 1) > max_nodes)
     null = rank_moments(R) if not is_sampled else rank_moments(m + 1) if method == "sampled" else refined_moments(m)
     ranks = _Ranks(2 * n)

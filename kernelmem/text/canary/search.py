@@ -11,7 +11,9 @@ from torch import Tensor
 from kernelmem.core.options import as_bytes
 from kernelmem.text.language_models import CausalLM, Prefixes, read_prefixes
 
-SLACK = 1e-9  # nats; log p of two batches in float64 differ by less, and candidates within it count as ties
+SLACK, SINGLE_SLACK = 1e-9, 1e-4
+"""Nats by which log p of two batches differ at most, with logits in float64 and in float32; candidates within it are ties."""
+FEW = 4  # canaries that the slack is found from
 FIRST = 16  # heads that are read before the size of a state is known
 
 
@@ -25,6 +27,7 @@ class Candidates:
         secrets: (k, L) int64, symbols of each secret.
         tokens: (A,) int64, token of each symbol.
         memory: largest number of bytes of the log-probabilities of one batch.
+        slack: nats within which candidates count as ties, from :func:`slack_of`.
     """
 
     lm: CausalLM
@@ -32,6 +35,7 @@ class Candidates:
     secrets: Tensor
     tokens: Tensor
     memory: int | str
+    slack: float = SLACK
 
     def __len__(self) -> int:
         return len(self.secrets)
@@ -69,6 +73,24 @@ class Candidates:
                 )
                 size = prefixes.rows_at_once
                 yield Tree(self, part, prefixes, log_p[:, self.tokens])
+
+
+def slack_of(candidates: Candidates) -> float:
+    """Return the slack for a model, from the log-probabilities of a few secrets in batches of different shapes.
+
+    Some models compute in float32 whatever their weights, such as the logits of Mamba and the norms of Gemma.
+    """
+    few = torch.arange(min(FEW, len(candidates)))
+    secrets = candidates.secrets[few]
+    together = candidates.log_probs(few, secrets)
+    others = torch.cat([candidates.log_probs(few[i : i + 1], secrets[i : i + 1]) for i in range(len(few))])
+    by_prefix = torch.empty_like(together)
+    for tree in candidates.trees(few):
+        by_prefix[tree.canaries] = tree.secret_log_probs()
+    differences = [torch.where(together == log_p, 0.0, (together - log_p).abs()) for log_p in (others, by_prefix)]
+    first = torch.tensor([candidates.lm.bos or 0])
+    is_double = candidates.lm.evaluate([first], torch.float64).dtype == torch.float64
+    return SLACK if is_double and float(torch.cat(differences).max()) < SLACK / 10 else SINGLE_SLACK
 
 
 @dataclass(frozen=True)
@@ -147,16 +169,16 @@ def exceedances(candidates: Candidates, canaries: Tensor, references: Tensor) ->
         for i in range(k):
             secrets = torch.cat([candidates.secrets[canaries[i : i + 1]], references[i]])
             log_probs = candidates.log_probs(canaries[i : i + 1].expand(m + 1), secrets)
-            above[i], secret_log_p[i] = (log_probs[1:] >= log_probs[0] - SLACK).sum(), log_probs[0]
+            above[i], secret_log_p[i] = (log_probs[1:] >= log_probs[0] - candidates.slack).sum(), log_probs[0]
         return above, secret_log_p
     place_of = torch.empty(len(candidates), dtype=torch.int64)
     place_of[canaries] = torch.arange(k)
     for tree in candidates.trees(canaries):
         places, own = place_of[tree.canaries], tree.secret_log_probs()
         owner = torch.arange(len(places)).repeat_interleave(m)
-        log_probs = tree.descend(owner, references[places].reshape(-1, length), (own - SLACK)[owner])
+        log_probs = tree.descend(owner, references[places].reshape(-1, length), (own - candidates.slack)[owner])
         secret_log_p[places] = own
-        above[places] = (log_probs.reshape(-1, m) >= (own - SLACK)[:, None]).sum(1)
+        above[places] = (log_probs.reshape(-1, m) >= (own - candidates.slack)[:, None]).sum(1)
     return above, secret_log_p
 
 
@@ -165,7 +187,7 @@ def exact_ranks(candidates: Candidates, chosen: Tensor, max_nodes: int) -> tuple
 
     A prefix of secrets is kept while its probability is at least that of the secret, since log p only falls along a branch.
     The probabilities of the prefixes of one length add up to at most 1, so that at most 1 + (L − 1) / p(secret) are evaluated.
-    Candidates as probable as the secret, within 1e-9 nats, count as more probable.
+    Candidates as probable as the secret, within the slack, count as more probable.
 
     Args:
         candidates: canaries and model.
@@ -199,7 +221,7 @@ class _Search:
         k = len(tree.canaries)
         self.tree, self.max_nodes = tree, max_nodes
         self.tokens, self.secrets = tree.candidates.tokens, tree.candidates.secrets[tree.canaries]
-        self.threshold = secret_log_p - SLACK
+        self.threshold = secret_log_p - tree.candidates.slack
         self.nodes, self.pending, self.others = (torch.zeros(k, dtype=torch.int64) for _ in range(3))
         self.queue: deque[_Frontier] = deque()
         self.held, self.limit = 0, as_bytes(tree.candidates.memory)

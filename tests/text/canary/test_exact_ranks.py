@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernelmem.text import causal_lm
-from kernelmem.text.canary.search import SLACK, Candidates, exact_ranks, exceedances
+from kernelmem.text.canary.search import SINGLE_SLACK, SLACK, Candidates, exact_ranks, exceedances, slack_of
 from tests.text.small_models import Attention, Recurrent, Stepping, V
 
 KINDS = (Stepping, lambda: Stepping(nn.GRU), Recurrent, lambda: Attention(size=4))  # the first two are read from states
@@ -85,3 +85,21 @@ def test_states_and_documents_read_again_give_equal_ranks():
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+class Rounded(Recurrent):
+    def forward(self, ids):
+        return super().forward(ids).float()
+
+
+class Rebatched(Recurrent):
+    def forward(self, ids):
+        return super().forward(ids) * (1 + 1e-7 * len(ids))
+
+
+@pytest.mark.parametrize("model", [Rounded, Rebatched])
+def test_ties_are_wider_for_models_that_compute_in_single_precision(model):
+    candidates, _ = random_candidates(0, 100)
+    assert slack_of(candidates) == SLACK
+    single = Candidates(causal_lm(model()), candidates.heads, candidates.secrets, candidates.tokens, "1GiB")
+    assert slack_of(single) == SINGLE_SLACK
