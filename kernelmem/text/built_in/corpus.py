@@ -1,5 +1,6 @@
 """Documents of the demonstration: help texts of Python, character by character, in distinct blocks of one length."""
 
+import re
 import unicodedata
 
 from kernelmem.core import InputError
@@ -30,7 +31,7 @@ def topic_blocks(size: int = 128) -> tuple[str, ...]:
 
     size = as_count(size, "size", maximum=100_000)
     folded = unicodedata.normalize("NFKD", "".join(topics.topics.values()).translate(_FOLDED))
-    text = "".join(character for character in folded if character in _TOKENS)
+    text = re.sub(r"[^\n -~]", "", folded)
     blocks = (text[start : start + size] for start in range(0, len(text) - size + 1, size))
     return tuple(dict.fromkeys(blocks))
 

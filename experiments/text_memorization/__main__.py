@@ -1,0 +1,5 @@
+import tyro
+
+from experiments.text_memorization.run import Options, run
+
+run(tyro.cli(Options))
