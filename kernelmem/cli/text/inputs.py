@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from kernelmem.auditing.text.options import Decode, Encode
 from kernelmem.cli.model_factory import call_factory
 from kernelmem.cli.text.text_files import read_texts
 from kernelmem.core.errors import InputError, printable
@@ -38,8 +40,8 @@ class AuditedText:
     train: Sequence[str]
     unseen: Sequence[str]
     canaries: Canaries | None
-    encode: Callable[..., object]
-    decode: Callable[..., object] | None
+    encode: Encode
+    decode: Decode | None
     training: str = ""
     rows: CanaryRows | None = None
     contexts: tuple[Tensor, ...] | None = None
@@ -133,7 +135,7 @@ def _model_and_tokenizer(name: str, option: str) -> tuple[nn.Module, object]:
     return model, tokenizer
 
 
-def tokenizer_functions(tokenizer: object, name: str) -> tuple[Callable[..., object], Callable[..., object] | None]:
+def tokenizer_functions(tokenizer: object, name: str) -> tuple[Encode, Decode | None]:
     """Return the function from text to token ids, or the tokenizer of Hugging Face, and the function back.
 
     Raises:
@@ -142,10 +144,10 @@ def tokenizer_functions(tokenizer: object, name: str) -> tuple[Callable[..., obj
     encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
     if callable(encode) and not isinstance(tokenizer, str):  # text has a method of that name
         if callable(tokenizer) and _accepts(encode, "add_special_tokens"):
-            return tokenizer, None
-        return encode, decode if callable(decode) else None
+            return cast("Encode", tokenizer), None
+        return cast("Encode", encode), cast("Decode", decode) if callable(decode) else None
     if callable(tokenizer):
-        return tokenizer, None
+        return cast("Encode", tokenizer), None
     raise InputError(
         "no tokenizer" if tokenizer is None else f"a tokenizer of {name} of type {type(tokenizer).__name__}",
         expected="an object with encode and decode, or a function from text to token ids",
