@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernelmem.auditing.text.options import Decode, Encode
 from kernelmem.cli.model_factory import call_factory
 from kernelmem.cli.text.text_files import read_texts
+from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError, printable
 from kernelmem.text import Canaries, CanaryRows, CausalLM, causal_lm, demonstration
 from kernelmem.training.parallel import one_thread
@@ -27,8 +28,8 @@ class AuditedText:
         lm, reference: language models; reference None: none.
         train, unseen: texts.
         canaries: canaries that were inserted, or None.
-        encode: text to token ids, or a tokenizer of Hugging Face.
-        decode: token ids to text; None: that of the tokenizer.
+        encode: text to token ids.
+        decode: token ids to text, or None.
         training: description of the training; "" if it is not known.
         rows: training rows, if they are known.
         contexts: token ids to put before canaries; None: pieces of unseen documents.
@@ -136,23 +137,29 @@ def _model_and_tokenizer(name: str, option: str) -> tuple[nn.Module, object]:
 
 
 def tokenizer_functions(tokenizer: object, name: str) -> tuple[Encode, Decode | None]:
-    """Return the function from text to token ids, or the tokenizer of Hugging Face, and the function back.
+    """Return the functions from text to token ids, without special tokens, and back.
+
+    They are the methods of an object with encode and decode (of transformers, tokenizers, tiktoken, sentencepiece and others),
+    or a function from text to token ids. ``name`` is the name of the factory.
 
     Raises:
         InputError: no tokenizer, or something that cannot encode.
     """
-    encode, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
-    if callable(encode) and not isinstance(tokenizer, str):  # text has a method of that name
-        if callable(tokenizer) and _accepts(encode, "add_special_tokens"):
-            return cast("Encode", tokenizer), None
-        return cast("Encode", encode), cast("Decode", decode) if callable(decode) else None
-    if callable(tokenizer):
-        return cast("Encode", tokenizer), None
-    raise InputError(
-        "no tokenizer" if tokenizer is None else f"a tokenizer of {name} of type {type(tokenizer).__name__}",
-        expected="an object with encode and decode, or a function from text to token ids",
-        hint="return (model, tokenizer) from the factory of --model, or pass --tokenizer PACKAGE.MODULE:FACTORY",
-    )
+    method, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
+    encode = method if callable(method) and not isinstance(tokenizer, str) else tokenizer
+    if not callable(encode):
+        raise InputError(
+            "no tokenizer" if tokenizer is None else f"a tokenizer of {name} of type {type(tokenizer).__name__}",
+            expected="an object with encode and decode, or a function from text to token ids",
+            hint="return (model, tokenizer) from the factory of --model, or pass --tokenizer PACKAGE.MODULE:FACTORY",
+        )
+    options = {"add_special_tokens": False} if _accepts(encode, "add_special_tokens") else {}
+
+    def token_ids(text: str) -> ArrayLike:
+        made = encode(text, **options)
+        return cast("ArrayLike", getattr(made, "ids", made))  # tokenizers returns an object that has them
+
+    return token_ids, cast("Decode", decode) if callable(decode) and encode is method else None
 
 
 def _accepts(function: Callable[..., object], parameter: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sys
+from typing import ClassVar
 
 import pytest
 from markupsafe import Markup
@@ -116,19 +117,35 @@ class Own:
         return "a"
 
 
-class HuggingFace(Own):
+class Special(Own):
+    """As of transformers: special tokens unless they are refused."""
+
     def __call__(self, text):
-        return {"input_ids": [1]}
+        return {"input_ids": self.encode(text)}
 
     def encode(self, text, add_special_tokens=True):
-        return [1]
+        return [0, 1] if add_special_tokens else [1]
 
 
-def test_tokenizers_are_recognized_by_their_interface():
-    own, other = Own(), HuggingFace()
-    assert inputs.tokenizer_functions(own, "") == (own.encode, own.decode)
-    assert inputs.tokenizer_functions(other, "") == (other, None)  # which is told to add no special tokens
-    assert inputs.tokenizer_functions(own.encode, "") == (own.encode, None)
+class Encoding:
+    ids: ClassVar = [1]
+
+
+class Objects(Own):
+    """As of tokenizers: an object that has the ids."""
+
+    def encode(self, text):
+        return Encoding()
+
+
+def test_tokenizers_of_several_libraries_are_recognized():
+    for tokenizer in (Own(), Special(), Objects()):
+        encode, decode = inputs.tokenizer_functions(tokenizer, "")
+        assert encode("a") == [1]
+        assert decode == tokenizer.decode
+    encode, decode = inputs.tokenizer_functions(Own().encode, "")
+    assert encode("a") == [1]
+    assert decode is None
     for wrong in (None, "text", 3, {}):
         with pytest.raises(InputError, match="tokenizer"):
             inputs.tokenizer_functions(wrong, "a:b")
