@@ -175,8 +175,8 @@ def expert_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def code_length(lengths: Tensor, uniform: float) -> Tensor:
     """Return −log₂ (½ 2^(−uniform) + Σ_e 2^(−L_e) / (2 E)) of lengths (..., E) in bits.
 
-    >>> code_length(torch.tensor([[100.0], [3.0]]), 10.0)
-    tensor([11.,  4.], dtype=torch.float64)
+    >>> code_length(torch.tensor([[1000.0], [3.0]]), 64.0)
+    tensor([65.,  4.], dtype=torch.float64)
     """
     log2 = math.log(2)
     experts = -lengths.to(torch.float64) * log2 - math.log(2 * lengths.shape[-1])

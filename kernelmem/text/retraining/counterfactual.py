@@ -59,6 +59,7 @@ def counterfactual(
 
     Source: Feldman and Zhang 2020; Zhang et al. 2023 (token accuracy, 400 models).
 
+    >>> import torch
     >>> result = counterfactual(
     ...     lambda: torch.nn.Embedding(3, 3), [[0, 1, 2, 1], [0, 2, 2, 2], [0, 1, 1, 1]], models=4,
     ...     recipe=TextTraining(epochs=2),
