@@ -11,6 +11,7 @@ import pandas as pd
 from experiments import machine
 from experiments.over_seeds import plus_minus, summary
 from experiments.text_memorization.figures import dose_figure
+from experiments.text_memorization.parts.counterfactual import Counterfactuals, counterfactuals
 from experiments.text_memorization.parts.demonstration import Demonstrations, demonstration
 from experiments.text_memorization.parts.dose import Doses, doses
 from experiments.text_memorization.parts.ledger import Ledgers, ledgers
@@ -18,7 +19,7 @@ from kernelmem.core import InputError, write_files
 
 __all__ = ["PARTS", "Options", "Part", "run", "run_part"]
 
-Name = Literal["demonstration", "dose", "ledger"]
+Name = Literal["demonstration", "dose", "ledger", "counterfactual"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,18 @@ PARTS: dict[Name, Part] = {
         ("copies",),
         ("change", "change_twins", "own", "other_canaries", "own_minus_others", "own_on_twin", "best_rank_of_own"),
     ),
+    "counterfactual": Part(
+        Counterfactuals(),
+        counterfactuals,
+        ("documents",),
+        ("memorization", "standard_error", "permuted", "permuted_sd", "reliability", "auroc", "auroc_loss", "tangents"),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What small language models remember: the demonstration, dose-response, the ledger."""
+    """What small language models remember: the demonstration, dose-response, the ledger, counterfactual memorization."""
 
     parts: tuple[Name, ...] = tuple(PARTS)
     """Parts to run."""

@@ -18,8 +18,9 @@ SMALL = {
     "demonstration": {"n_documents": 30, "n_canaries": 10, "epochs": 1, "hidden": 4, "samples": 3, "max_nodes": 10},
     "dose": {"cells": ((2, 1), (4, 1)), "n_documents": 10, "n_canaries": 5},
     "ledger": {"n_rows": 8, "pairs_per_tier": 2, "tiers": (1, 2), "embedding": 2, "hidden": 2, "steps": 2, "batch": 4},
+    "counterfactual": {"n_texts": 6, "n_canaries": 4, "models": 8, "epochs": 1, "width": 4, "halves": 1},
 }
-EXPECTED = {"demonstration": 7, "dose": 12, "ledger": 2}
+EXPECTED = {"demonstration": 7, "dose": 12, "ledger": 2, "counterfactual": 3}
 
 
 @pytest.mark.parametrize("name", parts.PARTS)
