@@ -1,6 +1,7 @@
 """km.text_audit: from a language model and its documents to a report of what it memorized."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -151,7 +152,7 @@ def _measure(
     base = None if reference is None else token_losses(reference, documents, memory=memory, progress=False)
     membership = measurements.membership(losses, base, inputs, seed=seeds["membership"])
     report_stage(2, N_STAGES)
-    contexts = _contexts(lm, inputs, options)
+    contexts = _contexts(lm, inputs, canaries, options)
     extraction = measurements.extract(lm, inputs, reference, contexts or (), options, memory)
     report_stage(3, N_STAGES)
     found = None
@@ -241,11 +242,13 @@ def _n_new(inputs: TextInputs) -> int:
     return data.n_train - data.exact_repeats + data.n_unseen - data.seen - data.n_without_loss
 
 
-def _contexts(lm: CausalLM, inputs: TextInputs, options: TextAuditOptions) -> tuple[Tensor, ...] | None:
+def _contexts(
+    lm: CausalLM, inputs: TextInputs, canaries: Canaries | None, options: TextAuditOptions
+) -> tuple[Tensor, ...] | None:
     """Return the token ids of the contexts given, or None if none were.
 
     Raises:
-        InputError: neither texts nor token ids of the vocabulary.
+        InputError: neither texts nor token ids of the vocabulary, or so long that no prompt fits.
     """
     if options.contexts is None:
         return None
@@ -260,8 +263,16 @@ def _contexts(lm: CausalLM, inputs: TextInputs, options: TextAuditOptions) -> tu
         given = [encode_text(inputs.encode, context) for context in given]
     if not given:
         return ()
+    longest_canary = 0 if canaries is None else canaries.length + max(map(len, itertools.chain(*canaries.heads)))
     documents = as_documents(given, "contexts")
     check_vocabulary(documents, lm.vocabulary, "contexts")
+    longest = int(documents.lengths.max())
+    if lm.context is not None and longest + longest_canary + 2 > lm.context:
+        raise InputError(
+            f"contexts of up to {longest} tokens for a {lm.name} of {lm.context} positions",
+            expected=f"at most {lm.context - longest_canary - 2} tokens before a prompt",
+            hint="pass the last tokens of the contexts",
+        )
     return documents.ids
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,28 @@ def test_equal_inputs_give_equal_documents(trained):
     assert first == second
 
 
+def test_what_could_not_have_been_found_is_not_said_to_be_nothing(trained):
+    few = canaries(6, encode, format="key{code}:{secret}", length=1, tiers=(1,), seed=3)
+    found = km.text_audit(lm_of([]), TRAIN[:3], UNSEEN[:2], canaries=few, options=OPTIONS)
+    assert set(status(found).values()) == {"not-run"}
+    assert "at least 7 pairs are needed" in str(found)
+    assert all(row.bits_saved > 0 for row in found.document.documents)
+
+
+def test_a_model_with_few_positions_is_asked_short_prompts():
+    class Short(Recall):
+        config = SimpleNamespace(n_positions=20)
+
+    lm = causal_lm(Short([encode(text) for text in TRAIN]), bos=0)
+    options = dataclasses.replace(OPTIONS, contexts=["abcd"])
+    found = km.text_audit(lm, TRAIN, UNSEEN, options=options).document
+    assert (found.data.n_cut, found.extraction.prefix + found.extraction.suffix) == (50, 16)
+    with pytest.raises(km.InputError, match="contexts of up to 30 tokens for a Short of 20 positions"):
+        km.text_audit(lm, TRAIN, UNSEEN, options=dataclasses.replace(OPTIONS, contexts=TRAIN[:1]))
+    with pytest.raises(km.InputError, match="at most 16 tokens"):
+        km.text_audit(lm, TRAIN, UNSEEN, options=dataclasses.replace(options, prefix=15, suffix=5))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -226,5 +249,8 @@ def test_what_is_missing_is_named(trained):
         km.text_audit(trained, TRAIN, UNSEEN)
     with pytest.raises(km.InputError, match="without a function from token ids"):
         km.text_audit(trained, [[1, 2]], [[2, 3]], options=km.TextAuditOptions(reveal="spans"))
+    options = dataclasses.replace(OPTIONS, trained_on=7)
+    with pytest.raises(km.InputError, match="batches=7"):
+        km.text_audit(trained, TRAIN, UNSEEN, canaries=PAIRS, options=options)
     with pytest.raises(km.InputError, match="a reference of 11 tokens"):
         km.text_audit(trained, TRAIN, UNSEEN, reference=causal_lm(Uniform(), bos=0), options=OPTIONS)

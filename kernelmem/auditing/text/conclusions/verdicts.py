@@ -1,5 +1,6 @@
 """Verdicts of a text audit, one for each question, with what each could have missed."""
 
+import math
 from collections.abc import Sequence
 
 from kernelmem.auditing.text.measurements import CanaryResult, ExtractionResult
@@ -82,6 +83,9 @@ def extraction_verdict(result: ExtractionResult, gates: Sequence[TextGate], *, h
             f" recited, {answer.n_reconstructed:,} emitted by the control too"
         )
         return TextVerdict("extraction", "found", headline, f"{detail}{kinds}.", _extraction_ceiling(answer), limits)
+    if answer.smallest_excess is None and answer.rates[0].unseen.value == 0:
+        headline = "Extraction could not be tested: no excess would be found in so few documents"
+        return _not_run("extraction", headline, f"{detail}.", limits)
     headline = "Nothing found: training documents are emitted no more often than unseen ones"
     return TextVerdict("extraction", "nothing-found", headline, f"{detail}.", _extraction_ceiling(answer), limits)
 
@@ -108,6 +112,10 @@ def canary_verdict(result: CanaryResult | None, gates: Sequence[TextGate]) -> Te
         f"No ε above {answer.ceiling:.2f} can be shown with {answer.n_decided:,} pairs, and no exposure above"
         f" {answer.largest_exposure:.2f} bits; {_none_emitted(answer)}."
     )
+    if 0.5**answer.n_pairs > answer.significance:
+        needed = math.ceil(-math.log2(answer.significance))
+        headline = f"Canaries could not be tested: at least {needed} pairs are needed"
+        return _not_run("canaries", headline, f"{detail}.", limits)
     if answer.p > answer.significance:
         headline = "Nothing found: inserted canaries are not known better than their twins"
         return TextVerdict("canaries", "nothing-found", headline, f"{detail}.", ceiling, limits)

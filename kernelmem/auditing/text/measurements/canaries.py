@@ -65,8 +65,8 @@ def canary_contexts(
     nothing = torch.zeros(0, dtype=torch.int64)
     longest = max(len(head) for pair in canaries.heads for head in pair) + canaries.length
     if given is not None:
-        names = tuple(f"context {i} of those given" for i in range(len(given)))
-        return (*given, nothing), (*names, "no text before")
+        names = tuple(f"given context {i}" for i in range(len(given)))
+        return (*given, nothing), (*names, "nothing")
     separator = _separator(inputs)
     source = np.random.default_rng(seed)
     contexts, names = [], []
@@ -77,8 +77,8 @@ def canary_contexts(
         piece = torch.cat([ids[start : start + CONTEXT_LENGTH], separator])
         if lm.context is None or len(piece) + longest + 1 <= lm.context:
             contexts.append(piece)
-            names.append(f"{len(piece)} tokens after unseen document {inputs.unseen.index[number]}, token {start}")
-    return (*contexts, nothing), (*names, "no text before")
+            names.append(f"unseen document {inputs.unseen.index[number]}")
+    return (*contexts, nothing), (*names, "nothing")
 
 
 def measure_canaries(
@@ -168,12 +168,18 @@ def _separator(inputs: TextInputs) -> Tensor:
 
 
 def _coverage(canaries: Canaries, options: TextAuditOptions) -> tuple[TextCoverage | None, str]:
-    """Return the proof that canaries were trained on, or the first problem found; neither if nothing was given."""
+    """Return the proof that canaries were trained on, or the first problem found; neither if nothing was given.
+
+    Raises:
+        InputError: ``trained_on`` is not the rows of a training.
+    """
     if options.trained_on is None:
         return None, ""
     try:
         return coverage(canaries, options.trained_on, epochs=options.epochs), ""  # pyright: ignore[reportArgumentType]
     except InputError as error:
+        if not error.given.startswith("canary "):  # not a canary but the form of the batches is wrong
+            raise
         return None, f"{error.given}; expected {error.expected}"
 
 

@@ -62,13 +62,13 @@ def token_baseline(
 def document_findings(
     losses: TokenLosses, baseline: Baseline, inputs: TextInputs, redaction: Redaction, count: int
 ) -> tuple[DocumentFinding, ...]:
-    """Return the ``count`` training documents on which the model saves most bits compared with the baseline."""
+    """Return the ``count`` training documents on which the model saves most bits compared with the baseline, more than 0."""
     saved = [base - own for base, own in zip(baseline.bits, losses.bits, strict=True)]
     n = len(inputs.train.ids)
     totals = [float(part.sum()) for part in saved]
     rates = np.array([total / len(part) for total, part in zip(totals[n:], saved[n:], strict=True)])
-    finite = [i for i in range(n) if bool(saved[i].isfinite().all())]
-    chosen = sorted(finite, key=lambda i: (-totals[i], i))[:count]
+    known = [i for i in range(n) if totals[i] > 0 and bool(saved[i].isfinite().all())]
+    chosen = sorted(known, key=lambda i: (-totals[i], i))[:count]
     expects = baseline.is_fair and len(rates) >= FEWEST_EXPECTED and bool(np.isfinite(rates).all())
     findings = []
     for i in chosen:

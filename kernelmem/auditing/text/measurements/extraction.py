@@ -11,6 +11,7 @@ from kernelmem.auditing.text.inputs import TextInputs
 from kernelmem.auditing.text.options import TextAuditOptions
 from kernelmem.auditing.text.redaction import Redaction
 from kernelmem.auditing.text.schema import ExtractedSpan, ExtractionAnswer, ExtractionRate
+from kernelmem.core.errors import InputError
 from kernelmem.text import CausalLM, Extraction, extraction, suffix_array
 
 SIGNIFICANCE = 0.005  # of each of two methods
@@ -45,13 +46,20 @@ def extract(
     memory: int | str,
 ) -> ExtractionResult:
     """Return what is emitted of training and of unseen documents after their beginnings, one window per document."""
-    lengths = _lengths(inputs, options)
+    room = 2**62 if lm.context is None else lm.context - max(map(len, contexts), default=0)
+    lengths = _lengths(inputs, options, room)
     if lengths is None:
         return ExtractionResult(None, None, "most documents have fewer than 2 tokens")
     prefix, suffix = lengths
     for name, group in (("training", inputs.train), ("unseen", inputs.unseen)):
         if max(map(len, group.ids)) < prefix + suffix:
             return ExtractionResult(None, None, f"no {name} document has {prefix} + {suffix} tokens")
+    if prefix + suffix > room:
+        raise InputError(
+            f"prefix={prefix} and suffix={suffix} for a model of {lm.context} positions, contexts included",
+            expected=f"at most {room} tokens",
+            hint="pass TextAuditOptions with a smaller prefix, a smaller suffix or shorter contexts",
+        )
     found = extraction(
         lm,
         inputs.train.ids,
@@ -123,10 +131,10 @@ def extracted_spans(
     )
 
 
-def _lengths(inputs: TextInputs, options: TextAuditOptions) -> tuple[int, int] | None:
+def _lengths(inputs: TextInputs, options: TextAuditOptions, room: int) -> tuple[int, int] | None:
     """Return numbers of tokens of prefix and suffix, from the options or from the lower quartile of the lengths."""
     lengths = [len(ids) for ids in (*inputs.train.ids, *inputs.unseen.ids)]
-    total = min(LENGTH, int(np.quantile(lengths, 0.25)))
+    total = min(LENGTH, room, int(np.quantile(lengths, 0.25)))
     if options.prefix is not None and options.suffix is not None:
         return options.prefix, options.suffix
     if options.prefix is not None:
