@@ -49,18 +49,22 @@ def advance_of(model: nn.Module) -> Advance | None:
     return None if name is None or not takes_use_cache(model, parameters) else _advance_by_cache(name)
 
 
-def batch_axes(state: State, larger: State) -> list[int | None]:
-    """Return the batch axis of each tensor of a state, from the states of two numbers of documents; None: it has none.
+def batch_axes(state: State, larger: State, sizes: tuple[int, ...]) -> list[int | None]:
+    """Return the batch axis of each tensor of a state, from the states of two ``sizes`` of batches; None: it has none.
 
     Raises:
         UnsupportedModelError: states that differ in another way.
     """
-    pairs = list(zip(tensors_in(state), tensors_in(larger), strict=False))
+    tensors = tensors_in(state), tensors_in(larger)
     axes = [
-        [axis for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]] if a.ndim == b.ndim else [-1, -1]
-        for a, b in pairs
+        [axis for axis in range(max(a.ndim, b.ndim)) if a.shape[axis : axis + 1] != b.shape[axis : axis + 1]]
+        for a, b in zip(*tensors, strict=False)
     ]
-    if len(tensors_in(state)) != len(tensors_in(larger)) or any(len(found) > 1 for found in axes):
+    has_axes = len(tensors[0]) == len(tensors[1]) and all(
+        not found or (len(found) == 1 and a.ndim == b.ndim and (a.shape[found[0]], b.shape[found[0]]) == sizes)
+        for found, a, b in zip(axes, *tensors, strict=True)
+    )
+    if not has_axes:
         raise UnsupportedModelError(
             "a state whose tensors have no batch axis of their own",
             expected="tensors in tuples, lists or dicts, each with one axis as long as the number of documents",

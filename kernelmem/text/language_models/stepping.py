@@ -42,18 +42,19 @@ class Stepper:
 
     def read(self, ids: Tensor) -> tuple[Tensor, State]:
         """Return the logits (n, V) after documents (n, T), T >= 1, and the state."""
-        return self._advance(ids, None)
+        return self._advance(ids, None, None)
 
     def extend(self, state: State, rows: Tensor, tokens: Tensor) -> tuple[Tensor, State]:
         """Return the logits (m, V) after one more token (m,) of some rows (m,) of a state, and the next state."""
-        return self._advance(tokens[:, None], select(state, self.axes, rows))
+        return self._advance(tokens[:, None], state, rows)
 
     def n_bytes(self, state: State) -> int:
         """Return the size of a state in bytes."""
         return sum(values.numel() * values.element_size() for values in tensors_in(state))
 
-    def _advance(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+    def _advance(self, ids: Tensor, state: State, rows: Tensor | None) -> tuple[Tensor, State]:
         with self.computing(tuple(ids.shape)):
+            state = state if rows is None else select(state, self.axes, rows)
             value, state = self.advance(self.model, ids.to(self.device), state)
             logits = _as_logits(value, len(ids), self.vocabulary, self.name)
         return logits.detach(), state
@@ -77,7 +78,7 @@ def checked_stepper(stepper: Stepper, logits: Callable[[list[Tensor]], Tensor], 
     finite = expected[torch.isfinite(expected)]
     scale = max(float(finite.abs().max()), 1e-30) if len(finite) else 1.0
     read, state = stepper.read(ids[:, :2])
-    stepper = replace(stepper, axes=batch_axes(stepper.read(ids[: ROWS[1], :2])[1], state))
+    stepper = replace(stepper, axes=batch_axes(stepper.read(ids[: ROWS[1], :2])[1], state, ROWS[::-1]))
     pairs, rows = [(read, expected[:, 1])], torch.tensor([2, 0, 2, 1])
     last = torch.tensor([3, 0])
     for _again in range(2):  # from one state, which must not change

@@ -97,6 +97,11 @@ WRONG_STEPS = {
     "other shape": lambda model, tokens, state: (model.step(tokens, state)[0][:, None], None),
     "fails": lambda model, tokens, state: model.nothing,
     "a tensor more after every token": lambda model, tokens, state: growing(model, tokens, state or [None]),
+    "an axis that is too short": lambda model, tokens, state: (model.step(tokens, None)[0], tokens[1:]),
+    "other dimensions": lambda model, tokens, state: (
+        model.step(tokens, None)[0],
+        torch.zeros([1] * len(tokens)),
+    ),
     "no batch axis": lambda model, tokens, state: (
         model.step(tokens, None)[0],
         torch.zeros(len(tokens), len(tokens)),
