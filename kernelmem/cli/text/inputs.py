@@ -159,7 +159,9 @@ def tokenizer_functions(tokenizer: object, name: str) -> tuple[Encode, Decode | 
         made = encode(text, **options)
         return cast("ArrayLike", getattr(made, "ids", made))  # tokenizers returns an object that has them
 
-    return token_ids, cast("Decode", decode) if callable(decode) and encode is method else None
+    if not callable(decode) or encode is not method:
+        return token_ids, None
+    return token_ids, lambda ids: cast("str", decode(ids))
 
 
 def _accepts(function: Callable[..., object], parameter: str) -> bool:
