@@ -92,6 +92,17 @@ def without_quotes() -> Iterator[None]:
     try:
         yield
     except KernelmemError as error:
-        error.__cause__ = error.__context__ = None
-        error.__suppress_context__ = True
-        raise
+        raise _without_cause(error) from None
+
+
+def _without_cause(error: KernelmemError) -> KernelmemError:
+    """Return the error without its cause, and without the message of the cause if it repeats that."""
+    cause = error.__cause__
+    message = "" if cause is None or isinstance(cause, KernelmemError) else str(cause)
+    quoted = printable(message.splitlines()[0][:200]) if message else ""
+    if quoted and quoted in error.given:
+        given = error.given.replace(quoted, "its message is left out, as it may quote a document")
+        hint = f"{error.hint}; km.text.token_losses on the same documents raises the error with its message"
+        error = type(error)(given, expected=error.expected, hint=hint)
+    error.__cause__ = error.__context__ = None
+    return error
