@@ -92,24 +92,29 @@ def run(options: Options) -> None:
 
 
 def run_part(name: str, part: Part, options: Options) -> None:
-    """Measure all seeds of one part, print its table, write its files."""
+    """Measure the seeds of one part, and write its files after each from the second on; print its table."""
     records: list[dict] = []
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    for seed in seeds:
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+    for number, seed in enumerate(seeds, start=1):
         records += [{"seed": seed, **record} for record in part.measure(part.setting, seed)]
         print(f"{name}, seed {seed}: {len(records)} records", flush=True)
-    cells = cells_of(records, part.by)
+        if number > 1:
+            write(name, part, seeds[:number], records, options.out)
+    print(table(cells_of(records, part.by), part))
+
+
+def write(name: str, part: Part, seeds: list[int], records: list[dict], out: Path) -> None:
+    """Write setting, machine and summaries over the seeds, the records, and the figure of the dose-response."""
     results = {
         "setting": asdict(part.setting),
-        "seeds": list(seeds),
+        "seeds": seeds,
         "machine": machine.describe(),
-        "cells": cells,
+        "cells": cells_of(records, part.by),
     }
     frame = pd.DataFrame(records)
-    print(table(cells, part))
-    files: dict[str, str | bytes] = dose_figure(frame) if name == "dose" else {}
+    files: dict[str, str | bytes] = {**dose_figure(frame)} if name == "dose" else {}
     content = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    write_files(options.out, {f"{name}.json": content, f"{name}.csv": frame.to_csv(index=False), **files})
+    write_files(out, {f"{name}.json": content, f"{name}.csv": frame.to_csv(index=False), **files})
 
 
 def cells_of(records: list[dict], by: tuple[str, ...]) -> list[dict]:
