@@ -116,6 +116,20 @@ def test_a_model_that_never_saw_the_documents_is_not_accused(seed):
     assert found.document.canaries.epsilon == 0
 
 
+@pytest.mark.soak
+def test_claims_about_models_that_never_saw_the_documents_are_as_rare_as_stated():
+    """60 audits at level .01 for each question: more than 4 claims have probability 4e-4."""
+    claims = dict.fromkeys(("canaries", "membership", "extraction", "change"), 0)
+    for seed in range(60):
+        train, unseen, others = (random_texts(25, 30, 1000 * seed + k) for k in range(3))
+        pairs = canaries(12, encode, format="key{code}:{secret}", length=2, tiers=(1, 4), seed=seed)
+        lm, base = lm_of([encode(text) for text in others], seed=seed), lm_of([], seed=seed)
+        found = km.text_audit(lm, train, unseen, canaries=pairs, reference=base, options=OPTIONS, seed=seed)
+        for question, answer in status(found).items():
+            claims[question] += answer == "found"
+    assert max(claims.values()) <= 4
+
+
 def test_exchanged_documents_are_not_said_to_be_memorized(trained):
     found = km.text_audit(trained, UNSEEN, TRAIN, options=OPTIONS)
     assert "knows less well" in found.document.verdicts[1].headline
