@@ -6,7 +6,8 @@ Every update is w_avg <- w_avg + kappa (w - w_avg) with one number kappa: 1 - de
 Sources: Polyak and Juditsky 1992; Izmailov et al. 2018.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,13 @@ from kernelmem.core.checks import check_instance
 from kernelmem.core.errors import InputError
 from kernelmem.recording.run import Run, no_averages
 from kernelmem.recording.storage.average_log import Average
-from kernelmem.recording.storage.checkpoints import load_model_state, model_state, state_sha256
+from kernelmem.recording.storage.checkpoints import (
+    averaged_path,
+    load_model_state,
+    model_state,
+    state_sha256,
+    write_averaged,
+)
 
 # allowed error of an update, in units of eps (|w_avg| + |w|): the usual formulas round two or three times
 MAX_ROUNDINGS = 8.0
@@ -150,6 +157,37 @@ class AverageTracker:
         self.coefficient = 1.0  # of the last update
         self.state: dict[str, Tensor] | None = None  # after the last update; None: unknown
         self._parameter_names = list(averaged_shapes)
+
+    @classmethod
+    def of_run(
+        cls, tracker: "AverageTracker | None", averaged: AveragedModel | None, model: nn.Module
+    ) -> "AverageTracker":
+        """Return the tracker of a run, which is made when ``averaged``, an average of ``model``, is passed first.
+
+        Raises:
+            InputError: no averaged model was passed, or another one than before.
+        """
+        if tracker is None and averaged is not None:
+            tracker = cls(averaged, model)
+        if tracker is None or (averaged is not None and averaged is not tracker.model):
+            raise InputError(
+                "no averaged model" if averaged is None else "another averaged model than before",
+                expected="one AveragedModel per run",
+                hint="pass it to the recorder: Recorder(..., averaged=averaged)",
+            )
+        return tracker
+
+    def save(self, directory: Path, keep: Callable[[str], Iterable[str]]) -> None:
+        """Write the averaged weights to the run in ``directory``, if there are any, and remove the files they replace.
+
+        ``keep`` puts the SHA-256 of the new file on the tape and returns those of the replaced ones.
+
+        Raises:
+            InputError: the averaged parameters changed after the last update.
+        """
+        if self.count:
+            for replaced_sha256 in keep(write_averaged(directory, self.final_state())):
+                averaged_path(directory, replaced_sha256).unlink(missing_ok=True)
 
     def update(self, model: nn.Module, weights: Mapping[str, Tensor], commit: Callable[[float, str], None]) -> None:
         """Update the averaged model, then call ``commit(kappa, sha256)`` to record the update.

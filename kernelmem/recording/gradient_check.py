@@ -15,11 +15,15 @@ from kernelmem.recording.step_checks.backward_hooks import hook_names, without_h
 from kernelmem.recording.step_checks.forward_observer import ForwardObserver
 from kernelmem.recording.step_checks.hidden_state import ForwardModule
 from kernelmem.recording.step_checks.loss_rows import check_rows_are_independent
-from kernelmem.recording.step_checks.random_state import random_state
+from kernelmem.recording.step_checks.precision import Precision, autocast_dtype
+from kernelmem.recording.step_checks.random_state import get_random_state, random_state
 from kernelmem.recording.storage.inputs import RecordedBatch
+from kernelmem.recording.storage.param_groups import ParamGroup
+from kernelmem.recording.storage.step import Step
 from kernelmem.training import losses
 from kernelmem.training.losses import Loss, batch_loss
 
+FULL_PRECISION = Precision()
 NEIGHBOR_FLOATS = 3  # floats tried on each side of the ratio: its two roundings displace it by less than two floats
 TOTAL_NORM_SHARE = 0.01  # sums that cancel: a parameter may miss by this share of the tolerance for all parameters
 
@@ -33,19 +37,21 @@ def batch_gradient(
     *,
     loss: Loss,
     reduction: str,
+    precision: Precision = FULL_PRECISION,
 ) -> dict[str, Tensor]:
     """Return a dict from name to the gradient of the batch loss with respect to that parameter.
 
     The gradient is zero for parameters on which the loss does not depend, and for those that do not require one. One
-    forward and one backward pass are needed; the ``.grad`` of the parameters is neither read nor written.
+    forward and one backward pass are needed; the ``.grad`` of the parameters is neither read nor written. ``precision``:
+    autocast and loss scaling of the pass.
 
     Raises:
         InputError, UnsupportedModelError: the loss does not accept the outputs or targets.
     """
     trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
     gradients: dict[nn.Parameter, Tensor | None] = {}
-    with torch.enable_grad(), without_checkpointing():
-        copied_inputs = map_tree(x, Tensor.clone)  # a model may write to its input
+    copied_inputs = map_tree(x, Tensor.clone)  # a model may write to its input
+    with torch.enable_grad(), without_checkpointing(), precision.autocasting():
         try:
             outputs = forward(copied_inputs)
         except Exception as error:  # raised by the user's module, so of any type
@@ -60,8 +66,8 @@ def batch_gradient(
         if not isinstance(outputs, Tensor) or outputs.ndim == 0:
             check_outputs(outputs, len(y))
         loss_value = batch_loss(loss, outputs, y, sample_weight, reduction=reduction)
-        if trainable and loss_value.requires_grad:
-            gradients = dict(zip(trainable, torch.autograd.grad(loss_value, trainable, allow_unused=True), strict=True))
+    if trainable and loss_value.requires_grad:
+        gradients = dict(zip(trainable, precision.gradients(loss_value, trainable), strict=True))
     return {
         name: torch.zeros_like(parameter) if (gradient := gradients.get(parameter)) is None else gradient
         for name, parameter in parameters.items()
@@ -168,14 +174,48 @@ class CheckedGradient:
     exact: bool  # True if this holds in every bit
     skipped: frozenset[str]  # parameters whose .grad is None
     frozen: frozenset[str]  # parameters whose .grad is zero because they do not require one
-    random: bytes | None  # state of torch's generator before the forward pass; None if the pass drew no random numbers
+    random: bytes | None  # state of torch's generators before the forward pass; None if the pass drew no random numbers
+    precision: Precision  # in which both gradients were computed
+
+    def step(
+        self,
+        index: int,
+        batch: RecordedBatch,
+        versions: Tensor,
+        groups: tuple[ParamGroup, ...],
+        *,
+        after: str,
+        buffers_changed: bool,
+        evaluating: frozenset[str],
+        exact: bool,
+    ) -> Step:
+        """Return the step with this gradient; ``exact`` is False if something else in it cannot be repeated to the bit."""
+        weight = batch.sample_weight
+        return Step(
+            index,
+            batch.examples,
+            versions,
+            torch.ones(len(versions), dtype=torch.float64) if weight is None else weight.cpu(),
+            groups,
+            self.scale,
+            self.skipped,
+            self.random,
+            after,
+            buffers_changed,
+            evaluating=evaluating,
+            frozen=self.frozen,
+            exact=exact and self.exact,
+            autocast=self.precision.autocast_name,
+            loss_scale=self.precision.loss_scale,
+        )
 
 
 @dataclass(frozen=True)
 class GradientCheck:
     """Check that the gradients in ``.grad`` are those of a loss on a batch, times one number.
 
-    ``parameters`` maps names to the parameters of ``model``; ``tolerance`` is the largest relative error.
+    ``parameters`` maps names to the parameters of ``model`` on ``device``; ``tolerance`` is the largest relative error,
+    None: what the rounding of the pass explains.
     """
 
     model: nn.Module
@@ -183,7 +223,8 @@ class GradientCheck:
     forward: Forward
     loss: losses.Loss
     reduction: str
-    tolerance: float
+    tolerance: float | None
+    device: torch.device
 
     def run(
         self,
@@ -192,6 +233,8 @@ class GradientCheck:
         parameter_names: list[str],
         state_before: Mapping[str, Tensor],
         observer: ForwardObserver,
+        *,
+        loss_scale: float = 1.0,
     ) -> CheckedGradient:
         """Recompute the gradient of the batch loss without gradient hooks, and compare it with ``.grad``.
 
@@ -201,10 +244,12 @@ class GradientCheck:
             parameter_names: names of the parameters that the optimizer updates.
             state_before: parameters and buffers of the model before the step.
             observer: observer of the forward passes of the training loop.
+            loss_scale: the number by which a GradScaler multiplied the loss; ``.grad`` is already divided by it.
 
         Raises:
             InputError: no scale makes the gradients equal (names the parameter), a gradient is sparse, the forward pass drew
-                random numbers without being observed or ran under autocast, or the loss of a row depends on other rows.
+                random numbers without being observed, only some of the passes ran under autocast, or the loss of a row
+                depends on other rows.
             UnsupportedModelError: the outputs are not (n, C).
         """
         parameters = self.parameters
@@ -212,12 +257,7 @@ class GradientCheck:
         for name, gradient in gradients.items():
             if gradient.layout != torch.strided:
                 raise InputError(f"a sparse gradient of {name}", expected="dense gradients", hint="pass sparse=False")
-        if observer.autocast or torch.is_autocast_enabled("cpu"):
-            raise InputError(
-                f"step {step}, whose forward pass ran under torch.autocast",
-                expected="a forward pass and recorder.step outside torch.autocast",
-                hint="train in float32 or float64, or call model.bfloat16(): rounding of autocast cannot be attributed",
-            )
+        precision = self._precision(step, observer, loss_scale)
         # copies: the pass may write to buffers (BatchNorm), and the first pass has already changed the model's own
         buffers = {f"model.{name}": value.clone() for name, value in state_before.items() if name not in parameters}
         model = ForwardModule(self.model, self.forward)
@@ -229,8 +269,8 @@ class GradientCheck:
             return outputs
 
         hooks = hook_names(self.model, parameters)
-        with observer.paused(), random_state(observer.random), without_hooks(self.model, parameters):
-            initial_state = torch.get_rng_state()
+        with observer.paused(), random_state(observer.random, self.device), without_hooks(self.model, parameters):
+            initial_state = get_random_state(self.device)
             recomputed = batch_gradient(
                 forward,
                 {name: parameters[name] for name in gradients},
@@ -239,8 +279,9 @@ class GradientCheck:
                 batch.sample_weight,
                 loss=self.loss,
                 reduction=self.reduction,
+                precision=precision,
             )
-            used_random_numbers = not torch.equal(initial_state, torch.get_rng_state())
+            used_random_numbers = not torch.equal(initial_state, get_random_state(self.device))
             if callable(self.loss):
                 name = losses.loss_name(self.loss).removeprefix("callable:")
                 per_example = losses.per_example_loss(self.loss)
@@ -261,8 +302,9 @@ class GradientCheck:
             )
         scale, exact = 1.0, all(torch.equal(gradient, recomputed[name]) for name, gradient in gradients.items())
         if not exact:
+            tolerance = precision.tolerance(parameters.values()) if self.tolerance is None else self.tolerance
             scale = fit_scale(
-                gradients, recomputed, tolerance=self.tolerance, description=description, causes="; or ".join(causes)
+                gradients, recomputed, tolerance=tolerance, description=description, causes="; or ".join(causes)
             )
             exact = all(torch.equal(recomputed[name] * scale, gradient) for name, gradient in gradients.items())
         return CheckedGradient(
@@ -272,4 +314,21 @@ class GradientCheck:
             frozenset(parameter_names) - gradients.keys(),
             frozenset(name for name in gradients if not parameters[name].requires_grad),
             initial_state.numpy().tobytes() if used_random_numbers else None,
+            precision,
         )
+
+    def _precision(self, step: int, observer: ForwardObserver, loss_scale: float) -> Precision:
+        """Return the precision of the passes that the observer has seen.
+
+        Raises:
+            InputError: they ran in different precisions, or the recorder is called under autocast.
+        """
+        if autocast_dtype(self.device) is not None or len(observer.autocasts) > 1:
+            raise InputError(
+                f"step {step}, with {len(observer.autocasts)} precisions of autocast in its forward passes"
+                if len(observer.autocasts) > 1
+                else f"step {step}, in which recorder.step was called under torch.autocast",
+                expected="torch.autocast around every forward pass and loss of a step or around none, and around nothing else",
+                hint="end the block of torch.autocast before backward() and recorder.step",
+            )
+        return Precision(self.device.type, next(iter(observer.autocasts), None), loss_scale)

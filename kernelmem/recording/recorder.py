@@ -5,6 +5,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from kernelmem.core.atomic_files import check_directory
@@ -16,17 +17,16 @@ from kernelmem.recording.gradient_check import GradientCheck, call_model
 from kernelmem.recording.resume import last_complete_checkpoint, matches_last_step
 from kernelmem.recording.step_checks.forward_observer import ForwardObserver
 from kernelmem.recording.step_checks.hidden_state import HiddenStateCheck
-from kernelmem.recording.step_checks.optimizer_mirror import OptimizerMirror, StepGuard, refuse_used_optimizer
-from kernelmem.recording.storage import checkpoints
+from kernelmem.recording.step_checks.loss_scaling import LossScaling, unscale
+from kernelmem.recording.step_checks.optimizer_mirror import OptimizerMirror, StepGuard
+from kernelmem.recording.step_checks.random_state import get_random_state, set_random_state
+from kernelmem.recording.step_checks.unchanged_state import check_unchanged, refuse_used_optimizer
+from kernelmem.recording.storage import checkpoints, header
 from kernelmem.recording.storage.directory import DirectoryLock, translate_write_errors
-from kernelmem.recording.storage.header import Header, check_model, check_options, check_same_run, run_header
 from kernelmem.recording.storage.inputs import InputRegistry, read_batch
 from kernelmem.recording.storage.param_groups import ParamGroup, read_groups
-from kernelmem.recording.storage.tape import Step, Tape, refuse_existing
+from kernelmem.recording.storage.tape import Tape, refuse_existing
 from kernelmem.training import losses
-
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
-HALF_TOLERANCE = 3e-2  # relative, for bfloat16 and float16: a few roundings
 
 
 class Recorder:
@@ -64,11 +64,17 @@ class Recorder:
 
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         with km.Recorder(model, optimizer, "runs/c", loss="cross_entropy", averaged=averaged) as recorder:
-            for index, x, y in batches:
-                ...
-                recorder.step(index, x, y)
-                recorder.average(averaged)
+            ...; recorder.step(index, x, y); recorder.average(averaged)
             update_bn(loader, averaged)
+
+    The model may be on any device; batches are copied to it. Mixed precision is recorded as torch's, with autocast around
+    forward pass and loss; the state of the scaler is not part of a checkpoint::
+
+        with torch.autocast("cuda", torch.float16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()  # scaler = torch.amp.GradScaler("cuda"); bfloat16 needs none
+        recorder.step(index, x, y, scaler=scaler)  # instead of scaler.step(optimizer)
+        scaler.update()
 
     Cost per step: one more forward and backward pass, a forward pass of two rows, a second step of the optimizer on copies
     of the weights, a hash of the weights, the new inputs, one fsync. Memory: twice the weights and the optimizer's state.
@@ -91,7 +97,7 @@ class Recorder:
         """Check model, optimizer and options; nothing is written before ``with``.
 
         Args:
-            model: maps x to outputs (B, C); on the CPU. Only the optimizer changes it.
+            model: maps x to outputs (B, C); on one device. Only the optimizer changes it.
             optimizer: torch.optim.SGD, Adam, AdamW, RMSprop or Adagrad.
             directory: directory of the run, which will contain ``tape.sqlite`` and ``weights/``.
             loss: "cross_entropy", "mse" (half the squared distance), "mse_mean" (torch's convention), a loss module such as
@@ -99,31 +105,29 @@ class Recorder:
             reduction: "mean": sum_i w_i l_i / B; "sum": sum_i w_i l_i.
             keep: "all", "sqrt", or k for every k-th step.
             resume: True to resume the run that is in ``directory``.
-            tolerance: relative tolerance of the gradient check; None: 1e-4 in float32, 1e-10 in float64.
+            tolerance: relative tolerance of the gradient check; None: 1e-10 in float64, 1e-4 in float32, 3e-3 where CUDA
+                may compute in TF32, 3e-2 in half precision and under autocast.
             forward: maps (model, x) to outputs (B, C); it must call the model itself. None: ``model(x)``.
             averaged: the AveragedModel that :meth:`average` will update; every checkpoint then includes its state, and is
                 written just before the next step.
 
         Raises:
             InputError: an option is unknown, the optimizer is not listed above, or the directory already holds a run (or,
-                to resume, holds none). UnsupportedModelError: the model is scripted or data-parallel, or a parameter is
-                lazy, complex or not on the CPU.
+                to resume, holds none). UnsupportedModelError: the model is scripted, data-parallel or on several devices,
+                or a parameter is lazy, complex or without values.
         """
         loss = losses.as_loss(loss)
         reduction = losses.loss_reduction(loss) or reduction
-        check_options(reduction, keep, tolerance, resume, forward)
-        check_model(model)
+        header.check_options(reduction, keep, tolerance, resume, forward)
+        header.check_model(model)
         self._model, self._optimizer, self._forward = model, optimizer, forward
         self._directory, self._keep_rule, self._resume = as_path(directory, "directory"), keep, resume
         self._parameters = dict(model.named_parameters())
         self._parameter_names = {parameter: name for name, parameter in self._parameters.items()}
         read_groups(optimizer, self._parameter_names)
-        default_tolerance = max(
-            (TOLERANCES.get(p.dtype, HALF_TOLERANCE) for p in self._parameters.values()), default=HALF_TOLERANCE
-        )
-        tolerance = default_tolerance if tolerance is None else float(tolerance)
-        self._gradient_check = GradientCheck(model, self._parameters, forward or call_model, loss, reduction, tolerance)
-        self._hidden_state_check = HiddenStateCheck(model, forward or call_model, loss)
+        self._device, forward = header.model_device(model), forward or call_model
+        self._gradient_check = GradientCheck(model, self._parameters, forward, loss, reduction, tolerance, self._device)
+        self._hidden_state_check = HiddenStateCheck(model, forward, loss, self._device)
         self._average_tracker = None if averaged is None else AverageTracker(averaged, model)
         if not resume:
             refuse_existing(check_directory(directory))
@@ -131,7 +135,8 @@ class Recorder:
         self._inputs = InputRegistry()
         self._recorded_state: dict[str, Tensor] | None = None  # after the last recorded step; None: the model differs
         self._mirror: OptimizerMirror | None = None  # its weights are the parameters in _recorded_state
-        self._random_after = torch.get_rng_state()
+        self._random_after = get_random_state(self._device)
+        self._skip_changed_buffers = False  # True after a skipped step whose forward pass changed buffers
         self._checkpoint_due = False  # the checkpoint of the last step waits for the averages after it
 
     def __enter__(self) -> "Recorder":
@@ -152,7 +157,7 @@ class Recorder:
         except BaseException:
             self._lock.release()
             raise
-        self._observer = ForwardObserver(self._model)
+        self._observer = ForwardObserver(self._model, self._device)
         self._step_guard = StepGuard(self._optimizer)
         return self
 
@@ -161,7 +166,7 @@ class Recorder:
         optimizer_state = checkpoints.optimizer_state(self._optimizer, self._parameter_names)
         if self._resume:
             state = checkpoints.model_state(self._model)
-            check_same_run(self._header(state), Tape(self._directory).meta, self._directory)
+            header.check_same_run(self._header(state), Tape(self._directory).meta, self._directory)
             self._tape = Tape(self._directory, write=True)
             self._inputs = InputRegistry(self._tape.known_inputs())
             matches_recording = matches_last_step(
@@ -174,10 +179,10 @@ class Recorder:
             refuse_existing(self._directory)
             self._mirror = OptimizerMirror(self._optimizer, self._parameters)
             self._recorded_state = checkpoints.model_state(self._model)
-            self._random_after = torch.get_rng_state()
-            header = self._header(self._recorded_state)
+            self._random_after = get_random_state(self._device)
+            run_header = self._header(self._recorded_state)
             initial_sha256 = self._write_checkpoint(0, self._recorded_state)
-            self._tape = Tape.create(self._directory, header, initial_sha256=initial_sha256)
+            self._tape = Tape.create(self._directory, run_header, initial_sha256=initial_sha256)
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -197,10 +202,8 @@ class Recorder:
             with translate_write_errors(self._directory):
                 if self._recorded_state is not None and len(tape) not in tape.checkpoints():
                     tape.keep(self._write_checkpoint(len(tape), self._recorded_state))
-                if self._average_tracker is not None and self._average_tracker.count:
-                    sha256 = checkpoints.write_averaged(self._directory, self._average_tracker.final_state())
-                    for replaced_sha256 in tape.keep_averaged(sha256):
-                        checkpoints.averaged_path(self._directory, replaced_sha256).unlink(missing_ok=True)
+                if self._average_tracker is not None:
+                    self._average_tracker.save(self._directory, tape.keep_averaged)
             if self._recorded_state is not None:
                 self._current_state(tape)
         except Exception:
@@ -211,7 +214,15 @@ class Recorder:
             tape.close()
             self._lock.release()
 
-    def step(self, index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLike | None = None) -> None:
+    def step(
+        self,
+        index: ArrayLike,
+        x: Batch,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        scaler: GradScaler | None = None,
+    ) -> bool:
         """Check the gradients, take the optimizer's step, and record it; the step is on disk when this returns.
 
         Args:
@@ -220,6 +231,10 @@ class Recorder:
                 micro-batches of the step concatenated.
             y: (B,) or (B, C) targets of the loss.
             sample_weight: (B,) loss weights of the rows; None: ones.
+            scaler: the GradScaler that has scaled the loss; this call replaces ``scaler.step(optimizer)``.
+
+        Returns:
+            True if the step was taken; False if the scaler skipped it, because a gradient was not finite: nothing is recorded.
 
         Raises:
             InputError: the gradients are not those of the loss on this batch (names the parameter with the largest
@@ -233,9 +248,16 @@ class Recorder:
         batch = read_batch(index, x, y, sample_weight)
         versions, new_inputs = self._inputs.versions(batch)
         state_before = self._current_state(tape)
+        scaling = unscale(scaler, self._optimizer)
+        if scaling.overflowed:
+            self._skip_step(tape, scaling)
+            return False
+        batch = batch.to(self._device)
         groups = read_groups(self._optimizer, self._parameter_names)
         trained_names = [name for group in groups for name in group["parameters"]]
-        checked = self._gradient_check.run(len(tape), batch, trained_names, state_before, self._observer)
+        checked = self._gradient_check.run(
+            len(tape), batch, trained_names, state_before, self._observer, loss_scale=scaling.scale
+        )
         with self._observer.paused():
             self._hidden_state_check.check(len(tape), batch.x, batch.y, state_before)
         if self._checkpoint_due:
@@ -244,29 +266,18 @@ class Recorder:
             self._checkpoint_due = False
         eval_modules = frozenset(name for name, module in self._model.named_modules() if not module.training)
         self._recorded_state = None  # if anything fails from here on, the model differs from the last recorded step
-        state = self._take_step(len(tape), groups, checked.gradients)
-        step = Step(
-            index=len(tape),
-            examples=batch.examples,
-            versions=versions,
-            sample_weight=torch.ones(len(versions), dtype=torch.float64)
-            if batch.sample_weight is None
-            else batch.sample_weight,
-            groups=groups,
-            scale=checked.scale,
-            skipped=checked.skipped,
-            random=checked.random,
+        state = self._take_step(len(tape), groups, checked.gradients, scaling)
+        step = checked.step(
+            len(tape),
+            batch,
+            versions,
+            groups,
             after=checkpoints.state_sha256(state),
-            buffers_changed=any(
-                not torch.equal(value, state_before[name])
-                for name, value in state.items()
-                if name not in self._parameters
-            ),
+            buffers_changed=self._buffers_differ(state_before),
             evaluating=eval_modules,
-            frozen=checked.frozen,
-            exact=checked.exact,
+            exact=not self._skip_changed_buffers,
         )
-        self._random_after = torch.get_rng_state()
+        self._random_after, self._skip_changed_buffers = get_random_state(self._device), False
         checkpoint_due = checkpoints.is_kept(len(tape) + 1, self._keep_rule)
         write_now = checkpoint_due and self._average_tracker is None
         with translate_write_errors(self._directory):
@@ -277,8 +288,18 @@ class Recorder:
         self._recorded_state = state
         self._observer.clear()
         self._checkpoint_due = checkpoint_due and not write_now
+        return True
 
-    def _take_step(self, index: int, groups: tuple[ParamGroup, ...], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _skip_step(self, tape: Tape, scaling: LossScaling) -> None:
+        """Let the scaler skip a step, and check that it does."""
+        with self._step_guard.open():  # a fused optimizer skips the step by itself
+            scaling.take_step(self._optimizer)
+        self._skip_changed_buffers |= self._buffers_differ(self._current_state(tape))
+        self._observer.clear()
+
+    def _take_step(
+        self, index: int, groups: tuple[ParamGroup, ...], gradients: dict[str, Tensor], scaling: LossScaling
+    ) -> dict[str, Tensor]:
         """Take step ``index`` with the checked gradients, check it, and return parameters and buffers after it.
 
         Raises:
@@ -286,11 +307,8 @@ class Recorder:
         """
         assert self._mirror is not None
         self._mirror.step(groups, gradients, self._optimizer)
-        self._step_guard.is_open = True
-        try:
-            self._optimizer.step()
-        finally:
-            self._step_guard.is_open = False
+        with self._step_guard.open():
+            scaling.take_step(self._optimizer)
         self._mirror.compare(self._optimizer, step=index, own_hook=self._step_guard)
         return self._mirror.weights | checkpoints.buffer_state(self._model)
 
@@ -305,14 +323,7 @@ class Recorder:
                 w_avg <- w_avg + kappa (w - w_avg) with one number kappa for all parameters. The average is then unchanged.
         """
         tape = self._require_tape()
-        if self._average_tracker is None and averaged is not None:
-            self._average_tracker = AverageTracker(averaged, self._model)
-        if self._average_tracker is None or (averaged is not None and averaged is not self._average_tracker.model):
-            raise InputError(
-                "no averaged model" if averaged is None else "another averaged model than before",
-                expected="one AveragedModel per run",
-                hint="pass it to the recorder: Recorder(..., averaged=averaged)",
-            )
+        self._average_tracker = AverageTracker.of_run(self._average_tracker, averaged, self._model)
         self._average_tracker.update(self._model, self._current_state(tape), tape.append_average)
 
     def restore(self) -> int:
@@ -331,12 +342,12 @@ class Recorder:
         last_step, checkpoint = last_complete_checkpoint(self._directory, tape)
         checkpoints.load_model_state(self._model, checkpoint.model)
         checkpoints.set_optimizer_state(self._optimizer, checkpoint.optimizer, self._parameters)
-        torch.set_rng_state(checkpoint.random)
+        set_random_state(checkpoint.random, self._device)
         if self._average_tracker is not None:
             self._average_tracker.restore(checkpoint.averaged, averages[: checkpoint.updates])
         tape.truncate(last_step, averages=checkpoint.updates)
         self._inputs = InputRegistry(tape.known_inputs())
-        self._recorded_state, self._random_after = checkpoint.model, checkpoint.random
+        self._recorded_state, self._random_after = checkpoints.model_state(self._model), checkpoint.random
         self._mirror = OptimizerMirror(self._optimizer, self._parameters)
         self._observer.clear()
         self._checkpoint_due = False
@@ -362,21 +373,11 @@ class Recorder:
         Raises:
             InputError: the model does not have these parameters now.
         """
-        if self._recorded_state is None:
-            raise InputError(
-                f"model or optimizer state that differs from the last recorded step (step {len(tape)})",
-                expected="the state after the last recorded step",
-                hint="call recorder.restore() before the first step: it returns the index of the next step",
-            )
-        for name, parameter in self._parameters.items():
-            if not torch.equal(parameter, self._recorded_state[name]):
-                raise InputError(
-                    f"parameter {name}, which has changed since the last recorded step (step {len(tape)})",
-                    expected="weights that change only in recorder.step",
-                    hint="call recorder.step(index, x, y) instead of optimizer.step(), and load other weights outside the with"
-                    " block; recorder.restore() returns to the last kept step",
-                )
-        return self._recorded_state
+        return check_unchanged(self._parameters, self._recorded_state, len(tape))
+
+    def _buffers_differ(self, state: dict[str, Tensor]) -> bool:
+        """Return True if buffers of the model differ from those in ``state``."""
+        return any(not torch.equal(value, state[name]) for name, value in self._model.named_buffers())
 
     def _write_checkpoint(self, step: int, state: dict[str, Tensor]) -> str:
         """Write the checkpoint after ``step`` steps, with weights and buffers ``state``; return the SHA-256 of its file."""
@@ -386,9 +387,9 @@ class Recorder:
         checkpoint = checkpoints.Checkpoint(state, optimizer_state, self._random_after, averaged, updates)
         return checkpoints.write_checkpoint(self._directory, step, checkpoint)
 
-    def _header(self, state: dict[str, Tensor]) -> Header:
+    def _header(self, state: dict[str, Tensor]) -> header.Header:
         """Return the header, a dict of JSON values, of a run that starts from the parameters and buffers ``state``."""
-        return run_header(
+        return header.run_header(
             self._model,
             self._optimizer,
             state,

@@ -9,16 +9,21 @@ from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_count, as_flag, check_callable, check_model
 from kernelmem.core.errors import InputError, VerificationError
 from kernelmem.core.models import copy_module
-from kernelmem.recording.gradient_check import batch_gradient, call_model, random_state
+from kernelmem.recording.gradient_check import batch_gradient, call_model
 from kernelmem.recording.run import Run, check_run
+from kernelmem.recording.step_checks.precision import Precision
+from kernelmem.recording.step_checks.random_state import random_state
 from kernelmem.recording.storage.checkpoints import (
     Checkpoint,
     load_model_state,
     model_state,
+    on_cpu,
     optimizer_state,
     set_optimizer_state,
     state_sha256,
 )
+from kernelmem.recording.storage.header import model_device
+from kernelmem.recording.storage.inputs import RecordedBatch
 from kernelmem.recording.storage.param_groups import build_optimizer, set_groups
 from kernelmem.recording.storage.tape import Step
 from kernelmem.training.losses import Loss, as_loss
@@ -40,13 +45,14 @@ def replay(
     gradient scale, by a torch.optim optimizer of the recorded class. Every state is compared with its recorded SHA-256,
     including those recomputed only to reach ``start``; except, up to the next kept state, after a step whose gradient the
     recorder itself could repeat only up to rounding (accumulation, weighted means): ``step.exact`` is then False. Neither
-    ``model`` nor torch's random state is changed.
+    ``model`` nor torch's random state is changed. Steps are repeated where ``model`` is: on another device than the
+    recorded one they differ by rounding, which ``reanchor`` allows; the yielded states are on the CPU.
 
     Args:
         run: an open run.
         model: of the recorded architecture; its weights do not matter.
         loss: the loss function, required if the run was recorded with a callable.
-        reanchor: allow recomputed states to differ from the recorded ones (another thread count or torch version,
+        reanchor: allow recomputed states to differ from the recorded ones (another thread count, torch version or device,
             accumulated gradients); each kept state is exact again.
         start: the first t. Nothing before the largest kept t <= start is read.
         stop: the last t, included; None: T.
@@ -90,7 +96,8 @@ def replay_step(
     optimizer = _start_from_checkpoint(run, model, checkpoint, t)
     _repeat_step(run, run.steps[t], model, optimizer, loss, forward)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return Checkpoint(model_state(model), optimizer_state(optimizer, names), checkpoint.random)
+    states = {name: on_cpu(state) for name, state in optimizer_state(optimizer, names).items()}
+    return Checkpoint(on_cpu(model_state(model)), states, checkpoint.random)
 
 
 def _replayed_states(
@@ -117,7 +124,7 @@ def _replayed_states(
                 checkpoint = None
             assert optimizer is not None
             _repeat_step(run, run.steps[t - 1], model, optimizer, loss, forward)
-            state = model_state(model)
+            state = on_cpu(model_state(model))
             is_exact = is_exact and run.steps[t - 1].exact
             if is_exact and not reanchor:
                 _check_sha256(run, t, anchor, state, recorded_sha256)
@@ -140,7 +147,7 @@ def _repeat_step(
 
     Batch, train or eval modes, random state, gradient scale and hyper-parameters are those of the recording.
     """
-    parameters = dict(model.named_parameters())
+    parameters, device = dict(model.named_parameters()), model_device(model)
     set_groups(optimizer, step.groups, parameters)
     set_modes(model, step.evaluating)
     trained_names = {name for group in step.groups for name in group["parameters"]} - step.skipped
@@ -149,16 +156,19 @@ def _repeat_step(
         parameter.grad = None
     x, y = run.tape.inputs(step)
     sample_weight = None if bool((step.sample_weight == 1).all()) else step.sample_weight
+    batch = RecordedBatch(step.examples, x, y, sample_weight).to(device)
+    autocast = None if step.autocast is None else getattr(torch, step.autocast)
     forward_random_state = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
-    with random_state(forward_random_state):
+    with random_state(forward_random_state, device):
         gradients = batch_gradient(
-            lambda batch: forward(model, batch),
+            lambda rows: forward(model, rows),
             {name: parameters[name] for name in parameters if name in trained_names},
-            x,
-            y,
-            sample_weight,
+            batch.x,
+            batch.y,
+            batch.sample_weight,
             loss=loss,
             reduction=run.reduction,
+            precision=Precision(device.type, autocast, step.loss_scale),
         )
     for name, gradient in gradients.items():
         parameters[name].grad = gradient if step.scale == 1.0 else gradient * step.scale
@@ -184,10 +194,18 @@ def _check_sha256(run: Run, t: int, anchor: int, state: Mapping[str, Tensor], re
         raise VerificationError(
             f"weights after {t} steps of {run.path}, {source}, that differ from the recorded ones",
             expected=f"the same bytes: sha256 {recorded_sha256}",
-            hint=f"replay with torch {run.meta.get('torch')} on {run.meta.get('threads')} threads as recorded (here:"
-            f" torch {torch.__version__}, {torch.get_num_threads()} threads), or pass reanchor=True to continue from"
-            " the next kept weights",
+            hint=f"replay with torch {run.meta.get('torch')} on {run.meta.get('threads')} threads"
+            f"{_recorded_device(run)} as recorded (here: torch {torch.__version__}, {torch.get_num_threads()} threads), or pass"
+            " reanchor=True to continue from the next kept weights",
         )
+
+
+def _recorded_device(run: Run) -> str:
+    """Return what to say of the device of a run that was not recorded on the CPU."""
+    device, name = run.meta.get("device", "cpu"), run.meta.get("device_name")
+    return (
+        "" if device == "cpu" else f" with the model on {device} ({name or 'accelerator'}), in its deterministic modes,"
+    )
 
 
 def _check_range(run: Run, start: int, stop: int) -> None:

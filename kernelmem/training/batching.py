@@ -1,4 +1,4 @@
-"""Batches: sizes, order of the rows from a seed, conversion of rows to the dtype of the model."""
+"""Batches: sizes, order of the rows from a seed, conversion of rows to the dtype and device of the model."""
 
 from collections.abc import Iterator
 
@@ -41,15 +41,16 @@ def shuffled(n: int, batch_size: int, *, epochs: int, seed: int) -> Iterator[tup
 
 
 def in_dtype(rows: Rows, model: nn.Module, name: str = "x") -> Rows:
-    """Return ``rows`` with floating-point values converted to the dtype of the model's parameters; others are unchanged.
+    """Return ``rows`` on the device of the model, with floating-point values in the dtype of its parameters.
 
     Raises:
         InputError: values exceed the range of that dtype.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
 
     def convert(leaf: Tensor) -> Tensor:
-        return leaf if dtype is None or not leaf.is_floating_point() else leaf.to(dtype)
+        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
     converted = Rows(rows.map(convert), rows.n)
     pairs = zip(named_leaves(rows.tree, name), named_leaves(converted.tree, name), strict=True)

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kernelmem.recording.step_checks.precision import autocast_dtype
+from kernelmem.recording.step_checks.random_state import get_random_state
+
 
 class ForwardObserver:
     """Forward pre-hook on a model that observes each forward pass with gradients since the last recorded step.
@@ -13,12 +16,13 @@ class ForwardObserver:
     In a copy of the model (an average of weights, a pickle), the hook does nothing.
 
     Attributes:
-        random: state of torch's generator before the last such pass, (n,) uint8; None if there was none.
+        random: state of torch's generators before the last such pass, (n,) uint8; None if there was none.
         passes: number of these passes.
-        autocast: True if the last one ran under ``torch.autocast``.
+        autocasts: the dtypes of ``torch.autocast`` in these passes, None for a pass without it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._device = device
         self.clear()
         self._paused = False
         self._hook = model.register_forward_pre_hook(self, with_kwargs=True)
@@ -26,9 +30,9 @@ class ForwardObserver:
     def __call__(self, *_: object) -> None:
         """Observe a forward pass that is about to start."""
         if not self._paused and torch.is_grad_enabled():
-            self.random = torch.get_rng_state()
+            self.random = get_random_state(self._device)
             self.passes += 1
-            self.autocast = torch.is_autocast_enabled("cpu")
+            self.autocasts.add(autocast_dtype(self._device))
 
     def __reduce__(self):
         return (_inactive_hook, ())
@@ -45,7 +49,8 @@ class ForwardObserver:
     def clear(self) -> None:
         """Forget the observed passes."""
         self.random: Tensor | None = None
-        self.passes, self.autocast = 0, False
+        self.passes = 0
+        self.autocasts: set[torch.dtype | None] = set()
 
     def remove(self) -> None:
         """Remove the hook from the model."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Forward, Tree, map_tree
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import functional_call
-from kernelmem.recording.step_checks.random_state import random_state
+from kernelmem.recording.step_checks.random_state import get_random_state, random_state
 from kernelmem.training.losses import Loss, per_example_loss
 
 N_ROWS = 2  # rows that are evaluated again; batch normalization in train mode needs two
@@ -37,9 +37,9 @@ class HiddenStateCheck:
     Cost: a forward pass of two rows; memory for the weights.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward, loss: Loss) -> None:
-        """Store what is evaluated; a loss that is a name has no state."""
-        self._model, self._forward, self._loss = model, forward, loss
+    def __init__(self, model: nn.Module, forward: Forward, loss: Loss, device: torch.device) -> None:
+        """Store what is evaluated, on ``device``; a loss that is a name has no state."""
+        self._model, self._forward, self._loss, self._device = model, forward, loss, device
         self._module = ForwardModule(model, forward)
         self._parts: list[Tensor] = []  # outputs and losses at the first step; empty before it
 
@@ -61,7 +61,7 @@ class HiddenStateCheck:
             self._weights = [(p, state[name].clone()) for name, p in parameters.items() if name in state]
             self._buffers = {f"model.{name}": value.clone() for name, value in state.items() if name not in parameters}
             self._modes = {module: module.training for module in self._model.modules()}
-            self._random = torch.get_rng_state()
+            self._random = get_random_state(self._device)
             self._attributes = self._plain_attributes()
             for n in (N_ROWS, len(y)):  # some models take whole batches only
                 self._x = map_tree(x, lambda leaf, n=n: leaf[:n].clone())
@@ -100,7 +100,7 @@ class HiddenStateCheck:
     def _evaluate(self) -> list[Tensor]:
         """Return the outputs, and the losses if there is a loss, of the stored rows in the stored state."""
         buffers = {name: value.clone() for name, value in self._buffers.items()}
-        with random_state(self._random), torch.no_grad(), self._stored_weights():
+        with random_state(self._random, self._device), torch.no_grad(), self._stored_weights():
             rows = map_tree(self._x, Tensor.clone)
             outputs = functional_call(self._module, buffers, (rows,)) if buffers else self._module(rows)
             parts = [outputs.detach().clone()]

@@ -30,7 +30,7 @@ def check_rows_are_independent(
     """
     n = len(outputs)
     generator = torch.Generator().manual_seed(step)
-    factors = 1 + torch.rand(n, generator=generator, dtype=torch.float64).to(outputs.dtype)
+    factors = 1 + torch.rand(n, generator=generator, dtype=torch.float64).to(outputs)
     order = torch.randperm(n, generator=generator)
     with torch.enable_grad():
         leaf = outputs.detach().clone().requires_grad_()

@@ -1,6 +1,7 @@
 """Mirror of an optimizer: its formula applied to copies of the weights, to find changes that it does not explain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +124,17 @@ class StepGuard:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         """Register the hook."""
-        self.is_open = False
+        self._is_open = False
         self._handle = optimizer.register_step_pre_hook(self)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Allow steps inside the ``with`` block."""
+        self._is_open = True
+        try:
+            yield
+        finally:
+            self._is_open = False
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Refuse a step that the recorder does not take.
@@ -132,31 +142,16 @@ class StepGuard:
         Raises:
             InputError: the step was called outside ``Recorder.step``; it is not taken.
         """
-        if not self.is_open:
+        if not self._is_open:
             raise InputError(
                 f"a call of {type(optimizer).__name__}.step in the with block of a recorder",
                 expected="recorder.step(index, x, y) instead of optimizer.step(): a step that is not recorded cannot be"
                 " explained",
                 hint="call recorder.step(index, x, y), which calls optimizer.step(); with a GradScaler, call"
-                " scaler.unscale_(optimizer) and then recorder.step; leave the with block to train without recording",
+                " recorder.step(index, x, y, scaler=scaler) instead of scaler.step(optimizer), and then scaler.update();"
+                " leave the with block to train without recording",
             )
 
     def remove(self) -> None:
         """Remove the hook from the optimizer."""
         self._handle.remove()
-
-
-def refuse_used_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Check that the optimizer has not taken steps yet, whose gradients would act on the recorded steps.
-
-    Raises:
-        InputError: its state, ``state`` by parameter name and name of the state, is not the initial one.
-    """
-    for name, values in state.items():
-        if "momentum_buffer" in values or float(values.get("step", torch.zeros(())).max()) > 0:
-            raise InputError(
-                f"an optimizer that has already taken steps ({type(optimizer).__name__} with the state"
-                f" {', '.join(values)} of {name})",
-                expected="an optimizer without momentum from gradients that the run does not hold",
-                hint="make a new optimizer when recording starts, or record from the first step",
-            )

@@ -26,7 +26,7 @@ class Checkpoint:
 
     model: dict[str, Tensor]  # parameters, then buffers
     optimizer: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
-    random: Tensor  # the state of torch's CPU generator, uint8
+    random: Tensor  # the state of torch's generators, that of the CPU first, uint8
     averaged: dict[str, Tensor] = field(default_factory=dict)  # parameters and buffers of the averaged model, if any
     updates: int = 0  # number of updates of the averaged model
 
@@ -57,6 +57,11 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     A parameter with several names (tied weights) occurs once, under its first name.
     """
     return {name: _detached_copy(value) for name, value in _named_tensors(model).items()}
+
+
+def on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the dict ``state`` with its tensors on the CPU; those that are there are not copied."""
+    return {name: value.cpu() for name, value in state.items()}
 
 
 def buffer_state(model: nn.Module) -> dict[str, Tensor]:
@@ -113,6 +118,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def _as_numpy(value: Tensor) -> np.ndarray:
+    value = value.cpu()
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
 
 
@@ -139,11 +145,17 @@ def set_optimizer_state(
 ) -> None:
     """Replace the optimizer's state by a copy of ``state``, a dict as :func:`optimizer_state` returns it.
 
-    ``parameters`` maps names to the parameters of the optimizer.
+    ``parameters`` maps names to the parameters of the optimizer. The copy is where the optimizer expects it: on the
+    device of the parameter, but the number of steps on the CPU, unless the optimizer is fused.
     """
     optimizer.state.clear()
+    fused = {parameter for group in optimizer.param_groups if group.get("fused") for parameter in group["params"]}
     for name, values in state.items():
-        optimizer.state[parameters[name]] = {key: value.clone() for key, value in values.items()}
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: value.to("cpu" if key == "step" and parameter not in fused else parameter.device, copy=True)
+            for key, value in values.items()
+        }
 
 
 def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
@@ -160,7 +172,7 @@ def write_checkpoint(directory: Path, step: int, checkpoint: Checkpoint) -> str:
     if checkpoint.updates:
         tensors |= {f"averaged.{name}": value for name, value in checkpoint.averaged.items()}
         tensors["updates"] = torch.tensor(checkpoint.updates)
-    content = safetensors.torch.save({**tensors, "random": checkpoint.random})
+    content = safetensors.torch.save(on_cpu({**tensors, "random": checkpoint.random}))
     write_file(_checkpoint_path(directory, step), content)
     return hashlib.sha256(content).hexdigest()
 
@@ -200,7 +212,7 @@ def write_averaged(directory: Path, state: Mapping[str, Tensor]) -> str:
     Raises:
         OSError: the disk is full or not writable.
     """
-    content = safetensors.torch.save(dict(state))
+    content = safetensors.torch.save(on_cpu(state))
     sha256 = hashlib.sha256(content).hexdigest()
     write_file(averaged_path(directory, sha256), content)
     return sha256

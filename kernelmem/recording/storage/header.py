@@ -1,6 +1,7 @@
 """Header of a run: model, optimizer, loss and options, checked before the first step."""
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -25,11 +26,14 @@ HEADER_TYPES = {
     "keep": str | int,
     "training": bool,
     "threads": int,
+    "device": str,
+    "device_name": str,
     **dict.fromkeys(("optimizer", "loss", "initial", "torch"), str),
     **dict.fromkeys(("parameters", "buffers"), list[tuple[str, list[int], str]]),
 }
-ADDED_LATER = ("forward", "threads")
-FIXED_ON_RESUME = ("optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
+ADDED_LATER = ("forward", "threads", "device", "device_name")
+NO_DEVICES = ("meta", "mps")  # without values; without float64, in which gradients are compared
+FIXED_ON_RESUME = ("device", "optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
 
 
 def run_header(
@@ -46,6 +50,7 @@ def run_header(
 
     ``state`` maps the names of parameters and buffers to their initial values; the header holds its SHA-256.
     """
+    device = model_device(model)
     parameter_names = {name for name, _ in model.named_parameters()}
     layout = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in state.items()]
     return {
@@ -61,6 +66,8 @@ def run_header(
         "initial": state_sha256(state),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "device": device.type,
+        "device_name": _device_name(device),
     }
 
 
@@ -82,7 +89,7 @@ def check_same_run(header: Header, recorded: Header, directory: Path) -> None:
         InputError: an entry of ``header`` differs; the message names the first one.
     """
     for key in FIXED_ON_RESUME:
-        if header[key] != recorded.get(key):  # an older header has no forward
+        if header[key] != recorded.get(key, "cpu" if key == "device" else None):  # an older header has no forward
             raise InputError(
                 f"{key} {header[key]}, which differs from the {key} of the run in {directory}",
                 expected=f"{key} {recorded.get(key)}, as recorded",
@@ -112,7 +119,8 @@ def check_model(model: nn.Module) -> None:
 
     Raises:
         InputError: ``model`` is not a module.
-        UnsupportedModelError: the model is scripted or data-parallel, or a parameter is lazy, complex or not on the CPU.
+        UnsupportedModelError: the model is scripted, data-parallel or on several devices, or a parameter is lazy, complex or
+            on a device that cannot be used.
     """
     check_instance(model, "model", nn.Module, hint="pass the module that is trained")
     if isinstance(model, torch.jit.ScriptModule | nn.DataParallel):
@@ -124,12 +132,30 @@ def check_model(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"parameter {name}, not yet initialized", expected="weights", hint="call the model once on a batch"
             )
-        if parameter.device.type != "cpu" or not parameter.is_floating_point():
+        if parameter.device.type in NO_DEVICES or not parameter.is_floating_point():
             raise UnsupportedModelError(
                 f"parameter {name} of dtype {parameter.dtype} on {parameter.device}".replace("torch.", ""),
-                expected="real parameters on the CPU, where replay is to the bit",
-                hint="train on the CPU",
+                expected="real parameters with values, on a device that computes in float64",
+                hint="train on the CPU" if parameter.is_floating_point() else "train with real parameters",
             )
+    devices = sorted({str(tensor.device) for tensor in [*model.parameters(), *model.buffers()]})
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"a model on {len(devices)} devices ({', '.join(devices)})",
+            expected="all parameters and buffers on one device",
+            hint=f"call model.to({devices[-1]!r}) before recording",
+        )
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of the model's parameters and buffers, the CPU if it has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def _device_name(device: torch.device) -> str:
+    """Return the name that an accelerator has (of the graphics card); "" for the CPU."""
+    get_name = None if device.type == "cpu" else getattr(torch.get_device_module(device), "get_device_name", None)
+    return "" if get_name is None else str(get_name(device))
 
 
 def check_keep(keep: object) -> None:

@@ -22,6 +22,11 @@ class RecordedBatch:
     y: Tensor  # (B, ...)
     sample_weight: Tensor | None  # (B,) float64; None: all ones
 
+    def to(self, device: torch.device) -> "RecordedBatch":
+        """Return the batch with inputs, targets and loss weights on ``device``; the positions stay on the CPU."""
+        weight = None if self.sample_weight is None else self.sample_weight.to(device)
+        return RecordedBatch(self.examples, map_tree(self.x, lambda leaf: leaf.to(device)), self.y.to(device), weight)
+
 
 @dataclass(frozen=True)
 class StoredInput:
@@ -41,7 +46,7 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
 
     Raises:
         InputError: lengths differ, there are no rows, values are NaN, indices are not whole numbers >= 0, or inputs are
-            not on the CPU.
+            in bfloat16.
     """
     leaves = [(name, as_tensor(leaf, name)) for name, leaf in named_leaves(x, "x")]
     leaf_iterator = iter([leaf for _, leaf in leaves])
@@ -61,10 +66,10 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
             hint="pass the examples of this step, all its micro-batches concatenated",
         )
     for name, value in named_tensors:
-        if value.device.type != "cpu" or value.dtype == torch.bfloat16:
+        if value.dtype == torch.bfloat16:
             raise InputError(
-                f"{name} of dtype {value.dtype} on {value.device}".replace("torch.", ""),
-                expected="numbers on the CPU, of a dtype that NumPy has",
+                f"{name} of dtype bfloat16",
+                expected="numbers of a dtype that NumPy has",
                 hint="pass float32 and convert inside the model",
             )
     is_integer_vector = examples.ndim == 1 and not examples.is_floating_point() and examples.dtype != torch.bool
@@ -81,7 +86,7 @@ def read_batch(index: ArrayLike, x: Batch, y: ArrayLike, sample_weight: ArrayLik
         )
     if loss_weights is not None and bool((loss_weights == 1).all()):
         loss_weights = None
-    return RecordedBatch(examples.to(torch.int64).clone(), tree, targets, loss_weights)
+    return RecordedBatch(examples.to("cpu", torch.int64, copy=True), tree, targets, loss_weights)
 
 
 def stored_sha256(x: bytes, y: bytes) -> str:

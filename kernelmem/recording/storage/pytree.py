@@ -15,7 +15,7 @@ MAGIC = b"KMTREE1\n"  # .npy bytes begin with \x93NUMPY
 
 
 def tree_row_bytes(tree: Tree) -> list[bytes]:
-    """Return a list with the bytes of each of the B rows of a tree of CPU tensors (B, ...).
+    """Return a list with the bytes of each of the B rows of a tree of tensors (B, ...), on any device.
 
     For a plain tensor they are .npy bytes; otherwise the structure of the tree precedes the .npy bytes of its leaves.
 
@@ -23,7 +23,7 @@ def tree_row_bytes(tree: Tree) -> list[bytes]:
         InputError: a dict has keys that are not strings.
     """
     leaves = [leaf for _, leaf in named_leaves(tree, "x")]
-    columns = [row_bytes(leaf.detach().numpy()) for leaf in leaves]
+    columns = [row_bytes(leaf.detach().cpu().numpy()) for leaf in leaves]
     if isinstance(tree, Tensor):
         return columns[0]
     header = json.dumps([_structure(tree), [len(column[0]) for column in columns]]).encode()

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,8 +20,11 @@ FACT_TYPES = {
     "after": str,
     **dict.fromkeys(("skipped", "evaluating", "frozen"), list[str]),
     **dict.fromkeys(("buffers_changed", "exact"), bool),
+    "autocast": Literal["bfloat16", "float16"] | None,
+    "loss_scale": float,
 }
 
+ADDED_LATER = {"frozen": [], "exact": True, "autocast": None, "loss_scale": 1.0}  # two in format 3, two in format 4
 NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "eps", "alpha", "lr_decay")
 Row: TypeAlias = tuple[str, bytes, bytes, bytes, bytes | None]
 """facts (JSON), examples, versions, weights (.npy), random."""
@@ -41,12 +44,14 @@ class Step:
     groups: tuple[ParamGroup, ...]  # {"parameters": [names], "lr": ..., "betas": [...], ...} as used in this step
     scale: float  # gradient used / gradient of the recomputed batch loss (clipping, loss scaling)
     skipped: frozenset[str]  # parameters of the optimizer whose .grad was None
-    random: bytes | None  # state of torch's CPU generator before the forward pass; None if the pass drew nothing
+    random: bytes | None  # state of torch's generators before the forward pass; None if the pass drew nothing
     after: str  # sha256 of parameters and buffers after the step
     buffers_changed: bool  # True if any buffer changed in the step
     evaluating: frozenset[str] = frozenset()  # modules that were in eval mode ("" is the model itself)
     frozen: frozenset[str] = frozenset()  # parameters without requires_grad that moved with a gradient of zeros
     exact: bool = True  # True if scale times the recomputed gradient equals the gradient used in every bit
+    autocast: str | None = None  # dtype of torch.autocast in the forward pass: "bfloat16", "float16"
+    loss_scale: float = 1.0  # of the GradScaler: the loss was multiplied by it, and the gradient divided
 
     def __repr__(self) -> str:
         lr = ", ".join(f"{group['lr']:g}" for group in self.groups if "lr" in group)
@@ -64,6 +69,8 @@ def encode_step(step: Step) -> Row:
         "evaluating": sorted(step.evaluating),
         "frozen": sorted(step.frozen),
         "exact": step.exact,
+        "autocast": step.autocast,
+        "loss_scale": step.loss_scale,
     }
     arrays = (step.examples, step.versions, step.sample_weight)
     examples, versions, weights = (array_bytes(value.numpy()) for value in arrays)
@@ -76,7 +83,7 @@ def decode_step(index: int, row: Row) -> Step:
     Raises:
         ValueError, TypeError, KeyError: the row was altered.
     """
-    facts = {"frozen": [], "exact": True} | load_json(row[0])  # formats 1 and 2 have neither
+    facts = ADDED_LATER | load_json(row[0])
     for key, annotation in FACT_TYPES.items():
         decode(facts[key], annotation, key)
     if not facts["groups"]:
@@ -105,6 +112,8 @@ def decode_step(index: int, row: Row) -> Step:
         evaluating=frozenset(facts["evaluating"]),
         frozen=frozenset(facts["frozen"]),
         exact=facts["exact"],
+        autocast=facts["autocast"],
+        loss_scale=float(facts["loss_scale"]),
     )
 
 

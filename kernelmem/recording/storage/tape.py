@@ -25,7 +25,7 @@ from kernelmem.recording.storage.pytree import tree_from_row_bytes
 from kernelmem.recording.storage.step import Row, Step, checkpoint_hash, decode_step, digest, encode_step, step_hash
 
 FILE = "tape.sqlite"
-FORMAT = 3  # 1: inputs were single tensors, no averages; 2: steps without frozen parameters
+FORMAT = 4  # 1: single tensors as inputs, no averages; 2: no frozen parameters; 3: no autocast, no loss scale, CPU only
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE steps (step INTEGER PRIMARY KEY, facts TEXT NOT NULL, examples BLOB NOT NULL, versions BLOB NOT NULL,

@@ -29,7 +29,7 @@ from kernelmem.recording.gradient_check import call_model
 from kernelmem.recording.recorder import Recorder
 from kernelmem.recording.run import Run
 from kernelmem.recording.step_checks.random_state import random_state
-from kernelmem.recording.storage.header import check_keep
+from kernelmem.recording.storage.header import check_keep, model_device
 from kernelmem.recording.storage.param_groups import read_groups
 from kernelmem.recording.storage.tape import FILE
 from kernelmem.training.batching import in_dtype, shuffled
@@ -112,9 +112,9 @@ def fit(
     may be larger.
 
     Args:
-        model: maps a batch to outputs (B, C), on the CPU.
-        x: n rows: tensor, array, Dataset, or dict, tuple or list of tensors; floating-point rows are converted to the
-            dtype of the model.
+        model: maps a batch to outputs (B, C), on any device.
+        x: n rows: tensor, array, Dataset, or dict, tuple or list of tensors; they are copied to the device of the model,
+            floating-point rows in its dtype.
         y: (n,) or (n, C) targets of the loss.
         out: directory of the run.
         epochs: number of passes over the rows.
@@ -178,7 +178,7 @@ def fit(
         loss = batch_loss(options.loss, outputs, targets[index], batch_weight(index), reduction=reduction)
         return loss if factor == 1 else loss * factor
 
-    with random_state(None):  # fits in other threads wait: torch has one generator per process
+    with random_state(None, model_device(model)):  # fits in other threads wait: torch has one generator per process
         torch.manual_seed(seeds["model"])
         with recorder:
             completed_steps = recorder.restore() if resume else 0
@@ -211,7 +211,7 @@ def _check_data(
 ) -> tuple[Rows, Tensor, Tensor | None]:
     """Return rows x, targets y (n, ...) and loss weights (n,) or None, after checking that all have the same length n.
 
-    Floating-point rows and targets are converted to the dtype of the model.
+    All are on the device of the model, floating-point rows and targets in its dtype.
     """
     rows = in_dtype(as_rows(x, "x"), model)
     targets = as_tensor(y, "y")
@@ -225,6 +225,7 @@ def _check_data(
                 expected="one entry per row",
                 hint=f"pass {name} in the order of x",
             )
+    weights = None if weights is None else weights.to(model_device(model))
     return rows, in_dtype(Rows(targets, rows.n), model, "y").tree, weights
 
 
@@ -288,7 +289,7 @@ def _resume_schedule(
             [*named_leaves(data[0].take(rows), "x"), ("y", data[1][rows])],
         )
         for (name, recorded_value), (_, passed_value) in zip(*recorded_and_passed, strict=True):
-            if not torch.equal(recorded_value, passed_value):
+            if not torch.equal(recorded_value, passed_value.cpu()):
                 raise InputError(
                     f"{name} that differs from the run in {directory}",
                     expected="the recorded data",

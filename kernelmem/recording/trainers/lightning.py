@@ -17,11 +17,11 @@ from kernelmem.training.losses import Loss
 IndexedBatch: TypeAlias = tuple[ArrayLike, Batch, ArrayLike]
 """index, x, y."""
 
-SUPPORTED_PRECISIONS = ("32-true", "64-true")
+SUPPORTED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 
 
 class LightningRecorder(Callback):
-    """Record a LightningModule with automatic optimization, one optimizer, on the CPU.
+    """Record a LightningModule with automatic optimization, one optimizer and one device.
 
     The batch must include the positions of its rows: wrap the dataset in
     :class:`~kernelmem.recording.trainers.Indexed`, which prepends them to x and y::
@@ -39,7 +39,8 @@ class LightningRecorder(Callback):
 
     A step is recorded when ``optimizer.step`` is called, after its closure, so clipping of the norm and
     ``accumulate_grad_batches`` are supported. Gradients that are not those of ``loss`` on the batch (another loss, clipping
-    of values, dropout or BatchNorm with accumulation) raise an error that names the parameter.
+    of values, dropout or BatchNorm with accumulation) raise an error that names the parameter. Precisions "32-true",
+    "64-true", "bf16-true" and "bf16-mixed" are supported; "16-mixed" skips steps unnoticed and is refused.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
         (
             f"precision {trainer.precision}",
             trainer.precision not in SUPPORTED_PRECISIONS,
-            'precision="32-true" or "64-true"',
+            f"one of {', '.join(SUPPORTED_PRECISIONS)}",
         ),
         (f"{trainer.world_size} processes", trainer.world_size != 1, "devices=1"),
         (f"training that starts at step {trainer.global_step}", trainer.global_step != 0, "fit without ckpt_path"),

@@ -1,7 +1,7 @@
 """Closure of a ledger: limits of the terms that explain nothing, the residual and the rounding."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ def narrowest(state: Mapping[str, Tensor]) -> torch.dtype:
     """Return the floating-point type with the largest machine epsilon among the tensors of a state."""
     dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point() or tensor.is_complex()]
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+
+
+def training_dtype(state: Mapping[str, Tensor], autocasts: Iterable[str | None]) -> str:
+    """Return the name of the narrowest type in which training computed: of the trained parameters, or of autocast."""
+    names = [dtype_name(narrowest(state)), *(name for name in autocasts if name is not None)]
+    return max(names, key=lambda name: torch.finfo(getattr(torch, name)).eps)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -42,7 +42,7 @@ from kernelmem.training.losses import Loss, per_example_loss
 from kernelmem.trajectory.argument_checks import check_run, number_of_examples, read_steps, step_counter
 from kernelmem.trajectory.integration.quadrature import Quadrature
 from kernelmem.trajectory.ledger.backward_sweep import BackwardSweep
-from kernelmem.trajectory.ledger.closure import check_gradients_add_up, dtype_name, narrowest
+from kernelmem.trajectory.ledger.closure import check_gradients_add_up, dtype_name, training_dtype
 from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep, read_groups
 from kernelmem.trajectory.ledger.result import Ledger
 from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
@@ -94,6 +94,10 @@ def ledger(
     progress: Progress = None,
 ) -> Ledger:
     """Compute the ledger of a recorded run on the rows of x.
+
+    Outputs and gradients are those of the model in float64, on the CPU, wherever and in whatever precision it was trained;
+    ``rounding`` is what that precision (float32, TF32, autocast) did to the steps. Random numbers of the forward pass
+    (dropout) can be drawn again for runs that were recorded on the CPU only.
 
     Args:
         run: written by :class:`Recorder`.
@@ -148,7 +152,10 @@ def ledger(
             hint="leave steps out, or explain the last weights",
         )
     first = run.steps[0]
-    moved_names = {name for step in run.steps for group in step.groups for name in group["parameters"]}
+    moved_names, autocasts = set(), set()
+    for step in run.steps:
+        moved_names.update(name for group in step.groups for name in group["parameters"])
+        autocasts.add(step.autocast)
     parameters = [name for name in run.parameters if name in moved_names]
     eval_network = Network(model, rows, parameters=parameters, forward=forward)
     train_network = Network(
@@ -219,7 +226,7 @@ def ledger(
         history,
         tolerance,
         dtype_name(inner_dtype),
-        dtype_name(narrowest(training_state)),
+        training_dtype(training_state, autocasts),
     )
     check_gradients_add_up(result.residual - result.residuals.sum(0), result.residual_limit)
     return result

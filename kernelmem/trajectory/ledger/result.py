@@ -61,7 +61,7 @@ class Ledger(Result):
     history: Tensor | None = None  # (m, T, n, k): of every example in every step
     tolerance: float = 1e-12  # of the quadrature, for the whole run
     inner_dtype: str = "float64"  # narrowest type in which the model computes, whatever the type of its parameters
-    training_dtype: str = "float64"  # narrowest type of the trained parameters
+    training_dtype: str = "float64"  # narrowest type in which training computed: of its parameters, or of autocast
 
     @property
     def closed(self) -> bool:
@@ -243,6 +243,8 @@ class Ledger(Result):
             lines.append(f"cancellation: sum of |contributions| / |sum| = {median:.1f} (median)")
         if self.inner_dtype != "float64":
             lines.append(f"tolerance {self.tolerance:.1g}: the model computes in {self.inner_dtype} inside")
+        if self.training_dtype not in ("float64", "float32"):
+            lines.append(f"rounding includes that of gradients and weights in {self.training_dtype} during training")
         return "\n".join(lines + self.open_terms())
 
 

@@ -15,8 +15,7 @@ from torch.autograd import forward_ad
 
 from kernelmem.core.batches import Rows
 from kernelmem.core.errors import VerificationError
-from kernelmem.recording.gradient_check import Forward, random_state
-from kernelmem.recording.replay import set_modes
+from kernelmem.recording.replay import Forward, random_state, set_modes
 from kernelmem.tangents.capture import Capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian
 from kernelmem.tangents.derivatives.jvp import Linearized, differentiable_kernels, load_dual_rules

@@ -68,18 +68,6 @@ def test_hooks_that_only_look_are_called_by_the_training_loop(lab):
     assert len(seen) == 4
 
 
-def test_autocast_is_refused_by_name(lab):
-    model = lab.network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
-        index, x, y = lab.batch(0)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = model(x)
-        F.cross_entropy(outputs.float(), y).backward()
-        with pytest.raises(InputError, match=r"step 0, whose forward pass ran under torch.autocast"):
-            recorder.step(index, x, y)
-
-
 def test_accumulation_with_dropout_is_refused_by_name(lab):
     model = lab.network(dropout=0.5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

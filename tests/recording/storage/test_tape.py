@@ -63,7 +63,7 @@ def alter(directory, *statements):
 def test_returns_what_was_appended(directory):
     tape = Tape(directory)
     assert len(tape) == 4
-    assert tape.meta == {**META, "format": 3}
+    assert tape.meta == {**META, "format": 4}
     for index in range(4):
         read, written = tape.step(index), made_up_step(index)
         for field in fields(Step):
@@ -239,6 +239,6 @@ def test_files_that_are_not_tapes_are_refused(tmp_path, directory):
 
 
 def test_a_later_format_is_refused(directory):
-    alter(directory, "UPDATE meta SET value = '4' WHERE key = 'format'")
-    with pytest.raises(InputError, match=r"Got .*tape.sqlite in format 4; expected format 3 .*. Hint: upgrade"):
+    alter(directory, "UPDATE meta SET value = '5' WHERE key = 'format'")
+    with pytest.raises(InputError, match=r"Got .*tape.sqlite in format 5; expected format 4 .*. Hint: upgrade"):
         Tape(directory)

@@ -105,14 +105,16 @@ def test_recording_does_not_change_the_training_and_the_ledger_explains_it(lab, 
     assert float((account.final - account.initial).abs().max()) > 1e-3
 
 
-def test_the_whole_module_float32_dropout_and_replay(lab):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_whole_module_float32_dropout_and_replay(lab, precision):
     dataset = Indexed(Subset(TensorDataset(data().tensors[0].float(), data().tensors[1]), range(19, 4, -1)))
     module = Classifier(lab.network(dropout=0.4))
     recorder = LightningRecorder(lab.directory / "run", loss="cross_entropy", keep=100)
-    fit(module, recorder, dataset=dataset, precision="32-true")
+    fit(module, recorder, dataset=dataset, precision=precision)
     run = Run.open(lab.directory / "run")
     run.verify()
     assert run.parameters[0] == "net.0.weight"
+    assert {step.autocast for step in run.steps} == {"bfloat16" if precision == "bf16-mixed" else None}
     assert torch.cat([step.examples for step in run.steps]).unique().tolist() == list(range(5, 20))
     assert all(step.random is not None for step in run.steps)
     *_, (_, weights) = replay(run, Classifier(lab.network(dropout=0.4)))
@@ -160,14 +162,14 @@ def squared(f, y):
     [
         (Manual, {}, "manual optimization.*automatic_optimization=True.*Recorder"),
         (TwoOptimizers, {}, "manual optimization"),
-        (Classifier, {"precision": "bf16-mixed"}, "precision bf16-mixed"),
+        (Classifier, {"precision": "16-true"}, "precision 16-true"),
         (Classifier, {"dataset": data()}, r"a batch of type list and length 2; expected \(index, x, y\)"),
         (lambda net: Classifier(net, loss=squared), {}, "largest mismatch"),
         (Classifier, {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}, "largest mismatch"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused(lab, make, options, words):
-    dtype = torch.float32 if "bf16" in str(options) else torch.float64
+    dtype = torch.float32 if "16" in str(options) else torch.float64
     module = make(lab.network(dtype))
     with pytest.raises(InputError, match=words):
         fit(module, LightningRecorder(lab.directory / "run", loss="cross_entropy"), **options)
