@@ -9,6 +9,7 @@ from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_count, as_flag, check_callable, check_model
 from kernelmem.core.errors import InputError, VerificationError
 from kernelmem.core.models import copy_module
+from kernelmem.core.models.float32 import float32_products, with_float32_products
 from kernelmem.recording.gradient_check import batch_gradient, call_model
 from kernelmem.recording.run import Run, check_run
 from kernelmem.recording.step_checks.precision import Precision
@@ -159,7 +160,8 @@ def _repeat_step(
     batch = RecordedBatch(step.examples, x, y, sample_weight).to(device)
     autocast = None if step.autocast is None else getattr(torch, step.autocast)
     forward_random_state = None if step.random is None else torch.frombuffer(bytearray(step.random), dtype=torch.uint8)
-    with random_state(forward_random_state, device):
+    products = run.meta.get("float32_products", float32_products())  # of TF32 on CUDA, as in the recording
+    with random_state(forward_random_state, device), with_float32_products(products):
         gradients = batch_gradient(
             lambda rows: forward(model, rows),
             {name: parameters[name] for name in parameters if name in trained_names},

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
+from kernelmem.core.models.float32 import full_float32
+
 __all__ = [
     "GLOBAL_STATE",
     "exclusive",
@@ -42,10 +44,12 @@ def unwrapped(tensor: Tensor) -> Tensor:
 def standard_modes() -> Iterator[None]:
     """Leave the caller's inference mode and autocast inside a ``with`` block or a decorated function.
 
-    In inference mode nothing can be differentiated; autocast would compute products in half precision.
+    In inference mode nothing can be differentiated; autocast would compute products in half precision, and TF32 (which
+    torch allows in convolutions on CUDA) with errors of 1e-3.
     """
     accelerator = torch.accelerator.current_accelerator()
     with ExitStack() as stack:
+        stack.enter_context(full_float32)
         stack.enter_context(torch.inference_mode(False))
         for device_type in {"cpu", "cpu" if accelerator is None else accelerator.type}:
             if torch.is_autocast_enabled(device_type):

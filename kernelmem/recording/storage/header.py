@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_flag, as_number, check_callable, check_choice, check_instance, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.models.float32 import float32_products
 from kernelmem.core.result_files import decode
 from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
@@ -19,6 +20,7 @@ from kernelmem.training.losses import REDUCTIONS, Loss, loss_name
 Header: TypeAlias = dict[str, Any]
 """JSON values that describe the whole run."""
 
+Products: TypeAlias = Literal["ieee", "tf32", "bf16", "none"]
 HEADER_TYPES = {
     "reduction": Literal["mean", "sum"],
     "defaults": dict[str, Any],
@@ -28,10 +30,11 @@ HEADER_TYPES = {
     "threads": int,
     "device": str,
     "device_name": str,
+    "float32_products": tuple[Products, Products, Products],
     **dict.fromkeys(("optimizer", "loss", "initial", "torch"), str),
     **dict.fromkeys(("parameters", "buffers"), list[tuple[str, list[int], str]]),
 }
-ADDED_LATER = ("forward", "threads", "device", "device_name")
+ADDED_LATER = ("forward", "threads", "device", "device_name", "float32_products")
 NO_DEVICES = ("meta", "mps")  # without values; without float64, in which gradients are compared
 FIXED_ON_RESUME = ("device", "optimizer", "loss", "forward", "reduction", "parameters", "buffers", "keep")
 
@@ -68,6 +71,7 @@ def run_header(
         "threads": torch.get_num_threads(),
         "device": device.type,
         "device_name": _device_name(device),
+        "float32_products": float32_products(),
     }
 
 
