@@ -2,10 +2,11 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 OUT ?= out/audit
+DEVICE ?= cpu
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: audit test test-portable lint soak benchmarks clean
+.PHONY: audit test test-portable lint soak device benchmarks clean
 
 audit: .venv/.installed
 	$(BIN)/kernelmem audit --out $(OUT) --overwrite $(ARGS)
@@ -26,6 +27,10 @@ lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+# The script needs the checkout and the installed dependencies only: python3 -m experiments.device --device cuda
+device: .venv/.tested
+	$(BIN)/python -m experiments.device --device $(DEVICE) $(ARGS)
 
 benchmarks: .venv/.tested
 	$(BIN)/python -m experiments.benchmarks $(ARGS)

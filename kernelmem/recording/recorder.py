@@ -292,8 +292,8 @@ class Recorder:
 
     def _skip_step(self, tape: Tape, scaling: LossScaling) -> None:
         """Let the scaler skip a step, and check that it does."""
-        with self._step_guard.open():  # a fused optimizer skips the step by itself
-            scaling.take_step(self._optimizer)
+        with self._step_guard.open():
+            scaling.skip_step(self._optimizer)
         self._skip_changed_buffers |= self._buffers_differ(self._current_state(tape))
         self._observer.clear()
 

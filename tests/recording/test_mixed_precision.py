@@ -105,6 +105,22 @@ def test_buffers_of_a_skipped_pass_make_the_next_step_inexact(lab, norm):
     assert sum(1 for _ in replay(run, lab.network(norm=norm, dropout=0.3))) == 6
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skipped_first_step_of_fused_momentum_is_refused_because_torch_reads_unwritten_memory(lab, fused):
+    model = lab.network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024)
+    with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
+        if fused:
+            with pytest.raises(InputError, match="momentum buffers that were never written"):
+                train(lab, model, optimizer, recorder, scaler=scaler, overflow=(0,), steps=1)
+            assert all(state["momentum_buffer"] is None for state in optimizer.state.values())
+            scaler.update()
+        _, taken = train(lab, model, optimizer, recorder, scaler=scaler, overflow=() if fused else (0,), steps=3)
+    assert taken == [fused, True, True]
+    assert ledger(Run.open(lab.directory / "run"), lab.network(), lab.batch(9)[1]).closed
+
+
 def test_a_disabled_scaler_is_none(lab):
     model = lab.network()
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)

@@ -26,7 +26,9 @@ class Engine(Protocol):
     def outputs(self, x: Tensor) -> Tensor: ...
 
 
-def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> EnsembleTask:
+def problem(
+    rows: int, batch_size: int | None, dtype: torch.dtype, device: torch.device | str | None = None
+) -> EnsembleTask:
     """Return WIDTHS times SEEDS networks on the digits; each seed has other rows, labels (20 % wrong), and order."""
     data = digits(n_train=1000, seed=0)
     x, x_test = (data.x_train - 0.3) * 2, (data.x_test - 0.3) * 2
@@ -37,21 +39,21 @@ def problem(rows: int, batch_size: int | None, dtype: torch.dtype) -> EnsembleTa
         labels[: rows // 5] = (labels[: rows // 5] + 1) % 10
         members += [Member(width, chosen, labels, 100 + seed, seed) for width in WIDTHS]
     recipe = Recipe(lr=0.01, batch_size=batch_size, steps=10**6)
-    options = EnsembleOptions(dtype=dtype, n_classes=10)
+    options = EnsembleOptions(dtype=dtype, device=device, n_classes=10)
     return as_task(members, x, test=(x_test, data.y_test), recipe=recipe, options=options)
 
 
 def _batches(task: EnsembleTask) -> list[list[Tensor]]:
     """Return for each member the positions of its rows in each of DRAWN steps."""
     return [
-        list(BatchOrder(m.order_seed, len(rows), task.recipe.batch_size).take(DRAWN))
+        list(BatchOrder(m.order_seed, len(rows), task.recipe.batch_size).take(DRAWN).to(task.x.device))
         for m, rows in zip(task.members, task.rows, strict=True)
     ]
 
 
 def _models(task: EnsembleTask) -> list[nn.Module]:
     d = task.x.shape[1]
-    return [mlp(d, member.width, task.C, seed=member.init_seed).to(task.x.dtype) for member in task.members]
+    return [mlp(d, member.width, task.C, seed=member.init_seed).to(task.x) for member in task.members]
 
 
 class Loop:
@@ -101,7 +103,7 @@ class ByWidth:
         for at, model, stacked, rows, labels, positions, optimizer in self.groups:
             x, y = rows, labels
             if self.task.recipe.batch_size is not None:
-                picked, nets = positions[self.t % DRAWN], torch.arange(len(at)).unsqueeze(1)
+                picked, nets = positions[self.t % DRAWN], torch.arange(len(at), device=rows.device).unsqueeze(1)
                 x, y = x[nets, picked], y[nets, picked]
 
             def loss(values: dict[str, Tensor], x: Tensor, y: Tensor, model: nn.Module = model) -> Tensor:
@@ -113,7 +115,7 @@ class ByWidth:
         self.t += 1
 
     def outputs(self, x: Tensor) -> Tensor:
-        outputs = torch.empty(len(self.task.members), len(x), self.task.C, dtype=x.dtype)
+        outputs = torch.empty(len(self.task.members), len(x), self.task.C, dtype=x.dtype, device=x.device)
         for at, model, stacked, *_ in self.groups:
             outputs[at] = vmap(lambda values, model=model: functional_call(model, values, (x,)))(stacked)
         return outputs
@@ -125,7 +127,7 @@ class Padded:
     def __init__(self, task: EnsembleTask) -> None:
         models, width = _models(task), max(WIDTHS)
         M, d, C = len(models), task.x.shape[1], task.C
-        options = {"dtype": task.x.dtype}
+        options = {"dtype": task.x.dtype, "device": task.x.device}
         self.W1, self.b1 = torch.zeros(M, d, width, **options), torch.zeros(M, 1, width, **options)
         self.W2, self.b2 = torch.zeros(M, width, C, **options), torch.zeros(M, 1, C, **options)
         for k, model in enumerate(models):
@@ -137,7 +139,11 @@ class Padded:
         self.x = torch.stack([task.x[rows] for rows in task.rows])
         self.y = torch.stack(task.targets)
         self.positions = [torch.stack(step) for step in zip(*_batches(task), strict=True)]
-        self.nets, self.full, self.t = torch.arange(M).unsqueeze(1), task.recipe.batch_size is None, 0
+        self.nets, self.full, self.t = (
+            torch.arange(M, device=self.x.device).unsqueeze(1),
+            task.recipe.batch_size is None,
+            0,
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.b2, torch.baddbmm(self.b1, x, self.W1).relu(), self.W2)

@@ -25,6 +25,25 @@ class LossScaling:
         else:
             self.scaler.step(optimizer)
 
+    def skip_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the scaler skip the step of the optimizer, because a gradient is not finite.
+
+        Raises:
+            InputError: the skipped step has left momentum buffers that were never written. They are removed again.
+        """
+        had_momentum = any(state.get("momentum_buffer") is not None for state in optimizer.state.values())
+        self.take_step(optimizer)  # a fused optimizer skips it by itself
+        states = [state for state in optimizer.state.values() if state.get("momentum_buffer") is not None]
+        if states and not had_momentum:
+            for state in states:
+                state["momentum_buffer"] = None
+            raise InputError(
+                f"a first step of a fused {type(optimizer).__name__} with momentum that the scaler skips, after which torch"
+                " uses momentum buffers that were never written",
+                expected="fused=False, or finite gradients in the first step",
+                hint="make the optimizer without fused=True, or the GradScaler with a smaller init_scale",
+            )
+
 
 def unscale(scaler: GradScaler | None, optimizer: torch.optim.Optimizer) -> LossScaling:
     """Divide the gradients of the optimizer by the scale, unless the caller has done so, and check that they are finite.
