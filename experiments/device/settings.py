@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import kernelmem
-from kernelmem.core.models.float32 import with_float32_products
+from kernelmem.core.models import with_float32_products
 
 __all__ = ["Sizes", "describe", "deterministic_convolutions", "median_seconds", "peak_bytes", "reset_peak", "tf32"]
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_count, as_flag, check_callable, check_model
 from kernelmem.core.errors import InputError, VerificationError
-from kernelmem.core.models import copy_module
-from kernelmem.core.models.float32 import float32_products, with_float32_products
+from kernelmem.core.models import copy_module, float32_products, with_float32_products
 from kernelmem.recording.gradient_check import batch_gradient, call_model
 from kernelmem.recording.run import Run, check_run
 from kernelmem.recording.step_checks.precision import Precision
