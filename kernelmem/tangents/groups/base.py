@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from kernelmem.tangents.capture import ParameterUse, UseKey
+from kernelmem.tangents.groups.float32 import product
 from kernelmem.tangents.groups.gemm import add_gram
 
 Combine = Literal["sum", "diagonal", "full"]
@@ -134,4 +135,4 @@ def add_explicit(out: Tensor, left: Tensor, right: Tensor, combine: Combine, *, 
         if flat_out is not None:
             add_gram(flat_out, left.flatten(0, 1), right.flatten(0, 1), symmetric=symmetric)
         else:
-            out += (left.flatten(0, 1) @ right.flatten(0, 1).T).view(n, k, m, k)
+            out += product(left.flatten(0, 1), right.flatten(0, 1)).view(n, k, m, k)

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
+from kernelmem.tangents.groups.float32 import product, uses_onednn
+
 SMALLEST_BLOCK = 64  # rows; smaller products do not run at full speed
+PRODUCT_NUMBERS = 2**22  # largest product that is stored before it is added
 
 
 def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
@@ -31,7 +33,17 @@ def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> No
     With ``symmetric`` only blocks that contain the diagonal or lie above it are computed.
     """
     for start, stop, first_column in row_blocks(len(left), symmetric=symmetric):
-        out[start:stop, first_column:].addmm_(left[start:stop], right[first_column:].T)
+        add_product(out[start:stop, first_column:], left[start:stop], right[first_column:])
+
+
+def add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left`` (n, p) times the transpose of ``right`` (m, p) to ``out`` (n, m) in place."""
+    if not uses_onednn(left, right):
+        out.addmm_(left, right.T)
+        return
+    step = max(1, PRODUCT_NUMBERS // max(1, len(right)))  # oneDNN does not add in place
+    for i in range(0, len(left), step):
+        out[i : i + step] += product(left[i : i + step], right)
 
 
 def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:
@@ -44,5 +56,5 @@ def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, 
         blocks = [(i, min(i + 256, len(left)), 0) for i in range(0, len(left), 256)]
     for start, stop, first_column in blocks:
         out[start:stop, first_column:].addcmul_(
-            torch.mm(left[start:stop], right[first_column:].T), scale[start:stop, first_column:]
+            product(left[start:stop], right[first_column:]), scale[start:stop, first_column:]
         )

@@ -23,6 +23,7 @@ from kernelmem.tangents.groups.base import (
     UseGradients,
     add_explicit,
 )
+from kernelmem.tangents.groups.float32 import product
 from kernelmem.tangents.groups.gemm import add_gram, add_scaled_gram
 
 N_PROBES = 4  # random matrices along which sums of outer products are compared
@@ -219,7 +220,7 @@ class VectorGroup(FactoredGroup):
                 rows = left[i : i + step].flatten(0, 1)
                 for j in range(i if symmetric else 0, m, width):
                     columns = slice(j * k, (j + width) * k)
-                    block = torch.mm(rows, right[j : j + width].flatten(0, 1).T).view(-1, k, min(width, m - j) * k)
+                    block = product(rows, right[j : j + width].flatten(0, 1)).view(-1, k, min(width, m - j) * k)
                     flat_out[i : i + step, :, columns].addcmul_(block, scale[i : i + step, None, columns])
 
 
@@ -256,8 +257,10 @@ class TokenGroup(FactoredGroup):
         step = max(1, 2**22 // (S * S * m))
         for i in range(0, n, step):
             first = i if symmetric else 0
-            token_products = x["activations"][i : i + step].flatten(0, 1) @ y["activations"][first:].flatten(0, 1).T
-            token_products *= x["gradients"][i : i + step].flatten(0, 1) @ y["gradients"][first:].flatten(0, 1).T
+            token_products = product(
+                x["activations"][i : i + step].flatten(0, 1), y["activations"][first:].flatten(0, 1)
+            )
+            token_products *= product(x["gradients"][i : i + step].flatten(0, 1), y["gradients"][first:].flatten(0, 1))
             out[i : i + step, first:] += token_products.view(-1, S, m - first, S).sum((1, 3))
 
 
