@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from kernelmem.kernel_machines import compare_kernel_machines as compare_kernel_machines
     from kernelmem.kernel_machines import fidelity as fidelity
     from kernelmem.kernel_machines import leave_one_out as leave_one_out
+    from kernelmem.kernels import KernelStore as KernelStore
     from kernelmem.kernels import alignment as alignment
     from kernelmem.kernels import centered_alignment as centered_alignment
     from kernelmem.kernels import infinite_nngp as infinite_nngp
@@ -117,7 +118,7 @@ _NAMES = {
     "core": "FileCorruptError InputError KernelmemError NumericalError UnsupportedModelError VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
     "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",
-    "kernels": "alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
+    "kernels": "KernelStore alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
     "ntk ntk_operator ntk_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
     "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate QLD Retraining Score "

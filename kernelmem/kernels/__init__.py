@@ -6,6 +6,7 @@ reference      the slow definition that the fast code is compared with
 verification   a few rows of a kernel, compared with the definition before a long run
 infinite       kernels of infinitely wide fully connected networks, in closed form
 spectrum       eigenvalues: condition, effective dimension, decay
+store          a kernel matrix in a file, larger than memory if need be
 alignment      similarity and distance of two kernels, or of a kernel and labels
 """
 
@@ -26,4 +27,5 @@ from kernelmem.kernels.operator import ntk_operator as ntk_operator
 from kernelmem.kernels.spectrum import PowerLaw as PowerLaw
 from kernelmem.kernels.spectrum import Spectrum as Spectrum
 from kernelmem.kernels.spectrum import spectrum as spectrum
+from kernelmem.kernels.store import KernelStore as KernelStore
 from kernelmem.tangents.engine.plan import Plan as Plan

@@ -1,0 +1,10 @@
+"""Kernel matrices in files: tiles that survive interruptions and are checked when they are read.
+
+store         the kernel in one SQLite file: writing, streamed reading, verification
+tiles         the table of tiles, with their hashes
+layout        shape, dtype, tiles and facts
+database      connections to the file
+writer_lock   one writer at a time
+"""
+
+from kernelmem.kernels.store.store import KernelStore as KernelStore
