@@ -19,8 +19,8 @@ from kernelmem.auditing.schema import (
     write_report_files,
 )
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes, reason
-from kernelmem.core.result_files import Result, check_consistent
+from kernelmem.core.files.hashed_files import READ_ERRORS, check_json, load_json, read_bytes, reason
+from kernelmem.core.files.result_files import Result, check_consistent
 
 if TYPE_CHECKING:
     import pandas

@@ -94,8 +94,8 @@ class CompressCommand:
 
     def _open(self) -> None:
         from kernelmem.compression import open_card
-        from kernelmem.core.atomic_files import write_file
         from kernelmem.core.errors import InputError, printable
+        from kernelmem.core.files.atomic_files import write_file
 
         if self.card is None:
             raise InputError("open without a card", expected="a file", hint="pass kernelmem compress open card.km")
@@ -142,9 +142,9 @@ class CompressCommand:
 
     def _check_output(self, path: Path, option: str) -> None:
         """Raise an InputError if the file exists and is not to be replaced, or cannot be written."""
-        from kernelmem.core.atomic_files import check_directory
         from kernelmem.core.checks import as_path
         from kernelmem.core.errors import InputError
+        from kernelmem.core.files.atomic_files import check_directory
 
         as_path(path, option)
         check_directory(path.parent)

@@ -44,8 +44,8 @@ class DescentCommand:
 
     def run(self) -> None:
         """Run the experiments and print their summaries."""
-        from kernelmem.core.atomic_files import check_directory
         from kernelmem.core.errors import InputError
+        from kernelmem.core.files.atomic_files import check_directory
         from kernelmem.double_descent.presets.digits import KINDS
 
         base_directory = Path("out/descent") if self.out is None else self.out

@@ -118,7 +118,7 @@ def _kind(path: Path) -> str | None:
         FileCorruptError: the file cannot be read, or its hash is missing or differs.
     """
     from kernelmem.core.errors import FileCorruptError
-    from kernelmem.core.hashed_files import READ_ERRORS, WRITER, load_safetensors, read_bytes, reason
+    from kernelmem.core.files.hashed_files import READ_ERRORS, WRITER, load_safetensors, read_bytes, reason
 
     try:
         _, metadata = load_safetensors(read_bytes(path))

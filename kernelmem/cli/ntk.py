@@ -48,9 +48,9 @@ class NtkCommand:
 
         from kernelmem.cli.model_factory import build_model
         from kernelmem.cli.options import as_device
-        from kernelmem.core.atomic_files import write_file
         from kernelmem.core.errors import InputError
-        from kernelmem.core.weight_files import fit_weights, load_weights
+        from kernelmem.core.files.atomic_files import write_file
+        from kernelmem.core.files.weight_files import fit_weights, load_weights
         from kernelmem.kernels.ntk import ntk, ntk_plan
         from kernelmem.training.datasets import read_arrays
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 MAX_ROWS = 10**9
 MAX_BITS = 1e15

@@ -5,16 +5,10 @@ checks          arrays, labels, kernels, numbers and seeds that users pass in
 batches         model inputs (tensor, dict, tuple, Dataset, DataLoader) as rows
 options         memory limits and progress
 symmetry        asymmetry and symmetric part of a matrix
-result_files    the mixin of every result class, and its files
-atomic_files    files that are whole or absent
-weight_files    model weights, loaded without running code
+files           files that are whole or absent, results, weights loaded without running code
 models          private copies of models, how they are run; the only import of torch.func
 """
 
-from kernelmem.core.atomic_files import array_sha256 as array_sha256
-from kernelmem.core.atomic_files import check_directory as check_directory
-from kernelmem.core.atomic_files import write_file as write_file
-from kernelmem.core.atomic_files import write_files as write_files
 from kernelmem.core.batches import Batch as Batch
 from kernelmem.core.batches import Forward as Forward
 from kernelmem.core.batches import Rows as Rows
@@ -27,7 +21,11 @@ from kernelmem.core.errors import KernelmemError as KernelmemError
 from kernelmem.core.errors import NumericalError as NumericalError
 from kernelmem.core.errors import UnsupportedModelError as UnsupportedModelError
 from kernelmem.core.errors import VerificationError as VerificationError
+from kernelmem.core.files import Result as Result
+from kernelmem.core.files import array_sha256 as array_sha256
+from kernelmem.core.files import check_directory as check_directory
+from kernelmem.core.files import fit_weights as fit_weights
+from kernelmem.core.files import load_weights as load_weights
+from kernelmem.core.files import write_file as write_file
+from kernelmem.core.files import write_files as write_files
 from kernelmem.core.options import Progress as Progress
-from kernelmem.core.result_files import Result as Result
-from kernelmem.core.weight_files import fit_weights as fit_weights
-from kernelmem.core.weight_files import load_weights as load_weights

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel, as_tensor
 from kernelmem.core.checks.arrays import MAX_ENTRY, MIN_ENTRY
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 EPS64 = torch.finfo(torch.float64).eps
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_square_kernel
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas

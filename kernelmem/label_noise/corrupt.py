@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_number, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.label_noise import sampling, transition_matrices
 
 KINDS = ("symmetric", "uniform", "pair", "confusable", "matrix", "instance")

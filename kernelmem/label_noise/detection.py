@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import auroc_from_midranks, auroc_interval, auroc_standard_error
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_number, check_instance, describe
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.kernel_machines import LeaveOneOut
 from kernelmem.memorization import training_dynamics
 from kernelmem.memorization.leave_one_out import (

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from kernelmem.core.atomic_files import check_directory
 from kernelmem.core.batches import Batch, Forward
 from kernelmem.core.checks import ArrayLike, as_path
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.atomic_files import check_directory
 from kernelmem.recording.averaging import AverageTracker
 from kernelmem.recording.gradient_check import GradientCheck, call_model
 from kernelmem.recording.resume import last_complete_checkpoint, matches_last_step

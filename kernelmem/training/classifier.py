@@ -10,8 +10,8 @@ from torch.nn.parameter import is_lazy
 from kernelmem.core.batches import as_rows, check_outputs
 from kernelmem.core.checks import as_count, as_labels, as_number, as_seed, as_tensor, check_model
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import Progress, as_progress
-from kernelmem.core.result_files import Result
 from kernelmem.training.batching import batch_sizes, in_dtype, shuffled
 from kernelmem.training.loop import train_epochs
 from kernelmem.training.losses import class_outputs

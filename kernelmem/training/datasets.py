@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_array, as_count, as_labels, as_path, as_tensor, as_text, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError, printable
-from kernelmem.core.hashed_files import READ_ERRORS, read_bytes, reason
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.hashed_files import READ_ERRORS, read_bytes, reason
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ import torch
 
 from kernelmem.core.checks import as_path
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.hashed_files import read_bytes
+from kernelmem.core.files.hashed_files import read_bytes
 from kernelmem.training.datasets import LabeledData
 
 SIDE, CHANNELS = 32, 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernelmem
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kernelmem"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.auditing.schema import ROWS_NPZ
-from kernelmem.core.hashed_files import hashed_json
+from kernelmem.core.files.hashed_files import hashed_json
 from tests.auditing.sample_documents import build
 from tests.damaged_files import damaged_bytes, damaged_json
 from tests.profiles import examples

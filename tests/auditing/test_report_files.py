@@ -10,9 +10,9 @@ import kernelmem as km
 from kernelmem.auditing import AuditOptions
 from kernelmem.auditing.result import Audit, write_report
 from kernelmem.auditing.schema import ROWS_CSV, ROWS_NPZ, read_document
-from kernelmem.core import atomic_files
-from kernelmem.core.atomic_files import file_sha256
 from kernelmem.core.errors import FileCorruptError, InputError
+from kernelmem.core.files import atomic_files
+from kernelmem.core.files.atomic_files import file_sha256
 from tests.auditing.sample_documents import build
 
 

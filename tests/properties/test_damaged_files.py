@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import kernelmem as km
-from kernelmem.core.hashed_files import hashed_safetensors, load_safetensors
-from kernelmem.core.weight_files import load_weights, weights_bytes
+from kernelmem.core.files.hashed_files import hashed_safetensors, load_safetensors
+from kernelmem.core.files.weight_files import load_weights, weights_bytes
 from kernelmem.double_descent.sweeps.jobs import METRICS, read_chunk, write_chunk
 from kernelmem.kernel_machines.equivalence.fidelity import fidelity
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out

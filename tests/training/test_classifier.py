@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.weight_files import weights_sha256
+from kernelmem.core.files.weight_files import weights_sha256
 from kernelmem.training.classifier import Training, train_classifier
 from kernelmem.training.mlp import Standardize, standardized_mlp
 

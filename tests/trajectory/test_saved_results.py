@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.trajectory import (
     DomingosKernelMachine,
     ExactKernelMachine,

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from kernelmem.auditing.data_checks.inputs import AuditInputs
 from kernelmem.auditing.schema import DataIdentity, Duplicates, ModelIdentity
-from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import printable
-from kernelmem.core.weight_files import weights_sha256
+from kernelmem.core.files.atomic_files import array_sha256
+from kernelmem.core.files.weight_files import weights_sha256
 from kernelmem.training.datasets import LabeledData
 
 

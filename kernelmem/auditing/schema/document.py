@@ -9,7 +9,7 @@ from kernelmem.auditing.schema.checks import Gate, KernelFidelity, Power
 from kernelmem.auditing.schema.compression import Compression
 from kernelmem.auditing.schema.files import read_json_document
 from kernelmem.auditing.schema.identity import Context, DataIdentity, ModelIdentity
-from kernelmem.core.hashed_files import hashed_json
+from kernelmem.core.files.hashed_files import hashed_json
 from kernelmem.statistics import Interval
 
 # Version 2 held the arrays per row, and counted rows by the NTK surrogate; 3 had no bits of the labels (compression,

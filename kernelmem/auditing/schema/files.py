@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from kernelmem.core.atomic_files import check_directory, file_sha256, write_files
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.hashed_files import READ_ERRORS, check_json, load_json, read_bytes, reason
-from kernelmem.core.result_files import decode
+from kernelmem.core.files.atomic_files import check_directory, file_sha256, write_files
+from kernelmem.core.files.hashed_files import READ_ERRORS, check_json, load_json, read_bytes, reason
+from kernelmem.core.files.result_files import decode
 
 JSON_NAME, REPORT = "audit.json", "audit.html"
 READERS = {"": "kernelmem.Audit.load", "text": "kernelmem.TextAudit.load"}  # by the kind of the audit

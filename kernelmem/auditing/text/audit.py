@@ -28,8 +28,8 @@ from kernelmem.auditing.text.schema import (
 )
 from kernelmem.core.checks import as_list, check_instance, seed_sequence
 from kernelmem.core.errors import InputError, printable
+from kernelmem.core.files.weight_files import weights_sha256
 from kernelmem.core.options import MEMORY, Progress, as_progress
-from kernelmem.core.weight_files import weights_sha256
 from kernelmem.text import Canaries, CausalLM, Documents, TokenLosses, as_documents, token_losses
 from kernelmem.text.canary.encoding import encode_text
 from kernelmem.text.documents import check_vocabulary

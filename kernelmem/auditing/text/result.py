@@ -17,8 +17,8 @@ from kernelmem.auditing.schema import (
     write_report_files,
 )
 from kernelmem.auditing.text.schema import KIND, TEXT_SCHEMA_VERSION, TextAuditDocument
-from kernelmem.core.hashed_files import READ_ERRORS, check_json, hashed_json, load_json
-from kernelmem.core.result_files import Result, check_consistent
+from kernelmem.core.files.hashed_files import READ_ERRORS, check_json, hashed_json, load_json
+from kernelmem.core.files.result_files import Result, check_consistent
 
 if TYPE_CHECKING:
     import pandas as pd

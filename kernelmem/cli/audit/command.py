@@ -103,7 +103,7 @@ class AuditCommand:
         from kernelmem.cli.options import as_device
         from kernelmem.core.checks import seed_sequence
         from kernelmem.core.errors import printable
-        from kernelmem.core.weight_files import weights_bytes
+        from kernelmem.core.files.weight_files import weights_bytes
 
         device = as_device(self.device)
         self._check_options()  # before minutes of training, not after
@@ -246,7 +246,7 @@ class AuditCommand:
     def _load(self, model: "nn.Module", files: dict[str, bytes]) -> str:
         """Load the weights into the model, keep those of an older report, and return a description of the training."""
         from kernelmem.core.errors import printable
-        from kernelmem.core.weight_files import fit_weights, load_weights, without_prefix
+        from kernelmem.core.files.weight_files import fit_weights, load_weights, without_prefix
 
         assert self.weights is not None
         state = without_prefix(load_weights(self.weights, key=self.weights_key), model)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kernelmem.core.errors import InputError
-from kernelmem.core.hashed_files import read_bytes, reason
+from kernelmem.core.files.hashed_files import read_bytes, reason
 
 BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")  # whitespace on a line makes it blank, too
 FORMATS = (".txt", ".jsonl")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.compression.accounting.calibration import noise_entropy
 from kernelmem.core.checks import ArrayLike
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kernelmem.core.hashed_files import load_json, read_bytes
-from kernelmem.core.result_files import decode
+from kernelmem.core.files.hashed_files import load_json, read_bytes
+from kernelmem.core.files.result_files import decode
 
 MAGIC = b"kernelmem card 1\n"
 PREFIX = len(MAGIC) + 32 + 4

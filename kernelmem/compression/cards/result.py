@@ -23,7 +23,7 @@ from kernelmem.compression.certificates import (
 from kernelmem.core import ArrayLike, FileCorruptError, InputError, Result, write_file
 from kernelmem.core.checks import as_path, as_tensor
 from kernelmem.core.errors import printable
-from kernelmem.core.hashed_files import READ_ERRORS, reason
+from kernelmem.core.files.hashed_files import READ_ERRORS, reason
 
 if TYPE_CHECKING:
     import pandas as pd

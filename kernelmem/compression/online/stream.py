@@ -14,7 +14,7 @@ from kernelmem.compression.coder import SymbolDecoder, best_shift, encode_symbol
 from kernelmem.compression.online.options import MAX_CLASSES, OnlineOptions
 from kernelmem.core import FileCorruptError
 from kernelmem.core.checks import as_count, as_text
-from kernelmem.core.hashed_files import JSON, READ_ERRORS, load_json, reason
+from kernelmem.core.files.hashed_files import JSON, READ_ERRORS, load_json, reason
 
 SHIFTS = 128
 MAGIC = b"kmol\x01"

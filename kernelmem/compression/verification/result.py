@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

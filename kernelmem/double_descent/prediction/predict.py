@@ -43,8 +43,8 @@ from kernelmem.core.checks import (
     describe,
 )
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import MEMORY, Progress, as_progress
-from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.prediction.untrained_network import ExpectedErrors, UntrainedNetwork
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise

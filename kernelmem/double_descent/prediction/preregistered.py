@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kernelmem.core.atomic_files import check_directory, write_files
 from kernelmem.core.checks import as_count, as_seed, check_instance
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.atomic_files import check_directory, write_files
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import Progress
-from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.prediction.predict import Prediction, PredictionOptions, predict_curve
 from kernelmem.double_descent.prediction.score import PredictionScore, score_prediction

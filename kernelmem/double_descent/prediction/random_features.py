@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.sweeps.result import Sweep, as_json
 from kernelmem.double_descent.theory.kernel_ridge.curves import feature_curve
 from kernelmem.double_descent.theory.kernel_ridge.spectral_task import flip_noise, pool_task

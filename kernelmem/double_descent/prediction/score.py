@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_seed, as_tensor, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.prediction.predict import Prediction
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from kernelmem.core.atomic_files import check_directory, write_files
 from kernelmem.core.checks import seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.atomic_files import check_directory, write_files
 from kernelmem.core.options import Progress
 from kernelmem.double_descent.prediction.preregistered import PreregisteredPrediction, preregister
 from kernelmem.double_descent.prediction.random_features import feature_theory

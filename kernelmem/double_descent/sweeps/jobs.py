@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.errors import FileCorruptError, UnsupportedModelError
+from kernelmem.core.files.atomic_files import array_sha256
+from kernelmem.core.files.result_files import read_result, write_result
 from kernelmem.core.options import MEMORY, Progress, refresh_progress
-from kernelmem.core.result_files import read_result, write_result
 from kernelmem.double_descent.sweeps.options import Train
 from kernelmem.training.ensemble.members import EnsembleOptions, Member
 from kernelmem.training.ensemble.metrics import loss_and_error

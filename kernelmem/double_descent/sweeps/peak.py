@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from kernelmem.core.checks import ArrayLike, as_tensor, as_text
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

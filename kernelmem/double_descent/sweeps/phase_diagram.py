@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_number, check_instance, seed_sequence
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import Progress, as_progress
-from kernelmem.core.result_files import Result
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs
 from kernelmem.double_descent.sweeps.options import EXECUTION, MAX_SEEDS, Execution

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.sweeps.peak import MIN_SEEDS, Peak, mean_se, peak
 from kernelmem.double_descent.sweeps.threshold import Threshold, crossing
 

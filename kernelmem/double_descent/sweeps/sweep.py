@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kernelmem.core.atomic_files import check_directory
 from kernelmem.core.checks import as_count, as_number, as_seed, check_choice, check_instance, seed_sequence
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.atomic_files import check_directory
 from kernelmem.core.options import Progress, as_progress
 from kernelmem.double_descent.argument_checks import as_axis
 from kernelmem.double_descent.sweeps.jobs import METRICS, Job, run_jobs

@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from kernelmem.core.checks import ArrayLike, as_number, as_tensor, check_choice
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.sweeps.peak import mean_se
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_seed, as_tensor, check_callable, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.argument_checks import spawn_generators
 
 if TYPE_CHECKING:

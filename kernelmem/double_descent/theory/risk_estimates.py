@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_square_kernel
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.kernel_machines.model_selection.leave_one_out import leave_one_out
 
 

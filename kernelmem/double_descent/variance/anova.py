@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_names, as_tensor, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.variance.bias_variance import as_targets
 
 if TYPE_CHECKING:

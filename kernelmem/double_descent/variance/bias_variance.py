@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

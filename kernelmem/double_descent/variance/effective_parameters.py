@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_number, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 EPS = torch.finfo(torch.float64).eps
 

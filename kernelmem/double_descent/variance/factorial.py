@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_flag, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.variance.anova import FACTORS, VarianceComponents, variance_components
 
 if TYPE_CHECKING:

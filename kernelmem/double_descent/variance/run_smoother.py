@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows, named_leaves
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
-from kernelmem.core.result_files import Result
 from kernelmem.double_descent.variance.effective_parameters import EffectiveParameters, effective_parameters
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_tensor, check_kernel_range
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.training.losses import class_outputs
 
 

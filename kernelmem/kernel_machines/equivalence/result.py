@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.kernel_machines.equivalence.fidelity import fidelity
 from kernelmem.kernel_machines.equivalence.trajectory import KernelMovement
 

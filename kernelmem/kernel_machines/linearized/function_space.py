@@ -27,7 +27,7 @@ from kernelmem.core.checks import (
     describe,
 )
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.kernel_machines.solvers.factorization import EPS, eigensystem
 from kernelmem.kernel_machines.targets import as_targets
 

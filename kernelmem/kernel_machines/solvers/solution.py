@@ -6,7 +6,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from kernelmem.core.errors import NumericalError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 
 
 class Code(StrEnum):

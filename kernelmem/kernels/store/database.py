@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from kernelmem.core import hashed_files
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
+from kernelmem.core.files import hashed_files
 from kernelmem.kernels.store.layout import MAX_FACT_BYTES
 
 FORMAT = 1

@@ -10,7 +10,7 @@ import torch
 
 from kernelmem.core.checks import as_count, as_flag, as_float_dtype, check_instance, describe
 from kernelmem.core.errors import InputError
-from kernelmem.core.hashed_files import JSON
+from kernelmem.core.files.hashed_files import JSON
 
 MAX_TILES = 10**6
 MAX_TILE_BYTES = 2**29  # SQLite stores at most 1e9 bytes in a row

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.atomic_files import write_file
 from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_indices, as_path, as_tensor
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
-from kernelmem.core.hashed_files import JSON, load_json
+from kernelmem.core.files.atomic_files import write_file
+from kernelmem.core.files.hashed_files import JSON, load_json
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.kernels.store.database import FORMAT, PAGE_SIZE, SCHEMA, connect, translate_read_errors
 from kernelmem.kernels.store.layout import Index, Layout, as_facts, differences, facts_hash

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_seed
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.attribution.predictors import Attribution, SubsetPredictor, as_predictors
 from kernelmem.memorization.attribution.subset_outcomes import (
     RowSet,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import Progress
-from kernelmem.core.result_files import Result
 from kernelmem.memorization.attribution.predictors import as_attribution
 from kernelmem.memorization.attribution.subset_bank import DEFAULT_OPTIONS, as_training_data, train_on_subsets
 from kernelmem.memorization.output_statistics import label_statistic

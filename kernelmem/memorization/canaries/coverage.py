@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_list, as_tensor, describe
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.recording import Run
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_tensor, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.canaries.coverage import CanaryCoverage
 from kernelmem.statistics import as_level
 

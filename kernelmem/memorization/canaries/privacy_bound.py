@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kernelmem.core.checks import as_number
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import as_level
 
 if TYPE_CHECKING:

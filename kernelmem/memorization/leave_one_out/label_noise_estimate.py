@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_labels, as_square_kernel
 from kernelmem.core.errors import NumericalError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.kernel_machines import RidgeChoice, choose_ridge, leave_one_out
 from kernelmem.memorization.leave_one_out.noise_mixture import fit_mixture
 from kernelmem.memorization.score import Score

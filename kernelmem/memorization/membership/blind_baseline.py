@@ -9,7 +9,7 @@ import torch
 
 from kernelmem.core.checks import ArrayLike, as_count, as_tensor, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import Interval, as_level, auroc_interval
 
 if TYPE_CHECKING:

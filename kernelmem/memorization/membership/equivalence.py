@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_list, as_number
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.membership.rates import TprAtFpr, as_scored, roc
 from kernelmem.statistics import Interval, auroc, auroc_interval, mean_interval
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.membership.equivalence import Equivalence, equivalence_test
 from kernelmem.memorization.membership.rates import RESOLUTION, TprAtFpr, roc
 from kernelmem.statistics import Interval, clopper_pearson

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.membership.signals import MembershipOptions, as_signals, check_targets
 from kernelmem.memorization.output_statistics import Statistic, label_statistic
 from kernelmem.memorization.shadows import ShadowEnsemble

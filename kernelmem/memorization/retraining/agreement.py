@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_indices, as_number, as_seed
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import attenuation_corrected, spearman, spearman_brown, spearman_interval
 
 

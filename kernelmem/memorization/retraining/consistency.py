@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_list, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.retraining.differences import bounded_mean, check_estimable, finite_statistic
 from kernelmem.memorization.score import Score
 from kernelmem.memorization.shadows import ShadowEnsemble

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_seed, as_tensor, check_instance
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.output_statistics import Statistic
 from kernelmem.memorization.retraining.agreement import Agreement, as_row_numbers, split_half_reliability
 from kernelmem.memorization.retraining.agreement import agreement as compare

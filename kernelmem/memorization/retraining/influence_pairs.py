@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.retraining.differences import crossed_difference
 
 if TYPE_CHECKING:

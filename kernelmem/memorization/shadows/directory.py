@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kernelmem.core.atomic_files import check_directory, write_file
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.core.hashed_files import READ_ERRORS, check_json, hashed_json, load_json, read_bytes, reason
-from kernelmem.core.result_files import read_result, write_result
+from kernelmem.core.files.atomic_files import check_directory, write_file
+from kernelmem.core.files.hashed_files import READ_ERRORS, check_json, hashed_json, load_json, read_bytes, reason
+from kernelmem.core.files.result_files import read_result, write_result
 from kernelmem.memorization.shadows.identity import check_same_identity, record_sha256
 
 IDENTITY_FILE = "shadows.json"

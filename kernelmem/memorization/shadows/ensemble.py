@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_indices, as_labels, as_tensor
 from kernelmem.core.errors import InputError, NumericalError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.output_statistics import Statistic, label_statistic
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_labels, as_number, check_instance, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.memorization.training_dynamics.history import TrainingHistory
 from kernelmem.memorization.training_dynamics.output_scores import area_under_margin
 

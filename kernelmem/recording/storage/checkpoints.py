@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kernelmem.core.atomic_files import array_sha256, write_file
 from kernelmem.core.errors import FileCorruptError, InputError, UnsupportedModelError
-from kernelmem.core.hashed_files import READ_ERRORS, load_safetensors, read_bytes, reason
+from kernelmem.core.files.atomic_files import array_sha256, write_file
+from kernelmem.core.files.hashed_files import READ_ERRORS, load_safetensors, read_bytes, reason
 
 PREFIXES = ("model.", "averaged.")  # prefixes of tensor names in a checkpoint, in addition to "optimizer."
 

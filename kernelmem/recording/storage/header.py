@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Forward
 from kernelmem.core.checks import as_flag, as_number, check_callable, check_choice, check_instance, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.files.result_files import decode
 from kernelmem.core.models import float32_products
-from kernelmem.core.result_files import decode
 from kernelmem.recording.storage.checkpoints import state_sha256
 from kernelmem.recording.storage.param_groups import plain_defaults
 from kernelmem.training.losses import REDUCTIONS, Loss, loss_name

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelmem.core.batches import Tree, named_leaves
 from kernelmem.core.errors import InputError
-from kernelmem.core.hashed_files import load_json
+from kernelmem.core.files.hashed_files import load_json
 from kernelmem.recording.storage.npy import row_bytes, rows_from_bytes
 
 MAGIC = b"KMTREE1\n"  # .npy bytes begin with \x93NUMPY

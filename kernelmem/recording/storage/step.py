@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from kernelmem.core.hashed_files import load_json
-from kernelmem.core.result_files import decode
+from kernelmem.core.files.hashed_files import load_json
+from kernelmem.core.files.result_files import decode
 from kernelmem.recording.storage.npy import array_bytes, array_from_bytes
 from kernelmem.recording.storage.param_groups import ParamGroup
 

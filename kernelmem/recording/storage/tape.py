@@ -10,13 +10,13 @@ from typing import cast
 
 from torch import Tensor
 
-from kernelmem.core import hashed_files
-from kernelmem.core.atomic_files import write_file
 from kernelmem.core.batches import Tree
 from kernelmem.core.checks import as_path
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
-from kernelmem.core.hashed_files import load_json
-from kernelmem.core.result_files import decode
+from kernelmem.core.files import hashed_files
+from kernelmem.core.files.atomic_files import write_file
+from kernelmem.core.files.hashed_files import load_json
+from kernelmem.core.files.result_files import decode
 from kernelmem.recording.storage.average_log import Average, AverageLog
 from kernelmem.recording.storage.directory import open_database
 from kernelmem.recording.storage.header import Header

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import as_count
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.text.attribution.page import Part, render
 from kernelmem.text.attribution.shared_spans import SharedSpans
 

@@ -12,11 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.atomic_files import write_file
 from kernelmem.core.checks import as_count, as_list, as_text, describe, seed_sequence
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.hashed_files import READ_ERRORS, WRITER, check_json, hashed_json, load_json, read_bytes, reason
-from kernelmem.core.result_files import Result, check_consistent, decode
+from kernelmem.core.files.atomic_files import write_file
+from kernelmem.core.files.hashed_files import (
+    READ_ERRORS,
+    WRITER,
+    check_json,
+    hashed_json,
+    load_json,
+    read_bytes,
+    reason,
+)
+from kernelmem.core.files.result_files import Result, check_consistent, decode
 from kernelmem.text.canary.encoding import Encode, check_encode, encode_canaries, encode_text
 from kernelmem.text.canary.insertion import CanaryRows, insert_copies
 

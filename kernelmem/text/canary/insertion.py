@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_list, as_text, seed_sequence
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.text.canary.encoding import Encode, check_encode, encode_text
 
 if TYPE_CHECKING:

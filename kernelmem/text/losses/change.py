@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import as_count, check_choice
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import Interval, clopper_pearson, mean_interval
 
 if TYPE_CHECKING:

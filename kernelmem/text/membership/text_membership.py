@@ -19,8 +19,8 @@ from kernelmem.core.checks import (
     seed_sequence,
 )
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import MEMORY
-from kernelmem.core.result_files import Result
 from kernelmem.memorization.membership.rates import RESOLUTION, TprAtFpr, roc
 from kernelmem.statistics import Interval, as_level, auroc_interval
 from kernelmem.text.documents import Documents, as_documents

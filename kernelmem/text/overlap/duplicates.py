@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import as_count
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import MEMORY
-from kernelmem.core.result_files import Result
 from kernelmem.text.overlap.sequences import Texts
 from kernelmem.text.overlap.suffix_array import SuffixArray, suffix_array
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_count, as_number, as_seed
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import MEMORY, as_bytes
-from kernelmem.core.result_files import Result
 from kernelmem.text.overlap.sequences import Texts
 from kernelmem.text.overlap.suffix_array import SuffixArray, suffix_array
 

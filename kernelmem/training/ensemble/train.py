@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kernelmem.core.checks import ArrayLike, check_callable, check_model
 from kernelmem.core.errors import NumericalError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.options import Progress, as_bytes, as_progress
-from kernelmem.core.result_files import Result
 from kernelmem.training.ensemble.members import EnsembleOptions, EnsembleTask, Member, as_task
 from kernelmem.training.ensemble.metrics import MetricsLog, StepMetrics
 from kernelmem.training.ensemble.ragged_layout import chunks

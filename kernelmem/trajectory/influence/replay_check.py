@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import centered_ranks, column_correlations
 from kernelmem.trajectory.influence.replayed import Replay
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_labels
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.trajectory.argument_checks import check_row_and_output
 from kernelmem.trajectory.ledger.closure import residual_limit, rounding_limit
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, as_rows
 from kernelmem.core.checks import ArrayLike, as_pair
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY
-from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay
 from kernelmem.recording.run import Run

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_count, check_instance
 from kernelmem.core.errors import InputError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY, Progress, as_bytes
-from kernelmem.core.result_files import Result
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.run import Run
 from kernelmem.recording.verify_model import verify_model

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.checks import ArrayLike, as_count, as_device, as_flag, as_float_dtype, check_choice, check_instance
 from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.files.result_files import Result
 from kernelmem.core.models.torch_func import exclusive
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
-from kernelmem.core.result_files import Result
 from kernelmem.kernels.ntk import Outputs
 from kernelmem.recording.gradient_check import Forward
 from kernelmem.recording.replay import replay

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.auditing.text.result import table_files
-from kernelmem.core.hashed_files import hashed_json
+from kernelmem.core.files.hashed_files import hashed_json
 from tests.auditing.sample_documents import build
 from tests.auditing.text.models import Recall, encode, random_texts
 from tests.damaged_files import damaged_bytes, damaged_json

@@ -304,7 +304,7 @@ def test_what_stops_it_leaves_nothing(place, capsys, monkeypatch, error, code):
     def stop(*_):
         raise error
 
-    monkeypatch.setattr("kernelmem.core.atomic_files.os.fsync", stop)
+    monkeypatch.setattr("kernelmem.core.files.atomic_files.os.fsync", stop)
     assert main([*AUDIT, "--data", "data.npz", "--epochs", "1", "--out", "o"]) == code
     assert not (place / "o").exists()
     assert "Traceback" not in capsys.readouterr().err

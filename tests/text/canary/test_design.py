@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
 import kernelmem as km
-from kernelmem.core.hashed_files import hashed_json
+from kernelmem.core.files.hashed_files import hashed_json
 from kernelmem.text.canary import Canaries, canaries
 from tests.damaged_files import damaged_bytes, damaged_json
 from tests.profiles import examples

@@ -18,7 +18,7 @@ from kernelmem.core.checks import (
     check_choice,
 )
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.double_descent.argument_checks import as_nonnegative
 
 if TYPE_CHECKING:

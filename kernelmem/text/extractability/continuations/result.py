@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_number, check_choice
 from kernelmem.core.errors import InputError
-from kernelmem.core.result_files import Result
+from kernelmem.core.files.result_files import Result
 from kernelmem.statistics import Interval, clopper_pearson, proportion_difference
 from kernelmem.text.extractability.windows import check_comparable
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kernelmem.core.atomic_files import array_sha256
 from kernelmem.core.checks import as_path, as_text, check_instance, check_model
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.hashed_files import WRITER, hashed_safetensors, load_safetensors, read_bytes, reason
+from kernelmem.core.files.atomic_files import array_sha256
+from kernelmem.core.files.hashed_files import WRITER, hashed_safetensors, load_safetensors, read_bytes, reason
 
 
 def load_weights(path: str | Path, *, key: str | None = None) -> dict[str, Tensor]:

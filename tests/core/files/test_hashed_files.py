@@ -1,4 +1,4 @@
-"""kernelmem.core.hashed_files: every altered byte is noticed, equal content gives equal bytes, no file is trusted."""
+"""kernelmem.core.files.hashed_files: every altered byte is noticed, equal content gives equal bytes, no file is trusted."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from kernelmem.core.hashed_files import (
+from kernelmem.core.files.hashed_files import (
     READ_ERRORS,
     check_json,
     hashed_json,
@@ -42,7 +42,9 @@ def test_safetensors_come_back_and_other_programs_can_read_them(tmp_path):
 
 
 def test_equal_content_gives_equal_bytes_in_another_process():
-    program = "from tests.core.test_hashed_files import content; import sys; sys.stdout.buffer.write(content()[1])"
+    program = (
+        "from tests.core.files.test_hashed_files import content; import sys; sys.stdout.buffer.write(content()[1])"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert run.stdout == content()[1]
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.core.atomic_files import write_file
 from kernelmem.core.errors import FileCorruptError
-from kernelmem.core.hashed_files import (
+from kernelmem.core.files.atomic_files import write_file
+from kernelmem.core.files.hashed_files import (
     JSON,
     READ_ERRORS,
     WRITER,

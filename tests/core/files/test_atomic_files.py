@@ -1,13 +1,13 @@
-"""kernelmem.core.atomic_files: whole or absent."""
+"""kernelmem.core.files.atomic_files: whole or absent."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kernelmem.core import atomic_files as files
-from kernelmem.core.atomic_files import array_sha256, check_directory, write_file, write_files
 from kernelmem.core.errors import InputError
+from kernelmem.core.files import atomic_files as files
+from kernelmem.core.files.atomic_files import array_sha256, check_directory, write_file, write_files
 
 
 def test_writes_text_and_bytes_and_makes_directories(tmp_path):

@@ -1,4 +1,4 @@
-"""kernelmem.core.result_files: round trips to the bit, whole files, and every kind of damage refused."""
+"""kernelmem.core.files.result_files: round trips to the bit, whole files, and every kind of damage refused."""
 
 import dataclasses
 import importlib
@@ -22,7 +22,7 @@ from torch import Tensor
 
 import kernelmem
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.result_files import Result, read_result, write_result
+from kernelmem.core.files.result_files import Result, read_result, write_result
 from tests.profiles import examples
 
 

@@ -1,4 +1,4 @@
-"""kernelmem.core.weight_files: what fits is taken, what holds code or does not fit is refused."""
+"""kernelmem.core.files.weight_files: what fits is taken, what holds code or does not fit is refused."""
 
 import pickle
 import zipfile
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
-from kernelmem.core.weight_files import fit_weights, load_weights, weights_bytes, weights_sha256, without_prefix
+from kernelmem.core.files.weight_files import fit_weights, load_weights, weights_bytes, weights_sha256, without_prefix
 
 
 @pytest.fixture
