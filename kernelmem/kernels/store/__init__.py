@@ -2,6 +2,7 @@
 
 store         the kernel in one SQLite file: writing, streamed reading, verification
 tiles         the table of tiles, with their hashes
+header        format, layout, facts and notes in the file
 layout        shape, dtype, tiles and facts
 database      connections to the file
 writer_lock   one writer at a time

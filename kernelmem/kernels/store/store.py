@@ -5,7 +5,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_indices, as_path, as_tensor
-from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
+from kernelmem.core.errors import InputError
 from kernelmem.core.files.atomic_files import write_file
-from kernelmem.core.files.hashed_files import JSON, load_json
+from kernelmem.core.files.hashed_files import JSON
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
-from kernelmem.kernels.store.database import FORMAT, PAGE_SIZE, SCHEMA, connect, translate_read_errors
-from kernelmem.kernels.store.layout import Index, Layout, as_facts, differences, facts_hash
+from kernelmem.kernels.store.database import connect, translate_read_errors
+from kernelmem.kernels.store.header import check_facts, empty_database, read_header
+from kernelmem.kernels.store.layout import Index, Layout, as_facts
 from kernelmem.kernels.store.tiles import TileTable
 from kernelmem.kernels.store.writer_lock import WriterLock
 
@@ -57,7 +58,7 @@ class KernelStore:
         with translate_read_errors(file, "its header", OPEN_HINT):
             connection = connect(file, write=lock is not None)
             self._finalizer = weakref.finalize(self, _close, connection, lock, self._process)
-            self.layout, self._facts, self._notes, facts_sha256 = _read_header(connection, file)
+            self.layout, self._facts, self._notes, facts_sha256 = read_header(connection, file)
         self._tiles = TileTable(connection, file, self.layout, facts_sha256)
         self._tiles.present()
 
@@ -107,7 +108,7 @@ class KernelStore:
                     expected="a new file",
                     hint="KernelStore.open(path, facts, write=True)",
                 )
-            write_file(file, _empty_database(layout, checked_facts, checked_notes))
+            write_file(file, empty_database(layout, checked_facts, checked_notes))
             return cls(file, lock)
         except BaseException:
             lock.release()
@@ -128,19 +129,16 @@ class KernelStore:
         if not file.is_file():
             raise InputError(f"path {file}, which is not a file", expected="a kernel store", hint="check the path")
         lock = WriterLock(file) if as_flag(write, "write") else None
+        store = None
         try:
             store = cls(file, lock)
-            changes = [] if expected is None else differences(store.facts, expected)
-            if changes:
-                store.close()
-                raise InputError(
-                    f"{file}, the kernel of other inputs: {'; '.join(changes[:8])}{'; ...' * (len(changes) > 8)}",
-                    expected="the inputs of which the store was made",
-                    hint="pass the same model, rows in the same order and options, or another path",
-                )
+            if expected is not None:
+                check_facts(file, store._facts, expected)
             return store
         except BaseException:
-            if lock is not None:
+            if store is not None:
+                store.close()
+            elif lock is not None:
                 lock.release()
             raise
 
@@ -191,7 +189,12 @@ class KernelStore:
             NumericalError: NaN or infinite values (the rows are named), or asymmetry; nothing is stored.
         """
         index = self.layout.check_index(i, j)
-        self._require_writable()
+        if not self._writable:
+            raise InputError(
+                f"store {self.file}, opened for reading",
+                expected="a store opened for writing",
+                hint="KernelStore.open(path, write=True)",
+            )
         if self.symmetric and index[0] > index[1]:
             raise InputError(
                 f"tile {index}, below the diagonal of a symmetric kernel",
@@ -260,7 +263,8 @@ class KernelStore:
         Raises:
             InputError: the kernel is not square, or a tile that is not stored yet.
         """
-        self._require_square("diagonal()")
+        if self.shape[0] != self.shape[1]:
+            raise InputError(f"a store of shape {self.shape}", expected="a square kernel", hint="pass one set of rows")
         return torch.cat([self._tile((i, i)).diagonal() for i in range(self.layout.grid[0])])
 
     def __matmul__(self, v: ArrayLike) -> Tensor:
@@ -325,35 +329,17 @@ class KernelStore:
         array = self.rows(0, self.shape[0]).numpy()
         return array if dtype is None else array.astype(dtype, copy=False)  # type: ignore[arg-type]
 
+    def damaged(self, *, progress: Progress = None) -> list[Index]:
+        """Return the indices of the stored tiles whose hash differs or that cannot be read."""
+        return self._table.damaged(as_progress(progress, "verify", "tile"))
+
     def verify(self, *, progress: Progress = None) -> None:
         """Read and check every stored tile and the structure of the file; missing tiles are not errors.
 
         Raises:
             FileCorruptError: names the damaged tiles.
         """
-        damaged = self.damaged(progress=progress)
-        if damaged:
-            names = ", ".join(map(str, damaged[:8])) + ", ..." * (len(damaged) > 8)
-            raise FileCorruptError(
-                f"{self.file} with {len(damaged)} damaged tile{'s' * (len(damaged) > 1)}: {names}",
-                expected="the tiles as they were written",
-                hint="store.repair(recompute) computes them again, and `kernelmem store repair` drops them",
-            )
-        self._table.check_pages()
-
-    def damaged(self, *, progress: Progress = None) -> list[Index]:
-        """Return the indices of the stored tiles whose hash differs or that cannot be read."""
-        present = self._table.present()
-        report = as_progress(progress, "verify", "tile")
-        damaged: list[Index] = []
-        stored = [index for index in self.layout.stored() if self.layout.number(index) in present]
-        for done, index in enumerate(stored, 1):
-            try:
-                self._table.read(index)
-            except FileCorruptError:
-                damaged.append(index)
-            report(done, len(stored))
-        return damaged
+        self._table.check(as_progress(progress, "verify", "tile"))
 
     def close(self) -> None:
         """Close the file; a store opened for writing is then one file again, and another process may write it."""
@@ -392,54 +378,6 @@ class KernelStore:
         if self.symmetric and index[0] > index[1]:
             return self._table.read((index[1], index[0])).T
         return self._table.read(index)
-
-    def _require_writable(self) -> None:
-        if not self._writable:
-            raise InputError(
-                f"store {self.file}, opened for reading",
-                expected="a store opened for writing",
-                hint="KernelStore.open(path, write=True)",
-            )
-
-    def _require_square(self, name: str) -> None:
-        if self.shape[0] != self.shape[1]:
-            raise InputError(
-                f"{name} of a kernel of shape {self.shape}", expected="a square kernel", hint="pass one set of rows"
-            )
-
-
-def _empty_database(layout: Layout, facts: Mapping[str, JSON], notes: Mapping[str, JSON]) -> bytes:
-    """Return the content of the file of a store without tiles."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
-        connection.executescript(SCHEMA)
-        header = {"format": FORMAT, "layout": layout.facts(), "sha256": facts_hash(layout, facts)}
-        for table, values in (("header", header), ("facts", facts), ("notes", notes)):
-            rows = [(key, json.dumps(value, sort_keys=True)) for key, value in values.items()]
-            connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
-        return connection.serialize()
-
-
-def _read_header(connection: sqlite3.Connection, file: Path) -> tuple[Layout, dict[str, JSON], dict[str, JSON], str]:
-    """Return the layout, facts and notes of a store and the hash of layout and facts, after checking it."""
-    header, facts, notes = (
-        {key: load_json(value) for key, value in connection.execute(f"SELECT key, value FROM {table}").fetchmany(10**5)}
-        for table in ("header", "facts", "notes")
-    )
-    if isinstance(header.get("format"), int) and header["format"] > FORMAT:
-        raise InputError(
-            f"{file} in format {header['format']}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
-        )
-    values = header["layout"]
-    try:
-        dtype = {"float32": torch.float32, "float64": torch.float64}[values["dtype"]]
-        layout = Layout.checked(values["n"], values["m"], values["tile"], dtype, values["symmetric"])
-        checked_facts, checked_notes = as_facts(facts), as_facts(notes)
-    except KernelmemError as error:
-        raise ValueError(str(error)) from error
-    if header["sha256"] != facts_hash(layout, checked_facts):
-        raise ValueError("its sha256 differs from the recorded one")
-    return layout, checked_facts, checked_notes, header["sha256"]
 
 
 def _close(connection: sqlite3.Connection, lock: WriterLock | None, process: int) -> None:

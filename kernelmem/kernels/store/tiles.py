@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_array, as_dense
-from kernelmem.core.errors import InputError, NumericalError
+from kernelmem.core.errors import FileCorruptError, InputError, NumericalError
 from kernelmem.kernels.store.database import transaction, translate_read_errors
 from kernelmem.kernels.store.layout import MAX_FACT_BYTES, Index, Layout
 
@@ -99,16 +100,37 @@ class TileTable:
         with self._lock, transaction(self._connection, self._file):
             self._connection.executemany("DELETE FROM tiles WHERE tile = ?", numbers)
 
-    def check_pages(self) -> None:
-        """Check the structure of the whole file.
+    def damaged(self, report: Callable[[int, int], object]) -> list[Index]:
+        """Return the indices of the stored tiles whose hash differs or that cannot be read."""
+        present = self.present()
+        stored = [index for index in self._layout.stored() if self._layout.number(index) in present]
+        damaged: list[Index] = []
+        for done, index in enumerate(stored, 1):
+            try:
+                self.read(index)
+            except FileCorruptError:
+                damaged.append(index)
+            report(done, len(stored))
+        return damaged
+
+    def check(self, report: Callable[[int, int], object]) -> None:
+        """Check every stored tile and the structure of the whole file.
 
         Raises:
-            FileCorruptError: it is damaged.
+            FileCorruptError: names the damaged tiles.
         """
+        damaged = self.damaged(report)
+        if damaged:
+            names = ", ".join(map(str, damaged[:8])) + ", ..." * (len(damaged) > 8)
+            raise FileCorruptError(
+                f"{self._file} with {len(damaged)} damaged tile{'s' * (len(damaged) > 1)}: {names}",
+                expected="the tiles as they were written",
+                hint=REPAIR_HINT,
+            )
         with self._lock, translate_read_errors(self._file, "its pages", REPAIR_HINT):
-            report = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if report != "ok":
-                raise ValueError(str(report))
+            state = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if state != "ok":
+                raise ValueError(str(state))
 
     def _all_numbers(self) -> set[int]:
         return {self._layout.number(index) for index in self._layout.stored()}
