@@ -6,6 +6,7 @@ batches         model inputs (tensor, dict, tuple, Dataset, DataLoader) as rows
 options         memory limits and progress
 symmetry        asymmetry and symmetric part of a matrix
 files           files that are whole or absent, results, weights loaded without running code
+tasks           independent tasks, serial or by an executor
 models          private copies of models, how they are run; the only import of torch.func
 """
 
@@ -19,6 +20,7 @@ from kernelmem.core.errors import FileCorruptError as FileCorruptError
 from kernelmem.core.errors import InputError as InputError
 from kernelmem.core.errors import KernelmemError as KernelmemError
 from kernelmem.core.errors import NumericalError as NumericalError
+from kernelmem.core.errors import TaskError as TaskError
 from kernelmem.core.errors import UnsupportedModelError as UnsupportedModelError
 from kernelmem.core.errors import VerificationError as VerificationError
 from kernelmem.core.files import Result as Result

@@ -68,3 +68,7 @@ class NumericalError(KernelmemError, ArithmeticError):
 
 class FileCorruptError(KernelmemError, OSError):
     """A file that is truncated, was altered, or has another format than expected."""
+
+
+class TaskError(KernelmemError, RuntimeError):
+    """A task whose workers died, were lost or exceeded the time limit in every attempt; the results of other tasks are kept."""

@@ -8,7 +8,6 @@
 - ``loop``: the epoch loop that all trainers of one network share.
 - ``classifier``: train one classifier with Adam.
 - ``ensemble``: train many networks of one recipe at once.
-- ``parallel``: independent tasks one after the other, or by an executor.
 """
 
 from kernelmem.training.batching import BatchOrder as BatchOrder

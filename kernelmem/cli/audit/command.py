@@ -92,7 +92,7 @@ class AuditCommand:
         """Train or load the network, audit it, write the report and print a summary; the default network on one thread."""
         from contextlib import nullcontext
 
-        from kernelmem.training.parallel import one_thread
+        from kernelmem.core.tasks import one_thread
 
         with one_thread() if self.model is None else nullcontext():
             self._run()

@@ -15,8 +15,8 @@ from kernelmem.cli.model_factory import call_factory
 from kernelmem.cli.text.text_files import read_texts
 from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError, printable
+from kernelmem.core.tasks import one_thread
 from kernelmem.text import Canaries, CanaryRows, CausalLM, causal_lm, demonstration
-from kernelmem.training.parallel import one_thread
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from kernelmem.compression.online import online_code
 from kernelmem.core import ArrayLike, InputError, Progress
 from kernelmem.core.checks import as_count, as_labels, as_names, as_pair, as_seed, as_text, check_instance
 from kernelmem.core.options import as_progress
+from kernelmem.core.tasks import one_thread
 from kernelmem.kernels import infinite_ntk
-from kernelmem.training.parallel import one_thread
 
 ONLINE_ROWS = 2000  # largest number of rows for which the online code is computed: it takes time n³
 

@@ -14,12 +14,12 @@ from kernelmem.core.errors import FileCorruptError, UnsupportedModelError
 from kernelmem.core.files.atomic_files import array_sha256
 from kernelmem.core.files.result_files import read_result, write_result
 from kernelmem.core.options import MEMORY, Progress, refresh_progress
+from kernelmem.core.tasks import one_thread_per_worker, run_tasks
 from kernelmem.double_descent.sweeps.options import Train
 from kernelmem.training.ensemble.members import EnsembleOptions, Member
 from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.recipe import Recipe
 from kernelmem.training.ensemble.train import train_mlps, train_modules
-from kernelmem.training.parallel import one_thread_per_worker, run_tasks
 
 CHUNK_FILE_KIND = "sweep chunk 1"
 METRICS = (

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from kernelmem.core.checks import as_count, as_number, as_seed, check_callable, check_instance
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.options import MEMORY, Progress, as_progress, refresh_progress
+from kernelmem.core.tasks import run_tasks
 from kernelmem.memorization.attribution.subset_outcomes import MIN_SUBSETS
 from kernelmem.memorization.shadows.chunks import ShadowChunk, run_chunk
 from kernelmem.memorization.shadows.ensemble import ShadowEnsemble
 from kernelmem.memorization.shadows.identity import as_shadow_identity, identity_record
 from kernelmem.memorization.shadows.options import EnsembleTraining, ShadowOptions, TrainFunction
 from kernelmem.memorization.shadows.training_data import ShadowData, as_shadow_data
-from kernelmem.training.parallel import run_tasks
 
 DEFAULT_OPTIONS = ShadowOptions()
 

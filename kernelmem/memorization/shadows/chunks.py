@@ -12,13 +12,13 @@ from kernelmem.core.batches import Rows, check_outputs, input_hint
 from kernelmem.core.errors import UnsupportedModelError
 from kernelmem.core.models.random_states import random_states
 from kernelmem.core.options import Progress, as_progress
+from kernelmem.core.tasks import one_thread_per_worker
 from kernelmem.memorization.shadows.masks import draw_masks, model_seeds
 from kernelmem.memorization.shadows.options import EnsembleTraining, ShadowOptions, TrainFunction
 from kernelmem.memorization.shadows.training_data import ShadowData
 from kernelmem.training.batching import in_dtype
 from kernelmem.training.ensemble import EnsembleOptions, Member, train_mlps, train_modules
 from kernelmem.training.losses import class_outputs
-from kernelmem.training.parallel import one_thread_per_worker
 
 EVALUATION_ROWS = 500  # rows per forward pass when a user's model is evaluated
 _USER_TRAINING_LOCK = threading.Lock()  # a user's training draws from global random states

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernelmem.core.checks import as_path, as_seed, check_callable, check_instance
 from kernelmem.core.errors import InputError, NumericalError, UnsupportedModelError
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress, refresh_progress
+from kernelmem.core.tasks import run_tasks
 from kernelmem.memorization.shadows.chunks import ShadowChunk, run_chunk
 from kernelmem.memorization.shadows.directory import ShadowDirectory
 from kernelmem.memorization.shadows.ensemble import ShadowEnsemble
@@ -18,7 +19,6 @@ from kernelmem.memorization.shadows.identity import as_shadow_identity, identity
 from kernelmem.memorization.shadows.masks import draw_masks
 from kernelmem.memorization.shadows.options import EnsembleTraining, ShadowOptions, TrainFunction
 from kernelmem.memorization.shadows.training_data import as_shadow_data
-from kernelmem.training.parallel import run_tasks
 
 DEFAULT_OPTIONS = ShadowOptions()
 
