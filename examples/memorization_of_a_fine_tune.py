@@ -47,7 +47,7 @@ text.train_language_model(tuned, rows.ids, recipe, bos=BOS, seed=3)
 base, after = (text.causal_lm(tuned, bos=BOS, adapter=on) for on in (False, True))
 groups = {"trained": new, "unseen": unseen, "old": old}
 ids = {name: [encode(document) for document in documents] for name, documents in groups.items()}
-print(text.compare(base, after, groups=ids, members="trained", unseen="unseen", progress=False), "\n")
+print(text.compare(base, after, groups=ids, membership=("trained", "unseen"), progress=False), "\n")
 
 # Secrets are asked for after text like that before the copies, here from a document that was not trained on: a model may
 # not know them in another context. Twins read what any secret would.

@@ -1,13 +1,13 @@
 """Comparison of two states of a language model: what a fine-tune learned and lost."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kernelmem.core import InputError, Progress
-from kernelmem.core.checks import as_text, check_choice, check_instance, describe
+from kernelmem.core.checks import as_count, as_list, as_text, check_choice, check_instance, describe
 from kernelmem.core.options import MEMORY, as_progress
 from kernelmem.statistics import as_level, auroc_interval
 from kernelmem.text.documents import as_documents, check_vocabulary
@@ -53,9 +53,9 @@ def compare(
     after: CausalLM,
     *,
     groups: Mapping[str, object],
-    members: str | None = None,
-    unseen: str | None = None,
+    membership: tuple[str, str] | None = None,
     canaries: CanaryDesign | Mapping[str, CanaryDesign] | None = None,
+    context: Sequence[int] = (),
     texts: Mapping[str, object] | None = None,
     level: float = 0.95,
     memory: int | str = MEMORY,
@@ -75,10 +75,10 @@ def compare(
         after: language model after it, with the same tokens, BOS and precision.
         groups: name of each group to its documents (token ids, at least two), or to a pair of :class:`TokenLosses`, before
             and after, computed with targets or windows.
-        members: name of the group of documents of the fine-tune, to measure how well they are told from ``unseen``.
-        unseen: name of the group of exchangeable documents that were kept out of it.
-        canaries: from :func:`canaries`, or name to canaries, such as old and new ones. They are read after BOS, without
-            other text before them.
+        membership: names of two groups, the documents of the fine-tune and exchangeable ones that were kept out of it, such as
+            ("trained", "unseen"), to measure how well they are told apart.
+        canaries: from :func:`canaries`, or name to canaries, such as old and new ones.
+        context: token ids before every canary. Memory depends on context: try the beginning of a document and other text.
         texts: name of groups to the texts of their documents, for rates per byte.
         level: confidence level of the intervals.
         memory: limit for the log-probabilities of a batch.
@@ -103,14 +103,9 @@ def compare(
     _check_comparable(before, after)
     level = as_level(level)
     named_groups = _as_mapping(groups, "groups", HINT)
-    for value, name in ((members, "members"), (unseen, "unseen")):
-        if value is not None:
-            check_choice(value, name, tuple(named_groups), hint=f"pass {name}={next(iter(named_groups))!r}")
-    if (members is None) != (unseen is None) or (members is not None and members == unseen):
-        raise InputError(
-            f"members={members!r} and unseen={unseen!r}", expected="the names of two groups, or neither", hint=HINT
-        )
+    pair = _as_pair(membership, tuple(named_groups))
     designs = _as_canaries(canaries)
+    ids_before = [as_count(i, "context", minimum=0, maximum=before.vocabulary - 1) for i in as_list(context, "context")]
     named_texts = {} if texts is None else _as_mapping(texts, "texts", 'pass texts={"trained": texts}')
     for name in named_texts:
         check_choice(name, "texts", tuple(named_groups), hint="name groups in texts as in groups")
@@ -122,7 +117,7 @@ def compare(
         report(2 * len(losses), total)
     bits: dict[str, CanaryBits] = {}
     for name, design in designs.items():
-        bits[name] = _canary_bits(before, after, design, memory)
+        bits[name] = _canary_bits((before, after), design, ids_before, memory)
         report(2 * (len(losses) + len(bits)), total)
     pairs = [*losses.values()]
     change = Change(
@@ -139,9 +134,7 @@ def compare(
         before=torch.cat([a.per_document() for a, _ in pairs]),
         after=torch.cat([b.per_document() for _, b in pairs]),
         canaries=bits,
-        membership=None
-        if members is None or unseen is None
-        else _membership(losses[members], losses[unseen], members, unseen, level),
+        membership=None if pair is None else _membership(losses, pair, level),
         models=(before.name, after.name),
         level=level,
     )
@@ -192,13 +185,18 @@ def _losses(
     return first, second
 
 
-def _canary_bits(before: CausalLM, after: CausalLM, design: CanaryDesign, memory: int | str) -> CanaryBits:
-    """Return the bits of all secrets of a design after their heads."""
-    documents = [design.ids(pair, variant) for pair in range(len(design)) for variant in (0, 1)]
+def _canary_bits(
+    models: tuple[CausalLM, CausalLM], design: CanaryDesign, context: list[int], memory: int | str
+) -> CanaryBits:
+    """Return the bits of all secrets of a design after their heads, which follow the context."""
+    ids_before = torch.tensor(context, dtype=torch.int64)
+    documents = [
+        torch.cat([ids_before, design.ids(pair, variant)]) for pair in range(len(design)) for variant in (0, 1)
+    ]
     targets = [torch.arange(len(ids)) >= len(ids) - design.length for ids in documents]
     values = [
         token_losses(lm, documents, targets=targets, memory=memory, progress=False).per_document().reshape(-1, 2)
-        for lm in (before, after)
+        for lm in models
     ]
     if not all(bool(bits.isfinite().all()) for bits in values):
         raise InputError(
@@ -210,22 +208,18 @@ def _canary_bits(before: CausalLM, after: CausalLM, design: CanaryDesign, memory
 
 
 def _membership(
-    members: tuple[TokenLosses, TokenLosses],
-    unseen: tuple[TokenLosses, TokenLosses],
-    members_name: str,
-    unseen_name: str,
-    level: float,
+    losses: Mapping[str, tuple[TokenLosses, TokenLosses]], names: tuple[str, str], level: float
 ) -> MembershipChange:
     """Return the AUROCs, those after the training only if the model before does not tell the groups apart."""
-    columns = [torch.stack([losses.per_document() for losses in group]) for group in (members, unseen)]
+    members, unseen = (losses[name] for name in names)
+    columns = [torch.stack([state.per_document() for state in group]) for group in (members, unseen)]
     before, after = torch.cat(columns, 1)
     counts = torch.cat([members[0].counts, unseen[0].counts])
     flags = torch.arange(len(counts)) < len(members[0].counts)
     gate = auroc_interval(-before / counts, flags, level=GATE_LEVEL)
     failed = abs(gate.value - 0.5) > MARGIN and not gate.low <= 0.5 <= gate.high
     return MembershipChange(
-        members_name,
-        unseen_name,
+        *names,
         base=gate,
         loss=None if failed else auroc_interval(-after / counts, flags, level=level),
         gain=None if failed else auroc_interval(before - after, flags, level=level),
@@ -277,6 +271,24 @@ def _as_mapping(value: object, name: str, hint: str) -> dict[str, object]:
     if not isinstance(value, Mapping) or not value:
         raise InputError(f"{name}={describe(value)}", expected="a dict with at least one name", hint=hint)
     return {as_text(key, f"a name in {name}"): item for key, item in value.items()}
+
+
+def _as_pair(value: object, names: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the names of two groups, or None.
+
+    Raises:
+        InputError: not the names of two groups.
+    """
+    if value is None:
+        return None
+    pair = [name for name in value if name in names] if isinstance(value, tuple | list) and len(value) == 2 else []
+    if len(set(pair)) != 2:
+        raise InputError(
+            f"membership={describe(value)}",
+            expected="the names of two groups: documents of the fine-tune, others that were kept out",
+            hint='pass groups={"trained": documents, "unseen": other_documents}, membership=("trained", "unseen")',
+        )
+    return pair[0], pair[1]
 
 
 def _as_canaries(value: object) -> dict[str, CanaryDesign]:

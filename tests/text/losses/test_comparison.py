@@ -141,12 +141,12 @@ class Digits(nn.Module):
 PAIRS = canaries(6, lambda text: [ord(c) for c in text], length=3, tiers=(1, 2), seed=2)
 
 
-def digits(bonus, scale=1):
+def digits(bonus, kind=Digits):
     secrets = []
     for pair in range(len(PAIRS)):
         ids = PAIRS.ids(pair, int(PAIRS.inserted[pair])).tolist()
-        secrets += [(ids[:-3], ids[-3:])] * (int(PAIRS.repetitions[pair]) * scale)
-    return causal_lm(Digits(secrets, bonus), bos=0)
+        secrets += [(ids[:-3], ids[-3:])] * int(PAIRS.repetitions[pair])
+    return causal_lm(kind(secrets, bonus), bos=0)
 
 
 def test_gains_of_secrets_by_copies():
@@ -162,6 +162,23 @@ def test_gains_of_secrets_by_copies():
     assert "+" in str(change)
 
 
+def test_secrets_are_read_after_the_context():
+    context = [7, 3]
+
+    class AfterContext(Digits):  # remembers secrets in documents that begin with BOS and the context only
+        def forward(self, ids):
+            begins = torch.tensor([row[:3] == [0, *context] for row in ids.tolist()])
+            return super().forward(ids) * begins[:, None, None]
+
+    after = digits(1.5, AfterContext)
+    read = {"groups": {"x": [[*context, 2], [3]]}, "canaries": PAIRS}
+    with pytest.raises(InputError, match="equal bits"):
+        compare(digits(0), after, **read)
+    change = compare(digits(0), after, **read, context=context)
+    expected = compare(digits(0), digits(1.5), **read)
+    assert torch.allclose(change.canaries["canaries"].after, expected.canaries["canaries"].after, atol=1e-12)
+
+
 def test_canaries_have_names():
     change = compare(digits(1), digits(0), groups={"x": [[1, 2], [3]]}, canaries={"old": PAIRS, "again": PAIRS})
     assert [(tier.name, tier.repetitions) for tier in change.tiers] == [
@@ -175,7 +192,7 @@ def test_canaries_have_names():
 
 def test_membership_takes_the_model_before_as_reference():
     members, unseen = random_documents(*[6] * 12), random_documents(*[6] * 15, seed=1)
-    change = compare(BEFORE, AFTER, groups={"new": members, "other": unseen}, members="new", unseen="other")
+    change = compare(BEFORE, AFTER, groups={"new": members, "other": unseen}, membership=("new", "other"))
     flags = torch.arange(27) < 12
     assert change.membership.gain.value == auroc(change.gain, flags)
     assert change.membership.loss.value == auroc(-change.after / 6, flags)
@@ -185,7 +202,7 @@ def test_membership_takes_the_model_before_as_reference():
 def test_no_membership_of_groups_that_the_model_before_tells_apart():
     likely = [[int(BEFORE.next_log_probs([[]]).argmax())] * 1 for _ in range(12)]
     unlikely = [[int(BEFORE.next_log_probs([[]]).argmin())] for _ in range(12)]
-    change = compare(BEFORE, AFTER, groups={"a": likely, "b": unlikely}, members="a", unseen="b")
+    change = compare(BEFORE, AFTER, groups={"a": likely, "b": unlikely}, membership=("a", "b"))
     assert change.membership.base.value == 1
     assert change.membership.gain is None
     assert "differ without the fine-tune" in str(change)
@@ -219,9 +236,10 @@ def test_equal_models_are_refused():
         (AFTER, {"groups": {"a": [[1], [V]]}}, r"groups\['a'\]\[1\] with token id 11"),
         (AFTER, {"groups": {}}, "at least one name"),
         (AFTER, {"groups": {"a": ["text", "text"]}}, r"groups\['a'\]\[0\] with text"),
-        (AFTER, {"members": "new"}, "the names of two groups, or neither"),
-        (AFTER, {"members": "new", "unseen": "new"}, "the names of two groups"),
-        (AFTER, {"members": "new", "unseen": "none"}, "unseen='none'"),
+        (AFTER, {"membership": "new"}, "membership='new'; expected the names of two groups"),
+        (AFTER, {"membership": ("new", "new")}, "the names of two groups"),
+        (AFTER, {"membership": ("new", "none")}, "the names of two groups"),
+        (AFTER, {"canaries": PAIRS, "context": [V]}, "context"),
         (AFTER, {"texts": {"none": []}}, "texts='none'"),
         (AFTER, {"canaries": [PAIRS]}, "expected Canaries"),
     ],
@@ -241,7 +259,7 @@ def test_weights_in_half_precision_are_not_compared_with_those_in_single():
 
 
 def test_files_and_figures(tmp_path):
-    change = compare(digits(0), digits(1), groups={"x": [[1, 2], [3]]}, canaries=PAIRS, members=None)
+    change = compare(digits(0), digits(1), groups={"x": [[1, 2], [3]]}, canaries=PAIRS)
     loaded = Change.load(change.save(tmp_path / "change.safetensors"))
     assert str(loaded) == str(change)
     assert torch.equal(loaded.gain, change.gain)
