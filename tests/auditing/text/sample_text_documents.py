@@ -49,7 +49,7 @@ def tier(copies: int, exposure: float, emitted: int, right: int) -> CanaryTier:
 
 
 CANARIES = CanaryAnswer(
-    80, 19.93, 19.93, ("other documents", "beginning of a document"), "all 496 copies received loss in every epoch",
+    80, 19.93, 19.93, ("after other text 1", "at the beginning of a document"), "all 496 copies received loss in every epoch",
     1.42, 0.15, (tier(0, 1.3, 0, 0), tier(1, 9.1, 1, 16), tier(2, 15.3, 5, 16), tier(4, 18.5, 12, 16), tier(8, 19.9, 16, 16),
                  tier(16, 19.93, 16, 16)),
     80, 80, 1e-4, 9999, 0.05, 3.27, 3.27, 1.635, 0.95,

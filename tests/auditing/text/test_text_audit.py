@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +52,9 @@ def test_a_model_that_stores_its_documents_is_found_by_every_question(result):
     assert document.canaries.epsilon == document.canaries.ceiling > 0
     assert [tier.copies for tier in document.canaries.tiers] == [0, 1, 4]
     assert document.canaries.tiers[0].emitted.value == 0
+    *after, beginning = document.canaries.contexts
+    assert beginning == "at the beginning of a document"
+    assert all(re.fullmatch(r"after a piece of unseen document \d+", name) for name in after)
     greedy = document.extraction.rates[0]
     assert greedy.members.value > 0.5
     assert greedy.unseen.value == 0

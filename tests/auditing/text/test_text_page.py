@@ -74,6 +74,7 @@ def test_verdicts_have_their_numbers_and_ceilings():
         for part in (verdict.headline, verdict.detail, verdict.ceiling, *verdict.limits):
             assert part in text
     assert text.count("Nothing found") == 0
+    assert "ranked after other text 1. Secrets were also asked for at the beginning of a document." in text
     assert plain(rendered("nothing")).count("Nothing found") == 4
     assert plain(rendered("small")).count("Not run") >= 4
 

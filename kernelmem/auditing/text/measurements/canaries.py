@@ -31,6 +31,7 @@ from kernelmem.text.losses.result import TIE
 
 SIGNIFICANCE = 0.01
 N_CONTEXTS, CONTEXT_LENGTH = 4, 24  # pieces of unseen documents, tokens
+BEGINNING = "at the beginning of a document"
 LARGEST_BITS = 1e4  # of a secret that the model excludes
 
 
@@ -58,15 +59,15 @@ class CanaryResult:
 def canary_contexts(
     lm: CausalLM, canaries: Canaries, inputs: TextInputs, given: tuple[Tensor, ...] | None, *, seed: int
 ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Return the contexts before canaries and their names: those given, or pieces of unseen documents; then none.
+    """Return the contexts before canaries and their names: those given, or pieces of unseen documents; none comes last.
 
     Pieces of unseen documents are followed by a line break if there is a tokenizer, as :meth:`Canaries.insert` does.
     """
     nothing = torch.zeros(0, dtype=torch.int64)
     longest = max(len(head) for pair in canaries.heads for head in pair) + canaries.length
     if given is not None:
-        names = tuple(f"given context {i}" for i in range(len(given)))
-        return (*given, nothing), (*names, "nothing")
+        names = tuple(f"after other text {i}" for i in range(1, len(given) + 1))
+        return (*given, nothing), (*names, BEGINNING)
     separator = _separator(inputs)
     source = np.random.default_rng(seed)
     contexts, names = [], []
@@ -77,8 +78,8 @@ def canary_contexts(
         piece = torch.cat([ids[start : start + CONTEXT_LENGTH], separator])
         if lm.context is None or len(piece) + longest + 1 <= lm.context:
             contexts.append(piece)
-            names.append(f"unseen document {inputs.unseen.index[number]}")
-    return (*contexts, nothing), (*names, "nothing")
+            names.append(f"after a piece of unseen document {inputs.unseen.index[number]}")
+    return (*contexts, nothing), (*names, BEGINNING)
 
 
 def measure_canaries(

@@ -142,7 +142,8 @@ class CanaryAnswer:
         n_pairs: number of pairs.
         candidate_bits: log2 of the number of possible secrets.
         largest_exposure: largest exposure that could have been measured, in bits.
-        contexts: what stood before the canaries, as text ("nothing": BOS only); the exposure is measured in the first context.
+        contexts: positions of the canaries, as text; the last is the beginning of a document. The exposure is measured in the
+            first one.
         coverage: proof that every copy received loss, as text; "" if it was not checked.
         null_mean, null_se: mean exposure of the twins that is expected by theory, and its standard error.
         tiers: the twins, then by number of copies.
