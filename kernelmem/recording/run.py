@@ -126,8 +126,10 @@ class Run:
         dtypes = ", ".join(dict.fromkeys(dtype for *_, dtype in self.meta["parameters"]))
         kept = "all" if len(self.kept) == len(self) + 1 else f"{len(self.kept)} of {len(self) + 1}"
         averages = f", {len(self.averages)} updates of averaged weights" if self.averages else ""
+        device = self.meta.get("device", "cpu")
+        place = "" if device == "cpu" else f", recorded on {device} ({self.meta.get('device_name') or 'unnamed'})"
         return (
-            f"Run of {len(self)} steps in {self.path}\n"
+            f"Run of {len(self)} steps in {self.path}{place}\n"
             f"  {self.optimizer}, {self.reduction} of {self.loss.removeprefix('callable:').partition('(')[0]}\n"
             f"  {sum(sizes):,} parameters in {len(sizes)} tensors ({dtypes}), {len(self.buffers)} buffers\n"
             f"  weights kept: {kept}{averages}"

@@ -49,6 +49,7 @@ def record(
     x: object,
     y: object,
     sample_weight: object,
+    scaler: object,
 ) -> None:
     """One recorded step."""
     with recording.Recorder(
@@ -63,7 +64,7 @@ def record(
         averaged=averaged,
     ) as recorder:
         torch.nn.functional.cross_entropy(model(X), Y).backward()
-        recorder.step(index, x, y, sample_weight)
+        recorder.step(index, x, y, sample_weight, scaler=scaler)
 
 
 def record_arguments() -> dict[str, object]:
@@ -81,6 +82,7 @@ def record_arguments() -> dict[str, object]:
         "x": X,
         "y": Y,
         "sample_weight": None,
+        "scaler": None,
     }
 
 

@@ -48,6 +48,7 @@ def test_a_run_of_another_device_is_not_resumed_and_replay_says_where_it_was_rec
     directory, model, _ = lab.record(keep=100)
     assert (Run.open(directory).meta["device"], Run.open(directory).meta["device_name"]) == ("cpu", "")
     alter_header(directory, device="cuda", device_name="a card")
+    assert "recorded on cuda (a card)" in str(Run.open(directory))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with pytest.raises(InputError, match=r"device cpu, which differs .*expected device cuda, as recorded"):
         Recorder(model, optimizer, directory, loss="cross_entropy", resume=True).__enter__()
