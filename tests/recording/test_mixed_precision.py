@@ -168,6 +168,22 @@ def test_rounding_of_the_ledger_is_that_of_autocast(lab):
     assert "bfloat16" in str(result)
 
 
+def test_autocast_leaves_float64_alone_and_the_check_is_as_strict_as_without_it(lab):
+    model = lab.network(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    index, x, y = lab.batch(0, torch.float64)
+    with Recorder(model, optimizer, lab.directory / "run", loss="cross_entropy") as recorder:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        model[0].bias.grad *= 1 + 1e-6
+        with pytest.raises(InputError, match="largest mismatch"):
+            recorder.step(index, x, y)
+        model[0].bias.grad /= 1 + 1e-6
+        assert recorder.step(index, x, y)
+    assert ledger(Run.open(lab.directory / "run"), model, x).training_dtype == "float64"
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [

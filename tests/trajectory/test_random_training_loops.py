@@ -82,7 +82,7 @@ SCHEDULES = ("none", "lambda", "one cycle", "temperature", "probability")
 HOOKS = ("none", "look", "clip before", "clamp after", "tensor", "accumulated", "module")
 FREEZING = ("none", "set to none", "zeros", "learning rate")
 CLIPPING = ("none", "norm", "values", "one layer")
-PRECISION = ("full", "scaled", "unscaled", "autocast")
+PRECISION = ("full", "scaled", "unscaled", "autocast")  # autocast leaves numbers in float64 alone
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Plan:
     def first_refused(self):
         """The step at which the recorder must refuse, or None."""
         steps = []
-        if self.forget or self.precision == "autocast" or self.clipping in ("values", "one layer"):
+        if self.forget or self.clipping in ("values", "one layer"):
             steps.append(self.start)
         if self.hook not in ("none", "look"):
             steps.append(self.start)

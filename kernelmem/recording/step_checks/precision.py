@@ -40,14 +40,11 @@ class Precision:
 
     def tolerance(self, parameters: Iterable[nn.Parameter]) -> float:
         """Return the relative difference of two gradients of ``parameters`` that rounding explains."""
-        if self.autocast is not None:
+        dtypes = {parameter.dtype for parameter in parameters}
+        if self.autocast is not None and dtypes != {torch.float64}:  # autocast leaves float64 alone
             return HALF_TOLERANCE
-        tolerances = {TOLERANCES.get(parameter.dtype, HALF_TOLERANCE) for parameter in parameters}
-        if (
-            self.device_type == "cuda"
-            and torch.float32 in {parameter.dtype for parameter in parameters}
-            and _uses_tf32()
-        ):
+        tolerances = {TOLERANCES.get(dtype, HALF_TOLERANCE) for dtype in dtypes}
+        if self.device_type == "cuda" and torch.float32 in dtypes and _uses_tf32():
             tolerances.add(TF32_TOLERANCE)
         return max(tolerances, default=HALF_TOLERANCE)
 

@@ -24,7 +24,9 @@ def narrowest(state: Mapping[str, Tensor]) -> torch.dtype:
 
 def training_dtype(state: Mapping[str, Tensor], autocasts: Iterable[str | None]) -> str:
     """Return the name of the narrowest type in which training computed: of the trained parameters, or of autocast."""
-    names = [dtype_name(narrowest(state)), *(name for name in autocasts if name is not None)]
+    names = [dtype_name(narrowest(state))]
+    if names != ["float64"]:  # which autocast leaves alone
+        names += [name for name in autocasts if name is not None]
     return max(names, key=lambda name: torch.finfo(getattr(torch, name)).eps)
 
 
