@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kernelmem.core.checks import check_instance
 from kernelmem.core.errors import InputError
+from kernelmem.core.files import file_system
 from kernelmem.recording.run import Run, no_averages
 from kernelmem.recording.storage.average_log import Average
 from kernelmem.recording.storage.checkpoints import (
@@ -187,7 +188,7 @@ class AverageTracker:
         """
         if self.count:
             for replaced_sha256 in keep(write_averaged(directory, self.final_state())):
-                averaged_path(directory, replaced_sha256).unlink(missing_ok=True)
+                file_system.remove(averaged_path(directory, replaced_sha256))
 
     def update(self, model: nn.Module, weights: Mapping[str, Tensor], commit: Callable[[float, str], None]) -> None:
         """Update the averaged model, then call ``commit(kappa, sha256)`` to record the update.

@@ -1,5 +1,6 @@
 """Files that the package writes and reads.
 
+file_system     operations on files; every file that the package writes goes through them
 atomic_files    files that are whole or absent
 hashed_files    safetensors and JSON with a SHA-256 of their content, read so that no file is trusted
 result_files    the mixin of every result class, and its files

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from kernelmem.core.checks import as_path, as_text, check_instance
 from kernelmem.core.errors import InputError
+from kernelmem.core.files import file_system
 
 
 def check_directory(directory: str | Path) -> Path:
@@ -26,8 +26,8 @@ def check_directory(directory: str | Path) -> Path:
     if not problem and not os.access(nearest_existing, os.W_OK | os.X_OK):
         problem = "not writable"
     if not problem:
-        try:  # root may write anywhere, except where the file system forbids it
-            tempfile.TemporaryFile(dir=nearest_existing).close()
+        try:
+            file_system.check_writable(nearest_existing)
         except OSError as error:
             problem = f"not writable: {error.strerror}"
     if problem:
@@ -47,6 +47,7 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
 
     Raises:
         InputError: ``path`` is a directory, or one of its parents is a file.
+        OSError: the disk is full or fails; the error names the file.
     """
     path = as_path(path, "path")
     return write_files(path.parent, {path.name: content})[0]
@@ -63,6 +64,7 @@ def write_files(
 
     Raises:
         InputError: as in :func:`check_directory`, or a name is the name of a directory.
+        OSError: the disk is full or fails; the error names the file.
     """
     directory = check_directory(directory)
     check_instance(contents, "contents", Mapping, hint='pass contents={"name.txt": "..."}')
@@ -71,48 +73,36 @@ def write_files(
         check_instance(content, f"content of {name}", (bytes, str), hint="encode it as bytes or text")
         if isinstance(content, str):
             as_text(content, f"content of {name}")
-    missing_directories = [parent for parent in (directory, *directory.parents) if not parent.exists()]
-    staged: list[tuple[Path, Path]] = []
+    targets = [directory / name for name in contents]
+    for target in targets:
+        if target.is_dir():
+            raise InputError(
+                f"output file {target}, a directory", expected="the path of a file", hint="pass another name"
+            )
+    created: list[Path] = []
+    staged: list[Path] = []
+    place = directory
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            target = directory / name
-            if target.is_dir():
-                raise InputError(
-                    f"output file {target}, a directory", expected="the path of a file", hint="pass another name"
-                )
-            content_bytes = content.encode() if isinstance(content, str) else content
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
-            staged.append((Path(temporary), target))
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content_bytes)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).chmod(0o644)
+        created = file_system.make_directories(directory)
+        for place, content in zip(targets, contents.values(), strict=True):
+            staged.append(file_system.write_temporary(place, content.encode() if isinstance(content, str) else content))
         for name in obsolete:
-            (directory / name).unlink(missing_ok=True)
+            place = directory / name
+            file_system.remove(place)
+        place = directory
         if staged:
-            _sync_directory(directory)
-        for temporary, target in staged:
-            temporary.replace(target)
-    except BaseException:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
-        for created in missing_directories:  # innermost first, and only if still empty
-            if created.is_dir() and not any(created.iterdir()):
-                created.rmdir()
+            file_system.sync_directory(directory)
+        for temporary, place in zip(staged, targets, strict=True):
+            file_system.rename(temporary, place)
+        place = directory
+        file_system.sync_directory(directory)
+    except BaseException as error:
+        file_system.remove_quietly(staged)
+        file_system.remove_empty(created)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(place)  # a full disk does not name the file
         raise
-    _sync_directory(directory)
-    return [target for _, target in staged]
-
-
-def _sync_directory(directory: Path) -> None:
-    """Flush the directory's list of files to disk, so that renamed files survive a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return targets
 
 
 def file_sha256(path: str | Path) -> str:

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
-from kernelmem.core.files import hashed_files
+from kernelmem.core.files import file_system, hashed_files
 from kernelmem.kernels.store.layout import MAX_FACT_BYTES
 
 FORMAT = 1
@@ -49,10 +49,8 @@ def connect(file: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def _open(file: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{file.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    connection = file_system.connect(file, mode)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_FACT_BYTES)
-    connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA cell_size_check=ON")
     return connection
 

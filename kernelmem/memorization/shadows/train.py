@@ -1,6 +1,5 @@
 """Train a shadow ensemble: many models, each on a random subset of the same rows."""
 
-import tempfile
 from concurrent.futures import Executor
 from math import prod
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import as_path, as_seed, check_callable, check_instance
 from kernelmem.core.errors import InputError, NumericalError, UnsupportedModelError
+from kernelmem.core.files import file_system
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress, refresh_progress
 from kernelmem.core.tasks import run_tasks
 from kernelmem.memorization.shadows.chunks import ShadowChunk, run_chunk
@@ -189,9 +189,8 @@ class _Outputs:
                 expected="outputs that fit into memory, or a path for a memory-mapped file",
                 hint=f"pass path=, or memory={n_bytes} or more",
             )
-        with tempfile.NamedTemporaryFile(dir=self.path, prefix=".outputs-") as stream:  # the mapping outlives the name
-            stream.truncate(n_bytes)
-            return torch.from_file(stream.name, shared=True, size=prod(shape), dtype=dtype).view(shape)
+        with file_system.reserved_file(self.path, n_bytes) as file:
+            return torch.from_file(str(file), shared=True, size=prod(shape), dtype=dtype).view(shape)
 
 
 def _refuse_diverged(outputs: _Outputs, start: int, stop: int, options: ShadowOptions) -> None:

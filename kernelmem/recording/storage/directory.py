@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from kernelmem.core.errors import InputError, KernelmemError
+from kernelmem.core.files import file_system
 
 
 class DirectoryLock:
@@ -25,7 +26,7 @@ class DirectoryLock:
             InputError: another recorder holds the lock, or the directory cannot be created.
         """
         with translate_write_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            file_system.make_directories(directory)
             descriptor = os.open(directory, os.O_RDONLY)
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         try:
@@ -80,9 +81,9 @@ def open_database(file: Path, *, write: bool) -> sqlite3.Connection:
     journal, log = (file.with_name(file.name + suffix) for suffix in ("-journal", "-wal"))
     try:
         if not write and journal.is_file() and journal.stat().st_size:
-            with closing(_connect(file, "rw")) as connection:
+            with closing(file_system.connect(file, "rw")) as connection:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        connection = _connect(file, "rw" if write else "ro")
+        connection = file_system.connect(file, "rw" if write else "ro")
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
@@ -97,12 +98,3 @@ def open_database(file: Path, *, write: bool) -> sqlite3.Connection:
                 hint="copy the directory of the run to a disk with write permission, and open the copy",
             ) from error
         raise
-
-
-def _connect(file: Path, mode: str) -> sqlite3.Connection:
-    """Return a connection to ``file`` in the mode "ro" or "rw"; functions and views of its schema are not trusted."""
-    # a Run may be used in worker threads: SQLite serializes their access
-    uri = f"{file.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA trusted_schema=OFF")
-    return connection

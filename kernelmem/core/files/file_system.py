@@ -1,0 +1,166 @@
+"""Operations by which the package writes to disk: every file it leaves behind goes through these functions.
+
+Tests observe the operations, and let each of them fail: :func:`observed`.
+"""
+
+import errno
+import os
+import secrets
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
+
+Observer: TypeAlias = Callable[[str, Path, bytes], object]
+
+connection_class: type[sqlite3.Connection] = sqlite3.Connection
+"""Class of SQLite connections; tests put one here whose statements fail."""
+
+_observers: list[Observer] = []
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Call ``observer(operation, path, data)`` before every operation in the ``with`` block.
+
+    An error that the observer raises takes the place of the operation. ``data`` are the bytes of a "write", the new path of
+    a "rename", and empty for "mkdir", "create", "allocate", "fsync", "unlink" and "connect".
+    """
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _before(operation: str, path: Path, data: bytes = b"") -> None:
+    for observer in _observers:
+        observer(operation, path, data)
+
+
+def make_directories(directory: Path) -> list[Path]:
+    """Create ``directory`` and its missing parents, durably, and return the directories created, innermost first.
+
+    After an error none of them is left.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    created: list[Path] = []
+    try:
+        for path in reversed(missing):
+            _before("mkdir", path)
+            path.mkdir(exist_ok=True)
+            created.insert(0, path)
+            sync_directory(path.parent)
+    except BaseException:
+        remove_empty(created)
+        raise
+    return created
+
+
+def write_temporary(target: Path, content: bytes) -> Path:
+    """Write ``content`` to a new file in the directory of ``target``, durably, and return its path.
+
+    After an error no file is left.
+    """
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
+    _before("create", temporary)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
+    except OSError as error:
+        error.filename = str(target)
+        raise
+    try:
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 (a descriptor)
+            _before("write", temporary, content)
+            stream.write(content)
+            stream.flush()
+            _before("fsync", temporary)
+            os.fsync(descriptor)
+    except BaseException:
+        remove_quietly([temporary])
+        raise
+    return temporary
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """Give a file the name ``target`` in one step; a file of that name is replaced."""
+    _before("rename", temporary, os.fsencode(target))
+    temporary.replace(target)
+
+
+def remove(file: Path) -> None:
+    """Remove a file, if it exists."""
+    _before("unlink", file)
+    file.unlink(missing_ok=True)
+
+
+def remove_quietly(files: Iterable[Path]) -> None:
+    """Remove files after an error, which no further error replaces."""
+    for file in files:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Remove those of the directories that are empty, after an error, which no further error replaces."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the directory's list of files to disk, so that new, renamed and removed files survive a power failure."""
+    _before("fsync", directory)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync directories
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(directory: Path) -> None:
+    """Create a file in the directory and remove it.
+
+    Raises:
+        OSError: that is not possible; root may write anywhere, except where the file system forbids it.
+    """
+    _before("create", directory)
+    tempfile.TemporaryFile(dir=directory).close()
+
+
+@contextmanager
+def reserved_file(directory: Path, n_bytes: int) -> Iterator[Path]:
+    """Reserve ``n_bytes`` on the disk of ``directory``; the file has a name only in the ``with`` block.
+
+    A memory mapping keeps the file. On a full disk, writing to a mapped file that was not reserved would kill the process.
+    """
+    _before("create", directory)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".mapped-") as stream:
+        path = Path(stream.name)
+        _before("allocate", path)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, max(n_bytes, 1))
+        else:
+            stream.truncate(n_bytes)
+        yield path
+
+
+def connect(file: Path, mode: str) -> sqlite3.Connection:
+    """Return a connection to an SQLite file, without implicit transactions, that any thread may use.
+
+    ``mode`` is "ro", "rw" or "rwc" (create the file). Functions and views of the schema of the file are not trusted.
+    """
+    _before("connect", file)
+    uri = f"{file.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=connection_class)
+    try:
+        connection.execute("PRAGMA trusted_schema=OFF")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
