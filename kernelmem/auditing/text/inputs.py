@@ -171,6 +171,12 @@ def _read(value: object, name: str, vocabulary: int, encode: Encode | None) -> t
         InputError: neither, or texts without ``encode``; the message does not quote a text.
     """
     rows = value if isinstance(value, list | tuple) else None
+    if isinstance(value, str) or (rows and len({isinstance(row, str) for row in rows}) == 2):
+        raise InputError(
+            f"{name} as a single text" if rows is None else f"{name} of texts and values that are not text",
+            expected="a list of texts, or of token ids",
+            hint=f"pass {name}=[text_of_document_0, text_of_document_1, ...]",
+        )
     if rows is not None and rows and all(isinstance(row, str) for row in rows):
         texts = tuple(as_list(rows, name))
         if encode is None:

@@ -25,10 +25,11 @@ def summary(document: TextAuditDocument) -> str:
     ):
         tiers = document.canaries.tiers
         lines += _line("canaries", "; ".join(map(_tier, (*tiers[:1], *tiers[1:][-TIERS_PRINTED:]))))
+    left_out = f"; {data.seen:,} unseen documents equal training documents and are left out" if data.seen else ""
     lines += _line(
         "shared text",
         f"{data.repeated:.1%} of the training text is repeated, {data.overlap:.1%} of the unseen text occurs in it"
-        f" ({data.length} {data.unit}s)",
+        f" ({data.length} {data.unit}s){left_out}",
     )
     lines += _line("randomized", document.context.randomized)
     lines += _line(
@@ -39,8 +40,7 @@ def summary(document: TextAuditDocument) -> str:
 
 def _verdict(verdict: TextVerdict) -> list[str]:
     lines = _line(verdict.question, f"[{TITLES[verdict.status]}] {verdict.headline}")
-    if verdict.status != "not-run":
-        lines += _line("", verdict.detail)
+    lines += _line("", verdict.detail)
     if verdict.status in ("found", "nothing-found"):
         lines += _line("", verdict.ceiling)
     return lines

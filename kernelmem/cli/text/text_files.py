@@ -1,5 +1,6 @@
 """Documents of a text file or of JSON lines. Errors name lines and never quote them, since documents may be private."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from kernelmem.core.files.hashed_files import read_bytes, reason
 
 BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")  # whitespace on a line makes it blank, too
 FORMATS = (".txt", ".jsonl")
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_texts(path: Path, option: str) -> list[str]:
@@ -46,10 +48,11 @@ def _decoded(content: bytes, path: Path, option: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        encoding = "utf-16" if content.startswith(UTF_16) else "latin1"
         raise InputError(
             f"{option} {path}, line {line:,}, which is not UTF-8",
             expected="text in UTF-8",
-            hint="convert the file: iconv -f latin1 -t utf-8 < old > new",
+            hint=f"convert the file, if its encoding is {encoding}: iconv -f {encoding} -t utf-8 < old > new",
         ) from None  # the error holds the bytes
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

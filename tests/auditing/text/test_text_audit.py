@@ -137,6 +137,7 @@ def test_claims_about_models_that_never_saw_the_documents_are_as_rare_as_stated(
 def test_exchanged_documents_are_not_said_to_be_memorized(trained):
     found = km.text_audit(trained, UNSEEN, TRAIN, options=OPTIONS)
     assert "knows less well" in found.document.verdicts[1].headline
+    assert "are not exchanged" in found.document.verdicts[1].detail
     assert status(found)["extraction"] == "nothing-found"
     assert not any(span.claimed for span in found.document.spans)
 
@@ -165,6 +166,7 @@ def test_unseen_documents_that_were_trained_on_are_left_out_and_counted(trained)
         25,
     )
     assert max(span.copies for span in found.spans) == 2
+    assert "4 unseen documents equal training documents" in " ".join(str(km.TextAudit(found)).split())
     with pytest.raises(km.InputError, match="all of which are training documents"):
         km.text_audit(trained, TRAIN, TRAIN[:3], options=OPTIONS)
     nearly = [f"{text[:29]}9" for text in TRAIN]
@@ -230,6 +232,7 @@ def test_what_could_not_have_been_found_is_not_said_to_be_nothing(trained):
     found = km.text_audit(lm_of([]), TRAIN[:3], UNSEEN[:2], canaries=few, options=OPTIONS)
     assert set(status(found).values()) == {"not-run"}
     assert "at least 7 pairs are needed" in str(found)
+    assert "Fewer than 20 documents of a kind" in str(found)
     assert all(row.bits_saved > 0 for row in found.document.documents)
 
 
@@ -265,6 +268,9 @@ def test_options_are_checked(options, message):
 def test_what_is_missing_is_named(trained):
     with pytest.raises(km.InputError, match="no function that gives their token ids"):
         km.text_audit(trained, TRAIN, UNSEEN)
+    for train, message in (("a text", "train as a single text"), ([TRAIN[0], [1, 2]], "values that are not text")):
+        with pytest.raises(km.InputError, match=message):
+            km.text_audit(trained, train, UNSEEN, options=OPTIONS)
     with pytest.raises(km.InputError, match="without a function from token ids"):
         km.text_audit(trained, [[1, 2]], [[2, 3]], options=km.TextAuditOptions(reveal="spans"))
     options = dataclasses.replace(OPTIONS, trained_on=7)

@@ -60,6 +60,11 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="line 2, which is not UTF-8") as caught:
         read_texts(tmp_path / "latin.txt", "--train")
     assert SECRET not in str(caught.value)
+    for encoding in ("utf-16", "utf-16-be"):
+        mark = "" if encoding == "utf-16" else "\ufeff"
+        (tmp_path / "wide.txt").write_bytes(f"{mark}{SECRET}".encode(encoding))
+        with pytest.raises(InputError, match="iconv -f utf-16"):
+            read_texts(tmp_path / "wide.txt", "--train")
     (tmp_path / "folder.txt").mkdir()
     for name in ("absent.txt", "folder.txt", "a.csv", "a", "null\0.txt"):
         with pytest.raises(InputError, match="--train"):

@@ -56,7 +56,8 @@ def membership_verdict(
         if side == "smaller"
         else "Training documents can be told from unseen ones, as documents that the model knows less well than expected"
     )
-    return TextVerdict("membership", "found", headline, f"{auc}; {numbers}.", ceiling, limits)
+    exchanged = "" if side == "smaller" else " Check that training and unseen documents are not exchanged."
+    return TextVerdict("membership", "found", headline, f"{auc}; {numbers}.{exchanged}", ceiling, limits)
 
 
 def extraction_verdict(result: ExtractionResult, gates: Sequence[TextGate], *, has_canaries: bool) -> TextVerdict:
