@@ -11,8 +11,8 @@ from kernelmem.auditing import AuditOptions
 from kernelmem.auditing.result import Audit, write_report
 from kernelmem.auditing.schema import ROWS_CSV, ROWS_NPZ, read_document
 from kernelmem.core.errors import FileCorruptError, InputError
-from kernelmem.core.files import atomic_files
-from kernelmem.core.files.atomic_files import file_sha256
+from kernelmem.core.files import file_system
+from kernelmem.core.files.atomic_files import check_directory, file_sha256
 from tests.auditing.sample_documents import build
 
 
@@ -70,7 +70,7 @@ def test_a_kill_at_any_time_leaves_the_files_of_one_report(make_result, tmp_path
         (directory / "mine.txt").write_text("mine")
         write_report(old[0], directory, old[1])
         with monkeypatch.context() as patched:
-            for owner, name in ((Path, "replace"), (Path, "unlink"), (atomic_files.os, "fsync")):
+            for owner, name in ((Path, "replace"), (Path, "unlink"), (file_system.os, "fsync")):
                 patched.setattr(owner, name, snapshot(getattr(owner, name)))
             write_report(new[0], directory, new[1], overwrite=True)
         names = [check_one_report(state) for state in sorted(states.iterdir(), key=lambda path: int(path.name))]
@@ -129,9 +129,9 @@ def test_a_directory_where_no_file_can_be_created_is_refused_before_the_work(tmp
     def read_only(**_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(atomic_files.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(file_system.tempfile, "TemporaryFile", read_only)
     with pytest.raises(InputError, match="Read-only file system"):
-        atomic_files.check_directory(tmp_path / "new")
+        check_directory(tmp_path / "new")
 
 
 def test_an_older_report_is_replaced_only_if_asked(make_result, tmp_path):

@@ -60,7 +60,7 @@ def write_files(
 
     All files are written to temporary names and fsynced before the first is renamed, so that a failure before that
     (disk full, wrong path) leaves the directory unchanged. Then the ``obsolete`` files are removed, and the new files
-    are renamed in their order: no new file lies next to an obsolete one, even after a kill.
+    are renamed in their order, each durably: no new file lies next to an obsolete one, even after a kill or power failure.
 
     Raises:
         InputError: as in :func:`check_directory`, or a name is the name of a directory.
@@ -81,26 +81,24 @@ def write_files(
             )
     created: list[Path] = []
     staged: list[Path] = []
-    place = directory
     try:
-        created = file_system.make_directories(directory)
-        for place, content in zip(targets, contents.values(), strict=True):
-            staged.append(file_system.write_temporary(place, content.encode() if isinstance(content, str) else content))
-        for name in obsolete:
-            place = directory / name
-            file_system.remove(place)
-        place = directory
-        if staged:
+        with file_system.named(directory):
+            created = file_system.make_directories(directory)
+        for target, content in zip(targets, contents.values(), strict=True):
+            with file_system.named(target):
+                content_bytes = content.encode() if isinstance(content, str) else content
+                staged.append(file_system.write_temporary(target, content_bytes))
+        with file_system.named(directory):
+            for name in obsolete:
+                file_system.remove(directory / name)
             file_system.sync_directory(directory)
-        for temporary, place in zip(staged, targets, strict=True):
-            file_system.rename(temporary, place)
-        place = directory
-        file_system.sync_directory(directory)
-    except BaseException as error:
+        for temporary, target in zip(staged, targets, strict=True):
+            with file_system.named(target):
+                file_system.rename(temporary, target)
+                file_system.sync_directory(directory)
+    except BaseException:
         file_system.remove_quietly(staged)
         file_system.remove_empty(created)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(place)  # a full disk does not name the file
         raise
     return targets
 

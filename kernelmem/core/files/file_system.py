@@ -40,6 +40,17 @@ def _before(operation: str, path: Path, data: bytes = b"") -> None:
         observer(operation, path, data)
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let errors of the ``with`` block name ``path``, if they name no file: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def make_directories(directory: Path) -> list[Path]:
     """Create ``directory`` and its missing parents, durably, and return the directories created, innermost first.
 
@@ -139,14 +150,16 @@ def reserved_file(directory: Path, n_bytes: int) -> Iterator[Path]:
 
     A memory mapping keeps the file. On a full disk, writing to a mapped file that was not reserved would kill the process.
     """
-    _before("create", directory)
+    with named(directory):
+        _before("create", directory)
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".mapped-") as stream:
         path = Path(stream.name)
-        _before("allocate", path)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, max(n_bytes, 1))
-        else:
-            stream.truncate(n_bytes)
+        with named(directory):
+            _before("allocate", path)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, max(n_bytes, 1))
+            else:
+                stream.truncate(n_bytes)
         yield path
 
 
