@@ -10,7 +10,7 @@ from kernelmem.core.batches import Batch, Rows
 from kernelmem.core.errors import VerificationError
 from kernelmem.tangents.capture import Capture, UseKey, capture
 from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, supports_vectorized_jacobian, vectorized_jacobian
-from kernelmem.tangents.engine.accumulate import KernelAccumulator, TangentAssembler, add_dense, mirror
+from kernelmem.tangents.engine.accumulate import ALL, KernelAccumulator, TangentAssembler, add_dense, mirror
 from kernelmem.tangents.engine.backward import ForwardPass, ResidentRows
 from kernelmem.tangents.engine.certified import SideCertificate, certify_pass, check_rows_are_independent
 from kernelmem.tangents.engine.plan import Plan, make_plan
@@ -218,9 +218,11 @@ class Engine:
     ) -> None:
         """Add the kernel to ``results`` tile by tile.
 
-        For each tile, the tangents of its two sets of examples in a block of output directions are computed and contracted.
+        For each tile, the tangents of its two sets of examples in a block of output directions are contracted. Those that the
+        last tile used, or with ``plan.cached`` all, are not computed again.
         """
-        starts = [range(0, side.rows.n, plan.tile) for side in (left, right)]
+        sides = left, right
+        starts = [range(0, side.rows.n, plan.tile) for side in sides]
         blocks = [range(c, min(c + plan.block, plan.sweeps)) for c in range(0, plan.sweeps, plan.block)]
         tiles = [
             (block, row_start, column_start)
@@ -229,39 +231,53 @@ class Engine:
             for column_start in starts[1]
             if not results.symmetric or column_start >= row_start
         ]
-        left_tangents: list[Buffers] = []
-        right_tangents: list[Buffers] = []
-        left_position = None
+        held: dict[tuple[range, int, int], list[Buffers]] = {}  # tangents by block, side and first row
         for n_done, (block, row_start, column_start) in enumerate(tiles, 1):
-            right_tangents = []  # free the old tile before the new one is computed
-            if left_position != (block, row_start):
-                left_tangents, left_position = [], (block, row_start)
-                left_tangents = self._tangents(left, row_start, plan, block)
-            is_diagonal = results.symmetric and row_start == column_start
-            right_tangents = left_tangents if is_diagonal else self._tangents(right, column_start, plan, block)
+            keys = (block, 0, row_start), (block, 0 if results.symmetric else 1, column_start)
+            held = {key: held[key] for key in held if key in keys or (plan.cached and key[0] == block)}  # free the others
+            for key in keys:
+                if key not in held:
+                    _, side_index, start = key
+                    side = sides[side_index]
+                    held[key] = self.tangents(side, range(start, min(start + plan.tile, side.rows.n)), plan, block)
             tile = slice(row_start, row_start + plan.tile), slice(column_start, column_start + plan.tile)
-            for index, (x, y) in enumerate(zip(left_tangents, right_tangents, strict=True)):
-                if x and y:
-                    add_block = plan.groups[index].add if index < len(plan.groups) else add_dense
-                    results.add(index, add_block, x, y, block, tile, symmetric=is_diagonal)
+            self.add_tile(results, held[keys[0]], held[keys[1]], plan, block, tile)
             if progress is not None:
                 progress(n_done, len(tiles))
 
-    def _tangents(self, side: LabeledRows, start: int, plan: Plan, block: range) -> list[Buffers]:
-        """Return, for each parameter group, the named tangents of the examples of the tile that begins at ``start``.
+    def add_tile(
+        self,
+        results: KernelAccumulator,
+        x: list[Buffers],
+        y: list[Buffers],
+        plan: Plan,
+        block: range,
+        tile: tuple[slice, slice] = ALL,
+    ) -> None:
+        """Add the contraction of the tangents ``x`` and ``y`` of all parameter groups to a tile of ``results``, in place.
+
+        If y is x, only the upper triangle of the tile is computed.
+        """
+        for index, (group_x, group_y) in enumerate(zip(x, y, strict=True)):
+            if group_x and group_y:
+                add_block = plan.groups[index].add if index < len(plan.groups) else add_dense
+                results.add(index, add_block, group_x, group_y, block, tile, symmetric=x is y)
+
+    def tangents(self, side: LabeledRows, tile: range, plan: Plan, block: range) -> list[Buffers]:
+        """Return, for each parameter group, the named tangents of the examples in ``tile``.
 
         They are collected from several forward passes, in the output directions of ``block``.
+
+        Raises:
+            PassMismatchError: a pass that contradicts the survey.
         """
-        stop = min(start + plan.tile, side.rows.n)
         combine = self.directions.combine
         buffers: dict[int, Tensor] = {}
         assemblers: list[TangentAssembler] = []
-        for rows in _row_ranges(start, stop, plan.chunk):
+        for rows in _row_ranges(tile.start, tile.stop, plan.chunk):
             all_directions = block.start == 0 or combine != "sum"  # in a sum, all_directions groups are added once
-            chunk = self._chunk_tangents(
-                side, rows, range(start, stop), plan, block, buffers, all_directions=all_directions
-            )
-            assemblers = assemblers or [TangentAssembler(stop - start, buffers.get(i)) for i in range(len(chunk))]
+            chunk = self._chunk_tangents(side, rows, tile, plan, block, buffers, all_directions=all_directions)
+            assemblers = assemblers or [TangentAssembler(len(tile), buffers.get(i)) for i in range(len(chunk))]
             for assembler, group_tangents in zip(assemblers, chunk, strict=True):
                 assembler.add(group_tangents)
             del chunk  # free it before the next pass

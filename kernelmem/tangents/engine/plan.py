@@ -23,6 +23,7 @@ TABLE_ROWS = 36  # largest number of rows of a printed plan
 
 # Graph and output gradients of a chunk: small enough for memory to be reused, large enough for GEMM.
 CHUNK_BYTES = 128 * 2**20
+SMALLEST_TILE = 256  # rows; smaller tiles do not run at full speed
 STREAM_BYTES = 256 * 2**20  # the same if all rows are in memory: convolutions are faster on more rows
 
 
@@ -49,6 +50,7 @@ class Plan:
     sweeps: int  # backward sweeps: outputs, or hidden directions if the readout has fewer inputs
     streamed: bool  # all rows held at once, tangents contracted direction by direction
     unused: tuple[str, ...] = ()  # parameters on which the outputs of the first rows do not depend
+    cached: bool = False  # the tangents of all rows in a block of directions are held, and tiles are products of them
 
     def __str__(self) -> str:
         """Return the plan as a table with one line per parameter group."""
@@ -175,6 +177,7 @@ def make_plan(
         sweeps,
         tiling.streamed,
         prepared.unused,
+        tiling.cached,
     )
 
 
@@ -207,6 +210,7 @@ class _Tiling:
     passes: float
     used_bytes: int
     streamed: bool = False
+    cached: bool = False
 
 
 def _graph_numbers(survey: Survey) -> tuple[int, int]:
@@ -271,19 +275,30 @@ def _tiled_tiling(
         tile_numbers = spare - max(1, chunk) * per_row
         if tile_numbers <= 0:
             continue
-        fits_one_tile = symmetric and n * tangents + n * n * per_pair <= tile_numbers
-        tile = max(n, m) if fits_one_tile else _largest_tile(tile_numbers, 2 * tangents, per_pair)
+        cached_numbers = (n if symmetric else n + m) * tangents
+        tile = int(max(0.0, (tile_numbers - cached_numbers) / per_pair) ** 0.5)
+        cached = tile >= min(SMALLEST_TILE, max(n, m))
+        if not cached:
+            tile = _largest_tile(tile_numbers, 2 * tangents, per_pair)
         if tile < 1:
             continue
         tile = min(tile, max(n, m))
         n_tiles = -(-n // tile), -(-m // tile)
-        swept_rows = n_tiles[0] * (n_tiles[1] + 1) / 2 * min(tile, n) if symmetric else n + m * n_tiles[0]
-        n_sides = 1 if symmetric and tile >= n else 2
-        used_numbers = max(1, chunk) * per_row + n_sides * tile * tangents + tile * tile * per_pair
+        if cached:
+            swept_rows, held_numbers = (n if symmetric else n + m), cached_numbers
+        else:
+            swept_rows = n_tiles[0] * (n_tiles[1] + 1) / 2 * min(tile, n) if symmetric else n + m * n_tiles[0]
+            held_numbers = 2 * tile * tangents
+        used_numbers = max(1, chunk) * per_row + held_numbers + tile * tile * per_pair
         used_bytes = problem.result_bytes + itemsize * used_numbers
-        passes = swept_rows / n * sweeps / block
         tiling = _Tiling(
-            swept_rows * (sweeps + sweeps / block), tile, block, max(1, min(chunk, tile)), passes, int(used_bytes)
+            cost=swept_rows * (sweeps + sweeps / block),
+            tile=tile,
+            block=block,
+            chunk=max(1, min(chunk, tile)),
+            passes=swept_rows / n * sweeps / block,
+            used_bytes=int(used_bytes),
+            cached=cached,
         )
         if best is None or tiling.cost < best.cost:
             best = tiling
