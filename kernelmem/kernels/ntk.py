@@ -105,7 +105,7 @@ def ntk(
     check_choice(by, "by", (None, "layer"), hint='pass by="layer" for one kernel per layer')
     verify, names = as_flag(verify, "verify"), as_names(parameters, "parameters")
     report_progress = as_progress(progress, "NTK", "part")
-    computation = _Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
+    computation = Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
     plan = computation.plan(memory)
     if verify:
         computation.verify(plan)
@@ -144,10 +144,10 @@ def ntk_plan(
     contraction 0.00 GFLOP; tiles of 100 rows, ...
     """
     names = as_names(parameters, "parameters")
-    return _Computation(model, x, y, outputs, target, labels, names, forward, dtype).plan(memory)
+    return Computation(model, x, y, outputs, target, labels, names, forward, dtype).plan(memory)
 
 
-class _Computation:
+class Computation:
     """Checked arguments of one kernel computation, and the engine that carries it out."""
 
     def __init__(

@@ -13,7 +13,7 @@ from kernelmem.tangents.derivatives.jacobian import rowwise_jacobian, supports_v
 from kernelmem.tangents.engine.accumulate import ALL, KernelAccumulator, TangentAssembler, add_dense, mirror
 from kernelmem.tangents.engine.backward import ForwardPass, ResidentRows
 from kernelmem.tangents.engine.certified import SideCertificate, certify_pass, check_rows_are_independent
-from kernelmem.tangents.engine.plan import Plan, make_plan
+from kernelmem.tangents.engine.plan import Plan, Tiling, choose_methods, make_plan, scheduled_plan
 from kernelmem.tangents.groups.base import Buffers, UseGradients
 from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.prepare import PreparedModel
@@ -29,6 +29,12 @@ class LabeledRows:
 
     rows: Rows
     labels: Tensor | None = None
+
+    def take(self, indices: list[int]) -> "LabeledRows":
+        """Return the examples at ``indices``, with their labels."""
+        return LabeledRows(
+            Rows(self.rows.take(indices), len(indices)), None if self.labels is None else self.labels[indices]
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,18 @@ class Engine:
     def plan(self, n: int, m: int, *, symmetric: bool, memory: int) -> Plan:
         """Return the plan for the kernel of n by m examples within ``memory`` bytes (``symmetric``: equal sides)."""
         return make_plan(self.prepared, self.survey, self.directions, n=n, m=m, symmetric=symmetric, memory=memory)
+
+    def scheduled_plan(self, n: int, m: int, *, symmetric: bool, tile: int, block: int, chunk: int) -> Plan:
+        """Return the plan for the kernel of n by m examples with given sizes, for a result that is not in memory."""
+        return scheduled_plan(
+            self.prepared,
+            choose_methods(self.prepared, self.survey, self.directions, n, m, symmetric=symmetric),
+            self.directions,
+            self.survey.dense,
+            (n, m, symmetric),
+            Tiling(1.0, min(tile, max(n, m)), block, min(chunk, tile), 1.0, 0),
+            0,
+        )
 
     def kernel(
         self,

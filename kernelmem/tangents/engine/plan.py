@@ -125,8 +125,72 @@ def make_plan(
     Raises:
         InputError: the result, with the tangents of one row on each side, does not fit.
     """
+    methods = choose_methods(prepared, survey, directions, n, m, symmetric=symmetric)
+    groups, sweeps = methods.groups, methods.sweeps
+    itemsize = torch.finfo(prepared.dtype).bits // 8
+    result_bytes = int(torch.Size(directions.result_shape(n, m)).numel()) * itemsize
+    problem = _Problem(n, m, symmetric, sweeps, memory, result_bytes, itemsize)
+    tiling = None if survey.dense else _streamed_tiling(groups, survey, directions, problem)
+    tiling = tiling or _tiled_tiling(groups, survey, directions, prepared, problem)
+    if tiling is None:
+        row_bytes = sum(group.numbers_per_row(1) for group in groups) * itemsize
+        raise InputError(
+            f"memory of {memory / 2**20:.3g} MiB for a kernel of {result_bytes / 2**20:.3g} MiB with {row_bytes / 2**20:.2g} MiB"
+            " of tangents per row",
+            expected="enough memory for the kernel and the tangents of one row on each side",
+            hint='raise memory=, choose fewer parameters=, pass outputs="trace", or use ntk_operator, which never forms the'
+            " kernel",
+        )
+    return scheduled_plan(prepared, methods, directions, survey.dense, (n, m, symmetric), tiling, memory)
+
+
+def scheduled_plan(
+    prepared: PreparedModel,
+    methods: "Methods",
+    directions: OutputDirections,
+    dense: tuple[str, ...],
+    shape: tuple[int, int, bool],
+    tiling: "Tiling",
+    memory: int,
+) -> Plan:
+    """Return the plan with these methods and sizes, for a kernel of ``shape`` (n, m, symmetric)."""
+    return Plan(
+        *shape,
+        directions.outputs,
+        str(prepared.dtype).removeprefix("torch."),
+        prepared.n_outputs,
+        prepared.n_parameters,
+        methods.costs,
+        methods.groups,
+        dense,
+        tiling.tile,
+        tiling.block,
+        tiling.chunk,
+        tiling.passes,
+        memory,
+        tiling.used_bytes,
+        methods.sweeps,
+        tiling.streamed,
+        prepared.unused,
+        tiling.cached,
+    )
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Contraction methods of all parameter groups, their costs, and the number of backward sweeps of each row."""
+
+    costs: tuple[GroupCost, ...]
+    groups: tuple[Group, ...]
+    sweeps: int
+
+
+def choose_methods(
+    prepared: PreparedModel, survey: Survey, directions: OutputDirections, n: int, m: int, *, symmetric: bool
+) -> Methods:
+    """Choose the cheapest contraction of each parameter group for the kernel of n and m examples."""
     pairs = n * m * (0.5 if symmetric else 1.0)
-    costs, groups = [], []
+    costs, groups = list[GroupCost](), list[Group]()
     for group in survey.groups:
         cost, planned_group = choose_method(group, directions, survey, n, m, pairs)
         costs.append(cost)
@@ -143,42 +207,7 @@ def make_plan(
     )
     if is_compressed and survey.readout is not None:
         sweeps = len(survey.readout.compressed)
-    itemsize = torch.finfo(prepared.dtype).bits // 8
-    result_bytes = int(torch.Size(directions.result_shape(n, m)).numel()) * itemsize
-    problem = _Problem(n, m, symmetric, sweeps, memory, result_bytes, itemsize)
-    tiling = None if survey.dense else _streamed_tiling(groups, survey, directions, problem)
-    tiling = tiling or _tiled_tiling(groups, survey, directions, prepared, problem)
-    if tiling is None:
-        row_bytes = sum(group.numbers_per_row(1) for group in groups) * itemsize
-        raise InputError(
-            f"memory of {memory / 2**20:.3g} MiB for a kernel of {result_bytes / 2**20:.3g} MiB with {row_bytes / 2**20:.2g} MiB"
-            " of tangents per row",
-            expected="enough memory for the kernel and the tangents of one row on each side",
-            hint='raise memory=, choose fewer parameters=, pass outputs="trace", or use ntk_operator, which never forms the'
-            " kernel",
-        )
-    return Plan(
-        n,
-        m,
-        symmetric,
-        directions.outputs,
-        str(prepared.dtype).removeprefix("torch."),
-        prepared.n_outputs,
-        prepared.n_parameters,
-        tuple(costs),
-        tuple(groups),
-        survey.dense,
-        tiling.tile,
-        tiling.block,
-        tiling.chunk,
-        tiling.passes,
-        memory,
-        tiling.used_bytes,
-        sweeps,
-        tiling.streamed,
-        prepared.unused,
-        tiling.cached,
-    )
+    return Methods(tuple(costs), tuple(groups), sweeps)
 
 
 @dataclass(frozen=True)
@@ -200,7 +229,7 @@ class _Problem:
 
 
 @dataclass(frozen=True)
-class _Tiling:
+class Tiling:
     """Tile and block sizes; their cost is the number of examples swept, times the passes over each of them."""
 
     cost: float
@@ -213,7 +242,7 @@ class _Tiling:
     cached: bool = False
 
 
-def _graph_numbers(survey: Survey) -> tuple[int, int]:
+def graph_numbers(survey: Survey) -> tuple[int, int]:
     """Return the numbers per example in the graph of a forward pass, and in the gradients of one backward pass."""
     graph_numbers = 2 * survey.saved + sum(sum(pair) for pair in survey.elements.values())
     return graph_numbers, sum(output for _, output in survey.elements.values())
@@ -221,23 +250,23 @@ def _graph_numbers(survey: Survey) -> tuple[int, int]:
 
 def _streamed_tiling(
     groups: Sequence[Group], survey: Survey, directions: OutputDirections, problem: _Problem
-) -> _Tiling | None:
+) -> Tiling | None:
     """Return sizes that keep all examples and their graphs in memory, or None if they do not fit."""
     if directions.combine == "full" or not any(group.streams for group in groups):
         return None
-    graph_numbers, gradient_numbers = _graph_numbers(survey)
+    graph_numbers, gradient_numbers = graph_numbers(survey)
     row_numbers = graph_numbers + 2 * gradient_numbers  # output gradients of a sweep, and temporaries of the same size
     largest_buffer = 0  # buffer of one group; groups reuse it
     for group in groups:
         if group.all_directions:
             row_numbers += group.numbers_per_row(1) if isinstance(group, ReadoutGroup) else 0
-            largest_buffer = max(largest_buffer, group.numbers_per_row(1) + _activation_numbers(group))
+            largest_buffer = max(largest_buffer, group.numbers_per_row(1) + activation_numbers(group))
         elif group.streams:
-            row_numbers += _activation_numbers(group)  # kept from one direction to the next
+            row_numbers += activation_numbers(group)  # kept from one direction to the next
             largest_buffer = max(largest_buffer, group.numbers_per_row(1))
         else:
             row_numbers += problem.sweeps * sum(survey.elements[key][1] for key in group.keys)
-            largest_buffer = max(largest_buffer, group.numbers_per_row(problem.sweeps) + _activation_numbers(group))
+            largest_buffer = max(largest_buffer, group.numbers_per_row(problem.sweeps) + activation_numbers(group))
     n_rows = problem.n if problem.symmetric else problem.n + problem.m
     used_bytes = problem.result_bytes + problem.itemsize * n_rows * (row_numbers + 2 * largest_buffer)
     if used_bytes > problem.memory:
@@ -245,10 +274,10 @@ def _streamed_tiling(
     longest_side = max(problem.n, problem.m)
     bytes_per_row = problem.itemsize * (graph_numbers + gradient_numbers)
     chunk = -(-longest_side // max(1, round(longest_side * bytes_per_row / STREAM_BYTES)))  # passes of equal length
-    return _Tiling(n_rows * (problem.sweeps + 1), max(problem.n, problem.m), 1, chunk, 1.0, used_bytes, streamed=True)
+    return Tiling(n_rows * (problem.sweeps + 1), max(problem.n, problem.m), 1, chunk, 1.0, used_bytes, streamed=True)
 
 
-def _activation_numbers(group: Group) -> int:
+def activation_numbers(group: Group) -> int:
     """Return the numbers per example in the activations of outer products; 0 for groups without outer products."""
     if not isinstance(group, OuterGroup) or isinstance(group, ReadoutGroup):
         return 0
@@ -257,18 +286,17 @@ def _activation_numbers(group: Group) -> int:
 
 def _tiled_tiling(
     groups: Sequence[Group], survey: Survey, directions: OutputDirections, prepared: PreparedModel, problem: _Problem
-) -> _Tiling | None:
+) -> Tiling | None:
     """Return the tile of examples and block of output directions of lowest cost that fit in memory; None if none fits."""
     n, m, sweeps, symmetric = problem.n, problem.m, problem.sweeps, problem.symmetric
     spare, itemsize = problem.spare_numbers, problem.itemsize
-    graph, swept = _graph_numbers(survey)
-    patches = max((_activation_numbers(group) for group in groups), default=0)
+    graph, swept = graph_numbers(survey)
+    patches = max((activation_numbers(group) for group in groups), default=0)
     # Numbers per pair of rows in the temporaries of one pair of tiles.
     per_pair = 1 + (directions.k**2 if directions.combine == "full" else 0)
-    best: _Tiling | None = None
-    for block in _candidate_block_sizes(sweeps, directions.combine):
-        tangents = sum(group.numbers_per_row(1 if group.all_directions else block) for group in groups)
-        tangents += sum(prepared.parameters[name].numel() for name in survey.dense) * block
+    best: Tiling | None = None
+    for block in candidate_blocks(groups, survey, sweeps, directions.combine):
+        tangents = tangent_numbers(groups, survey, prepared, block)
         # Numbers per row while a chunk is swept: graph, output gradients, and operands of the products.
         per_row = graph + 2 * block * swept + tangents + patches
         chunk = int(min(1024, CHUNK_BYTES / itemsize // max(1, graph + block * swept), spare / 3 // max(1, per_row)))
@@ -291,7 +319,7 @@ def _tiled_tiling(
             held_numbers = 2 * tile * tangents
         used_numbers = max(1, chunk) * per_row + held_numbers + tile * tile * per_pair
         used_bytes = problem.result_bytes + itemsize * used_numbers
-        tiling = _Tiling(
+        tiling = Tiling(
             cost=swept_rows * (sweeps + sweeps / block),
             tile=tile,
             block=block,
@@ -310,8 +338,17 @@ def _largest_tile(available: float, per_row: float, per_pair: float) -> int:
     return int((-per_row + (per_row**2 + 4 * per_pair * available) ** 0.5) / (2 * per_pair))
 
 
-def _candidate_block_sizes(k: int, combine: str) -> list[int]:
-    """Return candidates, largest first, for how many of k directions are in memory together; the full kernel needs all k."""
-    if combine == "full":
+def candidate_blocks(groups: Sequence[Group], survey: Survey, k: int, combine: str) -> list[int]:
+    """Return candidates, largest first, for how many of k directions are in memory together.
+
+    The full kernel needs all k, and groups that are contracted once for all directions need one pass only.
+    """
+    if combine == "full" or (not survey.dense and all(group.all_directions for group in groups)):
         return [k]
     return sorted({-(-k // parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, k)}, reverse=True)
+
+
+def tangent_numbers(groups: Sequence[Group], survey: Survey, prepared: PreparedModel, block: int) -> int:
+    """Return the numbers per example in the tangents of all groups and dense parameters, in ``block`` directions."""
+    tangents = sum(group.numbers_per_row(1 if group.all_directions else block) for group in groups)
+    return tangents + sum(prepared.parameters[name].numel() for name in survey.dense) * block
