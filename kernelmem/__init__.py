@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from kernelmem.kernel_machines import fidelity as fidelity
     from kernelmem.kernel_machines import leave_one_out as leave_one_out
     from kernelmem.kernels import KernelStore as KernelStore
+    from kernelmem.kernels import StoreOptions as StoreOptions
     from kernelmem.kernels import alignment as alignment
     from kernelmem.kernels import centered_alignment as centered_alignment
     from kernelmem.kernels import infinite_nngp as infinite_nngp
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
     from kernelmem.kernels import ntk as ntk
     from kernelmem.kernels import ntk_operator as ntk_operator
     from kernelmem.kernels import ntk_plan as ntk_plan
+    from kernelmem.kernels import ntk_store as ntk_store
+    from kernelmem.kernels import ntk_store_plan as ntk_store_plan
     from kernelmem.kernels import spectrum as spectrum
     from kernelmem.kernels import target_alignment as target_alignment
     from kernelmem.label_noise import corrupt_labels as corrupt_labels
@@ -119,8 +122,8 @@ _NAMES = {
     "core": "FileCorruptError InputError KernelmemError NumericalError TaskError UnsupportedModelError VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
     "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",
-    "kernels": "KernelStore alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
-    "ntk ntk_operator ntk_plan spectrum target_alignment",
+    "kernels": "KernelStore StoreOptions alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "
+    "ntk ntk_operator ntk_plan ntk_store ntk_store_plan spectrum target_alignment",
     "label_noise": "corrupt_labels detect",
     "memorization": "EnsembleTraining HistoryRecorder LDS LabelIssues LabelNoiseEstimate QLD Retraining Score "
     "ScoreTable ShadowEnsemble ShadowOptions TrainingHistory c_score estimate_label_noise "

@@ -1,6 +1,7 @@
 """Kernels larger than memory: computed tile by tile from tangents that are kept, and written to a KernelStore.
 
 computation   ntk_store and ntk_store_plan
+run           one call: plan, tasks, results written to the store
 options       StoreOptions
 plan          StorePlan: tiles, operations, memory, disk and expected time
 facts         hashes of the model and of the rows, which a store is compared with

@@ -59,7 +59,7 @@ def _rows_facts(rows: Rows) -> dict[str, JSON]:
         for i in range(stop - start):
             digest = hashlib.sha256()
             for block in blocks:
-                digest.update(memoryview(block[i].numpy()))
+                digest.update(block[i].numpy().data)
             digests.append(digest.digest())
     return {
         "n": rows.n,
@@ -73,7 +73,7 @@ def _tensors_sha256(tensors: Iterator[tuple[str, Tensor]] | list[tuple[str, Tens
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(_bytes(tensor).numpy()))
+        digest.update(_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 

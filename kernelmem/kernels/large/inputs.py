@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernelmem.core.batches import Forward, Rows
+from kernelmem.core.batches import Forward, Rows, map_tree
 from kernelmem.core.errors import FileCorruptError
 from kernelmem.tangents.groups.directions import TargetLike
 
@@ -87,8 +87,10 @@ class InputsReference:
 
 def _as_arrays(rows: Rows) -> Rows:
     """Return rows as NumPy arrays: pickle copies those once, and tensors three times."""
-    return Rows(rows.map(lambda leaf: leaf.detach().cpu().numpy()), rows.n)
+    return Rows(map_tree(rows.tree, lambda leaf: leaf.detach().cpu().numpy()), rows.n)
 
 
 def _as_tensors(rows: Rows) -> Rows:
-    return Rows(rows.map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf), rows.n)
+    return Rows(
+        map_tree(rows.tree, lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf), rows.n
+    )

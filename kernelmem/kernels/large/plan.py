@@ -27,9 +27,13 @@ from kernelmem.tangents.engine.plan import (
 from kernelmem.tangents.groups.outer import OuterGroup
 
 LARGEST_TILE = 2048  # rows: products run at full speed, and a tile is written in a hundredth of the time it takes
-PAIR_NUMBERS = 5  # per entry of a tile: the tile, the factor of one group, the tile that is being written and its copies
+PAIR_NUMBERS = (
+    5  # per entry of a tile: the tile, the factor of one group, the tile that is being written and its copies
+)
 RATE_SECONDS = 0.03  # of the measurement of the speed of products
 WRITE_RATE = 200e6  # bytes per second, of a tile with its hash and fsync
+SWEEP_FACTOR = 8  # time of an operation of a forward or backward pass, relative to one of a large product
+READ_OPERATIONS = 10  # of a large product, in the time in which a byte of a file in the page cache is read
 DISK_SHARE = 0.5  # of the free disk that tangents may take
 
 Kept = Literal["memory", "disk", "nothing"]
@@ -251,17 +255,13 @@ class _Parts:
         passes = -(-self.sweeps // block)
         return self.itemsize * self.all_rows * self.tangents[block] * passes
 
-    def needed(
-        self, tile: int, block: int, kept: Kept, memory: int, chunk: int | None = None
-    ) -> tuple[float, int]:
+    def needed(self, tile: int, block: int, kept: Kept, memory: int, chunk: int | None = None) -> tuple[float, int]:
         """Return the peak memory in bytes, and the rows of a forward pass (0: none fit)."""
         tangents = self.tangents[block]
         per_row = self.graph + 2 * block * self.swept + tangents + self.patches
         pairs = self.workers * tile * tile * PAIR_NUMBERS
-        if kept == "memory":
-            held = self.all_rows * tangents * -(-self.sweeps // block)
-        else:
-            held = 2 * self.workers * tile * tangents
+        all_tangents = self.all_rows * tangents * -(-self.sweeps // block)
+        held = all_tangents if kept == "memory" else 2 * self.workers * tile * tangents
         if chunk is None:
             spare = memory / self.itemsize - held - (pairs if kept == "nothing" else 0)
             largest = max(1, CHUNK_BYTES / self.itemsize // max(1, self.graph + block * self.swept))
@@ -278,8 +278,10 @@ class _Parts:
         if kept == "nothing":
             rows = tile * grid[0] * (grid[1] + 1) / 2 if self.symmetric else self.n + self.m * grid[0]
         penalty = 1 + SMALLEST_TILE / 4 / tile  # smaller products run slower
-        transfers = 1.02 if kept == "disk" else 1.0
-        return self.operations * penalty * transfers + 2 * rows * sweep
+        read_bytes = 0.0
+        if kept == "disk":
+            read_bytes = self.tangent_bytes(block) * ((grid[1] + 1) / 2 if self.symmetric else (1 + grid[0]) / 2)
+        return self.operations * penalty + READ_OPERATIONS * read_bytes + SWEEP_FACTOR * rows * sweep
 
     def plan(self, engine: Engine, schedule: Schedule, kept: Kept, needed: float, limits: Limits) -> StorePlan:
         """Return the plan with these sizes."""
@@ -294,7 +296,7 @@ class _Parts:
         sweep_operations = rows * self.weight_products * (self.sweeps + 4 * -(-self.sweeps // block))
         rate = gemm_rate(engine.prepared.dtype, engine.prepared.device)
         store_bytes = int(entries * self.itemsize)
-        seconds = (self.operations + 2 * sweep_operations) / rate + store_bytes / WRITE_RATE
+        seconds = (self.operations + SWEEP_FACTOR * sweep_operations) / rate + store_bytes / WRITE_RATE
         return StorePlan(
             methods,
             schedule,

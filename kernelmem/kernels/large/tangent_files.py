@@ -44,7 +44,7 @@ class TangentFiles:
                 header = load_json(stream.read(header_length))
             values = np.memmap(path, mode="c", offset=0, dtype=np.uint8)[_aligned(8 + header_length) :]
             if name not in self._checked:
-                if hashlib.sha256(memoryview(values)).hexdigest() != header["sha256"]:
+                if hashlib.sha256(values.data).hexdigest() != header["sha256"]:
                     return None
                 self._checked.add(name)
             tangents: list[Buffers] = [{} for _ in range(header["n_groups"])]
@@ -70,7 +70,7 @@ class TangentFiles:
         ]
         digest, entries = hashlib.sha256(), []
         for group, key, array in arrays:
-            digest.update(memoryview(array).cast("B") if array.size else b"")
+            digest.update(array.reshape(-1).view(np.uint8).data)
             digest.update(bytes(-array.nbytes % ALIGNMENT))
             entries.append([group, key, array.dtype.str, list(array.shape)])
         header = {"n_groups": len(tangents), "tensors": entries, "sha256": digest.hexdigest()}

@@ -1,14 +1,17 @@
 """Work of one process or thread: tangents of blocks of rows, swept once each, and tiles as products of two of them."""
 
 import hashlib
+import json
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernelmem.core.files.hashed_files import JSON
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.tasks import one_thread_per_worker
 from kernelmem.kernels.large.inputs import Inputs, InputsReference
@@ -89,9 +92,7 @@ class Worker:
         self.lock = threading.RLock()
 
     @classmethod
-    def build(
-        cls, inputs: Inputs, key: str, schedule: Schedule, files: TangentFiles | None, keep: int
-    ) -> "Worker":
+    def build(cls, inputs: Inputs, key: str, schedule: Schedule, files: TangentFiles | None, keep: int) -> "Worker":
         """Prepare the model of ``inputs`` and return a worker."""
         return cls(inputs, key, schedule, engine_of(inputs), files, keep)
 
@@ -171,12 +172,15 @@ def plan_of(engine: Engine, inputs: Inputs, schedule: Schedule) -> Plan:
     """Return the plan of a computation with the sizes of a schedule."""
     n, m = inputs.x.n, (inputs.y or inputs.x).n
     symmetric = inputs.y is None
-    return engine.scheduled_plan(n, m, symmetric=symmetric, tile=schedule.tile, block=schedule.block, chunk=schedule.chunk)
+    return engine.scheduled_plan(
+        n, m, symmetric=symmetric, tile=schedule.tile, block=schedule.block, chunk=schedule.chunk
+    )
 
 
-def computation_key(inputs_sha256: str, schedule: Schedule, contradictions: object) -> str:
-    """Return the hash of the inputs and the schedule of a computation."""
-    return hashlib.sha256(f"{inputs_sha256} {schedule} {contradictions}".encode()).hexdigest()
+def computation_key(facts: Mapping[str, JSON], schedule: Schedule, contradictions: Sequence[Sequence[str]]) -> str:
+    """Return the hash of all that determines the bits of the tiles."""
+    values = dict(facts), asdict(schedule), [list(names) for names in contradictions]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 _workers: OrderedDict[str, Worker] = OrderedDict()  # of this process, by key

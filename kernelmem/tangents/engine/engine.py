@@ -252,7 +252,9 @@ class Engine:
         held: dict[tuple[range, int, int], list[Buffers]] = {}  # tangents by block, side and first row
         for n_done, (block, row_start, column_start) in enumerate(tiles, 1):
             keys = (block, 0, row_start), (block, 0 if results.symmetric else 1, column_start)
-            held = {key: held[key] for key in held if key in keys or (plan.cached and key[0] == block)}  # free the others
+            held = {
+                key: held[key] for key in held if key in keys or (plan.cached and key[0] == block)
+            }  # free the others
             for key in keys:
                 if key not in held:
                     _, side_index, start = key

@@ -254,8 +254,8 @@ def _streamed_tiling(
     """Return sizes that keep all examples and their graphs in memory, or None if they do not fit."""
     if directions.combine == "full" or not any(group.streams for group in groups):
         return None
-    graph_numbers, gradient_numbers = graph_numbers(survey)
-    row_numbers = graph_numbers + 2 * gradient_numbers  # output gradients of a sweep, and temporaries of the same size
+    graph, gradient_numbers = graph_numbers(survey)
+    row_numbers = graph + 2 * gradient_numbers  # output gradients of a sweep, and temporaries of the same size
     largest_buffer = 0  # buffer of one group; groups reuse it
     for group in groups:
         if group.all_directions:
@@ -272,7 +272,7 @@ def _streamed_tiling(
     if used_bytes > problem.memory:
         return None
     longest_side = max(problem.n, problem.m)
-    bytes_per_row = problem.itemsize * (graph_numbers + gradient_numbers)
+    bytes_per_row = problem.itemsize * (graph + gradient_numbers)
     chunk = -(-longest_side // max(1, round(longest_side * bytes_per_row / STREAM_BYTES)))  # passes of equal length
     return Tiling(n_rows * (problem.sweeps + 1), max(problem.n, problem.m), 1, chunk, 1.0, used_bytes, streamed=True)
 
