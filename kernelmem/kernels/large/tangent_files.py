@@ -1,8 +1,8 @@
 """Tangents of a block of rows as a file: written whole or not at all, memory-mapped when they are used again.
 
-A file has an 8-byte length, a JSON header (names, dtypes and shapes of the tensors, a hash of all values) and the values. It
-is compared with its hash when a process first opens it, so that it needs no fsync: a file that a power failure has damaged
-is computed again.
+A file has the SHA-256 of all that follows, the length of a JSON header, the header (names, dtypes and shapes of the tensors)
+and the values. It is compared with its hash when a process first opens it, so that it needs no fsync: a file that a power
+failure has damaged is computed again.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from kernelmem.core.files.hashed_files import READ_ERRORS, load_json
 from kernelmem.tangents.groups.base import Buffers
 
 ALIGNMENT = 64  # bytes
+HASH_BYTES, START = 32, 40  # the hash; the hash and the length of the header
 
 
 class TangentFiles:
@@ -37,16 +38,13 @@ class TangentFiles:
         """Return the tangents of a block, memory-mapped; None if there is no such file, or it is damaged."""
         path = self.path(name)
         try:
-            with path.open("rb") as stream:
-                header_length = int.from_bytes(stream.read(8), "little")
-                if header_length > path.stat().st_size:
-                    return None
-                header = load_json(stream.read(header_length))
-            values = np.memmap(path, mode="c", offset=0, dtype=np.uint8)[_aligned(8 + header_length) :]
+            content = np.memmap(path, mode="c", dtype=np.uint8)
             if name not in self._checked:
-                if hashlib.sha256(values.data).hexdigest() != header["sha256"]:
+                if hashlib.sha256(content[HASH_BYTES:].data).digest() != content[:HASH_BYTES].tobytes():
                     return None
                 self._checked.add(name)
+            header_end = START + int.from_bytes(content[HASH_BYTES:START].tobytes(), "little")
+            header, values = load_json(content[START:header_end].tobytes()), content[_aligned(header_end) :]
             tangents: list[Buffers] = [{} for _ in range(header["n_groups"])]
             start = 0
             for group, key, dtype, shape in header["tensors"]:
@@ -68,20 +66,20 @@ class TangentFiles:
             for group, buffers in enumerate(tangents)
             for key, tensor in buffers.items()
         ]
-        digest, entries = hashlib.sha256(), []
-        for group, key, array in arrays:
+        entries = [[group, key, array.dtype.str, list(array.shape)] for group, key, array in arrays]
+        header = json.dumps({"n_groups": len(tangents), "tensors": entries}).encode()
+        head = len(header).to_bytes(START - HASH_BYTES, "little") + header
+        head += bytes(-(HASH_BYTES + len(head)) % ALIGNMENT)
+        digest = hashlib.sha256(head)
+        for _, _, array in arrays:
             digest.update(array.reshape(-1).view(np.uint8).data)
             digest.update(bytes(-array.nbytes % ALIGNMENT))
-            entries.append([group, key, array.dtype.str, list(array.shape)])
-        header = {"n_groups": len(tangents), "tensors": entries, "sha256": digest.hexdigest()}
-        content = json.dumps(header).encode()
         temporary: str | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self.directory)
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(len(content).to_bytes(8, "little") + content)
-                stream.write(bytes(-(8 + len(content)) % ALIGNMENT))
+                stream.write(digest.digest() + head)
                 for _, _, array in arrays:
                     array.tofile(stream)
                     stream.write(bytes(-array.nbytes % ALIGNMENT))

@@ -40,8 +40,7 @@ def test_a_damaged_file_counts_as_missing(tmp_path):
     content = path.read_bytes()
     for position in range(0, len(content), 7):
         path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
-        read = TangentFiles(tmp_path).read("a")
-        assert read is None or equal(read, TANGENTS)  # padding after the header
+        assert TangentFiles(tmp_path).read("a") is None
     for size in (0, 5, 100, len(content) - 1):
         path.write_bytes(content[:size])
         assert TangentFiles(tmp_path).read("a") is None
