@@ -13,6 +13,8 @@ from tests.border.driver import Call
 K = torch.tensor([[2.0, 1.0, 0.5], [1.0, 3.0, 0.25], [0.5, 0.25, 4.0]], dtype=torch.float64)
 FOLDER = Path(tempfile.mkdtemp())
 NUMBERS = count()
+MODEL = torch.nn.Linear(3, 2, dtype=torch.float64)
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 FACTS = {"data": "three examples"}
 
 
@@ -59,7 +61,61 @@ def reading(function: Callable[..., object], **arguments: object) -> Call:
     return Call(function, lambda: dict(arguments))
 
 
+def compute(**arguments: object) -> None:
+    km.ntk_store(**arguments).close()
+
+
+def store_options() -> km.StoreOptions:
+    return km.StoreOptions(labels=torch.tensor([0, 1, 0, 1]), tile=3)
+
+
 CALLS = {
+    "ntk_store": Call(
+        compute,
+        lambda: {
+            "model": MODEL,
+            "x": X,
+            "y": None,
+            "path": FOLDER / f"ntk{next(NUMBERS)}.sqlite",
+            "outputs": "trace",
+            "forward": None,
+            "executor": None,
+            "memory": "1GiB",
+            "progress": None,
+            "options": store_options(),
+        },
+        examples=0.1,
+    ),
+    "ntk_store_plan": Call(
+        km.ntk_store_plan,
+        lambda: {
+            "model": MODEL,
+            "x": X,
+            "y": None,
+            "path": FOLDER,
+            "outputs": "trace",
+            "forward": None,
+            "executor": None,
+            "memory": "1GiB",
+            "options": store_options(),
+        },
+        examples=0.3,
+    ),
+    "StoreOptions": Call(
+        km.StoreOptions,
+        lambda: {
+            "target": None,
+            "labels": None,
+            "parameters": None,
+            "dtype": None,
+            "device": None,
+            "tile": 3,
+            "tangents": None,
+            "timeout": 1.0,
+            "verify": True,
+        },
+        examples=0.1,
+    ),
     "KernelStore.create": Call(create, creation, examples=0.1),
     "KernelStore.open": Call(
         open_and_close, lambda: {"path": STORE.file, "facts": FACTS, "write": False}, examples=0.5

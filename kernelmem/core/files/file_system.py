@@ -70,10 +70,11 @@ def make_directories(directory: Path) -> list[Path]:
     return created
 
 
-def write_temporary(target: Path, content: bytes) -> Path:
-    """Write ``content`` to a new file in the directory of ``target``, durably, and return its path.
+def write_temporary(target: Path, content: bytes | Iterable[bytes | memoryview], *, durable: bool = True) -> Path:
+    """Write ``content``, whole or in parts, to a new file in the directory of ``target`` and return its path.
 
-    After an error no file is left.
+    After an error no file is left. A file that is not ``durable`` is not synced: a power failure may damage it, so that its
+    reader has to compare a hash.
     """
     temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
     _before("create", temporary)
@@ -84,11 +85,13 @@ def write_temporary(target: Path, content: bytes) -> Path:
         raise
     try:
         with open(descriptor, "wb") as stream:  # noqa: PTH123 (a descriptor)
-            _before("write", temporary, content)
-            stream.write(content)
+            for part in (content,) if isinstance(content, bytes) else content:
+                _before("write", temporary, bytes(part) if _observers else b"")
+                stream.write(part)
             stream.flush()
-            _before("fsync", temporary)
-            os.fsync(descriptor)
+            if durable:
+                _before("fsync", temporary)
+                os.fsync(descriptor)
     except BaseException:
         remove_quietly([temporary])
         raise

@@ -1,7 +1,6 @@
 """One call of ntk_store: its plan, its tasks, and what is done with their results."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from torch import nn
 from kernelmem.core.batches import Batch, Forward
 from kernelmem.core.checks import check_choice, check_instance
 from kernelmem.core.errors import InputError, TaskError
-from kernelmem.core.files import write_file
+from kernelmem.core.files import file_system, write_file
 from kernelmem.core.files.hashed_files import JSON
 from kernelmem.core.tasks import run_tasks
 from kernelmem.core.tasks.calls import pickler
@@ -123,7 +122,7 @@ class StoreRun:
             if self.worker is not None:
                 release(self.worker)
             if self.content:
-                self.reference.file.unlink(missing_ok=True)
+                file_system.remove(self.reference.file)
 
     def begin(self) -> KernelStore:
         """Sweep all rows, so that assumptions which a pass contradicts are known, and create the store."""
@@ -283,4 +282,4 @@ class StoreRun:
     def remove_tangents(self) -> None:
         """Remove the files of tangents of a complete store, unless the user chose their directory."""
         if self.options.tangents is None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            TangentFiles(self.directory).remove()

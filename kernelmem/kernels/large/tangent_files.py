@@ -8,14 +8,13 @@ failure has damaged is computed again.
 import hashlib
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from kernelmem.core.errors import InputError
+from kernelmem.core.files import file_system
 from kernelmem.core.files.hashed_files import READ_ERRORS, load_json
 from kernelmem.tangents.groups.base import Buffers
 
@@ -74,25 +73,28 @@ class TangentFiles:
         for _, _, array in arrays:
             digest.update(array.reshape(-1).view(np.uint8).data)
             digest.update(bytes(-array.nbytes % ALIGNMENT))
-        temporary: str | None = None
+        parts: list[bytes | memoryview] = [digest.digest() + head]
+        for _, _, array in arrays:
+            parts += [array.reshape(-1).view(np.uint8).data, bytes(-array.nbytes % ALIGNMENT)]
+        path = self.path(name)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self.directory)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(digest.digest() + head)
-                for _, _, array in arrays:
-                    array.tofile(stream)
-                    stream.write(bytes(-array.nbytes % ALIGNMENT))
-            Path(temporary).replace(self.path(name))
+            file_system.make_directories(self.directory)
+            file_system.rename(file_system.write_temporary(path, parts, durable=False), path)
         except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
             raise InputError(
                 f"directory {self.directory}, to which tangents cannot be written ({error.strerror or error})",
                 expected="a disk with enough free space",
                 hint="pass StoreOptions(tangents=...) on another disk, or more memory=, so that tangents stay in memory",
             ) from error
         self._checked.add(name)
+
+    def remove(self) -> None:
+        """Remove all files of tangents, and the directory if it is empty then."""
+        if self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if path.name.endswith((".tangents", ".tmp")):
+                    file_system.remove(path)
+            file_system.remove_empty([self.directory])
 
 
 def _aligned(offset: int) -> int:
