@@ -14,6 +14,7 @@ from kernelmem.cli.compress import CompressCommand
 from kernelmem.cli.descent import DescentCommand
 from kernelmem.cli.ledger import LedgerCommand
 from kernelmem.cli.ntk import NtkCommand
+from kernelmem.cli.store import StoreCommand
 from kernelmem.cli.text import TextCommand
 
 DESCRIPTION = """Kernel and memorization analysis of PyTorch networks.
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "ledger": LedgerCommand,
             "descent": DescentCommand,
             "compress": CompressCommand,
+            "store": StoreCommand,
             "text": TextCommand,
         },
         prog="kernelmem",
@@ -57,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
 
 
-def _run(command: AuditCommand | CompressCommand | NtkCommand | LedgerCommand | DescentCommand | TextCommand) -> int:
+def _run(
+    command: AuditCommand | CompressCommand | NtkCommand | LedgerCommand | DescentCommand | StoreCommand | TextCommand,
+) -> int:
     """Run a command, print its error, and return the exit code."""
     from kernelmem.core.errors import KernelmemError, printable  # here: --help needs no torch
 

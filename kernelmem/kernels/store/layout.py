@@ -87,6 +87,11 @@ class Layout:
         height, width = self.grid
         return height * (height + 1) // 2 if self.symmetric else height * width
 
+    @property
+    def last(self) -> Index:
+        """The index of the last tile."""
+        return self.grid[0] - 1, self.grid[1] - 1
+
     def rows_of(self, i: int) -> slice:
         """Return the rows of the kernel that are in tiles (i, ...)."""
         return slice(i * self.tile, min((i + 1) * self.tile, self.n))

@@ -4,34 +4,35 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_indices, as_path, as_tensor
+from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_path, check_callable
 from kernelmem.core.errors import InputError
 from kernelmem.core.files.atomic_files import write_file
 from kernelmem.core.files.hashed_files import JSON
-from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
+from kernelmem.core.options import Progress, as_progress
 from kernelmem.kernels.store.database import connect, translate_read_errors
+from kernelmem.kernels.store.export import export_matrix
 from kernelmem.kernels.store.header import check_facts, empty_database, read_header
 from kernelmem.kernels.store.layout import Index, Layout, as_facts
+from kernelmem.kernels.store.matrix import TiledMatrix
+from kernelmem.kernels.store.rebuilding import copy_tiles, replace_database
 from kernelmem.kernels.store.tiles import TileTable
 from kernelmem.kernels.store.writer_lock import WriterLock
 
 if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
+    pass
 
 TILE = 2048  # 16 MiB in float32: far more work to compute than to write
 OPEN_HINT = "restore the file from a copy, or compute it again"
 
 
-class KernelStore:
+class KernelStore(TiledMatrix):
     """A kernel matrix (n, m) in one SQLite file, in tiles, larger than memory if need be.
 
     A tile is written in one transaction with fsync: when :meth:`put` returns, it survives a kill and a power failure, and
@@ -54,13 +55,8 @@ class KernelStore:
         """Open a file; :meth:`create` and :meth:`open` are the public ways."""
         self.file = file
         self._process = os.getpid()
-        self._writable = lock is not None
-        with translate_read_errors(file, "its header", OPEN_HINT):
-            connection = connect(file, write=lock is not None)
-            self._finalizer = weakref.finalize(self, _close, connection, lock, self._process)
-            self.layout, self._facts, self._notes, facts_sha256 = read_header(connection, file)
-        self._tiles = TileTable(connection, file, self.layout, facts_sha256)
-        self._tiles.present()
+        self._lock = lock
+        self._connect()
 
     @classmethod
     def create(
@@ -143,21 +139,6 @@ class KernelStore:
             raise
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Shape (n, m) of the kernel."""
-        return self.layout.n, self.layout.m
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the stored values."""
-        return self.layout.dtype
-
-    @property
-    def symmetric(self) -> bool:
-        """True if one triangle is stored."""
-        return self.layout.symmetric
-
-    @property
     def facts(self) -> dict[str, JSON]:
         """What determines the values, as passed to :meth:`create`."""
         return json.loads(json.dumps(self._facts))
@@ -189,12 +170,7 @@ class KernelStore:
             NumericalError: NaN or infinite values (the rows are named), or asymmetry; nothing is stored.
         """
         index = self.layout.check_index(i, j)
-        if not self._writable:
-            raise InputError(
-                f"store {self.file}, opened for reading",
-                expected="a store opened for writing",
-                hint="KernelStore.open(path, write=True)",
-            )
+        self._require_writable()
         if self.symmetric and index[0] > index[1]:
             raise InputError(
                 f"tile {index}, below the diagonal of a symmetric kernel",
@@ -203,135 +179,9 @@ class KernelStore:
             )
         self._table.write(index, array)
 
-    def tile(self, i: int, j: int) -> Tensor:
-        """Return tile (i, j) as a new tensor in the dtype of the store, also below the diagonal of a symmetric one.
-
-        Raises:
-            InputError: an index outside of the kernel, or a tile that is not stored yet.
-            FileCorruptError: the tile was altered.
-        """
-        return self._tile(self.layout.check_index(i, j))
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return the rows ``start`` to ``stop`` − 1, (stop − start, m), in the dtype of the store.
-
-        Raises:
-            InputError: not 0 <= start < stop <= n, or a tile that is not stored yet.
-            FileCorruptError: a tile was altered.
-        """
-        start = as_count(start, "start", minimum=0, maximum=self.shape[0] - 1)
-        stop = as_count(stop, "stop", minimum=start + 1, maximum=self.shape[0])
-        result = torch.empty(stop - start, self.shape[1], dtype=self.dtype)
-        for i in range(start // self.layout.tile, (stop - 1) // self.layout.tile + 1):
-            band = self.layout.rows_of(i)
-            first, last = max(start, band.start), min(stop, band.stop)
-            for j in range(self.layout.grid[1]):
-                block = self._tile((i, j))[first - band.start : last - band.start]
-                result[first - start : last - start, self.layout.columns_of(j)] = block
-        return result
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (rows, K[rows]) for all rows in order, ``tile`` rows at a time, in the dtype of the store."""
-        for i in range(self.layout.grid[0]):
-            rows = self.layout.rows_of(i)
-            yield rows, self.rows(rows.start, rows.stop)
-
-    def entries(self, rows: ArrayLike, columns: ArrayLike | None = None) -> Tensor:
-        """Return K[rows][:, columns] for row numbers (a,) and column numbers (b,), (a, b); None: all columns.
-
-        Raises:
-            InputError: numbers out of range, or a tile that is not stored yet.
-            FileCorruptError: a tile was altered.
-        """
-        row_numbers = as_indices(rows, "rows", self.shape[0], distinct=False)
-        column_numbers = torch.arange(self.shape[1])
-        if columns is not None:
-            column_numbers = as_indices(columns, "columns", self.shape[1], what="column", distinct=False)
-        result = torch.empty(len(row_numbers), len(column_numbers), dtype=self.dtype)
-        row_tiles, column_tiles = row_numbers // self.layout.tile, column_numbers // self.layout.tile
-        for i in row_tiles.unique().tolist():
-            a = (row_tiles == i).nonzero()[:, 0]
-            for j in column_tiles.unique().tolist():
-                b = (column_tiles == j).nonzero()[:, 0]
-                block = self._tile((i, j))[row_numbers[a] - i * self.layout.tile]
-                result[a[:, None], b] = block[:, column_numbers[b] - j * self.layout.tile]
-        return result
-
-    def diagonal(self) -> Tensor:
-        """Return the diagonal (n,) of a square kernel, in the dtype of the store.
-
-        Raises:
-            InputError: the kernel is not square, or a tile that is not stored yet.
-        """
-        if self.shape[0] != self.shape[1]:
-            raise InputError(f"a store of shape {self.shape}", expected="a square kernel", hint="pass one set of rows")
-        return torch.cat([self._tile((i, i)).diagonal() for i in range(self.layout.grid[0])])
-
-    def __matmul__(self, v: ArrayLike) -> Tensor:
-        """Return K v in float64, (n,) or (n, k), for v (m,) or (m, k): every stored tile is read once.
-
-        Raises:
-            InputError: another shape, NaN or infinite values, or a tile that is not stored yet.
-            FileCorruptError: a tile was altered.
-        """
-        vectors = as_tensor(v, "v", dtype=torch.float64).cpu()
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.shape[1]:
-            raise InputError(
-                f"v of shape {tuple(vectors.shape)}",
-                expected=f"({self.shape[1]},) or ({self.shape[1]}, k)",
-                hint="pass one number per column of the kernel",
-            )
-        columns = vectors if vectors.ndim == 2 else vectors[:, None]
-        result = torch.zeros(self.shape[0], columns.shape[1], dtype=torch.float64)
-        for index in self.layout.stored():
-            block = self._table.read(index, torch.float64)
-            i, j = self.layout.rows_of(index[0]), self.layout.columns_of(index[1])
-            result[i] += block @ columns[j]
-            if self.symmetric and index[0] != index[1]:
-                result[j] += block.T @ columns[i]
-        return result.reshape(self.shape[0], *vectors.shape[1:])
-
-    def as_scipy(self) -> "LinearOperator":
-        """Return a ``scipy.sparse.linalg.LinearOperator`` in float64 of a symmetric store, e.g. for eigsh and lobpcg.
-
-        Raises:
-            InputError: the store is not symmetric.
-        """
-        from scipy.sparse.linalg import LinearOperator
-
-        if not self.symmetric:
-            raise InputError(
-                f"a store of shape {self.shape} that is not symmetric",
-                expected="a symmetric store",
-                hint="use store @ v",
-            )
-
-        def apply(v: np.ndarray) -> np.ndarray:
-            return (self @ v).numpy()
-
-        products = {"matvec": apply, "rmatvec": apply, "matmat": apply, "rmatmat": apply}
-        return LinearOperator(self.shape, dtype=np.float64, **products)  # type: ignore[call-arg]  # the stub has no keywords
-
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
-        """Return the whole kernel as an array, if it has at most 4 GiB.
-
-        Raises:
-            InputError: it is larger, or incomplete.
-        """
-        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        if size > as_bytes(MEMORY):
-            raise InputError(
-                f"a stored kernel of {size / 2**30:.1f} GiB to be read into one array",
-                expected=f"at most {MEMORY}",
-                hint="use it by blocks: store @ v, store.rows(start, stop), store.blocks(), km.solve, km.leave_one_out;"
-                " store.rows(0, n) reads all of it",
-            )
-        array = self.rows(0, self.shape[0]).numpy()
-        return array if dtype is None else array.astype(dtype, copy=False)  # type: ignore[arg-type]
-
     def damaged(self, *, progress: Progress = None) -> list[Index]:
         """Return the indices of the stored tiles whose hash differs or that cannot be read."""
-        return self._table.damaged(as_progress(progress, "verify", "tile"))
+        return self._table.sort_out(as_progress(progress, "verify", "tile"))[1]
 
     def verify(self, *, progress: Progress = None) -> None:
         """Read and check every stored tile and the structure of the file; missing tiles are not errors.
@@ -340,6 +190,49 @@ class KernelStore:
             FileCorruptError: names the damaged tiles.
         """
         self._table.check(as_progress(progress, "verify", "tile"))
+
+    def repair(
+        self, recompute: Callable[[int, int], ArrayLike] | None = None, *, progress: Progress = None
+    ) -> list[Index]:
+        """Drop the damaged tiles, compute them again, and return their indices; the other tiles are kept.
+
+        Args:
+            recompute: maps (i, j) to the values of tile (i, j); None: the tiles are missing afterwards.
+            progress: True for a bar, False for none, or a function of (done, total), for the check of all tiles.
+
+        If the damage is to the structure of the file, the readable tiles are copied to a new file that replaces it: this
+        needs as much free space as they take.
+
+        Raises:
+            InputError: a store opened for reading, or values that :meth:`put` refuses.
+            NumericalError: NaN or infinite values.
+        """
+        self._require_writable()
+        if recompute is not None:
+            check_callable(recompute, "recompute", ("i", "j"))
+        readable, damaged = self._table.sort_out(as_progress(progress, "verify", "tile"))
+        if not self._table.drop(damaged):
+            copy = copy_tiles(self._table, readable, self.file, empty_database(self.layout, self._facts, self._notes))
+            self._finalizer.detach()
+            self._connection.close()
+            replace_database(copy, self.file)
+            self._connect()
+        if recompute is not None:
+            for i, j in damaged:
+                self.put(i, j, recompute(i, j))
+        return damaged
+
+    def export(self, path: str | Path, *, progress: Progress = None) -> Path:
+        """Write the whole kernel to one array file, block by block; the file is whole or absent.
+
+        The suffix says in which format: .npy (NumPy, can be memory-mapped), .zarr (a directory; package zarr) or .h5 (HDF5,
+        data set "kernel"; package h5py).
+
+        Raises:
+            InputError: another suffix, a path that exists, a package that is not installed, or an incomplete store.
+            FileCorruptError: a tile was altered.
+        """
+        return export_matrix(self, as_path(path, "path"), as_progress(progress, "export", "block"))
 
     def close(self) -> None:
         """Close the file; a store opened for writing is then one file again, and another process may write it."""
@@ -373,11 +266,21 @@ class KernelStore:
             f"store {self.file}, which {state}", expected="an open store", hint="KernelStore.open(path) in this process"
         )
 
-    def _tile(self, index: Index) -> Tensor:
-        """Return a tile in the dtype of the store, mirrored below the diagonal of a symmetric kernel."""
-        if self.symmetric and index[0] > index[1]:
-            return self._table.read((index[1], index[0])).T
-        return self._table.read(index)
+    def _connect(self) -> None:
+        """Open the file and read its header."""
+        with translate_read_errors(self.file, "its header", OPEN_HINT):
+            self._connection = connect(self.file, write=self._lock is not None)
+            self._finalizer = weakref.finalize(self, _close, self._connection, self._lock, self._process)
+            self.layout, self._facts, self._notes, facts_sha256 = read_header(self._connection, self.file)
+        self._tiles = TileTable(self._connection, self.file, self.layout, facts_sha256)
+
+    def _require_writable(self) -> None:
+        if self._lock is None:
+            raise InputError(
+                f"store {self.file}, opened for reading",
+                expected="a store opened for writing",
+                hint="KernelStore.open(path, write=True)",
+            )
 
 
 def _close(connection: sqlite3.Connection, lock: WriterLock | None, process: int) -> None:

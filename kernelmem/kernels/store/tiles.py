@@ -4,6 +4,7 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from kernelmem.core.checks import ArrayLike, as_array, as_dense
 from kernelmem.core.errors import FileCorruptError, InputError, NumericalError
-from kernelmem.kernels.store.database import transaction, translate_read_errors
+from kernelmem.kernels.store.database import READ_ERRORS, transaction, translate_read_errors
 from kernelmem.kernels.store.layout import MAX_FACT_BYTES, Index, Layout
 
 COLUMNS = "first_row, stop_row, first_column, stop_column, dtype, sha256"
@@ -29,6 +30,10 @@ class TileTable:
         self._lock = threading.RLock()
         self._dtype = np.dtype("<f4" if layout.dtype == torch.float32 else "<f8")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(MAX_FACT_BYTES, layout.tile_bytes + 4096))
+
+    def of_copy(self, connection: sqlite3.Connection, file: Path) -> "TileTable":
+        """Return the table of the same kernel in another file."""
+        return TileTable(connection, file, self._layout, self._facts_sha256)
 
     def present(self) -> set[int]:
         """Return the numbers of the tiles in the file; their values are not read.
@@ -94,24 +99,36 @@ class TileTable:
                     hint="compute the tiles of store.missing() only",
                 )
 
-    def delete(self, indices: list[Index]) -> None:
-        """Delete tiles from the file."""
+    def drop(self, indices: list[Index]) -> bool:
+        """Delete tiles, and return False if the structure of the file does not allow that, or is damaged elsewhere."""
         numbers = [(self._layout.number(index),) for index in indices]
-        with self._lock, transaction(self._connection, self._file):
-            self._connection.executemany("DELETE FROM tiles WHERE tile = ?", numbers)
+        with self._lock, suppress(*READ_ERRORS):
+            if indices:
+                with transaction(self._connection, self._file):
+                    self._connection.executemany("DELETE FROM tiles WHERE tile = ?", numbers)
+            self.present()
+            return self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
+        return False
 
-    def damaged(self, report: Callable[[int, int], object]) -> list[Index]:
-        """Return the indices of the stored tiles whose hash differs or that cannot be read."""
-        present = self.present()
+    def sort_out(self, report: Callable[[int, int], object]) -> tuple[list[Index], list[Index]]:
+        """Return the stored tiles that can be read with the hash they were written with, and those that cannot."""
+        try:
+            present = self.present()
+        except FileCorruptError:
+            present = self._all_numbers()
         stored = [index for index in self._layout.stored() if self._layout.number(index) in present]
+        readable: list[Index] = []
         damaged: list[Index] = []
         for done, index in enumerate(stored, 1):
             try:
                 self.read(index)
+                readable.append(index)
             except FileCorruptError:
                 damaged.append(index)
+            except InputError:  # not stored, but not in a list that can be read
+                pass
             report(done, len(stored))
-        return damaged
+        return readable, damaged
 
     def check(self, report: Callable[[int, int], object]) -> None:
         """Check every stored tile and the structure of the whole file.
@@ -119,7 +136,8 @@ class TileTable:
         Raises:
             FileCorruptError: names the damaged tiles.
         """
-        damaged = self.damaged(report)
+        self.present()
+        damaged = self.sort_out(report)[1]
         if damaged:
             names = ", ".join(map(str, damaged[:8])) + ", ..." * (len(damaged) > 8)
             raise FileCorruptError(
