@@ -12,9 +12,8 @@ import tyro
 from kernelmem.cli.audit import AuditCommand
 from kernelmem.cli.compress import CompressCommand
 from kernelmem.cli.descent import DescentCommand
-from kernelmem.cli.ledger import LedgerCommand
+from kernelmem.cli.files import LedgerCommand, StoreCommand
 from kernelmem.cli.ntk import NtkCommand
-from kernelmem.cli.store import StoreCommand
 from kernelmem.cli.text import TextCommand
 
 DESCRIPTION = """Kernel and memorization analysis of PyTorch networks.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kernelmem.cli.ledger import LedgerCommand
+from kernelmem.cli.files import LedgerCommand
 from kernelmem.core.errors import VerificationError
 from kernelmem.trajectory.ledger.backward_sweep import BackwardSweep
 from kernelmem.trajectory.ledger.grouped_sweep import GroupedSweep
