@@ -6,6 +6,7 @@ Tests observe the operations, and let each of them fail: :func:`observed`.
 import errno
 import os
 import secrets
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -96,6 +97,36 @@ def write_temporary(target: Path, content: bytes | Iterable[bytes | memoryview],
         remove_quietly([temporary])
         raise
     return temporary
+
+
+def write_chunks(file: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a new file piece by piece; it is not synced: see :func:`new_path`."""
+    _before("create", file)
+    with file.open("xb") as stream:
+        for chunk in chunks:
+            _before("write", file, bytes(chunk[:1024]))
+            stream.write(chunk)
+
+
+@contextmanager
+def new_path(target: Path) -> Iterator[Path]:
+    """Give a path where the ``with`` block writes a file or a folder, which is then synced and named ``target``.
+
+    For files that are too large for :func:`write_temporary`, or that another library writes. After an error nothing is left.
+    """
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        for path in [temporary, *temporary.rglob("*")]:
+            sync_directory(path)
+        rename(temporary, target)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            remove_quietly([temporary])
+        raise
+    sync_directory(target.parent)
 
 
 def rename(temporary: Path, target: Path) -> None:

@@ -1,11 +1,9 @@
 """Export of a stored kernel to an array file (.npy, .zarr, .h5), block by block, whole or absent."""
 
 import importlib
+import io
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kernelmem.core.errors import InputError
+from kernelmem.core.files import file_system
 from kernelmem.core.files.atomic_files import check_directory
 from kernelmem.kernels.store.matrix import TiledMatrix
 
@@ -33,10 +32,9 @@ def export_matrix(matrix: TiledMatrix, path: Path, report: Report) -> Path:
     package = _import(PACKAGES[path.suffix], path)
     if os.path.lexists(path):
         raise InputError(f"path {path}, which exists", expected="a new file", hint="remove it, or pass another name")
-    check_directory(path.parent)
     matrix.tile(*matrix.layout.last)  # fails before anything is written if the store is incomplete
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _new_file(path) as temporary:
+    file_system.make_directories(check_directory(path.parent))
+    with file_system.new_path(path) as temporary:
         if path.suffix == ".npy":
             _write_npy(matrix, temporary, report)
         elif path.suffix == ".zarr":
@@ -48,12 +46,17 @@ def export_matrix(matrix: TiledMatrix, path: Path, report: Report) -> Path:
 
 
 def _write_npy(matrix: TiledMatrix, file: Path, report: Report) -> None:
-    header = {"descr": _dtype(matrix).str, "fortran_order": False, "shape": matrix.shape}
-    with file.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
+    header = io.BytesIO()
+    layout = {"descr": _dtype(matrix).str, "fortran_order": False, "shape": matrix.shape}
+    np.lib.format.write_array_header_1_0(header, layout)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield header.getvalue()
         for done, (_, block) in enumerate(matrix.blocks(), 1):
-            stream.write(np.ascontiguousarray(block.numpy(), _dtype(matrix)).data)
+            yield np.ascontiguousarray(block.numpy(), _dtype(matrix)).data.cast("B")
             report(done, matrix.layout.grid[0])
+
+    file_system.write_chunks(file, chunks())
 
 
 def _write_zarr(zarr: Any, matrix: TiledMatrix, folder: Path, report: Report) -> None:
@@ -70,29 +73,6 @@ def _copy_blocks(matrix: TiledMatrix, target: Any, report: Report) -> None:  # a
 
 def _dtype(matrix: TiledMatrix) -> np.dtype:
     return np.dtype(f"<f{matrix.dtype.itemsize}")
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file or folder, which is renamed to ``path`` at the end and removed after an error."""
-    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield temporary
-        for file in [temporary, *temporary.rglob("*"), *temporary.parents[:1]]:
-            _sync(file)
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.absolute().parent)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _import(package: str, path: Path) -> ModuleType:

@@ -1,9 +1,9 @@
 """Copy of the readable tiles of a damaged store to a new file that replaces it."""
 
-import os
 from contextlib import closing
 from pathlib import Path
 
+from kernelmem.core.files import file_system
 from kernelmem.core.files.atomic_files import write_file
 from kernelmem.kernels.store.database import connect
 from kernelmem.kernels.store.layout import Index
@@ -38,16 +38,12 @@ def replace_database(copy: Path, file: Path) -> None:
     The logs go first: SQLite would apply them to the copy. A kill in between leaves a store without the tiles of its log.
     """
     for suffix in LOGS:
-        file.with_name(file.name + suffix).unlink(missing_ok=True)
-    copy.replace(file)
-    descriptor = os.open(file.absolute().parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        file_system.remove(file.with_name(file.name + suffix))
+    file_system.rename(copy, file)
+    file_system.sync_directory(file.absolute().parent)
 
 
 def remove_database(file: Path) -> None:
     """Remove an SQLite file and its logs, if they exist."""
     for suffix in ("", *LOGS):
-        file.with_name(file.name + suffix).unlink(missing_ok=True)
+        file_system.remove(file.with_name(file.name + suffix))
