@@ -1,6 +1,9 @@
 """Kernel matrix that is read tile by tile: rows, entries, diagonal and products without the whole matrix in memory."""
 
+import os
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class TiledMatrix:
-    """Reading half of a :class:`KernelStore`, which sets the layout and gives access to the table of tiles."""
+    """Reading half of a :class:`KernelStore`, which opens and closes the file."""
 
+    file: Path
     layout: Layout
-
-    @property
-    def _table(self) -> TileTable:
-        raise NotImplementedError
+    _process: int  # that opened the file
+    _finalizer: weakref.finalize  # closes the file
+    _tiles: TileTable
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -172,3 +175,17 @@ class TiledMatrix:
         if self.symmetric and index[0] > index[1]:
             return self._table.read((index[1], index[0])).T
         return self._table.read(index)
+
+    @property
+    def _table(self) -> TileTable:
+        """The table of tiles, if the store is open in this process.
+
+        Raises:
+            InputError: the store is closed, or was opened before this process was forked.
+        """
+        if self._finalizer.alive and self._process == os.getpid():
+            return self._tiles
+        state = "is closed" if self._process == os.getpid() else f"was opened in process {self._process}"
+        raise InputError(
+            f"store {self.file}, which {state}", expected="an open store", hint="KernelStore.open(path) in this process"
+        )

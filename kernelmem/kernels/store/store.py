@@ -252,20 +252,6 @@ class KernelStore(TiledMatrix):
     def __reduce__(self) -> tuple[Callable[[Path], "KernelStore"], tuple[Path]]:
         return KernelStore.open, (self.file.absolute(),)
 
-    @property
-    def _table(self) -> TileTable:
-        """The table of tiles, if the store is open in this process.
-
-        Raises:
-            InputError: the store is closed, or was opened before this process was forked.
-        """
-        if self._finalizer.alive and self._process == os.getpid():
-            return self._tiles
-        state = "is closed" if self._process == os.getpid() else f"was opened in process {self._process}"
-        raise InputError(
-            f"store {self.file}, which {state}", expected="an open store", hint="KernelStore.open(path) in this process"
-        )
-
     def _connect(self) -> None:
         """Open the file and read its header."""
         with translate_read_errors(self.file, "its header", OPEN_HINT):
