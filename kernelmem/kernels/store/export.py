@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +17,14 @@ from kernelmem.kernels.store.matrix import TiledMatrix
 
 Report = Callable[[int, int], object]
 PACKAGES = {".npy": "numpy", ".zarr": "zarr", ".h5": "h5py", ".hdf5": "h5py"}
+
+
+class _Target(Protocol):
+    """Array of zarr or h5py."""
+
+    def __setitem__(self, key: slice, value: np.ndarray, /) -> None:
+        """Write rows."""
+        ...
 
 
 def export_matrix(matrix: TiledMatrix, path: Path, report: Report) -> Path:
@@ -59,13 +67,13 @@ def _write_npy(matrix: TiledMatrix, file: Path, report: Report) -> None:
     file_system.write_chunks(file, chunks())
 
 
-def _write_zarr(zarr: Any, matrix: TiledMatrix, folder: Path, report: Report) -> None:
+def _write_zarr(zarr: ModuleType, matrix: TiledMatrix, folder: Path, report: Report) -> None:
     chunks = matrix.layout.tile_shape((0, 0))
     array = zarr.create_array(store=str(folder), shape=matrix.shape, chunks=chunks, dtype=_dtype(matrix))
     _copy_blocks(matrix, array, report)
 
 
-def _copy_blocks(matrix: TiledMatrix, target: Any, report: Report) -> None:  # an array of zarr or h5py
+def _copy_blocks(matrix: TiledMatrix, target: _Target, report: Report) -> None:
     for done, (rows, block) in enumerate(matrix.blocks(), 1):
         target[rows] = block.numpy()
         report(done, matrix.layout.grid[0])
