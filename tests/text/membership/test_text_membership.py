@@ -144,6 +144,15 @@ def test_documents_shorter_than_a_share_of_one_token_have_a_score():
     assert all(bool(values.isfinite().all()) for values in found.scores.values())
 
 
+def test_a_share_that_rounding_puts_above_a_whole_number_of_tokens_is_that_number():
+    """0.07 times 100 is 7.000000000000001 in floating-point numbers."""
+    long = [[ids[t % 12] for t in range(100)] for ids in MEMBERS[:20]]
+    losses = token_losses(table_lm(1), [*long, *long])
+    found = text_membership(losses, long, long, scores=("min_k",), k=0.07)
+    expected = [-bits.topk(7).values.mean() for bits in losses.bits]
+    torch.testing.assert_close(found.scores["min_k"], torch.stack(expected))
+
+
 def test_the_result_holds_no_text_and_survives_its_file(tmp_path):
     found = text_membership(trained_lm(), MEMBERS[:30], UNSEEN[:30])
     loaded = type(found).load(found.save(tmp_path / "membership.km"))
