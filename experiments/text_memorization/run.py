@@ -14,12 +14,13 @@ from experiments.text_memorization.figures import dose_figure
 from experiments.text_memorization.parts.counterfactual import Counterfactuals, counterfactuals
 from experiments.text_memorization.parts.demonstration import Demonstrations, demonstration
 from experiments.text_memorization.parts.dose import Doses, doses
+from experiments.text_memorization.parts.fine_tuning import FineTunings, fine_tunings
 from experiments.text_memorization.parts.ledger import Ledgers, ledgers
 from kernelmem.core import InputError, write_files
 
 __all__ = ["PARTS", "Options", "Part", "run", "run_part"]
 
-Name = Literal["demonstration", "dose", "ledger", "counterfactual"]
+Name = Literal["demonstration", "dose", "ledger", "counterfactual", "fine_tuning"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,16 @@ PARTS: dict[Name, Part] = {
         (
             "secret_bits",
             "exposure",
+            "exposure_after_bos",
             "greedy",
+            "greedy_after_bos",
             "sampled",
             "auroc",
             "pairs_right",
             "auroc_loss",
             "auroc_reference",
             "excess",
+            "fresh_exposure",
         ),
     ),
     "dose": Part(Doses(), doses, ("hidden", "epochs", "copies"), ("secret_bits", "greedy", "sampled", "auroc")),
@@ -62,12 +66,18 @@ PARTS: dict[Name, Part] = {
         ("documents",),
         ("memorization", "standard_error", "permuted", "permuted_sd", "reliability", "auroc", "auroc_loss", "tangents"),
     ),
+    "fine_tuning": Part(
+        FineTunings(),
+        fine_tunings,
+        ("method", "group"),
+        ("secret_bits", "gained", "greedy", "gained_per_token", "worse", "auroc_base", "auroc_loss", "auroc_gain"),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What small language models remember: the demonstration, dose-response, the ledger, counterfactual memorization."""
+    """What small language models remember: the demonstration, dose-response, ledger, retraining, fine-tunes."""
 
     parts: tuple[Name, ...] = tuple(PARTS)
     """Parts to run."""

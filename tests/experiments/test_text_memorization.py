@@ -15,16 +15,31 @@ from kernelmem import InputError, text
 from tests.text.canary.tables import N_CHARACTERS, Memory, encode
 
 SMALL = {
-    "demonstration": {"n_documents": 30, "n_canaries": 10, "epochs": 1, "hidden": 4, "samples": 3, "max_nodes": 10},
+    "demonstration": {
+        "n_documents": 30,
+        "n_canaries": 10,
+        "epochs": 1,
+        "hidden": 4,
+        "samples": 3,
+        "max_nodes": 10,
+        "fresh_sets": 1,
+    },
     "dose": {"cells": ((2, 1), (4, 1)), "n_documents": 10, "n_canaries": 5},
     "ledger": {"n_rows": 8, "pairs_per_tier": 2, "tiers": (1, 2), "embedding": 2, "hidden": 2, "steps": 2, "batch": 4},
     "counterfactual": {"n_texts": 6, "n_canaries": 4, "models": 8, "epochs": 1, "width": 4, "halves": 1},
+    "fine_tuning": {
+        **{"rates": {"full": 1e-3, "lora r=2": 1e-2}, "n_old": 6, "old_pairs": 5, "n_documents": 6, "pairs": 4},
+        **{"size": 8, "layers": 1, "epochs": 1, "fine_tune_epochs": 1},
+    },
 }
-EXPECTED = {"demonstration": 7, "dose": 12, "ledger": 2, "counterfactual": 3}
+EXPECTED = {"demonstration": 7, "dose": 12, "ledger": 2, "counterfactual": 3, "fine_tuning": 2 * (5 + 6 + 3)}
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("name", parts.PARTS)
 def test_a_small_run_writes_its_files(name, tmp_path):
+    if name == "fine_tuning":
+        pytest.importorskip("peft")
     part = replace(parts.PARTS[name], setting=replace(parts.PARTS[name].setting, **SMALL[name]))
     once: dict = {}
 

@@ -1,10 +1,14 @@
 """Demonstration: what the built-in model remembers of canaries and documents, with every control, for one seed."""
 
+import math
 import time
 from dataclasses import dataclass
 
+import torch
+
 from experiments.text_memorization.parts.recall import TWINS, recall
 from kernelmem import text
+from kernelmem.core import seed_sequence
 
 __all__ = ["ALL", "Demonstrations", "demonstration"]
 
@@ -23,6 +27,8 @@ class Demonstrations:
     suffix: int = 16
     samples: int = 255
     max_nodes: int = 20_000
+    fresh_sets: int = 4
+    """Sets of canaries that no model saw, of ``n_canaries`` pairs each: the null of exposure."""
 
 
 def demonstration(setting: Demonstrations, seed: int) -> list[dict]:
@@ -38,30 +44,56 @@ def demonstration(setting: Demonstrations, seed: int) -> list[dict]:
     )
     trained = time.process_time()
     lm = text.causal_lm(shown.model, bos=shown.bos)
-    recalled = recall(lm, shown.canaries, shown.contexts)
-    exposed = text.exposure(
-        lm,
-        shown.canaries,
-        context=shown.contexts[0].tolist(),
-        samples=setting.samples,
-        max_nodes=setting.max_nodes,
-        seed=seed,
-        progress=False,
-    )
+    recalled, after_bos = recall(lm, shown.canaries, shown.contexts), recall(lm, shown.canaries, ())
+    context = shown.contexts[0].tolist()
+    exposed, exposed_after_bos = (exposure(setting, lm, shown.canaries, before, seed) for before in (context, []))
     pairs = text.paired_test(-recalled.bits.mean(0), shown.canaries, seed=seed)
     records: list[dict] = []
-    for tier in exposed.tiers:
+    for tier, tier_after_bos in zip(exposed.tiers, exposed_after_bos.tiers, strict=True):
         chosen = exposed.copies == tier.repetitions
         record = {"copies": tier.repetitions or "twins", **recalled.record(tier.repetitions)}
         record |= {"exposure": tier.mean, "exact_ranks": tier.n_exact, "rank_1": int((exposed.rank[chosen] == 1).sum())}
+        record |= {f"{name}_after_bos": value for name, value in after_bos.record(tier.repetitions).items()}
+        record["exposure_after_bos"] = tier_after_bos.mean
         if tier.repetitions == TWINS:
             record["z"] = (tier.mean - tier.null_mean) / tier.null_se
+            record["z_after_bos"] = (tier_after_bos.mean - tier.null_mean) / tier.null_se
         records.append(record)
     whole: dict = {"copies": ALL, "training_seconds": trained - start, "canary_share": shown.rows.canary_share}
     whole |= {"pairs_right": pairs.all_pairs.n_right, "epsilon": pairs.epsilon, "ceiling": pairs.all_pairs.ceiling}
     whole |= documents(setting, shown, lm, seed)
     whole["audit_seconds"] = time.process_time() - trained
-    return [*records, whole]
+    return [*records, whole | fresh_canaries(setting, lm, context, seed)]
+
+
+def exposure(
+    setting: Demonstrations, lm: text.CausalLM, canaries: text.Canaries, context: list[int], seed: int
+) -> text.SecretExposure:
+    """Return the exposure of the canaries after these token ids."""
+    return text.exposure(
+        lm,
+        canaries,
+        context=context,
+        samples=setting.samples,
+        max_nodes=setting.max_nodes,
+        seed=seed,
+        progress=False,
+    )
+
+
+def fresh_canaries(setting: Demonstrations, lm: text.CausalLM, context: list[int], seed: int) -> dict[str, float]:
+    """Return the mean exposure of canaries that were never inserted, and its z-score: the null."""
+    sets = range(setting.fresh_sets)
+    seeds = seed_sequence(seed, [f"fresh canaries {i}" for i in sets])
+    designs = [
+        text.canaries(setting.n_canaries, text.encode_characters, seed=seeds[f"fresh canaries {i}"]) for i in sets
+    ]
+    found = [exposure(setting, lm, design, context, seed) for design in designs]
+    values = torch.cat([each.exposure.flatten() for each in found])
+    twins = found[0].tiers[0]
+    error = twins.null_se * math.sqrt(twins.n_canaries / len(values))
+    mean = float(values.mean())
+    return {"fresh_exposure": mean, "fresh_expected": twins.null_mean, "fresh_z": (mean - twins.null_mean) / error}
 
 
 def documents(setting: Demonstrations, shown: text.Demonstration, lm: text.CausalLM, seed: int) -> dict[str, float]:

@@ -48,16 +48,17 @@ class Recall:
 
 
 def recall(lm: text.CausalLM, canaries: text.Canaries, contexts: Sequence[Tensor]) -> Recall:
-    """Measure the recall of all secrets, whose heads have one length, after each context."""
+    """Measure the recall of all secrets, whose heads have one length, after each context; without any, after BOS."""
     n = len(canaries)
     rows = [canaries.ids(pair, variant) for pair in range(n) for variant in (0, 1)]
     head = len(rows[0]) - canaries.length
     found = text.extraction(lm, rows, prefix=head, suffix=canaries.length, contexts=contexts)
-    shape = (len(contexts), n, 2)
-    log_p = found.windows.log_p[1:]  # the first context is none
+    shape = (max(1, len(contexts)), n, 2)
+    first = min(1, len(contexts))  # the first context of an extraction is none
+    log_p = found.windows.log_p[first:]
     return Recall(
         (-log_p / math.log(2)).reshape(shape),
-        found.windows.greedy[1:].reshape(shape),
+        found.windows.greedy[first:].reshape(shape),
         (text.emission_probability(log_p, found.sampling.n) >= found.sampling.p).reshape(shape),
         canaries.repetitions[:, None] * (torch.arange(2) == canaries.inserted[:, None]),
     )
