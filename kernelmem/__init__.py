@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kernelmem.core import InputError as InputError
     from kernelmem.core import KernelmemError as KernelmemError
     from kernelmem.core import NumericalError as NumericalError
+    from kernelmem.core import SubmititExecutor as SubmititExecutor
     from kernelmem.core import TaskError as TaskError
     from kernelmem.core import UnsupportedModelError as UnsupportedModelError
     from kernelmem.core import VerificationError as VerificationError
@@ -119,7 +120,8 @@ if TYPE_CHECKING:
 _NAMES = {
     "auditing": "Audit AuditOptions TextAudit TextAuditOptions audit text_audit",
     "compression": "Account OnlineCode OnlineOptions Verification account online_code verify_code",
-    "core": "FileCorruptError InputError KernelmemError NumericalError TaskError UnsupportedModelError VerificationError",
+    "core": "FileCorruptError InputError KernelmemError NumericalError SubmititExecutor TaskError UnsupportedModelError "
+    "VerificationError",
     "kernel_machines": "KernelMachineClassifier KernelMachineGP KernelMachineRegressor KernelMachineSVC "
     "TangentKernel choose_ridge compare_kernel_machines fidelity leave_one_out",
     "kernels": "KernelStore StoreOptions alignment centered_alignment infinite_nngp infinite_ntk kernel_distance "

@@ -31,3 +31,4 @@ from kernelmem.core.files import load_weights as load_weights
 from kernelmem.core.files import write_file as write_file
 from kernelmem.core.files import write_files as write_files
 from kernelmem.core.options import Progress as Progress
+from kernelmem.core.tasks import SubmititExecutor as SubmititExecutor

@@ -1,8 +1,11 @@
 """Valid calls of shadow ensembles and of retraining."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import nn
 
+from kernelmem.core import SubmititExecutor
 from kernelmem.memorization import ShadowEnsemble, retraining, shadows
 from kernelmem.training import Recipe
 from tests.border.calls_kernels import X, Y
@@ -44,9 +47,12 @@ CALLS = {
         shadows.ShadowOptions,
         lambda: {
             "n_models": 3, "share": 0.5, "sampling": "balanced", "dtype": torch.float32, "device": None,
-            "models_per_chunk": 2, "diverged": "drop", "n_classes": 2, "forward": None, "training_name": "a",
+            "models_per_chunk": 2, "diverged": "drop", "n_classes": 2, "forward": None, "training_name": "a", "timeout": 60.0,
         },
         examples=FEW,
+    ),
+    "SubmititExecutor": Call(
+        SubmititExecutor, lambda: {"executor": ThreadPoolExecutor(1), "max_workers": 2, "poll_seconds": 0.1}, examples=FEW
     ),
     "ShadowEnsemble.from_logits": Call(
         ShadowEnsemble.from_logits,

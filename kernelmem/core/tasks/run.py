@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -92,6 +93,7 @@ class _Run(Generic[Task, Value]):
     """Tasks of a run: those to start, and those that failed.
 
     Attributes:
+        n_workers: number of workers, None if it is not known.
         queue: indices of the tasks to start next.
         lost: reason for each task that was given up because its workers failed.
         errors: outcome of each task that raised an exception, if the others run on.
@@ -111,6 +113,7 @@ class _Run(Generic[Task, Value]):
         self.queue = deque(range(len(tasks)))
         self.failures = [0] * len(tasks)
         self.n_finished = 0
+        self.n_workers: int | None = None
         self.lost: dict[int, str] = {}
         self.errors: dict[int, Outcome[Value]] = {}
 
@@ -145,16 +148,16 @@ class _Run(Generic[Task, Value]):
         """Note that a worker failed: repeat its task, or give it up.
 
         Raises:
-            TaskError: several tasks were given up, and none has finished.
+            TaskError: as many tasks as there are workers, at least three, were given up and none has finished.
         """
         self.failures[index] += 1
         if repeat and self.failures[index] < self.attempts:
             self.log(logging.WARNING, "repeated", index, reason)
-            self.queue.append(index)
+            self.queue.appendleft(index)
             return
         self.log(logging.WARNING, "failed", index, reason)
         self.lost[index] = reason
-        if len(self.lost) == ATTEMPTS and not self.n_finished and self.queue:
+        if self.n_workers and len(self.lost) >= max(3, self.n_workers) and not self.n_finished and self.queue:
             raise self.failure(
                 "workers that run tasks",
                 "look for the reason in the output of the workers; a script that starts processes needs "
@@ -228,6 +231,7 @@ def _run_by_executor(
     timeout: float | None,
 ) -> None:
     workers = Workers(executor)
+    run.n_workers = workers.size
     dumps = pickler(executor)
     running: dict[Future[ByValue[Outcome[Value]]], _Attempt] = {}
     last_end = time.monotonic()
@@ -261,6 +265,8 @@ def _run_by_executor(
             if timeout is not None:
                 _end_hanging(run, workers, running, timeout, last_end)
             workers.end_stuck_pools()
+            for future in [future for future in running if workers.is_forgotten(future)]:
+                run.fail(running.pop(future).index, "the process pool broke")
             idle()
     except BaseException:
         for future in running:
@@ -337,4 +343,6 @@ def _broken(run: _Run[Task, Value], executor: Executor, error: BrokenExecutor) -
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its worker process died"
     return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__

@@ -1,8 +1,10 @@
 """The user's executor, and single worker processes that replace a process pool when it breaks."""
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeGuard, TypeVar
 
 from kernelmem.core.errors import InputError
@@ -23,11 +25,11 @@ class Workers:
     """
 
     def __init__(self, executor: Executor) -> None:
-        self.executor = executor
+        self.executor = self._given = executor
         self.is_rebuilt = False
         size = getattr(executor, "_max_workers", None) or getattr(executor, "num_workers", None)
         self.size = size if isinstance(size, int) else None
-        self._dead_since: dict[int, float] = {}
+        self._since: dict[int, float] = {}  # when a process was first seen dead, a pool broken
 
     @property
     def can_stop(self) -> bool:
@@ -60,32 +62,46 @@ class Workers:
 
     def stop(self, future: Future[Any]) -> None:
         """End the worker of a call; of a user's process pool all workers, because it does not tell which one it is."""
-        pool = self.executor.pools.get(future) if isinstance(self.executor, SingleWorkers) else self.executor
-        if pool is not None and is_process_pool(pool):
+        if is_process_pool(pool := self._pool_of(future)):
             end_processes(pool)
 
     def end_stuck_pools(self) -> None:
-        """End pools in which a process has been dead for some time without being noticed.
+        """End what a broken pool leaves behind, and pools in which a dead process has not been noticed for some time.
 
-        A worker that is killed in the middle of a message leaves the thread of the pool waiting for the rest of it.
+        A worker that is killed in the middle of a message leaves the thread of the pool waiting for the rest of it. A
+        process that is started while the pool breaks is never ended by it, nor is its call (Python 3.11 to 3.14).
         """
-        pools = self.executor.pools.values() if isinstance(self.executor, SingleWorkers) else [self.executor]
-        now = time.monotonic()
-        dead: dict[int, float] = {}
-        for pool in pools:
-            if not is_process_pool(pool):
-                continue
-            for pid, process in list((pool._processes or {}).items()):  # pyright: ignore[reportAttributeAccessIssue]
+        for pool in self._pools():
+            if getattr(pool, "_broken", False):
+                self._since.setdefault(id(pool), time.monotonic())
+                end_processes(pool)
+            for process in _processes(pool):
                 if not process.is_alive():
-                    dead[pid] = self._dead_since.get(pid, now)
-                    if now - dead[pid] > STUCK_SECONDS:
+                    since = self._since.setdefault(id(process), time.monotonic())
+                    if time.monotonic() - since > STUCK_SECONDS:
                         end_processes(pool)
-        self._dead_since = dead
+
+    def is_forgotten(self, future: Future[Any]) -> bool:
+        """Tell whether a call was submitted to a pool that has long been broken, and will never end."""
+        pool = self._pool_of(future)
+        if future.done() or not getattr(pool, "_broken", False):
+            return False
+        return time.monotonic() - self._since.get(id(pool), math.inf) > STUCK_SECONDS
 
     def close(self, *, at_once: bool) -> None:
         """End the workers that were started here, ``at_once`` without waiting for their tasks."""
         if isinstance(self.executor, SingleWorkers):
             self.executor.shutdown(cancel_futures=at_once, at_once=at_once)
+        self.end_stuck_pools()
+
+    def _pools(self) -> list[ProcessPoolExecutor]:
+        """Return the process pools that run calls."""
+        pools = [*self.executor.pools.values()] if isinstance(self.executor, SingleWorkers) else []
+        return [pool for pool in (self._given, *pools) if is_process_pool(pool)]
+
+    def _pool_of(self, future: Future[Any]) -> Executor:
+        pools = self.executor.pools if isinstance(self.executor, SingleWorkers) else {}
+        return pools.get(future, self._given)
 
 
 class SingleWorkers(Executor):
@@ -108,7 +124,7 @@ class SingleWorkers(Executor):
         for future in [future for future in self.pools if future.done()]:
             pool = self.pools.pop(future)
             if future.cancelled() or isinstance(future.exception(), BrokenExecutor):
-                pool.shutdown(wait=False)
+                _discard(pool)
             else:
                 self._idle.append(pool)
         while True:
@@ -116,6 +132,7 @@ class SingleWorkers(Executor):
             try:
                 future = pool.submit(fn, *args, **kwargs)
             except BrokenExecutor:  # its process died while it was idle
+                _discard(pool)
                 continue
             self.pools[future] = pool
             return future
@@ -123,7 +140,7 @@ class SingleWorkers(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, at_once: bool = False) -> None:
         """End all processes, ``at_once`` in the middle of their calls."""
         for pool in [*self.pools.values(), *self._idle]:
-            if at_once:
+            if at_once or pool._broken:  # pyright: ignore[reportAttributeAccessIssue]
                 end_processes(pool)
             pool.shutdown(wait=wait, cancel_futures=cancel_futures)
         self.pools, self._idle = {}, []
@@ -135,11 +152,22 @@ def is_process_pool(executor: Executor) -> TypeGuard[ProcessPoolExecutor]:
 
 
 def end_processes(pool: ProcessPoolExecutor) -> None:
-    """Kill the processes of a pool, which then is broken."""
-    for process in list((pool._processes or {}).values()):  # pyright: ignore[reportAttributeAccessIssue]
+    """Kill the processes of a pool, which then is broken and takes no more calls."""
+    pool._broken = pool._broken or "its processes were killed"  # pyright: ignore[reportAttributeAccessIssue]
+    for process in _processes(pool):
         process.kill()
     # The rest of a message from a process that is gone never comes, and the pool's thread would wait for it for ever
     # while any process, this one included, could still write it (Python 3.11 to 3.14)
     queue = getattr(pool, "_result_queue", None)
     if queue is not None:
         queue._writer.close()
+
+
+def _discard(pool: ProcessPoolExecutor) -> None:
+    """Forget a broken pool."""
+    end_processes(pool)
+    pool.shutdown(wait=False)
+
+
+def _processes(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from kernelmem.core.files.atomic_files import array_sha256
 from kernelmem.core.files.result_files import read_result, write_result
 from kernelmem.core.options import MEMORY, Progress, refresh_progress
 from kernelmem.core.tasks import one_thread_per_worker, run_tasks
-from kernelmem.double_descent.sweeps.options import Train
+from kernelmem.double_descent.sweeps.options import Execution, Train
 from kernelmem.training.ensemble.members import EnsembleOptions, Member
 from kernelmem.training.ensemble.metrics import loss_and_error
 from kernelmem.training.ensemble.recipe import Recipe
@@ -218,7 +217,7 @@ def read_chunk(path: Path, n_networks: int) -> dict[str, Tensor] | None:
 
 
 def run_jobs(
-    jobs: list[Job], directory: Path | None, executor: Executor | None, progress: Callable[[int, int], object]
+    jobs: list[Job], directory: Path | None, execution: Execution, progress: Callable[[int, int], object]
 ) -> list[dict[str, Tensor]]:
     """Return the metrics of all jobs, one dictionary of (networks, evaluated steps) tensors per job, in order.
 
@@ -250,13 +249,22 @@ def run_jobs(
         )
 
     run_tasks(
-        run_job if executor else run_here,
+        run_job if execution.executor else run_here,
         [jobs[job_index] for job_index in unfinished],
-        executor,
+        execution.executor,
         lambda index, metrics: store_metrics(unfinished[index], metrics),
         lambda: refresh_progress(progress, n_done, n_total),
+        timeout=execution.timeout,
+        names=[_job_name(jobs[job_index], job_index) for job_index in unfinished],
     )
     return [metrics for metrics in results if metrics is not None]
+
+
+def _job_name(job: Job, job_index: int) -> str:
+    """Return the name of a job for messages."""
+    first, last = job.members[0].width, job.members[-1].width
+    ends = f"width {first}" if first == last else f"widths {first} to {last}"
+    return f"job {job_index} ({len(job.members)} networks of {ends})"
 
 
 def _qualified_name(function: Callable[..., object] | None) -> str:

@@ -86,12 +86,15 @@ class Execution:
             there with equal results. A changed ``make_model`` or ``train`` with the same name is not detected. None:
             nothing is saved.
         chunk: number of networks trained in one batch and saved together; None: about 32.
-        executor: any PEP 3148 executor, one task per chunk (with processes ``make_model`` and ``train`` must be
-            importable); None: networks are trained in this process. A worker process uses one thread, and results of
-            another number of threads agree to rounding only.
+        executor: any PEP 3148 executor, one task per chunk, which runs again if its worker dies (with processes
+            ``make_model`` and ``train`` must be importable); None: networks are trained in this process. A worker process
+            uses one thread, and results of another number of threads agree to rounding only.
         dtype: floating-point type of the training, float32 or float64.
         device: device of the training; None: the CPU.
         memory: bytes that one batch of networks may allocate.
+        timeout: seconds after which a chunk that has not ended is given up in its worker process, which is killed, and runs
+            again in a new one, at most three times in all; None: no limit. For other executors see
+            ``kernelmem.core.tasks.run_tasks``.
 
     Raises:
         InputError: a field is of another type or out of range, or this machine does not have the device.
@@ -103,6 +106,7 @@ class Execution:
     dtype: torch.dtype = torch.float32
     device: str | None = None
     memory: int | str = MEMORY
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.out is not None:
@@ -111,6 +115,8 @@ class Execution:
             as_count(self.chunk, "chunk")
         if self.executor is not None:
             check_instance(self.executor, "executor", Executor, hint="pass concurrent.futures.ProcessPoolExecutor()")
+        if self.timeout is not None:
+            as_number(self.timeout, "timeout", exclusive=True)
         as_float_dtype(self.dtype)
         if self.device is not None:
             as_device(self.device)

@@ -205,7 +205,7 @@ def phase_diagram(
             )
         )
     directory = None if execution.out is None else Path(execution.out)
-    results = run_jobs(jobs, directory, execution.executor, as_progress(progress, "phase diagram", "network"))
+    results = run_jobs(jobs, directory, execution, as_progress(progress, "phase diagram", "network"))
     shape = (n_seeds, len(grid.noise), len(grid.samples), len(grid.widths), len(grid.steps))
     metrics = {name: torch.stack([result[name] for result in results]).reshape(shape) for name in METRICS}
     kernel_memorization = torch.stack(

@@ -140,7 +140,7 @@ def sweep(
         for chunk in chunks
     ]
     directory = None if execution.out is None else Path(execution.out)
-    results = run_jobs(jobs, directory, execution.executor, as_progress(progress, f"sweep over {over}", "network"))
+    results = run_jobs(jobs, directory, execution, as_progress(progress, f"sweep over {over}", "network"))
     curves, control_curves = (
         _collect_curves(chunks, results, len(axis), is_control=is_control) for is_control in (False, True)
     )

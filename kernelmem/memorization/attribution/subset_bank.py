@@ -165,7 +165,8 @@ def train_on_subsets(
     def idle() -> None:
         refresh_progress(report_progress, sum(map(len, outputs.values())), m)
 
-    run_tasks(run_chunk, chunks, executor, store, idle)
+    names = [f"models {chunk.start} to {chunk.stop - 1}" for chunk in chunks]
+    run_tasks(run_chunk, chunks, executor, store, idle, timeout=options.timeout, names=names)
     result = torch.cat([outputs[index] for index in range(len(chunks))])
     n_diverged = int((~result.isfinite()).flatten(1).any(1).sum())
     if n_diverged:

@@ -89,6 +89,9 @@ class ShadowOptions:
         diverged: "raise" refuses models with outputs that are not finite, "drop" leaves them out and says so.
         n_classes: number C of classes; None: one more than the largest label.
         forward: maps (model, batch) to outputs (n, C), for models that a user's training function returns.
+        timeout: seconds after which a chunk that has not ended is given up in its worker process, which is killed, and runs
+            again in a new one, at most three times in all; None: no limit. For other executors see
+            ``kernelmem.core.tasks.run_tasks``.
         training_name: text that identifies a user's training function and its settings, required with ``path``.
 
     Raises:
@@ -105,6 +108,7 @@ class ShadowOptions:
     n_classes: int | None = None
     forward: Forward | None = None
     training_name: str | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         as_count(self.n_models, "n_models", minimum=2, maximum=MAX_MODELS)
@@ -119,5 +123,7 @@ class ShadowOptions:
             as_count(self.n_classes, "n_classes", minimum=2, maximum=1_000_000)
         if self.forward is not None:
             check_callable(self.forward, "forward", ("model", "batch"))
+        if self.timeout is not None:
+            as_number(self.timeout, "timeout", exclusive=True)
         if self.training_name is not None:
             as_text(self.training_name, "training_name")

@@ -51,7 +51,8 @@ def shadow_ensemble(
             Models of other rows (or another order of the rows), labels, model, recipe, sampling, share, seed or dtype are
             refused. None: nothing is saved.
         executor: any PEP 3148 executor, one task per chunk of ``options.models_per_chunk`` models; with processes,
-            ``make_model`` or the training function must be picklable. The result is the same as without.
+            ``make_model`` or the training function must be picklable. The result is the same as without. A chunk whose
+            worker dies runs again, at most three times in all.
         seed: seed of subsets, initial weights and batch orders.
         memory: bytes that the training of a chunk may allocate. Outputs beyond it are kept in a memory-mapped temporary
             file in ``path``.
@@ -62,6 +63,7 @@ def shadow_ensemble(
         InputError: data, options or ``path`` do not fit.
         NumericalError: models with outputs that are not finite; fewer than two are left with ``diverged="drop"``.
         UnsupportedModelError: a model that cannot be trained together, or whose outputs do not fit.
+        TaskError: workers of a chunk died or exceeded ``options.timeout`` in every attempt; other chunks are saved in ``path``.
         FileCorruptError: the identity file in ``path`` is damaged.
 
     Cost: m trainings; with MLPs trained together about a quarter of the time of a loop. Outputs take
@@ -138,6 +140,8 @@ def shadow_ensemble(
         executor,
         store,
         lambda: refresh_progress(report_progress, n_done, m),
+        timeout=options.timeout,
+        names=[f"shadow models {chunk.start} to {chunk.stop - 1}" for chunk in chunks],
     )
     values = outputs.values
     assert values is not None

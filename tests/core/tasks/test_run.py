@@ -1,7 +1,6 @@
 """Tasks whose workers die, hang or are lost: equal results, or the poison task is named and the rest is kept."""
 
 import logging
-import multiprocessing
 import os
 import threading
 import time
@@ -12,10 +11,7 @@ import pytest
 
 from kernelmem.core import InputError, TaskError
 from kernelmem.core.tasks import run_tasks
-from tests.core.tasks.worker_functions import die, die_while_sending, fail, hang, square, write_pid
-
-FORK = multiprocessing.get_context("forkserver")  # imports torch once for all workers
-FORK.set_forkserver_preload(["kernelmem.core.tasks"])
+from tests.core.tasks.worker_functions import CONTEXT, die, die_while_sending, fail, hang, square, write_pid
 
 
 def results(function, tasks, executor=None, *, values=None, **options):
@@ -25,7 +21,7 @@ def results(function, tasks, executor=None, *, values=None, **options):
 
 
 def pool(workers=2):
-    return ProcessPoolExecutor(workers, mp_context=FORK)
+    return ProcessPoolExecutor(workers, mp_context=CONTEXT)
 
 
 def test_executors_give_what_a_loop_gives():

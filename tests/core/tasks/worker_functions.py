@@ -1,10 +1,16 @@
 """Tasks that fail as workers fail: killed, hanging, ended in the middle of a message."""
 
+import multiprocessing
 import os
 import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once for all workers
+CONTEXT.set_forkserver_preload(
+    ["kernelmem.memorization.shadows", "kernelmem.double_descent", "torch._dynamo", __name__]
+)
 
 
 def square(value):

@@ -5,9 +5,8 @@ import subprocess
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -221,15 +220,6 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     same(resumed, sweep(blobs(), "width", [3, 6, 12], execution=execution, **options))
 
 
-def test_executors_give_the_same() -> None:
-    options = {"recipe": RECIPE, "n_seeds": 2, "options": SweepOptions(control=1)}
-    alone = sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2), **options)
-    with ThreadPoolExecutor(2) as threads:
-        same(alone, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2, executor=threads), **options))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        same(alone, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2, executor=processes), **options))
-
-
 def test_a_sweep_in_a_process_of_the_user_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     before = torch.get_num_threads()
@@ -239,25 +229,6 @@ def test_a_sweep_in_a_process_of_the_user_leaves_the_number_of_threads(monkeypat
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_dask() -> None:
-    distributed = pytest.importorskip("distributed")
-    options = {"recipe": RECIPE, "n_seeds": 2, "options": SweepOptions(control=0)}
-    with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            protocol="tcp://",
-            host="127.0.0.1",
-            dashboard_address=None,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        execution = Execution(chunk=2, executor=client.get_executor())
-        found = sweep(blobs(), "width", [3, 6], execution=execution, **options)
-    same(found, sweep(blobs(), "width", [3, 6], execution=Execution(chunk=2), **options))
 
 
 def test_own_models_and_own_training() -> None:

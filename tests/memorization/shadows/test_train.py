@@ -1,7 +1,6 @@
 """Training of shadow ensembles: the same models in every way of running them, files, refusals."""
 
 import copy
-import multiprocessing
 import pickle
 import random
 import time
@@ -105,13 +104,6 @@ def test_data_that_are_sent_to_a_process_stay_where_they_are(training):
     assert torch.equal(trained(training, executor=PicklingExecutor()).logits, trained(training).logits)
     assert before == (X.data_ptr(), Y.data_ptr())
     assert not X.is_shared()
-
-
-@pytest.mark.soak
-def test_spawned_processes_give_the_same_bits():
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        for training in TRAININGS:
-            assert torch.equal(trained(training, executor=executor).logits, trained(training).logits)
 
 
 def test_more_models_begin_with_the_models_of_fewer(tmp_path):
