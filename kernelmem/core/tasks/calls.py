@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from kernelmem.core.errors import InputError, TaskError
 
@@ -26,7 +26,7 @@ class Outcome(Generic[Value]):
     error: Exception | None = None
     traceback: str = ""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         if self.error is None:
             return Outcome, (self.value,)
         return Outcome, (None, _portable(self.error), "".join(traceback.format_exception(self.error)))
@@ -67,7 +67,7 @@ class ByValue(Generic[Value]):
         except PICKLING_ERRORS as error:
             raise (unpicklable(error) or error) from error
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         try:
             content = self._dumps(self._value) if self._content is None else self._content
         except PICKLING_ERRORS:  # the executor's own pickler may know more

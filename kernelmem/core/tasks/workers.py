@@ -60,7 +60,7 @@ class Workers:
         self.executor, self.is_rebuilt = SingleWorkers(pool), True
         return self.executor.submit(function, *arguments)
 
-    def stop(self, future: Future[Any]) -> None:
+    def stop(self, future: Future[Value]) -> None:
         """End the worker of a call; of a user's process pool all workers, because it does not tell which one it is."""
         if is_process_pool(pool := self._pool_of(future)):
             end_processes(pool)
@@ -81,7 +81,7 @@ class Workers:
                     if time.monotonic() - since > STUCK_SECONDS:
                         end_processes(pool)
 
-    def is_forgotten(self, future: Future[Any]) -> bool:
+    def is_forgotten(self, future: Future[Value]) -> bool:
         """Tell whether a call was submitted to a pool that has long been broken, and will never end."""
         pool = self._pool_of(future)
         if future.done() or not getattr(pool, "_broken", False):
@@ -99,7 +99,7 @@ class Workers:
         pools = [*self.executor.pools.values()] if isinstance(self.executor, SingleWorkers) else []
         return [pool for pool in (self._given, *pools) if is_process_pool(pool)]
 
-    def _pool_of(self, future: Future[Any]) -> Executor:
+    def _pool_of(self, future: Future[Value]) -> Executor:
         pools = self.executor.pools if isinstance(self.executor, SingleWorkers) else {}
         return pools.get(future, self._given)
 
