@@ -10,6 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_count, as_number, as_square_kernel
 from kernelmem.core.errors import InputError, NumericalError
 from kernelmem.core.files.result_files import Result
+from kernelmem.kernels.store import KernelStore
 
 if TYPE_CHECKING:
     import pandas
@@ -154,16 +155,16 @@ class Spectrum(Result):
         return spectrum_figure(self.eigenvalues, self.rounding, fit=self.decay() if self.rank >= 3 else None)
 
 
-def spectrum(kernel: ArrayLike) -> Spectrum:
-    """Compute the eigenvalues of a kernel matrix K, (n, n) tensor or array, in float64 on its device.
+def spectrum(kernel: ArrayLike | KernelStore) -> Spectrum:
+    """Compute the eigenvalues of a kernel matrix K, (n, n) tensor, array or KernelStore, in float64 on its device.
 
     Raises:
         InputError: not square, NaN.
         NumericalError: asymmetric, or indefinite: an eigenvalue below −n eps(float32) λ_max (kernels often come from
             float32).
 
-    Cost: 4/3 n³ operations, n² memory besides the kernel; ``km.ntk_operator`` gives the largest eigenvalues of a kernel
-    that is too large to form.
+    Cost: 4/3 n³ operations, n² memory besides the kernel; ``scipy.sparse.linalg.eigsh`` gives the largest
+    eigenvalues of ``store.as_scipy()`` and of ``km.ntk_operator(...).as_scipy()``, for kernels larger than memory.
 
     >>> result = spectrum(torch.diag(torch.tensor([4.0, 1.0, 1.0])))
     >>> result.eigenvalues.tolist(), result.trace, result.rank, result.condition()
@@ -184,8 +185,10 @@ def spectrum(kernel: ArrayLike) -> Spectrum:
     return Spectrum(eigenvalues.clamp_min(0), rounding)
 
 
-def _machine_epsilon(kernel: ArrayLike) -> float:
+def _machine_epsilon(kernel: ArrayLike | KernelStore) -> float:
     """Return the machine epsilon of the kernel's dtype; float64's for integers."""
+    if isinstance(kernel, KernelStore):
+        return torch.finfo(kernel.dtype).eps
     if isinstance(kernel, Tensor):
         return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS64
     dtype = np.asarray(kernel).dtype

@@ -27,6 +27,7 @@ from kernelmem.core.checks import ArrayLike, as_number, as_tensor, check_callabl
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.kernel_machines.estimators.precomputed_kernel import StoredKernel, as_array
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
+from kernelmem.kernels import KernelStore
 
 Kernel: TypeAlias = str | Callable[..., ArrayLike] | ArrayLike
 """A scikit-learn pairwise name, "precomputed", a callable kernel(X, Y), or an array (N, N)."""
@@ -82,6 +83,17 @@ class KernelEstimator(BaseEstimator):
             rows, targets = self._structured_rows(X), _check_y(as_array(y), multi_output=multi_output)
             check_consistent_length(rows, targets)
             return rows, targets
+        if isinstance(X, KernelStore) and _is_named(self.kernel, "precomputed"):  # streamed, not read into an array
+            store = cast(np.ndarray, X)
+            targets = _check_y(as_array(y), multi_output=multi_output)
+            if store.shape[0] != len(targets):
+                raise InputError(
+                    f"a stored kernel of {store.shape[0]} rows and {len(targets)} targets",
+                    expected="one target per row",
+                    hint="pass the targets of all rows, in the order of the store",
+                )
+            self.n_features_in_ = store.shape[1]
+            return store, targets
         arguments = self._validation_arguments(X, reset=True)
         return validate_data(self, y=as_array(y), multi_output=multi_output, **arguments)  # pyright: ignore[reportArgumentType, reportReturnType]
 
@@ -160,7 +172,9 @@ class KernelEstimator(BaseEstimator):
                 return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
         kernel = self.kernel if callable(self.kernel) else StoredKernel(self.kernel)
         left, right = (side.tree if isinstance(side, Rows) else side for side in (X, X if Y is None else Y))
-        K = np.asarray(as_array(kernel(left, right, **(self.kernel_params or {}))))
+        K = kernel(left, right, **(self.kernel_params or {}))
+        if not isinstance(K, KernelStore):
+            K = np.asarray(as_array(K))
         expected = (len(X), len(X if Y is None else Y))
         if K.shape != expected:
             raise InputError(
@@ -168,7 +182,7 @@ class KernelEstimator(BaseEstimator):
                 expected=f"{expected}, one value per pair of rows",
                 hint="return a matrix; for a function of two single rows use sklearn.metrics.pairwise.pairwise_kernels",
             )
-        return K
+        return cast(np.ndarray, K)  # a KernelStore is read by blocks, as a memory-mapped array
 
     def _resolve_gamma(self, X: np.ndarray, weights: np.ndarray | None = None) -> None:
         """Compute the number gamma of the named kernels from the n training rows X with d features, and store it.

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_dense
 from kernelmem.core.checks import as_array as check_array
 from kernelmem.core.errors import InputError
+from kernelmem.kernels import KernelStore
 
 T = TypeVar("T")
 
@@ -18,9 +19,9 @@ T = TypeVar("T")
 class StoredKernel:
     """Callable kernel(X, Y) that reads K[X][:, Y] from ``values`` (N, N); X and Y are row numbers, (n,) or (n, 1).
 
-    ``values`` is an array, a tensor (on any device), a path kernel, or another array-like. Clones of an estimator share
-    it, so that cross-validation reads one file. For all rows in their order the array itself is returned: a memory-mapped
-    array is then streamed by the solver and never copied.
+    ``values`` is an array, a tensor (on any device), a KernelStore, a path kernel, or another array-like. Clones of an
+    estimator share it, so that cross-validation reads one file. For all rows in their order the array itself is returned: a
+    memory-mapped or stored one is then streamed by the solver and never copied.
 
     Raises:
         InputError: row numbers are not whole or out of range, or the values are not a square matrix.
@@ -30,24 +31,27 @@ class StoredKernel:
     [[1.0, 3.0]]
     """
 
-    values: ArrayLike
+    values: ArrayLike | KernelStore
 
-    def __call__(self, X: ArrayLike, Y: ArrayLike | None = None) -> np.ndarray:
+    def __call__(self, X: ArrayLike, Y: ArrayLike | None = None) -> np.ndarray | KernelStore:
         """Return the entries of the stored matrix at row numbers X and column numbers Y, (n, m); Y=None means Y = X."""
         values = self.values
-        if not isinstance(values, np.ndarray):
+        if not isinstance(values, np.ndarray | KernelStore):
             values = check_array(as_array(values), "values")
-        if values.ndim != 2 or values.shape[0] != values.shape[1]:
+        if len(values.shape) != 2 or values.shape[0] != values.shape[1]:
             raise InputError(
                 f"stored kernel of shape {values.shape}",
                 expected="(N, N), one number per pair of rows",
                 hint='compute it on all rows, training and test, without y, with outputs="trace"',
             )
-        rows = _check_row_numbers(X, len(values))
-        columns = rows if Y is None else _check_row_numbers(Y, len(values))
-        all_rows = np.arange(len(values))
+        n = values.shape[0]
+        rows = _check_row_numbers(X, n)
+        columns = rows if Y is None else _check_row_numbers(Y, n)
+        all_rows = np.arange(n)
         if np.array_equal(rows, all_rows) and np.array_equal(columns, all_rows):
             return values
+        if isinstance(values, KernelStore):
+            return values.entries(rows, columns).numpy()
         return np.asarray(values[rows])[:, columns]
 
     def __sklearn_clone__(self) -> "StoredKernel":

@@ -19,6 +19,7 @@ from kernelmem.kernel_machines.estimators.base import (
     has_positive_weight,
 )
 from kernelmem.kernel_machines.solvers.diagnosis import require_kernel
+from kernelmem.kernels import KernelStore
 
 TOLERANCES = (1e-8, 1e-6, 1e-4)  # tried in this order if tol=None
 MIN_ITERATIONS = 100_000  # this plus 100 per row is the limit for one tolerance before the next is tried
@@ -89,6 +90,7 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
         """
         tol = None if self.tol is None else as_number(self.tol, "tol", exclusive=True)
         max_iter = as_count(self.max_iter, "max_iter", minimum=-1)
+        X = np.asarray(X) if isinstance(X, KernelStore) else X  # libsvm needs it whole
         rows, labels = self._validate_targets(X, y, multi_output=False)
         used_rows = has_positive_weight(sample_weight, rows).nonzero()[0]
         weights = None if sample_weight is None else check_sample_weight(sample_weight, rows)[used_rows]

@@ -11,8 +11,12 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_number, as_square_kernel, as_tensor
 from kernelmem.core.errors import InputError
 from kernelmem.core.files.result_files import Result
+from kernelmem.core.options import MEMORY, as_bytes
 from kernelmem.kernel_machines.solvers.factorization import EPS, CholeskyFactor, EigenFactor, decompose, factorize
+from kernelmem.kernel_machines.solvers.linear_system import in_memory, require_square
+from kernelmem.kernel_machines.solvers.panel_factor import PanelFactor, factorize_stored
 from kernelmem.kernel_machines.targets import as_targets
+from kernelmem.kernels import KernelStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +49,7 @@ class LeaveOneOut(Result):
     fitted: Tensor
     errors: Tensor
     leverage: Tensor
-    _cholesky: CholeskyFactor | None  # of K + ridge I; None at ridge 0
+    _cholesky: CholeskyFactor | PanelFactor | None  # of K + ridge I; None at ridge 0
     _eigen: EigenFactor | None  # range and null space of K at ridge 0; None otherwise
 
     @property
@@ -152,7 +156,7 @@ class LeaveOneOut(Result):
         return "\n".join(lines)
 
     @property
-    def _factor(self) -> CholeskyFactor | EigenFactor:
+    def _factor(self) -> CholeskyFactor | PanelFactor | EigenFactor:
         """The factor of K + ridge I: the Cholesky factor, or the eigendecomposition at ridge 0."""
         factor = self._cholesky or self._eigen
         assert factor is not None
@@ -184,7 +188,9 @@ class LeaveOneOut(Result):
         return self.labels
 
 
-def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
+def leave_one_out(
+    kernel: ArrayLike | KernelStore, y: ArrayLike, ridge: float, *, memory: int | str = MEMORY
+) -> LeaveOneOut:
     """Compute the n leave-one-out fits of kernel ridge regression on n rows in closed form.
 
     With A = (K + ridge I)⁻¹ and alpha = A y, no intercept::
@@ -198,10 +204,12 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
     that of every pseudo-inverse does: ``condition`` is then near 1e13.
 
     Args:
-        kernel: (n, n) tensor or array, symmetric, positive semidefinite. Computed in float64 on its device.
+        kernel: (n, n) tensor or array, symmetric, positive semidefinite. Computed in float64 on its device. A symmetric
+            KernelStore is read tile by tile, and its Cholesky factor takes half of a matrix, 4 n² bytes.
         y: integers (n,): labels 0..C-1, centered to one-hot − 1/C; real (n, C): used unchanged, with the argmax as label
             if every row is one-hot up to one constant of the array; real (n,): one output, never labels.
         ridge: added to the diagonal, in units of the kernel: K + ridge I, not n ridge.
+        memory: bytes that the work with a KernelStore may allocate; it is exact, or refused.
 
     Raises:
         InputError: the ridge is not a finite number >= 0, y has a wrong length, n < 2, the labels have only one class, or
@@ -223,13 +231,21 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
     >>> loo.block([0, 1]).shape, loo.influence(kernel[:2]).shape
     (torch.Size([2, 2]), torch.Size([2, 4, 2]))
     """
-    K = as_square_kernel(kernel)
-    n = len(K)
+    max_bytes = as_bytes(memory)
+    K = kernel if isinstance(kernel, KernelStore) and kernel.symmetric else as_square_kernel(kernel)
+    n = K.shape[0]
     if n < 2:
         raise InputError("kernel of one row", expected="n >= 2 rows", hint="pass the kernel of at least two rows")
     ridge = as_number(ridge, "ridge")
-    targets, labels = as_targets(y, n, K.device)
-    factor = factorize(K, targets, ridge) if ridge > 0 else decompose(K, targets, _machine_epsilon(kernel))
+    targets, labels = as_targets(y, n, torch.device("cpu") if isinstance(K, KernelStore) else K.device)
+    if isinstance(K, KernelStore):
+        require_square(K)
+        if ridge == 0:
+            K = as_square_kernel(in_memory(K, max_bytes, matrices=3, work="the fit of minimum norm, ridge=0"))
+    if isinstance(K, KernelStore):
+        factor = factorize_stored(K, targets, ridge, max_bytes)
+    else:
+        factor = factorize(K, targets, ridge) if ridge > 0 else decompose(K, targets, _machine_epsilon(kernel))
     alpha = factor.alpha()
     fitted = K @ alpha
     residual_norm = torch.linalg.norm(fitted + ridge * alpha - factor.reachable(targets))
@@ -244,13 +260,15 @@ def leave_one_out(kernel: ArrayLike, y: ArrayLike, ridge: float) -> LeaveOneOut:
         fitted=fitted,
         errors=errors,
         leverage=leverage,
-        _cholesky=factor if isinstance(factor, CholeskyFactor) else None,
+        _cholesky=None if isinstance(factor, EigenFactor) else factor,
         _eigen=factor if isinstance(factor, EigenFactor) else None,
     )
 
 
-def _machine_epsilon(kernel: ArrayLike) -> float:
+def _machine_epsilon(kernel: ArrayLike | KernelStore) -> float:
     """Return the machine epsilon of the kernel's dtype; that of float64 for integers."""
+    if isinstance(kernel, KernelStore):
+        return torch.finfo(kernel.dtype).eps
     if isinstance(kernel, Tensor):
         return torch.finfo(kernel.dtype).eps if kernel.is_floating_point() else EPS
     dtype = np.asarray(kernel).dtype

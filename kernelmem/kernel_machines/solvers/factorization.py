@@ -49,7 +49,7 @@ class CholeskyFactor:
         # forming A_BB would square its condition.
         unit = torch.zeros(len(self.L), len(rows), dtype=self.L.dtype, device=self.L.device)
         unit[rows, torch.arange(len(rows), device=rows.device)] = 1
-        return _least_squares(torch.linalg.solve_triangular(self.L, unit, upper=False), self.whitened)
+        return least_squares(torch.linalg.solve_triangular(self.L, unit, upper=False), self.whitened)
 
     def solve(self, rows: Tensor) -> Tensor:
         """Return the product of ``rows`` (m, n) and A, (m, n)."""
@@ -58,9 +58,9 @@ class CholeskyFactor:
     def condition(self) -> float:
         """Return a lower estimate of the condition number of K + ridge I, by Lanczos steps on it and on its inverse."""
         start_vector = torch.cos(torch.arange(len(self.L), dtype=self.L.dtype, device=self.L.device))[:, None]
-        largest = _largest_ritz_value(lambda u: self.L @ (self.L.T @ u), start_vector)
+        largest = largest_ritz_value(lambda u: self.L @ (self.L.T @ u), start_vector)
         solve = torch.linalg.solve_triangular  # for one column ten times faster than cholesky_solve
-        return largest * _largest_ritz_value(
+        return largest * largest_ritz_value(
             lambda u: solve(self.L.T, solve(self.L, u, upper=False), upper=True), start_vector
         )
 
@@ -112,7 +112,7 @@ class EigenFactor:
         )
         E, E0 = basis[:, is_null], basis[:, ~is_null]
         in_null = E @ ((E.T @ (Z @ self.null)) / null_weights[is_null, None])
-        return in_null + E0 @ _least_squares(X @ E0, self.whitened - X @ in_null) if E0.numel() else in_null
+        return in_null + E0 @ least_squares(X @ E0, self.whitened - X @ in_null) if E0.numel() else in_null
 
     def solve(self, rows: Tensor) -> Tensor:
         """Return the product of ``rows`` (m, n) and the pseudo-inverse K⁺, (m, n)."""
@@ -201,13 +201,13 @@ def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues, eigenvectors
 
 
-def _least_squares(X: Tensor, y: Tensor) -> Tensor:
+def least_squares(X: Tensor, y: Tensor) -> Tensor:
     """Return the minimizer b (r, C) of |X b − y| for X (n, r) of full column rank and y (n, C), by QR decomposition."""
     Q, R = torch.linalg.qr(X)
     return torch.linalg.solve_triangular(R, Q.T @ y, upper=True)
 
 
-def _largest_ritz_value(apply: Callable[[Tensor], Tensor], v: Tensor, steps: int = 6) -> float:
+def largest_ritz_value(apply: Callable[[Tensor], Tensor], v: Tensor, steps: int = 6) -> float:
     """Return a lower estimate of the largest eigenvalue of a positive operator, after at most ``steps`` Lanczos steps.
 
     ``apply`` multiplies a vector (n, 1) by the operator, and v (n, 1) is the start vector. Six steps are more accurate than

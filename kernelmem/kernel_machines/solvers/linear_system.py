@@ -1,4 +1,4 @@
-"""The kernel of a linear system as array, memory-mapped array or operator, read in blocks of float64."""
+"""The kernel of a linear system as array, memory-mapped array, stored kernel or operator, read in blocks of float64."""
 
 import mmap
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import Tensor
 from kernelmem.core.checks import ArrayLike, as_array, as_dense
 from kernelmem.core.errors import InputError
 from kernelmem.core.symmetry import measure_asymmetry
+from kernelmem.kernels import KernelStore
 
 EPS = torch.finfo(torch.float64).eps
 GATHERED_ROWS = 64  # rows gathered at once by System.columns
@@ -54,6 +55,16 @@ class System:
     def matrix_free(self) -> bool:
         """True if the kernel is an operator, whose entries are unknown."""
         return self.entries is None
+
+    @property
+    def is_checked(self) -> bool:
+        """True if the entries are known to be finite and exactly symmetric."""
+        return False
+
+    @property
+    def read_size(self) -> int | None:
+        """Number of rows and columns that are read at once to compare the kernel with its transpose; None: the default."""
+        return 2048 if self.mapped else None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the rows ``start`` to ``stop`` − 1 of the kernel, (stop − start, n)."""
@@ -155,10 +166,60 @@ class System:
         return copy
 
 
-def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
+@dataclass(frozen=True, eq=False)
+class StoredSystem(System):
+    """A stored kernel (n, n), read tile by tile."""
+
+    store: KernelStore
+
+    @property
+    def matrix_free(self) -> bool:
+        """False: the entries are known."""
+        return False
+
+    @property
+    def is_checked(self) -> bool:
+        """True if one triangle is stored, whose tiles were checked when they were written."""
+        return self.store.symmetric
+
+    @property
+    def read_size(self) -> int | None:
+        """Size of the tiles in the file."""
+        return self.store.layout.tile
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the rows ``start`` to ``stop`` − 1 of the kernel, (stop − start, n)."""
+        return self.store.rows(start, min(stop, self.n)).to(torch.float64)
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """Return the block of entries at the slices ``rows`` and ``columns``, in the dtype of the kernel."""
+        row_numbers, column_numbers = (torch.arange(*part.indices(self.n)) for part in (rows, columns))
+        return self.store.entries(row_numbers, column_numbers)
+
+    def dense(self) -> Tensor:
+        """Return the kernel as a new float64 tensor (n, n), without making it symmetric."""
+        K = torch.empty(self.n, self.n, dtype=torch.float64)
+        for rows, block in self.store.blocks():
+            K[rows] = block
+        return K
+
+    def columns(self, indices: Tensor) -> Tensor:
+        """Return the columns of the kernel at the k column numbers ``indices``, (n, k), in one pass over the file."""
+        return self.store.entries(indices).T.to(torch.float64) if len(indices) else torch.empty(self.n, 0).double()
+
+    def diagonal(self) -> Tensor | None:
+        """Return the diagonal of the kernel, (n,)."""
+        return self.store.diagonal().to(torch.float64)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product K v, (n, k), for v (n, k): every tile is read once."""
+        return self.store @ v
+
+
+def as_system(kernel: ArrayLike | LinearOperator | KernelStore | System) -> System:
     """Return a kernel (n, n) as a System.
 
-    The kernel may be a tensor, an array, a memory-mapped array, an NTKOperator or a SciPy LinearOperator.
+    The kernel may be a tensor, an array, a memory-mapped array, a KernelStore, an NTKOperator or a SciPy LinearOperator.
 
     Entries are neither copied nor checked.
 
@@ -167,6 +228,10 @@ def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
     """
     if isinstance(kernel, System):
         return kernel
+    if isinstance(kernel, KernelStore):
+        require_square(kernel)
+        eps = torch.finfo(kernel.dtype).eps
+        return StoredSystem(kernel.shape[0], torch.device("cpu"), eps, False, True, None, None, None, None, kernel)
     if hasattr(kernel, "__matmul__") and not hasattr(kernel, "__array__") and hasattr(kernel, "shape"):
         return _operator_system(cast(LinearOperator, kernel))
     if isinstance(kernel, Tensor):
@@ -187,6 +252,38 @@ def as_system(kernel: ArrayLike | LinearOperator | System) -> System:
             hint="pass the kernel of the training rows with themselves",
         )
     return System(len(entries), device, max(eps, EPS), is_integer, *_memory_map(entries), entries, None, None)
+
+
+def require_square(store: KernelStore) -> None:
+    """Check that a stored kernel is square and complete.
+
+    Raises:
+        InputError: it is not.
+    """
+    if store.shape[0] != store.shape[1] or not store.complete:
+        n_missing = len(store.missing())
+        raise InputError(
+            f"stored kernel of shape {store.shape}" + (f" without {n_missing:,} of its tiles" if n_missing else ""),
+            expected="a complete square kernel (n, n)",
+            hint="compute the missing tiles first" if n_missing else "pass the kernel of one set of rows with itself",
+        )
+
+
+def in_memory(store: KernelStore, memory: int, *, matrices: int, work: str) -> Tensor:
+    """Return a stored kernel as a tensor (n, n), in its dtype, if ``matrices`` float64 matrices of its size fit.
+
+    Raises:
+        InputError: they take more than ``memory`` bytes; ``work`` names what needs them.
+    """
+    need = 8 * matrices * store.shape[0] * store.shape[1]
+    if need > memory:
+        raise InputError(
+            f"memory of {memory / 2**30:.2f} GiB for {work}, with a stored kernel of shape {store.shape}",
+            expected=f"{need / 2**30:.2f} GiB, {matrices} matrices in float64",
+            hint=f'pass memory="{need / 2**30 + 0.1:.1f}GiB", or fewer rows: store.entries(rows, rows); for the largest'
+            " eigenvalues scipy.sparse.linalg.eigsh(store.as_scipy(), k=20)",
+        )
+    return store.rows(0, store.shape[0])
 
 
 def _operator_system(kernel: LinearOperator) -> System:

@@ -30,6 +30,7 @@ from kernelmem.kernel_machines.solvers.nystroem import (
     solve_over_landmarks,
 )
 from kernelmem.kernel_machines.solvers.solution import Code, Solution
+from kernelmem.kernels import KernelStore
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
 SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
@@ -39,7 +40,7 @@ NAN = float("nan")
 
 
 def solve(
-    kernel: ArrayLike | LinearOperator | System,
+    kernel: ArrayLike | LinearOperator | KernelStore | System,
     targets: ArrayLike,
     ridge: float,
     *,
@@ -64,12 +65,12 @@ def solve(
     "eigen"      eigendecomposition; eigenvalues of K + ridge I at the level of rounding are dropped
     "cg"         conjugate gradients with a Nyström preconditioner: products with blocks of rows, or with an operator
     "nystroem"   the best function over ``rank`` landmarks, an approximation: code ``approximate``
-    "auto"       "cg" for an operator, and for a memory-mapped kernel whose factor would take more than 2 GiB; otherwise
+    "auto"       "cg" for an operator, and for a memory-mapped or stored kernel whose factor would take more than 2 GiB; otherwise
                  "cholesky"
     ============ =====================================================================================
 
     Args:
-        kernel: (n, n) tensor, array, memory-mapped array, path kernel, NTKOperator or SciPy LinearOperator.
+        kernel: (n, n) tensor, array, memory-mapped array, KernelStore, path kernel, NTKOperator or SciPy LinearOperator.
         targets: (n,) or (n, C) real numbers.
         ridge: added to the diagonal, >= 0, in units of the kernel.
         solver: method, see the table above.

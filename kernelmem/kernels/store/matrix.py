@@ -164,8 +164,8 @@ class TiledMatrix:
             raise InputError(
                 f"a stored kernel of {size / 2**30:.1f} GiB to be read into one array",
                 expected=f"at most {MEMORY}",
-                hint="use it by blocks: store @ v, store.rows(start, stop), store.blocks(), km.solve, km.leave_one_out;"
-                " store.rows(0, n) reads all of it",
+                hint="use it by blocks: store @ v, store.rows(start, stop), store.blocks(), km.leave_one_out,"
+                " scipy.sparse.linalg.eigsh(store.as_scipy(), k=20); store.rows(0, n) reads all of it",
             )
         array = self.rows(0, self.shape[0]).numpy()
         return array if dtype is None else array.astype(dtype, copy=False)  # type: ignore[arg-type]
