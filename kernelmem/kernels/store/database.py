@@ -3,7 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from kernelmem.core.errors import FileCorruptError, InputError, KernelmemError
@@ -84,7 +84,8 @@ def transaction(connection: sqlite3.Connection, file: Path) -> Iterator[None]:
         connection.execute("COMMIT")
     except BaseException as error:
         if connection.in_transaction:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # the error before it says more
+                connection.execute("ROLLBACK")
         if isinstance(error, sqlite3.Error | OSError):
             free = shutil.disk_usage(file.absolute().parent).free
             raise InputError(
