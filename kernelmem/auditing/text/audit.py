@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernelmem.auditing.schema import check_no_report, versions
 from kernelmem.auditing.text import conclusions, measurements
-from kernelmem.auditing.text.inputs import TextInputs, read_documents, tokenizer_functions
+from kernelmem.auditing.text.inputs import TextInputs, encoding_functions, read_documents
 from kernelmem.auditing.text.options import TextAuditOptions, printable_options
 from kernelmem.auditing.text.redaction import Redaction, without_quotes
 from kernelmem.auditing.text.result import TextAudit, table_files
@@ -121,7 +121,7 @@ def text_audit(
     if out is not None:
         check_no_report(out, overwrite=options.overwrite)
     with without_quotes():
-        encode, decode = tokenizer_functions(options)
+        encode, decode = encoding_functions(options)
         report_stage(0, N_STAGES)
         inputs = read_documents(lm, train, unseen, options, encode, seed=seeds["documents"], memory=memory)
         redaction = Redaction(inputs.key, _reveal(options), decode)

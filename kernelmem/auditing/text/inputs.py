@@ -1,14 +1,13 @@
 """Documents of a text audit: texts or token ids as documents to evaluate, and the text that they share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.auditing.text.options import Decode, Encode, TextAuditOptions
+from kernelmem.auditing.text.options import TextAuditOptions
 from kernelmem.auditing.text.redaction import document_key
 from kernelmem.auditing.text.schema import TextData
 from kernelmem.core.checks import as_list
@@ -16,6 +15,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.text import CausalLM, Documents, as_documents, duplicates, shared_text
 from kernelmem.text.canary.encoding import check_encode, encode_text
 from kernelmem.text.documents import check_vocabulary
+from kernelmem.text.language_models import Decode, Encode, tokenizer_functions
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,16 @@ class TextInputs:
         return None if self.train.texts is None or self.unseen.texts is None else (self.train.texts, self.unseen.texts)
 
 
-def tokenizer_functions(options: TextAuditOptions) -> tuple[Encode | None, Decode | None]:
-    """Return the functions from text to token ids and back, also from a tokenizer of Hugging Face.
+def encoding_functions(options: TextAuditOptions) -> tuple[Encode | None, Decode | None]:
+    """Return the functions from text to token ids and back, also from a tokenizer.
 
     Raises:
         InputError: ``encode`` adds special tokens; text is to be revealed, and no function makes it.
     """
     encode, decode = options.encode, options.decode
-    tokenizer = cast("Any", encode)
-    if (
-        encode is not None
-        and callable(getattr(tokenizer, "encode", None))
-        and callable(getattr(tokenizer, "decode", None))
-    ):
-        encode = _encoder(tokenizer)
-        decode = decode or _decoder(tokenizer)
+    if callable(getattr(encode, "encode", None)):
+        encode, own = tokenizer_functions(encode, "encode", "pass encode=tokenizer")
+        decode = decode or own
     if encode is not None:
         check_encode(encode)
     if decode is None and options.reveal in ("spans", "all"):
@@ -150,14 +145,6 @@ def read_documents(
         sha256=sha256,
     )
     return TextInputs(groups[0], groups[1], train_ids, encode, data, key)
-
-
-def _encoder(tokenizer: Any) -> Encode:
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
-    return lambda ids: tokenizer.decode(ids)
 
 
 def _key(ids: Tensor) -> bytes:

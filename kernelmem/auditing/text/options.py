@@ -1,16 +1,13 @@
 """TextAuditOptions: description of documents and model, methods, and content of the files of a text audit."""
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_text, check_callable, check_choice, check_instance
+from kernelmem.core.checks import as_count, as_flag, as_text, check_callable, check_choice, check_instance
 from kernelmem.core.errors import InputError, printable
 from kernelmem.text import Sampling
-
-Encode: TypeAlias = Callable[[str], ArrayLike]
-Decode: TypeAlias = Callable[[list[int]], str]
+from kernelmem.text.language_models import Decode, Encode
 
 TEXTS = (
     *("name", "model_name", "reference_name", "training", "reproduce", "auditor", "purpose", "threat_model", "date"),
@@ -29,7 +26,8 @@ class TextAuditOptions:
     """Description of documents and model, methods, and content of the files of :func:`text_audit`.
 
     Attributes:
-        encode: function from text to token ids without special tokens, or a tokenizer of Hugging Face; needed if documents are
+        encode: function from text to token ids without special tokens, or a tokenizer: an
+            object with encode and decode, of transformers, tokenizers, tiktoken and others. Needed if documents are
             texts.
         decode: function from a list of token ids to text; None: that of a tokenizer passed as ``encode``. Needed to reveal
             spans or documents.
@@ -97,9 +95,10 @@ class TextAuditOptions:
                 expected="a reason, which the audit keeps",
                 hint='pass reason="..." that says why training text is shown, and to whom',
             )
-        for name, argument in (("encode", "text"), ("decode", "ids")):
-            if getattr(self, name) is not None:
-                check_callable(getattr(self, name), name, [argument], types=False)
+        if self.encode is not None and not callable(getattr(self.encode, "encode", None)):
+            check_callable(self.encode, "encode", ["text"])
+        if self.decode is not None:
+            check_callable(self.decode, "decode", ["ids"])
         for name, largest in (("prefix", 2**20), ("suffix", 2**20)):
             if getattr(self, name) is not None:
                 as_count(getattr(self, name), name, maximum=largest)

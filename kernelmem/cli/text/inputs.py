@@ -1,22 +1,19 @@
 """Language model, documents and canaries of ``kernelmem text audit``: from files and factories, or the demonstration."""
 
-import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from kernelmem.auditing.text.options import Decode, Encode
 from kernelmem.cli.model_factory import call_factory
 from kernelmem.cli.text.text_files import read_texts
-from kernelmem.core.checks import ArrayLike
 from kernelmem.core.errors import InputError, printable
 from kernelmem.core.tasks import one_thread
 from kernelmem.text import Canaries, CanaryRows, CausalLM, causal_lm, demonstration
+from kernelmem.text.language_models import Decode, Encode, tokenizer_functions
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,12 @@ class TextSource:
         model, tokenizer = _model_and_tokenizer(self.model, "--model")
         if self.tokenizer is not None:
             tokenizer = call_factory(self.tokenizer, "--tokenizer")
-        encode, decode = tokenizer_functions(tokenizer, self.tokenizer or self.model)
+        factory = self.tokenizer or self.model
+        encode, decode = tokenizer_functions(
+            tokenizer,
+            "no tokenizer" if tokenizer is None else f"a tokenizer of {factory} of type {type(tokenizer).__name__}",
+            "return (model, tokenizer) from the factory of --model, or pass --tokenizer PACKAGE.MODULE:FACTORY",
+        )
         reference = None if self.reference is None else _model_and_tokenizer(self.reference, "--reference")[0]
         lm, base = (
             None if module is None else causal_lm(module.to(self.device), bos=self.bos) for module in (model, reference)
@@ -134,39 +136,3 @@ def _model_and_tokenizer(name: str, option: str) -> tuple[nn.Module, object]:
             hint="return the language model from the factory",
         )
     return model, tokenizer
-
-
-def tokenizer_functions(tokenizer: object, name: str) -> tuple[Encode, Decode | None]:
-    """Return the functions from text to token ids, without special tokens, and back.
-
-    They are the methods of an object with encode and decode (of transformers, tokenizers, tiktoken, sentencepiece and others),
-    or a function from text to token ids. ``name`` is the name of the factory.
-
-    Raises:
-        InputError: no tokenizer, or something that cannot encode.
-    """
-    method, decode = getattr(tokenizer, "encode", None), getattr(tokenizer, "decode", None)
-    encode = method if callable(method) and not isinstance(tokenizer, str) else tokenizer
-    if not callable(encode):
-        raise InputError(
-            "no tokenizer" if tokenizer is None else f"a tokenizer of {name} of type {type(tokenizer).__name__}",
-            expected="an object with encode and decode, or a function from text to token ids",
-            hint="return (model, tokenizer) from the factory of --model, or pass --tokenizer PACKAGE.MODULE:FACTORY",
-        )
-    options = {"add_special_tokens": False} if _accepts(encode, "add_special_tokens") else {}
-
-    def token_ids(text: str) -> ArrayLike:
-        made = encode(text, **options)
-        return cast("ArrayLike", getattr(made, "ids", made))  # tokenizers returns an object that has them
-
-    if not callable(decode) or encode is not method:
-        return token_ids, None
-    return token_ids, lambda ids: cast("str", decode(ids))
-
-
-def _accepts(function: Callable[..., object], parameter: str) -> bool:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-    return parameter in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

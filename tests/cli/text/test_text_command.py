@@ -4,7 +4,7 @@ import json
 import random
 import re
 import sys
-from typing import ClassVar
+from functools import partial
 
 import pytest
 from markupsafe import Markup
@@ -12,7 +12,6 @@ from markupsafe import Markup
 from kernelmem.auditing.text.report import figures
 from kernelmem.cli import main
 from kernelmem.cli.text import inputs
-from kernelmem.core.errors import InputError
 from kernelmem.text import canaries, demonstration
 from tests.auditing.report.pages import plain
 
@@ -109,49 +108,6 @@ def test_a_tokenizer_and_a_bos_of_their_own(place, capsys):
     assert "--bos 0" in content["reproduce"]
 
 
-class Own:
-    def encode(self, text):
-        return [1]
-
-    def decode(self, ids):
-        return "a"
-
-
-class Special(Own):
-    """As of transformers: special tokens unless they are refused."""
-
-    def __call__(self, text):
-        return {"input_ids": self.encode(text)}
-
-    def encode(self, text, add_special_tokens=True):
-        return [0, 1] if add_special_tokens else [1]
-
-
-class Encoding:
-    ids: ClassVar = [1]
-
-
-class Objects(Own):
-    """As of tokenizers: an object that has the ids."""
-
-    def encode(self, text):
-        return Encoding()
-
-
-def test_tokenizers_of_several_libraries_are_recognized():
-    for tokenizer in (Own(), Special(), Objects()):
-        encode, decode = inputs.tokenizer_functions(tokenizer, "")
-        assert encode("a") == [1]
-        assert decode is not None
-        assert decode([1]) == "a"
-    encode, decode = inputs.tokenizer_functions(Own().encode, "")
-    assert encode("a") == [1]
-    assert decode is None
-    for wrong in (None, "text", 3, {}):
-        with pytest.raises(InputError, match="tokenizer"):
-            inputs.tokenizer_functions(wrong, "a:b")
-
-
 REFUSED = {
     "train without model": (("--train", "train.txt"), "--train without --model"),
     "no unseen": (("--model", "my_lm:pair", "--train", "train.txt"), "--model without --unseen"),
@@ -190,8 +146,8 @@ def test_wrong_input_gives_one_clear_error(place, capsys, name):
 
 
 def test_the_built_in_audit_and_what_it_reveals(place, capsys, monkeypatch):
-    tiny = {"n_documents": 24, "epochs": 1, "hidden": 8, "n_canaries": 5}
-    monkeypatch.setattr(inputs, "demonstration", lambda *, seed: demonstration(seed=seed, **tiny))
+    tiny = partial(demonstration, n_documents=24, epochs=1, hidden=8, n_canaries=5)
+    monkeypatch.setattr(inputs, "demonstration", tiny)
     assert main(["text", "audit", "--out", "o", "--reveal", "canaries", "--seed", "3"]) == 0
     assert re.search(r"trained in .* s", capsys.readouterr().err)
     content = json.loads((place / "o/audit.json").read_text())
