@@ -23,8 +23,8 @@ CONTEXT = "the text of\n"
 class Ledgers:
     """Model, rows and training; all rows are trained on equally often."""
 
-    n_rows: int = 48
-    pairs_per_tier: int = 2
+    n_rows: int = 72
+    pairs_per_tier: int = 3
     tiers: tuple[int, ...] = (1, 2, 4, 8)
     size: int = 40
     """Characters of a document."""
@@ -32,7 +32,7 @@ class Ledgers:
     """Characters before each copy."""
     embedding: int = 16
     hidden: int = 64
-    steps: int = 48
+    steps: int = 64
     batch: int = 16
     lr: float = 0.01
 
