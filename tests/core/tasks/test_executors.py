@@ -110,7 +110,7 @@ def test_a_hundred_kills_of_workers_leave_the_bits():
 
         def kill(stop=stop, budget=budget):
             nonlocal n_killed
-            while budget[0] and not stop.wait(generator.uniform(0.05, 0.4)):
+            while budget[0] and not stop.wait(generator.uniform(0.01, 0.15)):
                 if workers := multiprocessing.active_children():
                     os.kill(generator.choice(workers).pid, signal.SIGKILL)
                     budget[0] -= 1
