@@ -12,6 +12,7 @@ from kernelmem.kernels.store.layout import MAX_FACT_BYTES
 
 FORMAT = 1
 PAGE_SIZE = 65536  # bytes; the largest: a tile of 4 MiB is 64 pages instead of 1,024
+LOG_PAGES = 4096  # 256 MiB; merged after every tile of 16 MiB or more, the log would be written to disk twice as often
 SCHEMA = """
 CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -41,6 +42,7 @@ def connect(file: Path, *, write: bool) -> sqlite3.Connection:
         check_schema(connection)
         if write:
             connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
             connection.execute("PRAGMA synchronous=FULL")
     except BaseException:
         connection.close()

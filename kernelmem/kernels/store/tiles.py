@@ -173,21 +173,24 @@ class TileTable:
                 expected=f"shape {shape} and dtype {self._dtype.newbyteorder('=').name}",
                 hint="compute the rows and columns of this tile, in the dtype of the store",
             )
-        extremes = torch.from_numpy(values.reshape(-1)).aminmax() if values.flags.writeable else ()
-        if not extremes or not all(bool(torch.isfinite(extreme)) for extreme in extremes):
+        values = np.require(values, requirements=["C", "W"])  # torch shares neither read-only nor reversed memory
+        tile = torch.from_numpy(values)
+        if not all(bool(torch.isfinite(extreme)) for extreme in tile.aminmax()):
             self._check_finite(index, values)
         if not self._layout.symmetric or index[0] != index[1]:
             return values
-        upper = np.triu(values)
-        mirrored = upper + np.triu(values, 1).T
-        gap, largest = np.abs(values - mirrored).max(), np.abs(values).max()
+        mirrored = tile.triu()
+        mirrored += tile.triu(1).T
+        if torch.equal(mirrored, tile):
+            return values
+        gap, largest = float((tile - mirrored).abs().max()), float(tile.abs().max())
         if gap > ASYMMETRY_TOLERANCE * largest:
             raise NumericalError(
                 f"{name} on the diagonal of a symmetric kernel with asymmetry {gap:.3g} and entries up to {largest:.3g}",
                 expected=f"a symmetric tile (asymmetry at most {ASYMMETRY_TOLERANCE:g} of its largest entry)",
                 hint="check that both sides were computed on the same rows, in eval mode",
             )
-        return mirrored
+        return mirrored.numpy()
 
     def _check_finite(self, index: Index, values: np.ndarray) -> None:
         """Raise an error that names the rows and columns of the kernel with NaN or infinite values, if there are any."""

@@ -77,6 +77,17 @@ def test_a_diagonal_tile_keeps_its_upper_triangle(tmp_path):
         assert store.tile(0, 0).tolist() == [[1.0, 2.0], [2.0, 4.0]]
 
 
+def test_read_only_and_reversed_arrays_are_tiles(tmp_path):
+    array = np.array([[1.0, 2.0], [3.0, 1.0]])
+    with KernelStore.create(tmp_path / "k", FACTS, 2, 2, dtype=torch.float64) as store:
+        store.put(0, 0, array[::-1])
+        assert np.array_equal(store.tile(0, 0), array[::-1])
+    symmetric = np.eye(2)
+    symmetric.flags.writeable = False
+    with KernelStore.create(tmp_path / "l", FACTS, 2, dtype=torch.float64) as store:
+        store.put(0, 0, symmetric)
+
+
 def test_a_tile_is_written_once(tmp_path):
     with KernelStore.create(tmp_path / "k", FACTS, 2) as store:
         store.put(0, 0, np.eye(2, dtype=np.float32))
