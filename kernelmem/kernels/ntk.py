@@ -11,6 +11,7 @@ from torch import nn
 from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_names, check_choice, check_result
 from kernelmem.core.errors import InputError
+from kernelmem.core.memory import check_available_memory
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 from kernelmem.kernels import verification
@@ -107,6 +108,12 @@ def ntk(
     report_progress = as_progress(progress, "NTK", "part")
     computation = Computation(model, x, y, outputs, target, labels, names, forward, dtype, device)
     plan = computation.plan(memory)
+    check_available_memory(
+        plan.expected_bytes,
+        f"a kernel of {plan.n:,} x {plan.m:,} rows",
+        "pass less memory=, if the kernel itself is not too large; km.ntk_store, which writes it to a file tile by tile; or"
+        " km.ntk_operator, which never forms it",
+    )
     if verify:
         computation.verify(plan)
     engine = replace(computation.engine, certified=verify)

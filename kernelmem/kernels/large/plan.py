@@ -27,13 +27,13 @@ from kernelmem.tangents.engine.plan import (
 from kernelmem.tangents.groups.outer import OuterGroup
 
 LARGEST_TILE = 2048  # rows: products run at full speed, and a tile is written in a hundredth of the time it takes
-PAIR_NUMBERS = (
-    5  # per entry of a tile: the tile, the factor of one group, the tile that is being written and its copies
-)
+# Numbers per entry of a tile: the tile, the factor of one group, and the tile that is being written with the copies that its
+# check, hash and SQL statement make.
+PAIR_NUMBERS = 10
 RATE_SECONDS = 0.03  # of the measurement of the speed of products
 WRITE_RATE = 200e6  # bytes per second, of a tile with its hash and fsync
-SWEEP_FACTOR = 8  # time of an operation of a forward or backward pass, relative to one of a large product
-READ_OPERATIONS = 10  # of a large product, in the time in which a byte of a file in the page cache is read
+SWEEP_FACTOR = 2  # time of an operation of a forward or backward pass, relative to one of a large product
+READ_OPERATIONS = 2  # of a large product, in the time in which a byte of a file in the page cache is read
 DISK_SHARE = 0.5  # of the free disk that tangents may take
 
 Kept = Literal["memory", "disk", "nothing"]

@@ -1,0 +1,5 @@
+import tyro
+
+from experiments.benchmarks.large.run import Options, run
+
+run(tyro.cli(Options))
