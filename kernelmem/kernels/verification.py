@@ -13,6 +13,7 @@ from kernelmem.tangents.engine.engine import Engine, LabeledRows
 from kernelmem.tangents.engine.plan import Plan
 
 SMALLEST_MEMORY = 2**27  # bytes allowed for the kernel of a few rows, where less is allowed for the computation
+ROW_COPIES = 3  # of the tangents of a row, while they are computed and contracted
 TANGENT_BYTES = 2**24  # size of the tangents in memory at a time
 MAX_FULL_OUTPUTS = 16  # outputs of a full kernel that are compared, in all pairs
 RELATIVE_ROUNDING = 1e-6  # a pseudo kernel below this fraction of the kernel along another direction is rounding
@@ -21,6 +22,8 @@ MAX_TANGENT_NUMBERS = 2**28  # size of all tangents, about one second of work; a
 
 def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: Plan) -> None:
     """Compare the kernel of the first, middle and last rows with their Jacobian, by one backward pass per row and output.
+
+    Fewer rows are compared where the Jacobian of three would exceed the memory of the plan.
 
     This verifies the contraction; that each pass gives the right tangents is certified pass by pass. If the tangents of
     all outputs have more than MAX_TANGENT_NUMBERS entries, only some outputs are compared: those entries of the diagonal
@@ -31,7 +34,8 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
     Raises:
         VerificationError: the kernel differs from that of the Jacobian; the message names the layer that differs most.
     """
-    left, right = _first_middle_last_rows(left), None if right is None else _first_middle_last_rows(right)
+    n_rows = min(3, max(1, plan.memory // (ROW_COPIES * _bytes_per_row(engine, right is None))))
+    left, right = _some_rows(left, n_rows), None if right is None else _some_rows(right, n_rows)
     n, m = left.rows.n, (right or left).rows.n
     directions, max_bytes = engine.directions, max(plan.memory, SMALLEST_MEMORY)
     output_indices = _spread_indices(directions.k, max(2, MAX_TANGENT_NUMBERS // (n * engine.prepared.n_parameters)))
@@ -187,6 +191,14 @@ def _clamped_to_positive(scale: Tensor) -> Tensor:
     return scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
-def _first_middle_last_rows(side: LabeledRows) -> LabeledRows:
-    """Return the first, the middle and the last example of one side, with their labels."""
-    return side.take(sorted({0, side.rows.n // 2, side.rows.n - 1}))
+def _bytes_per_row(engine: Engine, symmetric: bool) -> int:
+    """Return the size of the tangents of a row of each side, in the directions that are in memory at a time: at least 1 or 2."""
+    directions = 2 if engine.directions.combine == "full" else 1
+    row_bytes = engine.prepared.n_parameters * torch.finfo(engine.prepared.dtype).bits // 8
+    return directions * row_bytes * (1 if symmetric else 2)
+
+
+def _some_rows(side: LabeledRows, n_rows: int) -> LabeledRows:
+    """Return the first, the last and the middle example of one side, or the first ``n_rows`` of these, with their labels."""
+    indices = [0, side.rows.n - 1, side.rows.n // 2][:n_rows]
+    return side.take(sorted(set(indices)))

@@ -89,27 +89,27 @@ class _Clock:
         self.n_tiles = 0
 
     def install(self) -> None:
-        sweep, tile = Engine.tangents, workers.Worker.tile
+        clock, sweep, tile = self, Engine.tangents, workers.Worker.tile
 
-        def timed_sweep(engine, *arguments):
+        def timed_sweep(self, side, tile, plan, block):
             started = time.process_time()
             try:
-                return sweep(engine, *arguments)
+                return sweep(self, side, tile, plan, block)
             finally:
-                self.seconds["sweeps"] += time.process_time() - started
+                clock.seconds["sweeps"] += time.process_time() - started
 
-        def timed_tile(worker, i, j):
+        def timed_tile(self, i, j):
             started = time.thread_time()
-            result = tile(worker, i, j)
+            result = tile(self, i, j)
             spent = time.thread_time() - started
-            self.seconds["tiles"] += spent
+            clock.seconds["tiles"] += spent
             if i != j:
-                self.n_tiles += 1
-                if self.n_tiles % PRODUCTS_EVERY == 1:
+                clock.n_tiles += 1
+                if clock.n_tiles % PRODUCTS_EVERY == 1:
                     started = time.process_time()
-                    self.seconds["tiles_with_products"] += spent
-                    self.seconds["products"] += _products(worker, i, j)
-                    self.seconds["extra"] += time.process_time() - started
+                    clock.seconds["tiles_with_products"] += spent
+                    clock.seconds["products"] += _products(self, i, j)
+                    clock.seconds["extra"] += time.process_time() - started
             return result
 
         Engine.tangents, workers.Worker.tile = timed_sweep, timed_tile
@@ -183,7 +183,7 @@ def measure_dask(n: int) -> dict:
     for count in (1, 2):
         with (
             tempfile.TemporaryDirectory(dir=".") as folder,
-            LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):
             options = km.StoreOptions(tile=1000)

@@ -46,6 +46,22 @@ def add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
         out[i : i + step] += product(left[i : i + step], right)
 
 
+def add_product_of_grams(
+    out: Tensor, activations: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], bias: float
+) -> None:
+    """Add (A Bᵀ + bias) ∘ (G Hᵀ) to ``out`` (n, m) in place, for the factors (A, B) and (G, H) of n and m rows.
+
+    Blocks of rows bound the size of the two products, which need not be as large as ``out``.
+    """
+    (a, b), (g, h) = activations, gradients
+    step = max(SMALLEST_BLOCK, PRODUCT_NUMBERS // 2 // max(1, len(b)))
+    for i in range(0, len(a), step):
+        scale = product(a[i : i + step], b)
+        if bias:
+            scale += bias
+        out[i : i + step].addcmul_(product(g[i : i + step], h), scale)
+
+
 def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:
     """Add the entrywise product of ``scale`` and ``left @ right.T`` to ``out`` (n, m) in place, of (n, p) and (m, p).
 

@@ -24,7 +24,7 @@ from kernelmem.tangents.groups.base import (
     add_explicit,
 )
 from kernelmem.tangents.groups.float32 import product
-from kernelmem.tangents.groups.gemm import add_gram, add_scaled_gram
+from kernelmem.tangents.groups.gemm import add_gram, add_product_of_grams, add_scaled_gram
 
 N_PROBES = 4  # random matrices along which sums of outer products are compared
 
@@ -206,6 +206,10 @@ class VectorGroup(FactoredGroup):
             add_explicit(out, left, right, combine, symmetric=symmetric)
             return
         n, m, k = len(left), len(right), left.shape[1]
+        if combine == "sum" and not symmetric:
+            activations = x["activations"], y["activations"]
+            add_product_of_grams(out, activations, (left.flatten(1), right.flatten(1)), float(self.has_bias))
+            return
         scale = torch.full((n, m), float(self.has_bias), dtype=out.dtype, device=out.device)
         add_gram(scale, x["activations"], y["activations"], symmetric=symmetric)
         if combine == "sum":
