@@ -4,11 +4,12 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
 from kernelmem.kernels import reference
-from kernelmem.kernels.ntk import ntk
-from kernelmem.tangents.engine import methods, plan
+from kernelmem.kernels.ntk import ntk, ntk_plan
+from kernelmem.tangents.engine import engine, methods, plan
 from kernelmem.testing.closeness import assert_close, scale_of
 from kernelmem.testing.zoo import zoo_entries
 
@@ -119,3 +120,27 @@ def test_chunks_of_rows_change_nothing(name):
     for rows in (1, 3):
         parts = [ntk(case.model, part, case.y, verify=False) for part in case.x.split(rows)]
         assert_close(torch.cat(parts), whole, 1e-12, scale_of(left, right), f"{rows} rows")
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_row_is_swept_once_if_all_tangents_fit(symmetric, monkeypatch):
+    """However small the tiles are, which the temporaries of a tile limit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    x = torch.randn(600, 3, dtype=torch.float64)
+    y = None if symmetric else torch.randn(500, 3, dtype=torch.float64)
+    starts, tangents = [], engine.Engine.tangents
+
+    def counted(self, side, tile, plan, block):
+        starts.append((len(side.rows), tile.start, block.start))
+        return tangents(self, side, tile, plan, block)
+
+    monkeypatch.setattr(engine.Engine, "tangents", counted)
+    memory = 5_000_000
+    plan = ntk_plan(model, x, y, memory=memory)
+    assert plan.cached
+    assert plan.tile < 600
+    found = ntk(model, x, y, memory=memory, verify=False)
+    assert len(starts) == len(set(starts)) == sum(-(-n // plan.tile) for n in ([600] if symmetric else [600, 500]))
+    whole = ntk(model, x, y, verify=False)
+    assert_close(found, whole, 16 * torch.finfo(whole.dtype).eps, float(whole.abs().max()), "tiles")
