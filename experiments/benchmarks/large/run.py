@@ -20,8 +20,7 @@ from torch import Tensor, nn
 import kernelmem as km
 from experiments.benchmarks.ntk import gauges
 from experiments.machine import describe
-from kernelmem.kernels.large import worker as workers
-from kernelmem.tangents.engine.engine import Engine
+from kernelmem.kernels.large import Worker
 
 __all__ = ["Options", "measure_dask", "measure_store", "run"]
 
@@ -89,12 +88,12 @@ class _Clock:
         self.n_tiles = 0
 
     def install(self) -> None:
-        clock, sweep, tile = self, Engine.tangents, workers.Worker.tile
+        clock, sweep, tile = self, Worker.sweep, Worker.tile
 
-        def timed_sweep(self, side, tile, plan, block):
+        def timed_sweep(self, side, index):
             started = time.process_time()
             try:
-                return sweep(self, side, tile, plan, block)
+                return sweep(self, side, index)
             finally:
                 clock.seconds["sweeps"] += time.process_time() - started
 
@@ -112,10 +111,10 @@ class _Clock:
                     clock.seconds["extra"] += time.process_time() - started
             return result
 
-        Engine.tangents, workers.Worker.tile = timed_sweep, timed_tile
+        Worker.sweep, Worker.tile = timed_sweep, timed_tile
 
 
-def _products(worker: workers.Worker, i: int, j: int) -> float:
+def _products(worker: Worker, i: int, j: int) -> float:
     """Return the processor seconds of the products of a tile, without anything else."""
     total = 0.0
     for block in worker.blocks:

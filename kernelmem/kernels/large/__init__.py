@@ -14,3 +14,4 @@ from kernelmem.kernels.large.computation import ntk_store as ntk_store
 from kernelmem.kernels.large.computation import ntk_store_plan as ntk_store_plan
 from kernelmem.kernels.large.options import StoreOptions as StoreOptions
 from kernelmem.kernels.large.plan import StorePlan as StorePlan
+from kernelmem.kernels.large.worker import Worker as Worker
