@@ -30,10 +30,16 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
 def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:
     """Add ``left`` (n, p) times the transpose of ``right`` (m, p) to ``out`` (n, m) in place.
 
-    With ``symmetric`` only blocks that contain the diagonal or lie above it are computed.
+    With ``symmetric`` only blocks that contain the diagonal or lie above it are computed: the block above the diagonal blocks
+    of the two halves of the rows in one product, and these in the same way. Products of large squares run fastest.
     """
-    for start, stop, first_column in row_blocks(len(left), symmetric=symmetric):
-        add_product(out[start:stop, first_column:], left[start:stop], right[first_column:])
+    if not symmetric or len(left) < 2 * SMALLEST_BLOCK:
+        add_product(out, left, right)
+        return
+    first, second = slice(len(left) // 2), slice(len(left) // 2, None)
+    add_product(out[first, second], left[first], right[second])
+    for half in (first, second):
+        add_gram(out[half, half], left[half], right[half], symmetric=True)
 
 
 def add_product(out: Tensor, left: Tensor, right: Tensor) -> None:
