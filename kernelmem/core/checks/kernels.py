@@ -50,8 +50,8 @@ def check_result(result: Tensor, name: str, *, hint: str) -> Tensor:
     Raises:
         NumericalError: NaN or infinite values; the message names the first rows that have them.
     """
-    in_memory_order = result.permute(sorted(range(result.ndim), key=result.stride, reverse=True))  # else torch copies it
-    extremes = in_memory_order.aminmax() if result.numel() and result.is_floating_point() else ()
+    axes = sorted(range(result.ndim), key=result.stride, reverse=True)  # in the order of memory: torch copies others
+    extremes = result.permute(axes).aminmax() if result.numel() and result.is_floating_point() else ()
     if all(bool(torch.isfinite(extreme)) for extreme in extremes):
         return result
     not_finite = ~torch.isfinite(result)
