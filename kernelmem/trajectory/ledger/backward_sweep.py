@@ -246,7 +246,7 @@ class BackwardSweep:
         total = torch.zeros(tangents.shape, dtype=torch.float64)
         for name, step in steps.items():
             for parameter_slice in tangents.parts(name, SLICE_PARAMETERS):
-                J = tangents.form(name, parameter_slice, slice(None))
+                J = tangents.form(name, parameter_slice, slice(None), reuse=True)
                 total += (J.flatten(1, 2) @ step.reshape(len(step), -1)[:, parameter_slice, None]).view(tangents.shape)
         return total
 
@@ -298,7 +298,7 @@ class BackwardSweep:
             for i in range(0, r, n_rows):
                 chunk = slice(i, min(i + n_rows, r))
                 rows = chunk if contiguous else row_indices[chunk]
-                J = tangents.form(name, parameter_slice, chunk)  # (S, rows, k, width)
+                J = tangents.form(name, parameter_slice, chunk, reuse=True)  # (S, rows, k, width)
                 if self.average is not None:
                     J = self.average.add_share(J, name, rows, parameter_slice, block.steps.start)
                 state = AdjointState(

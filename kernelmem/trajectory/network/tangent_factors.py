@@ -60,8 +60,11 @@ class Tangents(Protocol):
         """Return slices of about ``width`` entries that together cover the flattened parameter ``name``."""
         ...
 
-    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
-        """Return the tangents of ``rows`` in a slice of the flattened parameter as a dense tensor (S, rows, k, width)."""
+    def form(self, name: str, parameter_slice: slice, rows: slice, *, reuse: bool = False) -> Tensor:
+        """Return the tangents of ``rows`` in a slice of the flattened parameter as a dense tensor (S, rows, k, width).
+
+        With ``reuse`` the result is valid until the next call with ``reuse``, which may write to the same memory.
+        """
         ...
 
     def outer_factors(self, name: str) -> OuterFactors | None:
@@ -97,7 +100,7 @@ class DenseTangents:
         size = self.slices[name].stop - self.slices[name].start
         return [slice(i, min(i + width, size)) for i in range(0, size, width)]
 
-    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
+    def form(self, name: str, parameter_slice: slice, rows: slice, *, reuse: bool = False) -> Tensor:
         """Return a view of the dense tangents."""
         start = self.slices[name].start
         return self.values[:, rows, :, start + parameter_slice.start : start + parameter_slice.stop]
@@ -127,7 +130,7 @@ class ZeroTangents:
         """Return consecutive slices of ``width`` entries; dense tangents can be cut anywhere."""
         return [slice(i, min(i + width, self.sizes[name])) for i in range(0, self.sizes[name], width)]
 
-    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
+    def form(self, name: str, parameter_slice: slice, rows: slice, *, reuse: bool = False) -> Tensor:
         """Return zeros."""
         S, r, k = self.shape
         return torch.zeros(
@@ -173,6 +176,7 @@ class FactoredTangents:
                 if gradients.get(use.key) is not None:
                     self.uses[name].append((use, slot))
         self._activations: dict[UseKey, Tensor] = {}
+        self._buffer = torch.empty(0)  # of the slices that are formed with ``reuse``
 
     def parts(self, name: str, width: int) -> list[slice]:
         """Return slices of the flattened parameter of about ``width`` entries, each of whole output units of the layer."""
@@ -183,11 +187,12 @@ class FactoredTangents:
         step = fan_in * max(1, width // fan_in)
         return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
-    def form(self, name: str, parameter_slice: slice, rows: slice) -> Tensor:
+    def form(self, name: str, parameter_slice: slice, rows: slice, *, reuse: bool = False) -> Tensor:
         """Return a slice of the tangents, (S, rows, k, width), summed over all uses of the parameter."""
         total = None
+        reuse = reuse and len(self.uses[name]) == 1
         for use, slot in self.uses[name]:
-            use_tangents = self._form_use(use, slot, parameter_slice, rows, self._sliceable_fan_in(name))
+            use_tangents = self._form_use(use, slot, parameter_slice, rows, self._sliceable_fan_in(name), reuse=reuse)
             total = use_tangents if total is None else total + use_tangents
         if total is not None:
             return total
@@ -240,7 +245,7 @@ class FactoredTangents:
         return outer.fan_in if outer.fan_in * outer.fan_out == self.sizes[name] else None
 
     def _form_use(
-        self, use: ParameterUse, slot: str, parameter_slice: slice, rows: slice, fan_in: int | None
+        self, use: ParameterUse, slot: str, parameter_slice: slice, rows: slice, fan_in: int | None, *, reuse: bool
     ) -> Tensor:
         """Return the tangents of one use of a parameter, (S, rows, k, width), for a slice of the flattened parameter.
 
@@ -265,7 +270,8 @@ class FactoredTangents:
         g = self._split_rows(g, rows)
         S, r, q = a.shape[:3]
         a, g = (t.transpose(2, 3).reshape(S * r, t.shape[3], q * t.shape[4], *t.shape[5:]) for t in (a, g))
-        tangent = split_directions(outer_product(a, g), g)  # (S·r, k, G, out, in)
+        out = self._reused(a.shape[0] * a.shape[1] * g.shape[3:].numel() * a.shape[3], a) if reuse else None
+        tangent = split_directions(outer_product(a, g, out), g)  # (S·r, k, G, out, in)
         units = use.rule.to_weight_shape(use, tangent).reshape(S, r, self.shape[2], -1)
         return units[..., parameter_slice.start - start : parameter_slice.stop - start]
 
@@ -295,6 +301,12 @@ class FactoredTangents:
         table = rule.to_weight_shape(use, table) if width is None else table
         start = 0 if width is None else first * width
         return table.reshape(S, r, k, -1)[..., parameter_slice.start - start : parameter_slice.stop - start]
+
+    def _reused(self, numbers: int, like: Tensor) -> Tensor:
+        """Return the buffer for so many numbers, whose memory is in cache from the slice before."""
+        if self._buffer.numel() < numbers or self._buffer.dtype != like.dtype:
+            self._buffer = like.new_empty(numbers)
+        return self._buffer[:numbers]
 
     def _activations_of(self, use: ParameterUse) -> Tensor:
         if use.key not in self._activations:
