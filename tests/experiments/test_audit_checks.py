@@ -50,6 +50,7 @@ def test_audits_are_compared_with_literal_retraining():
     assert result["true_share_low"] <= result["true_share"] <= result["true_share_high"]
 
 
+@pytest.mark.soak
 def test_nothing_is_announced_of_rows_that_the_network_never_saw():
     results = null_audits("test", range(2), NullOptions(50, 100))
     assert sum(result["status"] == "memorized" for result in results) <= 1

@@ -57,6 +57,7 @@ def test_an_unknown_family_and_an_empty_folder_are_refused(folder, tmp_path):
         cifar_sweep(tmp_path)
 
 
+@pytest.mark.soak
 def test_the_command_writes_its_files(folder, tmp_path, monkeypatch):
     small = {"widths": (1, 2), "n_seeds": 1, "training": ImageTraining(epochs=1, batch_size=10)}
     monkeypatch.setattr(run, "QUICK", small)

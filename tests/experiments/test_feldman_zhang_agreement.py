@@ -9,6 +9,7 @@ from experiments.feldman_zhang_agreement.run import run
 from kernelmem.core import InputError
 
 
+@pytest.mark.soak
 def test_a_small_run_writes_its_files(tmp_path, capsys):
     cells = ("clean", "symmetric 20 %")
     run(Options(cells=cells, seeds=2, n_train=50, models=20, width=12, steps=40, out=tmp_path))

@@ -36,6 +36,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr(training, "COPIED", 64)
 
 
+@pytest.mark.soak
 def test_an_engine_in_its_own_process_is_timed_weighed_and_certified(tmp_path):
     Problem.make(TINY, tmp_path / "run")
     result = processes.measure("analyze", TINY, threads=1, run=tmp_path / "run", engine="ours", calls=2)

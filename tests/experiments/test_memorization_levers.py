@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from experiments.memorization_levers.levers import BASE, FIELDS, LEVERS, Options, Setting
@@ -35,6 +36,7 @@ def test_masks_are_balanced_and_copies_belong_to_their_row():
     assert int(flipped.sum()) == 9
 
 
+@pytest.mark.soak
 def test_a_small_run_writes_its_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(LEVERS, "training rows", (Setting(n_train=50, steps=3), Setting(n_train=1000, steps=3)))
     run(Options(seeds=2, models=8, levers=("training rows",), out=tmp_path))

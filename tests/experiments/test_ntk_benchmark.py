@@ -23,6 +23,7 @@ def tiny():
     return row
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("engine", ["ours", pytest.param("torch_func_one", marks=pytest.mark.soak)])
 def test_an_engine_in_its_own_process_is_timed_weighed_and_compared(tiny, engine):
     result = measure(tiny, engine, Options(calls=2, threads=1))

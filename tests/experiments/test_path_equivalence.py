@@ -45,6 +45,7 @@ def test_frozen_kernel_descent_and_ridge_are_a_linear_network():
     assert found["stability"]["initial"] == pytest.approx(0.01 * largest / N_TRAIN, rel=1e-9)
 
 
+@pytest.mark.soak
 def test_exact_ledgers_leave_the_network_as_it_was():
     own = problem(0, nn.ReLU)
     before = own.network[0].weight.clone()

@@ -87,6 +87,7 @@ class TestMachines:
         assert math.isnan(compare(network, network, network.argmax(1))["agreement_on_errors"])
 
 
+@pytest.mark.soak
 def test_a_small_run_writes_its_files(tmp_path, capsys):
     run(Options(**SMALL, seeds=2, out=tmp_path))
     assert "claim: trained tangents" in capsys.readouterr().out

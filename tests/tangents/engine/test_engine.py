@@ -113,6 +113,7 @@ def test_one_direction_after_another_equals_the_reference(name, streams, monkeyp
         assert_close(found, reference.kernel_of(left, right, outputs), 1e-10, scale_of(left, right), outputs)
 
 
+@pytest.mark.soak
 @every
 def test_chunks_of_rows_change_nothing(name):
     case, left, right = known(name)
