@@ -41,6 +41,24 @@ def as_device(name: str) -> "torch.device":
     return device
 
 
+def check_report_directory(directory: Path, *, overwrite: bool) -> None:
+    """Check that a report can be written to ``--out``, before long work.
+
+    Raises:
+        InputError: it holds a report and ``overwrite`` is False, or no file can be written there.
+    """
+    from kernelmem.auditing.schema import check_no_report
+    from kernelmem.core.errors import InputError
+
+    if not overwrite and any((directory / name).exists() for name in ("audit.json", "audit.html")):
+        raise InputError(
+            f"--out {directory}, which holds an older report",
+            expected="a directory without a report",
+            hint="pass --overwrite to replace it, or another directory",
+        )
+    check_no_report(directory, overwrite=overwrite)
+
+
 def command_line(command: object, name: str, options: Sequence[str], *, flags: Sequence[str] = ()) -> str:
     """Return the command line that runs ``command`` again, with file names instead of paths.
 

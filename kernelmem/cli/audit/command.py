@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from kernelmem.cli.options import DEVICE, command_line, default_hint
+from kernelmem.cli.options import DEVICE, check_report_directory, command_line, default_hint
 
 if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     import torch
@@ -150,7 +150,6 @@ class AuditCommand:
 
     def _check_options(self) -> None:
         """Raise an InputError for options that contradict each other, and for a directory that cannot be written to."""
-        from kernelmem.auditing.schema import check_no_report
         from kernelmem.core.checks import as_number
         from kernelmem.core.errors import InputError
 
@@ -170,13 +169,7 @@ class AuditCommand:
                 expected="a network whose training can be repeated",
                 hint="omit --budget, or repeat your own training: km.audit with km.AuditOptions(retrain=function)",
             )
-        if not self.overwrite and any((self.out / name).exists() for name in ("audit.json", "audit.html")):
-            raise InputError(
-                f"--out {self.out}, which holds an older report",
-                expected="a directory without a report",
-                hint="pass --overwrite to replace it, or another directory",
-            )
-        check_no_report(self.out, overwrite=self.overwrite)
+        check_report_directory(self.out, overwrite=self.overwrite)
 
     def _flip_rate(self) -> float:
         """Return the share of training labels to flip, in accordance with --noise and the other options.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from kernelmem.cli.options import DEVICE, command_line, default_hint
+from kernelmem.cli.options import DEVICE, check_report_directory, command_line, default_hint
 
 if TYPE_CHECKING:  # torch is slow to import, and --help does not need it
     from kernelmem.cli.text.inputs import AuditedText
@@ -139,7 +139,6 @@ class TextCommand:
 
     def _check_options(self) -> None:
         """Raise an InputError for options that contradict each other, and for a directory that cannot be written to."""
-        from kernelmem.auditing.schema import check_no_report
         from kernelmem.core.errors import InputError
 
         given = [name for name in OWN if getattr(self, name) is not None]
@@ -167,10 +166,4 @@ class TextCommand:
                 expected="both",
                 hint="pass --reveal canaries, spans or all, or omit --reason",
             )
-        if not self.overwrite and any((self.out / name).exists() for name in ("audit.json", "audit.html")):
-            raise InputError(
-                f"--out {self.out}, which holds an older report",
-                expected="a directory without a report",
-                hint="pass --overwrite to replace it, or another directory",
-            )
-        check_no_report(self.out, overwrite=self.overwrite)
+        check_report_directory(self.out, overwrite=self.overwrite)

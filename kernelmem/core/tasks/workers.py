@@ -33,7 +33,7 @@ class Workers:
 
     @property
     def can_stop(self) -> bool:
-        """Whether a worker that hangs can be ended and replaced."""
+        """True if a worker that hangs can be ended and replaced."""
         return isinstance(self.executor, SingleWorkers) or is_process_pool(self.executor)
 
     def submit(self, function: Callable[..., Value], *arguments: object) -> Future[Value]:

@@ -91,7 +91,8 @@ class StorePlan:
                 f"stored kernel ({methods.outputs}) of {methods.n:,} x {methods.m:,} rows"
                 f"{', symmetric' if methods.symmetric else ''}, {methods.n_outputs} outputs,"
                 f" {methods.n_parameters:,} parameters, {methods.dtype}",
-                f"{self.n_tiles:,} tiles of {schedule.tile:,} rows, forward passes of {schedule.chunk:,} rows; {place}",
+                f"{self.n_tiles:,} {'tile' if self.n_tiles == 1 else 'tiles'} of {schedule.tile:,} rows,"
+                f" forward passes of {schedule.chunk:,} rows; {place}",
                 f"products {self.operations / 1e9:,.0f} GFLOP, forward and backward passes about"
                 f" {self.sweep_operations / 1e9:,.0f} GFLOP; expected time about {_duration(self.seconds)}{workers}",
                 f"memory about {_size(self.expected_bytes)} of {_size(self.memory)};"

@@ -18,7 +18,7 @@ def square(value):
 
 
 def first_time(path):
-    """Whether a file is made by this call; one call in all processes."""
+    """Return True in the one call, of all processes, that makes the file."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

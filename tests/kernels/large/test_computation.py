@@ -130,7 +130,8 @@ def test_the_same_inputs_are_never_refused(tmp_path):
     equal.zero_grad()
     for model, x in ((MODEL, X.numpy()), (equal, loader), (equal.eval(), X.clone()), (MODEL, X.mT.contiguous().mT)):
         for options in (km.StoreOptions(), km.StoreOptions(tile=5, verify=False, dtype=torch.float64)):
-            km.ntk_store(model, x, path=tmp_path / "a", memory="3GiB", options=options).close()
+            resumed = km.ntk_store(model, x, path=tmp_path / "a", memory="3GiB", options=options)
+            assert close(read(resumed), K)
 
 
 def test_other_inputs_are_refused_with_what_differs(tmp_path):
