@@ -6,7 +6,7 @@ DEVICE ?= cpu
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: audit test test-portable lint soak device benchmarks clean
+.PHONY: audit test test-portable lint soak docs device benchmarks clean
 
 audit: .venv/.installed
 	$(BIN)/kernelmem audit --out $(OUT) --overwrite $(ARGS)
@@ -27,6 +27,11 @@ lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+# Executes the tutorials and the gallery, and checks links, names and numbers of the built pages.
+docs: .venv/.documented
+	$(BIN)/sphinx-build -q -W --keep-going -j 2 docs out/docs/html
+	$(BIN)/python docs/tools/check_site.py out/docs/html
 
 # The script needs the checkout and the installed dependencies only: python3 -m experiments.device --device cuda
 device: .venv/.tested
@@ -49,4 +54,8 @@ clean:
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install -q --group dev
+	@touch $@
+
+.venv/.documented: .venv/.tested
+	$(BIN)/python -m pip install -q --group docs
 	@touch $@

@@ -1,0 +1,70 @@
+"""Configuration of the documentation site: Sphinx, furo, MyST notebooks that are executed, a gallery of the examples."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything loads a BLAS: pages are executed side by side, one thread each.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ.setdefault("SMALL", "1")  # examples that have a quick form run in it
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "tools"), str(DOCS.parent)]
+
+from kernelmem.version import __version__  # noqa: E402
+
+project = "kernelmem"
+author = "The kernelmem developers"
+copyright = author  # noqa: A001
+release = version = __version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "mathml",
+    "myst_nb",
+    "sphinx_design",
+    "sphinx_copybutton",
+]
+if os.environ.get("KERNELMEM_DOCS_LINKS"):  # links into the documentation of PyTorch and others need a network
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+    }
+
+exclude_patterns = ["images", "tools", "**/.ipynb_checkpoints"]
+nitpicky = False
+
+# Pages
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "substitution"]
+myst_heading_anchors = 3
+
+# Executed pages
+nb_execution_mode = "cache"  # a page is executed again only when its code changes; a fresh clone executes all
+nb_execution_cache_path = str(DOCS.parent / "out" / "docs" / "cache")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_output_stderr = "remove"  # progress bars; tools/check_site.py refuses pages whose stderr has warnings
+nb_merge_streams = True
+
+# API reference
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+
+# Appearance
+html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = "kernelmem"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
