@@ -1,11 +1,15 @@
 """Options that many functions share: memory limits and progress."""
 
 import time
+import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from kernelmem.core.checks import as_number, check_callable, describe
 from kernelmem.core.errors import InputError
+
+if TYPE_CHECKING:
+    import tqdm
 
 MEMORY = "4GiB"  # default limit of what a call may allocate
 MAX_BYTES = 2**60  # of 64-bit arithmetic
@@ -72,6 +76,15 @@ def _ignore_progress(done: int, total: int) -> None:
     pass
 
 
+def _tqdm() -> "type[tqdm.tqdm]":
+    """Return the progress bar of tqdm: a widget in notebooks, and a bar of text there without ipywidgets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's advice to install ipywidgets
+        from tqdm.auto import tqdm as bar_class  # here, because notebooks make it import ipywidgets
+
+    return bar_class
+
+
 class _ProgressBar:
     """A tqdm progress bar that opens at the first call and closes when all units are done."""
 
@@ -83,11 +96,12 @@ class _ProgressBar:
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` units are done."""
         if self.bar is None:
-            from tqdm.auto import tqdm  # here, because notebooks make it import ipywidgets
-
+            bar_class = _tqdm()
             disable = False if self.always else None  # None: disabled unless the output is a terminal (or a notebook)
             delay = 0.0 if self.always else BAR_DELAY
-            self.bar = tqdm(total=total, desc=self.label, unit=self.unit, disable=disable, delay=delay, leave=False)
+            self.bar = bar_class(
+                total=total, desc=self.label, unit=self.unit, disable=disable, delay=delay, leave=False
+            )
         self.bar.total = total
         self.bar.update(done - self.bar.n)
         self.last_refresh = time.monotonic()

@@ -1,6 +1,7 @@
 """kernelmem.core.options: sizes as users write them, and the functions that report progress."""
 
 import io
+import subprocess
 import sys
 
 import pytest
@@ -82,3 +83,21 @@ def test_a_bar_shows_that_work_goes_on_and_a_function_is_told_of_finished_units_
     calls = []
     options.refresh_progress(lambda *call: calls.append(call), 1, 5)
     assert calls == []
+
+
+def test_a_notebook_without_ipywidgets_shows_a_bar_of_text_without_a_warning():
+    notebook = """
+import sys, types
+from unittest.mock import Mock
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: Mock(config={"IPKernelApp": 1}))
+sys.modules["IPython.display"] = sys.modules["IPython.html"] = sys.modules["ipywidgets"] = None
+from kernelmem.core.options import as_progress
+report = as_progress(True, "kernel")
+report(1, 2), report(2, 2)
+"""
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", notebook], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "kernel" in finished.stderr
+    assert "IProgress" not in finished.stderr
