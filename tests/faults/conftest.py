@@ -9,8 +9,8 @@ from kernelmem.recording import Recorder
 X, Y = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
 
 
-def train(directory, steps=2, resume=False):
-    """Record ``steps`` training steps of a linear network, or resume them; return (the model, steps done)."""
+def train(directory, steps=2, resume=False, acknowledge=lambda step: None):
+    """Record ``steps`` training steps of a linear network, or resume them; return the model."""
     torch.manual_seed(0)
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -20,6 +20,7 @@ def train(directory, steps=2, resume=False):
             optimizer.zero_grad()
             F.cross_entropy(model(X[rows]), Y[rows]).backward()
             recorder.step(rows, X[rows], Y[rows])
+            acknowledge(t)
     return model
 
 

@@ -1,19 +1,20 @@
-"""Disks that fail: the k-th operation of the package raises; a model of what a power failure may leave of a trace."""
+"""Disks that fail: the k-th operation of the package or of SQLite raises; a model of what a power failure may leave."""
 
 import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from kernelmem.core.files import file_system
+from tests.faults.sqlite_files import observed_files
 
 MESSAGES = {"ENOSPC": "database or disk is full", "EIO": "disk I/O error", "EACCES": "unable to open database file"}
 
 
 class Disk:
-    """Counts the operations of the package, including the statements of SQLite, and lets some of them fail."""
+    """Counts the operations of the package, and the statements and file operations of SQLite, and lets some of them fail."""
 
     def __init__(self, fails=lambda k: False, code=5):
         self.fails, self.code = fails, code
@@ -45,11 +46,17 @@ class Disk:
                 return super().executescript(sql)
 
         file_system.connection_class = Connection
+        files = observed_files()
         try:
-            with file_system.observed(self.operation):
+            with file_system.observed(self.operation), files.mounted(self.file_operation) if files else nullcontext():
                 yield self
         finally:
             file_system.connection_class = sqlite3.Connection
+
+    def file_operation(self, name, path, offset, data):
+        """Note an operation of SQLite on a file, or let it fail; SQLite itself ignores that a directory cannot be synced."""
+        if name != "sync_directory":
+            self.operation(f"sqlite {name}", path)
 
     def statement(self, sql):
         """Note a statement of SQLite, or let it fail as on a disk with this error."""

@@ -44,6 +44,9 @@ class Writer:
             assert content in (before.get(path, "no"), after.get(path, "no")), path
         assert before.keys() <= tree(root).keys()
 
+    def check_whole(self, root):
+        """Check that everything was written, although an operation has failed."""
+
 
 class ResultFile(Writer):
     def prepare(self, root):
@@ -97,7 +100,7 @@ class Chunk(Writer):
 
 class Recording(Writer):
     names = ("run",)
-    samples = 2
+    samples = 4
 
     def write(self, root):
         train(root / "run")
@@ -110,6 +113,9 @@ class Recording(Writer):
             train(root / "run", resume=True)  # and it can be resumed
         else:
             train(root / "run")
+        self.check_whole(root)
+
+    def check_whole(self, root):
         run = Run.open(root / "run")
         run.verify()
         assert len(run) == 2
@@ -118,6 +124,7 @@ class Recording(Writer):
 
 class Store(Writer):
     names = ("out.sqlite", "root")
+    samples = 15
 
     def write(self, root):
         with km.KernelStore.create(root / "out.sqlite", {"a": 1}, 3, tile=2, symmetric=False) as store:
@@ -136,6 +143,10 @@ class Store(Writer):
             store.verify()
         with km.KernelStore.open(file, {"a": 1}, write=True) as store:
             self.fill(store)
+        self.check_whole(root)
+
+    def check_whole(self, root):
+        with km.KernelStore.open(root / "out.sqlite", {"a": 1}) as store:
             assert torch.equal(store.rows(0, 3), KERNEL)
 
 
@@ -177,8 +188,15 @@ def fail(writer, root, disk):
         failed = False
     left = [path for path in root.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     assert left == []
+    if not failed:
+        writer.check_whole(root)
     writer.check(root, before)
     return failed
+
+
+def may_be_ignored(operation, path, data):
+    """Return True for operations of which SQLite repeats or leaves out some, and for what is done when a file is closed."""
+    return operation.startswith("sqlite ") or data.startswith((b"PRAGMA journal_mode", b"ROLLBACK"))
 
 
 def operations(writer, root):
@@ -194,7 +212,7 @@ def test_every_operation_fails_once(tmp_path, kind):
     step = max(1, len(trace) // writer.samples)  # make soak: all
     for k in range(len(trace) % step, len(trace), step):
         fails = fail(writer, tmp_path / "a" / "root", Disk(lambda i, k=k: i == k, CODES[k // step % 3]))
-        assert fails or trace[k][2].startswith((b"PRAGMA journal_mode", b"ROLLBACK")), trace[k]
+        assert fails or may_be_ignored(*trace[k]), trace[k]
 
 
 @pytest.mark.soak
@@ -206,4 +224,4 @@ def test_every_operation_fails_with_every_error(tmp_path, kind, code, lasting):
     trace = operations(writer, tmp_path / "a" / "root")
     for k in range(len(trace)):
         fails = fail(writer, tmp_path / "a" / "root", Disk(lambda i, k=k: i == k or (lasting and i > k), code))
-        assert fails or trace[k][2].startswith((b"PRAGMA journal_mode", b"ROLLBACK")), trace[k]
+        assert fails or may_be_ignored(*trace[k]), trace[k]
