@@ -17,6 +17,7 @@ from kernelmem.memorization.shadows import EnsembleTraining, ShadowOptions, shad
 from kernelmem.recording import Run
 from kernelmem.training import Recipe
 from kernelmem.training.datasets import labeled_data
+from tests.faults import killed_workers
 from tests.faults.conftest import X, Y, train
 
 RECIPE = Recipe(steps=30, lr=0.05, batch_size=4)
@@ -49,6 +50,23 @@ def result_of_store(directory):
     with km.KernelStore.open(directory / "kernel.sqlite", {"a": 1}) as store:
         store.verify()
         assert torch.equal(store.rows(0, 40), KERNEL)
+    return check_log(directory)
+
+
+def run_kernel(directory):
+    """Compute the kernel of a network into a store; the log is that of killed_workers."""
+    killed_workers.SECONDS = 0.003
+    killed_workers.kernel(directory / "kernel.sqlite", directory / "log")
+
+
+def result_of_kernel(directory):
+    check_log(directory)
+    with km.KernelStore.open(directory / "kernel.sqlite") as store:
+        return store.rows(0, len(killed_workers.ROWS)).tolist()
+
+
+def check_log(directory):
+    """Check that no tile was computed after it was acknowledged."""
     acknowledged = set()
     for line in (directory / "log").read_text().splitlines():
         word, *tile = line.split()
@@ -86,6 +104,7 @@ def result_of_recorder(directory):
 
 RUNS = {
     "store": (run_store, result_of_store),
+    "kernel": (run_kernel, result_of_kernel),
     "shadows": (run_shadows, lambda directory: run_shadows(directory).logits.tolist()),
     "sweep": (run_sweep, lambda directory: run_sweep(directory).to_frame().to_csv()),
     "recorder": (run_recorder, result_of_recorder),

@@ -7,6 +7,7 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from kernelmem.memorization.shadows import EnsembleTraining, ShadowOptions, shad
 from kernelmem.training import Recipe, labeled_data
 from tests.core.tasks.test_slurm import StandIn
 from tests.core.tasks.worker_functions import CONTEXT
+from tests.faults import killed_workers
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(24, 4, generator=GENERATOR), torch.arange(24) % 3
@@ -90,6 +92,10 @@ def test_a_process_that_is_killed_leaves_the_bits(expected):
         executor.submit(os.getpid).result()
         os.kill(next(iter(executor._processes)), signal.SIGKILL)
         assert_same(networks(executor, torch.float32, timeout=60), expected[torch.float32])
+
+
+def test_processes_that_are_killed_leave_the_bits_of_a_stored_kernel(tmp_path):
+    assert killed_workers.kills(partial(killed_workers.processes, CONTEXT), tmp_path, 3, random.Random(0)) <= 3
 
 
 @pytest.mark.soak
