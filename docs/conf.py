@@ -22,6 +22,7 @@ release = version = __version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "api_pages",
     "mathml",
     "myst_nb",
     "sphinx_design",
@@ -38,6 +39,7 @@ if os.environ.get("KERNELMEM_DOCS_LINKS"):  # links into the documentation of Py
 
 exclude_patterns = ["images", "tools", "**/.ipynb_checkpoints"]
 nitpicky = False
+suppress_warnings = ["ref.python"]  # a field name that several classes have
 
 # Pages
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "substitution"]
@@ -56,7 +58,10 @@ nb_merge_streams = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes in the text of their class, not as entries of their own
 
 # Appearance
 html_math_renderer = "mathml"

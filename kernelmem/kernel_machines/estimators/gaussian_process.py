@@ -39,22 +39,21 @@ class KernelMachineGP(MultiOutputMixin, RegressorMixin, KernelEstimator):
 
     The mean is that of ``KernelMachineRegressor``. Outputs are independent and share the kernel, hence the variance.
 
-    Parameters
-    ----------
+    Args:
         kernel, gamma, degree, coef0, kernel_params, prior: as in ``KernelMachineRegressor``.
         ridge: the noise variance, a number >= 0, in units of the kernel; "evidence": the one of largest evidence.
 
-    Attributes
-    ----------
-        ridge_: the noise variance that was used. log_evidence_: natural logarithm of the evidence. dual_coef_: (n, C).
+    Attributes:
+        ridge_: the noise variance that was used.
+        log_evidence_: natural logarithm of the evidence.
+        dual_coef_: (n, C).
         X_fit_: the training rows.
         solution_: code, residual and condition. If A is singular up to rounding (code ``singular``), mean, variance and
             evidence are restricted to the directions above rounding. A kernel that is positive only on zero-sum vectors
             (code ``conditionally_positive``) is not a covariance: the mean solves the system as given, the evidence is
             NaN, and a request for the variance raises an error.
 
-    Raises
-    ------
+    Raises:
         NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
 
     Cost: one Cholesky factorization; a variance n² per row; one n x n matrix is stored.

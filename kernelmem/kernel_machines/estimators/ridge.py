@@ -105,8 +105,7 @@ class _KernelRidge(KernelEstimator):
 class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _KernelRidge):
     """Kernel ridge regression f(x) = f_0(x) + k(x, X) a with (K + ridge I) a = y - f_0(X); no intercept.
 
-    Parameters
-    ----------
+    Args:
         kernel: a scikit-learn pairwise name; "precomputed" (X is then the kernel: (n, n) in ``fit``, (m, n) in
             ``predict``; a memory-mapped array is streamed, not copied); a callable kernel(X, Y) -> (n, m), such as
             ``TangentKernel(model)``; the result of ``km.path_kernel`` for N rows, or an array (N, N), memory-mapped or
@@ -119,18 +118,18 @@ class KernelMachineRegressor(MultiOutputMixin, RegressorMixin, _KernelRidge):
         prior: f_0, a callable on X or a torch module; the estimator learns the change from it.
         solver, solver_params: see :func:`kernelmem.kernel_machines.solve`.
 
-    Attributes
-    ----------
-        dual_coef_: (n, C) a. ridge_: the ridge used. ridge_choice_: the ridges compared, if it was chosen.
-        solution_: code, residual and condition of the solve. X_fit_: the training rows.
+    Attributes:
+        dual_coef_: (n, C) a.
+        ridge_: the ridge used.
+        ridge_choice_: the ridges compared, if it was chosen.
+        solution_: code, residual and condition of the solve.
+        X_fit_: the training rows.
 
-    Raises
-    ------
+    Raises:
         InputError: a parameter is outside the values above.
         NumericalError: a kernel that is asymmetric, indefinite beyond rounding, or holds NaN; no convergence.
 
-    Warns
-    -----
+    Warns:
         LinAlgWarning: K + ridge I is singular up to rounding: code ``singular``, the least-norm fit.
 
     Cost: one Cholesky factorization, n³/3 multiply-adds; see ``solve``.

@@ -31,20 +31,18 @@ class KernelMachineSVC(ClassifierMixin, KernelEstimator):
     min ½|f|² + C Σ_i max(0, 1 − y_i (f(x_i) + b)), one against one for several classes. It suffices that the kernel is
     positive on zero-sum vectors, because the dual variables sum to zero.
 
-    Parameters
-    ----------
+    Args:
         kernel, gamma, degree, coef0, kernel_params: as in ``KernelMachineRegressor``.
         C, class_weight, tol, max_iter, decision_function_shape, break_ties: as in ``sklearn.svm.SVC``. tol=None: the
             first of 1e-8, 1e-6, 1e-4 that is reached, else 1e-3 (scikit-learn's default): at 1e-8 a doubled weight and a
             repeated row agree to seven digits, but kernels of low rank may never reach it.
 
-    Attributes
-    ----------
-        classes_, support_, n_support_, dual_coef_, intercept_: of the fitted SVC, ``svc_``. tol_: the tolerance
-            that was reached. X_fit_: the training rows.
+    Attributes:
+        classes_, support_, n_support_, dual_coef_, intercept_: of the fitted SVC, ``svc_``.
+        tol_: the tolerance that was reached.
+        X_fit_: the training rows.
 
-    Raises
-    ------
+    Raises:
         NumericalError: a kernel that is asymmetric, indefinite on zero-sum vectors beyond rounding, or holds NaN.
 
     Cost: the n x n kernel, one Cholesky factorization of it, and that of SVC, between n² and n³.
