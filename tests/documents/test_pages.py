@@ -8,7 +8,12 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 FOLDERS = ("about", "explanations", "start")
-PAGES = sorted(page for folder in FOLDERS for page in (DOCS / folder).glob("*.md") if BLOCK.search(page.read_text(encoding="utf-8")))
+PAGES = sorted(
+    page
+    for folder in FOLDERS
+    for page in (DOCS / folder).glob("*.md")
+    if BLOCK.search(page.read_text(encoding="utf-8"))
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
