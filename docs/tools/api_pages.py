@@ -145,6 +145,8 @@ def escape_formulas(app: "Sphinx", what: str, name: str, value: object, options:
     """Escape the bars and stars of formulas such as ``|x|``, which reStructuredText takes for markup."""
     if what == "data":  # the docstring of a constant's class
         lines.clear()
+    if what in {"attribute", "property"} and lines:  # napoleon would take the text before a colon for a type
+        lines[0] = lines[0].replace(": ", " – ", 1)
     lines[:] = escaped_lines(lines)
     if what == "class" and dataclasses.is_dataclass(value) and not any(line.startswith(":ivar") for line in lines):
         lines += ["", *(f":ivar {field}: {_escaped(comment)}" for field, comment in field_comments(value).items())]
@@ -181,6 +183,18 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?<!\\)([|*]|(?<=\w)_(?!\w))", r"\\\1", text)
 
 
+def short_types(app: "Sphinx", what: str, name: str, value: object, options: object, signature: str, returns: str):
+    """Write unions of types under the names that they have in the code."""
+    from sphinx.util.typing import stringify_annotation
+
+    from kernelmem.core import ArrayLike, Batch
+
+    for alias, types in (("Batch", Batch), ("ArrayLike", ArrayLike)):
+        for mode in ("smart", "fully-qualified-except-typing", "fully-qualified"):
+            signature = (signature or "").replace(stringify_annotation(types, mode), alias)
+    return signature or None, returns
+
+
 def skip_inherited(app: "Sphinx", what: str, name: str, value: object, skip: bool, options: object) -> bool | None:
     """Leave out methods that scikit-learn adds to estimators."""
     return True if name.startswith("set_") and name.endswith("_request") else None
@@ -189,6 +203,7 @@ def skip_inherited(app: "Sphinx", what: str, name: str, value: object, skip: boo
 def setup(app: "Sphinx") -> dict:
     """Write the pages before Sphinx looks for sources."""
     app.connect("builder-inited", write_pages)
-    app.connect("autodoc-process-docstring", escape_formulas)
+    app.connect("autodoc-process-docstring", escape_formulas, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", short_types)
     app.connect("autodoc-skip-member", skip_inherited)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
