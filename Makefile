@@ -5,6 +5,8 @@ OUT ?= out/audit
 DEVICE ?= cpu
 ARGS ?=
 BIN := .venv/bin
+# Workers and the processes that tests start would compile the package and the tests again, each by itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: audit test test-portable lint soak docs device benchmarks clean
 

@@ -5,9 +5,8 @@ import dataclasses
 import importlib
 import re
 import statistics
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 import kernelmem
 from kernelmem.core.files.result_files import Result
@@ -15,7 +14,6 @@ from kernelmem.core.files.result_files import Result
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "kernelmem"
 FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 FOLDERS = sorted({path.parent for path in FILES})
 
 LONGEST, MEDIAN = 400, 150  # lines of a file
@@ -24,6 +22,12 @@ PARAMETERS = 10
 SIGNATURES_WITH_ANY = 40
 MANY_PARAMETERS = {"kernelmem/kernels/ntk.py": {"ntk"}}  # and the scikit-learn estimators, whose signatures are flat
 ESTIMATORS = PACKAGE / "kernel_machines" / "estimators"
+
+
+@cache
+def trees():
+    """Every file of the package, parsed once: when a test asks, not in every worker that collects tests."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def name_of(path):
@@ -53,52 +57,66 @@ def imports(tree):
             yield node.lineno, node.module
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_file_is_short_and_says_what_it_is(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= LONGEST
-    docstring = ast.get_docstring(TREES[path])
-    assert docstring
-    assert not re.match(r"(Of|Whether|Where|What|Which|How)\b", docstring), docstring.splitlines()[0]
+def test_files_are_short_and_say_what_they_are():
+    long, unclear = {}, {}
+    for path, tree in trees().items():
+        docstring = ast.get_docstring(tree) or ""
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > LONGEST:
+            long[name_of(path)] = lines
+        if not docstring or re.match(r"(Of|Whether|Where|What|Which|How)\b", docstring):
+            unclear[name_of(path)] = docstring.partition("\n")[0]
+    assert long == {}
+    assert unclear == {}
 
 
 def test_the_median_file_is_short():
     assert statistics.median(path.read_text(encoding="utf-8").count("\n") for path in FILES) <= MEDIAN
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
-def test_a_folder_has_few_entries(folder):
-    entries = [entry for entry in folder.iterdir() if entry.name not in ("__init__.py", "__pycache__")]
-    assert len(entries) <= (ROOT_ENTRIES if folder == PACKAGE else ENTRIES), sorted(entry.name for entry in entries)
+def test_folders_have_few_entries():
+    full = {}
+    for folder in FOLDERS:
+        entries = [entry.name for entry in folder.iterdir() if entry.name not in ("__init__.py", "__pycache__")]
+        if len(entries) > (ROOT_ENTRIES if folder == PACKAGE else ENTRIES):
+            full[name_of(folder)] = sorted(entries)
+    assert full == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_one_file_imports_torch_func(path):
-    if path == PACKAGE / "core" / "models" / "torch_func.py":
-        return
-    outside = [(line, name) for line, name in imports(TREES[path]) if re.match(r"(functorch|torch\.func)(\.|$)", name)]
-    assert outside == []
+def test_only_one_file_imports_torch_func():
+    users = {
+        name_of(path)
+        for path, tree in trees().items()
+        for _, name in imports(tree)
+        if re.match(r"(functorch|torch\.func)(\.|$)", name)
+    }
+    assert users == {"kernelmem/core/models/torch_func.py"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_no_function_is_a_stub(path):
-    names = {node.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Name)}
-    assert "NotImplementedError" not in names
+def test_no_function_is_a_stub():
+    stubs = [
+        f"{name_of(path)}:{node.lineno}"
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == "NotImplementedError"
+    ]
+    assert stubs == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_no_function_has_many_parameters(path):
-    if path.parent == ESTIMATORS:
-        return
-    allowed = MANY_PARAMETERS.get(name_of(path), set())
-    long = {function.name: len(arguments(function)) for function in functions(TREES[path])}
-    assert {name: n for name, n in long.items() if n > PARAMETERS and name not in allowed} == {}
+def test_no_function_has_many_parameters():
+    long = {
+        f"{name_of(path)}:{function.lineno} {function.name}": len(arguments(function))
+        for path, tree in trees().items()
+        for function in functions(tree)
+        if path.parent != ESTIMATORS and function.name not in MANY_PARAMETERS.get(name_of(path), ())
+    }
+    assert {name: n for name, n in long.items() if n > PARAMETERS} == {}
 
 
 def test_few_signatures_take_anything():
     """Annotations that name Any, besides ``*args: Any`` and ``**kwargs: Any`` that are passed on."""
     found = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for function in functions(tree):
             annotations = [argument.annotation for argument in arguments(function)] + [function.returns]
             words = {
@@ -119,21 +137,19 @@ def users_of_the_package():
             yield f"{name_of(path)} block {number + 1}", block
 
 
-USERS = dict(users_of_the_package())
-
-
-@pytest.mark.parametrize("name", USERS)
-def test_users_import_from_packages_never_from_files(name):
+def test_users_import_from_packages_never_from_files():
     files = {module_of(path) for path in FILES if path.name != "__init__.py"}
-    tree = ast.parse(USERS[name])
-    inside = [(line, module) for line, module in imports(tree) if module in files]
-    # ``from package import file`` reaches a file too
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                target = f"{node.module}.{alias.name}"
-                if target in files and not hasattr(importlib.import_module(node.module), alias.name):
-                    inside.append((node.lineno, target))
+    inside = []
+    for name, text in users_of_the_package():
+        tree = ast.parse(text)
+        inside += [(name, line, module) for line, module in imports(tree) if module in files]
+        # ``from package import file`` reaches a file too
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    target = f"{node.module}.{alias.name}"
+                    if target in files and not hasattr(importlib.import_module(node.module), alias.name):
+                        inside.append((name, node.lineno, target))
     assert inside == []
 
 
@@ -142,20 +158,19 @@ def test_no_public_name_shadows_a_package():
     packages = {folder.name for folder in FOLDERS if folder.parent == PACKAGE}
     exported = {
         alias.asname
-        for node in TREES[PACKAGE / "__init__.py"].body
+        for node in trees()[PACKAGE / "__init__.py"].body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
     assert exported & packages == set()
 
 
-@pytest.mark.parametrize("name", sorted(dir(kernelmem)))
-def test_every_public_name_is_there_and_documented(name):
-    value = getattr(kernelmem, name)
-    if not name.startswith("_") and callable(value):
-        assert value.__doc__
+def test_every_public_name_is_there_and_documented():
+    values = {name: getattr(kernelmem, name) for name in dir(kernelmem)}
+    assert [name for name, value in values.items() if name[0] != "_" and callable(value) and not value.__doc__] == []
 
 
+@cache
 def results():
     for path in FILES:
         if "(Result)" in path.read_text(encoding="utf-8"):
@@ -169,13 +184,14 @@ def results():
     return sorted(seen, key=lambda cls: cls.__name__)
 
 
-@pytest.mark.parametrize("cls", results(), ids=lambda cls: cls.__name__)
-def test_results_are_frozen_compared_by_identity_and_print_their_summary(cls):
-    assert dataclasses.is_dataclass(cls)
-    assert cls.__dataclass_params__.frozen
-    assert cls.__eq__ is object.__eq__
-    assert cls.__repr__ is Result.__repr__
-    assert callable(cls.to_frame)
+def test_results_are_frozen_compared_by_identity_and_print_their_summary():
+    assert results()
+    for cls in results():
+        assert dataclasses.is_dataclass(cls), cls
+        assert cls.__dataclass_params__.frozen, cls
+        assert cls.__eq__ is object.__eq__, cls
+        assert cls.__repr__ is Result.__repr__, cls
+        assert callable(cls.to_frame), cls
 
 
 def test_names_of_result_files_are_distinct():
