@@ -1,7 +1,5 @@
 """kernelmem.testing.zoo: cases are reproducible, take rows one by one, and use every parameter."""
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -15,20 +13,13 @@ pytestmark = [  # warnings that torch shows once per process
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
 ]
-every = pytest.mark.parametrize("name", ENTRIES)
 
 
-@cache
-def known(name):
-    """The float64 case and its Jacobians by the definition."""
-    case = ENTRIES[name].case()
-    return case, reference.jacobian(case.model, case.x), reference.jacobian(case.model, case.y)
-
-
-@every
-def test_cases_are_replayed_to_the_bit_and_take_rows_one_by_one(name):
+@pytest.mark.parametrize("name", ENTRIES)
+def test_cases_are_replayed_to_the_bit_take_rows_one_by_one_and_use_every_parameter(name):
+    """An entry whose parameter had no part in the outputs would test nothing."""
     torch.manual_seed(1)
-    case, _, _ = known(name)
+    case = ENTRIES[name].case()
     torch.manual_seed(2)
     again = ENTRIES[name].case()
     assert torch.equal(case.x, again.x)
@@ -40,18 +31,10 @@ def test_cases_are_replayed_to_the_bit_and_take_rows_one_by_one(name):
         single = torch.cat([case.model(row[None].clone()) for row in case.x])
     assert outputs.ndim == 2
     assert_close(outputs, single, 1e-12, float(outputs.abs().max()))
-
-
-@every
-def test_every_parameter_counts(name):
-    """An entry whose parameter had no part in the outputs would test nothing."""
-    case, left, _ = known(name)
     sizes = [value.numel() for value in case.model.parameters()]
-    silent = [
-        parameter
-        for (parameter, _), J in zip(case.model.named_parameters(), left.split(sizes, dim=2), strict=True)
-        if not bool(J.any())
-    ]
+    tangents = reference.jacobian(case.model, case.x).split(sizes, dim=2)
+    names = [parameter for parameter, _ in case.model.named_parameters()]
+    silent = [parameter for parameter, J in zip(names, tangents, strict=True) if not bool(J.any())]
     idle = ["free_parameter", "probe.weight", "probe.bias", "never_called.weight", "never_called.bias"]
     assert silent == (idle if name == "unused parameters" else [])
 
