@@ -180,7 +180,9 @@ def test_bad_input_exits_2_and_writes_nothing(place, capsys, options, words):
     assert sorted(p.name for p in place.iterdir() if p.name != "__pycache__") == before
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int64, np.uint8])
+@pytest.mark.parametrize(
+    "kind", [np.float64, np.uint8, *(pytest.param(k, marks=pytest.mark.soak) for k in (np.float16, np.int64))]
+)
 def test_number_types(place, kind):
     arrays = dict(np.load("data.npz"))
     for name in ("x_train", "x_test"):

@@ -81,7 +81,7 @@ def test_batched_training_equals_the_plain_loops(turn, combination):
         weight_decay=0.01 * (turn % 2),
         schedule=SCHEDULES[turn % 3],
         batch_size=batch_size,
-        steps=200,
+        steps=60,
         loss=loss,
         activation=ACTIVATIONS[(turn // 3) % 3],
         depth=depth,
