@@ -12,7 +12,7 @@ os.environ.setdefault("SMALL", "1")  # examples that have a quick form run in it
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "tools"), str(DOCS.parent)]
 
-from kernelmem.version import __version__  # noqa: E402
+from kernelmem import __version__  # noqa: E402
 
 project = "kernelmem"
 author = "The kernelmem developers"
