@@ -229,19 +229,12 @@ def test_slope_is_the_derivative_of_the_covariance():
 def convergence(x, *, widths, seeds, outputs=1, limit=None, **network):
     """Slope of log |K_width − limit| against log width, one fit a seed: mean and half of its 95 % interval."""
     limit = outputs * infinite_ntk(x, **network) if limit is None else limit
-    errors = np.array(
-        [
-            [
-                float(
-                    (
-                        ntk(ntk_mlp(x.shape[1], width, outputs, seed=1_000_003 * seed + width, **network), x) - limit
-                    ).norm()
-                )
-                for width in widths
-            ]
-            for seed in range(seeds)
-        ]
-    )
+
+    def of_width(width, seed):
+        model = ntk_mlp(x.shape[1], width, outputs, seed=1_000_003 * seed + width, **network)
+        return ntk(model, x, verify=seed == 0)  # networks of one architecture
+
+    errors = np.array([[float((of_width(width, seed) - limit).norm()) for width in widths] for seed in range(seeds)])
     away = np.log(widths) - np.log(widths).mean()
     slopes = np.log(errors) @ away / (away @ away)
     return slopes.mean(), stats.t.ppf(0.975, seeds - 1) * slopes.std(ddof=1) / math.sqrt(seeds)
