@@ -27,8 +27,10 @@ def complete(own, tolerance):
     assert float((own.final - own.initial).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize(
+    ("optimizer", "loss"),
+    [*((optimizer, "cross_entropy") for optimizer in OPTIMIZERS), ("momentum", "mse"), ("adamw", "mse")],
+)
 def test_smooth_networks_are_explained_to_rounding(tmp_path, optimizer, loss):
     run, model, x, _ = run_of(tmp_path / "run", optimizer, loss=loss)
     own = ledger(run, model, x[:6])
