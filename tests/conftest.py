@@ -1,5 +1,6 @@
 """Settings of all tests: two hypothesis profiles, one thread per worker."""
 
+import gc
 import os
 
 # Before NumPy and torch load their BLAS. Two workers with two threads each on two cores take four times as long as one
@@ -18,3 +19,13 @@ settings.register_profile("default", max_examples=30, derandomize=True, **common
 # hypothesis derandomizes wherever it believes to run in continuous integration
 settings.register_profile("soak", max_examples=1000, derandomize=False, print_blob=True, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Collection only makes objects that last (modules, thousands of tests): the garbage collector would search them again and
+# again, while they are made and during every test.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
