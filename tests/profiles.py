@@ -4,7 +4,7 @@ from hypothesis import settings
 
 
 def examples(share: float) -> settings:
-    """Settings that draw ``share`` times the profile's number of examples: ``make test`` 30, ``make soak`` 1000.
+    """Settings that draw ``share`` times the profile's number of examples: ``make test`` 20, ``make soak`` 1000.
 
     A fixed ``max_examples`` (or ``derandomize=True``) in a test would make ``make soak`` repeat ``make test``.
     """
