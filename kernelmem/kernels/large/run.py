@@ -162,11 +162,18 @@ class StoreRun:
         """Plan the missing tiles of a store as they were begun.
 
         Raises:
-            InputError: the stored values are not those of this model, whose facts are the same (another forward= or target).
+            InputError: the stored values are not those of this model, whose facts are the same (another forward= or target),
+                or the store was begun by something else.
         """
         try:
             n, m = self.kernel.shape
             notes = store.notes
+            if not {"schedule", "contradictions"} <= notes.keys():
+                raise InputError(
+                    f"{self.file}, which another program has begun",
+                    expected="a store that ntk_store has begun",
+                    hint="pass another path, or write the missing tiles yourself: KernelStore.put",
+                )
             schedule = Schedule(store.layout.tile, notes["schedule"]["block"], notes["schedule"]["chunk"])
             self.contradictions = [tuple(names) for names in notes["contradictions"]]
             engine = self.kernel.engine(self.contradictions)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from kernelmem.core.errors import InputError, KernelmemError
 from kernelmem.core.files.hashed_files import JSON, load_json
+from kernelmem.core.files.result_files import decode
 from kernelmem.kernels.store.database import FORMAT, PAGE_SIZE, SCHEMA
-from kernelmem.kernels.store.layout import DTYPES, Layout, as_facts, differences, facts_hash
+from kernelmem.kernels.store.layout import DTYPES, Layout, as_facts, differences, facts_hash, notes_hash
 
 
 def empty_database(layout: Layout, facts: Mapping[str, JSON], notes: Mapping[str, JSON]) -> bytes:
@@ -17,7 +18,12 @@ def empty_database(layout: Layout, facts: Mapping[str, JSON], notes: Mapping[str
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
         connection.executescript(SCHEMA)
-        header = {"format": FORMAT, "layout": layout.facts(), "sha256": facts_hash(layout, facts)}
+        header = {
+            "format": FORMAT,
+            "layout": layout.facts(),
+            "sha256": facts_hash(layout, facts),
+            "notes_sha256": notes_hash(notes),
+        }
         for table, values in (("header", header), ("facts", facts), ("notes", notes)):
             rows = [(key, json.dumps(value, sort_keys=True)) for key, value in values.items()]
             connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
@@ -30,9 +36,12 @@ def read_header(connection: sqlite3.Connection, file: Path) -> tuple[Layout, dic
         {key: load_json(value) for key, value in connection.execute(f"SELECT key, value FROM {table}").fetchmany(10**5)}
         for table in ("header", "facts", "notes")
     )
-    if isinstance(header.get("format"), int) and header["format"] > FORMAT:
+    file_format = decode(header["format"], int, "format")
+    if file_format < 1:
+        raise ValueError(f"format {file_format}")
+    if file_format > FORMAT:
         raise InputError(
-            f"{file} in format {header['format']}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
+            f"{file} in format {file_format}", expected=f"format {FORMAT} at most", hint="upgrade kernelmem"
         )
     values = header["layout"]
     try:
@@ -41,7 +50,7 @@ def read_header(connection: sqlite3.Connection, file: Path) -> tuple[Layout, dic
         checked_facts, checked_notes = as_facts(facts), as_facts(notes)
     except KernelmemError as error:
         raise ValueError(str(error)) from error
-    if header["sha256"] != facts_hash(layout, checked_facts):
+    if header["sha256"] != facts_hash(layout, checked_facts) or header["notes_sha256"] != notes_hash(checked_notes):
         raise ValueError("its sha256 differs from the recorded one")
     return layout, checked_facts, checked_notes, header["sha256"]
 

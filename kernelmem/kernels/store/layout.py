@@ -155,6 +155,11 @@ def facts_hash(layout: Layout, facts: Mapping[str, JSON]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def notes_hash(notes: Mapping[str, JSON]) -> str:
+    """Return the SHA-256 of the notes of a kernel."""
+    return hashlib.sha256(json.dumps(dict(notes), sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def differences(stored: Mapping[str, JSON], given: Mapping[str, JSON]) -> list[str]:
     """Return one text for each key whose values differ, sorted by key; keys of dicts inside are joined by dots."""
     texts: list[str] = []

@@ -100,14 +100,19 @@ class TileTable:
                 )
 
     def drop(self, indices: list[Index]) -> bool:
-        """Delete tiles, and return False if the structure of the file does not allow that, or is damaged elsewhere."""
+        """Delete tiles, and return False, with nothing deleted, if the structure of the file is damaged.
+
+        In a damaged page SQLite would delete bytes of other tiles.
+        """
         numbers = [(self._layout.number(index),) for index in indices]
         with self._lock, suppress(*READ_ERRORS):
+            self.present()
+            if self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
+                return False
             if indices:
                 with transaction(self._connection, self._file):
                     self._connection.executemany("DELETE FROM tiles WHERE tile = ?", numbers)
-            self.present()
-            return self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
+            return True
         return False
 
     def sort_out(self, report: Callable[[int, int], object]) -> tuple[list[Index], list[Index]]:

@@ -1,22 +1,27 @@
 """Damaged stores: flipped bits, swapped and foreign tiles, hostile SQL; verification, refusal, repair; kills."""
 
 import os
+import random
 import re
 import signal
 import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernelmem import FileCorruptError, InputError, KernelStore
+from kernelmem.kernels.store.tiles import TileTable
 from tests.kernels.store.stores import FACTS, fill, kernel, stored
 from tests.profiles import examples
 
 K = kernel(90, 90, torch.float64, symmetric=True)
 BAD = (0, 2)
+SEEDS = st.integers(0, 2**32)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +72,73 @@ def check_that_only_these_tiles_are_lost(path, bad, intact=(1, 1)):
         assert torch.equal(store.rows(0, 90), K)
 
 
-@pytest.mark.parametrize("bit", [0, 37, 8 * 40 * 10 * 8 - 1])
-def test_a_flipped_bit_is_found_and_only_its_tile_computed_again(path, content, bit):
-    data = K[:40, 80:].contiguous().numpy().tobytes()
-    start = content.index(data[:64])
+def flipped(content, place, rng):
+    """Return the content with one bit of a slice of it flipped."""
     damaged = bytearray(content)
-    damaged[start + bit // 8] ^= 1 << (bit % 8)
-    path.write_bytes(damaged)
-    check_that_only_these_tiles_are_lost(path, [BAD])
+    position = rng.randrange(8 * place.start, 8 * place.stop)
+    damaged[position // 8] ^= 1 << (position % 8)
+    return bytes(damaged)
+
+
+def find(content, data):
+    assert content.count(data) == 1
+    start = content.index(data)
+    return slice(start, start + len(data))
+
+
+@dataclass(repr=False)
+class Whole:
+    """A store that is not damaged: its file, where things are in it, and the file and log of one half in the log."""
+
+    content: bytes
+    places: dict
+    log: tuple
+
+
+@pytest.fixture(scope="module")
+def whole(content, tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "k"
+    path.write_bytes(content)
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT first_row / 40, first_column / 40, sha256, data FROM tiles").fetchall()
+        pairs = connection.execute("SELECT * FROM facts UNION SELECT * FROM header").fetchall()
+    tiles = {(i, j): (find(content, sha256), find(content, data)) for i, j, sha256, data in rows}
+    places = {
+        "values": [(index, place) for index, (_, place) in tiles.items()],
+        "hash": [(index, place) for index, (place, _) in tiles.items()],
+        "place": [(index, slice(place.start - 20, place.start)) for index, (place, _) in tiles.items()],
+        "facts": [(None, find(content, f"{key}{value}".encode())) for key, value in pairs],
+    }
+    path.unlink()
+    with KernelStore.create(path, FACTS, 90, tile=40, dtype=torch.float64) as store:
+        for i, j in store.missing()[:3]:
+            store.put(i, j, K[store.layout.rows_of(i), store.layout.columns_of(j)])
+    with KernelStore.open(path, FACTS, write=True) as store:
+        fill(store, K)
+        return Whole(content, places, (path.read_bytes(), path.with_name("k-wal").read_bytes()))
+
+
+def check_flipped_tile(path, whole, seed):
+    rng = random.Random(seed)
+    index, place = rng.choice(whole.places["values"] + whole.places["hash"])
+    path.write_bytes(flipped(whole.content, place, rng))
+    check_that_only_these_tiles_are_lost(path, [index], intact=(1, 1) if index == (0, 0) else (0, 0))
+
+
+@examples(0.3)
+@given(SEEDS)
+def test_a_flipped_bit_of_a_tile_or_its_hash_is_found_and_only_its_tile_computed_again(tmp_path_factory, whole, seed):
+    check_flipped_tile(tmp_path_factory.mktemp("flips") / "k", whole, seed)
+
+
+def test_without_the_comparison_of_hashes_this_test_fails(tmp_path, whole, monkeypatch):
+    class Anything:
+        def __ne__(self, other):
+            return False
+
+    monkeypatch.setattr(TileTable, "_hash", lambda *_: Anything())
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        check_flipped_tile(tmp_path / "k", whole, 0)
 
 
 def test_swapped_tiles_are_found(path):
@@ -129,6 +193,7 @@ def test_hostile_values_of_a_tile_are_refused(path, change):
         "UPDATE header SET value = 'x' WHERE key = 'sha256'",
         "DELETE FROM header",
         "UPDATE facts SET value = '\"altered\"' WHERE key = 'model'",
+        "INSERT INTO notes VALUES ('another', '1')",
         "INSERT INTO facts VALUES ('deep', '" + "[" * 5000 + "]" * 5000 + "')",
         "UPDATE facts SET value = zeroblob(20000000)",
         "DROP TABLE facts",
@@ -164,17 +229,13 @@ def test_a_later_format_asks_for_an_upgrade(path):
         KernelStore.open(path)
 
 
-@examples(0.6)
-@given(st.data())
-def test_any_flipped_bit_is_harmless_refused_or_repaired(tmp_path_factory, content, data):
-    path = tmp_path_factory.mktemp("flips") / "k"
-    damaged = bytearray(content)
-    damaged[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(damaged)
+def check_flipped_anywhere(path, kind):
+    """A flipped bit is harmless, refused or repaired; what is read is what was written."""
     try:
         store = KernelStore.open(path, FACTS, write=True)
     except (FileCorruptError, InputError):  # the header: it cannot be opened, so nothing is read from it
         return
+    assert kind != "facts"
     with store:
         calls = []
         try:
@@ -182,9 +243,29 @@ def test_any_flipped_bit_is_harmless_refused_or_repaired(tmp_path_factory, conte
         except FileCorruptError:
             assert sorted(store.repair(recompute_into(calls))) == sorted(calls)
         store.verify()
-        fill(store, K)  # what a damaged tree of pages has lost
+        fill(store, K)  # what a damaged tree of pages or a damaged log has lost
         assert torch.equal(store.rows(0, 90), K)
         assert len(calls) <= 1 or calls == list(store.layout.stored())
+
+
+def flip_anywhere(path, whole, kind, seed):
+    rng = random.Random(seed)
+    if kind == "log":
+        path.write_bytes(whole.log[0])
+        path.with_name("k-wal").write_bytes(flipped(whole.log[1], slice(0, len(whole.log[1])), rng))
+    elif kind == "anywhere":
+        path.write_bytes(flipped(whole.content, slice(0, len(whole.content)), rng))
+    else:
+        path.write_bytes(flipped(whole.content, rng.choice(whole.places[kind])[1], rng))
+
+
+@examples(0.5)
+@given(st.sampled_from(["place", "facts", "log", "anywhere"]), SEEDS)
+@example("place", 19)  # where SQLite, to delete one tile, would have overwritten another
+def test_any_flipped_bit_is_harmless_refused_or_repaired(tmp_path_factory, whole, kind, seed):
+    path = tmp_path_factory.mktemp("flips") / "k"
+    flip_anywhere(path, whole, kind, seed)
+    check_flipped_anywhere(path, kind)
 
 
 def test_a_store_without_its_tree_of_pages_is_rebuilt_from_what_is_readable(path, content):
