@@ -60,11 +60,30 @@ def broken_links(site: Path, pages: dict[Path, Page]) -> list[str]:
     return problems
 
 
+def read_notebook(path: Path) -> list[dict]:
+    """Return the cells of an executed page; MyST-NB writes pages that it takes from its cache without outputs."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    if any(cell["outputs"] for cell in code):
+        return cells
+    sources = [source(cell) for cell in code]
+    for cached in (next(p for p in path.parents if p.name == "jupyter_execute").parent / "cache").rglob("base.ipynb"):
+        executed = json.loads(cached.read_text(encoding="utf-8"))["cells"]
+        if [source(cell) for cell in executed if cell["cell_type"] == "code"] == sources:
+            return [cell for cell in cells if cell["cell_type"] != "code"] + executed
+    return cells
+
+
+def source(cell: dict) -> str:
+    """Text of a cell."""
+    return "".join(cell["source"])
+
+
 def executed_warnings(site: Path) -> list[str]:
     """Warnings that executed pages wrote to stderr, which the pages do not show."""
     problems = []
     for path in sorted(site.parent.glob("jupyter_execute/**/*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for cell in read_notebook(path):
             for output in cell.get("outputs", []):
                 text = "".join(output.get("text", [])) if output.get("name") == "stderr" else ""
                 if "Warning" in text or "Error" in text:
@@ -76,7 +95,7 @@ def unsupported_numbers(site: Path) -> list[str]:
     """Numbers in the prose of a tutorial that neither its code nor its output contains, up to rounding."""
     problems = []
     for path in sorted(site.parent.glob("jupyter_execute/tutorials/*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = read_notebook(path)
         shown = " ".join(cell_text(cell) for cell in cells if cell["cell_type"] == "code")
         known = {value(number) for number in NUMBER.findall(shown)}
         for cell in cells:
