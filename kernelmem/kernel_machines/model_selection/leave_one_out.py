@@ -241,7 +241,7 @@ def leave_one_out(
     if isinstance(K, KernelStore):
         require_square(K)
         if ridge == 0:
-            K = as_square_kernel(in_memory(K, max_bytes, matrices=3, work="the fit of minimum norm, ridge=0"))
+            K = as_square_kernel(in_memory(K, max_bytes, matrices=4, work="the fit of minimum norm, ridge=0"))
     if isinstance(K, KernelStore):
         factor = factorize_stored(K, targets, ridge, max_bytes)
     else:

@@ -190,15 +190,24 @@ def eigensystem(K: Tensor) -> tuple[Tensor, Tensor]:
         NumericalError: an eigenvalue below -n eps(float32) λ_max.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(K)
-    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-    allowed_negative = len(K) * EPS32 * abs(largest)
+    check_positive(eigenvalues)
+    return eigenvalues, eigenvectors
+
+
+def check_positive(eigenvalues: Tensor) -> None:
+    """Check that the eigenvalues (n,) of a kernel, ascending, are not negative beyond float32 rounding.
+
+    Raises:
+        NumericalError: an eigenvalue below -n eps(float32) λ_max.
+    """
+    n, smallest, largest = len(eigenvalues), float(eigenvalues[0]), float(eigenvalues[-1])
+    allowed_negative = n * EPS32 * abs(largest)
     if smallest < -allowed_negative:
         raise NumericalError(
-            f"kernel {tuple(K.shape)} with smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
+            f"kernel {(n, n)} with smallest eigenvalue {smallest:.3g}, largest {largest:.3g}",
             expected=f"positive semidefinite up to float32 rounding, n eps(float32) λ_max = {allowed_negative:.2g}",
             hint=f"compute the kernel in float64 and eval mode, or use a ridge well above {-smallest:.2g}",
         )
-    return eigenvalues, eigenvectors
 
 
 def least_squares(X: Tensor, y: Tensor) -> Tensor:

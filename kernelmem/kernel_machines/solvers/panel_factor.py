@@ -56,12 +56,12 @@ class PanelFactor:
     def condition(self) -> float:
         """Return a lower estimate of the condition number of K + ridge I, by Lanczos steps on it and on its inverse."""
         start_vector = torch.cos(torch.arange(len(self.whitened), dtype=self.whitened.dtype))[:, None]
-        largest = largest_ritz_value(lambda u: self._product(self._transposed_product(u)), start_vector)
+        largest = largest_ritz_value(lambda u: self.product(self._transposed_product(u)), start_vector)
         return largest * largest_ritz_value(
             lambda u: self._solve_transposed(forward_substitution(self.panels, u.clone())), start_vector
         )
 
-    def _product(self, u: Tensor) -> Tensor:
+    def product(self, u: Tensor) -> Tensor:
         """Return L u, (n, k)."""
         result, start = torch.zeros_like(u), 0
         for panel in self.panels:

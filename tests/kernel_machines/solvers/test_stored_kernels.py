@@ -89,7 +89,49 @@ def test_the_choice_of_the_ridge(store):
         assert torch.allclose(choice.errors[finite], expected.errors[finite], rtol=1e-8)
     with pytest.raises(InputError, match="memory of") as error:
         km.choose_ridge(store, Y, memory=20_000)
-    assert "grid=[...]" in error.value.given
+    assert "grid=[...]" in error.value.hint
+
+
+@examples(0.2)
+@given(n=st.integers(2, 12), tile=st.integers(1, 13), block=st.integers(1, 5), single=st.booleans())
+def test_the_ridge_by_a_tridiagonal_form_is_that_by_eigenvalues(tmp_path_factory, n, tile, block, single):
+    kernel = K[:n, :n].float() if single else K[:n, :n]
+    grid = torch.logspace(-4, 2, 7, dtype=torch.float64)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        stored(tmp_path_factory.mktemp("store") / "k", kernel, tile=tile, symmetric=True) as small,
+    ):
+        patch.setattr(kernel_machines.solvers.tridiagonal, "BLOCK", block)
+        factor = kernel_machines.solvers.tridiagonal.tridiagonalize(small)
+        bound = n * tolerances.summing(n) * float(kernel.trace())
+        assert float((factor.eigenvalues() - torch.linalg.eigvalsh(kernel.double())).abs().max()) <= bound
+        errors = factor.squared_errors(grid, X[:n, :2])
+        for ridge, error in zip(grid.tolist(), errors, strict=True):
+            expected = km.leave_one_out(kernel, X[:n, :2], ridge).errors
+            scale = max(1.0, float(expected.abs().max())) ** 2
+            assert float((error - expected.square().mean(0)).abs().max()) <= scale * tolerances.solving(
+                kernel.double(), ridge=ridge
+            )
+
+
+def test_the_ridges_of_several_targets_within_the_memory_of_one_matrix(store, monkeypatch):
+    from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridges
+
+    monkeypatch.setattr(kernel_machines.solvers.tridiagonal, "BLOCK", 5)
+    choices = choose_ridges(store, [Y, X], memory=20_000)
+    for choice, y in zip(choices, (Y, X), strict=True):
+        assert choice.ridge == km.choose_ridge(K, y).ridge
+    with pytest.raises(InputError, match=r"a matrix in float64|memory of"):
+        choose_ridges(store, [Y], memory=10_000)
+
+
+def test_an_indefinite_stored_kernel_has_no_ridge(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_machines.solvers.tridiagonal, "BLOCK", 1)
+    signs = torch.ones(12).index_fill(0, torch.tensor([11]), -1.0)
+    with stored(tmp_path / "k", torch.diag(signs), tile=1, symmetric=True) as bad:
+        for memory in (2000, 4000):
+            with pytest.raises(NumericalError, match="smallest eigenvalue -1"):
+                km.choose_ridge(bad, [0, 1] * 6, memory=memory)
 
 
 def test_spectrum_and_alignment(store):
