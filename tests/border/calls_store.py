@@ -43,6 +43,10 @@ def put(i: object, j: object, array: object) -> None:
     path.unlink()
 
 
+def subset(rows: object, path: Path) -> None:
+    STORE.subset(rows, path).close()
+
+
 def creation() -> dict[str, object]:
     path = FOLDER / f"{next(NUMBERS)}.sqlite"
     return {
@@ -124,5 +128,8 @@ CALLS = {
     "KernelStore.tile": reading(STORE.tile, i=0, j=1),
     "KernelStore.rows": reading(STORE.rows, start=0, stop=2),
     "KernelStore.entries": reading(STORE.entries, rows=torch.tensor([0, 2]), columns=torch.tensor([1])),
+    "KernelStore.subset": Call(
+        subset, lambda: {"rows": torch.tensor([2, 0]), "path": FOLDER / f"subset{next(NUMBERS)}.sqlite"}, examples=0.1
+    ),
     "KernelStore.__matmul__": reading(lambda v: STORE @ v, v=K[0]),
 }

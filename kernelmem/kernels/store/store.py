@@ -1,5 +1,6 @@
 """Kernel matrix in one file: tiles that are written once and checked at every read."""
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_path, check_callable
+from kernelmem.core.checks import ArrayLike, as_count, as_flag, as_indices, as_path, check_callable
 from kernelmem.core.errors import InputError
 from kernelmem.core.files.atomic_files import write_file
 from kernelmem.core.files.hashed_files import JSON
@@ -233,6 +234,34 @@ class KernelStore(TiledMatrix):
             FileCorruptError: a tile was altered.
         """
         return export_matrix(self, as_path(path, "path"), as_progress(progress, "export", "block"))
+
+    def subset(self, rows: ArrayLike, path: str | Path) -> "KernelStore":
+        """Write the kernel of some rows of a symmetric store, in any order, to a new store, and return it open for reading.
+
+        Its facts are those of this store, and a hash of the row numbers.
+
+        Raises:
+            InputError: a store that is not symmetric or not complete, row numbers that repeat or are out of range, or a path
+                that exists or cannot be written.
+            FileCorruptError: a tile was altered.
+        """
+        numbers = as_indices(rows, "rows", self.shape[0])
+        if not self.symmetric:
+            raise InputError(
+                f"a store of shape {self.shape} that is not symmetric",
+                expected="a symmetric store",
+                hint="use store.entries(rows, columns)",
+            )
+        facts: dict[str, JSON] = {"of": self.facts, "rows": hashlib.sha256(numbers.numpy().tobytes()).hexdigest()}
+        layout = self.layout
+        with KernelStore.create(path, facts, len(numbers), tile=layout.tile, dtype=layout.dtype) as part:
+            for i in range(part.layout.grid[0]):
+                band = part.layout.rows_of(i)
+                block = self.entries(numbers[band], numbers[band.start :])
+                for j in range(i, part.layout.grid[1]):
+                    columns = part.layout.columns_of(j)
+                    part.put(i, j, block[:, columns.start - band.start : columns.stop - band.start])
+        return KernelStore.open(path)
 
     def close(self) -> None:
         """Close the file; a store opened for writing is then one file again, and another process may write it."""

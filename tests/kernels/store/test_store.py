@@ -1,5 +1,7 @@
 """A stored kernel equals the array of which it was made, whatever its tiles; refusals of ``put`` and of reading."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from kernelmem import InputError, KernelStore, NumericalError
 from tests.kernels.store.stores import FACTS, kernel, stored
 from tests.profiles import examples
+
+NUMBERS = count()
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +148,32 @@ def test_eigenvalues_through_products(tmp_path):
     with stored(tmp_path / "k", K, tile=5, symmetric=True) as store:
         largest = eigsh(store.as_scipy(), k=2, return_eigenvectors=False, v0=np.ones(12))
     assert largest == pytest.approx(torch.linalg.eigvalsh(K)[-2:].numpy(), rel=1e-12)
+
+
+@examples(0.2)
+@given(
+    data=st.data(), n=st.integers(1, 9), tile=st.integers(1, 5), dtype=st.sampled_from([torch.float32, torch.float64])
+)
+def test_a_subset_is_the_kernel_of_its_rows(folder, data, n, tile, dtype):
+    rows = data.draw(st.permutations(range(n)).map(lambda order: order[: data.draw(st.integers(1, n))]))
+    K = kernel(n, n, dtype, symmetric=True)
+    path = folder / f"subset{next(NUMBERS)}"
+    with (
+        stored(folder / f"all{next(NUMBERS)}", K, tile=tile, symmetric=True) as store,
+        store.subset(rows, path) as part,
+    ):
+        assert torch.equal(part.rows(0, len(rows)), K[rows][:, rows])
+        assert part.complete
+        assert part.layout.tile == tile
+        assert part.facts["of"] == store.facts
+
+
+def test_a_subset_of_other_stores_or_rows_is_refused(tmp_path):
+    K = kernel(3, 3, torch.float64, symmetric=True)
+    with stored(tmp_path / "a", K) as store, pytest.raises(InputError, match="not symmetric"):
+        store.subset([0], tmp_path / "b")
+    with stored(tmp_path / "c", K, symmetric=True) as store:
+        for rows in ([0, 0], [3], []):
+            with pytest.raises(InputError):
+                store.subset(rows, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
