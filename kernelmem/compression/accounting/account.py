@@ -1,8 +1,11 @@
 """km.account: bits of the labels of a trained network."""
 
 import math
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kernelmem.compression.accounting.calibration import LeftOutBits, left_out_bits
-from kernelmem.compression.accounting.network import read_network, trainable_copy
+from kernelmem.compression.accounting.network import Network, read_network, trainable_copy
 from kernelmem.compression.accounting.network_bits import bits_given
 from kernelmem.compression.accounting.nulls import Retrain, measure_nulls, takes_labels
 from kernelmem.compression.accounting.references import Reference, ReferenceLike, as_reference
@@ -19,7 +22,7 @@ from kernelmem.compression.accounting.reinitialize import Reinitialized, reiniti
 from kernelmem.compression.accounting.result import Account
 from kernelmem.compression.online import online_code
 from kernelmem.core.batches import Batch, Forward, as_labeled_rows
-from kernelmem.core.checks import ArrayLike, as_flag, as_labels, check_model, seed_sequence
+from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_seed, check_model, seed_sequence
 from kernelmem.core.errors import InputError
 from kernelmem.core.models.torch_func import standard_modes
 from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
@@ -30,7 +33,8 @@ LabeledRows: TypeAlias = tuple[Batch, ArrayLike] | Dataset[Any] | DataLoader[Any
 
 N_RIDGES = 19  # half a decade apart, from 1e-6 to 1e3 times the mean diagonal
 N_STAGES = 4  # reference, left-out predictions, online code, nulls
-MATRICES = 5  # n x n in float64, at the same time
+MATRICES = 5  # n x n in float64, at the same time, without files
+STREAMED_COLUMNS = 4096  # of n numbers, besides one matrix, with files
 
 
 @standard_modes()
@@ -91,7 +95,8 @@ def account(
         UnsupportedModelError: outputs that are not (n, C).
         NumericalError: a kernel that is not positive semidefinite.
 
-    Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 40 n² bytes. With ``retrain`` two or
+    Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 40 n² bytes, or with less ``memory`` 8 n²
+    bytes and 8 n² in a temporary directory. With ``retrain`` two or
     four trainings on half of the rows.
 
     Source: temperature: Guo et al. 2017; leave-one-out: Allen 1974; the split of the bits: derived here.
@@ -109,16 +114,44 @@ def account(
     trained_kernel = as_flag(trained_kernel, "trained_kernel")
     if retrain is not None:
         takes_labels(retrain)
-    seeds = seed_sequence(seed, ["initialization", "order", "nulls"])
+    seed = as_seed(seed)
     report_stage = as_progress(progress, "account", "stage")
     network = read_network(model, x, forward, memory)
     n, C = network.logits.shape
-    labels = _check_labels(y, n, C, as_bytes(memory))
+    labels = _check_labels(y, n, C)
+    streamed = _exceeds_memory(n, as_bytes(memory), reference)
+    with tempfile.TemporaryDirectory() if streamed else nullcontext() as folder:
+        network = replace(network, folder=None if folder is None else Path(folder))
+        return _account_of(
+            network,
+            labels,
+            reference=reference,
+            retrain=retrain,
+            trained_kernel=trained_kernel,
+            seed=seed,
+            report_stage=report_stage,
+        )
+
+
+def _account_of(
+    network: Network,
+    labels: Tensor,
+    *,
+    reference: ReferenceLike,
+    retrain: Retrain | None,
+    trained_kernel: bool,
+    seed: int,
+    report_stage: Callable[[int, int], object],
+) -> Account:
+    """Return the account of checked inputs."""
+    n, C = network.logits.shape
+    memory = network.memory
+    seeds = seed_sequence(seed, ["initialization", "order", "nulls"])
     untrained = reinitialize(network.module, seeds["initialization"])
     used = as_reference(reference, network, untrained)
     report_stage(1, N_STAGES)
 
-    left_out, suggest = _left_out(used, labels, C)
+    left_out, suggest = _left_out(used, labels, C, memory)
     predicted, uniform = left_out.probabilities.argmax(1), n * math.log2(C)
     estimable = left_out.total < uniform
     if not estimable:
@@ -162,11 +195,11 @@ def account(
     )
 
 
-def _check_labels(y: ArrayLike, n: int, C: int, memory: int) -> Tensor:
+def _check_labels(y: ArrayLike, n: int, C: int) -> Tensor:
     """Return labels (n,) int64 on the CPU.
 
     Raises:
-        InputError: labels that do not fit n rows and C outputs, labels of one class, or kernels beyond the memory.
+        InputError: labels that do not fit n rows and C outputs, or labels of one class.
     """
     labels = as_labels(y, "y", n=n, n_classes=C).cpu()
     if len(labels.unique()) < 2:
@@ -175,16 +208,32 @@ def _check_labels(y: ArrayLike, n: int, C: int, memory: int) -> Tensor:
             expected="labels of at least two classes",
             hint="labels that are all equal hold no bits; pass rows of several classes",
         )
-    if MATRICES * 8 * n * n > memory:
-        raise InputError(
-            f"{n:,} rows, whose kernels need {MATRICES * 8 * n * n / 2**30:.3g} GiB",
-            expected=f"at most memory={memory / 2**30:.3g} GiB",
-            hint=f"pass about {math.isqrt(memory // (8 * MATRICES)):,} random rows and their labels, or more memory",
-        )
     return labels.clone()
 
 
-def _left_out(reference: Reference, labels: Tensor, C: int) -> tuple[LeftOutBits, Callable[[Tensor], Tensor]]:
+def _exceeds_memory(n: int, memory: int, reference: ReferenceLike) -> bool:
+    """Return whether the kernels of n rows must be in files.
+
+    Raises:
+        InputError: they do not fit in memory either way.
+    """
+    need = MATRICES * 8 * n * n
+    if need <= memory:
+        return False
+    if reference is None or (isinstance(reference, str) and reference == "initial_ntk"):
+        need = 8 * n * (n + STREAMED_COLUMNS)
+        if need <= memory:
+            return True
+    raise InputError(
+        f"{n:,} rows, whose kernels need {need / 2**30:.3g} GiB",
+        expected=f"at most memory={memory / 2**30:.3g} GiB",
+        hint=f"pass about {math.isqrt(memory // (8 * MATRICES)):,} random rows and their labels, or more memory",
+    )
+
+
+def _left_out(
+    reference: Reference, labels: Tensor, C: int, memory: int | str
+) -> tuple[LeftOutBits, Callable[[Tensor], Tensor]]:
     """Return the bits of the labels by the other rows, and a function from rows to their classes without any of their labels."""
     if reference.kernel is None:
         p = reference.probabilities
@@ -193,7 +242,7 @@ def _left_out(reference: Reference, labels: Tensor, C: int) -> tuple[LeftOutBits
     kernel = reference.kernel
     targets = F.one_hot(labels, C).to(torch.float64) - 1 / C
     grid = float(kernel.diagonal().mean()) * torch.logspace(-6, 3, N_RIDGES, dtype=torch.float64)
-    ridge = choose_ridge(kernel, targets, grid=grid).ridge
-    bits = left_out_bits(leave_one_out(kernel, targets, ridge).predictions, labels, choices=N_RIDGES)
+    ridge = choose_ridge(kernel, targets, grid=grid, memory=memory).ridge
+    bits = left_out_bits(leave_one_out(kernel, targets, ridge, memory=memory).predictions, labels, choices=N_RIDGES)
     # factorized again by each call, of which there are few: kept, its n x n matrices would add to those of the online code
-    return bits, lambda rows: leave_one_out(kernel, targets, ridge).block(rows).argmax(1)
+    return bits, lambda rows: leave_one_out(kernel, targets, ridge, memory=memory).block(rows).argmax(1)

@@ -1,6 +1,7 @@
 """The network of an account: a copy in eval mode, its rows, its logits and its tangent kernel."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,12 @@ from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import check_callable, check_finite, check_model
 from kernelmem.core.errors import InputError
 from kernelmem.core.models import private_copy
-from kernelmem.kernels import ntk
+from kernelmem.kernels import KernelStore, StoreOptions, ntk, ntk_plan, ntk_store, ntk_store_plan
 from kernelmem.tangents import prepare
 from kernelmem.training.losses import class_forward
 
 ROWS_PER_PASS = 256  # rows per forward pass
+STORE = StoreOptions(dtype=torch.float64, tile=512)
 SUM_TOLERANCE = 1e-4  # of probabilities of a row, in any dtype
 
 
@@ -27,6 +29,7 @@ class Network:
         forward: maps (model, batch) to (n, C); one logit is two outputs.
         logits: (n, C) outputs, float64 on the CPU.
         memory: limit of kernel computations.
+        folder: directory for kernels of all rows as files; None: they are in memory.
     """
 
     module: nn.Module
@@ -34,11 +37,32 @@ class Network:
     forward: Forward
     logits: Tensor
     memory: int | str
+    folder: Path | None = None
 
-    def tangent_kernel(self, module: nn.Module, rows: Rows | None = None) -> Tensor:
-        """Return the NTK of a module of this shape, summed over outputs, (n, n) float64 on the CPU."""
-        inputs = (self.rows if rows is None else rows).tree
-        return ntk(module, inputs, forward=self.forward, dtype=torch.float64, memory=self.memory, progress=False).cpu()
+    def tangent_kernel(self, module: nn.Module) -> Tensor | KernelStore:
+        """Return the NTK of a module of this shape, summed over outputs, (n, n) float64 on the CPU or in a file."""
+        if self.folder is None:
+            return self.kernel_of_rows(module, self.rows)
+        path = self.folder / f"kernel{len(list(self.folder.iterdir()))}"
+        return ntk_store(
+            module, self.rows.tree, path=path, forward=self.forward, memory=self.memory, progress=False, options=STORE
+        )
+
+    def kernel_of_rows(self, module: nn.Module, rows: Rows) -> Tensor:
+        """Return the NTK of other rows, (m, m) float64 on the CPU."""
+        return ntk(
+            module, rows.tree, forward=self.forward, dtype=torch.float64, memory=self.memory, progress=False
+        ).cpu()
+
+    def kernel_operations(self, module: nn.Module) -> float:
+        """Return the number of operations of :meth:`tangent_kernel`."""
+        if self.folder is not None:
+            plan = ntk_store_plan(
+                module, self.rows.tree, path=self.folder, forward=self.forward, memory=self.memory, options=STORE
+            )
+            return plan.operations
+        plan = ntk_plan(module, self.rows.tree, forward=self.forward, dtype=torch.float64, memory=self.memory)
+        return sum(cost.operations for cost in plan.costs)
 
     def outputs_of(self, module: nn.Module, rows: Rows | None = None, name: str = "the model") -> Tensor:
         """Return the outputs (n, C) of a module on the rows, as :func:`class_logits` does."""

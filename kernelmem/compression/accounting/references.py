@@ -11,7 +11,7 @@ from kernelmem.compression.accounting.reinitialize import Reinitialized
 from kernelmem.core.batches import Rows
 from kernelmem.core.checks import ArrayLike, as_square_kernel, as_tensor, describe
 from kernelmem.core.errors import InputError, UnsupportedModelError, VerificationError
-from kernelmem.kernels import infinite_ntk, ntk_plan
+from kernelmem.kernels import KernelStore, infinite_ntk
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -29,10 +29,10 @@ LEARNED = "whose kernel has learned these labels, so that its predictions withou
 
 @dataclass(frozen=True)
 class Reference:
-    """Prediction of labels without the network: by a kernel (n, n), or by given probabilities (n, C)."""
+    """Prediction of labels without the network: by a kernel (n, n), maybe in a file, or by given probabilities (n, C)."""
 
     name: str
-    kernel: Tensor | None = None
+    kernel: Tensor | KernelStore | None = None
     probabilities: Tensor | None = None
 
 
@@ -48,7 +48,7 @@ def as_reference(reference: ReferenceLike, network: Network, untrained: Reinitia
     if isinstance(reference, str):
         return _named(reference, network, untrained)
     if isinstance(reference, nn.Module):
-        kernel = network.tangent_kernel(trainable_copy(reference))
+        kernel = network.kernel_of_rows(trainable_copy(reference), network.rows)
         if not _differs_in_a_fixed_kernel(reference, network, untrained):
             _refuse_trained_kernel(kernel, "reference, a network", network, untrained)
         return Reference("NTK of the given network", kernel=kernel)
@@ -58,18 +58,17 @@ def as_reference(reference: ReferenceLike, network: Network, untrained: Reinitia
 def _default(network: Network, untrained: Reinitialized) -> Reference:
     """Return the NTK of the re-initialized network, or that of infinite width where it is too expensive or unsupported."""
     try:
-        plan = ntk_plan(
-            untrained.module,
-            network.rows.tree,
-            forward=network.forward,
-            dtype=torch.float64,
-            memory=network.memory,
-        )
-        if sum(cost.operations for cost in plan.costs) <= MAX_OPERATIONS:
+        if network.kernel_operations(untrained.module) <= MAX_OPERATIONS:
             return _named("initial_ntk", network, untrained)
         reason = "the NTK of the re-initialized network would take too long"
     except (UnsupportedModelError, VerificationError):
         reason = "the model has no NTK"
+    if network.folder is not None:
+        raise InputError(
+            f"{network.rows.n:,} rows whose kernel exceeds the memory, where {reason}",
+            expected="an NTK that can be computed into a file",
+            hint="pass more memory, or a random part of the rows",
+        )
     reference = _named("infinite_ntk", network, untrained)
     return Reference(f"{reference.name} ({reason})", kernel=reference.kernel)
 
@@ -150,7 +149,7 @@ def _refuse_trained_kernel(kernel: Tensor, name: str, network: Network, untraine
     """Raise an InputError if the kernel is a multiple of the NTK of the trained network, unless that has not moved."""
     some, rows = _some_rows(network)
     try:
-        trained = _normalized(network.tangent_kernel(network.module, rows))
+        trained = _normalized(network.kernel_of_rows(network.module, rows))
         if float(torch.linalg.norm(_normalized(kernel[some][:, some]) - trained)) > TOLERANCE:
             return
         moved = _distance(network, network.module, untrained.module) > TOLERANCE
@@ -175,7 +174,7 @@ def _some_rows(network: Network) -> tuple[Tensor, Rows]:
 def _distance(network: Network, first: nn.Module, second: nn.Module) -> float:
     """Return the distance of the normalized NTKs of two networks on a few rows."""
     rows = _some_rows(network)[1]
-    kernels = [_normalized(network.tangent_kernel(module, rows)) for module in (first, second)]
+    kernels = [_normalized(network.kernel_of_rows(module, rows)) for module in (first, second)]
     return float(torch.linalg.norm(kernels[0] - kernels[1]))
 
 

@@ -1,14 +1,21 @@
 """Scores of kernel regressions that predict each row from the rows before it, by one Cholesky factorization per ridge."""
 
+import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernelmem.core import InputError, NumericalError
+from kernelmem.core.checks import as_square_kernel
+from kernelmem.core.options import MAX_BYTES
 from kernelmem.kernel_machines.solvers.factorization import EPS, cholesky_in_place
+from kernelmem.kernel_machines.solvers.panel_factor import PANEL, factorize_stored
+from kernelmem.kernels import KernelStore
 
+STREAMED_COLUMNS = 9 * PANEL  # of n numbers, half of them next to the factor of a kernel in a file
 SMALL = 2000  # rows of a kernel whose eigenvalues are computed for an error message
 
 
@@ -18,7 +25,17 @@ def scaled_kernel(kernel: Tensor, name: str, rows: Tensor) -> Tensor:
     Raises:
         InputError: a diagonal entry is negative, or all are zero.
     """
-    diagonal = kernel.diagonal()
+    scale = _mean_diagonal(kernel, name)
+    return kernel[rows[:, None], rows].div_(scale)
+
+
+def _mean_diagonal(kernel: Tensor | KernelStore, name: str) -> float:
+    """Return the mean diagonal entry of a kernel.
+
+    Raises:
+        InputError: a diagonal entry is negative, or all are zero.
+    """
+    diagonal = kernel.diagonal().to(torch.float64)
     scale = float(diagonal.mean())
     if float(diagonal.min()) < 0 or scale == 0:
         raise InputError(
@@ -26,7 +43,7 @@ def scaled_kernel(kernel: Tensor, name: str, rows: Tensor) -> Tensor:
             expected="diagonal entries >= 0, not all zero",
             hint="pass a positive semidefinite kernel of the rows with themselves",
         )
-    return kernel[rows[:, None], rows].div_(scale)
+    return scale
 
 
 def cholesky_factor(kernel: Tensor, ridge: float, name: str) -> Tensor:
@@ -55,6 +72,37 @@ def cholesky_factor(kernel: Tensor, ridge: float, name: str) -> Tensor:
     return L
 
 
+def _means_and_variances(L: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean μ (n, C) and the variance v (n,) of every row given the targets (n, C) of the rows before it.
+
+    The Cholesky factor L (n, n) is overwritten.
+    """
+    z = torch.linalg.solve_triangular(L, targets, upper=False)
+    variance = L.diagonal().square()
+    L.diagonal().zero_()  # Y − L_ii z would be the same, but for rounding by the label of the row itself
+    return L @ z, variance
+
+
+def _stored_predictions(
+    store: KernelStore, name: str, rows: Tensor, ridges: Sequence[float], targets: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the same for a kernel in a file and each ridge, with rows and columns reordered, in half a matrix of memory."""
+    scale = _mean_diagonal(store, name)
+    with (
+        tempfile.TemporaryDirectory(dir=store.file.parent) as folder,
+        store.subset(rows, Path(folder) / "kernel") as ordered,
+    ):
+        for ridge in ridges:
+            factor = factorize_stored(
+                ordered, targets, ridge * scale, MAX_BYTES
+            )  # of the scaled kernel times the scale
+            diagonals = [panel.diagonal() for panel in factor.panels]
+            variance = torch.cat(diagonals).square() / scale
+            for diagonal in diagonals:
+                diagonal.zero_()
+            yield factor.product(factor.whitened), variance
+
+
 class KernelScores:
     """Scores of kernel regressions, (kernels × ridges, C) for each row, from the labels of the rows before it.
 
@@ -64,7 +112,7 @@ class KernelScores:
     """
 
     def __init__(
-        self, kernels: Mapping[str, Tensor], ridges: Sequence[float], n_classes: int, order: np.ndarray
+        self, kernels: Mapping[str, Tensor | KernelStore], ridges: Sequence[float], n_classes: int, order: np.ndarray
     ) -> None:
         """Use kernels (n, n) by name, with rows and columns in the ``order`` (n,), and every one of the ``ridges``."""
         self._kernels, self._ridges, self._n_classes = kernels, ridges, n_classes
@@ -80,22 +128,22 @@ class KernelScores:
     def of_all_rows(self, labels: np.ndarray) -> np.ndarray:
         """Return the scores (B, n, C) of all rows, given the labels (n,).
 
-        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: four n² arrays.
+        Cost: a factorization, n³/3 operations, and 2 n² C for each kernel and ridge; memory: four n² arrays, or half of one
+        for kernels in files.
         """
         targets = torch.full((len(labels), self._n_classes), -1 / self._n_classes, dtype=torch.float64)
         targets[torch.arange(len(labels)), torch.from_numpy(labels)] += 1
         scores = np.empty((len(self.names), len(labels), self._n_classes))
-        for b, L in enumerate(self._factors()):
-            z = torch.linalg.solve_triangular(L, targets, upper=False)
-            variance = L.diagonal().square()
-            L.diagonal().zero_()  # Y − L_ii z would be the same, but for rounding by the label of the row itself
-            scores[b] = ((L @ z) / variance[:, None]).numpy()
+        for b, (mean, variance) in enumerate(self._predictions(targets)):
+            scores[b] = (mean / variance[:, None]).numpy()
         return scores
 
     def n_bytes(self, *, decoding: bool) -> int:
         """Return the memory of :meth:`of_all_rows`, or of :meth:`one_by_one` if ``decoding``, besides the kernels."""
         n, C, B = len(self), self._n_classes, len(self.names)
-        return 8 * (4 * n * n + B * n * C + 2 * n * C + (B * n * n if decoding else 0))
+        streamed = all(isinstance(kernel, KernelStore) for kernel in self._kernels.values()) and not decoding
+        matrices = (n * n + n * STREAMED_COLUMNS) // 2 if streamed else 4 * n * n
+        return 8 * (matrices + B * n * C + 2 * n * C + (B * n * n if decoding else 0))
 
     def one_by_one(self) -> Generator[np.ndarray, int, None]:
         """Yield the scores (B, C) of one row after the other, and receive the label of each.
@@ -104,7 +152,12 @@ class KernelScores:
         """
         n, C = len(self), self._n_classes
         factors = np.empty((len(self.names), n, n))
-        for b, L in enumerate(self._factors()):
+        each = (
+            L
+            for name, K in self._kernels.items()
+            for L in self._factors(as_square_kernel(K), f"kernel {name}".rstrip())
+        )
+        for b, L in enumerate(each):
             factors[b] = L.numpy()
         z = np.zeros((len(self.names), n, C))
         for i in range(n):
@@ -115,9 +168,18 @@ class KernelScores:
             target[label] += 1
             z[:, i] = (target - mean) / diagonal
 
-    def _factors(self) -> Iterator[Tensor]:
+    def _predictions(self, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the means (n, C) and variances (n,) of every kernel and ridge."""
         for label, kernel in self._kernels.items():
             name = f"kernel {label}".rstrip()
-            scaled = scaled_kernel(kernel, name, self._order)
-            for ridge in self._ridges:
-                yield cholesky_factor(scaled, ridge, name)
+            if isinstance(kernel, KernelStore):
+                yield from _stored_predictions(kernel, name, self._order, self._ridges, targets)
+            else:
+                for L in self._factors(kernel, name):
+                    yield _means_and_variances(L, targets)
+
+    def _factors(self, kernel: Tensor, name: str) -> Iterator[Tensor]:
+        """Yield the Cholesky factor of a kernel for each ridge."""
+        scaled = scaled_kernel(kernel, name, self._order)
+        for ridge in self._ridges:
+            yield cholesky_factor(scaled, ridge, name)

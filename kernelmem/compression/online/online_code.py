@@ -44,7 +44,8 @@ def online_code(
 
     Args:
         source: kernel (n, n), a list of kernels, a dict of kernels by name; or a function ``train(x, y)`` that returns
-            ``predict_proba(x) -> (m, C)`` or a fitted scikit-learn classifier.
+            ``predict_proba(x) -> (m, C)`` or a fitted scikit-learn classifier. A symmetric KernelStore is read in blocks and
+            takes half of a matrix of memory.
         y: (n,) class indices.
         x: rows of the learner: an array, a tensor, or a dict or tuple of them. The learner is given arrays if x is an array,
             otherwise tensors.
@@ -96,7 +97,7 @@ def online_code(
     check_instance(options, "options", OnlineOptions)
     seed, report = as_seed(order_seed, "order_seed"), as_progress(progress, "online code", "row")
     C = None if n_classes is None else as_count(n_classes, "n_classes", maximum=MAX_CLASSES)
-    max_bytes, checked = as_bytes(memory), as_source(source, x)
+    max_bytes, checked = as_bytes(memory), as_source(source, x, streamed=True)
     labels = as_labels(y, "y", n=checked.n, n_classes=MAX_CLASSES if C is None else C).cpu().clone()
     C = int(labels.max()) + 1 if C is None else C
     order = row_order(checked.n, seed)

@@ -13,9 +13,12 @@ from kernelmem.compression.online.mixture import Mixture, Scores
 from kernelmem.compression.online.options import OnlineOptions
 from kernelmem.core import ArrayLike, Batch, InputError
 from kernelmem.core.checks import as_square_kernel, as_text, check_callable, describe
+from kernelmem.kernel_machines.solvers.linear_system import require_square
+from kernelmem.kernels import KernelStore
 
-Kernels: TypeAlias = ArrayLike | Sequence[ArrayLike] | Mapping[str, ArrayLike]
-"""A kernel (n, n), a list of kernels of the same rows, or a dict of such kernels by name."""
+Kernel: TypeAlias = ArrayLike | KernelStore
+Kernels: TypeAlias = Kernel | Sequence[Kernel] | Mapping[str, Kernel]
+"""A kernel (n, n), an array or stored, a list of kernels of the same rows, or a dict of such kernels by name."""
 
 MAX_KERNELS = 64
 
@@ -30,7 +33,7 @@ class Source:
     """Kernels of n rows by label, or a learner and its n rows."""
 
     n: int
-    kernels: Mapping[str, Tensor]
+    kernels: Mapping[str, Tensor | KernelStore]
     learner: tuple[Train, LearnerRows] | None = None
 
     @property
@@ -67,8 +70,8 @@ def check_memory(scores: Scores, mixture: Mixture, memory: int, *, decoding: boo
         )
 
 
-def as_source(source: Kernels | Train, x: Batch | None) -> Source:
-    """Check kernels, or a learner and its rows.
+def as_source(source: Kernels | Train, x: Batch | None, *, streamed: bool = False) -> Source:
+    """Check kernels, or a learner and its rows; if ``streamed``, kernels in files are not read into memory.
 
     Raises:
         InputError: neither kernels nor a function of (x, y); kernels that are not square matrices of finite numbers and of
@@ -97,12 +100,12 @@ def as_source(source: Kernels | Train, x: Batch | None) -> Source:
             expected="kernels, or a learner and rows",
             hint="pass the kernel alone",
         )
-    kernels = check_kernels(source)
-    return Source(len(next(iter(kernels.values()))), kernels)
+    kernels = check_kernels(source, streamed=streamed)
+    return Source(next(iter(kernels.values())).shape[0], kernels)
 
 
-def check_kernels(source: Kernels) -> dict[str, Tensor]:
-    """Return kernels (n, n) in float64 on the CPU by label.
+def check_kernels(source: Kernels, *, streamed: bool = False) -> dict[str, Tensor | KernelStore]:
+    """Return kernels (n, n) in float64 on the CPU by label; if ``streamed``, symmetric kernels in files as they are.
 
     Raises:
         InputError, NumericalError: as :func:`as_source`.
@@ -112,7 +115,7 @@ def check_kernels(source: Kernels) -> dict[str, Tensor]:
     elif isinstance(source, list | tuple) and len(source) and all(getattr(kernel, "ndim", 0) == 2 for kernel in source):
         named = {f"{i}": kernel for i, kernel in enumerate(source)}
     else:
-        named = {"": cast("ArrayLike", source)}
+        named = {"": cast("Kernel", source)}
     for name, kernel in named.items():
         shape = tuple(getattr(kernel, "shape", ()))
         if len(shape) == 2 and shape[0] != shape[1]:
@@ -122,10 +125,14 @@ def check_kernels(source: Kernels) -> dict[str, Tensor]:
                 hint="for rows (n, features) pass a kernel that has not seen labels, such as km.infinite_ntk(x, depth=2), or a"
                 " function train(x, y) and x=",
             )
-    kernels = {
-        name: as_square_kernel(kernel, f"kernel {name}".rstrip()).detach().cpu() for name, kernel in named.items()
-    }
-    sizes = sorted({len(kernel) for kernel in kernels.values()})
+    kernels: dict[str, Tensor | KernelStore] = {}
+    for name, kernel in named.items():
+        if streamed and isinstance(kernel, KernelStore) and kernel.symmetric:
+            require_square(kernel)
+            kernels[name] = kernel
+        else:
+            kernels[name] = as_square_kernel(kernel, f"kernel {name}".rstrip()).detach().cpu()
+    sizes = sorted({kernel.shape[0] for kernel in kernels.values()})
     if len(sizes) != 1 or len(kernels) > MAX_KERNELS:
         raise InputError(
             f"{len(kernels)} kernels, of {sizes} rows",

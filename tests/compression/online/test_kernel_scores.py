@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import kernelmem as km
 from kernelmem.compression.online.kernel_scores import KernelScores, scaled_kernel
+from tests.kernels.store.stores import stored
 from tests.profiles import examples
 from tests.tolerances import solving
 
@@ -95,3 +96,15 @@ def test_a_kernel_that_is_not_positive_is_refused():
     for bad in (torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 1.0, -0.1]))):
         with pytest.raises(km.InputError, match="diagonal entries"):
             scaled_kernel(bad.double(), "kernel", torch.arange(3))
+
+
+def test_a_kernel_in_a_file_has_the_same_scores(tmp_path):
+    kernel, y, order = draw(20, 3, 3)
+    kernel = (kernel + kernel.T) / 2
+    expected = KernelScores({"": kernel}, RIDGES, 3, order).of_all_rows(y)
+    with stored(tmp_path / "k", kernel, tile=7, symmetric=True) as store:
+        scores = KernelScores({"": store}, RIDGES, 3, order)
+        np.testing.assert_allclose(scores.of_all_rows(y), expected, rtol=1e-9)
+        assert km.compression.online_code(store, y).bits == km.compression.online_code(kernel, y).bits
+        one_by_one = scores.one_by_one()
+        np.testing.assert_allclose(next(one_by_one), expected[:, 0], rtol=1e-9, atol=1e-12)
