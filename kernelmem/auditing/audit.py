@@ -109,7 +109,9 @@ def audit(
         out: directory for audit.json, audit.html, rows.csv and rows.npz; None: nothing is written. An older report there is
             replaced only with ``options.overwrite``.
         seed: seed of control rows, permutations, bootstraps and retraining; it is recorded in the report.
-        memory: memory that the kernel computation may allocate, in bytes or as text such as "4GiB".
+        memory: memory that the audit may allocate for kernels, in bytes or as text such as "4GiB", in addition to what is
+            resident. Where the methods in memory take more, the kernel is written to a file in a temporary directory and
+            read in blocks; the results are equal to rounding.
         options: names, groups, retraining and its budget, redaction; see :class:`AuditOptions`.
         progress: see :data:`kernelmem.core.options.Progress`; counts 6 stages.
 
@@ -126,7 +128,8 @@ def audit(
     With ``out``, audit.json is written before the report is drawn.
 
     Cost: the kernel of N = n + m rows (see :func:`kernelmem.ntk`; m is at most the larger of n and 2,000) + O(N³) time;
-    O(N²) memory. With retraining, about ``options.budget`` minutes more.
+    48 N² bytes, or with less ``memory`` 8 N² bytes and 4 N² on disk (N = 12,000: 1.2 GB). With retraining, about
+    ``options.budget`` minutes more.
 
     Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization by retraining: Feldman and
     Zhang 2020.
@@ -156,37 +159,39 @@ def audit(
 
     control = _control_rows(len(data.y_test), len(data.y_train), seeds["control"])
     show_bar = False if callable(progress) else progress  # a function counts stages only
-    blocks = data_checks.kernel_blocks(inputs, control, memory=memory, progress=show_bar)
-    kernel = torch.cat([torch.cat([blocks[0], blocks[1].T], 1), torch.cat([blocks[1], blocks[2]], 1)])
-    del blocks
-    report_stage(1, N_STAGES)
-    n = len(data.y_train)
-    near = data_checks.find_near_duplicates(kernel, n, cosine=options.near_duplicate_cosine, seed=seeds["near"])
+    n, redact, y = len(data.y_train), options.redact, torch.cat([data.y_train, data.y_test[control]])
     outputs = torch.cat([inputs.train_outputs, inputs.test_outputs[control]])
-    kernel_result = scores.kernel_scores(kernel, outputs, torch.cat([data.y_train, data.y_test[control]]), n, near)
-    report_stage(2, N_STAGES)
-    duplicates = _duplicates(near, n, n_duplicates, n_conflicting, int(seen.sum()))
-    gates = conclusions.data_gates(inputs, duplicates, len(kernel_result.control), len(control), seed=seeds["blind"])
-    method = _method(inputs, kernel_result, outputs, control, options, seeds)
-    report_stage(3, N_STAGES)
-    verified = _verify(inputs, method, options, seeds["verification"])
+    with data_checks.audit_kernel(inputs, control, memory=memory, progress=show_bar) as kernel:
+        report_stage(1, N_STAGES)
+        near = data_checks.find_near_duplicates(kernel, n, cosine=options.near_duplicate_cosine, seed=seeds["near"])
+        kernel_result = scores.kernel_scores(kernel, outputs, y, n, near, memory=memory)
+        report_stage(2, N_STAGES)
+        duplicates = _duplicates(near, n, n_duplicates, n_conflicting, int(seen.sum()))
+        gates = conclusions.data_gates(
+            inputs, duplicates, len(kernel_result.control), len(control), seed=seeds["blind"]
+        )
+        method = _method(inputs, kernel_result, outputs, control, options, seeds)
+        report_stage(3, N_STAGES)
+        verified = _verify(inputs, method, options, seeds["verification"])
+        findings = scores.row_findings(
+            method.table,
+            kernel_result,
+            kernel,
+            count=options.n_listed,
+            verified=verified,
+            flipped=data.flipped,
+            redact=redact,
+        )
+    fidelity = kernel_result.fidelity
+    del kernel, kernel_result  # matrices
     unseen = control[torch.from_numpy(~near.has_partner[n:, 0])]
-    leak = scores.leak(inputs, method.shadows, unseen, seed=seeds["leak"], redact=options.redact)
+    leak = scores.leak(inputs, method.shadows, unseen, seed=seeds["leak"], redact=redact)
     report_stage(4, N_STAGES)
     bits = scores.label_bits(model, inputs, seed=seeds["compression"], memory=memory)
-    rows_found = bits.added_to(method.table)
+    rows_found, findings = bits.added_to(method.table), bits.added_to_findings(findings)
     report_stage(5, N_STAGES)
 
-    redact, found = options.redact, method.how_much.p_value < method.power.significance
-    findings = scores.row_findings(
-        rows_found,
-        kernel_result,
-        kernel,
-        count=options.n_listed,
-        verified=verified,
-        flipped=data.flipped,
-        redact=redact,
-    )
+    found = method.how_much.p_value < method.power.significance
     all_gates = (*gates, *method.gates, conclusions.power_gate(method.power, n, found=found))
     identity = data_checks.data_identity(inputs, tuple(options.feature_names), duplicates)
     context = _context(options)
@@ -212,7 +217,7 @@ def audit(
         compression=bits.account,
         slices=scores.slices(method.table, inputs, groups),
         agreements=scores.agreements(rows_found, method.retrained, seeds["share"]),
-        fidelity=kernel_result.fidelity,
+        fidelity=fidelity,
         flips=scores.flip_detection(rows_found, data.flipped, seeds["permutations"]),
         annex=conclusions.annex(leak, context),
         not_tested=conclusions.not_tested(method.how_much, leak, bits.account, context),

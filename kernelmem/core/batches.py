@@ -81,7 +81,7 @@ def as_rows(x: "Batch | Rows", name: str = "x") -> Rows:
     if isinstance(x, Rows):
         return x
     if isinstance(x, DataLoader | Dataset):
-        x = _concatenate([_without_labels(batch) for batch in _ordered_batches(x, name)], name)
+        x = concatenate([_without_labels(batch) for batch in _ordered_batches(x, name)], name)
     tree = map_tree(x, lambda leaf: as_tensor(leaf, name, allow_complex=True))
     lengths = {leaf.shape[0] if leaf.ndim else 0 for _, leaf in named_leaves(tree, name)}
     if len(lengths) != 1 or 0 in lengths:
@@ -130,7 +130,7 @@ def as_labeled_rows(value: object, name: str) -> tuple["Batch", ArrayLike]:
             expected=expected,
             hint=f"pass {name}=(dataset, labels)",
         )
-    return _concatenate([x for x, _ in pairs], name), _concatenate([y for _, y in pairs], f"labels of {name}")
+    return concatenate([x for x, _ in pairs], name), concatenate([y for _, y in pairs], f"labels of {name}")
 
 
 def _ordered_batches(data: "Dataset[Any] | DataLoader[Any]", name: str) -> list[Tree]:
@@ -209,7 +209,7 @@ def _without_labels(batch: Tree) -> Tree:
     return batch[0] if isinstance(batch, list | tuple) and len(batch) in (1, 2) else batch
 
 
-def _concatenate(batches: list[Tree], name: str) -> Tree:
+def concatenate(batches: list[Tree], name: str) -> Tree:
     """Return one batch that joins ``batches`` of the same structure along the first axis.
 
     ``name`` names the batch in the InputError that is raised if their structures or shapes differ.
@@ -217,9 +217,9 @@ def _concatenate(batches: list[Tree], name: str) -> Tree:
     first = batches[0]
     try:
         if isinstance(first, Mapping):
-            return {key: _concatenate([batch[key] for batch in batches], f"{name}.{key}") for key in first}
+            return {key: concatenate([batch[key] for batch in batches], f"{name}.{key}") for key in first}
         if isinstance(first, list | tuple):
-            return tuple(_concatenate([batch[i] for batch in batches], f"{name}[{i}]") for i in range(len(first)))
+            return tuple(concatenate([batch[i] for batch in batches], f"{name}[{i}]") for i in range(len(first)))
         return torch.cat([torch.as_tensor(batch) for batch in batches])
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
         if isinstance(error, InputError):

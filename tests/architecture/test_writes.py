@@ -24,6 +24,12 @@ ALLOWED = {
     ("kernelmem/kernels/store/writer_lock.py", ".unlink"): "a lock",
     ("kernelmem/kernels/large/tangent_files.py", "np.memmap"): "for reading: changes stay in memory",
     ("kernelmem/compression/verification/process.py", "tempfile.TemporaryFile"): "messages of a child, without a name",
+    ("kernelmem/auditing/data_checks/row_kernel.py", "tempfile.TemporaryDirectory"): "removed when the kernel was used",
+    ("kernelmem/compression/accounting/account.py", "tempfile.TemporaryDirectory"): "removed when the kernel was used",
+    (
+        "kernelmem/compression/online/kernel_scores.py",
+        "tempfile.TemporaryDirectory",
+    ): "removed when the kernel was used",
     ("kernelmem/auditing/retraining/budget.py", "tempfile.TemporaryDirectory"): "removed at the end of the audit",
 }
 

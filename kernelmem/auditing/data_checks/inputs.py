@@ -1,4 +1,4 @@
-"""Inputs of an audit: rows and labels as users have them, outputs of the model, kernel of all rows."""
+"""Inputs of an audit: rows and labels as users have them, outputs of the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,6 @@ from kernelmem.auditing.data_checks.class_labels import ClassLabels, read_class_
 from kernelmem.core.batches import Batch, Forward, Rows, as_labeled_rows, as_rows, as_structured_rows
 from kernelmem.core.checks import ArrayLike, as_array, check_finite, renumbering_hint
 from kernelmem.core.errors import InputError, printable
-from kernelmem.kernels.ntk import ntk
 from kernelmem.tangents import prepare
 from kernelmem.training.datasets import LabeledData, labeled_data
 from kernelmem.training.losses import class_forward
@@ -120,27 +119,6 @@ def with_outputs(
             ]
         outputs.append(check_finite(torch.cat(batches).cpu(), f"the model's outputs on {name}"))
     return AuditInputs(rows, data, labels, prepared.module, forward, outputs[0], outputs[1])
-
-
-def kernel_blocks(
-    inputs: AuditInputs, control: Tensor, *, memory: int | str, progress: bool | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the NTK of training rows (n, n), of control rows with training rows (u, n), and of control rows (u, u).
-
-    ``control`` are the u test rows of the control. Trace over outputs, float64, on the CPU.
-    """
-    options: dict[str, Any] = {
-        "forward": inputs.forward,
-        "dtype": torch.float64,
-        "memory": memory,
-        "progress": progress,
-    }
-    train, test = inputs.rows[0].tree, inputs.rows[1].take(control)
-    return (
-        ntk(inputs.module, train, **options).cpu(),
-        ntk(inputs.module, test, train, **options).cpu(),
-        ntk(inputs.module, test, **options).cpu(),
-    )
 
 
 def read_groups(groups: ArrayLike | Mapping[str, ArrayLike] | None, n: int) -> dict[str, list[str]]:

@@ -1,10 +1,13 @@
 """Groups of near-duplicate rows, by the cosine of their tangents."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kernelmem.auditing.data_checks.row_kernel import AuditKernel, kernel_blocks
 
 NEIGHBOR = 10  # distance to this neighbor is the scale of ordinary distances
 SHARE_OF_SCALE = 0.15  # near-duplicates are this much closer, in squared distance
@@ -31,7 +34,7 @@ class NearDuplicates:
 
 
 def find_near_duplicates(
-    kernel: Tensor,  # (N, N), training rows first
+    kernel: AuditKernel,  # (N, N), training rows first
     n_train: int,
     *,
     cosine: float | None = None,
@@ -51,26 +54,17 @@ def find_near_duplicates(
             are not called duplicates.
         seed: seed of the representatives.
 
-    Cost: O(N²).
+    Cost: O(N²) for each threshold that is tried; a file is read a few times.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    N = len(kernel)
-    norm = kernel.diagonal().clamp_min(0).sqrt()
-    scale = torch.where(norm > 0, norm, 1.0)
-    cosines = kernel / scale / scale[:, None]
-    cosines.fill_diagonal_(-torch.inf)
+    N, norm = kernel.shape[0], kernel.diagonal().clamp_min(0).sqrt()
     chosen = cosine
     if chosen is None:
         neighbor = min(NEIGHBOR, N - 1)
-        distances = 1 - cosines.topk(neighbor, dim=1).values[:, -1]
-        chosen = max(SMALLEST_COSINE, 1 - SHARE_OF_SCALE * float(distances.median()))
-    directed = (norm > 0) & (norm[:, None] > 0)  # a row whose tangent is zero has no direction
+        distances = [1 - block.topk(neighbor, dim=1).values[:, -1] for _, block in cosine_blocks(kernel)]
+        chosen = max(SMALLEST_COSINE, 1 - SHARE_OF_SCALE * float(torch.cat(distances).median()))
     while True:
         chosen = min(chosen, EQUAL)
-        near = ((cosines >= chosen) & directed).cpu().numpy()
-        _, component = connected_components(coo_array(near), directed=False)
+        component, has_partner = _components(kernel, norm > 0, n_train, chosen)
         if cosine is not None or chosen == EQUAL or np.bincount(component).max() <= max(FEW, LARGEST_GROUP * N):
             break
         chosen = 1 - (1 - chosen) / 4  # a chain of neighbors is not a group of duplicates
@@ -83,5 +77,36 @@ def find_near_duplicates(
         cosine=chosen,
         group=group.astype(np.int64),
         representative=torch.from_numpy(np.sort(order[position])),
-        has_partner=np.stack([near[:, :n_train].any(1), near[:, n_train:].any(1)], 1),
+        has_partner=has_partner,
     )
+
+
+def cosine_blocks(kernel: AuditKernel) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, cosines) for all rows of a kernel (N, N) in order; −∞ for a row with itself."""
+    norm = kernel.diagonal().clamp_min(0).sqrt()
+    scale = torch.where(norm > 0, norm, 1.0)
+    for rows, block in kernel_blocks(kernel):
+        cosines = block / scale
+        cosines /= scale[rows, None]
+        cosines[:, rows].fill_diagonal_(-torch.inf)
+        yield rows, cosines
+
+
+def _components(kernel: AuditKernel, directed: Tensor, n_train: int, cosine: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the component (N,) of each row, connected by cosines from ``cosine`` on, and ``has_partner`` (N, 2).
+
+    A row that is not ``directed`` (N,), because its tangent is zero, has no near-duplicates.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    N = len(directed)
+    component, has_partner = np.arange(N), np.zeros((N, 2), bool)
+    for rows, cosines in cosine_blocks(kernel):
+        near = ((cosines >= cosine) & directed & directed[rows, None]).numpy()
+        has_partner[rows] = np.stack([near[:, :n_train].any(1), near[:, n_train:].any(1)], 1)
+        first, second = near.nonzero()
+        edges = component[first + rows.start], component[second]
+        _, merged = connected_components(coo_array((np.ones(len(first), bool), edges), (N, N)), directed=False)
+        component = merged[component]
+    return component, has_partner

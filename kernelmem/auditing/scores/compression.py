@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from kernelmem.auditing.data_checks import AuditInputs
-from kernelmem.auditing.schema import Compression, RowTable
+from kernelmem.auditing.schema import Compression, RowFinding, RowTable
 from kernelmem.compression import account
 from kernelmem.core.errors import KernelmemError
 
@@ -31,6 +31,14 @@ class LabelBits:
     def added_to(self, table: RowTable) -> RowTable:
         """Return the row table with these bits."""
         return replace(table, left_out_bits=self.left_out, memorized_bits=self.memorized)
+
+    def added_to_findings(self, findings: tuple[RowFinding, ...]) -> tuple[RowFinding, ...]:
+        """Return the findings with the memorized bits of their rows."""
+        bits = [self.memorized[finding.index] for finding in findings]
+        return tuple(
+            replace(finding, memorized_bits=None if np.isnan(value) else float(value))
+            for finding, value in zip(findings, bits, strict=True)
+        )
 
 
 def label_bits(model: nn.Module, inputs: AuditInputs, *, seed: int, memory: int | str) -> LabelBits:

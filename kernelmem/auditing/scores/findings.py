@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernelmem.auditing.data_checks import AuditKernel, cosine_blocks, kernel_entries
 from kernelmem.auditing.schema import InfluentialRow, RowFinding, RowTable, SuspectedLabel, SuspectedLabels
 from kernelmem.auditing.schema.answers import Reason
 from kernelmem.auditing.scores.kernel_scores import KernelScores
@@ -74,7 +75,7 @@ def row_table(
 def row_findings(
     table: RowTable,
     scores: KernelScores,
-    kernel: Tensor,
+    kernel: AuditKernel,
     *,
     count: int,
     verified: dict[int, Interval],
@@ -90,9 +91,9 @@ def row_findings(
     findings = []
     for row in ranked_rows(table)[:count]:
         label = int(scores.labels[row])
-        memorization, error, bits = (
+        memorization, error = (
             None if np.isnan(values[row]) else float(values[row])
-            for values in (table.memorization, table.standard_error, table.memorized_bits)
+            for values in (table.memorization, table.standard_error)
         )
         findings.append(
             RowFinding(
@@ -105,7 +106,7 @@ def row_findings(
                 reason=reasons.of(row),
                 predicted_effect=memorization,
                 verified_effect=verified.get(row),
-                memorized_bits=bits,
+                memorized_bits=None,
                 flipped=None if flipped is None else bool(flipped[row]),
                 influential=_influential(scores, kernel, row, redact=redact),
             )
@@ -156,13 +157,10 @@ def suspected_labels(table: RowTable, flipped: Tensor | None, *, redact: bool) -
 class _Reasons:
     """Rules that say what kind of row a training row is, from its leave-one-out margin and its nearest rows."""
 
-    def __init__(self, table: RowTable, scores: KernelScores, kernel: Tensor) -> None:
+    def __init__(self, table: RowTable, scores: KernelScores, kernel: AuditKernel) -> None:
         n = scores.n_train
-        train = kernel[:n, :n]
-        norm = train.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-        cosine = train / norm / norm[:, None]
-        cosine.fill_diagonal_(-torch.inf)
-        nearest = cosine.amax(1).numpy()
+        cosines = (block[: max(0, n - rows.start), :n] for rows, block in cosine_blocks(kernel))
+        nearest = torch.cat([block.amax(1) for block in cosines]).numpy()
         self.rare = nearest <= np.quantile(nearest, RARE_QUANTILE)
         self.duplicate = np.bincount(table.group)[table.group] > 1
         self.mislabelled = table.loo_margin < _suspected_limit(table)
@@ -180,7 +178,7 @@ class _Reasons:
         return "boundary" if self.boundary[row] else "not classified"
 
 
-def _influential(scores: KernelScores, kernel: Tensor, row: int, *, redact: bool) -> tuple[InfluentialRow, ...]:
+def _influential(scores: KernelScores, kernel: AuditKernel, row: int, *, redact: bool) -> tuple[InfluentialRow, ...]:
     """Return the training rows, without those of its own group, with the largest influence on the margin of a row.
 
     The influence of row j is exact: the margin between the label of the row and the strongest other class with row j among
@@ -189,7 +187,7 @@ def _influential(scores: KernelScores, kernel: Tensor, row: int, *, redact: bool
     fitted, label = scores.near.representative, int(scores.labels[row])
     others = scores.predictions[row].clone()
     others[label] = -torch.inf
-    change = scores.label_regression.influence(kernel[row, fitted][None])[0]  # (R, C)
+    change = scores.label_regression.influence(kernel_entries(kernel, torch.tensor([row]), fitted))[0]  # (R, C)
     influence = change[:, label] - change[:, int(others.argmax())]
     group = torch.from_numpy(scores.near.group)
     allowed = ((fitted < scores.n_train) & (group[fitted] != group[row])).nonzero()[:, 0]

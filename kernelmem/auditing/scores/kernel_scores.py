@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernelmem.auditing.data_checks.near_duplicates import NearDuplicates
+from kernelmem.auditing.data_checks import AuditKernel, NearDuplicates, kernel_entries, kernel_of_rows
 from kernelmem.auditing.schema import KernelFidelity
 from kernelmem.core.errors import InputError
+from kernelmem.core.options import MEMORY
 from kernelmem.kernel_machines.equivalence.fidelity import centered, fidelity, margin
 from kernelmem.kernel_machines.model_selection.leave_one_out import LeaveOneOut, leave_one_out
-from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridge
+from kernelmem.kernel_machines.model_selection.ridge_selection import choose_ridges
 
 AGREEMENT_REQUIRED = 0.9  # below it a statement about the regressions says nothing about the network
 ROUNDING = 1e-7  # of a regression in float64 with a condition number of up to 1e8
@@ -60,11 +61,13 @@ class KernelScores:
 
 
 def kernel_scores(
-    kernel: Tensor,  # (N, N)
+    kernel: AuditKernel,  # (N, N)
     outputs: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
     n_train: int,
     near: NearDuplicates,
+    *,
+    memory: int | str = MEMORY,
 ) -> KernelScores:
     """Fit label regression and NTK surrogate to training and test rows together, and predict each row without itself.
 
@@ -75,20 +78,24 @@ def kernel_scores(
 
     A row that does not represent its group is predicted without the representative.
 
+    ``memory`` limits the work with a kernel that is in a file.
+
     Cost: O(R³) for R groups, plus O(q R²) for q other rows.
     """
     N, C = outputs.shape
     rows = near.representative
     targets = torch.nn.functional.one_hot(labels, C).to(torch.float64) - 1.0 / C
     network = centered(outputs.to(torch.float64))
-    fitted_kernel = kernel[rows][:, rows]
-    label_ridge = choose_ridge(fitted_kernel, targets[rows]).ridge
-    surrogate_ridge = choose_ridge(fitted_kernel, network[rows]).ridge
-    label_regression = leave_one_out(fitted_kernel, targets[rows], float(label_ridge))
-    surrogate = leave_one_out(fitted_kernel, network[rows], float(surrogate_ridge))
-
+    with kernel_of_rows(kernel, rows) as fitted_kernel:
+        ridges = choose_ridges(fitted_kernel, [targets[rows], network[rows]], memory=memory)
+        label_ridge, surrogate_ridge = (float(choice.ridge) for choice in ridges)
+        # the first is done before the second, which is kept: one factor at a time
+        surrogate = leave_one_out(fitted_kernel, network[rows], surrogate_ridge, memory=memory)
+        surrogate_loo_error = _mean_square(surrogate.errors)
+        surrogate_predictions, _ = _predictions(surrogate, kernel, near)
+        del surrogate
+        label_regression = leave_one_out(fitted_kernel, targets[rows], label_ridge, memory=memory)
     predictions, with_row = _predictions(label_regression, kernel, near)
-    surrogate_predictions, _ = _predictions(surrogate, kernel, near)
     difference = margin(network, labels) - margin(surrogate_predictions, labels)
     unresolved = ROUNDING * float(network.abs().max())  # a network that is linear in its weights is its own surrogate
     column = labels[:, None]
@@ -119,10 +126,10 @@ def kernel_scores(
             label_regression_agreement=fidelity(predictions[test], outputs[test]).agreement,
             label_regression_test_accuracy=_accuracy(predictions[test], labels[test]),
             surrogate_test_accuracy=_accuracy(surrogate_predictions[test], labels[test]),
-            label_regression_ridge=float(label_ridge),
-            surrogate_ridge=float(surrogate_ridge),
+            label_regression_ridge=label_ridge,
+            surrogate_ridge=surrogate_ridge,
             label_regression_loo_error=_mean_square(label_regression.errors),
-            surrogate_loo_error=_mean_square(surrogate.errors),
+            surrogate_loo_error=surrogate_loo_error,
         ),
     )
 
@@ -135,18 +142,20 @@ def control_positions(near: NearDuplicates, n_train: int) -> Tensor:
     return rows[torch.from_numpy(~seen[near.group[rows.numpy()]])]
 
 
-def _predictions(regression: LeaveOneOut, kernel: Tensor, near: NearDuplicates) -> tuple[Tensor, Tensor]:
+def _predictions(regression: LeaveOneOut, kernel: AuditKernel, near: NearDuplicates) -> tuple[Tensor, Tensor]:
     """Return the predictions of all N rows without and with their group, both (N, C)."""
-    N, C = len(kernel), regression.targets.shape[1]
+    N, C = kernel.shape[0], regression.targets.shape[1]
     rows = near.representative
     without = torch.zeros(N, C, dtype=torch.float64)
     with_row = torch.zeros(N, C, dtype=torch.float64)
     without[rows], with_row[rows] = regression.predictions, regression.fitted
     others = torch.from_numpy(np.setdiff1d(np.arange(N), rows.numpy()))
+    if not len(others):
+        return without, with_row
     position = torch.zeros(len(rows), dtype=torch.int64)
     position[torch.from_numpy(near.group[rows.numpy()])] = torch.arange(len(rows))
     for batch in others.split(max(1, INFLUENCE_SIZE // (len(rows) * C))):
-        to_rows = kernel[batch][:, rows]
+        to_rows = kernel_entries(kernel, batch, rows)
         removed = position[torch.from_numpy(near.group[batch.numpy()])]
         with_row[batch] = regression.predict(to_rows)
         without[batch] = with_row[batch] - regression.influence(to_rows)[torch.arange(len(batch)), removed]
