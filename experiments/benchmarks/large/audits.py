@@ -117,7 +117,7 @@ def measure(method: str, n: int, n_test: int, memory: str) -> dict:
         "verdict": document.verdict.status,
         "flagged_rows": document.how_much.n_flagged,
         "memorized_share": [document.how_much.fraction.low, document.how_much.fraction.high],
-        "flips_auroc": document.flips.auroc.value,
+        "flips_auroc": None if document.flips.auroc is None else document.flips.auroc.value,
         "label_bits": document.compression.status,
     }
 
