@@ -32,19 +32,17 @@ class AttentionRule(Decomposition):
             query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
         length, n, width = query.shape
         heads = arguments["num_heads"]
-        q, k, v = self._project_inputs(arguments, query, key, value)
+        q, k, v = self._project_inputs(arguments, query, key, value)  # (n, tokens, width)
         # torch takes the hint instead of the mask, unless it needs the mask for something else.
         is_causal = arguments["is_causal"] and arguments["key_padding_mask"] is None and not arguments["need_weights"]
-        if not _has_valid_masks(arguments, n * heads, length, k.shape[0]):
+        if not _has_valid_masks(arguments, n * heads, length, k.shape[1]):
             return NotImplemented  # torch raises its error
-        mask = None if is_causal else _merged_mask(arguments, q, n, heads, k.shape[0])
+        mask = None if is_causal else _merged_mask(arguments, q, n, heads, k.shape[1])
         if arguments["bias_k"] is not None:
-            k = torch.cat([k, arguments["bias_k"].expand(1, n, width)])
-            v = torch.cat([v, arguments["bias_v"].expand(1, n, width)])
+            k = torch.cat([k, arguments["bias_k"].expand(n, 1, width)], 1)
+            v = torch.cat([v, arguments["bias_v"].expand(n, 1, width)], 1)
             mask = None if mask is None else F.pad(mask, (0, 1))
-        q, k, v = (
-            tensor.reshape(tensor.shape[0], n, heads, width // heads).permute(1, 2, 0, 3) for tensor in (q, k, v)
-        )
+        q, k, v = (tensor.reshape(n, -1, heads, width // heads).transpose(1, 2) for tensor in (q, k, v))
         if arguments["add_zero_attn"]:
             k, v = (torch.cat([tensor, torch.zeros_like(tensor[:, :, :1])], 2) for tensor in (k, v))
             mask = None if mask is None else F.pad(mask, (0, 1))
@@ -54,12 +52,13 @@ class AttentionRule(Decomposition):
         scores = torch.matmul(q * (width // heads) ** -0.5, k.transpose(2, 3))
         scores = scores if mask is None else scores + mask
         # Without attention weights torch gives queries that may attend to no key an output of 0, not NaN.
-        softmax = torch.softmax if arguments["need_weights"] else torch._safe_softmax  # pyright: ignore[reportPrivateImportUsage]
+        is_plain = mask is None or arguments["need_weights"]
+        softmax = torch.softmax if is_plain else torch._safe_softmax  # pyright: ignore[reportPrivateImportUsage]
         probabilities = softmax(scores, -1)
         if arguments["training"] and arguments["dropout_p"] > 0:
             probabilities = F.dropout(probabilities, arguments["dropout_p"])
-        attended = torch.matmul(probabilities, v).permute(2, 0, 1, 3).reshape(length, n, width)
-        output = F.linear(attended, arguments["out_proj_weight"], arguments["out_proj_bias"])
+        attended = torch.matmul(probabilities, v).transpose(1, 2).reshape(n, length, width)
+        output = F.linear(attended, arguments["out_proj_weight"], arguments["out_proj_bias"]).transpose(0, 1)
         attention = None
         if arguments["need_weights"]:
             attention = probabilities.mean(1) if arguments["average_attn_weights"] else probabilities
@@ -68,17 +67,20 @@ class AttentionRule(Decomposition):
 
     @staticmethod
     def _project_inputs(arguments: dict, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values after their input projections, whose weights are in ``arguments``."""
+        """Return queries, keys and values (n, tokens, width) after their input projections, whose weights are in ``arguments``.
+
+        The inputs are (tokens, n, width). Examples are put first, as most models have them in memory.
+        """
         bias, width = arguments["in_proj_bias"], query.shape[-1]
         if arguments["use_separate_proj_weight"]:
             weights = [arguments["q_proj_weight"], arguments["k_proj_weight"], arguments["v_proj_weight"]]
         elif arguments["query"] is arguments["key"] and arguments["key"] is arguments["value"]:
-            return tuple(F.linear(query, arguments["in_proj_weight"], bias).split(width, -1))
+            return F.linear(query.transpose(0, 1), arguments["in_proj_weight"], bias).split(width, -1)
         else:
             weights = arguments["in_proj_weight"].split(width)
         biases = [None] * 3 if bias is None else bias.split(width)
         return tuple(
-            F.linear(tokens, weight, part_bias)
+            F.linear(tokens.transpose(0, 1), weight, part_bias)
             for tokens, weight, part_bias in zip((query, key, value), weights, biases, strict=True)
         )
 
