@@ -58,7 +58,8 @@ class AttentionRule(Decomposition):
         if arguments["training"] and arguments["dropout_p"] > 0:
             probabilities = F.dropout(probabilities, arguments["dropout_p"])
         attended = torch.matmul(probabilities, v).transpose(1, 2).reshape(n, length, width)
-        output = F.linear(attended, arguments["out_proj_weight"], arguments["out_proj_bias"]).transpose(0, 1)
+        output = F.linear(attended, arguments["out_proj_weight"], arguments["out_proj_bias"])
+        output = output.transpose(0, 1).contiguous()  # as in torch: dropout draws numbers in the order of memory
         attention = None
         if arguments["need_weights"]:
             attention = probabilities.mean(1) if arguments["average_attn_weights"] else probabilities
