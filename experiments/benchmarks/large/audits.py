@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import kernelmem as km
 from experiments.benchmarks.ntk import gauges
 from experiments.machine import describe
-from kernelmem.training import train_classifier
+from kernelmem.training import Recipe, train_classifier
 
 __all__ = ["METHODS", "Options", "measure", "run"]
 
@@ -84,7 +84,7 @@ def measure(method: str, n: int, n_test: int, memory: str) -> dict:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(DIMENSIONS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
     train_classifier(model, x, noisy.y, epochs=EPOCHS, lr=3e-3, seed=0)
-    retrain = km.EnsembleTraining((WIDTH,)) if method == "retraining" else None
+    retrain = km.EnsembleTraining(Recipe(steps=500, lr=3e-3), (WIDTH,)) if method == "retraining" else None
     options = km.AuditOptions(retrain=retrain, n_models=MODELS if retrain else None, n_verified=0)
     before, overall = gauges.resident(), gauges.peak()
     stages: dict[str, dict[str, float]] = {}
