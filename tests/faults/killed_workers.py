@@ -22,7 +22,7 @@ import kernelmem as km
 from kernelmem.kernels.large.worker import Worker
 
 ROWS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-OPTIONS = km.StoreOptions(tile=3)
+TIMEOUT = 300  # seconds; a test that fails, instead of one that waits for workers that are not there
 SECONDS = 0.03  # that a tile takes longer, so that kills find workers at work
 REPEATS = 2  # a task is given up when its worker dies three times
 
@@ -140,15 +140,26 @@ def processes(context):
 
 @contextmanager
 def dask():
+    from dask import config
     from distributed import Client, LocalCluster
 
+    config.set(
+        {"distributed.scheduler.allowed-failures": 100}
+    )  # else all tasks that a killed worker was given have failed
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options, silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client:
-        yield client.get_executor(), lambda: [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
+
+        def pids():
+            """Return the workers that run: Dask gives up a worker that dies while it starts."""
+            workers = [nanny.process for nanny in list(cluster.workers.values())]
+            return [worker.pid for worker in workers if worker and worker.pid and worker.status.name == "running"]
+
+        yield client.get_executor(), pids
 
 
 def kernel(path, log=None, executor=None):
-    with km.ntk_store(Network(log), ROWS, path=path, executor=executor, progress=False, options=OPTIONS) as store:
+    options = km.StoreOptions(tile=3, timeout=None if executor is None else TIMEOUT)
+    with km.ntk_store(Network(log), ROWS, path=path, executor=executor, progress=False, options=options) as store:
         store.verify()
         return store.rows(0, len(ROWS))
 

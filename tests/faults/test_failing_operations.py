@@ -1,7 +1,9 @@
 """The k-th operation of every writer fails: a clean error that names the file, old files whole, nothing half."""
 
 import errno
+import resource
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -169,7 +171,90 @@ class Shadows(Writer):
         assert torch.equal(shadows(root / "shadows").logits, shadows(root.parent / "again").logits)
 
 
-WRITERS = [ResultFile, Files, Report, Weights, Chunk, Store, Shadows, Recording]
+class Export(Writer):
+    """An array file; zarr and HDF5 write with calls of their own, which test_export_to_a_disk_that_is_full lets fail."""
+
+    names = ("kernel", "out.sqlite", "root")
+    suffix = ".npy"
+
+    def prepare(self, root):
+        Store().write(root)
+
+    def write(self, root):
+        with km.KernelStore.open(root / "out.sqlite") as store:
+            store.export(root / f"kernel{self.suffix}")
+
+    def check(self, root, before):
+        file = root / f"kernel{self.suffix}"
+        if not file.exists():
+            assert tree(root) == before
+            self.write(root)
+        self.check_whole(root)
+
+    def check_whole(self, root):
+        assert np.array_equal(read_array(root / f"kernel{self.suffix}"), KERNEL)
+
+
+class ExportZarr(Export):
+    suffix = ".zarr"
+
+
+class ExportHDF5(Export):
+    suffix = ".h5"
+
+
+def read_array(file):
+    if file.suffix == ".npy":
+        return np.load(file)
+    if file.suffix == ".zarr":
+        return pytest.importorskip("zarr").open_array(file, mode="r")[:]
+    with pytest.importorskip("h5py").File(file) as opened:
+        return opened["kernel"][:]
+
+
+EXPORTS = [Export, ExportZarr, ExportHDF5]
+WRITERS = [ResultFile, Files, Report, Weights, Chunk, Store, Shadows, Recording, *EXPORTS]
+PACKAGES = {ExportZarr: "zarr", ExportHDF5: "h5py"}
+
+
+def writer_of(kind):
+    if kind in PACKAGES:
+        pytest.importorskip(PACKAGES[kind])
+    return kind()
+
+
+@contextmanager
+def largest_file(n_bytes):
+    """Let every write beyond this size of a file fail, whoever writes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.filterwarnings("ignore")  # zarr's own
+@pytest.mark.parametrize("kind", EXPORTS, ids=lambda kind: kind.__name__)
+def test_export_to_a_disk_that_is_full(tmp_path, kind):
+    writer, root = writer_of(kind), tmp_path / "root"
+    root.mkdir()
+    writer.prepare(root)
+    before = tree(root)
+    writer.write(root)
+    file = root / f"kernel{writer.suffix}"
+    size = max(path.stat().st_size for path in [file, *file.rglob("*")] if path.is_file())
+    for n_bytes in (0, 1, size // 3, size - 1, size):
+        shutil.rmtree(file, ignore_errors=True)
+        file.unlink(missing_ok=True)
+        if n_bytes == size:
+            with largest_file(n_bytes):
+                writer.write(root)
+        else:
+            with pytest.raises((km.KernelmemError, OSError), match="kernel"), largest_file(n_bytes):
+                writer.write(root)
+            assert tree(root) == before
+    writer.check_whole(root)
 
 
 def fail(writer, root, disk):
@@ -207,7 +292,7 @@ def operations(writer, root):
 
 @pytest.mark.parametrize("kind", WRITERS, ids=lambda kind: kind.__name__)
 def test_every_operation_fails_once(tmp_path, kind):
-    writer = kind()
+    writer = writer_of(kind)
     trace = operations(writer, tmp_path / "a" / "root")
     step = max(1, len(trace) // writer.samples)  # make soak: all
     for k in range(len(trace) % step, len(trace), step):
@@ -220,7 +305,7 @@ def test_every_operation_fails_once(tmp_path, kind):
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("kind", WRITERS, ids=lambda kind: kind.__name__)
 def test_every_operation_fails_with_every_error(tmp_path, kind, code, lasting):
-    writer = kind()
+    writer = writer_of(kind)
     trace = operations(writer, tmp_path / "a" / "root")
     for k in range(len(trace)):
         fails = fail(writer, tmp_path / "a" / "root", Disk(lambda i, k=k: i == k or (lasting and i > k), code))

@@ -108,6 +108,55 @@ def write_chunks(file: Path, chunks: Iterable[bytes | memoryview]) -> None:
             stream.write(chunk)
 
 
+class DeferredErrors:
+    """A new file for a library that crashes if it cannot write: it sees no error, and :meth:`check` raises the first one.
+
+    The file is not synced: see :func:`new_path`.
+    """
+
+    def __init__(self, file: Path) -> None:
+        _before("create", file)
+        self._file = file
+        self._error: OSError | None = None
+        self._stream = file.open("xb+", buffering=0)
+        self.seek, self.tell = self._stream.seek, self._stream.tell
+        self.read, self.readinto = self._stream.read, self._stream.readinto
+
+    def write(self, data: memoryview) -> int:
+        """Write all of ``data``, unless an operation has failed before."""
+        view = memoryview(data).cast("B")
+        n_written = 0
+        try:
+            if self._error is None:
+                _before("write", self._file, bytes(view[:1024]))
+            while self._error is None and n_written < len(view):
+                n_written += self._stream.write(view[n_written:])
+        except OSError as error:
+            self._error = error
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        """Set the size of the file."""
+        try:
+            if self._error is None:
+                self._stream.truncate(size)
+        except OSError as error:
+            self._error = error
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer."""
+
+    def check(self) -> None:
+        """Raise the first error."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
 @contextmanager
 def new_path(target: Path) -> Iterator[Path]:
     """Give a path where the ``with`` block writes a file or a folder, which is then synced and named ``target``.

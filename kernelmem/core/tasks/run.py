@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -254,14 +254,14 @@ def _run_by_executor(
         while run.queue or running:
             submit()
             poll = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout / 4)
-            done, _ = wait(running, timeout=poll, return_when=FIRST_COMPLETED)
-            ended = [(running.pop(future), future) for future in done]
+            ended = [(running.pop(future), future) for future in _ended(running, poll)]
             ended.sort(key=lambda pair: pair[1].cancelled() or pair[1].exception() is not None)  # results first
             if ended:
                 last_end = time.monotonic()
             submit()  # before results are stored
-            for attempt, future in ended:
-                _settle(run, attempt, future)
+            ended.reverse()
+            while ended:  # no name keeps a future: Dask computes what a lost worker held again, as long as one does
+                _settle(run, *ended.pop())
             if timeout is not None:
                 _end_hanging(run, workers, running, timeout, last_end)
             workers.end_stuck_pools()
@@ -274,6 +274,11 @@ def _run_by_executor(
         workers.close(at_once=True)
         raise
     workers.close(at_once=False)
+
+
+def _ended(running: Mapping[Future[Value], _Attempt], poll: float) -> set[Future[Value]]:
+    """Wait until a future ends, at most ``poll`` seconds."""
+    return wait(running, timeout=poll, return_when=FIRST_COMPLETED).done
 
 
 def _settle(run: _Run[Task, Value], attempt: _Attempt, future: Future[ByValue[Outcome[Value]]]) -> None:

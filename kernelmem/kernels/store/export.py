@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -42,14 +43,13 @@ def export_matrix(matrix: TiledMatrix, path: Path, report: Report) -> Path:
         raise InputError(f"path {path}, which exists", expected="a new file", hint="remove it, or pass another name")
     matrix.tile(*matrix.layout.last)  # fails before anything is written if the store is incomplete
     file_system.make_directories(check_directory(path.parent))
-    with file_system.new_path(path) as temporary:
+    with file_system.named(path), file_system.new_path(path) as temporary:
         if path.suffix == ".npy":
             _write_npy(matrix, temporary, report)
         elif path.suffix == ".zarr":
             _write_zarr(package, matrix, temporary, report)
         else:
-            with package.File(temporary, "w") as file:
-                _copy_blocks(matrix, file.create_dataset("kernel", matrix.shape, _dtype(matrix)), report)
+            _write_hdf5(package, matrix, temporary, report)
     return path
 
 
@@ -71,6 +71,19 @@ def _write_zarr(zarr: ModuleType, matrix: TiledMatrix, folder: Path, report: Rep
     chunks = matrix.layout.tile_shape((0, 0))
     array = zarr.create_array(store=str(folder), shape=matrix.shape, chunks=chunks, dtype=_dtype(matrix))
     _copy_blocks(matrix, array, report)
+
+
+def _write_hdf5(h5py: ModuleType, matrix: TiledMatrix, path: Path, report: Report) -> None:
+    """Write an HDF5 file; the library does not see a full disk: HDF5 2.0 crashes if it cannot write when it closes a file."""
+    with closing(file_system.DeferredErrors(path)) as stream:
+
+        def check_and_report(done: int, total: int) -> None:
+            stream.check()
+            report(done, total)
+
+        with h5py.File(stream, "w") as file:
+            _copy_blocks(matrix, file.create_dataset("kernel", matrix.shape, _dtype(matrix)), check_and_report)
+        stream.check()
 
 
 def _copy_blocks(matrix: TiledMatrix, target: _Target, report: Report) -> None:
