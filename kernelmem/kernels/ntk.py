@@ -185,7 +185,8 @@ class Computation:
     def plan(self, memory: int | str) -> Plan:
         """Return the plan of the computation for ``memory``, a number of bytes or a text such as "4GiB"."""
         m = (self.right or self.left).rows.n
-        return self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
+        plan = self.engine.plan(self.left.rows.n, m, symmetric=self.right is None, memory=as_bytes(memory))
+        return replace(plan, expected_bytes=max(plan.expected_bytes, verification.needed_bytes(self.engine, plan)))
 
     def verify(self, plan: Plan) -> None:
         """Compare the kernel of a few examples with its definition, once per model and kind of kernel."""

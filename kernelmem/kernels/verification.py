@@ -34,7 +34,7 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
     Raises:
         VerificationError: the kernel differs from that of the Jacobian; the message names the layer that differs most.
     """
-    n_rows = min(3, max(1, plan.memory // (ROW_COPIES * _bytes_per_row(engine, right is None))))
+    n_rows = _n_rows(engine, plan)
     left, right = _some_rows(left, n_rows), None if right is None else _some_rows(right, n_rows)
     n, m = left.rows.n, (right or left).rows.n
     directions, max_bytes = engine.directions, max(plan.memory, SMALLEST_MEMORY)
@@ -65,6 +65,15 @@ def verify(engine: Engine, left: LabeledRows, right: LabeledRows | None, plan: P
             expected=f"a difference of at most {tolerance:g}",
             hint="check that the model is deterministic; or leave that parameter out with parameters=",
         )
+
+
+def needed_bytes(engine: Engine, plan: Plan) -> int:
+    """Return the peak memory of :func:`verify` in bytes: tangents and, for their comparison, a gradient."""
+    itemsize = torch.finfo(engine.prepared.dtype).bits // 8
+    directions = min(engine.directions.k, max(1, TANGENT_BYTES // (3 * engine.prepared.n_parameters * itemsize)))
+    directions = 1 if engine.directions.combine == "full" else directions  # two, which _bytes_per_row counts
+    gradient_bytes = engine.prepared.n_parameters * itemsize
+    return ROW_COPIES * directions * _n_rows(engine, plan) * _bytes_per_row(engine, plan.symmetric) + gradient_bytes
 
 
 class _JacobianKernel:
@@ -189,6 +198,11 @@ def _engine_with_outputs(engine: Engine, output_indices: list[int], rows: Rows) 
 def _clamped_to_positive(scale: Tensor) -> Tensor:
     """Replace a scale of 0 by the smallest positive number, so that it can be divided by."""
     return scale.clamp_min(torch.finfo(scale.dtype).tiny)
+
+
+def _n_rows(engine: Engine, plan: Plan) -> int:
+    """Return the number of rows of each side that are compared: three, or fewer if their Jacobian exceeds the memory."""
+    return min(3, max(1, plan.memory // (ROW_COPIES * _bytes_per_row(engine, plan.symmetric))))
 
 
 def _bytes_per_row(engine: Engine, symmetric: bool) -> int:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from kernelmem.core.checks import as_count, as_number
 from kernelmem.core.errors import InputError, TaskError
 from kernelmem.core.tasks.calls import ByValue, Outcome, call_here, call_in_worker, first_line, pickler, unpicklable
-from kernelmem.core.tasks.workers import Workers
+from kernelmem.core.tasks.workers import Workers, is_process_pool
 
 Task = TypeVar("Task")
 Value = TypeVar("Value")
@@ -215,7 +215,7 @@ class _Attempt:
     Attributes:
         index: its task.
         since: time at which it began, as far as the executor tells; None: it waits for a worker.
-        is_excused: its worker was killed for another task.
+        is_excused: its worker was killed for another task, or had not begun it.
     """
 
     index: int
@@ -237,8 +237,10 @@ def _run_by_executor(
     last_end = time.monotonic()
 
     def submit() -> None:
-        """Submit as many tasks as there are free workers."""
-        while run.queue and (workers.size is None or len(running) < workers.size):
+        """Submit as many tasks as there are free workers, and to a process pool one more each, for when that one ends."""
+        # A time limit counts from the submission, so that no task may wait for its worker then.
+        ahead = 2 if timeout is None and is_process_pool(workers.executor) else 1
+        while run.queue and (workers.size is None or len(running) < ahead * workers.size):
             index = run.queue[0]
             try:
                 call = ByValue((function, run.tasks[index]), dumps)
@@ -254,7 +256,7 @@ def _run_by_executor(
         while run.queue or running:
             submit()
             poll = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout / 4)
-            ended = [(running.pop(future), future) for future in _ended(running, poll)]
+            ended = _ended(workers, running, poll)
             ended.sort(key=lambda pair: pair[1].cancelled() or pair[1].exception() is not None)  # results first
             if ended:
                 last_end = time.monotonic()
@@ -276,9 +278,24 @@ def _run_by_executor(
     workers.close(at_once=False)
 
 
-def _ended(running: Mapping[Future[Value], _Attempt], poll: float) -> set[Future[Value]]:
-    """Wait until a future ends, at most ``poll`` seconds."""
-    return wait(running, timeout=poll, return_when=FIRST_COMPLETED).done
+def _ended(
+    workers: Workers, running: dict[Future[ByValue[Outcome[Value]]], _Attempt], poll: float
+) -> list[tuple[_Attempt, Future[ByValue[Outcome[Value]]]]]:
+    """Wait until a call ends, at most ``poll`` seconds, and take those that ended from ``running``, in order."""
+    done = wait(running, timeout=poll, return_when=FIRST_COMPLETED).done
+    _excuse_waiting(workers, running)
+    return [(running.pop(future), future) for future in [*running] if future in done]
+
+
+def _excuse_waiting(workers: Workers, running: dict[Future[ByValue[Outcome[Value]]], _Attempt]) -> None:
+    """Excuse the tasks that a process pool had not begun when it broke: it begins them in order."""
+    if workers.size is None or len(running) <= workers.size:
+        return
+    errors = [future.exception() if future.done() and not future.cancelled() else None for future in running]
+    if any(isinstance(error, BrokenExecutor) for error in errors):
+        n_ended = sum(future.done() and error is None for future, error in zip(running, errors, strict=True))
+        for attempt in [*running.values()][workers.size + n_ended :]:
+            attempt.is_excused = True
 
 
 def _settle(run: _Run[Task, Value], attempt: _Attempt, future: Future[ByValue[Outcome[Value]]]) -> None:

@@ -55,11 +55,11 @@ def _rows_facts(rows: Rows) -> dict[str, JSON]:
     digests = []
     for start in range(0, rows.n, HASHED_ROWS):
         stop = min(start + HASHED_ROWS, rows.n)
-        blocks = [_bytes(leaf[start:stop]).reshape(stop - start, -1) for _, leaf in leaves]
+        blocks = [_bytes(leaf[start:stop]).reshape(stop - start, -1).numpy() for _, leaf in leaves]
         for i in range(stop - start):
             digest = hashlib.sha256()
             for block in blocks:
-                digest.update(block[i].numpy().data)
+                digest.update(block[i].data)
             digests.append(digest.digest())
     return {
         "n": rows.n,

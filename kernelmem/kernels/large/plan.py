@@ -4,7 +4,7 @@ import itertools
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -13,15 +13,16 @@ import torch
 
 from kernelmem.core.errors import InputError
 from kernelmem.core.memory import check_available_memory
+from kernelmem.kernels import verification
 from kernelmem.kernels.large.worker import Schedule
 from kernelmem.tangents.engine.engine import Engine
 from kernelmem.tangents.engine.plan import (
     CHUNK_BYTES,
     SMALLEST_TILE,
     Plan,
-    activation_numbers,
     candidate_blocks,
     graph_numbers,
+    pass_numbers,
     tangent_numbers,
 )
 from kernelmem.tangents.groups.outer import OuterGroup
@@ -29,7 +30,8 @@ from kernelmem.tangents.groups.outer import OuterGroup
 LARGEST_TILE = 2048  # rows: products run at full speed, and a tile is written in a hundredth of the time it takes
 # Numbers per entry of a tile: the tile, the factor of one group, and the tile that is being written with the copies that its
 # check, hash and SQL statement make.
-PAIR_NUMBERS = 10
+PAIR_NUMBERS = 8
+WORKSPACE_BYTES = 2**24  # of the libraries for products and SQLite; at most an eighth of the memory
 RATE_SECONDS = 0.03  # of the measurement of the speed of products
 WRITE_RATE = 200e6  # bytes per second, of a tile with its hash and fsync
 SWEEP_FACTOR = 2  # time of an operation of a forward or backward pass, relative to one of a large product
@@ -213,7 +215,7 @@ class _Parts:
     itemsize: int
     graph: int  # of a forward pass
     swept: int  # output gradients of one direction
-    patches: int
+    swept_passes: dict[int, int]  # by block of directions: all numbers of a forward pass while it is swept
     tangents: dict[int, int]  # by block of directions
     workers: int  # in one process
     operations: float
@@ -239,7 +241,7 @@ class _Parts:
             torch.finfo(prepared.dtype).bits // 8,
             graph,
             swept,
-            max((activation_numbers(group) for group in plan.groups), default=0),
+            {block: pass_numbers(plan.groups, survey, prepared, block) for block in blocks},
             {block: tangent_numbers(plan.groups, survey, prepared, block) for block in blocks},
             limits.workers if limits.shared else 1,
             sum(cost.operations for cost in plan.costs),
@@ -259,17 +261,19 @@ class _Parts:
     def needed(self, tile: int, block: int, kept: Kept, memory: int, chunk: int | None = None) -> tuple[float, int]:
         """Return the peak memory in bytes, and the rows of a forward pass (0: none fit)."""
         tangents = self.tangents[block]
-        per_row = self.graph + 2 * block * self.swept + tangents + self.patches
+        per_row, workspace = self.swept_passes[block], min(WORKSPACE_BYTES, memory / 8)
         pairs = self.workers * tile * tile * PAIR_NUMBERS
         all_tangents = self.all_rows * tangents * -(-self.sweeps // block)
         held = all_tangents if kept == "memory" else 2 * self.workers * tile * tangents
         if chunk is None:
-            spare = memory / self.itemsize - held - (pairs if kept == "nothing" else 0)
-            largest = max(1, CHUNK_BYTES / self.itemsize // max(1, self.graph + block * self.swept))
-            chunk = max(0, int(min(1024, tile, largest, spare // max(1, per_row))))
+            spare = (memory - workspace) / self.itemsize - held - (pairs if kept == "nothing" else 0)
+            fastest = max(1, CHUNK_BYTES / self.itemsize // max(1, self.graph + block * self.swept))
+            fastest = -(-tile // max(1, round(tile / fastest)))
+            chunk = max(0, int(min(fastest, spare // max(1, per_row))))
+            chunk = chunk and -(-tile // -(-tile // chunk))  # passes of equal length
         passes = chunk * per_row
         peak = held + (passes + pairs if kept == "nothing" else max(passes, pairs))
-        return self.itemsize * peak, chunk
+        return self.itemsize * peak + workspace, chunk
 
     def cost(self, tile: int, block: int, kept: Kept) -> float:
         """Return the operations, in which small tiles and rows that are swept again count."""
@@ -290,6 +294,8 @@ class _Parts:
         methods = engine.scheduled_plan(
             self.n, self.m, symmetric=self.symmetric, tile=tile, block=block, chunk=schedule.chunk
         )
+        methods = replace(methods, memory=limits.memory)
+        needed = max(needed, verification.needed_bytes(engine, methods))
         grid = -(-self.n // tile), -(-self.m // tile)
         n_tiles = grid[0] * (grid[0] + 1) // 2 if self.symmetric else grid[0] * grid[1]
         entries = self.n * (self.n + tile) / 2 if self.symmetric else self.n * self.m

@@ -11,7 +11,7 @@ from kernelmem.core.errors import InputError
 from kernelmem.tangents.engine.methods import GroupCost, choose_method, direction_pairs
 from kernelmem.tangents.groups.base import Group
 from kernelmem.tangents.groups.directions import OutputDirections
-from kernelmem.tangents.groups.outer import OuterGroup
+from kernelmem.tangents.groups.outer import OuterGroup, VectorGroup
 from kernelmem.tangents.groups.readout import ReadoutGroup
 from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.survey import Survey
@@ -24,6 +24,7 @@ TABLE_ROWS = 36  # largest number of rows of a printed plan
 # Graph and output gradients of a chunk: small enough for memory to be reused, large enough for GEMM.
 CHUNK_BYTES = 128 * 2**20
 SMALLEST_TILE = 256  # rows; smaller tiles do not run at full speed
+WORKSPACE_BYTES = 2**23  # buffers of the libraries for products
 STREAM_BYTES = 256 * 2**20  # the same if all rows are in memory: convolutions are faster on more rows
 
 
@@ -227,6 +228,11 @@ class _Problem:
         """How many numbers fit in memory in addition to the result, with a fifth left unused for fragmentation."""
         return 0.8 * (self.memory - self.result_bytes) / self.itemsize
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Buffers of the libraries for products, at most an eighth of the memory in addition to the result."""
+        return min(WORKSPACE_BYTES, max(0, self.memory - self.result_bytes) // 8)
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -255,20 +261,23 @@ def _streamed_tiling(
     if directions.combine == "full" or not any(group.streams for group in groups):
         return None
     graph, gradient_numbers = graph_numbers(survey)
-    row_numbers = graph + 2 * gradient_numbers  # output gradients of a sweep, and temporaries of the same size
-    largest_buffer = 0  # buffer of one group; groups reuse it
+    row_numbers = survey.saved + 2 * gradient_numbers  # output gradients of a sweep, and temporaries of the same size
+    # Buffers of one group, reused by the others: of groups that are contracted once, before those that stream; the
+    # activations of these are kept from one direction to the next.
+    once = streaming = activations = 0
     for group in groups:
         if group.all_directions:
             row_numbers += group.numbers_per_row(1) if isinstance(group, ReadoutGroup) else 0
-            largest_buffer = max(largest_buffer, group.numbers_per_row(1) + activation_numbers(group))
+            once = max(once, group.numbers_per_row(1) + activation_numbers(group))
         elif group.streams:
-            row_numbers += activation_numbers(group)  # kept from one direction to the next
-            largest_buffer = max(largest_buffer, group.numbers_per_row(1))
+            activations += activation_numbers(group)
+            streaming = max(streaming, group.numbers_per_row(1))
         else:
             row_numbers += problem.sweeps * sum(survey.elements[key][1] for key in group.keys)
-            largest_buffer = max(largest_buffer, group.numbers_per_row(problem.sweeps) + activation_numbers(group))
+            streaming = max(streaming, group.numbers_per_row(problem.sweeps) + activation_numbers(group))
     n_rows = problem.n if problem.symmetric else problem.n + problem.m
-    used_bytes = problem.result_bytes + problem.itemsize * n_rows * (row_numbers + 2 * largest_buffer)
+    row_numbers += max(once, activations + streaming)
+    used_bytes = problem.result_bytes + problem.workspace_bytes + problem.itemsize * n_rows * row_numbers
     if used_bytes > problem.memory:
         return None
     longest_side = max(problem.n, problem.m)
@@ -291,14 +300,12 @@ def _tiled_tiling(
     n, m, sweeps, symmetric = problem.n, problem.m, problem.sweeps, problem.symmetric
     spare, itemsize = problem.spare_numbers, problem.itemsize
     graph, swept = graph_numbers(survey)
-    patches = max((activation_numbers(group) for group in groups), default=0)
     # Numbers per pair of rows in the temporaries of one pair of tiles.
     per_pair = 1 + (directions.k**2 if directions.combine == "full" else 0)
     best: Tiling | None = None
     for block in candidate_blocks(groups, survey, sweeps, directions.combine):
         tangents = tangent_numbers(groups, survey, prepared, block)
-        # Numbers per row while a chunk is swept: graph, output gradients, and operands of the products.
-        per_row = graph + 2 * block * swept + tangents + patches
+        per_row = pass_numbers(groups, survey, prepared, block)
         chunk = int(min(1024, CHUNK_BYTES / itemsize // max(1, graph + block * swept), spare / 3 // max(1, per_row)))
         tile_numbers = spare - max(1, chunk) * per_row
         if tile_numbers <= 0:
@@ -317,8 +324,12 @@ def _tiled_tiling(
         else:
             swept_rows = n_tiles[0] * (n_tiles[1] + 1) / 2 * min(tile, n) if symmetric else n + m * n_tiles[0]
             held_numbers = 2 * tile * tangents
-        used_numbers = max(1, chunk) * per_row + held_numbers + tile * tile * per_pair
-        used_bytes = problem.result_bytes + itemsize * used_numbers
+        is_single = directions.combine == "full" and tile == max(
+            n, m
+        )  # contracted in place, without a copy of the result
+        pair_numbers = tile * tile * (1 + directions.k if is_single else per_pair)
+        used_numbers = held_numbers + max(max(1, chunk) * per_row, pair_numbers)
+        used_bytes = problem.result_bytes + problem.workspace_bytes + itemsize * used_numbers
         tiling = Tiling(
             cost=swept_rows * (sweeps + sweeps / block),
             tile=tile,
@@ -331,6 +342,22 @@ def _tiled_tiling(
         if best is None or tiling.cost < best.cost:
             best = tiling
     return best
+
+
+def pass_numbers(groups: Sequence[Group], survey: Survey, prepared: PreparedModel, block: int) -> int:
+    """Return the numbers per example while a pass is swept in ``block`` directions, without the tangents that it writes.
+
+    They are the saved part of the graph, output gradients of one direction with temporaries of the same size, those of all
+    directions, and operands of the products. Factors of vectors are views of them; other tangents are written to their buffers.
+    """
+    numbers = survey.saved + 2 * graph_numbers(survey)[1]
+    for group in groups:
+        if not group.all_directions:
+            numbers += block * sum(survey.elements[key][1] for key in group.keys)
+        if not isinstance(group, VectorGroup | ReadoutGroup) and group.buffer_shape(1, 1) is None:
+            numbers += group.numbers_per_row(1 if group.all_directions else block)
+    numbers += max((activation_numbers(group) for group in groups if not isinstance(group, VectorGroup)), default=0)
+    return numbers + sum(prepared.parameters[name].numel() for name in survey.dense) * block
 
 
 def _largest_tile(available: float, per_row: float, per_pair: float) -> int:

@@ -57,15 +57,18 @@ def add_product_of_grams(
 ) -> None:
     """Add (A Bᵀ + bias) ∘ (G Hᵀ) to ``out`` (n, m) in place, for the factors (A, B) and (G, H) of n and m rows.
 
-    Blocks of rows bound the size of the two products, which need not be as large as ``out``.
+    Blocks of rows bound the size of the two products, which need not be as large as ``out``; smaller ones bring the rows that
+    are multiplied into the processor cache once.
     """
     (a, b), (g, h) = activations, gradients
-    step = max(SMALLEST_BLOCK, PRODUCT_NUMBERS // 2 // max(1, len(b)))
+    step = max(SMALLEST_BLOCK, PRODUCT_NUMBERS // max(1, len(b)))
     for i in range(0, len(a), step):
-        scale = product(a[i : i + step], b)
-        if bias:
-            scale += bias
-        out[i : i + step].addcmul_(product(g[i : i + step], h), scale)
+        scale, gram = product(a[i : i + step], b), product(g[i : i + step], h)
+        for j in range(0, len(scale), SMALLEST_BLOCK):
+            rows = slice(j, j + SMALLEST_BLOCK)
+            if bias:
+                scale[rows] += bias
+            out[i : i + step][rows].addcmul_(gram[rows], scale[rows])
 
 
 def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:

@@ -42,6 +42,11 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, caplog):
         assert results(square, [4], executor, attempts=1) == [16]
 
 
+def test_a_task_that_waits_while_a_worker_dies_has_not_failed(tmp_path):
+    with pool(1) as executor:
+        assert results(die, [(k, tmp_path / str(k)) for k in range(2)], executor, attempts=2) == [0, 1]
+
+
 def test_a_task_that_always_kills_its_worker_is_named_and_the_rest_kept():
     tasks = [(k, None if k == 1 else "") for k in range(6)]
     values = {}

@@ -25,14 +25,15 @@ else:
     model, shape = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 10)), (3, 16, 16)
 x = torch.randn(n, *shape)
 with tempfile.TemporaryDirectory() as folder:
-    def compute(x, name):
+    def compute(x, name, model=model):
         if kind == "store":
             km.ntk_store(model, x, path=f"{folder}/{name}", memory=memory, progress=False).close()
             return km.ntk_store_plan(model, x, memory=memory)
         km.ntk(model, x, memory=memory, outputs=outputs)
         return km.ntk_plan(model, x, memory=memory, outputs=outputs)
 
-    compute(x[:40], "warm")
+    # another network: that of the measurement is then verified while it is measured
+    compute(x[:40], "warm", nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 16), nn.ReLU(), nn.Linear(16, 10)))
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")
     plan = compute(x, "kernel")
@@ -46,6 +47,8 @@ CASES = [
     ("ntk", "mlp", 4000, "1GiB", "trace"),
     ("ntk", "mlp", 4000, "120MiB", "trace"),
     ("ntk", "cnn", 500, "150MiB", "trace"),
+    ("ntk", "wide", 60, "200MiB", "full"),
+    ("ntk", "wide", 60, "1GiB", "trace"),
 ]
 
 
@@ -56,14 +59,6 @@ def measured(*case):
     ).stdout
     peak, expected = map(int, output.split())
     return peak, expected
-
-
-@pytest.mark.soak
-@pytest.mark.xfail(reason="the plan leaves out the verification of a kernel of a network as large as the limit")
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the high-water mark from /proc")
-def test_the_peak_of_a_full_kernel_of_wide_layers():
-    peak, expected = measured("ntk", "wide", 60, "200MiB", "full")
-    assert peak <= 1.3 * expected + 24 * 2**20
 
 
 @pytest.mark.soak

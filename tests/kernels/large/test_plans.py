@@ -73,7 +73,7 @@ def plan_for(memory, *, n=5000, tile=None, workers=1, shared=True, free_disk=2**
     return plans.make_store_plan(engine, n, n, limits, symmetric=True, tile=tile)
 
 
-@pytest.mark.parametrize("kilobytes", [20, 100, 500, 3000, 50_000, 10**6])
+@pytest.mark.parametrize("kilobytes", [30, 100, 500, 3000, 50_000, 10**6])
 def test_a_plan_fits_in_its_memory(kilobytes):
     plan = plan_for(1024 * kilobytes)
     assert plan.expected_bytes <= plan.memory

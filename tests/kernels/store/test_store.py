@@ -1,6 +1,6 @@
 """A stored kernel equals the array of which it was made, whatever its tiles; refusals of ``put`` and of reading."""
 
-from itertools import count
+from itertools import count, permutations
 
 import numpy as np
 import pytest
@@ -79,6 +79,17 @@ def test_a_diagonal_tile_keeps_its_upper_triangle(tmp_path):
             store.put(0, 0, torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))
         store.put(0, 0, torch.tensor([[1.0, 2.0], [2 + 1e-9, 4.0]], dtype=torch.float64))
         assert store.tile(0, 0).tolist() == [[1.0, 2.0], [2.0, 4.0]]
+
+
+def test_asymmetry_anywhere_in_a_diagonal_tile_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("kernelmem.kernels.store.tiles.BLOCK", 2)
+    with KernelStore.create(tmp_path / "k", FACTS, 5) as store:
+        for i, j in permutations(range(5), 2):
+            tile = torch.ones(5, 5)
+            tile[i, j] = 2
+            with pytest.raises(NumericalError, match="asymmetry 1"):
+                store.put(0, 0, tile)
+        store.put(0, 0, torch.ones(5, 5))
 
 
 def test_read_only_and_reversed_arrays_are_tiles(tmp_path):
