@@ -57,6 +57,15 @@ class ParameterStep:
         return replace(self, step=step, denominator=denominator, weights=weights)
 
 
+@dataclass(frozen=True)
+class Recursion:
+    """A step of the recursion q = scale · J̄ / s + f · q⁺, A = effect · q, with s the denominator and f of the next step."""
+
+    scale: float
+    factor: float  # f of the step before
+    effect: float
+
+
 @dataclass
 class AdjointState:
     """Adjoint q of the optimizer's state, which is carried backward from one step of a parameter to the previous one."""
@@ -137,9 +146,17 @@ class ParameterFilter:
         """Return the change of the parameter without decay, and the denominator of the formula (None if it has none)."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
+    def recursion(self, parameter_step: ParameterStep) -> Recursion | None:
+        """Return the coefficients of the step if A_t is a multiple of the carried adjoint, and otherwise None."""
+        return None
+
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
         """Return the effect A_t of the gradient that was passed to ``step_without_decay``, shaped as ``cotangent``."""
-        raise TypeError(f"{type(self).__name__} is abstract")
+        recursion = self.recursion(parameter_step)
+        if recursion is None:
+            raise TypeError(f"{type(self).__name__} is abstract")
+        q = adjoint.add(cotangent, recursion.scale, recursion.factor, parameter_step.denominator)
+        return q if recursion.effect == 1.0 else recursion.effect * q
 
     def has_momentum(self, options: Options) -> bool:
         """Return True if the gradient of a step also acts on later steps (momentum)."""
@@ -181,17 +198,29 @@ class StochasticGradientDescent(ParameterFilter):
         step = gradient + momentum * state["buffer"] if options.get("nesterov") else state["buffer"]
         return -options["lr"] * step
 
+    def recursion(self, parameter_step: ParameterStep) -> Recursion | None:
+        """Return the coefficients of momentum; None for plain and for Nesterov steps."""
+        options = parameter_step.options
+        momentum = options.get("momentum", 0.0)
+        if not momentum or options.get("nesterov"):
+            return None
+        return Recursion(-options["lr"], momentum, self._effect_of_buffer(parameter_step))
+
     def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
         """Return the effect A of the step's gradient, as the table of this module defines it for SGD."""
         options, learning_rate = parameter_step.options, parameter_step.options["lr"]
         momentum = options.get("momentum", 0.0)
         if not momentum:
             return -learning_rate * cotangent
-        nesterov = options.get("nesterov")
-        q = adjoint.add(cotangent, -learning_rate * (momentum if nesterov else 1.0), momentum)
-        dampening = 0.0 if parameter_step.is_first_momentum_step else options.get("dampening", 0.0)
-        A = (1 - dampening) * q if dampening else q
-        return A - learning_rate * cotangent if nesterov else A
+        if not options.get("nesterov"):
+            return super().adjoint_step(cotangent, parameter_step, adjoint)
+        q = adjoint.add(cotangent, -learning_rate * momentum, momentum)
+        return self._effect_of_buffer(parameter_step) * q - learning_rate * cotangent
+
+    @staticmethod
+    def _effect_of_buffer(parameter_step: ParameterStep) -> float:
+        """Return the derivative of the momentum buffer with respect to the gradient, 1 minus the dampening."""
+        return 1.0 if parameter_step.is_first_momentum_step else 1 - parameter_step.options.get("dampening", 0.0)
 
 
 class AdaptiveMoments(ParameterFilter):
@@ -226,14 +255,10 @@ class AdaptiveMoments(ParameterFilter):
             / parameter_step.denominator
         )
 
-    def adjoint_step(self, cotangent: Tensor, parameter_step: ParameterStep, adjoint: AdjointState) -> Tensor:
-        """Return the effect A of the step's gradient, as the table of this module defines it for Adam."""
+    def recursion(self, parameter_step: ParameterStep) -> Recursion:
+        """Return the coefficients of the first moment, as the table of this module defines them for Adam."""
         beta1 = parameter_step.options["betas"][0]
-        scale = -parameter_step.options["lr"] / (1 - beta1**parameter_step.count)
-        assert parameter_step.denominator is not None
-        # The state stores A = (1 − β₁) q instead of q, which saves one pass over memory.
-        adjoint.factor *= 1 - beta1
-        return adjoint.add(cotangent, (1 - beta1) * scale, beta1 / (1 - beta1), parameter_step.denominator)
+        return Recursion(-parameter_step.options["lr"] / (1 - beta1**parameter_step.count), beta1, 1 - beta1)
 
     def has_momentum(self, options: Options) -> bool:
         """Return True: the first moment is a momentum."""

@@ -2,12 +2,13 @@
 
 Two ways to compute A_t(x) · g_i. If a step carries nothing to later ones (plain gradient descent) and a layer has one
 position per row, both are outer products, and so is their inner product: Σ_q (a_q · a_i)(g_q · g_i) without forming a
-tangent. Otherwise A_t is carried from step to step, one number per row, output and parameter, and contracted slice by slice.
+tangent. With momentum the same holds for the sum of steps that A_t is, as long as they are few (:mod:`.factored_adjoint`).
+Otherwise A_t is carried from step to step, one number per row, output and parameter (:mod:`.dense_adjoint`).
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ from kernelmem.trajectory.integration.step_integral import (
     output_change,
 )
 from kernelmem.trajectory.ledger.averaged_weights import WeightAverage
+from kernelmem.trajectory.ledger.dense_adjoint import SLICE_PARAMETERS, DenseAdjoint
+from kernelmem.trajectory.ledger.factored_adjoint import MIN_NUMBERS, FactoredAdjoint
 from kernelmem.trajectory.ledger.result import LedgerEntries
-from kernelmem.trajectory.ledger.sweep_setup import SweepSetup
+from kernelmem.trajectory.ledger.sweep_setup import Block, SweepSetup
 from kernelmem.trajectory.network.network import seeded
 from kernelmem.trajectory.network.tangent_factors import DenseTangents, OuterFactors, Tangents, ZeroTangents, to_dense
 from kernelmem.trajectory.network.weight_blocks import Blocks, Segments
-from kernelmem.trajectory.optimizers import AdjointState, ParameterStep, filter_class
+from kernelmem.trajectory.optimizers import ParameterStep, filter_class
 from kernelmem.trajectory.trace import (
     MAX_NUMBERS_TOGETHER,
     MAX_STEPS_TOGETHER,
@@ -39,28 +42,6 @@ from kernelmem.trajectory.trace import (
     equal_shapes,
     loss_directions,
 )
-
-SLICE_PARAMETERS = 2048  # approximate number of parameters that are contracted at a time
-SLICE_NUMBERS = 2**18  # entries of their tangents, few enough to stay in cache
-SLICE_ROWS = 128  # smallest number of rows of a matrix product
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Steps computed in one pass, the gradients of their examples, and inner products of cotangents and gradients."""
-
-    steps: TracedSteps
-    gradients: Tangents  # of all examples: rows (1, B_1 + ... + B_S), one direction
-    products: list[Tensor]  # of each step, (m, k, B)
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """Number of examples in the batch of each step."""
-        return [batch.rows.n for batch in self.steps.batches]
-
-    def steps_of_parameter(self, name: str) -> list[ParameterStep | None]:
-        """Return the optimizer step of one parameter in each step; None where it did not move."""
-        return [step.get(name) for step in self.steps.parameter_steps]
 
 
 class BackwardSweep:
@@ -83,8 +64,8 @@ class BackwardSweep:
         m, k = self.rows.n, len(self.target_functions.names)
         self.entries = LedgerEntries.zeros(m, n_sources, k, setup.n_steps + (setup.coefficients is not None))
         self.filter = filter_class(setup.optimizer)()
-        self.q: dict[str, Tensor] = {}  # (m, k, size): adjoint momentum of the parameters that have one
-        self.factors: dict[str, float] = {}  # by which the next step multiplies q
+        self.dense: dict[str, DenseAdjoint] = {}  # of parameters with a recursion
+        self.factored: dict[str, FactoredAdjoint] = {}  # of those whose adjoint is kept as factors instead
         self.average: WeightAverage | None = None
 
     def start_from_average(self, last: dict[str, Tensor], averaged: dict[str, Tensor], coefficients: Tensor) -> None:
@@ -141,7 +122,7 @@ class BackwardSweep:
     def _add_block(self, steps: TracedSteps) -> None:
         """Add a block of steps: compute their tangents and gradients in one pass, and then apply the recursion backward."""
         is_explained = steps.start in self.setup.steps
-        if not is_explained and not self.q:
+        if not is_explained and not any(self._is_carried(name) for name in self.eval_network.parameters):
             return  # before the explained steps, and nothing is carried to them
         m, k = self.rows.n, len(self.target_functions.names)
         self.eval_network.set_state(steps.states[0])
@@ -153,7 +134,7 @@ class BackwardSweep:
         else:  # gradients of earlier steps act only through what is carried
             tangent_groups = [(torch.arange(m), ZeroTangents((len(segments), m, k), self.eval_network.sizes))]
         products = [torch.zeros(m, k, batch.rows.n, dtype=torch.float64) for batch in steps.batches]
-        block = _Block(steps, self._gradients(steps, segments), products)
+        block = Block(steps, self._gradients(steps, segments), products)
         self._add_products(block, tangent_groups, segments)
         for t, (batch, product) in enumerate(zip(steps.batches, products, strict=True), steps.start):
             example_products = product.transpose(1, 2)
@@ -165,7 +146,7 @@ class BackwardSweep:
                 self.history[:, t].index_add_(1, batch.examples, example_products)
 
     def _add_products(
-        self, block: _Block, tangent_groups: Iterable[tuple[Tensor, Tangents]], segments: Segments
+        self, block: Block, tangent_groups: Iterable[tuple[Tensor, Tangents]], segments: Segments
     ) -> None:
         """Compute the inner products of a block's cotangents and gradients, and add its rounding and decay to the ledger.
 
@@ -178,7 +159,6 @@ class BackwardSweep:
             name: rounding[:, columns].view(-1, *self.eval_network.parameters[name].shape)
             for name, columns in self.eval_network.slices.items()
         }
-        factors = dict(self.factors)
         for row_indices, tangents in tangent_groups:
             self.entries.rounding.index_add_(0, row_indices, self._inner_products(tangents, rounding_steps).sum(0))
             factor_pairs_by_use: dict[UseKey, list[tuple[str, OuterFactors, OuterFactors]]] = {}
@@ -188,11 +168,15 @@ class BackwardSweep:
                     J, g = tangents.outer_factors(name), block.gradients.outer_factors(name)
                 if J is not None and g is not None:
                     factor_pairs_by_use.setdefault(J.use, []).append((name, J, g))
+                elif self._keeps_factors(name, row_indices, tangents, block):
+                    self._contract_kept_factors(name, tangents, block)
                 else:
-                    factors[name] = self._contract_slices(name, row_indices, tangents, block)
+                    adjoint = self._dense_adjoint(name)
+                    adjoint.add_block(block, tangents, row_indices, self.entries.decay, self.average)
             for factor_pairs in factor_pairs_by_use.values():
                 self._contract_factors(factor_pairs, row_indices, block)
-        self.factors = factors
+        for adjoint in self.dense.values():
+            adjoint.finish_block()
 
     def _mean_tangents(self, segments: Segments, step_slice: slice) -> Iterable[tuple[Tensor, Tangents]]:
         """Return an iterable of pairs (row indices, mean tangents of these rows) on all segments.
@@ -270,60 +254,56 @@ class BackwardSweep:
 
         This is the case with momentum, with a denominator in the optimizer's formula, and for averaged weights.
         """
-        if name in self.q or self.average is not None:
+        if self._is_carried(name) or self.average is not None:
             return True
         return any(s is not None and (s.denominator is not None or self.filter.has_momentum(s.options)) for s in steps)
 
-    def _contract_slices(self, name: str, row_indices: Tensor, tangents: Tangents, block: _Block) -> float:
-        """Apply the recursion of one parameter to the steps of a block and add its inner products, slice by slice.
+    def _is_carried(self, name: str) -> bool:
+        """Return True if gradients of earlier steps act on the outputs through the momentum of later ones."""
+        return name in self.factored or (name in self.dense and self.dense[name].is_carried)
 
-        Returned is the factor by which the first step multiplies the adjoint that it passes to the step before it.
-        """
-        S, r, k = tangents.shape
-        steps, sizes = block.steps_of_parameter(name), block.batch_sizes
-        needs_state = name in self.q or any(
-            step is not None and self.filter.has_momentum(step.options) for step in steps
-        )
-        if needs_state and name not in self.q:
-            self.q[name] = torch.zeros(self.rows.n, k, self.eval_network.sizes[name], dtype=torch.float64)
-        contiguous = len(row_indices) == self.rows.n
-        factor = self.factors.get(name, 0.0)
-        # Factored tangents are cut between units of the layer, dense ones anywhere.
-        sliced_tangents = block.gradients if isinstance(tangents, DenseTangents | ZeroTangents) else tangents
-        for parameter_slice in sliced_tangents.parts(name, max(SLICE_PARAMETERS, SLICE_NUMBERS // (S * r * k))):
-            width = parameter_slice.stop - parameter_slice.start
-            batch_gradients = block.gradients.form(name, parameter_slice, slice(None))[0, :, 0]
-            gradients = batch_gradients.split(sizes)  # S tensors (B, width)
-            n_rows = max(-(-SLICE_ROWS // k), SLICE_NUMBERS // (S * k * width))
-            for i in range(0, r, n_rows):
-                chunk = slice(i, min(i + n_rows, r))
-                rows = chunk if contiguous else row_indices[chunk]
-                J = tangents.form(name, parameter_slice, chunk, reuse=True)  # (S, rows, k, width)
-                if self.average is not None:
-                    J = self.average.add_share(J, name, rows, parameter_slice, block.steps.start)
-                state = AdjointState(
-                    self.q[name][rows, :, parameter_slice] if needs_state else None, self.factors.get(name, 0.0)
-                )
-                for s in reversed(range(S)):
-                    step = steps[s]
-                    if step is None:
-                        continue
-                    A, decay = self.filter.backward(J[s], step.entries(parameter_slice), state)
-                    A = A.reshape(-1, width)  # (rows · k, width)
-                    if isinstance(rows, slice):
-                        block.products[s][rows].view(-1, sizes[s]).addmm_(A, gradients[s].T)
-                    else:
-                        block.products[s].index_add_(0, rows, (A @ gradients[s].T).view(-1, k, sizes[s]))
-                    if decay is not None:
-                        self.entries.decay.index_add_(0, row_indices[chunk], decay)
-                if needs_state and not contiguous:
-                    assert state.q is not None
-                    self.q[name][rows, :, parameter_slice] = state.q
-                factor = state.factor
-        return factor
+    def _dense_adjoint(self, name: str) -> DenseAdjoint:
+        """Return the dense adjoint of a parameter; an adjoint that was kept as factors so far is formed."""
+        if name not in self.dense:
+            sizes = self.rows.n, len(self.target_functions.names), self.eval_network.sizes[name]
+            self.dense[name] = DenseAdjoint(name, self.filter, sizes)
+            if name in self.factored:
+                factored = self.factored.pop(name)
+                self.dense[name].set_tiles(factored.form(SLICE_PARAMETERS), factored.factor)
+        return self.dense[name]
+
+    def _keeps_factors(self, name: str, row_indices: Tensor, tangents: Tangents, block: Block) -> bool:
+        """Return True if the adjoint of a parameter is kept as factors, which a dense one would cost more than."""
+        g, J = block.gradients.outer_factors(name), tangents.outer_factors(name)
+        steps = [step for step in block.steps_of_parameter(name) if step is not None]
+        m, k = self.rows.n, len(self.target_functions.names)
+        if name in self.dense or self.average is not None or len(row_indices) < m or g is None or g.activations is None:
+            return False
+        if (J is None and not isinstance(tangents, ZeroTangents)) or any(s.denominator is not None for s in steps):
+            return False
+        if name not in self.factored:
+            if m * k * self.eval_network.sizes[name] < MIN_NUMBERS:
+                return False
+            out, fan_in = g.gradients.shape[-1], g.activations.shape[-1]
+            self.factored[name] = FactoredAdjoint(self.filter, m, k, out, fan_in)
+        has_decay = any(step.weights is not None for step in steps)
+        return not self.factored[name].exceeds_dense(block.batch_sizes[0], has_decay=has_decay)
+
+    def _contract_kept_factors(self, name: str, tangents: Tangents, block: Block) -> None:
+        """Apply the recursion of a weight, whose adjoint is kept as factors, to the steps of a block."""
+        J, g = tangents.outer_factors(name), block.gradients.outer_factors(name)
+        assert g is not None
+        stops = list(itertools.accumulate(block.batch_sizes))
+        for s, step in reversed(list(enumerate(block.steps_of_parameter(name)))):
+            if step is not None:
+                gradients = g.rows(slice(stops[s] - block.batch_sizes[s], stops[s]))
+                J_s = None if J is None else J.segment(s)
+                decay = self.factored[name].add_step(J_s, gradients, step, block.products[s])
+                if decay is not None:
+                    self.entries.decay.add_(decay)
 
     def _contract_factors(
-        self, factor_pairs: Sequence[tuple[str, OuterFactors, OuterFactors]], row_indices: Tensor, block: _Block
+        self, factor_pairs: Sequence[tuple[str, OuterFactors, OuterFactors]], row_indices: Tensor, block: Block
     ) -> None:
         """Add the inner products of a weight and its bias from their outer factors.
 

@@ -36,6 +36,23 @@ class OuterFactors:
         a = self.activations
         return OuterFactors(self.use, None if a is None else a[s : s + 1], self.gradients[s : s + 1])
 
+    def rows(self, rows: slice) -> "OuterFactors":
+        """Return the factors of some rows."""
+        a = self.activations
+        return OuterFactors(self.use, None if a is None else a[:, :, rows], self.gradients[:, :, rows])
+
+    def add_to(self, total: Tensor, part: slice, rows: slice, scale: float) -> None:
+        """Add scale times the tangents of some rows on the first segment to ``total`` (rows, k, width), contiguous.
+
+        ``part`` is a slice of the flattened weight, of whole units.
+        """
+        assert self.activations is not None
+        a, g = self.activations[0, :, rows], self.gradients[0, :, rows]
+        units = slice(part.start // a.shape[2], part.stop // a.shape[2])
+        g = g[..., units].flatten(2).permute(1, 2, 0)  # (rows, k · units, q)
+        by_unit = total.view(*g.shape[:2], a.shape[2])
+        torch.baddbmm(by_unit, g, a.transpose(0, 1), alpha=scale, out=by_unit)
+
     def inner_products(self, direction: Tensor) -> Tensor:
         """Return the inner products of tangents and ``direction``, (S, r, k), for S segments, r rows and k functions.
 

@@ -12,6 +12,8 @@ import kernelmem.trajectory.trace as forward
 from kernelmem.core.batches import as_rows
 from kernelmem.trajectory.integration import step_integral as integral
 from kernelmem.trajectory.ledger import backward_sweep as backward
+from kernelmem.trajectory.ledger import dense_adjoint as dense
+from kernelmem.trajectory.ledger import factored_adjoint as factored
 from kernelmem.trajectory.ledger import grouped_sweep as grouped
 from kernelmem.trajectory.ledger.ledger import LedgerOptions, ledger
 from kernelmem.trajectory.network.network import Network
@@ -52,6 +54,13 @@ HEAVY = {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.05, "ma
 CASES = {
     "tanh, plain": (small, SGD, {"lr": 0.2, "weight_decay": 0.05, "maximize": True}, {}),
     "tanh, momentum": (small, SGD, HEAVY, {}),
+    "tanh, nesterov, from the middle": (
+        small,
+        SGD,
+        {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05},
+        {"steps": (2, 6)},
+    ),
+    "tanh, adamw": (small, torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1, "maximize": True}, {}),
     "tanh, adam, from the middle": (small, ADAM, {"lr": 0.02}, {"steps": (3, 5)}),
     "tanh, adam, averaged": (small, ADAM, {"lr": 0.02, "weight_decay": 0.1}, {"final_weights": "average"}),
     "tanh, plain, averaged": (small, SGD, {"lr": 0.2}, {"final_weights": "average"}),
@@ -67,10 +76,17 @@ SETTINGS = {
     "everything": [
         *((module, "MAX_STEPS_TOGETHER", 1) for module in (forward, backward)),
         *((module, "MAX_NUMBERS", 1) for module in (backward, integral, grouped)),
-        *((backward, name, 3) for name in ("SLICE_PARAMETERS", "SLICE_NUMBERS", "SLICE_ROWS")),
+        *((dense, name, 3) for name in ("SLICE_PARAMETERS", "SLICE_NUMBERS", "SLICE_ROWS")),
+        (backward, "SLICE_PARAMETERS", 3),
         (forward, "MAX_BYTES", 1),
     ],
-    "slices": [(backward, "SLICE_PARAMETERS", 5), (backward, "SLICE_NUMBERS", 7), (backward, "SLICE_ROWS", 4)],
+    "slices": [(dense, "SLICE_PARAMETERS", 5), (dense, "SLICE_NUMBERS", 7), (dense, "SLICE_ROWS", 4)],
+    "kept factors": [(backward, "MIN_NUMBERS", 1), (factored, "DENSE_SHARE", 1e9)],
+    "factors, then dense": [
+        (backward, "MIN_NUMBERS", 1),
+        (factored, "DENSE_SHARE", 2.5),
+        *((module, "MAX_STEPS_TOGETHER", 1) for module in (forward, backward)),
+    ],
     "nodes": [(integral, "MAX_NUMBERS", 1), (grouped, "MAX_NUMBERS", 1)],
     "slopes first": [(backward, "MAX_NUMBERS", 1), (integral, "MAX_NUMBERS", 300)],
     "a step at a time": [(forward, "MAX_STEPS_TOGETHER", 1), (backward, "MAX_STEPS_TOGETHER", 1)],
@@ -178,6 +194,8 @@ def combinations():
     """Everything split in every kind of run; each other setting in every third kind, in `make soak` in all."""
     for i, setting in enumerate(SETTINGS):
         for j, case in enumerate(CASES):
+            if "factors" in setting and not ("tanh" in case and SGD in CASES[case]):
+                continue
             is_chosen = setting == "everything" or (i + j) % 3 == 0
             yield pytest.param(case, setting, marks=[] if is_chosen else pytest.mark.soak)
 
