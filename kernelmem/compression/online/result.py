@@ -1,6 +1,7 @@
 """Result of an online code: bits in total and of each row, weights of the experts, the stream."""
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +20,8 @@ from kernelmem.core.options import MEMORY, Progress, as_bytes, as_progress
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+WIDTH = 106  # of a printed line with the names of experts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,7 +171,12 @@ class OnlineCode(Result):
             f"  {self.kind} predictions {self.ideal:,.1f} bits; coder and header {self.bits - self.ideal:,.1f};"
             f" rows in the order of seed {self.order_seed}",
             f"  predicted wrongly before the label was read: {self.mistakes:,} of {n:,}",
-            f"  experts after the last row: {'; '.join(experts) or 'none with 10 %'}",
+            *textwrap.wrap(
+                f"experts after the last row: {'; '.join(experts) or 'none with 10 %'}",
+                WIDTH,
+                initial_indent="  ",
+                subsequent_indent="    ",
+            ),
             f"  most expensive rows: {expensive}, up to {float(self.per_example.max()):.1f} bits",
             f"  decodes where probabilities are reproduced to {self.tolerance:.1g}",
         ]

@@ -75,13 +75,16 @@ def decode_labels(coded: bytes, shift: float, predictions: Generator[np.ndarray,
     Raises:
         FileCorruptError: the stream was damaged, or coded with other predictions.
     """
-    decoder, labels = SymbolDecoder(coded), np.empty(n, dtype=np.int64)
-    probabilities = next(predictions)
-    for i in range(n):
-        labels[i] = decoder.decode(frequencies(probabilities[None], shift)[0])
-        if i + 1 < n:
-            probabilities = predictions.send(int(labels[i]))
-    decoder.close()
+    labels = np.empty(n, dtype=np.int64)
+    try:
+        decoder, probabilities = SymbolDecoder(coded), next(predictions)
+        for i in range(n):
+            labels[i] = decoder.decode(frequencies(probabilities[None], shift)[0])
+            if i + 1 < n:
+                probabilities = predictions.send(int(labels[i]))
+        decoder.close()
+    except FileCorruptError as error:
+        raise corrupt("a stream that does not decode with these predictions") from error
     return labels
 
 

@@ -176,7 +176,7 @@ def test_labels_decode_from_a_kernel_that_was_rounded_otherwise(factor):
 def test_what_is_not_the_code_of_this_kernel_is_refused():
     kernel, y = draw(30, 3)
     data = online_code(kernel, y, options=FEW).encode()
-    with pytest.raises(km.FileCorruptError):
+    with pytest.raises(km.FileCorruptError, match=r"does not decode with these predictions|checksum"):
         OnlineCode.decode(data, kernel + 0.1 * torch.eye(30))
     with pytest.raises(km.FileCorruptError, match="30 labels"):
         OnlineCode.decode(data, kernel[:20, :20])
