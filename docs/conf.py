@@ -12,6 +12,8 @@ os.environ.setdefault("SMALL", "1")  # examples that have a quick form run in it
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "tools"), str(DOCS.parent)]
 
+from gallery_scripts import copy_scripts  # noqa: E402
+
 from kernelmem import __version__  # noqa: E402
 
 project = "kernelmem"
@@ -27,6 +29,7 @@ extensions = [
     "myst_nb",
     "sphinx_design",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
 if os.environ.get("KERNELMEM_DOCS_LINKS"):  # links into the documentation of PyTorch and others need a network
     extensions.append("sphinx.ext.intersphinx")
@@ -37,7 +40,7 @@ if os.environ.get("KERNELMEM_DOCS_LINKS"):  # links into the documentation of Py
         "sklearn": ("https://scikit-learn.org/stable", None),
     }
 
-exclude_patterns = ["images", "tools", "**/.ipynb_checkpoints"]
+exclude_patterns = ["images", "tools", "gallery/examples/*.ipynb", "**/.ipynb_checkpoints"]
 nitpicky = False
 suppress_warnings = ["ref.python"]  # a field name that several classes have
 
@@ -62,6 +65,24 @@ python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes in the text of their class, not as entries of their own
+
+# Gallery of the examples
+sphinx_gallery_conf = {
+    "examples_dirs": str(copy_scripts(DOCS.parent / "examples", DOCS.parent / "out" / "docs" / "examples")),
+    "gallery_dirs": "gallery/examples",
+    "filename_pattern": r"\.py$",
+    "image_scrapers": ("gallery_scripts.saved_figures",),
+    "reset_modules": ("gallery_scripts.remove_results",),
+    "capture_repr": (),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "show_memory": False,
+    "min_reported_time": 1e9,
+    "parallel": 2,
+    "remove_config_comments": True,
+    "thumbnail_size": (480, 320),
+}
 
 # Appearance
 html_math_renderer = "mathml"

@@ -1,4 +1,7 @@
-"""Audit a small convolutional network: any module whose output is (n, C) works.
+"""Audit of a convolutional network
+================================
+
+Audit a small convolutional network: any module whose output is (n, C) works.
 
 Run: python examples/audit_convolutional_network.py
 """
@@ -33,3 +36,7 @@ audit = km.audit(
     options=km.AuditOptions(name="digits", image_shape=(8, 8)),
 )
 print(audit)
+
+figure = audit.plot()
+figure.savefig("out/convolutional/memorization.png", dpi=120)
+print("figure: out/convolutional/memorization.png")

@@ -1,4 +1,7 @@
-"""Labels in bits: what they cost without a network, what a network memorized, and a length that is not that of a code.
+"""Labels in bits
+==============
+
+Labels in bits: what they cost without a network, what a network memorized, and a length that is not that of a code.
 
 A code length can be checked: the labels come back from the stream. Noise makes labels expensive, and a network that fits
 them has to hold that noise somewhere. The account says how many bits of it are in the network, without knowing which labels
@@ -6,6 +9,8 @@ are wrong.
 
 Run: python examples/bits_of_labels.py
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -49,3 +54,8 @@ def left_out(x, y):
 
 
 print(f"\n{km.verify_code(left_out, x, noisy.y, positions=16)}")
+
+out = Path("out/bits_of_labels.png")
+out.parent.mkdir(parents=True, exist_ok=True)
+account.plot().savefig(out, dpi=120)
+print(f"\nfigure: {out}")

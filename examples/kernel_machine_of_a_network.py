@@ -1,4 +1,7 @@
-"""Compare a network with kernel machines, and use its path kernel for a classifier and a Gaussian process.
+"""The kernel machine of a network
+===============================
+
+Compare a network with kernel machines, and use its path kernel for a classifier and a Gaussian process.
 
 A small network learns digits, and its training is recorded. Kernel machines with frozen or averaged kernels are compared
 with it on test digits. Then one pass along the run gives the path kernel of all rows, for a classifier and for a Gaussian

@@ -1,4 +1,7 @@
-"""The ledger of one prediction: contributions of training examples with correct and with wrong labels.
+"""The ledger of one prediction
+============================
+
+The ledger of one prediction: contributions of training examples with correct and with wrong labels.
 
 A network learns digits, a tenth of them with flipped labels, and its training is recorded. The ledger of one test digit
 gives the contribution of every example to its score in that training; influence, what would change if one weighed more.

@@ -1,4 +1,7 @@
-"""Memorization of digits with wrong labels, measured by retraining, with its error bars and controls.
+"""Memorization by retraining
+==========================
+
+Memorization of digits with wrong labels, measured by retraining, with its error bars and controls.
 
 Forty-eight networks are trained on random halves of the rows. A row is memorized as far as the networks that trained on it
 predict its label and the others do not. The same networks tell what an attacker could infer, and which cheap score of one
@@ -46,4 +49,10 @@ fit = km.FitOptions(optimizer=lambda parameters: torch.optim.Adam(parameters, lr
 run = km.fit(model, data.x_train, noisy.y, out=Path(mkdtemp()) / "run", epochs=20, seed=0, options=fit)
 history = km.training_history(run, model, data.x_train, noisy.y)
 loo = km.leave_one_out(kernel, noisy.y, km.choose_ridge(kernel, noisy.y).ridge)
-print(km.memorization_scores(history, loo, reference=retrained))
+scores = km.memorization_scores(history, loo, reference=retrained)
+print(scores)
+
+out = Path("out/memorization_by_retraining.png")
+out.parent.mkdir(parents=True, exist_ok=True)
+retrained.plot().savefig(out, dpi=120)
+print(f"\nfigure: {out}")

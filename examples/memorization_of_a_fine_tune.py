@@ -1,4 +1,7 @@
-"""Memorization of a fine-tune: what a LoRA adapter learned, what it cost, and which secrets it holds.
+"""Memorization of a fine-tune
+===========================
+
+Memorization of a fine-tune: what a LoRA adapter learned, what it cost, and which secrets it holds.
 
 A small GPT-2 with random weights is trained here on some documents, then fine-tuned with a LoRA adapter on others, with
 canaries among them: random secrets, each inserted if a coin says so. Their twins, which the coin left out, are the control.
@@ -8,6 +11,7 @@ Needs transformers and peft. Run: python examples/memorization_of_a_fine_tune.py
 
 import os
 import warnings
+from pathlib import Path
 
 import peft
 import torch
@@ -55,3 +59,8 @@ context = encode(unseen[0][:24] + "\n")
 exposure = text.exposure(after, canaries, context=context, samples=7 if SMALL else 127, max_nodes=2000, progress=False)
 print(exposure, "\n")
 print(text.paired_test(-exposure.bits, canaries))
+
+out = Path("out/exposure.png")
+out.parent.mkdir(parents=True, exist_ok=True)
+exposure.plot().savefig(out, dpi=120)
+print(f"\nfigure: {out}")

@@ -1,4 +1,7 @@
-"""Why networks trained on the same task differ, and how much of the labels each of them uses.
+"""Variance of training
+====================
+
+Why networks trained on the same task differ, and how much of the labels each of them uses.
 
 1. Variance components: networks are trained from several initializations, on several training sets, with several draws of
    label noise. The factorial design separates the variance of their outputs into these sources, below, at and above the
@@ -13,6 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import one_hot
 
@@ -40,12 +44,14 @@ options = EnsembleOptions(keep_outputs=True)
 targets = one_hot(y_test, 10).double() - 0.1  # what the loss "mse" fits
 columns = ("initialization", "data", "data x noise", "all three")
 print(f"\nsquared test error\n{'width':>6}{'risk':>8}{'bias':>8}" + "".join(f"{name:>16}" for name in columns))
-for width in (4, 12, 100):
+widths, bars = (4, 12, 100), []
+for width in widths:
     ensemble = train_mlps(design.members(width, draw), x, test=(x_test, y_test), recipe=recipe, options=options)
     components = design.components(ensemble.metrics[-1].logits, targets)
     shown = [
         components[name] for name in ("initialization", "data", ("data", "noise"), ("initialization", "data", "noise"))
     ]
+    bars.append([components.bias, *(max(component.value, 0.0) for component in shown)])
     print(f"{width:>6}{components.risk:>8.3f}{components.bias:>8.3f}" + "".join(f"{c.value:>16.3f}" for c in shown))
     print(f"       risk of the mean of 10 initializations: {components.averaged(initialization=10):.3f}")
 print("\n" + str(components))
@@ -74,3 +80,19 @@ for steps in (5, 20, 60):
         f"{float(smoother.residual.abs().max()):>10.0e}"
     )
 print(f"\n{smoother}")
+
+figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+axes = figure.subplots()
+bottom = [0.0] * len(widths)
+colors = ("#aab1be", "#3b6fc4", "#d9780f", "#5a9a4a", "#8a5ab5")
+for at, (name, color) in enumerate(zip(("bias", *columns), colors, strict=True)):
+    heights = [bar[at] for bar in bars]
+    axes.bar([f"width {width}" for width in widths], heights, bottom=bottom, width=0.5, color=color, label=name)
+    bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+axes.set_ylabel("squared test error")
+axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+axes.spines[["top", "right"]].set_visible(False)
+out = Path("out/variance_of_training.png")
+out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(out, dpi=120)
+print(f"\nfigure: {out}")
