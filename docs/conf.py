@@ -12,6 +12,7 @@ os.environ.setdefault("SMALL", "1")  # examples that have a quick form run in it
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "tools"), str(DOCS.parent)]
 
+from experiment_figures import write_figures  # noqa: E402
 from gallery_scripts import copy_scripts  # noqa: E402
 
 from kernelmem import __version__  # noqa: E402
@@ -66,7 +67,8 @@ python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes in the text of their class, not as entries of their own
 
-# Gallery of the examples
+# Gallery of the examples and experiments
+write_figures(DOCS / "gallery" / "images")
 sphinx_gallery_conf = {
     "examples_dirs": str(copy_scripts(DOCS.parent / "examples", DOCS.parent / "out" / "docs" / "examples")),
     "gallery_dirs": "gallery/examples",

@@ -43,7 +43,7 @@ for at, (code, color) in enumerate({"uniform": "#aab1be", "online code": "#d9780
     axes.bar(places, [bits[at] for bits in lengths.values()], width=0.24, color=color, label=code)
 axes.set_xticks(range(len(lengths)), list(lengths))
 axes.set_ylabel("bits of all labels")
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 axes.spines[["top", "right"]].set_visible(False)
 out = Path("out/labels_in_a_file.png")
 out.parent.mkdir(parents=True, exist_ok=True)
