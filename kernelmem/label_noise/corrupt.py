@@ -12,7 +12,12 @@ from kernelmem.core.errors import InputError
 from kernelmem.core.files.result_files import Result
 from kernelmem.label_noise import sampling, transition_matrices
 
-KINDS = ("symmetric", "uniform", "pair", "confusable", "matrix", "instance")
+CLASS_MATRICES = {  # kinds whose transition matrix follows from the number of classes and the rate
+    "symmetric": transition_matrices.symmetric,
+    "uniform": transition_matrices.uniform,
+    "pair": transition_matrices.pair,
+}
+KINDS = (*CLASS_MATRICES, "confusable", "matrix", "instance")
 MAX_CLASSES = 16384  # a transition matrix of 2 GiB; larger labels are identifiers, not classes
 
 
@@ -149,12 +154,7 @@ def _transition_matrix(
     if kind == "confusable":
         assert x is not None
         return transition_matrices.confusable(x, labels, n_classes, rate)
-    class_matrices = {
-        "symmetric": transition_matrices.symmetric,
-        "uniform": transition_matrices.uniform,
-        "pair": transition_matrices.pair,
-    }
-    return class_matrices[kind](n_classes, rate)
+    return CLASS_MATRICES[kind](n_classes, rate)
 
 
 def _check_arguments(kind: str, labels: Tensor, x: ArrayLike | None, matrix: ArrayLike | None) -> None:

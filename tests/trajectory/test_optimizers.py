@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelmem.core.errors import InputError
+from kernelmem.recording.storage.param_groups import OPTIMIZERS
 from kernelmem.trajectory.optimizers import FILTERS, filter_class
 from tests.profiles import examples
 
@@ -62,7 +63,7 @@ def run(name, options, *, steps, seed, idle=()):
     """Gradients, the weights that torch.optim makes of them, and what the filter says; no gradient in ``idle`` steps."""
     generator = torch.Generator().manual_seed(seed)
     parameter = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64, generator=generator))
-    optimizer = getattr(torch.optim, name)([parameter], foreach=False, **options)
+    optimizer = OPTIMIZERS[name]([parameter], **options)
     own, gradients, weights, moved = FILTERS[name](), [], [parameter.detach().clone()], []
     for t in range(steps):
         gradients.append(torch.randn(4, 3, dtype=torch.float64, generator=generator) * 3 ** float(t % 3))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from kernelmem.kernel_machines.solvers.solution import Code, Solution
 from kernelmem.kernels import KernelStore
 
 Solver = Literal["auto", "cholesky", "eigen", "cg", "nystroem"]
-SOLVERS = ("auto", "cholesky", "eigen", "cg", "nystroem")
+SOLVERS = get_args(Solver)
 MAX_DIRECT_BYTES = 2**31  # "auto" uses CG if the factorization of a memory-mapped kernel takes more bytes
 DEFAULT_RANK = 500  # default number of landmarks
 NAN = float("nan")
