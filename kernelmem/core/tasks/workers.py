@@ -49,6 +49,9 @@ class Workers:
         except BrokenExecutor:
             if not is_process_pool(pool):
                 raise
+        except OSError:
+            if not _breaks_in_submit(pool):
+                raise
         except RuntimeError as error:
             if "shutdown" not in str(error):
                 raise
@@ -131,7 +134,9 @@ class SingleWorkers(Executor):
             pool = self._idle.pop() if self._idle else ProcessPoolExecutor(1, **self._settings)
             try:
                 future = pool.submit(fn, *args, **kwargs)
-            except BrokenExecutor:  # its process died while it was idle
+            except (BrokenExecutor, OSError) as error:  # its process died while it was idle
+                if isinstance(error, OSError) and not _breaks_in_submit(pool):
+                    raise
                 _discard(pool)
                 continue
             self.pools[future] = pool
@@ -149,6 +154,11 @@ class SingleWorkers(Executor):
 def is_process_pool(executor: Executor) -> TypeGuard[ProcessPoolExecutor]:
     """Tell whether an executor is a process pool whose processes and settings are known."""
     return type(executor) is ProcessPoolExecutor
+
+
+def _breaks_in_submit(pool: Executor) -> bool:
+    """Tell whether a process pool broke while it started a process for a call, when its pipes are closed already."""
+    return is_process_pool(pool) and bool(pool._broken)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def end_processes(pool: ProcessPoolExecutor) -> None:

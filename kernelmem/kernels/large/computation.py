@@ -114,8 +114,7 @@ def ntk_store_plan(
     >>> import torch
     >>> print(ntk_store_plan(nn.Linear(2, 3), torch.zeros(5000, 2)))  # doctest: +ELLIPSIS
     stored kernel (trace) of 5,000 x 5,000 rows, symmetric, 3 outputs, 9 parameters, float32
-    6 tiles of 1,667 rows, forward passes of 1,024 rows; tangents of all rows in memory (0.0572 MiB)
-    products 0 GFLOP, ...
+    6 tiles of 1,667 rows, ...
     """
     file = as_path(path, "path")
     kernel = StoredKernel.of(model, x, y, outputs, forward, options)

@@ -42,6 +42,24 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, caplog):
         assert results(square, [4], executor, attempts=1) == [16]
 
 
+def test_a_pool_that_breaks_while_it_starts_a_process_is_replaced(monkeypatch):
+    def start_process():
+        executor._broken = "a process died"
+        raise OSError("handle is closed")
+
+    with pool() as executor:
+        assert executor.submit(square, 2).result() == 4
+        monkeypatch.setattr(executor, "_adjust_process_count", start_process)
+        assert results(square, [3, 4], executor, attempts=1) == [9, 16]
+    with pool() as executor, pytest.raises(OSError, match="no more processes"):
+        monkeypatch.setattr(executor, "_adjust_process_count", raise_no_more_processes)
+        results(square, [3], executor)
+
+
+def raise_no_more_processes():
+    raise OSError("no more processes")
+
+
 def test_a_task_that_waits_while_a_worker_dies_has_not_failed(tmp_path):
     with pool(1) as executor:
         assert results(die, [(k, tmp_path / str(k)) for k in range(2)], executor, attempts=2) == [0, 1]
